@@ -51,6 +51,11 @@ class WakeUpFlag:
     def is_heard(self) -> bool:
         return bool(self._listeners)
 
+    def topics(self) -> list[str]:
+        """Return all topics that anybody listens for."""
+        with self._lock:
+            return list(self._listeners)
+
     def hears(self, topic: str) -> bool:
         """Return True if a waiter listens for the topic."""
         return topic in self._listeners

@@ -95,16 +95,16 @@ def test_annotations_that_stay_unknown_are_refused_at_the_start(cli: Cli) -> Non
         ("ap.tasks", "did you mean app.tasks?"),
         ("app.tasks.send", "did you mean app.tasks?"),
         ("app.tasks:send", "did you mean app.tasks?"),
-        ("app/tasks.py", "a module is named with dots: app.tasks"),
-        ("./app/tasks.py", "a module is named with dots: app.tasks"),
-        ("tasks.py", "a module is named with dots: tasks"),
+        ("app/tasks.py", "write the module's name with dots: app.tasks"),
+        ("./app/tasks.py", "write the module's name with dots: app.tasks"),
+        ("tasks.py", "write the module's name with dots: tasks"),
         ("something.else.entirely", "looked in "),
     ],
 )
 def test_a_target_whose_name_is_nearly_right_is_suggested(cli: Cli, target: str, hint: str) -> None:
     cli.write("app/tasks.py", A_JOB)
     said = refused(cli, "worker", target)
-    assert said.err.startswith(f"taskflow: there is no module '{target}' here; {hint}")
+    assert said.err.startswith(f"taskflow: found no module '{target}'; {hint}")
     assert said.err.count("\n") == 1
 
 

@@ -24,7 +24,7 @@ def test_a_file_is_sound(cli: Cli) -> None:
 
     assert "file: " in said.out
     assert "queue.db" in said.out
-    assert "persistence: an enqueue and an outcome are on the disk" in said.out
+    assert "persistence: enqueues and outcomes are on disk" in said.out
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_status_tells_broker_workers_queues_and_totals(cli: Cli, stock: Stock) -
 def test_to_look_makes_no_file(cli: Cli, command: list[str]) -> None:
     """It is said that there is none: more often the command is given in another folder than the worker's."""
     said = cli(*command, code=3)
-    assert said.err.startswith(f"taskflow: there is no file {cli.folder}/queue.db: ")
+    assert said.err.startswith(f"taskflow: {cli.folder}/queue.db does not exist: ")
     assert said.out == ""
     assert list(cli.folder.iterdir()) == []
 

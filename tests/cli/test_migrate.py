@@ -31,7 +31,7 @@ def test_it_makes_what_is_not_there(cli: Cli) -> None:
     server = shared_postgres()
     url = server.url(server.new_database()) + "?namespace=shop"
 
-    assert "schema 'shop' is not there yet; pending:\n  1  The tables.\n" in cli("migrate", "--plan", "--broker", url).out
+    assert "schema 'shop' does not exist yet; pending:\n  1  The tables.\n" in cli("migrate", "--plan", "--broker", url).out
     assert cli("migrate", "--broker", f"{url}&migrate=0").out == f"schema 'shop': created, version {VERSION}\n"
 
 
@@ -68,7 +68,7 @@ def test_an_sqlite_file(cli: Cli) -> None:
     planned, printed = cli("migrate", "--plan", "--broker", "sqlite:///queue.db"), cli("migrate", "--sql", "--broker", "sqlite:///queue.db")
 
     assert "queue.db" in refused.err
-    assert planned.out.startswith(f"{place} is not there yet; pending:\n  1  The tables.\n")
+    assert planned.out.startswith(f"{place} does not exist yet; pending:\n  1  The tables.\n")
     assert printed.out.startswith(f"-- taskflow, {place}: from version 0 to 1.")
     assert list(cli.folder.iterdir()) == []
     assert cli("migrate", "--broker", "sqlite:///queue.db?migrate=0").out == f"{place}: created, version 1\n"
@@ -87,7 +87,7 @@ def test_a_server_that_does_not_answer(cli: Cli, flags: list[str]) -> None:
 
 def test_the_option_of_the_url_is_0_or_1(cli: Cli) -> None:
     for place in ("postgresql://host/app", "sqlite:///queue.db"):
-        assert "broker URL has migrate='no': it is 0 or 1" in cli("status", "--broker", f"{place}?migrate=no", code=2).err
+        assert "broker URL has migrate='no': expected 0 or 1" in cli("status", "--broker", f"{place}?migrate=no", code=2).err
 
 
 def test_who_may_not_make_a_schema(cli: Cli) -> None:

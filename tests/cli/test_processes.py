@@ -390,7 +390,7 @@ def test_a_broken_application_is_not_rolled_out(tasks: Shell) -> None:
     supervised = workers(tasks, 2)
     tasks.write("tasks.py", "def f(:")
     supervised.signal(signal.SIGHUP)
-    supervised.wait_for("giving up the rolling restart, the other workers go on: the new worker .* did not start .exit code 2.")
+    supervised.wait_for("giving up the rolling restart; the other workers continue: the new worker .* did not start .exit code 2.")
     assert all(map(is_alive, pids(supervised)[:2]))
     tasks.write("tasks.py", TASKS)
     supervised.signal(signal.SIGHUP)

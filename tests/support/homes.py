@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -141,6 +142,15 @@ class SqliteHome(Home):
 
         room = None if self.capacity is None else Room(max_pages=_PAGES_OF_TABLES + 2 * self.capacity)
         return SqliteBroker(self.path, seams=self.seams, rules=self.rules, room=room)
+
+    async def waiting(self, broker: Broker, queue: str) -> int:
+        from taskflow.broker.sqlite.wake_folder import WAITING, Mark, topic_hash
+
+        folder = f"{self.path}-wake"
+        files = await asyncio.to_thread(os.listdir, folder) if await asyncio.to_thread(os.path.exists, folder) else []
+        hashes = [topic_hash("taskflow", topic) for topic in (topics.queue(queue), topics.ANY_QUEUE)]
+        marks = [mark for mark in map(Mark.parse, files) if mark is not None and mark.state == WAITING]
+        return sum(any(map(mark.hears, hashes)) for mark in marks)
 
     @property
     def place(self) -> str:
@@ -281,6 +291,16 @@ class PostgresHome(Home):
         self._is_spoilt = True
         return PostgresSpoiler(self.server.dsn, self.namespace)
 
+    async def waiting(self, broker: Broker, queue: str) -> int:
+        from taskflow.broker.postgres import PostgresBroker
+
+        assert isinstance(broker, PostgresBroker)
+        while broker.listener.is_looking_again:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.005)
+        query = f"SELECT count(*) FROM {self._table('idle')} WHERE topic IN ('queue:{queue}', 'queues')"
+        there = await asyncio.to_thread(self._asked, f"SELECT to_regclass('{self._table('idle')}') IS NOT NULL")
+        return int(await asyncio.to_thread(self._asked, query)) if there else 0
+
     def save(self) -> dict[str, str]:
         return {table: str(self._asked(f"SELECT json_agg(t) FROM {self._table(table)} AS t") or "[]") for table in _TABLES}
 
@@ -326,7 +346,7 @@ class NewestPostgresHome(PostgresHome):
 
 
 _SCHEMAS: Final[dict[tuple[str, Rules], list[str]]] = {}
-_TABLES: Final = ("meta", "sessions", "requests", "jobs", "paused", "marks", "tally", "totals", "awaited")
+_TABLES: Final = ("meta", "sessions", "requests", "jobs", "paused", "marks", "tally", "totals", "awaited", "idle")
 
 
 class _connected:  # noqa: N801 - reads as a word in a with statement

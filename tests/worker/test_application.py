@@ -32,9 +32,9 @@ async def where(ctx: JobContext) -> str:
     ("given", "said"),
     [
         ({"concurrency": "5"}, r"concurrency='5': expected an int from 1 to 100,000"),
-        ({"concurrency": True}, r"concurrency=True: a worker runs 1 to"),
-        ({"concurrency": 2.5}, r"concurrency=2\.5: a worker runs 1 to"),
-        ({"concurrency": 0}, r"concurrency=0: a worker runs 1 to"),
+        ({"concurrency": True}, r"concurrency=True: expected an int from 1 to"),
+        ({"concurrency": 2.5}, r"concurrency=2\.5: expected an int from 1 to"),
+        ({"concurrency": 0}, r"concurrency=0: expected an int from 1 to"),
         ({"grace": "25"}, r"grace='25': expected seconds, 0 or more"),
         ({"grace": None}, r"grace=None: expected seconds, 0 or more"),
         ({"queues": {"mail": 3}}, r"queues=\{'mail': 3\}: expected names, .*\[\"mail\", \"default\"\].*mail=3,default=1"),

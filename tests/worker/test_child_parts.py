@@ -104,7 +104,7 @@ def test_messages_arrive_in_whatever_portions() -> None:
         b"\x00\x00\x00\x01\xc1",
         b"\x00\x00\x00\x01\x00",
         b"\x00\x00\x00\x00",
-        pack(Ready(1)).replace(b"ready", b"reads"),
+        pack(Ready(1)).replace(b"Ready", b"Reads"),
         pack(RunEnded(Snoozed(1.0), 1, True)).replace(b"Snoozed", b"Snoozer"),
         pack(Reported(0.5, "a")).replace(b"note", b"nota"),
     ],

@@ -262,7 +262,7 @@ async def test_the_state_of_the_lifespan_is_not_there_and_says_so(lines: Lines) 
     configure(lifespan=resources)
     async with a_worker(lines):
         failed = await failure(await jobs.reads_state.delay())
-    assert "open what it needs in the job itself" in failed.message
+    assert "create what it needs in the job itself" in failed.message
 
 
 # --- its death ----------------------------------------------------------------------------------------------------------
@@ -531,7 +531,7 @@ async def test_an_import_that_hangs_is_cut_off(lines: Lines, tmp_path: Path, mon
     module.write_text("import time\ntime.sleep(60)\n")
     async with a_worker(lines, start_within=4.0):
         failed = await failure(await slow.sell.delay())
-    assert "has not imported slow_of_children within 4 s" in failed.message
+    assert "did not import slow_of_children within 4 s" in failed.message
 
 
 async def test_a_child_sends_to_no_broker_that_only_looks_like_the_workers(worker: Worker) -> None:

@@ -433,7 +433,7 @@ def test_a_new_worker_that_cannot_start_leaves_the_old_ones(caplog: pytest.LogCa
     office.ends(3, status=2)
     office.act(60.0)
     assert (office.alive, office.sent, office.code) == ({1, 2}, [], None)
-    assert "giving up the rolling restart, the other workers go on: the new worker 3 did not start (exit code 2)" in caplog.text
+    assert "giving up the rolling restart; the other workers continue: the new worker 3 did not start (exit code 2)" in caplog.text
     office.does(office.supervisor.roll)
     assert office.started == 4
 

@@ -198,7 +198,7 @@ async def test_what_could_not_be_settled_by_the_end_is_told(caplog: pytest.LogCa
                 await heard.wait_for(Ended)
         [lost] = [event for event in heard.events if isinstance(event, VerdictsLost)]
         assert [lease.envelope.id for lease in lost.leases] == [parse_id(handle.id)]
-    assert "could not be settled (the broker has not answered by the worker's end): it will most likely run again" in caplog.text
+    assert "could not be settled (the broker did not answer before the worker ended): it will most likely run again" in caplog.text
 
 
 async def test_a_job_that_was_handed_back_ten_times_is_told_of_when_it_is_claimed(caplog: pytest.LogCaptureFixture) -> None:

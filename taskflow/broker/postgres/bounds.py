@@ -16,6 +16,13 @@ MOST_JOINS: Final = 16_384
 """The maximum number of jobs that one job's end may release."""
 
 
+NOTED_FOR: Final = 90_000_000
+"""Microseconds for which a listener's note counts. A listener writes it anew every minute."""
+
+MOST_TOLD_BYTES: Final = 5_000
+"""Bytes of a record that is sent with the news of a job's end. A notification has at most 8,000, of base64."""
+
+
 def literals() -> dict[str, str]:
     """Return the value of each name in the SQL."""
     return {
@@ -23,4 +30,6 @@ def literals() -> dict[str, str]:
         "P.MOST_BYTES": str(MOST_BYTES),
         "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
         "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
+        "P.NOTED_FOR": str(NOTED_FOR),
+        "P.MOST_TOLD_BYTES": str(MOST_TOLD_BYTES),
     }

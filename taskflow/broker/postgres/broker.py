@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from typing import Any, Final
 
 import asyncpg
@@ -21,7 +22,17 @@ from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.late_commits import LateCommits
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value
-from taskflow.broker.postgres.wakeups import EVERYTHING, Notifier, PostgresListener, trouble_with_listening
+from taskflow.broker.postgres.wakeups import (
+    EVERYTHING,
+    LAST_WORDS,
+    READ_WITHIN,
+    UNNOTED,
+    Notes,
+    Notifier,
+    PostgresListener,
+    told_in,
+    trouble_with_listening,
+)
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.script_values import added_or_refused, settle_possible
 from taskflow.model import wording
@@ -82,6 +93,11 @@ class PostgresBroker:
     def console(self) -> PostgresConsole:
         return PostgresConsole(self)
 
+    @property
+    def listener(self) -> PostgresListener:
+        """The listener of the running event loop."""
+        return self._per_loop.here().listener
+
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         if not envelopes:
             return []
@@ -98,10 +114,21 @@ class PostgresBroker:
             raise SessionLost(wording.session_reaped(session.name))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        line = self._per_loop.here()
+        claiming = line.listener.claiming([names.queue(queue) for queue in queues] or [names.ANY_QUEUE])
         try:
-            found = await self.call("claim", *self.times(), session, request, list(queues), limit)
+            found = await self.call("claim", *self.times(), session, request, list(queues), limit, *claiming.standing)
         except SessionLost:
             raise SessionLost(wording.SESSION_LOST) from None
+        except BrokerError:
+            claiming.fail()
+            raise
+        news = found.pop()["unreadable"] if found and found[-1]["id"] is None else None
+        if news == UNNOTED:
+            claiming.fail()
+        else:
+            line.telling.add({news: 1} if news else {})
+            claiming.end(is_full=len(found) >= limit)
         return claim.leases_of(found, session, request)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
@@ -128,9 +155,24 @@ class PostgresBroker:
         return [BY_CODE.get(code) for code in row["statuses"]]
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        found = await self.call("read", self.wall(), list(ids), columns=rows.RECORD_COLUMNS)
-        records = {row["id"]: rows.record_of(row) for row in found}
+        """Read jobs. If this loop listens for the end of one that has not ended, the same call notes that for the senders of that news."""
+        listener = self.listener
+        ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
+        records = ended if len(ended) == len(ids) else ended | await self._read([job_id for job_id in ids if job_id not in ended])
         return [records.get(job_id) for job_id in ids]
+
+    async def _read(self, ids: list[bytes]) -> dict[bytes, Record]:
+        listener = self.listener
+        times, began_at = listener.times, time.monotonic()
+        if awaited := listener.unnoted(ids):
+            arguments = (ids, awaited, listener.id, to_microseconds(AWAITED_FOR))
+            found = await self.call("read_awaiting", self.wall(), *arguments, columns=rows.RECORD_COLUMNS)
+        else:
+            found = await self.call("read", self.wall(), ids, columns=rows.RECORD_COLUMNS)
+        records = {row["id"]: rows.record_of(row) for row in found}
+        if time.monotonic() - began_at < READ_WITHIN:  # ends that were not known to be awaited are told later than that
+            listener.armed([names.job(each) for each in awaited if each in records and not records[each].status.is_ended], times)
+        return records
 
     async def upkeep(self, limit: int) -> Upkept:
         row = await self.call_one("upkeep", *self.times(), int(limit))
@@ -139,7 +181,7 @@ class PostgresBroker:
         return upkeep.upkept_of(row)
 
     def listen(self, topics: Sequence[str]) -> Nudges:
-        return self._per_loop.here().listener.listen(topics)
+        return self.listener.listen(topics)
 
     def sibling(self) -> PostgresBroker:
         """Return another broker on the same database, with separate connections."""
@@ -201,21 +243,18 @@ class PostgresBroker:
         [row] = await self.call(name, *arguments)
         wakeups = row.get("wakeups")
         if wakeups:
-            self.tell(wakeups.split("\n"))
+            self._per_loop.here().tell(told_in(wakeups))
             self._per_loop.here().late_commits.after(time.monotonic() - began_at)
         return row
-
-    def tell(self, topics: Sequence[str]) -> None:
-        self._per_loop.here().tell(topics)
 
     def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None:
         """Wake the waiters for these jobs: those in this process at once, others at once only if a waiter is known (`are_awaited`)."""
         line = self._per_loop.here()
-        line.listener.told([names.job(job_id) for job_id in ids], disarms=False)
+        line.listener.flag.wake(map(names.job, ids))
         line.telling.add_ended(ids, are_awaited=are_awaited)
 
     async def trouble_with_listening(self) -> str | None:
-        return await trouble_with_listening(self._per_loop.here().link, self._namespace)
+        return await trouble_with_listening(self._per_loop.here().link)
 
     def wall(self) -> int | None:
         return None if self._clock is None else self._clock.wall()
@@ -223,32 +262,30 @@ class PostgresBroker:
     def times(self) -> tuple[int | None, int | None]:
         return (None, None) if self._clock is None else (self._clock.wall(), self._clock.steady())
 
-    async def _arm(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
-        if ids:
-            await self.call("await", self.wall(), ids, to_microseconds(AWAITED_FOR))
-        return await self._look(topics, ids)
+    async def _note_waiting(self, listener: str, topics: list[str], ids: list[bytes]) -> None:
+        await self.call("note_waiting", self.wall(), listener, topics, ids, to_microseconds(AWAITED_FOR))
 
-    async def _look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
+    async def _look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes], bool]:
         [row] = await self.call("look_for", topics, ids)
-        return row["there"], row["ended"]
+        return row["there"], row["ended"], row["is_crossing"]
 
-    async def _tell(self, topics: list[str], ended: list[bytes]) -> None:
-        if EVERYTHING in topics:
-            topics, ended = [EVERYTHING], []
-        await self.call("notify", self._namespace, topics, ended)
+    async def _tell(self, topics: Mapping[str, int], ended: list[bytes], passed_on_by: str | None = None) -> None:
+        await self.call("notify", self.wall(), list(topics), list(topics.values()), ended, passed_on_by)
 
     def _a_line(self) -> _Line:
         telling = Notifier(self._tell)
         link = Link(self.server, telling.close, schema=self._namespace)
-        line = _Line(link, PostgresListener(link, self._namespace, self._arm, self._look), telling)
+        notes = Notes(self._note_waiting, self._look, self._tell)
+        line = _Line(link, PostgresListener(link, self._namespace, notes), telling)
 
         async def look() -> None:
             """Check the marks. Also works while the line is being closed."""
             [row] = await _fetch(link, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
-                line.tell(row["wakeups"].split("\n"))
+                line.tell(told_in(row["wakeups"]))
 
         line.late_commits = LateCommits(look)
+        line.forget = lambda listener: _fetch(link, self._statement("forget_listener", 1), listener, within=LAST_WORDS)
         return line
 
 
@@ -268,6 +305,7 @@ class _Line:
     """The connections, the listener and the notifier of one event loop."""
 
     late_commits: LateCommits
+    forget: Callable[[str], Awaitable[Any]]
 
     def __init__(self, link: Link, listener: PostgresListener, telling: Notifier) -> None:
         self.link = link
@@ -275,17 +313,22 @@ class _Line:
         self.telling = telling
         self.preparing = asyncio.Lock()
 
-    def tell(self, topics: Sequence[str]) -> None:
-        told = set(topics)
-        if EVERYTHING in told:
+    def tell(self, topics: Mapping[str, int]) -> None:
+        """Wake listeners in this process, and notify others of what any listener is noted for."""
+        if EVERYTHING in topics:
             self.listener.flag.wake_all()
-        if any(topic.startswith("queue:") for topic in told):
-            told.add(names.ANY_QUEUE)
-        self.listener.told(told, disarms=False)
-        self.telling.add(told)
+        here = {topic for topic, number in topics.items() if number or topic != names.DUE}
+        if any(topic.startswith("queue:") for topic in here):
+            here.add(names.ANY_QUEUE)
+        self.listener.flag.wake(here)
+        self.telling.add(topics)
 
     async def close(self) -> None:
         await self.late_commits.close()
         await self.telling.close()
         await self.listener.close()
+        if self.listener.has_noted:
+            with contextlib.suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(LAST_WORDS):
+                    await self.forget(self.listener.id)
         await self.link.close()

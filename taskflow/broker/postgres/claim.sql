@@ -2,7 +2,14 @@
 -- are numbered in the order of the claim, and come in any order. A payload that is too long is reported in place of being returned; extras
 -- are cut one byte beyond their limit. `parked_at` and `expires_at` are microseconds from now. The plans are made once: with an array as a
 -- parameter they would be made at each call.
-CREATE FUNCTION @.claim(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
+--
+-- `of_listener`: the worker's listener, which `is_noted` in idle, as far as it knows, and `was_nudged` since its last claim. If there are
+-- fewer jobs than `most`, it waits for more. A last row may have only news in `unreadable`: the topic of more jobs that are left, for which
+-- somebody else waits, or "unnoted": no note was written.
+CREATE FUNCTION @.claim(
+    wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer,
+    of_listener text DEFAULT NULL, is_noted boolean DEFAULT false, was_nudged boolean DEFAULT false
+)
 RETURNS TABLE (
     id @.identity, number @.counter, epoch @.counter, created_at @.instant, failures @.counter, crashes @.counter, snoozes @.counter,
     hand_backs @.counter, parked_at bigint, priority @.priority, queue @.queue_name, job @.job_name, key bytea, payload bytea, extras bytea,
@@ -23,7 +30,7 @@ BEGIN
     IF s.id IS NULL OR s.dead_at IS NOT NULL THEN
         RAISE EXCEPTION 'the session is lost' USING ERRCODE = 'TF001';
     END IF;
-    -- In the encoding of the database: SQL_ASCII checks nothing, and may hold bytes that are not UTF-8.
+    -- In the encoding of the database: SQL_ASCII checks nothing, and may contain bytes that are not UTF-8.
     worker_name := convert_to(s.name, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END::name);
     SELECT * INTO newest FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1;
     IF of_request <= newest.request THEN
@@ -45,7 +52,7 @@ BEGIN
         SELECT * INTO picked FROM @.pick_from_one(only_queue, most, now_at);
     ELSIF cardinality(queues) > 0 THEN
         SELECT * INTO picked FROM @.pick_from_queues(queues, ARRAY(SELECT queue || E'\x01' FROM unnest(queues) AS queue), most, now_at);
-    ELSE -- from one of them on, round and round
+    ELSE -- all queues, starting with one of them
         only_queue := @.next_queue(of_request, newest.ended_in, now_at);
         SELECT * INTO picked FROM @.pick_from_queues(ARRAY[only_queue, ''], ARRAY[NULL, only_queue], most, now_at);
     END IF;
@@ -73,7 +80,31 @@ BEGIN
             PERFORM @.raise_ready_mark(picked.last_queue, picked.last_rank, now_at);
         END IF;
     END IF;
+    IF of_listener <> s.listener IS NOT FALSE AND of_listener IS NOT NULL THEN
+        UPDATE @.sessions SET listener = of_listener WHERE id = of_session;
+    END IF;
+    IF @.has_old_view() THEN
+        unreadable := 'unnoted';
+        RETURN NEXT;
+    ELSIF cardinality(picked.tids) >= most THEN
+        IF is_noted OR was_nudged THEN
+            DELETE FROM @.idle WHERE listener = of_listener AND topic = ANY (@.topics_of(queues));
+        END IF;
+        IF @.has_note('queue:' || picked.last_queue) AND EXISTS (
+            SELECT 1 FROM @.ready_marks(now_at, picked.last_queue) AS m WHERE @.first_ready(m) IS NOT NULL
+        ) THEN
+            unreadable := 'queue:' || picked.last_queue;
+            RETURN NEXT;
+        END IF;
+    ELSIF of_listener IS NOT NULL AND (was_nudged OR NOT is_noted) THEN
+        PERFORM @.note_idle(of_listener, @.topics_of(queues));
+    END IF;
 END
+$$;
+
+-- Returns the topics of a worker that claims from these queues.
+CREATE FUNCTION @.topics_of(queues text[]) RETURNS text[] LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE cardinality(queues) WHEN 0 THEN ARRAY['queues'] ELSE ARRAY(SELECT 'queue:' || queue FROM unnest(queues) AS queue) END
 $$;
 
 -- Locks the rows of the next ready jobs: where they are, and the first and last place that they come from. Looks at the queues from each of
@@ -104,7 +135,7 @@ BEGIN
 END
 $$;
 
--- Like pick_from_queues() for a single queue, in statements that cost less to begin.
+-- Does the same as pick_from_queues() for a single queue, in statements that cost less to start.
 CREATE FUNCTION @.pick_from_one(
     of_queue text, most integer, now_at bigint,
     OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
@@ -142,8 +173,9 @@ BEGIN
 END
 $$;
 
--- Returns the queue with which a claim from any queue begins. If few queues have ready jobs, the request's number chooses; otherwise it is
--- the queue after that of the session's last leased job.
+-- Returns the first queue for a claim from any queue. If few queues have ready jobs, the request's number decides; otherwise it is the
+-- queue
+-- after that of the session's last leased job.
 CREATE FUNCTION @.next_queue(turn bigint, ended_in text, now_at bigint) RETURNS text LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -158,7 +190,7 @@ BEGIN
             SELECT 1 FROM @.jobs
             WHERE status = S.READY AND jobs.queue = first.queue AND priority = -first.rank
                 AND (due_at, jobs.seq) >= (CASE WHEN @.is_trusted(set_at, now_at) THEN first.at ELSE 0 END, first.seq)
-            OFFSET 0 -- one step in the index for each, not a join
+            OFFSET 0 -- one index step for each queue, not a join
         )
     )
     SELECT array_agg(queue ORDER BY queue), (SELECT count(*) FROM first) INTO live, number FROM ready;
@@ -169,7 +201,7 @@ BEGIN
 END
 $$;
 
--- Raises a place's mark to the first job that is still ready, even if another transaction has locked it: it may stay ready.
+-- Raises a place's mark to the first job that is still ready, even if another transaction has locked it, because it may stay ready.
 CREATE FUNCTION @.raise_ready_mark(of_queue text, of_rank integer, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE

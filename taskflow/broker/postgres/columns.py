@@ -5,7 +5,8 @@
 @sent      the columns sent for a call, in the order of `enqueue.envelope_columns`
 @as_sent   those of them that are stored unchanged
 @changing  the columns that can change after the job was added
-@claim, @outcome, @redo, @drop  the columns that this move clears
+@claim, @outcome, @redo, @drop  the columns that such a move clears
+@record    the columns of a record, in the order of `rows.record_told`; of these @sized may be long
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from taskflow.broker.postgres.rows import RECORD, SIZED
 from taskflow.model.job_schema import AS_SENT, BY_NAME, CLAIMED, COUNT, DROP, FIELDS, INSTANT, OUTCOME, REDO, Field
 
 _LIST: Final = re.compile(r"@(\w+)\{([^}]*)\}")
@@ -50,6 +52,8 @@ def _default_of(field: Field) -> str:
 _LISTS: Final = {
     "sent": SENT,
     "as_sent": _AS_SENT,
+    "record": RECORD,
+    "sized": SIZED,
     "changing": [column for column in COLUMNS if column not in _FIXED],
     **{move: [column for column, field in COLUMNS.items() if move in field.cleared_by] for move in (CLAIMED, OUTCOME, REDO, DROP)},
 }

@@ -7,7 +7,6 @@ from typing import Any, Final, Protocol
 
 import asyncpg
 
-from taskflow.broker import topics as names
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.postgres import rows
 from taskflow.broker.postgres.session import record_of_session
@@ -22,8 +21,6 @@ class Calls(Protocol):
     async def call(self, name: str, *arguments: Any, columns: str = "*") -> list[asyncpg.Record]: ...
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record: ...
-
-    def tell(self, topics: Sequence[str]) -> None: ...
 
     async def trouble_with_listening(self) -> str | None: ...
 
@@ -69,8 +66,7 @@ class PostgresConsole:
         await self._broker.call("pause", queue)
 
     async def resume(self, queue: str) -> None:
-        await self._broker.call("resume", queue)
-        self._broker.tell([names.queue(queue)])
+        await self._broker.call_one("resume", queue)
 
     async def metrics(self) -> Metrics:
         totals: dict[str, dict[str, int]] = {}

@@ -1,4 +1,4 @@
--- Describes each queue: name, whether it is paused, counts by status, due time of the oldest ready and of the next scheduled job.
+-- Describes each queue: name, whether it is paused, counts by status, due times of the oldest ready and of the next scheduled job.
 CREATE FUNCTION @.queues(wall bigint DEFAULT NULL)
 RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 BEGIN
@@ -14,7 +14,7 @@ BEGIN
     ), numbers AS (
         SELECT queue, code, coalesce(sum(n) FILTER (WHERE what = '=' || code), 0)::bigint AS n
         FROM counted CROSS JOIN generate_series(S.HELD, S.CANCELLED) AS code GROUP BY queue, code
-    ), next AS MATERIALIZED ( -- jobs_due does not know queues: reading it once for all is best, unless only one queue has scheduled jobs
+    ), next AS MATERIALIZED ( -- jobs_due lacks queues: one scan for all is best, unless only one queue has scheduled jobs
         SELECT queue, min(due_at) AS due_at FROM @.jobs WHERE status = S.SCHEDULED GROUP BY queue
     )
     SELECT queue, EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = numbers.queue), array_agg(n ORDER BY code),
@@ -45,7 +45,7 @@ CREATE FUNCTION @.browse(
 ) RETURNS SETOF @.jobs LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_column
 DECLARE
-    now_at bigint := @.wall(wall); -- a value, so that matches() is inlined into the statement and not called for each row
+    now_at bigint := @.wall(wall); -- a variable, so that matches() is inlined into the statement and not called for each row
 BEGIN
     RETURN QUERY SELECT * FROM @.jobs
     WHERE (before_id IS NULL OR id < before_id)
@@ -72,7 +72,7 @@ BEGIN
         ORDER BY seq LIMIT most
     ) AS chosen;
     PERFORM @.lock_jobs(ids);
-    FOREACH each IN ARRAY ARRAY( -- those on which another job depends, or that depend on another
+    FOREACH each IN ARRAY ARRAY( -- jobs that depend on another, or on which another depends
         SELECT id FROM @.jobs
         WHERE id = ANY (ids) AND status < S.RUNNING AND (key IS NOT NULL OR joins IS NOT NULL OR status = S.HELD) ORDER BY seq
     ) LOOP
@@ -82,11 +82,11 @@ BEGIN
         END IF;
     END LOOP;
     purged := @.bury(ids, now_at);
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;
 
--- Drops what is kept of ended jobs, and of waiting jobs on which no other depends, except their ids and fences. Returns how many.
+-- Drops everything except ids and fences of ended jobs, and of waiting jobs on which no other depends. Returns how many.
 CREATE FUNCTION @.bury(ids bytea[], now_at bigint) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -111,13 +111,17 @@ BEGIN
     SELECT count(*), min(fade_at), array_agg('job:' || encode(id, 'hex')) FILTER (WHERE status < S.RUNNING) INTO buried, first_fade, topics FROM gone;
     IF buried > 0 THEN
         PERFORM @.lower_mark('fade', '', 0, first_fade, 0, now_at);
-        PERFORM @.add_wakeup(CASE WHEN cardinality(topics) > 100 THEN '*' ELSE array_to_string(topics, E'\n') END) WHERE topics IS NOT NULL;
+        IF cardinality(topics) > 100 THEN
+            PERFORM set_config('taskflow.wakeups', '*', true);
+        ELSE
+            PERFORM @.add_wakeup(topic) FROM unnest(topics) AS topic;
+        END IF;
     END IF;
     RETURN buried;
 END
 $$;
 
--- An operator's retry. Returns for each the name of a member of Redone (console.py).
+-- Retries ended jobs for an operator. Returns the name of a member of Redone (console.py) for each.
 CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
@@ -142,7 +146,7 @@ BEGIN
             answers[i] := 'OK';
         END IF;
     END LOOP;
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;
 
@@ -150,8 +154,14 @@ CREATE FUNCTION @.pause(of_queue text) RETURNS void LANGUAGE sql SET search_path
     INSERT INTO @.paused (queue) VALUES (of_queue) ON CONFLICT DO NOTHING
 $$;
 
-CREATE FUNCTION @.resume(of_queue text) RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    DELETE FROM @.paused WHERE queue = of_queue
+-- Announces so many jobs as may be of interest.
+CREATE FUNCTION @.resume(of_queue text, OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    DELETE FROM @.paused WHERE queue = of_queue;
+    PERFORM @.add_wakeup('queue:' || of_queue, ready.number)
+    FROM (SELECT count(*) AS number FROM (SELECT FROM @.jobs WHERE status = S.READY AND queue = of_queue LIMIT 1000) AS first) AS ready;
+    wakeups := @.wakeups();
+END
 $$;
 
 CREATE FUNCTION @.events() RETURNS TABLE (queue text, what text, n bigint) LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$

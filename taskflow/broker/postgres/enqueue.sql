@@ -10,7 +10,7 @@ BEGIN
     IF EXISTS (SELECT 1 FROM @.jobs WHERE id = j.id) THEN
         RETURN 'i';
     END IF;
-    IF j.key IS NOT NULL AND on_conflict = 0 THEN -- without a lock on the rows: a refusal needs none
+    IF j.key IS NOT NULL AND on_conflict = 0 THEN -- without a lock on the rows, because a refusal needs none
         standing := coalesce(
             (SELECT id FROM @.jobs WHERE key = j.key AND status < S.RUNNING),
             (SELECT id FROM @.jobs WHERE key = j.key AND status = S.RUNNING AND cancel_requested IS NULL)
@@ -21,7 +21,8 @@ BEGIN
     END IF;
     IF j.key IS NOT NULL THEN
         SELECT * INTO waiting FROM @.jobs WHERE key = j.key AND status < S.RUNNING FOR UPDATE;
-        -- Updated, not only locked: a settlement of that job that waits for the key, at "repeatable read", must not miss the job behind it.
+        -- Updated, not only locked: a settlement of that job that waits for the key, at "repeatable read", must not miss the job that
+        -- waits for it.
         UPDATE @.jobs SET key = key WHERE key = j.key AND status = S.RUNNING RETURNING id INTO running;
         IF waiting.id IS NOT NULL THEN
             PERFORM @.finish(waiting, E.REPLACE, S.CANCELLED, @.utf8(format(W.REPLACED_BY, @.id_text(j.id))), now_at);
@@ -38,7 +39,7 @@ BEGIN
 END
 $$;
 
--- Adds one call that has no key and an unknown id, in statements without the overhead of those for many calls.
+-- Adds one call with an unknown id and no key, in statements without the overhead of those for many calls.
 CREATE FUNCTION @.add_keyless(now_at bigint, @sent{%n %t}) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     due CONSTANT bigint := greatest(now_at, coalesce(at, now_at + after));
@@ -56,18 +57,19 @@ BEGIN
 END
 $$;
 
--- Returns `number` elements: those given, or the only one that was given, repeated.
+-- Returns `number` elements: the given ones, or the only given one repeated.
 CREATE FUNCTION @.repeated(told anyarray, number integer) RETURNS anyarray LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE cardinality(told) WHEN 1 THEN array_fill(told[1], ARRAY[number]) ELSE told END
 $$;
 
--- Adds calls in order. Arrays of queues, jobs, priorities and conflicts may have one element if all are the same. Returns NULL if all were
+-- Adds calls in order. Arrays of queues, jobs, priorities and conflicts may have one element if all are equal. Returns NULL if all were
 -- added, else an answer for each.
 CREATE FUNCTION @.add_jobs(now_at bigint, @sent{all_%n %t[]}) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     answers bytea[];
-    topics text;
+    topics text[];
+    numbers bigint[];
     j @.jobs;
     of record;
 BEGIN
@@ -80,7 +82,7 @@ BEGIN
     all_priority := @.repeated(all_priority, cardinality(all_id));
     all_conflict := @.repeated(all_conflict, cardinality(all_id));
     IF cardinality(array_remove(all_key, NULL)) = 0 THEN
-        -- If one of the ids is known, the whole block is undone: to look for each before, or ON CONFLICT, costs more.
+        -- If one of the ids is known, the whole block is rolled back: looking for each one before, or ON CONFLICT, costs more.
         BEGIN
             WITH given AS (
                 SELECT * FROM unnest(@sent{all_%n}) WITH ORDINALITY AS given (@sent{%n}, place)
@@ -108,10 +110,12 @@ BEGIN
                 FROM grouped
                 WHERE status <> S.READY OR NOT @.is_after_mark(queue, -priority, due_at, seq, now_at)
             )
-            SELECT string_agg(DISTINCT CASE status WHEN S.SCHEDULED THEN 'due' WHEN S.READY THEN 'queue:' || queue END, E'\n') INTO topics FROM grouped
-            WHERE (SELECT count(*) FROM lowered) >= 0;
+            SELECT array_agg(CASE status WHEN S.SCHEDULED THEN 'due' ELSE 'queue:' || queue END),
+                array_agg(CASE status WHEN S.SCHEDULED THEN @.is_first_due(due_at, seq)::integer ELSE number END)
+            INTO topics, numbers FROM grouped
+            WHERE (SELECT count(*) FROM lowered) >= 0 AND status IN (S.SCHEDULED, S.READY);
             IF topics IS NOT NULL THEN
-                PERFORM @.add_wakeup(topics);
+                PERFORM @.add_wakeup(topic, number) FROM unnest(topics, numbers) AS each (topic, number);
             END IF;
             RETURN NULL;
         EXCEPTION WHEN unique_violation THEN
@@ -142,7 +146,7 @@ BEGIN
 END
 $$;
 
--- The verb. `capacity`: the most live jobs, or NULL.
+-- The verb. `capacity` is the maximum number of live jobs, or NULL.
 CREATE FUNCTION @.enqueue(
     wall bigint, capacity bigint, @sent{all_%n %t[]},
     OUT answers bytea[], OUT wakeups text
@@ -154,10 +158,10 @@ BEGIN
     IF capacity IS NOT NULL THEN
         SELECT count(*) INTO fresh FROM unnest(all_id) AS given (id) WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id);
         IF fresh > 0 AND fresh + (SELECT count(*) FROM @.jobs WHERE status <= S.RUNNING) > capacity THEN
-            RAISE EXCEPTION 'the store holds % live jobs at most', capacity USING ERRCODE = 'disk_full';
+            RAISE EXCEPTION 'the store is full: at most % live jobs are allowed', capacity USING ERRCODE = 'disk_full';
         END IF;
     END IF;
     answers := @.add_jobs(@.wall(wall), @sent{all_%n});
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;

@@ -1,13 +1,15 @@
 -- Low-water marks: positions from which to read an index. While any transaction in the database is open, rows that died after it began
--- cannot be cleaned away, and a reader that starts at the beginning of an index walks over all of them each time.
+-- cannot be vacuumed, and a reader that starts at the beginning of an index would pass all of them each time.
 --
--- A mark may be too low, but never too high: jobs before it are not found. So a function that puts a job before a mark lowers the mark in
--- the same transaction (lower_mark), and no mark is raised while another transaction lowers it: except for very recent jobs, both lock the
--- place, the one shared and the other by a try. New jobs do not lie before a mark, because none goes beyond half a second ago. But a
--- transaction that commits late may leave its jobs behind a mark: a verb that took longer checks the marks afterwards; a transaction of a
--- user lowers its marks again as it commits (lower_late_mark); and the broker checks all marks every ten seconds (check_marks).
+-- A mark may be too low, but never too high, because jobs before it are not found. So a function that puts a job before a mark lowers the
+-- mark in the same transaction (lower_mark), and no mark is raised while another transaction lowers it. Except for very recent jobs, both
+-- lock the place: the one with a shared lock, the other with a try. New jobs do not lie before a mark, because none goes beyond half a
+-- second
+-- ago. But a transaction that commits late may leave its jobs behind a mark. A verb that took longer checks the marks afterwards, a
+-- transaction of a user lowers its marks again when it commits (lower_late_mark), and the broker checks all marks every ten seconds
+-- (check_marks).
 
--- Returns the newest mark of a place, or one without a number. Marks that were set in the future are ignored: the clock was set back.
+-- Returns the newest mark of a place, or one without a number. Marks in the future are ignored: the clock was set back.
 CREATE FUNCTION @.newest_mark(of_kind text, of_queue text, of_rank integer, now_at bigint) RETURNS @.marks LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -37,9 +39,10 @@ BEGIN
 END
 $$;
 
--- Notes that a row lives at (new_at, new_seq). Returns true if the mark was lowered. Without a mark, an index is read from its start. Ready
--- jobs are only found by marks, so a missing mark is created at the start, because other transactions may have made jobs ready meanwhile. A
--- mark from the future is replaced too: it would become valid when the clock reaches it again.
+-- Records that a row lives at (new_at, new_seq). Returns true if the mark was lowered. Without a mark, an index is read from its start.
+-- Ready
+-- jobs are found only by marks, so a missing mark is created at the start, because other transactions may have made jobs ready meanwhile. A
+-- mark from the future is replaced too, because it would become valid when the clock reaches it again.
 CREATE FUNCTION @.lower_mark(of_kind text, of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -57,7 +60,7 @@ BEGIN
                 newest := idle;
             END IF;
             INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
-            SELECT of_kind, of_queue, of_rank, at, seq, now_at -- the one that is left may have been lowered as the place came to rest
+            SELECT of_kind, of_queue, of_rank, at, seq, now_at -- the remaining mark may have been lowered when the place became idle
             FROM (VALUES (new_at, new_seq), (idle.at, idle.seq), (newest.at, newest.seq)) AS each (at, seq)
             ORDER BY at, seq LIMIT 1;
             RETURN true;
@@ -77,7 +80,7 @@ BEGIN
 END
 $$;
 
--- Returns true if lower_mark() would change nothing for ready jobs there: the only look-up that most added jobs need.
+-- Returns true if lower_mark() would change nothing for ready jobs there. This is the only look-up that most added jobs need.
 CREATE FUNCTION @.is_after_mark(of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -94,11 +97,12 @@ END
 $$;
 
 CREATE FUNCTION @.mark_lock(kind text, queue text, rank integer) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
-    SELECT hashtextextended('@.marks ' || kind || ' ' || queue || ' ' || rank::text, 0) -- immutable as it is written, and so inlined into the plans of its callers
+    SELECT hashtextextended('@.marks ' || kind || ' ' || queue || ' ' || rank::text, 0) -- immutable, so that it is inlined into its callers' plans
 $$;
 
--- Returns true if this transaction may raise the mark m; to be called before the index is read. False if the mark was set a moment ago, is
--- not the newest, or is being lowered or raised by another transaction.
+-- Returns true if this transaction may raise the mark m; to be called before the index is read. Returns false if the mark was set a
+-- moment
+-- ago, is not the newest, or is being lowered or raised by another transaction.
 CREATE FUNCTION @.may_raise_mark(m @.marks, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN m.set_at < now_at - 200000 AND pg_try_advisory_xact_lock(@.mark_lock(m.kind, m.queue, m.rank))
@@ -106,7 +110,7 @@ BEGIN
 END
 $$;
 
--- Notes that no row lives before (new_at, new_seq), as the index was read from the mark m on, after may_raise_mark(m).
+-- Records that no row lives before (new_at, new_seq), because the index was read from the mark m on, after may_raise_mark(m).
 CREATE FUNCTION @.raise_mark(m @.marks, new_at bigint, new_seq bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF new_at > now_at - 500000 THEN
@@ -119,10 +123,11 @@ BEGIN
 END
 $$;
 
--- --- what is ready --------------------------------------------------------------------------------------
+-- --- ready jobs --------------------------------------------------------------------------------------
 
--- Returns the newest marks of the priorities of the queues from `first` up to `past` (NULL: no end), in order. Each is found by one step in
--- the index. Inlined into the calling statement, which may stop after a few, and determines the plan.
+-- Returns the newest marks of the priorities of the queues from `first` up to `past` (NULL: no end), in order. Each takes one step in
+-- the
+-- index. The function is inlined into the calling statement, which may stop after a few, and determines the plan.
 CREATE FUNCTION @.walk_marks(first text, past text) RETURNS SETOF @.marks LANGUAGE sql STABLE AS $$
     WITH RECURSIVE step AS (
         (SELECT * FROM @.marks WHERE kind = 'ready' AND queue >= first ORDER BY kind, queue, rank, n DESC LIMIT 1)
@@ -154,10 +159,11 @@ BEGIN
 END
 $$;
 
--- --- commits that come late -------------------------------------------------------------------------------
+-- --- late commits ------------------------------------------------------------------------------------
 
--- Called for a job that becomes ready in a transaction that is not a verb's: its mark is lowered again at the commit. Once for each place,
--- because the first such job of a transaction is the oldest. A setting of the transaction lists the places.
+-- Called for a job that becomes ready in a transaction that is not a verb's: its mark is lowered again at the commit. Called once for
+-- each
+-- place, because the first such job of a transaction is the oldest. A setting of the transaction lists the places.
 CREATE FUNCTION @.lower_mark_at_commit(of_queue text, of_priority integer, due bigint, is_scheduled boolean) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     place CONSTANT text := CASE WHEN is_scheduled THEN format('@. %s;', due) ELSE format('@.%s %s;', of_queue, of_priority) END;
@@ -172,23 +178,24 @@ BEGIN
 END
 $$;
 
--- Without a priority the job is scheduled. Runs as the owner, and only for tally: the columns of another table would be whatever its owner
--- likes.
+-- Without a priority the job is scheduled. Runs as the owner, and only for tally, because another table's owner could choose its columns
+-- freely.
 CREATE FUNCTION @.lower_late_mark() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_RELID <> '@.tally'::regclass THEN
         RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
-    ELSIF current_setting('transaction_isolation') NOT LIKE 'read %' THEN -- it does not see the present marks: read from the start once
+    ELSIF current_setting('transaction_isolation') NOT LIKE 'read %' THEN -- it does not see the current marks: read from the start once
         INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
         SELECT CASE WHEN NEW.late_priority IS NULL THEN 'due' ELSE 'ready' END, CASE WHEN NEW.late_priority IS NULL THEN '' ELSE NEW.queue END,
             coalesce(-NEW.late_priority, 0), 0, 0, @.wall(NULL);
     ELSIF NEW.late_priority IS NULL THEN
-        PERFORM pg_advisory_xact_lock_shared(@.mark_lock('due', '', 0)); -- the commit itself may take long: no transaction may raise the mark meanwhile
+        PERFORM pg_advisory_xact_lock_shared(@.mark_lock('due', '', 0)); -- no transaction may raise the mark during the commit
         PERFORM @.lower_mark('due', '', 0, NEW.late_at, 0, @.wall(NULL));
     ELSE
         PERFORM pg_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority));
         PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
     END IF;
+    PERFORM @.tell_at_commit(CASE WHEN NEW.late_priority IS NOT NULL THEN 'queue:' || NEW.queue END);
     RETURN NULL;
 END
 $$;
@@ -197,8 +204,9 @@ REVOKE EXECUTE ON FUNCTION @.lower_late_mark() FROM PUBLIC;
 CREATE CONSTRAINT TRIGGER tally_late AFTER INSERT ON @.tally DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.late_at IS NOT NULL) EXECUTE FUNCTION @.lower_late_mark();
 
--- Reads every index from its start, as if there were no marks, and lowers marks that were too high. Drops marks that are no longer needed.
--- A separate statement, because it may take long: lowered marks must be committed at once, and nothing else should wait for it.
+-- Reads every index from its start, as if there were no marks, and lowers marks that were too high. Drops marks that are no longer
+-- needed.
+-- It is a separate statement because it may take long: lowered marks must be committed at once, and nothing else should wait for it.
 CREATE FUNCTION @.check_marks(wall bigint, OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -248,31 +256,33 @@ BEGIN
     PERFORM @.release_orphans(now_at);
     INSERT INTO @.meta (name, value) VALUES ('check_marks_at', now_at + greatest(10000000, 10 * (@.wall(NULL) - began_at)))
     ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;
 
--- Returns true if it is time for check_marks and the caller should call it. Checks take at most a tenth of all time. No other caller is
--- told so until the check has ended, or for ten seconds if it fails.
+-- Returns true if it is time for check_marks and the caller should call it. Checks take at most a tenth of all time. No other caller
+-- gets
+-- true until the check has ended, or for ten seconds if it fails.
 CREATE FUNCTION @.may_check_marks(now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS ( -- the last of these, unless the clock was set back
         SELECT 1 FROM @.meta WHERE name IN ('check_marks_at', 'check_marks_turn') AND value > now_at AND value <= now_at + 86400000000
     ) THEN
         RETURN false;
-    ELSIF NOT pg_try_advisory_xact_lock(hashtextextended('@.check_marks_turn', 0)) THEN -- a heartbeat waits for no other transaction, least of all for upkeep
+    ELSIF NOT pg_try_advisory_xact_lock(hashtextextended('@.check_marks_turn', 0)) THEN -- a heartbeat must not wait for upkeep
         RETURN false;
     END IF;
-    -- Not in the row that check_marks itself writes at its end: at "repeatable read" it would then fail, and lose all its work.
+    -- Not in the row that check_marks itself writes at its end: at "repeatable read" it would then fail and lose all its work.
     INSERT INTO @.meta (name, value) VALUES ('check_marks_turn', now_at + 10000000) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
     RETURN true;
 END
 $$;
 
--- Drops rows that no mark and no verb needs any more.  A place in which no job has become ready for ten seconds is idle, and claims need
--- not look there. First its mark is written down as idle, so that a function that makes a job ready there adds a mark again (lower_mark).
--- Ten seconds later, when all other transactions have ended, or lower their marks as they commit, the marks by which claims look there are
--- dropped. After an hour the place is forgotten.
+-- Drops rows that no mark and no verb needs any more. A place in which no job has become ready for ten seconds is idle, and claims need
+-- not
+-- look there. First its mark is recorded as idle, so that a function that makes a job ready there adds a mark again (lower_mark). The marks
+-- by which claims look there are dropped ten seconds later, when all other transactions have ended, or lower their marks when they commit.
+-- After an hour the place is forgotten.
 CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
@@ -282,6 +292,7 @@ BEGIN
     WHERE newest.session = old.session AND newest.request > old.request;
     DELETE FROM @.requests WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = session);
     DELETE FROM @.awaited WHERE until_when < now_at;
+    DELETE FROM @.idle WHERE since < @.noted_since();
     DELETE FROM @.marks AS old USING @.marks AS idle
     WHERE old.kind = 'ready' AND idle.kind = 'idle' AND idle.queue = old.queue AND idle.rank = old.rank AND idle.n > old.n
         AND idle.set_at < now_at - 10000000 AND @.first_ready(old) IS NULL;

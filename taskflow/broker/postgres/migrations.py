@@ -26,8 +26,8 @@ PAUSE: Final = 1.0
 # The key of the advisory lock of migrations: a number that no other program should use.
 _TURN: Final = 0x7461_736B_666C_6F77
 
-_TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited")
-"""The tables in the order in which most verbs use them."""
+_TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited", "idle")
+"""Tables in the order in which most verbs use them."""
 
 _HELD_UP: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
 

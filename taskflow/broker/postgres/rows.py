@@ -6,7 +6,9 @@ A row is decoded at full speed first, and field by field only if that raises.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from struct import Struct
 from typing import Any, Final
 
 import msgspec
@@ -14,7 +16,7 @@ import msgspec
 from taskflow.broker.postgres.bounds import MOST_BYTES, MOST_PAYLOAD_BYTES
 from taskflow.model import record
 from taskflow.model.envelope import unpack_extras
-from taskflow.model.job_schema import DEFAULT_QUEUE, FIELDS
+from taskflow.model.job_schema import BY_NAME, DEFAULT_QUEUE, FIELDS
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.stored import FULL_SPEED, FieldReader, text
 
@@ -35,14 +37,15 @@ def reader_of(row: Row) -> FieldReader:
 # --- records --------------------------------------------------------------------------------------------------
 
 _SHOWN: Final = tuple(field for field in FIELDS if field.name == "extras" or field.name in Record.__struct_fields__)
-_SIZED: Final = {
+SIZED: Final = {
     field.name: MOST_PAYLOAD_BYTES if field.kind.most > MOST_BYTES else MOST_BYTES
     for field in _SHOWN
     if field.kind.type is not int and field.kind.least != field.kind.most
 }
 """The columns of limited size, with the maximum number of bytes that are fetched."""
 
-_COLUMNS: Final = (*(field.name for field in _SHOWN if field.name not in _SIZED), "job", *_SIZED, "unreadable")
+RECORD: Final = (*(field.name for field in _SHOWN if field.name not in SIZED), "job", *SIZED)
+"""The columns of a record."""
 
 
 def _if_too_long(column: str, most: int) -> str:
@@ -51,14 +54,37 @@ def _if_too_long(column: str, most: int) -> str:
 
 RECORD_COLUMNS: Final = ", ".join(
     (
-        *_COLUMNS[: -len(_SIZED) - 1],
-        *(f"CASE WHEN octet_length({column}) <= {most} THEN {column} END AS {column}" for column, most in _SIZED.items()),
-        f"nullif(concat_ws(E'\\n', {', '.join(_if_too_long(column, most) for column, most in _SIZED.items())}), '') AS unreadable",
+        *RECORD[: -len(SIZED)],
+        *(f"CASE WHEN octet_length({column}) <= {most} THEN {column} END AS {column}" for column, most in SIZED.items()),
+        f"nullif(concat_ws(E'\\n', {', '.join(_if_too_long(column, most) for column, most in SIZED.items())}), '') AS unreadable",
     )
 )
 """The columns that `record_of` needs. A value that is too long is not fetched, but reported."""
 
-_JobRow: Any = msgspec.defstruct("_JobRow", _COLUMNS)
+_JobRow: Any = msgspec.defstruct("_JobRow", (*RECORD, "unreadable"))
+
+_DECODERS: Final[list[Callable[[bytes], Any]]] = [
+    bytes.decode if name in ("queue", "job") or BY_NAME[name].kind.type is str
+    else bytes if BY_NAME[name].kind.type is bytes
+    else partial(int.from_bytes, signed=True)
+    for name in RECORD
+]  # fmt: skip
+
+
+def record_told(packed: bytes) -> Record | None:
+    """Return the record that came with the news of a job's end: see tell_ended() in wakeups.sql. None if it cannot be read."""
+    values, at = list[Any](), 4  # the number of columns; of each its type, its length and its bytes
+    try:
+        for decode in _DECODERS:
+            _, length = _HEAD.unpack_from(packed, at)
+            at += _HEAD.size + max(0, length)
+            values.append(None if length < 0 else decode(packed[at - length : at]))
+        return _record_of(_JobRow(*values, None), FULL_SPEED)
+    except Exception:  # whatever a decoder raises
+        return None
+
+
+_HEAD: Final = Struct(">Ii")
 
 
 def record_of(row: Row) -> Record:

@@ -1,4 +1,4 @@
--- Jobs from SQL: the functions that triggers and other languages call, in their own transaction and under their own role.
+-- Jobs from SQL: functions that triggers and other languages call, in their own transaction and under their own role.
 
 -- --- fields as the client writes them -----------------------------------------------------------------
 
@@ -19,17 +19,17 @@ DECLARE
     began_at CONSTANT timestamptz := clock_timestamp();
     microseconds bigint;
 BEGIN
-    IF length BETWEEN '-36525 days' AND '36525 days' THEN -- a longer one may end at no valid moment; a year has 360 days here
+    IF length BETWEEN '-36525 days' AND '36525 days' THEN -- a longer one may end at an invalid time; a year has 360 days here
         microseconds := (extract(epoch FROM began_at + length) - extract(epoch FROM began_at)) * 1000000;
     END IF;
     IF (microseconds BETWEEN 0 AND 3155760000000000) IS NOT TRUE THEN
-        PERFORM @.refuse(format('%s is %s', option, @.shown(length)), 'It takes an interval from 0 to a hundred years.');
+        PERFORM @.refuse(format('%s is %s', option, @.shown(length)), 'Expected an interval from 0 to a hundred years.');
     END IF;
     RETURN microseconds;
 END
 $$;
 
--- Packs the fields that no store decides by, as the client does: a msgpack map without those that have their defaults.
+-- Packs the opaque fields, like the client: a msgpack map without those that have their defaults.
 CREATE FUNCTION @.packed_extras(max_attempts integer, timeout bigint, keep_result bigint, headers jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
     fields bytea := '';
@@ -67,7 +67,7 @@ $$;
 
 -- --- checks of a call ----------------------------------------------------------------------------------
 
--- The limits are the client's.
+-- Checks a call. The limits are the client's.
 CREATE FUNCTION @.check_call(job text, queue text, priority integer, max_attempts integer, on_conflict text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF (length(job) BETWEEN 1 AND 200) IS NOT TRUE
@@ -77,11 +77,11 @@ BEGIN
     ELSIF (queue ~ '^[A-Za-z0-9_.-]{1,100}$') IS NOT TRUE THEN
         PERFORM @.refuse(format('queue is %s', @.shown(queue)), 'A queue''s name has 1 to 100 of the characters A-Z a-z 0-9 _ . -');
     ELSIF (priority BETWEEN -100 AND 100) IS NOT TRUE THEN
-        PERFORM @.refuse(format('priority is %s', @.shown(priority)), 'Allowed are whole numbers from -100 to 100, higher runs first.');
+        PERFORM @.refuse(format('priority is %s', @.shown(priority)), 'Expected a whole number from -100 to 100; higher runs first.');
     ELSIF (max_attempts BETWEEN 1 AND 1000000) IS NOT TRUE THEN
-        PERFORM @.refuse(format('max_attempts is %s', @.shown(max_attempts)), 'It takes 1 to 1,000,000.');
+        PERFORM @.refuse(format('max_attempts is %s', @.shown(max_attempts)), 'Expected 1 to 1,000,000.');
     ELSIF (on_conflict IN ('keep', 'replace', 'raise')) IS NOT TRUE THEN
-        PERFORM @.refuse(format('on_conflict is %s', @.shown(on_conflict)), 'It takes ''keep'', ''replace'' or ''raise''.');
+        PERFORM @.refuse(format('on_conflict is %s', @.shown(on_conflict)), 'Expected ''keep'', ''replace'' or ''raise''.');
     END IF;
 END
 $$;
@@ -92,11 +92,11 @@ DECLARE
     size bigint;
 BEGIN
     IF (jsonb_typeof(headers) = 'object') IS NOT TRUE THEN
-        PERFORM @.refuse(format('headers is %s', @.shown(headers)), 'It takes a JSON object, of text to text.');
+        PERFORM @.refuse(format('headers is %s', @.shown(headers)), 'Expected a JSON object of text to text.');
     END IF;
     SELECT key INTO wrong FROM jsonb_each(headers) WHERE jsonb_typeof(value) <> 'string' LIMIT 1;
     IF FOUND THEN
-        PERFORM @.refuse(format('headers has %s for %s', @.shown(headers -> wrong), @.shown(wrong)), 'Headers are text to text.');
+        PERFORM @.refuse(format('headers has %s for %s', @.shown(headers -> wrong), @.shown(wrong)), 'Names and values must be text.');
     END IF;
     SELECT key INTO wrong FROM jsonb_object_keys(headers) AS key WHERE starts_with(key, 'tf-') LIMIT 1;
     IF FOUND THEN
@@ -104,12 +104,13 @@ BEGIN
     END IF;
     SELECT sum(length(@.utf8(key)) + length(@.utf8(value))) INTO size FROM jsonb_each_text(headers);
     IF size > 4096 THEN
-        PERFORM @.refuse(format('headers has %s bytes in all', size), 'Allowed are 4096.');
+        PERFORM @.refuse(format('headers has %s bytes in all', size), 'Expected at most 4096.');
     END IF;
 END
 $$;
 
--- Makes a payload of content 2. Its largest size is the client's default, unless a database or role sets it as its clients do: ALTER
+-- Makes a payload of content 2. Its maximum size is the client's default, unless a database or role sets another one as its clients do:
+-- ALTER
 -- DATABASE ... SET taskflow.max_payload = ...
 CREATE FUNCTION @.payload_of(arguments jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
@@ -117,11 +118,11 @@ DECLARE
     payload CONSTANT bytea := decode('01000002', 'hex') || @.utf8(arguments::text);
 BEGIN
     IF (jsonb_typeof(arguments) = 'object') IS NOT TRUE THEN
-        PERFORM @.refuse(format('arguments is %s', @.shown(arguments)), 'It takes a JSON object by the names of the job''s parameters.');
+        PERFORM @.refuse(format('arguments is %s', @.shown(arguments)), 'Expected a JSON object by the names of the job''s parameters.');
     ELSIF length(payload) > most THEN
         PERFORM @.refuse(
-            format('arguments takes %s bytes, the limit is %s', length(payload), most),
-            'Send a reference to the data, or raise taskflow.max_payload here and max_payload where jobs are sent and worked.'
+            format('arguments has %s bytes, but the limit is %s', length(payload), most),
+            'Send a reference to the data, or raise taskflow.max_payload here and max_payload in senders and workers.'
         );
     END IF;
     RETURN payload;
@@ -131,19 +132,19 @@ $$;
 CREATE FUNCTION @.key_of(queue text, job text, key text) RETURNS bytea LANGUAGE plpgsql STRICT AS $$
 BEGIN
     IF length(@.utf8(key)) NOT BETWEEN 1 AND 200 THEN
-        PERFORM @.refuse(format('key is %s', @.shown(key)), format('It takes 1 to 200 bytes of UTF-8, these are %s.', length(@.utf8(key))));
+        PERFORM @.refuse(format('key is %s', @.shown(key)), format('Expected 1 to 200 bytes of UTF-8, got %s.', length(@.utf8(key))));
     END IF;
     RETURN @.key_digest(queue, job, key);
 END
 $$;
 
--- Returns microseconds since 1970, NULL for none.
+-- Returns microseconds since 1970, or NULL if neither is given.
 CREATE FUNCTION @.instant_of(after interval, at timestamptz) RETURNS bigint LANGUAGE plpgsql AS $$
 BEGIN
     IF after IS NOT NULL AND at IS NOT NULL THEN
-        PERFORM @.refuse(format('after is %s and at is %s', @.shown(after), @.shown(at)), 'They are two ways to say one thing: give one of them.');
+        PERFORM @.refuse(format('after is %s and at is %s', @.shown(after), @.shown(at)), 'They exclude each other: give one of them.');
     ELSIF NOT isfinite(at) OR at >= '10000-01-01 00:00:00+00' THEN
-        PERFORM @.refuse(format('at is %s', @.shown(at)), 'It takes a moment before the year 10000; the past means now.');
+        PERFORM @.refuse(format('at is %s', @.shown(at)), 'Expected a time before the year 10000; the past means now.');
     END IF;
     RETURN (extract(epoch FROM at) * 1000000)::bigint;
 END
@@ -151,7 +152,8 @@ $$;
 
 -- --- sending -------------------------------------------------------------------------------------------
 
--- A transaction keeps a lock for each key until it ends, and the server's lock table is limited: one transaction may use a quarter of it.
+-- A transaction keeps a lock for each key until it ends, and the server's lock table is limited: one transaction may use a quarter of
+-- it.
 CREATE FUNCTION @.check_keys(key text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     most CONSTANT integer := current_setting('max_locks_per_transaction')::integer * current_setting('max_connections')::integer / 4;
@@ -161,15 +163,16 @@ BEGIN
         RETURN;
     ELSIF so_far >= most THEN
         RAISE EXCEPTION USING ERRCODE = 'configuration_limit_exceeded',
-            MESSAGE = format('this transaction has added %s jobs with keys, the most that this server has locks for', so_far),
+            MESSAGE = format('this transaction has added %s jobs with keys, and the server has no locks for more', so_far),
             HINT = 'Add them in several transactions, or without keys, or raise max_locks_per_transaction.';
     END IF;
     PERFORM set_config('taskflow.keys', (so_far + 1)::text, true);
 END
 $$;
 
--- Adds one call, as add_jobs() takes it. A transaction at "repeatable read" or "serializable" may not see who has the key since: it then
--- fails with a serialization error, and must be repeated.
+-- Adds one call, in the form of add_jobs(). A transaction at "repeatable read" or "serializable" may not see a job that got the key
+-- later: it
+-- then fails with a serialization error, and must be repeated.
 CREATE FUNCTION @.add_one(now_at bigint, @sent{%n %t DEFAULT NULL}) RETURNS bytea LANGUAGE plpgsql AS $$
 BEGIN
     IF key IS NULL OR current_setting('transaction_isolation') LIKE 'read %' THEN
@@ -185,9 +188,10 @@ BEGIN
 END
 $$;
 
--- Locks keys of one queue and job, for a transaction that adds jobs under several keys: all of its keys, before it adds the first. It locks
--- them in the same order as taskflow does, so that no two transactions wait for each other. Keys of several queues or jobs are given as
--- digests: lock_keys(ARRAY[key_digest(queue, job, key), ...]).
+-- Locks keys of one queue and job, for a transaction that adds jobs under several keys: all of its keys, before it adds the first. It
+-- locks
+-- them in the same order as taskflow, so that no two transactions wait for each other. Keys of several queues or jobs are given as digests:
+-- lock_keys(ARRAY[key_digest(queue, job, key), ...]).
 CREATE FUNCTION @.lock_keys(queue text, job text, keys text[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM @.lock_keys(ARRAY(SELECT @.key_of(queue, job, each) FROM unnest(keys) AS each));
@@ -195,15 +199,19 @@ END
 $$;
 
 -- Adds a job, which exists once the transaction is committed, and returns its id. The options are those of a job's .options() in Python,
--- with the same limits. The defaults of the job's decorator are not known here.
+-- with
+-- the same limits. The defaults of the job's decorator are not known here.
 --
--- If a live job of this name and queue has the `key`, 'keep' returns the id of that job, 'replace' returns the new job's, and 'raise' fails
--- with unique_violation. A run that was asked to stop refuses no other: the new job waits for its end. After such a call no other
--- transaction can send under that key before this one has ended.
+-- If a live job of this name and queue has the `key`, 'keep' returns the id of that job, 'replace' returns the new job's id, and 'raise'
+-- fails
+-- with unique_violation. A run that was asked to stop blocks no other job: the new job waits for its end. After such a call no other
+-- transaction can send with that key before this one has ended.
 --
--- A role needs USAGE on the schema and EXECUTE on this function, which everybody has unless it is revoked. The function runs as the
--- schema's owner, so nothing in it may depend on the caller's search_path, and no text may become a statement. No migration drops it,
--- because others' rights, triggers and defaults depend on it. A migration that changes its parameters must drop it itself.
+-- A role needs USAGE on the schema and EXECUTE on this function, which every role has unless it is revoked. The function runs as the
+-- schema's
+-- owner, so nothing in it may depend on the caller's search_path, and no text may become a statement. No migration drops it, because
+-- others'
+-- rights, triggers and defaults depend on it. A migration that changes its parameters must drop it itself.
 CREATE OR REPLACE FUNCTION @.enqueue(
     job text,
     arguments jsonb DEFAULT '{}',
@@ -244,14 +252,12 @@ BEGIN
         key => @.key_of(queue, job, key)
     );
     wakeups := current_setting('taskflow.wakeups', true);
+    PERFORM set_config('taskflow.at_commit', concat_ws(E'\n', nullif(current_setting('taskflow.at_commit', true), ''), topic), true)
+    FROM regexp_split_to_table(wakeups, E'\n') AS line, substr(line, 3) AS topic WHERE line ~ '^1 (job:|due)';
     IF wakeups ~ 'queue:|^[*]$' THEN
         PERFORM @.lower_mark_at_commit(queue, priority, now_at, false);
-        wakeups := wakeups || E'\nqueues';
     ELSIF wakeups <> '' THEN
         PERFORM @.lower_mark_at_commit(queue, priority, coalesce(@.instant_of(after, at), now_at + @.duration('after', after)), true);
-    END IF;
-    IF wakeups <> '' THEN -- announced when this transaction commits, and only once if many calls announce the same
-        PERFORM pg_notify((parse_ident('@.jobs'))[1], CASE WHEN wakeups ~ '^[*]' OR length(wakeups) >= 7000 THEN '*' ELSE wakeups END);
     END IF;
     PERFORM set_config('taskflow.wakeups', others, true);
     IF coalesce(substr(answer, 1, 1), '') <> 'k'::bytea THEN

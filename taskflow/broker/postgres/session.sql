@@ -9,7 +9,7 @@ BEGIN
     IF pulse > steady THEN
         UPDATE @.meta SET value = steady WHERE name = 'pulse';
         UPDATE @.sessions SET beat_at = steady WHERE dead_at IS NULL AND beat_at > steady;
-    ELSE -- no worker has sent a heartbeat for a session's whole ttl: the store was away, not the workers. It gets one more ttl, once
+    ELSE -- no worker has sent a heartbeat for a session's whole ttl, so the store was away, not the workers: it gets one more ttl, once
         UPDATE @.sessions SET is_spared = true, beat_at = steady
         WHERE dead_at IS NULL AND NOT is_spared AND steady - pulse > ttl;
     END IF;
@@ -42,10 +42,12 @@ $$;
 
 -- --- beat ---------------------------------------------------------------------------------------------
 
--- `requests` and `numbers` name claims; `reported_` and `running_for`, `progress` are the reports. Returns whether the session is lost, how
--- many ghosts there were, which of the named claims are held (their places, from 1), and which of these are asked to stop. `died_of`: the
--- worker's process died of that, and its leases are crashes. With `looks` also the outlook: whether a job is ready, and microseconds until
--- upkeep may have something to move, NULL if nothing waits for it. `checks_marks` as in upkeep.
+-- Takes the heartbeat of a session. `requests` and `numbers` name claims; `reported_...`, `running_for` and `progress` are the reports.
+-- Returns
+-- whether the session is lost, the number of ghosts, which of the named claims are held (their positions, from 1), and which of these are
+-- asked to stop. `died_of`: the cause of death of the worker's process, whose leases are crashes. With `looks` also the outlook: whether a
+-- job
+-- is ready, and microseconds until upkeep may have something to move, NULL if nothing waits for it. `checks_marks` as in upkeep.
 CREATE FUNCTION @.beat(
     wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
     reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
@@ -77,7 +79,7 @@ BEGIN
     s.older := (SELECT coalesce(array_agg(DISTINCT request), '{}') FROM @.leases_of(s) WHERE request < new_floor);
     s.floor := new_floor;
     UPDATE @.sessions SET beat_at = steady, is_spared = false, floor = s.floor, older = s.older WHERE id = of_session;
-    -- This waits for no lock that another program may hold: a late heartbeat would end its session.
+    -- This waits for no lock of another program, because a late heartbeat would end its session.
     FOR i IN 1 .. cardinality(reported_requests) LOOP
         UPDATE @.jobs SET started_at = now_at - running_for[i], progress = coalesce(progresses[i], progress)
         WHERE id = (
@@ -102,6 +104,9 @@ BEGIN
     END LOOP;
     IF leaving OR died_of IS NOT NULL THEN
         UPDATE @.sessions SET dead_at = now_at, is_spared = died_of IS NULL WHERE id = of_session; -- for upkeep, which takes rows that are locked now
+        IF died_of IS NOT NULL THEN
+            DELETE FROM @.idle WHERE listener = s.listener;
+        END IF;
         FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
             PERFORM @.end_lease(lease.id, of_session, died_of IS NULL, died_of, now_at);
         END LOOP;
@@ -110,7 +115,8 @@ BEGIN
     FROM unnest(requests, numbers) WITH ORDINALITY AS named (request, number, place)
     JOIN @.leases_of(s) AS lease ON lease.request = named.request AND lease.number = named.number;
     INSERT INTO @.meta (name, value) VALUES ('pulse', steady) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-    wakeups := current_setting('taskflow.wakeups', true);
+    PERFORM @.add_hung_nudges(now_at) WHERE looks;
+    wakeups := @.wakeups();
     IF NOT looks THEN
         RETURN;
     END IF;
@@ -134,8 +140,7 @@ BEGIN
 END
 $$;
 
--- Looks up each of the older requests: an index of the session alone would also read all that it ever leased and that cannot be cleaned
--- away.
+-- Looks up each of the older requests: an index of the session alone would also read all its former leases that cannot be vacuumed yet.
 CREATE FUNCTION @.leases_of(s @.sessions) RETURNS TABLE (id @.identity, request bigint, number @.counter, claimed_steady bigint, is_asked_to_stop boolean)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column

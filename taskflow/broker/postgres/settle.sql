@@ -1,8 +1,9 @@
--- Settles successes of jobs without a key that no job awaits, all at once: most settlements are such. Ids of 16 bytes, one after the other,
--- and fences of 32: (epoch, session, request, number), the form of jobs.settled; keep_for and results may have one element if all are the
--- same. Returns NULL if all are settled, now or by the same settlement before, else the ids of those that are; the others are left to
--- settle(). `are_awaited`: somebody waits for one of them; a waiter that comes just now may not be seen. Rows are changed in the order of
--- their ids, as they are locked everywhere. `+ 0` makes the plan look up each id, not all leases.
+-- Settles successes of jobs without a key that no job awaits, all at once. Most settlements are of this kind. Ids of 16 bytes are
+-- concatenated, and so are fences of 32: (epoch, session, request, number), the form of jobs.settled. keep_for and results may have one
+-- element if all are equal. Returns NULL if all are settled, now or by the same settlement before, else the ids of those that are; the
+-- others
+-- are left to settle(). `are_awaited`: a caller waits for one of them; one that has just started may not be seen. Rows are changed in the
+-- order of their ids, as they are locked everywhere. `+ 0` makes the plan look up each id, not all leases.
 CREATE FUNCTION @.succeed(
     wall bigint, ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[], OUT are_awaited boolean
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET plan_cache_mode = force_generic_plan SET jit = off
@@ -38,14 +39,14 @@ BEGIN
             WHERE settled = given.fence AND jobs.id <> ALL (done)
         );
     END IF;
-    are_awaited := EXISTS ( -- by their ids: many rows that were awaited once may not be cleaned away yet
+    are_awaited := EXISTS ( -- by their ids: many rows that were awaited once may not be vacuumed yet
         SELECT 1 FROM @.awaited WHERE id = ANY (ARRAY (SELECT substr(ids, 16 * n - 15, 16) FROM generate_series(1, cardinality(ran_for)) AS n))
     );
 END
 $$;
 
--- Ends or turns runs, one by one. It waits so briefly for a lock that it could wait for a second one before the client gives up. The kinds
--- of verdicts: see settle.py. Returns for each whether it is OK.
+-- Settles runs one by one. It waits so briefly for a lock that it could wait for a second one before the client gives up. The kinds of
+-- verdicts: see settle.py. Returns for each whether it is OK.
 CREATE FUNCTION @.settle(
     wall bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
     keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], @sent{f_%n %t[]},
@@ -85,7 +86,7 @@ BEGIN
             answers[i] := j.settled IS NOT DISTINCT FROM fence;
         END IF;
     END LOOP;
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;
 
@@ -154,7 +155,7 @@ BEGIN
             PERFORM @.add_wakeup('session:' || encode(j.session, 'hex'));
         END IF;
     END LOOP;
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;
 

@@ -1,8 +1,8 @@
 -- The moves of jobs between statuses, one job at a time. The caller has locked the job, and its key.
 
--- Functions that change rows are plpgsql, which keeps its plans: those of SQL functions are made at every call.
+-- Functions that change rows are plpgsql, which keeps its plans. Plans of SQL functions are made at every call.
 
--- Returns microseconds since 1970: a test's, else the server's own.
+-- Returns microseconds since 1970: a test's time, else the server's.
 CREATE FUNCTION @.wall(given bigint) RETURNS bigint LANGUAGE sql AS $$
     SELECT coalesce(given, (extract(epoch FROM pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000::numeric)::bigint)
 $$;
@@ -13,18 +13,6 @@ $$;
 
 CREATE FUNCTION @.utf8(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT convert_to(words, 'UTF8')
-$$;
-
--- Adds a topic to announce after the commit. A setting of the transaction gathers them. If they exceed one notification, it becomes "*",
--- which means everything: each addition copies the whole text.
-CREATE FUNCTION @.add_wakeup(topic text) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    so_far CONSTANT text := current_setting('taskflow.wakeups', true);
-BEGIN
-    IF so_far <> '*' IS NOT FALSE THEN
-        PERFORM set_config('taskflow.wakeups', CASE WHEN length(so_far) > 7000 THEN '*' ELSE concat_ws(E'\n', nullif(so_far, ''), topic) END, true);
-    END IF;
-END
 $$;
 
 CREATE FUNCTION @.count_move(of_queue text, event text, from_status integer, to_status integer, number bigint DEFAULT 1) RETURNS void
@@ -56,8 +44,9 @@ BEGIN
 END
 $$;
 
--- Locks jobs and their keys: keys first, then rows by id. As everywhere with many ids, a plan that was made for an empty table, and is
--- kept, must not read a full one from end to end.
+-- Locks jobs and their keys: keys first, then rows by id. A plan that was made for an empty table, and is kept, must not read a full one
+-- from
+-- end to end. This holds for all functions with many ids.
 CREATE FUNCTION @.lock_jobs(ids bytea[]) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -66,7 +55,7 @@ BEGIN
 END
 $$;
 
--- The same for one job, without waiting: returns false if another transaction has it, or its key, and may go on for long.
+-- Locks one job without waiting. Returns false if another transaction has locked it, or its key, and may last long.
 CREATE FUNCTION @.try_lock_job(of_id bytea) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -83,17 +72,28 @@ $$;
 
 -- --- waiting ------------------------------------------------------------------------------------------
 
--- Announces that one or more jobs wait with this status; the first is at (due, of_seq).
-CREATE FUNCTION @.announce_waiting(status integer, queue text, priority integer, due bigint, of_seq bigint, now_at bigint) RETURNS void
-LANGUAGE plpgsql AS $$
+-- Announces that so many jobs wait with this status; the first is at (due, of_seq).
+CREATE FUNCTION @.announce_waiting(
+    status integer, queue text, priority integer, due bigint, of_seq bigint, now_at bigint, number bigint DEFAULT 1
+) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF status = S.SCHEDULED THEN
         PERFORM @.lower_mark('due', '', 0, due, 0, now_at);
-        PERFORM @.add_wakeup('due');
+        PERFORM @.add_wakeup('due', @.is_first_due(due, of_seq)::integer);
     ELSIF status = S.READY THEN
         PERFORM @.lower_mark('ready', queue, -priority, due, of_seq, now_at);
-        PERFORM @.add_wakeup('queue:' || queue);
+        PERFORM @.add_wakeup('queue:' || queue, number);
     END IF;
+END
+$$;
+
+-- Returns true if no job is due before one at (due, of_seq): only the first determines when the next upkeep is due.
+CREATE FUNCTION @.is_first_due(due bigint, of_seq bigint) RETURNS boolean LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+DECLARE
+    from_at CONSTANT bigint := (@.newest_mark('due', '', 0, @.wall(NULL))).at;
+BEGIN
+    RETURN NOT EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= from_at AND (due_at, seq) < (due, of_seq));
 END
 $$;
 
@@ -135,7 +135,7 @@ $$;
 
 -- --- ending -------------------------------------------------------------------------------------------
 
--- Nobody holds it any more, its key is free, and those that awaited it know. `keep_for` in microseconds, NULL for the status's own.
+-- Ends a job, frees its key, and releases the jobs that await it. `keep_for` is in microseconds; NULL means the default of the status.
 CREATE FUNCTION @.finish(j @.jobs, event text, to_status integer, why bytea, now_at bigint, keep_for bigint DEFAULT NULL)
 RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -170,8 +170,9 @@ BEGIN
 END
 $$;
 
--- After a run that did not end the job; its cancellation and a replacement behind it come first. Without a new time it is ready where it
--- stood, also when the clock has been set back before its due time meanwhile.
+-- Makes a job wait again after a run. A requested cancellation, or a replacement that waits for it, ends it instead. Without `due` it is
+-- ready
+-- in its old place, even if the clock was set back before its due time.
 CREATE FUNCTION @.requeue(j @.jobs, event text, now_at bigint, due bigint DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -223,13 +224,13 @@ BEGIN
 END
 $$;
 
--- Returns UTF-8 as msgpack has it.
+-- Returns UTF-8 as a msgpack string.
 CREATE FUNCTION @.packed_text(utf8 bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN length(utf8) < 32768 THEN decode('da', 'hex') || int2send(length(utf8)::smallint) ELSE decode('db', 'hex') || int4send(length(utf8)) END
         || utf8
 $$;
 
--- Returns the history of errors with one more; if it grows too large, only the newest stays.
+-- Returns the history of errors with one more. If it grows too large, only the newest stays.
 CREATE FUNCTION @.append_error(errors bytea, one bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN coalesce(length(errors), 0) + length(one) <= R.max_errors_bytes THEN coalesce(errors, '') || one ELSE one END
 $$;
@@ -263,8 +264,8 @@ BEGIN
 END
 $$;
 
--- Ends the lease of a dead session on a job, unless another transaction has locked the job: as a crash, of which `cause` says what is known, or, where it is
--- spared, as a hand-back. Whether it did.
+-- Ends the lease of a dead session on a job, unless another transaction has locked the job: as a crash with `cause`, or, if the session
+-- `is_spared`, as a hand-back. Returns whether it did.
 CREATE FUNCTION @.end_lease(of_id bytea, of_session bytea, is_spared boolean, cause bytea, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     j @.jobs;

@@ -1,4 +1,4 @@
--- The work that time brings, in at most `most` moves. One caller works at a time; the others come again later.
+-- Makes the moves that time has made necessary, at most `most`. One caller works at a time; the others call again later.
 CREATE FUNCTION @.upkeep(
     wall bigint, steady bigint, most integer,
     OUT readied integer, OUT reaped integer, OUT released integer, OUT expired integer, OUT dropped integer, OUT next_in bigint,
@@ -18,12 +18,17 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('@.upkeep', 0)) THEN
         RETURN;
     END IF;
-    -- If the server forgets this in a crash it is done again, and nobody was told. A call that builds on it waits for the disk itself.
+    -- If a crash of the server loses this, it is done again, and no client was told. A call that depends on it waits for the disk
+    -- itself.
     SET LOCAL synchronous_commit = off;
     checks_marks := @.may_check_marks(now_at);
     PERFORM @.spare_after_outage(steady, now_at);
-    UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl;
-    GET DIAGNOSTICS reaped = ROW_COUNT;
+    WITH lapsed AS (
+        UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl RETURNING listener
+    ), forgotten AS (
+        DELETE FROM @.idle USING lapsed WHERE idle.listener = lapsed.listener
+    )
+    SELECT count(*) INTO reaped FROM lapsed;
     readied := @.ready_due(now_at, left_over);
     left_over := greatest(0, left_over - readied);
     released := @.release_leases(now_at, left_over);
@@ -40,15 +45,17 @@ BEGIN
     IF left_over <= 0 OR summed = 20000 OR faded.forgotten = 1000 THEN
         next_in := 0;
     ELSIF first_due IS NOT NULL THEN
-        next_in := least(next_in, first_due - @.wall(wall)); -- from now on, not from when it began
+        next_in := least(next_in, first_due - @.wall(wall)); -- measured from now, not from the start of the call
     END IF;
     next_in := greatest(0, next_in);
-    wakeups := current_setting('taskflow.wakeups', true);
+    PERFORM @.add_hung_nudges(now_at);
+    wakeups := @.wakeups();
 END
 $$;
 
--- Sums up rows of tally, 20,000 at most, and returns how many: they are small, and each stands for a whole verb. Not again within half a
--- second after all were summed: while a long transaction keeps dead rows, each sum has to pass all versions of the former ones.
+-- Sums up to 20,000 rows of tally, and returns how many. They are small, and each stands for a whole verb. Not again within half a
+-- second after
+-- all were summed: while a long transaction keeps dead rows, each sum has to pass all former versions.
 CREATE FUNCTION @.sum_counts(now_at bigint) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -96,14 +103,14 @@ BEGIN
     ), counted AS (
         SELECT queue, priority, count(*) AS number, min(due_at) AS due_at FROM readied GROUP BY queue, priority
     ), moved AS (
-        SELECT @.count_move(queue, E.DUE, S.SCHEDULED, S.READY, number), @.announce_waiting(S.READY, queue, priority, due_at, 0, now_at), number FROM counted
+        SELECT @.count_move(queue, E.DUE, S.SCHEDULED, S.READY, number), @.announce_waiting(S.READY, queue, priority, due_at, 0, now_at, number), number FROM counted
     )
     SELECT coalesce(sum(number), 0) INTO moved FROM moved;
     RETURN moved;
 END
 $$;
 
--- Of the scheduled jobs; NULL if there are none.
+-- Returns the due time of the first scheduled job, or NULL if there are none.
 CREATE FUNCTION @.first_due(now_at bigint) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 DECLARE
     m @.marks := @.newest_mark('due', '', 0, now_at);
@@ -130,7 +137,8 @@ BEGIN
         IF NOT s.is_released AND moved < most AND EXISTS (SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND session = s.id) THEN
             UPDATE @.sessions SET floor = 0, older = '{}' WHERE id = s.id; -- a mark that hid its leases, or a locked lease
         END IF;
-        -- Not in the call that has found it dead: at "repeatable read" that call does not see what a concurrent claim has leased to it.
+        -- Not in the call that has found it dead: at "repeatable read", that call does not see what a concurrent claim has leased to the
+        -- session.
         IF NOT s.is_released AND moved < most AND s.dead_at < now_at THEN
             UPDATE @.sessions SET is_released = true WHERE id = s.id AND NOT EXISTS (SELECT 1 FROM @.leases_of(s)) RETURNING true INTO s.is_released;
         END IF;
@@ -196,8 +204,9 @@ BEGIN
 END
 $$;
 
--- Returns the ended jobs of a queue, failed ones or the others, that ended first. They lie among those of other queues, which the mark
--- passes once. Rows that another transaction has locked are left.
+-- Returns the oldest ended jobs of a queue, failed ones or the others. They lie among those of other queues, which the mark passes once.
+-- Rows
+-- that another transaction has locked are left.
 CREATE FUNCTION @.drop_oldest(of_queue text, are_failed boolean, most integer, now_at bigint) RETURNS integer LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
@@ -213,7 +222,7 @@ BEGIN
         SELECT ctid AS tid, ended_at, seq, queue, status FROM @.jobs WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND (ended_at, seq) >= (m.at, m.seq)
         ORDER BY ended_at, seq LIMIT 1000 + 10 * most
     ), chosen AS MATERIALIZED (
-        SELECT * FROM scanned WHERE queue = of_queue AND (status = S.FAILED) = are_failed LIMIT most -- in order, so that no more rows are read than needed
+        SELECT * FROM scanned WHERE queue = of_queue AND (status = S.FAILED) = are_failed LIMIT most -- in order: reads no more rows than needed
     ), locked AS MATERIALIZED (
         SELECT it.tid, chosen.status FROM chosen CROSS JOIN LATERAL (
             SELECT ctid AS tid FROM @.jobs WHERE jobs.ctid = chosen.tid AND jobs.status + 0 BETWEEN S.SUCCEEDED AND S.CANCELLED
@@ -274,7 +283,7 @@ BEGIN
     SELECT coalesce(sum(number), 0), (SELECT faded_at FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1),
         (SELECT id FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1), (SELECT array_agg(id) FROM buried)
     INTO moved, last_at, last_id, buried_ids FROM counted;
-    -- If the limit is used up, forget only ids whose turn came before the last job buried.
+    -- If the limit is used up, forget only ids that were due before the last job that was buried.
     IF moved < most THEN
         last_at := now_at + 1;
         last_id := '';
@@ -292,7 +301,8 @@ BEGIN
 END
 $$;
 
--- Finds runs whose session is unknown: otherwise they would never be released. One step in the index for each session that holds something.
+-- Finds runs whose session is unknown, because otherwise they would never be released. It takes one index step for each session with
+-- leases.
 CREATE FUNCTION @.release_orphans(now_at bigint) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column

@@ -11,26 +11,34 @@ import contextlib
 import logging
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+import time
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 
 from taskflow.broker import topics as names
-from taskflow.broker.listener import Listener, Lookup, look_for
+from taskflow.broker.listener import Listener, Standing, job_ids
+from taskflow.broker.postgres import rows
 from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget, drop, shown
 from taskflow.broker.postgres.refusals import ERRORS
 from taskflow.model.errors import BrokerError
+from taskflow.model.record import Record
 
 log: Final = logging.getLogger("taskflow")
 
 EVERYTHING: Final = "*"
 """Replaces a notification that is too long: every waiter checks."""
 
-UNAWAITED_WITHIN: Final = 0.05
+UNAWAITED_WITHIN: Final = 0.1
 """Seconds until the ends of jobs are announced for which no waiter was known."""
+
+READ_WITHIN: Final = 0.08
+"""Seconds in which a waiter that reads a job is noted before the job's end is announced. If the call takes longer, it looks again."""
 
 LOOK_EVERY: Final = 40.0
 """Seconds after which a silent connection is tested. Meanwhile, the answers to heartbeats tell an idle worker of new jobs."""
@@ -56,7 +64,23 @@ POLL_EVERY: Final = 1.0
 MISSES: Final = 2
 """Failed attempts to listen, at a server that otherwise answers, before a warning."""
 
+NOTE_AGAIN: Final = 60.0
+"""Seconds after which a listener writes its notes anew. They count for 90 s: see bounds.NOTED_FOR."""
+
+NUDGE_STANDS: Final = 0.2
+"""Seconds in which a claim that follows a nudge finds the listener's note, which others remove after PASSED_ON_AFTER."""
+
+LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
+"""Pauses before each look, while transactions go on that may not have seen a note. Afterwards the job is found as after a lost nudge."""
+
+UNNOTED: Final = "unnoted"
+"""The news of a claim that could not note its listener: see claim.sql."""
+
+AGAIN: Final = "again"
+"""A line of a message: other transactions commit at the same time, and send no message."""
+
 _JOB: Final = names.job(b"")
+_QUEUE: Final = names.queue("")
 _SESSION: Final = names.session(b"")
 
 _TEST: Final = "test:"
@@ -65,29 +89,45 @@ _TEST: Final = "test:"
 _SAY: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
+class Notes(NamedTuple):
+    """The calls by which a listener notes itself, looks, and passes a nudge on. See wakeups.sql."""
+
+    note: Callable[[str, list[str], list[bytes]], Awaitable[None]]
+    look: Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes], bool]]]
+    tell: Callable[[Mapping[str, int], list[bytes], str], Awaitable[None]]
+
+
 class PostgresListener(Listener):
     """Listens for notifications. While they do not arrive, it polls for all waiters in one query and wakes those that have something to do.
 
     A session's own topic is not polled, because the next heartbeat brings its news.
     """
 
-    def __init__(self, link: Link, channel: str, arm: Lookup, look: Lookup) -> None:
-        super().__init__(arm, ERRORS)
+    def __init__(self, link: Link, schema: str, notes: Notes) -> None:
+        super().__init__(self._note_and_look, ERRORS)
         self._link = link
-        self._channel = channel
-        self._look = look
+        self._schema = schema
+        self._notes = notes
         self._is_off = asyncio.Event()
         self._is_off.set()
         self._has_looked = False
         self._misses = 0
         self._trouble: str | None = None
         self._has_said = False
+        self._claims = 0
+        self._to_pass_on = Counter[str]()
+        self._told_during_claim = Counter[str]()
+        self._again: set[str] = set()
+        self._has_again = asyncio.Event()
+        self.is_looking_again = False
+        self.nudged_at = 0.0
+        self.has_noted = False
 
     async def hear(self, goes_on: Callable[[], None]) -> None:
         # The time of the last answered poll: if the whole server is away, the listener is not the problem.
         server_is_there = self._has_looked
         try:
-            async with ListenConnection(self._link, self._channel, self._take) as listener:
+            async with ListenConnection(self._link, {self.id: self._take, self._schema: self._take_shared}) as listener:
                 if await listener.hears():
                     self._hears_again()
                     goes_on()
@@ -104,28 +144,137 @@ class PostgresListener(Listener):
         await asyncio.sleep(_about(TEST_AGAIN))
 
     def stays_armed(self, topic: str) -> bool:
-        """Return True if the server announces the topic without a request. The end of a job is announced only if a waiter asked for it."""
+        """Return True if the server has a note even though something is there. The end of a job is announced once."""
         return not topic.startswith(_JOB)
 
+    def unnoted(self, ids: Iterable[bytes]) -> list[bytes]:
+        """Return the jobs whose end somebody waits for here without the server knowing."""
+        if not self.is_on or not self.flag.is_heard:
+            return []
+        return [job_id for job_id in ids if self.flag.hears(topic := names.job(job_id)) and topic not in self._armed]
+
+    def claiming(self, topics: Sequence[str]) -> Claiming:
+        return Claiming(self, topics)
+
+    def begin_claim(self, topics: Sequence[str]) -> Standing | None:
+        """Return None if nobody waits here for such jobs, or no notification would arrive."""
+        if not self.is_on or not all(map(self.flag.hears, topics)):
+            return None
+        self._claims += 1
+        self.has_noted = True
+        return self.standing(topics)
+
+    def end_claim(self, topics: Sequence[str], times: int, standing: Standing, *, is_full: bool, was_late: bool) -> None:
+        self._claims -= 1
+        told, self._told_during_claim = self._told_during_claim, Counter()
+        if not is_full:
+            self.armed(topics, times)
+            if was_late or not (standing.is_listed or standing.was_nudged):
+                self._look_again(topics)
+            return
+        self.forget(topics)
+        self._pass_on_later(told)
+        self.want(topic for topic in topics if topic in self.waited)  # others in this process, whose note is gone
+
+    def fail_claim(self, topics: Sequence[str], standing: Standing) -> None:
+        """It is unknown whether the listener is noted."""
+        self._claims -= 1
+        self._was_nudged |= standing.was_nudged
+        self.forget(topics)
+
     async def pass_on(self, nudges: int) -> None:
-        """Do nothing: every listener is told of every job."""
+        told, self._to_pass_on = self._to_pass_on, Counter()
+        await self._notes.tell(told, [], self.id)
+
+    def _pass_on_later(self, told: Mapping[str, int]) -> None:
+        if told:
+            self._to_pass_on.update(told)
+            self._unheard += 1
+            self._has_wants.set()
+
+    async def _note_and_look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
+        self.has_noted = True
+        await self._notes.note(self.id, topics, ids)
+        there, ended, is_crossing = await self._notes.look(topics, ids)
+        if is_crossing:
+            self._look_again(topics)
+        return there, ended
 
     def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        return [*super()._duties(), self._keep_polling]
+        return [*super()._duties(), self._keep_polling, self._keep_looking_again, self._keep_noted]
+
+    async def _keep_noted(self) -> None:
+        """Write the notes of waiters anew before they are too old."""
+        while True:
+            await asyncio.sleep(NOTE_AGAIN)
+            noted = [topic for topic in self._armed if not topic.startswith((_JOB, _SESSION))]
+            self.forget(topic for topic in noted if topic not in self.waited)
+            if waited := [topic for topic in noted if topic in self.waited]:
+                with contextlib.suppress(*self._errors):
+                    await self._notes.note(self.id, waited, [])
+
+    # --- messages -------------------------------------------------------------------------------------------------
 
     def _take(self, words: str) -> None:
         if words == EVERYTHING:
+            self._armed.clear()
             self.flag.wake_all()
             return
-        topics = words.split("\n")
-        self.told((topic for topic in topics if topic.startswith(_JOB)), disarms=True)
-        self.told((topic for topic in topics if not topic.startswith(_JOB)), disarms=False)
+        lines = words.split("\n")
+        ended = dict(_ended_in(line) for line in lines if line.startswith(_JOB))
+        if ended:
+            self.told_ended(ended)
+        for topic in lines:
+            if topic.startswith(_QUEUE):
+                self._take_nudge(topic)
+        if AGAIN in lines:
+            self._look_again(topic for topic in lines if not topic.startswith(_JOB) and topic != AGAIN)
+        self.told((topic for topic in lines if not topic.startswith((_JOB, _QUEUE))), disarms=False)
+
+    def _take_shared(self, words: str) -> None:
+        """Take news of a transaction that could not see who waits."""
+        heard = [topic for topic in [*words.split("\n"), names.ANY_QUEUE] if self.flag.hears(topic)]
+        self.flag.wake(heard)
+        self._look_again(topic for topic in heard if not topic.startswith(_JOB))
+
+    def _take_nudge(self, topic: str) -> None:
+        heard = {each for each in (topic, names.ANY_QUEUE) if self.flag.hears(each)}
+        if not heard or (self._armed.isdisjoint(heard) and not self._was_nudged and not self._claims):  # nobody waits, or has room
+            self._pass_on_later({topic: 1})
+        elif self._claims:
+            self._told_during_claim[topic] += 1
+        self.nudged_at = time.monotonic()
+        self.told(heard, disarms=True)
 
     def _hears_again(self) -> None:
         self._is_off.clear()
         if self._has_said:
             log.info("PostgreSQL at %s: notifications arrive again; polling has stopped", self._link.server)
         self._has_looked, self._misses, self._trouble, self._has_said = False, 0, None, False
+
+    # --- jobs that came while this listener noted itself ----------------------------------------------------------
+
+    def _look_again(self, topics: Iterable[str]) -> None:
+        self._again.update(topics)
+        self.is_looking_again = True
+        self._has_again.set()
+
+    async def _keep_looking_again(self) -> None:
+        """Look until no transaction goes on that may not have seen the note of this listener."""
+        while True:
+            self.is_looking_again = self._has_again.is_set()
+            await self._has_again.wait()
+            topics, self._again = list(self._again), set()
+            self._has_again.clear()
+            for pause in LOOKS_AGAIN:
+                await asyncio.sleep(pause)
+                try:
+                    there, _, is_crossing = await self._notes.look(topics, [])
+                except self._errors:
+                    break
+                self.flag.wake([*there, *([names.ANY_QUEUE] if any(map(_is_queue, there)) else [])])
+                if not is_crossing:
+                    break
 
     # --- instead of hearing ---------------------------------------------------------------------------------------
 
@@ -139,7 +288,8 @@ class PostgresListener(Listener):
 
     async def _poll(self, topics: list[str]) -> None:
         try:
-            self.flag.wake(await look_for(topics, self._look))
+            there, ended, _ = await self._notes.look([topic for topic in topics if not topic.startswith(_JOB)], job_ids(topics))
+            self.flag.wake([*there, *map(names.job, ended)])
         except self._errors:
             self._has_looked, self._misses = False, 0
             return
@@ -149,13 +299,38 @@ class PostgresListener(Listener):
             log.warning(self._trouble)
 
 
-class ListenConnection:
-    """Listens on a connection inside the block. Passes the message of each notification to `take`, except its own test messages."""
+class Claiming:
+    """A claim under way, with what the server is told of the listener."""
 
-    def __init__(self, link: Link, channel: str, take: Callable[[str], None]) -> None:
+    def __init__(self, listener: PostgresListener, topics: Sequence[str]) -> None:
+        self._listener = listener
+        self._topics = topics
+        self._times = listener.times
+        self._nudged_at = listener.nudged_at
+        self._standing = listener.begin_claim(topics)
+
+    @property
+    def standing(self) -> tuple[str | None, bool, bool]:
+        if self._standing is None:
+            return None, False, False
+        return self._listener.id, self._standing.is_listed, self._standing.was_nudged
+
+    def end(self, *, is_full: bool) -> None:
+        if self._standing is not None:
+            was_late = self._standing.was_nudged and time.monotonic() - self._nudged_at > NUDGE_STANDS
+            self._listener.end_claim(self._topics, self._times, self._standing, is_full=is_full, was_late=was_late)
+
+    def fail(self) -> None:
+        if self._standing is not None:
+            self._listener.fail_claim(self._topics, self._standing)
+
+
+class ListenConnection:
+    """Listens on channels inside the block. Passes the message of each notification to its function in `takes`, except test messages."""
+
+    def __init__(self, link: Link, takes: Mapping[str, Callable[[str], None]]) -> None:
         self._link = link
-        self._channel = channel
-        self._take = take
+        self._takes = takes
         self._test = f"{_TEST}{secrets.token_hex(8)}"
         self._has_heard = False
         self._is_cut = False
@@ -166,7 +341,8 @@ class ListenConnection:
         try:
             self._connection.add_termination_listener(self._cut)
             async with asyncio.timeout(ANSWER_WITHIN):
-                await self._connection.add_listener(self._channel, self._heard)
+                for channel in self._takes:
+                    await self._connection.add_listener(channel, self._heard)
         except BaseException:
             drop(self._connection)
             raise
@@ -177,14 +353,15 @@ class ListenConnection:
             if kind is None and not self._has_heard:  # behind a pooler, another program's connection would keep listening
                 with contextlib.suppress(*ERRORS):
                     async with asyncio.timeout(1.0):
-                        await self._connection.remove_listener(self._channel, self._heard)
+                        for channel in self._takes:
+                            await self._connection.remove_listener(channel, self._heard)
         finally:
             drop(self._connection)
 
     async def hears(self, *, tests: int = TESTS) -> bool:
         """Send a notification to itself on the usual route. Return True if it arrived. Raises OSError if the connection breaks."""
         for _ in range(tests):
-            await self._link.fetch(_SAY, self._channel, self._test)
+            await self._link.fetch(_SAY, next(iter(self._takes)), self._test)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARD_WITHIN):
                     await self._stirs.wait()
@@ -212,17 +389,17 @@ class ListenConnection:
             self._has_heard = True
             self._stirs.set()
         else:
-            self._take(words)
+            self._takes[channel](words)
 
     def _cut(self, connection: object) -> None:
         self._is_cut = True
         self._stirs.set()
 
 
-async def trouble_with_listening(link: Link, channel: str) -> str | None:
-    """Return a message about the problem, or None if notifications on this channel arrive here."""
+async def trouble_with_listening(link: Link) -> str | None:
+    """Return a message about the trouble, or None if notifications arrive here."""
     try:
-        async with ListenConnection(link, channel, lambda words: None) as listener:
+        async with ListenConnection(link, {secrets.token_hex(16): lambda words: None}) as listener:
             return None if await listener.hears(tests=1) else deaf(link.server)
     except (*ERRORS, BrokerError) as error:
         return in_vain(link.server, error)
@@ -256,68 +433,100 @@ def _about(seconds: float) -> float:
     return seconds * (0.75 + 0.5 * random.random())
 
 
+def told_in(wakeups: str) -> dict[str, int]:
+    """Return the topics that a verb announces, and of how many jobs. The number is 0 if no listener is noted for them."""
+    if wakeups == EVERYTHING:
+        return {EVERYTHING: 1}
+    lines = (line.partition(" ") for line in wakeups.split("\n"))
+    return {topic: int(number) for number, _, topic in lines}
+
+
+def _ended_in(line: str) -> tuple[bytes, Record | None]:
+    topic, _, packed = line.partition(" ")
+    return bytes.fromhex(topic.removeprefix(_JOB)), rows.record_told(b64decode(packed)) if packed else None
+
+
+def _is_queue(topic: str) -> bool:
+    return topic.startswith(_QUEUE)
+
+
 class Notifier:
-    """Notifies other processes of committed changes: one notification at a time, with all topics that gathered meanwhile.
+    """Notifies listeners of what was committed here: one call at a time, with all that gathered meanwhile.
 
     The ends of jobs without a known waiter are announced later, for waiters that arrived at that moment.
     """
 
-    def __init__(self, tell: Callable[[list[str], list[bytes]], Awaitable[Any]]) -> None:
+    def __init__(self, tell: Callable[[Mapping[str, int], list[bytes]], Awaitable[Any]]) -> None:
         self._tell = tell
-        self._topics: set[str] = set()
+        self._topics = Counter[str]()
         self._ended: set[bytes] = set()
+        self._unawaited: set[bytes] = set()
         self._is_urgent = asyncio.Event()
+        self._is_closing = False
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, topics: Iterable[str]) -> None:
-        for topic in topics:
+    def add(self, topics: Mapping[str, int]) -> None:
+        """Add topics with the number of jobs. Nothing is sent of topics with 0."""
+        for topic, number in topics.items():
             if topic.startswith(_JOB):
                 self._ended.add(bytes.fromhex(topic.removeprefix(_JOB)))
-            else:
-                self._topics.add(topic)
-        self._go_on(is_urgent=True)
+            elif number:
+                self._topics[topic] += number
+        if self._topics or self._ended:
+            self._go_on(is_urgent=True)
 
     def add_ended(self, ids: Iterable[bytes], *, are_awaited: bool) -> None:
-        self._ended.update(ids)
+        (self._ended if are_awaited else self._unawaited).update(ids)
         self._go_on(is_urgent=are_awaited)
 
     async def close(self) -> None:
-        """Send the last notifications, because other processes would wait for them. Also works at the end of asyncio.run(), which has
-        cancelled the
-        task by then.
-        """
+        """Send the last notifications, because others would wait for them. Also at the end of asyncio.run(), which has cancelled the task
+        by then."""
+        self._is_closing = True
         if self._task is not None:
             self._is_urgent.set()
             await asyncio.wait([self._task], timeout=LAST_WORDS)
             self._task.cancel()
-        if self._topics or self._ended:
+        if self._has_some:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS):
-                    await self._tell_all()
+                    await self._tell_all(self._unawaited)
+
+    @property
+    def _has_some(self) -> bool:
+        return bool(self._topics or self._ended or self._unawaited)
 
     def _go_on(self, *, is_urgent: bool) -> None:
         if is_urgent:
             self._is_urgent.set()
-        if (self._topics or self._ended) and (self._task is None or self._task.done()):
+        if self._has_some and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        while self._topics or self._ended:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(UNAWAITED_WITHIN):
-                    await self._is_urgent.wait()
-            self._is_urgent.clear()
-            await self._tell_all()
-            await asyncio.sleep(AT_MOST_EVERY)
+        while self._has_some:
+            unawaited, self._unawaited = self._unawaited, set()
+            until = time.monotonic() + UNAWAITED_WITHIN
+            while unawaited or self._topics or self._ended:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, until - time.monotonic()) if unawaited else None):
+                        await self._is_urgent.wait()
+                self._is_urgent.clear()
+                is_time = self._is_closing or time.monotonic() >= until
+                await self._tell_all(unawaited if is_time else set())
+                if is_time:
+                    unawaited = set()
+                await asyncio.sleep(AT_MOST_EVERY)
 
-    async def _tell_all(self) -> None:
-        topics, self._topics = self._topics, set()
+    async def _tell_all(self, unawaited: set[bytes]) -> None:
+        topics, self._topics = self._topics, Counter()
         ended, self._ended = self._ended, set()
+        if not (topics or ended or unawaited):
+            return
         try:
-            await self._tell(list(topics), list(ended))
+            await self._tell(topics, [*ended, *unawaited])
         except BrokerError:
             return  # a notification is only a hint, because every waiter also polls
         except asyncio.CancelledError:
-            self._topics |= topics
-            self._ended |= ended
+            self._topics.update(topics)
+            self._ended |= ended | unawaited
             raise

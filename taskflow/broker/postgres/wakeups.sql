@@ -1,45 +1,88 @@
--- Notifies listeners after the commit. Ends of jobs are announced only if somebody waits for them.
-CREATE FUNCTION @.notify(channel text, topics text[], ended bytea[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+-- Wake-ups: who waits for what, and whom to tell. Each listener has its own channel, and only as many are told as there is work for.
+--
+-- A listener notes itself in `idle` and `awaited`. A sender reads these notes in notify(), after the commit of its verb. If a verb finds no
+-- note, nothing is sent. A note and a job may be written at the same moment, so that neither transaction sees the other. Therefore a
+-- transaction that looks for notes holds a shared lock until its commit, and a listener that has noted itself anew looks for jobs again until
+-- nobody holds that lock.
+
+CREATE FUNCTION @.crossing_lock() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT hashtextextended('@.crossing', 0)
+$$;
+
+-- Returns true if this transaction sees the notes as they were when it began, and would fail if it changed a note that has changed since.
+CREATE FUNCTION @.has_old_view() RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT current_setting('transaction_isolation') NOT LIKE 'read %'
+$$;
+
+-- --- notes ---------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION @.note_idle(of_listener text, topics text[]) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
-DECLARE
-    words text;
+BEGIN
+    INSERT INTO @.idle (listener, topic, since) SELECT DISTINCT of_listener, each.topic, @.wall(NULL) FROM unnest(topics) AS each (topic) ORDER BY 2
+    ON CONFLICT (listener, topic) DO UPDATE SET since = excluded.since, nudged_at = NULL, nudged_for = NULL;
+END
+$$;
+
+-- Notes what a listener waits for: queues, what is due, a session's cancellations, and the ends of jobs.
+CREATE FUNCTION @.note_waiting(wall bigint, of_listener text, topics text[], ids bytea[], patience bigint) RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+#variable_conflict use_column
 BEGIN
     SET LOCAL synchronous_commit = off;
-    words := array_to_string(topics, E'\n');
-    IF cardinality(ended) > 0 THEN
-        WITH awaited AS (DELETE FROM @.awaited WHERE id = ANY (ended) RETURNING 'job:' || encode(id, 'hex') AS topic)
-        SELECT concat_ws(E'\n', nullif(words, ''), string_agg(topic, E'\n')) INTO words FROM awaited;
-    END IF;
-    IF words <> '' THEN
-        PERFORM pg_notify(channel, CASE WHEN length(words) < 7000 THEN words ELSE '*' END);
-    END IF;
+    UPDATE @.sessions SET listener = of_listener -- first: a claim locks its session before its notes
+    WHERE id = ANY (ARRAY(SELECT decode(substr(topic, 9), 'hex') FROM unnest(topics) AS topic WHERE topic LIKE 'session:%'))
+        AND listener IS DISTINCT FROM of_listener;
+    PERFORM @.note_idle(of_listener, ARRAY(SELECT topic FROM unnest(topics) AS topic WHERE topic NOT LIKE 'session:%'));
+    INSERT INTO @.awaited (id, listener, until_when) SELECT DISTINCT given.id, of_listener, @.wall(wall) + patience FROM unnest(ids) AS given (id)
+    ON CONFLICT (id, listener) DO UPDATE SET until_when = excluded.until_when;
 END
 $$;
 
--- Notes that somebody waits for these jobs to end.
-CREATE FUNCTION @.await(wall bigint, ids bytea[], patience bigint) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+-- Reads jobs, and notes that a listener waits for the ends of those among them that it has `awaited`, and that have not ended.
+CREATE FUNCTION @.read_awaiting(wall bigint, ids bytea[], awaited bytea[], of_listener text, patience bigint) RETURNS SETOF @.jobs LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
-    INSERT INTO @.awaited (id, until_when) SELECT DISTINCT given.id, @.wall(wall) + patience FROM unnest(ids) AS given (id)
-    ON CONFLICT (id) DO UPDATE SET until_when = excluded.until_when;
+    SET LOCAL synchronous_commit = off;
+    INSERT INTO @.awaited (id, listener, until_when)
+    SELECT DISTINCT given.id, of_listener, @.wall(wall) + patience FROM unnest(awaited) AS given (id)
+    WHERE EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING)
+    ON CONFLICT (id, listener) DO UPDATE SET until_when = excluded.until_when;
+    RETURN QUERY SELECT * FROM @.read(wall, ids);
 END
 $$;
 
--- Returns those topics and those jobs for which something has already happened. The plans are made once, perhaps when there are few jobs:
--- they must not read many from end to end.
-CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT there text[], OUT ended bytea[]) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+CREATE FUNCTION @.forget_listener(of_listener text) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    SET LOCAL synchronous_commit = off;
+    DELETE FROM @.idle WHERE listener = of_listener;
+END
+$$;
+
+-- Returns those topics and those jobs for which something has already happened. `is_crossing`: a transaction that has looked for notes goes
+-- on, and may bring something. The plans are made once, perhaps when there are few jobs: they must not read many from end to end.
+CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT there text[], OUT ended bytea[], OUT is_crossing boolean) LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off
+SET enable_mergejoin = off SET jit = off AS $$
 DECLARE
     now_at CONSTANT bigint := @.wall(NULL);
 BEGIN
+    is_crossing := NOT pg_try_advisory_lock(@.crossing_lock());
+    IF NOT is_crossing THEN
+        PERFORM pg_advisory_unlock(@.crossing_lock());
+    END IF;
     there := ARRAY(
         SELECT topic FROM unnest(topics) AS topic
         WHERE CASE
-            WHEN topic = 'queues' THEN EXISTS (SELECT 1 FROM @.ready_marks(now_at) AS m WHERE @.first_ready(m) IS NOT NULL)
+            WHEN topic = 'queues' THEN EXISTS (
+                SELECT 1 FROM @.ready_marks(now_at) AS m
+                WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = m.queue) AND @.first_ready(m) IS NOT NULL
+            )
             WHEN topic = 'due' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= (SELECT (@.newest_mark('due', '', 0, now_at)).at))
-            WHEN topic LIKE 'queue:%' THEN EXISTS (SELECT 1 FROM @.ready_marks(now_at, substr(topic, 7)) AS m WHERE @.first_ready(m) IS NOT NULL)
+            WHEN topic LIKE 'queue:%' THEN NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(topic, 7))
+                AND EXISTS (SELECT 1 FROM @.ready_marks(now_at, substr(topic, 7)) AS m WHERE @.first_ready(m) IS NOT NULL)
             WHEN topic LIKE 'session:%' THEN EXISTS (
                 SELECT 1 FROM @.sessions AS s, LATERAL @.leases_of(s) AS lease WHERE s.id = decode(substr(topic, 9), 'hex') AND lease.is_asked_to_stop
             )
@@ -50,5 +93,248 @@ BEGIN
         SELECT given.id FROM unnest(ids) AS given (id)
         WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING)
     );
+END
+$$;
+
+-- --- what a verb has to tell --------------------------------------------------------------------------------
+
+-- Adds a topic to announce after the commit, with the number of jobs. A setting of the transaction gathers them, a line for each. If they
+-- exceed one notification, it becomes "*", which means everything: each addition copies the whole text. A queue's name with a line break is
+-- another program's.
+CREATE FUNCTION @.add_wakeup(topic text, number bigint DEFAULT 1) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    so_far CONSTANT text := current_setting('taskflow.wakeups', true);
+BEGIN
+    IF so_far <> '*' IS NOT FALSE THEN
+        topic := CASE WHEN position(E'\n' IN topic) > 0 THEN 'queues' ELSE topic END;
+        PERFORM set_config('taskflow.wakeups', CASE WHEN length(so_far) > 7000 THEN '*' ELSE concat_ws(E'\n', nullif(so_far, ''), number || ' ' || topic) END, true);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION @.topic_in(line text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT substr(line, position(' ' IN line) + 1)
+$$;
+
+-- Returns lines of numbers and topics; the number is 0 if no listener waits for such jobs.
+CREATE FUNCTION @.wakeups() RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    so_far CONSTANT text := current_setting('taskflow.wakeups', true);
+BEGIN
+    IF so_far = '' IS NOT FALSE OR so_far = '*' THEN
+        RETURN so_far;
+    ELSIF position(E'\n' IN so_far) = 0 THEN
+        RETURN CASE WHEN @.is_awaited(@.topic_in(so_far)) THEN so_far ELSE '0 ' || @.topic_in(so_far) END;
+    END IF;
+    RETURN (
+        SELECT string_agg(concat(CASE WHEN @.is_awaited(topic) THEN number ELSE 0 END, ' ', topic), E'\n')
+        FROM (
+            SELECT @.topic_in(line) AS topic, sum(split_part(line, ' ', 1)::bigint) AS number
+            FROM unnest(string_to_array(so_far, E'\n')) AS line GROUP BY 1
+        ) AS each
+    );
+END
+$$;
+
+-- Returns true if a listener waits for such news. Jobs of a paused queue are none.
+CREATE FUNCTION @.is_awaited(of_topic text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    IF of_topic !~ '^(queue:|due$)' OR @.has_old_view() OR NOT pg_try_advisory_xact_lock_shared(@.crossing_lock()) THEN
+        RETURN true; -- without that lock: a listener looks at this moment
+    END IF;
+    RETURN @.has_note(of_topic) AND NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(of_topic, 7));
+END
+$$;
+
+-- Returns true if a listener has noted that it waits for jobs of a queue, or for what is due.
+CREATE FUNCTION @.has_note(of_topic text) RETURNS boolean LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    from_when CONSTANT bigint := @.noted_since();
+BEGIN
+    RETURN EXISTS (SELECT 1 FROM @.idle WHERE topic = of_topic AND since >= from_when)
+        OR of_topic <> 'due' AND EXISTS (SELECT 1 FROM @.idle WHERE topic = 'queues' AND since >= from_when);
+END
+$$;
+
+-- Older notes are of listeners that are gone. Reading begins here, so that rows that cannot be cleaned away while a long transaction is open
+-- are not read again and again.
+CREATE FUNCTION @.noted_since() RETURNS bigint LANGUAGE sql AS $$
+    SELECT @.wall(NULL) - P.NOTED_FOR
+$$;
+
+-- Announces that a nudge was not followed by a claim in time: notify() passes it on.
+CREATE FUNCTION @.add_hung_nudges(now_at bigint) RETURNS void LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM @.add_wakeup('hung') WHERE EXISTS (
+        SELECT 1 FROM @.idle WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - R.passed_on_after AND nudged_for IS NOT NULL
+    );
+END
+$$;
+
+-- --- telling ------------------------------------------------------------------------------------------------
+
+-- Tells `number` listeners that there are jobs in a queue: first those that have waited longest.
+CREATE FUNCTION @.nudge(of_topic text, number bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    from_when CONSTANT bigint := @.noted_since();
+    place text;
+    now_told text[];
+    told text[] := '{}';
+BEGIN
+    FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP
+        EXIT WHEN cardinality(told) >= number;
+        WITH nudged AS (
+            UPDATE @.idle SET nudged_at = now_at, nudged_for = of_topic
+            WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM @.idle WHERE topic = place AND nudged_at IS NULL AND since >= from_when
+                ORDER BY since LIMIT number - cardinality(told) FOR UPDATE SKIP LOCKED
+            ))
+            RETURNING listener
+        )
+        SELECT array_agg(listener) INTO now_told FROM nudged;
+        told := told || now_told;
+    END LOOP;
+    FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP -- claims of those nudged before may be under way, and have missed these jobs
+        EXIT WHEN cardinality(told) >= number;
+        told := told || ARRAY(
+            SELECT listener FROM @.idle WHERE topic = place AND nudged_at IS NOT NULL AND since >= from_when AND listener <> ALL (told)
+            LIMIT number - cardinality(told)
+        );
+    END LOOP;
+    PERFORM pg_notify(listener, of_topic) FROM unnest(told) AS listener;
+END
+$$;
+
+-- Tells listeners what was committed: of so many jobs in the topics, and the ends of jobs with their records, if these are small.
+-- `passed_on_by`: a listener that was nudged, and has nobody who claims.
+CREATE FUNCTION @.notify(wall bigint, topics text[], numbers bigint[], ended bytea[], passed_on_by text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall);
+    from_when CONSTANT bigint := @.noted_since();
+    each record;
+    told_due text[];
+BEGIN
+    SET LOCAL synchronous_commit = off;
+    IF passed_on_by IS NOT NULL THEN
+        DELETE FROM @.idle WHERE listener = passed_on_by AND topic <> 'due';
+    END IF;
+    FOR each IN
+        WITH hung AS (
+            DELETE FROM @.idle WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM @.idle
+                WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - R.passed_on_after AND nudged_for IS NOT NULL
+                LIMIT 1000 FOR UPDATE SKIP LOCKED
+            )) RETURNING nudged_for AS topic
+        )
+        SELECT topic, sum(number)::bigint AS number FROM (
+            SELECT topic, 1 AS number FROM hung WHERE topic LIKE 'queue:%' UNION ALL SELECT topic, number FROM unnest(topics, numbers) AS given (topic, number)
+        ) AS every GROUP BY topic
+    LOOP
+        IF each.topic LIKE 'queue:%' THEN
+            PERFORM @.nudge(each.topic, each.number, now_at);
+        ELSIF each.topic = 'due' THEN
+            WITH told AS (
+                UPDATE @.idle SET nudged_at = now_at WHERE ctid = ANY (ARRAY(
+                    SELECT ctid FROM @.idle WHERE topic = 'due' AND since >= from_when ORDER BY nudged_at NULLS FIRST, since
+                    LIMIT R.upkeepers FOR UPDATE SKIP LOCKED
+                )) RETURNING listener
+            )
+            SELECT array_agg(listener) INTO told_due FROM told;
+            PERFORM pg_notify(listener, 'due') FROM unnest(told_due) AS listener;
+        ELSIF each.topic LIKE 'session:%' THEN
+            PERFORM pg_notify(listener, each.topic) FROM @.sessions WHERE id = decode(substr(each.topic, 9), 'hex') AND listener IS NOT NULL;
+        ELSIF each.topic = '*' THEN
+            PERFORM pg_notify(listener, '*') FROM (SELECT listener FROM @.awaited UNION SELECT listener FROM @.idle WHERE since >= from_when) AS all_of_them;
+        END IF;
+    END LOOP;
+    IF cardinality(ended) > 0 THEN
+        PERFORM @.tell_ended(ended, now_at);
+    END IF;
+END
+$$;
+
+-- One message for each listener. Records that do not fit are left out: the listener then reads them.
+CREATE FUNCTION @.tell_ended(ended bytea[], now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    each record;
+BEGIN
+    FOR each IN
+        WITH gone AS (
+            DELETE FROM @.awaited WHERE id = ANY (ended) RETURNING id, listener
+        ), told AS (
+            SELECT id, 'job:' || encode(id, 'hex') AS topic, (
+                SELECT translate(encode(record_send(packed), 'base64'), E'\n', '') FROM (
+                    SELECT @record{%n} FROM @.jobs
+                    WHERE jobs.id = awaited.id AND status BETWEEN S.SUCCEEDED AND S.CANCELLED AND fade_at > now_at
+                        AND (SELECT coalesce(sum(size), 0) FROM unnest(ARRAY[@sized{octet_length(%n)}]) AS size) <= P.MOST_TOLD_BYTES
+                    OFFSET 0
+                ) AS packed
+            ) AS packed FROM (SELECT DISTINCT id FROM gone) AS awaited
+        )
+        SELECT listener, string_agg(topic, E'\n') AS topics, string_agg(concat_ws(' ', topic, packed), E'\n') AS words
+        FROM gone JOIN told USING (id) GROUP BY listener
+    LOOP
+        PERFORM pg_notify(each.listener, CASE WHEN length(each.words) < 7900 THEN each.words WHEN length(each.topics) < 7900 THEN each.topics ELSE '*' END);
+    END LOOP;
+END
+$$;
+
+-- Tells, as a user's transaction commits, what it has done: jobs in a queue, and what enqueue() has left in a setting. It writes nothing. A
+-- NOTIFY takes a lock that all such commits share. So nothing is sent if nobody waits, and of several transactions that commit together only
+-- one tells of a queue; the listener looks again until the others have committed.
+CREATE FUNCTION @.tell_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+    topics CONSTANT text[] := of_topic || string_to_array(nullif(current_setting('taskflow.at_commit', true), ''), E'\n');
+    listeners text[];
+    each text;
+BEGIN
+    PERFORM set_config('taskflow.at_commit', '', true);
+    PERFORM pg_try_advisory_xact_lock_shared(@.crossing_lock());
+    FOREACH each IN ARRAY array_remove(topics, NULL) LOOP
+        -- Without a view of the present notes: every listener hears the channel that has the schema's name.
+        listeners := CASE WHEN @.has_old_view() THEN ARRAY[(parse_ident('@.jobs'))[1]] ELSE @.listeners_for(each) END;
+        IF cardinality(listeners) > 0 AND (each LIKE 'job:%' OR pg_try_advisory_xact_lock(hashtextextended('@.telling ' || each, 0))) THEN
+            PERFORM pg_notify(listener, each || E'\nagain') FROM unnest(listeners) AS listener;
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- Returns two of those that wait for jobs of a queue: the one that has waited longest and the one that came last, as one of them may be gone.
+CREATE FUNCTION @.listeners_for(of_topic text) RETURNS text[] LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    from_when CONSTANT bigint := @.noted_since();
+    listeners text[];
+BEGIN
+    IF of_topic LIKE 'job:%' THEN
+        RETURN ARRAY(SELECT listener FROM @.awaited WHERE id = decode(substr(of_topic, 5), 'hex'));
+    ELSIF EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(of_topic, 7)) THEN
+        RETURN '{}';
+    END IF;
+    listeners := ARRAY(
+        SELECT DISTINCT found.listener
+        FROM (VALUES (of_topic), (CASE WHEN of_topic <> 'due' THEN 'queues' END)) AS each (topic)
+        CROSS JOIN LATERAL (
+            (SELECT listener FROM @.idle WHERE topic = each.topic AND nudged_at IS NULL AND since >= from_when ORDER BY since LIMIT 1)
+            UNION ALL
+            (SELECT listener FROM @.idle WHERE topic = each.topic AND nudged_at IS NULL AND since >= from_when ORDER BY since DESC LIMIT 1)
+        ) AS found LIMIT 2
+    );
+    IF cardinality(listeners) = 0 THEN
+        listeners := ARRAY(SELECT listener FROM @.idle WHERE topic IN (of_topic, 'queues') AND since >= from_when ORDER BY since DESC LIMIT 1);
+    END IF;
+    RETURN listeners;
 END
 $$;

@@ -62,7 +62,7 @@ else
   steady = tonumber(string.sub(ARGV[1], colon + 1))
 end
 
--- The most values for one command. The unpack of Lua has room for 8,000.
+-- The maximum number of values in one command. Lua's unpack has room for 8,000.
 local MOST = 2000
 
 -- Sends a command with any number of values, MOST at a time.

@@ -9,10 +9,11 @@
 local session, request, queues, limit, listener, is_listed, was_nudged = unpack(given)
 local reply, numbers = { '' }, {}
 local asked = 0
--- The most stale entries that one call skips.
+-- The maximum number of stale entries that one call skips.
 local skips_left = 5000
 
--- Bytes of one reply, large payloads included, after which no more jobs are leased: a worker gets many large jobs in portions.
+-- The size of a reply in bytes, including large payloads, after which no more jobs are leased: a worker gets many large jobs in
+-- portions.
 local MOST_BYTES = 1048576
 
 -- How far a session can be ahead of a request that arrives late.
@@ -25,7 +26,7 @@ end
 
 local session_key = P .. 's:' .. session
 local about = call('HMGET', session_key, 'request', 'name')
-local worker = string.sub(about[2] or '?', 1, 1000) -- "?" if the hash of the session has lost its name
+local worker = string.sub(about[2] or '?', 1, 1000) -- "?" if the session's hash has lost its name
 local leases, values = {}, {}
 local is_leased = {} -- records are written at the end, and an entry can occur twice
 local lease_other, repeat_reply
@@ -83,7 +84,7 @@ local function lease_all(entries, passed_over)
   for i, entry in ipairs(entries) do
     keys[i] = job_key .. sub(entry, 15)
   end
-  local found = call('MGET', unpack(keys)) -- it skips keys of a wrong type
+  local found = call('MGET', unpack(keys)) -- MGET skips keys of a wrong type
   for i, entry in ipairs(entries) do
     local tail = struct.pack('>I6I2', request, asked)
     local stored, id = false, nil
@@ -136,7 +137,7 @@ local function take_from_list(list, returned, passed_over)
   return taken
 end
 
--- `queue` is the queue's number as text, as keys hold it.
+-- `queue` is the queue's number as text, as in keys.
 local function take_from_queue(queue, queue_name)
   local taken, is_exhausted = 0, true
   queue_names[queue], taking, last_queue, has_vanished = queue_name, tonumber(queue), nil, false
@@ -183,7 +184,7 @@ if not call('ZSCORE', P .. 'alive', session) then
   return redis.status_reply('LOST')
 end
 local last, is_armed = tonumber(about[1]) or 0, false
-if not (last <= request + MOST_AHEAD) then -- no session is so far ahead: the stored number is wrong
+if not (last <= request + MOST_AHEAD) then -- no session is this far ahead: the stored number is wrong
   last = 0
 end
 local is_new = request > last
@@ -277,7 +278,7 @@ local function lease_other(id, stored, entry, queue, claim, worker)
     end
     return false
   elseif job[F.queue] ~= queue then
-    report_spoilt(id, { F.queue, 'it stands in the list of another queue', S.READY, queue })
+    report_spoilt(id, { F.queue, 'it is in the list of another queue', S.READY, queue })
     return false
   end
   if job[F.expires_at] and job[F.expires_at] <= wall then

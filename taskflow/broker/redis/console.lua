@@ -101,7 +101,7 @@ return cmsgpack.pack({ totals, texts_of(numbers) })
 
 -- === part matching =========================================================================================
 -- Returns the ids whose jobs match the filter: {queue, job, statuses, ended before (microseconds ago), poison}, with false
--- for what is absent.
+-- for absent values.
 
 local function number_in(filter)
   local queue = filter[1] and tonumber(call('HGET', P .. 'names', 'q:' .. filter[1]) or -1)
@@ -214,8 +214,8 @@ end
 flush()
 return #purged
 
--- === script redo ===========================================================================================
--- Retries ended jobs. Arguments: ids. Reply: for each the name of one of Redone (console.py).
+-- === script redo =========================================================================================
+-- Retries ended jobs. Arguments: ids. Reply: the name of a member of Redone (console.py) for each.
 
 local function make_fresh(id, job)
   job[F.due_at] = wall

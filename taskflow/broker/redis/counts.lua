@@ -3,7 +3,7 @@
 -- === part change_count =====================================================================================
 -- Changes a count at once, and returns the new number.
 local function change(queue, status, number)
-  local digit = sub('01234567', status + 1, status + 1) -- Lua takes longer to format a number than to send the command
+  local digit = sub('01234567', status + 1, status + 1) -- formatting a number in Lua takes longer than sending the command
   local now = call('HINCRBY', P .. 'counts', queue .. ':' .. digit, number)
   if now < 0 then -- counts are lost: this error makes the caller reindex (broker.py)
     error('WRONGTYPE the counts of jobs have been lost')
@@ -55,7 +55,7 @@ local function index_ready(queue, number, now_ready)
   end
 end
 
--- crowded: the names of queues that keep more jobs than they may. "\1" sorts before every character of a name.
+-- crowded: the names of queues that keep more jobs than allowed. "\1" sorts before every character of a name.
 local function index_crowded(queue, failed)
   local kept = 0
   local codes = failed == 1 and { S.FAILED } or { S.SUCCEEDED, S.CANCELLED }

@@ -18,7 +18,7 @@ if #apart > 0 then
     return redis.status_reply('LACKING')
   end
 end
--- Numbers stay text, as keys hold them: Lua takes longer to format a number than to send a command.
+-- Numbers stay text, as in keys: formatting a number in Lua takes longer than sending a command.
 local numbers = call('HMGET', P .. 'names', unpack(texts))
 for i = 1, #texts do
   local number = numbers[i]
@@ -34,7 +34,7 @@ for r = 3, #given do
   calls = calls + (#given[r] - 3) / 2
 end
 local seq = call('HINCRBY', P .. 'meta', 'seq', calls) - calls
-if seq < 0 or seq > 281474976700000 then -- no store has had so many
+if seq < 0 or seq > 281474976700000 then -- larger than that of any real store
   error('WRONGTYPE the number of arrivals has been lost')
 end
 local values, is_named, places, key, value = {}, {}, {}, P .. 'j:', 0

@@ -8,7 +8,7 @@ local cache, changed = {}, {}
 -- Fields that hold strings. All others hold numbers.
 local STRINGS = { F.strings }
 
--- Numbers are whole, from 0 to these limits, which keys, the fixed layout and Lua's numbers have room for.
+-- Numbers are whole, from 0 to these limits, for which keys, the fixed layout and Lua's numbers have room.
 local MOST_OF = { [F.status] = S.GONE, [F.queue] = 4294967295, [F.name] = 4294967295, [F.priority] = 127, [F.seq] = 281474976710655,
   [F.epoch] = 4294967294 }
 local MOST_ELSEWHERE = 2 ^ 62
@@ -89,7 +89,7 @@ end
 local function unpacked(stored)
   local first = string.byte(stored)
   if first and first >= S.SCHEDULED and first <= S.SUCCEEDED then
-    return of_layout(stored) or error('it is cut off, or goes on after its end')
+    return of_layout(stored) or error('it is too short or too long')
   end
   local job, more = cmsgpack.unpack(stored)
   local fields = first - 144
@@ -97,7 +97,7 @@ local function unpacked(stored)
     fields = struct.unpack('>I2', stored, 2)
   end
   if type(job) ~= 'table' or more ~= nil or #job ~= fields then
-    error('it is no array of fields')
+    error('it is not an array of fields')
   end
   return job
 end

@@ -67,7 +67,7 @@ end
 -- === part intern ===========================================================================================
 -- Raises an error of a wrong type, which makes the caller reindex (broker.py): `names` and `texts` restore each other.
 local function names_lost(text)
-  error('WRONGTYPE nothing tells any more which number ' .. text .. ' has')
+  error('WRONGTYPE the number of ' .. text .. ' has been lost')
 end
 
 -- Returns the numbers of these texts. A new text gets a number that no other text has.

@@ -68,7 +68,7 @@ local function check_scheduled_and_running()
     end
   end
   if call('ZCARD', P .. 'due') < scheduled or leases < running then
-    request_reindex('scheduled or running jobs stand nowhere')
+    request_reindex('scheduled or running jobs are in no index')
   end
 end
 
@@ -76,7 +76,7 @@ local function check_indexes()
   local counts, is_last = next_of('counts')
   each_count(counts, function(queue, status, number)
     if status == S.READY and length_of_ready(queue) < number then
-      request_reindex('ready jobs stand nowhere')
+      request_reindex('ready jobs are in no list')
     end
   end)
   if is_last then
@@ -183,7 +183,7 @@ local function let_strays_fade(apart)
   end
 end
 
--- Deletes fields of a hash whose values should be numbers, and are not.
+-- Deletes fields of a hash whose values should be numbers but are not.
 local function drop_what_is_no_number(name)
   local stored = call('HGETALL', P .. name)
   for i = 1, #stored, 2 do

@@ -1,4 +1,4 @@
--- The moves of jobs between statuses, and the indexes by which waiting and ended jobs are found. flush() writes all deferred changes.
+-- The moves of jobs between statuses, and the indexes of waiting and ended jobs. flush() writes all deferred changes.
 
 -- === part transitions ======================================================================================
 local ready, scheduled, kept, fading, released = {}, {}, {}, {}, {}
@@ -239,7 +239,7 @@ end
 
 -- --- leases -------------------------------------------------------------------------------------------
 
--- The one place where a lease ends, but for plain successes (see settle.lua).
+-- Ends the lease of a job. Every lease ends here, except those of plain successes (see settle.lua).
 local function release_lease(job)
   local session, tail = string.sub(job[F.claim], 1, 16), string.sub(job[F.claim], 17)
   local tails = released[session]

@@ -168,9 +168,9 @@ local function expire(left)
   return moved
 end
 
--- --- the end of keeping -------------------------------------------------------------------------------
+-- --- jobs past their keep ---------------------------------------------------------------------------
 
--- Ids that one call looks at beside its moves. Each takes little time, but not none.
+-- The maximum number of ids that one call looks at besides its moves. Each takes a little time.
 local looks_left = 600
 
 -- Buries the first `number` jobs that the queue keeps. Returns how many.
@@ -274,7 +274,7 @@ local function drop(left)
   return moved + drop_faded(left - moved)
 end
 
--- --- what cannot be read ------------------------------------------------------------------------------
+-- --- unreadable records -----------------------------------------------------------------------------
 
 -- Sets aside the records that were found unreadable (jobs.lua). Returns id, field, problem, ... for the log.
 local function set_spoilt_aside()
@@ -293,7 +293,7 @@ local function set_spoilt_aside()
   return replaced
 end
 
--- --- all of it ----------------------------------------------------------------------------------------
+-- --- the next call ----------------------------------------------------------------------------------
 
 -- Returns when the session should call again. Each of n sessions calls once in n periods, all of them if something falls due before.
 local function next_in()

@@ -16,6 +16,7 @@ from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.sqlite import claim, enqueue, forks, session as sessions, settle, upkeep
+from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.broker.sqlite.migrations import script
 from taskflow.broker.sqlite.refusals import check_payloads
@@ -23,7 +24,8 @@ from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import Room, StoreFile
 from taskflow.broker.sqlite.transactions import Durability, Transactions
 from taskflow.broker.sqlite.transitions import Transitions, Unsound
-from taskflow.broker.sqlite.wakeups import SocketListener, SocketSender
+from taskflow.broker.sqlite.wake_sender import Sender
+from taskflow.broker.sqlite.wakeups import SocketListener
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.model import wording
 from taskflow.model.envelope import Envelope, Lease, check_queue
@@ -90,7 +92,18 @@ class SqliteBroker:
         await self._call(Durability.NORMAL, lambda transitions: sessions.register(transitions, session))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        return await self._call(Durability.NORMAL, lambda transitions: claim.claim(transitions, session, request, queues, limit))
+        listener = self._running().listener
+        return await self._call(Durability.NORMAL, lambda transitions: self._claim(transitions, listener, session, request, queues, limit))
+
+    def _claim(
+        self, transitions: Transitions, listener: SocketListener, session: bytes, request: int, queues: Sequence[str], limit: int
+    ) -> list[Lease]:
+        leases = claim.claim(transitions, session, request, queues, limit)
+        is_full = len(leases) >= limit
+        if is_full:
+            transitions.announcement.full_claims[tuple(queues)] += 1
+        listener.claimed(is_full=is_full)
+        return leases
 
     async def beat(self, beat: Beat) -> BeatAnswer:
         return await self._call(Durability.NORMAL, lambda transitions: self._beat(transitions, beat))
@@ -106,6 +119,10 @@ class SqliteBroker:
         return await self._call(Durability.FULL, lambda transitions: settle.cancel(transitions, ids))
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
+        listener = self._running().listener
+        ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
+        if ended and len(ended) == len(ids):
+            return [*map(ended.get, ids)]
         return await self._look(lambda transitions: settle.read(transitions, ids))
 
     async def upkeep(self, limit: int) -> Upkept:
@@ -158,7 +175,7 @@ class SqliteBroker:
 
         def run() -> T:
             with forks.transactions:
-                return verb(Transactions(store, self._seams.clock, self._rules, lambda _: None))
+                return verb(Transactions(store, self._seams.clock, self._rules, lambda *_: None))
 
         return await asyncio.to_thread(run)
 
@@ -180,14 +197,15 @@ class _Parts:
 
     def __init__(self, store: StoreFile, seams: Seams, rules: Rules) -> None:
         self._flag = WakeUpFlag()
-        self._sender = SocketSender(store)
+        self._sender = Sender(store, seams.clock)
         self._transactions = Transactions(store, seams.clock, rules, self._announce)
         self.writer = Writer(self._transactions, seams.start_thread)
-        self.listener = SocketListener(store, self._flag, seams.start_thread)
+        self.listener = SocketListener(store, self._flag, seams)
 
-    def _announce(self, topics: set[str], /) -> None:
-        self._flag.wake(topics)
-        self._sender.send(topics, but_not_to=self.listener.name)
+    def _announce(self, announcement: Announcement, transitions: Transitions, /) -> None:
+        is_told = self._sender.announce(announcement, transitions) and self.listener.name is not None
+        if not is_told and self._flag.is_heard:
+            self._flag.wake(announcement.topics())
 
     def close(self) -> None:
         if self.writer.pid == os.getpid():

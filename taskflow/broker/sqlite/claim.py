@@ -235,7 +235,7 @@ def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, re
         if lease is None:
             size += ready.bytes_to_fetch
             if size > MOST_BYTES and leases:
-                transitions.ring_queue(ready.queue)
+                transitions.announce_ready(ready.queue)
                 break
             lease = _lease_read(transitions, ready, claim)
             if lease is None:

@@ -1,12 +1,14 @@
--- Ready jobs become leases.
+-- Leases ready jobs.
 
 -- name: take_request
--- Parameters: request, session's id, request. Reply: the session's name; none when it is dead or unknown, or has asked as much before.
+-- Parameters: request, session's id, request. Result: the session's name; no row if it is dead or unknown, or has already sent this
+-- request.
 UPDATE "~sessions" SET request = ? WHERE id = ? AND dead_at IS NULL AND request < ? RETURNING name;
 
 -- name: ready_queues
--- Parameters: limit; a number, which modulo theirs says where to begin. Reply: how many queues are not paused and have ready jobs; as JSON,
--- number and ready jobs of some of them, by name, without those that come before.
+-- Parameters: limit; a number, which modulo the number of queues gives the first one. Result: the number of queues that are not paused and
+-- have
+-- ready jobs; as JSON, number and ready jobs of some of them, by name, from the first one on.
 WITH ready (queues) AS (SELECT count(*) FROM "~queues" WHERE ready > 0 AND is_paused = 0)
 SELECT (SELECT queues FROM ready), json_group_array(json_array(number, ready))
 FROM (
@@ -16,15 +18,18 @@ FROM (
 );
 
 -- name: told_of_ready
--- What is told of ready jobs. Parameters: the longest payload that comes along, three times.
+-- The columns of ready jobs. Parameters: the maximum size of a payload to fetch, three times.
 --
--- As JSON, in order of arrival in the answer, queue, seq, name, created_at, the payload's length, and of those that are not as plain as most
--- due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in hexadecimal, whether others await it,
--- expires_at. (A job that was never leased has no failures, crashes, snoozes or hand-backs, and was not parked.) Of one that must be read by
--- itself, since a value may be unsound or its payload is long: queue, seq, two zeros, the payload's length as a number below zero, where it
--- stands, and whether its id and its payload come along nevertheless.
+-- As JSON, in order of arrival in the answer: queue, seq, name, created_at and the payload's length; for less plain jobs also due_at,
+-- priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in hexadecimal, whether others await it, expires_at.
+-- (A
+-- job that was never leased has no failures, crashes, snoozes or hand-backs, and was not parked.) A job that must be read separately,
+-- because
+-- a value may be unsound or its payload is long, has: queue, seq, two zeros, the payload's length as a negative number, its place, and
+-- whether
+-- its id and its payload are included nevertheless.
 --
--- Then the ids, and the payloads, one after the other.
+-- Then the ids, and the payloads, each concatenated.
 json_group_array(
   CASE
     WHEN
@@ -57,8 +62,9 @@ CAST(group_concat(CASE WHEN typeof(id) = 'blob' AND length(id) = 16 THEN id END,
 CAST(group_concat(CASE WHEN typeof(payload) = 'blob' AND length(payload) <= ? THEN payload END, '') AS BLOB)
 
 -- name: ready_jobs
--- Parameters: the longest payload that comes along, three times; queue, now, limit. Reply: one row of the first ready jobs that have not
--- expired, nothing in it when the queue is paused. (They are chosen first, so that no long value is read on the way.)
+-- Parameters: the maximum size of a payload to fetch, three times; queue, now, limit. Result: one row with the first ready jobs that have
+-- not
+-- expired, empty if the queue is paused. (They are chosen first, so that no long value is read on the way.)
 SELECT @told_of_ready
 FROM (
   SELECT seq AS chosen FROM "~jobs"
@@ -70,8 +76,9 @@ FROM (
 ) CROSS JOIN "~jobs" ON seq = chosen;
 
 -- name: all_ready_jobs
--- Parameters: rows of a queue's number; the longest payload that comes along, three times; now. Reply: one row of all ready jobs of these
--- queues, as `ready_jobs` has it.
+-- Parameters: rows of a queue's number; the maximum size of a payload to fetch, three times; now. Result: one row with all ready jobs of
+-- these
+-- queues, like that of `ready_jobs`.
 WITH wanted (number) AS (VALUES (?) ...)
 SELECT @told_of_ready
 FROM wanted CROSS JOIN "~jobs"
@@ -80,7 +87,7 @@ WHERE
   AND (expires_at IS NULL OR expires_at > ?);
 
 -- name: lease_jobs
--- Parameters: rows of seq and claim; claimed_at, claimed_steady, worker. Reply: none. Refuses a claim that exists.
+-- Parameters: rows of seq and claim; claimed_at, claimed_steady, worker. Result: none. Fails for a claim that exists.
 WITH leased (seq, claim) AS (VALUES (?, ?) ...)
 UPDATE "~jobs" SET
   status = 3, epoch = epoch + 1, claim = leased.claim, claimed_at = ?, claimed_steady = ?, worker = ?, @claimed

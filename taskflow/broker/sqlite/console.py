@@ -11,7 +11,6 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-from taskflow.broker import topics
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.sqlite.ownership import PRIVATE
 from taskflow.broker.sqlite.row import JobRow
@@ -205,4 +204,5 @@ def pause(transitions: Transitions, queue: str) -> None:
 
 def resume(transitions: Transitions, queue: str) -> None:
     transitions.connection.execute(transitions.sql["resume_queue"], (queue,))
-    transitions.rung |= {topics.queue(queue), topics.ANY_QUEUE}
+    transitions.tally.flush()
+    transitions.announcement.ready[queue] += transitions.ready_in(queue)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
-from taskflow.broker import topics
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.sqlite.row import SENT, SENT_AS_IS, JobRow
 from taskflow.broker.sqlite.transitions import Transitions
@@ -82,6 +81,7 @@ _Row = tuple[Any, ...]
 
 _as_sent: Final[Callable[[Envelope], tuple[Any, ...]]] = attrgetter(*SENT_AS_IS)
 _ID: Final = SENT.index("id")
+_due_at: Final = itemgetter(SENT.index("due_at"))
 
 
 def _row(transitions: Transitions, envelope: Envelope) -> _Row:
@@ -102,12 +102,13 @@ def _row(transitions: Transitions, envelope: Envelope) -> _Row:
 
 
 def _count_in_all(transitions: Transitions, rows: list[_Row]) -> None:
-    for (status, queue), alike in groupby(rows, lambda row: row[:2]):
-        transitions.tally.move(queue, Event.ENQUEUE, None, status, sum(1 for _ in alike))
+    for (status, queue), grouped in groupby(rows, lambda row: row[:2]):
+        alike = list(grouped)
+        transitions.tally.move(queue, Event.ENQUEUE, None, status, len(alike))
         if status == _READY:
-            transitions.ring_queue(queue)
+            transitions.announce_ready(queue, len(alike))
         else:
-            transitions.rung.add(topics.DUE)
+            transitions.announcement.add_due(min(map(_due_at, alike)))
 
 
 # --- one by one ------------------------------------------------------------------------------------------------

@@ -1,18 +1,18 @@
--- Take in jobs.
+-- Adds jobs.
 
 -- name: add_jobs
--- Parameters: rows of the columns of `row.SENT`. Reply: none; a known id adds nothing.
+-- Parameters: rows of the columns of `row.SENT`. Result: none; a known id adds nothing.
 INSERT INTO "~jobs" (@sent) VALUES (@sent_places) ...
 ON CONFLICT (id) DO NOTHING;
 
 -- name: last_seq
--- Parameters: none. Reply: the seq of the job that came last, 0 without one; how often job names were dropped.
+-- Parameters: none. Result: the seq of the newest job, 0 if there is none; how often job names were dropped.
 SELECT coalesce(max(seq), 0), (SELECT value FROM "~meta" WHERE name = 'names') FROM "~jobs";
 
 -- name: ids_after
--- Parameters: seq. Reply: the ids of the jobs that came after it.
+-- Parameters: seq. Result: the ids of later jobs.
 SELECT id FROM "~jobs" WHERE seq > ?;
 
 -- name: live_count
--- Parameters: none. Reply: how many jobs have not ended.
+-- Parameters: none. Result: the number of jobs that have not ended.
 SELECT coalesce(sum(held + scheduled + ready + running), 0) FROM "~queues";

@@ -46,7 +46,7 @@ def locked_by(store: StoreFile, *endings: str) -> str:
         remedy = f"continue it (kill -CONT {holder.pid}), or kill it (kill -KILL {holder.pid}), and its jobs run elsewhere"
     else:
         remedy = "find a program with an open transaction on it (a database browser, a backup), and stop it"
-    return f"is locked by {holder or 'another process'}for longer than {store.timeout:g} s: {remedy}"
+    return f"is locked by {holder or 'another process'}, for longer than {store.timeout:g} s: {remedy}"
 
 
 def holder_of(store: StoreFile, *endings: str) -> LockOwner | None:

@@ -26,14 +26,14 @@ def check_payloads(envelopes: Iterable[Envelope]) -> None:
         if len(envelope.payload) > LARGEST_PAYLOAD:
             raise TooLarge(
                 f"job {envelope.job} was not sent: its payload has {len(envelope.payload):,} bytes, "
-                f"but SQLite allows {LARGEST_PAYLOAD:,}; send a reference to the data"
+                f"but SQLite allows at most {LARGEST_PAYLOAD:,}; send a reference to the data"
             )
 
 
 def check_result(result: bytes) -> bytes:
     """Return the result. Raises TooLarge if it is longer than what can be read back."""
     if len(result) > LARGEST_PAYLOAD:
-        raise TooLarge(f"a result of {len(result):,} bytes: SQLite allows {LARGEST_PAYLOAD:,}; return a reference to the data")
+        raise TooLarge(f"a result of {len(result):,} bytes: SQLite allows at most {LARGEST_PAYLOAD:,}; return a reference to the data")
     return result
 
 

@@ -149,6 +149,7 @@ def living(transitions: Transitions, session: bytes) -> SessionRow:
 
 
 def beat(transitions: Transitions, beat: Beat) -> BeatAnswer:
+    transitions.announcement.is_periodical = True
     spare_after_outage(transitions)
     row = living(transitions, beat.session)
     transitions.connection.execute(transitions.sql["take_beat"], (transitions.steady, row.number))

@@ -8,7 +8,6 @@ from typing import Final
 
 import msgspec
 
-from taskflow.broker import topics
 from taskflow.broker.sqlite.enqueue import add_all
 from taskflow.broker.sqlite.lease_cache import StaleCache
 from taskflow.broker.sqlite.refusals import check_payloads, check_result
@@ -61,7 +60,7 @@ def _count_successes(transitions: Transitions, ids: Sequence[bytes], by_queue: C
     for queue, number in by_queue.items():
         transitions.tally.move(queue, Event.SUCCEED, CODES[Status.RUNNING], CODES[Status.SUCCEEDED], number)
     transitions.lease_cache.drop(ids)
-    transitions.rung.update(map(topics.job, ids))
+    transitions.announcement.ended.update(ids)
 
 
 def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes) -> tuple[object, ...]:
@@ -176,7 +175,7 @@ def _cancel_one(transitions: Transitions, job: JobRow | None) -> Status | None:
     elif found is Status.RUNNING and job.claim is not None:
         job.cancel_requested = wording.CANCELLED
         transitions.save(job)
-        transitions.rung.add(topics.session(unpack_claim(job.claim).session))
+        transitions.announcement.stopping.add(unpack_claim(job.claim).session)
     return found
 
 

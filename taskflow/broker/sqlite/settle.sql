@@ -1,8 +1,9 @@
--- Settles in batches: runs on which no other job depends by a key or a join.
+-- Settles batches of runs that no key or join ties to another job.
 
 -- name: settle_cached
--- Parameters: rows of seq, settled, started_at, result, fade_at; ended_at. Reply: none; how many rows it changed says whether all of these
--- leases are still there. (A fence begins with its claim's 28 bytes. IS, lest it look them up by their claims instead.)
+-- Parameters: rows of seq, settled, started_at, result, fade_at; ended_at. Result: none; the number of changed rows shows whether all of
+-- these
+-- leases still exist. (A fence begins with its claim's 28 bytes. IS keeps SQLite from looking them up by their claims instead.)
 WITH run (seq, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?) ...)
 UPDATE "~jobs" SET
   status = 4, claim = NULL, settled = run.settled, started_at = run.started_at, result = run.result, ended_at = ?, fade_at = run.fade_at,
@@ -11,7 +12,7 @@ FROM run
 WHERE "~jobs".seq = run.seq AND "~jobs".claim IS substr(run.settled, 1, 28);
 
 -- name: settle_lone_successes
--- Parameters: rows of claim, settled, started_at, result, fade_at; ended_at. Reply: none.
+-- Parameters: rows of claim, settled, started_at, result, fade_at; ended_at. Result: none.
 WITH run (claim, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?) ...)
 UPDATE "~jobs" SET
   status = 4, claim = NULL, settled = run.settled, started_at = run.started_at, result = run.result, ended_at = ?, fade_at = run.fade_at,
@@ -20,7 +21,8 @@ FROM run
 WHERE "~jobs".claim = run.claim;
 
 -- name: states_of_lone_runs
--- Parameters: rows of number, claim, id, epoch. Reply: as JSON, of those of these runs that no other job waits for and that were not asked to
+-- Parameters: rows of number, claim, id, epoch. Result: as JSON, for those of the runs that no other job waits for and that were not asked
+-- to
 -- stop: number, seq, queue, due_at, failures, crashes, snoozes, hand_backs, parked_at, errors in hexadecimal.
 WITH run (number, claim, id, epoch) AS (VALUES (?, ?, ?, ?) ...)
 SELECT
@@ -32,12 +34,12 @@ SELECT
 FROM run JOIN "~jobs" AS j ON j.claim = run.claim
 WHERE
   j.id = run.id AND j.epoch = run.epoch AND j.key IS NULL AND j.joins IS NULL AND j.cancel_requested IS NULL
-  -- What is unsound is settled by itself.
+  -- Unsound rows are settled separately.
   AND typeof(queue) = 'integer' AND typeof(due_at) = 'integer' AND typeof(failures) = 'integer' AND typeof(crashes) = 'integer'
   AND typeof(snoozes) = 'integer' AND typeof(hand_backs) = 'integer' AND typeof(parked_at) IN ('integer', 'null')
   AND coalesce(length(errors), 0) <= 1048576 AND typeof(errors) IN ('blob', 'null') AND spoilt IS NULL;
 
 -- name: save_runs
--- Parameters: rows of seq and the columns of `row.OF_RUN`. Reply: none; their runs are over.
+-- Parameters: rows of seq and the columns of `row.OF_RUN`. Result: none. Ends the leases of these runs.
 WITH run (seq, @of_run) AS (VALUES (?, @of_run_places) ...)
 UPDATE "~jobs" SET @from_run, claim = NULL FROM run WHERE "~jobs".seq = run.seq;

@@ -1,7 +1,7 @@
--- How many jobs each queue has and had.
+-- Counts the jobs and the events of each queue.
 
 -- name: count_moves
--- Parameters: rows of a queue's number and the changes of held, scheduled, ready, running, succeeded, failed, cancelled. Reply: none.
+-- Parameters: rows of a queue's number and the changes of held, scheduled, ready, running, succeeded, failed, cancelled. Result: none.
 WITH change (queue, held, scheduled, ready, running, succeeded, failed, cancelled) AS (VALUES (?, ?, ?, ?, ?, ?, ?, ?) ...)
 UPDATE "~queues" SET
   is_used = 1, held = "~queues".held + change.held, scheduled = "~queues".scheduled + change.scheduled,
@@ -12,14 +12,14 @@ FROM change
 WHERE "~queues".number = change.queue;
 
 -- name: all_counts
--- Reads all jobs: only when counts were found to be wrong. Parameters: none. Reply: queue, status, how many jobs.
+-- Reads all jobs; used only if counts were found to be wrong. Parameters: none. Result: queue, status, number of jobs.
 SELECT queue, status, count(*) FROM "~jobs" WHERE status IS NOT NULL GROUP BY queue, status;
 
 -- name: count_none
--- Parameters: none. Reply: none; every queue's counts are zero.
+-- Parameters: none. Result: none; every queue's counts are zero.
 UPDATE "~queues" SET held = 0, scheduled = 0, ready = 0, running = 0, succeeded = 0, failed = 0, cancelled = 0;
 
 -- name: count_events
--- Parameters: rows of queue, event, how many. Reply: none.
+-- Parameters: rows of queue, event, count. Result: none.
 INSERT INTO "~totals" (queue, event, number) VALUES (?, ?, ?) ...
 ON CONFLICT (queue, event) DO UPDATE SET number = number + excluded.number;

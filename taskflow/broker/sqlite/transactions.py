@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Any, Final, Literal, Protocol
 
 from taskflow.broker.migrations import Upgrade
+from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.checkpoint import Checkpointer
 from taskflow.broker.sqlite.connect import look, open_file
 from taskflow.broker.sqlite.disk_reserve import DiskReserve
@@ -70,8 +71,8 @@ class Work:
 
 
 class Announce(Protocol):
-    def __call__(self, topics: set[str], /) -> None:
-        """Wake the listeners of these topics, in this process and in others."""
+    def __call__(self, announcement: Announcement, transitions: Transitions, /) -> None:
+        """Wake those whom a committed transaction concerns, here and in other processes."""
 
 
 class Transactions:
@@ -95,8 +96,8 @@ class Transactions:
             return
         admitted = [work for work in group if self._admits(file, work)]
         self._run_admitted(file, admitted)
-        if rung := file.transitions.take_rung():
-            self._announce(rung)
+        if announcement := file.transitions.take_announcement():
+            self._announce(announcement, file.transitions)
 
     def close(self) -> None:
         """Close the file. Foreign files beside it are removed first, because the open connection keeps inodes from being reused."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from taskflow.broker import topics
+from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.lease_cache import LeaseCache
 from taskflow.broker.sqlite.names import job_names, queue_names
 from taskflow.broker.sqlite.row import (
@@ -66,7 +66,7 @@ class Transitions:
         self.job_names = job_names(connection, sql)
         self.tally = Tally(connection, sql)
         self.lease_cache = LeaseCache()
-        self.rung = set[str]()
+        self.announcement = Announcement()
         self.scrubbed = Scrubbed()
         self._put_off: list[JobRow] | None = None
         self.may_write = self.has_mended = False
@@ -89,11 +89,11 @@ class Transitions:
         self.job_names.forget()
         self.lease_cache.forget()
         self.scrubbed = Scrubbed()
-        self.rung.clear()
+        self.announcement = Announcement()
 
-    def take_rung(self) -> set[str]:
-        rung, self.rung = self.rung, set()
-        return rung
+    def take_announcement(self) -> Announcement:
+        announcement, self.announcement = self.announcement, Announcement()
+        return announcement
 
     # --- rows -------------------------------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ class Transitions:
         self.lease_cache.forget()
         self.tally.recount()
         if job.status is Status.READY:
-            self.ring_queue(job.queue)
+            self.announce_ready(job.queue)
 
     # --- moves: every change of a single job's status goes through here -----------------------------------------
 
@@ -203,15 +203,27 @@ class Transitions:
             return
         self.move(job, event, status)
         if status is Status.SCHEDULED:
-            self.rung.add(topics.DUE)
+            self.announcement.add_due(job.due_at)
 
     def make_ready(self, job: JobRow, event: Event) -> None:
         """Make a job READY. The caller saves it."""
         self.move(job, event, Status.READY)
-        self.ring_queue(job.queue)
+        self.announce_ready(job.queue)
 
-    def ring_queue(self, queue: int) -> None:
-        self.rung |= {topics.queue(self.queues.name(queue)), topics.ANY_QUEUE}
+    def announce_ready(self, queue: int, number: int = 1) -> None:
+        self.announcement.ready[self.queues.name(queue)] += number
+
+    def first_ready_queues(self, limit: int) -> list[str]:
+        return [name for (name,) in self.connection.execute(self.sql["first_ready_queues"], (limit,))]
+
+    def ready_in(self, queue: str) -> int:
+        """Return how many ready jobs a queue has, none if it is paused."""
+        row = self.connection.execute(self.sql["ready_in_queue"], (queue,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def next_due(self) -> Any:
+        [(due_at,)] = self.connection.execute(self.sql["next_due"])
+        return due_at
 
     # --- keys and joins -----------------------------------------------------------------------------------------
 
@@ -262,7 +274,7 @@ class Transitions:
         self.release_key(job)
         for job_id in joined:
             self.release_awaiting(self.job(job_id))
-        self.rung.add(topics.job(job.id))
+        self.announcement.ended.add(job.id)
 
     def requeue(self, job: JobRow, plan: Plan) -> None:
         """Make a job wait again after a run, unless its cancellation or a replacement ends it.

@@ -24,6 +24,7 @@ every two seconds might not keep up.
 
 
 def upkeep(transitions: Transitions, limit: int) -> Upkept:
+    transitions.announcement.is_periodical = transitions.announcement.cleans = True
     scrub(transitions)
     spare_after_outage(transitions)
     reaped = _reap(transitions)
@@ -60,8 +61,7 @@ def _next_in(transitions: Transitions) -> float:
 def _waits(transitions: Transitions, living: list[SessionRow]) -> list[float]:
     """Return the seconds until the next job is due, and until each session lapses."""
     waits = [to_seconds(row.beat_at + row.ttl + 1 - transitions.steady) for row in living]
-    [(due_at,)] = transitions.connection.execute(transitions.sql["next_due"])
-    due_at = _sound(transitions, due_at)
+    due_at = _sound(transitions, transitions.next_due())
     if due_at is not None:
         waits.append(to_seconds(due_at - transitions.now))
     return [max(0.0, wait) for wait in waits]
@@ -79,7 +79,7 @@ def _ready_due(transitions: Transitions, limit: int) -> int:
         transitions.connection.execute(transitions.sql["ready_due_jobs"], bounds)
     for queue, number in by_queue:
         transitions.tally.move(queue, Event.DUE, CODES[Status.SCHEDULED], CODES[Status.READY], number)
-        transitions.ring_queue(queue)
+        transitions.announce_ready(queue, number)
     return sum(number for _, number in by_queue)
 
 

@@ -1,12 +1,12 @@
--- Due jobs, expiry, keeping, and the search for unsound rows. Each statement is bounded, and driven by the index of what it looks for.
+-- Due jobs, expiry, keeping, and the search for unsound rows. Each statement is bounded, and uses the index of what it looks for.
 
 -- name: next_due
--- Parameters: none. Reply: when the next scheduled job is due, or NULL.
+-- Parameters: none. Result: the due time of the next scheduled job, or NULL.
 SELECT min(due_at) FROM "~jobs" WHERE status = 1;
 
 -- name: outlook
--- Parameters: none. Reply: whether a queue that is not paused has ready jobs; when the first waiting job expires or the first kept one is to
--- fade, or NULL.
+-- Parameters: none. Result: whether a queue that is not paused has ready jobs; the first time at which a waiting job expires or a kept one
+-- fades, or NULL.
 SELECT
   EXISTS (SELECT 1 FROM "~queues" WHERE ready > 0 AND is_paused = 0),
   (
@@ -19,56 +19,56 @@ SELECT
   );
 
 -- name: due_jobs
--- Parameters: now, limit. Reply: queue, and how many of the first scheduled jobs that are due are of it.
+-- Parameters: now, limit. Result: queue, and the number of its jobs among the first due ones.
 SELECT queue, count(*)
 FROM (SELECT queue FROM "~jobs" WHERE status = 1 AND due_at <= ? ORDER BY due_at, seq LIMIT ?)
 GROUP BY queue;
 
 -- name: ready_due_jobs
--- Parameters: as due_jobs. Reply: none.
+-- Parameters: as for due_jobs. Result: none.
 UPDATE "~jobs" SET status = 2
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 1 AND due_at <= ? ORDER BY due_at, seq LIMIT ?);
 
 -- name: some_leases
--- Parameters: the least and the greatest claim of a session, limit. Reply: the rows of its jobs in the order of their claims.
+-- Parameters: the least and the greatest claim of a session, limit. Result: the rows of its jobs in the order of their claims.
 SELECT @job FROM "~jobs" WHERE claim >= ? AND claim <= ? ORDER BY claim LIMIT ?;
 
 -- name: expired_jobs
--- Parameters: now, limit. Reply: the seqs of waiting jobs past their expiry, the earliest first.
+-- Parameters: now, limit. Result: the seqs of waiting jobs past their expiry, earliest first.
 SELECT seq FROM "~jobs" WHERE expires_at IS NOT NULL AND status < 3 AND expires_at <= ? ORDER BY expires_at, id LIMIT ?;
 
 -- name: crowded_queues
--- Parameters: the most that are kept, twice. Reply: number, name, succeeded and cancelled, failed of each queue with more, by name.
+-- Parameters: the maximum that is kept, twice. Result: number, name, succeeded and cancelled, failed of each queue with more, by name.
 SELECT number, name, succeeded + cancelled, failed FROM "~queues" WHERE succeeded + cancelled > ? OR failed > ? ORDER BY name;
 
 -- name: oldest_failed
--- Parameters: queue, limit. Reply: status, and how many of the failed jobs of the queue that ended first have it.
+-- Parameters: queue, limit. Result: status, and the number of jobs with it among the queue's oldest failed ones.
 SELECT status, count(*)
 FROM (SELECT status FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?)
 GROUP BY status;
 
 -- name: bury_oldest_failed
--- Parameters: how long an id stays known; queue, limit. Reply: none.
+-- Parameters: how long an id stays known; queue, limit. Result: none.
 UPDATE "~jobs" SET
   status = NULL, @dropped,
   fade_at = ended_at + ?
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
 -- name: oldest_done
--- Parameters: queue, limit. Reply: status, and how many of the succeeded and cancelled jobs of the queue that ended first have it.
+-- Parameters: queue, limit. Result: status, and the number of jobs with it among the queue's oldest succeeded and cancelled ones.
 SELECT status, count(*)
 FROM (SELECT status FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?)
 GROUP BY status;
 
 -- name: bury_oldest_done
--- Parameters: how long an id stays known; queue, limit. Reply: none.
+-- Parameters: how long an id stays known; queue, limit. Result: none.
 UPDATE "~jobs" SET
   status = NULL, @dropped,
   fade_at = ended_at + ?
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
 -- name: faded_jobs
--- Parameters: now, limit. Reply: queue, status, and how many of the first ended jobs whose keep is over have these.
+-- Parameters: now, limit. Result: queue, status, and the number of jobs with these among the first ended jobs past their keep.
 SELECT queue, status, count(*)
 FROM (
   SELECT queue, status FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 ORDER BY fade_at, id LIMIT ?
@@ -76,11 +76,11 @@ FROM (
 GROUP BY queue, status;
 
 -- name: last_faded_job
--- Parameters: now, how many come before it. Reply: fade_at and id of the last of the faded jobs.
+-- Parameters: now, the number of jobs before it. Result: fade_at and id of the last of the faded jobs.
 SELECT fade_at, id FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 ORDER BY fade_at, id LIMIT 1 OFFSET ?;
 
 -- name: bury_faded_jobs
--- Parameters: how long an id stays known; now, limit. Reply: none.
+-- Parameters: how long an id stays known; now, limit. Result: none.
 UPDATE "~jobs" SET
   status = NULL, @dropped,
   fade_at = ended_at + ?
@@ -89,15 +89,15 @@ WHERE seq IN (
 );
 
 -- name: drop_faded_jobs
--- Drops whole what need not even be known by its id any more. Parameters: now; the latest end of such a job. Reply: none.
+-- Drops jobs entirely whose ids need not be known any more. Parameters: now; the latest end of such a job. Result: none.
 DELETE FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 AND ended_at <= ?;
 
 -- name: forget_jobs
--- Parameters: now, limit. Reply: none. Deletes ids of dropped jobs that no call can resend.
+-- Parameters: now, limit. Result: none. Deletes ids of dropped jobs that no call can resend any more.
 DELETE FROM "~jobs" WHERE seq IN (SELECT seq FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status IS NULL ORDER BY fade_at LIMIT ?);
 
 -- name: forget_jobs_before
--- Parameters: fade_at and id of the last job dropped, its id, limit. Reply: none; as forget_jobs, for those that come before that job.
+-- Parameters: fade_at and id of the last job dropped, its id, limit. Result: none. Like forget_jobs, for jobs before that job.
 DELETE FROM "~jobs" WHERE seq IN (
   SELECT seq FROM "~jobs"
   WHERE fade_at IS NOT NULL AND (fade_at, id) < (?, ?) AND status IS NULL AND id != ?
@@ -106,8 +106,9 @@ DELETE FROM "~jobs" WHERE seq IN (
 );
 
 -- name: some_jobs
--- Parameters: seq, limit. Reply: of the jobs that come after that one, the last seq, how many, the seqs of those that may be unsound, the seqs
--- of those leased to a session that is unknown, and the numbers of the job names in use, each as JSON.
+-- Parameters: seq, limit. Result, for the jobs after that one: the last seq, the number of jobs, the seqs of those that may be unsound, the
+-- seqs
+-- of those leased to an unknown session, and the numbers of the job names in use, each as JSON.
 SELECT
   max(seq), count(*),
   json_group_array(seq) FILTER (WHERE (
@@ -123,18 +124,18 @@ SELECT
 FROM (SELECT * FROM "~jobs" WHERE seq > ? ORDER BY seq LIMIT ?);
 
 -- name: job_name_numbers
--- Parameters: none. Reply: the number of every job name.
+-- Parameters: none. Result: the number of every job name.
 SELECT number FROM "~job_names";
 
 -- name: drop_job_names
--- Parameters: numbers as a JSON array. Reply: none.
+-- Parameters: numbers as a JSON array. Result: none.
 DELETE FROM "~job_names" WHERE number IN (SELECT value FROM json_each(?));
 
 -- name: count_drop_of_names
--- Parameters: none. Reply: none.
+-- Parameters: none. Result: none.
 UPDATE "~meta" SET value = value + 1 WHERE name = 'names';
 
 -- name: drop_oversized
--- Parameters: none. Reply: none; what jobs had that are kept no longer.
+-- Parameters: none. Result: none. Drops the oversized values of jobs that are no longer kept.
 DELETE FROM "~oversized"
 WHERE NOT EXISTS (SELECT 1 FROM "~jobs" AS j WHERE j.seq = "~oversized".seq AND j.status IS NOT NULL);

@@ -177,7 +177,7 @@ class Child(asyncio.Protocol):
 
     def _out_of_turn(self, message: wire.Message) -> ChildDied:
         self.kill()
-        return ChildDied(f"the child process (pid {self.pid}) sent an unexpected message ({message.kind}) and was killed")
+        return ChildDied(f"the child process (pid {self.pid}) sent an unexpected message ({type(message).__name__}) and was killed")
 
     # --- asyncio.Protocol --------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import msgpack
 import msgspec
@@ -30,7 +30,7 @@ class Garbled(Exception):
 
 
 class Message(msgspec.Struct, frozen=True):
-    kind: ClassVar[str]
+    """The base class. A message goes under the name of its class."""
 
 
 class Hello(Message, frozen=True, kw_only=True):
@@ -42,7 +42,6 @@ class Hello(Message, frozen=True, kw_only=True):
     `log_level`       of the root logger
     """
 
-    kind = "hello"
     modules: tuple[str, ...]
     arguments: tuple[str, ...]
     settings: dict[str, Any]
@@ -55,7 +54,6 @@ class Import(Message, frozen=True):
     """The module that declares a job. If it is the worker's main module, `main` says how to import it: a module's name or a file's absolute
     path."""
 
-    kind = "import"
     module: str
     main: str | None = None
 
@@ -63,7 +61,6 @@ class Import(Message, frozen=True):
 class Run(Message, frozen=True):
     """`module` is the module that declares the job."""
 
-    kind = "run"
     lease: Lease
     module: str
 
@@ -71,14 +68,12 @@ class Run(Message, frozen=True):
 class Ready(Message, frozen=True):
     """All imports that can succeed are done. `memory` is the child's, in bytes."""
 
-    kind = "ready"
     memory: int
 
 
 class Reported(Message, frozen=True):
     """Progress that the job reported."""
 
-    kind = "reported"
     fraction: float
     note: str
 
@@ -86,7 +81,6 @@ class Reported(Message, frozen=True):
 class RunEnded(Message, frozen=True):
     """The verdict of the run. `is_whole` is True if every import succeeded."""
 
-    kind = "ended"
     verdict: Verdict
     memory: int
     is_whole: bool
@@ -95,12 +89,11 @@ class RunEnded(Message, frozen=True):
 class CallRefused(Message, frozen=True):
     """The job was not found: `why`, and the traceback. A new child may find it."""
 
-    kind = "refused"
     why: str
     traceback: str
 
 
-_MESSAGES: Final = {message.kind: message for message in (Hello, Import, Run, Ready, Reported, RunEnded, CallRefused)}
+_MESSAGES: Final = {message.__name__: message for message in (Hello, Import, Run, Ready, Reported, RunEnded, CallRefused)}
 
 
 def pack(message: Message) -> bytes:
@@ -109,7 +102,7 @@ def pack(message: Message) -> bytes:
     if isinstance(message, RunEnded):
         fields["verdict"] = [type(message.verdict).__name__, message.verdict]
     # the message of an error may contain half of a surrogate pair, which UTF-8 cannot express
-    body = msgpack.packb([message.kind, msgspec.to_builtins(fields, builtin_types=(bytes,))], unicode_errors="surrogatepass")
+    body = msgpack.packb([type(message).__name__, msgspec.to_builtins(fields, builtin_types=(bytes,))], unicode_errors="surrogatepass")
     assert body is not None
     return _LENGTH.pack(len(body)) + bytes(body)
 
@@ -143,7 +136,7 @@ class Unpacker:
 def _read(body: bytes) -> Message:
     try:
         kind, fields = msgpack.unpackb(body, unicode_errors="surrogatepass")
-        if kind == RunEnded.kind:
+        if kind == RunEnded.__name__:
             name, of_verdict = fields["verdict"]
             fields["verdict"] = msgspec.convert(of_verdict, _VERDICTS[name])
             return RunEnded(**fields)

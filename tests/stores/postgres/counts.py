@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import asyncpg
+import pytest
 
+from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
@@ -114,3 +117,18 @@ async def a_store(server: PostgresServer) -> AsyncIterator[Store]:
     yield Store(server, database, connection)
     await connection.close()
     server.drop_database(database)
+
+
+@contextmanager
+def counting() -> Iterator[Counter[str]]:
+    """The functions of ours that are called inside, in all threads."""
+    asked = Counter[str]()
+    fetch = Link.fetch
+
+    async def counted(self: Link, statement: str, *arguments: Any, **more: Any) -> list[asyncpg.Record]:
+        asked[statement.rpartition('".')[2].partition("(")[0]] += 1
+        return await fetch(self, statement, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Link, "fetch", counted)
+        yield asked

@@ -154,7 +154,8 @@ async def test_nor_does_a_settlement_read_who_was_awaited_once(store: Store, wor
     await stranger.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
     broker = await asyncpg.connect(store.url)
     await broker.execute(
-        f"INSERT INTO taskflow.awaited (id, until_when) SELECT decode(md5(n::text), 'hex'), 0 FROM generate_series(1, {MANY}) AS n"
+        "INSERT INTO taskflow.awaited (id, listener, until_when) "
+        f"SELECT decode(md5(n::text), 'hex'), 'listener', 0 FROM generate_series(1, {MANY}) AS n"
     )
     await broker.execute("DELETE FROM taskflow.awaited")
     await broker.close()

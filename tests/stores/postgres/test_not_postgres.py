@@ -59,7 +59,7 @@ async def test_a_silent_server_is_said_not_to_answer(monkeypatch: pytest.MonkeyP
     async with listening(None) as port:
         error = await said_by(f"postgresql://app@{HOST}:{port}/app")
     assert isinstance(error, BrokerUnavailable)
-    assert "does not answer: nothing came within 0.2 s" in str(error)
+    assert "does not answer: no answer within 0.2 s" in str(error)
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"-ERR unknown command\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])

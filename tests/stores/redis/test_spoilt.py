@@ -547,6 +547,6 @@ async def test_what_is_mended_is_logged_in_plain_words(world: World, client: red
 
     said = "\n".join(record.getMessage() for record in caplog.records)
     assert f"the record of job {id_text(spoilt.id)} cannot be read (status: " in said
-    assert "something else has changed: the counts of jobs have been lost; " in said
-    assert "something else has changed: Operation against a key holding the wrong kind of value; " in said
+    assert "another program has changed: the counts of jobs have been lost; " in said
+    assert "another program has changed: Operation against a key holding the wrong kind of value; " in said
     assert "user_script" not in said

@@ -38,7 +38,9 @@ async def test_but_not_for_ever(open_broker: Open, path: Path) -> None:
     job = an_envelope()
     with locked(path):
         began = time.monotonic()
-        with pytest.raises(BrokerUnavailable, match=rf"is locked by process {os.getpid()} \(.+\), this one, for longer") as unavailable:
+        with pytest.raises(
+            BrokerUnavailable, match=rf"is locked by process {os.getpid()} \(.+\), which is this process, for longer"
+        ) as unavailable:
             await broker.enqueue([job])
         assert 0.15 < time.monotonic() - began < 1.5
     assert str(path) in str(unavailable.value)

@@ -63,7 +63,7 @@ async def test_something_else_in_the_place_of_the_file(open_broker: Open, path: 
 
 
 async def test_a_device_in_the_place_of_the_file(open_broker: Open) -> None:
-    assert "/dev/null is a device, and no file" in await refusal(open_broker(Path("/dev/null")))
+    assert "/dev/null is a device, not a file" in await refusal(open_broker(Path("/dev/null")))
 
 
 async def test_not_a_database(open_broker: Open, path: Path) -> None:
@@ -103,7 +103,7 @@ async def test_text_that_is_not_utf_8(open_broker: Open, path: Path) -> None:
 
     said = await refusal(open_broker(shared=True))
 
-    assert f"{path} keeps its text in UTF-16" in said
+    assert f"{path} has the encoding UTF-16" in said
     assert "use another one" in said
     assert path.read_bytes() == before
 
@@ -130,7 +130,7 @@ async def test_a_version_that_is_no_number(open_broker: Open, path: Path, value:
     said = await refusal(open_broker())
 
     assert "which is not a number" in said
-    assert "cannot be read by this version of taskflow" in said
+    assert "use another file or a backup" in said
 
 
 async def test_a_damaged_file(open_broker: Open, path: Path) -> None:
@@ -155,8 +155,8 @@ async def test_a_damaged_file(open_broker: Open, path: Path) -> None:
     [
         (0o644, 0o777, "is read-only for uid 65534"),
         (0o200, 0o777, "cannot be read for uid 65534"),
-        (0o666, 0o755, "where SQLite keeps files beside it, is read-only for uid 65534"),
-        (None, 0o755, "where SQLite keeps files beside it, is read-only for uid 65534"),
+        (0o666, 0o755, "where SQLite keeps its other files, is read-only for uid 65534"),
+        (None, 0o755, "where SQLite keeps its other files, is read-only for uid 65534"),
     ],
 )
 def test_what_may_not_be_written(tmp_path: Path, file_mode: int | None, folder_mode: int, says: str) -> None:

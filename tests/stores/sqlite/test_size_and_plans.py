@@ -71,6 +71,9 @@ INDEXES = {
     "oldest_ready": {"taskflow_jobs_ready"},
     "browse": {"sqlite_autoindex_taskflow_jobs_1"},
     "ready_queues": {"taskflow_queues_ready"},
+    "first_ready_queues": {"taskflow_queues_ready"},
+    "ended_among": {"sqlite_autoindex_taskflow_jobs_1"},
+    "has_runs_to_stop": {"taskflow_jobs_leased"},
     "all_ready_jobs": {"taskflow_jobs_ready", "INTEGER PRIMARY KEY"},
 }
 

@@ -99,7 +99,7 @@ async def test_payloads_of_all_sizes_in_one_claim(broker: SqliteBroker) -> None:
 async def test_a_payload_that_is_too_large_is_refused_with_its_size(broker: SqliteBroker) -> None:
     """At once, not as a store that is away; it costs no memory, since nothing copies it."""
     small = an_envelope()
-    with pytest.raises(TooLarge, match=r"payload of 70,000,000 bytes.* at most 67,108,864"):
+    with pytest.raises(TooLarge, match=r"payload has 70,000,000 bytes.* at most 67,108,864"):
         await broker.enqueue([an_envelope(payload=bytes(70_000_000))])
     await broker.enqueue([small])
     assert await broker.read([small.id]) != [None]
@@ -149,7 +149,7 @@ async def test_a_result_that_is_too_large_is_refused_by_itself(broker: SqliteBro
     [lease] = await broker.claim(session.id, 1, [], 1)
     too_large = Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=Succeeded(bytes(60_000)))
 
-    with pytest.raises(TooLarge, match="SQLite holds no value of more than 1,000,000,000 bytes"):
+    with pytest.raises(TooLarge, match="SQLite allows no value above 1,000,000,000 bytes"):
         await broker.settle([too_large])
 
     assert await broker.settle([succeeded(lease)]) == [Settled.OK]

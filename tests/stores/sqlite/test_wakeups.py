@@ -12,13 +12,15 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.sqlite import SqliteBroker, wakeups
-from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes
+from taskflow.broker.sqlite import SqliteBroker, wake_sender
+from taskflow.broker.sqlite.wake_folder import Folder
+from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, registered, succeeded
 
 SENDER = textwrap.dedent("""
     import asyncio, sys, time
@@ -72,7 +74,6 @@ async def test_another_process_wakes_us_at_once(broker: SqliteBroker, path: Path
     other = Other(path)
     waits = list[float]()
     with broker.listen([topics.queue("mail")]) as nudges:
-        await nudges.wait(1.5)  # the first poll, which cannot know what it has missed
         for _ in range(50):
             other.enqueue("mail")
             assert await nudges.wait(5)
@@ -93,7 +94,6 @@ async def test_a_path_too_long_for_a_socket(open_broker: Open, tmp_path: Path) -
     await broker.enqueue([an_envelope()])
     other = Other(folder / "queue.db")
     with broker.listen([topics.queue("mail")]) as nudges:
-        await nudges.wait(1.5)
         began = time.monotonic()
         other.enqueue("mail")
         assert await nudges.wait(5)
@@ -105,7 +105,7 @@ async def test_a_path_too_long_for_a_socket(open_broker: Open, tmp_path: Path) -
 def told(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a broker of this process is told, and as one of another."""
     if request.param == "by datagram":
-        monkeypatch.setattr(wakeups, "flag_here", lambda name: None)
+        monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
 
 
 @pytest.mark.usefixtures("told")
@@ -123,22 +123,20 @@ async def test_only_who_listens_for_it_is_woken(broker: SqliteBroker, open_broke
     other = open_broker()
     await other.enqueue([an_envelope()])
     with broker.listen([topics.queue("a")]) as for_a, broker.listen([topics.queue("b")]) as for_b:
-        await for_a.wait(1.5)  # the first poll wakes all
-        await for_b.wait(0)
         await other.enqueue([an_envelope(queue="b")])
         assert await for_b.wait(0.5)
         assert not await for_a.wait(0.05)
 
 
-async def test_more_topics_than_a_datagram_holds(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then everybody looks."""
-    monkeypatch.setattr(wakeups, "flag_here", lambda name: None)
+async def test_more_than_a_datagram_holds(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the listener looks for everything that it waits for."""
+    monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
+    monkeypatch.setattr(wake_sender, "_MOST_BYTES", 20)
     other = open_broker()
     job = an_envelope()
     await other.enqueue([job])
     with broker.listen([topics.job(job.id)]) as nudges:
-        await nudges.wait(1.5)
-        await other.enqueue([an_envelope(queue=f"{'q' * 90}{number}") for number in range(1_000)])
+        await other.cancel([job.id])
         assert await nudges.wait(0.5)
 
 
@@ -146,23 +144,49 @@ async def test_a_listener_of_this_process_gets_no_datagram(open_broker: Open, mo
     """Nor is its thread woken; it is told all the same, however many brokers there are."""
     one = open_broker()
     two = one.sibling()
-    sent = list[str]()
-    monkeypatch.setattr(wakeups.SocketSender, "_send_to", lambda sender, names, topics: sent.extend(names))
+
+    def no_socket(sender: wake_sender.Sender) -> socket.socket:
+        raise AssertionError("a datagram")
+
+    monkeypatch.setattr(wake_sender.Sender, "_opened", no_socket)
     with one.listen([topics.queue("mail")]) as here, two.listen([topics.queue("mail")]) as there:
-        await one.enqueue([an_envelope(queue="mail")])
+        await one.enqueue(envelopes(2, queue="mail"))
         assert await here.wait(0.5)
         assert await there.wait(0.5)
-    assert not sent
     await two.close()
 
 
-async def test_a_strangers_commit_is_seen_within_about_a_second(broker: SqliteBroker, path: Path) -> None:
-    await broker.enqueue([an_envelope()])
-    with broker.listen([topics.queue("mail")]) as nudges:
-        await nudges.wait(1.5)
-        with connected(path) as stranger:
-            stranger.execute("UPDATE taskflow_meta SET value = value + 1 WHERE name = 'pulse'")
+@pytest.mark.parametrize("change", ["ready", "ended", "stopping", "due"])
+async def test_what_nobody_announces_is_seen_within_about_a_second(
+    broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Another program has written to the file, or a wake-up was lost."""
+    other = open_broker()
+    job, session = an_envelope(), await registered(other)
+    await other.enqueue([job])
+    leases = [] if change == "ready" else await other.claim(session.id, 1, [], 1)
+    monkeypatch.setattr(wake_sender.Sender, "announce", lambda *_: True)
+    changes: dict[str, tuple[str, Callable[[], Awaitable[object]]]] = {
+        "ready": (topics.queue("mail"), lambda: other.enqueue([an_envelope(queue="mail")])),
+        "ended": (topics.job(job.id), lambda: other.settle([succeeded(lease) for lease in leases])),
+        "stopping": (topics.session(session.id), lambda: other.cancel([job.id])),
+        "due": (topics.DUE, lambda: other.enqueue([an_envelope(after=60.0)])),
+    }
+    topic, act = changes[change]
+    with broker.listen([topic]) as nudges:
+        assert not await nudges.wait(1.5)
+        await act()
         assert await nudges.wait(3)
+
+
+async def test_a_commit_that_concerns_nobody_wakes_nobody(broker: SqliteBroker, path: Path) -> None:
+    """Otherwise each idle worker would claim once a second while any other one is busy."""
+    session = await registered(broker)
+    with broker.listen([topics.queue("mail"), topics.DUE, topics.session(session.id)]) as nudges:
+        for _ in range(3):
+            with connected(path) as stranger:
+                stranger.execute("UPDATE taskflow_meta SET value = value + 1 WHERE name = 'pulse'")
+            assert not await nudges.wait(1.2)
 
 
 async def test_without_sockets_the_file_is_looked_at(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +198,7 @@ async def test_without_sockets_the_file_is_looked_at(broker: SqliteBroker, open_
     await broker.enqueue([an_envelope()])
     other = open_broker()
     await other.enqueue([an_envelope()])
-    monkeypatch.setattr(wakeups.Folder, "bind", no_socket)
+    monkeypatch.setattr(Folder, "bind", no_socket)
     with broker.listen([topics.ANY_QUEUE]) as nudges:
         await nudges.wait(0.5)
         await other.enqueue([an_envelope()])
@@ -208,7 +232,7 @@ async def test_there_is_a_listener_only_while_somebody_listens(broker: SqliteBro
     assert listeners() == []
     with broker.listen([topics.DUE]), broker.listen([topics.ANY_QUEUE]):
         [thread] = listeners()
-        assert len(list(Path(f"{path}-wake").iterdir())) == 1
+        assert sum(file.is_socket() for file in Path(f"{path}-wake").iterdir()) == 1
     await asyncio.to_thread(thread.join, 5)
     assert listeners() == []
     assert list(Path(f"{path}-wake").iterdir()) == []

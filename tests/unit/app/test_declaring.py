@@ -108,7 +108,7 @@ def test_a_function_with_a_parameter_called_self_is_no_method() -> None:
 
 @pytest.mark.parametrize("text", ["x", "", "job-17", None, 17, b"0123456789abcdef", "x" * 5_000, ["a"]], ids=lambda each: repr(each)[:20])
 def test_a_text_that_is_no_id_is_refused_with_an_example(text: Any) -> None:
-    with pytest.raises(InvalidJobId, match=r"is not a job id: an id is text such as '01a20e69-e073-7000-9acc-49abe1cd4c9a'") as caught:
+    with pytest.raises(InvalidJobId, match=r"is not a job id: expected text such as '01a20e69-e073-7000-9acc-49abe1cd4c9a'") as caught:
         JobHandle.of(text)
     assert isinstance(caught.value, TaskflowError)
     assert isinstance(caught.value, ValueError)

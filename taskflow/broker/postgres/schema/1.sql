@@ -1,51 +1,55 @@
 -- 1: The tables.
 
--- "@." stands for the schema; S.READY and the like for the code of a status, P. and R. for a limit. All are written in before the server sees
--- the text. Times are microseconds since 1970. Ids of jobs and sessions, and keys, are 16 bytes.
+-- "@." stands for the schema, S.READY and similar names for the code of a status, P. and R. for a limit. Values replace them before the
+-- server
+-- sees the text. Times are microseconds since 1970. Ids of jobs and sessions, and keys, are 16 bytes.
 
 -- --- types ----------------------------------------------------------------------------------------------
 
--- The server refuses values that no function could work with, whoever writes them. Others it lets pass: a worker decodes them, and ends a job
--- that it cannot read as FAILED.
+-- The server rejects values that no function could work with, whichever program writes them. It lets others pass: a worker decodes them,
+-- and
+-- ends a job that it cannot read as FAILED.
 CREATE DOMAIN @.identity AS bytea CHECK (octet_length(VALUE) = 16);
 CREATE DOMAIN @.instant AS bigint CHECK (VALUE BETWEEN 0 AND P.LATEST);
-CREATE DOMAIN @.counter AS integer CHECK (VALUE BETWEEN 0 AND 2147483646); -- one less than the type holds: a function adds one
+CREATE DOMAIN @.counter AS integer CHECK (VALUE BETWEEN 0 AND 2147483646); -- one less than the type's maximum, because a function adds one
 CREATE DOMAIN @.arrival AS bigint CHECK (VALUE > 0);
 CREATE DOMAIN @.status AS smallint CHECK (VALUE BETWEEN S.HELD AND S.GONE);
 CREATE DOMAIN @.priority AS smallint CHECK (VALUE BETWEEN -100 AND 100);
 CREATE DOMAIN @.queue_name AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 400);
 CREATE DOMAIN @.job_name AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 800);
+CREATE DOMAIN @.channel AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 63); -- as NOTIFY takes it
+CREATE DOMAIN @.topic AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 500);
 CREATE DOMAIN @.identities AS bytea CHECK (octet_length(VALUE) <= P.MOST_JOINED_BYTES AND octet_length(VALUE) % 16 = 0);
 
 -- --- jobs -----------------------------------------------------------------------------------------------
 
 CREATE SEQUENCE @.arrivals;
 
--- In an order that leaves few bytes between the columns that most rows have.
+-- The order leaves few bytes between the columns that most rows have.
 CREATE TABLE @.jobs (
     id @.identity NOT NULL,
     seq @.arrival NOT NULL DEFAULT nextval('@.arrivals'),
     created_at @.instant NOT NULL,
     due_at @.instant NOT NULL,
-    epoch @.counter NOT NULL DEFAULT 0, -- one more at each lease
+    epoch @.counter NOT NULL DEFAULT 0, -- rises by one with each lease
     status @.status NOT NULL,
     priority @.priority NOT NULL, -- higher runs first
     queue @.queue_name NOT NULL,
     job @.job_name NOT NULL,
     payload bytea,
-    extras bytea, -- msgpack: the fields by which the store decides nothing
+    extras bytea, -- msgpack: the fields that the store does not act on
     expires_at @.instant, -- cancelled if it has not started by then
-    key bytea, -- of the jobs with one key at most one waits and one runs
-    awaits @.counter, -- HELD: how many jobs must end before this one is released
-    joins @.identities, -- the jobs that await this one
+    key bytea, -- of the jobs with a key, at most one waits and one runs
+    awaits @.counter, -- HELD: the number of jobs that must end before this one is released
+    joins @.identities, -- the jobs that wait for this one
     behind @.identity, -- HELD: the running job with the same key
-    -- Its lease while it runs, and what is left of it.
+    -- Its current lease, or what remains of the last one.
     session @.identity,
     request bigint,
-    number @.counter, -- place in the answer to that request
+    number @.counter, -- the position in the answer to that request
     claimed_at bigint,
     claimed_steady bigint,
-    worker bytea, -- its name
+    worker bytea, -- the worker's name
     started_at bigint,
     settled bytea, -- the fence of its last settlement: epoch, session, request, number
     -- Its runs so far.
@@ -58,19 +62,21 @@ CREATE TABLE @.jobs (
     progress bytea,
     cancel_requested text,
     result bytea,
-    reason bytea, -- why it ended as it did
+    reason bytea, -- why it ended
     waiting_for bytea, -- why it waits
     is_poison boolean,
     ended_at @.instant,
-    fade_at @.instant, -- dropped then
+    fade_at @.instant, -- the job is dropped then
     CONSTRAINT a_run_is_leased CHECK (
         CASE WHEN status = S.RUNNING THEN session IS NOT NULL AND (number + claimed_steady) IS NOT NULL AND (request >= 0) IS TRUE ELSE session IS NULL END
     ),
     CONSTRAINT an_end_has_its_time CHECK ((status >= S.SUCCEEDED) = (ended_at IS NOT NULL) AND (status >= S.SUCCEEDED) = (fade_at IS NOT NULL)),
     CONSTRAINT the_held_await CHECK (status <> S.HELD OR coalesce(awaits, 0) > 0)
 ) WITH (
-    -- Vacuumed after so many dead rows, however many live ones there are, in steps so short that a claim hardly waits for one. In all as much a
-    -- second as by the server's own settings (200 in 2 ms): more at a time takes the processor, and the log's disk, from claims and commits.
+    -- Vacuumed after this many dead rows, however many live ones there are, in steps so short that a claim hardly waits for one. The
+    -- total rate is
+    -- that of the server's default settings (200 in 2 ms): a higher one would take processor time and log bandwidth from claims and
+    -- commits.
     autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_threshold = 100000,
     autovacuum_vacuum_insert_scale_factor = 0.1, autovacuum_analyze_threshold = 10000, autovacuum_analyze_scale_factor = 0.1,
     autovacuum_vacuum_cost_limit = 100, autovacuum_vacuum_cost_delay = 1, toast.autovacuum_vacuum_threshold = 10000,
@@ -87,15 +93,34 @@ CREATE INDEX jobs_ended ON @.jobs (ended_at, seq) WHERE status BETWEEN S.SUCCEED
 CREATE INDEX jobs_fading ON @.jobs (fade_at, id) WHERE fade_at IS NOT NULL;
 CREATE UNIQUE INDEX jobs_waiting_with_key ON @.jobs (key) WHERE key IS NOT NULL AND status < S.RUNNING;
 CREATE UNIQUE INDEX jobs_running_with_key ON @.jobs (key) WHERE key IS NOT NULL AND status = S.RUNNING;
--- A transaction at "repeatable read" does not see a job that was added after it began; this index refuses its own with that key.
+-- A transaction at "repeatable read" does not see a job that was added after it began. This index rejects its own job with that key.
 CREATE UNIQUE INDEX jobs_first_of_key ON @.jobs (key) WHERE key IS NOT NULL AND status <= S.RUNNING AND behind IS NULL;
 
 CREATE TABLE @.paused (queue text COLLATE "C" PRIMARY KEY);
 COMMENT ON TABLE @.paused IS 'Queues of which no job is leased.';
 
-CREATE TABLE @.awaited (id bytea PRIMARY KEY, until_when bigint NOT NULL)
+-- --- listeners ------------------------------------------------------------------------------------------
+
+-- A listener is named by its own channel. Its notes are hints: after a crash of the server these tables are empty, the connections are
+-- cut, and each listener notes itself anew.
+
+-- `since`: it has waited since then, by the server's own clock; notes are written anew every minute, and old ones do not count.
+-- `nudged_at`: it was told then of jobs in the topic `nudged_for`, and has not claimed since.
+CREATE UNLOGGED TABLE @.idle (
+    listener @.channel NOT NULL,
+    topic @.topic NOT NULL,
+    since bigint NOT NULL,
+    nudged_at bigint,
+    nudged_for @.topic,
+    PRIMARY KEY (listener, topic)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.idle IS 'Listeners that wait for jobs of a queue, of any queue, or for what is due.';
+CREATE INDEX idle_by_topic ON @.idle (topic, since);
+CREATE INDEX idle_nudged ON @.idle (nudged_at) WHERE nudged_at IS NOT NULL;
+
+CREATE UNLOGGED TABLE @.awaited (id bytea, listener @.channel, until_when bigint NOT NULL, PRIMARY KEY (id, listener))
     WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
-COMMENT ON TABLE @.awaited IS 'Jobs whose end a client waits for.';
+COMMENT ON TABLE @.awaited IS 'Jobs whose end a listener waits for.';
 
 -- --- workers --------------------------------------------------------------------------------------------
 
@@ -106,39 +131,42 @@ CREATE TABLE @.sessions (
     ttl bigint NOT NULL CONSTRAINT a_ttl_is_possible CHECK (ttl BETWEEN 1 AND R.longest),
     about bytea NOT NULL CONSTRAINT about_is_short CHECK (octet_length(about) <= P.MOST_BYTES), -- msgpack: queues, concurrency
     registered_at @.instant NOT NULL,
-    beat_at @.instant NOT NULL, -- its last heartbeat
-    is_spared boolean NOT NULL DEFAULT false, -- its deadline was moved once, since the store itself was away
+    beat_at @.instant NOT NULL, -- the last heartbeat
+    is_spared boolean NOT NULL DEFAULT false, -- its deadline was moved once, because the store itself was away
     dead_at @.instant,
-    is_released boolean NOT NULL DEFAULT false, -- it is dead, and holds no lease any more
-    -- Its leases are of the requests from `floor` on, and of some `older` ones.
+    is_released boolean NOT NULL DEFAULT false, -- it is dead, and has no lease any more
+    -- Its leases belong to the requests from `floor` on, and to some `older` ones.
     floor bigint NOT NULL DEFAULT 0 CONSTRAINT a_floor_is_possible CHECK (floor BETWEEN 0 AND P.LATEST),
     older bigint[] NOT NULL DEFAULT '{}',
+    listener @.channel, -- hears of a run that is asked to stop
     CONSTRAINT the_released_are_dead CHECK (dead_at IS NOT NULL OR NOT is_released)
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.sessions IS 'A worker''s session: it holds leases, and is dead when it has sent no heartbeat for its ttl.';
 
--- A row for each request, since of a row that is changed often all versions would have to be read. The newest of a session counts.
+-- One row for each request, because all versions of a row that changes often would have to be read. A session's newest row counts.
 CREATE TABLE @.requests (
     session bytea NOT NULL,
     request bigint NOT NULL,
-    ended_in text COLLATE "C", -- the queue of the last job that it leased: the next request begins with the queue that follows
+    ended_in text COLLATE "C", -- the queue of the last job that it leased: the next request begins with the following queue
     PRIMARY KEY (session, request)
 ) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.requests IS 'The requests by which sessions have claimed jobs.';
 
--- --- what verbs read and count --------------------------------------------------------------------------
+-- --- marks and counts --------------------------------------------------------------------------------
 
--- How far an ordered index has been read: in a place of such a kind no live row stands before (at, seq), as far as is known. The newest row of
--- a place counts; older ones are never read, and are dropped now and then. Rows are added, never changed: of one that is changed often all
--- versions would have to be read while somebody's long transaction keeps them.
+-- How far an ordered index has been read: in a place of this kind, no live row is known before (at, seq). The newest row of a place
+-- counts;
+-- older ones are never read, and are dropped now and then. Rows are added and never changed, because all versions of a row that changes
+-- often
+-- would have to be read while a long transaction keeps them.
 --
---   kind     place              order                 written by
---   ready    queue, -priority   jobs_ready            every function that makes a job ready, and claims
---   due                         jobs_due              upkeep
---   expiry                      jobs_expiring         upkeep, and functions that put an expired job back
---   fade                        jobs_fading           upkeep, and functions that drop what is kept of a job
---   kept     queue, 1: failed   jobs_ended            upkeep
---   tally                       id of tally           upkeep
+-- kind     place              order                 written by
+-- ready    queue, -priority   jobs_ready            every function that makes a job ready, and claims
+-- due                         jobs_due              upkeep
+-- expiry                      jobs_expiring         upkeep, and functions that put an expired job back
+-- fade                        jobs_fading           upkeep, and functions that drop the kept data of a job
+-- kept     queue, 1: failed   jobs_ended            upkeep
+-- tally                       id of tally           upkeep
 CREATE TABLE @.marks (
     kind text COLLATE "C" NOT NULL,
     queue text COLLATE "C" NOT NULL DEFAULT '',
@@ -151,8 +179,9 @@ CREATE TABLE @.marks (
 COMMENT ON TABLE @.marks IS 'Low-water marks: where to begin to read an index of jobs.';
 CREATE UNIQUE INDEX marks_newest ON @.marks (kind, queue, rank, n DESC);
 
--- A row for what a function has done in a queue, so that none waits for another: `n` jobs went by an event from one status to another. `late`:
--- a job became ready or scheduled in a transaction that may go on for long; see marks.sql.
+-- The changes that a function has made in a queue, one row each, so that none waits for another: `n` jobs moved with an event from one
+-- status to
+-- another. `late`: a job became ready or scheduled in a transaction that may last long; see marks.sql.
 CREATE TABLE @.tally (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     queue text COLLATE "C" NOT NULL,

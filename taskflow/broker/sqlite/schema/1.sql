@@ -1,9 +1,9 @@
 -- 1: The tables.
 --
--- Those of one namespace. In every statement of this folder "~x" stands for the namespace's table x.
+-- The tables of one namespace. In every statement of this folder "~x" stands for the namespace's table x.
 --
--- Instants are microseconds since 1970 by the wall clock; `..._steady` and `beat_at` are microseconds of the boot clock.
--- A status is a code of `record.CODES`; NULL means dropped: only the id and the last fence stay, until `fade_at`.
+-- Times are microseconds since 1970 by the wall clock; `..._steady` and `beat_at` are microseconds of the boot clock.
+-- A status is a code of `record.CODES`. NULL means dropped: only the id and the last fence stay, until `fade_at`.
 
 CREATE TABLE "~meta" (
   name TEXT NOT NULL PRIMARY KEY, -- version, pulse, names
@@ -11,7 +11,7 @@ CREATE TABLE "~meta" (
 ) WITHOUT ROWID;
 INSERT INTO "~meta" (name, value) VALUES ('pulse', 0), ('names', 0);
 
--- Queues and their counts. `is_used` says that a job has ever been in it.
+-- Queues and their counts. `is_used` means that it has ever had a job.
 CREATE TABLE "~queues" (
   number INTEGER PRIMARY KEY,
   name TEXT NOT NULL UNIQUE,
@@ -26,11 +26,11 @@ CREATE TABLE "~queues" (
   cancelled INTEGER NOT NULL DEFAULT 0 CHECK (cancelled >= 0)
 );
 
--- A claim of every queue looks only at those that have something: a thousand empty ones cost nothing.
+-- A claim of every queue reads only queues with ready jobs, so that a thousand empty ones cost nothing.
 CREATE INDEX "~queues_ready" ON "~queues" (name) WHERE ready > 0 AND is_paused = 0;
 
--- A name that no job has any more is dropped. Its number is given to no other, so that whoever remembers it is not led astray; but before it
--- is used for a new job, `names` in the meta table must be as it was: it counts how often names were dropped.
+-- A name that no job has any more is dropped. Its number is given to no other name, so that a cached number is never wrong. But before a
+-- cached number is used for a new job, `names` in the meta table must be unchanged: it counts how often names were dropped.
 CREATE TABLE "~job_names" (
   number INTEGER PRIMARY KEY AUTOINCREMENT,
   name TEXT NOT NULL UNIQUE
@@ -43,7 +43,7 @@ CREATE TABLE "~totals" (
   PRIMARY KEY (queue, event)
 ) WITHOUT ROWID;
 
--- `about` is what only people ask for: queues and concurrency, packed.
+-- `about` contains what is only shown: queues and concurrency, packed.
 CREATE TABLE "~sessions" (
   number INTEGER PRIMARY KEY,
   id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
@@ -58,11 +58,12 @@ CREATE TABLE "~sessions" (
   request INTEGER NOT NULL DEFAULT 0
 );
 
--- `seq` only orders, and is never named outside a transaction: that SQLite gives the number of a dropped last row again does no harm.
+-- `seq` only orders jobs, and is never used outside a transaction, so it does no harm that SQLite reuses the number of a dropped last
+-- row.
 -- `claim` is (session, request, number) as 28 bytes that sort like it; `settled` is the claim and the epoch of the last settlement.
--- The large columns come last: SQLite reads a row up to the last column that it needs.
--- `spoilt` names the columns whose values were unsound, with what stood there, as `row.pack_spoilt` has it.
--- `joins` are ids one after the other, `errors` as in `verdict.append_error`, `extras` as in `envelope.pack_extras`.
+-- The large columns come last, because SQLite reads a row up to the last column that it needs.
+-- `spoilt` lists the columns with unsound values and their former content, as packed by `row.pack_spoilt`.
+-- `joins` are concatenated ids, `errors` as in `verdict.append_error`, `extras` as in `envelope.pack_extras`.
 CREATE TABLE "~jobs" (
   seq INTEGER PRIMARY KEY,
   id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
@@ -101,13 +102,13 @@ CREATE TABLE "~jobs" (
   errors BLOB,
   result BLOB,
   payload BLOB,
-  -- What a bug in the protocol would break; each turns it into an error.
+  -- Violations that a bug in the protocol would cause; each becomes an error.
   CHECK ((status IS 3) = (claim IS NOT NULL)),
   CHECK ((status IS NULL OR status >= 4) = (ended_at IS NOT NULL)),
   CHECK (status IS NOT 0 OR awaits > 0)
 );
 
--- Values that were too long for their row, moved here when it was mended: every change of a row writes all of it.
+-- Values that were too long for their row, moved here when it was mended, because every change of a row writes all of it.
 CREATE TABLE "~oversized" (
   seq INTEGER NOT NULL,
   name TEXT NOT NULL,
@@ -115,7 +116,7 @@ CREATE TABLE "~oversized" (
   PRIMARY KEY (seq, name)
 );
 
--- Each is partial: a job stands in the indexes of its status and in no other. seq comes last in each by itself.
+-- Each index is partial: a job is in the indexes of its status and in no other. SQLite adds seq as the last column.
 CREATE INDEX "~jobs_ready" ON "~jobs" (queue, priority DESC, due_at) WHERE status = 2;
 CREATE INDEX "~jobs_due" ON "~jobs" (due_at, queue) WHERE status = 1;
 CREATE INDEX "~jobs_expiring" ON "~jobs" (expires_at) WHERE expires_at IS NOT NULL AND status < 3;

@@ -1,0 +1,46 @@
+"""Collects what a transaction does that somebody may wait for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from taskflow.broker import topics
+
+
+@dataclass(slots=True)
+class Announcement:
+    """`ready` counts the jobs that became ready by queue, `ended` has the ids of jobs, `stopping` the sessions that have runs to stop.
+
+    `due_at`        when the first of the newly scheduled jobs is due
+    `full_claims`   counts claims that got as many jobs as they wanted by their queues, none for all queues: more jobs may be ready
+    `is_periodical` True for a heartbeat or maintenance, which also looks after nudges that nobody has answered
+    `cleans`        True for maintenance, which also removes the files of listeners that are gone
+    """
+
+    ready: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    ended: set[bytes] = field(default_factory=set)
+    stopping: set[bytes] = field(default_factory=set)
+    due_at: int | None = None
+    full_claims: defaultdict[tuple[str, ...], int] = field(default_factory=lambda: defaultdict(int))
+    is_periodical: bool = False
+    cleans: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.ended or self.full_claims) or self.is_for_marked
+
+    @property
+    def is_for_marked(self) -> bool:
+        """True if it may concern a listener with a mark, whatever its state."""
+        return bool(self.ready or self.is_periodical or self.due_at is not None or self.stopping)
+
+    def add_due(self, due_at: int) -> None:
+        self.due_at = due_at if self.due_at is None else min(self.due_at, due_at)
+
+    def topics(self) -> set[str]:
+        found = {*map(topics.job, self.ended), *map(topics.session, self.stopping), *map(topics.queue, self.ready)}
+        if self.ready:
+            found.add(topics.ANY_QUEUE)
+        if self.due_at is not None:
+            found.add(topics.DUE)
+        return found

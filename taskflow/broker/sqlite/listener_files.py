@@ -1,0 +1,193 @@
+"""The files by which senders find a listener: see wake_folder.py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Collection
+from typing import Final
+
+from taskflow.broker import topics as names
+from taskflow.broker.listener import job_ids
+from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, WAITING, Folder, Mark, awaited_file, topic_hash
+from taskflow.model.clock import Clock
+
+_JOB: Final = names.job(b"")
+_QUEUE: Final = names.queue("")
+
+_TRIES: Final = 3
+"""Times that a mark is renamed while a sender renames it as well."""
+
+
+class ListenerFiles:
+    """Written by one thread at a time. If the files cannot be written, no error is raised: wake-ups are late then."""
+
+    def __init__(self, folder: Folder, namespace: str, name: str, clock: Clock) -> None:
+        self.awaited = AwaitedIds(folder, awaited_file(name))
+        self._folder = folder
+        self._namespace = namespace
+        self._name = name
+        self._clock = clock
+        self._topics = Counter[str]()
+        self._mark: Mark | None = None
+
+    def add(self, topics: Collection[str]) -> None:
+        """Let senders know that somebody waits for these topics."""
+        jobs, others = parted(topics)
+        for job_id in jobs:
+            self.awaited.add(job_id)
+        new = [topic for topic in others if topic not in self._topics]
+        self._topics.update(others)
+        if new:
+            mark = self._mark
+            self._turn(WAITING if mark is None or any(map(is_queue, new)) else mark.state)
+
+    def drop(self, topics: Collection[str]) -> str | None:
+        """Undo `add`. Return the topic of a nudge that now nobody heeds, if there is one: a hash."""
+        jobs, others = parted(topics)
+        for job_id in jobs:
+            self.awaited.drop(job_id)
+        self._topics.subtract(others)
+        gone = [topic for topic in others if not self._topics[topic]]
+        for topic in gone:
+            del self._topics[topic]
+        if not gone:
+            return None
+        actual = self._actual()
+        unheeded = actual.nudged_for if actual is not None and not self._heeds(actual) else None
+        if self._topics:
+            self._turn(BUSY if unheeded or actual is None else actual.state)
+        else:
+            self._remove_mark()
+        return unheeded
+
+    def claimed(self, *, is_full: bool) -> None:
+        """Let senders know whether the listener waits for jobs.
+
+        If this is called while the claim holds the write lock, no job can become ready unseen between the claim and the mark.
+        """
+        if not self._topics:
+            return
+        mark, state = self._mark, BUSY if is_full else WAITING
+        if mark is None or mark.state != state or (not is_full and not self._folder.has(mark.file)):
+            self._turn(state)
+
+    def wait(self) -> bool:
+        """Return False if the listener was busy: jobs may be there, and it must look for them."""
+        if self._mark is None or self._mark.state != BUSY:
+            return True
+        self._turn(WAITING)
+        return False
+
+    def take(self, file: str) -> bool:
+        """A sender says that it has renamed the mark to this. Return False if it is a nudge for jobs that nobody waits for."""
+        mark = Mark.parse(file)
+        with contextlib.suppress(OSError):
+            if self._folder.has(file):
+                self._mark = mark
+        return mark is not None and self._heeds(mark)
+
+    def _heeds(self, mark: Mark) -> bool:
+        """Return True if the mark says nothing of a nudge, or if somebody waits for such jobs."""
+        hashed = mark.nudged_for
+        queues = filter(is_queue, self._topics)
+        return hashed is None or any(topic == names.ANY_QUEUE or topic_hash(self._namespace, topic) == hashed for topic in queues)
+
+    def heard(self, hashes: Collection[str]) -> list[str]:
+        """Return the topics with these hashes that somebody waits for."""
+        topics = list(self._topics)
+        return topics if ANY_TOPIC in hashes else [topic for topic in topics if topic_hash(self._namespace, topic) in hashes]
+
+    def remove(self) -> None:
+        self._topics.clear()
+        self._remove_mark()
+        self.awaited.remove()
+
+    def _turn(self, state: str) -> None:
+        new = Mark.new(state, self._clock.steady(), self._name, self._namespace, self._topics)
+        for _ in range(_TRIES):
+            old = self._mark or self._actual()
+            self._mark = None
+            try:
+                if old is None:
+                    os.close(self._folder.create(new.file))
+                else:
+                    self._folder.rename(old.file, new.file)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return
+            self._mark = new
+            return
+
+    def _actual(self) -> Mark | None:
+        """Return the mark as it is: a sender may have renamed it."""
+        with contextlib.suppress(OSError):
+            if self._mark is not None and self._folder.has(self._mark.file):
+                return self._mark
+        listeners = self._folder.listeners()
+        return None if listeners is None else listeners.marks.get(self._name)
+
+    def _remove_mark(self) -> None:
+        for _ in range(_TRIES):
+            if (mark := self._actual()) is None:
+                break
+            self._folder.remove_file(mark.file)
+        self._mark = None
+
+
+class AwaitedIds:
+    """A file with the ids of the jobs whose end a listener awaits, each in a slot of its own. An empty slot has zeros."""
+
+    def __init__(self, folder: Folder, file: str) -> None:
+        self._folder = folder
+        self._file = file
+        self._descriptor: int | None = None
+        self._counts = Counter[bytes]()
+        self._slots: dict[bytes, int] = {}
+        self._free = list[int]()
+
+    def __contains__(self, job_id: bytes) -> bool:
+        return job_id in self._counts
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def add(self, job_id: bytes) -> None:
+        self._counts[job_id] += 1
+        if self._counts[job_id] == 1:
+            self._slots[job_id] = slot = self._free.pop() if self._free else len(self._slots)
+            self._write(slot, job_id)
+
+    def drop(self, job_id: bytes) -> None:
+        self._counts[job_id] -= 1
+        if not self._counts[job_id]:
+            del self._counts[job_id]
+            self._free.append(slot := self._slots.pop(job_id))
+            self._write(slot, bytes(ID_BYTES))
+
+    def remove(self) -> None:
+        if self._descriptor is not None:
+            self.abandon()
+            self._folder.remove_file(self._file)
+
+    def abandon(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _write(self, slot: int, job_id: bytes) -> None:
+        with contextlib.suppress(OSError):
+            if self._descriptor is None:
+                self._descriptor = self._folder.create(self._file)
+            os.pwrite(self._descriptor, job_id, slot * ID_BYTES)
+
+
+def parted(topics: Collection[str]) -> tuple[list[bytes], list[str]]:
+    """Return the ids of jobs among the topics, and the other topics."""
+    return job_ids(topics), [topic for topic in topics if not topic.startswith(_JOB)]
+
+
+def is_queue(topic: str) -> bool:
+    return topic == names.ANY_QUEUE or topic.startswith(_QUEUE)

@@ -1,0 +1,90 @@
+"""Looks for what wake-ups should have told: other programs write to the file too, and a wake-up may be lost."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Final
+from urllib.parse import quote
+
+from taskflow.broker import topics as names
+from taskflow.broker.sqlite.row import claims_of
+from taskflow.broker.sqlite.statements import Statements, fetch_rows
+from taskflow.broker.sqlite.store_file import StoreFile
+
+_QUEUE: Final = names.queue("")
+_SESSION: Final = names.session(b"")
+
+
+class StoreWatch:
+    """Has a connection of its own, which only reads. Belongs to the listener's thread."""
+
+    def __init__(self, store: StoreFile) -> None:
+        # mode=rw: opening must not create an empty file
+        self._address = f"file:{quote(store.path)}?mode=rw"
+        self._store = store
+        self._sql = Statements(store.namespace)
+        self._identity: tuple[int, int] | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._version: int | None = None
+        self._next_due: int | None = None
+
+    def look(self, topics: Sequence[str], jobs: Sequence[bytes], *, if_changed: bool) -> set[str]:
+        """Return those topics and jobs for which something is there. With `if_changed` nothing is, unless the file has changed since."""
+        try:
+            return self._look(topics, jobs, if_changed)
+        except sqlite3.Error:
+            self.close()
+            return set()
+
+    def _look(self, topics: Sequence[str], jobs: Sequence[bytes], if_changed: bool) -> set[str]:
+        connection = self._opened()
+        [(version,)] = connection.execute("PRAGMA data_version")
+        if if_changed and version == self._version:
+            return set()
+        self._version = version
+        found = {*self._queues(connection, topics), *self._sessions(connection, topics)}
+        if jobs:
+            ended = fetch_rows(connection, self._sql, "ended_among", [(job_id,) for job_id in jobs])
+            found.update(names.job(job_id) for (job_id,) in ended)
+        if names.DUE in topics and self._is_due_earlier(connection):
+            found.add(names.DUE)
+        return found
+
+    def _queues(self, connection: sqlite3.Connection, topics: Sequence[str]) -> set[str]:
+        found = {
+            topic
+            for topic in topics
+            if topic.startswith(_QUEUE)
+            and any(connection.execute(self._sql["ready_in_queue"], (topic.removeprefix(_QUEUE),)).fetchone() or ())
+        }
+        if names.ANY_QUEUE in topics and connection.execute(self._sql["first_ready_queues"], (1,)).fetchone():
+            found.add(names.ANY_QUEUE)
+        return found
+
+    def _sessions(self, connection: sqlite3.Connection, topics: Iterable[str]) -> set[str]:
+        sessions = {topic: bytes.fromhex(topic.removeprefix(_SESSION)) for topic in topics if topic.startswith(_SESSION)}
+        return {
+            topic
+            for topic, session in sessions.items()
+            if connection.execute(self._sql["has_runs_to_stop"], claims_of(session)).fetchone()[0]
+        }
+
+    def _is_due_earlier(self, connection: sqlite3.Connection) -> bool:
+        """Return True if a job is due before the one that was the next at the last look."""
+        before = self._next_due
+        [(self._next_due,)] = connection.execute(self._sql["next_due"])
+        return self._next_due is not None and (before is None or self._next_due < before)
+
+    def _opened(self) -> sqlite3.Connection:
+        identity = self._store.identity()
+        if self._connection is None or identity != self._identity:
+            self.close()
+            self._identity = identity
+            self._connection = sqlite3.connect(self._address, uri=True, timeout=0, isolation_level=None)
+        return self._connection
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = self._version = None

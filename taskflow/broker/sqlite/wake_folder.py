@@ -1,0 +1,255 @@
+"""The folder beside the store in which listeners can be found. The names of its files tell senders whom to wake.
+
+A listener has a socket, NAME, and at most two files:
+
+STATE.SINCE.NAME.TOPICS  its mark. STATE is "w" if it waits for jobs, "b" if it is busy, and "n" with a topic if it was nudged for that.
+                         SINCE is when the state began, in microseconds of the boot clock. TOPICS are all that it listens to.
+j.NAME                   the ids of the jobs whose end it waits for.
+
+A sender nudges a waiting listener by renaming its mark. Only one sender succeeds, so a listener gets one nudge however many senders there
+are. Topics are hashed with the namespace, since several namespaces may share a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Collection
+from functools import cached_property, lru_cache
+from hashlib import blake2b
+from operator import attrgetter
+from typing import Final, NamedTuple
+
+from taskflow.broker.sqlite.ownership import PRIVATE, open_folder_beside
+from taskflow.broker.sqlite.store_file import WAKE, StoreFile
+from taskflow.model.errors import BrokerRefused
+
+WAITING: Final = "w"
+BUSY: Final = "b"
+NUDGED: Final = "n"
+_AWAITED: Final = "j."
+
+_MOST_ADDRESS_BYTES: Final = 100
+"""Bytes of a socket's path: Linux takes 107, others 103."""
+
+_TOPIC_DIGITS: Final = 8
+ANY_TOPIC: Final = "any"
+_MOST_TOPICS: Final = 25
+"""Topics whose hashes a file's name holds. A listener to more is told of everything, and ignores the rest."""
+
+ID_BYTES: Final = 16
+_MOST_AWAITED_BYTES: Final = 1 << 22
+
+_LONGEST_TICK: Final = 20_000_000
+"""Nanoseconds."""
+
+
+@lru_cache(4096)
+def topic_hash(namespace: str, topic: str) -> str:
+    return blake2b(f"{namespace} {topic}".encode(), digest_size=_TOPIC_DIGITS // 2).hexdigest()
+
+
+class Mark(NamedTuple):
+    """The mark of a listener. `state` is one of `WAITING`, `BUSY`, and `NUDGED` followed by a topic's hash."""
+
+    state: str
+    since: str
+    listener: str
+    topics: str
+
+    @classmethod
+    def new(cls, state: str, now: int, listener: str, namespace: str, topics: Collection[str]) -> Mark:
+        hashes = ANY_TOPIC if len(topics) > _MOST_TOPICS else "".join(topic_hash(namespace, topic) for topic in topics)
+        return cls(state, f"{now:016x}", listener, hashes)
+
+    @classmethod
+    def parse(cls, file: str) -> Mark | None:
+        parts = file.split(".")
+        return cls(*parts) if len(parts) == 4 and _is_number(parts[1]) else None
+
+    def turned(self, state: str, now: int) -> Mark:
+        return Mark(state, f"{now:016x}", self.listener, self.topics)
+
+    def hears(self, hashed: str) -> bool:
+        return self.topics == ANY_TOPIC or hashed in _split(self.topics)
+
+    @property
+    def nudged_for(self) -> str | None:
+        """The hash of the topic that it was nudged for; None if it was not."""
+        return self.state[1:] or None
+
+    @property
+    def since_number(self) -> int:
+        return int(self.since, 16)
+
+    @property
+    def file(self) -> str:
+        return ".".join(self)
+
+
+@lru_cache(1024)
+def _split(topics: str) -> frozenset[str]:
+    return frozenset(topics[start : start + _TOPIC_DIGITS] for start in range(0, len(topics), _TOPIC_DIGITS))
+
+
+class Listeners:
+    """What the folder holds: names of sockets, marks by listener, those first that have waited longest, and who awaits ends."""
+
+    def __init__(self, files: list[str]) -> None:
+        self._files = files
+        self.awaiting = [file.removeprefix(_AWAITED) for file in files if file.startswith(_AWAITED)]
+
+    @cached_property
+    def sockets(self) -> set[str]:
+        return {file for file in self._files if "." not in file}
+
+    @cached_property
+    def marks(self) -> dict[str, Mark]:
+        marks = [mark for mark in map(Mark.parse, self._files) if mark is not None]
+        return {mark.listener: mark for mark in sorted(marks, key=attrgetter("since"))}
+
+    @cached_property
+    def are_waiting(self) -> bool:
+        """True if any listener waits for jobs."""
+        return any(mark.state == WAITING for mark in self.marks.values())
+
+    def files_of(self, listener: str) -> list[str]:
+        """Return the files of a listener besides its socket."""
+        files = [awaited_file(listener)] if listener in self.awaiting else []
+        return [*files, self.marks[listener].file] if listener in self.marks else files
+
+    @property
+    def names(self) -> set[str]:
+        return self.sockets.union(self.marks, self.awaiting)
+
+    @cached_property
+    def unmarked(self) -> set[str]:
+        """The sockets that have no other file."""
+        return self.sockets.difference(self.marks, self.awaiting)
+
+
+def _is_number(since: str) -> bool:
+    try:
+        return int(since, 16) >= 0
+    except ValueError:
+        return False
+
+
+def awaited_file(listener: str) -> str:
+    return _AWAITED + listener
+
+
+class Folder:
+    """It is used through its descriptor, after a check that it is ours. Listing and creating check again that it is still there."""
+
+    def __init__(self, store: StoreFile) -> None:
+        self._store = store
+        self._path = store.beside(WAKE)
+        self._descriptor: int | None = None
+        self._changed_at = 0
+        self._listed: tuple[int, Listeners] | None = None
+
+    def bind(self, name: str) -> socket.socket:
+        """Bind a new socket in it. Raises OSError if that is impossible."""
+        is_new = True
+        try:
+            os.mkdir(self._path, 0o700)
+        except FileExistsError:
+            is_new = False
+        folder = self._opened()
+        if is_new:
+            self._store.share(folder)
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            bound.bind(self.address(name))
+        except OSError:
+            bound.close()
+            raise
+        self._store.share(self.address(name))
+        return bound
+
+    def listeners(self) -> Listeners | None:
+        """Return None if the folder is missing or cannot be read."""
+        try:
+            folder = self._opened()
+            if self._listed is not None and self._listed[0] == self._changed_at:
+                return self._listed[1]
+            listed_at, listeners = time.time_ns(), Listeners(os.listdir(folder))
+        except OSError:
+            return None
+        # The system's clock for files moves on in ticks: another change within this one would leave the same time.
+        self._listed = (self._changed_at, listeners) if listed_at - self._changed_at > _LONGEST_TICK else None
+        return listeners
+
+    def address(self, name: str) -> str:
+        """Return the socket's path, shortened by way of the folder's descriptor if it is too long. Raises OSError if there is none."""
+        path = os.path.join(self._path, name)
+        if len(os.fsencode(path)) <= _MOST_ADDRESS_BYTES:
+            return path
+        return f"/proc/self/fd/{self._opened()}/{name}"
+
+    def create(self, file: str) -> int:
+        """Create a file and return its descriptor. Raises OSError."""
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW
+        descriptor = os.open(file, flags, PRIVATE, dir_fd=self._opened())
+        self._store.share(descriptor)
+        return descriptor
+
+    def has(self, file: str) -> bool:
+        return os.access(file, os.F_OK, dir_fd=self._descriptor or self._opened(), follow_symlinks=False)
+
+    def rename(self, before: str, after: str) -> None:
+        """Raises FileNotFoundError if somebody else has renamed or removed it."""
+        folder = self._descriptor or self._opened()
+        os.rename(before, after, src_dir_fd=folder, dst_dir_fd=folder)
+
+    def read(self, file: str) -> bytes:
+        """Return the content of a file; nothing if it cannot be read."""
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor or self._opened())
+        except OSError:
+            return b""
+        try:
+            return os.read(descriptor, _MOST_AWAITED_BYTES)
+        except OSError:
+            return b""
+        finally:
+            os.close(descriptor)
+
+    def remove(self, name: str) -> None:
+        """Remove a socket, but nothing that is not a socket."""
+        self._remove(name, stat.S_ISSOCK)
+
+    def remove_file(self, file: str) -> None:
+        """Remove a plain file, likewise."""
+        self._remove(file, stat.S_ISREG)
+
+    def _remove(self, name: str, is_expected: Callable[[int], bool]) -> None:
+        with contextlib.suppress(OSError):
+            folder = self._opened()
+            if is_expected(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=folder)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = self._listed = None
+
+    def _opened(self) -> int:
+        """Return its descriptor. Raises OSError if it is missing, a link, or another user's. It may have been replaced since it was
+        opened."""
+        if self._descriptor is not None:
+            found = os.lstat(self._path)
+            if os.path.samestat(found, os.fstat(self._descriptor)):
+                self._changed_at = found.st_mtime_ns
+                return self._descriptor
+            self.close()
+        try:
+            self._descriptor = open_folder_beside(self._store, WAKE)
+        except BrokerRefused as refused:
+            raise PermissionError(str(refused)) from refused
+        self._changed_at = os.fstat(self._descriptor).st_mtime_ns
+        return self._descriptor

@@ -1,0 +1,325 @@
+"""Wakes listeners, those of this process directly and others by a datagram: as many as there are jobs, and whom an end concerns."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import socket
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from taskflow.broker import topics
+from taskflow.broker.protocol import PASSED_ON_AFTER, UPKEEPERS
+from taskflow.broker.sqlite import settle
+from taskflow.broker.sqlite.announcement import Announcement
+from taskflow.broker.sqlite.row import slices
+from taskflow.broker.sqlite.store_file import StoreFile
+from taskflow.broker.sqlite.transitions import Transitions, Unsound
+from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, NUDGED, WAITING, Folder, Listeners, Mark, awaited_file, topic_hash
+from taskflow.model.clock import Clock, to_microseconds
+from taskflow.model.record import Record
+
+_PASSED_ON_AFTER: Final = to_microseconds(PASSED_ON_AFTER)
+
+SMALL_RECORD: Final = 4096
+"""Bytes up to which the record of an ended job travels with the message."""
+
+_MOST_BYTES: Final = 60_000
+"""Bytes of a datagram. Some systems take no larger one."""
+
+
+_MOST_QUEUES: Final = 100
+"""Queues in which a claim of every queue may have left jobs that are looked at."""
+
+_CLEAN_EVERY: Final = to_microseconds(5.0)
+
+
+class Message(msgspec.Struct, array_like=True):
+    """`mark` is the listener's new mark if it is nudged. `heard` are hashes of topics, `ended` ids of jobs, `records` some of theirs.
+
+    If a message would be too long for a datagram, it says instead that anything may have happened: `ANY_TOPIC` is heard.
+    """
+
+    mark: str = ""
+    heard: set[str] = set()
+    ended: list[bytes] = []
+    records: list[Record] = []
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+decode: Final = msgspec.msgpack.Decoder(Message).decode
+
+
+class Here(Protocol):
+    """A listener of this process. It gets no datagram, which would wake a thread."""
+
+    def awaits(self, ids: Iterable[bytes]) -> list[bytes]: ...
+
+    def take(self, message: Message) -> bool: ...
+
+
+_HERE: Final[dict[tuple[int, str], Here]] = {}
+"""The listeners of this process, by process id (a forked child has a copy) and name."""
+
+
+def listener_here(name: str) -> Here | None:
+    return _HERE.get((os.getpid(), name))
+
+
+def add_here(name: str, listener: Here) -> None:
+    _HERE[os.getpid(), name] = listener
+
+
+def remove_here(name: str) -> None:
+    _HERE.pop((os.getpid(), name), None)
+
+
+class Sender:
+    """Used by one thread at a time."""
+
+    def __init__(self, store: StoreFile, clock: Clock) -> None:
+        self.clock = clock
+        self.folder = Folder(store)
+        self._namespace = store.namespace
+        self._cleaned_at = -_CLEAN_EVERY
+        self._socket: socket.socket | None = None
+
+    def announce(self, announcement: Announcement, transitions: Transitions) -> bool:
+        """Wake whom a transaction concerns, after its commit. Return False if the listeners are unknown."""
+        listeners = self.folder.listeners()
+        if listeners is None:
+            return False
+        if not (announcement.is_for_marked or listeners.awaiting or (announcement.full_claims and listeners.are_waiting)):
+            return True
+        delivery = _Delivery(self, listeners, self._namespace)
+        with contextlib.suppress(OSError, sqlite3.Error, Unsound):  # a hint is not worth an error
+            if announcement.is_periodical or announcement.ready:
+                delivery.pass_on_unanswered()
+            for queue, number in announcement.ready.items():
+                delivery.nudge_for(queue, number, transitions)
+            for queues, number in announcement.full_claims.items() if listeners.are_waiting else ():
+                delivery.nudge_next(queues, number, transitions)
+            for session in announcement.stopping:
+                delivery.tell_all(topics.session(session))
+            if announcement.due_at is not None:
+                delivery.tell_of_due(announcement.due_at, transitions)
+            if announcement.ended:
+                delivery.tell_of_ends(announcement.ended, transitions)
+        delivery.send()
+        self._clean(listeners, announcement)
+        return True
+
+    def pass_on(self, hashed: str) -> None:
+        """Nudge another listener for the topic with that hash."""
+        listeners = self.folder.listeners()
+        if listeners is not None:
+            delivery = _Delivery(self, listeners, self._namespace)
+            delivery.nudge(hashed, 1)
+            delivery.send()
+
+    def send(self, name: str, message: Message) -> bool:
+        """Return False if the listener does not take it."""
+        if (here := listener_here(name)) is not None:
+            return here.take(message)
+        encoded = _ENCODER.encode(message)
+        if len(encoded) > _MOST_BYTES:
+            encoded = _ENCODER.encode(Message(message.mark, {ANY_TOPIC}))
+        try:
+            self._opened().sendto(encoded, self.folder.address(name))
+        except OSError as error:
+            if error.errno in _GONE:
+                self._remove(name)
+            # Otherwise its queue is full, for example: it is stopped, or awake already.
+            return False
+        return True
+
+    def _clean(self, listeners: Listeners, announcement: Announcement) -> None:
+        """Remove the files of listeners whose processes are gone and could not clean up."""
+        names, now = listeners.unmarked, self.clock.steady()
+        if announcement.cleans and now - self._cleaned_at >= _CLEAN_EVERY:
+            names, self._cleaned_at = listeners.names, now
+        for name in names:
+            if listener_here(name) is None:
+                self._remove_if_gone(name)
+
+    def _remove_if_gone(self, name: str) -> None:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(self.folder.address(name))
+            except OSError as error:
+                if error.errno in _GONE:
+                    self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        listeners = self.folder.listeners()
+        for file in listeners.files_of(name) if listeners is not None else ():
+            self.folder.remove_file(file)
+        self.folder.remove(name)
+
+    def _opened(self) -> socket.socket:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+        return self._socket
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self.folder.close()
+
+
+_GONE: Final = (errno.ECONNREFUSED, errno.ENOENT)
+
+
+class _Delivery:
+    """Collects the messages of one announcement, one for each listener, and sends them."""
+
+    def __init__(self, sender: Sender, listeners: Listeners, namespace: str) -> None:
+        self._sender = sender
+        self._now = sender.clock.steady()
+        self._listeners = listeners
+        self._namespace = namespace
+        self._any_queue = topic_hash(namespace, topics.ANY_QUEUE)
+        self._due = topic_hash(namespace, topics.DUE)
+        self._marks = dict(listeners.marks)
+        self._messages: dict[str, Message] = {}
+        self._nudges: dict[str, list[str]] = {}
+
+    # --- jobs ------------------------------------------------------------------------------------------------------
+
+    def nudge_for(self, queue: str, number: int, transitions: Transitions) -> None:
+        """Nudge a listener for each job that became ready, unless the queue is paused or others have claimed the jobs."""
+        hashed = topic_hash(self._namespace, topics.queue(queue))
+        if any(self._waiting_for(hashed, WAITING + NUDGED)):
+            self.nudge(hashed, min(number, transitions.ready_in(queue)))
+
+    def nudge_next(self, queues: Sequence[str], number: int, transitions: Transitions) -> None:
+        """Nudge one more listener for each claim that got as many jobs as it wanted and left others."""
+        for queue in queues or transitions.first_ready_queues(_MOST_QUEUES):
+            hashed = topic_hash(self._namespace, topics.queue(queue))
+            if any(self._waiting_for(hashed, WAITING)):
+                wanted = min(number, transitions.ready_in(queue))
+                number -= wanted - self._nudge_waiting(hashed, wanted)
+
+    def nudge(self, hashed: str, number: int) -> None:
+        """Nudge those that have waited longest. If they are too few, tell those again that were nudged before: they may have claimed
+        just before the jobs came."""
+        nudged = [*self._waiting_for(hashed, NUDGED)]
+        left = self._nudge_waiting(hashed, number)
+        for mark in nudged[:left]:
+            self._message(mark.listener).heard |= {hashed, self._any_queue}
+
+    def _nudge_waiting(self, hashed: str, number: int) -> int:
+        """Return how many were missing."""
+        for mark in [*self._waiting_for(hashed, WAITING)]:
+            if number < 1:
+                break
+            number -= self._take(mark, hashed)
+        return number
+
+    def pass_on_unanswered(self) -> None:
+        for mark in [*self._marks.values()]:
+            hashed = mark.nudged_for
+            if hashed is None or self._now - mark.since_number < _PASSED_ON_AFTER:
+                continue
+            if any(self._waiting_for(hashed, WAITING)) and self._rename(mark, mark.turned(BUSY, self._now)):
+                self.nudge(hashed, 1)
+
+    def _waiting_for(self, hashed: str, states: str) -> Iterator[Mark]:
+        return (mark for mark in self._marks.values() if mark.state[0] in states and (mark.hears(hashed) or mark.hears(self._any_queue)))
+
+    def _take(self, mark: Mark, hashed: str) -> bool:
+        nudged = mark.turned(NUDGED + hashed, self._now)
+        if not self._rename(mark, nudged):
+            return False
+        message = self._message(mark.listener)
+        message.mark = nudged.file
+        message.heard |= {hashed, self._any_queue}
+        self._nudges.setdefault(mark.listener, []).append(hashed)
+        return True
+
+    def _rename(self, mark: Mark, new: Mark) -> bool:
+        """Return False if another sender or the listener itself was quicker."""
+        try:
+            self._sender.folder.rename(mark.file, new.file)
+        except FileNotFoundError:
+            del self._marks[mark.listener]
+            return False
+        except OSError:  # another user's, in a folder where only the owner of a file may rename it
+            pass
+        self._marks[mark.listener] = new
+        return True
+
+    # --- anything else ---------------------------------------------------------------------------------------------
+
+    def tell_all(self, topic: str) -> None:
+        hashed = topic_hash(self._namespace, topic)
+        for mark in self._marks.values():
+            if mark.hears(hashed):
+                self._message(mark.listener).heard.add(hashed)
+
+    def tell_of_due(self, due_at: int, transitions: Transitions) -> None:
+        """Tell a few listeners if no other job is due before that."""
+        listeners = [mark.listener for mark in self._marks.values() if mark.hears(self._due)]
+        if listeners and transitions.next_due() == due_at:
+            for listener in random.sample(listeners, min(UPKEEPERS, len(listeners))):
+                self._message(listener).heard.add(self._due)
+
+    def tell_of_ends(self, ended: set[bytes], transitions: Transitions) -> None:
+        """Tell each listener that awaits jobs of the ends of these, with the records as far as they are small."""
+        awaited = {name: ids for name in self._listeners.awaiting if (ids := self._awaited(name, ended))}
+        if not awaited:
+            return
+        records = _small_records(transitions, set[bytes]().union(*awaited.values()))
+        for name, ids in awaited.items():
+            message = self._message(name)
+            message.ended += ids
+            size = sum(map(len, message.heard)) + len(ids) * (ID_BYTES + 2)
+            for job_id in ids:
+                if job_id in records:
+                    record, length = records[job_id]
+                    size += length
+                    if size > _MOST_BYTES:
+                        break
+                    message.records.append(record)
+
+    def _awaited(self, name: str, ended: set[bytes]) -> list[bytes]:
+        if (here := listener_here(name)) is not None:
+            return here.awaits(ended)
+        return list(ended.intersection(slices(self._sender.folder.read(awaited_file(name)), ID_BYTES)))
+
+    # --- sending ---------------------------------------------------------------------------------------------------
+
+    def _message(self, listener: str) -> Message:
+        return self._messages.setdefault(listener, Message())
+
+    def send(self) -> None:
+        while self._messages:
+            listener, message = self._messages.popitem()
+            nudges = self._nudges.pop(listener, [])
+            with contextlib.suppress(OSError):
+                if self._sender.send(listener, message):
+                    continue
+            self._marks.pop(listener, None)
+            for hashed in nudges:
+                self.nudge(hashed, 1)
+            if self._due in message.heard and (others := [mark.listener for mark in self._marks.values() if mark.hears(self._due)]):
+                self._message(random.choice(others)).heard.add(self._due)
+
+
+def _small_records(transitions: Transitions, ids: set[bytes]) -> dict[bytes, tuple[Record, int]]:
+    """Return the records of ended jobs that are small, and their sizes."""
+    transitions.begin(may_write=False)
+    found: dict[bytes, tuple[Record, int]] = {}
+    for record in settle.read(transitions, list(ids)):
+        if record is not None and record.status.is_ended and len(record.result or b"") <= SMALL_RECORD:
+            length = len(_ENCODER.encode(record))
+            if length <= SMALL_RECORD:
+                found[record.id] = (record, length)
+    return found

@@ -1,0 +1,517 @@
+"""Who is told, and what it costs: notes, nudges, transactions that cross, and the ends of jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import asyncpg
+import pytest
+
+from taskflow.broker import topics
+from taskflow.broker.nudges import Nudges
+from taskflow.broker.postgres import wakeups
+from taskflow.broker.postgres.enqueue import envelope_columns
+from taskflow.broker.protocol import Broker
+from taskflow.broker.url import connect
+from taskflow.model.envelope import Envelope
+from taskflow.model.record import Record
+from taskflow.model.session import Beat, Session
+from tests.stores.postgres.counts import SESSION, Store, counting, new_id
+from tests.stores.postgres.plans import UNTIL_KEPT
+from tests.stores.postgres.scene import Scene
+from tests.stores.scene import until
+from tests.support.postgres import PostgresServer
+from tests.support.verdicts import succeeded
+
+SOON: Final = 3.0
+"""Seconds. A worker looks again after five."""
+
+AT_ONCE: Final = 1.0
+
+ENQUEUE: Final = "SELECT wakeups FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+
+MANY: Final = 5_000
+
+
+def an_envelope(**more: Any) -> Envelope:
+    return Envelope(id=new_id(), job="work", payload=b"\x01", **more)
+
+
+class IdleWorker:
+    """Claims all that there is, and waits for a nudge. `taken` are the ids of its jobs, each with the time of its claim."""
+
+    def __init__(self, url: str, *, limit: int = 10) -> None:
+        self.broker = connect(url)
+        self.taken: dict[bytes, float] = {}
+        self.claims = 0
+        self.session = Session(id=new_id(), name="idle", ttl=3600.0)
+        self._limit = limit
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> IdleWorker:
+        await self.broker.register(self.session)
+        nudges = self.broker.listen([topics.ANY_QUEUE])
+        nudges.nudge()
+        with contextlib.suppress(TimeoutError):
+            await nudges.wait(0)
+        await until(lambda: nudges.is_prompt)
+        self._task = asyncio.create_task(self._work(nudges))
+        await until(lambda: self.claims)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.stop()
+        await self.broker.close()
+
+    async def stop(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _work(self, nudges: Nudges) -> None:
+        with nudges:
+            for request in range(1, 1_000_000):
+                leases = await self.broker.claim(self.session.id, request, [], self._limit)
+                self.claims += 1
+                for lease in leases:
+                    self.taken[lease.envelope.id] = time.monotonic()
+                await self.broker.settle([succeeded(lease, b"\x01result") for lease in leases])
+                if len(leases) < self._limit:
+                    await nudges.wait(60.0)
+
+    async def has(self, *ids: bytes, within: float = SOON) -> None:
+        await until(lambda: set(ids) <= self.taken.keys(), within)
+
+
+@asynccontextmanager
+async def idle_workers(url: str, number: int) -> AsyncIterator[list[IdleWorker]]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(IdleWorker(url)) for _ in range(number)]
+
+
+class Spy:
+    """Hears what the listeners that are noted now are told."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+        self.heard: list[tuple[str, str]] = []
+
+    async def listen(self) -> None:
+        for row in await self._connection.fetch("SELECT listener FROM taskflow.idle UNION SELECT listener FROM taskflow.awaited"):
+            await self._connection.add_listener(row["listener"], lambda _, __, channel, words: self.heard.append((channel, words)))
+
+
+@pytest.fixture
+async def spy(store: Store) -> AsyncIterator[Spy]:
+    connection = await asyncpg.connect(store.url)
+    yield Spy(connection)
+    await connection.close()
+
+
+async def lone_result(sender: Broker, waiter: Broker) -> Record:
+    """Send a job, and wait for its end as a handle does."""
+    envelope = an_envelope()
+    await sender.enqueue([envelope])
+    return await ended(waiter, envelope.id)
+
+
+async def ended(waiter: Broker, job_id: bytes) -> Record:
+    with waiter.listen([topics.job(job_id)]) as nudges:
+        while True:
+            [record] = await waiter.read([job_id])
+            if record is not None and record.status.is_ended:
+                return record
+            await nudges.wait(60.0)
+
+
+# --- what a lone job costs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 5])
+async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store, broker: Broker, number: int) -> None:
+    """One by each verb, and two notifications. Its result comes with the second one."""
+    waiter = broker.sibling()
+    async with idle_workers(store.url, number):
+        await lone_result(broker, waiter)  # the waiter listens from now on
+        with waiter.listen([topics.job(bytes(16))]) as nudges:
+            await until(lambda: nudges.is_prompt)
+        await asyncio.sleep(0.3)
+        with counting() as asked:
+            for _ in range(4):
+                await lone_result(broker, waiter)
+                await asyncio.sleep(0.1)
+    assert asked == {"enqueue": 4, "read_awaiting": 4, "claim": 4, "succeed": 4, "notify": 8}
+    await waiter.close()
+
+
+async def test_workers_without_room_are_told_nothing(store: Store, broker: Broker) -> None:
+    with counting() as asked:
+        await broker.enqueue([an_envelope()])
+        await broker.claim(SESSION, 1, [], 1)
+        await asyncio.sleep(0.1)
+    assert asked == {"enqueue": 1, "claim": 1}
+
+
+async def test_a_claim_that_finds_the_listener_noted_writes_no_note(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+    async with IdleWorker(store.url) as worker:
+        notes = await stranger.fetch("SELECT xmin, * FROM taskflow.idle")
+        for request in range(1, 4):
+            await worker.broker.claim(worker.session.id, 1_000_000 + request, [], 10)
+        assert len(notes) == 1
+        assert await stranger.fetch("SELECT xmin, * FROM taskflow.idle") == notes
+
+
+# --- ends -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_many_ends_are_told_to_a_listener_in_one_message(store: Store, broker: Broker, spy: Spy) -> None:
+    """However many wait in its process; and each result comes with it."""
+    envelopes = [an_envelope() for _ in range(10)]
+    await broker.enqueue(envelopes)
+    leases = await broker.claim(SESSION, 1, [], 10)
+    waiter = broker.sibling()
+    with waiter.listen([topics.job(bytes(16))]) as nudges:
+        await until(lambda: nudges.is_prompt)
+        waiting = [asyncio.create_task(ended(waiter, envelope.id)) for envelope in envelopes]
+        await asyncio.sleep(0.3)
+        await spy.listen()
+        with counting() as asked:
+            await broker.settle([succeeded(lease, b"\x01%d" % number) for number, lease in enumerate(leases)])
+            records = await asyncio.gather(*waiting)
+    assert {record.result for record in records} == {b"\x01%d" % number for number in range(10)}
+    assert len(spy.heard) == 1
+    assert asked == {"succeed": 1, "notify": 1}
+    assert records == await broker.read([envelope.id for envelope in envelopes])
+    await waiter.close()
+
+
+@pytest.mark.parametrize("size", [4_800, 5_200, 100_000])
+async def test_a_result_that_fits_no_message_is_read(store: Store, broker: Broker, size: int) -> None:
+    envelope = an_envelope()
+    await broker.enqueue([envelope])
+    [lease] = await broker.claim(SESSION, 1, [], 1)
+    waiter = broker.sibling()
+    with waiter.listen([topics.job(bytes(16))]) as nudges:
+        await until(lambda: nudges.is_prompt)
+        waiting = asyncio.create_task(ended(waiter, envelope.id))
+        await asyncio.sleep(0.3)
+        with counting() as asked:
+            await broker.settle([succeeded(lease, bytes(size))])
+            async with asyncio.timeout(SOON):
+                assert (await waiting).result == bytes(size)
+    assert asked["read_awaiting"] == (size > 5_000)
+    await waiter.close()
+
+
+async def test_an_end_during_the_first_read_is_told(store: Store, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The note of who waits, and the end, are written at the same time: neither transaction sees the other."""
+    envelope = an_envelope()
+    await broker.enqueue([envelope])
+    [lease] = await broker.claim(SESSION, 1, [], 1)
+    waiter = broker.sibling()
+    call = waiter.call  # type: ignore[attr-defined]
+
+    async def slow(name: str, *arguments: Any, **more: Any) -> Any:
+        found = await call(name, *arguments, **more)
+        if name == "read_awaiting":
+            await broker.settle([succeeded(lease)])
+            await asyncio.sleep(0.1)  # in which the end is told
+        return found
+
+    with waiter.listen([topics.job(bytes(16))]) as nudges:
+        await until(lambda: nudges.is_prompt)
+        monkeypatch.setattr(waiter, "call", slow)
+        async with asyncio.timeout(SOON):
+            await ended(waiter, envelope.id)
+    await waiter.close()
+
+
+# --- notes and jobs that cross ----------------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_a_sender_commits_while_a_worker_notes_itself_starts_soon(
+    store: Store, broker: Broker, stranger: asyncpg.Connection
+) -> None:
+    """The sender saw no note, and the worker's claim no job. The sender sends nothing after its commit."""
+    envelope = an_envelope()
+    await broker.read([])
+    await stranger.execute("BEGIN")
+    assert await stranger.fetchval(ENQUEUE, *envelope_columns([envelope])) == "0 queue:default"
+    async with IdleWorker(store.url) as worker:
+        await asyncio.sleep(0.5)
+        await stranger.execute("COMMIT")
+        await worker.has(envelope.id)
+
+
+async def test_a_job_of_a_user_that_commits_while_a_worker_notes_itself_starts_soon(store: Store, stranger: asyncpg.Connection) -> None:
+    """Its trigger has run, and has seen no note."""
+    await stranger.execute("BEGIN")
+    job_id = await stranger.fetchval("SELECT taskflow.enqueue('work')")
+    await stranger.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    async with IdleWorker(store.url) as worker:
+        await asyncio.sleep(0.5)
+        await stranger.execute("COMMIT")
+        await worker.has(job_id.bytes)
+
+
+async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+    await broker.read([])
+    await stranger.execute("BEGIN")
+    await stranger.fetchval(ENQUEUE, *envelope_columns([an_envelope()]))
+    async with IdleWorker(store.url):
+        with counting() as asked:
+            await asyncio.sleep(1.0)
+    assert asked["look_for"] <= 6
+    await stranger.execute("ROLLBACK")
+
+
+async def test_a_nudge_on_its_way_to_a_worker_that_fills_up_goes_to_another(store: Store, broker: Broker) -> None:
+    """A worker with room for one job claims one, and is told of another meanwhile."""
+    async with IdleWorker(store.url, limit=1) as first, IdleWorker(store.url) as second:
+        jobs = [an_envelope() for _ in range(6)]
+        for job in jobs:
+            await broker.enqueue([job])
+        await until(lambda: {job.id for job in jobs} <= first.taken.keys() | second.taken.keys(), SOON)
+
+
+# --- transactions of users --------------------------------------------------------------------------------------------------
+
+
+async def test_a_users_job_starts_at_once(store: Store, stranger: asyncpg.Connection) -> None:
+    async with idle_workers(store.url, 3) as workers:
+        for _ in range(5):
+            began_at = time.monotonic()
+            job_id = (await stranger.fetchval("SELECT taskflow.enqueue('work')")).bytes
+            await until(lambda: any(job_id in worker.taken for worker in workers), SOON)  # noqa: B023 - it is awaited here
+            assert time.monotonic() - began_at < AT_ONCE
+
+
+async def test_a_user_tells_two_workers_at_most(store: Store, stranger: asyncpg.Connection) -> None:
+    async with idle_workers(store.url, 5) as workers:
+        before = sum(worker.claims for worker in workers)
+        await stranger.fetchval("SELECT count(taskflow.enqueue('work')) FROM generate_series(1, 3)")
+        await asyncio.sleep(0.5)
+        assert sum(len(worker.taken) for worker in workers) == 3
+        assert sum(worker.claims for worker in workers) <= before + 4
+
+
+async def test_of_users_that_commit_together_one_tells_and_the_jobs_of_all_start_soon(
+    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy
+) -> None:
+    """A NOTIFY in each would have them commit one after the other."""
+    third = await asyncpg.connect(store.url)
+    async with IdleWorker(store.url) as worker:
+        await spy.listen()
+        for user in (stranger, third):
+            await user.execute("BEGIN")
+        ids = [(await user.fetchval("SELECT taskflow.enqueue('work')")).bytes for user in (stranger, third)]
+        for user in (stranger, third):
+            await user.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        await stranger.execute("COMMIT")
+        await worker.has(ids[0])
+        await asyncio.sleep(0.2)
+        await third.execute("COMMIT")
+        await worker.has(ids[1])
+    assert len(spy.heard) == 1
+    await third.close()
+
+
+async def test_a_users_commit_takes_no_lock_of_notifications_unless_a_worker_idles() -> None:
+    """Somebody else holds that lock, in a commit that waits for a standby."""
+    settings = {"synchronous_standby_names": "nobody", "synchronous_commit": "local"}
+    with PostgresServer(fsync=False, settings=settings) as server:
+        url = server.url(server.new_database())
+        broker = connect(url)
+        await broker.register(Session(id=SESSION, name="busy"))
+        holder, user = await asyncpg.connect(url), await asyncpg.connect(url)
+        await user.execute("CREATE TABLE theirs (n integer)")
+        await holder.execute("SET synchronous_commit = on")
+        committing = asyncio.create_task(holder.execute("BEGIN; NOTIFY elsewhere; INSERT INTO theirs VALUES (1); COMMIT"))
+        await asyncio.sleep(0.3)
+        assert not committing.done()
+        async with asyncio.timeout(SOON):
+            await user.fetchval("SELECT taskflow.enqueue('work')")
+        assert not committing.done()
+        committing.cancel()
+        await asyncio.wait([committing])
+        holder.terminate()
+        await user.close()
+        await broker.close()
+
+
+async def test_a_role_that_may_only_add_jobs_wakes_a_worker(store: Store, stranger: asyncpg.Connection) -> None:
+    async with IdleWorker(store.url) as worker:
+        await stranger.execute("CREATE ROLE sender_only; GRANT USAGE ON SCHEMA taskflow TO sender_only; SET ROLE sender_only")
+        job_id = await stranger.fetchval("SELECT taskflow.enqueue('work')")
+        await worker.has(job_id.bytes, within=AT_ONCE)
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await stranger.fetch("SELECT listener FROM taskflow.idle")
+    await stranger.execute("RESET ROLE; DROP OWNED BY sender_only; DROP ROLE sender_only")
+
+
+async def test_who_waits_for_a_job_hears_that_a_user_has_replaced_it(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+    job_id = (await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k')")).bytes
+    with broker.listen([topics.job(bytes(16))]) as nudges:
+        await until(lambda: nudges.is_prompt)
+        waiting = asyncio.create_task(ended(broker, job_id))
+        await asyncio.sleep(0.3)
+        await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k', on_conflict => 'replace')")
+        assert "replaced by" in str((await asyncio.wait_for(waiting, SOON)).reason)
+
+
+# --- notes --------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_broker_that_is_closed_leaves_no_note(store: Store, stranger: asyncpg.Connection) -> None:
+    async with IdleWorker(store.url):
+        assert len(await stranger.fetch("SELECT * FROM taskflow.idle")) == 1
+    assert await stranger.fetch("SELECT * FROM taskflow.idle") == []
+
+
+async def test_a_note_that_is_gone_is_written_again(
+    store: Store, broker: Broker, stranger: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program has deleted it."""
+    monkeypatch.setattr(wakeups, "NOTE_AGAIN", 0.3)
+    async with IdleWorker(store.url) as worker:
+        await stranger.execute("DELETE FROM taskflow.idle")
+        await asyncio.sleep(1.0)
+        job = an_envelope()
+        await broker.enqueue([job])
+        await worker.has(job.id, within=AT_ONCE)
+
+
+async def test_notes_of_listeners_that_are_gone_count_for_nothing(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+    await broker.read([])
+    await stranger.execute(
+        "INSERT INTO taskflow.idle (listener, topic, since) SELECT 'gone' || n, 'queues', 0 FROM generate_series(1, 3) AS n"
+    )
+    with counting() as asked:
+        await broker.enqueue([an_envelope()])
+        await asyncio.sleep(0.1)
+    assert asked == {"enqueue": 1}
+    await broker.upkeep(10)
+    await stranger.fetch("SELECT taskflow.check_marks(NULL)")
+    assert await stranger.fetch("SELECT * FROM taskflow.idle") == []
+
+
+async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+    await broker.read([])
+    await stranger.execute("CREATE TABLE public.theirs (n integer); BEGIN; INSERT INTO public.theirs VALUES (1)")
+    other = await asyncpg.connect(store.url)
+    await other.execute(
+        f"INSERT INTO taskflow.idle (listener, topic, since) SELECT 'l' || n, 'queue:default', n FROM generate_series(1, {MANY}) AS n"
+    )
+    await other.execute("UPDATE taskflow.idle SET nudged_at = since")
+    await other.execute("DELETE FROM taskflow.idle")
+    await other.close()
+    store.counted = "^idle"
+
+    calls: Sequence[Any] = (
+        (ENQUEUE, *envelope_columns([an_envelope()])),
+        ("SELECT taskflow.notify(NULL, ARRAY['queue:default'], ARRAY[3::bigint], '{}')",),
+        ("SELECT taskflow.add_hung_nudges(taskflow.wall(NULL))",),
+        ("SELECT taskflow.listeners_for('queue:default')",),
+    )
+    for call in calls:
+        costs = await store.costs(*call, times=UNTIL_KEPT)
+        assert max(sum(rows for _, rows in each.values()) for each in costs) < 50, (call, costs)
+        assert all("idle" not in each for each in costs), (call, costs)
+    await stranger.execute("ROLLBACK")
+
+
+RUBBISH: Final = r"""
+    INSERT INTO taskflow.idle (listener, topic, since, nudged_at, nudged_for)
+    SELECT listener, topic, since, nudged_at, nudged_for
+    FROM unnest(ARRAY['"', 'a b', repeat('x', 63), E'\n', 'é']) AS listener,
+        unnest(ARRAY['queue:default', 'queues', 'due', 'queue:', E'a\nb', 'session:x']) AS topic,
+        unnest(ARRAY[-9223372036854775808, 9223372036854775807, taskflow.wall(NULL)]) AS since,
+        unnest(ARRAY[NULL, -9223372036854775808, 9223372036854775807, taskflow.wall(NULL) - 1000000]) AS nudged_at,
+        unnest(ARRAY[NULL, 'queue:default', E'queue:\n', 'session:zz', 'job:1', '*', 'due']) AS nudged_for
+    ORDER BY random() ON CONFLICT DO NOTHING;
+    INSERT INTO taskflow.awaited (id, listener, until_when) VALUES ('', 'a', 0), ('\x00', '"', 9223372036854775807) ON CONFLICT DO NOTHING;
+    INSERT INTO taskflow.awaited (id, listener, until_when)
+    SELECT id, listener, 0 FROM taskflow.jobs, unnest(ARRAY['"', repeat('x', 63)]) AS listener ON CONFLICT DO NOTHING;
+    UPDATE taskflow.sessions SET listener = '"';
+"""
+
+
+async def test_rubbish_in_the_notes_harms_nobody(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+    """Another program has written whatever the columns take."""
+    async with IdleWorker(store.url) as worker:
+        await broker.enqueue([an_envelope(after=3600.0, queue="other")])
+        for _ in range(3):
+            await stranger.execute(RUBBISH)
+            job = an_envelope()
+            await broker.enqueue([job, an_envelope(after=60.0)])
+            by_user = await stranger.fetchval("SELECT taskflow.enqueue('work')")
+            waiting = asyncio.create_task(ended(broker, job.id))
+            for _ in range(100):  # until the nudges have been passed on by listeners that are none
+                await asyncio.sleep(0.3)
+                await broker.beat(Beat(session=SESSION, looks=True))
+                await broker.upkeep(100)
+                if {job.id, by_user.bytes} <= worker.taken.keys():
+                    break
+            await asyncio.wait_for(waiting, SOON)
+            await stranger.fetch("SELECT taskflow.check_marks(NULL)")
+    for listener in ("", "x" * 64):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await stranger.execute("INSERT INTO taskflow.idle (listener, topic, since) VALUES ($1, 'queues', 0)", listener)
+
+
+async def test_queues_that_another_program_has_named_are_told_of_or_not_and_break_nothing(
+    store: Store, broker: Broker, stranger: asyncpg.Connection
+) -> None:
+    names = ["a b", "a\nb", "1 queue:default", "*", "'", " "]
+    async with IdleWorker(store.url) as worker:
+        jobs = [an_envelope(queue=name, after=0.001) for name in names]
+        for job in jobs:
+            await broker.enqueue([job])
+        await asyncio.sleep(0.01)
+        await broker.upkeep(100)
+        await worker.has(*(job.id for job in jobs), within=10.0)
+
+
+async def test_a_crash_of_the_server_empties_the_notes_and_workers_write_them_again(server: PostgresServer) -> None:
+    async with Scene(server) as scene, IdleWorker(scene.straight_url) as worker:
+        await asyncio.to_thread(server.restart, "immediate")
+        sender = connect(scene.straight_url)
+        await sender.read([])
+        await until(lambda: server.rows("SELECT count(*) FROM taskflow.idle", database=scene.database) == [(1,)], 10)
+        job = an_envelope()
+        await sender.enqueue([job])
+        await worker.has(job.id, within=AT_ONCE)
+        await sender.close()
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_a_user_whose_transaction_sees_no_present_notes_tells_all_workers(
+    store: Store, broker: Broker, stranger: asyncpg.Connection, level: str
+) -> None:
+    await broker.read([])
+    await stranger.execute(f"BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM pg_class")
+    async with IdleWorker(store.url) as worker:
+        job_id = await stranger.fetchval("SELECT taskflow.enqueue('work')")
+        await stranger.execute("COMMIT")
+        await worker.has(job_id.bytes, within=AT_ONCE)
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_where_no_present_notes_are_seen_a_lone_job_starts_at_once(store: Store, stranger: asyncpg.Connection, level: str) -> None:
+    """By default, in the database."""
+    await stranger.execute(
+        f"ALTER DATABASE {await stranger.fetchval('SELECT current_database()')} SET default_transaction_isolation = '{level}'"
+    )
+    sender = connect(store.url)
+    async with idle_workers(store.url, 2) as workers:
+        for _ in range(5):
+            began_at = time.monotonic()
+            await lone_result(sender, sender)
+            assert time.monotonic() - began_at < AT_ONCE
+        assert sum(len(worker.taken) for worker in workers) == 5
+    await sender.close()
