@@ -133,11 +133,14 @@ async def test_a_result_that_is_lost_before_its_settlement_goes_with_it(
     world: World, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
     leases = [await world.running(**fields), await world.running()]
+    ahead = LargePayloads.results_ahead
+
+    def lose_the_first(payloads: LargePayloads, results: dict[bytes, bytes]) -> list[Any]:
+        [(verb, name, result, *_), *others] = ahead(payloads, results)
+        return [(verb, name, result, "PXAT", 1), *others]
+
     with monkeypatch.context() as patch:
-        expired = ("PXAT", 1)
-        patch.setattr(
-            LargePayloads, "results_ahead", lambda self, results: [("SET", key(world, "o", each), 1, *expired) for each in results]
-        )
+        patch.setattr(LargePayloads, "results_ahead", lambda payloads, results: results and lose_the_first(payloads, results))
         assert await world.settle(*(succeeded(lease, LARGE) for lease in leases)) == [Settled.OK] * 2
     assert [(await world.record(lease)).result for lease in leases] == [LARGE] * 2
     assert keys_of_results(world, client) == []
