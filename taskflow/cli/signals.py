@@ -100,8 +100,7 @@ class Signals:
       harm.
     - The handler is Python's own and not the loop's, so that a third signal works while a job blocks the loop. It stays until the end.
       `anyio.open_signal_receiver` cannot do this: it installs the loop's handlers, receives nothing before the loop runs or while a job
-      blocks
-      it, and restores the system's handlers when it ends.
+      blocks it, and restores the system's handlers when it ends.
     - A closing terminal sends several SIGHUPs. They count as one first signal.
     """
 

@@ -78,8 +78,7 @@ class StallWatch:
     `stall_limit`  seconds without progress of the loop after which it calls `watched.give_up`; 0 disables
     `ttl`          of the sessions, in seconds
     `stalled_for`  seconds without progress of the loop, 0.0 when it runs; `looked_at` is of the monotonic clock, and shows that the watch
-    runs
-    `blocker`      the lease of the job that was reported to block it
+    runs `blocker`      the lease of the job that was reported to block it
     """
 
     def __init__(self, watched: Watched, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:

@@ -53,9 +53,8 @@ BEGIN
 END
 $$;
 
--- Sums up to 20,000 rows of tally, and returns how many. They are small, and each stands for a whole verb. Not again within half a
--- second after
--- all were summed: while a long transaction keeps dead rows, each sum has to pass all former versions.
+-- Sums up to 20,000 rows of tally, and returns how many. They are small, and each stands for a whole verb. Not again within half a second
+-- after all were summed: while a long transaction keeps dead rows, each sum has to pass all former versions.
 CREATE FUNCTION @.sum_counts(now_at bigint) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column

@@ -7,8 +7,7 @@ UPDATE "~sessions" SET request = ? WHERE id = ? AND dead_at IS NULL AND request 
 
 -- name: ready_queues
 -- Parameters: limit; a number, which modulo the number of queues gives the first one. Result: the number of queues that are not paused and
--- have
--- ready jobs; as JSON, number and ready jobs of some of them, by name, from the first one on.
+-- have ready jobs; as JSON, number and ready jobs of some of them, by name, from the first one on.
 WITH ready (queues) AS (SELECT count(*) FROM "~queues" WHERE ready > 0 AND is_paused = 0)
 SELECT (SELECT queues FROM ready), json_group_array(json_array(number, ready))
 FROM (
@@ -61,8 +60,7 @@ CAST(group_concat(CASE WHEN typeof(payload) = 'blob' AND length(payload) <= ? TH
 
 -- name: ready_jobs
 -- Parameters: the maximum size of a payload to fetch, three times; queue, now, limit. Result: one row with the first ready jobs that have
--- not
--- expired, empty if the queue is paused. (They are chosen first, so that no long value is read on the way.)
+-- not expired, empty if the queue is paused. (They are chosen first, so that no long value is read on the way.)
 SELECT @told_of_ready
 FROM (
   SELECT seq AS chosen FROM "~jobs"
@@ -75,8 +73,7 @@ FROM (
 
 -- name: all_ready_jobs
 -- Parameters: rows of a queue's number; the maximum size of a payload to fetch, three times; now. Result: one row with all ready jobs of
--- these
--- queues, like that of `ready_jobs`.
+-- these queues, like that of `ready_jobs`.
 WITH wanted (number) AS (VALUES (?) ...)
 SELECT @told_of_ready
 FROM wanted CROSS JOIN "~jobs"
