@@ -17,7 +17,7 @@ MOST_JOINS: Final = 16_384
 
 
 NOTED_FOR: Final = 90_000_000
-"""Microseconds for which a listener's note counts. A listener writes it anew every minute."""
+"""Microseconds for which a listener's note counts. A listener writes it again every minute."""
 
 MOST_TOLD_BYTES: Final = 5_000
 """Bytes of a record that is sent with the news of a job's end. A notification has at most 8,000, of base64."""

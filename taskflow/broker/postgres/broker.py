@@ -170,7 +170,7 @@ class PostgresBroker:
         else:
             found = await self.call("read", self.wall(), ids, columns=rows.RECORD_COLUMNS)
         records = {row["id"]: rows.record_of(row) for row in found}
-        if time.monotonic() - began_at < READ_WITHIN:  # ends that were not known to be awaited are told later than that
+        if time.monotonic() - began_at < READ_WITHIN:  # the notifier announces an unexpected end later than that
             listener.armed([names.job(each) for each in awaited if each in records and not records[each].status.is_ended], times)
         return records
 

@@ -5,7 +5,7 @@
 --
 -- `of_listener`: the worker's listener, which `is_noted` in idle, as far as it knows, and `was_nudged` since its last claim. If there are
 -- fewer jobs than `most`, it waits for more. A last row may have only news in `unreadable`: the topic of more jobs that are left, for which
--- somebody else waits, or "unnoted": no note was written.
+-- another listener waits, or "unnoted" if no note was written.
 CREATE FUNCTION @.claim(
     wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer,
     of_listener text DEFAULT NULL, is_noted boolean DEFAULT false, was_nudged boolean DEFAULT false

@@ -65,13 +65,13 @@ MISSES: Final = 2
 """Failed attempts to listen, at a server that otherwise answers, before a warning."""
 
 NOTE_AGAIN: Final = 60.0
-"""Seconds after which a listener writes its notes anew. They count for 90 s: see bounds.NOTED_FOR."""
+"""Seconds after which a listener writes its notes again. They count for 90 s: see bounds.NOTED_FOR."""
 
 NUDGE_STANDS: Final = 0.2
 """Seconds in which a claim that follows a nudge finds the listener's note, which others remove after PASSED_ON_AFTER."""
 
 LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
-"""Pauses before each look, while transactions go on that may not have seen a note. Afterwards the job is found as after a lost nudge."""
+"""Pauses before each look while a transaction is open that may not have seen a note. Afterwards the job is found as after a lost nudge."""
 
 UNNOTED: Final = "unnoted"
 """The news of a claim that could not note its listener: see claim.sql."""
@@ -150,11 +150,11 @@ class PostgresListener(Listener):
 
     @property
     def is_at_rest(self) -> bool:
-        """Return True if it is told of what happens from now on, and of nothing that happened before."""
+        """Return True if it hears of what happens from now on, and of nothing that happened before."""
         return not (self._has_wants.is_set() or self._is_asking or self._is_looking_again)
 
     def unnoted(self, ids: Iterable[bytes]) -> list[bytes]:
-        """Return the jobs whose end somebody waits for here without the server knowing."""
+        """Return the jobs that have waiters here of which the server does not know."""
         if not self.is_on or not self.flag.is_heard:
             return []
         return [job_id for job_id in ids if self.flag.hears(topic := names.job(job_id)) and topic not in self._armed]
@@ -163,7 +163,7 @@ class PostgresListener(Listener):
         return Claiming(self, topics)
 
     def begin_claim(self, topics: Sequence[str]) -> Standing | None:
-        """Return None if nobody waits here for such jobs, or no notification would arrive."""
+        """Return None if no worker waits here for such jobs, or no notification would arrive."""
         if not self.is_on or not all(map(self.flag.hears, topics)):
             return None
         self._claims += 1
@@ -213,7 +213,7 @@ class PostgresListener(Listener):
         return [*super()._duties(), self._keep_polling, self._keep_looking_again, self._keep_noted]
 
     async def _keep_noted(self) -> None:
-        """Write the notes of waiters anew before they are too old."""
+        """Write the notes of waiters again before they are too old."""
         while True:
             await asyncio.sleep(NOTE_AGAIN)
             noted = [topic for topic in self._armed if not topic.startswith((_JOB, _SESSION))]
@@ -248,7 +248,7 @@ class PostgresListener(Listener):
 
     def _take_nudge(self, topic: str) -> None:
         heard = {each for each in (topic, names.ANY_QUEUE) if self.flag.hears(each)}
-        if not heard or (self._armed.isdisjoint(heard) and not self._was_nudged and not self._claims):  # nobody waits, or has room
+        if not heard or (self._armed.isdisjoint(heard) and not self._was_nudged and not self._claims):  # no worker waits, or has room
             self._pass_on_later({topic: 1})
         elif self._claims:
             self._told_during_claim[topic] += 1
@@ -269,7 +269,7 @@ class PostgresListener(Listener):
         self._has_again.set()
 
     async def _keep_looking_again(self) -> None:
-        """Look until no transaction goes on that may not have seen the note of this listener."""
+        """Look until no transaction is open that may not have seen the note of this listener."""
         while True:
             self._is_looking_again = self._has_again.is_set()
             await self._has_again.wait()
@@ -309,7 +309,7 @@ class PostgresListener(Listener):
 
 
 class Claiming:
-    """A claim under way, with what the server is told of the listener."""
+    """A claim under way, with what it says of the listener."""
 
     def __init__(self, listener: PostgresListener, topics: Sequence[str]) -> None:
         self._listener = listener

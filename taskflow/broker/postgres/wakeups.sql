@@ -1,9 +1,9 @@
--- Wake-ups: who waits for what, and whom to tell. Each listener has its own channel, and only as many are told as there is work for.
+-- Wake-ups: which listener waits for what. Each listener has its own channel, and a sender notifies as many as there is work for.
 --
 -- A listener notes itself in `idle` and `awaited`. A sender reads these notes in notify(), after the commit of its verb. If a verb finds no
--- note, nothing is sent. A note and a job may be written at the same moment, so that neither transaction sees the other. Therefore a
--- transaction that looks for notes holds a shared lock until its commit, and a listener that has noted itself anew looks for jobs again until
--- nobody holds that lock.
+-- note, it sends nothing. A note and a job may be written at the same moment, so that neither transaction sees the other. Therefore a
+-- transaction that looks for notes holds a shared lock until its commit. A listener that has just noted itself looks for jobs again until
+-- that lock is free.
 
 CREATE FUNCTION @.crossing_lock() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT hashtextextended('@.crossing', 0)
@@ -61,8 +61,8 @@ BEGIN
 END
 $$;
 
--- Returns those topics and those jobs for which something has already happened. `is_crossing`: a transaction that has looked for notes goes
--- on, and may bring something. The plans are made once, perhaps when there are few jobs: they must not read many from end to end.
+-- Returns those topics and those jobs for which something has already happened. `is_crossing`: a transaction that has looked for notes has
+-- not ended, and may bring something. The plans are made once, perhaps when there are few jobs: they must not read many from end to end.
 CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT there text[], OUT ended bytea[], OUT is_crossing boolean) LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET jit = off AS $$
@@ -208,7 +208,7 @@ END
 $$;
 
 -- Tells listeners what was committed: of so many jobs in the topics, and the ends of jobs with their records, if these are small.
--- `passed_on_by`: a listener that was nudged, and has nobody who claims.
+-- `passed_on_by`: a listener that was nudged, but in whose process no worker claims.
 CREATE FUNCTION @.notify(wall bigint, topics text[], numbers bigint[], ended bytea[], passed_on_by text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
@@ -284,14 +284,14 @@ END
 $$;
 
 -- Tells, as a user's transaction commits, what it has done: jobs in a queue, and what enqueue() has left in a setting. It writes nothing. A
--- NOTIFY takes a lock that all such commits share. So nothing is sent if nobody waits, and of several transactions that commit together only
--- one tells of a queue; the listener looks again until the others have committed.
+-- NOTIFY takes a lock that all such commits share. So it sends nothing if no listener waits. Of several transactions that commit together
+-- only one notifies for a queue; the listener looks again until the others have committed.
 CREATE FUNCTION @.tell_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     others CONSTANT text := current_setting('taskflow.at_commit', true);
 BEGIN
     IF pg_try_advisory_xact_lock_shared(@.crossing_lock()) AND of_topic IS NOT NULL AND NOT @.has_old_view() AND NOT @.has_note(of_topic) THEN
-        NULL; -- as in most transactions: nobody waits
+        NULL; -- no listener waits, as in most transactions
     ELSIF of_topic IS NOT NULL THEN
         PERFORM @.tell_of(of_topic);
     END IF;

@@ -246,7 +246,7 @@ async def test_jobs_that_are_due_later_keep_nobody_busy(scene: Scene) -> None:
         await scene.seconds_to_start(-1)
         with counting() as asked:
             await asyncio.sleep(3)
-    assert asked.total() < 10, asked
+    assert asked.total() < 12, asked  # with those by which the worker notes what it waits for
 
 
 # --- the doctor -----------------------------------------------------------------------------------------------------

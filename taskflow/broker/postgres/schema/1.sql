@@ -100,11 +100,11 @@ COMMENT ON TABLE @.paused IS 'Queues of which no job is leased.';
 
 -- --- listeners ------------------------------------------------------------------------------------------
 
--- A listener is named by its own channel. Its notes are hints: after a crash of the server these tables are empty, the connections are
--- cut, and each listener notes itself anew.
+-- A listener is named by its own channel. Its notes are hints. After a crash of the server these tables are empty, the connections are
+-- cut, and each listener writes its notes again.
 
--- `since`: it has waited since then, by the server's own clock; notes are written anew every minute, and old ones do not count.
--- `nudged_at`: it was told then of jobs in the topic `nudged_for`, and has not claimed since.
+-- `since`: it has waited since then, by the server's own clock. A listener writes its notes every minute, and old ones do not count.
+-- `nudged_at`: it was notified then of jobs in the topic `nudged_for`, and has not claimed since.
 CREATE UNLOGGED TABLE @.idle (
     listener @.channel NOT NULL,
     topic @.topic NOT NULL,
