@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import queue
@@ -121,6 +122,7 @@ class Signals:
         for number in HANDLED:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup, SIGHUP stays ignored
                 signal.signal(number, self._handle)
+        atexit.register(self._ignore_late_signals)
         interrupts.raise_again()  # raises a signal that arrived while modules were imported, and was lost in a callback of the interpreter
 
     def begin(self) -> None:
@@ -177,6 +179,12 @@ class Signals:
                 self._loop.call_soon_threadsafe(self._tell)
             except RuntimeError:  # the loop is closed: the worker has ended
                 return
+
+    def _ignore_late_signals(self) -> None:
+        """Let no signal change the exit code while Python ends: it resets the handlers then, and SIGTERM would kill the process."""
+        for number in HANDLED:
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, signal.SIG_IGN)
 
     def _tell(self) -> None:
         name = signal.Signals(self._number).name if self._count else ""

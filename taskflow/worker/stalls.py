@@ -134,10 +134,8 @@ class StallWatch:
     def _look_back(self, passed: float, before: dict[int, float], waited: float) -> None:
         """Find out why this check is much too late. For `waited` seconds this thread had no processor.
 
-        A thread that computed for long held the interpreter, also on a busy machine, because Python code releases it within milliseconds of
-        its
-        own time. This thread asks for the interpreter every few milliseconds and waits for a processor each time. So `waited` proves a lack
-        of
+        A thread that computed for long held the interpreter, also on a busy machine, because Python code releases it within milliseconds.
+        This thread asks for the interpreter every few milliseconds and waits for a processor each time. So `waited` proves a lack of
         processors only if no thread of this process computed.
         """
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}

@@ -295,7 +295,7 @@ class PostgresHome(Home):
         from taskflow.broker.postgres import PostgresBroker
 
         assert isinstance(broker, PostgresBroker)
-        while broker.listener.is_looking_again:  # noqa: ASYNC110 - nobody announces it
+        while not broker.listener.is_at_rest:  # noqa: ASYNC110 - nobody announces it
             await asyncio.sleep(0.005)
         query = f"SELECT count(*) FROM {self._table('idle')} WHERE topic IN ('queue:{queue}', 'queues')"
         there = await asyncio.to_thread(self._asked, f"SELECT to_regclass('{self._table('idle')}') IS NOT NULL")

@@ -252,8 +252,10 @@ BEGIN
         key => @.key_of(queue, job, key)
     );
     wakeups := current_setting('taskflow.wakeups', true);
-    PERFORM set_config('taskflow.at_commit', concat_ws(E'\n', nullif(current_setting('taskflow.at_commit', true), ''), topic), true)
-    FROM regexp_split_to_table(wakeups, E'\n') AS line, substr(line, 3) AS topic WHERE line ~ '^1 (job:|due)';
+    IF wakeups LIKE '%job:%' OR wakeups = '1 due' THEN
+        PERFORM set_config('taskflow.at_commit', concat_ws(E'\n', nullif(current_setting('taskflow.at_commit', true), ''), topic), true)
+        FROM unnest(string_to_array(wakeups, E'\n')) AS line, substr(line, 3) AS topic WHERE topic LIKE 'job:%' OR topic = 'due';
+    END IF;
     IF wakeups ~ 'queue:|^[*]$' THEN
         PERFORM @.lower_mark_at_commit(queue, priority, now_at, false);
     ELSIF wakeups <> '' THEN

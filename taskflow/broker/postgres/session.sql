@@ -28,7 +28,7 @@ BEGIN
     PERFORM @.spare_after_outage(steady, now_at);
     INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at) VALUES (new_id, new_name, new_ttl, new_about, now_at, steady)
     ON CONFLICT (id) DO NOTHING;
-    IF FOUND THEN -- a session that was forgotten and is registered again starts anew
+    IF FOUND THEN -- a session that was forgotten and is registered again gets a fresh start
         DELETE FROM @.requests WHERE session = new_id;
     END IF;
     SELECT dead_at INTO died_at FROM @.sessions WHERE id = new_id;

@@ -18,7 +18,7 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('@.upkeep', 0)) THEN
         RETURN;
     END IF;
-    -- If a crash of the server loses this, it is done again, and no client was told. A call that depends on it waits for the disk
+    -- If a crash of the server loses this, it is done again, and no client has received an answer. A call that depends on it waits for the disk
     -- itself.
     SET LOCAL synchronous_commit = off;
     checks_marks := @.may_check_marks(now_at);

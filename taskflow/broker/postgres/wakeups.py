@@ -1,7 +1,7 @@
 """LISTEN and NOTIFY: one listening connection for each event loop, and notifications of committed changes.
 
 A pooler in transaction mode accepts a LISTEN and loses every notification. So a listener counts as open only after it has received one of
-its own notifications. Until then it polls once a second.
+its test notifications. Until then it polls once a second.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class PostgresListener(Listener):
         self._told_during_claim = Counter[str]()
         self._again: set[str] = set()
         self._has_again = asyncio.Event()
-        self.is_looking_again = False
+        self._is_looking_again = False
+        self._is_asking = False
         self.nudged_at = 0.0
         self.has_noted = False
 
@@ -146,6 +147,11 @@ class PostgresListener(Listener):
     def stays_armed(self, topic: str) -> bool:
         """Return True if the server has a note even though something is there. The end of a job is announced once."""
         return not topic.startswith(_JOB)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Return True if it is told of what happens from now on, and of nothing that happened before."""
+        return not (self._has_wants.is_set() or self._is_asking or self._is_looking_again)
 
     def unnoted(self, ids: Iterable[bytes]) -> list[bytes]:
         """Return the jobs whose end somebody waits for here without the server knowing."""
@@ -193,9 +199,12 @@ class PostgresListener(Listener):
             self._has_wants.set()
 
     async def _note_and_look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
-        self.has_noted = True
-        await self._notes.note(self.id, topics, ids)
-        there, ended, is_crossing = await self._notes.look(topics, ids)
+        self.has_noted = self._is_asking = True
+        try:
+            await self._notes.note(self.id, topics, ids)
+            there, ended, is_crossing = await self._notes.look(topics, ids)
+        finally:
+            self._is_asking = False
         if is_crossing:
             self._look_again(topics)
         return there, ended
@@ -256,13 +265,13 @@ class PostgresListener(Listener):
 
     def _look_again(self, topics: Iterable[str]) -> None:
         self._again.update(topics)
-        self.is_looking_again = True
+        self._is_looking_again = True
         self._has_again.set()
 
     async def _keep_looking_again(self) -> None:
         """Look until no transaction goes on that may not have seen the note of this listener."""
         while True:
-            self.is_looking_again = self._has_again.is_set()
+            self._is_looking_again = self._has_again.is_set()
             await self._has_again.wait()
             topics, self._again = list(self._again), set()
             self._has_again.clear()
@@ -480,8 +489,9 @@ class Notifier:
         self._go_on(is_urgent=are_awaited)
 
     async def close(self) -> None:
-        """Send the last notifications, because others would wait for them. Also at the end of asyncio.run(), which has cancelled the task
-        by then."""
+        """Send the last notifications, because other processes would wait for them. Also works at the end of asyncio.run(), which has
+        cancelled the task by then.
+        """
         self._is_closing = True
         if self._task is not None:
             self._is_urgent.set()

@@ -139,7 +139,7 @@ $$;
 -- Returns true if a listener waits for such news. Jobs of a paused queue are none.
 CREATE FUNCTION @.is_awaited(of_topic text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    IF of_topic !~ '^(queue:|due$)' OR @.has_old_view() OR NOT pg_try_advisory_xact_lock_shared(@.crossing_lock()) THEN
+    IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR of_topic = 'hung' OR @.has_old_view() OR NOT pg_try_advisory_xact_lock_shared(@.crossing_lock()) THEN
         RETURN true; -- without that lock: a listener looks at this moment
     END IF;
     RETURN @.has_note(of_topic) AND NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(of_topic, 7));
@@ -147,14 +147,12 @@ END
 $$;
 
 -- Returns true if a listener has noted that it waits for jobs of a queue, or for what is due.
-CREATE FUNCTION @.has_note(of_topic text) RETURNS boolean LANGUAGE plpgsql
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+CREATE FUNCTION @.has_note(of_topic text) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     from_when CONSTANT bigint := @.noted_since();
 BEGIN
-    RETURN EXISTS (SELECT 1 FROM @.idle WHERE topic = of_topic AND since >= from_when)
-        OR of_topic <> 'due' AND EXISTS (SELECT 1 FROM @.idle WHERE topic = 'queues' AND since >= from_when);
+    RETURN EXISTS (SELECT 1 FROM @.idle WHERE topic IN (of_topic, CASE WHEN of_topic <> 'due' THEN 'queues' END) AND since >= from_when);
 END
 $$;
 
@@ -165,8 +163,7 @@ CREATE FUNCTION @.noted_since() RETURNS bigint LANGUAGE sql AS $$
 $$;
 
 -- Announces that a nudge was not followed by a claim in time: notify() passes it on.
-CREATE FUNCTION @.add_hung_nudges(now_at bigint) RETURNS void LANGUAGE plpgsql
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+CREATE FUNCTION @.add_hung_nudges(now_at bigint) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM @.add_wakeup('hung') WHERE EXISTS (
@@ -227,20 +224,18 @@ BEGIN
         DELETE FROM @.idle WHERE listener = passed_on_by AND topic <> 'due';
     END IF;
     FOR each IN
-        WITH hung AS (
-            DELETE FROM @.idle WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM @.idle
-                WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - R.passed_on_after AND nudged_for IS NOT NULL
-                LIMIT 1000 FOR UPDATE SKIP LOCKED
-            )) RETURNING nudged_for AS topic
-        )
-        SELECT topic, sum(number)::bigint AS number FROM (
-            SELECT topic, 1 AS number FROM hung WHERE topic LIKE 'queue:%' UNION ALL SELECT topic, number FROM unnest(topics, numbers) AS given (topic, number)
-        ) AS every GROUP BY topic
+        DELETE FROM @.idle WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM @.idle
+            WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - R.passed_on_after AND nudged_for IS NOT NULL
+            LIMIT 1000 FOR UPDATE SKIP LOCKED
+        )) RETURNING nudged_for AS topic
     LOOP
-        IF each.topic LIKE 'queue:%' THEN
-            PERFORM @.nudge(each.topic, each.number, now_at);
-        ELSIF each.topic = 'due' THEN
+        PERFORM @.nudge(each.topic, 1, now_at) WHERE each.topic LIKE 'queue:%';
+    END LOOP;
+    FOR i IN 1 .. cardinality(topics) LOOP
+        IF topics[i] LIKE 'queue:%' THEN
+            PERFORM @.nudge(topics[i], numbers[i], now_at);
+        ELSIF topics[i] = 'due' THEN
             WITH told AS (
                 UPDATE @.idle SET nudged_at = now_at WHERE ctid = ANY (ARRAY(
                     SELECT ctid FROM @.idle WHERE topic = 'due' AND since >= from_when ORDER BY nudged_at NULLS FIRST, since
@@ -249,10 +244,10 @@ BEGIN
             )
             SELECT array_agg(listener) INTO told_due FROM told;
             PERFORM pg_notify(listener, 'due') FROM unnest(told_due) AS listener;
-        ELSIF each.topic LIKE 'session:%' THEN
-            PERFORM pg_notify(listener, each.topic) FROM @.sessions WHERE id = decode(substr(each.topic, 9), 'hex') AND listener IS NOT NULL;
-        ELSIF each.topic = '*' THEN
-            PERFORM pg_notify(listener, '*') FROM (SELECT listener FROM @.awaited UNION SELECT listener FROM @.idle WHERE since >= from_when) AS all_of_them;
+        ELSIF topics[i] LIKE 'session:%' THEN
+            PERFORM pg_notify(listener, topics[i]) FROM @.sessions WHERE id = decode(substr(topics[i], 9), 'hex') AND listener IS NOT NULL;
+        ELSIF topics[i] = '*' THEN
+            PERFORM pg_notify(listener, '*') FROM (SELECT listener FROM @.awaited UNION SELECT listener FROM @.idle WHERE since >= from_when) AS known;
         END IF;
     END LOOP;
     IF cardinality(ended) > 0 THEN
@@ -291,22 +286,34 @@ $$;
 -- Tells, as a user's transaction commits, what it has done: jobs in a queue, and what enqueue() has left in a setting. It writes nothing. A
 -- NOTIFY takes a lock that all such commits share. So nothing is sent if nobody waits, and of several transactions that commit together only
 -- one tells of a queue; the listener looks again until the others have committed.
-CREATE FUNCTION @.tell_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+CREATE FUNCTION @.tell_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    topics CONSTANT text[] := of_topic || string_to_array(nullif(current_setting('taskflow.at_commit', true), ''), E'\n');
-    listeners text[];
-    each text;
+    others CONSTANT text := current_setting('taskflow.at_commit', true);
 BEGIN
-    PERFORM set_config('taskflow.at_commit', '', true);
-    PERFORM pg_try_advisory_xact_lock_shared(@.crossing_lock());
-    FOREACH each IN ARRAY array_remove(topics, NULL) LOOP
-        -- Without a view of the present notes: every listener hears the channel that has the schema's name.
-        listeners := CASE WHEN @.has_old_view() THEN ARRAY[(parse_ident('@.jobs'))[1]] ELSE @.listeners_for(each) END;
-        IF cardinality(listeners) > 0 AND (each LIKE 'job:%' OR pg_try_advisory_xact_lock(hashtextextended('@.telling ' || each, 0))) THEN
-            PERFORM pg_notify(listener, each || E'\nagain') FROM unnest(listeners) AS listener;
-        END IF;
-    END LOOP;
+    IF pg_try_advisory_xact_lock_shared(@.crossing_lock()) AND of_topic IS NOT NULL AND NOT @.has_old_view() AND NOT @.has_note(of_topic) THEN
+        NULL; -- as in most transactions: nobody waits
+    ELSIF of_topic IS NOT NULL THEN
+        PERFORM @.tell_of(of_topic);
+    END IF;
+    IF others <> '' THEN
+        PERFORM set_config('taskflow.at_commit', '', true);
+        PERFORM @.tell_of(topic) FROM unnest(string_to_array(others, E'\n')) AS topic;
+    END IF;
+END
+$$;
+
+CREATE FUNCTION @.tell_of(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    listeners text[];
+BEGIN
+    IF @.has_old_view() THEN -- every listener hears the channel that has the schema's name
+        listeners := ARRAY[(parse_ident('@.jobs'))[1]];
+    ELSIF of_topic LIKE 'job:%' OR @.has_note(of_topic) THEN
+        listeners := @.listeners_for(of_topic);
+    END IF;
+    IF cardinality(listeners) > 0 AND (of_topic LIKE 'job:%' OR pg_try_advisory_xact_lock(hashtextextended('@.telling ' || of_topic, 0))) THEN
+        PERFORM pg_notify(listener, of_topic || E'\nagain') FROM unnest(listeners) AS listener;
+    END IF;
 END
 $$;
 

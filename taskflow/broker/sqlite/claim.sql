@@ -20,14 +20,12 @@ FROM (
 -- name: told_of_ready
 -- The columns of ready jobs. Parameters: the maximum size of a payload to fetch, three times.
 --
--- As JSON, in order of arrival in the answer: queue, seq, name, created_at and the payload's length; for less plain jobs also due_at,
--- priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in hexadecimal, whether others await it, expires_at.
--- (A
--- job that was never leased has no failures, crashes, snoozes or hand-backs, and was not parked.) A job that must be read separately,
--- because
--- a value may be unsound or its payload is long, has: queue, seq, two zeros, the payload's length as a negative number, its place, and
--- whether
--- its id and its payload are included nevertheless.
+-- As JSON, in order of arrival in the answer: queue, seq, name, created_at and the payload's length. Less plain jobs also have due_at,
+-- priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in hexadecimal, whether others await it, and expires_at.
+-- (A job that was never leased has no failures, crashes, snoozes or hand-backs, and was not parked.)
+--
+-- A job must be read separately if a value may be unsound or if its payload is long. It has: queue, seq, two zeros, the payload's length as
+-- a negative number, its place, and whether its id and its payload are included nevertheless.
 --
 -- Then the ids, and the payloads, each concatenated.
 json_group_array(

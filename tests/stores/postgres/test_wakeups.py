@@ -14,7 +14,7 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.nudges import Nudges
-from taskflow.broker.postgres import wakeups
+from taskflow.broker.postgres import PostgresBroker, wakeups
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
@@ -105,6 +105,10 @@ class Spy:
         for row in await self._connection.fetch("SELECT listener FROM taskflow.idle UNION SELECT listener FROM taskflow.awaited"):
             await self._connection.add_listener(row["listener"], lambda _, __, channel, words: self.heard.append((channel, words)))
 
+    def heard_of(self, beginning: str) -> list[str]:
+        """The channels on which such words were said."""
+        return [channel for channel, words in self.heard if words.startswith(beginning)]
+
 
 @pytest.fixture
 async def spy(store: Store) -> AsyncIterator[Spy]:
@@ -118,6 +122,13 @@ async def lone_result(sender: Broker, waiter: Broker) -> Record:
     envelope = an_envelope()
     await sender.enqueue([envelope])
     return await ended(waiter, envelope.id)
+
+
+async def until_noted(waiter: Broker, *ids: bytes) -> None:
+    """Return when the server knows that somebody waits for these jobs."""
+    assert isinstance(waiter, PostgresBroker)
+    await asyncio.sleep(0)
+    await until(lambda: not waiter.listener.unnoted(ids))
 
 
 async def ended(waiter: Broker, job_id: bytes) -> Record:
@@ -145,6 +156,7 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
             for _ in range(4):
                 await lone_result(broker, waiter)
                 await asyncio.sleep(0.1)
+    del asked["look_for"]  # if the machine is slow
     assert asked == {"enqueue": 4, "read_awaiting": 4, "claim": 4, "succeed": 4, "notify": 8}
     await waiter.close()
 
@@ -154,7 +166,7 @@ async def test_workers_without_room_are_told_nothing(store: Store, broker: Broke
         await broker.enqueue([an_envelope()])
         await broker.claim(SESSION, 1, [], 1)
         await asyncio.sleep(0.1)
-    assert asked == {"enqueue": 1, "claim": 1}
+    assert asked["notify"] == 0
 
 
 async def test_a_claim_that_finds_the_listener_noted_writes_no_note(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
@@ -178,12 +190,13 @@ async def test_many_ends_are_told_to_a_listener_in_one_message(store: Store, bro
     with waiter.listen([topics.job(bytes(16))]) as nudges:
         await until(lambda: nudges.is_prompt)
         waiting = [asyncio.create_task(ended(waiter, envelope.id)) for envelope in envelopes]
-        await asyncio.sleep(0.3)
+        await until_noted(waiter, *(envelope.id for envelope in envelopes))
         await spy.listen()
         with counting() as asked:
             await broker.settle([succeeded(lease, b"\x01%d" % number) for number, lease in enumerate(leases)])
             records = await asyncio.gather(*waiting)
     assert {record.result for record in records} == {b"\x01%d" % number for number in range(10)}
+    await until(lambda: spy.heard)
     assert len(spy.heard) == 1
     assert asked == {"succeed": 1, "notify": 1}
     assert records == await broker.read([envelope.id for envelope in envelopes])
@@ -199,7 +212,7 @@ async def test_a_result_that_fits_no_message_is_read(store: Store, broker: Broke
     with waiter.listen([topics.job(bytes(16))]) as nudges:
         await until(lambda: nudges.is_prompt)
         waiting = asyncio.create_task(ended(waiter, envelope.id))
-        await asyncio.sleep(0.3)
+        await until_noted(waiter, envelope.id)
         with counting() as asked:
             await broker.settle([succeeded(lease, bytes(size))])
             async with asyncio.timeout(SOON):
@@ -214,7 +227,8 @@ async def test_an_end_during_the_first_read_is_told(store: Store, broker: Broker
     await broker.enqueue([envelope])
     [lease] = await broker.claim(SESSION, 1, [], 1)
     waiter = broker.sibling()
-    call = waiter.call  # type: ignore[attr-defined]
+    assert isinstance(waiter, PostgresBroker)
+    call = waiter.call
 
     async def slow(name: str, *arguments: Any, **more: Any) -> Any:
         found = await call(name, *arguments, **more)
@@ -364,6 +378,53 @@ async def test_who_waits_for_a_job_hears_that_a_user_has_replaced_it(store: Stor
         assert "replaced by" in str((await asyncio.wait_for(waiting, SOON)).reason)
 
 
+# --- what is due, and sessions ------------------------------------------------------------------------------------------------
+
+
+async def test_two_of_those_that_wait_for_what_is_due_hear_of_a_job_that_is_due_first(broker: Broker, stranger: asyncpg.Connection) -> None:
+    brokers = [broker.sibling() for _ in range(4)]
+    heard = [0] * len(brokers)
+
+    async def hear(place: int) -> None:
+        with brokers[place].listen([topics.DUE]) as nudges:
+            while True:
+                heard[place] += await nudges.wait(60.0)
+
+    listening = [asyncio.create_task(hear(place)) for place in range(len(brokers))]
+    async with asyncio.timeout(10.0):
+        while await stranger.fetchval("SELECT count(*) FROM taskflow.idle WHERE topic = 'due'") < len(brokers):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    told = list[int]()
+    for after in (50.0, 100.0, 60.0, 10.0):
+        before = sum(heard)
+        await broker.enqueue([an_envelope(after=after)])
+        await asyncio.sleep(0.3)
+        told.append(sum(heard) - before)
+    assert told == [2, 0, 0, 2]
+    assert heard == [1, 1, 1, 1]
+    for task in listening:
+        task.cancel()
+    for each in brokers:
+        await each.close()
+
+
+async def test_a_request_to_stop_is_told_to_the_listener_of_that_session(store: Store, broker: Broker, spy: Spy) -> None:
+    async with idle_workers(store.url, 3) as workers:
+        chosen = workers[1]
+        assert isinstance(chosen.broker, PostgresBroker)
+        for worker in workers:
+            await worker.stop()
+        await spy.listen()
+        job = an_envelope()
+        await broker.enqueue([job])
+        assert await chosen.broker.claim(chosen.session.id, 1_000_000, [], 1)
+        with chosen.broker.listen([topics.session(chosen.session.id)]) as nudges:
+            await broker.cancel([job.id])
+            assert await nudges.wait(SOON)
+        await until(lambda: spy.heard_of("session:"))
+        assert spy.heard_of("session:") == [chosen.broker.listener.id]
+
+
 # --- notes --------------------------------------------------------------------------------------------------------------------
 
 
@@ -394,7 +455,7 @@ async def test_notes_of_listeners_that_are_gone_count_for_nothing(store: Store, 
     with counting() as asked:
         await broker.enqueue([an_envelope()])
         await asyncio.sleep(0.1)
-    assert asked == {"enqueue": 1}
+    assert asked["notify"] == 0
     await broker.upkeep(10)
     await stranger.fetch("SELECT taskflow.check_marks(NULL)")
     assert await stranger.fetch("SELECT * FROM taskflow.idle") == []
