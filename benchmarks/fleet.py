@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.drain import SETTLED_IN, fill_with_notes, until_all_ran
 from benchmarks.loops import run_in_fastest_loop
@@ -16,8 +16,8 @@ from benchmarks.options import Options
 from benchmarks.processes import a_worker, cpu_of_family, using
 from benchmarks.report import OURS, Measured, Row, in_turn
 from benchmarks.stores import Store
-from benchmarks.tasks import sleep, swallow
-from taskflow import enqueue
+from benchmarks.tasks import give, sleep, swallow
+from taskflow import Call, enqueue
 from taskflow.broker.protocol import Broker
 from taskflow.model.ids import parse_id
 
@@ -37,6 +37,9 @@ LONG_NAP: Final = 15.0
 
 SIZES: Final = (100, 1_000, 10_000, 100_000, 1_000_000)
 """Bytes of an argument; with its name it stays below the mebibyte that a payload may have."""
+
+RETURNED: Final = 10_000
+"""Bytes of a result."""
 
 TOO_MUCH: Final = 50_000_000
 """Bytes of payloads that are queued."""
@@ -149,19 +152,27 @@ def payloads(store: Store, options: Options) -> list[Row]:
     for size in SIZES:
         jobs = options.of(min(10_000, TOO_MUCH // size))
         rows += in_turn(f"{jobs:,} queued with {size:,} bytes", options.repeats, partial(_carried, store, jobs, size), part=f"{size}")
-    return rows
+    jobs = options.of(TOO_MUCH // RETURNED)
+    what = f"{jobs:,} queued that return {RETURNED:,} bytes, beside as many with such an argument"
+    returned, carried = partial(_returned, store, jobs, RETURNED), partial(_carried, store, jobs, RETURNED)
+    return rows + in_turn(what, options.repeats, returned, carried, part="results", beside="as an argument")
 
 
 def _carried(store: Store, jobs: int, size: int) -> Measured:
-    return run_in_fastest_loop(_carried_by(store, jobs, size))
+    data = random.Random(size).randbytes(size)  # PostgreSQL would compress zeros to nothing
+    return run_in_fastest_loop(_drained(store, [swallow.bind(number, data) for number in range(jobs)]))
 
 
-async def _carried_by(store: Store, jobs: int, size: int) -> Measured:
+def _returned(store: Store, jobs: int, size: int) -> Measured:
+    return run_in_fastest_loop(_drained(store, [give.bind(number, size) for number in range(jobs)]))
+
+
+async def _drained(store: Store, calls: Sequence[Call[Any]]) -> Measured:
+    jobs = len(calls)
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url) as broker, a_worker(server.url, marks=marks) as worker:
             await broker.console.pause("default")
-            data = random.Random(size).randbytes(size)  # PostgreSQL would compress zeros to nothing
-            await enqueue(swallow.bind(number, data) for number in range(jobs))
+            await enqueue(calls)
             server.rest()
             cpu, before = cpu_of_family(worker), server.cost().cpu
             await broker.console.resume("default")

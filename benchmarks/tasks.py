@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from typing import Final
 
 from benchmarks.marks import Marks, mark
 from taskflow import Job, job
@@ -52,6 +54,15 @@ async def sleep(number: int, seconds: float) -> None:
 @job(name="benchmarks.swallow")
 async def swallow(number: int, data: bytes) -> None:
     mark(number)
+
+
+@job(name="benchmarks.give")
+async def give(number: int, size: int) -> bytes:
+    mark(number)
+    return _DATA[:size]
+
+
+_DATA: Final = random.Random(0).randbytes(10_000)
 
 
 def stamp_into(stamps: list[float]) -> Job[[], None]:

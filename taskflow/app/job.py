@@ -98,7 +98,7 @@ class SyncJob(Declared[P, R_co]):
 # - mypy gives up and answers Any when an argument that contains an Any (say, a dict[str, Any] anywhere in the signature) matches
 #   several overloads, unless their formals, once solved, are subtypes of each other, the Any's included. So a formal here
 #   always ends up as the function's whole signature, names included, and its type variables are solved with Any by an Any;
-# - a type variable with two constraints is not solved by a foreign type variable: a generic function goes on to the last
+# - a type variable with two constraints is not solved by a foreign type variable: a generic function falls through to the last
 #   overload of its group, which keeps it generic;
 # - a plain function that returns Any, or its caller's type variable, would pass for one that returns a coroutine: it is met first.
 # tests/typing states what each checker makes of each signature.

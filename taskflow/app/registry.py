@@ -1,4 +1,4 @@
-"""Maps names to jobs."""
+"""The registry of job types, by name and alias."""
 
 from __future__ import annotations
 

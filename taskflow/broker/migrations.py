@@ -47,7 +47,7 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
 class Migrations:
     """The migrations in a folder: `2.sql` leads from version 1 to version 2, and its first line reads ``-- 2: What it changes.``
 
-    `newest` is read once, because a worker must know the version of its own tables even after its package has been replaced.
+    `newest` is read once, because a worker must know the version of the tables it uses even after its package has been replaced.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,8 +76,7 @@ class Migrating(Protocol):
         """Apply all pending migrations or none, and return what was done. If several callers migrate at once, one of them does it.
 
         Raises BrokerUnavailable if another session holds locks on the tables for too long. It tries several times and waits only briefly,
-        so that
-        other sessions do not queue behind it for long.
+        so that other sessions do not queue behind it for long.
         """
         ...
 

@@ -89,7 +89,7 @@ class Nudges:
         flag.join(self, self._topics)
 
     async def wait(self, timeout: float | None = None) -> bool:
-        """Return True after a nudge, False after `timeout` seconds."""
+        """Wait for a nudge. Return True after one, False after `timeout` seconds."""
         loop = asyncio.get_running_loop()
         with self._lock:
             if self._is_nudged:

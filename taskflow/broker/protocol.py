@@ -86,13 +86,12 @@ A store may contain anything: other programs write to it, disks fail, releases d
   [read_kept] An ended job is returned for as long as it is kept, and not after.
 
 **upkeep** makes up to `limit` moves that time has made necessary, and returns when to call it next. Any worker may call it, in any order
-and
-any number of times.
+and any number of times.
   [upkeep_due] A due job becomes READY, and its due time is its place.
   [upkeep_reaps] A session past its ttl is dead for good, and its leases are released, each as a crash. `next_in` is no later than that.
   [upkeep_bounded] No call makes more than `limit` moves. `next_in` is 0 if more are left. A session is dead before its first lease is
     released.
-  [crash_backoff] There is no wait after the first crash, then one as `crash_backoff` says. A crash is no failure.
+  [crash_backoff] There is no wait after the first crash, then one as `crash_backoff` says. A crash does not count as a failure.
   [crash_poison] More than `max_crashes` crashes in a row make the job FAILED as poison, whatever attempts are left or used.
   [crash_marked] A job that was asked to stop does not run again after a crash: CANCELLED.
   [outage] If no session has sent a heartbeat for a session's whole ttl, the store was away. The session gets one more ttl. If it does not

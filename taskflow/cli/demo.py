@@ -1,6 +1,5 @@
 """`taskflow demo`: real jobs on real input. Python files of this machine become jobs in a SQLite file, a worker in another process runs
-them, and
-the summary is computed from the stored results.
+them, and the summary is computed from the stored results.
 """
 
 from __future__ import annotations

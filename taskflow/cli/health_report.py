@@ -26,7 +26,7 @@ _STARTING: Final = "the worker has not started yet"
 
 
 class Asked(Protocol):
-    """The vitals of a worker, or of a fleet."""
+    """Answers whether a worker, or a fleet, is alive and ready."""
 
     def live(self) -> VitalSign: ...
     def ready(self) -> VitalSign: ...

@@ -21,13 +21,11 @@ class Told(KeyboardInterrupt):
 class Interrupts:
     """Remembers a Ctrl-C, and raises it again if it was lost.
 
-    The interpreter drops an exception that is raised in one of its own callbacks, and imports run many of them. Without this class the
-    Ctrl-C
+    The interpreter drops an exception that is raised in one of its callbacks, and imports run many of them. Without this class the Ctrl-C
     would be lost, and the worker would start. A second Ctrl-C ends the process at once.
 
     SIGTERM normally ends a process by itself. But if the process is process 1 of a container, the kernel drops signals without a handler.
-    There
-    a SIGTERM is handled like a Ctrl-C.
+    There a SIGTERM is handled like a Ctrl-C.
     """
 
     def __init__(self) -> None:

@@ -17,8 +17,7 @@ T = TypeVar("T")
 
 def run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
     """Run the loop until `work` ends, even if a job stops the loop earlier: with `loop.stop()`, or with an exit raised in a task or a
-    callback, which
-    asyncio passes on. In the task itself, the exit remains an ordinary failure, raised where the task is awaited.
+    callback, which asyncio passes on. In the task itself, the exit remains an ordinary failure, raised where the task is awaited.
     """
     task = OwnTask(work, loop=loop)
     while True:

@@ -40,8 +40,7 @@ def program() -> int:
 
 def _bound_the_end(code: int) -> None:
     """Start two threads that end the process late: one warns, one kills. There are two because the reader of the warning may be gone. Both
-    start
-    now, because later the system may have no thread left.
+    start now, because later the system may have no thread left.
     """
     try:
         _thread.start_new_thread(say_what_keeps_it, (LEFT_BEHIND,))
@@ -120,8 +119,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _is_process_1(argv: list[str]) -> bool:
     """Return True if the worker is process 1 itself: its command line is this command, and no other program imports taskflow. systemd
-    expects
-    notifications only from its service's own process.
+    expects notifications only from its service's own process.
     """
     return os.getpid() == 1 and argv == sys.orig_argv[len(sys.orig_argv) - len(argv) :] and "NOTIFY_SOCKET" not in os.environ
 

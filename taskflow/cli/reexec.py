@@ -22,7 +22,7 @@ def command_of(argv: list[str]) -> list[str]:
 
 
 def environment_of(broker: str | None) -> dict[str, str]:
-    """Return the environment for `command_of`."""
+    """Return the environment for the command line of `command_of`, which lacks `--broker`."""
     return {**os.environ, **({} if broker is None else {_BROKER: broker})}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import queue
@@ -99,8 +100,7 @@ class Signals:
       harm.
     - The handler is Python's own and not the loop's, so that a third signal works while a job blocks the loop. It stays until the end.
       `anyio.open_signal_receiver` cannot do this: it installs the loop's handlers, receives nothing before the loop runs or while a job
-      blocks
-      it, and restores the system's handlers when it ends.
+      blocks it, and restores the system's handlers when it ends.
     - A closing terminal sends several SIGHUPs. They count as one first signal.
     """
 
@@ -121,6 +121,7 @@ class Signals:
         for number in HANDLED:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup, SIGHUP stays ignored
                 signal.signal(number, self._handle)
+        atexit.register(self._ignore_late_signals)
         interrupts.raise_again()  # raises a signal that arrived while modules were imported, and was lost in a callback of the interpreter
 
     def begin(self) -> None:
@@ -177,6 +178,12 @@ class Signals:
                 self._loop.call_soon_threadsafe(self._tell)
             except RuntimeError:  # the loop is closed: the worker has ended
                 return
+
+    def _ignore_late_signals(self) -> None:
+        """Let no signal change the exit code while Python ends: it resets the handlers then, and SIGTERM would kill the process."""
+        for number in HANDLED:
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, signal.SIG_IGN)
 
     def _tell(self) -> None:
         name = signal.Signals(self._number).name if self._count else ""

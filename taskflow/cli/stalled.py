@@ -18,8 +18,7 @@ def end_stalled(is_told: bool) -> None:
     """End the process. Called from the thread that noticed the stall.
 
     The log has the stacks, unless the loop hangs there. Then Python's own fault handler writes them, because it takes no lock. The process
-    ends
-    even if the output has no reader.
+    ends even if the output has no reader.
     """
     if not is_told:
         with suppress(RuntimeError):  # the system cannot start another thread
@@ -29,8 +28,7 @@ def end_stalled(is_told: bool) -> None:
 
 def show_stacks_when_killed() -> None:
     """Write the stacks of all threads before a fatal signal ends the process, even while C code holds the interpreter: SIGSEGV, or SIGABRT,
-    with
-    which systemd's watchdog ends a silent worker. Does nothing if the application has set this up.
+    with which systemd's watchdog ends a silent worker. Does nothing if the application has set this up.
     """
     if not faulthandler.is_enabled():
         with suppress(OSError, ValueError):  # there is no stderr

@@ -68,8 +68,7 @@ class SupervisorSocket:
 
     def hear_of_deaths(self, note: NoteDeath) -> None:
         """Call `note`, from any thread, with the session and cause of each dead process. The caller reports them to the broker, and then to
-        the
-        supervisor.
+        the supervisor.
         """
         with self._lock:
             self._note_death = note
@@ -86,7 +85,7 @@ class SupervisorSocket:
             self._retire()
 
     def _retire(self) -> None:
-        """Retire. From any thread."""
+        """Retire this worker. May be called from any thread."""
         with self._lock:
             if self.is_leaving:
                 return

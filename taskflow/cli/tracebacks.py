@@ -30,7 +30,7 @@ def print_users(error: BaseException) -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Return True for an error of taskflow: one of its own errors, or a bug, which has passed through no other code.
+    """Return True for an error of taskflow: an error class of taskflow, or a bug, which has passed through no other code.
 
     An error that has passed through the user's code is the user's, even if asyncio raised it there.
     """

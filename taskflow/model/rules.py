@@ -23,8 +23,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
     `kept_per_queue`    the maximum number of ended jobs per queue, and of failed ones; the oldest are dropped first
-    `upkeep_every`      the interval of upkeep in the whole fleet if nothing is due: long enough that an idle worker sends less than one
-                        command a second, short enough that a dead worker's jobs run again within 25 s
+    `upkeep_every`      the interval of upkeep in the whole fleet if nothing is due. An idle worker then sends less than one command a
+                        second, and a dead worker's jobs run again within 25 s
     """
 
     session_ttl: float = 20.0

@@ -1,4 +1,4 @@
-"""Logs in such a way that an error in the application's logging (a handler or a filter) stops nothing."""
+"""Logs so that an error in the application's logging (a handler or a filter) does not reach the caller."""
 
 from __future__ import annotations
 

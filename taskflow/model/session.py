@@ -46,7 +46,7 @@ def session_record_of(
 ) -> SessionRecord:
     """Return the record of a stored session. `ttl` is in seconds, other times are in microseconds.
 
-    A field that cannot be read has its default: the session goes on, and lapses, like others.
+    A field that cannot be read has its default: the session continues, and lapses, like others.
     """
     reader = FieldReader()
     nothing: tuple[tuple[str, ...], int] = ((), 0)

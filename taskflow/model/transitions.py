@@ -1,8 +1,7 @@
 """The rules of a job's transitions: the legal moves, and the state of a job after a run ends. Pure functions; a store applies the plan.
 
 Memory and SQLite call these functions. Redis and PostgreSQL implement the same rules under the same names, in their files `transitions`
-and,
-for `apply_verdict`, `settle`. The conformance suite compares all four.
+and, for `apply_verdict`, `settle`. The conformance suite compares all four.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Par
 
 
 class Event(StrEnum):
-    """Why a job moves."""
+    """The reason why a job moves from one status to another."""
 
     ENQUEUE = "enqueue"
     RELEASE = "release"

@@ -41,7 +41,7 @@ class RunError(msgspec.Struct, frozen=True):
             msgspec.structs.force_setattr(self, "traceback", self.traceback[-MAX_TRACEBACK:])
 
 
-# gc=False, here and below: verdicts are created by the thousand and never form a cycle, so the collector can skip them.
+# gc=False, here and below: thousands of these are created and they never form a cycle, so the collector can skip them.
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The outcome of a run. `is_final` is True if it ends the job."""
 

@@ -100,8 +100,7 @@ class TaskflowJobs:
         """Advance the virtual time, and run each job when it is due. Return the number of runs.
 
         Time has its other effects too: a result is dropped `keep_result` (default 300 s) after its job has ended, and `status()` is then
-        None, as in
-        production. Raises ValueError for a negative time, and otherwise the same errors as `run_all`.
+        None, as in production. Raises ValueError for a negative time, and otherwise the same errors as `run_all`.
         """
         span = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days)
         if span < timedelta():

@@ -47,8 +47,8 @@ class OutOfMemory:
     """Counts the kernel's out-of-memory kills in the cgroups of this process, which its child processes share.
 
     The counter is `memory.events` in version 2 and `memory.oom_control` in version 1. Before Linux 4.13, `memory.failcnt` is used instead,
-    which
-    counts how often the limit was hit. Without cgroups, the count for the whole machine allows a guess. Without that, no kill is detected.
+    which counts how often the limit was hit. Without cgroups, the count for the whole machine allows a guess. Without that, no kill is
+    detected.
     """
 
     def __init__(self, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> None:

@@ -69,8 +69,8 @@ class Executor:
         is_cut_short: Callable[[], bool] = lambda: False,
     ) -> None:
         """Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, `_invoke` must
-        call plain
-        functions itself. `is_cut_short()` is true while the worker's own block is being cancelled: runs that are cancelled with it, as
+        call plain functions itself. `is_cut_short()` is true while the worker's own block is being cancelled: runs that are cancelled with
+        it, as
         `asyncio.run` does at its end, are handed back.
         """
         self._registry = registry
@@ -291,8 +291,7 @@ async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
 
 def _stop(holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None, threads: Threads | None) -> None:
     """Stop the run. A function in a thread can only be asked to stop: its lease and slot remain occupied until it ends. If it has not
-    started, it never
-    does. Middleware around it is cancelled.
+    started, it never does. Middleware around it is cancelled.
     """
     context.cancelled.set()
     if holding.in_thread is None:

@@ -34,8 +34,7 @@ LONGEST_REST: Final = 60.0
 
 MANY: Final = 8
 """If a claim fills more than 1/MANY of the room, jobs arrive so fast that the next claim is made without a nudge. With fewer jobs, every
-second
-claim would find nothing.
+second claim would find nothing.
 """
 
 PAUSES: Final = Pauses(0.05, 2.0)
@@ -71,8 +70,7 @@ class Fetcher:
     """Makes one claim at a time, numbered: a claim whose answer was lost is repeated with the same number.
 
     `answered_at` is the time of the last answer, and `full_at` the last time without room; both are of the monotonic clock, and None before
-    the
-    first. Leases that arrive later than `too_old` seconds after their request are handed back.
+    the first. Leases that arrive later than `too_old` seconds after their request are handed back.
     """
 
     def __init__(

@@ -64,8 +64,7 @@ class Keeper:
     """Sends heartbeats from `start` until it is stopped.
 
     `beaten_at` is the time of the last answer, None before the first; `tried_at` is the time of the last attempt, successful or not. Both
-    are of
-    the monotonic clock, and any thread may read them.
+    are of the monotonic clock, and any thread may read them.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class Keeper:
             await self._ended.wait()
 
     def fall_silent(self, why: str) -> None:
-        """Send no more heartbeats. The session is lost as soon as the event loop handles this. From any thread."""
+        """Send no more heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
         self._stop_beating()
         self._in_loop(self._listener.lose, why)
 
@@ -106,12 +105,12 @@ class Keeper:
         self.beat_now()
 
     def beat_now(self) -> None:
-        """Send a heartbeat now, because its answer may bring news. From any thread."""
+        """Send a heartbeat now, because its answer may bring news. May be called from any thread."""
         self._is_urgent = True
         self._nudges.nudge()
 
     def beat_soon(self) -> None:
-        """Send a heartbeat to report progress, but not within `PROGRESS_EVERY` seconds of the last one. From any thread."""
+        """Send a heartbeat to report progress, but not within `PROGRESS_EVERY` seconds of the last one. May be called from any thread."""
         self._nudges.nudge()
 
     def _keep(self) -> None:

@@ -77,7 +77,7 @@ class HeldLease:
                 self.stop()
 
     def report(self, progress: Progress) -> None:
-        """Keep the run's progress for the next heartbeat and for the settlement. From any thread."""
+        """Keep the run's progress for the next heartbeat and for the settlement. May be called from any thread."""
         self.progress = progress
         if self.on_report is not None:
             self.on_report()
@@ -157,7 +157,7 @@ class LeaseTable:
         return list(self._held.values())
 
     def held_by(self, run: JobContext) -> HeldLease | None:
-        """Return the lease of a run while it is held. From any thread."""
+        """Return the lease of a run while it is held. May be called from any thread."""
         for holding in self.all():
             if holding.lease.epoch == run.epoch and id_text(holding.lease.envelope.id) == run.job_id:
                 return holding

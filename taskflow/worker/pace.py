@@ -6,8 +6,7 @@ from typing import Final
 
 STARTS_WITHIN: Final = 0.02
 """Seconds within which a reserved lease should start. A queue whose median run takes longer has no reserve, because another worker could
-start its
-jobs meanwhile.
+start its jobs meanwhile.
 """
 
 MEASURED_OVER: Final = 0.01

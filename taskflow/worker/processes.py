@@ -133,7 +133,7 @@ class Wakes:
             return b""
 
     def note_change(self) -> None:
-        """Record that files have changed. From any thread."""
+        """Record that files have changed. May be called from any thread."""
         os.write(self._writer, bytes([CHANGED]))
 
     def has_lost_terminal(self) -> bool:

@@ -82,9 +82,7 @@ class Quarantine:
                 self._lease_table.end_trial()
 
     def _choose(self) -> Trial | None:
-        """Choose the leases to try now, and hand back the rest. If other code cancels `run` after that, it starts again and chooses
-        anew.
-        """
+        """Choose the leases to try now, and hand back the rest. If other code cancels `run`, it starts with a new choice."""
         waiting = sorted(self.take_all(), key=_crashes)
         if not waiting:
             return None

@@ -39,8 +39,7 @@ class QueueChoice:
 
     def order(self) -> Sequence[str]:
         """Return the queues in the order of this claim. With weights it is a random order without replacement: the largest u ** (1 /
-        weight) is first
-        (Efraimidis and Spirakis 2006).
+        weight) is first (Efraimidis and Spirakis 2006).
         """
         if not self._weights:
             return self.names

@@ -27,8 +27,7 @@ PATIENCE: Final = 0.1
 
 AHEAD: Final = 3
 """The reserve, and the leases that await their settlement's answer, may each be this many times the slots. A cycle of two hundred jobs
-costs less
-per job than one of a hundred, mostly in the store. In longer cycles, worker and store wait for each other more than they save.
+costs less per job than one of a hundred, mostly in the store. In longer cycles, worker and store wait for each other more than they save.
 """
 
 SLOW: Final = 0.5
@@ -73,9 +72,8 @@ class Runs:
 
     @property
     def free(self) -> int:
-        """Return the number of free slots. From any thread. A plain function that was given up, here or in an earlier session, occupies its
-        slot, because
-        its thread is still busy.
+        """Return the number of free slots. May be called from any thread. A plain function that was given up, here or in an earlier
+        session, occupies its slot, because its thread is still busy.
         """
         if not self._lease_table.is_open:
             return 0

@@ -68,8 +68,7 @@ class Services:
     """Starts services and restarts each one that ends, because without one of them the worker would be alive and do nothing.
 
     A service that other code has cancelled starts again at once, because a job may cancel every existing task. A failed service starts
-    again
-    after a growing pause. The session continues: a bug here, or one bad row, must not cost the other jobs their leases.
+    again after a growing pause. The session continues: a bug here, or one bad row, must not cost the other jobs their leases.
     `on_end` is called whenever a service ends.
     """
 

@@ -58,8 +58,7 @@ class WorkerSession:
     """One session. If the worker continues after it, the worker begins another one.
 
     `begin` registers it, and `run` walks through its phases. `finish`, `wind_down`, `hurry`, `lose` and `settle_by` only decide the next
-    step of
-    that walk. `has_forced` is True if runs had to be cancelled. `all_ended` is set when a finishing session has no leases left,
+    step of that walk. `has_forced` is True if runs had to be cancelled. `all_ended` is set when a finishing session has no leases left,
     `runs_stopped`
     when no run continues here except in threads.
     """
@@ -159,8 +158,7 @@ class WorkerSession:
 
         A session that winds down waits at most `last_words` for that; the store learns of the rest when the session lapses. A past session
         waits until `settle_by`, or for ever, because only the store knows whether its verdicts still count. When the worker ends, it does
-        not wait
-        for runs that ignore their cancellation: leaving the session hands their jobs back.
+        not wait for runs that ignore their cancellation: leaving the session hands their jobs back.
         """
         if self._settles_until is None and self._grace_ends_at is not None:
             self._settles_until = time.monotonic() + self._options.last_words
@@ -218,7 +216,7 @@ class WorkerSession:
             self._events.tell(SessionEnded(self.session.name, why, is_followed))
 
     def fall_silent(self, why: str) -> None:
-        """Send no more heartbeats. The session is lost as soon as the event loop handles this. From any thread."""
+        """Send no more heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
         self._keeper.fall_silent(why)
 
     def settle_by(self, instant: float) -> None:

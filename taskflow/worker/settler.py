@@ -27,8 +27,7 @@ class Settler:
     """Group commit without a timer: settlements that arrive while a batch is under way form the next one.
 
     A settlement is offered until the store has answered it or its lease is lost, because losing a job is worse than running it twice. If
-    another
-    program's transaction holds up settlements in the store, `run_held_up` offers them again separately, and the others do not wait.
+    another program's transaction holds up settlements in the store, `run_held_up` offers them again separately, and the others do not wait.
     `waiting_since` is the time of the monotonic clock since when a batch has not been answered; None if nothing waits.
     """
 

@@ -78,8 +78,7 @@ class StallWatch:
     `stall_limit`  seconds without progress of the loop after which it calls `watched.give_up`; 0 disables
     `ttl`          of the sessions, in seconds
     `stalled_for`  seconds without progress of the loop, 0.0 when it runs; `looked_at` is of the monotonic clock, and shows that the watch
-    runs
-    `blocker`      the lease of the job that was reported to block it
+    runs `blocker`      the lease of the job that was reported to block it
     """
 
     def __init__(self, watched: Watched, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
@@ -134,10 +133,8 @@ class StallWatch:
     def _look_back(self, passed: float, before: dict[int, float], waited: float) -> None:
         """Find out why this check is much too late. For `waited` seconds this thread had no processor.
 
-        A thread that computed for long held the interpreter, also on a busy machine, because Python code releases it within milliseconds of
-        its
-        own time. This thread asks for the interpreter every few milliseconds and waits for a processor each time. So `waited` proves a lack
-        of
+        A thread that computed for long held the interpreter, also on a busy machine, because Python code releases it within milliseconds.
+        This thread asks for the interpreter every few milliseconds and waits for a processor each time. So `waited` proves a lack of
         processors only if no thread of this process computed.
         """
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}

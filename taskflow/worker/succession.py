@@ -38,8 +38,7 @@ class Succession:
     """`present` is the working session, None between two; `past` are lost sessions that still offer their verdicts.
 
     One task walks from session to session, and each session is a task of its group. Other code may cancel them, for example a job that
-    cancels
-    every existing task: then the walk starts again where it was. `phase` is the worker's own.
+    cancels every existing task: then the walk starts again where it was. `phase` is the worker's own.
     """
 
     def __init__(self, make: Callable[[], WorkerSession], options: WorkerOptions, events: Events, chance: Chance) -> None:

@@ -1,6 +1,5 @@
 """Threads for plain functions. They take calls from one deque and return results to the loop in bundles, because a switch between threads
-for each
-job costs too much.
+for each job costs too much.
 """
 
 from __future__ import annotations
@@ -139,8 +138,7 @@ class Threads:
 
     def _has_more(self) -> bool:
         """Wait for a call, and return False if none arrives. A call is added first and announced later, so either it is seen here, or the
-        thread is
-        idle.
+        thread is idle.
         """
         with self._wake:
             is_late = False

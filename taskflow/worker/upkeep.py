@@ -18,8 +18,7 @@ from taskflow.worker.events import BrokerTrouble, Events
 
 LIMIT: Final = 250
 """The maximum number of moves in one call while jobs fall due. These jobs wait for the call, and so do claims of the jobs that the previous
-call
-made ready.
+call made ready.
 """
 
 PORTIONS: Final = ((100, 50), (500, 250))

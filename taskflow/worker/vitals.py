@@ -71,8 +71,7 @@ class Vitals:
 
     def live(self) -> VitalSign:
         """Return whether the event loop and the heartbeat thread run. It says nothing about the broker, because restarting the process
-        would not bring it
-        back.
+        would not bring it back.
         """
         seen, signs, now = self._seen(), self._signs(), time.monotonic()
         if seen is None:

@@ -167,8 +167,7 @@ class Worker:
         """Claim no more jobs. Return when all runs here have ended and the broker has their verdicts, however long that takes.
 
         If the session is lost, its runs are cancelled, because their jobs belong to other workers. If this call is cancelled, the end of
-        the block
-        winds down as usual.
+        the block winds down as usual.
         """
         self.vitals.is_winding_down = True
         await self._sessions.finish()
@@ -222,8 +221,8 @@ class Worker:
 
     async def _wind_down(self) -> None:
         """Wind down without being stopped half-way: that would leave a session that sends heartbeats but runs nothing. A cancellation of
-        this task
-        ends the grace time early; the rest is bounded. A scope of anyio around this would cancel every await again, so it is shielded.
+        this task ends the grace time early; the rest is bounded. A scope of anyio around this would cancel every await again, so it is
+        shielded.
         """
         interrupted: BaseException | None = None
         self.vitals.is_winding_down = True

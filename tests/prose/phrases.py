@@ -1,4 +1,4 @@
-"""Words that we do not use, and why. Most are grammatical, but read as translated."""
+"""Words that we do not use, and why. Most are correct, but read as translated."""
 
 from __future__ import annotations
 
@@ -13,5 +13,11 @@ PHRASES: Final = {
     r"\btold of\b": "hides the actor and the medium: write `the log names`",
     r"\b(?:go|goes|went) home\b": "a figure of speech: write `exits`",
     r"\bnone when none\b": "cryptic: write the default, as in `(default None: no limit)`",
+    r"\banew\b": "archaic: write `again`, or `a new ...`",
+    r"\b(?:no|some|any)body\b": "hides the actor: name it, as in `no worker` or `another program`",
+    r"\b(?:whoever|whichever of)\b": "hides the actor: name it, as in `the caller that ...`",
+    r"\blikewise\b": "archaic: write `also`, or repeat the fact",
+    r"\bgo(?:es)? on\b": "vague: write `continues`, `still runs` or `works as before`",
+    r"\bby the thousand\b": "a figure of speech: write `thousands of ...`",
     r"\bin silence\b": "write `without an error` or `without a message`",
 }

@@ -1,12 +1,14 @@
-"""What users read, as sentences: pages, help, messages and the docstrings of public names."""
+"""What users and contributors read, as sentences: pages, help, messages, docstrings and comments."""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import inspect
+import io
 import re
 import textwrap
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -22,11 +24,10 @@ _ABBREVIATION: Final = re.compile(r"\b(e\.g|i\.e|etc|vs)\.", re.IGNORECASE)
 _GENERATED: Final = re.compile(r"<!-- (\w+) writes this -->.*?<!-- end of \1 -->", re.DOTALL)
 _FENCE: Final = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 _ITEM: Final = re.compile(r"^ *(?:[-*]|\d+\.) +", re.MULTILINE)
-_SPEAKERS: Final = {
-    *("debug", "info", "warning", "error", "critical", "exception"),
-    *(name for name in taskflow.__all__ if isinstance(value := getattr(taskflow, name), type) and issubclass(value, BaseException)),
-}
-"""Calls whose first arguments are messages. Some functions make an error for their caller to raise."""
+_SQL: Final = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|CREATE|DROP|PRAGMA|SET LOCAL|BEGIN|COMMENT ON|RETURNING|EXISTS)\b")
+_TABLE: Final = re.compile(r"^ *(?:\||={4}|.*={6}).*$", re.MULTILINE)
+_FOR_TOOLS: Final = re.compile(r"^(?:noqa|type:|pyright:|pragma:|fmt:)[^#]*#? *|^-{3}.*$|^===.*$|^name: \w+$")
+_ROW: Final = re.compile(r"^(?:\S.*\S {2,}\S| {4}).*$", re.MULTILINE)
 
 
 def words(sentence: str) -> int:
@@ -75,27 +76,23 @@ def of_help() -> list[str]:
 
 
 def of_messages() -> list[str]:
-    """Return the sentences of raised errors and of the log. A value that a message names counts as one word."""
-    found: list[str] = []
-    for file in sorted((ROOT / "taskflow").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-                found += _texts(node.exc)
-            elif isinstance(node, ast.Call) and _name(node.func) in _SPEAKERS:
-                found += _texts(node)
-    return [sentence for text in dict.fromkeys(found) for sentence in sentences(text) if words(sentence) > 2]
+    """Return the sentences of errors, logs and output: all texts in the code, but SQL. A value that a message names counts as one word."""
+    found = [text for file in _modules() for text in _literals(ast.parse(file.read_text())) if not _SQL.search(text)]
+    return [sentence for text in dict.fromkeys(found) for sentence in sentences(text) if words(sentence) > 3]
 
 
-def _name(function: ast.expr) -> str:
-    return function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+def _modules() -> list[Path]:
+    return sorted((ROOT / "taskflow").rglob("*.py"))
 
 
-def _texts(call: ast.Call) -> Iterator[str]:
-    for argument in call.args[:2]:
-        if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-            yield argument.value
-        elif isinstance(argument, ast.JoinedStr):
-            yield "".join(part.value if isinstance(part, ast.Constant) else "VALUE" for part in argument.values)  # type: ignore[misc]
+def _literals(tree: ast.Module) -> Iterator[str]:
+    skipped: set[ast.AST] = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped.update(node.values)
+            yield "".join(part.value if isinstance(part, ast.Constant) else "VALUE" for part in node.values)  # type: ignore[misc]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in skipped:
+            yield node.value
 
 
 def of_public_docstrings() -> list[str]:
@@ -113,17 +110,41 @@ def of_public_docstrings() -> list[str]:
 def of_all_docstrings() -> list[str]:
     """Return the sentences of every docstring of the package, which contributors read. Rows of tables are none."""
     found: list[str] = []
-    for file in sorted((ROOT / "taskflow").rglob("*.py")):
+    for file in _modules():
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (text := ast.get_docstring(node)):
-                prose = re.sub(r"^ *(?:\||={4}|.*={6}).*$", "\n", text, flags=re.MULTILINE)
-                found += [sentence for part in _parts(prose) for sentence in sentences(part)]
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                prose = _TABLE.sub("\n", inspect.cleandoc(node.value.value))
+                found += [sentence for part in _parts(prose) for item in _ITEM.split(part) for sentence in sentences(item)]
     return found
+
+
+def of_comments() -> list[str]:
+    """Return the sentences of the comments in Python."""
+    found: list[str] = []
+    for file in _modules():
+        tokens = tokenize.generate_tokens(io.StringIO(file.read_text()).readline)
+        found += [token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT]
+    return [sentence for text in found for sentence in sentences(_FOR_TOOLS.sub("", text)) if words(sentence) > 1]
+
+
+def of_scripts() -> list[str]:
+    """Return the sentences of the comments in Lua and SQL. Rows of tables are none."""
+    found: list[str] = []
+    for file in sorted(path for path in (ROOT / "taskflow").rglob("*") if path.suffix in (".lua", ".sql")):
+        block: list[str] = []
+        for line in [*file.read_text().splitlines(), ""]:
+            code, mark, comment = line.partition("-- ")
+            if mark and not code.strip():
+                block.append(_FOR_TOOLS.sub("\n", comment))
+                continue
+            found += ["\n".join(block), comment]
+            block = []
+    return [sentence for text in found for sentence in sentences(_ROW.sub("\n", text))]
 
 
 def _parts(docstring: str) -> list[str]:
     first, _, rest = docstring.partition("\n")
-    return re.split(r"\n(?=`\w)", f"{first.strip()}\n{textwrap.dedent(rest)}")
+    return re.split(r"\n(?=`\w|\S+(?:, \S+)* {2,}\S)", f"{first.strip()}\n{textwrap.dedent(rest)}")
 
 
 SOURCES: Final = {
@@ -133,4 +154,6 @@ SOURCES: Final = {
     "messages": of_messages,
     "public docstrings": of_public_docstrings,
     "all docstrings": of_all_docstrings,
+    "comments": of_comments,
+    "Lua and SQL": of_scripts,
 }

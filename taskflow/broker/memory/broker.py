@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
-from taskflow.broker import topics
+from taskflow.broker import topics as names
+from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.memory.console import MemoryStore
 from taskflow.broker.nudges import Nudges, WakeUpFlag
-from taskflow.broker.protocol import UPKEEPERS
+from taskflow.broker.protocol import UPKEEPERS, Added, Refused, Upkept
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
+from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord
+from taskflow.model.verdict import Settled, Settlement
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
 
 class _Atomically(Protocol):
     def __call__(self, verb: Callable[[], T]) -> T: ...
-
-
-class _Locked(Protocol):
-    _store: MemoryStore
-
-    def _atomically(self, verb: Callable[[], T]) -> T: ...
-
-
-def _verb(verb: Callable[Concatenate[MemoryStore, P], T]) -> Callable[Concatenate[_Locked, P], Coroutine[Any, Any, T]]:
-    """Return a method that runs this verb of the store under its lock."""
-
-    async def run(self: _Locked, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        answer: T = self._atomically(lambda: getattr(self._store, verb.__name__)(*args, **kwargs))
-        return answer
-
-    return run
 
 
 class MemoryBroker:
@@ -55,14 +43,29 @@ class MemoryBroker:
     def console(self) -> MemoryConsole:
         return MemoryConsole(self._store, self._atomically)
 
-    enqueue = _verb(MemoryStore.enqueue)
-    register = _verb(MemoryStore.register)
-    claim = _verb(MemoryStore.claim)
-    beat = _verb(MemoryStore.beat)
-    settle = _verb(MemoryStore.settle)
-    cancel = _verb(MemoryStore.cancel)
-    read = _verb(MemoryStore.read)
-    upkeep = _verb(MemoryStore.upkeep)
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        return self._atomically(lambda: self._store.enqueue(envelopes))
+
+    async def register(self, session: Session) -> None:
+        self._atomically(lambda: self._store.register(session))
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        return self._atomically(lambda: self._store.claim(session, request, queues, limit))
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        return self._atomically(lambda: self._store.beat(beat))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        return self._atomically(lambda: self._store.settle(settlements))
+
+    async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return self._atomically(lambda: self._store.cancel(ids))
+
+    async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
+        return self._atomically(lambda: self._store.read(ids))
+
+    async def upkeep(self, limit: int) -> Upkept:
+        return self._atomically(lambda: self._store.upkeep(limit))
 
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self.flag.listen(topics)
@@ -80,13 +83,13 @@ class MemoryBroker:
             answer = verb()
             rung, self._store.rung = self._store.rung, set()
             nudges = self._store.take_nudges()
-        if topics.DUE in rung:
-            rung.discard(topics.DUE)
-            self.flag.wake_some([topics.DUE], UPKEEPERS)
+        if names.DUE in rung:
+            rung.discard(names.DUE)
+            self.flag.wake_some([names.DUE], UPKEEPERS)
         if rung:
             self.flag.wake(rung)
         for queue, jobs in nudges.items():
-            self.flag.wake_some([topics.queue(queue), topics.ANY_QUEUE], jobs)
+            self.flag.wake_some([names.queue(queue), names.ANY_QUEUE], jobs)
         return answer
 
 
@@ -95,12 +98,29 @@ class MemoryConsole:
         self._store = store
         self._atomically = atomically
 
-    queues = _verb(MemoryStore.queue_records)
-    browse = _verb(MemoryStore.browse)
-    workers = _verb(MemoryStore.session_records)
-    retry = _verb(MemoryStore.redo)
-    purge = _verb(MemoryStore.purge)
-    pause = _verb(MemoryStore.pause)
-    resume = _verb(MemoryStore.resume)
-    metrics = _verb(MemoryStore.metrics)
-    examine = _verb(MemoryStore.findings)
+    async def queues(self) -> list[QueueRecord]:
+        return self._atomically(self._store.queue_records)
+
+    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+        return self._atomically(lambda: self._store.browse(job_filter, before=before, limit=limit))
+
+    async def workers(self) -> list[SessionRecord]:
+        return self._atomically(self._store.session_records)
+
+    async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
+        return self._atomically(lambda: self._store.redo(ids))
+
+    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
+        return self._atomically(lambda: self._store.purge(job_filter, limit=limit))
+
+    async def pause(self, queue: str) -> None:
+        self._atomically(lambda: self._store.pause(queue))
+
+    async def resume(self, queue: str) -> None:
+        self._atomically(lambda: self._store.resume(queue))
+
+    async def metrics(self) -> Metrics:
+        return self._atomically(self._store.metrics)
+
+    async def examine(self) -> list[Finding]:
+        return self._atomically(self._store.findings)

@@ -1,4 +1,4 @@
-"""A job as the memory broker keeps it."""
+"""A job in the form that the memory broker stores."""
 
 from __future__ import annotations
 

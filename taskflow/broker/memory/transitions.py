@@ -18,8 +18,7 @@ from taskflow.model.verdict import append_error, unpack_errors
 
 class MemoryTransitions:
     """Applies moves to stored jobs. Heaps are cleaned lazily: an entry counts only while the job's state matches it. An entry among the
-    ready
-    jobs must also be the job's latest.
+    ready jobs must also be the job's latest.
     """
 
     def __init__(self, clock: Clock, rules: Rules) -> None:

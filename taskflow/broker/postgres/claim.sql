@@ -174,8 +174,7 @@ END
 $$;
 
 -- Returns the first queue for a claim from any queue. If few queues have ready jobs, the request's number decides; otherwise it is the
--- queue
--- after that of the session's last leased job.
+-- queue after that of the session's last leased job.
 CREATE FUNCTION @.next_queue(turn bigint, ended_in text, now_at bigint) RETURNS text LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE

@@ -53,8 +53,7 @@ class LateCommits:
 
     async def close(self) -> None:
         """Wait briefly for a running check, because the server would continue it on an abandoned connection. A check that is due runs
-        first, because
-        the store relies on this process.
+        first, because the store relies on this process.
         """
         if self._when_due is not None:
             self.want()

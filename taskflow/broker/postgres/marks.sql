@@ -4,8 +4,7 @@
 -- A mark may be too low, but never too high, because jobs before it are not found. So a function that puts a job before a mark lowers the
 -- mark in the same transaction (lower_mark), and no mark is raised while another transaction lowers it. Except for very recent jobs, both
 -- lock the place: the one with a shared lock, the other with a try. New jobs do not lie before a mark, because none goes beyond half a
--- second
--- ago. But a transaction that commits late may leave its jobs behind a mark. A verb that took longer checks the marks afterwards, a
+-- second ago. But a transaction that commits late may leave its jobs behind a mark. A verb that took longer checks the marks afterwards, a
 -- transaction of a user lowers its marks again when it commits (lower_late_mark), and the broker checks all marks every ten seconds
 -- (check_marks).
 
@@ -100,8 +99,7 @@ CREATE FUNCTION @.mark_lock(kind text, queue text, rank integer) RETURNS bigint 
     SELECT hashtextextended('@.marks ' || kind || ' ' || queue || ' ' || rank::text, 0) -- immutable, so that it is inlined into its callers' plans
 $$;
 
--- Returns true if this transaction may raise the mark m; to be called before the index is read. Returns false if the mark was set a
--- moment
+-- Returns true if this transaction may raise the mark m; to be called before the index is read. Returns false if the mark was set a moment
 -- ago, is not the newest, or is being lowered or raised by another transaction.
 CREATE FUNCTION @.may_raise_mark(m @.marks, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
@@ -125,8 +123,7 @@ $$;
 
 -- --- ready jobs --------------------------------------------------------------------------------------
 
--- Returns the newest marks of the priorities of the queues from `first` up to `past` (NULL: no end), in order. Each takes one step in
--- the
+-- Returns the newest marks of the priorities of the queues from `first` up to `past` (NULL: no end), in order. Each takes one step in the
 -- index. The function is inlined into the calling statement, which may stop after a few, and determines the plan.
 CREATE FUNCTION @.walk_marks(first text, past text) RETURNS SETOF @.marks LANGUAGE sql STABLE AS $$
     WITH RECURSIVE step AS (
@@ -161,8 +158,7 @@ $$;
 
 -- --- late commits ------------------------------------------------------------------------------------
 
--- Called for a job that becomes ready in a transaction that is not a verb's: its mark is lowered again at the commit. Called once for
--- each
+-- Called for a job that becomes ready in a transaction that is not a verb's: its mark is lowered again at the commit. Called once for each
 -- place, because the first such job of a transaction is the oldest. A setting of the transaction lists the places.
 CREATE FUNCTION @.lower_mark_at_commit(of_queue text, of_priority integer, due bigint, is_scheduled boolean) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -263,8 +259,7 @@ BEGIN
 END
 $$;
 
--- Returns true if it is time for check_marks and the caller should call it. Checks take at most a tenth of all time. No other caller
--- gets
+-- Returns true if it is time for check_marks and the caller should call it. Checks take at most a tenth of all time. No other caller gets
 -- true until the check has ended, or for ten seconds if it fails.
 CREATE FUNCTION @.may_check_marks(now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
@@ -281,8 +276,7 @@ BEGIN
 END
 $$;
 
--- Drops rows that no mark and no verb needs any more. A place in which no job has become ready for ten seconds is idle, and claims need
--- not
+-- Drops rows that no mark and no verb needs any more. A place in which no job has become ready for ten seconds is idle, and claims need not
 -- look there. First its mark is recorded as idle, so that a function that makes a job ready there adds a mark again (lower_mark). The marks
 -- by which claims look there are dropped ten seconds later, when all other transactions have ended, or lower their marks when they commit.
 -- After an hour the place is forgotten.

@@ -130,8 +130,7 @@ def is_stale(error: Exception) -> bool:
 
 def was_cancelled(error: BaseException) -> bool:
     """Return True if the server cancelled the statement (by its statement_timeout, or an operator). It had no effect, and the connection
-    still works. Its session
-    keeps its plans, so a second attempt there takes less time.
+    still works. Its session keeps its plans, so a second attempt there takes less time.
     """
     return isinstance(error, asyncpg.QueryCanceledError)
 

@@ -188,8 +188,7 @@ BEGIN
 END
 $$;
 
--- Locks keys of one queue and job, for a transaction that adds jobs under several keys: all of its keys, before it adds the first. It
--- locks
+-- Locks keys of one queue and job, for a transaction that adds jobs under several keys: all of its keys, before it adds the first. It locks
 -- them in the same order as taskflow, so that no two transactions wait for each other. Keys of several queues or jobs are given as digests:
 -- lock_keys(ARRAY[key_digest(queue, job, key), ...]).
 CREATE FUNCTION @.lock_keys(queue text, job text, keys text[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -203,8 +202,7 @@ $$;
 -- the same limits. The defaults of the job's decorator are not known here.
 --
 -- If a live job of this name and queue has the `key`, 'keep' returns the id of that job, 'replace' returns the new job's id, and 'raise'
--- fails
--- with unique_violation. A run that was asked to stop blocks no other job: the new job waits for its end. After such a call no other
+-- fails with unique_violation. A run that was asked to stop blocks no other job: the new job waits for its end. After such a call no other
 -- transaction can send with that key before this one has ended.
 --
 -- A role needs USAGE on the schema and EXECUTE on this function, which every role has unless it is revoked. The function runs as the

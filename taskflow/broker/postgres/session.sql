@@ -28,7 +28,7 @@ BEGIN
     PERFORM @.spare_after_outage(steady, now_at);
     INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at) VALUES (new_id, new_name, new_ttl, new_about, now_at, steady)
     ON CONFLICT (id) DO NOTHING;
-    IF FOUND THEN -- a session that was forgotten and is registered again starts anew
+    IF FOUND THEN -- a session that was forgotten and is registered again gets a fresh start
         DELETE FROM @.requests WHERE session = new_id;
     END IF;
     SELECT dead_at INTO died_at FROM @.sessions WHERE id = new_id;
@@ -46,8 +46,7 @@ $$;
 -- Returns
 -- whether the session is lost, the number of ghosts, which of the named claims are held (their positions, from 1), and which of these are
 -- asked to stop. `died_of`: the cause of death of the worker's process, whose leases are crashes. With `looks` also the outlook: whether a
--- job
--- is ready, and microseconds until upkeep may have something to move, NULL if nothing waits for it. `checks_marks` as in upkeep.
+-- job is ready, and microseconds until upkeep may have something to move, NULL if nothing waits for it. `checks_marks` as in upkeep.
 CREATE FUNCTION @.beat(
     wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
     reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,

@@ -94,7 +94,7 @@ class Settling:
 
 
 def _can_be_all_at_once(settlement: Settlement) -> bool:
-    """Return True if `succeed` can settle it, which splits one text into ids."""
+    """Return True if `succeed` can settle it. That function splits one text into ids of fixed length."""
     return is_plain_success(settlement) and len(settlement.id) == len(settlement.claim.session) == ID_BYTES
 
 

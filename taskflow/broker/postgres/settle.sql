@@ -1,9 +1,8 @@
 -- Settles successes of jobs without a key that no job awaits, all at once. Most settlements are of this kind. Ids of 16 bytes are
 -- concatenated, and so are fences of 32: (epoch, session, request, number), the form of jobs.settled. keep_for and results may have one
 -- element if all are equal. Returns NULL if all are settled, now or by the same settlement before, else the ids of those that are; the
--- others
--- are left to settle(). `are_awaited`: a caller waits for one of them; one that has just started may not be seen. Rows are changed in the
--- order of their ids, as they are locked everywhere. `+ 0` makes the plan look up each id, not all leases.
+-- others are left to settle(). `are_awaited`: a caller waits for one of them; one that has just started may not be seen. Rows are changed
+-- in the order of their ids, as they are locked everywhere. `+ 0` makes the plan look up each id, not all leases.
 CREATE FUNCTION @.succeed(
     wall bigint, ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[], OUT are_awaited boolean
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET plan_cache_mode = force_generic_plan SET jit = off

@@ -45,8 +45,7 @@ END
 $$;
 
 -- Locks jobs and their keys: keys first, then rows by id. A plan that was made for an empty table, and is kept, must not read a full one
--- from
--- end to end. This holds for all functions with many ids.
+-- from end to end. This holds for all functions with many ids.
 CREATE FUNCTION @.lock_jobs(ids bytea[]) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -171,8 +170,7 @@ END
 $$;
 
 -- Makes a job wait again after a run. A requested cancellation, or a replacement that waits for it, ends it instead. Without `due` it is
--- ready
--- in its old place, even if the clock was set back before its due time.
+-- ready in its old place, even if the clock was set back before its due time.
 CREATE FUNCTION @.requeue(j @.jobs, event text, now_at bigint, due bigint DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE

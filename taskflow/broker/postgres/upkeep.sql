@@ -18,7 +18,7 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('@.upkeep', 0)) THEN
         RETURN;
     END IF;
-    -- If a crash of the server loses this, it is done again, and no client was told. A call that depends on it waits for the disk
+    -- If a crash of the server loses this, it is done again, and no client has received an answer. A call that depends on it waits for the disk
     -- itself.
     SET LOCAL synchronous_commit = off;
     checks_marks := @.may_check_marks(now_at);
@@ -53,9 +53,8 @@ BEGIN
 END
 $$;
 
--- Sums up to 20,000 rows of tally, and returns how many. They are small, and each stands for a whole verb. Not again within half a
--- second after
--- all were summed: while a long transaction keeps dead rows, each sum has to pass all former versions.
+-- Sums up to 20,000 rows of tally, and returns how many. They are small, and each stands for a whole verb. Not again within half a second
+-- after all were summed: while a long transaction keeps dead rows, each sum has to pass all former versions.
 CREATE FUNCTION @.sum_counts(now_at bigint) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column

@@ -1,7 +1,7 @@
 """LISTEN and NOTIFY: one listening connection for each event loop, and notifications of committed changes.
 
 A pooler in transaction mode accepts a LISTEN and loses every notification. So a listener counts as open only after it has received one of
-its own notifications. Until then it polls once a second.
+its test notifications. Until then it polls once a second.
 """
 
 from __future__ import annotations

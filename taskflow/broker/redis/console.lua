@@ -1,8 +1,8 @@
 -- The operations of the console.
 
 -- === script queues =========================================================================================
--- Describes each queue. Reply, as msgpack: for each queue its name, whether it is paused, its counts by status, the due time of the
--- ready job that has waited longest and the next due time; then the server's time.
+-- Describes each queue. Reply, as msgpack: values for each queue, then the server's time. The values are the name, whether it is
+-- paused, the counts by status, the due time of the ready job that has waited longest, and the next due time.
 
 local names, about = {}, {}
 local stored = call('HGETALL', P .. 'names')

@@ -34,8 +34,7 @@ _WAITING: Final = {
 }
 _RUNNING: Final = {"status": 1, "epoch": 4, "session": 16, "request": 6, "number": 2, "claimed": 8, "claimed_steady": 8}
 """The fixed layout of plain jobs that wait for their first run, are in it, or have succeeded in it. They have no other fields. Scripts cut
-and
-join such a record as a string, instead of unpacking, changing and packing an array.
+and join such a record as a string, instead of unpacking, changing and packing an array.
 
 READY, SCHEDULED   the fields of _WAITING, extras (after their length in 2 bytes), payload (after its length in 4)
 RUNNING            the fields of _RUNNING, worker (after its length in 2 bytes), and all as it was while it waited

@@ -102,8 +102,8 @@ local function unpacked(stored)
   return job
 end
 
--- spoilt: id -> a note about an unreadable job, which upkeep sets aside (unreadable.lua): the number of the field (0: the whole record),
--- the problem, and the status and queue under which the job is counted, false if unknown.
+-- spoilt: id -> a note about an unreadable job, which upkeep sets aside (unreadable.lua). The note has the number of the field (0: the
+-- whole record), the problem, and the status and queue under which the job is counted, false if unknown.
 local function report_spoilt(id, note)
   call('HSET', P .. 'spoilt', id, cmsgpack.pack(note))
 end

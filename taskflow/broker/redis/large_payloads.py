@@ -121,9 +121,8 @@ class LargePayloads:
     async def _fetch(self, references: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[bytes, Unreadable]]:
         """Return the payloads that exist, and the problem of any other.
 
-        One command fetches a whole portion. If the reply is longer than the references say or late, or a payload does not have the length
-        in its
-        reference, the payloads are fetched one by one, each up to one byte beyond its length.
+        One command fetches a whole portion. If it fails, the payloads are fetched one by one, each up to one byte beyond its length. It
+        fails if the reply is late, or longer than the references say, or if a payload does not have the length in its reference.
         """
         payloads: dict[bytes, bytes] = {}
         problems: dict[bytes, Unreadable] = {}

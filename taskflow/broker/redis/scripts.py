@@ -62,7 +62,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The parts of each script, in order."""
 
-# The server creates a part's functions anew in each call, and creating all of them takes longer than a plain job does. So `the_rest()`
+# The server creates a part's functions again in each call, and creating all of them takes longer than a plain job does. So `the_rest()`
 # creates the parts that only some jobs need; the script calls it for such a job.
 _REST: Final[Mapping[str, tuple[str, ...]]] = {
     "enqueue": (*_NAMES, "intern", "large_payloads", "nudge", "enqueue_rest"),

@@ -1,5 +1,4 @@
--- Sessions. s:ID: a hash. alive: living sessions by the steady time at which their ttl ends. dead: dead ones by number.
--- l:ID: the session's leases, request and number (8 bytes) -> job. x:ID: leases that are asked to stop.
+-- Sessions, their leases and their heartbeats. base.lua lists the keys.
 
 -- === part sessions =========================================================================================
 local function session_key(id)

@@ -32,8 +32,7 @@ class Checkpointer:
     """Makes the checkpoints of one connection, in its thread. Call `after_commit` after every commit.
 
     After a checkpoint the log starts again in the same file, so its size says little. That is why changes are counted. Truncating it each
-    time
-    would be simpler, but a flush takes twice as long while the file grows. So it is truncated only if it has become too large.
+    time would be simpler, but a flush takes twice as long while the file grows. So it is truncated only if it has become too large.
     """
 
     def __init__(self, connection: sqlite3.Connection, store: StoreFile) -> None:

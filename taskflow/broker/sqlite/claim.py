@@ -65,7 +65,7 @@ class _Queue(msgspec.Struct, array_like=True, frozen=True):
 
 
 def _order(transitions: Transitions, queues: Sequence[str], request: int, limit: int) -> Iterable[_Queue]:
-    """Return the queues to look into, in order."""
+    """Return the queues to claim from, in order."""
     if queues:
         return [_Queue(number) for name in dict.fromkeys(queues) if (number := transitions.queues.find(name)) is not None]
     if transitions.tally.has_moved(_READY):
@@ -149,8 +149,7 @@ def _find(transitions: Transitions, order: Iterable[_Queue], limit: int) -> list
     """Return the first jobs of each queue, in the order of the queues.
 
     One statement reads all queues that are taken entirely. Each statement releases the interpreter lock, and the event loop's thread then
-    keeps
-    it until it sleeps.
+    keeps it until it sleeps.
     """
     longest = max(_SHORT, min(_LONG, MOST_BYTES // max(1, limit)))
     found, together, expected = list[_Ready](), list[_Queue](), 0

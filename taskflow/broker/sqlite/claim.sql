@@ -7,8 +7,7 @@ UPDATE "~sessions" SET request = ? WHERE id = ? AND dead_at IS NULL AND request 
 
 -- name: ready_queues
 -- Parameters: limit; a number, which modulo the number of queues gives the first one. Result: the number of queues that are not paused and
--- have
--- ready jobs; as JSON, number and ready jobs of some of them, by name, from the first one on.
+-- have ready jobs; as JSON, number and ready jobs of some of them, by name, from the first one on.
 WITH ready (queues) AS (SELECT count(*) FROM "~queues" WHERE ready > 0 AND is_paused = 0)
 SELECT (SELECT queues FROM ready), json_group_array(json_array(number, ready))
 FROM (
@@ -20,14 +19,12 @@ FROM (
 -- name: told_of_ready
 -- The columns of ready jobs. Parameters: the maximum size of a payload to fetch, three times.
 --
--- As JSON, in order of arrival in the answer: queue, seq, name, created_at and the payload's length; for less plain jobs also due_at,
--- priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in hexadecimal, whether others await it, expires_at.
--- (A
--- job that was never leased has no failures, crashes, snoozes or hand-backs, and was not parked.) A job that must be read separately,
--- because
--- a value may be unsound or its payload is long, has: queue, seq, two zeros, the payload's length as a negative number, its place, and
--- whether
--- its id and its payload are included nevertheless.
+-- As JSON, in order of arrival in the answer: queue, seq, name, created_at and the payload's length. Less plain jobs also have due_at,
+-- priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in hexadecimal, whether others await it, and expires_at.
+-- (A job that was never leased has no failures, crashes, snoozes or hand-backs, and was not parked.)
+--
+-- A job must be read separately if a value may be unsound or if its payload is long. It has: queue, seq, two zeros, the payload's length as
+-- a negative number, its place, and whether its id and its payload are included nevertheless.
 --
 -- Then the ids, and the payloads, each concatenated.
 json_group_array(
@@ -63,8 +60,7 @@ CAST(group_concat(CASE WHEN typeof(payload) = 'blob' AND length(payload) <= ? TH
 
 -- name: ready_jobs
 -- Parameters: the maximum size of a payload to fetch, three times; queue, now, limit. Result: one row with the first ready jobs that have
--- not
--- expired, empty if the queue is paused. (They are chosen first, so that no long value is read on the way.)
+-- not expired, empty if the queue is paused. (They are chosen first, so that no long value is read on the way.)
 SELECT @told_of_ready
 FROM (
   SELECT seq AS chosen FROM "~jobs"
@@ -77,8 +73,7 @@ FROM (
 
 -- name: all_ready_jobs
 -- Parameters: rows of a queue's number; the maximum size of a payload to fetch, three times; now. Result: one row with all ready jobs of
--- these
--- queues, like that of `ready_jobs`.
+-- these queues, like that of `ready_jobs`.
 WITH wanted (number) AS (VALUES (?) ...)
 SELECT @told_of_ready
 FROM wanted CROSS JOIN "~jobs"

@@ -26,8 +26,7 @@ SELECT due_at FROM "~jobs" WHERE status = 1 AND queue = ? ORDER BY due_at LIMIT 
 
 -- name: browse
 -- Parameters: now; queue, job, ended_before, poison, statuses, each twice, where NULL means any; before; limit. `statuses` is a JSON array
--- of
--- codes. Result: rows, newest first.
+-- of codes. Result: rows, newest first.
 SELECT @job FROM "~jobs"
 WHERE (status < 4 OR (status IS NOT NULL AND fade_at > ?) OR ended_at IS NULL) -- an unknown status has no end
   AND (? IS NULL OR queue = ?)

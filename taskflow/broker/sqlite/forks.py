@@ -15,7 +15,7 @@ MAX_WAIT: Final = 5.0
 
 
 class _Gate:
-    """A gate that transactions pass, in any number of threads. A fork waits until none is inside."""
+    """A gate around transactions, in any number of threads. A fork waits until no transaction is inside."""
 
     def __init__(self) -> None:
         self._open_anew()

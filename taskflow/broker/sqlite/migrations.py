@@ -76,7 +76,8 @@ def _changes(found: Upgrade, sql: Statements) -> Iterator[str]:
 
 
 def version_of(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> int:
-    """Return the version of the tables. Raises BrokerRefused if it is newer than this taskflow, or if the tables are not taskflow's."""
+    """Return the version of the tables. Raises BrokerRefused if it is newer than this taskflow, or if the tables belong to another
+    program."""
     try:
         row = connection.execute(sql["version"]).fetchone()
     except sqlite3.OperationalError as error:

@@ -72,7 +72,7 @@ def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | Non
 def _readings(transitions: Transitions) -> dict[str, tuple[Callable[[Any], Any], Any]]:
     """Return the decoder of each column, and its default."""
     return {
-        "number": (int, 0),  # SQLite allows nothing else
+        "number": (int, 0),  # SQLite enforces the type of this column
         "id": (lambda stored: octets(stored, 16), b""),
         "name": (_read_name, ""),
         "ttl_seconds": (lambda stored: number(stored, 0.0, LONGEST), transitions.rules.session_ttl),

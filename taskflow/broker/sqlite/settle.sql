@@ -2,8 +2,7 @@
 
 -- name: settle_cached
 -- Parameters: rows of seq, settled, started_at, result, fade_at; ended_at. Result: none; the number of changed rows shows whether all of
--- these
--- leases still exist. (A fence begins with its claim's 28 bytes. IS keeps SQLite from looking them up by their claims instead.)
+-- these leases still exist. (A fence begins with its claim's 28 bytes. IS keeps SQLite from looking them up by their claims instead.)
 WITH run (seq, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?) ...)
 UPDATE "~jobs" SET
   status = 4, claim = NULL, settled = run.settled, started_at = run.started_at, result = run.result, ended_at = ?, fade_at = run.fade_at,
@@ -22,8 +21,7 @@ WHERE "~jobs".claim = run.claim;
 
 -- name: states_of_lone_runs
 -- Parameters: rows of number, claim, id, epoch. Result: as JSON, for those of the runs that no other job waits for and that were not asked
--- to
--- stop: number, seq, queue, due_at, failures, crashes, snoozes, hand_backs, parked_at, errors in hexadecimal.
+-- to stop: number, seq, queue, due_at, failures, crashes, snoozes, hand_backs, parked_at, errors in hexadecimal.
 WITH run (number, claim, id, epoch) AS (VALUES (?, ?, ?, ?) ...)
 SELECT
   json_group_array(

@@ -36,9 +36,8 @@ _AMPLE: Final = 64 * MIB
 class Room:
     """The limits of the space that a store may take.
 
-    `disk_reserve` bytes reserved beside the file, and released when the disk is full so that settlements still find space: as much as the
-    log
-                   may take when it is copied into the file, and as much again; 0 for none
+    `disk_reserve` bytes reserved beside the file, and released when the disk is full so that settlements still find space. They are as much
+                   as the log may take when it is copied into the file, and as much again; 0 for none
     `max_pages`    pages of the file beyond which `enqueue` is refused; None for no limit except the disk
     `capacity`     live jobs beyond which `enqueue` is refused; None for no limit
     """

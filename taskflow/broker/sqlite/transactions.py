@@ -191,8 +191,7 @@ class Transactions:
         """Attempt the group again while another process holds the lock, for as long as a call may wait in total.
 
         SQLite's own waiting is not used. Its pauses grow to 100 ms, so if another process takes the lock again at once, it may be found
-        free only
-        after seconds. With short pauses two busy processes share the file (measured: 57,000 jobs/s instead of 800).
+        free only after seconds. With short pauses two busy processes share the file (measured: 57,000 jobs/s instead of 800).
         """
         deadline = min(work.accepted_at for work in group) + self.store.timeout
         naps = 0
@@ -283,7 +282,7 @@ class _File:
         self._checkpointer.checkpoint(mode)
 
     def free_inside(self) -> int:
-        """Return the bytes of the file's free pages."""
+        """Return the size of the file's free pages in bytes."""
         try:
             [(pages,)] = self._connection.execute("PRAGMA freelist_count")
         except sqlite3.Error:  # the next writer reports it

@@ -106,9 +106,8 @@ DELETE FROM "~jobs" WHERE seq IN (
 );
 
 -- name: some_jobs
--- Parameters: seq, limit. Result, for the jobs after that one: the last seq, the number of jobs, the seqs of those that may be unsound, the
--- seqs
--- of those leased to an unknown session, and the numbers of the job names in use, each as JSON.
+-- Parameters: seq, limit. Result, for the jobs after that one: the last seq, and the number of jobs. Then, as JSON: the seqs of those that
+-- may be unsound, the seqs of those leased to an unknown session, and the numbers of the job names in use.
 SELECT
   max(seq), count(*),
   json_group_array(seq) FILTER (WHERE (

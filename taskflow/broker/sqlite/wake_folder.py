@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import stat
 import time
@@ -30,7 +31,6 @@ from taskflow.model.errors import BrokerRefused
 WAITING: Final = "w"
 BUSY: Final = "b"
 NUDGED: Final = "n"
-_AWAITED: Final = "j."
 
 _MOST_ADDRESS_BYTES: Final = 100
 """Bytes of a socket's path: Linux takes 107, others 103."""
@@ -45,6 +45,11 @@ _MOST_AWAITED_BYTES: Final = 1 << 22
 
 _LONGEST_TICK: Final = 20_000_000
 """Nanoseconds."""
+
+
+_LISTENER: Final = r"\d+-[0-9a-f]{12}"
+_MARK: Final = re.compile(rf"(w|b|n[0-9a-f]{{8}})\.([0-9a-f]{{16}})\.({_LISTENER})\.((?:[0-9a-f]{{8}})*|any)")
+_AWAITING: Final = re.compile(rf"j\.({_LISTENER})")
 
 
 @lru_cache(4096)
@@ -67,8 +72,8 @@ class Mark(NamedTuple):
 
     @classmethod
     def parse(cls, file: str) -> Mark | None:
-        parts = file.split(".")
-        return cls(*parts) if len(parts) == 4 and _is_number(parts[1]) else None
+        """Return None for a file that is no mark: anybody may have put it there."""
+        return cls(*found.groups()) if (found := _MARK.fullmatch(file)) is not None else None
 
     def turned(self, state: str, now: int) -> Mark:
         return Mark(state, f"{now:016x}", self.listener, self.topics)
@@ -100,7 +105,7 @@ class Listeners:
 
     def __init__(self, files: list[str]) -> None:
         self._files = files
-        self.awaiting = [file.removeprefix(_AWAITED) for file in files if file.startswith(_AWAITED)]
+        self.awaiting = [found[1] for found in map(_AWAITING.fullmatch, files) if found is not None]
 
     @cached_property
     def sockets(self) -> set[str]:
@@ -131,15 +136,8 @@ class Listeners:
         return self.sockets.difference(self.marks, self.awaiting)
 
 
-def _is_number(since: str) -> bool:
-    try:
-        return int(since, 16) >= 0
-    except ValueError:
-        return False
-
-
 def awaited_file(listener: str) -> str:
-    return _AWAITED + listener
+    return f"j.{listener}"
 
 
 class Folder:
@@ -199,7 +197,11 @@ class Folder:
         return descriptor
 
     def has(self, file: str) -> bool:
-        return os.access(file, os.F_OK, dir_fd=self._descriptor or self._opened(), follow_symlinks=False)
+        try:
+            os.stat(file, dir_fd=self._descriptor or self._opened(), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def rename(self, before: str, after: str) -> None:
         """Raises FileNotFoundError if somebody else has renamed or removed it."""

@@ -69,9 +69,8 @@ def _is_default(field: Any, value: Any) -> bool:
 def _with_state(of_fields: Shape) -> Shape:
     """Return the shape of models that also stores which fields were given, and the private attributes.
 
-    A model is a map of the given fields. If more must be stored, it is an array that begins with the marker MODEL, followed by this map, a
-    map
-    of other fields that differ from their defaults, and a map of the private attributes.
+    A model is a map of the given fields. If more must be stored, it is an array that begins with the marker MODEL. This map follows, then a
+    map of other fields that differ from their defaults, and a map of the private attributes.
     """
 
     def write(value: Any, levels: int) -> Any:

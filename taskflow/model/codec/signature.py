@@ -1,6 +1,6 @@
 """Compiles a function's parameters, to convert arguments to a map by parameter name and back.
 
-`Signature.bind` takes 2 µs a call, because it computes everything anew; here it is computed once.
+`Signature.bind` takes 2 µs a call, because it computes everything again; here it is computed once.
 """
 
 from __future__ import annotations

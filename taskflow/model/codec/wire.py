@@ -1,12 +1,13 @@
 """Converts wire values to bytes and back: msgpack with our own extension codes (`docs/reference/wire-format.md` lists them).
 
-A wire value is None, bool, int of 64 bits, float, str, bytes, list, dict with str keys, or `Ext`; from JSON also Decimal,
-see `unpack_json`.
+A wire value is None, bool, int of 64 bits, float, str, bytes, list, dict with str keys, or `Ext`; from JSON also Decimal, see
+`unpack_json`.
 
 msgspec implements msgpack here. Measured against the `msgpack` package on a body of six values (Python 3.13):
 - Encoding takes 0.09 µs instead of 0.26 (0.42 without a shared Packer, which threads cannot share safely; an Encoder is safe).
 - Decoding takes 0.15 µs instead of 0.22.
 - Bytes that announce 2**31 items allocate nothing, and bad bytes raise only ValueError or RecursionError, not seven types.
+
 msgspec's own typed decoding is not used: it mixes str-like unions, has no tuple in Any, and rounds numbers that it cannot hold.
 """
 

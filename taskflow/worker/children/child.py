@@ -38,7 +38,7 @@ _GOODBYE: Final = 4.0
 
 
 def main(descriptor: int) -> None:
-    """Run the child. `descriptor` is its end of the wire."""
+    """Run the child. `descriptor` is its end of the socket to the worker."""
     end_with_parent()
     die_before_parent()
     os.set_inheritable(descriptor, False)
@@ -56,8 +56,7 @@ def main(descriptor: int) -> None:
 
 def _leave_it_to_the_worker(number: int, frame: object) -> None:
     """Do nothing. A service manager may signal all processes of a service, but the worker lets runs end. Unlike an ignored signal, a
-    handler is not
-    inherited by programs that are started here.
+    handler is not inherited by programs that are started here.
     """
 
 

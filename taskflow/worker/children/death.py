@@ -10,8 +10,7 @@ class ChildFailed(TaskflowError):
 
     It is not an error of the job, so `retry_on` does not apply: the run is a failed attempt, and is retried with the job's back-off until
     its last attempt. It is not a crash like a lost lease either, because the worker lives, and knows and reports the cause. So a job that
-    kills
-    every child uses up its attempts, and its history shows the causes.
+    kills every child uses up its attempts, and its history shows the causes.
     """
 
     __module__ = "taskflow"  # the name that a job's record shows

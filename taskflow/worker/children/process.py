@@ -36,7 +36,7 @@ F = TypeVar("F", bound=ChildFailed)
 
 
 class Nursery(msgspec.Struct, frozen=True):
-    """What a child needs to start."""
+    """The data that a child needs to start."""
 
     hello: wire.Hello
     options: ChildOptions

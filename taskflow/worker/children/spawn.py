@@ -26,8 +26,7 @@ class Process:
 
     def wait(self) -> int:
         """Wait for the end of the process. Return its exit code, or the negative number of a signal; 0 if a job has reaped all children of
-        this
-        process.
+        this process.
         """
         try:
             status = os.waitpid(self.pid, 0)[1]

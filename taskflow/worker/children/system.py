@@ -27,8 +27,7 @@ def end_with_parent() -> None:
     """Make the system kill this process when the thread that started it ends, even while C code holds the interpreter.
 
     That thread is the worker's event loop, which outlives its children. If the worker was already dead, or on a system other than Linux,
-    the
-    child notices the closed connection.
+    the child notices the closed connection.
     """
     if sys.platform == "linux":
         _library().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

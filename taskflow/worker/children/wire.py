@@ -30,7 +30,7 @@ class Garbled(Exception):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """The base class. A message goes under the name of its class."""
+    """The base class of messages. The class name identifies a message on the wire."""
 
 
 class Hello(Message, frozen=True, kw_only=True):

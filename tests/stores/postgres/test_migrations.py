@@ -307,7 +307,7 @@ async def test_a_transaction_that_goes_on_is_waited_for_by_the_migration_and_not
             await migrating
         assert re.search(
             rf"could not be migrated from version {VERSION} to {NEXT}: process {reader.get_server_pid()} of the server \(a report\) has a "
-            r"transaction of \d+ s, which holds locks on its tables; end it, or wait for its end, and try again",
+            r"transaction of \d+ s, which holds locks on its tables; end it or wait for it, then try again",
             str(raised.value),
         )
         assert LOCKED_WITHIN / 2 < longest < LOCKED_WITHIN + 1.0

@@ -133,11 +133,14 @@ async def test_a_result_that_is_lost_before_its_settlement_goes_with_it(
     world: World, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
     leases = [await world.running(**fields), await world.running()]
+    ahead = LargePayloads.results_ahead
+
+    def lose_the_first(payloads: LargePayloads, results: dict[bytes, bytes]) -> list[Any]:
+        [(verb, name, result, *_), *others] = ahead(payloads, results)
+        return [(verb, name, result, "PXAT", 1), *others]
+
     with monkeypatch.context() as patch:
-        expired = ("PXAT", 1)
-        patch.setattr(
-            LargePayloads, "results_ahead", lambda self, results: [("SET", key(world, "o", each), 1, *expired) for each in results]
-        )
+        patch.setattr(LargePayloads, "results_ahead", lambda payloads, results: results and lose_the_first(payloads, results))
         assert await world.settle(*(succeeded(lease, LARGE) for lease in leases)) == [Settled.OK] * 2
     assert [(await world.record(lease)).result for lease in leases] == [LARGE] * 2
     assert keys_of_results(world, client) == []
@@ -271,26 +274,20 @@ async def test_a_result_beyond_what_a_record_may_have_is_refused_before_it_is_se
     assert keys_of_results(world, client) == []
 
 
-async def test_a_full_server_takes_results_with_their_settlements() -> None:
-    async with World(RedisHome) as world:
-        limited = world.limited(5)
-        session = await limited.a_session()
-        leases = [await limited.running(session), await limited.running(session, key="k"), await limited.running(session, key="odd")]
-        with contextlib.suppress(StoreFull):
-            for _ in range(100):
-                await limited.add(queue="full", payload=bytes(limited.home.much))
-        assert isinstance(limited.home, RedisHome)
-        client = limited.home.server.client()
-        *small, odd = leases
-        assert await limited.settle(*(succeeded(lease, LARGE) for lease in small)) == [Settled.OK] * 2
-        assert [(await limited.record(lease)).result for lease in small] == [LARGE] * 2
-        assert keys_of_results(limited, client) == []
-        looks_like_a_reference = succeeded(odd, MARK + bytes(4))
+async def test_a_full_server_takes_results_with_their_settlements(world: World, client: redis.Redis) -> None:
+    session = await world.a_session()
+    *large, odd = [await world.running(session), await world.running(session, key="k"), await world.running(session)]
+    looks_like_a_reference = succeeded(odd, MARK + bytes(4))
+    client.config_set("maxmemory", 1)
+    try:
+        assert await world.settle(*(succeeded(lease, LARGE) for lease in large)) == [Settled.OK] * 2
+        assert [(await world.record(lease)).result for lease in large] == [LARGE] * 2
         with pytest.raises(StoreFull):  # the worker offers it again until there is room
-            await limited.settle(looks_like_a_reference)
+            await world.settle(looks_like_a_reference)
+    finally:
         client.config_set("maxmemory", 0)
-        assert await limited.settle(looks_like_a_reference) == [Settled.OK]
-        client.close()
+    assert keys_of_results(world, client) == []
+    assert await world.settle(looks_like_a_reference) == [Settled.OK]
 
 
 async def test_a_server_that_was_killed_has_what_it_acknowledged() -> None:
@@ -318,7 +315,6 @@ async def test_a_caller_that_waits_gets_a_large_result(scene: Scene, monkeypatch
     monkeypatch.setattr("taskflow.broker.redis.broker.is_large_result", lambda result: True)
     async with scene.worker():
         await scene.send([1])
-        result = await scene.handles[1].result(10)
+        await scene.handles[1].result(10)
     with scene.server.client() as client:
         assert client.keys("*:o:*")
-    assert result == await scene.handles[1].result(10)

@@ -230,7 +230,7 @@ async def test_a_verdict_about_a_spoilt_keep_result_is_written(world: World) -> 
 
 async def test_a_result_beyond_what_a_record_may_have_is_refused_before_it_is_sent(world: World) -> None:
     lease = await world.running()
-    with pytest.raises(ValueError, match=f"up to {MOST_RESULT:,} bytes, got"):
+    with pytest.raises(ValueError, match=f"at most {MOST_RESULT:,} bytes, got"):
         await world.settle(succeeded(lease, bytes(MOST_RESULT + 1)))
     assert await world.settle(succeeded(lease)) == [Settled.OK]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import textwrap
@@ -26,9 +26,11 @@ from taskflow.broker.sqlite import SqliteBroker, wake_sender, wakeups
 from taskflow.broker.sqlite.listener_files import ListenerFiles
 from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import WAITING, Listeners
+from taskflow.model.clock import ManualClock
 from taskflow.model.record import Status
+from taskflow.model.seams import Seams
 from taskflow.model.session import Beat
-from tests.stores.sqlite.support import NOBODY, Open, an_envelope, envelopes, registered, run_script, succeeded, unmeasured
+from tests.stores.sqlite.support import Open, an_envelope, envelopes, registered, run_script, succeeded, unmeasured
 
 IDLE = textwrap.dedent("""
     import asyncio, os, sys
@@ -108,6 +110,22 @@ def only_nudges_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StoreWatch, "look", lambda *_, **__: set[str]())
 
 
+Sent = tuple[str, wake_sender.Message]
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
+    """The messages from now on, with the names of those that get them."""
+    messages, send = list[Sent](), wake_sender.Sender.send
+
+    def sending(sender: wake_sender.Sender, name: str, message: wake_sender.Message) -> bool:
+        messages.append((name, message))
+        return send(sender, name, message)
+
+    monkeypatch.setattr(wake_sender.Sender, "send", sending)
+    return messages
+
+
 # --- processes --------------------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +151,6 @@ async def test_a_stopped_process_loses_its_nudge_to_another(broker: SqliteBroker
     async with idle(path, 2) as [first, second]:
         first.process.send_signal(signal.SIGSTOP)
         await broker.enqueue([an_envelope()])
-        await broker.beat(Beat(session=session.id, looks=True))
         assert not await second.is_nudged()
 
         await broker.beat(Beat(session=session.id, looks=True))
@@ -170,39 +187,6 @@ async def test_a_folder_that_is_replaced_is_marked_anew(broker: SqliteBroker, op
         os.mkdir(f"{path}-wake", 0o700)
         await other.claim(session.id, 2, [], 1)
         assert [mark.state for mark in Listeners(files(path)).marks.values()] == [WAITING]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="to become another user takes root")
-@pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["a folder for all", "a sticky one"])
-async def test_users_who_share_a_store_nudge_each_other(broker: SqliteBroker, path: Path, mode: int) -> None:
-    """In a sticky folder nobody may rename another user's mark; its owner is nudged all the same."""
-    script = """
-        import asyncio, os, sys
-        from taskflow.broker.sqlite import SqliteBroker
-        from taskflow.model.envelope import Envelope
-
-        os.setuid(int(sys.argv[2]))
-
-        async def main():
-            broker = SqliteBroker(sys.argv[1])
-            await broker.enqueue([Envelope(id=os.urandom(16), job="work", payload=b"")])
-            await broker.close()
-
-        asyncio.run(main())
-    """
-    for folder in [path.parent, *path.parent.parents]:
-        if folder.owner() == "root" and folder != Path("/") and not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)
-    await broker.enqueue([an_envelope()])
-    path.parent.chmod(0o777)
-    for file in path.parent.glob("queue.db*"):
-        file.chmod(0o666)
-    async with idle(path, 1) as [worker]:
-        Path(f"{path}-wake").chmod(mode)
-        for file in Path(f"{path}-wake").iterdir():
-            assert stat.S_IMODE(file.stat().st_mode) == 0o666
-        run_script(script, path, NOBODY, env=unmeasured())
-        assert await worker.is_nudged(1.0)
 
 
 def test_a_child_leaves_its_parents_files_alone(path: Path) -> None:
@@ -285,6 +269,31 @@ async def test_a_job_cannot_slip_in_between_a_claim_and_its_mark(
 
 
 @pytest.mark.usefixtures("only_nudges_count")
+async def test_a_worker_that_stops_before_it_claims_passes_its_nudge_on(open_broker: Open) -> None:
+    sender, first, second = (open_broker() for _ in range(3))
+    with first.listen([topics.DUE]):
+        stopping = first.listen([topics.ANY_QUEUE])
+        with second.listen([topics.ANY_QUEUE]) as nudges:
+            await sender.enqueue([an_envelope()])
+            assert not await nudges.wait(0.1)
+            stopping.close()
+            assert await nudges.wait(0.5)
+
+
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_nudge_that_arrives_too_late_is_passed_on(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the datagram is read, nobody waits for jobs any more; the sender was quicker than the removal of the mark."""
+    sender, first, second = (open_broker() for _ in range(3))
+    monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
+    with first.listen([topics.DUE]), first.listen([topics.ANY_QUEUE]), second.listen([topics.ANY_QUEUE]) as nudges:
+        files = first._running().listener._files
+        assert files is not None
+        files._topics.clear()
+        await sender.enqueue([an_envelope()])
+        assert await nudges.wait(0.5)
+
+
+@pytest.mark.usefixtures("only_nudges_count")
 async def test_two_senders_at_once_nudge_two_listeners(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have seen the same listener wait longest, and only one of them may nudge it."""
     both_have_listed, nudge_for = threading.Barrier(2, timeout=5), wake_sender._Delivery.nudge_for
@@ -299,6 +308,58 @@ async def test_two_senders_at_once_nudge_two_listeners(open_broker: Open, monkey
     with first.listen([topics.ANY_QUEUE]) as first_nudges, second.listen([topics.ANY_QUEUE]) as second_nudges:
         await asyncio.gather(one.enqueue([an_envelope()]), other.enqueue([an_envelope()]))
         assert all(await asyncio.gather(first_nudges.wait(0.5), second_nudges.wait(0.5)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["....", ".0.1-0.1", "w.0.1-0.1", f"n.{'0' * 16}.1-{'0' * 12}.", f"x.{'0' * 16}.1-{'0' * 12}.", "j.", "j.x", "j.1-0", "w", "\udcff.j."],
+)
+async def test_other_files_in_the_folder_stay_there(broker: SqliteBroker, open_broker: Open, path: Path, name: str) -> None:
+    other = open_broker()
+    with other.listen([topics.ANY_QUEUE]) as nudges:
+        Path(f"{path}-wake", name).touch()
+        await broker.enqueue([an_envelope()])
+        assert await nudges.wait(0.5)
+        await broker.upkeep(10)
+        assert len(files(path)) == 3
+
+
+# --- due times and sessions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_new_first_due_time_is_told_to_two_listeners(broker: SqliteBroker, open_broker: Open) -> None:
+    """A later one is told to nobody."""
+    others = [open_broker() for _ in range(5)]
+    with contextlib.ExitStack() as stack:
+        waits = [stack.enter_context(other.listen([topics.DUE])) for other in others]
+        for after, told in ((60.0, 2), (90.0, 0), (30.0, 2)):
+            await broker.enqueue([an_envelope(after=after)])
+            assert sum(await asyncio.gather(*(nudges.wait(0.3) for nudges in waits))) == told
+
+
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_killed_process_is_passed_over_when_a_due_time_is_told(broker: SqliteBroker, open_broker: Open, path: Path) -> None:
+    other = open_broker()
+    with other.listen([topics.DUE]) as nudges:
+        for mark in [*Listeners(files(path)).marks.values()]:
+            for number in range(8):
+                Path(f"{path}-wake", mark._replace(listener=f"1-{number:012x}").file).touch()
+        await broker.enqueue([an_envelope(after=60.0)])
+        assert await nudges.wait(0.5)
+
+
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_request_to_stop_is_told_to_its_session_alone(broker: SqliteBroker, open_broker: Open, sent: list[Sent]) -> None:
+    one, other = open_broker(), open_broker()
+    session, other_session = await registered(one), await registered(other)
+    job = an_envelope()
+    await broker.enqueue([job])
+    await one.claim(session.id, 1, [], 1)
+    with one.listen([topics.session(session.id)]) as nudges, other.listen([topics.session(other_session.id)]):
+        await broker.cancel([job.id])
+        assert await nudges.wait(0.5)
+    assert len(sent) == 1
 
 
 # --- the end of a job ---------------------------------------------------------------------------------------------------------
@@ -340,18 +401,10 @@ async def test_a_result_that_nobody_reads_is_not_kept(broker: SqliteBroker) -> N
 @pytest.mark.parametrize("number", [1, 3_000])
 @pytest.mark.usefixtures("only_nudges_count")
 async def test_many_ends_cost_their_listener_one_message(
-    broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch, number: int
+    broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch, sent: list[Sent], number: int
 ) -> None:
     """However many wait, and a listener that waits for other jobs gets none."""
     monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
-    sent = list[tuple[str, wake_sender.Message]]()
-    send = wake_sender.Sender.send
-
-    def sending(sender: wake_sender.Sender, name: str, message: wake_sender.Message) -> bool:
-        sent.append((name, message))
-        return send(sender, name, message)
-
-    monkeypatch.setattr(wake_sender.Sender, "send", sending)
     waiting, unconcerned, jobs = open_broker(), open_broker(), envelopes(number)
     await broker.enqueue(jobs)
     with contextlib.ExitStack() as stack:
@@ -404,3 +457,34 @@ async def test_a_nudge_is_two_renamed_files(broker: SqliteBroker, open_broker: O
             await worker.claim(session.id, request, [], 1)
             await broker.enqueue([an_envelope()])
         assert renamed == []
+
+
+@pytest.mark.parametrize("number", [1, 20])
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_lone_job_is_claimed_once_however_many_workers_are_idle(open_broker: Open, number: int) -> None:
+    claims, seams = 0, Seams(clock=ManualClock())  # no nudge is ever old
+
+    async def work(own: SqliteBroker, waiting: asyncio.Event) -> None:
+        nonlocal claims
+        session = await registered(own)
+        with own.listen([topics.ANY_QUEUE]) as nudges:
+            for request in itertools.count(1):
+                leases = await own.claim(session.id, request, [], 10)
+                claims += 1
+                await own.settle([succeeded(lease) for lease in leases])
+                waiting.set()
+                await nudges.wait()
+
+    async with asyncio.TaskGroup() as group:
+        are_waiting = [asyncio.Event() for _ in range(number)]
+        workers = [group.create_task(work(open_broker(seams=seams), is_waiting)) for is_waiting in are_waiting]
+        await asyncio.gather(*(is_waiting.wait() for is_waiting in are_waiting))
+        claims, broker = 0, open_broker(seams=seams)
+        for _ in range(10):
+            job = an_envelope()
+            with broker.listen([topics.job(job.id)]) as nudges:
+                await broker.enqueue([job])
+                assert await nudges.wait(5)
+        assert claims == 10
+        for worker in workers:
+            worker.cancel()

@@ -14,6 +14,7 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker
+from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from tests.stores.sqlite.support import NOBODY, Open, an_envelope, connected, envelopes, run_script, unmeasured
 
@@ -223,8 +224,13 @@ async def test_a_path_is_not_led_elsewhere_by_a_change_of_folder(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to be another user than oneself takes root")
-async def test_two_users_share_a_file(tmp_path: Path) -> None:
-    """Whoever may write the file may use all that lies beside it: both work, and wake each other."""
+@pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["", "in a sticky folder"])
+async def test_two_users_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    """Whoever may write the file may use all that lies beside it: both work, and wake each other.
+
+    In a sticky folder neither can rename the other's mark.
+    """
+    monkeypatch.setattr(StoreWatch, "look", lambda *_, **__: set[str]())  # only nudges count
     folder = Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
     folder.mkdir()
     folder.chmod(0o777)
@@ -251,7 +257,7 @@ async def test_two_users_share_a_file(tmp_path: Path) -> None:
             asyncio.run(send(sys.argv[1]))
         """
         with broker.listen([topics.ANY_QUEUE]) as nudges:
-            await nudges.wait(1.5)
+            Path(f"{file}-wake").chmod(mode)
             environment = unmeasured(PYTHONPATH=str(Path(__file__).parents[3]))
             said = asyncio.create_task(asyncio.to_thread(run_script, script, file, NOBODY, tmp_path / "own.db", env=environment))
             woken = await nudges.wait(10)

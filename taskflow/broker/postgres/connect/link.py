@@ -125,8 +125,7 @@ class Link:
 
     async def _take_up(self, statement: str, last: asyncpg.Connection | None = None) -> asyncpg.Connection:
         """Return `last` if it is idle, else a connection that has run the same statement and few others. A session plans the statement at
-        its first run,
-        which takes the server ten times as long as the call itself.
+        its first run, which takes the server ten times as long as the call itself.
         """
         while self._idle:
             connection = last if last in self._idle else min(self._idle, key=partial(self._strangeness, statement))

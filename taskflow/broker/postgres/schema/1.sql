@@ -1,8 +1,7 @@
 -- 1: The tables.
 
 -- "@." stands for the schema, S.READY and similar names for the code of a status, P. and R. for a limit. Values replace them before the
--- server
--- sees the text. Times are microseconds since 1970. Ids of jobs and sessions, and keys, are 16 bytes.
+-- server sees the text. Times are microseconds since 1970. Ids of jobs and sessions, and keys, are 16 bytes.
 
 -- --- types ----------------------------------------------------------------------------------------------
 
@@ -157,8 +156,7 @@ COMMENT ON TABLE @.requests IS 'The requests by which sessions have claimed jobs
 -- How far an ordered index has been read: in a place of this kind, no live row is known before (at, seq). The newest row of a place
 -- counts;
 -- older ones are never read, and are dropped now and then. Rows are added and never changed, because all versions of a row that changes
--- often
--- would have to be read while a long transaction keeps them.
+-- often would have to be read while a long transaction keeps them.
 --
 -- kind     place              order                 written by
 -- ready    queue, -priority   jobs_ready            every function that makes a job ready, and claims
@@ -180,8 +178,7 @@ COMMENT ON TABLE @.marks IS 'Low-water marks: where to begin to read an index of
 CREATE UNIQUE INDEX marks_newest ON @.marks (kind, queue, rank, n DESC);
 
 -- The changes that a function has made in a queue, one row each, so that none waits for another: `n` jobs moved with an event from one
--- status to
--- another. `late`: a job became ready or scheduled in a transaction that may last long; see marks.sql.
+-- status to another. `late`: a job became ready or scheduled in a transaction that may last long; see marks.sql.
 CREATE TABLE @.tally (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     queue text COLLATE "C" NOT NULL,

@@ -17,7 +17,7 @@ from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 
 ON_DISK_WITHIN: Final = 2_500
-"""Milliseconds."""
+"""Milliseconds that the server has to write changes to its disk."""
 
 
 class ConnectionPool:

@@ -84,9 +84,8 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
         """Return a connection that is not connected yet.
 
         The driver does not retry, because it would resend a command up to ten times, and a script could run twice. The pool resends where
-        it is
-        safe. There are no timeouts, because the pool limits a command as a whole. RESP2 is parsed fastest for the replies that scripts
-        return.
+        it is safe. There are no timeouts, because the pool limits a command as a whole. RESP2 is parsed fastest for the replies that
+        scripts return.
         """
         common: dict[str, Any] = {
             "db": self.db,
