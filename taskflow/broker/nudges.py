@@ -52,7 +52,7 @@ class WakeUpFlag:
         return bool(self._listeners)
 
     def topics(self) -> list[str]:
-        """Return all topics that anybody listens for."""
+        """Return all topics that have a listener."""
         with self._lock:
             return list(self._listeners)
 

@@ -1,4 +1,4 @@
-"""Collects what a transaction does that somebody may wait for."""
+"""Collects the changes of a transaction that waiters may wait for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Announcement:
 
     `due_at`        when the first of the newly scheduled jobs is due
     `full_claims`   counts claims that got as many jobs as they wanted by their queues, none for all queues: more jobs may be ready
-    `is_periodical` True for a heartbeat or maintenance, which also looks after nudges that nobody has answered
+    `is_periodical` True for a heartbeat or maintenance, which also passes on nudges that no claim has followed
     `cleans`        True for maintenance, which also removes the files of listeners that are gone
     """
 

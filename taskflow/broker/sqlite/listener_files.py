@@ -33,7 +33,7 @@ class ListenerFiles:
         self._mark: Mark | None = None
 
     def add(self, topics: Collection[str]) -> None:
-        """Let senders know that somebody waits for these topics."""
+        """Show senders a waiter of these topics."""
         jobs, others = parted(topics)
         for job_id in jobs:
             self.awaited.add(job_id)
@@ -44,7 +44,7 @@ class ListenerFiles:
             self._turn(WAITING if mark is None or any(map(is_queue, new)) else mark.state)
 
     def drop(self, topics: Collection[str]) -> str | None:
-        """Undo `add`. Return the topic of a nudge that now nobody heeds, if there is one: a hash."""
+        """Undo `add`. Return the hash of the topic of a nudge that now has no waiter, if there is one."""
         jobs, others = parted(topics)
         for job_id in jobs:
             self.awaited.drop(job_id)
@@ -81,7 +81,7 @@ class ListenerFiles:
         return False
 
     def take(self, file: str) -> bool:
-        """A sender says that it has renamed the mark to this. Return False if it is a nudge for jobs that nobody waits for."""
+        """A sender says that it has renamed the mark to this. Return False if it is a nudge for jobs that have no waiter here."""
         mark = Mark.parse(file)
         with contextlib.suppress(OSError):
             if self._folder.has(file):
@@ -89,13 +89,13 @@ class ListenerFiles:
         return mark is not None and self._heeds(mark)
 
     def _heeds(self, mark: Mark) -> bool:
-        """Return True if the mark says nothing of a nudge, or if somebody waits for such jobs."""
+        """Return True if the mark says nothing of a nudge, or if such jobs have a waiter here."""
         hashed = mark.nudged_for
         queues = filter(is_queue, self._topics)
         return hashed is None or any(topic == names.ANY_QUEUE or topic_hash(self._namespace, topic) == hashed for topic in queues)
 
     def heard(self, hashes: Collection[str]) -> list[str]:
-        """Return the topics with these hashes that somebody waits for."""
+        """Return the topics with these hashes that have a waiter."""
         topics = list(self._topics)
         return topics if ANY_TOPIC in hashes else [topic for topic in topics if topic_hash(self._namespace, topic) in hashes]
 
@@ -138,7 +138,7 @@ class ListenerFiles:
 
 
 class AwaitedIds:
-    """A file with the ids of the jobs whose end a listener awaits, each in a slot of its own. An empty slot has zeros."""
+    """A file with the ids of the jobs whose end a listener awaits, each in a separate slot. An empty slot has zeros."""
 
     def __init__(self, folder: Folder, file: str) -> None:
         self._folder = folder

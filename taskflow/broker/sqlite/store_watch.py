@@ -17,7 +17,7 @@ _SESSION: Final = names.session(b"")
 
 
 class StoreWatch:
-    """Has a connection of its own, which only reads. Belongs to the listener's thread."""
+    """Has a separate connection, which only reads. Belongs to the listener's thread."""
 
     def __init__(self, store: StoreFile) -> None:
         # mode=rw: opening must not create an empty file

@@ -38,7 +38,7 @@ _MOST_ADDRESS_BYTES: Final = 100
 _TOPIC_DIGITS: Final = 8
 ANY_TOPIC: Final = "any"
 _MOST_TOPICS: Final = 25
-"""Topics whose hashes a file's name holds. A listener to more is told of everything, and ignores the rest."""
+"""Topics whose hashes a file's name holds. A listener to more gets all messages, and ignores the rest."""
 
 ID_BYTES: Final = 16
 _MOST_AWAITED_BYTES: Final = 1 << 22
@@ -72,7 +72,7 @@ class Mark(NamedTuple):
 
     @classmethod
     def parse(cls, file: str) -> Mark | None:
-        """Return None for a file that is no mark: anybody may have put it there."""
+        """Return None for a file that is no mark: another program may have put it there."""
         return cls(*found.groups()) if (found := _MARK.fullmatch(file)) is not None else None
 
     def turned(self, state: str, now: int) -> Mark:
@@ -204,7 +204,7 @@ class Folder:
         return True
 
     def rename(self, before: str, after: str) -> None:
-        """Raises FileNotFoundError if somebody else has renamed or removed it."""
+        """Raises FileNotFoundError if another process has renamed or removed it."""
         folder = self._descriptor or self._opened()
         os.rename(before, after, src_dir_fd=folder, dst_dir_fd=folder)
 
@@ -226,7 +226,7 @@ class Folder:
         self._remove(name, stat.S_ISSOCK)
 
     def remove_file(self, file: str) -> None:
-        """Remove a plain file, likewise."""
+        """Remove a plain file, but nothing else."""
         self._remove(file, stat.S_ISREG)
 
     def _remove(self, name: str, is_expected: Callable[[int], bool]) -> None:

@@ -29,6 +29,9 @@ _PASSED_ON_AFTER: Final = to_microseconds(PASSED_ON_AFTER)
 SMALL_RECORD: Final = 4096
 """Bytes up to which the record of an ended job travels with the message."""
 
+_MOST_RECORDS: Final = 4
+"""Ended jobs of one commit whose records are sent. If there are more, their waiters read them: together, and in their own processes."""
+
 _MOST_BYTES: Final = 60_000
 """Bytes of a datagram. Some systems take no larger one."""
 
@@ -276,7 +279,8 @@ class _Delivery:
         awaited = {name: ids for name in self._listeners.awaiting if (ids := self._awaited(name, ended))}
         if not awaited:
             return
-        records = _small_records(transitions, set[bytes]().union(*awaited.values()))
+        wanted = set[bytes]().union(*awaited.values())
+        records = _small_records(transitions, wanted) if len(wanted) <= _MOST_RECORDS else {}
         for name, ids in awaited.items():
             message = self._message(name)
             message.ended += ids

@@ -50,7 +50,7 @@ class SocketNudges(Nudges):
 
 
 class SocketListener:
-    """One for each process and broker. Its thread runs while anybody listens.
+    """One for each process and broker. Its thread runs while it has waiters.
 
     `name` is that of its socket, while it has one.
     """
@@ -135,7 +135,7 @@ class SocketListener:
             return [] if self._files is None else [job_id for job_id in ids if job_id in self._files.awaited]
 
     def take(self, message: Message) -> bool:
-        """Wake whom a message concerns. Return False if it is a nudge for jobs that nobody waits for any more."""
+        """Wake whom a message concerns. Return False if it is a nudge for jobs that have no waiter here any more."""
         with self._lock:
             if self._files is None:
                 return not message.mark
