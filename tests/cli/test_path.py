@@ -150,7 +150,7 @@ def test_a_demo_whose_worker_dies_ends(tmp_path: Path, moment: str) -> None:
         os.kill(int(child), signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert b"taskflow: the worker has ended too soon (SIGKILL): " in said
+    assert b"taskflow: the worker ended too early (SIGKILL): " in said
 
 
 @pytest.mark.parametrize("folder", ["file/inside", "/proc"])

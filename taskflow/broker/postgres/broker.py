@@ -20,19 +20,11 @@ from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget
 from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.late_commits import LateCommits
+from taskflow.broker.postgres.listening import trouble_with_listening
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
+from taskflow.broker.postgres.notifier import LAST_WORDS, READ_WITHIN, Notifier
 from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value
-from taskflow.broker.postgres.wakeups import (
-    EVERYTHING,
-    LAST_WORDS,
-    READ_WITHIN,
-    UNNOTED,
-    Notes,
-    Notifier,
-    PostgresListener,
-    told_in,
-    trouble_with_listening,
-)
+from taskflow.broker.postgres.wakeups import EVERYTHING, UNNOTED, Notes, PostgresListener, told_in
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.script_values import added_or_refused, settle_possible
 from taskflow.model import wording

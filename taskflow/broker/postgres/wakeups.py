@@ -10,23 +10,18 @@ import asyncio
 import contextlib
 import logging
 import random
-import secrets
 import time
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
-
-import asyncpg
+from typing import Any, Final, NamedTuple
 
 from taskflow.broker import topics as names
 from taskflow.broker.listener import Listener, Standing, job_ids
 from taskflow.broker.postgres import rows
 from taskflow.broker.postgres.connect.link import Link
-from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget, drop, shown
+from taskflow.broker.postgres.listening import POLL_EVERY, ListenConnection, deaf, in_vain
 from taskflow.broker.postgres.refusals import ERRORS
-from taskflow.model.errors import BrokerError
 from taskflow.model.record import Record
 
 log: Final = logging.getLogger("taskflow")
@@ -34,32 +29,8 @@ log: Final = logging.getLogger("taskflow")
 EVERYTHING: Final = "*"
 """Replaces a notification that is too long: every waiter checks."""
 
-UNAWAITED_WITHIN: Final = 0.1
-"""Seconds until the ends of jobs are announced for which no waiter was known."""
-
-READ_WITHIN: Final = 0.08
-"""Seconds in which a waiter that reads a job is noted before the job's end is announced. If the call takes longer, it looks again."""
-
-LOOK_EVERY: Final = 40.0
-"""Seconds after which a silent connection is tested. Meanwhile, the answers to heartbeats tell an idle worker of new jobs."""
-
-AT_MOST_EVERY: Final = 0.005
-"""Minimum seconds between two notifications of a busy process. Each takes a lock that all notifying processes share."""
-
-LAST_WORDS: Final = 1.0
-"""Seconds for the last notifications when the loop ends."""
-
-HEARD_WITHIN: Final = 2.0
-"""Seconds that a notification may take to arrive. Usually it takes a millisecond."""
-
-TESTS: Final = 2
-"""The number of consecutive test notifications that must be lost before notifications count as lost, and not merely late."""
-
 TEST_AGAIN: Final = 30.0
 """Seconds after which a route that loses notifications is tried again."""
-
-POLL_EVERY: Final = 1.0
-"""Seconds between two polls while notifications do not arrive."""
 
 MISSES: Final = 2
 """Failed attempts to listen, at a server that otherwise answers, before a warning."""
@@ -82,11 +53,6 @@ AGAIN: Final = "again"
 _JOB: Final = names.job(b"")
 _QUEUE: Final = names.queue("")
 _SESSION: Final = names.session(b"")
-
-_TEST: Final = "test:"
-"""The prefix of a test message. No topic begins with it, so no process of any version waits for it."""
-
-_SAY: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
 class Notes(NamedTuple):
@@ -334,109 +300,6 @@ class Claiming:
             self._listener.fail_claim(self._topics, self._standing)
 
 
-class ListenConnection:
-    """Listens on channels inside the block. Passes the message of each notification to its function in `takes`, except test messages."""
-
-    def __init__(self, link: Link, takes: Mapping[str, Callable[[str], None]]) -> None:
-        self._link = link
-        self._takes = takes
-        self._test = f"{_TEST}{secrets.token_hex(8)}"
-        self._has_heard = False
-        self._is_cut = False
-        self._stirs = asyncio.Event()
-
-    async def __aenter__(self) -> Self:
-        self._connection: asyncpg.Connection = await self._link.open(for_listening=True)
-        try:
-            self._connection.add_termination_listener(self._cut)
-            async with asyncio.timeout(ANSWER_WITHIN):
-                for channel in self._takes:
-                    await self._connection.add_listener(channel, self._heard)
-        except BaseException:
-            drop(self._connection)
-            raise
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if kind is None and not self._has_heard:  # behind a pooler, another program's connection would keep listening
-                with contextlib.suppress(*ERRORS):
-                    async with asyncio.timeout(1.0):
-                        for channel in self._takes:
-                            await self._connection.remove_listener(channel, self._heard)
-        finally:
-            drop(self._connection)
-
-    async def hears(self, *, tests: int = TESTS) -> bool:
-        """Send a notification to itself on the usual route. Return True if it arrived. Raises OSError if the connection breaks."""
-        for _ in range(tests):
-            await self._link.fetch(_SAY, next(iter(self._takes)), self._test)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HEARD_WITHIN):
-                    await self._stirs.wait()
-                break
-        if self._is_cut:
-            raise ConnectionError("the listening connection was cut")
-        return self._has_heard
-
-    async def stay(self) -> None:
-        """Listen until the connection breaks or does not answer."""
-        while not self._is_cut:
-            self._stirs.clear()
-            try:
-                async with asyncio.timeout(LOOK_EVERY):
-                    await self._stirs.wait()
-            except TimeoutError:
-                try:
-                    await self._connection.execute("SELECT 1", timeout=3.0)
-                except ERRORS:
-                    return
-
-    def _heard(self, connection: object, pid: int, channel: str, payload: object) -> None:
-        words = str(payload)
-        if words == self._test:
-            self._has_heard = True
-            self._stirs.set()
-        else:
-            self._takes[channel](words)
-
-    def _cut(self, connection: object) -> None:
-        self._is_cut = True
-        self._stirs.set()
-
-
-async def trouble_with_listening(link: Link) -> str | None:
-    """Return a message about the trouble, or None if notifications arrive here."""
-    try:
-        async with ListenConnection(link, {secrets.token_hex(16): lambda words: None}) as listener:
-            return None if await listener.hears(tests=1) else deaf(link.server)
-    except (*ERRORS, BrokerError) as error:
-        return in_vain(link.server, error)
-
-
-def deaf(server: PostgresTarget) -> str:
-    if server.listen_at:
-        return (
-            f"PostgreSQL at {shown(server.listen_at)} (listen= in the broker URL) gets no notifications sent at {server}: {_POLLED}. "
-            "It must be the same database, without a pooler in between"
-        )
-    return (
-        f"PostgreSQL at {server} loses notifications without an error, like a pooler in transaction mode (pgbouncer): {_POLLED}. "
-        "Name the server itself in the broker URL, for the listening connection: listen=host:5432"
-    )
-
-
-def in_vain(server: PostgresTarget, error: Exception) -> str:
-    option = " (listen= in the broker URL)" if server.listen_at else ""
-    return (
-        f"PostgreSQL at {shown(server.listening_places)}{option} accepts no listening connection, although {server} answers: {_POLLED}. "
-        f"It says: {str(error) or type(error).__name__}"
-    )
-
-
-_POLLED: Final = f"workers poll every {POLL_EVERY:g} s instead, and jobs start that much later"
-
-
 def _about(seconds: float) -> float:
     """Return a pause of about this length, so that workers that started together do not poll together."""
     return seconds * (0.75 + 0.5 * random.random())
@@ -457,86 +320,3 @@ def _ended_in(line: str) -> tuple[bytes, Record | None]:
 
 def _is_queue(topic: str) -> bool:
     return topic.startswith(_QUEUE)
-
-
-class Notifier:
-    """Notifies listeners of what was committed here: one call at a time, with all that gathered meanwhile.
-
-    The ends of jobs without a known waiter are announced later, for waiters that arrived at that moment.
-    """
-
-    def __init__(self, tell: Callable[[Mapping[str, int], list[bytes]], Awaitable[Any]]) -> None:
-        self._tell = tell
-        self._topics = Counter[str]()
-        self._ended: set[bytes] = set()
-        self._unawaited: set[bytes] = set()
-        self._is_urgent = asyncio.Event()
-        self._is_closing = False
-        self._task: asyncio.Task[None] | None = None
-
-    def add(self, topics: Mapping[str, int]) -> None:
-        """Add topics with the number of jobs. Nothing is sent of topics with 0."""
-        for topic, number in topics.items():
-            if topic.startswith(_JOB):
-                self._ended.add(bytes.fromhex(topic.removeprefix(_JOB)))
-            elif number:
-                self._topics[topic] += number
-        if self._topics or self._ended:
-            self._go_on(is_urgent=True)
-
-    def add_ended(self, ids: Iterable[bytes], *, are_awaited: bool) -> None:
-        (self._ended if are_awaited else self._unawaited).update(ids)
-        self._go_on(is_urgent=are_awaited)
-
-    async def close(self) -> None:
-        """Send the last notifications, because other processes would wait for them. Also works at the end of asyncio.run(), which has
-        cancelled the task by then.
-        """
-        self._is_closing = True
-        if self._task is not None:
-            self._is_urgent.set()
-            await asyncio.wait([self._task], timeout=LAST_WORDS)
-            self._task.cancel()
-        if self._has_some:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS):
-                    await self._tell_all(self._unawaited)
-
-    @property
-    def _has_some(self) -> bool:
-        return bool(self._topics or self._ended or self._unawaited)
-
-    def _go_on(self, *, is_urgent: bool) -> None:
-        if is_urgent:
-            self._is_urgent.set()
-        if self._has_some and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._run())
-
-    async def _run(self) -> None:
-        while self._has_some:
-            unawaited, self._unawaited = self._unawaited, set()
-            until = time.monotonic() + UNAWAITED_WITHIN
-            while unawaited or self._topics or self._ended:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, until - time.monotonic()) if unawaited else None):
-                        await self._is_urgent.wait()
-                self._is_urgent.clear()
-                is_time = self._is_closing or time.monotonic() >= until
-                await self._tell_all(unawaited if is_time else set())
-                if is_time:
-                    unawaited = set()
-                await asyncio.sleep(AT_MOST_EVERY)
-
-    async def _tell_all(self, unawaited: set[bytes]) -> None:
-        topics, self._topics = self._topics, Counter()
-        ended, self._ended = self._ended, set()
-        if not (topics or ended or unawaited):
-            return
-        try:
-            await self._tell(topics, [*ended, *unawaited])
-        except BrokerError:
-            return  # a notification is only a hint, because every waiter also polls
-        except asyncio.CancelledError:
-            self._topics.update(topics)
-            self._ended |= ended | unawaited
-            raise

@@ -1,0 +1,140 @@
+"""A connection that listens for notifications, and its test.
+
+A pooler in transaction mode accepts a LISTEN and loses every notification. So the connection sends itself a notification first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Final, Self
+
+import asyncpg
+
+from taskflow.broker.postgres.connect.link import Link
+from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget, drop, shown
+from taskflow.broker.postgres.refusals import ERRORS
+from taskflow.model.errors import BrokerError
+
+LOOK_EVERY: Final = 40.0
+"""Seconds after which a silent connection is tested. Meanwhile, the answers to heartbeats tell an idle worker of new jobs."""
+
+HEARD_WITHIN: Final = 2.0
+"""Seconds that a notification may take to arrive. Usually it takes a millisecond."""
+
+TESTS: Final = 2
+"""The number of consecutive test notifications that must be lost before notifications count as lost, and not merely late."""
+
+_TEST: Final = "test:"
+"""The prefix of a test message. No topic begins with it, so no process of any version waits for it."""
+
+_SAY: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
+
+POLL_EVERY: Final = 1.0
+"""Seconds between two polls while notifications do not arrive."""
+
+
+class ListenConnection:
+    """Listens on channels inside the block. Passes the message of each notification to its function in `takes`, except test messages."""
+
+    def __init__(self, link: Link, takes: Mapping[str, Callable[[str], None]]) -> None:
+        self._link = link
+        self._takes = takes
+        self._test = f"{_TEST}{secrets.token_hex(8)}"
+        self._has_heard = False
+        self._is_cut = False
+        self._stirs = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._connection: asyncpg.Connection = await self._link.open(for_listening=True)
+        try:
+            self._connection.add_termination_listener(self._cut)
+            async with asyncio.timeout(ANSWER_WITHIN):
+                for channel in self._takes:
+                    await self._connection.add_listener(channel, self._heard)
+        except BaseException:
+            drop(self._connection)
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None and not self._has_heard:  # behind a pooler, another program's connection would keep listening
+                with contextlib.suppress(*ERRORS):
+                    async with asyncio.timeout(1.0):
+                        for channel in self._takes:
+                            await self._connection.remove_listener(channel, self._heard)
+        finally:
+            drop(self._connection)
+
+    async def hears(self, *, tests: int = TESTS) -> bool:
+        """Send a notification to itself on the usual route. Return True if it arrived. Raises OSError if the connection breaks."""
+        for _ in range(tests):
+            await self._link.fetch(_SAY, next(iter(self._takes)), self._test)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARD_WITHIN):
+                    await self._stirs.wait()
+                break
+        if self._is_cut:
+            raise ConnectionError("the listening connection was cut")
+        return self._has_heard
+
+    async def stay(self) -> None:
+        """Listen until the connection breaks or does not answer."""
+        while not self._is_cut:
+            self._stirs.clear()
+            try:
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._stirs.wait()
+            except TimeoutError:
+                try:
+                    await self._connection.execute("SELECT 1", timeout=3.0)
+                except ERRORS:
+                    return
+
+    def _heard(self, connection: object, pid: int, channel: str, payload: object) -> None:
+        words = str(payload)
+        if words == self._test:
+            self._has_heard = True
+            self._stirs.set()
+        else:
+            self._takes[channel](words)
+
+    def _cut(self, connection: object) -> None:
+        self._is_cut = True
+        self._stirs.set()
+
+
+async def trouble_with_listening(link: Link) -> str | None:
+    """Return a message about the trouble, or None if notifications arrive here."""
+    try:
+        async with ListenConnection(link, {secrets.token_hex(16): lambda words: None}) as listener:
+            return None if await listener.hears(tests=1) else deaf(link.server)
+    except (*ERRORS, BrokerError) as error:
+        return in_vain(link.server, error)
+
+
+def deaf(server: PostgresTarget) -> str:
+    if server.listen_at:
+        return (
+            f"PostgreSQL at {shown(server.listen_at)} (listen= in the broker URL) gets no notifications sent at {server}: {_POLLED}. "
+            "It must be the same database, without a pooler in between"
+        )
+    return (
+        f"PostgreSQL at {server} loses notifications without an error, like a pooler in transaction mode (pgbouncer): {_POLLED}. "
+        "Name the server itself in the broker URL, for the listening connection: listen=host:5432"
+    )
+
+
+def in_vain(server: PostgresTarget, error: Exception) -> str:
+    option = " (listen= in the broker URL)" if server.listen_at else ""
+    return (
+        f"PostgreSQL at {shown(server.listening_places)}{option} accepts no listening connection, although {server} answers: {_POLLED}. "
+        f"It says: {str(error) or type(error).__name__}"
+    )
+
+
+_POLLED: Final = f"workers poll every {POLL_EVERY:g} s instead, and jobs start that much later"

@@ -1,0 +1,110 @@
+"""Sends notifications of committed changes, in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Final
+
+from taskflow.broker import topics as names
+from taskflow.model.errors import BrokerError
+
+_JOB: Final = names.job(b"")
+
+UNAWAITED_WITHIN: Final = 0.1
+"""Seconds until the ends of jobs are announced for which no waiter was known."""
+
+READ_WITHIN: Final = 0.08
+"""Seconds in which a waiter that reads a job is noted before the job's end is announced. If the call takes longer, it looks again."""
+
+AT_MOST_EVERY: Final = 0.005
+"""Minimum seconds between two notifications of a busy process. Each takes a lock that all notifying processes share."""
+
+LAST_WORDS: Final = 1.0
+"""Seconds for the last notifications when the loop ends."""
+
+
+class Notifier:
+    """Notifies listeners of what was committed here: one call at a time, with all that gathered meanwhile.
+
+    The ends of jobs without a known waiter are announced later, for waiters that arrived at that moment.
+    """
+
+    def __init__(self, tell: Callable[[Mapping[str, int], list[bytes]], Awaitable[Any]]) -> None:
+        self._tell = tell
+        self._topics = Counter[str]()
+        self._ended: set[bytes] = set()
+        self._unawaited: set[bytes] = set()
+        self._is_urgent = asyncio.Event()
+        self._is_closing = False
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, topics: Mapping[str, int]) -> None:
+        """Add topics with the number of jobs. Nothing is sent of topics with 0."""
+        for topic, number in topics.items():
+            if topic.startswith(_JOB):
+                self._ended.add(bytes.fromhex(topic.removeprefix(_JOB)))
+            elif number:
+                self._topics[topic] += number
+        if self._topics or self._ended:
+            self._go_on(is_urgent=True)
+
+    def add_ended(self, ids: Iterable[bytes], *, are_awaited: bool) -> None:
+        (self._ended if are_awaited else self._unawaited).update(ids)
+        self._go_on(is_urgent=are_awaited)
+
+    async def close(self) -> None:
+        """Send the last notifications, because other processes would wait for them. Also works at the end of asyncio.run(), which has
+        cancelled the task by then.
+        """
+        self._is_closing = True
+        if self._task is not None:
+            self._is_urgent.set()
+            await asyncio.wait([self._task], timeout=LAST_WORDS)
+            self._task.cancel()
+        if self._has_some:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS):
+                    await self._tell_all(self._unawaited)
+
+    @property
+    def _has_some(self) -> bool:
+        return bool(self._topics or self._ended or self._unawaited)
+
+    def _go_on(self, *, is_urgent: bool) -> None:
+        if is_urgent:
+            self._is_urgent.set()
+        if self._has_some and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while self._has_some:
+            unawaited, self._unawaited = self._unawaited, set()
+            until = time.monotonic() + UNAWAITED_WITHIN
+            while unawaited or self._topics or self._ended:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, until - time.monotonic()) if unawaited else None):
+                        await self._is_urgent.wait()
+                self._is_urgent.clear()
+                is_time = self._is_closing or time.monotonic() >= until
+                await self._tell_all(unawaited if is_time else set())
+                if is_time:
+                    unawaited = set()
+                await asyncio.sleep(AT_MOST_EVERY)
+
+    async def _tell_all(self, unawaited: set[bytes]) -> None:
+        topics, self._topics = self._topics, Counter()
+        ended, self._ended = self._ended, set()
+        if not (topics or ended or unawaited):
+            return
+        try:
+            await self._tell(topics, [*ended, *unawaited])
+        except BrokerError:
+            return  # a notification is only a hint, because every waiter also polls
+        except asyncio.CancelledError:
+            self._topics.update(topics)
+            self._ended |= ended | unawaited
+            raise
