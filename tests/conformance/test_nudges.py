@@ -152,6 +152,14 @@ async def test_nudge_few__when_they_fall_due(world: World) -> None:
         assert len(await nudged(world, workers, 2)) == 2
 
 
+async def test_nudge_few__in_two_queues(world: World) -> None:
+    """Workers of the same two queues: a job in each nudges two of them."""
+    async with idle(world, 3, ["other", "mail"]) as workers:
+        await world.enqueue(world.an_envelope(queue="other"), world.an_envelope(queue="mail"))
+
+        assert len(await nudged(world, workers, 2)) == 2
+
+
 async def test_nudge_few__for_another_queue(world: World) -> None:
     """Nobody is nudged for jobs of a queue from which nobody waits to claim."""
     async with idle(world, 2) as workers:

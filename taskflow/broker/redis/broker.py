@@ -134,6 +134,7 @@ class RedisBroker:
             listener.armed(topics, times)
         else:  # more jobs may be ready, and an earlier wake-up may be used up: the next waiter asks the server
             listener.forget(topics)
+            listener.want([topic for topic in topics if topic in listener.waited])  # another worker in this loop
         return await self._large_payloads.with_payloads(leases)
 
     async def beat(self, beat: Beat) -> BeatAnswer:

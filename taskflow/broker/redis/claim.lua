@@ -36,7 +36,7 @@ local first_of = string.char(S.RUNNING) .. struct.pack('>I4', 1) .. session
 local since = struct.pack('>I8I8I2', wall, steady, #worker) .. worker
 local last_queue, last_name
 local taking, has_vanished -- the queue's number; whether a job was missing
-local left_over -- the name and number of a queue that may have more ready jobs
+local left_over -- the name of a queue that may have more ready jobs
 
 local function lease_any(id, stored, entry, tail)
   if not lease_other then
@@ -150,7 +150,7 @@ local function take_from_queue(queue, queue_name)
       is_exhausted = false
     end
     if not is_going_on() then
-      is_exhausted, left_over = false, { queue_name, queue }
+      is_exhausted, left_over = false, queue_name
       break
     elseif #passed_over == 0 then
       call('ZREM', P .. 'p:' .. queue, priority)
@@ -246,10 +246,15 @@ else
       call('ZREM', P .. 'w:' .. name, listener)
     end
   end
-  if left_over and call('EXISTS', P .. 'w:', P .. 'w:' .. left_over[1]) > 0
-    and tonumber(call('HGET', P .. 'counts', left_over[2] .. ':' .. S.READY) or 0) > 0 then
-    local _, _, nudge = the_rest()
-    nudge(left_over[1], 1)
+  -- It may leave jobs in any of its queues: another listener is nudged for them.
+  local names = #queues > 0 and queues or { left_over }
+  local lists = { P .. 'w:' }
+  for i, name in ipairs(names) do
+    lists[i + 1] = P .. 'w:' .. name
+  end
+  if is_new and left_over and call('EXISTS', unpack(lists)) > 0 then
+    local _, _, nudge_for_ready = the_rest()
+    nudge_for_ready(1, #queues > 0 and queues or nil)
   end
 end
 reply[1] = cmsgpack.pack({ wall, texts_of(numbers), is_armed })
@@ -315,4 +320,4 @@ local function repeat_reply(session, request)
   return again, numbers
 end
 
-return lease_other, repeat_reply, nudge
+return lease_other, repeat_reply, nudge_for_ready

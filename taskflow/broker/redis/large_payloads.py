@@ -3,7 +3,8 @@
 They are sent ahead of the call that adds or settles their jobs. They expire unless that call keeps them, so that a call that never arrives
 leaves none behind. Claims and reads return references, and this module fetches the bytes.
 
-A result is first stored under its settlement's fence, which no other lease has: a worker that has lost its lease cannot replace another's result.
+A result is first stored under its settlement's fence, which no other lease has: a worker that has lost its lease cannot replace
+another's result.
 """
 
 from __future__ import annotations

@@ -1,12 +1,22 @@
--- Wake-ups. Each listener (one for each event loop of a process) subscribes to a channel of its own, n:ID, and is told only what concerns it.
+-- Wake-ups. Each listener (one for each event loop of a process) subscribes to a separate channel, n:ID, and hears only what concerns it.
 
 -- === part nudge ============================================================================================
--- Tells a listener something. Returns false if nobody receives it, because its process is gone.
+-- Tells a listener something. Returns false if no process receives it, because the listener's is gone.
 local function tell(listener, message)
   return call('PUBLISH', P .. 'n:' .. listener, message) > 0
 end
 
+-- Notes that a listener is nudged now. Returns false if it was nudged a moment ago, and has not claimed since.
+local function note_nudge(listener)
+  if call('ZADD', P .. 'nudged', 'NX', wall, listener) == 1 then
+    return true
+  end
+  local nudged_at = tonumber(call('ZSCORE', P .. 'nudged', listener) or 0)
+  return wall - nudged_at > R.passed_on_after and call('ZADD', P .. 'nudged', wall, listener) == 0
+end
+
 -- Takes up to `wanted` listeners off a list, the one that came last first, and nudges them. Returns how many are still wanted.
+-- A listener of several queues stands in several lists. One that was nudged for another queue a moment ago is passed over.
 local function nudge_from(list, topic, wanted)
   while wanted > 0 do
     local found = call('ZPOPMAX', list, math.min(wanted, MOST))
@@ -14,9 +24,12 @@ local function nudge_from(list, topic, wanted)
       break
     end
     for i = 1, #found, 2 do
-      if tell(found[i], topic) then
-        call('ZADD', P .. 'nudged', wall, found[i])
-        wanted = wanted - 1
+      if note_nudge(found[i]) then
+        if tell(found[i], topic) then
+          wanted = wanted - 1
+        else
+          call('ZREM', P .. 'nudged', found[i])
+        end
       end
     end
   end
@@ -32,10 +45,10 @@ local function nudge(name, wanted)
   return nudge_from(P .. 'w:', 'queues', wanted)
 end
 
--- Nudges up to `wanted` listeners of queues that have ready jobs now.
-local function nudge_for_ready(wanted)
-  for _, name in ipairs(call('ZRANGE', P .. 'ready', 0, 99)) do
-    if wanted > 0 then
+-- Nudges up to `wanted` listeners of those queues that have ready jobs now: of these names, or of any queue.
+local function nudge_for_ready(wanted, names)
+  for _, name in ipairs(names or call('ZRANGE', P .. 'ready', 0, 999)) do
+    if wanted > 0 and call('ZSCORE', P .. 'ready', name) then
       wanted = nudge(name, wanted)
     end
   end
@@ -137,8 +150,8 @@ local function tell_ended()
 end
 
 -- === script arm ============================================================================================
--- Asks for wake-ups. Arguments: topics; ids of jobs whose end is awaited; the listener; how many nudges nobody in its process waits for any
--- more, which go to others.
+-- Asks for wake-ups. Arguments: topics; ids of jobs whose end is awaited; the listener; the number of nudges that it passes on to others,
+-- because nothing in its process waits for them any more.
 -- Reply: {topics that have something already, ids (one string) of jobs that have ended}.
 
 local topics, ids, listener, unheard = given[1], given[2], given[3], given[4]

@@ -208,13 +208,13 @@ class DirectConnection(_Direct):
         return waiting
 
     def data_received(self, data: bytes) -> None:
-        if self._asked and (first := self._asked[0]).most is not None:
+        first = self._asked[0] if self._asked else None
+        super().data_received(data)
+        if first is not None and first.most is not None and self._asked and self._asked[0] is first:
             first.most -= len(data)
             if first.most < 0:
                 self._fail(TooLong())
                 self._transport.abort()
-                return
-        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.drop()

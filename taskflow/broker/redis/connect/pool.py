@@ -16,17 +16,25 @@ from taskflow.broker.redis.scripts import Script
 from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 
+MOST_ON_DISK: Final = 8
+"""Connections of one event loop that wait for the server's disk at a time. Further calls wait for one of them."""
+
 ON_DISK_WITHIN: Final = 2_500
 """Milliseconds that the server has to write changes to its disk."""
 
 
 class ConnectionPool:
-    """Sends all commands over one connection, which it opens again after an error. Calls do not wait for each other's answers."""
+    """Sends commands over one connection, which it opens again after an error. Calls do not wait for each other's answers.
+
+    A call that waits for the server's disk has a connection for itself.
+    """
 
     def __init__(self, server: RedisTarget) -> None:
         self.server = server
         self._connection: CommandConnection | None = None
         self._connecting = asyncio.Lock()
+        self._waiting: list[CommandConnection] = []
+        self._on_disk = asyncio.Semaphore(MOST_ON_DISK)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
 
@@ -43,11 +51,12 @@ class ConnectionPool:
         `ahead`    commands to send before it in the same write; if one fails, the call fails
         `on_disk`  wait until the server has written the changes to disk; raise BrokerUnavailable if that takes too long
         """
-        after = (_ON_DISK,) if on_disk else ()
+        ask, after = (self._ask_on_disk, (_ON_DISK,)) if on_disk else (self._ask, ())
         try:
-            return await self._ask((*ahead, ("EVALSHA", script.sha, 1, *arguments), *after), within)
-        except exceptions.NoScriptError:  # after a restart or SCRIPT FLUSH, EVAL loads the script again
-            return await self._ask_or_raise((*ahead, ("EVAL", script.text, 1, *arguments), *after), within)
+            try:
+                return await ask((*ahead, ("EVALSHA", script.sha, 1, *arguments), *after), within)
+            except exceptions.NoScriptError:  # after a restart or SCRIPT FLUSH, EVAL loads the script again
+                return await ask((*ahead, ("EVAL", script.text, 1, *arguments), *after), within)
         except ERRORS as error:
             raise broker_error(error, str(self.server)) from error
 
@@ -111,6 +120,26 @@ class ConnectionPool:
                     raise
         return await self._over(await self._connected(), commands, within, each, most)
 
+    async def _ask_on_disk(self, commands: Sequence[Command], within: float) -> Any:
+        """Return the reply over a connection that no other call uses meanwhile: the server answers nothing on it until the disk has the
+        changes. Calls on several connections share one write to the disk."""
+        async with self._on_disk:
+            connection = self._waiting.pop() if self._waiting else connection_over(await self.open())
+            try:
+                try:
+                    return await self._over(connection, commands, within, False, None)
+                except ERRORS as error:
+                    if not _is_cut(error):
+                        raise
+                await connection.drop()
+                connection = connection_over(await self.open())
+                return await self._over(connection, commands, within, False, None)
+            finally:
+                if connection.is_lost or self._is_closed:
+                    await connection.drop()
+                else:
+                    self._waiting.append(connection)
+
     async def _connected(self) -> CommandConnection:
         async with self._connecting:
             if self._connection is None or self._connection.is_lost:
@@ -137,8 +166,8 @@ class ConnectionPool:
             yield
         finally:
             self._is_closed = True
-            if self._connection is not None:
-                await self._connection.drop(nowait=not self.server.tls)  # TLS says goodbye to the server first: two seconds at most
+            for connection in [*self._waiting, *([self._connection] if self._connection is not None else [])]:
+                await connection.drop(nowait=not self.server.tls)  # TLS says goodbye to the server first: two seconds at most
 
 
 def _is_cut(error: Exception) -> bool:
