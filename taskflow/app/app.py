@@ -214,14 +214,14 @@ def configure(
     middleware: Sequence[Middleware] | None = None,
     lifespan: Lifespan | None = None,
 ) -> None:
-    """Configure the application. Arguments left out keep their values. Only command-line flags override these settings.
+    """Configure the application. Settings left out keep their values. Only command-line flags override these settings.
 
     `broker`           the broker's URL (default "sqlite:///taskflow.db", a file in the current folder)
     `enqueue_timeout`  seconds after which a call raises BrokerUnavailable if the store does not answer (default 5)
     `max_payload`      the maximum size of a call's arguments, and of a result, in bytes (default 1 MiB)
     `middleware`       instances of `Middleware`, outermost first (default none)
-    `lifespan`         a function that returns an async context manager. Each worker enters it
-                       once, and the value that it yields is `JobContext.state`
+    `lifespan`         a function that returns an async context manager, entered once
+                       per worker; the value that it yields is `JobContext.state`
 
     Raises ConfigurationError for a wrong value, naming the setting.
     """

@@ -93,7 +93,7 @@ class JobContext:
         """Report the progress of the run.
 
         `fraction`  how much of the work is done, from 0 to 1
-        `note`      a text to show with it; anything beyond 4,096 characters is cut off
+        `note`      text to show with it; anything beyond 4,096 characters is cut off
 
         The report takes effect at once, even from a thread, so `await` is optional. Other processes see it within about a second. Raises
         ValueError if `fraction` is out of range, and TypeError for an argument of the wrong type.
@@ -116,7 +116,7 @@ class DoneAwaitable:
 
 
 def _no_lease(job_name: str, queue: str) -> Lease:
-    """Return a lease for the context of a function that is called outside of a run. Its attempt is the first and only one."""
+    """Return a lease for the context of a function that is called outside of a run. It stands for the first and only attempt."""
     envelope = Envelope(id=_new_id(), job=job_name, payload=b"", queue=queue, max_attempts=1)
     return Lease(envelope=envelope, epoch=1, claim=ClaimId(b"", 0, 0), created_at=_clock.wall())
 

@@ -34,7 +34,7 @@ DISCARDED: Final = "taskflow.Discard"
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The reason a run failed: the exception's full type name, its message and its traceback.
 
-    `attempt`  the number of the attempt
+    `attempt`  the number of the attempt that failed
     `at`       when the error was stored, by the store's clock, as an aware datetime in UTC
     """
 
@@ -87,7 +87,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
 class JobHandle(Generic[R_co]):
     """A reference to one job in the store. Handles of the same job are equal.
 
-    `is_new`  False if the call was not added because this live job already had its key, and for handles made by `of`
+    `is_new`  True if the call added this job; False if this live job already had the call's key, or if `of` made the handle
     """
 
     __slots__ = ("_app", "_id", "_is_own", "_job", "is_new")

@@ -82,7 +82,7 @@ def check_configured(given: Mapping[str, Any]) -> None:
 
 
 def _check_url(where: str, value: object) -> None:
-    """Check that the value is a text and not empty. The broker's module checks the URL itself."""
+    """Check that the value is a string and not empty. The broker's module checks the URL itself."""
     if not isinstance(value, str) or not value:
         found = "an empty text" if value == "" else type(value).__name__  # the value may contain a password
         raise ConfigurationError(f"{where}: expected a URL, for example {DEFAULT_BROKER!r}, got {found}")

@@ -63,7 +63,7 @@ class TaskflowJobs:
 
     @property
     def now(self) -> datetime:
-        """The virtual time, aware, in UTC: the real time at the start of the test, plus what `advance` has added."""
+        """The virtual time, as an aware datetime in UTC: the real time at the start of the test, plus what `advance` has added."""
         return instant_of(self._clock.wall())
 
     async def enqueued(self, job: Declared[..., Any] | None = None) -> list[Record]:
@@ -101,7 +101,7 @@ class TaskflowJobs:
         """Advance the virtual time, running each job when it is due. Return the number of runs.
 
         `seconds`, `minutes`, `hours`, `days`   how far to advance: their sum, 0 or more
-        `raises`  whether to raise the errors of jobs that failed for good, as in `run_all`
+        `raises`  False to ignore the errors of jobs that have failed for good, as in `run_all`
 
         Time has its other effects too. For example, a result is dropped `keep_result` seconds (default 300)
         after its job has ended, and `status()` then returns None, as in production. Raises ValueError if the sum
