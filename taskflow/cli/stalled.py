@@ -29,7 +29,7 @@ def end_stalled(is_told: bool) -> None:
 def show_stacks_when_killed() -> None:
     """Make Python write the stacks of all threads before a fatal signal ends the process, even while C code holds the interpreter lock.
 
-    Examples are SIGSEGV, and SIGABRT, with which systemd's watchdog ends a silent worker.
+    Fatal signals include SIGSEGV and SIGABRT, with which systemd's watchdog ends a silent worker.
     Does nothing if the application has enabled faulthandler.
     """
     if not faulthandler.is_enabled():

@@ -1,4 +1,5 @@
-"""Runs `taskflow worker --processes N` and other flags that need a supervisor. Worker processes run the same command and also start here.
+"""Runs `taskflow worker` with `--processes` or another flag that needs a supervisor.
+Worker processes run the same command and also start here.
 
 This module does not import the application: the supervisor never does, and a worker does so later.
 """
