@@ -1,4 +1,4 @@
-"""Runs the command `taskflow` as `python -m taskflow`."""
+"""Runs the `taskflow` command as `python -m taskflow`."""
 
 from taskflow.cli.main import program
 

@@ -1,4 +1,4 @@
-"""The application: the registry, the settings and the brokers in one object. All global state of taskflow is here."""
+"""The `App` object, which holds the registry, the settings and the brokers, and the functions that set it up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log: Final = logging.getLogger("taskflow")
 
 
 class App:
-    """The state of one process, with one client per running event loop. A forked child starts without clients."""
+    """The application: its registry, settings and brokers, and one client per running event loop. A forked child starts without clients."""
 
     def __init__(self) -> None:
         self.registry = Registry()
@@ -49,12 +49,13 @@ class App:
 
     @property
     def settings(self) -> Settings:
-        """The current settings. They are read at first use, not at import, because jobs are declared before the application is
-        configured."""
+        """The current settings. They are read on first use, not at import, because
+        jobs are declared before the application is configured."""
         return self._settings or self.read_settings()
 
     def read_settings(self) -> Settings:
-        """Read the settings at first use and after each change. Jobs that are already declared get the new limits."""
+        """Return the current settings, reading them on first use and after each
+        change. Jobs that are already declared get the new limits."""
         settings = self._settings
         if settings is None:
             self._settings = settings = layered({**self._configured, **self._flags})
@@ -77,8 +78,8 @@ class App:
 
     @contextmanager
     def using(self, broker: Broker) -> Iterator[None]:
-        """Send everything to `broker` inside the block, whatever the settings say. Settings changed inside the block are restored after
-        it."""
+        """Send everything to `broker` inside the block, whatever the settings say.
+        Settings changed inside the block are restored afterwards."""
         before = (self._given_broker, self._configured.copy(), self._flags.copy())
         self._given_broker = broker
         self._clients.clear()
@@ -92,7 +93,7 @@ class App:
     # --- connections -------------------------------------------------------------------------------
 
     def client(self) -> LoopClient:
-        """Return the client of the running event loop. Raises RuntimeError if there is none."""
+        """Return the client of the running event loop. Raises RuntimeError if no loop is running."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -107,7 +108,8 @@ class App:
         return DEFAULT_BROKER if configured is None else configured
 
     def broker(self) -> Broker:
-        """Return the configured broker. A process has one broker per URL."""
+        """Return the configured broker. A process has one broker per URL. Raises
+        ConfigurationError in a child process that cannot reach it."""
         if self._given_broker is not None:
             return self._given_broker
         if self._why_out_of_reach is not None:
@@ -137,7 +139,7 @@ class App:
             )
 
     async def close(self) -> None:
-        """Close all brokers. They connect again when next used."""
+        """Close all brokers. The next use opens new ones."""
         self._clients.clear()
         brokers, self._brokers = list(self._brokers.values()), {}
         for broker in brokers:
@@ -152,14 +154,16 @@ class App:
         return client
 
     def _tell_default(self) -> None:
-        """Warn once that the default file is used. A web process and a worker in two folders would silently use two files."""
+        """Warn once that the default SQLite file is in use. Without the warning, a web process and a worker started
+        in different folders would silently use different files."""
         if self.settings.broker is None and not self._has_told_default:
             self._has_told_default = True
             path = Path(DEFAULT_BROKER.removeprefix("sqlite:///")).absolute()
             log.warning("no broker is configured: using the SQLite file %s; set TASKFLOW_BROKER, or configure(broker=...)", path)
 
     def _forget_parents(self) -> None:
-        """Set the parent's clients and brokers aside after a fork. Their destructors could harm connections that the parent still uses."""
+        """Set the parent's clients and brokers aside after a fork. They are kept, because their
+        destructors could break connections that the parent still uses."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._of_parents += [self._clients, self._brokers]
@@ -170,7 +174,7 @@ class App:
 
     @contextmanager
     def importing(self, module: str) -> Iterator[None]:
-        """Warn if a job is sent while a worker imports `module`. Only the first such job is reported."""
+        """Warn about the first job that is sent while a worker imports `module` in the block."""
         self.importing_module = module
         try:
             yield
@@ -194,7 +198,7 @@ class _Slot:
 
 
 def default_app() -> App:
-    """Return the application that the functions of the package use."""
+    """Return the application that taskflow's module-level functions use."""
     return _Slot.app
 
 
@@ -210,7 +214,17 @@ def configure(
     middleware: Sequence[Middleware] | None = None,
     lifespan: Lifespan | None = None,
 ) -> None:
-    """Configure the application. Only command-line flags override these settings. Arguments left out keep their values. See `Settings`."""
+    """Configure the application. Settings left out keep their values. Only command-line flags override these settings.
+
+    `broker`           the broker's URL (default "sqlite:///taskflow.db", a file in the current folder)
+    `enqueue_timeout`  seconds after which a call raises BrokerUnavailable if the store does not answer (default 5)
+    `max_payload`      the maximum size of a call's arguments, and of a result, in bytes (default 1 MiB)
+    `middleware`       instances of `Middleware`, outermost first (default none)
+    `lifespan`         a function that returns an async context manager, entered once
+                       per worker; the value that it yields is `JobContext.state`
+
+    Raises ConfigurationError for a wrong value, naming the setting.
+    """
     default_app().configure(
         broker=broker, enqueue_timeout=enqueue_timeout, max_payload=max_payload, middleware=middleware, lifespan=lifespan
     )

@@ -1,4 +1,4 @@
-"""A call of a job: arguments bound and encoded, not sent yet."""
+"""A call to a job: its arguments are bound and encoded, but it has not been sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Call(Generic[R_co]):
-    """Made by `bind`; `enqueue` sends it once. Its id becomes the job's id."""
+    """A call to a job, made by `bind`, for `enqueue` to send once. Its id becomes the job's id."""
 
     __slots__ = ("envelope", "job", "raises_on_conflict")
 
@@ -22,6 +22,7 @@ class Call(Generic[R_co]):
 
     @property
     def key(self) -> str | None:
+        """The key from `.options(key=...)`, or None."""
         return self.job.key
 
     def __repr__(self) -> str:

@@ -25,14 +25,14 @@ MAX_ITEMS: Final = 1_000
 MAX_BYTES: Final = 1 << 20
 
 ROOM: Final = 200
-"""Stack frames that a call to a store may need."""
+"""The number of stack frames that a call to a store may need."""
 
 PAUSES: Final = Pauses(0.02, 0.5)
 NO_ANSWER: Final = "it does not answer"
 
 
 def pauses_within(patience: float) -> Pauses:
-    """Return pauses that are short enough for several tries within `patience` seconds."""
+    """Return pauses that are short enough for several attempts within `patience` seconds."""
     return PAUSES.at_most(patience / 4)
 
 
@@ -50,14 +50,13 @@ class _Asked(msgspec.Struct, Generic[Q, A]):
 
 
 class Coalescer(Generic[Q, A]):
-    """Bundles the questions (envelopes, or ids to read) of one event loop into shared calls to the store, and gives each question its
-    answer.
+    """Bundles the questions that callers in one event loop ask (envelopes to add, or ids to read) into shared calls to the store.
 
-    A single question is sent at the end of the current turn of the loop. After an answer, the callers that got it may ask again before the
-    next call is sent. If many callers keep asking in lockstep, the first half is sent while the others prepare their questions: see `Step`.
+    A single question is sent at the end of the current turn of the loop. Callers that have just received an answer may ask again before the
+    next call is sent. If many callers ask in lockstep, the first half is sent while the others prepare their questions: see `Step`.
 
-    If the store is unavailable, the questions are sent again together with those that arrived meanwhile. Each question fails with
-    BrokerUnavailable `patience` seconds after it was asked. The question of a cancelled caller may have been sent.
+    While the store is unavailable, questions are sent again, together with those that have arrived in the meantime. Each question fails
+    with BrokerUnavailable `patience` seconds after it was asked. If a caller is cancelled, its question may already have been sent.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Coalescer(Generic[Q, A]):
         return answer
 
     def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start once all tasks that are ready in this turn of the loop have run."""
+        """Start a flush once all tasks that are ready in this turn of the loop have run."""
         if STARTS_AT_ONCE:
             self._start_due = loop.call_soon(self._start, loop)
         else:
@@ -116,7 +115,7 @@ class Coalescer(Generic[Q, A]):
             flushing.add_done_callback(self._note_end)
 
     def _note_end(self, flushing: asyncio.Task[None]) -> None:
-        """Handle a flush that was cancelled before its first step."""
+        """Cancel the waiting questions if the flush was cancelled before its first step."""
         if self._flushing is flushing:
             self._flushing = None
             _cancel(self._waiting)
@@ -129,11 +128,11 @@ class Coalescer(Generic[Q, A]):
             while self._waiting and goes_on:
                 if batch := self._take():
                     goes_on = await self._ask(batch)
-        except asyncio.CancelledError:  # raised when the loop closes
+        except asyncio.CancelledError:  # the loop is closing
             _cancel(batch)
             _cancel(self._waiting)
             raise
-        except Exception as error:  # a bug in taskflow or in the store: fail the callers, so that none waits for ever
+        except Exception as error:  # a bug in taskflow or in the store: fail the callers, or they would wait forever
             _fail(batch or self._waiting, error)
         finally:
             self._flushing = None
@@ -187,14 +186,16 @@ class Coalescer(Generic[Q, A]):
             self._is_late = self._flushing.cancel()
 
     def _take_back(self, flushing: asyncio.Task[Any], cancelled_before: int) -> None:
-        """Raise TimeoutError instead of a cancellation caused by `_give_up`. `asyncio.timeout` would need a timer for each call."""
+        """Turn a cancellation caused by `_give_up` into a TimeoutError.
+        `asyncio.timeout` would do the same, but needs a timer for each call."""
         self._is_late = False
         is_cancelled = flushing.uncancel() > cancelled_before
         if isinstance(error := sys.exception(), asyncio.CancelledError) and not is_cancelled:
             raise TimeoutError from error
 
     async def _ask_again(self, batch: list[_Asked[Q, A]], error: Exception) -> None:
-        """Put questions that still have time back to the front, after a pause. Fail the others with the store's last error."""
+        """Put the questions that still have time back at the front of the queue,
+        then pause. Fail the others, naming the store's last error."""
         self._last_error = str(error) or self._last_error
         pause = self._retries.failed()
         again_at = time.monotonic() + pause
@@ -216,7 +217,7 @@ def _is_deep() -> bool:
 
 
 def _fail(batch: Iterable[_Asked[Q, A]], error: Exception) -> None:
-    """Give each caller a separate copy of the error. A shared one would collect the tracebacks of all tasks that raise it."""
+    """Fail each question with a separate copy of the error. A shared one would collect the tracebacks of all tasks that raise it."""
     for asked in batch:
         if not asked.answer.done():
             asked.answer.set_exception(_another(error))

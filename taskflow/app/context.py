@@ -1,4 +1,4 @@
-"""The context of a run: job, attempt, deadline, cancellation and progress."""
+"""The context of a run: its job, attempt, cancellation and progress."""
 
 from __future__ import annotations
 
@@ -18,15 +18,10 @@ OnProgress = Callable[[Progress], None]
 
 
 class JobContext:
-    """The running job. It is passed to a first parameter with this annotation, and `current_job()` returns it.
+    """The context of a running job. A job's function receives it if its first parameter is annotated
+    with this class. Elsewhere, `current_job()` returns it.
 
-    `job_id`        the id as text: an idempotency key for external systems
-    `epoch`         rises with every lease of the job: a fencing token for external systems
-    `attempt`       1 for the first; `max_attempts` is the last one
-    `created_at`    when the job was enqueued, by the store's clock; aware
-    `headers`       str to str, as sent
-    `state`         the value that the worker's lifespan yielded, else None
-    `cancelled`     set when the run is asked to stop. Plain functions in threads check it, because threads cannot be interrupted
+    `state`  the value that the worker's lifespan yielded, or None
     """
 
     __slots__ = ("_cancelled", "_lease", "_on_progress", "state")
@@ -47,47 +42,61 @@ class JobContext:
 
     @property
     def job_name(self) -> str:
+        """The job's name."""
         return self._lease.envelope.job
 
     @property
     def queue(self) -> str:
+        """The queue from which the job was taken."""
         return self._lease.envelope.queue
 
     @property
     def job_id(self) -> str:
+        """The job's id as text. Use it as an idempotency key for external systems."""
         return id_text(self._lease.envelope.id)
 
     @property
     def epoch(self) -> int:
+        """A number that rises with every lease of the job. Use it as a fencing token for external systems."""
         return self._lease.epoch
 
     @property
     def attempt(self) -> int:
+        """The number of this attempt, starting at 1."""
         return self._lease.attempt
 
     @property
     def max_attempts(self) -> int:
+        """The number of the last attempt. If it fails, the job fails."""
         return self._lease.envelope.max_attempts
 
     @property
     def created_at(self) -> datetime:
+        """When the job was enqueued, by the store's clock, as an aware datetime in UTC."""
         return instant_of(self._lease.created_at)
 
     @property
     def headers(self) -> Mapping[str, str]:
+        """The headers that were sent with the job."""
         return self._lease.envelope.headers
 
     @property
     def cancelled(self) -> threading.Event:
+        """An event that is set when the run is asked to stop. Plain functions
+        should check it, because their threads cannot be interrupted."""
         if self._cancelled is None:
             with _making:  # the event loop may read it while a thread creates it
                 self._cancelled = self._cancelled or threading.Event()
         return self._cancelled
 
     def progress(self, fraction: float, note: str = "") -> DoneAwaitable:
-        """Report how far the run is, from 0 to 1, with a note. A note longer than 4,096 characters is cut off.
+        """Report the progress of the run.
 
-        The report takes effect at once, also from a thread; `await` is optional. Others see it within about a second.
+        `fraction`  how much of the work is done, from 0 to 1
+        `note`      text to show with it; anything beyond 4,096 characters is cut off
+
+        The report takes effect at once, even from a thread, so `await` is optional. Other processes see it within about a second. Raises
+        ValueError if `fraction` is out of range, and TypeError for an argument of the wrong type.
         """
         progress = Progress.checked(fraction, note)
         if self._on_progress is not None:
@@ -99,7 +108,7 @@ class JobContext:
 
 
 class DoneAwaitable:
-    """An awaitable that is already done."""
+    """An awaitable that is already done, so that its caller may await it or not."""
 
     def __await__(self) -> Generator[None, None, None]:
         return
@@ -107,7 +116,7 @@ class DoneAwaitable:
 
 
 def _no_lease(job_name: str, queue: str) -> Lease:
-    """Return a lease for a call outside of any run. Its context shows the first and only attempt."""
+    """Return a lease for the context of a function that is called outside of a run. It stands for the first and only attempt."""
     envelope = Envelope(id=_new_id(), job=job_name, payload=b"", queue=queue, max_attempts=1)
     return Lease(envelope=envelope, epoch=1, claim=ClaimId(b"", 0, 0), created_at=_clock.wall())
 

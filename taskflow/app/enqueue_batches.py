@@ -1,4 +1,4 @@
-"""Cuts the calls of one `enqueue()` into batches of limited size."""
+"""Splits the calls of one `enqueue()` into batches of limited size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ R = TypeVar("R")
 
 
 class Batch(Generic[R]):
-    """A batch of at most 1,000 calls and 1 MiB; a single call may be larger. `error` was raised by the iterable after these calls."""
+    """A batch of at most 1,000 calls and 1 MiB, or of one larger call. `error` is the
+    exception that the iterable raised after these calls, or None."""
 
     def __init__(self) -> None:
         self.calls: list[Call[R]] = []
@@ -23,7 +24,7 @@ class Batch(Generic[R]):
         self._size = 0
 
     def add(self, call: Call[R]) -> bool:
-        """Add the call. Return False if the batch is full."""
+        """Add the call, or return False if the batch is full. Raises TypeError for anything that is not a call."""
         if not isinstance(call, Call):
             raise TypeError(f"enqueue() got {call!r}: expected calls made by .bind(...)")
         size = self._size + len(call.envelope.payload)
@@ -39,7 +40,8 @@ class Batch(Generic[R]):
 
 
 class Sent(Generic[R]):
-    """The handles that an `enqueue()` has so far."""
+    """The handles that one `enqueue()` has collected so far. `conflicts` lists
+    those that belong to live jobs whose key prevented a call."""
 
     def __init__(self) -> None:
         self.handles: list[JobHandle[R]] = []
@@ -47,12 +49,12 @@ class Sent(Generic[R]):
 
 
 AHEAD_FOR: Final = 0.05
-"""Seconds to spend on filling the next batch while one is being sent. The rest of it is read after the answer."""
+"""Seconds to spend on filling the next batch while the current one is being sent. The rest is read once the current one is answered."""
 
 
 class Batches(Generic[R]):
-    """Iterates over the batches of an iterable, which may be endless. At most one batch is read ahead. An error of the iterable is put into
-    the last batch."""
+    """An iterator over an iterable of calls, in batches. The iterable may be endless: at most one batch is
+    read ahead. If it raises, the last batch holds the error."""
 
     def __init__(self, calls: Iterable[Call[R]]) -> None:
         check_calls(calls)
@@ -81,7 +83,7 @@ class Batches(Generic[R]):
         return self._has_ended and not self._batch.is_worth_sending
 
     def gather_ahead(self) -> None:
-        """Read calls for the next batch while the current one is being sent."""
+        """Read calls for the next batch while the current one is being sent, for at most `AHEAD_FOR` seconds."""
         self._gather(time.monotonic() + AHEAD_FOR)
 
     def _gather(self, until: float) -> None:
@@ -98,7 +100,7 @@ class Batches(Generic[R]):
 
 
 async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R], None]:
-    """Yield the batches of `calls`. An async generator that is not exhausted is closed, because no other code can close it."""
+    """Yield the calls in batches. An async generator is closed even if it is not exhausted, because no other code can close it."""
     batch = Batch[R]()
     taken = aiter(calls)
     try:

@@ -1,4 +1,4 @@
-"""Where a job's function runs: in the worker's event loop, in one of its threads, or in a child process."""
+"""Decides where a job's function runs: in the worker's event loop, in one of its threads, or in a child process."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ RunsIn = Literal["loop", "thread", "process"]
 
 _PLACES: Final = get_args(RunsIn)
 
-# The second is the name of the main module in multiprocessing and in our own child processes.
+# Names of the main module; the second one is used in child processes, by multiprocessing and by taskflow.
 RUN_AS_MAIN: Final = ("__main__", "__mp_main__")
 
 
 def place_for(function: Callable[..., Any], asked: object) -> RunsIn:
-    """Return the requested mode. The default is "loop" for an async function and "thread" for a plain one.
+    """Return where the function runs: the requested place, or by default "loop" for an async function and "thread" for a plain one.
 
-    Raises ValueError for an unknown mode or one that does not fit the function, and DeclarationError for a function that a child process
-    cannot import.
+    Raises ValueError if the request is unknown or does not fit the function. Raises DeclarationError if a child process
+    cannot import the function because its code is not in a file.
     """
     own: RunsIn = "loop" if inspect.iscoroutinefunction(function) else "thread"
     if asked is None or asked == own:
@@ -42,7 +42,8 @@ _WHY_NOT: Final = {
 
 
 def _check_importable(function: Callable[..., Any]) -> None:
-    """Import the module as a child process does, and check that the job is there."""
+    """Raise if a child process could not import the function: ValueError for a function inside a
+    function, DeclarationError if its code is not in a file."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
         raise ValueError('runs_in="process": a child process finds it by importing its module; define it there, not inside a function')
     scope = getattr(inspect.unwrap(function), "__globals__", {})

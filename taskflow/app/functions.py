@@ -16,7 +16,7 @@ from taskflow.model.printable import shown
 
 
 def check_function(function: Any) -> None:
-    """Raise DeclarationError if a worker could not call `function`: if it is not a function, or is a method or a generator."""
+    """Raise DeclarationError if `function` cannot be a job, because it is a method, a generator or no function at all."""
     code: Any = getattr(function, "__func__", function)
     if isinstance(function, staticmethod):
         raise DeclarationError(f"@job on {place(function)}: write @staticmethod above @job, so that @job gets the function itself")
@@ -33,7 +33,8 @@ def check_function(function: Any) -> None:
 
 
 def _is_in_a_class(function: object) -> bool:
-    """Return True for a function in a class body whose first parameter is self or cls. Other functions there need no object."""
+    """Return True if the function is defined in a class body and its first
+    parameter is self or cls. Others in a class body need no object."""
     around, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not inspect.isfunction(function) or not around or around.endswith("<locals>"):
         return False
@@ -41,7 +42,7 @@ def _is_in_a_class(function: object) -> bool:
 
 
 def takes_context(function: Callable[..., Any]) -> bool:
-    """Return True if the first parameter is annotated with JobContext, also in a string that cannot be resolved yet."""
+    """Return True if the first parameter is annotated with JobContext, even by a string that cannot be resolved yet."""
     first = next(iter(inspect.signature(function).parameters.values()), None)
     if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
         return False
@@ -56,20 +57,21 @@ def takes_context(function: Callable[..., Any]) -> bool:
 
 
 def signature_for_callers(function: Callable[..., Any], *, skip: int) -> inspect.Signature:
-    """Return the signature without the `skip` first parameters, which are injected."""
+    """Return the signature without the first `skip` parameters, which taskflow supplies."""
     signature = inspect.signature(function)
     return signature.replace(parameters=list(signature.parameters.values())[skip:])
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return module and qualified name, as a worker imports them. Raises DeclarationError for a function inside a function."""
+    """Return the default name of a job: the module from which a worker imports the function, and its qualified name. Raises
+    DeclarationError for a function inside a function."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
         raise DeclarationError(f"{place(function)}: a worker cannot import a function inside a function by name; set name=")
     return check_job_name(f"{_module_of(function)}.{function.__qualname__}")
 
 
 def place(function: Callable[..., Any]) -> str:
-    """Return the file and line of a function, for messages."""
+    """Return a function's file and line, for messages."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno} ({function.__qualname__})" if code else repr(function)
 
@@ -85,10 +87,10 @@ def _module_of(function: Callable[..., Any]) -> str:
 
 
 def _dotted(file: Path) -> str:
-    """Return the module name by which a worker would import a script: relative to the nearest folder on the import path, or to the current
-    one.
+    """Return the module name under which a worker would import a script. It is the script's path relative to the nearest enclosing folder
+    that is on sys.path or is the current folder. If there is none, it is the file's name.
 
-    The script's own folder, which Python puts on the path, counts only if it is the current one.
+    The script's own folder, which Python adds to sys.path, counts only if it is also the current folder.
     """
     here = Path.cwd().resolve()
     folders = {Path(entry).resolve() for entry in sys.path if entry} - {file.parent} | {here}

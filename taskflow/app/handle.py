@@ -1,4 +1,4 @@
-"""The handle of a job that was sent."""
+"""The handle of a job that was sent, and the information that it returns."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ DISCARDED: Final = "taskflow.Discard"
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Describes why a run failed: the exception's full type name, its message and its traceback.
+    """The reason a run failed: the exception's full type name, its message and its traceback.
 
-    `attempt`  the number of the attempt
-    `at`       when it was stored, by the store's clock; aware, in UTC
+    `attempt`  the number of the attempt that failed
+    `at`       when the error was stored, by the store's clock, as an aware datetime in UTC
     """
 
     type: str
@@ -46,15 +46,17 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a job. Times are aware, in UTC, by the store's clock.
+    """The record of a job. Times are aware datetimes in UTC, by the store's clock.
 
     `attempt`      the number of the current or next attempt, or of the last one if the job has ended
     `errors`       one for each run that failed or was lost, oldest first
-    `due_at`       when the job may start; `started_at` and `ended_at` are those of its last run
-    `waiting_for`  why the job waits, unless it waits for its time or for a worker
-    `reason`       why the job ended, if there is a reason
-    `worker`       "host:pid" of the worker that runs it or ran it last
-    `result`       the decoded return value. None before success, or if it cannot be decoded: then `JobHandle.result` raises the reason
+    `due_at`       when the job may start
+    `started_at`   when the last run started; `ended_at` is when it ended
+    `waiting_for`  why the job is waiting, unless it is only waiting for its time or for a worker
+    `reason`       why the job ended, if a reason was recorded
+    `worker`       "host:pid" of the worker that is running the job or ran it last
+    `result`       the decoded return value. None until the job succeeds, and if the value
+                   cannot be decoded: `JobHandle.result` then raises the error
     """
 
     id: str
@@ -83,10 +85,9 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobHandle(Generic[R_co]):
-    """Identifies one job in the store. Handles of the same job are equal.
+    """A reference to one job in the store. Handles of the same job are equal.
 
-    `id`      the job's id as text
-    `is_new`  False if `enqueue` found a live job with the same key; then this is the handle of that job
+    `is_new`  True if the call added this job; False if this live job already had the call's key, or if `of` made the handle
     """
 
     __slots__ = ("_app", "_id", "_is_own", "_job", "is_new")
@@ -108,11 +109,13 @@ class JobHandle(Generic[R_co]):
 
     @staticmethod
     def of(job_id: str, job: AnyJob | None = None) -> JobHandle[Any]:
-        """Return the handle for a stored id. With `job`, its annotations decode the result."""
+        """Return the handle of the job with this id. If `job` is given, its annotations are used to decode
+        the result. Raises InvalidJobId if the text is not an id."""
         return JobHandle(default_app(), parse_id(job_id), job, is_new=False, is_own=False)
 
     @property
     def id(self) -> str:
+        """The job's id as text."""
         return id_text(self._id)
 
     async def status(self) -> Status | None:
@@ -121,19 +124,20 @@ class JobHandle(Generic[R_co]):
         return None if record is None else record.status
 
     async def info(self) -> JobInfo | None:
-        """Return the record, or None if the store does not know the job."""
+        """Return the job's record, or None if the store does not know the job."""
         record = await self._read()
         return None if record is None else self._to_info(record)
 
     async def cancel(self) -> Status | None:
-        """Ask the job to stop, and return the status it had. A waiting job is cancelled at once, a running one by its worker."""
+        """Ask the job to stop, and return the status it had, or None if the store does not know it. A waiting job is
+        cancelled at once; a running one is stopped by its worker."""
         return await self._app.client().cancel(self._id)
 
     async def result(self, timeout: float | None = None) -> R_co:
         """Wait up to `timeout` seconds for the job to end, and return its result. 0 checks once; None waits without a limit.
 
-        Raises JobFailed, JobCancelled, ResultExpired if the result is no longer kept, UnknownJob if the store does not know the id, and
-        TimeoutError.
+        Raises JobFailed or JobCancelled if the job ended that way, ResultExpired if its result is no longer kept,
+        UnknownJob if the store does not know the id, and TimeoutError.
         """
         if timeout is not None and math.isnan(timeout):
             raise ValueError("timeout=nan: expected seconds; 0 checks once, None waits without a limit")

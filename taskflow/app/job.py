@@ -32,33 +32,35 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Declared(JobType[R_co], Generic[P, R_co]):
-    """A job type whose calls can be sent. Immutable; `options` returns a changed copy."""
+    """A job type whose calls can be sent. It is immutable: `options` returns a changed copy."""
 
     def __init__(self, app: App, function: Callable[..., Any], name: str, options: Options, **declared: Any) -> None:
         super().__init__(function, name, options, limits=app.limits, **declared)
         self.app = app
 
     def options(self, **options: Unpack[EnqueueOptions]) -> Self:
-        """Return a copy whose calls have these options; see `EnqueueOptions`. Raises TypeError or ValueError, naming the wrong option."""
+        """Return a copy whose calls have these options; see `EnqueueOptions`.
+        Raises TypeError or ValueError for a wrong option, naming it."""
         changed = copy.copy(self)
         changed._with(self._options.replaced(options))
         return changed
 
     async def delay(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
-        """Send a call. Its arguments are bound, checked and encoded here, so errors in them are raised here.
+        """Send a call, and return the handle of its job. The arguments are bound, checked and
+        encoded first, so wrong ones raise here and not in the worker.
 
-        Raises EncodeError (a TypeError) naming the argument, BrokerUnavailable if the store does not answer in time, StoreFull, and
-        KeyConflict with ``on_conflict="raise"``. If `delay` is cancelled, the job may have been sent.
+        Raises EncodeError (a TypeError) naming the argument, BrokerUnavailable if the store does not answer in time, and StoreFull. With
+        ``on_conflict="raise"``, raises KeyConflict if a live job has the key. If `delay` is cancelled, the job may already have been sent.
         """
         return await send(self.app, self._call(args, kwargs))
 
     def delay_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
-        """Like `delay`, for code without an event loop, from any thread. Raises RuntimeError inside a running loop."""
+        """Like `delay`, but for code without an event loop, in any thread. Raises RuntimeError inside a running loop."""
         portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
         return portal.run_sync(send(self.app, self._call(args, kwargs)))
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
-        """Return a call for `enqueue` to send later. Its arguments are checked and encoded here."""
+        """Return a call for `enqueue` to send later. Its arguments are checked and encoded now."""
         return self._call(args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[R_co]:
@@ -68,14 +70,14 @@ class Declared(JobType[R_co], Generic[P, R_co]):
         return Call(self, envelope, raises_on_conflict=self._options.raises_on_conflict)
 
     def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Prepend the context if the function takes one: that of the running job, or a context without effect outside of a job."""
+        """Prepend a context if the function takes one: that of the running job, or, outside of a job, one that has no effect."""
         if not self.takes_context:
             return args
         return (running.get() or JobContext(job_name=self.name, queue=self.queue), *args)
 
 
 class Job(Declared[P, R_co]):
-    """A job with an async function. Calling it runs the function directly."""
+    """A job whose function is async. Calling it runs the function directly, without sending anything."""
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         result: R_co = await self.function(*self._arguments(args), **kwargs)
@@ -83,7 +85,8 @@ class Job(Declared[P, R_co]):
 
 
 class SyncJob(Declared[P, R_co]):
-    """A job with a plain function, which workers run in a thread or in a child process. Calling it runs the function directly."""
+    """A job whose function is not async. Workers run it in a thread or a child process. Calling
+    it runs the function directly, without sending anything."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         result: R_co = self.function(*self._arguments(args), **kwargs)
@@ -92,28 +95,28 @@ class SyncJob(Declared[P, R_co]):
 
 # --- the overloads of the decorator -------------------------------------------------------------------------------
 #
-# A function may match several overloads of `_Decorator`; the first should win, in mypy and in pyright:
-# - a first parameter of Any, object or no annotation takes a JobContext too, and is not one: such functions are met by the
-#   overloads of `_Free` before those of `_Context` can take the parameter away;
-# - mypy gives up and answers Any when an argument that contains an Any (say, a dict[str, Any] anywhere in the signature) matches
-#   several overloads, unless their formals, once solved, are subtypes of each other, the Any's included. So a formal here
-#   always ends up as the function's whole signature, names included, and its type variables are solved with Any by an Any;
-# - a type variable with two constraints is not solved by a foreign type variable: a generic function falls through to the last
-#   overload of its group, which keeps it generic;
-# - a plain function that returns Any, or its caller's type variable, would pass for one that returns a coroutine: it is met first.
-# tests/typing states what each checker makes of each signature.
+# A function may match several overloads of `_Decorator`. The first match must win, in mypy and in pyright:
+# - A first parameter that is typed as Any or object, or not at all, also accepts a JobContext, but is not meant for one. The overloads
+#   of `_Free` match such functions before those of `_Context` can remove the parameter.
+# - mypy infers Any if an argument that contains Any (say, a dict[str, Any] anywhere in the signature) matches several overloads, unless
+#   their formal parameters, once solved, are subtypes of each other, including their Anys. So here each formal parameter is solved as
+#   the function's whole signature, including names, and an Any in the function solves a type variable as Any.
+# - A type variable with two constraints cannot be solved as another function's type variable. So a generic function falls through to
+#   the last overload of its group, which keeps it generic.
+# - A plain function that returns Any, or its caller's type variable, could pass for one that returns a coroutine. So it is matched first.
+# tests/typing records what each checker infers from each signature.
 
 
 class _Anything:
-    """A type that no function has: a parameter or a result that matches it is Any."""
+    """A type that no user's function mentions: a parameter or a result that matches it is Any."""
 
 
 class _Nothing:
-    """A second such type, unrelated to `_Anything`."""
+    """A second type of this kind, unrelated to `_Anything`."""
 
 
 class _OwnContext(JobContext):
-    """Never instantiated: the second constraint of `_Context`."""
+    """The second constraint of `_Context`, because a type variable cannot have only one. Never instantiated."""
 
 
 _Free = TypeVar("_Free", object, _Anything)
@@ -126,7 +129,8 @@ S_co = TypeVar("S_co", covariant=True)
 
 
 class _Function(Protocol[First_contra, P, Q, R_co, S_co]):  # pyright: ignore[reportInvalidTypeVarUse]  # P hides its variance
-    """`Q` is the whole signature, `P` the signature without the first parameter. `R_co` and `S_co` are both the return type."""
+    """A function seen in two ways: `Q` is its whole signature, `P` the signature without the
+    first parameter. `R_co` and `S_co` are both the return type."""
 
     @overload
     def __call__(self, first: First_contra, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
@@ -135,7 +139,8 @@ class _Function(Protocol[First_contra, P, Q, R_co, S_co]):  # pyright: ignore[re
 
 
 class _WithCtx(Protocol[First_contra, P, R_co]):
-    """Used by mypy, which refuses a nameless first parameter before **kwargs. That is why it has the name `ctx`."""
+    """A function whose first parameter is called `ctx`. mypy needs the name,
+    because it rejects a nameless first parameter before **kwargs."""
 
     def __call__(self, ctx: First_contra, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
@@ -144,7 +149,7 @@ class _Whole(Protocol[Q, R_co, S_co]):
     @overload
     def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
     @overload
-    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S_co: ...  # type: ignore[overload-cannot-match]  # both must hold
+    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S_co: ...  # type: ignore[overload-cannot-match]  # a function must match both
 
 
 _Async: TypeAlias = Coroutine[Any, Any, R]
@@ -188,26 +193,27 @@ class _Decorator(Protocol):
 
 
 def _typed(decorator: Callable[..., Any]) -> _Decorator:
-    """Give the decorator its type: one list of overloads serves ``@job`` and ``@job(...)``."""
+    """Give the decorator its type, so that one list of overloads serves both ``@job`` and ``@job(...)``."""
     return cast(_Decorator, decorator)
 
 
 @_typed
 def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
-    """Make a job of a function, and add it to the global registry.
+    """Turn a function into a job, and add it to the global registry.
 
-    `name`          the name by which workers find the job; by default module and qualified name
+    `name`          the name by which workers find the job (default: the function's module and qualified name)
     `queue`, `priority`, `timeout`, `expires`, `keep_result`   as in `EnqueueOptions`, for every call
-    `max_attempts`  runs that may end in failure, 10 by default
-    `retry`         the wait between attempts
-    `retry_on`      the errors that are retried; any other fails the job at once
-    `discard_on`    errors that fail the job at once, even if `retry_on` names them
-    `aliases`       former names, so that waiting jobs with these names still run
-    `runs_in`       "process" for long computations and code that may crash: the job runs in a child process, which is killed if the run
-                    exceeds its timeout or is cancelled. If the child dies, of a segfault for example, only that run fails. It is retried
-                    whatever `retry_on` says. By default an async function runs in the event loop ("loop"), a plain one in a "thread"
+    `max_attempts`  the number of attempts, including the first (default 10)
+    `retry`         the `Backoff` between attempts
+    `retry_on`      the exceptions after which the job is retried (default `Exception`); any other fails it at once
+    `discard_on`    exceptions that fail the job at once, even if `retry_on` covers them
+    `aliases`       former names of the job, so that waiting jobs with these names still run
+    `runs_in`       "process" for long computations and code that may crash: the job runs in a child process, which is
+                    killed if the run exceeds its timeout or is cancelled. If the child dies, for example of a segfault,
+                    only that run fails, and it is retried whatever `retry_on` says. By default, an async function runs in
+                    the event loop ("loop") and a plain one in a thread ("thread")
 
-    An async function becomes a `Job`, a plain one a `SyncJob`. Raises DeclarationError for a wrong declaration.
+    An async function becomes a `Job`, a plain one a `SyncJob`. Raises DeclarationError for an invalid declaration.
     """
     if function is not None:
         return _declare(default_app(), function, declared)

@@ -1,4 +1,4 @@
-"""A job type: what the decorator declares. Sending is added in `taskflow.app.job`."""
+"""The base class of jobs, which holds what the decorator declares. `taskflow.app.job` adds sending."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Errors = tuple[type[BaseException], ...]
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """Decides which errors of a run are retried: those in `retry_on`, except those in `discard_on`."""
+    """The retry policy of a job: errors in `retry_on` are retried, except those in `discard_on`."""
 
     retry: Backoff = Backoff()
     retry_on: Errors = (Exception,)
@@ -30,9 +30,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobType(Generic[R_co]):
-    """A function, its name, its codec, and the options of its calls. R is the type of its results.
+    """A function with its name, its codec and the options of its calls. R is the type of its result.
 
-    It copies `__name__`, `__doc__` and so on from the function. Its signature is the one for callers, without the context.
+    It copies `__name__`, `__doc__` and similar attributes from the function. Its
+    signature is the one that callers see, without the context.
     """
 
     __name__: str
@@ -63,10 +64,12 @@ class JobType(Generic[R_co]):
 
     @property
     def queue(self) -> str:
+        """The queue to which calls are sent."""
         return self._options.queue
 
     @property
     def key(self) -> str | None:
+        """The key from `.options(key=...)`, or None."""
         return self._options.key
 
     def _with(self, options: Options) -> None:
@@ -81,7 +84,8 @@ AnyJob = JobType[Any]
 
 
 def _envelope_fields(name: str, options: Options) -> dict[str, Any]:
-    """Return the options of every call's envelope, without defaults. Raises ValueError, naming the wrong option."""
+    """Return the envelope fields that all calls share, without those that have default
+    values. Raises ValueError for a wrong option, naming it."""
     fields = {field: getattr(options, field) for field in Options.__struct_fields__ if field not in ("key", "raises_on_conflict")}
     fields["key"] = None if options.key is None else key_digest(options.queue, name, options.key)
     check_envelope(Envelope(id=b"", job=name, payload=b"", **fields))

@@ -6,25 +6,23 @@ import math
 from typing import Final
 
 MIN_CALLERS: Final = 32
-"""With fewer callers, two half calls cost more than they gain. Measured on Redis: 16 callers send 91,000 calls a second in halves and
-98,000 together; 32 callers send 172,000 in halves and 130,000 together.
-"""
+"""The number of callers below which two half calls cost more than they gain. On Redis, 16 callers sent 91,000 calls a second in halves and
+98,000 together; 32 callers sent 172,000 in halves and 130,000 together."""
 
 WITHIN: Final = 1.5
-"""Send halves only if the store takes at most this many times as long to answer as the callers take to ask. The time of a half call
-shows the fixed cost of a call, such as a commit or a network round trip.
-"""
+"""Halves are sent only if the store takes at most this many times as long to answer as the callers take to ask. The time of a half call
+includes the fixed cost of a call, such as a commit or a network round trip."""
 
 
 class Step:
-    """Decides whether half of the questions are sent while the callers prepare the other half. Store and callers then work in parallel.
+    """Decides whether to send half of the questions while the callers prepare the other half, so that store and callers work in parallel.
 
-    This pays off if the store takes about as long to answer as the callers take to ask. If the store takes longer, all questions are sent
-    together.
+    This pays off if the store takes about as long to answer as the callers take to ask. If
+    the store takes longer, all questions are sent together.
 
-    `_number`   callers in lockstep: those answered last, and those that waited then
-    `_each`     seconds that a caller needed for one question
-    `_took`     seconds that the store needed for the last answer
+    `_number`  the callers in lockstep: those answered last, and those that were waiting at that time
+    `_each`    seconds that the callers took to ask one question
+    `_took`    seconds that the store took for the last answer
     """
 
     __slots__ = ("_each", "_number", "_since", "_took", "_waited")
@@ -36,27 +34,29 @@ class Step:
         self._waited = 0
 
     def begin(self, now: float) -> None:
-        """Record that the first question arrived while no call is under way."""
+        """Record that a first question has arrived while no call is in progress."""
         self._since, self._waited = now, 0
 
     def is_half(self, waiting: int, now: float) -> bool:
-        """Return True if the latest question completes a half. True is returned once in a step: later questions are sent together."""
+        """Return True if the latest question completes a half that is worth sending. This happens at
+        most once in a step: later questions are sent together."""
         if self._number < MIN_CALLERS or not 0 <= waiting * 2 - self._number <= 1:
             return False
         return self._took * (waiting - self._waited) <= WITHIN * self._number * (now - self._since)
 
     def starts(self, waiting: int, now: float) -> None:
-        """Record that `waiting` questions are sent, and measure how long each took to arrive."""
+        """Record that `waiting` questions are being sent, and measure how long each took to arrive."""
         if waiting > self._waited:
             self._each = (now - self._since) / (waiting - self._waited)
 
     def answered(self, asked: int, waiting: int, took: float, now: float) -> bool:
-        """Record an answer to `asked` questions. Return True if the waiting ones should be sent before the answered callers ask again."""
+        """Record that `asked` questions were answered after `took` seconds, while `waiting` others had arrived. Return True if these should
+        be sent before the answered callers ask again."""
         self._number = asked + waiting
         self._took = took
         self._since, self._waited = now, waiting
         return self._number >= MIN_CALLERS and waiting * 2 >= self._number and took <= WITHIN * self._number * self._each
 
     def was_answered_at_once(self) -> None:
-        """Record that a store in this process answered at once. It does not work in parallel with the callers."""
+        """Record that a store in this process answered immediately. Such a store does not work in parallel with the callers."""
         self._took = math.inf

@@ -21,12 +21,12 @@ BLOCKED_FOR: Final = 0.25
 
 
 class LoopClient:
-    """Coalesces the calls of one event loop into shared round trips.
+    """Sends the calls of one event loop to the broker, coalesced into shared round trips.
 
-    Envelopes with a key have a separate lane, sorted by key. So a lock that another program holds on one key delays no unkeyed call, and
-    two senders that lock keys in the same order cannot block each other.
+    Envelopes with a key are sent separately, sorted by key. So a lock that another program holds on a key does not delay calls without one,
+    and two senders cannot deadlock, because both lock keys in the same order.
 
-    Every call is repeated for `patience` seconds while the store does not answer. Then it raises BrokerUnavailable.
+    While the store does not answer, each call is repeated for `patience` seconds; then it raises BrokerUnavailable.
     """
 
     def __init__(self, broker: Broker, *, patience: float) -> None:
@@ -60,10 +60,11 @@ class LoopClient:
 
 
 async def retry_within(verb: Callable[[], Awaitable[T]], patience: float) -> T:
-    """Call `verb` until the store answers, for at most `patience` seconds; then raise BrokerUnavailable. Ids make a repeat harmless.
+    """Call `verb` until the store answers, for at most `patience` seconds; then raise
+    BrokerUnavailable. Ids make it harmless to repeat a call.
 
-    If the event loop was blocked when the time ran out (by a slow iterable, for example), an answer may have arrived unread:
-    then the verb is called once more.
+    If the event loop was blocked when the time ran out, for example by a slow iterable, an
+    answer may have arrived unread. Then `verb` is called again.
     """
     why = NO_ANSWER
 

@@ -1,4 +1,4 @@
-"""Middleware around the sending and running of jobs."""
+"""Middleware around the sending and the running of jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from taskflow.model.verdict import Verdict
 
 
 class EnqueueCall:
-    """A call about to be sent. `headers` may be changed and are sent with the job; `job`, `queue` and `job_id` are read-only."""
+    """A call that is about to be sent.
+
+    `headers`  a dict of str to str, which is sent with the job and which middleware may change
+    """
 
     __slots__ = ("_envelope", "headers")
 
@@ -27,14 +30,17 @@ class EnqueueCall:
 
     @property
     def job(self) -> str:
+        """The job's name; read-only."""
         return self._envelope.job
 
     @property
     def queue(self) -> str:
+        """The queue's name; read-only."""
         return self._envelope.queue
 
     @property
     def job_id(self) -> str:
+        """The id that the job will have, as text; read-only."""
         return id_text(self._envelope.id)
 
     def to_envelope(self) -> Envelope:
@@ -47,34 +53,35 @@ RunNext = Callable[[JobContext], Awaitable[Verdict]]
 
 
 class Middleware:
-    """The base class of middleware; override one method or both. A call that is not passed on to `call_next` is not sent, or not run."""
+    """The base class for middleware. Override `enqueue`, `run` or both. If a method does not await
+    `call_next`, the call is not sent or the job is not run."""
 
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
-        """Wrap the sending of a call, in the sender's process."""
+        """Wrap the sending of a call. This runs in the sender's process."""
         await call_next(call)
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-        """Wrap one run, in the worker. The verdict can be read or replaced before it is settled.
+        """Wrap one run, in the worker. The verdict can be inspected or replaced before it is settled.
 
-        A method may call `call_next` again after a call has returned. A second call at the same time raises TaskflowError.
+        A method may await `call_next` again after an earlier call has returned. Two calls at the same time raise TaskflowError.
         """
         return await call_next(context)
 
 
 def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> EnqueueNext:
-    """Return the middleware chained around `innermost`, the first one outermost."""
+    """Chain the `enqueue` methods of the middleware around `innermost`, with the first one outermost."""
     layers = [layer for layer in reversed(middleware) if type(layer).enqueue is not Middleware.enqueue]
     return reduce(_enqueue_layer, layers, innermost)
 
 
 def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
-    """Return the middleware chained around `innermost`, the first one outermost."""
+    """Chain the `run` methods of the middleware around `innermost`, with the first one outermost."""
     layers = [layer for layer in reversed(middleware) if type(layer).run is not Middleware.run]
     return reduce(_run_layer, layers, innermost)
 
 
 class OneAtATime:
-    """The innermost call of a run. Middleware may repeat it, but not call it twice at the same time, because a run has only one slot."""
+    """The innermost call of a run. Middleware may repeat it, but not make two calls at the same time, because a run has only one slot."""
 
     def __init__(self, call: RunNext) -> None:
         self._call = call

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-# Every version of OpenStack's package has this file, and ours does not. In one folder, the two packages overwrite each other's files.
+# Every version of OpenStack's package has this file, and ours does not. Installed in one folder, the two overwrite each other's files.
 _THEIRS: Final = Path(__file__).parents[1] / "engines" / "__init__.py"
 
 
 def advice_if_mixed() -> str | None:
-    """Return advice if OpenStack's package is installed in our folder, where it breaks ours. Otherwise this costs one file-system
-    look-up."""
+    """Return advice if OpenStack's package is installed in the same folder as ours, where it
+    breaks ours. If not, this costs one file-system look-up."""
     return advice() if _THEIRS.exists() else None
 
 
 def advice() -> str | None:
-    """Return advice if OpenStack's package is installed anywhere."""
+    """Return advice if OpenStack's package is installed anywhere, else None."""
     from importlib.metadata import PackageNotFoundError, version  # not needed when a worker starts
 
     try:

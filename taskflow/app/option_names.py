@@ -93,11 +93,12 @@ _ANSWERS: Final = {
     "actor_name": "it is name= here, given to @job",
     "task_name": "it is name= here, given to @job",
 }
-"""Options of Celery, RQ, arq, dramatiq, huey, SAQ, taskiq and Procrastinate."""
+"""Options of Celery, RQ, arq, dramatiq, huey, SAQ, taskiq and Procrastinate, and what to use instead."""
 
 
 def unknown_option(name: str, known: Collection[str], elsewhere: Collection[str], where_else: str) -> str:
-    """Return the message for an option that is not in `known`. An option in `elsewhere` is valid in the place named by `where_else`."""
+    """Return the error message for an option that is not in `known`. If it is in
+    `elsewhere`, the message says where it belongs: `where_else`."""
     unknown = f"unknown option {name}="
     if name in elsewhere:
         return f"{unknown}: give it {where_else}"

@@ -48,15 +48,16 @@ class EnqueueOptions(_SharedOptions, total=False):
 
     `queue`         the queue's name
     `priority`      -100 to 100; higher runs first
-    `after`, `at`   seconds or a timedelta from now, or an aware datetime, up to a hundred years from now; the past means now
-    `expires`       seconds or a timedelta from now, after which no run begins
-    `max_attempts`  runs that may end in failure
-    `retry`         the wait between attempts
+    `after`, `at`   when the job may start: seconds or a timedelta from now, or an aware
+                    datetime. Up to a hundred years from now; the past means now
+    `expires`       seconds or a timedelta from now, after which no run starts
+    `max_attempts`  the number of attempts, including the first
+    `retry`         the `Backoff` between attempts
     `timeout`       seconds or a timedelta that one run may take
-    `key`           up to 200 bytes; at most one live job of a queue and name has it
-    `on_conflict`   what happens if a live job has the key: "keep" that job (default), "replace" it, or "raise" KeyConflict. A running job
-                    that was cancelled does not block the key: the new job waits until that one ends
-    `keep_result`   seconds or a timedelta that a success is kept
+    `key`           up to 200 bytes; at most one live job with the same queue and name can have it
+    `on_conflict`   what to do if a live job has the key: "keep" that job (default), "replace" it, or "raise" KeyConflict. A running job
+                    that was asked to stop does not block the key: the new job waits until it has ended
+    `keep_result`   seconds or a timedelta for which a successful job is kept
     `headers`       str to str, 4 KiB in all; they are sent with the job
     """
 
@@ -71,7 +72,7 @@ OF_THE_DECORATOR: Final = tuple(name for name in JobOptions.__annotations__ if n
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The same options after checking, in plain units: seconds, and microseconds since 1970."""
+    """The options of a call after checking. Durations are in seconds, and `at` is in microseconds since 1970."""
 
     queue: str = DEFAULT_QUEUE
     priority: int = 0
@@ -88,7 +89,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
 
     def replaced(self, given: EnqueueOptions) -> Options:
-        """Return a copy with the given options. Raises TypeError or ValueError, naming the wrong option."""
+        """Return a copy with the given options. Raises TypeError or ValueError for a wrong option, naming it."""
         fields = plain_options(given)
         if "after" in fields:
             fields.setdefault("at", None)  # after= and at= exclude each other: the last one given counts
@@ -106,7 +107,7 @@ _KINDS: dict[str, type] = {"priority": int, "max_attempts": int, "queue": str, "
 
 
 def plain_options(given: EnqueueOptions) -> dict[str, Any]:
-    """Convert options to fields of `Options`. Types are checked here, ranges in `check_envelope`."""
+    """Convert options to fields of `Options`. Types are checked here; most ranges are checked by `check_envelope`."""
     for name in given:
         if name not in EnqueueOptions.__annotations__:
             raise TypeError(
@@ -120,7 +121,7 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
             kind = _KINDS[name].__name__
             raise TypeError(f"{name}={shown(value)}: expected {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
         elif isinstance(value, int):
-            fields[name] = int(value)  # also a member of an IntEnum
+            fields[name] = int(value)  # converts members of an IntEnum too
         elif isinstance(value, str):
             fields[name] = bare_text(value)
     if "at" in fields and "after" in fields:
@@ -139,7 +140,8 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
 
 
 def seconds_of(name: str, value: object) -> float:
-    """Return the seconds of a number or a timedelta, up to a hundred years. Raises TypeError or ValueError, naming the option."""
+    """Convert a number or a timedelta to seconds, up to a hundred years. Raises
+    TypeError or ValueError for a wrong value, naming the option."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name}={shown(value)}: expected seconds, as a number or a timedelta")
@@ -149,7 +151,7 @@ def seconds_of(name: str, value: object) -> float:
 
 
 def _instant(value: object) -> int:
-    """Return microseconds since 1970. An earlier time becomes 0, which every store can hold."""
+    """Convert an aware datetime to microseconds since 1970. An earlier time becomes 0, which every store can hold."""
     if not isinstance(value, datetime):
         raise TypeError(f"at={shown(value)}: expected an aware datetime; for seconds from now, use after=")
     try:
@@ -163,7 +165,7 @@ def _instant(value: object) -> int:
 
 
 def _headers(given: dict[str, str]) -> dict[str, str]:
-    """Return a copy with plain str values. It is a copy because the caller may change its dict later."""
+    """Check headers and return a copy in plain str. It is a copy because the caller may change its dict later."""
     for name, value in given.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"headers={{{shown(name)}: {shown(value)}}}: header names and values must be str")

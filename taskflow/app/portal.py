@@ -1,4 +1,4 @@
-"""Runs coroutines for callers without an event loop, all in one loop in a separate thread."""
+"""Runs coroutines for callers without an event loop, in one loop in a background thread."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-# Seconds that running calls have to finish when the process exits.
+# Seconds within which running calls must finish when the process exits.
 LAST_WORDS: Final = 5.0
 
 
 def run_sync(awaitable: Awaitable[T]) -> T:
-    """Wait for an awaitable from code without an event loop, from any thread: ``run_sync(handle.result(timeout=10))``.
+    """Wait for an awaitable in code without an event loop, and return its result: ``run_sync(handle.result(timeout=10))``.
 
-    The awaitable sees the caller's context variables. Raises RuntimeError inside a running loop, which it would block: use await there.
+    It may be called from any thread, and the awaitable sees the caller's context variables. Raises RuntimeError inside
+    a running loop, which it would block: use `await` there.
     """
     try:
         refuse_inside_a_loop("run_sync()", "await")
@@ -40,7 +41,8 @@ def refuse_inside_a_loop(name: str, instead: str) -> None:
 
 
 class _Portal:
-    """A daemon thread with an event loop. anyio's portal would hang when a forked child closes it, because the child lacks its thread."""
+    """An event loop in a daemon thread. anyio's portal would hang if a forked
+    child closed it, because the child does not have its thread."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -72,7 +74,7 @@ async def _await(awaitable: Awaitable[T]) -> T:
 
 
 class _Holder:
-    """Starts the loop when first used, and again in a forked child, which lacks the thread."""
+    """Holds the process's portal and creates it on first use. A forked child creates another one, because threads do not survive a fork."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -91,7 +93,7 @@ class _Holder:
             portal.close()
 
     def after_fork(self) -> None:
-        """Keep the parent's portal without closing it. Its selector is shared, so closing it would stop the parent's loop."""
+        """Set the parent's portal aside without closing it. Its selector is shared, so closing it would stop the parent's loop."""
         self._lock = threading.Lock()
         if self._portal is not None:
             self._of_parents.append(self._portal)

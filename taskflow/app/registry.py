@@ -13,8 +13,8 @@ from taskflow.model.suggestions import nearest
 
 
 class Registry:
-    """Job types by name and alias. A function that is declared again (by a reload, or as `__main__` and then by import) replaces its older
-    job."""
+    """Holds job types by name and alias. If a function is declared again (by a reload, or as
+    `__main__` and then by import), its new job replaces the old one."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, AnyJob] = {}
@@ -35,8 +35,8 @@ class Registry:
         return self._jobs.get(name)
 
     def resolve(self) -> None:
-        """Resolve the annotations of every job, including names that were undefined before. Raises DeclarationError, naming the
-        parameter."""
+        """Resolve the annotations of every job, including names that were undefined when it was
+        declared. Raises DeclarationError, naming the parameter."""
         for job in self:
             job.codec.resolve()
 
@@ -45,7 +45,7 @@ class Registry:
         return near[0] if near else None
 
     def __iter__(self) -> Iterator[AnyJob]:
-        """Yield each job once, by name."""
+        """Yield each job once, sorted by name."""
         return iter(sorted(set(self._jobs.values()), key=lambda job: job.name))
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Sends calls through the middleware to the store, one or many."""
+"""Sends one call or many through the middleware to the store."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ async def send(app: App, call: Call[R]) -> JobHandle[R]:
 
 
 async def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[JobHandle[R]]:
-    """Send many calls: ``enqueue(add.bind(n, n) for n in range(10_000))``.
+    """Send many calls, and return their handles in the same order: ``enqueue(add.bind(n, n) for n in range(10_000))``.
 
-    The calls are streamed in batches of at most 1,000 calls or 1 MiB. Each batch is added as a whole or not at all.
-    Returns the handles in the order of the calls. Raises EnqueueFailed, with the handles of the calls sent so far, if some were not sent or
-    if the iterable raises. Calls that it yielded before it raised are sent.
+    `calls` is an iterable or async iterable of calls made by `bind`. It is read and sent in batches of at most 1,000 calls or 1 MiB. Unless
+    middleware wraps the sending, each batch is added as a whole or not at all.
+
+    Raises EnqueueFailed, with the handles of the calls sent so far, if some calls were not sent or if the iterable raises. Calls that it
+    yielded before raising are still sent. Raises TypeError if `calls` is not iterable.
     """
     app = default_app()
     sent = Sent[R]()
@@ -54,7 +56,8 @@ async def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[Job
 
 
 def enqueue_sync(calls: Iterable[Call[R]]) -> list[JobHandle[R]]:
-    """Like `enqueue`, for code without an event loop. Raises RuntimeError inside a running one. The iterable is read in this thread."""
+    """Like `enqueue`, but for code without an event loop and for plain iterables only. `calls` is read in the
+    calling thread. Raises RuntimeError inside a running loop."""
     refuse_inside_a_loop("enqueue_sync()", "await enqueue()")
     app, sent = default_app(), Sent[R]()
     for batch in Batches(calls):
@@ -63,7 +66,7 @@ def enqueue_sync(calls: Iterable[Call[R]]) -> list[JobHandle[R]]:
 
 
 async def _send_before(app: App, rest: Batches[R], batch: Batch[R], sent: Sent[R]) -> None:
-    """Send the batch, and read the next one meanwhile. Making a batch in Python takes about as long as adding one to a store."""
+    """Send the batch, and read the next one in the meantime: building a batch in Python takes about as long as adding one to a store."""
     if rest.has_ended:
         return await _send_batch(app, batch, sent)
     sending = asyncio.create_task(_send_batch(app, batch, sent))
@@ -78,8 +81,7 @@ async def _send_before(app: App, rest: Batches[R], batch: Batch[R], sent: Sent[R
 
 
 async def _send_batch(app: App, batch: Batch[R], sent: Sent[R]) -> None:
-    """Send the batch and add its handles to `sent`. Raises EnqueueFailed, which carries all handles so far, if some calls were not
-    sent."""
+    """Send the batch and add its handles to `sent`. If some calls were not sent, raises EnqueueFailed with all handles so far."""
     if app.importing_module is not None and batch.calls:
         app.warn_of_sending(batch.calls[0].job.name)
     answers = await _answers(app, batch.calls)
@@ -96,7 +98,8 @@ async def _send_batch(app: App, batch: Batch[R], sent: Sent[R]) -> None:
 
 
 async def _answers(app: App, calls: list[Call[Any]]) -> list[Added | Refused | BaseException]:
-    """Return an answer or an error for each call. A failing call does not affect the others, unless the broker itself fails."""
+    """Return an answer or an error for each call. If middleware fails for one call,
+    the others are not affected; if the broker fails, all are."""
     client = app.client()
     if not calls:
         return []

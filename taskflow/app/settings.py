@@ -1,4 +1,5 @@
-"""Settings in layers. Precedence: flags, then configure(), then TASKFLOW_* in the environment, then [tool.taskflow] in pyproject.toml."""
+"""Merges the settings from all sources. Precedence: flags, then configure(), then TASKFLOW_* in
+the environment, then [tool.taskflow] in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -22,11 +23,11 @@ Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a process.
 
-    `broker`            the broker's URL; None means the default file, whose path is logged once
-    `enqueue_timeout`   seconds after which `delay()` fails if the store does not answer
-    `max_payload`       the maximum size of arguments, and of a result, in bytes
-    `middleware`        the outermost first
-    `lifespan`          returns an async context manager, entered once per worker; the value that it yields is `ctx.state`
+    `broker`           the broker's URL; None means the default SQLite file, whose path is logged once
+    `enqueue_timeout`  seconds after which `delay()` fails if the store does not answer
+    `max_payload`      the maximum size of a call's arguments, and of a result, in bytes
+    `middleware`       the middleware, outermost first
+    `lifespan`         a function that returns an async context manager, entered once per worker; the value that it yields is `ctx.state`
     """
 
     broker: str | None = None
@@ -43,13 +44,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
-# The settings that the environment and pyproject.toml may have. A number has its type and minimum.
+# The settings that the environment and pyproject.toml may contain. Numbers have a type and a minimum.
 TEXTUAL: Final = ("broker", "enqueue_timeout", "max_payload")
 _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int]]] = {"enqueue_timeout": (float, 0), "max_payload": (int, 1)}
 
 
 def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
-    """Return the current settings. Raises ConfigurationError, naming the layer and the setting, for a wrong value."""
+    """Return the current settings, merged from all sources. Raises
+    ConfigurationError for a wrong value, naming its source and the setting."""
     environ = os.environ if environ is None else environ
     variables = {name: f"TASKFLOW_{name.upper()}" for name in TEXTUAL}
     given = {name: _read(variable, name, text) for name, variable in variables.items() if (text := environ.get(variable))}
@@ -60,7 +62,7 @@ def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None 
 
 
 def check_configured(given: Mapping[str, Any]) -> None:
-    """Check the values given to configure(). Raises ConfigurationError, naming the setting."""
+    """Check the values given to configure(). Raises ConfigurationError for a wrong value, naming the setting."""
     middleware = given.get("middleware")
     if middleware is not None:
         if not isinstance(middleware, Sequence):
@@ -80,7 +82,7 @@ def check_configured(given: Mapping[str, Any]) -> None:
 
 
 def _check_url(where: str, value: object) -> None:
-    """Check the type. The broker's module checks the URL itself."""
+    """Check that the value is a string and not empty. The broker's module checks the URL itself."""
     if not isinstance(value, str) or not value:
         found = "an empty text" if value == "" else type(value).__name__  # the value may contain a password
         raise ConfigurationError(f"{where}: expected a URL, for example {DEFAULT_BROKER!r}, got {found}")
@@ -94,7 +96,7 @@ def _check_number(where: str, name: str, value: Any) -> None:
 
 
 def _of_pyproject(folder: Path) -> dict[str, Any]:
-    """Return [tool.taskflow] of the pyproject.toml in this folder, or in the nearest parent that has one."""
+    """Return the [tool.taskflow] table of the pyproject.toml in this folder, or in the nearest parent that has one."""
     for candidate in (folder, *folder.parents):
         file = candidate / "pyproject.toml"
         if file.is_file():
@@ -103,7 +105,7 @@ def _of_pyproject(folder: Path) -> dict[str, Any]:
 
 
 def _of_file(file: Path) -> dict[str, Any]:
-    import tomllib  # most folders have none
+    import tomllib  # imported here, because most folders have no pyproject.toml
 
     try:
         tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
@@ -119,7 +121,7 @@ def _of_file(file: Path) -> dict[str, Any]:
 
 
 def _read(where: str, name: str, given: object) -> Any:
-    """Convert a setting. The environment holds text; pyproject.toml may hold numbers."""
+    """Convert and check one setting. The environment holds text; pyproject.toml may hold numbers."""
     if name not in _NUMBERS:
         _check_url(where, given)
         return given

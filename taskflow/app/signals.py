@@ -1,4 +1,4 @@
-"""Exceptions with which a job controls the outcome of its run. Only the executor catches them; it turns them into verdicts."""
+"""Exceptions that a job raises to control the outcome of its run. Only the executor catches them, and turns them into verdicts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from taskflow.model.errors import name_as_public
 
 
 class Signal(Exception):
-    """The base class of these exceptions."""
+    """The base class of the exceptions in this module."""
 
 
 class Retry(Signal):
-    """Try again after `after` seconds (or a timedelta); by default after the job's back-off. Counts as a failed attempt."""
+    """Raise this to retry the job after `after` seconds (or a timedelta); by default,
+    after the job's back-off. It counts as a failed attempt."""
 
     def __init__(self, message: str = "the job asked for another attempt", *, after: float | timedelta | None = None) -> None:
         super().__init__(message)
@@ -21,7 +22,7 @@ class Retry(Signal):
 
 
 class Snooze(Signal):
-    """Run again after `after` seconds (or a timedelta). Uses no attempt."""
+    """Raise this to run the job again after `after` seconds (or a timedelta). It uses no attempt."""
 
     def __init__(self, message: str = "snoozed", *, after: float | timedelta) -> None:
         super().__init__(message)
@@ -29,7 +30,7 @@ class Snooze(Signal):
 
 
 class Discard(Signal):
-    """Fail for good, without another attempt."""
+    """Raise this to fail the job for good, without another attempt."""
 
     def __init__(self, reason: str = "discarded") -> None:
         super().__init__(reason)
@@ -37,7 +38,7 @@ class Discard(Signal):
 
 
 class Cancel(Signal):
-    """End the job as CANCELLED."""
+    """Raise this to end the job as CANCELLED."""
 
     def __init__(self, reason: str = "cancelled by the job itself") -> None:
         super().__init__(reason)

@@ -1,4 +1,4 @@
-"""`taskflow retry | cancel | purge | pause | resume`: change the jobs and queues of a store."""
+"""`taskflow retry | cancel | purge | pause | resume`: changes the jobs and queues in a store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POSSIBLE: Final = {"retry": {Status.FAILED, Status.CANCELLED}, "cancel": LIVE, "
 
 @dataclass(frozen=True)
 class ActionResult:
-    """The number of changed jobs, of running ones that were asked to stop, and of unchanged ones by reason."""
+    """The outcome of a command: how many jobs it changed, how many running ones it asked to stop, and why it refused others, by id."""
 
     count: int = 0
     asked: int = 0
@@ -58,8 +58,8 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _pause(console: Console, arguments: argparse.Namespace) -> int:
-    """Pause queues. A queue may be paused before its first job, but usually its name is mistyped: a message on stderr says that it is
-    unknown."""
+    """Pause or resume queues. A queue may be paused before its first job, but an unknown name
+    is usually a typing error, so it is reported on stderr."""
     try:
         names = [check_queue(name) for name in arguments.names]
     except ValueError as error:
@@ -111,9 +111,8 @@ def _print_done(command: str, done: ActionResult) -> None:
 
 
 async def _count(console: Console, job_filter: JobFilter) -> int:
-    """Count the jobs that the filter selects. The counts of the queues suffice for live jobs; those of ended jobs include some that are no
-    longer kept.
-    """
+    """Count the jobs that match the filter. For live jobs, the counts of the queues suffice; for ended
+    jobs, those counts include some that are no longer kept."""
     if LIVE.issuperset(job_filter.statuses) and job_filter == JobFilter(queue=job_filter.queue, statuses=job_filter.statuses):
         queues = [queue for queue in await console.queues() if job_filter.queue in (None, queue.name)]
         return sum(queue.counts[status] for queue in queues for status in job_filter.statuses)
@@ -131,7 +130,7 @@ def _checked_filter(arguments: argparse.Namespace) -> JobFilter:
 
 
 async def _purge(broker: Broker, job_filter: JobFilter, bar: Bar) -> ActionResult:
-    """Purge as many jobs as there were at the start, so that jobs added meanwhile do not keep it running."""
+    """Purge at most as many jobs as there were at the start, so that newly added jobs cannot keep it running."""
     done = 0
     while (left := bar.total - done) > 0 and (dropped := await broker.console.purge(job_filter, limit=min(PAGE, left))) > 0:
         done += dropped
@@ -167,7 +166,7 @@ def _uncancelled(status: Status | None) -> str:
 
 
 async def _pages(console: Console, job_filter: JobFilter) -> AsyncIterator[list[bytes]]:
-    """Yield pages from the newest job down. Jobs that the command changes may leave the selection without shifting the pages."""
+    """Yield pages of job ids, newest first. Jobs that no longer match after the command has changed them do not shift the later pages."""
     before: bytes | None = None
     while records := await console.browse(job_filter, before=before, limit=PAGE):
         before = records[-1].id

@@ -6,18 +6,17 @@ import gc
 from typing import Final, Self
 
 SELDOM: Final = 50_021
-"""New objects between two collections, instead of Python's 700 to 2,000. Imports create almost no garbage, and collections took 5 % of a
-worker's start. No application is likely to set exactly this number.
-"""
+"""The number of new objects between two collections, instead of Python's 700 to 2,000. Imports create almost no garbage, yet collections
+took 5 % of a worker's start. No application is likely to set exactly this number."""
 
 
 class Collector:
-    """Inside the block Python's collector runs rarely, until `settle` is called. Then it runs as before, but skips objects that already
-    exist.
+    """A context manager in which Python's garbage collector runs rarely until `settle` is called. From then on
+    it runs as usual, but skips objects that existed before.
 
-    These objects are the modules and what the application created at its start. Scanning them would delay the first burst of jobs, by 3 ms
-    with this package alone, and later bursts again. In return, cycles among them that are dropped later are not freed before the worker
-    ends.
+    These objects are the modules and everything that the application created when it started. Scanning them would delay the
+    first burst of jobs, by 3 ms with this package alone, and later bursts too. In return, reference cycles among them that
+    are dropped later are not freed before the worker exits.
     """
 
     def __init__(self) -> None:
@@ -44,7 +43,7 @@ class Collector:
             gc.unfreeze()  # Finalizers must run when Python exits, because they may write the last lines of a file.
 
     def _restore(self) -> None:
-        """Restore the threshold, unless the application has changed it meanwhile."""
+        """Restore the threshold, unless the application has set another one."""
         if self._before is not None and gc.get_threshold() == self._while_starting:
             gc.set_threshold(*self._before)
         self._before = None

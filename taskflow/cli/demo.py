@@ -1,6 +1,5 @@
-"""`taskflow demo`: real jobs on real input. Python files of this machine become jobs in a SQLite file, a worker in another process runs
-them, and the summary is computed from the stored results.
-"""
+"""`taskflow demo`: real jobs on real input. Python files on this machine become jobs in a SQLite file, a worker in another process runs
+them, and the summary is computed from the stored results."""
 
 from __future__ import annotations
 
@@ -62,8 +61,8 @@ async def _demo(files: list[str], file: Path) -> int:
 
 
 def _a_fresh_file(given: str | None) -> Path:
-    """Return the path of a new file in that folder, or in a temporary one: demo.db, or demo-2.db after an earlier demo. The file is
-    kept."""
+    """Create a file in the given folder, or in a temporary one, and return its path:
+    demo.db, or demo-2.db after an earlier demo. The file is kept."""
     try:
         folder = Path(given if given is not None else tempfile.mkdtemp(prefix="taskflow-demo-")).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +80,7 @@ def _a_fresh_file(given: str | None) -> Path:
 
 # --- the worker -----------------------------------------------------------------------------------------------------
 
-# Appended to the path, so that the package is found in a clone that is not installed.
+# Appends the package's folder to sys.path, so that the package is found in a clone that is not installed.
 _START: Final = "import sys; sys.path.append(sys.argv.pop(1)); from taskflow.cli.main import program; raise SystemExit(program())"
 
 
@@ -103,9 +102,9 @@ def _worker(url: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def _watch(app: App, total: int, worker: subprocess.Popen[bytes]) -> None:
-    """Wait until all jobs have ended, and show the queue's counts ten times a second.
+    """Wait until all jobs have ended, updating the progress bar ten times a second.
 
-    Raises TaskflowError if the worker ends before that.
+    Raises TaskflowError if the worker exits before that.
     """
     bar = Bar(total)
     while True:
@@ -162,7 +161,7 @@ def _tell_next(url: str, failed_once: str) -> None:
 
 
 def _as_called() -> str:
-    """Return the command line with which the user can call this command again from the same folder."""
+    """Return the command with which the user can run taskflow again from the same folder."""
     script = sys.argv[0]
     if Path(script).name != "taskflow":
         return f"{shlex.quote(sys.executable)} -m taskflow"

@@ -1,4 +1,4 @@
-"""The input of `taskflow demo`: Python files of this machine."""
+"""The input of `taskflow demo`: Python files on this machine."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ _INSTALLED: Final = ("site-packages", "dist-packages")
 
 
 def source_files() -> Iterator[str]:
-    """Yield the paths of readable files: this Python's standard library, its installed packages, then those of other Pythons.
+    """Yield the paths of readable Python files: first this Python's standard library,
+    then its installed packages, then those of other Pythons.
 
-    The order is always the same: folder by folder from the top, with sorted names.
+    The order is always the same: folder by folder from the top, with names sorted.
     """
     for root in dict.fromkeys(os.path.realpath(root) for root in _roots()):
         yield from _within(root)
 
 
 def _roots() -> Iterator[str]:
-    """Yield the folders to search. None contains another one, as far as `_within` descends."""
+    """Yield the folders to search. They may be nested, but `_within` does not descend from one into another."""
     yield from (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
     for prefix in (sys.base_prefix, "/usr/local", "/usr"):
         for library in sorted(Path(prefix, "lib").glob("python3*")):

@@ -13,9 +13,9 @@ from taskflow import Backoff, JobContext, job
 
 @dataclass(frozen=True)
 class SourceFile:
-    """The facts about one file: its SHA-256, lines, definitions, and the modules that it imports.
+    """The facts about one file: its SHA-256, its numbers of lines and definitions, and the modules that it imports.
 
-    `definitions` is None for a file that does not parse: some tests contain such files on purpose.
+    `definitions` is None if the file cannot be parsed. Some test suites contain such files on purpose.
     """
 
     path: str

@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _examine(app: App, arguments: argparse.Namespace) -> int:
-    """Print the findings. Return 1 if one is a problem."""
+    """Print the findings. Return 1 if any of them is a problem."""
     findings = [*_of_installation(), *await app.broker().console.examine()]
     if arguments.json:
         print(json_text({"broker": masked(app.broker_url()), "findings": msgspec.to_builtins(findings)}, indent=2))

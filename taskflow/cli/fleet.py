@@ -1,4 +1,4 @@
-"""The health of a supervisor's workers, from their reports. The supervisor answers for all of them."""
+"""Tracks the health of a supervisor's workers from their reports, so that the supervisor can answer probes for all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from taskflow.worker.vitals import VitalSign
 
 LOOKED_AT_EVERY: Final = 0.2
 SAID_EVERY: Final = 1.0
-"""Seconds between two reports. A change is reported at once."""
+"""Seconds between two reports of a worker. A change is reported at once."""
 SILENT_AFTER: Final = 10.0
 """Seconds without a report after which a worker counts as dead, for example because C code holds its interpreter."""
 
@@ -18,7 +18,7 @@ _WORD: Final = "vitals"
 
 
 def said(live: VitalSign, ready: VitalSign) -> str:
-    """Return the line in which a worker reports its health to its supervisor."""
+    """Return the line with which a worker reports its health to its supervisor."""
     return f"{_WORD} {live.is_well:d} {ready.is_well:d} {live.why if not live.is_well else ready.why}"
 
 
@@ -30,10 +30,10 @@ class WorkerReport(NamedTuple):
 
 
 class Fleet:
-    """The health of all workers. The supervisor writes it; the thread that answers health probes reads it.
+    """The health of all workers. The supervisor updates it; the thread that answers health probes reads it.
 
-    The fleet is live and ready while one worker is. The supervisor replaces the others itself: a failed probe would end the supervisor, and
-    with it the runs of all workers.
+    The fleet is live and ready as long as one worker is. The supervisor itself replaces the others. A failed probe would end the
+    supervisor, and the runs of all workers with it.
     """
 
     def __init__(self) -> None:

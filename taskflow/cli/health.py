@@ -22,19 +22,19 @@ log: Final = logging.getLogger("taskflow.worker")
 
 LARGEST_REQUEST: Final = 8_192
 WITHIN: Final = 2.0
-"""Seconds for a request and its answer."""
+"""Seconds allowed for a request and its answer."""
 MOST_AT_ONCE: Final = 64
-"""The maximum number of open connections. One more replaces the oldest, see `HealthServer._close_oldest_of_busiest`."""
+"""The maximum number of open connections. One more replaces an old one: see `HealthServer._close_oldest_of_busiest`."""
 ACCEPTED_AT_ONCE: Final = 8
-"""The number of connections to accept before the open ones are read. It is small, so that a flood of connections replaces none before it is
-read."""
+"""The number of connections to accept before the open ones are read. It is small, so that even in a
+flood of connections, each is read before others replace it."""
 UNACCEPTED: Final = 128
-"""The maximum number of connections that wait to be accepted."""
+"""The maximum number of connections waiting to be accepted."""
 
 STARTED_WITHIN: Final = 5.0
 ENDED_WITHIN: Final = 5.0
 STEPS_TO_ADMIT: Final = 3
-"""Turns of asyncio's loop between accepting a connection and admitting it."""
+"""Turns of asyncio's event loop between accepting a connection and admitting it."""
 
 Ask = Callable[[], VitalSign]
 Response = tuple[HTTPStatus, Mapping[str, object]]
@@ -50,7 +50,8 @@ def listener(host: str, port: int) -> socket.socket:
 
 
 class HealthServer:
-    """Answers GET and HEAD for the paths in `asks`: 200 if the sign is good, else 503."""
+    """The HTTP server for health probes. It answers GET and HEAD for the paths in
+    `asks`, with 200 if the vital sign is good and 503 if not."""
 
     def __init__(self, listener: socket.socket, asks: Mapping[str, Ask]) -> None:
         self._listener = listener
@@ -121,8 +122,8 @@ class HealthServer:
             writer.transport.abort()  # has no effect if it is closed
 
     def _close_oldest_of_busiest(self) -> None:
-        """Close the oldest connection of the client that has most of them, so that a client with many connections keeps no other one
-        out."""
+        """Close the oldest connection of the client that has the most, so that a
+        client with many connections cannot keep the others out."""
         clients = [(writer.get_extra_info("peername") or (None,))[0] for writer in self._open]
         [(busiest, _)] = Counter(clients).most_common(1)
         oldest = next(writer for writer, client in zip(self._open, clients, strict=True) if client == busiest)

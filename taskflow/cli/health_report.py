@@ -1,4 +1,4 @@
-"""Reports the state of a process to health probes, systemd and its supervisor."""
+"""Reports the health of a process to health probes, systemd and its supervisor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STARTING: Final = "the worker has not started yet"
 
 
 class Asked(Protocol):
-    """Answers whether a worker, or a fleet, is alive and ready."""
+    """An object that knows whether a worker, or a fleet, is alive and ready."""
 
     def live(self) -> VitalSign: ...
     def ready(self) -> VitalSign: ...
@@ -39,9 +39,9 @@ class Hears(Protocol):
 
 
 class HealthReport:
-    """A context manager around the whole life of a worker. Before `show`, the worker counts as starting: live, but not ready.
+    """Reports a worker's health while its block runs. Until `show` is called, the worker counts as starting: live, but not ready.
 
-    With a `line` to a supervisor, the worker reports to it, and the supervisor answers the probes.
+    If there is a `line` to a supervisor, the worker reports over it, and the supervisor answers the probes.
     """
 
     def __init__(self, arguments: argparse.Namespace, line: Hears | None = None) -> None:
@@ -77,7 +77,7 @@ class HealthReport:
         self._asked = asked
 
     def note_event(self, event: WorkerEvent) -> None:
-        """Handle an event. Subscribe this method to the worker's events."""
+        """Pass an event to the systemd notifier. Subscribe this method to the worker's events."""
         if self.notifier is not None:
             self.notifier.note_event(event)
 
@@ -97,7 +97,7 @@ class HealthReport:
 
 
 class FleetHealthReport(HealthReport):
-    """A context manager around a supervisor's life, which answers for all of its workers."""
+    """Reports the health of all of a supervisor's workers while its block runs."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
@@ -105,7 +105,7 @@ class FleetHealthReport(HealthReport):
         self.show(self._fleet)
 
     def note(self, pid: int, news: str | Ending) -> None:
-        """Handle a report of a worker, or its end."""
+        """Handle a worker's report, or its end."""
         had_worked = self._fleet.has_worked
         self._fleet.note(pid, news)
         if self.notifier is not None and self._fleet.has_worked and not had_worked:

@@ -1,4 +1,4 @@
-"""Handles Ctrl-C while modules are imported, and SIGTERM too if this is process 1. Imports nothing itself."""
+"""Handles Ctrl-C while modules are imported, and SIGTERM too in process 1. It imports no other part of taskflow."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 import signal
 
 CALLBACKS = ("cb", "remove")
-"""Functions that the import system calls when a weak reference dies."""
+"""The names of functions that the import system calls when a weak reference dies."""
 
 
 class Told(KeyboardInterrupt):
-    """Raised by a signal that arrives before the worker has started."""
+    """Raised when a signal arrives before the worker has started."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -21,11 +21,11 @@ class Told(KeyboardInterrupt):
 class Interrupts:
     """Remembers a Ctrl-C, and raises it again if it was lost.
 
-    The interpreter drops an exception that is raised in one of its callbacks, and imports run many of them. Without this class the Ctrl-C
-    would be lost, and the worker would start. A second Ctrl-C ends the process at once.
+    The interpreter drops an exception that is raised in one of its callbacks, and imports run many of them. Without this class, the Ctrl-C
+    would be lost and the worker would start. A second Ctrl-C ends the process at once.
 
-    SIGTERM normally ends a process by itself. But if the process is process 1 of a container, the kernel drops signals without a handler.
-    There a SIGTERM is handled like a Ctrl-C.
+    SIGTERM normally ends a process that has no handler for it. But for process 1 of a container, the kernel drops signals without a
+    handler. So there, SIGTERM is handled like a Ctrl-C.
     """
 
     def __init__(self) -> None:

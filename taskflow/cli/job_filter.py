@@ -37,7 +37,7 @@ def ids_or_filters(arguments: argparse.Namespace) -> None:
 
 
 def all_or_filters(arguments: argparse.Namespace) -> None:
-    """Require `--all` to act on every job, so that a forgotten filter or an empty shell variable does not."""
+    """Require a filter, or `--all` for all jobs, so that a forgotten filter or an empty shell variable does not affect every job."""
     filters = _filters(arguments)
     if filters and arguments.all:
         raise ConfigurationError(f"{arguments.command} takes filters or --all, not both: leave out {filters[0]}, or --all")
@@ -47,7 +47,7 @@ def all_or_filters(arguments: argparse.Namespace) -> None:
 
 
 def _filters(arguments: argparse.Namespace) -> list[str]:
-    """Return the filter options that are given, as they are written."""
+    """Return the filter flags that were given on the command line."""
     given = {
         "--queue": arguments.queue,
         "--job": arguments.job,
@@ -59,7 +59,7 @@ def _filters(arguments: argparse.Namespace) -> list[str]:
 
 
 def ids_of(texts: Iterable[str]) -> list[bytes]:
-    """Return the given ids, each once, in order."""
+    """Parse ids, dropping duplicates. Raises ConfigurationError for text that is not an id."""
     try:
         return list(dict.fromkeys(parse_id(text) for text in texts))
     except ValueError as error:
@@ -67,7 +67,8 @@ def ids_of(texts: Iterable[str]) -> list[bytes]:
 
 
 async def doubt_queue(console: Console, name: str | None) -> bool:
-    """Return False if the store does not know the queue, and print that to stderr with a suggestion."""
+    """Return True if the store knows the queue, or if `name` is None. Otherwise print
+    a message with a suggestion to stderr, and return False."""
     if name is None:
         return True
     known = [queue.name for queue in await console.queues()]

@@ -8,7 +8,7 @@ from taskflow.app.context import running
 
 
 def add_ids(record: logging.LogRecord) -> bool:
-    """Add the ids to a log record. This is a filter for `logging` that lets every record pass."""
+    """Add the running job's name, id, attempt and queue to a log record. This is a `logging` filter that lets every record pass."""
     context = running.get()
     if context is not None and not hasattr(record, "job_id"):
         record.job, record.job_id, record.attempt, record.queue = context.job_name, context.job_id, context.attempt, context.queue

@@ -1,4 +1,4 @@
-"""Writes the worker's log to stderr, as text or as JSON lines. A job's own lines have its ids."""
+"""Writes the worker's log to stderr, as text or as JSON lines. Lines that a job logs carry its id."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ FIELDS: Final = ("job", "job_id", "attempt", "queue")
 
 
 MOST_UNREAD: Final = 10_000
-"""The maximum number of lines that wait for a slow reader; more are dropped."""
+"""The maximum number of lines waiting for a slow reader. Further lines are dropped."""
 
 LONGEST_STACK: Final = 65_536
-"""The maximum length of a traceback or a stack in characters. The middle of a longer one is left out."""
+"""The maximum length of a traceback or a stack, in characters. The middle of a longer one is left out."""
 
 WRITTEN_WITHIN: Final = 0.5
-"""Seconds to write the last lines when the process ends."""
+"""Seconds allowed for writing the last lines when the process ends."""
 
 
 @contextmanager
 def logging_to_stderr(
     level: str, form: str, *filters: Callable[[logging.LogRecord], bool], handler: logging.Handler | None = None
 ) -> Iterator[None]:
-    """Log to stderr inside the block, including warnings, with `handler` if given. Afterwards the loggers are as before."""
+    """Log to stderr inside the block, through `handler` if given. If the format is JSON, Python's
+    warnings are logged too. The loggers are restored afterwards."""
     handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     for each in filters:
@@ -86,7 +87,7 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record as one line, whatever the message contains. An error and a stack follow, indented."""
+        """Format a record as one line, whatever the message contains. A traceback and a stack follow it, indented."""
         line = copy.copy(record)
         line.msg, line.args = one_line(_message(record)), None
         if not (line.exc_info or line.exc_text or line.stack_info):
@@ -100,8 +101,8 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """Formats a record as one JSON object per line: time (UTC), level, logger, message, the job's fields, and the stack and the error if
-    there are any."""
+    """Formats each record as a JSON object on one line: time (UTC), level, logger,
+    message, the job's fields, and any traceback and stack."""
 
     def format(self, record: logging.LogRecord) -> str:
         shown: dict[str, Any] = {
@@ -116,7 +117,7 @@ class JsonLines(logging.Formatter):
 
 
 def _details(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:
-    """Return the error and the stack of a record, if it has them."""
+    """Return a record's traceback and stack, if it has them."""
     error = _traceback(formatter, record.exc_info) if record.exc_info else record.exc_text
     return {name: text for name, text in (("error", error), ("stack", record.stack_info)) if text}
 
@@ -125,7 +126,7 @@ def _traceback(formatter: logging.Formatter, info: Any) -> str:
     try:
         return formatter.formatException(info)
     except Exception:  # formatting runs the error's own code, which may raise
-        from taskflow.worker.failures import failure_of  # imported here, because a supervisor need not load it
+        from taskflow.worker.failures import failure_of  # imported here, because a supervisor rarely needs it
 
         return "" if info[1] is None else failure_of(info[1], attempt=1).traceback
 
@@ -137,7 +138,7 @@ def _bounded(text: str, most: int) -> str:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as error:  # a user's line is logged even if its arguments do not fit
+    except Exception as error:  # a user's line is logged even if its arguments do not match it
         with suppress(Exception):
             return f"{record.msg!r}, and its arguments do not fit: {error}"
         return f"a message that cannot be shown, of {record.name}"

@@ -1,4 +1,4 @@
-"""`taskflow status | queues | jobs`: show the content of a store."""
+"""`taskflow status | queues | jobs`: shows the contents of a store."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _print_queues(queues: list[QueueRecord]) -> None:
 
 
 def _row(record: Record) -> str:
-    """Return the line of a job, cut to the width of the terminal."""
+    """Return one line about a job, cut to the width of the terminal."""
     job_id = id_text(record.id)
     room = max(20, columns() - len(job_id) - 13) if sys.stdout.isatty() else MAX_CHARACTERS
     return f"{job_id}  {_colored(record.status):9}  {one_line(f'{record.queue:12}  {record.job}  {_brief(record)}'.rstrip(), room)}"
@@ -148,7 +148,8 @@ def _worker_json(worker: SessionRecord) -> dict[str, Any]:
 
 
 def _record_json(record: Record) -> dict[str, Any]:
-    """Return a record for JSON, without arguments and results, because logs and screens must not show secrets."""
+    """Convert a record for JSON. Arguments and results are left out, because they
+    may contain secrets, which logs and screens must not show."""
     fields = {
         name: getattr(record, name)
         for name in Record.__struct_fields__
@@ -174,7 +175,7 @@ def _colored(status: Status) -> str:
 
 
 def _is_for_people() -> bool:
-    """Return True for a terminal with colours, unless its user disables them (https://no-color.org)."""
+    """Return True if stdout is a terminal with colours and the user has not disabled them (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

@@ -16,8 +16,10 @@ T = TypeVar("T")
 
 
 def run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    """Run the loop until `work` ends, even if a job stops the loop earlier: with `loop.stop()`, or with an exit raised in a task or a
-    callback, which asyncio passes on. In the task itself, the exit remains an ordinary failure, raised where the task is awaited.
+    """Run the loop until `work` ends, even if a job stops the loop before that.
+
+    A job may call `loop.stop()`, or raise SystemExit or KeyboardInterrupt in a task or callback, from which asyncio lets it escape. For the
+    code that awaits such a task, this is still an ordinary failure.
     """
     task = OwnTask(work, loop=loop)
     while True:
@@ -40,9 +42,9 @@ def create_own(work: Coroutine[Any, Any, T]) -> OwnTask[T]:
 
 
 class OwnTask(asyncio.Task[T]):
-    """A task of the command. A job that cancels all tasks does not cancel it.
+    """A task that belongs to the command. Jobs cannot cancel it, even by cancelling all tasks.
 
-    Code outside of jobs can cancel it, for example a task group in the application's lifespan in which a task failed.
+    Code outside of jobs can cancel it, for example a task group in the application's lifespan when one of its tasks has failed.
     """
 
     def cancel(self, msg: Any | None = None) -> bool:

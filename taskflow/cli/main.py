@@ -1,4 +1,4 @@
-"""The command `taskflow`. It imports the parser first, and then only the modules of the given command."""
+"""The `taskflow` command. It imports the parser first, and then only the module of the given command."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import os
 import sys
 import time
 
-TYPE_CHECKING = False  # NoReturn would load typing, and a Ctrl-C meanwhile would print taskflow's frames
+TYPE_CHECKING = False  # loading typing takes time, during which a Ctrl-C would print taskflow's frames
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final
 
 
-# Seconds that Python may take to exit, because it would wait without limit for threads and processes that jobs have left behind.
+# Seconds that Python may take to exit. It would wait without limit for threads and processes that jobs have left behind.
 LEFT_BEHIND: Final = 5.0
-# More seconds for the message about that, and for buffered output.
+# Additional seconds for the message about that, and for buffered output.
 SAID_WITHIN: Final = 0.5
 
 
@@ -39,9 +39,8 @@ def program() -> int:
 
 
 def _bound_the_end(code: int) -> None:
-    """Start two threads that end the process late: one warns, one kills. There are two because the reader of the warning may be gone. Both
-    start now, because later the system may have no thread left.
-    """
+    """Start two threads that act if the process is slow to exit: one prints a warning, the other kills the process. They are separate
+    because printing may block if nothing reads the output. Both start now, because later the system may be out of threads."""
     try:
         _thread.start_new_thread(say_what_keeps_it, (LEFT_BEHIND,))
         _thread.start_new_thread(_end_by_force, (code,))
@@ -61,7 +60,7 @@ def _end_by_force(code: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. Errors of taskflow are printed in one line on stderr, without a traceback."""
+    """Run a command and return its exit code. An error of taskflow is printed to stderr as one line, without a traceback."""
     try:
         return _with_interrupts(argv)
     except KeyboardInterrupt as told:
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_interrupts(argv: Sequence[str] | None) -> int:
-    """Run the command so that no Ctrl-C is lost."""
+    """Run the command, and make sure that no Ctrl-C is lost."""
     from taskflow.cli.interrupts import interrupts
 
     interrupts.watch()
@@ -84,14 +83,15 @@ def _with_interrupts(argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return code
     except Exception:
-        interrupts.raise_again()  # C code that loads a module turns the raised exception into another error
+        interrupts.raise_again()  # C code that loads a module may have replaced the exception with another error
         raise
     finally:
         interrupts.forget()
 
 
 def _make_output_safe() -> None:
-    """Escape characters that stdout cannot encode, as in a job's error. If the process has no stdout, drop what is printed."""
+    """Escape characters that stdout cannot encode, for example in a job's error. If
+    there is no stdout or stderr, discard what is printed there."""
     import os
     from io import TextIOWrapper
 
@@ -118,14 +118,13 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _is_process_1(argv: list[str]) -> bool:
-    """Return True if the worker is process 1 itself: its command line is this command, and no other program imports taskflow. systemd
-    expects notifications only from its service's own process.
-    """
+    """Return True if this command is process 1 itself, rather than called by another program. Under systemd, return False, because systemd
+    expects notifications only from its service's own process."""
     return os.getpid() == 1 and argv == sys.orig_argv[len(sys.orig_argv) - len(argv) :] and "NOTIFY_SOCKET" not in os.environ
 
 
 def _forget_output() -> None:
-    """Discard the output. Python flushes it again when it exits, which must not fail again."""
+    """Discard the output. Python flushes stdout again when it exits, and that must not fail again."""
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -145,7 +144,7 @@ def _explain(error: Exception) -> int:
 
     if not isinstance(error, TaskflowError | OSError):
         raise error
-    if not isinstance(error, TaskflowError):  # usually the output cannot be written: errors of the store are errors of taskflow
+    if not isinstance(error, TaskflowError):  # usually the output cannot be written; errors of the store are TaskflowErrors
         _write_or_forget_output()
     print(f"taskflow: {message(str(error) or type(error).__name__)}", file=sys.stderr)
     if isinstance(error, BrokerError):

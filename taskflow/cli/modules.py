@@ -22,8 +22,8 @@ class TargetFailed(Exception):
 
 
 def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
-    """Import the modules, with the current folder first on the path. Raises TargetFailed after printing the user's traceback without
-    taskflow's frames."""
+    """Import the modules, with the current folder first on sys.path. If an import fails, print its
+    traceback without taskflow's frames and raise TargetFailed."""
     if sys.path[:1] != [os.getcwd()]:
         sys.path.insert(0, os.getcwd())
     for name in names:
@@ -34,7 +34,7 @@ def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
 
 
 def packages_of(names: Iterable[str]) -> list[str]:
-    """Return the modules that have submodules."""
+    """Return the names of those modules that are packages."""
     return [name for name in names if hasattr(sys.modules.get(name), "__path__")]
 
 
@@ -75,7 +75,7 @@ def _hint(name: str) -> str:
 
 
 def _modules_here() -> list[str]:
-    """Return the dotted names of the files in the current folder and two levels below."""
+    """Return the dotted names of the Python files in the current folder and up to two levels below it."""
     here = Path.cwd()
     files = [file for pattern in ("*.py", "*/*.py", "*/*/*.py") for file in here.glob(pattern)]
     return [".".join(file.relative_to(here).with_suffix("").parts).removesuffix(".__init__") for file in files]

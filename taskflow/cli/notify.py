@@ -20,17 +20,17 @@ log: Final = logging.getLogger("taskflow.worker")
 
 SENT_WITHIN: Final = 1.0
 AGAIN: Final = 1.0
-"""Seconds before the next check of a worker that was not alive."""
+"""Seconds until a worker that was not alive is checked again."""
 
 _OFF: Final[tuple[str, ...]] = ()
 
 
 class SystemdNotifier:
-    """Sends from a separate thread, so that a blocked socket delays nothing else.
+    """Sends notifications to systemd from a separate thread, so that a blocked socket delays nothing else.
 
     `address`   the value of NOTIFY_SOCKET
     `watchdog`  seconds within which systemd expects a sign of life; None if it expects none
-    `live`      called before each sign of life: a blocked worker sends none, and systemd ends it
+    `live`      called before each sign of life. If the worker is blocked, no sign is sent, and systemd ends the worker
     """
 
     def __init__(self, address: str, watchdog: float | None, live: Callable[[], VitalSign]) -> None:
@@ -47,8 +47,10 @@ class SystemdNotifier:
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str], live: Callable[[], VitalSign]) -> Self | None:
-        """Return None without NOTIFY_SOCKET. Removes the variables, as sd_notify(3) advises, because programs that jobs start are not the
-        worker."""
+        """Create a notifier from NOTIFY_SOCKET and the watchdog's variables. Return None if there is no usable socket.
+
+        The variables are removed, as sd_notify(3) advises, because programs that jobs start must not send notifications for the worker.
+        """
         address, microseconds, pid = (environment.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
         if not address:
             return None
@@ -59,7 +61,7 @@ class SystemdNotifier:
         return cls(address, int(microseconds) / 1e6 if is_watched else None, live)
 
     def note_event(self, event: WorkerEvent) -> None:
-        """Handle an event. Subscribe this method to the worker's events."""
+        """Report that the worker has started or is winding down. Subscribe this method to the worker's events."""
         match event:
             case SessionOpened(name):
                 self.ready(f"working as {name}")
@@ -69,7 +71,7 @@ class SystemdNotifier:
                 return
 
     def ready(self, status: str) -> None:
-        """Report `status`, and the first time that the worker has started."""
+        """Report `status`. The first time, also report that the worker is ready."""
         self._status = f"STATUS={status}"
         self._told.put((*(["READY=1"] if not self._is_ready else []), self._status))
         self._is_ready = True

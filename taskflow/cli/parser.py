@@ -1,4 +1,4 @@
-"""The parser of the command line. It imports only argparse, so that `--help` answers at once."""
+"""The command-line parser. It imports little besides argparse, so that `--help` responds at once."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed
 
 
 class Formatter(argparse.HelpFormatter):
-    """Formats help for a fixed width. argparse's default loads shutil, and with it archive modules, for every declared flag."""
+    """Formats help for the terminal's width. argparse's own formatter would load
+    shutil, and archive modules with it, for every declared flag."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=columns() - 2)
 
 
 class AsWritten(Formatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the description."""
+    """A formatter that keeps the line breaks of descriptions."""
 
 
 def columns() -> int:
-    """Return the width of the terminal, like `shutil.get_terminal_size`."""
+    """Return the width of the terminal in characters, like `shutil.get_terminal_size`."""
     with contextlib.suppress(KeyError, ValueError):
         if (told := int(os.environ["COLUMNS"])) > 0:
             return told
@@ -43,9 +44,9 @@ def columns() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Suggests the intended command or flag for an unknown one.
+    """An argument parser that suggests the intended command or flag for an unknown one.
 
-    Flags cannot be abbreviated, because a later version's flags could change the meaning of an abbreviation.
+    Flags cannot be abbreviated, because a flag added in a later version could change the meaning of an abbreviation.
     """
 
     commands: Mapping[str, Parser] = {}
@@ -54,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **{"formatter_class": Formatter, **given})
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        """Print the help. Unlike argparse's own method, it reports an error if that cannot be written."""
+        """Print the help. If it cannot be written, this raises an error, which argparse's own method would ignore."""
         print(self.format_help(), end="", file=file)
         if file is None:
             sys.stdout.flush()
@@ -250,7 +251,7 @@ def _broker(parser: argparse.ArgumentParser) -> None:
 
 
 class _Supervise(argparse.Action):
-    """Enables the supervisor if one of its flags is given. Without them the command is the worker itself."""
+    """Selects the supervisor if one of its flags is given. Without them, the command runs the worker itself."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         namespace.module = "supervise"
@@ -258,7 +259,7 @@ class _Supervise(argparse.Action):
 
 
 class _Version(argparse.Action):
-    """Looks up the version only when it is requested."""
+    """Prints the version, which is looked up only on request."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""Shows progress: as a bar on a terminal, elsewhere as a line from time to time."""
+"""Shows progress: as a bar on a terminal, otherwise as an occasional line."""
 
 from __future__ import annotations
 

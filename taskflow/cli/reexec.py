@@ -7,13 +7,14 @@ import sys
 from typing import Final
 
 _BROKER: Final = "TASKFLOW_BROKER_FLAG"
-"""The environment variable for the value of `--broker`. Every user of the machine can read a command line, and a password in it."""
+"""The environment variable that carries the value of `--broker`, because every user of
+the machine can read command lines, including passwords."""
 
 
 def command_of(argv: list[str]) -> list[str]:
-    """Return the command line of this process with the same options of Python, or `python -m taskflow` if another program called it.
+    """Return the command line of this process, with the same Python options, but without `--broker`: see `environment_of`.
 
-    It lacks `--broker`, see `environment_of`.
+    If another program has called taskflow, return `python -m taskflow` with the same arguments.
     """
     how = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
     if argv != sys.orig_argv[len(sys.orig_argv) - len(argv) :] or argv != sys.argv[1:]:
@@ -22,12 +23,12 @@ def command_of(argv: list[str]) -> list[str]:
 
 
 def environment_of(broker: str | None) -> dict[str, str]:
-    """Return the environment for the command line of `command_of`, which lacks `--broker`."""
+    """Return the environment in which to run the result of `command_of`. It carries the value of `--broker`."""
     return {**os.environ, **({} if broker is None else {_BROKER: broker})}
 
 
 def take_broker(given: str | None) -> str | None:
-    """Return the value of `--broker`, or the one in the environment of a process started with `environment_of`, and remove that."""
+    """Return the broker's URL from the variable that `environment_of` has set, and remove the variable. Without it, return `given`."""
     return os.environ.pop(_BROKER, None) or given
 
 

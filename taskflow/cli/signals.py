@@ -1,4 +1,4 @@
-"""Handles SIGTERM, SIGINT and SIGHUP in a worker's process, from before its modules are imported until it ends."""
+"""Handles SIGTERM, SIGINT and SIGHUP in a worker's process, from before its modules are imported until it exits."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ log: Final = logging.getLogger("taskflow.worker")
 # After the grace time, winding down takes at most this many times `last_words`: for runs to react, for settlements, for the last
 # heartbeat, and for leaving the session.
 WORDS_AT_MOST: Final = 4
-# Seconds for the rest. Runs that were cut off have already had their time.
+# Seconds for the exit after a forced end, because runs that were cut off have already had their time.
 AFTER_FORCE: Final = 1.0
 
 
 class LastResort:
-    """Ends the process from a separate thread if it does not end in time.
+    """Kills the process from a separate thread if it does not exit in time.
 
-    The cause may be a run that swallows every cancellation, a thread that never returns, or a blocked loop. Leaving the block disables
-    this. The exit code is `Exit.FORCED`, or that of the work if it has already ended.
+    A run may swallow every cancellation, a thread may never return, or the loop may be blocked. Leaving the block disables this. The exit
+    code is `Exit.FORCED`, or the code of the work if that has already ended.
     """
 
     def __init__(self) -> None:
@@ -45,11 +45,11 @@ class LastResort:
         self._code: int = Exit.FORCED
 
     def end_within(self, seconds: float) -> None:
-        """End the process after `seconds`. Of several deadlines the first counts."""
+        """End the process after `seconds`. If several deadlines are set, the earliest counts."""
         self._deadlines.put(time.monotonic() + seconds)
 
     def come_to(self, code: int, within: float) -> None:
-        """End the process after `within` seconds with `code`, because the work has ended with that code."""
+        """Let the process exit with `code`, the result of the finished work, after at most `within` seconds."""
         self._code = code
         self.end_within(within)
 
@@ -92,16 +92,16 @@ _OFF: Final = float("-inf")
 
 
 class Signals:
-    """The first signal winds the worker down, the second cancels the runs, the third ends the process at once.
+    """Handles the signals to a worker. The first winds it down, the second cancels its runs, and the third ends the process at once.
 
-    - While modules are imported, the first signal raises `Told`. While the worker starts, it cancels the start. In both cases the second
-      ends the process.
-    - After `begin`, the handler only records the signal and wakes the loop, because an exception at an arbitrary bytecode would do more
-      harm.
-    - The handler is Python's own and not the loop's, so that a third signal works while a job blocks the loop. It stays until the end.
-      `anyio.open_signal_receiver` cannot do this: it installs the loop's handlers, receives nothing before the loop runs or while a job
-      blocks it, and restores the system's handlers when it ends.
-    - A closing terminal sends several SIGHUPs. They count as one first signal.
+    - While modules are being imported, the first signal raises `Told`. While the worker is starting, it
+      cancels the start. In both cases, the second ends the process.
+    - After `begin`, the handler only records the signal and wakes the loop, because raising
+      an exception at an arbitrary bytecode would do more harm.
+    - The handler is Python's own, not the loop's, so that a third signal works even while a job blocks the loop. It stays installed until
+      the process exits. `anyio.open_signal_receiver` cannot do this: it installs the loop's handlers, receives nothing while the loop is
+      blocked or not yet running, and restores the system's handlers when it ends.
+    - SIGHUP counts only as the first signal, because a closing terminal sends several.
     """
 
     def __init__(self, last_resort: LastResort, *, grace: float, last_words: float) -> None:
@@ -122,20 +122,21 @@ class Signals:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup, SIGHUP stays ignored
                 signal.signal(number, self._handle)
         atexit.register(self._ignore_late_signals)
-        interrupts.raise_again()  # raises a signal that arrived while modules were imported, and was lost in a callback of the interpreter
+        interrupts.raise_again()  # a signal that arrived during an import may have been lost in a callback of the interpreter
 
     def begin(self) -> None:
-        """Raise no exception from now on. The event loop, which is created next, handles the signals."""
+        """Raise no more exceptions from the handler. From now on, signals are handled in the event loop, which is created next."""
         self._has_begun = True
 
     @property
     def has_come(self) -> bool:
-        """Return True after a signal. It may have caused a failed import, because C code can turn the exception into another error."""
+        """True once a signal has arrived. A signal can also be the cause of a failed import,
+        because C code may replace its exception with another error."""
         return self._count > 0
 
     @property
     def code(self) -> int:
-        """The exit code of a worker that a signal stopped."""
+        """The exit code of a worker that was stopped by a signal."""
         return 128 + self._number
 
     async def start(self, starting: Awaitable[object]) -> bool:
@@ -156,7 +157,7 @@ class Signals:
         return True
 
     async def wait(self, worker: Worker) -> None:
-        """Wait, after the start, until the worker must wind down. Later signals hurry it."""
+        """Wait, after the start, until a signal requires the worker to wind down. Later signals cancel its runs."""
         self._worker = worker
         self._tell()
         await self._stopped.wait()
@@ -180,7 +181,8 @@ class Signals:
                 return
 
     def _ignore_late_signals(self) -> None:
-        """Let no signal change the exit code while Python ends: it resets the handlers then, and SIGTERM would kill the process."""
+        """Keep signals from changing the exit code while Python shuts down. Python then
+        resets the handlers, so SIGTERM would kill the process."""
         for number in HANDLED:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Ends the process of a worker whose event loop is blocked for good."""
+"""Ends a worker's process when its event loop is blocked for good."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ DUMPED_WITHIN: Final = 2.0
 def end_stalled(is_told: bool) -> None:
     """End the process. Called from the thread that noticed the stall.
 
-    The log has the stacks, unless the loop hangs there. Then Python's own fault handler writes them, because it takes no lock. The process
-    ends even if the output has no reader.
+    If `is_told` is True, the log has the stacks. If not, logging itself may hang, so Python's fault handler writes them, because it takes
+    no lock. The process ends even if nothing reads the output.
     """
     if not is_told:
         with suppress(RuntimeError):  # the system cannot start another thread
@@ -27,8 +27,10 @@ def end_stalled(is_told: bool) -> None:
 
 
 def show_stacks_when_killed() -> None:
-    """Write the stacks of all threads before a fatal signal ends the process, even while C code holds the interpreter: SIGSEGV, or SIGABRT,
-    with which systemd's watchdog ends a silent worker. Does nothing if the application has set this up.
+    """Make Python write the stacks of all threads before a fatal signal ends the process, even while C code holds the interpreter lock.
+
+    Fatal signals include SIGSEGV and SIGABRT, with which systemd's watchdog ends a silent worker.
+    Does nothing if the application has enabled faulthandler.
     """
     if not faulthandler.is_enabled():
         with suppress(OSError, ValueError):  # there is no stderr

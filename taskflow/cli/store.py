@@ -14,7 +14,7 @@ from taskflow.model.errors import BrokerRefused
 
 
 def with_store(arguments: argparse.Namespace, work: Callable[[App, argparse.Namespace], Awaitable[int]]) -> int:
-    """Run a command with the store that its options name. Return the exit code."""
+    """Run a command on the store that its options name, and return the exit code."""
     app = default_app()
     app.flag(broker=arguments.broker)
 
@@ -28,7 +28,8 @@ def with_store(arguments: argparse.Namespace, work: Callable[[App, argparse.Name
 
 
 def what_is_there(app: App) -> Broker:
-    """Return the application's broker. Raises BrokerRefused for a file that does not exist yet, because reading must not create one."""
+    """Return the application's broker. Raises BrokerRefused if its SQLite file does not
+    exist, because a command that reads must not create it."""
     broker = app.broker()  # raises for a wrong URL
     url = urlsplit(app.broker_url())
     file = os.path.realpath(unquote(url.path.removeprefix("/")))

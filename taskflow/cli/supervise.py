@@ -1,6 +1,7 @@
-"""`taskflow worker --processes N` and other flags that need a supervisor. The worker processes run the same command and start here too.
+"""Runs `taskflow worker` with `--processes` or another flag that needs a supervisor.
+Worker processes run the same command and also start here.
 
-This module does not import the application: the supervisor never does, and a worker does it later.
+This module does not import the application: the supervisor never does, and a worker does so later.
 """
 
 from __future__ import annotations
@@ -54,12 +55,13 @@ def _supervise(arguments: argparse.Namespace) -> int:
 
 
 def _workers_of(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """Return the command and the environment of each worker."""
+    """Return the command line and the environment with which to start each worker."""
     return command_of(arguments.argv), environment_of(arguments.broker)
 
 
 def _a_watch() -> FileWatch:
-    """Return a watch on the Python files in the current folder and below, except those of virtual environments and similar folders."""
+    """Return a function that watches the Python files in and below the current
+    folder, except in virtual environments and similar folders."""
     try:
         watchfiles = importlib.import_module("watchfiles")
     except ImportError as error:
@@ -76,4 +78,4 @@ def _a_watch() -> FileWatch:
 
 
 DEBOUNCE: Final = 400
-"""Milliseconds in which an editor, or a checkout of another branch, may write several files."""
+"""Milliseconds over which changes are grouped, because an editor or a branch checkout may write several files."""

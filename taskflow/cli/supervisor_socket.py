@@ -1,4 +1,4 @@
-"""The worker's socket to its supervisor. The worker reports over it, and stops when it closes."""
+"""The worker's socket to its supervisor. The worker sends reports over it, and is killed when it closes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ NoteDeath = Callable[[bytes, str], None]
 
 
 class SupervisorSocket:
-    """A subscriber to the worker's events.
+    """A worker's connection to its supervisor. It subscribes to the worker's events.
 
-    `address`    the value of the environment variable `SUPERVISED`
-    `max_jobs`   the number of runs after which the worker retires
-    `is_first`   True for the worker in the supervisor's first slot
+    `address`   the value of the environment variable `SUPERVISED`
+    `max_jobs`  the number of runs after which the worker retires, or None
+    `is_first`  True for the worker in the supervisor's first slot
     """
 
     def __init__(self, address: str, *, max_jobs: int | None) -> None:
@@ -49,7 +49,7 @@ class SupervisorSocket:
         self._watch: threading.Thread = start_thread(self._listen, "taskflow-line")
 
     def say(self, words: str) -> None:
-        """Send a line without waiting, so that a supervisor that is stopped or gone delays nothing."""
+        """Send a line without waiting, so that a stopped or dead supervisor delays nothing."""
         try:
             self._end.send(f"{one_line(words, MAX_LINE)}\n".encode(), socket.MSG_DONTWAIT)
         except OSError:
@@ -63,13 +63,12 @@ class SupervisorSocket:
                 self.say(f"session {session.hex()}")
 
     async def retired(self) -> None:
-        """Wait until this worker must stop claiming and end after its runs. Another worker takes its slot meanwhile."""
+        """Wait until this worker must retire: it stops claiming and exits after its runs, while another worker takes its slot."""
         await asyncio.shield(asyncio.wrap_future(self._retired))
 
     def hear_of_deaths(self, note: NoteDeath) -> None:
-        """Call `note`, from any thread, with the session and cause of each dead process. The caller reports them to the broker, and then to
-        the supervisor.
-        """
+        """Register `note`, which is called with the session of each dead worker and the cause of its death: now for deaths that are already
+        known, and later from another thread. The caller must report each death to the broker, and then confirm that to the supervisor."""
         with self._lock:
             self._note_death = note
             deaths, self._deaths = self._deaths, []
@@ -94,8 +93,8 @@ class SupervisorSocket:
         self._retired.set_result(None)
 
     def _listen(self) -> None:
-        """Read what the supervisor sends, see RETIRE. If the kernel does not end this process with the supervisor, the closed socket
-        does."""
+        """Handle the lines that the supervisor sends. If the supervisor dies and the kernel
+        does not end this process with it, the closed socket does."""
         rest = b""
         while True:
             try:
@@ -119,7 +118,8 @@ class SupervisorSocket:
 
 
 def _die_with(supervisor: int) -> None:
-    """End this process with the supervisor, which is the parent, or was until a moment ago."""
+    """Make sure that this process ends with its supervisor. If the supervisor is
+    no longer the parent, it has died already: exit at once."""
     end_with_parent()
     if os.getppid() != supervisor:
         os.kill(os.getpid(), signal.SIGKILL)

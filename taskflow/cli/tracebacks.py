@@ -21,7 +21,7 @@ _OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
 
 
 def print_users(error: BaseException) -> None:
-    """Print the error and its causes to stderr, each with the frames in the user's own files."""
+    """Print the error and its causes to stderr, without the frames of taskflow and asyncio."""
     try:
         shown = "".join(_of(traceback.TracebackException.from_exception(error)).format())
     except Exception:  # formatting runs the error's own code, which may raise
@@ -30,7 +30,7 @@ def print_users(error: BaseException) -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Return True for an error of taskflow: an error class of taskflow, or a bug, which has passed through no other code.
+    """Return True if the error is taskflow's: a TaskflowError that taskflow's code raised, or a bug that has passed through no other code.
 
     An error that has passed through the user's code is the user's, even if asyncio raised it there.
     """

@@ -122,12 +122,12 @@ def _run(shift: Shift) -> int:
             return Exit.FAILED
         if is_ours(error):
             raise
-        print_users(error)  # includes errors of the application's lifespan, which may exit
+        print_users(error)  # also for the application's lifespan, which may raise SystemExit
         return Exit.FAILED
 
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's loop factory if the extra `fast` is installed."""
+    """Return uvloop's loop factory, or None if uvloop (the extra `fast`) is not installed."""
     try:
         factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
     except ImportError:
@@ -136,7 +136,7 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class Shift:
-    """A worker from its start to its end. `line` is its socket to a supervisor, if it has one."""
+    """Runs a worker from its start to its exit. `line` is its socket to the supervisor, or None."""
 
     def __init__(
         self,
@@ -162,7 +162,8 @@ class Shift:
         self._is_draining = is_draining
 
     def note_event(self, event: WorkerEvent) -> None:
-        """End the process if a job has closed our descriptors, because continuing could write to files of others."""
+        """End the process if a job has closed the worker's file descriptors: it could
+        otherwise write to other files that have reused their numbers."""
         if isinstance(event, Broken):
             log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", event.why, self._options.ttl)
             self._last_resort.end_now()
@@ -170,7 +171,7 @@ class Shift:
     async def work(self) -> int:
         worker, obituaries = Worker(options=self._options), Obituaries(self._app)
         self._health_report.show(worker.vitals)
-        code: int = Exit.FAILED  # the error decides the exit code
+        code: int = Exit.FAILED  # unless the work ends without an error
         try:
             async with AsyncExitStack() as stack:
                 if not await self._signals.start(self._start(worker, stack)):
@@ -189,7 +190,7 @@ class Shift:
             with anyio.move_on_after(self._options.last_words, shield=True):
                 await self._app.close()
             self.has_ended = True
-            # The tasks and threads that jobs have left behind are ended next, and may not cooperate.
+            # Next, Python ends the tasks and threads that jobs have left behind, and these may not cooperate.
             self._last_resort.come_to(code, AFTER_FORCE if worker.has_forced else self._options.last_words)
         return self._told(code, is_drained=is_drained)
 
@@ -201,13 +202,14 @@ class Shift:
         return Exit.FAILED if self._is_draining and (worker.tally.failed or worker.tally.set_aside) else Exit.OK
 
     def _told(self, code: int, *, is_drained: bool) -> int:
-        """Report the code to the supervisor now. A signal during Python's shutdown would change the exit status, and must not count."""
+        """Report the exit code to the supervisor before Python shuts down, because a
+        signal during the shutdown would change the exit status."""
         if self._line is not None:
             self._line.say(f"{'drained' if is_drained else 'ended'} {code:d}")
         return code
 
     def _is_replaced(self) -> bool:
-        """Return True if it has run its number of jobs, and another worker takes over."""
+        """Return True if this worker is retiring and another one takes its place."""
         return self._line is not None and self._line.is_leaving
 
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
@@ -217,7 +219,7 @@ class Shift:
         self._collector.settle()
 
     async def _until_told(self, worker: Worker) -> bool:
-        """Wait for a signal, drained queues or retirement. Return True for drained queues."""
+        """Wait for a signal, for drained queues or for retirement. Return True if the queues are drained."""
         drained = create_own(worker.drained()) if self._is_draining else None
         waits: list[asyncio.Task[Any]] = [create_own(self._signals.wait(worker))]
         if drained is not None:
@@ -233,8 +235,8 @@ class Shift:
         return drained in done
 
     async def _doubt_queues(self) -> None:
-        """Warn about queues that no job here names and that the store does not know. They may be used later, but usually they are typing
-        errors."""
+        """Warn about queues in `--queues` that no imported job uses and the store does not know.
+        They may be used later, but usually they are typing errors."""
         if not self._options.queues.names:
             return
         known = {job.queue for job in self._app.registry} | {queue.name for queue in await self._queues()}
@@ -265,8 +267,8 @@ class Shift:
 
 
 class Obituaries:
-    """Reports the deaths of other workers to the broker, as the supervisor noticed them. It runs beside the work, because the broker may be
-    slow."""
+    """Reports to the broker the worker deaths that the supervisor has noticed. It
+    does so in separate tasks, because the broker may be slow."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -295,7 +297,7 @@ class Obituaries:
 
 
 async def _retire(worker: Worker, line: SupervisorSocket) -> None:
-    """Retire when the supervisor requests it. A job that is longer than the grace time also finishes here, while another worker takes
-    over."""
+    """Wait until this worker must retire, then let its runs finish, even those
+    that exceed the grace time. Another worker takes its place."""
     await line.retired()
     await worker.finish()

@@ -1,1 +1,1 @@
-"""Layer 5: tools for users' tests. `plugin` has the pytest fixture."""
+"""Layer 5: tools for users' tests. `plugin` provides the pytest fixture."""

@@ -1,4 +1,4 @@
-"""Jobs in memory with a virtual clock, run by the real executor."""
+"""Runs jobs in memory under a virtual clock, with the real executor."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from taskflow.worker.threads import Threads
 P = ParamSpec("P")
 
 CONCURRENCY: Final = 100
-# Limits of runs in one call, and of due times in one advance: more means an endless loop.
+# The most runs in one call, and the most due times in one `advance`: more of them mean an endless loop.
 MOST_RUNS = 50_000
 MOST_STEPS = 100_000
-# Seconds for runs to end when a test gives up.
+# Seconds within which runs must end when a test gives up.
 LAST_WORDS: Final = 1.0
 
 
 @contextmanager
 def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
-    """Open the fixture as a context manager, for test runners other than pytest."""
+    """Provide the `taskflow_jobs` fixture as a context manager, for test runners other than pytest."""
     app = app or default_app()
     seams = Seams(clock=ManualClock(datetime.now(UTC)))
     broker = connect("memory://", seams=seams)
@@ -52,7 +52,7 @@ def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
 
 
 class TaskflowJobs:
-    """The jobs that the tested code has sent, and methods to run them and to advance the time."""
+    """The jobs that the tested code has sent, with methods to inspect them, run them and advance the time."""
 
     def __init__(self, app: App, broker: Broker, seams: Seams) -> None:
         assert isinstance(seams.clock, ManualClock)
@@ -63,32 +63,33 @@ class TaskflowJobs:
 
     @property
     def now(self) -> datetime:
-        """The virtual time, aware, in UTC: the real time at the start of the test, plus what `advance` has added."""
+        """The virtual time, as an aware datetime in UTC: the real time at the start of the test, plus what `advance` has added."""
         return instant_of(self._clock.wall())
 
     async def enqueued(self, job: Declared[..., Any] | None = None) -> list[Record]:
-        """Return the records of jobs that have not ended, oldest first; with `job` only those of that type."""
+        """Return the records of the jobs that have not ended, oldest first. With `job`, return only the jobs of that type."""
         chosen = JobFilter(job=None if job is None else job.name, statuses=tuple(LIVE))
         return list(reversed(await self._broker.console.browse(chosen, limit=1_000_000)))
 
     def assert_enqueued(self, job: Declared[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Assert that a call of the job with exactly these arguments waits or runs. The AssertionError lists the calls that do."""
+        """Assert that a call to the job with exactly these arguments is waiting or running.
+        If none is, the AssertionError lists the calls that are."""
         if job.codec.encode_arguments(args, kwargs) not in [record.payload for record in self._live(job)]:
             raise AssertionError(f"{_call(job, args, kwargs)} was not enqueued; {self._waiting()}")
 
     def assert_not_enqueued(self, job: Declared[..., Any]) -> None:
-        """Assert that no call of the job waits or runs."""
+        """Assert that no call to the job is waiting or running."""
         if self._live(job):
             raise AssertionError(f"{job.name} was enqueued; {self._waiting()}")
 
     async def run_all(self, *, raises: bool = True) -> int:
-        """Run ready jobs, and those that become ready meanwhile, until none is left. Return the number of runs.
+        """Run all ready jobs, including those that become ready during the call, until none is left. Return the number of runs.
 
-        Jobs run in the real executor, with decoding, middleware, lifespan and retries. Jobs that wait for a time do not run: see
-        `advance`. Jobs with ``runs_in="process"`` run in this process: they see what a test has patched, and have `ctx.state`.
+        Jobs run in the real executor, with decoding, middleware, lifespan and retries. Jobs that are not due yet do not run: see `advance`.
+        Jobs with ``runs_in="process"`` run in this process, so they see what a test has patched, and have `ctx.state`.
 
-        At the end, a job that has failed for good raises its JobFailed here; several raise an ExceptionGroup. With ``raises=False`` none is
-        raised. Raises AssertionError, naming the job, if a job sends itself or snoozes without end.
+        If a job has failed for good, its JobFailed is raised at the end; several are raised as an ExceptionGroup. ``raises=False``
+        suppresses both. If a job keeps sending itself or snoozing, this raises AssertionError, naming the job.
         """
         async with self._at_work(raises=raises) as work:
             await self._run_ready(work)
@@ -97,10 +98,14 @@ class TaskflowJobs:
     async def advance(
         self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0, raises: bool = True
     ) -> int:
-        """Advance the virtual time, and run each job when it is due. Return the number of runs.
+        """Advance the virtual time, running each job when it is due. Return the number of runs.
 
-        Time has its other effects too: a result is dropped `keep_result` (default 300 s) after its job has ended, and `status()` is then
-        None, as in production. Raises ValueError for a negative time, and otherwise the same errors as `run_all`.
+        `seconds`, `minutes`, `hours`, `days`   how far to advance: their sum, 0 or more
+        `raises`  False to ignore the errors of jobs that have failed for good, as in `run_all`
+
+        Time has its other effects too. For example, a result is dropped `keep_result` seconds (default 300)
+        after its job has ended, and `status()` then returns None, as in production. Raises ValueError if the sum
+        is negative, and otherwise the same errors as `run_all`.
         """
         span = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days)
         if span < timedelta():
@@ -144,7 +149,7 @@ class TaskflowJobs:
 
     @asynccontextmanager
     async def _at_work(self, *, raises: bool) -> AsyncIterator[_Work]:
-        """Open the lifespan once for all runs in the block. Raise the failures at its end."""
+        """Enter the lifespan once for all runs in the block. At the end of the block, raise their failures."""
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
@@ -184,7 +189,7 @@ class TaskflowJobs:
 
 
 class _Work:
-    """Runs jobs during one call. Counts the runs of each job by name, and keeps the failures."""
+    """The state of one call of `run_all` or `advance`: its executor, the number of runs of each job by name, and the failures."""
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
@@ -194,7 +199,7 @@ class _Work:
 
 
 class _Pass:
-    """One run of all ready jobs, like a worker with its own session."""
+    """Runs jobs until none is ready, in a separate session, as a worker does."""
 
     def __init__(self, broker: Broker, work: _Work) -> None:
         self._broker = broker
@@ -227,7 +232,7 @@ class _Pass:
         return bool(leases)
 
     async def _next_news(self, nudges: Nudges) -> None:
-        """Wait until a run has ended, a job has become ready, or a running one was asked to stop."""
+        """Wait until a run has ended, a job has become ready, or a running job has been asked to stop."""
         nudged = asyncio.ensure_future(nudges.wait())
         try:
             await asyncio.wait({nudged, *self._running}, return_when=asyncio.FIRST_COMPLETED)
@@ -245,13 +250,13 @@ class _Pass:
 
     async def _run(self, holding: HeldLease) -> None:
         settlement = await self._work.executor.run(holding)
-        # Virtual time does not pass while a job runs: its real duration would put its start before it was sent.
+        # Virtual time does not pass while a job runs. With its real duration, the run would seem to start before the job was sent.
         await self._broker.settle([msgspec.structs.replace(settlement, ran_for=0.0)])
         if isinstance(settlement.verdict, Failed | Discarded):
             self._work.ended_badly.append(settlement.id)
 
     async def _leave(self) -> None:
-        """Check that nothing runs any more. If the test has given up, stop the runs; their jobs are ready again."""
+        """Leave the session. If runs are left because the test has given up, stop them first; their jobs become ready again."""
         for holding in self._running.values():
             holding.ask_to_stop(WINDING_DOWN)
         if self._running:

@@ -1,4 +1,4 @@
-"""The pytest plugin with the fixture `taskflow_jobs`. It imports nothing of taskflow before a test requests the fixture."""
+"""The pytest plugin that provides the fixture `taskflow_jobs`. Loading it imports no other part of taskflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Warn if OpenStack's TaskFlow is installed in our folder: then `from taskflow import job` may fail while tests are collected."""
+    """Warn if OpenStack's TaskFlow is installed in the same folder as this package, because
+    `from taskflow import job` may then fail during test collection."""
     if (Path(__file__).parents[1] / "engines").exists():
         from taskflow.app.namesake import advice_if_mixed
 
@@ -23,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def taskflow_jobs() -> Iterator[TaskflowJobs]:
-    """Send jobs to memory, with a clock that the test controls. Settings changed by the test are restored after it."""
+    """Keep jobs in memory, under a clock that the test controls. Settings that the test changes are restored after it."""
     from taskflow.testing.jobs import jobs_in_memory
 
     with jobs_in_memory() as jobs:

@@ -246,11 +246,15 @@ def worker_lifespan(
     concurrency: int = 100,
     grace: float = 25.0,
 ) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
-    """Return a lifespan for a Starlette or FastAPI application that runs a worker.
+    """Return a lifespan for a Starlette or FastAPI application that runs a worker: ``Starlette(lifespan=worker_lifespan(own=lifespan))``.
 
-    `own` is the application's own lifespan. The worker runs inside it, and its state is passed on.
+    `own`          the application's own lifespan. The worker runs inside it, and the state that it
+                   yields is passed on to the application and to the worker
+    `queues`       the queues to take jobs from, as in `Worker` (default None: every queue)
+    `concurrency`  the most jobs that run at a time (default 100)
+    `grace`        seconds that runs have to finish when the application stops (default 25)
 
-    ``Starlette(lifespan=worker_lifespan(own=lifespan, concurrency=50))``
+    Errors are raised when the application starts, and are those of `Worker`.
     """
 
     @asynccontextmanager
