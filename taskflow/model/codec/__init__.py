@@ -1,4 +1,6 @@
-"""Encodes arguments and results as bytes, exactly and within limits. See `docs/reference/wire-format.md`. Start with `FunctionCodec`."""
+"""Encodes arguments and results as bytes, exactly and within limits. Start reading at `FunctionCodec`; see also
+`docs/reference/wire-format.md`.
+"""
 
 from taskflow.model.codec.body import decode_value, encode_value
 from taskflow.model.codec.function import FunctionCodec
