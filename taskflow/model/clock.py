@@ -112,6 +112,6 @@ def _read_boot_id() -> str:
 
 
 # CLOCK_BOOTTIME keeps counting while the machine sleeps, so a lease expires even if the lid is closed. On macOS, CLOCK_MONOTONIC
-# counts sleep too.
+# does so too.
 _STEADY: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _BOOT_ID: Final = _read_boot_id()

@@ -28,7 +28,7 @@ class DriverMissing(ConfigurationError, ImportError):
 
 
 class DeclarationError(ConfigurationError, TypeError):
-    """A job is declared in a way that cannot work. Raised by the declaration, or at first use if a name was undefined until then."""
+    """A job is declared in a way that cannot work. Raised at the declaration, or at first use if an annotation was unresolved."""
 
 
 # --- values ----------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def name_as_public(defined: dict[str, Any]) -> None:
 
     Public classes in other modules keep their `__module__`, because tools resolve the names in their annotations there.
     """
-    for name in getattr(taskflow, "__all__", ()):  # the other distribution of this name has overwritten ours: see app/namesake.py
+    for name in getattr(taskflow, "__all__", ()):  # it is missing if another distribution has overwritten ours: see app/namesake.py
         if name in defined:
             defined[name].__module__ = "taskflow"
 

@@ -38,7 +38,7 @@ class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class JobState(msgspec.Struct, gc=False, eq=False):
-    """The fields of a job that the memory and SQLite stores both hold in Python. Times are microseconds since 1970."""
+    """The job fields that both stores with Python code, memory and SQLite, work on. Times are microseconds since 1970."""
 
     seq: int = 0
     id: bytes = b""
@@ -74,7 +74,7 @@ class JobState(msgspec.Struct, gc=False, eq=False):
 
 
 class Counters(NamedTuple):
-    """What the rules in `transitions.py` need to know of a job's runs: how many ended in which way, and when it was parked, if it was."""
+    """The counters of a job's runs that the rules in `transitions.py` need, and the time at which the job was parked, if it was."""
 
     failures: int = 0
     crashes: int = 0
@@ -162,10 +162,10 @@ FIELDS: Final = (
     Field(
         "expires_at", INSTANT, sent=("expires",), is_packed=True, cleared_by=(REDO,)
     ),  # the job is cancelled if it has not started by then
-    Field("key", BYTES, sent=("key",)),  # of the live jobs with a key, at most one waits and one runs
+    Field("key", BYTES, sent=("key",)),  # at most one waiting and one running job have the same key
     Field("awaits", COUNT, 0, sent=("awaits",), cleared_by=(REDO,)),  # the job is HELD until this many jobs have ended
-    Field("joins", LARGE_BYTES, sent=("joins",), is_packed=True),  # ids of jobs that wait for this one
-    Field("behind", ID, cleared_by=(REDO,)),  # the running job with the same key, for which this one is HELD
+    Field("joins", LARGE_BYTES, sent=("joins",), is_packed=True),  # ids of jobs that are waiting for this one
+    Field("behind", ID, cleared_by=(REDO,)),  # the running job with the same key, whose end this one is waiting for
     Field("failures", COUNT, 0, cleared_by=(REDO,)),
     Field("crashes", COUNT, 0, cleared_by=(OUTCOME, REDO)),
     Field("snoozes", COUNT, 0, cleared_by=(REDO,)),

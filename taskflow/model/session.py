@@ -82,8 +82,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     `leaving`   True in the last heartbeat: the remaining leases go back, and the session ends
     `looks`     True to ask for the `Outlook` as well, so that an idle worker needs no separate query
     `died_of`   why the session's process died ("signal SIGSEGV"), as reported by another process. This ends the session, and each of
-                its leases counts as a crash with that cause. Such a heartbeat must carry nothing else, or ValueError is raised: use
-                `of_death`
+                its leases counts as a crash with that cause. Such a heartbeat must carry nothing else: use `of_death` to make it
     """
 
     session: bytes

@@ -117,7 +117,7 @@ def text(stored: Any) -> str:
 
 
 def octets(stored: Any, length: int | None = None) -> bytes:
-    """Return the value if it is bytes, and has the given length if there is one."""
+    """Return the value after checking that it is bytes, and that it has the given length, if any."""
     if not isinstance(stored, bytes):
         raise TypeError(f"expected bytes, got {type(stored).__name__}")
     if length is not None and len(stored) != length:

@@ -111,7 +111,7 @@ class Snoozed(_Waits, frozen=True):
 
 
 class Parked(_Waits, frozen=True):
-    """This worker cannot run the job, for example because a newer version sent it. It waits `after` seconds. This uses no attempt."""
+    """This worker cannot run the job, for example because a newer version sent it. The job waits `after` seconds, and uses no attempt."""
 
     waiting_for: str
     after: float
@@ -124,7 +124,7 @@ class Parked(_Waits, frozen=True):
 class HandedBack(_Waits, frozen=True):
     """The job goes back to its old place, because the worker is shutting down or never started it.
 
-    `counts` is False if the job was never started: then this does not count as a hand-back.
+    `counts` is False if the job was never started, in which case this does not count as a hand-back.
     """
 
     counts: bool = True
@@ -190,7 +190,7 @@ def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
     found, end = list[RunError](), 0
     for stored in unpacker:
         found.append(_read_error(stored))
-        end = unpacker.tell()  # after the loop, `tell` may be past an error that was cut off
+        end = unpacker.tell()  # after the loop, the position may be past an error that was cut off
     if end != len(errors):
         raise ValueError(f"{len(errors) - end} bytes after the last whole error")
     return tuple(found)

@@ -1,5 +1,6 @@
-"""Encodes arguments and results as bytes, exactly and within limits. Start reading at `FunctionCodec`; see also
-`docs/reference/wire-format.md`.
+"""Encodes arguments and results as bytes, exactly and within limits.
+
+`FunctionCodec` is the place to start reading. `docs/reference/wire-format.md` describes the bytes.
 """
 
 from taskflow.model.codec.body import decode_value, encode_value

@@ -22,8 +22,7 @@ def encode(
     """Encode a value as a payload.
 
     Set `runs_code` if the shape's classes check or convert their fields: then the payload is also decoded and encoded again, and must not
-    change. `where` ends every message; `annotated` names what the user should annotate. Raises EncodeError, or TooLarge if a limit is
-    exceeded.
+    change. `where` ends every message; `annotated` names what the user should annotate. Raises EncodeError, or TooLarge beyond the limits.
     """
     try:
         payload = seal(pack(shape.write(value, limits.depth)))
@@ -42,7 +41,7 @@ def encode(
 
 
 def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> Any:
-    """Decode a payload. Whatever its bytes are, the only error is DecodeError (or NewerFormat, UnknownArgument or MissingArgument)."""
+    """Decode a payload. Whatever its bytes are, it raises only DecodeError (or NewerFormat, UnknownArgument or MissingArgument)."""
     content, body = open_payload(payload)
     try:
         if len(payload) > limits.unchecked_size:

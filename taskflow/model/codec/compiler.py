@@ -64,7 +64,7 @@ class Compiler:
             return self._single(members[0])
         try:
             hash(key := ("union", *members))
-        except TypeError:  # such as an Annotated with a list in its metadata; only an alias could make it recursive
+        except TypeError:  # unhashable, as an Annotated with a list in its metadata is; only an alias could make it recursive
             return self._union(members)
         return self._once(key, _promise_of_alias, lambda: self._union(members))
 

@@ -31,8 +31,8 @@ class FunctionCodec:
     """Encodes and decodes the calls and results of one function, by its signature and annotations. It is thread-safe.
 
     `name` is the job's name, for messages. The first `skip` parameters are injected when the function runs, so callers do not pass them.
-    Raises DeclarationError for an unsupported signature. An annotation may contain a name that is not defined yet; if it is still undefined
-    when `resolve` is called or the codec is first used, that raises the error.
+    Raises DeclarationError for an unsupported signature. An annotation may use a name that is not defined yet. If the name is still
+    undefined then, `resolve` or the first use of the codec raises DeclarationError.
     """
 
     def __init__(self, function: Callable[..., Any], *, name: str = "", skip: int = 0, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -109,7 +109,7 @@ class FunctionCodec:
         return parameters[skip:]
 
     def _try_to_compile(self) -> Unresolved | None:
-        """Compile the signature. If a name is still undefined, return it. Raises DeclarationError for a signature that can never work."""
+        """Compile the signature. Returns an Unresolved if a name is undefined. Raises DeclarationError if the signature can never work."""
         try:
             hints = hints_of_function(self._function, ("return", *(each.name for each in self._parameters)))
             result = self._compile_result(hints.get("return", Any))

@@ -93,7 +93,7 @@ _Bindings = Mapping[Any, Any]
 
 
 def _owners(kind: type, arguments: tuple[Any, ...]) -> dict[type, _Bindings]:
-    """Return the bindings of type variables for `kind[arguments]` and each of its generic or plain bases, with the bases first."""
+    """Return the bindings of type variables for `kind[arguments]` and for each of its base classes, with base classes first."""
     bindings: _Bindings = dict(zip(getattr(kind, "__parameters__", ()), arguments, strict=False))
     found: dict[type, _Bindings] = {}
     for base in kind.__dict__.get("__orig_bases__", kind.__bases__):
@@ -107,14 +107,14 @@ def _owners(kind: type, arguments: tuple[Any, ...]) -> dict[type, _Bindings]:
 def _owner_of(name: str, kind: type, owners: Mapping[type, _Bindings]) -> _Bindings:
     """Return the bindings of the class that declares a field.
 
-    If several do, it is the last one. A TypedDict repeats the fields of its bases, so there it is the first.
+    If several do, the most derived class counts. A TypedDict repeats the fields of its bases, so there the first base counts.
     """
     declaring = [bindings for owner, bindings in owners.items() if name in inspect.get_annotations(owner)]
     return next(iter(declaring if hasattr(kind, "__total__") else reversed(declaring)), {})
 
 
 def substitute(annotation: Any, bindings: _Bindings) -> Any:
-    """Replace the type variables in an annotation by what they are bound to."""
+    """Replace the bound type variables in an annotation with their bindings."""
     if isinstance(annotation, TypeVar):
         return bindings.get(annotation, annotation)
     parameters = getattr(annotation, "__parameters__", ())

@@ -76,7 +76,7 @@ _JSON_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 def _head_width(lead: int) -> int:
-    """Return how many bytes an item takes, without data whose length follows `lead`. Elements of an array or map are separate items."""
+    """Return how many bytes an item takes, not counting data whose length follows `lead`. Elements of arrays and maps are other items."""
     if 0xA0 <= lead <= 0xBF:
         return 1 + (lead & 0x1F)
     return _WIDTHS.get(lead, 1)

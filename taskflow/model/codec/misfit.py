@@ -86,7 +86,7 @@ def key_step(key: Any) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """Describe an exception at the end of a message, even if the exception cannot be converted to text."""
+    """Return a description of an exception for the end of a message, even if the exception cannot be converted to text."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:
@@ -94,5 +94,5 @@ def raised(error: BaseException) -> str:
 
 
 def one_of(names: Sequence[str]) -> str:
-    """List up to ten names at the end of a message."""
+    """Return up to ten of the names as a list for the end of a message."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -1,5 +1,4 @@
-"""Shapes for pydantic v2 models. Their fields are encoded by annotation, so that values stay exact. Types that only pydantic knows are
-encoded by pydantic.
+"""Shapes for pydantic v2 models. Fields are encoded by annotation, so that values stay exact. pydantic encodes types that only it knows.
 
 pydantic is never imported here: if there is a model class, the user's code has already imported it.
 """

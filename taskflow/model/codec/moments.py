@@ -185,7 +185,7 @@ def _with_fold(fold: int, text: str) -> str:
 def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
     """Return the text in brackets that names the zone after the ISO text of `moment`, or "" if there is no zone or the offset is enough.
 
-    If the zone is neither a `timezone` nor a ZoneInfo with a key (but from pytz or dateutil, say), only its offset is stored.
+    Of any other zone, such as one from pytz or dateutil or a ZoneInfo without a key, only the offset is stored.
     """
     if zone is None:
         return ""

@@ -17,7 +17,7 @@ from taskflow.model.codec.wire import marker, marker_of, named
 
 _T = TypeVar("_T")
 LARGE = 1_000
-"""Up to this many keys are not checked for equal hashes: even if all are equal, half a million comparisons do no harm."""
+"""Up to this many keys are not checked for equal hashes. Even if all hashes are equal, half a million comparisons do no harm."""
 ALIKE = 100
 
 

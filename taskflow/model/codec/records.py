@@ -1,7 +1,7 @@
 """Shapes for classes with named fields, which are written as maps by field name. A `ClassFields` holds what differs between kinds of class.
 
-Decoding calls the class, so all checks of its constructor apply. A payload names no class; the annotation decides which one is called. If
-a field is unknown, another version of the class wrote it, and UnknownArgument is raised; if a required one is missing, MissingArgument is.
+Decoding calls the class, so all checks of its constructor apply. A payload names no class; the annotation decides which one is called. An
+unknown field raises UnknownArgument: another version of the class wrote it. A missing required field raises MissingArgument.
 """
 
 from __future__ import annotations

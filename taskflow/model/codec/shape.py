@@ -10,13 +10,13 @@ import msgspec
 from taskflow.model.codec.misfit import Misfit
 
 Write: TypeAlias = Callable[[Any, int], Any]
-"""Converts a value to a wire value. It also takes how many more levels may be nested. Raises Misfit for a value that does not fit."""
+"""Converts a value to a wire value. The int is how many more levels may be nested. Raises Misfit for a value that does not fit."""
 
 Read: TypeAlias = Callable[[Any, int], Any]
-"""Converts a wire value to a value. It also takes how many more levels may be nested. Raises Misfit for a wire value that does not fit."""
+"""Converts a wire value to a value. The int is how many more levels may be nested. Raises only Misfit if the wire value does not fit."""
 
 Form: TypeAlias = object
-"""What distinguishes a wire value from others: a type such as `str`, the code of an extension or marker, or ("tag", name)."""
+"""A feature that distinguishes wire values: a type such as `str`, the code of an extension or marker, or ("tag", name)."""
 
 
 class Shape(msgspec.Struct, frozen=True):

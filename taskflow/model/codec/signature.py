@@ -58,7 +58,7 @@ class Arguments:
         )
 
     def _read_of(self, name: str, read: Read) -> Read:
-        """Return the reader of a parameter. That of ``*args`` or ``**kwargs`` reads many values, each with the annotation's reader."""
+        """Return the reader of a parameter. For ``*args`` and ``**kwargs``, it reads several values, each as the annotation says."""
         if name == self._rest:
             return partial(_read_rest, read)
         if name == self._extra:
@@ -145,7 +145,7 @@ class Arguments:
         return self._call(values) if values else ((), {})
 
     def _call(self, values: dict[str, Any]) -> CallArguments:
-        """Return the arguments that pass the values by position up to the first missing one, and the rest by name."""
+        """Arrange the values as arguments: by position up to the first missing one, and the rest by name."""
         rest = values.pop(self._rest, ()) if self._rest else ()
         extra = values.pop(self._extra, {}) if self._extra else {}
         args: list[Any] = []

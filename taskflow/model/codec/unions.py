@@ -33,7 +33,7 @@ def union_of(members: Sequence[Shape]) -> Shape:
 
 
 def _without_covered(members: Sequence[Shape]) -> list[Shape]:
-    """Return the members, without those that `Any` covers if it is one of them. Classes, and members that may contain one, are kept."""
+    """Leave out the members that `Any` covers, if `Any` is a member. Classes, and members that may contain one, are kept."""
     wide = next((member for member in members if member.wide), None)
     if wide is None:
         return list(members)
