@@ -24,7 +24,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     jitter: bool = True
 
     def __post_init__(self) -> None:
-        """Convert all numbers to floats, which every store can write. Raises TypeError or ValueError, naming the wrong field."""
+        """Convert all numbers to floats, which every store can write. Raises TypeError or ValueError, naming the invalid field."""
         for name in ("base", "factor", "max"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -45,6 +45,6 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
             return min(self.max, LONGEST)
 
     def wait(self, failures: int, chance: Chance) -> float:
-        """Return the seconds to wait before the next attempt."""
+        """Return how many seconds to wait before the next attempt."""
         span = self.span(failures)
         return span * chance.random() if self.jitter else span

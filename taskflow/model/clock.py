@@ -1,4 +1,4 @@
-"""The clocks of a store: a wall clock for instants and a steady one for leases, both in microseconds."""
+"""The clocks that stores use: a wall clock for instants and a steady clock for leases, both in microseconds."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock(Protocol):
-    """The source of time for stores without a clock: memory and SQLite."""
+    """The source of time for stores that have no clock: memory and SQLite."""
 
     def wall(self) -> int:
-        """Microseconds since 1970 in UTC. The clock may be set at any time."""
+        """Return the microseconds since 1970 in UTC. This clock may be adjusted at any time."""
         ...
 
     def steady(self) -> int:
-        """Microseconds since the machine booted, including sleep. Processes of one machine can compare them."""
+        """Return the microseconds since the machine booted, including sleep. Processes on one machine can compare readings."""
         ...
 
     def boot_id(self) -> str:
-        """Identifies the boot at which `steady` began. Readings from different boots cannot be compared."""
+        """Return an id of the boot that `steady` counts from. Readings from different boots cannot be compared."""
         ...
 
 
@@ -46,9 +46,9 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that a test moves.
+    """A clock that moves only when a test moves it.
 
-    `advance` moves both clocks, `skew` only the wall clock, `reboot` restarts the steady one.
+    `advance` moves both the wall clock and the steady clock, `skew` moves only the wall clock, and `reboot` restarts the steady clock.
     """
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
@@ -88,14 +88,14 @@ def to_seconds(microseconds: int) -> float:
 
 
 def microseconds_of(instant: datetime) -> int:
-    """Return the microseconds since 1970 of an aware datetime. Raises ValueError for a naive one, which is ambiguous."""
+    """Convert an aware datetime to microseconds since 1970. Raises ValueError for a naive datetime, which is ambiguous."""
     if instant.utcoffset() is None:
         raise ValueError(f"{instant!r} is naive: give it a time zone, for example datetime.now(UTC)")
     return (instant - _EPOCH) // timedelta(microseconds=1)
 
 
 def instant_of(microseconds: int) -> datetime:
-    """Return the aware UTC datetime for microseconds since 1970, or the nearest one that a datetime can express."""
+    """Convert microseconds since 1970 to an aware datetime in UTC. An instant out of its range becomes the first or last one."""
     try:
         return _EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:
@@ -103,7 +103,7 @@ def instant_of(microseconds: int) -> datetime:
 
 
 def _read_boot_id() -> str:
-    """Read the boot's id on Linux; elsewhere return the time of the boot, rounded to ten seconds."""
+    """Return the boot id that Linux provides; on other systems, return an id made from the boot time, rounded to ten seconds."""
     try:
         return _BOOT_ID_FILE.read_text().strip()
     except OSError:
@@ -111,7 +111,7 @@ def _read_boot_id() -> str:
         return str(uuid.UUID(int=round(booted / 10)))
 
 
-# CLOCK_BOOTTIME keeps counting while the machine sleeps, so a lease expires even if the lid is closed. On macOS the monotonic clock
-# does.
+# CLOCK_BOOTTIME keeps counting while the machine sleeps, so a lease expires even if the lid is closed. On macOS, CLOCK_MONOTONIC
+# does so too.
 _STEADY: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _BOOT_ID: Final = _read_boot_id()

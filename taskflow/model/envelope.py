@@ -1,4 +1,4 @@
-"""Envelopes and leases: a serialized call of a job, and the same call leased to a session."""
+"""Envelopes and leases. An envelope is a serialized call of a job; a lease is an envelope that a session holds."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ class OnConflict(IntEnum):
     KEEP = 0
     """Keep the existing job, and return it to the caller."""
     REPLACE = 1
-    """Cancel the waiting job in favour of the new one. If the job is running, the new one waits until it ends."""
+    """Cancel the existing job if it is waiting. If it is running, hold the new job until it ends."""
 
 
 class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
-    """One call of a job, immutable. Check user input with `check_envelope`; stores create envelopes unchecked.
+    """One call of a job, immutable. Check user input with `check_envelope`; stores create envelopes without checks.
 
-    `id`           16 bytes, made by the client
-    `after`, `at`  seconds from now, or microseconds since 1970 in UTC, which takes precedence; the past means now
-    `expires`      seconds from now after which no run begins
-    `key`          a digest (`ids.key_digest`); at most one live job has it
-    `awaits`       the job is held until this many jobs whose `joins` contain its id have ended
-    `joins`        ids of held jobs that wait for this one to end, with any outcome
+    `id`        16 bytes, made by the client
+    `after`     the delay in seconds before the job may start; ignored if `at` is given
+    `at`        when the job may start, in microseconds since 1970 (UTC); an instant in the past means now
+    `expires`   how many seconds from now the job expires; it must start before then
+    `key`       a digest made by `ids.key_digest`; a new job with the key of a live job is a conflict
+    `awaits`    how many jobs with this job's id in their `joins` must end before this one leaves HELD
+    `joins`     ids of held jobs that are waiting for this one to end, whatever its outcome
     """
 
     payload: bytes
@@ -57,7 +58,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
 
 
 class ClaimId(NamedTuple):
-    """Uniquely identifies one lease: the session's id, the number of its claim request, the lease's number in the answer."""
+    """Uniquely identifies a lease by the session's id, the number of the claim request, and the lease's number in the answer."""
 
     session: bytes
     request: int
@@ -68,9 +69,9 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An envelope held by a session. `epoch` and `claim` together are the fence; the store sets the counters.
 
     `created_at`  microseconds since 1970
-    `parked_for`  seconds since the job was first parked without a run in between
-    `expires_in`  seconds from the claim, by the store's clock; None for a job that does not expire
-    `unreadable`  the stored fields that could not be read: the worker does not run such a job, and ends it as FAILED
+    `parked_for`  seconds since the job was parked; parking it again before its next outcome does not restart the count
+    `expires_in`  seconds from the claim until the job expires, by the store's clock; None if it does not expire
+    `unreadable`  the stored fields that could not be read; if there are any, the worker ends the job as FAILED without running it
     """
 
     envelope: Envelope
@@ -87,7 +88,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def attempt(self) -> int:
-        """Failures so far plus one. Crashes, snoozes and hand-backs use no attempt."""
+        """The number of this attempt: the failures so far plus one. Crashes, snoozes and hand-backs do not count."""
         return self.failures + 1
 
     @property
@@ -96,7 +97,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def check_envelope(envelope: Envelope) -> Envelope:
-    """Return the envelope if it may be sent. Raises ValueError, naming the field, its value and the allowed values."""
+    """Return the envelope if it is valid. Otherwise raise ValueError, naming the field, its value and the allowed values."""
     check_queue(envelope.queue)
     check_job_name(envelope.job)
     check_headers(envelope.headers)
@@ -127,16 +128,16 @@ _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 
 def _has_more() -> str:
-    """Return the expression that is true for an envelope `e` with a field that no plain job has.
+    """Return an expression that is true if the envelope `e` sets a field that plain jobs do not have.
 
-    It is compiled because a loop over the fields takes several times as long for each job.
+    It is compiled, because a loop over the fields would take several times as long for each job.
     """
     names = [name for field in FIELDS if not field.is_plain for name in field.sent]
     return " or ".join(f"e.{name} is not None" if getattr(_PLAIN, name) is None else f"e.{name}" for name in names)
 
 
 is_plain: Final[Callable[[Envelope], bool]] = eval(f"lambda e: not ({_has_more()})")
-"""Return True if the envelope is of a plain job: it runs at once, concerns no other job, and has only fields that the fast paths handle."""
+"""Return True if the envelope's job is plain: ready at once, independent of other jobs, and with only fields that the fast paths handle."""
 
 # --- the opaque fields --------------------------------------------------------------------------------------------
 
@@ -158,9 +159,9 @@ def pack_extras(envelope: Envelope) -> bytes | None:
 
 
 def unpack_extras(packed: bytes | None) -> dict[str, Any]:
-    """Return the keyword arguments of `Envelope` that `pack_extras` packed. Unknown letters, written by a newer version, are ignored.
+    """Unpack what `pack_extras` packed into keyword arguments for `Envelope`. Unknown letters, written by a newer version, are ignored.
 
-    Raises ValueError, TypeError or a msgpack error for a value that `check_envelope` would reject.
+    Raises ValueError, TypeError or a msgpack error for data that cannot be decoded and for a value that `check_envelope` would reject.
     """
     if packed is None:
         return {}
@@ -182,7 +183,7 @@ def unpack_extras(packed: bytes | None) -> dict[str, Any]:
 
 
 def lease_of(job: Any, envelope: Envelope, *, epoch: int, claim: ClaimId, now: int, unreadable: tuple[Unreadable, ...] = ()) -> Lease:
-    """Return the lease of a stored job. `job` is any object with the fields of the job schema as attributes."""
+    """Return a lease on a stored job. `job` is any object with the fields of the job schema as attributes."""
     return Lease(
         envelope=envelope,
         epoch=epoch,

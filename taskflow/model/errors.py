@@ -1,4 +1,4 @@
-"""All errors that taskflow raises. A message says what happened, to what, and what to do."""
+"""All errors that taskflow raises. Each message says what happened, to what, and what to do about it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ConfigurationError(TaskflowError):
 
 
 class BrokerUrlError(ConfigurationError, ValueError):
-    """A broker URL is malformed or has an unknown scheme. The message names the part, never a password."""
+    """A broker URL is malformed or has an unknown scheme. The message names the offending part, but never a password."""
 
 
 class DriverMissing(ConfigurationError, ImportError):
@@ -28,16 +28,16 @@ class DriverMissing(ConfigurationError, ImportError):
 
 
 class DeclarationError(ConfigurationError, TypeError):
-    """A job is declared in a way that cannot work. Raised at the declaration."""
+    """A job is declared in a way that cannot work. Raised at the declaration, or at first use if an annotation was unresolved."""
 
 
 # --- values ----------------------------------------------------------------------------------------
 
 
 class CodecError(TaskflowError):
-    """A value cannot be written, or bytes cannot be read. `path` gives the place inside the argument.
+    """A value cannot be encoded, or bytes cannot be decoded. `path` says where the problem is.
 
-    `path` is written like code: ``"data.address.lines[2]"``. It is "" for the whole value.
+    `path` is written like code: ``"data.address.lines[2]"``. It is "" if the problem concerns the whole value.
     """
 
     def __init__(self, message: str, *, path: str = "") -> None:
@@ -46,42 +46,42 @@ class CodecError(TaskflowError):
 
 
 class EncodeError(CodecError, TypeError):
-    """A value does not fit its annotation, or cannot be encoded exactly. Raised where the job is sent."""
+    """A value does not fit its annotation, or cannot be encoded exactly. For arguments, this is raised by the call that sends the job."""
 
 
 class TooLarge(EncodeError):
-    """A payload or a result is larger or deeper than the settings allow."""
+    """A payload or a result is larger or more deeply nested than the settings allow."""
 
 
 class DecodeError(CodecError, ValueError):
-    """Stored bytes do not fit the annotation or the format."""
+    """Stored bytes do not match the annotation or the payload format."""
 
 
 class NewerFormat(DecodeError):
-    """The bytes have a version or a flag that this taskflow does not know. A newer version wrote them."""
+    """The bytes have a version or a flag that this version of taskflow does not know: a newer version wrote them."""
 
 
 class UnknownArgument(DecodeError):
-    """The payload names a parameter that the function does not have: another version of the code sent it."""
+    """The payload contains an argument that the function does not accept: another version of the code sent it."""
 
 
 class MissingArgument(DecodeError):
-    """The payload lacks a parameter that the function requires: another version of the code sent it."""
+    """The payload lacks an argument that the function requires: another version of the code sent it."""
 
 
 # --- brokers -----------------------------------------------------------------------------------------
 
 
 class BrokerError(TaskflowError):
-    """The base class of errors between taskflow and the store."""
+    """The base class of errors in communicating with the store."""
 
 
 class BrokerUnavailable(BrokerError, ConnectionError):
-    """The store does not answer, or not in time. Every call can be repeated safely."""
+    """The store does not answer, or does not answer in time. Any call can safely be repeated."""
 
 
 class BrokerRefused(BrokerError):
-    """The store answers but cannot be used: it does not belong to taskflow, is not writable, or has a newer version."""
+    """The store answers but cannot be used: for example, it does not belong to taskflow, is not writable, or has a newer version."""
 
 
 class StoreFull(BrokerError):
@@ -89,7 +89,7 @@ class StoreFull(BrokerError):
 
 
 class SessionLost(BrokerError):
-    """The session was declared dead or never registered. All its leases are gone. Register a new session."""
+    """The session was declared dead or was never registered. It has no leases any more; register a new session."""
 
 
 # --- what callers of jobs see ------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class JobError(TaskflowError):
 
 
 class JobFailed(JobError):
-    """The job has failed for good. `type`, `message` and `traceback` are those of its last error, as text."""
+    """The job has failed for good. `type`, `message` and `traceback` describe its last error as text."""
 
     def __init__(self, message: str, *, job_id: str, type: str, error_message: str, traceback: str) -> None:
         super().__init__(message, job_id=job_id)
@@ -114,7 +114,7 @@ class JobFailed(JobError):
 
 
 class JobCancelled(JobError):
-    """The job was cancelled. `reason` is "cancelled", "expired", "replaced by ID", or the reason that the job gave."""
+    """The job was cancelled. `reason` is "cancelled", "expired", "replaced by ID", or the reason given by the job."""
 
     def __init__(self, message: str, *, job_id: str, reason: str) -> None:
         super().__init__(message, job_id=job_id)
@@ -122,11 +122,11 @@ class JobCancelled(JobError):
 
 
 class ResultExpired(JobError):
-    """The job has ended and its result is no longer kept. Raise `keep_result=`, or read the result sooner."""
+    """The job has ended and its result is no longer kept. Increase `keep_result=`, or read the result sooner."""
 
 
 class UnknownJob(JobError, LookupError):
-    """The store does not know the job, or no longer keeps it."""
+    """The store has never had the job, or no longer keeps it."""
 
 
 class InvalidJobId(TaskflowError, ValueError):
@@ -134,11 +134,15 @@ class InvalidJobId(TaskflowError, ValueError):
 
 
 class KeyConflict(JobError):
-    """A live job already has the key, and `on_conflict="raise"` was given. `job_id` is the id of that job."""
+    """A live job already has the key, and the call was sent with `on_conflict="raise"`. `job_id` is the live job's id."""
 
 
 class EnqueueFailed(TaskflowError):
-    """Some calls of an `enqueue([...])` were not sent. `handles` are those of the sent calls, in order. The cause is chained."""
+    """Some of the calls passed to `enqueue([...])` were not sent.
+
+    `handles` holds the handles of the calls that were sent, and of live jobs whose key prevented a call, in the order of the calls.
+    `conflicts` holds only the handles of those live jobs. `__cause__` is the first error, if there was one.
+    """
 
     def __init__(self, message: str, *, handles: Sequence[Any], conflicts: Sequence[Any] = ()) -> None:
         super().__init__(message)
@@ -147,11 +151,11 @@ class EnqueueFailed(TaskflowError):
 
 
 def name_as_public(defined: dict[str, Any]) -> None:
-    """Name the public errors of a module as users import them: a traceback or a stored error says `taskflow.Retry`.
+    """Make tracebacks and stored errors name a module's public errors as users import them, such as `taskflow.Retry`.
 
-    Other public classes keep their module, because tools look there for the names in their annotations.
+    Public classes in other modules keep their `__module__`, because tools resolve the names in their annotations there.
     """
-    for name in getattr(taskflow, "__all__", ()):  # the other distribution of this name has overwritten ours: see app/namesake.py
+    for name in getattr(taskflow, "__all__", ()):  # it is missing if another distribution has overwritten ours: see app/namesake.py
         if name in defined:
             defined[name].__module__ = "taskflow"
 

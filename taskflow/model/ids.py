@@ -1,4 +1,4 @@
-"""Job ids: UUIDv7. The client makes them, so that resending an enqueue adds nothing."""
+"""Job ids, which are UUIDv7. The client makes them, so resending an enqueue adds no second job."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ EXAMPLE: Final = "01a20e69-e073-7000-9acc-49abe1cd4c9a"
 
 
 class IdFactory:
-    """Makes 16-byte ids (RFC 9562, version 7): 48 bits of milliseconds, 12 bits of shard, 62 random bits.
+    """Makes 16-byte ids as in RFC 9562, version 7: 48 bits of milliseconds, 12 bits for the shard, and 62 random bits.
 
-    The shard takes the place of `rand_a` in the RFC, so that an id alone shows which shard has the job.
+    The shard takes the place of `rand_a` in the RFC, so that an id alone tells which shard holds the job.
     """
 
     def __init__(self, seams: Seams | None = None) -> None:
@@ -36,12 +36,12 @@ def shard_of(job_id: bytes) -> int:
 
 
 def id_text(job_id: bytes) -> str:
-    """Return the canonical text of an id. A damaged stored id that is not 16 bytes long is shown in hexadecimal."""
+    """Return the canonical text form of an id. A damaged id, which is not 16 bytes long, is returned as plain hexadecimal."""
     return str(uuid.UUID(bytes=job_id)) if len(job_id) == 16 else job_id.hex()
 
 
 def parse_id(text: str) -> bytes:
-    """Return the 16 bytes of an id's text. Raises InvalidJobId for anything else."""
+    """Parse the text form of an id and return its 16 bytes. Raises InvalidJobId for anything else."""
     try:
         return uuid.UUID(text).bytes
     except (ValueError, AttributeError, TypeError):
@@ -49,7 +49,7 @@ def parse_id(text: str) -> bytes:
 
 
 def key_digest(queue: str, job: str, key: str) -> bytes:
-    """Return the stored form of a deduplication key: the first 16 bytes of SHA-256 over queue, job and key."""
+    """Return the stored form of a deduplication key: the first 16 bytes of the SHA-256 of queue, job and key."""
     encoded = key.encode()
     if not 0 < len(encoded) <= MAX_KEY_BYTES:
         raise ValueError(f"key= has {len(encoded)} bytes of UTF-8, expected 1 to {MAX_KEY_BYTES}: {key[:40]!r}")

@@ -1,8 +1,8 @@
 """The stored fields of a job, each declared once.
 
-`FIELDS` provides the columns, placeholders and checks of SQLite, the numbers and constants of Redis, the columns sent to PostgreSQL,
-the packed extras, the fields that a move clears, and `is_plain`. `tests/unit/model/test_job_schema.py` fails if a store or struct lacks
-a field.
+From `FIELDS` come SQLite's columns, placeholders and checks, Redis's field numbers and constants, and the columns sent to PostgreSQL.
+So do the packed extras, the fields that a move clears, and `is_plain`. `tests/unit/model/test_job_schema.py` fails if a store or struct
+lacks a field.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MAX_HEADER_BYTES: Final = 4096
 # --- structs that share fields ------------------------------------------------------------------------------------
 
 
-# gc=False, here and below: thousands of these are created and they never form a cycle, so the collector can skip them.
+# gc=False, here and below: thousands of these are created, and they never form a cycle, so the garbage collector can skip them.
 class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The fields that both envelopes and records have."""
+    """The fields that envelopes and records share."""
 
     id: bytes
     job: str
@@ -38,7 +38,7 @@ class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class JobState(msgspec.Struct, gc=False, eq=False):
-    """The fields that both Python stores keep. Times are microseconds since 1970."""
+    """The job fields that both stores with Python code, memory and SQLite, work on. Times are microseconds since 1970."""
 
     seq: int = 0
     id: bytes = b""
@@ -62,7 +62,7 @@ class JobState(msgspec.Struct, gc=False, eq=False):
     ended_at: int | None = None
 
     def make_fresh(self, now: int) -> None:
-        """Reset the job as if it had just been enqueued. Its errors stay."""
+        """Reset the job as if it had just been enqueued, but keep its errors."""
         for name, default in cleared_by(REDO).items():
             if name in self.__struct_fields__:
                 setattr(self, name, default)
@@ -74,7 +74,7 @@ class JobState(msgspec.Struct, gc=False, eq=False):
 
 
 class Counters(NamedTuple):
-    """The counts of a job's runs that the rules in `transitions.py` need. `parked_at` is None unless the job is parked."""
+    """The counters of a job's runs that the rules in `transitions.py` need, and the time at which the job was parked, if it was."""
 
     failures: int = 0
     crashes: int = 0
@@ -87,7 +87,7 @@ class Counters(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """The type and range of a field. `least` and `most` limit a number, or the length of bytes and text."""
+    """The type and range of a field. `least` and `most` limit the value of a number, or the length of bytes or text."""
 
     type: type[int] | type[bytes] | type[str]
     least: int = 0
@@ -98,7 +98,7 @@ SMALL: Final = 1 << 20
 LARGE: Final = 64 << 20
 
 NAME: Final = Kind(int, 1)
-"""A number that stands for the name of a queue or a job. PostgreSQL stores the name itself."""
+"""A number that stands for a queue name or job name. PostgreSQL stores the name itself."""
 ORDINAL: Final = Kind(int, -(1 << 63))
 STATUS: Final = Kind(int, most=6)
 PRIORITY: Final = Kind(int, PRIORITIES[0], PRIORITIES[-1])
@@ -113,18 +113,18 @@ LARGE_BYTES: Final = Kind(bytes, most=LARGE)
 TEXT: Final = Kind(str, most=SMALL)
 
 CLAIMED, OUTCOME, REDO, DROP = "claim", "outcome", "redo", "drop"
-"""Moves that clear fields: a claim, a verdict (except a hand-back or a parking), an operator's retry, and dropping an ended job."""
+"""The moves that clear fields: a claim, any verdict except a hand-back or a parking, an operator's retry, and dropping an ended job."""
 
 
 class Field(NamedTuple):
     """A stored field.
 
     `default`     its value if nothing sets it; a field whose default is None may be absent
-    `sent`        the fields of `Envelope` that set it
-    `is_packed`   whether each store packs it in its own way; other fields are stored as sent
+    `sent`        the fields of `Envelope` from which it is set
+    `is_packed`   whether each store converts it in its own way; other fields are stored as they were sent
     `is_plain`    whether a plain job may have it: plain jobs take the fast paths, which handle only such fields
     `is_decided`  whether a store acts on its value; other fields are only kept and shown
-    `cleared_by`  the moves that reset it to its default; it survives all others
+    `cleared_by`  the moves that reset it to its default; all other moves leave it alone
     """
 
     name: str
@@ -138,7 +138,7 @@ class Field(NamedTuple):
 
 
 FIELDS: Final = (
-    # The order is that of Redis, which stores the numbers of fields: add new ones at the end.
+    # Redis stores fields under their position in this list, so add new ones at the end.
     Field("id", ID, b"", sent=("id",), is_plain=True),
     Field("status", STATUS),
     Field("queue", NAME, 0, sent=("queue",), is_packed=True, is_plain=True),
@@ -162,10 +162,10 @@ FIELDS: Final = (
     Field(
         "expires_at", INSTANT, sent=("expires",), is_packed=True, cleared_by=(REDO,)
     ),  # the job is cancelled if it has not started by then
-    Field("key", BYTES, sent=("key",)),  # of the live jobs with a key, at most one waits and one runs
+    Field("key", BYTES, sent=("key",)),  # at most one waiting and one running job have the same key
     Field("awaits", COUNT, 0, sent=("awaits",), cleared_by=(REDO,)),  # the job is HELD until this many jobs have ended
-    Field("joins", LARGE_BYTES, sent=("joins",), is_packed=True),  # ids of jobs that wait for this one
-    Field("behind", ID, cleared_by=(REDO,)),  # the running job with the same key, for which this one is HELD
+    Field("joins", LARGE_BYTES, sent=("joins",), is_packed=True),  # ids of jobs that are waiting for this one
+    Field("behind", ID, cleared_by=(REDO,)),  # the running job with the same key, whose end this one is waiting for
     Field("failures", COUNT, 0, cleared_by=(REDO,)),
     Field("crashes", COUNT, 0, cleared_by=(OUTCOME, REDO)),
     Field("snoozes", COUNT, 0, cleared_by=(REDO,)),
@@ -183,11 +183,11 @@ FIELDS: Final = (
 BY_NAME: Final = {field.name: field for field in FIELDS}
 
 AS_SENT: Final = tuple(field.name for field in FIELDS if field.sent and not field.is_packed)
-"""The fields of an envelope that stores keep unchanged."""
+"""The fields that stores keep as the envelope has them."""
 
 
 def cleared_by(move: str) -> dict[str, Any]:
-    """Return the default of each field that the move clears."""
+    """Return the fields that the move clears, each with its default."""
     return {field.name: field.default for field in FIELDS if move in field.cleared_by}
 
 
@@ -195,9 +195,9 @@ def cleared_by(move: str) -> dict[str, Any]:
 
 
 class Opaque(NamedTuple):
-    """A field that no store looks into. It is packed into the extras under its letter, unless it has its default.
+    """A field that no store interprets. It is packed into the extras under its letter, unless it has its default.
 
-    `read` checks and decodes a stored value, which may be damaged, and raises ValueError or TypeError. `write` encodes one.
+    `write` encodes a value. `read` decodes and checks a stored one, which may be damaged; it raises ValueError or TypeError.
     """
 
     name: str
@@ -236,7 +236,7 @@ def _write_retry(retry: Backoff) -> list[Any]:
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Return a copy with plain str names and values."""
+    """Return a copy of the headers with plain str names and values. Raises TypeError or ValueError for invalid headers."""
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"header {shown(name)}: {shown(value)}: header names and values must be str")
@@ -247,7 +247,7 @@ def check_headers(headers: dict[str, str]) -> dict[str, str]:
 
 
 def bare_text(text: str) -> str:
-    """Return the text as plain str, also if it is a member of a str enum or of another subclass, so that all stores show it alike."""
+    """Convert an instance of a str subclass, such as a StrEnum member, to plain str, so that all stores show it in the same way."""
     return str.__str__(text)
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Final
 
 MAX_CHARACTERS: Final = 16_384
-"""The maximum length of a log line, and of an error that is printed, in characters."""
+"""The maximum length of a log line or a printed error, in characters."""
 
 MOST_SHOWN: Final = 200
 
 INDENT: Final = "    "
 
 _HARMLESS: Final = frozenset("\u00a0\u2007\u200c\u200d\u202f\u3000")
-"""Spaces and joiners of ordinary writing that `str.isprintable` rejects."""
+"""Spaces and joiners that ordinary text contains, but `str.isprintable` rejects."""
 
 
 def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
-    """Return the text as one line of at most `most` characters. Line breaks, control, hidden and direction characters are escaped."""
+    """Return the text as one line of at most `most` characters. Line breaks and control, hidden and direction characters are escaped."""
     whole = str(text)
     if len(whole) <= most and whole.isprintable():
         return whole
@@ -24,7 +24,7 @@ def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
 
 
 def indented(text: object, most: int | None = None) -> str:
-    """Return the text with its line breaks. Each line is escaped and indented, so that none looks like a log line.
+    """Return the text with its line breaks, and with each line escaped and indented, so that none can pass for a log line.
 
     If the text is longer than `most` characters, its middle is left out.
     """
@@ -38,13 +38,15 @@ def indented(text: object, most: int | None = None) -> str:
 
 
 def message(text: object, most: int = MAX_CHARACTERS) -> str:
-    """Return the text of an error: the first line as it is, the others indented, all of them escaped."""
+    """Return the text of an error with every line escaped, and every line but the first indented."""
     return indented(text, most).removeprefix(INDENT)
 
 
 def shown(value: object) -> str:
-    """Return the value's repr, cut at 200 characters. If the repr fails (an int of 5,000 digits, a broken __repr__), return the type's
-    name."""
+    """Return the value's repr, truncated to 200 characters. If `repr` fails, return the name of the value's type.
+
+    It fails for an int with 5,000 digits, or if `__repr__` raises.
+    """
     try:
         text = repr(value)
     except Exception:

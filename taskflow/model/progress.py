@@ -9,18 +9,18 @@ import msgspec
 from taskflow.model.stored import number, text, unpacked
 
 MAX_NOTE: Final = 4_096
-"""The maximum length of a note. The rest of a longer one is cut off."""
+"""The maximum length of a note in characters. Longer notes are truncated."""
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """The progress that a run reports: `fraction` from 0 to 1, and a note."""
+    """The progress that a run reports: a fraction from 0 to 1, and a note."""
 
     fraction: float
     note: str = ""
 
     @classmethod
     def checked(cls, fraction: float, note: str) -> Self:
-        """Create it from a job's arguments; a long note is cut off. Raises TypeError or ValueError that says what to pass."""
+        """Create a Progress from what a job passes, truncating a long note. Raises TypeError or ValueError that says what to pass."""
         if not isinstance(note, str):
             raise TypeError(f"a progress note must be text, got {type(note).__name__}: pass str(...) of it")
         try:
@@ -29,11 +29,11 @@ class Progress(msgspec.Struct, frozen=True):
             raise TypeError(f"progress must be a number between 0 and 1, got {type(fraction).__name__}") from None
         if not is_fraction:
             raise ValueError(f"progress must be between 0 and 1, got {fraction!r}")
-        return cls(float(fraction), str.__getitem__(note, slice(MAX_NOTE)))  # makes plain text of a subclass, such as an enum's member
+        return cls(float(fraction), str.__getitem__(note, slice(MAX_NOTE)))  # converts a str subclass to plain str
 
 
 def unpack_progress(packed: bytes | None) -> Progress | None:
-    """Decode a msgpack array of the two fields. Raises ValueError or TypeError for anything else."""
+    """Decode progress that is stored as a msgpack array of its two fields. Raises ValueError or TypeError for anything else."""
     if packed is None:
         return None
     stored = unpacked(packed)

@@ -1,4 +1,4 @@
-"""The statuses of a job, and the record that a store shows."""
+"""The statuses of jobs, and the records in which stores show jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskflow.model.verdict import RunError, unpack_errors
 
 
 class Status(StrEnum):
-    """The status of a job. `HELD` waits for other jobs, `SCHEDULED` for a time, `READY` for a worker."""
+    """The status of a job. A HELD job is waiting for other jobs, a SCHEDULED one for its time, and a READY one for a worker."""
 
     HELD = "held"
     SCHEDULED = "scheduled"
@@ -26,7 +26,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
     __hash__ = str.__hash__
-    """Implemented in C. Enum's own hash would add a Python call to each dict look-up."""
+    """Enum defines its hash in Python, which would add a call to each dict look-up. The hash of str is implemented in C."""
 
     @property
     def is_waiting(self) -> bool:
@@ -54,20 +54,20 @@ CODES: Final = {
 BY_CODE: Final = {code: status for status, code in CODES.items()}
 
 
-# The first word of the reason of a job that ended because it kept losing its workers.
+# How the reason begins if a job ended because its workers kept being lost.
 POISON: Final = "poison: "
 
 
 class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
-    """The state of a job. Times are aware, in UTC, by the store's clock; `result` and `payload` are encoded bytes.
+    """The state of a job. Times are aware datetimes in UTC, by the store's clock. `result` and `payload` are encoded bytes.
 
-    `due_at`       when the job may start: the planned time while SCHEDULED, else when it became ready
-    `waiting_for`  why the job waits, unless it waits for its time or for a worker: an unknown job, a running job with its key, too many
-                   hand-backs
+    `due_at`       when the job may start: the planned time while it is SCHEDULED, otherwise the time at which it became ready
+    `waiting_for`  what the job is waiting for, other than its time or a worker: code that knows it, a running job with its key, or the end
+                   of a back-off after too many hand-backs
     `reason`       why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text
     `errors`       one for each run that failed or crashed, oldest first
-    `worker`       the name of the worker that runs it or ran it last
-    `unreadable`   stored fields that could not be read: here they have defaults, and the store keeps their bytes
+    `worker`       the name of the worker that is running the job, or ran it last
+    `unreadable`   the stored fields that could not be read; they have their defaults here, and the store keeps their bytes
     """
 
     status: Status
@@ -100,7 +100,7 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
 
     @property
     def last_error(self) -> RunError | None:
-        """The error that ended a failed job. None if the job discarded itself; any errors then belong to earlier runs."""
+        """The error that ended the job, or None. If the job discarded itself, it is None, because any errors are from earlier runs."""
         if self.status is not Status.FAILED or not self.errors:
             return None
         last, reason = self.errors[-1], self.reason or ""

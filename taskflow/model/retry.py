@@ -1,17 +1,17 @@
-"""The pauses between attempts to call a store or another process. (The back-off of a job is in backoff.py.)"""
+"""Pauses between attempts to call a store or another process. (The back-off of jobs is in backoff.py.)"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 STEEPEST = 60
-"""The number of doublings after which every pause has reached its maximum. Without a limit, a float overflows after 1,024 failures."""
+"""The maximum number of doublings, after which every pause has reached its maximum. Without it, a float overflows at 1,024 failures."""
 
 
 class Pauses:
-    """Exponential pauses in seconds: `first`, then twice as long after each failure, up to `longest`.
+    """Exponential pauses in seconds. The first is `first`, and each further failure doubles the pause, up to `longest`.
 
-    This module imports neither asyncio nor msgspec nor other parts of taskflow, because the supervisor loads it too.
+    This module does not import asyncio, msgspec or other parts of taskflow, because the supervisor loads it too.
     """
 
     __slots__ = ("first", "longest")
@@ -21,16 +21,19 @@ class Pauses:
         self.longest = longest
 
     def after(self, failures: int) -> float:
-        """Return the pause after `failures` failures in a row, 1 or more."""
+        """Return the pause in seconds after `failures` failures in a row."""
         return min(self.longest, self.first * 2.0 ** min(max(failures, 1) - 1, STEEPEST))
 
     def at_most(self, longest: float) -> Pauses:
-        """Return the same pauses with the upper bound `longest`, if that is lower."""
+        """Return the same pauses, but none longer than `longest`."""
         return Pauses(self.first, min(self.longest, longest))
 
 
 class Retries:
-    """Counts consecutive failures of a call, and returns the pause after each. `draw` varies pauses between 50 % and 150 %."""
+    """Counts the consecutive failures of a call, and returns the pause after each.
+
+    `draw` returns a random number from 0 to 1. If it is given, each pause varies between 50 % and 150 % of its length.
+    """
 
     __slots__ = ("_draw", "_pauses", "failures")
 
@@ -40,12 +43,12 @@ class Retries:
         self._draw = draw
 
     def failed(self) -> float:
-        """Count a failure. Return the seconds to wait before the next attempt."""
+        """Count a failure, and return how many seconds to wait before the next attempt."""
         self.failures += 1
         pause = self._pauses.after(self.failures)
         return pause if self._draw is None else pause * (0.5 + self._draw())
 
     def succeeded(self) -> bool:
-        """Start again with the first pause. Return True if the call had failed before."""
+        """Reset the count after a success. Returns True if the call had been failing."""
         had_failed, self.failures = self.failures > 0, 0
         return had_failed

@@ -1,4 +1,4 @@
-"""The limits and times of the protocol. All workers of a fleet share them; tests shorten them."""
+"""The limits and times of the protocol. All workers in a fleet use the same ones; tests shorten them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import msgspec
 
 DAY: Final = 86_400.0
 LONGEST: Final = 100 * 365.25 * DAY
-"""The longest time in seconds that anything waits or is kept. Stores keep times as microseconds in 64 bits."""
+"""The longest time, in seconds, that anything may wait or be kept. Stores keep times as 64-bit microseconds."""
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """The times (in seconds) and counts that a broker applies.
 
-    `session_ttl`       a session that sent no heartbeat for this time may be reaped
-    `ghost_after`       a lease that its session does not know is given back when it is older than this
-    `max_crashes`       a job that crashes more often than this, without an outcome in between, is poison
+    `session_ttl`       how long a session may send no heartbeat before it can be reaped
+    `ghost_after`       how old a lease must be before it goes back to its queue because its session does not list it
+    `max_crashes`       how many times a job may crash, without an outcome in between, before it becomes poison
     `crash_backoff`     the wait after the first, second, ... crash; the last value repeats
     `hand_back_backoff` the wait after the first, second, ... hand-back without an outcome in between; the last value repeats
-    `repeat_for`        how long an ended job's id and fence stay known, so that a resent call is harmless
+    `repeat_for`        how long an ended job's id and fence are remembered, so that a resent call does no harm
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
-    `kept_per_queue`    the maximum number of ended jobs per queue, and of failed ones; the oldest are dropped first
-    `upkeep_every`      the interval of upkeep in the whole fleet if nothing is due. An idle worker then sends less than one command a
-                        second, and a dead worker's jobs run again within 25 s
+    `kept_per_queue`    the maximum number of failed jobs that each queue keeps, and of other ended jobs; the oldest are dropped first
+    `upkeep_every`      how often upkeep runs in the whole fleet while nothing is due. By default, an idle worker sends less than one
+                        command a second, and a dead worker's jobs run again within 25 s
     """
 
     session_ttl: float = 20.0
@@ -39,9 +39,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     upkeep_every: float = 2.0
 
     def crash_wait(self, crashes: int) -> float:
-        """Return the seconds before the next run after `crashes` crashes in a row (at least one)."""
+        """Return how many seconds a job waits after `crashes` crashes in a row (at least one)."""
         return self.crash_backoff[min(crashes, len(self.crash_backoff)) - 1]
 
     def hand_back_wait(self, hand_backs: int) -> float:
-        """Return the seconds before the next run after `hand_backs` hand-backs in a row (at least one)."""
+        """Return how many seconds a job waits after `hand_backs` hand-backs in a row (at least one)."""
         return self.hand_back_backoff[min(hand_backs, len(self.hand_back_backoff)) - 1]

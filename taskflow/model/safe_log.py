@@ -1,4 +1,4 @@
-"""Logs so that an error in the application's logging (a handler or a filter) does not reach the caller."""
+"""Logging that never raises, even if a handler or filter of the application does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def log_safely(log: Callable[..., None], *args: object) -> None:
-    """Call `log(*args)`, where `log` is `log.info` for example. If it raises, the traceback is printed to stderr."""
+    """Call `log(*args)`, where `log` is a method such as `logger.info`. If it raises, print the traceback to stderr."""
     try:
         log(*args)
     except Exception:

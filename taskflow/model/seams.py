@@ -1,4 +1,4 @@
-"""Seams: the only sources of time, randomness and new threads, so that a test can replace them."""
+"""Seams: the only places from which taskflow gets time, randomness and new threads, so that tests can replace them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Chance(Protocol):
     """The methods of `random.Random` that taskflow uses."""
 
     def random(self) -> float:
-        """Return a float from 0 to 1, excluding 1."""
+        """Return a float that is at least 0 and less than 1."""
         ...
 
     def getrandbits(self, k: int, /) -> int:
@@ -31,7 +31,7 @@ class Chance(Protocol):
 
 
 class _Module:
-    """The random module's own generator, which is seeded by the system and again after a fork."""
+    """The random module's generator. Python seeds it from the operating system, and again in a forked child."""
 
     def __init__(self) -> None:
         self.random = random.random
@@ -45,7 +45,7 @@ def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
 
 
 class Seams(msgspec.Struct, frozen=True):
-    """The sources of time, randomness and threads for a part of taskflow."""
+    """The sources from which a part of taskflow gets time, randomness and threads."""
 
     clock: Clock = msgspec.field(default_factory=SystemClock)
     chance: Chance = msgspec.field(default_factory=_Module)

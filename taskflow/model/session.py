@@ -1,4 +1,4 @@
-"""A session: one life of a worker, as the store knows it."""
+"""Sessions and heartbeats. A session is how a store knows a worker, from the worker's registration until it leaves or dies."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from taskflow.model.progress import Progress
 from taskflow.model.stored import FieldReader, instant, octets, text, unpacked, whole
 
 MAX_CAUSE: Final = 200
-"""The maximum length of the cause of a process's death, in characters."""
+"""The maximum length, in characters, of the text that says why a process died."""
 
 UNKNOWN_CAUSE: Final = "an unknown cause"
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """`id` is 16 random bytes, new for each session. `name` is for people ("host:pid") and not part of a fence.
+    """A worker's session. It may be reaped after `ttl` seconds without a heartbeat.
 
-    After `ttl` seconds without a heartbeat the session may be reaped.
+    `id` is 16 random bytes, new for each session. `name` ("host:pid") is only for people to read and is not part of any fence.
     """
 
     id: bytes
@@ -32,7 +32,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a session. `is_dying` means that it was reaped, and some of its leases are not released yet."""
+    """A session as its store shows it. `is_dying` means that it was reaped, but some of its leases have not been released yet."""
 
     session: Session
     registered_at: datetime
@@ -44,9 +44,9 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
 def session_record_of(
     *, id: bytes, name: Any, ttl: float, about: Any, registered_at: Any, silent_for: int, leases: int, is_dying: bool
 ) -> SessionRecord:
-    """Return the record of a stored session. `ttl` is in seconds, other times are in microseconds.
+    """Return the record of a stored session. `ttl` is in seconds; the other times are in microseconds.
 
-    A field that cannot be read has its default: the session continues, and lapses, like others.
+    A field that cannot be read gets its default. Such a session works and lapses like any other.
     """
     reader = FieldReader()
     nothing: tuple[tuple[str, ...], int] = ((), 0)
@@ -66,7 +66,7 @@ def _about(stored: Any) -> tuple[tuple[str, ...], int]:
 
 
 class Report(msgspec.Struct, frozen=True):
-    """The report of a heartbeat on one run: seconds since it began, and its progress if that has changed."""
+    """What a heartbeat reports about one run: how many seconds ago it began, and its progress if that has changed."""
 
     claim: ClaimId
     running_for: float
@@ -74,16 +74,15 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
-    """A heartbeat of a session, or the report of its death.
+    """A session's heartbeat, or a report that the session died.
 
-    `claims`    every lease that the session holds, including those of ended runs: only the answer to a settlement removes one
-    `seen`      the highest claim request whose answer the session has processed or given up. Younger leases are never ghosts,
-                so a delayed heartbeat cannot take back the leases of a later claim
+    `claims`    every lease that the session holds. A lease stays here after its run has ended, until the settlement is answered
+    `seen`      the number of the last claim request whose answer the session has processed or given up on. A lease from a later request
+                is never a ghost, so a delayed heartbeat cannot take it back
     `leaving`   True in the last heartbeat: the remaining leases go back, and the session ends
-    `looks`     True asks for the `Outlook` too, so that an idle worker sends no separate query
-    `died_of`   the cause of the death of the session's process ("signal SIGSEGV"), reported by another process. The session is then
-                dead, and each of its leases counts as a crash with that cause. Such a heartbeat must carry nothing else, or ValueError
-                is raised: see `of_death`
+    `looks`     True to ask for the `Outlook` as well, so that an idle worker needs no separate query
+    `died_of`   why the session's process died ("signal SIGSEGV"), as reported by another process. This ends the session, and each of
+                its leases counts as a crash with that cause. Such a heartbeat must carry nothing else: use `of_death` to make it
     """
 
     session: bytes
@@ -96,7 +95,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of_death(cls, session: bytes, cause: str) -> Beat:
-        """Return the report of a death. The cause is cut to `MAX_CAUSE` characters; an empty one becomes `UNKNOWN_CAUSE`."""
+        """Return the report that a session died. The cause is truncated to `MAX_CAUSE` characters; if empty, it is `UNKNOWN_CAUSE`."""
         return cls(session=session, died_of=cause[:MAX_CAUSE] or UNKNOWN_CAUSE)
 
     def __post_init__(self) -> None:
@@ -107,10 +106,10 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outlook(msgspec.Struct, frozen=True):
-    """The work that a store has.
+    """The work that a worker may find in a store.
 
     `is_ready`  True if a claim may find jobs in some queue
-    `due_in`    seconds until upkeep may find work; infinite if nothing waits for a time
+    `due_in`    seconds until upkeep may have work to do; infinite if nothing is waiting for its time
     """
 
     is_ready: bool
@@ -118,9 +117,12 @@ class Outlook(msgspec.Struct, frozen=True):
 
 
 class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a heartbeat. `lost`: leases in the beat that the session no longer has; `stopping`: jobs to stop; `ghosts`: how many
-    went back;
-    `outlook`: set if the beat asked for it.
+    """The answer to a heartbeat.
+
+    `lost`      the leases in the heartbeat that the session no longer has
+    `stopping`  the leases whose runs should stop
+    `ghosts`    how many leases went back because the heartbeat did not list them
+    `outlook`   set if the heartbeat asked for it
     """
 
     lost: tuple[ClaimId, ...] = ()

@@ -1,4 +1,4 @@
-"""Decodes stored values. Stored bytes may be damaged or hostile: an unreadable field affects only its own job."""
+"""Decodes stored values. Stored bytes may be damaged or hostile, but an unreadable field affects only the job that has it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LATEST: Final = 253_402_300_799_999_999
 """The last instant that `datetime` can express, in microseconds since 1970."""
 
 MAX_RAW: Final = 256
-"""The maximum number of bytes of an unreadable field that are passed on. The store keeps all of them."""
+"""How many bytes of an unreadable field are passed on at most. The store keeps all of them."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class Unreadable(msgspec.Struct, frozen=True):
 
     `column`   the field's name in the store
     `problem`  why it could not be read
-    `raw`      its first `MAX_RAW` bytes; for a value that is not bytes, those of its text
+    `raw`      the first `MAX_RAW` bytes of its value; a value that is not bytes is converted to text first
     """
 
     column: str
@@ -40,7 +40,7 @@ class Unreadable(msgspec.Struct, frozen=True):
 class FieldReader:
     """Reads the fields of one stored row. A field that cannot be read gets its default and is listed in `unreadable`.
 
-    A store first reads a row at full speed, and uses this class only if that raises. Sound rows cost nothing extra.
+    A store first reads each row with `FULL_SPEED`, and uses this class only if that raises. So sound rows cost nothing extra.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class FieldReader:
         return tuple(self._found)
 
     def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
-        """Return `decode(stored)`; if it raises, note the field and return `default`."""
+        """Return `decode(stored)`. If that raises, note the field as unreadable and return `default`."""
         try:
             return decode(stored)
         except Exception as error:  # includes RecursionError, OverflowError and msgpack's own errors
@@ -63,14 +63,14 @@ class FieldReader:
 
 
 class _FullSpeed(FieldReader):
-    """Reads a row that is assumed to be sound: any unreadable field raises."""
+    """A reader for rows that are assumed to be sound. It raises if a field cannot be read."""
 
     def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
         return decode(stored)
 
 
 class _Decoded(FieldReader):
-    """Reads a row whose values are already decoded."""
+    """A reader for rows whose values are already decoded."""
 
     def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
         value: T = stored
@@ -88,7 +88,7 @@ def _raw(stored: Any) -> bytes:
     return text.encode(errors="surrogatepass")[:MAX_RAW]
 
 
-# --- decoders: each takes a stored value and raises ValueError or TypeError if it is not what is expected ---------
+# --- decoders: each takes a stored value, and raises ValueError or TypeError if it has the wrong type or range ----
 
 
 def whole(stored: Any, least: int = 0, most: int = (1 << 63) - 1) -> int:
@@ -108,7 +108,7 @@ def number(stored: Any, least: float, most: float) -> float:
 
 
 def text(stored: Any) -> str:
-    """Decode text from UTF-8 bytes, which may contain lone surrogates, or from str."""
+    """Decode text from UTF-8, which may contain lone surrogates. A str is returned unchanged."""
     if isinstance(stored, str):
         return stored
     if not isinstance(stored, bytes):
@@ -117,7 +117,7 @@ def text(stored: Any) -> str:
 
 
 def octets(stored: Any, length: int | None = None) -> bytes:
-    """Check that the value is bytes, and its length if one is given."""
+    """Return the value after checking that it is bytes, and that it has the given length, if any."""
     if not isinstance(stored, bytes):
         raise TypeError(f"expected bytes, got {type(stored).__name__}")
     if length is not None and len(stored) != length:
@@ -126,7 +126,7 @@ def octets(stored: Any, length: int | None = None) -> bytes:
 
 
 def instant(stored: Any) -> datetime:
-    """Decode an instant from microseconds since 1970."""
+    """Decode microseconds since 1970 to a datetime."""
     return instant_of(whole(stored, 0, LATEST))
 
 
@@ -147,5 +147,5 @@ def maybe_instant(stored: Any) -> datetime | None:
 
 
 def unpacked(stored: Any, *, raw: bool = False) -> Any:
-    """Decode the single value of a msgpack document."""
+    """Decode bytes that contain a single msgpack value."""
     return msgpack.unpackb(octets(stored), raw=raw, unicode_errors="surrogatepass", strict_map_key=False)

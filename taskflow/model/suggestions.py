@@ -1,4 +1,4 @@
-"""Suggests the intended name for a misspelt one."""
+"""Suggests the name that the user meant in place of an unknown one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, known: Iterable[str]) -> list[str]:
-    """Return a list with the most similar name, or an empty list if none is similar."""
-    from difflib import get_close_matches  # imported here because most commands suggest nothing
+    """Return a list with the known name most similar to `word`, or an empty list if none is similar."""
+    from difflib import get_close_matches  # imported here because most commands have nothing to suggest
 
     return get_close_matches(word, list(known), n=1)

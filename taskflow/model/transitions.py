@@ -1,7 +1,7 @@
-"""The rules of a job's transitions: the legal moves, and the state of a job after a run ends. Pure functions; a store applies the plan.
+"""The rules for a job's transitions: the legal moves, and the state of a job after a run. The functions are pure; a store applies the plan.
 
-Memory and SQLite call these functions. Redis and PostgreSQL implement the same rules under the same names, in their files `transitions`
-and, for `apply_verdict`, `settle`. The conformance suite compares all four.
+Memory and SQLite call these functions. Redis and PostgreSQL implement the same rules under the same names in their `transitions` files,
+except `apply_verdict`, which is in `settle`. The conformance suite compares all four.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Par
 
 
 class Event(StrEnum):
-    """The reason why a job moves from one status to another."""
+    """An event that moves a job from one status to another."""
 
     ENQUEUE = "enqueue"
     RELEASE = "release"
@@ -46,8 +46,8 @@ class Event(StrEnum):
 _HELD, _SCHEDULED, _READY, _RUNNING = Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING
 _SUCCEEDED, _FAILED, _CANCELLED = Status.SUCCEEDED, Status.FAILED, Status.CANCELLED
 
-# The legal moves: (from, event) -> to. None means that the job does not exist: before the enqueue and after the drop. A run that would
-# wait again is CANCELLED instead if it was asked to stop, or if a replacement waits for it to end.
+# The legal moves: (from, event) -> to. None means that the job does not exist: before it is enqueued, and after it is dropped. A job that
+# would wait again after its run is CANCELLED instead if it was asked to stop, or if a replacement is waiting for it to end.
 MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
     (None, Event.ENQUEUE): frozenset({_HELD, _SCHEDULED, _READY}),
     (_HELD, Event.RELEASE): frozenset({_SCHEDULED, _READY}),
@@ -70,13 +70,13 @@ MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
 
 
 class Plan(NamedTuple):
-    """The state of a job after its run has ended.
+    """The state to which a store sets a job after its run has ended.
 
-    `ends_as`     the status that ends the job; None if it waits again
-    `reason`      the reason of an ended job
-    `due_at`      microseconds since 1970 from which a waiting job may run; None: it is READY in its old place
-    `waiting_for` shown while the job waits
-    `error`       is added to the history
+    `ends_as`     the status with which the job ends; None if it waits again
+    `reason`      why the job ended
+    `due_at`      when a waiting job may run, in microseconds since 1970; None if it is READY at once, in its old place
+    `waiting_for` what to show as the reason while the job waits
+    `error`       an error to add to the job's history
     """
 
     event: Event
@@ -106,7 +106,7 @@ Holder = TypeVar("Holder", bound=KeyHolder)
 
 
 def refused_for(waiting: Holder | None, running: Holder | None, on_conflict: OnConflict) -> Holder | None:
-    """Return the live job that blocks a new one with its key, or None. A running job that was asked to stop blocks nothing."""
+    """Return the live job whose key keeps a new job from being added, or None. A running job that was asked to stop is ignored."""
     if on_conflict is OnConflict.REPLACE:
         return None
     return waiting or (running if running is not None and running.cancel_requested is None else None)
@@ -121,7 +121,7 @@ def expires_at(envelope: Envelope, now: int) -> int | None:
 
 
 def place(awaits: int, due_at: int, now: int) -> Status:
-    """Return the status of a waiting job."""
+    """Return the status in which a job waits."""
     if awaits > 0:
         return Status.HELD
     return Status.SCHEDULED if due_at > now else Status.READY
@@ -131,7 +131,7 @@ def place(awaits: int, due_at: int, now: int) -> Status:
 
 
 _RESETS: Final = cleared_by(OUTCOME)
-"""The counts of consecutive lost leases: they start again once a run has reported an outcome."""
+"""The counters that start again once a run has reported an outcome, with the values that they start from."""
 
 
 def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int) -> Plan:
@@ -173,7 +173,7 @@ def hand_back(job: Counters, rules: Rules, now: int, *, counts: bool) -> Plan:
 
 
 def crash(job: Counters, rules: Rules, now: int, *, worker: str | None, cause: str, is_stopping: bool) -> Plan:
-    """Return the plan of a job whose worker was lost. A job that was asked to stop is never poison."""
+    """Return the plan for a job whose worker was lost. A job that was asked to stop never becomes poison."""
     job = job._replace(crashes=job.crashes + 1)
     lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, cause), "", job.failures + 1)
     if job.crashes > rules.max_crashes and not is_stopping:
@@ -184,8 +184,7 @@ def crash(job: Counters, rules: Rules, now: int, *, worker: str | None, cause: s
 
 
 def requeue(plan: Plan, cancel_requested: str | None, successor: bytes | None) -> Plan:
-    """Return the plan of a job that should wait again. A requested cancellation, or a replacement that waits for it, ends the job
-    instead."""
+    """Return the plan for a job that would wait again. A requested cancellation or a waiting replacement makes it end instead."""
     if cancel_requested is not None:
         return plan._replace(ends_as=Status.CANCELLED, reason=cancel_requested)
     if successor is not None:
@@ -197,5 +196,5 @@ def requeue(plan: Plan, cancel_requested: str | None, successor: bytes | None) -
 
 
 def keep_for(status: Status, rules: Rules) -> int:
-    """Return the microseconds that a job which ended with this status is kept, unless its settlement says otherwise."""
+    """Return how many microseconds a store keeps a job that ended with this status, unless the settlement says otherwise."""
     return to_microseconds(rules.keep_failed if status is Status.FAILED else rules.keep_cancelled)

@@ -1,4 +1,4 @@
-"""Verdicts of runs, and settlements that carry them. Each outcome is a class, so that no invalid combination can be written."""
+"""Verdicts on runs, and the settlements that carry them. Each outcome is a separate class, so invalid combinations cannot be expressed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ MAX_ERRORS_BYTES: Final = 65_536
 
 
 class RunError(msgspec.Struct, frozen=True):
-    """Describes in text why a run failed: the exception's full type name, its message and its traceback.
+    """The reason a run failed, as text: the exception's full type name, its message and its traceback.
 
-    A long message is cut at its end, and a long traceback at its beginning, because the place of the error matters more.
+    A long message is truncated at the end. A long traceback is truncated at the start, because the last frames matter most: they show where
+    the error was raised.
     """
 
     type: str
@@ -30,7 +31,7 @@ class RunError(msgspec.Struct, frozen=True):
     traceback: str = ""
     attempt: int = 1
     at: int = 0
-    """Microseconds since 1970 by the store's clock; 0 until it is stored."""
+    """When it was stored, in microseconds since 1970 by the store's clock; 0 until then."""
 
     def __post_init__(self) -> None:
         _keep_head(self, "type")
@@ -41,7 +42,7 @@ class RunError(msgspec.Struct, frozen=True):
             msgspec.structs.force_setattr(self, "traceback", self.traceback[-MAX_TRACEBACK:])
 
 
-# gc=False, here and below: thousands of these are created and they never form a cycle, so the collector can skip them.
+# gc=False, here and below: thousands of these are created, and they never form a cycle, so the garbage collector can skip them.
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The outcome of a run. `is_final` is True if it ends the job."""
 
@@ -59,7 +60,7 @@ class Succeeded(Verdict, frozen=True):
 
 
 class Failed(Verdict, frozen=True):
-    """The job failed for good: no attempts left, an error that is not retried, or unusable input."""
+    """The job failed for good: it has no attempts left, the error is not one to retry, or its input is unusable."""
 
     error: RunError
 
@@ -68,7 +69,7 @@ class Failed(Verdict, frozen=True):
 
 
 class Discarded(Verdict, frozen=True):
-    """The job raised `Discard`: FAILED, without another attempt."""
+    """The job raised `Discard`. It ends as FAILED, without another attempt."""
 
     reason: str
 
@@ -101,7 +102,7 @@ class Retried(_Waits, frozen=True):
 
 
 class Snoozed(_Waits, frozen=True):
-    """The job runs again after `after` seconds. Uses no attempt."""
+    """The job asked to run again after `after` seconds. This uses no attempt."""
 
     after: float
 
@@ -110,7 +111,7 @@ class Snoozed(_Waits, frozen=True):
 
 
 class Parked(_Waits, frozen=True):
-    """This worker cannot run the job (yet): an unknown job, a newer version. Uses no attempt."""
+    """This worker cannot run the job, for example because a newer version sent it. The job waits `after` seconds, and uses no attempt."""
 
     waiting_for: str
     after: float
@@ -121,18 +122,21 @@ class Parked(_Waits, frozen=True):
 
 
 class HandedBack(_Waits, frozen=True):
-    """Returned to its old place because the worker winds down or never started it. The latter does not count as a hand-back."""
+    """The job goes back to its old place, because the worker is shutting down or never started it.
+
+    `counts` is False if the job was never started, in which case this does not count as a hand-back.
+    """
 
     counts: bool = True
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A verdict for one lease, with its consequences. They take effect together, or not at all.
+    """The verdict on one lease, with its consequences. All of them take effect together, or none does.
 
-    `ran_for`    seconds from the run's start to its end
-    `keep_for`   seconds that a success is kept
-    `follow_ups` envelopes that are added in the same transaction
-    `progress`   the run's last report of progress; None if it reported none
+    `ran_for`    how many seconds the run took
+    `keep_for`   how many seconds a successful job is kept
+    `follow_ups` envelopes to add in the same transaction
+    `progress`   the last progress that the run reported; None if it reported none
     """
 
     id: bytes
@@ -146,7 +150,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def is_plain_success(settlement: Settlement) -> bool:
-    """Return True for a success with nothing but its result: stores settle many of them at once."""
+    """Return True for a success that carries nothing but its result. Stores settle many of these in one step."""
     return type(settlement.verdict) is Succeeded and not settlement.follow_ups and settlement.progress is None
 
 
@@ -154,14 +158,14 @@ class Settled(Enum):
     """A store's answer to a settlement."""
 
     OK = "ok"
-    """It took effect, now or when it was sent before."""
+    """It took effect, either now or when it was first sent."""
     STALE = "stale"
-    """The job no longer has this lease: nothing changed."""
+    """Nothing changed, because the lease is no longer valid."""
     HELD_UP = "held up"
-    """Another program's open transaction holds the rows: nothing changed, and the worker sends the settlement again."""
+    """Nothing changed, because another program's open transaction has locked the rows. The worker sends the settlement again."""
 
 
-# --- errors as stores keep them: msgpack arrays, one after the other ---------------------------------------
+# --- errors as stores keep them: a sequence of msgpack arrays ----------------------------------------------
 
 
 def pack_error(error: RunError, at: int) -> bytes:
@@ -171,7 +175,7 @@ def pack_error(error: RunError, at: int) -> bytes:
 
 
 def append_error(errors: bytes | None, error: RunError, at: int) -> bytes:
-    """Return the history with `error` added. If it would exceed `MAX_ERRORS_BYTES`, only the new error is kept."""
+    """Return the packed errors with `error` appended. If they would exceed `MAX_ERRORS_BYTES`, only `error` is kept."""
     packed = pack_error(error, at)
     whole = (errors or b"") + packed
     return whole if len(whole) <= MAX_ERRORS_BYTES else packed
@@ -186,7 +190,7 @@ def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
     found, end = list[RunError](), 0
     for stored in unpacker:
         found.append(_read_error(stored))
-        end = unpacker.tell()  # after the loop, the position may be beyond a truncated error
+        end = unpacker.tell()  # after the loop, the position may be past an error that was cut off
     if end != len(errors):
         raise ValueError(f"{len(errors) - end} bytes after the last whole error")
     return tuple(found)
@@ -200,7 +204,7 @@ def _read_error(stored: Any) -> RunError:
 
 
 def _keep_head(struct: msgspec.Struct, field: str) -> None:
-    """Cut a long text of a job or a middleware, to protect stores, logs and terminals."""
+    """Truncate a field's text, which may come from a job or from middleware, to protect stores, logs and terminals."""
     text: str = getattr(struct, field)
     _check(field, text, str)
     if len(text) > MAX_MESSAGE:
@@ -213,6 +217,6 @@ def _check_wait(seconds: float) -> None:
 
 
 def _check(name: str, value: object, kind: type) -> None:
-    """Check the type of a verdict's field. Middleware can create verdicts too, and one that no store can write is rejected here."""
+    """Check the type of a verdict's field. Middleware can create verdicts too, and must not create one that no store can write."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}={value!r}: expected {kind.__name__}")

@@ -1,6 +1,6 @@
-"""The words that all stores use: reasons, messages, and the names of totals.
+"""The wording that all stores share: reasons, messages, and the names of totals.
 
-Texts with a value in them are templates that Python or a store's scripts fill in. A cause is appended unchanged.
+Texts that contain a value are templates, which Python or a store's scripts fill in. Causes are appended unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ EXPIRED: Final = "expired"
 PURGED: Final = "purged"
 
 CRASHED: Final = "taskflow.WorkerLost"
-"""The error type of a lost lease, in a job's record."""
+"""The error type that a job's record shows for a run whose worker was lost."""
 
 UNREADABLE: Final = "taskflow.UnreadableJob"
 """The error type of a job whose stored fields cannot be read."""
@@ -38,10 +38,10 @@ HANDED_BACK_IN_VAIN: Final = "a back-off: handed back %d times without an outcom
 LOST_IN_A_ROW: Final = "its worker was lost %d times in a row while it had this job"
 
 DIED_OF: Final = ": "
-"""Separates the error of a lost lease from the cause, if that is known."""
+"""Separates `WORKER_LOST` from the cause of the worker's death, if that is known."""
 
 LAST_DIED_OF: Final = ", the last time: "
-"""Separates the reason of poison from the last cause, if that is known."""
+"""Separates `LOST_IN_A_ROW` from the cause of the last worker's death, if that is known."""
 
 
 def session_reaped(name: str) -> str:

@@ -1,4 +1,7 @@
-"""Encodes arguments and results as bytes, exactly and within limits. See `docs/reference/wire-format.md`. Start with `FunctionCodec`."""
+"""Encodes arguments and results as bytes, exactly and within limits.
+
+`FunctionCodec` is the place to start reading. `docs/reference/wire-format.md` describes the bytes.
+"""
 
 from taskflow.model.codec.body import decode_value, encode_value
 from taskflow.model.codec.function import FunctionCodec

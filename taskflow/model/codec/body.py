@@ -1,4 +1,4 @@
-"""Converts values to payloads and back, by a shape and within limits. Misfits become errors."""
+"""Encodes values as payloads and decodes them, by a shape and within limits. A Misfit becomes a public error here."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def encode(
 ) -> bytes:
     """Encode a value as a payload.
 
-    `runs_code` is for shapes whose classes check or convert their fields: the value is decoded and encoded again, and must not change.
-    `where` ends every message; `annotated` names what the user should annotate. Raises EncodeError, and TooLarge beyond the limits.
+    Set `runs_code` if the shape's classes check or convert their fields: then the payload is also decoded and encoded again, and must not
+    change. `where` ends every message; `annotated` names what the user should annotate. Raises EncodeError, or TooLarge beyond the limits.
     """
     try:
         payload = seal(pack(shape.write(value, limits.depth)))
@@ -35,13 +35,13 @@ def encode(
         raise misfit.as_encode_error(where, annotated) from misfit.__cause__
     except RecursionError:
         raise too_deep().as_encode_error(where) from None
-    except Exception as error:  # code of the class: a property, or a mapping's items()
+    except Exception as error:  # from the class's code: a property, or a mapping's items()
         raise EncodeError(f"cannot be encoded: {raised(error)}{where}") from error
     return payload
 
 
 def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> Any:
-    """Decode a payload. Raises DecodeError (NewerFormat, UnknownArgument, MissingArgument), and no other error for any bytes."""
+    """Decode a payload. Whatever its bytes are, it raises only DecodeError (or NewerFormat, UnknownArgument or MissingArgument)."""
     content, body = open_payload(payload)
     try:
         if len(payload) > limits.unchecked_size:
@@ -54,18 +54,18 @@ def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> 
         raise misfit.as_decode_error(where) from misfit.__cause__
     except RecursionError:
         raise too_deep().as_decode_error(where) from None
-    except Exception as error:  # code of the class, or a number that its type cannot hold
+    except Exception as error:  # from the class's code, or for a number that its type cannot hold
         raise DecodeError(f"cannot be decoded: {raised(error)}{where}") from error
 
 
 def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """Encode a value without an annotation. Only self-describing types are allowed. Raises EncodeError, and TooLarge beyond the limits."""
+    """Encode a value without an annotation. Only self-describing types are allowed. Raises EncodeError, or TooLarge beyond the limits."""
     return encode(ANY, value, limits)
 
 
 def decode_value(payload: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Decode a payload without an annotation. Raises DecodeError.
 
-    If an annotation was used to write it, instances of classes are returned as dicts by field name, and Enum members as their values.
+    If it was encoded with an annotation, instances of classes are returned as dicts by field name, and Enum members as their values.
     """
     return decode(ANY, payload, limits)

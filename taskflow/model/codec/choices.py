@@ -1,4 +1,4 @@
-"""Shapes of annotations that list their values: Enum, Flag and Literal."""
+"""Shapes for annotations that list their values: Enum, Flag and Literal."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from taskflow.model.codec.untyped import read_json_any, write_any
 from taskflow.model.codec.wire import form_of, named, pack
 
 _LEVELS = 8
-"""The greatest depth of an Enum member's value."""
+"""How deeply a value of an Enum or a Literal may be nested."""
 
 
 def enum_of(kind: type[Enum]) -> Shape:
-    """Return the shape of an Enum, which sends members as their values. Raises Unsupported if a value cannot be sent."""
+    """Return the shape of an Enum, whose members are sent as their values. Raises Unsupported if a value cannot be sent."""
     if issubclass(kind, Flag):
         return _flag_of(kind)
     return _choice(type_name(kind), kind, list(kind.__members__.values()))
 
 
 def literals_of(values: Sequence[Any]) -> list[Shape]:
-    """Return one shape per type of value in a `Literal[...]`. Their union is the whole Literal."""
+    """Return a shape for each type that the values of a `Literal[...]` have. Their union is the whole Literal."""
     by_type: dict[type, list[Any]] = {}
     for value in values:
         by_type.setdefault(type(value), []).append(value)
@@ -33,7 +33,7 @@ def literals_of(values: Sequence[Any]) -> list[Shape]:
 
 
 def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
-    """Return the shape of one of `values`, all of exactly this type. A plain value is sent unchanged, an Enum member as its `.value`."""
+    """Return a shape that accepts only `values`, which all have exactly the type `kind`. An Enum member is sent as its `.value`."""
     wires = {value: _wire_of(label, value) for value in values}
     by_wire = {_key(wire): value for value, wire in wires.items()}
     by_text = {str(_plain(value)): value for value in values}
@@ -53,7 +53,7 @@ def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
         return by_wire[key]
 
     def read_json(wire: Any, levels: int) -> Any:
-        """Read a value that JSON cannot express, such as a date, from its text, unless the text itself is one of the values."""
+        """Read one of the values. JSON cannot express some of them, such as a date; these are recognized by their text."""
         key = _key(write_any(read_json_any(wire, _LEVELS), _LEVELS))
         if key in by_wire:
             return by_wire[key]
@@ -70,8 +70,10 @@ def _flag_of(kind: type[Flag]) -> Shape:
     known = _all_bits(member.value for member in kind.__members__.values())
 
     def checked(bits: int) -> int:
-        """Return the bits. Raises Misfit for bits without a name: a Flag caches every combination, so hostile payloads could fill the
-        memory."""
+        """Return the bits unchanged. Raises Misfit if one has no name.
+
+        A Flag caches every combination of bits, so hostile payloads could otherwise exhaust the memory.
+        """
         if bits & ~known:
             raise Misfit(f"expected {label}, got unknown bits")
         return bits
@@ -114,7 +116,7 @@ def _wire_of(label: str, value: Any) -> Any:
 
 
 def _key(wire: Any) -> Hashable:
-    """Return a key that is equal only for equal wire values of the same type: 1, True and 1.0 differ."""
+    """Return a dict key that is equal only for equal wire values of the same type, so that 1, True and 1.0 differ."""
     kind = type(wire)
     return (kind, wire) if kind in (str, int, bool, bytes, type(None)) else pack(wire)
 

@@ -1,6 +1,7 @@
-"""Recognizes classes with fields and makes their `ClassFields`: dataclass, TypedDict, NamedTuple, Struct, attrs, pydantic.
+"""Recognizes classes with fields, and describes each kind by a `ClassFields`.
 
-attrs and pydantic classes are recognized by their attributes; neither package is imported here.
+The kinds are dataclasses, TypedDicts, NamedTuples, msgspec Structs, attrs classes and pydantic models. The last two are recognized by
+their attributes, so neither attrs nor pydantic is imported here.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from taskflow.model.codec.shape import Unsupported
 
 
 def record_for(kind: type, arguments: tuple[Any, ...]) -> ClassFields | None:
-    """Return the fields of `kind[arguments]`, or None if the class is of no known kind.
+    """Return the fields of `kind[arguments]`, or None if the class is not of a known kind.
 
-    Raises Unsupported for a class that cannot be rebuilt from its fields, and Unresolved if its annotations cannot be resolved yet.
+    Raises Unsupported if instances cannot be rebuilt from their fields, and Unresolved if the annotations cannot be resolved yet.
     """
     for is_one, build in _KINDS:
         if is_one(kind):
@@ -49,7 +50,7 @@ def _of_typed_dict(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_required(kind: Any, name: str, hint: Any) -> bool:
-    """Return True if a field is required. The annotation decides first, because with postponed evaluation the class did not see it."""
+    """Return True if a field is required. Its annotation takes precedence, because the class cannot read a postponed annotation."""
     while (origin := get_origin(hint)) is not None:
         if origin in (Required, NotRequired):
             return origin is Required
@@ -82,7 +83,10 @@ def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _has_own_constructor(kind: Any) -> bool:
-    """Return True if the class's author wrote `__init__`. Dataclasses and attrs generate theirs from text that is in no file."""
+    """Return True if the class's author wrote `__init__` or `__new__`.
+
+    dataclasses and attrs compile a generated `__init__` from text, so the file name in its code is a placeholder that starts with "<".
+    """
     code = getattr(kind.__init__, "__code__", None)
     return code is None or not code.co_filename.startswith("<") or kind.__new__ is not object.__new__
 
@@ -115,7 +119,7 @@ def _has_default(attribute: Any) -> bool:
 
 
 def _maker(kind: Any, aliases: dict[str, str], late: Sequence[str]) -> Callable[[dict[str, Any]], Any]:
-    """Return a function that calls the class with its fields, and then sets those that its constructor does not accept."""
+    """Return a function that passes the fields to the class, and then sets those that the constructor does not accept."""
     if not aliases and not late:
         return lambda values: kind(**values)
 

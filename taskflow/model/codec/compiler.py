@@ -43,9 +43,9 @@ from taskflow.model.codec.untyped import ANY
 
 
 class Compiler:
-    """Compiles annotations, each class once. Afterwards `runs_code` is True if decoding runs code of users' classes.
+    """Compiles annotations to shapes, and each class only once. `runs_code` tells whether decoding runs code in users' classes.
 
-    Raises Unsupported for an annotation without a shape, and Unresolved for one with an undefined name.
+    Raises Unsupported for an annotation that has no shape, and Unresolved for one that contains an undefined name.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Compiler:
             return self._single(members[0])
         try:
             hash(key := ("union", *members))
-        except TypeError:  # an Annotated with a list in its metadata is unhashable; only an alias could make it recursive
+        except TypeError:  # unhashable, as an Annotated with a list in its metadata is; only an alias could make it recursive
             return self._union(members)
         return self._once(key, _promise_of_alias, lambda: self._union(members))
 
@@ -132,8 +132,9 @@ class Compiler:
             return record.foreign(field.annotation)
 
     def _once(self, key: Any, promise: Callable[[Callable[[], Shape]], Shape], build: Callable[[], Shape]) -> Shape:
-        """Return the shape for `key`, building it the first time. If it refers to itself, `promise` makes the inner shape, which finds the
-        outer one later.
+        """Return the shape for `key`, building it on first use. If it refers to itself, the reference is a shape made by `promise`.
+
+        That shape looks up the finished one when it is used.
         """
         known = self._finished.get(key) or self._promised.get(key)
         if known is not None:
@@ -147,7 +148,10 @@ class Compiler:
 
 
 def _members(annotation: Any, around: tuple[Any, ...] = ()) -> list[Any]:
-    """Remove the wrappers of an annotation. Returns the members if it is a union, each once. `around` holds the enclosing aliases."""
+    """Unwrap an annotation, and return the distinct members of a union, or else the annotation as the only member.
+
+    `around` holds the type aliases that enclose it.
+    """
     while (inner := _unwrapped(annotation)) is not annotation:
         if _alias_value(annotation) is not None:
             if annotation in around:
@@ -163,7 +167,7 @@ def _members(annotation: Any, around: tuple[Any, ...] = ()) -> list[Any]:
 
 
 def _items_of_tuple(annotation: Any, arguments: tuple[Any, ...]) -> list[Any]:
-    """Return the items of a tuple of fixed length, including those of a tuple unpacked inside it."""
+    """Return the item types of a fixed-length tuple, including those of tuples that are unpacked inside it."""
     items: list[Any] = []
     for each in arguments:
         [unpacked] = get_args(each) if get_origin(each) in UNPACK else [each if getattr(each, "__unpacked__", False) else None]
@@ -177,7 +181,7 @@ def _items_of_tuple(annotation: Any, arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def _unwrapped(annotation: Any) -> Any:
-    """Remove one wrapper. Returns the annotation itself if there is none."""
+    """Return what is inside the annotation's outermost wrapper, or the annotation itself if it has none."""
     if get_origin(annotation) in _WRAPPERS:
         return get_args(annotation)[0]
     if isinstance(annotation, NewType):
@@ -193,7 +197,7 @@ def _unwrapped(annotation: Any) -> Any:
 
 
 def _of_type_variable(variable: Any) -> Any:
-    """Return the replacement for an unsolved type variable: its default, its bound, its constraints, or Any."""
+    """Return the replacement for an unsolved type variable: its default, a union of its constraints, its bound, or Any."""
     if getattr(variable, "has_default", lambda: False)():
         return stands_for(variable, lambda: variable.__default__)
     if variable.__constraints__:
@@ -227,7 +231,7 @@ def _leaf(kind: type) -> Shape | None:
 
 
 def _literal_values(members: Sequence[Any]) -> list[Any]:
-    """Return all values of the Literals in `members`. Raises Unsupported if two list the same value."""
+    """Return the values of all Literals in `members`. Raises Unsupported if a value is listed twice."""
     values: list[Any] = []
     for member in members:
         for value in get_args(member) if get_origin(member) is Literal else ():
@@ -238,14 +242,14 @@ def _literal_values(members: Sequence[Any]) -> list[Any]:
 
 
 def _covers(shapes: Sequence[Shape], choice: Shape) -> bool:
-    """Return True if one of `shapes` also accepts every value of the Literal: `Literal["a"] | str` is str."""
+    """Return True if one of `shapes` accepts every value of the Literal, as str does in `Literal["a"] | str`."""
     return any(choice.types <= shape.types for shape in shapes)
 
 
 _ADVICE = "make it a dataclass, TypedDict, NamedTuple, Enum, msgspec Struct, attrs class or pydantic model, or send plain data"
 _UNTYPED = (Any, object, Parameter.empty)
 UNPACK = (typing.Unpack, typing_extensions.Unpack)
-"""Two classes that differ on Python 3.11."""
+"""On Python 3.11, these are two different objects."""
 _VARIADIC = (ParamSpecArgs, ParamSpecKwargs, typing.TypeVarTuple, typing_extensions.TypeVarTuple)
 _ALIASES: tuple[Any, ...] = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))
 _WRAPPERS = (Annotated, Required, NotRequired, ReadOnly, Final, ClassVar)

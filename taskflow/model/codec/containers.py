@@ -1,4 +1,4 @@
-"""Shapes of annotated containers: list, tuple, set, frozenset, dict and their abstract classes."""
+"""Shapes for annotated containers: list, tuple, set, frozenset, dict and their abstract base classes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ _KINDS: dict[type, tuple[int, object]] = {
     set: (codes.SET, codes.SET),
     frozenset: (codes.FROZENSET, codes.FROZENSET),
 }
-"""The marker (0: none) and the wire form of each concrete collection."""
+"""The marker (0 for none) and the wire form of each concrete collection."""
 
 
 def collection_of(kind: type, item: Shape) -> Shape:
-    """Return the shape of `list[item]`, `tuple[item, ...]`, `set[item]` or `frozenset[item]`. Instances of subclasses are decoded as the
-    plain type."""
+    """Return the shape of `list[item]`, `tuple[item, ...]`, `set[item]` or `frozenset[item]`.
+
+    An instance of a subclass is decoded as the plain type.
+    """
     label = f"{kind.__name__}[{item.label}{', ...' if kind is tuple else ''}]"
     _, form = _KINDS[kind]
 
@@ -64,7 +66,7 @@ def _reader(kind: type, label: str, read_item: Read) -> Read:
 
 
 def fixed_tuple(items: Sequence[Shape]) -> Shape:
-    """Return the shape of `tuple[A, B]`, where each position has its own shape."""
+    """Return the shape of a tuple such as `tuple[A, B]`, in which each position has a separate shape."""
     label = f"tuple[{', '.join(item.label for item in items) or '()'}]"
     count = len(items)
 
@@ -113,8 +115,10 @@ def _wrong_length(label: str, expected: int, got: int) -> Misfit:
 
 
 def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
-    """Return the shape of `dict[key, value]`, or of `Mapping[key, value]` if `abstract`: any mapping is accepted and is decoded as a
-    dict."""
+    """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`.
+
+    The latter accepts any mapping. Both are decoded as a dict.
+    """
     kind: Any = Mapping if abstract else dict
     label = f"{kind.__name__}[{key.label}, {value.label}]"
 
@@ -146,14 +150,14 @@ def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
 
 
 def _write_mapping(mapping: Mapping[Any, Any], write_key: Write, write: Write, levels: int) -> Any:
-    """Write a msgpack map if all keys are str on the wire, else pairs. The keys decide this, not the annotation."""
+    """Write a msgpack map if all keys are str on the wire, otherwise pairs. This depends on the actual keys, not on the annotation."""
     wires = write_pairs(mapping, write_key, write, levels)
     keys = wires[1::2]
     return dict(zip(keys, wires[2::2], strict=True)) if all(type(key) is str for key in keys) else wires
 
 
 def _json_key(read: Read) -> Read:
-    """Return a reader for JSON keys, which are strings. If the annotation rejects a string, the number it spells is tried."""
+    """Return a reader for JSON keys, which are always strings. If `read` rejects one, it gets the number that the string spells."""
 
     def read_key(wire: Any, levels: int) -> Any:
         try:
@@ -165,10 +169,10 @@ def _json_key(read: Read) -> Read:
 
 
 def abstract_collection(kind: type, item: Shape) -> Shape:
-    """Return the shape of `Sequence[item]` and similar types. A list or tuple (for some types also a set or frozenset) keeps its type;
-    others are decoded as a list or set.
+    """Return the shape of `Sequence[item]` or a similar abstract type.
 
-    Text, bytes and mappings are rejected although they are sequences or iterables, because sending them as such is a mistake.
+    A list or tuple keeps its type, and so does a set or frozenset if `kind` allows it. Any other collection is decoded as a list or set.
+    Text, bytes and mappings are rejected, although they are sequences or iterables, because sending them as such is a mistake.
     """
     label = f"{kind.__name__}[{item.label}]"
     concrete = tuple(each for each in _KINDS if issubclass(each, kind))

@@ -1,4 +1,4 @@
-"""Encodes and decodes the arguments and the result of one function, by its annotations."""
+"""Encodes and decodes the arguments and results of one function, as its annotations require."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from taskflow.model.errors import DeclarationError, EncodeError
 
 
 class _Compiled(msgspec.Struct, frozen=True):
-    """A shape, and whether decoding it runs code of users' classes."""
+    """A shape, and whether decoding with it runs code in users' classes."""
 
     shape: Shape
     runs_code: bool
 
 
 class FunctionCodec:
-    """Encodes and decodes the calls and results of one function, by its signature and annotations.
+    """Encodes and decodes the calls and results of one function, by its signature and annotations. It is thread-safe.
 
-    `name` is the job's name, for messages. The first `skip` parameters are injected when the function runs, and are not arguments. Raises
-    DeclarationError for an unsupported signature. An undefined name in an annotation is reported by `resolve`, or at first use.
-    Threads may share a codec.
+    `name` is the job's name, for messages. The first `skip` parameters are injected when the function runs, so callers do not pass them.
+    Raises DeclarationError for an unsupported signature. An annotation may use a name that is not defined yet. If the name is still
+    undefined then, `resolve` or the first use of the codec raises DeclarationError.
     """
 
     def __init__(self, function: Callable[..., Any], *, name: str = "", skip: int = 0, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -56,7 +56,7 @@ class FunctionCodec:
         return self._arguments is not None
 
     def resolve(self) -> None:
-        """Resolve the names that were undefined at construction. Raises DeclarationError, naming the parameter, if one still is."""
+        """Resolve names that were undefined at construction. If one still is, raise DeclarationError, which names the parameter."""
         unresolved = self._try_to_compile() if self._arguments is None else None
         if unresolved is not None:
             raise DeclarationError(
@@ -64,26 +64,26 @@ class FunctionCodec:
             ) from unresolved
 
     def encode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-        """Encode arguments as a payload that `decode_arguments` is certain to accept.
+        """Encode arguments as a payload that `decode_arguments` is sure to accept.
 
-        Raises TooLarge beyond the limits, and EncodeError with the path of the error for:
+        Raises TooLarge if a limit is exceeded, and EncodeError, with the path of the offending value, for:
         - too many, unknown or missing arguments
-        - values that do not fit their annotation or cannot be written exactly
+        - values that do not fit their annotation or cannot be encoded exactly
         """
         arguments = self._arguments or self._ready()[0]
         return encode(arguments.shape, (args, kwargs), self.limits, runs_code=arguments.runs_code, where=self._in_call)
 
     def decode_arguments(self, payload: bytes) -> CallArguments:
-        """Decode the positional and keyword arguments to call the function with, without the skipped ones.
+        """Decode the positional and keyword arguments of a call, which do not include the skipped parameters.
 
-        Raises UnknownArgument, MissingArgument, NewerFormat or DecodeError, and no other error for any bytes.
+        Raises UnknownArgument, MissingArgument, NewerFormat or DecodeError, and no other error, whatever the bytes are.
         """
         arguments = self._arguments or self._ready()[0]
         call: CallArguments = decode(arguments.shape, payload, self.limits, where=self._in_call)
         return call
 
     def encode_result(self, value: Any) -> bytes:
-        """Encode the function's result as a payload. Raises EncodeError or TooLarge if that fails for any reason."""
+        """Encode the function's result as a payload. Raises TooLarge if a limit is exceeded, and EncodeError for any other problem."""
         if value is None and self._of_none is not None:
             return self._of_none
         result = self._result or self._ready()[1]
@@ -109,7 +109,7 @@ class FunctionCodec:
         return parameters[skip:]
 
     def _try_to_compile(self) -> Unresolved | None:
-        """Compile the signature. Returns a missing name if there is one. Raises DeclarationError for a signature that can never work."""
+        """Compile the signature. Returns an Unresolved if a name is undefined. Raises DeclarationError if the signature can never work."""
         try:
             hints = hints_of_function(self._function, ("return", *(each.name for each in self._parameters)))
             result = self._compile_result(hints.get("return", Any))
@@ -120,7 +120,7 @@ class FunctionCodec:
             raise DeclarationError(f"{self.name}: {unsupported}") from unsupported
         self._result = result
         self._of_none = _encoded_none(result, self.limits)
-        self._arguments = arguments  # assigned last: other threads take it as the sign that everything is compiled
+        self._arguments = arguments  # assigned last: to other threads, it means that everything is compiled
         return None
 
     def _compile_arguments(self, hints: Mapping[str, Any]) -> _Compiled:
@@ -136,7 +136,10 @@ class FunctionCodec:
 
 
 def _encoded_none(result: _Compiled, limits: Limits) -> bytes | None:
-    """Return the payload of None, encoded once because most functions return None. Returns None if the function cannot return None."""
+    """Return the payload for the result None, or None if the annotation forbids this result.
+
+    It is encoded in advance, because most functions return None.
+    """
     try:
         return encode(result.shape, None, limits, runs_code=result.runs_code)
     except EncodeError:
@@ -148,7 +151,7 @@ _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _expanded(parameter: Parameter) -> list[Parameter]:
-    """Expand ``**options: Unpack[Options]`` into keyword-only parameters; return any other parameter as it is."""
+    """Expand ``**options: Unpack[Options]`` into keyword-only parameters. Any other parameter is returned unchanged."""
     if parameter.kind is not Parameter.VAR_KEYWORD or get_origin(parameter.annotation) not in UNPACK:
         return [parameter]
     [options] = get_args(parameter.annotation)
@@ -163,7 +166,7 @@ def _expanded(parameter: Parameter) -> list[Parameter]:
 
 
 def _shape(compiler: Compiler, annotation: Any, name: str) -> Shape:
-    """Return the shape of a parameter or of the result. Unsupported and Unresolved are raised with its name."""
+    """Return the shape of a parameter or of the result. Raises Unsupported or Unresolved, with its name in the message."""
     try:
         return compiler.shape(annotation)
     except Unsupported as unsupported:

@@ -1,4 +1,4 @@
-"""Resolves annotations of functions and classes: forward references, type variables, inherited generics."""
+"""Resolves the annotations of functions and classes: forward references, type variables and inherited generics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from taskflow.model.codec.shape import Unresolved, Unsupported
 
 
 def hints_of_function(function: Callable[..., Any], names: Container[str]) -> dict[str, Any]:
-    """Return the annotations of the parameters in `names`. Raises Unresolved if a name in them is undefined."""
+    """Return the resolved annotations of the parameters in `names`. Raises Unresolved if one refers to an undefined name."""
     source = _annotated(function)
     annotations = {name: annotation for name, annotation in getattr(source, "__annotations__", {}).items() if name in names}
     annotated = SimpleNamespace(__annotations__=annotations, __type_params__=getattr(source, "__type_params__", ()))
@@ -26,7 +26,7 @@ def hints_of_function(function: Callable[..., Any], names: Container[str]) -> di
 
 
 def _annotated(function: Any) -> Any:
-    """Return the function that has the annotations of a partial, a decorated function or an instance with `__call__`."""
+    """Return the function whose annotations apply to a partial, a decorated function or an instance with `__call__`."""
     while True:
         if isinstance(function, functools.partial):
             function = function.func
@@ -38,7 +38,7 @@ def _annotated(function: Any) -> Any:
 
 
 def _closure(function: Any) -> dict[str, Any] | None:
-    """Return the variables of enclosing functions that the function uses, to resolve annotations written as strings."""
+    """Return the variables that the function uses from enclosing functions. They are needed to resolve annotations written as strings."""
     code = getattr(function, "__code__", None)
     cells = getattr(function, "__closure__", None) or ()
     names = code.co_freevars if code else ()
@@ -54,7 +54,7 @@ def _is_filled(cell: Any) -> bool:
 
 
 def hints_of_class(kind: type, arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """Return the annotations of `kind[arguments]` by field, with the type variables of the class and its bases replaced."""
+    """Return the annotation of each field of `kind[arguments]`, with the type variables of the class and its bases replaced."""
     hints = _class_hints(kind)
     owners = _owners(kind, arguments)
     return {name: substitute(hint, _owner_of(name, kind, owners)) for name, hint in hints.items()}
@@ -64,7 +64,7 @@ def _class_hints(kind: type) -> dict[str, Any]:
     try:
         try:
             return get_type_hints(kind, include_extras=True)
-        except NameError:  # a class inside a function may refer to itself
+        except NameError:  # a class defined in a function may refer to itself
             return get_type_hints(kind, localns={**vars(kind), kind.__name__: kind}, include_extras=True)
     except (NameError, AttributeError) as error:
         raise _unresolved(error, inspect.get_annotations(kind), f"{kind.__qualname__}.") from error
@@ -73,7 +73,7 @@ def _class_hints(kind: type) -> dict[str, Any]:
 
 
 def stands_for(name: Any, annotation: Callable[[], Any]) -> Any:
-    """Return the value of an alias, a NewType or a type variable. Names in strings inside it are resolved in its module."""
+    """Return what an alias, a NewType or a type variable stands for. Strings inside it are resolved in the module that defines it."""
     namespace = getattr(sys.modules.get(name.__module__), "__dict__", {})
     try:
         hints = get_type_hints(SimpleNamespace(__annotations__={"value": annotation()}), namespace, include_extras=True)
@@ -83,7 +83,7 @@ def stands_for(name: Any, annotation: Callable[[], Any]) -> Any:
 
 
 def _unresolved(error: NameError | AttributeError, annotations: Mapping[str, Any], prefix: str) -> Unresolved:
-    """Find the annotation that contains the missing name. The name of a reference is known only as text."""
+    """Return the error for an undefined name, naming the annotation that uses it. The search is by text, as the error has only the name."""
     missing = error.name or str(error)
     owners = [name for name, annotation in annotations.items() if missing in str(annotation)]
     return Unresolved(missing, prefix + (owners[0] if owners else "signature"))
@@ -93,7 +93,7 @@ _Bindings = Mapping[Any, Any]
 
 
 def _owners(kind: type, arguments: tuple[Any, ...]) -> dict[type, _Bindings]:
-    """Return the bindings of type variables for each class that `kind[arguments]` inherits from, bases first."""
+    """Return the bindings of type variables for `kind[arguments]` and for each of its base classes, with base classes first."""
     bindings: _Bindings = dict(zip(getattr(kind, "__parameters__", ()), arguments, strict=False))
     found: dict[type, _Bindings] = {}
     for base in kind.__dict__.get("__orig_bases__", kind.__bases__):
@@ -105,14 +105,16 @@ def _owners(kind: type, arguments: tuple[Any, ...]) -> dict[type, _Bindings]:
 
 
 def _owner_of(name: str, kind: type, owners: Mapping[type, _Bindings]) -> _Bindings:
-    """Return the bindings of the class that declares a field: the last such class; for a TypedDict, which repeats its bases' fields, the
-    first."""
+    """Return the bindings of the class that declares a field.
+
+    If several do, the most derived class counts. A TypedDict repeats the fields of its bases, so there the first base counts.
+    """
     declaring = [bindings for owner, bindings in owners.items() if name in inspect.get_annotations(owner)]
     return next(iter(declaring if hasattr(kind, "__total__") else reversed(declaring)), {})
 
 
 def substitute(annotation: Any, bindings: _Bindings) -> Any:
-    """Replace the bound type variables in an annotation."""
+    """Replace the bound type variables in an annotation with their bindings."""
     if isinstance(annotation, TypeVar):
         return bindings.get(annotation, annotation)
     parameters = getattr(annotation, "__parameters__", ())

@@ -1,4 +1,4 @@
-"""The limits of a payload: its size, depth and number of values. They are checked before anything is built from bytes."""
+"""Limits on the size of a payload, its depth and its number of values. They are checked before any value is built from bytes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from taskflow.model.codec.payload import Content
 from taskflow.model.errors import TooLarge
 
 DEEPEST: Final = 200
-"""The largest depth that may be set. Each level needs up to three of the interpreter's 1,000 Python frames."""
+"""The highest value that `depth` may have. Each level takes up to three of the 1,000 frames to which Python limits recursion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one payload. Any value that encodes within them also decodes within them.
+    """The limits of one payload. Any value that can be encoded within them can also be decoded within them.
 
-    `size` counts the bytes of the whole payload, `depth` the containers inside an argument (``[[1]]`` is two deep), and
-    `items` values of any kind: a million empty lists fit into 1 MiB, and take sixty times that when decoded.
+    `size` limits the bytes of the whole payload. `depth` limits how deeply containers are nested in an argument: ``[[1]]`` is two deep.
+    `items` limits the number of values of any kind, because a million empty lists fit into 1 MiB but take sixty times that when decoded.
     Raises ValueError for a limit below 1, or a depth above `DEEPEST`.
     """
 
@@ -27,7 +27,7 @@ class Limits:
     depth: int = 64
     items: int = 1 << 17
     unchecked_size: int = field(init=False, repr=False)
-    """A payload of at most this many bytes is within `size` and `items`, because a value takes at least one byte."""
+    """A payload of at most this many bytes needs no check, because each value takes at least one byte."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.depth, self.items) < 1:
@@ -44,7 +44,7 @@ def check_size(size: int, limits: Limits) -> None:
 
 
 def check_items(body: bytes, content: Content, limits: Limits) -> None:
-    """Raise Misfit if `body` holds too many values. A body of up to `limits.items` bytes is not read, because each value takes a byte."""
+    """Raise Misfit if `body` holds too many values. A body of up to `limits.items` bytes cannot: each value takes at least one."""
     if len(body) <= limits.items:
         return
     found = _items_in_json(body) if content is Content.JSON else _items_in_msgpack(body, limits.items)
@@ -53,13 +53,13 @@ def check_items(body: bytes, content: Content, limits: Limits) -> None:
 
 
 def _items_in_json(body: bytes) -> int:
-    """Return an upper bound: each value except the first follows a comma, a colon or an opening bracket outside a string."""
+    """Return an upper bound on the number of values. Each but the first follows a comma, colon or opening bracket outside a string."""
     bare = _JSON_STRING.sub(b"", body)
     return 1 + sum(bare.count(mark) for mark in (b",", b":", b"[", b"{"))
 
 
 def _items_in_msgpack(body: bytes, enough: int) -> int:
-    """Count the values in `body`, up to `enough` + 1. The result for bytes that are not msgpack is arbitrary."""
+    """Count the values in `body`, but stop after `enough` + 1. For bytes that are not msgpack, the result is arbitrary."""
     position, found, end = 0, 0, len(body)
     while position < end and found <= enough:
         lead = body[position]
@@ -71,12 +71,12 @@ def _items_in_msgpack(body: bytes, enough: int) -> int:
     return found
 
 
-# The closing quote is optional, so that every match succeeds at once. Otherwise a body of escaped quotes takes quadratic time.
+# The closing quote is optional, so that a match never has to backtrack. Otherwise, a body of escaped quotes would take quadratic time.
 _JSON_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 def _head_width(lead: int) -> int:
-    """Return the size of an item's head in bytes. Elements of arrays and maps count as separate items."""
+    """Return how many bytes an item takes, not counting data whose length follows `lead`. Elements of arrays and maps are other items."""
     if 0xA0 <= lead <= 0xBF:
         return 1 + (lead & 0x1F)
     return _WIDTHS.get(lead, 1)

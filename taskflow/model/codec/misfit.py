@@ -1,4 +1,4 @@
-"""Misfits: values and wire values that do not fit. The caller gets them as errors."""
+"""Misfits, which are raised for values and wire values that do not fit. Users of the codec get public errors instead."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LONGEST = 60
 
 
 class Misfit(Exception):
-    """Raised when a value does not fit. Each enclosing container adds its step to the path with `within`.
+    """Raised when a value does not fit. Each enclosing container adds a step to its path with `within`.
 
-    It never leaves this package: the codec converts it to the class in `error`, or to EncodeError or DecodeError.
+    It never leaves this package: the codec converts it to an error of class `error`, or to EncodeError or DecodeError.
     """
 
     def __init__(self, message: str, error: type[CodecError] | None = None) -> None:
@@ -26,17 +26,17 @@ class Misfit(Exception):
         self._steps: list[str] = []
 
     def within(self, step: str) -> Misfit:
-        """Add `step`, the place inside the enclosing container, to the path. Returns the misfit itself, to be raised."""
+        """Add `step`, a position inside the enclosing container, to the path. Returns the misfit itself, for use in `raise`."""
         self._steps.append(step)
         return self
 
     @property
     def path(self) -> str:
-        """Return the path from the outside in, written like code: ``data.lines[2]``."""
+        """The path from the outermost value inwards, written like code: ``data.lines[2]``."""
         return "".join(reversed(self._steps)).removeprefix(".")
 
     def as_encode_error(self, where: str = "", annotated: str = "") -> EncodeError:
-        """Return the EncodeError. `annotated` names what to annotate if the value needs an annotation."""
+        """Return the misfit as an EncodeError. `annotated` names what the user should annotate if the value needs an annotation."""
         return self._as(EncodeError, f"{self._advice(annotated)}{where}")
 
     def as_decode_error(self, where: str = "") -> DecodeError:
@@ -51,7 +51,7 @@ class Misfit(Exception):
 
 
 class NeedsAnnotation(Misfit):
-    """The value is an instance of a class that no annotation names."""
+    """Raised for an instance of a class if no annotation names the class."""
 
     def _advice(self, annotated: str) -> str:
         return f": annotate {annotated} with its class, or send plain data"
@@ -62,12 +62,12 @@ def too_deep() -> Misfit:
 
 
 def unexpected(expected: str, value: object) -> Misfit:
-    """Return the misfit of a value of the wrong type. The message names only types, because values may be secret."""
+    """Return a Misfit for a value of the wrong type. Its message names only types, because values may be secret."""
     return Misfit(f"expected {expected}, got {type_name(type(value))}")
 
 
 def type_name(kind: type) -> str:
-    """Return the name of a type as its author writes it: ``int``, ``app.models.User``."""
+    """Return the name of a type as a user would write it, such as ``int`` or ``app.models.User``."""
     module = kind.__module__
     return kind.__qualname__ if module in ("builtins", "datetime", "uuid", "decimal", "zoneinfo") else f"{module}.{kind.__qualname__}"
 
@@ -77,7 +77,7 @@ def field_step(name: str) -> str:
 
 
 def key_step(key: Any) -> str:
-    """Return the step into a mapping's value, shortened if the key is long."""
+    """Return the step of a path to the value under `key` in a mapping. A long key is shortened."""
     if isinstance(key, str | bytes) and len(key) > _LONGEST:
         return f"[{key[:_LONGEST]!r}...]"
     if isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and key.bit_length() < 64):
@@ -86,7 +86,7 @@ def key_step(key: Any) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """Return an exception as the end of a message, even if it cannot be converted to text."""
+    """Return a description of an exception for the end of a message, even if the exception cannot be converted to text."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:
@@ -94,5 +94,5 @@ def raised(error: BaseException) -> str:
 
 
 def one_of(names: Sequence[str]) -> str:
-    """Return the allowed values as the end of a message."""
+    """Return up to ten of the names as a list for the end of a message."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -1,6 +1,6 @@
-"""Models of pydantic v2. Their fields are encoded by annotation, so that values stay exact. pydantic encodes types that only it knows.
+"""Shapes for pydantic v2 models. Fields are encoded by annotation, so that values stay exact. pydantic encodes types that only it knows.
 
-pydantic is never imported here: a model's class implies that the user's code has imported it.
+pydantic is never imported here: if there is a model class, the user's code has already imported it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def is_model(kind: type) -> bool:
 
 
 def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
-    """Return the fields of a model; pydantic has already replaced its type variables. Raises Unresolved while a class in it is missing."""
+    """Return the fields of a model. pydantic has already replaced its type variables. Raises Unresolved if a class is not defined yet."""
     if not kind.__pydantic_complete__ and not kind.model_rebuild(raise_errors=False):
         raise Unresolved(kind.__qualname__, kind.__qualname__)
     fields = kind.__pydantic_fields__
@@ -59,7 +59,7 @@ def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_default(field: Any, value: Any) -> bool:
-    """Return True if the class always fills in this value. The value of a default factory is written, because the next one may differ."""
+    """Return True if the value is the field's default. A value from a default factory does not count, as the next one may differ."""
     try:
         return type(field.default) is type(value) and bool(field.default == value)
     except Exception:
@@ -67,10 +67,10 @@ def _is_default(field: Any, value: Any) -> bool:
 
 
 def _with_state(of_fields: Shape) -> Shape:
-    """Return the shape of models that also stores which fields were given, and the private attributes.
+    """Return a shape for models that also stores which fields were given, and the private attributes.
 
-    A model is a map of the given fields. If more must be stored, it is an array that begins with the marker MODEL. This map follows, then a
-    map of other fields that differ from their defaults, and a map of the private attributes.
+    If storing the given fields is enough, a model is a map of them. Otherwise, it is an array of the marker MODEL, that map, a map of other
+    fields that differ from their defaults, and a map of the private attributes.
     """
 
     def write(value: Any, levels: int) -> Any:
@@ -96,7 +96,10 @@ def _with_state(of_fields: Shape) -> Shape:
 
 
 def _private_wires(value: Any, levels: int) -> dict[str, Any]:
-    """Return the private attributes that differ from their defaults. An object without equality (a lock, a client) is left to the class."""
+    """Return the wire values of the private attributes that differ from their defaults.
+
+    One that cannot be sent is left out if its class defines no equality (a lock, a client). The model's class has to create it again.
+    """
     wires: dict[str, Any] = {}
     for name, part in (value.__pydantic_private__ or {}).items():
         if _is_default(type(value).__private_attributes__[name], part):
@@ -120,8 +123,10 @@ _UNDEFINED = object()
 
 
 def shape_of_foreign(annotation: Any) -> Shape:
-    """Return the shape of a type that only pydantic knows (a URL, a path). It is sent as JSON, if it reads back equal: a masked secret does
-    not."""
+    """Return the shape of a type that only pydantic knows (a URL, a path). Its values are sent in the form that pydantic uses in JSON.
+
+    A value that is not equal after a round trip, such as a masked secret, is rejected.
+    """
     try:
         adapter = sys.modules["pydantic"].TypeAdapter(annotation)
     except Exception as error:

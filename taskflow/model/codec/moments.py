@@ -1,9 +1,9 @@
-"""Shapes of dates and times: date, time, datetime, timedelta, timezone, ZoneInfo.
+"""Shapes for dates and times: date, time, datetime, timedelta, timezone and ZoneInfo.
 
-A zone is written as text after the time: ``+02:00`` for a fixed offset, ``+02:00[=CEST]`` for a named one, and
-``+02:00[Europe/Paris]`` for a zone by key. The offset is included so that a reader with other zone data gets the same instant.
+A zone is written as text after the time: ``+02:00`` for a fixed offset, ``+02:00[=CEST]`` for a fixed offset with a name, and
+``+02:00[Europe/Paris]`` for a ZoneInfo. The offset is included so that a reader with different zone data gets the same instant.
 
-`zoneinfo` uses 0.8 MB per process and a fortieth of a worker's start-up time, so it is loaded only when needed.
+`zoneinfo` takes 0.8 MB of memory per process and a fortieth of a worker's start-up time, so it is loaded only when needed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 MICROSECOND: Final = timedelta(microseconds=1)
 _LATER_FOLD: Final = "~"
-"""Precedes the text if fold is 1, which marks the second of two equal wall times."""
+"""Precedes the text if `fold` is 1, which marks the second of two equal wall times."""
 
 
 def write_date(value: Any, _levels: int) -> Ext:
-    """Write a date. A datetime is rejected, although it is a subclass, because its time would be lost."""
+    """Write a date. A datetime is rejected, although datetime is a subclass of date, because its time would be lost."""
     if isinstance(value, date) and not isinstance(value, datetime):
         return Ext(codes.DATE, value.isoformat().encode())
     raise unexpected("date", value)
@@ -65,7 +65,7 @@ def _datetime(text: str) -> datetime:
 
 
 def _placed(value: datetime, name: str) -> datetime:
-    """Return the same instant, in the zone or with the name that follows the offset."""
+    """Return the same instant in the zone that follows the offset in brackets. `name` is the text after the opening bracket."""
     offset = value.utcoffset()
     if offset is None:
         raise Misfit("expected an offset before the zone of a datetime")
@@ -107,7 +107,7 @@ def read_timedelta(wire: Any, _levels: int) -> timedelta:
 
 
 def read_json_timedelta(wire: Any, _levels: int) -> timedelta:
-    """Read a number of seconds, or an interval as PostgreSQL writes it: "-1 days +02:03:04.5"."""
+    """Read a number of seconds, or an interval in PostgreSQL's format, such as "-1 days +02:03:04.5"."""
     number = plain_number(wire)
     if type(number) is int or type(number) is float:
         return _timedelta(number, unit=timedelta(seconds=1))
@@ -151,7 +151,7 @@ def write_zoneinfo(value: Any, _levels: int) -> Ext:
 
 
 def _short_of_utc(moment: str) -> timezone | None:
-    """Return the zone of an offset shorter than a second, which `fromisoformat` treats as UTC."""
+    """Return the zone if its offset is shorter than a second, otherwise None. `fromisoformat` treats such an offset as UTC."""
     found = _SHORT_OFFSET.search(moment)
     if found is None:
         return None
@@ -167,7 +167,7 @@ def _text(data: bytes) -> str:
 
 
 def _readers(parse: Callable[[str], Any], code: int, name: str) -> tuple[Read, Read]:
-    """Return the functions that read a value from msgpack and from JSON."""
+    """Return a function that reads a value from msgpack, and one that reads it from JSON."""
 
     def read(wire: Any, _levels: int) -> Any:
         return parse(_text(data_of(wire, code, name)))
@@ -183,9 +183,9 @@ def _with_fold(fold: int, text: str) -> str:
 
 
 def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
-    """Return the text that follows the ISO text of `moment` and names its zone; "" if there is no zone, or if the offset is enough.
+    """Return the text in brackets that names the zone after the ISO text of `moment`, or "" if there is no zone or the offset is enough.
 
-    A zone that is neither a `timezone` nor a ZoneInfo with a key (pytz, dateutil) is stored as its fixed offset.
+    Of any other zone, such as one from pytz or dateutil or a ZoneInfo without a key, only the offset is stored.
     """
     if zone is None:
         return ""
@@ -200,7 +200,7 @@ def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
 
 
 def _zone_of(offset: timedelta | None, name: str) -> tzinfo:
-    """Return the zone for the text in brackets. `name` includes the closing bracket."""
+    """Return the zone that the text in brackets names. `name` includes the closing bracket, but not the opening one."""
     if not name.endswith("]"):
         raise Misfit("expected a zone in brackets")
     if not name.startswith("="):
@@ -216,13 +216,12 @@ def _is_zoneinfo(value: object) -> TypeIs[ZoneInfo]:
 
 
 def _loaded_zoneinfo() -> type[ZoneInfo] | None:
-    """Return ZoneInfo if it is loaded. Otherwise return None: then no ZoneInfo value exists."""
+    """Return the ZoneInfo class, or None if it is not loaded, in which case no value can be a ZoneInfo."""
     return getattr(sys.modules.get("zoneinfo"), "ZoneInfo", None)
 
 
 def _zone_by_key(key: str) -> ZoneInfo:
-    """Return the zone of a key. The key is checked first, because ZoneInfo opens a file of that name: only zone names without dots are
-    allowed."""
+    """Return the ZoneInfo with this key. Keys with dots are rejected first, because ZoneInfo opens a file with the key as its name."""
     if not _ZONE_KEY.fullmatch(key) or len(key) > 100:
         raise Misfit("expected the key of a time zone")
     from zoneinfo import ZoneInfo
@@ -250,7 +249,7 @@ MOMENTS: Final = {
 
 
 def late_moment(kind: object) -> Shape | None:
-    """Return the shape of ZoneInfo if `kind` is ZoneInfo. It is looked up late because the class is loaded only when needed."""
+    """Return the shape of ZoneInfo if `kind` is ZoneInfo, otherwise None. It is not in `MOMENTS`, because it is loaded only when needed."""
     return zoneinfo_shape() if (loaded := _loaded_zoneinfo()) is not None and kind is loaded else None
 
 

@@ -1,7 +1,7 @@
-"""Loops over the parts of containers. Each records the place inside the container at which something did not fit.
+"""Loops that encode and decode the parts of containers. If a part does not fit, they add its position to the path of the Misfit.
 
-All take the levels that are left *inside* the container. Maps with str keys are msgpack maps. Other mappings are arrays that begin with the
-marker PAIRS and alternate keys and values, so that keys of every type stay exact, however a map compares them.
+`levels` is how many more levels of nesting are allowed *inside* the container. A mapping whose keys are all encoded as str becomes a
+msgpack map. Any other becomes an array: the marker PAIRS, then keys and values in turn. So keys of any type can be encoded exactly.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from taskflow.model.codec.wire import marker, marker_of, named
 
 _T = TypeVar("_T")
 LARGE = 1_000
-"""This many keys with the same hash do no harm: comparing them takes half a million comparisons."""
+"""Up to this many keys are not checked for equal hashes. Even if all hashes are equal, half a million comparisons do no harm."""
 ALIKE = 100
 
 
 def write_items(values: Iterable[Any], write: Write, levels: int, wires: list[Any]) -> list[Any]:
-    """Append the written items of an ordered collection to `wires`."""
+    """Write the items of an ordered collection, appending them to `wires`."""
     offset = len(wires)
     try:
         for value in values:
@@ -45,7 +45,7 @@ def read_items(wires: Iterable[Any], read: Read, levels: int) -> list[Any]:
 
 
 def write_unordered(values: Iterable[Any], write: Write, levels: int, wires: list[Any]) -> list[Any]:
-    """Like `write_items`, for a set, whose items have no index."""
+    """Do the same as `write_items` for a set, whose items have no index."""
     try:
         for value in values:
             wires.append(write(value, levels))  # noqa: PERF401  # the length of the list shows where it failed
@@ -56,7 +56,7 @@ def write_unordered(values: Iterable[Any], write: Write, levels: int, wires: lis
 
 
 def write_map(mapping: Mapping[Any, Any], write: Write, levels: int) -> dict[str, Any]:
-    """Write a mapping whose keys are known to be str."""
+    """Write a mapping with only str keys as a msgpack map."""
     wires: dict[str, Any] = {}
     for key, value in mapping.items():
         try:
@@ -68,7 +68,7 @@ def write_map(mapping: Mapping[Any, Any], write: Write, levels: int) -> dict[str
 
 
 def read_map(wires: Mapping[str, Any], read: Read, levels: int) -> dict[str, Any]:
-    """Read a msgpack map. A key that is not a str is rejected, because taskflow writes none."""
+    """Read a msgpack map. A key that is not a str is rejected, because taskflow never writes one."""
     values: dict[str, Any] = {}
     for key, wire in wires.items():
         if type(key) is not str:
@@ -106,8 +106,7 @@ def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
-    """Build a set, a dict (from pairs) or a tuple of `values`. Raises Misfit if one cannot be hashed or compared (a list, a signalling
-    NaN)."""
+    """Build a set, a dict (from pairs) or a tuple. Raises Misfit if a value cannot be hashed or compared (a list, a signalling NaN)."""
     try:
         if len(values) > LARGE and build is not tuple:
             _refuse_collisions(key for key, _ in values) if build is dict else _refuse_collisions(values)
@@ -119,7 +118,7 @@ def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
 
 
 def _refuse_collisions(keys: Iterable[Any]) -> None:
-    """Raise Misfit if many unequal keys share a hash. Hashes of numbers are predictable, and comparing 32,000 such keys takes 4 s."""
+    """Raise Misfit if many unequal keys have the same hash. An attacker can choose such numbers, and comparing 32,000 of them takes 4 s."""
     first_of: dict[int, Any] = {}
     alike: dict[int, int] = {}
     for key in keys:
@@ -132,8 +131,10 @@ def _refuse_collisions(keys: Iterable[Any]) -> None:
 
 
 def elements(wire: Any, expected: str) -> list[Any]:
-    """Return the content of an array of any kind without its marker. So a list written before its annotation became a tuple can still be
-    read."""
+    """Return the elements of a list, tuple or set on the wire, without the marker.
+
+    So a value that was written as a list can still be read after its annotation was changed to a tuple.
+    """
     if type(wire) is not list:
         raise Misfit(f"expected {expected}, got {named(wire)}")
     code = marker_of(wire)

@@ -5,13 +5,13 @@ offset name    meaning
 ====== ======= ==================================================================================================
 0      version 1
 1      flags   bit 0 signed, bit 1 encrypted, bit 2 compressed: reserved, none is written yet; bits 3 to 7 are zero
-2      key id  which key signed or encrypted; 0 if no flag is set
+2      key id  the key that signed or encrypted the body; 0 if no flag is set
 3      content 1 msgpack (`docs/reference/wire-format.md`), 2 JSON decoded by annotation
 4      body    to the end
 ====== ======= ==================================================================================================
 
-An unknown version, flag, key or content was written by a newer taskflow: it raises `NewerFormat`, and the job waits for a worker that
-knows it. There is neither a length nor a checksum, because the store takes care of both.
+An unknown version, flag, key or content means that a newer taskflow wrote the payload. Opening it raises `NewerFormat`, and the job waits
+for a newer worker. There is neither a length nor a checksum, because the store takes care of both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HEADER_SIZE = 4
 
 
 class Content(IntEnum):
-    """The encoding of the body."""
+    """How the body of a payload is encoded."""
 
     MSGPACK = 1
     JSON = 2
@@ -42,14 +42,14 @@ def seal(body: bytes) -> bytes:
 
 
 def seal_json(body: bytes) -> bytes:
-    """Add the header to a JSON body (an object by parameter name, in UTF-8), as an SQL trigger does."""
+    """Add the header to a JSON body, as an SQL trigger does. The body is an object with the arguments by name, in UTF-8."""
     return _JSON_HEADER + body
 
 
 def open_payload(payload: bytes) -> tuple[Content, bytes]:
-    """Return the content's encoding and the body.
+    """Return how the body is encoded, and the body.
 
-    Raises NewerFormat for a payload of a newer taskflow, and DecodeError for bytes that are not a payload.
+    Raises NewerFormat for a payload that a newer taskflow wrote, and DecodeError for bytes that are not a payload.
     """
     if payload.startswith(_MSGPACK_HEADER):
         return _MSGPACK, payload[HEADER_SIZE:]

@@ -1,8 +1,7 @@
-"""Shapes of classes with named fields, written as maps by field name. All kinds of class share one shape; `ClassFields` holds the
-differences.
+"""Shapes for classes with named fields, which are written as maps by field name. A `ClassFields` holds what differs between kinds of class.
 
-The class is called to make a value, with all checks of its constructor. A payload names no class; the annotation decides which one is
-called. An unknown field raises UnknownArgument (another version of the class has it), a missing required field MissingArgument.
+Decoding calls the class, so all checks of its constructor apply. A payload names no class; the annotation decides which one is called. An
+unknown field raises UnknownArgument: another version of the class wrote it. A missing required field raises MissingArgument.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ _C = TypeVar("_C", bound=Callable[[Any, int], Any])
 
 
 class Field(msgspec.Struct, frozen=True):
-    """One field of a record, not compiled yet."""
+    """A field of a class, with its annotation, which has not been compiled yet."""
 
     name: str
     annotation: Any
     required: bool = True
-    """False if the class fills in a value that is missing on the wire."""
+    """False if the class can fill in the value when it is missing on the wire."""
 
 
 class ClassFields(msgspec.Struct, frozen=True):
@@ -35,29 +34,28 @@ class ClassFields(msgspec.Struct, frozen=True):
     kind: type
     fields: tuple[Field, ...]
     make: Callable[[dict[str, Any]], Any]
-    """Makes an instance from its fields by name; may raise any exception."""
+    """Makes an instance from its fields, which are given by name. It may raise any exception."""
     parts: Callable[[Any], Mapping[str, Any] | None] | None = None
-    """Returns the fields of an instance by name, or None for anything else. If not given, fields are attributes."""
+    """Returns the fields of an instance by name, or None for any other object. If this is not given, the fields are attributes."""
     runs_code: bool = False
-    """True if the constructor runs code of the class's author. Only decoding shows whether that code accepts the value and leaves it
-    unchanged."""
+    """True if making an instance runs the author's code. Only decoding shows whether that code accepts a value and leaves it unchanged."""
     has_tag: bool = True
-    """False for a TypedDict: its values are plain dicts."""
+    """True if a union can mark values with the name of the class. False for a TypedDict, whose values are plain dicts."""
     forms: frozenset[Form] = frozenset((dict,))
-    """The forms of its wire values. `around` may add others."""
+    """The forms of the wire values, including any that `around` adds."""
     around: Callable[[Shape], Shape] | None = None
-    """Takes the shape of the fields, and returns a shape that includes what else instances store."""
+    """Takes the shape of the fields, and returns a shape that also includes whatever else an instance stores."""
     foreign: Callable[[Any], Shape] | None = None
-    """Makes the shape of a field whose annotation only the class's library knows."""
+    """Makes the shape of a field whose annotation only the library behind the class understands."""
     undeclared: Shape | None = None
     """The shape of fields that an instance has but the class does not declare; None if such fields are rejected."""
 
     def step(self, name: str) -> str:
-        """Return the step of a path into a field, written like code."""
+        """Return the step of a path that leads to a field, written like code."""
         return field_step(name) if self.has_tag else key_step(name)
 
     def unknown(self, undeclared: Set[Any]) -> list[Any]:
-        """Return the names that the class neither declares nor allows."""
+        """Return those undeclared names that the class does not allow."""
         return [name for name in undeclared if self.undeclared is None or not _is_text(name)]
 
 
@@ -84,7 +82,7 @@ def record_of(record: ClassFields, label: str, shapes: Mapping[str, Shape]) -> S
 
 
 def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -> Shape:
-    """Return a shape for uses of a class inside itself, while its fields are being compiled."""
+    """Return a shape that stands for a class inside itself while its fields are being compiled."""
     return Shape(
         label,
         lambda value, levels: finished().write(value, levels),
@@ -98,7 +96,7 @@ def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -
 
 
 class _Open(dict[str, _C]):
-    """The converters of fields by name. Any other name is allowed too."""
+    """The converters of declared fields by name. For any other name, it returns the converter of undeclared fields."""
 
     def __init__(self, declared: Mapping[str, _C], undeclared: _C) -> None:
         super().__init__(declared)

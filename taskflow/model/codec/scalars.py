@@ -1,4 +1,4 @@
-"""Shapes of scalars: None, bool, int, float, str, bytes, bytearray, Decimal, UUID."""
+"""Shapes for scalars: None, bool, int, float, str, bytes, bytearray, Decimal and UUID."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskflow.model.codec.wire import Ext, data_of, named, plain_number
 
 LEAST: Final = -(1 << 63)
 MOST: Final = (1 << 64) - 1
-"""The largest integer of msgpack. Larger ones are an extension with two's complement."""
+"""The largest integer in msgpack. One outside `LEAST` to `MOST` is written as an extension, in two's complement."""
 
 
 def write_none(value: Any, _levels: int) -> None:
@@ -56,7 +56,7 @@ def read_int(wire: Any, _levels: int) -> int:
 
 
 def read_json_int(wire: Any, _levels: int) -> int:
-    """Read an int. A number without a fraction is accepted in any notation, because some languages have no integers."""
+    """Read an int. A whole number is accepted in any notation, such as 1e3 or 5.0, because some languages have no integers."""
     if type(wire) is int:
         return wire
     if (type(wire) is float and wire.is_integer()) or (type(wire) is Decimal and wire == wire.to_integral_value()):
@@ -83,9 +83,9 @@ def read_float(wire: Any, levels: int) -> float:
 
 
 def read_json_float(wire: Any, levels: int) -> float:
-    """Read the nearest float of any number: JSON numbers have no type, and a database writes 1e300 with all its digits.
+    """Read any number as the nearest float, because JSON numbers have no type, and a database may write 1e300 with all its digits.
 
-    JSON has no literals for non-finite values: the strings "NaN", "Infinity" and "-Infinity" stand for them.
+    JSON has no literals for values that are not finite, so the strings "NaN", "Infinity" and "-Infinity" stand for them.
     """
     if type(wire) is str and wire in ("NaN", "Infinity", "-Infinity"):
         return float(wire)
@@ -95,7 +95,7 @@ def read_json_float(wire: Any, levels: int) -> float:
 
 
 def exact_float(value: int) -> float:
-    """Return an int as a float. Raises Misfit if no float is exactly equal."""
+    """Convert an int to a float. Raises Misfit if no float is exactly equal to it."""
     result = _nearest_float(value)
     if result != value:
         raise Misfit("is an int that no float represents exactly; pass float(...) to round it")
@@ -118,7 +118,7 @@ def write_str(value: Any, levels: int) -> str:
 
 
 def encodable(value: str) -> str:
-    """Return the text. Raises Misfit if UTF-8 cannot express it."""
+    """Return the text unchanged. Raises Misfit if it cannot be encoded as UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -149,7 +149,7 @@ def read_bytes(wire: Any, _levels: int) -> bytes:
 
 
 def read_json_bytes(wire: Any, levels: int) -> bytes:
-    """Read base64, with or without line breaks, or hexadecimal after ``\\x``, as PostgreSQL writes a bytea."""
+    """Read base64, with or without line breaks, or hexadecimal with the prefix ``\\x``, which is how PostgreSQL writes a bytea."""
     text = read_str(wire, levels)
     try:
         if text.startswith("\\x"):
@@ -174,7 +174,7 @@ def read_json_bytearray(wire: Any, levels: int) -> bytearray:
 
 
 def write_decimal(value: Any, _levels: int) -> Ext:
-    """Write a Decimal as text: sign, digits and exponent are exact, and NaN keeps its payload."""
+    """Write a Decimal as text, which preserves its sign, digits and exponent, and the payload of a NaN."""
     if isinstance(value, Decimal):
         return Ext(codes.DECIMAL, Decimal.__str__(value).encode())
     raise unexpected("Decimal", value)
@@ -195,7 +195,7 @@ def read_json_decimal(wire: Any, _levels: int) -> Decimal:
 
 
 def _decimal(text: str) -> Decimal:
-    """Read a Decimal. Time and memory grow with the length of the text, not with the exponent."""
+    """Read a Decimal from text. The time and memory needed grow with the length of the text, not with the exponent."""
     if not _DECIMAL.fullmatch(text):
         raise Misfit("expected a Decimal, got other text")
     try:
@@ -225,12 +225,12 @@ def read_json_uuid(wire: Any, levels: int) -> UUID:
 
 
 def signed_bytes(value: int) -> bytes:
-    """Return two's complement, most significant byte first, as short as possible."""
+    """Return the integer in big-endian two's complement, in as many bytes as its magnitude and a sign bit need."""
     return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
 
 
 def scalar(kind: type, form: object, write: Write, read: Read, read_json: Read | None = None, *more_forms: object) -> Shape:
-    """Return the shape of a scalar type. All its wire values have this form, or one of `more_forms`."""
+    """Return the shape of a scalar type. Its wire values all have the form `form` or one of `more_forms`."""
     forms = frozenset((form, *more_forms))
     return Shape(type_name(kind), write, read, read_json or read, types=frozenset((kind,)), forms=forms)
 

@@ -1,4 +1,4 @@
-"""The compiled form of an annotation, which writes values to wire values and reads them back."""
+"""Shapes. A shape is a compiled annotation, which converts values to wire values and back."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ import msgspec
 from taskflow.model.codec.misfit import Misfit
 
 Write: TypeAlias = Callable[[Any, int], Any]
-"""Takes a value and the levels left; returns a wire value. Raises Misfit if the value does not fit the annotation."""
+"""Converts a value to a wire value. The int is how many more levels may be nested. Raises Misfit for a value that does not fit."""
 
 Read: TypeAlias = Callable[[Any, int], Any]
-"""Takes a wire value and the levels left; returns a value. Raises Misfit, and nothing else, if the wire value does not fit."""
+"""Converts a wire value to a value. The int is how many more levels may be nested. Raises only Misfit if the wire value does not fit."""
 
 Form: TypeAlias = object
-"""Distinguishes wire values: a type (`str`, `dict`), the code of an extension or marker, or ("tag", name)."""
+"""A feature that distinguishes wire values: a type such as `str`, the code of an extension or marker, or ("tag", name)."""
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """A compiled annotation; immutable and shared by all codecs that use it."""
+    """A compiled annotation, which writes and reads values. It is immutable, so several annotations can share it."""
 
     label: str
     write: Write
     read: Read
     read_json: Read
     types: frozenset[type]
-    """The exact types of the values that it can write."""
+    """The exact types of the values that the shape can write."""
     forms: frozenset[Form]
     """The forms of its wire values."""
     tag: str = ""
-    """The name with which a union can mark its values; "" if their type is not enough to recognize them."""
+    """The name with which a union can mark the values; "" if it cannot recognize them by their type."""
     wide: bool = False
-    """True if it accepts every self-describing value, as `Any` does. In a union it replaces all members that are not classes."""
+    """True if it accepts every self-describing value, as `Any` does. In a union, it replaces members such as int or str."""
     fits_json: Callable[[Any], bool] = lambda wire: False
-    """Returns True if a JSON array or object looks like this shape, without looking deeper. A union chooses the first match."""
+    """Returns True if a JSON array or object looks like this shape from the outside. A union chooses the first member that matches."""
 
 
 class Unresolved(Exception):
-    """An annotation contains an undefined name. `where` names the parameter or field."""
+    """Raised if an annotation contains an undefined name. `where` names the parameter or field."""
 
     def __init__(self, name: str, where: str) -> None:
         super().__init__(f"{where}: the name {name!r} is not defined")
@@ -48,7 +48,7 @@ class Unresolved(Exception):
 
 
 class Unsupported(Exception):
-    """The annotation cannot be compiled. The message says why and what to do; `within` adds the enclosing fields."""
+    """Raised if an annotation cannot be compiled. The message says why and what to do; `within` adds the path of enclosing fields."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -1,6 +1,6 @@
-"""Compiles a function's parameters, to convert arguments to a map by parameter name and back.
+"""Compiles a function's parameters, to convert the arguments of a call to a map by parameter name and back.
 
-`Signature.bind` takes 2 µs a call, because it computes everything again; here it is computed once.
+`Signature.bind` would take 2 µs per call, because it analyses the parameters each time; here they are analysed once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from taskflow.model.codec.wire import named
 from taskflow.model.errors import MissingArgument, UnknownArgument
 
 CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""The arguments of a call: positional and keyword."""
+"""The positional and keyword arguments of a call."""
 
 
 class Arguments:
-    """The parameters of one function with their shapes; immutable.
+    """The parameters of one function and their shapes; immutable.
 
-    Arguments that were not given are not written: the reader's code fills in its own defaults. ``*args`` and ``**kwargs`` are an array
-    and a map under their own names, and absent if empty.
+    An argument that was not passed is not written, so the function that reads the call uses its default. ``*args`` becomes an array and
+    ``**kwargs`` a map, each under the parameter's name; if empty, they are left out.
     """
 
     def __init__(self, parameters: Sequence[Parameter], shapes: Mapping[str, Shape]) -> None:
@@ -47,7 +47,7 @@ class Arguments:
 
     @property
     def shape(self) -> Shape:
-        """The shape of all arguments: its values are `CallArguments`, its wire values maps by parameter name."""
+        """The shape of all arguments together. It converts `CallArguments` to a map by parameter name, and back."""
         return Shape(
             "arguments",
             self._write,
@@ -58,8 +58,7 @@ class Arguments:
         )
 
     def _read_of(self, name: str, read: Read) -> Read:
-        """Return the reader of a parameter. For ``*args`` and ``**kwargs`` it reads several values, because the annotation describes
-        one."""
+        """Return the reader of a parameter. For ``*args`` and ``**kwargs``, it reads several values, each as the annotation says."""
         if name == self._rest:
             return partial(_read_rest, read)
         if name == self._extra:
@@ -111,7 +110,7 @@ class Arguments:
             wires[self._extra or ""] = extra
 
     def _extra_name(self, name: str, wires: Mapping[str, Any]) -> str:
-        """Return the name of an argument for ``**kwargs``. Raises Misfit if it is not allowed."""
+        """Return the name of an argument that belongs to ``**kwargs``. Raises Misfit if it is not allowed there."""
         if name in self._keyword_writes and name in wires:
             raise Misfit("is given twice, by position and by name")
         if self._extra is None:
@@ -128,7 +127,7 @@ class Arguments:
         return self._read(self._reads, wires, levels)
 
     def _read(self, reads: Mapping[str, Read], wires: Any, levels: int) -> CallArguments:
-        """Read the arguments. Unknown names are reported first, because they show that newer code sent the call."""
+        """Read the arguments. Unknown names are reported first, because they show that another version of the code sent the call."""
         if type(wires) is not dict:
             raise Misfit(f"expected a map by parameter name, got {named(wires)}")
         if not wires.keys() <= self._known:
@@ -146,7 +145,7 @@ class Arguments:
         return self._call(values) if values else ((), {})
 
     def _call(self, values: dict[str, Any]) -> CallArguments:
-        """Pass values by position up to the first missing one, and the others by name."""
+        """Arrange the values as arguments: by position up to the first missing one, and the rest by name."""
         rest = values.pop(self._rest, ()) if self._rest else ()
         extra = values.pop(self._extra, {}) if self._extra else {}
         args: list[Any] = []
@@ -159,7 +158,7 @@ class Arguments:
         return (*args, *rest), {**values, **extra} if extra else values
 
     def _fill_gap(self, args: list[Any], values: dict[str, Any], *, to_the_end: bool) -> None:
-        """Append defaults for missing arguments that precede a value which can only be passed by position."""
+        """Append defaults for missing arguments that precede a value which must be passed by position."""
         for parameter in self._positional[len(args) :]:
             if not to_the_end and self._position_only.isdisjoint(values):
                 break
@@ -188,7 +187,7 @@ def _unknown(names: Iterable[Any]) -> Misfit:
 
 
 def _missing(order: Iterable[str], names: frozenset[str] | set[str]) -> Misfit:
-    """Return the misfit of required parameters without a value. Its path is the first of them."""
+    """Return the Misfit for required arguments that were not given. Its path is the first of them."""
     found = [name for name in order if name in names]
     more = f" (and {one_of(found[1:])})" if len(found) > 1 else ""
     return Misfit(f"is a required argument and was not given{more}", MissingArgument).within(found[0])

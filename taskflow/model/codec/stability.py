@@ -1,7 +1,7 @@
-"""Checks that a value survives decoding: encoded again, it gives the same wire value.
+"""Checks that a value survives decoding, which means that encoding it again gives the same wire value.
 
-Decoding runs code of users' classes: validators, converters, `__post_init__`. Code that is not idempotent would silently change the value
-each time (3, 300, 30,000).
+Decoding runs code in users' classes: validators, converters, `__post_init__`. Code that is not idempotent would silently change the value
+each time: from 3 to 300, then to 30,000.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_stable(shape: Shape, body: bytes, levels: int) -> None:
 
 
 def _differences(one: Any, other: Any) -> Iterator[str]:
-    """Yield the paths at which two wire values differ."""
+    """Yield the paths of all parts in which two wire values differ."""
     if type(one) is not type(other):
         yield ""
     elif type(one) is dict and one.keys() == other.keys():
@@ -48,7 +48,7 @@ def _differences(one: Any, other: Any) -> Iterator[str]:
 
 
 def _sorted(wire: Any) -> Any:
-    """Sort the items of sets in a wire value, because two equal sets may iterate in different orders."""
+    """Return the wire value with the items of each set sorted, because equal sets may have different iteration orders."""
     if type(wire) is dict:
         return {key: _sorted(part) for key, part in wire.items()}
     if type(wire) is not list:
@@ -62,5 +62,5 @@ _CHANGES: Final = (
     "make that code leave its own result unchanged, or send plain data"
 )
 _SAME_VALUE: Final = (codes.TAGGED, codes.MODEL)
-"""Markers of arrays whose parts together are one value."""
+"""The markers of arrays whose elements together represent one value, so that they add no step to a path."""
 _SETS: Final = (codes.SET, codes.FROZENSET)

@@ -1,8 +1,8 @@
-"""Unions: choose the member that writes a value or reads a wire value, without trial and error.
+"""Shapes for unions, which choose the member that writes a value or reads a wire value without trial and error.
 
-The exact type of a value, or the form of its wire value, decides. If two members look alike on the wire (two dataclasses, an Enum and
-str), the classes among them are written as an array that begins with the marker TAGGED and their name. If that is not enough, the union is
-ambiguous and rejected when it is declared.
+The choice depends on the exact type of the value, or on the form of the wire value. If two members look alike on the wire (two dataclasses,
+or an Enum and str), classes are written as an array that begins with the marker TAGGED and the name of the class. If even that is not
+enough, the union is ambiguous, and is rejected when it is declared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from taskflow.model.codec.wire import form_of, marker, named, plain_number
 
 
 def union_of(members: Sequence[Shape]) -> Shape:
-    """Return the shape of a union of at least one member. No member is itself a union. Raises Unsupported if it is ambiguous."""
+    """Return the shape of a union of one or more members, none of which is a union. Raises Unsupported if the union is ambiguous."""
     told_apart = _told_apart(_without_covered(members))
     if len(told_apart) == 1:
         return told_apart[0]
@@ -33,7 +33,7 @@ def union_of(members: Sequence[Shape]) -> Shape:
 
 
 def _without_covered(members: Sequence[Shape]) -> list[Shape]:
-    """Return the members that `Any` cannot replace: classes, and those that may contain one."""
+    """Leave out the members that `Any` covers, if `Any` is a member. Classes, and members that may contain one, are kept."""
     wide = next((member for member in members if member.wide), None)
     if wide is None:
         return list(members)
@@ -44,7 +44,7 @@ _LEAVES = frozenset((type(None), bool, int, float, str, bytes))
 
 
 def _told_apart(members: list[Shape]) -> list[Shape]:
-    """Return the members, tagged if necessary. Raises Unsupported if tags do not distinguish them."""
+    """Return the members, tagged where necessary. Raises Unsupported if even tags cannot distinguish them."""
     told_apart = [_tagged(member) if member.tag and _looks_like_another(member, members) else member for member in members]
     for one, other in combinations(told_apart, 2):
         if one.forms & other.forms:
@@ -66,7 +66,7 @@ def _looks_like_another(member: Shape, members: list[Shape]) -> bool:
 
 
 def _tagged(member: Shape) -> Shape:
-    """Return a shape for the same values, written with the name of their class."""
+    """Return a shape that writes the member's values together with the name of their class."""
 
     def write(value: Any, levels: int) -> list[Any]:
         return [marker(codes.TAGGED), member.tag, member.write(value, levels)]
@@ -78,7 +78,7 @@ def _tagged(member: Shape) -> Shape:
 
 
 def _optional(member: Shape) -> Shape:
-    """Return the shape of `member | None`, the most frequent union. It needs no table."""
+    """Return the shape of `member | None`, which is the most frequent union. It needs no table of members."""
 
     def around(convert: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
         return lambda value, levels: None if value is None else convert(value, levels)
@@ -118,7 +118,7 @@ def _writer(label: str, members: Sequence[Shape]) -> Write:
         return chosen(value, levels)
 
     def write_of_base(value: Any) -> Write:
-        """Choose the writer for an instance of a subclass: the first member that matches."""
+        """Return the writer for an instance of a subclass: that of the first member that matches."""
         for kind, chosen in by_type.items():
             if isinstance(value, kind) and type(value) is not bool:
                 return chosen
@@ -144,8 +144,10 @@ def _reader(label: str, members: Sequence[Shape]) -> Read:
 
 
 def _json_reader(label: str, members: Sequence[Shape]) -> Read:
-    """Return a reader that reads an array or object as the first member it looks like. Trying each in turn would take 2**depth steps for
-    hostile bytes."""
+    """Return a reader for JSON. It reads an array or object as the first member that it looks like.
+
+    Trying each member in turn would take 2**depth steps for hostile bytes.
+    """
 
     def read_parts(wire: Any, levels: int) -> Any:
         for member in members:

@@ -1,4 +1,4 @@
-"""Values without an annotation: every self-describing type, exactly. Instances of classes are rejected."""
+"""The shape for values without an annotation. It preserves every self-describing type exactly, and rejects instances of classes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_any(wire: Any, levels: int) -> Any:
 
 
 def read_json_any(wire: Any, levels: int) -> Any:
-    """Read JSON's own values unchanged."""
+    """Read a JSON value as it is, with each Decimal converted to a float."""
     if type(wire) is list:
         return read_items(wire, read_json_any, _inside(levels))
     if type(wire) is dict:
@@ -56,7 +56,7 @@ def read_json_any(wire: Any, levels: int) -> Any:
 
 
 def _inside(levels: int) -> int:
-    """Return the levels left inside a container."""
+    """Return how many levels of nesting are left inside a container. Raises Misfit if the container is already too deep."""
     if levels < 1:
         raise too_deep()
     return levels - 1
@@ -107,7 +107,7 @@ def _read_array(wire: list[Any], levels: int) -> Any:
 
 
 def _is_tagged(wire: Any) -> bool:
-    """Return True for a tag. A tag uses no level, so directly nested tags, which taskflow never writes, would have no limit."""
+    """Return True for a tagged value. A tag uses no level, so without this check, tags could be nested in tags without a limit."""
     return type(wire) is list and marker_of(wire) == codes.TAGGED
 
 
