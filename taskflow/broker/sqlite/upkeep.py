@@ -157,7 +157,8 @@ def _drop_all_faded(transitions: Transitions, number: int) -> int:
 
 
 def _drop_first_faded(transitions: Transitions, number: int) -> int:
-    """Drop the first `number` jobs past their keep. Of the ids, delete only those that expired before the last of these jobs."""
+    """Drop the first `number` jobs past their keep. Of the ids, delete
+    only those whose `fade_at` precedes that of the last of these jobs."""
     [(fade_at, last_id)] = transitions.connection.execute(transitions.sql["last_faded_job"], (transitions.now, number - 1))
     transitions.connection.execute(transitions.sql["bury_faded_jobs"], (_known_for(transitions), transitions.now, number))
     return transitions.connection.execute(transitions.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN)).rowcount
