@@ -1,4 +1,4 @@
-"""Receives wake-ups from a server. Each broker has one listener for each event loop, which uses a separate channel.
+"""Receives wake-ups from a server. There is one listener for each broker and event loop, with a separate channel.
 
 The server nudges only as many listeners as there are jobs to claim. If a listener
 is nudged but no task is waiting any more, it asks the server to nudge another one.
@@ -202,7 +202,7 @@ class Listener(ABC):
 
     @abstractmethod
     async def pass_on(self, nudges: int) -> None:
-        """Ask the server for `nudges` nudges to other listeners, because no task is waiting for jobs in this one."""
+        """Ask the server to send this many nudges to other listeners instead, because no task is waiting for jobs in this one."""
 
     # --- announcing topics ----------------------------------------------------------------------------------------
 

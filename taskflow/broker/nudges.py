@@ -43,7 +43,7 @@ class WakeUpFlag:
             return sum(nudges.is_waiting for nudges in {nudges for topic in topics for nudges in self._listeners.get(topic, ())})
 
     def wake_all(self) -> None:
-        """Wake every waiter. Used if it is unknown what happened."""
+        """Wake every waiter. Used when it is not known what happened."""
         with self._lock:
             woken = {nudges for listeners in self._listeners.values() for nudges in listeners}
         _nudge(woken)

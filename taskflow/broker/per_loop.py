@@ -13,7 +13,7 @@ from taskflow.model.errors import BrokerUnavailable
 
 
 class LoopBound(Protocol):
-    """A connection, or several, bound to one event loop."""
+    """One or more connections bound to an event loop."""
 
     async def close(self) -> None: ...
 

@@ -94,8 +94,8 @@ and any number of times.
   [crash_backoff] There is no wait after the first crash, then one as `crash_backoff` says. A crash does not count as a failure.
   [crash_poison] More than `max_crashes` crashes in a row make the job FAILED as poison, whatever attempts are left or used.
   [crash_marked] A job that was asked to stop does not run again after a crash: CANCELLED.
-  [outage] If no session has sent a heartbeat for a session's whole ttl, the store was unavailable. The session gets one more ttl. If it does not
-    return, its leases count as handed back, not as crashed.
+  [outage] If no session has sent a heartbeat for a session's whole ttl, the store was unavailable. The session gets one more ttl. If it
+    does not return, its leases count as handed back, not as crashed.
   [upkeep_expires] A waiting job past its expiry is CANCELLED, "expired".
   [upkeep_drops] A job past its keep is dropped, and its id after another `repeat_for`.
   [upkeep_caps] If a queue has more than `kept_per_queue` ended jobs, or more failed ones, its oldest are dropped and counted.

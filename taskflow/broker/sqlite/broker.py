@@ -39,7 +39,7 @@ from taskflow.model.verdict import Settled, Settlement
 T = TypeVar("T")
 
 _TIMEOUT: Final = 4.0
-"""Shorter than the default `enqueue_timeout` (5 s), so that the broker's error, which names the lock's owner, is raised first."""
+"""Seconds; less than the default `enqueue_timeout` (5 s), so that the broker's error, which names the lock's owner, is raised first."""
 
 
 class SqliteBroker:
@@ -164,7 +164,7 @@ class SqliteBroker:
         return await self._running().writer.call(durability, verb)
 
     async def _look(self, verb: Callable[[Transitions], T]) -> T:
-        """Run a read-only verb without the write lock, or with it if a row must be mended."""
+        """Run a read-only verb without the write lock. If a row must be mended, run the verb again with the lock."""
         try:
             return await self._call(Durability.READ, verb)
         except Unsound:

@@ -1,4 +1,4 @@
-"""Opens a store's file, and creates or migrates its tables. If that fails, it raises one clear error."""
+"""Opens a store's file, and creates or migrates its tables. If that fails, one clear error is raised."""
 
 from __future__ import annotations
 

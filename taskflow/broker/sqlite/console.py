@@ -26,7 +26,7 @@ from taskflow.model.transitions import Event
 T = TypeVar("T")
 
 ID_AFTER_ALL: Final = b"\xff" * 17
-"""Greater than any id."""
+"""A byte string greater than any id."""
 
 
 class CallStore(Protocol):

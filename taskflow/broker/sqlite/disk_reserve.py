@@ -44,13 +44,13 @@ class DiskReserve:
 
     @property
     def needs(self) -> int:
-        """The bytes that must be free before the file can be restored."""
+        """The number of bytes that must be free before the file can be restored."""
         return 2 * self._size
 
     def most_bytes(self) -> int | None:
         """Return the size to which new jobs may grow the file, so that the log can still be copied into it; None for no limit.
 
-        Free pages inside the file count as space, because using them does not grow it.
+        Free pages inside the file count as free space, because using them does not grow it.
         """
         try:
             if not self._store.is_scarce():
@@ -70,7 +70,7 @@ class DiskReserve:
 
 
 def _allocate(file: int, size: int) -> None:
-    """Allocate disk space, not only a length."""
+    """Allocate disk space for the file, instead of only setting its length."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:

@@ -32,7 +32,7 @@ class StaleCache(Exception):
 
 
 class LeaseCache:
-    """Leases by job id, each as it was when it was granted. Call `forget` after a rollback."""
+    """The cached leases by job id, each as it was when it was granted. Call `forget` after a rollback."""
 
     def __init__(self) -> None:
         self._by_id: dict[bytes, CachedLease] = {}

@@ -165,7 +165,7 @@ def unpack_claim(packed: bytes) -> ClaimId:
 
 
 def claims_of(session: bytes, request: int | None = None) -> tuple[bytes, bytes]:
-    """Return the least and the greatest claim that the session can have, in total or for one request."""
+    """Return the least and the greatest claim that the session can have, for all its requests or for one."""
     first, last = (0, 0xFFFF_FFFF_FFFF_FFFF) if request is None else (request, request)
     return session + _CLAIM_TAIL.pack(first, 0), session + _CLAIM_TAIL.pack(last, 0xFFFF_FFFF)
 
@@ -177,7 +177,7 @@ def is_possible(settlement: Settlement) -> bool:
 
 
 def slices(joined: bytes | None, size: int) -> list[bytes]:
-    """Cut concatenated values of the same size apart."""
+    """Split a concatenation of values that have `size` bytes each."""
     joined = joined or b""
     return [joined[start : start + size] for start in range(0, len(joined), size)]
 

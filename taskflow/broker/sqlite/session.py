@@ -21,7 +21,7 @@ from taskflow.model.transitions import Event, Plan
 
 
 class SessionRow(msgspec.Struct, frozen=True):
-    """A row of the sessions table, with its columns in order."""
+    """A row of the sessions table, in the order of its columns."""
 
     number: int
     id: bytes

@@ -1,4 +1,5 @@
-"""Detects unsound rows: those with a value that no broker could have stored. It reads them value by value, and `Transitions` mends them.
+"""Detects unsound rows: those with a value that no broker could have
+stored. This module reads them value by value, and `Transitions` mends them.
 
 SQLite accepts any value in any column, and anyone who can write to the file can change it.
 """
@@ -96,12 +97,12 @@ def _contradiction(code: int | None, awaits: int, claim: bytes | None, ended_at:
 
 
 class Closely(NamedTuple):
-    """A job after a closer look. If `is_mended`, it differs from its row, which must be written again."""
+    """The result of a closer look at a row. If `is_mended`, the job differs from its row, which must be written again."""
 
     job: JobRow
     is_mended: bool
     oversized: tuple[str, ...] = ()
-    """The columns whose values are oversized."""
+    """The columns whose values were too long to read."""
 
 
 def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None) -> Closely:

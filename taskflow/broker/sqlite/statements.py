@@ -44,7 +44,7 @@ class Statements:
         return text.replace('"~', f'"{self._prefix}')
 
     def of_rows(self, name: str, number: int) -> str:
-        """Return the statement with its list "(?, ?), ..." repeated for this number of rows."""
+        """Return the statement with its list expanded to this number of rows: "(?, ?), (?, ?)" and so on."""
         known = self._of_rows.get((name, number))
         if known is None:
             known = _REPEATED.sub(lambda row: ", ".join([row[1]] * number), self._texts[name])
@@ -80,8 +80,8 @@ def _texts() -> dict[str, str]:
 # --- many rows ---------------------------------------------------------------------------------------------------
 
 _MOST_ROWS: Final = 256
-"""The maximum number of rows in one statement. Lists are as long as a
-power of two, so that a few prepared statements serve every number of rows."""
+"""The maximum number of rows in one statement. The length of a list is
+always a power of two, so a few prepared statements serve all numbers."""
 
 
 def execute_rows(

@@ -15,8 +15,8 @@ INDEX: Final = "-shm"
 """Suffixes of the files that SQLite keeps beside the store: the write-ahead log, and the log's index, which contains the write lock."""
 
 JOURNAL: Final = "-journal"
-"""The suffix of a rollback journal, which SQLite uses for a file without
-a write-ahead log. If SQLite finds one, it writes it back into the file."""
+"""The suffix of a rollback journal, which SQLite uses for a file without a
+write-ahead log. If SQLite finds a journal, it writes it back into the file."""
 
 SIDE: Final = "-checkpoint"
 RESERVE: Final = "-reserve"
@@ -50,8 +50,8 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class StoreFile:
-    """The file of a store, and how it is used. `path` is absolute and not a
-    link. `timeout` is how many seconds to wait for another process's lock.
+    """The file of a store, and how it is used. `path` is absolute and not a link.
+    `timeout` is the maximum time in seconds to wait for another process's lock.
 
     If `migrates` is False, a file whose tables are missing or out of date is refused.
     """

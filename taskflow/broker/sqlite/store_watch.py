@@ -17,7 +17,7 @@ _SESSION: Final = names.session(b"")
 
 
 class StoreWatch:
-    """Looks for events over a separate connection, through which it only reads. Used only by the listener's thread."""
+    """Looks for such events over a separate connection, through which it only reads. Used only by the listener's thread."""
 
     def __init__(self, store: StoreFile) -> None:
         # mode=rw: opening must not create an empty file
@@ -72,7 +72,7 @@ class StoreWatch:
         }
 
     def _is_due_earlier(self, connection: sqlite3.Connection) -> bool:
-        """Return True if the next job is due earlier than the next one at the last look."""
+        """Return True if the next due time is earlier than at the last look, or if there was none then."""
         before = self._next_due
         [(self._next_due,)] = connection.execute(self._sql["next_due"])
         return self._next_due is not None and (before is None or self._next_due < before)

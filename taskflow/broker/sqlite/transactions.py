@@ -78,7 +78,7 @@ class Announce(Protocol):
 
 
 class Transactions:
-    """Runs groups of verbs for the writer's thread. The first call opens the file, as does the first one after an error that closed it."""
+    """Runs groups of verbs for the writer's thread. Opens the file on the first call, and reopens it after an error that closed it."""
 
     def __init__(self, store: StoreFile, clock: Clock, rules: Rules, announce: Announce) -> None:
         self.store = store
@@ -190,7 +190,7 @@ class Transactions:
             self._run_alone(file, work)
 
     def _attempt(self, file: _File, group: Sequence[Work]) -> BaseException | None:
-        """Attempt the group, again and again while another process holds the lock, but no longer than a call may wait in total.
+        """Attempt the group. While another process holds the lock, retry for as long as a call may wait in total.
 
         SQLite's own waiting is not used. Its pauses grow to 100 ms, so if another process keeps retaking the lock at once, it may take
         seconds to find the lock free. With short pauses, two busy processes can share the file (measured: 57,000 jobs/s instead of 800).
