@@ -23,7 +23,7 @@ from taskflow.model.verdict import Settled, Settlement, Succeeded
 def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[Settled]:
     """Settle runs that affect no other job as a batch, and the rest one by one. The order makes no difference."""
     if len({settlement.id for settlement in settlements}) < len(settlements):
-        # Settlements of one kind later in the batch are repeats, and find what the first one left.
+        # Later settlements of the same job are repeats, and find what the first one left.
         return [_settle_one(transitions, settlement) for settlement in settlements]
     if _settle_cached(transitions, settlements):
         return [Settled.OK] * len(settlements)

@@ -131,7 +131,7 @@ def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None)
 
 
 def _default(name: str, raw: dict[str, Any], now: int) -> Any:
-    if name == "id":  # any other id that can be named would do
+    if name == "id":  # any id that can be named would do
         return hashlib.sha256(repr((raw["seq"], raw["id"])).encode(errors="replace")).digest()[:16]
     if name in ("created_at", "due_at"):
         return now

@@ -137,7 +137,7 @@ class Sender:
         except OSError as error:
             if error.errno in _GONE:
                 self._remove(name)
-            # Otherwise its queue is full, for example: it is stopped, or awake already.
+            # Otherwise its queue is full, for example, because it is stopped or already awake.
             return False
         return True
 

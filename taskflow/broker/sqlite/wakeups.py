@@ -98,7 +98,7 @@ class SocketListener:
     def begin_waiting(self) -> None:
         """Mark this listener as waiting. If it was marked as busy until now,
         make its thread check for jobs that became ready in the meantime."""
-        if self._pid != os.getpid():  # in a forked child: before the lock, which another thread may have held
+        if self._pid != os.getpid():  # a forked child; checked before the lock, which another thread may have held
             return
         with self._lock:
             if self._files is not None and not self._files.wait():
@@ -190,7 +190,7 @@ class SocketListener:
             return
         try:
             message = decode(encoded)
-        except msgspec.MsgspecError:  # not from a taskflow of this version
+        except msgspec.MsgspecError:  # not from this version of taskflow
             self._must_look = True
             return
         if not self.take(message) and (mark := Mark.parse(message.mark)) is not None and mark.nudged_for is not None:

@@ -43,7 +43,7 @@ def own_wal_files(store: StoreFile) -> Iterator[None]:
         yield
     finally:
         if side is not None:
-            fcntl.flock(side, fcntl.LOCK_UN)  # unlocked here, because a process forked meanwhile has the descriptor too
+            fcntl.flock(side, fcntl.LOCK_UN)  # unlocked here, because a process forked in the meantime has the descriptor too
             os.close(side)
 
 
@@ -65,7 +65,7 @@ def _write(store: StoreFile, record: Sequence[int]) -> None:
 def _open_side(store: StoreFile) -> int | None:
     try:
         return open_beside(store, SIDE, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):  # the file was not opened yet, or everything was removed
+    except (FileNotFoundError, NotADirectoryError):  # the file has not been opened yet, or everything was removed
         return None
     except OSError as error:
         raise BrokerUnavailable(f"{store.path}: {error}") from error
