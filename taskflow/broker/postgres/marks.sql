@@ -188,7 +188,10 @@ BEGIN
         PERFORM pg_advisory_xact_lock_shared(@.mark_lock('due', '', 0)); -- no transaction may raise the mark during the commit
         PERFORM @.lower_mark('due', '', 0, NEW.late_at, 0, @.wall(NULL));
     ELSE
-        PERFORM pg_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority));
+        -- A claim that raises this mark at the moment raises it to half a second ago: a younger job need not wait for the claim's commit.
+        IF NOT pg_try_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority)) AND NEW.late_at < @.wall(NULL) - 250000 THEN
+            PERFORM pg_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority));
+        END IF;
         PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
     END IF;
     PERFORM @.tell_at_commit(CASE WHEN NEW.late_priority IS NOT NULL THEN 'queue:' || NEW.queue END);

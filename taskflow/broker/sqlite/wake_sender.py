@@ -30,6 +30,9 @@ _PASSED_ON_AFTER: Final = to_microseconds(PASSED_ON_AFTER)
 SMALL_RECORD: Final = 4096
 """The maximum size in bytes of an ended job's record that is sent with a message."""
 
+_MOST_RECORDS: Final = 4
+"""Ended jobs of one commit whose records are sent. If there are more, their waiters read them: together, and in their own processes."""
+
 _MOST_BYTES: Final = 60_000
 """The maximum size of a datagram in bytes. Some systems accept no larger one."""
 
@@ -279,7 +282,8 @@ class _Delivery:
         awaited = {name: ids for name in self._listeners.awaiting if (ids := self._awaited(name, ended))}
         if not awaited:
             return
-        records = _small_records(transitions, set[bytes]().union(*awaited.values()))
+        wanted = set[bytes]().union(*awaited.values())
+        records = _small_records(transitions, wanted) if len(wanted) <= _MOST_RECORDS else {}
         for name, ids in awaited.items():
             message = self._message(name)
             message.ended += ids

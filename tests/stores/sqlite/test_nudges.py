@@ -413,6 +413,7 @@ async def test_many_ends_cost_their_listener_one_message(
         await broker.cancel([job.id for job in jobs])
         assert all(await asyncio.gather(*(nudges.wait(5) for nudges in waits)))
     assert [(name, len(message.ended)) for name, message in sent] == [(sent[0][0], number)]
+    assert len(sent[0][1].records) == (number if number == 1 else 0)  # waiters read many in parallel
 
 
 async def test_the_file_of_awaited_ids_goes_with_its_last_waiter(broker: SqliteBroker, path: Path) -> None:
