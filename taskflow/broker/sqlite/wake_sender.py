@@ -31,7 +31,8 @@ SMALL_RECORD: Final = 4096
 """The maximum size in bytes of an ended job's record that is sent with a message."""
 
 _MOST_RECORDS: Final = 4
-"""Ended jobs of one commit whose records are sent. If there are more, their waiters read them: together, and in their own processes."""
+"""The maximum number of ended jobs in one commit whose records are sent. If
+there are more, their waiters read the records themselves, several at a time."""
 
 _MOST_BYTES: Final = 60_000
 """The maximum size of a datagram in bytes. Some systems accept no larger one."""
@@ -278,7 +279,7 @@ class _Delivery:
                 self._message(listener).heard.add(self._due)
 
     def tell_of_ends(self, ended: set[bytes], transitions: Transitions) -> None:
-        """Tell each listener which of the jobs it awaits have ended. Small records are included."""
+        """Tell each listener which of the jobs it awaits have ended. If these are few, their small records are included."""
         awaited = {name: ids for name in self._listeners.awaiting if (ids := self._awaited(name, ended))}
         if not awaited:
             return
