@@ -1,1 +1,1 @@
-"""Layer 2: where jobs wait. `protocol` is the contract, `memory` its readable specification."""
+"""Layer 2: brokers, where jobs wait. `protocol` is the contract, and `memory` is its readable specification."""

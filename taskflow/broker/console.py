@@ -1,4 +1,4 @@
-"""The store operations of the command line. Workers do not need them."""
+"""Store operations for the command line. Workers do not need them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class QueueRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Selects jobs; an empty field matches all. `ended_before` is in seconds ago. `poison` matches only jobs that ended as poison."""
+    """Selects jobs; an empty field matches every job.
+
+    `ended_before` matches jobs that ended at least that many seconds ago. If `poison` is True, only jobs that failed as poison match.
+    """
 
     queue: str | None = None
     job: str | None = None
@@ -47,13 +50,13 @@ class Redone(Enum):
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Totals since the store was created, by queue and event (a value of `record.Event`, or "dropped over the cap")."""
+    """Totals since the store was created, by queue and event (a value of `transitions.Event`, or "dropped over the cap")."""
 
     totals: dict[str, dict[str, int]]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """The result of one check: topic, level and text. A `problem` may lose jobs; a `note` is for information."""
+    """The result of one check: topic, level and text. A `problem` means that jobs may be lost; a `note` is for information."""
 
     topic: str
     level: Literal["ok", "note", "problem"]
@@ -61,19 +64,19 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Console(Protocol):
-    """The operations of the command line. Each clause in brackets is a conformance test, as in `protocol`."""
+    """The operations behind the command line. As in `protocol`, each name in brackets is that of a conformance test."""
 
     async def queues(self) -> list[QueueRecord]:
-        """Return every queue that has or had jobs, or is paused, by name. [console_queues]"""
+        """Return every queue that is paused, or has or has had jobs, sorted by name. [console_queues]"""
         ...
 
     async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        """Return the newest jobs (by id) below the id `before`, newest first. Contains only jobs that `read` would return.
-        [console_browse]"""
+        """Return the newest jobs whose ids are below `before`, newest first.
+        Only jobs that `read` would return are included. [console_browse]"""
         ...
 
     async def workers(self) -> list[SessionRecord]:
-        """Return the living sessions, and dead ones that still have leases, by name. [console_workers]"""
+        """Return all live sessions, and dead ones that still hold leases, sorted by name. [console_workers]"""
         ...
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
@@ -88,11 +91,12 @@ class Console(Protocol):
         ...
 
     async def pause(self, queue: str) -> None:
-        """Claim no more jobs from the queue until `resume`. Its running jobs continue. A second pause changes nothing. [console_pause]"""
+        """Stop claims from the queue until `resume`. Jobs that are already
+        running continue. A second pause changes nothing. [console_pause]"""
         ...
 
     async def resume(self, queue: str) -> None:
-        """End a pause, and wake up the workers of the queue. [console_pause]"""
+        """End a pause, and wake the queue's workers. [console_pause]"""
         ...
 
     async def metrics(self) -> Metrics:
@@ -100,5 +104,5 @@ class Console(Protocol):
         ...
 
     async def examine(self) -> list[Finding]:
-        """Return findings about the store: how safe its jobs are, and how much room it has. [console_examine]"""
+        """Return findings about the store: how safe its jobs are, and how much space it has. [console_examine]"""
         ...

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from typing import Final
 
 BLOCKED: Final = 0.05
-"""If the timer fires this many seconds late, the loop was blocked. The answer may have arrived, and the loop gets as long again to read
-it."""
+"""If the timer fires this many seconds late, the loop was blocked. The answer may
+have arrived in the meantime, so the loop gets the same time again to read it."""
 
 
 class Deadline:
     """Guards one operation at a time, in the event loop that created it. Calls `late` if the operation takes too long.
 
-    One timer serves many operations; if it fires too early, it is set again. Setting and cancelling a timer costs as much as sending a
-    command.
+    One timer serves many operations: if it fires too early, it is set again. Setting
+    and cancelling a timer for each operation would cost as much as sending a command.
     """
 
     __slots__ = ("_due_at", "_is_extended", "_late", "_looks_at", "_loop", "_timer")

@@ -1,5 +1,5 @@
-"""Starts tasks eagerly on Python 3.12 and newer: the first step runs at once, so a task that never waits needs no turn of the event
-loop."""
+"""Starts tasks eagerly on Python 3.12 and newer: the first step runs
+at once, so a task that never waits needs no turn of the event loop."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Receives wake-ups from a server: one listener for each event loop and broker, with a separate channel.
+"""Receives wake-ups from a server. There is one listener for each broker and event loop, with a separate channel.
 
-The server nudges only as many listeners as there are jobs to claim. A listener that receives a nudge for which nobody waits any more passes
-it on.
+The server nudges only as many listeners as there are jobs to claim. If a listener
+is nudged but no task is waiting any more, it asks the server to nudge another one.
 
-A waiter first announces its topics to the server, and only while the listener is subscribed. The answer names the topics for which
-something has already happened, so nothing is missed.
+A waiter's topics are announced to the server once the listener is subscribed. The
+answer names the topics for which something has already happened, so nothing is missed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _JOB: Final = names.job(b"")
 _QUEUE: Final = names.queue("")
 
 Lookup = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes]]]]
-"""Takes topics and job ids; returns those for which something has already happened."""
+"""A function that takes topics and job ids, and returns those for which something has already happened."""
 
 
 class Standing(NamedTuple):
-    """What a listener tells the server with a claim.
+    """A listener's standing with the server, which it sends with each claim.
 
-    `is_listed`   the server has it, as far as is known, on the lists of those that wait for jobs
-    `was_nudged`  it was nudged since its last claim
+    `is_listed`   True if, as far as is known, the server lists it among the listeners that wait for jobs
+    `was_nudged`  True if it has been nudged since its last claim
     """
 
     is_listed: bool
@@ -45,7 +45,7 @@ class Standing(NamedTuple):
 
 
 class ListeningNudges(Nudges):
-    """Announces its topics to the server before it waits."""
+    """A waiter whose topics are announced to the server when it waits."""
 
     def __init__(self, listener: Listener, topics: Sequence[str]) -> None:
         super().__init__(listener.flag, topics)
@@ -70,10 +70,10 @@ class ListeningNudges(Nudges):
 
 
 class Listener(ABC):
-    """Listens for one event loop. `errors` are the driver's; after one of them it subscribes again.
+    """Listens for one event loop, and subscribes again after an error. `errors` are the driver's exceptions that cause this.
 
-    `id` is random, and names the listener's channel. `armed` are the topics that the server knows of. `times` counts the subscriptions: a
-    wake-up for a topic that was armed before the last one may have been lost. `waited` maps topics to the number of their present waiters.
+    `id` is random and names the listener's channel. `times` counts the subscriptions: a wake-up for a topic that was announced before the
+    latest one may have been lost. `waited` maps each topic to the number of tasks that are waiting for it.
     """
 
     def __init__(self, arm: Lookup, errors: tuple[type[Exception], ...]) -> None:
@@ -110,16 +110,17 @@ class Listener(ABC):
             self._ended.pop(job_id, None)
 
     def standing(self, topics: Iterable[str]) -> Standing:
-        """Return the listener's standing for a claim from the queues of these topics. The claim is taken to follow."""
+        """Return the listener's standing for a claim from the queues of
+        these topics. A claim must follow, because `was_nudged` is reset."""
         was_nudged, self._was_nudged = self._was_nudged, False
         return Standing(not self._armed.isdisjoint(topics), was_nudged)
 
     def take_ended(self, job_id: bytes) -> Record | None:
-        """Return the record that came with the news of a job's end, once."""
+        """Remove and return the record that arrived with the news of the job's end, if there is one."""
         return self._ended.pop(job_id, None)
 
     def armed(self, topics: Iterable[str], times: int) -> None:
-        """Record topics that another call announced to the server. `times` is the number of the subscription during which it began."""
+        """Record topics that another call has announced to the server. `times` is the value of `self.times` when that call began."""
         if self.is_on and times == self.times:
             self._armed.update(topics)
 
@@ -135,7 +136,7 @@ class Listener(ABC):
 
     @property
     def is_on(self) -> bool:
-        """Return True while subscribed."""
+        """Return True while the listener is subscribed."""
         return self._is_on.is_set()
 
     async def close(self) -> None:
@@ -155,7 +156,7 @@ class Listener(ABC):
         """Subscribe, call `goes_on`, and pass every topic that arrives to `told`, until the connection breaks."""
 
     def stays_armed(self, topic: str) -> bool:
-        """Return True if the server announces the topic repeatedly after one request, even if something is there now."""
+        """Return True if, after one request, the server keeps announcing the topic, even if something has already happened."""
         return False
 
     def told(self, topics: Iterable[str], *, disarms: bool) -> None:
@@ -172,7 +173,7 @@ class Listener(ABC):
         self.flag.wake(heard)
 
     def told_ended(self, records: Mapping[bytes, Record | None]) -> None:
-        """Wake the waiters of these jobs. A record that came with the news spares them a question."""
+        """Wake the waiters of these jobs. Records that arrived with the news are kept, which saves the waiters a query."""
         for job_id, record in records.items():
             if record is not None and self.flag.hears(names.job(job_id)):
                 self._ended[job_id] = record
@@ -201,7 +202,7 @@ class Listener(ABC):
 
     @abstractmethod
     async def pass_on(self, nudges: int) -> None:
-        """Let the server nudge others in place of this listener, which has nobody who waits for jobs."""
+        """Ask the server to send this many nudges to other listeners instead, because no task is waiting for jobs in this one."""
 
     # --- announcing topics ----------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Writes statuses, events, words and rules into a store's scripts as constants, before the text is sent to the server.
+"""Defines the constants (statuses, events, texts and rules) that are written into a store's scripts before they are sent to the server.
 
 A script uses names such as S.READY, E.CLAIM, W.CANCELLED and R.repeat_for; Python defines their values.
 """
@@ -17,11 +17,12 @@ from taskflow.model.transitions import Event
 from taskflow.model.verdict import MAX_ERRORS_BYTES
 
 GONE: Final = 7
-"""The status code of a job of which only the id and the fence remain."""
+"""The status code of a dropped job: only its id and fence remain."""
 
 
 def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Iterable[int]], str]) -> dict[str, str]:
-    """Map each name to its literal. `text` and `numbers` write a string and a list in the script's language. Times are in microseconds."""
+    """Return the literal for each name. `text` and `numbers` format a
+    string and a list in the script's language. Times are in microseconds."""
     values = {f"S.{status.name}": str(code) for status, code in CODES.items()} | {"S.GONE": str(GONE)}
     values |= {f"E.{event.name}": text(event.value) for event in Event}
     values |= {f"W.{name}": text(word) for name, word in vars(wording).items() if name.isupper() and isinstance(word, str)}

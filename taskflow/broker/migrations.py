@@ -1,4 +1,4 @@
-"""Versions of tables, and the interface with which `taskflow migrate` upgrades PostgreSQL and SQLite."""
+"""Table versions, and the interface through which `taskflow migrate` upgrades PostgreSQL and SQLite stores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from taskflow.model.errors import BrokerRefused
 
 
 class Migration(msgspec.Struct, frozen=True):
-    """One step to `version` from the version before, and a line that describes the change."""
+    """A migration to `version` from the previous version, with a one-line description."""
 
     version: int
     description: str
@@ -21,8 +21,8 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
     """The migrations from a store's version to the version that this taskflow uses.
 
     `place`       the location of the tables: "schema 'taskflow'", "namespace 'taskflow' of /var/queue.db"
-    `version`     the version before; 0 if there were no tables
-    `migrations`  in order; empty if the store is up to date
+    `version`     the store's version before the migrations; 0 if there were no tables
+    `migrations`  the migrations in order; empty if the store is up to date
     """
 
     place: str
@@ -35,7 +35,8 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
         return self.migrations[-1].version if self.migrations else self.version
 
     def refuse_unless(self, migrates: bool, place: str | None = None) -> None:
-        """Raise BrokerRefused if a migration is pending in a store that must not be migrated implicitly. `place` is for the message."""
+        """Raise BrokerRefused if a migration is pending and `migrates` is False.
+        The message names `place`, or by default the location of the tables."""
         if self.migrations and not migrates:
             stands = f"has version {self.version}" if self.version else "does not exist"
             raise BrokerRefused(
@@ -45,7 +46,7 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Migrations:
-    """The migrations in a folder: `2.sql` leads from version 1 to version 2, and its first line reads ``-- 2: What it changes.``
+    """The migrations in a folder: `2.sql` migrates from version 1 to version 2, and its first line reads ``-- 2: What it changes.``
 
     `newest` is read once, because a worker must know the version of the tables it uses even after its package has been replaced.
     """
@@ -55,7 +56,7 @@ class Migrations:
         self.newest = max(int(file.stem) for file in folder.glob("*.sql"))
 
     def after(self, version: int, place: str) -> Upgrade:
-        """Return the migrations after a version. Up-to-date tables need no file, which this user may not be able to read."""
+        """Return the migrations that follow a version. If there are none, no file is read, because this user may not have access to it."""
         numbers = range(version + 1, self.newest + 1)
         descriptions = (self.text(number).partition("\n")[0].partition(": ")[2] for number in numbers)
         return Upgrade(place=place, version=version, migrations=tuple(map(Migration, numbers, descriptions)))
@@ -66,17 +67,19 @@ class Migrations:
 
 @runtime_checkable
 class Migrating(Protocol):
-    """Migrates a store. All methods raise BrokerUnavailable and BrokerRefused like verbs, and BrokerRefused for a newer store."""
+    """A broker that can migrate its store. Like verbs, all methods raise
+    BrokerUnavailable or BrokerRefused; a store newer than this taskflow is refused."""
 
     async def pending(self) -> Upgrade:
         """Return the migrations that `migrate` would apply now. Changes nothing."""
         ...
 
     async def migrate(self) -> Upgrade:
-        """Apply all pending migrations or none, and return what was done. If several callers migrate at once, one of them does it.
+        """Apply all pending migrations or none, and return those applied. If
+        several callers migrate at once, only one of them applies the migrations.
 
-        Raises BrokerUnavailable if another session holds locks on the tables for too long. It tries several times and waits only briefly,
-        so that other sessions do not queue behind it for long.
+        Raises BrokerUnavailable if another session holds locks on the tables for too long. It makes several attempts and waits only briefly
+        each time, so that other sessions do not queue behind it for long.
         """
         ...
 

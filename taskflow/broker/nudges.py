@@ -11,7 +11,7 @@ from typing import Self
 
 
 class WakeUpFlag:
-    """Wakes the waiters of topics. May be called from any thread; costs little if nothing waits."""
+    """Wakes the tasks that wait for given topics. It can be used from any thread, and costs little while no task is waiting."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,7 +28,8 @@ class WakeUpFlag:
         _nudge(woken)
 
     def wake_some(self, topics: Iterable[str], number: int) -> None:
-        """Wake up to `number` of the waiters of these topics. Listeners that do not wait now look before they wait again."""
+        """Wake up to `number` of the tasks waiting for these topics. Listeners that
+        are not waiting now are nudged too, so their next wait returns at once."""
         if not self._listeners:
             return
         with self._lock:
@@ -37,12 +38,12 @@ class WakeUpFlag:
         _nudge([*waiting[:number], *(nudges for nudges in listeners if nudges not in waiting)])
 
     def waiting(self, topics: Iterable[str]) -> int:
-        """Return the number of listeners that wait for one of these topics now."""
+        """Return the number of listeners that are waiting for one of these topics."""
         with self._lock:
             return sum(nudges.is_waiting for nudges in {nudges for topic in topics for nudges in self._listeners.get(topic, ())})
 
     def wake_all(self) -> None:
-        """Wake every waiter, because it is unknown what happened."""
+        """Wake every waiter. Used when it is not known what happened."""
         with self._lock:
             woken = {nudges for listeners in self._listeners.values() for nudges in listeners}
         _nudge(woken)
@@ -57,7 +58,7 @@ class WakeUpFlag:
             return list(self._listeners)
 
     def hears(self, topic: str) -> bool:
-        """Return True if a waiter listens for the topic."""
+        """Return True if the topic has a listener."""
         return topic in self._listeners
 
     def join(self, nudges: Nudges, topics: Sequence[str]) -> None:
@@ -75,9 +76,10 @@ class WakeUpFlag:
 
 
 class Nudges:
-    """One waiter, from its creation until it is closed; a context manager. One task waits at a time.
+    """A waiter for some topics. It receives nudges from its creation until
+    `close`, and is a context manager. Only one task may wait at a time.
 
-    A nudge between two waits ends the second one at once. So a caller that checks first and then waits misses nothing.
+    If a nudge arrives while no task is waiting, the next `wait` returns immediately. So a caller that checks and then waits misses nothing.
     """
 
     def __init__(self, flag: WakeUpFlag, topics: Sequence[str]) -> None:
@@ -89,7 +91,7 @@ class Nudges:
         flag.join(self, self._topics)
 
     async def wait(self, timeout: float | None = None) -> bool:
-        """Wait for a nudge. Return True after one, False after `timeout` seconds."""
+        """Wait for a nudge. Return True when one arrives, or False after `timeout` seconds."""
         loop = asyncio.get_running_loop()
         with self._lock:
             if self._is_nudged:
@@ -110,7 +112,7 @@ class Nudges:
 
     @property
     def is_waiting(self) -> bool:
-        """Return True while its waiter waits and has not been nudged."""
+        """Return True while a task is waiting and has not been nudged."""
         return self._waiter is not None and not self._is_nudged
 
     @property
@@ -123,7 +125,7 @@ class Nudges:
         _nudge([self])
 
     def nudged(self) -> tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None:
-        """Record a nudge. Return the waiter to wake and its loop, if there is one."""
+        """Record a nudge. If a task is waiting, return its event loop and the future that it awaits."""
         with self._lock:
             self._is_nudged = True
             return self._waiter
@@ -139,7 +141,7 @@ class Nudges:
 
 
 def _nudge(woken: Iterable[Nudges]) -> None:
-    """Send one message to each loop, however many waiters it has. Wake the waiters of the current loop directly."""
+    """Nudge these waiters, with one message to each event loop. Waiters in the current loop are woken directly."""
     by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for nudges in woken:
         if (waiting := nudges.nudged()) is not None:

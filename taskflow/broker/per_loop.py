@@ -13,7 +13,7 @@ from taskflow.model.errors import BrokerUnavailable
 
 
 class LoopBound(Protocol):
-    """The connections of one loop."""
+    """One or more connections bound to an event loop."""
 
     async def close(self) -> None: ...
 
@@ -22,8 +22,8 @@ L = TypeVar("L", bound=LoopBound)
 
 
 class PerLoop(Generic[L]):
-    """One connection for each running loop, opened when first used. A forked child opens its own connections and does not touch its
-    parent's."""
+    """Holds one connection for each event loop, opened on first use. A
+    forked child opens its own connections and does not touch its parent's."""
 
     def __init__(self, make: Callable[[], L]) -> None:
         self._make = make
@@ -61,7 +61,8 @@ class PerLoop(Generic[L]):
         return connection
 
     def _forget_parents(self) -> None:
-        """Keep the parent's connections alive: their destructors could harm what is shared with the parent."""
+        """In a forked child, set the parent's connections aside but keep them
+        alive: their destructors could disturb what is shared with the parent."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._of_parents.append(self._by_loop)

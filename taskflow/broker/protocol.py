@@ -1,30 +1,30 @@
-"""The contract of all brokers. Each clause has a name in brackets; the conformance test of that name runs on every broker.
+"""The contract for all brokers. Each clause has a name in brackets; the conformance test of that name runs on every broker.
 
 Every verb is atomic: it takes effect as a whole or not at all. After `BrokerUnavailable`, every verb may be sent again for up to 60 s
-without harm. Time is the store's time: clients send durations. All methods may be called from any running event loop of the process.
-Several processes may share a store, except memory.
+without harm. Time is the store's time: clients send durations. All methods may be called from any running event loop in the process.
+Several processes may share a store, unless it is in memory.
 
 A store may contain anything: other programs write to it, disks fail, releases differ.
   [unreadable_row] A value that no broker could have stored affects only its own job or session, and stops no verb. Such a job ends FAILED:
-    `Lease.unreadable` and `Record.unreadable` name the value with its first bytes. Such a session lives on with a default instead, or is
-    reaped. (Memory holds objects that no other program can write.)
+    `Lease.unreadable` and `Record.unreadable` name the column and hold the value's first bytes. Such a session lives on with a default
+    in its place, or is reaped. (The memory broker holds objects that no other program can write.)
 
 **enqueue** adds envelopes in order, with one answer for each.
   [enqueue_adds] A new id is Added: HELD while it awaits other jobs, SCHEDULED until its time, otherwise READY.
   [enqueue_repeat] A known id, ended or not, adds nothing: it is Refused with that id, because of "id".
   [enqueue_order] Ready jobs are claimed by priority (higher first), then by the time they became ready, then in order of arrival.
   [enqueue_past] A time in the past means now.
-  [key_keeps] While a live job has the key, another is Refused because of "key", with the id of the waiting holder, or else of the
-    running one.
-  [key_cancelled] A running holder that was asked to stop refuses no job. Unless a waiting holder refuses it, the new job is Added, and
-    waits as in [key_waits_behind]. Only for an operator's retry of an ended job does such a holder still have the key.
+  [key_keeps] While a live job has the key, another is Refused because of "key", with the id of the waiting holder, or else
+    that of the running one.
+  [key_cancelled] A running holder that was asked to stop causes no refusal. Unless there is also a waiting holder, the new job is Added,
+    and waits as in [key_waits_behind]. Such a holder still has the key only if an operator retries an ended job.
   [key_neighbours] A refused item does not affect the others of its batch.
   [key_released] An ended job has no key, however it ended.
   [key_survives_retry] A job that waits for its retry keeps its key.
   [key_replaces] With REPLACE, the waiting holder becomes CANCELLED, "replaced by ID", and the new job is Added with its own id.
   [key_waits_behind] With REPLACE while the holder runs, the new job is HELD until the holder is no longer RUNNING.
   [key_gives_way] A run that would wait again while a replacement waits for it becomes CANCELLED, "replaced by ID".
-  [enqueue_full] A store without room raises StoreFull and adds nothing of the batch. All other verbs still work.
+  [enqueue_full] If the store has no room, enqueue raises StoreFull and adds none of the batch. All other verbs still work.
   [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome.
 
 **register** adds a session.
@@ -32,15 +32,15 @@ A store may contain anything: other programs write to it, disks fail, releases d
   [register_dead] A session that was reaped or has left stays dead. It gets SessionLost for at least `repeat_for`, and then is forgotten.
 
 **claim** leases up to `limit` ready jobs to a session.
-  [claim_queues] Jobs come from `queues` in that order. If it is empty, they come from every queue, starting with another one at each
-    request.
+  [claim_queues] Jobs come from `queues` in that order. If it is empty, they come from every queue, starting with a different one at
+    each request.
   [claim_fewer] Fewer than `limit` means that no more could be leased, or that the answer has no room for more. A listener of these queues
     that waits next is woken by later jobs, and by those still there.
   [claim_eligible] A job that is paused, expired, held or not yet due is never leased.
   [claim_fence] Each lease has an epoch one above the job's last. Together with the claim id it is a pair that never existed before.
     After a store has lost its latest changes, either of them alone may repeat.
   [claim_session] An unknown, reaped or departed session gets SessionLost, and nothing is leased.
-  [claim_exclusive] A leased job is not leased to another session until it was settled, handed back or released by upkeep.
+  [claim_exclusive] A leased job is not leased to another session until it is settled, handed back or released by upkeep.
   [claim_memory] The same request number gets the same leases again, except those that the session no longer holds. Nothing new is leased.
   [claim_old_request] A request number below the last one gets nothing.
 
@@ -64,10 +64,10 @@ A store may contain anything: other programs write to it, disks fail, releases d
 **settle** ends a run, if the fence (RUNNING, epoch, claim id) matches.
   [settle_outcomes] The table of moves determines what follows each verdict: status, counters, times, error, result and reason.
   [settle_stale] A fence other than the job's current one changes nothing: STALE. So does an unknown job.
-  [settle_repeat] Sending the settlement that took effect last again is OK and changes nothing.
+  [settle_repeat] Sending again the settlement that last took effect is OK and changes nothing.
   [settle_batch] Items of one batch are independent of each other. An item whose rows another program's open transaction holds (in stores
                  that allow this) is HELD_UP: only this item has not been settled.
-  [settle_progress] The record shows the progress in a settlement, whatever the verdict. Without one, the last report stays.
+  [settle_progress] The record shows the progress in a settlement, whatever the verdict. Without progress, the last report stays.
   [settle_follow_ups] Follow-ups are added once, if and only if the settlement takes effect.
   [settle_late] A lapsed session's settlement counts until its lease is released.
   [settle_resets] An outcome of a run resets the counts of crashes and of hand-backs.
@@ -94,30 +94,30 @@ and any number of times.
   [crash_backoff] There is no wait after the first crash, then one as `crash_backoff` says. A crash does not count as a failure.
   [crash_poison] More than `max_crashes` crashes in a row make the job FAILED as poison, whatever attempts are left or used.
   [crash_marked] A job that was asked to stop does not run again after a crash: CANCELLED.
-  [outage] If no session has sent a heartbeat for a session's whole ttl, the store was away. The session gets one more ttl. If it does not
-    return, its leases count as handed back, not as crashed.
+  [outage] If no session has sent a heartbeat for a session's whole ttl, the store was unavailable. The session gets one more ttl. If it
+    does not return, its leases count as handed back, not as crashed.
   [upkeep_expires] A waiting job past its expiry is CANCELLED, "expired".
   [upkeep_drops] A job past its keep is dropped, and its id after another `repeat_for`.
   [upkeep_caps] If a queue has more than `kept_per_queue` ended jobs, or more failed ones, its oldest are dropped and counted.
 
 **listen** gives hints, never promises. A listener is one event loop of a process with one broker.
-  [listen_ready] a nudge for the queue when a job becomes READY, for every queue under `topics.ANY_QUEUE`: see below, to how many.
+  [listen_ready] a nudge for the queue when a job becomes READY, also under `topics.ANY_QUEUE`. How many listeners get it: see below.
   [listen_session] a nudge for the session when one of its runs is asked to stop.
   [listen_ended] a nudge for the job when it ends.
-  [listen_due] a nudge under `topics.DUE` when a job is SCHEDULED that is due before all others, to `UPKEEPERS` listeners.
+  [listen_due] a nudge under `topics.DUE` to `UPKEEPERS` listeners when a newly SCHEDULED job is due before all others.
   [listen_sticky] a nudge between two waits is not missed by the second.
 
 **nudges** wake as many workers as there is work for. A listener waits for jobs after a claim that got fewer than its limit.
-  [nudge_few] n jobs that become READY nudge n of the listeners that wait for jobs of their queue;
-  [nudge_all_when_many] all of them, if fewer wait.
+  [nudge_few] n jobs that become READY nudge n of the listeners that are waiting for jobs of their queue,
+  [nudge_all_when_many] or all of them, if fewer are waiting.
   [nudge_next] a claim that gets its limit and leaves READY jobs nudges another listener.
   [nudge_full] a listener whose claim got its limit does not wait.
-  [nudge_paused] jobs of a paused queue nudge nobody. When it is resumed, they nudge as if they became READY then.
+  [nudge_paused] jobs of a paused queue nudge no one. When it is resumed, they nudge as if they became READY then.
   [nudge_dead] a listener that is closed, or whose process is seen to be gone, is passed over.
   [nudge_hung] a nudge that no claim has followed within `PASSED_ON_AFTER` goes to another listener with the next verb that makes jobs
     READY, with upkeep, or with a beat that `looks`.
-  [nudge_unheard] a nudge for which nobody waits in the listener's process any more goes to another.
-  [ended_told] the end of a job is told only to the listeners that wait for it.
+  [nudge_unheard] a nudge that no task in the listener's process is waiting for any more goes to another listener.
+  [ended_told] the end of a job is reported only to the listeners that are waiting for it.
 """
 
 from __future__ import annotations
@@ -138,10 +138,11 @@ PASSED_ON_AFTER: Final = 0.25
 """Seconds after which a nudge that no claim has followed is passed on to another listener."""
 
 GONE_AFTER: Final = 150.0
-"""Seconds after which a listener that has not come to wait again is taken for gone. An idle worker claims at least once a minute."""
+"""Seconds after which a listener that has not started to wait again is presumed gone. An idle worker claims at least once a minute."""
 
 UPKEEPERS: Final = 2
-"""The most listeners that are nudged when a job is scheduled before all others: each calls upkeep when it is due."""
+"""The maximum number of listeners nudged when a newly scheduled job is
+due before all others. Each of them calls upkeep when the job is due."""
 
 
 class Added(msgspec.Struct, frozen=True):
@@ -152,7 +153,7 @@ class Added(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The job was not added. `standing` is the id of the job that prevented it: its own id if it had been sent before."""
+    """The job was not added. `standing` is the id of the job that prevented it, which is its own id if it had been sent before."""
 
     id: bytes
     standing: bytes
@@ -171,11 +172,11 @@ class Upkept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Broker(Protocol):
-    """Where jobs wait. The module's docstring is the contract."""
+    """A store of jobs, as a client uses it. The module's docstring is the contract."""
 
     @property
     def console(self) -> Console:
-        """Return the operations of the command line."""
+        """Return the operations behind the command line."""
         ...
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]: ...
@@ -197,7 +198,7 @@ class Broker(Protocol):
     def listen(self, topics: Sequence[str]) -> Nudges: ...
 
     def sibling(self) -> Broker:
-        """Return another broker of the same store, with separate connections, for another thread."""
+        """Return another broker for the same store, with separate connections, for use in another thread."""
         ...
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Verdicts and answers as the scripts of Redis and the functions of PostgreSQL exchange them: see `enqueue` and `settle` in Lua and SQL."""
+"""Converts verdicts and answers to and from the form used by the `enqueue` and `settle` scripts of Redis and functions of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ SUCCEEDED: Final = 1
 
 
 class VerdictParts(NamedTuple):
-    """`value` is a result, a reason, what a parked job waits for, or whether a hand-back counts; `after` is in microseconds."""
+    """A verdict as the scripts receive it.
+
+    `value` is a result, a reason, what a parked job waits for, or whether a hand-back counts. `after` is in microseconds.
+    """
 
     kind: int
     value: bytes | str | bool | None = None
@@ -59,7 +62,8 @@ async def settle_possible(
     settlements: Sequence[verdicts.Settlement],
     is_possible: Callable[[verdicts.Settlement], bool],
 ) -> list[verdicts.Settled]:
-    """Settle those whose fence a store could have issued. The others are STALE, and their numbers may not fit into a column."""
+    """Settle runs whose fence a store could have issued. The others are
+    STALE and are not sent, because their numbers may not fit into a column."""
     if all(map(is_possible, settlements)):
         return await settle(settlements)
     answers = iter(await settle([settlement for settlement in settlements if is_possible(settlement)]))

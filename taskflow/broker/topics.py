@@ -1,4 +1,4 @@
-"""The topics of wake-ups."""
+"""The names of wake-up topics."""
 
 from __future__ import annotations
 

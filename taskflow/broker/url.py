@@ -41,8 +41,8 @@ _Open = Callable[[SplitResult, dict[str, str], Seams | None, Rules | None], Brok
 def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None) -> Broker:
     """Return the broker for a URL, without opening a connection.
 
-    Raises BrokerUrlError naming the wrong part, and ConfigurationError for a broker that this version lacks. Neither message shows a
-    password.
+    Raises BrokerUrlError, which names the faulty part, or ConfigurationError
+    if this version lacks the broker. Neither message shows a password.
     """
     if not isinstance(url, str):
         raise BrokerUrlError(f"a broker URL must be text, such as sqlite:///taskflow.db, got {type(url).__name__}")
@@ -54,7 +54,7 @@ def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None)
 def masked(url: str) -> str:
     """Return the URL for messages, with `***` in place of its password and of unknown parameters.
 
-    For a malformed URL only the scheme is returned, because any other part may belong to the password.
+    For a malformed URL, only the scheme is returned, because any other part may belong to the password.
     """
     try:
         scheme, parts = _parsed(url)
@@ -73,7 +73,7 @@ def _unparsed(url: str) -> str:
 
 
 def _may_hold_password(scheme: str, parts: SplitResult, hosts: str) -> bool:
-    """Return True if a part to be shown may belong to a password in which `/`, `?` or `:` is not written as %2F, %3F or %3A."""
+    """Return True if a part that would be shown may belong to a password whose `/`, `?` or `:` is not written as %2F, %3F or %3A."""
     if scheme == "sqlite":
         return bool(parts.netloc)
     if "@" in parts.path + parts.query or not all(_HOST.fullmatch(host) for host in unquote(hosts).split(",")):
@@ -82,7 +82,7 @@ def _may_hold_password(scheme: str, parts: SplitResult, hosts: str) -> bool:
 
 
 def _shown_user(scheme: str, userinfo: str) -> str:
-    """Return the user for messages. Redis users without a password are hidden too: often they are passwords in the wrong place."""
+    """Return the user for messages. A Redis user without a password is hidden too, because it is often a password in the wrong place."""
     name, colon, _ = userinfo.partition(":")
     if not userinfo:
         return ""
@@ -146,7 +146,7 @@ _HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]{0,5})?")
 
 
 def _parsed(url: str) -> tuple[str, SplitResult]:
-    """Return the scheme and the parts. Raises ConfigurationError, which shows only the scheme of the URL."""
+    """Return the scheme and the parts of a URL. Raises ConfigurationError, whose message shows only the scheme."""
     _check_characters(url)
     scheme = _scheme(url)
     parts = _split(url)
@@ -191,7 +191,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _with_one_host(url: str) -> str:
-    """Write the brackets in a list of hosts as %5B and %5D, because urlsplit() rejects postgresql://[::1]:5432,db2/app."""
+    """Escape the brackets in a list of hosts as %5B and %5D, because urlsplit() rejects postgresql://[::1]:5432,db2/app."""
     scheme, separator, rest = url.partition("://")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     hosts = authority.rpartition("@")[2]
@@ -230,7 +230,8 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
 
 
 def _shown(parts: SplitResult) -> str:
-    """Return the URL as written, because geturl() drops slashes if there is no host. All before an `@` is hidden: it may be a password."""
+    """Return the URL as written; geturl() would drop slashes if there is no host. If it has
+    a host and an `@`, only the scheme is shown, because the rest may contain a password."""
     return f"{parts.scheme}://{'***' if parts.netloc and '@' in parts.netloc + parts.path else parts.netloc + parts.path}"
 
 

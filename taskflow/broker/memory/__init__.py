@@ -1,4 +1,4 @@
-"""The broker within one process, made of heaps and dicts. It is the readable specification of all others."""
+"""A broker within one process, built from heaps and dicts. It is the readable specification of all other brokers."""
 
 from taskflow.broker.memory.broker import MemoryBroker
 

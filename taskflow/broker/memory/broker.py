@@ -71,11 +71,11 @@ class MemoryBroker:
         return self.flag.listen(topics)
 
     def sibling(self) -> MemoryBroker:
-        """Return this broker, because it has no connection that a thread could wait for."""
+        """Return this broker: it has no connection, so all threads can share it."""
         return self
 
     async def close(self) -> None:
-        """Do nothing: the jobs exist as long as the object."""
+        """Do nothing: the jobs are kept for as long as this object exists."""
 
     def _atomically(self, verb: Callable[[], T]) -> T:
         with self._lock:

@@ -17,7 +17,7 @@ from taskflow.model.transitions import Event
 
 
 class MemoryStore(UpkeepStore):
-    """The complete store: the verbs, upkeep, and the console."""
+    """The complete store, with the verbs, upkeep and the console."""
 
     def queue_records(self) -> list[QueueRecord]:
         names = sorted(set(self.counts) | self.paused)
@@ -37,7 +37,8 @@ class MemoryStore(UpkeepStore):
         return self.counts[queue][status] if queue in self.counts else 0
 
     def _oldest_ready_for(self, queue: str) -> float | None:
-        """Return the age of the oldest ready job. It may not be first, because the first has the highest priority."""
+        """Return the age of the oldest ready job in seconds, or None if there is none.
+        It is not necessarily the first in the queue, which is ordered by priority."""
         due = [entry[1] for entry in self.ready.get(queue, ()) if self.is_ready(entry)]
         return to_seconds(self.now - min(due)) if due else None
 

@@ -1,4 +1,4 @@
-"""A job in the form that the memory broker stores."""
+"""A job as the memory broker stores it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Fence(msgspec.Struct, frozen=True, gc=False):
 
 
 Entry = tuple[int, int, int, bytes]
-"""The place of a job among the ready jobs of its queue, and its id."""
+"""A job's place among the ready jobs of its queue, followed by its id."""
 
 
 _as_sent: Final = attrgetter(*AS_SENT)
 
 
 class StoredJob(JobState, gc=False, eq=False, kw_only=True):
-    """An envelope and its state. `entry` is its latest entry among the ready jobs.
+    """A job's envelope and state. `entry` is its latest entry among the ready jobs.
 
-    The garbage collector skips these objects, because it would scan all stored jobs again and again. They are never part of a cycle.
+    The garbage collector skips these objects, which are never part of a cycle. Otherwise it would scan all stored jobs again and again.
     """
 
     envelope: Envelope
@@ -69,7 +69,7 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Return the place among the ready jobs of its queue. The smallest is claimed first."""
+        """Return the job's place among the ready jobs of its queue. The job with the smallest place is claimed first."""
         return (-self.priority, self.due_at, self.seq)
 
     def is_expired(self, now: int) -> bool:

@@ -1,4 +1,4 @@
-"""The verbs of the memory broker as small plain methods, which follow the clauses of the contract."""
+"""The verbs of the memory broker, as small plain methods that follow the clauses of the contract."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SessionState:
 
 
 class Store(MemoryTransitions):
-    """The verbs of a broker in one process. The caller holds the lock."""
+    """A store with every verb except upkeep. The caller must hold the lock."""
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(clock, rules)
@@ -80,7 +80,7 @@ class Store(MemoryTransitions):
         return Added(envelope.id, None if waiting is None else waiting.id)
 
     def take_nudges(self) -> Mapping[str, int]:
-        """Return how many listeners to nudge for jobs of each queue, once."""
+        """Return how many listeners to nudge for each queue, and reset the counts."""
         if not self.readied:
             return {}
         readied, self.readied = self.readied, Counter()
@@ -136,8 +136,8 @@ class Store(MemoryTransitions):
         return job.to_lease(self.now)
 
     def _answer_again(self, state: SessionState, request: int) -> list[Lease]:
-        """Return the leases of the last request that the session still has. An older request gets none, because its sender no longer
-        waits."""
+        """Return the leases of the last request that the session still
+        holds. An older request gets none: its sender is no longer waiting."""
         if request < state.request:
             return []
         now = self.now
@@ -145,11 +145,12 @@ class Store(MemoryTransitions):
         return [job.to_lease(now) for job, fence in jobs if job is not None and self._holds(job, fence)]
 
     def _holds(self, job: StoredJob, fence: Fence) -> bool:
-        """Return True if the fence is that of the job's current lease."""
+        """Return True if this is the fence of the job's current lease."""
         return job.status is Status.RUNNING and job.epoch == fence.epoch and job.claim == fence.claim
 
     def _spare_after_outage(self) -> None:
-        """Give each session one more ttl, once, if no session has sent a heartbeat for its whole ttl: then the store was away."""
+        """Give each session one more ttl if no session has sent a heartbeat for its whole ttl: the store must have been unavailable. A
+        session is spared only once between heartbeats."""
         steady = self.steady
         for state in self.sessions.values():
             if self._lives(state) and not state.is_spared and steady - self.pulse > state.ttl:

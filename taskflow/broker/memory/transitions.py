@@ -1,4 +1,4 @@
-"""The jobs of a memory store, their order, keys and moves. The caller holds the lock."""
+"""The jobs of a memory store: their order, keys and moves. The caller must hold the lock."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from taskflow.model.verdict import append_error, unpack_errors
 
 
 class MemoryTransitions:
-    """Applies moves to stored jobs. Heaps are cleaned lazily: an entry counts only while the job's state matches it. An entry among the
-    ready jobs must also be the job's latest.
-    """
+    """Applies moves to stored jobs. Heaps are cleaned lazily: an entry counts only while
+    the job's state matches it. An entry among the ready jobs must also be the job's latest."""
 
     def __init__(self, clock: Clock, rules: Rules) -> None:
         self.clock = clock
@@ -58,7 +57,7 @@ class MemoryTransitions:
         self.totals[job.queue][event] += 1
 
     def add(self, job: StoredJob, behind: StoredJob | None) -> None:
-        """Store a new job. `behind` is the running holder of its key; the new job waits for its end."""
+        """Store a new job. `behind` is the running holder of its key, if there is one; the new job waits for it to end."""
         self.jobs[job.id] = job
         if behind is not None:
             job.awaits += 1
@@ -73,7 +72,7 @@ class MemoryTransitions:
         return self._seq
 
     def enter(self, job: StoredJob, event: Event) -> None:
-        """Make a job HELD, SCHEDULED or READY, depending on the jobs that it awaits and its due time."""
+        """Make a job HELD, SCHEDULED or READY, depending on whether it awaits other jobs and on its due time."""
         status = transitions.place(job.awaits, job.due_at, self.now)
         if status is Status.READY:
             self.make_ready(job, event)
@@ -100,7 +99,7 @@ class MemoryTransitions:
     # --- keys and joins ---------------------------------------------------------------------------------
 
     def holders(self, key: bytes | None) -> tuple[StoredJob | None, StoredJob | None]:
-        """Return the waiting and the running job with a key."""
+        """Return the waiting job and the running job that hold the key, each None if there is none."""
         if key is None:
             return None, None
         live = self.keys.get(key, ())
@@ -141,7 +140,7 @@ class MemoryTransitions:
         job.claim = None
 
     def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
-        """End a job, free its key, and release the jobs that await it. `keep` is in seconds; None means the default of the status."""
+        """End a job, free its key, and release the jobs that await it. `keep` is in seconds; None means the default for that status."""
         now = self.now
         self.move(job, event, status)
         self.release_lease(job)
@@ -160,7 +159,8 @@ class MemoryTransitions:
     def requeue(self, job: StoredJob, plan: Plan) -> None:
         """Make a job wait again after a run, unless its cancellation or a replacement ends it.
 
-        Without a due time the job is READY in its old place, even if the wall clock has been set back before its due time.
+        If the plan has no due time, the job becomes READY in its old place,
+        even if the wall clock has been set back to before its due time.
         """
         successor = self.waiting_behind(job)
         plan = transitions.requeue(plan, job.cancel_requested, None if successor is None else successor.id)
@@ -175,7 +175,7 @@ class MemoryTransitions:
             self.enter(job, plan.event)
 
     def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
-        """Apply the plan that follows a run to its job. `keep` is in seconds; None means the default of the status."""
+        """Apply a plan to a job whose run has ended. `keep` is in seconds; None means the default for the job's status."""
         job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
         job.waiting_for = plan.waiting_for
         job.is_poison = plan.is_poison
@@ -196,7 +196,7 @@ class MemoryTransitions:
         self.apply(job, plan)
 
     def bury(self, job: StoredJob) -> None:
-        """Drop everything of an ended job except its id and fence, because a client may still resend a call that names it."""
+        """Drop an ended job, but keep its id and fence for a while: a client may still resend a call that refers to it."""
         assert job.ended_at is not None
         self.move(job, Event.DROP, None)
         job.payload = job.result = None
@@ -206,7 +206,7 @@ class MemoryTransitions:
     # --- looking ---------------------------------------------------------------------------------------------
 
     def take_ready(self, queue: str, limit: int) -> list[StoredJob]:
-        """Remove and return the first jobs of a queue that may run now."""
+        """Remove the first jobs in a queue that may run now, at most `limit`, and return them."""
         now, heap = self.now, self.ready[queue]
         taken, passed_over = list[StoredJob](), list[Entry]()
         while len(taken) < limit and (job := self.first_ready(queue)) is not None:
@@ -220,7 +220,7 @@ class MemoryTransitions:
         return taken
 
     def first_ready(self, queue: str) -> StoredJob | None:
-        """Return the first ready job of a queue, and remove outdated entries before it."""
+        """Return the first ready job in a queue. Outdated entries before it are removed."""
         heap = self.ready[queue]
         while heap:
             if self.is_ready(heap[0]):

@@ -18,7 +18,7 @@ from taskflow.model.transitions import Event
 
 
 class UpkeepStore(Store):
-    """A store with its upkeep."""
+    """A store with every verb, including upkeep."""
 
     def upkeep(self, limit: int) -> Upkept:
         self._spare_after_outage()
@@ -43,8 +43,8 @@ class UpkeepStore(Store):
         return Outlook(is_ready=bool(self.ready_queues()), due_in=0.0 if is_dying else min(waits, default=math.inf))
 
     def _next_in(self) -> float:
-        """Return the seconds until the next call. Each of n sessions calls every n-th time; a call is earlier if a job is due or a session
-        lapses."""
+        """Return the seconds until the caller's next upkeep. With n live sessions, each calls
+        every n times `upkeep_every`, or earlier if a job becomes due or a session lapses."""
         return min([self.rules.upkeep_every * max(1, len(self._living_ones())), *self._waits()])
 
     def _waits(self) -> list[float]:
@@ -68,8 +68,8 @@ class UpkeepStore(Store):
     # --- dead sessions ------------------------------------------------------------------------------------
 
     def _reap(self) -> int:
-        """Release the leases of lapsed sessions. A session is marked dead first, so that a claim in between is refused and no lease is
-        forgotten."""
+        """Mark lapsed sessions as dead, and return their number. From then on their
+        claims are refused, so no new lease can be missed when their leases are released."""
         lapsed = [state for state in self._living_ones() if self._has_lapsed(state)]
         for state in lapsed:
             self._kill(state)
@@ -79,7 +79,8 @@ class UpkeepStore(Store):
         return self._is_of_another_boot(state) or self.steady - state.beat_at > state.ttl
 
     def _is_of_another_boot(self, state: SessionState) -> bool:
-        """Return True if the machine has rebooted since. The session's worker is gone, and its steady times are meaningless."""
+        """Return True if the machine has rebooted since the session was
+        registered. Its worker is gone, and its steady times are meaningless."""
         return state.boot_id != self.clock.boot_id()
 
     def _release_leases(self, limit: int) -> int:
@@ -111,7 +112,8 @@ class UpkeepStore(Store):
         return moved
 
     def _drop(self, limit: int) -> int:
-        """Reduce jobs past their keep to their ids, and delete ids that no call can resend any more."""
+        """Reduce jobs past their keep to id and fence, and delete ids that are
+        too old for a call to be resent. Return the number of jobs dropped."""
         now, moved = self.now, self._drop_over_cap(limit)
         while self.fading and self.fading[0][0] <= now and moved < limit:
             job = self.jobs.get(heapq.heappop(self.fading)[1])
@@ -140,7 +142,7 @@ class UpkeepStore(Store):
         return moved
 
     def _oldest_kept(self, queue: str, are_failed: bool) -> StoredJob | None:
-        """Return the oldest kept job, and remove entries of jobs that are gone or live again."""
+        """Return the oldest kept job. Entries of jobs that are gone or live again are removed."""
         oldest = self.kept[queue, are_failed]
         while oldest:
             ended_at, _, job_id = oldest[0]

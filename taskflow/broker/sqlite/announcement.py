@@ -1,4 +1,4 @@
-"""Collects the changes of a transaction that waiters may wait for."""
+"""Collects the events of a transaction that a listener may be waiting for."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from taskflow.broker import topics
 
 @dataclass(slots=True)
 class Announcement:
-    """`ready` counts the jobs that became ready by queue, `ended` has the ids of jobs, `stopping` the sessions that have runs to stop.
+    """The events of a transaction that concern listeners.
 
-    `due_at`        when the first of the newly scheduled jobs is due
-    `full_claims`   counts claims that got as many jobs as they wanted by their queues, none for all queues: more jobs may be ready
-    `is_periodical` True for a heartbeat or maintenance, which also passes on nudges that no claim has followed
-    `cleans`        True for maintenance, which also removes the files of listeners that are gone
+    `ready`          the number of jobs that became ready, by queue
+    `ended`          the ids of jobs that ended
+    `stopping`       the ids of sessions that have runs to stop
+    `due_at`         the due time of the first of the newly scheduled jobs
+    `full_claims`    the number of claims that reached their limit, by their queues (empty for all queues): more jobs may be ready
+    `is_periodical`  True for a heartbeat or upkeep, after which nudges that were not answered are passed on
+    `cleans`         True for upkeep, after which the files of listeners that are gone are removed
     """
 
     ready: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -31,7 +34,7 @@ class Announcement:
 
     @property
     def is_for_marked(self) -> bool:
-        """True if it may concern a listener with a mark, whatever its state."""
+        """True if the transaction may concern a listener with a mark, whatever the listener's state."""
         return bool(self.ready or self.is_periodical or self.due_at is not None or self.stopping)
 
     def add_due(self, due_at: int) -> None:

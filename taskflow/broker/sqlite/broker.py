@@ -1,4 +1,4 @@
-"""The SQLite broker: sends verbs to the writer's thread, and passes on wake-ups."""
+"""The SQLite broker, which sends verbs to the writer's thread and passes wake-ups on."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from taskflow.model.verdict import Settled, Settlement
 T = TypeVar("T")
 
 _TIMEOUT: Final = 4.0
-"""Shorter than the default `enqueue_timeout` (5 s), so that the broker's error, which names the lock's owner, is raised first."""
+"""Seconds; less than the default `enqueue_timeout` (5 s), so that the broker's error, which names the lock's owner, is raised first."""
 
 
 class SqliteBroker:
-    """Keeps jobs in a file, for all processes of one machine. See `taskflow.broker.protocol.Broker`.
+    """Keeps jobs in a file, for all processes on one machine. See `taskflow.broker.protocol.Broker`.
 
     `path`       the file, which is created if it is missing; its folder must exist
     `namespace`  the prefix of the tables: several applications may share a file
-    `shared`     whether a file with tables of other programs may be used
-    `migrates`   True: the first verb creates the tables, or brings them to this version. False: verbs are refused until `migrate` is called
-    `timeout`    the longest wait in seconds for a lock that another process holds
-    `room`       limits for the number of jobs and the disk space
+    `shared`     True: the file may also contain tables of other programs
+    `migrates`   True: the first verb creates or migrates the tables. False: verbs are refused until `migrate` is called
+    `timeout`    the maximum time in seconds to wait for a lock that another process holds
+    `room`       limits on the number of jobs and the disk space
 
     The first verb opens the file, and raises BrokerRefused or BrokerUnavailable if something is wrong with it.
     """
@@ -164,14 +164,14 @@ class SqliteBroker:
         return await self._running().writer.call(durability, verb)
 
     async def _look(self, verb: Callable[[Transitions], T]) -> T:
-        """Run a read without the write lock, unless a row must be mended."""
+        """Run a read-only verb without the write lock. If a row must be mended, run the verb again with the lock."""
         try:
             return await self._call(Durability.READ, verb)
         except Unsound:
             return await self._call(Durability.NORMAL, verb)
 
     async def _alone(self, store: StoreFile, verb: Callable[[Transactions], T]) -> T:
-        """Run a migration without the writer, which would migrate the file when it opens it."""
+        """Run a migration without the writer, which would migrate the file on opening it."""
 
         def run() -> T:
             with forks.transactions:
@@ -193,7 +193,7 @@ class SqliteBroker:
 
 
 class _Parts:
-    """The writer and the listener of one process."""
+    """The writer, the sender and the listener of one process."""
 
     def __init__(self, store: StoreFile, seams: Seams, rules: Rules) -> None:
         self._flag = WakeUpFlag()

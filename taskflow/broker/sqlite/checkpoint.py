@@ -1,9 +1,9 @@
-"""Checkpoints: copy the write-ahead log into the file, one process at a time.
+"""Makes checkpoints, which copy the write-ahead log into the file, in one process at a time.
 
-SQLite before 3.51.3 can corrupt a file if one connection begins a checkpoint while another's commit restarts the log
-(https://sqlite.org/wal.html#walresetbug), and distributions ship older versions. So `wal_autocheckpoint` is off, and a lock on a side file
-allows one checkpoint at a time. The mode is RESTART or TRUNCATE: these hold the write lock, so that no commit can restart the log
-meanwhile. (PASSIVE would not hold it.)
+SQLite before 3.51.3 can corrupt a file if one connection begins a checkpoint while another's commit restarts
+the log (https://sqlite.org/wal.html#walresetbug), and distributions ship older versions. So
+`wal_autocheckpoint` is off, and a lock on a side file allows only one checkpoint at a time. The mode is RESTART
+or TRUNCATE. Unlike PASSIVE, these hold the write lock, so no commit can restart the log during the checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_CHANGES: Final = 3_000
 """The number of commits, or of changed rows, after which a connection makes a checkpoint: about 4 MiB of log."""
 
 SMALL: Final = 2 * MIB
-"""A log that has never been larger than this many bytes is not truncated."""
+"""The size of the log file in bytes up to which commits and changes cause no checkpoint."""
 
 _PATIENCE_MS: Final = 100
 
@@ -31,8 +31,9 @@ _PATIENCE_MS: Final = 100
 class Checkpointer:
     """Makes the checkpoints of one connection, in its thread. Call `after_commit` after every commit.
 
-    After a checkpoint the log starts again in the same file, so its size says little. That is why changes are counted. Truncating it each
-    time would be simpler, but a flush takes twice as long while the file grows. So it is truncated only if it has become too large.
+    After a checkpoint, the log is written from the start of the same file again, so the file's size
+    says little. Changes are counted instead. Truncating the file each time would be simpler, but
+    flushing takes twice as long while a file grows. So it is truncated only if it has become too large.
     """
 
     def __init__(self, connection: sqlite3.Connection, store: StoreFile) -> None:
@@ -54,8 +55,8 @@ class Checkpointer:
             self.checkpoint("RESTART")
 
     def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> bool:
-        """Make a checkpoint now, unless another connection is making one. Return False if a long reader kept it incomplete: try again
-        later."""
+        """Make a checkpoint now, unless another connection is making one. Return
+        True if the whole log was copied; a long read transaction can prevent that."""
         if self._lock < 0:
             return False
         self._commits = 0

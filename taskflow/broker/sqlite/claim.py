@@ -1,4 +1,4 @@
-"""The verb claim: turns ready jobs into leases."""
+"""The `claim` verb, which leases ready jobs to a worker's session."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def _take(transitions: Transitions, session: bytes, request: int) -> list[tuple[
 
 
 FAR_BEHIND: Final = 1_000
-"""No worker can be this many requests behind: the stored request number must be wrong."""
+"""No worker can be this many requests behind. If one seems to be, the stored request number must be wrong."""
 
 
 def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> list[Lease]:
-    """Return the leases of the last request that the session still has. An older request gets none."""
+    """Return the leases of the last request that the session still holds. An older request gets none."""
     if request + FAR_BEHIND < row.request:
         raise SessionLost(wording.SESSION_LOST)
     if request < row.request:
@@ -58,7 +58,8 @@ def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> li
 
 
 class _Queue(msgspec.Struct, array_like=True, frozen=True):
-    """A queue to claim from. `ready` counts its ready jobs, including expired ones. If that is unknown, it is larger than any limit."""
+    """A queue to claim from. `ready` counts its ready jobs, including
+    expired ones. If the count is unknown, it is larger than any limit."""
 
     number: int
     ready: int = sys.maxsize
@@ -74,11 +75,11 @@ def _order(transitions: Transitions, queues: Sequence[str], request: int, limit:
 
 
 _LEAST_QUEUES: Final = 32
-"""The number of queues to read at once."""
+"""The minimum number of queues to read at once."""
 
 
 def _ready_queues(transitions: Transitions, request: int, limit: int) -> Iterator[_Queue]:
-    """Yield ready queues in turn, starting with another one at each request. Reads only as many as are used."""
+    """Yield the queues with ready jobs, starting with a different one at each request. Only as many are read as are needed."""
     count, found = _some_ready_queues(transitions, limit, request)
     yield from found
     first = request % max(1, count)
@@ -99,9 +100,10 @@ _QUEUES: Final = msgspec.json.Decoder(list[_Queue])
 
 
 class _Ready(msgspec.Struct, array_like=True):
-    """A job to be leased, as `told_of_ready` returns it; a plain job has only the first five fields. Id and payload are separate.
+    """A job to be leased, as `told_of_ready` returns it. A plain job has
+    only the first five fields. Its id and payload are returned separately.
 
-    If `payload_bytes` is negative, the row must be read separately: a value may be unsound, or the payload is long.
+    If `payload_bytes` is negative, the row must be read separately, because a value may be unsound or the payload is long.
     """
 
     queue: int
@@ -126,7 +128,7 @@ class _Ready(msgspec.Struct, array_like=True):
 
     @property
     def bytes_to_fetch(self) -> int:
-        """The bytes of the payload to fetch if it is read separately: a payload that is too long is not fetched."""
+        """The number of payload bytes to fetch if the row is read separately. A payload that is too long is not fetched."""
         size = self.payload_bytes if self.payload_bytes >= 0 else -1 - self.payload_bytes
         return size if size <= MOST_BYTES else 0
 
@@ -146,10 +148,10 @@ _queue: Final = attrgetter("queue")
 
 
 def _find(transitions: Transitions, order: Iterable[_Queue], limit: int) -> list[_Ready]:
-    """Return the first jobs of each queue, in the order of the queues.
+    """Return up to `limit` ready jobs, taking the queues in order.
 
-    One statement reads all queues that are taken entirely. Each statement releases the interpreter lock, and the event loop's thread then
-    keeps it until it sleeps.
+    One statement reads all queues that are emptied by the claim. Every additional statement
+    would release the interpreter lock, which the event loop's thread then keeps until it sleeps.
     """
     longest = max(_SHORT, min(_LONG, MOST_BYTES // max(1, limit)))
     found, together, expected = list[_Ready](), list[_Queue](), 0
@@ -171,14 +173,14 @@ def _find(transitions: Transitions, order: Iterable[_Queue], limit: int) -> list
 
 
 MOST_BYTES: Final = 64 << 20
-"""The maximum size of the payloads in one answer. The next request gets the rest."""
+"""The maximum total size of the payloads in one answer, in bytes. The next request gets the rest."""
 
 _LONG, _SHORT = 65_536, 4_096
-"""The maximum size of a payload that is fetched together with others: the first for a claim of a few jobs, the second for many."""
+"""The maximum size in bytes of a payload that is fetched together with others: the first for a claim of a few jobs, the second for many."""
 
 
 def _all_ready(transitions: Transitions, queues: Sequence[_Queue], limit: int, longest: int) -> list[_Ready]:
-    """Return all ready jobs of queues that have at most `limit` jobs together."""
+    """Return all ready jobs of some queues, which together have at most `limit`."""
     if len(queues) < 2:
         return [ready for queue in queues for ready in _first_ready(transitions, queue, limit, longest)]
     replies = transitions.fetch_rows("all_ready_jobs", [(queue.number,) for queue in queues], longest, longest, longest, transitions.now)
@@ -224,7 +226,7 @@ def _in_order(found: list[_Ready]) -> list[_Ready]:
 
 
 def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, request: int, found: list[_Ready]) -> list[Lease]:
-    """Lease the jobs in order. A job that must be read separately is left out if its mended row is no longer ready."""
+    """Lease the jobs in order. If a job must be read separately and its mended row is no longer ready, the job is left out."""
     names = {number: name for number in set(map(_name, found)) if isinstance(name := transitions.job_names.read(number), str)}
     queues = {number: transitions.queues.name(number) for number in set(map(_queue, found))}
     packed, taken, leases, cached, size = pack_claims(session, request, len(found)), list[_Ready](), list[Lease](), list[CachedLease](), 0

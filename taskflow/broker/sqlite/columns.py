@@ -1,4 +1,5 @@
-"""Lists of the columns of jobs for the statements in this folder: @sent, @sound and so on. They are made from the job schema."""
+"""Generates SQL lists of job columns, and conditions on them, from the job
+schema. The statements in this folder include them as @sent, @sound and so on."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ _UNBOUNDED: Final = (1 << 63) - 1
 
 
 def lists() -> dict[str, str]:
-    """Return the text of each list by its name."""
+    """Map the name of each list to its SQL text."""
     lists = {"job": ", ".join(map(_fetched, COLUMNS))}
     for name, columns in {"sent": SENT, "all": COLUMNS[1:], "of_run": OF_RUN}.items():
         lists |= {name: ", ".join(map(name_of, columns)), f"{name}_places": ", ".join("?" * len(columns))}
@@ -36,8 +37,8 @@ def _is_sized(field: Field) -> bool:
 
 
 def _fetched(column: str) -> str:
-    """Return SQL for a column, with the negative length in place of a value that is too long. (SQLite knows a blob's length without reading
-    it.)"""
+    """Return SQL that fetches a column, or its negated length if the value
+    is oversized. (SQLite knows the length of a blob without reading it.)"""
     name = name_of(column)
     field = BY_NAME[name]
     return f"iif(length({name}) > {field.kind.most}, -length({name}), {name})" if _is_sized(field) else name
@@ -52,7 +53,7 @@ def _plain() -> Iterator[str]:
 
 
 def _sound() -> Iterator[str]:
-    """Yield the conditions of `soundness.is_sound`, for the columns by which statements decide."""
+    """Yield the conditions of `soundness.is_sound`, for the columns on which statements base decisions."""
     for name, kind, default, *_ in (field for field in FIELDS if field.is_decided and field.kind is not NAME and field.name != "seq"):
         held = {int: "integer", bytes: "blob", str: "text"}[kind.type]
         value = name if kind.type is int else f"length({name})"

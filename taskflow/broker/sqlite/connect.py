@@ -1,4 +1,4 @@
-"""Opens the file: creates or migrates its tables, or raises one clear error."""
+"""Opens a store's file, and creates or migrates its tables. If that fails, one clear error is raised."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CACHE_KIB: Final = 16_384
 
 
 def open_file(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
-    """Open a connection to the namespace's tables, and bring them to this version.
+    """Open a connection to the namespace's tables, creating or migrating these if necessary.
 
     Raises BrokerRefused or BrokerUnavailable, naming the file and what to do. The connection belongs to the calling thread.
     """
@@ -64,7 +64,7 @@ def _connect(store: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tupl
 
 
 def _text(raw: bytes) -> str | bytes:
-    """Return text that is not UTF-8 as bytes. By default sqlite3 raises, and the whole fetch fails."""
+    """Decode text, but return it as bytes if it is not UTF-8. By default, sqlite3 raises an error, and the whole fetch fails."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -92,7 +92,7 @@ def _look(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> 
 
 
 def _check_path(store: StoreFile) -> None:
-    """Raise an error with the cause, where SQLite reports only "unable to open database file"."""
+    """Raise an error that names the cause; SQLite would report only "unable to open database file"."""
     path, folder = store.path, os.path.dirname(store.path)
     if not os.path.exists(folder):
         raise BrokerRefused(f"{path}: its folder {folder} does not exist: create it, or correct the path")

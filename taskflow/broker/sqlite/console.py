@@ -26,17 +26,17 @@ from taskflow.model.transitions import Event
 T = TypeVar("T")
 
 ID_AFTER_ALL: Final = b"\xff" * 17
-"""Greater than any id."""
+"""A byte string greater than any id."""
 
 
 class CallStore(Protocol):
-    """Runs a verb on the broker."""
+    """A function that runs a verb on the broker."""
 
     async def __call__(self, durability: Durability, verb: Callable[[Transitions], T]) -> T: ...
 
 
 class Look(Protocol):
-    """Runs a read-only verb on the broker."""
+    """A function that runs a read-only verb on the broker."""
 
     async def __call__(self, verb: Callable[[Transitions], T]) -> T: ...
 
@@ -119,7 +119,7 @@ def browse(transitions: Transitions, job_filter: JobFilter, before: bytes | None
 
 
 def _parameters(transitions: Transitions, job_filter: JobFilter) -> tuple[object, ...] | None:
-    """Return the first parameters of `browse` and `to_purge`, or None if a name is unknown, so that nothing can match."""
+    """Return the first parameters of `browse` and `to_purge`, or None if a name is unknown and so nothing can match."""
     queue = None if job_filter.queue is None else transitions.queues.find(job_filter.queue)
     job = None if job_filter.job is None else transitions.job_names.find(job_filter.job)
     if (job_filter.queue is not None and queue is None) or (job_filter.job is not None and job is None):

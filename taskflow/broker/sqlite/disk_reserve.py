@@ -10,7 +10,7 @@ from taskflow.broker.sqlite.store_file import RESERVE, StoreFile
 
 
 class DiskReserve:
-    """A file beside the database that occupies the reserve. New jobs are refused while it is missing.
+    """A file beside the database that occupies the reserved space. New jobs are refused while it is missing.
 
     Several processes share it. A process that finds the disk full deletes the file; a process that enqueues must restore it first.
     """
@@ -32,7 +32,8 @@ class DiskReserve:
         return True
 
     def restore(self, free_inside: int) -> bool:
-        """Restore the file if as much space again stays free, on the disk or inside the database. That space is for settlements too."""
+        """Restore the file if as much space again remains free, on the disk or inside
+        the database, because settlements need that too. Return True if the file exists."""
         if self.is_there():
             return True
         try:
@@ -43,13 +44,13 @@ class DiskReserve:
 
     @property
     def needs(self) -> int:
-        """The bytes that must be free before the file can be restored."""
+        """The number of bytes that must be free before the file can be restored."""
         return 2 * self._size
 
     def most_bytes(self) -> int | None:
-        """Return the size up to which new jobs may grow the file, so that the log can still be copied into it; None for no limit.
+        """Return the size to which new jobs may grow the file, so that the log can still be copied into it; None for no limit.
 
-        Free pages inside the file count as space, because using them does not grow it.
+        Free pages inside the file count as free space, because using them does not grow it.
         """
         try:
             if not self._store.is_scarce():
@@ -69,7 +70,7 @@ class DiskReserve:
 
 
 def _allocate(file: int, size: int) -> None:
-    """Allocate disk space, not only a length."""
+    """Allocate disk space for the file, instead of only setting its length."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:

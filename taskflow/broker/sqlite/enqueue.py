@@ -1,4 +1,4 @@
-"""The verb enqueue: adds envelopes as one batch, except those with a key or a dependency, which are added one by one."""
+"""The `enqueue` verb, which adds envelopes as one batch, except those with a key or dependencies, which it adds one by one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _check_room(transitions: Transitions, wanted: int, capacity: int) -> None:
 
 
 def add_all(transitions: Transitions, envelopes: Iterable[Envelope]) -> list[Added | Refused]:
-    """Add envelopes in order. Consecutive envelopes of the same kind are added together."""
+    """Add envelopes in order. Consecutive envelopes without a key or dependencies are added together."""
     answers = list[Added | Refused]()
     for stand_alone, grouped in groupby(envelopes, _stands_alone):
         alike = list(grouped)
@@ -43,14 +43,14 @@ def add_all(transitions: Transitions, envelopes: Iterable[Envelope]) -> list[Add
 
 
 def _last_seq(transitions: Transitions) -> int:
-    """Return the seq of the newest job. From here on, cached job names are valid."""
+    """Return the seq of the newest job. This also makes sure that the cached job names are valid from here on."""
     [(last_seq, drops)] = transitions.connection.execute(transitions.sql["last_seq"])
     transitions.job_names.forget_if_dropped(drops)
     return int(last_seq)
 
 
 def _stands_alone(envelope: Envelope) -> bool:
-    """Return True if the job has none of `row.TIES`, so that adding it concerns no other job."""
+    """Return True if the job has none of `row.TIES`, so that adding it affects no other job."""
     return envelope.key is None and envelope.awaits <= 0
 
 
@@ -85,7 +85,7 @@ _due_at: Final = itemgetter(SENT.index("due_at"))
 
 
 def _row(transitions: Transitions, envelope: Envelope) -> _Row:
-    """Return the columns of `row.SENT`."""
+    """Return the values of the columns in `row.SENT`."""
     now = transitions.now
     due = due_at(envelope, now)
     made = (

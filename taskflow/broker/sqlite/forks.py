@@ -1,7 +1,7 @@
 """Makes a fork wait until no transaction of this process is running.
 
-SQLite keeps a process's file locks in a table in memory. A child forked during a transaction inherits the entry, and finds the file locked
-for ever. See https://sqlite.org/howtocorrupt.html, section 2.6.
+SQLite keeps a process's file locks in a table in memory. A child forked during a transaction inherits the entry, and then finds the file
+locked for ever. See https://sqlite.org/howtocorrupt.html, section 2.6.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 from typing import Final
 
 MAX_WAIT: Final = 5.0
-"""The longest wait of a fork in seconds, longer than a transaction waits for another process's lock."""
+"""The maximum time in seconds that a fork waits, longer than a transaction waits for another process's lock."""
 
 
 class _Gate:
@@ -43,7 +43,7 @@ class _Gate:
             self._changed.notify_all()
 
     def after_in_child(self) -> None:
-        """Replace the lock in a forked child, which lacks the threads that held it or were inside."""
+        """Replace the lock in a forked child, because the threads that held it or were inside do not exist there."""
         self._open_anew()
 
     def _open_anew(self) -> None:

@@ -12,11 +12,12 @@ from taskflow.model.envelope import ClaimId
 from taskflow.model.verdict import Settlement
 
 _MOST: Final = 20_000
-"""The maximum number of cached leases, more than a worker has. Most older ones were settled through another connection, or lost."""
+"""The maximum number of cached leases, more than a worker holds. Older
+ones have usually been lost, or settled through another connection."""
 
 
 class CachedLease(msgspec.Struct, frozen=True, gc=False):
-    """The lease of a job that no key or join ties to another. `fence` is claim and epoch in the form that a settlement stores."""
+    """The lease of a job that no key or join ties to another. `fence` holds the claim and the epoch as a settlement stores them."""
 
     id: bytes
     claim: ClaimId
@@ -27,11 +28,11 @@ class CachedLease(msgspec.Struct, frozen=True, gc=False):
 
 
 class StaleCache(Exception):
-    """A cached lease has been lost. The group is rolled back, the cache is emptied, and the group runs again with look-ups."""
+    """Raised if a cached lease has been lost. The group is rolled back, the cache is emptied, and the group runs again with look-ups."""
 
 
 class LeaseCache:
-    """Leases by job id, each as it was when it was written. Call `forget` after a rollback."""
+    """The cached leases by job id, each as it was when it was granted. Call `forget` after a rollback."""
 
     def __init__(self) -> None:
         self._by_id: dict[bytes, CachedLease] = {}

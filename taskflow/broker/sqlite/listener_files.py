@@ -1,4 +1,4 @@
-"""The files by which senders find a listener: see wake_folder.py."""
+"""The files through which senders find a listener: see wake_folder.py."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _JOB: Final = names.job(b"")
 _QUEUE: Final = names.queue("")
 
 _TRIES: Final = 3
-"""Times that a mark is renamed while a sender renames it as well."""
+"""How often to try to rename or remove a mark that senders may be renaming at the same time."""
 
 
 class ListenerFiles:
-    """Written by one thread at a time. If the files cannot be written, no error is raised: wake-ups are late then."""
+    """The files of one listener, written by one thread at a time. If
+    they cannot be written, no error is raised, but wake-ups arrive late."""
 
     def __init__(self, folder: Folder, namespace: str, name: str, clock: Clock) -> None:
         self.awaited = AwaitedIds(folder, awaited_file(name))
@@ -33,7 +34,7 @@ class ListenerFiles:
         self._mark: Mark | None = None
 
     def add(self, topics: Collection[str]) -> None:
-        """Show senders a waiter of these topics."""
+        """Let senders know that someone is waiting for these topics."""
         jobs, others = parted(topics)
         for job_id in jobs:
             self.awaited.add(job_id)
@@ -44,7 +45,7 @@ class ListenerFiles:
             self._turn(WAITING if mark is None or any(map(is_queue, new)) else mark.state)
 
     def drop(self, topics: Collection[str]) -> str | None:
-        """Undo `add`. Return the hash of the topic of a nudge that now has no waiter, if there is one."""
+        """Undo `add`. If the listener was nudged for jobs that no one is waiting for any more, return the hash of their topic."""
         jobs, others = parted(topics)
         for job_id in jobs:
             self.awaited.drop(job_id)
@@ -63,9 +64,10 @@ class ListenerFiles:
         return unheeded
 
     def claimed(self, *, is_full: bool) -> None:
-        """Let senders know whether the listener waits for jobs.
+        """Let senders know whether the listener is waiting for jobs.
 
-        If this is called while the claim holds the write lock, no job can become ready unseen between the claim and the mark.
+        If this is called while the claim holds the write lock, no job can
+        become ready unnoticed between the claim and the change of the mark.
         """
         if not self._topics:
             return
@@ -74,14 +76,14 @@ class ListenerFiles:
             self._turn(state)
 
     def wait(self) -> bool:
-        """Return False if the listener was busy: jobs may be there, and it must look for them."""
+        """Mark the listener as waiting. Return False if it was marked as busy: it must then look for jobs that are already there."""
         if self._mark is None or self._mark.state != BUSY:
             return True
         self._turn(WAITING)
         return False
 
     def take(self, file: str) -> bool:
-        """A sender says that it has renamed the mark to this. Return False if it is a nudge for jobs that have no waiter here."""
+        """Accept the new name of the mark that a sender has reported. Return False if it is a nudge for jobs that no one is waiting for."""
         mark = Mark.parse(file)
         with contextlib.suppress(OSError):
             if self._folder.has(file):
@@ -89,13 +91,13 @@ class ListenerFiles:
         return mark is not None and self._heeds(mark)
 
     def _heeds(self, mark: Mark) -> bool:
-        """Return True if the mark says nothing of a nudge, or if such jobs have a waiter here."""
+        """Return True unless the mark is a nudge for jobs that no one is waiting for."""
         hashed = mark.nudged_for
         queues = filter(is_queue, self._topics)
         return hashed is None or any(topic == names.ANY_QUEUE or topic_hash(self._namespace, topic) == hashed for topic in queues)
 
     def heard(self, hashes: Collection[str]) -> list[str]:
-        """Return the topics with these hashes that have a waiter."""
+        """Return the topics with these hashes that someone is waiting for."""
         topics = list(self._topics)
         return topics if ANY_TOPIC in hashes else [topic for topic in topics if topic_hash(self._namespace, topic) in hashes]
 
@@ -122,7 +124,7 @@ class ListenerFiles:
             return
 
     def _actual(self) -> Mark | None:
-        """Return the mark as it is: a sender may have renamed it."""
+        """Return the current mark, which a sender may have renamed."""
         with contextlib.suppress(OSError):
             if self._mark is not None and self._folder.has(self._mark.file):
                 return self._mark
@@ -138,7 +140,8 @@ class ListenerFiles:
 
 
 class AwaitedIds:
-    """A file with the ids of the jobs whose end a listener awaits, each in a separate slot. An empty slot has zeros."""
+    """The file with the ids of the jobs whose end a listener is waiting
+    for, each in a separate slot. An empty slot is filled with zeros."""
 
     def __init__(self, folder: Folder, file: str) -> None:
         self._folder = folder
@@ -185,7 +188,7 @@ class AwaitedIds:
 
 
 def parted(topics: Collection[str]) -> tuple[list[bytes], list[str]]:
-    """Return the ids of jobs among the topics, and the other topics."""
+    """Split topics into the ids of jobs and the other topics."""
     return job_ids(topics), [topic for topic in topics if not topic.startswith(_JOB)]
 
 

@@ -1,6 +1,7 @@
-"""Finds the process that holds a lock on a store's files, so that an operator need not search for it (Linux only).
+"""Finds the process that holds a lock on a store's files, so that an operator does not have to search for it (Linux only).
 
-It only reads /proc. If a process that uses the store opened and closed the file beside the log (`-shm`), it would drop its own locks.
+This module only reads /proc. If a process that uses the store opened and
+closed the file beside the log (`-shm`), it would drop its own locks.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class LockOwner:
 
 
 def locked_by(store: StoreFile, *endings: str) -> str:
-    """Return the end of an error message: which process has held the lock beyond the timeout, and what to do about it."""
+    """Return the end of an error message, which names the process that
+    has held the lock beyond the timeout and says what to do about it."""
     holder = holder_of(store, *endings)
     if holder is not None and holder.is_stopped:
         remedy = f"continue it (kill -CONT {holder.pid}), or kill it (kill -KILL {holder.pid}), and its jobs run elsewhere"
@@ -63,8 +65,11 @@ def holder_of(store: StoreFile, *endings: str) -> LockOwner | None:
 
 
 def _writers(files: Mapping[tuple[int, int], str]) -> Iterator[int]:
-    """Parse lines such as `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 120 120` (proc_locks(5)). A line with `->` is a process waiting for
-    the lock in the line above."""
+    """Yield the ids of processes that hold an exclusive lock on one of the files.
+
+    Parses lines such as `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 120 120` (proc_locks(5)).
+    A line with `->` describes a process that is waiting for the lock in the line above.
+    """
     for line in _LOCKS.read_text().splitlines():
         match line.split():
             case [_, "POSIX" | "FLOCK" | "OFDLCK", _, "WRITE", pid, file, first, last] if (ending := files.get(_file(file))) is not None:

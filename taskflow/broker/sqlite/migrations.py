@@ -13,7 +13,8 @@ from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.model.errors import BrokerError, BrokerRefused
 
 MIGRATIONS: Final = Migrations(Path(__file__).parent / "schema")
-"""Each migration changes tables or indexes, not only rows. SQLite then recompiles all statements, so other processes notice it."""
+"""The migrations of the tables. Each changes tables or indexes, not only
+rows, so that SQLite recompiles all statements and other processes notice."""
 
 _TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized"})
 
@@ -57,7 +58,7 @@ def tables_of(namespace: str) -> set[str]:
 
 
 def tables_of_namespaces(there: set[str]) -> set[str]:
-    """Return the tables that belong to a complete namespace of taskflow."""
+    """Return the tables that belong to a complete taskflow namespace."""
     prefixes = {name.removesuffix("job_names") for name in there if name.endswith("_job_names")}
     whole = [{prefix + name for name in _TABLES} for prefix in prefixes]
     return set().union(*(tables for tables in whole if tables <= there))
@@ -76,8 +77,8 @@ def _changes(found: Upgrade, sql: Statements) -> Iterator[str]:
 
 
 def version_of(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> int:
-    """Return the version of the tables. Raises BrokerRefused if it is newer than this taskflow, or if the tables belong to another
-    program."""
+    """Return the version of the tables. Raises BrokerRefused if it is
+    newer than this taskflow, or if the tables belong to another program."""
     try:
         row = connection.execute(sql["version"]).fetchone()
     except sqlite3.OperationalError as error:

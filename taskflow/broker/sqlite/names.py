@@ -1,4 +1,4 @@
-"""Maps the names of queues and jobs to small numbers, which rows contain. A number is never used for another name."""
+"""Maps the names of queues and jobs to small numbers, which the rows of jobs contain. A number is never reused for another name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taskflow.model.stored import FieldReader, Unreadable, text
 class Names:
     """One table of names, with a cache. Call `forget` after a rollback, which removes new numbers.
 
-    `check` returns a valid name, and raises ValueError for any other.
+    `check` returns a name if it is valid, and raises ValueError if it is not.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Names:
         self._drops = 0
 
     def number(self, name: str) -> int:
-        """Return the number of a name; add the name if it is new."""
+        """Return the number of a name, which is added if it is new."""
         return (
             self._numbers.get(name) or self.find(name) or self._learn(name, self._connection.execute(self._add, (name,)).fetchall()[0][0])
         )
@@ -43,7 +43,7 @@ class Names:
         return None if row is None else self._learn(name, row[0])
 
     def name(self, number: int) -> str:
-        """Return the name, or a substitute with its number if the stored name cannot be read."""
+        """Return the name, or a substitute that contains its number if the stored name cannot be read."""
         name = self.read(number)
         return name if isinstance(name, str) else f"unreadable-{number}"
 
@@ -68,7 +68,7 @@ class Names:
         self._names.clear()
 
     def forget_if_dropped(self, drops: int) -> None:
-        """Empty the cache if names were dropped since. `drops` counts the drops in the store."""
+        """Empty the cache if names have been dropped since the last call. `drops` is how many times the store has dropped names."""
         if drops != self._drops:
             self.forget()
             self._drops = drops

@@ -1,6 +1,5 @@
-"""Decides which files beside the store may be used. Another user with write access to its folder could have created them, for example as
-links to other people's files.
-"""
+"""Decides which files beside the store may be used. Another user with write access
+to its folder could have created them, for example as links to other people's files."""
 
 from __future__ import annotations
 
@@ -13,14 +12,14 @@ from taskflow.broker.sqlite.store_file import INDEX, JOURNAL, LOG, RESERVE, SIDE
 from taskflow.model.errors import BrokerError, BrokerRefused
 
 PRIVATE: Final = 0o600
-"""The mode of a new file: only its owner may use it. To share a store, change its mode; the files beside it follow."""
+"""The mode of a new file: only its owner may use it. To share a store, change the mode of its file; the files beside it follow."""
 
 _LINKED: Final = (errno.ELOOP, errno.EMLINK)
-"""The errors that O_NOFOLLOW causes for a link, on Linux and on BSD."""
+"""The error codes for opening a link with O_NOFOLLOW, on Linux and on BSD."""
 
 
 def make_private(path: str) -> None:
-    """Create the store's file if it is missing. SQLite would make it readable for all users."""
+    """Create the store's file if it is missing. SQLite would make it readable by all users."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
     except FileExistsError:
@@ -56,7 +55,7 @@ def _checked(store: StoreFile, path: str, descriptor: int, *, is_folder: bool) -
 
 
 def check_beside(store: StoreFile) -> None:
-    """Raise BrokerRefused if something beside the store is not of the kind that a broker or SQLite creates there."""
+    """Raise BrokerRefused if something beside the store is not what a broker or SQLite creates there."""
     for ending in (LOG, INDEX, JOURNAL, SIDE, RESERVE, WAKE):
         path = store.beside(ending)
         try:

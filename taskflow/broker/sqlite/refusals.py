@@ -1,4 +1,4 @@
-"""Translates the errors of sqlite3. None of them leaves this package."""
+"""Translates sqlite3's errors into taskflow's, so that none of them leaves this package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGEST_PAYLOAD: Final = LARGE
 
 
 def check_payloads(envelopes: Iterable[Envelope]) -> None:
-    """Raise TooLarge, naming job and size, before anything is copied."""
+    """Raise TooLarge, which names the job and the size, before any payload is copied."""
     for envelope in envelopes:
         if len(envelope.payload) > LARGEST_PAYLOAD:
             raise TooLarge(
@@ -31,14 +31,14 @@ def check_payloads(envelopes: Iterable[Envelope]) -> None:
 
 
 def check_result(result: bytes) -> bytes:
-    """Return the result. Raises TooLarge if it is longer than what can be read back."""
+    """Return the result. Raises TooLarge if it is too long to be read back."""
     if len(result) > LARGEST_PAYLOAD:
         raise TooLarge(f"a result of {len(result):,} bytes: SQLite allows at most {LARGEST_PAYLOAD:,}; return a reference to the data")
     return result
 
 
 def is_full(error: BaseException) -> bool:
-    """Return True for a full disk. This includes some I/O errors, because SQLite cannot tell why the WAL's shared memory did not grow."""
+    """Return True if the disk is full. Some I/O errors count too, because SQLite cannot tell why the WAL's shared memory did not grow."""
     if not isinstance(error, sqlite3.Error):
         return isinstance(error, StoreFull)
     return _code(error) == sqlite3.SQLITE_FULL or getattr(error, "sqlite_errorcode", 0) in _NO_ROOM
@@ -52,7 +52,7 @@ def is_busy(error: BaseException) -> bool:
 
 
 def is_about_the_file(error: BaseException) -> bool:
-    """Return True for an error after which the connection cannot be trusted: the next call opens the file again."""
+    """Return True for an error after which the connection cannot be trusted, so that the next call must open the file again."""
     return isinstance(error, sqlite3.Error) and _code(error) in (
         sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_CANTOPEN,
@@ -64,9 +64,9 @@ def is_about_the_file(error: BaseException) -> bool:
 
 
 def in_our_words(error: sqlite3.Error, store: StoreFile) -> TaskflowError:
-    """Return the error to raise instead, which names the file and what to do.
+    """Return the error to raise instead, which names the file and says what to do.
 
-    A value that is too large is not a BrokerError: the store works, and another attempt is useless.
+    A value that is too large does not cause a BrokerError: the store works, and another attempt would fail too.
     """
     path = store.path
     code = _code(error)

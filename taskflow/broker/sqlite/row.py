@@ -26,7 +26,8 @@ CLAIM_BYTES: Final = _ID_BYTES + _CLAIM_TAIL.size
 
 
 class JobRow(JobState):
-    """One row of the table, in the order of `COLUMNS`; `schema/` describes them. Rows are changed here and then saved."""
+    """A row of the jobs table, with its columns in the order of `COLUMNS`;
+    `schema/` describes them. A row is changed in memory and then saved."""
 
     code: int | None = None
     queue: int = 0
@@ -48,11 +49,11 @@ class JobRow(JobState):
 
     @property
     def status(self) -> Status | None:
-        """The status, or None for a dropped job."""
+        """The job's status, or None for a dropped job."""
         return None if self.code is None else BY_CODE[self.code]
 
     def is_kept(self, now: int) -> bool:
-        """Return True while an ended job is kept, which `fade_at` limits."""
+        """Return True for a live job, and for an ended one until `fade_at`."""
         return self.code is not None and (self.ended_at is None or (self.fade_at or 0) > now)
 
     def joined_ids(self) -> list[bytes]:
@@ -65,7 +66,7 @@ _FIXED: Final = frozenset({"seq", "id", "queue", "name", "priority", "created_at
 """Columns that `save_job` does not change, or treats separately."""
 
 LEFT_ALONE: Final = frozenset({"seq", "extras", "result", "payload"})
-"""Columns that no statement depends on: an unsound value stays where it is."""
+"""Columns that no statement depends on, so that an unsound value is left where it is."""
 
 CHANGING: Final = tuple(column for column in COLUMNS if column not in _FIXED)
 MENDED: Final = tuple(column for column in COLUMNS if column not in LEFT_ALONE)
@@ -74,7 +75,7 @@ OF_RUN: Final = (
     "waiting_for", "is_poison", "ended_at", "fade_at",
 )  # fmt: skip
 TIES: Final = ("key", "awaits")
-"""The fields that tie a new job to others. Jobs without them are added together, with the columns of `SENT`."""
+"""The fields that tie a new job to others. Jobs without them are added as a batch, with the columns of `SENT`."""
 
 SENT_AS_IS: Final = tuple(field for field in AS_SENT if field not in TIES)
 SENT: Final = ("code", "queue", "name", "created_at", "due_at", "expires_at", "extras", "joins", *SENT_AS_IS)
@@ -100,7 +101,7 @@ def record_of(job: JobRow, queue: str, name: str | Unreadable) -> Record:
 
 
 def lease_of(job: JobRow, queue: str, name: str | Unreadable, claim: ClaimId, now: int) -> Lease:
-    """Return the lease of this claim, new or repeated. `epoch` is the job's own."""
+    """Return the lease of a job for this claim, which may be new or repeated. Its epoch is the job's current one."""
     reader = _Opaque(job)
     payload = reader.read("payload", job.payload, octets, b"")
     envelope = Envelope(
@@ -164,7 +165,7 @@ def unpack_claim(packed: bytes) -> ClaimId:
 
 
 def claims_of(session: bytes, request: int | None = None) -> tuple[bytes, bytes]:
-    """Return the least and the greatest claim that the session can have, in total or for one request."""
+    """Return the least and the greatest claim that the session can have, for all its requests or for one."""
     first, last = (0, 0xFFFF_FFFF_FFFF_FFFF) if request is None else (request, request)
     return session + _CLAIM_TAIL.pack(first, 0), session + _CLAIM_TAIL.pack(last, 0xFFFF_FFFF)
 
@@ -176,7 +177,7 @@ def is_possible(settlement: Settlement) -> bool:
 
 
 def slices(joined: bytes | None, size: int) -> list[bytes]:
-    """Cut a concatenation into values of one size."""
+    """Split a concatenation of values that have `size` bytes each."""
     joined = joined or b""
     return [joined[start : start + size] for start in range(0, len(joined), size)]
 

@@ -1,4 +1,4 @@
-"""The verbs register and beat, and the records of sessions."""
+"""The `register` and `beat` verbs, and the records of sessions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from taskflow.model.transitions import Event, Plan
 
 
 class SessionRow(msgspec.Struct, frozen=True):
-    """A row of the sessions' table, in the order of its columns."""
+    """A row of the sessions table, in the order of its columns."""
 
     number: int
     id: bytes
@@ -43,7 +43,8 @@ class SessionRow(msgspec.Struct, frozen=True):
         return self.is_of_another_boot(boot_id) or steady - self.beat_at > self.ttl
 
     def is_of_another_boot(self, boot_id: str) -> bool:
-        """Return True if the machine has rebooted since. The session's worker is gone, and its steady times are meaningless."""
+        """Return True if the machine has rebooted since the session was
+        registered. Its worker is gone, and its steady times are meaningless."""
         return self.boot_id != boot_id
 
 
@@ -56,8 +57,8 @@ def session_rows(transitions: Transitions, statement: str, *parameters: object) 
 
 
 def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | None:
-    """Return a row as a session, or None if its id is unsound. Other unsound values get a default, which is written if the transaction may
-    write."""
+    """Return a row as a session, or None if its id is unsound. Any other unsound value
+    is replaced by a default, which is also written if the transaction may write."""
     reader, readings = FieldReader(), _readings(transitions)
     columns = zip(SessionRow.__struct_fields__, row, strict=True)
     session = SessionRow(*(reader.read(column, stored, *readings[column]) for column, stored in columns))
@@ -70,7 +71,7 @@ def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | Non
 
 
 def _readings(transitions: Transitions) -> dict[str, tuple[Callable[[Any], Any], Any]]:
-    """Return the decoder of each column, and its default."""
+    """Return the decoder and the default of each column."""
     return {
         "number": (int, 0),  # SQLite enforces the type of this column
         "id": (lambda stored: octets(stored, 16), b""),
@@ -118,7 +119,8 @@ def register(transitions: Transitions, session: Session) -> None:
 
 
 def spare_after_outage(transitions: Transitions) -> None:
-    """Give each session one more ttl, once, if no session has sent a heartbeat for its whole ttl: then the store was away."""
+    """Give each session one more ttl if no session has sent a heartbeat for its whole ttl:
+    the store must have been unavailable. A session is spared only once between heartbeats."""
     [(pulse,)] = transitions.connection.execute(transitions.sql["pulse"])
     silence = transitions.steady - pulse
     if silence <= 0:
@@ -170,13 +172,13 @@ def beat(transitions: Transitions, beat: Beat) -> BeatAnswer:
 
 
 def _held(transitions: Transitions, row: SessionRow) -> tuple[set[ClaimId], set[ClaimId]]:
-    """Return the claims of the session, and those whose jobs were asked to stop."""
+    """Return the claims that the session holds, and those whose jobs were asked to stop."""
     [(held, stopping)] = transitions.connection.execute(transitions.sql["held_claims"], claims_of(row.id))
     return set(map(unpack_claim, slices(held, CLAIM_BYTES))), set(map(unpack_claim, slices(stopping, CLAIM_BYTES)))
 
 
 def _take_reports(transitions: Transitions, held: set[ClaimId], beat: Beat) -> None:
-    """Save the last report of each claim."""
+    """Save the last report on each claim."""
     now = transitions.now
     reports = {report.claim: report for report in beat.reports if report.claim in held}
     progress = {report.claim: report.progress for report in beat.reports if report.progress is not None}
@@ -188,7 +190,7 @@ def _take_reports(transitions: Transitions, held: set[ClaimId], beat: Beat) -> N
 
 
 def _take_back_ghosts(transitions: Transitions, held: set[ClaimId], beat: Beat) -> int:
-    """Give back old leases that the session does not name, and remove them from `held`."""
+    """Requeue jobs with old leases that the session does not name, remove these from `held`, and return their number."""
     old = transitions.steady - to_microseconds(transitions.rules.ghost_after)
     ghosts = 0
     for claim in sorted(claim for claim in held.difference(beat.claims) if claim.request <= beat.seen):

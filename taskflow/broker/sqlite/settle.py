@@ -1,4 +1,4 @@
-"""The verbs settle, cancel and read."""
+"""The `settle`, `cancel` and `read` verbs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from taskflow.model.verdict import Settled, Settlement, Succeeded
 
 
 def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[Settled]:
-    """Settle runs that concern no other job as a batch, and the others one by one. The order makes no difference."""
+    """Settle runs that affect no other job as a batch, and the rest one by one. The order makes no difference."""
     if len({settlement.id for settlement in settlements}) < len(settlements):
-        # Settlements of one kind later in the batch are repeats, and find what the first one left.
+        # Later settlements of the same job are repeats, and find what the first one left.
         return [_settle_one(transitions, settlement) for settlement in settlements]
     if _settle_cached(transitions, settlements):
         return [Settled.OK] * len(settlements)
@@ -38,7 +38,8 @@ def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[
 
 
 def _settle_cached(transitions: Transitions, settlements: Sequence[Settlement]) -> bool:
-    """Settle all without a look-up if all are successes of lone runs that this connection leased. Otherwise settle none.
+    """Settle all runs without a look-up and return True, if all are successes
+    of lone runs that this connection leased. Otherwise settle none.
 
     Raises StaleCache if one of these leases has been lost.
     """
@@ -69,7 +70,8 @@ def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes)
 
 
 def _settle_lone_runs(transitions: Transitions, settlements: Sequence[Settlement]) -> list[bool]:
-    """Settle the lone runs that match their fence and have neither follow-ups nor progress. Return True for each that was settled."""
+    """Settle the lone runs that match their fence and have neither follow-ups
+    nor progress. Return True for each settlement that took effect."""
     claims = {
         number: pack_claim(settlement.claim)
         for number, settlement in enumerate(settlements)

@@ -1,4 +1,5 @@
-"""Detects unsound rows, which have a value that no broker could have stored. They are read carefully, and `Transitions` mends them.
+"""Detects unsound rows: those with a value that no broker could have
+stored. This module reads them value by value, and `Transitions` mends them.
 
 SQLite accepts any value in any column, and anyone who can write to the file can change it.
 """
@@ -23,7 +24,7 @@ _SUCCEEDED: Final = CODES[Status.SUCCEEDED]
 _FAILED: Final = CODES[Status.FAILED]
 
 _KEPT: Final = 65_536
-"""The bytes of a replaced value that are kept."""
+"""The number of bytes that are kept of a replaced value."""
 
 
 def _decoder(field: Field) -> Callable[[Any], Any]:
@@ -48,7 +49,7 @@ def _decoder(field: Field) -> Callable[[Any], Any]:
 
 
 def _is_oversized(field: Field, stored: Any) -> bool:
-    """Return True for a negative length in place of a value that was too long: see `columns`."""
+    """Return True if `stored` is a negated length, which the queries return in place of an oversized value (see `columns._fetched`)."""
     return field.kind.type is not int and type(stored) is int and stored < -SMALL
 
 
@@ -61,12 +62,12 @@ _LENGTHS: Final = tuple((at, kind.least, kind.most) for at, kind in enumerate(_K
 _TEXTS: Final = tuple(at for at, kind in enumerate(_KINDS) if kind.type is str)
 
 _sound_kinds: Final = set[tuple[type, ...]]()
-"""The combinations of types that sound rows had so far. There are a few dozen of them."""
+"""The combinations of types found in sound rows so far. There are a few dozen of them."""
 _MOST_KINDS: Final = 1_000
 
 
 def is_sound(row: tuple[Any, ...]) -> bool:
-    """Return True if the row is as a broker writes it. False may also mean that the row needs a closer look."""
+    """Return True if the row could have been written by a broker. False may also mean that the row needs a closer look."""
     if tuple(map(type, row)) not in _sound_kinds:
         return False
     for at, least, most in _BOUNDS:
@@ -96,16 +97,17 @@ def _contradiction(code: int | None, awaits: int, claim: bytes | None, ended_at:
 
 
 class Closely(NamedTuple):
-    """A job after a closer look. If `is_mended`, it differs from its row, which must be written again."""
+    """The result of a closer look at a row. If `is_mended`, the job differs from its row, which must be written again."""
 
     job: JobRow
     is_mended: bool
     oversized: tuple[str, ...] = ()
-    """The columns whose values are too long for the row."""
+    """The columns whose values were too long to read."""
 
 
 def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None) -> Closely:
-    """Read a row value by value. An unsound value gets a default, and `spoilt` lists it with its bytes. `also` is added to that list.
+    """Read a row value by value. An unsound value is replaced by a default,
+    and `spoilt` lists it with its bytes. `also` is added to that list.
 
     A waiting job with an unsound value becomes READY. Its next lease lists the unreadable values, and its worker ends it as FAILED.
     """
@@ -129,7 +131,7 @@ def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None)
 
 
 def _default(name: str, raw: dict[str, Any], now: int) -> Any:
-    if name == "id":  # any other id that can be named would do
+    if name == "id":  # any id that can be named would do
         return hashlib.sha256(repr((raw["seq"], raw["id"])).encode(errors="replace")).digest()[:16]
     if name in ("created_at", "due_at"):
         return now
@@ -151,7 +153,7 @@ def _raw(stored: Any) -> bytes:
 
 
 def _remember_kinds(row: tuple[Any, ...]) -> None:
-    """Remember these types as sound, unless a text is stored as bytes: those need a closer look each time."""
+    """Remember the row's types as sound, unless it has text stored as bytes: such rows need a closer look each time."""
     if len(_sound_kinds) < _MOST_KINDS and not any(type(row[at]) is bytes for at in _TEXTS):
         _sound_kinds.add(tuple(map(type, row)))
 

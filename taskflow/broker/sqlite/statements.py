@@ -1,8 +1,9 @@
-"""The SQL statements of this folder by name, for one namespace, and functions that run them for many rows. No other module contains SQL.
+"""The SQL statements in this folder's .sql files, by name and for one namespace, and functions that run a statement for many rows.
 
-sqlite3 releases the interpreter lock at every step of a statement: for every row of an `executemany`, and every row fetched. With a
-busy event loop, each release may cost a thread switch. Claiming and settling a hundred jobs row by row took 440 µs per job, in single
-steps 40 µs; with an idle loop both took 11 µs. So rows are passed as VALUES lists and returned as one row of aggregates.
+sqlite3 releases the interpreter lock at every step of a statement: for every row of an `executemany`, and
+for every row fetched. With a busy event loop, each release may cost a thread switch. Claiming and settling
+100 jobs beside a busy loop took 440 µs per job row by row, but 40 µs with all rows in one step; with an idle
+loop, both took 11 µs. So rows are passed in as VALUES lists, and come back as a single row of aggregates.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _REPEATED: Final = re.compile(r"(\((?:\?, )*\?\)) \.\.\.")
 
 
 class Statements:
-    """Every statement of the folder by its name. "~x" in it is replaced by the namespace's table x."""
+    """The statements of the folder by name, for one namespace. In their text, "~x" stands for the namespace's table x."""
 
     def __init__(self, namespace: str) -> None:
         self._prefix = table_prefix(namespace)
@@ -36,14 +37,14 @@ class Statements:
         return self._texts[name]
 
     def placed(self, script: str) -> str:
-        """Return a script from outside this folder, for the namespace and without comments."""
+        """Adapt a script that is not one of these statements to the namespace, and return it without comments."""
         return self._of_namespace(_COMMENT.sub("", script))
 
     def _of_namespace(self, text: str) -> str:
         return text.replace('"~', f'"{self._prefix}')
 
     def of_rows(self, name: str, number: int) -> str:
-        """Return a statement that ends with a list "(?, ?), ..." of this many rows."""
+        """Return the statement with its list expanded to this number of rows: "(?, ?), (?, ?)" and so on."""
         known = self._of_rows.get((name, number))
         if known is None:
             known = _REPEATED.sub(lambda row: ", ".join([row[1]] * number), self._texts[name])
@@ -54,7 +55,7 @@ class Statements:
 def table_prefix(namespace: str) -> str:
     """Return the prefix of the namespace's table names.
 
-    SQLite treats "A" and "a" as the same name, and reserves names that begin with "sqlite". A "^" makes them different.
+    SQLite treats "A" and "a" as the same name, and reserves names that begin with "sqlite". A "^" distinguishes them.
     """
     marked = re.sub("[A-Z]", lambda upper: "^" + upper[0].lower(), namespace)
     return ("^^" if marked.startswith("sqlite") else "") + marked + "_"
@@ -79,13 +80,15 @@ def _texts() -> dict[str, str]:
 # --- many rows ---------------------------------------------------------------------------------------------------
 
 _MOST_ROWS: Final = 256
-"""The most rows in one statement. The lengths are powers of two, so that a few prepared statements serve every number."""
+"""The maximum number of rows in one statement. The length of a list is
+always a power of two, so a few prepared statements serve all numbers."""
 
 
 def execute_rows(
     connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]], shared: tuple[object, ...] = ()
 ) -> int:
-    """Run a statement that joins a list with a table; the parameters `shared` by all rows follow. Return the number of changed rows."""
+    """Run a statement that joins a list of rows with a table, and return
+    the number of changed rows. The `shared` parameters follow the list."""
     before = connection.total_changes  # a cursor's rowcount does not count the rows of statements that begin with WITH
     for chunk in _filled_up(rows):
         connection.execute(sql.of_rows(name, len(chunk)), (*chain.from_iterable(chunk), *shared))
@@ -111,7 +114,7 @@ def insert_rows(connection: sqlite3.Connection, sql: Statements, name: str, rows
 
 
 def _filled_up(rows: Sequence[tuple[object, ...]]) -> Iterator[Sequence[tuple[object, ...]]]:
-    """Fill the list up with rows of NULLs, which equal nothing and so join nothing."""
+    """Split the rows into chunks, and pad each to a power of two with rows of NULLs, which never match in a join."""
     for start in range(0, len(rows), _MOST_ROWS):
         chunk = rows[start : start + _MOST_ROWS]
         missing = (1 << (len(chunk) - 1).bit_length()) - len(chunk)

@@ -1,4 +1,4 @@
-"""Looks for what wake-ups should have told: other programs write to the file too, and a wake-up may be lost."""
+"""Checks the store for events without a wake-up: a wake-up may be lost, and other programs that write to the file send none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SESSION: Final = names.session(b"")
 
 
 class StoreWatch:
-    """Has a separate connection, which only reads. Belongs to the listener's thread."""
+    """Looks for such events over a separate connection, through which it only reads. Used only by the listener's thread."""
 
     def __init__(self, store: StoreFile) -> None:
         # mode=rw: opening must not create an empty file
@@ -30,7 +30,8 @@ class StoreWatch:
         self._next_due: int | None = None
 
     def look(self, topics: Sequence[str], jobs: Sequence[bytes], *, if_changed: bool) -> set[str]:
-        """Return those topics and jobs for which something is there. With `if_changed` nothing is, unless the file has changed since."""
+        """Return those topics for which something has happened, including the topics of these
+        jobs. With `if_changed`, return none unless the file has changed since the last look."""
         try:
             return self._look(topics, jobs, if_changed)
         except sqlite3.Error:
@@ -71,7 +72,7 @@ class StoreWatch:
         }
 
     def _is_due_earlier(self, connection: sqlite3.Connection) -> bool:
-        """Return True if a job is due before the one that was the next at the last look."""
+        """Return True if the next due time is earlier than at the last look, or if there was none then."""
         before = self._next_due
         [(self._next_due,)] = connection.execute(self._sql["next_due"])
         return self._next_due is not None and (before is None or self._next_due < before)

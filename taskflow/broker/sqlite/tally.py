@@ -1,4 +1,4 @@
-"""Counts of each queue: collected in memory during a transaction and written once at its end."""
+"""Counts the jobs and events of each queue: in memory during a transaction, and written once at its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CODES: Final = sorted(CODES.values())
 
 
 class Tally:
-    """Counts that are not written yet. Call `flush` before reading counts from the tables."""
+    """Counts that have not been written yet. Call `flush` before reading counts from the tables."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements) -> None:
         self._connection = connection
@@ -37,7 +37,7 @@ class Tally:
         self._events[queue, event] += number
 
     def has_moved(self, status: int) -> bool:
-        """Return True if a job entered or left this status and this is not written yet."""
+        """Return True if a job has entered or left this status and that has not been written yet."""
         return any(code == status for _, code in self._moves)
 
     def flush(self) -> None:
@@ -51,7 +51,7 @@ class Tally:
         self.forget()
 
     def _count(self, changes: list[tuple[int, ...]]) -> bool:
-        """Return False if a count would become negative, because another program has changed a job's status."""
+        """Write the changes. Return False if a count would become negative, because another program has changed a job's status."""
         try:
             execute_rows(self._connection, self._sql, "count_moves", changes)
         except sqlite3.IntegrityError:

@@ -1,5 +1,5 @@
-"""Runs a group of verbs in one transaction. If it fails, each verb runs separately, so that only the caller of a failing verb gets the
-error."""
+"""Runs a group of verbs in one transaction. If the transaction fails, each
+verb runs separately, so that only the caller of a failing verb gets the error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable,
 from taskflow.model.rules import Rules
 
 _NORMAL, _FULL = 1, 2
-"""https://sqlite.org/pragma.html#pragma_synchronous"""
+"""Values of the `synchronous` pragma (https://sqlite.org/pragma.html#pragma_synchronous)."""
 
 _UNLIMITED: Final = 4_294_967_294
 
@@ -36,11 +36,12 @@ _NAP: Final = 0.000_5
 _LONG_NAP: Final = 0.005
 _MANY_NAPS: Final = 400
 _LEAST_NAPS: Final = 50
-"""Pauses in seconds, and their number: short ones for the length of some transactions, then longer ones that use little CPU."""
+"""Lengths of pauses in seconds, and numbers of pauses: first short ones, for
+about as long as some transactions take, then longer ones that use little CPU."""
 
 
 class Durability(IntEnum):
-    """How safe the changes of a verb must be. The strictest verb of a group decides for all."""
+    """How durable the changes of a verb must be. The strictest verb in a group decides for the whole group."""
 
     READ = 0
     """Nothing is written, and no write lock is taken."""
@@ -48,15 +49,16 @@ class Durability(IntEnum):
     NORMAL = 1
     """The log is written but not flushed: claims, heartbeats, upkeep. If the process is killed, nothing is lost.
 
-    A power failure may lose the latest of these, but nothing before a flush. A leased job is then READY again. Its worker, which lost power
-    too, cannot settle it, because the next claim has another claim id. So a flush would gain nothing, and cost several times as much.
+    A power failure may lose the latest of these changes, but none from before a flush. A job whose
+    claim is lost is READY again. Its worker, which lost power too, cannot settle it, because the next
+    claim has another claim id. So a flush would gain nothing, and would cost several times as much.
     """
 
     FULL = 2
     """The log is flushed before the answer: settlements, cancellations and operations of the console."""
 
     FULL_AND_NEW = 3
-    """The log is flushed, and the verb is refused when the disk is full, because it adds jobs. All other verbs still work."""
+    """The log is flushed, and because the verb adds jobs, it is refused when the disk is full. All other verbs still work."""
 
 
 @dataclass(eq=False, slots=True)
@@ -72,11 +74,11 @@ class Work:
 
 class Announce(Protocol):
     def __call__(self, announcement: Announcement, transitions: Transitions, /) -> None:
-        """Wake those whom a committed transaction concerns, here and in other processes."""
+        """Wake the listeners that a committed transaction concerns, in this process and in others."""
 
 
 class Transactions:
-    """Runs groups for the writer's thread. Opens the file at the first call, and again after it was lost."""
+    """Runs groups of verbs for the writer's thread. Opens the file on the first call, and reopens it after an error that closed it."""
 
     def __init__(self, store: StoreFile, clock: Clock, rules: Rules, announce: Announce) -> None:
         self.store = store
@@ -88,7 +90,7 @@ class Transactions:
         self._file: _File | None = None
 
     def run(self, group: Sequence[Work]) -> None:
-        """Give each call its answer or its error."""
+        """Give each call in the group its answer or its error."""
         try:
             file = self._opened()
         except BrokerError as error:
@@ -100,7 +102,7 @@ class Transactions:
             self._announce(announcement, file.transitions)
 
     def close(self) -> None:
-        """Close the file. Foreign files beside it are removed first, because the open connection keeps inodes from being reused."""
+        """Close the file. Foreign files beside it are removed first, because their inodes cannot be reused while the connection is open."""
         file, self._file = self._file, None
         if file is None:
             return
@@ -111,7 +113,7 @@ class Transactions:
             file.close()
 
     def abandon(self) -> None:
-        """Keep the parent's connection open for ever in a forked child, because even closing it could damage the file."""
+        """In a forked child, keep the parent's connection open for ever, because even closing it could damage the file."""
         if self._file is not None:
             import ctypes  # takes 10 ms, and only such a child needs it
 
@@ -156,7 +158,7 @@ class Transactions:
             return file
 
     def _admits(self, file: _File, work: Work) -> bool:
-        """Refuse new jobs while the disk reserve is missing: the remaining space is for settlements."""
+        """Return False and set an error if the verb adds jobs while the disk reserve is missing: the remaining space is for settlements."""
         if work.durability is not Durability.FULL_AND_NEW or self._disk_reserve.is_there() or self._disk_reserve.restore(0):
             return True
         file.checkpoint("TRUNCATE")  # frees the space that the log has taken
@@ -188,10 +190,10 @@ class Transactions:
             self._run_alone(file, work)
 
     def _attempt(self, file: _File, group: Sequence[Work]) -> BaseException | None:
-        """Attempt the group again while another process holds the lock, for as long as a call may wait in total.
+        """Attempt the group. While another process holds the lock, retry for as long as a call may wait in total.
 
-        SQLite's own waiting is not used. Its pauses grow to 100 ms, so if another process takes the lock again at once, it may be found
-        free only after seconds. With short pauses two busy processes share the file (measured: 57,000 jobs/s instead of 800).
+        SQLite's own waiting is not used. Its pauses grow to 100 ms, so if another process keeps retaking the lock at once, it may take
+        seconds to find the lock free. With short pauses, two busy processes can share the file (measured: 57,000 jobs/s instead of 800).
         """
         deadline = min(work.accepted_at for work in group) + self.store.timeout
         naps = 0
@@ -223,7 +225,8 @@ class Transactions:
                 return True
 
     def _run_on_disk_reserve(self, file: _File, work: Work) -> BaseException | None:
-        """Release the reserve and attempt the verb again. The log starts again after the checkpoint, so only the file needs to grow."""
+        """Release the reserve and attempt the verb again. After the checkpoint,
+        the log is written from its start again, so only the file needs to grow."""
         self._disk_reserve.release()
         file.checkpoint("RESTART")
         error = self._attempt(file, [work])
@@ -260,7 +263,7 @@ class _File:
         self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # the caller of `attempt` waits instead
 
     def attempt(self, group: Sequence[Work]) -> BaseException | None:
-        """Run all of them in one transaction. Return None, or the error that rolled it back."""
+        """Run the group in one transaction. Return None, or the error for which it was rolled back."""
         try:
             self._begin(group)
         except Exception as error:  # nothing has begun, so all caches are still correct
@@ -282,7 +285,7 @@ class _File:
         self._checkpointer.checkpoint(mode)
 
     def free_inside(self) -> int:
-        """Return the size of the file's free pages in bytes."""
+        """Return the total size in bytes of the file's free pages."""
         try:
             [(pages,)] = self._connection.execute("PRAGMA freelist_count")
         except sqlite3.Error:  # the next writer reports it
@@ -310,8 +313,8 @@ class _File:
     # --- the tables' version -----------------------------------------------------------------------------------------
 
     def _note_compilation(self, action: int, *_: object) -> int:
-        """Record that SQLite compiled a statement. It does so at first use, and for all statements after another process changed the
-        tables."""
+        """Record that SQLite compiled a statement. It compiles each statement on
+        first use, and all of them again after another process has changed the tables."""
         self._has_compiled |= action != sqlite3.SQLITE_PRAGMA  # a PRAGMA is compiled at every use
         return sqlite3.SQLITE_OK
 
@@ -322,7 +325,7 @@ class _File:
             self._has_compiled = False
 
     def _refusal(self) -> BrokerRefused | None:
-        """Return the refusal if a migration is the cause of a failed attempt, else None."""
+        """Return the refusal if an attempt failed because of a migration, otherwise None."""
         try:
             self._check_version()
         except BrokerRefused as refusal:

@@ -1,6 +1,6 @@
 """The jobs of a store as one transaction sees them: their moves, keys and joins, one job at a time.
 
-The rules are those of `memory/transitions.py`. Partial indexes take the place of its heaps. Verbs that can handle a batch as one do so
+The rules are those of `memory/transitions.py`, with partial indexes in place of its heaps. Verbs that can process a batch in one step do so
 themselves, and count their moves in the same tally.
 """
 
@@ -51,11 +51,12 @@ class Scrubbed:
 
 
 class Unsound(Exception):
-    """A row must be mended, which a read-only transaction cannot do. The verb must run again in one that writes."""
+    """Raised if a row must be mended in a read-only transaction. The verb must run again in a transaction that may write."""
 
 
 class Transitions:
-    """Applies moves to stored jobs, for one connection. Call `begin` once a verb, `flush` before a commit, `forget` after a rollback."""
+    """Applies moves to stored jobs, for one connection. Call `begin` once
+    per verb, `flush` before a commit, and `forget` after a rollback."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, rules: Rules) -> None:
         self.connection = connection
@@ -108,7 +109,7 @@ class Transitions:
         return [self._job(row) for row in rows]
 
     def leased(self, statement: str, *parameters: object) -> list[JobRow]:
-        """Return jobs by their claims. Jobs whose claims were unsound are READY again, and are left out."""
+        """Return the leased jobs that a statement finds. Jobs whose claims were unsound are READY again, and are left out."""
         return [job for job in self.jobs(statement, *parameters) if job.claim is not None]
 
     def save(self, job: JobRow) -> None:
@@ -119,8 +120,8 @@ class Transitions:
 
     @contextmanager
     def saving_together(self) -> Iterator[None]:
-        """Save the runs at the end of the block, in one step. Only for runs that concern no other job and change nothing but what
-        `save_runs` writes."""
+        """Save the jobs at the end of the block, in one step. This is only for
+        runs that affect no other job and change only what `save_runs` writes."""
         put_off = self._put_off = list[JobRow]()
         try:
             yield
@@ -147,7 +148,7 @@ class Transitions:
     # --- unsound rows -------------------------------------------------------------------------------------------
 
     def _job(self, row: tuple[Any, ...]) -> JobRow:
-        """Return a row as a job, mended if it is unsound. Raises Unsound if it cannot be mended here."""
+        """Return a row as a job, mended if it is unsound. Raises Unsound if this transaction may not write."""
         if is_sound(row) and self.queues.has(row[_QUEUE]):
             return JobRow(*row)
         job, is_mended, oversized = look_closely(row, self.now, self._strange_queue(row[_QUEUE]))
@@ -183,7 +184,7 @@ class Transitions:
         job.code = code
 
     def add(self, job: JobRow, behind: JobRow | None) -> None:
-        """Store a new job. `behind` is the running holder of its key; the new job waits for its end."""
+        """Store a new job. `behind` is the running holder of its key, if there is one; the new job waits for it to end."""
         if behind is not None:
             job.awaits += 1
             job.behind = behind.id
@@ -192,7 +193,7 @@ class Transitions:
         self.connection.execute(self.sql["add_job"], all_columns(job))
 
     def enter(self, job: JobRow, event: Event) -> None:
-        """Make a job HELD, SCHEDULED or READY, depending on the jobs that it awaits and its due time."""
+        """Make a job HELD, SCHEDULED or READY, depending on whether it awaits other jobs and on its due time."""
         self._place(job, event)
         self.save(job)
 
@@ -217,7 +218,7 @@ class Transitions:
         return [name for (name,) in self.connection.execute(self.sql["first_ready_queues"], (limit,))]
 
     def ready_in(self, queue: str) -> int:
-        """Return how many ready jobs a queue has, none if it is paused."""
+        """Return the number of ready jobs in a queue, or 0 if it is paused."""
         row = self.connection.execute(self.sql["ready_in_queue"], (queue,)).fetchone()
         return 0 if row is None else int(row[0])
 
@@ -228,7 +229,7 @@ class Transitions:
     # --- keys and joins -----------------------------------------------------------------------------------------
 
     def holders(self, key: bytes | None) -> tuple[JobRow | None, JobRow | None]:
-        """Return the waiting and the running job with a key."""
+        """Return the waiting job and the running job that hold the key, each None if there is none."""
         if key is None:
             return None, None
         return self._first("waiting_holder", key), self._first("running_holder", key)
@@ -262,7 +263,7 @@ class Transitions:
         job.claim = None
 
     def finish(self, job: JobRow, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
-        """End a job, free its key, and release the jobs that await it. `keep` is in seconds; None means the default of the status."""
+        """End a job, free its key, and release the jobs that await it. `keep` is in seconds; None means the default for that status."""
         self.move(job, event, status)
         self.release_lease(job)
         joined, job.joins = job.joined_ids(), None
@@ -279,7 +280,8 @@ class Transitions:
     def requeue(self, job: JobRow, plan: Plan) -> None:
         """Make a job wait again after a run, unless its cancellation or a replacement ends it.
 
-        Without a due time the job is READY in its old place, even if the wall clock has been set back before its due time.
+        If the plan has no due time, the job becomes READY in its old place,
+        even if the wall clock has been set back to before its due time.
         """
         successor = self.waiting_behind(job)
         plan = transitions.requeue(plan, text_of(job.cancel_requested), None if successor is None else successor.id)
@@ -295,7 +297,7 @@ class Transitions:
             self.enter(job, plan.event)
 
     def apply(self, job: JobRow, plan: Plan, *, keep: float | None = None) -> None:
-        """Apply the plan that follows a run to its job. `keep` is in seconds; None means the default of the status."""
+        """Apply a plan to a job whose run has ended. `keep` is in seconds; None means the default for the job's status."""
         job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
         job.waiting_for = None if plan.waiting_for is None else storable(plan.waiting_for)
         job.is_poison = int(plan.is_poison)
@@ -315,7 +317,7 @@ class Transitions:
         self.apply(job, plan)
 
     def bury(self, job: JobRow) -> None:
-        """Drop everything of an ended job except its id and fence, because a client may still resend a call that names it."""
+        """Drop an ended job, but keep its id and fence for a while: a client may still resend a call that refers to it."""
         assert job.ended_at is not None
         self.move(job, Event.DROP, None)
         self.connection.execute(self.sql["bury_job"], (job.ended_at + to_microseconds(self.rules.repeat_for), job.seq))

@@ -1,4 +1,4 @@
-"""The verb upkeep: readies due jobs, reaps dead sessions, ends expired jobs, drops jobs past their keep, and mends unsound rows."""
+"""The `upkeep` verb, which readies due jobs, reaps dead sessions, ends expired jobs, drops jobs past their keep, and mends unsound rows."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from taskflow.model.session import Outlook
 from taskflow.model.transitions import Event
 
 MOST_FORGOTTEN: Final = 1_000
-"""The maximum number of ids that one call forgets, besides its moves. If a call reaches it, the next call follows at once, because calls
-every two seconds might not keep up.
-"""
+"""The maximum number of ids that one call deletes, in addition to its moves. If a call
+reaches it, the next call follows at once, because calls every two seconds might not keep up."""
 
 
 def upkeep(transitions: Transitions, limit: int) -> Upkept:
@@ -52,8 +51,8 @@ def outlook(transitions: Transitions) -> Outlook:
 
 
 def _next_in(transitions: Transitions) -> float:
-    """Return the seconds until the next call. Each of n sessions calls every n-th time; a call is earlier if a job is due or a session
-    lapses."""
+    """Return the seconds until the caller's next upkeep. With n live sessions, each calls
+    every n times `upkeep_every`, or earlier if a job becomes due or a session lapses."""
     living = session_rows(transitions, "living_sessions")
     return min([transitions.rules.upkeep_every * max(1, len(living)), *_waits(transitions, living)])
 
@@ -68,7 +67,7 @@ def _waits(transitions: Transitions, living: list[SessionRow]) -> list[float]:
 
 
 def _sound(transitions: Transitions, instant: Any) -> int | None:
-    """Return a sound time. An unsound one is treated as due now, so that upkeep finds it."""
+    """Return the time if it is sound. Otherwise return the current time, so that upkeep looks at the row at once."""
     return instant if instant is None or type(instant) is int else transitions.now
 
 
@@ -87,7 +86,8 @@ def _ready_due(transitions: Transitions, limit: int) -> int:
 
 
 def _reap(transitions: Transitions) -> int:
-    """Release the leases of lapsed sessions. A session is marked dead first, so that a claim in between is refused."""
+    """Mark lapsed sessions as dead, and return their number. From then on their
+    claims are refused, so no new lease can be missed when their leases are released."""
     boot_id = transitions.clock.boot_id()
     lapsed = [row for row in session_rows(transitions, "living_sessions") if row.has_lapsed(transitions.steady, boot_id)]
     for row in lapsed:
@@ -134,7 +134,7 @@ def _expire(transitions: Transitions, limit: int) -> int:
 
 
 def _drop(transitions: Transitions, limit: int) -> tuple[int, int]:
-    """Reduce jobs past their keep to their ids, and delete ids that no call can resend any more. Return the number of each."""
+    """Reduce jobs past their keep to id and fence, and delete ids that are too old for a call to be resent. Return the number of each."""
     moved = _drop_over_cap(transitions, limit)
     left = max(0, limit - moved)
     faded = transitions.connection.execute(transitions.sql["faded_jobs"], (transitions.now, left)).fetchall()
@@ -157,7 +157,8 @@ def _drop_all_faded(transitions: Transitions, number: int) -> int:
 
 
 def _drop_first_faded(transitions: Transitions, number: int) -> int:
-    """Drop the first faded jobs, up to the limit. Of the ids, delete only those older than the last of these jobs."""
+    """Drop the first `number` jobs past their keep. Of the ids, delete
+    only those whose `fade_at` precedes that of the last of these jobs."""
     [(fade_at, last_id)] = transitions.connection.execute(transitions.sql["last_faded_job"], (transitions.now, number - 1))
     transitions.connection.execute(transitions.sql["bury_faded_jobs"], (_known_for(transitions), transitions.now, number))
     return transitions.connection.execute(transitions.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN)).rowcount
@@ -189,10 +190,10 @@ def _known_for(transitions: Transitions) -> int:
 # --- unsound rows ----------------------------------------------------------------------------------------------
 
 FEW_NAMES: Final = 256
-"""Names of jobs that are kept even if unused: dropping one and adding it again would cost more."""
+"""The number of job names up to which unused ones are kept: dropping a name and adding it again would cost more."""
 
 SCRUBBED_AT_ONCE: Final = 500
-"""The number of jobs that one call checks, in about 2 ms."""
+"""The number of jobs that one call checks, which takes about 2 ms."""
 
 
 def scrub(transitions: Transitions) -> bool:
@@ -217,7 +218,7 @@ def scrub(transitions: Transitions) -> bool:
 
 
 def _drop_names(transitions: Transitions, used: Set[object]) -> None:
-    """Drop names that no job has, for example after a purge. All jobs have been checked by now, new ones last."""
+    """Drop names that no job uses any more, for example after a purge. By now all jobs have been checked, new ones last."""
     numbers = {number for (number,) in transitions.connection.execute(transitions.sql["job_name_numbers"])}
     unused = numbers - used
     if len(numbers) <= FEW_NAMES or not unused:

@@ -1,10 +1,11 @@
-"""The folder beside the store in which listeners can be found. The names of its files tell senders whom to wake.
+"""The folder beside the store in which senders find the listeners. The names of its files tell them which listeners to wake.
 
 A listener has a socket, NAME, and at most two files:
 
-STATE.SINCE.NAME.TOPICS  its mark. STATE is "w" if it waits for jobs, "b" if it is busy, and "n" with a topic if it was nudged for that.
-                         SINCE is when the state began, in microseconds of the boot clock. TOPICS are all that it listens to.
-j.NAME                   the ids of the jobs whose end it waits for.
+STATE.SINCE.NAME.TOPICS  its mark. STATE is "w" if it is waiting for jobs, "b" if it is busy, and "n" with the hash of a topic if it was
+                         nudged for that topic. SINCE is when the state began, in microseconds of the boot clock. TOPICS are the hashes
+                         of the topics that it listens to, or "any".
+j.NAME                   the ids of the jobs whose end it is waiting for.
 
 A sender nudges a waiting listener by renaming its mark. Only one sender succeeds, so a listener gets one nudge however many senders there
 are. Topics are hashed with the namespace, since several namespaces may share a file.
@@ -33,18 +34,19 @@ BUSY: Final = "b"
 NUDGED: Final = "n"
 
 _MOST_ADDRESS_BYTES: Final = 100
-"""Bytes of a socket's path: Linux takes 107, others 103."""
+"""The maximum length of a socket's path in bytes. Linux allows 107, other systems 103."""
 
 _TOPIC_DIGITS: Final = 8
 ANY_TOPIC: Final = "any"
 _MOST_TOPICS: Final = 25
-"""Topics whose hashes a file's name holds. A listener to more gets all messages, and ignores the rest."""
+"""The maximum number of topics whose hashes fit into a file name. A listener
+with more topics receives all wake-ups, and ignores those for other topics."""
 
 ID_BYTES: Final = 16
 _MOST_AWAITED_BYTES: Final = 1 << 22
 
 _LONGEST_TICK: Final = 20_000_000
-"""Nanoseconds."""
+"""The longest time in nanoseconds between two ticks of the clock that sets the times of files."""
 
 
 _LISTENER: Final = r"\d+-[0-9a-f]{12}"
@@ -58,7 +60,7 @@ def topic_hash(namespace: str, topic: str) -> str:
 
 
 class Mark(NamedTuple):
-    """The mark of a listener. `state` is one of `WAITING`, `BUSY`, and `NUDGED` followed by a topic's hash."""
+    """The mark of a listener. `state` is `WAITING`, `BUSY`, or `NUDGED` followed by a topic's hash."""
 
     state: str
     since: str
@@ -72,7 +74,7 @@ class Mark(NamedTuple):
 
     @classmethod
     def parse(cls, file: str) -> Mark | None:
-        """Return None for a file that is no mark: another program may have put it there."""
+        """Return the mark that a file name denotes, or None if it denotes none: any user may have put the file there."""
         return cls(*found.groups()) if (found := _MARK.fullmatch(file)) is not None else None
 
     def turned(self, state: str, now: int) -> Mark:
@@ -83,7 +85,7 @@ class Mark(NamedTuple):
 
     @property
     def nudged_for(self) -> str | None:
-        """The hash of the topic that it was nudged for; None if it was not."""
+        """The hash of the topic that the listener was nudged for, or None."""
         return self.state[1:] or None
 
     @property
@@ -101,7 +103,8 @@ def _split(topics: str) -> frozenset[str]:
 
 
 class Listeners:
-    """What the folder holds: names of sockets, marks by listener, those first that have waited longest, and who awaits ends."""
+    """The contents of the folder: the names of sockets, the marks by
+    listener (oldest first), and the listeners that await the end of jobs."""
 
     def __init__(self, files: list[str]) -> None:
         self._files = files
@@ -118,11 +121,11 @@ class Listeners:
 
     @cached_property
     def are_waiting(self) -> bool:
-        """True if any listener waits for jobs."""
+        """True if any listener is waiting for jobs."""
         return any(mark.state == WAITING for mark in self.marks.values())
 
     def files_of(self, listener: str) -> list[str]:
-        """Return the files of a listener besides its socket."""
+        """Return the files of a listener other than its socket."""
         files = [awaited_file(listener)] if listener in self.awaiting else []
         return [*files, self.marks[listener].file] if listener in self.marks else files
 
@@ -132,7 +135,7 @@ class Listeners:
 
     @cached_property
     def unmarked(self) -> set[str]:
-        """The sockets that have no other file."""
+        """The sockets of listeners that have no other file."""
         return self.sockets.difference(self.marks, self.awaiting)
 
 
@@ -141,7 +144,8 @@ def awaited_file(listener: str) -> str:
 
 
 class Folder:
-    """It is used through its descriptor, after a check that it is ours. Listing and creating check again that it is still there."""
+    """The folder of a store's listeners. It is opened after a check that its owner can be trusted, and used through the descriptor. Listing
+    and creating files check again that it has not been replaced."""
 
     def __init__(self, store: StoreFile) -> None:
         self._store = store
@@ -151,7 +155,7 @@ class Folder:
         self._listed: tuple[int, Listeners] | None = None
 
     def bind(self, name: str) -> socket.socket:
-        """Bind a new socket in it. Raises OSError if that is impossible."""
+        """Bind a new socket in the folder, which is created if it is missing. Raises OSError if that is impossible."""
         is_new = True
         try:
             os.mkdir(self._path, 0o700)
@@ -170,7 +174,7 @@ class Folder:
         return bound
 
     def listeners(self) -> Listeners | None:
-        """Return None if the folder is missing or cannot be read."""
+        """Return the listeners in the folder, or None if the folder is missing or cannot be read."""
         try:
             folder = self._opened()
             if self._listed is not None and self._listed[0] == self._changed_at:
@@ -183,7 +187,8 @@ class Folder:
         return listeners
 
     def address(self, name: str) -> str:
-        """Return the socket's path, shortened by way of the folder's descriptor if it is too long. Raises OSError if there is none."""
+        """Return the socket's path. If it is too long, it leads through
+        the folder's descriptor. Raises OSError if the folder is missing."""
         path = os.path.join(self._path, name)
         if len(os.fsencode(path)) <= _MOST_ADDRESS_BYTES:
             return path
@@ -204,12 +209,12 @@ class Folder:
         return True
 
     def rename(self, before: str, after: str) -> None:
-        """Raises FileNotFoundError if another process has renamed or removed it."""
+        """Rename a file. Raises FileNotFoundError if another process has renamed or removed it."""
         folder = self._descriptor or self._opened()
         os.rename(before, after, src_dir_fd=folder, dst_dir_fd=folder)
 
     def read(self, file: str) -> bytes:
-        """Return the content of a file; nothing if it cannot be read."""
+        """Return the contents of a file, or no bytes if it cannot be read."""
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor or self._opened())
         except OSError:
@@ -222,11 +227,11 @@ class Folder:
             os.close(descriptor)
 
     def remove(self, name: str) -> None:
-        """Remove a socket, but nothing that is not a socket."""
+        """Remove the file if it is a socket; leave anything else alone."""
         self._remove(name, stat.S_ISSOCK)
 
     def remove_file(self, file: str) -> None:
-        """Remove a plain file, but nothing else."""
+        """Remove the file if it is a regular file; leave anything else alone."""
         self._remove(file, stat.S_ISREG)
 
     def _remove(self, name: str, is_expected: Callable[[int], bool]) -> None:
@@ -241,8 +246,8 @@ class Folder:
             self._descriptor = self._listed = None
 
     def _opened(self) -> int:
-        """Return its descriptor. Raises OSError if it is missing, a link, or another user's. It may have been replaced since it was
-        opened."""
+        """Return the folder's descriptor, and reopen the folder if it has been
+        replaced. Raises OSError if it is missing, a link, or another user's."""
         if self._descriptor is not None:
             found = os.lstat(self._path)
             if os.path.samestat(found, os.fstat(self._descriptor)):

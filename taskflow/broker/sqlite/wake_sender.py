@@ -1,4 +1,5 @@
-"""Wakes listeners, those of this process directly and others by a datagram: as many as there are jobs, and whom an end concerns."""
+"""Wakes listeners, those in this process directly and others by datagram. Ready jobs
+wake as many listeners as there are jobs; the end of a job wakes those that await it."""
 
 from __future__ import annotations
 
@@ -27,25 +28,27 @@ from taskflow.model.record import Record
 _PASSED_ON_AFTER: Final = to_microseconds(PASSED_ON_AFTER)
 
 SMALL_RECORD: Final = 4096
-"""Bytes up to which the record of an ended job travels with the message."""
+"""The maximum size in bytes of an ended job's record that is sent with a message."""
 
 _MOST_RECORDS: Final = 4
-"""Ended jobs of one commit whose records are sent. If there are more, their waiters read them: together, and in their own processes."""
+"""The maximum number of ended jobs in one commit whose records are sent. If
+there are more, their waiters read the records themselves, several at a time."""
 
 _MOST_BYTES: Final = 60_000
-"""Bytes of a datagram. Some systems take no larger one."""
+"""The maximum size of a datagram in bytes. Some systems accept no larger one."""
 
 
 _MOST_QUEUES: Final = 100
-"""Queues in which a claim of every queue may have left jobs that are looked at."""
+"""The maximum number of queues in which remaining jobs are looked for after a claim from every queue."""
 
 _CLEAN_EVERY: Final = to_microseconds(5.0)
 
 
 class Message(msgspec.Struct, array_like=True):
-    """`mark` is the listener's new mark if it is nudged. `heard` are hashes of topics, `ended` ids of jobs, `records` some of theirs.
+    """A message to a listener. `mark` is its new mark if it is nudged. `heard` holds hashes
+    of topics, `ended` the ids of jobs, and `records` the records of some of these jobs.
 
-    If a message would be too long for a datagram, it says instead that anything may have happened: `ANY_TOPIC` is heard.
+    If a message is too long for a datagram, a short one is sent instead: `ANY_TOPIC` in `heard` means that anything may have happened.
     """
 
     mark: str = ""
@@ -59,7 +62,7 @@ decode: Final = msgspec.msgpack.Decoder(Message).decode
 
 
 class Here(Protocol):
-    """A listener of this process. It gets no datagram, which would wake a thread."""
+    """A listener in this process. It is called directly, because a datagram would wake its thread."""
 
     def awaits(self, ids: Iterable[bytes]) -> list[bytes]: ...
 
@@ -67,7 +70,8 @@ class Here(Protocol):
 
 
 _HERE: Final[dict[tuple[int, str], Here]] = {}
-"""The listeners of this process, by process id (a forked child has a copy) and name."""
+"""The listeners in this process by process id and name. A forked child
+inherits the entries of its parent, which have another process id."""
 
 
 def listener_here(name: str) -> Here | None:
@@ -83,7 +87,7 @@ def remove_here(name: str) -> None:
 
 
 class Sender:
-    """Used by one thread at a time."""
+    """Sends wake-ups to the listeners of a store. Used by one thread at a time."""
 
     def __init__(self, store: StoreFile, clock: Clock) -> None:
         self.clock = clock
@@ -93,7 +97,7 @@ class Sender:
         self._socket: socket.socket | None = None
 
     def announce(self, announcement: Announcement, transitions: Transitions) -> bool:
-        """Wake whom a transaction concerns, after its commit. Return False if the listeners are unknown."""
+        """After a commit, wake the listeners that the transaction concerns. Return False if the listeners are unknown."""
         listeners = self.folder.listeners()
         if listeners is None:
             return False
@@ -118,7 +122,7 @@ class Sender:
         return True
 
     def pass_on(self, hashed: str) -> None:
-        """Nudge another listener for the topic with that hash."""
+        """Nudge another listener for the topic with this hash."""
         listeners = self.folder.listeners()
         if listeners is not None:
             delivery = _Delivery(self, listeners, self._namespace)
@@ -126,7 +130,7 @@ class Sender:
             delivery.send()
 
     def send(self, name: str, message: Message) -> bool:
-        """Return False if the listener does not take it."""
+        """Send a message to a listener. Return False if the listener does not accept it."""
         if (here := listener_here(name)) is not None:
             return here.take(message)
         encoded = _ENCODER.encode(message)
@@ -137,12 +141,12 @@ class Sender:
         except OSError as error:
             if error.errno in _GONE:
                 self._remove(name)
-            # Otherwise its queue is full, for example: it is stopped, or awake already.
+            # Otherwise its queue is full, for example, because it is stopped or already awake.
             return False
         return True
 
     def _clean(self, listeners: Listeners, announcement: Announcement) -> None:
-        """Remove the files of listeners whose processes are gone and could not clean up."""
+        """Remove the files of listeners whose processes ended without cleaning up."""
         names, now = listeners.unmarked, self.clock.steady()
         if announcement.cleans and now - self._cleaned_at >= _CLEAN_EVERY:
             names, self._cleaned_at = listeners.names, now
@@ -197,13 +201,13 @@ class _Delivery:
     # --- jobs ------------------------------------------------------------------------------------------------------
 
     def nudge_for(self, queue: str, number: int, transitions: Transitions) -> None:
-        """Nudge a listener for each job that became ready, unless the queue is paused or others have claimed the jobs."""
+        """Nudge a listener for each job that became ready, unless the queue is paused or others have already claimed the jobs."""
         hashed = topic_hash(self._namespace, topics.queue(queue))
         if any(self._waiting_for(hashed, WAITING + NUDGED)):
             self.nudge(hashed, min(number, transitions.ready_in(queue)))
 
     def nudge_next(self, queues: Sequence[str], number: int, transitions: Transitions) -> None:
-        """Nudge one more listener for each claim that got as many jobs as it wanted and left others."""
+        """Nudge one more listener for each claim that reached its limit and left jobs behind."""
         for queue in queues or transitions.first_ready_queues(_MOST_QUEUES):
             hashed = topic_hash(self._namespace, topics.queue(queue))
             if any(self._waiting_for(hashed, WAITING)):
@@ -211,15 +215,15 @@ class _Delivery:
                 number -= wanted - self._nudge_waiting(hashed, wanted)
 
     def nudge(self, hashed: str, number: int) -> None:
-        """Nudge those that have waited longest. If they are too few, tell those again that were nudged before: they may have claimed
-        just before the jobs came."""
+        """Nudge the listeners that have waited longest. If there are too few, also repeat the
+        message to those nudged before: they may have claimed just before the jobs became ready."""
         nudged = [*self._waiting_for(hashed, NUDGED)]
         left = self._nudge_waiting(hashed, number)
         for mark in nudged[:left]:
             self._message(mark.listener).heard |= {hashed, self._any_queue}
 
     def _nudge_waiting(self, hashed: str, number: int) -> int:
-        """Return how many were missing."""
+        """Nudge up to `number` waiting listeners. Return how many more were needed."""
         for mark in [*self._waiting_for(hashed, WAITING)]:
             if number < 1:
                 break
@@ -248,7 +252,7 @@ class _Delivery:
         return True
 
     def _rename(self, mark: Mark, new: Mark) -> bool:
-        """Return False if another sender or the listener itself was quicker."""
+        """Rename a mark. Return False if another sender or the listener itself was quicker."""
         try:
             self._sender.folder.rename(mark.file, new.file)
         except FileNotFoundError:
@@ -268,14 +272,14 @@ class _Delivery:
                 self._message(mark.listener).heard.add(hashed)
 
     def tell_of_due(self, due_at: int, transitions: Transitions) -> None:
-        """Tell a few listeners if no other job is due before that."""
+        """Tell a few listeners about this due time, unless another job is due earlier."""
         listeners = [mark.listener for mark in self._marks.values() if mark.hears(self._due)]
         if listeners and transitions.next_due() == due_at:
             for listener in random.sample(listeners, min(UPKEEPERS, len(listeners))):
                 self._message(listener).heard.add(self._due)
 
     def tell_of_ends(self, ended: set[bytes], transitions: Transitions) -> None:
-        """Tell each listener that awaits jobs of the ends of these, with the records as far as they are small."""
+        """Tell each listener which of the jobs it awaits have ended. If these are few, their small records are included."""
         awaited = {name: ids for name in self._listeners.awaiting if (ids := self._awaited(name, ended))}
         if not awaited:
             return
@@ -318,7 +322,7 @@ class _Delivery:
 
 
 def _small_records(transitions: Transitions, ids: set[bytes]) -> dict[bytes, tuple[Record, int]]:
-    """Return the records of ended jobs that are small, and their sizes."""
+    """Return the records of these jobs that have ended and are small, with their encoded sizes."""
     transitions.begin(may_write=False)
     found: dict[bytes, tuple[Record, int]] = {}
     for record in settle.read(transitions, list(ids)):

@@ -1,7 +1,7 @@
-"""Receives wake-ups from other processes: after a commit, a sender finds whom it concerns in the folder beside the file.
+"""Receives wake-ups from other processes. After a commit, a sender looks in the folder beside the file for the listeners to wake.
 
-Measured alternatives: polling `data_version` every 4 ms costs 4 % of a core, and inotify on the log fires before the commit is visible.
-Other programs that write to the file send no datagram; for them `data_version` is checked once a second.
+Alternatives were measured: polling `data_version` every 4 ms costs 4 % of a core, and inotify on the log fires before the commit is
+visible. Other programs that write to the file send no datagram, so `data_version` is also checked once a second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POLL_WITHOUT_SOCKETS_EVERY: Final = 0.05
 
 
 class SocketNudges(Nudges):
-    """Tells senders what it waits for, from its creation until it is closed."""
+    """A waiter whose topics senders can see, from its creation until it is closed."""
 
     def __init__(self, listener: SocketListener, flag: WakeUpFlag, topics: Sequence[str]) -> None:
         super().__init__(flag, topics)
@@ -50,9 +50,9 @@ class SocketNudges(Nudges):
 
 
 class SocketListener:
-    """One for each process and broker. Its thread runs while it has waiters.
+    """Receives wake-ups for one broker in one process. Its thread runs while there are waiters.
 
-    `name` is that of its socket, while it has one.
+    `name` is the name of its socket, or None while it has none.
     """
 
     def __init__(self, store: StoreFile, flag: WakeUpFlag, seams: Seams) -> None:
@@ -71,7 +71,7 @@ class SocketListener:
         self._must_look = False
 
     def listen(self, topics: Sequence[str]) -> Nudges:
-        """Listen to topics. The socket exists when this returns, so that nothing is missed from then on."""
+        """Listen to topics. The socket exists when this returns, so nothing is missed from then on."""
         with self._lock:
             nudges = SocketNudges(self, self._flag, topics)
             if self._thread is None:
@@ -83,7 +83,7 @@ class SocketListener:
             return nudges
 
     def _bind(self) -> socket.socket | None:
-        """Bind the socket. If the file system does not support sockets, the file is checked more often instead."""
+        """Bind the socket. If the file system does not support sockets, the store is checked more often instead."""
         name = f"{os.getpid()}-{os.urandom(6).hex()}"
         try:
             bound = self._folder.bind(name)
@@ -96,8 +96,9 @@ class SocketListener:
         return bound
 
     def begin_waiting(self) -> None:
-        """Have the thread look for jobs if they may have become ready while this listener was not on the list of those that wait."""
-        if self._pid != os.getpid():  # in a forked child: before the lock, which another thread may have held
+        """Mark this listener as waiting. If it was marked as busy until now,
+        make its thread check for jobs that became ready in the meantime."""
+        if self._pid != os.getpid():  # a forked child; checked before the lock, which another thread may have held
             return
         with self._lock:
             if self._files is not None and not self._files.wait():
@@ -105,7 +106,7 @@ class SocketListener:
                 self._end_receive()
 
     def forget(self, topics: Sequence[str]) -> None:
-        """Note that a waiter is gone. If it was nudged for jobs and has claimed none since, another listener is nudged."""
+        """Note that a waiter is gone. If it was nudged for jobs and has not claimed any since then, another listener is nudged."""
         if self._pid != os.getpid():
             return
         with self._lock:
@@ -119,13 +120,13 @@ class SocketListener:
             self._pass_on(unheeded)
 
     def claimed(self, *, is_full: bool) -> None:
-        """Note what a claim brought: called within its transaction."""
+        """Note whether a claim reached its limit. Must be called within the claim's transaction."""
         with self._lock:
             if self._files is not None:
                 self._files.claimed(is_full=is_full)
 
     def take_ended(self, job_id: bytes) -> Record | None:
-        """Return the record of an ended job that came with a wake-up, once."""
+        """Remove and return the record of an ended job that arrived with a wake-up, if there is one."""
         return self._ended.pop(job_id, None)
 
     # --- what senders tell -----------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ class SocketListener:
             return [] if self._files is None else [job_id for job_id in ids if job_id in self._files.awaited]
 
     def take(self, message: Message) -> bool:
-        """Wake whom a message concerns. Return False if it is a nudge for jobs that have no waiter here any more."""
+        """Wake the waiters that a message concerns. Return False if it is a nudge for jobs that no one is waiting for any more."""
         with self._lock:
             if self._files is None:
                 return not message.mark
@@ -189,14 +190,14 @@ class SocketListener:
             return
         try:
             message = decode(encoded)
-        except msgspec.MsgspecError:  # not from a taskflow of this version
+        except msgspec.MsgspecError:  # not from this version of taskflow
             self._must_look = True
             return
         if not self.take(message) and (mark := Mark.parse(message.mark)) is not None and mark.nudged_for is not None:
             self._pass_on(mark.nudged_for)
 
     def _is_done(self) -> bool:
-        """Return True if there are no listeners any more. The next one starts another thread."""
+        """If there are no waiters any more, release the socket and the files, and return True. The next waiter starts another thread."""
         with self._lock:
             if self._flag.is_heard:
                 if self._files is not None and not self._files.awaited:
@@ -225,7 +226,7 @@ class SocketListener:
                 sender.sendto(b"", self._folder.address(self.name))
 
     def abandon(self) -> None:
-        """Close this process's copies of the descriptors, in a forked child: the socket and the files are the parent's."""
+        """Close the descriptors that a forked child has inherited. The socket and the files belong to the parent, and stay."""
         if self._socket is not None:
             self._socket.close()
         if self._files is not None:

@@ -2,8 +2,8 @@
 
 After `mv backup.db queue.db`, SQLite would replay the former file's log onto the backup and ruin it. So every opening records in the side
 file which file the log and the index belong to. Every later opening or closing reads that record under the side file's lock, and removes a
-log or an index of another file. A process that still works on the former file has all of them open and keeps them: when its connection is
-closed, SQLite does not remove the names (SQLITE_FCNTL_HAS_MOVED).
+log and an index that belong to another file. A process that is still using the former file has all of them open and can continue: when it
+closes its connection, SQLite does not remove the names (SQLITE_FCNTL_HAS_MOVED).
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ _RECORD: Final = struct.Struct(">6Q")
 """Device and inode of the file, its log, and its index."""
 
 _NOTHING: Final = (0,) * 6
-"""The record of no file. An outdated record would match new files to which the system gave the same inodes."""
+"""A record that matches no file. An outdated record might match new files to which the system has given the same inodes."""
 
 
 @contextmanager
 def own_wal_files(store: StoreFile) -> Iterator[None]:
-    """Remove a log or an index of another file, and keep other processes from opening or closing this one. Raises BrokerUnavailable."""
+    """Remove a log and an index that belong to another file, and keep other
+    processes from opening or closing this one. Raises BrokerUnavailable."""
     side = _open_side(store)
     try:
         if side is not None:
@@ -42,12 +43,12 @@ def own_wal_files(store: StoreFile) -> Iterator[None]:
         yield
     finally:
         if side is not None:
-            fcntl.flock(side, fcntl.LOCK_UN)  # unlocked here, because a process forked meanwhile has the descriptor too
+            fcntl.flock(side, fcntl.LOCK_UN)  # unlocked here, because a process forked in the meantime has the descriptor too
             os.close(side)
 
 
 def record_wal_files(store: StoreFile) -> None:
-    """Record after an opening which files belong together. A failure (a full disk, another user's side file) is ignored."""
+    """Record which files belong together, after the store has been opened. A failure (a full disk, another user's side file) is ignored."""
     found = (store.identity(), store.identity(LOG), store.identity(INDEX))
     _write(store, [number for one in found if one is not None for number in one] if None not in found else _NOTHING)
 
@@ -64,7 +65,7 @@ def _write(store: StoreFile, record: Sequence[int]) -> None:
 def _open_side(store: StoreFile) -> int | None:
     try:
         return open_beside(store, SIDE, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):  # the file was not opened yet, or everything was removed
+    except (FileNotFoundError, NotADirectoryError):  # the file has not been opened yet, or everything was removed
         return None
     except OSError as error:
         raise BrokerUnavailable(f"{store.path}: {error}") from error
@@ -84,7 +85,8 @@ def _lock(side: int, store: StoreFile) -> None:
 
 
 def _remove_foreign_files(side: int, store: StoreFile) -> None:
-    """Remove both or neither, because a process that created one of them also uses the other."""
+    """Remove the log and the index if they belong to another file: both or
+    neither, because a process that created one of them also uses the other."""
     noted = os.pread(side, _RECORD.size, 0)
     if len(noted) < _RECORD.size:
         return

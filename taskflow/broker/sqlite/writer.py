@@ -1,7 +1,8 @@
 """The thread that owns a broker's connection, and group commit.
 
-Callers in any loop or thread put verbs into a queue. The thread takes all queued verbs, runs them in one transaction and answers them
-together; meanwhile the next ones gather. There is no timer: an idle store has groups of one verb, a busy one has large groups.
+Callers in any loop or thread put verbs into a queue. The thread takes all queued verbs, runs
+them in one transaction and answers them together. In the meantime, the next group accumulates.
+There is no timer: in an idle store a group is a single verb, in a busy one it is large.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ MOST_IN_A_GROUP: Final = 128
 
 @dataclass(eq=False, slots=True)
 class WriteCall(Work):
-    """A verb and its caller. Only the thread uses the outcome until it is delivered."""
+    """A verb and its caller. Only the writer's thread uses the outcome until it is delivered."""
 
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
 
 
 class Writer:
-    """Runs verbs in a thread, started by the first call. It belongs to one process: a forked child creates its own and does not touch this
-    one."""
+    """Runs verbs in a thread that the first call starts. It belongs to one
+    process: a forked child creates its own writer and does not touch this one."""
 
     def __init__(self, transactions: Transactions, start_thread: StartThread) -> None:
         self.pid = os.getpid()
@@ -64,7 +65,7 @@ class Writer:
             self._queue.put(call)
 
     def close(self) -> threading.Thread | None:
-        """Refuse further calls; accepted ones still run. Return the thread that then ends, if there is one."""
+        """Refuse further calls; accepted ones still run. Return the thread, which then ends, or None if it was never started."""
         if self.pid != os.getpid():
             return None
         with self._lock:
@@ -74,7 +75,7 @@ class Writer:
         return self._thread
 
     def close_and_wait(self) -> None:
-        """Close when the interpreter exits, or when the broker is garbage-collected without being closed."""
+        """Close, and wait until the accepted calls have run, but no longer than the store's timeout."""
         thread = self.close()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=self._transactions.store.timeout)
@@ -117,7 +118,7 @@ class Writer:
 
 
 def _deliver(group: list[WriteCall]) -> None:
-    """Send one message to each loop, however many calls it has."""
+    """Deliver the outcomes, with one message to each loop however many calls it has made."""
     by_loop: dict[asyncio.AbstractEventLoop, list[WriteCall]] = {}
     for call in group:
         by_loop.setdefault(call.loop, []).append(call)
