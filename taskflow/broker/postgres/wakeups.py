@@ -1,7 +1,7 @@
-"""LISTEN and NOTIFY: one listening connection for each event loop, and notifications of committed changes.
+"""Wake-ups with LISTEN and NOTIFY: one listening connection for each event loop, and notifications of committed changes.
 
-A pooler in transaction mode accepts a LISTEN and loses every notification. So a listener counts as open only after it has received one of
-its test notifications. Until then it polls once a second.
+A pooler in transaction mode accepts LISTEN but loses every notification. So a listener counts as subscribed only once it has received one
+of its own test notifications; until then it polls once a second.
 """
 
 from __future__ import annotations
@@ -32,65 +32,68 @@ from taskflow.model.record import Record
 log: Final = logging.getLogger("taskflow")
 
 EVERYTHING: Final = "*"
-"""Replaces a notification that is too long: every waiter checks."""
+"""Sent in place of topics that would be too long for a notification. Every waiter that receives it checks for itself."""
 
 UNAWAITED_WITHIN: Final = 0.1
-"""Seconds until the ends of jobs are announced for which no waiter was known."""
+"""Seconds before the end of a job is announced if no waiter for it was known."""
 
 READ_WITHIN: Final = 0.08
-"""Seconds in which a waiter that reads a job is noted before the job's end is announced. If the call takes longer, it looks again."""
+"""Seconds that a waiter may take to read a job. Up to then, the waiter is noted before the end of the job is announced. If the call takes
+longer, the waiter checks again."""
 
 LOOK_EVERY: Final = 40.0
-"""Seconds after which a silent connection is tested. Meanwhile, the answers to heartbeats tell an idle worker of new jobs."""
+"""Seconds of silence after which the connection is tested. Even if it is dead, the answers to heartbeats tell an
+idle worker about new jobs."""
 
 AT_MOST_EVERY: Final = 0.005
-"""Minimum seconds between two notifications of a busy process. Each takes a lock that all notifying processes share."""
+"""Minimum seconds between two notifications from one process. Each needs a lock for which all notifying processes compete."""
 
 LAST_WORDS: Final = 1.0
-"""Seconds for the last notifications when the loop ends."""
+"""Seconds that the last notifications may take on closing."""
 
 HEARD_WITHIN: Final = 2.0
-"""Seconds that a notification may take to arrive. Usually it takes a millisecond."""
+"""Seconds that a test notification may take to arrive. It usually takes about a millisecond."""
 
 TESTS: Final = 2
-"""The number of consecutive test notifications that must be lost before notifications count as lost, and not merely late."""
+"""How many consecutive test notifications must fail to arrive before notifications are considered lost rather than late."""
 
 TEST_AGAIN: Final = 30.0
-"""Seconds after which a route that loses notifications is tried again."""
+"""Seconds before listening is tried again after notifications were lost."""
 
 POLL_EVERY: Final = 1.0
-"""Seconds between two polls while notifications do not arrive."""
+"""Seconds between polls while notifications do not arrive."""
 
 MISSES: Final = 2
-"""Failed attempts to listen, at a server that otherwise answers, before a warning."""
+"""How many attempts to listen must fail, on a server that answers queries, before a warning is logged."""
 
 NOTE_AGAIN: Final = 60.0
-"""Seconds after which a listener writes its notes again. They count for 90 s: see bounds.NOTED_FOR."""
+"""Seconds after which a listener renews its notes, which are valid for 90 s: see bounds.NOTED_FOR."""
 
 NUDGE_STANDS: Final = 0.2
-"""Seconds in which a claim that follows a nudge finds the listener's note, which others remove after PASSED_ON_AFTER."""
+"""Seconds after a nudge during which a claim can rely on the listener's note. Other processes remove it after PASSED_ON_AFTER."""
 
 LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
-"""Pauses before each look while a transaction is open that may not have seen a note. Afterwards the job is found as after a lost nudge."""
+"""Seconds to pause before each look while a transaction is open that may not have seen a note. After the last look, a job is found in the
+same way as after a lost nudge."""
 
 UNNOTED: Final = "unnoted"
-"""The news of a claim that could not note its listener: see claim.sql."""
+"""Returned with a claim that could not note its listener: see claim.sql."""
 
 AGAIN: Final = "again"
-"""A line of a message: other transactions commit at the same time, and send no message."""
+"""A line in a message: other transactions are committing at the same time, and send no message themselves."""
 
 _JOB: Final = names.job(b"")
 _QUEUE: Final = names.queue("")
 _SESSION: Final = names.session(b"")
 
 _TEST: Final = "test:"
-"""The prefix of a test message. No topic begins with it, so no process of any version waits for it."""
+"""The prefix of test messages. No topic begins with it, so no process of any version waits for it."""
 
 _SAY: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
 class Notes(NamedTuple):
-    """The calls by which a listener notes itself, looks, and passes a nudge on. See wakeups.sql."""
+    """The calls with which a listener notes what it waits for, looks for news, and passes a nudge on: see wakeups.sql."""
 
     note: Callable[[str, list[str], list[bytes]], Awaitable[None]]
     look: Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes], bool]]]
@@ -98,9 +101,10 @@ class Notes(NamedTuple):
 
 
 class PostgresListener(Listener):
-    """Listens for notifications. While they do not arrive, it polls for all waiters in one query and wakes those that have something to do.
+    """Listens for notifications. While they do not arrive, it polls for all waiters in one query and wakes those for
+    which something has happened.
 
-    A session's own topic is not polled, because the next heartbeat brings its news.
+    It does not poll for a session's own topic, because the answer to the next heartbeat brings that news.
     """
 
     def __init__(self, link: Link, schema: str, notes: Notes) -> None:
@@ -125,7 +129,7 @@ class PostgresListener(Listener):
         self.has_noted = False
 
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        # The time of the last answered poll: if the whole server is away, the listener is not the problem.
+        # If polls fail too, the whole server is unavailable, and listening is not the problem.
         server_is_there = self._has_looked
         try:
             async with ListenConnection(self._link, {self.id: self._take, self._schema: self._take_shared}) as listener:
@@ -145,16 +149,18 @@ class PostgresListener(Listener):
         await asyncio.sleep(_about(TEST_AGAIN))
 
     def stays_armed(self, topic: str) -> bool:
-        """Return True if the server has a note even though something is there. The end of a job is announced once."""
+        """Return True unless the topic is a job, whose end is announced only once. The server keeps any other note even if
+        something has already happened."""
         return not topic.startswith(_JOB)
 
     @property
     def is_at_rest(self) -> bool:
-        """Return True if it hears of what happens from now on, and of nothing that happened before."""
+        """Return True if this listener hears about everything that happens from now on, because it is neither noting
+        topics nor looking for jobs."""
         return not (self._has_wants.is_set() or self._is_asking or self._is_looking_again)
 
     def unnoted(self, ids: Iterable[bytes]) -> list[bytes]:
-        """Return the jobs that have waiters here of which the server does not know."""
+        """Return those of the jobs that have waiters in this loop but no note on the server."""
         if not self.is_on or not self.flag.is_heard:
             return []
         return [job_id for job_id in ids if self.flag.hears(topic := names.job(job_id)) and topic not in self._armed]
@@ -163,7 +169,8 @@ class PostgresListener(Listener):
         return Claiming(self, topics)
 
     def begin_claim(self, topics: Sequence[str]) -> Standing | None:
-        """Return None if no worker waits here for such jobs, or no notification would arrive."""
+        """Return what to tell the server with a claim. Return None if no worker is waiting here for such jobs, or
+        no notification would arrive."""
         if not self.is_on or not all(map(self.flag.hears, topics)):
             return None
         self._claims += 1
@@ -183,7 +190,7 @@ class PostgresListener(Listener):
         self.want(topic for topic in topics if topic in self.waited)  # others in this process, whose note is gone
 
     def fail_claim(self, topics: Sequence[str], standing: Standing) -> None:
-        """It is unknown whether the listener is noted."""
+        """Forget the topics, because it is unknown whether the failed claim has noted the listener."""
         self._claims -= 1
         self._was_nudged |= standing.was_nudged
         self.forget(topics)
@@ -213,7 +220,7 @@ class PostgresListener(Listener):
         return [*super()._duties(), self._keep_polling, self._keep_looking_again, self._keep_noted]
 
     async def _keep_noted(self) -> None:
-        """Write the notes of waiters again before they are too old."""
+        """Renew the notes of waiters before they expire."""
         while True:
             await asyncio.sleep(NOTE_AGAIN)
             noted = [topic for topic in self._armed if not topic.startswith((_JOB, _SESSION))]
@@ -241,14 +248,14 @@ class PostgresListener(Listener):
         self.told((topic for topic in lines if not topic.startswith((_JOB, _QUEUE))), disarms=False)
 
     def _take_shared(self, words: str) -> None:
-        """Take news of a transaction that could not see who waits."""
+        """Process a message on the shared channel, which comes from a transaction that could not see the listeners' notes."""
         heard = [topic for topic in [*words.split("\n"), names.ANY_QUEUE] if self.flag.hears(topic)]
         self.flag.wake(heard)
         self._look_again(topic for topic in heard if not topic.startswith(_JOB))
 
     def _take_nudge(self, topic: str) -> None:
         heard = {each for each in (topic, names.ANY_QUEUE) if self.flag.hears(each)}
-        if not heard or (self._armed.isdisjoint(heard) and not self._was_nudged and not self._claims):  # no worker waits, or has room
+        if not heard or (self._armed.isdisjoint(heard) and not self._was_nudged and not self._claims):  # no worker is waiting or has room
             self._pass_on_later({topic: 1})
         elif self._claims:
             self._told_during_claim[topic] += 1
@@ -261,7 +268,7 @@ class PostgresListener(Listener):
             log.info("PostgreSQL at %s: notifications arrive again; polling has stopped", self._link.server)
         self._has_looked, self._misses, self._trouble, self._has_said = False, 0, None, False
 
-    # --- jobs that came while this listener noted itself ----------------------------------------------------------
+    # --- jobs that arrived while this listener was noting itself --------------------------------------------------
 
     def _look_again(self, topics: Iterable[str]) -> None:
         self._again.update(topics)
@@ -269,7 +276,7 @@ class PostgresListener(Listener):
         self._has_again.set()
 
     async def _keep_looking_again(self) -> None:
-        """Look until no transaction is open that may not have seen the note of this listener."""
+        """Look for jobs while a transaction is open that may not have seen this listener's note."""
         while True:
             self._is_looking_again = self._has_again.is_set()
             await self._has_again.wait()
@@ -309,7 +316,7 @@ class PostgresListener(Listener):
 
 
 class Claiming:
-    """A claim under way, with what it says of the listener."""
+    """A claim in progress, and what it tells the server about the listener."""
 
     def __init__(self, listener: PostgresListener, topics: Sequence[str]) -> None:
         self._listener = listener
@@ -335,7 +342,8 @@ class Claiming:
 
 
 class ListenConnection:
-    """Listens on channels inside the block. Passes the message of each notification to its function in `takes`, except test messages."""
+    """A connection that listens on channels inside an `async with` block. It passes the message of each notification, except its own tests,
+    to the channel's function in `takes`."""
 
     def __init__(self, link: Link, takes: Mapping[str, Callable[[str], None]]) -> None:
         self._link = link
@@ -368,7 +376,8 @@ class ListenConnection:
             drop(self._connection)
 
     async def hears(self, *, tests: int = TESTS) -> bool:
-        """Send a notification to itself on the usual route. Return True if it arrived. Raises OSError if the connection breaks."""
+        """Send test notifications over the connections that run statements. Return True if one arrives. Raises OSError if
+        the listening connection breaks."""
         for _ in range(tests):
             await self._link.fetch(_SAY, next(iter(self._takes)), self._test)
             with contextlib.suppress(TimeoutError):
@@ -380,7 +389,7 @@ class ListenConnection:
         return self._has_heard
 
     async def stay(self) -> None:
-        """Listen until the connection breaks or does not answer."""
+        """Listen until the connection breaks or stops answering."""
         while not self._is_cut:
             self._stirs.clear()
             try:
@@ -406,7 +415,7 @@ class ListenConnection:
 
 
 async def trouble_with_listening(link: Link) -> str | None:
-    """Return a message about the trouble, or None if notifications arrive here."""
+    """Return a message that says why notifications do not arrive, or None if they do."""
     try:
         async with ListenConnection(link, {secrets.token_hex(16): lambda words: None}) as listener:
             return None if await listener.hears(tests=1) else deaf(link.server)
@@ -438,12 +447,12 @@ _POLLED: Final = f"workers poll every {POLL_EVERY:g} s instead, and jobs start t
 
 
 def _about(seconds: float) -> float:
-    """Return a pause of about this length, so that workers that started together do not poll together."""
+    """Return about this many seconds, varied at random so that workers that start together do not poll together."""
     return seconds * (0.75 + 0.5 * random.random())
 
 
 def told_in(wakeups: str) -> dict[str, int]:
-    """Return the topics that a verb announces, and of how many jobs. The number is 0 if no listener is noted for them."""
+    """Return the topics that a verb announces, each with its number of jobs. The number is 0 if no listener has a note for the topic."""
     if wakeups == EVERYTHING:
         return {EVERYTHING: 1}
     lines = (line.partition(" ") for line in wakeups.split("\n"))
@@ -460,9 +469,10 @@ def _is_queue(topic: str) -> bool:
 
 
 class Notifier:
-    """Notifies listeners of what was committed here: one call at a time, with all that gathered meanwhile.
+    """Notifies listeners of changes committed by this process. One call runs at a time; the next one sends everything
+    that has accumulated by then.
 
-    The ends of jobs without a known waiter are announced later, for waiters that arrived at that moment.
+    The end of a job without a known waiter is announced after a delay, because a waiter may have arrived at that very moment.
     """
 
     def __init__(self, tell: Callable[[Mapping[str, int], list[bytes]], Awaitable[Any]]) -> None:
@@ -475,7 +485,7 @@ class Notifier:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, topics: Mapping[str, int]) -> None:
-        """Add topics with the number of jobs. Nothing is sent of topics with 0."""
+        """Add topics, each with its number of jobs. Topics with 0 jobs are not sent, except the ends of jobs."""
         for topic, number in topics.items():
             if topic.startswith(_JOB):
                 self._ended.add(bytes.fromhex(topic.removeprefix(_JOB)))
@@ -489,9 +499,8 @@ class Notifier:
         self._go_on(is_urgent=are_awaited)
 
     async def close(self) -> None:
-        """Send the last notifications, because other processes would wait for them. Also works at the end of asyncio.run(), which has
-        cancelled the task by then.
-        """
+        """Send the last notifications, for which other processes may be waiting. This also works at the end of asyncio.run(), which has
+        cancelled the sending task by then."""
         self._is_closing = True
         if self._task is not None:
             self._is_urgent.set()
