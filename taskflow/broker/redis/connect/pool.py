@@ -1,4 +1,4 @@
-"""The connections of one event loop to a server: one for all commands, and those that a caller opens for itself."""
+"""One event loop's connections to a server: one for all commands, and others that callers open for their own use."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 
 ON_DISK_WITHIN: Final = 2_500
-"""Milliseconds that the server has to write changes to its disk."""
+"""Milliseconds within which the server must write changes to its disk."""
 
 
 class ConnectionPool:
-    """Sends all commands over one connection, which it opens again after an error. Calls do not wait for each other's answers."""
+    """Sends all commands over one connection, which it reopens after an error. With hiredis, calls do not wait for each other's answers."""
 
     def __init__(self, server: RedisTarget) -> None:
         self.server = server
@@ -52,11 +52,11 @@ class ConnectionPool:
             raise broker_error(error, str(self.server)) from error
 
     async def ask(self, *command: Any, within: float = ANSWER_WITHIN, most: int | None = None) -> Any:
-        """Send a command, and return its reply. Raise TooLong if it has more than `most` bytes: see `CommandConnection.ask`."""
+        """Send a command, and return its reply. Raise TooLong if the reply has more than `most` bytes: see `CommandConnection.ask`."""
         return await self._ask_or_raise((command,), within, most=most)
 
     async def ask_each(self, commands: Sequence[Command], within: float = ANSWER_WITHIN) -> list[Any]:
-        """Return the reply to each command, or None for a key of a wrong type."""
+        """Send commands and return the reply to each, or None if its key has the wrong type."""
         replies = await self._ask_or_raise(commands, within, each=True)
         errors = [reply for reply in replies if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply)]
         if errors:
@@ -98,9 +98,9 @@ class ConnectionPool:
     # --- one command ------------------------------------------------------------------------------------------
 
     async def _ask(self, commands: Sequence[Command], within: float, *, each: bool = False, most: int | None = None) -> Any:
-        """Return the reply to the last command before WAITAOF, or with `each` the replies to all.
+        """Send commands. Return the reply to the last one before WAITAOF, or all replies if `each` is True.
 
-        If the connection was cut meanwhile, send once more on a new one: every verb may be sent twice.
+        If the connection was cut, send them once more on a new one: every verb may be sent twice.
         """
         connection = self._connection
         if connection is not None and not connection.is_lost:
@@ -131,14 +131,14 @@ class ConnectionPool:
         return reply
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        """Close all connections when the loop ends: asyncio.run() and similar functions finish asynchronous generators before they close a
-        loop."""
+        """Close the connection when the loop ends: asyncio.run() and similar functions shut down asynchronous generators
+        before they close a loop."""
         try:
             yield
         finally:
             self._is_closed = True
             if self._connection is not None:
-                await self._connection.drop(nowait=not self.server.tls)  # TLS says goodbye to the server first: two seconds at most
+                await self._connection.drop(nowait=not self.server.tls)  # TLS exchanges closing messages first: two seconds at most
 
 
 def _is_cut(error: Exception) -> bool:
