@@ -1,7 +1,7 @@
 """Wake-ups with LISTEN and NOTIFY: one listening connection for each event loop, and notifications of committed changes.
 
-A pooler in transaction mode accepts LISTEN but loses every notification. So a listener counts as subscribed only once it has received one
-of its own test notifications; until then it polls once a second.
+A pooler in transaction mode accepts LISTEN but loses every notification. So a listener counts as subscribed only once one of its test
+notifications has arrived. Until then it polls once a second.
 """
 
 from __future__ import annotations

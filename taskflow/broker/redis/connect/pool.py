@@ -142,8 +142,8 @@ class ConnectionPool:
 
 
 def _is_cut(error: Exception) -> bool:
-    """Return True if the connection was probably gone before the command reached the server: the error is neither an answer nor a
-    timeout."""
+    """Return True if the connection was probably gone before the command reached the server: the error is
+    neither an answer nor a timeout."""
     is_answer = isinstance(error, exceptions.ResponseError | exceptions.AuthenticationError | exceptions.BusyLoadingError)
     is_silence = isinstance(error, TimeoutError | exceptions.TimeoutError)
     return not is_answer and not is_silence
