@@ -234,7 +234,7 @@ class PostgresBroker:
         return f'SELECT {columns} FROM "{self._namespace}".{name}({places})'
 
     async def _prepare(self, line: _Line) -> None:
-        """Prepare the schema, only once even if several calls arrive together: each check needs a connection."""
+        """Prepare the schema, but only once if several calls arrive together, because each check needs a connection."""
         async with line.preparing:
             if not self._is_prepared:
                 await schema.prepare(line.link, self._namespace, self._rules, migrates=self._migrates)
@@ -252,8 +252,8 @@ class PostgresBroker:
         return row
 
     def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None:
-        """Wake the waiters for these jobs. Those in this process are woken immediately, others after a delay unless
-        some are known (`are_awaited`)."""
+        """Wake the waiters for these jobs: those in this process immediately, and others too if any are known
+        (`are_awaited`), otherwise after a delay."""
         line = self._per_loop.here()
         line.listener.flag.wake(map(names.job, ids))
         line.telling.add_ended(ids, are_awaited=are_awaited)

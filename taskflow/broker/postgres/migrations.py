@@ -17,7 +17,8 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
 LOCKED_WITHIN: Final = 2.0
-"""Seconds that a migration waits to lock the tables, with verbs queuing behind it. Less than ANSWER_WITHIN, the time limit of a verb."""
+"""Seconds that a migration waits to lock the tables, with verbs queuing behind it. This is less than ANSWER_WITHIN,
+the time limit of a verb."""
 
 MOST_TRIES: Final = 3
 PAUSE: Final = 1.0
@@ -78,7 +79,7 @@ async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, pla
             await _lock(connection, schema, place, found)
         if not found.version:
             await connection.execute(_making(schema))
-        await ownership.check(connection, schema, place, trusted)  # again: another process may have created it
+        await ownership.check(connection, schema, place, trusted)  # again: another process may have created the schema
         await connection.execute(_AS_ITS_OWNER.replace("%schema", schema))
         await connection.execute(_changes(found, schema, rules))
         return found
@@ -264,7 +265,7 @@ BEGIN
     END IF;
 END
 $$;"""
-"""Switches to the role that owns the schema, so that it owns every object, whichever of its members migrates."""
+"""Switches to the role that owns the schema, so that this role owns every object, no matter which of its members migrates."""
 
 
 def _making(schema: str) -> str:
@@ -278,7 +279,7 @@ def _of_ours(text: str, schema: str) -> str:
 _MARK: Final = "taskflow made it, and drops it when the schema is migrated"
 """The comment on each of our functions. A function without it is not ours, whatever its name."""
 
-# Selects functions by xmin: this transaction creates no other functions than taskflow's.
+# Selects functions by xmin: this transaction creates no functions but taskflow's.
 _MARK_FUNCTIONS: Final = """\
 DO $$
 DECLARE

@@ -44,6 +44,6 @@ def utf8(text: str) -> bytes:
 
 
 def text_for(name: str) -> str:
-    """Return the name with the characters escaped that PostgreSQL cannot store in text: lone surrogates and NUL. A
-    machine's name may be any bytes."""
+    """Escape the characters in a name that PostgreSQL cannot store as text: lone surrogates and NUL. A machine's name
+    may consist of any bytes."""
     return name.encode(errors="backslashreplace").decode().replace("\0", "\\x00")

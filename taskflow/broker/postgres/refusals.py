@@ -24,8 +24,8 @@ _OF_A_POOLER: Final = ("26000", "42P05")
 
 
 class NoRoom(BrokerUnavailable):
-    """The server's disk is full. `enqueue` raises StoreFull instead. Other verbs treat it as BrokerUnavailable until there is
-    space, so that no session ends."""
+    """The server's disk is full. `enqueue` raises StoreFull instead. Other verbs treat it as BrokerUnavailable, so that sessions survive
+    until there is space again."""
 
 
 class Unsuitable(ConnectionError):
@@ -83,7 +83,7 @@ def in_our_words(error: Exception, place: str, schema: str = "", role: str | Non
 
 
 def _advice(error: Exception, schema: str, role: str | None) -> str:
-    """Return advice, with the statements that grant a role the missing rights."""
+    """Return advice for an administrator: the statements that grant a role the missing rights."""
     to = f'TO "{role}"' if role else "TO the role in the broker URL"
     if "for database" in str(error):
         return f"Let the owner of the database make the schema (`taskflow migrate`), or run: GRANT CREATE ON DATABASE the_database {to};"

@@ -21,7 +21,7 @@ from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.stored import FULL_SPEED, FieldReader, text
 
 Row = Any
-"""An asyncpg.Record or a BareRow, which both give access to columns by name."""
+"""An asyncpg.Record or a BareRow. Both give access to columns by name."""
 
 
 def reader_of(row: Row) -> FieldReader:
@@ -82,7 +82,7 @@ def record_told(packed: bytes) -> Record | None:
             at += _HEAD.size + max(0, length)
             values.append(None if length < 0 else decode(packed[at - length : at]))
         return _record_of(_JobRow(*values, None), FULL_SPEED)
-    except Exception:  # whatever a decoder raises
+    except Exception:  # decoders may raise anything
         return None
 
 

@@ -87,7 +87,7 @@ class Settling:
         return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
 
     async def _held_up(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """Return the ids of the settlements whose job row, or whose follow-up's key, is locked by another program at this moment."""
+        """Return the ids of the settlements whose job row, or whose follow-up's key, another program has currently locked."""
         following = [(each.id, envelope.key) for each in settlements for envelope in each.follow_ups if envelope.key is not None]
         ids, keys = [job_id for job_id, _ in following], [key for _, key in following]
         return {row["held_up"] for row in await self._calls.call("held_up", [each.id for each in settlements], ids, keys)}

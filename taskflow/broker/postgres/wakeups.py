@@ -38,8 +38,8 @@ UNAWAITED_WITHIN: Final = 0.1
 """Seconds before the end of a job is announced if no waiter for it was known."""
 
 READ_WITHIN: Final = 0.08
-"""Seconds that a waiter may take to read a job. Up to then, the waiter is noted before the end of the job is announced. If the call takes
-longer, the waiter checks again."""
+"""Seconds that a waiter's call to read a job may take. Within this time, the waiter is noted before the job's end is announced. After a
+longer call, it checks again."""
 
 LOOK_EVERY: Final = 40.0
 """Seconds of silence after which the connection is tested. Even if it is dead, the answers to heartbeats tell an

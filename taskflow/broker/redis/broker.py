@@ -47,7 +47,8 @@ from taskflow.model.verdict import Settled, Settlement
 log: Final = logging.getLogger("taskflow")
 
 REINDEXED_BY_OTHERS_IN: Final = 0.5
-"""Seconds after a reindexing during which no other caller repeats it. That caller waits this long, then sends its call again."""
+"""Seconds after a reindexing during which it is not repeated. A caller that would have repeated it waits this long,
+then sends its call again."""
 
 MOST_REINDEXINGS: Final = 10
 """How many times one call waits for a reindexing, its own or another caller's, before it raises the error."""
@@ -154,8 +155,8 @@ class RedisBroker:
         return answers
 
     async def _settle_large(self, portion: Sequence[Settlement], packed: PackedSettlements) -> bytes:
-        """Settle, sending large results ahead. If the server has no memory to hold them twice, or has lost one,
-        send them within the call."""
+        """Settle, sending large results ahead. If the server is full, or has lost one of them, send them within the call,
+        which a full server accepts."""
         ahead = self._large_payloads.results_ahead(packed.ahead)
         try:
             reply: bytes = await self.call("settle", packed.packed, ahead=ahead)

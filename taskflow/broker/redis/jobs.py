@@ -80,7 +80,7 @@ def ended_record(job_id: bytes, stored: bytes, names: Names | None) -> Record | 
         job = _job(fields)
         is_whole = not any(is_reference(value) for value in (job.payload, job.result) if value)
         return _record(job_id, fields, names) if is_whole and job.fade_at > job.ended_at else None
-    except Exception:  # whatever a decoder raises
+    except Exception:  # decoders may raise anything
         return None
 
 

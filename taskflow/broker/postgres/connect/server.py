@@ -1,4 +1,4 @@
-"""Describes a server, and connects to it."""
+"""The address and options of a database server, and connections to it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from taskflow.broker.postgres.refusals import ERRORS, Unsuitable, may_pass, of_c
 log: Final = logging.getLogger("taskflow")
 
 ANSWER_WITHIN: Final = 4.0
-"""Seconds that one statement may take. Less than the default `enqueue_timeout` (5 s), so that this error is raised first."""
+"""Seconds that one statement may take. This is less than the default `enqueue_timeout` (5 s), so that this error is raised first."""
 
 CONNECT_WITHIN: Final = 3.0
-"""Seconds to connect, however many addresses there are."""
+"""Seconds that connecting may take, however many addresses there are."""
 
 DEFAULT_PORT: Final = 5432
 
@@ -35,7 +35,7 @@ _ARRAYS: Final = [
 """The array types that we use, which have the same OIDs on every server. Otherwise the driver would look them up on each connection."""
 
 _SETTINGS: Final = {"application_name": "taskflow", "standard_conforming_strings": "on"}
-"""Settings that even pgbouncer accepts."""
+"""The settings of each connection, chosen so that pgbouncer accepts them too."""
 
 
 class Address(NamedTuple):

@@ -29,7 +29,7 @@ ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
 
 
 class TooLong(Exception):
-    """The replies have more bytes than the caller allows, or hiredis is missing, without which they cannot be limited."""
+    """The replies have more bytes than the caller allows, or their size cannot be limited because hiredis is not installed."""
 
 
 OnMessage = Callable[[Any], None]
@@ -37,12 +37,12 @@ OnMessage = Callable[[Any], None]
 
 
 def connection_over(connection: AbstractConnection) -> CommandConnection:
-    """Take over a connection that is connected and not used elsewhere."""
+    """Return an object that sends commands over a connection, which must be open and not used elsewhere."""
     return DriverConnection(connection) if hiredis is None else DirectConnection(connection)
 
 
 def subscription_over(connection: AbstractConnection, on_message: OnMessage) -> Subscription:
-    """Take over a connection that is connected and not used elsewhere."""
+    """Return an object that subscribes over a connection, which must be open and not used elsewhere."""
     return DriverSubscription(connection, on_message) if hiredis is None else DirectSubscription(connection, on_message)
 
 

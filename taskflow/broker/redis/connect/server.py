@@ -1,4 +1,4 @@
-"""A server's address and options, given in a broker URL or by name, and connections with safe driver settings."""
+"""A server's address and options, from a broker URL or keyword arguments, and connections with safe driver settings."""
 
 from __future__ import annotations
 
