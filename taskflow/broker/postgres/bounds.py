@@ -1,4 +1,4 @@
-"""Limits of stored values. SQL refers to them as P.LATEST and so on, and its domains reject larger values."""
+"""Limits for stored values. The SQL files refer to them as P.LATEST and so on, and their domains reject larger values."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ MOST_JOINS: Final = 16_384
 
 
 NOTED_FOR: Final = 90_000_000
-"""Microseconds for which a listener's note counts. A listener writes it again every minute."""
+"""Microseconds for which a listener's note is valid. The listener renews it every minute."""
 
 MOST_TOLD_BYTES: Final = 5_000
-"""Bytes of a record that is sent with the news of a job's end. A notification has at most 8,000, of base64."""
+"""The maximum size of a record that is sent with the news that its job has ended, in bytes. A notification holds at most 8,000 bytes, and
+the record is sent as base64."""
 
 
 def literals() -> dict[str, str]:
-    """Return the value of each name in the SQL."""
+    """Return the SQL literal that replaces each name."""
     return {
         "P.LATEST": str(LATEST),
         "P.MOST_BYTES": str(MOST_BYTES),

@@ -1,4 +1,4 @@
-"""The PostgreSQL broker. Each verb is one statement that calls a function in the SQL files beside this one. The rules are in SQL."""
+"""The PostgreSQL broker. Each verb runs a statement that calls a function from the SQL files in this folder, which contain the rules."""
 
 from __future__ import annotations
 
@@ -37,24 +37,25 @@ from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
 MOST_NAME_BYTES: Final = 63
-"""PostgreSQL's limit for the name of a schema, in bytes."""
+"""The maximum length of a schema's name in PostgreSQL, in bytes."""
 
 AWAITED_FOR: Final = 3600.0
-"""Seconds for which the server remembers that a caller waits for a job's end. A caller that waits longer polls every few seconds."""
+"""Seconds for which the server remembers that a caller is waiting for a job to end. A caller that waits longer relies on
+polling every few seconds."""
 
 LOOKED_WITHIN: Final = 60.0
-"""Seconds for a check of the marks, which reads all dead rows that cannot be vacuumed yet."""
+"""Seconds that a check of the marks may take. It reads all dead rows that cannot be vacuumed yet."""
 
 
 class PostgresBroker:
     """Keeps jobs in a schema of a PostgreSQL database. See `taskflow.broker.protocol.Broker`.
 
-    `namespace`  the schema: several applications may share a database
+    `namespace`  the name of the schema, so that several applications can share a database
     `clock`      replaces the server's clock, for tests
     `capacity`   the maximum number of live jobs; None for no limit
-    `migrates`   True: the first verb creates the schema, or brings it to this version. False: verbs are refused until `migrate` is called
+    `migrates`   True: the first verb creates or migrates the schema if necessary. False: it raises BrokerRefused instead
 
-    The first verb connects, and raises BrokerRefused or BrokerUnavailable if something is wrong with the server.
+    The first verb connects, and raises BrokerRefused or BrokerUnavailable if the server is unsuitable or does not answer.
     """
 
     def __init__(
@@ -147,7 +148,8 @@ class PostgresBroker:
         return [BY_CODE.get(code) for code in row["statuses"]]
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        """Read jobs. If this loop listens for the end of one that has not ended, the same call notes that for the senders of that news."""
+        """Read jobs. If a job has not ended and this loop is listening for its end, the same call notes the
+        listener, so that it is notified."""
         listener = self.listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
         records = ended if len(ended) == len(ids) else ended | await self._read([job_id for job_id in ids if job_id not in ended])
@@ -162,7 +164,7 @@ class PostgresBroker:
         else:
             found = await self.call("read", self.wall(), ids, columns=rows.RECORD_COLUMNS)
         records = {row["id"]: rows.record_of(row) for row in found}
-        if time.monotonic() - began_at < READ_WITHIN:  # the notifier announces an unexpected end later than that
+        if time.monotonic() - began_at < READ_WITHIN:  # the notifier announces an unawaited end later than that
             listener.armed([names.job(each) for each in awaited if each in records and not records[each].status.is_ended], times)
         return records
 
@@ -203,7 +205,8 @@ class PostgresBroker:
     # --- calls ------------------------------------------------------------------------------------------------------
 
     async def call(self, name: str, *arguments: Any, columns: str = "*", within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
-        """Return the rows of one of our functions. The first call checks the schema. `columns` selects columns, in SQL."""
+        """Call one of our SQL functions and return its rows. The first call prepares the schema. `columns` lists the
+        columns to return, in SQL."""
         link = self._per_loop.here().link
         if not self._is_prepared:
             await self._prepare(self._per_loop.here())
@@ -223,14 +226,15 @@ class PostgresBroker:
         return f'SELECT {columns} FROM "{self._namespace}".{name}({places})'
 
     async def _prepare(self, line: _Line) -> None:
-        """Check the schema once, even if several calls arrive together, because each check needs a connection."""
+        """Prepare the schema, but only once if several calls arrive together, because each check needs a connection."""
         async with line.preparing:
             if not self._is_prepared:
                 await schema.prepare(line.link, self._namespace, self._rules, migrates=self._migrates)
                 self._is_prepared = True
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
-        """Return the only row of a function, and wake listeners: those in this process at once, others by a notification."""
+        """Call a function that returns one row, and return the row. Wake listeners: those in this process immediately,
+        others with a notification."""
         began_at = time.monotonic()
         [row] = await self.call(name, *arguments)
         wakeups = row.get("wakeups")
@@ -240,7 +244,8 @@ class PostgresBroker:
         return row
 
     def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None:
-        """Wake the waiters for these jobs: those in this process at once, others at once only if a waiter is known (`are_awaited`)."""
+        """Wake the waiters for these jobs: those in this process immediately, and others too if any are known
+        (`are_awaited`), otherwise after a delay."""
         line = self._per_loop.here()
         line.listener.flag.wake(map(names.job, ids))
         line.telling.add_ended(ids, are_awaited=are_awaited)
@@ -271,7 +276,7 @@ class PostgresBroker:
         line = _Line(link, PostgresListener(link, self._namespace, notes), telling)
 
         async def look() -> None:
-            """Check the marks. Also works while the line is being closed."""
+            """Check the marks. This also works while the line is being closed."""
             [row] = await _fetch(link, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
                 line.tell(told_in(row["wakeups"]))
@@ -282,8 +287,8 @@ class PostgresBroker:
 
 
 async def _fetch(link: Link, statement: str, *arguments: Any, within: float) -> list[Any]:
-    """Return the rows of a statement. If the server cannot send a text as UTF-8, all text is fetched as bytes, so that a bad name affects
-    one row."""
+    """Return the rows of a statement. If some text cannot be sent or decoded as UTF-8, fetch all text as bytes, so that a bad name
+    affects only its own row."""
     try:
         return await link.fetch(statement, *arguments, within=within)
     except (UnicodeDecodeError, BrokerError) as error:
@@ -294,7 +299,7 @@ async def _fetch(link: Link, statement: str, *arguments: Any, within: float) -> 
 
 
 class _Line:
-    """The connections, the listener and the notifier of one event loop."""
+    """A broker's connections, listener and notifier in one event loop."""
 
     late_commits: LateCommits
     forget: Callable[[str], Awaitable[Any]]
@@ -306,7 +311,7 @@ class _Line:
         self.preparing = asyncio.Lock()
 
     def tell(self, topics: Mapping[str, int]) -> None:
-        """Wake listeners in this process, and notify others of what any listener is noted for."""
+        """Wake listeners in this process, and notify others about the topics for which a listener is noted."""
         if EVERYTHING in topics:
             self.listener.flag.wake_all()
         here = {topic for topic, number in topics.items() if number or topic != names.DUE}

@@ -49,9 +49,9 @@ def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
 
 
 def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
-    """Return a lease with the readable fields.
+    """Return a lease with the fields that can be read.
 
-    Its worker ends the job as FAILED. The domains of the columns keep ids and counters sound.
+    The worker ends its job as FAILED. Ids and counters are always sound, because the domains of their columns check them.
     """
     job, reader = fields_of(_JobRow, row), reader_of(row)
     extras: dict[str, Any] = reader.read("extras", job.extras, extras_of, {})

@@ -1,12 +1,14 @@
-"""Lists of the columns of jobs in SQL: ``@sent{all_%n %t[]}`` stands for the pattern, filled in for each column and joined by commas.
+"""Expands lists of job columns in SQL: ``@sent{all_%n %t[]}`` becomes the pattern in braces, filled in for each
+column and joined with commas.
 
-%n is a column's name, %t its type, %d its default. The lists are made from the job schema:
+In a pattern, %n is the column's name, %t its type and %d its default. The lists come from the job schema:
 
 @sent      the columns sent for a call, in the order of `enqueue.envelope_columns`
 @as_sent   those of them that are stored unchanged
 @changing  the columns that can change after the job was added
 @claim, @outcome, @redo, @drop  the columns that such a move clears
-@record    the columns of a record, in the order of `rows.record_told`; of these @sized may be long
+@record    the columns of a record, in the order in which `rows.record_told` decodes them
+@sized     those of them whose size is limited
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ _LISTS: Final = {
 
 
 def filled_in(sql: str) -> str:
-    """Return SQL with its lists written out."""
+    """Return the SQL with its lists expanded."""
     return _LIST.sub(lambda found: ", ".join(_written(found[2], column) for column in _LISTS[found[1]]), sql)
 
 

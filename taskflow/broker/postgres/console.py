@@ -16,7 +16,7 @@ from taskflow.model.session import SessionRecord
 
 
 class Calls(Protocol):
-    """The methods of the broker that the console uses."""
+    """The broker methods that the console uses."""
 
     async def call(self, name: str, *arguments: Any, columns: str = "*") -> list[asyncpg.Record]: ...
 
@@ -30,7 +30,7 @@ class Calls(Protocol):
 
 
 class PostgresConsole:
-    """Implements `taskflow.broker.console.Console`."""
+    """The console of a PostgreSQL store. Implements `taskflow.broker.console.Console`."""
 
     def __init__(self, broker: Calls) -> None:
         self._broker = broker

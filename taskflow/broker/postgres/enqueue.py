@@ -1,4 +1,4 @@
-"""Packs envelopes as the arguments of enqueue(), and decodes its answers: see enqueue.sql."""
+"""Packs envelopes as arguments of enqueue(): see enqueue.sql."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from taskflow.model.stored import LATEST
 
 
 def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
-    """Return the columns of `columns.SENT`.
+    """Return the values for the columns in `columns.SENT`.
 
-    A column without any value is an empty array: unnest() fills it with NULL, which costs less than sending a NULL for each row.
+    A column without values is an empty array: unnest() fills it up with NULLs, which costs less than sending a NULL for each row.
     """
     columns: dict[str, list[Any]] = {
         "queue": [envelope.queue for envelope in envelopes],
@@ -41,7 +41,7 @@ _AS_SENT: Final = {name: attrgetter(name) for name in AS_SENT}
 
 
 def columns_of_calls(envelopes: Sequence[Envelope]) -> list[list[Any]]:
-    """Return the arguments of enqueue(). A column is a single element if all its values are equal."""
+    """Return the arguments of enqueue(). Some columns are reduced to one element if all their values are equal."""
     columns = zip(SENT, envelope_columns(envelopes), strict=True)
     return [one_of_all(column) if name in _MOSTLY_ALIKE else column for name, column in columns]
 

@@ -1,4 +1,4 @@
-"""Checks the marks after a slow verb, whose jobs may lie behind the marks where other sessions start reading. See marks.sql."""
+"""Checks the marks after a slow verb, which may have left its jobs behind the marks from which other sessions read: see marks.sql."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Final
 from taskflow.model.errors import BrokerError
 
 LATE_AFTER: Final = 0.25
-"""Seconds. No mark advances beyond half a second ago, so half of that remains for the commit itself."""
+"""Seconds after which a verb counts as slow. No mark advances beyond half a second ago, so half of that remains for the commit itself."""
 
 NOT_AT_ONCE: Final = 1.0
-"""Seconds before a routine check. A worker that has just started has more urgent queries."""
+"""Seconds to wait before a routine check. A worker that has just started has more urgent queries."""
 
 AT_MOST_EVERY: Final = 1.0
-"""Minimum seconds between two checks of one process. If all verbs on a server are slow, more checks do not help."""
+"""Minimum seconds between two checks by one process. If all verbs on a server are slow, more checks do not help."""
 
 AFTER_FAILURE: Final = 30.0
-"""Seconds until the next check after a failed one, which may have taken longer than the server allows."""
+"""Seconds to wait after a failed check, which may have taken longer than the server allows."""
 
 CLOSED_WITHIN: Final = 2.0
 
 
 class LateCommits:
-    """Runs one check at a time. Late commits during a check are found by the next one."""
+    """Runs checks of the marks, one at a time. Commits that are late during one check are found by the next."""
 
     def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
         self._look = look
@@ -36,7 +36,7 @@ class LateCommits:
         self._when_due: asyncio.TimerHandle | None = None
 
     def after(self, seconds: float) -> None:
-        """Record that a verb has made jobs ready, and how many seconds it took."""
+        """Record that a verb that made jobs ready took this many seconds. If that was slow, check the marks."""
         if seconds >= LATE_AFTER:
             self.want()
 
@@ -52,8 +52,9 @@ class LateCommits:
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Wait briefly for a running check, because the server would continue it on an abandoned connection. A check that is due runs
-        first, because the store relies on this process.
+        """Wait briefly for a running check, because the server would continue it even on an abandoned connection.
+
+        A check that is due runs first, because the store relies on this process to make it.
         """
         if self._when_due is not None:
             self.want()

@@ -20,25 +20,27 @@ from taskflow.broker.postgres.refusals import ERRORS
 from taskflow.model.errors import BrokerError
 
 LOOK_EVERY: Final = 40.0
-"""Seconds after which a silent connection is tested. Meanwhile, the answers to heartbeats tell an idle worker of new jobs."""
+"""Seconds of silence after which the connection is tested. Even if it is dead, the answers to heartbeats tell an
+idle worker about new jobs."""
 
 HEARD_WITHIN: Final = 2.0
-"""Seconds that a notification may take to arrive. Usually it takes a millisecond."""
+"""Seconds that a test notification may take to arrive. It usually takes about a millisecond."""
 
 TESTS: Final = 2
-"""The number of consecutive test notifications that must be lost before notifications count as lost, and not merely late."""
+"""How many consecutive test notifications must fail to arrive before notifications are considered lost rather than late."""
 
 _TEST: Final = "test:"
-"""The prefix of a test message. No topic begins with it, so no process of any version waits for it."""
+"""The prefix of test messages. No topic begins with it, so no process of any version waits for it."""
 
 _SAY: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 POLL_EVERY: Final = 1.0
-"""Seconds between two polls while notifications do not arrive."""
+"""Seconds between polls while notifications do not arrive."""
 
 
 class ListenConnection:
-    """Listens on channels inside the block. Passes the message of each notification to its function in `takes`, except test messages."""
+    """A connection that listens on channels inside an `async with` block. It passes the message of each notification, except its own tests,
+    to the channel's function in `takes`."""
 
     def __init__(self, link: Link, takes: Mapping[str, Callable[[str], None]]) -> None:
         self._link = link
@@ -71,7 +73,8 @@ class ListenConnection:
             drop(self._connection)
 
     async def hears(self, *, tests: int = TESTS) -> bool:
-        """Send a notification to itself on the usual route. Return True if it arrived. Raises OSError if the connection breaks."""
+        """Send test notifications over the connections that run statements. Return True if one arrives. Raises OSError if
+        the listening connection breaks."""
         for _ in range(tests):
             await self._link.fetch(_SAY, next(iter(self._takes)), self._test)
             with contextlib.suppress(TimeoutError):
@@ -83,7 +86,7 @@ class ListenConnection:
         return self._has_heard
 
     async def stay(self) -> None:
-        """Listen until the connection breaks or does not answer."""
+        """Listen until the connection breaks or stops answering."""
         while not self._is_cut:
             self._stirs.clear()
             try:
@@ -109,7 +112,7 @@ class ListenConnection:
 
 
 async def trouble_with_listening(link: Link) -> str | None:
-    """Return a message about the trouble, or None if notifications arrive here."""
+    """Return a message that says why notifications do not arrive, or None if they do."""
     try:
         async with ListenConnection(link, {secrets.token_hex(16): lambda words: None}) as listener:
             return None if await listener.hears(tests=1) else deaf(link.server)

@@ -1,7 +1,7 @@
-"""Migrates a schema to the version of this taskflow: its tables step by step, then all functions.
+"""Migrates a schema to the version that this taskflow needs: first the tables, step by step, then all functions.
 
-Everything is one transaction. It waits for verbs that have begun; verbs that begin later wait for it. While another transaction holds the
-tables, the migration waits at most LOCKED_WITHIN at a time.
+A migration is one transaction. It waits for verbs that have already begun; verbs that begin later wait for it. If another transaction holds
+locks on the tables, each attempt waits at most LOCKED_WITHIN.
 """
 
 from __future__ import annotations
@@ -17,43 +17,44 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
 LOCKED_WITHIN: Final = 2.0
-"""Seconds that a migration waits for the tables while verbs wait behind it. Shorter than the time limit of a verb: see ANSWER_WITHIN."""
+"""Seconds that a migration waits to lock the tables, with verbs queuing behind it. This is less than ANSWER_WITHIN,
+the time limit of a verb."""
 
 MOST_TRIES: Final = 3
 PAUSE: Final = 1.0
-"""Seconds between two attempts, so that verbs that waited behind the migration can run."""
+"""Seconds between attempts, in which verbs that queued behind the migration can run."""
 
-# The key of the advisory lock of migrations: a number that no other program should use.
+# The key of the advisory lock for migrations: "taskflow" in ASCII, which no other program should use.
 _TURN: Final = 0x7461_736B_666C_6F77
 
 _TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited", "idle")
-"""Tables in the order in which most verbs use them."""
+"""The tables, in the order in which most verbs use them."""
 
 _HELD_UP: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
 
-# Errors of a verb during which a migration took place: an old function met new tables, or the function is gone.
+# Errors of a verb that a migration has overtaken: an old function met new tables, or the function no longer exists.
 _OVERTAKEN: Final = frozenset({"0A000", "42703", "42804", "42883", "42P01", "42P13", "XX000"})
 
 
 MIGRATIONS: Final = Migrations(texts.FOLDER / "schema")
 
 VERSION: Final = MIGRATIONS.newest
-"""The version that this taskflow needs."""
+"""The schema version that this taskflow needs."""
 
 
 def was_overtaken(error: BaseException) -> bool:
-    """Return True if a verb may have failed because a migration took place meanwhile. It has had no effect, and may be sent again."""
+    """Return True if a verb may have failed because a migration took place while it ran. The verb had no effect, and can be sent again."""
     return isinstance(error.__cause__, asyncpg.PostgresError) and error.__cause__.sqlstate in _OVERTAKEN
 
 
 def was_dropped(error: BaseException) -> bool:
-    """Return True if the schema no longer exists, or did not exist yet."""
+    """Return True if a verb failed because the schema has been dropped, or has not been created yet."""
     return isinstance(error.__cause__, asyncpg.InvalidSchemaNameError)
 
 
 async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Upgrade:
-    """Return the pending migrations. Raises BrokerRefused if the schema is newer than this taskflow, or not its own. `place` names the
-    server."""
+    """Return the pending migrations. Raises BrokerRefused if the schema is newer than this taskflow, or belongs to another program.
+    `place` names the server."""
     version = await _version(connection, schema)
     if version is None:
         raise BrokerRefused(
@@ -67,8 +68,8 @@ async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Up
 
 
 async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, place: str, trusted: str | None) -> Upgrade:
-    """Bring the schema to VERSION, unless another process has done so meanwhile. `trusted`: see `ownership`."""
-    async with connection.transaction(isolation="read_committed"):  # sees the changes that others made while it waited for the lock
+    """Migrate the schema to VERSION, unless another process has already done so. For `trusted`, see `ownership`."""
+    async with connection.transaction(isolation="read_committed"):  # sees changes committed while it waited for the lock
         await connection.execute(_MY_TURN)
         found = await pending(connection, schema, place)
         if not found.migrations:
@@ -78,16 +79,14 @@ async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, pla
             await _lock(connection, schema, place, found)
         if not found.version:
             await connection.execute(_making(schema))
-        await ownership.check(
-            connection, schema, place, trusted
-        )  # checked again, because another process may have created the schema meanwhile
+        await ownership.check(connection, schema, place, trusted)  # again: another process may have created the schema
         await connection.execute(_AS_ITS_OWNER.replace("%schema", schema))
         await connection.execute(_changes(found, schema, rules))
         return found
 
 
 def script(found: Upgrade, schema: str, rules: Rules) -> str:
-    """Return the migration as a script for psql. It does nothing to a schema of another version."""
+    """Return the migration as a psql script. It fails, changing nothing, if the schema no longer has the version in `found`."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
     begun = f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}" if found.version else _making(schema)
@@ -108,9 +107,9 @@ def script(found: Upgrade, schema: str, rules: Rules) -> str:
 
 
 async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
-    """Return the version, 0 if there are no tables yet, or None if the tables are not taskflow's.
+    """Return the schema's version, 0 if there are no tables yet, or None if the tables are not taskflow's.
 
-    This reads the catalog itself, because to_regclass() uses a cache that misses changes made while it waited for a lock.
+    This queries the catalog, because to_regclass() uses a cache that misses changes made while the session waited for a lock.
     """
     found = await connection.fetchval(
         "SELECT true FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = $1 AND relname = 'meta'", schema
@@ -125,7 +124,7 @@ async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
 
 
 async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
-    """Check the rights before other sessions must wait. A role that may not change the tables could still lock them."""
+    """Raise BrokerRefused if this role may not change the tables. It could still lock them, and other sessions would wait in vain."""
     owner = await connection.fetchval(
         "SELECT pg_get_userbyid(relowner) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE nspname = $1 AND relname = ANY ($2) AND NOT pg_has_role(relowner, 'USAGE') LIMIT 1",
@@ -140,15 +139,14 @@ async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, 
 
 
 async def _lock(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
-    """Lock all tables at once, so that a verb ends with the functions and tables with which it began."""
+    """Lock all tables together, so that no verb begins with the old functions and tables and ends with the new ones."""
     for tries in range(1, MOST_TRIES + 1):
         await connection.execute("SAVEPOINT locking")  # the advisory lock survives a rollback to this
         try:
             await connection.execute(f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}\nRELEASE SAVEPOINT locking")
             return
         except _HELD_UP as error:
-            # Released here, because otherwise everything that follows would belong to the savepoint, with a separate xmin. See
-            # _MARK_FUNCTIONS.
+            # Released here; otherwise everything that follows would belong to the savepoint, with a different xmin: see _MARK_FUNCTIONS.
             await connection.execute("ROLLBACK TO SAVEPOINT locking; RELEASE SAVEPOINT locking")
             holder = await _holder(connection, schema)
             if tries == MOST_TRIES:
@@ -160,7 +158,7 @@ async def _lock(connection: asyncpg.Connection, schema: str, place: str, found: 
 
 
 async def _holder(connection: asyncpg.Connection, schema: str) -> str:
-    """Return a name for the oldest transaction that holds locks on our tables."""
+    """Return a description of the oldest transaction that holds locks on our tables."""
     row = await connection.fetchrow(
         "SELECT activity.pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::bigint AS lasts FROM pg_locks "
         "JOIN pg_class ON pg_class.oid = relation JOIN pg_namespace ON pg_namespace.oid = relnamespace "
@@ -179,7 +177,7 @@ async def _holder(connection: asyncpg.Connection, schema: str) -> str:
 
 # --- the statements --------------------------------------------------------------------------------------------------
 
-# Overrides limits of the role or the database: the lock may be granted late, and changing a large table takes long.
+# Overrides limits set for the role or database: the lock may be granted late, and changing a large table takes a long time.
 _MY_TURN: Final = f"""\
 SET LOCAL lock_timeout = 0;
 SET LOCAL statement_timeout = 0;
@@ -187,7 +185,7 @@ SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL search_path = pg_catalog, pg_temp; -- no function of somebody's takes the place of one that is meant
 SELECT pg_advisory_xact_lock({_TURN});"""
 
-# The statement has a limit too, because the limit of a lock applies to each table separately.
+# The statement as a whole has a limit too, because lock_timeout applies to each table separately.
 _LIMITS: Final = f"""\
 SET LOCAL lock_timeout = {round(LOCKED_WITHIN * 1000)};
 SET LOCAL statement_timeout = {round(LOCKED_WITHIN * 1000)};"""
@@ -236,7 +234,7 @@ $$;"""
 
 
 def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
-    """Return the SQL of the changes. Functions are dropped first, because an old one could keep a table or a type from being changed."""
+    """Return the SQL that makes the changes. It drops the functions first, because an old one could prevent a change to a table or type."""
     dropped = _of_ours(_DROP_FUNCTIONS, schema) if found.version else ""
     tables = (texts.filled(MIGRATIONS.text(migration.version), schema, rules) for migration in found.migrations)
     functions = (texts.filled(text, schema, rules) for text in texts.functions())
@@ -267,7 +265,7 @@ BEGIN
     END IF;
 END
 $$;"""
-"""Makes the owner of the schema the current role, so that every object belongs to it, whichever member migrates."""
+"""Switches to the role that owns the schema, so that this role owns every object, no matter which of its members migrates."""
 
 
 def _making(schema: str) -> str:
@@ -281,7 +279,7 @@ def _of_ours(text: str, schema: str) -> str:
 _MARK: Final = "taskflow made it, and drops it when the schema is migrated"
 """The comment on each of our functions. A function without it is not ours, whatever its name."""
 
-# This transaction creates only functions of taskflow.
+# Selects functions by xmin: this transaction creates no functions but taskflow's.
 _MARK_FUNCTIONS: Final = """\
 DO $$
 DECLARE
@@ -294,8 +292,8 @@ BEGIN
 END
 $$;"""
 
-# All functions of taskflow, with the triggers that call them, because their parameters or results may change. The function enqueue() of
-# sending.sql stays, because rights and triggers of users depend on it.
+# Drops all of taskflow's functions, and the triggers that call them, because their parameters or results may change. It keeps enqueue()
+# from sending.sql, because users' grants and triggers depend on it.
 _DROP_FUNCTIONS: Final = """\
 DO $$
 DECLARE

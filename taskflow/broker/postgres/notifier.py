@@ -15,22 +15,24 @@ from taskflow.model.errors import BrokerError
 _JOB: Final = names.job(b"")
 
 UNAWAITED_WITHIN: Final = 0.1
-"""Seconds until the ends of jobs are announced for which no waiter was known."""
+"""Seconds before the end of a job is announced if no waiter for it was known."""
 
 READ_WITHIN: Final = 0.08
-"""Seconds in which a waiter that reads a job is noted before the job's end is announced. If the call takes longer, it looks again."""
+"""Seconds that a waiter's call to read a job may take. Within this time, the waiter is noted before the job's end is announced. After a
+longer call, it checks again."""
 
 AT_MOST_EVERY: Final = 0.005
-"""Minimum seconds between two notifications of a busy process. Each takes a lock that all notifying processes share."""
+"""Minimum seconds between two notifications from one process. Each needs a lock for which all notifying processes compete."""
 
 LAST_WORDS: Final = 1.0
-"""Seconds for the last notifications when the loop ends."""
+"""Seconds that the last notifications may take on closing."""
 
 
 class Notifier:
-    """Notifies listeners of what was committed here: one call at a time, with all that gathered meanwhile.
+    """Notifies listeners of changes committed by this process. One call runs at a time; the next one sends everything
+    that has accumulated by then.
 
-    The ends of jobs without a known waiter are announced later, for waiters that arrived at that moment.
+    The end of a job without a known waiter is announced after a delay, because a waiter may have arrived at that very moment.
     """
 
     def __init__(self, tell: Callable[[Mapping[str, int], list[bytes]], Awaitable[Any]]) -> None:
@@ -43,7 +45,7 @@ class Notifier:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, topics: Mapping[str, int]) -> None:
-        """Add topics with the number of jobs. Nothing is sent of topics with 0."""
+        """Add topics, each with its number of jobs. Topics with 0 jobs are not sent, except the ends of jobs."""
         for topic, number in topics.items():
             if topic.startswith(_JOB):
                 self._ended.add(bytes.fromhex(topic.removeprefix(_JOB)))
@@ -57,9 +59,8 @@ class Notifier:
         self._go_on(is_urgent=are_awaited)
 
     async def close(self) -> None:
-        """Send the last notifications, because other processes would wait for them. Also works at the end of asyncio.run(), which has
-        cancelled the task by then.
-        """
+        """Send the last notifications, for which other processes may be waiting. This also works at the end of asyncio.run(), which has
+        cancelled the sending task by then."""
         self._is_closing = True
         if self._task is not None:
             self._is_urgent.set()

@@ -1,7 +1,7 @@
 """Checks who owns a schema. Our functions run with the rights of their caller, so every role that could replace one must be trusted.
 
-Trusted roles are the role itself, roles that it is a member of, superusers, the owner of the database, and the role in `owner=` of the
-broker URL. A role that was only granted rights may use a schema whose owner is one of these.
+Trusted roles are the connected role, roles that it is a member of, superusers, the owner of the database, and the role in `owner=` of the
+broker URL. A role that was merely granted rights may use a schema that one of these owns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ async def check(connection: asyncpg.Connection, schema: str, place: str, trusted
     )
 
 
-# Membership is read from the catalog, because pg_has_role() is true for a superuser with any role.
+# Membership is read from the catalog, because for a superuser pg_has_role() returns true for every role.
 FIRST_STRANGER: Final = """
 WITH RECURSIVE mine (oid) AS (
     SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user

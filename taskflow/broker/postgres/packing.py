@@ -17,7 +17,7 @@ def unless_void(column: list[T | None]) -> list[T | None]:
 
 
 def one_of_all(column: list[T]) -> list[T]:
-    """Return a single element if all elements are equal."""
+    """Reduce a column to one element if all its elements are equal."""
     return column[:1] if column and column.count(column[0]) == len(column) else column
 
 
@@ -44,6 +44,6 @@ def utf8(text: str) -> bytes:
 
 
 def text_for(name: str) -> str:
-    """Return the name with characters that PostgreSQL's text cannot store (a lone surrogate, a NUL) escaped. A machine's name may be any
-    bytes."""
+    """Escape the characters in a name that PostgreSQL cannot store as text: lone surrogates and NUL. A machine's name
+    may consist of any bytes."""
     return name.encode(errors="backslashreplace").decode().replace("\0", "\\x00")

@@ -1,4 +1,4 @@
-"""Translates errors of the server, the driver and the network into errors of taskflow."""
+"""Translates errors of the server, the driver and the network into taskflow's errors."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import asyncpg
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost
 
 ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""The errors of the driver; the third is raised if a connection breaks while it is used. A timeout is an OSError."""
+"""Errors raised by the driver. InternalClientError is raised if a connection breaks while it is in use. A TimeoutError is an OSError."""
 
 _LOST: Final = "TF001"
 
-# Error classes and codes that usually pass soon: connection, resources, operator intervention, transaction rollback, locks.
+# Classes and codes of errors that are usually temporary: connection, resources, operator intervention, transaction rollback, locks.
 _PASSING_CLASSES: Final = ("08", "53", "57", "40", "55")
 _PASSING: Final = frozenset({"25006", "25P03", "XX000"})
 
 
-# A prepared statement is missing or exists already: behind a pooler, it belonged to another connection of the server.
+# A prepared statement is missing or already exists, because a pooler has switched to another connection to the server.
 _OF_A_POOLER: Final = ("26000", "42P05")
 
 
 class NoRoom(BrokerUnavailable):
-    """The disk is full. `enqueue` raises StoreFull. Other verbs treat it as BrokerUnavailable until there is space, so that no session
-    ends."""
+    """The server's disk is full. `enqueue` raises StoreFull instead. Other verbs treat it as BrokerUnavailable, so that sessions survive
+    until there is space again."""
 
 
 class Unsuitable(ConnectionError):
-    """The server cannot be used with this URL, and another attempt would fail again. The message follows the server's name."""
+    """The server cannot be used with this URL, and another attempt would fail too. The message is written to follow the server's name."""
 
 
 def of_connecting(error: Exception, tls: str, within: float) -> Exception:
-    """Return the error to raise for an error of the driver while it connected."""
+    """Return the error to raise for one that the driver raised while connecting."""
     if isinstance(error, TimeoutError):
         return TimeoutError(f"no answer within {within:g} s")
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -51,11 +51,12 @@ def of_connecting(error: Exception, tls: str, within: float) -> Exception:
 
 
 _NO_TLS: Final = "rejected SSL upgrade"
-"""The driver's message for an answer to its TLS request that is neither acceptance nor an acceptable refusal."""
+"""The driver's message if the server's answer to its TLS request is neither "yes" nor a "no" that it may accept."""
 
 
 def in_our_words(error: Exception, place: str, schema: str = "", role: str | None = None) -> BrokerError:
-    """Return the error to raise instead. `place` names the server, without secrets; `schema` and `role` are for advice on rights."""
+    """Return the error to raise in place of the driver's. `place` names the server, without secrets. `schema` and `role`
+    are for advice on rights."""
     if isinstance(error, BrokerError):
         return error
     if isinstance(error, Unsuitable):
@@ -82,7 +83,7 @@ def in_our_words(error: Exception, place: str, schema: str = "", role: str | Non
 
 
 def _advice(error: Exception, schema: str, role: str | None) -> str:
-    """Return the statements with which an administrator grants a role the missing rights."""
+    """Return advice for an administrator: the statements that grant a role the missing rights."""
     to = f'TO "{role}"' if role else "TO the role in the broker URL"
     if "for database" in str(error):
         return f"Let the owner of the database make the schema (`taskflow migrate`), or run: GRANT CREATE ON DATABASE the_database {to};"
@@ -102,46 +103,49 @@ def may_pass(error: Exception) -> bool:
 
 
 def was_held_up(error: BaseException) -> bool:
-    """Return True if another program's transaction has held a lock for longer than a verb waits."""
+    """Return True if a verb stopped waiting for a lock that another program's transaction was holding."""
     return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
 
 
 def was_about_a_value(error: BaseException) -> bool:
-    """Return True if a value is too large for its column, or for a sum with stored values. Another attempt would fail again."""
+    """Return True if a value was rejected, such as one too large for its column, or for a sum with stored values.
+    Another attempt would fail too."""
     state = getattr(error.__cause__, "sqlstate", None) or ""
     return state[:2] in ("22", "54") or state in ("23502", "23514")
 
 
 def is_no_utf8(error: BaseException) -> bool:
-    """Return True if the server cannot send a text in its rows as UTF-8."""
+    """Return True if the server cannot send some text in its rows as UTF-8."""
     return isinstance(error.__cause__, asyncpg.CharacterNotInRepertoireError | asyncpg.UntranslatableCharacterError)
 
 
 def is_read_only(error: Exception) -> bool:
-    """Return True if the server is no longer a primary. The statement has had no effect."""
+    """Return True if the server is no longer a primary. The statement had no effect."""
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "25006"
 
 
 def is_stale(error: Exception) -> bool:
-    """Return True if the session looked up a function just as a migration dropped it. The statement has had no effect; another connection
-    works."""
+    """Return True if the session looked up a function just as a migration dropped it. The statement had no effect, and will
+    work on another connection."""
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "XX000" and "cache lookup failed" in str(error)
 
 
 def was_cancelled(error: BaseException) -> bool:
-    """Return True if the server cancelled the statement (by its statement_timeout, or an operator). It had no effect, and the connection
-    still works. Its session keeps its plans, so a second attempt there takes less time.
+    """Return True if the server cancelled the statement, because of statement_timeout or at an operator's request. It had no effect.
+
+    The connection still works, and its session keeps its plans, so a second attempt there takes less time.
     """
     return isinstance(error, asyncpg.QueryCanceledError)
 
 
 def is_lost(error: Exception) -> bool:
-    """Return True if the network to the server failed, and most likely the other connections too."""
+    """Return True if the connection to the server was lost, and most likely all other connections too."""
     return not isinstance(error, asyncpg.PostgresError) or isinstance(error, asyncpg.PostgresConnectionError)
 
 
 def is_cut(error: Exception) -> bool:
-    """Return True if the connection was probably gone before the statement arrived, or if two verbs used it at the same time."""
+    """Return True if the connection was probably lost before the statement arrived, or if the statement
+    conflicted with a concurrent one."""
     if isinstance(error, TimeoutError | Unsuitable):
         return False
     if isinstance(error, asyncpg.PostgresError):

@@ -1,6 +1,6 @@
 """Decodes rows as records. An unreadable field affects only its own job.
 
-A row is decoded at full speed first, and field by field only if that raises.
+A row is first decoded at full speed, and field by field only if that raises.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.stored import FULL_SPEED, FieldReader, text
 
 Row = Any
-"""asyncpg's Record: a column by its name."""
+"""An asyncpg.Record or a BareRow. Both give access to columns by name."""
 
 
 def reader_of(row: Row) -> FieldReader:
-    """Return a reader that reports the values that the server did not send. Each line of `unreadable` names a column and describes its
-    value."""
+    """Return a reader in which the row's oversized values, which the query leaves out, are already noted as unreadable.
+
+    Each line of the row's `unreadable` column holds a column name, a tab and the size of the value.
+    """
     reader = FieldReader()
     for line in (row["unreadable"] or "").splitlines():
         column, _, stored = line.partition("\t")
@@ -42,10 +44,10 @@ SIZED: Final = {
     for field in _SHOWN
     if field.kind.type is not int and field.kind.least != field.kind.most
 }
-"""The columns of limited size, with the maximum number of bytes that are fetched."""
+"""The columns of limited size, each with the maximum number of bytes that are fetched."""
 
 RECORD: Final = (*(field.name for field in _SHOWN if field.name not in SIZED), "job", *SIZED)
-"""The columns of a record."""
+"""The columns of a record, in the order in which SQL packs them."""
 
 
 def _if_too_long(column: str, most: int) -> str:
@@ -59,7 +61,7 @@ RECORD_COLUMNS: Final = ", ".join(
         f"nullif(concat_ws(E'\\n', {', '.join(_if_too_long(column, most) for column, most in SIZED.items())}), '') AS unreadable",
     )
 )
-"""The columns that `record_of` needs. A value that is too long is not fetched, but reported."""
+"""The columns that `record_of` needs, in SQL. An oversized value is not fetched; `unreadable` reports its size instead."""
 
 _JobRow: Any = msgspec.defstruct("_JobRow", (*RECORD, "unreadable"))
 
@@ -72,15 +74,15 @@ _DECODERS: Final[list[Callable[[bytes], Any]]] = [
 
 
 def record_told(packed: bytes) -> Record | None:
-    """Return the record that came with the news of a job's end: see tell_ended() in wakeups.sql. None if it cannot be read."""
-    values, at = list[Any](), 4  # the number of columns; of each its type, its length and its bytes
+    """Decode the record sent with the news that its job has ended: see tell_ended() in wakeups.sql. Return None if it cannot be read."""
+    values, at = list[Any](), 4  # after the number of columns; each column is its type, its length and its bytes
     try:
         for decode in _DECODERS:
             _, length = _HEAD.unpack_from(packed, at)
             at += _HEAD.size + max(0, length)
             values.append(None if length < 0 else decode(packed[at - length : at]))
         return _record_of(_JobRow(*values, None), FULL_SPEED)
-    except Exception:  # whatever a decoder raises
+    except Exception:  # decoders may raise anything
         return None
 
 
@@ -120,12 +122,12 @@ def name(stored: Any) -> str:
     return text(stored)
 
 
-# --- text that is no UTF-8 ------------------------------------------------------------------------------------
+# --- text that is not UTF-8 -----------------------------------------------------------------------------------
 
 
 class BareRow(dict[str, Any]):
-    """A row whose text was fetched as bytes by a statement of `bare`, because a database in SQL_ASCII may contain any bytes. It never
-    counts as sound."""
+    """A row whose text was fetched as bytes by a query from `bare`, because an SQL_ASCII database may contain any bytes. It is
+    always decoded field by field."""
 
     def __iter__(self) -> Iterator[str]:
         raise TypeError("read it by the names of its columns")
@@ -136,7 +138,7 @@ class BareRow(dict[str, Any]):
 
 
 class _NotUtf8(str):
-    """A text that was decoded from bytes that are not UTF-8; these are escaped."""
+    """A string decoded from bytes that are not valid UTF-8; the invalid bytes are backslash-escaped."""
 
 
 def _text_of(raw: bytes | None) -> str | None:
@@ -149,13 +151,15 @@ def _text_of(raw: bytes | None) -> str | None:
 
 
 def fields_of(kind: Any, row: Row) -> Any:
-    """Return the columns of a row as a struct."""
+    """Return a struct of the class `kind` with the columns of a row."""
     return kind(**{column: row[column] for column in kind.__struct_fields__})
 
 
 def bare(statement: str, columns: Sequence[tuple[str, str]]) -> str:
-    """Return a statement for the same rows with text as bytes, given the columns' names and types. Its column `bare` lists those
-    columns."""
+    """Wrap a query so that its text columns are returned as bytes. `columns` holds the name and type of each column.
+
+    The result has one more column, `bare`, which lists the names of the text columns.
+    """
     names = [column for column, kind in columns if kind == "text"]
     shown = (f"convert_to({column}, 'SQL_ASCII') AS {column}" if column in names else column for column, _ in columns)
     listed = ", ".join(f"'{column}'" for column in names)

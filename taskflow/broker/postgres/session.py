@@ -18,8 +18,8 @@ def session_columns(session: Session) -> list[Any]:
 
 
 def beat_columns(beat: Beat) -> list[Any]:
-    """Return the arguments of beat(), see session.sql: requests, numbers, seen; requests, numbers, microseconds and progress of the
-    reports; leaving, died_of, looks."""
+    """Return the arguments of beat() (see session.sql): requests and numbers of the claims; seen; requests, numbers, run times in
+    microseconds and progress of the reports; leaving, died_of, looks."""
     reports = [report for report in beat.reports if can_be(report.claim, beat.session)]
     own = [claim if can_be(claim, beat.session) else NO_CLAIM for claim in beat.claims]
     return [

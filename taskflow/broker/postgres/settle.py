@@ -1,4 +1,4 @@
-"""Packs settlements as arguments of the functions in settle.sql, and calls these functions."""
+"""Packs settlements as arguments of the functions in settle.sql, and calls those functions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from taskflow.model.rules import LONGEST
 from taskflow.model.verdict import RunError, Settled, Settlement, Succeeded, is_plain_success
 
 ID_BYTES: Final = 16
-"""The length of a job's id, and of a session's, in bytes."""
+"""The length of a job id or a session id, in bytes."""
 
 
 class SettleCalls(Protocol):
-    """The methods of the broker that a settlement needs."""
+    """The broker methods that settling needs."""
 
     async def call(self, name: str, *arguments: Any) -> list[Any]: ...
 
@@ -33,7 +33,7 @@ class SettleCalls(Protocol):
 
 
 class Settling:
-    """Settles plain successes first, then the others."""
+    """Settles a batch: plain successes first, then the rest."""
 
     def __init__(self, calls: SettleCalls) -> None:
         self._calls = calls
@@ -47,7 +47,7 @@ class Settling:
         return [Settled.OK if settlement.id in done else next(answers) for settlement in settlements]
 
     async def _succeed(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """Settle plain successes in a separate transaction, so that no other settlement delays them. Return the ids that are done."""
+        """Settle plain successes in a separate transaction, so that no other settlement delays them. Return the ids of the settled jobs."""
         plain = [settlement for settlement in settlements if _can_be_all_at_once(settlement)]
         ids = {settlement.id for settlement in plain}
         if not plain or len({settlement.id for settlement in settlements}) < len(settlements):
@@ -56,7 +56,7 @@ class Settling:
             [row] = await self._calls.call("succeed", self._calls.wall(), *success_columns(plain))
         except BrokerError as error:
             if was_held_up(error):
-                return frozenset()  # settle() finds out which one fails
+                return frozenset()  # _settle_others() finds out which ones are held up
             raise
         done = ids if row["done"] is None else set(row["done"])
         if done:
@@ -64,8 +64,8 @@ class Settling:
         return done
 
     async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle all together. If another program locks the key or row of some, settle the rest without them, so that these need not
-        wait."""
+        """Settle all together. If another program has locked the rows or keys of some, report these as held up, and settle
+        the rest without waiting."""
         answers = await self._together(settlements)
         if answers is not None:
             return answers
@@ -75,7 +75,7 @@ class Settling:
         return [Settled.HELD_UP if settlement.id in held_up else next(rest) for settlement in settlements]
 
     async def _together(self, settlements: Sequence[Settlement]) -> list[Settled] | None:
-        """Settle together; return None if another program's transaction has held up one of them."""
+        """Settle in one call. Return None if another program's transaction is holding up any of the settlements."""
         if not settlements:
             return []
         try:
@@ -87,27 +87,27 @@ class Settling:
         return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
 
     async def _held_up(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """Return the ids of settlements whose job, or whose follow-up's key, another program has locked at this moment."""
+        """Return the ids of the settlements whose job row, or whose follow-up's key, another program has currently locked."""
         following = [(each.id, envelope.key) for each in settlements for envelope in each.follow_ups if envelope.key is not None]
         ids, keys = [job_id for job_id, _ in following], [key for _, key in following]
         return {row["held_up"] for row in await self._calls.call("held_up", [each.id for each in settlements], ids, keys)}
 
 
 def _can_be_all_at_once(settlement: Settlement) -> bool:
-    """Return True if `succeed` can settle it. That function splits one text into ids of fixed length."""
+    """Return True if the SQL function `succeed` can settle it. That function splits one value into ids of fixed length."""
     return is_plain_success(settlement) and len(settlement.id) == len(settlement.claim.session) == ID_BYTES
 
 
 def is_possible(settlement: Settlement) -> bool:
-    """Return True if a store could have issued its fence."""
+    """Return True if a store could have issued the settlement's fence."""
     return 0 <= settlement.epoch < 1 << 31 and can_be(settlement.claim, settlement.claim.session)
 
 
 def success_columns(settlements: Sequence[Settlement]) -> list[Any]:
-    """Return the arguments of succeed(), see settle.sql: ids, fences, ran_for, keep_for, results.
+    """Return the arguments of succeed() (see settle.sql): ids, fences, ran_for, keep_for, results.
 
-    They are few long values, because the driver takes a third of a microsecond for each element of an array, and twice that for text or
-    bytes.
+    Ids and fences are each joined into one long value, because the driver takes a third of a microsecond for each element of an array, and
+    twice that for text or bytes.
     """
     return [
         b"".join([settlement.id for settlement in settlements]),
@@ -131,8 +131,8 @@ _CLAIM: Final = Struct(">qi")
 
 
 def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
-    """Return the arguments of settle(), see settle.sql: settlements; follow-ups, each with the place of its settlement, from 1;
-    progress."""
+    """Return the arguments of settle() (see settle.sql): the columns of the settlements, those of the follow-ups, and progress. A
+    follow-up's first column is the position of its settlement, from 1."""
     rows = [_settlement_row(settlement) for settlement in settlements]
     follow_ups = [(place, envelope) for place, settlement in enumerate(settlements, 1) for envelope in settlement.follow_ups]
     return [
@@ -168,5 +168,5 @@ def _content(value: bytes | str | bool | None) -> bytes | None:
 
 
 def _pack_error(error: RunError) -> bytes:
-    """Return the array of an error without the time, which the store adds."""
+    """Pack an error as an array without its last element, the time, which the store adds."""
     return b"\x95" + pack(error.type) + pack(error.message) + pack(error.traceback) + pack(error.attempt)

@@ -1,4 +1,4 @@
-"""Reads the SQL files, and fills in the schema and the values of statuses, events, words and rules."""
+"""Reads the SQL files, and fills in the schema, the columns, and the values of statuses, events, words and rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME: Final = re.compile(r"\b([SEWRP])\.([A-Za-z_]+)\b")
 
 
 def filled(text: str, schema: str, rules: Rules) -> str:
-    """Return the statements of a file for a schema and the rules of a store."""
+    """Return the text of an SQL file with the schema, the columns and the values filled in."""
     values = _values(rules)
     return placed(_NAME.sub(lambda found: values[found[0]], filled_in(text)), schema)
 
@@ -27,16 +27,16 @@ def placed(text: str, schema: str) -> str:
 
 
 def functions() -> list[str]:
-    """Return the text of each file of functions."""
+    """Return the text of each SQL file that defines functions."""
     return [file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.sql"))]
 
 
 def _values(rules: Rules) -> dict[str, str]:
-    """Return the SQL literal of each name."""
+    """Return the SQL literal that replaces each name."""
     values = literals(rules, text=_text, numbers=lambda numbers: f"'{{{','.join(map(str, numbers))}}}'")
     return values | bounds.literals()
 
 
 def _text(text: str) -> str:
-    """Return a string literal. PostgreSQL's format() uses %s for numbers too."""
+    """Return an SQL string literal. PostgreSQL's format() takes %s for numbers too, so this replaces %d."""
     return "'" + text.replace("'", "''").replace("%d", "%s") + "'"

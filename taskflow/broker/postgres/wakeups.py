@@ -1,7 +1,7 @@
-"""LISTEN and NOTIFY: one listening connection for each event loop, and notifications of committed changes.
+"""Wake-ups with LISTEN and NOTIFY: one listening connection for each event loop, and notifications of committed changes.
 
-A pooler in transaction mode accepts a LISTEN and loses every notification. So a listener counts as open only after it has received one of
-its test notifications. Until then it polls once a second.
+A pooler in transaction mode accepts LISTEN but loses every notification. So a listener counts as subscribed only once one of its test
+notifications has arrived. Until then it polls once a second.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ from taskflow.model.record import Record
 log: Final = logging.getLogger("taskflow")
 
 EVERYTHING: Final = "*"
-"""Replaces a notification that is too long: every waiter checks."""
+"""Sent in place of topics that would be too long for a notification. Every waiter that receives it checks for itself."""
 
 TEST_AGAIN: Final = 30.0
-"""Seconds after which a route that loses notifications is tried again."""
+"""Seconds before listening is tried again after notifications were lost."""
 
 MISSES: Final = 2
-"""Failed attempts to listen, at a server that otherwise answers, before a warning."""
+"""How many attempts to listen must fail, on a server that answers queries, before a warning is logged."""
 
 NOTE_AGAIN: Final = 60.0
-"""Seconds after which a listener writes its notes again. They count for 90 s: see bounds.NOTED_FOR."""
+"""Seconds after which a listener renews its notes, which are valid for 90 s: see bounds.NOTED_FOR."""
 
 NUDGE_STANDS: Final = 0.2
-"""Seconds in which a claim that follows a nudge finds the listener's note, which others remove after PASSED_ON_AFTER."""
+"""Seconds after a nudge during which a claim can rely on the listener's note. Other processes remove it after PASSED_ON_AFTER."""
 
 LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
-"""Pauses before each look while a transaction is open that may not have seen a note. Afterwards the job is found as after a lost nudge."""
+"""Seconds to pause before each look while a transaction is open that may not have seen a note. After the last look, a job is found in the
+same way as after a lost nudge."""
 
 UNNOTED: Final = "unnoted"
-"""The news of a claim that could not note its listener: see claim.sql."""
+"""Returned with a claim that could not note its listener: see claim.sql."""
 
 AGAIN: Final = "again"
-"""A line of a message: other transactions commit at the same time, and send no message."""
+"""A line in a message: other transactions are committing at the same time, and send no message themselves."""
 
 _JOB: Final = names.job(b"")
 _QUEUE: Final = names.queue("")
@@ -56,7 +57,7 @@ _SESSION: Final = names.session(b"")
 
 
 class Notes(NamedTuple):
-    """The calls by which a listener notes itself, looks, and passes a nudge on. See wakeups.sql."""
+    """The calls with which a listener notes what it waits for, looks for news, and passes a nudge on: see wakeups.sql."""
 
     note: Callable[[str, list[str], list[bytes]], Awaitable[None]]
     look: Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes], bool]]]
@@ -64,9 +65,10 @@ class Notes(NamedTuple):
 
 
 class PostgresListener(Listener):
-    """Listens for notifications. While they do not arrive, it polls for all waiters in one query and wakes those that have something to do.
+    """Listens for notifications. While they do not arrive, it polls for all waiters in one query and wakes those for
+    which something has happened.
 
-    A session's own topic is not polled, because the next heartbeat brings its news.
+    It does not poll for a session's own topic, because the answer to the next heartbeat brings that news.
     """
 
     def __init__(self, link: Link, schema: str, notes: Notes) -> None:
@@ -91,7 +93,7 @@ class PostgresListener(Listener):
         self.has_noted = False
 
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        # The time of the last answered poll: if the whole server is away, the listener is not the problem.
+        # If polls fail too, the whole server is unavailable, and listening is not the problem.
         server_is_there = self._has_looked
         try:
             async with ListenConnection(self._link, {self.id: self._take, self._schema: self._take_shared}) as listener:
@@ -111,16 +113,18 @@ class PostgresListener(Listener):
         await asyncio.sleep(_about(TEST_AGAIN))
 
     def stays_armed(self, topic: str) -> bool:
-        """Return True if the server has a note even though something is there. The end of a job is announced once."""
+        """Return True unless the topic is a job, whose end is announced only once. The server keeps any other note even if
+        something has already happened."""
         return not topic.startswith(_JOB)
 
     @property
     def is_at_rest(self) -> bool:
-        """Return True if it hears of what happens from now on, and of nothing that happened before."""
+        """Return True if this listener hears about everything that happens from now on, because it is neither noting
+        topics nor looking for jobs."""
         return not (self._has_wants.is_set() or self._is_asking or self._is_looking_again)
 
     def unnoted(self, ids: Iterable[bytes]) -> list[bytes]:
-        """Return the jobs that have waiters here of which the server does not know."""
+        """Return those of the jobs that have waiters in this loop but no note on the server."""
         if not self.is_on or not self.flag.is_heard:
             return []
         return [job_id for job_id in ids if self.flag.hears(topic := names.job(job_id)) and topic not in self._armed]
@@ -129,7 +133,8 @@ class PostgresListener(Listener):
         return Claiming(self, topics)
 
     def begin_claim(self, topics: Sequence[str]) -> Standing | None:
-        """Return None if no worker waits here for such jobs, or no notification would arrive."""
+        """Return what to tell the server with a claim. Return None if no worker is waiting here for such jobs, or
+        no notification would arrive."""
         if not self.is_on or not all(map(self.flag.hears, topics)):
             return None
         self._claims += 1
@@ -149,7 +154,7 @@ class PostgresListener(Listener):
         self.want(topic for topic in topics if topic in self.waited)  # others in this process, whose note is gone
 
     def fail_claim(self, topics: Sequence[str], standing: Standing) -> None:
-        """It is unknown whether the listener is noted."""
+        """Forget the topics, because it is unknown whether the failed claim has noted the listener."""
         self._claims -= 1
         self._was_nudged |= standing.was_nudged
         self.forget(topics)
@@ -179,7 +184,7 @@ class PostgresListener(Listener):
         return [*super()._duties(), self._keep_polling, self._keep_looking_again, self._keep_noted]
 
     async def _keep_noted(self) -> None:
-        """Write the notes of waiters again before they are too old."""
+        """Renew the notes of waiters before they expire."""
         while True:
             await asyncio.sleep(NOTE_AGAIN)
             noted = [topic for topic in self._armed if not topic.startswith((_JOB, _SESSION))]
@@ -207,14 +212,14 @@ class PostgresListener(Listener):
         self.told((topic for topic in lines if not topic.startswith((_JOB, _QUEUE))), disarms=False)
 
     def _take_shared(self, words: str) -> None:
-        """Take news of a transaction that could not see who waits."""
+        """Process a message on the shared channel, which comes from a transaction that could not see the listeners' notes."""
         heard = [topic for topic in [*words.split("\n"), names.ANY_QUEUE] if self.flag.hears(topic)]
         self.flag.wake(heard)
         self._look_again(topic for topic in heard if not topic.startswith(_JOB))
 
     def _take_nudge(self, topic: str) -> None:
         heard = {each for each in (topic, names.ANY_QUEUE) if self.flag.hears(each)}
-        if not heard or (self._armed.isdisjoint(heard) and not self._was_nudged and not self._claims):  # no worker waits, or has room
+        if not heard or (self._armed.isdisjoint(heard) and not self._was_nudged and not self._claims):  # no worker is waiting or has room
             self._pass_on_later({topic: 1})
         elif self._claims:
             self._told_during_claim[topic] += 1
@@ -227,7 +232,7 @@ class PostgresListener(Listener):
             log.info("PostgreSQL at %s: notifications arrive again; polling has stopped", self._link.server)
         self._has_looked, self._misses, self._trouble, self._has_said = False, 0, None, False
 
-    # --- jobs that came while this listener noted itself ----------------------------------------------------------
+    # --- jobs that arrived while this listener was noting itself --------------------------------------------------
 
     def _look_again(self, topics: Iterable[str]) -> None:
         self._again.update(topics)
@@ -235,7 +240,7 @@ class PostgresListener(Listener):
         self._has_again.set()
 
     async def _keep_looking_again(self) -> None:
-        """Look until no transaction is open that may not have seen the note of this listener."""
+        """Look for jobs while a transaction is open that may not have seen this listener's note."""
         while True:
             self._is_looking_again = self._has_again.is_set()
             await self._has_again.wait()
@@ -275,7 +280,7 @@ class PostgresListener(Listener):
 
 
 class Claiming:
-    """A claim under way, with what it says of the listener."""
+    """A claim in progress, and what it tells the server about the listener."""
 
     def __init__(self, listener: PostgresListener, topics: Sequence[str]) -> None:
         self._listener = listener
@@ -301,12 +306,12 @@ class Claiming:
 
 
 def _about(seconds: float) -> float:
-    """Return a pause of about this length, so that workers that started together do not poll together."""
+    """Return about this many seconds, varied at random so that workers that start together do not poll together."""
     return seconds * (0.75 + 0.5 * random.random())
 
 
 def told_in(wakeups: str) -> dict[str, int]:
-    """Return the topics that a verb announces, and of how many jobs. The number is 0 if no listener is noted for them."""
+    """Return the topics that a verb announces, each with its number of jobs. The number is 0 if no listener has a note for the topic."""
     if wakeups == EVERYTHING:
         return {EVERYTHING: 1}
     lines = (line.partition(" ") for line in wakeups.split("\n"))

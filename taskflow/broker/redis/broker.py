@@ -1,7 +1,6 @@
-"""The Redis broker. Each verb calls one Lua script, which the server runs atomically.
+"""The Redis broker. Each verb calls one Lua script, which the server runs atomically. The scripts contain the rules.
 
-The rules are in the scripts. The Lua file of a verb, and the Python file that packs its arguments, have the same name: enqueue.lua and
-enqueue.py, claim.lua and claim.py.
+A verb's Lua file has the same name as the Python file that packs its arguments, such as enqueue.lua and enqueue.py.
 """
 
 from __future__ import annotations
@@ -48,20 +47,21 @@ from taskflow.model.verdict import Settled, Settlement
 log: Final = logging.getLogger("taskflow")
 
 REINDEXED_BY_OTHERS_IN: Final = 0.5
-"""Seconds before a caller tries again while another caller reindexes. The server answers no one meanwhile."""
+"""Seconds after a reindexing during which it is not repeated. A caller that would have repeated it waits this long,
+then sends its call again."""
 
 MOST_REINDEXINGS: Final = 10
 """How many times one call waits for a reindexing, its own or another caller's, before it raises the error."""
 
 REINDEXED_WITHIN: Final = 120.0
-"""Seconds, enough for about twelve million jobs."""
+"""Seconds that reindexing may take, enough for about twelve million jobs."""
 
 MOST_AT_ONCE: Final = 500
-"""The maximum number of jobs that one claim or one upkeep moves, in about 4 ms of the server's time. A caller that gets this many calls
-again."""
+"""The maximum number of jobs that one claim or upkeep call moves, which takes the server about 4 ms. A caller that
+reaches the limit calls again."""
 
 _LACKING: Final = b"LACKING"
-"""The reply of a script if a payload or a result that was sent ahead is gone."""
+"""A script's reply if a payload or result that was sent ahead has disappeared."""
 
 
 class RedisBroker:
@@ -109,7 +109,7 @@ class RedisBroker:
         return [added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
 
     async def _add(self, envelopes: Sequence[Envelope]) -> Any:
-        """Return the answer of the script `enqueue` if all jobs are plain, else that of `add`."""
+        """Return the answer of the script `enqueue` if all jobs are plain and none of them is known, else that of `add`."""
         plain = pack_plain(envelopes)
         if plain is not None:
             answer = await self.call("enqueue", plain.packed, ahead=self._large_payloads.ahead(plain.large), on_disk=self.server.fsync)
@@ -156,7 +156,8 @@ class RedisBroker:
         return answers
 
     async def _settle_large(self, portion: Sequence[Settlement], packed: PackedSettlements) -> bytes:
-        """Send large results ahead. If the server has no room for them beside the payloads, or has lost one, they go with the call."""
+        """Settle, sending large results ahead. If the server is full, or has lost one of them, send them within the call,
+        which a full server accepts."""
         ahead = self._large_payloads.results_ahead(packed.ahead)
         try:
             reply: bytes = await self.call("settle", packed.packed, ahead=ahead)
@@ -174,7 +175,7 @@ class RedisBroker:
         return [BY_CODE.get(code) for code in await self.call("cancel", pack([list(ids)]))]
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        """Read jobs. If this loop listens for the end of a job that has not ended, the same call requests that wake-up from the server."""
+        """Read jobs. If a job has not ended and this loop is listening for its end, the same call requests that wake-up from the server."""
         listener = self._per_loop.here().listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
         records = ended | await self._read([job_id for job_id in ids if job_id not in ended], listener) if len(ended) < len(ids) else ended
@@ -217,14 +218,15 @@ class RedisBroker:
         return ServerInfo.of(await self._per_loop.here().pool.ask("INFO"))
 
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
-        """Return True if all are stored. The payloads sent ahead for the others are deleted."""
+        """Return True if all of these jobs are stored. Payloads that were sent ahead for any others are deleted."""
         ids = [envelope.id for envelope in envelopes]
         return bool(await self.call("known", pack([ids]), on_disk=self.server.fsync) == len(ids))
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def call(self, name: str, arguments: bytes, *, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
-        """Return a script's reply. The first call checks the server. If a key has a wrong type, it is mended and the call is repeated."""
+        """Run a script and return its reply. The first call checks the server. If a key has the wrong type, all indexes are rebuilt
+        and the script runs again."""
         return (self._check_and_run if self._server_info is None else self._run_and_mend)(name, arguments, ahead, on_disk)
 
     async def _check_and_run(self, name: str, arguments: bytes, ahead: Sequence[Command], on_disk: bool) -> Any:
@@ -240,7 +242,7 @@ class RedisBroker:
         return await self._run(name, arguments, ahead, on_disk)
 
     async def _reindex(self, error: WrongType) -> None:
-        """Let one of the callers that found the wrong type reindex. The others wait and try again, because it takes long."""
+        """Rebuild all indexes, which takes a long time. If another caller has just done so, only wait briefly."""
         spared = pack([int(1_000 * REINDEXED_BY_OTHERS_IN)])
         pool = self._per_loop.here().pool
         aside = await pool.run(self._scripts["reindex"], self._prefix, self._time(), spared, within=REINDEXED_WITHIN)

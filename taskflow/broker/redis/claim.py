@@ -38,7 +38,8 @@ def read_claim(reply: Sequence[bytes]) -> Claimed:
 _RUNNING: Final = CODES[Status.RUNNING]
 _LEASED: Final = struct.Struct(">xI16sQ16xH")
 _WAITING: Final = struct.Struct(">xbII14xQH")
-"""The fixed layout: epoch, session, request and number, length of the worker's name; priority, queue, name, created, length of extras."""
+"""The fixed layout of a lease, in two parts: epoch, session, request and number, length of the worker's name; priority, queue, name,
+created, length of extras."""
 
 
 def _plain_lease(job_id: bytes, stored: bytes, names: Names) -> Lease:
@@ -60,7 +61,7 @@ _NO_EXTRAS: Final[dict[str, Any]] = {}
 
 
 def _fields_of(stored: bytes) -> list[Any]:
-    """Return the array of fields that is equivalent to a lease in the fixed layout."""
+    """Convert a lease in the fixed layout to the equivalent array of fields."""
     epoch, session, tail, worker_bytes = _LEASED.unpack_from(stored)
     at = _LEASED.size + worker_bytes
     priority, queue, name, created, extras_bytes = _WAITING.unpack_from(stored, at)

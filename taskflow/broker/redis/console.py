@@ -17,17 +17,17 @@ from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 from taskflow.model.session import SessionRecord
 
 PAGE: Final = 500
-"""The number of jobs that one script reads, in a few milliseconds of the server's time."""
+"""The maximum number of jobs that one script call reads, which takes the server a few milliseconds."""
 
 
 PURGED_AT_ONCE: Final = 200
 
 
 class RedisConsole:
-    """Implements `taskflow.broker.console.Console`.
+    """The console of a Redis store. Implements `taskflow.broker.console.Console`.
 
-    No index contains all jobs, because it would add a third to the size of each. `browse` scans the keys, a thousand at a time, or only the
-    indexes of the statuses in the filter.
+    There is no index of all jobs, because it would add a third to the size of each job. `browse` scans the keys, a thousand at a time, or
+    reads only the indexes for the statuses in the filter.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class RedisConsole:
         examine: Callable[[], Awaitable[list[Finding]]],
         large_payloads: LargePayloads,
     ) -> None:
-        """`call` runs a script, `ask` sends a command."""
+        """`call` runs a script; `ask` sends a command."""
         self._call = call
         self._ask = ask
         self._examine = examine
@@ -51,7 +51,7 @@ class RedisConsole:
         return sorted((_queue_record(row, wall) for row in rows or ()), key=lambda record: record.name)
 
     async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        """Return a page of records, newest first. The same console continues where its last page ended without another scan."""
+        """Return a page of records, newest first. If the next call asks for the page that follows, it needs no new scan."""
         newest = self._rest.pop((job_filter, before), None)
         if newest is None:
             candidates = {job_id async for job_id in self._candidates(job_filter) if before is None or job_id < before}
@@ -75,7 +75,8 @@ class RedisConsole:
         return [Redone[answer.decode()] for answer in await self._call("redo", pack([list(ids)]))]
 
     async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        """Delete by pages. All ids of an index are read before the first is deleted, because deleting moves the others."""
+        """Delete jobs in batches. All ids of an index are read before the first job is deleted, because each
+        deletion moves the other ids."""
         purged = await self._purge_all(job_filter, limit)
         if purged:
             await self._call("sweep", pack([]))
@@ -117,7 +118,7 @@ class RedisConsole:
     # --- candidates -------------------------------------------------------------------------------------------------
 
     async def _candidates(self, job_filter: JobFilter) -> AsyncIterator[bytes]:
-        """Yield the ids of all jobs that may match the filter, some of them twice."""
+        """Yield the ids of all jobs that may match the filter. Some may occur twice."""
         statuses = _statuses(job_filter)
         indexes = [index for index, of in _INDEXES.items() if of & statuses]
         pages = self._scan() if Status.READY in statuses else self._indexed(indexes)
@@ -162,7 +163,7 @@ async def _each(ids: list[bytes]) -> AsyncIterator[bytes]:
 
 
 class _Newest:
-    """Sorts the greatest id first."""
+    """A heap entry for a job id. The greatest id, which is the newest job's, sorts first."""
 
     __slots__ = ("id",)
 

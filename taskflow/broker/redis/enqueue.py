@@ -13,9 +13,8 @@ from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, is_plain, pack_extras
 
 MOST_PLAIN: Final = 2_000
-"""The maximum number of envelopes in one call of the script `enqueue`. One command adds them all, and Lua passes at most 8,000 values to a
-command.
-"""
+"""The maximum number of envelopes in one call of the script `enqueue`. It adds them all with one command, and Lua passes at most
+8,000 values to a command."""
 
 _MOST_EXTRAS: Final = 0xFFFF
 
@@ -30,8 +29,8 @@ class PlainJobs(NamedTuple):
 
 
 def pack_plain(envelopes: Sequence[Envelope]) -> PlainJobs | None:
-    """Pack envelopes for the script `enqueue`. Return None if one of them is not plain: then `add` adds all, so that they keep their
-    order."""
+    """Pack envelopes for the script `enqueue`. Return None if they are not all plain: `add` then adds all of them, so
+    that they keep their order."""
     if not 0 < len(envelopes) <= MOST_PLAIN:
         return None
     runs, last_kind, large = list[list[Any]](), None, list[Envelope]()
@@ -78,7 +77,7 @@ def pack_envelopes(envelopes: Sequence[Envelope]) -> bytes:
 
 
 def job_item(envelope: Envelope, texts: Texts, *, apart: bool = False) -> Item:
-    """Return the item that `add_job` in enqueue.lua expects. If `apart`, it has a reference in place of the payload."""
+    """Return the item that `add_job` in enqueue.lua expects. If `apart` is True, it holds a reference in place of the payload."""
     return (
         envelope.id,
         texts.place("q:" + envelope.queue),

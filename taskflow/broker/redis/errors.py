@@ -1,4 +1,4 @@
-"""Translates errors of the server, the driver and the network into errors of taskflow."""
+"""Translates errors of the server, the driver and the network into taskflow's errors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from redis import exceptions
 
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreFull
 
-# The first words of errors that usually pass soon, and driver errors that lack these words.
+# The first words of errors that are usually temporary, and the driver's exceptions whose messages lack these words.
 _PASSING: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY", "UNKILLABLE"})
 
 _PASSING_ERRORS: Final = (exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.ClusterDownError, exceptions.TryAgainError)
 
 
-# Errors of our scripts if a key holds a value that none of them wrote, such as an entry that is too short.
+# Errors that our scripts raise if a key holds a value that none of them wrote, such as an entry that is too short.
 _SPOILT: Final = ("user_script:", "not an integer", "not a valid float", "not a float", "hash value is not")
 
 
@@ -67,7 +67,7 @@ def _of_answer(text: str, place: str) -> BrokerError:
 
 
 _OF_SCRIPT: Final = re.compile(r"^(ERR )?(user_script:\d+: )?(WRONGTYPE )?| script: [0-9a-f]{40}, on @user_script:\d+\.$")
-"""The texts that the server adds before and after an error of a script."""
+"""The text that the server adds before and after the message of an error from a script."""
 
 
 def _is_about_certificates(error: BaseException | None) -> bool:

@@ -1,7 +1,7 @@
-"""The stored form of a job: the order of its fields, which scripts and Python share.
+"""The stored form of a job: its fields in the order that scripts and Python share.
 
-The order follows a job's life, because the array ends after the last field that is set: a job that waits for its first run has eight.
-Never renumber the fields: stores contain these numbers.
+The order follows a job's life, because the array ends after the last field that is set: a job that is waiting for its first run has only
+eight. Never renumber the fields, because stores contain these numbers.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from typing import Final
 from taskflow.model.job_schema import AS_SENT as STORED_AS_SENT, FIELDS as SCHEMA
 
 LAYOUT: Final = 4
-"""The version of the fields and keys. A store with another version is refused. Raise it with every change that an older version would
-misread."""
+"""The version of the fields and keys. A store with another version is refused. Raise it with every change that an
+older taskflow would misread."""
 
 FIELDS: Final = tuple(field.name for field in SCHEMA if field.name != "id")
-"""The order of the array. `due_at` is absent if it equals `created_at`. `claim` is the session (16 bytes), request (6) and number (2).
-`settled` is the epoch (4 bytes) and the claim. `spoilt` is msgpack of the field's number, the problem and the first bytes.
-"""
+"""The fields, in the order of the array. `due_at` is absent if it equals `created_at`. `claim` is the session (16 bytes), request (6) and
+number (2). `settled` is the epoch (4 bytes) and the claim. `spoilt` is msgpack: the field's number, the problem and the first bytes."""
 
 AS_SENT: Final = tuple(field for field in FIELDS if field in STORED_AS_SENT and field != "payload")
 """The fields at the end of a job's item for the script `add`."""
@@ -33,11 +32,11 @@ _WAITING: Final = {
     "created": 8,
 }
 _RUNNING: Final = {"status": 1, "epoch": 4, "session": 16, "request": 6, "number": 2, "claimed": 8, "claimed_steady": 8}
-"""The fixed layout of plain jobs that wait for their first run, are in it, or have succeeded in it. They have no other fields. Scripts cut
-and join such a record as a string, instead of unpacking, changing and packing an array.
+"""The fixed layout of plain jobs that are waiting for their first run, are in it, or have succeeded in it. They have no other fields.
+Scripts cut and join such a record as a string, instead of unpacking, changing and packing an array.
 
 READY, SCHEDULED   the fields of _WAITING, extras (after their length in 2 bytes), payload (after its length in 4)
-RUNNING            the fields of _RUNNING, worker (after its length in 2 bytes), and all as it was while it waited
+RUNNING            the fields of _RUNNING, worker (after its length in 2 bytes), and everything from the waiting record
 SUCCEEDED          the same without the payload; then ended (8), ran_for (8), keep_for (8), result (after its length in 4 bytes);
                    the fence of its settlement is that of its claim
 
@@ -46,7 +45,8 @@ Numbers are big-endian. All other jobs are msgpack arrays of `FIELDS`, whose fir
 
 
 def _spans() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the first and last byte of each field, counted from 1, and the first byte after the fields of fixed width."""
+    """Yield the positions of the first and last byte of each field, counted from 1, and of the first byte after
+    the fields of fixed width."""
     for widths in (_WAITING, _RUNNING):
         end = 0
         for name, width in widths.items():
@@ -64,10 +64,13 @@ SPANS: Final = _EACH | {
 }
 
 MARK: Final = b"\xff@"
-"""A large payload is stored separately, under b:ID, and a large result under o:ID. The job holds a reference: this mark, and the length in
-4 bytes. So no script reads them: Lua reads every byte of each string it makes, and would make about six copies until the job has ended.
+"""The first bytes of a reference. A large payload is stored separately under b:ID, and a large result under o:ID. The job holds a
+reference, which is this mark and the length in 4 bytes.
 
-An older version takes a reference for a payload of a newer version, and leaves the job to others: see `codec.payload`.
+So no script reads the value itself. Lua reads every byte of each string it creates, and would make about six copies by
+the time the job has ended.
+
+An older version mistakes a reference for a payload from a newer version, and leaves the job to other workers: see `codec.payload`.
 """
 
 SESSION_BYTES: Final = 16

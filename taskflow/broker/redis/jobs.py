@@ -25,14 +25,14 @@ StoredJob: Any = msgspec.defstruct("StoredJob", FIELDS)
 
 
 class Names(dict[int, str]):
-    """The names of queues and jobs by their numbers."""
+    """Maps numbers to the names of queues and jobs."""
 
     def __missing__(self, number: int) -> str:
         raise ValueError(f"the number {number} stands for no text, or for one that is not UTF-8")
 
 
 class Head(NamedTuple):
-    """The first part of the replies of `read`, `browse` and `claim`.
+    """The first part of a reply from `read`, `browse` or `claim`.
 
     `names`     the names of queues and jobs by number, without those that cannot be read
     `is_armed`  True if the session will get a wake-up for new jobs
@@ -68,9 +68,10 @@ def records_of(reply: Sequence[bytes]) -> tuple[dict[bytes, Record], Names]:
 
 
 def ended_record(job_id: bytes, stored: bytes, names: Names | None) -> Record | None:
-    """Return the record of an ended job from its stored form.
+    """Decode an ended job's record from its stored form.
 
-    Return None if it cannot be read, is no longer kept, or has a payload or a result that is stored apart: the waiter then reads the job.
+    Return None if the record cannot be read or is no longer kept, or if its payload or result is stored apart. The
+    waiter then reads the job.
     """
     if names is None or not stored:
         return None
@@ -79,19 +80,19 @@ def ended_record(job_id: bytes, stored: bytes, names: Names | None) -> Record | 
         job = _job(fields)
         is_whole = not any(is_reference(value) for value in (job.payload, job.result) if value)
         return _record(job_id, fields, names) if is_whole and job.fade_at > job.ended_at else None
-    except Exception:  # whatever a decoder raises
+    except Exception:  # decoders may raise anything
         return None
 
 
 _RAN: Final = struct.Struct(">xI24xQ8xH")
 _WAITED: Final = struct.Struct(">xbIIQ6xQH")
 _ENDED: Final = struct.Struct(">QQQI")
-"""The layout: epoch, claimed, length of the worker's name; priority, queue, name, due, created, length of extras; ended, ran for, kept
-for, length of the result."""
+"""The fixed layout of a success, in three parts: epoch, claimed, length of the worker's name; priority, queue, name, due, created, length
+of extras; ended, ran for, kept for, length of the result."""
 
 
 def succeeded_fields(stored: bytes) -> list[Any]:
-    """Return the array of fields that is equivalent to a success in the fixed layout."""
+    """Convert a success in the fixed layout to the equivalent array of fields."""
     epoch, claimed, worker_bytes = _RAN.unpack_from(stored)
     at = _RAN.size + worker_bytes
     worker = stored[_RAN.size : at]
@@ -118,7 +119,7 @@ def succeeded_fields(stored: bytes) -> list[Any]:
 
 
 def _job(fields: list[Any]) -> Any:
-    """Return the fields by name, with defaults in place of absent ones."""
+    """Return a StoredJob with these fields, and with defaults for those that are absent."""
     present = [default if field is False else field for field, default in zip(fields, _DEFAULTS, strict=False)]
     return StoredJob(*present, *_DEFAULTS[len(fields) :])
 
@@ -128,8 +129,8 @@ UNKNOWN: Final = "?"
 
 
 def shown(stored: bytes) -> str:
-    """Return the name of a worker or a queue for display. Bytes that are not UTF-8 are escaped: a bad worker's name makes no job
-    unreadable."""
+    """Return the name of a worker or queue for display. Invalid UTF-8 is escaped, so that a bad worker name does
+    not make a job unreadable."""
     try:
         return text(stored)
     except UnicodeDecodeError:
@@ -137,7 +138,7 @@ def shown(stored: bytes) -> str:
 
 
 def column_of(number: int) -> str:
-    """Return the name of the field that a script could not read; 0 stands for the whole record."""
+    """Return the name of the field with this number, which a script could not read; 0 stands for the whole record."""
     return FIELDS[number - 1] if 0 < number <= len(FIELDS) else "record"
 
 
@@ -151,7 +152,7 @@ def _read_spoilt(packed: bytes) -> tuple[str, str, bytes]:
 
 
 def _reader_of(job: Any) -> FieldReader:
-    """Return a reader that reports the field for which the job was set aside."""
+    """Return a reader in which the field for which the job was set aside is already noted as unreadable."""
     reader = FieldReader()
     if job.spoilt is not None:
         column, problem, raw = _read_spoilt(job.spoilt)
@@ -193,7 +194,7 @@ _NOT_LEASED: Final[Sequence[tuple[str, Callable[[Any], Any]]]] = (
     ("waiting_for", maybe_text),
     ("errors", unpack_errors),
 )
-"""Fields that a lease does not contain, but that are read with it: a job with a damaged one must not run."""
+"""Fields that are not part of a lease but are decoded with it, because a job with a damaged field must not run."""
 
 
 def _record(job_id: bytes, fields: list[Any], names: Names) -> Record:

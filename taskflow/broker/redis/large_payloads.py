@@ -1,10 +1,10 @@
-"""Large payloads and results are stored apart from their jobs, and no script reads them: see `fields.MARK`.
+"""Stores large payloads and results apart from their jobs, so that no script reads them: see `fields.MARK`.
 
-They are sent ahead of the call that adds or settles their jobs. They expire unless that call keeps them, so that a call that never arrives
-leaves none behind. Claims and reads return references, and this module fetches the bytes.
+They are sent ahead of the call that adds or settles their jobs. They expire unless that call keeps them, so a call that never arrives
+leaves nothing behind. Claims and reads return references, and this module fetches the bytes.
 
-A result is first stored under its settlement's fence, which no other lease has: a worker that has lost its lease cannot replace
-another's result.
+A result is first stored under its settlement's fence, which no other lease has. So a worker that has lost its lease never
+replaces another worker's result.
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ from taskflow.model.record import Record
 from taskflow.model.stored import MAX_RAW, Unreadable
 
 INLINE: Final = 512
-"""Payloads of up to this many bytes stay in their jobs. A separate payload saves server time: adding, claiming and settling a
-job takes 17 µs with 1 KB inline and 12 µs apart; with 10 KB, 110 µs and 23 µs. But a lone job then starts one round trip later. Measured
-with `redis-payload` of benchmarks/, adding in bulk.
+"""Payloads of up to this many bytes stay in their jobs. Storing a payload apart saves server time: adding, claiming and settling a job with
+1 KB takes 17 µs inline and 12 µs apart; with 10 KB, 110 µs and 23 µs. But a lone job then starts one round trip later. Measured with
+`redis-payload` in benchmarks/, adding in bulk.
 """
 
 INLINE_RESULT: Final = 2_048
-"""Results of up to this many bytes stay in their jobs. A separate result saves server time: settling and reading a job takes 39 µs with
-2 KB inline and 25 µs apart; with 10 KB, 125 µs and 38 µs. But a caller that waits for the job gets an inline result with the message of
-its end, and makes two round trips for a separate one.
+"""Results of up to this many bytes stay in their jobs. Storing a result apart saves server time: settling and reading a job with 2 KB takes
+39 µs inline and 25 µs apart; with 10 KB, 125 µs and 38 µs. But a waiting caller receives an inline result with the message that the job has
+ended, and makes two round trips for a separate one.
 """
 
 EXPIRES_IN: Final = 600
-"""Seconds after which a payload or a result expires unless its call has arrived."""
+"""Seconds after which a payload or result expires if its call has not arrived."""
 
 FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
-"""The approximate maximum of payload bytes in one command."""
+"""The approximate maximum number of payload bytes that one command fetches."""
 
 AROUND_EACH: Final = 32
-"""An upper bound for the bytes of a reply besides the payload."""
+"""An upper bound for the bytes that a reply has in addition to each payload."""
 
 REFERENCE_BYTES: Final = len(MARK) + 4
 
 
 def is_large(payload: bytes) -> bool:
-    """Return True if the payload must be stored apart: it is large, or looks like a reference, which no payload of our codec does."""
+    """Return True if the payload must be stored apart, because it is large or looks like a reference. No payload from
+    our codec looks like one."""
     size = len(payload)  # runs for every job, so it calls no function
     return size > INLINE or (size == REFERENCE_BYTES and payload.startswith(MARK))
 
@@ -69,20 +70,21 @@ def size_in(reference: bytes) -> int:
 
 
 class LargePayloads:
-    """The large payloads and results of the jobs under one prefix."""
+    """Stores and fetches the large payloads and results of the jobs under one prefix."""
 
     def __init__(self, pool: Callable[[], ConnectionPool], prefix: str) -> None:
-        """`pool` returns the connections of the running event loop."""
+        """`pool` is a function that returns the running event loop's connections."""
         self._pool = pool
         self._prefixes = {"payload": f"{prefix}b:".encode(), "result": f"{prefix}o:".encode()}
 
     def ahead(self, large: Iterable[Envelope]) -> list[Command]:
-        """Return the commands that store payloads. A resent call does not replace stored ones (NX)."""
+        """Return the commands that store payloads. When a call is resent, they do not replace stored payloads (NX)."""
         prefix = self._prefixes["payload"]
         return [("SET", prefix + envelope.id, envelope.payload, "NX", "EX", EXPIRES_IN) for envelope in large]
 
     def results_ahead(self, results: Mapping[bytes, bytes]) -> list[Command]:
-        """Return the commands that store results by the fences of their settlements. The script `settle` moves them to the jobs' keys."""
+        """Return the commands that store results under the fences of their settlements. The script `settle` moves them
+        to the keys of their jobs."""
         return [("SET", self._prefixes["result"] + fence, result, "EX", EXPIRES_IN) for fence, result in results.items()]
 
     async def with_payloads(self, leases: list[Lease]) -> list[Lease]:
@@ -103,7 +105,8 @@ class LargePayloads:
         return leases
 
     async def in_records(self, records: dict[bytes, Record]) -> dict[bytes, Record]:
-        """Return the records with payloads and results in place of references. A payload that is gone, as after a success, is None."""
+        """Return the records with payloads and results in place of references. A payload that no longer exists, as
+        after a success, is None."""
         whole = dict(records)
         for column in self._prefixes:
             references = {job_id: value for job_id, record in records.items() if (value := getattr(record, column)) and is_reference(value)}
@@ -120,10 +123,10 @@ class LargePayloads:
         return whole
 
     async def _fetch(self, references: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[bytes, Unreadable]]:
-        """Return the payloads that exist, and the problem of any other.
+        """Return the payloads that exist, and the problem of each one that is missing or damaged.
 
-        One command fetches a whole portion. If it fails, the payloads are fetched one by one, each up to one byte beyond its length. It
-        fails if the reply is late, or longer than the references say, or if a payload does not have the length in its reference.
+        One command fetches a whole portion. It fails if the reply is late or longer than the references say, or if a payload's length
+        differs from its reference. The payloads are then fetched one by one, each up to one byte beyond its length.
         """
         payloads: dict[bytes, bytes] = {}
         problems: dict[bytes, Unreadable] = {}
@@ -153,7 +156,8 @@ class LargePayloads:
 
 
 def _problem(value: bytes | None, size: int) -> str:
-    """Return what is wrong with a value of `size` bytes. None means that its key is not a string, an empty value that it is missing."""
+    """Return what is wrong with a value that should have `size` bytes, or "". None means that its key is not a string; an empty value
+    means that it is missing."""
     if value is None:
         return "its key is not a string"
     if not value:

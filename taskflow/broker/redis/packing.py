@@ -1,4 +1,4 @@
-"""Packs msgpack for the scripts, and the claims, ids and progress that several verbs share."""
+"""Packs and unpacks msgpack for the scripts, and the claims, ids and progress that several verbs share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ MOST_NUMBERS: Final = 1 << 16
 
 
 def pack(arguments: Sequence[object]) -> bytes:
-    """Pack arguments with bytes as strings, the only kind that Lua has. Text may contain lone surrogates, like messages of exceptions."""
+    """Pack arguments, with bytes as strings, because Lua has no other type for them. Text such as an exception's message
+    may contain lone surrogates."""
     packed = msgpack.packb(arguments, use_bin_type=False, unicode_errors="surrogatepass")
     assert packed is not None
     return bytes(packed)

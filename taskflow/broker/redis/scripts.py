@@ -1,7 +1,8 @@
-"""The Lua scripts, assembled from the parts in the Lua files beside this one.
+"""The Lua scripts, assembled from sections of the Lua files in this folder.
 
 A line ``-- === part NAME ===`` or ``-- === script NAME ===`` in a Lua file begins a section. A script consists of the parts that `_PARTS`
-lists, and its own section. Names of fields, statuses, events, words and rules (F.x, S.x, E.x, W.x, R.x) are replaced by their values.
+lists, and its own section. Names of fields, layout positions, statuses, events, words and rules (F.x, L.x, S.x, E.x, W.x, R.x) are
+replaced by their values.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from taskflow.model.rules import Rules
 
 
 class Script(NamedTuple):
-    """A script's text, and the hash with which the server runs it once it has seen the text."""
+    """A script's text, and its SHA-1 hash, by which the server can run it once it has seen the text."""
 
     name: str
     text: bytes
@@ -62,16 +63,15 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The parts of each script, in order."""
 
-# The server creates a part's functions again in each call, and creating all of them takes longer than a plain job does. So `the_rest()`
-# creates the parts that only some jobs need; the script calls it for such a job.
+# The server creates a part's functions again in each call, and creating all of them takes longer than processing a plain job. So the parts
+# that only some jobs need are created by `the_rest()`, which the script calls for such a job.
 _REST: Final[Mapping[str, tuple[str, ...]]] = {
     "enqueue": (*_NAMES, "intern", "large_payloads", "nudge", "enqueue_rest"),
     "claim": ("large_payloads", "read_jobs", "leases", "nudge", "claim_others"),
     "settle": ("texts_of", "intern", *_QUEUES, "nudge", "wake_listeners", *_CHANGE_JOBS, "add_all", "settle_others"),
 }
 
-# When its memory is full, the server refuses scripts without the flag allow-oom. So it refuses new jobs, and everything else still
-# works.
+# When its memory is full, the server refuses scripts without the flag allow-oom. So it refuses new jobs, but everything else still works.
 _REFUSED_WHEN_FULL: Final = frozenset({"enqueue", "add"})
 
 _SECTION: Final = re.compile(r"^-- === (?:part|script) (\w+) =*\n", re.MULTILINE)
@@ -83,10 +83,10 @@ _ARGUMENTS_NEEDED: Final[Mapping[int, str]] = {
     2: "HDEL HEXISTS HGET HMGET HSCAN LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZREM ZSCORE",
     3: "GETRANGE HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
 }
-"""Every command that taskflow sends, by the minimum number of arguments."""
+"""Every command that taskflow sends, grouped by its minimum number of arguments."""
 
 _RUN_SCRIPT: Final = ("EVAL", "EVALSHA")
-"""They need three arguments for one key, because the number of keys precedes the key."""
+"""Commands that run a script. With one key they need three arguments, because the number of keys precedes the key."""
 
 _SENT: Final = (*_RUN_SCRIPT, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "GETRANGE")
 
@@ -94,8 +94,9 @@ _SENT: Final = (*_RUN_SCRIPT, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET"
 class Scripts(Mapping[str, Script]):
     """The scripts for a store with these rules, by name.
 
-    Each is assembled when first used, in a millisecond or two: all at once would add a fifth of the driver's import to a worker's start.
-    The files are read now, before an upgrade can replace them.
+    Each script is assembled on first use, which takes a millisecond or two. Assembling all of them at once would lengthen a
+    worker's start by a fifth of the time that importing the driver takes. The files are read when this object is created, before an
+    upgrade can replace them.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -121,7 +122,7 @@ class Scripts(Mapping[str, Script]):
 
 
 def smallest_calls(names: Sequence[str]) -> list[list[str]]:
-    """Return each command with the fewest arguments it can have, for ACL checks. `names` serve as its keys and channels."""
+    """Return every command with as few arguments as possible, for ACL checks. `names` serve as its keys and channels."""
     whole = [[command, *names[:needed]] for needed, commands in _ARGUMENTS_NEEDED.items() for command in commands.split()]
     return sorted([*whole, *([command, "", "1", names[0]] for command in _RUN_SCRIPT)])
 
@@ -143,7 +144,7 @@ def _text_of(sections: Iterable[str]) -> str:
 
 @cache
 def _sections() -> dict[str, str]:
-    """Return the sections of all Lua files by name, without comments."""
+    """Return the sections of all Lua files by name, with comments removed."""
     found: dict[str, str] = {}
     for file in Path(__file__).parent.glob("*.lua"):  # loading importlib.resources would take a fiftieth of a worker's start
         _, *parts = _SECTION.split(file.read_text(encoding="utf-8"))
@@ -157,7 +158,7 @@ def _without_comments(source: str) -> str:
 
 @cache
 def _values(rules: Rules) -> dict[str, str]:
-    """Return the Lua literal of each name."""
+    """Return the Lua literal that replaces each name."""
     fields = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
     spans = {f"L.{name}": ", ".join(map(str, span)) for name, span in SPANS.items()}
     spans["L.mark"] = "'" + "".join(f"\\{byte:03d}" for byte in MARK) + "'"
@@ -173,5 +174,5 @@ def _numbers(fields: Iterable[str]) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a Lua string literal. The texts are printable ASCII; Lua escapes quotes and backslashes like Python."""
+    """Return a Lua string literal. The text is printable ASCII, in which Lua escapes quotes and backslashes as Python does."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

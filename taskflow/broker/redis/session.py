@@ -14,7 +14,7 @@ from taskflow.model.envelope import ClaimId
 from taskflow.model.session import Beat, BeatAnswer, Outlook, Session, SessionRecord, session_record_of
 
 LONGEST_NAME: Final = 250
-"""The maximum length of a worker's name, because each of its jobs contains it."""
+"""The maximum length of a worker's name. It is limited because each job that the worker runs contains it."""
 
 
 def pack_session(session: Session) -> bytes:
@@ -27,7 +27,7 @@ def pack_session(session: Session) -> bytes:
 
 
 def pack_beat(beat: Beat) -> bytes:
-    """Pack a heartbeat for the script `beat`, without claims that no store could have given to the session."""
+    """Pack a heartbeat for the script `beat`, leaving out claims that no store could have given to the session."""
     own = [claim for claim in beat.claims if can_be(claim, beat.session)]
     reports = [
         (pack_tail(report.claim), to_microseconds(report.running_for), pack_progress(report.progress))
@@ -53,7 +53,7 @@ def _claims_in(packed: bytes, session: bytes) -> set[ClaimId]:
     return {claim_of(session, packed[first : first + TAIL_BYTES]) for first in range(0, len(packed), TAIL_BYTES)}
 
 
-# --- what the console shows -----------------------------------------------------------------------------------------
+# --- for the console ------------------------------------------------------------------------------------------------
 
 
 def session_records(packed: bytes) -> list[SessionRecord]:

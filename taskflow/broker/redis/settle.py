@@ -1,6 +1,6 @@
 """Packs settlements as arguments of the script `settle`, and decodes its answers.
 
-Plain successes are packed in columns, because most settlements are of this kind; all others are items.
+Plain successes, by far the most common kind, are packed as columns; all others are packed as items.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ MOST_RESULT: Final = 60 * 1024 * 1024
 MOST_EPOCHS: Final = 1 << 32
 
 IsApart = Callable[[bytes], bool]
-"""Returns True if a result must be sent ahead."""
+"""A function that returns True if a result must be sent ahead."""
 
 
 class PackedSettlements(NamedTuple):
-    """`order` holds the position of the settlement for each answer of the script."""
+    """Arguments of the script. `order` holds, for each answer of the script, the position of the settlement that it belongs to."""
 
     packed: bytes
     order: Sequence[int]
     ahead: dict[bytes, bytes]
-    """Results that must be sent ahead, by the fences of their settlements: see `large_payloads`."""
+    """Results that must be sent ahead, keyed by the fences of their settlements: see `large_payloads`."""
 
 
 def is_possible(settlement: Settlement) -> bool:
-    """Return True if a store could have issued this fence. Any other is stale, and too large for the script."""
+    """Return True if a store could have issued the settlement's fence. Any other is stale, and too large for the script."""
     claim = settlement.claim
     return len(claim.session) == SESSION_BYTES and can_be(claim, claim.session) and 0 <= settlement.epoch < MOST_EPOCHS
 
@@ -61,10 +61,10 @@ def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
 
 
 def pack_settlements(settlements: Sequence[Settlement], is_apart: IsApart) -> PackedSettlements:
-    """Pack plain successes in columns, by session and keep. The script settles these first, so a job that occurs twice is packed as
-    items.
+    """Pack plain successes as columns, grouped by session and `keep_for`, and all others as items. The script settles the columns first, so
+    if a job occurs twice, everything is packed as items, to keep the order.
 
-    A reference replaces each result for which `is_apart` is true.
+    Each result for which `is_apart` is true is replaced by a reference.
     """
     texts, columns, others = Texts(), dict[tuple[bytes, float], _Columns](), list[int]()
     ahead: dict[bytes, bytes] = {}
@@ -84,7 +84,7 @@ def pack_settlements(settlements: Sequence[Settlement], is_apart: IsApart) -> Pa
 
 
 def settled_of(answers: bytes, order: Sequence[int]) -> list[Settled]:
-    """Decode the answers of the script, in the order of the settlements."""
+    """Decode the script's answers. Return them in the order of the settlements."""
     settled = [Settled.STALE] * len(order)
     for place, answer in zip(order, answers, strict=True):
         if answer == _OK:
@@ -96,7 +96,8 @@ _OK: Final = ord("o")
 
 
 def _as_sent(result: bytes, fence: bytes, is_apart: IsApart, ahead: dict[bytes, bytes]) -> bytes:
-    """Return what goes to the script: the result, or a reference to it after adding it to `ahead`."""
+    """Return the result, or, if it must be sent ahead, a reference to it after adding it to `ahead`. Raises
+    ValueError if it is too large."""
     if len(result) > MOST_RESULT:
         raise ValueError(f"Redis allows results of at most {MOST_RESULT:,} bytes, got {len(result):,}")
     if not is_apart(result):
@@ -139,7 +140,7 @@ def _add_success(columns: _Columns, place: int, settlement: Settlement, is_apart
 
 
 def _settlement_item(settlement: Settlement, texts: Texts, is_apart: IsApart, ahead: dict[bytes, bytes]) -> Item:
-    """Return the item of a settlement, see settle.lua. It contains the payloads of follow-ups, whatever their size."""
+    """Return a settlement's item: see settle.lua. Payloads of follow-ups are part of it, whatever their size."""
     kind, value, error, after = parts_of(settlement.verdict)
     if isinstance(value, bytes):
         value = _as_sent(value, settlement.epoch.to_bytes(4) + pack_claim(settlement.claim), is_apart, ahead)

@@ -1,8 +1,8 @@
-"""Wake-ups over publish and subscribe. Each listener has a separate channel.
+"""Wake-ups with publish and subscribe. Each listener has a separate channel.
 
-If every job woke every worker, a busy fleet would be busy with listening. The server therefore keeps lists of the listeners that wait for
-jobs, and nudges as many of them as there are new jobs. A claim that finds too few jobs puts its listener on the lists in the same call. Any
-other listener asks by the script `arm`, which also returns the topics that have something already.
+If every job woke every worker, a busy fleet would spend its time listening. So the server keeps lists of the listeners that are waiting for
+jobs, and nudges only as many of them as there are new jobs. A claim that finds too few jobs also puts its listener on these lists. Any
+other listener calls the script `arm`, which also returns the topics for which something has already happened.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from taskflow.broker.redis.packing import ids_in, pack, unpack
 from taskflow.model.record import Record
 
 PING_EVERY: Final = 25.0
-"""Seconds without a message after which the subscription sends PING."""
+"""Seconds without a message before the subscription sends PING."""
 
 PONG_WITHIN: Final = 3.0
-"""Seconds for the answer to PING or SUBSCRIBE."""
+"""Seconds to wait for the answer to PING or SUBSCRIBE."""
 
 
 class RedisListener(Listener):
@@ -37,7 +37,7 @@ class RedisListener(Listener):
         self._names: dict[bytes, Names] = {}
 
     def note_names(self, job_id: bytes, names: Names) -> None:
-        """Note the names that the record of an awaited job had, which the news of its end does not repeat."""
+        """Keep the names from an awaited job's record, because the news of its end does not repeat them."""
         self._names[job_id] = names
 
     def forget(self, topics: Iterable[str]) -> None:
@@ -70,7 +70,7 @@ class RedisListener(Listener):
             await subscription.drop()
 
     async def _watch(self, subscription: Subscription) -> None:
-        """Drop the connection if the server does not answer, which ends `listen`."""
+        """Send PING when no messages arrive. If the server does not answer, drop the connection, which ends `listen`."""
         while True:
             self._is_heard = False
             await asyncio.sleep(PING_EVERY)
@@ -94,7 +94,7 @@ class RedisListener(Listener):
         self.told([topic], disarms=not topic.startswith(_SESSION))
 
     def _ended_in(self, packed: bytes) -> dict[bytes, Record | None]:
-        """Return the ended jobs of a message: those with a record that came with it, and that can be read, and the others."""
+        """Return the jobs whose end the message announces, each with its record, or None if the record was not sent or cannot be read."""
         flat = unpack(packed)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return {job_id: ended_record(job_id, stored, self._names.get(job_id)) for job_id, stored in pairs}

@@ -1,1 +1,1 @@
-"""Connections to a PostgreSQL server: its address, the connections of an event loop, and the checks of its schema."""
+"""Connections to a PostgreSQL server: its address, an event loop's connections, and checks of the schema."""

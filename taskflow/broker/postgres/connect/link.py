@@ -1,4 +1,4 @@
-"""The connections of an event loop to a server."""
+"""An event loop's connections to a server."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from taskflow.model import wording
 from taskflow.model.errors import BrokerError, BrokerUnavailable
 
 MOST_CONNECTIONS: Final = 8
-"""The maximum number of connections that one loop uses at a time. Further calls wait."""
+"""The maximum number of connections on which one loop runs statements at a time. Further calls wait."""
 
 MOST_TRIES: Final = 5
 
 
 class Link:
-    """Reuses connections. A connection that failed, or was left in the middle of an answer, is dropped.
+    """A pool of connections for one event loop. A connection that failed, or whose answer was not read to the end, is dropped.
 
-    Of several addresses it prefers the last primary. If another address becomes the primary, connections to the others are dropped.
+    If there are several addresses, the pool prefers the last known primary. When another address becomes the primary, idle and
+    listening connections are dropped.
     """
 
     def __init__(self, server: PostgresTarget, before_the_end: Callable[[], Awaitable[None]] | None = None, *, schema: str = "") -> None:
-        """`before_the_end` is awaited when the loop ends, while connections are still open; `schema` is for messages."""
+        """`before_the_end` is awaited when the loop ends, while connections are still open. `schema` is for messages."""
         self.server = server
         self._schema = schema
         self._before_the_end = before_the_end
@@ -44,7 +45,7 @@ class Link:
         self._end: AsyncGenerator[None] | None = None
 
     async def fetch(self, statement: str, *arguments: Any, within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
-        """Return the rows of a statement. It may be sent twice, like any verb."""
+        """Run a statement and return its rows. Like any verb, it may be sent more than once."""
         try:
             return await self._fetch(statement, arguments, within)
         except ERRORS as error:
@@ -53,7 +54,7 @@ class Link:
             raise self.in_our_words(error) from error
 
     async def columns_of(self, statement: str) -> list[tuple[str, str]]:
-        """Return the names and types of the statement's columns."""
+        """Return the name and type of each of the statement's columns."""
         try:
             async with self._turns:
                 connection = await self._take_up(statement)
@@ -83,13 +84,13 @@ class Link:
         return connection
 
     def lay_down(self, connection: asyncpg.Connection) -> None:
-        """Make an unchanged connection, opened for one caller, available to others. Not if there are several addresses: another one may be
-        the primary by now."""
+        """Return a connection from `open` to the pool. Its settings must be unchanged. If there are several addresses, do nothing, because
+        another one may be the primary by now."""
         if not self._is_closed and not self.server.others:
             self._idle.append(connection)
 
     def has(self, connection: asyncpg.Connection) -> bool:
-        """Return True if the connection is here and unused."""
+        """Return True if the connection is idle in this pool."""
         return connection in self._idle
 
     async def close(self) -> None:
@@ -120,12 +121,13 @@ class Link:
                     if tries == MOST_TRIES or not is_to_be_tried:
                         raise
                     if is_lost(error) or is_stale(error):
-                        self._drop_idle()  # the server was away or migrated, so the other connections are gone or stale too
+                        self._drop_idle()  # the server was unavailable or migrated, so the other connections are lost or stale too
         raise AssertionError("unreachable")
 
     async def _take_up(self, statement: str, last: asyncpg.Connection | None = None) -> asyncpg.Connection:
-        """Return `last` if it is idle, else a connection that has run the same statement and few others. A session plans the statement at
-        its first run, which takes the server ten times as long as the call itself.
+        """Take a connection from the pool, or open one. Prefer `last`, then one that has run the same statement and few others.
+
+        A session plans a statement when it first runs it. For the server, this takes ten times as long as the call itself.
         """
         while self._idle:
             connection = last if last in self._idle else min(self._idle, key=partial(self._strangeness, statement))
@@ -166,11 +168,12 @@ class Link:
                 drop(connection)
 
     def _places(self) -> list[Address]:
-        """Return the addresses, the likeliest first."""
+        """Return the addresses, the last known primary first."""
         return sorted(self.server.places, key=lambda place: place != self._primary)
 
     def _move_to(self, place: Address) -> None:
-        """Use another address from now on. Listeners at other addresses would get no notifications from it."""
+        """Make another address the primary. Drop the idle connections, and the listening ones, which would receive
+        no notifications from it."""
         self._primary = place
         self._drop_idle()
         for connection in list(self._listening):
@@ -181,8 +184,8 @@ class Link:
             drop(self._idle.pop())
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        """Close all connections when the loop ends: asyncio.run() and similar functions finish asynchronous generators before they close a
-        loop."""
+        """Close all connections when the loop ends: asyncio.run() and similar functions shut down asynchronous generators
+        before they close a loop."""
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Prepares the schema: creates it if it is missing, migrates an older one, and checks one of this version."""
+"""Prepares the schema: creates or migrates it if necessary, and checks that it is safe to use."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from taskflow.model.rules import Rules
 OLDEST_SERVER: Final = 140_000
 
 MADE_WITHIN: Final = 30.0
-"""Seconds for the first use, including a migration. A longer migration needs `taskflow migrate`, which has no limit."""
+"""Seconds that the first use may take, including a migration. A longer migration needs `taskflow migrate`, which has no time limit."""
 
 
 async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> None:
     """Create, migrate or check the schema, so that this version can work with it.
 
-    Raises BrokerRefused if a newer version made it, if the server is too old, if a role that is not trusted could change it, or if a
-    migration is pending and `migrates` is False.
+    Raises BrokerRefused if the schema is from a newer version, or a migration is pending and `migrates` is False. Also raises it if the
+    server is too old, or if a role that is not trusted could change the schema.
     """
     async with _opened(link, within=MADE_WITHIN) as connection:
         found = await _look(connection, link, schema)
@@ -35,7 +35,7 @@ async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> N
         if found.migrations:
             await _upgrade(connection, link, schema, rules)
         else:
-            link.lay_down(connection)  # the first verb reuses it: a new one takes 3 ms of a worker's start, and loads everything again
+            link.lay_down(connection)  # the first verb reuses it: a new one would add 3 ms to a worker's start, and load everything again
 
 
 async def pending(link: Link, schema: str) -> Upgrade:
@@ -53,8 +53,8 @@ async def _upgrade(connection: asyncpg.Connection, link: Link, schema: str, rule
 
 
 async def _look(connection: asyncpg.Connection, link: Link, schema: str) -> Upgrade:
-    """Check the schema, in a transaction without the limits of the role or the database: the first statements of a connection take
-    longest."""
+    """Check who owns the schema, and return its pending migrations. The time limits of the role or database do not apply, because a
+    connection's first statements take longest."""
     place = str(link.server)
     await connection.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0")
     await ownership.check(connection, schema, place, link.server.owner)
@@ -65,7 +65,7 @@ async def _look(connection: asyncpg.Connection, link: Link, schema: str) -> Upgr
 
 @asynccontextmanager
 async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection to a suitable server for at most `within` seconds. Errors inside the block are translated."""
+    """Open a connection to a suitable server, and limit the block to `within` seconds. Errors inside the block are translated."""
     place = str(link.server)
     try:
         connection = await link.open()

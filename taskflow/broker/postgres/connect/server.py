@@ -1,4 +1,4 @@
-"""The address of a server, and connecting to it."""
+"""The address and options of a database server, and connections to it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from taskflow.broker.postgres.refusals import ERRORS, Unsuitable, may_pass, of_c
 log: Final = logging.getLogger("taskflow")
 
 ANSWER_WITHIN: Final = 4.0
-"""Seconds for one statement. Shorter than the default `enqueue_timeout` (5 s), so that this error is raised first."""
+"""Seconds that one statement may take. This is less than the default `enqueue_timeout` (5 s), so that this error is raised first."""
 
 CONNECT_WITHIN: Final = 3.0
-"""Seconds to connect, however many addresses there are."""
+"""Seconds that connecting may take, however many addresses there are."""
 
 DEFAULT_PORT: Final = 5432
 
@@ -32,10 +32,10 @@ _ARRAYS: Final = [
     | dict.fromkeys(("range_subtype", "attrtypoids", "attrnames"))
     for oid, name, elemtype in ((1000, "_bool", 16), (1001, "_bytea", 17), (1005, "_int2", 21), (1007, "_int4", 23), (1016, "_int8", 20))
 ]
-"""The array types of our columns, which have the same numbers on every server. Otherwise the driver would query them on each connection."""
+"""The array types that we use, which have the same OIDs on every server. Otherwise the driver would look them up on each connection."""
 
 _SETTINGS: Final = {"application_name": "taskflow", "standard_conforming_strings": "on"}
-"""Settings that pgbouncer accepts too."""
+"""The settings of each connection, chosen so that pgbouncer accepts them too."""
 
 
 class Address(NamedTuple):
@@ -47,13 +47,13 @@ class Address(NamedTuple):
 
 
 class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """One database. `password` is never shown.
+    """The address of a database, and how to connect to it. `password` is never shown.
 
-    `others`     further addresses if there are standbys: one of all is the primary, and this may change
-    `listen_at`  where to listen for wake-ups if the other connections use a pooler that loses them; of several addresses, the primary's
+    `others`     further addresses, if there are standbys: one of all addresses is the primary, which may change
+    `listen_at`  where to listen for wake-ups, if the other connections use a pooler that loses them; if several, the primary is used
     `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as in libpq
-    `is_pooled`  True if a pooler in between does not support prepared statements
-    `owner`      a role that is trusted with the schema, besides those that `ownership` lists
+    `is_pooled`  True if connections go through a pooler that does not support prepared statements
+    `owner`      a role that is trusted with the schema, in addition to those listed in `ownership`
     """
 
     host: str = "localhost"
@@ -86,7 +86,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
         return self.listen_at or self.places
 
     async def connect(self, places: Sequence[Address]) -> tuple[asyncpg.Connection, Address]:
-        """Connect to the only address, or to the primary, trying the likeliest first. Return the connection and its address."""
+        """Connect to the only address, or find the primary among several, trying them in order. Return the connection and its address."""
         if len(places) == 1:
             return await self._connect_to(places[0]), places[0]
         return await _Search(self, places).run()
@@ -131,7 +131,8 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 @cache
 def _checked_by_the_system() -> ssl.SSLContext:
-    """Return a TLS context with the machine's authorities. It is created once, because reading them takes longer than connecting."""
+    """Return a TLS context that trusts the system's certificate authorities. It is created once, because loading them
+    takes longer than connecting."""
     return ssl.create_default_context()
 
 
@@ -162,7 +163,7 @@ def drop(connection: asyncpg.Connection) -> None:
 
 
 def is_only_read(connection: asyncpg.Connection) -> bool:
-    """Return True if the server's last answer said that it is read-only. Anything read there may be long out of date."""
+    """Return True if the server last reported that it is read-only. Data read there may be long out of date."""
     settings = connection.get_settings()
     return "on" in (getattr(settings, "default_transaction_read_only", ""), getattr(settings, "in_hot_standby", ""))
 
@@ -171,7 +172,7 @@ class _Search:
     """Finds the primary among several addresses.
 
     Each address gets a head start before the next one is tried in parallel, so that one that does not answer costs only a fraction of the
-    time. The driver tries them in sequence, and would never reach the second.
+    time. The driver tries addresses one after another, and might spend all the time on the first.
     """
 
     def __init__(self, server: PostgresTarget, places: Sequence[Address]) -> None:
@@ -201,7 +202,7 @@ class _Search:
             self._trying[asyncio.create_task(self._server.connect_to_primary(place))] = place
 
     async def _first_to_succeed(self) -> tuple[asyncpg.Connection, Address] | None:
-        """Return the first connection, or None if another address should be tried."""
+        """Return the first connection that succeeds, or None if the next address should be tried."""
         timeout = self._head_start if self._untried else None
         done, _ = await asyncio.wait(self._trying, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -213,7 +214,7 @@ class _Search:
         return None
 
     def _failure(self) -> Exception:
-        """Combine the errors. If all addresses refuse, the call is refused. If one may soon work, the store is unavailable."""
+        """Return the first error if every address has failed for good, else a ConnectionError that describes all the failures."""
         failures = list(self._failures.values())
         if not self._trying and not any(may_pass(error) for error in failures):
             return failures[0]

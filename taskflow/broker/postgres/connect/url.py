@@ -1,4 +1,4 @@
-"""Reads the server from a broker URL."""
+"""Reads a server's address and options from a broker URL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _TLS: Final = ("disable", "prefer", "require", "verify-ca", "verify-full")
 
 
 def server_of(parts: SplitResult, options: Mapping[str, str]) -> PostgresTarget:
-    """Return the database of ``postgresql://user:password@host:5432/app?tls=require``. Raises BrokerUrlError, which shows no password."""
+    """Return the database that a URL such as ``postgresql://user:password@host:5432/app?tls=require`` describes. Raises BrokerUrlError,
+    whose message never shows a password."""
     tls = options.get("tls", "verify-full" if "tls_ca" in options else "prefer")
     if tls not in _TLS:
         raise BrokerUrlError(f"broker URL has tls={tls!r}: expected one of {', '.join(_TLS)}")
@@ -47,7 +48,8 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> PostgresTarget:
 
 
 def _places(text: str) -> list[Address]:
-    """Parse ``db1:5432,db2`` or ``[::1]:5432``. Messages do not repeat it, because it may be part of a password with a '/'."""
+    """Parse addresses such as ``db1:5432,db2`` or ``[::1]:5432``. Messages do not quote them, because they may be part
+    of a password with a '/'."""
     hosts = [_split(host) for host in text.split(",")]
     if len(hosts) > 1 and not all(host for host, _ in hosts):
         raise BrokerUrlError(f"broker URL has an empty host in its list: expected hosts such as db1:5432,db2:5432; {IN_PASSWORDS}")
@@ -55,7 +57,7 @@ def _places(text: str) -> list[Address]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return host and port as written."""
+    """Return the host and the port as written. Either may be empty."""
     found = _HOST.fullmatch(unquote(text))
     if found is None:
         raise BrokerUrlError(f"broker URL has a malformed host, or a port that is not a number up to 65535; {IN_PASSWORDS}")

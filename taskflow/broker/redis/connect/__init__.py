@@ -1,1 +1,1 @@
-"""Connections to a Redis server: its address, one connection, the pool of an event loop, and the checks of the server."""
+"""Connections to a Redis server: its address, single connections, an event loop's pool, and checks of the server."""

@@ -1,7 +1,7 @@
 """One connection to a server, for commands or for a subscription.
 
-The driver opens it, including addresses, passwords and TLS. If hiredis is installed, this module then packs commands and parses replies
-directly on the transport. With the driver's streams, a process that sends one command at a time would need twice as long.
+The driver opens the connection, and handles addresses, passwords and TLS. If hiredis is installed, this module then packs commands and
+parses replies directly on the transport. With the driver's streams, a process that sends one command at a time would need twice as long.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ hiredis: Final[Any] = import_module("hiredis") if find_spec("hiredis") else None
 Command = Sequence[Any]
 
 ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
-"""Errors of the driver and of sockets. A timeout is an OSError."""
+"""Errors raised by the driver and by sockets. A TimeoutError is an OSError."""
 
 
 class TooLong(Exception):
-    """The replies have more bytes than the caller allows. The connection cannot be used again."""
+    """The replies have more bytes than the caller allows, or their size cannot be limited because hiredis is not installed."""
 
 
 OnMessage = Callable[[Any], None]
-"""Called with each message."""
+"""A function that is called with each message."""
 
 
 def connection_over(connection: AbstractConnection) -> CommandConnection:
-    """Take over a connection that is connected and not used elsewhere."""
+    """Return an object that sends commands over a connection, which must be open and not used elsewhere."""
     return DriverConnection(connection) if hiredis is None else DirectConnection(connection)
 
 
 def subscription_over(connection: AbstractConnection, on_message: OnMessage) -> Subscription:
-    """Take over a connection that is connected and not used elsewhere."""
+    """Return an object that subscribes over a connection, which must be open and not used elsewhere."""
     return DriverSubscription(connection, on_message) if hiredis is None else DirectSubscription(connection, on_message)
 
 
@@ -55,7 +55,7 @@ async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
 
 
 class DriverConnection:
-    """Sends commands one call after another."""
+    """A connection through the driver's streams. Each call waits for the answer to the one before."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
@@ -63,11 +63,11 @@ class DriverConnection:
         self.is_lost = False
 
     async def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> list[Any]:
-        """Return a reply for each command; an error of the server is a reply. Raise any other error, and TimeoutError after `within`
-        seconds.
+        """Send commands and return a reply for each. An error from the server is a reply. Any other error is raised, and TimeoutError after
+        `within` seconds; the connection is then lost.
 
-        After such an error the connection is lost. With `most`, raise TooLong as soon as more bytes arrive. The driver's parser cannot stop
-        there, so it raises TooLong at once.
+        `most` limits the bytes of the replies: if more arrive, TooLong is raised. The driver's parser cannot enforce the limit, so here
+        TooLong is raised without sending anything.
         """
         if most is not None:
             raise TooLong
@@ -79,7 +79,7 @@ class DriverConnection:
                 async with asyncio.timeout(within):
                     await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
                     return [await self._reply() for _ in commands]
-            except BaseException:  # a reply may be on its way still
+            except BaseException:  # a reply may still be on its way
                 await self.drop()
                 raise
 
@@ -100,18 +100,18 @@ class DriverSubscription:
         self._on_message = on_message
 
     async def subscribe(self, *channels: bytes) -> None:
-        """Return when the server has confirmed the subscription."""
+        """Subscribe to channels. Return once the server has confirmed it."""
         await self.send("SUBSCRIBE", *channels)
         for _ in channels:
             await self._connection.read_response(disable_decoding=True)
 
     async def listen(self) -> None:
-        """Run until the connection is cut, and raise that error."""
+        """Pass messages to `on_message` until the connection breaks, then raise the connection's error."""
         while True:
             self._on_message(await self._connection.read_response(disable_decoding=True))
 
     async def send(self, *command: Any) -> None:
-        """Send a command. Its reply is passed to `on_message`, like every message."""
+        """Send a command. Its reply is passed to `on_message`, like any message."""
         await self._connection.send_command(*command, check_health=False)
 
     async def drop(self) -> None:
@@ -124,9 +124,9 @@ _UNFINISHED: Final = object()
 
 
 class _Direct(asyncio.Protocol, ABC):
-    """Takes the transport over from the driver's streams, which it still notifies of the end.
+    """A protocol that takes over the transport from the driver's streams, and still notifies them when the connection is lost.
 
-    `_take` is called with each reply, `_fail` with the error that ended the connection.
+    It calls `_take` with each reply, and `_fail` with the error that ended the connection.
     """
 
     def __init__(self, connection: AbstractConnection) -> None:
@@ -167,7 +167,7 @@ class _Direct(asyncio.Protocol, ABC):
 
 
 class _Asked:
-    """A call under way: the replies so far, and how many bytes may still arrive."""
+    """A call in progress: the replies so far, and how many more bytes may arrive."""
 
     __slots__ = ("most", "replies", "waiting", "wanted", "within")
 
@@ -180,7 +180,7 @@ class _Asked:
 
 
 class DirectConnection(_Direct):
-    """Several calls may be under way at a time: the server answers them in order."""
+    """A connection on which several calls may be in progress at once; the server answers them in order."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._asked: deque[_Asked] = deque()
@@ -192,10 +192,11 @@ class DirectConnection(_Direct):
         return self._lost is not None
 
     def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> asyncio.Future[list[Any]]:
-        """See `DriverConnection.ask`. The time counts from the answer to the call before. A caller may stop awaiting at any time.
+        """Do the same as `DriverConnection.ask`. `within` counts from the answer to the previous call. The caller may
+        stop awaiting at any time.
 
-        If one call fails, the connection is lost, and the others fail with a ConnectionError. A reply may be longer than `most` by what
-        arrives together with the answer to the call before.
+        If one call fails, the connection is lost, and all others fail with a ConnectionError. Bytes that arrive together with the answer to
+        the previous call do not count towards `most`.
         """
         waiting: asyncio.Future[list[Any]] = self._loop.create_future()
         if self._lost is not None:
@@ -239,7 +240,7 @@ class DirectConnection(_Direct):
             first.waiting.set_result(first.replies)
 
     def _fail(self, error: Exception) -> None:
-        """Fail the first call with this error."""
+        """Fail the first call with this error, and the others with a ConnectionError."""
         self._lost = self._lost or exceptions.ConnectionError(f"the connection was given up: {str(error) or type(error).__name__}")
         asked, self._asked = self._asked, deque()
         for number, each in enumerate(asked):

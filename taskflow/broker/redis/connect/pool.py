@@ -1,4 +1,4 @@
-"""The connections of one event loop to a server: one for all commands, and those that a caller opens for itself."""
+"""One event loop's connections to a server: one for all commands, and others that callers open for their own use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_ON_DISK: Final = 8
 """Connections of one event loop that wait for the server's disk at a time. Further calls wait for one of them."""
 
 ON_DISK_WITHIN: Final = 2_500
-"""Milliseconds that the server has to write changes to its disk."""
+"""Milliseconds within which the server must write changes to its disk."""
 
 
 class ConnectionPool:
@@ -61,11 +61,11 @@ class ConnectionPool:
             raise broker_error(error, str(self.server)) from error
 
     async def ask(self, *command: Any, within: float = ANSWER_WITHIN, most: int | None = None) -> Any:
-        """Send a command, and return its reply. Raise TooLong if it has more than `most` bytes: see `CommandConnection.ask`."""
+        """Send a command, and return its reply. Raise TooLong if the reply has more than `most` bytes: see `CommandConnection.ask`."""
         return await self._ask_or_raise((command,), within, most=most)
 
     async def ask_each(self, commands: Sequence[Command], within: float = ANSWER_WITHIN) -> list[Any]:
-        """Return the reply to each command, or None for a key of a wrong type."""
+        """Send commands and return the reply to each, or None if its key has the wrong type."""
         replies = await self._ask_or_raise(commands, within, each=True)
         errors = [reply for reply in replies if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply)]
         if errors:
@@ -107,9 +107,9 @@ class ConnectionPool:
     # --- one command ------------------------------------------------------------------------------------------
 
     async def _ask(self, commands: Sequence[Command], within: float, *, each: bool = False, most: int | None = None) -> Any:
-        """Return the reply to the last command before WAITAOF, or with `each` the replies to all.
+        """Send commands. Return the reply to the last one before WAITAOF, or all replies if `each` is True.
 
-        If the connection was cut meanwhile, send once more on a new one: every verb may be sent twice.
+        If the connection was cut, send them once more on a new one: every verb may be sent twice.
         """
         connection = self._connection
         if connection is not None and not connection.is_lost:
@@ -160,8 +160,8 @@ class ConnectionPool:
         return reply
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        """Close all connections when the loop ends: asyncio.run() and similar functions finish asynchronous generators before they close a
-        loop."""
+        """Close the connection when the loop ends: asyncio.run() and similar functions shut down asynchronous generators
+        before they close a loop."""
         try:
             yield
         finally:
@@ -171,8 +171,8 @@ class ConnectionPool:
 
 
 def _is_cut(error: Exception) -> bool:
-    """Return True if the connection was probably gone before the command reached the server: the error is neither an answer nor a
-    timeout."""
+    """Return True if the connection was probably gone before the command reached the server: the error is
+    neither an answer nor a timeout."""
     is_answer = isinstance(error, exceptions.ResponseError | exceptions.AuthenticationError | exceptions.BusyLoadingError)
     is_silence = isinstance(error, TimeoutError | exceptions.TimeoutError)
     return not is_answer and not is_silence

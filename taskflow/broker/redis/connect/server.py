@@ -1,4 +1,4 @@
-"""The address and options of a server, from a broker URL or by name, and connections with safe settings of the driver."""
+"""A server's address and options, from a broker URL or keyword arguments, and connections with safe driver settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from taskflow.model.errors import BrokerRefused, BrokerUrlError
 from taskflow.model.wording import IN_PASSWORDS
 
 ANSWER_WITHIN: Final = 3.0
-"""Seconds for one command. Short enough to send it again within the default `enqueue_timeout` (5 s)."""
+"""Seconds that one command may take. There is time to send it again within the default `enqueue_timeout` (5 s)."""
 
 CONNECT_WITHIN: Final = 2.0
 
@@ -34,9 +34,8 @@ _KEEPALIVE: Final = {
 
 
 def _about() -> dict[str, Any]:
-    """Return the name and version for CLIENT LIST. The driver would parse its distribution's metadata for each connection, which blocks the
-    event loop for some milliseconds.
-    """
+    """Return the driver's name and version for CLIENT LIST. Otherwise the driver would parse its distribution's metadata for each
+    connection, which blocks the event loop for a few milliseconds."""
     try:
         from redis.driver_info import DriverInfo  # newer versions of the driver
     except ImportError:
@@ -48,12 +47,12 @@ _ABOUT: Final = _about()
 
 
 class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """One server. `password` is never shown.
+    """The address of a server, and how to connect to it. `password` is never shown.
 
-    `path`      a unix socket, instead of host and port
-    `tls`       use TLS; `ca_file`, `cert_file`, `key_file` are paths; `check_hostname` False disables the check of the host name
+    `path`      the path of a Unix socket, used instead of host and port
+    `tls`       use TLS; `ca_file`, `cert_file`, `key_file` are paths; `check_certificate=False` accepts any certificate
     `fsync`     every enqueue waits until the server has written it to disk (WAITAOF)
-    `evicting`  accept a server that evicts keys, and with them jobs, when its memory is full
+    `evicting`  accept a server that evicts keys, and thus jobs, when its memory is full
     """
 
     host: str = "localhost"
@@ -81,11 +80,11 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
         return self.path or f"{self.host}:{self.port}{' over TLS' if self.tls else ''}"
 
     def connection(self) -> AbstractConnection:
-        """Return a connection that is not connected yet.
+        """Return a connection that is not open yet.
 
-        The driver does not retry, because it would resend a command up to ten times, and a script could run twice. The pool resends where
-        it is safe. There are no timeouts, because the pool limits a command as a whole. RESP2 is parsed fastest for the replies that
-        scripts return.
+        The driver must not retry: it would resend a command up to ten times, so a script could run twice. The pool resends where that
+        is safe. There is no socket timeout, because the pool limits each command as a whole. RESP2 is the fastest to parse for the
+        replies that scripts return.
         """
         common: dict[str, Any] = {
             "db": self.db,
@@ -116,7 +115,7 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _check_files(self) -> None:
-        """Raise if a file is missing, because the driver would report a missing server."""
+        """Raise BrokerRefused if a TLS file is missing; otherwise the driver's error would suggest that the server is unavailable."""
         for file in (self.ca_file, self.cert_file, self.key_file):
             if file is not None and not os.path.isfile(file):
                 raise BrokerRefused(f"no TLS with Redis at {self.host}:{self.port}: the broker URL names {file}, which is not a file")
@@ -126,7 +125,8 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def server_of(parts: SplitResult, options: Mapping[str, str]) -> RedisTarget:
-    """Return the server of ``redis://user:password@host:6379/0?durability=fsync``. Raise BrokerUrlError, which shows no password."""
+    """Return the server that a URL such as ``redis://user:password@host:6379/0?durability=fsync`` describes. Raise BrokerUrlError, whose
+    message never shows a password."""
     if parts.scheme != "rediss" and (tls := next((name for name in options if name.startswith("tls_")), None)):
         raise BrokerUrlError(f"broker URL has {tls}= without TLS: write rediss://")
     return RedisTarget(

@@ -15,11 +15,11 @@ OLDEST: Final = (7, 2)
 
 
 _LITTLE_ROOM: Final = 0.9
-"""The share of maxmemory in use from which a server is reported as full."""
+"""The fraction of maxmemory in use above which `taskflow doctor` reports a problem."""
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """`version` is the Redis version whose commands the server has, `name` its own name and version."""
+    """What INFO says about a server. `version` is the Redis version with which it is compatible; `name` is its own name and version."""
 
     name: str
     version: tuple[int, ...]
@@ -109,13 +109,12 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def evicts(self) -> bool:
-        """Return True if the server may delete jobs. Policies of the kind volatile-* delete only keys that expire: in taskflow these are
-        large payloads and results that wait for their call, and without them a call has no effect.
-        """
+        """Return True if the server may delete jobs. A volatile-* policy deletes only keys that expire. In taskflow, these are large
+        payloads and results sent ahead of their call, and a call without them has no effect."""
         return self.policy.startswith("allkeys-")
 
     def lacking(self, place: str) -> BrokerError:
-        """Return the error for a payload that was sent ahead and was gone before its call arrived."""
+        """Return the error to raise if a payload that was sent ahead disappeared before its call arrived."""
         if self.maxmemory and self.policy != "noeviction":
             return full(place)
         return BrokerUnavailable(f"Redis at {place} lost a payload before its job was stored: send it again")
