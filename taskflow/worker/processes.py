@@ -293,7 +293,7 @@ class Deaths:
         return [death.words for death in self._unreported.values()]
 
     def due(self, now: float) -> list[bytes]:
-        """Return the messages to send now: new ones, and again those that were sent `REPORT_AGAIN_AFTER` seconds ago."""
+        """Return the messages to send now. Each is sent at once, and again every `REPORT_AGAIN_AFTER` seconds."""
         self._unreported = {session: death for session, death in self._unreported.items() if now < death.noted_at + DROPPED_AFTER}
         due = [death for death in self._unreported.values() if now >= death.due_at]
         for death in due:

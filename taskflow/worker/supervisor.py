@@ -380,7 +380,8 @@ class Supervisor:
         self._is_rolling, self._change = False, None
 
     def _judge(self) -> None:
-        """Set the exit code once no workers are left: the highest of theirs or, if none has ever worked, that of the signal."""
+        """Set the exit code once no workers are left: the highest of theirs. If
+        none has ever worked, or after a third signal, it is that of the signal."""
         if self._workers:
             return
         failed = [slot.no_start.code for slot in self._slots if slot.no_start is not None]

@@ -27,7 +27,7 @@ from taskflow.worker.endings import OutOfMemory
 # A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
 _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
 
-# Seconds to wait for a child that has closed its connection to die, and then seconds during which its last output is read.
+# Seconds to wait for the end of a child that has closed its connection, and then for its last output.
 _UNTIL_DEAD: Final = 1.0
 _LAST_WORDS: Final = 0.2
 
