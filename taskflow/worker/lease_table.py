@@ -135,8 +135,8 @@ class LeaseTable:
     # --- the leases -------------------------------------------------------------------------------------
 
     def add(self, lease: Lease, claimed_at: float) -> HeldLease:
-        """Add a lease. If it expires, the time that remains is counted from `claimed_at`, when
-        the claim was sent. The store determined it after that, so this is never too late."""
+        """Add a lease. If it expires, the remaining time is counted from `claimed_at`, when the
+        claim was sent. The store computed that time later, so no run starts after the expiry."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
         holding = self._held[lease.claim] = HeldLease(lease, time.monotonic(), begins_by)
         holding.on_report = self._on_report
