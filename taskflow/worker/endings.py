@@ -81,8 +81,8 @@ class OutOfMemory:
 
 
 def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
-    """Yield the files that may contain the counter. In a container, the path given
-    for the cgroup may be its path on the host, where it is the root here."""
+    """Yield the files that may contain the counter. In a container, the path reported
+    for a cgroup may be its path on the host, although it is the root here."""
     folders = _folders(memberships)
     if "" in folders:
         for mount in (".", "unified"):

@@ -70,7 +70,7 @@ class Fetcher:
     numbered, and one whose answer was lost is repeated with the same number.
 
     `answered_at` is the time of the last answer, and `full_at` the last time that there was no room. Both are on the
-    monotonic clock, and None until then. Leases that arrive more than `too_old` seconds after the request are handed back.
+    monotonic clock, and None at first. Leases that arrive more than `too_old` seconds after the request are handed back.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Fetcher:
     async def stop(self, within: float) -> None:
         """Stop claiming. Wait at most `within` seconds for a claim that is in progress.
 
-        The answer usually arrives at once or never. If the claim were cancelled, its leases would belong to no worker for a while.
+        The answer arrives soon or never. If the claim were cancelled, its leases would belong to no worker for a while.
         """
         self._is_stopping = True
         with anyio.move_on_after(within):

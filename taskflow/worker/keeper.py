@@ -56,7 +56,7 @@ class BeatListener(Protocol):
         ...
 
     def note_dropped(self, claim: ClaimId, why: str) -> None:
-        """Handle a report on this claim that was dropped, because it cannot be written."""
+        """Handle the loss of a report on this claim, which the store cannot write."""
         ...
 
 
@@ -193,6 +193,6 @@ class Keeper:
 
     async def _leave(self) -> None:
         """End the session, because the event loop of its runs was closed without winding
-        down. Other workers then get the jobs now, and not only when this process ends."""
+        down. Other workers can then take the jobs now, rather than when this process ends."""
         with contextlib.suppress(BrokerError):
             await self._broker.beat(Beat(session=self._session.id, leaving=True))

@@ -28,9 +28,10 @@ class WorkerOptions:
     `drain_horizon`   `drained` waits for jobs that are due within this many seconds
     `modules`         names of the modules that a child process imports first; it also imports the module of each job that it runs
     `children`        options for the child processes
-    `stall_limit`     seconds that a job may block the event loop before the worker stops its heartbeat, so that others take its jobs; 0 disables
-    `on_stall_limit`  called then, from a separate thread. The argument is False if the subscribers did not receive `StalledForGood` in time,
-                      because the loop may hang in the log
+    `stall_limit`     seconds that a job may block the event loop before the worker stops its heartbeat, so that others take its jobs;
+                      0 disables
+    `on_stall_limit`  called then, from a separate thread. The argument is False if the subscribers did not receive `StalledForGood` in
+                      time, because the loop may hang in the log
     """
 
     queues: QueueChoice = field(default_factory=QueueChoice)

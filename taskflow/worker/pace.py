@@ -13,15 +13,15 @@ MEASURED_OVER: Final = 0.01
 
 ENDS_NEEDED: Final = 50
 MOMENT: Final = 0.001
-"""Seconds for which ended runs are counted at least. If `ENDS_NEEDED` have
-ended by then, the pace is known, so the claim after a burst is large enough."""
+"""The minimum duration of a measurement in seconds. It is enough if `ENDS_NEEDED`
+runs have ended, so that the claim after a burst is large enough."""
 
 REMEMBERED: Final = 16
-"""The most that a queue's history counts: this many more short runs than long ones, or the reverse, outweigh all earlier runs."""
+"""The limit of a queue's history: this many more short runs than long ones, or the reverse, outweigh all earlier runs."""
 
 FADES_AFTER: Final = 60.0
-"""A queue in which no run has ended for this many seconds, plus the
-duration of a long run, no longer counts. It may never be used again."""
+"""A queue in which no run has ended for this many seconds, plus the duration
+of a long run, no longer counts, because it may never be used again."""
 
 QUEUES: Final = 1_000
 """If there are more queues than this, all statistics are dropped. Queue names may be generated."""

@@ -278,7 +278,7 @@ class Processes:
 
 
 class Deaths:
-    """The causes of death of workers, by session id (hexadecimal), until a living worker has reported them to the broker."""
+    """Why workers have died, by session id (hexadecimal), until a living worker has reported it to the broker."""
 
     def __init__(self) -> None:
         self._unreported: dict[str, Death] = {}

@@ -26,7 +26,7 @@ class Trial(NamedTuple):
 
     `together`     the number of jobs that run at the same time
     `probation`    seconds after which other jobs may start beside them
-    `until_alone`  seconds to wait for earlier runs to end and for the store to take back the rest; runs that continue after that share the risk
+    `until_alone`  seconds to wait until earlier runs have ended and the store has taken back the rest. Runs that continue share the risk
     """
 
     together: int

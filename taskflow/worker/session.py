@@ -157,9 +157,9 @@ class WorkerSession:
     async def _until_settled(self) -> None:
         """Wait until the store has answered all settlements.
 
-        A session that winds down waits at most `last_words` seconds; the jobs of the rest are released when the session lapses. A
-        past session waits until `settle_by`, or indefinitely, because only the store knows whether its verdicts still count. When the
-        worker ends, it does not wait for runs that ignore their cancellation: their jobs are handed back when the session leaves.
+        A session that winds down waits at most `last_words` seconds; jobs that are not settled by then are released when the session ends
+        or lapses. A past session waits until `settle_by`, or indefinitely, because only the store knows whether its verdicts still count.
+        When the worker ends, it does not wait for runs that ignore their cancellation: their jobs are handed back when the session leaves.
         """
         if self._settles_until is None and self._grace_ends_at is not None:
             self._settles_until = time.monotonic() + self._options.last_words

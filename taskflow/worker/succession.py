@@ -1,4 +1,4 @@
-"""The succession of a worker's sessions: begins each one, and replaces it when it is lost."""
+"""Begins the sessions of a worker, one after another, and sees each one to its end."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Succession:
         self._start()
 
     async def finish(self) -> None:
-        """Make the present session stop claiming. Return when all sessions have nothing left to run or to tell the broker."""
+        """Make the present session stop claiming. Return when all runs have ended and the broker has their verdicts."""
         self._enter(Phase.FINISHING)
         if (present := self.present) is not None:
             await present.all_ended.wait()
@@ -211,8 +211,8 @@ class Succession:
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:
-        """The last slow run, and when it ended. It may belong to the last lost
-        session, which a run that held the interpreter lock may have cost."""
+        """The last slow run, and when it ended. It may belong to the session that was
+        lost last, because a run that holds the interpreter lock may end its session."""
         found = [session.slow for session in (self.present, self._lost) if session is not None and session.slow is not None]
         return max(found, key=lambda one: one[1], default=None)
 

@@ -292,8 +292,8 @@ class Supervisor:
                 self._processes.signal(worker.pid, self._signal_for(worker))
 
     def _signal_for(self, worker: WorkerProcess) -> int:
-        """Return the signal to send to a worker. A worker counts up to two of either kind.
-        While it is still loading Python, a SIGINT would look like an error in taskflow."""
+        """Return SIGINT if that is what the supervisor received, and otherwise SIGTERM. A worker that
+        is still loading Python always gets SIGTERM: a SIGINT would look like an error in taskflow."""
         return signal.SIGINT if self._number == signal.SIGINT and worker.loaded_at is not None else signal.SIGTERM
 
     def _forced_at(self, worker: WorkerProcess) -> float:

@@ -35,7 +35,7 @@ class Plan:
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """A worker process.
+    """The state of a worker process.
 
     `signals_sent`  the number of signals sent to it
     `exit_code`     set once its session has left

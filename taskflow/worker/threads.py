@@ -68,12 +68,12 @@ class Threads:
             outcome.set_exception(NeverBegun())
 
     def give_up(self, outcome: asyncio.Future[Any]) -> None:
-        """Count the thread of a cancelled call as left behind, if one has taken the call. It is not free until the function ends."""
+        """If a thread has taken the cancelled call, count it as left behind. The thread is not free until the function ends."""
         if outcome.cancelled() and not self._withdraw(outcome):
             self.left_behind += 1
 
     def close(self) -> None:
-        """Stop keeping idle threads. A busy thread ends after its function."""
+        """Let the threads end: idle ones now, busy ones after their function."""
         with self._wake:
             self._is_closed = True
             self._wake.notify_all()

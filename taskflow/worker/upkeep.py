@@ -130,6 +130,6 @@ class Upkeep:
         return next((moves for number, moves in PORTIONS if self._portions < number), LIMIT)
 
     def _until_next(self, next_in: float) -> float:
-        # Workers that get the same time spread their calls. They call early, because a planned job may be due then. A short time means
-        # that this worker is alone or that something is due: then it is not changed.
+        # Workers that get the same time spread their calls. They call early rather than late, because a planned job may be due then. A
+        # short time is not changed: it means that this worker is alone, or that something is due.
         return min(next_in * (1.0 - 0.2 * self._chance.random()) if next_in > SHORT else next_in, LONGEST_PAUSE)

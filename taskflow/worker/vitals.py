@@ -11,11 +11,11 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 
 LATE: Final = 12.0
-"""Seconds without an answer after which the broker counts as unavailable.
-The fetcher checks for jobs or room slightly more than twice in that time."""
+"""Seconds without an answer after which the broker counts as unavailable. This
+is slightly longer than the fetcher takes for two checks for jobs or room."""
 
 BLIND: Final = 5.0
-"""Seconds without a check after which a watching thread counts as dead."""
+"""Seconds without a check after which the stall watch counts as dead."""
 
 
 class Signs(NamedTuple):

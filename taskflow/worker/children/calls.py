@@ -47,7 +47,7 @@ class MainThreadCalls:
         self._asked.put(None)
 
     def make(self) -> None:
-        """Make the queued calls, in the main thread, until `end` is called."""
+        """Make the queued calls until `end` is called. Runs in the main thread."""
         with self._runner:
             while (call := self._asked.get()) is not None:
                 _make(call)

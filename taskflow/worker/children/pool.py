@@ -87,7 +87,7 @@ class Children:
         return None
 
     async def _start(self) -> Child:
-        """Start a child. If the machine is briefly short of resources, try again, so that no job loses an attempt to that."""
+        """Start a child. If the machine is briefly short of resources, try again, so that the shortage does not cost a job an attempt."""
         nursery = Nursery(self._hello(), self._options, self._tell, self._start_thread)
         give_up_at = time.monotonic() + self._options.start_within
         child = await retry(lambda: Child.start(nursery), START_PAUSES, on=CannotStart, note=self._note_shortage, give_up_at=give_up_at)
@@ -132,7 +132,7 @@ class Children:
 
 
 class Turn:
-    """The use of a child for one run. `end` gives the child back."""
+    """A child that is reserved for one run. `end` gives it back."""
 
     def __init__(self, child: Child, module: str, give_back: Callable[[Child], None]) -> None:
         self._child = child

@@ -57,7 +57,7 @@ def spawn(command: list[str], *, wire: int, stdout: int, stderr: int) -> Process
 
 
 def _above_the_childs(descriptor: int, stack: contextlib.ExitStack) -> int:
-    """Return a copy of the descriptor, numbered above the three that the child uses.
+    """Return a copy of the descriptor with a number above the three that the child uses.
     A worker without stdout, for example, may itself be using one of those numbers."""
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, WIRE + 1)
     stack.callback(os.close, moved)

@@ -68,7 +68,7 @@ class Run(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """All imports that can succeed have been done. `memory` is the child's memory use in bytes."""
+    """Everything that can be imported has been imported. `memory` is the child's memory use in bytes."""
 
     memory: int
 
