@@ -83,7 +83,7 @@ class HeldUp(WorkerEvent, frozen=True):
 
 
 class Unwritable(WorkerEvent, frozen=True):
-    """The store cannot write the verdict announced by `Ended`. The worker settles the job as failed instead, with the verdict `instead`."""
+    """The store cannot write the verdict announced by `Ended`, so the worker settles the job as failed, with the verdict `instead`."""
 
     lease: Lease
     verdict: Verdict

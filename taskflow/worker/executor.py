@@ -97,8 +97,8 @@ class Executor:
         return self._settlement(holding, verdict, begun)
 
     def close(self, holding: HeldLease, error: GeneratorExit) -> Settlement:
-        """Return the settlement of a run whose coroutine was closed, because
-        a future raised GeneratorExit, so that `run` could not return it."""
+        """Return the settlement of a run whose coroutine was closed, so that `run`
+        could not return one. A future that raises GeneratorExit has this effect."""
         verdict = self._judge(holding, self._registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, holding.started or time.monotonic())
 
@@ -291,8 +291,8 @@ async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
 
 
 def _stop(holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None, threads: Threads | None) -> None:
-    """Stop the run. A function that is running in a thread can only be asked to stop, and keeps its lease and slot until it ends;
-    if it is still queued, it never starts. If the run is anywhere else, for example in middleware, its task is cancelled."""
+    """Stop the run. A function that is running in a thread can only be asked to stop, and keeps its lease and slot until it ends.
+    One that is still queued never starts. If the run is anywhere else, for example in middleware, its task is cancelled."""
     context.cancelled.set()
     if holding.in_thread is None:
         if task is not None:

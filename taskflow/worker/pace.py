@@ -20,8 +20,7 @@ REMEMBERED: Final = 16
 """The limit of a queue's history: this many more short runs than long ones, or the reverse, outweigh all earlier runs."""
 
 FADES_AFTER: Final = 60.0
-"""A queue in which no run has ended for this many seconds, plus the duration
-of a long run, no longer counts, because it may never be used again."""
+"""A queue no longer counts if no run in it ends for this many seconds, plus the duration of a long run. It may never be used again."""
 
 QUEUES: Final = 1_000
 """If there are more queues than this, all statistics are dropped. Queue names may be generated."""

@@ -33,7 +33,7 @@ In longer cycles, the worker and the store lose more by waiting for each other t
 SLOW: Final = 0.5
 
 RARER: Final = 10
-"""A run that does not stop is reported again each time it has taken this many times as long."""
+"""A run that does not stop is reported again each time its delay has grown by this factor."""
 
 SHORTEST_LOOK: Final = 0.05
 LONGEST_LOOK: Final = 5.0
@@ -43,7 +43,7 @@ CUT_OFF_WITHIN: Final = 1.0
 
 class Runs:
     """Gives each run a slot, and keeps a small reserve of leases so that no slot
-    stands idle during a round trip: the next claim is made while jobs run and settle.
+    stands idle during a round trip. The next claim is made while jobs run and settle.
 
     At most `slots` jobs run at once, but the worker may hold more leases, all of which are affected if it is killed. These are the reserve,
     and leases whose settlements have not been answered yet. The reserve is at most the number of runs expected to end within 20 ms, and
@@ -114,7 +114,7 @@ class Runs:
         self._lease_table.nudge()
 
     def give_back_reserve(self) -> None:
-        """Hand back the leases in the reserve so that other workers can run them. This does not count as a hand-back of the jobs."""
+        """Hand back the leases in the reserve so that other workers can run them. This does not add to the jobs' hand-backs."""
         while self._reserve:
             self.give_back(self._reserve.popleft())
 

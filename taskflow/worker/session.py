@@ -278,8 +278,8 @@ class WorkerSession:
         await self._lease_table.wait_for_change()
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Accept claimed leases. Jobs that have crashed before go into quarantine. The others are started first,
-        as far as slots are free, and the rest are handed back, because nothing else may start during a trial."""
+        """Accept claimed leases. Jobs that have crashed before go into quarantine. Because nothing else may
+        start during a trial, the others first start in the free slots, and the rest are handed back."""
         if self.phase >= Phase.WINDING_DOWN:
             self.give_back(leases, claimed_at)
             return

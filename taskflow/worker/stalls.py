@@ -18,7 +18,7 @@ from taskflow.worker.lease_table import HeldLease
 LOOK: Final = 0.25
 FIRST_TOLD: Final = 1.0
 RARER: Final = 10
-"""A stall is reported again each time it has lasted this many times as long."""
+"""A stall is reported again each time its duration has grown by this factor."""
 
 TELLING: Final = 2.0
 """Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to."""
@@ -27,8 +27,8 @@ TELLING: Final = 2.0
 class Standstill:
     """Measures how long a value has stayed the same.
 
-    Each check counts for at most twice the usual interval, which leaves out time in which the watching thread did not
-    run. The loop is not blocked just because the process was stopped, or because C code held the interpreter lock.
+    Each check counts for at most twice the usual interval, so time in which the watching thread did not run is left
+    out. The loop is not blocked just because the process was stopped, or because C code held the interpreter lock.
     """
 
     def __init__(self, read: Callable[[], object]) -> None:
@@ -193,7 +193,7 @@ class StallWatch:
 
     def _look_at_keeper(self, passed: float) -> None:
         """Check that heartbeats are being sent. If the ttl passes without one, the
-        heartbeat thread reports that itself; if it does not, it is dead or hangs."""
+        heartbeat thread reports that itself; if it does not, it is dead or stuck."""
         self._beats.look(passed)
         if self._beats.seconds > self._ttl + 2 * FIRST_TOLD:
             self._beats.seconds = 0.0
@@ -222,7 +222,7 @@ class StallWatch:
 
 def _clocks() -> tuple[float, dict[int, float]]:
     """Read the monotonic clock and the CPU clocks of the threads together,
-    so that no long call of C code can run between the two readings."""
+    so that no long call into C code falls between the two readings."""
     while True:
         begun_at, computed, now = time.monotonic(), stacks.seconds_computed(), time.monotonic()
         if now - begun_at < LOOK:

@@ -1,8 +1,8 @@
 """Decides how many worker processes should run, from their reports and the time. A `ProcessControl` carries out the decisions.
 
 A worker starts, reports that its modules are `loaded`, opens a `session`, and works. Once it has been asked to leave, the next
-worker may take its slot. A worker that has run its number of jobs, or has grown too large, retires: the next worker takes its
-slot, and its runs have as much time as they need. A worker that ends in any other way has crashed, and is replaced after a pause.
+worker may take its slot. A worker that has run its number of jobs, or has grown too large, retires. The next worker takes its
+slot, but its runs have as much time as they need. A worker that ends in any other way has crashed, and is replaced after a pause.
 """
 
 from __future__ import annotations
@@ -361,8 +361,8 @@ class Supervisor:
             log.error("worker %d has ended: %s; another one starts %s", worker.pid, ending.cause, when)
 
     def _note_stopped(self, worker: WorkerProcess, ending: Ending) -> None:
-        """Handle the end of a worker after the supervisor was told to stop. A
-        worker that was still starting while others worked does not count."""
+        """Handle the end of a worker after the supervisor has received a signal to
+        stop. A worker that was still starting while others worked does not count."""
         if worker.works_since is not None or not self._has_worked:
             by_us = worker.works_since is None and ending.code == 128 + signal.SIGTERM
             self._codes.append(128 + self._number if by_us or self._stops > 2 else ending.code)

@@ -1,5 +1,5 @@
-"""Threads for plain functions. They take calls from a shared deque and return results to
-the event loop in batches, because a thread switch for each job would cost too much."""
+"""Threads for plain functions. They take calls from a shared deque and return results
+to the event loop in batches: a thread switch for each job would cost too much."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ for the call, and so do claims for the jobs that the previous call made ready.""
 
 PORTIONS: Final = ((100, 50), (500, 250))
 BREATH: Final = 0.01
-"""Work that no job is waiting for, mostly dropping old results, is done in small portions,
-`BREATH` seconds apart, so that claims find the server free. The first hundred portions have 50
-moves each; the next ones have 250, so that results are dropped as fast as new ones are added."""
+"""Work that no job is waiting for, mostly dropping old results, is done in small portions, `BREATH`
+seconds apart, so that claims find the server free. The first hundred portions have 50 moves each.
+The next ones have 250, so that old results are dropped as fast as new ones are added."""
 
 LONGEST_PAUSE: Final = 5.0
 PAUSES: Final = Pauses(0.5, LONGEST_PAUSE)
@@ -36,8 +36,8 @@ LONGEST_REST: Final = 60.0
 
 SHORT: Final = 2.0
 UNANNOUNCED: Final = 0.1
-"""If a heartbeat reports work that is due at least this many seconds before
-the planned call, no nudge has announced it, and upkeep is called earlier."""
+"""If a heartbeat reports work that is due this many seconds or more before
+the planned call, no nudge announced it, and upkeep is called earlier."""
 
 MOMENT: Final = 0.001
 """Seconds until the next attempt if a timer fired slightly early and nothing was due yet."""

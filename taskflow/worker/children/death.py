@@ -8,7 +8,7 @@ from taskflow.model.errors import TaskflowError
 class ChildFailed(TaskflowError):
     """A child process did not start, did not find the job, or died.
 
-    This is not an error in the job, so `retry_on` does not apply: the run is a failed attempt, and is retried with the
+    This is not an error in the job, so `retry_on` does not apply. The run is a failed attempt, and is retried with the
     job's back-off until its last attempt. Nor is it a crash, as when a lease is lost, because the worker is alive, and
     knows and reports the cause. So a job that kills every child uses up its attempts, and its history shows the causes.
     """

@@ -145,7 +145,7 @@ class _Stream:
 
 
 def _widen(descriptor: int) -> None:
-    """Enlarge the pipe, so that the child need not wait while a job in the
-    worker holds the interpreter lock, and thereby stops the reading thread."""
+    """Enlarge the pipe. While a job in the worker holds the interpreter lock,
+    the reading thread cannot run, but the child should not have to wait."""
     with contextlib.suppress(OSError, AttributeError):  # not allowed, or not Linux
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _ROOM)

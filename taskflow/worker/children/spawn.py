@@ -1,7 +1,7 @@
 """Starts a child process with one system call that cannot block.
 
 `subprocess` forks, then reads a pipe until the new program is loaded. If a job in a thread forks at that moment,
-the forked process inherits the other end of the pipe, and the worker's event loop would wait for that process.
+the forked process inherits the other end of the pipe. The worker's event loop would then wait for that process.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Arguments and results are sent as stored payloads, which the child decodes and encodes as the annotations require.
 
-    worker   sends Hello, then any number of Import and Run, each after the answer to the last one; closes the socket to end the child
-    child    answers Hello and Import with Ready, and Run with any number of Reported, then RunEnded or CallRefused
+    worker   Hello, then any number of Import and Run, each after the answer to the last one. To end the child, it closes the socket
+    child    Ready in answer to Hello and Import. In answer to Run, any number of Reported, then RunEnded or CallRefused
 """
 
 from __future__ import annotations
