@@ -1,4 +1,4 @@
-"""The timeouts of runs: one table and one timer for all, because a timer for each would cost more than a short run."""
+"""The timeouts of runs. They share one table and one timer, because a timer for each would cost more than a short run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from taskflow.worker.lease_table import HeldLease
 
 SWEPT_EVERY: Final = 0.01
-"""Minimum seconds between two scans. A timeout may be detected this much late; in return, ten thousand long runs are cheap."""
+"""Minimum seconds between two scans. A timeout may be noticed that much late; in return, ten thousand long runs cost little."""
 
 
 class Deadlines:
@@ -24,14 +24,14 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, holding: HeldLease, seconds: float) -> None:
-        """Set the deadline to `seconds` from now."""
+        """Set the run's deadline to `seconds` from now."""
         loop = asyncio.get_running_loop()
         due_at = self._due_at[holding] = loop.time() + seconds
         if due_at < self._looks_at:
             self._look_at(loop, due_at)
 
     def remove(self, holding: HeldLease) -> None:
-        """Remove a deadline. The timer stays, because the next run is unlikely to need it sooner."""
+        """Remove the run's deadline. The timer stays, because the next run is unlikely to need an earlier one."""
         self._due_at.pop(holding, None)
 
     def _look_at(self, loop: asyncio.AbstractEventLoop, instant: float) -> None:

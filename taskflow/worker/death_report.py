@@ -18,10 +18,10 @@ PAUSES: Final = Pauses(0.1, 0.5)
 
 
 async def tell_death(broker: Broker, session_id: bytes, cause: str) -> bool:
-    """Report that the session's process is dead. Each of its leases becomes a crash with that cause ("signal SIGSEGV").
+    """Report that the session's process is dead. Each of its leases becomes a crash with that cause ("SIGSEGV").
 
-    Return False if the broker refuses or does not answer within `PATIENCE`. Then upkeep declares the session dead, without a cause.
-    Broker errors are not raised. A repeated report does no harm.
+    Return False if the broker refuses, or does not answer within `PATIENCE`. In that case, upkeep declares
+    the session dead later, without a cause. Broker errors are not raised. A repeated report does no harm.
     """
     try:
         async with asyncio.timeout(PATIENCE):

@@ -17,11 +17,11 @@ from taskflow.worker.executor import PARKED_ON
 from taskflow.worker.options import WorkerOptions
 
 LOOKED_AT: Final = 1_000
-"""The number of scheduled jobs per queue that are searched for parked ones. Searching more would load the store."""
+"""The maximum number of scheduled jobs per queue that are searched for parked ones. Searching more would put load on the store."""
 
 
 class Drain:
-    """Checks the worker's queues one after the other."""
+    """Checks whether the worker's queues are drained, one queue after another."""
 
     def __init__(self, broker: Broker, registry: Registry, options: WorkerOptions) -> None:
         self._broker = broker
@@ -32,21 +32,21 @@ class Drain:
         self._began_at: datetime | None = None
 
     async def note_begin(self, session: bytes) -> None:
-        """Record when the store registered the session: a job that the store sets aside after that is a failure of this drain."""
+        """Record when the store registered the session. If the store sets a job aside after that, it counts as a failure of this drain."""
         workers = await self._broker.console.workers()
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """Count the jobs that the store has set aside as unreadable since `note_begin`. Looks at the newest failed jobs."""
+        """Return how many jobs the store has set aside as unreadable since `note_begin`. Only the newest failed jobs are examined."""
         if self._began_at is None:
             return 0
         failed = await self._broker.console.browse(JobFilter(statuses=(Status.FAILED,)), limit=LOOKED_AT)
         return sum(_is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed)
 
     async def is_over(self) -> bool:
-        """Return True if no job of the queues is READY or RUNNING anywhere, and none that this worker can run is due within the horizon.
+        """Return True if no job in the queues is READY or RUNNING anywhere, and none that this worker can run is due within the horizon.
 
-        Jobs in a paused queue are ignored, because no worker may claim them.
+        In a paused queue, only RUNNING jobs count, because no worker may claim the others.
         """
         for queue in await self.queues():
             if queue.counts[Status.RUNNING] or (queue.counts[Status.READY] and not queue.is_paused):
@@ -60,14 +60,14 @@ class Drain:
         return [queue for queue in await self._broker.console.queues() if not self._names or queue.name in self._names]
 
     async def parked(self, queue: QueueRecord) -> Counter[str]:
-        """Count, by name, the jobs that wait for a worker that knows their name, among the newest scheduled ones."""
+        """Return how many jobs of each name this worker cannot run, among the newest scheduled ones in the queue."""
         if not queue.counts[Status.SCHEDULED]:
             return Counter()
         return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))
 
     async def _has_something_due(self, queue: QueueRecord) -> bool:
-        """Return True if the worker can run a job that is due within the horizon. In a queue with too many scheduled jobs, parked ones
-        count too."""
+        """Return True if a job that the worker can run is due within the horizon.
+        If a queue has too many scheduled jobs to search, parked ones count too."""
         if queue.next_due_in is None or queue.next_due_in > self._horizon:
             return False
         if queue.counts[Status.SCHEDULED] > LOOKED_AT or await self._waits_still(queue):
@@ -81,7 +81,7 @@ class Drain:
         return self._awaited is not None
 
     async def _waits_still(self, queue: QueueRecord) -> bool:
-        """Check a job again that an earlier search found, which is cheaper than a new search."""
+        """Return True if the job that an earlier search found is still scheduled. This is cheaper than a new search."""
         awaited = self._awaited
         if awaited is None or awaited.queue != queue.name:
             return False
@@ -95,7 +95,7 @@ class Drain:
         return min(filter(self._can_run, due), key=lambda record: record.due_at, default=None)
 
     def _can_run(self, record: Record) -> bool:
-        """Return True if this worker can run the job: another worker may have parked it."""
+        """Return True if this worker can run the job. Another worker may have parked it."""
         if record.waiting_for is None:
             return True
         job = self._registry.get(record.job)

@@ -1,4 +1,4 @@
-"""Finds out why a process ended: an exit code, a signal or a lack of memory. Used for workers and their child processes."""
+"""Finds out why a process ended: by itself, by a signal, or for lack of memory. Used for workers and their child processes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 FORGOTTEN_AFTER: Final = 5.0
-"""Seconds between two checks of the counters. An increase before the last check but one does not count as a cause."""
+"""Seconds between two checks of the counter. Kills that were counted before the last check but one are no longer considered as a cause."""
 
 
 class Want(Enum):
-    """Whether the kernel killed a process for lack of memory. The kernel counts its kills, but does not say which processes."""
+    """Whether the kernel killed a process for lack of memory. The kernel counts its kills, but does not say which processes it killed."""
 
     NO = "{}"
     PERHAPS = "{}, perhaps for lack of memory: the kernel has killed processes for it on this machine"
@@ -21,7 +21,7 @@ class Want(Enum):
 
 
 class Ending(NamedTuple):
-    """`status` is that of `os.waitstatus_to_exitcode`: an exit code, or a negative signal number."""
+    """How a process ended. `status` is an exit code or a negated signal number, as returned by `os.waitstatus_to_exitcode`."""
 
     status: int
     want: Want = Want.NO
@@ -44,11 +44,11 @@ class Ending(NamedTuple):
 
 
 class OutOfMemory:
-    """Counts the kernel's out-of-memory kills in the cgroups of this process, which its child processes share.
+    """Counts the kernel's out-of-memory kills in the cgroup of this process, which its child processes share.
 
-    The counter is `memory.events` in version 2 and `memory.oom_control` in version 1. Before Linux 4.13, `memory.failcnt` is used instead,
-    which counts how often the limit was hit. Without cgroups, the count for the whole machine allows a guess. Without that, no kill is
-    detected.
+    The counter is in `memory.events` for cgroups version 2 and in `memory.oom_control` for version 1. Before
+    Linux 4.13, `memory.failcnt` is used instead, which counts how often the limit was hit. Without cgroups,
+    the count for the whole machine only allows a guess. If that is missing too, no kill is detected.
     """
 
     def __init__(self, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> None:
@@ -59,17 +59,17 @@ class OutOfMemory:
         self.mark()
 
     def mark(self) -> None:
-        """Ignore all kills until now."""
+        """Ignore all kills so far."""
         self._older = self._newer = self._read()
 
     def look(self, now: float) -> None:
-        """Check the counters. Call this regularly: an increase older than two checks does not count as a cause."""
+        """Check the counter. Call this regularly: kills that are older than two checks are not considered as a cause."""
         if now - self._looked_at >= FORGOTTEN_AFTER:
             self._looked_at = now
             self._older, self._newer = self._newer, self._read()
 
     def ending(self, status: int) -> Ending:
-        """Return how a process with this wait status ended. One out-of-memory kill explains one process."""
+        """Return how a process with this status ended. Each out-of-memory kill explains the end of one process."""
         if status != -signal.SIGKILL or self._read() <= self._older:
             return Ending(status)
         self._older += 1
@@ -81,7 +81,8 @@ class OutOfMemory:
 
 
 def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
-    """Yield the files that may contain the counter. In a container, the cgroup path may be the host's path of what is the root here."""
+    """Yield the files that may contain the counter. In a container, the path reported
+    for a cgroup may be its path on the host, although it is the root here."""
     folders = _folders(memberships)
     if "" in folders:
         for mount in (".", "unified"):
@@ -93,13 +94,13 @@ def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
 
 
 def _folders(memberships: Path) -> dict[str, str]:
-    """Map each hierarchy, "memory" or "" for version 2, to the folder of this process."""
+    """Return the cgroup of this process in each hierarchy: "memory" for version 1, "" for version 2."""
     parts = [line.split(":", 2) for line in _text(memberships).splitlines() if line.count(":") >= 2]
     return {name: folder for _, names, folder in parts for name in names.split(",") if name in ("memory", "")}
 
 
 def _count(file: Path) -> int | None:
-    """Return the count, or None if the file is missing or has none."""
+    """Return the number of kills in the file, or None if the file is missing or has no such number."""
     counts = {name: number for name, _, number in (line.partition(" ") for line in _text(file).splitlines())}
     try:
         if "oom_kill" not in counts and file.name == "memory.oom_control":

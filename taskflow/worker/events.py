@@ -1,4 +1,4 @@
-"""The events of a worker. The log subscribes to them; metrics and traces can do the same."""
+"""The events that a worker emits. The log subscribes to them; metrics and traces can do the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WorkerEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class Started(WorkerEvent, frozen=True):
-    """A run begins."""
+    """A run has started."""
 
     lease: Lease
 
@@ -35,9 +35,9 @@ class Ended(WorkerEvent, frozen=True):
 
 
 class Printed(WorkerEvent, frozen=True):
-    """A child process has written a line. `stream` is "stdout" or "stderr". `lease` is that of the run, None between two runs.
+    """A child process has printed a line. `stream` is "stdout" or "stderr". `lease` is the lease of the run, or None between two runs.
 
-    Sent from a separate thread, because the loop may be busy. The lines of a run precede its `Ended`.
+    Sent from a separate thread, because the event loop may be busy. A run's lines are sent before its `Ended`.
     """
 
     lease: Lease | None
@@ -53,38 +53,37 @@ class LeaseLost(WorkerEvent, frozen=True):
 
 
 class NotCounted(WorkerEvent, frozen=True):
-    """The store refused the verdict that `Ended` announced: by then the job belonged to another worker, or had ended."""
+    """The store has rejected the verdict announced by `Ended`: the job had already ended, or belonged to another worker."""
 
     lease: Lease
     verdict: Verdict
 
 
 class OnTrial(WorkerEvent, frozen=True):
-    """The job's worker died during its last run. After the first crash up to ten such jobs run together, later one runs alone. No other job
-    starts here for `seconds`, or until they end.
-    """
+    """A job whose last run ended with its worker's death is about to run again. After a first crash, up to ten such jobs run together;
+    after further crashes, a job runs alone. No other job starts in this worker until they end, or until `seconds` have passed."""
 
     lease: Lease
     seconds: float
 
 
 class HandedBackOften(WorkerEvent, frozen=True):
-    """The job was handed back so often without an outcome that it now waits before each run, see `Rules.hand_back_backoff`."""
+    """The job has been handed back so often without an outcome that it now waits before each run; see `Rules.hand_back_backoff`."""
 
     lease: Lease
 
 
 class HeldUp(WorkerEvent, frozen=True):
-    """The verdict that `Ended` announced cannot be written: an open transaction of another program holds the job or its key.
+    """The verdict announced by `Ended` cannot be written yet, because another program's open transaction locks the job or its key.
 
-    The worker tries again every second. Sent once for each run.
+    The worker tries again every second. Sent once per run.
     """
 
     lease: Lease
 
 
 class Unwritable(WorkerEvent, frozen=True):
-    """The store cannot write the verdict that `Ended` announced. The job has failed with `instead`."""
+    """The store cannot write the verdict announced by `Ended`, so the worker settles the job as failed, with the verdict `instead`."""
 
     lease: Lease
     verdict: Verdict
@@ -92,9 +91,9 @@ class Unwritable(WorkerEvent, frozen=True):
 
 
 class VerdictsLost(WorkerEvent, frozen=True):
-    """The worker gives up sending the verdicts of these leases to the broker.
+    """The worker has given up sending the verdicts of these leases to the broker.
 
-    Their jobs run again, unless the broker has received the verdicts and only its answer was lost.
+    The jobs will run again, unless the broker received the verdicts and only its answer was lost.
     """
 
     leases: tuple[Lease, ...]
@@ -102,7 +101,7 @@ class VerdictsLost(WorkerEvent, frozen=True):
 
 
 class SessionOpened(WorkerEvent, frozen=True):
-    """The broker has registered the worker under `name` and the session's `id`."""
+    """The broker has registered a session of the worker with this `name` and `id`."""
 
     name: str
     id: bytes
@@ -117,9 +116,9 @@ class SessionEnded(WorkerEvent, frozen=True):
 
 
 class PartFailed(WorkerEvent, frozen=True):
-    """A part of the worker, named like "Fetcher.run", has failed with an unexpected error.
+    """A part of the worker, for example "Fetcher.run", has failed with an unexpected error.
 
-    The session continues, and the part starts again after `pause` seconds.
+    The session continues, and the part restarts after `pause` seconds.
     """
 
     part: str
@@ -128,21 +127,21 @@ class PartFailed(WorkerEvent, frozen=True):
 
 
 class ReportDropped(WorkerEvent, frozen=True):
-    """The store cannot write the progress that a run reported. The heartbeat is sent without it."""
+    """The store cannot write the progress that a run reported, so the heartbeat is sent without it."""
 
     lease: Lease
     why: str
 
 
 class AwaitsBroker(WorkerEvent, frozen=True):
-    """The broker does not answer while the worker starts. The worker tries again for at most `seconds`."""
+    """The broker is not answering while the worker starts. The worker keeps trying for at most `seconds`."""
 
     why: str
     seconds: float
 
 
 class BrokerTrouble(WorkerEvent, frozen=True):
-    """A call to the broker failed, `times` in a row, counted from 1. The worker tries again."""
+    """A call to the broker has failed `times` times in a row. The worker will try again."""
 
     doing: str
     why: str
@@ -150,13 +149,13 @@ class BrokerTrouble(WorkerEvent, frozen=True):
 
 
 class BrokerBack(WorkerEvent, frozen=True):
-    """The broker answers this kind of call again."""
+    """The broker is answering calls of this kind again."""
 
     doing: str
 
 
 class NotLeft(WorkerEvent, frozen=True):
-    """A worker could not tell the broker that it has stopped. Its leases become free after `ttl` seconds without a heartbeat."""
+    """The worker could not tell the broker that it is stopping. Its leases lapse after `ttl` seconds without a heartbeat."""
 
     name: str
     why: str
@@ -164,16 +163,16 @@ class NotLeft(WorkerEvent, frozen=True):
 
 
 class WindingDown(WorkerEvent, frozen=True):
-    """The worker claims no more jobs. `running` is the number of runs, which have at most `grace` seconds."""
+    """The worker is winding down and claims no more jobs. The `running` runs have at most `grace` seconds to finish."""
 
     running: int
     grace: float
 
 
 class StillRunning(WorkerEvent, frozen=True):
-    """A run was asked to stop `asked_for` seconds ago and still runs. `why` is the reason, for example "timed out".
+    """A run that was asked to stop `asked_for` seconds ago is still running. `why` is the reason for stopping it, for example "timed out".
 
-    Sent when its time to stop is over, and then each time it has taken ten times as long.
+    Sent when the time to stop is over, then after 10 times that time, after 100 times, and so on.
     """
 
     lease: Lease
@@ -182,19 +181,19 @@ class StillRunning(WorkerEvent, frozen=True):
 
 
 class Broken(WorkerEvent, frozen=True):
-    """A job has closed file descriptors of the worker. Data written to them may end up in another file.
+    """A job has closed file descriptors that belong to the worker. Data written to them may end up in another file.
 
-    Sent from the thread that notices it, because the loop may no longer run.
+    Sent from the thread that notices this, because the event loop may no longer be running.
     """
 
     why: str
 
 
 class LoopStalled(WorkerEvent, frozen=True):
-    """The worker's event loop has made no progress for `seconds`: code in it does not return.
+    """The worker's event loop has made no progress for `seconds`, because code running in it does not return.
 
-    `lease` is that of the blocking job, or None if no job's code blocks. `stack` holds the lines of that code.
-    Sent after 1 s, 10 s and 100 s. This event and the next four are sent from a separate thread, because the loop cannot send them.
+    `lease` is the lease of the blocking job, or None if no job is blocking the loop. `stack` shows where that code is. Sent after
+    1 s, 10 s, 100 s and so on. This event and the next four are sent from a separate thread, because the loop may be blocked.
     """
 
     lease: Lease | None
@@ -203,10 +202,10 @@ class LoopStalled(WorkerEvent, frozen=True):
 
 
 class Starved(WorkerEvent, frozen=True):
-    """The worker got almost no processor time for `seconds`. No job is to blame.
+    """The worker got almost no CPU time for `seconds`. No job is to blame.
 
-    Its loop made no progress although no code blocked it, or its threads waited for a processor. After more than `ttl` seconds the leases
-    have lapsed.
+    Either its event loop made no progress although no code was blocking it, or its
+    threads were waiting for a CPU. If `seconds` exceeds `ttl`, the leases have lapsed.
     """
 
     seconds: float
@@ -214,18 +213,18 @@ class Starved(WorkerEvent, frozen=True):
 
 
 class LoopMoves(WorkerEvent, frozen=True):
-    """The loop makes progress again, after `LoopStalled` or `Starved`."""
+    """The event loop is making progress again after a `LoopStalled` or `Starved`. `seconds` is how long it made none."""
 
     seconds: float
 
 
 class InterpreterHeld(WorkerEvent, frozen=True):
-    """No Python code of this process ran for `seconds`. Sent afterwards.
+    """No Python code in this process ran for `seconds`. Sent afterwards.
 
-    No heartbeat was sent in that time. After more than `ttl` seconds the leases have lapsed.
+    No heartbeat was sent in that time. If `seconds` exceeds `ttl`, the leases have lapsed.
 
-    `is_computed`  True if C code computed and kept the interpreter lock: `lease` and `stack` are those of the thread that computed most.
-                   False if the process was stopped, or if C code waited while it held the lock: they are those of the loop.
+    `is_computed`  True if C code held the interpreter lock while it computed; `lease` and `stack` are those of the thread that computed
+                   most. False if the process was stopped, or if C code held the lock while it waited; they are those of the loop's thread.
     """
 
     lease: Lease | None
@@ -236,9 +235,9 @@ class InterpreterHeld(WorkerEvent, frozen=True):
 
 
 class StalledForGood(WorkerEvent, frozen=True):
-    """The loop has made no progress for `stall_limit` seconds. The worker stops its heartbeat, so that other workers take its jobs.
+    """The event loop has made no progress for `stall_limit` seconds. The worker stops its heartbeat so that other workers take its jobs.
 
-    `stacks` holds the stacks of all threads. The `taskflow worker` command then ends its process; an application continues.
+    `stacks` holds the stacks of all threads. The `taskflow worker` command then exits; an application that runs a worker continues.
     """
 
     lease: Lease | None
@@ -250,7 +249,7 @@ Subscriber = Callable[[WorkerEvent], None]
 
 
 class Events:
-    """Calls every subscriber, in the order of subscription. If one raises, the error is logged and the worker continues."""
+    """Passes each event to all subscribers, in the order of subscription. If one raises, the error is logged and the worker continues."""
 
     def __init__(self, *subscribers: Subscriber) -> None:
         self._subscribers = subscribers

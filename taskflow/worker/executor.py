@@ -1,4 +1,5 @@
-"""Turns a lease into a settlement. It does not depend on a broker: the same code runs in a worker, in child processes and in tests."""
+"""Runs the job of a lease and returns its settlement. It does not need
+a broker: workers, child processes and tests all run the same code."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ WINDING_DOWN: Final = "winding down"
 LOST: Final = "lost"
 
 PARKED_ON: Final = (NewerFormat, UnknownArgument, MissingArgument)
-"""Errors of a payload from another version of the application or of taskflow: the sender had checked its arguments."""
+"""Errors which show that a payload comes from another version of the
+application or of taskflow, because the sender has checked the arguments."""
 
 WAYS_OUT: Final = "deploy the code that sent it, or cancel it if that code was removed (taskflow cancel)"
 
@@ -68,11 +70,9 @@ class Executor:
         children: Children | None = None,
         is_cut_short: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, `_invoke` must
-        call plain functions itself. `is_cut_short()` is true while the worker's own block is being cancelled: runs that are cancelled with
-        it, as
-        `asyncio.run` does at its end, are handed back.
-        """
+        """Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`,
+        `_invoke` must call plain functions itself. `is_cut_short()` returns True while the worker's own block is being
+        cancelled. Runs that are cancelled along with it, for example when `asyncio.run` ends, are handed back."""
         self._registry = registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._threads = threads
@@ -83,9 +83,9 @@ class Executor:
         self._deadlines = Deadlines(lambda holding: holding.ask_to_stop(TIMED_OUT))
 
     async def run(self, holding: HeldLease) -> Settlement:
-        """Run the job and turn any outcome into a verdict.
+        """Run the job and return the settlement, whatever the outcome.
 
-        Raises nothing, except GeneratorExit when the coroutine is closed: then `close` makes the settlement.
+        Raises only GeneratorExit, when the coroutine is closed; then `close` makes the settlement.
         """
         begun = holding.started = time.monotonic()
         try:
@@ -97,7 +97,8 @@ class Executor:
         return self._settlement(holding, verdict, begun)
 
     def close(self, holding: HeldLease, error: GeneratorExit) -> Settlement:
-        """Settle a run whose coroutine was closed, and so cannot report it: a future raised GeneratorExit."""
+        """Return the settlement of a run whose coroutine was closed, so that `run`
+        could not return one. A future that raises GeneratorExit has this effect."""
         verdict = self._judge(holding, self._registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, holding.started or time.monotonic())
 
@@ -114,8 +115,8 @@ class Executor:
         )
 
     def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:
-        """Return a verdict if the job need not run, or else the coroutine that runs it. A wrapping coroutine would add a call to every
-        job."""
+        """Return the verdict if the job need not run, or else a coroutine that runs it.
+        If this method were a coroutine itself, every run would cost another call."""
         lease = holding.lease
         if lease.unreadable:
             return Failed(_unreadable(lease))
@@ -133,8 +134,8 @@ class Executor:
         return self._run(holding, job, partial(self._call, holding, job, args, kwargs))
 
     async def _verdict_of_child(self, holding: HeldLease, job: AnyJob, children: Children) -> Verdict:
-        """Run the job in a child process, which receives the payload and returns a verdict. Middleware and the timeout start when a child
-        is available."""
+        """Run the job in a child process, which receives the payload and returns
+        a verdict. Middleware and the timeout start once a child is available."""
         try:
             turn = await _turn(holding, job, children)
         except BaseException as error:
@@ -162,7 +163,7 @@ class Executor:
     async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext) -> Verdict:
         """Run the job and its middleware with a context, a way to stop it, and a timeout.
 
-        A lease that was asked to stop does not start. Neither does an expired one: it is handed back, and the store cancels it.
+        A run that was asked to stop does not start. Neither does an expired job: it is handed back, and the store cancels it.
         """
         if holding.why_stopped is not None or (holding.begins_by is not None and holding.is_too_late):
             return _not_begun(holding)
@@ -215,14 +216,14 @@ class Executor:
         return holding.report
 
     def _judge(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
-        """Turn a raised error into a verdict. Never raises, although it calls code of the error's class and of the job's policy."""
+        """Turn a raised error into a verdict. Never raises, although it runs code from the error's class and the job's policy."""
         try:
             return self._decide(holding, job, error)
         except BaseException as broken:  # `error` is the context of the new error, so the traceback shows it too
             return Failed(failure_of(broken, holding.lease.attempt))
 
     def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
-        """Check for the job's own signal first, then for the reason why the run was stopped, then apply the job's policy."""
+        """Choose a verdict. The job's own signal comes first, then the reason why the run was stopped, then the job's policy."""
         match error:
             case NeverBegun():
                 return _not_begun(holding)
@@ -268,12 +269,12 @@ def _is_being_cancelled() -> bool:
 
 
 def _not_begun(holding: HeldLease) -> Verdict:
-    """Return the verdict of a run that was stopped before its function was called. It uses no attempt."""
+    """Return the verdict for a run that was stopped before its function was called. It does not use up an attempt."""
     return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else HandedBack(counts=False)
 
 
 async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
-    """Wait for a child process. A run that is stopped meanwhile counts as not started."""
+    """Wait for a child process. A run that is stopped while it waits counts as not started."""
     task = asyncio.current_task()
     assert task is not None
 
@@ -290,9 +291,8 @@ async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
 
 
 def _stop(holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None, threads: Threads | None) -> None:
-    """Stop the run. A function in a thread can only be asked to stop: its lease and slot remain occupied until it ends. If it has not
-    started, it never does. Middleware around it is cancelled.
-    """
+    """Stop the run. A function that is running in a thread can only be asked to stop, and keeps its lease and slot until it ends.
+    One that is still queued never starts. If the run is anywhere else, for example in middleware, its task is cancelled."""
     context.cancelled.set()
     if holding.in_thread is None:
         if task is not None:

@@ -1,4 +1,4 @@
-"""Describes a raised error as the text that stores keep. Functions here never raise, whatever the error's own code does."""
+"""Converts raised errors to the text that stores keep. No function here ever raises, whatever the error's own code does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUALNAME: Final = type.__dict__["__qualname__"]
 
 
 def failure_of(error: BaseException, attempt: int, function: Callable[..., Any] | None = None) -> RunError:
-    """Describe `error`. The traceback begins in `function` if that is given and on the stack."""
+    """Describe `error`. The traceback begins in `function`, if one is given and it is on the stack."""
     is_ours = issubclass(type(error), (DecodeError, EncodeError)) and error.__cause__ is None
     shown = "" if is_ours else _traceback(error, function)
     return RunError(_type_name(type(error)), _message(error), shown, attempt)
@@ -44,7 +44,7 @@ def _message(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str:
-    """Format the traceback, starting with the job's first line, because taskflow's frames above it do not help the user."""
+    """Format the traceback from the job's first line on: taskflow's frames above it do not help the user."""
     frames = error.__traceback__
     try:
         return _formatted(error, function)

@@ -1,4 +1,4 @@
-"""Claims jobs while there is room for them, and waits for a nudge when there are none."""
+"""Claims jobs while there is room for them, and waits for a nudge when no job is ready."""
 
 from __future__ import annotations
 
@@ -22,37 +22,36 @@ from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
 from taskflow.worker.queues import QueueChoice
 
 LOOK_AGAIN: Final = 5.0
-"""Seconds without a nudge after which the fetcher claims again, because nudges may be lost, unless a heartbeat has reported that there is
-no work."""
+"""Seconds without a nudge after which the fetcher claims again, because nudges
+may be lost. It does not if a heartbeat has reported that there is no work."""
 
 BELIEVED_FOR: Final = 1.4
-"""The factor by which a heartbeat's report is trusted longer than `LOOK_AGAIN`. An idle session with a ttl of 20 s sends one every 6.7
-s."""
+"""A heartbeat's report is trusted for `LOOK_AGAIN` times this factor. An idle session with a ttl of 20 s sends a heartbeat every 6.7 s."""
 
 LONGEST_REST: Final = 60.0
-"""Seconds after which a claim is made whatever the heartbeats report."""
+"""Seconds after which the fetcher claims again, whatever the heartbeats report."""
 
 MANY: Final = 8
-"""If a claim fills more than 1/MANY of the room, jobs arrive so fast that the next claim is made without a nudge. With fewer jobs, every
-second claim would find nothing.
-"""
+"""If a claim fills more than 1/MANY of the room, jobs are arriving so fast that the next
+claim follows without a nudge. With fewer jobs, every second claim would find nothing."""
 
 PAUSES: Final = Pauses(0.05, 2.0)
 
 
 class LeaseSink(Protocol):
-    """Receives the leases of a claim."""
+    """Tells the fetcher how many jobs to claim, and receives their leases."""
 
     def room(self) -> int:
         """Return the number of leases to claim now."""
         ...
 
     async def wait_for_room(self) -> None:
-        """Return when there may be room. Check first, then wait."""
+        """Wait until there may be room. Call `room` first: earlier changes are not remembered."""
         ...
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Take the leases of a claim that was sent at `claimed_at`. They start in a later turn of the loop, or at `begin_taken`."""
+        """Take the leases of a claim that was sent at `claimed_at`. They start
+        in a later turn of the event loop, or when `begin_taken` is called."""
         ...
 
     def begin_taken(self) -> None:
@@ -62,15 +61,16 @@ class LeaseSink(Protocol):
     def give_back(self, leases: Sequence[Lease], claimed_at: float) -> None: ...
 
     def lose(self, why: str) -> None:
-        """Handle the death of the session."""
+        """Handle the loss of the session."""
         ...
 
 
 class Fetcher:
-    """Makes one claim at a time, numbered: a claim whose answer was lost is repeated with the same number.
+    """Claims jobs for a session, one claim at a time. The claims are
+    numbered, and one whose answer was lost is repeated with the same number.
 
-    `answered_at` is the time of the last answer, and `full_at` the last time without room; both are of the monotonic clock, and None before
-    the first. Leases that arrive later than `too_old` seconds after their request are handed back.
+    `answered_at` is the time of the last answer, and `full_at` the last time that there was no room. Both are on the
+    monotonic clock, and None at first. Leases that arrive more than `too_old` seconds after the request are handed back.
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class Fetcher:
             self._sink.lose(str(error))
 
     async def stop(self, within: float) -> None:
-        """Stop claiming. Wait at most `within` seconds for a claim that is under way.
+        """Stop claiming. Wait at most `within` seconds for a claim that is in progress.
 
-        It is answered in a moment, or never. If it were cancelled, its leases would belong to no worker for a while.
+        The answer arrives soon or never. If the claim were cancelled, its leases would belong to no worker for a while.
         """
         self._is_stopping = True
         with anyio.move_on_after(within):
@@ -122,7 +122,7 @@ class Fetcher:
             self._nudge()
 
     def look(self) -> None:
-        """Claim again, because there may be work."""
+        """Claim again if the fetcher is waiting, because there may be work."""
         if self._is_waiting:
             self._nudge()
 
@@ -151,7 +151,7 @@ class Fetcher:
             await self._rest(nudges)
 
     async def _rest(self, nudges: Nudges) -> None:
-        """Wait until there may be something to claim."""
+        """Wait until there may be jobs to claim."""
         longest, pause = time.monotonic() + LONGEST_REST, LOOK_AGAIN
         self._is_waiting = True
         try:

@@ -27,12 +27,12 @@ Args = TypeVarTuple("Args")
 
 BEATS_PER_TTL: Final = 4
 IDLE_BEATS_PER_TTL: Final = 3
-"""The heartbeats per ttl of a session without leases. Each of them also checks for work."""
+"""The number of heartbeats per ttl that a session without leases sends. Each of them also checks for work."""
 
 PAUSES: Final = Pauses(0.1, 0.5)
 
 PROGRESS_EVERY: Final = 1.0
-"""Minimum seconds between two heartbeats that are sent to report progress."""
+"""Minimum seconds between two heartbeats that are sent only to report progress."""
 
 STOPS_WITHIN: Final = 5.0
 # The errors of a loop's selector if its descriptor has been closed, or has since been reused.
@@ -40,11 +40,11 @@ LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 
 class BeatListener(Protocol):
-    """Receives the answers to heartbeats. It is called in its own event loop; only `request` is called from another thread."""
+    """Receives the answers to heartbeats. Its methods are called in its own event loop; only `request` is read from another thread."""
 
     @property
     def request(self) -> int:
-        """The highest claim request that has been answered."""
+        """The number of the latest claim that has been answered."""
         ...
 
     def heed(self, answer: BeatAnswer, asked_at: float) -> None:
@@ -56,15 +56,15 @@ class BeatListener(Protocol):
         ...
 
     def note_dropped(self, claim: ClaimId, why: str) -> None:
-        """Handle a report of this claim that cannot be written."""
+        """Handle the loss of a report on this claim, which the store cannot write."""
         ...
 
 
 class Keeper:
-    """Sends heartbeats from `start` until it is stopped.
+    """Sends the heartbeats of a session from `start` until it is stopped.
 
-    `beaten_at` is the time of the last answer, None before the first; `tried_at` is the time of the last attempt, successful or not. Both
-    are of the monotonic clock, and any thread may read them.
+    `beaten_at` is the time of the last answer, or None before the first. `tried_at` is the time of the
+    last attempt, successful or not. Both are on the monotonic clock, and any thread may read them.
     """
 
     def __init__(
@@ -85,18 +85,18 @@ class Keeper:
         lease_table.on_news = self.beat_soon
 
     def start(self, broker: Broker) -> None:
-        """Start the thread. `broker` is a separate connection, which the keeper closes."""
+        """Start the heartbeat thread. `broker` is a separate connection, which the keeper closes."""
         self._broker = broker
         self._start_thread(self._keep, "taskflow-keeper")
 
     async def stop(self) -> None:
-        """End the thread. Wait for a heartbeat that is under way, but at most `STOPS_WITHIN` seconds."""
+        """End the thread. Wait for a heartbeat that is in progress, but at most `STOPS_WITHIN` seconds."""
         self._stop_beating()
         with anyio.move_on_after(STOPS_WITHIN):
             await self._ended.wait()
 
     def fall_silent(self, why: str) -> None:
-        """Send no more heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
+        """Stop sending heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
         self._stop_beating()
         self._in_loop(self._listener.lose, why)
 
@@ -192,7 +192,7 @@ class Keeper:
         return answer
 
     async def _leave(self) -> None:
-        """End the session, because the loop of its runs was closed without winding down: other workers get the jobs now, not when this
-        process ends."""
+        """End the session, because the event loop of its runs was closed without winding
+        down. Other workers can then take the jobs now, rather than when this process ends."""
         with contextlib.suppress(BrokerError):
             await self._broker.beat(Beat(session=self._session.id, leaving=True))

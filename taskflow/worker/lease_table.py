@@ -1,4 +1,4 @@
-"""The leases of a worker, each from its claim to the answer to its settlement. Heartbeats report them."""
+"""The leases that a worker holds, each from its claim until its settlement is answered. Heartbeats report them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ NOTHING_YET: Final = object()
 
 
 class HeldLease:
-    """One lease.
+    """A lease that the worker holds, and the state of its run.
 
-    `why_stopped`  the reason why its run is being cancelled
+    `why_stopped`  why the run was asked to stop, or None
     `is_offered`   True once its settlement has been offered
     `is_held_up`   True if another program's transaction has blocked its settlement
-    `in_thread`    the outcome of its plain function, while it is called in a thread
-    `taken_at`, `begins_by`, `started`, `asked_at`   when it arrived, after when no run may start, when its run started, and when that was
-                   asked to stop; of the monotonic clock
-    `reminders`    the number of reports that the run has not stopped
+    `in_thread`    the future of its plain function, while that is called in a thread
+    `taken_at`, `begins_by`, `started`, `asked_at`   when it arrived, by when its run must start, when its run started, and when the run was
+                   asked to stop, all on the monotonic clock
+    `reminders`    how many times it has been reported that the run has not stopped
     `reported`     the progress in the last heartbeat
-    `on_report`    is called, from any thread, when the run has reported progress
+    `on_report`    called, from any thread, when the run has reported progress
     """
 
     __slots__ = (
@@ -69,7 +69,7 @@ class HeldLease:
         return self.begins_by is not None and time.monotonic() >= self.begins_by
 
     def ask_to_stop(self, why: str) -> None:
-        """Cancel the run, once. The first reason counts."""
+        """Ask the run to stop. Only the first call has an effect."""
         if self.why_stopped is None:
             self.why_stopped = why
             self.asked_at = time.monotonic()
@@ -84,20 +84,21 @@ class HeldLease:
 
 
 class Intake(Enum):
-    """Whether a lease table takes new leases, and starts waiting ones."""
+    """Whether a lease table accepts new leases and starts waiting ones."""
 
     OPEN = "open"
     ON_TRIAL = "on trial"
-    """Not while a quarantine tries jobs that have crashed."""
+    """Not while a quarantine is trying jobs that have crashed."""
 
     OVER = "over"
     """Never again: the session is lost."""
 
 
 class LeaseTable:
-    """The leases of a worker. The worker's loop writes it, and the heartbeat thread reads it: reads take a copy in one step.
+    """The leases that a session holds. The event loop writes the table,
+    and the heartbeat thread reads it: each read takes a copy in one step.
 
-    `on_news` is called, from any thread, when a run has reported progress that no heartbeat contains yet.
+    `on_news` is called, from any thread, when a run has reported progress that has not been in a heartbeat yet.
     """
 
     def __init__(self) -> None:
@@ -134,14 +135,15 @@ class LeaseTable:
     # --- the leases -------------------------------------------------------------------------------------
 
     def add(self, lease: Lease, claimed_at: float) -> HeldLease:
-        """Add a lease. `claimed_at` is when the claim was sent: the store's answer about the remaining time was given after that."""
+        """Add a lease. If it expires, the remaining time is counted from `claimed_at`, when the
+        claim was sent. The store computed that time later, so no run starts after the expiry."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
         holding = self._held[lease.claim] = HeldLease(lease, time.monotonic(), begins_by)
         holding.on_report = self._on_report
         return holding
 
     def remove(self, claims: Iterable[ClaimId]) -> None:
-        """Remove leases. Only after the store has answered their settlements, or if they are lost."""
+        """Remove leases whose settlements the store has answered, or which are lost."""
         for claim in claims:
             self._held.pop(claim, None)
         self.nudge()
@@ -150,7 +152,7 @@ class LeaseTable:
         return self._held.get(claim)
 
     def holds(self, holding: HeldLease) -> bool:
-        """Return False once it has been settled or lost."""
+        """Return True until the lease is settled or lost."""
         return self._held.get(holding.lease.claim) is holding
 
     def all(self) -> list[HeldLease]:
@@ -164,21 +166,22 @@ class LeaseTable:
         return None
 
     def unanswered(self) -> list[HeldLease]:
-        """Return the leases whose settlements were offered but not answered yet."""
+        """Return the leases whose settlements have been offered but not answered."""
         return [holding for holding in self.all() if holding.is_offered]
 
     def do_not_end(self, asked_before: float) -> bool:
-        """Return True if all runs were asked to stop, by a timeout or a cancellation, before `asked_before`."""
+        """Return True if every run was asked to stop, by a timeout or a cancellation, at `asked_before` or earlier."""
         return all(holding.asked_at is not None and holding.asked_at <= asked_before for holding in self.all())
 
     # --- waiting ----------------------------------------------------------------------------------------
 
     def nudge(self) -> None:
-        """Make those that wait for a change check again."""
+        """Wake the tasks that are waiting for a change."""
         self._changed.set()
 
     async def wait_for_change(self, timeout: float | None = None) -> None:
-        """Wait until a lease was removed, a run has ended, `nudge` was called, or `timeout` seconds have passed. Check first, then wait."""
+        """Wait until a lease is removed, a run ends, `nudge` is called, or `timeout`
+        seconds have passed. Check before waiting: earlier changes are not remembered."""
         self._changed.clear()
         if timeout is None:
             await self._changed.wait()
@@ -195,7 +198,7 @@ class LeaseTable:
         return tuple(self._held)
 
     def reports(self) -> tuple[Report, ...]:
-        """Return reports of the runs whose start or progress no heartbeat contains yet."""
+        """Return a report for each run whose start or progress has not been in a heartbeat yet."""
         self._has_news = False  # cleared first, so that later progress asks for a heartbeat again
         now = time.monotonic()
         reports: list[Report] = []
@@ -206,7 +209,7 @@ class LeaseTable:
         return tuple(reports)
 
     def reported(self, reports: Iterable[Report]) -> None:
-        """Record that these reports were sent, or dropped."""
+        """Record that these reports have been sent or dropped."""
         for report in reports:
             if (holding := self._held.get(report.claim)) is not None:
                 holding.reported = report.progress

@@ -1,4 +1,4 @@
-"""Logs the worker's events, with the job's name, id, attempt and queue, and never with arguments or results."""
+"""Logs the worker's events with the job's name, id, attempt and queue, but never with arguments or results."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def _lapsed(seconds: float, ttl: float) -> str:
 
 
 def _may_lapse(seconds: float, ttl: float) -> bool:
-    """Return True if the ttl may have passed. The last heartbeat was up to one interval earlier, and the stall began up to one check
-    earlier."""
+    """Return True if the ttl may have passed. The stall may have begun
+    one check earlier, and the last heartbeat one interval before that."""
     return seconds + LOOK > ttl - ttl / BEATS_PER_TTL
 
 

@@ -18,18 +18,20 @@ MOST_CONCURRENCY: Final = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """`concurrency`    the maximum number of running jobs
-    `grace`          seconds that runs have to finish when the worker winds down
-    `last_words`     seconds after `grace` for cancelled runs to stop, and to send their verdicts to the broker
-    `ttl`            seconds without a heartbeat after which other workers may take the jobs
-    `start_timeout`  seconds to wait at the start for a broker that does not answer; 0 raises at once
-    `drain_horizon`  `drained` waits for jobs that are due within this many seconds
-    `modules`        names of the modules that a child process imports first; it also imports the module of each job that it runs
-    `children`       options of the child processes
-    `stall_limit`    seconds that a job may block the event loop; then the worker stops its heartbeat, so that others take its jobs.
-                     0 disables
-    `on_stall_limit` called then, from a thread. The argument is False if the subscribers did not take `StalledForGood` in time, because
-                     the loop may hang in the log
+    """The options of a worker.
+
+    `concurrency`     the maximum number of jobs that run at once
+    `grace`           seconds that runs have to finish when the worker winds down
+    `last_words`      seconds after `grace` for cancelled runs to stop and for their verdicts to reach the broker
+    `ttl`             seconds without a heartbeat after which other workers may take the jobs
+    `start_timeout`   seconds to wait at startup for a broker that does not answer; 0 raises at once
+    `drain_horizon`   `drained` waits for jobs that are due within this many seconds
+    `modules`         names of the modules that a child process imports first; it also imports the module of each job that it runs
+    `children`        options for the child processes
+    `stall_limit`     seconds that a job may block the event loop before the worker stops its heartbeat, so that others take its jobs;
+                      0 disables
+    `on_stall_limit`  called then, from a separate thread. The argument is False if the subscribers did not receive `StalledForGood` in
+                      time, because the loop may hang in the log
     """
 
     queues: QueueChoice = field(default_factory=QueueChoice)

@@ -1,33 +1,33 @@
-"""Measures how fast runs end here and how long they take, to decide how many leases a worker may hold in reserve."""
+"""Measures how fast a session's runs end and how long they take. This determines how many leases a worker may hold in reserve."""
 
 from __future__ import annotations
 
 from typing import Final
 
 STARTS_WITHIN: Final = 0.02
-"""Seconds within which a reserved lease should start. A queue whose median run takes longer has no reserve, because another worker could
-start its jobs meanwhile.
-"""
+"""Seconds within which a lease in the reserve should start. While the median run of some queue
+takes longer, there is no reserve, because another worker could start the jobs sooner."""
 
 MEASURED_OVER: Final = 0.01
-"""Seconds over which ends are counted, unless there are `ENDS_NEEDED`."""
+"""Seconds for which ended runs are counted, unless `ENDS_NEEDED` runs end sooner."""
 
 ENDS_NEEDED: Final = 50
 MOMENT: Final = 0.001
-"""If `ENDS_NEEDED` runs end within this many seconds, the pace is known, so the claim after a burst is large enough."""
+"""The minimum duration of a measurement in seconds. It is enough if `ENDS_NEEDED`
+runs have ended, so that the claim after a burst is large enough."""
 
 REMEMBERED: Final = 16
-"""The weight of a queue's history: this many more short runs than long ones, or the reverse, outweigh all earlier ones."""
+"""The limit of a queue's history: this many more short runs than long ones, or the reverse, outweigh all earlier runs."""
 
 FADES_AFTER: Final = 60.0
-"""Seconds, besides the duration of its last run, after which a queue in which no run ends no longer counts. It may never be used again."""
+"""A queue no longer counts if no run in it ends for this many seconds, plus the duration of a long run. It may never be used again."""
 
 QUEUES: Final = 1_000
-"""If there are more queues than this (names may be generated), all statistics are dropped."""
+"""If there are more queues than this, all statistics are dropped. Queue names may be generated."""
 
 
 class Pace:
-    """The pace of one session. Times are of the monotonic clock."""
+    """Measures the pace of one session. Times are on the monotonic clock."""
 
     def __init__(self, now: float) -> None:
         self._since = now
@@ -48,7 +48,8 @@ class Pace:
             self._lean(queue, leaning - 1, ran_for)
 
     def reserve(self, now: float) -> int:
-        """Estimate how many jobs will start within `STARTS_WITHIN` seconds; 0 while a queue's median run takes longer than that."""
+        """Return how many jobs are expected to start within `STARTS_WITHIN`
+        seconds, or 0 while the median run of some queue takes longer than that."""
         self._now = now
         passed = now - self._since
         if passed >= MEASURED_OVER or (self._ended >= ENDS_NEEDED and passed >= MOMENT):
@@ -64,7 +65,7 @@ class Pace:
             del self._slow_until[queue], self._leanings[queue]
 
     def _lean(self, queue: str, leaning: int, ran_for: float) -> None:
-        """Record a short or long run of a queue. A leaning above 0 means that most of its runs are long."""
+        """Record a short or long run in a queue. A leaning above 0 means that most runs in the queue are long."""
         if len(self._leanings) >= QUEUES and queue not in self._leanings:
             self._leanings.clear()
             self._slow_until.clear()

@@ -1,24 +1,25 @@
-"""Limits the log lines about parked jobs: each name has one line per interval, however many of its jobs are parked."""
+"""Limits log lines about parked jobs to one per job name and interval, however many jobs of that name are parked."""
 
 from __future__ import annotations
 
 from typing import Final
 
 INTERVAL: Final = 60.0
-"""Seconds between two lines of one name."""
+"""Minimum seconds between two lines about the same job name."""
 
 MOST_NAMES: Final = 1_000
-"""The maximum number of names that are counted separately; all others share one line."""
+"""The maximum number of job names that are counted separately; all others share one line."""
 
 
 class ParkLog:
-    """Decides which parked run gets a line. A line also counts the runs without one since the last line of that name."""
+    """Decides which parked runs are logged. Each line also reports how
+    many runs of that job were parked without a line since the last one."""
 
     def __init__(self) -> None:
         self._names: dict[str, tuple[float, int]] = {}
 
     def count(self, name: str, now: float) -> int | None:
-        """Return how many runs of that name were parked without a line since the last one, or None if this run gets no line either."""
+        """Return how many runs of this job were parked without a line since the last one, or None if this run gets no line either."""
         if name not in self._names and len(self._names) >= MOST_NAMES:
             name = ""
         since, unsaid = self._names.get(name, (now - INTERVAL, 0))

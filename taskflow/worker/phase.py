@@ -6,7 +6,8 @@ from enum import IntEnum
 
 
 class Phase(IntEnum):
-    """A session never goes back to an earlier phase. `WorkerSession.run` walks through them. What an event does in each phase:
+    """A phase of a session. `WorkerSession.run` takes the session through the
+    phases, and it never returns to an earlier one. An event has these effects:
 
     | phase        | `finish`     | `wind_down`     | `hurry`     | the session is lost                                           |
     |--------------|--------------|-----------------|-------------|---------------------------------------------------------------|
@@ -22,13 +23,13 @@ class Phase(IntEnum):
 
     WORKING = 0
     FINISHING = 1
-    """It claims nothing more. Its runs end by themselves."""
+    """The session claims nothing more. Its runs may take as long as they need."""
 
     WINDING_DOWN = 2
-    """Its runs have the grace time."""
+    """The runs have the grace time to finish."""
 
     STOPPING = 3
-    """The grace time is over. Remaining runs are cancelled and handed back, then the session leaves."""
+    """The grace time is over. The remaining runs are cancelled and handed back, then the session leaves."""
 
     LOST = 4
     """The store, or the worker itself, has declared the session dead. Other workers may run its jobs."""

@@ -1,6 +1,6 @@
-"""Starts worker processes for the supervisor, reads their reports, reaps them, and waits for signals.
+"""Starts and reaps worker processes for the supervisor, reads their reports, and waits for signals.
 
-It imports no event loop and no application, so that the supervisor stays as small as Python itself.
+It imports neither an event loop nor the application, so that the supervisor stays as small as Python itself.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from taskflow.worker.supervisor_state import Plan
 log: Final = logging.getLogger("taskflow.supervisor")
 
 SUPERVISED: Final = "TASKFLOW_SUPERVISED"
-"""The environment variable that tells a worker its supervisor: the descriptor of its socket, its pid, and the worker's slot."""
+"""The environment variable that tells a worker about its supervisor: the
+descriptor of their socket, the supervisor's pid, and the worker's slot."""
 
 RETIRE: Final = b"retire\n"
-"""The supervisor's message that a worker should retire. The other message is ``died SESSION CAUSE``: the worker reports it to the broker
-and answers ``told SESSION``."""
+"""The supervisor's message that asks a worker to retire. The other message is ``died
+SESSION CAUSE``: the worker reports the death to the broker and answers ``told SESSION``."""
 
 WEIGH_EVERY: Final = 1.0
 LONGEST_LINE: Final = 4096
 
 FileWatch = Callable[[Callable[[], None]], None]
-"""Calls its argument from a separate thread when files have changed."""
+"""Starts watching files, and calls its argument from a separate thread when they have changed."""
 
 _STOPPED: Final = frozenset("Tt")
 """The states of a stopped process (proc_pid_stat(5))."""
@@ -46,7 +47,7 @@ DROPPED_AFTER: Final = 300.0
 
 
 class Onlooker(Protocol):
-    """Receives the same reports as the supervisor: those of its workers, and that it is asked to stop."""
+    """Receives the same news as the supervisor: the reports and ends of its workers, and requests to stop."""
 
     def note(self, pid: int, news: str | Ending) -> None: ...
     def stop(self) -> None: ...
@@ -61,10 +62,10 @@ def supervise(
     watch: FileWatch | None = None,
     onlooker: Onlooker | None = None,
 ) -> int:
-    """Keep the plan's workers running, each a process that runs `command`, until all have ended for good. Return the exit code.
+    """Keep the plan's workers running until all have ended for good. Each is a process that runs `command`. Return the exit code.
 
-    The workers get `environment`, or else that of this process. `on_crash` is called at once when a worker dies. Living workers report the
-    death to the broker; if there is none, the next one does.
+    The workers get `environment`, or by default the environment of this process. When a worker dies, `on_crash` is
+    called at once, and the other workers report the death to the broker. If there are none, the next worker does.
     """
     with Wakes() as wakes, Processes(command, wakes, environment) as processes:
         if watch is not None:
@@ -108,12 +109,12 @@ def _pass_on(supervisor: Supervisor, wakes: Wakes, processes: Processes, onlooke
 
 
 CHANGED: Final = 0
-"""Means that files have changed. No signal has this number."""
+"""Stands for changed files in place of a signal number. No signal has this number."""
 
 
 class Wakes:
-    """Turns signals and file changes into bytes in a pipe that can be waited for. The handlers do nothing else, so they interrupt
-    nothing."""
+    """Turns signals and file changes into bytes in a pipe, which can be waited
+    for. The signal handlers do nothing else, so they interrupt nothing."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -126,7 +127,7 @@ class Wakes:
         return self._reader
 
     def take(self) -> bytes:
-        """Return the bytes that have arrived since the last call, in order: signal numbers, or CHANGED."""
+        """Return the bytes that have arrived since the last call, in order. Each is a signal number or CHANGED."""
         try:
             return os.read(self._reader, LONGEST_LINE)
         except BlockingIOError:
@@ -137,8 +138,8 @@ class Wakes:
         os.write(self._writer, bytes([CHANGED]))
 
     def has_lost_terminal(self) -> bool:
-        """Return True if the terminal that started this process is gone. Then a SIGHUP only reports that, and does not request a
-        restart."""
+        """Return True if the terminal in which this process was started is gone.
+        A SIGHUP then only reports that loss, and does not request a restart."""
         return self._had_terminal and not _has_terminal()
 
     def __enter__(self) -> Self:
@@ -169,8 +170,8 @@ def _has_terminal() -> bool:
 
 
 class Processes:
-    """The worker processes. Each has a separate session, so that a Ctrl-C in the terminal reaches only the supervisor, which passes it
-    on."""
+    """The worker processes. Each has its own POSIX session, so that a Ctrl-C
+    in the terminal reaches only the supervisor, which passes it on."""
 
     def __init__(self, command: Sequence[str], wakes: Wakes, environment: Mapping[str, str] | None = None) -> None:
         self._command = list(command)
@@ -209,7 +210,8 @@ class Processes:
             return False
 
     def note_death(self, session: bytes, cause: str) -> None:
-        """Let every worker with a session report the death to the broker, in case one of them dies too. A repeated report does no harm."""
+        """Make every worker that has a session report the death to the
+        broker, in case one of them dies too. Repeated reports do no harm."""
         self._deaths.note(session, cause)
         self._remind()
 
@@ -217,15 +219,14 @@ class Processes:
         return list(self._sockets)
 
     def wait(self, patience: float) -> None:
-        """Wait for a report, the end of a process, or a signal."""
+        """Wait for a report, the end of a process or a signal, for at most `patience` seconds."""
         self._selector.select(patience)
         self._out_of_memory.look(time.monotonic())
         self._remind()
 
     def news(self) -> Iterator[tuple[int, str | Ending]]:
-        """Yield the workers' reports and the ends of processes, which are reaped: workers after their last report, and orphans if this is
-        process 1.
-        """
+        """Yield the workers' reports and the ends of processes. Ended processes are
+        reaped: workers after their last report and, if this is process 1, orphans."""
         for pid, worker_socket in self._sockets.items():
             for line in self._listen(worker_socket):
                 self._note_line(worker_socket, line)
@@ -270,14 +271,14 @@ class Processes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the sockets. If a bug has left workers running, they notice that and end."""
+        """Close the sockets. If a bug has left workers running, they notice that and exit."""
         self._selector.close()
         for worker_socket in self._sockets.values():
             worker_socket.close()
 
 
 class Deaths:
-    """The causes of death of workers by session id (hexadecimal), until a living worker has reported them to the broker."""
+    """Why workers have died, by session id (hexadecimal), until a living worker has reported it to the broker."""
 
     def __init__(self) -> None:
         self._unreported: dict[str, Death] = {}
@@ -288,11 +289,11 @@ class Deaths:
             del self._unreported[next(iter(self._unreported))]
 
     def all(self) -> list[bytes]:
-        """Return the message for each death."""
+        """Return the messages that report the deaths."""
         return [death.words for death in self._unreported.values()]
 
     def due(self, now: float) -> list[bytes]:
-        """Return the messages that are due: at once, and again after `REPORT_AGAIN_AFTER` seconds."""
+        """Return the messages to send now. Each is sent at once, and again every `REPORT_AGAIN_AFTER` seconds."""
         self._unreported = {session: death for session, death in self._unreported.items() if now < death.noted_at + DROPPED_AFTER}
         due = [death for death in self._unreported.values() if now >= death.due_at]
         for death in due:
@@ -333,7 +334,7 @@ class WorkerSocket:
         return [line.decode("ascii", "replace") for line in lines]
 
     def say(self, word: bytes) -> bool:
-        """Send a message. Return False if the worker cannot get it."""
+        """Send a message. Return False if it could not be sent."""
         try:
             return self._end.send(word) == len(word)
         except OSError:

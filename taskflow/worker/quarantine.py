@@ -1,10 +1,12 @@
-"""Runs jobs that crashed: their last run took down its worker, or ran beside the one that did. It is unknown which job it was.
+"""Runs jobs that have crashed. The last run of each either killed its
+worker, or ran beside the one that did; which of them it was is unknown.
 
-If the guilty job ran among others, it would take them down each time, and they would count as crashed as often as it does. So suspects
-run separately: a few at a time after their first crash, then one at a time, the least suspicious first. Before a trial, started runs may
-end, and all other leases are handed back, so that they are not lost with the worker. Nothing is claimed until the jobs on trial have
-survived for a while; the time grows with the crashes. If one more crash would make a job poison, it has the worker to itself for its
-whole run, within a limit. If it then kills the worker, no other job is blamed.
+If the guilty job ran among others, it would take them down each time, and they would count as crashed as often as it does.
+So suspects run separately: a few at a time after their first crash, then one at a time, those with the fewest crashes first.
+
+Before a trial, runs that have started get time to end. All other leases are handed back, so that they are not lost with the worker.
+Nothing is claimed until the jobs on trial have survived for a while, which is longer after more crashes. If one more crash would
+make a job poison, it has the worker to itself for its whole run, up to a limit. If it then kills the worker, no other job is blamed.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from taskflow.worker.lease_table import HeldLease, LeaseTable
 
 
 class Trial(NamedTuple):
-    """`together`     the number of jobs that run at the same time
+    """How suspects are tried.
+
+    `together`     the number of jobs that run at the same time
     `probation`    seconds after which other jobs may start beside them
-    `until_alone`  seconds to wait for earlier runs to end and for the store to take back the rest. Runs that continue share the risk
+    `until_alone`  seconds to wait until earlier runs have ended and the store has taken back the rest. Runs that continue share the risk
     """
 
     together: int
@@ -49,7 +53,7 @@ class TrialRuns(Protocol):
 
 
 class Quarantine:
-    """Holds leases of suspects until they are tried or handed back."""
+    """Holds the leases of suspects until they are tried or handed back."""
 
     def __init__(self, lease_table: LeaseTable, runs: TrialRuns, events: Events) -> None:
         self._lease_table = lease_table
@@ -65,7 +69,7 @@ class Quarantine:
         self._has_some.set()
 
     def take_all(self) -> list[HeldLease]:
-        """Return the leases that have not started, chosen or not. They will not start any more."""
+        """Remove and return the leases that have not started, including those that were chosen for a trial."""
         taken = self._held([*self._chosen, *self._waiting])
         self._chosen, self._waiting = [], []
         return taken
@@ -104,7 +108,7 @@ class Quarantine:
             await self._lease_table.wait_for_change(left)
 
     def _held(self, waiting: list[HeldLease]) -> list[HeldLease]:
-        """Return the leases that have not been lost meanwhile."""
+        """Return the leases that are still held; the others were lost."""
         return [holding for holding in waiting if self._lease_table.holds(holding)]
 
 

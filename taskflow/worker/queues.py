@@ -10,9 +10,10 @@ from taskflow.model.seams import Chance
 
 
 class QueueChoice:
-    """``a,b`` is a strict order, ``a=3,b=1`` is weighted; without names, the worker takes all queues in turn.
+    """The order in which a worker claims from its queues: strict for ``a,b``, weighted
+    for ``a=3,b=1``. If no queues are named, it claims from all of them in turn.
 
-    With weights, each queue is first in its share of the claims, so that none starves.
+    With weights, each queue comes first in a share of the claims that is proportional to its weight, so that none starves.
     """
 
     def __init__(self, weights: Mapping[str, int | None] | None = None, chance: Chance = random.Random()) -> None:  # noqa: B008  # a default chance
@@ -25,7 +26,7 @@ class QueueChoice:
 
     @classmethod
     def parse(cls, text: str) -> QueueChoice:
-        """Parse the text of `--queues`. Raises ValueError, naming the wrong part."""
+        """Parse the value of `--queues`. Raises ValueError, which names the invalid part."""
         weights: dict[str, int | None] = {}
         for part in text.split(","):
             name, separator, weight = part.strip().partition("=")
@@ -38,9 +39,8 @@ class QueueChoice:
         return cls(weights)
 
     def order(self) -> Sequence[str]:
-        """Return the queues in the order of this claim. With weights it is a random order without replacement: the largest u ** (1 /
-        weight) is first (Efraimidis and Spirakis 2006).
-        """
+        """Return the queues in the order for the next claim. With weights, this is a random order without
+        replacement: the queue with the largest u ** (1 / weight) comes first (Efraimidis and Spirakis 2006)."""
         if not self._weights:
             return self.names
         return sorted(self.names, key=lambda name: self._chance.random() ** (1 / self._weights[name]), reverse=True)

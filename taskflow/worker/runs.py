@@ -1,4 +1,4 @@
-"""The runs of a session: decides which lease starts when, from its claim to its settlement."""
+"""Decides when the leases of a session start, and manages their runs until they are settled."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ from taskflow.worker.settler import Settler
 from taskflow.worker.threads import Threads
 
 PORTION: Final = 0.002
-"""Seconds for which jobs are started without a break, before the loop does something else."""
+"""Seconds for which jobs are started without a break, before the loop runs other tasks."""
 
 PATIENCE: Final = 0.1
-"""Seconds that a lease may wait in reserve. Then it is handed back, because another worker could start it."""
+"""Seconds that a lease may wait in the reserve. After that it is handed back, so that another worker can start it."""
 
 AHEAD: Final = 3
-"""The reserve, and the leases that await their settlement's answer, may each be this many times the slots. A cycle of two hundred jobs
-costs less per job than one of a hundred, mostly in the store. In longer cycles, worker and store wait for each other more than they save.
-"""
+"""The reserve, and the leases whose settlements have not been answered, are each limited to this
+many times the slots. A cycle of 200 jobs costs less per job than one of 100, mostly in the store.
+In longer cycles, the worker and the store lose more by waiting for each other than they save."""
 
 SLOW: Final = 0.5
 
 RARER: Final = 10
-"""A run that does not stop is reported again when it has taken this many times as long."""
+"""A run that does not stop is reported again each time its delay has grown by this factor."""
 
 SHORTEST_LOOK: Final = 0.05
 LONGEST_LOOK: Final = 5.0
 CUT_OFF_WITHIN: Final = 1.0
-"""Seconds that runs have to end once they are cut off."""
+"""Seconds for runs to end after they have been cut off."""
 
 
 class Runs:
-    """Manages a slot for each run, and a small reserve, so that no slot waits for a round trip: the next claim is made while jobs run and
-    settle.
+    """Gives each run a slot, and keeps a small reserve of leases so that no slot
+    stands idle during a round trip. The next claim is made while jobs run and settle.
 
-    `slots` limits the running jobs. If the worker is killed, more leases are affected: those that await the answer to their settlement, and
-    the reserve. Each of the two is limited to the runs that end within 20 ms, and to `AHEAD` times `slots`; the former may always be as
-    many as `slots`. If jobs take longer than 20 ms, at most twice `slots` are leased.
+    At most `slots` jobs run at once, but the worker may hold more leases, all of which are affected if it is killed. These are the reserve,
+    and leases whose settlements have not been answered yet. The reserve is at most the number of runs expected to end within 20 ms, and
+    never more than `AHEAD` times `slots`. The same limit applies to unanswered settlements, except that `slots` of them are always allowed.
+    While the jobs of some queue typically take longer than 20 ms, there is no reserve, so at most twice `slots` leases are held.
     """
 
     def __init__(
@@ -66,14 +67,15 @@ class Runs:
         self._reserve: deque[HeldLease] = deque()
         self.under_way: dict[asyncio.Task[None], HeldLease] = {}
         self.slow: tuple[HeldLease, float] | None = None
-        """The last run that took long, and when it ended: it may explain a stall that is noticed later."""
+        """The last slow run, and when it ended. It may explain a stall that is noticed later."""
 
     # --- how many leases there is room for --------------------------------------------------------------
 
     @property
     def free(self) -> int:
-        """Return the number of free slots. May be called from any thread. A plain function that was given up, here or in an earlier
-        session, occupies its slot, because its thread is still busy.
+        """The number of slots in which a run may start now. May be read from any thread.
+
+        A plain function that was given up, in this session or an earlier one, occupies its slot, because its thread is still busy.
         """
         if not self._lease_table.is_open:
             return 0
@@ -87,12 +89,12 @@ class Runs:
 
     @property
     def is_stuck(self) -> bool:
-        """Return True if no slot will become free by itself."""
+        """True if every slot is occupied by a function that was given up."""
         return self._threads.left_behind >= self._slots
 
     def room(self) -> int:
-        """Return the number of leases to claim now. Slots are filled at once. The reserve is filled when half of it is used, in full round
-        trips."""
+        """Return the number of leases to claim now. Free slots are filled at once. The reserve is
+        refilled only when at least half of it is used, so that each round trip is worthwhile."""
         if not self._lease_table.is_open:
             return 0
         self._look_ahead()
@@ -101,18 +103,18 @@ class Runs:
         return room if idle > 0 or 2 * room >= max(1, reserve) else 0
 
     def _look_ahead(self) -> None:
-        """Estimate how many runs will end soon."""
+        """Set the size of the reserve to an estimate of how many runs will end soon."""
         self._ahead = min(AHEAD * self._slots, self._pace.reserve(time.monotonic()))
 
     # --- leases that wait -------------------------------------------------------------------------------
 
     def add(self, leases: Iterable[Lease], claimed_at: float) -> None:
-        """Queue leases. They start in order as slots become free."""
+        """Add leases to the reserve. They start in order as slots become free."""
         self._reserve.extend([self._lease_table.add(lease, claimed_at) for lease in leases])
         self._lease_table.nudge()
 
     def give_back_reserve(self) -> None:
-        """Hand the reserve back to other workers, without counting a hand-back."""
+        """Hand back the leases in the reserve so that other workers can run them. This does not add to the jobs' hand-backs."""
         while self._reserve:
             self.give_back(self._reserve.popleft())
 
@@ -120,12 +122,12 @@ class Runs:
         self._settler.offer(holding, settlement_of(holding.lease, HandedBack(counts=False)))
 
     def drop_reserve(self) -> None:
-        """Forget the reserve, because it already belongs to other workers."""
+        """Forget the leases in the reserve, because their jobs already belong to other workers."""
         self._lease_table.remove([holding.lease.claim for holding in self._reserve])
         self._reserve.clear()
 
     def ask_to_stop(self, holding: HeldLease, why: str) -> None:
-        """Stop the lease's run. A lease that has not started never does; if it was to be cancelled, it is settled at once."""
+        """Stop the lease's run. A lease in the reserve will never start; if its job was cancelled, it is settled at once."""
         holding.ask_to_stop(why)
         if holding in self._reserve:
             self._reserve.remove(holding)
@@ -133,7 +135,7 @@ class Runs:
                 self._settler.offer(holding, settlement_of(holding.lease, Cancelled(CANCELLED)))
 
     async def run(self) -> None:
-        """Start waiting leases as slots become free."""
+        """Start leases from the reserve as slots become free, and hand the reserve back if it has waited too long."""
         while True:
             self._look_ahead()
             while self.free and self._reserve:
@@ -144,7 +146,7 @@ class Runs:
             await self._lease_table.wait_for_change(PATIENCE if self._reserve else None)
 
     def begin_waiting(self) -> None:
-        """Start as many as there are free slots, and as fit into `PORTION` seconds."""
+        """Start leases from the reserve while slots are free, for at most `PORTION` seconds."""
         until = time.monotonic() + PORTION
         for _ in range(min(self.free, len(self._reserve))):
             self.begin(self._reserve.popleft())
@@ -191,9 +193,9 @@ class Runs:
     # --- runs that were asked to stop -------------------------------------------------------------------
 
     async def stop_all(self, why: str) -> None:
-        """Ask all runs to stop. After `last_words` seconds cut off the remaining ones, so that their jobs are handed back.
+        """Ask all runs to stop. After `last_words` seconds, cut off those that remain, so that their jobs are handed back.
 
-        A function in a thread runs until it ends.
+        A function in a thread continues until it returns.
         """
         for holding in list(self.under_way.values()):
             holding.ask_to_stop(why)
@@ -209,10 +211,10 @@ class Runs:
             await asyncio.wait(list(self.under_way), timeout=patience)
 
     async def watch(self) -> None:
-        """Report runs that continue `last_words` seconds after they were asked to stop, and again at growing intervals.
+        """Report runs that are still under way `last_words` seconds after they were asked to stop, and again at growing intervals.
 
-        A thread, or a job that swallows its cancellation, would otherwise go unnoticed. Each check also nudges, so that the fetcher looks
-        for free slots, and the vitals show it.
+        Otherwise a thread, or a job that swallows its cancellation, would go unnoticed. Each
+        check also makes the fetcher look for free slots, so that the vitals stay up to date.
         """
         patience = max(SHORTEST_LOOK, self._last_words)
         while True:
@@ -230,5 +232,5 @@ class Runs:
 
 
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
-    """Return the settlement of a run that never started, or of which nothing is known."""
+    """Return a settlement with only a verdict, for a run that never started or about which nothing is known."""
     return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict)

@@ -1,4 +1,4 @@
-"""The services of a session: tasks that run until their block ends, whatever happens to them."""
+"""The services of a session: tasks that are kept running until their block ends."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Service = Callable[[], Coroutine[Any, Any, None]]
 
 PAUSES: Final = Pauses(0.1, 30.0)
 HEALTHY_AFTER: Final = 60.0
-"""Seconds after which a failed service starts again with the shortest pause."""
+"""A service that has run for this many seconds before it fails restarts after the shortest pause."""
 
 
 class Group:
-    """A task group of anyio."""
+    """Wraps an anyio task group, and closes the calls that never started."""
 
     def __init__(self, group: TaskGroup) -> None:
         self._group = group
@@ -44,11 +44,10 @@ class Group:
 
 @asynccontextmanager
 async def a_group() -> AsyncIterator[Group]:
-    """Open a task group that the end of the block closes: its tasks are then cancelled and awaited.
+    """Open a task group. At the end of the block, its tasks are cancelled and awaited.
 
     A job may cancel every existing task. anyio's group would then end the block without an error, as if the group had been cancelled on
-    purpose.
-    This one raises CancelledError instead. So the task that walks through the session stops, and starts again where it was.
+    purpose. This one raises CancelledError instead, so that the task that walks through the sessions stops, and restarts where it was.
     """
     has_ended = False
     tasks = anyio.create_task_group()
@@ -65,11 +64,11 @@ async def a_group() -> AsyncIterator[Group]:
 
 
 class Services:
-    """Starts services and restarts each one that ends, because without one of them the worker would be alive and do nothing.
+    """Runs services, and restarts those that fail or are cancelled: without one of them, the worker would be alive but do nothing.
 
-    A service that other code has cancelled starts again at once, because a job may cancel every existing task. A failed service starts
-    again after a growing pause. The session continues: a bug here, or one bad row, must not cost the other jobs their leases.
-    `on_end` is called whenever a service ends.
+    A service that was cancelled by other code restarts at once, because a job may cancel every existing
+    task. A service that failed restarts after a growing pause. The session continues, so that a bug here,
+    or one bad row, does not cost the other jobs their leases. `on_end` is called whenever a service stops.
     """
 
     def __init__(self, events: Events, chance: Chance, on_end: Callable[[], None]) -> None:

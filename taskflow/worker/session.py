@@ -49,18 +49,17 @@ LAST_CLAIM: Final = 1.0
 """Seconds to wait for the answer to a claim when the worker winds down."""
 
 DEAF_LOOK: Final = 1.0
-"""Seconds between two checks of runs that do not end when they are asked to."""
+"""Seconds between two checks of runs that do not end although they were asked to stop."""
 
 _RULES: Final = Rules()
 
 
 class WorkerSession:
-    """One session. If the worker continues after it, the worker begins another one.
+    """One session of a worker. If the worker continues after its end, it begins another one.
 
-    `begin` registers it, and `run` walks through its phases. `finish`, `wind_down`, `hurry`, `lose` and `settle_by` only decide the next
-    step of that walk. `has_forced` is True if runs had to be cancelled. `all_ended` is set when a finishing session has no leases left,
-    `runs_stopped`
-    when no run continues here except in threads.
+    `begin` registers the session, and `run` takes it through its phases. `finish`, `wind_down`, `hurry` and `lose` only set the
+    phase, and `settle_by` a time limit; `run` acts on them. `has_forced` is True if runs had to be cancelled. `all_ended` is
+    set when a finishing session has nothing left to wait for, and `runs_stopped` when no run continues here except in threads.
     """
 
     def __init__(self, broker: Broker, executor: Executor, threads: Threads, options: WorkerOptions, seams: Seams, events: Events) -> None:
@@ -88,13 +87,13 @@ class WorkerSession:
     # --- its life ---------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Register the session, and start its heartbeat. Raises the errors of the broker."""
+        """Register the session and start its heartbeat. Raises the broker's errors."""
         await self._broker.register(self.session)
         self._events.tell(SessionOpened(self.session.name, self.session.id))
         self._keeper.start(self._broker.sibling())
 
     async def run(self) -> None:
-        """Run the session to its end. If this was cancelled, the next call continues in the same phase."""
+        """Run the session until it ends. If a call is cancelled, the next one continues in the same phase."""
         if self.phase is Phase.ENDED:
             return
         async with self._services.running(self._settler.run, self._settler.run_held_up, self._hear_of_stops):
@@ -108,7 +107,7 @@ class WorkerSession:
         self._enter(Phase.ENDED)
 
     async def _work(self) -> None:
-        """Return when no run continues."""
+        """Claim and run jobs. Return when no run continues, except in threads."""
         async with self._services.running(self._runs.watch):
             async with self._services.running(self._upkeep.run):
                 # The fetcher is first, because a caller may be waiting for this worker.
@@ -124,7 +123,8 @@ class WorkerSession:
         self.runs_stopped.set()
 
     def _part_with_what_waits(self) -> None:
-        """Hand back leases that have not started. If the session is lost, they already belong to other workers."""
+        """Hand back leases whose runs have not started. If the session is
+        lost, just drop them: their jobs already belong to other workers."""
         waiting = self._quarantine.take_all()
         if self.phase is Phase.LOST:
             self._lease_table.remove([holding.lease.claim for holding in waiting])
@@ -134,11 +134,12 @@ class WorkerSession:
             self._runs.give_back(holding)
         self._runs.give_back_reserve()
         for holding in self._runs.under_way.values():
-            if holding.started is None and holding.stop is not None:  # it still waits for a child process, and need not wait any longer
+            if holding.started is None and holding.stop is not None:  # it is waiting for a child process, and need not wait any longer
                 holding.ask_to_stop(WINDING_DOWN)
 
     async def _finish_runs(self) -> None:
-        """Let runs end, however long that takes. Runs that were asked to stop longer ago than the grace time are not waited for."""
+        """Wait for the runs to end, however long that takes, then until the session winds down.
+        Runs that were asked to stop longer ago than the grace time are not waited for."""
         while self.phase is Phase.FINISHING and not self.all_ended.is_set():
             if len(self._lease_table) and not self._lease_table.do_not_end(time.monotonic() - self._options.grace):
                 await self._lease_table.wait_for_change(DEAF_LOOK)
@@ -154,11 +155,11 @@ class WorkerSession:
         self._enter(Phase.STOPPING)
 
     async def _until_settled(self) -> None:
-        """Offer the verdicts until the store has answered.
+        """Wait until the store has answered all settlements.
 
-        A session that winds down waits at most `last_words` for that; the store learns of the rest when the session lapses. A past session
-        waits until `settle_by`, or for ever, because only the store knows whether its verdicts still count. When the worker ends, it does
-        not wait for runs that ignore their cancellation: leaving the session hands their jobs back.
+        A session that winds down waits at most `last_words` seconds; jobs that are not settled by then are released when the session ends
+        or lapses. A past session waits until `settle_by`, or indefinitely, because only the store knows whether its verdicts still count.
+        When the worker ends, it does not wait for runs that ignore their cancellation: their jobs are handed back when the session leaves.
         """
         if self._settles_until is None and self._grace_ends_at is not None:
             self._settles_until = time.monotonic() + self._options.last_words
@@ -171,8 +172,8 @@ class WorkerSession:
             self._events.tell(VerdictsLost(untold, "the broker did not answer before the worker ended"))
 
     async def _leave(self) -> None:
-        """Leave, and hand back the remaining leases. A claim under way may have leased jobs to a lost session that the store still
-        considers alive."""
+        """End the session in the store, which hands back its remaining leases. Even a lost session
+        may have some, if a claim was in progress and the store still considers the session alive."""
         is_past, within = self._grace_ends_at is None, self._options.last_words
         if is_past and self._runs.under_way:
             return
@@ -192,23 +193,23 @@ class WorkerSession:
     # --- where it goes next -----------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Stop claiming, and let runs end."""
+        """Stop claiming and let the runs finish."""
         self._enter(Phase.FINISHING)
 
     def wind_down(self) -> None:
-        """Stop claiming, let runs end for the grace time, cancel and hand back the rest, and leave."""
+        """Stop claiming, let runs finish during the grace time, cancel and hand back the rest, and leave."""
         if self.phase < Phase.WINDING_DOWN:
             self._grace_ends_at = time.monotonic() + self._options.grace
             self._enter(Phase.WINDING_DOWN)
             self._events.tell(WindingDown(len(self._runs.under_way), self._options.grace))
 
     def hurry(self) -> None:
-        """End the grace time."""
+        """End the grace time now, if it has begun."""
         if self.phase is Phase.WINDING_DOWN:
             self._enter(Phase.STOPPING)
 
     def lose(self, why: str) -> None:
-        """Cancel the runs, because the session is dead, or must be considered dead, and other workers may run its jobs."""
+        """Cancel the runs, because the session is dead or must be presumed dead, so other workers may already be running its jobs."""
         if self.phase < Phase.LOST:
             is_followed = self.phase < Phase.WINDING_DOWN
             self._lease_table.close()  # nothing starts any more
@@ -216,20 +217,20 @@ class WorkerSession:
             self._events.tell(SessionEnded(self.session.name, why, is_followed))
 
     def fall_silent(self, why: str) -> None:
-        """Send no more heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
+        """Stop sending heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
         self._keeper.fall_silent(why)
 
     def settle_by(self, instant: float) -> None:
-        """Offer verdicts until this time of the monotonic clock, and no longer."""
+        """Stop waiting for answers to settlements at this time on the monotonic clock."""
         self._settles_until = instant
         self._lease_table.nudge()
 
     def look_again(self) -> None:
-        """Check for room again."""
+        """Make the tasks that wait for a free slot check again."""
         self._lease_table.nudge()
 
     async def until(self, phase: Phase) -> None:
-        """Return when the session is in that phase, or past it."""
+        """Wait until the session has reached this phase or a later one."""
         while self.phase < phase:
             self._moved.clear()
             await self._moved.wait()
@@ -248,7 +249,7 @@ class WorkerSession:
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:
-        """The last run that took long, and when it ended."""
+        """The last slow run, and when it ended."""
         return self._runs.slow
 
     def holding_of(self, run: JobContext) -> HeldLease | None:
@@ -277,7 +278,8 @@ class WorkerSession:
         await self._lease_table.wait_for_change()
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Start the other runs before those in quarantine. Nothing waits while these are tried."""
+        """Accept claimed leases. Jobs that have crashed before go into quarantine. Because nothing else may
+        start during a trial, the others first start in the free slots, and the rest are handed back."""
         if self.phase >= Phase.WINDING_DOWN:
             self.give_back(leases, claimed_at)
             return
@@ -325,7 +327,7 @@ class WorkerSession:
             self._events.tell(ReportDropped(holding.lease, why))
 
     async def _hear_of_stops(self) -> None:
-        """Send a heartbeat at once after a nudge: its answer names the runs to stop."""
+        """Send a heartbeat whenever a nudge arrives, because the answer names the runs to stop."""
         with self._broker.listen([topics.session(self.session.id)]) as nudges:
             while True:
                 await nudges.wait()

@@ -24,11 +24,11 @@ UNWRITABLE: Final = "taskflow.VerdictNotWritable"
 
 
 class Settler:
-    """Group commit without a timer: settlements that arrive while a batch is under way form the next one.
+    """Sends settlements in batches, without a timer: those that arrive while a batch is under way form the next one.
 
-    A settlement is offered until the store has answered it or its lease is lost, because losing a job is worse than running it twice. If
-    another program's transaction holds up settlements in the store, `run_held_up` offers them again separately, and the others do not wait.
-    `waiting_since` is the time of the monotonic clock since when a batch has not been answered; None if nothing waits.
+    A settlement is offered until the store has answered it or its lease is lost, because losing a job is worse than running it
+    twice. If another program's transaction blocks settlements in the store, `run_held_up` offers them again separately, so that
+    the others do not wait. `waiting_since` is the time on the monotonic clock since which a batch has been unanswered, or None.
     """
 
     def __init__(self, broker: Broker, lease_table: LeaseTable, events: Events) -> None:
@@ -43,7 +43,7 @@ class Settler:
         self.waiting_since: float | None = None
 
     def offer(self, holding: HeldLease, settlement: Settlement) -> None:
-        """Queue the settlement. If its lease was lost, only an event is sent, because the store would answer STALE."""
+        """Queue the settlement. If its lease was lost, only send an event, because the store would answer STALE."""
         if not self._lease_table.holds(holding):
             self._tell_stale(holding.lease, settlement)
             return
@@ -78,7 +78,7 @@ class Settler:
             raise
 
     def _take(self, waiting: deque[Settlement]) -> list[Settlement]:
-        """Remove and return the next settlements, without those whose leases were lost."""
+        """Remove and return the next settlements, except those whose leases have been lost."""
         taken = [waiting.popleft() for _ in range(min(MAX_BATCH, len(waiting)))]
         return [settlement for settlement in taken if self._lease_table.get(settlement.claim) is not None]
 
@@ -107,7 +107,7 @@ class Settler:
         self._lease_table.remove([settlement.claim for settlement in batch])
 
     def _without_held_up(self, batch: list[Settlement], answers: list[Settled]) -> list[Settlement]:
-        """Return the settlements with a final answer, and send an event for each stale one."""
+        """Return the settlements that have a final answer. Set the others aside, and send an event for each stale one."""
         answered: list[Settlement] = []
         for settlement, answer in zip(batch, answers, strict=True):
             holding = self._lease_table.get(settlement.claim)
@@ -121,7 +121,7 @@ class Settler:
         return answered
 
     def _set_aside(self, settlement: Settlement, event: WorkerEvent) -> None:
-        """Queue the settlement separately from the others, and send the event once."""
+        """Queue the settlement separately from the others. Send the event the first time."""
         if (holding := self._lease_table.get(settlement.claim)) is not None:
             if not holding.is_held_up:
                 self._events.tell(event)
@@ -140,7 +140,8 @@ class Settler:
         await asyncio.sleep(pause)
 
     async def _settle_apart(self, batch: list[Settlement], error: Exception) -> None:
-        """Settle a batch of which something cannot be written one by one, so that only the unwritable settlement fails."""
+        """Settle the batch one settlement at a time, because part of it
+        cannot be written. That way, only the unwritable settlement fails."""
         if len(batch) > 1:
             for settlement in batch:
                 await self._settle([settlement])

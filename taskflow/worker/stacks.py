@@ -1,4 +1,4 @@
-"""Finds out what code another thread runs, and for which job."""
+"""Finds out what code another thread is running, and for which job."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ _IN_THREAD: Final = Threads._work.__code__
 _OF_A_THREAD: Final = 4 | 2
 
 Line = tuple[str, int, str, None]
-"""File, line number and function, copied so that nothing is read from disk before the line is shown."""
+"""A file, line number and function, copied so that nothing is read from disk until the line is shown."""
 
 
 def lines_of(thread: int) -> list[Line]:
-    """Return the lines from the outermost call to the current one; empty if the thread does not exist."""
+    """Return the lines of a thread's stack, from the outermost call to the current one. The list is empty if the thread does not exist."""
     lines = [(code.co_filename, frame.f_lineno or 0, code.co_qualname, None) for frame in _frames(thread) for code in (frame.f_code,)]
     return lines[::-1]
 
 
 def lines_of_all() -> dict[str, list[Line]]:
-    """Return the lines of all threads, by the thread's name."""
+    """Return the lines of all threads, keyed by a thread's name and number."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return {f"{names.get(ident, 'a thread')} ({ident})": lines_of(ident) for ident in sys._current_frames()}
 
 
 def shown(lines: list[Line]) -> str:
-    """Format lines as in a traceback. If the job's own lines are among them, only these are shown, because the calls above them do not help
-    the user."""
+    """Format lines as in a traceback. If the job's own lines are among them,
+    only those are shown, because the calls above them do not help the user."""
     outside = [number for number, (file, *_) in enumerate(lines) if file.startswith((_OURS, _LOOPS, "<frozen "))]
     own = lines[outside[-1] + 1 :] if outside else lines
     return "".join(traceback.StackSummary.from_list(own or lines).format()).rstrip()
 
 
 def waits_for_work(lines: list[Line]) -> bool:
-    """Return True if an event loop's thread waits in the loop's own code."""
+    """Return True if these lines show an event loop's thread that is waiting in the loop's own code."""
     return bool(lines) and (lines[-1][0].startswith(_LOOPS) or lines[-1][0] == selectors.__file__)
 
 
@@ -61,7 +61,7 @@ def shown_all(threads: dict[str, list[Line]]) -> str:
 
 
 def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | None:
-    """Return the run whose code the event loop executes: that of the task itself, or of the task that started it."""
+    """Return the run whose code the event loop is executing, either in the run's own task or in a task that it started."""
     task = asyncio.current_task(loop)
     if task is None:
         return None
@@ -70,7 +70,8 @@ def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | No
 
 
 def run_in(thread: int) -> JobContext | None:
-    """Return the run on the thread's stack, of an async or a plain job. It is found in the frames, so that it costs the runs nothing."""
+    """Return the run of an async or plain job on the thread's stack. It is
+    found in the stack frames, so that recording it costs the runs nothing."""
     for frame in _frames(thread):
         if frame.f_code is _IN_LOOP:
             context: JobContext | None = frame.f_locals.get("context")
@@ -82,10 +83,10 @@ def run_in(thread: int) -> JobContext | None:
 
 
 def seconds_computed() -> dict[int, float]:
-    """Return the processor time of each Python thread by its number; empty if the system does not report it.
+    """Return the CPU time of each Python thread in seconds, by thread number. The result is empty if the system does not report it.
 
-    The clock's id is computed from the thread's number, as in glibc (clock_gettime(2)). The kernel refuses a thread that has ended;
-    pthread_getcpuclockid would follow a dangling pointer.
+    A clock's id is computed from the thread's native id, as glibc does (clock_gettime(2)). For a thread that
+    has ended, the kernel returns an error, whereas pthread_getcpuclockid would follow a dangling pointer.
     """
     if sys.platform != "linux":
         return {}
@@ -98,9 +99,9 @@ def seconds_computed() -> dict[int, float]:
 
 
 def waited_for_processor() -> float:
-    """Return the seconds for which the calling thread was ready to run without a processor; 0.0 if the system does not report it.
+    """Return for how many seconds the calling thread was ready to run but had no CPU, or 0.0 if the system does not report it.
 
-    A thread that waits for the interpreter lock sleeps, and is not counted.
+    A thread that waits for the interpreter lock sleeps, so that time is not counted.
     """
     try:
         with open("/proc/thread-self/schedstat", "rb") as told:  # as bytes: decoding could import a module that an upgrade has just removed
@@ -110,7 +111,7 @@ def waited_for_processor() -> float:
 
 
 def _frames(thread: int) -> Iterator[FrameType]:
-    """Yield the frames from the current one outwards."""
+    """Yield the frames of a thread, from the current one outwards."""
     frame = sys._current_frames().get(thread)
     while frame is not None:
         yield frame

@@ -18,17 +18,17 @@ from taskflow.worker.lease_table import HeldLease
 LOOK: Final = 0.25
 FIRST_TOLD: Final = 1.0
 RARER: Final = 10
-"""A stall is reported again when it has lasted this many times as long."""
+"""A stall is reported again each time its duration has grown by this factor."""
 
 TELLING: Final = 2.0
-"""Seconds that subscribers may take, because the loop may be blocked in the very log that should report it."""
+"""Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to."""
 
 
 class Standstill:
-    """Measures how long something has stayed the same.
+    """Measures how long a value has stayed the same.
 
-    Time during which the watching thread did not run does not count: if the process was stopped, or had no interpreter, its loop is not
-    blocked.
+    Each check counts for at most twice the usual interval, so time in which the watching thread did not run is left
+    out. The loop is not blocked just because the process was stopped, or because C code held the interpreter lock.
     """
 
     def __init__(self, read: Callable[[], object]) -> None:
@@ -37,7 +37,7 @@ class Standstill:
         self.seconds = 0.0
 
     def look(self, passed: float) -> bool:
-        """Check, `passed` seconds after the last check. Return True if something has changed since."""
+        """Read the value, `passed` seconds after the last check. Return True if it has changed."""
         seen = self._read()
         if seen != self._seen:
             self._seen, self.seconds = seen, 0.0
@@ -47,38 +47,39 @@ class Standstill:
 
 
 class Watched(Protocol):
-    """The sessions of a worker, as the watch sees them. It calls these methods from its own thread."""
+    """The interface through which the watch uses the sessions of a worker. The watch calls it from its own thread."""
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:
-        """The last run that took long, and when it ended."""
+        """The last slow run, and when it ended."""
         ...
 
     @property
     def beats(self) -> object:
-        """Changes with every answered heartbeat, and with every session."""
+        """A value that changes with every answered heartbeat and with every new session."""
         ...
 
     def holding_of(self, run: JobContext) -> HeldLease | None:
-        """Return the lease of a run, or None if it is settled."""
+        """Return the lease of a run, or None if it is no longer held."""
         ...
 
     def note_silence(self) -> None:
-        """Handle a heartbeat thread that is silent: the watch has seen more than the ttl pass without a heartbeat."""
+        """Handle a heartbeat thread that has fallen silent: the watch has seen no heartbeat for longer than the ttl."""
         ...
 
     def give_up(self, *, is_told: bool) -> None:
-        """Handle a loop that is blocked for good. `is_told` is True if the subscribers took the event."""
+        """Handle an event loop that is blocked for good. `is_told` is True if the subscribers received the event in time."""
         ...
 
 
 class StallWatch:
-    """Watches the event loop in which it was started. Its thread never logs and never waits for the loop, so neither can block it.
+    """Watches the event loop in which it was created. Its thread never logs and never waits for the loop, so neither can block it.
 
-    `stall_limit`  seconds without progress of the loop after which it calls `watched.give_up`; 0 disables
-    `ttl`          of the sessions, in seconds
-    `stalled_for`  seconds without progress of the loop, 0.0 when it runs; `looked_at` is of the monotonic clock, and shows that the watch
-    runs `blocker`      the lease of the job that was reported to block it
+    `stall_limit`  seconds without progress of the loop after which `watched.give_up` is called; 0 disables
+    `ttl`          the sessions' ttl in seconds
+    `stalled_for`  seconds for which the loop has made no progress, once that has been reported; otherwise 0.0
+    `looked_at`    the time of the last check on the monotonic clock, which shows that the watch itself is running
+    `blocker`      the lease of the job that is reported to block the loop
     """
 
     def __init__(self, watched: Watched, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
@@ -131,16 +132,17 @@ class StallWatch:
             self._look_at_keeper(passed)
 
     def _look_back(self, passed: float, before: dict[int, float], waited: float) -> None:
-        """Find out why this check is much too late. For `waited` seconds this thread had no processor.
+        """Report why this check ran so late. `waited` is how many seconds this thread was ready to run but had no CPU.
 
-        A thread that computed for long held the interpreter, also on a busy machine, because Python code releases it within milliseconds.
-        This thread asks for the interpreter every few milliseconds and waits for a processor each time. So `waited` proves a lack of
-        processors only if no thread of this process computed.
+        If a thread used a lot of CPU time in the meantime, it was holding the interpreter lock, even if the machine is
+        also busy. Ordinary Python code gives the lock up within milliseconds, so it would not have delayed this check.
+        While this thread waits for the lock, it wakes every few milliseconds to ask for it, and may wait for a CPU
+        each time. So a long `waited` shows that CPUs were scarce only if no thread in this process used much CPU time.
         """
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
-        # If the process was stopped, a thread may have computed for less than `LOOK` before that. While this thread had no processor,
-        # the other one had less of it too.
+        # If the process was stopped, a thread may have computed for less than `LOOK` before that. While this thread was waiting for a CPU,
+        # the other one got less CPU time too.
         is_computed = spent.get(thread, 0.0) >= min(max((passed - waited) / 5, LOOK / 2), 2 * LOOK)
         if is_computed:
             lease, lines = self._run_since(thread, passed)
@@ -152,10 +154,10 @@ class StallWatch:
         self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._ttl, is_computed, stacks.shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[stacks.Line]]:
-        """Return the lease of the run that held the interpreter in `thread`, and its current lines.
+        """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing.
 
-        A run is named if it was there for at least half of the time by which this check is late, or if it took long and ended in that time.
-        After a call of C code, the thread may have continued with another run. Its lines would then be wrong, and are left out.
+        The thread's current run is named if it has been under way for at least half of this check's delay. Otherwise the last slow run is
+        named, if it ended during the delay. The thread may have continued with another run since then, so no lines are returned for it.
         """
         holding, slow = self._holding_in(thread), self._watched.slow
         late = passed - LOOK
@@ -190,15 +192,16 @@ class StallWatch:
         self._watched.give_up(is_told=self._tell(lambda: StalledForGood(lease, lasted, stacks.shown_all(threads))))
 
     def _look_at_keeper(self, passed: float) -> None:
-        """Check that heartbeats are sent. The heartbeat thread reports a lapse itself at the ttl; if it does not, it is dead or hangs."""
+        """Check that heartbeats are being sent. If the ttl passes without one, the
+        heartbeat thread reports that itself; if it does not, it is dead or stuck."""
         self._beats.look(passed)
         if self._beats.seconds > self._ttl + 2 * FIRST_TOLD:
             self._beats.seconds = 0.0
             self._watched.note_silence()
 
     def _lease_on_loop(self) -> Lease | None:
-        """Return the lease of the job whose code the loop's thread executes. A plain function runs in another thread, and blocks no
-        loop."""
+        """Return the lease of the job whose code the loop's thread is executing. A plain
+        function does not count: it runs in another thread and cannot block the loop."""
         holding = self._holding_in(self._thread)
         return holding.lease if holding is not None and holding.in_thread is None else None
 
@@ -207,7 +210,8 @@ class StallWatch:
         return self._watched.holding_of(run) if run is not None else None
 
     def _tell(self, make: Callable[[], WorkerEvent]) -> bool:
-        """Call the subscribers, in a thread that may hang, because this one must not. Return True if they returned in time."""
+        """Call the subscribers in a separate thread, because they may hang
+        and this thread must not. Return True if they returned in time."""
         try:
             teller = self._start_thread(lambda: self._events.tell(make()), "taskflow-tells")
         except RuntimeError:  # the system cannot start another thread
@@ -217,7 +221,8 @@ class StallWatch:
 
 
 def _clocks() -> tuple[float, dict[int, float]]:
-    """Read the monotonic clock and those of the threads together, so that no long call of C code can run between the two."""
+    """Read the monotonic clock and the CPU clocks of the threads together,
+    so that no long call into C code falls between the two readings."""
     while True:
         begun_at, computed, now = time.monotonic(), stacks.seconds_computed(), time.monotonic()
         if now - begun_at < LOOK:

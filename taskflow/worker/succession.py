@@ -1,4 +1,4 @@
-"""The sessions of a worker, one after another, each from its start to its end."""
+"""Begins the sessions of a worker, one after another, and sees each one to its end."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ from taskflow.worker.vitals import Signs
 
 PAUSES: Final = Pauses(0.1, 5.0)
 EARLY: Final = 10.0
-"""A session that ends within this many seconds has ended early: the cause will most likely end the next one too."""
+"""A session that ends within this many seconds has ended early. The cause
+will most likely end the next one too, so that one begins after a pause."""
 
 EARLY_PAUSES: Final = Pauses(0.25, 30.0)
 
 RESTART_PAUSES: Final = Pauses(0.01, 1.0)
 MOST_RESTARTS: Final = 20
-"""How many times a worker that winds down continues after its task was cancelled."""
+"""How many times a worker that is winding down continues after its task has failed or been cancelled."""
 
 
 class Succession:
-    """`present` is the working session, None between two; `past` are lost sessions that still offer their verdicts.
+    """Runs a worker's sessions, one after another. `present` is the current session, or
+    None between two; `past` holds lost sessions that are still offering their verdicts.
 
-    One task walks from session to session, and each session is a task of its group. Other code may cancel them, for example a job that
-    cancels every existing task: then the walk starts again where it was. `phase` is the worker's own.
+    One task walks from session to session, and each session is a task in its group. Other code may cancel these tasks; a
+    job may even cancel every existing task. The walk then restarts where it was. `phase` is the phase of the worker itself.
     """
 
     def __init__(self, make: Callable[[], WorkerSession], options: WorkerOptions, events: Events, chance: Chance) -> None:
@@ -62,7 +64,7 @@ class Succession:
     # --- asked by the worker ----------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Begin the first session. Wait for a broker that does not answer, if the options allow it."""
+        """Begin the first session. If the broker does not answer, wait for it as long as the options allow."""
         timeout = self._options.start_timeout
         self._beginning = anyio.CancelScope()  # loads anyio's asyncio backend before jobs are claimed, not after
 
@@ -74,7 +76,7 @@ class Succession:
         self._start()
 
     async def finish(self) -> None:
-        """Let the present session stop claiming. Return when everything has ended here and the broker knows."""
+        """Make the present session stop claiming. Return when all runs have ended and the broker has their verdicts."""
         self._enter(Phase.FINISHING)
         if (present := self.present) is not None:
             await present.all_ended.wait()
@@ -93,7 +95,7 @@ class Succession:
         self._lead()
 
     async def end(self) -> bool:
-        """Return when all sessions have ended, after `wind_down`. The result is True if runs had to be cancelled."""
+        """Wait until all sessions have ended after `wind_down`. Return True if runs had to be cancelled."""
         await self.has_ended.wait()
         if self._error is not None:
             raise self._error
@@ -180,7 +182,7 @@ class Succession:
         self._events.tell(BrokerTrouble("a new session", str(error) or type(error).__name__, times))
 
     async def _end_all(self) -> None:
-        """End the present session first. Meanwhile past ones offer their verdicts, for at least `last_words` seconds."""
+        """End the present session first. In the meantime, past sessions keep offering their verdicts, for at least `last_words` seconds."""
         while self.phase is not Phase.WINDING_DOWN:
             self._moved.clear()
             await self._moved.wait()
@@ -203,13 +205,14 @@ class Succession:
 
     @property
     def beats(self) -> object:
-        """Changes with every answered heartbeat, and with every session."""
+        """A value that changes with every answered heartbeat and with every new session."""
         present = self.present
         return object() if present is None else (present, present.signs().beaten_at)
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:
-        """The last run that took long, and when it ended. A run that held the interpreter may have cost the session too."""
+        """The last slow run, and when it ended. It may belong to the session that was
+        lost last, because a run that holds the interpreter lock may end its session."""
         found = [session.slow for session in (self.present, self._lost) if session is not None and session.slow is not None]
         return max(found, key=lambda one: one[1], default=None)
 
@@ -221,7 +224,8 @@ class Succession:
             present.fall_silent("its heartbeat thread has sent nothing for longer than the ttl")
 
     def give_up(self, *, is_told: bool) -> None:
-        """Stop the heartbeat, so that others take the jobs after the ttl. If the loop ever runs again, it continues with a new session."""
+        """Stop the heartbeat, so that other workers take the jobs after the ttl. If
+        the event loop ever runs again, the worker continues with a new session."""
         if (present := self.present) is not None:
             present.fall_silent(f"the event loop was blocked for {self._options.stall_limit:g} s")
         if self._options.on_stall_limit is not None:

@@ -1,8 +1,8 @@
-"""Decides how many worker processes there should be, from reports and the time. A `ProcessControl` carries out the decisions.
+"""Decides how many worker processes should run, from their reports and the time. A `ProcessControl` carries out the decisions.
 
-A worker starts, reports that its modules are `loaded`, opens a `session`, and works. When it is asked to leave, its slot is free for the
-next worker. A worker that has run its number of jobs, or has grown too large, retires: its slot is free too, and its runs have as much
-time as they need. A worker that ends in any other way has crashed, and is replaced after a pause.
+A worker starts, reports that its modules are `loaded`, opens a `session`, and works. Once it has been asked to leave, the next
+worker may take its slot. A worker that has run its number of jobs, or has grown too large, retires. The next worker takes its
+slot, but its runs have as much time as they need. A worker that ends in any other way has crashed, and is replaced after a pause.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ log: Final = logging.getLogger("taskflow.supervisor")
 
 # Seconds between two signals to a worker, so that it does not treat them as one.
 SPACING: Final = 4 * SAME_SIGNAL
-# The first worker starts alone, so that an error of the application is reported once. The others wait for its session, or for this many
-# seconds after its modules were loaded.
+# The first worker starts alone, so that an error in the application is reported once. The others wait until it has a session, or until
+# this many seconds after it has loaded its modules.
 LOADED_PATIENCE: Final = 2.0
-# After the grace time a worker ends by itself. It has done so after this many seconds, unless C code holds its interpreter.
+# After the grace time, a worker ends by itself within this many seconds, unless C code holds its interpreter lock.
 FORCED_AFTER: Final = 30.0
 IDLE: Final = 5.0
 SILENT_AFTER: Final = 10.0
-"""A worker reports every second. One that is silent for less than this many seconds may have waited for a processor."""
+"""A worker reports every second. If it has been silent for less than this many seconds, it may just have been waiting for a CPU."""
 GONE_WITHIN: Final = 120.0
-"""Seconds for a worker to exit after its session has left. Python, and threads that jobs have left behind, may take time to end."""
+"""Seconds for a worker to exit after its session has left. Python may take
+a while to shut down, and so may threads that jobs have left behind."""
 KILLED_AFTER: Final = 5.0
 """Seconds for an aborted worker to write its stacks and exit."""
 DOUBTED_AFTER: Final = 60.0
@@ -43,8 +44,8 @@ ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 NO_STARTS: Final = (1, 2, 3)
 
 OnCrash = Callable[[bytes, str], None]
-"""Called with the id of a session whose process ended without leaving, and the cause: "SIGSEGV", "exit code 7", "out of memory
-(SIGKILL)"."""
+"""Called with the id of a session whose process ended without leaving,
+and the cause: "SIGSEGV", "exit code 7" or "out of memory (SIGKILL)"."""
 
 
 def log_crash(session: bytes, cause: str) -> None:
@@ -57,11 +58,11 @@ class ProcessControl(Protocol):
         ...
 
     def signal(self, pid: int, number: int) -> None:
-        """Send a signal to a process, which may have ended already."""
+        """Send a signal to a process, unless it has already ended."""
         ...
 
     def retire(self, pid: int) -> bool:
-        """Ask a worker to stop claiming, and to end after its runs. Return False if it cannot be reached."""
+        """Ask a worker to stop claiming and to exit after its runs. Return False if it cannot be reached."""
         ...
 
     def is_stopped(self, pid: int) -> bool:
@@ -70,7 +71,8 @@ class ProcessControl(Protocol):
 
 
 class Supervisor:
-    """Report events to it, then call `act`, which returns the seconds until it must be called again. It is done when `code` is not None."""
+    """Decides when to start, signal and replace workers. Report events to it, then call `act`, which
+    returns the seconds until it must be called again. It is done once `code`, the exit code, is set."""
 
     def __init__(
         self, plan: Plan, processes: ProcessControl, on_crash: OnCrash = log_crash, clock: Callable[[], float] = time.monotonic
@@ -95,7 +97,7 @@ class Supervisor:
     # --- events -----------------------------------------------------------------------------------------
 
     def stop(self, number: int) -> None:
-        """Handle a SIGTERM or SIGINT: the first winds down, the second cancels the runs, the third ends everything at once."""
+        """Handle a SIGTERM or SIGINT. The first makes the workers wind down, the second cancels their runs, and the third kills them."""
         now = self._clock()
         if now - self._stopped_at < SAME_SIGNAL:
             return
@@ -110,12 +112,12 @@ class Supervisor:
             log.warning("%s again: cancelling the runs", name)
 
     def hang_up(self) -> None:
-        """Handle the loss of the terminal. Several SIGHUPs may report it: together they count as one first signal."""
+        """Handle the loss of the terminal. Several SIGHUPs may report it; together they count as one first signal."""
         if not self._stops:
             self.stop(signal.SIGHUP)
 
     def roll(self) -> None:
-        """Replace the workers one by one, each after the next one works."""
+        """Replace the workers one by one. Each is asked to leave once its replacement is working."""
         if self._stops:
             return
         log.info("SIGHUP: replacing the workers one by one")
@@ -123,7 +125,7 @@ class Supervisor:
         self._is_rolling = True
 
     def reload(self) -> None:
-        """Replace all workers now. Their runs finish, but they start no new ones."""
+        """Replace all workers now. They finish their runs but start no new ones."""
         self._generation += 1
         self._may_crowd = self._is_rolling = False
         self._change = None
@@ -152,7 +154,7 @@ class Supervisor:
                 worker.has_drained = how == "drained"
 
     def weighed(self, pid: int, size: int) -> None:
-        """Handle a measurement of the memory that a worker uses, in bytes."""
+        """Handle a measurement of a worker's memory use, in bytes."""
         worker, most = self._workers.get(pid), self._plan.max_memory
         if worker is None or worker.is_leaving or worker.works_since is None or most is None or size <= most:
             return
@@ -165,7 +167,7 @@ class Supervisor:
             log.warning("it worked for only %.0f s, like the one before; the next one starts in %g s", worked_for, pause)
 
     def ended(self, pid: int, ending: Ending) -> None:
-        """Handle the end of a process. Process 1 of a container also reaps processes that are not workers."""
+        """Handle the end of a process. As process 1 of a container, the supervisor also reaps processes that are not workers."""
         worker = self._workers.pop(pid, None)
         if worker is None:
             log.debug("process %d, which is not a worker, has ended: %s", pid, ending.cause)
@@ -180,7 +182,7 @@ class Supervisor:
     # --- actions ----------------------------------------------------------------------------------------
 
     def act(self) -> float:
-        """Do what is due. Return the seconds until more may be due, if no event arrives before."""
+        """Do everything that is due. Return the seconds until the next call is needed if no event arrives earlier."""
         if not self._stops:
             self._fill_slots()
             self._roll_on()
@@ -203,7 +205,7 @@ class Supervisor:
         return [worker for worker in self._workers.values() if not worker.is_leaving]
 
     def _may_start(self) -> bool:
-        """Return True if a worker may start: only one until the application is known to start, then all."""
+        """Return True if another worker may start. Until the application is known to start, only one worker may."""
         first = self._staying()
         if any(worker.loaded_at is not None and worker.loaded_at + LOADED_PATIENCE <= self._clock() for worker in first):
             self._may_crowd = True
@@ -222,7 +224,7 @@ class Supervisor:
         return worker
 
     def _roll_on(self) -> None:
-        """Continue a rolling restart, once it is known whether the application can be started."""
+        """Continue a rolling restart, once it is known whether the application can start."""
         if not self._is_rolling or (not self._may_crowd and self._staying()):
             return
         if (change := self._change) is not None:
@@ -242,7 +244,7 @@ class Supervisor:
             self._give_up_rolling("no process can be started")
 
     def _doubt(self, change: Replacement) -> None:
-        """Warn about a new worker that does not begin to work. It may load a lot, or wait for something that never happens."""
+        """Warn about a new worker that has not begun to work. It may have a lot to load, or be waiting for something that never happens."""
         if change.new.works_since is None and not change.is_doubted and self._clock() >= change.began_at + DOUBTED_AFTER:
             change.is_doubted = True
             log.warning(
@@ -253,8 +255,8 @@ class Supervisor:
             )
 
     def _end_the_silent(self) -> None:
-        """End workers that are silent. C code that never releases the interpreter blocks everything in its process, including the stall
-        watch."""
+        """End workers that have fallen silent. C code that never releases the
+        interpreter lock blocks everything in its process, even the stall watch."""
         now = self._clock()
         for worker in self._workers.values():
             limit = self._silent_for(worker)
@@ -273,7 +275,7 @@ class Supervisor:
                 self._processes.signal(worker.pid, signal.SIGKILL)
 
     def _silent_for(self, worker: WorkerProcess) -> float:
-        """Return the seconds for which it may be silent. A worker that has finished reports nothing more."""
+        """Return for how many seconds the worker may be silent. A worker that has finished sends no more reports."""
         if worker.exit_code is not None:
             return GONE_WITHIN
         return max(self._plan.stall_limit, SILENT_AFTER) if self._plan.stall_limit else math.inf
@@ -290,7 +292,8 @@ class Supervisor:
                 self._processes.signal(worker.pid, self._signal_for(worker))
 
     def _signal_for(self, worker: WorkerProcess) -> int:
-        """Return the signal for a worker, which counts up to two. While it loads Python, a SIGINT would look like an error of taskflow."""
+        """Return SIGINT if that is what the supervisor received, and otherwise SIGTERM. A worker that
+        is still loading Python always gets SIGTERM: a SIGINT would look like an error in taskflow."""
         return signal.SIGINT if self._number == signal.SIGINT and worker.loaded_at is not None else signal.SIGTERM
 
     def _forced_at(self, worker: WorkerProcess) -> float:
@@ -332,7 +335,7 @@ class Supervisor:
             log.warning("%d workers of process %d have been replaced and still run their jobs", retiring, worker.slot + 1)
 
     def _note_leaving(self, worker: WorkerProcess) -> None:
-        """Record that a worker winds down. Another program may have signalled it."""
+        """Record that a worker is winding down. It may have been signalled by another program."""
         worker.is_leaving = True
         if not worker.signals_sent:
             worker.signals_sent, worker.signalled_at = 1, self._clock()
@@ -358,7 +361,8 @@ class Supervisor:
             log.error("worker %d has ended: %s; another one starts %s", worker.pid, ending.cause, when)
 
     def _note_stopped(self, worker: WorkerProcess, ending: Ending) -> None:
-        """Handle the end of a worker after a signal. A worker that was still starting while others worked does not count."""
+        """Handle the end of a worker after the supervisor has received a signal to
+        stop. A worker that was still starting while others worked does not count."""
         if worker.works_since is not None or not self._has_worked:
             by_us = worker.works_since is None and ending.code == 128 + signal.SIGTERM
             self._codes.append(128 + self._number if by_us or self._stops > 2 else ending.code)
@@ -376,7 +380,8 @@ class Supervisor:
         self._is_rolling, self._change = False, None
 
     def _judge(self) -> None:
-        """Decide the exit code: the worst of the workers'. If no worker has ever worked, it is that of the signal."""
+        """Set the exit code once no workers are left: the highest of theirs. If
+        none has ever worked, or after a third signal, it is that of the signal."""
         if self._workers:
             return
         failed = [slot.no_start.code for slot in self._slots if slot.no_start is not None]

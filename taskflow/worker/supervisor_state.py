@@ -1,4 +1,4 @@
-"""The state of a supervisor: its plan, its workers, their slots and a worker's replacement."""
+"""The state of a supervisor: its plan, its workers, their slots, and replacements in progress."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ PAUSES: Final = Pauses(1.0, 30.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`processes`     the number of workers
-    `grace`         seconds that a worker's runs have when it winds down
-    `max_memory`    bytes; a worker that uses more is replaced
-    `stall_limit`   seconds after which a silent worker is ended; 0 for never
-    `is_draining`   a worker that has drained its queues is not replaced
-    `is_reloading`  a worker that cannot start is replaced at the next change of a file"""
+    """The supervisor's settings.
+
+    `processes`     the number of workers
+    `grace`         seconds for a worker's runs to finish when it winds down
+    `max_memory`    bytes of memory beyond which a worker is replaced
+    `stall_limit`   seconds after which a silent worker is ended; 0 disables
+    `is_draining`   True if workers that have drained their queues are not replaced
+    `is_reloading`  True if workers restart when files change; one that cannot start then waits for the next change
+    """
 
     processes: int = 1
     grace: float = 25.0
@@ -32,7 +35,7 @@ class Plan:
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """A worker process.
+    """The state of a worker process.
 
     `signals_sent`  the number of signals sent to it
     `exit_code`     set once its session has left
@@ -61,8 +64,8 @@ class WorkerProcess:
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """One of the plan's workers: a process, and after it the next one. `failures` counts consecutive deaths of workers that were not
-    healthy."""
+    """One of the plan's workers: a process, and then its successors.
+    `failures` counts consecutive deaths of workers that were not healthy."""
 
     failures: int = 0
     may_start_at: float = float("-inf")
@@ -70,7 +73,7 @@ class WorkerSlot:
     no_start: Ending | None = None
 
     def note_death(self, worked_for: float, now: float) -> float:
-        """Record a death. Return the seconds until the next worker may start: 0, then 1, 2, 4 and so on."""
+        """Record a death. Return the seconds until the next worker may start: 0 at first, then 1, 2, 4 and so on."""
         self.failures = 1 if worked_for >= HEALTHY_AFTER else self.failures + 1
         pause = 0.0 if self.failures == 1 else PAUSES.after(self.failures - 1)
         self.may_start_at = now + pause
@@ -79,7 +82,7 @@ class WorkerSlot:
 
 @dataclass(eq=False)
 class Replacement:
-    """One step of a rolling restart: `new` works before `old` is asked to leave. The next step waits until `old` has ended."""
+    """One step of a rolling restart. `old` is asked to leave once `new` is working, and the next step begins when `old` has ended."""
 
     old: WorkerProcess
     new: WorkerProcess

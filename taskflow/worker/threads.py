@@ -1,6 +1,5 @@
-"""Threads for plain functions. They take calls from one deque and return results to the loop in bundles, because a switch between threads
-for each job costs too much.
-"""
+"""Threads for plain functions. They take calls from a shared deque and return results
+to the event loop in batches: a thread switch for each job would cost too much."""
 
 from __future__ import annotations
 
@@ -25,11 +24,11 @@ class _ThreadCall(NamedTuple):
 
 
 class Threads:
-    """At most `size` daemon threads, started if there is work and no thread is idle. Belongs to one event loop.
+    """A pool of at most `size` daemon threads. A new one is started if there is work and none is idle. Belongs to one event loop.
 
-    They are daemons, because a function that never returns must not keep the process from ending.
+    They are daemon threads so that a function that never returns cannot keep the process from exiting.
 
-    `left_behind` counts threads whose functions were given up. `on_freed` is called in the loop when such a function has ended.
+    `left_behind` counts the threads whose functions were given up. `on_freed` is called in the event loop when such a function has ended.
     """
 
     def __init__(self, size: int, start_thread: StartThread, on_freed: Callable[[], None] = lambda: None) -> None:
@@ -50,8 +49,8 @@ class Threads:
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call the function in a thread, with this task's context variables. Return a future for its outcome.
 
-        If the future is cancelled, a function that has not started never does. A running function cannot be stopped: call `give_up` then.
-        Raises RuntimeError if the system cannot start a thread for it.
+        If the future is cancelled before the function has started, it never starts. A running function cannot be
+        stopped; call `give_up` in that case. Raises RuntimeError if the system cannot start a thread for the call.
         """
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _ThreadCall(function, contextvars.copy_context(), outcome)
@@ -64,23 +63,23 @@ class Threads:
         return outcome
 
     def take_back(self, outcome: asyncio.Future[Any]) -> None:
-        """Take the function back if no thread has started it. Its outcome is then NeverBegun."""
+        """Withdraw the call if no thread has started it. Its outcome is then NeverBegun."""
         if not outcome.done() and self._withdraw(outcome):
             outcome.set_exception(NeverBegun())
 
     def give_up(self, outcome: asyncio.Future[Any]) -> None:
-        """Record that no caller waits for a cancelled call. Its thread is not free until the function ends."""
+        """If a thread has taken the cancelled call, count it as left behind. The thread is not free until the function ends."""
         if outcome.cancelled() and not self._withdraw(outcome):
             self.left_behind += 1
 
     def close(self) -> None:
-        """Accept no more calls. A busy thread ends after its function."""
+        """Let the threads end: idle ones now, busy ones after their function."""
         with self._wake:
             self._is_closed = True
             self._wake.notify_all()
 
     def _withdraw(self, outcome: asyncio.Future[Any]) -> bool:
-        """Return True if no thread has taken the call, or will."""
+        """Remove the call from the queue. Return False if a thread has already taken it."""
         for work in self._waiting.copy():
             if work.outcome is outcome:
                 with contextlib.suppress(ValueError):  # a thread has just taken it
@@ -89,10 +88,10 @@ class Threads:
         return False
 
     def _call_one(self) -> None:
-        """Wake a thread for the call, unless one is being woken: that one wakes the next if it finds more than one call.
+        """Wake a thread for the call, unless one is already being woken: that one wakes the next if it finds more than one call.
 
-        So functions that wait get a thread each, while one or two threads handle a bundle of short ones. If each call woke a thread, they
-        would compete for the interpreter, at several times the cost of the work.
+        So functions that wait get a thread each, while one or two threads handle a batch of short ones. If each call
+        woke a thread, the threads would compete for the interpreter lock, at several times the cost of the work.
         """
         if self._is_one_coming:
             return
@@ -137,8 +136,9 @@ class Threads:
                     return None
 
     def _has_more(self) -> bool:
-        """Wait for a call, and return False if none arrives. A call is added first and announced later, so either it is seen here, or the
-        thread is idle.
+        """Wait for a call. Return False if none arrives.
+
+        A call is queued first and announced afterwards. So either it is seen here, or this thread already counts as idle.
         """
         with self._wake:
             is_late = False
@@ -153,7 +153,7 @@ class Threads:
             return True
 
     def _deliver(self, outcome: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-        """Pass all outcomes so far to the loop, in one call."""
+        """Pass the outcome to the event loop, together with any others that it has not taken yet."""
         self._done.append((outcome, value, error))
         if not self._is_delivering:
             self._is_delivering = True
@@ -177,7 +177,7 @@ class Threads:
 
 
 class NeverBegun(Exception):
-    """The outcome of a function that was taken back."""
+    """The outcome of a call that was taken back before its function started."""
 
 
 class RaisedInThread(Exception):
@@ -189,5 +189,5 @@ class RaisedInThread(Exception):
 
 
 def carried(error: BaseException) -> BaseException:
-    """Return the error that a future accepts in place of `error`."""
+    """Return `error`, or an error that wraps it if a future would reject it."""
     return RaisedInThread(error) if issubclass(type(error), (StopIteration, GeneratorExit)) else error

@@ -1,4 +1,4 @@
-"""Calls the store's upkeep as often as the store asks for it."""
+"""Calls the store's upkeep as often as the store needs it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerTrouble, Events
 
 LIMIT: Final = 250
-"""The maximum number of moves in one call while jobs fall due. These jobs wait for the call, and so do claims of the jobs that the previous
-call made ready.
-"""
+"""The maximum number of moves in one call while jobs are falling due. These jobs wait
+for the call, and so do claims for the jobs that the previous call made ready."""
 
 PORTIONS: Final = ((100, 50), (500, 250))
 BREATH: Final = 0.01
-"""Work that no job waits for, mostly dropping old results, is done in small portions, `BREATH` seconds apart, so that claims find the
-server free. The first hundred portions have 50 moves, the next ones 250, so that no more is added than dropped.
-"""
+"""Work that no job is waiting for, mostly dropping old results, is done in small portions, `BREATH`
+seconds apart, so that claims find the server free. The first hundred portions have 50 moves each.
+The next ones have 250, so that old results are dropped as fast as new ones are added."""
 
 LONGEST_PAUSE: Final = 5.0
 PAUSES: Final = Pauses(0.5, LONGEST_PAUSE)
@@ -33,22 +32,22 @@ BELIEVED_FOR: Final = 1.4 * LONGEST_PAUSE
 """Seconds for which a heartbeat's outlook is trusted."""
 
 LONGEST_REST: Final = 60.0
-"""Seconds after which upkeep is called whatever the heartbeats report."""
+"""Seconds after which upkeep is called, whatever the heartbeats report."""
 
 SHORT: Final = 2.0
 UNANNOUNCED: Final = 0.1
-"""If a heartbeat reports work due at least this many seconds before the planned call, no nudge announced it; upkeep is then called
-earlier."""
+"""If a heartbeat reports work that is due this many seconds or more before
+the planned call, no nudge announced it, and upkeep is called earlier."""
 
 MOMENT: Final = 0.001
-"""Seconds before another attempt if a timer fired slightly early and nothing was due yet."""
+"""Seconds until the next attempt if a timer fired slightly early and nothing was due yet."""
 
 # Minimum seconds between two calls. Each job that is due soon nudges, and a flood of nudges must not cause a flood of calls.
 AT_LEAST: Final = 0.005
 
 
 class Upkeep:
-    """Calls the store's upkeep. `on_ready` is called when upkeep has made jobs ready."""
+    """Calls the store's upkeep when it is due. `on_ready` is called when a call has made jobs ready."""
 
     def __init__(self, broker: Broker, chance: Chance, events: Events, on_ready: Callable[[], None] = lambda: None) -> None:
         self._broker = broker
@@ -73,7 +72,7 @@ class Upkeep:
                     await asyncio.sleep(AT_LEAST)
 
     def note_work(self) -> None:
-        """Record that jobs run here: when they end, there is more to do."""
+        """Record that jobs are running here. When they end, there will be more to do."""
         self._is_at_rest = False
 
     def heed(self, outlook: Outlook, asked_at: float) -> None:
@@ -89,8 +88,8 @@ class Upkeep:
             self._when_due = None
 
     async def _wait(self, nudges: Nudges, pause: float) -> bool:
-        """Wait for the next call; return True after a nudge. If the last call did nothing and the heartbeats report no work, the call is
-        postponed."""
+        """Wait until the next call is due. Return True if a nudge arrived. If the last
+        call did nothing and the heartbeats report no work, the call is postponed."""
         began_at = time.monotonic()
         self._next_at = began_at + pause
         while not await nudges.wait(pause):
@@ -131,6 +130,6 @@ class Upkeep:
         return next((moves for number, moves in PORTIONS if self._portions < number), LIMIT)
 
     def _until_next(self, next_in: float) -> float:
-        # Workers that get the same time spread their calls. They call early, because a planned job may be due then. A short time means
-        # that this worker is alone or that something is due: then it is not changed.
+        # Workers that get the same time spread their calls. They call early rather than late, because a planned job may be due then. A
+        # short time is not changed: it means that this worker is alone, or that something is due.
         return min(next_in * (1.0 - 0.2 * self._chance.random()) if next_in > SHORT else next_in, LONGEST_PAUSE)

@@ -11,21 +11,22 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 
 LATE: Final = 12.0
-"""Seconds without an answer after which the broker counts as unavailable: slightly more than two of the fetcher's checks for jobs or
-room."""
+"""Seconds without an answer after which the broker counts as unavailable. This
+is slightly longer than the fetcher takes for two checks for jobs or room."""
 
 BLIND: Final = 5.0
-"""Seconds after which the thread that watches the others counts as dead."""
+"""Seconds without a check after which the stall watch counts as dead."""
 
 
 class Signs(NamedTuple):
-    """The signs of life of one session: times of the monotonic clock, or None for never. `free` and `running` count slots.
+    """The signs of life of one session. Times are on the monotonic clock, or None if there has been none. `free` and `running` count slots.
 
     `beaten_at`, `claimed_at`  the broker's last answer to a heartbeat and to a claim
-    `full_at`                  the last time without room to claim for, which is checked every few seconds
+    `full_at`                  the last time that there was no room for more leases, which is checked every few seconds
     `tried_at`                 the last attempt to send a heartbeat
-    `settling_since`           the time since which a verdict has waited for its settlement
-    `left_behind`              threads whose functions were given up; `is_stuck` if they take every slot
+    `settling_since`           the time since which a verdict has been waiting for its settlement
+    `left_behind`              the number of threads whose functions were given up; `is_stuck` is True if they occupy every slot
+    `is_over`                  True if the session is winding down or has ended
     """
 
     running: int
@@ -42,7 +43,8 @@ class Signs(NamedTuple):
 
 @dataclass(frozen=True)
 class VitalSign:
-    """`why` is for people, `facts` (numbers and text) for programs. It is a dataclass because web frameworks can return one as it is."""
+    """The result of a health check. `why` is for people, and `facts` (numbers and text)
+    for programs. It is a dataclass because web frameworks can return those directly."""
 
     is_well: bool
     why: str
@@ -50,7 +52,7 @@ class VitalSign:
 
 
 class Seen(Protocol):
-    """The observations of the stall watch, see `StallWatch`."""
+    """The observations of the stall watch; see `StallWatch`."""
 
     @property
     def stalled_for(self) -> float: ...
@@ -61,7 +63,8 @@ class Seen(Protocol):
 
 
 class Vitals:
-    """`seen` is the worker's watch, None before its start and after its end. `signs` are those of the present session, None between two."""
+    """Checks whether a worker is alive and ready. `seen` returns the worker's stall watch, or None before
+    its start and after its end. `signs` returns the signs of the present session, or None between two."""
 
     def __init__(self, seen: Callable[[], Seen | None], signs: Callable[[], Signs | None], ttl: float) -> None:
         self._seen = seen
@@ -70,9 +73,8 @@ class Vitals:
         self.is_winding_down = False
 
     def live(self) -> VitalSign:
-        """Return whether the event loop and the heartbeat thread run. It says nothing about the broker, because restarting the process
-        would not bring it back.
-        """
+        """Return whether the event loop and the heartbeat thread are running. The state of the
+        broker is ignored, because restarting the process would not bring the broker back."""
         seen, signs, now = self._seen(), self._signs(), time.monotonic()
         if seen is None:
             return VitalSign(True, self._without_watch())

@@ -1,4 +1,4 @@
-"""A worker runs jobs, in one session after another, until its block ends."""
+"""The worker, which runs jobs in one session after another until its block ends."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ FAILURES: Final = (Failed, Discarded)
 
 
 class RunCounts:
-    """Counts the runs of a worker, by its events.
+    """Counts a worker's runs from its events.
 
     `runs`       all runs
-    `ended`      runs that ended their job, without those whose verdict the store refused
-    `failed`     those of `ended` whose job is FAILED
-    `set_aside`  jobs that a drain found FAILED because their stored values cannot be read; some are in `failed` too
+    `ended`      runs that ended their job, except those whose verdict the store rejected
+    `failed`     the runs in `ended` whose job is FAILED
+    `set_aside`  jobs that a drain found FAILED because their stored values cannot be read; some of them may also be in `failed`
     """
 
     def __init__(self) -> None:
@@ -76,15 +76,15 @@ class Worker:
 
     `queues`       as on the command line: "mail,default" in strict order, "mail=3,default=1" weighted, or a list of such names
                    (default None: every queue)
-    `concurrency`  the most jobs that run at a time
+    `concurrency`  the maximum number of jobs that run at once
     `grace`        seconds that runs have to finish when the block ends
     `state`        the value of `ctx.state`, if no lifespan is configured for the application
 
-    Use a worker for one block only. It installs no signal handlers and never ends the process. For health checks, any thread may call
-    `vitals.live()` and `vitals.ready()`.
+    Use a worker for one block only. It installs no signal handlers and never ends the
+    process. For health checks, any thread may call `vitals.live()` and `vitals.ready()`.
 
-    Raises ConfigurationError for unusable arguments, BrokerUnavailable if the broker does not answer at the start, and the errors of the
-    application's lifespan.
+    Raises ConfigurationError for invalid arguments, BrokerUnavailable if the broker
+    does not answer at startup, and any error from the application's lifespan.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Worker:
         await self._close_rest(error)
 
     async def _close_rest(self, error: BaseException | None) -> None:
-        """Exit the lifespan and the rest. An error of the lifespan's exit must not hide `error`, which ended the block."""
+        """Exit the lifespan and everything else. If the lifespan fails on exit, its error must not hide `error`, which ended the block."""
         try:
             await self._stack.aclose()
         except Exception:
@@ -164,18 +164,18 @@ class Worker:
         self._sessions.hurry()
 
     async def finish(self) -> None:
-        """Claim no more jobs. Return when all runs here have ended and the broker has their verdicts, however long that takes.
+        """Stop claiming jobs, and wait until all runs have ended and the broker has their verdicts, however long that takes.
 
-        If the session is lost, its runs are cancelled, because their jobs belong to other workers. If this call is cancelled, the end of
-        the block winds down as usual.
+        If the session is lost, its runs are cancelled, because their jobs belong to other workers.
+        If this call is cancelled, the worker still winds down as usual at the end of the block.
         """
         self.vitals.is_winding_down = True
         await self._sessions.finish()
 
     async def drained(self) -> None:
-        """Return when the queues have no READY or RUNNING job, and no job SCHEDULED within the horizon.
+        """Wait until the queues have no READY or RUNNING job, and no job SCHEDULED within the horizon.
 
-        Jobs in a paused queue and parked jobs stay there. While the broker does not answer, the worker asks again.
+        Parked jobs stay in their queues, and so do waiting jobs in paused queues. If the broker does not answer, the worker tries again.
         """
         drain = Drain(self._app.broker(), self._app.registry, self.options)
         if (session := self._sessions.present) is not None:
@@ -216,14 +216,13 @@ class Worker:
             watch.stop()
 
     def _is_cancelled(self) -> bool:
-        """Return True if the task that runs the block has been cancelled."""
+        """Return True if the task that runs the block is being cancelled."""
         return self._host is not None and self._host.cancelling() > self._host_cancels
 
     async def _wind_down(self) -> None:
-        """Wind down without being stopped half-way: that would leave a session that sends heartbeats but runs nothing. A cancellation of
-        this task ends the grace time early; the rest is bounded. A scope of anyio around this would cancel every await again, so it is
-        shielded.
-        """
+        """Wind down completely: stopping halfway would leave a session that sends heartbeats but runs
+        nothing. If this task is cancelled, the grace time ends early, and the rest takes a limited time.
+        The wait is shielded, because an enclosing anyio scope would otherwise cancel every await."""
         interrupted: BaseException | None = None
         self.vitals.is_winding_down = True
         self._sessions.wind_down()

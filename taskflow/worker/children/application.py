@@ -1,4 +1,4 @@
-"""The user's application in a child process: its modules are imported once, under the names that the worker used."""
+"""The user's application in a child process. Its modules are imported once, under the names that they have in the worker."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from taskflow.worker.children.wire import CallRefused, Hello, Import
 from taskflow.worker.failures import failure_of
 
 _MAIN = "__mp_main__"
-"""The name that multiprocessing gives the main module in a spawned process. Applications know it, and so does the registry."""
+"""The name that multiprocessing gives to the main module in a spawned process. Applications know it, and so does the registry."""
 
 
 class Application:
-    """Imports modules. A failed import is reported to the run that needs the module."""
+    """Imports the application's modules, and finds its jobs. If an import fails, the runs that need the module are refused."""
 
     def __init__(self, hello: Hello) -> None:
         self._failures: dict[str, CallRefused] = {}
@@ -38,7 +38,7 @@ class Application:
         return not self._failures
 
     def load(self, wanted: Import) -> None:
-        """Import the modules, and continue after one that fails."""
+        """Import the module. If that fails, remember why for the runs that need it."""
         try:
             with default_app().importing(wanted.module):
                 if wanted.main is None:
@@ -77,7 +77,7 @@ def _load_main(main: str) -> None:
 
 
 class NoState:
-    """Replaces `ctx.state`, which the worker's lifespan created and which exists only in the worker's process."""
+    """Takes the place of `ctx.state`, which the worker's lifespan created and which exists only in the worker's process."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,4 +1,4 @@
-"""Runs jobs in the main thread of a child process, for the event loop in the other thread."""
+"""Calls functions in the main thread of a child process, for the event loop in its other thread."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ class _Call(NamedTuple):
 
 
 class MainThreadCalls:
-    """Runs one call after the other. Async functions share one event loop of the main thread, so that objects bound to it stay valid. Plain
-    functions run outside of it, and may have event loops themselves.
+    """A queue of calls, which the main thread makes one at a time.
+
+    Async functions share one event loop in the main thread, so that objects bound to it
+    stay valid. Plain functions run outside this loop, and may run event loops themselves.
     """
 
     def __init__(self) -> None:
@@ -29,22 +31,23 @@ class MainThreadCalls:
         self._runner = asyncio.Runner()
 
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Call a function in the main thread, with this task's context variables. Called from the other thread's loop."""
+        """Have the main thread call a function with this task's context variables. Return
+        a future for its outcome. Must be called in the other thread's event loop."""
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[Any] = loop.create_future()
         self._asked.put(_Call(function, contextvars.copy_context(), loop, outcome))
         return outcome
 
     def run_async(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Future[Any]:
-        """Like `run`, for an async function."""
+        """Like `run`, but for an async function."""
         return self.run(lambda: self._runner.run(function(), context=contextvars.copy_context()))
 
     def end(self) -> None:
-        """End after the current call."""
+        """Make the main thread stop after the calls that are already queued."""
         self._asked.put(None)
 
     def make(self) -> None:
-        """Run calls in the main thread until `end`."""
+        """Make the queued calls until `end` is called. Runs in the main thread."""
         with self._runner:
             while (call := self._asked.get()) is not None:
                 _make(call)

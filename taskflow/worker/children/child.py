@@ -1,7 +1,7 @@
-"""The main program of a child process: imports the application once, then runs the jobs that its worker sends, one after the other.
+"""The main program of a child process. It imports the application once, then runs the jobs that the worker sends, one at a time.
 
-The main thread calls the jobs' functions, because some libraries require it. A second thread has an event loop for the rest: it reads from
-the worker, decodes arguments and encodes results with the worker's executor, and notices when the worker is gone.
+The main thread calls the jobs' functions, because some libraries require it. A second thread runs an event loop for
+everything else: it reads from the worker, decodes arguments, encodes results, and notices when the worker is gone.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from taskflow.worker.children.system import (
 from taskflow.worker.children.wire import CallRefused, Hello, Import, Message, Ready, Run, RunEnded, Unpacker, pack
 from taskflow.worker.lease_table import HeldLease
 
-# Seconds that the interpreter has to exit after the last job.
+# Seconds for the interpreter to exit after the last job.
 _GOODBYE: Final = 4.0
 
 
 def main(descriptor: int) -> None:
-    """Run the child. `descriptor` is its end of the socket to the worker."""
+    """Run the child process. `descriptor` is its end of the socket to the worker."""
     end_with_parent()
     die_before_parent()
     os.set_inheritable(descriptor, False)
@@ -55,13 +55,12 @@ def main(descriptor: int) -> None:
 
 
 def _leave_it_to_the_worker(number: int, frame: object) -> None:
-    """Do nothing. A service manager may signal all processes of a service, but the worker lets runs end. Unlike an ignored signal, a
-    handler is not inherited by programs that are started here.
-    """
+    """Do nothing. A service manager may signal all processes of a service, but the worker lets runs
+    finish. A handler, unlike an ignored signal, is not inherited by programs that are started here."""
 
 
 class Conversation:
-    """Talks to the worker, in a thread with its own event loop."""
+    """Talks to the worker, in a thread that has its own event loop."""
 
     def __init__(self, wire: socket.socket, calls: MainThreadCalls) -> None:
         self._wire = wire
@@ -122,7 +121,7 @@ class Conversation:
 
 
 def _flush() -> None:
-    """Flush the output, so that the worker reads it before the answer."""
+    """Flush the output, so that it reaches the worker before the answer."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # a job may have replaced or closed the stream
             stream.flush()

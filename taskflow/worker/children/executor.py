@@ -1,4 +1,4 @@
-"""The worker's executor in a child process: functions are called in the main thread, and progress is sent to the worker."""
+"""The executor in a child process, which calls functions in the main thread and sends progress to the worker."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from taskflow.worker.children.wire import Message, Reported
 from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
 
-# Seconds between two reports of progress, because a job may report each of a million items.
+# Minimum seconds between two progress reports, because a job may report each of a million items.
 PACE: Final = 0.05
 
 Say = Callable[[Message], None]
 
 
 class ChildExecutor(Executor):
-    """Runs jobs without middleware and timeout, which the worker handles."""
+    """Runs jobs without middleware or timeouts; the worker applies both."""
 
     def __init__(self, calls: MainThreadCalls, say: Say, state: Any) -> None:
         super().__init__(default_app().registry, middleware=(), threads=None, seams=Seams(), state=state)
@@ -49,7 +49,7 @@ class ChildExecutor(Executor):
 
 
 class _Paced:
-    """Sends the latest progress of one run, from any thread, at most once every `PACE` seconds."""
+    """Sends the latest progress of one run to the worker, at most once every `PACE` seconds. May be called from any thread."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
@@ -66,7 +66,7 @@ class _Paced:
             self._loop.call_soon_threadsafe(self._wait)
 
     def end(self) -> None:
-        """Send the last report now, and ignore later ones."""
+        """Send the latest report now, and ignore later ones."""
         self._tell()
         self._has_ended = True
 

@@ -14,12 +14,14 @@ MEBIBYTE: Final = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ChildOptions:
-    """`at_once`       the maximum number of running children; None means the number of cores that this process may use
-    `most_runs`     runs after which a child is replaced
-    `most_growth`   bytes of memory that a child may grow by after its start, before it is replaced
+    """Options for a worker's child processes.
+
+    `at_once`       the maximum number of children that run jobs at once; None means the number of cores that this process may use
+    `most_runs`     the number of runs after which a child is replaced
+    `most_growth`   the number of bytes by which a child's memory may grow after its start before the child is replaced
     `idle_for`      seconds without work after which a child ends
-    `start_within`  seconds for a child to import the application, and for the system to have room for one
-    `goodbye`       seconds for a child to end by itself before it is killed
+    `start_within`  seconds for a child to start, and for it to import the application
+    `goodbye`       seconds for a child to exit by itself before it is killed
     """
 
     at_once: int | None = None

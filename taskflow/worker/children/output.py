@@ -1,5 +1,5 @@
-"""Reads the output of a child process from one pipe each for stdout and stderr. A thread does it, so that no child waits for a busy event
-loop."""
+"""Reads the output of a child process from two pipes, one each for stdout and stderr.
+A separate thread does this, so that a busy event loop does not hold up the child."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from taskflow.model.seams import StartThread
 from taskflow.worker.events import Printed
 
 LONGEST_LINE: Final = 8_192
-"""The maximum length of a line in characters. A longer line is reported in pieces."""
+"""The maximum length of a line in characters. Longer lines are reported in pieces."""
 
 MOST_OF_A_RUN: Final = 1 << 20
 """The maximum number of characters that are reported for one run. The rest is counted and dropped."""
 
 LAST_LINES: Final = 40
-"""The number of characters of stderr that are added to the error of a run whose child died."""
+"""The number of lines of stderr that are added to the error of a run whose child died."""
 
 # The size of a pipe in bytes: the most that Linux allows without privileges. The default is 64 KiB.
 _ROOM: Final = 1 << 20
@@ -34,7 +34,7 @@ Tell = Callable[[Printed], None]
 
 
 class Output:
-    """Both streams of one child. The thread ends with the last process that has one of them open."""
+    """The stdout and stderr of one child, which a thread reads. The thread ends once no process has either of them open."""
 
     def __init__(self, pid: int, stdout: int, stderr: int, tell: Tell, start_thread: StartThread) -> None:
         self._lock = threading.Lock()
@@ -47,16 +47,16 @@ class Output:
         start_thread(self._empty, "taskflow-output")
 
     def begin(self, lease: Lease) -> None:
-        """Attribute everything that is read from now on to this run."""
+        """Attribute all output that is read from now on to this run."""
         with self._lock:
             for stream in self._streams.values():
                 stream.begin(lease)
 
     def end(self) -> None:
-        """End the run. Everything that it printed has been reported when this returns."""
+        """End the run. When this returns, everything that it printed has been reported."""
         with self._lock:
             for descriptor, stream in self._streams.items():
-                # At most the size of the pipe, because a program that the job started may print for ever.
+                # Read at most the size of the pipe, because a program that the job started may print for ever.
                 for _ in range(_ROOM // _AT_ONCE):
                     if descriptor not in self._open or not self._read(descriptor):
                         break
@@ -64,7 +64,7 @@ class Output:
 
     @property
     def last_lines(self) -> str:
-        """Return the last lines that the run wrote to stderr, also after its end."""
+        """The last lines that the run wrote to stderr, even after it has ended."""
         return "\n".join(self._errors.last_lines)
 
     def _empty(self) -> None:
@@ -83,7 +83,7 @@ class Output:
                 os.close(descriptor)
 
     def _read(self, descriptor: int) -> bool:
-        """Read once. Return True if there was something. The caller holds the lock."""
+        """Read a chunk. Return True if there was output. The caller holds the lock."""
         try:
             received = os.read(descriptor, _AT_ONCE)
         except BlockingIOError:
@@ -145,6 +145,7 @@ class _Stream:
 
 
 def _widen(descriptor: int) -> None:
-    """Enlarge the pipe, because the reading thread cannot run while a job holds the interpreter for long."""
+    """Enlarge the pipe. While a job in the worker holds the interpreter lock,
+    the reading thread cannot run, but the child should not have to wait."""
     with contextlib.suppress(OSError, AttributeError):  # not allowed, or not Linux
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _ROOM)

@@ -1,4 +1,4 @@
-"""The child processes of a worker: as many as there are cores, started on demand and reused."""
+"""The pool of a worker's child processes, which are started on demand and reused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ _UNTIL_GONE: Final = 5.0
 
 
 class Children:
-    """A pool of at most `options.slots` running children; other runs wait for a turn. Belongs to one event loop."""
+    """A pool of child processes, of which at most `options.slots` run jobs
+    at once; other runs wait for a turn. Belongs to one event loop."""
 
     def __init__(self, app: App, options: ChildOptions, *, modules: tuple[str, ...], tell: Tell, start_thread: StartThread) -> None:
         self._app = app
@@ -49,7 +50,7 @@ class Children:
         self._alive: set[Child] = set()
 
     async def turn(self, job: AnyJob) -> Turn:
-        """Wait for a slot and a child that is ready. Raises ChildFailed if none becomes ready."""
+        """Wait for a slot and for a child that has imported the job's module. Raises ChildFailed if there is none."""
         await self._slots.acquire()
         child = None
         try:
@@ -63,7 +64,7 @@ class Children:
         return Turn(child, job.function.__module__, self._give_back)
 
     async def close(self) -> None:
-        """End the idle children and kill the others. They are gone when this returns, if the system permits."""
+        """Retire the idle children and kill the others. Unless the system is stuck, all are gone when this returns."""
         for child in self._alive:
             if child in self._idle:
                 child.retire()
@@ -77,7 +78,7 @@ class Children:
             await asyncio.wait([child.ended for child in self._alive], timeout=_UNTIL_GONE)
 
     def _warm(self) -> Child | None:
-        """Return the idle child that has waited for the shortest time, so that the others can end."""
+        """Return the idle child that has waited for the shortest time, so that the others can end, or None."""
         while self._idle:
             child, timer = self._idle.popitem()
             timer.cancel()
@@ -86,7 +87,7 @@ class Children:
         return None
 
     async def _start(self) -> Child:
-        """Start a child. If the machine is briefly short of resources, try again, so that this costs no job an attempt."""
+        """Start a child. If the machine is briefly short of resources, try again, so that the shortage does not cost a job an attempt."""
         nursery = Nursery(self._hello(), self._options, self._tell, self._start_thread)
         give_up_at = time.monotonic() + self._options.start_within
         child = await retry(lambda: Child.start(nursery), START_PAUSES, on=CannotStart, note=self._note_shortage, give_up_at=give_up_at)
@@ -131,7 +132,7 @@ class Children:
 
 
 class Turn:
-    """A child for one run, until it is given back."""
+    """A child that is reserved for one run. `end` gives it back."""
 
     def __init__(self, child: Child, module: str, give_back: Callable[[Child], None]) -> None:
         self._child = child
@@ -139,7 +140,7 @@ class Turn:
         self._give_back = give_back
 
     async def run(self, lease: Lease, report: OnProgress) -> Verdict:
-        """Run the job. Raises ChildFailed. If this is cancelled, it kills the child and returns when the child is gone."""
+        """Run the job. Raises ChildFailed. If this is cancelled, it kills the child and waits until it is gone."""
         envelope = msgspec.structs.replace(lease.envelope, timeout=None)  # the worker enforces the timeout
         try:
             return await self._child.run(msgspec.structs.replace(lease, envelope=envelope), self._module, report)
@@ -153,7 +154,7 @@ class Turn:
 
 
 def _main_module() -> str | None:
-    """Return the main module for `Import`."""
+    """Return the worker's main module for `Import`: a module name, the absolute path of a file, or None if there is neither."""
     main = sys.modules["__main__"]
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if spec is not None:

@@ -1,4 +1,4 @@
-"""One child process, from the worker's side."""
+"""A child process, as seen from the worker."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from taskflow.worker.endings import OutOfMemory
 # A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
 _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
 
-# Seconds within which a child that closed its connection should die, and for which its last output is then read.
+# Seconds to wait for the end of a child that has closed its connection, and then for its last output.
 _UNTIL_DEAD: Final = 1.0
 _LAST_WORDS: Final = 0.2
 
@@ -36,7 +36,7 @@ F = TypeVar("F", bound=ChildFailed)
 
 
 class Nursery(msgspec.Struct, frozen=True):
-    """The data that a child needs to start."""
+    """What is needed to start a child."""
 
     hello: wire.Hello
     options: ChildOptions
@@ -45,10 +45,11 @@ class Nursery(msgspec.Struct, frozen=True):
 
 
 class Child(asyncio.Protocol):
-    """One interpreter, which runs one job at a time. Belongs to the event loop that started it. `ended` is set to its exit code.
+    """A child process: an interpreter that runs one job at a time. Belongs to the event loop
+    that started it. When the process has ended, the future `ended` holds its exit code.
 
-    It has its own session and process group: a Ctrl-C in the worker's terminal does not reach it, and killing it also kills what it
-    started.
+    It has its own session and process group. So a Ctrl-C in the worker's terminal
+    does not reach it, and killing it also kills the processes that it has started.
     """
 
     def __init__(self, process: Process, output: Output, nursery: Nursery) -> None:
@@ -71,8 +72,8 @@ class Child(asyncio.Protocol):
 
     @classmethod
     async def start(cls, nursery: Nursery) -> Self:
-        """Start a child and make it import the worker's modules, as far as they can be imported. Raises ChildFailed. If cancelled, it
-        leaves no process."""
+        """Start a child and make it import those of the worker's modules that can be
+        imported. Raises ChildFailed. If this is cancelled, no process is left behind."""
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -94,13 +95,14 @@ class Child(asyncio.Protocol):
         return child
 
     async def prepare(self, module: str, main: str | None) -> None:
-        """Make the child import the job's module, once. Raises ChildFailed. A caller that cancels this must kill the child."""
+        """Make the child import the job's module, if it has not done so yet. Raises
+        ChildFailed. If this is cancelled, the caller must kill the child."""
         if module not in self._modules:
             self._memory_at_first = await self._get_ready(wire.Import(module, main))
             self._modules.add(module)
 
     async def run(self, lease: Lease, module: str, report: OnProgress) -> Verdict:
-        """Run the job and return the verdict. Raises ChildFailed if there is none. A caller that cancels this must kill the child."""
+        """Run the job and return its verdict. Raises ChildFailed if there is none. If this is cancelled, the caller must kill the child."""
         self._runs += 1
         self._report = report
         self._out_of_memory.mark()
@@ -122,13 +124,13 @@ class Child(asyncio.Protocol):
         raise self._out_of_turn(answer)
 
     def retire(self) -> None:
-        """Make the child end by itself soon."""
+        """Make the child exit by itself. If it has not done so after `goodbye` seconds, it is killed."""
         self._is_retired = self.is_spent = True
         self._hang_up()
         self._loop.call_later(self._nursery.options.goodbye, self.kill)
 
     def kill(self) -> None:
-        """Kill the child and what it started. It is gone when `ended` is set."""
+        """Kill the child and the processes that it has started. It is gone once `ended` is set."""
         self.is_spent = True
         if not self.ended.done():
             self._kill_group()
@@ -138,7 +140,7 @@ class Child(asyncio.Protocol):
     # --- messages --------------------------------------------------------------------------------------
 
     async def _get_ready(self, message: wire.Hello | wire.Import) -> int:
-        """Return the memory that the child uses after its imports."""
+        """Make the child import modules, and return how much memory it uses afterwards."""
         patience = self._nursery.options.start_within
         try:
             async with asyncio.timeout(patience):
@@ -216,7 +218,8 @@ class Child(asyncio.Protocol):
     # --- its end -------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Wait for the child's end with a pidfd, because a forked process may keep the connection open."""
+        """Wait for the end of the child with a pidfd. The connection does
+        not show it reliably, because a forked process may keep it open."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except (AttributeError, OSError):  # not Linux, or not allowed
@@ -258,7 +261,7 @@ class Child(asyncio.Protocol):
 
 
 class _HungUp(Exception):
-    """Internal: there will be no answer. `is_its_own` is True if the child closed the connection, and may have died."""
+    """Internal: no answer will arrive. `is_its_own` is True if the child closed the connection itself, and so may have died."""
 
     def __init__(self, why: str, *, is_its_own: bool = True) -> None:
         super().__init__(why)
@@ -293,7 +296,7 @@ def _cannot_start(error: Exception) -> CannotStart:
 
 
 def _flags() -> list[str]:
-    """Return the flags of this interpreter that change the behaviour of code: -O, -W, -X."""
+    """Return the flags of this interpreter that affect how code behaves: -O, -W and -X."""
     optimized = [f"-{'O' * sys.flags.optimize}"] if sys.flags.optimize else []
     extended = [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
     return [*optimized, *(f"-W{option}" for option in sys.warnoptions), *extended]

@@ -1,7 +1,7 @@
-"""Starts a child process with one system call that waits for nothing.
+"""Starts a child process with one system call that cannot block.
 
-`subprocess` forks and then reads a pipe until the new program is loaded. If a job in a thread forks at that moment, its fork has the other
-end of that pipe, and the worker's event loop would wait for it.
+`subprocess` forks, then reads a pipe until the new program is loaded. If a job in a thread forks at that moment,
+the forked process inherits the other end of the pipe. The worker's event loop would then wait for that process.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import signal
 from typing import Final
 
 WIRE: Final = 3
-"""The child's descriptor of the socket to the worker."""
+"""The file descriptor, in the child, of the socket to the worker."""
 
 _DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals that Python ignores and other programs do not."""
+"""Signals that Python ignores but other programs do not."""
 
 
 class Process:
@@ -25,9 +25,8 @@ class Process:
         self._has_ended = False
 
     def wait(self) -> int:
-        """Wait for the end of the process. Return its exit code, or the negative number of a signal; 0 if a job has reaped all children of
-        this process.
-        """
+        """Wait until the process ends. Return its exit code, the negated number
+        of the signal that killed it, or 0 if a job has already reaped it."""
         try:
             status = os.waitpid(self.pid, 0)[1]
         except ChildProcessError:
@@ -42,8 +41,8 @@ class Process:
 
 
 def spawn(command: list[str], *, wire: int, stdout: int, stderr: int) -> Process:
-    """Start a program in a new session, with these descriptors and other inheritable ones. The caller keeps its descriptors. Raises
-    OSError."""
+    """Start a program in a new POSIX session. It gets copies of these descriptors,
+    and any other inheritable ones. The caller keeps its own open. Raises OSError."""
     with contextlib.ExitStack() as stack:
         moved = [_above_the_childs(descriptor, stack) for descriptor in (stdout, stderr, wire)]
         actions = [
@@ -58,8 +57,8 @@ def spawn(command: list[str], *, wire: int, stdout: int, stderr: int) -> Process
 
 
 def _above_the_childs(descriptor: int, stack: contextlib.ExitStack) -> int:
-    """Return a copy of the descriptor with a higher number. A worker without stdout, for example, may have one of the child's three
-    numbers."""
+    """Return a copy of the descriptor with a number above the three that the child uses.
+    A worker without stdout, for example, may itself be using one of those numbers."""
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, WIRE + 1)
     stack.callback(os.close, moved)
     return moved

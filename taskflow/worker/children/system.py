@@ -1,4 +1,4 @@
-"""System calls of a child process: to end with its worker, however that ends, and to measure its memory."""
+"""System calls for child processes: they make a child end with its worker, handle signals, and measure memory."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def _library() -> Any:
 
 
 def end_with_parent() -> None:
-    """Make the system kill this process when the thread that started it ends, even while C code holds the interpreter.
+    """Make the system kill this process when the thread that started it ends, even while C code holds the interpreter lock.
 
-    That thread is the worker's event loop, which outlives its children. If the worker was already dead, or on a system other than Linux,
-    the child notices the closed connection.
+    That thread runs the worker's event loop, which outlives its children. If the worker was
+    already dead, or the system is not Linux, the child notices that the connection is closed.
     """
     if sys.platform == "linux":
         _library().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -37,26 +37,26 @@ _OUT_OF_MEMORY: Final = Path("/proc/self/oom_score_adj")
 
 
 def die_before_parent() -> None:
-    """Make Linux kill this process and what it starts before its parent when memory runs out, because the parent reports the death.
+    """If memory runs out, make Linux kill this process and its descendants before the parent, which then reports the death.
 
-    https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html: 100 counts as a tenth of the total memory.
+    An adjustment of 100 counts as a tenth of the total memory: https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html
     """
     with contextlib.suppress(OSError, ValueError):  # another system, or no /proc
         _OUT_OF_MEMORY.write_text(str(min(1_000, int(_OUT_OF_MEMORY.read_text()) + 100)))
 
 
 SAME_SIGNAL: Final = 0.05
-"""Some parents send a signal to the process and to its group (`timeout`, `npm`): signals within this many seconds count as one."""
+"""Signals within this many seconds count as one, because some parents (`timeout`, `npm`) signal both the process and its group."""
 
 HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that a worker and its children handle."""
 
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
-    """Restore the default actions of these signals in processes that jobs fork. With our handlers such a process would never end by them,
-    because what they notify does not exist there. A fork must not write signals into the event loop's pipe either.
+    """Restore the default actions of the `HANDLED` signals in processes that jobs fork. With our handlers, these signals would never
+    end such a process, because what the handlers notify does not exist there. Nor may a fork write signals into the event loop's pipe.
 
-    This includes SIGINT, which Python turns into a KeyboardInterrupt: a process forked in a thread may never see it.
+    This includes SIGINT, which Python would turn into a KeyboardInterrupt: a process forked in a thread may never see it.
     """
     os.register_at_fork(after_in_child=partial(_restore_handlers, is_ours))
 
@@ -70,7 +70,7 @@ def _restore_handlers(is_ours: Callable[[object], bool]) -> None:
 
 
 def end_now() -> NoReturn:
-    """End this process, and everything that it started and that is still in its group."""
+    """End this process and everything it started that is still in its process group."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
@@ -82,7 +82,7 @@ def flush_native() -> None:
 
 
 def resident_memory() -> int:
-    """Return the resident memory in bytes; 0 if the system does not report it."""
+    """Return the resident memory of this process in bytes, or 0 if the system does not report it."""
     try:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     except (OSError, IndexError):

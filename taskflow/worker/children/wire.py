@@ -1,9 +1,9 @@
-"""The messages between a worker and its child, over a socket: a length in 4 bytes, big-endian, then msgpack.
+"""The messages between a worker and a child. On the socket, each is a length in 4 bytes, big-endian, followed by msgpack.
 
-Arguments and results are sent as stored payloads: the child decodes and encodes them by the annotations.
+Arguments and results are sent as stored payloads, which the child decodes and encodes as the annotations require.
 
-    worker   Hello; then any number of Import and Run, each after the answer to the last one. To end the child, it closes the socket
-    child    to Hello and Import: Ready; to Run: any number of Reported, then RunEnded or CallRefused
+    worker   Hello, then any number of Import and Run, each after the answer to the last one. To end the child, it closes the socket
+    child    Ready in answer to Hello and Import. In answer to Run, any number of Reported, then RunEnded or CallRefused
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded, Verdict
 
 BESIDES: Final = 1 << 20
-"""The bytes of a message besides a payload: names, headers, an error, and some reserve."""
+"""The bytes that a message may have in addition to a payload: names, headers, an error, and some reserve."""
 
 _LENGTH: Final = struct.Struct(">I")
 _VERDICTS: Final = {kind.__name__: kind for kind in (Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded)}
 
 
 class Garbled(Exception):
-    """The bytes are not a message: a job has written to a descriptor that is not its own."""
+    """The bytes received are not a message, because a job has written to a descriptor that is not its own."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -34,12 +34,14 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """`modules`         the modules that the worker imports
+    """The first message to a child.
+
+    `modules`         the modules that the worker imports
     `arguments`       the worker's sys.argv, which an application may read
-    `settings`        the worker's settings that also apply here
+    `settings`        the worker's settings that also apply in the child
     `is_reachable`    True if another process can reach the worker's broker
-    `has_lifespan`    True if the worker has a lifespan, whose state does not exist here
-    `log_level`       of the root logger
+    `has_lifespan`    True if the worker has a lifespan, whose state does not exist in the child
+    `log_level`       the level of the root logger
     """
 
     modules: tuple[str, ...]
@@ -51,22 +53,22 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 class Import(Message, frozen=True):
-    """The module that declares a job. If it is the worker's main module, `main` says how to import it: a module's name or a file's absolute
-    path."""
+    """Asks the child to import the module that declares a job. If it is the worker's main
+    module, `main` says how to import it: by a module's name or by a file's absolute path."""
 
     module: str
     main: str | None = None
 
 
 class Run(Message, frozen=True):
-    """`module` is the module that declares the job."""
+    """Asks the child to run a job. `module` is the module that declares it."""
 
     lease: Lease
     module: str
 
 
 class Ready(Message, frozen=True):
-    """All imports that can succeed are done. `memory` is the child's, in bytes."""
+    """Everything that can be imported has been imported. `memory` is the child's memory use in bytes."""
 
     memory: int
 
@@ -79,7 +81,7 @@ class Reported(Message, frozen=True):
 
 
 class RunEnded(Message, frozen=True):
-    """The verdict of the run. `is_whole` is True if every import succeeded."""
+    """The verdict of the run. `memory` is the child's memory use in bytes. `is_whole` is True if every import has succeeded."""
 
     verdict: Verdict
     memory: int
@@ -87,7 +89,7 @@ class RunEnded(Message, frozen=True):
 
 
 class CallRefused(Message, frozen=True):
-    """The job was not found: `why`, and the traceback. A new child may find it."""
+    """The job was not found. `why` and `traceback` describe the reason. A new child may find it."""
 
     why: str
     traceback: str
@@ -97,7 +99,7 @@ _MESSAGES: Final = {message.__name__: message for message in (Hello, Import, Run
 
 
 def pack(message: Message) -> bytes:
-    """Return the bytes to send."""
+    """Return the message as bytes to be sent."""
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
     if isinstance(message, RunEnded):
         fields["verdict"] = [type(message.verdict).__name__, message.verdict]
@@ -108,7 +110,8 @@ def pack(message: Message) -> bytes:
 
 
 class Unpacker:
-    """Assembles messages from the received bytes. Raises Garbled, also for a message of more than `most` bytes."""
+    """Assembles messages from the received bytes. Raises Garbled if these
+    are not a message, or if a message is longer than `most` bytes."""
 
     def __init__(self, most: int) -> None:
         self._most = most
