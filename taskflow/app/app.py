@@ -25,7 +25,7 @@ log: Final = logging.getLogger("taskflow")
 
 
 class App:
-    """The application: its registry, settings and brokers, and one client per running event loop. A forked child starts without clients."""
+    """Holds the application's registry, settings and brokers, and one client per running event loop. A forked child starts without clients."""
 
     def __init__(self) -> None:
         self.registry = Registry()
@@ -71,15 +71,15 @@ class App:
         self._clients.clear()
 
     def flag(self, **given: Any) -> None:
-        """Set settings from a command's flags, which override all others."""
+        """Apply settings from a command's flags, which override all other sources."""
         self._flags.update({name: value for name, value in given.items() if value is not None})
         self._settings = None
         self._clients.clear()
 
     @contextmanager
     def using(self, broker: Broker) -> Iterator[None]:
-        """Send everything to `broker` inside the block, whatever the settings say.
-        Settings changed inside the block are restored afterwards."""
+        """Send everything to `broker` inside the `with` block, whatever the settings
+        say. Settings changed inside the block are restored afterwards."""
         before = (self._given_broker, self._configured.copy(), self._flags.copy())
         self._given_broker = broker
         self._clients.clear()
@@ -109,7 +109,7 @@ class App:
 
     def broker(self) -> Broker:
         """Return the configured broker. A process has one broker per URL. Raises
-        ConfigurationError in a child process that cannot reach it."""
+        ConfigurationError in a child process that cannot reach the broker."""
         if self._given_broker is not None:
             return self._given_broker
         if self._why_out_of_reach is not None:
@@ -162,8 +162,8 @@ class App:
             log.warning("no broker is configured: using the SQLite file %s; set TASKFLOW_BROKER, or configure(broker=...)", path)
 
     def _forget_parents(self) -> None:
-        """Set the parent's clients and brokers aside after a fork. They are kept, because their
-        destructors could break connections that the parent still uses."""
+        """Set the parent's clients and brokers aside after a fork. They are kept alive, because
+        their destructors could break connections that the parent still uses."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._of_parents += [self._clients, self._brokers]
@@ -174,7 +174,7 @@ class App:
 
     @contextmanager
     def importing(self, module: str) -> Iterator[None]:
-        """Warn about the first job that is sent while a worker imports `module` in the block."""
+        """Warn once if importing `module` in a worker, inside the `with` block, sends a job."""
         self.importing_module = module
         try:
             yield

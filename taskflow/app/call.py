@@ -1,4 +1,4 @@
-"""A call to a job: its arguments are bound and encoded, but it has not been sent."""
+"""Defines `Call`, a call to a job with bound and encoded arguments that has not been sent yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Call(Generic[R_co]):
-    """A call to a job, made by `bind`, for `enqueue` to send once. Its id becomes the job's id."""
+    """A call to a job, made by `bind` and sent once by `enqueue`. Its id becomes the job's id."""
 
     __slots__ = ("envelope", "job", "raises_on_conflict")
 

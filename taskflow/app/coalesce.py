@@ -1,4 +1,4 @@
-"""Groups calls without a timer: those that arrive during a round trip share the next one."""
+"""Groups calls to the store without a timer: those that arrive during a round trip share the next one."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ class Coalescer(Generic[Q, A]):
 
 
 def _is_deep() -> bool:
-    """Return True if the stack is near Python's recursion limit, where a call to the store would fail for every question."""
+    """Return True if the stack is so close to Python's recursion limit that a call to the store, and so every question, would fail."""
     try:
         sys._getframe(max(1, sys.getrecursionlimit() - ROOM))
     except ValueError:

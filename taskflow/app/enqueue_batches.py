@@ -41,7 +41,7 @@ class Batch(Generic[R]):
 
 class Sent(Generic[R]):
     """The handles that one `enqueue()` has collected so far. `conflicts` lists
-    those that belong to live jobs whose key prevented a call."""
+    the handles of live jobs that already had a call's key."""
 
     def __init__(self) -> None:
         self.handles: list[JobHandle[R]] = []
@@ -49,11 +49,11 @@ class Sent(Generic[R]):
 
 
 AHEAD_FOR: Final = 0.05
-"""Seconds to spend on filling the next batch while the current one is being sent. The rest is read once the current one is answered."""
+"""Seconds to spend on reading calls for the next batch while the current one is being sent. The rest is read after the store's answer."""
 
 
 class Batches(Generic[R]):
-    """An iterator over an iterable of calls, in batches. The iterable may be endless: at most one batch is
+    """Splits an iterable of calls into batches. The iterable may be endless, because at most one batch is
     read ahead. If it raises, the last batch holds the error."""
 
     def __init__(self, calls: Iterable[Call[R]]) -> None:
@@ -100,7 +100,7 @@ class Batches(Generic[R]):
 
 
 async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R], None]:
-    """Yield the calls in batches. An async generator is closed even if it is not exhausted, because no other code can close it."""
+    """Yield the calls in batches. If `calls` is an async generator, it is always closed at the end, because no other code can close it."""
     batch = Batch[R]()
     taken = aiter(calls)
     try:

@@ -42,8 +42,8 @@ _WHY_NOT: Final = {
 
 
 def _check_importable(function: Callable[..., Any]) -> None:
-    """Raise if a child process could not import the function: ValueError for a function inside a
-    function, DeclarationError if its code is not in a file."""
+    """Raise an error if a child process could not import the function: ValueError if it is defined
+    inside another function, DeclarationError if its code is not in a file."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
         raise ValueError('runs_in="process": a child process finds it by importing its module; define it there, not inside a function')
     scope = getattr(inspect.unwrap(function), "__globals__", {})

@@ -16,7 +16,7 @@ from taskflow.model.printable import shown
 
 
 def check_function(function: Any) -> None:
-    """Raise DeclarationError if `function` cannot be a job, because it is a method, a generator or no function at all."""
+    """Raise DeclarationError if `function` cannot be a job, because it is a method, a generator or not a function at all."""
     code: Any = getattr(function, "__func__", function)
     if isinstance(function, staticmethod):
         raise DeclarationError(f"@job on {place(function)}: write @staticmethod above @job, so that @job gets the function itself")
@@ -34,7 +34,7 @@ def check_function(function: Any) -> None:
 
 def _is_in_a_class(function: object) -> bool:
     """Return True if the function is defined in a class body and its first
-    parameter is self or cls. Others in a class body need no object."""
+    parameter is self or cls. Other functions in a class body can be called without an object."""
     around, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not inspect.isfunction(function) or not around or around.endswith("<locals>"):
         return False
@@ -42,7 +42,7 @@ def _is_in_a_class(function: object) -> bool:
 
 
 def takes_context(function: Callable[..., Any]) -> bool:
-    """Return True if the first parameter is annotated with JobContext, even by a string that cannot be resolved yet."""
+    """Return True if the first parameter is annotated with JobContext, even if the annotation is a string that cannot be resolved yet."""
     first = next(iter(inspect.signature(function).parameters.values()), None)
     if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
         return False
@@ -63,7 +63,7 @@ def signature_for_callers(function: Callable[..., Any], *, skip: int) -> inspect
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the default name of a job: the module from which a worker imports the function, and its qualified name. Raises
+    """Return the default name of a job: the module from which a worker imports the function, then the function's qualified name. Raises
     DeclarationError for a function inside a function."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
         raise DeclarationError(f"{place(function)}: a worker cannot import a function inside a function by name; set name=")
@@ -71,7 +71,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def place(function: Callable[..., Any]) -> str:
-    """Return a function's file and line, for messages."""
+    """Return a function's file, line and name, for messages."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno} ({function.__qualname__})" if code else repr(function)
 

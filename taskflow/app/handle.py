@@ -1,4 +1,4 @@
-"""The handle of a job that was sent, and the information that it returns."""
+"""Defines the handle of a sent job, and the information that it returns."""
 
 from __future__ import annotations
 
@@ -129,15 +129,15 @@ class JobHandle(Generic[R_co]):
         return None if record is None else self._to_info(record)
 
     async def cancel(self) -> Status | None:
-        """Ask the job to stop, and return the status it had, or None if the store does not know it. A waiting job is
-        cancelled at once; a running one is stopped by its worker."""
+        """Ask the job to stop, and return its previous status, or None if the store does not know the job. A waiting
+        job is cancelled at once; a running one is stopped by its worker."""
         return await self._app.client().cancel(self._id)
 
     async def result(self, timeout: float | None = None) -> R_co:
         """Wait up to `timeout` seconds for the job to end, and return its result. 0 checks once; None waits without a limit.
 
         Raises JobFailed or JobCancelled if the job ended that way, ResultExpired if its result is no longer kept,
-        UnknownJob if the store does not know the id, and TimeoutError.
+        UnknownJob if the store does not know the id, and TimeoutError if the job has not ended in time.
         """
         if timeout is not None and math.isnan(timeout):
             raise ValueError("timeout=nan: expected seconds; 0 checks once, None waits without a limit")

@@ -46,11 +46,11 @@ class Declared(JobType[R_co], Generic[P, R_co]):
         return changed
 
     async def delay(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
-        """Send a call, and return the handle of its job. The arguments are bound, checked and
-        encoded first, so wrong ones raise here and not in the worker.
+        """Send a call, and return the handle of its job. Arguments are encoded first, so wrong ones raise here and not in the worker.
 
-        Raises EncodeError (a TypeError) naming the argument, BrokerUnavailable if the store does not answer in time, and StoreFull. With
-        ``on_conflict="raise"``, raises KeyConflict if a live job has the key. If `delay` is cancelled, the job may already have been sent.
+        Raises EncodeError (a TypeError) for a wrong argument, naming it. Raises BrokerUnavailable if the store does not answer
+        in time, and StoreFull if the store is full. With ``on_conflict="raise"``, raises KeyConflict if a live job has the key.
+        If `delay` is cancelled, the job may already have been sent.
         """
         return await send(self.app, self._call(args, kwargs))
 
@@ -70,7 +70,7 @@ class Declared(JobType[R_co], Generic[P, R_co]):
         return Call(self, envelope, raises_on_conflict=self._options.raises_on_conflict)
 
     def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Prepend a context if the function takes one: that of the running job, or, outside of a job, one that has no effect."""
+        """Prepend a context to `args` if the function takes one: that of the running job, or one without effect outside of a job."""
         if not self.takes_context:
             return args
         return (running.get() or JobContext(job_name=self.name, queue=self.queue), *args)
@@ -108,15 +108,15 @@ class SyncJob(Declared[P, R_co]):
 
 
 class _Anything:
-    """A type that no user's function mentions: a parameter or a result that matches it is Any."""
+    """A type that no user's function mentions, so a parameter or a result that matches it must be Any."""
 
 
 class _Nothing:
-    """A second type of this kind, unrelated to `_Anything`."""
+    """A second type that no user's function mentions, unrelated to `_Anything`."""
 
 
 class _OwnContext(JobContext):
-    """The second constraint of `_Context`, because a type variable cannot have only one. Never instantiated."""
+    """The second constraint of `_Context`, needed because a type variable cannot have just one. Never instantiated."""
 
 
 _Free = TypeVar("_Free", object, _Anything)
@@ -209,7 +209,7 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `discard_on`    exceptions that fail the job at once, even if `retry_on` covers them
     `aliases`       former names of the job, so that waiting jobs with these names still run
     `runs_in`       "process" for long computations and code that may crash: the job runs in a child process, which is
-                    killed if the run exceeds its timeout or is cancelled. If the child dies, for example of a segfault,
+                    killed if the run exceeds its timeout or is cancelled. If the child dies, for example from a segfault,
                     only that run fails, and it is retried whatever `retry_on` says. By default, an async function runs in
                     the event loop ("loop") and a plain one in a thread ("thread")
 

@@ -22,7 +22,7 @@ Errors = tuple[type[BaseException], ...]
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The retry policy of a job: errors in `retry_on` are retried, except those in `discard_on`."""
+    """The retry policy of a job: it is retried after errors in `retry_on`, except those in `discard_on`."""
 
     retry: Backoff = Backoff()
     retry_on: Errors = (Exception,)

@@ -20,7 +20,7 @@ class Step:
     This pays off if the store takes about as long to answer as the callers take to ask. If
     the store takes longer, all questions are sent together.
 
-    `_number`  the callers in lockstep: those answered last, and those that were waiting at that time
+    `_number`  the number of callers in lockstep: those answered last, and those that were waiting at that time
     `_each`    seconds that the callers took to ask one question
     `_took`    seconds that the store took for the last answer
     """
@@ -39,7 +39,7 @@ class Step:
 
     def is_half(self, waiting: int, now: float) -> bool:
         """Return True if the latest question completes a half that is worth sending. This happens at
-        most once in a step: later questions are sent together."""
+        most once in each round: later questions are sent together."""
         if self._number < MIN_CALLERS or not 0 <= waiting * 2 - self._number <= 1:
             return False
         return self._took * (waiting - self._waited) <= WITHIN * self._number * (now - self._since)

@@ -23,8 +23,8 @@ BLOCKED_FOR: Final = 0.25
 class LoopClient:
     """Sends the calls of one event loop to the broker, coalesced into shared round trips.
 
-    Envelopes with a key are sent separately, sorted by key. So a lock that another program holds on a key does not delay calls without one,
-    and two senders cannot deadlock, because both lock keys in the same order.
+    Envelopes with a key are sent separately, sorted by key. So a lock that another program holds on a key does not delay calls without a
+    key, and two senders cannot deadlock, because both lock keys in the same order.
 
     While the store does not answer, each call is repeated for `patience` seconds; then it raises BrokerUnavailable.
     """

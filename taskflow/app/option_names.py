@@ -1,4 +1,4 @@
-"""Explains unknown options: suggests the nearest one, or taskflow's name for an option of another library."""
+"""Explains unknown options: suggests the most similar option, or taskflow's name for an option of another library."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class EnqueueOptions(_SharedOptions, total=False):
     `on_conflict`   what to do if a live job has the key: "keep" that job (default), "replace" it, or "raise" KeyConflict. A running job
                     that was asked to stop does not block the key: the new job waits until it has ended
     `keep_result`   seconds or a timedelta for which a successful job is kept
-    `headers`       str to str, 4 KiB in all; they are sent with the job
+    `headers`       a dict of str to str, up to 4 KiB in all, which is sent with the job
     """
 
     after: float | timedelta | None
@@ -165,7 +165,7 @@ def _instant(value: object) -> int:
 
 
 def _headers(given: dict[str, str]) -> dict[str, str]:
-    """Check headers and return a copy in plain str. It is a copy because the caller may change its dict later."""
+    """Check headers and return a copy with names and values as plain str. The caller may change its own dict later."""
     for name, value in given.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"headers={{{shown(name)}: {shown(value)}}}: header names and values must be str")

@@ -41,8 +41,8 @@ def refuse_inside_a_loop(name: str, instead: str) -> None:
 
 
 class _Portal:
-    """An event loop in a daemon thread. anyio's portal would hang if a forked
-    child closed it, because the child does not have its thread."""
+    """An event loop in a daemon thread. It is used instead of anyio's portal, which would
+    hang if a forked child closed it, because the child does not have its thread."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()

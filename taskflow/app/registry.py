@@ -1,4 +1,4 @@
-"""The registry of job types, by name and alias."""
+"""The registry, which finds job types by their names and aliases."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from taskflow.model.suggestions import nearest
 
 
 class Registry:
-    """Holds job types by name and alias. If a function is declared again (by a reload, or as
-    `__main__` and then by import), its new job replaces the old one."""
+    """Finds job types by their names and aliases. If a function is declared again (by a reload,
+    or as `__main__` and then by import), its new job replaces the old one."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, AnyJob] = {}
@@ -36,7 +36,7 @@ class Registry:
 
     def resolve(self) -> None:
         """Resolve the annotations of every job, including names that were undefined when it was
-        declared. Raises DeclarationError, naming the parameter."""
+        declared. Raises DeclarationError, naming the parameter, if one cannot be resolved."""
         for job in self:
             job.codec.resolve()
 

@@ -13,7 +13,7 @@ from taskflow import Backoff, JobContext, job
 
 @dataclass(frozen=True)
 class SourceFile:
-    """The facts about one file: its SHA-256, its numbers of lines and definitions, and the modules that it imports.
+    """The facts about one file: its SHA-256, how many lines and definitions it has, and which modules it imports.
 
     `definitions` is None if the file cannot be parsed. Some test suites contain such files on purpose.
     """

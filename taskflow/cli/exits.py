@@ -1,4 +1,4 @@
-"""The exit codes of all commands. Help and docs/reference/cli.md show this table."""
+"""The exit codes of all commands. `--help` and docs/reference/cli.md show them in a table."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from taskflow.worker.vitals import VitalSign
 
 LOOKED_AT_EVERY: Final = 0.2
 SAID_EVERY: Final = 1.0
-"""Seconds between two reports of a worker. A change is reported at once."""
+"""Seconds between two reports from a worker. A change is reported at once."""
 SILENT_AFTER: Final = 10.0
-"""Seconds without a report after which a worker counts as dead, for example because C code holds its interpreter."""
+"""Seconds without a report after which a worker counts as dead, for example because C code holds the interpreter lock."""
 
 _WORD: Final = "vitals"
 
@@ -32,8 +32,8 @@ class WorkerReport(NamedTuple):
 class Fleet:
     """The health of all workers. The supervisor updates it; the thread that answers health probes reads it.
 
-    The fleet is live and ready as long as one worker is. The supervisor itself replaces the others. A failed probe would end the
-    supervisor, and the runs of all workers with it.
+    The fleet is live and ready as long as at least one worker is, because the supervisor itself replaces the others. A failed
+    probe would end the supervisor, and with it the runs of all workers.
     """
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ class Hears(Protocol):
 
 
 class HealthReport:
-    """Reports a worker's health while its block runs. Until `show` is called, the worker counts as starting: live, but not ready.
+    """A context manager that reports a worker's health. Until `show` is called, the worker counts as starting: live, but not ready.
 
     If there is a `line` to a supervisor, the worker reports over it, and the supervisor answers the probes.
     """
@@ -97,7 +97,7 @@ class HealthReport:
 
 
 class FleetHealthReport(HealthReport):
-    """Reports the health of all of a supervisor's workers while its block runs."""
+    """A context manager that reports the health of all of a supervisor's workers."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
@@ -105,7 +105,7 @@ class FleetHealthReport(HealthReport):
         self.show(self._fleet)
 
     def note(self, pid: int, news: str | Ending) -> None:
-        """Handle a worker's report, or its end."""
+        """Take note of a worker's report, or of its end."""
         had_worked = self._fleet.has_worked
         self._fleet.note(pid, news)
         if self.notifier is not None and self._fleet.has_worked and not had_worked:

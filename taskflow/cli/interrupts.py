@@ -1,4 +1,4 @@
-"""Handles Ctrl-C while modules are imported, and SIGTERM too in process 1. It imports no other part of taskflow."""
+"""Handles Ctrl-C while modules are imported and, in process 1, also SIGTERM. This module imports no other part of taskflow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Interrupts:
     would be lost and the worker would start. A second Ctrl-C ends the process at once.
 
     SIGTERM normally ends a process that has no handler for it. But for process 1 of a container, the kernel drops signals without a
-    handler. So there, SIGTERM is handled like a Ctrl-C.
+    handler. In process 1, SIGTERM is therefore handled like a Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Interrupts:
                     signal.signal(number, self._handle)
 
     def raise_again(self) -> None:
-        """Raise the exception of a signal that has arrived and may have been lost."""
+        """If a signal has arrived, raise its exception again, because the first one may have been lost."""
         if self._number:
             raise Told(self._number)
 

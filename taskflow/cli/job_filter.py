@@ -31,7 +31,7 @@ def filter_of(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> 
 
 
 def ids_or_filters(arguments: argparse.Namespace) -> None:
-    """Reject ids and filters together, because one of them would be silently ignored."""
+    """Raise ConfigurationError if both ids and filters are given, because one of them would be silently ignored."""
     if arguments.ids and (flags := [*_filters(arguments), *["--all"] * arguments.all]):
         raise ConfigurationError(f"{arguments.command} takes ids or filters, not both: leave out {flags[0]}, or the ids")
 

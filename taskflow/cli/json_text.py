@@ -7,5 +7,5 @@ from typing import Any
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return JSON in ASCII without control characters: `json` escapes all of them except DEL."""
+    """Return the value as JSON in ASCII, with control characters escaped, even DEL, which `json` does not escape."""
     return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")

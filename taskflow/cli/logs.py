@@ -87,7 +87,7 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record as one line, whatever the message contains. A traceback and a stack follow it, indented."""
+        """Format a record as one line, whatever the message contains. Any traceback and stack follow it, indented."""
         line = copy.copy(record)
         line.msg, line.args = one_line(_message(record)), None
         if not (line.exc_info or line.exc_text or line.stack_info):

@@ -114,7 +114,7 @@ def _print_queues(queues: list[QueueRecord]) -> None:
 
 
 def _row(record: Record) -> str:
-    """Return one line about a job, cut to the width of the terminal."""
+    """Return one line about a job, truncated to the width of the terminal."""
     job_id = id_text(record.id)
     room = max(20, columns() - len(job_id) - 13) if sys.stdout.isatty() else MAX_CHARACTERS
     return f"{job_id}  {_colored(record.status):9}  {one_line(f'{record.queue:12}  {record.job}  {_brief(record)}'.rstrip(), room)}"

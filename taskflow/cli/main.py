@@ -21,7 +21,7 @@ SAID_WITHIN: Final = 0.5
 
 
 def program() -> int:
-    """Run `main` as the main program, then end the process with its code, even if something keeps Python from exiting.
+    """Run `main` as the main program, then end the process with its exit code, even if something keeps Python from exiting.
 
     A Ctrl-C that `main` does not handle ends the process silently, because Python's handler would print a traceback of taskflow's frames.
     """
@@ -118,13 +118,13 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _is_process_1(argv: list[str]) -> bool:
-    """Return True if this command is process 1 itself, rather than called by another program. Under systemd, return False, because systemd
+    """Return True if this command is process 1 itself, and not called by another program there. Under systemd, return False, because it
     expects notifications only from its service's own process."""
     return os.getpid() == 1 and argv == sys.orig_argv[len(sys.orig_argv) - len(argv) :] and "NOTIFY_SOCKET" not in os.environ
 
 
 def _forget_output() -> None:
-    """Discard the output. Python flushes stdout again when it exits, and that must not fail again."""
+    """Discard further output. Python flushes stdout again when it exits, and that must not fail again."""
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

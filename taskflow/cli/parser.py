@@ -22,7 +22,7 @@ STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed
 
 class Formatter(argparse.HelpFormatter):
     """Formats help for the terminal's width. argparse's own formatter would load
-    shutil, and archive modules with it, for every declared flag."""
+    shutil, and archive modules with it, as soon as a flag is declared."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=columns() - 2)

@@ -1,4 +1,4 @@
-"""Starts this command again in a new process, with a command line that shows no password."""
+"""Builds the command line and the environment for running this command again in a new process, without a password in the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def environment_of(broker: str | None) -> dict[str, str]:
 
 
 def take_broker(given: str | None) -> str | None:
-    """Return the broker's URL from the variable that `environment_of` has set, and remove the variable. Without it, return `given`."""
+    """Remove the variable that `environment_of` has set, and return its value, the broker's URL. If it is not set, return `given`."""
     return os.environ.pop(_BROKER, None) or given
 
 

@@ -35,8 +35,8 @@ AFTER_FORCE: Final = 1.0
 class LastResort:
     """Kills the process from a separate thread if it does not exit in time.
 
-    A run may swallow every cancellation, a thread may never return, or the loop may be blocked. Leaving the block disables this. The exit
-    code is `Exit.FORCED`, or the code of the work if that has already ended.
+    A run may swallow every cancellation, a thread may never return, or the loop may be blocked. Leaving its `with` block disables this.
+    The exit code is `Exit.FORCED`, or the exit code of the work, if it has already finished.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class LastResort:
         self._deadlines.put(time.monotonic() + seconds)
 
     def come_to(self, code: int, within: float) -> None:
-        """Let the process exit with `code`, the result of the finished work, after at most `within` seconds."""
+        """Make the process exit with `code`, the result of the finished work, after at most `within` seconds."""
         self._code = code
         self.end_within(within)
 
@@ -92,7 +92,7 @@ _OFF: Final = float("-inf")
 
 
 class Signals:
-    """Handles the signals to a worker. The first winds it down, the second cancels its runs, and the third ends the process at once.
+    """Handles the signals sent to a worker. The first winds it down, the second cancels its runs, and the third ends the process at once.
 
     - While modules are being imported, the first signal raises `Told`. While the worker is starting, it
       cancels the start. In both cases, the second ends the process.

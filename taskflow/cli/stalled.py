@@ -17,8 +17,8 @@ DUMPED_WITHIN: Final = 2.0
 def end_stalled(is_told: bool) -> None:
     """End the process. Called from the thread that noticed the stall.
 
-    If `is_told` is True, the log has the stacks. If not, logging itself may hang, so Python's fault handler writes them, because it takes
-    no lock. The process ends even if nothing reads the output.
+    If `is_told` is True, the stacks are already in the log. If not, logging itself may hang, so Python's fault handler, which takes no
+    lock, writes them to stderr. The process ends even if nothing reads the output.
     """
     if not is_told:
         with suppress(RuntimeError):  # the system cannot start another thread
@@ -29,7 +29,7 @@ def end_stalled(is_told: bool) -> None:
 def show_stacks_when_killed() -> None:
     """Make Python write the stacks of all threads before a fatal signal ends the process, even while C code holds the interpreter lock.
 
-    Fatal signals include SIGSEGV and SIGABRT, with which systemd's watchdog ends a silent worker.
+    Fatal signals are, for example, SIGSEGV, and SIGABRT, which systemd's watchdog sends to a silent worker.
     Does nothing if the application has enabled faulthandler.
     """
     if not faulthandler.is_enabled():

@@ -1,4 +1,4 @@
-"""Formats tracebacks of the user's code, without taskflow's own frames."""
+"""Prints tracebacks without taskflow's own frames, and decides whether an error is taskflow's or the user's."""
 
 from __future__ import annotations
 

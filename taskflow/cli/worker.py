@@ -162,8 +162,8 @@ class Shift:
         self._is_draining = is_draining
 
     def note_event(self, event: WorkerEvent) -> None:
-        """End the process if a job has closed the worker's file descriptors: it could
-        otherwise write to other files that have reused their numbers."""
+        """End the process if the worker is broken, for example because a job has closed its file
+        descriptors: it could otherwise write to other files that have reused their numbers."""
         if isinstance(event, Broken):
             log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", event.why, self._options.ttl)
             self._last_resort.end_now()

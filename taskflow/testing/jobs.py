@@ -34,7 +34,7 @@ from taskflow.worker.threads import Threads
 P = ParamSpec("P")
 
 CONCURRENCY: Final = 100
-# The most runs in one call, and the most due times in one `advance`: more of them mean an endless loop.
+# The most runs in one call, and the most due times in one `advance`: more than that indicates an endless loop.
 MOST_RUNS = 50_000
 MOST_STEPS = 100_000
 # Seconds within which runs must end when a test gives up.
@@ -149,7 +149,7 @@ class TaskflowJobs:
 
     @asynccontextmanager
     async def _at_work(self, *, raises: bool) -> AsyncIterator[_Work]:
-        """Enter the lifespan once for all runs in the block. At the end of the block, raise their failures."""
+        """Enter the lifespan once for all runs in the `async with` block. If `raises` is True, raise their failures at its end."""
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
@@ -189,7 +189,7 @@ class TaskflowJobs:
 
 
 class _Work:
-    """The state of one call of `run_all` or `advance`: its executor, the number of runs of each job by name, and the failures."""
+    """The state of one call of `run_all` or `advance`: its executor, the number of runs for each job name, and the failures."""
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
@@ -199,7 +199,7 @@ class _Work:
 
 
 class _Pass:
-    """Runs jobs until none is ready, in a separate session, as a worker does."""
+    """Runs jobs in a separate session, as a worker does, until none is ready."""
 
     def __init__(self, broker: Broker, work: _Work) -> None:
         self._broker = broker
@@ -272,7 +272,7 @@ def _endless(after: str, runs: Counter[str]) -> AssertionError:
 
 
 def _finished(coroutine: Any) -> Any:
-    """Return the value of a coroutine that never waits, like those of the memory broker, so that assertions need no await."""
+    """Run a coroutine that never waits, like those of the memory broker, and return its value. So assertions need no await."""
     try:
         coroutine.send(None)
     except StopIteration as done:

@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def taskflow_jobs() -> Iterator[TaskflowJobs]:
-    """Keep jobs in memory, under a clock that the test controls. Settings that the test changes are restored after it."""
+    """Keep jobs in memory, under a clock that the test controls. Settings that the test changes are restored afterwards."""
     from taskflow.testing.jobs import jobs_in_memory
 
     with jobs_in_memory() as jobs:

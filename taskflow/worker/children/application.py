@@ -17,7 +17,7 @@ from taskflow.worker.children.wire import CallRefused, Hello, Import
 from taskflow.worker.failures import failure_of
 
 _MAIN = "__mp_main__"
-"""The name that multiprocessing gives to the main module in a spawned process. Applications know it, and so does the registry."""
+"""The name that multiprocessing gives to the main module in a spawned process. Applications may check for it. It is in `RUN_AS_MAIN`."""
 
 
 class Application:
@@ -77,7 +77,7 @@ def _load_main(main: str) -> None:
 
 
 class NoState:
-    """Takes the place of `ctx.state`, which the worker's lifespan created and which exists only in the worker's process."""
+    """Takes the place of `ctx.state`, which exists only in the worker's process, and raises TaskflowError when it is used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,4 +1,4 @@
-"""Calls functions in the main thread of a child process, for the event loop in its other thread."""
+"""Calls functions in the main thread of a child process, on behalf of the event loop in its other thread."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ class ChildOptions:
     `most_runs`     the number of runs after which a child is replaced
     `most_growth`   the number of bytes by which a child's memory may grow after its start before the child is replaced
     `idle_for`      seconds without work after which a child ends
-    `start_within`  seconds for a child to start, and for it to import the application
-    `goodbye`       seconds for a child to exit by itself before it is killed
+    `start_within`  seconds allowed for a child to start, and for each later import
+    `goodbye`       seconds allowed for a child to exit by itself before it is killed
     """
 
     at_once: int | None = None

@@ -34,7 +34,7 @@ Tell = Callable[[Printed], None]
 
 
 class Output:
-    """The stdout and stderr of one child, which a thread reads. The thread ends once no process has either of them open."""
+    """Reads the stdout and stderr of one child in a thread, which ends once no process has either of them open any longer."""
 
     def __init__(self, pid: int, stdout: int, stderr: int, tell: Tell, start_thread: StartThread) -> None:
         self._lock = threading.Lock()
@@ -64,7 +64,7 @@ class Output:
 
     @property
     def last_lines(self) -> str:
-        """The last lines that the run wrote to stderr, even after it has ended."""
+        """The last lines that the run wrote to stderr. They stay available until the next run begins."""
         return "\n".join(self._errors.last_lines)
 
     def _empty(self) -> None:

@@ -50,7 +50,7 @@ class Children:
         self._alive: set[Child] = set()
 
     async def turn(self, job: AnyJob) -> Turn:
-        """Wait for a slot and for a child that has imported the job's module. Raises ChildFailed if there is none."""
+        """Wait for a slot and for a child that has imported the job's module. Raises ChildFailed if no child can be prepared."""
         await self._slots.acquire()
         child = None
         try:
@@ -78,7 +78,7 @@ class Children:
             await asyncio.wait([child.ended for child in self._alive], timeout=_UNTIL_GONE)
 
     def _warm(self) -> Child | None:
-        """Return the idle child that has waited for the shortest time, so that the others can end, or None."""
+        """Return the most recently used idle child, so that the others can time out, or None if no child is idle."""
         while self._idle:
             child, timer = self._idle.popitem()
             timer.cancel()
@@ -140,7 +140,7 @@ class Turn:
         self._give_back = give_back
 
     async def run(self, lease: Lease, report: OnProgress) -> Verdict:
-        """Run the job. Raises ChildFailed. If this is cancelled, it kills the child and waits until it is gone."""
+        """Run the job and return its verdict. Raises ChildFailed if there is none. If cancelled, kills the child and waits for its end."""
         envelope = msgspec.structs.replace(lease.envelope, timeout=None)  # the worker enforces the timeout
         try:
             return await self._child.run(msgspec.structs.replace(lease, envelope=envelope), self._module, report)

@@ -36,7 +36,7 @@ F = TypeVar("F", bound=ChildFailed)
 
 
 class Nursery(msgspec.Struct, frozen=True):
-    """What is needed to start a child."""
+    """Everything that is needed to start a child."""
 
     hello: wire.Hello
     options: ChildOptions
@@ -72,8 +72,8 @@ class Child(asyncio.Protocol):
 
     @classmethod
     async def start(cls, nursery: Nursery) -> Self:
-        """Start a child and make it import those of the worker's modules that can be
-        imported. Raises ChildFailed. If this is cancelled, no process is left behind."""
+        """Start a child and make it import those of the worker's modules that can be imported. Raises
+        ChildFailed if it dies or is not ready in time. If this is cancelled, no process is left behind."""
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -95,8 +95,8 @@ class Child(asyncio.Protocol):
         return child
 
     async def prepare(self, module: str, main: str | None) -> None:
-        """Make the child import the job's module, if it has not done so yet. Raises
-        ChildFailed. If this is cancelled, the caller must kill the child."""
+        """Make the child import the job's module, if it has not done so yet. Raises ChildFailed if
+        it dies or is not ready in time. If this is cancelled, the caller must kill the child."""
         if module not in self._modules:
             self._memory_at_first = await self._get_ready(wire.Import(module, main))
             self._modules.add(module)
@@ -218,8 +218,8 @@ class Child(asyncio.Protocol):
     # --- its end -------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Wait for the end of the child with a pidfd. The connection does
-        not show it reliably, because a forked process may keep it open."""
+        """Watch for the end of the child, with a pidfd if possible. The connection does
+        not show the end reliably, because a forked process may keep it open."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except (AttributeError, OSError):  # not Linux, or not allowed
@@ -261,7 +261,7 @@ class Child(asyncio.Protocol):
 
 
 class _HungUp(Exception):
-    """Internal: no answer will arrive. `is_its_own` is True if the child closed the connection itself, and so may have died."""
+    """Raised internally if no answer will arrive. `is_its_own` is True if the child closed the connection itself, and so may have died."""
 
     def __init__(self, why: str, *, is_its_own: bool = True) -> None:
         super().__init__(why)

@@ -56,7 +56,7 @@ def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
     """Restore the default actions of the `HANDLED` signals in processes that jobs fork. With our handlers, these signals would never
     end such a process, because what the handlers notify does not exist there. Nor may a fork write signals into the event loop's pipe.
 
-    This includes SIGINT, which Python would turn into a KeyboardInterrupt: a process forked in a thread may never see it.
+    SIGINT is included, because Python would turn it into a KeyboardInterrupt, which a process forked in a thread may never see.
     """
     os.register_at_fork(after_in_child=partial(_restore_handlers, is_ours))
 

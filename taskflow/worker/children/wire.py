@@ -19,14 +19,14 @@ from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded, Verdict
 
 BESIDES: Final = 1 << 20
-"""The bytes that a message may have in addition to a payload: names, headers, an error, and some reserve."""
+"""The number of bytes that a message may have in addition to a payload: names, headers, an error, and some reserve."""
 
 _LENGTH: Final = struct.Struct(">I")
 _VERDICTS: Final = {kind.__name__: kind for kind in (Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded)}
 
 
 class Garbled(Exception):
-    """The bytes received are not a message, because a job has written to a descriptor that is not its own."""
+    """Raised if the received bytes are not a valid message, because a job has written to a descriptor that is not its own."""
 
 
 class Message(msgspec.Struct, frozen=True):
