@@ -25,7 +25,7 @@ log: Final = logging.getLogger("taskflow")
 
 
 class App:
-    """Holds the application's registry, settings and brokers, and one client per running event loop. A forked child starts without clients."""
+    """Holds the registry, the settings and the brokers, and one client per running event loop. A forked child starts without clients."""
 
     def __init__(self) -> None:
         self.registry = Registry()
@@ -174,7 +174,7 @@ class App:
 
     @contextmanager
     def importing(self, module: str) -> Iterator[None]:
-        """Warn once if importing `module` in a worker, inside the `with` block, sends a job."""
+        """Warn about the first job that is sent inside the `with` block, in which a worker imports `module`."""
         self.importing_module = module
         try:
             yield

@@ -1,4 +1,4 @@
-"""The context of a run: its job, attempt, cancellation and progress."""
+"""Defines `JobContext`, which gives a run access to its job, attempt, cancellation and progress."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Batches(Generic[R]):
 
 
 async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R], None]:
-    """Yield the calls in batches. If `calls` is an async generator, it is always closed at the end, because no other code can close it."""
+    """Yield the calls in batches. An async generator is closed even if it is not exhausted, because no other code can close it."""
     batch = Batch[R]()
     taken = aiter(calls)
     try:

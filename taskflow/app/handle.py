@@ -55,8 +55,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     `waiting_for`  why the job is waiting, unless it is only waiting for its time or for a worker
     `reason`       why the job ended, if a reason was recorded
     `worker`       "host:pid" of the worker that is running the job or ran it last
-    `result`       the decoded return value. None until the job succeeds, and if the value
-                   cannot be decoded: `JobHandle.result` then raises the error
+    `result`       the decoded return value. None until the job succeeds, and also if the value
+                   cannot be decoded, in which case `JobHandle.result` raises the error
     """
 
     id: str
@@ -136,8 +136,8 @@ class JobHandle(Generic[R_co]):
     async def result(self, timeout: float | None = None) -> R_co:
         """Wait up to `timeout` seconds for the job to end, and return its result. 0 checks once; None waits without a limit.
 
-        Raises JobFailed or JobCancelled if the job ended that way, ResultExpired if its result is no longer kept,
-        UnknownJob if the store does not know the id, and TimeoutError if the job has not ended in time.
+        Raises JobFailed or JobCancelled if the job ended that way, and TimeoutError if it has not ended in time. Raises
+        ResultExpired if the result is no longer kept, and UnknownJob if the store does not know the id.
         """
         if timeout is not None and math.isnan(timeout):
             raise ValueError("timeout=nan: expected seconds; 0 checks once, None waits without a limit")

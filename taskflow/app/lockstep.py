@@ -15,7 +15,7 @@ includes the fixed cost of a call, such as a commit or a network round trip."""
 
 
 class Step:
-    """Decides whether to send half of the questions while the callers prepare the other half, so that store and callers work in parallel.
+    """Decides whether to send half of the questions while the callers prepare the rest, so that the store and the callers work in parallel.
 
     This pays off if the store takes about as long to answer as the callers take to ask. If
     the store takes longer, all questions are sent together.

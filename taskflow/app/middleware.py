@@ -1,4 +1,4 @@
-"""Middleware around the sending and the running of jobs."""
+"""Defines middleware, which wraps the sending and the running of jobs."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ POSSIBLE: Final = {"retry": {Status.FAILED, Status.CANCELLED}, "cancel": LIVE, "
 
 @dataclass(frozen=True)
 class ActionResult:
-    """The outcome of a command: how many jobs it changed, how many running ones it asked to stop, and why it refused each other one."""
+    """The outcome of a command: how many jobs it changed, how many running ones it asked to stop, and why it refused each of the rest."""
 
     count: int = 0
     asked: int = 0

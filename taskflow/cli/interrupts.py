@@ -41,7 +41,7 @@ class Interrupts:
                     signal.signal(number, self._handle)
 
     def raise_again(self) -> None:
-        """If a signal has arrived, raise its exception again, because the first one may have been lost."""
+        """If a signal has arrived, raise its exception again, because the first exception may have been lost."""
         if self._number:
             raise Told(self._number)
 

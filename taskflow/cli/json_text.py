@@ -7,5 +7,5 @@ from typing import Any
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return the value as JSON in ASCII, with control characters escaped, even DEL, which `json` does not escape."""
+    """Return the value as JSON in ASCII, with all control characters escaped, including DEL, which `json` leaves as it is."""
     return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")

@@ -29,8 +29,8 @@ class SystemdNotifier:
     """Sends notifications to systemd from a separate thread, so that a blocked socket delays nothing else.
 
     `address`   the value of NOTIFY_SOCKET
-    `watchdog`  seconds within which systemd expects a sign of life; None if it expects none
-    `live`      called before each sign of life. If the worker is blocked, no sign is sent, and systemd ends the worker
+    `watchdog`  seconds within which systemd expects a keep-alive message; None if it expects none
+    `live`      called before each keep-alive message. If the worker is blocked, none is sent, and systemd ends the worker
     """
 
     def __init__(self, address: str, watchdog: float | None, live: Callable[[], VitalSign]) -> None:
@@ -103,7 +103,7 @@ class SystemdNotifier:
             self._send(*told)
 
     def _give_sign(self) -> float:
-        """Send a sign of life if the worker is alive. Return the seconds until the next one."""
+        """Send a keep-alive message if the worker is alive. Return the seconds until the next one."""
         found, period = self._live(), self._period or AGAIN
         if not found.is_well:
             self._is_unwell = True

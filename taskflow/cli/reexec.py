@@ -1,4 +1,4 @@
-"""Builds the command line and the environment for running this command again in a new process, without a password in the command line."""
+"""Builds a command line and an environment that run this command again in a new process. The command line shows no password."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def end_stalled(is_told: bool) -> None:
 def show_stacks_when_killed() -> None:
     """Make Python write the stacks of all threads before a fatal signal ends the process, even while C code holds the interpreter lock.
 
-    Fatal signals are, for example, SIGSEGV, and SIGABRT, which systemd's watchdog sends to a silent worker.
+    These signals include SIGSEGV, and also SIGABRT, which systemd's watchdog sends to a silent worker.
     Does nothing if the application has enabled faulthandler.
     """
     if not faulthandler.is_enabled():

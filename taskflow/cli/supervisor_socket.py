@@ -67,8 +67,8 @@ class SupervisorSocket:
         await asyncio.shield(asyncio.wrap_future(self._retired))
 
     def hear_of_deaths(self, note: NoteDeath) -> None:
-        """Register `note`, which is called with the session of each dead worker and the cause of its death: at once for deaths that are already
-        known, and from another thread for later ones. The caller must report each death to the broker, and then confirm that to the supervisor."""
+        """Register `note`, which is called with each dead worker's session and cause of death: at once for deaths that are already known,
+        and from another thread for later ones. The caller must report each death to the broker, and then confirm that with `say`."""
         with self._lock:
             self._note_death = note
             deaths, self._deaths = self._deaths, []
@@ -93,8 +93,8 @@ class SupervisorSocket:
         self._retired.set_result(None)
 
     def _listen(self) -> None:
-        """Handle the lines that the supervisor sends. If the supervisor dies and the
-        kernel does not end this process too, it ends itself when the socket closes."""
+        """Handle the lines that the supervisor sends. If the supervisor dies and the kernel
+        does not end this process too, the process kills itself when the socket closes."""
         rest = b""
         while True:
             try:

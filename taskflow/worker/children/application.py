@@ -17,7 +17,7 @@ from taskflow.worker.children.wire import CallRefused, Hello, Import
 from taskflow.worker.failures import failure_of
 
 _MAIN = "__mp_main__"
-"""The name that multiprocessing gives to the main module in a spawned process. Applications may check for it. It is in `RUN_AS_MAIN`."""
+"""The name that multiprocessing gives to the main module in a spawned process. Applications may check for it; see `RUN_AS_MAIN`."""
 
 
 class Application:

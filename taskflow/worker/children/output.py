@@ -53,7 +53,7 @@ class Output:
                 stream.begin(lease)
 
     def end(self) -> None:
-        """End the run. When this returns, everything that it printed has been reported."""
+        """End the run. When this returns, everything that the run printed has been reported."""
         with self._lock:
             for descriptor, stream in self._streams.items():
                 # Read at most the size of the pipe, because a program that the job started may print for ever.

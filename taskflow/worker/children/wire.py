@@ -68,7 +68,7 @@ class Run(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """Everything that can be imported has been imported. `memory` is the child's memory use in bytes."""
+    """Reports that everything that can be imported has been imported. `memory` is the child's memory use in bytes."""
 
     memory: int
 
@@ -89,7 +89,7 @@ class RunEnded(Message, frozen=True):
 
 
 class CallRefused(Message, frozen=True):
-    """The job was not found. `why` and `traceback` describe the reason. A new child may find it."""
+    """Reports that the job was not found. `why` and `traceback` describe the reason. A new child may find the job."""
 
     why: str
     traceback: str
