@@ -59,7 +59,7 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
 
 async def _pause(console: Console, arguments: argparse.Namespace) -> int:
     """Pause or resume queues. A queue may be paused before its first job, but an unknown name
-    is usually a typing error, so it is reported on stderr."""
+    is usually a typo, so it is reported on stderr."""
     try:
         names = [check_queue(name) for name in arguments.names]
     except ValueError as error:

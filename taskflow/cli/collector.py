@@ -15,8 +15,8 @@ class Collector:
     it runs as usual, but skips objects that existed before.
 
     These objects are the modules and everything that the application created when it started. Scanning them would delay the
-    first burst of jobs, by 3 ms with this package alone, and later bursts too. In return, reference cycles among them that
-    are dropped later are not freed before the worker exits.
+    first burst of jobs, by 3 ms with this package alone, and later bursts too. The drawback is that reference cycles
+    among them that are dropped later are not freed before the worker exits.
     """
 
     def __init__(self) -> None:

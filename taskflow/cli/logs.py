@@ -32,7 +32,7 @@ WRITTEN_WITHIN: Final = 0.5
 def logging_to_stderr(
     level: str, form: str, *filters: Callable[[logging.LogRecord], bool], handler: logging.Handler | None = None
 ) -> Iterator[None]:
-    """Log to stderr inside the block, through `handler` if given. If the format is JSON, Python's
+    """Log to stderr inside the `with` block, through `handler` if given. If the format is JSON, Python's
     warnings are logged too. The loggers are restored afterwards."""
     handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())

@@ -60,7 +60,7 @@ def _end_by_force(code: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. An error of taskflow is printed to stderr as one line, without a traceback."""
+    """Run a command and return its exit code. A TaskflowError or OSError is printed to stderr as one line, without a traceback."""
     try:
         return _with_interrupts(argv)
     except KeyboardInterrupt as told:

@@ -23,7 +23,7 @@ def command_of(argv: list[str]) -> list[str]:
 
 
 def environment_of(broker: str | None) -> dict[str, str]:
-    """Return the environment in which to run the result of `command_of`. It carries the value of `--broker`."""
+    """Return the environment for the command line that `command_of` returns. It carries the value of `--broker`."""
     return {**os.environ, **({} if broker is None else {_BROKER: broker})}
 
 

@@ -29,7 +29,7 @@ def with_store(arguments: argparse.Namespace, work: Callable[[App, argparse.Name
 
 def what_is_there(app: App) -> Broker:
     """Return the application's broker. Raises BrokerRefused if its SQLite file does not
-    exist, because a command that reads must not create it."""
+    exist, because a command that looks for jobs must not create it."""
     broker = app.broker()  # raises for a wrong URL
     url = urlsplit(app.broker_url())
     file = os.path.realpath(unquote(url.path.removeprefix("/")))

@@ -236,7 +236,7 @@ class Shift:
 
     async def _doubt_queues(self) -> None:
         """Warn about queues in `--queues` that no imported job uses and the store does not know.
-        They may be used later, but usually they are typing errors."""
+        They may be used later, but usually they are typos."""
         if not self._options.queues.names:
             return
         known = {job.queue for job in self._app.registry} | {queue.name for queue in await self._queues()}

@@ -103,7 +103,7 @@ class TaskflowJobs:
         `seconds`, `minutes`, `hours`, `days`   how far to advance: their sum, 0 or more
         `raises`  False to ignore the errors of jobs that have failed for good, as in `run_all`
 
-        All other effects of time occur too. For example, a result is dropped `keep_result` seconds (default 300)
+        Everything else that depends on time happens too. For example, a result is dropped `keep_result` seconds (default 300)
         after its job has ended, and `status()` then returns None, as in production. Raises ValueError if the sum
         is negative, and otherwise the same errors as `run_all`.
         """
@@ -272,7 +272,7 @@ def _endless(after: str, runs: Counter[str]) -> AssertionError:
 
 
 def _finished(coroutine: Any) -> Any:
-    """Run a coroutine that never waits, like those of the memory broker, and return its value. So assertions need no await."""
+    """Run a coroutine that never waits, like those of the memory broker, and return its value, so that assertions need no await."""
     try:
         coroutine.send(None)
     except StopIteration as done:

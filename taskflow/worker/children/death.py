@@ -23,6 +23,6 @@ class CannotStart(ChildFailed):
 
 
 class ChildDied(ChildFailed):
-    """The child died during a run, for example because of a segfault, a call to `os._exit()` or a lack of memory."""
+    """The child died during a run, for example because of a segfault, a call to `os._exit()` or an out-of-memory kill."""
 
     __module__ = "taskflow"

@@ -18,7 +18,7 @@ class ChildOptions:
 
     `at_once`       the maximum number of children that run jobs at once; None means the number of cores that this process may use
     `most_runs`     the number of runs after which a child is replaced
-    `most_growth`   the number of bytes by which a child's memory may grow after its start before the child is replaced
+    `most_growth`   the number of bytes by which a child's memory may grow after its imports before the child is replaced
     `idle_for`      seconds without work after which a child ends
     `start_within`  seconds allowed for a child to start, and for each later import
     `goodbye`       seconds allowed for a child to exit by itself before it is killed

@@ -16,7 +16,7 @@ WIRE: Final = 3
 """The file descriptor, in the child, of the socket to the worker."""
 
 _DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals that Python ignores but other programs do not."""
+"""Signals that Python ignores, but whose default actions other programs expect."""
 
 
 class Process:
