@@ -24,7 +24,7 @@ def enum_of(kind: type[Enum]) -> Shape:
 
 
 def literals_of(values: Sequence[Any]) -> list[Shape]:
-    """Return a shape for each type that the values of a `Literal[...]` have. Their union is the whole Literal."""
+    """Return one shape for each type among the values of a `Literal[...]`. Their union is the whole Literal."""
     by_type: dict[type, list[Any]] = {}
     for value in values:
         by_type.setdefault(type(value), []).append(value)

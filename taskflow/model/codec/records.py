@@ -1,4 +1,4 @@
-"""Shapes for classes with named fields, which are written as maps by field name. A `ClassFields` holds what differs between kinds of class.
+"""Shapes for classes with named fields. Instances are written as maps by field name; a `ClassFields` describes each class.
 
 Decoding calls the class, so all checks of its constructor apply. A payload names no class; the annotation decides which one is called. An
 unknown field raises UnknownArgument: another version of the class wrote it. A missing required field raises MissingArgument.
@@ -20,7 +20,7 @@ _C = TypeVar("_C", bound=Callable[[Any, int], Any])
 
 
 class Field(msgspec.Struct, frozen=True):
-    """A field of a class, with its annotation, which has not been compiled yet."""
+    """A field of a class, with its uncompiled annotation."""
 
     name: str
     annotation: Any
@@ -51,7 +51,7 @@ class ClassFields(msgspec.Struct, frozen=True):
     """The shape of fields that an instance has but the class does not declare; None if such fields are rejected."""
 
     def step(self, name: str) -> str:
-        """Return the step of a path that leads to a field, written like code."""
+        """Return the path step that leads to a field, written like code."""
         return field_step(name) if self.has_tag else key_step(name)
 
     def unknown(self, undeclared: Set[Any]) -> list[Any]:
@@ -82,7 +82,7 @@ def record_of(record: ClassFields, label: str, shapes: Mapping[str, Shape]) -> S
 
 
 def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -> Shape:
-    """Return a shape that stands for a class inside itself while its fields are being compiled."""
+    """Return a placeholder for the shape of a class, for its own fields to refer to while they are being compiled."""
     return Shape(
         label,
         lambda value, levels: finished().write(value, levels),
@@ -96,7 +96,7 @@ def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -
 
 
 class _Open(dict[str, _C]):
-    """The converters of declared fields by name. For any other name, it returns the converter of undeclared fields."""
+    """Maps the names of declared fields to their converters, and any other name to the converter of undeclared fields."""
 
     def __init__(self, declared: Mapping[str, _C], undeclared: _C) -> None:
         super().__init__(declared)

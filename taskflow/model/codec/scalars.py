@@ -16,7 +16,7 @@ from taskflow.model.codec.wire import Ext, data_of, named, plain_number
 
 LEAST: Final = -(1 << 63)
 MOST: Final = (1 << 64) - 1
-"""The largest integer in msgpack. One outside `LEAST` to `MOST` is written as an extension, in two's complement."""
+"""The largest integer in msgpack. An integer outside `LEAST` to `MOST` is written as an extension, in two's complement."""
 
 
 def write_none(value: Any, _levels: int) -> None:
