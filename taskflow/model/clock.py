@@ -95,7 +95,7 @@ def microseconds_of(instant: datetime) -> int:
 
 
 def instant_of(microseconds: int) -> datetime:
-    """Convert microseconds since 1970 to an aware datetime in UTC. Beyond datetime's range, return its first or last instant."""
+    """Convert microseconds since 1970 to an aware datetime in UTC. Instants beyond datetime's range become its first or last one."""
     try:
         return _EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:

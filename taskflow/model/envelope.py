@@ -66,7 +66,7 @@ class ClaimId(NamedTuple):
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """An envelope held by a session. `epoch` and `claim` together are the fence; the store sets the counters.
+    """An envelope held by a session. `epoch` and `claim` form its fence, which rejects outdated settlements. The store sets the counters.
 
     `created_at`  microseconds since 1970
     `parked_for`  seconds since the job was parked; parking it again before its next outcome does not restart the count

@@ -117,7 +117,7 @@ CLAIMED, OUTCOME, REDO, DROP = "claim", "outcome", "redo", "drop"
 
 
 class Field(NamedTuple):
-    """A stored field.
+    """A stored field of a job.
 
     `default`     its value if nothing sets it; a field whose default is None may be absent
     `sent`        the fields of `Envelope` from which it is set
@@ -195,7 +195,7 @@ def cleared_by(move: str) -> dict[str, Any]:
 
 
 class Opaque(NamedTuple):
-    """A field that no store interprets. It is packed into the extras under its letter, unless it has its default.
+    """A field that no store interprets. It is packed into the extras under its letter, unless its value is the default.
 
     `write` encodes a value. `read` decodes and checks a stored one, which may be damaged; it raises ValueError or TypeError.
     """

@@ -54,7 +54,7 @@ CODES: Final = {
 BY_CODE: Final = {code: status for status, code in CODES.items()}
 
 
-# Begins the reason of a job that ended because its workers kept being lost.
+# The reason begins like this if a job ended because its workers kept being lost.
 POISON: Final = "poison: "
 
 

@@ -15,7 +15,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """The durations (in seconds) and counts that a broker applies.
 
     `session_ttl`       how long a session may go without a heartbeat before it can be reaped
-    `ghost_after`       the age of a lease at which its job returns to the queue, if its session does not list it
+    `ghost_after`       the age of a lease at which its job returns to the queue, if the session's heartbeat does not list the lease
     `max_crashes`       how many times a job may crash, without an outcome in between, before it becomes poison
     `crash_backoff`     the wait after the first, second, ... crash; the last value repeats
     `hand_back_backoff` the wait after the first, second, ... hand-back without an outcome in between; the last value repeats

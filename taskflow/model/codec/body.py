@@ -41,7 +41,7 @@ def encode(
 
 
 def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> Any:
-    """Decode a payload. Raises only DecodeError or its subclasses (NewerFormat, UnknownArgument, MissingArgument), whatever the bytes."""
+    """Decode a payload. Raises only DecodeError or a subclass (NewerFormat, UnknownArgument, MissingArgument), whatever the bytes are."""
     content, body = open_payload(payload)
     try:
         if len(payload) > limits.unchecked_size:
@@ -64,7 +64,7 @@ def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
 
 
 def decode_value(payload: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
-    """Decode a payload without an annotation. Raises DecodeError if it is invalid or exceeds a limit.
+    """Decode a payload without an annotation. Raises DecodeError if the payload is invalid or exceeds a limit.
 
     If it was encoded with an annotation, instances of classes are returned as dicts by field name, and Enum members as their values.
     """

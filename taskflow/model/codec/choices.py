@@ -70,7 +70,7 @@ def _flag_of(kind: type[Flag]) -> Shape:
     known = _all_bits(member.value for member in kind.__members__.values())
 
     def checked(bits: int) -> int:
-        """Return the bits unchanged. Raises Misfit if one has no name.
+        """Return the bits unchanged. Raises Misfit if any of them has no name.
 
         A Flag caches every combination of bits, so hostile payloads could otherwise exhaust the memory.
         """

@@ -132,7 +132,7 @@ class Compiler:
             return record.foreign(field.annotation)
 
     def _once(self, key: Any, promise: Callable[[Callable[[], Shape]], Shape], build: Callable[[], Shape]) -> Shape:
-        """Return the shape for `key`, building it on first use. Where it refers to itself, `promise` makes a placeholder.
+        """Return the shape for `key`, building it on first use. If the annotation refers to itself, `promise` makes a placeholder.
 
         The placeholder looks up the finished shape when it is used.
         """

@@ -151,7 +151,7 @@ def write_zoneinfo(value: Any, _levels: int) -> Ext:
 
 
 def _short_of_utc(moment: str) -> timezone | None:
-    """Return the zone if its offset is below one second, which `fromisoformat` mistakes for UTC. Otherwise return None."""
+    """Return the zone if its offset is smaller than a second, which `fromisoformat` mistakes for UTC. Otherwise return None."""
     found = _SHORT_OFFSET.search(moment)
     if found is None:
         return None

@@ -1,6 +1,6 @@
 """Shapes for classes with named fields. Instances are written as maps by field name; a `ClassFields` describes each class.
 
-Decoding calls the class, so all checks of its constructor apply. A payload names no class; the annotation decides which one is called. An
+Decoding calls the class, so all checks in its constructor apply. A payload names no class; the annotation decides which one is called. An
 unknown field raises UnknownArgument: another version of the class wrote it. A missing required field raises MissingArgument.
 """
 

@@ -1,7 +1,7 @@
-"""Shapes for unions. A union knows which member can write a value or read a wire value, without trying each.
+"""Shapes for unions. A union chooses the member that can write a value or read a wire value, without trying each in turn.
 
 The choice depends on the exact type of the value, or on the form of the wire value. If two members look alike on the wire (two dataclasses,
-or an Enum and str), instances are written as an array that begins with the marker TAGGED and the name of the class. If even that is not
+or an Enum and str), each instance is written as an array that begins with the marker TAGGED and the name of the class. If even that is not
 enough, the union is ambiguous, and is rejected when it is declared.
 """
 
