@@ -66,6 +66,6 @@ def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
 def decode_value(payload: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Decode a payload without an annotation. Raises DecodeError if the payload is invalid or exceeds a limit.
 
-    If it was encoded with an annotation, instances of classes are returned as dicts by field name, and Enum members as their values.
+    If it was encoded with an annotation, instances of classes are returned as dicts keyed by field name, and Enum members as their values.
     """
     return decode(ANY, payload, limits)

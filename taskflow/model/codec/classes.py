@@ -1,4 +1,4 @@
-"""Recognizes classes with fields, and describes each by a `ClassFields`.
+"""Recognizes classes with fields, and describes each with a `ClassFields`.
 
 They may be dataclasses, TypedDicts, NamedTuples, msgspec Structs, attrs classes or pydantic models. The last two are recognized by
 their attributes, so neither attrs nor pydantic is imported here.

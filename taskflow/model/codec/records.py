@@ -1,4 +1,4 @@
-"""Shapes for classes with named fields. Instances are written as maps by field name; a `ClassFields` describes each class.
+"""Shapes for classes with named fields. Instances are written as maps keyed by field name; a `ClassFields` describes each class.
 
 Decoding calls the class, so all checks in its constructor apply. A payload names no class; the annotation decides which one is called. An
 unknown field raises UnknownArgument: another version of the class wrote it. A missing required field raises MissingArgument.
@@ -36,7 +36,7 @@ class ClassFields(msgspec.Struct, frozen=True):
     make: Callable[[dict[str, Any]], Any]
     """Makes an instance from its fields, which are given by name. It may raise any exception."""
     parts: Callable[[Any], Mapping[str, Any] | None] | None = None
-    """Returns the fields of an instance by name, or None for any other object. If this is not given, the fields are attributes."""
+    """Maps an instance to its fields, keyed by name, and any other object to None. If this is not given, the fields are attributes."""
     runs_code: bool = False
     """True if making an instance runs the author's code. Only decoding shows whether that code accepts a value and leaves it unchanged."""
     has_tag: bool = True
@@ -66,7 +66,7 @@ class _Part(msgspec.Struct, frozen=True):
 
 
 def record_of(record: ClassFields, label: str, shapes: Mapping[str, Shape]) -> Shape:
-    """Return the shape of a class, given the shapes of its fields by name."""
+    """Return the shape of a class, given the shapes of its fields, keyed by name."""
     parts = [_Part(field.name, shapes[field.name], field.required) for field in record.fields]
     shape = Shape(
         label,

@@ -1,4 +1,4 @@
-"""Compiles a function's parameters, to convert the arguments of a call to a map by parameter name and back.
+"""Compiles a function's parameters, to convert the arguments of a call to a map keyed by parameter name, and back.
 
 `Signature.bind` would take 2 µs per call, because it analyses the parameters each time; here they are analysed once.
 """
@@ -47,7 +47,7 @@ class Arguments:
 
     @property
     def shape(self) -> Shape:
-        """The shape of all arguments together. It converts `CallArguments` to a map by parameter name, and back."""
+        """The shape of all arguments together. It converts `CallArguments` to a map keyed by parameter name, and back."""
         return Shape(
             "arguments",
             self._write,
