@@ -1,4 +1,4 @@
-"""The back-off of a job: the wait before its next attempt."""
+"""Calculates a job's back-off: the wait before its next attempt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     jitter: bool = True
 
     def __post_init__(self) -> None:
-        """Convert all numbers to floats, which every store can write. Raises TypeError or ValueError, naming the invalid field."""
+        """Check the fields and convert numbers to floats, which every store can write. Raises TypeError or ValueError, naming a field."""
         for name in ("base", "factor", "max"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -36,7 +36,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
             raise TypeError(f"Backoff(jitter={shown(self.jitter)}): expected True or False")
 
     def span(self, failures: int) -> float:
-        """Return the longest possible wait in seconds after `failures` earlier failures."""
+        """Return the longest possible wait in seconds, given the number of earlier failures."""
         if not self.base:
             return 0.0
         try:
@@ -45,6 +45,6 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
             return min(self.max, LONGEST)
 
     def wait(self, failures: int, chance: Chance) -> float:
-        """Return how many seconds to wait before the next attempt."""
+        """Return how many seconds to wait before the next attempt. With jitter, this is random."""
         span = self.span(failures)
         return span * chance.random() if self.jitter else span

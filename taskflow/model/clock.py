@@ -17,23 +17,23 @@ _BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock(Protocol):
-    """The source of time for stores that have no clock: memory and SQLite."""
+    """The source of time for stores without a server clock: memory and SQLite."""
 
     def wall(self) -> int:
-        """Return the microseconds since 1970 in UTC. This clock may be adjusted at any time."""
+        """Return the current time as microseconds since 1970 (UTC). This clock may be adjusted at any time."""
         ...
 
     def steady(self) -> int:
-        """Return the microseconds since the machine booted, including sleep. Processes on one machine can compare readings."""
+        """Return the microseconds since the machine booted, including sleep. Processes on one machine can compare their readings."""
         ...
 
     def boot_id(self) -> str:
-        """Return an id of the boot that `steady` counts from. Readings from different boots cannot be compared."""
+        """Return an id for the boot from which `steady` counts. Readings from different boots cannot be compared."""
         ...
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """Reads the machine's clocks."""
 
     def wall(self) -> int:
         return time.time_ns() // 1_000
@@ -95,7 +95,7 @@ def microseconds_of(instant: datetime) -> int:
 
 
 def instant_of(microseconds: int) -> datetime:
-    """Convert microseconds since 1970 to an aware datetime in UTC. An instant out of its range becomes the first or last one."""
+    """Convert microseconds since 1970 to an aware datetime in UTC. Instants beyond datetime's range become its first or last one."""
     try:
         return _EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:
@@ -111,7 +111,7 @@ def _read_boot_id() -> str:
         return str(uuid.UUID(int=round(booted / 10)))
 
 
-# CLOCK_BOOTTIME keeps counting while the machine sleeps, so a lease expires even if the lid is closed. On macOS, CLOCK_MONOTONIC
-# does so too.
+# CLOCK_BOOTTIME keeps counting while the machine sleeps, so a lease expires even if the lid is closed.
+# On macOS, CLOCK_MONOTONIC does so too.
 _STEADY: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _BOOT_ID: Final = _read_boot_id()

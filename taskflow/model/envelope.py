@@ -24,7 +24,7 @@ OWN_HEADERS: Final = "tf-"
 
 
 class OnConflict(IntEnum):
-    """What to do with an envelope whose key a live job already has."""
+    """How to handle an envelope whose key already belongs to a live job."""
 
     KEEP = 0
     """Keep the existing job, and return it to the caller."""
@@ -33,12 +33,12 @@ class OnConflict(IntEnum):
 
 
 class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
-    """One call of a job, immutable. Check user input with `check_envelope`; stores create envelopes without checks.
+    """One immutable call of a job. Check user input with `check_envelope`; stores create envelopes without checks.
 
     `id`        16 bytes, made by the client
     `after`     the delay in seconds before the job may start; ignored if `at` is given
     `at`        when the job may start, in microseconds since 1970 (UTC); an instant in the past means now
-    `expires`   how many seconds from now the job expires; it must start before then
+    `expires`   how many seconds after it is sent the job expires; it must start before then
     `key`       a digest made by `ids.key_digest`; a new job with the key of a live job is a conflict
     `awaits`    how many jobs with this job's id in their `joins` must end before this one leaves HELD
     `joins`     ids of held jobs that are waiting for this one to end, whatever its outcome
@@ -66,7 +66,7 @@ class ClaimId(NamedTuple):
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """An envelope held by a session. `epoch` and `claim` together are the fence; the store sets the counters.
+    """An envelope held by a session. `epoch` and `claim` form its fence, which rejects outdated settlements. The store sets the counters.
 
     `created_at`  microseconds since 1970
     `parked_for`  seconds since the job was parked; parking it again before its next outcome does not restart the count
@@ -159,9 +159,9 @@ def pack_extras(envelope: Envelope) -> bytes | None:
 
 
 def unpack_extras(packed: bytes | None) -> dict[str, Any]:
-    """Unpack what `pack_extras` packed into keyword arguments for `Envelope`. Unknown letters, written by a newer version, are ignored.
+    """Unpack the result of `pack_extras` as keyword arguments for `Envelope`. Unknown letters, which a newer version wrote, are ignored.
 
-    Raises ValueError, TypeError or a msgpack error for data that cannot be decoded and for a value that `check_envelope` would reject.
+    Raises ValueError, TypeError or a msgpack error for data that cannot be decoded or values that `check_envelope` would reject.
     """
     if packed is None:
         return {}

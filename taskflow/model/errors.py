@@ -28,7 +28,7 @@ class DriverMissing(ConfigurationError, ImportError):
 
 
 class DeclarationError(ConfigurationError, TypeError):
-    """A job is declared in a way that cannot work. Raised at the declaration, or at first use if an annotation was unresolved."""
+    """A job is declared in a way that cannot work. Raised at the declaration or, if an annotation is unresolved then, at first use."""
 
 
 # --- values ----------------------------------------------------------------------------------------
@@ -73,11 +73,11 @@ class MissingArgument(DecodeError):
 
 
 class BrokerError(TaskflowError):
-    """The base class of errors in communicating with the store."""
+    """The base class of errors raised by the store, or in communicating with it."""
 
 
 class BrokerUnavailable(BrokerError, ConnectionError):
-    """The store does not answer, or does not answer in time. Any call can safely be repeated."""
+    """The store cannot be reached, or does not answer in time. Any call can safely be repeated."""
 
 
 class BrokerRefused(BrokerError):
@@ -89,7 +89,7 @@ class StoreFull(BrokerError):
 
 
 class SessionLost(BrokerError):
-    """The session was declared dead or was never registered. It has no leases any more; register a new session."""
+    """The session was declared dead or was never registered. It no longer holds any leases; register a new session."""
 
 
 # --- what callers of jobs see ------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class KeyConflict(JobError):
 class EnqueueFailed(TaskflowError):
     """Some of the calls passed to `enqueue([...])` were not sent.
 
-    `handles` holds the handles of the calls that were sent, and of live jobs whose key prevented a call, in the order of the calls.
+    `handles` holds the handles of the calls that were sent, and of live jobs whose keys prevented a call, in the order of the calls.
     `conflicts` holds only the handles of those live jobs. `__cause__` is the first error, if there was one.
     """
 
@@ -151,7 +151,7 @@ class EnqueueFailed(TaskflowError):
 
 
 def name_as_public(defined: dict[str, Any]) -> None:
-    """Make tracebacks and stored errors name a module's public errors as users import them, such as `taskflow.Retry`.
+    """Set `__module__` of a module's public errors to "taskflow", so that tracebacks show them as imported, such as `taskflow.Retry`.
 
     Public classes in other modules keep their `__module__`, because tools resolve the names in their annotations there.
     """

@@ -18,7 +18,7 @@ EXAMPLE: Final = "01a20e69-e073-7000-9acc-49abe1cd4c9a"
 class IdFactory:
     """Makes 16-byte ids as in RFC 9562, version 7: 48 bits of milliseconds, 12 bits for the shard, and 62 random bits.
 
-    The shard takes the place of `rand_a` in the RFC, so that an id alone tells which shard holds the job.
+    The shard replaces the RFC's `rand_a`, so that an id alone shows which shard holds the job.
     """
 
     def __init__(self, seams: Seams | None = None) -> None:

@@ -1,8 +1,8 @@
 """The stored fields of a job, each declared once.
 
-From `FIELDS` come SQLite's columns, placeholders and checks, Redis's field numbers and constants, and the columns sent to PostgreSQL.
-So do the packed extras, the fields that a move clears, and `is_plain`. `tests/unit/model/test_job_schema.py` fails if a store or struct
-lacks a field.
+`FIELDS` defines SQLite's columns, placeholders and checks, Redis's field numbers and constants, and the columns sent to PostgreSQL. The
+packed extras, the fields that a move clears, and `is_plain` are also derived from it. `tests/unit/model/test_job_schema.py` fails if a
+store or struct lacks a field.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class JobState(msgspec.Struct, gc=False, eq=False):
-    """The job fields that both stores with Python code, memory and SQLite, work on. Times are microseconds since 1970."""
+    """The job fields that the memory and SQLite stores work on in Python. Times are microseconds since 1970, except `claimed_steady`."""
 
     seq: int = 0
     id: bytes = b""
@@ -113,11 +113,11 @@ LARGE_BYTES: Final = Kind(bytes, most=LARGE)
 TEXT: Final = Kind(str, most=SMALL)
 
 CLAIMED, OUTCOME, REDO, DROP = "claim", "outcome", "redo", "drop"
-"""The moves that clear fields: a claim, any verdict except a hand-back or a parking, an operator's retry, and dropping an ended job."""
+"""The moves that clear fields: a claim, any verdict except HandedBack and Parked, an operator's retry, and dropping an ended job."""
 
 
 class Field(NamedTuple):
-    """A stored field.
+    """A stored field of a job.
 
     `default`     its value if nothing sets it; a field whose default is None may be absent
     `sent`        the fields of `Envelope` from which it is set
@@ -183,7 +183,7 @@ FIELDS: Final = (
 BY_NAME: Final = {field.name: field for field in FIELDS}
 
 AS_SENT: Final = tuple(field.name for field in FIELDS if field.sent and not field.is_packed)
-"""The fields that stores keep as the envelope has them."""
+"""The fields that stores keep unchanged from the envelope."""
 
 
 def cleared_by(move: str) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def cleared_by(move: str) -> dict[str, Any]:
 
 
 class Opaque(NamedTuple):
-    """A field that no store interprets. It is packed into the extras under its letter, unless it has its default.
+    """A field that no store interprets. It is packed into the extras under its letter, unless its value is the default.
 
     `write` encodes a value. `read` decodes and checks a stored one, which may be damaged; it raises ValueError or TypeError.
     """

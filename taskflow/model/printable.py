@@ -16,7 +16,7 @@ _HARMLESS: Final = frozenset("\u00a0\u2007\u200c\u200d\u202f\u3000")
 
 
 def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
-    """Return the text as one line of at most `most` characters. Line breaks and control, hidden and direction characters are escaped."""
+    """Return the text as one line of at most `most` characters. Control, invisible and direction characters are escaped."""
     whole = str(text)
     if len(whole) <= most and whole.isprintable():
         return whole
@@ -24,7 +24,7 @@ def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
 
 
 def indented(text: object, most: int | None = None) -> str:
-    """Return the text with its line breaks, and with each line escaped and indented, so that none can pass for a log line.
+    """Return the text with each line escaped and indented, so that none can pass for a log line. Line breaks are kept.
 
     If the text is longer than `most` characters, its middle is left out.
     """
@@ -45,7 +45,7 @@ def message(text: object, most: int = MAX_CHARACTERS) -> str:
 def shown(value: object) -> str:
     """Return the value's repr, truncated to 200 characters. If `repr` fails, return the name of the value's type.
 
-    It fails for an int with 5,000 digits, or if `__repr__` raises.
+    It fails, for example, for an int with 5,000 digits, or if `__repr__` raises.
     """
     try:
         text = repr(value)

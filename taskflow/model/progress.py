@@ -20,7 +20,7 @@ class Progress(msgspec.Struct, frozen=True):
 
     @classmethod
     def checked(cls, fraction: float, note: str) -> Self:
-        """Create a Progress from what a job passes, truncating a long note. Raises TypeError or ValueError that says what to pass."""
+        """Create a Progress from a job's values, truncating a long note. Raises TypeError or ValueError for values that do not fit."""
         if not isinstance(note, str):
             raise TypeError(f"a progress note must be text, got {type(note).__name__}: pass str(...) of it")
         try:

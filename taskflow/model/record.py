@@ -1,4 +1,4 @@
-"""The statuses of jobs, and the records in which stores show jobs."""
+"""Job statuses, and the records with which stores describe jobs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ CODES: Final = {
 BY_CODE: Final = {code: status for status, code in CODES.items()}
 
 
-# How the reason begins if a job ended because its workers kept being lost.
+# The reason begins like this if a job ended because its workers kept being lost.
 POISON: Final = "poison: "
 
 
@@ -62,8 +62,8 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     """The state of a job. Times are aware datetimes in UTC, by the store's clock. `result` and `payload` are encoded bytes.
 
     `due_at`       when the job may start: the planned time while it is SCHEDULED, otherwise the time at which it became ready
-    `waiting_for`  what the job is waiting for, other than its time or a worker: code that knows it, a running job with its key, or the end
-                   of a back-off after too many hand-backs
+    `waiting_for`  what the job is waiting for, other than its time or a worker: code that knows the job, a running job with its key, or the
+                   end of a back-off after too many hand-backs
     `reason`       why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text
     `errors`       one for each run that failed or crashed, oldest first
     `worker`       the name of the worker that is running the job, or ran it last

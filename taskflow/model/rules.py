@@ -1,4 +1,4 @@
-"""The limits and times of the protocol. All workers in a fleet use the same ones; tests shorten them."""
+"""The protocol's limits and timings. All workers in a fleet use the same ones; tests use shorter ones."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ LONGEST: Final = 100 * 365.25 * DAY
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """The times (in seconds) and counts that a broker applies.
+    """The durations (in seconds) and counts that a broker applies.
 
-    `session_ttl`       how long a session may send no heartbeat before it can be reaped
-    `ghost_after`       how old a lease must be before it goes back to its queue because its session does not list it
+    `session_ttl`       how long a session may go without a heartbeat before it can be reaped
+    `ghost_after`       the age of a lease at which its job returns to the queue, if the session's heartbeat does not list the lease
     `max_crashes`       how many times a job may crash, without an outcome in between, before it becomes poison
     `crash_backoff`     the wait after the first, second, ... crash; the last value repeats
     `hand_back_backoff` the wait after the first, second, ... hand-back without an outcome in between; the last value repeats
     `repeat_for`        how long an ended job's id and fence are remembered, so that a resent call does no harm
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
-    `kept_per_queue`    the maximum number of failed jobs that each queue keeps, and of other ended jobs; the oldest are dropped first
+    `kept_per_queue`    how many failed jobs each queue keeps at most, and how many other ended jobs; the oldest are dropped first
     `upkeep_every`      how often upkeep runs in the whole fleet while nothing is due. By default, an idle worker sends less than one
                         command a second, and a dead worker's jobs run again within 25 s
     """

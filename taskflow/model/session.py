@@ -66,7 +66,7 @@ def _about(stored: Any) -> tuple[tuple[str, ...], int]:
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a heartbeat reports about one run: how many seconds ago it began, and its progress if that has changed."""
+    """A heartbeat's report on one run: how many seconds ago it began, and its progress if that has changed."""
 
     claim: ClaimId
     running_for: float
@@ -106,7 +106,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outlook(msgspec.Struct, frozen=True):
-    """The work that a worker may find in a store.
+    """The work that a worker can expect to find in a store.
 
     `is_ready`  True if a claim may find jobs in some queue
     `due_in`    seconds until upkeep may have work to do; infinite if nothing is waiting for its time

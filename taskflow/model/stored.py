@@ -18,7 +18,7 @@ LATEST: Final = 253_402_300_799_999_999
 """The last instant that `datetime` can express, in microseconds since 1970."""
 
 MAX_RAW: Final = 256
-"""How many bytes of an unreadable field are passed on at most. The store keeps all of them."""
+"""The maximum number of bytes that are passed on from an unreadable field. The store keeps all of them."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class Unreadable(msgspec.Struct, frozen=True):
 class FieldReader:
     """Reads the fields of one stored row. A field that cannot be read gets its default and is listed in `unreadable`.
 
-    A store first reads each row with `FULL_SPEED`, and uses this class only if that raises. So sound rows cost nothing extra.
+    A store first reads each row with `FULL_SPEED`, and uses this class only if that raises, so sound rows cost nothing extra.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class FieldReader:
         return tuple(self._found)
 
     def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
-        """Return `decode(stored)`. If that raises, note the field as unreadable and return `default`."""
+        """Return `decode(stored)`. If that raises, record the field as unreadable and return `default`."""
         try:
             return decode(stored)
         except Exception as error:  # includes RecursionError, OverflowError and msgpack's own errors
@@ -117,7 +117,7 @@ def text(stored: Any) -> str:
 
 
 def octets(stored: Any, length: int | None = None) -> bytes:
-    """Return the value after checking that it is bytes, and that it has the given length, if any."""
+    """Return the value if it is bytes of the given length (None allows any). Otherwise raise TypeError or ValueError."""
     if not isinstance(stored, bytes):
         raise TypeError(f"expected bytes, got {type(stored).__name__}")
     if length is not None and len(stored) != length:

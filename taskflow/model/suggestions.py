@@ -1,4 +1,4 @@
-"""Suggests the name that the user meant in place of an unknown one."""
+"""Suggests the known name that a user probably meant by an unknown one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The rules for a job's transitions: the legal moves, and the state of a job after a run. The functions are pure; a store applies the plan.
+"""The rules for a job's transitions: the legal moves, and the state of a job after a run.
 
-Memory and SQLite call these functions. Redis and PostgreSQL implement the same rules under the same names in their `transitions` files,
-except `apply_verdict`, which is in `settle`. The conformance suite compares all four.
+The functions are pure: they return a `Plan`, which a store applies. Memory and SQLite call them. Redis and PostgreSQL implement the same
+rules under the same names in their `transitions` files (`apply_verdict` is in `settle`). The conformance suite compares all four.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
 
 
 class Plan(NamedTuple):
-    """The state to which a store sets a job after its run has ended.
+    """The changes that a store makes to a job after its run has ended.
 
     `ends_as`     the status with which the job ends; None if it waits again
     `reason`      why the job ended
@@ -121,7 +121,7 @@ def expires_at(envelope: Envelope, now: int) -> int | None:
 
 
 def place(awaits: int, due_at: int, now: int) -> Status:
-    """Return the status in which a job waits."""
+    """Return the status of a waiting job: HELD, SCHEDULED or READY."""
     if awaits > 0:
         return Status.HELD
     return Status.SCHEDULED if due_at > now else Status.READY
@@ -131,7 +131,7 @@ def place(awaits: int, due_at: int, now: int) -> Status:
 
 
 _RESETS: Final = cleared_by(OUTCOME)
-"""The counters that start again once a run has reported an outcome, with the values that they start from."""
+"""The fields that are reset once a run has reported an outcome, with their initial values."""
 
 
 def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int) -> Plan:
@@ -184,7 +184,7 @@ def crash(job: Counters, rules: Rules, now: int, *, worker: str | None, cause: s
 
 
 def requeue(plan: Plan, cancel_requested: str | None, successor: bytes | None) -> Plan:
-    """Return the plan for a job that would wait again. A requested cancellation or a waiting replacement makes it end instead."""
+    """Return the plan for a job that would wait again. If it was asked to stop or a replacement is waiting, it ends as CANCELLED."""
     if cancel_requested is not None:
         return plan._replace(ends_as=Status.CANCELLED, reason=cancel_requested)
     if successor is not None:

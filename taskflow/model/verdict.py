@@ -60,7 +60,7 @@ class Succeeded(Verdict, frozen=True):
 
 
 class Failed(Verdict, frozen=True):
-    """The job failed for good: it has no attempts left, the error is not one to retry, or its input is unusable."""
+    """The job failed for good: it has no attempts left, the error is not retryable, or its input is unusable."""
 
     error: RunError
 
@@ -122,7 +122,7 @@ class Parked(_Waits, frozen=True):
 
 
 class HandedBack(_Waits, frozen=True):
-    """The job goes back to its old place, because the worker is shutting down or never started it.
+    """The job returns to its old place in the queue, because the worker is shutting down or never started it.
 
     `counts` is False if the job was never started, in which case this does not count as a hand-back.
     """
@@ -217,6 +217,6 @@ def _check_wait(seconds: float) -> None:
 
 
 def _check(name: str, value: object, kind: type) -> None:
-    """Check the type of a verdict's field. Middleware can create verdicts too, and must not create one that no store can write."""
+    """Raise TypeError if a verdict's field has the wrong type. Middleware can create verdicts too, even some that no store can write."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}={value!r}: expected {kind.__name__}")

@@ -1,6 +1,6 @@
 """The wording that all stores share: reasons, messages, and the names of totals.
 
-Texts that contain a value are templates, which Python or a store's scripts fill in. Causes are appended unchanged.
+Texts that contain a value are templates, which Python or a store's scripts fill in. The cause of a worker's death is appended unchanged.
 """
 
 from __future__ import annotations

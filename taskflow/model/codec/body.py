@@ -1,4 +1,4 @@
-"""Encodes values as payloads and decodes them, by a shape and within limits. A Misfit becomes a public error here."""
+"""Encodes values as payloads and decodes them, according to a shape and within limits. Misfits become public errors here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def encode(
 
 
 def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> Any:
-    """Decode a payload. Whatever its bytes are, it raises only DecodeError (or NewerFormat, UnknownArgument or MissingArgument)."""
+    """Decode a payload. Raises only DecodeError or a subclass (NewerFormat, UnknownArgument, MissingArgument), whatever the bytes are."""
     content, body = open_payload(payload)
     try:
         if len(payload) > limits.unchecked_size:
@@ -64,8 +64,8 @@ def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
 
 
 def decode_value(payload: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
-    """Decode a payload without an annotation. Raises DecodeError.
+    """Decode a payload without an annotation. Raises DecodeError if the payload is invalid or exceeds a limit.
 
-    If it was encoded with an annotation, instances of classes are returned as dicts by field name, and Enum members as their values.
+    If it was encoded with an annotation, instances of classes are returned as dicts keyed by field name, and Enum members as their values.
     """
     return decode(ANY, payload, limits)

@@ -24,7 +24,7 @@ def enum_of(kind: type[Enum]) -> Shape:
 
 
 def literals_of(values: Sequence[Any]) -> list[Shape]:
-    """Return a shape for each type that the values of a `Literal[...]` have. Their union is the whole Literal."""
+    """Return one shape for each type among the values of a `Literal[...]`. Their union is the whole Literal."""
     by_type: dict[type, list[Any]] = {}
     for value in values:
         by_type.setdefault(type(value), []).append(value)
@@ -70,7 +70,7 @@ def _flag_of(kind: type[Flag]) -> Shape:
     known = _all_bits(member.value for member in kind.__members__.values())
 
     def checked(bits: int) -> int:
-        """Return the bits unchanged. Raises Misfit if one has no name.
+        """Return the bits unchanged. Raises Misfit if any of them has no name.
 
         A Flag caches every combination of bits, so hostile payloads could otherwise exhaust the memory.
         """

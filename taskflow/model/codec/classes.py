@@ -1,6 +1,6 @@
-"""Recognizes classes with fields, and describes each kind by a `ClassFields`.
+"""Recognizes classes with fields, and describes each with a `ClassFields`.
 
-The kinds are dataclasses, TypedDicts, NamedTuples, msgspec Structs, attrs classes and pydantic models. The last two are recognized by
+They may be dataclasses, TypedDicts, NamedTuples, msgspec Structs, attrs classes or pydantic models. The last two are recognized by
 their attributes, so neither attrs nor pydantic is imported here.
 """
 
@@ -119,7 +119,7 @@ def _has_default(attribute: Any) -> bool:
 
 
 def _maker(kind: Any, aliases: dict[str, str], late: Sequence[str]) -> Callable[[dict[str, Any]], Any]:
-    """Return a function that passes the fields to the class, and then sets those that the constructor does not accept."""
+    """Return a function that calls the constructor with the fields that it accepts, and then sets the others on the instance."""
     if not aliases and not late:
         return lambda values: kind(**values)
 

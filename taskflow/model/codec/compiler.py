@@ -1,4 +1,4 @@
-"""Compiles annotations to shapes."""
+"""Compiles annotations into shapes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from taskflow.model.codec.untyped import ANY
 
 
 class Compiler:
-    """Compiles annotations to shapes, and each class only once. `runs_code` tells whether decoding runs code in users' classes.
+    """Compiles annotations into shapes, each class only once. `runs_code` is True if decoding runs code in users' classes.
 
     Raises Unsupported for an annotation that has no shape, and Unresolved for one that contains an undefined name.
     """
@@ -132,9 +132,9 @@ class Compiler:
             return record.foreign(field.annotation)
 
     def _once(self, key: Any, promise: Callable[[Callable[[], Shape]], Shape], build: Callable[[], Shape]) -> Shape:
-        """Return the shape for `key`, building it on first use. If it refers to itself, the reference is a shape made by `promise`.
+        """Return the shape for `key`, building it on first use. If the annotation refers to itself, `promise` makes a placeholder.
 
-        That shape looks up the finished one when it is used.
+        The placeholder looks up the finished shape when it is used.
         """
         known = self._finished.get(key) or self._promised.get(key)
         if known is not None:
@@ -148,9 +148,9 @@ class Compiler:
 
 
 def _members(annotation: Any, around: tuple[Any, ...] = ()) -> list[Any]:
-    """Unwrap an annotation, and return the distinct members of a union, or else the annotation as the only member.
+    """Unwrap an annotation, and return its distinct members if it is a union. Otherwise return it as the only member.
 
-    `around` holds the type aliases that enclose it.
+    `around` holds the type aliases that enclose the annotation.
     """
     while (inner := _unwrapped(annotation)) is not annotation:
         if _alias_value(annotation) is not None:

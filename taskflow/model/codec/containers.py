@@ -157,7 +157,7 @@ def _write_mapping(mapping: Mapping[Any, Any], write_key: Write, write: Write, l
 
 
 def _json_key(read: Read) -> Read:
-    """Return a reader for JSON keys, which are always strings. If `read` rejects one, it gets the number that the string spells."""
+    """Return a reader for JSON keys, which are always strings. If `read` rejects one, it gets the JSON value that it spells, such as 5."""
 
     def read_key(wire: Any, levels: int) -> Any:
         try:
@@ -172,7 +172,7 @@ def abstract_collection(kind: type, item: Shape) -> Shape:
     """Return the shape of `Sequence[item]` or a similar abstract type.
 
     A list or tuple keeps its type, and so does a set or frozenset if `kind` allows it. Any other collection is decoded as a list or set.
-    Text, bytes and mappings are rejected, although they are sequences or iterables, because sending them as such is a mistake.
+    Text, bytes and mappings are rejected, although they are sequences or iterables, because sending them as such is usually a mistake.
     """
     label = f"{kind.__name__}[{item.label}]"
     concrete = tuple(each for each in _KINDS if issubclass(each, kind))

@@ -31,8 +31,8 @@ class FunctionCodec:
     """Encodes and decodes the calls and results of one function, by its signature and annotations. It is thread-safe.
 
     `name` is the job's name, for messages. The first `skip` parameters are injected when the function runs, so callers do not pass them.
-    Raises DeclarationError for an unsupported signature. An annotation may use a name that is not defined yet. If the name is still
-    undefined then, `resolve` or the first use of the codec raises DeclarationError.
+    Raises DeclarationError for an unsupported signature. An annotation may use a name that is not defined yet. If the name is
+    still undefined when `resolve` is called or the codec is first used, DeclarationError is raised.
     """
 
     def __init__(self, function: Callable[..., Any], *, name: str = "", skip: int = 0, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -56,7 +56,7 @@ class FunctionCodec:
         return self._arguments is not None
 
     def resolve(self) -> None:
-        """Resolve names that were undefined at construction. If one still is, raise DeclarationError, which names the parameter."""
+        """Resolve names that were undefined at construction. Raises DeclarationError, naming the parameter, if one still is."""
         unresolved = self._try_to_compile() if self._arguments is None else None
         if unresolved is not None:
             raise DeclarationError(
@@ -64,7 +64,7 @@ class FunctionCodec:
             ) from unresolved
 
     def encode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-        """Encode arguments as a payload that `decode_arguments` is sure to accept.
+        """Encode arguments as a payload that `decode_arguments` is guaranteed to accept.
 
         Raises TooLarge if a limit is exceeded, and EncodeError, with the path of the offending value, for:
         - too many, unknown or missing arguments
@@ -90,7 +90,7 @@ class FunctionCodec:
         return encode(result.shape, value, self.limits, runs_code=result.runs_code, where=self._in_result, annotated=_RETURN)
 
     def decode_result(self, payload: bytes) -> Any:
-        """Decode the function's result. Raises DecodeError."""
+        """Decode the function's result. Raises DecodeError if the payload is invalid or does not fit the annotation."""
         return decode((self._result or self._ready()[1]).shape, payload, self.limits, where=self._in_result)
 
     def _ready(self) -> tuple[_Compiled, _Compiled]:
@@ -109,7 +109,7 @@ class FunctionCodec:
         return parameters[skip:]
 
     def _try_to_compile(self) -> Unresolved | None:
-        """Compile the signature. Returns an Unresolved if a name is undefined. Raises DeclarationError if the signature can never work."""
+        """Compile the signature. Returns the Unresolved error if a name is undefined. Raises DeclarationError if it can never work."""
         try:
             hints = hints_of_function(self._function, ("return", *(each.name for each in self._parameters)))
             result = self._compile_result(hints.get("return", Any))
@@ -166,7 +166,7 @@ def _expanded(parameter: Parameter) -> list[Parameter]:
 
 
 def _shape(compiler: Compiler, annotation: Any, name: str) -> Shape:
-    """Return the shape of a parameter or of the result. Raises Unsupported or Unresolved, with its name in the message."""
+    """Return the shape of a parameter or of the result. Raises Unsupported or Unresolved, naming it, if that fails."""
     try:
         return compiler.shape(annotation)
     except Unsupported as unsupported:

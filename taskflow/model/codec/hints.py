@@ -83,7 +83,7 @@ def stands_for(name: Any, annotation: Callable[[], Any]) -> Any:
 
 
 def _unresolved(error: NameError | AttributeError, annotations: Mapping[str, Any], prefix: str) -> Unresolved:
-    """Return the error for an undefined name, naming the annotation that uses it. The search is by text, as the error has only the name."""
+    """Return the Unresolved for an undefined name. The annotation that uses it is found by a text search: `error` has only the name."""
     missing = error.name or str(error)
     owners = [name for name, annotation in annotations.items() if missing in str(annotation)]
     return Unresolved(missing, prefix + (owners[0] if owners else "signature"))

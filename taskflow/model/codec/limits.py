@@ -16,7 +16,7 @@ DEEPEST: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one payload. Any value that can be encoded within them can also be decoded within them.
+    """The limits on one payload. Any value that can be encoded within them can also be decoded within them.
 
     `size` limits the bytes of the whole payload. `depth` limits how deeply containers are nested in an argument: ``[[1]]`` is two deep.
     `items` limits the number of values of any kind, because a million empty lists fit into 1 MiB but take sixty times that when decoded.
@@ -76,7 +76,7 @@ _JSON_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 def _head_width(lead: int) -> int:
-    """Return how many bytes an item takes, not counting data whose length follows `lead`. Elements of arrays and maps are other items."""
+    """Return how many bytes an item takes, not counting data whose length follows `lead`. Elements of arrays and maps count separately."""
     if 0xA0 <= lead <= 0xBF:
         return 1 + (lead & 0x1F)
     return _WIDTHS.get(lead, 1)

@@ -1,4 +1,4 @@
-"""Misfits, which are raised for values and wire values that do not fit. Users of the codec get public errors instead."""
+"""Misfits: internal errors for values and wire values that do not fit a shape. Users of the codec get public errors instead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST = 60
 
 
 class Misfit(Exception):
-    """Raised when a value does not fit. Each enclosing container adds a step to its path with `within`.
+    """Raised when a value does not fit its shape. Each enclosing container adds a step to its path with `within`.
 
     It never leaves this package: the codec converts it to an error of class `error`, or to EncodeError or DecodeError.
     """
@@ -77,7 +77,7 @@ def field_step(name: str) -> str:
 
 
 def key_step(key: Any) -> str:
-    """Return the step of a path to the value under `key` in a mapping. A long key is shortened."""
+    """Return the path step that leads to the value under `key` in a mapping. A long key is shortened."""
     if isinstance(key, str | bytes) and len(key) > _LONGEST:
         return f"[{key[:_LONGEST]!r}...]"
     if isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and key.bit_length() < 64):
@@ -94,5 +94,5 @@ def raised(error: BaseException) -> str:
 
 
 def one_of(names: Sequence[str]) -> str:
-    """Return up to ten of the names as a list for the end of a message."""
+    """Join up to ten of the names with commas, for the end of a message."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

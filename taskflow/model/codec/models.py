@@ -1,4 +1,4 @@
-"""Shapes for pydantic v2 models. Fields are encoded by annotation, so that values stay exact. pydantic encodes types that only it knows.
+"""Shapes for pydantic v2 models. Fields are encoded by annotation, so values stay exact; pydantic encodes the types that only it knows.
 
 pydantic is never imported here: if there is a model class, the user's code has already imported it.
 """
@@ -26,7 +26,7 @@ def is_model(kind: type) -> bool:
 
 
 def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
-    """Return the fields of a model. pydantic has already replaced its type variables. Raises Unresolved if a class is not defined yet."""
+    """Return the fields of a model (pydantic has already replaced its type variables). Raises Unresolved if it uses an undefined class."""
     if not kind.__pydantic_complete__ and not kind.model_rebuild(raise_errors=False):
         raise Unresolved(kind.__qualname__, kind.__qualname__)
     fields = kind.__pydantic_fields__
@@ -67,9 +67,9 @@ def _is_default(field: Any, value: Any) -> bool:
 
 
 def _with_state(of_fields: Shape) -> Shape:
-    """Return a shape for models that also stores which fields were given, and the private attributes.
+    """Return a shape for models that also stores which fields were set explicitly, and the private attributes.
 
-    If storing the given fields is enough, a model is a map of them. Otherwise, it is an array of the marker MODEL, that map, a map of other
+    If storing those fields is enough, a model is a map of them. Otherwise, it is an array of the marker MODEL, that map, a map of other
     fields that differ from their defaults, and a map of the private attributes.
     """
 
@@ -98,7 +98,7 @@ def _with_state(of_fields: Shape) -> Shape:
 def _private_wires(value: Any, levels: int) -> dict[str, Any]:
     """Return the wire values of the private attributes that differ from their defaults.
 
-    One that cannot be sent is left out if its class defines no equality (a lock, a client). The model's class has to create it again.
+    One that cannot be sent is left out if its class defines no equality (a lock, a client). The model's class has to recreate it.
     """
     wires: dict[str, Any] = {}
     for name, part in (value.__pydantic_private__ or {}).items():

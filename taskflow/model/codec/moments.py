@@ -65,7 +65,7 @@ def _datetime(text: str) -> datetime:
 
 
 def _placed(value: datetime, name: str) -> datetime:
-    """Return the same instant in the zone that follows the offset in brackets. `name` is the text after the opening bracket."""
+    """Return the same instant in the zone named in brackets after the offset. `name` is the text after the opening bracket."""
     offset = value.utcoffset()
     if offset is None:
         raise Misfit("expected an offset before the zone of a datetime")
@@ -151,7 +151,7 @@ def write_zoneinfo(value: Any, _levels: int) -> Ext:
 
 
 def _short_of_utc(moment: str) -> timezone | None:
-    """Return the zone if its offset is shorter than a second, otherwise None. `fromisoformat` treats such an offset as UTC."""
+    """Return the zone if its offset is smaller than a second, which `fromisoformat` mistakes for UTC. Otherwise return None."""
     found = _SHORT_OFFSET.search(moment)
     if found is None:
         return None
@@ -183,9 +183,9 @@ def _with_fold(fold: int, text: str) -> str:
 
 
 def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
-    """Return the text in brackets that names the zone after the ISO text of `moment`, or "" if there is no zone or the offset is enough.
+    """Return the zone name in brackets to append to the ISO text of `moment`, or "" if there is no zone or the offset is enough.
 
-    Of any other zone, such as one from pytz or dateutil or a ZoneInfo without a key, only the offset is stored.
+    For any other zone, such as one from pytz or dateutil or a ZoneInfo without a key, only the offset is stored.
     """
     if zone is None:
         return ""
@@ -249,7 +249,7 @@ MOMENTS: Final = {
 
 
 def late_moment(kind: object) -> Shape | None:
-    """Return the shape of ZoneInfo if `kind` is ZoneInfo, otherwise None. It is not in `MOMENTS`, because it is loaded only when needed."""
+    """Return the shape of ZoneInfo if `kind` is ZoneInfo, otherwise None. `MOMENTS` lacks ZoneInfo, which is loaded only when needed."""
     return zoneinfo_shape() if (loaded := _loaded_zoneinfo()) is not None and kind is loaded else None
 
 

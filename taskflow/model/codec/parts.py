@@ -1,7 +1,7 @@
-"""Loops that encode and decode the parts of containers. If a part does not fit, they add its position to the path of the Misfit.
+"""Encodes and decodes the parts of containers. If a part does not fit, its position is added to the path of the Misfit.
 
 `levels` is how many more levels of nesting are allowed *inside* the container. A mapping whose keys are all encoded as str becomes a
-msgpack map. Any other becomes an array: the marker PAIRS, then keys and values in turn. So keys of any type can be encoded exactly.
+msgpack map. Any other becomes an array: the marker PAIRS, then keys and values in turn, so that keys of any type are encoded exactly.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_items(wires: Iterable[Any], read: Read, levels: int) -> list[Any]:
 
 
 def write_unordered(values: Iterable[Any], write: Write, levels: int, wires: list[Any]) -> list[Any]:
-    """Do the same as `write_items` for a set, whose items have no index."""
+    """Write the items of a set, appending them to `wires`. They have no index, so a Misfit's path cannot identify the item."""
     try:
         for value in values:
             wires.append(write(value, levels))  # noqa: PERF401  # the length of the list shows where it failed
@@ -118,7 +118,7 @@ def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
 
 
 def _refuse_collisions(keys: Iterable[Any]) -> None:
-    """Raise Misfit if many unequal keys have the same hash. An attacker can choose such numbers, and comparing 32,000 of them takes 4 s."""
+    """Raise Misfit if many unequal keys have the same hash. Attackers can choose numbers that collide, and comparing 32,000 takes 4 s."""
     first_of: dict[int, Any] = {}
     alike: dict[int, int] = {}
     for key in keys:
@@ -133,7 +133,7 @@ def _refuse_collisions(keys: Iterable[Any]) -> None:
 def elements(wire: Any, expected: str) -> list[Any]:
     """Return the elements of a list, tuple or set on the wire, without the marker.
 
-    So a value that was written as a list can still be read after its annotation was changed to a tuple.
+    This way, a value that was written as a list can still be read after its annotation was changed to a tuple.
     """
     if type(wire) is not list:
         raise Misfit(f"expected {expected}, got {named(wire)}")

@@ -25,7 +25,7 @@ HEADER_SIZE = 4
 
 
 class Content(IntEnum):
-    """How the body of a payload is encoded."""
+    """The encoding of a payload's body."""
 
     MSGPACK = 1
     JSON = 2
@@ -42,12 +42,12 @@ def seal(body: bytes) -> bytes:
 
 
 def seal_json(body: bytes) -> bytes:
-    """Add the header to a JSON body, as an SQL trigger does. The body is an object with the arguments by name, in UTF-8."""
+    """Add the header to a JSON body: an object in UTF-8 that maps argument names to values. SQL triggers send jobs in this form."""
     return _JSON_HEADER + body
 
 
 def open_payload(payload: bytes) -> tuple[Content, bytes]:
-    """Return how the body is encoded, and the body.
+    """Return the encoding of the body, and the body itself.
 
     Raises NewerFormat for a payload that a newer taskflow wrote, and DecodeError for bytes that are not a payload.
     """

@@ -1,6 +1,6 @@
-"""Shapes for classes with named fields, which are written as maps by field name. A `ClassFields` holds what differs between kinds of class.
+"""Shapes for classes with named fields. Instances are written as maps keyed by field name; a `ClassFields` describes each class.
 
-Decoding calls the class, so all checks of its constructor apply. A payload names no class; the annotation decides which one is called. An
+Decoding calls the class, so all checks in its constructor apply. A payload names no class; the annotation decides which one is called. An
 unknown field raises UnknownArgument: another version of the class wrote it. A missing required field raises MissingArgument.
 """
 
@@ -20,7 +20,7 @@ _C = TypeVar("_C", bound=Callable[[Any, int], Any])
 
 
 class Field(msgspec.Struct, frozen=True):
-    """A field of a class, with its annotation, which has not been compiled yet."""
+    """A field of a class, with its uncompiled annotation."""
 
     name: str
     annotation: Any
@@ -36,7 +36,7 @@ class ClassFields(msgspec.Struct, frozen=True):
     make: Callable[[dict[str, Any]], Any]
     """Makes an instance from its fields, which are given by name. It may raise any exception."""
     parts: Callable[[Any], Mapping[str, Any] | None] | None = None
-    """Returns the fields of an instance by name, or None for any other object. If this is not given, the fields are attributes."""
+    """Maps an instance to its fields, keyed by name, and any other object to None. If this is not given, the fields are attributes."""
     runs_code: bool = False
     """True if making an instance runs the author's code. Only decoding shows whether that code accepts a value and leaves it unchanged."""
     has_tag: bool = True
@@ -51,7 +51,7 @@ class ClassFields(msgspec.Struct, frozen=True):
     """The shape of fields that an instance has but the class does not declare; None if such fields are rejected."""
 
     def step(self, name: str) -> str:
-        """Return the step of a path that leads to a field, written like code."""
+        """Return the path step that leads to a field, written like code."""
         return field_step(name) if self.has_tag else key_step(name)
 
     def unknown(self, undeclared: Set[Any]) -> list[Any]:
@@ -66,7 +66,7 @@ class _Part(msgspec.Struct, frozen=True):
 
 
 def record_of(record: ClassFields, label: str, shapes: Mapping[str, Shape]) -> Shape:
-    """Return the shape of a class, given the shapes of its fields by name."""
+    """Return the shape of a class, given the shapes of its fields, keyed by name."""
     parts = [_Part(field.name, shapes[field.name], field.required) for field in record.fields]
     shape = Shape(
         label,
@@ -82,7 +82,7 @@ def record_of(record: ClassFields, label: str, shapes: Mapping[str, Shape]) -> S
 
 
 def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -> Shape:
-    """Return a shape that stands for a class inside itself while its fields are being compiled."""
+    """Return a placeholder for the shape of a class, for its own fields to refer to while they are being compiled."""
     return Shape(
         label,
         lambda value, levels: finished().write(value, levels),
@@ -96,7 +96,7 @@ def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -
 
 
 class _Open(dict[str, _C]):
-    """The converters of declared fields by name. For any other name, it returns the converter of undeclared fields."""
+    """Maps the names of declared fields to their converters, and any other name to the converter of undeclared fields."""
 
     def __init__(self, declared: Mapping[str, _C], undeclared: _C) -> None:
         super().__init__(declared)

@@ -16,7 +16,7 @@ from taskflow.model.codec.wire import Ext, data_of, named, plain_number
 
 LEAST: Final = -(1 << 63)
 MOST: Final = (1 << 64) - 1
-"""The largest integer in msgpack. One outside `LEAST` to `MOST` is written as an extension, in two's complement."""
+"""The largest integer in msgpack. An integer outside `LEAST` to `MOST` is written as an extension, in two's complement."""
 
 
 def write_none(value: Any, _levels: int) -> None:
@@ -230,7 +230,7 @@ def signed_bytes(value: int) -> bytes:
 
 
 def scalar(kind: type, form: object, write: Write, read: Read, read_json: Read | None = None, *more_forms: object) -> Shape:
-    """Return the shape of a scalar type. Its wire values all have the form `form` or one of `more_forms`."""
+    """Return the shape of a scalar type. Each of its wire values has the form `form` or one of `more_forms`."""
     forms = frozenset((form, *more_forms))
     return Shape(type_name(kind), write, read, read_json or read, types=frozenset((kind,)), forms=forms)
 

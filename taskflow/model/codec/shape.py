@@ -1,4 +1,4 @@
-"""Shapes. A shape is a compiled annotation, which converts values to wire values and back."""
+"""Shapes: compiled annotations, which convert values to wire values and back."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import msgspec
 from taskflow.model.codec.misfit import Misfit
 
 Write: TypeAlias = Callable[[Any, int], Any]
-"""Converts a value to a wire value. The int is how many more levels may be nested. Raises Misfit for a value that does not fit."""
+"""Converts a value to a wire value. The int is how many levels may still be nested. Raises Misfit for a value that does not fit."""
 
 Read: TypeAlias = Callable[[Any, int], Any]
-"""Converts a wire value to a value. The int is how many more levels may be nested. Raises only Misfit if the wire value does not fit."""
+"""Converts a wire value to a value. The int is how many levels may still be nested. Raises Misfit if the wire value does not fit."""
 
 Form: TypeAlias = object
 """A feature that distinguishes wire values: a type such as `str`, the code of an extension or marker, or ("tag", name)."""
@@ -35,7 +35,7 @@ class Shape(msgspec.Struct, frozen=True):
     wide: bool = False
     """True if it accepts every self-describing value, as `Any` does. In a union, it replaces members such as int or str."""
     fits_json: Callable[[Any], bool] = lambda wire: False
-    """Returns True if a JSON array or object looks like this shape from the outside. A union chooses the first member that matches."""
+    """Returns True if a JSON array or object fits, judged by its type, keys and length. A union chooses the first member that it fits."""
 
 
 class Unresolved(Exception):

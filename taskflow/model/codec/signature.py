@@ -1,4 +1,4 @@
-"""Compiles a function's parameters, to convert the arguments of a call to a map by parameter name and back.
+"""Compiles a function's parameters, to convert the arguments of a call to a map keyed by parameter name, and back.
 
 `Signature.bind` would take 2 µs per call, because it analyses the parameters each time; here they are analysed once.
 """
@@ -22,9 +22,9 @@ CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Arguments:
-    """The parameters of one function and their shapes; immutable.
+    """Converts the arguments of calls of one function, by its parameters and their shapes. Immutable.
 
-    An argument that was not passed is not written, so the function that reads the call uses its default. ``*args`` becomes an array and
+    An argument that was not passed is not written, so the called function uses its default. ``*args`` becomes an array and
     ``**kwargs`` a map, each under the parameter's name; if empty, they are left out.
     """
 
@@ -47,7 +47,7 @@ class Arguments:
 
     @property
     def shape(self) -> Shape:
-        """The shape of all arguments together. It converts `CallArguments` to a map by parameter name, and back."""
+        """The shape of all arguments together. It converts `CallArguments` to a map keyed by parameter name, and back."""
         return Shape(
             "arguments",
             self._write,
@@ -58,7 +58,7 @@ class Arguments:
         )
 
     def _read_of(self, name: str, read: Read) -> Read:
-        """Return the reader of a parameter. For ``*args`` and ``**kwargs``, it reads several values, each as the annotation says."""
+        """Return the reader of a parameter. For ``*args`` and ``**kwargs``, it reads several values, each according to the annotation."""
         if name == self._rest:
             return partial(_read_rest, read)
         if name == self._extra:
@@ -187,7 +187,7 @@ def _unknown(names: Iterable[Any]) -> Misfit:
 
 
 def _missing(order: Iterable[str], names: frozenset[str] | set[str]) -> Misfit:
-    """Return the Misfit for required arguments that were not given. Its path is the first of them."""
+    """Return the Misfit for required arguments that were not given. Its path names the first of them."""
     found = [name for name in order if name in names]
     more = f" (and {one_of(found[1:])})" if len(found) > 1 else ""
     return Misfit(f"is a required argument and was not given{more}", MissingArgument).within(found[0])

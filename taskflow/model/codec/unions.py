@@ -1,7 +1,7 @@
-"""Shapes for unions, which choose the member that writes a value or reads a wire value without trial and error.
+"""Shapes for unions. A union chooses the member that can write a value or read a wire value, without trying each in turn.
 
 The choice depends on the exact type of the value, or on the form of the wire value. If two members look alike on the wire (two dataclasses,
-or an Enum and str), classes are written as an array that begins with the marker TAGGED and the name of the class. If even that is not
+or an Enum and str), each instance is written as an array that begins with the marker TAGGED and the name of the class. If even that is not
 enough, the union is ambiguous, and is rejected when it is declared.
 """
 
@@ -22,7 +22,7 @@ from taskflow.model.codec.wire import form_of, marker, named, plain_number
 
 
 def union_of(members: Sequence[Shape]) -> Shape:
-    """Return the shape of a union of one or more members, none of which is a union. Raises Unsupported if the union is ambiguous."""
+    """Return the shape of a union of `members`, none of which is itself a union. Raises Unsupported if the union is ambiguous."""
     told_apart = _told_apart(_without_covered(members))
     if len(told_apart) == 1:
         return told_apart[0]

@@ -1,4 +1,4 @@
-"""The shape for values without an annotation. It preserves every self-describing type exactly, and rejects instances of classes."""
+"""The shape for values without an annotation. It preserves every self-describing type exactly, and rejects instances of other classes."""
 
 from __future__ import annotations
 
