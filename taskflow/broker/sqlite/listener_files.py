@@ -1,4 +1,4 @@
-"""The files through which senders find a listener: see wake_folder.py."""
+"""Maintains the files through which senders find a listener: see wake_folder.py."""
 
 from __future__ import annotations
 

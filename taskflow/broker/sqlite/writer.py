@@ -1,4 +1,4 @@
-"""The thread that owns a broker's connection, and group commit.
+"""Runs verbs in the thread that owns a broker's connection, and commits them in groups.
 
 Callers in any loop or thread put verbs into a queue. The thread takes all queued verbs, runs
 them in one transaction and answers them together. In the meantime, the next group accumulates.
