@@ -39,7 +39,7 @@ from taskflow.model.verdict import Settled, Settlement
 T = TypeVar("T")
 
 _TIMEOUT: Final = 4.0
-"""In seconds. Less than the default `enqueue_timeout` (5 s), so that the broker's error, which names the lock's owner, is raised first."""
+"""The default timeout in seconds, below that of `enqueue_timeout` (5 s): the broker's error, which names the lock's owner, comes first."""
 
 
 class SqliteBroker:

@@ -17,7 +17,7 @@ _JOB: Final = names.job(b"")
 _QUEUE: Final = names.queue("")
 
 _TRIES: Final = 3
-"""How often to try to rename or remove a mark that senders may be renaming at the same time."""
+"""The number of attempts to rename or remove a mark, which senders may be renaming at the same time."""
 
 
 class ListenerFiles:
@@ -83,7 +83,7 @@ class ListenerFiles:
         return False
 
     def take(self, file: str) -> bool:
-        """Accept the new name of the mark that a sender has reported. Return False if it is a nudge for jobs that no one is waiting for."""
+        """Accept a new name for the mark, reported by a sender. Return False if it is a nudge for jobs that no one is waiting for."""
         mark = Mark.parse(file)
         with contextlib.suppress(OSError):
             if self._folder.has(file):

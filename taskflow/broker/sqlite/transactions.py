@@ -63,7 +63,7 @@ class Durability(IntEnum):
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """A verb, and its answer or error. `accepted_at` is monotonic time."""
+    """A verb, and its answer or error. `accepted_at` is a `time.monotonic()` value."""
 
     verb: Callable[[Transitions], Any]
     durability: Durability

@@ -103,8 +103,8 @@ def _split(topics: str) -> frozenset[str]:
 
 
 class Listeners:
-    """The contents of the folder: the names of sockets, the marks by
-    listener (oldest first), and the listeners that await the end of jobs."""
+    """Interprets the names of the folder's files: as sockets, marks by listener
+    (oldest first), and the files of listeners that await the end of jobs."""
 
     def __init__(self, files: list[str]) -> None:
         self._files = files

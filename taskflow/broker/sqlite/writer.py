@@ -26,7 +26,7 @@ from taskflow.model.seams import StartThread
 T = TypeVar("T")
 
 MOST_IN_A_GROUP: Final = 128
-"""The maximum number of verbs that share a commit. More would not make it cheaper, and would delay the first one."""
+"""The maximum number of verbs that share a commit. A larger group would save no more time, and would delay the first verb."""
 
 
 @dataclass(eq=False, slots=True)
