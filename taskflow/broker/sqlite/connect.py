@@ -92,8 +92,7 @@ def _look(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> 
 
 
 def _check_path(store: StoreFile) -> None:
-    """Raise an error that names the cause if no store can be opened at this path.
-    SQLite would report only "unable to open database file"."""
+    """Raise an error that names the cause if no store can be opened here. SQLite would report only "unable to open database file"."""
     path, folder = store.path, os.path.dirname(store.path)
     if not os.path.exists(folder):
         raise BrokerRefused(f"{path}: its folder {folder} does not exist: create it, or correct the path")

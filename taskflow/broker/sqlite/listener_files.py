@@ -21,8 +21,7 @@ _TRIES: Final = 3
 
 
 class ListenerFiles:
-    """The files of one listener, written by one thread at a time. If
-    they cannot be written, no error is raised, but wake-ups arrive late."""
+    """Writes the files of one listener, from one thread at a time. If that fails, no error is raised, but wake-ups arrive late."""
 
     def __init__(self, folder: Folder, namespace: str, name: str, clock: Clock) -> None:
         self.awaited = AwaitedIds(folder, awaited_file(name))

@@ -27,8 +27,7 @@ def make_private(path: str) -> None:
 
 
 def open_beside(store: StoreFile, ending: str, flags: int) -> int:
-    """Open a regular file beside the store. Raises OSError if that fails, and BrokerRefused
-    for a link, a special file or another user's file."""
+    """Open a regular file beside the store. Raises OSError on failure; BrokerRefused for a link, a special file or another user's file."""
     path = store.beside(ending)
     try:
         file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE)

@@ -98,8 +98,7 @@ def _settle_lone_runs(transitions: Transitions, settlements: Sequence[Settlement
 
 
 class _State(msgspec.Struct, array_like=True):
-    """What `states_of_lone_runs` returns for one run of a job that no key or join
-    ties to another, and that was not asked to stop."""
+    """What `states_of_lone_runs` returns for one run of a job that no key or join ties to another, and that was not asked to stop."""
 
     number: int
     seq: int

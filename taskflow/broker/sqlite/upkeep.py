@@ -1,5 +1,4 @@
-"""The `upkeep` verb, which readies due jobs, reaps dead sessions, ends expired jobs, drops
-ended jobs that need not be kept any longer, and mends unsound rows."""
+"""The `upkeep` verb: readies due jobs, reaps dead sessions, ends expired jobs, drops jobs kept long enough, and mends unsound rows."""
 
 from __future__ import annotations
 
