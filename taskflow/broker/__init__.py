@@ -1,1 +1,1 @@
-"""Layer 2: brokers, where jobs wait. `protocol` is the contract, and `memory` is its readable specification."""
+"""Layer 2: brokers, which store jobs. `protocol` is their contract, and `memory` its readable specification."""

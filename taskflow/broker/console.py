@@ -40,7 +40,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Redone(Enum):
-    """The result of an operator's retry."""
+    """The result of retrying one job from the console."""
 
     OK = "ok"
     UNKNOWN = "unknown"
@@ -50,7 +50,7 @@ class Redone(Enum):
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Totals since the store was created, by queue and event (a value of `transitions.Event`, or "dropped over the cap")."""
+    """The number of events since the store was created, by queue and event: a value of `transitions.Event`, or "dropped over the cap"."""
 
     totals: dict[str, dict[str, int]]
 
@@ -67,7 +67,7 @@ class Console(Protocol):
     """The operations behind the command line. As in `protocol`, each name in brackets is that of a conformance test."""
 
     async def queues(self) -> list[QueueRecord]:
-        """Return every queue that is paused, or has or has had jobs, sorted by name. [console_queues]"""
+        """Return every queue that is paused or has ever had jobs, sorted by name. [console_queues]"""
         ...
 
     async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
@@ -84,9 +84,9 @@ class Console(Protocol):
         ...
 
     async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        """Drop ended jobs; cancel and drop waiting ones. Running jobs are not affected. Return the number dropped. [console_purge]
+        """Drop up to `limit` matching jobs, and return their number. Waiting ones are cancelled first; running ones stay. [console_purge]
 
-        Their ids stay known for `repeat_for`, so that a resent enqueue does not add them again.
+        The ids stay known for `repeat_for`, so that a resent enqueue does not add the jobs again.
         """
         ...
 
@@ -100,7 +100,7 @@ class Console(Protocol):
         ...
 
     async def metrics(self) -> Metrics:
-        """Return the totals. [console_metrics]"""
+        """Return the number of events in each queue since the store was created. [console_metrics]"""
         ...
 
     async def examine(self) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Receives wake-ups from a server. There is one listener for each broker and event loop, with a separate channel.
+"""Receives wake-ups from a server. Each broker has one listener per event loop, and each listener has a separate channel.
 
 The server nudges only as many listeners as there are jobs to claim. If a listener
 is nudged but no task is waiting any more, it asks the server to nudge another one.
@@ -34,9 +34,9 @@ Lookup = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[byte
 
 
 class Standing(NamedTuple):
-    """A listener's standing with the server, which it sends with each claim.
+    """What a listener reports about itself to the server with each claim.
 
-    `is_listed`   True if, as far as is known, the server lists it among the listeners that wait for jobs
+    `is_listed`   True if, as far as the listener knows, the server lists it as waiting for jobs
     `was_nudged`  True if it has been nudged since its last claim
     """
 
@@ -70,10 +70,10 @@ class ListeningNudges(Nudges):
 
 
 class Listener(ABC):
-    """Listens for one event loop, and subscribes again after an error. `errors` are the driver's exceptions that cause this.
+    """Receives the wake-ups for one event loop. It resubscribes after a BrokerError, or one of the driver's exceptions in `errors`.
 
-    `id` is random and names the listener's channel. `times` counts the subscriptions: a wake-up for a topic that was announced before the
-    latest one may have been lost. `waited` maps each topic to the number of tasks that are waiting for it.
+    `id` is random and names the listener's channel. `times` counts the subscriptions: a topic must be announced to the server again after
+    each one, because wake-ups may have been lost. `waited` maps each topic to the number of tasks that are waiting for it.
     """
 
     def __init__(self, arm: Lookup, errors: tuple[type[Exception], ...]) -> None:
@@ -120,7 +120,7 @@ class Listener(ABC):
         return self._ended.pop(job_id, None)
 
     def armed(self, topics: Iterable[str], times: int) -> None:
-        """Record topics that another call has announced to the server. `times` is the value of `self.times` when that call began."""
+        """Record that another call has announced topics to the server. `times` is the value of `self.times` when that call began."""
         if self.is_on and times == self.times:
             self._armed.update(topics)
 
@@ -153,10 +153,10 @@ class Listener(ABC):
 
     @abstractmethod
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        """Subscribe, call `goes_on`, and pass every topic that arrives to `told`, until the connection breaks."""
+        """Subscribe, call `goes_on`, and pass each arriving topic to `told`, until the connection breaks."""
 
     def stays_armed(self, topic: str) -> bool:
-        """Return True if, after one request, the server keeps announcing the topic, even if something has already happened."""
+        """Return True if one request makes the server keep announcing the topic, even if something had already happened by then."""
         return False
 
     def told(self, topics: Iterable[str], *, disarms: bool) -> None:
@@ -202,7 +202,7 @@ class Listener(ABC):
 
     @abstractmethod
     async def pass_on(self, nudges: int) -> None:
-        """Ask the server to send this many nudges to other listeners instead, because no task is waiting for jobs in this one."""
+        """Ask the server to send this many nudges to other listeners instead, because no task of this one is waiting for jobs."""
 
     # --- announcing topics ----------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Defines the constants (statuses, events, texts and rules) that are written into a store's scripts before they are sent to the server.
+"""Defines the constants (statuses, events, texts and rules) that are inserted into a store's scripts before the scripts are sent.
 
 A script uses names such as S.READY, E.CLAIM, W.CANCELLED and R.repeat_for; Python defines their values.
 """

@@ -1,4 +1,4 @@
-"""Table versions, and the interface through which `taskflow migrate` upgrades PostgreSQL and SQLite stores."""
+"""Describes table migrations, and the interface through which `taskflow migrate` applies them to PostgreSQL and SQLite stores."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Migrations:
         self.newest = max(int(file.stem) for file in folder.glob("*.sql"))
 
     def after(self, version: int, place: str) -> Upgrade:
-        """Return the migrations that follow a version. If there are none, no file is read, because this user may not have access to it."""
+        """Return the migrations that follow a version. If there are none, no file is read: this user may have no access to the files."""
         numbers = range(version + 1, self.newest + 1)
         descriptions = (self.text(number).partition("\n")[0].partition(": ")[2] for number in numbers)
         return Upgrade(place=place, version=version, migrations=tuple(map(Migration, numbers, descriptions)))
@@ -67,8 +67,8 @@ class Migrations:
 
 @runtime_checkable
 class Migrating(Protocol):
-    """A broker that can migrate its store. Like verbs, all methods raise
-    BrokerUnavailable or BrokerRefused; a store newer than this taskflow is refused."""
+    """A broker that can migrate its store. If a method fails, it raises BrokerUnavailable
+    or BrokerRefused, as verbs do. A store newer than this taskflow is refused."""
 
     async def pending(self) -> Upgrade:
         """Return the migrations that `migrate` would apply now. Changes nothing."""
@@ -78,8 +78,8 @@ class Migrating(Protocol):
         """Apply all pending migrations or none, and return those applied. If
         several callers migrate at once, only one of them applies the migrations.
 
-        Raises BrokerUnavailable if another session holds locks on the tables for too long. It makes several attempts and waits only briefly
-        each time, so that other sessions do not queue behind it for long.
+        Raises BrokerUnavailable if another session holds locks on the tables for too long. The method makes several attempts and waits
+        only briefly each time, so that other sessions do not queue behind it for long.
         """
         ...
 

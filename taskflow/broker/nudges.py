@@ -1,4 +1,4 @@
-"""Wake-ups within a process, between threads and event loops. Each store has its own way to wake other processes."""
+"""Delivers wake-ups within a process, across threads and event loops. Each store has its own way to wake other processes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class WakeUpFlag:
         _nudge(woken)
 
     def wake_some(self, topics: Iterable[str], number: int) -> None:
-        """Wake up to `number` of the tasks waiting for these topics. Listeners that
-        are not waiting now are nudged too, so their next wait returns at once."""
+        """Wake at most `number` of the tasks that are waiting for these topics. Listeners
+        that are not waiting now are nudged too, so their next wait returns at once."""
         if not self._listeners:
             return
         with self._lock:
@@ -43,7 +43,7 @@ class WakeUpFlag:
             return sum(nudges.is_waiting for nudges in {nudges for topic in topics for nudges in self._listeners.get(topic, ())})
 
     def wake_all(self) -> None:
-        """Wake every waiter. Used when it is not known what happened."""
+        """Wake every waiter. Used when it is unknown which topics have changed."""
         with self._lock:
             woken = {nudges for listeners in self._listeners.values() for nudges in listeners}
         _nudge(woken)
@@ -121,7 +121,7 @@ class Nudges:
         return True
 
     def nudge(self) -> None:
-        """End the current wait, or the next one."""
+        """End the current wait, or the next one if no task is waiting."""
         _nudge([self])
 
     def nudged(self) -> tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None:

@@ -63,7 +63,7 @@ A store may contain anything: other programs write to it, disks fail, releases d
 
 **settle** ends a run, if the fence (RUNNING, epoch, claim id) matches.
   [settle_outcomes] The table of moves determines what follows each verdict: status, counters, times, error, result and reason.
-  [settle_stale] A fence other than the job's current one changes nothing: STALE. So does an unknown job.
+  [settle_stale] A settlement of an unknown job, or with a fence other than the job's current one, is STALE and changes nothing.
   [settle_repeat] Sending again the settlement that last took effect is OK and changes nothing.
   [settle_batch] Items of one batch are independent of each other. An item whose rows another program's open transaction holds (in stores
                  that allow this) is HELD_UP: only this item has not been settled.
@@ -87,17 +87,17 @@ A store may contain anything: other programs write to it, disks fail, releases d
 
 **upkeep** makes up to `limit` moves that time has made necessary, and returns when to call it next. Any worker may call it, in any order
 and any number of times.
-  [upkeep_due] A due job becomes READY, and its due time is its place.
+  [upkeep_due] A due job becomes READY, and its due time determines its place.
   [upkeep_reaps] A session past its ttl is dead for good, and its leases are released, each as a crash. `next_in` is no later than that.
   [upkeep_bounded] No call makes more than `limit` moves. `next_in` is 0 if more are left. A session is dead before its first lease is
     released.
-  [crash_backoff] There is no wait after the first crash, then one as `crash_backoff` says. A crash does not count as a failure.
+  [crash_backoff] The first crash causes no wait; later ones wait as `crash_backoff` says. A crash does not count as a failure.
   [crash_poison] More than `max_crashes` crashes in a row make the job FAILED as poison, whatever attempts are left or used.
-  [crash_marked] A job that was asked to stop does not run again after a crash: CANCELLED.
+  [crash_marked] A job that was asked to stop becomes CANCELLED after a crash, and does not run again.
   [outage] If no session has sent a heartbeat for a session's whole ttl, the store was unavailable. The session gets one more ttl. If it
     does not return, its leases count as handed back, not as crashed.
   [upkeep_expires] A waiting job past its expiry is CANCELLED, "expired".
-  [upkeep_drops] A job past its keep is dropped, and its id after another `repeat_for`.
+  [upkeep_drops] An ended job is dropped when it need not be kept any longer. Its id is known for at least `repeat_for` after its end.
   [upkeep_caps] If a queue has more than `kept_per_queue` ended jobs, or more failed ones, its oldest are dropped and counted.
 
 **listen** gives hints, never promises. A listener is one event loop of a process with one broker.
@@ -153,7 +153,7 @@ class Added(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The job was not added. `standing` is the id of the job that prevented it, which is its own id if it had been sent before."""
+    """The job was not added. `standing` is the id of the job that has its key, or the job's own id if it had been sent before."""
 
     id: bytes
     standing: bytes

@@ -1,4 +1,4 @@
-"""Converts verdicts and answers to and from the form used by the `enqueue` and `settle` scripts of Redis and functions of PostgreSQL."""
+"""Converts verdicts and answers to and from the forms that Redis's scripts and PostgreSQL's functions for `enqueue` and `settle` use."""
 
 from __future__ import annotations
 

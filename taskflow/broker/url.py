@@ -41,8 +41,8 @@ _Open = Callable[[SplitResult, dict[str, str], Seams | None, Rules | None], Brok
 def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None) -> Broker:
     """Return the broker for a URL, without opening a connection.
 
-    Raises BrokerUrlError, which names the faulty part, or ConfigurationError
-    if this version lacks the broker. Neither message shows a password.
+    Raises BrokerUrlError, naming the faulty part, if the URL is invalid, and
+    ConfigurationError if this version lacks the broker. Neither message shows a password.
     """
     if not isinstance(url, str):
         raise BrokerUrlError(f"a broker URL must be text, such as sqlite:///taskflow.db, got {type(url).__name__}")
@@ -146,7 +146,7 @@ _HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]{0,5})?")
 
 
 def _parsed(url: str) -> tuple[str, SplitResult]:
-    """Return the scheme and the parts of a URL. Raises ConfigurationError, whose message shows only the scheme."""
+    """Return the scheme and the parts of a URL. Raises ConfigurationError if it is invalid; the message shows at most the scheme."""
     _check_characters(url)
     scheme = _scheme(url)
     parts = _split(url)
@@ -230,8 +230,8 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
 
 
 def _shown(parts: SplitResult) -> str:
-    """Return the URL as written; geturl() would drop slashes if there is no host. If it has
-    a host and an `@`, only the scheme is shown, because the rest may contain a password."""
+    """Return the URL as written, but without parameters; geturl() would drop slashes if there is no host.
+    If it has a host and an `@`, only the scheme is shown, because the rest may contain a password."""
     return f"{parts.scheme}://{'***' if parts.netloc and '@' in parts.netloc + parts.path else parts.netloc + parts.path}"
 
 

@@ -1,4 +1,4 @@
-"""A broker within one process, built from heaps and dicts. It is the readable specification of all other brokers."""
+"""An in-process broker, built from heaps and dicts. It also serves as a readable specification for all the others."""
 
 from taskflow.broker.memory.broker import MemoryBroker
 

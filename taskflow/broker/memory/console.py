@@ -1,4 +1,4 @@
-"""The memory broker's console, as plain methods."""
+"""Adds the console's operations, as plain methods, to the memory broker's store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taskflow.model.transitions import Event
 
 
 class MemoryStore(UpkeepStore):
-    """The complete store, with the verbs, upkeep and the console."""
+    """The complete store, with all verbs and the console's operations."""
 
     def queue_records(self) -> list[QueueRecord]:
         names = sorted(set(self.counts) | self.paused)

@@ -1,4 +1,4 @@
-"""The verbs of the memory broker, as small plain methods that follow the clauses of the contract."""
+"""Implements the memory broker's verbs in small, plain methods that follow the clauses of the contract."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Store(MemoryTransitions):
         return job.to_lease(self.now)
 
     def _answer_again(self, state: SessionState, request: int) -> list[Lease]:
-        """Return the leases of the last request that the session still
+        """Return those leases of the last request that the session still
         holds. An older request gets none: its sender is no longer waiting."""
         if request < state.request:
             return []
@@ -149,8 +149,8 @@ class Store(MemoryTransitions):
         return job.status is Status.RUNNING and job.epoch == fence.epoch and job.claim == fence.claim
 
     def _spare_after_outage(self) -> None:
-        """Give each session one more ttl if no session has sent a heartbeat for its whole ttl: the store must have been unavailable. A
-        session is spared only once between heartbeats."""
+        """Give a session one more ttl if no session at all has sent a heartbeat for that long:
+        the store must have been unavailable. A session is spared only once between heartbeats."""
         steady = self.steady
         for state in self.sessions.values():
             if self._lives(state) and not state.is_spared and steady - self.pulse > state.ttl:

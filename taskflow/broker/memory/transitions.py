@@ -1,4 +1,4 @@
-"""The jobs of a memory store: their order, keys and moves. The caller must hold the lock."""
+"""Moves a memory store's jobs between states, and maintains their order, keys and joins. The caller must hold the lock."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class MemoryTransitions:
     # --- looking ---------------------------------------------------------------------------------------------
 
     def take_ready(self, queue: str, limit: int) -> list[StoredJob]:
-        """Remove the first jobs in a queue that may run now, at most `limit`, and return them."""
+        """Remove and return the first ready jobs in a queue that have not expired, at most `limit`."""
         now, heap = self.now, self.ready[queue]
         taken, passed_over = list[StoredJob](), list[Entry]()
         while len(taken) < limit and (job := self.first_ready(queue)) is not None:
@@ -220,7 +220,7 @@ class MemoryTransitions:
         return taken
 
     def first_ready(self, queue: str) -> StoredJob | None:
-        """Return the first ready job in a queue. Outdated entries before it are removed."""
+        """Return the first ready job in a queue, or None. Outdated entries before it are removed."""
         heap = self.ready[queue]
         while heap:
             if self.is_ready(heap[0]):

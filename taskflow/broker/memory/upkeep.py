@@ -1,4 +1,4 @@
-"""Upkeep of the memory broker: readies due jobs, reaps dead sessions, ends expired jobs, and drops jobs past their keep."""
+"""Implements `upkeep`, which readies due jobs, reaps dead sessions, ends expired jobs, and drops ended jobs that need not be kept."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class UpkeepStore(Store):
         return Outlook(is_ready=bool(self.ready_queues()), due_in=0.0 if is_dying else min(waits, default=math.inf))
 
     def _next_in(self) -> float:
-        """Return the seconds until the caller's next upkeep. With n live sessions, each calls
-        every n times `upkeep_every`, or earlier if a job becomes due or a session lapses."""
+        """Return the seconds until the caller's next upkeep. With n live sessions, each calls it every
+        n * `upkeep_every` seconds, or earlier if a job becomes due or a session lapses."""
         return min([self.rules.upkeep_every * max(1, len(self._living_ones())), *self._waits()])
 
     def _waits(self) -> list[float]:
@@ -112,8 +112,8 @@ class UpkeepStore(Store):
         return moved
 
     def _drop(self, limit: int) -> int:
-        """Reduce jobs past their keep to id and fence, and delete ids that are
-        too old for a call to be resent. Return the number of jobs dropped."""
+        """Drop ended jobs that have been kept long enough or exceed their queue's cap, leaving only id and fence.
+        Delete ids that no resent call can refer to any more. Return the number of jobs dropped."""
         now, moved = self.now, self._drop_over_cap(limit)
         while self.fading and self.fading[0][0] <= now and moved < limit:
             job = self.jobs.get(heapq.heappop(self.fading)[1])
@@ -142,7 +142,7 @@ class UpkeepStore(Store):
         return moved
 
     def _oldest_kept(self, queue: str, are_failed: bool) -> StoredJob | None:
-        """Return the oldest kept job. Entries of jobs that are gone or live again are removed."""
+        """Return the oldest kept job, or None. Entries of jobs that are gone or live again are removed."""
         oldest = self.kept[queue, are_failed]
         while oldest:
             ended_at, _, job_id = oldest[0]

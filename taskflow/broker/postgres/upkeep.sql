@@ -248,7 +248,7 @@ BEGIN
 END
 $$;
 
--- Buries jobs past their keep, then forgets ids that no call can resend any more, 1,000 of these at a time.
+-- Buries ended jobs that need not be kept any longer, then forgets ids that no resent call can refer to any more, 1,000 of these at a time.
 CREATE FUNCTION @.drop_faded(now_at bigint, most integer, OUT moved integer, OUT forgotten integer) LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column

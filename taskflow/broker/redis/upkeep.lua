@@ -168,7 +168,7 @@ local function expire(left)
   return moved
 end
 
--- --- jobs past their keep ---------------------------------------------------------------------------
+-- --- ended jobs that need not be kept ---------------------------------------------------------------
 
 -- The maximum number of ids that one call looks at besides its moves. Each takes a little time.
 local looks_left = 600
@@ -227,8 +227,8 @@ local function forget(ids)
   in_portions('ZREM', P .. 'fade', ids)
 end
 
--- An ended job becomes a bare id when its keep ends, and disappears when no call can be resent any more. If the limit is used up, only
--- ids go whose time was before that of the last job buried.
+-- An ended job becomes a bare id once it need not be kept any longer, and disappears when no resent call can refer to it any more. If the
+-- limit is used up, only those ids go whose time was before that of the last job buried.
 local function drop_faded(left)
   local moved, is_last = 0, false
   while not is_last and moved < left and looks_left > 0 do

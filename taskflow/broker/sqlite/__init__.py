@@ -1,4 +1,4 @@
-"""A broker in a file: durable, for several processes on one machine, with nothing to install."""
+"""A broker that keeps jobs in a file: durable, shared by the processes of one machine, and with nothing to install."""
 
 from taskflow.broker.sqlite.broker import SqliteBroker
 from taskflow.broker.sqlite.store_file import Room

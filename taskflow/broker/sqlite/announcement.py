@@ -34,7 +34,7 @@ class Announcement:
 
     @property
     def is_for_marked(self) -> bool:
-        """True if the transaction may concern a listener with a mark, whatever the listener's state."""
+        """True if the transaction may concern any listener that has a mark (see wake_folder.py), whatever its state."""
         return bool(self.ready or self.is_periodical or self.due_at is not None or self.stopping)
 
     def add_due(self, due_at: int) -> None:

@@ -1,4 +1,4 @@
-"""The SQLite broker, which sends verbs to the writer's thread and passes wake-ups on."""
+"""The SQLite broker, which runs verbs in a writer's thread and passes on wake-ups."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from taskflow.model.verdict import Settled, Settlement
 T = TypeVar("T")
 
 _TIMEOUT: Final = 4.0
-"""Seconds; less than the default `enqueue_timeout` (5 s), so that the broker's error, which names the lock's owner, is raised first."""
+"""The default timeout in seconds, below that of `enqueue_timeout` (5 s): the broker's error, which names the lock's owner, comes first."""
 
 
 class SqliteBroker:
@@ -193,7 +193,7 @@ class SqliteBroker:
 
 
 class _Parts:
-    """The writer, the sender and the listener of one process."""
+    """Connects the writer, the sender and the listener that a broker uses in one process."""
 
     def __init__(self, store: StoreFile, seams: Seams, rules: Rules) -> None:
         self._flag = WakeUpFlag()

@@ -1,4 +1,4 @@
-"""Makes checkpoints, which copy the write-ahead log into the file, in one process at a time.
+"""Makes checkpoints, which copy the write-ahead log into the file. Only one connection makes one at a time.
 
 SQLite before 3.51.3 can corrupt a file if one connection begins a checkpoint while another's commit restarts
 the log (https://sqlite.org/wal.html#walresetbug), and distributions ship older versions. So

@@ -48,7 +48,7 @@ FAR_BEHIND: Final = 1_000
 
 
 def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> list[Lease]:
-    """Return the leases of the last request that the session still holds. An older request gets none."""
+    """Return those leases of the last request that the session still holds. An older request gets none."""
     if request + FAR_BEHIND < row.request:
         raise SessionLost(wording.SESSION_LOST)
     if request < row.request:
@@ -58,8 +58,8 @@ def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> li
 
 
 class _Queue(msgspec.Struct, array_like=True, frozen=True):
-    """A queue to claim from. `ready` counts its ready jobs, including
-    expired ones. If the count is unknown, it is larger than any limit."""
+    """A queue to claim from. `ready` counts its ready jobs, including expired
+    ones. If the count is unknown, `ready` is larger than any limit."""
 
     number: int
     ready: int = sys.maxsize
@@ -100,8 +100,8 @@ _QUEUES: Final = msgspec.json.Decoder(list[_Queue])
 
 
 class _Ready(msgspec.Struct, array_like=True):
-    """A job to be leased, as `told_of_ready` returns it. A plain job has
-    only the first five fields. Its id and payload are returned separately.
+    """A ready job to lease, decoded from the columns of `told_of_ready` (see claim.sql). A plain
+    job has only the first five fields. The id and the payload arrive in separate columns.
 
     If `payload_bytes` is negative, the row must be read separately, because a value may be unsound or the payload is long.
     """
@@ -150,7 +150,7 @@ _queue: Final = attrgetter("queue")
 def _find(transitions: Transitions, order: Iterable[_Queue], limit: int) -> list[_Ready]:
     """Return up to `limit` ready jobs, taking the queues in order.
 
-    One statement reads all queues that are emptied by the claim. Every additional statement
+    One statement reads all queues that the claim empties. Every additional statement
     would release the interpreter lock, which the event loop's thread then keeps until it sleeps.
     """
     longest = max(_SHORT, min(_LONG, MOST_BYTES // max(1, limit)))
@@ -217,7 +217,7 @@ def _unpacked(packed: str, ids: bytes | None, payloads: bytes | None) -> list[_R
 
 
 def _in_order(found: list[_Ready]) -> list[_Ready]:
-    """Sort the jobs of one queue, because aggregates guarantee no order."""
+    """Sort the jobs of one queue, because SQL aggregates guarantee no order."""
     found.sort(key=_place if any(map(_due_at, found)) else _plain_place)
     return found
 

@@ -26,7 +26,7 @@ _CACHE_KIB: Final = 16_384
 def open_file(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
     """Open a connection to the namespace's tables, creating or migrating these if necessary.
 
-    Raises BrokerRefused or BrokerUnavailable, naming the file and what to do. The connection belongs to the calling thread.
+    If that fails, raises BrokerRefused or BrokerUnavailable, naming the file and the remedy. The connection belongs to the calling thread.
     """
     _check_path(store)
     if not os.path.exists(store.path):
@@ -92,7 +92,7 @@ def _look(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> 
 
 
 def _check_path(store: StoreFile) -> None:
-    """Raise an error that names the cause; SQLite would report only "unable to open database file"."""
+    """Raise an error that names the cause if no store can be opened here. SQLite would report only "unable to open database file"."""
     path, folder = store.path, os.path.dirname(store.path)
     if not os.path.exists(folder):
         raise BrokerRefused(f"{path}: its folder {folder} does not exist: create it, or correct the path")
@@ -142,7 +142,7 @@ def _check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Stateme
 
 
 def _check_encoding(connection: sqlite3.Connection, store: StoreFile) -> None:
-    """Reject UTF-16: `group_concat`, which joins payloads, treats bytes as text and would change them."""
+    """Raise BrokerRefused if the file uses UTF-16: `group_concat`, which joins payloads, treats bytes as text and would change them."""
     [(encoding,)] = connection.execute("PRAGMA encoding")
     if encoding != "UTF-8":
         raise BrokerRefused(

@@ -86,7 +86,7 @@ def queue_records(transitions: Transitions) -> list[QueueRecord]:
 
 
 def _queue_record(transitions: Transitions, number: int, name: Any, is_paused: Any, *stored: Any) -> QueueRecord:
-    """Return a record. A name that is not text is shown as a Python literal; a count that is not a number becomes 0."""
+    """Return a queue's record. A name that is not text is shown as a Python literal; a count that is not a number becomes 0."""
     counts = [count if isinstance(count, int) else 0 for count in stored]
     return QueueRecord(
         name=str(name),

@@ -1,4 +1,4 @@
-"""Disk space reserved for settlements. On a full disk even a DELETE fails, because it is first written to the log."""
+"""Reserves disk space for settlements. On a full disk even a DELETE fails, because it is first written to the log."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class DiskReserve:
         return True
 
     def restore(self, free_inside: int) -> bool:
-        """Restore the file if as much space again remains free, on the disk or inside
-        the database, because settlements need that too. Return True if the file exists."""
+        """Restore the file if that leaves the same amount of space free, on the disk or inside the
+        database, because settlements need that too. Return True if the file exists afterwards."""
         if self.is_there():
             return True
         try:

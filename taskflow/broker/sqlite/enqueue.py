@@ -43,14 +43,14 @@ def add_all(transitions: Transitions, envelopes: Iterable[Envelope]) -> list[Add
 
 
 def _last_seq(transitions: Transitions) -> int:
-    """Return the seq of the newest job. This also makes sure that the cached job names are valid from here on."""
+    """Return the seq of the newest job. This also empties the cache of job names if any have been dropped."""
     [(last_seq, drops)] = transitions.connection.execute(transitions.sql["last_seq"])
     transitions.job_names.forget_if_dropped(drops)
     return int(last_seq)
 
 
 def _stands_alone(envelope: Envelope) -> bool:
-    """Return True if the job has none of `row.TIES`, so that adding it affects no other job."""
+    """Return True if the job has neither a key nor dependencies (`row.TIES`), so that adding it affects no other job."""
     return envelope.key is None and envelope.awaits <= 0
 
 

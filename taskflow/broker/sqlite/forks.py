@@ -1,4 +1,4 @@
-"""Makes a fork wait until no transaction of this process is running.
+"""Makes a fork wait, for at most `MAX_WAIT` seconds, until no transaction is running in this process.
 
 SQLite keeps a process's file locks in a table in memory. A child forked during a transaction inherits the entry, and then finds the file
 locked for ever. See https://sqlite.org/howtocorrupt.html, section 2.6.
@@ -15,7 +15,7 @@ MAX_WAIT: Final = 5.0
 
 
 class _Gate:
-    """A gate around transactions, in any number of threads. A fork waits until no transaction is inside."""
+    """A gate that transactions in any thread pass through. A fork waits until no other thread is inside."""
 
     def __init__(self) -> None:
         self._open_anew()

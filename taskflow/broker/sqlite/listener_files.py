@@ -1,4 +1,4 @@
-"""The files through which senders find a listener: see wake_folder.py."""
+"""Maintains the files through which senders find a listener: see wake_folder.py."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ _JOB: Final = names.job(b"")
 _QUEUE: Final = names.queue("")
 
 _TRIES: Final = 3
-"""How often to try to rename or remove a mark that senders may be renaming at the same time."""
+"""The number of attempts to rename or remove a mark, which senders may be renaming at the same time."""
 
 
 class ListenerFiles:
-    """The files of one listener, written by one thread at a time. If
-    they cannot be written, no error is raised, but wake-ups arrive late."""
+    """Writes the files of one listener, from one thread at a time. If that fails, no error is raised, but wake-ups arrive late."""
 
     def __init__(self, folder: Folder, namespace: str, name: str, clock: Clock) -> None:
         self.awaited = AwaitedIds(folder, awaited_file(name))
@@ -83,7 +82,7 @@ class ListenerFiles:
         return False
 
     def take(self, file: str) -> bool:
-        """Accept the new name of the mark that a sender has reported. Return False if it is a nudge for jobs that no one is waiting for."""
+        """Accept a new name for the mark, reported by a sender. Return False if it is a nudge for jobs that no one is waiting for."""
         mark = Mark.parse(file)
         with contextlib.suppress(OSError):
             if self._folder.has(file):

@@ -27,7 +27,7 @@ _WRITER: Final = 120
 
 @dataclass(frozen=True, slots=True)
 class LockOwner:
-    """A process that blocks writers. `name` is the kernel's name for it, cut to 15 characters."""
+    """A process that blocks writers. `name` is the kernel's name for it, truncated to 15 characters."""
 
     pid: int
     name: str
@@ -52,7 +52,7 @@ def locked_by(store: StoreFile, *endings: str) -> str:
 
 
 def holder_of(store: StoreFile, *endings: str) -> LockOwner | None:
-    """Return a process with an exclusive lock on the file or one beside it, stopped processes first; None if it is unknown.
+    """Return a process that holds an exclusive lock on one of these files, preferably a stopped process, or None if none is found.
 
     A process outside this container, or one that has just released the lock, is not found.
     """

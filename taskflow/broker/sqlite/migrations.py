@@ -1,4 +1,4 @@
-"""Migrates a namespace's tables with numbered scripts, in one transaction with the write lock."""
+"""Migrates a namespace's tables with numbered scripts, in one transaction that holds the write lock."""
 
 from __future__ import annotations
 

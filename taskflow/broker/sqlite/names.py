@@ -1,4 +1,4 @@
-"""Maps the names of queues and jobs to small numbers, which the rows of jobs contain. A number is never reused for another name."""
+"""Maps the names of queues and jobs to small numbers, which job rows contain instead. A number is never reused for another name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Names:
         self._drops = 0
 
     def number(self, name: str) -> int:
-        """Return the number of a name, which is added if it is new."""
+        """Return a name's number. If the name is new, it is added."""
         return (
             self._numbers.get(name) or self.find(name) or self._learn(name, self._connection.execute(self._add, (name,)).fetchall()[0][0])
         )
@@ -68,7 +68,7 @@ class Names:
         self._names.clear()
 
     def forget_if_dropped(self, drops: int) -> None:
-        """Empty the cache if names have been dropped since the last call. `drops` is how many times the store has dropped names."""
+        """Empty the cache if names have been dropped since the last call. `drops` is the number of times that the store has done so."""
         if drops != self._drops:
             self.forget()
             self._drops = drops

@@ -19,7 +19,7 @@ _LINKED: Final = (errno.ELOOP, errno.EMLINK)
 
 
 def make_private(path: str) -> None:
-    """Create the store's file if it is missing. SQLite would make it readable by all users."""
+    """Create the store's file, if it is missing, for its owner only. SQLite would make it readable by all users."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
     except FileExistsError:
@@ -27,7 +27,7 @@ def make_private(path: str) -> None:
 
 
 def open_beside(store: StoreFile, ending: str, flags: int) -> int:
-    """Open a regular file beside the store. Raises OSError, and BrokerRefused for a link, a special file, or another user's file."""
+    """Open a regular file beside the store. Raises OSError on failure; BrokerRefused for a link, a special file or another user's file."""
     path = store.beside(ending)
     try:
         file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE)
@@ -39,13 +39,13 @@ def open_beside(store: StoreFile, ending: str, flags: int) -> int:
 
 
 def open_folder_beside(store: StoreFile, ending: str) -> int:
-    """Open a folder beside the store, with the same checks."""
+    """Open a folder beside the store. Raises OSError if that fails or it is not a folder, and BrokerRefused if it is another user's."""
     path = store.beside(ending)
     return _checked(store, path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), is_folder=True)
 
 
 def _checked(store: StoreFile, path: str, descriptor: int, *, is_folder: bool) -> int:
-    """Return the descriptor, or close it and raise BrokerRefused."""
+    """Return the descriptor if the file or folder may be used. Otherwise close it and raise BrokerRefused."""
     try:
         _check(store, path, os.fstat(descriptor), is_folder=is_folder)
     except BaseException:
@@ -76,7 +76,7 @@ def _check(store: StoreFile, path: str, found: os.stat_result, *, is_folder: boo
 
 
 def _is_trusted(store: StoreFile, owner: int) -> bool:
-    """Return True for this user, root, the store's owner, and for any user if the store's mode lets others write to it."""
+    """Return True for this user, root and the store's owner, and for every user if the store's mode lets others write to it."""
     if owner in (os.geteuid(), 0):
         return True
     try:

@@ -21,7 +21,7 @@ LARGEST_PAYLOAD: Final = LARGE
 
 
 def check_payloads(envelopes: Iterable[Envelope]) -> None:
-    """Raise TooLarge, which names the job and the size, before any payload is copied."""
+    """Raise TooLarge, naming the job and the size, if a payload exceeds LARGEST_PAYLOAD. Call this before any payload is copied."""
     for envelope in envelopes:
         if len(envelope.payload) > LARGEST_PAYLOAD:
             raise TooLarge(
@@ -38,7 +38,7 @@ def check_result(result: bytes) -> bytes:
 
 
 def is_full(error: BaseException) -> bool:
-    """Return True if the disk is full. Some I/O errors count too, because SQLite cannot tell why the WAL's shared memory did not grow."""
+    """Return True if the error means that there is no room. This includes failed writes, and failures to grow or map the log's index."""
     if not isinstance(error, sqlite3.Error):
         return isinstance(error, StoreFull)
     return _code(error) == sqlite3.SQLITE_FULL or getattr(error, "sqlite_errorcode", 0) in _NO_ROOM
@@ -64,7 +64,7 @@ def is_about_the_file(error: BaseException) -> bool:
 
 
 def in_our_words(error: sqlite3.Error, store: StoreFile) -> TaskflowError:
-    """Return the error to raise instead, which names the file and says what to do.
+    """Return the taskflow error to raise instead, which names the file and says what to do.
 
     A value that is too large does not cause a BrokerError: the store works, and another attempt would fail too.
     """

@@ -1,4 +1,4 @@
-"""A job as a row of the table, and the records and leases made from it."""
+"""Represents a job as a row of the table, and makes records and leases from rows."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ _FIXED: Final = frozenset({"seq", "id", "queue", "name", "priority", "created_at
 """Columns that `save_job` does not change, or treats separately."""
 
 LEFT_ALONE: Final = frozenset({"seq", "extras", "result", "payload"})
-"""Columns that no statement depends on, so that an unsound value is left where it is."""
+"""Columns that no statement depends on. An unsound value in one of them is left where it is."""
 
 CHANGING: Final = tuple(column for column in COLUMNS if column not in _FIXED)
 MENDED: Final = tuple(column for column in COLUMNS if column not in LEFT_ALONE)
@@ -111,7 +111,7 @@ def lease_of(job: JobRow, queue: str, name: str | Unreadable, claim: ClaimId, no
 
 
 class _Opaque(FieldReader):
-    """Reads the fields that no statement depends on. Problems found earlier, when the row was mended, are listed first."""
+    """Reads the fields on which no statement depends. Problems found earlier, when the row was mended, are listed first."""
 
     def __init__(self, job: JobRow) -> None:
         super().__init__()

@@ -119,7 +119,7 @@ def register(transitions: Transitions, session: Session) -> None:
 
 
 def spare_after_outage(transitions: Transitions) -> None:
-    """Give each session one more ttl if no session has sent a heartbeat for its whole ttl:
+    """Give a session one more ttl if no session at all has sent a heartbeat for that long:
     the store must have been unavailable. A session is spared only once between heartbeats."""
     [(pulse,)] = transitions.connection.execute(transitions.sql["pulse"])
     silence = transitions.steady - pulse
@@ -178,7 +178,7 @@ def _held(transitions: Transitions, row: SessionRow) -> tuple[set[ClaimId], set[
 
 
 def _take_reports(transitions: Transitions, held: set[ClaimId], beat: Beat) -> None:
-    """Save the last report on each claim."""
+    """Save the beat's last report on each held claim."""
     now = transitions.now
     reports = {report.claim: report for report in beat.reports if report.claim in held}
     progress = {report.claim: report.progress for report in beat.reports if report.progress is not None}
@@ -190,7 +190,7 @@ def _take_reports(transitions: Transitions, held: set[ClaimId], beat: Beat) -> N
 
 
 def _take_back_ghosts(transitions: Transitions, held: set[ClaimId], beat: Beat) -> int:
-    """Requeue jobs with old leases that the session does not name, remove these from `held`, and return their number."""
+    """Requeue jobs whose old leases the beat does not name, remove the claims from `held`, and return the number of jobs."""
     old = transitions.steady - to_microseconds(transitions.rules.ghost_after)
     ghosts = 0
     for claim in sorted(claim for claim in held.difference(beat.claims) if claim.request <= beat.seen):

@@ -38,8 +38,8 @@ def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[
 
 
 def _settle_cached(transitions: Transitions, settlements: Sequence[Settlement]) -> bool:
-    """Settle all runs without a look-up and return True, if all are successes
-    of lone runs that this connection leased. Otherwise settle none.
+    """If all settlements are plain successes (without follow-ups or progress) of cached
+    leases, settle them without a look-up and return True. Otherwise settle none and return False.
 
     Raises StaleCache if one of these leases has been lost.
     """
@@ -65,13 +65,13 @@ def _count_successes(transitions: Transitions, ids: Sequence[bytes], by_queue: C
 
 
 def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes) -> tuple[object, ...]:
-    """Return the stored columns: settled, started_at, result, fade_at."""
+    """Return the values to store for a success: settled, started_at, result, fade_at."""
     return (fence, now - to_microseconds(settlement.ran_for), check_result(verdict.result), now + to_microseconds(settlement.keep_for))
 
 
 def _settle_lone_runs(transitions: Transitions, settlements: Sequence[Settlement]) -> list[bool]:
-    """Settle the lone runs that match their fence and have neither follow-ups
-    nor progress. Return True for each settlement that took effect."""
+    """Settle as a batch the runs of jobs that no key or join ties to another, if their fences match, they have neither
+    follow-ups nor progress, and they were not asked to stop. Return True for each run settled, and False for the others."""
     claims = {
         number: pack_claim(settlement.claim)
         for number, settlement in enumerate(settlements)
@@ -98,7 +98,7 @@ def _settle_lone_runs(transitions: Transitions, settlements: Sequence[Settlement
 
 
 class _State(msgspec.Struct, array_like=True):
-    """A lone run as `states_of_lone_runs` returns it."""
+    """What `states_of_lone_runs` returns for one run of a job that no key or join ties to another, and that was not asked to stop."""
 
     number: int
     seq: int

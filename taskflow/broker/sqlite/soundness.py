@@ -139,7 +139,7 @@ def _default(name: str, raw: dict[str, Any], now: int) -> Any:
 
 
 def _known(job: JobRow) -> dict[str, Unreadable]:
-    """Return the problems that an earlier look found."""
+    """Return the problems that an earlier closer look found, by column."""
     try:
         return {} if job.spoilt is None else {each.column: each for each in unpack_spoilt(job.spoilt)}
     except Exception:  # the closer look finds it again

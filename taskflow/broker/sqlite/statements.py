@@ -1,4 +1,4 @@
-"""The SQL statements in this folder's .sql files, by name and for one namespace, and functions that run a statement for many rows.
+"""Loads the SQL statements of this folder's .sql files, adapts them to a namespace, and runs them for many rows at once.
 
 sqlite3 releases the interpreter lock at every step of a statement: for every row of an `executemany`, and
 for every row fetched. With a busy event loop, each release may cost a thread switch. Claiming and settling
@@ -26,7 +26,7 @@ _REPEATED: Final = re.compile(r"(\((?:\?, )*\?\)) \.\.\.")
 
 
 class Statements:
-    """The statements of the folder by name, for one namespace. In their text, "~x" stands for the namespace's table x."""
+    """Maps names to this folder's SQL statements, adapted to one namespace. In the files, "~x" stands for the namespace's table x."""
 
     def __init__(self, namespace: str) -> None:
         self._prefix = table_prefix(namespace)

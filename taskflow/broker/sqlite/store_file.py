@@ -85,8 +85,8 @@ class StoreFile:
         return self.room.disk_reserve > 0 and self.free_room() < _AMPLE
 
     def identity(self, ending: str = "") -> tuple[int, int] | None:
-        """Return the device and inode of this file, or of one beside it, which
-        tell it from a later file of the same name; None if it is missing."""
+        """Return the device and inode of this file, or of one beside it, which distinguish
+        it from a later file of the same name. Return None if it is missing."""
         try:
             found = os.stat(self.beside(ending))
         except OSError:

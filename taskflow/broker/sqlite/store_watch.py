@@ -1,4 +1,4 @@
-"""Checks the store for events without a wake-up: a wake-up may be lost, and other programs that write to the file send none."""
+"""Polls the store for events that no wake-up has announced: a wake-up may be lost, and other programs that write to the file send none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SESSION: Final = names.session(b"")
 
 
 class StoreWatch:
-    """Looks for such events over a separate connection, through which it only reads. Used only by the listener's thread."""
+    """Looks for unannounced events over a separate connection that it uses only for reading. Used only by the listener's thread."""
 
     def __init__(self, store: StoreFile) -> None:
         # mode=rw: opening must not create an empty file
@@ -30,8 +30,8 @@ class StoreWatch:
         self._next_due: int | None = None
 
     def look(self, topics: Sequence[str], jobs: Sequence[bytes], *, if_changed: bool) -> set[str]:
-        """Return those topics for which something has happened, including the topics of these
-        jobs. With `if_changed`, return none unless the file has changed since the last look."""
+        """Return the topics for which something has happened, among `topics` and the topics of
+        `jobs`. With `if_changed`, return none unless the file has changed since the last look."""
         try:
             return self._look(topics, jobs, if_changed)
         except sqlite3.Error:

@@ -1,4 +1,4 @@
-"""Counts the jobs and events of each queue: in memory during a transaction, and written once at its end."""
+"""Counts the jobs and events of each queue in memory during a transaction, and writes the counts once at its end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tally:
         self._events[queue, event] += number
 
     def has_moved(self, status: int) -> bool:
-        """Return True if a job has entered or left this status and that has not been written yet."""
+        """Return True if a move into or out of this status has not been written yet."""
         return any(code == status for _, code in self._moves)
 
     def flush(self) -> None:

@@ -36,8 +36,8 @@ _NAP: Final = 0.000_5
 _LONG_NAP: Final = 0.005
 _MANY_NAPS: Final = 400
 _LEAST_NAPS: Final = 50
-"""Lengths of pauses in seconds, and numbers of pauses: first short ones, for
-about as long as some transactions take, then longer ones that use little CPU."""
+"""Lengths in seconds, and numbers, of the pauses between attempts: first short ones,
+for about as long as some transactions take, then longer ones that use little CPU."""
 
 
 class Durability(IntEnum):
@@ -47,7 +47,7 @@ class Durability(IntEnum):
     """Nothing is written, and no write lock is taken."""
 
     NORMAL = 1
-    """The log is written but not flushed: claims, heartbeats, upkeep. If the process is killed, nothing is lost.
+    """For claims, heartbeats and upkeep: the log is written but not flushed. If the process is killed, nothing is lost.
 
     A power failure may lose the latest of these changes, but none from before a flush. A job whose
     claim is lost is READY again. Its worker, which lost power too, cannot settle it, because the next
@@ -55,15 +55,15 @@ class Durability(IntEnum):
     """
 
     FULL = 2
-    """The log is flushed before the answer: settlements, cancellations and operations of the console."""
+    """For settlements, cancellations and console operations: the log is flushed before the answer."""
 
     FULL_AND_NEW = 3
-    """The log is flushed, and because the verb adds jobs, it is refused when the disk is full. All other verbs still work."""
+    """For `enqueue`: the log is flushed before the answer, and the verb is refused when the disk is full. All other verbs still work."""
 
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """A verb, and its answer or error. `accepted_at` is monotonic time."""
+    """A verb, and its answer or error. `accepted_at` is a `time.monotonic()` value."""
 
     verb: Callable[[Transitions], Any]
     durability: Durability
@@ -90,7 +90,7 @@ class Transactions:
         self._file: _File | None = None
 
     def run(self, group: Sequence[Work]) -> None:
-        """Give each call in the group its answer or its error."""
+        """Run the group's verbs, and give each its answer or its error."""
         try:
             file = self._opened()
         except BrokerError as error:
@@ -190,7 +190,7 @@ class Transactions:
             self._run_alone(file, work)
 
     def _attempt(self, file: _File, group: Sequence[Work]) -> BaseException | None:
-        """Attempt the group. While another process holds the lock, retry for as long as a call may wait in total.
+        """Attempt to run the group. While another process holds the lock, retry for as long as a call may wait in total.
 
         SQLite's own waiting is not used. Its pauses grow to 100 ms, so if another process keeps retaking the lock at once, it may take
         seconds to find the lock free. With short pauses, two busy processes can share the file (measured: 57,000 jobs/s instead of 800).
@@ -263,7 +263,7 @@ class _File:
         self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # the caller of `attempt` waits instead
 
     def attempt(self, group: Sequence[Work]) -> BaseException | None:
-        """Run the group in one transaction. Return None, or the error for which it was rolled back."""
+        """Run the group in one transaction. Return None on success; after an error, roll back and return the error."""
         try:
             self._begin(group)
         except Exception as error:  # nothing has begun, so all caches are still correct

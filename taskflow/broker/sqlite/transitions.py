@@ -1,4 +1,4 @@
-"""The jobs of a store as one transaction sees them: their moves, keys and joins, one job at a time.
+"""Moves a store's jobs between states within a transaction, one job at a time, and maintains their keys and joins.
 
 The rules are those of `memory/transitions.py`, with partial indexes in place of its heaps. Verbs that can process a batch in one step do so
 themselves, and count their moves in the same tally.
@@ -120,8 +120,8 @@ class Transitions:
 
     @contextmanager
     def saving_together(self) -> Iterator[None]:
-        """Save the jobs at the end of the block, in one step. This is only for
-        runs that affect no other job and change only what `save_runs` writes."""
+        """Save jobs together at the end of the `with` block, in one step. This is only
+        for runs that affect no other job and change only what `save_runs` writes."""
         put_off = self._put_off = list[JobRow]()
         try:
             yield

@@ -1,4 +1,4 @@
-"""The `upkeep` verb, which readies due jobs, reaps dead sessions, ends expired jobs, drops jobs past their keep, and mends unsound rows."""
+"""The `upkeep` verb: readies due jobs, reaps dead sessions, ends expired jobs, drops jobs kept long enough, and mends unsound rows."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def outlook(transitions: Transitions) -> Outlook:
 
 
 def _next_in(transitions: Transitions) -> float:
-    """Return the seconds until the caller's next upkeep. With n live sessions, each calls
-    every n times `upkeep_every`, or earlier if a job becomes due or a session lapses."""
+    """Return the seconds until the caller's next upkeep. With n live sessions, each calls it every
+    n * `upkeep_every` seconds, or earlier if a job becomes due or a session lapses."""
     living = session_rows(transitions, "living_sessions")
     return min([transitions.rules.upkeep_every * max(1, len(living)), *_waits(transitions, living)])
 
@@ -134,7 +134,8 @@ def _expire(transitions: Transitions, limit: int) -> int:
 
 
 def _drop(transitions: Transitions, limit: int) -> tuple[int, int]:
-    """Reduce jobs past their keep to id and fence, and delete ids that are too old for a call to be resent. Return the number of each."""
+    """Drop ended jobs that have been kept long enough or exceed their queue's cap, leaving only id and fence.
+    Delete ids that no resent call can refer to any more. Return the number of each."""
     moved = _drop_over_cap(transitions, limit)
     left = max(0, limit - moved)
     faded = transitions.connection.execute(transitions.sql["faded_jobs"], (transitions.now, left)).fetchall()
@@ -157,8 +158,8 @@ def _drop_all_faded(transitions: Transitions, number: int) -> int:
 
 
 def _drop_first_faded(transitions: Transitions, number: int) -> int:
-    """Drop the first `number` jobs past their keep. Of the ids, delete
-    only those whose `fade_at` precedes that of the last of these jobs."""
+    """Drop the first `number` jobs that need not be kept any longer. Of the ids left
+    by earlier drops, delete only those whose `fade_at` precedes the last job's."""
     [(fade_at, last_id)] = transitions.connection.execute(transitions.sql["last_faded_job"], (transitions.now, number - 1))
     transitions.connection.execute(transitions.sql["bury_faded_jobs"], (_known_for(transitions), transitions.now, number))
     return transitions.connection.execute(transitions.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN)).rowcount
@@ -197,7 +198,7 @@ SCRUBBED_AT_ONCE: Final = 500
 
 
 def scrub(transitions: Transitions) -> bool:
-    """Check the next jobs. Return True after the last one; the next call starts again."""
+    """Check the next `SCRUBBED_AT_ONCE` jobs, and mend unsound ones. Return True after the last job; the next call then starts over."""
     place = transitions.scrubbed
     row = transitions.connection.execute(transitions.sql["some_jobs"], (place.seq, SCRUBBED_AT_ONCE)).fetchone()
     last, number, unsound, orphans, names = row
@@ -218,7 +219,7 @@ def scrub(transitions: Transitions) -> bool:
 
 
 def _drop_names(transitions: Transitions, used: Set[object]) -> None:
-    """Drop names that no job uses any more, for example after a purge. By now all jobs have been checked, new ones last."""
+    """Drop names that no job uses any more, for example after a purge. `used` is complete: all jobs have been checked, new ones last."""
     numbers = {number for (number,) in transitions.connection.execute(transitions.sql["job_name_numbers"])}
     unused = numbers - used
     if len(numbers) <= FEW_NAMES or not unused:

@@ -1,4 +1,4 @@
--- Due jobs, expiry, keeping, and the search for unsound rows. Each statement is bounded, and uses the index of what it looks for.
+-- Due jobs, expiry, dropping, and the search for unsound rows. Each statement is bounded, and uses the index of what it looks for.
 
 -- name: next_due
 -- Parameters: none. Result: the due time of the next scheduled job, or NULL.
@@ -68,7 +68,7 @@ UPDATE "~jobs" SET
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
 -- name: faded_jobs
--- Parameters: now, limit. Result: queue, status, and the number of jobs with these among the first ended jobs past their keep.
+-- Parameters: now, limit. Result: queue, status, and how many of the first ended jobs that need not be kept any longer have these.
 SELECT queue, status, count(*)
 FROM (
   SELECT queue, status FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 ORDER BY fade_at, id LIMIT ?

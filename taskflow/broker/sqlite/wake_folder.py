@@ -103,8 +103,8 @@ def _split(topics: str) -> frozenset[str]:
 
 
 class Listeners:
-    """The contents of the folder: the names of sockets, the marks by
-    listener (oldest first), and the listeners that await the end of jobs."""
+    """Interprets the names of the folder's files: as sockets, marks by listener
+    (oldest first), and the files of listeners that await the end of jobs."""
 
     def __init__(self, files: list[str]) -> None:
         self._files = files
@@ -144,8 +144,8 @@ def awaited_file(listener: str) -> str:
 
 
 class Folder:
-    """The folder of a store's listeners. It is opened after a check that its owner can be trusted, and used through the descriptor. Listing
-    and creating files check again that it has not been replaced."""
+    """The folder of a store's listeners. It is opened only if its owner can be trusted, and then used through its
+    descriptor. Before files are listed or created, it is opened again if it has been replaced."""
 
     def __init__(self, store: StoreFile) -> None:
         self._store = store
@@ -187,15 +187,15 @@ class Folder:
         return listeners
 
     def address(self, name: str) -> str:
-        """Return the socket's path. If it is too long, it leads through
-        the folder's descriptor. Raises OSError if the folder is missing."""
+        """Return the socket's path. If that is too long for a socket, return a path through
+        the folder's descriptor. Raises OSError if that is needed and the folder is missing."""
         path = os.path.join(self._path, name)
         if len(os.fsencode(path)) <= _MOST_ADDRESS_BYTES:
             return path
         return f"/proc/self/fd/{self._opened()}/{name}"
 
     def create(self, file: str) -> int:
-        """Create a file and return its descriptor. Raises OSError."""
+        """Create a file and return its descriptor. Raises OSError if that fails."""
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW
         descriptor = os.open(file, flags, PRIVATE, dir_fd=self._opened())
         self._store.share(descriptor)

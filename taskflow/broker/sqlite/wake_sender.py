@@ -39,7 +39,7 @@ _MOST_BYTES: Final = 60_000
 
 
 _MOST_QUEUES: Final = 100
-"""The maximum number of queues in which remaining jobs are looked for after a claim from every queue."""
+"""The maximum number of queues that are searched for remaining jobs after a claim from all queues."""
 
 _CLEAN_EVERY: Final = to_microseconds(5.0)
 
@@ -322,7 +322,7 @@ class _Delivery:
 
 
 def _small_records(transitions: Transitions, ids: set[bytes]) -> dict[bytes, tuple[Record, int]]:
-    """Return the records of these jobs that have ended and are small, with their encoded sizes."""
+    """Return the small records of those jobs that have ended, each with its encoded size."""
     transitions.begin(may_write=False)
     found: dict[bytes, tuple[Record, int]] = {}
     for record in settle.read(transitions, list(ids)):

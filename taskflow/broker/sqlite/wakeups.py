@@ -106,7 +106,7 @@ class SocketListener:
                 self._end_receive()
 
     def forget(self, topics: Sequence[str]) -> None:
-        """Note that a waiter is gone. If it was nudged for jobs and has not claimed any since then, another listener is nudged."""
+        """Remove a waiter's topics. If this listener was nudged for jobs that no task is waiting for any more, nudge another listener."""
         if self._pid != os.getpid():
             return
         with self._lock:
@@ -120,7 +120,7 @@ class SocketListener:
             self._pass_on(unheeded)
 
     def claimed(self, *, is_full: bool) -> None:
-        """Note whether a claim reached its limit. Must be called within the claim's transaction."""
+        """Record whether a claim reached its limit. Must be called within the claim's transaction."""
         with self._lock:
             if self._files is not None:
                 self._files.claimed(is_full=is_full)

@@ -33,8 +33,8 @@ _NOTHING: Final = (0,) * 6
 
 @contextmanager
 def own_wal_files(store: StoreFile) -> Iterator[None]:
-    """Remove a log and an index that belong to another file, and keep other
-    processes from opening or closing this one. Raises BrokerUnavailable."""
+    """Remove a log and an index that belong to another file, and keep other processes from opening
+    or closing this one during the `with` block. Raises BrokerUnavailable if that fails."""
     side = _open_side(store)
     try:
         if side is not None:

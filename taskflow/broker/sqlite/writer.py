@@ -1,4 +1,4 @@
-"""The thread that owns a broker's connection, and group commit.
+"""Runs verbs in the thread that owns a broker's connection, and commits them in groups.
 
 Callers in any loop or thread put verbs into a queue. The thread takes all queued verbs, runs
 them in one transaction and answers them together. In the meantime, the next group accumulates.
@@ -26,7 +26,7 @@ from taskflow.model.seams import StartThread
 T = TypeVar("T")
 
 MOST_IN_A_GROUP: Final = 128
-"""The maximum number of verbs that share a commit. More would not make it cheaper, and would delay the first one."""
+"""The maximum number of verbs that share a commit. A larger group would save no more time, and would delay the first verb."""
 
 
 @dataclass(eq=False, slots=True)
