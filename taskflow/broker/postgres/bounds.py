@@ -25,7 +25,7 @@ the record is sent as base64."""
 
 
 def literals() -> dict[str, str]:
-    """Return the SQL literal that replaces each name."""
+    """Return the SQL literal for each of these names."""
     return {
         "P.LATEST": str(LATEST),
         "P.MOST_BYTES": str(MOST_BYTES),

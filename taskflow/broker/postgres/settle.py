@@ -1,4 +1,4 @@
-"""Packs settlements as arguments of the functions in settle.sql, and calls those functions."""
+"""Packs settlements into arguments for the functions in settle.sql, and calls those functions."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Settling:
         return done
 
     async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle all together. If another program has locked the rows or keys of some, report these as held up, and settle
-        the rest without waiting."""
+        """Settle them in one call. If another program has locked the rows or keys
+        of some, report these as held up, and settle the rest without waiting."""
         answers = await self._together(settlements)
         if answers is not None:
             return answers
@@ -94,7 +94,7 @@ class Settling:
 
 
 def _can_be_all_at_once(settlement: Settlement) -> bool:
-    """Return True if the SQL function `succeed` can settle it. That function splits one value into ids of fixed length."""
+    """Return True if the SQL function `succeed`, which splits one value into ids of fixed length, can settle this settlement."""
     return is_plain_success(settlement) and len(settlement.id) == len(settlement.claim.session) == ID_BYTES
 
 

@@ -154,7 +154,7 @@ class ConnectionPool:
         replies = await connection.ask(commands, within, most)
         reply = replies if each else replies[0] if len(replies) == 1 else _reply_among(commands, replies)
         if isinstance(reply, Exception):
-            if isinstance(reply, exceptions.ReadOnlyError):  # a demoted primary: a new connection may reach the new one
+            if isinstance(reply, exceptions.ReadOnlyError):  # the primary was demoted: a new connection may reach its successor
                 await connection.drop()
             raise reply
         return reply
@@ -167,7 +167,7 @@ class ConnectionPool:
         finally:
             self._is_closed = True
             for connection in [*self._waiting, *([self._connection] if self._connection is not None else [])]:
-                await connection.drop(nowait=not self.server.tls)  # TLS says goodbye to the server first: two seconds at most
+                await connection.drop(nowait=not self.server.tls)  # TLS first sends a closing message, for at most two seconds
 
 
 def _is_cut(error: Exception) -> bool:
