@@ -1,4 +1,4 @@
-"""Limits for stored values. The SQL files refer to them as P.LATEST and so on, and their domains reject larger values."""
+"""Limits for stored values. The SQL files refer to them as P.LATEST and so on, and define domains that reject larger values."""
 
 from __future__ import annotations
 

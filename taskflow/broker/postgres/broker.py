@@ -133,7 +133,7 @@ class PostgresBroker:
         return sessions.beat_answer(beat, row)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle runs. Raises ValueError if one of the settlements cannot be written; the caller then sends the others without it."""
+        """Settle runs. Raises ValueError if one of the settlements cannot be stored; the caller then sends the others without it."""
         try:
             return await settle_possible(settle.Settling(self).settle, settlements, settle.is_possible)
         except BrokerRefused as error:
@@ -233,8 +233,8 @@ class PostgresBroker:
                 self._is_prepared = True
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
-        """Call a function that returns one row, and return the row. Wake listeners: those in this process immediately,
-        others with a notification."""
+        """Call a function that returns one row, and return the row. Also wake
+        listeners: those in this process immediately, others with a notification."""
         began_at = time.monotonic()
         [row] = await self.call(name, *arguments)
         wakeups = row.get("wakeups")

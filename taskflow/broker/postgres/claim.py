@@ -51,7 +51,7 @@ def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
 def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
     """Decode a row field by field, and return a lease with the fields that can be read.
 
-    If any cannot, the worker ends the job as FAILED. Ids and counters are always sound, because their columns' domains check them.
+    If any field is unreadable, the worker ends the job as FAILED. Ids and counters are always sound: their columns' domains check them.
     """
     job, reader = fields_of(_JobRow, row), reader_of(row)
     extras: dict[str, Any] = reader.read("extras", job.extras, extras_of, {})

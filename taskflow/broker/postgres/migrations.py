@@ -17,11 +17,11 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
 LOCKED_WITHIN: Final = 2.0
-"""Seconds that a migration waits to lock the tables, with verbs queuing behind it. This is less than a verb's ANSWER_WITHIN."""
+"""Seconds that a migration waits for locks on the tables, while verbs queue behind it. This is less than a verb's limit, ANSWER_WITHIN."""
 
 MOST_TRIES: Final = 3
 PAUSE: Final = 1.0
-"""Seconds between attempts, in which verbs that queued behind the migration can run."""
+"""Seconds between attempts, during which verbs that queued behind the migration can run."""
 
 # The key of the advisory lock for migrations: "taskflow" in ASCII, which no other program should use.
 _TURN: Final = 0x7461_736B_666C_6F77

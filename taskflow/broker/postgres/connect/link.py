@@ -31,7 +31,7 @@ class Link:
     """
 
     def __init__(self, server: PostgresTarget, before_the_end: Callable[[], Awaitable[None]] | None = None, *, schema: str = "") -> None:
-        """`before_the_end` is awaited when the loop ends, while connections are still open. `schema` is for messages."""
+        """`before_the_end` is awaited when the loop ends, while connections are still open. `schema` is named in error messages."""
         self.server = server
         self._schema = schema
         self._before_the_end = before_the_end
