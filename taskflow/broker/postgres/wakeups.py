@@ -214,7 +214,7 @@ class PostgresListener(Listener):
         self.told((topic for topic in lines if not topic.startswith((_JOB, _QUEUE))), disarms=False)
 
     def _take_shared(self, words: str) -> None:
-        """Process a message on the shared channel, which comes from a transaction that could not see the listeners' notes."""
+        """Process a message on the shared channel. It comes from a transaction that could not see the listeners' notes."""
         heard = [topic for topic in [*words.split("\n"), names.ANY_QUEUE] if self.flag.hears(topic)]
         self.flag.wake(heard)
         self._look_again(topic for topic in heard if not topic.startswith(_JOB))
