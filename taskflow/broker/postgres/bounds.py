@@ -1,4 +1,4 @@
-"""Limits for stored values. The SQL files refer to them as P.LATEST and so on, and their domains reject larger values."""
+"""Limits for stored values. The SQL files refer to them as P.LATEST and so on, and define domains that reject larger values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ the record is sent as base64."""
 
 
 def literals() -> dict[str, str]:
-    """Return the SQL literal that replaces each name."""
+    """Return the SQL literal for each of these names."""
     return {
         "P.LATEST": str(LATEST),
         "P.MOST_BYTES": str(MOST_BYTES),

@@ -40,11 +40,11 @@ MOST_NAME_BYTES: Final = 63
 """The maximum length of a schema's name in PostgreSQL, in bytes."""
 
 AWAITED_FOR: Final = 3600.0
-"""Seconds for which the server remembers that a caller is waiting for a job to end. A caller that waits longer relies on
-polling every few seconds."""
+"""Seconds for which the server remembers that a caller awaits a job's
+end. A caller that waits longer relies on polling every few seconds."""
 
 LOOKED_WITHIN: Final = 60.0
-"""Seconds that a check of the marks may take. It reads all dead rows that cannot be vacuumed yet."""
+"""Seconds that a check of the marks may take: see marks.sql. It reads all dead rows that cannot be vacuumed yet."""
 
 
 class PostgresBroker:
@@ -133,7 +133,7 @@ class PostgresBroker:
         return sessions.beat_answer(beat, row)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle runs. Raises ValueError if one of the settlements cannot be written; the caller then sends the others without it."""
+        """Settle runs. Raises ValueError if one of the settlements cannot be stored; the caller then sends the others without it."""
         try:
             return await settle_possible(settle.Settling(self).settle, settlements, settle.is_possible)
         except BrokerRefused as error:
@@ -148,8 +148,8 @@ class PostgresBroker:
         return [BY_CODE.get(code) for code in row["statuses"]]
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        """Read jobs. If a job has not ended and this loop is listening for its end, the same call notes the
-        listener, so that it is notified."""
+        """Read jobs. If a job has not ended and this loop is listening for its end, the
+        same call also notes that the listener is waiting, so that it is notified."""
         listener = self.listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
         records = ended if len(ended) == len(ids) else ended | await self._read([job_id for job_id in ids if job_id not in ended])
@@ -233,8 +233,8 @@ class PostgresBroker:
                 self._is_prepared = True
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
-        """Call a function that returns one row, and return the row. Wake listeners: those in this process immediately,
-        others with a notification."""
+        """Call a function that returns one row, and return the row. Also wake
+        listeners: those in this process immediately, others with a notification."""
         began_at = time.monotonic()
         [row] = await self.call(name, *arguments)
         wakeups = row.get("wakeups")
@@ -276,7 +276,7 @@ class PostgresBroker:
         line = _Line(link, PostgresListener(link, self._namespace, notes), telling)
 
         async def look() -> None:
-            """Check the marks. This also works while the line is being closed."""
+            """Check the marks, and wake listeners for jobs behind them. This also works while `line` is being closed."""
             [row] = await _fetch(link, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
                 line.tell(told_in(row["wakeups"]))
@@ -311,7 +311,7 @@ class _Line:
         self.preparing = asyncio.Lock()
 
     def tell(self, topics: Mapping[str, int]) -> None:
-        """Wake listeners in this process, and notify others about the topics for which a listener is noted."""
+        """Wake listeners in this process, and notify those in other processes that have a note for the topics."""
         if EVERYTHING in topics:
             self.listener.flag.wake_all()
         here = {topic for topic, number in topics.items() if number or topic != names.DUE}

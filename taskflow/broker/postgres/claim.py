@@ -1,4 +1,4 @@
-"""Decodes the rows of claim() as leases: see claim.sql."""
+"""Decodes the rows of claim() into leases: see claim.sql."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taskflow.model.job_schema import DEFAULT_QUEUE
 
 
 def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
-    """Return the leases in the order of their numbers."""
+    """Return the leases, sorted by their number within the claim."""
     try:
         leases = [_sound_lease(row, session, request) for row in rows]
     except Exception:  # decoders may raise anything
@@ -49,9 +49,9 @@ def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
 
 
 def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
-    """Return a lease with the fields that can be read.
+    """Decode a row field by field, and return a lease with the fields that can be read.
 
-    The worker ends its job as FAILED. Ids and counters are always sound, because the domains of their columns check them.
+    If any field is unreadable, the worker ends the job as FAILED. Ids and counters are always sound: their columns' domains check them.
     """
     job, reader = fields_of(_JobRow, row), reader_of(row)
     extras: dict[str, Any] = reader.read("extras", job.extras, extras_of, {})

@@ -6,7 +6,7 @@ In a pattern, %n is the column's name, %t its type and %d its default. The lists
 @sent      the columns sent for a call, in the order of `enqueue.envelope_columns`
 @as_sent   those of them that are stored unchanged
 @changing  the columns that can change after the job was added
-@claim, @outcome, @redo, @drop  the columns that such a move clears
+@claim, @outcome, @redo, @drop  the columns that a move of this kind clears
 @record    the columns of a record, in the order in which `rows.record_told` decodes them
 @sized     those of them whose size is limited
 """

@@ -1,4 +1,4 @@
-"""The console of the PostgreSQL broker."""
+"""The console operations of the PostgreSQL broker."""
 
 from __future__ import annotations
 

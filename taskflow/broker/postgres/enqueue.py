@@ -1,4 +1,4 @@
-"""Packs envelopes as arguments of enqueue(): see enqueue.sql."""
+"""Packs envelopes into arguments for enqueue(): see enqueue.sql."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks the marks after a slow verb, which may have left its jobs behind the marks from which other sessions read: see marks.sql."""
+"""Checks the low-water marks after a slow verb, which may have left its jobs behind the marks where others begin to read: see marks.sql."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from taskflow.model.errors import BrokerError
 
 LATE_AFTER: Final = 0.25
-"""Seconds after which a verb counts as slow. No mark advances beyond half a second ago, so half of that remains for the commit itself."""
+"""Seconds after which a verb counts as slow. Marks stay half a second in the past, so a quarter of a second remains for the commit."""
 
 NOT_AT_ONCE: Final = 1.0
 """Seconds to wait before a routine check. A worker that has just started has more urgent queries."""
@@ -25,7 +25,7 @@ CLOSED_WITHIN: Final = 2.0
 
 
 class LateCommits:
-    """Runs checks of the marks, one at a time. Commits that are late during one check are found by the next."""
+    """Runs checks of the marks, one at a time. A check finds the commits that were late during the previous one."""
 
     def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
         self._look = look

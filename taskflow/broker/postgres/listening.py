@@ -1,6 +1,6 @@
-"""A connection that listens for notifications, and its test.
+"""Listens for notifications, and tests whether they arrive.
 
-A pooler in transaction mode accepts a LISTEN and loses every notification. So the connection sends itself a notification first.
+A pooler in transaction mode accepts a LISTEN and loses every notification. So a test notification is sent first.
 """
 
 from __future__ import annotations

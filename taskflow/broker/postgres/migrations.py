@@ -17,12 +17,11 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
 LOCKED_WITHIN: Final = 2.0
-"""Seconds that a migration waits to lock the tables, with verbs queuing behind it. This is less than ANSWER_WITHIN,
-the time limit of a verb."""
+"""Seconds that a migration waits for locks on the tables, while verbs queue behind it. This is less than a verb's limit, ANSWER_WITHIN."""
 
 MOST_TRIES: Final = 3
 PAUSE: Final = 1.0
-"""Seconds between attempts, in which verbs that queued behind the migration can run."""
+"""Seconds between attempts, during which verbs that queued behind the migration can run."""
 
 # The key of the advisory lock for migrations: "taskflow" in ASCII, which no other program should use.
 _TURN: Final = 0x7461_736B_666C_6F77
@@ -124,7 +123,7 @@ async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
 
 
 async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
-    """Raise BrokerRefused if this role may not change the tables. It could still lock them, and other sessions would wait in vain."""
+    """Raise BrokerRefused if this role may not change the tables. It could still lock them, and make other sessions wait for nothing."""
     owner = await connection.fetchval(
         "SELECT pg_get_userbyid(relowner) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE nspname = $1 AND relname = ANY ($2) AND NOT pg_has_role(relowner, 'USAGE') LIMIT 1",

@@ -1,4 +1,4 @@
-"""Sends notifications of committed changes, in the background."""
+"""Sends notifications of committed changes in the background."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from taskflow.model.errors import BrokerError
 _JOB: Final = names.job(b"")
 
 UNAWAITED_WITHIN: Final = 0.1
-"""Seconds before the end of a job is announced if no waiter for it was known."""
+"""Seconds by which the announcement of a job's end is delayed if no waiter for it is known."""
 
 READ_WITHIN: Final = 0.08
-"""Seconds that a waiter's call to read a job may take. Within this time, the waiter is noted before the job's end is announced. After a
-longer call, it checks again."""
+"""Seconds within which a waiter's call to read a job is sure to note the waiter
+before the job's end is announced. After a longer call, the waiter checks again."""
 
 AT_MOST_EVERY: Final = 0.005
 """Minimum seconds between two notifications from one process. Each needs a lock for which all notifying processes compete."""
@@ -32,7 +32,7 @@ class Notifier:
     """Notifies listeners of changes committed by this process. One call runs at a time; the next one sends everything
     that has accumulated by then.
 
-    The end of a job without a known waiter is announced after a delay, because a waiter may have arrived at that very moment.
+    The end of a job without a known waiter is announced after a delay, because a waiter may be arriving at that very moment.
     """
 
     def __init__(self, tell: Callable[[Mapping[str, int], list[bytes]], Awaitable[Any]]) -> None:

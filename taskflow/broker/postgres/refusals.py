@@ -33,7 +33,7 @@ class Unsuitable(ConnectionError):
 
 
 def of_connecting(error: Exception, tls: str, within: float) -> Exception:
-    """Return the error to raise for one that the driver raised while connecting."""
+    """Return the error to raise in place of one that the driver raised while connecting."""
     if isinstance(error, TimeoutError):
         return TimeoutError(f"no answer within {within:g} s")
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -55,8 +55,8 @@ _NO_TLS: Final = "rejected SSL upgrade"
 
 
 def in_our_words(error: Exception, place: str, schema: str = "", role: str | None = None) -> BrokerError:
-    """Return the error to raise in place of the driver's. `place` names the server, without secrets. `schema` and `role`
-    are for advice on rights."""
+    """Return the BrokerError to raise in place of the driver's error. `place` names
+    the server, without secrets. `schema` and `role` are for advice on rights."""
     if isinstance(error, BrokerError):
         return error
     if isinstance(error, Unsuitable):
@@ -108,8 +108,8 @@ def was_held_up(error: BaseException) -> bool:
 
 
 def was_about_a_value(error: BaseException) -> bool:
-    """Return True if a value was rejected, such as one too large for its column, or for a sum with stored values.
-    Another attempt would fail too."""
+    """Return True if the server rejected a value, such as one that is too large for its
+    column, or overflows when added to a stored value. Another attempt would fail too."""
     state = getattr(error.__cause__, "sqlstate", None) or ""
     return state[:2] in ("22", "54") or state in ("23502", "23514")
 
@@ -144,8 +144,7 @@ def is_lost(error: Exception) -> bool:
 
 
 def is_cut(error: Exception) -> bool:
-    """Return True if the connection was probably lost before the statement arrived, or if the statement
-    conflicted with a concurrent one."""
+    """Return True if the connection was probably lost before the statement arrived, or the statement conflicted with another one."""
     if isinstance(error, TimeoutError | Unsuitable):
         return False
     if isinstance(error, asyncpg.PostgresError):

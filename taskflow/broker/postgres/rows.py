@@ -1,6 +1,6 @@
-"""Decodes rows as records. An unreadable field affects only its own job.
+"""Decodes rows into records. An unreadable field affects only its own job.
 
-A row is first decoded at full speed, and field by field only if that raises.
+A row is first decoded at full speed, and field by field only if that fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Row = Any
 
 
 def reader_of(row: Row) -> FieldReader:
-    """Return a reader in which the row's oversized values, which the query leaves out, are already noted as unreadable.
+    """Return a reader for the row's fields. Oversized values, which the query leaves out, are already noted in it as unreadable.
 
     Each line of the row's `unreadable` column holds a column name, a tab and the size of the value.
     """

@@ -1,4 +1,4 @@
-"""Packs sessions and heartbeats as arguments of the functions in session.sql, and decodes their answers."""
+"""Packs sessions and heartbeats into arguments for the functions in session.sql, and decodes their answers."""
 
 from __future__ import annotations
 

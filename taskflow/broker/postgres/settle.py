@@ -1,4 +1,4 @@
-"""Packs settlements as arguments of the functions in settle.sql, and calls those functions."""
+"""Packs settlements into arguments for the functions in settle.sql, and calls those functions."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Settling:
         return done
 
     async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle all together. If another program has locked the rows or keys of some, report these as held up, and settle
-        the rest without waiting."""
+        """Settle these in one call. If another program has locked the rows or keys
+        of some, report these as held up, and settle the rest without waiting."""
         answers = await self._together(settlements)
         if answers is not None:
             return answers
@@ -87,14 +87,14 @@ class Settling:
         return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
 
     async def _held_up(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """Return the ids of the settlements whose job row, or whose follow-up's key, another program has currently locked."""
+        """Return the ids of the settlements for which another program has locked the job's row or the key of a follow-up."""
         following = [(each.id, envelope.key) for each in settlements for envelope in each.follow_ups if envelope.key is not None]
         ids, keys = [job_id for job_id, _ in following], [key for _, key in following]
         return {row["held_up"] for row in await self._calls.call("held_up", [each.id for each in settlements], ids, keys)}
 
 
 def _can_be_all_at_once(settlement: Settlement) -> bool:
-    """Return True if the SQL function `succeed` can settle it. That function splits one value into ids of fixed length."""
+    """Return True if the SQL function `succeed`, which splits one value into ids of fixed length, can settle this settlement."""
     return is_plain_success(settlement) and len(settlement.id) == len(settlement.claim.session) == ID_BYTES
 
 

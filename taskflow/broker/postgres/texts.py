@@ -32,7 +32,7 @@ def functions() -> list[str]:
 
 
 def _values(rules: Rules) -> dict[str, str]:
-    """Return the SQL literal that replaces each name."""
+    """Return the SQL literal for each name that an SQL file may contain."""
     values = literals(rules, text=_text, numbers=lambda numbers: f"'{{{','.join(map(str, numbers))}}}'")
     return values | bounds.literals()
 

@@ -1,4 +1,5 @@
-"""Wake-ups with LISTEN and NOTIFY: one listening connection for each event loop, and notifications of committed changes.
+"""Delivers wake-ups with LISTEN and NOTIFY: each event loop has one listening connection, and changes are announced once
+committed. Each listener leaves a note on the server about what it is waiting for, so that other listeners need not be notified.
 
 A pooler in transaction mode accepts LISTEN but loses every notification. So a listener counts as subscribed only once one of its test
 notifications has arrived. Until then it polls once a second.
@@ -30,7 +31,7 @@ EVERYTHING: Final = "*"
 """Sent in place of topics that would be too long for a notification. Every waiter that receives it checks for itself."""
 
 TEST_AGAIN: Final = 30.0
-"""Seconds before listening is tried again after notifications were lost."""
+"""Seconds before the next attempt to listen after notifications were lost."""
 
 MISSES: Final = 2
 """How many attempts to listen must fail, on a server that answers queries, before a warning is logged."""
@@ -39,17 +40,17 @@ NOTE_AGAIN: Final = 60.0
 """Seconds after which a listener renews its notes, which are valid for 90 s: see bounds.NOTED_FOR."""
 
 NUDGE_STANDS: Final = 0.2
-"""Seconds after a nudge during which a claim can rely on the listener's note. Other processes remove it after PASSED_ON_AFTER."""
+"""Seconds after a nudge during which a claim can rely on the listener's note. After PASSED_ON_AFTER, other processes remove the note."""
 
 LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
-"""Seconds to pause before each look while a transaction is open that may not have seen a note. After the last look, a job is found in the
-same way as after a lost nudge."""
+"""Pauses in seconds before each look for jobs, while a transaction is open that may not have
+seen a note. Jobs that appear after the last look are found as if their nudge had been lost."""
 
 UNNOTED: Final = "unnoted"
-"""Returned with a claim that could not note its listener: see claim.sql."""
+"""Returned with a claim that could not write its listener's note: see claim.sql."""
 
 AGAIN: Final = "again"
-"""A line in a message: other transactions are committing at the same time, and send no message themselves."""
+"""A line in a message. It means that other transactions, which send no message themselves, are committing at the same time."""
 
 _JOB: Final = names.job(b"")
 _QUEUE: Final = names.queue("")
@@ -57,7 +58,8 @@ _SESSION: Final = names.session(b"")
 
 
 class Notes(NamedTuple):
-    """The calls with which a listener notes what it waits for, looks for news, and passes a nudge on: see wakeups.sql."""
+    """The server calls that a listener makes: `note` records what it is waiting for, `look` checks
+    for what has already happened, and `tell` passes nudges on to other listeners. See wakeups.sql."""
 
     note: Callable[[str, list[str], list[bytes]], Awaitable[None]]
     look: Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes], bool]]]
@@ -113,8 +115,8 @@ class PostgresListener(Listener):
         await asyncio.sleep(_about(TEST_AGAIN))
 
     def stays_armed(self, topic: str) -> bool:
-        """Return True unless the topic is a job, whose end is announced only once. The server keeps any other note even if
-        something has already happened."""
+        """Return True unless the topic is that of a job, because a job's end is announced
+        only once. The server keeps any other note even if something has already happened."""
         return not topic.startswith(_JOB)
 
     @property
@@ -124,7 +126,7 @@ class PostgresListener(Listener):
         return not (self._has_wants.is_set() or self._is_asking or self._is_looking_again)
 
     def unnoted(self, ids: Iterable[bytes]) -> list[bytes]:
-        """Return those of the jobs that have waiters in this loop but no note on the server."""
+        """Return the ids of the jobs that have waiters in this loop, but no note on the server."""
         if not self.is_on or not self.flag.is_heard:
             return []
         return [job_id for job_id in ids if self.flag.hears(topic := names.job(job_id)) and topic not in self._armed]
@@ -133,8 +135,8 @@ class PostgresListener(Listener):
         return Claiming(self, topics)
 
     def begin_claim(self, topics: Sequence[str]) -> Standing | None:
-        """Return what to tell the server with a claim. Return None if no worker is waiting here for such jobs, or
-        no notification would arrive."""
+        """Return the listener's standing, to be sent to the server with a claim. Return None
+        if no worker is waiting here for such jobs, or if no notification would arrive."""
         if not self.is_on or not all(map(self.flag.hears, topics)):
             return None
         self._claims += 1
@@ -154,7 +156,7 @@ class PostgresListener(Listener):
         self.want(topic for topic in topics if topic in self.waited)  # others in this process, whose note is gone
 
     def fail_claim(self, topics: Sequence[str], standing: Standing) -> None:
-        """Forget the topics, because it is unknown whether the failed claim has noted the listener."""
+        """Forget the topics, because it is unknown whether the failed claim has written the listener's note."""
         self._claims -= 1
         self._was_nudged |= standing.was_nudged
         self.forget(topics)
@@ -184,7 +186,7 @@ class PostgresListener(Listener):
         return [*super()._duties(), self._keep_polling, self._keep_looking_again, self._keep_noted]
 
     async def _keep_noted(self) -> None:
-        """Renew the notes of waiters before they expire."""
+        """Renew waiters' notes before these expire."""
         while True:
             await asyncio.sleep(NOTE_AGAIN)
             noted = [topic for topic in self._armed if not topic.startswith((_JOB, _SESSION))]
@@ -212,7 +214,7 @@ class PostgresListener(Listener):
         self.told((topic for topic in lines if not topic.startswith((_JOB, _QUEUE))), disarms=False)
 
     def _take_shared(self, words: str) -> None:
-        """Process a message on the shared channel, which comes from a transaction that could not see the listeners' notes."""
+        """Process a message on the shared channel. It comes from a transaction that could not see the listeners' notes."""
         heard = [topic for topic in [*words.split("\n"), names.ANY_QUEUE] if self.flag.hears(topic)]
         self.flag.wake(heard)
         self._look_again(topic for topic in heard if not topic.startswith(_JOB))
@@ -240,7 +242,7 @@ class PostgresListener(Listener):
         self._has_again.set()
 
     async def _keep_looking_again(self) -> None:
-        """Look for jobs while a transaction is open that may not have seen this listener's note."""
+        """Look for jobs repeatedly, as long as a transaction that may not have seen this listener's note is open."""
         while True:
             self._is_looking_again = self._has_again.is_set()
             await self._has_again.wait()
@@ -280,7 +282,7 @@ class PostgresListener(Listener):
 
 
 class Claiming:
-    """A claim in progress, and what it tells the server about the listener."""
+    """A claim in progress, which also reports the listener's standing to the server."""
 
     def __init__(self, listener: PostgresListener, topics: Sequence[str]) -> None:
         self._listener = listener
@@ -311,7 +313,8 @@ def _about(seconds: float) -> float:
 
 
 def told_in(wakeups: str) -> dict[str, int]:
-    """Return the topics that a verb announces, each with its number of jobs. The number is 0 if no listener has a note for the topic."""
+    """Parse the wake-ups that a verb returned into the number of jobs for each topic. The number is 0 if
+    no listener is waiting for them. If the topics were too many to list, the only key is EVERYTHING."""
     if wakeups == EVERYTHING:
         return {EVERYTHING: 1}
     lines = (line.partition(" ") for line in wakeups.split("\n"))

@@ -1,4 +1,4 @@
-"""Jobs in Redis or Valkey: the fast broker, for many machines. See `taskflow.broker.redis.broker`."""
+"""A fast broker in Redis or Valkey, for workers on many machines. See `taskflow.broker.redis.broker`."""
 
 from taskflow.broker.redis.broker import RedisBroker
 from taskflow.broker.redis.connect.server import RedisTarget

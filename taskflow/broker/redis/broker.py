@@ -109,7 +109,7 @@ class RedisBroker:
         return [added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
 
     async def _add(self, envelopes: Sequence[Envelope]) -> Any:
-        """Return the answer of the script `enqueue` if all jobs are plain and none of them is known, else that of `add`."""
+        """Add jobs with the script `enqueue` if all are plain and none is stored yet, else with `add`. Return the script's answer."""
         plain = pack_plain(envelopes)
         if plain is not None:
             answer = await self.call("enqueue", plain.packed, ahead=self._large_payloads.ahead(plain.large), on_disk=self.server.fsync)
@@ -156,8 +156,8 @@ class RedisBroker:
         return answers
 
     async def _settle_large(self, portion: Sequence[Settlement], packed: PackedSettlements) -> bytes:
-        """Settle, sending large results ahead. If the server is full, or has lost one of them, send them within the call,
-        which a full server accepts."""
+        """Settle a portion, sending large results ahead. If the server is full or has lost
+        a result, send the results within the call, which even a full server accepts."""
         ahead = self._large_payloads.results_ahead(packed.ahead)
         try:
             reply: bytes = await self.call("settle", packed.packed, ahead=ahead)
@@ -175,7 +175,7 @@ class RedisBroker:
         return [BY_CODE.get(code) for code in await self.call("cancel", pack([list(ids)]))]
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        """Read jobs. If a job has not ended and this loop is listening for its end, the same call requests that wake-up from the server."""
+        """Read jobs. If a job has not ended and this loop is listening for its end, the same call also requests that wake-up."""
         listener = self._per_loop.here().listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
         records = ended | await self._read([job_id for job_id in ids if job_id not in ended], listener) if len(ended) < len(ids) else ended
@@ -218,7 +218,7 @@ class RedisBroker:
         return ServerInfo.of(await self._per_loop.here().pool.ask("INFO"))
 
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
-        """Return True if all of these jobs are stored. Payloads that were sent ahead for any others are deleted."""
+        """Return True if all of these jobs are stored. This deletes the payloads that were sent ahead for any that are not."""
         ids = [envelope.id for envelope in envelopes]
         return bool(await self.call("known", pack([ids]), on_disk=self.server.fsync) == len(ids))
 

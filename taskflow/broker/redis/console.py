@@ -1,4 +1,4 @@
-"""The console of the Redis broker."""
+"""The console operations of the Redis broker."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RedisConsole:
         return sorted((_queue_record(row, wall) for row in rows or ()), key=lambda record: record.name)
 
     async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        """Return a page of records, newest first. If the next call asks for the page that follows, it needs no new scan."""
+        """Return a page of records, newest first. If the next call asks for the following page, no new scan is needed."""
         newest = self._rest.pop((job_filter, before), None)
         if newest is None:
             candidates = {job_id async for job_id in self._candidates(job_filter) if before is None or job_id < before}
@@ -75,8 +75,8 @@ class RedisConsole:
         return [Redone[answer.decode()] for answer in await self._call("redo", pack([list(ids)]))]
 
     async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        """Delete jobs in batches. All ids of an index are read before the first job is deleted, because each
-        deletion moves the other ids."""
+        """Delete jobs in batches. Ids from an index are all read before the
+        first job is deleted, because each deletion moves the others."""
         purged = await self._purge_all(job_filter, limit)
         if purged:
             await self._call("sweep", pack([]))

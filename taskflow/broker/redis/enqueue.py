@@ -1,4 +1,4 @@
-"""Packs envelopes as arguments of the scripts in enqueue.lua, and decodes their answers."""
+"""Packs envelopes into arguments for the scripts in enqueue.lua."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class PlainJobs(NamedTuple):
 
 
 def pack_plain(envelopes: Sequence[Envelope]) -> PlainJobs | None:
-    """Pack envelopes for the script `enqueue`. Return None if they are not all plain: `add` then adds all of them, so
-    that they keep their order."""
+    """Pack envelopes for the script `enqueue`. Return None if it cannot add every
+    one of them: `add` then adds them all, so that they keep their order."""
     if not 0 < len(envelopes) <= MOST_PLAIN:
         return None
     runs, last_kind, large = list[list[Any]](), None, list[Envelope]()

@@ -25,7 +25,7 @@ class WrongType(BrokerRefused):
 
 
 def broker_error(error: Exception, place: str) -> BrokerError:
-    """Return the error to raise from `error`. `place` names the server, without secrets."""
+    """Return the BrokerError that describes `error`. `place` names the server, without secrets."""
     if isinstance(error, BrokerError):
         return error
     if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
@@ -67,7 +67,7 @@ def _of_answer(text: str, place: str) -> BrokerError:
 
 
 _OF_SCRIPT: Final = re.compile(r"^(ERR )?(user_script:\d+: )?(WRONGTYPE )?| script: [0-9a-f]{40}, on @user_script:\d+\.$")
-"""The text that the server adds before and after the message of an error from a script."""
+"""Matches the text that the server adds before and after a script's error message."""
 
 
 def _is_about_certificates(error: BaseException | None) -> bool:

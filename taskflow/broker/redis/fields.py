@@ -1,4 +1,4 @@
-"""The stored form of a job: its fields in the order that scripts and Python share.
+"""Defines the stored form of a job: its fields, in the order that the scripts and Python share.
 
 The order follows a job's life, because the array ends after the last field that is set: a job that is waiting for its first run has only
 eight. Never renumber the fields, because stores contain these numbers.
@@ -12,8 +12,8 @@ from typing import Final
 from taskflow.model.job_schema import AS_SENT as STORED_AS_SENT, FIELDS as SCHEMA
 
 LAYOUT: Final = 4
-"""The version of the fields and keys. A store with another version is refused. Raise it with every change that an
-older taskflow would misread."""
+"""The version of the fields and keys. A store with another version is refused.
+Increase it with every change that an older taskflow would misread."""
 
 FIELDS: Final = tuple(field.name for field in SCHEMA if field.name != "id")
 """The fields, in the order of the array. `due_at` is absent if it equals `created_at`. `claim` is the session (16 bytes), request (6) and
@@ -32,8 +32,8 @@ _WAITING: Final = {
     "created": 8,
 }
 _RUNNING: Final = {"status": 1, "epoch": 4, "session": 16, "request": 6, "number": 2, "claimed": 8, "claimed_steady": 8}
-"""The fixed layout of plain jobs that are waiting for their first run, are in it, or have succeeded in it. They have no other fields.
-Scripts cut and join such a record as a string, instead of unpacking, changing and packing an array.
+"""The fixed layout of plain jobs that are waiting for their first run, are in that run, or have succeeded in it. They
+have no other fields. Scripts cut and join such a record as a string, instead of unpacking, changing and packing an array.
 
 READY, SCHEDULED   the fields of _WAITING, extras (after their length in 2 bytes), payload (after its length in 4)
 RUNNING            the fields of _RUNNING, worker (after its length in 2 bytes), and everything from the waiting record

@@ -1,4 +1,4 @@
-"""Decodes stored jobs as leases and records. A field that cannot be read gets its default."""
+"""Decodes stored jobs into leases and records. A field that cannot be read gets its default."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def records_of(reply: Sequence[bytes]) -> tuple[dict[bytes, Record], Names]:
 def ended_record(job_id: bytes, stored: bytes, names: Names | None) -> Record | None:
     """Decode an ended job's record from its stored form.
 
-    Return None if the record cannot be read or is no longer kept, or if its payload or result is stored apart. The
-    waiter then reads the job.
+    Return None if the record cannot be read or is not kept, or if its payload
+    or result is stored separately. The waiter then reads the job itself.
     """
     if names is None or not stored:
         return None
@@ -92,7 +92,7 @@ of extras; ended, ran for, kept for, length of the result."""
 
 
 def succeeded_fields(stored: bytes) -> list[Any]:
-    """Convert a success in the fixed layout to the equivalent array of fields."""
+    """Convert a succeeded job from the fixed layout to the equivalent array of fields."""
     epoch, claimed, worker_bytes = _RAN.unpack_from(stored)
     at = _RAN.size + worker_bytes
     worker = stored[_RAN.size : at]
@@ -125,7 +125,7 @@ def _job(fields: list[Any]) -> Any:
 
 
 UNKNOWN: Final = "?"
-"""Replaces the name of a queue or job that cannot be read."""
+"""Shown in place of a queue name or job name that cannot be read."""
 
 
 def shown(stored: bytes) -> str:
@@ -138,12 +138,12 @@ def shown(stored: bytes) -> str:
 
 
 def column_of(number: int) -> str:
-    """Return the name of the field with this number, which a script could not read; 0 stands for the whole record."""
+    """Return the name of the field that a script reported by this number as unreadable, or "record" if the number is 0 or unknown."""
     return FIELDS[number - 1] if 0 < number <= len(FIELDS) else "record"
 
 
 def _read_spoilt(packed: bytes) -> tuple[str, str, bytes]:
-    """Decode the note that unreadable.lua leaves in a job that it has set aside. The note may be damaged too."""
+    """Decode the `spoilt` field, in which unreadable.lua says why it has set a job aside. This field may be damaged too."""
     try:
         number, problem, raw = unpack(packed)
         return column_of(whole(number)), text(problem), octets(raw)
@@ -152,7 +152,7 @@ def _read_spoilt(packed: bytes) -> tuple[str, str, bytes]:
 
 
 def _reader_of(job: Any) -> FieldReader:
-    """Return a reader in which the field for which the job was set aside is already noted as unreadable."""
+    """Return a reader for the job's fields. If the job was set aside because of a field, that field is already noted as unreadable."""
     reader = FieldReader()
     if job.spoilt is not None:
         column, problem, raw = _read_spoilt(job.spoilt)

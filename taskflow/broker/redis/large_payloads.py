@@ -1,4 +1,4 @@
-"""Stores large payloads and results apart from their jobs, so that no script reads them: see `fields.MARK`.
+"""Stores large payloads and results separately from their jobs, so that no script reads them: see `fields.MARK`.
 
 They are sent ahead of the call that adds or settles their jobs. They expire unless that call keeps them, so a call that never arrives
 leaves nothing behind. Claims and reads return references, and this module fetches the bytes.
@@ -23,9 +23,9 @@ from taskflow.model.record import Record
 from taskflow.model.stored import MAX_RAW, Unreadable
 
 INLINE: Final = 512
-"""Payloads of up to this many bytes stay in their jobs. Storing a payload apart saves server time: adding, claiming and settling a job with
-1 KB takes 17 µs inline and 12 µs apart; with 10 KB, 110 µs and 23 µs. But a lone job then starts one round trip later. Measured with
-`redis-payload` in benchmarks/, adding in bulk.
+"""Payloads of up to this many bytes stay in their jobs. Storing a payload apart saves server time: adding,
+claiming and settling a job with 1 KB takes 17 µs inline and 12 µs apart; with 10 KB, 110 µs and 23 µs. But
+a single job then starts one round trip later. Measured with `redis-payload` in benchmarks/, adding in bulk.
 """
 
 INLINE_RESULT: Final = 2_048
@@ -41,7 +41,7 @@ FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
 """The approximate maximum number of payload bytes that one command fetches."""
 
 AROUND_EACH: Final = 32
-"""An upper bound for the bytes that a reply has in addition to each payload."""
+"""An upper bound for the bytes that a reply adds to each payload."""
 
 REFERENCE_BYTES: Final = len(MARK) + 4
 
@@ -78,7 +78,7 @@ class LargePayloads:
         self._prefixes = {"payload": f"{prefix}b:".encode(), "result": f"{prefix}o:".encode()}
 
     def ahead(self, large: Iterable[Envelope]) -> list[Command]:
-        """Return the commands that store payloads. When a call is resent, they do not replace stored payloads (NX)."""
+        """Return the commands that store these envelopes' payloads. If a call is resent, they do not replace stored payloads (NX)."""
         prefix = self._prefixes["payload"]
         return [("SET", prefix + envelope.id, envelope.payload, "NX", "EX", EXPIRES_IN) for envelope in large]
 
@@ -105,8 +105,8 @@ class LargePayloads:
         return leases
 
     async def in_records(self, records: dict[bytes, Record]) -> dict[bytes, Record]:
-        """Return the records with payloads and results in place of references. A payload that no longer exists, as
-        after a success, is None."""
+        """Return the records with payloads and results in place of references.
+        A payload that no longer exists, as after a success, becomes None."""
         whole = dict(records)
         for column in self._prefixes:
             references = {job_id: value for job_id, record in records.items() if (value := getattr(record, column)) and is_reference(value)}
@@ -123,10 +123,10 @@ class LargePayloads:
         return whole
 
     async def _fetch(self, references: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[bytes, Unreadable]]:
-        """Return the payloads that exist, and the problem of each one that is missing or damaged.
+        """Fetch payloads. Return those that exist, and the problem with each one that is missing or damaged.
 
-        One command fetches a whole portion. It fails if the reply is late or longer than the references say, or if a payload's length
-        differs from its reference. The payloads are then fetched one by one, each up to one byte beyond its length.
+        One command fetches a whole portion. If the reply is late or too long, or a payload's length differs
+        from its reference, the payloads are fetched one by one, each up to one byte beyond its length.
         """
         payloads: dict[bytes, bytes] = {}
         problems: dict[bytes, Unreadable] = {}
@@ -156,8 +156,8 @@ class LargePayloads:
 
 
 def _problem(value: bytes | None, size: int) -> str:
-    """Return what is wrong with a value that should have `size` bytes, or "". None means that its key is not a string; an empty value
-    means that it is missing."""
+    """Return what is wrong with a value that should have `size` bytes, or "" if nothing is.
+    None means that its key is not a string; an empty value means that it is missing."""
     if value is None:
         return "its key is not a string"
     if not value:

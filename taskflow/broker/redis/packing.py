@@ -18,15 +18,15 @@ MOST_NUMBERS: Final = 1 << 16
 
 
 def pack(arguments: Sequence[object]) -> bytes:
-    """Pack arguments, with bytes as strings, because Lua has no other type for them. Text such as an exception's message
-    may contain lone surrogates."""
+    """Pack arguments, with bytes as strings, because Lua has no other type for them. Lone
+    surrogates are allowed, because text such as an exception's message may contain them."""
     packed = msgpack.packb(arguments, use_bin_type=False, unicode_errors="surrogatepass")
     assert packed is not None
     return bytes(packed)
 
 
 def unpack(packed: bytes) -> Any:
-    """Unpack a value, with strings as bytes."""
+    """Unpack a value. Strings are returned as bytes."""
     return msgpack.unpackb(packed, raw=True, strict_map_key=False)
 
 

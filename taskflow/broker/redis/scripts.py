@@ -1,4 +1,4 @@
-"""The Lua scripts, assembled from sections of the Lua files in this folder.
+"""Assembles the Lua scripts from sections of the Lua files in this folder.
 
 A line ``-- === part NAME ===`` or ``-- === script NAME ===`` in a Lua file begins a section. A script consists of the parts that `_PARTS`
 lists, and its own section. Names of fields, layout positions, statuses, events, words and rules (F.x, L.x, S.x, E.x, W.x, R.x) are
@@ -22,7 +22,7 @@ from taskflow.model.rules import Rules
 
 
 class Script(NamedTuple):
-    """A script's text, and its SHA-1 hash, by which the server can run it once it has seen the text."""
+    """A script's text, and the SHA-1 hash by which the server can run it once it knows the text."""
 
     name: str
     text: bytes
@@ -92,11 +92,10 @@ _SENT: Final = (*_RUN_SCRIPT, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET"
 
 
 class Scripts(Mapping[str, Script]):
-    """The scripts for a store with these rules, by name.
+    """Maps names to scripts, for a store with these rules.
 
-    Each script is assembled on first use, which takes a millisecond or two. Assembling all of them at once would lengthen a
-    worker's start by a fifth of the time that importing the driver takes. The files are read when this object is created, before an
-    upgrade can replace them.
+    Each script is assembled on first use, which takes a millisecond or two. Assembling them all up front would delay a worker's start
+    by about a fifth of the driver's import time. The files are read when this object is created, before an upgrade can replace them.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -158,7 +157,7 @@ def _without_comments(source: str) -> str:
 
 @cache
 def _values(rules: Rules) -> dict[str, str]:
-    """Return the Lua literal that replaces each name."""
+    """Return the Lua literal for each name that a script may contain."""
     fields = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
     spans = {f"L.{name}": ", ".join(map(str, span)) for name, span in SPANS.items()}
     spans["L.mark"] = "'" + "".join(f"\\{byte:03d}" for byte in MARK) + "'"

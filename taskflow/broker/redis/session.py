@@ -1,4 +1,4 @@
-"""Packs sessions and heartbeats as arguments of the scripts in session.lua, and decodes their replies."""
+"""Packs sessions and heartbeats into arguments for the scripts in session.lua, and decodes their replies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packs settlements as arguments of the script `settle`, and decodes its answers.
+"""Packs settlements into arguments for the script `settle`, and decodes its answers.
 
 Plain successes, by far the most common kind, are packed as columns; all others are packed as items.
 """
@@ -33,7 +33,7 @@ IsApart = Callable[[bytes], bool]
 
 
 class PackedSettlements(NamedTuple):
-    """Arguments of the script. `order` holds, for each answer of the script, the position of the settlement that it belongs to."""
+    """The packed arguments for one call of the script. `order` holds the position of each answer's settlement."""
 
     packed: bytes
     order: Sequence[int]
@@ -42,13 +42,13 @@ class PackedSettlements(NamedTuple):
 
 
 def is_possible(settlement: Settlement) -> bool:
-    """Return True if a store could have issued the settlement's fence. Any other is stale, and too large for the script."""
+    """Return True if a store could have issued the settlement's fence. Any other is stale, and may be too large for the script."""
     claim = settlement.claim
     return len(claim.session) == SESSION_BYTES and can_be(claim, claim.session) and 0 <= settlement.epoch < MOST_EPOCHS
 
 
 def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
-    """Yield the settlements in portions for one call each, so that no call occupies the server for long."""
+    """Split the settlements into portions, one for each call, so that no call occupies the server for long."""
     portion, size = list[Settlement](), 0
     for settlement in settlements:
         if portion and (len(portion) == MOST_SETTLED or size >= MOST_BYTES_SETTLED):
@@ -96,8 +96,8 @@ _OK: Final = ord("o")
 
 
 def _as_sent(result: bytes, fence: bytes, is_apart: IsApart, ahead: dict[bytes, bytes]) -> bytes:
-    """Return the result, or, if it must be sent ahead, a reference to it after adding it to `ahead`. Raises
-    ValueError if it is too large."""
+    """Return the result as it is sent. If it must be sent ahead, add it to
+    `ahead` and return a reference to it. Raises ValueError if it is too large."""
     if len(result) > MOST_RESULT:
         raise ValueError(f"Redis allows results of at most {MOST_RESULT:,} bytes, got {len(result):,}")
     if not is_apart(result):
@@ -140,7 +140,7 @@ def _add_success(columns: _Columns, place: int, settlement: Settlement, is_apart
 
 
 def _settlement_item(settlement: Settlement, texts: Texts, is_apart: IsApart, ahead: dict[bytes, bytes]) -> Item:
-    """Return a settlement's item: see settle.lua. Payloads of follow-ups are part of it, whatever their size."""
+    """Return the item that settle.lua expects for a settlement. It includes the payloads of follow-ups, whatever their size."""
     kind, value, error, after = parts_of(settlement.verdict)
     if isinstance(value, bytes):
         value = _as_sent(value, settlement.epoch.to_bytes(4) + pack_claim(settlement.claim), is_apart, ahead)

@@ -1,8 +1,8 @@
-"""Wake-ups with publish and subscribe. Each listener has a separate channel.
+"""Delivers wake-ups by publish/subscribe, with a separate channel for each listener.
 
-If every job woke every worker, a busy fleet would spend its time listening. So the server keeps lists of the listeners that are waiting for
-jobs, and nudges only as many of them as there are new jobs. A claim that finds too few jobs also puts its listener on these lists. Any
-other listener calls the script `arm`, which also returns the topics for which something has already happened.
+If every job woke every worker, a busy fleet would spend most of its time on wake-ups. So the server keeps lists of the listeners that
+are waiting for jobs, and nudges only as many of them as there are new jobs. A claim that finds too few jobs also puts its listener on
+these lists. Any other listener calls the script `arm`, which also returns the topics for which something has already happened.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RedisListener(Listener):
         self._names: dict[bytes, Names] = {}
 
     def note_names(self, job_id: bytes, names: Names) -> None:
-        """Keep the names from an awaited job's record, because the news of its end does not repeat them."""
+        """Keep the names from an awaited job's record, because the message that announces the job's end does not repeat them."""
         self._names[job_id] = names
 
     def forget(self, topics: Iterable[str]) -> None:
@@ -94,7 +94,7 @@ class RedisListener(Listener):
         self.told([topic], disarms=not topic.startswith(_SESSION))
 
     def _ended_in(self, packed: bytes) -> dict[bytes, Record | None]:
-        """Return the jobs whose end the message announces, each with its record, or None if the record was not sent or cannot be read."""
+        """Return the record of each job whose end the message announces, or None if the record was not sent or cannot be read."""
         flat = unpack(packed)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return {job_id: ended_record(job_id, stored, self._names.get(job_id)) for job_id, stored in pairs}

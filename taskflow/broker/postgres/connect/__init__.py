@@ -1,1 +1,1 @@
-"""Connections to a PostgreSQL server: its address, an event loop's connections, and checks of the schema."""
+"""Connects to a PostgreSQL server: its address, a pool for each event loop, and checks of the schema."""

@@ -1,4 +1,4 @@
-"""An event loop's connections to a server."""
+"""Pools an event loop's connections to a server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Link:
     """
 
     def __init__(self, server: PostgresTarget, before_the_end: Callable[[], Awaitable[None]] | None = None, *, schema: str = "") -> None:
-        """`before_the_end` is awaited when the loop ends, while connections are still open. `schema` is for messages."""
+        """`before_the_end` is awaited when the loop ends, while connections are still open. `schema` is named in error messages."""
         self.server = server
         self._schema = schema
         self._before_the_end = before_the_end
@@ -127,7 +127,7 @@ class Link:
     async def _take_up(self, statement: str, last: asyncpg.Connection | None = None) -> asyncpg.Connection:
         """Take a connection from the pool, or open one. Prefer `last`, then one that has run the same statement and few others.
 
-        A session plans a statement when it first runs it. For the server, this takes ten times as long as the call itself.
+        A session plans a statement when it first runs it, which takes the server ten times as long as the call itself.
         """
         while self._idle:
             connection = last if last in self._idle else min(self._idle, key=partial(self._strangeness, statement))
@@ -168,7 +168,7 @@ class Link:
                 drop(connection)
 
     def _places(self) -> list[Address]:
-        """Return the addresses, the last known primary first."""
+        """Return the addresses, beginning with the last known primary."""
         return sorted(self.server.places, key=lambda place: place != self._primary)
 
     def _move_to(self, place: Address) -> None:

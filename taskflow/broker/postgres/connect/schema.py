@@ -20,7 +20,7 @@ from taskflow.model.rules import Rules
 OLDEST_SERVER: Final = 140_000
 
 MADE_WITHIN: Final = 30.0
-"""Seconds that the first use may take, including a migration. A longer migration needs `taskflow migrate`, which has no time limit."""
+"""Seconds that preparing the schema may take. A migration that takes longer needs `taskflow migrate`, which has no time limit."""
 
 
 async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> None:
@@ -53,8 +53,8 @@ async def _upgrade(connection: asyncpg.Connection, link: Link, schema: str, rule
 
 
 async def _look(connection: asyncpg.Connection, link: Link, schema: str) -> Upgrade:
-    """Check who owns the schema, and return its pending migrations. The time limits of the role or database do not apply, because a
-    connection's first statements take longest."""
+    """Check who owns the schema, and return its pending migrations. Time limits set for the role
+    or database are suspended meanwhile, because a connection's first statements take longest."""
     place = str(link.server)
     await connection.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0")
     await ownership.check(connection, schema, place, link.server.owner)
@@ -65,7 +65,8 @@ async def _look(connection: asyncpg.Connection, link: Link, schema: str) -> Upgr
 
 @asynccontextmanager
 async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection to a suitable server, and limit the block to `within` seconds. Errors inside the block are translated."""
+    """Open a connection to a suitable server, and limit the `async with` block to
+    `within` seconds. Driver errors, also inside the block, are raised as BrokerError."""
     place = str(link.server)
     try:
         connection = await link.open()

@@ -1,4 +1,4 @@
-"""The address and options of a database server, and connections to it."""
+"""Describes the address and options of a database server, and connects to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taskflow.broker.postgres.refusals import ERRORS, Unsuitable, may_pass, of_c
 log: Final = logging.getLogger("taskflow")
 
 ANSWER_WITHIN: Final = 4.0
-"""Seconds that one statement may take. This is less than the default `enqueue_timeout` (5 s), so that this error is raised first."""
+"""Seconds that one statement may take. This is less than the default `enqueue_timeout` (5 s), so that its error is raised first."""
 
 CONNECT_WITHIN: Final = 3.0
 """Seconds that connecting may take, however many addresses there are."""
@@ -32,7 +32,7 @@ _ARRAYS: Final = [
     | dict.fromkeys(("range_subtype", "attrtypoids", "attrnames"))
     for oid, name, elemtype in ((1000, "_bool", 16), (1001, "_bytea", 17), (1005, "_int2", 21), (1007, "_int4", 23), (1016, "_int8", 20))
 ]
-"""The array types that we use, which have the same OIDs on every server. Otherwise the driver would look them up on each connection."""
+"""The array types that we use. Their OIDs are the same on every server, so the driver need not look them up on each connection."""
 
 _SETTINGS: Final = {"application_name": "taskflow", "standard_conforming_strings": "on"}
 """The settings of each connection, chosen so that pgbouncer accepts them too."""
@@ -49,7 +49,7 @@ class Address(NamedTuple):
 class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The address of a database, and how to connect to it. `password` is never shown.
 
-    `others`     further addresses, if there are standbys: one of all addresses is the primary, which may change
+    `others`     further addresses, if there are standbys; any of the addresses may be the primary, and this may change
     `listen_at`  where to listen for wake-ups, if the other connections use a pooler that loses them; if several, the primary is used
     `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as in libpq
     `is_pooled`  True if connections go through a pooler that does not support prepared statements
@@ -138,7 +138,7 @@ def _checked_by_the_system() -> ssl.SSLContext:
 
 @cache
 def _warn_of_prefer(place: Address) -> None:
-    """Warn once per process and address."""
+    """Warn about tls=prefer, once per process and address."""
     log.warning(
         "PostgreSQL at %s: with tls=prefer, the default, a connection is encrypted only if the server offers it. The server's identity "
         "is not checked. Add tls=verify-full to the broker URL, or tls=disable where the network is trusted",
@@ -202,7 +202,7 @@ class _Search:
             self._trying[asyncio.create_task(self._server.connect_to_primary(place))] = place
 
     async def _first_to_succeed(self) -> tuple[asyncpg.Connection, Address] | None:
-        """Return the first connection that succeeds, or None if the next address should be tried."""
+        """Return a connection if an attempt has succeeded, or None if the next address should be tried."""
         timeout = self._head_start if self._untried else None
         done, _ = await asyncio.wait(self._trying, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

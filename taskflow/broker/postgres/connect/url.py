@@ -17,8 +17,8 @@ _TLS: Final = ("disable", "prefer", "require", "verify-ca", "verify-full")
 
 
 def server_of(parts: SplitResult, options: Mapping[str, str]) -> PostgresTarget:
-    """Return the database that a URL such as ``postgresql://user:password@host:5432/app?tls=require`` describes. Raises BrokerUrlError,
-    whose message never shows a password."""
+    """Return the database that a URL such as ``postgresql://user:password@host:5432/app?tls=require``
+    describes. Raises BrokerUrlError if the URL is invalid; the message never shows a password."""
     tls = options.get("tls", "verify-full" if "tls_ca" in options else "prefer")
     if tls not in _TLS:
         raise BrokerUrlError(f"broker URL has tls={tls!r}: expected one of {', '.join(_TLS)}")
@@ -48,8 +48,8 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> PostgresTarget:
 
 
 def _places(text: str) -> list[Address]:
-    """Parse addresses such as ``db1:5432,db2`` or ``[::1]:5432``. Messages do not quote them, because they may be part
-    of a password with a '/'."""
+    """Parse addresses such as ``db1:5432,db2`` or ``[::1]:5432``. Error messages do
+    not quote them, because they may be part of a password that contains a '/'."""
     hosts = [_split(host) for host in text.split(",")]
     if len(hosts) > 1 and not all(host for host, _ in hosts):
         raise BrokerUrlError(f"broker URL has an empty host in its list: expected hosts such as db1:5432,db2:5432; {IN_PASSWORDS}")

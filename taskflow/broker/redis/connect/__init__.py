@@ -1,1 +1,1 @@
-"""Connections to a Redis server: its address, single connections, an event loop's pool, and checks of the server."""
+"""Connects to a Redis server: its address, single connections, a pool for each event loop, and checks of the server."""

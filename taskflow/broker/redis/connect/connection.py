@@ -1,7 +1,7 @@
 """One connection to a server, for commands or for a subscription.
 
 The driver opens the connection, and handles addresses, passwords and TLS. If hiredis is installed, this module then packs commands and
-parses replies directly on the transport. With the driver's streams, a process that sends one command at a time would need twice as long.
+parses replies directly on the transport. With the driver's streams, a process that sends one command at a time would take twice as long.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
 
 
 class DriverConnection:
-    """A connection through the driver's streams. Each call waits for the answer to the one before."""
+    """A connection through the driver's streams. Each call waits for the answer to the previous one."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
@@ -63,8 +63,8 @@ class DriverConnection:
         self.is_lost = False
 
     async def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> list[Any]:
-        """Send commands and return a reply for each. An error from the server is a reply. Any other error is raised, and TimeoutError after
-        `within` seconds; the connection is then lost.
+        """Send commands and return a reply for each. An error from the server counts as a reply. Any
+        other error is raised, and so is TimeoutError after `within` seconds; the connection is then lost.
 
         `most` limits the bytes of the replies: if more arrive, TooLong is raised. The driver's parser cannot enforce the limit, so here
         TooLong is raised without sending anything.
@@ -100,7 +100,7 @@ class DriverSubscription:
         self._on_message = on_message
 
     async def subscribe(self, *channels: bytes) -> None:
-        """Subscribe to channels. Return once the server has confirmed it."""
+        """Subscribe to channels, and wait until the server has confirmed it."""
         await self.send("SUBSCRIBE", *channels)
         for _ in channels:
             await self._connection.read_response(disable_decoding=True)
@@ -192,8 +192,8 @@ class DirectConnection(_Direct):
         return self._lost is not None
 
     def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> asyncio.Future[list[Any]]:
-        """Do the same as `DriverConnection.ask`. `within` counts from the answer to the previous call. The caller may
-        stop awaiting at any time.
+        """Send commands and return their replies, like `DriverConnection.ask`. `within`
+        counts from the answer to the previous call. The caller may stop awaiting at any time.
 
         If one call fails, the connection is lost, and all others fail with a ConnectionError. Bytes that arrive together with the answer to
         the previous call do not count towards `most`.

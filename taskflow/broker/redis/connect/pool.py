@@ -17,16 +17,16 @@ from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 
 MOST_ON_DISK: Final = 8
-"""Connections of one event loop that wait for the server's disk at a time. Further calls wait for one of them."""
+"""The maximum number of an event loop's connections that wait for the server's disk at a time. Further calls wait for one of them."""
 
 ON_DISK_WITHIN: Final = 2_500
 """Milliseconds within which the server must write changes to its disk."""
 
 
 class ConnectionPool:
-    """Sends commands over one connection, which it opens again after an error. Calls do not wait for each other's answers.
+    """Sends commands over one connection, which it reopens after an error. Calls do not wait for each other's answers.
 
-    A call that waits for the server's disk has a connection for itself.
+    A call that waits for the server's disk has a connection to itself.
     """
 
     def __init__(self, server: RedisTarget) -> None:
@@ -48,7 +48,7 @@ class ConnectionPool:
     ) -> Any:
         """Run a script, and return its reply.
 
-        `ahead`    commands to send before it in the same write; if one fails, the call fails
+        `ahead`    commands to send before the script in the same write; if one fails, the call fails
         `on_disk`  wait until the server has written the changes to disk; raise BrokerUnavailable if that takes too long
         """
         ask, after = (self._ask_on_disk, (_ON_DISK,)) if on_disk else (self._ask, ())
@@ -101,7 +101,7 @@ class ConnectionPool:
             await self._end.aclose()
 
     def abandon(self) -> None:
-        """Close without awaiting anything: the event loop has ended, or belongs to another process."""
+        """Close without awaiting anything, because the event loop has ended or belongs to another process."""
         self._is_closed = True
 
     # --- one command ------------------------------------------------------------------------------------------
@@ -121,8 +121,8 @@ class ConnectionPool:
         return await self._over(await self._connected(), commands, within, each, most)
 
     async def _ask_on_disk(self, commands: Sequence[Command], within: float) -> Any:
-        """Return the reply over a connection that no other call uses meanwhile: the server answers nothing on it until the disk has the
-        changes. Calls on several connections share one write to the disk."""
+        """Send commands over a connection that no other call uses meanwhile, because the server answers nothing
+        on it until the changes are on disk. Calls on several connections share one write to the disk."""
         async with self._on_disk:
             connection = self._waiting.pop() if self._waiting else connection_over(await self.open())
             try:
@@ -154,7 +154,7 @@ class ConnectionPool:
         replies = await connection.ask(commands, within, most)
         reply = replies if each else replies[0] if len(replies) == 1 else _reply_among(commands, replies)
         if isinstance(reply, Exception):
-            if isinstance(reply, exceptions.ReadOnlyError):  # a demoted primary: a new connection may reach the new one
+            if isinstance(reply, exceptions.ReadOnlyError):  # the primary was demoted: a new connection may reach its successor
                 await connection.drop()
             raise reply
         return reply
@@ -167,7 +167,7 @@ class ConnectionPool:
         finally:
             self._is_closed = True
             for connection in [*self._waiting, *([self._connection] if self._connection is not None else [])]:
-                await connection.drop(nowait=not self.server.tls)  # TLS says goodbye to the server first: two seconds at most
+                await connection.drop(nowait=not self.server.tls)  # TLS first sends a closing message, for at most two seconds
 
 
 def _is_cut(error: Exception) -> bool:
@@ -182,7 +182,8 @@ _ON_DISK: Final = ("WAITAOF", 1, 0, ON_DISK_WITHIN)
 
 
 def _reply_among(commands: Sequence[Command], replies: list[Any]) -> Any:
-    """Return the first error, or the reply to the last command before WAITAOF. After an error the connection can still be used."""
+    """Return the first error, or the reply to the last command before WAITAOF. The errors include
+    a failure to write to disk in time. After any of them, the connection can still be used."""
     for reply in replies:
         if isinstance(reply, Exception):
             return reply

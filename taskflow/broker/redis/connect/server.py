@@ -1,4 +1,4 @@
-"""A server's address and options, from a broker URL or keyword arguments, and connections with safe driver settings."""
+"""Describes a server's address and options, given in a broker URL or as arguments, and creates connections with safe driver settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from taskflow.model.errors import BrokerRefused, BrokerUrlError
 from taskflow.model.wording import IN_PASSWORDS
 
 ANSWER_WITHIN: Final = 3.0
-"""Seconds that one command may take. There is time to send it again within the default `enqueue_timeout` (5 s)."""
+"""Seconds that one command may take. This leaves time to send it again within the default `enqueue_timeout` (5 s)."""
 
 CONNECT_WITHIN: Final = 2.0
 
@@ -34,8 +34,8 @@ _KEEPALIVE: Final = {
 
 
 def _about() -> dict[str, Any]:
-    """Return the driver's name and version for CLIENT LIST. Otherwise the driver would parse its distribution's metadata for each
-    connection, which blocks the event loop for a few milliseconds."""
+    """Return the driver's name and version for CLIENT LIST. Otherwise the driver would parse its
+    distribution's metadata for each connection, which would block the event loop for a few milliseconds."""
     try:
         from redis.driver_info import DriverInfo  # newer versions of the driver
     except ImportError:
@@ -125,8 +125,8 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def server_of(parts: SplitResult, options: Mapping[str, str]) -> RedisTarget:
-    """Return the server that a URL such as ``redis://user:password@host:6379/0?durability=fsync`` describes. Raise BrokerUrlError, whose
-    message never shows a password."""
+    """Return the server that a URL such as ``redis://user:password@host:6379/0?durability=fsync``
+    describes. Raises BrokerUrlError if an option is invalid; the message never shows a password."""
     if parts.scheme != "rediss" and (tls := next((name for name in options if name.startswith("tls_")), None)):
         raise BrokerUrlError(f"broker URL has {tls}= without TLS: write rediss://")
     return RedisTarget(

@@ -11,7 +11,7 @@ from taskflow.broker.redis.errors import full
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 OLDEST: Final = (7, 2)
-"""Redis 7.2, or Valkey, which reports this version as compatible. Older servers lack WAITAOF."""
+"""The oldest suitable version: Redis 7.2, or Valkey, which reports itself as compatible with it. Older servers lack WAITAOF."""
 
 
 _LITTLE_ROOM: Final = 0.9
@@ -50,7 +50,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def check(self, place: str, *, may_evict: bool) -> None:
-        """Raise BrokerRefused if jobs would not be safe on the server."""
+        """Raise BrokerRefused if the server is unsuitable or might lose jobs. `place` names the server."""
         if self.version < OLDEST:
             raise BrokerRefused(f"{self.name} at {place} is too old: taskflow needs Redis 7.2 or newer, or Valkey 7.2 or newer")
         if self.role != "master":
