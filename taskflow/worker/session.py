@@ -55,7 +55,7 @@ _RULES: Final = Rules()
 
 
 class WorkerSession:
-    """One session of a worker. If the worker continues after its end, it begins another one.
+    """One session of a worker. If it ends while the worker continues, the worker begins another one.
 
     `begin` registers the session, and `run` takes it through its phases. `finish`, `wind_down`, `hurry` and `lose` only set the
     phase, and `settle_by` a time limit; `run` acts on them. `has_forced` is True if runs had to be cancelled. `all_ended` is
@@ -209,7 +209,7 @@ class WorkerSession:
             self._enter(Phase.STOPPING)
 
     def lose(self, why: str) -> None:
-        """Cancel the runs, because the session is dead or must be presumed dead, so other workers may already be running its jobs."""
+        """Give up the session and cancel its runs: it is dead or must be presumed dead, so other workers may already run its jobs."""
         if self.phase < Phase.LOST:
             is_followed = self.phase < Phase.WINDING_DOWN
             self._lease_table.close()  # nothing starts any more
