@@ -138,7 +138,7 @@ class WorkerSession:
                 holding.ask_to_stop(WINDING_DOWN)
 
     async def _finish_runs(self) -> None:
-        """Wait for the runs to end, however long that takes, then until the session winds down.
+        """Wait for the runs to end, however long that takes, and then for the session to wind down.
         Runs that were asked to stop longer ago than the grace time are not waited for."""
         while self.phase is Phase.FINISHING and not self.all_ended.is_set():
             if len(self._lease_table) and not self._lease_table.do_not_end(time.monotonic() - self._options.grace):
@@ -278,8 +278,8 @@ class WorkerSession:
         await self._lease_table.wait_for_change()
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Accept claimed leases. Jobs that have crashed before go into quarantine. Because nothing else may
-        start during a trial, the others first start in the free slots, and the rest are handed back."""
+        """Accept claimed leases. Jobs that have crashed before go into quarantine. Nothing else may start
+        during their trial, so the other jobs first start in the free slots, and the rest are handed back."""
         if self.phase >= Phase.WINDING_DOWN:
             self.give_back(leases, claimed_at)
             return

@@ -182,8 +182,8 @@ class Succession:
         self._events.tell(BrokerTrouble("a new session", str(error) or type(error).__name__, times))
 
     async def _end_all(self) -> None:
-        """Wait for the winding down, and then until all sessions have ended: the current one first, then the past
-        ones. Meanwhile, these keep offering their verdicts, for at least `last_words` seconds."""
+        """Wait until the worker winds down, and then until all sessions have ended: the current one first, then the past
+        ones. In the meantime, these keep offering their verdicts, for at least `last_words` seconds."""
         while self.phase is not Phase.WINDING_DOWN:
             self._moved.clear()
             await self._moved.wait()
