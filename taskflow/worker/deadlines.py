@@ -1,4 +1,4 @@
-"""The timeouts of runs. They share one table and one timer, because a timer for each would cost more than a short run."""
+"""Enforces the timeouts of runs with one shared table and timer, because a timer for each would cost more than a short run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from taskflow.worker.lease_table import HeldLease
 
 SWEPT_EVERY: Final = 0.01
-"""Minimum seconds between two scans. A timeout may be noticed that much late; in return, ten thousand long runs cost little."""
+"""Minimum seconds between two scans. A timeout may be noticed that much late, but even ten thousand long runs cost little."""
 
 
 class Deadlines:

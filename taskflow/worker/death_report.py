@@ -1,4 +1,4 @@
-"""Reports the death of a worker process to the broker, so that its jobs need not wait for the ttl."""
+"""Reports the death of a worker process to the broker, so that its jobs need not wait until the ttl has passed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from taskflow.model.retry import Pauses
 from taskflow.model.session import Beat
 
 PATIENCE: Final = 5.0
-"""Seconds to wait for the broker."""
+"""Seconds to wait for the broker's answer."""
 
 PAUSES: Final = Pauses(0.1, 0.5)
 
 
 async def tell_death(broker: Broker, session_id: bytes, cause: str) -> bool:
-    """Report that the session's process is dead. Each of its leases becomes a crash with that cause ("SIGSEGV").
+    """Report to the broker that the session's process is dead. Each of its jobs then counts as crashed with this cause ("SIGSEGV").
 
     Return False if the broker refuses, or does not answer within `PATIENCE`. In that case, upkeep declares
     the session dead later, without a cause. Broker errors are not raised. A repeated report does no harm.

@@ -17,7 +17,7 @@ from taskflow.worker.executor import PARKED_ON
 from taskflow.worker.options import WorkerOptions
 
 LOOKED_AT: Final = 1_000
-"""The maximum number of scheduled jobs per queue that are searched for parked ones. Searching more would put load on the store."""
+"""The maximum number of scheduled or failed jobs that one search examines. Examining more would put load on the store."""
 
 
 class Drain:
@@ -32,19 +32,19 @@ class Drain:
         self._began_at: datetime | None = None
 
     async def note_begin(self, session: bytes) -> None:
-        """Record when the store registered the session. If the store sets a job aside after that, it counts as a failure of this drain."""
+        """Record when the store registered the session. Jobs set aside as unreadable after that count as failures of this drain."""
         workers = await self._broker.console.workers()
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """Return how many jobs the store has set aside as unreadable since `note_begin`. Only the newest failed jobs are examined."""
+        """Return how many jobs the store has set aside as unreadable since it registered the session, among the newest failed jobs."""
         if self._began_at is None:
             return 0
         failed = await self._broker.console.browse(JobFilter(statuses=(Status.FAILED,)), limit=LOOKED_AT)
         return sum(_is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed)
 
     async def is_over(self) -> bool:
-        """Return True if no job in the queues is READY or RUNNING anywhere, and none that this worker can run is due within the horizon.
+        """Return True if no job in the queues is READY or RUNNING on any worker, and none that this one can run is due within the horizon.
 
         In a paused queue, only RUNNING jobs count, because no worker may claim the others.
         """
@@ -60,14 +60,14 @@ class Drain:
         return [queue for queue in await self._broker.console.queues() if not self._names or queue.name in self._names]
 
     async def parked(self, queue: QueueRecord) -> Counter[str]:
-        """Return how many jobs of each name this worker cannot run, among the newest scheduled ones in the queue."""
+        """Return, for each job name, how many of the queue's newest scheduled jobs this worker cannot run."""
         if not queue.counts[Status.SCHEDULED]:
             return Counter()
         return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))
 
     async def _has_something_due(self, queue: QueueRecord) -> bool:
         """Return True if a job that the worker can run is due within the horizon.
-        If a queue has too many scheduled jobs to search, parked ones count too."""
+        If the queue has too many scheduled jobs to search, parked ones count too."""
         if queue.next_due_in is None or queue.next_due_in > self._horizon:
             return False
         if queue.counts[Status.SCHEDULED] > LOOKED_AT or await self._waits_still(queue):
@@ -81,7 +81,7 @@ class Drain:
         return self._awaited is not None
 
     async def _waits_still(self, queue: QueueRecord) -> bool:
-        """Return True if the job that an earlier search found is still scheduled. This is cheaper than a new search."""
+        """Return True if the job found by an earlier search is still scheduled. This is cheaper than a new search."""
         awaited = self._awaited
         if awaited is None or awaited.queue != queue.name:
             return False
@@ -95,7 +95,7 @@ class Drain:
         return min(filter(self._can_run, due), key=lambda record: record.due_at, default=None)
 
     def _can_run(self, record: Record) -> bool:
-        """Return True if this worker can run the job. Another worker may have parked it."""
+        """Return True if this worker can run the job, even if another worker has parked it."""
         if record.waiting_for is None:
             return True
         job = self._registry.get(record.job)

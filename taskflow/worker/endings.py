@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 FORGOTTEN_AFTER: Final = 5.0
-"""Seconds between two checks of the counter. Kills that were counted before the last check but one are no longer considered as a cause."""
+"""Minimum seconds between two checks of the counter. Kills counted before the second-to-last check are no longer considered as a cause."""
 
 
 class Want(Enum):
@@ -63,7 +63,7 @@ class OutOfMemory:
         self._older = self._newer = self._read()
 
     def look(self, now: float) -> None:
-        """Check the counter. Call this regularly: kills that are older than two checks are not considered as a cause."""
+        """Check the counter, at most every `FORGOTTEN_AFTER` seconds. Call this regularly, so that old kills are no longer considered."""
         if now - self._looked_at >= FORGOTTEN_AFTER:
             self._looked_at = now
             self._older, self._newer = self._newer, self._read()

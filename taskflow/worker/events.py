@@ -101,7 +101,7 @@ class VerdictsLost(WorkerEvent, frozen=True):
 
 
 class SessionOpened(WorkerEvent, frozen=True):
-    """The broker has registered a session of the worker with this `name` and `id`."""
+    """The broker has registered a session of the worker, under this `name` and `id`."""
 
     name: str
     id: bytes
@@ -172,7 +172,7 @@ class WindingDown(WorkerEvent, frozen=True):
 class StillRunning(WorkerEvent, frozen=True):
     """A run that was asked to stop `asked_for` seconds ago is still running. `why` is the reason for stopping it, for example "timed out".
 
-    Sent when the time to stop is over, then after 10 times that time, after 100 times, and so on.
+    Sent when the time allowed for stopping is over, then after 10 times that time, 100 times, and so on.
     """
 
     lease: Lease

@@ -46,8 +46,8 @@ WINDING_DOWN: Final = "winding down"
 LOST: Final = "lost"
 
 PARKED_ON: Final = (NewerFormat, UnknownArgument, MissingArgument)
-"""Errors which show that a payload comes from another version of the
-application or of taskflow, because the sender has checked the arguments."""
+"""Errors which show that a job was sent by another version of the
+application or of taskflow, because every sender checks the arguments."""
 
 WAYS_OUT: Final = "deploy the code that sent it, or cancel it if that code was removed (taskflow cancel)"
 
@@ -71,8 +71,8 @@ class Executor:
         is_cut_short: Callable[[], bool] = lambda: False,
     ) -> None:
         """Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`,
-        `_invoke` must call plain functions itself. `is_cut_short()` returns True while the worker's own block is being
-        cancelled. Runs that are cancelled along with it, for example when `asyncio.run` ends, are handed back."""
+        `_invoke` must call plain functions itself. `is_cut_short()` returns True while the worker's `async with` block is
+        being cancelled. Runs that are cancelled along with it, for example when `asyncio.run` ends, are handed back."""
         self._registry = registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._threads = threads
@@ -85,7 +85,7 @@ class Executor:
     async def run(self, holding: HeldLease) -> Settlement:
         """Run the job and return the settlement, whatever the outcome.
 
-        Raises only GeneratorExit, when the coroutine is closed; then `close` makes the settlement.
+        Raises only GeneratorExit, if the coroutine is closed. In that case, call `close` for the settlement.
         """
         begun = holding.started = time.monotonic()
         try:
@@ -223,7 +223,7 @@ class Executor:
             return Failed(failure_of(broken, holding.lease.attempt))
 
     def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
-        """Choose a verdict. The job's own signal comes first, then the reason why the run was stopped, then the job's policy."""
+        """Choose the verdict for an error. The job's signal decides first, then the reason for stopping the run, then the job's policy."""
         match error:
             case NeverBegun():
                 return _not_begun(holding)
@@ -274,7 +274,7 @@ def _not_begun(holding: HeldLease) -> Verdict:
 
 
 async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
-    """Wait for a child process. A run that is stopped while it waits counts as not started."""
+    """Wait for a child process, and reserve it for the run. A run that is stopped while it waits counts as not started."""
     task = asyncio.current_task()
     assert task is not None
 

@@ -112,7 +112,7 @@ class Fetcher:
             await self._answered.wait()
 
     def heed(self, outlook: Outlook, asked_at: float) -> None:
-        """Apply the outlook of a heartbeat that was sent at `asked_at`."""
+        """Apply the outlook from the answer to a heartbeat that was sent at `asked_at`."""
         self._nothing_since = -math.inf if outlook.is_ready else asked_at
         if not self._is_waiting:
             return
@@ -122,7 +122,7 @@ class Fetcher:
             self._nudge()
 
     def look(self) -> None:
-        """Claim again if the fetcher is waiting, because there may be work."""
+        """Make the fetcher claim again if it is waiting, because there may now be work."""
         if self._is_waiting:
             self._nudge()
 

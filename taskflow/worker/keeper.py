@@ -52,11 +52,11 @@ class BeatListener(Protocol):
         ...
 
     def lose(self, why: str) -> None:
-        """Handle the loss of the session: it is dead, or has sent no heartbeat for its whole ttl."""
+        """Handle the loss of the session: the broker has declared it dead, or its heartbeat has failed or been stopped."""
         ...
 
     def note_dropped(self, claim: ClaimId, why: str) -> None:
-        """Handle the loss of a report on this claim, which the store cannot write."""
+        """Handle a dropped report: the store cannot write the progress that was reported for this claim."""
         ...
 
 

@@ -22,8 +22,8 @@ class HeldLease:
 
     `why_stopped`  why the run was asked to stop, or None
     `is_offered`   True once its settlement has been offered
-    `is_held_up`   True if another program's transaction has blocked its settlement
-    `in_thread`    the future of its plain function, while that is called in a thread
+    `is_held_up`   True once its settlement has been set aside, usually because another program's transaction blocks it
+    `in_thread`    the future for the call of its plain function in a thread, or None
     `taken_at`, `begins_by`, `started`, `asked_at`   when it arrived, by when its run must start, when its run started, and when the run was
                    asked to stop, all on the monotonic clock
     `reminders`    how many times it has been reported that the run has not stopped
@@ -84,19 +84,19 @@ class HeldLease:
 
 
 class Intake(Enum):
-    """Whether a lease table accepts new leases and starts waiting ones."""
+    """Whether a session claims new leases and starts waiting ones."""
 
     OPEN = "open"
     ON_TRIAL = "on trial"
-    """Not while a quarantine is trying jobs that have crashed."""
+    """It does neither while a quarantine is trying jobs that have crashed."""
 
     OVER = "over"
-    """Never again: the session is lost."""
+    """It never does either again, because the session is lost."""
 
 
 class LeaseTable:
     """The leases that a session holds. The event loop writes the table,
-    and the heartbeat thread reads it: each read takes a copy in one step.
+    and the heartbeat thread reads it: each read makes a copy in one atomic step.
 
     `on_news` is called, from any thread, when a run has reported progress that has not been in a heartbeat yet.
     """
@@ -135,8 +135,8 @@ class LeaseTable:
     # --- the leases -------------------------------------------------------------------------------------
 
     def add(self, lease: Lease, claimed_at: float) -> HeldLease:
-        """Add a lease. If it expires, the remaining time is counted from `claimed_at`, when the
-        claim was sent. The store computed that time later, so no run starts after the expiry."""
+        """Add a lease. If its job has an expiry, the remaining time is counted from `claimed_at`, when the
+        claim was sent. The store computed the remaining time later, so no run starts after the expiry."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
         holding = self._held[lease.claim] = HeldLease(lease, time.monotonic(), begins_by)
         holding.on_report = self._on_report
@@ -159,7 +159,7 @@ class LeaseTable:
         return list(self._held.values())
 
     def held_by(self, run: JobContext) -> HeldLease | None:
-        """Return the lease of a run while it is held. May be called from any thread."""
+        """Return the lease of a run, or None if it is no longer held. May be called from any thread."""
         for holding in self.all():
             if holding.lease.epoch == run.epoch and id_text(holding.lease.envelope.id) == run.job_id:
                 return holding
@@ -192,7 +192,7 @@ class LeaseTable:
         except TimeoutError:
             return
 
-    # --- what beats tell --------------------------------------------------------------------------------
+    # --- what heartbeats report -------------------------------------------------------------------------
 
     def claims(self) -> tuple[ClaimId, ...]:
         return tuple(self._held)

@@ -128,8 +128,8 @@ def _lapsed(seconds: float, ttl: float) -> str:
 
 
 def _may_lapse(seconds: float, ttl: float) -> bool:
-    """Return True if the ttl may have passed. The stall may have begun
-    one check earlier, and the last heartbeat one interval before that."""
+    """Return True if the ttl may have passed. The stall may have begun one
+    check earlier, and the last heartbeat may have been sent one interval before that."""
     return seconds + LOOK > ttl - ttl / BEATS_PER_TTL
 
 
@@ -149,7 +149,7 @@ def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
 
 
 def _words(verdict: Verdict) -> tuple[int, str, str]:
-    """Return the level, the outcome, and the details that follow it."""
+    """Return the log level for a verdict, its outcome in words, and the details that follow."""
     match verdict:
         case Succeeded():
             return logging.INFO, "succeeded", ""

@@ -13,21 +13,20 @@ MEASURED_OVER: Final = 0.01
 
 ENDS_NEEDED: Final = 50
 MOMENT: Final = 0.001
-"""The minimum duration of a measurement in seconds. It is enough if `ENDS_NEEDED`
-runs have ended, so that the claim after a burst is large enough."""
+"""Minimum seconds for a measurement if `ENDS_NEEDED` runs have ended, so that the claim after a burst is large enough."""
 
 REMEMBERED: Final = 16
 """The limit of a queue's history: this many more short runs than long ones, or the reverse, outweigh all earlier runs."""
 
 FADES_AFTER: Final = 60.0
-"""A queue no longer counts if no run in it ends for this many seconds, plus the duration of a long run. It may never be used again."""
+"""If no run in a queue ends for this many seconds plus the duration of a long run, the queue no longer counts: it may be out of use."""
 
 QUEUES: Final = 1_000
-"""If there are more queues than this, all statistics are dropped. Queue names may be generated."""
+"""If there are more queues than this, for example because their names are generated, all statistics are dropped."""
 
 
 class Pace:
-    """Measures the pace of one session. Times are on the monotonic clock."""
+    """Measures how fast the runs of one session end and how long they take. Times are on the monotonic clock."""
 
     def __init__(self, now: float) -> None:
         self._since = now
@@ -65,7 +64,7 @@ class Pace:
             del self._slow_until[queue], self._leanings[queue]
 
     def _lean(self, queue: str, leaning: int, ran_for: float) -> None:
-        """Record a short or long run in a queue. A leaning above 0 means that most runs in the queue are long."""
+        """Set the leaning of a queue after a short or long run. A leaning above 0 means that most recent runs in the queue were long."""
         if len(self._leanings) >= QUEUES and queue not in self._leanings:
             self._leanings.clear()
             self._slow_until.clear()

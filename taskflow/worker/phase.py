@@ -7,7 +7,7 @@ from enum import IntEnum
 
 class Phase(IntEnum):
     """A phase of a session. `WorkerSession.run` takes the session through the
-    phases, and it never returns to an earlier one. An event has these effects:
+    phases, and the session never returns to an earlier one. Events have these effects:
 
     | phase        | `finish`     | `wind_down`     | `hurry`     | the session is lost                                           |
     |--------------|--------------|-----------------|-------------|---------------------------------------------------------------|
@@ -18,7 +18,7 @@ class Phase(IntEnum):
     | LOST         | -            | -               | -           | -                                                             |
     | ENDED        | -            | -               | -           | -                                                             |
 
-    A worker has a phase too: WORKING, FINISHING or WINDING_DOWN. Its present session follows it.
+    A worker has a phase too: WORKING, FINISHING or WINDING_DOWN. Its current session follows it.
     """
 
     WORKING = 0

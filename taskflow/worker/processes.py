@@ -64,8 +64,8 @@ def supervise(
 ) -> int:
     """Keep the plan's workers running until all have ended for good. Each is a process that runs `command`. Return the exit code.
 
-    The workers get `environment`, or by default the environment of this process. When a worker dies, `on_crash` is
-    called at once, and the other workers report the death to the broker. If there are none, the next worker does.
+    The workers get `environment`, or by default the environment of this process. When a worker crashes, `on_crash` is
+    called at once, and the other workers report its death to the broker. If there are none, the next worker does.
     """
     with Wakes() as wakes, Processes(command, wakes, environment) as processes:
         if watch is not None:
@@ -113,8 +113,8 @@ CHANGED: Final = 0
 
 
 class Wakes:
-    """Turns signals and file changes into bytes in a pipe, which can be waited
-    for. The signal handlers do nothing else, so they interrupt nothing."""
+    """Turns signals and file changes into bytes in a pipe that the supervisor can wait
+    for. The signal handlers themselves do nothing, so they interrupt nothing."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -170,8 +170,8 @@ def _has_terminal() -> bool:
 
 
 class Processes:
-    """The worker processes. Each has its own POSIX session, so that a Ctrl-C
-    in the terminal reaches only the supervisor, which passes it on."""
+    """Starts the worker processes and exchanges messages with them. Each has its own POSIX session,
+    so that a Ctrl-C in the terminal reaches only the supervisor, which passes it on."""
 
     def __init__(self, command: Sequence[str], wakes: Wakes, environment: Mapping[str, str] | None = None) -> None:
         self._command = list(command)
@@ -225,8 +225,8 @@ class Processes:
         self._remind()
 
     def news(self) -> Iterator[tuple[int, str | Ending]]:
-        """Yield the workers' reports and the ends of processes. Ended processes are
-        reaped: workers after their last report and, if this is process 1, orphans."""
+        """Yield the workers' reports and the ends of processes, each with its pid. Ended processes
+        are reaped: workers after their last report and, if this is process 1, orphans."""
         for pid, worker_socket in self._sockets.items():
             for line in self._listen(worker_socket):
                 self._note_line(worker_socket, line)
@@ -278,7 +278,7 @@ class Processes:
 
 
 class Deaths:
-    """Why workers have died, by session id (hexadecimal), until a living worker has reported it to the broker."""
+    """Keeps the causes of workers' deaths, keyed by session id in hexadecimal, until a living worker has reported them to the broker."""
 
     def __init__(self) -> None:
         self._unreported: dict[str, Death] = {}

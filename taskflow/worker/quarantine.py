@@ -1,5 +1,5 @@
-"""Runs jobs that have crashed. The last run of each either killed its
-worker, or ran beside the one that did; which of them it was is unknown.
+"""Runs jobs that have crashed, apart from all others. The last run of each either
+killed its worker, or ran alongside the one that did; it is not known which.
 
 If the guilty job ran among others, it would take them down each time, and they would count as crashed as often as it does.
 So suspects run separately: a few at a time after their first crash, then one at a time, those with the fewest crashes first.
@@ -25,8 +25,8 @@ class Trial(NamedTuple):
     """How suspects are tried.
 
     `together`     the number of jobs that run at the same time
-    `probation`    seconds after which other jobs may start beside them
-    `until_alone`  seconds to wait until earlier runs have ended and the store has taken back the rest. Runs that continue share the risk
+    `probation`    seconds after which other jobs may start alongside them
+    `until_alone`  seconds to wait for earlier runs to end and for the store to take back other leases. Runs that continue share the risk
     """
 
     together: int
@@ -86,7 +86,7 @@ class Quarantine:
                 self._lease_table.end_trial()
 
     def _choose(self) -> Trial | None:
-        """Choose the leases to try now, and hand back the rest. If other code cancels `run`, it starts with a new choice."""
+        """Choose the leases to try now, and hand back the rest. If other code cancels `run`, it starts again with a new choice."""
         waiting = sorted(self.take_all(), key=_crashes)
         if not waiting:
             return None

@@ -26,7 +26,7 @@ class QueueChoice:
 
     @classmethod
     def parse(cls, text: str) -> QueueChoice:
-        """Parse the value of `--queues`. Raises ValueError, which names the invalid part."""
+        """Parse the value of `--queues`. If a part of it is invalid, raises a ValueError that names the part."""
         weights: dict[str, int | None] = {}
         for part in text.split(","):
             name, separator, weight = part.strip().partition("=")

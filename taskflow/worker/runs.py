@@ -20,15 +20,15 @@ from taskflow.worker.settler import Settler
 from taskflow.worker.threads import Threads
 
 PORTION: Final = 0.002
-"""Seconds for which jobs are started without a break, before the loop runs other tasks."""
+"""Maximum seconds to spend on starting jobs before the event loop runs other tasks."""
 
 PATIENCE: Final = 0.1
 """Seconds that a lease may wait in the reserve. After that it is handed back, so that another worker can start it."""
 
 AHEAD: Final = 3
 """The reserve, and the leases whose settlements have not been answered, are each limited to this
-many times the slots. A cycle of 200 jobs costs less per job than one of 100, mostly in the store.
-In longer cycles, the worker and the store lose more by waiting for each other than they save."""
+many times the slots. Claiming, running and settling jobs in cycles of 200 costs less per job than in
+cycles of 100, mostly in the store. In longer cycles, the worker and the store wait too long for each other."""
 
 SLOW: Final = 0.5
 
@@ -38,7 +38,7 @@ RARER: Final = 10
 SHORTEST_LOOK: Final = 0.05
 LONGEST_LOOK: Final = 5.0
 CUT_OFF_WITHIN: Final = 1.0
-"""Seconds for runs to end after they have been cut off."""
+"""Seconds that runs have to end after they have been cut off."""
 
 
 class Runs:

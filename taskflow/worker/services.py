@@ -1,4 +1,4 @@
-"""The services of a session: tasks that are kept running until their block ends."""
+"""Runs the services of a session: tasks that are restarted when they fail or are cancelled, until an `async with` block ends."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def a_group() -> AsyncIterator[Group]:
     """Open a task group. At the end of the block, its tasks are cancelled and awaited.
 
     A job may cancel every existing task. anyio's group would then end the block without an error, as if the group had been cancelled on
-    purpose. This one raises CancelledError instead, so that the task that walks through the sessions stops, and restarts where it was.
+    purpose. This one raises CancelledError instead, so that the task that walks through the sessions stops, and is restarted where it was.
     """
     has_ended = False
     tasks = anyio.create_task_group()

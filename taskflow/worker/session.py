@@ -55,7 +55,7 @@ _RULES: Final = Rules()
 
 
 class WorkerSession:
-    """One session of a worker. If the worker continues after its end, it begins another one.
+    """One session of a worker. If it ends while the worker continues, the worker begins another one.
 
     `begin` registers the session, and `run` takes it through its phases. `finish`, `wind_down`, `hurry` and `lose` only set the
     phase, and `settle_by` a time limit; `run` acts on them. `has_forced` is True if runs had to be cancelled. `all_ended` is
@@ -138,7 +138,7 @@ class WorkerSession:
                 holding.ask_to_stop(WINDING_DOWN)
 
     async def _finish_runs(self) -> None:
-        """Wait for the runs to end, however long that takes, then until the session winds down.
+        """Wait for the runs to end, however long that takes, and then for the session to wind down.
         Runs that were asked to stop longer ago than the grace time are not waited for."""
         while self.phase is Phase.FINISHING and not self.all_ended.is_set():
             if len(self._lease_table) and not self._lease_table.do_not_end(time.monotonic() - self._options.grace):
@@ -209,7 +209,7 @@ class WorkerSession:
             self._enter(Phase.STOPPING)
 
     def lose(self, why: str) -> None:
-        """Cancel the runs, because the session is dead or must be presumed dead, so other workers may already be running its jobs."""
+        """Give up the session and cancel its runs: it is dead or must be presumed dead, so other workers may already run its jobs."""
         if self.phase < Phase.LOST:
             is_followed = self.phase < Phase.WINDING_DOWN
             self._lease_table.close()  # nothing starts any more
@@ -278,8 +278,8 @@ class WorkerSession:
         await self._lease_table.wait_for_change()
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Accept claimed leases. Jobs that have crashed before go into quarantine. Because nothing else may
-        start during a trial, the others first start in the free slots, and the rest are handed back."""
+        """Accept claimed leases. Jobs that have crashed before go into quarantine. Nothing else may start
+        during their trial, so the other jobs first start in the free slots, and the rest are handed back."""
         if self.phase >= Phase.WINDING_DOWN:
             self.give_back(leases, claimed_at)
             return

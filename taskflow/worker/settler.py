@@ -26,7 +26,7 @@ UNWRITABLE: Final = "taskflow.VerdictNotWritable"
 class Settler:
     """Sends settlements in batches, without a timer: those that arrive while a batch is under way form the next one.
 
-    A settlement is offered until the store has answered it or its lease is lost, because losing a job is worse than running it
+    A settlement is retried until the store has answered it or its lease is lost, because losing a job is worse than running it
     twice. If another program's transaction blocks settlements in the store, `run_held_up` offers them again separately, so that
     the others do not wait. `waiting_since` is the time on the monotonic clock since which a batch has been unanswered, or None.
     """
@@ -121,7 +121,7 @@ class Settler:
         return answered
 
     def _set_aside(self, settlement: Settlement, event: WorkerEvent) -> None:
-        """Queue the settlement separately from the others. Send the event the first time."""
+        """Queue the settlement separately from the others. Send the event only the first time."""
         if (holding := self._lease_table.get(settlement.claim)) is not None:
             if not holding.is_held_up:
                 self._events.tell(event)

@@ -27,7 +27,7 @@ _IN_THREAD: Final = Threads._work.__code__
 _OF_A_THREAD: Final = 4 | 2
 
 Line = tuple[str, int, str, None]
-"""A file, line number and function, copied so that nothing is read from disk until the line is shown."""
+"""The file, line number and function of a stack frame. Its source text is not read from disk until the line is shown."""
 
 
 def lines_of(thread: int) -> list[Line]:
@@ -70,8 +70,8 @@ def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | No
 
 
 def run_in(thread: int) -> JobContext | None:
-    """Return the run of an async or plain job on the thread's stack. It is
-    found in the stack frames, so that recording it costs the runs nothing."""
+    """Return the run of the async or plain job on the thread's stack, or None. It is
+    found by searching the stack frames, so that runs need not record it."""
     for frame in _frames(thread):
         if frame.f_code is _IN_LOOP:
             context: JobContext | None = frame.f_locals.get("context")
@@ -83,7 +83,7 @@ def run_in(thread: int) -> JobContext | None:
 
 
 def seconds_computed() -> dict[int, float]:
-    """Return the CPU time of each Python thread in seconds, by thread number. The result is empty if the system does not report it.
+    """Return the CPU time of each Python thread in seconds, keyed by thread number. The result is empty if the system does not report it.
 
     A clock's id is computed from the thread's native id, as glibc does (clock_gettime(2)). For a thread that
     has ended, the kernel returns an error, whereas pthread_getcpuclockid would follow a dangling pointer.
@@ -101,7 +101,7 @@ def seconds_computed() -> dict[int, float]:
 def waited_for_processor() -> float:
     """Return for how many seconds the calling thread was ready to run but had no CPU, or 0.0 if the system does not report it.
 
-    A thread that waits for the interpreter lock sleeps, so that time is not counted.
+    Time spent waiting for the interpreter lock does not count, because the thread sleeps meanwhile.
     """
     try:
         with open("/proc/thread-self/schedstat", "rb") as told:  # as bytes: decoding could import a module that an upgrade has just removed

@@ -156,8 +156,8 @@ class StallWatch:
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[stacks.Line]]:
         """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing.
 
-        The thread's current run is named if it has been under way for at least half of this check's delay. Otherwise the last slow run is
-        named, if it ended during the delay. The thread may have continued with another run since then, so no lines are returned for it.
+        The thread's current run counts if it has been under way for at least half of this check's delay. Otherwise the last slow run does,
+        if it ended during the delay. The thread may have continued with another run since then, so no lines are returned for it.
         """
         holding, slow = self._holding_in(thread), self._watched.slow
         late = passed - LOOK

@@ -25,14 +25,14 @@ from taskflow.worker.vitals import Signs
 
 PAUSES: Final = Pauses(0.1, 5.0)
 EARLY: Final = 10.0
-"""A session that ends within this many seconds has ended early. The cause
-will most likely end the next one too, so that one begins after a pause."""
+"""A session that ends within this many seconds has ended early. The cause will
+most likely end the next one too, so the next one begins only after a pause."""
 
 EARLY_PAUSES: Final = Pauses(0.25, 30.0)
 
 RESTART_PAUSES: Final = Pauses(0.01, 1.0)
 MOST_RESTARTS: Final = 20
-"""How many times a worker that is winding down continues after its task has failed or been cancelled."""
+"""How many times in a row a worker that is winding down restarts its task after it has failed or been cancelled."""
 
 
 class Succession:
@@ -64,7 +64,7 @@ class Succession:
     # --- asked by the worker ----------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Begin the first session. If the broker does not answer, wait for it as long as the options allow."""
+        """Begin the first session. If the broker does not answer, keep trying for `start_timeout` seconds."""
         timeout = self._options.start_timeout
         self._beginning = anyio.CancelScope()  # loads anyio's asyncio backend before jobs are claimed, not after
 
@@ -76,7 +76,7 @@ class Succession:
         self._start()
 
     async def finish(self) -> None:
-        """Make the present session stop claiming. Return when all runs have ended and the broker has their verdicts."""
+        """Make the current session stop claiming. Return when all runs have ended and the broker has their verdicts."""
         self._enter(Phase.FINISHING)
         if (present := self.present) is not None:
             await present.all_ended.wait()
@@ -109,7 +109,7 @@ class Succession:
         self._lead()
 
     def _lead(self) -> None:
-        """Bring the present session to the worker's phase."""
+        """Bring the current session to the worker's phase."""
         if self.present is not None:
             if self.phase is Phase.FINISHING:
                 self.present.finish()
@@ -182,7 +182,8 @@ class Succession:
         self._events.tell(BrokerTrouble("a new session", str(error) or type(error).__name__, times))
 
     async def _end_all(self) -> None:
-        """End the present session first. In the meantime, past sessions keep offering their verdicts, for at least `last_words` seconds."""
+        """Wait until the worker winds down, and then until all sessions have ended: the current one first, then the past
+        ones. In the meantime, these keep offering their verdicts, for at least `last_words` seconds."""
         while self.phase is not Phase.WINDING_DOWN:
             self._moved.clear()
             await self._moved.wait()

@@ -1,8 +1,8 @@
-"""Decides how many worker processes should run, from their reports and the time. A `ProcessControl` carries out the decisions.
+"""Decides when to start, stop and replace worker processes, based on their reports. A `ProcessControl` carries out the decisions.
 
-A worker starts, reports that its modules are `loaded`, opens a `session`, and works. Once it has been asked to leave, the next
-worker may take its slot. A worker that has run its number of jobs, or has grown too large, retires. The next worker takes its
-slot, but its runs have as much time as they need. A worker that ends in any other way has crashed, and is replaced after a pause.
+A worker starts, reports that its modules are `loaded`, opens a `session`, and works. Once it has been asked to leave, the next worker may
+take its slot. A worker that has run its number of jobs, or has grown too large, retires: it finishes its runs while the next worker takes
+its slot. A worker that ends in any other way has crashed. It is replaced at once, or after a pause if crashes continue.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ IDLE: Final = 5.0
 SILENT_AFTER: Final = 10.0
 """A worker reports every second. If it has been silent for less than this many seconds, it may just have been waiting for a CPU."""
 GONE_WITHIN: Final = 120.0
-"""Seconds for a worker to exit after its session has left. Python may take
+"""Seconds that a worker has to exit after its session has left. Python may take
 a while to shut down, and so may threads that jobs have left behind."""
 KILLED_AFTER: Final = 5.0
-"""Seconds for an aborted worker to write its stacks and exit."""
+"""Seconds that an aborted worker has to write its stacks and exit."""
 DOUBTED_AFTER: Final = 60.0
 MANY_RETIRING: Final = 3
 # The exit code of a worker that cut off runs.
@@ -112,7 +112,7 @@ class Supervisor:
             log.warning("%s again: cancelling the runs", name)
 
     def hang_up(self) -> None:
-        """Handle the loss of the terminal. Several SIGHUPs may report it; together they count as one first signal."""
+        """Handle the loss of the terminal. Several SIGHUPs may report it; together they count as the first signal to stop."""
         if not self._stops:
             self.stop(signal.SIGHUP)
 
@@ -154,7 +154,7 @@ class Supervisor:
                 worker.has_drained = how == "drained"
 
     def weighed(self, pid: int, size: int) -> None:
-        """Handle a measurement of a worker's memory use, in bytes."""
+        """Retire a worker if its memory use, `size` in bytes, exceeds the plan's `max_memory`."""
         worker, most = self._workers.get(pid), self._plan.max_memory
         if worker is None or worker.is_leaving or worker.works_since is None or most is None or size <= most:
             return
@@ -224,7 +224,7 @@ class Supervisor:
         return worker
 
     def _roll_on(self) -> None:
-        """Continue a rolling restart, once it is known whether the application can start."""
+        """Continue a rolling restart, if one is in progress and it is known whether the application can start."""
         if not self._is_rolling or (not self._may_crowd and self._staying()):
             return
         if (change := self._change) is not None:
@@ -244,7 +244,7 @@ class Supervisor:
             self._give_up_rolling("no process can be started")
 
     def _doubt(self, change: Replacement) -> None:
-        """Warn about a new worker that has not begun to work. It may have a lot to load, or be waiting for something that never happens."""
+        """Warn once if the new worker takes long to begin work. It may have a lot to load, or wait for something that never happens."""
         if change.new.works_since is None and not change.is_doubted and self._clock() >= change.began_at + DOUBTED_AFTER:
             change.is_doubted = True
             log.warning(
@@ -380,8 +380,8 @@ class Supervisor:
         self._is_rolling, self._change = False, None
 
     def _judge(self) -> None:
-        """Set the exit code once no workers are left: the highest of theirs. If
-        none has ever worked, or after a third signal, it is that of the signal."""
+        """Set the exit code once all workers have ended for good: the highest of theirs. After a
+        third signal, or if none had begun to work before the first, it is that of the signal."""
         if self._workers:
             return
         failed = [slot.no_start.code for slot in self._slots if slot.no_start is not None]

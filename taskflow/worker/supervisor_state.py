@@ -64,7 +64,7 @@ class WorkerProcess:
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """One of the plan's workers: a process, and then its successors.
+    """The slot of one of the plan's workers, occupied by a process and then its successors.
     `failures` counts consecutive deaths of workers that were not healthy."""
 
     failures: int = 0

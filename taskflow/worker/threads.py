@@ -1,5 +1,5 @@
-"""Threads for plain functions. They take calls from a shared deque and return results
-to the event loop in batches: a thread switch for each job would cost too much."""
+"""Runs plain functions in threads, which take calls from a shared deque and return results
+to the event loop in batches. A thread switch for each job would cost too much."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Threads:
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call the function in a thread, with this task's context variables. Return a future for its outcome.
 
-        If the future is cancelled before the function has started, it never starts. A running function cannot be
+        If the future is cancelled before a thread calls the function, it is never called. A running function cannot be
         stopped; call `give_up` in that case. Raises RuntimeError if the system cannot start a thread for the call.
         """
         outcome: asyncio.Future[Any] = self._loop.create_future()
@@ -73,7 +73,7 @@ class Threads:
             self.left_behind += 1
 
     def close(self) -> None:
-        """Let the threads end: idle ones now, busy ones after their function."""
+        """End the threads: idle ones now, busy ones once their functions have returned."""
         with self._wake:
             self._is_closed = True
             self._wake.notify_all()
@@ -90,7 +90,7 @@ class Threads:
     def _call_one(self) -> None:
         """Wake a thread for the call, unless one is already being woken: that one wakes the next if it finds more than one call.
 
-        So functions that wait get a thread each, while one or two threads handle a batch of short ones. If each call
+        So functions that block get a thread each, while one or two threads handle a batch of short ones. If each call
         woke a thread, the threads would compete for the interpreter lock, at several times the cost of the work.
         """
         if self._is_one_coming:
@@ -136,7 +136,7 @@ class Threads:
                     return None
 
     def _has_more(self) -> bool:
-        """Wait for a call. Return False if none arrives.
+        """Wait for a call. Return False if none arrives in time, or the pool is closed.
 
         A call is queued first and announced afterwards. So either it is seen here, or this thread already counts as idle.
         """

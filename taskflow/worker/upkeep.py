@@ -42,7 +42,7 @@ the planned call, no nudge announced it, and upkeep is called earlier."""
 MOMENT: Final = 0.001
 """Seconds until the next attempt if a timer fired slightly early and nothing was due yet."""
 
-# Minimum seconds between two calls. Each job that is due soon nudges, and a flood of nudges must not cause a flood of calls.
+# Minimum seconds between two calls. Each job that is due soon sends a nudge, and a flood of nudges must not cause a flood of calls.
 AT_LEAST: Final = 0.005
 
 
@@ -72,11 +72,11 @@ class Upkeep:
                     await asyncio.sleep(AT_LEAST)
 
     def note_work(self) -> None:
-        """Record that jobs are running here. When they end, there will be more to do."""
+        """Record that jobs are running here. When they end, there will be more upkeep to do."""
         self._is_at_rest = False
 
     def heed(self, outlook: Outlook, asked_at: float) -> None:
-        """Apply the outlook of a heartbeat that was sent at `asked_at`."""
+        """Apply the outlook from the answer to a heartbeat that was sent at `asked_at`."""
         self._told_at, self._due_at = asked_at, asked_at + outlook.due_in
         if self._due_at < self._next_at - UNANNOUNCED:
             self._forget_due()

@@ -11,15 +11,15 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 
 LATE: Final = 12.0
-"""Seconds without an answer after which the broker counts as unavailable. This
-is slightly longer than the fetcher takes for two checks for jobs or room."""
+"""Seconds without an answer after which the broker counts as unavailable.
+This is slightly longer than two of the fetcher's checks for jobs or room."""
 
 BLIND: Final = 5.0
 """Seconds without a check after which the stall watch counts as dead."""
 
 
 class Signs(NamedTuple):
-    """The signs of life of one session. Times are on the monotonic clock, or None if there has been none. `free` and `running` count slots.
+    """The signs of life of one session. Times are on the monotonic clock, or None if there is none yet. `free` and `running` count slots.
 
     `beaten_at`, `claimed_at`  the broker's last answer to a heartbeat and to a claim
     `full_at`                  the last time that there was no room for more leases, which is checked every few seconds
@@ -44,7 +44,7 @@ class Signs(NamedTuple):
 @dataclass(frozen=True)
 class VitalSign:
     """The result of a health check. `why` is for people, and `facts` (numbers and text)
-    for programs. It is a dataclass because web frameworks can return those directly."""
+    for programs. It is a dataclass because web frameworks can return one directly."""
 
     is_well: bool
     why: str
@@ -64,7 +64,7 @@ class Seen(Protocol):
 
 class Vitals:
     """Checks whether a worker is alive and ready. `seen` returns the worker's stall watch, or None before
-    its start and after its end. `signs` returns the signs of the present session, or None between two."""
+    its start and after its end. `signs` returns the signs of the current session, or None between two."""
 
     def __init__(self, seen: Callable[[], Seen | None], signs: Callable[[], Signs | None], ttl: float) -> None:
         self._seen = seen
@@ -120,7 +120,7 @@ class Vitals:
             return VitalSign(False, f"no job can start: functions that were given up still run in all {signs.left_behind} slots", facts)
         if beaten is None or beaten > max(LATE, self._ttl / 2):
             return VitalSign(False, _not_for("a beat", beaten), facts)
-        # With every slot taken it need not claim, but the runs must be settled when they end.
+        # With every slot taken, the worker need not claim, but the runs must be settled when they end.
         full = _since(signs.full_at, now)
         waited = claimed if claimed is None or full is None else min(claimed, full)
         if waited is None or (signs.free and waited > LATE):

@@ -1,4 +1,4 @@
-"""The worker, which runs jobs in one session after another until its block ends."""
+"""The worker, which runs jobs in one session after another until its `async with` block ends."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class RunCounts:
 
 
 class Worker:
-    """Runs jobs inside its block, then winds down: ``async with Worker(concurrency=50): ...``
+    """An async context manager that runs jobs inside its block, then winds down: ``async with Worker(concurrency=50): ...``
 
     `queues`       as on the command line: "mail,default" in strict order, "mail=3,default=1" weighted, or a list of such names
                    (default None: every queue)
@@ -250,10 +250,10 @@ def worker_lifespan(
     `own`          the application's own lifespan. The worker runs inside it, and the state that it
                    yields is passed on to the application and to the worker
     `queues`       the queues to take jobs from, as in `Worker` (default None: every queue)
-    `concurrency`  the most jobs that run at a time (default 100)
+    `concurrency`  the maximum number of jobs that run at once (default 100)
     `grace`        seconds that runs have to finish when the application stops (default 25)
 
-    Errors are raised when the application starts, and are those of `Worker`.
+    Raises the errors of `Worker` when the application starts.
     """
 
     @asynccontextmanager
