@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 import redis
 
-from taskflow.broker.postgres import wakeups as postgres_wakeups
+from taskflow.broker.postgres import listening as postgres_listening
 from taskflow.broker.postgres.connect import server as postgres_connect
 from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.redis import wakeups as redis_wakeups
@@ -132,7 +132,7 @@ class PostgresDriver(ServerDriver[PostgresServer]):
         defaults: dict[str, Any] = Link.fetch.__kwdefaults__ or {}
         patch.setitem(defaults, "within", postgres_connect.ANSWER_WITHIN / 10)
         patch.setattr(postgres_connect, "CONNECT_WITHIN", postgres_connect.CONNECT_WITHIN / 10)
-        patch.setattr(postgres_wakeups, "LOOK_EVERY", SHORT)
+        patch.setattr(postgres_listening, "LOOK_EVERY", SHORT)
         execute = asyncpg.Connection.execute
 
         async def execute_within_less(self: asyncpg.Connection, query: str, *args: Any, timeout: float | None = None) -> str:
