@@ -69,10 +69,8 @@ SET enable_mergejoin = off SET jit = off AS $$
 DECLARE
     now_at CONSTANT bigint := @.wall(NULL);
 BEGIN
-    is_crossing := NOT pg_try_advisory_lock(@.crossing_lock());
-    IF NOT is_crossing THEN
-        PERFORM pg_advisory_unlock(@.crossing_lock());
-    END IF;
+    -- In one expression, so that no cancellation comes between: users' commits would wait for this lock.
+    is_crossing := CASE WHEN pg_try_advisory_lock(@.crossing_lock()) THEN NOT pg_advisory_unlock(@.crossing_lock()) ELSE true END;
     there := ARRAY(
         SELECT topic FROM unnest(topics) AS topic
         WHERE CASE
@@ -285,14 +283,14 @@ $$;
 
 -- Tells, as a user's transaction commits, what it has done: jobs in a queue, and what enqueue() has left in a setting. It writes nothing. A
 -- NOTIFY takes a lock that all such commits share. So it sends nothing if no listener waits. Of several transactions that commit together
--- only one notifies for a queue; the listener looks again until the others have committed.
+-- only one notifies for a queue; the listener looks again until the others have committed. A listener that looks at this moment holds the
+-- lock for microseconds, and waits for nothing meanwhile.
 CREATE FUNCTION @.tell_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     others CONSTANT text := current_setting('taskflow.at_commit', true);
 BEGIN
-    IF pg_try_advisory_xact_lock_shared(@.crossing_lock()) AND of_topic IS NOT NULL AND NOT @.has_old_view() AND NOT @.has_note(of_topic) THEN
-        NULL; -- no listener waits, as in most transactions
-    ELSIF of_topic IS NOT NULL THEN
+    PERFORM pg_advisory_xact_lock_shared(@.crossing_lock());
+    IF of_topic IS NOT NULL THEN
         PERFORM @.tell_of(of_topic);
     END IF;
     IF others <> '' THEN

@@ -273,6 +273,22 @@ async def test_a_job_of_a_user_that_commits_while_a_worker_notes_itself_starts_s
         await worker.has(job_id.bytes)
 
 
+async def test_a_job_of_a_user_that_commits_while_another_listener_looks_starts_soon(store: Store, stranger: asyncpg.Connection) -> None:
+    """Its trigger waits for that look, and so it holds the lock when a worker notes itself."""
+    looking = await asyncpg.connect(store.url)
+    await looking.fetchval("SELECT pg_advisory_lock(taskflow.crossing_lock())")
+    await stranger.execute("BEGIN")
+    job_id = await stranger.fetchval("SELECT taskflow.enqueue('work')")
+    triggering = asyncio.create_task(stranger.execute("SET CONSTRAINTS ALL IMMEDIATE"))
+    await asyncio.sleep(0.2)
+    await looking.close()
+    await triggering
+    async with IdleWorker(store.url) as worker:
+        await asyncio.sleep(0.5)
+        await stranger.execute("COMMIT")
+        await worker.has(job_id.bytes)
+
+
 async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     await broker.read([])
     await stranger.execute("BEGIN")
