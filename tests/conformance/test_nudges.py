@@ -194,8 +194,8 @@ async def test_nudge_full(world: World, place: int) -> None:
         [first] = await nudged(world, workers, 1)
         others = [worker for worker in workers if worker is not first]
         full, other = others[place], others[1 - place]
-        assert len(await full.claim(limit=1)) == 1
         await full.stop_waiting()
+        assert len(await full.claim(limit=1)) == 1
         await world.add(queue="mail")
 
         assert await nudged(world, [other], 1) == [other]

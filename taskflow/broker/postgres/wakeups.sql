@@ -144,13 +144,18 @@ BEGIN
 END
 $$;
 
--- Returns true if a listener has noted that it waits for jobs of a queue, or for what is due.
-CREATE FUNCTION @.has_note(of_topic text) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off AS $$
+-- Returns true if a listener has noted that it waits for jobs of a queue, or for what is due. Reading begins with the newest note,
+-- because a long transaction keeps the older versions of those that were written again. (An EXISTS would ignore the ORDER BY.)
+CREATE FUNCTION @.has_note(of_topic text) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     from_when CONSTANT bigint := @.noted_since();
 BEGIN
-    RETURN EXISTS (SELECT 1 FROM @.idle WHERE topic IN (of_topic, CASE WHEN of_topic <> 'due' THEN 'queues' END) AND since >= from_when);
+    RETURN coalesce(
+        (SELECT true FROM @.idle WHERE topic = of_topic AND since >= from_when ORDER BY since DESC LIMIT 1),
+        (SELECT true FROM @.idle WHERE of_topic <> 'due' AND topic = 'queues' AND since >= from_when ORDER BY since DESC LIMIT 1),
+        false
+    );
 END
 $$;
 
@@ -172,7 +177,7 @@ $$;
 
 -- --- telling ------------------------------------------------------------------------------------------------
 
--- Tells `number` listeners that there are jobs in a queue: first those that have waited longest.
+-- Tells `number` listeners that there are jobs in a queue: first those that came last, whose notes are the quickest to find.
 CREATE FUNCTION @.nudge(of_topic text, number bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -187,7 +192,7 @@ BEGIN
             UPDATE @.idle SET nudged_at = now_at, nudged_for = of_topic
             WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM @.idle WHERE topic = place AND nudged_at IS NULL AND since >= from_when
-                ORDER BY since LIMIT number - cardinality(told) FOR UPDATE SKIP LOCKED
+                ORDER BY since DESC LIMIT number - cardinality(told) FOR UPDATE SKIP LOCKED
             ))
             RETURNING listener
         )
@@ -198,7 +203,7 @@ BEGIN
         EXIT WHEN cardinality(told) >= number;
         told := told || ARRAY(
             SELECT listener FROM @.idle WHERE topic = place AND nudged_at IS NOT NULL AND since >= from_when AND listener <> ALL (told)
-            LIMIT number - cardinality(told)
+            ORDER BY since DESC LIMIT number - cardinality(told)
         );
     END LOOP;
     PERFORM pg_notify(listener, of_topic) FROM unnest(told) AS listener;

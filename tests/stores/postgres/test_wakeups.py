@@ -502,6 +502,26 @@ async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(store: Store
     await stranger.execute("ROLLBACK")
 
 
+async def test_few_read_the_older_versions_of_a_note_that_a_long_transaction_keeps(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+    """The listener was nudged, and has waited again, many times."""
+    await broker.read([])
+    await stranger.execute("CREATE TABLE public.theirs (n integer); BEGIN; INSERT INTO public.theirs VALUES (1)")
+    other = await asyncpg.connect(store.url)
+    await other.execute("DO $$ BEGIN FOR i IN 1 .. 2000 LOOP PERFORM taskflow.note_idle('one', ARRAY['queue:default']); END LOOP; END $$")
+    reads = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'idle_by_topic'"
+
+    for call, is_right in (
+        ("SELECT taskflow.has_note('queue:default')", True),
+        ("SELECT taskflow.nudge('queue:default', 1, taskflow.wall(NULL))", None),
+    ):
+        before = await other.fetchval(reads)
+        assert await other.fetchval(call) in {is_right, ""}
+        await other.execute("SELECT pg_stat_force_next_flush()")
+        assert await other.fetchval(reads) - before < 50, call
+    await other.close()
+    await stranger.execute("ROLLBACK")
+
+
 RUBBISH: Final = r"""
     INSERT INTO taskflow.idle (listener, topic, since, nudged_at, nudged_for)
     SELECT listener, topic, since, nudged_at, nudged_for
