@@ -223,8 +223,12 @@ DECLARE
     told_due text[];
 BEGIN
     SET LOCAL synchronous_commit = off;
-    IF passed_on_by IS NOT NULL THEN
-        DELETE FROM @.idle WHERE listener = passed_on_by AND topic <> 'due';
+    IF passed_on_by IS NOT NULL THEN -- its notes that are not nudged are younger
+        DELETE FROM @.idle WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM @.idle
+            WHERE listener = passed_on_by AND topic = ANY (topics || 'queues'::text) AND nudged_at IS NOT NULL
+            FOR UPDATE SKIP LOCKED
+        ));
     END IF;
     FOR each IN
         DELETE FROM @.idle WHERE ctid = ANY (ARRAY(

@@ -309,6 +309,47 @@ async def test_a_nudge_on_its_way_to_a_worker_that_fills_up_goes_to_another(stor
         await until(lambda: {job.id for job in jobs} <= first.taken.keys() | second.taken.keys(), SOON)
 
 
+async def test_who_passes_a_nudge_on_stays_noted_for_other_queues(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+    """Two workers share a listener; one of them has stopped, and is told of a job."""
+    waiter = broker.sibling()
+    assert isinstance(waiter, PostgresBroker)
+    sessions = [Session(id=new_id(), name=name, ttl=3600.0) for name in ("mail", "other")]
+    with waiter.listen([topics.queue("mail")]) as mail, waiter.listen([topics.queue("other")]) as other:
+        waiting = [asyncio.create_task(nudges.wait(60.0)) for nudges in (mail, other)]
+        await until(lambda: mail.is_prompt)
+        for session in sessions:
+            await waiter.register(session)
+            assert await waiter.claim(session.id, 1, [session.name], 10) == []
+        await until(lambda: waiter.listener.is_at_rest)
+        waiting[1].cancel()
+        await asyncio.wait([waiting[1]])
+        other.close()
+        await broker.enqueue([an_envelope(queue="other")])
+        await asyncio.sleep(0.3)
+        notes = await stranger.fetch("SELECT topic, nudged_at FROM taskflow.idle WHERE topic <> 'due'")
+        assert [tuple(note) for note in notes] == [("queue:mail", None)]
+        assert not waiting[0].done()
+        await broker.enqueue([an_envelope(queue="mail")])
+        assert await asyncio.wait_for(waiting[0], AT_ONCE)
+    await waiter.close()
+
+
+async def test_a_listener_that_passes_on_what_it_waits_for_notes_itself_again(
+    store: Store, broker: Broker, stranger: asyncpg.Connection
+) -> None:
+    waiter = broker.sibling()
+    assert isinstance(waiter, PostgresBroker)
+    with waiter.listen([topics.queue("mail")]) as nudges:
+        waiting = asyncio.create_task(nudges.wait(60.0))
+        await until(lambda: nudges.is_prompt and waiter.listener.is_at_rest)
+        await stranger.execute("UPDATE taskflow.idle SET nudged_at = taskflow.wall(NULL), nudged_for = topic WHERE topic = 'queue:mail'")
+        waiter.listener._pass_on_later({topics.queue("mail"): 1})
+        await asyncio.sleep(0.3)
+        await broker.enqueue([an_envelope(queue="mail")])
+        assert await asyncio.wait_for(waiting, AT_ONCE)
+    await waiter.close()
+
+
 # --- transactions of users --------------------------------------------------------------------------------------------------
 
 
