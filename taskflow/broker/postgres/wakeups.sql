@@ -177,7 +177,8 @@ $$;
 
 -- --- telling ------------------------------------------------------------------------------------------------
 
--- Tells `number` listeners that there are jobs in a queue: first those that came last, whose notes are the quickest to find.
+-- Tells `number` listeners that there are jobs in a queue: first those that came last, whose notes are the quickest to find. Until a
+-- listener claims, none of its queues nudges it, because that claim may take the jobs of all.
 CREATE FUNCTION @.nudge(of_topic text, number bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -197,7 +198,12 @@ BEGIN
             RETURNING listener
         )
         SELECT array_agg(listener) INTO now_told FROM nudged;
-        told := told || now_told;
+        IF now_told IS NOT NULL THEN
+            told := told || now_told;
+            UPDATE @.idle SET nudged_at = now_at WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM @.idle WHERE listener = ANY (now_told) AND topic <> 'due' AND nudged_at IS NULL FOR UPDATE SKIP LOCKED
+            ));
+        END IF;
     END LOOP;
     FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP -- claims of those nudged before may be under way, and have missed these jobs
         EXIT WHEN cardinality(told) >= number;
@@ -207,6 +213,17 @@ BEGIN
         );
     END LOOP;
     PERFORM pg_notify(listener, of_topic) FROM unnest(told) AS listener;
+END
+$$;
+
+-- Lets a listener be nudged for its other queues again. Waits for no lock: whoever has one of these notes locked writes it.
+CREATE FUNCTION @.free_notes(of_listener text) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE @.idle SET nudged_at = NULL WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM @.idle
+        WHERE listener = of_listener AND topic <> 'due' AND nudged_at IS NOT NULL AND nudged_for IS NULL FOR UPDATE SKIP LOCKED
+    ));
 END
 $$;
 
@@ -229,6 +246,7 @@ BEGIN
             WHERE listener = passed_on_by AND topic = ANY (topics || 'queues'::text) AND nudged_at IS NOT NULL
             FOR UPDATE SKIP LOCKED
         ));
+        PERFORM @.free_notes(passed_on_by);
     END IF;
     FOR each IN
         DELETE FROM @.idle WHERE ctid = ANY (ARRAY(

@@ -350,6 +350,116 @@ async def test_a_listener_that_passes_on_what_it_waits_for_notes_itself_again(
     await waiter.close()
 
 
+class Waiting:
+    """Listeners with rows of their own in `idle`, which claim nothing by themselves."""
+
+    def __init__(self, broker: Broker, session: Session, queues: Sequence[str]) -> None:
+        self.broker = broker.sibling()
+        self.session = session
+        self.queues = queues
+        self.requests = 0
+        self.nudges: list[Nudges] = []
+        self.waiting: list[asyncio.Task[bool]] = []
+
+    async def begin(self) -> None:
+        await self.broker.register(self.session)
+        self.nudges.append(self.broker.listen([topics.queue(queue) for queue in self.queues]))
+        await self.wait()
+        await until(lambda: self.nudges[0].is_prompt)
+        assert await self.claim(10) == 0
+        assert isinstance(self.broker, PostgresBroker)
+        listener = self.broker.listener
+        await until(lambda: listener.is_at_rest)
+
+    async def wait(self) -> None:
+        self.waiting.append(asyncio.create_task(self.nudges[0].wait(60.0)))
+        await asyncio.sleep(0)
+
+    async def claim(self, limit: int) -> int:
+        self.requests += 1
+        return len(await self.broker.claim(self.session.id, self.requests, self.queues, limit))
+
+    async def stop_waiting(self) -> None:
+        self.waiting[-1].cancel()
+        await asyncio.wait(self.waiting)
+
+    @property
+    def is_nudged(self) -> bool:
+        return self.waiting[-1].done() and not self.waiting[-1].cancelled()
+
+    async def end(self) -> None:
+        await self.stop_waiting()
+        await self.broker.close()
+
+
+@asynccontextmanager
+async def waiting_for(broker: Broker, *queues: Sequence[str]) -> AsyncIterator[list[Waiting]]:
+    all_of_them = [Waiting(broker, Session(id=new_id(), name="waiting", ttl=3600.0), each) for each in queues]
+    for each in all_of_them:
+        await each.begin()
+    yield all_of_them
+    for each in all_of_them:
+        await each.end()
+
+
+TWO: Final = ("mail", "other")
+
+
+async def test_a_job_in_each_of_two_queues_nudges_two_workers_of_both(store: Store, broker: Broker) -> None:
+    async with waiting_for(broker, TWO, TWO, TWO) as workers:
+        await broker.enqueue([an_envelope(queue=queue) for queue in TWO])
+        await until(lambda: sum(each.is_nudged for each in workers) == 2, SOON)
+        await asyncio.sleep(0.2)
+        assert sum(each.is_nudged for each in workers) == 2
+
+
+async def test_a_lone_worker_of_two_queues_is_nudged_again_for_the_second(store: Store, broker: Broker) -> None:
+    """Its claim may have missed the second job."""
+    async with waiting_for(broker, TWO) as [worker]:
+        await broker.enqueue([an_envelope(queue="mail")])
+        await until(lambda: worker.is_nudged, SOON)
+        await worker.wait()
+        await broker.enqueue([an_envelope(queue="other")])
+        await until(lambda: worker.is_nudged, SOON)
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+async def test_a_claim_after_a_nudge_frees_all_notes_of_the_listener(
+    store: Store, broker: Broker, stranger: asyncpg.Connection, limit: int
+) -> None:
+    """Another worker with the same listener, for another queue, has been passed over meanwhile."""
+    async with waiting_for(broker, ["mail"]) as [worker]:
+        await stranger.execute("INSERT INTO taskflow.idle SELECT listener, 'queue:other', since FROM taskflow.idle")
+        await broker.enqueue([an_envelope(queue="mail")])
+        await until(lambda: worker.is_nudged, SOON)
+        notes = await stranger.fetch("SELECT nudged_at IS NULL, nudged_for FROM taskflow.idle ORDER BY topic")
+        assert [tuple(note) for note in notes] == [(False, "queue:mail"), (False, None)]
+        assert await worker.claim(limit) == 1
+        freed = "SELECT nudged_at IS NULL AND nudged_for IS NULL FROM taskflow.idle WHERE topic = 'queue:other'"
+        assert await stranger.fetchval(freed)
+
+
+async def test_a_full_claim_tells_of_what_it_leaves_in_each_of_its_queues(store: Store, broker: Broker) -> None:
+    await broker.enqueue([an_envelope(queue=queue) for queue in TWO])
+    async with waiting_for(broker, ["third"], ["third"]) as idlers:
+        for idler in idlers:  # they wait for others too, and have missed these jobs
+            assert isinstance(idler.broker, PostgresBroker)
+            await idler.broker.call("note_idle", idler.broker.listener.id, ["queue:mail", "queue:other"])
+        with counting() as asked:
+            assert len(await broker.claim(SESSION, 1, list(TWO), 1)) == 1
+            await until(lambda: asked["notify"], SOON)
+
+
+async def test_a_full_claim_tells_nobody_of_jobs_in_a_paused_queue(store: Store, broker: Broker) -> None:
+    await broker.enqueue([an_envelope(queue=queue) for queue in TWO])
+    await broker.console.pause("other")
+    async with waiting_for(broker, ["other"]):
+        with counting() as asked:
+            assert len(await broker.claim(SESSION, 1, list(TWO), 1)) == 1
+            await asyncio.sleep(0.2)
+        assert not asked["notify"]
+
+
 # --- transactions of users --------------------------------------------------------------------------------------------------
 
 
@@ -543,7 +653,9 @@ async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(store: Store
     await stranger.execute("ROLLBACK")
 
 
-async def test_few_read_the_older_versions_of_a_note_that_a_long_transaction_keeps(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+async def test_nobody_reads_old_versions_of_a_note_that_a_long_transaction_keeps(
+    store: Store, broker: Broker, stranger: asyncpg.Connection
+) -> None:
     """The listener was nudged, and has waited again, many times."""
     await broker.read([])
     await stranger.execute("CREATE TABLE public.theirs (n integer); BEGIN; INSERT INTO public.theirs VALUES (1)")
