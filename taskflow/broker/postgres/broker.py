@@ -116,11 +116,13 @@ class PostgresBroker:
         except BrokerError:
             claiming.fail()
             raise
-        news = found.pop()["unreadable"] if found and found[-1]["id"] is None else None
-        if news == UNNOTED:
+        news = list[str]()
+        while found and found[-1]["id"] is None:
+            news.append(found.pop()["unreadable"])
+        if news == [UNNOTED]:
             claiming.fail()
         else:
-            line.telling.add({news: 1} if news else {})
+            line.telling.add(dict.fromkeys(news, 1))
             claiming.end(is_full=len(found) >= limit)
         return claim.leases_of(found, session, request)
 

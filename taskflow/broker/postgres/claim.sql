@@ -4,8 +4,8 @@
 -- parameter they would be made at each call.
 --
 -- `of_listener`: the worker's listener, which `is_noted` in idle, as far as it knows, and `was_nudged` since its last claim. If there are
--- fewer jobs than `most`, it waits for more. A last row may have only news in `unreadable`: the topic of more jobs that are left, for which
--- another listener waits, or "unnoted" if no note was written.
+-- fewer jobs than `most`, it waits for more. The last rows may have only news in `unreadable`: topics of jobs that are left, for which other
+-- listeners wait, or "unnoted" if no note was written.
 CREATE FUNCTION @.claim(
     wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer,
     of_listener text DEFAULT NULL, is_noted boolean DEFAULT false, was_nudged boolean DEFAULT false
@@ -90,15 +90,26 @@ BEGIN
         IF is_noted OR was_nudged THEN
             DELETE FROM @.idle WHERE listener = of_listener AND topic = ANY (@.topics_of(queues));
         END IF;
-        IF @.has_note('queue:' || picked.last_queue) AND EXISTS (
-            SELECT 1 FROM @.ready_marks(now_at, picked.last_queue) AS m WHERE @.first_ready(m) IS NOT NULL
-        ) THEN
-            unreadable := 'queue:' || picked.last_queue;
+        FOR unreadable IN
+            SELECT 'queue:' || queue FROM unnest(CASE cardinality(queues) WHEN 0 THEN ARRAY[picked.last_queue] ELSE queues END) AS queue
+            WHERE CASE WHEN @.has_note('queue:' || queue) THEN @.has_ready(queue, now_at) END -- in this order
+        LOOP
             RETURN NEXT;
-        END IF;
+        END LOOP;
     ELSIF of_listener IS NOT NULL AND (was_nudged OR NOT is_noted) THEN
         PERFORM @.note_idle(of_listener, @.topics_of(queues));
     END IF;
+    IF was_nudged THEN
+        PERFORM @.free_notes(of_listener);
+    END IF;
+END
+$$;
+
+-- Returns true if a claim from this queue may find a job.
+CREATE FUNCTION @.has_ready(of_queue text, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN EXISTS (SELECT 1 FROM @.ready_marks(now_at, of_queue) AS m WHERE @.first_ready(m) IS NOT NULL)
+        AND NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = of_queue);
 END
 $$;
 

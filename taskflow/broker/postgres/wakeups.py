@@ -163,7 +163,10 @@ class PostgresListener(Listener):
 
     async def pass_on(self, nudges: int) -> None:
         told, self._to_pass_on = self._to_pass_on, Counter()
+        gone = [*told, names.ANY_QUEUE]
+        self.forget(gone)
         await self._notes.tell(told, [], self.id)
+        self.want(topic for topic in gone if topic in self.waited)
 
     def _pass_on_later(self, told: Mapping[str, int]) -> None:
         if told:

@@ -69,10 +69,8 @@ SET enable_mergejoin = off SET jit = off AS $$
 DECLARE
     now_at CONSTANT bigint := @.wall(NULL);
 BEGIN
-    is_crossing := NOT pg_try_advisory_lock(@.crossing_lock());
-    IF NOT is_crossing THEN
-        PERFORM pg_advisory_unlock(@.crossing_lock());
-    END IF;
+    -- In one expression, so that no cancellation comes between: users' commits would wait for this lock.
+    is_crossing := CASE WHEN pg_try_advisory_lock(@.crossing_lock()) THEN NOT pg_advisory_unlock(@.crossing_lock()) ELSE true END;
     there := ARRAY(
         SELECT topic FROM unnest(topics) AS topic
         WHERE CASE
@@ -146,13 +144,18 @@ BEGIN
 END
 $$;
 
--- Returns true if a listener has noted that it waits for jobs of a queue, or for what is due.
-CREATE FUNCTION @.has_note(of_topic text) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off AS $$
+-- Returns true if a listener has noted that it waits for jobs of a queue, or for what is due. Reading begins with the newest note,
+-- because a long transaction keeps the older versions of those that were written again. (An EXISTS would ignore the ORDER BY.)
+CREATE FUNCTION @.has_note(of_topic text) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     from_when CONSTANT bigint := @.noted_since();
 BEGIN
-    RETURN EXISTS (SELECT 1 FROM @.idle WHERE topic IN (of_topic, CASE WHEN of_topic <> 'due' THEN 'queues' END) AND since >= from_when);
+    RETURN coalesce(
+        (SELECT true FROM @.idle WHERE topic = of_topic AND since >= from_when ORDER BY since DESC LIMIT 1),
+        (SELECT true FROM @.idle WHERE of_topic <> 'due' AND topic = 'queues' AND since >= from_when ORDER BY since DESC LIMIT 1),
+        false
+    );
 END
 $$;
 
@@ -174,7 +177,8 @@ $$;
 
 -- --- telling ------------------------------------------------------------------------------------------------
 
--- Tells `number` listeners that there are jobs in a queue: first those that have waited longest.
+-- Tells `number` listeners that there are jobs in a queue: first those that came last, whose notes are the quickest to find. Until a
+-- listener claims, none of its queues nudges it, because that claim may take the jobs of all.
 CREATE FUNCTION @.nudge(of_topic text, number bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -189,21 +193,37 @@ BEGIN
             UPDATE @.idle SET nudged_at = now_at, nudged_for = of_topic
             WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM @.idle WHERE topic = place AND nudged_at IS NULL AND since >= from_when
-                ORDER BY since LIMIT number - cardinality(told) FOR UPDATE SKIP LOCKED
+                ORDER BY since DESC LIMIT number - cardinality(told) FOR UPDATE SKIP LOCKED
             ))
             RETURNING listener
         )
         SELECT array_agg(listener) INTO now_told FROM nudged;
-        told := told || now_told;
+        IF now_told IS NOT NULL THEN
+            told := told || now_told;
+            UPDATE @.idle SET nudged_at = now_at WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM @.idle WHERE listener = ANY (now_told) AND topic <> 'due' AND nudged_at IS NULL FOR UPDATE SKIP LOCKED
+            ));
+        END IF;
     END LOOP;
     FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP -- claims of those nudged before may be under way, and have missed these jobs
         EXIT WHEN cardinality(told) >= number;
         told := told || ARRAY(
             SELECT listener FROM @.idle WHERE topic = place AND nudged_at IS NOT NULL AND since >= from_when AND listener <> ALL (told)
-            LIMIT number - cardinality(told)
+            ORDER BY since DESC LIMIT number - cardinality(told)
         );
     END LOOP;
     PERFORM pg_notify(listener, of_topic) FROM unnest(told) AS listener;
+END
+$$;
+
+-- Lets a listener be nudged for its other queues again. Waits for no lock: whoever has one of these notes locked writes it.
+CREATE FUNCTION @.free_notes(of_listener text) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE @.idle SET nudged_at = NULL WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM @.idle
+        WHERE listener = of_listener AND topic <> 'due' AND nudged_at IS NOT NULL AND nudged_for IS NULL FOR UPDATE SKIP LOCKED
+    ));
 END
 $$;
 
@@ -220,8 +240,13 @@ DECLARE
     told_due text[];
 BEGIN
     SET LOCAL synchronous_commit = off;
-    IF passed_on_by IS NOT NULL THEN
-        DELETE FROM @.idle WHERE listener = passed_on_by AND topic <> 'due';
+    IF passed_on_by IS NOT NULL THEN -- its notes that are not nudged are younger
+        DELETE FROM @.idle WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM @.idle
+            WHERE listener = passed_on_by AND topic = ANY (topics || 'queues'::text) AND nudged_at IS NOT NULL
+            FOR UPDATE SKIP LOCKED
+        ));
+        PERFORM @.free_notes(passed_on_by);
     END IF;
     FOR each IN
         DELETE FROM @.idle WHERE ctid = ANY (ARRAY(
@@ -285,14 +310,14 @@ $$;
 
 -- Tells, as a user's transaction commits, what it has done: jobs in a queue, and what enqueue() has left in a setting. It writes nothing. A
 -- NOTIFY takes a lock that all such commits share. So it sends nothing if no listener waits. Of several transactions that commit together
--- only one notifies for a queue; the listener looks again until the others have committed.
+-- only one notifies for a queue; the listener looks again until the others have committed. A listener that looks at this moment holds the
+-- lock for microseconds, and waits for nothing meanwhile.
 CREATE FUNCTION @.tell_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     others CONSTANT text := current_setting('taskflow.at_commit', true);
 BEGIN
-    IF pg_try_advisory_xact_lock_shared(@.crossing_lock()) AND of_topic IS NOT NULL AND NOT @.has_old_view() AND NOT @.has_note(of_topic) THEN
-        NULL; -- no listener waits, as in most transactions
-    ELSIF of_topic IS NOT NULL THEN
+    PERFORM pg_advisory_xact_lock_shared(@.crossing_lock());
+    IF of_topic IS NOT NULL THEN
         PERFORM @.tell_of(of_topic);
     END IF;
     IF others <> '' THEN

@@ -273,6 +273,22 @@ async def test_a_job_of_a_user_that_commits_while_a_worker_notes_itself_starts_s
         await worker.has(job_id.bytes)
 
 
+async def test_a_job_of_a_user_that_commits_while_another_listener_looks_starts_soon(store: Store, stranger: asyncpg.Connection) -> None:
+    """Its trigger waits for that look, and so it holds the lock when a worker notes itself."""
+    looking = await asyncpg.connect(store.url)
+    await looking.fetchval("SELECT pg_advisory_lock(taskflow.crossing_lock())")
+    await stranger.execute("BEGIN")
+    job_id = await stranger.fetchval("SELECT taskflow.enqueue('work')")
+    triggering = asyncio.create_task(stranger.execute("SET CONSTRAINTS ALL IMMEDIATE"))
+    await asyncio.sleep(0.2)
+    await looking.close()
+    await triggering
+    async with IdleWorker(store.url) as worker:
+        await asyncio.sleep(0.5)
+        await stranger.execute("COMMIT")
+        await worker.has(job_id.bytes)
+
+
 async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     await broker.read([])
     await stranger.execute("BEGIN")
@@ -291,6 +307,157 @@ async def test_a_nudge_on_its_way_to_a_worker_that_fills_up_goes_to_another(stor
         for job in jobs:
             await broker.enqueue([job])
         await until(lambda: {job.id for job in jobs} <= first.taken.keys() | second.taken.keys(), SOON)
+
+
+async def test_who_passes_a_nudge_on_stays_noted_for_other_queues(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+    """Two workers share a listener; one of them has stopped, and is told of a job."""
+    waiter = broker.sibling()
+    assert isinstance(waiter, PostgresBroker)
+    sessions = [Session(id=new_id(), name=name, ttl=3600.0) for name in ("mail", "other")]
+    with waiter.listen([topics.queue("mail")]) as mail, waiter.listen([topics.queue("other")]) as other:
+        waiting = [asyncio.create_task(nudges.wait(60.0)) for nudges in (mail, other)]
+        await until(lambda: mail.is_prompt)
+        for session in sessions:
+            await waiter.register(session)
+            assert await waiter.claim(session.id, 1, [session.name], 10) == []
+        await until(lambda: waiter.listener.is_at_rest)
+        waiting[1].cancel()
+        await asyncio.wait([waiting[1]])
+        other.close()
+        await broker.enqueue([an_envelope(queue="other")])
+        await asyncio.sleep(0.3)
+        notes = await stranger.fetch("SELECT topic, nudged_at FROM taskflow.idle WHERE topic <> 'due'")
+        assert [tuple(note) for note in notes] == [("queue:mail", None)]
+        assert not waiting[0].done()
+        await broker.enqueue([an_envelope(queue="mail")])
+        assert await asyncio.wait_for(waiting[0], AT_ONCE)
+    await waiter.close()
+
+
+async def test_a_listener_that_passes_on_what_it_waits_for_notes_itself_again(
+    store: Store, broker: Broker, stranger: asyncpg.Connection
+) -> None:
+    waiter = broker.sibling()
+    assert isinstance(waiter, PostgresBroker)
+    with waiter.listen([topics.queue("mail")]) as nudges:
+        waiting = asyncio.create_task(nudges.wait(60.0))
+        await until(lambda: nudges.is_prompt and waiter.listener.is_at_rest)
+        await stranger.execute("UPDATE taskflow.idle SET nudged_at = taskflow.wall(NULL), nudged_for = topic WHERE topic = 'queue:mail'")
+        waiter.listener._pass_on_later({topics.queue("mail"): 1})
+        await asyncio.sleep(0.3)
+        await broker.enqueue([an_envelope(queue="mail")])
+        assert await asyncio.wait_for(waiting, AT_ONCE)
+    await waiter.close()
+
+
+class Waiting:
+    """Listeners with rows of their own in `idle`, which claim nothing by themselves."""
+
+    def __init__(self, broker: Broker, session: Session, queues: Sequence[str]) -> None:
+        self.broker = broker.sibling()
+        self.session = session
+        self.queues = queues
+        self.requests = 0
+        self.nudges: list[Nudges] = []
+        self.waiting: list[asyncio.Task[bool]] = []
+
+    async def begin(self) -> None:
+        await self.broker.register(self.session)
+        self.nudges.append(self.broker.listen([topics.queue(queue) for queue in self.queues]))
+        await self.wait()
+        await until(lambda: self.nudges[0].is_prompt)
+        assert await self.claim(10) == 0
+        assert isinstance(self.broker, PostgresBroker)
+        listener = self.broker.listener
+        await until(lambda: listener.is_at_rest)
+
+    async def wait(self) -> None:
+        self.waiting.append(asyncio.create_task(self.nudges[0].wait(60.0)))
+        await asyncio.sleep(0)
+
+    async def claim(self, limit: int) -> int:
+        self.requests += 1
+        return len(await self.broker.claim(self.session.id, self.requests, self.queues, limit))
+
+    async def stop_waiting(self) -> None:
+        self.waiting[-1].cancel()
+        await asyncio.wait(self.waiting)
+
+    @property
+    def is_nudged(self) -> bool:
+        return self.waiting[-1].done() and not self.waiting[-1].cancelled()
+
+    async def end(self) -> None:
+        await self.stop_waiting()
+        await self.broker.close()
+
+
+@asynccontextmanager
+async def waiting_for(broker: Broker, *queues: Sequence[str]) -> AsyncIterator[list[Waiting]]:
+    all_of_them = [Waiting(broker, Session(id=new_id(), name="waiting", ttl=3600.0), each) for each in queues]
+    for each in all_of_them:
+        await each.begin()
+    yield all_of_them
+    for each in all_of_them:
+        await each.end()
+
+
+TWO: Final = ("mail", "other")
+
+
+async def test_a_job_in_each_of_two_queues_nudges_two_workers_of_both(store: Store, broker: Broker) -> None:
+    async with waiting_for(broker, TWO, TWO, TWO) as workers:
+        await broker.enqueue([an_envelope(queue=queue) for queue in TWO])
+        await until(lambda: sum(each.is_nudged for each in workers) == 2, SOON)
+        await asyncio.sleep(0.2)
+        assert sum(each.is_nudged for each in workers) == 2
+
+
+async def test_a_lone_worker_of_two_queues_is_nudged_again_for_the_second(store: Store, broker: Broker) -> None:
+    """Its claim may have missed the second job."""
+    async with waiting_for(broker, TWO) as [worker]:
+        await broker.enqueue([an_envelope(queue="mail")])
+        await until(lambda: worker.is_nudged, SOON)
+        await worker.wait()
+        await broker.enqueue([an_envelope(queue="other")])
+        await until(lambda: worker.is_nudged, SOON)
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+async def test_a_claim_after_a_nudge_frees_all_notes_of_the_listener(
+    store: Store, broker: Broker, stranger: asyncpg.Connection, limit: int
+) -> None:
+    """Another worker with the same listener, for another queue, has been passed over meanwhile."""
+    async with waiting_for(broker, ["mail"]) as [worker]:
+        await stranger.execute("INSERT INTO taskflow.idle SELECT listener, 'queue:other', since FROM taskflow.idle")
+        await broker.enqueue([an_envelope(queue="mail")])
+        await until(lambda: worker.is_nudged, SOON)
+        notes = await stranger.fetch("SELECT nudged_at IS NULL, nudged_for FROM taskflow.idle ORDER BY topic")
+        assert [tuple(note) for note in notes] == [(False, "queue:mail"), (False, None)]
+        assert await worker.claim(limit) == 1
+        freed = "SELECT nudged_at IS NULL AND nudged_for IS NULL FROM taskflow.idle WHERE topic = 'queue:other'"
+        assert await stranger.fetchval(freed)
+
+
+async def test_a_full_claim_tells_of_what_it_leaves_in_each_of_its_queues(store: Store, broker: Broker) -> None:
+    await broker.enqueue([an_envelope(queue=queue) for queue in TWO])
+    async with waiting_for(broker, ["third"], ["third"]) as idlers:
+        for idler in idlers:  # they wait for others too, and have missed these jobs
+            assert isinstance(idler.broker, PostgresBroker)
+            await idler.broker.call("note_idle", idler.broker.listener.id, ["queue:mail", "queue:other"])
+        with counting() as asked:
+            assert len(await broker.claim(SESSION, 1, list(TWO), 1)) == 1
+            await until(lambda: asked["notify"], SOON)
+
+
+async def test_a_full_claim_tells_nobody_of_jobs_in_a_paused_queue(store: Store, broker: Broker) -> None:
+    await broker.enqueue([an_envelope(queue=queue) for queue in TWO])
+    await broker.console.pause("other")
+    async with waiting_for(broker, ["other"]):
+        with counting() as asked:
+            assert len(await broker.claim(SESSION, 1, list(TWO), 1)) == 1
+            await asyncio.sleep(0.2)
+        assert not asked["notify"]
 
 
 # --- transactions of users --------------------------------------------------------------------------------------------------
@@ -483,6 +650,28 @@ async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(store: Store
         costs = await store.costs(*call, times=UNTIL_KEPT)
         assert max(sum(rows for _, rows in each.values()) for each in costs) < 50, (call, costs)
         assert all("idle" not in each for each in costs), (call, costs)
+    await stranger.execute("ROLLBACK")
+
+
+async def test_nobody_reads_old_versions_of_a_note_that_a_long_transaction_keeps(
+    store: Store, broker: Broker, stranger: asyncpg.Connection
+) -> None:
+    """The listener was nudged, and has waited again, many times."""
+    await broker.read([])
+    await stranger.execute("CREATE TABLE public.theirs (n integer); BEGIN; INSERT INTO public.theirs VALUES (1)")
+    other = await asyncpg.connect(store.url)
+    await other.execute("DO $$ BEGIN FOR i IN 1 .. 2000 LOOP PERFORM taskflow.note_idle('one', ARRAY['queue:default']); END LOOP; END $$")
+    reads = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'idle_by_topic'"
+
+    for call, is_right in (
+        ("SELECT taskflow.has_note('queue:default')", True),
+        ("SELECT taskflow.nudge('queue:default', 1, taskflow.wall(NULL))", None),
+    ):
+        before = await other.fetchval(reads)
+        assert await other.fetchval(call) in {is_right, ""}
+        await other.execute("SELECT pg_stat_force_next_flush()")
+        assert await other.fetchval(reads) - before < 50, call
+    await other.close()
     await stranger.execute("ROLLBACK")
 
 

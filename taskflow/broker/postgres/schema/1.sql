@@ -104,7 +104,8 @@ COMMENT ON TABLE @.paused IS 'Queues of which no job is leased.';
 -- cut, and each listener writes its notes again.
 
 -- `since`: it has waited since then, by the server's own clock. A listener writes its notes every minute, and old ones do not count.
--- `nudged_at`: it was notified then of jobs in the topic `nudged_for`, and has not claimed since.
+-- `nudged_at`: it was notified then of jobs in the topic `nudged_for`, and has not claimed since. The notes of its other queues have only the
+-- time.
 CREATE UNLOGGED TABLE @.idle (
     listener @.channel NOT NULL,
     topic @.topic NOT NULL,
