@@ -23,7 +23,8 @@ class Pretending:
         return importlib.util.spec_from_file_location(name, sys.argv[1]) if name == "taskflow.model.job_schema" else None
 
 sys.meta_path.insert(0, Pretending())
-sys.exit(pytest.main([sys.argv[2], "-rf", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-o", "addopts="]))  # its own finder would come first
+# --assert=plain, because the finder that rewrites assertions would come first.
+sys.exit(pytest.main([sys.argv[2], "-rf", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-o", "addopts="]))
 """
 
 _ENDS: Final = {
