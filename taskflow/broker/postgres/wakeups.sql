@@ -216,7 +216,7 @@ BEGIN
 END
 $$;
 
--- Lets a listener be nudged for its other queues again. Waits for no lock: whoever has one of these notes locked writes it.
+-- Lets a listener be nudged for its other queues again. Waits for no lock: another transaction that has locked one of these notes writes it.
 CREATE FUNCTION @.free_notes(of_listener text) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
