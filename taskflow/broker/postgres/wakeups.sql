@@ -253,9 +253,10 @@ BEGIN
             SELECT ctid FROM @.idle
             WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - R.passed_on_after AND nudged_for IS NOT NULL
             LIMIT 1000 FOR UPDATE SKIP LOCKED
-        )) RETURNING nudged_for AS topic
+        )) RETURNING listener, nudged_for AS topic
     LOOP
         PERFORM @.nudge(each.topic, 1, now_at) WHERE each.topic LIKE 'queue:%';
+        PERFORM @.free_notes(each.listener);
     END LOOP;
     FOR i IN 1 .. cardinality(topics) LOOP
         IF topics[i] LIKE 'queue:%' THEN

@@ -439,6 +439,20 @@ async def test_a_claim_after_a_nudge_frees_all_notes_of_the_listener(
         assert await stranger.fetchval(freed)
 
 
+async def test_a_nudge_that_is_passed_on_frees_the_listeners_other_notes(
+    store: Store, broker: Broker, stranger: asyncpg.Connection
+) -> None:
+    """So that a nudge by these is passed on too, if its process is gone."""
+    async with waiting_for(broker, TWO) as [worker]:
+        await broker.enqueue([an_envelope(queue="mail")])
+        await until(lambda: worker.is_nudged, SOON)
+        await asyncio.sleep(0.3)
+        await broker.upkeep(10)
+        await asyncio.sleep(0.2)
+        notes = await stranger.fetch("SELECT topic, nudged_at FROM taskflow.idle")
+        assert [tuple(note) for note in notes] == [("queue:other", None)]
+
+
 async def test_a_full_claim_tells_of_what_it_leaves_in_each_of_its_queues(store: Store, broker: Broker) -> None:
     await broker.enqueue([an_envelope(queue=queue) for queue in TWO])
     async with waiting_for(broker, ["third"], ["third"]) as idlers:
