@@ -50,7 +50,8 @@ class Redone(Enum):
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """The number of events since the store was created, by queue and event: a value of `transitions.Event`, or "dropped over the cap"."""
+    """Event counts since the store was created, by queue and then by event. An event is named by a value of `transitions.Event`, or is
+    "dropped over the cap"."""
 
     totals: dict[str, dict[str, int]]
 

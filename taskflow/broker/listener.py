@@ -153,7 +153,8 @@ class Listener(ABC):
 
     @abstractmethod
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        """Subscribe, call `goes_on`, and pass each arriving topic to `told`, until the connection breaks."""
+        """Subscribe, call `goes_on` once the subscription is in place, and pass each topic that arrives to `told`, until the connection
+        breaks."""
 
     def stays_armed(self, topic: str) -> bool:
         """Return True if one request makes the server keep announcing the topic, even if something had already happened by then."""

@@ -151,7 +151,8 @@ class EnqueueFailed(TaskflowError):
 
 
 def name_as_public(defined: dict[str, Any]) -> None:
-    """Set `__module__` of a module's public errors to "taskflow", so that tracebacks show them as imported, such as `taskflow.Retry`.
+    """Set `__module__` of a module's public errors to "taskflow", so that tracebacks show the name under which users import them, such as
+    `taskflow.Retry`.
 
     Public classes in other modules keep their `__module__`, because tools resolve the names in their annotations there.
     """

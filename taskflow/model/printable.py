@@ -16,7 +16,8 @@ _HARMLESS: Final = frozenset("\u00a0\u2007\u200c\u200d\u202f\u3000")
 
 
 def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
-    """Return the text as one line of at most `most` characters. Control, invisible and direction characters are escaped."""
+    """Return the text as one line of at most `most` characters. Control characters, most invisible characters and text-direction marks
+    are escaped."""
     whole = str(text)
     if len(whole) <= most and whole.isprintable():
         return whole

@@ -97,8 +97,8 @@ class Executor:
         return self._settlement(holding, verdict, begun)
 
     def close(self, holding: HeldLease, error: GeneratorExit) -> Settlement:
-        """Return the settlement of a run whose coroutine was closed, so that `run`
-        could not return one. A future that raises GeneratorExit has this effect."""
+        """Return the settlement of a run whose coroutine was closed before `run` could return one. This happens if the run awaits a
+        future that raises GeneratorExit."""
         verdict = self._judge(holding, self._registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, holding.started or time.monotonic())
 

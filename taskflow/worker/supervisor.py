@@ -244,7 +244,8 @@ class Supervisor:
             self._give_up_rolling("no process can be started")
 
     def _doubt(self, change: Replacement) -> None:
-        """Warn once if the new worker takes long to begin work. It may have a lot to load, or wait for something that never happens."""
+        """Warn once if the new worker is slow to start work. It may have a lot to load, or be waiting for something that will never
+        happen."""
         if change.new.works_since is None and not change.is_doubted and self._clock() >= change.began_at + DOUBTED_AFTER:
             change.is_doubted = True
             log.warning(

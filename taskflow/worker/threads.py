@@ -28,8 +28,8 @@ class Threads:
 
     They are daemon threads so that a function that never returns cannot keep the process from exiting.
 
-    `left_behind` counts the threads whose functions were given up. `on_freed` is called in the event loop when such a function has ended.
-    """
+    `left_behind` counts the threads that are still running an abandoned function. `on_freed` is called in the event loop when such a
+    function has ended."""
 
     def __init__(self, size: int, start_thread: StartThread, on_freed: Callable[[], None] = lambda: None) -> None:
         self.left_behind = 0

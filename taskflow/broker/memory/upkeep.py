@@ -112,8 +112,8 @@ class UpkeepStore(Store):
         return moved
 
     def _drop(self, limit: int) -> int:
-        """Drop ended jobs that have been kept long enough or exceed their queue's cap, leaving only id and fence.
-        Delete ids that no resent call can refer to any more. Return the number of jobs dropped."""
+        """Drop ended jobs that have been kept long enough or exceed their queue's cap, keeping only their ids and fences. Delete ids
+        that no resent call can refer to any more. Return the number of jobs dropped."""
         now, moved = self.now, self._drop_over_cap(limit)
         while self.fading and self.fading[0][0] <= now and moved < limit:
             job = self.jobs.get(heapq.heappop(self.fading)[1])

@@ -285,7 +285,8 @@ class PostgresListener(Listener):
 
 
 class Claiming:
-    """A claim in progress, which also reports the listener's standing to the server."""
+    """A claim in progress. It holds the listener's `Standing`, which is sent with the claim, and updates the listener when the claim
+    ends."""
 
     def __init__(self, listener: PostgresListener, topics: Sequence[str]) -> None:
         self._listener = listener

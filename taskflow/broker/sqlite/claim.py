@@ -150,9 +150,8 @@ _queue: Final = attrgetter("queue")
 def _find(transitions: Transitions, order: Iterable[_Queue], limit: int) -> list[_Ready]:
     """Return up to `limit` ready jobs, taking the queues in order.
 
-    One statement reads all queues that the claim empties. Every additional statement
-    would release the interpreter lock, which the event loop's thread then keeps until it sleeps.
-    """
+    One statement reads all queues that the claim empties. Each additional statement would release the interpreter lock. The event loop's
+    thread could take it, and this thread would wait until the loop is idle."""
     longest = max(_SHORT, min(_LONG, MOST_BYTES // max(1, limit)))
     found, together, expected = list[_Ready](), list[_Queue](), 0
     for queue in order:

@@ -1,10 +1,10 @@
-"""Prevents SQLite from using the log and its index for another file that has taken the store's name.
+"""Keeps SQLite from applying one file's log and index to another file that has taken its name.
 
-After `mv backup.db queue.db`, SQLite would replay the former file's log onto the backup and ruin it. So every opening records in the side
-file which file the log and the index belong to. Every later opening or closing reads that record under the side file's lock, and removes a
-log and an index that belong to another file. A process that is still using the former file has all of them open and can continue: when it
-closes its connection, SQLite does not remove the names (SQLITE_FCNTL_HAS_MOVED).
-"""
+After `mv backup.db queue.db`, SQLite would replay the former file's log onto the backup and ruin it. So every opening records in the
+side file which file the log and the index belong to. Every later opening or closing reads that record under the side file's lock, and
+removes a log and an index that belong to another file. A process that is still using the former file has that file, its log and its
+index open, and can continue. When it closes its connection, SQLite does not delete the files that have these names now
+(SQLITE_FCNTL_HAS_MOVED)."""
 
 from __future__ import annotations
 

@@ -144,10 +144,9 @@ def _reader(label: str, members: Sequence[Shape]) -> Read:
 
 
 def _json_reader(label: str, members: Sequence[Shape]) -> Read:
-    """Return a reader for JSON. It reads an array or object as the first member that it looks like.
+    """Return a reader for JSON. An array or object is read as the first member that it appears to fit.
 
-    Trying each member in turn would take 2**depth steps for hostile bytes.
-    """
+    Trying each member in turn could take 2**depth steps on hostile input."""
 
     def read_parts(wire: Any, levels: int) -> Any:
         for member in members:
