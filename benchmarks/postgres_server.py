@@ -64,6 +64,7 @@ class PostgresServer:
             "port": str(self.port),
             "listen_addresses": HOST,
             "unix_socket_directories": self._folder.name,
+            "max_connections": "2000",  # for two hundred workers
             **(settings or {}),
         }
 
