@@ -160,10 +160,9 @@ async def test_of_twenty_at_once_one_migrates(driver: MigratingDriver, make: str
 async def test_what_is_pending_is_told_before_it_is_done(driver: MigratingDriver, make: str) -> None:
     version = driver.version if make == "of_this_version" else 0
     async with a_broker(getattr(driver, make)()) as broker:
-        for _ in range(2):
-            plan = await broker.pending()
-            assert (plan.version, plan.target) == (version, driver.newer)
-            assert plan.migrations[-1].description == driver.description
+        plan, again = await broker.pending(), await broker.pending()
+        assert (plan.version, plan.target) == (again.version, again.target) == (version, driver.newer)
+        assert plan.migrations[-1].description == again.migrations[-1].description == driver.description
         done = await broker.migrate()
         assert (done.version, done.migrations) == (version, plan.migrations)
         assert not (await broker.migrate()).migrations

@@ -103,7 +103,7 @@ class Spy:
 
     async def listen(self) -> None:
         for row in await self._connection.fetch("SELECT listener FROM taskflow.idle UNION SELECT listener FROM taskflow.awaited"):
-            await self._connection.add_listener(row["listener"], lambda _, __, channel, words: self.heard.append((channel, words)))
+            await self._connection.add_listener(row["listener"], lambda _, __, channel, words: self.heard.append((channel, str(words))))
 
     def heard_of(self, beginning: str) -> list[str]:
         """The channels on which such words were said."""
