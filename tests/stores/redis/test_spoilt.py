@@ -158,8 +158,8 @@ async def test_a_record_that_is_none_is_set_aside_by_whichever_verb_finds_it(wor
         elif isinstance(stored, int):
             client.setrange(record, stored - 1, b"\0")
         else:
-            spoilt_record: bytes = stored(whole) if callable(stored) else stored
-            client.set(record, spoilt_record)
+            spoil: Any = stored
+            client.set(record, spoil(whole) if callable(stored) else spoil)
         if find == "claim":
             assert await world.claim(await world.a_session()) == []
         elif find == "browse":
