@@ -9,15 +9,15 @@ from typing import Any, Final
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
-from taskflow.broker.redis.connect.connection import ERRORS, Command, CommandConnection, connection_over, drop
+from taskflow.broker.redis.connect.connection import ERRORS, Command, CommandConnection, connection_over, drop, hiredis
 from taskflow.broker.redis.connect.server import ANSWER_WITHIN, RedisTarget
 from taskflow.broker.redis.errors import broker_error
 from taskflow.broker.redis.scripts import Script
 from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 
-MOST_ON_DISK: Final = 8
-"""The maximum number of an event loop's connections that wait for the server's disk at a time. Further calls wait for one of them."""
+MOST_APART: Final = 8
+"""The maximum number of connections for such calls in one event loop. Further calls wait for one of them."""
 
 ON_DISK_WITHIN: Final = 2_500
 """Milliseconds within which the server must write changes to its disk."""
@@ -26,7 +26,7 @@ ON_DISK_WITHIN: Final = 2_500
 class ConnectionPool:
     """Sends commands over one connection, which it reopens after an error. Calls do not wait for each other's answers.
 
-    A call that waits for the server's disk has a connection to itself.
+    A call that waits for the server's disk has a connection to itself, and so has every call without hiredis.
     """
 
     def __init__(self, server: RedisTarget) -> None:
@@ -34,7 +34,7 @@ class ConnectionPool:
         self._connection: CommandConnection | None = None
         self._connecting = asyncio.Lock()
         self._waiting: list[CommandConnection] = []
-        self._on_disk = asyncio.Semaphore(MOST_ON_DISK)
+        self._apart = asyncio.Semaphore(MOST_APART)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
 
@@ -51,7 +51,7 @@ class ConnectionPool:
         `ahead`    commands to send before the script in the same write; if one fails, the call fails
         `on_disk`  wait until the server has written the changes to disk; raise BrokerUnavailable if that takes too long
         """
-        ask, after = (self._ask_on_disk, (_ON_DISK,)) if on_disk else (self._ask, ())
+        ask, after = (self._ask_apart, (_ON_DISK,)) if on_disk else (self._ask, ())
         try:
             try:
                 return await ask((*ahead, ("EVALSHA", script.sha, 1, *arguments), *after), within)
@@ -111,6 +111,8 @@ class ConnectionPool:
 
         If the connection was cut, send them once more on a new one: every verb may be sent twice.
         """
+        if hiredis is None:
+            return await self._ask_apart(commands, within, each=each, most=most)
         connection = self._connection
         if connection is not None and not connection.is_lost:
             try:
@@ -120,20 +122,23 @@ class ConnectionPool:
                     raise
         return await self._over(await self._connected(), commands, within, each, most)
 
-    async def _ask_on_disk(self, commands: Sequence[Command], within: float) -> Any:
-        """Send commands over a connection that no other call uses meanwhile, because the server answers nothing
-        on it until the changes are on disk. Calls on several connections share one write to the disk."""
-        async with self._on_disk:
+    async def _ask_apart(self, commands: Sequence[Command], within: float, *, each: bool = False, most: int | None = None) -> Any:
+        """Return the reply over a connection that no other call uses in the meantime.
+
+        While the server waits for its disk, it answers nothing else on that connection; such calls share one write to the disk. Without
+        hiredis, a connection carries one call at a time.
+        """
+        async with self._apart:
             connection = self._waiting.pop() if self._waiting else connection_over(await self.open())
             try:
                 try:
-                    return await self._over(connection, commands, within, False, None)
+                    return await self._over(connection, commands, within, each, most)
                 except ERRORS as error:
                     if not _is_cut(error):
                         raise
                 await connection.drop()
                 connection = connection_over(await self.open())
-                return await self._over(connection, commands, within, False, None)
+                return await self._over(connection, commands, within, each, most)
             finally:
                 if connection.is_lost or self._is_closed:
                     await connection.drop()
