@@ -26,12 +26,12 @@ PATIENCE: Final = 30.0
 
 
 def starts(store: Store, options: Options) -> list[Row]:
-    """Beside: `python -c "import DRIVER"`, which no worker can do without."""
+    """Beside: `python -c "import DRIVER, anyio"`, which no worker can do without."""
     _compile()
     driver = DRIVERS[store.name]
-    bare = partial(_ran, [python(), "-c", f"import {driver}"])
+    bare = partial(_ran, [python(), "-c", f"import {driver}, anyio"])
     return in_turn(
-        f"launch to first job (beside: import {driver})",
+        f"launch to first job (beside: import {driver}, anyio)",
         options.repeats,
         partial(_first_job, store),
         bare,
