@@ -98,7 +98,7 @@ def _settle_lone_runs(transitions: Transitions, settlements: Sequence[Settlement
 
 
 class _State(msgspec.Struct, array_like=True):
-    """What `states_of_lone_runs` returns for one run of a job that no key or join ties to another, and that was not asked to stop."""
+    """The state of one run, from `states_of_lone_runs`: no key or join ties its job to another, and no one asked it to stop."""
 
     number: int
     seq: int

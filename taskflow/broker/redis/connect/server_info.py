@@ -19,7 +19,7 @@ _LITTLE_ROOM: Final = 0.9
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What INFO says about a server. `version` is the Redis version with which it is compatible; `name` is its own name and version."""
+    """Facts from a server's INFO. `version` is the Redis version with which it is compatible; `name` is its own name and version."""
 
     name: str
     version: tuple[int, ...]
