@@ -75,7 +75,7 @@ class Runs:
     def free(self) -> int:
         """The number of slots in which a run may start now. May be read from any thread.
 
-        A plain function that was abandoned, under any of the worker's leases, occupies its slot, because its thread is still busy.
+        A plain function that was abandoned occupies its slot until its thread ends, even if the worker has registered again.
         """
         if not self._lease_table.is_open:
             return 0
