@@ -34,7 +34,7 @@ Lookup = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[byte
 
 
 class Standing(NamedTuple):
-    """The facts about itself that a listener sends to the server with each claim.
+    """The facts that a listener reports to the server with each claim.
 
     `is_listed`   True if, as far as the listener knows, the server lists it as waiting for jobs
     `was_nudged`  True if it has been nudged since its last claim

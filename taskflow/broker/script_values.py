@@ -16,7 +16,8 @@ SUCCEEDED: Final = 1
 class VerdictParts(NamedTuple):
     """A verdict as the scripts receive it.
 
-    `value` is a result, a reason, what a parked job waits for, or whether a hand-back counts. `after` is in microseconds.
+    `value` depends on the kind: a result, a reason, what a parked job waits for, or whether a hand-back is counted. `after` is in
+    microseconds.
     """
 
     kind: int

@@ -23,9 +23,11 @@ class HeldLease:
     `why_stopped`  why the run was asked to stop, or None
     `is_offered`   True once its settlement has been offered
     `is_held_up`   True once its settlement has been set aside, usually because another program's transaction blocks it
-    `in_thread`    the future for the call of its plain function in a thread, or None
-    `taken_at`, `begins_by`, `started`, `asked_at`   when it arrived, by when its run must start, when its run started, and when the run was
-                   asked to stop, all on the monotonic clock
+    `in_thread`    the future of its plain function, if that runs in a thread, or None
+    `taken_at`     when the lease arrived; this and the next three are on the monotonic clock
+    `begins_by`    the deadline for starting the run
+    `started`      when the run started
+    `asked_at`     when the run was asked to stop
     `reminders`    how many times it has been reported that the run has not stopped
     `reported`     the progress in the last heartbeat
     `on_report`    called, from any thread, when the run has reported progress

@@ -25,7 +25,8 @@ class Signs(NamedTuple):
     `full_at`                  the last time that there was no room for more leases, which is checked every few seconds
     `tried_at`                 the last attempt to send a heartbeat
     `settling_since`           the time since which a verdict has been waiting for its settlement
-    `left_behind`              the number of threads whose functions were given up; `is_stuck` is True if they occupy every slot
+    `left_behind`              the number of threads whose functions were abandoned
+    `is_stuck`                 True if such threads occupy every slot
     `is_over`                  True if the session is winding down or has ended
     """
 

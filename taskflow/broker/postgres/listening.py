@@ -39,8 +39,8 @@ POLL_EVERY: Final = 1.0
 
 
 class ListenConnection:
-    """A connection that listens on channels inside an `async with` block. It passes the message of each notification, except its own tests,
-    to the channel's function in `takes`."""
+    """A connection that listens on channels inside an `async with` block. It passes the message of each notification to
+    the channel's function in `takes`, except those that it sends itself to test the connection."""
 
     def __init__(self, link: Link, takes: Mapping[str, Callable[[str], None]]) -> None:
         self._link = link

@@ -83,8 +83,8 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
         """Return a connection that is not open yet.
 
         The driver must not retry: it would resend a command up to ten times, so a script could run twice. The pool resends where that
-        is safe. There is no socket timeout, because the pool limits each command as a whole. RESP2 is the fastest to parse for the
-        replies that scripts return.
+        is safe. There is no socket timeout, because the pool sets a time limit for each command as a whole. RESP2 is used because
+        script replies parse fastest in it.
         """
         common: dict[str, Any] = {
             "db": self.db,
