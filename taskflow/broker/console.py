@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from taskflow.model.record import Record, Status
+from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
 
 
@@ -98,6 +99,17 @@ class Console(Protocol):
 
     async def resume(self, queue: str) -> None:
         """End a pause, and wake the queue's workers. [console_pause]"""
+        ...
+
+    async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
+        """Return the schedules with these names, or all of them, sorted by name. [console_schedules]"""
+        ...
+
+    async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
+        """Pause, resume or remove a schedule, and return True, also if it was so already. [console_amend_schedule]
+
+        Return False if there is none, or if it cannot be removed because a living session declares it.
+        """
         ...
 
     async def metrics(self) -> Metrics:

@@ -100,6 +100,31 @@ and any number of times.
   [upkeep_drops] An ended job is dropped when it need not be kept any longer. Its id is known for at least `repeat_for` after its end.
   [upkeep_caps] If a queue has more than `kept_per_queue` ended jobs, or more failed ones, its oldest are dropped and counted.
 
+**define** stores the definitions of schedules, with one answer for each: False if it was refused. With a session, a definition is
+declared: it is in force while the session lives. Without one, it is put. A schedule remains what it was first, put or declared.
+  [schedule_put_repeat] Defining a schedule again with the digest that is in force changes nothing but, with a session, its declarers.
+  [schedule_changed] Another digest replaces the definition in force. A next instant in the future is forgotten, and the schedule is
+    offered at once to compute it; one in the past stays. Pauses and counts stay.
+  [schedule_taken] Putting a schedule that is declared is refused, and so is declaring one that was put. Nothing changes.
+  [schedule_declared] Of several declarations, that of the youngest session is in force, as told by `age`. Without a living session that
+    declares it, a schedule sleeps: it is not offered, and nothing is lost. `rules.keep_asleep` later it is removed.
+  [schedule_handover] When the session dies whose declaration is in force, or leaves, the next youngest declaration is in force, as if it
+    was declared then.
+  [schedule_session] An unknown, reaped or departed session gets SessionLost, and nothing is stored.
+  [schedule_due] a nudge under `topics.DUE`, as for jobs, when a schedule is to be offered before all others.
+
+**upkeep**, for schedules:
+  [schedule_offer] It offers the schedules that are due, at most `MAX_OFFERS` in one call, each to one caller. A schedule that is offered
+    and not fired is offered again after `OFFERED_FOR`. `next_in`, and an outlook's `due_in`, are no later than the next offer.
+  [schedule_paused] A paused schedule is neither offered nor fired. When it is resumed, its next instant is forgotten.
+
+**fire** moves schedules on, with one answer for each firing. Firings of one call take effect in their order, all or none.
+  [schedule_fires] The envelope is added as `enqueue` would, and the next instant and the time of the next offer are set, in one step.
+  [schedule_cas] If the schedule's digest or its next instant is another, or it is unknown or paused, the answer is None, and nothing
+    changes.
+  [schedule_advances] If the envelope is refused, the schedule moves on all the same, and the refusal is counted, unless the id was known.
+  [schedule_full] If the store has no room for an envelope, fire raises StoreFull, and no schedule moves on.
+
 **listen** gives hints, never promises. A listener is one event loop of a process with one broker.
   [listen_ready] a nudge for the queue when a job becomes READY, also under `topics.ANY_QUEUE`. How many listeners get it: see below.
   [listen_session] a nudge for the session when one of its runs is asked to stop.
@@ -131,6 +156,7 @@ from taskflow.broker.console import Console
 from taskflow.broker.nudges import Nudges
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record, Status
+from taskflow.model.schedule import Definition, Firing, Offer
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
@@ -161,7 +187,10 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Upkept(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of one upkeep call: the number of jobs moved, by kind. The next call is due in `next_in` seconds."""
+    """The result of one upkeep call: the number of jobs moved, by kind. The next call is due in `next_in` seconds.
+
+    `offers`  the schedules that are left to the caller to fire
+    """
 
     readied: int = 0
     reaped: int = 0
@@ -169,6 +198,7 @@ class Upkept(msgspec.Struct, frozen=True, kw_only=True):
     expired: int = 0
     dropped: int = 0
     next_in: float = 1.0
+    offers: tuple[Offer, ...] = ()
 
 
 class Broker(Protocol):
@@ -194,6 +224,10 @@ class Broker(Protocol):
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]: ...
 
     async def upkeep(self, limit: int) -> Upkept: ...
+
+    async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]: ...
+
+    async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]: ...
 
     def listen(self, topics: Sequence[str]) -> Nudges: ...
 

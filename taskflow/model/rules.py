@@ -22,6 +22,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `repeat_for`        how long an ended job's id and fence are remembered, so that a resent call does no harm
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
+    `keep_asleep`    how long a declared schedule is kept that no living session declares
     `kept_per_queue`    how many failed jobs each queue keeps at most, and how many other ended jobs; the oldest are dropped first
     `upkeep_every`      how often upkeep runs in the whole fleet while nothing is due. By default, an idle worker sends less than one
                         command a second, and a dead worker's jobs run again within 25 s
@@ -35,6 +36,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     repeat_for: float = 120.0
     keep_failed: float = 30 * DAY
     keep_cancelled: float = 300.0
+    keep_asleep: float = 30 * DAY
     kept_per_queue: int = 100_000
     upkeep_every: float = 2.0
 

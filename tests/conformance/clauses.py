@@ -18,7 +18,7 @@ from tests.support.world import World
 
 MODULES: Final = (
     *("enqueue", "keys", "joins", "claim", "beat", "settle", "turns"),
-    *("cancel_read", "upkeep", "outage", "listen", "nudges", "console", "console_acts", "spoilt_rows"),
+    *("cancel_read", "upkeep", "outage", "listen", "nudges", "schedules", "console", "console_acts", "spoilt_rows"),
 )
 """Where clauses are claimed: `test_<module>.py` each."""
 

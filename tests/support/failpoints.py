@@ -17,6 +17,7 @@ from taskflow.broker.protocol import Added, Broker, Refused, Upkept
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record, Status
+from taskflow.model.schedule import Definition, Firing
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
@@ -88,6 +89,12 @@ class FailingBroker:
 
     async def upkeep(self, limit: int) -> Upkept:
         return await self._through("upkeep", lambda: self._inside.upkeep(limit))
+
+    async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
+        return await self._through("define", lambda: self._inside.define(definitions, session, age))
+
+    async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
+        return await self._through("fire", lambda: self._inside.fire(firings))
 
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self._inside.listen(topics)

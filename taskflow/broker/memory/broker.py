@@ -14,6 +14,7 @@ from taskflow.broker.protocol import UPKEEPERS, Added, Refused, Upkept
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
+from taskflow.model.schedule import Amendment, Definition, Firing, ScheduleRecord
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord
 from taskflow.model.verdict import Settled, Settlement
@@ -67,6 +68,12 @@ class MemoryBroker:
     async def upkeep(self, limit: int) -> Upkept:
         return self._atomically(lambda: self._store.upkeep(limit))
 
+    async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
+        return self._atomically(lambda: self._store.define(definitions, session, age))
+
+    async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
+        return self._atomically(lambda: self._store.fire(firings))
+
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self.flag.listen(topics)
 
@@ -118,6 +125,12 @@ class MemoryConsole:
 
     async def resume(self, queue: str) -> None:
         self._atomically(lambda: self._store.resume(queue))
+
+    async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
+        return self._atomically(lambda: self._store.schedule_records(names))
+
+    async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
+        return self._atomically(lambda: self._store.amend_schedule(name, amendment))
 
     async def metrics(self) -> Metrics:
         return self._atomically(self._store.metrics)

@@ -21,7 +21,7 @@ from taskflow.model.verdict import Settled, Settlement, Succeeded
 
 
 class SessionState:
-    """A session and its leases. `answer` holds the leases of its last claim."""
+    """A session and its leases. `answer` holds the leases of its last claim, `declares` the names of the schedules that it declares."""
 
     def __init__(self, session: Session, now: int, steady: int, boot_id: str) -> None:
         self.session = session
@@ -33,6 +33,7 @@ class SessionState:
         self.request = 0
         self.answer: list[tuple[bytes, Fence]] = []
         self.leases: dict[ClaimId, StoredJob] = {}
+        self.declares: set[str] = set()
 
     @property
     def ttl(self) -> int:
@@ -60,13 +61,16 @@ class Store(MemoryTransitions):
     # --- enqueue -----------------------------------------------------------------------------------------
 
     def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        self.refuse_if_full(envelopes)
+        return [self._enqueue_one(envelope) for envelope in envelopes]
+
+    def refuse_if_full(self, envelopes: Sequence[Envelope]) -> None:
         if self._capacity is not None:
             fresh = sum(envelope.id not in self.jobs for envelope in envelopes)
             if fresh and self.live_count() + fresh > self._capacity:
                 raise StoreFull(
                     f"the memory broker is full: it has {self.live_count()} live jobs of at most {self._capacity}; let workers catch up"
                 )
-        return [self._enqueue_one(envelope) for envelope in envelopes]
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
         if envelope.id in self.jobs:

@@ -8,7 +8,8 @@ import math
 import msgspec
 
 from taskflow.broker.memory.job import StoredJob
-from taskflow.broker.memory.store import SessionState, Store
+from taskflow.broker.memory.schedules import ScheduleStore
+from taskflow.broker.memory.store import SessionState
 from taskflow.broker.protocol import Upkept
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
@@ -17,7 +18,7 @@ from taskflow.model.session import Beat, BeatAnswer, Outlook
 from taskflow.model.transitions import Event
 
 
-class UpkeepStore(Store):
+class UpkeepStore(ScheduleStore):
     """A store with every verb, including upkeep."""
 
     def upkeep(self, limit: int) -> Upkept:
@@ -29,8 +30,9 @@ class UpkeepStore(Store):
             moves.append(duty(left))
             left -= moves[-1]
         readied, released, expired, dropped = moves
+        offers = self.offers()
         next_in = 0.0 if left <= 0 else self._next_in()
-        return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in)
+        return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in, offers=offers)
 
     def beat(self, beat: Beat) -> BeatAnswer:
         answer = super().beat(beat)
@@ -48,10 +50,9 @@ class UpkeepStore(Store):
         return min([self.rules.upkeep_every * max(1, len(self._living_ones())), *self._waits()])
 
     def _waits(self) -> list[float]:
-        """Return the seconds until the next job is due, and until each session lapses."""
+        """Return the seconds until the next job is due, until the next schedule is offered, and until each session lapses."""
         waits = [to_seconds(state.beat_at + state.ttl + 1 - self.steady) for state in self._living_ones()]
-        if (due_at := self.next_due()) is not None:
-            waits.append(to_seconds(due_at - self.now))
+        waits += [to_seconds(at - self.now) for at in (self.next_due(), self.next_look()) if at is not None]
         return [max(0.0, wait) for wait in waits]
 
     def _living_ones(self) -> list[SessionState]:

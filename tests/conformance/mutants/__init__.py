@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.conformance.mutants import acts, beats, claims, fences, keys, nudges, settling, upkeep
+from tests.conformance.mutants import acts, beats, claims, fences, keys, nudges, schedules, settling, upkeep
 from tests.conformance.mutants.mutant import Mutant, home_of
 
-__all__ = ["MUTANTS", "Mutant", "acts", "beats", "claims", "fences", "home_of", "keys", "nudges", "settling", "upkeep"]
+__all__ = ["MUTANTS", "Mutant", "acts", "beats", "claims", "fences", "home_of", "keys", "nudges", "schedules", "settling", "upkeep"]
 
 MUTANTS: Final[tuple[type[Mutant], ...]] = tuple(Mutant.__subclasses__())

@@ -1,0 +1,227 @@
+"""Schedules that fire twice, not at all, or by the wrong definition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskflow.broker.memory.schedules import StoredSchedule
+from taskflow.broker.memory.store import SessionState
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model.errors import SessionLost, StoreFull
+from taskflow.model.schedule import Amendment, Definition, Firing, Offer, ScheduleRecord
+from tests.conformance.mutants.mutant import Mutant
+
+
+class FiresWhateverIsNext(Mutant):
+    breaks = frozenset({"schedule_cas"})
+    because = "two schedulers that look at the same minute both send its job (arq#196)"
+
+    def _is_as_expected(self, schedule: StoredSchedule, firing: Firing) -> bool:
+        return schedule.definition.digest == firing.digest
+
+
+class FiresAnyDefinition(Mutant):
+    breaks = frozenset({"schedule_cas"})
+    because = "an old process fires the arguments of before the deploy"
+
+    def _is_as_expected(self, schedule: StoredSchedule, firing: Firing) -> bool:
+        return schedule.next_at == firing.expected
+
+
+class StaysWhenRefused(Mutant):
+    breaks = frozenset({"schedule_advances"})
+    because = "a poison job holds the key, and the schedule is stuck at its instant for ever"
+
+    def _fire_one(self, schedule: StoredSchedule | None, firing: Firing) -> Added | Refused | None:
+        before = None if schedule is None else schedule.next_at
+        answer = super()._fire_one(schedule, firing)
+        if schedule is not None and isinstance(answer, Refused):
+            schedule.next_at = before
+        return answer
+
+
+class CountsRepeats(Mutant):
+    breaks = frozenset({"schedule_advances"})
+    because = "an operator reads of skipped runs that were never skipped"
+
+    def _note(self, schedule: StoredSchedule, answer: Added | Refused) -> None:
+        super()._note(schedule, answer)
+        if isinstance(answer, Refused) and answer.because == "id":
+            schedule.skipped += 1
+
+
+class FiresWithoutTheJob(Mutant):
+    breaks = frozenset({"schedule_fires", "schedule_cas", "schedule_advances"})
+    because = "the scheduler dies between two steps, and the instant is lost (bullmq#2790)"
+
+    def _fire_one(self, schedule: StoredSchedule | None, firing: Firing) -> Added | Refused | None:
+        answer = super()._fire_one(schedule, firing)
+        if isinstance(answer, Added) and firing.envelope is not None:
+            self.amend_schedule("nothing", Amendment.REMOVE)
+            del self.jobs[firing.envelope.id]
+        return None if isinstance(answer, Added) else answer
+
+
+class FiresHalfWhenFull(Mutant):
+    breaks = frozenset({"schedule_full"})
+    because = "the broker is full for a minute, and a monthly report is lost for a month"
+
+    def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
+        try:
+            return super().fire(firings)
+        except StoreFull:
+            for firing in firings:
+                if (schedule := self.schedules.get(firing.name)) is not None:
+                    schedule.next_at = firing.next_at
+            raise
+
+
+class OffersToEverybody(Mutant):
+    breaks = frozenset({"schedule_offer", "schedule_due"})
+    because = "fifty workers send the same job, and the store refuses forty-nine"
+
+    def offers(self) -> tuple[Offer, ...]:
+        offers = super().offers()
+        for offer in offers:
+            self._look(self.schedules[offer.name], self.now + 1)
+        return offers
+
+
+class OffersOnce(Mutant):
+    breaks = frozenset({"schedule_offer", "schedule_changed"})
+    because = "the leader misses the minute at a deploy (sidekiq#6804, oban-py#17)"
+
+    def offers(self) -> tuple[Offer, ...]:
+        offers = super().offers()
+        for offer in offers:
+            self._look(self.schedules[offer.name], self.now + 3_600_000_000)
+        return offers
+
+
+class KeepsOffersToItself(Mutant):
+    breaks = frozenset({"schedule_offer"})
+    because = "an idle worker sleeps over the instant"
+
+    def _waits(self) -> list[float]:
+        looks, self.looks = self.looks, []
+        try:
+            return super()._waits()
+        finally:
+            self.looks = looks
+
+
+class RingsForNobody(Mutant):
+    breaks = frozenset({"schedule_due"})
+    because = "a schedule that is put begins only when some worker looks"
+
+    def _look(self, schedule: StoredSchedule, at: int | None) -> None:
+        rung = set(self.rung)
+        super()._look(schedule, at)
+        self.rung = rung
+
+
+class StartsAnewWhenPutAgain(Mutant):
+    breaks = frozenset({"schedule_put_repeat", "schedule_handover"})
+    because = "an interval that starts anew with each deploy never ends where deploys are frequent"
+
+    def _bring_into_force(self, schedule: StoredSchedule, definition: Definition) -> None:
+        schedule.definition = definition
+        self._forget_next(schedule)
+
+
+class KeepsTheOldDefinition(Mutant):
+    breaks = frozenset({"schedule_changed", "schedule_cas", "schedule_declared", "schedule_handover"})
+    because = "the stored row wins over the code, and a changed time never takes effect (django-celery-beat)"
+
+    def _bring_into_force(self, schedule: StoredSchedule, definition: Definition) -> None:
+        pass
+
+
+class LosesThePastInstant(Mutant):
+    breaks = frozenset({"schedule_changed"})
+    because = "a deploy at 9:00:01 loses the run of 9:00"
+
+    def _forget_next(self, schedule: StoredSchedule) -> None:
+        schedule.next_at = None
+        self._look(schedule, self.now)
+
+
+class LetsPutsTakeDeclared(Mutant):
+    breaks = frozenset({"schedule_taken"})
+    because = "two parts of an application overwrite each other's schedules"
+
+    def _put(self, definition: Definition) -> bool:
+        if (schedule := self.schedules.get(definition.name)) is not None:
+            schedule.is_declared = False
+        return super()._put(definition)
+
+
+class FollowsTheLastToDeclare(Mutant):
+    breaks = frozenset({"schedule_declared"})
+    because = "an old worker whose session was renewed brings its old schedule back"
+
+    def _youngest(self, schedule: StoredSchedule) -> bytes:
+        return list(schedule.declared)[-1]
+
+
+class NeverSleeps(Mutant):
+    breaks = frozenset({"schedule_declared", "schedule_handover", "console_amend_schedule"})
+    because = "removed tasks linger (solid_queue#310)"
+
+    def _kill(self, state: SessionState) -> None:
+        state.dead_at = self.now
+
+
+class DropsWhatSleeps(Mutant):
+    breaks = frozenset({"schedule_declared", "console_amend_schedule"})
+    because = "between two deployments of an only worker its schedules are deleted, and what they missed is unknown"
+
+    def _elect(self, schedule: StoredSchedule) -> None:
+        super()._elect(schedule)
+        if schedule.asleep_since is not None:
+            del self.schedules[schedule.definition.name]
+
+
+class DeclaresForTheDead(Mutant):
+    breaks = frozenset({"schedule_session"})
+    because = "a worker that was taken for dead holds on to its old schedules"
+
+    def define(self, definitions: Sequence[Definition], session: bytes | None, age: float) -> list[bool]:
+        try:
+            return super().define(definitions, session, age)
+        except SessionLost:
+            return super().define(definitions, None, age)
+
+
+class FiresWhatIsPaused(Mutant):
+    breaks = frozenset({"schedule_paused"})
+    because = "a paused schedule is fired once more by who was about to"
+
+    def _fire_one(self, schedule: StoredSchedule | None, firing: Firing) -> Added | Refused | None:
+        is_paused, schedule_ = schedule is not None and schedule.is_paused, schedule
+        if schedule_ is not None:
+            schedule_.is_paused = False
+        answer = super()._fire_one(schedule_, firing)
+        if schedule_ is not None:
+            schedule_.is_paused = is_paused
+        return answer
+
+
+class MakesUpForPauses(Mutant):
+    breaks = frozenset({"schedule_paused"})
+    because = "all that was held back on purpose runs at once when the pause ends"
+
+    def amend_schedule(self, name: str, amendment: Amendment) -> bool:
+        before = None if name not in self.schedules else self.schedules[name].next_at
+        done = super().amend_schedule(name, amendment)
+        if amendment is Amendment.RESUME and name in self.schedules:
+            self.schedules[name].next_at = before
+        return done
+
+
+class ShowsNothingOfItsSchedules(Mutant):
+    breaks = frozenset({"console_schedules"})
+    because = "one that is asked for by name is not found if its name is not ASCII"
+
+    def schedule_records(self, names: Sequence[str] | None) -> list[ScheduleRecord]:
+        return [record for record in super().schedule_records(names) if record.name.isascii()]

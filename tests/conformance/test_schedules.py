@@ -1,0 +1,596 @@
+"""Schedules: what is in force, who is offered it, and that each instant is fired once."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import msgspec
+import pytest
+
+from taskflow.broker import topics
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model.clock import instant_of
+from taskflow.model.envelope import OnConflict
+from taskflow.model.errors import SessionLost, StoreFull
+from taskflow.model.record import Status
+from taskflow.model.schedule import MAX_OFFERS, OFFERED_FOR, Amendment, Definition, Firing, Offer, ScheduleRecord
+from taskflow.model.session import Session
+from tests.support.world import World
+
+LONG = 1_000_000.0
+SECOND = 1_000_000
+
+
+def a_definition(name: str = "nightly", version: int = 1, size: int = 10) -> Definition:
+    return Definition(name, bytes([version]) * 16, bytes([version]) * size)
+
+
+async def offers(world: World) -> list[Offer]:
+    """All that is due now."""
+    found = list[Offer]()
+    while more := (await world.upkeep()).offers:
+        found += more
+    return sorted(found, key=lambda offer: offer.name)
+
+
+async def offered(world: World, name: str = "nightly") -> Offer:
+    [offer] = [offer for offer in await offers(world) if offer.name == name]
+    return offer
+
+
+def a_firing(offer: Offer, next_in: float | None, **fields: Any) -> Firing:
+    next_at = None if next_in is None else offer.now + round(next_in * SECOND)
+    return msgspec.structs.replace(
+        Firing(name=offer.name, digest=offer.digest, expected=offer.next_at, next_at=next_at, look_at=next_at), **fields
+    )
+
+
+async def fire(world: World, *firings: Firing) -> list[Added | Refused | None]:
+    return await world.broker.fire(firings)
+
+
+async def a_schedule(world: World, next_in: float = 10.0, session: Session | None = None, **fields: int | str) -> Definition:
+    """A schedule whose next instant is known."""
+    definition = a_definition(**fields)  # type: ignore[arg-type]
+    await declare(world, session, definition, age=1.0)
+    await fire(world, a_firing(await offered(world, definition.name), next_in))
+    return definition
+
+
+async def declare(world: World, session: Session | None, *definitions: Definition, age: float = 0.0) -> list[bool]:
+    return await world.broker.define(definitions, None if session is None else session.id, age)
+
+
+async def due(world: World) -> Offer:
+    """The offer of a schedule that is due now."""
+    await a_schedule(world)
+    world.clock.advance(10.0)
+    return await offered(world)
+
+
+async def fill(world: World) -> None:
+    """Add jobs until the store takes no more."""
+    with contextlib.suppress(StoreFull):
+        while True:
+            await world.add(payload=bytes(world.home.much))
+
+
+async def record(world: World, name: str = "nightly") -> ScheduleRecord:
+    [found] = await world.broker.console.schedules([name])
+    return found
+
+
+# --- schedule_put_repeat, schedule_changed, schedule_taken -----------------------------------------------------------------
+
+
+async def test_schedule_put_repeat(world: World) -> None:
+    """A schedule that is put again as it is keeps its next instant, and is not offered before it."""
+    definition = await a_schedule(world)
+    before = await record(world)
+
+    assert await declare(world, None, definition) == [True]
+
+    assert await offers(world) == []
+    assert await record(world) == before
+
+
+async def test_schedule_put_repeat__declared(world: World) -> None:
+    """So does one that another session declares alike: it is named too."""
+    definition = await a_schedule(world, session=await world.a_session("old", ttl=LONG))
+    before = await record(world)
+
+    assert await declare(world, await world.a_session("new", ttl=LONG), definition) == [True]
+
+    assert await offers(world) == []
+    after = await record(world)
+    assert set(after.declarers) == {"old", "new"}
+    assert msgspec.structs.replace(after, declarers=before.declarers) == before
+
+
+@pytest.mark.parametrize("size", [10, 20_000])
+async def test_schedule_changed(world: World, size: int) -> None:
+    """A changed schedule is offered at once, for its next instant to be computed anew."""
+    await a_schedule(world)
+
+    assert await declare(world, None, a_definition(version=2, size=size)) == [True]
+
+    offer = await offered(world)
+    assert Definition(offer.name, offer.digest, offer.body) == a_definition(version=2, size=size)
+    assert offer.next_at is None
+
+
+async def test_schedule_changed__while_it_is_due(world: World) -> None:
+    """An instant that has passed is still fired, by the new definition."""
+    expected = (await due(world)).next_at
+
+    await declare(world, None, a_definition(version=2))
+
+    world.clock.advance(OFFERED_FOR)
+    offer = await offered(world)
+    assert (offer.digest, offer.next_at) == (a_definition(version=2).digest, expected)
+
+
+async def test_schedule_taken(world: World) -> None:
+    """Neither kind takes the other's name."""
+    session = await world.a_session(ttl=LONG)
+    await a_schedule(world, name="put")
+    await a_schedule(world, name="declared", session=session)
+
+    assert await declare(world, None, a_definition("declared", 2), a_definition("other")) == [False, True]
+    assert await declare(world, session, a_definition("put", 2), a_definition("third")) == [False, True]
+
+    assert (await record(world, "put")).digest == (await record(world, "declared")).digest == a_definition().digest
+    assert {offer.name for offer in await offers(world)} == {"other", "third"}
+
+
+# --- schedule_declared, schedule_handover, schedule_session -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["old", "young"])
+async def test_schedule_declared(world: World, first: str) -> None:
+    """The definition of the youngest session is in force, whichever was stored last."""
+    young, old = await world.a_session("young", ttl=LONG), await world.a_session("old", ttl=LONG)
+    if first == "old":
+        await declare(world, old, a_definition(version=1), age=60.0)
+    await declare(world, young, a_definition(version=2), age=5.0)
+    if first == "young":
+        await declare(world, old, a_definition(version=1), age=60.0)
+
+    found = await record(world)
+
+    assert (found.digest, found.declarers, found.is_declared) == (a_definition(version=2).digest, ("young", "old"), True)
+
+
+async def test_schedule_declared__sleeps(world: World) -> None:
+    """Without a living session that declares it, it is not offered, and keeps its next instant."""
+    session = await world.a_session()
+    await a_schedule(world, 100.0, session)
+    next_at = (await record(world)).next_at
+
+    await world.reap(session)
+    await world.pass_time(200.0)
+
+    assert await offers(world) == []
+    found = await record(world)
+    assert (found.next_at, found.declarers) == (next_at, ())
+    assert found.asleep_since is not None
+
+
+async def test_schedule_declared__wakes(world: World) -> None:
+    """One that slept over its instant is offered as soon as a session declares it."""
+    session = await world.a_session()
+    definition = await a_schedule(world, 100.0, session)
+    next_at = (await record(world)).next_at
+    await world.reap(session)
+    await world.pass_time(200.0)
+
+    await declare(world, await world.a_session("new", ttl=LONG), definition)
+
+    offer = await offered(world)
+    assert next_at is not None
+    assert offer.next_at is not None
+    assert instant_of(offer.next_at) == next_at
+    assert (await record(world)).asleep_since is None
+
+
+async def test_schedule_declared__is_removed_at_last(world: World) -> None:
+    """A schedule that nobody has declared for long goes."""
+    other = world.under(keep_asleep=1_000.0)
+    session = await other.a_session()
+    await a_schedule(other, session=session)
+    await other.reap(session)
+
+    await other.pass_time(900.0)
+    assert await other.broker.console.schedules() != []
+
+    await other.pass_time(101.0)
+    assert await other.broker.console.schedules() == []
+
+
+@pytest.mark.parametrize("death", ["leaves", "lapses", "dies"])
+async def test_schedule_handover(world: World, death: str) -> None:
+    """When the youngest session ends, the older one's definition is in force again, and is offered at once."""
+    old, young = await world.a_session("old", ttl=LONG), await world.a_session("young")
+    await a_schedule(world, session=old, version=1)
+    await declare(world, young, a_definition(version=2))
+    await fire(world, a_firing(await offered(world), 10_000.0))
+
+    if death == "leaves":
+        await world.beat(young, leaving=True)
+    elif death == "dies":
+        await world.die(young)
+    else:
+        await world.lapse(young, beside=[old])
+
+    offer = await offered(world)
+    assert (offer.digest, offer.next_at) == (a_definition(version=1).digest, None)
+    assert (await record(world)).declarers == ("old",)
+
+
+async def test_schedule_handover__to_the_same_definition(world: World) -> None:
+    """A session of the same code that ends changes nothing."""
+    definition = await a_schedule(world, session=await world.a_session("old", ttl=LONG))
+    young = await world.a_session("young", ttl=LONG)
+    await declare(world, young, definition)
+
+    await world.beat(young, leaving=True)
+
+    assert await offers(world) == []
+    assert (await record(world)).declarers == ("old",)
+
+
+async def test_schedule_session(world: World) -> None:
+    """A session that does not live declares nothing."""
+    session = await world.a_session()
+    await world.beat(session, leaving=True)
+
+    for dead in (session, world.an_unregistered_session()):
+        with pytest.raises(SessionLost):
+            await declare(world, dead, a_definition())
+
+    assert await world.broker.console.schedules() == []
+
+
+# --- schedule_due, schedule_offer -------------------------------------------------------------------------------------------
+
+
+async def test_schedule_due__put(world: World) -> None:
+    """Somebody must compute the next instant."""
+    with world.broker.listen([topics.DUE]) as listener:
+        await declare(world, None, a_definition())
+        assert await listener.wait(world.home.patience)
+
+
+async def test_schedule_due__fired(world: World) -> None:
+    """An instant before all others is told of: whoever sleeps until a later one would miss it."""
+    await declare(world, None, a_definition())
+    offer = await offered(world)
+    with world.broker.listen([topics.DUE]) as listener:
+        await fire(world, a_firing(offer, 0.5))
+        assert await listener.wait(world.home.patience)
+
+
+async def test_schedule_offer(world: World) -> None:
+    """What is due is offered with its definition and its instant, not a microsecond before, to one caller only."""
+    await a_schedule(world, 10.0)
+    next_at = (await record(world)).next_at
+
+    assert (await world.pass_time(9.999_999)).offers == ()
+    [offer] = (await world.pass_time(0.000_001)).offers
+
+    assert next_at is not None
+    assert offer.next_at is not None
+    assert (Definition(offer.name, offer.digest, offer.body), instant_of(offer.next_at)) == (a_definition(), next_at)
+    assert (await world.upkeep()).offers == ()
+
+
+async def test_schedule_offer__again(world: World) -> None:
+    """A caller that dies with the offer costs a second."""
+    offer = await due(world)
+
+    assert (await world.pass_time(OFFERED_FOR - 0.001)).offers == ()
+    [again] = (await world.pass_time(0.001)).offers
+
+    assert msgspec.structs.replace(again, now=offer.now) == offer
+
+
+async def test_schedule_offer__says_when_to_come_again(world: World) -> None:
+    """Upkeep's caller and a session that looks are told of the next offer."""
+    session = await world.a_session(ttl=LONG)
+    await a_schedule(world, 0.25)
+
+    assert 0.0 < (await world.upkeep()).next_in <= 0.25
+    assert 0.0 < (await world.outlook(session)).due_in <= 0.25
+
+
+async def test_schedule_offer__many(world: World) -> None:
+    """One call offers so many and no more, and says that more are left."""
+    await declare(world, None, *(a_definition(f"s{number}") for number in range(MAX_OFFERS)))
+    await declare(world, None, *(a_definition(f"t{number}") for number in range(MAX_OFFERS)))
+
+    first = await world.upkeep()
+    second = await world.upkeep()
+
+    assert (len(first.offers), first.next_in) == (MAX_OFFERS, 0.0)
+    assert len({offer.name for offer in first.offers + second.offers}) == 2 * MAX_OFFERS
+
+
+# --- schedule_paused -----------------------------------------------------------------------------------------------------------
+
+
+async def test_schedule_paused(world: World) -> None:
+    """It is not offered, and not fired by who was offered it before."""
+    offer = await due(world)
+    await world.broker.console.amend_schedule("nightly", Amendment.PAUSE)
+    world.clock.advance(OFFERED_FOR)
+
+    assert await offers(world) == []
+    assert await fire(world, a_firing(offer, 10.0, envelope=world.an_envelope())) == [None]
+    assert (await record(world)).is_paused
+
+
+async def test_schedule_paused__resumed(world: World) -> None:
+    """What it would have fired meanwhile is not made up for."""
+    await a_schedule(world)
+    await world.broker.console.amend_schedule("nightly", Amendment.PAUSE)
+    await world.pass_time(100.0)
+
+    await world.broker.console.amend_schedule("nightly", Amendment.RESUME)
+
+    assert (await offered(world)).next_at is None
+    assert not (await record(world)).is_paused
+
+
+async def test_schedule_paused__stays_so_when_it_is_defined(world: World) -> None:
+    """A deploy does not resume it."""
+    session = await world.a_session(ttl=LONG)
+    await a_schedule(world, session=session)
+    await world.broker.console.amend_schedule("nightly", Amendment.PAUSE)
+
+    await declare(world, session, a_definition(version=2))
+
+    assert await offers(world) == []
+    assert (await record(world)).is_paused
+
+
+# --- schedule_fires, schedule_cas, schedule_advances, schedule_full ---------------------------------------------------------------
+
+
+async def test_schedule_fires(world: World) -> None:
+    """The job is there, and the schedule has moved on."""
+    offer = await due(world)
+    envelope = world.an_envelope(queue="reports", headers={"tf-schedule": "nightly"})
+
+    assert await fire(world, a_firing(offer, 60.0, envelope=envelope, missed=2)) == [Added(envelope.id)]
+
+    job = await world.record(envelope)
+    assert (job.status, job.queue, job.headers) == (Status.READY, "reports", envelope.headers)
+    found = await record(world)
+    assert found.next_at == instant_of(offer.now + 60 * SECOND)
+    assert (found.last_at, found.fired_at) == (instant_of(offer.next_at or 0), instant_of(offer.now))
+    assert (found.last_id, found.fired, found.skipped, found.missed) == (envelope.id, 1, 0, 2)
+    assert await offers(world) == []
+
+
+@pytest.mark.parametrize("fields", [{"after": 30.0}, {"expires": 60.0, "priority": 7, "key": "k"}, {"timeout": 5.0, "keep_result": 9.0}])
+async def test_schedule_fires__every_kind_of_envelope(world: World, fields: dict[str, Any]) -> None:
+    """An envelope of a firing is like any other."""
+    offer = await due(world)
+    envelope, twin = world.an_envelope(**fields), world.an_envelope(**fields | {"key": None})
+
+    assert await fire(world, a_firing(offer, 60.0, envelope=envelope)) == [Added(envelope.id)]
+    await world.enqueue(twin)
+
+    one, other = await world.record(envelope), await world.record(twin)
+    assert one == msgspec.structs.replace(other, id=one.id, payload=one.payload)
+
+
+async def test_schedule_fires__is_claimed(world: World) -> None:
+    """Its job is leased like any other."""
+    envelope = world.an_envelope(queue="reports")
+    await fire(world, a_firing(await due(world), 60.0, envelope=envelope))
+
+    [lease] = await world.claim(await world.a_session(ttl=LONG), ["reports"])
+
+    assert lease.envelope == envelope
+
+
+async def test_schedule_fires__nudges(world: World) -> None:
+    """An idle worker begins the job at once."""
+    offer = await due(world)
+    with world.broker.listen([topics.queue("reports")]) as listener:
+        await fire(world, a_firing(offer, 60.0, envelope=world.an_envelope(queue="reports")))
+        assert await listener.wait(world.home.patience)
+
+
+async def test_schedule_fires__several_instants(world: World) -> None:
+    """Firings of one call follow each other."""
+    offer = await due(world)
+    envelopes = [world.an_envelope() for _ in range(3)]
+    instants = [offer.next_at, offer.now + SECOND, offer.now + 2 * SECOND, offer.now + 3 * SECOND]
+    firings = [
+        a_firing(offer, None, expected=expected, next_at=following, look_at=following, envelope=envelope)
+        for envelope, expected, following in zip(envelopes, instants, instants[1:], strict=False)
+    ]
+
+    assert await fire(world, *firings) == [Added(envelope.id) for envelope in envelopes]
+
+    assert (await record(world)).next_at == instant_of(offer.now + 3 * SECOND)
+
+
+async def test_schedule_fires__without_a_job(world: World) -> None:
+    """A schedule may move on without one, and be looked at later than its instant."""
+    offer = await due(world)
+    next_at = offer.now + 10 * SECOND
+
+    assert await fire(world, a_firing(offer, 10.0, look_at=next_at + 5 * SECOND, missed=1)) == [None]
+
+    found = await record(world)
+    assert (found.next_at, found.fired, found.missed, found.last_at) == (instant_of(next_at), 0, 1, None)
+    assert (await world.pass_time(14.0)).offers == ()
+    assert len((await world.pass_time(1.0)).offers) == 1
+
+
+async def test_schedule_fires__for_the_last_time(world: World) -> None:
+    """A schedule without a next instant stays, and is offered no more."""
+    await fire(world, a_firing(await due(world), None, envelope=world.an_envelope()))
+
+    await world.pass_time(LONG)
+
+    assert await offers(world) == []
+    assert (await record(world)).next_at is None
+
+
+async def test_schedule_cas(world: World) -> None:
+    """Of two that fire the same instant, one does."""
+    offer = await due(world)
+    first, second = world.an_envelope(), world.an_envelope()
+
+    assert await fire(world, a_firing(offer, 60.0, envelope=first)) == [Added(first.id)]
+    assert await fire(world, a_firing(offer, 60.0, envelope=second)) == [None]
+
+    assert await world.read(second) is None
+    assert (await record(world)).fired == 1
+
+
+async def test_schedule_cas__of_another_definition(world: World) -> None:
+    """What was offered before a deploy is not fired after it."""
+    offer = await due(world)
+    await declare(world, None, a_definition(version=2))
+    envelope = world.an_envelope()
+
+    assert await fire(world, a_firing(offer, 60.0, envelope=envelope)) == [None]
+
+    assert await world.read(envelope) is None
+
+
+async def test_schedule_cas__of_an_unknown_schedule(world: World) -> None:
+    """A schedule that was removed meanwhile stays removed. Its neighbours are fired."""
+    offer, envelope = await due(world), world.an_envelope()
+
+    answers = await fire(world, a_firing(msgspec.structs.replace(offer, name="gone"), 60.0), a_firing(offer, 60.0, envelope=envelope))
+
+    assert answers == [None, Added(envelope.id)]
+
+
+async def test_schedule_advances(world: World) -> None:
+    """A run that overlaps the next instant keeps its key, and the schedule goes on."""
+    holder = await world.add(key="overlap")
+    offer = await due(world)
+    envelope = world.an_envelope(key="overlap")
+
+    assert await fire(world, a_firing(offer, 60.0, envelope=envelope)) == [Refused(envelope.id, holder.id, "key")]
+
+    found = await record(world)
+    assert (found.next_at, found.fired, found.skipped) == (instant_of(offer.now + 60 * SECOND), 0, 1)
+
+
+async def test_schedule_advances__over_a_known_job(world: World) -> None:
+    """An instant whose job is there already, as after a loss of the latest changes, is not counted again."""
+    envelope = await world.add()
+    offer = await due(world)
+
+    assert await fire(world, a_firing(offer, 60.0, envelope=envelope)) == [Refused(envelope.id, envelope.id, "id")]
+
+    found = await record(world)
+    assert (found.next_at, found.fired, found.skipped) == (instant_of(offer.now + 60 * SECOND), 0, 0)
+
+
+async def test_schedule_advances__replacing(world: World) -> None:
+    """With REPLACE, the new job takes the place of the one that waits."""
+    holder = await world.add(key="overlap")
+    envelope = world.an_envelope(key="overlap", on_conflict=OnConflict.REPLACE)
+
+    assert await fire(world, a_firing(await due(world), 60.0, envelope=envelope)) == [Added(envelope.id, replaced=holder.id)]
+
+
+async def test_schedule_full(world: World) -> None:
+    """A firing that the store has no room for is made up for later."""
+    other = world.limited(8)
+    offer = await due(other)
+    await fill(other)
+
+    with pytest.raises(StoreFull):
+        await fire(other, a_firing(offer, 60.0, envelope=other.an_envelope(payload=bytes(10 * other.home.much))))
+
+    assert (await record(other)).next_at == instant_of(offer.next_at or 0)
+
+
+# --- the console ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_console_schedules(world: World) -> None:
+    """All of them by name, or those asked for."""
+    await declare(world, None, a_definition("b", 2), a_definition("a", 1, 20_000), a_definition("ä ☃", 3))
+
+    found = await world.broker.console.schedules()
+
+    assert [record.name for record in found] == ["a", "b", "ä ☃"]
+    assert [Definition(record.name, record.digest, record.body) for record in found][:1] == [a_definition("a", 1, 20_000)]
+    assert found[1] == ScheduleRecord(
+        **a_definition("b", 2)._asdict(),
+        is_declared=False,
+        is_paused=False,
+        next_at=None,
+        last_at=None,
+        fired_at=None,
+        last_id=None,
+        fired=0,
+        skipped=0,
+        missed=0,
+        declarers=(),
+        asleep_since=None,
+    )
+    assert await world.broker.console.schedules(["ä ☃", "none"]) == [found[2]]
+    assert await world.broker.console.schedules([]) == []
+
+
+async def test_console_amend_schedule(world: World) -> None:
+    """A schedule is removed; whatever is asked of one that is not there is refused."""
+    await a_schedule(world)
+
+    assert await world.broker.console.amend_schedule("nightly", Amendment.REMOVE)
+
+    assert await world.broker.console.schedules() == []
+    assert (await world.pass_time(100.0)).offers == ()
+    for amendment in Amendment:
+        assert not await world.broker.console.amend_schedule("nightly", amendment)
+
+
+async def test_console_amend_schedule__repeated(world: World) -> None:
+    """What it is already is no mistake, and changes nothing."""
+    await a_schedule(world)
+    console = world.broker.console
+    before = await record(world)
+
+    assert await console.amend_schedule("nightly", Amendment.RESUME)
+    assert await record(world) == before
+    assert await console.amend_schedule("nightly", Amendment.PAUSE)
+    assert await console.amend_schedule("nightly", Amendment.PAUSE)
+    assert (await record(world)).is_paused
+
+
+async def test_console_amend_schedule__of_a_declared_one(world: World) -> None:
+    """It is removed once no session declares it."""
+    session = await world.a_session(ttl=LONG)
+    await a_schedule(world, session=session)
+
+    assert not await world.broker.console.amend_schedule("nightly", Amendment.REMOVE)
+    assert await world.broker.console.schedules() != []
+
+    await world.beat(session, leaving=True)
+    assert await world.broker.console.amend_schedule("nightly", Amendment.REMOVE)
+    assert await world.broker.console.schedules() == []
+
+
+async def test_console_amend_schedule__then_put_anew(world: World) -> None:
+    """A removed schedule has left nothing behind."""
+    await world.broker.fire([a_firing(await due(world), 60.0, envelope=world.an_envelope())])
+    await world.broker.console.amend_schedule("nightly", Amendment.REMOVE)
+
+    await declare(world, None, a_definition())
+
+    found = await record(world)
+    assert (found.next_at, found.last_at, found.last_id, found.fired) == (None, None, None, 0)
+    assert (await offered(world)).next_at is None
