@@ -497,7 +497,7 @@ async def test_schedule_advances__over_a_known_job(world: World) -> None:
     assert (found.next_at, found.fired, found.skipped) == (instant_of(offer.now + 60 * SECOND), 0, 0)
 
 
-async def test_schedule_advances__replacing(world: World) -> None:
+async def test_key_replaces__when_a_schedule_fires(world: World) -> None:
     """With REPLACE, the new job takes the place of the one that waits."""
     holder = await world.add(key="overlap")
     envelope = world.an_envelope(key="overlap", on_conflict=OnConflict.REPLACE)
