@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from enum import Enum
 from typing import Final, NamedTuple
 
 import msgspec
 
+from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope
+from taskflow.model.stored import maybe_instant
 
 OFFERED_FOR: Final = 1.0
 """Seconds for which a due schedule is left to the caller that it was offered to. Then it is offered again."""
@@ -93,3 +96,99 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
     missed: int
     declarers: tuple[str, ...]
     asleep_since: datetime | None
+
+
+class ScheduleState(msgspec.Struct):
+    """A schedule in the memory and SQLite stores, with the rules by which it changes. Times are microseconds since 1970.
+
+    `look_at`  when upkeep looks at it: to offer it, or to remove it if it sleeps; None if never
+    """
+
+    name: str
+    digest: bytes
+    body: bytes
+    is_declared: bool
+    look_at: int | None
+    is_paused: bool = False
+    next_at: int | None = None
+    last_at: int | None = None
+    fired_at: int | None = None
+    last_id: bytes | None = None
+    fired: int = 0
+    skipped: int = 0
+    missed: int = 0
+    asleep_since: int | None = None
+
+    def look(self, at: int | None) -> None:
+        """Set when the schedule is offered next. A paused one is not offered; one that sleeps keeps the time of its removal."""
+        if self.asleep_since is None:
+            self.look_at = None if self.is_paused else at
+
+    def bring_into_force(self, definition: Definition, now: int) -> None:
+        """Replace the definition if it is another one. The next instant is computed anew, unless it has passed and is still to be fired."""
+        if definition.digest == self.digest:
+            return
+        _, self.digest, self.body = definition
+        if self.next_at is None or self.next_at > now:
+            self.next_at = None
+            self.look(now)
+
+    def elect(self, youngest: Definition | None, now: int, keep_asleep: float) -> None:
+        """Bring the youngest living declaration into force. If there is none, the schedule sleeps."""
+        if youngest is None:
+            if self.asleep_since is None:
+                self.asleep_since, self.look_at = now, now + to_microseconds(keep_asleep)
+            return
+        if self.asleep_since is not None:
+            self.asleep_since = None
+            self.look(now)
+        self.bring_into_force(youngest, now)
+
+    def offer(self, now: int) -> Offer:
+        """Leave the schedule to the caller of upkeep for a while."""
+        self.look(now + to_microseconds(OFFERED_FOR))
+        return Offer(name=self.name, digest=self.digest, body=self.body, next_at=self.next_at, now=now)
+
+    def expects(self, firing: Firing) -> bool:
+        return not self.is_paused and (self.digest, self.next_at) == (firing.digest, firing.expected)
+
+    def note_job(self, now: int, job_id: bytes, refused_for: str | None) -> None:
+        """Record a firing with a job. A job whose id was known is not counted."""
+        self.last_at, self.fired_at = self.next_at, now
+        if refused_for is None:
+            self.fired += 1
+            self.last_id = job_id
+        elif refused_for == "key":
+            self.skipped += 1
+
+    def advance(self, firing: Firing) -> None:
+        self.missed += firing.missed
+        self.next_at = firing.next_at
+        self.look(firing.look_at)
+
+    def pause(self) -> None:
+        self.is_paused = True
+        self.look(None)
+
+    def resume(self, now: int) -> None:
+        if self.is_paused:
+            self.is_paused, self.next_at = False, None
+            self.look(now)
+
+    def record(self, declarers: Iterable[str]) -> ScheduleRecord:
+        return ScheduleRecord(
+            name=self.name,
+            digest=self.digest,
+            body=self.body,
+            is_declared=self.is_declared,
+            is_paused=self.is_paused,
+            next_at=maybe_instant(self.next_at),
+            last_at=maybe_instant(self.last_at),
+            fired_at=maybe_instant(self.fired_at),
+            last_id=self.last_id,
+            fired=self.fired,
+            skipped=self.skipped,
+            missed=self.missed,
+            declarers=tuple(declarers),
+            asleep_since=maybe_instant(self.asleep_since),
+        )

@@ -15,11 +15,11 @@ import msgspec
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.sqlite import claim, enqueue, forks, session as sessions, settle, upkeep
+from taskflow.broker.sqlite import claim, enqueue, forks, schedules, session as sessions, settle, upkeep
 from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.broker.sqlite.migrations import script
-from taskflow.broker.sqlite.refusals import check_payloads
+from taskflow.broker.sqlite.refusals import check_definitions, check_payloads
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import Room, StoreFile
 from taskflow.broker.sqlite.transactions import Durability, Transactions
@@ -32,6 +32,7 @@ from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
+from taskflow.model.schedule import Definition, Firing
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
@@ -127,6 +128,22 @@ class SqliteBroker:
 
     async def upkeep(self, limit: int) -> Upkept:
         return await self._call(Durability.NORMAL, lambda transitions: upkeep.upkeep(transitions, limit))
+
+    async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
+        check_definitions(definitions)
+        durability = Durability.FULL_AND_NEW if session is None else Durability.FULL
+        return await self._call(durability, lambda transitions: self._define(transitions, definitions, session, age))
+
+    def _define(self, transitions: Transitions, definitions: Sequence[Definition], session: bytes | None, age: float) -> list[bool]:
+        if session is not None:
+            sessions.living(transitions, session)
+        return schedules.define(transitions, definitions, session, age)
+
+    async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
+        envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
+        check_payloads(envelopes)
+        durability = Durability.FULL_AND_NEW if envelopes else Durability.NORMAL
+        return await self._call(durability, lambda transitions: schedules.fire(transitions, firings, self._store.room.capacity))
 
     async def pending(self) -> Upgrade:
         return await self._alone(self._store, Transactions.pending)

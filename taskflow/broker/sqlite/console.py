@@ -14,12 +14,14 @@ from typing import Any, Final, Protocol, TypeVar
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.sqlite.ownership import PRIVATE
 from taskflow.broker.sqlite.row import JobRow
+from taskflow.broker.sqlite.schedules import amend_schedule, schedule_records
 from taskflow.broker.sqlite.session import session_records
 from taskflow.broker.sqlite.transactions import Durability
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, Record, Status
+from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event
 
@@ -68,6 +70,12 @@ class SqliteConsole:
 
     async def resume(self, queue: str) -> None:
         await self._call(Durability.FULL, lambda transitions: resume(transitions, queue))
+
+    async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
+        return await self._look(lambda transitions: schedule_records(transitions, names))
+
+    async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
+        return await self._call(Durability.FULL, lambda transitions: amend_schedule(transitions, name, amendment))
 
     async def metrics(self) -> Metrics:
         return await self._look(metrics)

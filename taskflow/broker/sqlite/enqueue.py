@@ -21,12 +21,14 @@ _SCHEDULED: Final = CODES[Status.SCHEDULED]
 
 
 def enqueue(transitions: Transitions, envelopes: Sequence[Envelope], capacity: int | None = None) -> list[Added | Refused]:
-    if capacity is not None:
-        _check_room(transitions, sum(transitions.job(envelope.id) is None for envelope in envelopes), capacity)
+    check_room(transitions, envelopes, capacity)
     return add_all(transitions, envelopes)
 
 
-def _check_room(transitions: Transitions, wanted: int, capacity: int) -> None:
+def check_room(transitions: Transitions, envelopes: Sequence[Envelope], capacity: int | None) -> None:
+    if capacity is None:
+        return
+    wanted = sum(transitions.job(envelope.id) is None for envelope in envelopes)
     transitions.tally.flush()
     [(live,)] = transitions.connection.execute(transitions.sql["live_count"])
     if wanted and live + wanted > capacity:

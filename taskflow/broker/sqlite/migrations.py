@@ -16,7 +16,7 @@ MIGRATIONS: Final = Migrations(Path(__file__).parent / "schema")
 """The migrations of the tables. Each changes tables or indexes, not only
 rows, so that SQLite recompiles all statements and other processes notice."""
 
-_TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized"})
+_TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized", "schedules", "declarations"})
 
 
 def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:

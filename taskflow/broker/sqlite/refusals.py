@@ -12,6 +12,7 @@ from taskflow.broker.sqlite.store_file import INDEX, StoreFile
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, TaskflowError, TooLarge
 from taskflow.model.job_schema import LARGE
+from taskflow.model.schedule import Definition
 
 LARGEST_VALUE: Final = 1_000_000_000
 """The maximum size of a value or row in the usual build of SQLite, in bytes (https://sqlite.org/limits.html)."""
@@ -27,6 +28,15 @@ def check_payloads(envelopes: Iterable[Envelope]) -> None:
             raise TooLarge(
                 f"job {envelope.job} was not sent: its payload has {len(envelope.payload):,} bytes, "
                 f"but SQLite allows at most {LARGEST_PAYLOAD:,}; send a reference to the data"
+            )
+
+
+def check_definitions(definitions: Iterable[Definition]) -> None:
+    for definition in definitions:
+        if len(definition.body) > LARGEST_PAYLOAD:
+            raise TooLarge(
+                f"schedule {definition.name} was not stored: its definition has {len(definition.body):,} bytes, "
+                f"but SQLite allows at most {LARGEST_PAYLOAD:,}; use a reference to the data"
             )
 
 

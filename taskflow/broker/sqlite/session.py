@@ -9,6 +9,7 @@ import msgpack
 import msgspec
 
 from taskflow.broker.sqlite.row import CLAIM_BYTES, claims_of, pack_claim, pack_progress, slices, storable, text_of, unpack_claim
+from taskflow.broker.sqlite.schedules import hand_over
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
@@ -203,14 +204,20 @@ def _take_back_ghosts(transitions: Transitions, held: set[ClaimId], beat: Beat) 
     return ghosts
 
 
-def _leave(transitions: Transitions, row: SessionRow) -> None:
+def end_session(transitions: Transitions, row: SessionRow) -> None:
+    """Mark a session as dead. Every session ends here."""
     transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
+    hand_over(transitions, row.id)
+
+
+def _leave(transitions: Transitions, row: SessionRow) -> None:
+    end_session(transitions, row)
     for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
         transitions.hand_back(job, counts=True)
 
 
 def _die(transitions: Transitions, row: SessionRow, cause: str) -> None:
-    transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
+    end_session(transitions, row)
     for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
         transitions.crash(job, cause)
 

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 
 from taskflow.broker.protocol import Upkept
 from taskflow.broker.sqlite.row import JobRow, claims_of
-from taskflow.broker.sqlite.session import SessionRow, lease_count, session_rows, spare_after_outage
+from taskflow.broker.sqlite.schedules import offers
+from taskflow.broker.sqlite.session import SessionRow, end_session, lease_count, session_rows, spare_after_outage
 from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
@@ -34,8 +35,9 @@ def upkeep(transitions: Transitions, limit: int) -> Upkept:
         left -= moves[-1]
     readied, released, expired = moves
     dropped, forgotten = _drop(transitions, left)
+    offered = offers(transitions)
     next_in = 0.0 if dropped >= left or forgotten >= MOST_FORGOTTEN else _next_in(transitions)
-    return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in)
+    return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in, offers=offered)
 
 
 def outlook(transitions: Transitions) -> Outlook:
@@ -58,7 +60,7 @@ def _next_in(transitions: Transitions) -> float:
 
 
 def _waits(transitions: Transitions, living: list[SessionRow]) -> list[float]:
-    """Return the seconds until the next job is due, and until each session lapses."""
+    """Return the seconds until the next job or schedule is due, and until each session lapses."""
     waits = [to_seconds(row.beat_at + row.ttl + 1 - transitions.steady) for row in living]
     due_at = _sound(transitions, transitions.next_due())
     if due_at is not None:
@@ -91,7 +93,7 @@ def _reap(transitions: Transitions) -> int:
     boot_id = transitions.clock.boot_id()
     lapsed = [row for row in session_rows(transitions, "living_sessions") if row.has_lapsed(transitions.steady, boot_id)]
     for row in lapsed:
-        transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
+        end_session(transitions, row)
     return len(lapsed)
 
 

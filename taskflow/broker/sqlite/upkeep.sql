@@ -1,8 +1,13 @@
 -- Due jobs, expiry, dropping, and the search for unsound rows. Each statement is bounded, and uses the index of what it looks for.
 
 -- name: next_due
--- Parameters: none. Result: the due time of the next scheduled job, or NULL.
-SELECT min(due_at) FROM "~jobs" WHERE status = 1;
+-- Parameters: none. Result: the time at which the next scheduled job is due or the next schedule is to be looked at, or NULL.
+SELECT min(at)
+FROM (
+  SELECT min(due_at) AS at FROM "~jobs" WHERE status = 1
+  UNION ALL
+  SELECT min(look_at) FROM "~schedules" WHERE look_at IS NOT NULL
+);
 
 -- name: outlook
 -- Parameters: none. Result: whether a queue that is not paused has ready jobs; the first time at which a waiting job expires or a kept one

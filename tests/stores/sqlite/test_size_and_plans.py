@@ -52,7 +52,7 @@ INDEXES = {
     "settle_lone_successes": {"taskflow_jobs_leased"},
     "states_of_lone_runs": {"taskflow_jobs_leased"},
     "save_runs": {"INTEGER PRIMARY KEY"},
-    "next_due": {"taskflow_jobs_due"},
+    "next_due": {"taskflow_jobs_due", "taskflow_schedules_look"},
     "due_jobs": {"taskflow_jobs_due"},
     "ready_due_jobs": {"taskflow_jobs_due", "INTEGER PRIMARY KEY"},
     "some_leases": {"taskflow_jobs_leased"},
@@ -74,6 +74,12 @@ INDEXES = {
     "first_ready_queues": {"taskflow_queues_ready"},
     "ended_among": {"sqlite_autoindex_taskflow_jobs_1"},
     "has_runs_to_stop": {"taskflow_jobs_leased"},
+    "schedule_by_name": {"sqlite_autoindex_taskflow_schedules_1"},
+    "due_schedules": {"taskflow_schedules_look"},
+    "save_schedule": set(),
+    "retract": {"taskflow_declarations_session"},
+    "youngest_declaration": {"sqlite_autoindex_taskflow_sessions_1"},
+    "declarers": {"sqlite_autoindex_taskflow_sessions_1"},
     "all_ready_jobs": {"taskflow_jobs_ready", "INTEGER PRIMARY KEY"},
 }
 

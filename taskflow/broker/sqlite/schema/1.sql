@@ -125,3 +125,34 @@ CREATE INDEX "~jobs_key" ON "~jobs" (key) WHERE key IS NOT NULL AND status < 4;
 CREATE INDEX "~jobs_fading" ON "~jobs" (fade_at) WHERE fade_at IS NOT NULL;
 CREATE INDEX "~jobs_failed" ON "~jobs" (queue, ended_at) WHERE status = 5;
 CREATE INDEX "~jobs_done" ON "~jobs" (queue, ended_at) WHERE status IN (4, 6);
+
+-- Schedules. STRICT: SQLite enforces the types of columns. `look_at` is when upkeep offers a schedule, or removes one that sleeps.
+CREATE TABLE "~schedules" (
+  number INTEGER PRIMARY KEY,
+  name TEXT NOT NULL UNIQUE,
+  digest BLOB NOT NULL,
+  body BLOB NOT NULL,
+  is_declared INTEGER NOT NULL,
+  look_at INTEGER,
+  is_paused INTEGER NOT NULL,
+  next_at INTEGER,
+  last_at INTEGER,
+  fired_at INTEGER,
+  last_id BLOB,
+  fired INTEGER NOT NULL,
+  skipped INTEGER NOT NULL,
+  missed INTEGER NOT NULL,
+  asleep_since INTEGER
+) STRICT;
+CREATE INDEX "~schedules_look" ON "~schedules" (look_at) WHERE look_at IS NOT NULL;
+
+-- The definitions that living sessions declare. `since` is when a session's age began.
+CREATE TABLE "~declarations" (
+  name TEXT NOT NULL,
+  session BLOB NOT NULL,
+  since INTEGER NOT NULL,
+  digest BLOB NOT NULL,
+  body BLOB NOT NULL,
+  PRIMARY KEY (name, session)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX "~declarations_session" ON "~declarations" (session);
