@@ -37,6 +37,7 @@ def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Ite
         "R.repeat_for": str(to_microseconds(rules.repeat_for)),
         "R.keep_failed": str(to_microseconds(rules.keep_failed)),
         "R.keep_cancelled": str(to_microseconds(rules.keep_cancelled)),
+        "R.keep_asleep": str(to_microseconds(rules.keep_asleep)),
         "R.kept_per_queue": str(rules.kept_per_queue),
         "R.upkeep_every": str(to_microseconds(rules.upkeep_every)),
         "R.max_errors_bytes": str(MAX_ERRORS_BYTES),

@@ -19,7 +19,7 @@ import taskflow.broker
 from taskflow.broker import topics
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.memory.console import MemoryStore
-from taskflow.broker.postgres.migrations import VERSION
+from taskflow.broker.postgres.migrations import TABLES, VERSION
 from taskflow.broker.protocol import Broker
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
@@ -302,7 +302,7 @@ class PostgresHome(Home):
         return int(await asyncio.to_thread(self._asked, query)) if there else 0
 
     def save(self) -> dict[str, str]:
-        return {table: str(self._asked(f"SELECT json_agg(t) FROM {self._table(table)} AS t") or "[]") for table in _TABLES}
+        return {table: str(self._asked(f"SELECT json_agg(t) FROM {self._table(table)} AS t") or "[]") for table in TABLES}
 
     def put_back(self, saved: dict[str, str]) -> None:
         self._empty()
@@ -317,12 +317,12 @@ class PostgresHome(Home):
             self._execute(f'DROP SCHEMA IF EXISTS "{self.namespace}" CASCADE')
             return
         meta = self._table("meta")
-        emptied = f"TRUNCATE {', '.join(map(self._table, _TABLES))}; INSERT INTO {meta} (name, value) VALUES ('version', {VERSION});"
+        emptied = f"TRUNCATE {', '.join(map(self._table, TABLES))}; INSERT INTO {meta} (name, value) VALUES ('version', {VERSION});"
         self._execute(f"DO $$ BEGIN IF to_regclass('{meta}') IS NOT NULL THEN {emptied} END IF; END $$")
         self._emptied.append(self.namespace)
 
     def _empty(self) -> None:
-        self._execute("TRUNCATE " + ", ".join(map(self._table, _TABLES)))
+        self._execute("TRUNCATE " + ", ".join(map(self._table, TABLES)))
 
     def _table(self, name: str) -> str:
         return f'"{self.namespace}".{name}'
@@ -346,7 +346,6 @@ class NewestPostgresHome(PostgresHome):
 
 
 _SCHEMAS: Final[dict[tuple[str, Rules], list[str]]] = {}
-_TABLES: Final = ("meta", "sessions", "requests", "jobs", "paused", "marks", "tally", "totals", "awaited", "idle")
 
 
 class _connected:  # noqa: N801 - reads as a word in a with statement

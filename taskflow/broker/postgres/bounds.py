@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from taskflow.model.clock import to_microseconds
+from taskflow.model.schedule import MAX_OFFERS, OFFERED_FOR
 from taskflow.model.stored import LATEST
 
 MOST_BYTES: Final = 1 << 20
@@ -33,4 +35,6 @@ def literals() -> dict[str, str]:
         "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
         "P.NOTED_FOR": str(NOTED_FOR),
         "P.MOST_TOLD_BYTES": str(MOST_TOLD_BYTES),
+        "P.MAX_OFFERS": str(MAX_OFFERS),
+        "P.OFFERED_FOR": str(to_microseconds(OFFERED_FOR)),
     }

@@ -14,7 +14,7 @@ from taskflow.broker import topics as names
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
-from taskflow.broker.postgres import claim, enqueue, rows, session as sessions, settle, upkeep
+from taskflow.broker.postgres import claim, enqueue, rows, schedules, session as sessions, settle, upkeep
 from taskflow.broker.postgres.connect import schema
 from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget
@@ -33,6 +33,7 @@ from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerError, BrokerRefused, ConfigurationError, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
+from taskflow.model.schedule import Definition, Firing
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
@@ -94,10 +95,7 @@ class PostgresBroker:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         if not envelopes:
             return []
-        try:
-            row = await self.call_one("enqueue", self.wall(), self._capacity, *enqueue.columns_of_calls(envelopes))
-        except NoRoom as error:
-            raise StoreFull(f"{error}; new jobs are refused until there is some") from error
+        row = await self._call_adding("enqueue", *enqueue.columns_of_calls(envelopes))
         if row["answers"] is None:
             return [Added(envelope.id) for envelope in envelopes]
         return [added_or_refused(*pair) for pair in zip(envelopes, row["answers"], strict=True)]
@@ -176,6 +174,20 @@ class PostgresBroker:
             self._per_loop.here().late_commits.want_soon()
         return upkeep.upkept_of(row)
 
+    async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
+        columns = schedules.definition_columns(definitions)
+        row = await self.call_one("define", self.wall(), *columns, session, to_microseconds(age))
+        if row["answers"] is None:
+            raise SessionLost(wording.SESSION_LOST)
+        return list(row["answers"])
+
+    async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
+        row = await self._call_adding("fire", *schedules.firing_columns(firings))
+        return [
+            None if firing.envelope is None or answer is None else added_or_refused(firing.envelope, answer)
+            for firing, answer in zip(firings, row["answers"], strict=True)
+        ]
+
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self.listener.listen(topics)
 
@@ -244,6 +256,13 @@ class PostgresBroker:
             self._per_loop.here().tell(told_in(wakeups))
             self._per_loop.here().late_commits.after(time.monotonic() - began_at)
         return row
+
+    async def _call_adding(self, name: str, *arguments: Any) -> asyncpg.Record:
+        """Call a function that adds jobs."""
+        try:
+            return await self.call_one(name, self.wall(), self._capacity, *arguments)
+        except NoRoom as error:
+            raise StoreFull(f"{error}; new jobs are refused until there is some") from error
 
     def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None:
         """Wake the waiters for these jobs: those in this process immediately, and others too if any are known

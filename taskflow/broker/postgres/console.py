@@ -8,10 +8,11 @@ from typing import Any, Final, Protocol
 import asyncpg
 
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
-from taskflow.broker.postgres import rows
+from taskflow.broker.postgres import rows, schedules
 from taskflow.broker.postgres.session import record_of_session
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, Record
+from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
 
 
@@ -67,6 +68,14 @@ class PostgresConsole:
 
     async def resume(self, queue: str) -> None:
         await self._broker.call_one("resume", queue)
+
+    async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
+        return [schedules.record_of(row) for row in await self._broker.call("schedules", None if names is None else list(names))]
+
+    async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
+        row = await self._broker.call_one("amend_schedule", self._broker.wall(), name, amendment.value)
+        is_done: bool = row["is_done"]
+        return is_done
 
     async def metrics(self) -> Metrics:
         totals: dict[str, dict[str, int]] = {}

@@ -146,20 +146,25 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION @.refuse_if_full(ids bytea[], capacity bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    fresh CONSTANT bigint := (SELECT count(*) FROM unnest(ids) AS given (id) WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id));
+BEGIN
+    IF fresh > 0 AND fresh + (SELECT count(*) FROM @.jobs WHERE status <= S.RUNNING) > capacity THEN
+        RAISE EXCEPTION 'the store is full: at most % live jobs are allowed', capacity USING ERRCODE = 'disk_full';
+    END IF;
+END
+$$;
+
 -- The verb. `capacity` is the maximum number of live jobs, or NULL.
 CREATE FUNCTION @.enqueue(
     wall bigint, capacity bigint, @sent{all_%n %t[]},
     OUT answers bytea[], OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
-DECLARE
-    fresh bigint;
 BEGIN
     IF capacity IS NOT NULL THEN
-        SELECT count(*) INTO fresh FROM unnest(all_id) AS given (id) WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id);
-        IF fresh > 0 AND fresh + (SELECT count(*) FROM @.jobs WHERE status <= S.RUNNING) > capacity THEN
-            RAISE EXCEPTION 'the store is full: at most % live jobs are allowed', capacity USING ERRCODE = 'disk_full';
-        END IF;
+        PERFORM @.refuse_if_full(all_id, capacity);
     END IF;
     answers := @.add_jobs(@.wall(wall), @sent{all_%n});
     wakeups := @.wakeups();

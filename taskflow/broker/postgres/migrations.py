@@ -26,7 +26,10 @@ PAUSE: Final = 1.0
 # The key of the advisory lock for migrations: "taskflow" in ASCII, which no other program should use.
 _TURN: Final = 0x7461_736B_666C_6F77
 
-_TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited", "idle")
+TABLES: Final = (
+    *("meta", "sessions", "requests", "paused", "schedules", "declarations"),
+    *("marks", "jobs", "tally", "totals", "awaited", "idle"),
+)
 """The tables, in the order in which most verbs use them."""
 
 _HELD_UP: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
@@ -128,7 +131,7 @@ async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, 
         "SELECT pg_get_userbyid(relowner) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE nspname = $1 AND relname = ANY ($2) AND NOT pg_has_role(relowner, 'USAGE') LIMIT 1",
         schema,
-        list(_TABLES),
+        list(TABLES),
     )
     if owner is not None:
         raise BrokerRefused(
@@ -165,7 +168,7 @@ async def _holder(connection: asyncpg.Connection, schema: str) -> str:
         "WHERE nspname = $1 AND relname = ANY ($2) AND granted AND pid <> pg_backend_pid() AND activity.datname = current_database() "
         "ORDER BY xact_start LIMIT 1",
         schema,
-        list(_TABLES),
+        list(TABLES),
     )
     if row is None:
         return "a transaction"
@@ -217,7 +220,7 @@ $$;"""
 
 
 def _locking(schema: str) -> str:
-    return _LOCK_TABLES.replace("%schema", schema).replace("%tables", ",".join(_TABLES))
+    return _LOCK_TABLES.replace("%schema", schema).replace("%tables", ",".join(TABLES))
 
 
 _LOCK_TABLES: Final = """\

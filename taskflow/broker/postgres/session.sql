@@ -106,6 +106,7 @@ BEGIN
         IF died_of IS NOT NULL THEN
             DELETE FROM @.idle WHERE listener = s.listener;
         END IF;
+        PERFORM @.undeclare(of_session, now_at);
         FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
             PERFORM @.end_lease(lease.id, of_session, died_of IS NULL, died_of, now_at);
         END LOOP;
@@ -126,6 +127,7 @@ BEGIN
     );
     dues := ARRAY[
         @.first_due(now_at),
+        @.first_look(),
         (
             SELECT expires_at FROM @.jobs
             WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at >= (@.newest_mark('expiry', '', 0, now_at)).at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from taskflow.broker.postgres.schedules import offers_of
 from taskflow.broker.protocol import Upkept
 from taskflow.model.clock import to_seconds
 
@@ -16,4 +17,5 @@ def upkept_of(row: Any) -> Upkept:
         expired=row["expired"],
         dropped=row["dropped"],
         next_in=to_seconds(row["next_in"]),
+        offers=offers_of(row),
     )

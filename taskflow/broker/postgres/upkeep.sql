@@ -2,16 +2,17 @@
 CREATE FUNCTION @.upkeep(
     wall bigint, steady bigint, most integer,
     OUT readied integer, OUT reaped integer, OUT released integer, OUT expired integer, OUT dropped integer, OUT next_in bigint,
-    OUT checks_marks boolean, OUT wakeups text
+    OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT now_at bigint, OUT checks_marks boolean, OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
-    now_at bigint := @.wall(wall);
+    first_look bigint;
     first_due bigint;
     left_over integer := most;
     summed integer;
     faded record;
 BEGIN
+    now_at := @.wall(wall);
     steady := coalesce(steady, now_at);
     readied := 0; reaped := 0; released := 0; expired := 0; dropped := 0; checks_marks := false;
     next_in := R.upkeep_every;
@@ -41,7 +42,12 @@ BEGIN
     dropped := dropped + faded.moved;
     left_over := left_over - dropped;
     SELECT least(greatest(1, count(*)) * R.upkeep_every, min(beat_at + ttl) + 1 - steady) INTO next_in FROM @.sessions WHERE dead_at IS NULL;
-    first_due := @.first_due(now_at);
+    first_look := @.first_look();
+    IF first_look <= now_at THEN
+        SELECT offers.* INTO names, digests, bodies, nexts FROM @.offer_schedules(now_at) AS offers;
+        first_look := @.first_look();
+    END IF;
+    first_due := least(@.first_due(now_at), first_look);
     IF left_over <= 0 OR summed = 20000 OR faded.forgotten = 1000 THEN
         next_in := 0;
     ELSIF first_due IS NOT NULL THEN
@@ -130,6 +136,7 @@ DECLARE
     moved integer := 0;
 BEGIN
     FOR s IN SELECT * FROM @.sessions WHERE dead_at IS NOT NULL ORDER BY number LOOP
+        PERFORM @.undeclare(s.id, now_at) WHERE NOT s.is_released;
         FOR lease IN SELECT id FROM @.leases_of(s) WHERE NOT s.is_released ORDER BY request, number LIMIT most - moved LOOP
             moved := moved + @.end_lease(lease.id, s.id, s.is_spared, NULL, now_at)::integer;
         END LOOP;
@@ -139,7 +146,9 @@ BEGIN
         -- Not in the call that has found it dead: at "repeatable read", that call does not see what a concurrent claim has leased to the
         -- session.
         IF NOT s.is_released AND moved < most AND s.dead_at < now_at THEN
-            UPDATE @.sessions SET is_released = true WHERE id = s.id AND NOT EXISTS (SELECT 1 FROM @.leases_of(s)) RETURNING true INTO s.is_released;
+            UPDATE @.sessions SET is_released = true
+            WHERE id = s.id AND NOT EXISTS (SELECT 1 FROM @.leases_of(s)) AND NOT EXISTS (SELECT 1 FROM @.declarations WHERE session = s.id)
+            RETURNING true INTO s.is_released;
         END IF;
         IF s.is_released AND s.dead_at < now_at - R.repeat_for THEN
             DELETE FROM @.sessions WHERE id = s.id;
@@ -300,7 +309,7 @@ BEGIN
 END
 $$;
 
--- Finds runs whose session is unknown, because otherwise they would never be released. It takes one index step for each session with
+-- Finds declarations and runs whose session is unknown, because otherwise they would never be released. It takes one index step for each session with
 -- leases.
 CREATE FUNCTION @.release_orphans(now_at bigint) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
@@ -323,5 +332,7 @@ BEGIN
         PERFORM @.end_lease(orphan.id, orphan.session, false, NULL, now_at)
         WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = orphan.session);
     END LOOP;
+    PERFORM @.undeclare(session, now_at) FROM (SELECT DISTINCT session FROM @.declarations) AS each
+    WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = session);
 END
 $$;

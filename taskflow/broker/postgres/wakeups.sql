@@ -79,6 +79,7 @@ BEGIN
                 WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = m.queue) AND @.first_ready(m) IS NOT NULL
             )
             WHEN topic = 'due' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= (SELECT (@.newest_mark('due', '', 0, now_at)).at))
+                OR EXISTS (SELECT 1 FROM @.schedules WHERE look_at IS NOT NULL)
             WHEN topic LIKE 'queue:%' THEN NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(topic, 7))
                 AND EXISTS (SELECT 1 FROM @.ready_marks(now_at, substr(topic, 7)) AS m WHERE @.first_ready(m) IS NOT NULL)
             WHEN topic LIKE 'session:%' THEN EXISTS (

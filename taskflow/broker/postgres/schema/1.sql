@@ -16,6 +16,8 @@ CREATE DOMAIN @.status AS smallint CHECK (VALUE BETWEEN S.HELD AND S.GONE);
 CREATE DOMAIN @.priority AS smallint CHECK (VALUE BETWEEN -100 AND 100);
 CREATE DOMAIN @.queue_name AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 400);
 CREATE DOMAIN @.job_name AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 800);
+-- The conversion fails for text that is not UTF-8, which an SQL_ASCII database would admit.
+CREATE DOMAIN @.schedule_name AS text COLLATE "C" CHECK (octet_length(convert_to(VALUE, 'UTF8')) BETWEEN 1 AND 800);
 CREATE DOMAIN @.channel AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 63); -- as NOTIFY takes it
 CREATE DOMAIN @.topic AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 500);
 CREATE DOMAIN @.identities AS bytea CHECK (octet_length(VALUE) <= P.MOST_JOINED_BYTES AND octet_length(VALUE) % 16 = 0);
@@ -151,6 +153,39 @@ CREATE TABLE @.requests (
     PRIMARY KEY (session, request)
 ) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.requests IS 'The requests by which sessions have claimed jobs.';
+
+-- --- schedules ------------------------------------------------------------------------------------------
+
+CREATE TABLE @.schedules (
+    name @.schedule_name PRIMARY KEY,
+    digest @.identity NOT NULL, -- another one if the body is another
+    body bytea NOT NULL CONSTRAINT a_body_is_not_too_long CHECK (octet_length(body) <= P.MOST_PAYLOAD_BYTES), -- only workers read it
+    is_declared boolean NOT NULL, -- by sessions; otherwise it was put
+    is_paused boolean NOT NULL DEFAULT false,
+    next_at @.instant, -- the instant to fire next; NULL if it has to be computed, or there is none
+    look_at @.instant, -- offered then; a schedule that sleeps is removed then
+    asleep_since @.instant, -- no living session declares it since then
+    last_at @.instant, -- the instant that was fired last
+    fired_at @.instant, -- when that happened
+    last_id @.identity, -- the last job that was added
+    fired bigint NOT NULL DEFAULT 0,
+    skipped bigint NOT NULL DEFAULT 0,
+    missed bigint NOT NULL DEFAULT 0,
+    CONSTRAINT the_paused_are_not_offered CHECK (look_at IS NULL OR NOT is_paused OR asleep_since IS NOT NULL)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.schedules IS 'Schedules, each with the definition that is in force.';
+CREATE INDEX schedules_by_look ON @.schedules (look_at, name) WHERE look_at IS NOT NULL;
+
+CREATE TABLE @.declarations (
+    schedule @.schedule_name REFERENCES @.schedules ON DELETE CASCADE,
+    session bytea,
+    since bigint NOT NULL, -- the session is this old
+    digest @.identity NOT NULL,
+    body bytea NOT NULL,
+    PRIMARY KEY (schedule, session)
+) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.declarations IS 'Definitions of schedules by sessions. That of the youngest living session is in force.';
+CREATE INDEX declarations_by_session ON @.declarations (session);
 
 -- --- marks and counts --------------------------------------------------------------------------------
 
