@@ -125,10 +125,14 @@ class ScheduleState(msgspec.Struct):
             self.look_at = None if self.is_paused else at
 
     def bring_into_force(self, definition: Definition, now: int) -> None:
-        """Replace the definition if it is another one. The next instant is computed anew, unless it has passed and is still to be fired."""
+        """Replace the definition if it is another one, and have the next instant computed anew."""
         if definition.digest == self.digest:
             return
         _, self.digest, self.body = definition
+        self.forget_next(now)
+
+    def forget_next(self, now: int) -> None:
+        """Have the next instant computed anew, unless it has passed and is still to be fired."""
         if self.next_at is None or self.next_at > now:
             self.next_at = None
             self.look(now)
@@ -166,14 +170,17 @@ class ScheduleState(msgspec.Struct):
         self.next_at = firing.next_at
         self.look(firing.look_at)
 
-    def pause(self) -> None:
-        self.is_paused = True
-        self.look(None)
-
-    def resume(self, now: int) -> None:
-        if self.is_paused:
+    def amend(self, amendment: Amendment, now: int) -> bool:
+        """Pause or resume the schedule. Return False if it cannot be removed, because a living session declares it."""
+        if amendment is Amendment.REMOVE:
+            return not self.is_declared or self.asleep_since is not None
+        if amendment is Amendment.PAUSE:
+            self.is_paused = True
+            self.look(None)
+        elif self.is_paused:
             self.is_paused, self.next_at = False, None
             self.look(now)
+        return True
 
     def record(self, declarers: Iterable[str]) -> ScheduleRecord:
         return ScheduleRecord(

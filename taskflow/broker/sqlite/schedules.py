@@ -76,8 +76,13 @@ _READINGS: Final[dict[str, tuple[Callable[[Any], Any], Any]]] = {
 }
 
 
-def _save(transitions: Transitions, schedule: ScheduleRow) -> None:
+def _write(transitions: Transitions, schedule: ScheduleRow) -> None:
     transitions.connection.execute(transitions.sql["save_schedule"], msgspec.structs.astuple(schedule))
+
+
+def _save(transitions: Transitions, schedule: ScheduleRow) -> None:
+    """Write a schedule, and nudge if it is now to be looked at before all others. An offer needs no nudge: its caller comes again."""
+    _write(transitions, schedule)
     if schedule.look_at is not None:
         transitions.announcement.add_due(schedule.look_at)
 
@@ -145,7 +150,7 @@ def _offer(transitions: Transitions, schedule: ScheduleRow) -> Offer | None:
     is_offered = bool(schedule.digest) and not schedule.is_paused and schedule.asleep_since is None
     if not is_offered:
         schedule.look(transitions.now + _LEFT_OUT_FOR)
-    _save(transitions, schedule)
+    _write(transitions, schedule)
     return offer if is_offered else None
 
 
@@ -183,16 +188,10 @@ def _record(transitions: Transitions, schedule: ScheduleRow) -> ScheduleRecord:
 
 def amend_schedule(transitions: Transitions, name: str, amendment: Amendment) -> bool:
     schedule = _find(transitions, name)
-    if schedule is None:
+    if schedule is None or not schedule.amend(amendment, transitions.now):
         return False
     if amendment is Amendment.REMOVE:
-        if schedule.is_declared and schedule.asleep_since is None:
-            return False
         _remove(transitions, schedule)
-        return True
-    if amendment is Amendment.PAUSE:
-        schedule.pause()
     else:
-        schedule.resume(transitions.now)
-    _save(transitions, schedule)
+        _save(transitions, schedule)
     return True

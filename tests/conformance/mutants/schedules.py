@@ -16,16 +16,18 @@ class FiresWhateverIsNext(Mutant):
     breaks = frozenset({"schedule_cas"})
     because = "two schedulers that look at the same minute both send its job (arq#196)"
 
-    def _is_as_expected(self, schedule: StoredSchedule, firing: Firing) -> bool:
-        return schedule.definition.digest == firing.digest
+    class Schedule(StoredSchedule):
+        def expects(self, firing: Firing) -> bool:
+            return not self.is_paused and self.digest == firing.digest
 
 
 class FiresAnyDefinition(Mutant):
     breaks = frozenset({"schedule_cas"})
     because = "an old process fires the arguments of before the deploy"
 
-    def _is_as_expected(self, schedule: StoredSchedule, firing: Firing) -> bool:
-        return schedule.next_at == firing.expected
+    class Schedule(StoredSchedule):
+        def expects(self, firing: Firing) -> bool:
+            return not self.is_paused and self.next_at == firing.expected
 
 
 class StaysWhenRefused(Mutant):
@@ -44,14 +46,13 @@ class CountsRepeats(Mutant):
     breaks = frozenset({"schedule_advances"})
     because = "an operator reads of skipped runs that were never skipped"
 
-    def _note(self, schedule: StoredSchedule, answer: Added | Refused) -> None:
-        super()._note(schedule, answer)
-        if isinstance(answer, Refused) and answer.because == "id":
-            schedule.skipped += 1
+    class Schedule(StoredSchedule):
+        def note_job(self, now: int, job_id: bytes, refused_for: str | None) -> None:
+            super().note_job(now, job_id, refused_for and "key")
 
 
 class FiresWithoutTheJob(Mutant):
-    breaks = frozenset({"schedule_fires", "schedule_cas", "schedule_advances"})
+    breaks = frozenset({"schedule_fires", "schedule_cas", "schedule_advances", "key_replaces"})
     because = "the scheduler dies between two steps, and the instant is lost (bullmq#2790)"
 
     def _fire_one(self, schedule: StoredSchedule | None, firing: Firing) -> Added | Refused | None:
@@ -77,13 +78,13 @@ class FiresHalfWhenFull(Mutant):
 
 
 class OffersToEverybody(Mutant):
-    breaks = frozenset({"schedule_offer", "schedule_due"})
+    breaks = frozenset({"schedule_offer"})
     because = "fifty workers send the same job, and the store refuses forty-nine"
 
     def offers(self) -> tuple[Offer, ...]:
         offers = super().offers()
         for offer in offers:
-            self._look(self.schedules[offer.name], self.now + 1)
+            self.schedules[offer.name].look(self.now + 1)
         return offers
 
 
@@ -94,7 +95,7 @@ class OffersOnce(Mutant):
     def offers(self) -> tuple[Offer, ...]:
         offers = super().offers()
         for offer in offers:
-            self._look(self.schedules[offer.name], self.now + 3_600_000_000)
+            self.schedules[offer.name].look(self.now + 3_600_000_000)
         return offers
 
 
@@ -103,65 +104,67 @@ class KeepsOffersToItself(Mutant):
     because = "an idle worker sleeps over the instant"
 
     def _waits(self) -> list[float]:
-        looks, self.looks = self.looks, []
+        schedules, self.schedules = self.schedules, {}
         try:
             return super()._waits()
         finally:
-            self.looks = looks
+            self.schedules = schedules
 
 
 class RingsForNobody(Mutant):
     breaks = frozenset({"schedule_due"})
     because = "a schedule that is put begins only when some worker looks"
 
-    def _look(self, schedule: StoredSchedule, at: int | None) -> None:
-        rung = set(self.rung)
-        super()._look(schedule, at)
-        self.rung = rung
+    def _ring(self, schedule: StoredSchedule) -> None:
+        pass
 
 
 class StartsAnewWhenPutAgain(Mutant):
     breaks = frozenset({"schedule_put_repeat", "schedule_handover"})
     because = "an interval that starts anew with each deploy never ends where deploys are frequent"
 
-    def _bring_into_force(self, schedule: StoredSchedule, definition: Definition) -> None:
-        schedule.definition = definition
-        self._forget_next(schedule)
+    class Schedule(StoredSchedule):
+        def bring_into_force(self, definition: Definition, now: int) -> None:
+            super().bring_into_force(definition, now)
+            self.forget_next(now)
 
 
 class KeepsTheOldDefinition(Mutant):
     breaks = frozenset({"schedule_changed", "schedule_cas", "schedule_declared", "schedule_handover"})
     because = "the stored row wins over the code, and a changed time never takes effect (django-celery-beat)"
 
-    def _bring_into_force(self, schedule: StoredSchedule, definition: Definition) -> None:
-        pass
+    class Schedule(StoredSchedule):
+        def bring_into_force(self, definition: Definition, now: int) -> None:
+            pass
 
 
 class LosesThePastInstant(Mutant):
     breaks = frozenset({"schedule_changed"})
     because = "a deploy at 9:00:01 loses the run of 9:00"
 
-    def _forget_next(self, schedule: StoredSchedule) -> None:
-        schedule.next_at = None
-        self._look(schedule, self.now)
+    class Schedule(StoredSchedule):
+        def forget_next(self, now: int) -> None:
+            self.next_at = None
+            self.look(now)
 
 
 class LetsPutsTakeDeclared(Mutant):
     breaks = frozenset({"schedule_taken"})
     because = "two parts of an application overwrite each other's schedules"
 
-    def _put(self, definition: Definition) -> bool:
-        if (schedule := self.schedules.get(definition.name)) is not None:
+    def _define(self, definition: Definition, declarer: SessionState | None, since: int) -> bool:
+        if declarer is None and (schedule := self.schedules.get(definition.name)) is not None:
             schedule.is_declared = False
-        return super()._put(definition)
+        return super()._define(definition, declarer, since)
 
 
 class FollowsTheLastToDeclare(Mutant):
     breaks = frozenset({"schedule_declared"})
     because = "an old worker whose session was renewed brings its old schedule back"
 
-    def _youngest(self, schedule: StoredSchedule) -> bytes:
-        return list(schedule.declared)[-1]
+    class Schedule(StoredSchedule):
+        def by_age(self) -> list[tuple[int, bytes, Definition]]:
+            return [(since, session, definition) for session, (since, definition) in reversed(self.declared.items())]
 
 
 class NeverSleeps(Mutant):
@@ -179,7 +182,7 @@ class DropsWhatSleeps(Mutant):
     def _elect(self, schedule: StoredSchedule) -> None:
         super()._elect(schedule)
         if schedule.asleep_since is not None:
-            del self.schedules[schedule.definition.name]
+            self.schedules.pop(schedule.name, None)
 
 
 class DeclaresForTheDead(Mutant):
