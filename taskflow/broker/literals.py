@@ -13,6 +13,7 @@ from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, POISON
 from taskflow.model.rules import LONGEST, Rules
+from taskflow.model.schedule import MAX_OFFERS, OFFERED_FOR
 from taskflow.model.transitions import Event
 from taskflow.model.verdict import MAX_ERRORS_BYTES
 
@@ -44,4 +45,6 @@ def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Ite
         "R.passed_on_after": str(to_microseconds(PASSED_ON_AFTER)),
         "R.gone_after": str(to_microseconds(GONE_AFTER)),
         "R.upkeepers": str(UPKEEPERS),
+        "R.offered_for": str(to_microseconds(OFFERED_FOR)),
+        "R.max_offers": str(MAX_OFFERS),
     }

@@ -15,8 +15,9 @@
 -- All keys, after the prefix. QUEUE is the number of a queue's name; a tail is the request and number of a claim (8 bytes).
 --
 -- key              type    content                                                                        written by
--- meta             hash    layout; the last seq, number of a name and of a session; pulse: the last       connect, enqueue, names, session,
---                          heartbeat of any session; the shortest ttl; where checks of indexes go on      reindex
+-- meta             hash    layout; the last seq, number of a name and of a session; the number of         connect, enqueue, names, session,
+--                          schedules; pulse: the last heartbeat of any session; the shortest ttl; where   schedules, reindex
+--                          checks of indexes go on
 -- names, texts     hash    "q:" and a queue's, "j:" and a job type's name -> its number; the reverse      names
 -- j:ID, b:ID, o:ID string  the job; its payload; its result, if these are large                           jobs, enqueue, claim, settle
 -- o:FENCE          string  a large result until its settlement arrives: see large_payloads.py             -
@@ -37,6 +38,9 @@
 -- s:SESSION        hash    the session: name, ttl, its last request, ...                                  session, claim
 -- l:SESSION        hash    its leases: tail -> ID                                                         claim, transitions
 -- x:SESSION        set     tails of its leases whose jobs are asked to stop                               console
+-- schedule:NAME    hash    the schedule: see schedules.lua                                                schedules
+-- looks            zset    names of all schedules, by the time at which upkeep looks at them, or infinite  schedules
+-- d:SESSION        set     names of the schedules that the session declares                               schedules
 -- w:, w:QUEUE      zset    listeners that wait for jobs of every queue, of one (its name), by the time     wakeups, claim
 -- nudged           zset    listeners that were nudged and have not claimed since, by the time of that     wakeups, claim
 -- upkeepers        zset    listeners that wait for the next due time                                      upkeep, wakeups

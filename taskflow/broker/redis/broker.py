@@ -29,6 +29,7 @@ from taskflow.broker.redis.fields import LAYOUT
 from taskflow.broker.redis.jobs import records_of
 from taskflow.broker.redis.large_payloads import LargePayloads, is_large, is_large_result, is_reference
 from taskflow.broker.redis.packing import pack
+from taskflow.broker.redis.schedules import fire_answers, pack_definitions, pack_firings
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.redis.session import beat_answer, pack_beat, pack_session
 from taskflow.broker.redis.settle import PackedSettlements, is_possible, pack_settlements, portions, settled_of
@@ -41,6 +42,7 @@ from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerRefused, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
+from taskflow.model.schedule import Definition, Firing
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
@@ -200,6 +202,24 @@ class RedisBroker:
         upkept = read_upkeep(reply, self._prefix)
         listener.armed([names.DUE], times)
         return upkept
+
+    async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
+        reply = await self.call("define", pack_definitions(definitions, session, age), on_disk=self.server.fsync)
+        if reply == b"LOST":
+            raise SessionLost(wording.SESSION_LOST)
+        return [*map(bool, reply)]
+
+    async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
+        envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
+        ahead = self._large_payloads.ahead(envelope for envelope in envelopes if is_large(envelope.payload))
+        try:
+            answers = await self.call("fire" if envelopes else "advance", pack_firings(firings), ahead=ahead, on_disk=self.server.fsync)
+        except StoreFull:
+            await self._are_known(envelopes)  # deletes the payloads that were sent ahead
+            raise
+        if answers == _LACKING:  # the schedules are offered again
+            raise (await self.server_info()).lacking(str(self.server))
+        return fire_answers(firings, answers)
 
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self._per_loop.here().listener.listen(topics)

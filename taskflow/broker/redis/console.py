@@ -11,9 +11,11 @@ from taskflow.broker.redis.fields import ID_BYTES
 from taskflow.broker.redis.jobs import records_of, shown
 from taskflow.broker.redis.large_payloads import LargePayloads
 from taskflow.broker.redis.packing import pack, unpack
+from taskflow.broker.redis.schedules import schedule_records
 from taskflow.broker.redis.session import session_records
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
+from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
 
 PAGE: Final = 500
@@ -101,6 +103,16 @@ class RedisConsole:
 
     async def resume(self, queue: str) -> None:
         await self._call("pause", pack([queue, False]))
+
+    async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
+        asked = sorted(set(names)) if names is not None else await self._call("schedules", pack([False]))
+        found = list[ScheduleRecord]()
+        for first in range(0, len(asked), PAGE):
+            found += schedule_records(await self._call("schedules", pack([asked[first : first + PAGE]])))
+        return sorted(found, key=lambda record: record.name)
+
+    async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
+        return bool(await self._call("amend", pack([name, amendment.value])))
 
     async def metrics(self) -> Metrics:
         stored, texts = unpack(await self._call("metrics", pack([])))

@@ -169,6 +169,19 @@ local function add_all(texts, items)
   return not were_all_added and answers or nil
 end
 
+-- Writes the jobs that were added. The payload of a job that was not added, or that is known and has ended, is deleted.
+local function flush_added(apart)
+  local kept, strays = {}, {}
+  for _, id in ipairs(apart) do
+    local job = load(id)
+    local group = job and size_apart(job[F.payload]) and kept or strays
+    group[#group + 1] = id
+  end
+  keep_payloads(kept)
+  flush()
+  unlink_all('b:', strays)
+end
+
 -- === script add ============================================================================================
 -- Adds jobs of any kind, in order, as one step. A server whose memory is full refuses it: see the flags in scripts.py.
 --
@@ -180,16 +193,7 @@ if is_lacking(given[3]) then
   return redis.status_reply('LACKING')
 end
 local answers = add_all(given[1], given[2])
--- The payload of a job that was not added, or that is known and has ended, is deleted.
-local kept, strays = {}, {}
-for _, id in ipairs(given[3]) do
-  local job = load(id)
-  local group = job and size_apart(job[F.payload]) and kept or strays
-  group[#group + 1] = id
-end
-keep_payloads(kept)
-flush()
-unlink_all('b:', strays)
+flush_added(given[3])
 return answers
 
 -- === script known ==========================================================================================

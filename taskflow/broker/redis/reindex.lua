@@ -55,7 +55,7 @@ local function next_of(hash)
   return page[2], page[1] == '0'
 end
 
--- Raises if an index holds fewer jobs than are counted: the missing ones would never run.
+-- Raises if an index holds fewer jobs or schedules than are counted: the missing ones would never run.
 local function check_scheduled_and_running()
   local scheduled, running, leases = 0, 0, 0
   each_count(call('HGETALL', P .. 'counts'), function(_, status, number)
@@ -69,6 +69,8 @@ local function check_scheduled_and_running()
   end
   if call('ZCARD', P .. 'due') < scheduled or leases < running then
     request_reindex('scheduled or running jobs are in no index')
+  elseif call('ZCARD', P .. 'looks') < (tonumber(call('HGET', P .. 'meta', 'schedules')) or 0) then
+    request_reindex('schedules are in no index')
   end
 end
 
@@ -120,11 +122,14 @@ end
 -- arguments  milliseconds for which it does not run again: other callers have found the same key meanwhile
 -- reply      the number of keys moved; nil if it has just run
 
-local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, w = 1, nudged = 1, upkeepers = 1, p = 1, z = 1, y = 1 }
-local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, spoilt = 1, s = 1, l = 1, awaited = 1 }
-local SETS = { held = 1, paused = 1, x = 1 }
+local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, w = 1, nudged = 1, upkeepers = 1, looks = 1,
+  p = 1, z = 1, y = 1 }
+local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, spoilt = 1, s = 1, l = 1, awaited = 1,
+  schedule = 1 }
+local SETS = { held = 1, paused = 1, x = 1, d = 1 }
 local LISTS = { r = 1 }
-local MADE_ANEW = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1 }
+local MADE_ANEW = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1,
+  looks = 1, d = 1 }
 
 -- Kinds of keys that are named by references in these fields.
 local APART = { b = F.payload, o = F.result }
@@ -150,9 +155,10 @@ end
 
 -- --- keys ---------------------------------------------------------------------------------------------
 
--- Moves wrong keys, deletes all indexes. Returns the ids of all jobs, the number of keys moved, and the names of keys of payloads and results.
+-- Moves wrong keys, deletes all indexes. Returns the ids of all jobs, the number of keys moved, the names of keys of payloads and results, and
+-- the names of all schedules.
 local function clear()
-  local ids, aside, apart = {}, 0, {}
+  local ids, aside, apart, names = {}, 0, {}, {}
   for _, key in ipairs(all_keys()) do
     local name = string.sub(key, #P + 1)
     local kind = string.match(name, '^(%l+)')
@@ -165,11 +171,13 @@ local function clear()
       call('RENAME', key, P .. 'bad:' .. string.format('%.0f', wall) .. ':' .. aside .. ':' .. name)
     elseif APART[kind] and #name == 18 then
       apart[#apart + 1] = name
+    elseif wanted and kind == 'schedule' then
+      names[#names + 1] = string.sub(name, 10)
     elseif not is_bad and MADE_ANEW[kind] then
       call('UNLINK', key)
     end
   end
-  return ids, aside, apart
+  return ids, aside, apart, names
 end
 
 -- Lets payloads and results that belong to no job expire. They are not deleted at once: a payload's call may be on its way.
@@ -306,6 +314,22 @@ local function index_job(id, job)
   end
 end
 
+-- Upkeep looks at each schedule again: without its jitter, and once more if it has no next instant.
+local function index_schedules(names)
+  call('HDEL', P .. 'meta', 'schedules')
+  for _, name in ipairs(names) do
+    local schedule = schedule_of(name)
+    look(schedule, schedule.next_at or wall)
+    if schedule.declared then
+      elect(schedule)
+    end
+    for session in pairs(schedule.declared_by) do
+      call('SADD', P .. 'd:' .. session, name)
+    end
+  end
+  save_schedules()
+end
+
 local function sort_all(groups)
   for _, of_queue in pairs(groups) do
     for _, entries in pairs(of_queue) do
@@ -322,7 +346,7 @@ if call('PTTL', mending) >= 0 then
 end
 call('SET', mending, 1, 'PX', spared)
 
-local ids, aside, apart = clear()
+local ids, aside, apart, names = clear()
 local instead = mend_names()
 prefetch(ids)
 local jobs, seq = {}, tonumber(call('HGET', P .. 'meta', 'seq')) or 0
@@ -358,6 +382,7 @@ for _, id in ipairs(jobs) do
 end
 sort_all(ready)
 flush()
+index_schedules(names)
 -- The server's clock does not move during a script.
 local took = math.ceil(1000 * (os.clock() - began))
 call('PEXPIRE', mending, spared + took)

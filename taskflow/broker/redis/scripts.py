@@ -34,6 +34,8 @@ _QUEUES: Final = ("is_before", "push", "peek")
 _COUNTS: Final = ("change_count", "counts")
 _WAKEUPS: Final = ("nudge", "wake_listeners", "tell_ended")
 _CHANGE_JOBS: Final = ("large_payloads", "read_jobs", "write_jobs", "transitions")
+_SCHEDULES: Final = ("sessions", "schedule")
+_FIRE: Final = ("add_all", *_SCHEDULES, "fire_all")
 _TRANSITIONS: Final = ("base", *_NAMES, "intern", *_COUNTS, *_QUEUES, *_WAKEUPS, *_CHANGE_JOBS)
 
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -45,14 +47,19 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "claim": ("base", *_NAMES, *_COUNTS, "is_before", "peek"),
     "settle": ("base", "names", *_COUNTS, "tell_ended", "results"),
     "register": ("base", "sessions"),
-    "beat": (*_TRANSITIONS, "sessions", "leases", "end_leases", "due_in", "lost_indexes"),
-    "upkeep": (*_TRANSITIONS, "unreadable", "sessions", "leases", "end_leases", "due_in", "lost_indexes", "listeners"),
-    "reindex": (*_TRANSITIONS, "unreadable", "sessions"),
+    "beat": (*_TRANSITIONS, *_SCHEDULES, "kill", "leases", "end_leases", "due_in", "lost_indexes"),
+    "upkeep": (*_TRANSITIONS, "unreadable", *_SCHEDULES, "offers", "kill", "leases", "end_leases", "due_in", "lost_indexes", "listeners"),
+    "reindex": (*_TRANSITIONS, "unreadable", *_SCHEDULES, "kill"),
+    "define": ("base", "nudge", *_SCHEDULES),
+    "fire": (*_TRANSITIONS, *_FIRE),
+    "advance": (*_TRANSITIONS, *_FIRE),
     "arm": ("base", "read_jobs", "nudge", "listeners", "await_end"),
     "read": ("base", *_NAMES, "read_jobs", "await_end"),
     "cancel": _TRANSITIONS,
     "queues": ("base", "read_jobs", "is_before", "peek"),
     "workers": ("base", "sessions"),
+    "schedules": ("base", "nudge", *_SCHEDULES),
+    "amend": ("base", "nudge", *_SCHEDULES),
     "metrics": ("base", *_NAMES),
     "browse": ("base", *_NAMES, "read_jobs", "matching"),
     "candidates": ("base", "ids_in"),
@@ -72,7 +79,7 @@ _REST: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 # When its memory is full, the server refuses scripts without the flag allow-oom. So it refuses new jobs, but everything else still works.
-_REFUSED_WHEN_FULL: Final = frozenset({"enqueue", "add"})
+_REFUSED_WHEN_FULL: Final = frozenset({"enqueue", "add", "fire"})
 
 _SECTION: Final = re.compile(r"^-- === (?:part|script) (\w+) =*\n", re.MULTILINE)
 _NAME: Final = re.compile(r"\b([FLSEWR])\.(\w+)\b")

@@ -56,7 +56,10 @@ local function spare_after_outage()
   end
 end
 
+-- === part kill =============================================================================================
+-- Ends a session. Its schedules are handed over first: if that fails, the session still lives, and the caller repeats the call.
 local function kill(id)
+  end_declarations(id)
   local number = tonumber(call('HGET', session_key(id), 'number'))
   number = number and number >= 0 and number or 0 -- NaN included
   call('HSET', session_key(id), 'dead_at', wall, 'beat_at', tonumber(is_alive(id) or steady) - ttl_of(id))

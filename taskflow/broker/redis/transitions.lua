@@ -76,7 +76,7 @@ local function write_ready()
   ready = {}
 end
 
--- If one of the jobs is now the first of all, some of the listeners that wait for the next due time hear of it.
+-- If one of the jobs is now the first of all, some of the listeners that wait for the next due time are nudged.
 local function write_scheduled()
   if #scheduled == 0 then
     return
@@ -85,11 +85,7 @@ local function write_scheduled()
   local first = call('ZRANGE', P .. 'due', 0, 0)[1]
   for i = 2, #scheduled, 2 do
     if scheduled[i] == first then
-      local wanted = R.upkeepers
-      repeat
-        local found = call('ZPOPMAX', P .. 'upkeepers', 1)
-        wanted = #found == 0 and 0 or wanted - (tell(found[1], 'due') and 1 or 0)
-      until wanted == 0
+      nudge_upkeepers()
       break
     end
   end

@@ -21,14 +21,15 @@ local function due_in()
   if has_dying() or call('EXISTS', P .. 'crowded', P .. 'spoilt') > 0 then
     return 0
   end
-  local wait = math.min(until_first('due', wall), until_first('exp', wall), until_first('fade', wall), until_first('alive', steady - 1))
+  local wait = math.min(until_first('due', wall), until_first('exp', wall), until_first('fade', wall), until_first('looks', wall),
+    until_first('alive', steady - 1))
   return wait == NEVER and -1 or math.max(0, wait)
 end
 
 -- === script upkeep =========================================================================================
 -- Does what is due, up to a limit of moves. Arguments: limit; the listener, which waits for the next due time.
 -- Reply: readied, reaped, released, expired, dropped, microseconds until the next call, and for each record that was set aside its id, the
--- number of the field and the problem (unreadable.lua).
+-- number of the field and the problem (unreadable.lua). If schedules are due, also what `offers` returns, and the server's time.
 
 local limit = given[1]
 
@@ -296,9 +297,9 @@ end
 -- --- the next call ----------------------------------------------------------------------------------
 
 -- Returns when the session should call again. Each of n sessions calls once in n periods, all of them if something falls due before.
-local function next_in()
+local function next_in(until_look)
   local wait = R.upkeep_every * math.max(1, call('ZCARD', P .. 'alive'))
-  return math.max(0, math.min(wait, until_first('due', wall), until_first('alive', steady - 1)))
+  return math.max(0, math.min(wait, until_look, until_first('due', wall), until_first('alive', steady - 1)))
 end
 
 spare_after_outage()
@@ -312,6 +313,12 @@ for i, duty in ipairs({ ready_due, release_leases, expire, drop }) do
   done[i] = duty(math.max(0, left))
   left = left - done[i]
 end
+local until_look, offered = until_first('looks', wall), nil
+if until_look <= 0 then
+  offered = offers()
+  until_look = until_first('looks', wall)
+end
 add_listener(P .. 'upkeepers', given[2])
 pass_on_late_nudges()
-return { done[1], reaped, done[2], done[3], done[4], (left <= 0 or looks_left <= 0 or #aside > 0) and 0 or next_in(), aside }
+local again_in = (left <= 0 or looks_left <= 0 or #aside > 0) and 0 or next_in(until_look)
+return { done[1], reaped, done[2], done[3], done[4], again_in, aside, offered, offered and wall }

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from taskflow.broker.protocol import Upkept
 from taskflow.broker.redis.jobs import column_of
+from taskflow.broker.redis.schedules import read_offers
 from taskflow.model.clock import to_seconds
 from taskflow.model.ids import id_text
 
@@ -16,7 +17,7 @@ log: Final = logging.getLogger("taskflow")
 
 def read_upkeep(reply: Sequence[Any], prefix: str) -> Upkept:
     """Decode the reply, and log each job that upkeep has set aside because its record cannot be read."""
-    readied, reaped, released, expired, dropped, next_in, aside = reply
+    readied, reaped, released, expired, dropped, next_in, aside, *offered = reply
     for i in range(0, len(aside), 3):
         log.error(
             "the record of job %s cannot be read (%s: %s): marked as failed; its bytes are kept under %sbad:j: until it is purged",
@@ -25,4 +26,12 @@ def read_upkeep(reply: Sequence[Any], prefix: str) -> Upkept:
             aside[i + 2].decode(errors="replace"),
             prefix,
         )
-    return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=to_seconds(next_in))
+    return Upkept(
+        readied=readied,
+        reaped=reaped,
+        released=released,
+        expired=expired,
+        dropped=dropped,
+        next_in=to_seconds(next_in),
+        offers=read_offers(*offered) if offered else (),
+    )

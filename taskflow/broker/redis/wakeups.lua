@@ -71,6 +71,15 @@ local function nudge_for(readied)
   end
 end
 
+-- Some of the listeners that wait for the next due time hear that it is earlier now.
+local function nudge_upkeepers()
+  local wanted = R.upkeepers
+  repeat
+    local found = call('ZPOPMAX', P .. 'upkeepers', 1)
+    wanted = #found == 0 and 0 or wanted - (tell(found[1], 'due') and 1 or 0)
+  until wanted == 0
+end
+
 -- === part wake_listeners ===================================================================================
 -- Names of queues -> the number of their jobs that became ready in this call.
 local readied = {}
@@ -177,7 +186,7 @@ for _, topic in ipairs(topics) do
       add_listener(P .. 'w:', listener)
     end
   elseif topic == 'due' then
-    is_there = call('EXISTS', P .. 'due') == 1
+    is_there = call('EXISTS', P .. 'due', P .. 'looks') > 0
     add_listener(P .. 'upkeepers', listener)
   elseif sub(topic, 1, 6) == 'queue:' then
     is_there = has_ready(sub(topic, 7))

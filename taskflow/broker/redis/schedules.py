@@ -1,0 +1,90 @@
+"""Packs definitions and firings of schedules into arguments for the scripts in schedules.lua, and decodes their replies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.redis.enqueue import Texts, job_item
+from taskflow.broker.redis.jobs import UNKNOWN, shown
+from taskflow.broker.redis.large_payloads import is_large
+from taskflow.broker.redis.packing import pack
+from taskflow.broker.script_values import added_or_refused
+from taskflow.model.clock import to_microseconds
+from taskflow.model.schedule import Definition, Firing, Offer, ScheduleRecord
+from taskflow.model.stored import maybe_instant, text
+
+
+def pack_definitions(definitions: Sequence[Definition], session: bytes | None, age: float) -> bytes:
+    """Pack definitions for the script `define`."""
+    return pack([session or False, to_microseconds(age), definitions])
+
+
+def pack_firings(firings: Sequence[Firing]) -> bytes:
+    """Pack firings for the scripts `fire` and `advance`. Large payloads must be sent ahead: see `large_payloads`."""
+    texts, apart = Texts(), list[bytes]()
+    packed = [_firing(firing, texts, apart) for firing in firings]
+    return pack([texts.all(), packed, apart])
+
+
+def _firing(firing: Firing, texts: Texts, apart: list[bytes]) -> list[object]:
+    item: object = False
+    if firing.envelope is not None:
+        if is_apart := is_large(firing.envelope.payload):
+            apart.append(firing.envelope.id)
+        item = job_item(firing.envelope, texts, apart=is_apart)
+    instants = [False if instant is None else instant for instant in (firing.expected, firing.next_at, firing.look_at)]
+    return [firing.name, firing.digest, *instants, firing.missed, item]
+
+
+def fire_answers(firings: Sequence[Firing], answers: Sequence[bytes | None]) -> list[Added | Refused | None]:
+    """Decode the reply of the scripts `fire` and `advance`."""
+    return [
+        None if firing.envelope is None or answer is None else added_or_refused(firing.envelope, answer)
+        for firing, answer in zip(firings, answers, strict=True)
+    ]
+
+
+def read_offers(offered: Sequence[Any], now: int) -> tuple[Offer, ...]:
+    """Decode the offers in a reply of the script `upkeep`. A schedule whose name is not UTF-8 is left out."""
+    offers = list[Offer]()
+    for i in range(0, len(offered), 4):
+        name, digest, body, next_at = offered[i : i + 4]
+        try:
+            offers.append(Offer(name=text(name), digest=digest, body=body, next_at=next_at, now=now))
+        except UnicodeDecodeError:
+            continue
+    return tuple(offers)
+
+
+def schedule_records(rows: Sequence[Sequence[Any]]) -> list[ScheduleRecord]:
+    """Decode the reply of the script `schedules`, which has read each field and has left out what cannot be read."""
+    return [_record(*row) for row in rows]
+
+
+def _record(
+    name: bytes,
+    digest: bytes,
+    body: bytes,
+    is_declared: bytes | None,
+    is_paused: bytes | None,
+    *rest: Any,
+) -> ScheduleRecord:
+    next_at, last_at, fired_at, last_id, fired, skipped, missed, declarers, asleep_since = rest
+    return ScheduleRecord(
+        name=shown(name),
+        digest=digest,
+        body=body,
+        is_declared=is_declared is not None,
+        is_paused=is_paused is not None,
+        next_at=maybe_instant(next_at),
+        last_at=maybe_instant(last_at),
+        fired_at=maybe_instant(fired_at),
+        last_id=last_id,
+        fired=fired,
+        skipped=skipped,
+        missed=missed,
+        declarers=tuple(UNKNOWN if name is None else shown(name) for name in declarers),
+        asleep_since=maybe_instant(asleep_since),
+    )
