@@ -76,6 +76,14 @@ class JobContext:
         return instant_of(self._lease.created_at)
 
     @property
+    def scheduled_for(self) -> datetime | None:
+        """The instant that this job stands for, in its schedule's time zone; None if no schedule has added the job. It stays
+        the same if the job runs late, or again."""
+        from taskflow.model.schedule_plan import scheduled_for
+
+        return scheduled_for(self._lease.envelope.headers)
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """The headers that were sent with the job."""
         return self._lease.envelope.headers

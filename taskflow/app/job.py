@@ -212,6 +212,12 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     killed if the run exceeds its timeout or is cancelled. If the child dies, for example from a segfault,
                     only that run fails, and it is retried whatever `retry_on` says. By default, an async function runs in
                     the event loop ("loop") and a plain one in a thread ("thread")
+    `schedule`      a `Cron` or `Every`, any object with a method ``next(after)``, a list of these, or None. While a worker that
+                    declares it is running, the job is added at each of its times, once in the whole fleet
+    `overlap`       what happens at a time at which an earlier job of the schedule is live: "allow" another one (default), "skip"
+                    the time, or let the "latest" replace a waiting one
+    `catch_up`      which times fire later if no worker was running: the "latest" (default), "all" or "none"
+    `max_delay`     seconds or a timedelta after which a time is not caught up on any more
 
     An async function becomes a `Job`, a plain one a `SyncJob`. Raises DeclarationError for an invalid declaration.
     """
@@ -220,6 +226,7 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     return lambda decorated: _declare(default_app(), decorated, declared)
 
 
+SCHEDULING: Final = frozenset({"schedule", "overlap", "catch_up", "max_delay"})
 _OPTIONS: Final = tuple(name for name in JobOptions.__annotations__ if name not in (*OF_THE_DECORATOR, "retry"))
 
 
@@ -235,6 +242,10 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
         kind = Job if inspect.iscoroutinefunction(function) else SyncJob
         runs_in = place_for(function, given.get("runs_in"))
         made: AnyJob = kind(app, function, _job_name("name", name), options, policy=policy, aliases=aliases, runs_in=runs_in)
+        if not SCHEDULING.isdisjoint(declared):
+            from taskflow.app.declared_schedules import declared_schedules
+
+            made.schedules = declared_schedules(made, given | {name: declared[name] for name in SCHEDULING & declared.keys()})
     except DeclarationError:
         raise
     except (TypeError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
@@ -15,6 +15,9 @@ from taskflow.model.backoff import Backoff
 from taskflow.model.codec import FunctionCodec, Limits
 from taskflow.model.envelope import Envelope, check_envelope
 from taskflow.model.ids import key_digest
+
+if TYPE_CHECKING:
+    from taskflow.app.declared_schedules import DeclaredSchedule
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -56,6 +59,7 @@ class JobType(Generic[R_co]):
         self.policy = policy
         self.aliases = aliases
         self.runs_in: RunsIn = runs_in
+        self.schedules: tuple[DeclaredSchedule, ...] = ()
         self.takes_context = takes_context(function)
         functools.update_wrapper(cast(Any, self), function, updated=())
         self.__signature__ = signature_for_callers(function, skip=int(self.takes_context))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 import msgspec
 
@@ -17,6 +17,10 @@ from taskflow.model.envelope import OWN_HEADERS, OnConflict
 from taskflow.model.job_schema import DEFAULT_QUEUE, bare_text
 from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
+
+if TYPE_CHECKING:  # loaded by jobs that have a schedule
+    from taskflow.model.schedule_plan import CatchUp, Overlap
+    from taskflow.model.timetable import Timetable
 
 Conflict = Literal["keep", "replace", "raise"]
 
@@ -41,6 +45,10 @@ class JobOptions(_SharedOptions, total=False):
     discard_on: Sequence[type[BaseException]] | None
     aliases: Sequence[str] | None
     runs_in: RunsIn | None
+    schedule: Timetable | Sequence[Timetable | None] | None
+    overlap: Overlap | None
+    catch_up: CatchUp | None
+    max_delay: float | timedelta | None
 
 
 class EnqueueOptions(_SharedOptions, total=False):

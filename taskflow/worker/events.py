@@ -154,6 +154,35 @@ class BrokerBack(WorkerEvent, frozen=True):
     doing: str
 
 
+class ScheduleFired(WorkerEvent, frozen=True):
+    """The worker has fired a schedule, `late_by` seconds after its time.
+
+    `id` is the id of the new job, if `is_added`. Otherwise, an earlier job is live and `overlap` excludes another, or the job was known.
+    """
+
+    name: str
+    id: bytes
+    is_added: bool
+    late_by: float
+
+
+class ScheduleMissed(WorkerEvent, frozen=True):
+    """The schedule has left out `count` of its times, because they were too late for its `catch_up` or `max_delay`.
+
+    At most 100 are counted at once.
+    """
+
+    name: str
+    count: int
+
+
+class ScheduleFailed(WorkerEvent, frozen=True):
+    """The worker cannot fire or declare the schedule. Sent once for each reason; the worker tries again each second."""
+
+    name: str
+    why: str
+
+
 class NotLeft(WorkerEvent, frozen=True):
     """The worker could not tell the broker that it is stopping. Its leases lapse after `ttl` seconds without a heartbeat."""
 

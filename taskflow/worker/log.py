@@ -77,6 +77,13 @@ def _log_own(event: events.WorkerEvent) -> None:
             log.error("%s failed and starts again in %.1f s; this is a bug in taskflow or its broker", part, pause, exc_info=error)
         case events.AwaitsBroker(why, seconds):
             log.warning("the broker does not answer yet; trying again for at most %g s: %s", seconds, why)
+        case events.ScheduleFired(name, job_id, is_added, late_by):
+            words = f"added job {id_text(job_id)}" if is_added else f"added no job, because job {id_text(job_id)} exists"
+            log.info("schedule %s %s, %.3f s after its time", one_line(name), words, late_by)
+        case events.ScheduleMissed(name, count):
+            log.warning("schedule %s left out %d of its times, because they were too late", one_line(name), count)
+        case events.ScheduleFailed(name, why):
+            log.error("schedule %s cannot be used: %s", one_line(name), one_line(why))
         case events.BrokerTrouble(doing, why, times) if times == 1:
             log.warning("%s failed, trying again: %s", doing, why)
         case events.BrokerBack(doing):

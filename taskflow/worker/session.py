@@ -39,6 +39,7 @@ from taskflow.worker.options import WorkerOptions
 from taskflow.worker.phase import Phase
 from taskflow.worker.quarantine import Quarantine
 from taskflow.worker.runs import Runs
+from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.services import Services
 from taskflow.worker.settler import Settler
 from taskflow.worker.threads import Threads
@@ -62,12 +63,22 @@ class WorkerSession:
     set when a finishing session has nothing left to wait for, and `runs_stopped` when no run continues here except in threads.
     """
 
-    def __init__(self, broker: Broker, executor: Executor, threads: Threads, options: WorkerOptions, seams: Seams, events: Events) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        executor: Executor,
+        threads: Threads,
+        scheduler: Scheduler,
+        options: WorkerOptions,
+        seams: Seams,
+        events: Events,
+    ) -> None:
         self.session = _a_session(options)
         self.phase = Phase.WORKING
         self.has_forced = False
         self.all_ended, self.runs_stopped = asyncio.Event(), asyncio.Event()
         self._broker = broker
+        self._scheduler = scheduler
         self._options = options
         self._events = events
         self._moved = asyncio.Event()
@@ -79,7 +90,7 @@ class WorkerSession:
         self._runs = Runs(options, threads, self._lease_table, executor, self._settler, events)
         too_old = options.ttl / 4  # half of the ghost age, which is half of the ttl
         self._fetcher = Fetcher(broker, self.session.id, options.queues, self, too_old, events, seams.chance)
-        self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look)
+        self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look, on_offers=scheduler.fire)
         self._quarantine = Quarantine(self._lease_table, self._runs, events)
         self._keeper = Keeper(self.session, self._lease_table, self, events, seams.start_thread)
         self._services = Services(events, seams.chance, on_end=self._lease_table.nudge)
@@ -87,8 +98,9 @@ class WorkerSession:
     # --- its life ---------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Register the session and start its heartbeat. Raises the broker's errors."""
+        """Register the session, declare its schedules and start its heartbeat. Raises the broker's errors."""
         await self._broker.register(self.session)
+        await self._scheduler.declare(self.session.id)
         self._events.tell(SessionOpened(self.session.name, self.session.id))
         self._keeper.start(self._broker.sibling())
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from taskflow.broker import topics
@@ -12,6 +13,7 @@ from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import BrokerError
 from taskflow.model.retry import Pauses, Retries
+from taskflow.model.schedule import Offer
 from taskflow.model.seams import Chance
 from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerTrouble, Events
@@ -46,11 +48,27 @@ MOMENT: Final = 0.001
 AT_LEAST: Final = 0.005
 
 
-class Upkeep:
-    """Calls the store's upkeep when it is due. `on_ready` is called when a call has made jobs ready."""
+async def _ignore(offers: Sequence[Offer]) -> float:
+    return math.inf
 
-    def __init__(self, broker: Broker, chance: Chance, events: Events, on_ready: Callable[[], None] = lambda: None) -> None:
+
+class Upkeep:
+    """Calls the store's upkeep when it is due.
+
+    `on_ready` is called when a call has made jobs ready. `on_offers` fires the schedules that a call
+    offers, and returns the seconds until the first of them is due again.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        chance: Chance,
+        events: Events,
+        on_ready: Callable[[], None] = lambda: None,
+        on_offers: Callable[[Sequence[Offer]], Awaitable[float]] = _ignore,
+    ) -> None:
         self._broker = broker
+        self._on_offers = on_offers
         self._chance = chance
         self._events = events
         self._on_ready = on_ready
@@ -103,8 +121,11 @@ class Upkeep:
     async def _once(self) -> float:
         self._next_at = 0.0
         self._forget_due()
+        looks_in = math.inf
         try:
             done = await self._broker.upkeep(self._limit())
+            if done.offers:
+                looks_in = await self._on_offers(done.offers)
         except BrokerError as error:
             self._is_at_rest = False
             pause = self._retries.failed()
@@ -114,10 +135,10 @@ class Upkeep:
         self._is_awaited = done.readied > 0 or done.released > 0
         if self._is_awaited:
             self._on_ready()
-        self._is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped))
+        self._is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped, done.offers))
         if done.next_in > 0:
             self._portions, self._was_early = 0, False
-            return self._until_next(done.next_in)
+            return min(looks_in, self._until_next(done.next_in))
         self._portions += 1
         was_early, self._was_early = self._was_early, self._is_at_rest
         if self._is_awaited:

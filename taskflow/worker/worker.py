@@ -22,6 +22,7 @@ from taskflow.worker.events import BrokerTrouble, Ended, Events, NotCounted, Unw
 from taskflow.worker.executor import Executor
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
+from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.session import WorkerSession
 from taskflow.worker.stalls import StallWatch
 from taskflow.worker.succession import PAUSES, Succession
@@ -133,6 +134,7 @@ class Worker:
             self._children = self._no_children_yet()
             stack.push_async_callback(self._children.close)
             self._app.registry.resolve()
+            self._scheduler = Scheduler(self._app.broker(), self._app.registry, self._events)
             stack.callback(self._end_watch)
             limit, ttl = self.options.stall_limit, self.options.ttl
             self._watch = StallWatch(self._sessions, self._events, self._seams.start_thread, stall_limit=limit, ttl=ttl)
@@ -204,7 +206,7 @@ class Worker:
             children=self._children,
             is_cut_short=self._is_cancelled,
         )
-        return WorkerSession(self._app.broker(), executor, self._threads, self.options, self._seams, self._events)
+        return WorkerSession(self._app.broker(), executor, self._threads, self._scheduler, self.options, self._seams, self._events)
 
     def _note_freed(self) -> None:
         if (session := self._sessions.present) is not None:

@@ -1,0 +1,103 @@
+"""Defines `Cron` and `Every`, which say when a schedule fires."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from taskflow.app.options import EnqueueOptions, seconds_of
+from taskflow.model.printable import shown
+from taskflow.model.timetable import CronTimes, EveryTimes
+
+
+class _Timed:
+    """What `Cron` and `Every` have in common: the arguments and options of the calls that the schedule makes."""
+
+    __slots__ = ("args", "jitter", "kwargs", "name", "options", "times")
+
+    def __init__(
+        self,
+        times: CronTimes | EveryTimes,
+        jitter: float | timedelta,
+        name: str | None,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None,
+        options: EnqueueOptions | None,
+    ) -> None:
+        if isinstance(args, str) or not isinstance(args, Sequence):
+            raise TypeError(f"args={shown(args)}: expected a tuple of arguments, as in args=({shown(args)},)")
+        self.times = times
+        self.jitter = seconds_of("jitter", jitter)
+        self.name = name
+        self.args = tuple(args)
+        self.kwargs = dict(kwargs or {})
+        self.options = EnqueueOptions(**(options or {}))
+
+    def next(self, after: datetime) -> datetime | None:
+        """Return the first instant later than `after`, which must be aware, or None if there is none."""
+        return self.times.next(after)
+
+    def __str__(self) -> str:
+        return str(self.times)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.times}>"
+
+
+class Cron(_Timed):
+    """A schedule that fires when a cron expression matches.
+
+    `expression`  five fields, or six with seconds first: ``"0 9 * * MON-FRI"``; or @hourly, @daily, @weekly, @monthly or @yearly. The
+                  fields are those of Debian's cron, with ``L`` for the last day of a month and ``5#2`` for its second Friday
+    `tz`          the IANA name of the time zone in which the expression is read, or a ZoneInfo (default "UTC")
+    `jitter`      the longest delay, in seconds or as a timedelta. Each instant has its own delay (default 0)
+    `name`        the schedule's name (default: the job's name, or with the expression if the job has several schedules)
+    `args`, `kwargs`  the arguments of its calls (default none)
+    `options`     the options of its calls, as for `.options()`; without `after` and `at`
+
+    `name`, `args`, `kwargs` and `options` are for the decorator: `schedules.put` takes a name and a call.
+    Raises TypeError or ValueError that says which part of the expression, or which argument, is invalid.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        expression: str,
+        *,
+        tz: str | ZoneInfo = "UTC",
+        jitter: float | timedelta = 0.0,
+        name: str | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        options: EnqueueOptions | None = None,
+    ) -> None:
+        super().__init__(CronTimes.checked(expression, tz), jitter, name, args, kwargs, options)
+
+
+class Every(_Timed):
+    """A schedule that fires at a fixed interval, counted from 1970-01-01 00:00 UTC: a deploy does not shift it.
+
+    `seconds`  the interval in seconds, or as a timedelta; at least 1
+
+    The other arguments, and the errors, are those of `Cron`. `jitter` must be less than the interval.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        seconds: float | timedelta,
+        *,
+        jitter: float | timedelta = 0.0,
+        name: str | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        options: EnqueueOptions | None = None,
+    ) -> None:
+        times = EveryTimes.checked(seconds)
+        super().__init__(times, jitter, name, args, kwargs, options)
+        if self.jitter >= times.seconds:
+            raise ValueError(f"jitter={shown(jitter)}: expected less than the interval, {times.seconds:g} s")

@@ -1,0 +1,118 @@
+"""Schedules as the decorator declares them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, Final, get_args
+
+from taskflow.app.cron import Cron, Every
+from taskflow.app.options import EnqueueOptions, seconds_of
+from taskflow.model.envelope import Envelope
+from taskflow.model.printable import shown
+from taskflow.model.schedule import MAX_NAME, Definition
+from taskflow.model.schedule_plan import CatchUp, Overlap, Plan
+from taskflow.model.timetable import OwnTimes, Timetable
+
+NO_ID: Final = bytes(16)
+"""The id of a template, which is the same in each process so that its digest is too."""
+
+MakeEnvelope = Callable[[Sequence[Any], dict[str, Any], EnqueueOptions], Envelope]
+
+
+class DeclaredSchedule:
+    """A schedule of a job. Its arguments are encoded when they are first needed, because annotations may not be resolved earlier."""
+
+    def __init__(self, name: str, timetable: Timetable, make: MakeEnvelope, terms: dict[str, Any]) -> None:
+        self.name = name
+        self.timetable = timetable
+        self._make = make
+        self._terms = terms
+
+    @cached_property
+    def definition(self) -> Definition:
+        """The definition to store. Raises the errors of `delay` for arguments that cannot be encoded."""
+        timed = self.timetable if isinstance(self.timetable, Cron | Every) else None
+        envelope = self._make(*(((), {}, {}) if timed is None else (timed.args, timed.kwargs, timed.options)))
+        times = OwnTimes(f"{type(self.timetable).__module__}.{type(self.timetable).__qualname__}") if timed is None else timed.times
+        return plan_of(times, envelope, jitter=0.0 if timed is None else timed.jitter, terms=self._terms).to_definition(self.name)
+
+
+def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, Any]) -> Plan:
+    """Return the plan of a schedule whose jobs are like this envelope. Raises ValueError for a delay or, with `overlap`, for a key."""
+    import msgspec
+
+    if envelope.after or envelope.at is not None:
+        raise ValueError("a schedule decides when its jobs start: leave after= and at= out of its options")
+    if envelope.key is not None and terms["overlap"] != "allow":
+        raise ValueError(f'key= and overlap="{terms["overlap"]}" exclude each other: the schedule gives its jobs a key')
+    template = msgspec.structs.replace(envelope, id=NO_ID)
+    return Plan(times=times, template=template, jitter=jitter, **terms)
+
+
+def terms_of(overlap: object, catch_up: object, max_delay: Any) -> dict[str, Any]:
+    """Check the terms of a schedule. Raises TypeError or ValueError, naming the option."""
+    for name, value, kind in (("overlap", overlap, Overlap), ("catch_up", catch_up, CatchUp)):
+        if value not in get_args(kind):
+            raise ValueError(f"{name}={shown(value)}: expected {', '.join(map(repr, get_args(kind)))}")
+    return {"overlap": overlap, "catch_up": catch_up, "max_delay": None if max_delay is None else seconds_of("max_delay", max_delay)}
+
+
+def check_schedule_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"schedule name {shown(name)}: expected a str")
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise ValueError(f"schedule name {shown(name)}: expected 1 to {MAX_NAME} printable characters")
+    return str(name)
+
+
+def declared_schedules(job: Any, given: dict[str, Any]) -> tuple[DeclaredSchedule, ...]:
+    """Return the schedules that a job's decorator declares. Raises TypeError or ValueError for a schedule that could never work."""
+    timetables = _timetables(given.get("schedule"))
+    terms = terms_of(given.get("overlap", "allow"), given.get("catch_up", "latest"), given.get("max_delay"))
+    if not timetables:
+        for option in ("overlap", "catch_up", "max_delay"):
+            if option in given and "schedule" not in given:
+                raise ValueError(f"{option}= is for scheduled jobs: give schedule= too")
+        return ()
+    names = [_name_of(timetable, job.name, is_alone=len(timetables) == 1) for timetable in timetables]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"schedule= has two schedules called {name!r}: give one of them another name=")
+    return tuple(_declared(job, name, timetable, terms) for name, timetable in zip(names, timetables, strict=True))
+
+
+def _timetables(value: Any) -> list[Timetable]:
+    timetables = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    timetables = [timetable for timetable in timetables if timetable is not None]
+    for timetable in timetables:
+        if not callable(getattr(timetable, "next", None)):
+            hint = f"; write Cron({timetable!r})" if isinstance(timetable, str) else ""
+            raise TypeError(f"schedule={shown(timetable)}: expected Cron(...), Every(...), or an object with a method next(after){hint}")
+    return timetables
+
+
+def _name_of(timetable: Timetable, job_name: str, *, is_alone: bool) -> str:
+    name = getattr(timetable, "name", None)
+    if name is None:
+        name = job_name if is_alone else f"{job_name} {timetable}"
+    return check_schedule_name(name)
+
+
+def _declared(job: Any, name: str, timetable: Timetable, terms: dict[str, Any]) -> DeclaredSchedule:
+    def make(args: Sequence[Any], kwargs: dict[str, Any], options: EnqueueOptions) -> Envelope:
+        envelope: Envelope = job.options(**options).bind(*args, **kwargs).envelope
+        return envelope
+
+    timed = timetable if isinstance(timetable, Cron | Every) else None
+    try:
+        inspect.signature(job).bind(*(timed.args if timed else ()), **(timed.kwargs if timed else {}))
+    except TypeError as error:
+        raise TypeError(f"schedule={timetable}: {error}: give it with Cron(..., args=(...)), or give the parameter a default") from None
+    options = timed.options if timed else {}
+    for option in ("after", "at"):
+        if option in options:
+            raise ValueError(f"schedule={timetable}: options={{{option!r}: ...}}: a schedule decides when its jobs start")
+    job.options(**options)
+    return DeclaredSchedule(name, timetable, make, terms)

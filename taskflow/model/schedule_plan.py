@@ -1,0 +1,209 @@
+"""What a schedule adds and when: the definition that workers store, and the rules for late instants. Pure: no store and no clock."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+from itertools import pairwise
+from typing import Any, Final, Literal, cast
+
+import msgspec
+
+from taskflow.model.clock import MICROSECONDS, instant_of, microseconds_of, to_microseconds
+from taskflow.model.envelope import Envelope, OnConflict, check_envelope
+from taskflow.model.schedule import MAX_OFFERS, Definition, Firing, Offer
+from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, Timetable, zone_of
+
+Overlap = Literal["allow", "skip", "latest"]
+CatchUp = Literal["none", "latest", "all"]
+
+PROMPT: Final = 10.0
+"""Seconds by which an instant may be late without being missed: `catch_up` decides only about schedules that are later than that.
+A worker that is killed while it fires a schedule delays it by less."""
+
+MOST_COUNTED: Final = 100
+"""How many missed instants are counted at once. Instants before those are skipped without looking at each."""
+
+SCHEDULE: Final = "tf-schedule"
+SCHEDULED_FOR: Final = "tf-scheduled-for"
+"""The headers of a job that a schedule has added: the schedule's name, and the instant with the schedule's zone in brackets."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule's definition, as it is stored.
+
+    `times`      when it fires
+    `template`   the envelope of each job, without id and headers of its own
+    `overlap`    "allow" several of its jobs at once, "skip" an instant while an earlier job is live, or replace one that waits: "latest"
+    `catch_up`   which missed instants fire later: "none", the "latest", or "all"
+    `max_delay`  seconds after which an instant does not fire any more; None for no limit
+    `jitter`     the longest delay, in seconds; each instant has its own, between 0 and this
+    """
+
+    times: CronTimes | EveryTimes | OwnTimes
+    template: Envelope
+    overlap: Overlap = "allow"
+    catch_up: CatchUp = "latest"
+    max_delay: float | None = None
+    jitter: float = 0.0
+
+    def to_definition(self, name: str) -> Definition:
+        body = _encode(self)
+        return Definition(name, hashlib.sha256(body).digest()[:16], body)
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Plan:
+        """Decode a stored definition. Raises ValueError for any other bytes, or for values that are not valid."""
+        plan = _decode(body)
+        check_envelope(plan.template)
+        if isinstance(plan.times, CronTimes):
+            plan.times.checked(plan.times.expression, plan.times.tz)
+        elif isinstance(plan.times, EveryTimes):
+            plan.times.checked(plan.times.seconds)
+        return plan
+
+    @property
+    def zone(self) -> str:
+        return self.times.tz if isinstance(self.times, CronTimes) else "UTC"
+
+    def delay_of(self, name: str, instant: int) -> int:
+        """Return the jitter of an instant. Both are in microseconds."""
+        if not self.jitter:
+            return 0
+        drawn = int.from_bytes(_digest_of(name, instant)[-4:], "big") / (1 << 32)
+        return int(drawn * self.jitter * MICROSECONDS)
+
+    def envelope_for(self, name: str, instant: int, *, is_alone: bool = False) -> Envelope:
+        """Return the envelope of the job for an instant. Its id follows from the name and the instant, so that it is added only once.
+        If `is_alone`, the job does not take part in `overlap`."""
+        local = instant_of(instant).astimezone(zone_of(self.zone))
+        headers = {**self.template.headers, SCHEDULE: name, SCHEDULED_FOR: f"{local.isoformat()}[{self.zone}]"}
+        fields: dict[str, Any] = {"id": id_of(name, instant), "headers": headers}
+        if self.overlap != "allow" and not is_alone:
+            fields["key"] = hashlib.sha256(b"\0".join((b"schedule", self.template.queue.encode(), name.encode()))).digest()[:16]
+            fields["on_conflict"] = OnConflict.REPLACE if self.overlap == "latest" else OnConflict.KEEP
+        return msgspec.structs.replace(self.template, **fields)
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(Plan).decode
+
+
+def id_of(name: str, instant: int) -> bytes:
+    """Return the id of the job of a schedule for an instant: a UUIDv7 of the instant, whose random bits are made from both."""
+    random = int.from_bytes(_digest_of(name, instant)[:8], "big") >> 2
+    head = (max(instant, 0) // 1_000 << 16) | 0x7000
+    return ((head << 64) | 0x8000_0000_0000_0000 | random).to_bytes(16, "big")
+
+
+def scheduled_for(headers: dict[str, str]) -> datetime | None:
+    """Return the instant that a job stands for, in its schedule's zone, or None if no schedule has added it."""
+    text = headers.get(SCHEDULED_FOR)
+    if text is None:
+        return None
+    try:
+        instant, _, zone = text.removesuffix("]").partition("[")
+        return datetime.fromisoformat(instant).astimezone(zone_of(zone))
+    except ValueError:  # another program's header, or a machine without this zone
+        return None
+
+
+def firings_of(offer: Offer, plan: Plan, times: Timetable) -> list[Firing]:
+    """Return the steps that an offered schedule takes now, at most `MAX_OFFERS`.
+
+    `times` are the plan's, or those of the application. The last step says when the schedule is to be offered again.
+    """
+    steps = _Steps(offer, plan)
+    if offer.next_at is None:
+        return [steps.to(_next(times, offer.now))]
+    if steps.due_at(offer.next_at) > offer.now:  # the offer was made to look at a new definition
+        return [steps.to(offer.next_at)]
+    firing, missed, following = _decide(offer, plan, times, steps.due_at)
+    if not firing:
+        return [steps.to(following, missed=missed)]
+    steps_before = [steps.to(firing[0], missed=missed)] if firing[0] != offer.next_at else []
+    return [*steps_before, *(steps.fire(instant, then) for instant, then in pairwise([*firing, following]) if instant is not None)]
+
+
+class _Steps:
+    """Makes the steps of one offered schedule. Each expects the instant that the one before has set."""
+
+    def __init__(self, offer: Offer, plan: Plan) -> None:
+        self._offer = offer
+        self._plan = plan
+        self._expected = offer.next_at
+
+    def due_at(self, instant: int) -> int:
+        return instant + self._plan.delay_of(self._offer.name, instant)
+
+    def to(self, instant: int | None, *, missed: int = 0, envelope: Envelope | None = None) -> Firing:
+        expected, self._expected = self._expected, instant
+        return Firing(
+            name=self._offer.name,
+            digest=self._offer.digest,
+            expected=expected,
+            next_at=instant,
+            look_at=None if instant is None else self.due_at(instant),
+            envelope=envelope,
+            missed=missed,
+        )
+
+    def fire(self, instant: int, then: int | None) -> Firing:
+        return self.to(then, envelope=self._plan.envelope_for(self._offer.name, instant))
+
+
+def _decide(offer: Offer, plan: Plan, times: Timetable, due_at: Callable[[int], int]) -> tuple[list[int], int, int | None]:
+    """Return the instants that fire now, how many due ones are left out, and the instant after all of these."""
+    at, now, missed = offer.next_at, offer.now, 0
+    assert at is not None
+    is_late = now - due_at(at) > to_microseconds(PROMPT)
+    oldest = -1
+    if plan.max_delay is not None:
+        oldest = now - to_microseconds(plan.max_delay)
+        at, missed = _skip(times, at, oldest - to_microseconds(plan.jitter))
+    if at is None or due_at(at) > now:
+        return [], missed, at
+    if is_late and plan.catch_up != "all":
+        latest, following = _latest(times, at, now, due_at)
+        missed += _skip(times, at, latest)[1]
+        return ([], missed + 1, following) if plan.catch_up == "none" or due_at(latest) < oldest else ([latest], missed, following)
+    firing = list[int]()
+    while at is not None and due_at(at) <= now and len(firing) < MAX_OFFERS - 1:
+        if due_at(at) < oldest:
+            missed += 1
+        else:
+            firing.append(at)
+        at = _next(times, at)
+    return firing, missed, at
+
+
+def _skip(times: Timetable, at: int, until: int) -> tuple[int | None, int]:
+    """Return the first instant from `at` on that is not before `until`, and the number of those before it, at most `MOST_COUNTED`."""
+    skipped, instant = 0, cast("int | None", at)
+    while instant is not None and instant < until and skipped < MOST_COUNTED:
+        instant = _next(times, instant)
+        skipped += 1
+    return (_next(times, until - 1) if instant is not None and instant < until else instant), skipped
+
+
+def _latest(times: Timetable, at: int, now: int, due_at: Callable[[int], int]) -> tuple[int, int | None]:
+    """Return the latest due instant, and the one after it, given an earlier due one. Timetables only look forward, so this tries from
+    points further and further back."""
+    back, latest = MICROSECONDS, _next(times, now - MICROSECONDS)
+    while latest is None or due_at(latest) > now:
+        back *= 2
+        latest = at if now - back < at else _next(times, now - back)
+    following = _next(times, latest)
+    while following is not None and due_at(following) <= now:
+        latest, following = following, _next(times, following)
+    return latest, following
+
+
+def _next(times: Timetable, after: int) -> int | None:
+    following = times.next(instant_of(after))
+    return None if following is None else microseconds_of(following)
+
+
+def _digest_of(name: str, instant: int) -> bytes:
+    return hashlib.sha256(f"{name}\0{instant}".encode()).digest()

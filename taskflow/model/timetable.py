@@ -1,0 +1,224 @@
+"""Computes the instants of schedules: cron expressions in a time zone, and intervals."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Protocol
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+import msgspec
+
+from taskflow.model.clock import MICROSECONDS, instant_of, microseconds_of
+from taskflow.model.printable import shown
+from taskflow.model.suggestions import nearest
+
+if TYPE_CHECKING:
+    from cronsim import CronSim
+
+NICKNAMES: Final = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+FIELDS: Final = ("second", "minute", "hour", "day-of-month", "month", "day-of-week")
+
+LONGEST_GAP: Final = timedelta(hours=3)
+"""If the clock is set forward by more than this, as when a zone skips a whole day, the local times in between do not fire."""
+
+SHORTEST: Final = 1.0
+"""The shortest interval, in seconds."""
+
+
+class Timetable(Protocol):
+    """Anything that computes the instants of a schedule."""
+
+    def next(self, after: datetime) -> datetime | None:
+        """Return the first instant later than `after`, as an aware datetime, or None if there is none. `after` is aware, in UTC."""
+        ...
+
+
+class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
+    """The instants of a cron expression with five fields, or six with seconds first, in the time zone with the IANA name `tz`.
+
+    If the hour field begins with ``*``, the schedule follows real time: an hour that the clock skips does not fire, and one that it
+    repeats fires twice. Other schedules follow local time: a local time that is skipped fires when the clock has been set forward,
+    and one that is repeated fires only the first time.
+    """
+
+    expression: str
+    tz: str = "UTC"
+
+    @classmethod
+    def checked(cls, expression: object, tz: object) -> CronTimes:
+        """Return the times. Raises TypeError or ValueError that says which part of the expression or zone is wrong."""
+        if not isinstance(expression, str):
+            raise TypeError(f"{shown(expression)}: expected a cron expression as a str, such as '0 9 * * MON-FRI'")
+        times = cls(expression.strip(), _zone_name(tz))
+        zone_of(times.tz)
+        _check(expression, times.fields)
+        if times.next(datetime.now(UTC)) is None:
+            raise ValueError(f"cron expression {expression!r}: no time in the next 50 years matches it")
+        return times
+
+    @property
+    def fields(self) -> str:
+        """The fields of the expression, also if it is a nickname such as "@daily"."""
+        return NICKNAMES.get(self.expression.lower(), self.expression)
+
+    def next(self, after: datetime) -> datetime | None:
+        """Return the first instant later than `after`, or None if there is none within 50 years."""
+        zone = zone_of(self.tz)
+        search = _next_real_time if self.fields.split()[-4].startswith("*") else _next_local_time
+        return search(self.fields, zone, after.astimezone(UTC))
+
+    def __str__(self) -> str:
+        return self.expression if self.tz == "UTC" else f"{self.expression} {self.tz}"
+
+
+class EveryTimes(msgspec.Struct, frozen=True, tag="every"):
+    """Instants that are `seconds` apart, counted from 1970-01-01 00:00 UTC, so that they are the same in every process."""
+
+    seconds: float
+
+    @classmethod
+    def checked(cls, seconds: object) -> EveryTimes:
+        """Return the times. Raises TypeError or ValueError for an invalid interval."""
+        value = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"seconds={shown(seconds)}: expected seconds, as a number or a timedelta")
+        if not SHORTEST <= value < math.inf:
+            raise ValueError(f"seconds={shown(seconds)}: expected at least {SHORTEST:g} second")
+        return cls(float(value))
+
+    def next(self, after: datetime) -> datetime | None:
+        """Return the first instant later than `after`."""
+        period = round(self.seconds * MICROSECONDS)
+        return instant_of((microseconds_of(after) // period + 1) * period)
+
+    def __str__(self) -> str:
+        return f"every {self.seconds:g} s"
+
+
+class OwnTimes(msgspec.Struct, frozen=True, tag="own"):
+    """Stands for a timetable of the application's, which only the workers that declare it can compute. `kind` is the name of its class."""
+
+    kind: str
+
+    def __str__(self) -> str:
+        return self.kind
+
+
+@lru_cache(maxsize=1_000)
+def zone_of(name: str) -> ZoneInfo:
+    """Return the zone with this IANA name. Raises ValueError, with a similar name, if there is none."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        names = available_timezones()
+    if not names:
+        raise ValueError(f"tz={name!r}: this machine has no time zones: install the package tzdata, from your system or from PyPI")
+    near = nearest(name, names)
+    raise ValueError(f"tz={name!r}: there is no such time zone" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _zone_name(tz: object) -> str:
+    if tz is UTC:
+        return "UTC"
+    name = tz.key if isinstance(tz, ZoneInfo) else tz
+    if not isinstance(name, str):
+        raise TypeError(f"tz={shown(tz)}: expected the name of a time zone, such as 'Europe/Paris', or a ZoneInfo")
+    return name
+
+
+def _check(expression: str, fields: str) -> None:
+    from cronsim import CronSim, CronSimError
+
+    if fields.startswith("@"):
+        raise ValueError(f"cron expression {expression!r}: expected one of {', '.join(NICKNAMES)}, or five or six fields")
+    given = fields.split()
+    names = FIELDS[-len(given) :] if len(given) in (5, 6) else FIELDS[1:]
+    try:
+        CronSim(fields, datetime(2000, 1, 1))
+    except CronSimError as error:
+        for name, value in zip(names, given, strict=False):
+            if str(error) == f"Bad {name}":
+                raise ValueError(f"cron expression {expression!r}: {name} {value!r} is invalid; the fields are {' '.join(names)}") from None
+        raise ValueError(
+            f"cron expression {expression!r}: expected the five fields {' '.join(names)}, or second before them, got {len(given)} fields"
+        ) from None
+
+
+def _search(fields: str, local: datetime) -> CronSim:
+    """Return an iterator over the local times after `local`. cronsim steps through local times without a zone: its treatment of clock
+    changes differs from ours for seconds, and for a day that a zone skips."""
+    from cronsim import CronSim
+
+    return CronSim(fields, local)
+
+
+def _next_local_time(fields: str, zone: ZoneInfo, after: datetime) -> datetime | None:
+    for local in _search(fields, after.astimezone(zone).replace(tzinfo=None)):
+        at = _instant(local, zone)
+        if at is not None and at > after:
+            return at
+    return None
+
+
+def _instant(local: datetime, zone: ZoneInfo) -> datetime | None:
+    """Return the instant of a local time: the first if it is repeated, the end of the gap if it is skipped, or None if the gap is long."""
+    aware = local.replace(tzinfo=zone)
+    at = aware.astimezone(UTC)
+    if at.astimezone(zone).replace(tzinfo=None) == local:
+        return at
+    before, after = _offset(aware), _offset(aware.replace(fold=1))
+    if after - before > LONGEST_GAP:
+        return None
+    return _first_change(zone, at - (after - before), at)
+
+
+def _next_real_time(fields: str, zone: ZoneInfo, after: datetime) -> datetime | None:
+    """Search in local time with a fixed offset, from one change of the clock to the next."""
+    start = begins_at = after
+    while True:
+        offset = _offset(begins_at.astimezone(zone))
+        local = next(_search(fields, start.replace(tzinfo=None) + offset), None)
+        if local is None:
+            return None
+        at = (local - offset).replace(tzinfo=UTC)
+        changes_at = _first_change(zone, begins_at, at)
+        if changes_at is None:
+            return at
+        start, begins_at = changes_at - timedelta(seconds=1), changes_at
+
+
+def _first_change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
+    """Return the first instant in (start, end] at which the zone's offset changes, to the second, or None. At most one change a day
+    is expected."""
+    before = _offset(start.astimezone(zone))
+    while start < end:
+        later = min(start + timedelta(days=1), end)
+        if _offset(later.astimezone(zone)) != before:
+            return _bisect(zone, start, later, before)
+        start = later
+    return None
+
+
+def _bisect(zone: ZoneInfo, start: datetime, end: datetime, before: timedelta) -> datetime:
+    low, high = int(start.timestamp()), math.ceil(end.timestamp())
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _offset(datetime.fromtimestamp(middle, zone)) == before:
+            low = middle
+        else:
+            high = middle
+    return datetime.fromtimestamp(high, UTC)
+
+
+def _offset(moment: datetime) -> timedelta:
+    return moment.utcoffset() or timedelta()

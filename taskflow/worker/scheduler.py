@@ -1,0 +1,105 @@
+"""Declares the schedules of a worker's jobs, and fires those that upkeep offers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from taskflow.app.registry import Registry
+from taskflow.broker.protocol import Added, Broker
+from taskflow.model.clock import to_seconds
+from taskflow.model.errors import DeclarationError
+from taskflow.model.schedule import MAX_OFFERS, Firing, Offer
+from taskflow.worker.events import Events, ScheduleFailed, ScheduleFired, ScheduleMissed
+
+if TYPE_CHECKING:
+    from taskflow.app.declared_schedules import DeclaredSchedule
+
+
+class Scheduler:
+    """Declares schedules in each session of a worker, and fires what is offered to it. All sessions declare with the worker's own age, so
+    that a session that follows another does not count as a newer deploy.
+
+    Raises DeclarationError if two schedules have the same name, or if a call's arguments do not fit its job.
+    """
+
+    def __init__(self, broker: Broker, registry: Registry, events: Events) -> None:
+        self._broker = broker
+        self._events = events
+        self._began_at = time.monotonic()
+        self._declared = _by_name(registry)
+        self._has_failed = dict[str, str]()
+
+    async def declare(self, session: bytes) -> None:
+        """Declare the schedules for a session that has just been registered. Raises the broker's errors."""
+        definitions = [schedule.definition for schedule in self._declared.values()]
+        for first in range(0, len(definitions), MAX_OFFERS):
+            portion = definitions[first : first + MAX_OFFERS]
+            taken = await self._broker.define(portion, session, time.monotonic() - self._began_at)
+            for definition, is_taken in zip(portion, taken, strict=True):
+                if not is_taken:
+                    self._fail(definition.name, "a schedule with its name was put by `schedules.put`: remove that, or rename this one")
+
+    async def fire(self, offers: Sequence[Offer]) -> float:
+        """Fire offered schedules. Return the seconds until the first of them is due again, or infinity. Raises the broker's errors."""
+        began_at, now = time.monotonic(), offers[0].now
+        steps, looks = list[Firing](), [math.inf]
+        for offer in offers:
+            if found := self._steps_of(offer):
+                steps += found
+                looks.append(math.inf if found[-1].look_at is None else to_seconds(found[-1].look_at - now))
+            if len(steps) >= MAX_OFFERS:
+                await self._send(steps, now, began_at)
+                steps.clear()
+            await asyncio.sleep(0)  # a schedule that missed many instants takes milliseconds
+        if steps:
+            await self._send(steps, now, began_at)
+        return max(0.0, min(looks) - (time.monotonic() - began_at))
+
+    def _steps_of(self, offer: Offer) -> list[Firing]:
+        from taskflow.model.schedule_plan import Plan, firings_of
+        from taskflow.model.timetable import OwnTimes
+
+        try:
+            plan = Plan.from_body(offer.body)
+            if not isinstance(plan.times, OwnTimes):
+                return firings_of(offer, plan, plan.times)
+            declared = self._declared.get(offer.name)
+            if declared is None or declared.definition.digest != offer.digest:
+                return []  # its timetable is in other workers
+            return firings_of(offer, plan, declared.timetable)
+        except Exception as error:
+            self._fail(offer.name, f"{type(error).__name__}: {error}")
+            return []
+
+    async def _send(self, steps: Sequence[Firing], now: int, began_at: float) -> None:
+        answers = await self._broker.fire(steps)
+        for step, answer in zip(steps, answers, strict=True):
+            if step.missed:
+                self._events.tell(ScheduleMissed(step.name, step.missed))
+            if answer is not None and step.expected is not None:
+                late_by = to_seconds(now - step.expected) + time.monotonic() - began_at
+                self._events.tell(ScheduleFired(step.name, answer.id, isinstance(answer, Added), max(0.0, late_by)))
+
+    def _fail(self, name: str, why: str) -> None:
+        """Report a failure once, because the schedule is offered again each second."""
+        if self._has_failed.get(name) != why:
+            self._has_failed[name] = why
+            self._events.tell(ScheduleFailed(name, why))
+
+
+def _by_name(registry: Registry) -> dict[str, DeclaredSchedule]:
+    found: dict[str, DeclaredSchedule] = {}
+    for job in registry:
+        for schedule in job.schedules:
+            if schedule.name in found:
+                raise DeclarationError(f"two schedules are called {schedule.name!r}: give one of them another name=")
+            try:
+                _ = schedule.definition
+            except (TypeError, ValueError) as error:
+                raise DeclarationError(f"schedule {schedule.name!r} of {job.name}: {error}") from error
+            found[schedule.name] = schedule
+    return found
