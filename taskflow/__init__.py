@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
     from taskflow.app.call import Call as Call
     from taskflow.app.context import JobContext as JobContext, current_job as current_job
+    from taskflow.app.cron import Cron as Cron, Every as Every
     from taskflow.app.handle import ErrorInfo as ErrorInfo, JobHandle as JobHandle, JobInfo as JobInfo
     from taskflow.app.job import Job as Job, SyncJob as SyncJob, job as job
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
     from taskflow.app.options import EnqueueOptions as EnqueueOptions
     from taskflow.app.portal import run_sync as run_sync
+    from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
     from taskflow.app.signals import Cancel as Cancel, Discard as Discard, Retry as Retry, Snooze as Snooze
     from taskflow.model.backoff import Backoff as Backoff
@@ -38,10 +40,12 @@ if TYPE_CHECKING:
         JobFailed as JobFailed,
         KeyConflict as KeyConflict,
         ResultExpired as ResultExpired,
+        ScheduleConflict as ScheduleConflict,
         StoreFull as StoreFull,
         TaskflowError as TaskflowError,
         TooLarge as TooLarge,
         UnknownJob as UnknownJob,
+        UnknownSchedule as UnknownSchedule,
     )
     from taskflow.model.progress import Progress as Progress
     from taskflow.model.record import Status as Status
@@ -53,18 +57,20 @@ _HOMES = {
     "taskflow.app.app": "configure",
     "taskflow.app.call": "Call",
     "taskflow.app.context": "JobContext current_job",
+    "taskflow.app.cron": "Cron Every",
     "taskflow.app.handle": "ErrorInfo JobHandle JobInfo",
     "taskflow.app.job": "Job SyncJob job",
     "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
     "taskflow.app.options": "EnqueueOptions",
     "taskflow.app.portal": "run_sync",
+    "taskflow.app.schedules": "ScheduleInfo schedules",
     "taskflow.app.sending": "enqueue enqueue_sync",
     "taskflow.app.signals": "Cancel Discard Retry Snooze",
     "taskflow.model.backoff": "Backoff",
     "taskflow.model.errors": (
         "BrokerError BrokerRefused BrokerUnavailable BrokerUrlError CodecError ConfigurationError DeclarationError DecodeError "
-        "DriverMissing EncodeError EnqueueFailed InvalidJobId JobCancelled JobError JobFailed KeyConflict ResultExpired "
-        "StoreFull TaskflowError TooLarge UnknownJob"
+        "DriverMissing EncodeError EnqueueFailed InvalidJobId JobCancelled JobError JobFailed KeyConflict ResultExpired ScheduleConflict "
+        "StoreFull TaskflowError TooLarge UnknownJob UnknownSchedule"
     ),
     "taskflow.model.record": "Progress Status",
     "taskflow.model.verdict": "RunError Verdict",

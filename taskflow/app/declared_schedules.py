@@ -70,10 +70,10 @@ def check_schedule_name(name: object) -> str:
 def declared_schedules(job: Any, given: dict[str, Any]) -> tuple[DeclaredSchedule, ...]:
     """Return the schedules that a job's decorator declares. Raises TypeError or ValueError for a schedule that could never work."""
     timetables = _timetables(given.get("schedule"))
-    terms = terms_of(given.get("overlap", "allow"), given.get("catch_up", "latest"), given.get("max_delay"))
+    terms = terms_of(given.get("overlap") or "allow", given.get("catch_up") or "latest", given.get("max_delay"))
     if not timetables:
         for option in ("overlap", "catch_up", "max_delay"):
-            if option in given and "schedule" not in given:
+            if given.get(option) is not None and "schedule" not in given:
                 raise ValueError(f"{option}= is for scheduled jobs: give schedule= too")
         return ()
     names = [_name_of(timetable, job.name, is_alone=len(timetables) == 1) for timetable in timetables]

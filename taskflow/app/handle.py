@@ -19,6 +19,7 @@ from taskflow.model.ids import id_text, parse_id
 from taskflow.model.printable import message
 from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
+from taskflow.model.schedule import SCHEDULE
 from taskflow.model.verdict import RunError
 
 T = TypeVar("T")
@@ -55,6 +56,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     `waiting_for`  why the job is waiting, unless it is only waiting for its time or for a worker
     `reason`       why the job ended, if a reason was recorded
     `worker`       "host:pid" of the worker that is running the job or ran it last
+    `schedule`     the name of the schedule that added the job, or None; `scheduled_for` is the time for which it did
     `result`       the decoded return value. None until the job succeeds, and also if the value
                    cannot be decoded, in which case `JobHandle.result` raises the error
     """
@@ -81,7 +83,12 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[ErrorInfo, ...]
     headers: dict[str, str]
     cancel_requested: bool
+    schedule: str | None = None
+    scheduled_for: datetime | None = None
     result: Any = None
+
+
+_SHARED: Final = tuple(name for name in JobInfo.__struct_fields__ if hasattr(Record, name) and name not in ("id", "errors", "result"))
 
 
 class JobHandle(Generic[R_co]):
@@ -194,7 +201,11 @@ class JobHandle(Generic[R_co]):
         return await self._app.client().read(self._id)
 
     def _to_info(self, record: Record) -> JobInfo:
-        fields = {name: getattr(record, name) for name in JobInfo.__struct_fields__ if name not in ("id", "errors", "result")}
+        fields = {name: getattr(record, name) for name in _SHARED}
+        if SCHEDULE in record.headers:
+            from taskflow.model.schedule_plan import scheduled_for
+
+            fields |= {"schedule": record.headers[SCHEDULE], "scheduled_for": scheduled_for(record.headers)}
         try:
             result = self._decode(record)
         except CodecError:

@@ -245,7 +245,7 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
         if not SCHEDULING.isdisjoint(declared):
             from taskflow.app.declared_schedules import declared_schedules
 
-            made.schedules = declared_schedules(made, given | {name: declared[name] for name in SCHEDULING & declared.keys()})
+            made.schedules = declared_schedules(made, declared)
     except DeclarationError:
         raise
     except (TypeError, ValueError) as error:

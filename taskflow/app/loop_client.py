@@ -42,6 +42,10 @@ class LoopClient:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         return await retry_within(lambda: self.broker.enqueue(envelopes), self._patience)
 
+    async def call(self, verb: Callable[[Broker], Awaitable[T]]) -> T:
+        """Call a verb that may be repeated without harm, until the store answers."""
+        return await retry_within(lambda: verb(self.broker), self._patience)
+
     async def cancel(self, job_id: bytes) -> Status | None:
         [found] = await retry_within(lambda: self.broker.cancel([job_id]), self._patience)
         return found

@@ -18,7 +18,7 @@ _KEEP: Final = "it is keep_result= here, in seconds"
 _EXPIRES: Final = "it is expires= here, in seconds"
 _ARGUMENTS: Final = "arguments of the job are given to .delay(...)"
 _ACKNOWLEDGED: Final = "leave it out: a job is always acknowledged after its run, and runs again if its worker dies"
-_SCHEDULE: Final = "jobs have no schedule here: send the job from cron or a systemd timer"
+_SCHEDULE: Final = "it is schedule=Cron(...) or Every(...) here, given to the decorator"
 _LIMIT: Final = "a job has no limit here: give it a queue, and run that queue with `taskflow worker --queues NAME --concurrency N`"
 _HEADERS: Final = "it is headers= here, str to str"
 
@@ -86,7 +86,7 @@ _ANSWERS: Final = {
     "serializer": "leave it out: annotations decide how values are sent",
     "crontab": _SCHEDULE,
     "cron": _SCHEDULE,
-    "schedule": _SCHEDULE,
+    "run_every": _SCHEDULE,
     "rate_limit": _LIMIT,
     "concurrency": _LIMIT,
     "concurrency_limit": _LIMIT,

@@ -129,6 +129,14 @@ class UnknownJob(JobError, LookupError):
     """The store has never had the job, or no longer keeps it."""
 
 
+class UnknownSchedule(TaskflowError, LookupError):
+    """The store has no schedule with this name."""
+
+
+class ScheduleConflict(TaskflowError):
+    """The schedule belongs to a job's decorator, and cannot be put or removed at run time."""
+
+
 class InvalidJobId(TaskflowError, ValueError):
     """The text is not a valid job id."""
 

@@ -23,6 +23,11 @@ MAX_NAME: Final = 200
 """The maximum length of a schedule's name, in printable characters."""
 
 
+SCHEDULE: Final = "tf-schedule"
+SCHEDULED_FOR: Final = "tf-scheduled-for"
+"""The headers of a job that a schedule has added: the schedule's name, and the instant with the schedule's zone in brackets."""
+
+
 class Definition(NamedTuple):
     """A schedule's definition, as a store keeps it. `digest` is 16 bytes that differ if `body` differs. `body` is opaque to stores."""
 

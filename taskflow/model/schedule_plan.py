@@ -12,7 +12,7 @@ import msgspec
 
 from taskflow.model.clock import MICROSECONDS, instant_of, microseconds_of, to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict, check_envelope
-from taskflow.model.schedule import MAX_OFFERS, Definition, Firing, Offer
+from taskflow.model.schedule import MAX_OFFERS, SCHEDULE, SCHEDULED_FOR, Definition, Firing, Offer
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, Timetable, zone_of
 
 Overlap = Literal["allow", "skip", "latest"]
@@ -24,10 +24,6 @@ A worker that is killed while it fires a schedule delays it by less."""
 
 MOST_COUNTED: Final = 100
 """How many missed instants are counted at once. Instants before those are skipped without looking at each."""
-
-SCHEDULE: Final = "tf-schedule"
-SCHEDULED_FOR: Final = "tf-scheduled-for"
-"""The headers of a job that a schedule has added: the schedule's name, and the instant with the schedule's zone in brackets."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,14 +21,18 @@ from taskflow.broker.console import JobFilter
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from taskflow.model.clock import ManualClock, instant_of
+from taskflow.model.clock import ManualClock, instant_of, microseconds_of, to_seconds
 from taskflow.model.errors import CodecError, JobFailed
 from taskflow.model.record import LIVE, Record, Status
+from taskflow.model.rules import LONGEST
+from taskflow.model.schedule_plan import Plan
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, Report, Session
 from taskflow.model.verdict import Discarded, Failed
+from taskflow.worker.events import Events
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.lease_table import HeldLease
+from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.threads import Threads
 
 P = ParamSpec("P")
@@ -60,6 +64,7 @@ class TaskflowJobs:
         self._broker = broker
         self._seams = seams
         self._clock = seams.clock
+        self._declarer = Session(id=secrets.token_bytes(16), name="advance", ttl=LONGEST)
 
     @property
     def now(self) -> datetime:
@@ -98,7 +103,7 @@ class TaskflowJobs:
     async def advance(
         self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0, raises: bool = True
     ) -> int:
-        """Advance the virtual time, running each job when it is due. Return the number of runs.
+        """Advance the virtual time, running each job when it is due, and firing schedules at their times. Return the number of runs.
 
         `seconds`, `minutes`, `hours`, `days`   how far to advance: their sum, 0 or more
         `raises`  False to ignore the errors of jobs that have failed for good, as in `run_all`
@@ -111,18 +116,20 @@ class TaskflowJobs:
         if span < timedelta():
             raise ValueError(f"advance() by {span.total_seconds():g} s: time only moves forward")
         async with self._at_work(raises=raises) as work:
+            await self._broker.register(self._declarer)
+            await work.scheduler.declare(self._declarer.id)
             await self._pass_time(self.now + span, work)
         return work.runs.total()
 
     async def _pass_time(self, until: datetime, work: _Work) -> None:
         for _ in range(MOST_STEPS):
-            await self._upkeep()
+            await self._upkeep(work)
             await self._run_ready(work)
             due_in = await self._next_due_in()
             left = (until - self.now).total_seconds()
             if due_in is None or due_in > left:
                 self._clock.advance(max(0.0, left))
-                await self._upkeep()
+                await self._upkeep(work)
                 await self._run_ready(work)
                 return
             self._clock.advance(max(0.0, due_in))
@@ -158,16 +165,23 @@ class TaskflowJobs:
             executor = Executor(
                 self._app.registry, middleware=self._app.settings.middleware, threads=threads, seams=self._seams, state=state
             )
-            yield (work := _Work(executor))
+            scheduler = Scheduler(self._broker, self._app.registry, Events())
+            yield (work := _Work(executor, scheduler))
         if raises and work.failures:
             raise work.failures[0] if len(work.failures) == 1 else ExceptionGroup("jobs have failed for good", work.failures)
 
-    async def _upkeep(self) -> None:
-        while (await self._broker.upkeep(10_000)).next_in <= 0:
-            pass
+    async def _upkeep(self, work: _Work) -> None:
+        while (done := await self._broker.upkeep(10_000)).next_in <= 0 or done.offers:
+            if done.offers:
+                await work.scheduler.fire(done.offers)
 
     async def _next_due_in(self) -> float | None:
-        return min((queue.next_due_in for queue in await self._broker.console.queues() if queue.next_due_in is not None), default=None)
+        waits = [queue.next_due_in for queue in await self._broker.console.queues() if queue.next_due_in is not None]
+        for schedule in await self._broker.console.schedules():
+            if schedule.next_at is not None and not schedule.is_paused:
+                delay = to_seconds(Plan.from_body(schedule.body).delay_of(schedule.name, microseconds_of(schedule.next_at)))
+                waits.append((schedule.next_at - self.now).total_seconds() + delay)
+        return min(waits, default=None)
 
     def _live(self, job: Declared[..., Any] | None = None) -> list[Record]:
         records: list[Record] = _finished(self.enqueued(job))
@@ -191,8 +205,9 @@ class TaskflowJobs:
 class _Work:
     """The state of one call of `run_all` or `advance`: its executor, the number of runs for each job name, and the failures."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, scheduler: Scheduler) -> None:
         self.executor = executor
+        self.scheduler = scheduler
         self.runs = Counter[str]()
         self.ended_badly: list[bytes] = []
         self.failures: list[JobFailed] = []

@@ -265,7 +265,7 @@ OF_OTHERS: list[tuple[str, str]] = [
     ("bind", "annotate the function's first parameter with JobContext"),
     ("acks_late", "leave it out"),
     ("rate_limit", "--concurrency"),
-    ("schedule", "cron"),
+    ("crontab", "schedule"),
     ("kwargs", "given to .delay(...)"),
 ]
 

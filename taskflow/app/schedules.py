@@ -1,0 +1,256 @@
+"""Defines `schedules`, which stores, changes and shows schedules at run time."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from taskflow.app.app import App, default_app
+from taskflow.app.call import Call
+from taskflow.app.cron import Cron, Every
+from taskflow.app.declared_schedules import check_schedule_name, plan_of, terms_of
+from taskflow.app.handle import JobHandle
+from taskflow.app.loop_client import LoopClient
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model.clock import instant_of, microseconds_of, to_seconds
+from taskflow.model.envelope import Envelope
+from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule
+from taskflow.model.ids import id_text
+from taskflow.model.printable import shown
+from taskflow.model.schedule import Amendment, ScheduleRecord
+from taskflow.model.schedule_plan import CatchUp, Overlap, Plan
+from taskflow.model.timetable import OwnTimes, Timetable, zone_of
+
+MOST_AT_ONCE: Final = 1_000
+"""The default limit of jobs that `backfill` adds, and the number that it sends in one call."""
+
+
+class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule as its store keeps it. Times are aware, in the schedule's time zone.
+
+    `timetable`    when it fires, for example "0 9 * * MON-FRI Europe/Paris" or "every 30 s"
+    `next_at`      the next time; None if it is paused or asleep, has no further times, or no worker has computed it yet
+    `last_at`      the time that it fired last, and `last_id` the id of the last job that it added
+    `lag`          how many seconds after its time, and its jitter, it fired last
+    `fired`, `skipped`, `missed`   how many jobs it has added, how many times fell out because an earlier job was live, and how many
+                   because they were too late
+    `is_declared`  True if code declares it; False if it was put
+    `declarers`    "host:pid" of the running workers that declare it, the youngest first; its definition is in force
+    `asleep_since` since when no running worker declares it; None while one does, and if it was put
+    `problem`      why its definition cannot be read; None if it can
+    """
+
+    name: str
+    timetable: str
+    job: str
+    queue: str
+    next_at: datetime | None
+    last_at: datetime | None
+    last_id: str | None
+    lag: float | None
+    fired: int
+    skipped: int
+    missed: int
+    overlap: str
+    catch_up: str
+    max_delay: float | None
+    jitter: float
+    is_paused: bool
+    is_declared: bool
+    declarers: tuple[str, ...]
+    asleep_since: datetime | None
+    problem: str | None = None
+
+
+class Schedules:
+    """Stores, changes and shows schedules. All methods are async; ``run_sync(schedules.put(...))`` is for code without an event loop.
+
+    The methods raise BrokerUnavailable if the store does not answer in time. Those that take the name of an existing schedule raise
+    UnknownSchedule if there is none.
+    """
+
+    async def put(
+        self,
+        name: str,
+        call: Call[Any],
+        schedule: Cron | Every,
+        *,
+        overlap: Overlap = "allow",
+        catch_up: CatchUp = "latest",
+        max_delay: float | timedelta | None = None,
+    ) -> None:
+        """Store a schedule under a name, or change it. Putting it again as it is changes nothing.
+
+        `call`      a call made by ``.bind(...)``, with its arguments and options
+        `schedule`  when it fires
+        `overlap`, `catch_up`, `max_delay`   as in `job`
+
+        Raises TypeError or ValueError for an invalid argument, and ScheduleConflict if code declares a schedule with this name.
+        """
+        if not isinstance(call, Call):
+            raise TypeError(f"schedules.put() got {shown(call)}: expected a call made by .bind(...)")
+        if not isinstance(schedule, Cron | Every):
+            raise TypeError(f"schedules.put() got {shown(schedule)}: expected Cron(...) or Every(...), which can be stored")
+        if schedule.args or schedule.kwargs or schedule.options or schedule.name:
+            raise ValueError("schedules.put() takes the name, the arguments and the options from its own arguments: leave them out of Cron")
+        terms = terms_of(overlap, catch_up, max_delay)
+        plan = plan_of(schedule.times, call.envelope, jitter=schedule.jitter, terms=terms)
+        definition = plan.to_definition(check_schedule_name(name))
+        [is_stored] = await _client().call(lambda broker: broker.define([definition]))
+        if not is_stored:
+            raise ScheduleConflict(
+                f"schedule {name!r} is declared by a job's decorator: change it there, or put this one under another name"
+            )
+
+    async def get(self, name: str) -> ScheduleInfo | None:
+        """Return the schedule with this name, or None if there is none."""
+        found = await _records([name])
+        return info_of(found[0]) if found else None
+
+    async def list(self) -> builtins.list[ScheduleInfo]:
+        """Return all schedules, sorted by name."""
+        return [info_of(record) for record in await _records(None)]
+
+    async def pause(self, name: str) -> None:
+        """Stop a schedule until `resume`. Jobs that it has added are not affected."""
+        await self._amend(name, Amendment.PAUSE)
+
+    async def resume(self, name: str) -> None:
+        """End a pause. Times that passed meanwhile do not fire."""
+        await self._amend(name, Amendment.RESUME)
+
+    async def remove(self, name: str) -> None:
+        """Remove a schedule. Jobs that it has added are not affected. Raises ScheduleConflict while a running worker declares it."""
+        await self._amend(name, Amendment.REMOVE)
+
+    async def trigger(self, name: str) -> JobHandle[Any]:
+        """Add a job of the schedule now, also if it is paused, and return its handle. The next time fires all the same. If `overlap`
+        excludes another job, the handle is that of the live one, and its `is_new` is False."""
+        app = default_app()
+        plan = await _plan(name)
+        now = app.new_id()
+        envelope = msgspec.structs.replace(plan.envelope_for(name, int.from_bytes(now[:6], "big") * 1_000), id=now)
+        return _handles(app, plan, [await app.client().send(envelope)])[0]
+
+    async def backfill(self, name: str, start: datetime, end: datetime, *, limit: int = MOST_AT_ONCE) -> builtins.list[JobHandle[Any]]:
+        """Add a job for each of the schedule's times from `start`, included, to `end`, excluded, and return their handles in order.
+
+        A time whose job the store still knows is not added again. `overlap`, `catch_up` and `max_delay` do not apply. Raises ValueError
+        before anything is added if there are more than `limit` times, or if `start` or `end` is naive.
+        """
+        app = default_app()
+        plan = await _plan(name)
+        instants = builtins.list(islice(_instants(_timetable(app, name, plan), start, end), limit + 1))
+        if len(instants) > limit:
+            raise ValueError(f"schedule {name!r} has more than {limit:,} times in this span: raise limit=, or choose a shorter span")
+        handles = builtins.list[JobHandle[Any]]()
+        for first in range(0, len(instants), MOST_AT_ONCE):
+            envelopes = [plan.envelope_for(name, instant, is_alone=True) for instant in instants[first : first + MOST_AT_ONCE]]
+            handles += _handles(app, plan, await app.client().enqueue(envelopes))
+        return handles
+
+    async def _amend(self, name: str, amendment: Amendment) -> None:
+        if await _client().call(lambda broker: broker.console.amend_schedule(name, amendment)):
+            return
+        if not await _records([name]):
+            raise _unknown(name)
+        raise ScheduleConflict(f"schedule {name!r} is declared by a running worker: pause it, or remove it from the code and deploy that")
+
+
+schedules: Final = Schedules()
+
+
+def _client() -> LoopClient:
+    return default_app().client()
+
+
+async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
+    return await _client().call(lambda broker: broker.console.schedules(names))
+
+
+async def _plan(name: str) -> Plan:
+    found = await _records([name])
+    if not found:
+        raise _unknown(name)
+    return Plan.from_body(found[0].body)
+
+
+def _unknown(name: str) -> UnknownSchedule:
+    return UnknownSchedule(f"there is no schedule called {shown(name)}: schedules.list() shows all of them")
+
+
+def _timetable(app: App, name: str, plan: Plan) -> Timetable:
+    """Return the timetable of a schedule. Raises ConfigurationError if it is in code that this process has not imported."""
+    if not isinstance(plan.times, OwnTimes):
+        return plan.times
+    for job in app.registry:
+        for schedule in job.schedules:
+            if schedule.name == name:
+                return schedule.timetable
+    raise ConfigurationError(f"the times of schedule {name!r} are computed by {plan.times.kind}: import the module that declares it first")
+
+
+def _instants(timetable: Timetable, start: datetime, end: datetime) -> Iterator[int]:
+    at: datetime | None = instant_of(microseconds_of(start) - 1)
+    while at is not None and (at := timetable.next(at)) is not None and microseconds_of(at) < microseconds_of(end):
+        yield microseconds_of(at)
+
+
+def _handles(app: App, plan: Plan, answers: Sequence[Added | Refused]) -> list[JobHandle[Any]]:
+    job = app.registry.get(plan.template.job)
+    return [
+        JobHandle(app, answer.id, job) if isinstance(answer, Added) else JobHandle(app, answer.standing, job, is_new=False)
+        for answer in answers
+    ]
+
+
+def info_of(record: ScheduleRecord) -> ScheduleInfo:
+    """Return a stored schedule for users. If its definition cannot be read, `problem` says why."""
+    try:
+        plan, problem = Plan.from_body(record.body), None
+    except Exception as error:
+        plan, problem = _UNREADABLE, f"{type(error).__name__}: {error}"
+    zone = zone_of(plan.zone)
+    is_waiting = not record.is_paused and record.asleep_since is None
+    return ScheduleInfo(
+        name=record.name,
+        timetable=str(plan.times),
+        job=plan.template.job,
+        queue=plan.template.queue,
+        next_at=_local(record.next_at, zone) if is_waiting else None,
+        last_at=_local(record.last_at, zone),
+        last_id=None if record.last_id is None else id_text(record.last_id),
+        lag=_lag(record, plan),
+        fired=record.fired,
+        skipped=record.skipped,
+        missed=record.missed,
+        overlap=plan.overlap,
+        catch_up=plan.catch_up,
+        max_delay=plan.max_delay,
+        jitter=plan.jitter,
+        is_paused=record.is_paused,
+        is_declared=record.is_declared,
+        declarers=record.declarers,
+        asleep_since=_local(record.asleep_since, zone),
+        problem=problem,
+    )
+
+
+def _local(instant: datetime | None, zone: ZoneInfo) -> datetime | None:
+    return None if instant is None else instant.astimezone(zone)
+
+
+def _lag(record: ScheduleRecord, plan: Plan) -> float | None:
+    if record.last_at is None or record.fired_at is None:
+        return None
+    instant = microseconds_of(record.last_at)
+    return to_seconds(microseconds_of(record.fired_at) - instant - plan.delay_of(record.name, instant))
+
+
+_UNREADABLE: Final = Plan(times=OwnTimes("?"), template=Envelope(id=bytes(16), job="?", payload=b""))
