@@ -10,7 +10,7 @@ import pytest
 from tests.architecture.imports import ROOT, imports_of, modules
 
 STORES = ("memory", "sqlite", "redis", "postgres")
-ROOMS = ["connect", "enqueue", "claim", "settle", "session", "upkeep", "console", "wakeups"]
+ROOMS = ["connect", "enqueue", "claim", "settle", "session", "upkeep", "schedules", "console", "wakeups"]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/*.md")])
 
 _PATH = re.compile(r"`((?:taskflow|tests|benchmarks|docs|\.github|\.ci)/[\w./-]+)`")

@@ -6,18 +6,20 @@ from pathlib import Path
 
 from taskflow.model.clock import ManualClock
 from taskflow.model.record import Status
+from taskflow.model.schedule import Definition
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Settled
 from tests.stores.sqlite.support import Open, an_envelope, registered, succeeded
 
 
 async def test_another_boot_voids_all_leases(open_broker: Open, path: Path) -> None:
-    """Its sessions are dead at the first upkeep, and their jobs, handed back, run again; what they send is stale."""
+    """Its sessions are dead at the first upkeep, and their jobs, handed back, run again; what they send is stale. Their schedules sleep."""
     clock = ManualClock()
     before = open_broker(seams=Seams(clock=clock))
     job = an_envelope()
     await before.enqueue([job])
     session = await registered(before)
+    await before.define([Definition("nightly", bytes(16), b"")], session.id)
     [lease] = await before.claim(session.id, 1, [], 1)
     await before.close()
 
@@ -30,3 +32,5 @@ async def test_another_boot_voids_all_leases(open_broker: Open, path: Path) -> N
     assert record is not None
     assert (record.status, record.crashes, record.hand_backs) == (Status.READY, 0, 1)
     assert await after.settle([succeeded(lease)]) == [Settled.STALE]
+    [schedule] = await after.console.schedules()
+    assert schedule.asleep_since is not None

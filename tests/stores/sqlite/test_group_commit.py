@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.errors import BrokerUnavailable, SessionLost
+from taskflow.model.schedule import Definition, Firing
 from taskflow.model.seams import Seams, start_thread
 from taskflow.model.verdict import Settled, Settlement, Verdict
 from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, locked, registered, run_script, succeeded
@@ -63,6 +65,17 @@ async def test_settling_and_enqueuing_are_flushed_and_claiming_is_not(broker: Sq
 
     settings = [statement for statement in said if "synchronous" in statement]
     assert settings == ["PRAGMA synchronous=1", "PRAGMA synchronous=2", "PRAGMA synchronous=1", "PRAGMA synchronous=2"]
+
+
+async def test_a_schedule_and_its_job_are_flushed_and_an_offer_is_not(broker: SqliteBroker, said: list[str]) -> None:
+    await broker.define([Definition("nightly", bytes(16), b"")])
+    [offer] = (await broker.upkeep(100)).offers
+    firing = Firing(name="nightly", digest=bytes(16), expected=None, next_at=offer.now, look_at=offer.now, envelope=an_envelope())
+    assert isinstance((await broker.fire([firing]))[0], Added)
+    await broker.fire([structs.replace(firing, expected=offer.now, envelope=None)])
+
+    settings = [statement for statement in said if "synchronous" in statement]
+    assert settings == ["PRAGMA synchronous=2", "PRAGMA synchronous=1", "PRAGMA synchronous=2", "PRAGMA synchronous=1"]
 
 
 async def test_a_refused_verb_leaves_its_neighbours_alone(broker: SqliteBroker) -> None:

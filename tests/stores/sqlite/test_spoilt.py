@@ -11,12 +11,19 @@ import pytest
 from taskflow import Worker, job
 from taskflow.app.app import default_app
 from taskflow.broker.console import JobFilter
+from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker
+from taskflow.broker.sqlite.refusals import LARGEST_PAYLOAD
+from taskflow.model.clock import ManualClock
 from taskflow.model.envelope import ClaimId
 from taskflow.model.record import Status
+from taskflow.model.schedule import Definition, Firing
+from taskflow.model.seams import Seams
+from taskflow.model.session import Beat
+from taskflow.model.stored import LATEST
 from taskflow.model.verdict import Settled, Settlement, Succeeded
 from taskflow.worker.options import WorkerOptions
-from tests.stores.sqlite.support import a_session, an_envelope, connected, envelopes, registered, run_script, succeeded, unmeasured
+from tests.stores.sqlite.support import Open, a_session, an_envelope, connected, envelopes, registered, run_script, succeeded, unmeasured
 
 
 def spoil(path: Path, column: str, value: object, seq: int = 1) -> None:
@@ -181,3 +188,81 @@ async def test_a_worker_goes_on_whose_session_was_spoilt(broker: SqliteBroker, p
                 connection.execute("PRAGMA ignore_check_constraints=ON")
                 connection.execute(f"UPDATE taskflow_sessions SET {column} = ?", (value,))
             assert [await (await work.delay(n)).result(timeout=10) for n in range(3)] == [0, 1, 2]
+
+
+# --- schedules ---------------------------------------------------------------------------------------------------------
+
+LITERALS = ("NULL", "-1", "0", "1", "9223372036854775807", "x''", "x'c1ff'", "CAST(x'c1ff' AS TEXT)", "'text'", "0.5")
+
+
+def columns_of(path: Path, table: str) -> list[str]:
+    with connected(path) as connection:
+        return [name for _, name, *_ in connection.execute(f"PRAGMA table_info(taskflow_{table})")]
+
+
+def spoil_with(path: Path, table: str, column: str, literal: str) -> None:
+    """Except a session's, only what is called "spoilt"."""
+    with connected(path) as connection, contextlib.suppress(sqlite3.Error):  # STRICT and NOT NULL
+        connection.execute("PRAGMA ignore_check_constraints=ON")
+        connection.execute(f"UPDATE taskflow_{table} SET {column} = {literal} WHERE name = 'spoilt' OR '{table}' = 'sessions'")
+
+
+@pytest.mark.parametrize("literal", LITERALS)
+@pytest.mark.parametrize("table", ["schedules", "declarations"])
+async def test_a_spoilt_schedule_leaves_the_others_alone(open_broker: Open, path: Path, table: str, literal: str) -> None:
+    """Each column in turn. Upkeep does not run in circles, and a new definition mends the schedule."""
+    broker = open_broker(seams=Seams(clock=(clock := ManualClock())))
+    await broker.define([])
+    for version, column in enumerate(columns_of(path, table)):
+        session, digest = await registered(broker), bytes([version]) * 16
+        await broker.define([Definition(name, digest, digest) for name in ("sound", "spoilt")], session.id)
+        spoil_with(path, table, column, literal)
+
+        offered = {offer.name: offer for offer in (await broker.upkeep(100)).offers}
+        assert (await broker.upkeep(100)).next_in > 0, column
+        firing = Firing(name="sound", digest=digest, expected=None, next_at=clock.wall(), look_at=None, envelope=an_envelope())
+        spoilt = Firing(name="spoilt", digest=digest, expected=None, next_at=1, look_at=None, envelope=an_envelope(), missed=1)
+        assert isinstance((await broker.fire([spoilt, firing, spoilt]))[1], Added), column
+        assert offered["sound"].digest == digest
+        assert all(0 <= offer.next_at <= LATEST for offer in offered.values() if offer.next_at is not None), column
+        spoil_with(path, "sessions", "name", literal)
+        shown = {record.name: record for record in await broker.console.schedules()}
+        assert all(isinstance(name, str) for name in shown["sound"].declarers)
+
+        assert (await broker.define([Definition("spoilt", b"new".ljust(16), b"")], session.id))[0] or column == "is_declared"
+        await broker.beat(Beat(session=session.id, leaving=True))
+        assert all(record.is_declared or record.asleep_since is None for record in await broker.console.schedules()), column
+        with connected(path) as connection:
+            connection.execute("DELETE FROM taskflow_schedules")
+            connection.execute("DELETE FROM taskflow_declarations")
+
+
+async def test_a_schedule_that_cannot_be_read_is_left_out_for_an_hour(open_broker: Open, path: Path) -> None:
+    """And shown. Putting it again mends it."""
+    broker = open_broker(seams=Seams(clock=(clock := ManualClock())))
+    definition = Definition("spoilt", b"1" * 16, b"body")
+    await broker.define([definition])
+    spoil_with(path, "schedules", "body", f"zeroblob({LARGEST_PAYLOAD + 1})")
+
+    assert (await broker.upkeep(100)).offers == ()
+    with connected(path) as connection:
+        [(look_at,)] = connection.execute("SELECT look_at FROM taskflow_schedules")
+    assert look_at == clock.wall() + 3_600_000_000
+    [record] = await broker.console.schedules()
+    assert (record.name, record.digest, record.body) == ("spoilt", b"", b"")
+    await broker.define([definition])
+    [offer] = (await broker.upkeep(100)).offers
+    assert offer.body == definition.body
+
+
+async def test_a_schedule_sleeps_whose_session_was_deleted(broker: SqliteBroker, path: Path) -> None:
+    """From its next instant on: nobody has handed it over."""
+    session = await registered(broker)
+    await broker.define([Definition("nightly", bytes(16), b"")], session.id)
+    with connected(path) as connection:
+        connection.execute("DELETE FROM taskflow_sessions")
+
+    assert (await broker.upkeep(100)).offers == ()
+
+    [record] = await broker.console.schedules()
+    assert record.asleep_since is not None

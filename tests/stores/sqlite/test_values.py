@@ -12,6 +12,7 @@ from taskflow.broker.sqlite.refusals import LARGEST_PAYLOAD
 from taskflow.model.backoff import Backoff
 from taskflow.model.errors import TooLarge
 from taskflow.model.progress import Progress
+from taskflow.model.schedule import Definition
 from taskflow.model.session import Beat, Report
 from taskflow.model.verdict import Discarded, Failed, Parked, Retried, RunError, Settled, Settlement, Succeeded, Verdict
 from tests.stores.sqlite.support import a_session, an_envelope, envelopes, registered, succeeded
@@ -106,6 +107,12 @@ async def test_a_payload_that_is_too_large_is_refused_with_its_size(broker: Sqli
 
 
 @pytest.mark.slow
+async def test_a_definition_that_would_not_be_read_back_is_refused(broker: SqliteBroker) -> None:
+    with pytest.raises(TooLarge, match=r"schedule nightly was not stored: its definition has 67,108,865 bytes"):
+        await broker.define([Definition("nightly", bytes(16), bytes(LARGEST_PAYLOAD + 1))])
+    assert await broker.console.schedules(["nightly", ODD]) == []
+
+
 async def test_the_longest_payload_comes_back(broker: SqliteBroker) -> None:
     """Alone in its answer; its neighbour is in the next one."""
     await broker.enqueue([an_envelope(payload=bytes(LARGEST_PAYLOAD)), an_envelope(payload=bytes(1_000_000))])
