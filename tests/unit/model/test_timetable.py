@@ -1,0 +1,151 @@
+"""The times of schedules: cron expressions in time zones, and intervals."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from taskflow.model.timetable import NICKNAMES, CronTimes, EveryTimes, Timetable
+from tests.unit.model.calendars import Calendar
+
+ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "America/Santiago", "Africa/Cairo", "Africa/Casablanca", "UTC"]
+EXPRESSIONS = ["0 0 * * *", "30 2 * * *", "*/15 * * * *", "45 */6 * * *", "0,30 1-3 * * 0,6", "15 0 1,15 * 1", "0 0 29 2 *", "*/30 0 * * *"]
+
+
+def times(timetable: Timetable, start: datetime, end: datetime) -> list[datetime]:
+    found, at = list[datetime](), timetable.next(start)
+    while at is not None and at <= end:
+        found.append(at)
+        at = timetable.next(at)
+    return found
+
+
+def local(expression: str, tz: str, start: str, number: int) -> list[str]:
+    """The next times after a local time, as the clock on the wall shows them."""
+    at: datetime | None = datetime.fromisoformat(start).replace(tzinfo=ZoneInfo(tz))
+    found = list[str]()
+    for _ in range(number):
+        assert at is not None
+        at = CronTimes(expression, tz).next(at)
+        assert at is not None
+        found.append(f"{at.astimezone(ZoneInfo(tz)):%m-%d %H:%M %z}")
+    return found
+
+
+@pytest.mark.parametrize("tz", ZONES)
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_the_times_of_a_year_are_those_of_a_plain_calendar(expression: str, tz: str) -> None:
+    """Around each change of the clock, and a few days at random."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    changes = [day for day in (start + timedelta(days=n) for n in range(365)) if _changes(day, tz)]
+    for day in [*changes, *(start + timedelta(days=random.Random(1).randrange(365)) for _ in range(3))]:
+        begin, end = day - timedelta(days=1), day + timedelta(days=3)
+        assert times(CronTimes(expression, tz), begin, end) == Calendar(expression, tz).between(begin, end)
+
+
+def _changes(day: datetime, tz: str) -> bool:
+    return day.astimezone(ZoneInfo(tz)).utcoffset() != (day + timedelta(days=1)).astimezone(ZoneInfo(tz)).utcoffset()
+
+
+@pytest.mark.parametrize("expression", ["0 0 * * *", "30 */6 * * *", "0 12 29,30,31 * *"])
+def test_a_day_that_a_zone_skips_does_not_fire(expression: str) -> None:
+    """Samoa had no 30 December 2011."""
+    start, end = datetime(2011, 12, 27, tzinfo=UTC), datetime(2012, 1, 2, tzinfo=UTC)
+    found = times(CronTimes(expression, "Pacific/Apia"), start, end)
+    assert found == Calendar(expression, "Pacific/Apia").between(start, end)
+    assert all(at.astimezone(ZoneInfo("Pacific/Apia")).day != 30 for at in found)
+
+
+def test_a_skipped_time_fires_when_the_clock_has_been_set_forward() -> None:
+    assert local("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00", 2) == ["03-29 03:00 +0200", "03-30 02:30 +0200"]
+    assert local("0 0 * * *", "Africa/Cairo", "2026-04-23T12:00", 2) == ["04-24 01:00 +0300", "04-25 00:00 +0300"]
+    assert local("10 2 * * *", "Australia/Lord_Howe", "2026-10-03T12:00", 1) == ["10-04 02:30 +1100"]
+
+
+def test_a_repeated_time_fires_the_first_time() -> None:
+    assert local("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00", 2) == ["10-25 02:30 +0200", "10-26 02:30 +0100"]
+
+
+def test_each_hour_is_an_hour_of_real_time() -> None:
+    assert local("0 * * * *", "Europe/Berlin", "2026-03-29T01:00", 2) == ["03-29 03:00 +0200", "03-29 04:00 +0200"]
+    assert local("0 * * * *", "Europe/Berlin", "2026-10-25T01:30", 3) == ["10-25 02:00 +0200", "10-25 02:00 +0100", "10-25 03:00 +0100"]
+
+
+def test_six_fields_begin_with_seconds() -> None:
+    start = datetime(2026, 5, 1, 12, 0, 0, 500_000, tzinfo=UTC)
+    assert times(CronTimes("*/20 * * * * *"), start, start + timedelta(seconds=60)) == [
+        datetime(2026, 5, 1, 12, 0, 20, tzinfo=UTC),
+        datetime(2026, 5, 1, 12, 0, 40, tzinfo=UTC),
+        datetime(2026, 5, 1, 12, 1, 0, tzinfo=UTC),
+    ]
+    assert local("30 0 2 * * *", "Europe/Berlin", "2026-03-28T12:00", 1) == ["03-29 03:00 +0200"]
+
+
+@pytest.mark.parametrize("nickname", NICKNAMES)
+def test_a_nickname_is_an_expression(nickname: str) -> None:
+    start = datetime(2026, 5, 1, tzinfo=UTC)
+    assert CronTimes.checked(nickname.upper(), "UTC").next(start) == CronTimes(NICKNAMES[nickname]).next(start)
+
+
+@pytest.mark.parametrize(
+    ("expression", "day"),
+    [("0 0 L * *", 31), ("0 0 LW * *", 30), ("0 0 * * 5#2", 9), ("0 0 * * MON-FRI", 4), ("0 0 * FEB,jan *", 1), ("0 0 * * 5L", 30)],
+)
+def test_names_last_days_and_numbered_weekdays(expression: str, day: int) -> None:
+    start = datetime(2025, 12, 31, 12, tzinfo=UTC) if "FEB" in expression else datetime(2026, 1, 3, tzinfo=UTC)
+    at = CronTimes.checked(expression, "UTC").next(start)
+    assert at is not None
+    if expression == "0 0 * * MON-FRI":
+        assert at.day == 5
+    else:
+        assert at.day == day
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("0 25 * * *", "hour '25' is invalid; the fields are minute hour day-of-month month day-of-week"),
+        ("61 0 25 * * *", "second '61' is invalid; the fields are second minute hour day-of-month month day-of-week"),
+        ("0 9 * * MONDAY", "day-of-week 'MONDAY' is invalid"),
+        ("0 9 * *", "expected the five fields minute hour day-of-month month day-of-week, or second before them, got 4 fields"),
+        ("", "got 0 fields"),
+        ("@reboot", "expected one of @yearly"),
+        ("0 0 30 2 *", "day-of-month '30' is invalid"),
+        ("* * */20 * 1L", "no time in the next 50 years matches it"),
+    ],
+)
+def test_a_wrong_expression_says_where(expression: str, says: str) -> None:
+    with pytest.raises(ValueError, match="cron expression") as error:
+        CronTimes.checked(expression, "UTC")
+    assert repr(expression) in str(error.value)
+    assert says in str(error.value)
+
+
+def test_a_wrong_zone_says_which_was_meant() -> None:
+    with pytest.raises(ValueError, match=r"tz='Europe/Pari': there is no such time zone; did you mean 'Europe/Paris'\?"):
+        CronTimes.checked("@daily", "Europe/Pari")
+    with pytest.raises(TypeError, match="expected the name of a time zone"):
+        CronTimes.checked("@daily", timezone(timedelta(hours=1)))
+    with pytest.raises(ValueError, match="no such time zone"):
+        CronTimes.checked("@daily", "../etc/passwd")
+
+
+def test_a_zone_may_be_given_as_an_object() -> None:
+    assert CronTimes.checked("@daily", ZoneInfo("Europe/Paris")) == CronTimes("@daily", "Europe/Paris")
+    assert CronTimes.checked("@daily", UTC) == CronTimes("@daily", "UTC")
+
+
+def test_an_interval_does_not_depend_on_when_it_is_asked() -> None:
+    times_of_30 = EveryTimes.checked(timedelta(seconds=30))
+    start = datetime(2026, 5, 1, 12, 0, 7, tzinfo=UTC)
+    assert times_of_30.next(start) == datetime(2026, 5, 1, 12, 0, 30, tzinfo=UTC)
+    assert times_of_30.next(datetime(2026, 5, 1, 12, 0, 30, tzinfo=UTC)) == datetime(2026, 5, 1, 12, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(("seconds", "error"), [(0, ValueError), (float("nan"), ValueError), (True, TypeError), ("5", TypeError)])
+def test_a_wrong_interval_is_refused(seconds: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="seconds="):
+        EveryTimes.checked(seconds)
