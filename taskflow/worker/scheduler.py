@@ -33,12 +33,16 @@ class Scheduler:
         self._declared = _by_name(registry)
         self._has_failed = dict[str, str]()
 
+    def age(self) -> float:
+        """Return the worker's age in seconds."""
+        return time.monotonic() - self._began_at
+
     async def declare(self, session: bytes) -> None:
         """Declare the schedules for a session that has just been registered. Raises the broker's errors."""
         definitions = [schedule.definition for schedule in self._declared.values()]
         for first in range(0, len(definitions), MAX_OFFERS):
             portion = definitions[first : first + MAX_OFFERS]
-            taken = await self._broker.define(portion, session, time.monotonic() - self._began_at)
+            taken = await self._broker.define(portion, session, self.age())
             for definition, is_taken in zip(portion, taken, strict=True):
                 if not is_taken:
                     self._fail(definition.name, "a schedule with its name was put by `schedules.put`: remove that, or rename this one")

@@ -1,0 +1,391 @@
+"""Schedules of a fleet: workers that come, go, die and are replaced, on each store, under a clock that the test moves."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from taskflow import Cron, Every
+from taskflow.app.app import App
+from taskflow.app.job import _declare
+from taskflow.broker.console import JobFilter
+from taskflow.model.envelope import Lease
+from taskflow.model.record import Record
+from taskflow.model.schedule import Firing
+from taskflow.model.schedule_plan import id_of
+from taskflow.model.session import Session
+from taskflow.worker.events import Events, ScheduleFailed, ScheduleFired, ScheduleMissed, WorkerEvent
+from taskflow.worker.scheduler import Scheduler
+from tests.support.homes import BROKERS
+from tests.support.verdicts import succeeded
+from tests.support.world import World
+
+DAY = 86_400.0
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    async with World(request.param) as opened:
+        yield opened
+
+
+class Process:
+    """A worker's part in schedules. `declared` is what the decorator of its job "report" says, or None where the code has no such job."""
+
+    def __init__(self, world: World, name: str = "worker", **declared: Any) -> None:
+        self._world = world
+        self._name = name
+        app = App()
+        if declared:
+            _declare(app, _report, {"name": "report", "keep_result": 1_000 * DAY, **declared})
+        self.events = list[WorkerEvent]()
+        self.scheduler = Scheduler(world.broker, app.registry, Events(self.events.append))
+        self.scheduler.age = lambda: (world.clock.steady() - began_at) / 1e6  # type: ignore[method-assign]
+        began_at = world.clock.steady()
+        self.session: Session | None = None
+
+    async def begin(self) -> Process:
+        self.session = await self._world.a_session(self._name, ttl=1_000 * DAY)
+        await self.scheduler.declare(self.session.id)
+        return self
+
+    async def end(self) -> None:
+        assert self.session is not None
+        await self._world.beat(self.session, leaving=True)
+
+    async def upkeep(self) -> float:
+        """One call, and what it brings. Returns the seconds until the next."""
+        done = await self._world.upkeep()
+        if done.offers:
+            return min(done.next_in, await self.scheduler.fire(done.offers))
+        return done.next_in
+
+    async def work(self, seconds: float, step: float = 60.0) -> None:
+        """Let time pass, in steps."""
+        until = self._world.clock.steady() + round(seconds * 1e6)
+        while (left := (until - self._world.clock.steady()) / 1e6) > 0:
+            while await self.upkeep() <= 0:
+                pass
+            self._world.clock.advance(min(step, left))
+        while await self.upkeep() <= 0:
+            pass
+
+
+def _report() -> None: ...
+
+
+async def jobs(world: World) -> list[Record]:
+    """All that schedules have added, oldest first."""
+    found = await world.broker.console.browse(JobFilter(), limit=100_000)
+    return sorted(found, key=lambda record: record.headers["tf-scheduled-for"])
+
+
+async def fired(world: World) -> list[str]:
+    """The times that have added a job, each as often as it did."""
+    return [record.headers["tf-scheduled-for"].removesuffix("+00:00[UTC]").removeprefix("2026-01-") for record in await jobs(world)]
+
+
+# --- one firing -----------------------------------------------------------------------------------------------------------
+
+
+async def test_each_time_fires_once_whoever_is_there(world: World) -> None:
+    processes = [await Process(world, schedule=Cron("0 */6 * * *")).begin() for _ in range(3)]
+    for n in range(48):
+        await processes[n % 3].work(3_600.0, step=1_800.0)
+    assert await fired(world) == [f"0{1 + n // 4}T{n % 4 * 6:02}:00:00" for n in range(1, 9)]
+
+
+async def test_an_offer_that_dies_with_its_worker_is_fired_by_another(world: World) -> None:
+    """Killed between the offer and the firing."""
+    first, second = [await Process(world, schedule=Cron("0 9 * * *"), catch_up="none").begin() for _ in range(2)]
+    await first.work(9 * 3_600 - 1, step=3_600.0)
+    world.clock.advance(1.0)
+    assert len((await world.upkeep()).offers) == 1
+    await second.work(3.0, step=0.5)
+    assert await fired(world) == ["01T09:00:00"]
+
+
+async def test_a_firing_whose_answer_was_lost_is_not_repeated(world: World) -> None:
+    """Killed after the firing, and before it knew."""
+    first, second = [await Process(world, schedule=Cron("0 9 * * *"), catch_up="all").begin() for _ in range(2)]
+    await first.work(9 * 3_600 - 1, step=3_600.0)
+    world.clock.advance(1.0)
+    offers = (await world.upkeep()).offers
+    await first.scheduler.fire(offers)
+    await second.scheduler.fire(offers)
+    await second.work(60.0, step=1.0)
+    assert await fired(world) == ["01T09:00:00"]
+    assert not any(isinstance(event, ScheduleFired) for event in second.events)
+
+
+async def test_a_thousand_due_at_once(world: World) -> None:
+    process = await Process(world, schedule=[Every(3_600, name=f"s{number}") for number in range(1_000)]).begin()
+    await process.work(1.0, step=1.0)
+    world.clock.advance(3_600.0)
+    calls = 0
+    while await process.upkeep() <= 0:
+        calls += 1
+    assert Counter(record.headers["tf-schedule"] for record in await jobs(world)) == Counter(f"s{number}" for number in range(1_000))
+    assert calls <= 20
+
+
+async def test_fifty_workers_send_one_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty look at once; one is offered the schedule, and sends."""
+    sent = Counter[str]()
+    processes = [await Process(world, schedule=Cron("0 9 * * *")).begin() for _ in range(50)]
+    fire = world.broker.fire
+
+    async def counted(firings: list[Firing]) -> Any:
+        sent.update("jobs" for firing in firings if firing.envelope is not None)
+        return await fire(firings)
+
+    monkeypatch.setattr(world.broker, "fire", counted)
+    await processes[0].work(9 * 3_600 - 1, step=9 * 3_600)
+    world.clock.advance(1.0)
+    for process in processes:
+        await process.upkeep()
+    assert await fired(world) == ["01T09:00:00"]
+    assert sent["jobs"] <= 2
+
+
+# --- misfires and overlap ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "expected"),
+    [("none", []), ("latest", ["05T09:00:00"]), ("all", ["02T09:00:00", "03T09:00:00", "04T09:00:00", "05T09:00:00"])],
+)
+async def test_a_fleet_that_was_down_for_days(world: World, catch_up: str, expected: list[str]) -> None:
+    first = await Process(world, schedule=Cron("0 9 * * *"), catch_up=catch_up).begin()
+    await first.work(DAY, step=3_600.0)
+    await first.end()
+    await world.pass_time(3.5 * DAY)
+
+    second = await Process(world, schedule=Cron("0 9 * * *"), catch_up=catch_up).begin()
+    await second.work(60.0, step=10.0)
+
+    assert await fired(world) == ["01T09:00:00", *expected]
+    missed = sum(event.count for event in second.events if isinstance(event, ScheduleMissed))
+    assert missed == 4 - len(expected)
+    await second.work(3_540.0, step=3_540.0)  # and from here on it looks at each full hour
+    await second.work(DAY, step=3_600.0)
+    assert (await fired(world))[-1] == "06T09:00:00"
+
+
+async def test_max_delay_bounds_what_is_caught_up(world: World) -> None:
+    schedule: dict[str, Any] = {"schedule": Cron("0 9 * * *"), "catch_up": "all", "max_delay": timedelta(days=1.25)}
+    first = await Process(world, **schedule).begin()
+    await first.work(DAY, step=3_600.0)
+    await first.end()
+    await world.pass_time(3.5 * DAY)
+    await (await Process(world, **schedule).begin()).work(60.0, step=10.0)
+    assert await fired(world) == ["01T09:00:00", "05T09:00:00"] or await fired(world) == ["01T09:00:00", "04T09:00:00", "05T09:00:00"]
+
+
+async def run_next(world: World, session: Session) -> Lease:
+    [lease] = await world.claim(session, limit=1)
+    return lease
+
+
+async def test_skip_while_an_earlier_job_is_live(world: World) -> None:
+    """A job that does not end, or fails again and again, does not hold up the schedule."""
+    process = await Process(world, schedule=Cron("0 * * * *"), overlap="skip").begin()
+    session = await world.a_session("runner", ttl=1_000 * DAY)
+    await process.work(3_600.0, step=600.0)
+    lease = await run_next(world, session)
+
+    await process.work(3 * 3_600.0, step=600.0)
+    assert await fired(world) == ["01T01:00:00"]
+    [record] = await world.broker.console.schedules(["report"])
+    assert (record.fired, record.skipped, record.next_at) == (1, 3, START + timedelta(hours=5))
+
+    await world.settle(succeeded(lease))
+    await process.work(3_600.0, step=600.0)
+    assert await fired(world) == ["01T01:00:00", "01T05:00:00"]
+
+
+async def test_skip_beside_a_poison_job(world: World) -> None:
+    """Its worker dies with it each time; when it has failed as poison, the next time fires."""
+    other = world.under(max_crashes=2, crash_backoff=(0.0,))
+    process = await Process(other, schedule=Cron("0 * * * *"), overlap="skip").begin()
+    await process.work(3_600.0, step=600.0)
+    for number in range(3):
+        session = await other.a_session(f"victim {number}", ttl=1_000 * DAY)
+        await run_next(other, session)
+        await other.die(session)
+    await process.work(3_600.0, step=600.0)
+    assert await fired(other) == ["01T01:00:00", "01T02:00:00"]
+
+
+async def test_latest_replaces_what_waits(world: World) -> None:
+    process = await Process(world, schedule=Cron("0 * * * *"), overlap="latest").begin()
+    await process.work(3 * 3_600.0, step=600.0)
+    assert [record.status for record in await jobs(world) if record.status == "ready"] == ["ready"]
+    lease = await run_next(world, await world.a_session("runner", ttl=1_000 * DAY))
+    assert lease.envelope.headers["tf-scheduled-for"] == "2026-01-01T03:00:00+00:00[UTC]"
+
+
+# --- deploys ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_deploy_changes_a_schedule(world: World) -> None:
+    """From the first new process on, its times are in force, also while old ones run."""
+    old = await Process(world, "old", schedule=Cron("0 9 * * *")).begin()
+    await old.work(DAY, step=3_600.0)
+    world.clock.advance(1.0)
+    new = await Process(world, "new", schedule=Cron("0 10 * * *")).begin()
+    await old.work(DAY, step=1_800.0)
+    await old.end()
+    await new.work(DAY, step=1_800.0)
+    assert await fired(world) == ["01T09:00:00", "02T10:00:00", "03T10:00:00"]
+
+
+async def test_a_rollback_brings_the_old_times_back(world: World) -> None:
+    old = await Process(world, "old", schedule=Cron("0 9 * * *")).begin()
+    world.clock.advance(1.0)
+    new = await Process(world, "new", schedule=Cron("0 10 * * *")).begin()
+    await new.work(DAY, step=1_800.0)
+    await new.end()
+    await old.work(DAY, step=1_800.0)
+    assert await fired(world) == ["01T10:00:00", "02T09:00:00"]
+
+
+async def test_an_old_process_that_restarts_amid_a_deploy(world: World) -> None:
+    """It is the youngest for a while, and its times are in force; each day fires at one of the times, and no time twice."""
+    old = await Process(world, "old", schedule=Cron("0 9 * * *")).begin()
+    world.clock.advance(1.0)
+    new = await Process(world, "new", schedule=Cron("0 10 * * *")).begin()
+    await new.work(DAY, step=1_800.0)
+    await old.end()
+    again = await Process(world, "old again", schedule=Cron("0 9 * * *")).begin()
+    await new.work(DAY, step=1_800.0)
+    await again.end()
+    await new.work(DAY, step=1_800.0)
+    assert await fired(world) == ["01T10:00:00", "02T09:00:00", "03T10:00:00"]
+
+
+async def test_an_old_process_with_a_new_session_stays_old(world: World) -> None:
+    """A session that lapsed in an outage is followed by another one. That is no deploy."""
+    old = await Process(world, "old", schedule=Cron("0 9 * * *")).begin()
+    world.clock.advance(1.0)
+    await Process(world, "new", schedule=Cron("0 10 * * *")).begin()
+    await old.end()
+    await old.begin()
+    await old.work(DAY, step=1_800.0)
+    assert await fired(world) == ["01T10:00:00"]
+
+
+async def test_a_deploy_removes_a_schedule(world: World) -> None:
+    """It fires while an old process runs, then sleeps; the code that has it back wakes it."""
+    old = await Process(world, "old", schedule=Cron("0 9 * * *")).begin()
+    new = await Process(world, "new").begin()
+    await new.work(DAY, step=1_800.0)
+    assert await fired(world) == ["01T09:00:00"]
+    await old.end()
+    await new.work(DAY, step=1_800.0)
+    assert await fired(world) == ["01T09:00:00"]
+    [record] = await world.broker.console.schedules()
+    assert record.asleep_since is not None
+    await (await Process(world, "newer", schedule=Cron("0 9 * * *"), catch_up="none").begin()).work(DAY, step=1_800.0)
+    assert await fired(world) == ["01T09:00:00", "03T09:00:00"]
+
+
+async def test_two_applications_in_one_namespace(world: World) -> None:
+    """A worker fires what it does not declare, and its own deploys leave others' schedules alone."""
+    one = await Process(world, "one", schedule=Cron("0 9 * * *", name="of one")).begin()
+    other = await Process(world, "other", schedule=Cron("0 10 * * *", name="of the other")).begin()
+    await other.work(DAY, step=1_800.0)
+    await other.end()
+    await one.work(DAY, step=1_800.0)
+    assert await fired(world) == ["01T09:00:00", "01T10:00:00", "02T09:00:00"]
+
+
+class Odd:
+    """A timetable of an application's own."""
+
+    def next(self, after: datetime) -> datetime | None:
+        return START + timedelta(days=(after - START).days + 1, hours=1)
+
+
+async def test_a_timetable_of_the_application_is_computed_where_it_is(world: World) -> None:
+    """A worker without that code leaves it to others."""
+    other = await Process(world, "other").begin()
+    one = await Process(world, "one", schedule=Odd()).begin()
+    await one.work(1.0, step=1.0)
+    world.clock.advance(DAY + 3_600.0)
+    await other.upkeep()
+    assert await fired(world) == []
+    await one.work(5.0, step=1.0)
+    assert await fired(world) == ["02T01:00:00"]
+
+
+async def test_a_timetable_that_fails_is_told_once(world: World) -> None:
+    class Broken:
+        def next(self, after: datetime) -> datetime | None:
+            raise RuntimeError("no calendar today")
+
+    process = await Process(world, schedule=[Broken(), Cron("0 * * * *")]).begin()
+    await process.work(3_600.0, step=600.0)
+    assert await fired(world) == ["01T01:00:00"]
+    [failed] = [event for event in process.events if isinstance(event, ScheduleFailed)]
+    assert failed.why == "RuntimeError: no calendar today"
+
+
+# --- clocks ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skew", [600.0, -600.0])
+async def test_the_stores_clock_is_set(world: World, skew: float) -> None:
+    """By ten minutes, forth or back: each time fires once, and none is left out."""
+    process = await Process(world, schedule=Every(60), catch_up="all").begin()
+    await process.work(1_800.0)
+    world.clock.skew(skew)
+    await process.work(1_800.0)
+    until = START + timedelta(seconds=3_600.0 + skew)
+    expected = [START + timedelta(minutes=n) for n in range(1, 121) if START + timedelta(minutes=n) <= until]
+    assert await fired(world) == [f"{at:%dT%H:%M:%S}" for at in expected]
+
+
+async def test_two_days_of_workers_that_are_killed(world: World) -> None:
+    """With an offer in hand, with a firing sent, or between two: nothing is missed, nothing doubled."""
+    chance = random.Random(24)
+    schedule: dict[str, Any] = {"schedule": [Cron("*/30 * * * *", name="half"), Every(1_200, name="third")], "catch_up": "all"}
+    processes = [await Process(world, **schedule).begin() for _ in range(5)]
+    until = world.clock.wall() + round(2 * DAY * 1e6)
+    while world.clock.wall() < until:
+        victim = chance.randrange(5)
+        offers = (await world.upkeep()).offers
+        match chance.choice(["fires", "fires", "dies before", "dies after", "fires twice"]):
+            case "fires" if offers:
+                await processes[victim].scheduler.fire(offers)
+            case "fires twice" if offers:
+                await processes[victim].scheduler.fire(offers)
+                await processes[(victim + 1) % 5].scheduler.fire(offers)
+            case "dies after" if offers:
+                await processes[victim].scheduler.fire(offers)
+                processes[victim] = await replaced(processes[victim], world, schedule)
+            case "dies before":
+                processes[victim] = await replaced(processes[victim], world, schedule)
+        world.clock.advance(chance.choice([1.0, 60.0, 300.0]))
+    for _ in range(100):
+        world.clock.advance(2.0)
+        await processes[0].upkeep()
+    by_name = Counter((record.headers["tf-schedule"], record.headers["tf-scheduled-for"]) for record in await jobs(world))
+    assert max(by_name.values()) == 1
+    now = world.clock.wall()
+    for name, every in (("half", 1_800_000_000), ("third", 1_200_000_000)):
+        begin = round(START.timestamp() * 1e6) // every + 1
+        ids = {id_of(name, n * every) for n in range(begin, now // every + 1)}
+        assert {record.id for record in await jobs(world) if record.headers["tf-schedule"] == name} == ids
+
+
+async def replaced(process: Process, world: World, schedule: dict[str, Any]) -> Process:
+    assert process.session is not None
+    await world.die(process.session)
+    return await Process(world, **schedule).begin()
