@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final, Literal, cast
 
@@ -48,8 +49,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         body = _encode(self)
         return Definition(name, hashlib.sha256(body).digest()[:16], body)
 
-    @classmethod
-    def from_body(cls, body: bytes) -> Plan:
+    @staticmethod
+    @lru_cache(maxsize=100)
+    def from_body(body: bytes) -> Plan:
         """Decode a stored definition. Raises ValueError for any other bytes, or for values that are not valid."""
         plan = _decode(body)
         check_envelope(plan.template)

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from taskflow.model.timetable import NICKNAMES, CronTimes, EveryTimes, Timetable
-from tests.unit.model.calendars import Calendar
+from tests.support.calendars import Calendar
 
 ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "America/Santiago", "Africa/Cairo", "Africa/Casablanca", "UTC"]
 EXPRESSIONS = ["0 0 * * *", "30 2 * * *", "*/15 * * * *", "45 */6 * * *", "0,30 1-3 * * 0,6", "15 0 1,15 * 1", "0 0 29 2 *", "*/30 0 * * *"]
