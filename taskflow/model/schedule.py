@@ -130,14 +130,14 @@ class ScheduleState(msgspec.Struct):
             self.look_at = None if self.is_paused else at
 
     def bring_into_force(self, definition: Definition, now: int) -> None:
-        """Replace the definition if it is another one, and have the next instant computed anew."""
+        """Replace the definition, and forget the next instant, if it is another one."""
         if definition.digest == self.digest:
             return
         _, self.digest, self.body = definition
         self.forget_next(now)
 
     def forget_next(self, now: int) -> None:
-        """Have the next instant computed anew, unless it has passed and is still to be fired."""
+        """Have the next instant computed again, unless it has passed and is still to be fired."""
         if self.next_at is None or self.next_at > now:
             self.next_at = None
             self.look(now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, Final
 
 import msgspec
@@ -80,8 +81,10 @@ def _write(transitions: Transitions, schedule: ScheduleRow) -> None:
     transitions.connection.execute(transitions.sql["save_schedule"], msgspec.structs.astuple(schedule))
 
 
-def _save(transitions: Transitions, schedule: ScheduleRow) -> None:
-    """Write a schedule, and nudge if it is now to be looked at before all others. An offer needs no nudge: its caller comes again."""
+def _save(transitions: Transitions, schedule: ScheduleRow, before: ScheduleRow | None = None) -> None:
+    """Write a schedule if it has changed, and nudge if it is now to be looked at before all others."""
+    if schedule == before:
+        return
     _write(transitions, schedule)
     if schedule.look_at is not None:
         transitions.announcement.add_due(schedule.look_at)
@@ -105,14 +108,13 @@ def _define(transitions: Transitions, definition: Definition, session: bytes | N
     schedule = found or ScheduleRow(*definition, is_declared=session is not None, look_at=transitions.now)
     if schedule.is_declared != (session is not None):
         return False
-    before = found and msgspec.structs.replace(found)
+    before = copy(found)
     if session is None:
         schedule.bring_into_force(definition, transitions.now)
     else:
         transitions.connection.execute(transitions.sql["declare"], (definition.name, session, since, definition.digest, definition.body))
         _elect(transitions, schedule)
-    if schedule != before:
-        _save(transitions, schedule)
+    _save(transitions, schedule, before)
     return True
 
 
@@ -127,8 +129,9 @@ def hand_over(transitions: Transitions, session: bytes) -> None:
     for (name,) in transitions.connection.execute(transitions.sql["retract"], (session,)).fetchall():
         for schedule in _rows(transitions, "schedule_by_name", name):
             if schedule.is_declared:
+                before = copy(schedule)
                 _elect(transitions, schedule)
-                _save(transitions, schedule)
+                _save(transitions, schedule, before)
 
 
 # --- offers and firings --------------------------------------------------------------------------------------------
@@ -150,7 +153,7 @@ def _offer(transitions: Transitions, schedule: ScheduleRow) -> Offer | None:
     is_offered = bool(schedule.digest) and not schedule.is_paused and schedule.asleep_since is None
     if not is_offered:
         schedule.look(transitions.now + _LEFT_OUT_FOR)
-    _write(transitions, schedule)
+    _write(transitions, schedule)  # without a nudge: the caller comes again
     return offer if is_offered else None
 
 

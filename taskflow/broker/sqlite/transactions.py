@@ -58,7 +58,8 @@ class Durability(IntEnum):
     """For settlements, cancellations and console operations: the log is flushed before the answer."""
 
     FULL_AND_NEW = 3
-    """For `enqueue`: the log is flushed before the answer, and the verb is refused when the disk is full. All other verbs still work."""
+    """For `enqueue`, and for `fire` and `define` that add: the log is flushed before the answer, and the verb is refused when the disk is
+    full. All other verbs still work."""
 
 
 @dataclass(eq=False, slots=True)
