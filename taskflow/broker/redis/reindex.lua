@@ -316,18 +316,19 @@ end
 
 -- Upkeep looks at each schedule again: without its jitter, and once more if it has no next instant.
 local function index_schedules(names)
+  local schedules = schedule_functions()
   call('HDEL', P .. 'meta', 'schedules')
   for _, name in ipairs(names) do
-    local schedule = schedule_of(name)
-    look(schedule, schedule.next_at or wall)
+    local schedule = schedules.find(name)
+    schedules.look(schedule, schedule.next_at or wall)
     if schedule.declared then
-      elect(schedule)
+      schedules.elect(schedule)
     end
     for session in pairs(schedule.declared_by) do
       call('SADD', P .. 'd:' .. session, name)
     end
   end
-  save_schedules()
+  schedules.save()
 end
 
 local function sort_all(groups)

@@ -4,188 +4,214 @@
 -- that declares the schedule: the time from which its age counts (8 bytes) and the digest of its definition.
 
 -- === part schedule =========================================================================================
--- Fields of a schedule; true for a whole number. An absent one is empty. `digest` is the one in force.
-local STATE = { digest = false, declared = false, paused = false, asleep_since = true, next_at = true, last_at = true, fired_at = true,
-  last_id = false, fired = true, skipped = true, missed = true }
+-- Makes the functions that read and change schedules. They are made only for calls that touch one.
+local function schedule_functions()
+  -- Fields of a schedule; true for a whole number. An absent one is empty. `digest` is the one in force.
+  local STATE = { digest = false, declared = false, paused = false, asleep_since = true, next_at = true, last_at = true, fired_at = true,
+    last_id = false, fired = true, skipped = true, missed = true }
 
--- The schedules of this call by name.
-local schedules = {}
+  -- The schedules of this call by name.
+  local found = {}
 
-local function whole(stored)
-  local number = tonumber(stored)
-  return number and number >= 0 and number <= 2 ^ 62 and number % 1 == 0 and number or nil
-end
+  local function whole(stored)
+    local number = tonumber(stored)
+    return number and number >= 0 and number <= 2 ^ 62 and number % 1 == 0 and number or nil
+  end
 
--- Returns the schedule, or false. A field that cannot be read is absent.
-local function schedule_of(name)
-  if schedules[name] == nil then
-    local stored = call('HGETALL', P .. 'schedule:' .. name)
-    local schedule = { name = name, bodies = {}, declared_by = {} }
-    for i = 1, #stored, 2 do
-      local field, value = stored[i], stored[i + 1]
-      if sub(field, 1, 5) == 'body:' then
-        schedule.bodies[sub(field, 6)] = value
-      elseif sub(field, 1, 3) == 'by:' and #value > 8 then
-        schedule.declared_by[sub(field, 4)] = { since = struct.unpack('>I8', value), digest = sub(value, 9) }
-      elseif STATE[field] then
-        schedule[field] = whole(value)
-      elseif STATE[field] == false and value ~= '' then
-        schedule[field] = value
+  local function make(name)
+    found[name] = { name = name, bodies = {}, declared_by = {} }
+    return found[name]
+  end
+
+  -- Returns the schedule, or false. A field that cannot be read is absent.
+  local function find(name)
+    if found[name] == nil then
+      local stored = call('HGETALL', P .. 'schedule:' .. name)
+      local schedule = #stored > 0 and make(name)
+      for i = 1, #stored, 2 do
+        local field, value = stored[i], stored[i + 1]
+        if sub(field, 1, 5) == 'body:' then
+          schedule.bodies[sub(field, 6)] = value
+        elseif sub(field, 1, 3) == 'by:' and #value > 8 then
+          local session = sub(field, 4)
+          schedule.declared_by[session] = { session = session, since = struct.unpack('>I8', value), digest = sub(value, 9) }
+        elseif STATE[field] then
+          schedule[field] = whole(value)
+        elseif STATE[field] == false and value ~= '' then
+          schedule[field] = value
+        end
+      end
+      found[name] = schedule
+    end
+    return found[name]
+  end
+
+  -- Sets when upkeep looks at the schedule next; nil for never. One that sleeps is looked at to remove it.
+  local function look(schedule, at)
+    if schedule.asleep_since then
+      at = schedule.asleep_since + R.keep_asleep
+    elseif schedule.paused then
+      at = nil
+    end
+    schedule.look_at = at or '+inf'
+  end
+
+  -- Has the next instant computed anew, unless it has passed and is still to be fired.
+  local function bring_into_force(schedule, digest)
+    if schedule.digest ~= digest then
+      schedule.digest = digest
+      if not schedule.next_at or schedule.next_at > wall then
+        schedule.next_at = nil
+        look(schedule, wall)
       end
     end
-    schedules[name] = #stored > 0 and schedule
   end
-  return schedules[name]
-end
 
--- Sets when upkeep looks at the schedule next; nil for never. One that sleeps is looked at to remove it.
-local function look(schedule, at)
-  if schedule.asleep_since then
-    at = schedule.asleep_since + R.keep_asleep
-  elseif schedule.paused then
-    at = nil
+  local function is_younger(one, other)
+    return one.since > other.since or one.since == other.since and one.session > other.session
   end
-  schedule.look_at = at or '+inf'
-end
 
--- Has the next instant computed anew, unless it has passed and is still to be fired.
-local function bring_into_force(schedule, digest)
-  if schedule.digest ~= digest then
-    schedule.digest = digest
-    if not schedule.next_at or schedule.next_at > wall then
-      schedule.next_at = nil
+  -- Brings the definition of the youngest living session into force. If no session declares the schedule, it sleeps.
+  local function elect(schedule)
+    local youngest
+    for session, declared in pairs(schedule.declared_by) do
+      if not is_alive(session) then
+        call('HDEL', P .. 'schedule:' .. schedule.name, 'by:' .. session)
+        schedule.declared_by[session] = nil
+      elseif not youngest or is_younger(declared, youngest) then
+        youngest = declared
+      end
+    end
+    if not youngest then
+      schedule.asleep_since = schedule.asleep_since or wall
+      look(schedule)
+      return
+    end
+    if schedule.asleep_since then
+      schedule.asleep_since = nil
       look(schedule, wall)
     end
+    bring_into_force(schedule, youngest.digest)
   end
-end
 
--- Brings the definition of the youngest living session into force. If no session declares the schedule, it sleeps.
-local function elect(schedule)
-  local session, youngest
-  for other, declared in pairs(schedule.declared_by) do
-    if not is_alive(other) then
-      call('HDEL', P .. 'schedule:' .. schedule.name, 'by:' .. other)
-      schedule.declared_by[other] = nil
-    elseif not youngest or declared.since > youngest.since or declared.since == youngest.since and other > session then
-      session, youngest = other, declared
+  local function remove(name)
+    found[name] = false
+    call('DEL', P .. 'schedule:' .. name)
+    call('HINCRBY', P .. 'meta', 'schedules', 0 - call('ZREM', P .. 'looks', name))
+  end
+
+  -- Writes the state of one schedule, and deletes the bodies that it no longer needs.
+  local function save_one(schedule)
+    local key, values, is_used = P .. 'schedule:' .. schedule.name, {}, { [schedule.digest or ''] = true }
+    for field in pairs(STATE) do
+      values[#values + 1] = field
+      values[#values + 1] = schedule[field] or ''
+    end
+    call('HSET', key, unpack(values))
+    for _, declared in pairs(schedule.declared_by) do
+      is_used[declared.digest] = true
+    end
+    for digest in pairs(schedule.bodies) do
+      if not is_used[digest] then
+        call('HDEL', key, 'body:' .. digest)
+      end
+    end
+    if schedule.look_at then
+      call('HINCRBY', P .. 'meta', 'schedules', call('ZADD', P .. 'looks', schedule.look_at, schedule.name))
     end
   end
-  if not youngest then
-    schedule.asleep_since = schedule.asleep_since or wall
-    look(schedule)
-    return
-  end
-  if schedule.asleep_since then
-    schedule.asleep_since = nil
-    look(schedule, wall)
-  end
-  bring_into_force(schedule, youngest.digest)
-end
 
-local function remove_schedule(name)
-  schedules[name] = false
-  call('DEL', P .. 'schedule:' .. name)
-  call('HINCRBY', P .. 'meta', 'schedules', 0 - call('ZREM', P .. 'looks', name))
-end
-
--- Writes the state of one schedule, and deletes the bodies that it no longer needs.
-local function save_schedule(schedule)
-  local key, values, is_used = P .. 'schedule:' .. schedule.name, {}, { [schedule.digest or ''] = true }
-  for field in pairs(STATE) do
-    values[#values + 1] = field
-    values[#values + 1] = schedule[field] or ''
-  end
-  call('HSET', key, unpack(values))
-  for _, declared in pairs(schedule.declared_by) do
-    is_used[declared.digest] = true
-  end
-  for digest in pairs(schedule.bodies) do
-    if not is_used[digest] then
-      call('HDEL', key, 'body:' .. digest)
+  -- Writes the schedules of this call. If one of them is now the first to be looked at, some listeners that wait for the next due time are
+  -- nudged.
+  local function save_all()
+    for _, schedule in pairs(found) do
+      if schedule then
+        save_one(schedule)
+      end
     end
-  end
-  if schedule.look_at then
-    call('HINCRBY', P .. 'meta', 'schedules', call('ZADD', P .. 'looks', schedule.look_at, schedule.name))
-  end
-end
-
--- Writes the schedules of this call. If one of them is now the first to be looked at, some listeners that wait for the next due time hear
--- of it.
-local function save_schedules()
-  for _, schedule in pairs(schedules) do
-    if schedule then
-      save_schedule(schedule)
+    local first = found[call('ZRANGE', P .. 'looks', 0, 0)[1] or '']
+    if first and first.look_at and first.look_at ~= '+inf' then
+      nudge_upkeepers()
     end
+    found = {}
   end
-  local first = schedules[call('ZRANGE', P .. 'looks', 0, 0)[1] or '']
-  if first and first.look_at and first.look_at ~= '+inf' then
-    nudge_upkeepers()
-  end
-  schedules = {}
+
+  return { make = make, find = find, look = look, bring_into_force = bring_into_force, is_younger = is_younger, elect = elect,
+    remove = remove, save = save_all }
 end
 
--- Ends what a session declares, when it dies.
+-- === part end_declarations =================================================================================
+-- Ends what a session declares.
 local function end_declarations(session)
   local names = call('SMEMBERS', P .. 'd:' .. session)
+  if #names == 0 then
+    return
+  end
+  local schedules = schedule_functions()
   for _, name in ipairs(names) do
-    local schedule = schedule_of(name)
+    local schedule = schedules.find(name)
     if schedule and schedule.declared_by[session] then
       call('HDEL', P .. 'schedule:' .. name, 'by:' .. session)
       schedule.declared_by[session] = nil
-      elect(schedule)
+      schedules.elect(schedule)
     end
   end
-  if #names > 0 then
-    save_schedules()
-    call('DEL', P .. 'd:' .. session)
-  end
+  schedules.save()
+  call('DEL', P .. 'd:' .. session)
 end
 
 -- === script define =========================================================================================
 -- Stores definitions. Arguments: the session that declares them, or false; its age in microseconds; for each definition its name, digest
--- and body. Reply: "LOST", or for each whether it was stored.
+-- and body. Reply: "LOST", or for each 1 if it was stored, 0 if it was refused.
 
-local session, since, answers = given[1], math.max(0, wall - given[2]), {}
+local session, since, schedules, answers = given[1], math.max(0, wall - given[2]), schedule_functions(), {}
+
+local function put(name, digest, body)
+  local schedule = schedules.find(name) or schedules.make(name)
+  if schedule.declared then
+    return 0
+  end
+  call('HSET', P .. 'schedule:' .. name, 'body:' .. digest, body)
+  schedules.bring_into_force(schedule, digest)
+  return 1
+end
+
+local function declare(name, digest, body)
+  local schedule = schedules.find(name) or schedules.make(name)
+  if schedule.digest and not schedule.declared then
+    return 0
+  end
+  call('SADD', P .. 'd:' .. session, name)
+  call('HSET', P .. 'schedule:' .. name, 'declared', 1, 'body:' .. digest, body, 'by:' .. session, struct.pack('>I8', since) .. digest)
+  schedule.declared, schedule.declared_by[session] = 1, { session = session, since = since, digest = digest }
+  schedules.elect(schedule)
+  return 1
+end
+
 if session and not is_alive(session) then
   return redis.status_reply('LOST')
 end
 for i, definition in ipairs(given[3]) do
-  local name, digest, body = unpack(definition)
-  local schedule = schedule_of(name) or { name = name, bodies = {}, declared_by = {}, declared = session and 1 }
-  if not schedule.declared == not session then
-    schedules[name] = schedule
-    schedule.bodies[digest] = body
-    call('HSET', P .. 'schedule:' .. name, 'body:' .. digest, body)
-    if session then
-      schedule.declared_by[session] = { since = since, digest = digest }
-      call('HSET', P .. 'schedule:' .. name, 'by:' .. session, struct.pack('>I8', since) .. digest)
-      call('SADD', P .. 'd:' .. session, name)
-      elect(schedule)
-    else
-      bring_into_force(schedule, digest)
-    end
-    answers[i] = 1
-  else
-    answers[i] = 0
-  end
+  answers[i] = (session and declare or put)(unpack(definition))
 end
-save_schedules()
+schedules.save()
 return answers
 
 -- === part offers ===========================================================================================
 local HOUR = 3600000000
 
 -- Returns name, digest, body, next instant or false, ... of the schedules that are due, and leaves each of them to the caller for a while.
--- Removes those that have slept for long.
+-- Removes those that have slept for long. Looks again an hour later at one that has no definition.
 local function offers()
-  local offered = {}
+  local schedules, offered = schedule_functions(), {}
   for _, name in ipairs(call('ZRANGEBYSCORE', P .. 'looks', '-inf', wall, 'LIMIT', 0, R.max_offers)) do
-    local schedule = schedule_of(name)
+    local schedule = schedules.find(name)
     if not schedule or schedule.asleep_since and schedule.asleep_since + R.keep_asleep <= wall then
-      remove_schedule(name)
+      schedules.remove(name)
     else
       local body = schedule.bodies[schedule.digest or '']
-      look(schedule, wall + (body and R.offered_for or HOUR))
+      schedules.look(schedule, wall + (body and R.offered_for or HOUR))
+      call('ZADD', P .. 'looks', schedule.look_at, name)
       if body and not schedule.asleep_since and not schedule.paused then
         for _, value in ipairs({ name, schedule.digest, body, schedule.next_at or false }) do
           offered[#offered + 1] = value
@@ -193,7 +219,6 @@ local function offers()
       end
     end
   end
-  save_schedules()
   return offered
 end
 
@@ -208,35 +233,35 @@ local function fire_all(texts, firings, apart)
   if is_lacking(apart) then
     return redis.status_reply('LACKING')
   end
-  local items, moved, answers = {}, {}, {}
+  local schedules, items, fired, answers = schedule_functions(), {}, {}, {}
   for i, firing in ipairs(firings) do
     local name, digest, expected, next_at, look_at, missed, item = unpack(firing)
-    local schedule = schedule_of(name)
+    local schedule = schedules.find(name)
     answers[i] = false
     if schedule and not schedule.paused and schedule.digest == digest and (schedule.next_at or false) == expected then
       if item then
         items[#items + 1] = item
-        moved[#items] = { place = i, schedule = schedule }
+        fired[#items] = { place = i, schedule = schedule }
         schedule.last_at, schedule.fired_at = schedule.next_at, wall
       end
       schedule.missed = (schedule.missed or 0) + missed
       schedule.next_at = next_at or nil
-      look(schedule, look_at or nil)
+      schedules.look(schedule, look_at or nil)
     end
   end
   local added = add_all(texts, items)
-  for i, move in ipairs(moved) do
-    local answer, schedule = added and added[i] or '', move.schedule
-    answers[move.place] = answer
+  for i, one in ipairs(fired) do
+    local answer, schedule = added and added[i] or '', one.schedule
     local kind = sub(answer, 1, 1)
     if kind == 'k' then
       schedule.skipped = (schedule.skipped or 0) + 1
     elseif kind ~= 'i' then
       schedule.fired, schedule.last_id = (schedule.fired or 0) + 1, items[i][1]
     end
+    answers[one.place] = answer
   end
-  flush_added(apart)
-  save_schedules()
+  flush_added(apart) -- first: if it fails, the firing is repeated, and its job is known
+  schedules.save()
   return answers
 end
 
@@ -251,55 +276,55 @@ return fire_all(given[1], given[2], given[3])
 return fire_all(given[1], given[2], given[3])
 
 -- === script schedules ======================================================================================
--- Without an argument, returns the names of all schedules. With names, returns for each that is known its name, digest, body, whether it
--- is declared and paused, the other fields of STATE, and the names of the living sessions that declare it, the youngest first.
+-- Without an argument, returns the names of all schedules. With names, returns for each that is known the fields of `ScheduleState` except
+-- `look_at`, then the names of the living sessions that declare it, the youngest first.
 
 if not given[1] then
   return call('ZRANGE', P .. 'looks', 0, -1)
 end
-local rows = {}
+local schedules, rows = schedule_functions(), {}
 
-local function declarers(schedule)
-  local sessions = {}
-  for session in pairs(schedule.declared_by) do
-    sessions[#sessions + 1] = is_alive(session) and session or nil
+local function declarers(declared_by)
+  local living = {}
+  for session, declared in pairs(declared_by) do
+    living[#living + 1] = is_alive(session) and declared or nil
   end
-  table.sort(sessions, function(one, other)
-    local since, other_since = schedule.declared_by[one].since, schedule.declared_by[other].since
-    return since > other_since or since == other_since and one > other
-  end)
-  for i, session in ipairs(sessions) do
-    sessions[i] = call('HGET', session_key(session), 'name')
+  table.sort(living, schedules.is_younger)
+  for i, declared in ipairs(living) do
+    living[i] = call('HGET', session_key(declared.session), 'name')
   end
-  return sessions
+  return living
 end
 
 for _, name in ipairs(given[1]) do
-  local s = schedule_of(name)
-  if s then
-    rows[#rows + 1] = { name, s.digest or '', s.bodies[s.digest or ''] or '', s.declared or false, s.paused or false, s.next_at or false,
-      s.last_at or false, s.fired_at or false, s.last_id or false, s.fired or 0, s.skipped or 0, s.missed or 0, declarers(s),
-      s.asleep_since or false }
+  local one = schedules.find(name)
+  if one then
+    rows[#rows + 1] = {
+      name, one.digest or '', one.bodies[one.digest or ''] or '', one.declared or false, one.paused or false, one.next_at or false,
+      one.last_at or false, one.fired_at or false, one.last_id or false, one.fired or 0, one.skipped or 0, one.missed or 0,
+      one.asleep_since or false, declarers(one.declared_by),
+    }
   end
 end
 return rows
 
 -- === script amend ==========================================================================================
--- Pauses, resumes or removes a schedule. Arguments: its name, and what to do. Reply: 1, or 0 if it is unknown or cannot be removed.
+-- Pauses, resumes or removes a schedule. Arguments: its name, and a value of `Amendment`. Reply: 1, or 0 if it is unknown or cannot be
+-- removed.
 
-local schedule, amendment = schedule_of(given[1]), given[2]
+local schedules, name, amendment = schedule_functions(), given[1], given[2]
+local schedule = schedules.find(name)
 if not schedule or amendment == 'remove' and schedule.declared and not schedule.asleep_since then
   return 0
 end
 if amendment == 'remove' then
-  remove_schedule(given[1])
-  return 1
+  schedules.remove(name)
 elseif amendment == 'pause' then
   schedule.paused = 1
-  look(schedule)
+  schedules.look(schedule)
 elseif schedule.paused then
   schedule.paused, schedule.next_at = nil, nil
-  look(schedule, wall)
+  schedules.look(schedule, wall)
 end
-save_schedules()
+schedules.save()
 return 1

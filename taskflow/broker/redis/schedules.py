@@ -12,8 +12,8 @@ from taskflow.broker.redis.large_payloads import is_large
 from taskflow.broker.redis.packing import pack
 from taskflow.broker.script_values import added_or_refused
 from taskflow.model.clock import to_microseconds
-from taskflow.model.schedule import Definition, Firing, Offer, ScheduleRecord
-from taskflow.model.stored import maybe_instant, text
+from taskflow.model.schedule import Definition, Firing, Offer, ScheduleRecord, ScheduleState
+from taskflow.model.stored import text
 
 
 def pack_definitions(definitions: Sequence[Definition], session: bytes | None, age: float) -> bytes:
@@ -59,32 +59,11 @@ def read_offers(offered: Sequence[Any], now: int) -> tuple[Offer, ...]:
 
 
 def schedule_records(rows: Sequence[Sequence[Any]]) -> list[ScheduleRecord]:
-    """Decode the reply of the script `schedules`, which has read each field and has left out what cannot be read."""
+    """Decode the reply of the script `schedules`, which leaves out what it cannot read."""
     return [_record(*row) for row in rows]
 
 
-def _record(
-    name: bytes,
-    digest: bytes,
-    body: bytes,
-    is_declared: bytes | None,
-    is_paused: bytes | None,
-    *rest: Any,
-) -> ScheduleRecord:
-    next_at, last_at, fired_at, last_id, fired, skipped, missed, declarers, asleep_since = rest
-    return ScheduleRecord(
-        name=shown(name),
-        digest=digest,
-        body=body,
-        is_declared=is_declared is not None,
-        is_paused=is_paused is not None,
-        next_at=maybe_instant(next_at),
-        last_at=maybe_instant(last_at),
-        fired_at=maybe_instant(fired_at),
-        last_id=last_id,
-        fired=fired,
-        skipped=skipped,
-        missed=missed,
-        declarers=tuple(UNKNOWN if name is None else shown(name) for name in declarers),
-        asleep_since=maybe_instant(asleep_since),
-    )
+def _record(name: bytes, digest: bytes, body: bytes, declared: Any, paused: Any, *rest: Any) -> ScheduleRecord:
+    *times_and_counts, declarers = rest
+    state = ScheduleState(shown(name), digest, body, bool(declared), None, bool(paused), *times_and_counts)
+    return state.record(UNKNOWN if declarer is None else shown(declarer) for declarer in declarers)
