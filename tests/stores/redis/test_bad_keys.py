@@ -16,10 +16,26 @@ from tests.support.servers import Found, RedisServer, redis_binaries
 
 PREFIX: Final = b"{taskflow:0}:"
 
-ONE_OF_EACH: Final = ("names", "texts", "meta", "counts", "totals", "alive", "dead", "ready", "due", "exp", "fade", "crowded", "k", "held")
+ONE_OF_EACH: Final = (
+    "names",
+    "texts",
+    "meta",
+    "counts",
+    "totals",
+    "alive",
+    "dead",
+    "ready",
+    "due",
+    "exp",
+    "fade",
+    "crowded",
+    "k",
+    "held",
+    "looks",
+)
 OTHERS: Final = ("awaited", "nudged", "paused", "upkeepers", "w:", "spoilt", "mending", "mended")
 OF_THE_QUEUE: Final = ("r:1:0", "z:1:0", "p:1", "y:1:0", "y:1:1")
-OF_THE_SESSION: Final = ("s:", "l:", "x:")
+OF_THE_SESSION: Final = ("s:", "l:", "x:", "d:")
 
 INDEXES: Final = (*ONE_OF_EACH, *OTHERS, *OF_THE_QUEUE, *OF_THE_SESSION)
 
