@@ -1,7 +1,9 @@
 -- Schedules. Workers read their definitions; scripts compare and move their times.
 --
--- schedule:NAME is a hash: the fields in STATE; a body:DIGEST for each definition that is in force or declared; a by:SESSION for each session
--- that declares the schedule: the time from which its age counts (8 bytes) and the digest of its definition.
+-- Fields of the hash schedule:NAME
+-- STATE            see below
+-- body:DIGEST      each definition that is in force or declared, once
+-- by:SESSION       a session that declares the schedule: the time from which its age counts (8 bytes), the digest of its definition
 
 -- === part schedule =========================================================================================
 -- Makes the functions that read and change schedules. They are made only for calls that touch one.
@@ -56,7 +58,7 @@ local function schedule_functions()
     schedule.look_at = at or '+inf'
   end
 
-  -- Has the next instant computed anew, unless it has passed and is still to be fired.
+  -- Forgets the next instant, unless it has passed and is still to be fired. Then a worker computes it from the new definition.
   local function bring_into_force(schedule, digest)
     if schedule.digest ~= digest then
       schedule.digest = digest
