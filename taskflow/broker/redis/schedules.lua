@@ -39,7 +39,7 @@ local function schedule_functions()
           schedule.declared_by[session] = { session = session, since = struct.unpack('>I8', value), digest = sub(value, 9) }
         elseif STATE[field] then
           schedule[field] = whole(value)
-        elseif STATE[field] == false and value ~= '' then
+        elseif STATE[field] == false and value ~= '' and (field ~= 'last_id' or #value == 16) then
           schedule[field] = value
         end
       end
@@ -73,18 +73,21 @@ local function schedule_functions()
     return one.since > other.since or one.since == other.since and one.session > other.session
   end
 
+  local function withdraw(schedule, session)
+    call('HDEL', P .. 'schedule:' .. schedule.name, 'by:' .. session)
+    schedule.declared_by[session] = nil
+  end
+
   -- Brings the definition of the youngest living session into force. If no session declares the schedule, it sleeps.
   local function elect(schedule)
     local youngest
-    for session, declared in pairs(schedule.declared_by) do
-      if not is_alive(session) then
-        call('HDEL', P .. 'schedule:' .. schedule.name, 'by:' .. session)
-        schedule.declared_by[session] = nil
-      elseif not youngest or is_younger(declared, youngest) then
-        youngest = declared
-      end
+    for _, declared in pairs(schedule.declared_by) do
+      youngest = youngest and is_younger(youngest, declared) and youngest or declared
     end
-    if not youngest then
+    if youngest and not is_alive(youngest.session) then -- it was not killed: `alive` has lost it
+      withdraw(schedule, youngest.session)
+      return elect(schedule)
+    elseif not youngest then
       schedule.asleep_since = schedule.asleep_since or wall
       look(schedule)
       return
@@ -138,8 +141,8 @@ local function schedule_functions()
     found = {}
   end
 
-  return { make = make, find = find, look = look, bring_into_force = bring_into_force, is_younger = is_younger, elect = elect,
-    remove = remove, save = save_all }
+  return { make = make, find = find, look = look, bring_into_force = bring_into_force, is_younger = is_younger,
+    withdraw = withdraw, elect = elect, remove = remove, save = save_all }
 end
 
 -- === part end_declarations =================================================================================
@@ -153,8 +156,7 @@ local function end_declarations(session)
   for _, name in ipairs(names) do
     local schedule = schedules.find(name)
     if schedule and schedule.declared_by[session] then
-      call('HDEL', P .. 'schedule:' .. name, 'by:' .. session)
-      schedule.declared_by[session] = nil
+      schedules.withdraw(schedule, session)
       schedules.elect(schedule)
     end
   end
