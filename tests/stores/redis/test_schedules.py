@@ -161,6 +161,17 @@ async def test_a_schedule_that_was_deleted_is_forgotten(world: World, client: re
     assert client.hget(key(world, "meta"), "schedules") == b"1"
 
 
+async def test_a_schedule_of_another_type_is_set_aside(world: World, client: redis.Redis) -> None:
+    await schedules(world, "nightly", "other")
+    client.delete(key(world, "schedule:nightly"))
+    client.rpush(key(world, "schedule:nightly"), "not ours")
+
+    assert set(await pass_time(world, 10.0)) == {"other"}
+    assert list(client.scan_iter(key(world, "bad:*:schedule:nightly"))) != []
+    assert await declare(world, None, a_definition()) == [True]
+    assert set(await offers(world)) == {"nightly"}
+
+
 @pytest.mark.parametrize("is_deleted", [True, False])
 @pytest.mark.parametrize("name", ["looks", "d:", "meta"])
 async def test_an_index_of_schedules_is_built_again(world: World, client: redis.Redis, name: str, is_deleted: bool) -> None:
