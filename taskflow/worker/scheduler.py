@@ -6,17 +6,23 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from taskflow.app.registry import Registry
 from taskflow.broker.protocol import Added, Broker
+from taskflow.broker.retry import retry
 from taskflow.model.clock import to_seconds
-from taskflow.model.errors import DeclarationError
-from taskflow.model.schedule import MAX_OFFERS, Firing, Offer
-from taskflow.worker.events import Events, ScheduleFailed, ScheduleFired, ScheduleMissed
+from taskflow.model.errors import BrokerError, DeclarationError, SessionLost
+from taskflow.model.retry import Pauses
+from taskflow.model.schedule import MAX_OFFERS, Definition, Firing, Offer
+from taskflow.worker.events import BrokerTrouble, Events, ScheduleFailed, ScheduleFired, ScheduleMissed
 
 if TYPE_CHECKING:
     from taskflow.app.declared_schedules import DeclaredSchedule
+
+
+PAUSES: Final = Pauses(0.5, 30.0)
 
 
 class Scheduler:
@@ -38,14 +44,25 @@ class Scheduler:
         return time.monotonic() - self._began_at
 
     async def declare(self, session: bytes) -> None:
-        """Declare the schedules for a session that has just been registered. Raises the broker's errors."""
+        """Declare the schedules for a session that has just been registered. If the store does not answer or is full, try again."""
         definitions = [schedule.definition for schedule in self._declared.values()]
         for first in range(0, len(definitions), MAX_OFFERS):
             portion = definitions[first : first + MAX_OFFERS]
-            taken = await self._broker.define(portion, session, self.age())
+            try:
+                taken = await retry(partial(self._define, portion, session), PAUSES, on=BrokerError, note=self._note)
+            except SessionLost:  # the heartbeat finds out too
+                return
             for definition, is_taken in zip(portion, taken, strict=True):
                 if not is_taken:
                     self._fail(definition.name, "a schedule with its name was put by `schedules.put`: remove that, or rename this one")
+
+    async def _define(self, portion: Sequence[Definition], session: bytes) -> list[bool]:
+        return await self._broker.define(portion, session, self.age())
+
+    def _note(self, error: Exception, times: int) -> None:
+        if isinstance(error, SessionLost):
+            raise error
+        self._events.tell(BrokerTrouble("declaring schedules", str(error), times))
 
     async def fire(self, offers: Sequence[Offer]) -> float:
         """Fire offered schedules. Return the seconds until the first of them is due again, or infinity. Raises the broker's errors."""
@@ -55,9 +72,9 @@ class Scheduler:
             if found := self._steps_of(offer):
                 steps += found
                 looks.append(math.inf if found[-1].look_at is None else to_seconds(found[-1].look_at - now))
-            if len(steps) >= MAX_OFFERS:
-                await self._send(steps, now, began_at)
-                steps.clear()
+            while len(steps) >= MAX_OFFERS:
+                await self._send(steps[:MAX_OFFERS], now, began_at)
+                del steps[:MAX_OFFERS]
             await asyncio.sleep(0)  # a schedule that missed many instants takes milliseconds
         if steps:
             await self._send(steps, now, began_at)

@@ -98,9 +98,8 @@ class WorkerSession:
     # --- its life ---------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Register the session, declare its schedules and start its heartbeat. Raises the broker's errors."""
+        """Register the session and start its heartbeat. Raises the broker's errors."""
         await self._broker.register(self.session)
-        await self._scheduler.declare(self.session.id)
         self._events.tell(SessionOpened(self.session.name, self.session.id))
         self._keeper.start(self._broker.sibling())
 
@@ -121,7 +120,7 @@ class WorkerSession:
     async def _work(self) -> None:
         """Claim and run jobs. Return when no run continues, except in threads."""
         async with self._services.running(self._runs.watch):
-            async with self._services.running(self._upkeep.run):
+            async with self._services.running(self._upkeep.run, self._declare_schedules):
                 # The fetcher is first, because a caller may be waiting for this worker.
                 async with self._services.running(self._fetcher.run, self._runs.run, self._quarantine.run):
                     await self.until(Phase.FINISHING)
@@ -133,6 +132,9 @@ class WorkerSession:
         self.has_forced = self.has_forced or bool(self._runs.under_way)
         await self._runs.stop_all(LOST if self.phase is Phase.LOST else WINDING_DOWN)
         self.runs_stopped.set()
+
+    async def _declare_schedules(self) -> None:
+        await self._scheduler.declare(self.session.id)
 
     def _part_with_what_waits(self) -> None:
         """Hand back leases whose runs have not started. If the session is
