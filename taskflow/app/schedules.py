@@ -34,16 +34,16 @@ MOST_AT_ONCE: Final = 1_000
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule as its store keeps it. Times are aware, in the schedule's time zone.
 
-    `timetable`    when it fires, for example "0 9 * * MON-FRI Europe/Paris" or "every 30 s"
-    `next_at`      the next time; None if it is paused or asleep, has no further times, or no worker has computed it yet
-    `last_at`      the time that it fired last, and `last_id` the id of the last job that it added
-    `lag`          how many seconds after its time, and its jitter, it fired last
+    `timetable`     when it fires, for example "0 9 * * MON-FRI Europe/Paris" or "every 30 s"
+    `next_at`       the next time; None if it is paused or asleep, has no further times, or no worker has computed it yet
+    `last_at`       the time that it fired last, and `last_id` the id of the last job that it added
+    `lag`           how many seconds after its time, and its jitter, it fired last
     `fired`, `skipped`, `missed`   how many jobs it has added, how many times fell out because an earlier job was live, and how many
                    because they were too late
-    `is_declared`  True if code declares it; False if it was put
-    `declarers`    "host:pid" of the running workers that declare it, the youngest first; its definition is in force
-    `asleep_since` since when no running worker declares it; None while one does, and if it was put
-    `problem`      why its definition cannot be read; None if it can
+    `is_declared`   True if code declares it; False if it was put
+    `declarers`     "host:pid" of the running workers that declare it, the youngest first; its definition is in force
+    `asleep_since`  since when no running worker declares it; None while one does, and if it was put
+    `problem`       why its definition cannot be read; None if it can
     """
 
     name: str
