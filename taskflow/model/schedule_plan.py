@@ -31,7 +31,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule's definition, as it is stored.
 
     `times`      when it fires
-    `template`   the envelope of each job, without id and headers of its own
+    `template`   the envelope of each job, without its id and the headers of its time
     `overlap`    "allow" several of its jobs at once, "skip" an instant while an earlier job is live, or replace one that waits: "latest"
     `catch_up`   which missed instants fire later: "none", the "latest", or "all"
     `max_delay`  seconds after which an instant does not fire any more; None for no limit
