@@ -34,7 +34,7 @@ class DeclaredSchedule:
     def definition(self) -> Definition:
         """The definition to store. Raises the errors of `delay` for arguments that cannot be encoded."""
         timed = self.timetable if isinstance(self.timetable, Cron | Every) else None
-        envelope = self._make(*(((), {}, {}) if timed is None else (timed.args, timed.kwargs, timed.options)))
+        envelope = self._make((), {}, {}) if timed is None else self._make(timed.args, timed.kwargs, timed.options)
         times = OwnTimes(f"{type(self.timetable).__module__}.{type(self.timetable).__qualname__}") if timed is None else timed.times
         return plan_of(times, envelope, jitter=0.0 if timed is None else timed.jitter, terms=self._terms).to_definition(self.name)
 
@@ -84,8 +84,8 @@ def declared_schedules(job: Any, given: dict[str, Any]) -> tuple[DeclaredSchedul
 
 
 def _timetables(value: Any) -> list[Timetable]:
-    timetables = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    timetables = [timetable for timetable in timetables if timetable is not None]
+    given: list[Any] = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    timetables = [timetable for timetable in given if timetable is not None]
     for timetable in timetables:
         if not callable(getattr(timetable, "next", None)):
             hint = f"; write Cron({timetable!r})" if isinstance(timetable, str) else ""

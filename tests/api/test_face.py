@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import httpx
 import pytest
 
 import taskflow
-from taskflow import EnqueueOptions, JobCancelled, JobContext, JobFailed, JobHandle, Status, configure, current_job, job
+from taskflow import EnqueueOptions, JobCancelled, JobContext, JobFailed, JobHandle, Status, configure, current_job, job, schedules
 from taskflow.app.app import default_app
+from taskflow.app.registry import Registry
 from taskflow.app.settings import DEFAULT_BROKER
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import SCHEMES, connect
@@ -36,6 +38,7 @@ MODULES = {
     "send.py": ["2.1", "2.2"],
     "ask.py": ["3.1"],
     "work.py": ["6.1", "6.2"],
+    "policies.py": ["7.1", "7.2"],
     "around.py": ["9.1"],
     "testing.py": ["10.1"],
 }
@@ -240,6 +243,29 @@ async def test_block_6_2(world: World) -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=work.app), base_url="http://testing") as client:
             assert (await client.get("/")).text == "3"
     assert await world.broker.console.workers() == []
+
+
+async def test_blocks_7_1_and_7_2(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a registry of their own: other tests' workers would fire these schedules too."""
+    monkeypatch.setattr(default_app(), "registry", Registry())
+    monkeypatch.delitem(sys.modules, "tests.api.policies", raising=False)
+    policies = importlib.import_module("tests.api.policies")
+    start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 8, tzinfo=UTC)
+    async with Worker(options=WorkerOptions(subscribers=())):
+        handles = await policies.block_7_2(start, end)
+        assert [await handle.result(timeout=30) for handle in handles] == ["done"] * 7
+        infos = [await handle.info() for handle in handles]
+        assert [info.scheduled_for.day for info in infos] == list(range(1, 8))
+        found = await schedules.list()
+        while len(found) < 3 or not all(info.next_at for info in found):
+            await asyncio.sleep(0.01)
+            found = await schedules.list()
+    assert {info.name: (info.timetable, info.overlap) for info in found} == {
+        "nightly": ("0 3 * * *", "allow"),
+        "tests.api.policies.morning": ("0 9 * * MON-FRI Europe/Paris", "allow"),
+        "tests.api.policies.poll": ("every 30 s", "skip"),
+    }
+    await policies.morning()
 
 
 async def test_block_9_1(world: World, capsys: pytest.CaptureFixture[str]) -> None:

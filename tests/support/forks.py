@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Mapping
 from functools import cache
@@ -16,15 +17,19 @@ from typing import IO, Any, Final
 
 ROOT: Final = Path(__file__).parents[2]
 
+_one_at_a_time: Final = threading.Lock()
+"""Some tests run programs from several threads, and one process answers all of them."""
+
 
 def run_in_fork(program: str, folder: Path, environment: Mapping[str, str]) -> tuple[int, str]:
     """Run a program as `python -c` would in that folder; return its exit code and what it printed."""
-    server = _server()
-    assert server.stdin is not None
-    assert server.stdout is not None
-    server.stdin.write(json.dumps([program, str(folder), dict(environment)]) + "\n")
-    server.stdin.flush()
-    code, said = json.loads(server.stdout.readline())
+    with _one_at_a_time:
+        server = _server()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps([program, str(folder), dict(environment)]) + "\n")
+        server.stdin.flush()
+        code, said = json.loads(server.stdout.readline())
     return int(code), str(said)
 
 
