@@ -8,8 +8,8 @@ import asyncpg
 import pytest
 
 from tests.stores.postgres.conftest import scene, store  # noqa: F401 - fixtures
-from tests.stores.postgres.counts import SESSION, Store
-from tests.stores.postgres.plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_cheap
+from tests.stores.postgres.counts import Store
+from tests.stores.postgres.plans import CALLS, UNTIL_KEPT, any_kind, assert_a_beat_is_cheap, assert_cheap
 from tests.stores.postgres.scene import Scene
 from tests.stores.postgres.sender import send
 
@@ -29,10 +29,7 @@ async def test_a_claim_and_upkeep_read_few_of_a_million_jobs(store: Store, after
     of_any_queue, of_one_queue, idle_upkeep, upkeep = costs
     assert_cheap([*of_any_queue, *of_one_queue], "jobs_ready", is_there=after == 0)
     assert_cheap([*idle_upkeep, *upkeep], "jobs_due")
-    beat = "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', 1, '{}', '{}', '{}', '{}', false)"
-    for cost in await store.costs(beat, SESSION, times=UNTIL_KEPT):
-        assert "jobs" not in cost
-        assert all(rows <= 3 * LIMIT for _, rows in cost.values()), cost
+    await assert_a_beat_is_cheap(store)
 
 
 async def test_a_job_of_a_transaction_that_stays_open_for_a_minute(scene: Scene) -> None:  # noqa: F811

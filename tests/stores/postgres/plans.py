@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from taskflow.model.clock import microseconds_of
-from tests.stores.postgres.counts import SESSION
+from tests.stores.postgres.counts import SESSION, Store
 
 LIMIT: Final = 10
 
@@ -19,6 +19,9 @@ UNTIL_KEPT: Final = 6
 
 
 CLAIM: Final = "SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, $3, $4)"
+
+
+BEAT: Final = "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', 1, '{}', '{}', '{}', '{}', false, NULL, false)"
 
 
 UPKEEP: Final = "SELECT * FROM taskflow.upkeep($1, NULL, $2)"
@@ -33,6 +36,13 @@ CALLS: Final[Sequence[Any]] = (
     (UPKEEP, None, LIMIT),
     (UPKEEP, IN_A_DAY, LIMIT),
 )
+
+
+async def assert_a_beat_is_cheap(store: Store) -> None:
+    """However many jobs there are, it reads none but the session's own."""
+    for cost in await store.costs(BEAT, SESSION, times=UNTIL_KEPT):
+        assert "jobs" not in cost
+        assert all(rows <= 3 * LIMIT for _, rows in cost.values()), cost
 
 
 def assert_cheap(costs: list[dict[str, tuple[int, int]]], index: str, *, is_there: bool = True) -> None:

@@ -20,7 +20,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, Store, a_store, new_id
-from tests.stores.postgres.plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_cheap
+from tests.stores.postgres.plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_a_beat_is_cheap, assert_cheap
 from tests.stores.scene import until
 from tests.support.postgres import shared_postgres, the_newest_postgres_binary, the_postgres_binary
 from tests.support.servers import Found
@@ -66,6 +66,7 @@ async def test_a_claim_goes_by_jobs_ready_and_upkeep_by_jobs_due(store: Store, r
     of_any_queue, of_one_queue, idle_upkeep, upkeep = costs
     assert_cheap([*of_any_queue, *of_one_queue], "jobs_ready", is_there=rows > 0 and after == 0)
     assert_cheap([*idle_upkeep, *upkeep], "jobs_due")
+    await assert_a_beat_is_cheap(store)
 
 
 @any_kind
