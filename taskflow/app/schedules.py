@@ -20,7 +20,7 @@ from taskflow.app.loop_client import LoopClient
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import instant_of, microseconds_of, to_seconds
 from taskflow.model.envelope import Envelope
-from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule
+from taskflow.model.errors import ConfigurationError, DecodeError, ScheduleConflict, UnknownSchedule
 from taskflow.model.ids import id_text
 from taskflow.model.printable import shown
 from taskflow.model.schedule import Amendment, ScheduleRecord
@@ -133,7 +133,7 @@ class Schedules:
         """Add a job of the schedule now, also if it is paused, and return its handle. The next time fires all the same. If `overlap`
         excludes another job, the handle is that of the live one, and its `is_new` is False."""
         app = default_app()
-        plan = await _plan(name)
+        plan = await stored_plan(name)
         now = app.new_id()
         envelope = msgspec.structs.replace(plan.envelope_for(name, int.from_bytes(now[:6], "big") * 1_000), id=now)
         return _handles(app, plan, [await app.client().send(envelope)])[0]
@@ -145,8 +145,8 @@ class Schedules:
         before anything is added if there are more than `limit` times, or if `start` or `end` is naive.
         """
         app = default_app()
-        plan = await _plan(name)
-        instants = builtins.list(islice(_instants(_timetable(app, name, plan), start, end), limit + 1))
+        plan = await stored_plan(name)
+        instants = builtins.list(islice(instants_between(_timetable(app, name, plan), start, end), limit + 1))
         if len(instants) > limit:
             raise ValueError(f"schedule {name!r} has more than {limit:,} times in this span: raise limit=, or choose a shorter span")
         handles = builtins.list[JobHandle[Any]]()
@@ -174,11 +174,15 @@ async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
     return await _client().call(lambda broker: broker.console.schedules(names))
 
 
-async def _plan(name: str) -> Plan:
+async def stored_plan(name: str) -> Plan:
+    """Return the definition of a schedule. Raises UnknownSchedule, or DecodeError if it cannot be read."""
     found = await _records([name])
     if not found:
         raise _unknown(name)
-    return Plan.from_body(found[0].body)
+    try:
+        return Plan.from_body(found[0].body)
+    except Exception as error:
+        raise DecodeError(f"the stored definition of schedule {shown(name)} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _unknown(name: str) -> UnknownSchedule:
@@ -196,7 +200,8 @@ def _timetable(app: App, name: str, plan: Plan) -> Timetable:
     raise ConfigurationError(f"the times of schedule {name!r} are computed by {plan.times.kind}: import the module that declares it first")
 
 
-def _instants(timetable: Timetable, start: datetime, end: datetime) -> Iterator[int]:
+def instants_between(timetable: Timetable, start: datetime, end: datetime) -> Iterator[int]:
+    """Yield the instants from `start`, included, to `end`, excluded, in microseconds since 1970. Raises ValueError for naive datetimes."""
     at: datetime | None = instant_of(microseconds_of(start) - 1)
     while at is not None and (at := timetable.next(at)) is not None and microseconds_of(at) < microseconds_of(end):
         yield microseconds_of(at)
@@ -243,7 +248,10 @@ def info_of(record: ScheduleRecord) -> ScheduleInfo:
 
 
 def _local(instant: datetime | None, zone: ZoneInfo) -> datetime | None:
-    return None if instant is None else instant.astimezone(zone)
+    try:
+        return None if instant is None else instant.astimezone(zone)
+    except OverflowError:  # another program has stored an instant at the edge of the calendar
+        return instant
 
 
 def _lag(record: ScheduleRecord, plan: Plan) -> float | None:

@@ -20,6 +20,8 @@ from taskflow.model.clock import instant_of
 from taskflow.model.ids import id_text
 from taskflow.model.printable import MAX_CHARACTERS, indented, message, one_line
 from taskflow.model.record import Record, Status
+from taskflow.model.schedule import SCHEDULE
+from taskflow.model.schedule_plan import scheduled_for
 from taskflow.model.session import SessionRecord
 
 
@@ -30,13 +32,19 @@ def run(arguments: argparse.Namespace) -> int:
 async def _status(app: App, arguments: argparse.Namespace) -> int:
     broker = what_is_there(app)
     queues, workers = await broker.console.queues(), await broker.console.workers()
-    metrics = await broker.console.metrics()
+    metrics, schedules = await broker.console.metrics(), await broker.console.schedules()
+    regular = {
+        "stored": len(schedules),
+        "paused": sum(schedule.is_paused for schedule in schedules),
+        "asleep": sum(schedule.asleep_since is not None for schedule in schedules),
+    }
     if arguments.json:
         _print_json(
             {
                 "broker": masked(app.broker_url()),
                 "queues": [_queue_json(queue) for queue in queues],
                 "workers": [_worker_json(worker) for worker in workers],
+                "schedules": regular,
                 "totals": metrics.totals,
             }
         )
@@ -46,6 +54,9 @@ async def _status(app: App, arguments: argparse.Namespace) -> int:
     for worker in workers:
         dying = ", dying" if worker.is_dying else ""
         print(f"  {one_line(worker.session.name)}: {worker.leases} leased, heartbeat {worker.seconds_since_beat:.0f} s ago{dying}")
+    if schedules:
+        details = ", ".join(f"{count:,} {word}" for word, count in regular.items() if count and word != "stored")
+        print(f"schedules  {len(schedules):,}{f' ({details})' if details else ''}")
     _print_queues(queues)
     return Exit.OK
 
@@ -117,7 +128,9 @@ def _row(record: Record) -> str:
     """Return one line about a job, truncated to the width of the terminal."""
     job_id = id_text(record.id)
     room = max(20, columns() - len(job_id) - 13) if sys.stdout.isatty() else MAX_CHARACTERS
-    return f"{job_id}  {_colored(record.status):9}  {one_line(f'{record.queue:12}  {record.job}  {_brief(record)}'.rstrip(), room)}"
+    schedule = f"by schedule {record.headers[SCHEDULE]}  " if SCHEDULE in record.headers else ""
+    text = f"{record.queue:12}  {record.job}  {schedule}{_brief(record)}".rstrip()
+    return f"{job_id}  {_colored(record.status):9}  {one_line(text, room)}"
 
 
 def _brief(record: Record) -> str:
@@ -156,6 +169,7 @@ def _record_json(record: Record) -> dict[str, Any]:
         if name not in ("id", "payload", "result", "errors", "progress", "unreadable")
     }
     shown: dict[str, Any] = {"id": id_text(record.id), "status": record.status, "attempt": record.attempt}
+    fields |= {"schedule": record.headers.get(SCHEDULE), "scheduled_for": scheduled_for(record.headers)}
     shown |= {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}
     shown["progress"] = None if record.progress is None else {"fraction": record.progress.fraction, "note": record.progress.note}
     shown["unreadable"] = [{"column": u.column, "problem": u.problem, "bytes": u.raw.hex()} for u in record.unreadable]

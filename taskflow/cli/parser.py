@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from taskflow.cli.exits import TABLE
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from _typeshed import SupportsWrite
 
 # The shortest ttl in seconds. A heartbeat is sent every quarter of it.
@@ -50,9 +52,17 @@ class Parser(argparse.ArgumentParser):
     """
 
     commands: Mapping[str, Parser] = {}
+    otherwise = ""
+    """What to say about an unknown command that resembles none."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(allow_abbrev=False, **{"formatter_class": Formatter, **given})
+
+    def branch(self, name: str, *, required: bool) -> argparse._SubParsersAction[Parser]:
+        """Make an argument choose one of `commands`, each with its own parser."""
+        branches: argparse._SubParsersAction[Parser] = self.add_subparsers(dest=name, required=required, metavar=name.upper())
+        self.commands, self._chosen_by = branches.choices, name
+        return branches
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         """Print the help. If it cannot be written, this raises an error, which argparse's own method would ignore."""
@@ -63,7 +73,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # of overloads
         known, unknown = super().parse_known_args(args, namespace)
         if unknown and self.commands:
-            command = self.commands[known.command]
+            command = self.commands[getattr(known, self._chosen_by)]
             flags = [flag[2:] for action in command._actions for flag in action.option_strings]  # the dashes would make all of them similar
             hint = _hint(unknown[0].removeprefix("--"), flags, "--")
             command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
@@ -72,8 +82,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message to stderr and exit with 2, like argparse."""
         message = re.sub(r"://\S*", "://***", message)  # hides the password of a broker URL in the wrong place
-        slip = re.search(r"COMMAND: invalid choice: '([^']*)'", message)
-        super().error(message + _hint(slip[1], self.commands) if slip else message)
+        slip = re.search(r"(?:COMMAND|ACTION): invalid choice: '([^']*)'", message)
+        super().error(message + (_hint(slip[1], self.commands) or self.otherwise) if slip else message)
 
 
 def _hint(slip: str, known: Iterable[str], prefix: str = "") -> str:
@@ -91,8 +101,7 @@ def a_parser() -> Parser:
         formatter_class=AsWritten,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parser.commands = commands.choices
+    commands = parser.branch("command", required=True)
 
     def command(name: str, module: str, summary: str, description: str, **defaults: Any) -> Parser:
         added = commands.add_parser(name, help=summary, description=description)
@@ -118,6 +127,8 @@ def a_parser() -> Parser:
     _acts(command("purge", "act", "drop jobs", drop, ids=[]), default="ended", with_ids=False)
     for verb, meaning in (("pause", "stop claiming jobs from queues"), ("resume", "end a pause")):
         _pause(command(verb, "act", meaning, f"{meaning[0].upper()}{meaning[1:]}."), verb)
+    regular = "List schedules, or act on them. Without an action, list all of them."
+    _schedules(command("schedules", "schedules", "list schedules, or act on them", regular))
     return parser
 
 
@@ -218,9 +229,60 @@ def _pause(parser: argparse.ArgumentParser, verb: str) -> None:
     _broker(parser)
 
 
+def _schedules(parser: Parser) -> None:
+    _reads(parser)
+    actions = parser.branch("action", required=False)
+    parser.otherwise = "; to show one schedule: taskflow schedules list NAME"
+    parser.set_defaults(action="list", names=[])
+
+    def action(name: str, summary: str, nargs: str = "+", **defaults: Any) -> Parser:
+        added = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        added.add_argument("names", nargs=nargs, metavar="NAME", help="the schedules")
+        added.set_defaults(**defaults)
+        return added
+
+    _json(listing := action("list", "list all schedules, or show given ones in full", "*"), argparse.SUPPRESS)
+    _broker(listing, argparse.SUPPRESS)
+    for name, summary in (
+        ("trigger", "add a job of schedules now; their next times fire all the same"),
+        ("pause", "stop schedules"),
+        ("resume", "end a pause; times that have passed meanwhile do not fire"),
+        ("remove", "remove schedules that no running worker declares"),
+    ):
+        _broker(action(name, summary), argparse.SUPPRESS)
+    _backfill(action("backfill", "add a job for each time of schedules in a span"))
+    following = actions.add_parser("next", help=(summary := "compute times, without a broker"), description=f"{summary.capitalize()}.")
+    _next(following)
+    following.set_defaults(module="next_times")
+
+
+def _backfill(parser: argparse.ArgumentParser) -> None:
+    zone = "ISO 8601, in the schedule's time zone unless it names an offset"
+    parser.add_argument("--from", dest="start", type=_time, required=True, metavar="TIME", help=f"the start of the span, included; {zone}")
+    parser.add_argument("--to", dest="end", type=_time, required=True, metavar="TIME", help="the end of the span, excluded")
+    parser.add_argument(
+        "--limit", type=_positive, default=1000, metavar="N", help="add nothing if a schedule has more than N times (default: 1000)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only print how many jobs would be added, and the first and last time")
+    _broker(parser, argparse.SUPPRESS)
+
+
+def _next(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("expression", nargs="*", metavar="EXPRESSION", help='a cron expression in quotes, such as "0 9 * * MON-FRI"')
+    parser.add_argument("--every", type=_seconds, metavar="SECONDS", help="an interval, instead of an expression")
+    parser.add_argument("--tz", default="UTC", metavar="ZONE", help="the time zone, such as Europe/Paris (default: UTC)")
+    parser.add_argument("--count", type=_positive, default=5, metavar="N", help="the number of times (default: 5)")
+    parser.add_argument("--from", dest="start", type=_time, metavar="TIME", help="begin at this time in that zone (default: now)")
+    _json(parser, argparse.SUPPRESS)
+
+
 def _reads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="JSON, for programs")
+    _json(parser)
     _broker(parser)
+
+
+def _json(parser: argparse.ArgumentParser, default: Any = False) -> None:
+    parser.add_argument("--json", action="store_true", default=default, help="JSON, for programs")
 
 
 def _acts(parser: argparse.ArgumentParser, *, default: str, with_ids: bool = True) -> None:
@@ -242,9 +304,10 @@ def _filter_options(parser: argparse.ArgumentParser, default: str = "all") -> No
     parser.add_argument("--poison", action="store_true", help="only jobs that ended as poison")
 
 
-def _broker(parser: argparse.ArgumentParser) -> None:
+def _broker(parser: argparse.ArgumentParser, default: Any = None) -> None:
     parser.add_argument(
         "--broker",
+        default=default,
         metavar="URL",
         help="the broker's URL (default: TASKFLOW_BROKER, which keeps passwords off the command line, else sqlite:///taskflow.db)",
     )
@@ -296,6 +359,18 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
     return seconds
+
+
+def _time(text: str) -> datetime:
+    from datetime import datetime
+
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-01-31T09:00, or 2026-01-31T09:00+01:00") from None
+    if not 1970 <= time.year < 3000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between the years 1970 and 2999")
+    return time
 
 
 def _ttl(text: str) -> float:

@@ -13,6 +13,7 @@ import msgspec
 
 from taskflow.model.clock import MICROSECONDS, instant_of, microseconds_of, to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict, check_envelope
+from taskflow.model.rules import LONGEST
 from taskflow.model.schedule import MAX_OFFERS, SCHEDULE, SCHEDULED_FOR, Definition, Firing, Offer
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, Timetable, zone_of
 
@@ -55,6 +56,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Decode a stored definition. Raises ValueError for any other bytes, or for values that are not valid."""
         plan = _decode(body)
         check_envelope(plan.template)
+        for name, seconds in (("max_delay", plan.max_delay or 0.0), ("jitter", plan.jitter)):
+            if not 0 <= seconds <= LONGEST:
+                raise ValueError(f"{name}={seconds}: expected seconds, from 0 to a hundred years")
         if isinstance(plan.times, CronTimes):
             plan.times.checked(plan.times.expression, plan.times.tz)
         elif isinstance(plan.times, EveryTimes):
@@ -103,7 +107,7 @@ def scheduled_for(headers: dict[str, str]) -> datetime | None:
     try:
         instant, _, zone = text.removesuffix("]").partition("[")
         return datetime.fromisoformat(instant).astimezone(zone_of(zone))
-    except ValueError:  # another program's header, or a machine without this zone
+    except (ValueError, OverflowError):  # another program's header, or a machine without this zone
         return None
 
 

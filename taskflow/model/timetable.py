@@ -73,9 +73,21 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
 
     def next(self, after: datetime) -> datetime | None:
         """Return the first instant later than `after`, or None if there is none within 50 years."""
-        zone = zone_of(self.tz)
-        search = _next_real_time if self.fields.split()[-4].startswith("*") else _next_local_time
-        return search(self.fields, zone, after.astimezone(UTC))
+        search = _next_real_time if self.is_real_time else _next_local_time
+        return search(self.fields, zone_of(self.tz), after.astimezone(UTC))
+
+    @property
+    def is_real_time(self) -> bool:
+        """True if the schedule follows real time, not local time."""
+        return self.fields.split()[-4].startswith("*")
+
+    def skipped_before(self, at: datetime) -> datetime | None:
+        """Return the first local time that the clock skips and for which the instant `at` fires, or None if there is none."""
+        if self.is_real_time:
+            return None
+        end, start = (moment.astimezone(zone_of(self.tz)).replace(tzinfo=None) for moment in (at, at - timedelta(seconds=1)))
+        local = next(_search(self.fields, start), end)
+        return local if local < end else None
 
     def __str__(self) -> str:
         return self.expression if self.tz == "UTC" else f"{self.expression} {self.tz}"

@@ -9,11 +9,16 @@ from typing import Any
 
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.migrations import Migration, Upgrade
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
+from taskflow.model.schedule import SCHEDULE, SCHEDULED_FOR, Amendment, ScheduleRecord
+from taskflow.model.schedule_plan import Plan
 from taskflow.model.session import Session, SessionRecord
 from taskflow.model.stored import Unreadable
+from taskflow.model.timetable import OwnTimes
 from taskflow.model.verdict import RunError
 
 FORGED = "2026-01-01 00:00:00,000 INFO    all is well"
@@ -45,6 +50,9 @@ class HostileBroker:
         return self
 
     async def close(self) -> None: ...
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        raise BrokerRefused(self._text)
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         by_id = {record.id: record for record in self.records}
@@ -79,6 +87,16 @@ class HostileBroker:
 
     async def resume(self, queue: str) -> None: ...
 
+    async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
+        return [
+            _schedule(self._text, b"\xff"),
+            _schedule("endless", _plan("Tides", jitter=float("inf")).to_definition("endless").body),
+            _schedule("odd", _plan(self._text.replace("\ud800", "")).to_definition("odd").body),
+        ]
+
+    async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
+        return False
+
     async def metrics(self) -> Metrics:
         return Metrics(totals={self._text: {self._text: HUGE}})
 
@@ -99,6 +117,30 @@ class HostileMigratingBroker(HostileBroker):
         return "SELECT 1;\n"
 
 
+def _plan(kind: str, **fields: Any) -> Plan:
+    return Plan(times=OwnTimes(kind), template=Envelope(id=bytes(16), job="work", payload=b""), **fields)
+
+
+def _schedule(name: str, body: bytes) -> ScheduleRecord:
+    never = datetime.max.replace(tzinfo=UTC)
+    return ScheduleRecord(
+        name=name,
+        digest=bytes(16),
+        body=body,
+        is_declared=True,
+        is_paused=False,
+        next_at=never,
+        last_at=datetime.min.replace(tzinfo=UTC),
+        fired_at=never,
+        last_id=bytes([1]) * 16,
+        fired=HUGE,
+        skipped=HUGE,
+        missed=HUGE,
+        declarers=(name, name),
+        asleep_since=None,
+    )
+
+
 def _record(job_id: bytes, status: Status, text: str, **more: Any) -> Record:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     fields: dict[str, Any] = {
@@ -115,7 +157,7 @@ def _record(job_id: bytes, status: Status, text: str, **more: Any) -> Record:
         "reason": text,
         "waiting_for": text,
         "errors": (RunError(text, text, text),),
-        "headers": {text: text},
+        "headers": {text: text, SCHEDULE: text, SCHEDULED_FOR: "0001-01-01T00:00+14:00[Asia/Tokyo]"},
     }
     return Record(**fields | more)
 

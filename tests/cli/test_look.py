@@ -55,7 +55,7 @@ def test_status_tells_broker_workers_queues_and_totals(cli: Cli, stock: Stock) -
     assert "mail" in text
 
 
-@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["queues"], ["jobs"], ["jobs", id_text(bytes(16))]])
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["schedules"], ["queues"], ["jobs"], ["jobs", id_text(bytes(16))]])
 def test_to_look_makes_no_file(cli: Cli, command: list[str]) -> None:
     """It is said that there is none: more often the command is given in another folder than the worker's."""
     said = cli(*command, code=3)
@@ -188,7 +188,9 @@ def test_the_version_is_told(cli: Cli) -> None:
     assert cli("--version").out.startswith("taskflow ")
 
 
-@pytest.mark.parametrize("command", ["worker", "demo", "status", "queues", "jobs", "retry", "cancel", "purge", "pause", "resume"])
+@pytest.mark.parametrize(
+    "command", ["worker", "demo", "status", "queues", "jobs", "retry", "cancel", "purge", "pause", "resume", "schedules"]
+)
 def test_every_command_has_help(cli: Cli, command: str) -> None:
     assert f"usage: taskflow {command}" in cli(command, "--help").out
     listed = cli("--help").out

@@ -235,6 +235,24 @@ def test_drain_waits_for_more_than_it_looks_through(cli: Cli, tasks: Any, monkey
     assert sorted(tasks.ran) == ["one", "two"]
 
 
+def test_drain_does_not_wait_for_schedules(cli: Cli) -> None:
+    """A time that comes meanwhile fires all the same, and its job counts like any other."""
+    source = """
+        from taskflow import Cron, Every, job
+
+        ran = []
+
+        @job(schedule=[Cron("@yearly", name="seldom"), Every(1, name="often")])
+        async def work() -> None:
+            ran.append(1)
+    """
+    cli.write("regular.py", source)
+    began_at = time.monotonic()
+    cli("worker", "regular", "--drain")
+    assert time.monotonic() - began_at < 20
+    assert [schedule["asleep_since"] is None for schedule in cli.json("schedules")] == [False, False]
+
+
 def send_raw(cli: Cli, *jobs: tuple[str, bytes]) -> None:
     """What another version of the application has sent."""
     new_id = IdFactory()

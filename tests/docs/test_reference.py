@@ -43,8 +43,8 @@ def rows(text: str) -> set[str]:
 
 
 def options_of(command: str) -> set[str]:
-    actions = COMMANDS[command]._actions
-    return {flag for action in actions for flag in action.option_strings}
+    parsers = [COMMANDS[command], *COMMANDS[command].commands.values()]
+    return {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
 
 
 def test_every_command_has_a_row_and_a_section() -> None:
@@ -73,6 +73,11 @@ def test_the_defaults_of_a_worker_are_those_of_the_parser() -> None:
     }
     words = {flag: default for flag, default in parsed.items() if isinstance(default, str) and default is not argparse.SUPPRESS}
     assert {flag: shown[flag] for flag in numbers | words} == numbers | words
+
+
+def test_every_action_on_schedules_has_a_row() -> None:
+    own = section(CLI, "taskflow schedules")
+    assert rows(own.partition("\nA row has")[0]) == set(COMMANDS["schedules"].commands)
 
 
 def test_the_exit_codes_are_those_of_the_code() -> None:

@@ -67,10 +67,11 @@ def of_docs() -> list[str]:
 
 
 def of_help() -> list[str]:
-    """Return the sentences of `taskflow --help`, and of the help of each command."""
-    parser = a_parser()
+    """Return the sentences of `taskflow --help`, and of the help of each command and its actions."""
     texts: list[str] = []
-    for each in (parser, *parser.commands.values()):
+    parsers = [a_parser()]
+    for each in parsers:
+        parsers += each.commands.values()
         texts += [each.description or "", *(action.help or "" for action in each._actions if action.help != argparse.SUPPRESS)]
     return [sentence for text in texts for sentence in sentences(text)]
 

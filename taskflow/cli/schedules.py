@@ -1,0 +1,229 @@
+"""`taskflow schedules`: lists schedules, and acts on them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any, Final
+
+from taskflow.app.app import App
+from taskflow.app.declared_schedules import check_schedule_name
+from taskflow.app.schedules import ScheduleInfo, info_of, instants_between, schedules, stored_plan
+from taskflow.broker.protocol import Broker
+from taskflow.cli.exits import Exit
+from taskflow.cli.json_text import json_text
+from taskflow.cli.moments import moment
+from taskflow.cli.parser import columns
+from taskflow.cli.store import what_is_there, with_store
+from taskflow.model.clock import instant_of
+from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule
+from taskflow.model.ids import parse_id
+from taskflow.model.printable import MAX_CHARACTERS, message, one_line
+from taskflow.model.record import Status
+from taskflow.model.suggestions import nearest
+from taskflow.model.timetable import OwnTimes, zone_of
+
+PAGE: Final = 500
+WIDEST: Final = 30
+"""The most characters of a name or a timetable in a list on a terminal."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return with_store(arguments, _list if arguments.action == "list" else _act)
+
+
+# --- list --------------------------------------------------------------------------------------------------------------
+
+
+async def _list(app: App, arguments: argparse.Namespace) -> int:
+    broker = what_is_there(app)
+    names = _names_of(arguments)
+    found = [info_of(record) for record in await broker.console.schedules(names or None)]
+    outcomes = await _outcomes(broker, found)
+    if arguments.json:
+        print(json_text([_to_json(info, outcome) for info, outcome in zip(found, outcomes, strict=True)], indent=2))
+    elif names:
+        for info, outcome in zip(found, outcomes, strict=True):
+            _print_in_full(info, outcome)
+    elif found:
+        _print_rows(found, outcomes)
+    else:
+        print("there are no schedules: workers store those of their jobs, and schedules.put() stores others")
+    unknown = set(names).difference(info.name for info in found)
+    for name in sorted(unknown):
+        await _report_unknown(broker, name)
+    return Exit.NOT_FOUND if unknown else Exit.OK
+
+
+async def _outcomes(broker: Broker, found: Sequence[ScheduleInfo]) -> list[Status | None]:
+    """Return the status of the last job of each schedule, or None if it has none or the store no longer keeps it."""
+    ids = {info.last_id: parse_id(info.last_id) for info in found if info.last_id is not None}
+    statuses = dict[str | None, Status]()
+    for first in range(0, len(ids), PAGE):
+        portion = dict(islice(ids.items(), first, first + PAGE))
+        records = await broker.read(list(portion.values()))
+        statuses |= {text: record.status for text, record in zip(portion, records, strict=True) if record is not None}
+    return [statuses.get(info.last_id) for info in found]
+
+
+def _print_rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]) -> None:
+    """Print a line for each schedule, truncated to the width of the terminal."""
+    is_terminal = sys.stdout.isatty()
+    widest, room = (WIDEST, columns()) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
+    rows = [("schedule", "when", "next", "state")]
+    for info, outcome in zip(found, outcomes, strict=True):
+        state = "; ".join(filter(None, [*_troubles(info), _last(info, outcome), _counts(info), _declarers(info)]))
+        rows.append((one_line(info.name, widest), one_line(info.timetable, widest), _next(info), state))
+    first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
+    for name, when, following, words in rows:
+        print(one_line(f"{name:{first}}  {when:{second}}  {following:{third}}  {words}".rstrip(), room))
+
+
+def _print_in_full(info: ScheduleInfo, outcome: Status | None) -> None:
+    lines = {
+        "name": info.name,
+        "when": info.timetable,
+        "job": f"{info.job}, queue {info.queue}",
+        "next": _next(info) or "no further time, or no worker has computed it yet",
+        "last": _last(info, outcome),
+        "last job": info.last_id,
+        "counts": _counts(info),
+        "overlap": info.overlap,
+        "catch up": info.catch_up if info.max_delay is None else f"{info.catch_up}, at most {info.max_delay:g} s late",
+        "jitter": f"{info.jitter:g} s" if info.jitter else None,
+        "state": "; ".join(_troubles(info)),
+        "declared by": ", ".join(info.declarers) if info.is_declared else "no code: it was put",
+    }
+    for name, value in lines.items():
+        if value:
+            print(f"{name:16} {one_line(value)}")
+    print()
+
+
+def _next(info: ScheduleInfo) -> str:
+    return "" if info.next_at is None else moment(info.next_at)
+
+
+def _troubles(info: ScheduleInfo) -> list[str]:
+    """Return what keeps a schedule from firing."""
+    troubles = ["paused"] if info.is_paused else []
+    if info.asleep_since is not None:
+        troubles.append(f"asleep since {moment(info.asleep_since)}, because no running worker declares it")
+    return [*troubles, f"problem: {info.problem}"] if info.problem else troubles
+
+
+def _last(info: ScheduleInfo, outcome: Status | None) -> str:
+    if info.last_at is None:
+        return "has not fired yet"
+    late = "" if info.lag is None else f", {max(0.0, info.lag):.3f} s late"
+    job = "" if info.last_id is None else f", its job is {outcome}" if outcome else ", its job is no longer kept"
+    return f"last {moment(info.last_at)}{late}{job}"
+
+
+def _counts(info: ScheduleInfo) -> str:
+    counts = {"fired": info.fired, "skipped": info.skipped, "missed": info.missed}
+    return ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+
+
+def _declarers(info: ScheduleInfo) -> str:
+    if not info.is_declared:
+        return "put"
+    if not info.declarers:
+        return ""
+    first, *more = info.declarers
+    return f"declared by {first}{f' and {len(more)} more' if more else ''}"
+
+
+def _to_json(info: ScheduleInfo, outcome: Status | None) -> dict[str, Any]:
+    fields = {name: getattr(info, name) for name in ScheduleInfo.__struct_fields__}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()} | {"last_status": outcome}
+
+
+# --- act ---------------------------------------------------------------------------------------------------------------
+
+
+async def _act(app: App, arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        raise ConfigurationError(f"schedules {arguments.action} has no --json")
+    broker = what_is_there(app)
+    codes = {Exit.OK}
+    for name in _names_of(arguments):
+        try:
+            print(await ACTIONS[arguments.action](name, arguments))
+        except UnknownSchedule:
+            await _report_unknown(broker, name)
+            codes.add(Exit.NOT_FOUND)
+        except ScheduleConflict as error:
+            print(f"taskflow: {message(str(error))}", file=sys.stderr)
+            codes.add(Exit.FAILED)
+    return max(codes)
+
+
+async def _trigger(name: str, _: argparse.Namespace) -> str:
+    handle = await schedules.trigger(name)
+    if not handle.is_new:
+        raise ScheduleConflict(f"schedule {name!r} was not triggered: its job {handle.id} is live, and overlap= excludes another one")
+    return f"triggered {name}: job {handle.id}"
+
+
+async def _pause(name: str, _: argparse.Namespace) -> str:
+    await schedules.pause(name)
+    return f"paused {name}"
+
+
+async def _resume(name: str, _: argparse.Namespace) -> str:
+    await schedules.resume(name)
+    return f"resumed {name}"
+
+
+async def _remove(name: str, _: argparse.Namespace) -> str:
+    await schedules.remove(name)
+    return f"removed {name}"
+
+
+async def _backfill(name: str, arguments: argparse.Namespace) -> str:
+    plan = await stored_plan(name)
+    if isinstance(plan.times, OwnTimes):
+        raise ConfigurationError(
+            f"the times of schedule {name!r} are computed by {one_line(plan.times.kind)}: call schedules.backfill() in code that imports it"
+        )
+    zone = zone_of(plan.zone)
+    start, end = (at if at.tzinfo is not None else at.replace(tzinfo=zone) for at in (arguments.start, arguments.end))
+    if start >= end:
+        raise ConfigurationError("--to must be later than --from")
+    instants = list(islice(instants_between(plan.times, start, end), arguments.limit + 1))
+    if len(instants) > arguments.limit:
+        many = f"schedule {name!r} has more than {arguments.limit:,} times in this span"
+        raise ConfigurationError(f"{many}: raise --limit, or choose a shorter span")
+    ends = [moment(instant_of(at).astimezone(zone)) for at in (instants[:1] + instants[-1:])]
+    span = f", first {ends[0]}, last {ends[1]}" if ends else ""
+    if arguments.dry_run:
+        return f"would backfill {name} with {len(instants):,}{span}"
+    handles = await schedules.backfill(name, start, end, limit=arguments.limit)
+    known = sum(not handle.is_new for handle in handles)
+    return f"backfilled {name} with {len(handles) - known:,}{span}{f'; {known:,} were there already' if known else ''}"
+
+
+ACTIONS: Final[dict[str, Callable[[str, argparse.Namespace], Awaitable[str]]]] = {
+    "trigger": _trigger,
+    "pause": _pause,
+    "resume": _resume,
+    "remove": _remove,
+    "backfill": _backfill,
+}
+
+
+def _names_of(arguments: argparse.Namespace) -> list[str]:
+    try:
+        return list(dict.fromkeys(check_schedule_name(name) for name in arguments.names))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+async def _report_unknown(broker: Broker, name: str) -> None:
+    near = nearest(name, [record.name for record in await broker.console.schedules()])
+    hint = f"; did you mean {one_line(near[0])}?" if near else ""
+    print(f"taskflow: there is no schedule called {name!r}{hint}", file=sys.stderr)

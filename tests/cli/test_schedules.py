@@ -1,0 +1,284 @@
+"""`taskflow schedules`: what it shows, and what it does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+
+from taskflow.broker.protocol import Broker
+from taskflow.model.clock import microseconds_of
+from taskflow.model.envelope import Envelope
+from taskflow.model.ids import id_text
+from taskflow.model.schedule import Amendment, Definition, Firing
+from taskflow.model.schedule_plan import Plan, id_of
+from taskflow.model.session import Beat, Session
+from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes
+from tests.cli.inprocess import Cli
+from tests.support.verdicts import succeeded
+
+FRIDAY = microseconds_of(datetime(2027, 1, 15, 8, tzinfo=UTC))
+DAY = 86_400_000_000
+LAST = id_text(id_of("morning", FRIDAY))
+PARIS = CronTimes("0 9 * * MON-FRI", "Europe/Paris")
+
+
+def a_definition(name: str, times: Any, **terms: Any) -> Definition:
+    template = Envelope(id=bytes(16), job=f"app.{name}", queue="mail", payload=b"\x01")
+    return Plan(times=times, template=template, **terms).to_definition(name)
+
+
+async def stock(broker: Broker) -> None:
+    """Workers 1 to 3 declare "morning", which has fired, and "poll", which is paused. Worker 4 declared "gone". "ticks" was put."""
+    for number in range(1, 5):
+        session = Session(id=bytes([number]) * 16, name=f"web{number}:7", ttl=3600.0)
+        await broker.register(session)
+        names = ["gone"] if number == 4 else ["morning", "poll"]
+        await broker.define([a_definition(name, PARIS, overlap="skip", max_delay=60.0) for name in names], session.id, 9.0 - number)
+    await broker.beat(Beat(session=bytes([4]) * 16, leaving=True))
+    await broker.console.amend_schedule("poll", Amendment.PAUSE)
+    await fire(broker, "morning", FRIDAY)
+    await broker.define([a_definition("ticks", EveryTimes(30.0), jitter=5.0)])
+
+
+async def fire(broker: Broker, name: str, at: int) -> None:
+    """Fire a schedule for an instant, with another one three days later to come."""
+    [offer] = (await broker.upkeep(100)).offers
+    envelope = Plan.from_body(offer.body).envelope_for(name, at)
+    first = Firing(name=name, digest=offer.digest, expected=None, next_at=at, look_at=at)
+    then = at + 3 * DAY
+    await broker.fire([first, msgspec.structs.replace(first, expected=at, next_at=then, look_at=then, envelope=envelope, missed=2)])
+
+
+@pytest.fixture(autouse=True)
+def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.fixture
+def stored(cli: Cli) -> None:
+    cli.with_broker(stock)
+
+
+def by_name(cli: Cli) -> dict[str, Any]:
+    return {schedule["name"]: schedule for schedule in cli.json("schedules")}
+
+
+# --- list --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["schedules"], ["schedules", "list"]])
+def test_a_row_says_when_a_schedule_fires_and_how_it_went(cli: Cli, stored: None, words: list[str]) -> None:
+    heading, gone, morning, poll, ticks = cli(*words).out.splitlines()
+    assert heading.split() == ["schedule", "when", "next", "state"]
+    assert morning.startswith(
+        "morning   0 9 * * MON-FRI Europe/Paris  Mon 2027-01-18 09:00 CET, here 03:00  last Fri 2027-01-15 09:00 CET, here 03:00"
+    )
+    assert morning.endswith("its job is ready; 1 fired, 2 missed; declared by web3:7 and 2 more")
+    assert "asleep since " in gone
+    assert ", because no running worker declares it; has not fired yet" in gone
+    assert poll.split("  ")[-1] == "paused; has not fired yet; declared by web3:7 and 2 more"
+    assert ticks.startswith("ticks     every 30 s ")
+    assert ticks.endswith("  has not fired yet; put")
+
+
+def test_a_schedule_given_by_name_is_shown_in_full(cli: Cli, stored: None) -> None:
+    text = cli("schedules", "list", "morning", "ticks").out
+    for line in (
+        "name             morning",
+        "when             0 9 * * MON-FRI Europe/Paris",
+        "job              app.morning, queue mail",
+        "next             Mon 2027-01-18 09:00 CET, here 03:00",
+        f"last job         {LAST}",
+        "counts           1 fired, 2 missed",
+        "overlap          skip",
+        "catch up         latest, at most 60 s late",
+        "declared by      web3:7, web2:7, web1:7",
+        "jitter           5 s",
+        "declared by      no code: it was put",
+        "next             no further time, or no worker has computed it yet",
+    ):
+        assert f"{line}\n" in text
+    assert "gone" not in text
+
+
+def test_json_has_each_fact(cli: Cli, stored: None) -> None:
+    found = by_name(cli)
+    assert list(found) == ["gone", "morning", "poll", "ticks"]
+    morning = found["morning"]
+    assert (morning["next_at"], morning["last_at"]) == ("2027-01-18T09:00:00+01:00", "2027-01-15T09:00:00+01:00")
+    assert (morning["last_id"], morning["last_status"], morning["fired"], morning["missed"]) == (LAST, "ready", 1, 2)
+    assert morning["declarers"] == ["web3:7", "web2:7", "web1:7"]
+    assert (found["poll"]["is_paused"], found["gone"]["asleep_since"] is None) == (True, False)
+    assert [schedule["name"] for schedule in cli.json("schedules", "list", "ticks")] == ["ticks"]
+    assert cli("schedules", "--json", "list", "ticks").out == cli("schedules", "list", "ticks", "--json").out
+
+
+def test_the_outcome_is_that_of_the_last_job_while_it_is_kept(cli: Cli, stored: None) -> None:
+    async def run(broker: Broker) -> None:
+        [lease] = await broker.claim(bytes([1]) * 16, 1, ["mail"], 1)
+        await broker.settle([succeeded(lease, keep_for=0.0)])
+
+    cli.with_broker(run)
+    assert by_name(cli)["morning"]["last_status"] is None
+    assert "its job is no longer kept" in cli("schedules").out
+
+
+def test_an_unknown_schedule_is_not_found(cli: Cli, stored: None) -> None:
+    said = cli("schedules", "list", "mornin", "ticks", code=4)
+    assert said.err == "taskflow: there is no schedule called 'mornin'; did you mean morning?\n"
+    assert "name             ticks\n" in said.out
+
+
+def test_it_says_that_there_are_none(cli: Cli) -> None:
+    cli("resume", "default")
+    assert cli("schedules").out.startswith("there are no schedules: ")
+    assert cli.json("schedules") == []
+    assert "schedules" not in cli("status").out
+
+
+def test_a_definition_that_cannot_be_read_is_a_problem_of_its_own(cli: Cli, stored: None) -> None:
+    cli.with_broker(lambda broker: broker.define([Definition("odd", bytes(16), b"\xff")]))
+    row = next(row for row in cli("schedules").out.splitlines() if row.startswith("odd "))
+    assert "problem: " in row
+    for action in (["trigger"], ["backfill", "--from", "2027-01-01", "--to", "2027-02-01"]):
+        said = cli("schedules", *action, "odd", code=1)
+        assert said.err.startswith("taskflow: the stored definition of schedule 'odd' cannot be read: ")
+
+
+def test_a_list_is_no_wider_than_the_terminal(cli: Cli, stored: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.with_broker(lambda broker: broker.define([a_definition("a" * 200, EveryTimes(30.0))]))
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = cli("schedules").out.splitlines()
+    assert len(lines) == 6
+    assert all(len(line) <= 90 for line in lines)
+
+
+def test_status_counts_the_schedules(cli: Cli, stored: None) -> None:
+    assert "schedules  4 (1 paused, 1 asleep)\n" in cli("status").out
+    assert cli.json("status")["schedules"] == {"stored": 4, "paused": 1, "asleep": 1}
+
+
+def test_jobs_say_which_schedule_added_them(cli: Cli, stored: None) -> None:
+    assert cli("jobs").out == f"{LAST}  ready      mail          app.morning  by schedule morning\n"
+    assert "schedule         morning\nscheduled_for    2027-01-15T09:00:00+01:00\n" in cli("jobs", LAST).out
+    [job] = cli.json("jobs")
+    assert (job["schedule"], job["scheduled_for"]) == ("morning", "2027-01-15T09:00:00+01:00")
+
+
+# --- act ---------------------------------------------------------------------------------------------------------------
+
+
+def test_schedules_are_paused_resumed_and_removed(cli: Cli, stored: None) -> None:
+    assert cli("schedules", "pause", "ticks", "gone").out == "paused ticks\npaused gone\n"
+    assert {name for name, schedule in by_name(cli).items() if schedule["is_paused"]} == {"ticks", "gone", "poll"}
+    assert cli("schedules", "resume", "ticks", "poll", "ticks").out == "resumed ticks\nresumed poll\n"
+    assert {name for name, schedule in by_name(cli).items() if schedule["is_paused"]} == {"gone"}
+    assert cli("schedules", "remove", "ticks", "gone").out == "removed ticks\nremoved gone\n"
+    assert list(by_name(cli)) == ["morning", "poll"]
+
+
+def test_a_declared_schedule_is_not_removed(cli: Cli, stored: None) -> None:
+    said = cli("schedules", "remove", "morning", "ticks", code=1)
+    assert said.out == "removed ticks\n"
+    assert said.err.startswith("taskflow: schedule 'morning' is declared by a running worker: ")
+
+
+def test_a_schedule_is_triggered(cli: Cli, stored: None) -> None:
+    before = by_name(cli)["ticks"]
+    *_, job_id = cli("schedules", "trigger", "ticks").out.split()
+    [job] = cli.json("jobs", job_id)
+    assert (job["job"], job["schedule"], job["status"]) == ("app.ticks", "ticks", "ready")
+    assert by_name(cli)["ticks"] == before
+
+
+def test_a_trigger_that_a_live_job_excludes_adds_nothing(cli: Cli, stored: None) -> None:
+    said = cli("schedules", "trigger", "morning", code=1)
+    assert said.err == f"taskflow: schedule 'morning' was not triggered: its job {LAST} is live, and overlap= excludes another one\n"
+    assert len(cli.json("jobs")) == 1
+
+
+SPAN = ("--from", "2027-01-14", "--to", "2027-01-19T09:00")
+
+
+def test_a_backfill_adds_a_job_for_each_time_in_the_schedules_zone(cli: Cli, stored: None) -> None:
+    span = "first Thu 2027-01-14 09:00 CET, here 03:00, last Mon 2027-01-18 09:00 CET, here 03:00"
+    assert cli("schedules", "backfill", "morning", *SPAN, "--dry-run").out == f"would backfill morning with 3, {span}\n"
+    assert len(cli.json("jobs")) == 1
+    assert cli("schedules", "backfill", "morning", *SPAN).out == f"backfilled morning with 2, {span}; 1 were there already\n"
+    assert {job["scheduled_for"][:10] for job in cli.json("jobs")} == {"2027-01-14", "2027-01-15", "2027-01-18"}
+    saturday = ("--from", "2027-01-16T08:00Z", "--to", "2027-01-17")
+    assert cli("schedules", "backfill", "morning", *saturday).out == "backfilled morning with 0\n"
+
+
+def test_a_backfill_over_the_limit_adds_nothing(cli: Cli, stored: None) -> None:
+    said = cli("schedules", "backfill", "morning", *SPAN, "--limit", "2", code=2)
+    assert said.err == "taskflow: schedule 'morning' has more than 2 times in this span: raise --limit, or choose a shorter span\n"
+    assert len(cli.json("jobs")) == 1
+
+
+def test_only_code_backfills_times_that_code_computes(cli: Cli, stored: None) -> None:
+    cli.with_broker(lambda broker: broker.define([a_definition("tides", OwnTimes("app.Tides"))]))
+    said = cli("schedules", "backfill", "tides", *SPAN, code=2)
+    assert said.err == (
+        "taskflow: the times of schedule 'tides' are computed by app.Tides: call schedules.backfill() in code that imports it\n"
+    )
+
+
+@pytest.mark.parametrize("action", ["trigger", "pause", "resume", "remove", "backfill"])
+def test_an_action_on_an_unknown_schedule_does_the_others(cli: Cli, stored: None, action: str) -> None:
+    span = ("--from", "2027-01-14", "--to", "2027-01-14T00:10") if action == "backfill" else ()
+    said = cli("schedules", action, "tick", "ticks", *span, code=4)
+    assert said.err == "taskflow: there is no schedule called 'tick'; did you mean ticks?\n"
+    assert " ticks" in said.out
+
+
+@pytest.mark.parametrize("action", [["list"], ["pause", "x"], ["trigger", "x"], ["remove", "x"], ["backfill", "x", *SPAN], []])
+def test_a_file_that_is_not_there_is_not_made(cli: Cli, action: list[str]) -> None:
+    assert f"{cli.folder}/queue.db does not exist" in cli("schedules", *action, code=3).err
+    assert list(cli.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["nightly"], "invalid choice: 'nightly'"),
+        (["nightly"], "; to show one schedule: taskflow schedules list NAME\n"),
+        (["pasue", "x"], "did you mean pause?"),
+        (["--jsn"], "did you mean --json?"),
+        (["backfill", "x", *SPAN, "--dry-rn"], "did you mean --dry-run?"),
+        (["pause"], "the following arguments are required: NAME"),
+        (["backfill", "x", "--from", "2027-01-14"], "the following arguments are required: --to"),
+        (["backfill", "x", "--from", "monday", "--to", "2027-01-14"], "'monday' is not a time such as 2026-01-31T09:00"),
+        (["backfill", "x", "--from", "0001-01-01", "--to", "2027-01-14"], "'0001-01-01' is not between the years 1970 and 2999"),
+        (["backfill", "ticks", "--from", "2027-01-14", "--to", "2027-01-14"], "--to must be later than --from"),
+        (["--json", "pause", "x"], "schedules pause has no --json"),
+        (["pause", "a\nb"], "schedule name 'a\\nb': expected 1 to 200 printable characters"),
+    ],
+)
+def test_a_wrong_command_says_why_and_does_nothing(cli: Cli, stored: None, words: list[str], complaint: str) -> None:
+    said = cli("schedules", *words, code=2)
+    assert complaint in said.err
+    assert said.out == ""
+    assert "Traceback" not in said.err
+
+
+def test_a_schedule_called_like_an_action_can_be_reached(cli: Cli) -> None:
+    cli.with_broker(lambda broker: broker.define([a_definition("next", EveryTimes(30.0))]))
+    assert "name             next\n" in cli("schedules", "list", "next").out
+    assert cli("schedules", "remove", "next").out == "removed next\n"
+
+
+@pytest.mark.parametrize("action", ["list", "trigger", "pause", "resume", "remove", "backfill", "next"])
+def test_every_action_has_help(cli: Cli, action: str) -> None:
+    assert f"usage: taskflow schedules {action}" in cli("schedules", action, "--help").out
+    assert f"\n    {action} " in cli("schedules", "--help").out
