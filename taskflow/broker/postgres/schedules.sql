@@ -7,21 +7,18 @@ BEGIN
 END
 $$;
 
--- Saves a schedule that the caller has locked. A paused one is not looked at, and one that sleeps only to be removed.
+-- Saves a schedule that the caller has locked, except its body. A paused one is not looked at, and one that sleeps only to be removed.
 CREATE FUNCTION @.save_schedule(s @.schedules) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
-DECLARE
-    before @.schedules;
 BEGIN
     s.look_at := CASE WHEN s.asleep_since IS NOT NULL THEN least(s.asleep_since + R.keep_asleep, P.LATEST) WHEN NOT s.is_paused THEN s.look_at END;
-    SELECT * INTO before FROM @.schedules WHERE name = s.name;
-    IF s IS DISTINCT FROM before THEN
-        UPDATE @.schedules SET
-            digest = s.digest, body = s.body, is_paused = s.is_paused, next_at = s.next_at, look_at = s.look_at, asleep_since = s.asleep_since,
-            last_at = s.last_at, fired_at = s.fired_at, last_id = s.last_id, fired = s.fired, skipped = s.skipped, missed = s.missed
-        WHERE name = s.name;
-        PERFORM @.announce_look(s.name, s.look_at);
-    END IF;
+    UPDATE @.schedules SET
+        (digest, is_paused, next_at, look_at, asleep_since, last_at, fired_at, last_id, fired, skipped, missed)
+        = (s.digest, s.is_paused, s.next_at, s.look_at, s.asleep_since, s.last_at, s.fired_at, s.last_id, s.fired, s.skipped, s.missed)
+    WHERE name = s.name
+        AND (digest, is_paused, next_at, look_at, asleep_since, last_at, fired_at, last_id, fired, skipped, missed) IS DISTINCT FROM
+        (s.digest, s.is_paused, s.next_at, s.look_at, s.asleep_since, s.last_at, s.fired_at, s.last_id, s.fired, s.skipped, s.missed);
+    PERFORM @.announce_look(s.name, s.look_at) WHERE FOUND;
 END
 $$;
 
@@ -32,7 +29,7 @@ CREATE FUNCTION @.bring_into_force(s @.schedules, new_digest bytea, new_body byt
 BEGIN
     IF s.digest <> new_digest THEN
         s.digest := new_digest;
-        s.body := new_body;
+        UPDATE @.schedules SET body = new_body WHERE name = s.name;
         IF s.next_at <= now_at IS NOT TRUE THEN
             s.next_at := NULL;
             s.look_at := now_at;
