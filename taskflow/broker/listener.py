@@ -157,7 +157,8 @@ class Listener(ABC):
         breaks."""
 
     def stays_armed(self, topic: str) -> bool:
-        """Return True if one request makes the server keep announcing the topic, even if something had already happened by then."""
+        """Return True if the server keeps announcing the topic after one request,
+        even if something had already happened when that request arrived."""
         return False
 
     def told(self, topics: Iterable[str], *, disarms: bool) -> None:

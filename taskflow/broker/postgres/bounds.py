@@ -25,7 +25,7 @@ the record is sent as base64."""
 
 
 def literals() -> dict[str, str]:
-    """Return the SQL literal for each of these names."""
+    """Return the SQL literal of each limit, by its name in the SQL files."""
     return {
         "P.LATEST": str(LATEST),
         "P.MOST_BYTES": str(MOST_BYTES),

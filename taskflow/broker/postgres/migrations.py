@@ -123,7 +123,8 @@ async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
 
 
 async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
-    """Raise BrokerRefused if this role may not change the tables. It could still lock them, and make other sessions wait for nothing."""
+    """Raise BrokerRefused if this role may not change the tables. Without this
+    check, it could still lock them, and make other sessions wait for nothing."""
     owner = await connection.fetchval(
         "SELECT pg_get_userbyid(relowner) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE nspname = $1 AND relname = ANY ($2) AND NOT pg_has_role(relowner, 'USAGE') LIMIT 1",
