@@ -90,10 +90,10 @@ class Intake(Enum):
 
     OPEN = "open"
     ON_TRIAL = "on trial"
-    """It does neither while a quarantine is trying jobs that have crashed."""
+    """The session does neither while a quarantine is trying jobs that have crashed."""
 
     OVER = "over"
-    """It never does either again, because the session is lost."""
+    """The session never does either again, because it is lost."""
 
 
 class LeaseTable:
