@@ -18,8 +18,8 @@ T = TypeVar("T")
 def run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
     """Run the loop until `work` ends, even if a job stops the loop before that.
 
-    A job may call `loop.stop()`, or raise SystemExit or KeyboardInterrupt in a task or callback, from which asyncio lets it escape. For the
-    code that awaits such a task, this is still an ordinary failure.
+    A job may call `loop.stop()`. It may also raise SystemExit or KeyboardInterrupt in a task or callback, and
+    asyncio lets these escape from the loop. For code that awaits such a task, this is still an ordinary failure.
     """
     task = OwnTask(work, loop=loop)
     while True:

@@ -249,7 +249,7 @@ def _covers(shapes: Sequence[Shape], choice: Shape) -> bool:
 _ADVICE = "make it a dataclass, TypedDict, NamedTuple, Enum, msgspec Struct, attrs class or pydantic model, or send plain data"
 _UNTYPED = (Any, object, Parameter.empty)
 UNPACK = (typing.Unpack, typing_extensions.Unpack)
-"""On Python 3.11, these are two different objects."""
+"""Both forms of Unpack. On Python 3.11, these are two different objects."""
 _VARIADIC = (ParamSpecArgs, ParamSpecKwargs, typing.TypeVarTuple, typing_extensions.TypeVarTuple)
 _ALIASES: tuple[Any, ...] = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))
 _WRAPPERS = (Annotated, Required, NotRequired, ReadOnly, Final, ClassVar)

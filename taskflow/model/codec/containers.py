@@ -157,7 +157,8 @@ def _write_mapping(mapping: Mapping[Any, Any], write_key: Write, write: Write, l
 
 
 def _json_key(read: Read) -> Read:
-    """Return a reader for JSON keys, which are always strings. If `read` rejects one, it gets the JSON value that it spells, such as 5."""
+    """Return a reader for JSON keys, which are always strings. If `read` rejects a
+    key, it is tried again with the JSON value that the key spells, such as 5."""
 
     def read_key(wire: Any, levels: int) -> Any:
         try:
