@@ -73,7 +73,7 @@ class Work:
 
 class Announce(Protocol):
     def __call__(self, announcement: Announcement, transitions: Transitions, /) -> None:
-        """After a commit, wake the listeners, in this process and in others, that are waiting for one of the announced events."""
+        """After a commit, wake the listeners that are waiting for one of the announced events, in this process and in others."""
 
 
 class Transactions:
