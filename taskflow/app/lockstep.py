@@ -38,8 +38,8 @@ class Step:
         self._since, self._waited = now, 0
 
     def is_half(self, waiting: int, now: float) -> bool:
-        """Return True if half of the expected questions are waiting now, and sending them before the rest would pay off. This happens at
-        most once in each round: the remaining questions are sent together."""
+        """Return True if half of the expected questions are waiting now, and sending them before the rest would pay
+        off. The result is True at most once in each round, because the remaining questions are sent together."""
         if self._number < MIN_CALLERS or not 0 <= waiting * 2 - self._number <= 1:
             return False
         return self._took * (waiting - self._waited) <= WITHIN * self._number * (now - self._since)

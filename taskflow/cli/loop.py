@@ -44,7 +44,7 @@ def create_own(work: Coroutine[Any, Any, T]) -> OwnTask[T]:
 class OwnTask(asyncio.Task[T]):
     """A task that belongs to the command. Jobs cannot cancel it, even by cancelling all tasks.
 
-    Code outside of jobs can cancel it, for example a task group in the application's lifespan when one of its tasks has failed.
+    Code outside jobs can cancel it, for example a task group in the application's lifespan when one of its tasks has failed.
     """
 
     def cancel(self, msg: Any | None = None) -> bool:

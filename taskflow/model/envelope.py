@@ -1,4 +1,4 @@
-"""Envelopes and leases. An envelope is a serialized call of a job; a lease is an envelope that a session holds."""
+"""Envelopes and leases. An envelope is a serialized call to a job; a lease is an envelope that a session holds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class OnConflict(IntEnum):
 
 
 class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
-    """One immutable call of a job. Check user input with `check_envelope`; stores create envelopes without checks.
+    """An immutable call to a job. Check user input with `check_envelope`; stores create envelopes without checks.
 
     `id`        16 bytes, made by the client
     `after`     the delay in seconds before the job may start; ignored if `at` is given

@@ -1,5 +1,5 @@
-"""Runs jobs that have crashed, apart from all others. The last run of each either
-killed its worker, or ran alongside the one that did; it is not known which.
+"""Isolates jobs that have crashed: they run apart from all others. The last run of each
+either killed its worker, or ran alongside the one that did; it is not known which.
 
 If the guilty job ran among others, it would take them down each time, and they would count as crashed as often as it does.
 So suspects run separately: a few at a time after their first crash, then one at a time, those with the fewest crashes first.

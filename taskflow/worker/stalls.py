@@ -79,7 +79,7 @@ class StallWatch:
     `ttl`          the sessions' ttl in seconds
     `stalled_for`  seconds for which the loop has made no progress, once that has been reported; otherwise 0.0
     `looked_at`    the time of the last check on the monotonic clock, which shows that the watch itself is running
-    `blocker`      the lease of the job that is reported to block the loop
+    `blocker`      the lease of the job that was reported as blocking the loop
     """
 
     def __init__(self, watched: Watched, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:

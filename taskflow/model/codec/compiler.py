@@ -132,10 +132,8 @@ class Compiler:
             return record.foreign(field.annotation)
 
     def _once(self, key: Any, promise: Callable[[Callable[[], Shape]], Shape], build: Callable[[], Shape]) -> Shape:
-        """Return the shape for `key`, building it on first use. If the annotation refers to itself, `promise` makes a placeholder.
-
-        The placeholder looks up the finished shape when it is used.
-        """
+        """Return the shape for `key`, building it on first use. If the annotation refers to itself,
+        `promise` makes a placeholder, which looks up the finished shape when it is used."""
         known = self._finished.get(key) or self._promised.get(key)
         if known is not None:
             return known

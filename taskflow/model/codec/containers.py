@@ -115,10 +115,8 @@ def _wrong_length(label: str, expected: int, got: int) -> Misfit:
 
 
 def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
-    """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`.
-
-    The latter accepts any mapping. Both are decoded as a dict.
-    """
+    """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`,
+    which accepts any mapping. Both are decoded as a dict."""
     kind: Any = Mapping if abstract else dict
     label = f"{kind.__name__}[{key.label}, {value.label}]"
 
