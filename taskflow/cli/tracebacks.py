@@ -30,8 +30,8 @@ def print_users(error: BaseException) -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Return True if the error is taskflow's: a TaskflowError raised in taskflow's code, even if the
-    user's code called it, or an error whose traceback contains only frames of taskflow and Python.
+    """Return True if the error is taskflow's. This holds for a TaskflowError raised in taskflow's code, even if the
+    user's code called it. It also holds for an error whose traceback contains only frames of taskflow and Python.
 
     Any other error has passed through other code, and is treated as the user's.
     """

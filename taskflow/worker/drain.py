@@ -44,10 +44,9 @@ class Drain:
         return sum(_is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed)
 
     async def is_over(self) -> bool:
-        """Return True if no job in the queues is READY or RUNNING on any
-        worker, and no job that this worker can run is due within the horizon.
+        """Return True if no job in the queues is READY or RUNNING, and none that this worker can run is due within the horizon.
 
-        In a paused queue, only RUNNING jobs count, because no worker may claim the others.
+        Runs on other workers count too. In a paused queue, only RUNNING jobs count, because no worker may claim the others.
         """
         for queue in await self.queues():
             if queue.counts[Status.RUNNING] or (queue.counts[Status.READY] and not queue.is_paused):

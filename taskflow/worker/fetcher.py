@@ -26,7 +26,7 @@ LOOK_AGAIN: Final = 5.0
 be lost. It does not do so after a heartbeat has reported that there is no work."""
 
 BELIEVED_FOR: Final = 1.4
-"""A heartbeat's report is trusted for `LOOK_AGAIN` times this factor, which is slightly
+"""A heartbeat's report is trusted for `LOOK_AGAIN` times this factor. That is slightly
 longer than the 6.7 s between an idle session's heartbeats (with a ttl of 20 s)."""
 
 LONGEST_REST: Final = 60.0

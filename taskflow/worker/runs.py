@@ -45,10 +45,10 @@ class Runs:
     """Gives each run a slot, and keeps a small reserve of leases so that no slot
     stands idle during a round trip. The next claim is made while jobs run and settle.
 
-    At most `slots` jobs run at once, but the worker may hold more leases, all of which are affected if it is killed: the reserve, and
-    leases whose settlements have not been answered yet. The reserve is at most the number of runs expected to end within 20 ms, and never
-    more than `AHEAD` times `slots`. The same limit applies to unanswered settlements, except that `slots` of them are always allowed. While
-    the jobs of some queue typically take longer than 20 ms, there is no reserve, so at most twice `slots` leases are held.
+    At most `slots` jobs run at once, but the worker may hold more leases, all of which are affected if it is killed. The others are the
+    reserve, and leases whose settlements have not been answered yet. The reserve is at most the number of runs expected to end within 20
+    ms, and never more than `AHEAD` times `slots`. The same limit applies to unanswered settlements, except that `slots` of them are always
+    allowed. While the jobs of some queue typically take longer than 20 ms, there is no reserve, so at most twice `slots` leases are held.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class Durability(IntEnum):
     NORMAL = 1
     """For claims, heartbeats and upkeep: the log is written but not flushed. If the process is killed, nothing is lost.
 
-    A power failure may lose changes made since the last flush. A job whose claim is lost is READY again, and its worker, which lost power
+    A power failure may lose changes made since the last flush. A job whose claim is lost is READY again. Its worker, which lost power
     too, cannot settle it, because the next claim has another id. So a flush would gain nothing, and would cost several times as much.
     """
 

@@ -98,8 +98,8 @@ def _with_state(of_fields: Shape) -> Shape:
 def _private_wires(value: Any, levels: int) -> dict[str, Any]:
     """Return the wire values of the private attributes that differ from their defaults.
 
-    One that cannot be sent is left out if its class does not define `__eq__`, such as a lock or a client; the model's class has to
-    recreate it. For any other, Misfit is raised."""
+    An attribute that cannot be sent, such as a lock or a client, is left out if its class does
+    not define `__eq__`. The model's class has to recreate it. For any other, Misfit is raised."""
     wires: dict[str, Any] = {}
     for name, part in (value.__pydantic_private__ or {}).items():
         if _is_default(type(value).__private_attributes__[name], part):

@@ -146,7 +146,7 @@ class Arguments:
 
     def _call(self, values: dict[str, Any]) -> CallArguments:
         """Arrange the values as arguments: by position up to the first missing
-        one, or beyond it if a later value requires that, and the rest by name."""
+        one (or beyond it, if a later value requires that), then by name."""
         rest = values.pop(self._rest, ()) if self._rest else ()
         extra = values.pop(self._extra, {}) if self._extra else {}
         args: list[Any] = []
