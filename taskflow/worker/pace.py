@@ -16,8 +16,7 @@ MOMENT: Final = 0.001
 """Minimum seconds for a measurement if `ENDS_NEEDED` runs have ended, so that the claim after a burst is large enough."""
 
 REMEMBERED: Final = 16
-"""The limit of a queue's leaning in either direction. This many more
-short runs than long ones, or the reverse, outweigh all earlier runs."""
+"""Limits how far a queue's history can lean towards short or long runs: this many more runs of one kind outweigh all earlier ones."""
 
 FADES_AFTER: Final = 60.0
 """If no run in a queue ends for this many seconds plus the duration of a long run, the queue is ignored, because it may be out of use."""

@@ -38,7 +38,7 @@ RARER: Final = 10
 SHORTEST_LOOK: Final = 0.05
 LONGEST_LOOK: Final = 5.0
 CUT_OFF_WITHIN: Final = 1.0
-"""Seconds that runs have to end after they have been cut off."""
+"""Seconds to wait for runs to end after they have been cut off."""
 
 
 class Runs:
