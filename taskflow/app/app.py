@@ -174,7 +174,7 @@ class App:
 
     @contextmanager
     def importing(self, module: str) -> Iterator[None]:
-        """Warn about the first job that is sent inside the `with` block, in which a worker imports `module`."""
+        """While a worker imports `module` inside the `with` block, warn about the first job that is sent."""
         self.importing_module = module
         try:
             yield
@@ -223,7 +223,7 @@ def configure(
     `lifespan`         a function that returns an async context manager, entered once
                        per worker; the value that it yields is `JobContext.state`
 
-    Raises ConfigurationError for a wrong value, naming the setting.
+    Raises ConfigurationError for an invalid value, naming the setting.
     """
     default_app().configure(
         broker=broker, enqueue_timeout=enqueue_timeout, max_payload=max_payload, middleware=middleware, lifespan=lifespan

@@ -1,4 +1,4 @@
-"""Defines `Call`, a call to a job with bound and encoded arguments that has not been sent yet."""
+"""Defines `Call`: a call to a job that has not been sent yet. Its arguments are already bound and encoded."""
 
 from __future__ import annotations
 

@@ -124,13 +124,13 @@ class DoneAwaitable:
 
 
 def _no_lease(job_name: str, queue: str) -> Lease:
-    """Return a lease for the context of a function that is called outside of a run. It stands for the first and only attempt."""
+    """Return a lease for the context of a function that is called outside a run. It stands for the first and only attempt."""
     envelope = Envelope(id=_new_id(), job=job_name, payload=b"", queue=queue, max_attempts=1)
     return Lease(envelope=envelope, epoch=1, claim=ClaimId(b"", 0, 0), created_at=_clock.wall())
 
 
 def current_job() -> JobContext:
-    """Return the context of the running job. Raises TaskflowError outside of a job."""
+    """Return the context of the running job. Raises TaskflowError outside a job."""
     context = running.get()
     if context is None:
         raise TaskflowError(

@@ -90,7 +90,7 @@ def _dotted(file: Path) -> str:
     """Return the module name under which a worker would import a script. It is the script's path relative to the nearest enclosing folder
     that is on sys.path or is the current folder. If there is none, it is the file's name.
 
-    The script's own folder, which Python adds to sys.path, counts only if it is also the current folder.
+    The script's own folder, which Python adds to sys.path, is used only if it is also the current folder.
     """
     here = Path.cwd().resolve()
     folders = {Path(entry).resolve() for entry in sys.path if entry} - {file.parent} | {here}

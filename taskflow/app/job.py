@@ -40,17 +40,17 @@ class Declared(JobType[R_co], Generic[P, R_co]):
 
     def options(self, **options: Unpack[EnqueueOptions]) -> Self:
         """Return a copy whose calls have these options; see `EnqueueOptions`.
-        Raises TypeError or ValueError for a wrong option, naming it."""
+        Raises TypeError or ValueError for an invalid option, naming it."""
         changed = copy.copy(self)
         changed._with(self._options.replaced(options))
         return changed
 
     async def delay(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
-        """Send a call, and return the handle of its job. Arguments are encoded first, so wrong ones raise here and not in the worker.
+        """Send a call, and return the handle of its job. Arguments are encoded first, so invalid ones raise here and not in the worker.
 
-        Raises EncodeError (a TypeError) for a wrong argument, naming it. Raises BrokerUnavailable if the store does not answer
-        in time, and StoreFull if the store is full. With ``on_conflict="raise"``, raises KeyConflict if a live job has the key.
-        If `delay` is cancelled, the job may already have been sent.
+        Raises EncodeError (a TypeError) for an invalid argument, naming it. Raises BrokerUnavailable if the
+        store does not answer in time, and StoreFull if the store is full. With ``on_conflict="raise"``, raises
+        KeyConflict if a live job has the key. If `delay` is cancelled, the job may already have been sent.
         """
         return await send(self.app, self._call(args, kwargs))
 

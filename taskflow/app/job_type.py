@@ -88,8 +88,8 @@ AnyJob = JobType[Any]
 
 
 def _envelope_fields(name: str, options: Options) -> dict[str, Any]:
-    """Return the envelope fields that all calls share, without those that have default
-    values. Raises ValueError for a wrong option, naming it."""
+    """Return the envelope fields that all calls share, without those that have
+    default values. Raises ValueError for an invalid option, naming it."""
     fields = {field: getattr(options, field) for field in Options.__struct_fields__ if field not in ("key", "raises_on_conflict")}
     fields["key"] = None if options.key is None else key_digest(options.queue, name, options.key)
     check_envelope(Envelope(id=b"", job=name, payload=b"", **fields))

@@ -10,8 +10,8 @@ MIN_CALLERS: Final = 32
 98,000 together; 32 callers sent 172,000 in halves and 130,000 together."""
 
 WITHIN: Final = 1.5
-"""Halves are sent only if the store takes at most this many times as long to answer as the callers take to ask. The time of a half call
-includes the fixed cost of a call, such as a commit or a network round trip."""
+"""Halves are sent only if the store's answer takes at most this many times as long as the callers take to
+ask. The time of a half call includes the fixed cost of a call, such as a commit or a network round trip."""
 
 
 class Step:
@@ -20,7 +20,7 @@ class Step:
     This pays off if the store takes about as long to answer as the callers take to ask. If
     the store takes longer, all questions are sent together.
 
-    `_number`  the number of callers in lockstep: those answered last, and those that were waiting at that time
+    `_number`  the number of callers in lockstep: those that were just answered, plus those that were waiting at the time
     `_each`    seconds that the callers took to ask one question
     `_took`    seconds that the store took for the last answer
     """
@@ -38,8 +38,8 @@ class Step:
         self._since, self._waited = now, 0
 
     def is_half(self, waiting: int, now: float) -> bool:
-        """Return True if half of the expected questions are waiting now, and sending them before the rest would pay off. This happens at
-        most once in each round: the remaining questions are sent together."""
+        """Return True if half of the expected questions are waiting now, and sending them before the rest would pay
+        off. The result is True at most once in each round, because the remaining questions are sent together."""
         if self._number < MIN_CALLERS or not 0 <= waiting * 2 - self._number <= 1:
             return False
         return self._took * (waiting - self._waited) <= WITHIN * self._number * (now - self._since)
@@ -50,8 +50,8 @@ class Step:
             self._each = (now - self._since) / (waiting - self._waited)
 
     def answered(self, asked: int, waiting: int, took: float, now: float) -> bool:
-        """Record that `asked` questions were answered after `took` seconds, while `waiting` others had arrived. Return True if these should
-        be sent before the answered callers ask again."""
+        """Record that `asked` questions were answered after `took` seconds, during which `waiting` others
+        arrived. Return True if the waiting ones should be sent before the answered callers ask again."""
         self._number = asked + waiting
         self._took = took
         self._since, self._waited = now, waiting

@@ -97,8 +97,8 @@ _ANSWERS: Final = {
 
 
 def unknown_option(name: str, known: Collection[str], elsewhere: Collection[str], where_else: str) -> str:
-    """Return the error message for an option that is not in `known`. If it is in
-    `elsewhere`, the message says where it belongs: `where_else`."""
+    """Return the error message for an option that is not in `known`. For an
+    option in `elsewhere`, the message says to give it to `where_else` instead."""
     unknown = f"unknown option {name}="
     if name in elsewhere:
         return f"{unknown}: give it {where_else}"

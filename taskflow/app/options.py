@@ -97,7 +97,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
 
     def replaced(self, given: EnqueueOptions) -> Options:
-        """Return a copy with the given options. Raises TypeError or ValueError for a wrong option, naming it."""
+        """Return a copy with the given options. Raises TypeError or ValueError for an invalid option, naming it."""
         fields = plain_options(given)
         if "after" in fields:
             fields.setdefault("at", None)  # after= and at= exclude each other: the last one given counts
@@ -148,8 +148,8 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
 
 
 def seconds_of(name: str, value: object) -> float:
-    """Convert a number or a timedelta to seconds, up to a hundred years. Raises
-    TypeError or ValueError for a wrong value, naming the option."""
+    """Convert a number or a timedelta to seconds, up to a hundred years.
+    Raises TypeError or ValueError for an invalid value, naming the option."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name}={shown(value)}: expected seconds, as a number or a timedelta")

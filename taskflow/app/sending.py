@@ -81,7 +81,7 @@ async def _send_before(app: App, rest: Batches[R], batch: Batch[R], sent: Sent[R
 
 
 async def _send_batch(app: App, batch: Batch[R], sent: Sent[R]) -> None:
-    """Send the batch and add its handles to `sent`. If some calls were not sent, raises EnqueueFailed with all handles so far."""
+    """Send the batch and add its handles to `sent`. If some calls were not sent, raises EnqueueFailed with the handles collected so far."""
     if app.importing_module is not None and batch.calls:
         app.warn_of_sending(batch.calls[0].job.name)
     answers = await _answers(app, batch.calls)

@@ -51,7 +51,7 @@ _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int]]] = {"enqueue_t
 
 def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
     """Return the current settings, merged from all sources. Raises
-    ConfigurationError for a wrong value, naming its source and the setting."""
+    ConfigurationError for an invalid value, naming its source and the setting."""
     environ = os.environ if environ is None else environ
     variables = {name: f"TASKFLOW_{name.upper()}" for name in TEXTUAL}
     given = {name: _read(variable, name, text) for name, variable in variables.items() if (text := environ.get(variable))}
@@ -62,7 +62,7 @@ def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None 
 
 
 def check_configured(given: Mapping[str, Any]) -> None:
-    """Check the values given to configure(). Raises ConfigurationError for a wrong value, naming the setting."""
+    """Check the values given to configure(). Raises ConfigurationError for an invalid value, naming the setting."""
     middleware = given.get("middleware")
     if middleware is not None:
         if not isinstance(middleware, Sequence):

@@ -66,7 +66,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Console(Protocol):
-    """The operations behind the command line. As in `protocol`, each name in brackets is that of a conformance test."""
+    """The operations behind the command line. As in `protocol`, each name in brackets is the name of a conformance test."""
 
     async def queues(self) -> list[QueueRecord]:
         """Return every queue that is paused or has ever had jobs, sorted by name. [console_queues]"""

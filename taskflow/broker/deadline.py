@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Final
 
 BLOCKED: Final = 0.05
-"""If the timer fires this many seconds late, the loop was blocked. The answer may
-have arrived in the meantime, so the loop gets the same time again to read it."""
+"""If the timer fires this many seconds late, the loop was blocked, and the answer
+may have arrived unread. The deadline is then extended once, by this many seconds."""
 
 
 class Deadline:

@@ -116,7 +116,7 @@ class Listener(ABC):
         return Standing(not self._armed.isdisjoint(topics), was_nudged)
 
     def take_ended(self, job_id: bytes) -> Record | None:
-        """Remove and return the record that arrived with the news of the job's end, if there is one."""
+        """Remove and return the record that arrived with the message that the job has ended, if there is one."""
         return self._ended.pop(job_id, None)
 
     def armed(self, topics: Iterable[str], times: int) -> None:
@@ -157,7 +157,8 @@ class Listener(ABC):
         breaks."""
 
     def stays_armed(self, topic: str) -> bool:
-        """Return True if one request makes the server keep announcing the topic, even if something had already happened by then."""
+        """Return True if the server keeps announcing the topic after one request,
+        even if something had already happened when that request arrived."""
         return False
 
     def told(self, topics: Iterable[str], *, disarms: bool) -> None:
@@ -174,7 +175,7 @@ class Listener(ABC):
         self.flag.wake(heard)
 
     def told_ended(self, records: Mapping[bytes, Record | None]) -> None:
-        """Wake the waiters of these jobs. Records that arrived with the news are kept, which saves the waiters a query."""
+        """Wake the waiters of these jobs. Records that arrived with the message are kept, which saves the waiters a query."""
         for job_id, record in records.items():
             if record is not None and self.flag.hears(names.job(job_id)):
                 self._ended[job_id] = record

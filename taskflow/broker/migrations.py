@@ -18,7 +18,7 @@ class Migration(msgspec.Struct, frozen=True):
 
 
 class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
-    """The migrations from a store's version to the version that this taskflow uses.
+    """The migrations from a store's version to the version that the installed taskflow uses.
 
     `place`       the location of the tables: "schema 'taskflow'", "namespace 'taskflow' of /var/queue.db"
     `version`     the store's version before the migrations; 0 if there were no tables
@@ -56,7 +56,8 @@ class Migrations:
         self.newest = max(int(file.stem) for file in folder.glob("*.sql"))
 
     def after(self, version: int, place: str) -> Upgrade:
-        """Return the migrations that follow a version. If there are none, no file is read: this user may have no access to the files."""
+        """Return the migrations that follow a version. If there are none, no
+        file is read, because this user may not be allowed to read them."""
         numbers = range(version + 1, self.newest + 1)
         descriptions = (self.text(number).partition("\n")[0].partition(": ")[2] for number in numbers)
         return Upgrade(place=place, version=version, migrations=tuple(map(Migration, numbers, descriptions)))
@@ -68,7 +69,7 @@ class Migrations:
 @runtime_checkable
 class Migrating(Protocol):
     """A broker that can migrate its store. If a method fails, it raises BrokerUnavailable
-    or BrokerRefused, as verbs do. A store newer than this taskflow is refused."""
+    or BrokerRefused, as verbs do. A store newer than the installed taskflow is refused."""
 
     async def pending(self) -> Upgrade:
         """Return the migrations that `migrate` would apply now. Changes nothing."""

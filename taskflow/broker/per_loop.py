@@ -61,8 +61,8 @@ class PerLoop(Generic[L]):
         return connection
 
     def _forget_parents(self) -> None:
-        """In a forked child, set the parent's connections aside but keep them
-        alive: their destructors could disturb what is shared with the parent."""
+        """In a forked child, set the parent's connections aside but keep them alive:
+        their destructors could disturb resources that are shared with the parent."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._of_parents.append(self._by_loop)

@@ -12,7 +12,7 @@ LOOKED_AT_EVERY: Final = 0.2
 SAID_EVERY: Final = 1.0
 """Seconds between two reports from a worker. A change is reported at once."""
 SILENT_AFTER: Final = 10.0
-"""Seconds without a report after which a worker counts as dead, for example because C code holds the interpreter lock."""
+"""Seconds without a report after which a worker is presumed dead, for example because C code holds the interpreter lock."""
 
 _WORD: Final = "vitals"
 

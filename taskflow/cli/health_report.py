@@ -39,7 +39,7 @@ class Hears(Protocol):
 
 
 class HealthReport:
-    """A context manager that reports a worker's health. Until `show` is called, the worker counts as starting: live, but not ready.
+    """A context manager that reports a worker's health. Until `show` is called, the worker is reported as starting: live, but not ready.
 
     If there is a `line` to a supervisor, the worker reports over it, and the supervisor answers the probes.
     """
@@ -105,7 +105,7 @@ class FleetHealthReport(HealthReport):
         self.show(self._fleet)
 
     def note(self, pid: int, news: str | Ending) -> None:
-        """Take note of a worker's report, or of its end."""
+        """Record a worker's report, or its end."""
         had_worked = self._fleet.has_worked
         self._fleet.note(pid, news)
         if self.notifier is not None and self._fleet.has_worked and not had_worked:

@@ -18,8 +18,8 @@ T = TypeVar("T")
 def run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
     """Run the loop until `work` ends, even if a job stops the loop before that.
 
-    A job may call `loop.stop()`, or raise SystemExit or KeyboardInterrupt in a task or callback, from which asyncio lets it escape. For the
-    code that awaits such a task, this is still an ordinary failure.
+    A job may call `loop.stop()`. It may also raise SystemExit or KeyboardInterrupt in a task or callback, and
+    asyncio lets these escape from the loop. For code that awaits such a task, this is still an ordinary failure.
     """
     task = OwnTask(work, loop=loop)
     while True:
@@ -44,7 +44,7 @@ def create_own(work: Coroutine[Any, Any, T]) -> OwnTask[T]:
 class OwnTask(asyncio.Task[T]):
     """A task that belongs to the command. Jobs cannot cancel it, even by cancelling all tasks.
 
-    Code outside of jobs can cancel it, for example a task group in the application's lifespan when one of its tasks has failed.
+    Code outside jobs can cancel it, for example a task group in the application's lifespan when one of its tasks has failed.
     """
 
     def cancel(self, msg: Any | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""`taskflow migrate`: migrates the store's tables to the version that this taskflow uses."""
+"""`taskflow migrate`: migrates the store's tables to the version that the installed taskflow uses."""
 
 from __future__ import annotations
 

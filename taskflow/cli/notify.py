@@ -20,7 +20,7 @@ log: Final = logging.getLogger("taskflow.worker")
 
 SENT_WITHIN: Final = 1.0
 AGAIN: Final = 1.0
-"""Seconds until a worker that was not alive is checked again."""
+"""Seconds after which a worker that was not alive is checked again."""
 
 _OFF: Final[tuple[str, ...]] = ()
 

@@ -7,8 +7,8 @@ import sys
 from typing import Final
 
 _BROKER: Final = "TASKFLOW_BROKER_FLAG"
-"""The environment variable that carries the value of `--broker`, because every user of
-the machine can read command lines, including passwords."""
+"""The environment variable that carries the value of `--broker`, which may
+contain a password: every user of the machine can read command lines."""
 
 
 def command_of(argv: list[str]) -> list[str]:

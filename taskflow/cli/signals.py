@@ -35,8 +35,8 @@ AFTER_FORCE: Final = 1.0
 class LastResort:
     """Kills the process from a separate thread if it does not exit in time.
 
-    A run may swallow every cancellation, a thread may never return, or the loop may be blocked. Leaving its `with` block disables this.
-    The exit code is `Exit.FORCED`, or the exit code of the work, if it has already finished.
+    A run may swallow every cancellation, a thread may never return, or the loop may be blocked. Leaving the `with`
+    block disarms it. The exit code is `Exit.FORCED`, or the exit code of the work, if it has already finished.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class LastResort:
         self._code: int = Exit.FORCED
 
     def end_within(self, seconds: float) -> None:
-        """End the process after `seconds`. If several deadlines are set, the earliest counts."""
+        """End the process after `seconds`. If several deadlines are set, the earliest applies."""
         self._deadlines.put(time.monotonic() + seconds)
 
     def come_to(self, code: int, within: float) -> None:
@@ -101,7 +101,7 @@ class Signals:
     - The handler is Python's own, not the loop's, so that a third signal works even while a job blocks the loop. It stays installed until
       the process exits. `anyio.open_signal_receiver` cannot do this: it installs the loop's handlers, receives nothing while the loop is
       blocked or not yet running, and restores the system's handlers when it ends.
-    - SIGHUP counts only as the first signal, because a closing terminal sends several.
+    - After the first signal, SIGHUP is ignored, because a closing terminal sends several.
     """
 
     def __init__(self, last_resort: LastResort, *, grace: float, last_words: float) -> None:

@@ -1,4 +1,4 @@
-"""The worker's socket to its supervisor. The worker sends reports over it, and is killed when it closes."""
+"""The worker's socket to its supervisor. The worker sends reports over it, and kills itself when the supervisor's end closes."""
 
 from __future__ import annotations
 

@@ -30,9 +30,10 @@ def print_users(error: BaseException) -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Return True if the error is taskflow's: a TaskflowError that taskflow's code raised, or a bug that has passed through no other code.
+    """Return True if the error is taskflow's. This holds for a TaskflowError raised in taskflow's code, even if the
+    user's code called it. It also holds for an error whose traceback contains only frames of taskflow and Python.
 
-    An error that has passed through the user's code is the user's, even if asyncio raised it there.
+    Any other error has passed through other code, and is treated as the user's.
     """
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, TaskflowError) and files and _is_machinery(files[-1]):

@@ -163,7 +163,7 @@ class Shift:
 
     def note_event(self, event: WorkerEvent) -> None:
         """End the process if the worker is broken, for example because a job has closed its file
-        descriptors: it could otherwise write to other files that have reused their numbers."""
+        descriptors. Otherwise, it could write to other files that have reused their numbers."""
         if isinstance(event, Broken):
             log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", event.why, self._options.ttl)
             self._last_resort.end_now()

@@ -24,7 +24,8 @@ class Clock(Protocol):
         ...
 
     def steady(self) -> int:
-        """Return the microseconds since the machine booted, including sleep. Processes on one machine can compare their readings."""
+        """Return the microseconds since the machine booted, including time
+        spent suspended. Processes on one machine can compare their readings."""
         ...
 
     def boot_id(self) -> str:

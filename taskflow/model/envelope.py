@@ -1,4 +1,4 @@
-"""Envelopes and leases. An envelope is a serialized call of a job; a lease is an envelope that a session holds."""
+"""Envelopes and leases. An envelope is a serialized call to a job; a lease is an envelope that a session holds."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class OnConflict(IntEnum):
 
 
 class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
-    """One immutable call of a job. Check user input with `check_envelope`; stores create envelopes without checks.
+    """An immutable call to a job. Check user input with `check_envelope`; stores create envelopes without checks.
 
     `id`        16 bytes, made by the client
     `after`     the delay in seconds before the job may start; ignored if `at` is given
     `at`        when the job may start, in microseconds since 1970 (UTC); an instant in the past means now
-    `expires`   how many seconds after it is sent the job expires; it must start before then
+    `expires`   seconds after sending at which the job expires; no run starts after that
     `key`       a digest made by `ids.key_digest`; a new job with the key of a live job is a conflict
     `awaits`    how many jobs with this job's id in their `joins` must end before this one leaves HELD
     `joins`     ids of held jobs that are waiting for this one to end, whatever its outcome

@@ -156,7 +156,8 @@ class TaskflowJobs:
 
     @asynccontextmanager
     async def _at_work(self, *, raises: bool) -> AsyncIterator[_Work]:
-        """Enter the lifespan once for all runs in the `async with` block. If `raises` is True, raise their failures at its end."""
+        """Enter the lifespan once for all runs in the `async with` block. If
+        `raises` is True, raise the runs' failures at the end of the block."""
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             state = await stack.enter_async_context(lifespan()) if lifespan is not None else None

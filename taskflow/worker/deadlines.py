@@ -11,7 +11,7 @@ from typing import Final
 from taskflow.worker.lease_table import HeldLease
 
 SWEPT_EVERY: Final = 0.01
-"""Minimum seconds between two scans. A timeout may be noticed that much late, but even ten thousand long runs cost little."""
+"""Minimum seconds between two scans. A timeout may be noticed that much later, but even ten thousand long runs cost little."""
 
 
 class Deadlines:

@@ -37,16 +37,16 @@ class Drain:
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """Return how many jobs the store has set aside as unreadable since it registered the session, among the newest failed jobs."""
+        """Return how many of the newest failed jobs the store has set aside as unreadable since it registered the session."""
         if self._began_at is None:
             return 0
         failed = await self._broker.console.browse(JobFilter(statuses=(Status.FAILED,)), limit=LOOKED_AT)
         return sum(_is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed)
 
     async def is_over(self) -> bool:
-        """Return True if no job in the queues is READY or RUNNING on any worker, and none that this one can run is due within the horizon.
+        """Return True if no job in the queues is READY or RUNNING, and none that this worker can run is due within the horizon.
 
-        In a paused queue, only RUNNING jobs count, because no worker may claim the others.
+        Runs on other workers count too. In a paused queue, only RUNNING jobs count, because no worker may claim the others.
         """
         for queue in await self.queues():
             if queue.counts[Status.RUNNING] or (queue.counts[Status.READY] and not queue.is_paused):

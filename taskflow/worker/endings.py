@@ -13,7 +13,8 @@ FORGOTTEN_AFTER: Final = 5.0
 
 
 class Want(Enum):
-    """Whether the kernel killed a process for lack of memory. The kernel counts its kills, but does not say which processes it killed."""
+    """How likely it is that the kernel killed a process for lack of memory.
+    The kernel counts its kills, but does not say which processes it killed."""
 
     NO = "{}"
     PERHAPS = "{}, perhaps for lack of memory: the kernel has killed processes for it on this machine"

@@ -47,7 +47,7 @@ class Printed(WorkerEvent, frozen=True):
 
 
 class LeaseLost(WorkerEvent, frozen=True):
-    """The job now belongs to another worker, or has ended. The outcome of its run here will not count."""
+    """The job now belongs to another worker, or has ended. The outcome of its run here will be ignored."""
 
     lease: Lease
 

@@ -223,7 +223,8 @@ class Executor:
             return Failed(failure_of(broken, holding.lease.attempt))
 
     def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
-        """Choose the verdict for an error. The job's signal decides first, then the reason for stopping the run, then the job's policy."""
+        """Choose the verdict for an error. Snooze, Discard and Cancel take precedence,
+        then the reason for stopping the run, then Retry and the job's policy."""
         match error:
             case NeverBegun():
                 return _not_begun(holding)

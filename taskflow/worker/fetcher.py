@@ -22,11 +22,12 @@ from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
 from taskflow.worker.queues import QueueChoice
 
 LOOK_AGAIN: Final = 5.0
-"""Seconds without a nudge after which the fetcher claims again, because nudges
-may be lost. It does not if a heartbeat has reported that there is no work."""
+"""Seconds without a nudge after which the fetcher claims again, because nudges may
+be lost. It does not do so after a heartbeat has reported that there is no work."""
 
 BELIEVED_FOR: Final = 1.4
-"""A heartbeat's report is trusted for `LOOK_AGAIN` times this factor. An idle session with a ttl of 20 s sends a heartbeat every 6.7 s."""
+"""A heartbeat's report is trusted for `LOOK_AGAIN` times this factor. That is slightly
+longer than the 6.7 s between an idle session's heartbeats (with a ttl of 20 s)."""
 
 LONGEST_REST: Final = 60.0
 """Seconds after which the fetcher claims again, whatever the heartbeats report."""

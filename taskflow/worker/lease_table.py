@@ -90,10 +90,10 @@ class Intake(Enum):
 
     OPEN = "open"
     ON_TRIAL = "on trial"
-    """It does neither while a quarantine is trying jobs that have crashed."""
+    """While a quarantine is trying jobs that have crashed, the session neither claims new leases nor starts waiting ones."""
 
     OVER = "over"
-    """It never does either again, because the session is lost."""
+    """The session is lost, and never claims or starts leases again."""
 
 
 class LeaseTable:

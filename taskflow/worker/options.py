@@ -30,8 +30,8 @@ class WorkerOptions:
     `children`        options for the child processes
     `stall_limit`     seconds that a job may block the event loop before the worker stops its heartbeat, so that others take its jobs;
                       0 disables
-    `on_stall_limit`  called when that limit is reached, from a separate thread. The argument is False if the subscribers did not receive
-                      `StalledForGood` in time, for example because the loop is hanging in the log
+    `on_stall_limit`  called when that limit is reached, from a separate thread. The argument is False if the subscribers
+                      did not receive `StalledForGood` in time, for example because the loop is stuck writing to the log
     """
 
     queues: QueueChoice = field(default_factory=QueueChoice)

@@ -16,10 +16,10 @@ MOMENT: Final = 0.001
 """Minimum seconds for a measurement if `ENDS_NEEDED` runs have ended, so that the claim after a burst is large enough."""
 
 REMEMBERED: Final = 16
-"""The limit of a queue's history: this many more short runs than long ones, or the reverse, outweigh all earlier runs."""
+"""Limits how far a queue's history can lean towards short or long runs: this many more runs of one kind outweigh all earlier ones."""
 
 FADES_AFTER: Final = 60.0
-"""If no run in a queue ends for this many seconds plus the duration of a long run, the queue no longer counts: it may be out of use."""
+"""If no run in a queue ends for this many seconds plus the duration of a long run, the queue is ignored, because it may be out of use."""
 
 QUEUES: Final = 1_000
 """If there are more queues than this, for example because their names are generated, all statistics are dropped."""
@@ -64,7 +64,7 @@ class Pace:
             del self._slow_until[queue], self._leanings[queue]
 
     def _lean(self, queue: str, leaning: int, ran_for: float) -> None:
-        """Set the leaning of a queue after a short or long run. A leaning above 0 means that most recent runs in the queue were long."""
+        """Set the leaning of a queue after a short or long run. A leaning above 0 means that most of the queue's recent runs were long."""
         if len(self._leanings) >= QUEUES and queue not in self._leanings:
             self._leanings.clear()
             self._slow_until.clear()

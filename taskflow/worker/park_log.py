@@ -8,18 +8,19 @@ INTERVAL: Final = 60.0
 """Minimum seconds between two lines about the same job name."""
 
 MOST_NAMES: Final = 1_000
-"""The maximum number of job names that are counted separately; all others share one line."""
+"""The maximum number of job names that are counted separately; all further names share one line."""
 
 
 class ParkLog:
-    """Decides which parked runs are logged. Each line also reports how
-    many runs of that job were parked without a line since the last one."""
+    """Decides which parked runs are logged. Each line also reports how many runs
+    of the same job were parked, but not logged, since the previous line."""
 
     def __init__(self) -> None:
         self._names: dict[str, tuple[float, int]] = {}
 
     def count(self, name: str, now: float) -> int | None:
-        """Return how many runs of this job were parked without a line since the last one, or None if this run gets no line either."""
+        """Record a parked run. Return None if it is not to be logged. Otherwise, return how
+        many runs of the same job were parked, but not logged, since its previous line."""
         if name not in self._names and len(self._names) >= MOST_NAMES:
             name = ""
         since, unsaid = self._names.get(name, (now - INTERVAL, 0))

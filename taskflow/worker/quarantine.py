@@ -1,12 +1,12 @@
-"""Runs jobs that have crashed, apart from all others. The last run of each either
-killed its worker, or ran alongside the one that did; it is not known which.
+"""Isolates jobs that have crashed: they run apart from all others. The last run of each
+either killed its worker, or ran alongside the one that did; it is not known which.
 
 If the guilty job ran among others, it would take them down each time, and they would count as crashed as often as it does.
 So suspects run separately: a few at a time after their first crash, then one at a time, those with the fewest crashes first.
 
-Before a trial, runs that have started get time to end. All other leases are handed back, so that they are not lost with the worker.
-Nothing is claimed until the jobs on trial have survived for a while, which is longer after more crashes. If one more crash would
-make a job poison, it has the worker to itself for its whole run, up to a limit. If it then kills the worker, no other job is blamed.
+Before a trial, runs that have started are given time to end. All other leases are handed back, so that they are not lost with the worker.
+Nothing is claimed until the jobs on trial have survived for a period that grows with the number of crashes. If one more crash would make
+a job poison, it has the worker to itself for its whole run, up to a limit. If it then kills the worker, no other job is blamed.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ PORTION: Final = 0.002
 """Maximum seconds to spend on starting jobs before the event loop runs other tasks."""
 
 PATIENCE: Final = 0.1
-"""Seconds that a lease may wait in the reserve. After that it is handed back, so that another worker can start it."""
+"""Seconds that a lease may wait in the reserve before it is handed back, so that another worker can start the job."""
 
 AHEAD: Final = 3
 """The reserve, and the leases whose settlements have not been answered, are each limited to this
@@ -38,17 +38,17 @@ RARER: Final = 10
 SHORTEST_LOOK: Final = 0.05
 LONGEST_LOOK: Final = 5.0
 CUT_OFF_WITHIN: Final = 1.0
-"""Seconds that runs have to end after they have been cut off."""
+"""Seconds to wait for runs to end after they have been cut off."""
 
 
 class Runs:
     """Gives each run a slot, and keeps a small reserve of leases so that no slot
     stands idle during a round trip. The next claim is made while jobs run and settle.
 
-    At most `slots` jobs run at once, but the worker may hold more leases, all of which are affected if it is killed. These are the reserve,
-    and leases whose settlements have not been answered yet. The reserve is at most the number of runs expected to end within 20 ms, and
-    never more than `AHEAD` times `slots`. The same limit applies to unanswered settlements, except that `slots` of them are always allowed.
-    While the jobs of some queue typically take longer than 20 ms, there is no reserve, so at most twice `slots` leases are held.
+    At most `slots` jobs run at once, but the worker may hold more leases, all of which are affected if it is killed. The others are the
+    reserve, and leases whose settlements have not been answered yet. The reserve is at most the number of runs expected to end within 20
+    ms, and never more than `AHEAD` times `slots`. The same limit applies to unanswered settlements, except that `slots` of them are always
+    allowed. While the jobs of some queue typically take longer than 20 ms, there is no reserve, so at most twice `slots` leases are held.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Runs:
 
     @property
     def is_stuck(self) -> bool:
-        """True if every slot is occupied by a function that was given up."""
+        """True if every slot is occupied by an abandoned function."""
         return self._threads.left_behind >= self._slots
 
     def room(self) -> int:

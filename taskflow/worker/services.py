@@ -46,8 +46,8 @@ class Group:
 async def a_group() -> AsyncIterator[Group]:
     """Open a task group. At the end of the block, its tasks are cancelled and awaited.
 
-    A job may cancel every existing task. anyio's group would then end the block without an error, as if the group had been cancelled on
-    purpose. This one raises CancelledError instead, so that the task that walks through the sessions stops, and is restarted where it was.
+    A job may cancel every existing task. anyio's group would then end the block without an error, as if the group had been
+    cancelled on purpose. This one raises CancelledError instead, so that the task that opened it stops too and can be restarted.
     """
     has_ended = False
     tasks = anyio.create_task_group()

@@ -47,10 +47,10 @@ from taskflow.worker.upkeep import Upkeep
 from taskflow.worker.vitals import Signs
 
 LAST_CLAIM: Final = 1.0
-"""Seconds to wait for the answer to a claim when the worker winds down."""
+"""Seconds to wait for the answer to a claim in progress when the session stops claiming."""
 
 DEAF_LOOK: Final = 1.0
-"""Seconds between two checks of runs that do not end although they were asked to stop."""
+"""Seconds between two checks for runs that ignore a request to stop."""
 
 _RULES: Final = Rules()
 
@@ -152,8 +152,8 @@ class WorkerSession:
                 holding.ask_to_stop(WINDING_DOWN)
 
     async def _finish_runs(self) -> None:
-        """Wait for the runs to end, however long that takes, and then for the session to wind down.
-        Runs that were asked to stop longer ago than the grace time are not waited for."""
+        """Wait for the runs to end, however long that takes, and then for the session to wind
+        down. Stop waiting for runs that were asked to stop more than the grace time ago."""
         while self.phase is Phase.FINISHING and not self.all_ended.is_set():
             if len(self._lease_table) and not self._lease_table.do_not_end(time.monotonic() - self._options.grace):
                 await self._lease_table.wait_for_change(DEAF_LOOK)

@@ -79,7 +79,7 @@ class StallWatch:
     `ttl`          the sessions' ttl in seconds
     `stalled_for`  seconds for which the loop has made no progress, once that has been reported; otherwise 0.0
     `looked_at`    the time of the last check on the monotonic clock, which shows that the watch itself is running
-    `blocker`      the lease of the job that is reported to block the loop
+    `blocker`      the lease of the job that was reported as blocking the loop
     """
 
     def __init__(self, watched: Watched, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
@@ -156,8 +156,8 @@ class StallWatch:
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[stacks.Line]]:
         """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing.
 
-        The thread's current run counts if it has been under way for at least half of this check's delay. Otherwise the last slow run does,
-        if it ended during the delay. The thread may have continued with another run since then, so no lines are returned for it.
+        This is the thread's current run if it has been under way for at least half of this check's delay. Otherwise it is the last slow
+        run, if that ended during the delay. The thread may have continued with another run since then, so no lines are returned for it.
         """
         holding, slow = self._holding_in(thread), self._watched.slow
         late = passed - LOOK
@@ -200,8 +200,8 @@ class StallWatch:
             self._watched.note_silence()
 
     def _lease_on_loop(self) -> Lease | None:
-        """Return the lease of the job whose code the loop's thread is executing. A plain
-        function does not count: it runs in another thread and cannot block the loop."""
+        """Return the lease of the job whose code the loop's thread is executing. Plain
+        functions are ignored, because they run in other threads and cannot block the loop."""
         holding = self._holding_in(self._thread)
         return holding.lease if holding is not None and holding.in_thread is None else None
 

@@ -39,8 +39,8 @@ class Succession:
     """Runs a worker's sessions, one after another. `present` is the current session, or
     None between two; `past` holds lost sessions that are still offering their verdicts.
 
-    One task walks from session to session, and each session is a task in its group. Other code may cancel these tasks; a
-    job may even cancel every existing task. The walk then restarts where it was. `phase` is the phase of the worker itself.
+    One task walks from session to session, and each session is a task in its group. Other code may cancel these tasks; a job may
+    even cancel every existing task. A new walk then continues with the same sessions. `phase` is the phase of the worker itself.
     """
 
     def __init__(self, make: Callable[[], WorkerSession], options: WorkerOptions, events: Events, chance: Chance) -> None:
@@ -182,8 +182,8 @@ class Succession:
         self._events.tell(BrokerTrouble("a new session", str(error) or type(error).__name__, times))
 
     async def _end_all(self) -> None:
-        """Wait until the worker winds down, and then until all sessions have ended: the current one first, then the past
-        ones. In the meantime, these keep offering their verdicts, for at least `last_words` seconds."""
+        """Wait until the worker winds down, and then until all sessions have ended: the current one first, then the
+        past ones. Past sessions keep offering their verdicts in the meantime, for at least `last_words` seconds."""
         while self.phase is not Phase.WINDING_DOWN:
             self._moved.clear()
             await self._moved.wait()

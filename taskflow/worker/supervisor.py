@@ -362,8 +362,8 @@ class Supervisor:
             log.error("worker %d has ended: %s; another one starts %s", worker.pid, ending.cause, when)
 
     def _note_stopped(self, worker: WorkerProcess, ending: Ending) -> None:
-        """Handle the end of a worker after the supervisor has received a signal to
-        stop. A worker that was still starting while others worked does not count."""
+        """Record the exit code of a worker that ended after the supervisor received a
+        signal to stop. A worker that was still starting while others worked is ignored."""
         if worker.works_since is not None or not self._has_worked:
             by_us = worker.works_since is None and ending.code == 128 + signal.SIGTERM
             self._codes.append(128 + self._number if by_us or self._stops > 2 else ending.code)
@@ -381,8 +381,8 @@ class Supervisor:
         self._is_rolling, self._change = False, None
 
     def _judge(self) -> None:
-        """Set the exit code once all workers have ended for good: the highest of theirs. After a
-        third signal, or if none had begun to work before the first, it is that of the signal."""
+        """Once all workers have ended for good, set the exit code to the highest of theirs. After a
+        third signal, or if no worker had begun to work before the first, set it to the signal's."""
         if self._workers:
             return
         failed = [slot.no_start.code for slot in self._slots if slot.no_start is not None]

@@ -11,11 +11,11 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 
 LATE: Final = 12.0
-"""Seconds without an answer after which the broker counts as unavailable.
+"""Seconds without an answer after which the broker is considered unavailable.
 This is slightly longer than two of the fetcher's checks for jobs or room."""
 
 BLIND: Final = 5.0
-"""Seconds without a check after which the stall watch counts as dead."""
+"""Seconds without a check after which the stall watch is considered dead."""
 
 
 class Signs(NamedTuple):

@@ -22,12 +22,12 @@ NOTED_FOR: Final = 90_000_000
 """Microseconds for which a listener's note is valid. The listener renews it every minute."""
 
 MOST_TOLD_BYTES: Final = 5_000
-"""The maximum size of a record that is sent with the news that its job has ended, in bytes. A notification holds at most 8,000 bytes, and
-the record is sent as base64."""
+"""The maximum size, in bytes, of a record that is sent with the notification that its job
+has ended. A notification holds at most 8,000 bytes, and the record is sent as base64."""
 
 
 def literals() -> dict[str, str]:
-    """Return the SQL literal for each of these names."""
+    """Return the SQL literal of each limit, by its name in the SQL files."""
     return {
         "P.LATEST": str(LATEST),
         "P.MOST_BYTES": str(MOST_BYTES),

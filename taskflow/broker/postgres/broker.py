@@ -45,7 +45,7 @@ AWAITED_FOR: Final = 3600.0
 end. A caller that waits longer relies on polling every few seconds."""
 
 LOOKED_WITHIN: Final = 60.0
-"""Seconds that a check of the marks may take: see marks.sql. It reads all dead rows that cannot be vacuumed yet."""
+"""Seconds that a check of the low-water marks may take (see marks.sql). A check reads all dead rows that cannot be vacuumed yet."""
 
 
 class PostgresBroker:
@@ -265,8 +265,8 @@ class PostgresBroker:
             raise StoreFull(f"{error}; new jobs are refused until there is some") from error
 
     def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None:
-        """Wake the waiters for these jobs: those in this process immediately, and others too if any are known
-        (`are_awaited`), otherwise after a delay."""
+        """Wake the waiters for these jobs, those in this process immediately. Waiters in other
+        processes are notified immediately if any are known (`are_awaited`), otherwise after a delay."""
         line = self._per_loop.here()
         line.listener.flag.wake(map(names.job, ids))
         line.telling.add_ended(ids, are_awaited=are_awaited)
@@ -297,7 +297,7 @@ class PostgresBroker:
         line = _Line(link, PostgresListener(link, self._namespace, notes), telling)
 
         async def look() -> None:
-            """Check the marks, and wake listeners for jobs behind them. This also works while `line` is being closed."""
+            """Check the low-water marks, and wake listeners for jobs found behind them. This also works while `line` is being closed."""
             [row] = await _fetch(link, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
                 line.tell(told_in(row["wakeups"]))
@@ -332,7 +332,7 @@ class _Line:
         self.preparing = asyncio.Lock()
 
     def tell(self, topics: Mapping[str, int]) -> None:
-        """Wake listeners in this process, and notify those in other processes that have a note for the topics."""
+        """Wake listeners in this process, and notify those in other processes that have left a note about the topics."""
         if EVERYTHING in topics:
             self.listener.flag.wake_all()
         here = {topic for topic, number in topics.items() if number or topic != names.DUE}

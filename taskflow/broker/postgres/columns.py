@@ -1,14 +1,14 @@
-"""Expands lists of job columns in SQL: ``@sent{all_%n %t[]}`` becomes the pattern in braces, filled in for each
-column and joined with commas.
+"""Expands lists of job columns in SQL: ``@sent{all_%n %t[]}`` becomes the
+pattern in braces, repeated for each column of @sent and separated by commas.
 
 In a pattern, %n is the column's name, %t its type and %d its default. The lists come from the job schema:
 
 @sent      the columns sent for a call, in the order of `enqueue.envelope_columns`
-@as_sent   those of them that are stored unchanged
-@changing  the columns that can change after the job was added
+@as_sent   the columns of @sent that are stored unchanged
+@changing  the columns that can change after the job has been added
 @claim, @outcome, @redo, @drop  the columns that a move of this kind clears
 @record    the columns of a record, in the order in which `rows.record_told` decodes them
-@sized     those of them whose size is limited
+@sized     the columns of @record whose size is limited
 """
 
 from __future__ import annotations

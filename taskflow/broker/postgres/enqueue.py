@@ -17,7 +17,7 @@ from taskflow.model.stored import LATEST
 def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
     """Return the values for the columns in `columns.SENT`.
 
-    A column without values is an empty array: unnest() fills it up with NULLs, which costs less than sending a NULL for each row.
+    A column without values is an empty array: unnest() pads it with NULLs, which costs less than sending a NULL for each row.
     """
     columns: dict[str, list[Any]] = {
         "queue": [envelope.queue for envelope in envelopes],

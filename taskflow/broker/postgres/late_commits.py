@@ -1,4 +1,5 @@
-"""Checks the low-water marks after a slow verb, which may have left its jobs behind the marks where others begin to read: see marks.sql."""
+"""Checks the low-water marks (see marks.sql) after a slow verb. Its jobs
+may lie behind the marks, where other processes do not look for jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class LateCommits:
         self._when_due: asyncio.TimerHandle | None = None
 
     def after(self, seconds: float) -> None:
-        """Record that a verb that made jobs ready took this many seconds. If that was slow, check the marks."""
+        """Record how many seconds a verb that made jobs ready took. If it was slow, check the marks."""
         if seconds >= LATE_AFTER:
             self.want()
 
@@ -54,7 +55,7 @@ class LateCommits:
     async def close(self) -> None:
         """Wait briefly for a running check, because the server would continue it even on an abandoned connection.
 
-        A check that is due runs first, because the store relies on this process to make it.
+        If a check is due, it runs first, because the store relies on this process for it.
         """
         if self._when_due is not None:
             self.want()

@@ -1,6 +1,7 @@
 """Listens for notifications, and tests whether they arrive.
 
-A pooler in transaction mode accepts a LISTEN and loses every notification. So a test notification is sent first.
+A pooler in transaction mode accepts a LISTEN, but loses every notification.
+So each listening connection is first tested with a notification.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Migrates a schema to the version that this taskflow needs: first the tables, step by step, then all functions.
+"""Migrates a schema to the version that the installed taskflow needs: first the tables, step by step, then all functions.
 
 A migration is one transaction. It waits for verbs that have already begun; verbs that begin later wait for it. If another transaction holds
 locks on the tables, each attempt waits at most LOCKED_WITHIN.
@@ -41,7 +41,7 @@ _OVERTAKEN: Final = frozenset({"0A000", "42703", "42804", "42883", "42P01", "42P
 MIGRATIONS: Final = Migrations(texts.FOLDER / "schema")
 
 VERSION: Final = MIGRATIONS.newest
-"""The schema version that this taskflow needs."""
+"""The schema version that the installed taskflow needs."""
 
 
 def was_overtaken(error: BaseException) -> bool:
@@ -55,8 +55,8 @@ def was_dropped(error: BaseException) -> bool:
 
 
 async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Upgrade:
-    """Return the pending migrations. Raises BrokerRefused if the schema is newer than this taskflow, or belongs to another program.
-    `place` names the server."""
+    """Return the pending migrations. Raises BrokerRefused if the schema is newer than
+    the installed taskflow, or belongs to another program. `place` names the server."""
     version = await _version(connection, schema)
     if version is None:
         raise BrokerRefused(
@@ -126,7 +126,8 @@ async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
 
 
 async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
-    """Raise BrokerRefused if this role may not change the tables. It could still lock them, and make other sessions wait for nothing."""
+    """Raise BrokerRefused if this role may not change the tables. Without this
+    check, it could still lock them, and make other sessions wait for nothing."""
     owner = await connection.fetchval(
         "SELECT pg_get_userbyid(relowner) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE nspname = $1 AND relname = ANY ($2) AND NOT pg_has_role(relowner, 'USAGE') LIMIT 1",

@@ -18,14 +18,14 @@ UNAWAITED_WITHIN: Final = 0.1
 """Seconds by which the announcement of a job's end is delayed if no waiter for it is known."""
 
 READ_WITHIN: Final = 0.08
-"""Seconds within which a waiter's call to read a job is sure to note the waiter
-before the job's end is announced. After a longer call, the waiter checks again."""
+"""If a waiter's call to read a job takes at most this many seconds, the waiter is sure to
+be noted before the job's end is announced. After a longer call, the waiter checks again."""
 
 AT_MOST_EVERY: Final = 0.005
 """Minimum seconds between two notifications from one process. Each needs a lock for which all notifying processes compete."""
 
 LAST_WORDS: Final = 1.0
-"""Seconds that the last notifications may take on closing."""
+"""Seconds that the last notifications may take when the notifier is closed."""
 
 
 class Notifier:
@@ -45,7 +45,7 @@ class Notifier:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, topics: Mapping[str, int]) -> None:
-        """Add topics, each with its number of jobs. Topics with 0 jobs are not sent, except the ends of jobs."""
+        """Add topics, each with its number of jobs. A topic with 0 jobs is sent only if it announces the end of a job."""
         for topic, number in topics.items():
             if topic.startswith(_JOB):
                 self._ended.add(bytes.fromhex(topic.removeprefix(_JOB)))

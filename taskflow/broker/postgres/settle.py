@@ -64,8 +64,8 @@ class Settling:
         return done
 
     async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle these in one call. If another program has locked the rows or keys
-        of some, report these as held up, and settle the rest without waiting."""
+        """Settle all in one call. If another program has locked the rows or keys
+        of some, report those as held up, and settle the rest without waiting."""
         answers = await self._together(settlements)
         if answers is not None:
             return answers

@@ -49,8 +49,8 @@ from taskflow.model.verdict import Settled, Settlement
 log: Final = logging.getLogger("taskflow")
 
 REINDEXED_BY_OTHERS_IN: Final = 0.5
-"""Seconds after a reindexing during which it is not repeated. A caller that would have repeated it waits this long,
-then sends its call again."""
+"""Seconds after a reindexing during which no other one begins. A caller
+that would begin one waits this long instead, then sends its call again."""
 
 MOST_REINDEXINGS: Final = 10
 """How many times one call waits for a reindexing, its own or another caller's, before it raises the error."""
@@ -238,7 +238,7 @@ class RedisBroker:
         return ServerInfo.of(await self._per_loop.here().pool.ask("INFO"))
 
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
-        """Return True if all of these jobs are stored. This deletes the payloads that were sent ahead for any that are not."""
+        """Return True if all of these jobs are stored. Payloads that were sent ahead, but belong to no job, are deleted."""
         ids = [envelope.id for envelope in envelopes]
         return bool(await self.call("known", pack([ids]), on_disk=self.server.fsync) == len(ids))
 

@@ -16,7 +16,7 @@ from taskflow.model.record import CODES, Status
 class Claimed(NamedTuple):
     leases: list[Lease]
     is_armed: bool
-    """True if the server will wake the session when new jobs arrive, because it found fewer than the session wanted."""
+    """True if the server will wake the session when new jobs arrive, because it found fewer jobs than the session wanted."""
 
 
 def read_claim(reply: Sequence[bytes]) -> Claimed:

@@ -77,8 +77,8 @@ class RedisConsole:
         return [Redone[answer.decode()] for answer in await self._call("redo", pack([list(ids)]))]
 
     async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        """Delete jobs in batches. Ids from an index are all read before the
-        first job is deleted, because each deletion moves the others."""
+        """Delete jobs in batches. Ids from an index are all read before the first
+        job is deleted, because each deletion moves the others in the index."""
         purged = await self._purge_all(job_filter, limit)
         if purged:
             await self._call("sweep", pack([]))

@@ -13,8 +13,8 @@ from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, is_plain, pack_extras
 
 MOST_PLAIN: Final = 2_000
-"""The maximum number of envelopes in one call of the script `enqueue`. It adds them all with one command, and Lua passes at most
-8,000 values to a command."""
+"""The maximum number of envelopes in one call of the script `enqueue`. The script
+adds them all with one command, and Lua passes at most 8,000 values to a command."""
 
 _MOST_EXTRAS: Final = 0xFFFF
 

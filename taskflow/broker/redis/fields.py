@@ -67,8 +67,8 @@ MARK: Final = b"\xff@"
 """The first bytes of a reference. A large payload is stored separately under b:ID, and a large result under o:ID. The job holds a
 reference, which is this mark and the length in 4 bytes.
 
-So no script reads the value itself. Lua reads every byte of each string it creates, and would make about six copies by
-the time the job has ended.
+So no script reads the value itself. Lua would read every byte of each
+string it creates, and make about six copies by the time the job has ended.
 
 An older version mistakes a reference for a payload from a newer version, and leaves the job to other workers: see `codec.payload`.
 """

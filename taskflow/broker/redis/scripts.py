@@ -22,7 +22,7 @@ from taskflow.model.rules import Rules
 
 
 class Script(NamedTuple):
-    """A script's text, and the SHA-1 hash by which the server can run it once it knows the text."""
+    """A script's text, and the SHA-1 hash with which the server can run it once it has received the text."""
 
     name: str
     text: bytes
@@ -111,7 +111,7 @@ _SENT: Final = (*_RUN_SCRIPT, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET"
 
 
 class Scripts(Mapping[str, Script]):
-    """Maps names to scripts, for a store with these rules.
+    """Maps names to scripts, for a store with the given rules.
 
     Each script is assembled on first use, which takes a millisecond or two. Assembling them all up front would delay a worker's start
     by about a fifth of the driver's import time. The files are read when this object is created, before an upgrade can replace them.

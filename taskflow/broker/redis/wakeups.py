@@ -94,7 +94,7 @@ class RedisListener(Listener):
         self.told([topic], disarms=not topic.startswith(_SESSION))
 
     def _ended_in(self, packed: bytes) -> dict[bytes, Record | None]:
-        """Return the record of each job whose end the message announces, or None if the record was not sent or cannot be read."""
+        """Return the record of each job whose end the message announces, with None for a record that was not sent or cannot be read."""
         flat = unpack(packed)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return {job_id: ended_record(job_id, stored, self._names.get(job_id)) for job_id, stored in pairs}

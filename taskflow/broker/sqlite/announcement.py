@@ -15,7 +15,7 @@ class Announcement:
     `ready`          the number of jobs that became ready, by queue
     `ended`          the ids of jobs that ended
     `stopping`       the ids of sessions that have runs to stop
-    `due_at`         the due time of the first of the newly scheduled jobs
+    `due_at`         the earliest due time of the newly scheduled jobs
     `full_claims`    the number of claims that reached their limit, by their queues (empty for all queues): more jobs may be ready
     `is_periodical`  True for a heartbeat or upkeep, after which nudges that were not answered are passed on
     `cleans`         True for upkeep, after which the files of listeners that are gone are removed

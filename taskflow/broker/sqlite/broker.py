@@ -40,7 +40,8 @@ from taskflow.model.verdict import Settled, Settlement
 T = TypeVar("T")
 
 _TIMEOUT: Final = 4.0
-"""The default timeout in seconds, below that of `enqueue_timeout` (5 s): the broker's error, which names the lock's owner, comes first."""
+"""The default timeout in seconds. It is shorter than the default `enqueue_timeout`
+(5 s), so that the broker's error, which names the lock's owner, comes first."""
 
 
 class SqliteBroker:

@@ -29,7 +29,7 @@ _PATIENCE_MS: Final = 100
 
 
 class Checkpointer:
-    """Makes the checkpoints of one connection, in its thread. Call `after_commit` after every commit.
+    """Makes one connection's checkpoints, in the thread of that connection. Call `after_commit` after every commit.
 
     After a checkpoint, the log is written from the start of the same file again, so the file's size
     says little. Changes are counted instead. Truncating the file each time would be simpler, but

@@ -48,7 +48,7 @@ FAR_BEHIND: Final = 1_000
 
 
 def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> list[Lease]:
-    """Return those leases of the last request that the session still holds. An older request gets none."""
+    """Return those leases of the last request that the session still holds, or none if the request is older."""
     if request + FAR_BEHIND < row.request:
         raise SessionLost(wording.SESSION_LOST)
     if request < row.request:
@@ -79,7 +79,7 @@ _LEAST_QUEUES: Final = 32
 
 
 def _ready_queues(transitions: Transitions, request: int, limit: int) -> Iterator[_Queue]:
-    """Yield the queues with ready jobs, starting with a different one at each request. Only as many are read as are needed."""
+    """Yield the queues with ready jobs, starting with a different one at each request. Only as many as needed are read."""
     count, found = _some_ready_queues(transitions, limit, request)
     yield from found
     first = request % max(1, count)
@@ -150,8 +150,8 @@ _queue: Final = attrgetter("queue")
 def _find(transitions: Transitions, order: Iterable[_Queue], limit: int) -> list[_Ready]:
     """Return up to `limit` ready jobs, taking the queues in order.
 
-    One statement reads all queues that the claim empties. Each additional statement would release the interpreter lock. The event loop's
-    thread could take it, and this thread would wait until the loop is idle."""
+    One statement reads all queues that the claim empties, because each additional one would release the interpreter
+    lock. If the event loop's thread then took the lock, this thread would have to wait until the loop is idle."""
     longest = max(_SHORT, min(_LONG, MOST_BYTES // max(1, limit)))
     found, together, expected = list[_Ready](), list[_Queue](), 0
     for queue in order:

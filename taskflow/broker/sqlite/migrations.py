@@ -20,7 +20,7 @@ _TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions",
 
 
 def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Return the pending migrations. Raises BrokerRefused if the tables are newer than this taskflow, or do not belong to taskflow."""
+    """Return the pending migrations. Raises BrokerRefused if the tables are newer than the installed taskflow, or do not belong to it."""
     is_there = tables_of(store.namespace) & {name for (name,) in connection.execute(sql["tables"])}
     return upgrade_from(version_of(connection, store, sql) if is_there else 0, store)
 
@@ -77,8 +77,8 @@ def _changes(found: Upgrade, sql: Statements) -> Iterator[str]:
 
 
 def version_of(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> int:
-    """Return the version of the tables. Raises BrokerRefused if it is
-    newer than this taskflow, or if the tables belong to another program."""
+    """Return the version of the tables. Raises BrokerRefused if it is newer
+    than the installed taskflow, or if the tables belong to another program."""
     try:
         row = connection.execute(sql["version"]).fetchone()
     except sqlite3.OperationalError as error:

@@ -68,7 +68,7 @@ class Names:
         self._names.clear()
 
     def forget_if_dropped(self, drops: int) -> None:
-        """Empty the cache if names have been dropped since the last call. `drops` is the number of times that the store has done so."""
+        """Empty the cache if names have been dropped since the last call. `drops` is how many times the store has dropped names."""
         if drops != self._drops:
             self.forget()
             self._drops = drops

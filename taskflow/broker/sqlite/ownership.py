@@ -55,7 +55,7 @@ def _checked(store: StoreFile, path: str, descriptor: int, *, is_folder: bool) -
 
 
 def check_beside(store: StoreFile) -> None:
-    """Raise BrokerRefused if something beside the store is not what a broker or SQLite creates there."""
+    """Check every file that a broker or SQLite may have created beside the store. Raises BrokerRefused if one must not be used."""
     for ending in (LOG, INDEX, JOURNAL, SIDE, RESERVE, WAKE):
         path = store.beside(ending)
         try:

@@ -159,7 +159,7 @@ def _remember_kinds(row: tuple[Any, ...]) -> None:
 
 
 def _make_consistent(job: JobRow, now: int, *, is_code_sound: bool) -> None:
-    """Give a mended job a status that its other values allow."""
+    """Give a mended job a status that fits its other values, and reset values that contradict the status."""
     has_ended = job.ended_at is not None and job.fade_at is not None
     was_live = job.ended_at is None and job.fade_at is None
     if not is_code_sound:

@@ -80,8 +80,8 @@ def _texts() -> dict[str, str]:
 # --- many rows ---------------------------------------------------------------------------------------------------
 
 _MOST_ROWS: Final = 256
-"""The maximum number of rows in one statement. The length of a list is
-always a power of two, so a few prepared statements serve all numbers."""
+"""The maximum number of rows in one statement. The length of a list is always
+a power of two, so a few prepared statements serve lists of any length."""
 
 
 def execute_rows(

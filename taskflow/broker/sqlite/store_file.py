@@ -16,7 +16,7 @@ INDEX: Final = "-shm"
 
 JOURNAL: Final = "-journal"
 """The suffix of a rollback journal, which SQLite uses for a file without a
-write-ahead log. If SQLite finds a journal, it writes it back into the file."""
+write-ahead log. SQLite writes any journal that it finds back into the file."""
 
 SIDE: Final = "-checkpoint"
 RESERVE: Final = "-reserve"

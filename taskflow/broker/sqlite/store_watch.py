@@ -30,8 +30,8 @@ class StoreWatch:
         self._next_due: int | None = None
 
     def look(self, topics: Sequence[str], jobs: Sequence[bytes], *, if_changed: bool) -> set[str]:
-        """Return the topics for which something has happened, among `topics` and the topics of
-        `jobs`. With `if_changed`, return none unless the file has changed since the last look."""
+        """Check `topics` and the topics of `jobs`, and return those for which something has happened.
+        If `if_changed` is True, return none unless the file has changed since the last look."""
         try:
             return self._look(topics, jobs, if_changed)
         except sqlite3.Error:

@@ -36,8 +36,8 @@ _NAP: Final = 0.000_5
 _LONG_NAP: Final = 0.005
 _MANY_NAPS: Final = 400
 _LEAST_NAPS: Final = 50
-"""Lengths in seconds, and numbers, of the pauses between attempts: first short ones,
-for about as long as some transactions take, then longer ones that use little CPU."""
+"""The pauses between attempts: their lengths in seconds, and how many there are. Short ones come
+first, for about as long as some transactions take, then longer ones that use little CPU."""
 
 
 class Durability(IntEnum):
@@ -49,9 +49,8 @@ class Durability(IntEnum):
     NORMAL = 1
     """For claims, heartbeats and upkeep: the log is written but not flushed. If the process is killed, nothing is lost.
 
-    A power failure may lose the latest of these changes, but none from before a flush. A job whose
-    claim is lost is READY again. Its worker, which lost power too, cannot settle it, because the next
-    claim has another claim id. So a flush would gain nothing, and would cost several times as much.
+    A power failure may lose changes made since the last flush. A job whose claim is lost is READY again. Its worker, which lost power
+    too, cannot settle it, because the next claim has another id. So a flush would gain nothing, and would cost several times as much.
     """
 
     FULL = 2
@@ -75,7 +74,7 @@ class Work:
 
 class Announce(Protocol):
     def __call__(self, announcement: Announcement, transitions: Transitions, /) -> None:
-        """Wake the listeners that a committed transaction concerns, in this process and in others."""
+        """After a commit, wake the listeners that are waiting for one of the announced events, in this process and in others."""
 
 
 class Transactions:

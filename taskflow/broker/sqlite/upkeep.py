@@ -136,8 +136,8 @@ def _expire(transitions: Transitions, limit: int) -> int:
 
 
 def _drop(transitions: Transitions, limit: int) -> tuple[int, int]:
-    """Drop ended jobs that have been kept long enough or exceed their queue's cap, leaving only id and fence.
-    Delete ids that no resent call can refer to any more. Return the number of each."""
+    """Drop ended jobs that have been kept long enough or exceed their queue's cap, keeping only their
+    ids and fences. Delete ids that no resent call can refer to any more. Return the number of each."""
     moved = _drop_over_cap(transitions, limit)
     left = max(0, limit - moved)
     faded = transitions.connection.execute(transitions.sql["faded_jobs"], (transitions.now, left)).fetchall()
@@ -160,8 +160,8 @@ def _drop_all_faded(transitions: Transitions, number: int) -> int:
 
 
 def _drop_first_faded(transitions: Transitions, number: int) -> int:
-    """Drop the first `number` jobs that need not be kept any longer. Of the ids left
-    by earlier drops, delete only those whose `fade_at` precedes the last job's."""
+    """Drop the first `number` jobs whose `fade_at` has passed. Then delete the ids of
+    dropped jobs whose `fade_at` is earlier than that of the last of these jobs."""
     [(fade_at, last_id)] = transitions.connection.execute(transitions.sql["last_faded_job"], (transitions.now, number - 1))
     transitions.connection.execute(transitions.sql["bury_faded_jobs"], (_known_for(transitions), transitions.now, number))
     return transitions.connection.execute(transitions.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN)).rowcount

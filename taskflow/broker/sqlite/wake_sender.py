@@ -97,7 +97,7 @@ class Sender:
         self._socket: socket.socket | None = None
 
     def announce(self, announcement: Announcement, transitions: Transitions) -> bool:
-        """After a commit, wake the listeners that the transaction concerns. Return False if the listeners are unknown."""
+        """After a commit, wake the listeners that are waiting for one of its events. Return False if the listeners are unknown."""
         listeners = self.folder.listeners()
         if listeners is None:
             return False

@@ -136,7 +136,7 @@ class SocketListener:
             return [] if self._files is None else [job_id for job_id in ids if job_id in self._files.awaited]
 
     def take(self, message: Message) -> bool:
-        """Wake the waiters that a message concerns. Return False if it is a nudge for jobs that no one is waiting for any more."""
+        """Wake the waiters for the events in a message. Return False if it is a nudge for jobs that no one is waiting for any more."""
         with self._lock:
             if self._files is None:
                 return not message.mark

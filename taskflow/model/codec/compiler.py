@@ -132,10 +132,8 @@ class Compiler:
             return record.foreign(field.annotation)
 
     def _once(self, key: Any, promise: Callable[[Callable[[], Shape]], Shape], build: Callable[[], Shape]) -> Shape:
-        """Return the shape for `key`, building it on first use. If the annotation refers to itself, `promise` makes a placeholder.
-
-        The placeholder looks up the finished shape when it is used.
-        """
+        """Return the shape for `key`, building it on first use. If the annotation refers to itself,
+        `promise` makes a placeholder, which looks up the finished shape when it is used."""
         known = self._finished.get(key) or self._promised.get(key)
         if known is not None:
             return known
@@ -249,7 +247,7 @@ def _covers(shapes: Sequence[Shape], choice: Shape) -> bool:
 _ADVICE = "make it a dataclass, TypedDict, NamedTuple, Enum, msgspec Struct, attrs class or pydantic model, or send plain data"
 _UNTYPED = (Any, object, Parameter.empty)
 UNPACK = (typing.Unpack, typing_extensions.Unpack)
-"""On Python 3.11, these are two different objects."""
+"""Both forms of Unpack. On Python 3.11, these are two different objects."""
 _VARIADIC = (ParamSpecArgs, ParamSpecKwargs, typing.TypeVarTuple, typing_extensions.TypeVarTuple)
 _ALIASES: tuple[Any, ...] = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))
 _WRAPPERS = (Annotated, Required, NotRequired, ReadOnly, Final, ClassVar)

@@ -115,10 +115,8 @@ def _wrong_length(label: str, expected: int, got: int) -> Misfit:
 
 
 def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
-    """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`.
-
-    The latter accepts any mapping. Both are decoded as a dict.
-    """
+    """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`,
+    which accepts any mapping. Both are decoded as a dict."""
     kind: Any = Mapping if abstract else dict
     label = f"{kind.__name__}[{key.label}, {value.label}]"
 
@@ -157,7 +155,8 @@ def _write_mapping(mapping: Mapping[Any, Any], write_key: Write, write: Write, l
 
 
 def _json_key(read: Read) -> Read:
-    """Return a reader for JSON keys, which are always strings. If `read` rejects one, it gets the JSON value that it spells, such as 5."""
+    """Return a reader for JSON keys, which are always strings. If `read` rejects a
+    key, it is tried again with the JSON value that the key spells, such as 5."""
 
     def read_key(wire: Any, levels: int) -> Any:
         try:

@@ -56,7 +56,7 @@ class FunctionCodec:
         return self._arguments is not None
 
     def resolve(self) -> None:
-        """Resolve names that were undefined at construction. Raises DeclarationError, naming the parameter, if one still is."""
+        """Resolve names that were undefined at construction. If one still is, raises DeclarationError, naming the parameter."""
         unresolved = self._try_to_compile() if self._arguments is None else None
         if unresolved is not None:
             raise DeclarationError(

@@ -107,7 +107,7 @@ def _owners(kind: type, arguments: tuple[Any, ...]) -> dict[type, _Bindings]:
 def _owner_of(name: str, kind: type, owners: Mapping[type, _Bindings]) -> _Bindings:
     """Return the bindings of the class that declares a field.
 
-    If several do, the most derived class counts. A TypedDict repeats the fields of its bases, so there the first base counts.
+    If several classes declare it, the most derived one wins. In a TypedDict, which repeats the fields of its bases, the first base wins.
     """
     declaring = [bindings for owner, bindings in owners.items() if name in inspect.get_annotations(owner)]
     return next(iter(declaring if hasattr(kind, "__total__") else reversed(declaring)), {})

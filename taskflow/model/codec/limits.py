@@ -44,7 +44,7 @@ def check_size(size: int, limits: Limits) -> None:
 
 
 def check_items(body: bytes, content: Content, limits: Limits) -> None:
-    """Raise Misfit if `body` holds too many values. A body of up to `limits.items` bytes cannot: each value takes at least one."""
+    """Raise Misfit if `body` holds too many values. A body of up to `limits.items` bytes cannot, as each value takes at least one."""
     if len(body) <= limits.items:
         return
     found = _items_in_json(body) if content is Content.JSON else _items_in_msgpack(body, limits.items)
@@ -76,7 +76,8 @@ _JSON_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 def _head_width(lead: int) -> int:
-    """Return how many bytes an item takes, not counting data whose length follows `lead`. Elements of arrays and maps count separately."""
+    """Return how many bytes an item takes, not counting data whose length
+    follows `lead`. Elements of arrays and maps are counted separately."""
     if 0xA0 <= lead <= 0xBF:
         return 1 + (lead & 0x1F)
     return _WIDTHS.get(lead, 1)

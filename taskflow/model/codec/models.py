@@ -59,7 +59,7 @@ def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_default(field: Any, value: Any) -> bool:
-    """Return True if the value is the field's default. A value from a default factory does not count, as the next one may differ."""
+    """Return True if the value is the field's default. A value from a default factory never is, as the next one may differ."""
     try:
         return type(field.default) is type(value) and bool(field.default == value)
     except Exception:
@@ -69,8 +69,8 @@ def _is_default(field: Any, value: Any) -> bool:
 def _with_state(of_fields: Shape) -> Shape:
     """Return a shape for models that also stores which fields were set explicitly, and the private attributes.
 
-    If storing those fields is enough, a model is a map of them. Otherwise, it is an array of the marker MODEL, that map, a map of other
-    fields that differ from their defaults, and a map of the private attributes.
+    If nothing else needs storing, a model is a map of those fields. Otherwise, it is an array of the marker
+    MODEL, that map, a map of other fields that differ from their defaults, and a map of the private attributes.
     """
 
     def write(value: Any, levels: int) -> Any:
@@ -98,8 +98,8 @@ def _with_state(of_fields: Shape) -> Shape:
 def _private_wires(value: Any, levels: int) -> dict[str, Any]:
     """Return the wire values of the private attributes that differ from their defaults.
 
-    One that cannot be sent is left out if its class does not define `__eq__`, such as a lock or a client; the model's class has to
-    recreate it. For any other, Misfit is raised."""
+    An attribute that cannot be sent, such as a lock or a client, is left out if its class does
+    not define `__eq__`. The model's class has to recreate it. For any other, Misfit is raised."""
     wires: dict[str, Any] = {}
     for name, part in (value.__pydantic_private__ or {}).items():
         if _is_default(type(value).__private_attributes__[name], part):

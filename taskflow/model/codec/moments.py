@@ -183,9 +183,11 @@ def _with_fold(fold: int, text: str) -> str:
 
 
 def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
-    """Return the zone name in brackets to append to the ISO text of `moment`, or "" if there is no zone or the offset is enough.
+    """Return the zone's name in brackets, to be appended to the ISO text of
+    `moment`. Return "" if there is no zone, or if only its offset is stored.
 
-    For any other zone, such as one from pytz or dateutil or a ZoneInfo without a key, only the offset is stored.
+    Only the offset is stored for a `timezone` without a custom name, a
+    ZoneInfo without a key, and zones from other libraries (pytz, dateutil).
     """
     if zone is None:
         return ""

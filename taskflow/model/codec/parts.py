@@ -133,7 +133,7 @@ def _refuse_collisions(keys: Iterable[Any]) -> None:
 def elements(wire: Any, expected: str) -> list[Any]:
     """Return the elements of a list, tuple or set on the wire, without the marker.
 
-    This way, a value that was written as a list can still be read after its annotation was changed to a tuple.
+    This way, a value that was written as a list can still be read after its annotation has been changed to a tuple.
     """
     if type(wire) is not list:
         raise Misfit(f"expected {expected}, got {named(wire)}")

@@ -35,7 +35,8 @@ class Shape(msgspec.Struct, frozen=True):
     wide: bool = False
     """True if it accepts every self-describing value, as `Any` does. In a union, it replaces members such as int or str."""
     fits_json: Callable[[Any], bool] = lambda wire: False
-    """Returns True if a JSON array or object fits, judged by its type, keys and length. A union chooses the first member that it fits."""
+    """Returns True if a JSON array or object fits, judged by its type, keys and
+    length. A union chooses the first member whose function returns True."""
 
 
 class Unresolved(Exception):

@@ -1,6 +1,6 @@
-"""Compiles a function's parameters, to convert the arguments of a call to a map keyed by parameter name, and back.
+"""Converts the arguments of a call to a map keyed by parameter name, and back.
 
-`Signature.bind` would take 2 µs per call, because it analyses the parameters each time; here they are analysed once.
+The parameters are analysed once for each function. `Signature.bind` would analyse them on each call, which takes 2 µs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Arguments:
-    """Converts the arguments of calls of one function, by its parameters and their shapes. Immutable.
+    """Converts the arguments of calls to one function, according to its parameters and their shapes. Immutable.
 
     An argument that was not passed is not written, so the called function uses its default. ``*args`` becomes an array and
     ``**kwargs`` a map, each under the parameter's name; if empty, they are left out.
@@ -145,7 +145,8 @@ class Arguments:
         return self._call(values) if values else ((), {})
 
     def _call(self, values: dict[str, Any]) -> CallArguments:
-        """Arrange the values as arguments: by position up to the first missing one, and the rest by name."""
+        """Arrange the values as arguments: by position up to the first missing
+        one (or beyond it, if a later value requires that), then by name."""
         rest = values.pop(self._rest, ()) if self._rest else ()
         extra = values.pop(self._extra, {}) if self._extra else {}
         args: list[Any] = []

@@ -118,7 +118,7 @@ def _writer(label: str, members: Sequence[Shape]) -> Write:
         return chosen(value, levels)
 
     def write_of_base(value: Any) -> Write:
-        """Return the writer for an instance of a subclass: that of the first member that matches."""
+        """Return the writer for an instance of a subclass: the writer of the first member that matches."""
         for kind, chosen in by_type.items():
             if isinstance(value, kind) and type(value) is not bool:
                 return chosen

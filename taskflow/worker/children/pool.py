@@ -140,7 +140,8 @@ class Turn:
         self._give_back = give_back
 
     async def run(self, lease: Lease, report: OnProgress) -> Verdict:
-        """Run the job and return its verdict. Raises ChildFailed if there is none. If cancelled, kills the child and waits for its end."""
+        """Run the job and return its verdict. Raises ChildFailed if there
+        is none. If cancelled, kills the child and waits for it to exit."""
         envelope = msgspec.structs.replace(lease.envelope, timeout=None)  # the worker enforces the timeout
         try:
             return await self._child.run(msgspec.structs.replace(lease, envelope=envelope), self._module, report)

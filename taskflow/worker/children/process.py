@@ -72,7 +72,7 @@ class Child(asyncio.Protocol):
 
     @classmethod
     async def start(cls, nursery: Nursery) -> Self:
-        """Start a child and make it import those of the worker's modules that can be imported. Raises
+        """Start a child, and make it import as many of the worker's modules as can be imported. Raises
         ChildFailed if it dies or is not ready in time. If this is cancelled, no process is left behind."""
         try:
             ours, theirs = socket.socketpair()

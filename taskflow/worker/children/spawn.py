@@ -41,8 +41,8 @@ class Process:
 
 
 def spawn(command: list[str], *, wire: int, stdout: int, stderr: int) -> Process:
-    """Start a program in a new POSIX session. It gets copies of these descriptors, and any other
-    inheritable ones. The caller's own stay open. Raises OSError if the program cannot be started."""
+    """Start a program in a new POSIX session. It gets copies of these descriptors, and any other inheritable
+    ones. The caller's descriptors stay open. Raises OSError if the program cannot be started."""
     with contextlib.ExitStack() as stack:
         moved = [_above_the_childs(descriptor, stack) for descriptor in (stdout, stderr, wire)]
         actions = [

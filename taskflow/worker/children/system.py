@@ -53,8 +53,8 @@ HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
-    """Restore the default actions of the `HANDLED` signals in processes that jobs fork. With our handlers, these signals would never
-    end such a process, because what the handlers notify does not exist there. Nor must it write to the event loop's pipe.
+    """Restore the default actions of the `HANDLED` signals in processes that jobs fork. With our handlers, these signals would never end
+    such a process, because the event loop that the handlers notify does not exist there. Nor may such a process write to the loop's pipe.
 
     SIGINT is included, because Python would turn it into a KeyboardInterrupt, which a process forked in a thread may never see.
     """

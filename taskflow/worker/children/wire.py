@@ -2,7 +2,7 @@
 
 Arguments and results are sent as stored payloads, which the child decodes and encodes as the annotations require.
 
-    worker   Hello, then any number of Import and Run, each after the answer to the last one. To end the child, it closes the socket
+    worker   Hello, then any number of Import and Run, each after the answer to the previous one. It closes the socket to end the child
     child    Ready in answer to Hello and Import. In answer to Run, any number of Reported, then RunEnded or CallRefused
 """
 

@@ -84,8 +84,8 @@ class Link:
         return connection
 
     def lay_down(self, connection: asyncpg.Connection) -> None:
-        """Return a connection from `open` to the pool. Its settings must be unchanged. If there are several addresses, do nothing, because
-        another one may be the primary by now."""
+        """Return a connection from `open` to the pool. Its settings must be unchanged. If there
+        are several addresses, do nothing, because another address may be the primary by now."""
         if not self._is_closed and not self.server.others:
             self._idle.append(connection)
 
@@ -125,7 +125,7 @@ class Link:
         raise AssertionError("unreachable")
 
     async def _take_up(self, statement: str, last: asyncpg.Connection | None = None) -> asyncpg.Connection:
-        """Take a connection from the pool, or open one. Prefer `last`, then one that has run the same statement and few others.
+        """Take a connection from the pool, or open one. Prefer `last`, then a connection that has run the same statement and few others.
 
         A session plans a statement when it first runs it, which takes the server ten times as long as the call itself.
         """
@@ -172,8 +172,8 @@ class Link:
         return sorted(self.server.places, key=lambda place: place != self._primary)
 
     def _move_to(self, place: Address) -> None:
-        """Make another address the primary. Drop the idle connections, and the listening ones, which would receive
-        no notifications from it."""
+        """Make another address the primary. Drop the idle connections, and the
+        listening ones, which would receive no notifications from the new primary."""
         self._primary = place
         self._drop_idle()
         for connection in list(self._listening):

@@ -26,8 +26,8 @@ MADE_WITHIN: Final = 30.0
 async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> None:
     """Create, migrate or check the schema, so that this version can work with it.
 
-    Raises BrokerRefused if the schema is from a newer version, or a migration is pending and `migrates` is False. Also raises it if the
-    server is too old, or if a role that is not trusted could change the schema.
+    Raises BrokerRefused if the schema is from a newer version, or a migration is pending and `migrates` is False.
+    This error is also raised if the server is too old, or if a role that is not trusted could change the schema.
     """
     async with _opened(link, within=MADE_WITHIN) as connection:
         found = await _look(connection, link, schema)

@@ -50,7 +50,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The address of a database, and how to connect to it. `password` is never shown.
 
     `others`     further addresses, if there are standbys; any of the addresses may be the primary, and this may change
-    `listen_at`  where to listen for wake-ups, if the other connections use a pooler that loses them; if several, the primary is used
+    `listen_at`  addresses to listen at for wake-ups, if the other connections use a pooler that loses them; of several, the primary is used
     `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as in libpq
     `is_pooled`  True if connections go through a pooler that does not support prepared statements
     `owner`      a role that is trusted with the schema, in addition to those listed in `ownership`
@@ -171,8 +171,8 @@ def is_only_read(connection: asyncpg.Connection) -> bool:
 class _Search:
     """Finds the primary among several addresses.
 
-    Each address gets a head start before the next one is tried in parallel, so that one that does not answer costs only a fraction of the
-    time. The driver tries addresses one after another, and might spend all the time on the first.
+    Each address gets a head start before the next one is tried in parallel, so that an unresponsive one costs only a
+    fraction of the time. The driver by itself would try them one after another, and might spend all the time on the first.
     """
 
     def __init__(self, server: PostgresTarget, places: Sequence[Address]) -> None:

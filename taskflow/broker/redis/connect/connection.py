@@ -63,7 +63,7 @@ class DriverConnection:
         self.is_lost = False
 
     async def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> list[Any]:
-        """Send commands and return a reply for each. An error from the server counts as a reply. Any
+        """Send commands and return a reply for each. An error from the server is returned as a reply. Any
         other error is raised, and so is TimeoutError after `within` seconds; the connection is then lost.
 
         `most` limits the bytes of the replies: if more arrive, TooLong is raised. The driver's parser cannot enforce the limit, so here
@@ -192,8 +192,8 @@ class DirectConnection(_Direct):
         return self._lost is not None
 
     def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> asyncio.Future[list[Any]]:
-        """Send commands and return their replies, like `DriverConnection.ask`. `within`
-        counts from the answer to the previous call. The caller may stop awaiting at any time.
+        """Send commands and return their replies, like `DriverConnection.ask`. `within` is
+        measured from the answer to the previous call. The caller may stop awaiting at any time.
 
         If one call fails, the connection is lost, and all others fail with a ConnectionError. Bytes that arrive together with the answer to
         the previous call do not count towards `most`.

@@ -17,7 +17,7 @@ from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 
 MOST_APART: Final = 8
-"""The maximum number of connections for such calls in one event loop. Further calls wait for one of them."""
+"""The maximum number of connections for calls that need one to themselves, in one event loop. Further calls wait for one of them."""
 
 ON_DISK_WITHIN: Final = 2_500
 """Milliseconds within which the server must write changes to its disk."""
@@ -26,7 +26,7 @@ ON_DISK_WITHIN: Final = 2_500
 class ConnectionPool:
     """Sends commands over one connection, which it reopens after an error. Calls do not wait for each other's answers.
 
-    A call that waits for the server's disk has a connection to itself, and so has every call without hiredis.
+    A call that waits for the server's disk has a connection to itself, and so does every call if hiredis is not installed.
     """
 
     def __init__(self, server: RedisTarget) -> None:
@@ -123,10 +123,10 @@ class ConnectionPool:
         return await self._over(await self._connected(), commands, within, each, most)
 
     async def _ask_apart(self, commands: Sequence[Command], within: float, *, each: bool = False, most: int | None = None) -> Any:
-        """Return the reply over a connection that no other call uses in the meantime.
+        """Send commands over a connection that no other call uses in the meantime, and return the reply.
 
-        While the server waits for its disk, it answers nothing else on that connection; such calls share one write to the disk. Without
-        hiredis, a connection carries one call at a time.
+        While a call waits for the server's disk, the server answers nothing else on its connection. Such
+        calls share one write to the disk. Without hiredis, a connection carries one call at a time.
         """
         async with self._apart:
             connection = self._waiting.pop() if self._waiting else connection_over(await self.open())
