@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from itertools import islice
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -247,7 +246,7 @@ def info_of(record: ScheduleRecord) -> ScheduleInfo:
     )
 
 
-def _local(instant: datetime | None, zone: ZoneInfo) -> datetime | None:
+def _local(instant: datetime | None, zone: tzinfo) -> datetime | None:
     try:
         return None if instant is None else instant.astimezone(zone)
     except OverflowError:  # another program has stored an instant at the edge of the calendar

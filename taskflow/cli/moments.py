@@ -7,8 +7,11 @@ from datetime import datetime
 
 def moment(at: datetime) -> str:
     """Return an aware datetime as text, followed by the local time if that is another one."""
-    here = at.astimezone()
     text = f"{at:%a %Y-%m-%d} {_clock(at)} {at:%Z}"
+    try:
+        here = at.astimezone()
+    except (OverflowError, ValueError, OSError):  # at the edge of the calendar
+        return text
     if here.utcoffset() == at.utcoffset():
         return text
     day = "" if here.date() == at.date() else f"{here:%a %Y-%m-%d} "

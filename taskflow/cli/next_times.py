@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo
+from datetime import UTC, datetime, timedelta, tzinfo
 
 from taskflow.cli.exits import Exit
 from taskflow.cli.json_text import json_text
@@ -38,7 +37,7 @@ def _timetable(arguments: argparse.Namespace) -> CronTimes | EveryTimes:
     return CronTimes.checked(arguments.expression[0], arguments.tz)
 
 
-def _start(given: datetime | None, zone: ZoneInfo) -> datetime:
+def _start(given: datetime | None, zone: tzinfo) -> datetime:
     """Return the instant after which to search, so that a time equal to `--from` is found."""
     if given is None:
         return datetime.now(UTC)
@@ -55,7 +54,7 @@ def _following(times: CronTimes | EveryTimes, after: datetime, count: int) -> li
     return found
 
 
-def _note(times: CronTimes | EveryTimes, at: datetime, zone: ZoneInfo) -> str:
+def _note(times: CronTimes | EveryTimes, at: datetime, zone: tzinfo) -> str:
     """Return how a change of the clock affects the time, in words, or an empty text."""
     if not isinstance(times, CronTimes):
         return ""

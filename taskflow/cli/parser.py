@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
     def branch(self, name: str, *, required: bool) -> argparse._SubParsersAction[Parser]:
         """Make an argument choose one of `commands`, each with its own parser."""
-        branches: argparse._SubParsersAction[Parser] = self.add_subparsers(dest=name, required=required, metavar=name.upper())
+        branches = self.add_subparsers(dest=name, required=required, metavar=name.upper(), parser_class=Parser)
         self.commands, self._chosen_by = branches.choices, name
         return branches
 

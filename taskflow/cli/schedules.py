@@ -30,6 +30,13 @@ PAGE: Final = 500
 WIDEST: Final = 30
 """The most characters of a name or a timetable in a list on a terminal."""
 
+ENDED_AS: Final = {
+    None: "is no longer kept",
+    Status.SUCCEEDED: "has succeeded",
+    Status.FAILED: "has failed",
+    Status.CANCELLED: "was cancelled",
+}
+
 
 def run(arguments: argparse.Namespace) -> int:
     return with_store(arguments, _list if arguments.action == "list" else _act)
@@ -119,7 +126,7 @@ def _last(info: ScheduleInfo, outcome: Status | None) -> str:
     if info.last_at is None:
         return "has not fired yet"
     late = "" if info.lag is None else f", {max(0.0, info.lag):.3f} s late"
-    job = "" if info.last_id is None else f", its job is {outcome}" if outcome else ", its job is no longer kept"
+    job = "" if info.last_id is None else f"; its last job {ENDED_AS.get(outcome, f'is {outcome}')}"
     return f"last {moment(info.last_at)}{late}{job}"
 
 

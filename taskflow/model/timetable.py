@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
@@ -127,8 +127,10 @@ class OwnTimes(msgspec.Struct, frozen=True, tag="own"):
 
 
 @lru_cache(maxsize=1_000)
-def zone_of(name: str) -> ZoneInfo:
-    """Return the zone with this IANA name. Raises ValueError, with a similar name, if there is none."""
+def zone_of(name: str) -> tzinfo:
+    """Return the zone with this IANA name. Raises ValueError, with a similar name, if there is none. UTC needs no time zone database."""
+    if name == "UTC":
+        return UTC
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -174,7 +176,7 @@ def _search(fields: str, local: datetime) -> CronSim:
     return CronSim(fields, local)
 
 
-def _next_local_time(fields: str, zone: ZoneInfo, after: datetime) -> datetime | None:
+def _next_local_time(fields: str, zone: tzinfo, after: datetime) -> datetime | None:
     for local in _search(fields, after.astimezone(zone).replace(tzinfo=None)):
         at = _instant(local, zone)
         if at is not None and at > after:
@@ -182,7 +184,7 @@ def _next_local_time(fields: str, zone: ZoneInfo, after: datetime) -> datetime |
     return None
 
 
-def _instant(local: datetime, zone: ZoneInfo) -> datetime | None:
+def _instant(local: datetime, zone: tzinfo) -> datetime | None:
     """Return the instant of a local time: the first if it is repeated, the end of the gap if it is skipped, or None if the gap is long."""
     aware = local.replace(tzinfo=zone)
     at = aware.astimezone(UTC)
@@ -194,7 +196,7 @@ def _instant(local: datetime, zone: ZoneInfo) -> datetime | None:
     return _first_change(zone, at - (after - before), at)
 
 
-def _next_real_time(fields: str, zone: ZoneInfo, after: datetime) -> datetime | None:
+def _next_real_time(fields: str, zone: tzinfo, after: datetime) -> datetime | None:
     """Search in local time with a fixed offset, from one change of the clock to the next."""
     start = begins_at = after
     while True:
@@ -209,7 +211,7 @@ def _next_real_time(fields: str, zone: ZoneInfo, after: datetime) -> datetime | 
         start, begins_at = changes_at - timedelta(seconds=1), changes_at
 
 
-def _first_change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
+def _first_change(zone: tzinfo, start: datetime, end: datetime) -> datetime | None:
     """Return the first instant in (start, end] at which the zone's offset changes, to the second, or None. At most one change a day
     is expected."""
     before = _offset(start.astimezone(zone))
@@ -221,7 +223,7 @@ def _first_change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | 
     return None
 
 
-def _bisect(zone: ZoneInfo, start: datetime, end: datetime, before: timedelta) -> datetime:
+def _bisect(zone: tzinfo, start: datetime, end: datetime, before: timedelta) -> datetime:
     low, high = int(start.timestamp()), math.ceil(end.timestamp())
     while high - low > 1:
         middle = (low + high) // 2

@@ -18,7 +18,7 @@ from taskflow.model.schedule import SCHEDULE, SCHEDULED_FOR, Amendment, Schedule
 from taskflow.model.schedule_plan import Plan
 from taskflow.model.session import Session, SessionRecord
 from taskflow.model.stored import Unreadable
-from taskflow.model.timetable import OwnTimes
+from taskflow.model.timetable import CronTimes, OwnTimes
 from taskflow.model.verdict import RunError
 
 FORGED = "2026-01-01 00:00:00,000 INFO    all is well"
@@ -88,11 +88,14 @@ class HostileBroker:
     async def resume(self, queue: str) -> None: ...
 
     async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
-        return [
-            _schedule(self._text, b"\xff"),
-            _schedule("endless", _plan("Tides", jitter=float("inf")).to_definition("endless").body),
-            _schedule("odd", _plan(self._text.replace("\ud800", "")).to_definition("odd").body),
-        ]
+        bodies = {
+            self._text: b"\xff",
+            "east": _body(CronTimes("@daily", "Asia/Tokyo")),
+            "west": _body(CronTimes("@daily", "America/Lima")),
+            "endless": _body(OwnTimes("Tides"), jitter=float("inf")),
+            "odd": _body(OwnTimes(self._text.replace("\ud800", ""))),
+        }
+        return [_schedule(name, body) for name, body in bodies.items()]
 
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
         return False
@@ -117,8 +120,8 @@ class HostileMigratingBroker(HostileBroker):
         return "SELECT 1;\n"
 
 
-def _plan(kind: str, **fields: Any) -> Plan:
-    return Plan(times=OwnTimes(kind), template=Envelope(id=bytes(16), job="work", payload=b""), **fields)
+def _body(times: CronTimes | OwnTimes, **fields: Any) -> bytes:
+    return Plan(times=times, template=Envelope(id=bytes(16), job="work", payload=b""), **fields).to_definition("").body
 
 
 def _schedule(name: str, body: bytes) -> ScheduleRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import time
 from contextlib import closing
 from typing import Any
 
@@ -60,6 +61,19 @@ def test_no_command_prints_stored_text_as_it_stands(cli: Cli, broker: HostileBro
     said = cli(*command, code=code)
     assert_safe(said.out, said.err)
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Lima"])
+def test_schedules_at_the_edge_of_the_calendar_are_shown(
+    cli: Cli, broker: HostileBroker, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert len(cli("schedules").out.splitlines()) == 6
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_jobs_by_id_are_shown_safely(cli: Cli, broker: HostileBroker) -> None:

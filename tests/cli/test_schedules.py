@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from taskflow.model.schedule import Amendment, Definition, Firing
 from taskflow.model.schedule_plan import Plan, id_of
 from taskflow.model.session import Beat, Session
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes
-from tests.cli.inprocess import Cli
+from tests.cli.inprocess import URL, Cli
 from tests.support.verdicts import succeeded
 
 FRIDAY = microseconds_of(datetime(2027, 1, 15, 8, tzinfo=UTC))
@@ -68,6 +68,13 @@ def stored(cli: Cli) -> None:
     cli.with_broker(stock)
 
 
+@pytest.fixture
+def stored_elsewhere(cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on a server."""
+    monkeypatch.setenv("TASKFLOW_BROKER", new_store())
+    cli.with_broker(stock)
+
+
 def by_name(cli: Cli) -> dict[str, Any]:
     return {schedule["name"]: schedule for schedule in cli.json("schedules")}
 
@@ -82,7 +89,7 @@ def test_a_row_says_when_a_schedule_fires_and_how_it_went(cli: Cli, stored: None
     assert morning.startswith(
         "morning   0 9 * * MON-FRI Europe/Paris  Mon 2027-01-18 09:00 CET, here 03:00  last Fri 2027-01-15 09:00 CET, here 03:00"
     )
-    assert morning.endswith("its job is ready; 1 fired, 2 missed; declared by web3:7 and 2 more")
+    assert morning.endswith("; its last job is ready; 1 fired, 2 missed; declared by web3:7 and 2 more")
     assert "asleep since " in gone
     assert ", because no running worker declares it; has not fired yet" in gone
     assert poll.split("  ")[-1] == "paused; has not fired yet; declared by web3:7 and 2 more"
@@ -122,14 +129,15 @@ def test_json_has_each_fact(cli: Cli, stored: None) -> None:
     assert cli("schedules", "--json", "list", "ticks").out == cli("schedules", "list", "ticks", "--json").out
 
 
-def test_the_outcome_is_that_of_the_last_job_while_it_is_kept(cli: Cli, stored: None) -> None:
-    async def run(broker: Broker) -> None:
+@pytest.mark.parametrize(("is_gone", "words"), [(False, "has succeeded"), (True, "is no longer kept")])
+def test_the_outcome_is_that_of_the_last_job_while_it_is_kept(cli: Cli, stored: None, is_gone: bool, words: str) -> None:
+    async def run(broker: Broker, keep_for: float) -> None:
         [lease] = await broker.claim(bytes([1]) * 16, 1, ["mail"], 1)
-        await broker.settle([succeeded(lease, keep_for=0.0)])
+        await broker.settle([succeeded(lease, keep_for=keep_for)])
 
-    cli.with_broker(run)
-    assert by_name(cli)["morning"]["last_status"] is None
-    assert "its job is no longer kept" in cli("schedules").out
+    cli.with_broker(lambda broker: run(broker, 0.0 if is_gone else 60.0))
+    assert by_name(cli)["morning"]["last_status"] == (None if is_gone else "succeeded")
+    assert f"; its last job {words}; " in cli("schedules").out
 
 
 def test_an_unknown_schedule_is_not_found(cli: Cli, stored: None) -> None:
@@ -185,6 +193,26 @@ def test_schedules_are_paused_resumed_and_removed(cli: Cli, stored: None) -> Non
     assert {name for name, schedule in by_name(cli).items() if schedule["is_paused"]} == {"gone"}
     assert cli("schedules", "remove", "ticks", "gone").out == "removed ticks\nremoved gone\n"
     assert list(by_name(cli)) == ["morning", "poll"]
+
+
+@pytest.mark.parametrize("new_store", ["redis", "postgres"], indirect=True)
+def test_servers_show_and_do_the_same(cli: Cli, stored_elsewhere: None) -> None:
+    assert [row.partition(" ")[0] for row in cli("schedules").out.splitlines()] == ["schedule", "gone", "morning", "poll", "ticks"]
+    assert "declared by      web3:7, web2:7, web1:7\n" in cli("schedules", "list", "morning").out
+    cli("schedules", "resume", "poll")
+    cli("schedules", "trigger", "ticks")
+    assert "backfilled morning with 2, " in cli("schedules", "backfill", "morning", *SPAN).out
+    assert {job["schedule"] for job in cli.json("jobs")} == {"morning", "ticks"}
+    cli("schedules", "remove", "ticks", "gone")
+    assert {name: schedule["is_paused"] for name, schedule in by_name(cli).items()} == {"morning": False, "poll": False}
+    cli("schedules", "remove", "morning", code=1)
+    cli("schedules", "remove", "ticks", code=4)
+
+
+def test_options_may_stand_before_the_action(cli: Cli, stored: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKFLOW_BROKER", "nonsense://")
+    assert cli("schedules", "--broker", URL, "pause", "ticks").out == "paused ticks\n"
+    assert cli("schedules", "pause", "poll", "--broker", URL).out == "paused poll\n"
 
 
 def test_a_declared_schedule_is_not_removed(cli: Cli, stored: None) -> None:

@@ -236,15 +236,12 @@ def test_drain_waits_for_more_than_it_looks_through(cli: Cli, tasks: Any, monkey
 
 
 def test_drain_does_not_wait_for_schedules(cli: Cli) -> None:
-    """A time that comes meanwhile fires all the same, and its job counts like any other."""
+    """Their jobs count like any others."""
     source = """
         from taskflow import Cron, Every, job
 
-        ran = []
-
         @job(schedule=[Cron("@yearly", name="seldom"), Every(1, name="often")])
-        async def work() -> None:
-            ran.append(1)
+        async def work() -> None: ...
     """
     cli.write("regular.py", source)
     began_at = time.monotonic()

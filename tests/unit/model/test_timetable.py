@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime, timedelta, timezone
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pytest
 
-from taskflow.model.timetable import NICKNAMES, CronTimes, EveryTimes, Timetable
+from taskflow.model.timetable import NICKNAMES, CronTimes, EveryTimes, Timetable, zone_of
 from tests.support.calendars import Calendar
 
 ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "America/Santiago", "Africa/Cairo", "Africa/Casablanca", "UTC"]
@@ -149,3 +149,17 @@ def test_an_interval_does_not_depend_on_when_it_is_asked() -> None:
 def test_a_wrong_interval_is_refused(seconds: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="seconds="):
         EveryTimes.checked(seconds)
+
+
+def test_utc_needs_no_database_of_time_zones(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Missing(ZoneInfo):
+        def __new__(cls, key: str) -> Missing:
+            raise ZoneInfoNotFoundError(key)
+
+    monkeypatch.setattr("taskflow.model.timetable.ZoneInfo", Missing)
+    monkeypatch.setattr("taskflow.model.timetable.available_timezones", set)
+    zone_of.cache_clear()
+    start = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    assert CronTimes.checked("@daily", "UTC").next(start) == datetime(2026, 1, 2, tzinfo=UTC)
+    with pytest.raises(ValueError, match=r"this machine has no time zones: install the package tzdata"):
+        CronTimes.checked("@daily", "Europe/Berlin")
