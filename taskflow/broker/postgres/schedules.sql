@@ -24,7 +24,7 @@ $$;
 
 -- --- define -------------------------------------------------------------------------------------------
 
--- Brings a definition into force. Another one has the next instant computed anew, unless that has passed and is still to be fired.
+-- Brings a definition into force. Another one has its next instant computed again, unless that has passed and is still to be fired.
 CREATE FUNCTION @.bring_into_force(s @.schedules, new_digest bytea, new_body bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF s.digest <> new_digest THEN
