@@ -56,7 +56,10 @@ def terms_of(overlap: object, catch_up: object, max_delay: Any) -> dict[str, Any
     for name, value, kind in (("overlap", overlap, Overlap), ("catch_up", catch_up, CatchUp)):
         if value not in get_args(kind):
             raise ValueError(f"{name}={shown(value)}: expected {', '.join(map(repr, get_args(kind)))}")
-    return {"overlap": overlap, "catch_up": catch_up, "max_delay": None if max_delay is None else seconds_of("max_delay", max_delay)}
+    latest = None if max_delay is None else seconds_of("max_delay", max_delay)
+    if latest is not None and latest < 1.0:
+        raise ValueError(f"max_delay={shown(max_delay)}: expected at least 1 second, because a schedule always fires a little late")
+    return {"overlap": overlap, "catch_up": catch_up, "max_delay": latest}
 
 
 def check_schedule_name(name: object) -> str:
@@ -96,6 +99,8 @@ def _timetables(value: Any) -> list[Timetable]:
 def _name_of(timetable: Timetable, job_name: str, *, is_alone: bool) -> str:
     name = getattr(timetable, "name", None)
     if name is None:
+        if not is_alone and (type(timetable).__str__, type(timetable).__repr__) == (object.__str__, object.__repr__):
+            raise ValueError(f"schedule={shown(timetable)}: a job with several schedules needs an attribute `name` on this one")
         name = job_name if is_alone else f"{job_name} {timetable}"
     return check_schedule_name(name)
 

@@ -169,7 +169,9 @@ def _decide(offer: Offer, plan: Plan, times: Timetable, due_at: Callable[[int], 
     if is_late and plan.catch_up != "all":
         latest, following = _latest(times, at, now, due_at)
         missed += _skip(times, at, latest)[1]
-        return ([], missed + 1, following) if plan.catch_up == "none" or due_at(latest) < oldest else ([latest], missed, following)
+        if plan.catch_up == "none":
+            oldest = max(oldest, now - to_microseconds(PROMPT))
+        return ([], missed + 1, following) if due_at(latest) < oldest else ([latest], missed, following)
     firing = list[int]()
     while at is not None and due_at(at) <= now and len(firing) < MAX_OFFERS - 1:
         if due_at(at) < oldest:
@@ -204,7 +206,11 @@ def _latest(times: Timetable, at: int, now: int, due_at: Callable[[int], int]) -
 
 def _next(times: Timetable, after: int) -> int | None:
     following = times.next(instant_of(after))
-    return None if following is None else microseconds_of(following)
+    if following is None:
+        return None
+    if (at := microseconds_of(following)) <= after:
+        raise ValueError(f"next({instant_of(after)}) of its timetable returned {following}, which is not later")
+    return at
 
 
 def _digest_of(name: str, instant: int) -> bytes:

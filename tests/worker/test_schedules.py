@@ -279,6 +279,8 @@ async def test_a_timetable_of_the_application_is_computed_where_it_is(world: Wor
 
 async def test_a_timetable_that_fails_is_told_once(world: World) -> None:
     class Broken:
+        name = "broken"
+
         def next(self, after: datetime) -> datetime | None:
             raise RuntimeError("no calendar today")
 

@@ -81,6 +81,22 @@ def test_max_delay_leaves_out_what_is_later(catch_up: str, hours: list[int], mis
     assert (fired(found), left(found)) == (hours, (missed, 4))
 
 
+@pytest.mark.parametrize(("late", "hours"), [(PROMPT, [3]), (PROMPT + 1, [])])
+def test_the_latest_time_after_an_outage_fires_if_it_is_hardly_late(late: float, hours: list[int]) -> None:
+    found = steps(a_plan(catch_up="none"), NOON, NOON + 3 * HOUR + round(late * MICROSECONDS))
+    assert (fired(found), left(found)) == (hours, (4 - len(hours), 4))
+
+
+@pytest.mark.parametrize("back", [0, 1])
+def test_a_timetable_that_does_not_move_on_is_refused(back: int) -> None:
+    class Stuck:
+        def next(self, after: datetime) -> datetime:
+            return after - timedelta(hours=back)
+
+    with pytest.raises(ValueError, match="which is not later"):
+        steps(a_plan(times=OwnTimes("tests.Stuck")), NOON, NOON, Stuck())
+
+
 @pytest.mark.parametrize("catch_up", ["none", "latest", "all"])
 def test_max_delay_leaves_out_all(catch_up: str) -> None:
     found = steps(a_plan(catch_up=catch_up, max_delay=5.0), NOON, NOON + 6 * MICROSECONDS)
@@ -105,7 +121,7 @@ def test_a_long_outage_takes_few_steps_and_counts_so_many(catch_up: str, seconds
     counting = Counting(EveryTimes(seconds))
     found = steps(a_plan(times=EveryTimes(seconds), catch_up=catch_up), NOON, now, counting)
     assert counting.calls < 400
-    assert len(found) == (2 if catch_up == "latest" else 1)
+    assert len(found) == (2 if catch_up == "latest" or seconds < PROMPT else 1)
     assert sum(step.missed for step in found) in (MOST_COUNTED, MOST_COUNTED + 1)
     assert found[-1].next_at is not None
     assert 0 < found[-1].next_at - now <= seconds * MICROSECONDS

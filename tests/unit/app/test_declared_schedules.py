@@ -1,0 +1,87 @@
+"""Which schedules `@job` declares, and which it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from taskflow import Cron, DeclarationError, Every, job
+from taskflow.app.app import App, default_app
+
+any_job: Any = job
+
+
+@pytest.fixture(autouse=True)
+def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
+    monkeypatch.setattr(default_app(), "registry", type(default_app().registry)())
+    yield default_app()
+
+
+class Plain:
+    def next(self, after: datetime) -> datetime | None:
+        return after + timedelta(hours=1)
+
+
+class Named(Plain):
+    name = "mine"
+
+
+@dataclass
+class Shown(Plain):
+    hour: int
+
+
+def names(**options: Any) -> list[str]:
+    async def report(day: int = 0) -> None: ...
+
+    return [schedule.name for schedule in any_job(name="report", **options)(report).schedules]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (None, []),
+        ([None], []),
+        (Plain(), ["report"]),
+        ([Every(30), None], ["report"]),
+        (Cron("0 9 * * *", name="morning"), ["morning"]),
+        ([Every(30), Cron("0 9 * * *", tz="Europe/Paris")], ["report every 30 s", "report 0 9 * * * Europe/Paris"]),
+        ([Named(), Shown(9)], ["mine", "report Shown(hour=9)"]),
+    ],
+)
+def test_the_names_of_schedules(schedule: object, expected: list[str]) -> None:
+    assert names(schedule=schedule) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"schedule": [Plain(), Every(30)]}, "needs an attribute `name`"),
+        ({"schedule": [Every(30), Every(30)]}, "two schedules called 'report every 30 s'"),
+        ({"schedule": "0 9 * * *"}, r"write Cron\('0 9 \* \* \*'\)"),
+        ({"schedule": Every(30), "max_delay": 0}, "max_delay=0: expected at least 1 second"),
+        ({"schedule": Every(30), "max_delay": timedelta(seconds=0.5)}, "expected at least 1 second"),
+        ({"overlap": "skip"}, "give schedule= too"),
+        ({"schedule": Every(30), "overlap": "never"}, "overlap='never': expected 'allow', 'skip', 'latest'"),
+        ({"schedule": Every(30, args=(1, 2))}, "too many positional arguments"),
+        ({"schedule": Every(30, options={"after": 5})}, "a schedule decides when its jobs start"),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(DeclarationError, match=says):
+        names(**options)
+
+
+def test_a_setting_may_leave_out_the_schedule_and_keep_its_terms() -> None:
+    assert names(schedule=None, overlap="skip", max_delay=60) == []
+
+
+def test_a_job_whose_arguments_are_missing_is_refused() -> None:
+    async def daily(day: int) -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"missing a required argument: 'day': give it with Cron\(..., args"):
+        job(name="daily", schedule=Every(30))(daily)
