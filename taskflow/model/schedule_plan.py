@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from itertools import pairwise
@@ -100,15 +101,19 @@ def id_of(name: str, instant: int) -> bytes:
 
 
 def scheduled_for(headers: dict[str, str]) -> datetime | None:
-    """Return the instant that a job stands for, in its schedule's zone, or None if no schedule has added it."""
+    """Return the instant that a job stands for, in its schedule's zone, or None if no schedule has added it.
+    On a machine without that zone, the instant has the zone's offset."""
     text = headers.get(SCHEDULED_FOR)
     if text is None:
         return None
-    try:
-        instant, _, zone = text.removesuffix("]").partition("[")
-        return datetime.fromisoformat(instant).astimezone(zone_of(zone))
-    except (ValueError, OverflowError):  # another program's header, or a machine without this zone
-        return None
+    instant, _, zone = text.removesuffix("]").partition("[")
+    with suppress(ValueError, OverflowError):  # another program's header
+        at = datetime.fromisoformat(instant)
+        try:
+            return at.astimezone(zone_of(zone))
+        except ValueError:  # this machine does not have the zone
+            return at if at.tzinfo and zone else None
+    return None
 
 
 def firings_of(offer: Offer, plan: Plan, times: Timetable) -> list[Firing]:

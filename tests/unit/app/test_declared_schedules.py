@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,9 +15,9 @@ any_job: Any = job
 
 
 @pytest.fixture(autouse=True)
-def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
+def app(monkeypatch: pytest.MonkeyPatch) -> App:
     monkeypatch.setattr(default_app(), "registry", type(default_app().registry)())
-    yield default_app()
+    return default_app()
 
 
 class Plain:

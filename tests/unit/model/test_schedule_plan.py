@@ -161,10 +161,14 @@ def test_the_job_of_a_time() -> None:
     assert str(scheduled_for(envelope.headers)) == "2026-05-01 14:00:00+02:00"
 
 
-@pytest.mark.parametrize("header", ["", "yesterday", "2026-05-01T14:00:00+02:00[Mars/Base]", "2026-05-01T14:00:00+02:00"])
+@pytest.mark.parametrize("header", ["", "yesterday", "2026-05-01T14:00:00[Mars/Base]", "2026-05-01T14:00:00+02:00"])
 def test_a_header_that_is_not_ours_is_no_time(header: str) -> None:
     assert scheduled_for({"tf-scheduled-for": header}) is None
     assert scheduled_for({}) is None
+
+
+def test_a_time_in_a_zone_that_this_machine_lacks_has_its_offset() -> None:
+    assert str(scheduled_for({"tf-scheduled-for": "2026-05-01T14:00:00+02:00[Mars/Base]"})) == "2026-05-01 14:00:00+02:00"
 
 
 def test_the_id_of_a_time_is_one_of_a_job() -> None:
