@@ -17,7 +17,7 @@ from taskflow.app.declared_schedules import check_schedule_name, plan_of, terms_
 from taskflow.app.handle import JobHandle
 from taskflow.app.loop_client import LoopClient
 from taskflow.broker.protocol import Added, Refused
-from taskflow.model.clock import instant_of, microseconds_of, to_seconds
+from taskflow.model.clock import instant_of, microseconds_of
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import ConfigurationError, DecodeError, ScheduleConflict, UnknownSchedule
 from taskflow.model.ids import id_text
@@ -256,8 +256,7 @@ def _local(instant: datetime | None, zone: tzinfo) -> datetime | None:
 def _lag(record: ScheduleRecord, plan: Plan) -> float | None:
     if record.last_at is None or record.fired_at is None:
         return None
-    instant = microseconds_of(record.last_at)
-    return to_seconds(microseconds_of(record.fired_at) - instant - plan.delay_of(record.name, instant))
+    return plan.lag_of(record.name, microseconds_of(record.last_at), microseconds_of(record.fired_at))
 
 
 _UNREADABLE: Final = Plan(times=OwnTimes("?"), template=Envelope(id=bytes(16), job="?", payload=b""))

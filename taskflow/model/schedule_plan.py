@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, cast
 
 import msgspec
 
-from taskflow.model.clock import MICROSECONDS, instant_of, microseconds_of, to_microseconds
+from taskflow.model.clock import MICROSECONDS, instant_of, microseconds_of, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, OnConflict, check_envelope
 from taskflow.model.rules import LONGEST
 from taskflow.model.schedule import MAX_OFFERS, SCHEDULE, SCHEDULED_FOR, Definition, Firing, Offer
@@ -76,6 +76,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             return 0
         drawn = int.from_bytes(_digest_of(name, instant)[-4:], "big") / (1 << 32)
         return int(drawn * self.jitter * MICROSECONDS)
+
+    def lag_of(self, name: str, instant: int | None, now: int) -> float:
+        """Return how many seconds after an instant and its jitter it is."""
+        return 0.0 if instant is None else to_seconds(now - instant - self.delay_of(name, instant))
 
     def envelope_for(self, name: str, instant: int, *, is_alone: bool = False) -> Envelope:
         """Return the envelope of the job for an instant. Its id follows from the name and the instant, so that it is added only once.

@@ -155,7 +155,7 @@ class BrokerBack(WorkerEvent, frozen=True):
 
 
 class ScheduleFired(WorkerEvent, frozen=True):
-    """The worker has fired a schedule, `late_by` seconds after its time.
+    """The worker has fired a schedule, `late_by` seconds after its time and jitter.
 
     `id` is the id of the new job, if `is_added`. Otherwise, an earlier job is live and `overlap` excludes another, or the job was known.
     """

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from taskflow.app.registry import Registry
 from taskflow.broker.protocol import Added, Broker
@@ -20,9 +20,17 @@ from taskflow.worker.events import BrokerTrouble, Events, ScheduleFailed, Schedu
 
 if TYPE_CHECKING:
     from taskflow.app.declared_schedules import DeclaredSchedule
+    from taskflow.model.timetable import Timetable
 
 
 PAUSES: Final = Pauses(0.5, 30.0)
+
+
+class _Step(NamedTuple):
+    """A firing, and how many seconds late it was when it was offered."""
+
+    firing: Firing
+    lag: float
 
 
 class Scheduler:
@@ -67,43 +75,47 @@ class Scheduler:
     async def fire(self, offers: Sequence[Offer]) -> float:
         """Fire offered schedules. Return the seconds until the first of them is due again, or infinity. Raises the broker's errors."""
         began_at, now = time.monotonic(), offers[0].now
-        steps, looks = list[Firing](), [math.inf]
+        steps, looks = list[_Step](), [math.inf]
         for offer in offers:
             if found := self._steps_of(offer):
                 steps += found
-                looks.append(math.inf if found[-1].look_at is None else to_seconds(found[-1].look_at - now))
+                look_at = found[-1].firing.look_at
+                looks.append(math.inf if look_at is None else to_seconds(look_at - now))
             while len(steps) >= MAX_OFFERS:
-                await self._send(steps[:MAX_OFFERS], now, began_at)
+                await self._send(steps[:MAX_OFFERS], began_at)
                 del steps[:MAX_OFFERS]
             await asyncio.sleep(0)  # a schedule that missed many instants takes milliseconds
         if steps:
-            await self._send(steps, now, began_at)
+            await self._send(steps, began_at)
         return max(0.0, min(looks) - (time.monotonic() - began_at))
 
-    def _steps_of(self, offer: Offer) -> list[Firing]:
+    def _steps_of(self, offer: Offer) -> list[_Step]:
         from taskflow.model.schedule_plan import Plan, firings_of
         from taskflow.model.timetable import OwnTimes
 
         try:
             plan = Plan.from_body(offer.body)
+            times: Timetable
             if not isinstance(plan.times, OwnTimes):
-                return firings_of(offer, plan, plan.times)
-            declared = self._declared.get(offer.name)
-            if declared is None or declared.definition.digest != offer.digest:
-                return []  # its timetable is in other workers
-            return firings_of(offer, plan, declared.timetable)
+                times = plan.times
+            else:
+                declared = self._declared.get(offer.name)
+                if declared is None or declared.definition.digest != offer.digest:
+                    return []  # its timetable is in other workers
+                times = declared.timetable
+            return [_Step(firing, plan.lag_of(offer.name, firing.expected, offer.now)) for firing in firings_of(offer, plan, times)]
         except Exception as error:
             self._fail(offer.name, f"{type(error).__name__}: {error}")
             return []
 
-    async def _send(self, steps: Sequence[Firing], now: int, began_at: float) -> None:
-        answers = await self._broker.fire(steps)
-        for step, answer in zip(steps, answers, strict=True):
+    async def _send(self, steps: Sequence[_Step], began_at: float) -> None:
+        answers = await self._broker.fire([step.firing for step in steps])
+        for (step, lag), answer in zip(steps, answers, strict=True):
             if step.missed:
                 self._events.tell(ScheduleMissed(step.name, step.missed))
             if answer is not None and step.expected is not None:
-                late_by = to_seconds(now - step.expected) + time.monotonic() - began_at
-                self._events.tell(ScheduleFired(step.name, answer.id, isinstance(answer, Added), max(0.0, late_by)))
+                late_by = lag + time.monotonic() - began_at
+                self._events.tell(ScheduleFired(step.name, answer.id, isinstance(answer, Added), late_by))
 
     def _fail(self, name: str, why: str) -> None:
         """Report a failure once, because the schedule is offered again each second."""

@@ -63,6 +63,14 @@ async def test_an_offer_that_dies_with_its_worker_is_fired_by_another(world: Wor
     assert await fired(world) == ["01T09:00:00"]
 
 
+async def test_the_log_counts_from_the_time_with_its_jitter(world: World) -> None:
+    process = await Process(world, schedule=Every(3_600, jitter=1_800)).begin()
+    await process.work(4 * 3_600.0, step=10.0)
+    late = [event.late_by for event in process.events if isinstance(event, ScheduleFired)]
+    assert len(late) >= 3
+    assert all(0.0 <= seconds <= 11.0 for seconds in late)
+
+
 async def test_a_firing_whose_answer_was_lost_is_not_repeated(world: World) -> None:
     """Killed after the firing, and before it knew."""
     first, second = [await Process(world, schedule=Cron("0 9 * * *"), catch_up="all").begin() for _ in range(2)]
