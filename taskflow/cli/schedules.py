@@ -30,6 +30,7 @@ PAGE: Final = 500
 WIDEST: Final = 30
 """The most characters of a name or a timetable in a list on a terminal."""
 
+NEVER: Final = "has not fired yet"
 ENDED_AS: Final = {
     None: "is no longer kept",
     Status.SUCCEEDED: "has succeeded",
@@ -77,16 +78,21 @@ async def _outcomes(broker: Broker, found: Sequence[ScheduleInfo]) -> list[Statu
 
 
 def _print_rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]) -> None:
-    """Print a line for each schedule, truncated to the width of the terminal."""
+    """Print a row for each schedule. If the states do not fit the terminal, each is on a second line, truncated."""
     is_terminal = sys.stdout.isatty()
     widest, room = (WIDEST, columns()) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
     rows = [("schedule", "when", "next", "state")]
     for info, outcome in zip(found, outcomes, strict=True):
-        state = "; ".join(filter(None, [*_troubles(info), _last(info, outcome), _counts(info), _declarers(info)]))
+        last = _last(info, outcome)
+        state = "; ".join(filter(None, [*_troubles(info), f"last {last}" if last else NEVER, _counts(info), _declarers(info)]))
         rows.append((one_line(info.name, widest), one_line(info.timetable, widest), _next(info), state))
     first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
-    for name, when, following, words in rows:
-        print(one_line(f"{name:{first}}  {when:{second}}  {following:{third}}  {words}".rstrip(), room))
+    fits = not is_terminal or first + second + third + 6 + max(len(state) for *_, state in rows) <= room
+    for name, when, following, state in rows:
+        line = f"{name:{first}}  {when:{second}}  {following:{third}}"
+        print(one_line(f"{line}  {state}" if fits else line.rstrip(), room))
+        if not fits:
+            print(one_line(f"    {state}", room))
 
 
 def _print_in_full(info: ScheduleInfo, outcome: Status | None) -> None:
@@ -94,8 +100,8 @@ def _print_in_full(info: ScheduleInfo, outcome: Status | None) -> None:
         "name": info.name,
         "when": info.timetable,
         "job": f"{info.job}, queue {info.queue}",
-        "next": _next(info) or "no further time, or no worker has computed it yet",
-        "last": _last(info, outcome),
+        "next": _next(info) or ("none" if _troubles(info) else "no further time, or no worker has computed it yet"),
+        "last": _last(info, outcome) or NEVER,
         "last job": info.last_id,
         "counts": _counts(info),
         "overlap": info.overlap,
@@ -118,16 +124,16 @@ def _troubles(info: ScheduleInfo) -> list[str]:
     """Return what keeps a schedule from firing."""
     troubles = ["paused"] if info.is_paused else []
     if info.asleep_since is not None:
-        troubles.append(f"asleep since {moment(info.asleep_since)}, because no running worker declares it")
+        troubles.append(f"asleep since {moment(info.asleep_since.replace(microsecond=0))}, because no running worker declares it")
     return [*troubles, f"problem: {info.problem}"] if info.problem else troubles
 
 
 def _last(info: ScheduleInfo, outcome: Status | None) -> str:
     if info.last_at is None:
-        return "has not fired yet"
+        return ""
     late = "" if info.lag is None else f", {max(0.0, info.lag):.3f} s late"
     job = "" if info.last_id is None else f"; its last job {ENDED_AS.get(outcome, f'is {outcome}')}"
-    return f"last {moment(info.last_at)}{late}{job}"
+    return f"{moment(info.last_at)}{late}{job}"
 
 
 def _counts(info: ScheduleInfo) -> str:

@@ -104,6 +104,7 @@ def test_a_schedule_given_by_name_is_shown_in_full(cli: Cli, stored: None) -> No
         "when             0 9 * * MON-FRI Europe/Paris",
         "job              app.morning, queue mail",
         "next             Mon 2027-01-18 09:00 CET, here 03:00",
+        "last             Fri 2027-01-15 09:00 CET, here 03:00, 0.000 s late; its last job is ready",
         f"last job         {LAST}",
         "counts           1 fired, 2 missed",
         "overlap          skip",
@@ -115,6 +116,7 @@ def test_a_schedule_given_by_name_is_shown_in_full(cli: Cli, stored: None) -> No
     ):
         assert f"{line}\n" in text
     assert "gone" not in text
+    assert "next             none\n" in cli("schedules", "list", "poll").out
 
 
 def test_json_has_each_fact(cli: Cli, stored: None) -> None:
@@ -162,13 +164,16 @@ def test_a_definition_that_cannot_be_read_is_a_problem_of_its_own(cli: Cli, stor
         assert said.err.startswith("taskflow: the stored definition of schedule 'odd' cannot be read: ")
 
 
-def test_a_list_is_no_wider_than_the_terminal(cli: Cli, stored: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("width", "lines"), [("90", 12), ("400", 6)])
+def test_a_list_is_no_wider_than_the_terminal(cli: Cli, stored: None, monkeypatch: pytest.MonkeyPatch, width: str, lines: int) -> None:
+    """If a state does not fit beside the rest, all of them are below."""
     cli.with_broker(lambda broker: broker.define([a_definition("a" * 200, EveryTimes(30.0))]))
-    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setenv("COLUMNS", width)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    lines = cli("schedules").out.splitlines()
-    assert len(lines) == 6
-    assert all(len(line) <= 90 for line in lines)
+    shown = cli("schedules").out.splitlines()
+    assert len(shown) == lines
+    assert all(len(line) <= int(width) for line in shown)
+    assert "its last job is ready" in "".join(shown)
 
 
 def test_status_counts_the_schedules(cli: Cli, stored: None) -> None:
