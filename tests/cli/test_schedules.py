@@ -142,6 +142,12 @@ def test_the_outcome_is_that_of_the_last_job_while_it_is_kept(cli: Cli, stored: 
     assert f"; its last job {words}; " in cli("schedules").out
 
 
+def test_outcomes_are_read_in_portions(cli: Cli, stored: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskflow.cli.schedules.PAGE", 1)
+    cli.with_broker(lambda broker: fire(broker, "ticks", FRIDAY))
+    assert [schedule["last_status"] for schedule in cli.json("schedules")] == [None, "ready", None, "ready"]
+
+
 def test_an_unknown_schedule_is_not_found(cli: Cli, stored: None) -> None:
     said = cli("schedules", "list", "mornin", "ticks", code=4)
     assert said.err == "taskflow: there is no schedule called 'mornin'; did you mean morning?\n"
