@@ -22,6 +22,7 @@ from benchmarks import (
     redis_profile,
     redis_scripts,
     rolling,
+    schedules,
     sending,
     sizes,
     sqlite_verbs,
@@ -60,6 +61,7 @@ ON_SERVERS: Final[Sequence[tuple[str, str, OnStore, bool]]] = (
     ("bytes", "what a queued job takes", sizes.sizes, False),
     ("idle", "nothing to do", idle.idleness, True),
     ("herd", "a lone job beside many idle workers", herd.herds, True),
+    ("schedules", "schedules, none due", schedules.idleness, True),
     ("start", "starting a worker", starting.starts, False),
 )
 
@@ -72,6 +74,7 @@ def _workloads() -> dict[str, Workload]:
         "depth": Workload("memory and SQLite: a worker drains, much beside", worker_runs.depths, is_costly=True),
         "verbs": Workload("SQLite: verbs", sqlite_verbs.measure),
         "bytes": Workload("SQLite: what a queued job takes", sqlite_verbs.sizes),
+        "schedules": Workload("how late schedules fire", schedules.lags, is_costly=True),
         "start": Workload("commands and imports", starting.commands),
     }
     for name, title, measure, is_costly in ON_SERVERS:
