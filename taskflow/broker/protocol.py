@@ -104,7 +104,7 @@ and any number of times.
 declared: it is in force while the session lives. Without one, it is put. A schedule remains what it was first, put or declared.
   [schedule_put_repeat] Defining a schedule again with the digest that is in force changes nothing but, with a session, its declarers.
   [schedule_changed] Another digest replaces the definition in force. A next instant in the future is forgotten, and the schedule is
-    offered at once to compute it; one in the past stays. Pauses and counts stay.
+    offered at once to compute it; the offer says since when. One in the past stays. Pauses and counts stay.
   [schedule_taken] Putting a schedule that is declared is refused, and so is declaring one that was put. Nothing changes.
   [schedule_declared] Of several declarations, that of the youngest session is in force, as told by `age`. Without a living session that
     declares it, a schedule sleeps: it is not offered, and nothing is lost. `rules.keep_asleep` later it is removed.

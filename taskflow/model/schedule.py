@@ -39,7 +39,8 @@ class Definition(NamedTuple):
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule that upkeep offers to its caller. Times are microseconds since 1970, by the store's clock.
 
-    `next_at`  the instant to fire next; None if it has to be computed from `now`
+    `next_at`  the instant to fire next; None if it has to be computed
+    `since`    since when the schedule is to be offered; the instant to compute is the first after it
     `now`      the store's time
     """
 
@@ -47,6 +48,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     digest: bytes
     body: bytes
     next_at: int | None
+    since: int
     now: int
 
 
@@ -155,8 +157,9 @@ class ScheduleState(msgspec.Struct):
 
     def offer(self, now: int) -> Offer:
         """Leave the schedule to the caller of upkeep for a while."""
+        since = now if self.look_at is None else self.look_at
         self.look(now + to_microseconds(OFFERED_FOR))
-        return Offer(name=self.name, digest=self.digest, body=self.body, next_at=self.next_at, now=now)
+        return Offer(name=self.name, digest=self.digest, body=self.body, next_at=self.next_at, since=since, now=now)
 
     def expects(self, firing: Firing) -> bool:
         return not self.is_paused and (self.digest, self.next_at) == (firing.digest, firing.expected)

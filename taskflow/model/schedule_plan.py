@@ -127,7 +127,7 @@ def firings_of(offer: Offer, plan: Plan, times: Timetable) -> list[Firing]:
     """
     steps = _Steps(offer, plan)
     if offer.next_at is None:
-        return [steps.to(_next(times, offer.now))]
+        return [steps.to(_next(times, offer.since))]
     if steps.due_at(offer.next_at) > offer.now:  # the offer was made to look at a new definition
         return [steps.to(offer.next_at)]
     firing, missed, following = _decide(offer, plan, times, steps.due_at)

@@ -177,7 +177,7 @@ class ScheduleMissed(WorkerEvent, frozen=True):
 
 
 class ScheduleFailed(WorkerEvent, frozen=True):
-    """The worker cannot fire or declare the schedule. Sent once for each reason; the worker tries again each second."""
+    """The worker cannot fire the schedule, or cannot declare it because its name is taken. Sent once for each reason."""
 
     name: str
     why: str

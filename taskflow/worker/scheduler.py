@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from taskflow.app.registry import Registry
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.retry import retry
-from taskflow.model.clock import to_seconds
+from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.errors import BrokerError, DeclarationError, SessionLost
 from taskflow.model.retry import Pauses
 from taskflow.model.schedule import MAX_OFFERS, Definition, Firing, Offer
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from taskflow.app.declared_schedules import DeclaredSchedule
     from taskflow.model.timetable import Timetable
 
+
+PASSED_ON_AFTER: Final = 0.1
+"""Seconds after which a schedule is offered again if the worker lacks the code of its timetable."""
 
 PAUSES: Final = Pauses(0.5, 30.0)
 
@@ -101,7 +104,7 @@ class Scheduler:
             else:
                 declared = self._declared.get(offer.name)
                 if declared is None or declared.definition.digest != offer.digest:
-                    return []  # its timetable is in other workers
+                    return [_Step(_passed_on(offer), 0.0)]
                 times = declared.timetable
             return [_Step(firing, plan.lag_of(offer.name, firing.expected, offer.now)) for firing in firings_of(offer, plan, times)]
         except Exception as error:
@@ -122,6 +125,12 @@ class Scheduler:
         if self._has_failed.get(name) != why:
             self._has_failed[name] = why
             self._events.tell(ScheduleFailed(name, why))
+
+
+def _passed_on(offer: Offer) -> Firing:
+    """Return the step that offers a schedule again soon, for one of the workers that have the code of its timetable."""
+    at = offer.next_at
+    return Firing(name=offer.name, digest=offer.digest, expected=at, next_at=at, look_at=offer.now + to_microseconds(PASSED_ON_AFTER))
 
 
 def _by_name(registry: Registry) -> dict[str, DeclaredSchedule]:

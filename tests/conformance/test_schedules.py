@@ -120,6 +120,17 @@ async def test_schedule_changed(world: World, size: int) -> None:
     assert offer.next_at is None
 
 
+async def test_schedule_changed__says_since_when(world: World) -> None:
+    """An instant between the change and the offer is not lost: the next one is computed from the change on."""
+    await declare(world, None, a_definition())
+    changed_at = world.clock.wall()
+    world.clock.advance(5.0)
+
+    offer = await offered(world)
+
+    assert (offer.next_at, offer.since, offer.now) == (None, changed_at, changed_at + 5 * SECOND)
+
+
 async def test_schedule_changed__while_it_is_due(world: World) -> None:
     """An instant that has passed is still fired, by the new definition."""
     expected = (await due(world)).next_at
@@ -292,7 +303,7 @@ async def test_schedule_offer__again(world: World) -> None:
     assert (await world.pass_time(OFFERED_FOR - 0.001)).offers == ()
     [again] = (await world.pass_time(0.001)).offers
 
-    assert msgspec.structs.replace(again, now=offer.now) == offer
+    assert msgspec.structs.replace(again, now=offer.now, since=offer.since) == offer
 
 
 async def test_schedule_offer__says_when_to_come_again(world: World) -> None:

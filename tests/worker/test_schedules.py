@@ -18,6 +18,7 @@ from taskflow.model.schedule import Firing
 from taskflow.model.schedule_plan import id_of
 from taskflow.model.session import Session
 from taskflow.worker.events import ScheduleFailed, ScheduleFired, ScheduleMissed
+from taskflow.worker.scheduler import PASSED_ON_AFTER
 from tests.support.homes import BROKERS
 from tests.support.schedules import DAY, Process, replaced
 from tests.support.verdicts import succeeded
@@ -281,7 +282,8 @@ async def test_a_timetable_of_the_application_is_computed_where_it_is(world: Wor
     world.clock.advance(DAY + 3_600.0)
     await other.upkeep()
     assert await fired(world) == []
-    await one.work(5.0, step=1.0)
+    world.clock.advance(PASSED_ON_AFTER)
+    await one.upkeep()
     assert await fired(world) == ["02T01:00:00"]
 
 

@@ -36,10 +36,10 @@ def firing_columns(firings: Sequence[Firing]) -> list[list[Any]]:
 
 def offers_of(row: Row) -> tuple[Offer, ...]:
     """Decode the offers in the answer of upkeep()."""
-    columns = (row[column] or () for column in ("names", "digests", "bodies", "nexts"))
+    columns = (row[column] or () for column in ("names", "digests", "bodies", "nexts", "sinces"))
     return tuple(
-        Offer(name=name, digest=digest, body=body, next_at=next_at, now=row["now_at"])
-        for name, digest, body, next_at in zip(*columns, strict=True)
+        Offer(name=name, digest=digest, body=body, next_at=next_at, since=since, now=row["now_at"])
+        for name, digest, body, next_at, since in zip(*columns, strict=True)
     )
 
 

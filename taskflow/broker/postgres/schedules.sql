@@ -123,7 +123,7 @@ END
 $$;
 
 -- Leaves the schedules that are due to the caller for a while, as many as fit into an answer, and removes those that have slept for long.
-CREATE FUNCTION @.offer_schedules(now_at bigint, OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[]) LANGUAGE plpgsql
+CREATE FUNCTION @.offer_schedules(now_at bigint, OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT sinces bigint[]) LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -131,17 +131,16 @@ BEGIN
         SELECT name, asleep_since, look_at, octet_length(body) AS size FROM @.schedules WHERE look_at <= now_at
         ORDER BY look_at, name LIMIT P.MAX_OFFERS FOR UPDATE SKIP LOCKED
     ), due AS (
-        SELECT name, asleep_since, sum(size) OVER (ORDER BY look_at, name) AS size_so_far FROM locked
+        SELECT name, asleep_since, look_at AS since, sum(size) OVER (ORDER BY look_at, name) AS size_so_far FROM locked
     ), gone AS (
         DELETE FROM @.schedules USING due WHERE schedules.name = due.name AND due.asleep_since IS NOT NULL
     ), offered AS (
         UPDATE @.schedules SET look_at = now_at + P.OFFERED_FOR
         FROM due WHERE schedules.name = due.name AND due.asleep_since IS NULL AND size_so_far <= P.MOST_PAYLOAD_BYTES
-        RETURNING schedules.*
+        RETURNING schedules.*, due.since
     )
-    SELECT array_agg(name), array_agg(digest), array_agg(body), array_agg(next_at) INTO names, digests, bodies, nexts
-    FROM (SELECT * FROM offered ORDER BY name) AS sorted;
-    PERFORM @.announce_look(names[1], now_at + P.OFFERED_FOR) WHERE names IS NOT NULL;
+    SELECT array_agg(name), array_agg(digest), array_agg(body), array_agg(next_at), array_agg(since)
+    INTO names, digests, bodies, nexts, sinces FROM (SELECT * FROM offered ORDER BY name) AS sorted;
 END
 $$;
 

@@ -2,7 +2,7 @@
 CREATE FUNCTION @.upkeep(
     wall bigint, steady bigint, most integer,
     OUT readied integer, OUT reaped integer, OUT released integer, OUT expired integer, OUT dropped integer, OUT next_in bigint,
-    OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT now_at bigint, OUT checks_marks boolean, OUT wakeups text
+    OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT sinces bigint[], OUT now_at bigint, OUT checks_marks boolean, OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
@@ -44,7 +44,7 @@ BEGIN
     SELECT least(greatest(1, count(*)) * R.upkeep_every, min(beat_at + ttl) + 1 - steady) INTO next_in FROM @.sessions WHERE dead_at IS NULL;
     first_look := @.first_look();
     IF first_look <= now_at THEN
-        SELECT offers.* INTO names, digests, bodies, nexts FROM @.offer_schedules(now_at) AS offers;
+        SELECT offers.* INTO names, digests, bodies, nexts, sinces FROM @.offer_schedules(now_at) AS offers;
         first_look := @.first_look();
     END IF;
     first_due := least(@.first_due(now_at), first_look);

@@ -204,11 +204,13 @@ return answers
 -- === part offers ===========================================================================================
 local HOUR = 3600000000
 
--- Returns name, digest, body, next instant or false, ... of the schedules that are due, and leaves each of them to the caller for a while.
+-- Returns name, digest, body, next instant or false, time of the look, ... of the schedules that are due, and leaves each of them to the caller for a while.
 -- Removes those that have slept for long. Looks again an hour later at one that has no definition.
 local function offers()
   local schedules, offered = schedule_functions(), {}
-  for _, name in ipairs(call('ZRANGEBYSCORE', P .. 'looks', '-inf', wall, 'LIMIT', 0, R.max_offers)) do
+  local due = call('ZRANGEBYSCORE', P .. 'looks', '-inf', wall, 'WITHSCORES', 'LIMIT', 0, R.max_offers)
+  for i = 1, #due, 2 do
+    local name, since = due[i], tonumber(due[i + 1])
     local schedule = schedules.find(name)
     if not schedule or schedule.asleep_since and schedule.asleep_since + R.keep_asleep <= wall then
       schedules.remove(name)
@@ -217,7 +219,7 @@ local function offers()
       schedules.look(schedule, wall + (body and R.offered_for or HOUR))
       call('ZADD', P .. 'looks', schedule.look_at, name)
       if body and not schedule.asleep_since and not schedule.paused then
-        for _, value in ipairs({ name, schedule.digest, body, schedule.next_at or false }) do
+        for _, value in ipairs({ name, schedule.digest, body, schedule.next_at or false, since }) do
           offered[#offered + 1] = value
         end
       end

@@ -49,10 +49,10 @@ def fire_answers(firings: Sequence[Firing], answers: Sequence[bytes | None]) -> 
 def read_offers(offered: Sequence[Any], now: int) -> tuple[Offer, ...]:
     """Decode the offers in a reply of the script `upkeep`. A schedule whose name is not UTF-8 is left out."""
     offers = list[Offer]()
-    for i in range(0, len(offered), 4):
-        name, digest, body, next_at = offered[i : i + 4]
+    for i in range(0, len(offered), 5):
+        name, digest, body, next_at, since = offered[i : i + 5]
         try:
-            offers.append(Offer(name=text(name), digest=digest, body=body, next_at=next_at, now=now))
+            offers.append(Offer(name=text(name), digest=digest, body=body, next_at=next_at, since=since, now=now))
         except UnicodeDecodeError:
             continue
     return tuple(offers)

@@ -26,7 +26,7 @@ def a_plan(**fields: Any) -> Plan:
 def steps(plan: Plan, next_at: int | None, now: int, times: Timetable | None = None) -> list[Firing]:
     """The steps of an offer. Each expects what the one before has set."""
     definition = plan.to_definition("nightly")
-    offer = Offer(name="nightly", digest=definition.digest, body=definition.body, next_at=next_at, now=now)
+    offer = Offer(name="nightly", digest=definition.digest, body=definition.body, next_at=next_at, since=now, now=now)
     found = firings_of(offer, plan, times or plan.times)  # type: ignore[arg-type]
     assert [step.expected for step in found] == [next_at, *(step.next_at for step in found[:-1])]
     return found
