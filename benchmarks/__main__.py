@@ -21,7 +21,7 @@ from benchmarks.report import machine
 from benchmarks.tables import tables
 from benchmarks.workloads import STUDIES, WORKLOADS
 
-WITH_WORKERS: Final = ("redis", "hiredis", "asyncpg", "msgpack", "msgspec", "anyio", "uvloop", "typing-extensions")
+WITH_WORKERS: Final = ("redis", "hiredis", "asyncpg", "msgpack", "msgspec", "anyio", "cronsim", "uvloop", "typing-extensions")
 """What `taskflow-jobs[fast,postgres]` brings."""
 
 QUICK: Final = 0.2
