@@ -77,8 +77,8 @@ class JobContext:
 
     @property
     def scheduled_for(self) -> datetime | None:
-        """The instant that this job stands for, in its schedule's time zone; None if no schedule has added the job. It stays
-        the same if the job runs late, or again."""
+        """The time for which a schedule added this job, in the schedule's time zone, or None if no schedule
+        added it. It stays the same if the job runs late or is retried."""
         from taskflow.model.schedule_plan import scheduled_for
 
         return scheduled_for(self._lease.envelope.headers)

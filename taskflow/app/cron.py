@@ -13,7 +13,7 @@ from taskflow.model.timetable import CronTimes, EveryTimes
 
 
 class _Timed:
-    """What `Cron` and `Every` have in common: the arguments and options of the calls that the schedule makes."""
+    """The base of `Cron` and `Every`: the times, and the arguments and options of the jobs that the schedule adds."""
 
     __slots__ = ("args", "jitter", "kwargs", "name", "options", "times")
 
@@ -36,7 +36,7 @@ class _Timed:
         self.options = EnqueueOptions(**(options or {}))
 
     def next(self, after: datetime) -> datetime | None:
-        """Return the first instant later than `after`, which must be aware, or None if there is none."""
+        """Return the first instant later than `after`, or None if there is none. `after` must be aware."""
         return self.times.next(after)
 
     def __str__(self) -> str:
@@ -52,13 +52,13 @@ class Cron(_Timed):
     `expression`  five fields, or six with seconds first: ``"0 9 * * MON-FRI"``; or @hourly, @daily, @weekly, @monthly or @yearly. The
                   fields are those of Debian's cron, with ``L`` for the last day of a month and ``5#2`` for its second Friday
     `tz`          the IANA name of the time zone in which the expression is read, or a ZoneInfo (default "UTC")
-    `jitter`      the longest delay, in seconds or as a timedelta. Each instant has its own delay (default 0)
-    `name`        the schedule's name (default: the job's name, or with the expression if the job has several schedules)
+    `jitter`      the longest delay, in seconds or as a timedelta; each instant has a fixed delay between 0 and this (default 0)
+    `name`        the schedule's name (default: the job's name, followed by the expression if the job has several schedules)
     `args`, `kwargs`  the arguments of its calls (default none)
-    `options`     the options of its calls, as for `.options()`; without `after` and `at`
+    `options`     the options of its calls, as for `.options()`, except `after` and `at`
 
-    `name`, `args`, `kwargs` and `options` are for the decorator: `schedules.put` takes a name and a call.
-    Raises TypeError or ValueError that says which part of the expression, or which argument, is invalid.
+    `name`, `args`, `kwargs` and `options` are only for the decorator: `schedules.put` takes a name and a call.
+    Raises a TypeError or ValueError that says which part of the expression, or which argument, is invalid.
     """
 
     __slots__ = ()
@@ -78,11 +78,11 @@ class Cron(_Timed):
 
 
 class Every(_Timed):
-    """A schedule that fires at a fixed interval, counted from 1970-01-01 00:00 UTC: a deploy does not shift it.
+    """A schedule that fires at a fixed interval, counted from 1970-01-01 00:00 UTC, so a deploy does not shift it.
 
     `seconds`  the interval in seconds, or as a timedelta; at least 1
 
-    The other arguments, and the errors, are those of `Cron`. `jitter` must be less than the interval.
+    The other arguments and the errors are as for `Cron`. `jitter` must be less than the interval.
     """
 
     __slots__ = ()

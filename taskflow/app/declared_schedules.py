@@ -1,4 +1,4 @@
-"""Schedules as the decorator declares them."""
+"""The schedules that a job's decorator declares."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from taskflow.model.schedule_plan import CatchUp, Overlap, Plan
 from taskflow.model.timetable import OwnTimes, Timetable
 
 NO_ID: Final = bytes(16)
-"""The id of a template, which is the same in each process so that its digest is too."""
+"""The id in every template. It is fixed so that all processes compute the same digest."""
 
 MakeEnvelope = Callable[[Sequence[Any], dict[str, Any], EnqueueOptions], Envelope]
 
 
 class DeclaredSchedule:
-    """A schedule of a job. Its arguments are encoded when they are first needed, because annotations may not be resolved earlier."""
+    """A schedule that a job's decorator declares. Its arguments are encoded when `definition`
+    is first used, because annotations may not be resolvable before that."""
 
     def __init__(self, name: str, timetable: Timetable, make: MakeEnvelope, terms: dict[str, Any]) -> None:
         self.name = name
@@ -32,7 +33,7 @@ class DeclaredSchedule:
 
     @cached_property
     def definition(self) -> Definition:
-        """The definition to store. Raises the errors of `delay` for arguments that cannot be encoded."""
+        """The definition to store. Raises the same errors as `delay` for arguments that cannot be encoded."""
         timed = self.timetable if isinstance(self.timetable, Cron | Every) else None
         envelope = self._make((), {}, {}) if timed is None else self._make(timed.args, timed.kwargs, timed.options)
         times = OwnTimes(f"{type(self.timetable).__module__}.{type(self.timetable).__qualname__}") if timed is None else timed.times
@@ -40,7 +41,8 @@ class DeclaredSchedule:
 
 
 def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, Any]) -> Plan:
-    """Return the plan of a schedule whose jobs are like this envelope. Raises ValueError for a delay or, with `overlap`, for a key."""
+    """Return the plan of a schedule whose jobs have this envelope's fields. Raises ValueError if the
+    envelope has a start time, or if it has a key and `overlap` is not "allow"."""
     import msgspec
 
     if envelope.after or envelope.at is not None:
@@ -52,7 +54,7 @@ def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, A
 
 
 def terms_of(overlap: object, catch_up: object, max_delay: Any) -> dict[str, Any]:
-    """Check the terms of a schedule. Raises TypeError or ValueError, naming the option."""
+    """Check the options of a schedule, and return them as fields of `Plan`. Raises TypeError or ValueError, naming the option."""
     for name, value, kind in (("overlap", overlap, Overlap), ("catch_up", catch_up, CatchUp)):
         if value not in get_args(kind):
             raise ValueError(f"{name}={shown(value)}: expected {', '.join(map(repr, get_args(kind)))}")
@@ -71,7 +73,7 @@ def check_schedule_name(name: object) -> str:
 
 
 def declared_schedules(job: Any, given: dict[str, Any]) -> tuple[DeclaredSchedule, ...]:
-    """Return the schedules that a job's decorator declares. Raises TypeError or ValueError for a schedule that could never work."""
+    """Return the schedules that a job's decorator declares. Raises TypeError or ValueError if one is invalid."""
     timetables = _timetables(given.get("schedule"))
     terms = terms_of(given.get("overlap") or "allow", given.get("catch_up") or "latest", given.get("max_delay"))
     if not timetables:

@@ -56,7 +56,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     `waiting_for`  why the job is waiting, unless it is only waiting for its time or for a worker
     `reason`       why the job ended, if a reason was recorded
     `worker`       "host:pid" of the worker that is running the job or ran it last
-    `schedule`     the name of the schedule that added the job, or None; `scheduled_for` is the time for which it did
+    `schedule`     the name of the schedule that added the job, or None; `scheduled_for` is the time for which it added the job
     `result`       the decoded return value. None until the job succeeds, and also if the value
                    cannot be decoded, in which case `JobHandle.result` raises the error
     """

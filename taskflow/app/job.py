@@ -213,11 +213,11 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     only that run fails, and it is retried whatever `retry_on` says. By default, an async function runs in
                     the event loop ("loop") and a plain one in a thread ("thread")
     `schedule`      a `Cron` or `Every`, any object with a method ``next(after)``, a list of these, or None. While a worker that
-                    declares it is running, the job is added at each of its times, once in the whole fleet
-    `overlap`       what happens at a time at which an earlier job of the schedule is live: "allow" another one (default), "skip"
-                    the time, or let the "latest" replace a waiting one
-    `catch_up`      which times fire later if no worker was running: the "latest" (default), "all" or "none"
-    `max_delay`     seconds or a timedelta after which a time is not caught up on any more
+                    declares the schedule is running, the job is added at each of its times, once in the whole fleet
+    `overlap`       whether a time adds a job while an earlier one of the schedule is live: "allow" (default) adds it, "skip"
+                    does not, and "latest" replaces an earlier job that is waiting
+    `catch_up`      which of the times that passed while no worker was running fire later: the "latest" (default), "all" or "none"
+    `max_delay`     how late a time may still fire, in seconds or as a timedelta (default None: no limit)
 
     An async function becomes a `Job`, a plain one a `SyncJob`. Raises DeclarationError for an invalid declaration.
     """

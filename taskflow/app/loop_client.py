@@ -43,7 +43,7 @@ class LoopClient:
         return await retry_within(lambda: self.broker.enqueue(envelopes), self._patience)
 
     async def call(self, verb: Callable[[Broker], Awaitable[T]]) -> T:
-        """Call a verb that may be repeated without harm, until the store answers."""
+        """Call a verb, and repeat the call until the store answers. The verb must be safe to repeat."""
         return await retry_within(lambda: verb(self.broker), self._patience)
 
     async def cancel(self, job_id: bytes) -> Status | None:

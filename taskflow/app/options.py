@@ -18,7 +18,7 @@ from taskflow.model.job_schema import DEFAULT_QUEUE, bare_text
 from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
 
-if TYPE_CHECKING:  # loaded by jobs that have a schedule
+if TYPE_CHECKING:  # loaded only by jobs that have a schedule
     from taskflow.model.schedule_plan import CatchUp, Overlap
     from taskflow.model.timetable import Timetable
 

@@ -27,7 +27,7 @@ from taskflow.model.schedule_plan import CatchUp, Overlap, Plan
 from taskflow.model.timetable import OwnTimes, Timetable, zone_of
 
 MOST_AT_ONCE: Final = 1_000
-"""The default limit of jobs that `backfill` adds, and the number that it sends in one call."""
+"""The default for the maximum number of jobs that `backfill` adds, and the maximum that it sends in one call."""
 
 
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,14 +35,16 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `timetable`     when it fires, for example "0 9 * * MON-FRI Europe/Paris" or "every 30 s"
     `next_at`       the next time; None if it is paused or asleep, has no further times, or no worker has computed it yet
-    `last_at`       the time that it fired last, and `last_id` the id of the last job that it added
-    `lag`           how many seconds after its time, and its jitter, it fired last
-    `fired`, `skipped`, `missed`   how many jobs it has added, how many times fell out because an earlier job was live, and how many
-                   because they were too late
-    `is_declared`   True if code declares it; False if it was put
-    `declarers`     "host:pid" of the running workers that declare it, the youngest first; its definition is in force
-    `asleep_since`  since when no running worker declares it; None while one does, and if it was put
-    `problem`       why its definition cannot be read; None if it can
+    `last_at`       the last time that fired
+    `last_id`       the id of the last job that it added
+    `lag`           how late it last fired, in seconds, not counting the jitter; None if it has not fired yet
+    `fired`         how many jobs it has added
+    `skipped`       how many times added no job because an earlier job was still live
+    `missed`        how many times were left out because they were too late
+    `is_declared`   True if it was declared by a decorator, False if it was stored by `schedules.put`
+    `declarers`     the running workers that declare it, as "host:pid", youngest first; the first one's definition is in force
+    `asleep_since`  when the last worker that declared it went away; None if a running worker declares it or it was put
+    `problem`       why its definition cannot be read; None if it can be read
     """
 
     name: str
@@ -68,10 +70,10 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schedules:
-    """Stores, changes and shows schedules. All methods are async; ``run_sync(schedules.put(...))`` is for code without an event loop.
+    """Stores, changes and shows schedules. All methods are async. Code without an event loop calls ``run_sync(schedules.put(...))``.
 
-    The methods raise BrokerUnavailable if the store does not answer in time. Those that take the name of an existing schedule raise
-    UnknownSchedule if there is none.
+    The methods raise BrokerUnavailable if the store does not answer in time. `pause`, `resume`, `remove`, `trigger` and `backfill`
+    raise UnknownSchedule if there is no schedule with the name.
     """
 
     async def put(
@@ -84,13 +86,13 @@ class Schedules:
         catch_up: CatchUp = "latest",
         max_delay: float | timedelta | None = None,
     ) -> None:
-        """Store a schedule under a name, or change it. Putting it again as it is changes nothing.
+        """Store a schedule under a name, or replace the one that was put there. Putting an identical schedule again changes nothing.
 
         `call`      a call made by ``.bind(...)``, with its arguments and options
         `schedule`  when it fires
         `overlap`, `catch_up`, `max_delay`   as in `job`
 
-        Raises TypeError or ValueError for an invalid argument, and ScheduleConflict if code declares a schedule with this name.
+        Raises TypeError or ValueError for an invalid argument, and ScheduleConflict if a decorator has declared a schedule with this name.
         """
         if not isinstance(call, Call):
             raise TypeError(f"schedules.put() got {shown(call)}: expected a call made by .bind(...)")
@@ -117,20 +119,20 @@ class Schedules:
         return [info_of(record) for record in await _records(None)]
 
     async def pause(self, name: str) -> None:
-        """Stop a schedule until `resume`. Jobs that it has added are not affected."""
+        """Stop a schedule from firing until `resume` is called. Jobs that it has already added are not affected."""
         await self._amend(name, Amendment.PAUSE)
 
     async def resume(self, name: str) -> None:
-        """End a pause. Times that passed meanwhile do not fire."""
+        """Let a paused schedule fire again. Times that passed during the pause do not fire."""
         await self._amend(name, Amendment.RESUME)
 
     async def remove(self, name: str) -> None:
-        """Remove a schedule. Jobs that it has added are not affected. Raises ScheduleConflict while a running worker declares it."""
+        """Remove a schedule. Jobs that it has already added are not affected. Raises ScheduleConflict if a running worker declares it."""
         await self._amend(name, Amendment.REMOVE)
 
     async def trigger(self, name: str) -> JobHandle[Any]:
-        """Add a job of the schedule now, also if it is paused, and return its handle. The next time fires all the same. If `overlap`
-        excludes another job, the handle is that of the live one, and its `is_new` is False."""
+        """Add a job for the schedule now, even if it is paused, and return its handle. This does not affect when the
+        schedule fires next. If `overlap` rules out another job, return the handle of the live one, with `is_new` False."""
         app = default_app()
         plan = await stored_plan(name)
         now = app.new_id()
@@ -138,10 +140,10 @@ class Schedules:
         return _handles(app, plan, [await app.client().send(envelope)])[0]
 
     async def backfill(self, name: str, start: datetime, end: datetime, *, limit: int = MOST_AT_ONCE) -> builtins.list[JobHandle[Any]]:
-        """Add a job for each of the schedule's times from `start`, included, to `end`, excluded, and return their handles in order.
+        """Add a job for each of the schedule's times from `start` (inclusive) to `end` (exclusive), and return their handles in order.
 
-        A time whose job the store still knows is not added again. `overlap`, `catch_up` and `max_delay` do not apply. Raises ValueError
-        before anything is added if there are more than `limit` times, or if `start` or `end` is naive.
+        If the store still knows the job for a time, that job is not added again. `overlap`, `catch_up` and `max_delay` do not apply.
+        If there are more than `limit` times, or `start` or `end` is naive, raises ValueError and adds nothing.
         """
         app = default_app()
         plan = await stored_plan(name)
@@ -174,7 +176,7 @@ async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
 
 
 async def stored_plan(name: str) -> Plan:
-    """Return the definition of a schedule. Raises UnknownSchedule, or DecodeError if it cannot be read."""
+    """Return the definition of a schedule. Raises UnknownSchedule if there is no such schedule, and DecodeError if it cannot be read."""
     found = await _records([name])
     if not found:
         raise _unknown(name)
@@ -189,7 +191,7 @@ def _unknown(name: str) -> UnknownSchedule:
 
 
 def _timetable(app: App, name: str, plan: Plan) -> Timetable:
-    """Return the timetable of a schedule. Raises ConfigurationError if it is in code that this process has not imported."""
+    """Return the timetable of a schedule. Raises ConfigurationError if it is defined in code that this process has not imported."""
     if not isinstance(plan.times, OwnTimes):
         return plan.times
     for job in app.registry:
@@ -200,7 +202,8 @@ def _timetable(app: App, name: str, plan: Plan) -> Timetable:
 
 
 def instants_between(timetable: Timetable, start: datetime, end: datetime) -> Iterator[int]:
-    """Yield the instants from `start`, included, to `end`, excluded, in microseconds since 1970. Raises ValueError for naive datetimes."""
+    """Yield the instants from `start` (inclusive) to `end` (exclusive), in microseconds
+    since 1970. Raises ValueError for naive datetimes."""
     at: datetime | None = instant_of(microseconds_of(start) - 1)
     while at is not None and (at := timetable.next(at)) is not None and microseconds_of(at) < microseconds_of(end):
         yield microseconds_of(at)
@@ -215,7 +218,7 @@ def _handles(app: App, plan: Plan, answers: Sequence[Added | Refused]) -> list[J
 
 
 def info_of(record: ScheduleRecord) -> ScheduleInfo:
-    """Return a stored schedule for users. If its definition cannot be read, `problem` says why."""
+    """Convert a stored record to a `ScheduleInfo`. If the definition cannot be read, `problem` says why."""
     try:
         plan, problem = Plan.from_body(record.body), None
     except Exception as error:

@@ -74,7 +74,7 @@ class Console(Protocol):
 
     async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
         """Return the newest jobs whose ids are below `before`, newest first.
-        Only jobs that `read` would return are included. [console_browse]"""
+        Only jobs that `read` would return are listed. [console_browse]"""
         ...
 
     async def workers(self) -> list[SessionRecord]:
@@ -106,9 +106,10 @@ class Console(Protocol):
         ...
 
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
-        """Pause, resume or remove a schedule, and return True, also if it was so already. [console_amend_schedule]
+        """Pause, resume or remove a schedule. [console_amend_schedule]
 
-        Return False if there is none, or if it cannot be removed because a living session declares it.
+        Return True on success, even if nothing had to change. Return False if there is no such schedule, or if it cannot be
+        removed because a living session declares it.
         """
         ...
 

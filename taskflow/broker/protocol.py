@@ -100,30 +100,35 @@ and any number of times.
   [upkeep_drops] An ended job is dropped when it need not be kept any longer. Its id is known for at least `repeat_for` after its end.
   [upkeep_caps] If a queue has more than `kept_per_queue` ended jobs, or more failed ones, its oldest are dropped and counted.
 
-**define** stores the definitions of schedules, with one answer for each: False if it was refused. With a session, a definition is
-declared: it is in force while the session lives. Without one, it is put. A schedule remains what it was first, put or declared.
-  [schedule_put_repeat] Defining a schedule again with the digest that is in force changes nothing but, with a session, its declarers.
-  [schedule_changed] Another digest replaces the definition in force. A next instant in the future is forgotten, and the schedule is
-    offered at once to compute it; the offer says since when. One in the past stays. Pauses and counts stay.
-  [schedule_taken] Putting a schedule that is declared is refused, and so is declaring one that was put. Nothing changes.
-  [schedule_declared] Of several declarations, that of the youngest session is in force, as told by `age`. Without a living session that
-    declares it, a schedule sleeps: it is not offered, and nothing is lost. `rules.keep_asleep` later it is removed.
-  [schedule_handover] When the session dies whose declaration is in force, or leaves, the next youngest declaration is in force, as if it
-    was declared then.
+**define** stores definitions of schedules, and answers True for each that was stored and False for each that was refused. If a session
+is given, it declares the schedules, and its definitions apply only while it lives. Without a session, the schedules are put. A schedule
+never changes from declared to put, or back.
+  [schedule_put_repeat] Defining a schedule again with the digest in force changes nothing, except that a session becomes a declarer.
+  [schedule_changed] A definition with a different digest replaces the one in force. If the next instant is in the future, it is forgotten,
+    and the schedule is offered at once so that it is computed again, from the `since` of the offer. If the next instant has passed, it is
+    kept. The pause and the counts are kept too.
+  [schedule_taken] Putting a declared schedule is refused, and so is declaring one that was put. Nothing changes.
+  [schedule_declared] If several sessions declare a schedule, the youngest one's definition is in force; `age` says how old a session is.
+    While no living session declares it, the schedule is asleep: it is not offered, but keeps its state. It is removed after
+    `rules.keep_asleep`.
+  [schedule_handover] When the session whose definition is in force dies or leaves, the next youngest one's takes effect, as if it had been
+    declared at that moment.
   [schedule_session] An unknown, reaped or departed session gets SessionLost, and nothing is stored.
-  [schedule_due] a nudge under `topics.DUE`, as for jobs, when a schedule is to be offered before all others.
+  [schedule_due] When a schedule becomes the first one due, listeners are nudged under `topics.DUE`, as for jobs (see [listen_due]).
 
-**upkeep**, for schedules:
-  [schedule_offer] It offers the schedules that are due, at most `MAX_OFFERS` in one call, each to one caller. A schedule that is offered
-    and not fired is offered again after `OFFERED_FOR`. `next_in`, and an outlook's `due_in`, are no later than the next offer.
-  [schedule_paused] A paused schedule is neither offered nor fired. When it is resumed, its next instant is forgotten.
+**upkeep** for schedules:
+  [schedule_offer] Upkeep offers the schedules that are due, at most `MAX_OFFERS` per call, each to one caller only. If that caller does not
+    fire a schedule, it is offered again after `OFFERED_FOR`. `next_in`, and the `due_in` of an outlook, are no later than the next offer.
+  [schedule_paused] A paused schedule is neither offered nor fired. When it is resumed, its next instant is computed afresh, so instants
+    that passed during the pause do not fire.
 
-**fire** moves schedules on, with one answer for each firing. Firings of one call take effect in their order, all or none.
-  [schedule_fires] The envelope is added as `enqueue` would, and the next instant and the time of the next offer are set, in one step.
-  [schedule_cas] If the schedule's digest or its next instant is another, or it is unknown or paused, the answer is None, and nothing
-    changes.
-  [schedule_advances] If the envelope is refused, the schedule moves on all the same, and the refusal is counted, unless the id was known.
-  [schedule_full] If the store has no room for an envelope, fire raises StoreFull, and no schedule moves on.
+**fire** advances schedules, and returns one answer for each firing. The firings of a call take effect in order and as one atomic step.
+  [schedule_fires] In one step, the envelope is added as by `enqueue`, and the next instant and the time of the next offer are set.
+  [schedule_cas] If the schedule is unknown or paused, or its digest or next instant is not the expected one, the answer is None, and that
+    firing changes nothing. None is also the answer to a firing without an envelope.
+  [schedule_advances] If the envelope is refused, the schedule still advances. A refusal because of the key is counted as skipped; one
+    because of a known id is not counted.
+  [schedule_full] If the store has no room for an envelope, fire raises StoreFull, and no schedule advances.
 
 **listen** gives hints, never promises. A listener is one event loop of a process with one broker.
   [listen_ready] a nudge for the queue when a job becomes READY, also under `topics.ANY_QUEUE`. How many listeners get it: see below.
@@ -189,7 +194,7 @@ class Refused(msgspec.Struct, frozen=True):
 class Upkept(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one upkeep call: the number of jobs moved, by kind. The next call is due in `next_in` seconds.
 
-    `offers`  the schedules that are left to the caller to fire
+    `offers`  the schedules that the caller is to fire
     """
 
     readied: int = 0

@@ -1,4 +1,4 @@
-"""Writes instants for people: in a schedule's time zone, and here."""
+"""Formats instants for people: in a schedule's time zone, and in local time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import datetime
 
 
 def moment(at: datetime) -> str:
-    """Return an aware datetime as text, followed by the local time if that is another one."""
+    """Return an aware datetime as text, followed by the local time if that differs."""
     text = f"{at:%a %Y-%m-%d} {_clock(at)} {at:%Z}"
     try:
         here = at.astimezone()

@@ -55,7 +55,7 @@ def _following(times: CronTimes | EveryTimes, after: datetime, count: int) -> li
 
 
 def _note(times: CronTimes | EveryTimes, at: datetime, zone: tzinfo) -> str:
-    """Return how a change of the clock affects the time, in words, or an empty text."""
+    """Describe how a change of the clock affects the time. Return "" if none does."""
     if not isinstance(times, CronTimes):
         return ""
     if (skipped := times.skipped_before(at)) is not None:

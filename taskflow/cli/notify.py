@@ -20,7 +20,7 @@ log: Final = logging.getLogger("taskflow.worker")
 
 SENT_WITHIN: Final = 1.0
 AGAIN: Final = 1.0
-"""Seconds after which a worker that was not alive is checked again."""
+"""The longest pause, in seconds, before a worker that has failed its health check is checked again."""
 
 _OFF: Final[tuple[str, ...]] = ()
 

@@ -28,7 +28,7 @@ from taskflow.model.timetable import OwnTimes, zone_of
 
 PAGE: Final = 500
 WIDEST: Final = 30
-"""The most characters of a name or a timetable in a list on a terminal."""
+"""The maximum length of a name or a timetable, in characters, in a list on a terminal."""
 
 NEVER: Final = "has not fired yet"
 ENDED_AS: Final = {
@@ -67,7 +67,7 @@ async def _list(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _outcomes(broker: Broker, found: Sequence[ScheduleInfo]) -> list[Status | None]:
-    """Return the status of the last job of each schedule, or None if it has none or the store no longer keeps it."""
+    """Return the status of each schedule's last job, or None if it has added none, or the store no longer keeps that job."""
     ids = {info.last_id: parse_id(info.last_id) for info in found if info.last_id is not None}
     statuses = dict[str | None, Status]()
     for first in range(0, len(ids), PAGE):
@@ -78,7 +78,7 @@ async def _outcomes(broker: Broker, found: Sequence[ScheduleInfo]) -> list[Statu
 
 
 def _print_rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]) -> None:
-    """Print a row for each schedule. If the states do not fit the terminal, each is on a second line, truncated."""
+    """Print a row for each schedule. If the states do not fit the terminal, print each on a second line, truncated."""
     is_terminal = sys.stdout.isatty()
     widest, room = (WIDEST, columns()) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
     rows = [("schedule", "when", "next", "state")]
@@ -121,7 +121,7 @@ def _next(info: ScheduleInfo) -> str:
 
 
 def _troubles(info: ScheduleInfo) -> list[str]:
-    """Return what keeps a schedule from firing."""
+    """Return the reasons why a schedule does not fire."""
     troubles = ["paused"] if info.is_paused else []
     if info.asleep_since is not None:
         troubles.append(f"asleep since {moment(info.asleep_since.replace(microsecond=0))}, because no running worker declares it")

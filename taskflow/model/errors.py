@@ -134,7 +134,7 @@ class UnknownSchedule(TaskflowError, LookupError):
 
 
 class ScheduleConflict(TaskflowError):
-    """The schedule belongs to a job's decorator, and cannot be put or removed at run time."""
+    """The schedule is declared by a job's decorator. It cannot be put, nor removed while a running worker declares it."""
 
 
 class InvalidJobId(TaskflowError, ValueError):

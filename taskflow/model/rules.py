@@ -22,7 +22,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `repeat_for`        how long an ended job's id and fence are remembered, so that a resent call does no harm
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
-    `keep_asleep`    how long a declared schedule is kept that no living session declares
+    `keep_asleep`       how long a declared schedule is kept after the last session that declared it has ended
     `kept_per_queue`    how many failed jobs each queue keeps at most, and how many other ended jobs; the oldest are dropped first
     `upkeep_every`      how often upkeep runs in the whole fleet while nothing is due. By default, an idle worker sends less than one
                         command a second, and a dead worker's jobs run again within 25 s

@@ -1,4 +1,4 @@
-"""Schedules as stores keep them. A store compares and moves their times; only workers read their definitions."""
+"""Schedules as stores keep them. A store only compares and updates their times; workers interpret their definitions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.stored import maybe_instant
 
 OFFERED_FOR: Final = 1.0
-"""Seconds for which a due schedule is left to the caller that it was offered to. Then it is offered again."""
+"""Seconds that a caller has to fire a schedule it was offered. After that, the schedule is offered again."""
 
 MAX_OFFERS: Final = 100
-"""The maximum number of schedules that one call of upkeep offers, and of definitions or firings in one call."""
+"""The maximum number of schedules that one call of `upkeep` offers, of definitions in one `define`, and of firings in one `fire`."""
 
 MAX_NAME: Final = 200
-"""The maximum length of a schedule's name, in printable characters."""
+"""The maximum length of a schedule's name in characters, which must all be printable."""
 
 
 SCHEDULE: Final = "tf-schedule"
@@ -29,7 +29,7 @@ SCHEDULED_FOR: Final = "tf-scheduled-for"
 
 
 class Definition(NamedTuple):
-    """A schedule's definition, as a store keeps it. `digest` is 16 bytes that differ if `body` differs. `body` is opaque to stores."""
+    """A schedule's definition. Stores do not interpret `body`; they tell definitions apart by `digest`, a 16-byte hash of it."""
 
     name: str
     digest: bytes
@@ -37,11 +37,11 @@ class Definition(NamedTuple):
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """A schedule that upkeep offers to its caller. Times are microseconds since 1970, by the store's clock.
+    """A schedule that upkeep has given its caller to fire. Times are in microseconds since 1970, by the store's clock.
 
-    `next_at`  the instant to fire next; None if it has to be computed
-    `since`    since when the schedule is to be offered; the instant to compute is the first after it
-    `now`      the store's time
+    `next_at`  the next instant to fire; None if the caller has to compute it
+    `since`    when the schedule became due for this offer; if `next_at` is None, compute the first instant after this
+    `now`      the store's current time
     """
 
     name: str
@@ -53,12 +53,13 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Firing(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a schedule. The store takes it only if the schedule's digest is `digest` and its next instant `expected`.
+    """One step of a schedule. The store applies it only if the schedule is not paused, its digest is `digest`, and its next
+    instant is `expected`.
 
     `next_at`   the next instant after this step; None if there is none
-    `look_at`   when to offer the schedule again: `next_at` plus its jitter
+    `look_at`   when to offer the schedule again: normally `next_at` plus its jitter
     `envelope`  the job to add; None to add none
-    `missed`    how many instants this step leaves out
+    `missed`    the number of instants that this step leaves out
     """
 
     name: str
@@ -71,7 +72,7 @@ class Firing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Amendment(Enum):
-    """A change of a schedule by its operator."""
+    """A change that an operator makes to a schedule."""
 
     PAUSE = "pause"
     RESUME = "resume"
@@ -81,12 +82,14 @@ class Amendment(Enum):
 class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule as its store shows it. Times are aware datetimes in UTC.
 
-    `next_at`      the instant to fire next; None if no worker has computed it yet, or there is none
-    `last_at`      the instant that was fired last, and `fired_at` when that happened
-    `last_id`      the id of the last job that was added
-    `fired`        how many jobs the schedule has added, `skipped` how many were refused, `missed` how many instants were left out
-    `declarers`    the names of the living sessions that declare it, the youngest first; empty for a schedule that was put
-    `asleep_since` since when no living session declares it; None while one does, and for a schedule that was put
+    `next_at`       the next instant to fire; None if there is none, or no worker has computed it yet
+    `last_at`       the last instant that fired, and `fired_at` when it did
+    `last_id`       the id of the last job that was added
+    `fired`         how many jobs the schedule has added
+    `skipped`       how many jobs were refused because of their key
+    `missed`        how many instants were left out
+    `declarers`     the names of the living sessions that declare it, youngest first; empty if it was put
+    `asleep_since`  when the last session that declared it ended; None while one declares it, and if it was put
     """
 
     name: str
@@ -106,9 +109,9 @@ class ScheduleRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScheduleState(msgspec.Struct):
-    """A schedule in the memory and SQLite stores, with the rules by which it changes. Times are microseconds since 1970.
+    """A schedule in the memory and SQLite stores, with the rules by which it changes. Times are in microseconds since 1970.
 
-    `look_at`  when upkeep looks at it: to offer it, or to remove it if it sleeps; None if never
+    `look_at`  when upkeep next has to handle it: to offer it or, if it is asleep, to remove it; None if it need not
     """
 
     name: str
@@ -127,25 +130,26 @@ class ScheduleState(msgspec.Struct):
     asleep_since: int | None = None
 
     def look(self, at: int | None) -> None:
-        """Set when the schedule is offered next. A paused one is not offered; one that sleeps keeps the time of its removal."""
+        """Set the time at which the schedule is offered next. A paused schedule is never offered,
+        and a sleeping one keeps the time at which it is to be removed."""
         if self.asleep_since is None:
             self.look_at = None if self.is_paused else at
 
     def bring_into_force(self, definition: Definition, now: int) -> None:
-        """Replace the definition, and forget the next instant, if it is another one."""
+        """If the definition has changed, replace it, and have the next instant computed again (see `forget_next`)."""
         if definition.digest == self.digest:
             return
         _, self.digest, self.body = definition
         self.forget_next(now)
 
     def forget_next(self, now: int) -> None:
-        """Have the next instant computed again, unless it has passed and is still to be fired."""
+        """Forget the next instant, so that a worker computes it again. An instant that is already due is kept: it must still fire."""
         if self.next_at is None or self.next_at > now:
             self.next_at = None
             self.look(now)
 
     def elect(self, youngest: Definition | None, now: int, keep_asleep: float) -> None:
-        """Bring the youngest living declaration into force. If there is none, the schedule sleeps."""
+        """Put the youngest living declaration into force. If there is none, put the schedule to sleep."""
         if youngest is None:
             if self.asleep_since is None:
                 self.asleep_since, self.look_at = now, now + to_microseconds(keep_asleep)
@@ -156,7 +160,7 @@ class ScheduleState(msgspec.Struct):
         self.bring_into_force(youngest, now)
 
     def offer(self, now: int) -> Offer:
-        """Leave the schedule to the caller of upkeep for a while."""
+        """Offer the schedule to the caller of upkeep, and to no one else for `OFFERED_FOR` seconds."""
         since = now if self.look_at is None else self.look_at
         self.look(now + to_microseconds(OFFERED_FOR))
         return Offer(name=self.name, digest=self.digest, body=self.body, next_at=self.next_at, since=since, now=now)
@@ -165,7 +169,8 @@ class ScheduleState(msgspec.Struct):
         return not self.is_paused and (self.digest, self.next_at) == (firing.digest, firing.expected)
 
     def note_job(self, now: int, job_id: bytes, refused_for: str | None) -> None:
-        """Record a firing with a job. A job whose id was known is not counted."""
+        """Record that the schedule has fired with a job to add. If the store already
+        knew the job's id, the firing is not counted as fired or skipped."""
         self.last_at, self.fired_at = self.next_at, now
         if refused_for is None:
             self.fired += 1
@@ -179,7 +184,8 @@ class ScheduleState(msgspec.Struct):
         self.look(firing.look_at)
 
     def amend(self, amendment: Amendment, now: int) -> bool:
-        """Pause or resume the schedule. Return False if it cannot be removed, because a living session declares it."""
+        """Pause or resume the schedule. For REMOVE, change nothing and return whether
+        the caller may remove it: not while a living session declares it."""
         if amendment is Amendment.REMOVE:
             return not self.is_declared or self.asleep_since is not None
         if amendment is Amendment.PAUSE:

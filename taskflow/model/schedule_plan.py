@@ -1,4 +1,5 @@
-"""What a schedule adds and when: the definition that workers store, and the rules for late instants. Pure: no store and no clock."""
+"""What a schedule adds and when: the definition that is stored, and the rules for late
+instants. Pure functions: they use no store and no clock."""
 
 from __future__ import annotations
 
@@ -22,22 +23,23 @@ Overlap = Literal["allow", "skip", "latest"]
 CatchUp = Literal["none", "latest", "all"]
 
 PROMPT: Final = 10.0
-"""Seconds by which an instant may be late without being missed: `catch_up` decides only about schedules that are later than that.
-A worker that is killed while it fires a schedule delays it by less."""
+"""Seconds by which a schedule may be late and still fire as usual; `catch_up` applies only if it is later than that.
+If a worker is killed while firing a schedule, the delay is shorter than this."""
 
 MOST_COUNTED: Final = 100
-"""How many missed instants are counted at once. Instants before those are skipped without looking at each."""
+"""The maximum number of missed instants that are counted at once. Any after those are skipped without being counted."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule's definition, as it is stored.
 
     `times`      when it fires
-    `template`   the envelope of each job, without its id and the headers of its time
-    `overlap`    "allow" several of its jobs at once, "skip" an instant while an earlier job is live, or replace one that waits: "latest"
+    `template`   the envelope of its jobs, without the id and the schedule's headers, which `envelope_for` sets
+    `overlap`    whether an instant adds a job while an earlier one is live: "allow" adds it, "skip" does not, and "latest" replaces an
+                 earlier job that is waiting
     `catch_up`   which missed instants fire later: "none", the "latest", or "all"
-    `max_delay`  seconds after which an instant does not fire any more; None for no limit
-    `jitter`     the longest delay, in seconds; each instant has its own, between 0 and this
+    `max_delay`  how late, in seconds, an instant may still fire; None for no limit
+    `jitter`     the longest delay, in seconds; each instant has a fixed delay between 0 and this
     """
 
     times: CronTimes | EveryTimes | OwnTimes
@@ -54,7 +56,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @staticmethod
     @lru_cache(maxsize=100)
     def from_body(body: bytes) -> Plan:
-        """Decode a stored definition. Raises ValueError for any other bytes, or for values that are not valid."""
+        """Decode a stored definition. Raises ValueError if the bytes are not a definition or a value in it is invalid."""
         plan = _decode(body)
         check_envelope(plan.template)
         for name, seconds in (("max_delay", plan.max_delay or 0.0), ("jitter", plan.jitter)):
@@ -71,19 +73,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.times.tz if isinstance(self.times, CronTimes) else "UTC"
 
     def delay_of(self, name: str, instant: int) -> int:
-        """Return the jitter of an instant. Both are in microseconds."""
+        """Return the delay of an instant, up to `jitter`. It is derived from the name and
+        the instant, so all workers agree. Both are in microseconds."""
         if not self.jitter:
             return 0
         drawn = int.from_bytes(_digest_of(name, instant)[-4:], "big") / (1 << 32)
         return int(drawn * self.jitter * MICROSECONDS)
 
     def lag_of(self, name: str, instant: int | None, now: int) -> float:
-        """Return how many seconds after an instant and its jitter it is."""
+        """Return how many seconds `now` is after an instant plus its jitter; negative if it is before that, 0 if there is no instant."""
         return 0.0 if instant is None else to_seconds(now - instant - self.delay_of(name, instant))
 
     def envelope_for(self, name: str, instant: int, *, is_alone: bool = False) -> Envelope:
-        """Return the envelope of the job for an instant. Its id follows from the name and the instant, so that it is added only once.
-        If `is_alone`, the job does not take part in `overlap`."""
+        """Return the envelope of the job for an instant. Its id is derived from the schedule's name
+        and the instant, so the job is added only once. If `is_alone`, `overlap` is ignored."""
         local = instant_of(instant).astimezone(zone_of(self.zone))
         headers = {**self.template.headers, SCHEDULE: name, SCHEDULED_FOR: f"{local.isoformat()}[{self.zone}]"}
         fields: dict[str, Any] = {"id": id_of(name, instant), "headers": headers}
@@ -98,15 +101,16 @@ _decode: Final = msgspec.msgpack.Decoder(Plan).decode
 
 
 def id_of(name: str, instant: int) -> bytes:
-    """Return the id of the job of a schedule for an instant: a UUIDv7 of the instant, whose random bits are made from both."""
+    """Return the id of a schedule's job for an instant: a UUIDv7 with the instant as its
+    time, and a hash of the name and the instant in place of random bits."""
     random = int.from_bytes(_digest_of(name, instant)[:8], "big") >> 2
     head = (max(instant, 0) // 1_000 << 16) | 0x7000
     return ((head << 64) | 0x8000_0000_0000_0000 | random).to_bytes(16, "big")
 
 
 def scheduled_for(headers: dict[str, str]) -> datetime | None:
-    """Return the instant that a job stands for, in its schedule's zone, or None if no schedule has added it.
-    On a machine without that zone, the instant has the zone's offset."""
+    """Return the time for which a schedule added the job, in the schedule's zone, or None if no schedule added it.
+    If this machine does not know the zone, the time has a fixed UTC offset instead."""
     text = headers.get(SCHEDULED_FOR)
     if text is None:
         return None
@@ -121,14 +125,14 @@ def scheduled_for(headers: dict[str, str]) -> datetime | None:
 
 
 def firings_of(offer: Offer, plan: Plan, times: Timetable) -> list[Firing]:
-    """Return the steps that an offered schedule takes now, at most `MAX_OFFERS`.
+    """Return the steps to take now for a schedule that was offered, at most `MAX_OFFERS`.
 
-    `times` are the plan's, or those of the application. The last step says when the schedule is to be offered again.
+    `times` is the plan's timetable, or one that the application defines. The last step sets when the schedule is offered again.
     """
     steps = _Steps(offer, plan)
     if offer.next_at is None:
         return [steps.to(_next(times, offer.since))]
-    if steps.due_at(offer.next_at) > offer.now:  # the offer was made to look at a new definition
+    if steps.due_at(offer.next_at) > offer.now:  # offered early, for example because the schedule was asleep until now
         return [steps.to(offer.next_at)]
     firing, missed, following = _decide(offer, plan, times, steps.due_at)
     if not firing:
@@ -138,7 +142,7 @@ def firings_of(offer: Offer, plan: Plan, times: Timetable) -> list[Firing]:
 
 
 class _Steps:
-    """Makes the steps of one offered schedule. Each expects the instant that the one before has set."""
+    """Creates the steps of one offered schedule. Each step expects the next instant that the previous one set."""
 
     def __init__(self, offer: Offer, plan: Plan) -> None:
         self._offer = offer
@@ -165,7 +169,7 @@ class _Steps:
 
 
 def _decide(offer: Offer, plan: Plan, times: Timetable, due_at: Callable[[int], int]) -> tuple[list[int], int, int | None]:
-    """Return the instants that fire now, how many due ones are left out, and the instant after all of these."""
+    """Return the instants to fire now, how many due ones are left out, and the next instant after them."""
     at, now, missed = offer.next_at, offer.now, 0
     assert at is not None
     is_late = now - due_at(at) > to_microseconds(PROMPT)
@@ -192,7 +196,8 @@ def _decide(offer: Offer, plan: Plan, times: Timetable, due_at: Callable[[int], 
 
 
 def _skip(times: Timetable, at: int, until: int) -> tuple[int | None, int]:
-    """Return the first instant from `at` on that is not before `until`, and the number of those before it, at most `MOST_COUNTED`."""
+    """Skip the instants from `at` up to, but not including, `until`. Return the first one at or after `until`,
+    or None, and how many were skipped, counting no more than `MOST_COUNTED`."""
     skipped, instant = 0, cast("int | None", at)
     while instant is not None and instant < until and skipped < MOST_COUNTED:
         instant = _next(times, instant)
@@ -201,8 +206,8 @@ def _skip(times: Timetable, at: int, until: int) -> tuple[int | None, int]:
 
 
 def _latest(times: Timetable, at: int, now: int, due_at: Callable[[int], int]) -> tuple[int, int | None]:
-    """Return the latest due instant, and the one after it, given an earlier due one. Timetables only look forward, so this tries from
-    points further and further back."""
+    """Return the latest due instant and the one after it. `at` is due, but need not be the latest.
+    Timetables only look forward, so this searches from ever earlier starting points."""
     back, latest = MICROSECONDS, _next(times, now - MICROSECONDS)
     while latest is None or due_at(latest) > now:
         back *= 2

@@ -29,7 +29,7 @@ NICKNAMES: Final = {
 FIELDS: Final = ("second", "minute", "hour", "day-of-month", "month", "day-of-week")
 
 LONGEST_GAP: Final = timedelta(hours=3)
-"""If the clock is set forward by more than this, as when a zone skips a whole day, the local times in between do not fire."""
+"""If the clock is set forward by more than this, as when a zone skips a whole day, the skipped local times do not fire."""
 
 SHORTEST: Final = 1.0
 """The shortest interval, in seconds."""
@@ -47,7 +47,7 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
     """The instants of a cron expression with five fields, or six with seconds first, in the time zone with the IANA name `tz`.
 
     If the hour field begins with ``*``, the schedule follows real time: an hour that the clock skips does not fire, and one that it
-    repeats fires twice. Other schedules follow local time: a local time that is skipped fires when the clock has been set forward,
+    repeats fires twice. Other schedules follow local time: a local time that is skipped fires at the moment the clock is set forward,
     and one that is repeated fires only the first time.
     """
 
@@ -56,7 +56,8 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
 
     @classmethod
     def checked(cls, expression: object, tz: object) -> CronTimes:
-        """Return the times. Raises TypeError or ValueError that says which part of the expression or zone is wrong."""
+        """Create and check a `CronTimes`. Raises a TypeError or ValueError that says
+        which part of the expression, or what about the zone, is wrong."""
         if not isinstance(expression, str):
             raise TypeError(f"{shown(expression)}: expected a cron expression as a str, such as '0 9 * * MON-FRI'")
         times = cls(expression.strip(), _zone_name(tz))
@@ -68,7 +69,7 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
 
     @property
     def fields(self) -> str:
-        """The fields of the expression, also if it is a nickname such as "@daily"."""
+        """The fields of the expression. A nickname such as "@daily" is expanded."""
         return NICKNAMES.get(self.expression.lower(), self.expression)
 
     def next(self, after: datetime) -> datetime | None:
@@ -78,11 +79,12 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
 
     @property
     def is_real_time(self) -> bool:
-        """True if the schedule follows real time, not local time."""
+        """True if the schedule follows real time instead of local time."""
         return self.fields.split()[-4].startswith("*")
 
     def skipped_before(self, at: datetime) -> datetime | None:
-        """Return the first local time that the clock skips and for which the instant `at` fires, or None if there is none."""
+        """If `at` fires because the clock skipped a matching local time, return that
+        time (the first, if there are several), otherwise None."""
         if self.is_real_time:
             return None
         end, start = (moment.astimezone(zone_of(self.tz)).replace(tzinfo=None) for moment in (at, at - timedelta(seconds=1)))
@@ -94,13 +96,13 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
 
 
 class EveryTimes(msgspec.Struct, frozen=True, tag="every"):
-    """Instants that are `seconds` apart, counted from 1970-01-01 00:00 UTC, so that they are the same in every process."""
+    """Instants `seconds` apart, counted from 1970-01-01 00:00 UTC, so they are the same in every process."""
 
     seconds: float
 
     @classmethod
     def checked(cls, seconds: object) -> EveryTimes:
-        """Return the times. Raises TypeError or ValueError for an invalid interval."""
+        """Create and check an `EveryTimes`. Raises TypeError or ValueError for an invalid interval."""
         value = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"seconds={shown(seconds)}: expected seconds, as a number or a timedelta")
@@ -118,7 +120,8 @@ class EveryTimes(msgspec.Struct, frozen=True, tag="every"):
 
 
 class OwnTimes(msgspec.Struct, frozen=True, tag="own"):
-    """Stands for a timetable of the application's, which only the workers that declare it can compute. `kind` is the name of its class."""
+    """Stands for a timetable that the application defines. Only workers that declare the schedule
+    can compute its times. `kind` is the qualified name of the timetable's class."""
 
     kind: str
 
@@ -128,7 +131,8 @@ class OwnTimes(msgspec.Struct, frozen=True, tag="own"):
 
 @lru_cache(maxsize=1_000)
 def zone_of(name: str) -> tzinfo:
-    """Return the zone with this IANA name. Raises ValueError, with a similar name, if there is none. UTC needs no time zone database."""
+    """Return the zone with this IANA name. Raises ValueError, suggesting a similar
+    name, if there is none. UTC needs no time zone database."""
     if name == "UTC":
         return UTC
     try:
@@ -169,8 +173,8 @@ def _check(expression: str, fields: str) -> None:
 
 
 def _search(fields: str, local: datetime) -> CronSim:
-    """Return an iterator over the local times after `local`. cronsim steps through local times without a zone: its treatment of clock
-    changes differs from ours for seconds, and for a day that a zone skips."""
+    """Return an iterator over the matching local times after `local`. The zone is not passed to cronsim, which would handle
+    clock changes differently from us for expressions with seconds, and where a zone skips a whole day."""
     from cronsim import CronSim
 
     return CronSim(fields, local)
@@ -185,7 +189,8 @@ def _next_local_time(fields: str, zone: tzinfo, after: datetime) -> datetime | N
 
 
 def _instant(local: datetime, zone: tzinfo) -> datetime | None:
-    """Return the instant of a local time: the first if it is repeated, the end of the gap if it is skipped, or None if the gap is long."""
+    """Return the instant of a local time. If the time is repeated, return the first one. If it is
+    skipped, return the end of the gap, or None if the gap is longer than `LONGEST_GAP`."""
     aware = local.replace(tzinfo=zone)
     at = aware.astimezone(UTC)
     if at.astimezone(zone).replace(tzinfo=None) == local:
@@ -212,8 +217,8 @@ def _next_real_time(fields: str, zone: tzinfo, after: datetime) -> datetime | No
 
 
 def _first_change(zone: tzinfo, start: datetime, end: datetime) -> datetime | None:
-    """Return the first instant in (start, end] at which the zone's offset changes, to the second, or None. At most one change a day
-    is expected."""
+    """Return the first instant in (start, end] at which the zone's offset changes, accurate
+    to a second, or None if there is none. Assumes at most one change a day."""
     before = _offset(start.astimezone(zone))
     while start < end:
         later = min(start + timedelta(days=1), end)

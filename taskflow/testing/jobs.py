@@ -103,7 +103,7 @@ class TaskflowJobs:
     async def advance(
         self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0, raises: bool = True
     ) -> int:
-        """Advance the virtual time, running each job when it is due, and firing schedules at their times. Return the number of runs.
+        """Advance the virtual time, running each job and firing each schedule when it is due. Return the number of runs.
 
         `seconds`, `minutes`, `hours`, `days`   how far to advance: their sum, 0 or more
         `raises`  False to ignore the errors of jobs that have failed for good, as in `run_all`

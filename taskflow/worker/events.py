@@ -157,7 +157,8 @@ class BrokerBack(WorkerEvent, frozen=True):
 class ScheduleFired(WorkerEvent, frozen=True):
     """The worker has fired a schedule, `late_by` seconds after its time and jitter.
 
-    `id` is the id of the new job, if `is_added`. Otherwise, an earlier job is live and `overlap` excludes another, or the job was known.
+    If `is_added`, `id` is the id of the new job. Otherwise, `overlap` ruled it out while an earlier job was live, or the store already
+    knew the job.
     """
 
     name: str
@@ -169,7 +170,7 @@ class ScheduleFired(WorkerEvent, frozen=True):
 class ScheduleMissed(WorkerEvent, frozen=True):
     """The schedule has left out `count` of its times, because they were too late for its `catch_up` or `max_delay`.
 
-    At most 100 are counted at once.
+    If more than 100 times in a row are left out, `count` may be lower than their number.
     """
 
     name: str
@@ -177,7 +178,7 @@ class ScheduleMissed(WorkerEvent, frozen=True):
 
 
 class ScheduleFailed(WorkerEvent, frozen=True):
-    """The worker cannot fire the schedule, or cannot declare it because its name is taken. Sent once for each reason."""
+    """The worker cannot fire the schedule, or cannot declare it because its name is taken. Sent again only if the reason changes."""
 
     name: str
     why: str

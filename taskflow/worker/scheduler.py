@@ -1,4 +1,4 @@
-"""Declares the schedules of a worker's jobs, and fires those that upkeep offers."""
+"""Declares the schedules of a worker's jobs, and fires the schedules that upkeep offers."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 
 PASSED_ON_AFTER: Final = 0.1
-"""Seconds after which a schedule is offered again if the worker lacks the code of its timetable."""
+"""Seconds after which a schedule is offered again if this worker cannot compute its times."""
 
 PAUSES: Final = Pauses(0.5, 30.0)
 
 
 class _Step(NamedTuple):
-    """A firing, and how many seconds late it was when it was offered."""
+    """A firing, and how late it was, in seconds, when the schedule was offered."""
 
     firing: Firing
     lag: float
 
 
 class Scheduler:
-    """Declares schedules in each session of a worker, and fires what is offered to it. All sessions declare with the worker's own age, so
-    that a session that follows another does not count as a newer deploy.
+    """Declares a worker's schedules in each of its sessions, and fires the schedules that it is offered. Every session reports the
+    age of the worker, not its own, so that a worker whose session is replaced does not look like a newer deploy.
 
     Raises DeclarationError if two schedules have the same name, or if a call's arguments do not fit its job.
     """
@@ -55,13 +55,13 @@ class Scheduler:
         return time.monotonic() - self._began_at
 
     async def declare(self, session: bytes) -> None:
-        """Declare the schedules for a session that has just been registered. If the store does not answer or is full, try again."""
+        """Declare the schedules for a session that has just been registered. If the store does not answer or is full, retry."""
         definitions = [schedule.definition for schedule in self._declared.values()]
         for first in range(0, len(definitions), MAX_OFFERS):
             portion = definitions[first : first + MAX_OFFERS]
             try:
                 taken = await retry(partial(self._define, portion, session), PAUSES, on=BrokerError, note=self._note)
-            except SessionLost:  # the heartbeat finds out too
+            except SessionLost:  # the heartbeat reports it too
                 return
             for definition, is_taken in zip(portion, taken, strict=True):
                 if not is_taken:
@@ -76,7 +76,8 @@ class Scheduler:
         self._events.tell(BrokerTrouble("declaring schedules", str(error), times))
 
     async def fire(self, offers: Sequence[Offer]) -> float:
-        """Fire offered schedules. Return the seconds until the first of them is due again, or infinity. Raises the broker's errors."""
+        """Fire the offered schedules. Return the seconds until the first of them is due
+        again, or infinity if none is. Raises the broker's errors."""
         began_at, now = time.monotonic(), offers[0].now
         steps, looks = list[_Step](), [math.inf]
         for offer in offers:
@@ -87,7 +88,7 @@ class Scheduler:
             while len(steps) >= MAX_OFFERS:
                 await self._send(steps[:MAX_OFFERS], began_at)
                 del steps[:MAX_OFFERS]
-            await asyncio.sleep(0)  # a schedule that missed many instants takes milliseconds
+            await asyncio.sleep(0)  # computing the steps takes milliseconds if many instants were missed
         if steps:
             await self._send(steps, began_at)
         return max(0.0, min(looks) - (time.monotonic() - began_at))
@@ -121,14 +122,14 @@ class Scheduler:
                 self._events.tell(ScheduleFired(step.name, answer.id, isinstance(answer, Added), late_by))
 
     def _fail(self, name: str, why: str) -> None:
-        """Report a failure once, because the schedule is offered again each second."""
+        """Report a failure, unless it repeats the schedule's last one: a schedule that does not fire is offered again each second."""
         if self._has_failed.get(name) != why:
             self._has_failed[name] = why
             self._events.tell(ScheduleFailed(name, why))
 
 
 def _passed_on(offer: Offer) -> Firing:
-    """Return the step that offers a schedule again soon, for one of the workers that have the code of its timetable."""
+    """Return a step that only has the schedule offered again soon, so that a worker that can compute its times may receive it."""
     at = offer.next_at
     return Firing(name=offer.name, digest=offer.digest, expected=at, next_at=at, look_at=offer.now + to_microseconds(PASSED_ON_AFTER))
 

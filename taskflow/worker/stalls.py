@@ -75,10 +75,10 @@ class Watched(Protocol):
 class StallWatch:
     """Watches the event loop in which it was created. Its thread never logs and never waits for the loop, so neither can block it.
 
-    `stall_limit`  seconds without progress of the loop after which `watched.give_up` is called; 0 disables
+    `stall_limit`  how many seconds the loop may make no progress before `watched.give_up` is called; 0 means no limit
     `ttl`          the sessions' ttl in seconds
     `stalled_for`  seconds for which the loop has made no progress, once that has been reported; otherwise 0.0
-    `looked_at`    the time of the last check on the monotonic clock, which shows that the watch itself is running
+    `looked_at`    when the loop was last checked, on the monotonic clock; shows that the watch itself is running
     `blocker`      the lease of the job that was reported as blocking the loop
     """
 

@@ -126,7 +126,7 @@ class Upkeep:
             done = await self._broker.upkeep(self._limit())
             if done.offers:
                 looks_in = await self._on_offers(done.offers)
-                self._on_ready()  # a claim need not wait for the nudge
+                self._on_ready()  # so a claim need not wait for the nudge
         except BrokerError as error:
             self._is_at_rest = False
             pause = self._retries.failed()

@@ -1,4 +1,4 @@
-"""Adds schedules to the memory broker's store: their definitions, whose turn it is to fire them, and their next instants."""
+"""Adds schedules to the memory broker's store: storing, offering and firing them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from taskflow.model.schedule import MAX_OFFERS, Amendment, Definition, Firing, O
 
 
 class StoredSchedule(ScheduleState, kw_only=True):
-    """A schedule. `declared` has the sessions that declare it, each with the instant from which its age counts."""
+    """A schedule. `declared` maps each session that declares it to the instant from which its age counts, and its definition."""
 
     declared: dict[bytes, tuple[int, Definition]] = {}
 
     def by_age(self) -> list[tuple[int, bytes, Definition]]:
-        """Return the declarations with their sessions, the youngest first."""
+        """Return the declarations with their sessions, youngest first."""
         return sorted(((since, session, definition) for session, (since, definition) in self.declared.items()), reverse=True)
 
 
@@ -77,7 +77,7 @@ class ScheduleStore(Store):
             self.rung.add(topics.DUE)
 
     def offers(self) -> tuple[Offer, ...]:
-        """Return the schedules that are due, and leave each of them to the caller for a while."""
+        """Offer the caller the schedules that are due, and remove those that have been asleep for too long."""
         looks = sorted((schedule.look_at, name) for name, schedule in self.schedules.items() if schedule.look_at is not None)
         due = [self.schedules[name] for look_at, name in looks[:MAX_OFFERS] if look_at <= self.now]
         for schedule in due:

@@ -50,7 +50,7 @@ class UpkeepStore(ScheduleStore):
         return min([self.rules.upkeep_every * max(1, len(self._living_ones())), *self._waits()])
 
     def _waits(self) -> list[float]:
-        """Return the seconds until the next job is due, until the next schedule is offered, and until each session lapses."""
+        """Return the seconds until the next job is due, until the next schedule is due, and until each session lapses."""
         waits = [to_seconds(state.beat_at + state.ttl + 1 - self.steady) for state in self._living_ones()]
         waits += [to_seconds(at - self.now) for at in (self.next_due(), self.next_look()) if at is not None]
         return [max(0.0, wait) for wait in waits]

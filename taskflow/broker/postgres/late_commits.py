@@ -37,7 +37,7 @@ class LateCommits:
         self._when_due: asyncio.TimerHandle | None = None
 
     def after(self, seconds: float) -> None:
-        """Record how many seconds a verb that made jobs ready took. If it was slow, check the marks."""
+        """Check the marks if a verb that made jobs ready took long. `seconds` is how long it took."""
         if seconds >= LATE_AFTER:
             self.want()
 

@@ -13,13 +13,13 @@ from taskflow.model.stored import maybe_instant
 Row = Any
 
 _SEPARATOR: Final = "\x1f"
-"""Stands between the names of sessions in the column `declarers`."""
+"""Separates the names of sessions in the column `declarers`."""
 
 _INSTANTS: Final = ("next_at", "last_at", "fired_at", "asleep_since")
 
 
 def definition_columns(definitions: Sequence[Definition]) -> list[list[Any]]:
-    """Return the arguments of define(): names, digests, bodies."""
+    """Return the arguments of define() for the definitions: names, digests and bodies."""
     return [[getattr(definition, field) for definition in definitions] for field in Definition._fields]
 
 
@@ -35,7 +35,7 @@ def firing_columns(firings: Sequence[Firing]) -> list[list[Any]]:
 
 
 def offers_of(row: Row) -> tuple[Offer, ...]:
-    """Decode the offers in the answer of upkeep()."""
+    """Decode the offers in the answer from upkeep()."""
     columns = (row[column] or () for column in ("names", "digests", "bodies", "nexts", "sinces"))
     return tuple(
         Offer(name=name, digest=digest, body=body, next_at=next_at, since=since, now=row["now_at"])

@@ -43,8 +43,8 @@ NUDGE_STANDS: Final = 0.2
 """Seconds after a nudge during which a claim can rely on the listener's note. After PASSED_ON_AFTER, other processes remove the note."""
 
 LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
-"""The pauses in seconds before each look for jobs while a transaction that may not have seen a
-note is open. Jobs that appear after the last look are found as if their nudge had been lost."""
+"""While a transaction that may have missed its note is open, a listener searches for jobs after each of these
+pauses, in seconds. Jobs that appear after the last search are found as if their nudge had been lost."""
 
 UNNOTED: Final = "unnoted"
 """Returned with a claim that could not write its listener's note: see claim.sql."""

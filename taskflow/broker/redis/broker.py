@@ -49,8 +49,8 @@ from taskflow.model.verdict import Settled, Settlement
 log: Final = logging.getLogger("taskflow")
 
 REINDEXED_BY_OTHERS_IN: Final = 0.5
-"""Seconds after a reindexing during which no other one begins. A caller
-that would begin one waits this long instead, then sends its call again."""
+"""Seconds after a reindexing in which no other one may begin. A caller
+that needs one waits this long instead, then sends its call again."""
 
 MOST_REINDEXINGS: Final = 10
 """How many times one call waits for a reindexing, its own or another caller's, before it raises the error."""
@@ -217,7 +217,7 @@ class RedisBroker:
         except StoreFull:
             await self._are_known(envelopes)  # deletes the payloads that were sent ahead
             raise
-        if answers == _LACKING:  # the schedules are offered again
+        if answers == _LACKING:  # nothing has fired, and the schedules will be offered again
             raise (await self.server_info()).lacking(str(self.server))
         return fire_answers(firings, answers)
 

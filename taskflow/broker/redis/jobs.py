@@ -87,8 +87,9 @@ def ended_record(job_id: bytes, stored: bytes, names: Names | None) -> Record | 
 _RAN: Final = struct.Struct(">xI24xQ8xH")
 _WAITED: Final = struct.Struct(">xbIIQ6xQH")
 _ENDED: Final = struct.Struct(">QQQI")
-"""The fixed layout of a success, in three parts: epoch, claimed, length of the worker's name; priority, queue, name, due, created, length
-of extras; ended, ran for, kept for, length of the result."""
+"""The fixed layout of a job that has succeeded. `_RAN` holds the epoch, the time of the claim, and the length of the worker's name.
+`_WAITED` holds the priority, queue, name, due time, creation time, and length of the extras. `_ENDED` holds when the job
+ended, how long it ran, how long it is kept, and the length of the result."""
 
 
 def succeeded_fields(stored: bytes) -> list[Any]:

@@ -1,12 +1,12 @@
--- Schedules. Workers read their definitions; scripts compare and move their times.
+-- Schedules. Scripts only compare and update their times; workers interpret their definitions.
 --
 -- Fields of the hash schedule:NAME
 -- STATE            see below
--- body:DIGEST      each definition that is in force or declared, once
+-- body:DIGEST      a definition that is in force or declared; each is stored once
 -- by:SESSION       a session that declares the schedule: the time from which its age counts (8 bytes), the digest of its definition
 
 -- === part schedule =========================================================================================
--- Makes the functions that read and change schedules. They are made only for calls that touch one.
+-- Creates the functions that read and change schedules, only for calls that need them.
 local function schedule_functions()
   -- Fields of a schedule; true for a whole number. An absent one is empty. `digest` is the one in force.
   local STATE = { digest = false, declared = false, paused = false, asleep_since = true, next_at = true, last_at = true, fired_at = true,
@@ -48,7 +48,7 @@ local function schedule_functions()
     return found[name]
   end
 
-  -- Sets when upkeep looks at the schedule next; nil for never. One that sleeps is looked at to remove it.
+  -- Sets when upkeep next has to handle the schedule: to offer it or, if it is asleep, to remove it. nil if it need not.
   local function look(schedule, at)
     if schedule.asleep_since then
       at = schedule.asleep_since + R.keep_asleep
@@ -58,7 +58,8 @@ local function schedule_functions()
     schedule.look_at = at or '+inf'
   end
 
-  -- Forgets the next instant, unless it has passed and is still to be fired. Then a worker computes it from the new definition.
+  -- If the definition has changed, forgets the next instant, so that a worker computes it again. An instant that is already due is kept:
+  -- it must still fire.
   local function bring_into_force(schedule, digest)
     if schedule.digest ~= digest then
       schedule.digest = digest
@@ -78,7 +79,7 @@ local function schedule_functions()
     schedule.declared_by[session] = nil
   end
 
-  -- Brings the definition of the youngest living session into force. If no session declares the schedule, it sleeps.
+  -- Puts the youngest living declaration into force. If there is none, puts the schedule to sleep.
   local function elect(schedule)
     local youngest
     for _, declared in pairs(schedule.declared_by) do
@@ -126,8 +127,8 @@ local function schedule_functions()
     end
   end
 
-  -- Writes the schedules of this call. If one of them is now the first to be looked at, some listeners that wait for the next due time are
-  -- nudged.
+  -- Writes the schedules of this call. If one of them is now the first one due, nudges some of the listeners that wait for the next due
+  -- time.
   local function save_all()
     for _, schedule in pairs(found) do
       if schedule then
@@ -146,7 +147,7 @@ local function schedule_functions()
 end
 
 -- === part end_declarations =================================================================================
--- Ends what a session declares.
+-- Drops the declarations of a session.
 local function end_declarations(session)
   local names = call('SMEMBERS', P .. 'd:' .. session)
   if #names == 0 then
@@ -204,8 +205,8 @@ return answers
 -- === part offers ===========================================================================================
 local HOUR = 3600000000
 
--- Returns name, digest, body, next instant or false, time of the look, ... of the schedules that are due, and leaves each of them to the caller for a while.
--- Removes those that have slept for long. Looks again an hour later at one that has no definition.
+-- Offers the caller the schedules that are due: returns name, digest, body, next instant or false, due time, ...
+-- Removes those that have been asleep for too long. Leaves out for an hour those without a definition.
 local function offers()
   local schedules, offered = schedule_functions(), {}
   local due = call('ZRANGEBYSCORE', P .. 'looks', '-inf', wall, 'WITHSCORES', 'LIMIT', 0, R.max_offers)
@@ -229,9 +230,9 @@ local function offers()
 end
 
 -- === part fire_all =========================================================================================
--- Moves schedules on and adds their jobs, as one step.
+-- Advances schedules and adds their jobs, as one step.
 --
--- arguments  the texts of queues and names; for each firing its name, digest, expected, next instant, time of the next look (false for
+-- arguments  the texts of queues and names; for each firing its name, digest, expected, next instant, time of the next offer (false for
 --            none), number of instants left out, and item (see add_job) or false; the ids of jobs whose payload is stored apart
 -- reply      for each firing nil if it has added no job, otherwise an answer (see add_job); "LACKING" if a payload that was sent ahead is
 --            gone, and nothing has changed
@@ -272,18 +273,18 @@ local function fire_all(texts, firings, apart)
 end
 
 -- === script fire ===========================================================================================
--- Firings of which some add jobs. A server whose memory is full refuses it: see the flags in scripts.py.
+-- For firings of which some add jobs. A server whose memory is full refuses this script: see the flags in scripts.py.
 
 return fire_all(given[1], given[2], given[3])
 
 -- === script advance ========================================================================================
--- Firings that add no jobs.
+-- For firings that add no jobs.
 
 return fire_all(given[1], given[2], given[3])
 
 -- === script schedules ======================================================================================
--- Without an argument, returns the names of all schedules. With names, returns for each that is known the fields of `ScheduleState` except
--- `look_at`, then the names of the living sessions that declare it, the youngest first.
+-- Without an argument, returns the names of all schedules. With names, returns for each known one the fields of `ScheduleState` except
+-- `look_at`, then the names of the living sessions that declare it, youngest first.
 
 if not given[1] then
   return call('ZRANGE', P .. 'looks', 0, -1)

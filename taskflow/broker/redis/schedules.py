@@ -22,7 +22,7 @@ def pack_definitions(definitions: Sequence[Definition], session: bytes | None, a
 
 
 def pack_firings(firings: Sequence[Firing]) -> bytes:
-    """Pack firings for the scripts `fire` and `advance`. Large payloads must be sent ahead: see `large_payloads`."""
+    """Pack firings for the script `fire` or `advance`. Large payloads must be sent ahead: see `large_payloads`."""
     texts, apart = Texts(), list[bytes]()
     packed = [_firing(firing, texts, apart) for firing in firings]
     return pack([texts.all(), packed, apart])
@@ -39,7 +39,7 @@ def _firing(firing: Firing, texts: Texts, apart: list[bytes]) -> list[object]:
 
 
 def fire_answers(firings: Sequence[Firing], answers: Sequence[bytes | None]) -> list[Added | Refused | None]:
-    """Decode the reply of the scripts `fire` and `advance`."""
+    """Decode the reply of the script `fire` or `advance`."""
     return [
         None if firing.envelope is None or answer is None else added_or_refused(firing.envelope, answer)
         for firing, answer in zip(firings, answers, strict=True)
@@ -59,7 +59,7 @@ def read_offers(offered: Sequence[Any], now: int) -> tuple[Offer, ...]:
 
 
 def schedule_records(rows: Sequence[Sequence[Any]]) -> list[ScheduleRecord]:
-    """Decode the reply of the script `schedules`, which leaves out what it cannot read."""
+    """Decode the reply of the script `schedules`, which leaves out any schedule that it cannot read."""
     return [_record(*row) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""The `define` and `fire` verbs, the offers of schedules, and their records."""
+"""The verbs `define` and `fire`, and the offers and records of schedules."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from taskflow.model.schedule import MAX_NAME, MAX_OFFERS, Amendment, Definition,
 from taskflow.model.stored import LATEST, FieldReader, maybe, octets, text, whole
 
 _LEFT_OUT_FOR: Final = to_microseconds(3_600.0)
-"""How long a schedule is left out whose name or definition cannot be read."""
+"""How long a schedule is left out of the offers if its name or definition cannot be read."""
 
 
 class ScheduleRow(ScheduleState, kw_only=True):
-    """A row of the schedules table. If its name or definition cannot be read, its digest is empty, and it cannot be offered."""
+    """A row of the schedules table. If its name or definition cannot be read, its digest is empty, and it is not offered."""
 
     number: int | None = None
 
@@ -82,7 +82,7 @@ def _write(transitions: Transitions, schedule: ScheduleRow) -> None:
 
 
 def _save(transitions: Transitions, schedule: ScheduleRow, before: ScheduleRow | None = None) -> None:
-    """Write a schedule if it has changed, and nudge if it is now to be looked at before all others."""
+    """Write a schedule if it has changed, and announce when it is due: if it is the first one due, listeners are nudged."""
     if schedule == before:
         return
     _write(transitions, schedule)
@@ -98,7 +98,7 @@ def _remove(transitions: Transitions, schedule: ScheduleRow) -> None:
 
 
 def define(transitions: Transitions, definitions: Sequence[Definition], session: bytes | None, age: float) -> list[bool]:
-    """Store definitions. A session must be living."""
+    """Store definitions. The session, if one is given, must be living."""
     since = transitions.now - to_microseconds(age)
     return [_define(transitions, definition, session, since) for definition in definitions]
 
@@ -125,7 +125,7 @@ def _elect(transitions: Transitions, schedule: ScheduleRow) -> None:
 
 
 def hand_over(transitions: Transitions, session: bytes) -> None:
-    """Drop the declarations of a session that has died."""
+    """Drop the declarations of a session that has died, and put the next youngest ones into force."""
     for (name,) in transitions.connection.execute(transitions.sql["retract"], (session,)).fetchall():
         for schedule in _rows(transitions, "schedule_by_name", name):
             if schedule.is_declared:
@@ -138,7 +138,7 @@ def hand_over(transitions: Transitions, session: bytes) -> None:
 
 
 def offers(transitions: Transitions) -> tuple[Offer, ...]:
-    """Return the schedules that are due, and leave each of them to the caller for a while."""
+    """Offer the caller the schedules that are due, and remove those that have been asleep for too long."""
     due = _rows(transitions, "due_schedules", transitions.now, MAX_OFFERS)
     return tuple(offer for schedule in due if (offer := _offer(transitions, schedule)) is not None)
 
@@ -153,7 +153,7 @@ def _offer(transitions: Transitions, schedule: ScheduleRow) -> Offer | None:
     is_offered = bool(schedule.digest) and not schedule.is_paused and schedule.asleep_since is None
     if not is_offered:
         schedule.look(transitions.now + _LEFT_OUT_FOR)
-    _write(transitions, schedule)  # without a nudge: the caller comes again
+    _write(transitions, schedule)  # without a nudge, because the caller will call upkeep again
     return offer if is_offered else None
 
 

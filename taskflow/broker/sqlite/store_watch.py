@@ -31,7 +31,7 @@ class StoreWatch:
 
     def look(self, topics: Sequence[str], jobs: Sequence[bytes], *, if_changed: bool) -> set[str]:
         """Check `topics` and the topics of `jobs`, and return those for which something has happened.
-        If `if_changed` is True, return none unless the file has changed since the last look."""
+        If `if_changed` is True, return none unless the file has changed since the last check."""
         try:
             return self._look(topics, jobs, if_changed)
         except sqlite3.Error:
@@ -72,7 +72,7 @@ class StoreWatch:
         }
 
     def _is_due_earlier(self, connection: sqlite3.Connection) -> bool:
-        """Return True if the next due time is earlier than at the last look, or if there was none then."""
+        """Return True if the next due time is earlier than at the last check, or if there was none then."""
         before = self._next_due
         [(self._next_due,)] = connection.execute(self._sql["next_due"])
         return self._next_due is not None and (before is None or self._next_due < before)

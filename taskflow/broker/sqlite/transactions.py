@@ -57,8 +57,8 @@ class Durability(IntEnum):
     """For settlements, cancellations and console operations: the log is flushed before the answer."""
 
     FULL_AND_NEW = 3
-    """For `enqueue`, and for `fire` and `define` that add: the log is flushed before the answer, and the verb is refused when the disk is
-    full. All other verbs still work."""
+    """For `enqueue`, a `fire` that adds jobs, and a `define` without a session: the log is flushed before the answer, and
+    the verb is refused if the disk is full. All other verbs still work."""
 
 
 @dataclass(eq=False, slots=True)

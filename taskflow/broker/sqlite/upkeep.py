@@ -69,7 +69,7 @@ def _waits(transitions: Transitions, living: list[SessionRow]) -> list[float]:
 
 
 def _sound(transitions: Transitions, instant: Any) -> int | None:
-    """Return the time if it is sound. Otherwise return the current time, so that upkeep looks at the row at once."""
+    """Return the time if it is sound. Otherwise return the current time, so that upkeep checks the row at once."""
     return instant if instant is None or type(instant) is int else transitions.now
 
 

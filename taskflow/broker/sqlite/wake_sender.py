@@ -45,8 +45,9 @@ _CLEAN_EVERY: Final = to_microseconds(5.0)
 
 
 class Message(msgspec.Struct, array_like=True):
-    """A message to a listener. `mark` is its new mark if it is nudged. `heard` holds hashes
-    of topics, `ended` the ids of jobs, and `records` the records of some of these jobs.
+    """A message to a listener. If the message nudges it, `mark` is the new name of its mark file (see
+    `wake_folder.Mark`); otherwise `mark` is empty. `heard` holds the hashes of the topics to wake,
+    `ended` the ids of jobs that have ended, and `records` the records of some of those jobs.
 
     If a message is too long for a datagram, a short one is sent instead: `ANY_TOPIC` in `heard` means that anything may have happened.
     """
@@ -279,7 +280,7 @@ class _Delivery:
                 self._message(listener).heard.add(self._due)
 
     def tell_of_ends(self, ended: set[bytes], transitions: Transitions) -> None:
-        """Tell each listener which of the jobs it awaits have ended. If these are few, their small records are included."""
+        """Tell each listener which of the jobs it awaits have ended. If these are few, their small records are sent too."""
         awaited = {name: ids for name in self._listeners.awaiting if (ids := self._awaited(name, ended))}
         if not awaited:
             return

@@ -17,7 +17,8 @@ from taskflow.model.codec.wire import marker, marker_of, named
 
 _T = TypeVar("_T")
 LARGE = 1_000
-"""Up to this many keys are not checked for equal hashes. Even if all hashes are equal, half a million comparisons do no harm."""
+"""Collections with at most this many keys are not checked for hash collisions.
+Even if all hashes are equal, half a million comparisons do no harm."""
 ALIKE = 100
 
 
