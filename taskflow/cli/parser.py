@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     commands: Mapping[str, Parser] = {}
     otherwise = ""
-    """What to say about an unknown command that resembles none."""
+    """The hint for an unknown command that resembles no known one."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(allow_abbrev=False, **{"formatter_class": Formatter, **given})

@@ -77,7 +77,7 @@ class StallWatch:
 
     `stall_limit`  how many seconds the loop may make no progress before `watched.give_up` is called; 0 means no limit
     `ttl`          the sessions' ttl in seconds
-    `stalled_for`  seconds for which the loop has made no progress, once that has been reported; otherwise 0.0
+    `stalled_for`  how many seconds the loop has made no progress; 0.0 until that has been reported
     `looked_at`    when the loop was last checked, on the monotonic clock; shows that the watch itself is running
     `blocker`      the lease of the job that was reported as blocking the loop
     """

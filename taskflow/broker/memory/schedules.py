@@ -1,4 +1,4 @@
-"""Adds schedules to the memory broker's store: storing, offering and firing them."""
+"""Defines the part of the memory broker's store that keeps, offers and fires schedules."""
 
 from __future__ import annotations
 

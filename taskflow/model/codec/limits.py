@@ -44,7 +44,7 @@ def check_size(size: int, limits: Limits) -> None:
 
 
 def check_items(body: bytes, content: Content, limits: Limits) -> None:
-    """Raise Misfit if `body` holds too many values. A body of up to `limits.items` bytes cannot, as each value takes at least one."""
+    """Raise Misfit if `body` holds too many values. A body of up to `limits.items` bytes cannot, because each value takes at least one."""
     if len(body) <= limits.items:
         return
     found = _items_in_json(body) if content is Content.JSON else _items_in_msgpack(body, limits.items)

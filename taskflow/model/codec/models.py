@@ -59,7 +59,7 @@ def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_default(field: Any, value: Any) -> bool:
-    """Return True if the value is the field's default. A value from a default factory never is, as the next one may differ."""
+    """Return True if the value is the field's default. A value from a default factory never is, because the next one may differ."""
     try:
         return type(field.default) is type(value) and bool(field.default == value)
     except Exception:
