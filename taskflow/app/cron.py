@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from taskflow.app.options import EnqueueOptions, seconds_of
 from taskflow.model.printable import shown
 from taskflow.model.timetable import CronTimes, EveryTimes
+
+LOOKED_AT: Final = 50
 
 
 class _Timed:
@@ -52,7 +55,8 @@ class Cron(_Timed):
     `expression`  five fields, or six with seconds first: ``"0 9 * * MON-FRI"``; or @hourly, @daily, @weekly, @monthly or @yearly. The
                   fields are those of Debian's cron, with ``L`` for the last day of a month and ``5#2`` for its second Friday
     `tz`          the IANA name of the time zone in which the expression is read, or a ZoneInfo (default "UTC")
-    `jitter`      the longest delay, in seconds or as a timedelta; each instant has a fixed delay between 0 and this (default 0)
+    `jitter`      the longest delay, in seconds or as a timedelta; each instant has a fixed delay between 0 and this (default 0). It must be
+                  less than the time between two times
     `name`        the schedule's name (default: the job's name, followed by the expression if the job has several schedules)
     `args`, `kwargs`  the arguments of its calls (default none)
     `options`     the options of its calls, as for `.options()`, except `after` and `at`
@@ -74,7 +78,22 @@ class Cron(_Timed):
         kwargs: Mapping[str, Any] | None = None,
         options: EnqueueOptions | None = None,
     ) -> None:
-        super().__init__(CronTimes.checked(expression, tz), jitter, name, args, kwargs, options)
+        times = CronTimes.checked(expression, tz)
+        super().__init__(times, jitter, name, args, kwargs, options)
+        if self.jitter and self.jitter >= (shortest := _shortest_gap(times)):
+            raise ValueError(f"jitter={shown(jitter)}: expected less than the time between two of its times, here {shortest:g} s")
+
+
+def _shortest_gap(times: CronTimes) -> float:
+    """Return the shortest time, in seconds, between two of the next `LOOKED_AT` times."""
+    gaps, at = [math.inf], times.next(datetime.now(UTC))
+    for _ in range(LOOKED_AT):
+        following = None if at is None else times.next(at)
+        if at is None or following is None:
+            break
+        gaps.append((following - at).total_seconds())
+        at = following
+    return min(gaps)
 
 
 class Every(_Timed):

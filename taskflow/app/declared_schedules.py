@@ -18,6 +18,8 @@ from taskflow.model.timetable import OwnTimes, Timetable
 NO_ID: Final = bytes(16)
 """The id in every template. It is fixed so that all processes compute the same digest."""
 
+KEY_AND_OVERLAP: Final = 'key= and overlap="{}" exclude each other: the schedule gives its jobs a key'
+
 MakeEnvelope = Callable[[Sequence[Any], dict[str, Any], EnqueueOptions], Envelope]
 
 
@@ -30,6 +32,11 @@ class DeclaredSchedule:
         self.timetable = timetable
         self._make = make
         self._terms = terms
+
+    @property
+    def queue(self) -> str | None:
+        """The queue that the schedule's options name, or None."""
+        return self.timetable.options.get("queue") if isinstance(self.timetable, Cron | Every) else None
 
     @cached_property
     def definition(self) -> Definition:
@@ -48,7 +55,7 @@ def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, A
     if envelope.after or envelope.at is not None:
         raise ValueError("a schedule decides when its jobs start: leave after= and at= out of its options")
     if envelope.key is not None and terms["overlap"] != "allow":
-        raise ValueError(f'key= and overlap="{terms["overlap"]}" exclude each other: the schedule gives its jobs a key')
+        raise ValueError(KEY_AND_OVERLAP.format(terms["overlap"]))
     template = msgspec.structs.replace(envelope, id=NO_ID)
     return Plan(times=times, template=template, jitter=jitter, **terms)
 
@@ -67,9 +74,13 @@ def terms_of(overlap: object, catch_up: object, max_delay: Any) -> dict[str, Any
 def check_schedule_name(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"schedule name {shown(name)}: expected a str")
-    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+    if not is_schedule_name(name):
         raise ValueError(f"schedule name {shown(name)}: expected 1 to {MAX_NAME} printable characters")
     return str(name)
+
+
+def is_schedule_name(name: str) -> bool:
+    return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 
 def declared_schedules(job: Any, given: dict[str, Any]) -> tuple[DeclaredSchedule, ...]:
@@ -89,7 +100,8 @@ def declared_schedules(job: Any, given: dict[str, Any]) -> tuple[DeclaredSchedul
 
 
 def _timetables(value: Any) -> list[Timetable]:
-    given: list[Any] = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    is_one = isinstance(value, str) or callable(getattr(value, "next", None)) or not isinstance(value, Iterable)
+    given: list[Any] = [value] if is_one else list(value)
     timetables = [timetable for timetable in given if timetable is not None]
     for timetable in timetables:
         if not callable(getattr(timetable, "next", None)):
@@ -121,5 +133,7 @@ def _declared(job: Any, name: str, timetable: Timetable, terms: dict[str, Any]) 
     for option in ("after", "at"):
         if option in options:
             raise ValueError(f"schedule={timetable}: options={{{option!r}: ...}}: a schedule decides when its jobs start")
+    if terms["overlap"] != "allow" and options.get("key") is not None:
+        raise ValueError(KEY_AND_OVERLAP.format(terms["overlap"]))
     job.options(**options)
     return DeclaredSchedule(name, timetable, make, terms)

@@ -72,6 +72,11 @@ class JobType(Generic[R_co]):
         return self._options.queue
 
     @property
+    def queues(self) -> set[str]:
+        """The queues to which calls are sent, including those of the job's schedules."""
+        return {self.queue} | {schedule.queue for schedule in self.schedules if schedule.queue}
+
+    @property
     def key(self) -> str | None:
         """The key from `.options(key=...)`, or None."""
         return self._options.key

@@ -12,8 +12,9 @@ import msgspec
 
 from taskflow.app.app import App, default_app
 from taskflow.app.call import Call
+from taskflow.app.coalesce import MAX_BYTES
 from taskflow.app.cron import Cron, Every
-from taskflow.app.declared_schedules import check_schedule_name, plan_of, terms_of
+from taskflow.app.declared_schedules import check_schedule_name, is_schedule_name, plan_of, terms_of
 from taskflow.app.handle import JobHandle
 from taskflow.app.loop_client import LoopClient
 from taskflow.broker.protocol import Added, Refused
@@ -151,13 +152,14 @@ class Schedules:
         if len(instants) > limit:
             raise ValueError(f"schedule {name!r} has more than {limit:,} times in this span: raise limit=, or choose a shorter span")
         handles = builtins.list[JobHandle[Any]]()
-        for first in range(0, len(instants), MOST_AT_ONCE):
-            envelopes = [plan.envelope_for(name, instant, is_alone=True) for instant in instants[first : first + MOST_AT_ONCE]]
+        portion = max(1, min(MOST_AT_ONCE, MAX_BYTES // max(1, len(plan.template.payload))))
+        for first in range(0, len(instants), portion):
+            envelopes = [plan.envelope_for(name, instant, is_alone=True) for instant in instants[first : first + portion]]
             handles += _handles(app, plan, await app.client().enqueue(envelopes))
         return handles
 
     async def _amend(self, name: str, amendment: Amendment) -> None:
-        if await _client().call(lambda broker: broker.console.amend_schedule(name, amendment)):
+        if is_schedule_name(name) and await _client().call(lambda broker: broker.console.amend_schedule(name, amendment)):
             return
         if not await _records([name]):
             raise _unknown(name)
@@ -172,7 +174,8 @@ def _client() -> LoopClient:
 
 
 async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
-    return await _client().call(lambda broker: broker.console.schedules(names))
+    wanted = None if names is None else [name for name in names if is_schedule_name(name)]  # stores differ in how they take any other text
+    return await _client().call(lambda broker: broker.console.schedules(wanted))
 
 
 async def stored_plan(name: str) -> Plan:

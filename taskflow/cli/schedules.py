@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownS
 from taskflow.model.ids import parse_id
 from taskflow.model.printable import MAX_CHARACTERS, message, one_line
 from taskflow.model.record import Status
+from taskflow.model.schedule_plan import PROMPT
 from taskflow.model.suggestions import nearest
 from taskflow.model.timetable import OwnTimes, zone_of
 
@@ -125,6 +126,8 @@ def _troubles(info: ScheduleInfo) -> list[str]:
     troubles = ["paused"] if info.is_paused else []
     if info.asleep_since is not None:
         troubles.append(f"asleep since {moment(info.asleep_since.replace(microsecond=0))}, because no running worker declares it")
+    elif info.next_at is not None and (late := (datetime.now(UTC) - info.next_at).total_seconds() - info.jitter) > PROMPT:
+        troubles.append(f"due for {late:,.0f} s, and no worker fires it")
     return [*troubles, f"problem: {info.problem}"] if info.problem else troubles
 
 

@@ -239,7 +239,7 @@ class Shift:
         They may be used later, but usually they are typos."""
         if not self._options.queues.names:
             return
-        known = {job.queue for job in self._app.registry} | {queue.name for queue in await self._queues()}
+        known = {queue for job in self._app.registry for queue in job.queues} | {queue.name for queue in await self._queues()}
         for name in self._options.queues.names:
             if name not in known:
                 near = nearest(name, known)

@@ -15,8 +15,10 @@ import msgspec
 
 from taskflow.model.clock import MICROSECONDS, instant_of, microseconds_of, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, OnConflict, check_envelope
+from taskflow.model.job_schema import check_headers
 from taskflow.model.rules import LONGEST
 from taskflow.model.schedule import MAX_OFFERS, SCHEDULE, SCHEDULED_FOR, Definition, Firing, Offer
+from taskflow.model.stored import LATEST
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, Timetable, zone_of
 
 Overlap = Literal["allow", "skip", "latest"]
@@ -50,6 +52,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     jitter: float = 0.0
 
     def to_definition(self, name: str) -> Definition:
+        """Return the definition to store. Raises ValueError if the jobs' headers are too long together with those of the schedule."""
+        check_headers(self.envelope_for(name, 0).headers)
         body = _encode(self)
         return Definition(name, hashlib.sha256(body).digest()[:16], body)
 
@@ -58,7 +62,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def from_body(body: bytes) -> Plan:
         """Decode a stored definition. Raises ValueError if the bytes are not a definition or a value in it is invalid."""
         plan = _decode(body)
-        check_envelope(plan.template)
+        template = check_envelope(plan.template)
+        if template.after or template.at is not None or template.awaits or template.joins or len(template.key or NO_KEY) != len(NO_KEY):
+            raise ValueError("the template has a time, a key or links to other jobs that no call can have")
         for name, seconds in (("max_delay", plan.max_delay or 0.0), ("jitter", plan.jitter)):
             if not 0 <= seconds <= LONGEST:
                 raise ValueError(f"{name}={seconds}: expected seconds, from 0 to a hundred years")
@@ -95,6 +101,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             fields["on_conflict"] = OnConflict.REPLACE if self.overlap == "latest" else OnConflict.KEEP
         return msgspec.structs.replace(self.template, **fields)
 
+
+NO_KEY: Final = bytes(16)
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(Plan).decode
@@ -137,8 +145,15 @@ def firings_of(offer: Offer, plan: Plan, times: Timetable) -> list[Firing]:
     firing, missed, following = _decide(offer, plan, times, steps.due_at)
     if not firing:
         return [steps.to(following, missed=missed)]
-    steps_before = [steps.to(firing[0], missed=missed)] if firing[0] != offer.next_at else []
-    return [*steps_before, *(steps.fire(instant, then) for instant, then in pairwise([*firing, following]) if instant is not None)]
+    found = list[Firing]()
+    if firing[0] != offer.next_at:
+        found.append(steps.to(firing[0], missed=missed))
+        missed = 0
+    for instant, then in pairwise([*firing, following]):
+        assert instant is not None
+        found.append(steps.to(then, missed=missed, envelope=plan.envelope_for(offer.name, instant)))
+        missed = 0
+    return found
 
 
 class _Steps:
@@ -152,6 +167,11 @@ class _Steps:
     def due_at(self, instant: int) -> int:
         return instant + self._plan.delay_of(self._offer.name, instant)
 
+    def _look_at(self, instant: int) -> int:
+        """Return when to offer the schedule for this instant. If that is in the past, it is now: a schedule
+        that catches up takes turns with the others."""
+        return min(max(self.due_at(instant), self._offer.now), LATEST)
+
     def to(self, instant: int | None, *, missed: int = 0, envelope: Envelope | None = None) -> Firing:
         expected, self._expected = self._expected, instant
         return Firing(
@@ -159,13 +179,10 @@ class _Steps:
             digest=self._offer.digest,
             expected=expected,
             next_at=instant,
-            look_at=None if instant is None else self.due_at(instant),
+            look_at=None if instant is None else self._look_at(instant),
             envelope=envelope,
             missed=missed,
         )
-
-    def fire(self, instant: int, then: int | None) -> Firing:
-        return self.to(then, envelope=self._plan.envelope_for(self._offer.name, instant))
 
 
 def _decide(offer: Offer, plan: Plan, times: Timetable, due_at: Callable[[int], int]) -> tuple[list[int], int, int | None]:

@@ -12,6 +12,7 @@ import msgspec
 
 from taskflow.model.clock import MICROSECONDS, instant_of, microseconds_of
 from taskflow.model.printable import shown
+from taskflow.model.rules import LONGEST
 from taskflow.model.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ class EveryTimes(msgspec.Struct, frozen=True, tag="every"):
         value = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"seconds={shown(seconds)}: expected seconds, as a number or a timedelta")
-        if not SHORTEST <= value < math.inf:
-            raise ValueError(f"seconds={shown(seconds)}: expected at least {SHORTEST:g} second")
+        if not SHORTEST <= value <= LONGEST:
+            raise ValueError(f"seconds={shown(seconds)}: expected at least {SHORTEST:g} second, and at most a hundred years")
         return cls(float(value))
 
     def next(self, after: datetime) -> datetime | None:

@@ -25,11 +25,12 @@ from taskflow.model.clock import ManualClock, instant_of, microseconds_of, to_se
 from taskflow.model.errors import CodecError, JobFailed
 from taskflow.model.record import LIVE, Record, Status
 from taskflow.model.rules import LONGEST
+from taskflow.model.schedule import SCHEDULE
 from taskflow.model.schedule_plan import Plan
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, Report, Session
 from taskflow.model.verdict import Discarded, Failed
-from taskflow.worker.events import Events
+from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.scheduler import Scheduler
@@ -38,7 +39,7 @@ from taskflow.worker.threads import Threads
 P = ParamSpec("P")
 
 CONCURRENCY: Final = 100
-# The most runs in one call, and the most due times in one `advance`: more than that indicates an endless loop.
+# The most runs in one call, apart from those of schedules, and the most due times in one `advance`: more indicate an endless loop.
 MOST_RUNS = 50_000
 MOST_STEPS = 100_000
 # Seconds within which runs must end when a test gives up.
@@ -166,8 +167,12 @@ class TaskflowJobs:
             executor = Executor(
                 self._app.registry, middleware=self._app.settings.middleware, threads=threads, seams=self._seams, state=state
             )
-            scheduler = Scheduler(self._broker, self._app.registry, Events())
+            failed = list[WorkerEvent]()
+            scheduler = Scheduler(self._broker, self._app.registry, Events(failed.append))
             yield (work := _Work(executor, scheduler))
+        for event in failed:
+            if isinstance(event, ScheduleFailed):
+                raise AssertionError(f"schedule {event.name} cannot be used: {event.why}")
         if raises and work.failures:
             raise work.failures[0] if len(work.failures) == 1 else ExceptionGroup("jobs have failed for good", work.failures)
 
@@ -210,6 +215,7 @@ class _Work:
         self.executor = executor
         self.scheduler = scheduler
         self.runs = Counter[str]()
+        self.unscheduled = 0
         self.ended_badly: list[bytes] = []
         self.failures: list[JobFailed] = []
 
@@ -237,7 +243,8 @@ class _Pass:
     async def _claim(self) -> bool:
         self._request += 1
         leases = await self._broker.claim(self._session.id, self._request, (), CONCURRENCY)
-        if leases and self._work.runs.total() >= MOST_RUNS:
+        self._work.unscheduled += sum(SCHEDULE not in lease.envelope.headers for lease in leases)
+        if self._work.unscheduled > MOST_RUNS:
             raise _endless(f"{MOST_RUNS:,} runs", self._work.runs)
         for lease in leases:
             holding = HeldLease(lease)

@@ -13,7 +13,7 @@ from taskflow.app.registry import Registry
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.retry import retry
 from taskflow.model.clock import to_microseconds, to_seconds
-from taskflow.model.errors import BrokerError, DeclarationError, SessionLost
+from taskflow.model.errors import BrokerError, BrokerUnavailable, DeclarationError, SessionLost, StoreFull
 from taskflow.model.retry import Pauses
 from taskflow.model.schedule import MAX_OFFERS, Definition, Firing, Offer
 from taskflow.worker.events import BrokerTrouble, Events, ScheduleFailed, ScheduleFired, ScheduleMissed
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 PASSED_ON_AFTER: Final = 0.1
 """Seconds after which a schedule is offered again if this worker cannot compute its times."""
+
+FIRST_ROUNDS: Final = 3
+
+MAX_BYTES: Final = 1 << 20
+"""The maximum size, in bytes, of the arguments in one call of `fire`, unless one job alone has more."""
 
 PAUSES: Final = Pauses(0.5, 30.0)
 
@@ -48,11 +53,26 @@ class Scheduler:
         self._events = events
         self._began_at = time.monotonic()
         self._declared = _by_name(registry)
-        self._has_failed = dict[str, str]()
+        self._firing = asyncio.Lock()
+        self._has_failed = dict[str, type[BaseException] | None]()
 
     def age(self) -> float:
         """Return the worker's age in seconds."""
         return time.monotonic() - self._began_at
+
+    async def begin(self, session: bytes) -> None:
+        """Declare the schedules for a session that has just been registered, and fire those that are
+        due. So even a worker that ends at once computes the next times of new schedules."""
+        await self.declare(session)
+        for _ in range(FIRST_ROUNDS if self._declared else 0):
+            try:
+                if not (offers := (await self._broker.upkeep(1)).offers):
+                    break
+                await self.fire(offers)
+            except BrokerError:  # the session's upkeep tries again
+                break
+        async with self._firing:  # the session's upkeep may have been offered some
+            pass
 
     async def declare(self, session: bytes) -> None:
         """Declare the schedules for a session that has just been registered. If the store does not answer or is full, retry."""
@@ -78,16 +98,24 @@ class Scheduler:
     async def fire(self, offers: Sequence[Offer]) -> float:
         """Fire the offered schedules. Return the seconds until the first of them is due
         again, or infinity if none is. Raises the broker's errors."""
+        async with self._firing:
+            return await self._fire(offers)
+
+    async def _fire(self, offers: Sequence[Offer]) -> float:
         began_at, now = time.monotonic(), offers[0].now
-        steps, looks = list[_Step](), [math.inf]
+        steps, looks, size = list[_Step](), [math.inf], 0
         for offer in offers:
-            if found := self._steps_of(offer):
-                steps += found
+            found = self._steps_of(offer)
+            for step in found:
+                more = 0 if step.firing.envelope is None else len(step.firing.envelope.payload)
+                if steps and (len(steps) >= MAX_OFFERS or size + more > MAX_BYTES):
+                    await self._send(steps, began_at)
+                    steps, size = [], 0
+                steps.append(step)
+                size += more
+            if found:
                 look_at = found[-1].firing.look_at
                 looks.append(math.inf if look_at is None else to_seconds(look_at - now))
-            while len(steps) >= MAX_OFFERS:
-                await self._send(steps[:MAX_OFFERS], began_at)
-                del steps[:MAX_OFFERS]
             await asyncio.sleep(0)  # computing the steps takes milliseconds if many instants were missed
         if steps:
             await self._send(steps, began_at)
@@ -108,12 +136,23 @@ class Scheduler:
                     return [_Step(_passed_on(offer), 0.0)]
                 times = declared.timetable
             return [_Step(firing, plan.lag_of(offer.name, firing.expected, offer.now)) for firing in firings_of(offer, plan, times)]
-        except Exception as error:
-            self._fail(offer.name, f"{type(error).__name__}: {error}")
+        except (Exception, asyncio.CancelledError, GeneratorExit, SystemExit) as error:  # whatever a timetable raises concerns only itself
+            self._fail(offer.name, f"{type(error).__name__}: {error}", type(error))
             return []
 
     async def _send(self, steps: Sequence[_Step], began_at: float) -> None:
-        answers = await self._broker.fire([step.firing for step in steps])
+        try:
+            answers = await self._broker.fire([step.firing for step in steps])
+        except (BrokerUnavailable, StoreFull):
+            raise
+        except Exception as error:  # the store cannot take one of them
+            names = list(dict.fromkeys(step.firing.name for step in steps))
+            if len(names) == 1:
+                self._fail(names[0], f"{type(error).__name__}: {error}", type(error))
+                return
+            for name in names:
+                await self._send([step for step in steps if step.firing.name == name], began_at)
+            return
         for (step, lag), answer in zip(steps, answers, strict=True):
             if step.missed:
                 self._events.tell(ScheduleMissed(step.name, step.missed))
@@ -121,10 +160,10 @@ class Scheduler:
                 late_by = lag + time.monotonic() - began_at
                 self._events.tell(ScheduleFired(step.name, answer.id, isinstance(answer, Added), late_by))
 
-    def _fail(self, name: str, why: str) -> None:
-        """Report a failure, unless it repeats the schedule's last one: a schedule that does not fire is offered again each second."""
-        if self._has_failed.get(name) != why:
-            self._has_failed[name] = why
+    def _fail(self, name: str, why: str, kind: type[BaseException] | None = None) -> None:
+        """Report a failure, unless the schedule's last one was of the same kind: a schedule that does not fire is offered each second."""
+        if name not in self._has_failed or self._has_failed[name] is not kind:
+            self._has_failed[name] = kind
             self._events.tell(ScheduleFailed(name, why))
 
 

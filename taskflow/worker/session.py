@@ -61,6 +61,7 @@ class WorkerSession:
     `begin` registers the session, and `run` takes it through its phases. `finish`, `wind_down`, `hurry` and `lose` only set the
     phase, and `settle_by` a time limit; `run` acts on them. `has_forced` is True if runs had to be cancelled. `all_ended` is
     set when a finishing session has nothing left to wait for, and `runs_stopped` when no run continues here except in threads.
+    `schedules_begun` is set when the worker's schedules have been declared, and those that were due have fired.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class WorkerSession:
         self.session = _a_session(options)
         self.phase = Phase.WORKING
         self.has_forced = False
-        self.all_ended, self.runs_stopped = asyncio.Event(), asyncio.Event()
+        self.all_ended, self.runs_stopped, self.schedules_begun = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._broker = broker
         self._scheduler = scheduler
         self._options = options
@@ -120,7 +121,7 @@ class WorkerSession:
     async def _work(self) -> None:
         """Claim and run jobs. Return when no run continues, except in threads."""
         async with self._services.running(self._runs.watch):
-            async with self._services.running(self._upkeep.run, self._declare_schedules):
+            async with self._services.running(self._upkeep.run, self._begin_schedules):
                 # The fetcher is first, because a caller may be waiting for this worker.
                 async with self._services.running(self._fetcher.run, self._runs.run, self._quarantine.run):
                     await self.until(Phase.FINISHING)
@@ -133,8 +134,11 @@ class WorkerSession:
         await self._runs.stop_all(LOST if self.phase is Phase.LOST else WINDING_DOWN)
         self.runs_stopped.set()
 
-    async def _declare_schedules(self) -> None:
-        await self._scheduler.declare(self.session.id)
+    async def _begin_schedules(self) -> None:
+        try:
+            await self._scheduler.begin(self.session.id)
+        finally:
+            self.schedules_begun.set()
 
     def _part_with_what_waits(self) -> None:
         """Hand back leases whose runs have not started. If the session is

@@ -182,6 +182,7 @@ class Worker:
         drain = Drain(self._app.broker(), self._app.registry, self.options)
         if (session := self._sessions.present) is not None:
             await self._look(lambda: drain.note_begin(session.session.id))
+            await session.schedules_begun.wait()
         while not await self._look(drain.is_over):  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(DRAIN_LOOK)
         self.tally.set_aside = await self._look(drain.set_aside)

@@ -250,6 +250,18 @@ def test_drain_does_not_wait_for_schedules(cli: Cli) -> None:
     assert [schedule["asleep_since"] is None for schedule in cli.json("schedules")] == [False, False]
 
 
+def test_a_drain_fires_the_schedules_that_are_due(cli: Cli) -> None:
+    """Started again and again, as from cron, it runs what came due in between."""
+    cli.write("regular.py", "from taskflow import Every, job\n\n@job(schedule=Every(1))\nasync def work() -> None: ...\n")
+    cli("worker", "regular", "--drain")
+    [before] = cli.json("schedules")
+    assert before["next_at"] is None or before["asleep_since"]
+    time.sleep(1.5)
+    cli("worker", "regular", "--drain")
+    [after] = cli.json("schedules")
+    assert after["fired"] > before["fired"]
+
+
 def send_raw(cli: Cli, *jobs: tuple[str, bytes]) -> None:
     """What another version of the application has sent."""
     new_id = IdFactory()

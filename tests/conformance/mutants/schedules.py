@@ -58,7 +58,6 @@ class FiresWithoutTheJob(Mutant):
     def _fire_one(self, schedule: StoredSchedule | None, firing: Firing) -> Added | Refused | None:
         answer = super()._fire_one(schedule, firing)
         if isinstance(answer, Added) and firing.envelope is not None:
-            self.amend_schedule("nothing", Amendment.REMOVE)
             del self.jobs[firing.envelope.id]
         return None if isinstance(answer, Added) else answer
 

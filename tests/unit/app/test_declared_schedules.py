@@ -68,11 +68,44 @@ def test_the_names_of_schedules(schedule: object, expected: list[str]) -> None:
         ({"schedule": Every(30), "overlap": "never"}, "overlap='never': expected 'allow', 'skip', 'latest'"),
         ({"schedule": Every(30, args=(1, 2))}, "too many positional arguments"),
         ({"schedule": Every(30, options={"after": 5})}, "a schedule decides when its jobs start"),
+        ({"schedule": Every(30, options={"key": "k"}), "overlap": "skip"}, 'key= and overlap="skip" exclude each other'),
     ],
 )
 def test_a_schedule_that_cannot_work_is_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(DeclarationError, match=says):
         names(**options)
+
+
+@pytest.mark.parametrize("expression", ["*/5 * * * *", "0,1 9 * * *", "*/10 * * * * *"])
+def test_jitter_is_less_than_the_time_between_two_times(expression: str) -> None:
+    with pytest.raises(ValueError, match="jitter=300: expected less than the time between two of its times"):
+        Cron(expression, jitter=300)
+    assert Cron("0 9 * * *", jitter=300).jitter == 300.0
+
+
+def test_headers_leave_room_for_those_of_the_schedule() -> None:
+    async def report() -> None: ...
+
+    options: Any = {"headers": {"a": "x" * 4_050}}
+    [schedule] = any_job(name="report", schedule=Every(30, options=options))(report).schedules
+    with pytest.raises(ValueError, match=r"headers have \d+ bytes in all, expected at most 4096"):
+        _ = schedule.definition
+
+
+class Endless(Plain):
+    """It can be walked through, and is one timetable all the same."""
+
+    name = "endless"
+
+    def __iter__(self) -> Endless:
+        return self
+
+    def __next__(self) -> int:
+        raise AssertionError("it was walked through")
+
+
+def test_a_timetable_that_is_iterable_is_one_timetable() -> None:
+    assert names(schedule=Endless()) == ["endless"]
 
 
 def test_a_setting_may_leave_out_the_schedule_and_keep_its_terms() -> None:
