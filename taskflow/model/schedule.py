@@ -40,7 +40,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule that upkeep has given its caller to fire. Times are in microseconds since 1970, by the store's clock.
 
     `next_at`  the next instant to fire; None if the caller has to compute it
-    `since`    when the schedule became due for this offer; if `next_at` is None, compute the first instant after this
+    `since`    if `next_at` is None, compute the first instant after this
     `now`      the store's current time
     """
 
@@ -112,6 +112,8 @@ class ScheduleState(msgspec.Struct):
     """A schedule in the memory and SQLite stores, with the rules by which it changes. Times are in microseconds since 1970.
 
     `look_at`  when upkeep next has to handle it: to offer it or, if it is asleep, to remove it; None if it need not
+    `since`    if `next_at` has to be computed: the time after which to look for it. Offers do not move it, so a caller
+               that dies with an offer loses no instant. None if there is no next instant
     """
 
     name: str
@@ -128,6 +130,7 @@ class ScheduleState(msgspec.Struct):
     skipped: int = 0
     missed: int = 0
     asleep_since: int | None = None
+    since: int | None = None
 
     def look(self, at: int | None) -> None:
         """Set the time at which the schedule is offered next. A paused schedule is never offered,
@@ -145,7 +148,8 @@ class ScheduleState(msgspec.Struct):
     def forget_next(self, now: int) -> None:
         """Forget the next instant, so that a worker computes it again. An instant that is already due is kept: it must still fire."""
         if self.next_at is None or self.next_at > now:
-            self.next_at = None
+            if self.next_at is not None or self.since is None:
+                self.next_at, self.since = None, now
             self.look(now)
 
     def elect(self, youngest: Definition | None, now: int, keep_asleep: float) -> None:
@@ -161,7 +165,7 @@ class ScheduleState(msgspec.Struct):
 
     def offer(self, now: int) -> Offer:
         """Offer the schedule to the caller of upkeep, and to no one else for `OFFERED_FOR` seconds."""
-        since = now if self.look_at is None else self.look_at
+        since = now if self.since is None else self.since
         self.look(now + to_microseconds(OFFERED_FOR))
         return Offer(name=self.name, digest=self.digest, body=self.body, next_at=self.next_at, since=since, now=now)
 
@@ -181,6 +185,8 @@ class ScheduleState(msgspec.Struct):
     def advance(self, firing: Firing) -> None:
         self.missed += firing.missed
         self.next_at = firing.next_at
+        if firing.look_at is None:
+            self.since = None
         self.look(firing.look_at)
 
     def amend(self, amendment: Amendment, now: int) -> bool:
@@ -192,7 +198,7 @@ class ScheduleState(msgspec.Struct):
             self.is_paused = True
             self.look(None)
         elif self.is_paused:
-            self.is_paused, self.next_at = False, None
+            self.is_paused, self.next_at, self.since = False, None, now
             self.look(now)
         return True
 

@@ -131,6 +131,46 @@ async def test_schedule_changed__says_since_when(world: World) -> None:
     assert (offer.next_at, offer.since, offer.now) == (None, changed_at, changed_at + 5 * SECOND)
 
 
+async def test_schedule_changed__says_since_when_again(world: World) -> None:
+    """A caller that dies with the offer or passes it on, or another change before the next instant is computed, loses no instant either."""
+    created_at = world.clock.wall()
+    await declare(world, None, a_definition())
+    await offered(world)
+    world.clock.advance(OFFERED_FOR)
+    assert (await offered(world)).since == created_at
+    await declare(world, None, a_definition(version=2))
+    offer = await offered(world)
+    assert (offer.since, offer.next_at) == (created_at, None)
+    await fire(world, a_firing(offer, None, look_at=offer.now + SECOND))  # it is passed on
+    world.clock.advance(OFFERED_FOR)
+    assert (await offered(world)).since == created_at
+
+
+async def test_schedule_changed__says_since_when_after_a_resume(world: World) -> None:
+    """Instants of the pause are left out, and later ones are not lost."""
+    await declare(world, None, a_definition())
+    await world.broker.console.amend_schedule("nightly", Amendment.PAUSE)
+    await world.pass_time(100.0)
+    resumed_at = world.clock.wall()
+    await world.broker.console.amend_schedule("nightly", Amendment.RESUME)
+
+    for _ in range(2):
+        assert (await offered(world)).since == resumed_at
+        world.clock.advance(OFFERED_FOR)
+
+
+async def test_schedule_changed__when_it_is_exhausted(world: World) -> None:
+    """Instants between the last one and the change are not made up for."""
+    await fire(world, a_firing(await due(world), None))
+    await world.pass_time(100.0)
+    changed_at = world.clock.wall()
+    await declare(world, None, a_definition(version=2))
+
+    for _ in range(2):
+        assert (await offered(world)).since == changed_at
+        world.clock.advance(OFFERED_FOR)
+
+
 async def test_schedule_changed__while_it_is_due(world: World) -> None:
     """An instant that has passed is still fired, by the new definition."""
     expected = (await due(world)).next_at
@@ -203,6 +243,19 @@ async def test_schedule_declared__wakes(world: World) -> None:
     assert offer.next_at is not None
     assert instant_of(offer.next_at) == next_at
     assert (await record(world)).asleep_since is None
+
+
+async def test_schedule_declared__wakes_before_its_next_instant_was_computed(world: World) -> None:
+    """It is computed from the creation on."""
+    session, created_at = await world.a_session(), world.clock.wall()
+    await declare(world, session, a_definition())
+    await world.reap(session)
+    await world.pass_time(100.0)
+
+    await declare(world, await world.a_session("new", ttl=LONG), a_definition())
+
+    offer = await offered(world)
+    assert (offer.next_at, offer.since) == (None, created_at)
 
 
 async def test_schedule_declared__is_removed_at_last(world: World) -> None:

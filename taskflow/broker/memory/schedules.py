@@ -42,7 +42,7 @@ class ScheduleStore(Store):
     def _define(self, definition: Definition, declarer: SessionState | None, since: int) -> bool:
         schedule = self.schedules.get(definition.name)
         if schedule is None:
-            schedule = self.Schedule(*definition, is_declared=declarer is not None, look_at=self.now)
+            schedule = self.Schedule(*definition, is_declared=declarer is not None, look_at=self.now, since=self.now)
             self.schedules[definition.name] = schedule
         elif schedule.is_declared != (declarer is not None):
             return False

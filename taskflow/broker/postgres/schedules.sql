@@ -13,11 +13,11 @@ CREATE FUNCTION @.save_schedule(s @.schedules) RETURNS void LANGUAGE plpgsql AS 
 BEGIN
     s.look_at := CASE WHEN s.asleep_since IS NOT NULL THEN least(s.asleep_since + R.keep_asleep, P.LATEST) WHEN NOT s.is_paused THEN s.look_at END;
     UPDATE @.schedules SET
-        (digest, is_paused, next_at, look_at, asleep_since, last_at, fired_at, last_id, fired, skipped, missed)
-        = (s.digest, s.is_paused, s.next_at, s.look_at, s.asleep_since, s.last_at, s.fired_at, s.last_id, s.fired, s.skipped, s.missed)
+        (digest, is_paused, next_at, since, look_at, asleep_since, last_at, fired_at, last_id, fired, skipped, missed)
+        = (s.digest, s.is_paused, s.next_at, s.since, s.look_at, s.asleep_since, s.last_at, s.fired_at, s.last_id, s.fired, s.skipped, s.missed)
     WHERE name = s.name
-        AND (digest, is_paused, next_at, look_at, asleep_since, last_at, fired_at, last_id, fired, skipped, missed) IS DISTINCT FROM
-        (s.digest, s.is_paused, s.next_at, s.look_at, s.asleep_since, s.last_at, s.fired_at, s.last_id, s.fired, s.skipped, s.missed);
+        AND (digest, is_paused, next_at, since, look_at, asleep_since, last_at, fired_at, last_id, fired, skipped, missed) IS DISTINCT FROM
+        (s.digest, s.is_paused, s.next_at, s.since, s.look_at, s.asleep_since, s.last_at, s.fired_at, s.last_id, s.fired, s.skipped, s.missed);
     PERFORM @.announce_look(s.name, s.look_at) WHERE FOUND;
 END
 $$;
@@ -31,6 +31,7 @@ BEGIN
         s.digest := new_digest;
         UPDATE @.schedules SET body = new_body WHERE name = s.name;
         IF s.next_at <= now_at IS NOT TRUE THEN
+            s.since := CASE WHEN s.next_at IS NULL THEN coalesce(s.since, now_at) ELSE now_at END;
             s.next_at := NULL;
             s.look_at := now_at;
         END IF;
@@ -79,8 +80,8 @@ BEGIN
     FOR given IN -- in the order in which fire() locks the rows
         SELECT * FROM unnest(names, digests, bodies) WITH ORDINALITY AS given (name, digest, body, place) ORDER BY name COLLATE "C", place
     LOOP
-        INSERT INTO @.schedules (name, digest, body, is_declared, look_at)
-        VALUES (given.name, given.digest, given.body, of_session IS NOT NULL, now_at) ON CONFLICT (name) DO NOTHING;
+        INSERT INTO @.schedules (name, digest, body, is_declared, since, look_at)
+        VALUES (given.name, given.digest, given.body, of_session IS NOT NULL, now_at, now_at) ON CONFLICT (name) DO NOTHING;
         PERFORM @.announce_look(given.name, now_at) WHERE FOUND;
         SELECT * INTO s FROM @.schedules WHERE name = given.name FOR UPDATE;
         answers[given.place] := s.is_declared = (of_session IS NOT NULL);
@@ -131,15 +132,15 @@ BEGIN
         SELECT name, asleep_since, look_at, octet_length(body) AS size FROM @.schedules WHERE look_at <= now_at
         ORDER BY look_at, name LIMIT P.MAX_OFFERS FOR UPDATE SKIP LOCKED
     ), due AS (
-        SELECT name, asleep_since, look_at AS since, sum(size) OVER (ORDER BY look_at, name) AS size_so_far FROM locked
+        SELECT name, asleep_since, sum(size) OVER (ORDER BY look_at, name) AS size_so_far FROM locked
     ), gone AS (
         DELETE FROM @.schedules USING due WHERE schedules.name = due.name AND due.asleep_since IS NOT NULL
     ), offered AS (
         UPDATE @.schedules SET look_at = now_at + P.OFFERED_FOR
         FROM due WHERE schedules.name = due.name AND due.asleep_since IS NULL AND size_so_far <= P.MOST_PAYLOAD_BYTES
-        RETURNING schedules.*, due.since
+        RETURNING schedules.*
     )
-    SELECT array_agg(name), array_agg(digest), array_agg(body), array_agg(next_at), array_agg(since)
+    SELECT array_agg(name), array_agg(digest), array_agg(body), array_agg(next_at), array_agg(coalesce(since, now_at))
     INTO names, digests, bodies, nexts, sinces FROM (SELECT * FROM offered ORDER BY name) AS sorted;
 END
 $$;
@@ -180,6 +181,7 @@ BEGIN
         END IF;
         s.missed := least(s.missed, P.LATEST) + misses[i];
         s.next_at := nexts[i];
+        s.since := CASE WHEN looks[i] IS NOT NULL THEN s.since END;
         s.look_at := looks[i];
         PERFORM @.save_schedule(s);
     END LOOP;
@@ -215,7 +217,8 @@ BEGIN
     is_done := FOUND;
     IF amendment = 'resume' AND s.is_paused THEN
         s.next_at := NULL;
-        s.look_at := @.wall(wall);
+        s.since := @.wall(wall);
+        s.look_at := s.since;
     END IF;
     s.is_paused := amendment = 'pause';
     PERFORM @.save_schedule(s) WHERE is_done;

@@ -9,7 +9,7 @@
 -- Creates the functions that read and change schedules, only for calls that need them.
 local function schedule_functions()
   -- Fields of a schedule; true for a whole number. An absent one is empty. `digest` is the one in force.
-  local STATE = { digest = false, declared = false, paused = false, asleep_since = true, next_at = true, last_at = true, fired_at = true,
+  local STATE = { digest = false, declared = false, paused = false, asleep_since = true, next_at = true, since = true, last_at = true, fired_at = true,
     last_id = false, fired = true, skipped = true, missed = true }
 
   -- The schedules of this call by name.
@@ -64,6 +64,7 @@ local function schedule_functions()
     if schedule.digest ~= digest then
       schedule.digest = digest
       if not schedule.next_at or schedule.next_at > wall then
+        schedule.since = not schedule.next_at and schedule.since or wall
         schedule.next_at = nil
         look(schedule, wall)
       end
@@ -205,13 +206,12 @@ return answers
 -- === part offers ===========================================================================================
 local HOUR = 3600000000
 
--- Offers the caller the schedules that are due: returns name, digest, body, next instant or false, due time, ...
+-- Offers the caller the schedules that are due: returns name, digest, body, next instant or false, time after which to compute that, ...
 -- Removes those that have been asleep for too long. Leaves out for an hour those without a definition.
 local function offers()
   local schedules, offered = schedule_functions(), {}
-  local due = call('ZRANGEBYSCORE', P .. 'looks', '-inf', wall, 'WITHSCORES', 'LIMIT', 0, R.max_offers)
-  for i = 1, #due, 2 do
-    local name, since = due[i], tonumber(due[i + 1])
+  local due = call('ZRANGEBYSCORE', P .. 'looks', '-inf', wall, 'LIMIT', 0, R.max_offers)
+  for _, name in ipairs(due) do
     local schedule = schedules.find(name)
     if not schedule or schedule.asleep_since and schedule.asleep_since + R.keep_asleep <= wall then
       schedules.remove(name)
@@ -220,7 +220,7 @@ local function offers()
       schedules.look(schedule, wall + (body and R.offered_for or HOUR))
       call('ZADD', P .. 'looks', schedule.look_at, name)
       if body and not schedule.asleep_since and not schedule.paused then
-        for _, value in ipairs({ name, schedule.digest, body, schedule.next_at or false, since }) do
+        for _, value in ipairs({ name, schedule.digest, body, schedule.next_at or false, schedule.since or wall }) do
           offered[#offered + 1] = value
         end
       end
@@ -253,6 +253,7 @@ local function fire_all(texts, firings, apart)
       end
       schedule.missed = (schedule.missed or 0) + missed
       schedule.next_at = next_at or nil
+      schedule.since = look_at and schedule.since
       schedules.look(schedule, look_at or nil)
     end
   end
@@ -284,7 +285,7 @@ return fire_all(given[1], given[2], given[3])
 
 -- === script schedules ======================================================================================
 -- Without an argument, returns the names of all schedules. With names, returns for each known one the fields of `ScheduleState` except
--- `look_at`, then the names of the living sessions that declare it, youngest first.
+-- `look_at` and `since`, then the names of the living sessions that declare it, youngest first.
 
 if not given[1] then
   return call('ZRANGE', P .. 'looks', 0, -1)
@@ -330,7 +331,7 @@ elseif amendment == 'pause' then
   schedule.paused = 1
   schedules.look(schedule)
 elseif schedule.paused then
-  schedule.paused, schedule.next_at = nil, nil
+  schedule.paused, schedule.next_at, schedule.since = nil, nil, wall
   schedules.look(schedule, wall)
 end
 schedules.save()

@@ -71,7 +71,7 @@ _READINGS: Final[dict[str, tuple[Callable[[Any], Any], Any]]] = {
     "is_declared": (bool, False),
     "look_at": (_instant, 0),
     "is_paused": (bool, False),
-    **dict.fromkeys(("next_at", "last_at", "fired_at", "asleep_since"), (_instant, None)),
+    **dict.fromkeys(("next_at", "last_at", "fired_at", "asleep_since", "since"), (_instant, None)),
     "last_id": (lambda stored: maybe(stored, octets), None),
     **dict.fromkeys(("fired", "skipped", "missed"), (_count, 0)),
 }
@@ -105,12 +105,13 @@ def define(transitions: Transitions, definitions: Sequence[Definition], session:
 
 def _define(transitions: Transitions, definition: Definition, session: bytes | None, since: int) -> bool:
     found = _find(transitions, definition.name)
-    schedule = found or ScheduleRow(*definition, is_declared=session is not None, look_at=transitions.now)
+    now = transitions.now
+    schedule = found or ScheduleRow(*definition, is_declared=session is not None, look_at=now, since=now)
     if schedule.is_declared != (session is not None):
         return False
     before = copy(found)
     if session is None:
-        schedule.bring_into_force(definition, transitions.now)
+        schedule.bring_into_force(definition, now)
     else:
         transitions.connection.execute(transitions.sql["declare"], (definition.name, session, since, definition.digest, definition.body))
         _elect(transitions, schedule)

@@ -3,7 +3,7 @@
 -- name: schedule
 -- The columns of a schedule in the order of `ScheduleRow`. Values that are too long are not fetched.
 iif(length(name) > 1048576, NULL, name), iif(length(digest) = 16, digest, NULL), iif(length(body) > 67108864, NULL, body), is_declared, look_at,
-is_paused, next_at, last_at, fired_at, iif(length(last_id) = 16, last_id, NULL), fired, skipped, missed, asleep_since, number
+is_paused, next_at, last_at, fired_at, iif(length(last_id) = 16, last_id, NULL), fired, skipped, missed, asleep_since, since, number
 
 -- name: schedule_by_name
 -- Parameters: name. Result: the schedule's row; none if it is unknown.
@@ -20,8 +20,8 @@ SELECT @schedule FROM "~schedules" WHERE look_at IS NOT NULL AND look_at <= ? OR
 -- name: save_schedule
 -- Parameters: every column in the order of `ScheduleRow`; number is NULL for a new schedule. Result: none.
 REPLACE INTO "~schedules"
-  (name, digest, body, is_declared, look_at, is_paused, next_at, last_at, fired_at, last_id, fired, skipped, missed, asleep_since, number)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+  (name, digest, body, is_declared, look_at, is_paused, next_at, last_at, fired_at, last_id, fired, skipped, missed, asleep_since, since, number)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: remove_schedule
 -- Parameters: number. Result: none.

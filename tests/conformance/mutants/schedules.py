@@ -98,6 +98,17 @@ class OffersOnce(Mutant):
         return offers
 
 
+class OffersSinceTheLastOffer(Mutant):
+    breaks = frozenset({"schedule_changed"})
+    because = "each worker dies before it has computed the next instant, and the search for it begins after the instant"
+
+    def offers(self) -> tuple[Offer, ...]:
+        offers = super().offers()
+        for offer in offers:
+            self.schedules[offer.name].since = self.now
+        return offers
+
+
 class KeepsOffersToItself(Mutant):
     breaks = frozenset({"schedule_offer"})
     because = "an idle worker sleeps over the instant"

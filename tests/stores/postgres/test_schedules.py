@@ -264,7 +264,7 @@ async def test_the_server_refuses_a_value_that_nobody_could_work_with(
 
 ADMITTED: Final = (
     *(f"{column} = {n}" for column in ("fired", "missed") for n in (1 - (1 << 63), (1 << 63) - 1)),
-    *(f"{column} = {n}" for column in ("next_at", "last_at", "fired_at", "look_at = NULL, asleep_since") for n in (0, LATEST)),
+    *(f"{column} = {n}" for column in ("next_at", "since", "last_at", "fired_at", "look_at = NULL, asleep_since") for n in (0, LATEST)),
     "body = convert_to(repeat('x', 30000000), 'UTF8')",
     "is_declared = NOT is_declared",
     "is_paused = true, look_at = NULL",

@@ -163,6 +163,7 @@ CREATE TABLE @.schedules (
     is_declared boolean NOT NULL, -- by sessions; otherwise it was put
     is_paused boolean NOT NULL DEFAULT false,
     next_at @.instant, -- the instant to fire next; NULL if it has to be computed, or there is none
+    since @.instant, -- compute the next instant after this; NULL if there is none
     look_at @.instant, -- offered then; a schedule that sleeps is removed then
     asleep_since @.instant, -- no living session declares it since then
     last_at @.instant, -- the instant that was fired last

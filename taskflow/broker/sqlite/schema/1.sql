@@ -142,7 +142,8 @@ CREATE TABLE "~schedules" (
   fired INTEGER NOT NULL,
   skipped INTEGER NOT NULL,
   missed INTEGER NOT NULL,
-  asleep_since INTEGER
+  asleep_since INTEGER,
+  since INTEGER
 ) STRICT;
 CREATE INDEX "~schedules_look" ON "~schedules" (look_at) WHERE look_at IS NOT NULL;
 
