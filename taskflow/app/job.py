@@ -70,7 +70,7 @@ class Declared(JobType[R_co], Generic[P, R_co]):
         return Call(self, envelope, raises_on_conflict=self._options.raises_on_conflict)
 
     def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Prepend a context to `args` if the function takes one: that of the running job, or one without effect outside of a job."""
+        """Prepend a context to `args` if the function takes one: the running job's or, outside of a job, one that reports to no one."""
         if not self.takes_context:
             return args
         return (running.get() or JobContext(job_name=self.name, queue=self.queue), *args)

@@ -243,7 +243,7 @@ class Starved(WorkerEvent, frozen=True):
 
 
 class LoopMoves(WorkerEvent, frozen=True):
-    """The event loop is making progress again after a `LoopStalled` or `Starved`. `seconds` is how long it made none."""
+    """The event loop is making progress again after a stall that was reported. `seconds` is how long the stall lasted."""
 
     seconds: float
 
@@ -253,8 +253,9 @@ class InterpreterHeld(WorkerEvent, frozen=True):
 
     No heartbeat was sent in that time. If `seconds` exceeds `ttl`, the leases have lapsed.
 
-    `is_computed`  True if C code held the interpreter lock while it computed; `lease` and `stack` are those of the thread that computed
-                   most. False if the process was stopped, or if C code held the lock while it waited; they are those of the loop's thread.
+    `is_computed`  True if C code held the interpreter lock while computing: `lease` and `stack` then belong to the thread that used the
+                   most CPU time. False if the process was stopped, or if C code held the lock while waiting: `lease` and `stack` then
+                   belong to the event loop's thread
     """
 
     lease: Lease | None

@@ -27,8 +27,8 @@ TELLING: Final = 2.0
 class Standstill:
     """Measures how long a value has stayed the same.
 
-    Each check counts for at most twice the usual interval, so time in which the watching thread did not run is left
-    out. The loop is not blocked just because the process was stopped, or because C code held the interpreter lock.
+    Each check adds at most twice the usual interval, so that time in which the watching thread did not run hardly counts.
+    Otherwise, a stopped process or C code that holds the interpreter lock would look like a blocked event loop.
     """
 
     def __init__(self, read: Callable[[], object]) -> None:

@@ -24,7 +24,7 @@ MOST_BYTES_SETTLED: Final = 1024 * 1024
 """Once the results in a call have this many bytes, no further settlement is added."""
 
 MOST_RESULT: Final = 60 * 1024 * 1024
-"""The maximum size of a result in bytes. No script reads a record beyond 64 MiB."""
+"""The maximum size of a result in bytes. Scripts do not read records larger than 64 MiB, and a record has other fields too."""
 
 MOST_EPOCHS: Final = 1 << 32
 

@@ -70,8 +70,11 @@ def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes)
 
 
 def _settle_lone_runs(transitions: Transitions, settlements: Sequence[Settlement]) -> list[bool]:
-    """Settle as a batch the runs of jobs that no key or join ties to another, if their fences match, they have neither
-    follow-ups nor progress, and they were not asked to stop. Return True for each run settled, and False for the others."""
+    """Settle, as one batch, the runs that affect no other job. Return for each settlement whether it was settled.
+
+    A run is settled here if its job has no key and no other job waits for it, its fence matches, it has
+    neither follow-ups nor progress, and it was not asked to stop. Unsound rows are left out.
+    """
     claims = {
         number: pack_claim(settlement.claim)
         for number, settlement in enumerate(settlements)

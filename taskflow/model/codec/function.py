@@ -166,7 +166,7 @@ def _expanded(parameter: Parameter) -> list[Parameter]:
 
 
 def _shape(compiler: Compiler, annotation: Any, name: str) -> Shape:
-    """Return the shape of a parameter or of the result. Raises Unsupported or Unresolved, naming it, if that fails."""
+    """Return the shape of a parameter or of the result. Raises Unsupported or Unresolved, naming the parameter, if it cannot."""
     try:
         return compiler.shape(annotation)
     except Unsupported as unsupported:

@@ -34,7 +34,7 @@ Tell = Callable[[Printed], None]
 
 
 class Output:
-    """Reads the stdout and stderr of one child in a thread, which ends once no process has either of them open any longer."""
+    """Reads the stdout and stderr of one child in a thread, which ends once every process has closed both."""
 
     def __init__(self, pid: int, stdout: int, stderr: int, tell: Tell, start_thread: StartThread) -> None:
         self._lock = threading.Lock()
