@@ -106,9 +106,8 @@ never changes from declared to put, or back.
   [schedule_put_repeat] Defining a schedule again with the digest in force changes nothing, except that a session becomes a declarer.
   [schedule_changed] A definition with a different digest replaces the one in force. If the next instant is in the future, it is forgotten,
     and the schedule is offered at once so that it is computed again. If the next instant has passed, it is kept. The pause and the counts
-    are kept too. The `since` of an offer without a next instant is when the schedule was created, forgot its next instant, or was resumed,
-    whichever was last; offers, sleep, and changes while there is no next instant do not move it. An exhausted schedule, which a firing
-    left with neither a next instant nor a next offer, forgets at the change.
+    are kept too. The `since` of an offer without a next instant is when the schedule was created, resumed, or forgot its next instant.
+    Offers and sleep do not move it, nor do further changes. A schedule without further instants forgets at the change.
   [schedule_taken] Putting a declared schedule is refused, and so is declaring one that was put. Nothing changes.
   [schedule_declared] If several sessions declare a schedule, the youngest one's definition is in force; `age` says how old a session is.
     While no living session declares it, the schedule is asleep: it is not offered, but keeps its state. It is removed after
