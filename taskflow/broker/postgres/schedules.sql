@@ -80,10 +80,13 @@ BEGIN
     FOR given IN -- in the order in which fire() locks the rows
         SELECT * FROM unnest(names, digests, bodies) WITH ORDINALITY AS given (name, digest, body, place) ORDER BY name COLLATE "C", place
     LOOP
-        INSERT INTO @.schedules (name, digest, body, is_declared, since, look_at)
-        VALUES (given.name, given.digest, given.body, of_session IS NOT NULL, now_at, now_at) ON CONFLICT (name) DO NOTHING;
-        PERFORM @.announce_look(given.name, now_at) WHERE FOUND;
-        SELECT * INTO s FROM @.schedules WHERE name = given.name FOR UPDATE;
+        LOOP -- again if another transaction has removed the schedule between the two statements
+            INSERT INTO @.schedules (name, digest, body, is_declared, since, look_at)
+            VALUES (given.name, given.digest, given.body, of_session IS NOT NULL, now_at, now_at) ON CONFLICT (name) DO NOTHING;
+            PERFORM @.announce_look(given.name, now_at) WHERE FOUND;
+            SELECT * INTO s FROM @.schedules WHERE name = given.name FOR UPDATE;
+            EXIT WHEN FOUND;
+        END LOOP;
         answers[given.place] := s.is_declared = (of_session IS NOT NULL);
         IF NOT answers[given.place] THEN
             CONTINUE;

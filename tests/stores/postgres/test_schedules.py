@@ -235,6 +235,19 @@ async def test_upkeep_and_beats_do_not_wait_for_a_schedule_that_somebody_has_loc
     assert [record.asleep_since is None for record in await broker.console.schedules()] == [False, False]
 
 
+async def test_a_schedule_that_is_removed_while_it_is_put_is_put_anew(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+    await broker.define([a_definition()])
+    await stranger.execute("BEGIN; SELECT * FROM taskflow.schedules FOR UPDATE")
+    putting = asyncio.create_task(broker.define([a_definition(version=2)]))
+    blocked = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    await until(lambda: stranger.fetchval(f"SELECT pg_stat_clear_snapshot() IS NOT NULL AND EXISTS ({blocked})"))
+
+    await stranger.execute("DELETE FROM taskflow.schedules; COMMIT")
+
+    assert await putting == [True]
+    assert (await named(broker)).digest == a_definition(version=2).digest
+
+
 # --- what others have written -----------------------------------------------------------------------------
 
 REFUSED: Final[dict[str, tuple[str, ...]]] = {
