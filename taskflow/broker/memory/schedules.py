@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from taskflow.broker import topics
@@ -37,7 +37,9 @@ class ScheduleStore(Store):
     def define(self, definitions: Sequence[Definition], session: bytes | None, age: float) -> list[bool]:
         declarer = None if session is None else self._living(session)
         since = self.now - to_microseconds(age)
-        return [self._define(definition, declarer, since) for definition in definitions]
+        answers = [self._define(definition, declarer, since) for definition in definitions]
+        self._ring(definition.name for definition in definitions)
+        return answers
 
     def _define(self, definition: Definition, declarer: SessionState | None, since: int) -> bool:
         schedule = self.schedules.get(definition.name)
@@ -52,7 +54,6 @@ class ScheduleStore(Store):
             schedule.declared[declarer.session.id] = (since, definition)
             declarer.declares.add(definition.name)
             self._elect(schedule)
-        self._ring(schedule)
         return True
 
     def _elect(self, schedule: StoredSchedule) -> None:
@@ -65,15 +66,17 @@ class ScheduleStore(Store):
             if (schedule := self.schedules.get(name)) is not None and state.session.id in schedule.declared:
                 del schedule.declared[state.session.id]
                 self._elect(schedule)
-                self._ring(schedule)
+        self._ring(state.declares)
 
     # --- offers and firings -----------------------------------------------------------------------------------
 
     def next_look(self) -> int | None:
         return min((schedule.look_at for schedule in self.schedules.values() if schedule.look_at is not None), default=None)
 
-    def _ring(self, schedule: StoredSchedule) -> None:
-        if schedule.look_at is not None and schedule.look_at == self.next_look():
+    def _ring(self, names: Iterable[str]) -> None:
+        """Nudge if one of the schedules that the verb has changed is now the first one due."""
+        looks = {schedule.look_at for name in names if (schedule := self.schedules.get(name)) is not None}
+        if looks and (first := self.next_look()) is not None and first in looks:
             self.rung.add(topics.DUE)
 
     def offers(self) -> tuple[Offer, ...]:
@@ -87,7 +90,9 @@ class ScheduleStore(Store):
 
     def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
         self.refuse_if_full([firing.envelope for firing in firings if firing.envelope is not None])
-        return [self._fire_one(self.schedules.get(firing.name), firing) for firing in firings]
+        answers = [self._fire_one(self.schedules.get(firing.name), firing) for firing in firings]
+        self._ring(firing.name for firing in firings)
+        return answers
 
     def _fire_one(self, schedule: StoredSchedule | None, firing: Firing) -> Added | Refused | None:
         if schedule is None or not schedule.expects(firing):
@@ -97,7 +102,6 @@ class ScheduleStore(Store):
             answer = self._enqueue_one(firing.envelope)
             schedule.note_job(self.now, answer.id, answer.because if isinstance(answer, Refused) else None)
         schedule.advance(firing)
-        self._ring(schedule)
         return answer
 
     # --- the console ----------------------------------------------------------------------------------------
@@ -116,5 +120,5 @@ class ScheduleStore(Store):
         if amendment is Amendment.REMOVE:
             del self.schedules[name]
         else:
-            self._ring(schedule)
+            self._ring([name])
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from taskflow.broker.memory.schedules import StoredSchedule
 from taskflow.broker.memory.store import SessionState
@@ -125,7 +125,7 @@ class RingsForNobody(Mutant):
     breaks = frozenset({"schedule_due"})
     because = "a schedule that is put begins only when some worker looks"
 
-    def _ring(self, schedule: StoredSchedule) -> None:
+    def _ring(self, names: Iterable[str]) -> None:
         pass
 
 
