@@ -23,12 +23,12 @@ from taskflow.model.ids import id_text
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.schedule_plan import Plan, scheduled_for
 
-NUMBER: Final = 20
+NUMBER: Final = 5
 EVERY: Final = 1.0
 JITTER: Final = 0.95
 """Seconds. It spreads the schedules over each second, so that each fires alone."""
 
-WATCHED_FOR: Final = 16.0
+WATCHED_FOR: Final = 41.0
 LEFT_OUT: Final = 1.0
 """Seconds in which the schedules are computed for the first time."""
 

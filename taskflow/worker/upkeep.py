@@ -121,11 +121,13 @@ class Upkeep:
     async def _once(self) -> float:
         self._next_at = 0.0
         self._forget_due()
-        looks_in = math.inf
+        looks_in, fired_for = math.inf, 0.0
         try:
             done = await self._broker.upkeep(self._limit())
             if done.offers:
+                began_at = time.monotonic()
                 looks_in = await self._on_offers(done.offers)
+                fired_for = time.monotonic() - began_at
                 self._on_ready()  # so a claim need not wait for the nudge
         except BrokerError as error:
             self._is_at_rest = False
@@ -139,7 +141,7 @@ class Upkeep:
         self._is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped, done.offers))
         if done.next_in > 0:
             self._portions, self._was_early = 0, False
-            return min(looks_in, self._until_next(done.next_in))
+            return max(0.0, min(looks_in, self._until_next(done.next_in) - fired_for))
         self._portions += 1
         was_early, self._was_early = self._was_early, self._is_at_rest
         if self._is_awaited:
