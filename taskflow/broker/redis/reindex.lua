@@ -322,10 +322,11 @@ local function index_schedules(names)
     local schedule = schedules.find(name)
     schedules.look(schedule, schedule.next_at or wall)
     if schedule.declared then
+      schedule.youngest = nil
       schedules.elect(schedule)
     end
-    for session in pairs(schedule.declared_by) do
-      call('SADD', P .. 'd:' .. session, name)
+    for _, declared in ipairs((schedules.read_all(schedule))) do
+      call('SADD', P .. 'd:' .. declared.session, name)
     end
   end
   schedules.save()

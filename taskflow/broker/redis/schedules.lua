@@ -8,9 +8,14 @@
 -- === part schedule =========================================================================================
 -- Creates the functions that read and change schedules, only for calls that need them.
 local function schedule_functions()
-  -- Fields of a schedule; true for a whole number. An absent one is empty. `digest` is the one in force.
+  -- Fields of a schedule; true for a whole number. An absent one is empty. `digest` is the one in force, `youngest` the session that
+  -- declares it: all declarations are read only when one of these two changes.
   local STATE = { digest = false, declared = false, paused = false, asleep_since = true, next_at = true, since = true, last_at = true, fired_at = true,
-    last_id = false, fired = true, skipped = true, missed = true }
+    last_id = false, fired = true, skipped = true, missed = true, youngest = false }
+  local FIELDS = {}
+  for field in pairs(STATE) do
+    FIELDS[#FIELDS + 1] = field
+  end
 
   -- The schedules of this call by name.
   local found = {}
@@ -21,31 +26,52 @@ local function schedule_functions()
   end
 
   local function make(name)
-    found[name] = { name = name, bodies = {}, declared_by = {} }
+    found[name] = { name = name, key = P .. 'schedule:' .. name }
     return found[name]
   end
 
   -- Returns the schedule, or false. A field that cannot be read is absent.
   local function find(name)
     if found[name] == nil then
-      local stored = call('HGETALL', P .. 'schedule:' .. name)
-      local schedule = #stored > 0 and make(name)
-      for i = 1, #stored, 2 do
-        local field, value = stored[i], stored[i + 1]
-        if sub(field, 1, 5) == 'body:' then
-          schedule.bodies[sub(field, 6)] = value
-        elseif sub(field, 1, 3) == 'by:' and #value > 8 then
-          local session = sub(field, 4)
-          schedule.declared_by[session] = { session = session, since = struct.unpack('>I8', value), digest = sub(value, 9) }
-        elseif STATE[field] then
+      local schedule, is_known = make(name), false
+      for i, value in ipairs(call('HMGET', schedule.key, unpack(FIELDS))) do
+        local field = FIELDS[i]
+        is_known = is_known or value
+        if value and STATE[field] then
           schedule[field] = whole(value)
-        elseif STATE[field] == false and value ~= '' and (field ~= 'last_id' or #value == 16) then
+        elseif value and value ~= '' and (field ~= 'last_id' or #value == 16) then
           schedule[field] = value
         end
       end
-      found[name] = schedule
+      found[name] = (is_known or call('EXISTS', schedule.key) == 1) and schedule
     end
     return found[name]
+  end
+
+  local function declaration(session, value)
+    return value and #value > 8 and { session = session, since = struct.unpack('>I8', value), digest = sub(value, 9) }
+  end
+
+  local function declared_by(schedule, session)
+    return declaration(session, call('HGET', schedule.key, 'by:' .. session))
+  end
+
+  -- Reads the declarations of a schedule, and the digests of its bodies.
+  local function read_all(schedule)
+    local stored, declarations, digests = call('HGETALL', schedule.key), {}, {}
+    for i = 1, #stored, 2 do
+      local field = stored[i]
+      if sub(field, 1, 5) == 'body:' then
+        digests[#digests + 1] = sub(field, 6)
+      elseif sub(field, 1, 3) == 'by:' then
+        declarations[#declarations + 1] = declaration(sub(field, 4), stored[i + 1]) or nil
+      end
+    end
+    return declarations, digests
+  end
+
+  local function body_of(schedule)
+    return schedule.digest and call('HGET', schedule.key, 'body:' .. schedule.digest)
   end
 
   -- Sets when upkeep next has to handle the schedule: to offer it or, if it is asleep, to remove it. nil if it need not.
@@ -62,7 +88,7 @@ local function schedule_functions()
   -- it must still fire.
   local function bring_into_force(schedule, digest)
     if schedule.digest ~= digest then
-      schedule.digest = digest
+      schedule.digest, schedule.has_old_bodies = digest, true
       if not schedule.next_at or schedule.next_at > wall then
         schedule.since = not schedule.next_at and schedule.since or wall
         schedule.next_at = nil
@@ -75,19 +101,33 @@ local function schedule_functions()
     return one.since > other.since or one.since == other.since and one.session > other.session
   end
 
-  local function withdraw(schedule, session)
-    call('HDEL', P .. 'schedule:' .. schedule.name, 'by:' .. session)
-    schedule.declared_by[session] = nil
+  local function withdraw(schedule, declared)
+    call('HDEL', schedule.key, 'by:' .. declared.session)
+    schedule.has_old_bodies = schedule.has_old_bodies or declared.digest ~= schedule.digest
+  end
+
+  local function add_declaration(schedule, session, since, digest, body)
+    local old, new = declared_by(schedule, session), { session = session, since = since, digest = digest }
+    call('HSET', schedule.key, 'declared', 1, 'body:' .. digest, body, 'by:' .. session, struct.pack('>I8', since) .. digest)
+    schedule.declared = 1
+    schedule.has_old_bodies = schedule.has_old_bodies or old and old.digest ~= digest
+    local youngest = schedule.youngest and declared_by(schedule, schedule.youngest)
+    if youngest and (old and youngest.session == session or is_younger(new, youngest)) then
+      schedule.youngest = not old and session or nil
+    end
   end
 
   -- Puts the youngest living declaration into force. If there is none, puts the schedule to sleep.
   local function elect(schedule)
-    local youngest
-    for _, declared in pairs(schedule.declared_by) do
-      youngest = youngest and is_younger(youngest, declared) and youngest or declared
+    local youngest = schedule.youngest and declared_by(schedule, schedule.youngest)
+    if not youngest then
+      for _, declared in ipairs((read_all(schedule))) do
+        youngest = youngest and is_younger(youngest, declared) and youngest or declared
+      end
     end
+    schedule.youngest = youngest and youngest.session or nil
     if youngest and not is_alive(youngest.session) then -- it was not killed: `alive` has lost it
-      withdraw(schedule, youngest.session)
+      withdraw(schedule, youngest)
       return elect(schedule)
     elseif not youngest then
       schedule.asleep_since = schedule.asleep_since or wall
@@ -109,18 +149,22 @@ local function schedule_functions()
 
   -- Writes the state of one schedule, and deletes the bodies that it no longer needs.
   local function save_one(schedule)
-    local key, values, is_used = P .. 'schedule:' .. schedule.name, {}, { [schedule.digest or ''] = true }
-    for field in pairs(STATE) do
+    local values = {}
+    for _, field in ipairs(FIELDS) do
       values[#values + 1] = field
       values[#values + 1] = schedule[field] or ''
     end
-    call('HSET', key, unpack(values))
-    for _, declared in pairs(schedule.declared_by) do
-      is_used[declared.digest] = true
-    end
-    for digest in pairs(schedule.bodies) do
-      if not is_used[digest] then
-        call('HDEL', key, 'body:' .. digest)
+    call('HSET', schedule.key, unpack(values))
+    if schedule.has_old_bodies then
+      local declarations, digests = read_all(schedule)
+      local is_used = { [schedule.digest or ''] = true }
+      for _, declared in ipairs(declarations) do
+        is_used[declared.digest] = true
+      end
+      for _, digest in ipairs(digests) do
+        if not is_used[digest] then
+          call('HDEL', schedule.key, 'body:' .. digest)
+        end
       end
     end
     if schedule.look_at then
@@ -144,6 +188,7 @@ local function schedule_functions()
   end
 
   return { make = make, find = find, look = look, bring_into_force = bring_into_force, is_younger = is_younger,
+    add_declaration = add_declaration, declared_by = declared_by, read_all = read_all, body_of = body_of,
     withdraw = withdraw, elect = elect, remove = remove, save = save_all }
 end
 
@@ -157,8 +202,9 @@ local function end_declarations(session)
   local schedules = schedule_functions()
   for _, name in ipairs(names) do
     local schedule = schedules.find(name)
-    if schedule and schedule.declared_by[session] then
-      schedules.withdraw(schedule, session)
+    local declared = schedule and schedules.declared_by(schedule, session)
+    if declared then
+      schedules.withdraw(schedule, declared)
       schedules.elect(schedule)
     end
   end
@@ -177,7 +223,7 @@ local function put(name, digest, body)
   if schedule.declared then
     return 0
   end
-  call('HSET', P .. 'schedule:' .. name, 'body:' .. digest, body)
+  call('HSET', schedule.key, 'body:' .. digest, body)
   schedules.bring_into_force(schedule, digest)
   return 1
 end
@@ -188,8 +234,7 @@ local function declare(name, digest, body)
     return 0
   end
   call('SADD', P .. 'd:' .. session, name)
-  call('HSET', P .. 'schedule:' .. name, 'declared', 1, 'body:' .. digest, body, 'by:' .. session, struct.pack('>I8', since) .. digest)
-  schedule.declared, schedule.declared_by[session] = 1, { session = session, since = since, digest = digest }
+  schedules.add_declaration(schedule, session, since, digest, body)
   schedules.elect(schedule)
   return 1
 end
@@ -216,7 +261,7 @@ local function offers()
     if not schedule or schedule.asleep_since and schedule.asleep_since + R.keep_asleep <= wall then
       schedules.remove(name)
     else
-      local body = schedule.bodies[schedule.digest or '']
+      local body = schedules.body_of(schedule)
       schedules.look(schedule, wall + (body and R.offered_for or HOUR))
       call('ZADD', P .. 'looks', schedule.look_at, name)
       if body and not schedule.asleep_since and not schedule.paused then
@@ -292,10 +337,10 @@ if not given[1] then
 end
 local schedules, rows = schedule_functions(), {}
 
-local function declarers(declared_by)
+local function declarers(schedule)
   local living = {}
-  for session, declared in pairs(declared_by) do
-    living[#living + 1] = is_alive(session) and declared or nil
+  for _, declared in ipairs((schedules.read_all(schedule))) do
+    living[#living + 1] = is_alive(declared.session) and declared or nil
   end
   table.sort(living, schedules.is_younger)
   for i, declared in ipairs(living) do
@@ -308,9 +353,9 @@ for _, name in ipairs(given[1]) do
   local one = schedules.find(name)
   if one then
     rows[#rows + 1] = {
-      name, one.digest or '', one.bodies[one.digest or ''] or '', one.declared or false, one.paused or false, one.next_at or false,
+      name, one.digest or '', schedules.body_of(one) or '', one.declared or false, one.paused or false, one.next_at or false,
       one.last_at or false, one.fired_at or false, one.last_id or false, one.fired or 0, one.skipped or 0, one.missed or 0,
-      one.asleep_since or false, declarers(one.declared_by),
+      one.asleep_since or false, declarers(one),
     }
   end
 end

@@ -234,13 +234,25 @@ async def test_schedules_that_are_not_due_cost_upkeep_no_command(world: World, c
     assert await commands_of(client, world.upkeep) == without
 
 
-async def test_an_offer_takes_two_commands(world: World, client: redis.Redis) -> None:
+async def test_an_offer_takes_three_commands(world: World, client: redis.Redis) -> None:
     await world.a_session(ttl=LONG)
     await schedules(world, *(f"s{number}" for number in range(100)), next_in=20.0)
     world.clock.advance(10.0)
     without = await commands_of(client, world.upkeep)
     world.clock.advance(10.0)
-    assert await commands_of(client, world.upkeep) == without + 2 * 100 + 2
+    assert await commands_of(client, world.upkeep) == without + 3 * 100 + 2
+
+
+async def test_a_session_declares_without_a_look_at_the_other_declarations(world: World, client: redis.Redis) -> None:
+    """Otherwise the start of a fleet would cost the square of its size. They are read if the youngest session or the definition changes."""
+    for age in (60.0, 0.0):
+        await declare(world, await world.a_session(str(age), ttl=LONG), a_definition(), age=age)
+    session = await world.a_session(ttl=LONG)
+    client.config_resetstat()
+    await declare(world, session, a_definition(), age=30.0)
+    await declare(world, session, a_definition(), age=31.0)
+    commands: Any = client.info("commandstats")
+    assert "cmdstat_hgetall" not in commands
 
 
 # --- a full server ------------------------------------------------------------------------------------------------------------
