@@ -13,7 +13,7 @@ from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, POISON
 from taskflow.model.rules import LONGEST, Rules
-from taskflow.model.schedule import MAX_OFFERS, OFFERED_FOR
+from taskflow.model.schedule import MAX_OFFERED_BYTES, MAX_OFFERS, OFFERED_FOR
 from taskflow.model.transitions import Event
 from taskflow.model.verdict import MAX_ERRORS_BYTES
 
@@ -47,4 +47,5 @@ def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Ite
         "R.upkeepers": str(UPKEEPERS),
         "R.offered_for": str(to_microseconds(OFFERED_FOR)),
         "R.max_offers": str(MAX_OFFERS),
+        "R.max_offered_bytes": str(MAX_OFFERED_BYTES),
     }

@@ -19,6 +19,9 @@ OFFERED_FOR: Final = 1.0
 MAX_OFFERS: Final = 100
 """The maximum number of schedules that one call of `upkeep` offers, of definitions in one `define`, and of firings in one `fire`."""
 
+MAX_OFFERED_BYTES: Final = 16 << 20
+"""The size of the definitions after which one call of `upkeep` offers no more, in the Redis and SQLite stores."""
+
 MAX_NAME: Final = 200
 """The maximum length of a schedule's name in characters, which must all be printable."""
 

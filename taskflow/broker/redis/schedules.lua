@@ -254,9 +254,12 @@ local HOUR = 3600000000
 -- Offers the caller the schedules that are due: returns name, digest, body, next instant or false, time after which to compute that, ...
 -- Removes those that have been asleep for too long. Leaves out for an hour those without a definition.
 local function offers()
-  local schedules, offered = schedule_functions(), {}
+  local schedules, offered, bytes = schedule_functions(), {}, 0
   local due = call('ZRANGEBYSCORE', P .. 'looks', '-inf', wall, 'LIMIT', 0, R.max_offers)
   for _, name in ipairs(due) do
+    if bytes >= R.max_offered_bytes then
+      break
+    end
     local schedule = schedules.find(name)
     if not schedule or schedule.asleep_since and schedule.asleep_since + R.keep_asleep <= wall then
       schedules.remove(name)
@@ -265,6 +268,7 @@ local function offers()
       schedules.look(schedule, wall + (body and R.offered_for or HOUR))
       call('ZADD', P .. 'looks', schedule.look_at, name)
       if body and not schedule.asleep_since and not schedule.paused then
+        bytes = bytes + #body
         for _, value in ipairs({ name, schedule.digest, body, schedule.next_at or false, schedule.since or wall }) do
           offered[#offered + 1] = value
         end

@@ -13,7 +13,17 @@ from taskflow.broker.sqlite.enqueue import add_all, check_room
 from taskflow.broker.sqlite.row import storable
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.clock import to_microseconds
-from taskflow.model.schedule import MAX_NAME, MAX_OFFERS, Amendment, Definition, Firing, Offer, ScheduleRecord, ScheduleState
+from taskflow.model.schedule import (
+    MAX_NAME,
+    MAX_OFFERED_BYTES,
+    MAX_OFFERS,
+    Amendment,
+    Definition,
+    Firing,
+    Offer,
+    ScheduleRecord,
+    ScheduleState,
+)
 from taskflow.model.stored import LATEST, FieldReader, maybe, octets, text, whole
 
 _LEFT_OUT_FOR: Final = to_microseconds(3_600.0)
@@ -140,7 +150,7 @@ def hand_over(transitions: Transitions, session: bytes) -> None:
 
 def offers(transitions: Transitions) -> tuple[Offer, ...]:
     """Offer the caller the schedules that are due, and remove those that have been asleep for too long."""
-    due = _rows(transitions, "due_schedules", transitions.now, MAX_OFFERS)
+    due = _rows(transitions, "due_schedules", transitions.now, MAX_OFFERS, MAX_OFFERED_BYTES)
     return tuple(offer for schedule in due if (offer := _offer(transitions, schedule)) is not None)
 
 

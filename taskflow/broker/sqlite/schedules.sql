@@ -14,8 +14,15 @@ SELECT @schedule FROM "~schedules" WHERE name = ?;
 SELECT @schedule FROM "~schedules" ORDER BY name;
 
 -- name: due_schedules
--- Parameters: now, limit. Result: the rows of schedules that are to be looked at, earliest first.
-SELECT @schedule FROM "~schedules" WHERE look_at IS NOT NULL AND look_at <= ? ORDER BY look_at LIMIT ?;
+-- Parameters: now, limit, bytes. Result: the rows of schedules to look at, earliest first, until their bodies have this size.
+SELECT @schedule FROM "~schedules" WHERE number IN (
+  SELECT number FROM (
+    SELECT number, size, sum(size) OVER (ORDER BY look_at, number) AS size_so_far FROM (
+      SELECT number, look_at, length(body) AS size FROM "~schedules" WHERE look_at IS NOT NULL AND look_at <= ? ORDER BY look_at LIMIT ?
+    )
+  ) WHERE size_so_far - size < ?
+)
+ORDER BY look_at;
 
 -- name: save_schedule
 -- Parameters: every column in the order of `ScheduleRow`; number is NULL for a new schedule. Result: none.

@@ -10,7 +10,7 @@ import redis
 from taskflow.broker.protocol import Added
 from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.model.errors import StoreFull
-from taskflow.model.schedule import OFFERED_FOR, Amendment, Definition, Firing, Offer
+from taskflow.model.schedule import MAX_OFFERED_BYTES, OFFERED_FOR, Amendment, Definition, Firing, Offer
 from taskflow.model.session import Session
 from tests.support.homes import RedisHome
 from tests.support.servers import HOST, RedisServer
@@ -253,6 +253,17 @@ async def test_a_session_declares_without_a_look_at_the_other_declarations(world
     await declare(world, session, a_definition(), age=31.0)
     commands: Any = client.info("commandstats")
     assert "cmdstat_hgetall" not in commands
+
+
+async def test_definitions_that_are_too_long_together_are_offered_in_turn(world: World) -> None:
+    body = bytes(MAX_OFFERED_BYTES // 2)
+    for name in "abc":
+        await world.broker.define([Definition(name, bytes(16), body)])
+
+    first, second = [await world.upkeep() for _ in range(2)]
+
+    assert [offer.name for offer in first.offers + second.offers] == ["a", "b", "c"]
+    assert (len(first.offers), first.next_in) == (2, 0.0)
 
 
 # --- a full server ------------------------------------------------------------------------------------------------------------

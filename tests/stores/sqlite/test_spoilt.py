@@ -17,7 +17,7 @@ from taskflow.broker.sqlite.refusals import LARGEST_PAYLOAD
 from taskflow.model.clock import ManualClock
 from taskflow.model.envelope import ClaimId
 from taskflow.model.record import Status
-from taskflow.model.schedule import Definition, Firing
+from taskflow.model.schedule import MAX_OFFERED_BYTES, Definition, Firing
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat
 from taskflow.model.stored import LATEST
@@ -235,6 +235,17 @@ async def test_a_spoilt_schedule_leaves_the_others_alone(open_broker: Open, path
         with connected(path) as connection:
             connection.execute("DELETE FROM taskflow_schedules")
             connection.execute("DELETE FROM taskflow_declarations")
+
+
+async def test_definitions_that_are_too_long_together_are_offered_in_turn(broker: SqliteBroker) -> None:
+    body = bytes(MAX_OFFERED_BYTES // 2)
+    for name in "abc":
+        await broker.define([Definition(name, bytes(16), body)])
+
+    first, second = [await broker.upkeep(100) for _ in range(2)]
+
+    assert [offer.name for offer in first.offers + second.offers] == ["a", "b", "c"]
+    assert (len(first.offers), first.next_in) == (2, 0.0)
 
 
 async def test_a_schedule_that_cannot_be_read_is_left_out_for_an_hour(open_broker: Open, path: Path) -> None:
