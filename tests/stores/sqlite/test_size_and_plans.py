@@ -75,7 +75,7 @@ INDEXES = {
     "ended_among": {"sqlite_autoindex_taskflow_jobs_1"},
     "has_runs_to_stop": {"taskflow_jobs_leased"},
     "schedule_by_name": {"sqlite_autoindex_taskflow_schedules_1"},
-    "due_schedules": {"taskflow_schedules_look"},
+    "due_schedules": {"taskflow_schedules_look", "INTEGER PRIMARY KEY"},
     "save_schedule": set(),
     "retract": {"taskflow_declarations_session"},
     "youngest_declaration": {"sqlite_autoindex_taskflow_sessions_1"},
