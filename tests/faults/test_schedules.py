@@ -24,7 +24,7 @@ from tests.support.outages import Outage
 @pytest.mark.unmeasured
 def test_each_second_fires_once_while_workers_are_killed(shell: Shell, new_store: Callable[[], str]) -> None:
     shell.environment["TASKFLOW_BROKER"] = new_store()
-    each_second_fires_once(shell, 8.0, every=1.0)
+    each_second_fires_once(shell, 8.0, every=2.0)
 
 
 async def test_times_that_an_outage_covers_are_caught_up(outage: Outage, monkeypatch: pytest.MonkeyPatch) -> None:
