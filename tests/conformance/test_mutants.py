@@ -11,6 +11,8 @@ from tests.conformance import clauses
 from tests.conformance.mutants import MUTANTS, Mutant, home_of
 from tests.support.homes import MemoryHome, RedisHome
 
+pytestmark = pytest.mark.unmeasured  # the clauses are measured where they run by themselves
+
 
 def failing(mutant: type[Mutant]) -> dict[str, list[str]]:
     """The clauses that notice the defect, with the tests of each that do."""

@@ -18,6 +18,8 @@ from tests.support.homes import MemoryHome
 from tests.support.schedules import Process, replaced
 from tests.support.world import World
 
+pytestmark = pytest.mark.unmeasured
+
 EXPRESSIONS = ("0 0 * * *", "30 2 * * *", "15 1-3 * * 0,6", "45 */6 * * *", "0 0 1 * *")
 ZONES = {
     "Europe/Berlin": 2026,
