@@ -13,7 +13,10 @@ from tests.protocol_model.rules import BROKEN, CORRECT, IN_STEPS, Rules
 from tests.protocol_model.search import search
 from tests.protocol_model.world import Bounds
 
-pytestmark = pytest.mark.xdist_group("protocol model")  # what one test has searched is there for the next
+pytestmark = [
+    pytest.mark.xdist_group("protocol model"),  # what one test has searched is there for the next
+    pytest.mark.unmeasured,  # it searches a model of the protocol, not the package
+]
 
 SHORTEST = {
     "fence by id": 5,
