@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, Final, get_args
 
+import msgspec
+
 from taskflow.app.cron import Cron, Every
 from taskflow.app.options import EnqueueOptions, seconds_of
 from taskflow.model.envelope import Envelope
@@ -50,8 +52,6 @@ class DeclaredSchedule:
 def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, Any]) -> Plan:
     """Return the plan of a schedule whose jobs have this envelope's fields. Raises ValueError if the
     envelope has a start time, or if it has a key and `overlap` is not "allow"."""
-    import msgspec
-
     if envelope.after or envelope.at is not None:
         raise ValueError("a schedule decides when its jobs start: leave after= and at= out of its options")
     if envelope.key is not None and terms["overlap"] != "allow":

@@ -1,5 +1,5 @@
-"""What a schedule adds and when: the definition that is stored, and the rules for late
-instants. Pure functions: they use no store and no clock."""
+"""Decides which jobs an offered schedule adds now, from its stored definition and the
+rules for late instants. Pure functions: they use no store and no clock."""
 
 from __future__ import annotations
 

@@ -135,10 +135,8 @@ class WorkerSession:
         self.runs_stopped.set()
 
     async def _begin_schedules(self) -> None:
-        try:
-            await self._scheduler.begin(self.session.id)
-        finally:
-            self.schedules_begun.set()
+        await self._scheduler.begin(self.session.id)
+        self.schedules_begun.set()
 
     def _part_with_what_waits(self) -> None:
         """Hand back leases whose runs have not started. If the session is

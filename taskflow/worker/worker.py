@@ -35,6 +35,9 @@ log: Final = logging.getLogger("taskflow.worker")
 
 DRAIN_LOOK: Final = 0.05
 
+BEGUN_WITHIN: Final = 5.0
+"""Seconds that a drain waits for the worker's schedules to be declared. A store may refuse them, and has jobs to run all the same."""
+
 FAILURES: Final = (Failed, Discarded)
 
 
@@ -182,7 +185,8 @@ class Worker:
         drain = Drain(self._app.broker(), self._app.registry, self.options)
         if (session := self._sessions.present) is not None:
             await self._look(lambda: drain.note_begin(session.session.id))
-            await session.schedules_begun.wait()
+            with anyio.move_on_after(BEGUN_WITHIN):
+                await session.schedules_begun.wait()
         while not await self._look(drain.is_over):  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(DRAIN_LOOK)
         self.tally.set_aside = await self._look(drain.set_aside)

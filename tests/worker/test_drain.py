@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from taskflow import Worker, job
+from taskflow import BrokerRefused, Every, Worker, job
 from taskflow.app.app import default_app
+from taskflow.app.registry import Registry
 from taskflow.broker.console import JobFilter
 from taskflow.broker.protocol import Broker
 from taskflow.model.ids import parse_id
@@ -55,6 +56,25 @@ async def drained() -> Worker:
     async with Worker(options=options(Heard(), ttl=5.0, drain_horizon=0.0)) as worker, asyncio.timeout(60):
         await worker.drained()
     return worker
+
+
+async def test_a_drain_ends_though_the_store_refuses_its_schedules(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs run all the same."""
+
+    async def refuse(*given: object) -> list[bool]:
+        raise BrokerRefused("permission denied")
+
+    registry = Registry()
+    monkeypatch.setattr(default_app(), "registry", registry)
+    monkeypatch.setattr(broker, "define", refuse)
+    monkeypatch.setattr("taskflow.worker.worker.BEGUN_WITHIN", 0.2)
+
+    @job(name="tests.drain.scheduled", schedule=Every(3_600), keep_result=1_000.0)
+    async def scheduled() -> None: ...
+
+    handle = await scheduled.delay()
+    assert (await drained()).tally.failed == 0
+    assert await handle.status() is Status.SUCCEEDED
 
 
 async def test_a_drain_counts_a_job_that_cannot_be_read_as_a_failure(broker: Broker, spoiler: Spoiler) -> None:
