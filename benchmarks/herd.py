@@ -16,6 +16,7 @@ from typing import Final
 
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.options import Options
+from benchmarks.peers.rivals import CALLS, SERVER_CPU
 from benchmarks.processes import ROOT, python, until_there_are, using
 from benchmarks.report import Measured, Row, in_turn, of_latencies
 from benchmarks.stores import Store
@@ -36,15 +37,14 @@ SETTLED_IN: Final = 8.0
 SESSIONS: Final = 500
 BEATS_OF_EACH: Final = 6
 
-CALLS: Final = "calls a job"
-
 
 def herds(store: Store, options: Options) -> list[Row]:
-    """One job at a time, with its result, beside 1, 10, 50 and 200 idle workers."""
+    """One job at a time, with its result, beside 1, 10, 50 and 200 idle workers. A peer's workers are processes."""
     rows: list[Row] = []
     for workers in WORKERS:
         what = f"a lone job beside {workers} idle worker{'s' if workers > 1 else ''}"
-        rows += in_turn(what, options.repeats, partial(_lone_jobs, store, workers), part=f"{workers}")
+        rivals = options.peers.herds(store, workers)
+        rows += in_turn(what, options.repeats, partial(_lone_jobs, store, workers), None, rivals, part=f"{workers}")
     return [*rows, *in_turn("heartbeats of idle workers", options.repeats, partial(_heartbeats, store), part="heartbeats")]
 
 
@@ -57,16 +57,17 @@ async def _one_by_one(store: Store, workers: int) -> Measured:
         async with using(server.url) as broker, idle_workers(server.url, workers, broker):
             await (await noop.delay()).result(60)
             await asyncio.sleep(SETTLED_IN)
-            idle = server.sent()
+            idle, idle_cpu = server.sent(), server.cost().cpu
             await asyncio.sleep(LONE_JOBS * EVERY)
-            before, taken = server.sent(), list[float]()
-            idle = before - idle
+            before, cpu, taken = server.sent(), server.cost().cpu, list[float]()
+            idle, idle_cpu = before - idle, cpu - idle_cpu
             for _ in range(LONE_JOBS):
                 began = time.perf_counter()
                 await (await noop.delay()).result(10)
                 taken.append(time.perf_counter() - began)
                 await asyncio.sleep(EVERY - min(EVERY, taken[-1]))
-            return {CALLS: (server.sent() - before - idle) / LONE_JOBS, **of_latencies(taken)}
+            calls, spent = server.sent() - before - idle, server.cost().cpu - cpu - idle_cpu
+            return {CALLS: calls / LONE_JOBS, SERVER_CPU: 1e6 * spent / LONE_JOBS, **of_latencies(taken)}
 
 
 def _heartbeats(store: Store) -> Mapping[str, float]:

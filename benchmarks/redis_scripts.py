@@ -14,7 +14,7 @@ from benchmarks.processes import a_worker, using
 from benchmarks.servers import RedisServer
 from benchmarks.tasks import noop
 from taskflow import enqueue
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.broker.protocol import Broker
 from taskflow.broker.redis.scripts import Scripts
 from taskflow.model.envelope import Lease
@@ -22,6 +22,7 @@ from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settlement, Succeeded
+from tests.support.listing import listed
 
 LOGGED: Final = 200_000
 VERBS: Final = (
@@ -129,7 +130,7 @@ async def _ids(broker: Broker) -> None:
     await broker.cancel(ids)
     await broker.console.retry(ids)
     await broker.cancel(ids)
-    await broker.console.purge(JobFilter(queue="aside", statuses=(Status.CANCELLED,)))
+    await broker.console.purge(View(queue="aside", statuses=(Status.CANCELLED,)))
 
 
 async def _look(broker: Broker) -> None:
@@ -137,8 +138,8 @@ async def _look(broker: Broker) -> None:
         await broker.console.queues()
         await broker.console.workers()
         await broker.console.metrics()
-    await broker.console.browse(JobFilter(statuses=(Status.SUCCEEDED,)))
-    await broker.console.purge(JobFilter(statuses=(Status.SUCCEEDED,)))
+    await listed(broker.console, View(statuses=(Status.SUCCEEDED,)))
+    await broker.console.purge(View(statuses=(Status.SUCCEEDED,)))
 
 
 async def _hold(broker: Broker) -> None:

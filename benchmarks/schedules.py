@@ -16,12 +16,12 @@ from benchmarks.report import Measured, Row, in_turn, of_lags
 from benchmarks.stores import Store
 from benchmarks.tasks import wall
 from taskflow import Cron, Every, JobHandle, schedules
-from taskflow.broker.console import JobFilter
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import microseconds_of
 from taskflow.model.ids import id_text
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.schedule_plan import Plan, scheduled_for
+from tests.support.listing import listed
 
 NUMBER: Final = 5
 EVERY: Final = 1.0
@@ -65,7 +65,7 @@ async def _lags_of(broker: Broker) -> list[tuple[datetime, float]]:
     """The times that have fired, each with the seconds until its job's first line."""
     bodies = {record.name: Plan.from_body(record.body) for record in await broker.console.schedules()}
     found = list[tuple[datetime, float]]()
-    for record in await broker.console.browse(JobFilter(), limit=100_000):
+    for record in await listed(broker.console):
         at = scheduled_for(record.headers)
         if at is not None and record.result is not None:
             name = record.headers[SCHEDULE]

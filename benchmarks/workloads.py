@@ -10,6 +10,7 @@ from typing import Final
 
 from benchmarks import (
     backlog,
+    console_pages,
     drain,
     fleet,
     herd,
@@ -27,6 +28,7 @@ from benchmarks import (
     sizes,
     sqlite_verbs,
     starting,
+    transactions,
     worker_runs,
 )
 from benchmarks.options import Options
@@ -75,6 +77,8 @@ def _workloads() -> dict[str, Workload]:
         "verbs": Workload("SQLite: verbs", sqlite_verbs.measure),
         "bytes": Workload("SQLite: what a queued job takes", sqlite_verbs.sizes),
         "schedules": Workload("how late schedules fire", schedules.lags, is_costly=True),
+        "transactions": Workload("jobs in the sender's own transaction", transactions.transactions, is_costly=True),
+        "console-pages": Workload("pages of the console, a million jobs", console_pages.pages, is_costly=True),
         "start": Workload("commands and imports", starting.commands),
     }
     for name, title, measure, is_costly in ON_SERVERS:

@@ -20,6 +20,7 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 # Only `taskflow` and its public names have an entry in the reference. Types of other libraries and of inner modules have none.
 nitpick_ignore_regex = [(r"py:.*", r"(?!taskflow\.\w+$).*")]
+suppress_warnings = ["ref.python"]  # in an annotation, `type` could be an attribute of that name, which several classes have
 
 
 def link_files_outside(app: Sphinx, page: str, source: list[str]) -> None:

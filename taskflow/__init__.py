@@ -6,22 +6,36 @@ Names are loaded when first used, so importing taskflow loads no driver, no web 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # loading typing takes 5 ms, in which a Ctrl-C for the command would still be Python's to handle, or to lose
 if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
+    from taskflow.app.bulk_actions import ActionResult as ActionResult
     from taskflow.app.call import Call as Call
+    from taskflow.app.connections.types import RunsStatement as RunsStatement
     from taskflow.app.context import JobContext as JobContext, current_job as current_job
     from taskflow.app.cron import Cron as Cron, Every as Every
-    from taskflow.app.handle import ErrorInfo as ErrorInfo, JobHandle as JobHandle, JobInfo as JobInfo
-    from taskflow.app.job import Job as Job, SyncJob as SyncJob, job as job
+    from taskflow.app.failure_groups import FailureGroup as FailureGroup
+    from taskflow.app.handle import JobHandle as JobHandle
+    from taskflow.app.job import Job as Job, SyncJob as SyncJob, job as job, preset as preset
+    from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
-    from taskflow.app.options import EnqueueOptions as EnqueueOptions
+    from taskflow.app.named import NamedJob as NamedJob, named as named, send as send, send_sync as send_sync
+    from taskflow.app.operate import (
+        JobPage as JobPage,
+        JobSelection as JobSelection,
+        QueueInfo as QueueInfo,
+        WorkerInfo as WorkerInfo,
+        operate as operate,
+    )
+    from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions
     from taskflow.app.portal import run_sync as run_sync
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
     from taskflow.app.signals import Cancel as Cancel, Discard as Discard, Retry as Retry, Snooze as Snooze
     from taskflow.model.backoff import Backoff as Backoff
+    from taskflow.model.codec.registered import register_type as register_type
+    from taskflow.model.codec.secret import Secret as Secret
     from taskflow.model.errors import (
         BrokerError as BrokerError,
         BrokerRefused as BrokerRefused,
@@ -38,7 +52,10 @@ if TYPE_CHECKING:
         JobCancelled as JobCancelled,
         JobError as JobError,
         JobFailed as JobFailed,
+        JobStopping as JobStopping,
+        KeyBusy as KeyBusy,
         KeyConflict as KeyConflict,
+        LeaseLost as LeaseLost,
         ResultExpired as ResultExpired,
         ScheduleConflict as ScheduleConflict,
         StoreFull as StoreFull,
@@ -46,34 +63,56 @@ if TYPE_CHECKING:
         TooLarge as TooLarge,
         UnknownJob as UnknownJob,
         UnknownSchedule as UnknownSchedule,
+        WrongConnection as WrongConnection,
     )
     from taskflow.model.progress import Progress as Progress
     from taskflow.model.record import Status as Status
-    from taskflow.model.verdict import RunError as RunError, Verdict as Verdict
+    from taskflow.model.verdict import (
+        Cancelled as Cancelled,
+        Completed as Completed,
+        Discarded as Discarded,
+        Failed as Failed,
+        HandedBack as HandedBack,
+        Parked as Parked,
+        Retried as Retried,
+        RunEnding as RunEnding,
+        RunError as RunError,
+        Snoozed as Snoozed,
+        Succeeded as Succeeded,
+        Verdict as Verdict,
+    )
     from taskflow.testing.jobs import TaskflowJobs as TaskflowJobs
     from taskflow.worker.worker import Worker as Worker, worker_lifespan as worker_lifespan
 
 _HOMES = {
     "taskflow.app.app": "configure",
+    "taskflow.app.bulk_actions": "ActionResult",
     "taskflow.app.call": "Call",
+    "taskflow.app.connections.types": "RunsStatement",
     "taskflow.app.context": "JobContext current_job",
     "taskflow.app.cron": "Cron Every",
-    "taskflow.app.handle": "ErrorInfo JobHandle JobInfo",
-    "taskflow.app.job": "Job SyncJob job",
+    "taskflow.app.failure_groups": "FailureGroup",
+    "taskflow.app.handle": "JobHandle",
+    "taskflow.app.job": "Job SyncJob job preset",
+    "taskflow.app.job_info": "ErrorInfo JobInfo",
     "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
-    "taskflow.app.options": "EnqueueOptions",
+    "taskflow.app.named": "NamedJob named send send_sync",
+    "taskflow.app.operate": "JobPage JobSelection QueueInfo WorkerInfo operate",
+    "taskflow.app.options": "DefaultOptions EnqueueOptions",
     "taskflow.app.portal": "run_sync",
     "taskflow.app.schedules": "ScheduleInfo schedules",
     "taskflow.app.sending": "enqueue enqueue_sync",
     "taskflow.app.signals": "Cancel Discard Retry Snooze",
     "taskflow.model.backoff": "Backoff",
+    "taskflow.model.codec.registered": "register_type",
+    "taskflow.model.codec.secret": "Secret",
     "taskflow.model.errors": (
         "BrokerError BrokerRefused BrokerUnavailable BrokerUrlError CodecError ConfigurationError DeclarationError DecodeError "
-        "DriverMissing EncodeError EnqueueFailed InvalidJobId JobCancelled JobError JobFailed KeyConflict ResultExpired ScheduleConflict "
-        "StoreFull TaskflowError TooLarge UnknownJob UnknownSchedule"
+        "DriverMissing EncodeError EnqueueFailed InvalidJobId JobCancelled JobError JobFailed JobStopping KeyBusy KeyConflict LeaseLost "
+        "ResultExpired ScheduleConflict StoreFull TaskflowError TooLarge UnknownJob UnknownSchedule WrongConnection"
     ),
     "taskflow.model.record": "Progress Status",
-    "taskflow.model.verdict": "RunError Verdict",
+    "taskflow.model.verdict": "Cancelled Completed Discarded Failed HandedBack Parked Retried RunEnding RunError Snoozed Succeeded Verdict",
     "taskflow.testing.jobs": "TaskflowJobs",
     "taskflow.worker.worker": "Worker worker_lifespan",
 }
@@ -82,13 +121,15 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 __all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]  # the names are listed once, above
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module 'taskflow' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take every name to exist
+
+    def __getattr__(name):
+        home = _HOME_OF.get(name)
+        if home is None:
+            raise AttributeError(f"module 'taskflow' has no attribute {name!r}")
+        value = getattr(import_module(home), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

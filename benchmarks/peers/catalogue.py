@@ -44,6 +44,11 @@ class Peer:
     plans: bool = False
 
     @property
+    def asks(self) -> bool:
+        """Whether a caller hears of a result when it is there."""
+        return self.tells_results and not self.looks_for_results
+
+    @property
     def version(self) -> str:
         if not self.in_node:
             return version_of(self.program, self.package)

@@ -19,6 +19,16 @@ SLOW_TO_ASK: Final = 16
 """Round trips, of a peer that looks for its results only now and then."""
 
 
+MOST_PROCESSES: Final = 50
+"""Idle workers of a peer: each is a process or several, and two hundred of the larger ones do not fit into memory."""
+
+LONE_JOBS: Final = 96
+
+CALLS: Final = "calls a job"
+"""Commands that a client sends, or transactions. Of a peer on Redis also those that its scripts call: the server counts both alike."""
+
+SERVER_CPU: Final = "server CPU µs/job"
+
 IDLE_TRIPS: Final = {"redis": "commands/s", "postgres": "transactions/s"}
 IDLE_CPU: Final = "CPU of a worker, %"
 IDLE_MEMORY: Final = "RSS of a worker, MB"
@@ -96,6 +106,16 @@ class Rivals:
 
         return self._once(self._contenders(store, measure, _starts_as_its_own))
 
+    def herds(self, store: Store, workers: int) -> list[Contender]:
+        """To the result of a job; to its first line of those that tell no results, or look for them only now and then."""
+
+        def measure(peer: Peer) -> Measured:
+            calls, cpu, each = runs.lone(peer, store, self.cache, workers, _aligned(self.share * LONE_JOBS))
+            return {CALLS: calls, SERVER_CPU: 1e6 * cpu, **of_latencies(each)}
+
+        takes_part = workers <= MOST_PROCESSES
+        return self._once(self._contenders(store, measure, lambda peer: takes_part and (peer.asks or _tells_no_results(peer))))
+
     def plans(self, store: Store, instants: Callable[[], Sequence[float]]) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
             return of_lags(runs.plan(peer, store, self.cache, instants))
@@ -126,6 +146,10 @@ def _told(peer: Peer, measure: Callable[[Peer], Measured]) -> Mapping[str, float
 def _sends_as_its_own(peer: Peer) -> bool:
     """How it is sent does not depend on results, or on how it is worked on: a program's first variant stands for all."""
     return peer == next(other for other in PEERS if (other.program, other.store) == (peer.program, peer.store))
+
+
+def _tells_no_results(peer: Peer) -> bool:
+    return not any(other.asks for other in PEERS if (other.program, other.store) == (peer.program, peer.store)) and not peer.variant
 
 
 def _starts_as_its_own(peer: Peer) -> bool:

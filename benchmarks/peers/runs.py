@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -32,6 +32,11 @@ WARM_UP: Final = 8
 MOST_SAID: Final = 100_000
 
 TO_REST: Final = 3.0
+
+TO_BEGIN_EACH: Final = 0.5
+"""Seconds more for each of many workers, which start at once."""
+
+LONE_EVERY: Final = 0.02
 
 SETTLED_IN: Final = 0.3
 """Seconds in which the last jobs are settled, and what that costs has shown."""
@@ -202,6 +207,30 @@ def ask(peer: Peer, store: Store, cache: Path, jobs: int, waiters: int, within: 
         return float(told["all"]), list(told["each"])
 
 
+def lone(peer: Peer, store: Store, cache: Path, workers: int, jobs: int) -> tuple[float, float, list[float]]:
+    """Of one job at a time beside many idle workers: calls and seconds of the server's CPU for each, without those of idle workers; and
+    the seconds until each one's result, or its first line."""
+    with marked_bench(peer, store, cache, jobs + WARM_UP) as (bench, marks), ExitStack() as stack:
+        fleet = [stack.enter_context(bench.at_work(peer.concurrency)) for _ in range(workers)]
+        _warm_up(bench, fleet[0], marks, TO_BEGIN + TO_BEGIN_EACH * workers)
+        time.sleep(TO_REST + TO_BEGIN_EACH * workers)
+        idle, idle_cpu, began = bench.server.told(), bench.server.cost().cpu, time.monotonic()
+        time.sleep(TO_REST)
+        before, cpu, now = bench.server.told(), bench.server.cost().cpu, time.monotonic()
+        idle_calls, idle_cpu = (before - idle) / (now - began), (cpu - idle_cpu) / (now - began)
+        began = now
+        if peer.asks:
+            each = list(bench.tell("ask", jobs, 1, within=60.0)["each"])
+        else:
+            sent = bench.tell("one-by-one", jobs, LONE_EVERY, within=60.0)
+            fleet[0].wait_for(lambda: marks.ran >= jobs, "its workers did not run all jobs", TO_BEGIN)
+            each = [start - begin for start, begin in zip(marks.stamps(), sent, strict=False)]
+        time.sleep(SETTLED_IN)
+        took = time.monotonic() - began
+        calls, spent = bench.server.told() - before, bench.server.cost().cpu - cpu
+        return (calls - idle_calls * took) / jobs, (spent - idle_cpu * took) / jobs, each
+
+
 def plan(peer: Peer, store: Store, cache: Path, instants: Callable[[], Sequence[float]], within: float = 30.0) -> list[float]:
     """Seconds from the planned instant to the first line of each; what began early is below zero."""
     jobs = len(instants())
@@ -218,10 +247,10 @@ def plan(peer: Peer, store: Store, cache: Path, instants: Callable[[], Sequence[
         return [start + since_1970 - instant for start, instant in zip(marks.stamps(), planned, strict=False)]
 
 
-def _warm_up(bench: Bench, worker: Worker, marks: Marks) -> None:
+def _warm_up(bench: Bench, worker: Worker, marks: Marks, within: float = TO_BEGIN) -> None:
     """The worker has run jobs before anything is measured; their numbers are used again."""
-    bench.tell("fill", WARM_UP, within=TO_BEGIN)
-    worker.wait_for(lambda: marks.ran >= WARM_UP, "its worker began no job", TO_BEGIN)
+    bench.tell("fill", WARM_UP, within=within)
+    worker.wait_for(lambda: marks.ran >= WARM_UP, "its worker began no job", within)
     time.sleep(SETTLED_IN)
     marks.clear()
 

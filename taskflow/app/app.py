@@ -6,26 +6,37 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from taskflow.app.loop_client import LoopClient
 from taskflow.app.middleware import Middleware
 from taskflow.app.registry import Registry
-from taskflow.app.settings import DEFAULT_BROKER, Lifespan, Settings, check_configured, layered
-from taskflow.broker.protocol import Broker
+from taskflow.app.settings import DEFAULT_BROKER, ChildLifespan, Defaults, Lifespan, Settings, checked, layered
+from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.url import connect
 from taskflow.model.codec import Limits
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import IdFactory
 
+if TYPE_CHECKING:  # loaded only by applications that use them
+    from taskflow.app.options import DefaultOptions
+    from taskflow.worker.events import Subscriber
+
 log: Final = logging.getLogger("taskflow")
 
 
+RunInline = Callable[[Sequence[Added | Refused | BaseException]], Awaitable[None]]
+
+
 class App:
-    """Holds the registry, the settings and the brokers, and one client per running event loop. A forked child starts without clients."""
+    """Holds the registry, the settings and the brokers, and one client per running event loop. A forked child starts without clients.
+
+    `ignores_connections`  True in tests in memory: jobs sent in a transaction are sent at once
+    `run_inline`           in tests that run jobs where they are sent: takes the store's answers, and runs the jobs that were added
+    """
 
     def __init__(self) -> None:
         self.registry = Registry()
@@ -43,6 +54,8 @@ class App:
         self._has_told_default = False
         self._why_out_of_reach: str | None = None
         self.is_in_child = False
+        self.ignores_connections = False
+        self.run_inline: RunInline | None = None
         self.importing_module: str | None = None
 
     # --- settings ----------------------------------------------------------------------------------
@@ -65,8 +78,7 @@ class App:
         return settings
 
     def configure(self, **given: Any) -> None:
-        check_configured(given)
-        self._configured.update({name: value for name, value in given.items() if value is not None})
+        self._configured.update(checked(given))
         self._settings = None
         self._clients.clear()
 
@@ -129,9 +141,13 @@ class App:
         return self._given_broker is None and not self.broker_url().startswith("memory:")
 
     def enter_child(self, settings: dict[str, Any], *, is_reachable: bool) -> None:
-        """Apply the worker's settings in a child process, and make `broker()` raise if only the worker's process can reach the broker."""
+        """Apply the worker's settings in a child process, and make `broker()` raise if only the worker's process can reach the broker.
+
+        A module that is imported later may configure its own defaults. The worker's have no retry policy, which may name any class.
+        """
         self.is_in_child = True
-        self.flag(**settings)
+        self._configured["defaults"] = Defaults(settings["defaults"])
+        self.flag(**{name: value for name, value in settings.items() if name != "defaults"})
         if not is_reachable:
             self._why_out_of_reach = (
                 "jobs of the memory broker can be sent only from the worker's process, and this is its child process "
@@ -213,18 +229,35 @@ def configure(
     max_payload: int | None = None,
     middleware: Sequence[Middleware] | None = None,
     lifespan: Lifespan | None = None,
+    subscribers: Sequence[Subscriber] | None = None,
+    child_initializer: Callable[[], object] | None = None,
+    child_lifespan: ChildLifespan | None = None,
+    defaults: DefaultOptions | None = None,
 ) -> None:
     """Configure the application. Settings left out keep their values. Only command-line flags override these settings.
 
-    `broker`           the broker's URL (default "sqlite:///taskflow.db", a file in the current folder)
-    `enqueue_timeout`  seconds after which a call raises BrokerUnavailable if the store does not answer (default 5)
-    `max_payload`      the maximum size of a call's arguments, and of a result, in bytes (default 1 MiB)
-    `middleware`       instances of `Middleware`, outermost first (default none)
-    `lifespan`         a function that returns an async context manager, entered once
-                       per worker; the value that it yields is `JobContext.state`
+    `broker`             the broker's URL (default "sqlite:///taskflow.db", a file in the current folder)
+    `enqueue_timeout`    seconds after which a call raises BrokerUnavailable if the store does not answer (default 5)
+    `max_payload`        the maximum size of a call's arguments, and of a result, in bytes (default 1 MiB)
+    `middleware`         instances of `Middleware`, outermost first (default none)
+    `lifespan`           a function that returns an async context manager, entered once
+                         per worker; the value that it yields is `JobContext.state`
+    `subscribers`        functions that each worker calls with each of its events, see `taskflow.events` (default none)
+    `child_initializer`  a function that each child process (``runs_in="process"``) calls once, before its first job
+    `child_lifespan`     like `lifespan`, but entered once in each child process; its context manager may be a synchronous one
+    `defaults`           options for all jobs that do not set them, whenever they are declared: a dict
+                         with the keys of `DefaultOptions`, for example ``{"max_attempts": 3}`` (default none)
 
     Raises ConfigurationError for an invalid value, naming the setting.
     """
     default_app().configure(
-        broker=broker, enqueue_timeout=enqueue_timeout, max_payload=max_payload, middleware=middleware, lifespan=lifespan
+        broker=broker,
+        enqueue_timeout=enqueue_timeout,
+        max_payload=max_payload,
+        middleware=middleware,
+        lifespan=lifespan,
+        subscribers=subscribers,
+        child_initializer=child_initializer,
+        child_lifespan=child_lifespan,
+        defaults=defaults,
     )

@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Generator, Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from taskflow.model.clock import SystemClock, instant_of
+from taskflow.model.codec.signature import CallArguments
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.errors import TaskflowError
 from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.progress import Progress
 
-OnProgress = Callable[[Progress], None]
+if TYPE_CHECKING:  # loaded only by jobs that use it
+    from taskflow.app.connections.types import Connection
+
+
+D = TypeVar("D")
+_RAISE: Final = object()
+
+
+class ActiveRun(Protocol):
+    """The run of a context. Its methods may be called from any thread."""
+
+    def report(self, progress: Progress) -> None: ...
+
+    def complete_in(self, connection: object, result: object) -> Awaitable[None]: ...
+
+
+class NamesArguments(Protocol):
+    """The job of a context."""
+
+    def named_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Mapping[str, Any]: ...
+
+    def decoded_arguments(self, payload: bytes, /) -> Mapping[str, Any]: ...
 
 
 class JobContext:
     """The context of a running job. A job's function receives it if its first parameter is annotated
     with this class. Elsewhere, `current_job()` returns it.
 
-    `state`  the value that the worker's lifespan yielded, or None
+    `state`  the value that the worker's lifespan yielded, or in a child process its `child_lifespan`, or None
     """
 
-    __slots__ = ("_cancelled", "_lease", "_on_progress", "state")
+    __slots__ = ("_arguments", "_cancelled", "_given", "_job", "_lease", "_run", "state")
 
     def __init__(
         self,
@@ -33,10 +56,15 @@ class JobContext:
         job_name: str = "",
         queue: str = "default",
         state: Any = None,
-        on_progress: OnProgress | None = None,
+        run: ActiveRun | None = None,
+        job: NamesArguments | None = None,
+        given: CallArguments | None = None,
     ) -> None:
         self._lease = lease or _no_lease(job_name, queue)
-        self._on_progress = on_progress
+        self._run = run
+        self._job = job
+        self._given = given
+        self._arguments: Mapping[str, Any] | None = None
         self._cancelled: threading.Event | None = None
         self.state = state
 
@@ -84,9 +112,39 @@ class JobContext:
         return scheduled_for(self._lease.envelope.headers)
 
     @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments of the call by parameter name, with the defaults of those that were not given; read-only.
+
+        The function gets the same objects, except in a child process (``runs_in="process"``): middleware, which runs in the worker,
+        sees objects that are decoded there when it first asks.
+        """
+        if self._arguments is None:
+            self._arguments = self._find_arguments()
+        return self._arguments
+
+    def _find_arguments(self) -> Mapping[str, Any]:
+        if self._job is None:
+            return MappingProxyType({})
+        if self._given is None:
+            return self._job.decoded_arguments(self._lease.envelope.payload)
+        return self._job.named_arguments(*self._given)
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """The headers that were sent with the job."""
         return self._lease.envelope.headers
+
+    @property
+    def caused_by(self) -> str | None:
+        """The id of the job whose failure has sent this one by ``on_failure``, as text, or None."""
+        from taskflow.model.follow_up import CAUSED_BY
+
+        return self._lease.envelope.headers.get(CAUSED_BY)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The job's tags."""
+        return self._lease.envelope.tags
 
     @property
     def cancelled(self) -> threading.Event:
@@ -107,9 +165,30 @@ class JobContext:
         ValueError if `fraction` is out of range, and TypeError for an argument of the wrong type.
         """
         progress = Progress.checked(fraction, note)
-        if self._on_progress is not None:
-            self._on_progress(progress)
-        return _DONE
+        if self._run is not None:
+            self._run.report(progress)
+        return DONE
+
+    def complete_in(self, connection: Connection, *, result: object = None) -> Awaitable[None]:
+        """Complete the job in a database transaction, so that the effect of the run and the success of the job are committed together.
+
+        `connection`  a connection or session with an open transaction in the broker's own database, as for ``.options(connection=...)``
+        `result`      the job's result; the value that the function returns is ignored
+
+        Call it last in the transaction. Once that commits, the job has succeeded, whatever the run does afterwards. If it rolls back, the
+        run counts as failed: with the error that the function raised, or as ``taskflow.RolledBack`` if it returned.
+
+        With a synchronous connection it takes effect at once, and `await` is optional. In tests with `taskflow_jobs`, any connection is
+        accepted: the job succeeds if the function returns, and fails if it raises.
+
+        Raises LeaseLost if the run no longer holds its job, WrongConnection if the connection cannot carry it, and EncodeError for an
+        unsuitable result. Raises BrokerUnavailable if another open transaction holds the job or its key, and ConfigurationError if the
+        broker is not PostgreSQL or SQLite. Raises TaskflowError outside of a run, or in another transaction after a first one has
+        committed.
+        """
+        if self._run is None:
+            raise TaskflowError("complete_in() was called outside of a run: a job completes only while a worker runs it")
+        return self._run.complete_in(connection, result)
 
     def __repr__(self) -> str:
         return f"<JobContext {self.job_name} {self.job_id} attempt {self.attempt} of {self.max_attempts}>"
@@ -129,18 +208,25 @@ def _no_lease(job_name: str, queue: str) -> Lease:
     return Lease(envelope=envelope, epoch=1, claim=ClaimId(b"", 0, 0), created_at=_clock.wall())
 
 
-def current_job() -> JobContext:
-    """Return the context of the running job. Raises TaskflowError outside a job."""
+@overload
+def current_job() -> JobContext: ...
+@overload
+def current_job(default: D) -> JobContext | D: ...
+def current_job(default: Any = _RAISE) -> Any:
+    """Return the context of the running job. Outside of a job, return `default` if it is given, and raise TaskflowError otherwise."""
     context = running.get()
     if context is None:
+        if default is not _RAISE:
+            return default
         raise TaskflowError(
-            "current_job() was called outside of a running job: call it in a job's function, or in code that the function calls"
+            "current_job() was called outside of a running job: call it in a job's function, or in code that the function calls; "
+            "current_job(default=None) returns None there"
         )
     return context
 
 
 running: Final[ContextVar[JobContext | None]] = ContextVar("taskflow_running_job", default=None)
-_DONE: Final = DoneAwaitable()
+DONE: Final = DoneAwaitable()
 _new_id: Final = IdFactory()
 _clock: Final = SystemClock()
 _making: Final = threading.Lock()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from typing import Any, Final, get_args
 
 import msgspec
 
 from taskflow.app.cron import Cron, Every
 from taskflow.app.options import EnqueueOptions, seconds_of
+from taskflow.app.settings import Settings
 from taskflow.model.envelope import Envelope
 from taskflow.model.printable import shown
 from taskflow.model.schedule import MAX_NAME, Definition
@@ -20,16 +20,23 @@ from taskflow.model.timetable import OwnTimes, Timetable
 NO_ID: Final = bytes(16)
 """The id in every template. It is fixed so that all processes compute the same digest."""
 
-KEY_AND_OVERLAP: Final = 'key= and overlap="{}" exclude each other: the schedule gives its jobs a key'
+KEY_AND_OVERLAP: Final = (
+    'key= and overlap="{}" exclude each other, because overlap= gives the jobs a key too: use on_conflict= in place of overlap=, '
+    'or remove a declared key with options={{"key": ""}} or .options(key="")'
+)
 
 MakeEnvelope = Callable[[Sequence[Any], dict[str, Any], EnqueueOptions], Envelope]
 
 
 class DeclaredSchedule:
-    """A schedule that a job's decorator declares. Its arguments are encoded when `definition`
-    is first used, because annotations may not be resolvable before that."""
+    """A schedule that a job's decorator declares. Its arguments are encoded when `definition` is first
+    used, because annotations may not be resolvable before that, and again after the settings change."""
 
-    def __init__(self, name: str, timetable: Timetable, make: MakeEnvelope, terms: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, timetable: Timetable, make: MakeEnvelope, terms: dict[str, Any], read_settings: Callable[[], Settings]
+    ) -> None:
+        self._defined: tuple[Settings, Definition] | None = None
+        self._read_settings = read_settings
         self.name = name
         self.timetable = timetable
         self._make = make
@@ -40,9 +47,15 @@ class DeclaredSchedule:
         """The queue that the schedule's options name, or None."""
         return self.timetable.options.get("queue") if isinstance(self.timetable, Cron | Every) else None
 
-    @cached_property
+    @property
     def definition(self) -> Definition:
         """The definition to store. Raises the same errors as `delay` for arguments that cannot be encoded."""
+        settings = self._read_settings()
+        if self._defined is None or self._defined[0] is not settings:
+            self._defined = settings, self._define()
+        return self._defined[1]
+
+    def _define(self) -> Definition:
         timed = self.timetable if isinstance(self.timetable, Cron | Every) else None
         envelope = self._make((), {}, {}) if timed is None else self._make(timed.args, timed.kwargs, timed.options)
         times = OwnTimes(f"{type(self.timetable).__module__}.{type(self.timetable).__qualname__}") if timed is None else timed.times
@@ -133,7 +146,8 @@ def _declared(job: Any, name: str, timetable: Timetable, terms: dict[str, Any]) 
     for option in ("after", "at"):
         if option in options:
             raise ValueError(f"schedule={timetable}: options={{{option!r}: ...}}: a schedule decides when its jobs start")
-    if terms["overlap"] != "allow" and options.get("key") is not None:
+    if "connection" in options:
+        raise ValueError(f"schedule={timetable}: options={{'connection': ...}}: a schedule's jobs are sent by workers")
+    if job.options(**options).key is not None and terms["overlap"] != "allow":
         raise ValueError(KEY_AND_OVERLAP.format(terms["overlap"]))
-    job.options(**options)
-    return DeclaredSchedule(name, timetable, make, terms)
+    return DeclaredSchedule(name, timetable, make, terms, job.app.read_settings)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from datetime import datetime
+from enum import Enum
 from typing import Any, Final, Generic, TypeVar, overload
 
-import msgspec
-
 from taskflow.app.app import App, default_app
+from taskflow.app.job_info import ErrorInfo, JobInfo
 from taskflow.app.job_type import AnyJob, JobType
+from taskflow.app.stored_arguments import StoredArguments
 from taskflow.broker import topics
 from taskflow.model.clock import instant_of
 from taskflow.model.codec import decode_value
 from taskflow.model.errors import CodecError, JobCancelled, JobFailed, ResultExpired, UnknownJob
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.printable import message
-from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.verdict import RunError
@@ -32,63 +31,15 @@ LOOK_AGAIN: Final = 5.0
 DISCARDED: Final = "taskflow.Discard"
 
 
-class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The reason a run failed: the exception's full type name, its message and its traceback.
-
-    `attempt`  the number of the attempt that failed
-    `at`       when the error was stored, by the store's clock, as an aware datetime in UTC
-    """
-
-    type: str
-    message: str
-    traceback: str
-    attempt: int
-    at: datetime
-
-
-class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a job. Times are aware datetimes in UTC, by the store's clock.
-
-    `attempt`      the number of the current or next attempt, or of the last one if the job has ended
-    `errors`       one for each run that failed or was lost, oldest first
-    `due_at`       when the job may start
-    `started_at`   when the last run started; `ended_at` is when it ended
-    `waiting_for`  why the job is waiting, unless it is only waiting for its time or for a worker
-    `reason`       why the job ended, if a reason was recorded
-    `worker`       "host:pid" of the worker that is running the job or ran it last
-    `schedule`     the name of the schedule that added the job, or None; `scheduled_for` is the time for which it added the job
-    `result`       the decoded return value. None until the job succeeds, and also if the value
-                   cannot be decoded, in which case `JobHandle.result` raises the error
-    """
-
-    id: str
-    job: str
-    queue: str
-    status: Status
-    priority: int
-    attempt: int
-    max_attempts: int
-    created_at: datetime
-    due_at: datetime
-    started_at: datetime | None
-    ended_at: datetime | None
-    expires_at: datetime | None
-    failures: int
-    crashes: int
-    snoozes: int
-    worker: str | None
-    progress: Progress | None
-    reason: str | None
-    waiting_for: str | None
-    errors: tuple[ErrorInfo, ...]
-    headers: dict[str, str]
-    cancel_requested: bool
-    schedule: str | None = None
-    scheduled_for: datetime | None = None
-    result: Any = None
-
-
 _SHARED: Final = tuple(name for name in JobInfo.__struct_fields__ if hasattr(Record, name) and name not in ("id", "errors", "result"))
+
+
+class Origin(Enum):
+    """How a handle was made, which decides what it means if the store does not know the job."""
+
+    SENT = "sent"
+    WITHIN = "sent in a transaction"
+    ID = "made from an id"
 
 
 class JobHandle(Generic[R_co]):
@@ -97,13 +48,13 @@ class JobHandle(Generic[R_co]):
     `is_new`  True if the call added this job; False if this live job already had the call's key, or if `of` made the handle
     """
 
-    __slots__ = ("_app", "_id", "_is_own", "_job", "is_new")
+    __slots__ = ("_app", "_id", "_job", "_origin", "is_new")
 
-    def __init__(self, app: App, job_id: bytes, job: AnyJob | None, *, is_new: bool = True, is_own: bool = True) -> None:
+    def __init__(self, app: App, job_id: bytes, job: AnyJob | None, *, is_new: bool = True, origin: Origin = Origin.SENT) -> None:
         self._app = app
         self._id = job_id
         self._job = job
-        self._is_own = is_own
+        self._origin = origin
         self.is_new = is_new
 
     @overload
@@ -118,7 +69,7 @@ class JobHandle(Generic[R_co]):
     def of(job_id: str, job: AnyJob | None = None) -> JobHandle[Any]:
         """Return the handle of the job with this id. If `job` is given, its annotations are used to decode
         the result. Raises InvalidJobId if the text is not an id."""
-        return JobHandle(default_app(), parse_id(job_id), job, is_new=False, is_own=False)
+        return JobHandle(default_app(), parse_id(job_id), job, is_new=False, origin=Origin.ID)
 
     @property
     def id(self) -> str:
@@ -175,7 +126,13 @@ class JobHandle(Generic[R_co]):
         return value
 
     def _missing(self) -> ResultExpired | UnknownJob:
-        if self._is_own:
+        if self._origin is Origin.WITHIN:
+            return UnknownJob(
+                f"the store does not know {self!r}: the transaction in which it was sent has not committed, or was rolled back; or it has "
+                "ended and is no longer kept",
+                job_id=self.id,
+            )
+        if self._origin is Origin.SENT:
             return ResultExpired(
                 f"{self!r} has ended and its result is no longer kept: read it sooner, or raise keep_result=", job_id=self.id
             )
@@ -193,7 +150,7 @@ class JobHandle(Generic[R_co]):
         )
 
     def _decode(self, record: Record) -> Any:
-        if record.result is None:
+        if not record.result:  # empty if middleware has returned Succeeded(b"")
             return None
         return decode_value(record.result, limits=self._app.limits) if self._job is None else self._job.codec.decode_result(record.result)
 
@@ -201,7 +158,9 @@ class JobHandle(Generic[R_co]):
         return await self._app.client().read(self._id)
 
     def _to_info(self, record: Record) -> JobInfo:
-        fields = {name: getattr(record, name) for name in _SHARED}
+        fields: dict[str, Any] = {name: getattr(record, name) for name in _SHARED} | {"key": record.key_text}
+        if record.behind is not None:
+            fields["key_holder"] = id_text(record.behind)
         if SCHEDULE in record.headers:
             from taskflow.model.schedule_plan import scheduled_for
 
@@ -210,6 +169,9 @@ class JobHandle(Generic[R_co]):
             result = self._decode(record)
         except CodecError:
             result = None
+        if record.payload is not None:
+            job = self._job or self._app.registry.get(record.job)
+            fields["_arguments"] = StoredArguments(record.payload, self._app.limits, job)
         return JobInfo(id=self.id, errors=tuple(map(_error_info, record.errors)), result=result, **fields)
 
     def __repr__(self) -> str:
@@ -223,5 +185,19 @@ class JobHandle(Generic[R_co]):
         return hash(self._id)
 
 
+def info_of(app: App, record: Record) -> JobInfo:
+    """Return a record as users see it. The result is decoded as its job annotates it, if the application knows the job."""
+    return JobHandle[Any](app, record.id, app.registry.get(record.job))._to_info(record)
+
+
 def _error_info(error: RunError) -> ErrorInfo:
-    return ErrorInfo(type=error.type, message=error.message, traceback=error.traceback, attempt=error.attempt, at=instant_of(error.at))
+    return ErrorInfo(
+        type=error.type,
+        message=error.message,
+        traceback=error.traceback,
+        attempt=error.attempt,
+        at=instant_of(error.at),
+        ending=error.ending,
+        worker=error.worker or None,
+        started_at=instant_of(error.started_at) if error.started_at else None,
+    )

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast, overload
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
 
+import msgspec
 from typing_extensions import Unpack
 
-from taskflow.app import portal
 from taskflow.app.app import App, default_app
 from taskflow.app.call import Call
 from taskflow.app.context import JobContext, running
-from taskflow.app.execution_mode import place_for
+from taskflow.app.execution_mode import RunsIn, place_for
 from taskflow.app.functions import check_function, name_of, place
-from taskflow.app.handle import JobHandle
-from taskflow.app.job_type import AnyJob, JobType, Policy
+from taskflow.app.job_type import AnyJob, JobType
 from taskflow.app.option_names import unknown_option
-from taskflow.app.options import OF_THE_DECORATOR, EnqueueOptions, JobOptions, Options, plain_options
-from taskflow.app.sending import send
-from taskflow.model.backoff import Backoff
+from taskflow.app.options import LIFTED_BY_NONE, EnqueueOptions, JobOptions, PresetOptions, declared_options
+from taskflow.app.resolved_options import UNRESOLVED, Resolved
+from taskflow.app.sendable import Sendable, check_app_of
+from taskflow.app.settings import Settings
+from taskflow.model.codec.signature import CallArguments
 from taskflow.model.envelope import Envelope, check_job_name
 from taskflow.model.errors import DeclarationError
 from taskflow.model.job_schema import bare_text
@@ -31,56 +31,48 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class Declared(JobType[R_co], Generic[P, R_co]):
-    """A job type whose calls can be sent. It is immutable: `options` returns a changed copy."""
+class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
+    """A job that is declared here."""
 
-    def __init__(self, app: App, function: Callable[..., Any], name: str, options: Options, **declared: Any) -> None:
-        super().__init__(function, name, options, limits=app.limits, **declared)
+    def __init__(self, app: App, function: Callable[..., Any], name: str, options: dict[str, Any], **declared: Any) -> None:
+        super().__init__(function, name, options, limits=app.limits, read_settings=app.read_settings, **declared)
         self.app = app
 
-    def options(self, **options: Unpack[EnqueueOptions]) -> Self:
-        """Return a copy whose calls have these options; see `EnqueueOptions`.
-        Raises TypeError or ValueError for an invalid option, naming it."""
-        changed = copy.copy(self)
-        changed._with(self._options.replaced(options))
-        return changed
+    @property
+    def _job_type(self) -> AnyJob:
+        return self
 
-    async def delay(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
-        """Send a call, and return the handle of its job. Arguments are encoded first, so invalid ones raise here and not in the worker.
-
-        Raises EncodeError (a TypeError) for an invalid argument, naming it. Raises BrokerUnavailable if the
-        store does not answer in time, and StoreFull if the store is full. With ``on_conflict="raise"``, raises
-        KeyConflict if a live job has the key. If `delay` is cancelled, the job may already have been sent.
-        """
-        return await send(self.app, self._call(args, kwargs))
-
-    def delay_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
-        """Like `delay`, but for code without an event loop, in any thread. Raises RuntimeError inside a running loop."""
-        portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
-        return portal.run_sync(send(self.app, self._call(args, kwargs)))
-
-    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
-        """Return a call for `enqueue` to send later. Its arguments are checked and encoded now."""
-        return self._call(args, kwargs)
-
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[R_co]:
-        self.app.read_settings()
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: CallArguments | None = None) -> Call[R_co]:
+        settings = self.app.read_settings()
         payload = self.codec.encode_arguments(args, kwargs)
-        envelope = Envelope(id=self.app.new_id(), job=self.name, payload=payload, **self._fields)
-        return Call(self, envelope, raises_on_conflict=self._options.raises_on_conflict)
+        resolved = self._resolved if self._resolved.settings is settings else self._resolve(settings)
+        fields = resolved.envelope
+        if resolved.declared_key is not None:
+            fields = fields | resolved.options.key_fields(self.name, resolved.declared_key.of(args, kwargs))
+        envelope = Envelope(id=self.app.new_id(), job=self.name, payload=payload, **fields)
+        return Call(self, envelope, raises_on_conflict=resolved.options.raises_on_conflict, given=given)
 
-    def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _resolve(self, settings: Settings) -> Resolved:
+        """Add the names of secrets, which are not known before the annotations are resolved."""
+        resolved = super()._resolve(settings)
+        if not self.codec.is_resolved:
+            self._resolved = UNRESOLVED
+        elif self.codec.secrets:
+            self._resolved = resolved = msgspec.structs.replace(resolved, envelope={**resolved.envelope, "secrets": self.codec.secrets})
+        return resolved
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Prepend a context to `args` if the function takes one: the running job's or, outside of a job, one that reports to no one."""
         if not self.takes_context:
             return args
-        return (running.get() or JobContext(job_name=self.name, queue=self.queue), *args)
+        return (running.get() or JobContext(job_name=self.name, queue=self.queue, job=self, given=(args, kwargs)), *args)
 
 
 class Job(Declared[P, R_co]):
     """A job whose function is async. Calling it runs the function directly, without sending anything."""
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        result: R_co = await self.function(*self._arguments(args), **kwargs)
+        result: R_co = await self.function(*self._arguments(args, kwargs), **kwargs)
         return result
 
 
@@ -89,7 +81,7 @@ class SyncJob(Declared[P, R_co]):
     it runs the function directly, without sending anything."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        result: R_co = self.function(*self._arguments(args), **kwargs)
+        result: R_co = self.function(*self._arguments(args, kwargs), **kwargs)
         return result
 
 
@@ -202,7 +194,11 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     """Turn a function into a job, and add it to the global registry.
 
     `name`          the name by which workers find the job (default: the function's module and qualified name)
-    `queue`, `priority`, `timeout`, `expires`, `keep_result`   as in `EnqueueOptions`, for every call
+    `queue`, `priority`, `timeout`, `expires`, `keep_result`, `key_scope`, `on_conflict`, `on_failure`   as in `EnqueueOptions`, for every
+                    call
+    `key`           the key of every call, or a template of it such as "{project_id}" or "{tenant}:{order.id}", which is formatted from the
+                    call's arguments
+    `tags`          tags of every call; those of `.options(tags=...)` are added to them
     `max_attempts`  the number of attempts, including the first (default 10)
     `retry`         the `Backoff` between attempts
     `retry_on`      the exceptions after which the job is retried (default `Exception`); any other fails it at once
@@ -212,6 +208,9 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
                     killed if the run exceeds its timeout or is cancelled. If the child dies, for example from a segfault,
                     only that run fails, and it is retried whatever `retry_on` says. By default, an async function runs in
                     the event loop ("loop") and a plain one in a thread ("thread")
+    `stop_grace`    with ``runs_in="process"``: seconds or a timedelta between asking a run to stop and killing its process. A plain
+                    function is asked by `JobStopping`, which is raised inside it, and an async one by cancelling it (default 0: the
+                    process is killed at once)
     `schedule`      a `Cron` or `Every`, any object with a method ``next(after)``, a list of these, or None. While a worker that
                     declares the schedule is running, the job is added at each of its times, once in the whole fleet
     `overlap`       whether a time adds a job while an earlier one of the schedule is live: "allow" (default) adds it, "skip"
@@ -221,27 +220,55 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
 
     An async function becomes a `Job`, a plain one a `SyncJob`. Raises DeclarationError for an invalid declaration.
     """
-    if function is not None:
-        return _declare(default_app(), function, declared)
-    return lambda decorated: _declare(default_app(), decorated, declared)
+    return _decorator({})(function, **declared)
+
+
+def preset(**options: Unpack[PresetOptions]) -> _Decorator:
+    """Return a decorator like `job` whose jobs have these options, unless they say otherwise.
+
+    It takes the options of `job`, except `name` and `aliases`. Use it as ``@io`` or ``@io(timeout=60)``; ``io(timeout=60)`` by itself is
+    another preset. Raises DeclarationError for an invalid option, naming it.
+    """
+    try:
+        for name in options:
+            if name in OF_ONE_JOB:
+                raise TypeError(f"{name}= belongs to one job: give it where the preset is used, as in @io({name}=...)")
+        _refuse_unknown(options)
+        declared_options(options)
+    except (TypeError, ValueError) as error:
+        raise DeclarationError(f"preset(): {error}") from error
+    return _typed(_decorator(dict(options)))
+
+
+def _decorator(preset: dict[str, Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
+        says = {name: value for name, value in declared.items() if value is not None or name in LIFTED_BY_NONE or name not in preset}
+        given = {**preset, **says}
+        return _decorator(given) if function is None else _declare(default_app(), function, given)
+
+    return decorate
 
 
 SCHEDULING: Final = frozenset({"schedule", "overlap", "catch_up", "max_delay"})
-_OPTIONS: Final = tuple(name for name in JobOptions.__annotations__ if name not in (*OF_THE_DECORATOR, "retry"))
+OF_ONE_JOB: Final = ("name", "aliases")
 
 
 def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -> AnyJob:
     check_function(function)
     try:
         _refuse_unknown(declared)
-        given = {key: value for key, value in declared.items() if value is not None}
-        name = given["name"] if "name" in given else name_of(function)
-        options = Options(**plain_options(cast(EnqueueOptions, {key: given[key] for key in _OPTIONS if key in given})))
-        policy = Policy(**{key: _policy_field(key, given[key]) for key in Policy.__struct_fields__ if key in given})
-        aliases = _aliases(given.get("aliases", ()))
+        name = declared["name"] if declared.get("name") is not None else name_of(function)
+        options, policy = declared_options(declared)
+        check_app_of(declared.get("on_failure"), app)
+        aliases = () if declared.get("aliases") is None else _aliases(declared["aliases"])
         kind = Job if inspect.iscoroutinefunction(function) else SyncJob
-        runs_in = place_for(function, given.get("runs_in"))
+        runs_in = place_for(function, declared.get("runs_in"))
+        _check_stop_grace(declared.get("stop_grace"), runs_in)
         made: AnyJob = kind(app, function, _job_name("name", name), options, policy=policy, aliases=aliases, runs_in=runs_in)
+        if "key" in options:
+            from taskflow.app.declared_key import declared_key
+
+            made._with({**options, "key": declared_key(options["key"], made)})
         if not SCHEDULING.isdisjoint(declared):
             from taskflow.app.declared_schedules import declared_schedules
 
@@ -254,7 +281,7 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
     return made
 
 
-def _refuse_unknown(declared: dict[str, Any]) -> None:
+def _refuse_unknown(declared: Mapping[str, Any]) -> None:
     known = sorted(JobOptions.__annotations__)
     for key in declared:
         if key not in known:
@@ -273,13 +300,7 @@ def _aliases(value: object) -> tuple[str, ...]:
     return tuple(_job_name("aliases", alias) for alias in value)
 
 
-def _policy_field(name: str, value: Any) -> Any:
-    if name == "retry":
-        if not isinstance(value, Backoff):
-            raise TypeError(f"retry={shown(value)}: expected a Backoff")
-        return value
-    errors = tuple(value) if isinstance(value, Sequence) else (value,)
-    for error in errors:
-        if not (isinstance(error, type) and issubclass(error, BaseException)):
-            raise TypeError(f"{name}={shown(value)}: expected a tuple of exception classes")
-    return errors
+def _check_stop_grace(value: object, runs_in: RunsIn) -> None:
+    if value is not None and runs_in != "process":
+        instead = "an async function is cancelled" if runs_in == "loop" else "nothing can interrupt a thread: check ctx.cancelled"
+        raise ValueError(f'stop_grace={shown(value)}: only a job with runs_in="process" takes it; {instead}')

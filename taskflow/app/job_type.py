@@ -1,38 +1,26 @@
-"""The base class of jobs, which holds what the decorator declares. `taskflow.app.job` adds sending."""
+"""The base class of jobs that are declared here, which holds what the decorator says. `taskflow.app.job` adds sending."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
-
-import msgspec
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from taskflow.app.execution_mode import RunsIn
 from taskflow.app.functions import signature_for_callers, takes_context
-from taskflow.app.options import Options
-from taskflow.model.backoff import Backoff
+from taskflow.app.options import Policy
+from taskflow.app.resolved_options import HasOptions
+from taskflow.app.settings import Settings
 from taskflow.model.codec import FunctionCodec, Limits
-from taskflow.model.envelope import Envelope, check_envelope
-from taskflow.model.ids import key_digest
 
 if TYPE_CHECKING:
     from taskflow.app.declared_schedules import DeclaredSchedule
 
 R_co = TypeVar("R_co", covariant=True)
 
-Errors = tuple[type[BaseException], ...]
 
-
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The retry policy of a job: it is retried after errors in `retry_on`, except those in `discard_on`."""
-
-    retry: Backoff = Backoff()
-    retry_on: Errors = (Exception,)
-    discard_on: Errors = ()
-
-
-class JobType(Generic[R_co]):
+class JobType(HasOptions, Generic[R_co]):
     """A function with its name, its codec and the options of its calls. R is the type of its result.
 
     It copies `__name__`, `__doc__` and similar attributes from the function. Its
@@ -47,16 +35,16 @@ class JobType(Generic[R_co]):
         self,
         function: Callable[..., Any],
         name: str,
-        options: Options,
+        options: dict[str, Any],
         *,
-        policy: Policy,
+        policy: dict[str, Any],
         aliases: tuple[str, ...],
         runs_in: RunsIn,
         limits: Limits,
+        read_settings: Callable[[], Settings],
     ) -> None:
+        super().__init__(name, options, read_settings)
         self.function = function
-        self.name = name
-        self.policy = policy
         self.aliases = aliases
         self.runs_in: RunsIn = runs_in
         self.schedules: tuple[DeclaredSchedule, ...] = ()
@@ -64,41 +52,32 @@ class JobType(Generic[R_co]):
         functools.update_wrapper(cast(Any, self), function, updated=())
         self.__signature__ = signature_for_callers(function, skip=int(self.takes_context))
         self.codec = FunctionCodec(function, name=name, skip=int(self.takes_context), limits=limits)
-        self._with(options)
+        self._policy = policy
 
     @property
-    def queue(self) -> str:
-        """The queue to which calls are sent."""
-        return self._options.queue
+    def policy(self) -> Policy:
+        """The rules by which workers retry and stop its runs."""
+        return Policy(**{**self._read_settings().defaults.policy, **self._policy})
+
+    @property
+    def stop_grace(self) -> float:
+        """Seconds between asking a run in a child process to stop and killing the process."""
+        return self.policy.stop_grace
 
     @property
     def queues(self) -> set[str]:
         """The queues to which calls are sent, including those of the job's schedules."""
         return {self.queue} | {schedule.queue for schedule in self.schedules if schedule.queue}
 
-    @property
-    def key(self) -> str | None:
-        """The key from `.options(key=...)`, or None."""
-        return self._options.key
+    def named_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+        """Return the arguments of a call by parameter name, with the defaults of those that were not given. It is read-only."""
+        bound = self.__signature__.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return MappingProxyType(bound.arguments)
 
-    def _with(self, options: Options) -> None:
-        self._options = options
-        self._fields = _envelope_fields(self.name, options)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name}>"
+    def decoded_arguments(self, payload: bytes) -> Mapping[str, Any]:
+        """Return the arguments in a payload, like `named_arguments`. Raises DecodeError if they do not fit the function."""
+        return self.named_arguments(*self.codec.decode_arguments(payload))
 
 
 AnyJob = JobType[Any]
-
-
-def _envelope_fields(name: str, options: Options) -> dict[str, Any]:
-    """Return the envelope fields that all calls share, without those that have
-    default values. Raises ValueError for an invalid option, naming it."""
-    fields = {field: getattr(options, field) for field in Options.__struct_fields__ if field not in ("key", "raises_on_conflict")}
-    fields["key"] = None if options.key is None else key_digest(options.queue, name, options.key)
-    check_envelope(Envelope(id=b"", job=name, payload=b"", **fields))
-    return {field: value for field, value in fields.items() if value != getattr(_PLAIN, field)}
-
-
-_PLAIN: Final = Envelope(id=b"", job="", payload=b"")

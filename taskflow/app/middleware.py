@@ -3,30 +3,65 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from taskflow.app.context import JobContext
-from taskflow.model.envelope import Envelope
+from taskflow.app.context import JobContext, NamesArguments
+from taskflow.app.job_info import JobInfo
+from taskflow.model.codec import decode_value
+from taskflow.model.codec.signature import CallArguments
+from taskflow.model.envelope import OWN_HEADERS, Envelope
 from taskflow.model.errors import TaskflowError
 from taskflow.model.ids import id_text
+from taskflow.model.job_schema import check_headers
 from taskflow.model.verdict import Verdict
 
 
 class EnqueueCall:
-    """A call that is about to be sent.
+    """A call that is about to be sent."""
 
-    `headers`  a dict of str to str, which is sent with the job and which middleware may change
-    """
+    __slots__ = ("_arguments", "_envelope", "_given", "_headers", "_job")
 
-    __slots__ = ("_envelope", "headers")
-
-    def __init__(self, envelope: Envelope) -> None:
+    def __init__(self, envelope: Envelope, job: NamesArguments | None = None, given: CallArguments | None = None) -> None:
+        """`given` holds the arguments as the caller gave them, if they are still known."""
         self._envelope = envelope
-        self.headers: dict[str, str] = dict(envelope.headers)
+        self._job = job
+        self._given = given
+        self._headers: dict[str, str] | None = None
+        self._arguments: Mapping[str, Any] | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """A dict of str to str, which is sent with the job and which middleware may change."""
+        if self._headers is None:
+            self._headers = dict(self._envelope.headers)
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers: dict[str, str]) -> None:
+        self._headers = headers
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments by parameter name, with the defaults of those that were not given; read-only.
+
+        `delay` passes the values that the caller gave. Those of a call made by `bind`, and of a schedule, are decoded from what is
+        sent. If this process does not know the job, they are decoded without its annotations.
+        """
+        if self._arguments is None:
+            self._arguments = self._find_arguments()
+        return self._arguments
+
+    def _find_arguments(self) -> Mapping[str, Any]:
+        if self._job is None:  # then all arguments are given by name
+            return MappingProxyType(decode_value(self._envelope.payload) if self._given is None else self._given[1])
+        if self._given is None:
+            return self._job.decoded_arguments(self._envelope.payload)
+        return self._job.named_arguments(*self._given)
 
     @property
     def job(self) -> str:
@@ -39,13 +74,25 @@ class EnqueueCall:
         return self._envelope.queue
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        """The job's tags; read-only."""
+        return self._envelope.tags
+
+    @property
     def job_id(self) -> str:
         """The id that the job will have, as text; read-only."""
         return id_text(self._envelope.id)
 
     def to_envelope(self) -> Envelope:
-        """Return the envelope to send, with the current headers."""
-        return msgspec.structs.replace(self._envelope, headers=dict(self.headers))
+        """Return the envelope to send, with the current headers. Raises TypeError or ValueError for invalid headers."""
+        if self._headers is None or self._headers == self._envelope.headers:
+            return self._envelope
+        own = {name: text for name, text in self._envelope.headers.items() if name.startswith(OWN_HEADERS)}
+        headers = check_headers({**own, **self._headers})
+        for name, text in headers.items():
+            if name.startswith(OWN_HEADERS) and own.get(name) != text:
+                raise ValueError(f"header {name!r}: names that begin with {OWN_HEADERS!r} are reserved for taskflow")
+        return msgspec.structs.replace(self._envelope, headers=headers)
 
 
 EnqueueNext = Callable[[EnqueueCall], Awaitable[None]]
@@ -53,11 +100,16 @@ RunNext = Callable[[JobContext], Awaitable[Verdict]]
 
 
 class Middleware:
-    """The base class for middleware. Override `enqueue`, `run` or both. If a method does not await
-    `call_next`, the call is not sent or the job is not run."""
+    """The base class for middleware. Override the methods that you need; the others cost nothing. If `enqueue` or `run`
+    does not await `call_next`, the call is not sent or the job is not run."""
+
+    def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+        """Set headers of calls that are about to be sent, for example of 1,000 calls of an `enqueue`. This is called once for each
+        batch, in the caller's thread, before `enqueue`, and must return before the calls are sent. If it raises, none of them is sent.
+        """
 
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
-        """Wrap the sending of a call. This runs in the sender's process."""
+        """Wrap the sending of a call, in the sender's process. Where headers are all that is set, `stamp` is several times as fast."""
         await call_next(call)
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
@@ -66,6 +118,10 @@ class Middleware:
         A method may await `call_next` again after an earlier call has returned. Two calls at the same time raise TaskflowError.
         """
         return await call_next(context)
+
+    async def ended(self, info: JobInfo) -> None:
+        """Hear of the end of a job, in a worker, once the store has it. Jobs that end without a run are included, such as those that were
+        cancelled or expired while they waited. The worker does not wait for this method, and logs its errors."""
 
 
 def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> EnqueueNext:
@@ -78,6 +134,10 @@ def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
     """Chain the `run` methods of the middleware around `innermost`, with the first one outermost."""
     layers = [layer for layer in reversed(middleware) if type(layer).run is not Middleware.run]
     return reduce(_run_layer, layers, innermost)
+
+
+def has_ended_hook(middleware: Sequence[Middleware]) -> bool:
+    return any(type(layer).ended is not Middleware.ended for layer in middleware)
 
 
 class OneAtATime:

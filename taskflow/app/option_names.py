@@ -9,7 +9,7 @@ from taskflow.model.suggestions import nearest
 
 _AFTER: Final = "it is after= here, in seconds, given with a call: .options(after=60)"
 _AT: Final = "it is at= here, an aware datetime, given with a call: .options(at=...)"
-_KEY: Final = "it is key= here, given with a call: .options(key=...); at most one live job has a key"
+_KEY: Final = 'it is key= here, as in @job(key="{order_id}") or .options(key=...); at most one live job has a key'
 _ATTEMPTS: Final = "it is max_attempts= here, which counts the first run too"
 _RETRY: Final = "it is retry=Backoff(base=..., factor=..., max=...) here"
 _RETRY_ON: Final = "it is retry_on= here, a tuple of exception classes"

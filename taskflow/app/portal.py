@@ -6,12 +6,17 @@ import asyncio
 import atexit
 import inspect
 import os
+import queue
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Final, TypeVar
 
 T = TypeVar("T")
+
+_serves_callers = False
 
 # Seconds within which running calls must finish when the process exits.
 LAST_WORDS: Final = 5.0
@@ -29,7 +34,72 @@ def run_sync(awaitable: Awaitable[T]) -> T:
         if inspect.iscoroutine(awaitable):
             awaitable.close()  # otherwise Python warns that the coroutine was never awaited
         raise
+    return block_on(awaitable)
+
+
+def block_on(awaitable: Awaitable[T]) -> T:
+    """Like `run_sync`, but blocks a running loop too."""
+    if _serves_callers:
+        scope, thread = copy_context(), CallersThread()
+        scope.run(callers_thread.set, thread)
+        return scope.run(thread.serve, awaitable)
     return _holder.portal().wait_for(awaitable)
+
+
+class CallersThread:
+    """Runs functions in the thread of a synchronous caller, for a coroutine in the portal's loop."""
+
+    def __init__(self) -> None:
+        self._queue = queue.SimpleQueue[Callable[[], None] | None]()
+
+    def serve(self, awaitable: Awaitable[T]) -> T:
+        """Wait for the awaitable in the portal, and meanwhile run in this thread what it passes to `call`."""
+        future = _holder.portal().submit(awaitable)
+        future.add_done_callback(lambda _: self._queue.put(None))
+        try:
+            while (function := self._queue.get()) is not None:
+                function()
+            return future.result()
+        except BaseException:
+            future.cancel()  # has no effect unless the wait was interrupted
+            raise
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run a function in the thread that has called `serve`, and return its result."""
+        return await self.submit(function)
+
+    def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Like `call`, but return a future for the result."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def answer(result: Callable[[], None]) -> None:
+            if not future.done():  # the coroutine was cancelled
+                result()
+
+        def run() -> None:
+            try:
+                value = function()
+            except BaseException as error:
+                loop.call_soon_threadsafe(answer, partial(future.set_exception, error))
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+            else:
+                loop.call_soon_threadsafe(answer, partial(future.set_result, value))
+
+        self._queue.put(run)
+        return future
+
+
+callers_thread: Final[ContextVar[CallersThread | None]] = ContextVar("taskflow_callers_thread", default=None)
+"""The thread that waits in `run_sync` for the current coroutine, if it serves functions meanwhile."""
+
+
+def serve_callers(serves: bool) -> bool:
+    """Let every thread that waits in `run_sync` or the like run functions meanwhile, or not. Return the former setting."""
+    global _serves_callers
+    former, _serves_callers = _serves_callers, serves
+    return former
 
 
 def refuse_inside_a_loop(name: str, instead: str) -> None:
@@ -51,8 +121,11 @@ class _Portal:
         self._thread = threading.Thread(target=self._work, name="taskflow-portal", daemon=True)
         self._thread.start()
 
+    def submit(self, awaitable: Awaitable[T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(_await(awaitable), self._loop)
+
     def wait_for(self, awaitable: Awaitable[T]) -> T:
-        future: Future[T] = asyncio.run_coroutine_threadsafe(_await(awaitable), self._loop)
+        future = self.submit(awaitable)
         try:
             return future.result()
         except BaseException:

@@ -34,6 +34,11 @@ class Registry:
     def get(self, name: str) -> AnyJob | None:
         return self._jobs.get(name)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all jobs, with their aliases, sorted."""
+        return tuple(sorted(self._jobs))
+
     def resolve(self) -> None:
         """Resolve the annotations of every job, including names that were undefined when it was
         declared. Raises DeclarationError, naming the parameter, if one cannot be resolved."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime, timedelta, tzinfo
 from itertools import islice
 from typing import Any, Final
@@ -11,12 +12,14 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.app.app import App, default_app
+from taskflow.app.audit_log import Doing, check_operator, recorded
 from taskflow.app.call import Call
 from taskflow.app.coalesce import MAX_BYTES
 from taskflow.app.cron import Cron, Every
 from taskflow.app.declared_schedules import check_schedule_name, is_schedule_name, plan_of, terms_of
 from taskflow.app.handle import JobHandle
 from taskflow.app.loop_client import LoopClient
+from taskflow.app.stamping import stamped_envelopes
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import instant_of, microseconds_of
 from taskflow.model.envelope import Envelope
@@ -75,6 +78,8 @@ class Schedules:
 
     The methods raise BrokerUnavailable if the store does not answer in time. `pause`, `resume`, `remove`, `trigger` and `backfill`
     raise UnknownSchedule if there is no schedule with the name.
+
+    Calls of an application are not recorded. With `by` (who acts) or `reason`, the store's audit log records the call as an operator's act.
     """
 
     async def put(
@@ -86,6 +91,8 @@ class Schedules:
         overlap: Overlap = "allow",
         catch_up: CatchUp = "latest",
         max_delay: float | timedelta | None = None,
+        by: str | None = None,
+        reason: str = "",
     ) -> None:
         """Store a schedule under a name, or replace the one that was put there. Putting an identical schedule again changes nothing.
 
@@ -104,11 +111,13 @@ class Schedules:
         terms = terms_of(overlap, catch_up, max_delay)
         plan = plan_of(schedule.times, call.envelope, jitter=schedule.jitter, terms=terms)
         definition = plan.to_definition(check_schedule_name(name))
-        [is_stored] = await _client().call(lambda broker: broker.define([definition]))
-        if not is_stored:
-            raise ScheduleConflict(
-                f"schedule {name!r} is declared by a job's decorator: change it there, or put this one under another name"
-            )
+        async with _recorded("put", name, by, reason) as doing:
+            [is_stored] = await _client().call(lambda broker: broker.define([definition]))
+            if not is_stored:
+                raise ScheduleConflict(
+                    f"schedule {name!r} is declared by a job's decorator: change it there, or put this one under another name"
+                )
+            doing.affected = 1
 
     async def get(self, name: str) -> ScheduleInfo | None:
         """Return the schedule with this name, or None if there is none."""
@@ -119,28 +128,34 @@ class Schedules:
         """Return all schedules, sorted by name."""
         return [info_of(record) for record in await _records(None)]
 
-    async def pause(self, name: str) -> None:
+    async def pause(self, name: str, *, by: str | None = None, reason: str = "") -> None:
         """Stop a schedule from firing until `resume` is called. Jobs that it has already added are not affected."""
-        await self._amend(name, Amendment.PAUSE)
+        await self._amend(name, Amendment.PAUSE, by, reason)
 
-    async def resume(self, name: str) -> None:
+    async def resume(self, name: str, *, by: str | None = None, reason: str = "") -> None:
         """Let a paused schedule fire again. Times that passed during the pause do not fire."""
-        await self._amend(name, Amendment.RESUME)
+        await self._amend(name, Amendment.RESUME, by, reason)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, *, by: str | None = None, reason: str = "") -> None:
         """Remove a schedule. Jobs that it has already added are not affected. Raises ScheduleConflict if a running worker declares it."""
-        await self._amend(name, Amendment.REMOVE)
+        await self._amend(name, Amendment.REMOVE, by, reason)
 
-    async def trigger(self, name: str) -> JobHandle[Any]:
+    async def trigger(self, name: str, *, by: str | None = None, reason: str = "") -> JobHandle[Any]:
         """Add a job for the schedule now, even if it is paused, and return its handle. This does not affect when the
         schedule fires next. If `overlap` rules out another job, return the handle of the live one, with `is_new` False."""
         app = default_app()
         plan = await stored_plan(name)
         now = app.new_id()
         envelope = msgspec.structs.replace(plan.envelope_for(name, int.from_bytes(now[:6], "big") * 1_000), id=now)
-        return _handles(app, plan, [await app.client().send(envelope)])[0]
+        [envelope] = stamped_envelopes(app.registry, app.settings.middleware, [envelope])
+        async with _recorded("trigger", name, by, reason) as doing:
+            [handle] = _handles(app, plan, [await app.client().send(envelope)])
+            doing.affected = int(handle.is_new)
+        return handle
 
-    async def backfill(self, name: str, start: datetime, end: datetime, *, limit: int = MOST_AT_ONCE) -> builtins.list[JobHandle[Any]]:
+    async def backfill(
+        self, name: str, start: datetime, end: datetime, *, limit: int = MOST_AT_ONCE, by: str | None = None, reason: str = ""
+    ) -> builtins.list[JobHandle[Any]]:
         """Add a job for each of the schedule's times from `start` (inclusive) to `end` (exclusive), and return their handles in order.
 
         If the store still knows the job for a time, that job is not added again. `overlap`, `catch_up` and `max_delay` do not apply.
@@ -153,20 +168,38 @@ class Schedules:
             raise ValueError(f"schedule {name!r} has more than {limit:,} times in this span: raise limit=, or choose a shorter span")
         handles = builtins.list[JobHandle[Any]]()
         portion = max(1, min(MOST_AT_ONCE, MAX_BYTES // max(1, len(plan.template.payload))))
-        for first in range(0, len(instants), portion):
-            envelopes = [plan.envelope_for(name, instant, is_alone=True) for instant in instants[first : first + portion]]
-            handles += _handles(app, plan, await app.client().enqueue(envelopes))
+        async with _recorded("backfill", name, by, reason, {"from": start.isoformat(), "to": end.isoformat()}) as doing:
+            for first in range(0, len(instants), portion):
+                envelopes = [plan.envelope_for(name, instant, is_alone=True) for instant in instants[first : first + portion]]
+                envelopes = stamped_envelopes(app.registry, app.settings.middleware, envelopes)
+                added = _handles(app, plan, await app.client().enqueue(envelopes))
+                doing.affected += sum(handle.is_new for handle in added)
+                handles += added
         return handles
 
-    async def _amend(self, name: str, amendment: Amendment) -> None:
-        if is_schedule_name(name) and await _client().call(lambda broker: broker.console.amend_schedule(name, amendment)):
-            return
-        if not await _records([name]):
-            raise _unknown(name)
-        raise ScheduleConflict(f"schedule {name!r} is declared by a running worker: pause it, or remove it from the code and deploy that")
+    async def _amend(self, name: str, amendment: Amendment, by: str | None, reason: str) -> None:
+        async with _recorded(amendment.value, name, by, reason) as doing:
+            if is_schedule_name(name) and await _client().call(lambda broker: broker.console.amend_schedule(name, amendment)):
+                doing.affected = 1
+                return
+            if not await _records([name]):
+                raise _unknown(name)
+            raise ScheduleConflict(
+                f"schedule {name!r} is declared by a running worker: pause it, or remove it from the code and deploy that"
+            )
 
 
 schedules: Final = Schedules()
+
+
+def _recorded(
+    verb: str, name: str, by: str | None, reason: str, which: Mapping[str, str] | None = None
+) -> AbstractAsyncContextManager[Doing]:
+    """Record the act in the audit log, if it is said who does it, or why."""
+    check_operator(by, reason)
+    if by is None and not reason:
+        return nullcontext(Doing())
+    return recorded(_client().call, f"schedules.{verb}", by=by, reason=reason, names=[name], which=which)
 
 
 def _client() -> LoopClient:

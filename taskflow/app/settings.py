@@ -3,11 +3,12 @@ the environment, then [tool.taskflow] in pyproject.toml."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -15,19 +16,34 @@ from taskflow.app.middleware import Middleware
 from taskflow.broker.url import masked
 from taskflow.model.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from taskflow.worker.events import Subscriber
+
 DEFAULT_BROKER: Final = "sqlite:///taskflow.db"
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+ChildLifespan = Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
+
+
+class Defaults(msgspec.Struct, frozen=True):
+    """The options of jobs that say nothing else, checked: fields of `Options` for calls, and of `Policy` for workers."""
+
+    options: dict[str, Any] = {}
+    policy: dict[str, Any] = {}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a process.
 
-    `broker`           the broker's URL; None means the default SQLite file, whose path is logged once
-    `enqueue_timeout`  seconds after which `delay()` fails if the store does not answer
-    `max_payload`      the maximum size of a call's arguments, and of a result, in bytes
-    `middleware`       the middleware, outermost first
-    `lifespan`         a function that returns an async context manager, entered once per worker; the value that it yields is `ctx.state`
+    `broker`             the broker's URL; None means the default SQLite file, whose path is logged once
+    `enqueue_timeout`    seconds after which `delay()` fails if the store does not answer
+    `max_payload`        the maximum size of a call's arguments, and of a result, in bytes
+    `middleware`         the middleware, outermost first
+    `lifespan`           a function that returns an async context manager, entered once per worker; the value that it yields is `ctx.state`
+    `subscribers`        functions that get each event of each worker
+    `child_initializer`  a function that each child process calls before its first job
+    `child_lifespan`     like `lifespan`, but entered once per child process; its context manager need not be async
+    `defaults`           the options of jobs that say nothing else
     """
 
     broker: str | None = None
@@ -35,6 +51,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_payload: int = 1 << 20
     middleware: tuple[Middleware, ...] = ()
     lifespan: Lifespan | None = None
+    subscribers: tuple[Subscriber, ...] = ()
+    child_initializer: Callable[[], object] | None = None
+    child_lifespan: ChildLifespan | None = None
+    defaults: Defaults = Defaults()
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's default repr would show the broker's password
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
@@ -46,6 +66,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 # The settings that the environment and pyproject.toml may contain. Numbers have a type and a minimum.
 TEXTUAL: Final = ("broker", "enqueue_timeout", "max_payload")
+_FUNCTIONS: Final[Mapping[str, str]] = {
+    "lifespan": "a function that returns an async context manager",
+    "child_initializer": "a function without parameters",
+    "child_lifespan": "a function that returns a context manager, or an async one",
+}
+_OF_PYPROJECT: Final = (*TEXTUAL, "defaults")
 _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int]]] = {"enqueue_timeout": (float, 0), "max_payload": (int, 1)}
 
 
@@ -57,12 +83,13 @@ def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None 
     given = {name: _read(variable, name, text) for name, variable in variables.items() if (text := environ.get(variable))}
     layers = (_of_pyproject(folder or Path.cwd()), given, configured)
     merged = {name: value for layer in layers for name, value in layer.items() if value is not None}
-    merged["middleware"] = tuple(merged.get("middleware", ()))
+    for name in ("middleware", "subscribers"):
+        merged[name] = tuple(merged.get(name, ()))
     return Settings(**merged)
 
 
-def check_configured(given: Mapping[str, Any]) -> None:
-    """Check the values given to configure(). Raises ConfigurationError for an invalid value, naming the setting."""
+def checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that configure() was given. Raises ConfigurationError for an invalid value, naming the setting."""
     middleware = given.get("middleware")
     if middleware is not None:
         if not isinstance(middleware, Sequence):
@@ -72,13 +99,40 @@ def check_configured(given: Mapping[str, Any]) -> None:
                 raise ConfigurationError(
                     f"configure(middleware=[... {layer!r} ...]): expected instances of subclasses of taskflow.Middleware"
                 )
+            if inspect.iscoroutinefunction(layer.stamp):
+                raise ConfigurationError(f"configure(middleware=[... {layer!r} ...]): stamp() must be a plain function, not an async one")
+            if type(layer).ended is not Middleware.ended and not inspect.iscoroutinefunction(layer.ended):
+                raise ConfigurationError(f"configure(middleware=[... {layer!r} ...]): ended() must be an async function, not a plain one")
+    subscribers = given.get("subscribers")
+    if subscribers is not None:
+        if not isinstance(subscribers, Sequence):
+            raise ConfigurationError(f"configure(subscribers={subscribers!r}): expected a list of functions")
+        for subscriber in subscribers:
+            if not callable(subscriber) or inspect.iscoroutinefunction(subscriber):
+                raise ConfigurationError(f"configure(subscribers=[... {subscriber!r} ...]): expected plain functions that take an event")
     for name in _NUMBERS:
         if given.get(name) is not None:
             _check_number(f"configure({name}={given[name]!r})", name, given[name])
     if given.get("broker") is not None:
         _check_url("configure(broker=...)", given["broker"])
-    if given.get("lifespan") is not None and not callable(given["lifespan"]):
-        raise ConfigurationError(f"configure(lifespan={given['lifespan']!r}): expected a function that returns an async context manager")
+    for name, expected in _FUNCTIONS.items():
+        if given.get(name) is not None and not callable(given[name]):
+            raise ConfigurationError(f"configure({name}={given[name]!r}): expected {expected}")
+    if inspect.iscoroutinefunction(given.get("child_initializer")):
+        raise ConfigurationError(f"configure(child_initializer={given['child_initializer']!r}): it is async; use child_lifespan= for that")
+    settings = {name: value for name, value in given.items() if value is not None}
+    if "defaults" in settings:
+        settings["defaults"] = _defaults("configure(defaults=...)", settings["defaults"])
+    return settings
+
+
+def _defaults(where: str, given: object) -> Defaults:
+    from taskflow.app.options import default_options  # loaded only by applications that use them
+
+    try:
+        return Defaults(*default_options(given))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{where}: {error}") from error
 
 
 def _check_url(where: str, value: object) -> None:
@@ -115,13 +169,15 @@ def _of_file(file: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ConfigurationError(f"{file}: [tool.taskflow] must be a table, got {table!r}")
     for name in table:
-        if name not in TEXTUAL:
-            raise ConfigurationError(f"[tool.taskflow] in {file} has an unknown setting {name!r}; settings are {', '.join(TEXTUAL)}")
+        if name not in _OF_PYPROJECT:
+            raise ConfigurationError(f"[tool.taskflow] in {file} has an unknown setting {name!r}; settings are {', '.join(_OF_PYPROJECT)}")
     return {name: _read(f"{name} in [tool.taskflow] of {file}", name, value) for name, value in table.items()}
 
 
 def _read(where: str, name: str, given: object) -> Any:
-    """Convert and check one setting. The environment holds text; pyproject.toml may hold numbers."""
+    """Convert and check one setting. The environment holds text; pyproject.toml may hold numbers, and a table of defaults."""
+    if name == "defaults":
+        return _defaults(where, given)
     if name not in _NUMBERS:
         _check_url(where, given)
         return given

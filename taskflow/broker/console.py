@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from enum import Enum
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
+from taskflow.model.audit import Act, ActRecord
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
@@ -27,17 +29,51 @@ class QueueRecord(msgspec.Struct, frozen=True, kw_only=True):
     next_due_in: float | None = None
 
 
-class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Selects jobs; an empty field matches every job.
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Selects jobs, and lists them by status; an empty field matches every job.
 
-    `ended_before` matches jobs that ended at least that many seconds ago. If `poison` is True, only jobs that failed as poison match.
+    `statuses`      the statuses; they are listed one after another, in the order of `Status`, which is that of a job's life
+    `queue`         the name of the queue
+    `tag`           the jobs that have this tag, newest first; stores read no other jobs
+    `job`           the name of the job
+    `error`         a text in their last error or in the reason of their end, in any case
+    `header`        the name of a header, and its value or None for any
+    `created_before`, `ended_before`  they were created, or have ended, at least that many seconds ago
+    `poison`        True for jobs that failed as poison
     """
 
-    queue: str | None = None
-    job: str | None = None
     statuses: tuple[Status, ...] = ()
+    queue: str | None = None
+    tag: str | None = None
+    job: str | None = None
+    error: str | None = None
+    header: tuple[str, str | None] | None = None
+    created_before: float | None = None
     ended_before: float | None = None
     poison: bool = False
+
+    @property
+    def is_checked_by_store(self) -> bool:
+        """True without a condition for which jobs must be decoded. `purge` takes no other view."""
+        return self.error is None and self.header is None and self.created_before is None
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of jobs.
+
+    `cursor`         where the next page begins, as text that is safe in a URL; None after the last page
+    `examined`       how many jobs were read to find these
+    `stopped_early`  True if the page is not full because `EXAMINED` jobs were read, and more may match
+    """
+
+    records: list[Record]
+    cursor: str | None
+    examined: int
+    stopped_early: bool
+
+
+EXAMINED: Final = 2_000
+"""The most jobs that are read for one page."""
 
 
 class Redone(Enum):
@@ -48,6 +84,27 @@ class Redone(Enum):
     LIVE = "it has not ended yet"
     SUCCEEDED = "it succeeded, so its payload is gone"
     KEY_TAKEN = "another live job has its key"
+
+
+class FailureGroupRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The failed jobs with one cause.
+
+    `fingerprint`  that of their failures: see `model/fingerprint.py`. `cause.UNKNOWN` for jobs without a sound cause
+    `count`        how many there are
+    `first`        when the first of them failed
+    `last`         when the last one failed
+    `jobs`         how many there are of each job name
+    `deploys`      how many there are of each deploy; jobs whose deploy is not known are not counted here
+    `sample`       the id of the last one
+    """
+
+    fingerprint: bytes
+    count: int
+    first: datetime
+    last: datetime
+    jobs: dict[str, int]
+    deploys: dict[str, int]
+    sample: bytes
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,9 +129,29 @@ class Console(Protocol):
         """Return every queue that is paused or has ever had jobs, sorted by name. [console_queues]"""
         ...
 
-    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        """Return the newest jobs whose ids are below `before`, newest first.
-        Only jobs that `read` would return are listed. [console_browse]"""
+    async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
+        """Return jobs of a view that begin at the cursor, at most `limit`. Only jobs that `read` would return are listed. [page_lists]
+
+        Each status has an order, that of an index [page_order]:
+
+        HELD                          in the order of their arrival
+        SCHEDULED                     the next one due first
+        READY                         queue by queue, sorted by name, the next one to run first
+        RUNNING                       session by session, sorted by id, in the order of their claims
+        SUCCEEDED, FAILED, CANCELLED  the newest end first
+
+        With a tag, jobs are listed newest first, whatever their status. [page_tag]
+
+        A page begins behind the job where the one before has ended, even if that job has changed or is gone. So no job that keeps its
+        status and place is left out or listed twice. Jobs that are added after the first page are not listed, so the pages have an
+        end. [page_cursor]
+
+        At most `EXAMINED` jobs are read for a page, and fewer for `error`, `header` and `created_before`. Where a field of the view has no
+        index, the page may then have fewer jobs than `limit`, or none, and a cursor. Queues have an index of their READY, SUCCEEDED, FAILED
+        and CANCELLED jobs. [page_bounded]
+
+        Raises ValueError if the cursor is damaged, or belongs to a view with other statuses. [page_refuses]
+        """
         ...
 
     async def workers(self) -> list[SessionRecord]:
@@ -85,11 +162,33 @@ class Console(Protocol):
         """Make failed and cancelled jobs READY now, with fresh counters and no expiry. Their errors are kept. [console_retry]"""
         ...
 
-    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
+    async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
+        """Return the groups of the failed jobs in this queue and with this job name, the largest first. [console_failures]
+
+        Each failed job is in one group until an operator retries it or it is dropped. The counts are exact: their sum is the number of
+        failed jobs in `queues`. [console_failures_exact]
+        The cause of a settled job is that of its settlement. Poison has the fingerprint of what the last worker died of, and the deploy of
+        that worker. [console_failures_poison]
+        Stores count by an index, and read no job but the last one of each group.
+        """
+        ...
+
+    async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
+        """Return the ids of the failed jobs with this fingerprint, in no particular order. A job that joins or leaves its group
+        meanwhile may be missing. [console_failures_ids]"""
+        ...
+
+    async def purge(self, view: View, *, limit: int = 1_000) -> int:
         """Drop up to `limit` matching jobs, and return their number. Waiting ones are cancelled first; running ones stay. [console_purge]
 
         The ids stay known for `repeat_for`, so that a resent enqueue does not add the jobs again.
+        A filter with a tag drops no job without it. [console_purge_tag]
         """
+        ...
+
+    async def drop(self, ids: Sequence[bytes]) -> list[Status | None]:
+        """Drop ended jobs, as `purge` does. Return the status that each job had, or None for one that `read` would not return. Live jobs
+        stay as they are. [console_drop]"""
         ...
 
     async def pause(self, queue: str) -> None:
@@ -111,6 +210,18 @@ class Console(Protocol):
         Return True on success, even if nothing had to change. Return False if there is no such schedule, or if it cannot be
         removed because a living session declares it.
         """
+        ...
+
+    async def record_act(self, act: Act) -> None:
+        """Add what an operator did to the audit log, with the store's time. [console_acts]
+
+        The same act sent again is not added again. [console_acts_repeat]
+        The log keeps the newest `rules.most_acts`. [console_acts_bounded]
+        """
+        ...
+
+    async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
+        """Return the newest acts whose numbers are below `before`, newest first. [console_acts]"""
         ...
 
     async def metrics(self) -> Metrics:

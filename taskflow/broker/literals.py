@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from taskflow.broker.protocol import GONE_AFTER, PASSED_ON_AFTER, UPKEEPERS
+from taskflow.broker.protocol import GONE_AFTER, MAX_ENDS, PASSED_ON_AFTER, PURGED_FOR, UPKEEPERS
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, POISON
@@ -33,6 +33,7 @@ def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Ite
         "R.longest": str(to_microseconds(LONGEST)),
         "R.ghost_after": str(to_microseconds(rules.ghost_after)),
         "R.max_crashes": str(rules.max_crashes),
+        "R.most_crashes_as_poison": str(rules.most_crashes_as_poison),
         "R.crash_backoff": numbers(to_microseconds(seconds) for seconds in rules.crash_backoff),
         "R.hand_back_backoff": numbers(to_microseconds(seconds) for seconds in rules.hand_back_backoff),
         "R.repeat_for": str(to_microseconds(rules.repeat_for)),
@@ -40,6 +41,10 @@ def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Ite
         "R.keep_cancelled": str(to_microseconds(rules.keep_cancelled)),
         "R.keep_asleep": str(to_microseconds(rules.keep_asleep)),
         "R.kept_per_queue": str(rules.kept_per_queue),
+        "R.most_ends": str(rules.most_ends),
+        "R.most_acts": str(rules.most_acts),
+        "R.max_ends": str(MAX_ENDS),
+        "R.purged_for": str(to_microseconds(PURGED_FOR)),
         "R.upkeep_every": str(to_microseconds(rules.upkeep_every)),
         "R.max_errors_bytes": str(MAX_ERRORS_BYTES),
         "R.passed_on_after": str(to_microseconds(PASSED_ON_AFTER)),

@@ -14,6 +14,8 @@ A store may contain anything: other programs write to it, disks fail, releases d
   [enqueue_repeat] A known id, ended or not, adds nothing: it is Refused with that id, because of "id".
   [enqueue_order] Ready jobs are claimed by priority (higher first), then by the time they became ready, then in order of arrival.
   [enqueue_past] A time in the past means now.
+  [tags_kept] A job keeps its tags until it is dropped, whatever happens to it. Its leases and records show them.
+  [tags_dropped] Once a job is dropped, no index has an entry for its tags. A job without tags has no entry in such an index.
   [key_keeps] While a live job has the key, another is Refused because of "key", with the id of the waiting holder, or else
     that of the running one.
   [key_cancelled] A running holder that was asked to stop causes no refusal. Unless there is also a waiting holder, the new job is Added,
@@ -23,6 +25,7 @@ A store may contain anything: other programs write to it, disks fail, releases d
   [key_survives_retry] A job that waits for its retry keeps its key.
   [key_replaces] With REPLACE, the waiting holder becomes CANCELLED, "replaced by ID", and the new job is Added with its own id.
   [key_waits_behind] With REPLACE while the holder runs, the new job is HELD until the holder is no longer RUNNING.
+    Its record shows the holder as `behind`.
   [key_gives_way] A run that would wait again while a replacement waits for it becomes CANCELLED, "replaced by ID".
   [enqueue_full] If the store has no room, enqueue raises StoreFull and adds none of the batch. All other verbs still work.
   [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome.
@@ -63,12 +66,15 @@ A store may contain anything: other programs write to it, disks fail, releases d
 
 **settle** ends a run, if the fence (RUNNING, epoch, claim id) matches.
   [settle_outcomes] The table of moves determines what follows each verdict: status, counters, times, error, result and reason.
+  [settle_history] The error of a run that fails has the run's start and end, its worker, and how it ended. So has that of a crash; its run
+    began when the session reported it, or else when it claimed the job. No other run leaves an entry.
   [settle_stale] A settlement of an unknown job, or with a fence other than the job's current one, is STALE and changes nothing.
   [settle_repeat] Sending again the settlement that last took effect is OK and changes nothing.
   [settle_batch] Items of one batch are independent of each other. An item whose rows another program's open transaction holds (in stores
                  that allow this) is HELD_UP: only this item has not been settled.
   [settle_progress] The record shows the progress in a settlement, whatever the verdict. Without progress, the last report stays.
-  [settle_follow_ups] Follow-ups are added once, if and only if the settlement takes effect.
+  [settle_follow_ups] Follow-ups are added once, if and only if the settlement takes effect, even if the store is full. One whose key or id
+    is taken is not added, and affects neither the settlement nor the others.
   [settle_late] A lapsed session's settlement counts until its lease is released.
   [settle_resets] An outcome of a run resets the counts of crashes and of hand-backs.
   [settle_marked] A run that would wait again after it was asked to stop becomes CANCELLED.
@@ -85,6 +91,11 @@ A store may contain anything: other programs write to it, disks fail, releases d
 **read** returns records, and None for a job that is unknown or no longer kept.
   [read_kept] An ended job is returned for as long as it is kept, and not after.
 
+**holders** returns, for each key, the id of the live job that has it, or None.
+  [holders_waiting] If one job waits and another one runs, the id is that of the waiting one.
+  [holders_running] A running job is returned even if it was asked to stop, because it is live until it has ended.
+  [holders_none] An ended job has no key, so it is never returned.
+
 **upkeep** makes up to `limit` moves that time has made necessary, and returns when to call it next. Any worker may call it, in any order
 and any number of times.
   [upkeep_due] A due job becomes READY, and its due time determines its place.
@@ -93,12 +104,27 @@ and any number of times.
     released.
   [crash_backoff] The first crash causes no wait; later ones wait as `crash_backoff` says. A crash does not count as a failure.
   [crash_poison] More than `max_crashes` crashes in a row make the job FAILED as poison, whatever attempts are left or used.
+  [poison_follow_up] A poison job with `on_failure` becomes READY in its old place instead of FAILED, and no longer expires. Its leases have
+    the reason as `poison`: the worker settles it as `Discarded`, with the follow-up, without a run. That resets no counts. After further
+    crashes it waits as `crash_backoff` says; beyond `most_crashes_as_poison` it becomes FAILED without the follow-up, and its reason says
+    so. Cancellation and [key_gives_way] apply as to other jobs that wait again. The console counts it as poison only once it is FAILED.
   [crash_marked] A job that was asked to stop becomes CANCELLED after a crash, and does not run again.
   [outage] If no session has sent a heartbeat for a session's whole ttl, the store was unavailable. The session gets one more ttl. If it
     does not return, its leases count as handed back, not as crashed.
   [upkeep_expires] A waiting job past its expiry is CANCELLED, "expired".
   [upkeep_drops] An ended job is dropped when it need not be kept any longer. Its id is known for at least `repeat_for` after its end.
   [upkeep_caps] If a queue has more than `kept_per_queue` ended jobs, or more failed ones, its oldest are dropped and counted.
+
+**upkeep** for ends without a settlement: waiting jobs that were cancelled, replaced, purged or expired, and runs that end because their
+worker was lost, has left, or does not know them.
+  [ends_heard] While a session that `hears` lives, the store notes the ids of such jobs. Upkeep with `ends` takes at most `MAX_ENDS` of
+    them, oldest first. `next_in` is 0 if more are left. Each is given to one caller, once.
+  [ends_settled] The end of a job by the settlement of its lease is not noted: the worker that settled it knows.
+  [ends_unheard] While no such session lives, nothing is noted. Upkeep without `ends` takes nothing.
+  [ends_bounded] At most `most_ends` are noted. Older ones are dropped, and the next upkeep with `ends` returns their number.
+  [ends_told] The first end that is noted nudges listeners under `topics.DUE`. While ends are noted, the `due_in` of an outlook for a
+    session that hears is 0.
+  [ends_purged] While such a session lives, a purge leaves a waiting job for `PURGED_FOR` seconds as CANCELLED, so that it can be read.
 
 **define** stores definitions of schedules, and answers True for each that was stored and False for each that was refused. If a session
 is given, it declares the schedules, and its definitions apply only while it lives. Without a session, the schedules are put. A schedule
@@ -178,6 +204,13 @@ UPKEEPERS: Final = 2
 due before all others. Each of them calls upkeep when the job is due."""
 
 
+MAX_ENDS: Final = 100
+"""The maximum number of ends without a settlement that one call of upkeep returns."""
+
+PURGED_FOR: Final = 60.0
+"""Seconds for which a purged job can still be read by workers that hear of its end."""
+
+
 class Added(msgspec.Struct, frozen=True):
     """The job was added. `replaced` is the id of the waiting job that it replaced."""
 
@@ -196,7 +229,9 @@ class Refused(msgspec.Struct, frozen=True):
 class Upkept(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one upkeep call: the number of jobs moved, by kind. The next call is due in `next_in` seconds.
 
-    `offers`  the schedules that the caller is to fire
+    `offers`        the schedules that the caller is to fire
+    `ended`         the ids of jobs that have ended without a settlement, for a caller that hears of them
+    `ends_dropped`  how many such ids were dropped since the last call that asked, because too many were waiting
     """
 
     readied: int = 0
@@ -206,6 +241,8 @@ class Upkept(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int = 0
     next_in: float = 1.0
     offers: tuple[Offer, ...] = ()
+    ended: tuple[bytes, ...] = ()
+    ends_dropped: int = 0
 
 
 class Broker(Protocol):
@@ -230,7 +267,9 @@ class Broker(Protocol):
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]: ...
 
-    async def upkeep(self, limit: int) -> Upkept: ...
+    async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept: ...
 
     async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]: ...
 

@@ -44,6 +44,8 @@ def parts_of(verdict: verdicts.Verdict) -> VerdictParts:
             return VerdictParts(7, waiting_for, after=to_microseconds(after))
         case verdicts.HandedBack(counts):
             return VerdictParts(8, counts)
+        case verdicts.Completed(otherwise):
+            return parts_of(otherwise)
         case _:
             raise TypeError(f"{verdict!r} is not a verdict that a store knows")
 

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from taskflow.broker.protocol import Broker
-from taskflow.model.envelope import QUEUE_NAME
+from taskflow.model.envelope import NAMESPACE
 from taskflow.model.errors import BrokerUrlError, ConfigurationError, DriverMissing
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
@@ -224,7 +224,7 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
             raise BrokerUrlError(f"broker URL has the parameter {name!r} twice")
         options[name] = value
     namespace = options.get("namespace", DEFAULT_NAMESPACE)
-    if not QUEUE_NAME.fullmatch(namespace):
+    if not NAMESPACE.fullmatch(namespace):
         raise BrokerUrlError(f"broker URL has the namespace {namespace!r}: expected 1 to 100 of the characters A-Z a-z 0-9 _ . -")
     return options
 

@@ -3,174 +3,197 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import signal
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Awaitable, Callable
 
 from taskflow.app.app import App
-from taskflow.broker.console import Console, JobFilter, Redone
+from taskflow.app.audit_log import recorded, selection
+from taskflow.app.bulk_actions import (
+    ASKED,
+    CHANGED,
+    DEFAULTS,
+    POSSIBLE,
+    UNKNOWN,
+    ActionResult,
+    CallOnce,
+    act,
+    apply,
+    check_view,
+    count,
+    foresee,
+)
+from taskflow.broker.console import Redone, View
 from taskflow.broker.protocol import Broker
+from taskflow.cli.act_report import ActReport, operator
 from taskflow.cli.exits import Exit
+from taskflow.cli.interrupts import raising
 from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters
-from taskflow.cli.progress import Bar
+from taskflow.cli.json_text import json_text
+from taskflow.cli.progress import Bar, confirmed
 from taskflow.cli.store import what_is_there, with_store
 from taskflow.model.envelope import check_queue
-from taskflow.model.errors import ConfigurationError
-from taskflow.model.ids import id_text
-from taskflow.model.record import ENDED, LIVE, WAITING, Status
-
-PAGE: Final = 500
-# The statuses that each command acts on: DEFAULTS without --status, else any of POSSIBLE.
-DEFAULTS: Final = {"retry": {Status.FAILED}, "cancel": LIVE, "purge": ENDED}
-POSSIBLE: Final = {"retry": {Status.FAILED, Status.CANCELLED}, "cancel": LIVE, "purge": ENDED | WAITING}
-
-
-@dataclass(frozen=True)
-class ActionResult:
-    """The outcome of a command: how many jobs it changed, how many running ones it asked to stop, and why it refused each of the rest."""
-
-    count: int = 0
-    asked: int = 0
-    refused: Mapping[bytes, str] = field(default_factory=dict)
-
-    @property
-    def seen(self) -> int:
-        return self.count + self.asked + len(self.refused)
-
-    def __add__(self, more: ActionResult) -> ActionResult:
-        return ActionResult(self.count + more.count, self.asked + more.asked, {**self.refused, **more.refused})
+from taskflow.model.errors import BrokerError, ConfigurationError
+from taskflow.model.ids import id_text, key_digest
+from taskflow.model.printable import one_line
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return with_store(arguments, _act)
+    with raising(signal.SIGTERM, signal.SIGHUP):  # so that the audit log gets what was done until then
+        return with_store(arguments, _act)
 
 
 async def _act(app: App, arguments: argparse.Namespace) -> int:
     if arguments.command in ("pause", "resume"):
-        return await _pause(app.broker().console, arguments)
+        return await _pause(app.broker(), arguments)
     ids_or_filters(arguments)
+    if arguments.command == "retry" and (staged := _staged(arguments)) is not None:
+        return await staged(app, arguments)
     if arguments.ids:
         return await _on_ids(app, arguments)
     all_or_filters(arguments)
     return await _on_filtered(app, arguments)
 
 
-async def _pause(console: Console, arguments: argparse.Namespace) -> int:
+def _staged(arguments: argparse.Namespace) -> Callable[[App, argparse.Namespace], Awaitable[int]] | None:
+    """Return the command for a group of failures, or None without `--group`, which the options of stages need."""
+    if arguments.group is None:
+        given = {"--canary": arguments.canary, "--then": arguments.then, "--rate": arguments.rate}
+        if flags := [flag for flag, value in given.items() if value]:
+            raise ConfigurationError(f"{flags[0]} needs --group: `taskflow failures` lists the groups")
+        return None
+    if arguments.ids or arguments.all:
+        raise ConfigurationError("retry takes --group, ids or --all: leave out all but one")
+    if arguments.status:
+        raise ConfigurationError("retry --group takes no --status: its jobs have failed")
+    from taskflow.cli.canary import retry_group
+
+    return retry_group
+
+
+async def _pause(broker: Broker, arguments: argparse.Namespace) -> int:
     """Pause or resume queues. A queue may be paused before its first job, but an unknown name
     is usually a typo, so it is reported on stderr."""
+    verb, console = arguments.command, broker.console
     try:
         names = [check_queue(name) for name in arguments.names]
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    for name in names:
-        await doubt_queue(console, name)
-        await (console.pause(name) if arguments.command == "pause" else console.resume(name))
-        print(f"{arguments.command}d {name}")
+    queues = list[dict[str, object]]()
+    async with recorded(CallOnce(broker), verb, names=names, **operator(arguments)) as doing:
+        for name in names:
+            queues.append({"name": name, "known": await doubt_queue(console, name)})
+            await (console.pause(name) if verb == "pause" else console.resume(name))
+            doing.affected += 1
+            if not arguments.json:
+                print(f"{verb}d {name}")
+    if arguments.json:
+        print(json_text({"act": verb, "queues": queues}, indent=2))
     return Exit.OK
 
 
 async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
-    ids = ids_of(arguments.ids)
+    ids, action = ids_of(arguments.ids), arguments.command
     broker = what_is_there(app)
     if arguments.dry_run:
-        records = await broker.read(ids)
-        found = sum(record is not None and record.status in POSSIBLE[arguments.command] for record in records)
-        print(f"would {arguments.command} {found:,}")
-        return Exit.NOT_FOUND if None in records else Exit.OK if found == len(ids) else Exit.FAILED
-    done = await _apply(broker, arguments.command, ids)
-    for job_id, why in done.refused.items():
-        print(f"taskflow: {id_text(job_id)} was not {_past(arguments.command)}: {why}", file=sys.stderr)
-    _print_done(arguments.command, done)
-    return Exit.NOT_FOUND if UNKNOWN in done.refused.values() else Exit.FAILED if done.refused else Exit.OK
+        return await _foresee_ids(broker, ids, arguments)
+    async with recorded(CallOnce(broker), action, names=[*map(id_text, ids)], **operator(arguments)) as doing:
+        answers = await apply(CallOnce(broker), action, ids)
+        done = ActionResult.of(answers)
+        doing.affected = done.affected
+    for job_id, answer in zip(ids, answers, strict=True):
+        if answer not in (CHANGED, ASKED):
+            holder = await _holder_of_key(broker, job_id) if answer == Redone.KEY_TAKEN.value else ""
+            print(f"taskflow: {id_text(job_id)} was not {_past(action)}: {answer}{holder}", file=sys.stderr)
+    if arguments.json:
+        _report(arguments, ids, answers, len(ids), done)
+    else:
+        _print_done(action, done)
+    return Exit.NOT_FOUND if UNKNOWN in done.refused else Exit.FAILED if done.refused else Exit.OK
+
+
+async def _foresee_ids(broker: Broker, ids: list[bytes], arguments: argparse.Namespace) -> int:
+    action, answers = arguments.command, [foresee(arguments.command, record, by_id=True) for record in await broker.read(ids)]
+    found = sum(answer in (CHANGED, ASKED) for answer in answers)
+    if arguments.json:
+        _report(arguments, ids, answers, found)
+    else:
+        print(f"would {action} {found:,}")
+    return Exit.NOT_FOUND if UNKNOWN in answers else Exit.OK if found == len(ids) else Exit.FAILED
+
+
+def _report(arguments: argparse.Namespace, ids: list[bytes], answers: list[str], matching: int, done: ActionResult | None = None) -> None:
+    report = ActReport(act=arguments.command, dry_run=arguments.dry_run, matching=matching)
+    report.jobs = [{"id": id_text(job_id), "answer": answer} for job_id, answer in zip(ids, answers, strict=True)]
+    if done is not None:
+        report.add(done)
+    report.print()
+
+
+async def _holder_of_key(broker: Broker, job_id: bytes) -> str:
+    """Return words that name the live job with this job's key, or nothing if it is not known."""
+    [record] = await broker.read([job_id])
+    if record is None or record.key_text is None:
+        return ""
+    holders = await broker.holders([key_digest(queue, record.job, record.key_text) for queue in (record.queue, "")])
+    return next((f": {id_text(holder)} has {one_line(record.key_text)}" for holder in holders if holder is not None), "")
 
 
 async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
-    job_filter = _checked_filter(arguments)
+    action, job_filter = arguments.command, _checked_filter(arguments)
     broker = what_is_there(app)
     if not await doubt_queue(broker.console, job_filter.queue):
         return Exit.NOT_FOUND
-    total = await _count(broker.console, job_filter)
+    call = CallOnce(broker)
+    total = await count(call, job_filter)
     if arguments.dry_run:
-        print(f"would {arguments.command} {total:,}")
+        if arguments.json:
+            _report(arguments, [], [], total)
+        else:
+            print(f"would {action} {total:,}")
         return Exit.OK
-    bar = Bar(total)
-    done = await (_purge(broker, job_filter, bar) if arguments.command == "purge" else _go_through(broker, job_filter, bar, arguments))
-    bar.close()
-    refusals = Counter(done.refused.values())
-    for why, count in refusals.items():
-        print(f"taskflow: {count:,} were not {_past(arguments.command)}: {why}", file=sys.stderr)
-    _print_done(arguments.command, done)
-    return Exit.FAILED if Redone.KEY_TAKEN.value in refusals else Exit.OK
+    if action != "retry" and not confirmed(f"{action} {total:,} jobs?", arguments):
+        return Exit.FAILED
+    bar, done = None if arguments.json else Bar(total), ActionResult()
+    try:
+        async with recorded(call, action, which=selection(job_filter), **operator(arguments)) as doing:
+            async for so_far in act(call, action, job_filter):
+                done, doing.affected = so_far, so_far.affected
+                if bar is not None:
+                    bar.show(min(total, done.seen))
+    except (KeyboardInterrupt, asyncio.CancelledError, BrokerError):
+        if bar is not None:
+            bar.close()
+        print(f"taskflow: interrupted: {_past(action)} {done.affected:,} of {total:,} or a few more", file=sys.stderr)
+        raise
+    for why, number in done.refused.items():
+        print(f"taskflow: {number:,} were not {_past(action)}: {why}", file=sys.stderr)
+    if bar is None:
+        _report(arguments, [], [], total, done)
+    else:
+        bar.close()
+        _print_done(action, done)
+    return Exit.FAILED if Redone.KEY_TAKEN.value in done.refused else Exit.OK
 
 
 def _print_done(command: str, done: ActionResult) -> None:
     asked = f", asked {done.asked:,} running to stop" if done.asked else ""
-    print(f"{_past(command)} {done.count:,}{asked}")
+    print(f"{_past(command)} {done.changed:,}{asked}")
 
 
-async def _count(console: Console, job_filter: JobFilter) -> int:
-    """Count the jobs that match the filter. For live jobs, the counts of the queues suffice; for ended
-    jobs, those counts include some that are no longer kept."""
-    if LIVE.issuperset(job_filter.statuses) and job_filter == JobFilter(queue=job_filter.queue, statuses=job_filter.statuses):
-        queues = [queue for queue in await console.queues() if job_filter.queue in (None, queue.name)]
-        return sum(queue.counts[status] for queue in queues for status in job_filter.statuses)
-    return sum([len(ids) async for ids in _pages(console, job_filter)])
-
-
-def _checked_filter(arguments: argparse.Namespace) -> JobFilter:
+def _checked_filter(arguments: argparse.Namespace) -> View:
     command = arguments.command
     job_filter = filter_of(arguments, DEFAULTS[command])
     for status in job_filter.statuses:
         if status not in POSSIBLE[command]:
             able = ", ".join(sorted(POSSIBLE[command]))
             raise ConfigurationError(f"{command} --status {status}: allowed statuses are {able}")
+    try:
+        check_view(command, job_filter)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
     return job_filter
-
-
-async def _purge(broker: Broker, job_filter: JobFilter, bar: Bar) -> ActionResult:
-    """Purge at most as many jobs as there were at the start, so that newly added jobs cannot keep it running."""
-    done = 0
-    while (left := bar.total - done) > 0 and (dropped := await broker.console.purge(job_filter, limit=min(PAGE, left))) > 0:
-        done += dropped
-        bar.show(done)
-    return ActionResult(done)
-
-
-async def _go_through(broker: Broker, job_filter: JobFilter, bar: Bar, arguments: argparse.Namespace) -> ActionResult:
-    done = ActionResult()
-    async for ids in _pages(broker.console, job_filter):
-        done += await _apply(broker, arguments.command, ids)
-        bar.show(min(bar.total, done.seen))
-    return done
-
-
-async def _apply(broker: Broker, command: str, ids: Sequence[bytes]) -> ActionResult:
-    if command == "retry":
-        answers = await broker.console.retry(ids)
-        whys = (UNKNOWN if answer is Redone.UNKNOWN else answer.value for answer in answers)
-        refused = {job_id: why for job_id, answer, why in zip(ids, answers, whys, strict=True) if answer is not Redone.OK}
-        return ActionResult(len(ids) - len(refused), refused=refused)
-    found = await broker.cancel(ids)
-    refused = {job_id: _uncancelled(status) for job_id, status in zip(ids, found, strict=True) if status is None or status.is_ended}
-    asked = found.count(Status.RUNNING)
-    return ActionResult(len(ids) - len(refused) - asked, asked, refused)
-
-
-UNKNOWN: Final = "it is unknown or no longer kept"
-
-
-def _uncancelled(status: Status | None) -> str:
-    return UNKNOWN if status is None else f"it has already {status}" if status is not Status.CANCELLED else "it was already cancelled"
-
-
-async def _pages(console: Console, job_filter: JobFilter) -> AsyncIterator[list[bytes]]:
-    """Yield pages of job ids, newest first. Jobs that no longer match after the command has changed them do not shift the later pages."""
-    before: bytes | None = None
-    while records := await console.browse(job_filter, before=before, limit=PAGE):
-        before = records[-1].id
-        yield [record.id for record in records]
 
 
 def _past(command: str) -> str:

@@ -14,8 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -28,6 +27,7 @@ from taskflow.cli.demo_files import source_files
 from taskflow.cli.demo_jobs import SourceFile, index
 from taskflow.cli.exits import Exit
 from taskflow.cli.progress import Bar
+from taskflow.cli.worker_process import worker_process
 from taskflow.model.errors import BrokerRefused, TaskflowError
 from taskflow.model.record import ENDED
 
@@ -49,9 +49,10 @@ async def _demo(files: list[str], file: Path) -> int:
         began = time.monotonic()
         handles = await enqueue(index.bind(path, fails_once=number == 0) for number, path in enumerate(files))
         print(f"{len(handles):,} Python files queued in {file}, {time.monotonic() - began:.2f} s")
-        with _worker(url) as worker:
+        bar = Bar(len(handles))
+        with worker_process(url, "taskflow.cli.demo_jobs", "--queues", index.queue, say=bar.say) as worker:
             began = time.monotonic()
-            await _watch(app, len(handles), worker)
+            await _watch(app, bar, worker)
             took = time.monotonic() - began
         failed = await _summarize(handles, took)
         _tell_next(url, handles[0].id)
@@ -78,35 +79,12 @@ def _a_fresh_file(given: str | None) -> Path:
         raise BrokerRefused(f"{where}: {error.strerror}; name a writable folder with --folder") from error
 
 
-# --- the worker -----------------------------------------------------------------------------------------------------
-
-# Appends the package's folder to sys.path, so that the package is found in a clone that is not installed.
-_START: Final = "import sys; sys.path.append(sys.argv.pop(1)); from taskflow.cli.main import program; raise SystemExit(program())"
-
-
-@contextmanager
-def _worker(url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a real worker process in an empty folder, so that a `queue.py` in the user's folder does not hide Python's own."""
-    here = str(Path(__file__).parents[2])
-    command = [sys.executable, "-P", "-c", _START, here, "worker", "taskflow.cli.demo_jobs", "--broker", url]
-    command += ["--queues", index.queue, "--log-level", "warning"]
-    with tempfile.TemporaryDirectory() as empty, subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=empty) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-async def _watch(app: App, total: int, worker: subprocess.Popen[bytes]) -> None:
+async def _watch(app: App, bar: Bar, worker: subprocess.Popen[str]) -> None:
     """Wait until all jobs have ended, updating the progress bar ten times a second.
 
     Raises TaskflowError if the worker exits before that.
     """
-    bar = Bar(total)
+    total = bar.total
     while True:
         code = worker.poll()  # polled before the count, so that the count includes all its work
         queues = await app.broker().console.queues()

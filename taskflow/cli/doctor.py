@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Final
 
 import msgspec
 
@@ -13,7 +14,10 @@ from taskflow.broker.url import masked
 from taskflow.cli.exits import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.store import with_store
+from taskflow.cli.terminal import GREEN, RED, YELLOW, painted
 from taskflow.model.printable import message, one_line
+
+OF_LEVEL: Final = {"ok": GREEN, "note": YELLOW, "problem": RED}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,7 +32,7 @@ async def _examine(app: App, arguments: argparse.Namespace) -> int:
     else:
         print(f"broker       {one_line(masked(app.broker_url()))}")
         for finding in findings:
-            print(f"{finding.level:<8} {finding.topic}: {message(finding.says)}")
+            print(f"{painted(f'{finding.level:<8}', OF_LEVEL[finding.level])} {finding.topic}: {message(finding.says)}")
     return Exit.FAILED if any(finding.level == "problem" for finding in findings) else Exit.OK
 
 

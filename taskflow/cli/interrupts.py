@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import signal
 
-CALLBACKS = ("cb", "remove")
-"""The names of functions that the import system calls when a weak reference dies."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Told(KeyboardInterrupt):
@@ -16,6 +18,29 @@ class Told(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
+
+
+@contextlib.contextmanager
+def raising(*numbers: int) -> Iterator[None]:
+    """In this block, these signals raise `Told`, so that what it has begun is undone. One that is ignored, as by `nohup`, stays so."""
+    can_handle = _thread.get_ident() == _main_thread
+    before = {number: signal.signal(number, _raise) for number in numbers if can_handle and signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise(number: int, frame: object) -> None:
+    raise Told(number)
+
+
+def drops_exceptions(frame: object) -> bool:
+    """Return True if `frame` is a function that the import system calls when a weak reference
+    dies. The interpreter would drop an exception raised there, and print it as an error of taskflow."""
+    code = getattr(frame, "f_code", None)
+    return code is not None and code.co_name in ("cb", "remove") and code.co_filename.startswith("<frozen importlib")
 
 
 class Interrupts:
@@ -56,10 +81,8 @@ class Interrupts:
         if self._number:
             os._exit(128 + number)
         self._number = number
-        code = getattr(frame, "f_code", None)
-        if code is not None and code.co_name in CALLBACKS and code.co_filename.startswith("<frozen importlib"):
-            return  # in these, the interpreter would drop the exception, and print it as an error of taskflow
-        raise Told(number)
+        if not drops_exceptions(frame):
+            raise Told(number)
 
 
 _main_thread = _thread.get_ident()

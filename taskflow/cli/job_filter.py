@@ -1,4 +1,4 @@
-"""Creates a `JobFilter` from the options that several commands share, and checks ids and filters."""
+"""Creates a `View` from the options that several commands share, and checks ids and filters."""
 
 from __future__ import annotations
 
@@ -6,27 +6,41 @@ import argparse
 import sys
 from collections.abc import Iterable
 
-from taskflow.broker.console import Console, JobFilter
-from taskflow.model.envelope import check_queue
+from taskflow.app.bulk_actions import header_of
+from taskflow.broker.console import Console, View
+from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import parse_id
+from taskflow.model.job_schema import check_tag
 from taskflow.model.printable import one_line
 from taskflow.model.record import Status
 from taskflow.model.suggestions import nearest
 
 
-def filter_of(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> JobFilter:
+def filter_of(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> View:
     statuses = [Status(status) for status in arguments.status] if arguments.status else default
     try:
         queue = None if arguments.queue is None else check_queue(arguments.queue)
     except ValueError as error:
         raise ConfigurationError(f"--queue: {error}") from error
-    return JobFilter(
+    try:
+        tag = None if arguments.tag is None else check_tag(arguments.tag)
+    except ValueError as error:
+        raise ConfigurationError(f"--tag: {error}") from error
+    try:
+        job = None if arguments.job is None else check_job_name(arguments.job)
+    except ValueError as error:
+        raise ConfigurationError(f"--job: {error}") from error
+    return View(
         queue=queue,
-        job=arguments.job,
+        job=job,
         statuses=tuple(sorted(set(statuses))),
+        error=getattr(arguments, "error", None),
+        header=None if getattr(arguments, "header", None) is None else header_of(arguments.header),
+        created_before=getattr(arguments, "created_before", None),
         ended_before=arguments.ended_before,
         poison=arguments.poison,
+        tag=tag,
     )
 
 
@@ -42,8 +56,7 @@ def all_or_filters(arguments: argparse.Namespace) -> None:
     if filters and arguments.all:
         raise ConfigurationError(f"{arguments.command} takes filters or --all, not both: leave out {filters[0]}, or --all")
     if not filters and not arguments.all:
-        ways = "filters or --all" if arguments.command == "purge" else "ids, filters or --all"
-        raise ConfigurationError(f"{arguments.command} needs to know which jobs: {ways}")
+        raise ConfigurationError(f"{arguments.command} needs to know which jobs: ids, filters or --all")
 
 
 def _filters(arguments: argparse.Namespace) -> list[str]:
@@ -51,7 +64,11 @@ def _filters(arguments: argparse.Namespace) -> list[str]:
     given = {
         "--queue": arguments.queue,
         "--job": arguments.job,
+        "--tag": arguments.tag,
         "--status": arguments.status,
+        "--error": arguments.error,
+        "--header": arguments.header,
+        "--created-before": arguments.created_before,
         "--ended-before": arguments.ended_before,
         "--poison": arguments.poison or None,
     }

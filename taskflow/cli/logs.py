@@ -30,12 +30,16 @@ WRITTEN_WITHIN: Final = 0.5
 
 @contextmanager
 def logging_to_stderr(
-    level: str, form: str, *filters: Callable[[logging.LogRecord], bool], handler: logging.Handler | None = None
+    level: str,
+    form: str,
+    *filters: Callable[[logging.LogRecord], bool],
+    handler: logging.Handler | None = None,
+    has_pid: bool = False,
 ) -> Iterator[None]:
     """Log to stderr inside the `with` block, through `handler` if given. If the format is JSON, Python's
-    warnings are logged too. The loggers are restored afterwards."""
+    warnings are logged too. The loggers are restored afterwards. With `has_pid`, each line has the process's id."""
     handler = handler or logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.setFormatter(JsonLines(has_pid=has_pid) if form == "json" else TextLines(has_pid=has_pid))
     for each in filters:
         handler.addFilter(each)
     root = logging.getLogger()
@@ -58,9 +62,9 @@ class Unhurried(logging.Handler):
     """Writes to stderr from a separate thread, so that a log call does not wait for a slow reader of stderr."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._lines = queue.Queue[str | None](MOST_UNREAD)
         self._writing = threading.Thread(target=self._write, name="taskflow-log", daemon=True)
+        super().__init__()  # from now on, logging closes it when Python exits
         self._writing.start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -68,7 +72,8 @@ class Unhurried(logging.Handler):
 
     def close(self) -> None:
         self._put(None)
-        self._writing.join(WRITTEN_WITHIN)
+        if self._writing.is_alive():  # a Ctrl-C may have come before the thread started
+            self._writing.join(WRITTEN_WITHIN)
         super().close()
 
     def _put(self, line: str | None) -> None:
@@ -83,8 +88,8 @@ class Unhurried(logging.Handler):
 
 
 class TextLines(logging.Formatter):
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+    def __init__(self, *, has_pid: bool = False) -> None:
+        super().__init__(f"%(asctime)s %(levelname)-7s {'[%(process)d] ' if has_pid else ''}%(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record as one line, whatever the message contains. Any traceback and stack follow it, indented."""
@@ -104,6 +109,10 @@ class JsonLines(logging.Formatter):
     """Formats each record as a JSON object on one line: time (UTC), level, logger,
     message, the job's fields, and any traceback and stack."""
 
+    def __init__(self, *, has_pid: bool = False) -> None:
+        super().__init__()
+        self._has_pid = has_pid
+
     def format(self, record: logging.LogRecord) -> str:
         shown: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -111,6 +120,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": _bounded(_message(record), MAX_CHARACTERS),
         }
+        if self._has_pid:
+            shown["pid"] = record.process
         shown |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         shown |= {name: _bounded(text, LONGEST_STACK) for name, text in _details(self, record).items()}
         return json_text(shown)

@@ -80,7 +80,10 @@ def _with_interrupts(argv: Sequence[str] | None) -> int:
     try:
         _make_output_safe()
         code = _run(argv)
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _forget_output()
         return code
     except Exception:
         interrupts.raise_again()  # C code that loads a module may have replaced the exception with another error

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
-import pkgutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from taskflow.app.app import default_app
+from taskflow.app.registry import Registry
 from taskflow.cli.tracebacks import print_users
+from taskflow.model.errors import ConfigurationError
 from taskflow.model.printable import message
 from taskflow.model.suggestions import nearest
 from taskflow.worker.failures import failure_of
@@ -33,9 +34,12 @@ def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
                 _import(submodule)
 
 
-def packages_of(names: Iterable[str]) -> list[str]:
-    """Return the names of those modules that are packages."""
-    return [name for name in names if hasattr(sys.modules.get(name), "__path__")]
+def require_jobs(registry: Registry, modules: Sequence[str], *, all_submodules: bool) -> None:
+    """Raise ConfigurationError if the imported modules declare no job."""
+    if not len(registry):
+        packages = [] if all_submodules else [name for name in modules if hasattr(sys.modules.get(name), "__path__")]
+        hint = f"; {packages[0]} is a package: name its modules, or add --all-submodules" if packages else ""
+        raise ConfigurationError(f"{', '.join(modules)} declares no job: decorate a function with @job{hint}")
 
 
 def _import(name: str) -> ModuleType:
@@ -82,6 +86,8 @@ def _modules_here() -> list[str]:
 
 
 def _submodules(package: ModuleType) -> Iterator[str]:
+    import pkgutil  # imported here, because most workers need none
+
     paths = getattr(package, "__path__", None)
     if paths is not None:
         for found in pkgutil.walk_packages(paths, f"{package.__name__}.", onerror=_fail):

@@ -1,4 +1,4 @@
-"""Formats instants for people: in a schedule's time zone, and in local time."""
+"""Formats instants and durations for people. Instants are shown in a schedule's time zone and in local time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,23 @@ def moment(at: datetime) -> str:
         return text
     day = "" if here.date() == at.date() else f"{here:%a %Y-%m-%d} "
     return f"{text}, here {day}{_clock(here)}"
+
+
+def span(seconds: float) -> str:
+    """Return a duration in its two largest units, for example 3d4h."""
+    whole = max(0, round(seconds))
+    for unit, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // smaller
+            return f"{whole // unit}{name}{f'{rest}{smaller_name}' if rest and whole < 10 * unit else ''}"
+    return f"{whole}s"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people, for example 12ms, 2.5s or 3m10s."""
+    if abs(seconds) < 0.9995:
+        return f"{1_000 * seconds:.0f}ms"
+    return f"{seconds:.1f}s" if abs(seconds) < 10 else span(seconds) if seconds > 0 else f"-{span(-seconds)}"
 
 
 def _clock(at: datetime) -> str:

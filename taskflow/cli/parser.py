@@ -11,14 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from taskflow.cli.exits import TABLE
+from taskflow.cli.values import fingerprint, interval, positive, seconds, stages, time
+from taskflow.cli.worker_options import add_worker_options
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from _typeshed import SupportsWrite
 
-# The shortest ttl in seconds. A heartbeat is sent every quarter of it.
-SHORTEST_TTL: Final = 1.0
 STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled")
 
 
@@ -80,10 +78,11 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the message to stderr and exit with 2, like argparse."""
+        """Print the message to stderr and exit with 2. Unlike argparse, leave out the usage, which would hide the message."""
         message = re.sub(r"://\S*", "://***", message)  # hides the password of a broker URL in the wrong place
         slip = re.search(r"(?:COMMAND|ACTION): invalid choice: '([^']*)'", message)
-        super().error(message + (_hint(slip[1], self.commands) or self.otherwise) if slip else message)
+        hint = (_hint(slip[1], self.commands) or self.otherwise) if slip else ""
+        self.exit(2, f"{self.prog}: {message}{hint}\nsee {self.prog} --help\n")
 
 
 def _hint(slip: str, known: Iterable[str], prefix: str = "") -> str:
@@ -108,125 +107,134 @@ def a_parser() -> Parser:
         added.set_defaults(module=module, **defaults)
         return added
 
-    _worker(command("worker", "worker", "run the jobs of modules", "Run the jobs that the modules declare.", line=None))
+    worker = command("worker", "worker", "run the jobs of modules", "Run the jobs that the modules declare.", line=None)
+    _modules(worker)
+    _broker(worker)
+    add_worker_options(worker)
     index = "Index the Python files of this machine with one job per file, starting with the standard library."
     _demo(command("demo", "demo", "index this machine's Python files as jobs", index))
-    _reads(command("status", "look", "show a summary of the store", "Show queues, workers and totals."))
+    _status(command("status", "status", "show a summary of the store", "Show the queues and workers of the store."))
+    fleet = "List the running workers: busy slots, heartbeat, jobs, deploy and queues."
+    _reads(command("workers", "status", "list workers", fleet))
+    measure = "Measure how fast jobs are sent and run, in a throw-away namespace of the store. It puts load on the server."
+    _bench(command("bench", "bench", "measure the store and a worker", measure))
     examine = "Check the store's settings. Exits with 1 if there is a problem."
     _reads(command("doctor", "doctor", "check whether jobs are safe in the store", examine))
     bring = "Migrate the tables of PostgreSQL or SQLite to the version that this taskflow needs."
     _migrate(command("migrate", "migrate", "migrate the store's tables to this version", bring))
-    _reads(command("queues", "look", "list queues and their counts", "List every queue with its counts."))
-    browse = "List jobs, newest first, or show those with the given ids."
+    _reads(command("queues", "status", "list queues and their counts", "List every queue with its counts."))
+    _reads(command("metrics", "metrics", "count events by queue", "Show how often each event has happened since the store was created."))
+    browse = "List jobs by status, or show those with the given ids."
     _jobs(command("jobs", "look", "list jobs, or show given ones", browse, all=False))
+    causes = "List the causes for which jobs have failed, the most frequent first."
+    _failures(command("failures", "failures", "list failed jobs by their cause", causes, status=None, poison=False))
+    why = "Say why jobs are in their present state, the cause first, and what to do about it."
+    _explain(command("explain", "explain", "say why a job has not run, or how it ended", why))
+    fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
+    _check(command("check", "check", "say whether the waiting jobs would run with this code", fits))
     again = "Make failed and cancelled jobs ready again."
-    _acts(command("retry", "act", "run failed or cancelled jobs again", again), default="failed")
+    _acts(retry := command("retry", "act", "run failed or cancelled jobs again", again), default="failed")
+    _groups(retry)
     stop = "Cancel waiting jobs at once, and ask running ones to stop."
     _acts(command("cancel", "act", "cancel jobs", stop), default="held, scheduled, ready and running")
-    drop = "Drop ended jobs; cancel and drop waiting ones. Running jobs are not affected."
-    _acts(command("purge", "act", "drop jobs", drop, ids=[]), default="ended", with_ids=False)
+    drop = "Drop ended jobs; with --status, cancel and drop waiting ones. Running jobs are not affected."
+    _acts(command("purge", "act", "drop jobs", drop), default="ended")
     for verb, meaning in (("pause", "stop claiming jobs from queues"), ("resume", "end a pause")):
         _pause(command(verb, "act", meaning, f"{meaning[0].upper()}{meaning[1:]}."), verb)
+    log = "List what operators did to jobs, queues and schedules, the newest first."
+    _audit(command("audit", "audit", "list what operators did", log))
     regular = "List schedules, or act on them. Without an action, list all of them."
     _schedules(command("schedules", "schedules", "list schedules, or act on them", regular))
+    shells = command(
+        "completion", "completion", "print a completion script for a shell", "Print a script that completes commands and options."
+    )
+    shells.add_argument("shell", choices=("bash", "zsh"), help="the shell")
     return parser
 
 
-def _worker(parser: argparse.ArgumentParser) -> None:
+def _status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=interval,
+        const=2.0,
+        metavar="S",
+        help="show it every S seconds (default: 2) with rates, in place on a terminal, until Ctrl-C",
+    )
+    _reads(parser)
+
+
+def _modules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("modules", nargs="+", metavar="MODULE", help="a module that declares jobs, for example app.tasks")
     parser.add_argument("--all-submodules", action="store_true", help="import every module of packages")
-    _broker(parser)
-    parser.add_argument("--queues", metavar="Q[=W],...", help="a,b: in strict order; a=3,b=1: weighted (default: every queue)")
-    parser.add_argument(
-        "--concurrency", type=_positive, default=100, metavar="N", help="the number of jobs to run at the same time (default: 100)"
-    )
-    parser.add_argument("--drain", action="store_true", help="exit when the queues are empty, with 1 if a job has failed")
-    parser.add_argument(
-        "--drain-horizon", type=_seconds, default=60.0, metavar="S", help="with --drain, wait for jobs due within S seconds (default: 60)"
-    )
-    parser.add_argument(
-        "--grace", type=_seconds, default=25.0, metavar="S", help="seconds that runs have to finish when stopping (default: 25)"
-    )
-    parser.add_argument(
-        "--ttl",
-        type=_ttl,
-        default=20.0,
-        metavar="S",
-        help="seconds without a heartbeat after which other workers take its jobs (default: 20)",
-    )
-    parser.add_argument(
-        "--start-timeout",
-        type=_seconds,
-        default=30.0,
-        metavar="S",
-        help="seconds to wait at the start for a broker that does not answer; then exit with 3 (default: 30; 0: at once)",
-    )
-    parser.add_argument(
-        "--stall-limit",
-        type=_seconds,
-        default=300.0,
-        metavar="S",
-        help="seconds for which a job may block the event loop; then exit with 5, and other workers take its jobs "
-        "(default: 300; 0: no limit)",
-    )
-    _health(parser)
-    _supervised(parser)
-    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default: info")
-    parser.add_argument("--log-format", default="text", choices=("text", "json"), help="default: text")
 
 
-def _health(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--health-port", type=_port, metavar="PORT", help="answer /live and /ready over HTTP (0: any free port)")
-    parser.add_argument(
-        "--health-host",
-        default="127.0.0.1",
-        metavar="HOST",
-        help="the address to listen on (default: 127.0.0.1, for this machine only; a container needs 0.0.0.0 or ::)",
-    )
-
-
-def _supervised(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that start a supervisor."""
-    group = parser.add_argument_group("under a supervisor", "The supervisor replaces workers that die. SIGHUP replaces them one by one.")
-    group.add_argument(
-        "--processes", action=_Supervise, type=_positive, metavar="N", help="run N worker processes, each with --concurrency jobs"
-    )
-    group.add_argument("--max-jobs", action=_Supervise, type=_positive, metavar="N", help="replace a worker that has run N jobs")
-    group.add_argument(
-        "--max-memory",
-        action=_Supervise,
-        type=_size,
-        metavar="BYTES",
-        help="replace a worker that uses more memory, for example 512M or 1G",
-    )
-    group.add_argument(
-        "--reload", action=_Supervise, nargs=0, default=False, help="replace workers when a Python file in this folder changes"
-    )
+def _check(parser: argparse.ArgumentParser) -> None:
+    _modules(parser)
+    parser.add_argument("--queue", action="append", metavar="Q", help="only jobs of this queue; may be repeated")
+    parser.add_argument("--limit", type=positive, default=10_000, metavar="N", help="look at N jobs of each queue (default: 10000)")
+    _reads(parser)
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", metavar="DIR", help="the folder for the queue's file, which is kept (default: a new temporary folder)")
-    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="use at most N files (default: 3000)")
+    parser.add_argument("--limit", type=positive, default=3000, metavar="N", help="use at most N files (default: 3000)")
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=positive, default=10_000, metavar="N", help="the number of jobs (default: 10000)")
+    parser.add_argument("--concurrency", type=positive, default=100, metavar="N", help="jobs at a time in the worker (default: 100)")
+    _reads(parser)
 
 
 def _migrate(parser: argparse.ArgumentParser) -> None:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="only list pending migrations")
     instead.add_argument("--sql", action="store_true", help="only print the SQL, for an administrator to run")
-    _broker(parser)
+    _reads(parser)
 
 
 def _jobs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", nargs="*", metavar="ID", help="show these jobs with their errors")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="show these jobs: arguments, result, runs on a time line, error")
     _filter_options(parser)
-    parser.add_argument("--limit", type=_positive, default=50, metavar="N", help="list at most N jobs (default: 50)")
-    parser.add_argument("--before", metavar="ID", help="list jobs older than this one: the next page")
+    parser.add_argument("--limit", type=positive, default=50, metavar="N", help="list at most N jobs (default: 50)")
+    parser.add_argument("--cursor", metavar="TEXT", help="list the next page: the text that the page before has printed")
+    parser.add_argument("--verbose", action="store_true", help="with ids: show long values, and the tracebacks of all errors")
+    _reads(parser)
+
+
+def _groups(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("one cause", "Retry the failed jobs of one cause in stages, and stop when one of them fails again.")
+    group.add_argument("--group", type=fingerprint, metavar="G", help="the jobs of this group of `taskflow failures`")
+    group.add_argument("--canary", type=positive, default=0, metavar="N", help="first retry N jobs, and wait until they have ended")
+    group.add_argument("--then", type=stages, default=(), metavar="N,...", help="the sizes of further stages, such as 10,100,all")
+    group.add_argument("--rate", type=positive, metavar="N", help="retry at most N jobs a second")
+    group.add_argument("--wait", type=seconds, default=300.0, metavar="S", help="stop if a stage takes longer (default: 300)")
+
+
+def _failures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--queue", metavar="Q", help="only jobs of this queue")
+    parser.add_argument("--job", metavar="NAME", help="only jobs of this type")
+    parser.add_argument("--tag", metavar="TAG", help="only jobs with this tag")
+    parser.add_argument("--ended-before", type=seconds, metavar="S", help="only jobs that failed at least S seconds ago")
+    _reads(parser)
+
+
+def _explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", nargs="+", metavar="ID", help="the jobs")
     _reads(parser)
 
 
 def _pause(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument("names", nargs="+", metavar="QUEUE", help=f"the queues to {verb}")
-    _broker(parser)
+    _operator(parser)
+    _reads(parser)
+
+
+def _audit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--limit", type=positive, default=50, metavar="N", help="list at most N acts (default: 50)")
+    parser.add_argument("--before", type=positive, metavar="N", help="list acts older than number N: the next page")
+    _reads(parser)
 
 
 def _schedules(parser: Parser) -> None:
@@ -249,7 +257,12 @@ def _schedules(parser: Parser) -> None:
         ("resume", "end a pause; times that have passed meanwhile do not fire"),
         ("remove", "remove schedules that no running worker declares"),
     ):
-        _broker(action(name, summary), argparse.SUPPRESS)
+        acting = action(name, summary)
+        if name == "remove":
+            _yes(acting)
+        _operator(acting)
+        _json(acting, argparse.SUPPRESS)
+        _broker(acting, argparse.SUPPRESS)
     _backfill(action("backfill", "add a job for each time of schedules in a span"))
     following = actions.add_parser("next", help=(summary := "compute times, without a broker"), description=f"{summary.capitalize()}.")
     _next(following)
@@ -258,21 +271,23 @@ def _schedules(parser: Parser) -> None:
 
 def _backfill(parser: argparse.ArgumentParser) -> None:
     zone = "ISO 8601, in the schedule's time zone unless it names an offset"
-    parser.add_argument("--from", dest="start", type=_time, required=True, metavar="TIME", help=f"the start of the span, included; {zone}")
-    parser.add_argument("--to", dest="end", type=_time, required=True, metavar="TIME", help="the end of the span, excluded")
+    parser.add_argument("--from", dest="start", type=time, required=True, metavar="TIME", help=f"the start of the span, included; {zone}")
+    parser.add_argument("--to", dest="end", type=time, required=True, metavar="TIME", help="the end of the span, excluded")
     parser.add_argument(
-        "--limit", type=_positive, default=1000, metavar="N", help="add nothing if a schedule has more than N times (default: 1000)"
+        "--limit", type=positive, default=1000, metavar="N", help="add nothing if a schedule has more than N times (default: 1000)"
     )
     parser.add_argument("--dry-run", action="store_true", help="only print how many jobs would be added, and the first and last time")
+    _operator(parser)
+    _json(parser, argparse.SUPPRESS)
     _broker(parser, argparse.SUPPRESS)
 
 
 def _next(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("expression", nargs="*", metavar="EXPRESSION", help='a cron expression in quotes, such as "0 9 * * MON-FRI"')
-    parser.add_argument("--every", type=_seconds, metavar="SECONDS", help="an interval, instead of an expression")
+    parser.add_argument("--every", type=seconds, metavar="SECONDS", help="an interval, instead of an expression")
     parser.add_argument("--tz", default="UTC", metavar="ZONE", help="the time zone, such as Europe/Paris (default: UTC)")
-    parser.add_argument("--count", type=_positive, default=5, metavar="N", help="the number of times (default: 5)")
-    parser.add_argument("--from", dest="start", type=_time, metavar="TIME", help="begin at this time in that zone (default: now)")
+    parser.add_argument("--count", type=positive, default=5, metavar="N", help="the number of times (default: 5)")
+    parser.add_argument("--from", dest="start", type=time, metavar="TIME", help="begin at this time in that zone (default: now)")
     _json(parser, argparse.SUPPRESS)
 
 
@@ -285,22 +300,41 @@ def _json(parser: argparse.ArgumentParser, default: Any = False) -> None:
     parser.add_argument("--json", action="store_true", default=default, help="JSON, for programs")
 
 
-def _acts(parser: argparse.ArgumentParser, *, default: str, with_ids: bool = True) -> None:
-    if with_ids:
-        parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs, instead of filters")
+def _acts(parser: argparse.ArgumentParser, *, default: str) -> None:
+    parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs, instead of filters")
     _filter_options(parser, default)
     parser.add_argument("--all", action="store_true", help=f"all jobs that are {default}, instead of ids and filters")
     parser.add_argument("--dry-run", action="store_true", help="only print how many jobs would be affected")
-    _broker(parser)
+    _yes(parser)
+    _operator(parser)
+    _reads(parser)
+
+
+def _yes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation on a terminal")
+
+
+def _operator(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the audit log."""
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why, for the audit log")
+    parser.add_argument("--by", metavar="WHO", help="who acts, for the audit log (default: your user and machine)")
 
 
 def _filter_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
     parser.add_argument("--queue", metavar="Q", help="only jobs of this queue")
     parser.add_argument("--job", metavar="NAME", help="only jobs of this type")
+    parser.add_argument("--tag", metavar="TAG", help="only jobs that were sent with this tag")
     parser.add_argument(
-        "--status", action="append", choices=STATUSES, help=f"only jobs with this status; may be repeated (default: {default})"
+        "--status",
+        type=str.lower,
+        action="append",
+        choices=STATUSES,
+        help=f"only jobs with this status; may be repeated (default: {default})",
     )
-    parser.add_argument("--ended-before", type=_seconds, metavar="S", help="only jobs that ended at least S seconds ago")
+    parser.add_argument("--error", metavar="TEXT", help="only jobs whose last error or reason contains the text")
+    parser.add_argument("--header", metavar="NAME[=VALUE]", help="only jobs with this header")
+    parser.add_argument("--created-before", type=seconds, metavar="S", help="only jobs that were sent at least S seconds ago")
+    parser.add_argument("--ended-before", type=seconds, metavar="S", help="only jobs that ended at least S seconds ago; also 90m, 12h, 7d")
     parser.add_argument("--poison", action="store_true", help="only jobs that ended as poison")
 
 
@@ -313,14 +347,6 @@ def _broker(parser: argparse.ArgumentParser, default: Any = None) -> None:
     )
 
 
-class _Supervise(argparse.Action):
-    """Selects the supervisor if one of its flags is given. Without them, the command runs the worker itself."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        namespace.module = "supervise"
-        setattr(namespace, self.dest, True if self.nargs == 0 else values)
-
-
 class _Version(argparse.Action):
     """Prints the version, which is looked up only on request."""
 
@@ -329,52 +355,3 @@ class _Version(argparse.Action):
 
         print(f"taskflow {version('taskflow-jobs')}", flush=True)
         parser.exit()
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
-    return int(text)
-
-
-def _size(text: str) -> int:
-    """Parse a number of bytes; K, M and G are powers of 1,024."""
-    written = re.fullmatch(r"([1-9][0-9]{0,18})([KMG]?)", text, re.IGNORECASE | re.ASCII)
-    if written is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 536870912, 512M or 1G")
-    return int(written[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[written[2].upper()]
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
-    return seconds
-
-
-def _time(text: str) -> datetime:
-    from datetime import datetime
-
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-01-31T09:00, or 2026-01-31T09:00+01:00") from None
-    if not 1970 <= time.year < 3000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between the years 1970 and 2999")
-    return time
-
-
-def _ttl(text: str) -> float:
-    seconds = _seconds(text)
-    if seconds < SHORTEST_TTL:
-        raise argparse.ArgumentTypeError(f"{text!r} is too short: a busy worker would be declared dead; use {SHORTEST_TTL:g} or more")
-    return seconds

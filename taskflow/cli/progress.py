@@ -1,11 +1,19 @@
-"""Shows progress: as a bar on a terminal, otherwise as an occasional line."""
+"""Shows progress: as a bar on a terminal, otherwise as an occasional line. Asks for confirmation there."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import sys
+import threading
 import time
 
+from taskflow.cli.parser import columns
+
 WIDTH = 40
+LEAST_WIDTH = 10
+BESIDE = 40
+"""Columns for the numbers beside the bar."""
 
 
 class Bar:
@@ -14,6 +22,8 @@ class Bar:
         self._began = time.monotonic()
         self._is_terminal = sys.stdout.isatty()
         self._shown = -1
+        self._drawn = ""
+        self._drawing = threading.Lock()
 
     def show(self, done: int) -> None:
         share = done / self.total if self.total else 1.0
@@ -21,12 +31,42 @@ class Bar:
             tenth = int(share * 10)
             if tenth != self._shown:
                 self._shown = tenth
-                print(f"{done:,} of {self.total:,} done", flush=True)
+                tell(f"{done:,} of {self.total:,} done")
             return
-        filled = int(share * WIDTH)
+        width = max(LEAST_WIDTH, min(WIDTH, columns() - BESIDE))
+        filled = int(share * width)
         rate = done / max(1e-9, time.monotonic() - self._began)
-        print(f"\r[{'#' * filled}{'.' * (WIDTH - filled)}] {done:,}/{self.total:,}  {rate:,.0f} jobs/s ", end="", flush=True)
+        with self._drawing:
+            self._drawn = f"\r[{'#' * filled}{'.' * (width - filled)}] {done:,}/{self.total:,}  {rate:,.0f} jobs/s \033[K"
+            print(self._drawn, end="", flush=True)
+
+    def say(self, line: str) -> None:
+        """Print a line to stderr, above the bar. May be called from any thread."""
+        with self._drawing:
+            if self._drawn:
+                print("\r\033[K", end="", flush=True)
+            print(line, file=sys.stderr, flush=True)
+            print(self._drawn, end="", flush=True)
 
     def close(self) -> None:
-        if self._is_terminal:
-            print()
+        with self._drawing:
+            if self._drawn:
+                print()
+            self._drawn = ""
+
+
+def tell(line: str) -> None:
+    """Print a line to stdout at once. If its reader is gone, as with `| head`, the command continues."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, flush=True)
+
+
+def confirmed(question: str, arguments: argparse.Namespace) -> bool:
+    """Return True if a person at the terminal confirms, with `--yes`, or if no person is there: a script is not asked."""
+    if arguments.yes or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    print("taskflow: nothing was changed", file=sys.stderr)
+    return False

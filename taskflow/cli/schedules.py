@@ -7,16 +7,18 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from taskflow.app.app import App
 from taskflow.app.declared_schedules import check_schedule_name
 from taskflow.app.schedules import ScheduleInfo, info_of, instants_between, schedules, stored_plan
 from taskflow.broker.protocol import Broker
+from taskflow.cli.act_report import operator
 from taskflow.cli.exits import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.moments import moment
 from taskflow.cli.parser import columns
+from taskflow.cli.progress import confirmed
 from taskflow.cli.store import what_is_there, with_store
 from taskflow.model.clock import instant_of
 from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule
@@ -82,7 +84,7 @@ def _print_rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]
     """Print a row for each schedule. If the states do not fit the terminal, print each on a second line, truncated."""
     is_terminal = sys.stdout.isatty()
     widest, room = (WIDEST, columns()) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
-    rows = [("schedule", "when", "next", "state")]
+    rows = [("SCHEDULE", "WHEN", "NEXT", "STATE")]
     for info, outcome in zip(found, outcomes, strict=True):
         last = _last(info, outcome)
         state = "; ".join(filter(None, [*_troubles(info), f"last {last}" if last else NEVER, _counts(info), _declarers(info)]))
@@ -162,45 +164,71 @@ def _to_json(info: ScheduleInfo, outcome: Status | None) -> dict[str, Any]:
 
 
 async def _act(app: App, arguments: argparse.Namespace) -> int:
-    if arguments.json:
-        raise ConfigurationError(f"schedules {arguments.action} has no --json")
-    broker = what_is_there(app)
-    codes = {Exit.OK}
-    for name in _names_of(arguments):
+    broker, action, names = what_is_there(app), arguments.action, _names_of(arguments)
+    if action == "remove" and not confirmed(f"remove {', '.join(map(one_line, names))}?", arguments):
+        return Exit.FAILED
+    codes, report = {Exit.OK}, list[dict[str, Any]]()
+    for name in names:
         try:
-            print(await ACTIONS[arguments.action](name, arguments))
-        except UnknownSchedule:
+            done = await ACTIONS[action](name, arguments)
+        except UnknownSchedule as error:
             await _report_unknown(broker, name)
             codes.add(Exit.NOT_FOUND)
+            done = Done("", problem=str(error))
         except ScheduleConflict as error:
             print(f"taskflow: {message(str(error))}", file=sys.stderr)
             codes.add(Exit.FAILED)
+            done = Done("", problem=str(error))
+        report.append({"name": name, **{field: value for field, value in done._asdict().items() if field != "text"}})
+        if done.text and not arguments.json:
+            print(done.text)
+    if arguments.json:
+        is_dry_run = action == "backfill" and arguments.dry_run
+        print(json_text({"act": f"schedules.{action}", "dry_run": is_dry_run, "schedules": report}, indent=2))
     return max(codes)
 
 
-async def _trigger(name: str, _: argparse.Namespace) -> str:
-    handle = await schedules.trigger(name)
+class Done(NamedTuple):
+    """The result of an action on a schedule.
+
+    `text`     a line for the terminal
+    `problem`  the reason why the action changed nothing, or None
+    `job`      the id of the job that `trigger` added
+    `times`    the number of times in the span of `backfill`, including `first` and `last`; `added` is the number of jobs added
+    """
+
+    text: str
+    problem: str | None = None
+    job: str | None = None
+    times: int | None = None
+    first: str | None = None
+    last: str | None = None
+    added: int | None = None
+
+
+async def _trigger(name: str, arguments: argparse.Namespace) -> Done:
+    handle = await schedules.trigger(name, **operator(arguments))
     if not handle.is_new:
         raise ScheduleConflict(f"schedule {name!r} was not triggered: its job {handle.id} is live, and overlap= excludes another one")
-    return f"triggered {name}: job {handle.id}"
+    return Done(f"triggered {name}: job {handle.id}", job=handle.id)
 
 
-async def _pause(name: str, _: argparse.Namespace) -> str:
-    await schedules.pause(name)
-    return f"paused {name}"
+async def _pause(name: str, arguments: argparse.Namespace) -> Done:
+    await schedules.pause(name, **operator(arguments))
+    return Done(f"paused {name}")
 
 
-async def _resume(name: str, _: argparse.Namespace) -> str:
-    await schedules.resume(name)
-    return f"resumed {name}"
+async def _resume(name: str, arguments: argparse.Namespace) -> Done:
+    await schedules.resume(name, **operator(arguments))
+    return Done(f"resumed {name}")
 
 
-async def _remove(name: str, _: argparse.Namespace) -> str:
-    await schedules.remove(name)
-    return f"removed {name}"
+async def _remove(name: str, arguments: argparse.Namespace) -> Done:
+    await schedules.remove(name, **operator(arguments))
+    return Done(f"removed {name}")
 
 
-async def _backfill(name: str, arguments: argparse.Namespace) -> str:
+async def _backfill(name: str, arguments: argparse.Namespace) -> Done:
     plan = await stored_plan(name)
     if isinstance(plan.times, OwnTimes):
         raise ConfigurationError(
@@ -214,16 +242,19 @@ async def _backfill(name: str, arguments: argparse.Namespace) -> str:
     if len(instants) > arguments.limit:
         many = f"schedule {name!r} has more than {arguments.limit:,} times in this span"
         raise ConfigurationError(f"{many}: raise --limit, or choose a shorter span")
-    ends = [moment(instant_of(at).astimezone(zone)) for at in (instants[:1] + instants[-1:])]
-    span = f", first {ends[0]}, last {ends[1]}" if ends else ""
+    ends = [instant_of(at).astimezone(zone) for at in (instants[:1] + instants[-1:])]
+    first, last = (at.isoformat() for at in ends) if ends else (None, None)
+    span = f", first {moment(ends[0])}, last {moment(ends[1])}" if ends else ""
     if arguments.dry_run:
-        return f"would backfill {name} with {len(instants):,}{span}"
-    handles = await schedules.backfill(name, start, end, limit=arguments.limit)
-    known = sum(not handle.is_new for handle in handles)
-    return f"backfilled {name} with {len(handles) - known:,}{span}{f'; {known:,} were there already' if known else ''}"
+        text = f"would backfill {name} with {len(instants):,}{span}"
+        return Done(text, times=len(instants), first=first, last=last, added=0)
+    handles = await schedules.backfill(name, start, end, limit=arguments.limit, **operator(arguments))
+    added = sum(handle.is_new for handle in handles)
+    known = f"; {len(handles) - added:,} were there already" if added < len(handles) else ""
+    return Done(f"backfilled {name} with {added:,}{span}{known}", times=len(handles), first=first, last=last, added=added)
 
 
-ACTIONS: Final[dict[str, Callable[[str, argparse.Namespace], Awaitable[str]]]] = {
+ACTIONS: Final[dict[str, Callable[[str, argparse.Namespace], Awaitable[Done]]]] = {
     "trigger": _trigger,
     "pause": _pause,
     "resume": _resume,

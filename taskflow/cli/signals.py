@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 from taskflow.cli.exits import Exit
-from taskflow.cli.interrupts import Told, interrupts
+from taskflow.cli.interrupts import Told, drops_exceptions, interrupts
 from taskflow.cli.main import SAID_WITHIN, say_what_keeps_it
 from taskflow.model.safe_log import log_safely
 from taskflow.model.seams import start_thread
@@ -26,8 +26,8 @@ from taskflow.worker.worker import Worker
 log: Final = logging.getLogger("taskflow.worker")
 
 # After the grace time, winding down takes at most this many times `last_words`: for runs to react, for settlements, for the last
-# heartbeat, and for leaving the session.
-WORDS_AT_MOST: Final = 4
+# heartbeat, for leaving the session, and for hooks that hear of ended jobs.
+WORDS_AT_MOST: Final = 5
 # Seconds for the exit after a forced end, because runs that were cut off have already had their time.
 AFTER_FORCE: Final = 1.0
 
@@ -172,6 +172,8 @@ class Signals:
         if self._count > 2 or (self._count > 1 and not self._has_started):
             os._exit(128 + number)
         if not self._has_begun:
+            if drops_exceptions(frame):
+                return  # the start is cancelled once the modules are imported
             raise Told(number)
         self._last_resort.end_within(self._bound + (self._grace if self._count == 1 else 0.0))
         if self._loop is not None:

@@ -7,13 +7,14 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 import anyio
+from msgspec.structs import replace
 
 from taskflow.app.app import App, default_app
 from taskflow.app.namesake import advice_if_mixed
@@ -25,7 +26,8 @@ from taskflow.cli.health_report import HealthReport
 from taskflow.cli.log_context import add_ids
 from taskflow.cli.logs import logging_to_stderr
 from taskflow.cli.loop import create_own, run_through
-from taskflow.cli.modules import TargetFailed, import_targets, packages_of
+from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
+from taskflow.cli.moments import span
 from taskflow.cli.reexec import take_broker
 from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
 from taskflow.cli.stalled import end_stalled, show_stacks_when_killed
@@ -33,6 +35,7 @@ from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.printable import one_line
 from taskflow.model.record import Status
+from taskflow.model.safe_log import log_safely
 from taskflow.model.suggestions import nearest
 from taskflow.worker.death_report import tell_death
 from taskflow.worker.drain import Drain
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("taskflow.worker")
 
+MOST_NAMED: Final = 20
+"""The most jobs that a worker names when it starts."""
+
 _LEFT: Final = (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)
 
 
@@ -54,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     show_stacks_when_killed()
     line: SupervisorSocket | None = arguments.line
     with (
-        logging_to_stderr(arguments.log_level, arguments.log_format, add_ids),
+        logging_to_stderr(arguments.log_level, arguments.log_format, add_ids, has_pid=line is not None),
         LastResort() as last_resort,
         HealthReport(arguments, line) as health_report,
     ):
@@ -67,8 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
             import_targets(arguments.modules, all_submodules=arguments.all_submodules)
         except TargetFailed:
             return signals.code if signals.has_come else Exit.USAGE
-        if not len(app.registry):
-            raise ConfigurationError(_no_job(arguments.modules, all_submodules=arguments.all_submodules))
+        require_jobs(app.registry, arguments.modules, all_submodules=arguments.all_submodules)
         signals.begin()
         _announce(app, options)
         if line is not None:
@@ -94,18 +99,15 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
     )
 
 
-def _no_job(modules: list[str], *, all_submodules: bool) -> str:
-    packages = [] if all_submodules else packages_of(modules)
-    hint = f"; {packages[0]} is a package: name its modules, or add --all-submodules" if packages else ""
-    return f"{', '.join(modules)} declares no job: decorate a function with @job{hint}"
-
-
 def _announce(app: App, options: WorkerOptions) -> None:
     app.broker()  # raises for a wrong URL
     url = app.broker_url()
     log.info("broker %s, namespace %s", masked(url), dict(parse_qsl(urlsplit(url).query)).get("namespace", DEFAULT_NAMESPACE))
     log.info("queues: %s; concurrency: %d", options.queues, options.concurrency)
-    log.info("jobs: %s", ", ".join(job.name for job in app.registry))
+    names = [job.name for job in app.registry]
+    log.info("modules: %s; %d job%s", ", ".join(options.modules), len(names), "s"[: len(names) != 1])
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    log.info("jobs: %s%s", ", ".join(names[:MOST_NAMED]), more)
 
 
 def _run(shift: Shift) -> int:
@@ -169,7 +171,7 @@ class Shift:
             self._last_resort.end_now()
 
     async def work(self) -> int:
-        worker, obituaries = Worker(options=self._options), Obituaries(self._app)
+        worker, obituaries, began = Worker(options=self._options), Obituaries(self._app), time.monotonic()
         self._health_report.show(worker.vitals)
         code: int = Exit.FAILED  # unless the work ends without an error
         try:
@@ -183,6 +185,10 @@ class Shift:
                 if not is_drained and self._line is not None:
                     self._line.say("leaving")  # sent whatever the reason is
             obituaries.end()
+            tally = worker.tally
+            log_safely(
+                log.info, "%d runs in %s: %d jobs ended, %d failed", tally.runs, span(time.monotonic() - began), tally.ended, tally.failed
+            )
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._tell_what_is_left()
             code = self._code(worker, is_drained=is_drained)

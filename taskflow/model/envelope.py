@@ -13,12 +13,13 @@ import msgspec
 
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import to_seconds
-from taskflow.model.job_schema import FIELDS, OPAQUE, PRIORITIES, SentAndShown, check_headers
+from taskflow.model.job_schema import FIELDS, OPAQUE, PRIORITIES, SentAndShown, check_headers, check_tags, has_tags
 from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
 from taskflow.model.stored import Unreadable, unpacked
 
-QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,100}")
 MAX_JOB_NAME: Final = 200
 OWN_HEADERS: Final = "tf-"
 
@@ -42,6 +43,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     `key`       a digest made by `ids.key_digest`; a new job with the key of a live job is a conflict
     `awaits`    how many jobs with this job's id in their `joins` must end before this one leaves HELD
     `joins`     ids of held jobs that are waiting for this one to end, whatever its outcome
+    `on_failure` the call to send if the job ends FAILED, as `follow_ups.pack_follow_up` packs it
     """
 
     payload: bytes
@@ -72,6 +74,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `parked_for`  seconds since the job was parked; parking it again before its next outcome does not restart the count
     `expires_in`  seconds from the claim until the job expires, by the store's clock; None if it does not expire
     `unreadable`  the stored fields that could not be read; if there are any, the worker ends the job as FAILED without running it
+    `poison`      why the job is poison, or None; the worker ends such a job as FAILED without running it, and sends its follow-up
     """
 
     envelope: Envelope
@@ -85,6 +88,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     parked_for: float = 0.0
     expires_in: float | None = None
     unreadable: tuple[Unreadable, ...] = ()
+    poison: str | None = None
 
     @property
     def attempt(self) -> int:
@@ -101,6 +105,7 @@ def check_envelope(envelope: Envelope) -> Envelope:
     check_queue(envelope.queue)
     check_job_name(envelope.job)
     check_headers(envelope.headers)
+    check_tags(envelope.tags)
     if envelope.priority not in PRIORITIES:
         raise ValueError(f"priority={shown(envelope.priority)}: expected a whole number from -100 to 100; higher runs first")
     if envelope.max_attempts < 1:
@@ -114,7 +119,13 @@ def check_envelope(envelope: Envelope) -> Envelope:
 
 def check_queue(name: str) -> str:
     if not QUEUE_NAME.fullmatch(name):
-        raise ValueError(f"queue {shown(name)}: expected 1 to 100 of the characters A-Z a-z 0-9 _ . -")
+        raise ValueError(f"queue {shown(name)}: expected 1 to 100 of the characters A-Z a-z 0-9 _ . - : /")
+    return name
+
+
+def check_namespace(name: str) -> str:
+    if not NAMESPACE.fullmatch(name):
+        raise ValueError(f"namespace {shown(name)}: expected 1 to 100 of the characters A-Z a-z 0-9 _ . -")
     return name
 
 
@@ -133,6 +144,7 @@ def _has_more() -> str:
     It is compiled, because a loop over the fields would take several times as long for each job.
     """
     names = [name for field in FIELDS if not field.is_plain for name in field.sent]
+    names += [field.name for field in OPAQUE if not field.is_plain]
     return " or ".join(f"e.{name} is not None" if getattr(_PLAIN, name) is None else f"e.{name}" for name in names)
 
 
@@ -179,10 +191,28 @@ def unpack_extras(packed: bytes | None) -> dict[str, Any]:
     return extras
 
 
+def tags_in(extras: bytes | None) -> tuple[str, ...]:
+    """Return the tags in packed extras, or none if they cannot be read."""
+    try:
+        tags: tuple[str, ...] = unpack_extras(extras).get("tags", ()) if has_tags(extras) else ()
+    except Exception:  # includes msgpack's own errors
+        return ()
+    return tags
+
+
 # --- leases -------------------------------------------------------------------------------------------------------
 
 
-def lease_of(job: Any, envelope: Envelope, *, epoch: int, claim: ClaimId, now: int, unreadable: tuple[Unreadable, ...] = ()) -> Lease:
+def lease_of(
+    job: Any,
+    envelope: Envelope,
+    *,
+    epoch: int,
+    claim: ClaimId,
+    now: int,
+    unreadable: tuple[Unreadable, ...] = (),
+    poison: str | None = None,
+) -> Lease:
     """Return a lease on a stored job. `job` is any object with the fields of the job schema as attributes."""
     return Lease(
         envelope=envelope,
@@ -196,4 +226,5 @@ def lease_of(job: Any, envelope: Envelope, *, epoch: int, claim: ClaimId, now: i
         parked_for=0.0 if job.parked_at is None else to_seconds(now - job.parked_at),
         expires_in=None if job.expires_at is None else to_seconds(job.expires_at - now),
         unreadable=unreadable,
+        poison=poison,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import taskflow
 
@@ -69,6 +69,10 @@ class MissingArgument(DecodeError):
     """The payload lacks an argument that the function requires: another version of the code sent it."""
 
 
+class UnknownType(DecodeError):
+    """The payload contains a type that is not registered in this process: another version of the code sent it."""
+
+
 # --- brokers -----------------------------------------------------------------------------------------
 
 
@@ -86,6 +90,20 @@ class BrokerRefused(BrokerError):
 
 class StoreFull(BrokerError):
     """The store has no room for new jobs. Workers can still run the queued ones."""
+
+
+class WrongConnection(TaskflowError, ValueError):
+    """The connection cannot carry the job: it is closed, in autocommit mode, or to another database than the broker's. Nothing was sent,
+    and the transaction is not affected."""
+
+
+class KeyBusy(BrokerError):
+    """Another open transaction holds the key, or took it since this transaction began. Nothing was sent, and the transaction is not
+    affected."""
+
+
+class LeaseLost(TaskflowError):
+    """The run no longer holds its job, so it cannot complete it. Let the transaction roll back: the job runs elsewhere, or has ended."""
 
 
 class SessionLost(BrokerError):
@@ -156,6 +174,35 @@ class EnqueueFailed(TaskflowError):
         super().__init__(message)
         self.handles = list(handles)
         self.conflicts = list(conflicts)
+
+
+# --- what a running job sees ---------------------------------------------------------------------------
+
+StopReason = Literal["cancelled", "timeout", "shutdown", "lost"]
+
+
+class JobStopping(BaseException):
+    """Raised inside a plain function in a child process when its run is asked to stop, if the job has a `stop_grace`. The process is
+    killed that many seconds later. It is no Exception, so `except Exception` does not catch it.
+
+    `reason`  "cancelled", "timeout", "shutdown" if the worker's grace time is over, or "lost" if the worker has lost the lease, so that
+              the job may already run elsewhere
+    """
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(reason)
+        self.reason: StopReason = reason
+
+    def __str__(self) -> str:
+        return f"the run was asked to stop: {_STOP_REASONS.get(self.reason, self.reason)}"
+
+
+_STOP_REASONS = {
+    "cancelled": "its job was cancelled",
+    "timeout": "it has exceeded its timeout",
+    "shutdown": "its worker is shutting down",
+    "lost": "its worker has lost the lease",
+}
 
 
 def name_as_public(defined: dict[str, Any]) -> None:

@@ -49,8 +49,13 @@ def parse_id(text: str) -> bytes:
 
 
 def key_digest(queue: str, job: str, key: str) -> bytes:
-    """Return the stored form of a deduplication key: the first 16 bytes of the SHA-256 of queue, job and key."""
-    encoded = key.encode()
-    if not 0 < len(encoded) <= MAX_KEY_BYTES:
-        raise ValueError(f"key= has {len(encoded)} bytes of UTF-8, expected 1 to {MAX_KEY_BYTES}: {key[:40]!r}")
-    return hashlib.sha256(b"\0".join((queue.encode(), job.encode(), encoded))).digest()[:16]
+    """Return the stored form of a deduplication key: the first 16 bytes of the SHA-256 of queue, job and key.
+    The queue is "", which is no queue's name, if the key belongs to the job whatever its queue."""
+    return hashlib.sha256(b"\0".join((queue.encode(), job.encode(), check_key(key).encode()))).digest()[:16]
+
+
+def check_key(key: str) -> str:
+    size = len(key.encode())
+    if not 0 < size <= MAX_KEY_BYTES:
+        raise ValueError(f"key= has {size} bytes of UTF-8, expected 1 to {MAX_KEY_BYTES}: {key[:40]!r}")
+    return key

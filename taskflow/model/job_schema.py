@@ -7,20 +7,23 @@ store or struct lacks a field.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from taskflow.model.backoff import Backoff
+from taskflow.model.cause import FINGERPRINT_BYTES, MOST_BYTES
 from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
-from taskflow.model.stored import maybe, number, whole
+from taskflow.model.stored import maybe, maybe_text, number, octets, text, unpacked, whole
 
 DEFAULT_QUEUE: Final = "default"
 PRIORITIES: Final = range(-100, 101)
 MAX_HEADER_BYTES: Final = 4096
+MAX_TAGS: Final = 10
 
 # --- structs that share fields ------------------------------------------------------------------------------------
 
@@ -34,7 +37,11 @@ class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     queue: str = DEFAULT_QUEUE
     priority: int = 0
     max_attempts: int = 10
+    key_text: str | None = None
     headers: dict[str, str] = {}
+    on_failure: bytes | None = None
+    tags: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
 
 
 class JobState(msgspec.Struct, gc=False, eq=False):
@@ -59,6 +66,7 @@ class JobState(msgspec.Struct, gc=False, eq=False):
     started_at: int | None = None
     parked_at: int | None = None
     is_poison: int = 0
+    cause: bytes | None = None
     ended_at: int | None = None
 
     def make_fresh(self, now: int) -> None:
@@ -67,6 +75,11 @@ class JobState(msgspec.Struct, gc=False, eq=False):
             if name in self.__struct_fields__:
                 setattr(self, name, default)
         self.due_at = now
+
+    @property
+    def run_started_at(self) -> int | None:
+        """When the run started, or when it was claimed if its worker has not reported the start."""
+        return self.claimed_at if self.started_at is None else self.started_at
 
     @property
     def counters(self) -> Counters:
@@ -104,10 +117,12 @@ STATUS: Final = Kind(int, most=6)
 PRIORITY: Final = Kind(int, PRIORITIES[0], PRIORITIES[-1])
 COUNT: Final = Kind(int, most=1 << 53)
 FLAG: Final = Kind(int, most=1)
-INSTANT: Final = Kind(int)
+INSTANT: Final = Kind(int, most=1 << 62)
+"""Microseconds since 1970, to which a duration can be added without an overflow."""
 ID: Final = Kind(bytes, 16, 16)
 CLAIM: Final = Kind(bytes, 28, 28)
 FENCE: Final = Kind(bytes, 36, 36)
+CAUSE: Final = Kind(bytes, FINGERPRINT_BYTES, MOST_BYTES)
 BYTES: Final = Kind(bytes, most=SMALL)
 LARGE_BYTES: Final = Kind(bytes, most=LARGE)
 TEXT: Final = Kind(str, most=SMALL)
@@ -178,6 +193,7 @@ FIELDS: Final = (
     Field("waiting_for", TEXT, is_decided=False, cleared_by=(CLAIMED, REDO, DROP)),
     Field("is_poison", FLAG, 0, cleared_by=(REDO,)),
     Field("spoilt", LARGE_BYTES, is_decided=False, cleared_by=(DROP,)),  # the unreadable fields, with their first bytes
+    Field("cause", CAUSE, is_decided=False, cleared_by=(REDO, DROP)),  # of a failed job: see `cause.py`
 )
 
 BY_NAME: Final = {field.name: field for field in FIELDS}
@@ -198,12 +214,14 @@ class Opaque(NamedTuple):
     """A field that no store interprets. It is packed into the extras under its letter, unless its value is the default.
 
     `write` encodes a value. `read` decodes and checks a stored one, which may be damaged; it raises ValueError or TypeError.
+    `is_plain`, as in `Field`, is False if adding a job with this field takes more than storing its extras.
     """
 
     name: str
     letter: str
     read: Callable[[Any], Any]
     write: Callable[[Any], Any] = lambda value: value
+    is_plain: bool = True
 
 
 def _read_max_attempts(stored: Any) -> int:
@@ -240,21 +258,81 @@ def check_headers(headers: dict[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"header {shown(name)}: {shown(value)}: header names and values must be str")
-    size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
+    try:
+        size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
+    except UnicodeEncodeError:
+        raise ValueError(f"headers {shown(headers)}: a lone surrogate is not valid text") from None
     if size > MAX_HEADER_BYTES:
         raise ValueError(f"headers have {size} bytes in all, expected at most {MAX_HEADER_BYTES}")
     return {bare_text(name): bare_text(value) for name, value in headers.items()}
 
 
-def bare_text(text: str) -> str:
+def check_tag(tag: str) -> str:
+    if not TAG.fullmatch(tag):
+        raise ValueError(f"tag {shown(tag)}: expected 1 to 100 of the characters A-Z a-z 0-9 _ . - : /")
+    return tag
+
+
+TAG: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,100}")
+
+
+def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return the tags without repeated ones. Raises ValueError for an invalid tag or too many tags."""
+    different = tuple(dict.fromkeys(map(check_tag, tags)))
+    if len(different) > MAX_TAGS:
+        raise ValueError(f"{len(different)} tags: a job can have at most {MAX_TAGS}")
+    return different
+
+
+def _read_tags(stored: Any) -> tuple[str, ...]:
+    return check_tags(text(stored).split(" "))
+
+
+def _read_secrets(stored: Any) -> tuple[str, ...]:
+    if not isinstance(stored, list):
+        raise TypeError(f"expected a list, got {type(stored).__name__}")
+    return tuple(map(text, stored))
+
+
+def bare_text(given: str) -> str:
     """Convert an instance of a str subclass, such as a StrEnum member, to plain str, so that all stores show it in the same way."""
-    return str.__str__(text)
+    return str.__str__(given)
+
+
+def _read_on_failure(stored: Any) -> bytes | None:
+    return maybe(stored, octets)
 
 
 OPAQUE: Final = (
+    # These two come first, in this order, so that the extras show by their first bytes which of them a job has: see `has_tags` and
+    # `has_follow_up`.
+    Opaque("tags", "g", _read_tags, " ".join, is_plain=False),
+    Opaque("on_failure", "f", _read_on_failure),
     Opaque("max_attempts", "m", _read_max_attempts),
     Opaque("timeout", "t", _read_timeout),
     Opaque("keep_result", "k", _read_seconds),
     Opaque("headers", "h", _read_headers),
+    Opaque("key_text", "u", maybe_text),  # for people: the key itself is a digest
     Opaque("retry", "r", _read_retry, _write_retry),
+    Opaque("secrets", "s", _read_secrets),  # the names in arguments and result whose values are not shown
 )
+
+TAGGED: Final = b"\xa1g"
+FOLLOWED_UP: Final = b"\xa1f"
+"""The bytes after the first one of the extras of a job with `tags`, and of one with `on_failure` and without tags: the letter of that
+field, as msgpack."""
+
+
+def has_tags(extras: bytes | None) -> bool:
+    """Return True if a job with these extras has tags."""
+    return extras is not None and extras[1:3] == TAGGED
+
+
+def has_follow_up(extras: bytes | None) -> bool:
+    """Return True if a job with these extras has `on_failure`. A store looks at nothing else in the extras."""
+    if extras is None or not has_tags(extras):
+        return extras is not None and extras[1:3] == FOLLOWED_UP
+    try:
+        return "f" in unpacked(extras)
+    except Exception:  # includes msgpack's own errors
+        return False

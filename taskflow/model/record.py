@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from taskflow.model.cause import deploy_in, fingerprint_in
 from taskflow.model.clock import instant_of
 from taskflow.model.job_schema import AS_SENT, BY_NAME, OPAQUE, SentAndShown
 from taskflow.model.progress import Progress, unpack_progress
@@ -64,9 +65,12 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     `due_at`       when the job may start: the planned time while it is SCHEDULED, otherwise the time at which it became ready
     `waiting_for`  what the job is waiting for, other than its time or a worker: code that knows the job, a running job with its key, or the
                    end of a back-off after too many hand-backs
-    `reason`       why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text
+    `reason`       why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text. A poison job that
+                   waits for its follow-up has its reason already
+    `behind`       the id of the running job with the same key for whose end the job waits, or None
     `errors`       one for each run that failed or crashed, oldest first
     `worker`       the name of the worker that is running the job, or ran it last
+    `cause`        the cause of a failed job, as it is stored
     `unreadable`   the stored fields that could not be read; they have their defaults here, and the store keeps their bytes
     """
 
@@ -90,7 +94,14 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     waiting_for: str | None = None
     errors: tuple[RunError, ...] = ()
     cancel_requested: bool = False
+    behind: bytes | None = None
+    cause: bytes | None = None
     unreadable: tuple[Unreadable, ...] = ()
+
+    @property
+    def queue_wait(self) -> float | None:
+        """Seconds for which the job was ready before its last run. None if it waits, or ended while it waited."""
+        return queue_wait(self.status, self.due_at, self.started_at or self.claimed_at)
 
     @property
     def attempt(self) -> int:
@@ -99,12 +110,29 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
         return last.attempt if last is not None else min(self.failures + 1, self.max_attempts)
 
     @property
+    def fingerprint(self) -> bytes:
+        """The fingerprint of a failed job's cause, by which `Console.failure_groups` groups it."""
+        return fingerprint_in(self.cause)
+
+    @property
+    def deploy(self) -> str:
+        """The deploy on which a failed job failed, or an empty string."""
+        return deploy_in(self.cause)
+
+    @property
     def last_error(self) -> RunError | None:
         """The error that ended the job, or None. If the job discarded itself, it is None, because any errors are from earlier runs."""
         if self.status is not Status.FAILED or not self.errors:
             return None
         last, reason = self.errors[-1], self.reason or ""
         return last if reason == f"{last.type}: {last.message}" or reason.startswith(POISON) else None
+
+
+def queue_wait(status: Status, due_at: datetime, started_at: datetime | None) -> float | None:
+    """Return the seconds from when a job became ready until its last run started, or None if it has not run since."""
+    if status.is_waiting or started_at is None or (status is Status.CANCELLED and started_at < due_at):
+        return None
+    return max(0.0, (started_at - due_at).total_seconds())  # the clocks of worker and store may differ a little
 
 
 def _itself(stored: Any) -> Any:
@@ -147,6 +175,8 @@ def record_of(job: Any, reader: FieldReader, *, id: bytes, name: str, queue: str
         waiting_for=read("waiting_for", job.waiting_for, maybe_text, None),
         errors=read("errors", job.errors, unpack_errors, no_errors),
         cancel_requested=job.cancel_requested is not None,
+        behind=job.behind,
+        cause=read("cause", job.cause, maybe_octets, None),
         unreadable=reader.unreadable,
         **{field: read(field, getattr(job, field), decode, None) for field, decode in _AS_SENT.items()},
         **{field: extras[field] for field in _OPAQUE if field in extras},

@@ -97,7 +97,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         headers = {**self.template.headers, SCHEDULE: name, SCHEDULED_FOR: f"{local.isoformat()}[{self.zone}]"}
         fields: dict[str, Any] = {"id": id_of(name, instant), "headers": headers}
         if self.overlap != "allow" and not is_alone:
-            fields["key"] = hashlib.sha256(b"\0".join((b"schedule", self.template.queue.encode(), name.encode()))).digest()[:16]
+            fields["key"] = hashlib.sha256(b"\0".join((b"", b"", self.template.queue.encode(), name.encode()))).digest()[:16]
             fields["on_conflict"] = OnConflict.REPLACE if self.overlap == "latest" else OnConflict.KEEP
         return msgspec.structs.replace(self.template, **fields)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Final
 
+import msgpack
 import msgspec
 
 from taskflow.model.clock import instant_of, to_seconds
@@ -17,11 +18,19 @@ MAX_CAUSE: Final = 200
 
 UNKNOWN_CAUSE: Final = "an unknown cause"
 
+MOST_NAMES: Final = 1_000
+
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's session. It may be reaped after `ttl` seconds without a heartbeat.
 
-    `id` is 16 random bytes, new for each session. `name` ("host:pid") is only for people to read and is not part of any fence.
+    `id` is 16 random bytes, new for each session. `hears` is True if the worker's upkeep asks for jobs that have ended without a
+    settlement. The other fields are only for people to read and are not part of any fence.
+
+    `name`    "host:pid"
+    `queues`  the queues that it takes; empty for all
+    `jobs`    the names of the jobs that its code declares, aliases included; empty if there are more than `MOST_NAMES`
+    `deploy`  the value of TASKFLOW_DEPLOY in its environment
     """
 
     id: bytes
@@ -29,6 +38,13 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float = 20.0
     queues: tuple[str, ...] = ()
     concurrency: int = 0
+    hears: bool = False
+    jobs: tuple[str, ...] = ()
+    deploy: str = ""
+
+    def pack_about(self) -> bytes:
+        """Pack what no store needs to know, but shows."""
+        return bytes(msgpack.packb([self.queues, self.concurrency, self.jobs, self.deploy], unicode_errors="replace") or b"")
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +56,11 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     leases: int
     is_dying: bool
 
+    @property
+    def is_alive(self) -> bool:
+        """False if it was reaped, or sends no heartbeat. The only worker of a store is never reaped, because workers reap one another."""
+        return not self.is_dying and self.seconds_since_beat <= self.session.ttl
+
 
 def session_record_of(
     *, id: bytes, name: Any, ttl: float, about: Any, registered_at: Any, silent_for: int, leases: int, is_dying: bool
@@ -49,10 +70,9 @@ def session_record_of(
     A field that cannot be read gets its default. Such a session works and lapses like any other.
     """
     reader = FieldReader()
-    nothing: tuple[tuple[str, ...], int] = ((), 0)
-    queues, concurrency = reader.read("about", about, _about, nothing)
+    nothing: dict[str, Any] = {}
     return SessionRecord(
-        session=Session(id=id, name=reader.read("name", name, text, ""), ttl=ttl, queues=queues, concurrency=concurrency),
+        session=Session(id=id, name=reader.read("name", name, text, ""), ttl=ttl, **reader.read("about", about, _about, nothing)),
         registered_at=reader.read("registered_at", registered_at, instant, instant_of(0)),
         seconds_since_beat=max(0.0, to_seconds(silent_for)),
         leases=leases,
@@ -60,9 +80,21 @@ def session_record_of(
     )
 
 
-def _about(stored: Any) -> tuple[tuple[str, ...], int]:
-    queues, concurrency, *_ = unpacked(octets(stored))
-    return tuple(map(text, queues)), whole(concurrency)
+def deploy_of(about: Any) -> str:
+    """Return the deploy in what `Session.pack_about` has packed, or an empty string if it cannot be read."""
+    nothing: dict[str, Any] = {}
+    deploy: str = FieldReader().read("about", about, _about, nothing).get("deploy", "")
+    return deploy
+
+
+def _about(stored: Any) -> dict[str, Any]:
+    queues, concurrency, jobs, deploy, *_ = unpacked(octets(stored))
+    return {
+        "queues": tuple(map(text, queues)),
+        "concurrency": whole(concurrency),
+        "jobs": tuple(map(text, jobs)),
+        "deploy": text(deploy),
+    }
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -97,6 +129,15 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     def of_death(cls, session: bytes, cause: str) -> Beat:
         """Return the report that a session died. The cause is truncated to `MAX_CAUSE` characters; if empty, it is `UNKNOWN_CAUSE`."""
         return cls(session=session, died_of=cause[:MAX_CAUSE] or UNKNOWN_CAUSE)
+
+    @property
+    def poison_fingerprint(self) -> bytes | None:
+        """The fingerprint of jobs that are poison because of `died_of`; None without that."""
+        if not self.died_of:
+            return None
+        from taskflow.model.fingerprint import poison_fingerprint
+
+        return poison_fingerprint(self.died_of)
 
     def __post_init__(self) -> None:
         if self.died_of and (self.claims or self.seen or self.reports or self.leaving or self.looks):

@@ -10,12 +10,26 @@ from enum import StrEnum
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from taskflow.model import wording
+from taskflow.model.cause import UNKNOWN
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.job_schema import OUTCOME, Counters, cleared_by
 from taskflow.model.record import ENDED, WAITING, Status
 from taskflow.model.rules import Rules
-from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
+from taskflow.model.verdict import (
+    Cancelled,
+    Completed,
+    Discarded,
+    Failed,
+    HandedBack,
+    Parked,
+    Retried,
+    RunEnding,
+    RunError,
+    Snoozed,
+    Succeeded,
+    Verdict,
+)
 
 
 class Event(StrEnum):
@@ -73,10 +87,11 @@ class Plan(NamedTuple):
     """The changes that a store makes to a job after its run has ended.
 
     `ends_as`     the status with which the job ends; None if it waits again
-    `reason`      why the job ended
+    `reason`      why the job ended, or why it is poison
     `due_at`      when a waiting job may run, in microseconds since 1970; None if it is READY at once, in its old place
     `waiting_for` what to show as the reason while the job waits
     `error`       an error to add to the job's history
+    `cause`       the cause to store with a job that ends as FAILED
     """
 
     event: Event
@@ -87,6 +102,7 @@ class Plan(NamedTuple):
     waiting_for: str | None = None
     error: RunError | None = None
     is_poison: bool = False
+    cause: bytes | None = None
 
 
 # --- enqueue ------------------------------------------------------------------------------------------------------
@@ -134,16 +150,19 @@ _RESETS: Final = cleared_by(OUTCOME)
 """The fields that are reset once a run has reported an outcome, with their initial values."""
 
 
-def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int) -> Plan:
+def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int, cause: bytes | None = None) -> Plan:
+    if isinstance(verdict, Completed):
+        verdict = verdict.otherwise
+    cause = cause or UNKNOWN
     if not isinstance(verdict, HandedBack | Parked):
         job = job._replace(**_RESETS)
     match verdict:
         case Succeeded():
             return Plan(Event.SUCCEED, job, Status.SUCCEEDED)
         case Failed(error):
-            return Plan(Event.FAIL, _failed(job), Status.FAILED, f"{error.type}: {error.message}", error=error)
+            return Plan(Event.FAIL, _failed(job), Status.FAILED, f"{error.type}: {error.message}", error=error, cause=cause)
         case Discarded(reason):
-            return Plan(Event.DISCARD, job, Status.FAILED, reason)
+            return Plan(Event.DISCARD, job, Status.FAILED, reason, cause=cause)
         case Cancelled(reason):
             return Plan(Event.CANCEL, job, Status.CANCELLED, reason)
         case Retried(error, after):
@@ -172,14 +191,24 @@ def hand_back(job: Counters, rules: Rules, now: int, *, counts: bool) -> Plan:
     return Plan(Event.HAND_BACK, job, due_at=now + wait, waiting_for=wording.handed_back_in_vain(job.hand_backs))
 
 
-def crash(job: Counters, rules: Rules, now: int, *, worker: str | None, cause: str, is_stopping: bool) -> Plan:
-    """Return the plan for a job whose worker was lost. A job that was asked to stop never becomes poison."""
+def crash(job: Counters, rules: Rules, now: int, *, worker: str | None, cause: str, is_stopping: bool, has_follow_up: bool = False) -> Plan:
+    """Return the plan for a job whose worker was lost. A job that was asked to stop never becomes poison.
+
+    A poison job with a follow-up waits for a worker that ends it and sends that. If its workers keep being lost, it ends without.
+    To the cause in the plan, the store adds the worker's deploy.
+    """
     job = job._replace(crashes=job.crashes + 1)
-    lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, cause), "", job.failures + 1)
+    lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, cause), "", job.failures + 1, ending=RunEnding.CRASHED)
+    wait = to_microseconds(rules.crash_wait(job.crashes))
     if job.crashes > rules.max_crashes and not is_stopping:
         reason = wording.poison(wording.lost_in_a_row(job.crashes, cause))
-        return Plan(Event.CRASH, job, Status.FAILED, reason, error=lost, is_poison=True)
-    wait = to_microseconds(rules.crash_wait(job.crashes))
+        if has_follow_up and job.crashes <= rules.most_crashes_as_poison:
+            due = now + wait if wait and job.crashes > rules.max_crashes + 1 else None
+            return Plan(Event.CRASH, job, None, reason, due, wording.FOLLOW_UP_WAITS, lost, is_poison=True)
+        from taskflow.model.fingerprint import poison_fingerprint
+
+        reason += wording.FOLLOW_UP_LOST * has_follow_up
+        return Plan(Event.CRASH, job, Status.FAILED, reason, error=lost, is_poison=True, cause=poison_fingerprint(cause))
     return Plan(Event.CRASH, job, due_at=now + wait if wait else None, error=lost)
 
 

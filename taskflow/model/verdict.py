@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, ClassVar, Final
 
 import msgpack
@@ -12,18 +12,34 @@ import msgspec
 from taskflow.model.envelope import ClaimId, Envelope
 from taskflow.model.progress import Progress
 from taskflow.model.rules import LONGEST
-from taskflow.model.stored import LATEST, octets, whole
+from taskflow.model.stored import LATEST, octets, text, whole
 
 MAX_TRACEBACK: Final = 16_384
 MAX_MESSAGE: Final = 4_096
 MAX_ERRORS_BYTES: Final = 65_536
 
 
+class RunEnding(StrEnum):
+    """How a run ended that has an error in its job's history."""
+
+    FAILED = "failed"
+    TIMED_OUT = "timed out"
+    CRASHED = "crashed"
+    """Its worker was lost."""
+
+
 class RunError(msgspec.Struct, frozen=True):
-    """The reason a run failed, as text: the exception's full type name, its message and its traceback.
+    """A run that failed, and the reason as text: the exception's full type name, its message and its traceback.
 
     A long message is truncated at the end. A long traceback is truncated at the start, because the last frames matter most: they show where
     the error was raised.
+
+    The store adds the run's times, in microseconds since 1970 by its clock, and its worker. They are 0 and "" until then.
+
+    `at`          when the run ended
+    `ending`      how it ended
+    `worker`      the name of its worker
+    `started_at`  when it started. If a worker was lost before it reported that, when it claimed the job
     """
 
     type: str
@@ -31,22 +47,35 @@ class RunError(msgspec.Struct, frozen=True):
     traceback: str = ""
     attempt: int = 1
     at: int = 0
-    """When it was stored, in microseconds since 1970 by the store's clock; 0 until then."""
+    ending: RunEnding = RunEnding.FAILED
+    worker: str = ""
+    started_at: int = 0
 
     def __post_init__(self) -> None:
         _keep_head(self, "type")
         _keep_head(self, "message")
         _check("traceback", self.traceback, str)
         _check("attempt", self.attempt, int)
+        _check("ending", self.ending, RunEnding)
         if len(self.traceback) > MAX_TRACEBACK:
             msgspec.structs.force_setattr(self, "traceback", self.traceback[-MAX_TRACEBACK:])
+
+    def of_run(self, worker: str | None, started_at: int | None, ended_at: int) -> RunError:
+        """Return this error with the worker and the times of its run."""
+        return msgspec.structs.replace(self, worker=worker or "", started_at=started_at or 0, at=ended_at)
 
 
 # gc=False, here and below: thousands of these are created, and they never form a cycle, so the garbage collector can skip them.
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """The outcome of a run. `is_final` is True if it ends the job."""
+    """The outcome of a run. The classes of verdicts, such as `Succeeded` and `Retried`, are its subclasses.
+
+    `is_final`   True if it ends the job
+    `exception`  the exception that led to it, while middleware and subscribers look at the run; None for a success, for a verdict
+                 that middleware has made, and for an error in a child process. It is not stored, compared or sent
+    """
 
     is_final: ClassVar[bool] = True
+    exception: ClassVar[BaseException | None] = None
 
 
 class Succeeded(Verdict, frozen=True):
@@ -59,7 +88,7 @@ class Succeeded(Verdict, frozen=True):
             _check("result", self.result, bytes)
 
 
-class Failed(Verdict, frozen=True):
+class Failed(Verdict, frozen=True, dict=True, gc=True):
     """The job failed for good: it has no attempts left, the error is not retryable, or its input is unusable."""
 
     error: RunError
@@ -68,7 +97,7 @@ class Failed(Verdict, frozen=True):
         _check("error", self.error, RunError)
 
 
-class Discarded(Verdict, frozen=True):
+class Discarded(Verdict, frozen=True, dict=True, gc=True):
     """The job raised `Discard`. It ends as FAILED, without another attempt."""
 
     reason: str
@@ -77,7 +106,7 @@ class Discarded(Verdict, frozen=True):
         _keep_head(self, "reason")
 
 
-class Cancelled(Verdict, frozen=True):
+class Cancelled(Verdict, frozen=True, dict=True, gc=True):
     """The run was asked to stop, or the job raised `Cancel`."""
 
     reason: str
@@ -90,7 +119,7 @@ class _Waits(Verdict, frozen=True):
     is_final: ClassVar[bool] = False
 
 
-class Retried(_Waits, frozen=True):
+class Retried(_Waits, frozen=True, dict=True, gc=True):
     """The attempt failed. The next one starts after `after` seconds."""
 
     error: RunError
@@ -130,6 +159,28 @@ class HandedBack(_Waits, frozen=True):
     counts: bool = True
 
 
+class Completed(Verdict, frozen=True, dict=True, gc=True):
+    """The run has settled its job in a transaction (`JobContext.complete_in`), so the job has succeeded if that has committed.
+    If it rolled back, `otherwise` takes effect."""
+
+    otherwise: Verdict
+
+    def __post_init__(self) -> None:
+        _check("otherwise", self.otherwise, Verdict)
+        if isinstance(self.otherwise, Succeeded | Completed):
+            raise TypeError(f"otherwise={self.otherwise!r}: a run whose transaction rolled back has not succeeded")
+
+
+def attach_exception(verdict: Verdict, error: BaseException) -> None:
+    """Set the verdict's `exception`. Detach it as soon as the run has ended: the exception holds the variables of the run, and the
+    garbage collector does not see a cycle through a verdict."""
+    msgspec.structs.force_setattr(verdict, "exception", error)
+
+
+def detach_exception(verdict: Verdict) -> None:
+    vars(verdict).pop("exception", None)
+
+
 class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The verdict on one lease, with its consequences. All of them take effect together, or none does.
 
@@ -137,6 +188,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `keep_for`   how many seconds a successful job is kept
     `follow_ups` envelopes to add in the same transaction
     `progress`   the last progress that the run reported; None if it reported none
+    `cause`      the cause of a run that ends its job as FAILED: see `fingerprint.cause_of`
     """
 
     id: bytes
@@ -147,6 +199,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     keep_for: float = 300.0
     follow_ups: tuple[Envelope, ...] = ()
     progress: Progress | None = None
+    cause: bytes | None = None
 
 
 def is_plain_success(settlement: Settlement) -> bool:
@@ -161,6 +214,9 @@ class Settled(Enum):
     """It took effect, either now or when it was first sent."""
     STALE = "stale"
     """Nothing changed, because the lease is no longer valid."""
+    COMMITTED = "committed"
+    """Nothing changed, because the run has settled the job in a transaction, which has committed. Only a `Completed`, or a run
+    that settles its job in a second transaction, is expected to get this answer."""
     HELD_UP = "held up"
     """Nothing changed, because another program's open transaction has locked the rows. The worker sends the settlement again."""
 
@@ -168,15 +224,20 @@ class Settled(Enum):
 # --- errors as stores keep them: a sequence of msgpack arrays ----------------------------------------------
 
 
-def pack_error(error: RunError, at: int) -> bytes:
-    packed = msgpack.packb([error.type, error.message, error.traceback, error.attempt, at], unicode_errors="surrogatepass")
+def parts_sent(error: RunError) -> list[Any]:
+    """Return the parts of a stored error that the worker sends. The store adds the run's worker, start and end."""
+    return [error.type, error.message, error.traceback, error.attempt, error.ending.value]
+
+
+def pack_error(error: RunError) -> bytes:
+    packed = msgpack.packb([*parts_sent(error), error.worker, error.started_at, error.at], unicode_errors="surrogatepass")
     assert packed is not None
     return bytes(packed)
 
 
-def append_error(errors: bytes | None, error: RunError, at: int) -> bytes:
+def append_error(errors: bytes | None, error: RunError) -> bytes:
     """Return the packed errors with `error` appended. If they would exceed `MAX_ERRORS_BYTES`, only `error` is kept."""
-    packed = pack_error(error, at)
+    packed = pack_error(error)
     whole = (errors or b"") + packed
     return whole if len(whole) <= MAX_ERRORS_BYTES else packed
 
@@ -197,10 +258,11 @@ def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
 
 
 def _read_error(stored: Any) -> RunError:
-    if not isinstance(stored, list) or len(stored) != 5 or not all(isinstance(part, str) for part in stored[:3]):
-        raise TypeError("expected type, message, traceback, attempt and time")
-    kind, message, traceback = stored[:3]
-    return RunError(kind, message, traceback, whole(stored[3]), whole(stored[4], 0, LATEST))
+    if not isinstance(stored, list) or len(stored) != 8 or not all(isinstance(part, str) for part in stored[:3]):
+        raise TypeError("expected type, message, traceback, attempt, ending, worker, start and end")
+    kind, message, traceback, attempt, ending, worker, started_at, ended_at = stored
+    started_at, ended_at = whole(started_at, 0, LATEST), whole(ended_at, 0, LATEST)
+    return RunError(kind, message, traceback, whole(attempt), ended_at, RunEnding(ending), text(worker), started_at)
 
 
 def _keep_head(struct: msgspec.Struct, field: str) -> None:

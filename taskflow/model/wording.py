@@ -9,6 +9,7 @@ from typing import Final
 
 from taskflow.model.ids import id_text
 from taskflow.model.record import POISON
+from taskflow.model.verdict import RunEnding
 
 CANCELLED: Final = "cancelled"
 EXPIRED: Final = "expired"
@@ -16,6 +17,9 @@ PURGED: Final = "purged"
 
 CRASHED: Final = "taskflow.WorkerLost"
 """The error type that a job's record shows for a run whose worker was lost."""
+
+ENDING_FAILED: Final = str(RunEnding.FAILED)
+ENDING_CRASHED: Final = str(RunEnding.CRASHED)
 
 UNREADABLE: Final = "taskflow.UnreadableJob"
 """The error type of a job whose stored fields cannot be read."""
@@ -36,6 +40,8 @@ WAITS_BEHIND: Final = "job %s, which runs with its key"
 WORKER_LOST: Final = "worker %s was lost while it had this job (crash %d)"
 HANDED_BACK_IN_VAIN: Final = "a back-off: handed back %d times without an outcome"
 LOST_IN_A_ROW: Final = "its worker was lost %d times in a row while it had this job"
+FOLLOW_UP_WAITS: Final = "a worker that ends it as poison and sends its on_failure call"
+FOLLOW_UP_LOST: Final = "; its on_failure call was not sent, because no worker lived to send it"
 
 DIED_OF: Final = ": "
 """Separates `WORKER_LOST` from the cause of the worker's death, if that is known."""

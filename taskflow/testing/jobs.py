@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, ParamSpec
-
-import msgspec
+from functools import partial
+from typing import Any, ParamSpec, overload
 
 from taskflow.app.app import App, default_app
 from taskflow.app.handle import JobHandle
 from taskflow.app.job import Declared
-from taskflow.app.job_type import AnyJob
-from taskflow.broker import topics
-from taskflow.broker.console import JobFilter
-from taskflow.broker.nudges import Nudges
-from taskflow.broker.protocol import Broker
-from taskflow.broker.url import connect
+from taskflow.app.middleware import has_ended_hook
+from taskflow.app.options import EnqueueOptions
+from taskflow.app.portal import serve_callers
+from taskflow.broker.console import View
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.memory.console import MemoryStore
+from taskflow.broker.paging import pages
 from taskflow.model.clock import ManualClock, instant_of, microseconds_of, to_seconds
-from taskflow.model.errors import CodecError, JobFailed
+from taskflow.model.errors import JobFailed
 from taskflow.model.record import LIVE, Record, Status
-from taskflow.model.rules import LONGEST
-from taskflow.model.schedule import SCHEDULE
+from taskflow.model.rules import LONGEST, Rules
 from taskflow.model.schedule_plan import Plan
 from taskflow.model.seams import Seams
-from taskflow.model.session import Beat, Report, Session
-from taskflow.model.verdict import Discarded, Failed
+from taskflow.model.session import Session
+from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job, check_not_enqueued
+from taskflow.testing.inline import Inline
+from taskflow.testing.passes import CONCURRENCY, LAST_WORDS, Pass, TestExecutor, Work, endless, frames_in
+from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
-from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
-from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.threads import Threads
 
 P = ParamSpec("P")
 
-CONCURRENCY: Final = 100
-# The most runs in one call, apart from those of schedules, and the most due times in one `advance`: more indicate an endless loop.
-MOST_RUNS = 50_000
+# The most due times in one `advance`: more indicate an endless loop.
 MOST_STEPS = 100_000
-# Seconds within which runs must end when a test gives up.
-LAST_WORDS: Final = 1.0
 
 
 @contextmanager
@@ -51,20 +45,37 @@ def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
     """Provide the `taskflow_jobs` fixture as a context manager, for test runners other than pytest."""
     app = app or default_app()
     seams = Seams(clock=ManualClock(datetime.now(UTC)))
-    broker = connect("memory://", seams=seams)
+    store = _HeardStore(seams.clock, Rules())
+    broker = MemoryBroker(seams=seams, store=store)
     with app.using(broker):
-        yield TaskflowJobs(app, broker, seams)
+        app.ignores_connections = True
+        try:
+            yield TaskflowJobs(app, broker, seams, store.take_ends)
+        finally:
+            app.ignores_connections, app.run_inline = False, None
+
+
+class _HeardStore(MemoryStore):
+    """Notes every end without a run, as if a worker that hears of them were always running."""
+
+    def is_heard(self) -> bool:
+        return True
 
 
 class TaskflowJobs:
-    """The jobs that the tested code has sent, with methods to inspect them, run them and advance the time."""
+    """The jobs that the tested code has sent, with methods to inspect them, run them and advance the time.
 
-    def __init__(self, app: App, broker: Broker, seams: Seams) -> None:
+    A job sent with ``connection=`` is added at once, whatever becomes of the transaction.
+    """
+
+    def __init__(self, app: App, broker: MemoryBroker, seams: Seams, take_ends: Callable[[], tuple[Sequence[bytes], int]]) -> None:
         assert isinstance(seams.clock, ManualClock)
         self._app = app
         self._broker = broker
         self._seams = seams
         self._clock = seams.clock
+        self._take_ends = take_ends
+        self._inlines: list[Inline] = []
         self._declarer = Session(id=secrets.token_bytes(16), name="advance", ttl=LONGEST)
 
     @property
@@ -74,25 +85,68 @@ class TaskflowJobs:
 
     async def enqueued(self, job: Declared[..., Any] | None = None) -> list[Record]:
         """Return the records of the jobs that have not ended, oldest first. With `job`, return only the jobs of that type."""
-        chosen = JobFilter(job=None if job is None else job.name, statuses=tuple(LIVE))
-        return list(reversed(await self._broker.console.browse(chosen, limit=1_000_000)))
+        chosen = View(job=None if job is None else job.name, statuses=tuple(LIVE))
+        found = [record async for records in pages(self._broker.console, chosen) for record in records]
+        return sorted(found, key=lambda record: record.id)
 
-    def assert_enqueued(self, job: Declared[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Assert that a call to the job with exactly these arguments is waiting or running.
-        If none is, the AssertionError lists the calls that are."""
-        if job.codec.encode_arguments(args, kwargs) not in [record.payload for record in self._live(job)]:
-            raise AssertionError(f"{_call(job, args, kwargs)} was not enqueued; {self._waiting()}")
+    @overload
+    def assert_enqueued(self, job: Declared[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    @overload  # options cannot be typed beside the arguments of a ParamSpec, so each of these names one that must be given
+    def assert_enqueued(self, job: Declared[..., Any], /, *args: Any, count: int, **kwargs: Any) -> None: ...
+    @overload
+    def assert_enqueued(self, job: Declared[..., Any], /, *args: Any, options: EnqueueOptions, **kwargs: Any) -> None: ...
+    @overload
+    def assert_enqueued(self, job: Declared[..., Any], /, *args: Any, queue: str, **kwargs: Any) -> None: ...
+    @overload
+    def assert_enqueued(self, job: Declared[..., Any], /, *args: Any, key: str | None, **kwargs: Any) -> None: ...
+    @overload
+    def assert_enqueued(self, job: Declared[..., Any], /, *args: Any, after: float | timedelta, **kwargs: Any) -> None: ...
+    @overload
+    def assert_enqueued(self, job: Declared[..., Any], /, *args: Any, at: datetime, **kwargs: Any) -> None: ...
+    @overload
+    def assert_enqueued(self, job: Declared[..., Any], /, *args: Any, priority: int, **kwargs: Any) -> None: ...
+    @overload
+    def assert_enqueued(self, job: Declared[..., Any], /, *args: Any, tags: Sequence[str], **kwargs: Any) -> None: ...
+    @overload
+    def assert_enqueued(self, job: Declared[..., Any], /, *args: Any, headers: dict[str, str], **kwargs: Any) -> None: ...
+    @overload
+    def assert_enqueued(self, job: str, /, *args: Any, **kwargs: Any) -> None: ...
+    def assert_enqueued(self, job: Any, /, *args: Any, **kwargs: Any) -> None:
+        """Assert that a call of the job with these arguments waits or runs, or has run in `inline`.
 
-    def assert_not_enqueued(self, job: Declared[..., Any]) -> None:
-        """Assert that no call to the job is waiting or running."""
-        if self._live(job):
-            raise AssertionError(f"{job.name} was enqueued; {self._waiting()}")
+        An argument that is left out counts as its default. `unittest.mock.ANY` stands for any value, anywhere in the arguments. Keywords
+        that the function does not take are options: ``assert_enqueued(greet, "ada", queue="mail", after=60)``. `count` says how often the
+        call is expected; without it, once or more. If the function has a parameter of an option's name, give the option as
+        ``options={"queue": "mail"}``. Of `tags` and `headers`, the job may have more than those given.
+
+        A job may be given by its name, for calls that were sent by name. Otherwise the AssertionError shows the nearest calls, and what is
+        different. Raises EncodeError or TypeError for a call that could not be sent.
+        """
+        check_enqueued(ExpectedCall(self._app.registry, job, args, kwargs), self._sent(), self._app.registry)
+
+    def assert_not_enqueued(self, job: Declared[..., Any] | str, /, *args: Any, **kwargs: Any) -> None:
+        """Assert that no call of the job waits or runs, or has run in `inline`. With arguments or options, which are as
+        in `assert_enqueued`, assert this only of such calls."""
+        registry, sent = self._app.registry, self._sent()
+        if args or kwargs:
+            check_not_enqueued(ExpectedCall(registry, job, args, kwargs), sent, registry)
+            return
+        check_job(job)
+        name = job if isinstance(job, str) else job.name
+        if any(each.envelope.job == name for each in sent):
+            raise AssertionError(f"{name} was enqueued; {calls_of(sent, registry)}")
+
+    def _sent(self) -> list[SentJob]:
+        """Return the jobs that wait or run, and those that have run in `inline`."""
+        ran = [job for inline in self._inlines for job in inline.ran]
+        return list({job.envelope.id: job for job in [*ran, *(SentJob(*live) for live in self._broker.live())]}.values())
 
     async def run_all(self, *, raises: bool = True) -> int:
         """Run all ready jobs, including those that become ready during the call, until none is left. Return the number of runs.
 
         Jobs run in the real executor, with decoding, middleware, lifespan and retries. Jobs that are not due yet do not run: see `advance`.
         Jobs with ``runs_in="process"`` run in this process, so they see what a test has patched, and have `ctx.state`.
+        `ctx.complete_in` accepts any connection and does nothing with it: the job succeeds if its function returns.
 
         If a job has failed for good, its JobFailed is raised at the end; several are raised as an ExceptionGroup. ``raises=False``
         suppresses both. If a job keeps sending itself or snoozing, this raises AssertionError, naming the job.
@@ -122,7 +176,40 @@ class TaskflowJobs:
             await self._pass_time(self.now + span, work)
         return work.runs.total()
 
-    async def _pass_time(self, until: datetime, work: _Work) -> None:
+    @contextmanager
+    def inline(self, *, raises: bool = True) -> Iterator[None]:
+        """Run jobs where they are sent, in this `with` block: when `delay()` or another call that sends a job returns, the job has run.
+
+        `raises`  False to ignore the errors of jobs that have failed for good
+
+        Jobs go through the real executor, as in `run_all`: encoding, decoding, middleware, lifespan, retries. A retry comes at once.
+        Jobs with a delay wait for `advance`, as do jobs that snooze and those that were sent before the block.
+
+        A plain function runs in its sender's thread, and so in its open transaction. If the sender is a coroutine, the function runs in
+        another thread: the one in which Django uses its connections, if Django is loaded. An async function runs in the sender's event
+        loop, or in one in the background if there is none. A job with ``runs_in="process"`` runs like any other.
+
+        As in production, sending raises no error of the job. The JobFailed of a job that has failed for good is raised at the end of the
+        block; several are raised as an ExceptionGroup. If the block itself raises, they are added to its exception as notes.
+        """
+        outer = self._app.run_inline
+        inline = Inline(self._broker, partial(self._at_work, raises=False), self._note_failures)
+        self._app.run_inline = inline
+        served = serve_callers(True)
+        self._inlines.append(inline)
+        try:
+            yield
+        except BaseException as error:
+            for failure in inline.failures if raises else ():
+                error.add_note(f"A job failed for good in this block: {failure}")
+            raise
+        finally:
+            self._app.run_inline = outer
+            serve_callers(served)
+        if raises:
+            _raise_all(inline.failures)
+
+    async def _pass_time(self, until: datetime, work: Work) -> None:
         for _ in range(MOST_STEPS):
             await self._upkeep(work)
             await self._run_ready(work)
@@ -134,29 +221,38 @@ class TaskflowJobs:
                 await self._run_ready(work)
                 return
             self._clock.advance(max(0.0, due_in))
-        raise _endless(f"{MOST_STEPS:,} steps", work.runs)
+        raise endless(f"{MOST_STEPS:,} steps", work.runs)
 
-    async def _run_ready(self, work: _Work) -> None:
-        await _Pass(self._broker, work).run()
-        for job_id in work.ended_badly:
-            if (failure := await self._failure_of(job_id)) is not None:
+    async def _run_ready(self, work: Work) -> None:
+        await Pass(self._broker, work).run()
+        await self._note_failures(work)
+        while work.ended_hooks is not None and (ended := self._take_ends())[0]:
+            work.ended_hooks.tell_ended(*ended)
+
+    async def _note_failures(self, work: Work) -> None:
+        for job_id, error in work.ended_badly:
+            if (failure := await self._failure_of(job_id, error)) is not None:
                 work.failures.append(failure)
         work.ended_badly.clear()
 
-    async def _failure_of(self, job_id: bytes) -> JobFailed | None:
+    async def _failure_of(self, job_id: bytes, error: BaseException | None) -> JobFailed | None:
         [record] = await self._broker.read([job_id])
         if record is None or record.status is not Status.FAILED:
             return None
-        handle = JobHandle[Any](self._app, job_id, self._app.registry.get(record.job))
+        job = self._app.registry.get(record.job)
+        handle = JobHandle[Any](self._app, job_id, job)
         try:
             await handle.result(0)
         except JobFailed as failure:
-            failure.add_note(failure.traceback)
+            if error is None or job is None:
+                failure.add_note(failure.traceback)
+            else:
+                failure.__cause__ = error.with_traceback(frames_in(job, error))
             return failure
         return None
 
     @asynccontextmanager
-    async def _at_work(self, *, raises: bool) -> AsyncIterator[_Work]:
+    async def _at_work(self, *, raises: bool) -> AsyncIterator[Work]:
         """Enter the lifespan once for all runs in the `async with` block. If
         `raises` is True, raise the runs' failures at the end of the block."""
         async with AsyncExitStack() as stack:
@@ -164,19 +260,21 @@ class TaskflowJobs:
             state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
             threads = Threads(CONCURRENCY, self._seams.start_thread)
             stack.callback(threads.close)
-            executor = Executor(
-                self._app.registry, middleware=self._app.settings.middleware, threads=threads, seams=self._seams, state=state
-            )
+            middleware = self._app.settings.middleware
+            ended_hooks = EndedHooks(self._app, self._broker, middleware, "run_all") if has_ended_hook(middleware) else None
+            if ended_hooks is not None:
+                stack.push_async_callback(ended_hooks.close, LAST_WORDS)
+            executor = TestExecutor(self._app, middleware=middleware, threads=threads, seams=self._seams, state=state)
             failed = list[WorkerEvent]()
-            scheduler = Scheduler(self._broker, self._app.registry, Events(failed.append))
-            yield (work := _Work(executor, scheduler))
+            scheduler = Scheduler(self._broker, self._app.registry, middleware, Events(failed.append))
+            yield (work := Work(executor, scheduler, ended_hooks))
         for event in failed:
             if isinstance(event, ScheduleFailed):
                 raise AssertionError(f"schedule {event.name} cannot be used: {event.why}")
-        if raises and work.failures:
-            raise work.failures[0] if len(work.failures) == 1 else ExceptionGroup("jobs have failed for good", work.failures)
+        if raises:
+            _raise_all(work.failures)
 
-    async def _upkeep(self, work: _Work) -> None:
+    async def _upkeep(self, work: Work) -> None:
         while (done := await self._broker.upkeep(10_000)).next_in <= 0 or done.offers:
             if done.offers:
                 await work.scheduler.fire(done.offers)
@@ -189,120 +287,7 @@ class TaskflowJobs:
                 waits.append((schedule.next_at - self.now).total_seconds() + delay)
         return min(waits, default=None)
 
-    def _live(self, job: Declared[..., Any] | None = None) -> list[Record]:
-        records: list[Record] = _finished(self.enqueued(job))
-        return records
 
-    def _waiting(self) -> str:
-        calls = [self._shown(record) for record in self._live()]
-        return "these were: " + ", ".join(calls) if calls else "nothing was"
-
-    def _shown(self, record: Record) -> str:
-        job = self._app.registry.get(record.job)
-        if job is None or record.payload is None:
-            return f"{record.job}(?)"
-        try:
-            args, kwargs = job.codec.decode_arguments(record.payload)
-        except CodecError as error:
-            return f"{record.job}(undecodable: {error})"
-        return _call(job, args, kwargs)
-
-
-class _Work:
-    """The state of one call of `run_all` or `advance`: its executor, the number of runs for each job name, and the failures."""
-
-    def __init__(self, executor: Executor, scheduler: Scheduler) -> None:
-        self.executor = executor
-        self.scheduler = scheduler
-        self.runs = Counter[str]()
-        self.unscheduled = 0
-        self.ended_badly: list[bytes] = []
-        self.failures: list[JobFailed] = []
-
-
-class _Pass:
-    """Runs jobs in a separate session, as a worker does, until none is ready."""
-
-    def __init__(self, broker: Broker, work: _Work) -> None:
-        self._broker = broker
-        self._work = work
-        self._session = Session(id=secrets.token_bytes(16), name="run_all")
-        self._request = 0
-        self._running: dict[asyncio.Task[None], HeldLease] = {}
-
-    async def run(self) -> None:
-        await self._broker.register(self._session)
-        try:
-            with self._broker.listen([topics.ANY_QUEUE, topics.session(self._session.id)]) as nudges:
-                while await self._claim() or self._running:
-                    await self._next_news(nudges)
-                    await self._beat()
-        finally:
-            await self._leave()
-
-    async def _claim(self) -> bool:
-        self._request += 1
-        leases = await self._broker.claim(self._session.id, self._request, (), CONCURRENCY)
-        self._work.unscheduled += sum(SCHEDULE not in lease.envelope.headers for lease in leases)
-        if self._work.unscheduled > MOST_RUNS:
-            raise _endless(f"{MOST_RUNS:,} runs", self._work.runs)
-        for lease in leases:
-            holding = HeldLease(lease)
-            task = asyncio.get_running_loop().create_task(self._run(holding))
-            self._running[task] = holding
-            task.add_done_callback(self._running.pop)
-            self._work.runs[lease.envelope.job] += 1
-        return bool(leases)
-
-    async def _next_news(self, nudges: Nudges) -> None:
-        """Wait until a run has ended, a job has become ready, or a running job has been asked to stop."""
-        nudged = asyncio.ensure_future(nudges.wait())
-        try:
-            await asyncio.wait({nudged, *self._running}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            nudged.cancel()
-            await asyncio.gather(nudged, return_exceptions=True)
-
-    async def _beat(self) -> None:
-        held = {holding.lease.claim: holding for holding in self._running.values()}
-        reports = tuple(Report(claim, 0.0, holding.progress) for claim, holding in held.items())
-        answer = await self._broker.beat(Beat(session=self._session.id, claims=tuple(held), seen=self._request, reports=reports))
-        for why, claims in ((CANCELLED, answer.stopping), (LOST, answer.lost)):
-            for claim in claims:
-                held[claim].ask_to_stop(why)
-
-    async def _run(self, holding: HeldLease) -> None:
-        settlement = await self._work.executor.run(holding)
-        # Virtual time does not pass while a job runs. With its real duration, the run would seem to start before the job was sent.
-        await self._broker.settle([msgspec.structs.replace(settlement, ran_for=0.0)])
-        if isinstance(settlement.verdict, Failed | Discarded):
-            self._work.ended_badly.append(settlement.id)
-
-    async def _leave(self) -> None:
-        """Leave the session. If runs are left because the test has given up, stop them first; their jobs become ready again."""
-        for holding in self._running.values():
-            holding.ask_to_stop(WINDING_DOWN)
-        if self._running:
-            await asyncio.wait(self._running, timeout=LAST_WORDS)
-        await self._broker.beat(Beat(session=self._session.id, leaving=True))
-
-
-def _endless(after: str, runs: Counter[str]) -> AssertionError:
-    [(job, count)] = runs.most_common(1)
-    return AssertionError(
-        f"jobs are still ready after {after}, {count:,} of them {job}: does it send itself, or snooze for (almost) no time?"
-    )
-
-
-def _finished(coroutine: Any) -> Any:
-    """Run a coroutine that never waits, like those of the memory broker, and return its value, so that assertions need no await."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        return done.value
-    raise AssertionError("the memory broker waited")
-
-
-def _call(job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    shown = [*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())]
-    return f"{job.name}({', '.join(shown)})"
+def _raise_all(failures: Sequence[Exception]) -> None:
+    if failures:
+        raise failures[0] if len(failures) == 1 else ExceptionGroup("jobs have failed for good", failures)

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Final
 
 from taskflow.app.registry import Registry
-from taskflow.broker.console import JobFilter, QueueRecord
+from taskflow.broker.console import QueueRecord, View
+from taskflow.broker.paging import pages
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import CodecError
 from taskflow.model.record import Record, Status
@@ -40,8 +41,8 @@ class Drain:
         """Return how many of the newest failed jobs the store has set aside as unreadable since it registered the session."""
         if self._began_at is None:
             return 0
-        failed = await self._broker.console.browse(JobFilter(statuses=(Status.FAILED,)), limit=LOOKED_AT)
-        return sum(_is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed)
+        failed = await self._broker.console.page(View(statuses=(Status.FAILED,)), limit=LOOKED_AT)
+        return sum(_is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed.records)
 
     async def is_over(self) -> bool:
         """Return True if no job in the queues is READY or RUNNING, and none that this worker can run is due within the horizon.
@@ -89,7 +90,13 @@ class Drain:
         return record is not None and (record.status, record.due_at) == (awaited.status, awaited.due_at)
 
     async def _scheduled(self, queue: QueueRecord) -> list[Record]:
-        return await self._broker.console.browse(JobFilter(queue=queue.name, statuses=(Status.SCHEDULED,)), limit=LOOKED_AT)
+        """Return the first of the queue's scheduled jobs."""
+        scheduled = list[Record]()
+        async for records in pages(self._broker.console, View(queue=queue.name, statuses=(Status.SCHEDULED,))):
+            scheduled += records
+            if len(scheduled) >= LOOKED_AT:
+                break
+        return scheduled[:LOOKED_AT]
 
     def _first_of(self, due: Iterable[Record]) -> Record | None:
         return min(filter(self._can_run, due), key=lambda record: record.due_at, default=None)

@@ -9,21 +9,40 @@ from typing import Final
 import msgspec
 
 from taskflow.model.envelope import Lease
+from taskflow.model.ids import id_text
 from taskflow.model.safe_log import log_safely
-from taskflow.model.verdict import Failed, Verdict
+from taskflow.model.verdict import Completed, Failed, Verdict
 
 log: Final = logging.getLogger("taskflow.worker")
 
 
 # Every event has gc=False: thousands are created and they never form a cycle, so the collector can skip them.
 class WorkerEvent(msgspec.Struct, frozen=True, gc=False):
-    """The base class of all events."""
+    """The base class of all events. Its properties describe the job that the event is about, and are None if it is not about one."""
 
+    @property
+    def job(self) -> str | None:
+        """The job's name."""
+        return None if (lease := self._lease) is None else lease.envelope.job
 
-class Started(WorkerEvent, frozen=True):
-    """A run has started."""
+    @property
+    def job_id(self) -> str | None:
+        """The job's id as text."""
+        return None if (lease := self._lease) is None else id_text(lease.envelope.id)
 
-    lease: Lease
+    @property
+    def queue(self) -> str | None:
+        """The job's queue."""
+        return None if (lease := self._lease) is None else lease.envelope.queue
+
+    @property
+    def attempt(self) -> int | None:
+        """The number of the attempt, starting at 1."""
+        return None if (lease := self._lease) is None else lease.attempt
+
+    @property
+    def _lease(self) -> Lease | None:
+        return getattr(self, "lease", None)
 
 
 class Ended(WorkerEvent, frozen=True):
@@ -80,6 +99,15 @@ class HeldUp(WorkerEvent, frozen=True):
     """
 
     lease: Lease
+
+
+class RolledBack(WorkerEvent, frozen=True):
+    """The run was completed in a transaction (`complete_in`) that was rolled back. In place of the verdict announced by `Ended`, the
+    verdict `instead` has taken effect: the error that the job raised, or else a failure `taskflow.RolledBack`."""
+
+    lease: Lease
+    verdict: Completed
+    instead: Verdict
 
 
 class Unwritable(WorkerEvent, frozen=True):
@@ -280,14 +308,21 @@ Subscriber = Callable[[WorkerEvent], None]
 
 
 class Events:
-    """Passes each event to all subscribers, in the order of subscription. If one raises, the error is logged and the worker continues."""
+    """Passes each event to all subscribers, in the order of subscription. If one raises, its first error is logged."""
 
     def __init__(self, *subscribers: Subscriber) -> None:
         self._subscribers = subscribers
+        self._failed: list[Subscriber] = []
+
+    def subscribe(self, *subscribers: Subscriber) -> None:
+        self._subscribers += subscribers
 
     def tell(self, event: WorkerEvent) -> None:
         for subscriber in self._subscribers:
             try:
                 subscriber(event)
             except Exception:
-                log_safely(log.exception, "a subscriber to the worker's events failed on %r", type(event).__name__)
+                if subscriber not in self._failed:
+                    self._failed.append(subscriber)
+                    message = "%r, a subscriber to the worker's events, failed on %s; further errors of it are not logged"
+                    log_safely(log.exception, message, subscriber, type(event).__name__)

@@ -4,48 +4,53 @@ a broker: workers, child processes and tests all run the same code."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
+from taskflow.app.app import App
 from taskflow.app.context import JobContext, running
 from taskflow.app.job import Job, SyncJob
 from taskflow.app.job_type import AnyJob
 from taskflow.app.middleware import Middleware, OneAtATime, RunNext, run_chain
-from taskflow.app.registry import Registry
 from taskflow.app.signals import Cancel, Discard, Retry, Snooze
+from taskflow.model.codec.signature import CallArguments
 from taskflow.model.envelope import Lease
-from taskflow.model.errors import MissingArgument, NewerFormat, UnknownArgument
-from taskflow.model.progress import Progress
+from taskflow.model.errors import DecodeError, EncodeError, JobStopping, MissingArgument, NewerFormat, UnknownArgument, UnknownType
 from taskflow.model.rules import DAY
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import (
     Cancelled,
+    Completed,
     Discarded,
     Failed,
     HandedBack,
     Parked,
     Retried,
+    RunEnding,
     RunError,
     Settlement,
     Snoozed,
     Succeeded,
     Verdict,
+    detach_exception,
 )
 from taskflow.worker.children.death import ChildFailed
 from taskflow.worker.children.pool import Children, Turn
 from taskflow.worker.deadlines import Deadlines
-from taskflow.worker.failures import failure_of, unencodable
+from taskflow.worker.failure_follow_up import follow_ups_of
+from taskflow.worker.failures import RolledBack, cause_of, failure_of, unencodable
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.threads import NeverBegun, RaisedInThread, Threads
 
 CANCELLED: Final = "cancelled"
-TIMED_OUT: Final = "timed out"
+TIMED_OUT: Final = str(RunEnding.TIMED_OUT)
 WINDING_DOWN: Final = "winding down"
 LOST: Final = "lost"
 
-PARKED_ON: Final = (NewerFormat, UnknownArgument, MissingArgument)
+PARKED_ON: Final = (NewerFormat, UnknownArgument, MissingArgument, UnknownType)
 """Errors which show that a job was sent by another version of the
 application or of taskflow, because every sender checks the arguments."""
 
@@ -61,7 +66,7 @@ class Executor:
 
     def __init__(
         self,
-        registry: Registry,
+        app: App,
         *,
         middleware: Sequence[Middleware],
         threads: Threads | None,
@@ -69,18 +74,23 @@ class Executor:
         state: Any = None,
         children: Children | None = None,
         is_cut_short: Callable[[], bool] = lambda: False,
+        deploy: str = "",
     ) -> None:
         """Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`,
         `_invoke` must call plain functions itself. `is_cut_short()` returns True while the worker's `async with` block is
-        being cancelled. Runs that are cancelled along with it, for example when `asyncio.run` ends, are handed back."""
-        self._registry = registry
+        being cancelled. Runs that are cancelled along with it, for example when `asyncio.run` ends, are handed back. `deploy` is stored
+        with the jobs that fail here."""
+        self._app = app
+        self.registry = app.registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._threads = threads
         self._seams = seams
         self._state = state
         self._children = children
         self._is_cut_short = is_cut_short
-        self._deadlines = Deadlines(lambda holding: holding.ask_to_stop(TIMED_OUT))
+        self._deploy = deploy
+        self._completes = self._complete  # bound once, not for each run
+        self._deadlines = Deadlines(self._end_at_timeout)
 
     async def run(self, holding: HeldLease) -> Settlement:
         """Run the job and return the settlement, whatever the outcome.
@@ -93,17 +103,24 @@ class Executor:
             if not isinstance(verdict, Verdict):
                 verdict = await verdict
         except BaseException as error:
-            verdict = self._judge(holding, self._registry.get(holding.lease.envelope.job), error)
+            verdict = self._judge(holding, self.registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, begun)
+
+    def foresee(self, lease: Lease) -> Verdict | None:
+        """Return the verdict that a lease gets without a call of its function, or None if the function would be called. Never calls it."""
+        found = self._verdict(HeldLease(lease))
+        return found if isinstance(found, Verdict) else found.close()
 
     def close(self, holding: HeldLease, error: GeneratorExit) -> Settlement:
         """Return the settlement of a run whose coroutine was closed before `run` could return one. This happens if the run awaits a
         future that raises GeneratorExit."""
-        verdict = self._judge(holding, self._registry.get(holding.lease.envelope.job), error)
+        verdict = self._judge(holding, self.registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, holding.started or time.monotonic())
 
     def _settlement(self, holding: HeldLease, verdict: Verdict, begun: float) -> Settlement:
         lease = holding.lease
+        if holding.completed is not None:
+            verdict = self._completed(holding, verdict)
         return Settlement(
             id=lease.envelope.id,
             epoch=lease.epoch,
@@ -111,27 +128,29 @@ class Executor:
             verdict=verdict,
             ran_for=time.monotonic() - (holding.started or begun),
             keep_for=lease.envelope.keep_result,
+            follow_ups=() if lease.envelope.on_failure is None else follow_ups_of(lease, verdict),
             progress=holding.progress,
+            cause=None if type(verdict) is Succeeded else cause_of(verdict, self._deploy),
         )
 
     def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:
         """Return the verdict if the job need not run, or else a coroutine that runs it.
         If this method were a coroutine itself, every run would cost another call."""
         lease = holding.lease
+        if lease.poison is not None:
+            return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else Discarded(lease.poison)
         if lease.unreadable:
             return Failed(_unreadable(lease))
-        job = self._registry.get(lease.envelope.job)
+        job = self.registry.get(lease.envelope.job)
         if job is None:
             return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}; {WAYS_OUT}")
         if job.runs_in == "process" and self._children is not None:
             return self._verdict_of_child(holding, job, self._children)
         try:
-            args, kwargs = job.codec.decode_arguments(lease.envelope.payload)
-        except PARKED_ON as error:
-            return self._park(holding, f"a worker with other code: {error}; {WAYS_OUT}")
+            given = job.codec.decode_arguments(lease.envelope.payload)
         except BaseException as error:  # decoding calls the application's own checks
-            return Failed(failure_of(error, lease.attempt))
-        return self._run(holding, job, partial(self._call, holding, job, args, kwargs))
+            return self._undecodable(holding, error)
+        return self._run(holding, job, partial(self._call, holding, job, *given), given)
 
     async def _verdict_of_child(self, holding: HeldLease, job: AnyJob, children: Children) -> Verdict:
         """Run the job in a child process, which receives the payload and returns
@@ -143,15 +162,36 @@ class Executor:
             return _not_begun(holding) if isinstance(verdict, HandedBack) else verdict
 
         async def call(context: JobContext) -> Verdict:
+            stop_grace = job.stop_grace
+            soft_stop = _soft_stop(holding, context, turn, stop_grace) if stop_grace else contextlib.nullcontext()
             try:
-                return await turn.run(holding.lease, self._report_to(holding))
+                with soft_stop:
+                    return await turn.run(holding.lease, holding)
             except BaseException as error:
-                return self._judge(holding, job, error)
+                return self._completed(holding, self._judge(holding, job, error))
 
         try:
             return await self._run(holding, job, call)
         finally:
             turn.end()
+
+    def _undecodable(self, holding: HeldLease, error: BaseException) -> Verdict:
+        if isinstance(error, PARKED_ON):
+            return self._park(holding, f"a worker with other code: {error}; {WAYS_OUT}")
+        return self._failed(holding, failure_of(error, holding.lease.attempt), error)
+
+    def _stop(self, holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None) -> None:
+        """Stop the run. A function that is running in a thread can only be asked to stop, and keeps its lease and slot until it ends.
+        One that is still queued never starts. If the run is anywhere else, for example in middleware, its task is cancelled."""
+        context.cancelled.set()
+        if holding.in_thread is None:
+            if task is not None:
+                task.cancel()
+        elif self._threads is not None:
+            self._threads.take_back(holding.in_thread)
+
+    def _end_at_timeout(self, holding: HeldLease) -> None:
+        holding.ask_to_stop(TIMED_OUT)
 
     def _park(self, holding: HeldLease, waiting_for: str) -> Verdict:
         lease = holding.lease
@@ -160,24 +200,27 @@ class Executor:
         # Park it for as long as it has waited already: exponential back-off without a counter.
         return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
 
-    async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext) -> Verdict:
+    async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext, given: CallArguments | None = None) -> Verdict:
         """Run the job and its middleware with a context, a way to stop it, and a timeout.
 
         A run that was asked to stop does not start. Neither does an expired job: it is handed back, and the store cancels it.
         """
         if holding.why_stopped is not None or (holding.begins_by is not None and holding.is_too_late):
             return _not_begun(holding)
-        context = JobContext(holding.lease, state=self._state, on_progress=self._report_to(holding))
+        holding.complete_on = self._completes
+        context = JobContext(holding.lease, state=self._state, run=holding, job=job, given=given)
         alone = OneAtATime(call) if self._layers else None
         chain = run_chain(self._layers, alone) if alone is not None else call
         timeout = holding.lease.envelope.timeout
         token = running.set(context)
-        holding.stop = partial(_stop, holding, context, asyncio.current_task(), self._threads)
+        holding.stop = partial(self._stop, holding, context, asyncio.current_task())
         if timeout is not None:
             self._deadlines.add(holding, timeout)
         try:
             return await chain(context)
         except BaseException as error:  # middleware raised it
+            if given is None and isinstance(error, DecodeError):  # it has asked for the arguments of a job in a child process
+                return self._undecodable(holding, error)
             return self._judge(holding, job, error)
         finally:
             if alone is not None:
@@ -195,14 +238,21 @@ class Executor:
         except BaseException as error:
             if holding.in_thread is not None and self._threads is not None:
                 self._threads.give_up(holding.in_thread)
-            return self._judge(holding, job, error.error if isinstance(error, RaisedInThread) else error)
+            return self._completed(holding, self._judge(holding, job, error.error if isinstance(error, RaisedInThread) else error))
         finally:
             holding.in_thread = None
+        if holding.completed is not None:
+            return self._returned(holding, job)
         try:
             return Succeeded(job.codec.encode_result(value))
         except BaseException as error:
             # The run has had its effects: another attempt would repeat them and fail in the same way.
-            return Failed(unencodable(error, context.attempt))
+            return self._failed(holding, unencodable(error, context.attempt), error)
+
+    def _failed(self, holding: HeldLease, why: RunError, error: BaseException) -> Verdict:
+        verdict = Failed(why)
+        holding.note_raised(verdict, error)
+        return verdict
 
     def _invoke(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
         if isinstance(job, Job):
@@ -212,15 +262,49 @@ class Executor:
         holding.in_thread = outcome = self._threads.run(partial(job.function, *args, **kwargs))
         return outcome
 
-    def _report_to(self, holding: HeldLease) -> Callable[[Progress], None]:
-        return holding.report
+    def _complete(self, holding: HeldLease, connection: object, result: object) -> Awaitable[None]:
+        job = self.registry.get(holding.lease.envelope.job)
+        assert job is not None
+        try:
+            encoded = job.codec.encode_result(result)
+        except EncodeError as error:
+            error.add_note("complete_in() takes the job's result as result=, not what the function returns.")
+            raise
+        return self._complete_with(holding, connection, encoded)
+
+    def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:
+        from taskflow.worker.completion import Completion
+
+        settlement = self._settlement(holding, Succeeded(result), time.monotonic())
+        return Completion(self._app, holding, settlement).on(connection)
+
+    def _returned(self, holding: HeldLease, job: AnyJob) -> Verdict:
+        """Return the verdict of a run that was completed in a transaction, and has returned."""
+        otherwise = self._judge(holding, job, RolledBack())
+        detach_exception(otherwise)  # nothing has been raised
+        return Completed(otherwise)
+
+    def _completed(self, holding: HeldLease, verdict: Verdict) -> Verdict:
+        """Return the verdict of a run that may have been completed in a transaction, and has then had this verdict."""
+        if holding.completed is None or isinstance(verdict, Completed | Succeeded):
+            return verdict
+        completed = Completed(verdict)
+        if verdict.exception is not None:
+            holding.note_raised(completed, verdict.exception)
+        return completed
 
     def _judge(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
         """Turn a raised error into a verdict. Never raises, although it runs code from the error's class and the job's policy."""
         try:
-            return self._decide(holding, job, error)
+            if holding.why_stopped == TIMED_OUT and isinstance(error, JobStopping | asyncio.CancelledError):
+                timeout = _timeout_of(holding)
+                error = timeout.with_traceback(error.__traceback__) if isinstance(error, JobStopping) else timeout
+            verdict = self._decide(holding, job, error)
         except BaseException as broken:  # `error` is the context of the new error, so the traceback shows it too
-            return Failed(failure_of(broken, holding.lease.attempt))
+            error, verdict = broken, Failed(failure_of(broken, holding.lease.attempt))
+        if isinstance(verdict, Failed | Retried | Discarded | Cancelled):
+            holding.note_raised(verdict, error)
+        return verdict
 
     def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
         """Choose the verdict for an error. Snooze, Discard and Cancel take precedence,
@@ -239,18 +323,17 @@ class Executor:
             return HandedBack()  # whatever the error is: our cancellation may have cut a connection, which is not a failure of the job
         if why == CANCELLED:
             return Cancelled(CANCELLED)  # any error here, too: the job would not run again
-        if isinstance(error, asyncio.CancelledError) and why is not None:
-            error = _timeout_of(holding)
         if job is None:
             return Failed(failure_of(error, holding.lease.attempt))
         return self._retry_or_fail(holding, job, error)
 
     def _retry_or_fail(self, holding: HeldLease, job: AnyJob, error: BaseException) -> Verdict:
         lease, policy = holding.lease, job.policy
-        noted = failure_of(error, lease.attempt, job.function)
+        ending = RunEnding.TIMED_OUT if holding.why_stopped == TIMED_OUT else RunEnding.FAILED
+        noted = failure_of(error, lease.attempt, job.function, ending)
         asked = isinstance(error, Retry)
         # SystemExit, KeyboardInterrupt and cancellations by other code are ordinary failures
-        is_retried = asked or isinstance(error, (ChildFailed, *policy.retry_on)) or not isinstance(error, Exception)
+        is_retried = asked or isinstance(error, (ChildFailed, RolledBack, *policy.retry_on)) or not isinstance(error, Exception)
         if lease.is_last_attempt or isinstance(error, policy.discard_on) or not is_retried:
             return Failed(noted)
         wait = error.after if isinstance(error, Retry) else None
@@ -291,15 +374,25 @@ async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
         holding.started, holding.stop = time.monotonic(), None
 
 
-def _stop(holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None, threads: Threads | None) -> None:
-    """Stop the run. A function that is running in a thread can only be asked to stop, and keeps its lease and slot until it ends.
-    One that is still queued never starts. If the run is anywhere else, for example in middleware, its task is cancelled."""
-    context.cancelled.set()
-    if holding.in_thread is None:
-        if task is not None:
-            task.cancel()
-    elif threads is not None:
-        threads.take_back(holding.in_thread)
+@contextlib.contextmanager
+def _soft_stop(holding: HeldLease, context: JobContext, turn: Turn, grace: float) -> Iterator[None]:
+    """In this block, a request to stop the run is passed on to its child process. The process is killed `grace` seconds later."""
+    kill, timers = holding.stop, list[asyncio.TimerHandle]()
+
+    def stop() -> None:
+        assert holding.why_stopped is not None
+        assert kill is not None
+        context.cancelled.set()
+        turn.ask_to_stop(holding.why_stopped)
+        timers.append(asyncio.get_running_loop().call_later(grace, kill))
+
+    holding.stop = stop
+    try:
+        yield
+    finally:
+        holding.stop = kill
+        for timer in timers:
+            timer.cancel()
 
 
 def _timeout_of(holding: HeldLease) -> TimeoutError:

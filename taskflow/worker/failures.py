@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
-from taskflow.model.errors import DecodeError, EncodeError
-from taskflow.model.verdict import RunError
+from taskflow.model.errors import DecodeError, EncodeError, TaskflowError
+from taskflow.model.verdict import Completed, Discarded, Failed, RunEnding, RunError, Verdict
 from taskflow.worker.children.death import ChildFailed
 
 # An error's metaclass may hide or break these attributes. So may `error.__class__`, which `isinstance` reads: use `type(error)`.
@@ -16,11 +16,26 @@ _MODULE: Final = type.__dict__["__module__"]
 _QUALNAME: Final = type.__dict__["__qualname__"]
 
 
-def failure_of(error: BaseException, attempt: int, function: Callable[..., Any] | None = None) -> RunError:
+ROLLED_BACK: Final = "taskflow.RolledBack"
+
+
+class RolledBack(TaskflowError):
+    """The failure of a run that has returned, but whose transaction with `complete_in` was rolled back. Like ChildFailed, it is always
+    retried."""
+
+    __module__ = "taskflow"  # the name that a job's record shows
+
+    def __init__(self) -> None:
+        super().__init__("complete_in() was called, but its transaction was rolled back: commit it before the function returns")
+
+
+def failure_of(
+    error: BaseException, attempt: int, function: Callable[..., Any] | None = None, ending: RunEnding = RunEnding.FAILED
+) -> RunError:
     """Describe `error`. The traceback begins in `function`, if one is given and it is on the stack."""
     is_ours = issubclass(type(error), (DecodeError, EncodeError)) and error.__cause__ is None
     shown = "" if is_ours else _traceback(error, function)
-    return RunError(_type_name(type(error)), _message(error), shown, attempt)
+    return RunError(_type_name(type(error)), _message(error), shown, attempt, ending=ending)
 
 
 def unencodable(error: BaseException, attempt: int) -> RunError:
@@ -31,8 +46,21 @@ def unencodable(error: BaseException, attempt: int) -> RunError:
     return RunError(_type_name(EncodeError), message, _traceback(error, None), attempt)
 
 
+def cause_of(verdict: Verdict, deploy: str) -> bytes | None:
+    """Return the cause to store with a job that the verdict ends as FAILED; None for other verdicts."""
+    if not isinstance(verdict, Failed | Discarded | Completed):
+        return None
+    from taskflow.model import fingerprint  # the first failure loads it
+
+    return fingerprint.cause_of(verdict, deploy)
+
+
 def _type_name(kind: type) -> str:
-    module, name = _MODULE.__get__(kind), _QUALNAME.__get__(kind)
+    name = _QUALNAME.__get__(kind)
+    try:
+        module = _MODULE.__get__(kind)
+    except AttributeError:  # code run by exec() has created it, with globals that have no `__name__`
+        return str(name)
     return str(name) if module == "builtins" else f"{module}.{name}"
 
 

@@ -70,8 +70,9 @@ class Fetcher:
     """Claims jobs for a session, one claim at a time. The claims are
     numbered, and one whose answer was lost is repeated with the same number.
 
-    `answered_at` is the time of the last answer, and `full_at` the last time that there was no room. Both are on the
-    monotonic clock, and None at first. Leases that arrive more than `too_old` seconds after the request are handed back.
+    `answered_at` is the time of the last answer, and `full_at` the last time that there was no room. Both are on the monotonic clock,
+    and None at first. `has_tried` is set when the first claim was answered or failed, or when there was no room for one. Leases that
+    arrive more than `too_old` seconds after the request are handed back.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Fetcher:
         self._nudge: Callable[[], None] = lambda: None
         self._answered = asyncio.Event()
         self._answered.set()
+        self.has_tried = asyncio.Event()
         self._is_stopping = False
         self._is_waiting = False
         self._nothing_since = self._looked_at = -math.inf
@@ -130,6 +132,7 @@ class Fetcher:
     async def _fetch(self, nudges: Nudges) -> None:
         limit = self._sink.room()
         if not limit:
+            self.has_tried.set()
             await self._sink.wait_for_room()
             self.full_at = time.monotonic()
             return
@@ -185,6 +188,8 @@ class Fetcher:
                 raise
             else:
                 break
+            finally:
+                self.has_tried.set()
         if self._retries.succeeded():
             self._events.tell(BrokerBack("claiming"))
         self.request = number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum
 from typing import Any, Final
 
@@ -13,8 +13,11 @@ from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import id_text
 from taskflow.model.progress import Progress
 from taskflow.model.session import Report
+from taskflow.model.verdict import Verdict, attach_exception, detach_exception
 
 NOTHING_YET: Final = object()
+
+CompleteOn = Callable[["HeldLease", object, object], Awaitable[None]]
 
 
 class HeldLease:
@@ -31,17 +34,23 @@ class HeldLease:
     `reminders`    how many times it has been reported that the run has not stopped
     `reported`     the progress in the last heartbeat
     `on_report`    called, from any thread, when the run has reported progress
+    `complete_on`  completes the run in a transaction: set by what runs it
+    `raised`       the verdicts of the run that have their exception attached, or None
+    `completed`    the result with which the run has been settled in a transaction, or may have been; None if it has not
     """
 
     __slots__ = (
         "asked_at",
         "begins_by",
+        "complete_on",
+        "completed",
         "in_thread",
         "is_held_up",
         "is_offered",
         "lease",
         "on_report",
         "progress",
+        "raised",
         "reminders",
         "reported",
         "started",
@@ -65,6 +74,9 @@ class HeldLease:
         self.reminders = 0
         self.is_offered = False
         self.is_held_up = False
+        self.completed: bytes | None = None
+        self.complete_on: CompleteOn | None = None
+        self.raised: list[Verdict] | None = None
 
     @property
     def is_too_late(self) -> bool:
@@ -83,6 +95,25 @@ class HeldLease:
         self.progress = progress
         if self.on_report is not None:
             self.on_report()
+
+    def note_raised(self, verdict: Verdict, error: BaseException) -> None:
+        """Attach the exception to a verdict of the run, until `forget_raised` is called."""
+        attach_exception(verdict, error)
+        self.raised = [*(self.raised or ()), verdict]
+
+    def forget_raised(self) -> None:
+        for verdict in self.raised or ():
+            detach_exception(verdict)
+        self.raised = None
+
+    def complete_in(self, connection: object, result: object) -> Awaitable[None]:
+        """Complete the run in a transaction, as `JobContext.complete_in` describes."""
+        assert self.complete_on is not None
+        return self.complete_on(self, connection, result)
+
+    def note_completing(self) -> None:
+        """Note that a child process may complete the run in a transaction. The child's verdict says whether it has tried."""
+        self.completed = b""
 
 
 class Intake(Enum):

@@ -10,14 +10,31 @@ from typing import Any, Final
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 from taskflow.model.printable import one_line
-from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
+from taskflow.model.verdict import (
+    Cancelled,
+    Completed,
+    Discarded,
+    Failed,
+    HandedBack,
+    Parked,
+    Retried,
+    RunError,
+    Snoozed,
+    Succeeded,
+    Verdict,
+)
 from taskflow.worker import events
+from taskflow.worker.crash_lines import CrashLines
+from taskflow.worker.failures import ROLLED_BACK
 from taskflow.worker.keeper import BEATS_PER_TTL
 from taskflow.worker.park_log import ParkLog
 from taskflow.worker.stalls import LOOK
 
 log: Final = logging.getLogger("taskflow.worker")
 _parks: Final = ParkLog()
+_crash_lines: Final = CrashLines()
+
+CHILD_DIED: Final = "taskflow.ChildDied"
 
 BLOCKING: Final = "Make it a plain function, which runs in a thread, or use async libraries"
 IN_PROCESS: Final = 'With runs_in="process" it gets a separate interpreter'
@@ -32,11 +49,8 @@ def log_event(event: events.WorkerEvent) -> None:
             _log_verdict(event.lease, event.verdict, event.ran_for)
         return
     match event:
-        case events.Started(lease):
-            if log.isEnabledFor(logging.DEBUG):
-                _say(logging.DEBUG, lease, "started")
         case events.Printed(Lease() as lease, _, stream, line):
-            if log.isEnabledFor(logging.INFO):
+            if log.isEnabledFor(logging.INFO) and not _crash_lines.holds(event, lease):
                 _say(logging.INFO, lease, f"{stream}: {line}")
         case events.LeaseLost(lease):
             _say(logging.WARNING, lease, "lost its lease: another worker has it, or it has ended; the result of this run will be ignored")
@@ -50,6 +64,10 @@ def log_event(event: events.WorkerEvent) -> None:
                 lease,
                 f"{outcome}{details} here, but that was ignored: another worker had taken the job, or it had ended",
             )
+        case events.RolledBack(lease, _, instead):
+            level, outcome, details = _words(instead)
+            words = f"was completed in a transaction that was rolled back: {outcome}{details}"
+            _say(max(level, logging.WARNING), lease, words)
         case events.OnTrial(lease, seconds):
             words = f"was lost with its worker {lease.crashes} times in a row: nothing else begins here for {seconds:g} s, or until it ends"
             _say(logging.INFO if lease.crashes > 1 else logging.DEBUG, lease, words)
@@ -141,6 +159,8 @@ def _may_lapse(seconds: float, ttl: float) -> bool:
 
 
 def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
+    if _crash_lines.held:
+        _log_held_lines(lease, verdict)
     level, outcome, details = _words(verdict)
     if not log.isEnabledFor(level):
         return
@@ -152,7 +172,15 @@ def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
             details += f" ({others:,} more were parked since the last such line)"
     else:
         outcome += f" after {ran_for:.3f} s"
-    _say(level, lease, outcome + details, verdict.error.traceback.rstrip() if isinstance(verdict, Failed | Retried) else "")
+    _say(level, lease, outcome + details, _traceback(verdict))
+
+
+def _log_held_lines(lease: Lease, verdict: Verdict) -> None:
+    """Log what the child process has printed, unless the error shows it."""
+    lines = _crash_lines.release(lease)
+    if not isinstance(verdict, Failed | Retried) or verdict.error.type != CHILD_DIED:
+        for printed in lines:
+            _say(logging.INFO, lease, f"{printed.stream}: {printed.line}")
 
 
 def _words(verdict: Verdict) -> tuple[int, str, str]:
@@ -174,7 +202,19 @@ def _words(verdict: Verdict) -> tuple[int, str, str]:
             return logging.WARNING, f"parked for {after:.1f} s", f": it waits for {waiting_for}"
         case HandedBack():
             return logging.INFO, "handed back", ""
+        case Completed(Failed(error) | Retried(error)) if error.type != ROLLED_BACK:
+            return logging.WARNING, "called complete_in()", f", and raised {_of(error)}; it has succeeded if the transaction has committed"
+        case Completed():
+            return logging.INFO, "completed in its transaction", ""
     return logging.INFO, type(verdict).__name__, ""
+
+
+def _traceback(verdict: Verdict) -> str:
+    if isinstance(verdict, Completed):
+        return _traceback(verdict.otherwise) if _words(verdict)[2] else ""
+    if not isinstance(verdict, Failed | Retried):
+        return ""
+    return f"{verdict.error.traceback.rstrip()}\n".removeprefix(f"{_of(verdict.error)}\n").rstrip()
 
 
 def _of(error: RunError) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import UnionType
 from typing import Final
+
+import msgspec
 
 from taskflow.model.errors import ConfigurationError
 from taskflow.worker.children.options import ChildOptions
@@ -16,8 +17,7 @@ from taskflow.worker.queues import QueueChoice
 MOST_CONCURRENCY: Final = 100_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerOptions:
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a worker.
 
     `concurrency`     the maximum number of jobs that run at once
@@ -34,7 +34,7 @@ class WorkerOptions:
                       did not receive `StalledForGood` in time, for example because the loop is stuck writing to the log
     """
 
-    queues: QueueChoice = field(default_factory=QueueChoice)
+    queues: QueueChoice = msgspec.field(default_factory=QueueChoice)
     concurrency: int = 100
     grace: float = 25.0
     last_words: float = 5.0
@@ -42,7 +42,7 @@ class WorkerOptions:
     start_timeout: float = 0.0
     drain_horizon: float = 60.0
     modules: tuple[str, ...] = ()
-    children: ChildOptions = field(default_factory=ChildOptions)
+    children: ChildOptions = msgspec.field(default_factory=ChildOptions)
     stall_limit: float = 300.0
     on_stall_limit: Callable[[bool], None] | None = None
     subscribers: tuple[Subscriber, ...] = (log_event,)

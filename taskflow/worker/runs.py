@@ -181,6 +181,8 @@ class Runs:
         try:
             self._events.tell(Ended(lease, settlement.verdict, ran_for))
         finally:  # an exit or a Ctrl-C in a subscriber must not lose the verdict
+            if holding.raised is not None:
+                holding.forget_raised()
             self._settler.offer(holding, settlement)
         self._pace.note(lease.envelope.queue, ran_for)
 

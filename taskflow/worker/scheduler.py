@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from msgspec.structs import replace
+
+from taskflow.app.middleware import Middleware
 from taskflow.app.registry import Registry
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.retry import retry
@@ -48,8 +51,10 @@ class Scheduler:
     Raises DeclarationError if two schedules have the same name, or if a call's arguments do not fit its job.
     """
 
-    def __init__(self, broker: Broker, registry: Registry, events: Events) -> None:
+    def __init__(self, broker: Broker, registry: Registry, middleware: Sequence[Middleware], events: Events) -> None:
         self._broker = broker
+        self._registry = registry
+        self._middleware = middleware
         self._events = events
         self._began_at = time.monotonic()
         self._declared = _by_name(registry)
@@ -142,7 +147,7 @@ class Scheduler:
 
     async def _send(self, steps: Sequence[_Step], began_at: float) -> None:
         try:
-            answers = await self._broker.fire([step.firing for step in steps])
+            answers = await self._broker.fire(self._stamped([step.firing for step in steps]))
         except (BrokerUnavailable, StoreFull):
             raise
         except Exception as error:  # the store cannot take one of them
@@ -159,6 +164,14 @@ class Scheduler:
             if answer is not None and step.expected is not None:
                 late_by = lag + time.monotonic() - began_at
                 self._events.tell(ScheduleFired(step.name, answer.id, isinstance(answer, Added), late_by))
+
+    def _stamped(self, firings: list[Firing]) -> list[Firing]:
+        """Return the firings with their jobs as the middleware stamps them."""
+        from taskflow.app.stamping import stamped_envelopes
+
+        envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
+        stamped = iter(stamped_envelopes(self._registry, self._middleware, envelopes))
+        return [firing if firing.envelope is None else replace(firing, envelope=next(stamped)) for firing in firings]
 
     def _fail(self, name: str, why: str, kind: type[BaseException] | None = None) -> None:
         """Report a failure, unless the schedule's last one was of the same kind: a schedule that does not fire is offered each second."""

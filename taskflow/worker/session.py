@@ -8,18 +8,19 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from taskflow.app.context import JobContext
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
+from taskflow.model.cause import LONGEST_DEPLOY
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
-from taskflow.model.session import Beat, BeatAnswer, Session
+from taskflow.model.session import MOST_NAMES, Beat, BeatAnswer, Session
 from taskflow.worker.events import (
     Events,
     HandedBackOften,
@@ -45,6 +46,9 @@ from taskflow.worker.settler import Settler
 from taskflow.worker.threads import Threads
 from taskflow.worker.upkeep import Upkeep
 from taskflow.worker.vitals import Signs
+
+if TYPE_CHECKING:  # loaded only by workers with such hooks
+    from taskflow.worker.ended_hooks import EndedHooks
 
 LAST_CLAIM: Final = 1.0
 """Seconds to wait for the answer to a claim in progress when the session stops claiming."""
@@ -73,8 +77,9 @@ class WorkerSession:
         options: WorkerOptions,
         seams: Seams,
         events: Events,
+        ended_hooks: EndedHooks | None = None,
     ) -> None:
-        self.session = _a_session(options)
+        self.session = _a_session(options, executor.registry.names, hears=ended_hooks is not None)
         self.phase = Phase.WORKING
         self.has_forced = False
         self.all_ended, self.runs_stopped, self.schedules_begun = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -87,11 +92,13 @@ class WorkerSession:
         self._settles_until: float | None = None
         self._made_at = time.monotonic()
         self._lease_table = LeaseTable()
-        self._settler = Settler(broker, self._lease_table, events)
+        self._ended_hooks = ended_hooks
+        self._settler = Settler(broker, self._lease_table, events, ended_hooks)
         self._runs = Runs(options, threads, self._lease_table, executor, self._settler, events)
         too_old = options.ttl / 4  # half of the ghost age, which is half of the ttl
         self._fetcher = Fetcher(broker, self.session.id, options.queues, self, too_old, events, seams.chance)
-        self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look, on_offers=scheduler.fire)
+        on_ended = None if ended_hooks is None else ended_hooks.tell_ended
+        self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look, on_offers=scheduler.fire, on_ended=on_ended)
         self._quarantine = Quarantine(self._lease_table, self._runs, events)
         self._keeper = Keeper(self.session, self._lease_table, self, events, seams.start_thread)
         self._services = Services(events, seams.chance, on_end=self._lease_table.nudge)
@@ -121,7 +128,7 @@ class WorkerSession:
     async def _work(self) -> None:
         """Claim and run jobs. Return when no run continues, except in threads."""
         async with self._services.running(self._runs.watch):
-            async with self._services.running(self._upkeep.run, self._begin_schedules):
+            async with self._services.running(self._keep_up, self._begin_schedules):
                 # The fetcher is first, because a caller may be waiting for this worker.
                 async with self._services.running(self._fetcher.run, self._runs.run, self._quarantine.run):
                     await self.until(Phase.FINISHING)
@@ -133,6 +140,11 @@ class WorkerSession:
         self.has_forced = self.has_forced or bool(self._runs.under_way)
         await self._runs.stop_all(LOST if self.phase is Phase.LOST else WINDING_DOWN)
         self.runs_stopped.set()
+
+    async def _keep_up(self) -> None:
+        """Do upkeep, but only after the first claim: a caller may be waiting for this worker, and upkeep would keep the server busy."""
+        await self._fetcher.has_tried.wait()
+        await self._upkeep.run()
 
     async def _begin_schedules(self) -> None:
         await self._scheduler.begin(self.session.id)
@@ -288,10 +300,13 @@ class WorkerSession:
     # --- what its fetcher asks and brings ---------------------------------------------------------------
 
     def room(self) -> int:
-        return self._runs.room()
+        return 0 if self._ended_hooks is not None and self._ended_hooks.is_behind else self._runs.room()
 
     async def wait_for_room(self) -> None:
-        await self._lease_table.wait_for_change()
+        if self._ended_hooks is not None and self._ended_hooks.is_behind:
+            await self._ended_hooks.catch_up()
+        else:
+            await self._lease_table.wait_for_change()
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
         """Accept claimed leases. Jobs that have crashed before go into quarantine. Nothing else may start
@@ -304,8 +319,9 @@ class WorkerSession:
         for lease in leases:
             if lease.hand_backs and _RULES.hand_back_wait(lease.hand_backs):
                 self._events.tell(HandedBackOften(lease))
-        self._runs.add([lease for lease in leases if not lease.crashes], claimed_at)
-        if quarantine := [lease for lease in leases if lease.crashes]:
+        quarantine = [lease for lease in leases if lease.crashes and lease.poison is None]
+        self._runs.add([lease for lease in leases if lease not in quarantine] if quarantine else leases, claimed_at)
+        if quarantine:
             self._runs.begin_waiting()
             self._runs.give_back_reserve()
             for lease in quarantine:
@@ -332,8 +348,8 @@ class WorkerSession:
             if (holding := self._lease_table.get(claim)) is not None:
                 self._runs.ask_to_stop(holding, CANCELLED)
         for claim in answer.lost:
-            # Ignored while its settlement is under way: that ended the lease, and the answer will follow.
-            if (holding := self._lease_table.get(claim)) is not None and not holding.is_offered:
+            # Ignored if its settlement is under way, or it was completed in a transaction: that ended the lease, and an answer follows.
+            if (holding := self._lease_table.get(claim)) is not None and not holding.is_offered and holding.completed is None:
                 self._events.tell(LeaseLost(holding.lease))
                 self._runs.ask_to_stop(holding, LOST)
                 self._lease_table.remove([claim])
@@ -350,7 +366,24 @@ class WorkerSession:
                 self._keeper.beat_now()
 
 
-def _a_session(options: WorkerOptions) -> Session:
-    name = f"{socket.gethostname()}:{os.getpid()}"
-    queues = options.queues.names
-    return Session(id=secrets.token_bytes(16), name=name, ttl=options.ttl, queues=queues, concurrency=options.concurrency)
+def worker_name() -> str:
+    """Return the name under which this process registers its sessions."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def deploy_name() -> str:
+    """Return the name that this process's environment gives to the deploy, or an empty string."""
+    return os.environ.get("TASKFLOW_DEPLOY", "")[:LONGEST_DEPLOY]
+
+
+def _a_session(options: WorkerOptions, jobs: tuple[str, ...], *, hears: bool) -> Session:
+    return Session(
+        id=secrets.token_bytes(16),
+        name=worker_name(),
+        ttl=options.ttl,
+        queues=options.queues.names,
+        concurrency=options.concurrency,
+        hears=hears,
+        jobs=jobs if len(jobs) <= MOST_NAMES else (),
+        deploy=deploy_name(),
+    )

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from taskflow.broker.protocol import Broker
-from taskflow.model.envelope import Lease
+from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerError
+from taskflow.model.ids import id_text
 from taskflow.model.retry import Pauses, Retries
-from taskflow.model.verdict import Failed, HandedBack, RunError, Settled, Settlement
-from taskflow.worker.events import BrokerBack, BrokerTrouble, Events, HeldUp, NotCounted, Unwritable, WorkerEvent
+from taskflow.model.verdict import Completed, Failed, HandedBack, RunError, Settled, Settlement
+from taskflow.worker.events import BrokerBack, BrokerTrouble, Events, HeldUp, NotCounted, RolledBack, Unwritable, WorkerEvent
+from taskflow.worker.failure_follow_up import follow_ups_of
 from taskflow.worker.lease_table import HeldLease, LeaseTable
+
+if TYPE_CHECKING:  # loaded only by workers with such hooks
+    from taskflow.worker.ended_hooks import EndedHooks
+
+log: Final = logging.getLogger("taskflow")
 
 MAX_BATCH: Final = 500
 PAUSES: Final = Pauses(0.05, 2.0)
@@ -31,10 +39,11 @@ class Settler:
     the others do not wait. `waiting_since` is the time on the monotonic clock since which a batch has been unanswered, or None.
     """
 
-    def __init__(self, broker: Broker, lease_table: LeaseTable, events: Events) -> None:
+    def __init__(self, broker: Broker, lease_table: LeaseTable, events: Events, ended_hooks: EndedHooks | None = None) -> None:
         self._broker = broker
         self._lease_table = lease_table
         self._events = events
+        self._ended_hooks = ended_hooks
         self._retries = Retries(PAUSES)
         self._inbox: deque[Settlement] = deque()
         self._held_up: deque[Settlement] = deque()
@@ -102,12 +111,14 @@ class Settler:
         self.waiting_since = None
         if self._retries.succeeded():
             self._events.tell(BrokerBack("settling"))
-        if answers.count(Settled.OK) < len(answers):
+        if self._ended_hooks is not None:
+            self._ended_hooks.settled([self._lease_table.get(settlement.claim) for settlement in batch], batch, answers)
+        if answers.count(Settled.OK) < len(answers) or any(type(settlement.verdict) is Completed for settlement in batch):
             batch = self._without_held_up(batch, answers)
         self._lease_table.remove([settlement.claim for settlement in batch])
 
     def _without_held_up(self, batch: list[Settlement], answers: list[Settled]) -> list[Settlement]:
-        """Return the settlements that have a final answer. Set the others aside, and send an event for each stale one."""
+        """Return the settlements that have a final answer. Set the others aside, and send an event for each stale or rolled-back one."""
         answered: list[Settlement] = []
         for settlement, answer in zip(batch, answers, strict=True):
             holding = self._lease_table.get(settlement.claim)
@@ -117,6 +128,8 @@ class Settler:
                 continue
             if answer is Settled.STALE and holding is not None:
                 self._tell_stale(holding.lease, settlement)
+            elif answer is Settled.OK and holding is not None and isinstance(settlement.verdict, Completed):
+                self._events.tell(RolledBack(holding.lease, settlement.verdict, settlement.verdict.otherwise))
             answered.append(settlement)
         return answered
 
@@ -151,9 +164,15 @@ class Settler:
             await self._settle([msgspec.structs.replace(unwritable, progress=None)])
             return
         if isinstance(unwritable.verdict, Failed) and unwritable.verdict.error.type == UNWRITABLE:
+            if unwritable.follow_ups:
+                log.error("job %s failed, but its on_failure call cannot be written, and is not sent: %s", id_text(unwritable.id), error)
+                await self._settle([msgspec.structs.replace(unwritable, follow_ups=())])
+                return
             self._set_aside(unwritable, BrokerTrouble("settling", f"{type(error).__name__}: {error}", 1))
             return
         why = RunError(UNWRITABLE, f"its verdict {type(unwritable.verdict).__name__} cannot be written: {type(error).__name__}: {error}")
+        follow_ups: tuple[Envelope, ...] = ()
         if (holding := self._lease_table.get(unwritable.claim)) is not None:
             self._events.tell(Unwritable(holding.lease, unwritable.verdict, Failed(why)))
-        await self._settle([msgspec.structs.replace(unwritable, verdict=Failed(why), follow_ups=())])
+            follow_ups = follow_ups_of(holding.lease, Failed(why))
+        await self._settle([msgspec.structs.replace(unwritable, verdict=Failed(why), follow_ups=follow_ups)])

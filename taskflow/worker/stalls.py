@@ -144,13 +144,12 @@ class StallWatch:
         # If the process was stopped, a thread may have computed for less than `LOOK` before that. While this thread was waiting for a CPU,
         # the other one got less CPU time too.
         is_computed = spent.get(thread, 0.0) >= min(max((passed - waited) / 5, LOOK / 2), 2 * LOOK)
-        if is_computed:
-            lease, lines = self._run_since(thread, passed)
-        elif waited >= passed / 2:
+        lease, lines = self._run_since(thread, passed) if is_computed else (self._lease_on_loop(), stacks.lines_of(self._thread))
+        # The little that a thread uses while CPUs are scarce for seconds may be the worker's own work. That is no reason to accuse C code
+        # unless a run was under way.
+        if waited >= passed / 2 and (lease is None or not is_computed):
             self._tell(lambda: Starved(passed - LOOK, self._ttl))
             return
-        else:
-            lease, lines = self._lease_on_loop(), stacks.lines_of(self._thread)
         self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._ttl, is_computed, stacks.shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[stacks.Line]]:

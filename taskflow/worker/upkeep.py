@@ -10,7 +10,7 @@ from typing import Final
 
 from taskflow.broker import topics
 from taskflow.broker.nudges import Nudges
-from taskflow.broker.protocol import Broker
+from taskflow.broker.protocol import Broker, Upkept
 from taskflow.model.errors import BrokerError
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.schedule import Offer
@@ -56,7 +56,8 @@ class Upkeep:
     """Calls the store's upkeep when it is due.
 
     `on_ready` is called when a call has made jobs ready. `on_offers` fires the schedules that a call
-    offers, and returns the seconds until the first of them is due again.
+    offers, and returns the seconds until the first of them is due again. `on_ended`, if given, gets the ids of jobs that
+    have ended without a settlement, and how many ids the store has dropped.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class Upkeep:
         events: Events,
         on_ready: Callable[[], None] = lambda: None,
         on_offers: Callable[[Sequence[Offer]], Awaitable[float]] = _ignore,
+        on_ended: Callable[[Sequence[bytes], int], None] | None = None,
     ) -> None:
         self._broker = broker
         self._on_offers = on_offers
         self._chance = chance
         self._events = events
         self._on_ready = on_ready
+        self._on_ended = on_ended
         self._retries = Retries(PAUSES, chance.random)
         self._is_awaited = False
         self._portions = 0
@@ -123,7 +126,7 @@ class Upkeep:
         self._forget_due()
         looks_in, fired_for = math.inf, 0.0
         try:
-            done = await self._broker.upkeep(self._limit())
+            done = await self._call()
             if done.offers:
                 began_at = time.monotonic()
                 looks_in = await self._on_offers(done.offers)
@@ -138,7 +141,7 @@ class Upkeep:
         self._is_awaited = done.readied > 0 or done.released > 0
         if self._is_awaited:
             self._on_ready()
-        self._is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped, done.offers))
+        self._is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped, done.offers, done.ended))
         if done.next_in > 0:
             self._portions, self._was_early = 0, False
             return max(0.0, min(looks_in, self._until_next(done.next_in) - fired_for))
@@ -147,6 +150,14 @@ class Upkeep:
         if self._is_awaited:
             return 0.0
         return MOMENT if self._was_early and not was_early else BREATH  # a due job that does not move is locked by another worker
+
+    async def _call(self) -> Upkept:
+        if self._on_ended is None:
+            return await self._broker.upkeep(self._limit())
+        done = await self._broker.upkeep(self._limit(), ends=True)
+        if done.ended or done.ends_dropped:
+            self._on_ended(done.ended, done.ends_dropped)
+        return done
 
     def _limit(self) -> int:
         if self._is_awaited:

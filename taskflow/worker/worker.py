@@ -7,27 +7,31 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import anyio
 
 from taskflow.app.app import default_app
+from taskflow.app.middleware import has_ended_hook
 from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerUnavailable, ConfigurationError
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.worker.children.pool import Children
 from taskflow.worker.drain import Drain
-from taskflow.worker.events import BrokerTrouble, Ended, Events, NotCounted, Unwritable, WorkerEvent
+from taskflow.worker.events import BrokerTrouble, Ended, Events, NotCounted, RolledBack, Unwritable, WorkerEvent
 from taskflow.worker.executor import Executor
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.scheduler import Scheduler
-from taskflow.worker.session import WorkerSession
+from taskflow.worker.session import WorkerSession, deploy_name, worker_name
 from taskflow.worker.stalls import StallWatch
 from taskflow.worker.succession import PAUSES, Succession
 from taskflow.worker.threads import Threads
 from taskflow.worker.vitals import Vitals
+
+if TYPE_CHECKING:  # loaded only by workers with such hooks
+    from taskflow.worker.ended_hooks import EndedHooks
 
 T = TypeVar("T")
 
@@ -66,7 +70,7 @@ class RunCounts:
         match event:
             case NotCounted(_, verdict):
                 self._count(verdict, -1)
-            case Unwritable(_, verdict, instead):
+            case Unwritable(_, verdict, instead) | RolledBack(_, verdict, instead):
                 self._count(verdict, -1)
                 self._count(instead, 1)
 
@@ -114,6 +118,7 @@ class Worker:
         self._stack = AsyncExitStack()
         self._sessions = Succession(self._a_session, self.options, self._events, self._seams.chance)
         self._watch: StallWatch | None = None
+        self._ended_hooks: EndedHooks | None = None
         self.vitals = Vitals(lambda: self._watch, self._sessions.signs, self.options.ttl)
 
     async def __aenter__(self) -> Self:
@@ -129,6 +134,7 @@ class Worker:
         self._was_entered = True
         self._host = asyncio.current_task()
         self._host_cancels = self._host.cancelling() if self._host is not None else 0
+        self._events.subscribe(*self._app.settings.subscribers)
         async with AsyncExitStack() as stack:
             if (lifespan := self._app.settings.lifespan) is not None:
                 self._state = await stack.enter_async_context(lifespan())
@@ -137,7 +143,10 @@ class Worker:
             self._children = self._no_children_yet()
             stack.push_async_callback(self._children.close)
             self._app.registry.resolve()
-            self._scheduler = Scheduler(self._app.broker(), self._app.registry, self._events)
+            self._scheduler = Scheduler(self._app.broker(), self._app.registry, self._app.settings.middleware, self._events)
+            if (ended_hooks := self._find_ended_hooks()) is not None:
+                self._ended_hooks = ended_hooks
+                stack.push_async_callback(ended_hooks.close, self.options.last_words)
             stack.callback(self._end_watch)
             limit, ttl = self.options.stall_limit, self.options.ttl
             self._watch = StallWatch(self._sessions, self._events, self._seams.start_thread, stall_limit=limit, ttl=ttl)
@@ -203,15 +212,27 @@ class Worker:
 
     def _a_session(self) -> WorkerSession:
         executor = Executor(
-            self._app.registry,
+            self._app,
             middleware=self._app.settings.middleware,
             threads=self._threads,
             seams=self._seams,
             state=self._state,
             children=self._children,
             is_cut_short=self._is_cancelled,
+            deploy=deploy_name(),
         )
-        return WorkerSession(self._app.broker(), executor, self._threads, self._scheduler, self.options, self._seams, self._events)
+        broker, options = self._app.broker(), self.options
+        return WorkerSession(
+            broker, executor, self._threads, self._scheduler, options, self._seams, self._events, ended_hooks=self._ended_hooks
+        )
+
+    def _find_ended_hooks(self) -> EndedHooks | None:
+        middleware = self._app.settings.middleware
+        if not has_ended_hook(middleware):
+            return None
+        from taskflow.worker.ended_hooks import EndedHooks
+
+        return EndedHooks(self._app, self._app.broker(), middleware, worker_name())
 
     def _note_freed(self) -> None:
         if (session := self._sessions.present) is not None:

@@ -1,4 +1,7 @@
 # ruff: noqa: E501, F841  # the block stands as it was promised
+# mypy: disable-error-code="union-attr"
+# pyright: reportOptionalMemberAccess=false
+# info() may return None, which the promise leaves to the reader
 from __future__ import annotations
 
 from taskflow import JobHandle
@@ -13,4 +16,6 @@ async def block_3_1(handle: JobHandle[int], job_id: str) -> None:
     info = await handle.info()               # the record: attempt, errors of each run, times, progress, queue, worker, result
     found = await handle.cancel()            # waiting: at once; running: its scope is cancelled wherever it runs
     other = JobHandle.of(job_id, job=add)    # from an id kept elsewhere; without job=, JobHandle[Any]
+    live = await add.live("sum:1:2")          # the live job with that key, or None
+    print(info.arguments, info.tags)         # decoded where the job is known here
     # end of block

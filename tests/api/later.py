@@ -14,15 +14,6 @@ class Later(NamedTuple):
 
 
 LATER: Final = (
-    Later(
-        "async with session.begin():                                              # the job exists if and only if this commits\n"
-        "    session.add(order)\n"
-        "    await charge.options(connection=session).delay(order.id)              # SQLAlchemy (a)sync, psycopg, asyncpg, sqlite3, Django",
-        owner="transactions",
-        absent="add.options(connection=object())",
-    ),
-    Later("headers, connection`", owner="transactions", absent="EnqueueOptions.__annotations__['connection']"),
-    Later("await ctx.complete_in(connection, result=...)", owner="transactions", absent="JobContext.complete_in"),
     Later("[`debounce=5` (last wins), `throttle=60` (first wins)]", owner="debounce and throttle", absent="add.options(debounce=5)"),
     Later("[`debounce, throttle`]", owner="debounce and throttle", absent="add.options(throttle=60)"),
     *(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from sqlalchemy.ext.asyncio import create_async_engine
+
 from taskflow import Backoff, Cancel, Discard, JobContext, Retry, Snooze, job
+
+connect = create_async_engine("sqlite+aiosqlite://").connect
+"""A test sets it to that of the broker's database."""
 
 
 @job(name="api.say.again", max_attempts=2)
@@ -30,6 +35,13 @@ async def no_more() -> None:
 async def choosy(error: str) -> None:
     raise {"OSError": OSError, "ValueError": ValueError, "KeyError": KeyError}[error](error)
 # fmt: on
+
+
+@job(name="api.say.completes")
+async def completes(ctx: JobContext) -> str:
+    async with connect() as connection, connection.begin():
+        await ctx.complete_in(connection, result="receipt")
+    return "ignored"
 
 
 @job(name="api.say.fences")

@@ -1,8 +1,24 @@
-# ruff: noqa: E501, F841  # the blocks stand as they were promised
+# ruff: noqa: E501, E702, F841  # the blocks stand as they were promised
 from __future__ import annotations
 
-from taskflow import enqueue, enqueue_sync, run_sync
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from taskflow import enqueue, enqueue_sync, job, run_sync, send
 from tests.api.define import WelcomeEmail, add, send_welcome_email
+
+
+class Base(DeclarativeBase): ...
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+@job(name="api.send.charge")
+async def charge(order_id: int) -> int:
+    return order_id
 
 
 # fmt: off
@@ -23,3 +39,19 @@ def view() -> None:                                                       # Flas
     enqueue_sync(add.bind(n, n) for n in range(10))
     print(run_sync(handle.result(timeout=10)))
 # end of block
+
+
+async def block_2_3(session: AsyncSession, order: Order) -> None:
+    # block 2.3
+    async with session.begin():                                              # the job exists if and only if this commits
+        session.add(order)
+        await session.flush()                                                 # order.id is known from here on
+        await charge.options(connection=session).delay(order.id)              # SQLAlchemy (a)sync, psycopg, asyncpg, sqlite3, Django
+    # end of block
+
+
+async def block_2_4() -> None:
+    # block 2.4
+    handle = await send("app.tasks.charge", order_id=7)                      # by name, where importing it would be a circle or another image: JobHandle[Any]; checked where it is known, else parks
+    call = add.options(tags=("import:42",)).bind(1, 2); print(call.id)       # the id is known before it is sent
+    # end of block

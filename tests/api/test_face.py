@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 import taskflow
 from taskflow import EnqueueOptions, JobCancelled, JobContext, JobFailed, JobHandle, Status, configure, current_job, job, schedules
@@ -24,23 +25,28 @@ from taskflow.app.settings import DEFAULT_BROKER
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import SCHEMES, connect
 from taskflow.cli.parser import a_parser
-from taskflow.model.ids import parse_id
+from taskflow.model.ids import id_text, parse_id
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.worker import Worker
-from tests.api import around, ask, define, promise, say, send, work
+from tests.api import around, ask, define, operate, promise, say, send, work
 from tests.api.later import LATER, Later
 from tests.api.testing import test_signup as test_signup  # block 10.1 is itself a test
 from tests.support.homes import BROKERS
+from tests.support.listing import listed
+from tests.support.postgres import shared_postgres
+from tests.support.verdicts import failed as settled_as_failed
 from tests.support.world import World
 
 MODULES = {
     "define.py": ["1.1"],
-    "send.py": ["2.1", "2.2"],
+    "defaults.py": ["1.2"],
+    "send.py": ["2.1", "2.2", "2.3", "2.4"],
     "ask.py": ["3.1"],
     "work.py": ["6.1", "6.2"],
     "policies.py": ["7.1", "7.2"],
     "around.py": ["9.1"],
     "testing.py": ["10.1"],
+    "operate.py": ["11.1"],
 }
 
 
@@ -62,9 +68,9 @@ def test_a_block_is_here_word_by_word(module: str) -> None:
 
 def test_the_lines_of_section_4_are_here() -> None:
     lines = [span for span in promise.spans(4) if span.startswith(("raise ", "@job", "await ")) and not is_later(span)]
-    assert len(lines) == 5
+    assert len(lines) == 6
     text = Path(say.__file__).read_text()
-    assert [line for line in lines if line not in text] == []
+    assert [line for line in lines if line.replace("...", '"receipt"') not in text] == []
 
 
 def is_later(span: str) -> bool:
@@ -99,8 +105,7 @@ def test_a_command_of_section_6_is_taken(command: str) -> None:
 
 def test_every_option_is_there() -> None:
     [options] = [span for span in promise.spans(2) if span.startswith("queue, priority")]
-    promised = set(options.split(", ")) - {"connection"}
-    assert promised == set(EnqueueOptions.__annotations__)
+    assert set(options.split(", ")) == set(EnqueueOptions.__annotations__)
 
 
 # --- and does what it says ------------------------------------------------------------------------------------------
@@ -170,6 +175,16 @@ async def test_section_1_in_words() -> None:
         await define.add.delay("one")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+async def test_block_1_2(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a registry of its own. What it configures is undone with the world."""
+    monkeypatch.setattr(default_app(), "registry", Registry())
+    monkeypatch.delitem(sys.modules, "tests.api.defaults", raising=False)
+    defaults = importlib.import_module("tests.api.defaults")
+    assert (define.add.bind(1).envelope.max_attempts, define.add.bind(1).envelope.timeout) == (3, 1800.0)
+    call = defaults.sync_project.bind(7, Path("a"))
+    assert (call.key, call.envelope.queue, call.envelope.max_attempts, call.envelope.timeout) == ("7", "io", 1, 1800.0)
+
+
 async def test_block_2_1(world: World) -> None:
     names = await names_in("2.1", **vars(send))
 
@@ -188,6 +203,41 @@ async def test_block_2_2(worker: Worker, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == "3\n"
 
 
+async def test_block_2_4(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    names = await names_in("2.4", **vars(send))
+    assert await names["handle"].status() is Status.READY
+    assert capsys.readouterr().out == f"{names['call'].id}\n"
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AsyncEngine]:
+    """The application's engine, to the database of the broker."""
+    server = shared_postgres()
+    database = server.new_database()
+    url, driver = server.url(database), server.url(database).replace("postgresql:", "postgresql+asyncpg:")
+    if request.param == "sqlite":
+        url, driver = f"sqlite:///{tmp_path}/app.db?shared=1", f"sqlite+aiosqlite:///{tmp_path}/app.db"
+    engine, broker = create_async_engine(driver), connect(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(send.Base.metadata.create_all)
+    with default_app().using(broker):
+        yield engine
+    await engine.dispose()
+    await broker.close()
+    server.drop_database(database)
+
+
+async def test_block_2_3(engine: AsyncEngine) -> None:
+    async with Worker(options=WorkerOptions(subscribers=())), AsyncSession(engine, expire_on_commit=False) as session:
+        await names_in("2.3", **vars(send), session=session, order=(order := send.Order()))
+        [record] = await listed(default_app().broker().console)
+        assert await JobHandle.of(id_text(record.id), job=send.charge).result(timeout=30) == order.id
+
+        handle = await send.charge.options(connection=session).delay(0)
+        await session.rollback()
+        assert await handle.status() is None
+
+
 async def test_section_2_in_words(world: World) -> None:
     first = await define.add.options(key="k").delay(1)
     again = await define.add.options(key="k").delay(1)
@@ -204,6 +254,8 @@ async def test_block_3_1(worker: Worker) -> None:
     assert names["value"] == names["info"].result == 3
     assert names["status"] is names["found"] is Status.SUCCEEDED
     assert names["other"] == handle
+    with pytest.raises(taskflow.TaskflowError, match="'not an id' is not a job id"):
+        JobHandle.of("not an id")
     promised = "attempt, errors, progress, queue, worker, result, created_at, due_at, started_at, ended_at"
     assert all(hasattr(names["info"], name) for name in promised.split(", "))
 
@@ -227,6 +279,12 @@ async def test_section_4(worker: Worker, world: World) -> None:
     assert 0 <= await due_in(await say.choosy.delay("OSError")) <= 1
     handle = await say.fences.delay()
     assert await handle.result(timeout=30) == (handle.id, 1)
+
+
+async def test_section_4__complete_in(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(say, "connect", engine.connect, raising=False)
+    async with Worker(options=WorkerOptions(subscribers=())):
+        assert await (await say.completes.delay()).result(timeout=30) == "receipt"
 
 
 async def test_block_6_1(world: World) -> None:
@@ -278,6 +336,22 @@ async def test_block_9_1(world: World, capsys: pytest.CaptureFixture[str]) -> No
     assert info is not None
     assert info.headers == {"sent-by": "web"}
     assert capsys.readouterr().out.startswith("Succeeded(")
+
+
+async def test_block_11_1(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """A failed job of the import is shown and put back; another, which waits, is cancelled."""
+    failed = await define.add.options(tags=("import:42",)).delay(1)
+    [lease] = await world.claim(await world.a_session())
+    await world.settle(settled_as_failed(lease))
+    waiting = await define.add.options(tags=("import:42",)).delay(1)
+
+    names = await names_in("11.1", **vars(operate))
+
+    assert ([queue.name for queue in names["queues"]], len(names["workers"])) == (["default"], 1)
+    info = await failed.info()
+    assert info is not None
+    assert capsys.readouterr().out == f"{failed.id} builtins.ValueError: no such user\n"
+    assert (info.status, await waiting.status()) == (Status.READY, Status.CANCELLED)
 
 
 @job

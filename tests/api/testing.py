@@ -15,7 +15,7 @@ async def signup(email: str) -> None:
 # block 10.1
 async def test_signup(taskflow_jobs: TaskflowJobs) -> None:     # pytest plugin, shipped with the package: memory broker, virtual clock, configure() undone after
     await signup("a@example.com")
-    taskflow_jobs.assert_enqueued(send_welcome_email, WelcomeEmail("user_123", "a@example.com"))
-    await taskflow_jobs.run_all()                # through the real executor: decoding, middleware, retries
+    taskflow_jobs.assert_enqueued(send_welcome_email, WelcomeEmail("user_123", "a@example.com"))     # mock.ANY; queue=, key=, after= …
+    await taskflow_jobs.run_all()                # through the real executor: decoding, middleware, retries; raises what failed for good, unless raises=False
     await taskflow_jobs.advance(days=3)          # retries, schedules, expiry, leases move on, in milliseconds
 # end of block

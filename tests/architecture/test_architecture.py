@@ -15,7 +15,18 @@ from tests.architecture.imports import ROOT, Imported, all_imported_names, impor
 
 MODULES = modules()
 KNOWN = frozenset(MODULES)
-LAYERS = {"model": 1, "broker": 2, "app": 3, "worker": 4, "testing": 5, "telemetry": 5, "cli": 5, "dashboard": 5, "integrations": 5}
+LAYERS = {
+    "model": 1,
+    "broker": 2,
+    "app": 3,
+    "worker": 4,
+    "events": 5,
+    "testing": 5,
+    "telemetry": 5,
+    "cli": 5,
+    "dashboard": 5,
+    "integrations": 5,
+}
 TOP = 5
 
 # Files that are longer than 400 lines, or functions than 60, each with its reason. Empty is best.
@@ -134,10 +145,10 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
         getattr(taskflow, "nonsense")  # noqa: B009  # no checker would let it pass otherwise
 
 
-def loaded_by(statement: str) -> set[str]:
+def loaded_by(statement: str, *options: str) -> set[str]:
     """The modules that are loaded once a fresh interpreter has run a statement, and were not before it."""
     program = f"import sys; before = set(sys.modules)\n{statement}\nprint(*sorted(set(sys.modules) - before))"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    ran = subprocess.run([sys.executable, *options, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(ran.stdout.splitlines()[-1].split())
 
 
@@ -149,6 +160,12 @@ def test_importing_taskflow_loads_next_to_nothing() -> None:
     loaded = loaded_by("import taskflow")
     assert loaded.isdisjoint(DRIVERS | {"asyncio", "anyio", "msgspec", "msgpack"})
     assert {name for name in loaded if name.startswith("taskflow")} == {"taskflow"}
+
+
+def test_nothing_is_loaded_before_the_first_line_of_the_command() -> None:
+    """Until it runs, a Ctrl-C is Python's to handle, and each import has moments in which Python loses it."""
+    loaded = loaded_by("import runpy; before = set(sys.modules)\nimport taskflow.__main__", "-S")
+    assert loaded == {"__future__", "taskflow", "taskflow.__main__", "taskflow.cli", "taskflow.cli.main"}
 
 
 def test_a_worker_loads_what_it_works_with() -> None:

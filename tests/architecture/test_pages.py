@@ -94,7 +94,8 @@ WALKS = dict(re.findall(r"^### (The walk of .*?)\n(.*?)(?=^#{2,3} |\Z)", ARCHITE
 
 def test_the_walks_are_there() -> None:
     job = [f"The walk of one job on {store}" for store in ("Redis", "SQLite", "PostgreSQL")]
-    assert list(WALKS) == [*job, "The walk of a heartbeat", "The walk of a cancellation", "The walk of a firing", "The walk of a shutdown"]
+    others = ("job in a transaction", "heartbeat", "cancellation", "firing", "shutdown")
+    assert list(WALKS) == [*job, *(f"The walk of a {each}" for each in others)]
 
 
 @pytest.mark.parametrize("walk", WALKS)

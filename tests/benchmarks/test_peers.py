@@ -16,9 +16,10 @@ import pytest
 
 from benchmarks.marks import VARIABLE, Marks, environment_of, marks_of
 from benchmarks.peers.catalogue import PEERS
+from benchmarks.peers.rivals import MOST_PROCESSES, Rivals
 from benchmarks.peers.runs import Bench
 from benchmarks.report import ContenderFailed
-from benchmarks.stores import Server
+from benchmarks.stores import REDIS, Server, postgres
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +105,16 @@ def test_a_worker_is_ended_with_its_children_even_if_it_hears_no_signal(a_bench:
 def test_a_worker_that_ends_by_itself_is_a_failure_with_its_last_word(a_bench: Callable[[Marks], Bench]) -> None:
     with marks_of(8) as marks, a_bench(marks).at_work(1) as worker, pytest.raises(ContenderFailed, match="RuntimeError: it has no store"):
         worker.wait_for(lambda: False, "its worker began no job", 60.0)
+
+
+def test_peers_of_each_store_stand_beside_a_lone_job_among_idle_workers() -> None:
+    """By the variant that waits for results where there is one, and never by two variants of one program."""
+    on_redis, on_postgres = ({peer.name for peer in Rivals().herds(store, MOST_PROCESSES)} for store in (REDIS, postgres()))
+
+    assert on_redis >= {"dramatiq with results", "taskiq with results", "saq", "bullmq"}
+    assert on_postgres >= {"pgqueuer", "oban"}
+    assert on_redis.isdisjoint({"dramatiq", "taskiq", "huey", "celery"})
+    assert not Rivals().herds(REDIS, MOST_PROCESSES + 1)
 
 
 def test_a_program_asks_for_nothing_but_its_environment() -> None:

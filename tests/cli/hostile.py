@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
 from taskflow.broker.migrations import Migration, Upgrade
 from taskflow.broker.protocol import Added, Refused
+from taskflow.model.audit import Act, ActRecord
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.progress import Progress
@@ -65,8 +66,10 @@ class HostileBroker:
     async def queues(self) -> list[QueueRecord]:
         return [QueueRecord(name=self._text, is_paused=True, counts=dict.fromkeys(Status, HUGE), oldest_ready_for=1e300)]
 
-    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        return [record for record in self.records if before is None or record.id < before][:limit]
+    async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
+        first = 0 if cursor is None else int(cursor)
+        more = None if first + limit >= len(self.records) else str(first + limit)
+        return Page(records=self.records[first : first + limit], cursor=more, examined=limit, stopped_early=False)
 
     async def workers(self) -> list[SessionRecord]:
         session = Session(id=bytes(16), name=self._text, queues=(self._text,), concurrency=HUGE)
@@ -77,10 +80,13 @@ class HostileBroker:
         self.acted_on += ids
         return [Redone.KEY_TAKEN for _ in ids]
 
-    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
+    async def purge(self, job_filter: View, *, limit: int = 1_000) -> int:
         purged = min(limit, len(self.records) - len(self.acted_on))
         self.acted_on += [record.id for record in self.records[:purged]]
         return purged
+
+    async def drop(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return await self.cancel(ids)
 
     async def pause(self, queue: str) -> None:
         raise BrokerRefused(self._text)
@@ -99,6 +105,18 @@ class HostileBroker:
 
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
         return False
+
+    async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
+        never, counts = datetime.max.replace(tzinfo=UTC), {self._text: HUGE}
+        sample = self.records[0].id
+        return [FailureGroupRecord(fingerprint=bytes(8), count=HUGE, first=never, last=never, jobs=counts, deploys=counts, sample=sample)]
+
+    async def record_act(self, act: Act) -> None: ...
+
+    async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
+        text = self._text
+        odd = Act(id=b"", by=text, verb=text, names=(text,), named=HUGE, which={text: text}, affected=HUGE, stopped=text, reason=text)
+        return [ActRecord(number=HUGE, at=datetime.max.replace(tzinfo=UTC), act=odd)]
 
     async def metrics(self) -> Metrics:
         return Metrics(totals={self._text: {self._text: HUGE}})

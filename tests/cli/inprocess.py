@@ -19,6 +19,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.cli.main import main
 from taskflow.model.rules import Rules
+from tests.cli.json_output import check
 
 T = TypeVar("T")
 
@@ -51,7 +52,10 @@ class Cli:
         return said
 
     def json(self, *argv: str, code: int = 0) -> Any:
-        return json.loads(self(*argv, "--json", code=code).out)
+        """What the command writes, which must be as documented."""
+        document = json.loads(self(*argv, "--json", code=code).out, parse_constant=pytest.fail)
+        check(argv, document)
+        return document
 
     def write(self, path: str, source: str) -> None:
         """A file of the application; its folders become packages."""

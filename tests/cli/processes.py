@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -21,6 +23,7 @@ import pytest
 
 from taskflow.broker.url import connect
 from tests.support.forks import run_in_fork
+from tests.support.processes import is_stopped
 
 # For a machine with much else to do. What takes this long has hung.
 PATIENCE = 60.0
@@ -154,6 +157,17 @@ class Shell:
         program = f"import tasks\nfrom tasks import *\nfrom taskflow import enqueue_sync\nenqueue_sync([{', '.join(calls)}])"
         code, said = run_in_fork(program, self.folder, {**self.environment, "TASKFLOW_BROKER": url})
         assert code == 0, said
+
+    def suspend(self, running: Running) -> None:
+        """Stop a process by SIGSTOP. On SQLite it does not hold the lock of the store then, which nobody else could write to."""
+        url = self.environment["TASKFLOW_BROKER"]
+        with contextlib.ExitStack() as held:
+            if url.startswith("sqlite:///"):
+                path = self.folder / url.removeprefix("sqlite:///").partition("?")[0]
+                connection = held.enter_context(contextlib.closing(sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)))
+                connection.execute("BEGIN IMMEDIATE")
+            running.signal(signal.SIGSTOP)
+            until(lambda: is_stopped(running.process.pid))
 
     def counts(self) -> Counter[str]:
         """How many jobs are in each state, of those states that have any."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.cli.processes import LEDGER, Running, Shell, counts_of, ended_clearly
-from tests.cli.supervised import PYTHONS_OWN, a_little_later, none_is_left, pids
+from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt_again_if_lost, none_is_left, pids
 
 TASKS: Final = (
     LEDGER
@@ -182,6 +182,8 @@ def ended_as_told(stopped: Stopped) -> None:
     """Who has begun to work winds down, and does what it was told; who has not says so by its code, as does who is cut off at once. Of
     several workers some may have begun."""
     number, running = stopped.stop.number, stopped.running
+    if number == signal.SIGINT:
+        interrupt_again_if_lost(running)
     running.end()
     has_begun, workers = "winding down" in running.said, pids(running)
     clear = [0, 124] if has_begun else [128 + number]

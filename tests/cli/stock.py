@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.fingerprint import cause_of
 from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
+from taskflow.model.verdict import Failed, RunError
 from tests.support.verdicts import AN_ERROR, cancelled, failed, retried, succeeded
 
 RULES = Rules(max_crashes=0)
@@ -31,8 +34,8 @@ class Stock:
 
     @property
     def all(self) -> list[str]:
-        """The newest first: in the order of their ids."""
-        return sorted([*self.ready, self.scheduled, self.running, self.succeeded, self.failed, self.poison, self.cancelled], reverse=True)
+        """As they are listed: by status, the next to run first, the last to end first."""
+        return [self.scheduled, *self.ready[::-1], self.running, self.succeeded, self.poison, self.failed, self.cancelled]
 
 
 async def a_stock(broker: Broker) -> Stock:
@@ -65,6 +68,14 @@ async def a_stock(broker: Broker) -> Stock:
     )
 
 
+async def failed_with(broker: Broker, error: RunError, deploy: str = "", **fields: Any) -> None:
+    """Add a job that has failed for good on this deploy."""
+    worker = _Worker(broker, secrets.token_bytes(16))
+    await worker.begin()
+    [lease] = await worker.take(await worker.add(**fields))
+    await broker.settle([failed(lease, error, cause=cause_of(Failed(error), deploy))])
+
+
 class _Worker:
     """Takes one job at a time, by hand."""
 
@@ -87,7 +98,7 @@ class _Worker:
 
     async def take(self, expected: Sequence[Envelope]) -> list[Lease]:
         self._request += 1
-        leases = await self._broker.claim(self._session.id, self._request, ["default"], 1)
+        leases = await self._broker.claim(self._session.id, self._request, [expected[0].queue], 1)
         assert [lease.envelope.id for lease in leases] == [envelope.id for envelope in expected]
         return leases
 

@@ -13,7 +13,9 @@ from tests.cli.processes import Running, Shell, until
 # What Python itself does with a SIGINT before our first line is run: die of it, or fail to load.
 PYTHONS_OWN = (-signal.SIGINT, 1)
 # Or lose it: an import before our first line has callbacks in which the interpreter drops every exception.
-LOST_BY_PYTHON = re.compile(r"^Exception ignored .*_get_module_lock.*\n(?:.*\n){0,3}?KeyboardInterrupt:? *$", re.MULTILINE)
+LOST_BY_PYTHON = re.compile(
+    r"^Exception ignored .*(?:_get_module_lock|KeyedRef\.remove).*\n(?:.*\n){0,3}?KeyboardInterrupt:? *$", re.MULTILINE
+)
 
 
 def a_little_later() -> None:
@@ -52,8 +54,13 @@ IN_A_CONTAINER = "import os, sys; os.execvp('unshare', ['unshare', *sys.argv[1].
 
 
 def interrupt(running: Running) -> None:
-    """Send a SIGINT and wait for the end. If Python lost it before our first line, send another, as a user does."""
+    """Send a SIGINT and wait for the end."""
     running.signal(signal.SIGINT)
+    interrupt_again_if_lost(running)
+
+
+def interrupt_again_if_lost(running: Running) -> None:
+    """Wait for the end. If Python lost a SIGINT before our first line, send another, as a user does."""
     until(lambda: running.process.poll() is not None or LOST_BY_PYTHON.search(running.said) is not None, running)
     if running.process.poll() is None:
         running.signal(signal.SIGINT)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from typing import Any
 
 import pytest
 
+from taskflow.app import bulk_actions
 from taskflow.broker.protocol import Broker
 from taskflow.broker.sqlite.console import SqliteConsole
-from taskflow.cli import act
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, id_text, key_digest
 from taskflow.model.session import Session
@@ -32,7 +35,7 @@ def everything(cli: Cli) -> dict[str, str]:
 
 
 def test_retry_takes_every_failed_job(cli: Cli, stock: Stock) -> None:
-    assert cli("retry", "--all").out.splitlines()[-1] == "retried 2"
+    assert cli("retry", "--all", "--yes").out.splitlines()[-1] == "retried 2"
     assert statuses(cli, stock.failed, stock.poison, stock.cancelled) == ["ready", "ready", "cancelled"]
     [again] = cli.json("jobs", stock.failed)
     assert (again["failures"], again["attempt"], len(again["errors"])) == (0, 1, 2)
@@ -65,12 +68,12 @@ def test_retry_tells_of_a_key_that_is_taken(cli: Cli) -> None:
     said = cli("retry", "--all", code=1)
     assert said.out.splitlines()[-1] == "retried 0"
     assert said.err == "taskflow: 1 were not retried: another live job has its key\n"
-    assert "another live job has its key" in cli("retry", job_id, code=1).err
+    assert re.search(r"another live job has its key: [0-9a-f-]{36} has k$", cli("retry", job_id, code=1).err, re.MULTILINE)
 
 
 async def _failed_with_its_key_taken(broker: Broker) -> str:
     new_id, session = IdFactory(), Session(id=bytes(16), name="a worker")
-    first, second = (Envelope(id=new_id(), job="work", payload=b"", key=key_digest("default", "work", "k")) for _ in range(2))
+    first, second = (Envelope(id=new_id(), job="work", payload=b"", key=key_digest("default", "work", "k"), key_text="k") for _ in range(2))
     await broker.register(session)
     await broker.enqueue([first])
     [lease] = await broker.claim(session.id, 1, [], 1)
@@ -120,10 +123,16 @@ def test_purge_drops_what_the_filters_choose(cli: Cli, stock: Stock) -> None:
     assert cli("purge", "--ended-before", "3600").out.splitlines()[-1] == "purged 0"
 
 
-def test_purge_takes_no_ids(cli: Cli, stock: Stock) -> None:
-    """It once took them, and cancelled the jobs."""
-    cli("purge", stock.scheduled, code=2)
-    assert everything(cli)[stock.scheduled] == "scheduled"
+def test_purge_by_id_drops_what_has_ended_and_refuses_the_rest(cli: Cli, stock: Stock) -> None:
+    given = (stock.failed, stock.succeeded, stock.scheduled, stock.running, NOBODY)
+    assert cli("purge", *given, "--dry-run", code=4).out == "would purge 2\n"
+    said = cli("purge", *given, code=4)
+    assert said.out == "purged 2\n"
+    assert f"{stock.scheduled} was not purged: it is scheduled: cancel it first\n" in said.err
+    assert f"{stock.running} was not purged: it is running: cancel it first\n" in said.err
+    assert f"{NOBODY} was not purged: it is unknown or no longer kept\n" in said.err
+    assert set(stock.all) - set(everything(cli)) == {stock.failed, stock.succeeded}
+    assert cli("purge", stock.poison, stock.running, code=1).out == "purged 1\n"
 
 
 # --- what they have in common ----------------------------------------------------------------------------------------
@@ -166,7 +175,7 @@ async def _ended_and_not_kept(broker: Broker) -> None:
 def test_what_lives_is_counted_without_a_look_at_the_jobs(
     cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch, command: list[str], would: int
 ) -> None:
-    monkeypatch.setattr(SqliteConsole, "browse", None)
+    monkeypatch.setattr(SqliteConsole, "page", None)
     assert cli(*command, "--dry-run").out == f"would cancel {would}\n"
 
 
@@ -191,7 +200,7 @@ def test_a_queue_that_never_was_is_not_found(cli: Cli, stock: Stock, command: st
 
 def test_ids_and_filters_together_are_refused(cli: Cli, stock: Stock) -> None:
     for command in ("retry", "cancel"):
-        for filters in (["--queue", "mail"], ["--job", "x"], ["--status", "failed"], ["--ended-before", "1"], ["--poison"]):
+        for filters in (["--queue", "mail"], ["--job", "x"], ["--status", "failed"], ["--ended-before", "1"], ["--poison"], ["--tag", "a"]):
             assert f"leave out {filters[0]}" in cli(command, stock.failed, *filters, code=2).err
         assert "leave out --all" in cli(command, stock.failed, "--all", code=2).err
     assert "is not a job id" in cli("cancel", "x", code=2).err
@@ -203,7 +212,7 @@ def test_ids_and_filters_together_are_refused(cli: Cli, stock: Stock) -> None:
         (["retry"], "retry needs to know which jobs: ids, filters or --all"),
         (["cancel"], "cancel needs to know which jobs: ids, filters or --all"),
         (["cancel", "--dry-run"], "cancel needs to know which jobs: ids, filters or --all"),
-        (["purge"], "purge needs to know which jobs: filters or --all"),
+        (["purge"], "purge needs to know which jobs: ids, filters or --all"),
         (["purge", "--all", "--queue", "mail"], "purge takes filters or --all, not both: leave out --queue, or --all"),
     ],
 )
@@ -220,10 +229,22 @@ def test_a_file_that_is_not_there_is_not_made_to_be_acted_on(cli: Cli, command: 
 
 
 def test_progress_is_told_page_by_page(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(act, "PAGE", 1)
+    monkeypatch.setattr(bulk_actions, "PAGE", 1)
     assert cli("cancel", "--all").out.splitlines()[:-1] == ["1 of 4 done", "2 of 4 done", "3 of 4 done", "4 of 4 done"]
     assert cli("purge", "--status", "cancelled").out.splitlines()[-2:] == ["4 of 4 done", "purged 4"]
     assert cli("retry", "--all").out.splitlines() == ["1 of 2 done", "2 of 2 done", "retried 2"]
+
+
+def test_a_command_does_all_of_its_work_if_nothing_reads_its_output(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk_actions, "PAGE", 1)
+    cli.write("unrelated.py", "from taskflow import job\n@job(name='other')\ndef other(): pass\n")
+    for code, command in ((1, ["check", "unrelated"]), (1, ["retry", stock.failed, stock.succeeded]), (0, ["cancel", "--all"])):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with monkeypatch.context() as patched, open(writer, "w") as unread:
+            patched.setattr(sys, "stdout", unread)
+            cli(*command, code=code)
+    assert cli("cancel", "--all").out.splitlines()[-1].startswith("cancelled 0")
 
 
 # --- pause, resume -----------------------------------------------------------------------------------------------------

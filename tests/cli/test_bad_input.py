@@ -161,6 +161,7 @@ def test_two_jobs_of_one_name_name_both_places(cli: Cli) -> None:
         (["--grace", "-1"], "'-1'"),
         (["--grace", "nan"], "'nan' is not a number of seconds, 0 or more"),
         (["--drain-horizon", "inf"], "'inf' is not a number of seconds"),
+        (["--drain-horizon", "1e17"], "'1e17' is longer than a hundred years"),
         (["--ttl", "0.5"], "'0.5' is too short"),
         (["--queues", "a=3,b"], "--queues: queues a, b: give every queue a weight (a=3,b=1), or none"),
         (["--queues", "a=0"], "queue 'a' has the weight '0'"),

@@ -19,6 +19,7 @@ from taskflow.worker.events import Ended, NotCounted, Printed, Unwritable, Verdi
 from taskflow.worker.log import log_event
 from tests.cli.hostile import HOSTILE, HostileBroker, HostileMigratingBroker, assert_safe
 from tests.cli.inprocess import Cli
+from tests.cli.json_output import check
 from tests.cli.stock import Stock
 
 COMMANDS = [
@@ -40,6 +41,17 @@ COMMANDS = [
     (["schedules", "list", "odd"], 0),
     (["schedules", "pause", "endless"], 1),
     (["schedules", "trigger", "endless"], 1),
+    (["audit"], 0),
+    (["audit", "--json"], 0),
+    (["resume", "default", "--json"], 0),
+    (["retry", "--all", "--json"], 1),
+    (["schedules", "trigger", "endless", "--json"], 1),
+    (["workers", "--json"], 0),
+    (["metrics"], 0),
+    (["metrics", "--json"], 0),
+    (["failures"], 0),
+    (["failures", "--json"], 0),
+    (["migrate", "--json"], 0),
     (["doctor"], 1),
     (["doctor", "--json"], 1),
     (["migrate"], 0),
@@ -61,6 +73,8 @@ def test_no_command_prints_stored_text_as_it_stands(cli: Cli, broker: HostileBro
     said = cli(*command, code=code)
     assert_safe(said.out, said.err)
     assert "Traceback" not in said.err
+    if "--json" in command and said.out:
+        check(command, json.loads(said.out, parse_constant=pytest.fail))
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Lima"])
@@ -91,7 +105,7 @@ def test_json_keeps_stored_text_exactly(cli: Cli, broker: HostileBroker) -> None
 
 
 def test_an_unreadable_job_is_marked_in_the_list(cli: Cli, broker: HostileBroker) -> None:
-    first, *_ = cli("jobs").out.splitlines()
+    _, first, *_ = cli("jobs").out.splitlines()
     assert "unreadable: \\x1b]52" in first
     assert first.endswith("headers: TypeError: expected bytes")
 
@@ -104,7 +118,7 @@ def test_acting_on_all_goes_past_an_unreadable_job(cli: Cli, broker: HostileBrok
 
 def test_an_unreadable_job_is_shown_with_its_columns_and_bytes(cli: Cli, broker: HostileBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = broker.records[0]
-    monkeypatch.setattr("taskflow.cli.look.ids_of", lambda texts: [odd.id])
+    monkeypatch.setattr("taskflow.cli.job_detail.ids_of", lambda texts: [odd.id])
     said = cli("jobs", "it")
     assert f"its bytes begin with {odd.unreadable[0].raw.hex()}" in said.out
     assert "headers: TypeError: expected bytes" in said.out
@@ -112,13 +126,16 @@ def test_an_unreadable_job_is_shown_with_its_columns_and_bytes(cli: Cli, broker:
     assert_safe(said.out)
 
 
-def test_a_list_is_no_wider_than_the_terminal(cli: Cli, broker: HostileBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_a_list_is_no_wider_than_the_terminal(cli: Cli, broker: HostileBroker, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """On a narrow one, details have lines of their own."""
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    lines = cli("jobs").out.splitlines()
-    assert len(lines) == len(broker.records)
-    assert {len(line) for line in lines} == {90}
+    heading, *lines = cli("jobs").out.splitlines()
+    assert len([line for line in lines if not line.startswith(" ")]) == len(broker.records)
+    assert ("DETAIL" in heading) == (width == 200)
+    assert max(map(len, lines)) == width
 
 
 @pytest.mark.parametrize("value", [b"\xff\x1b[2J", HOSTILE.replace("\ud800", ""), 1e300, -(2**63)])

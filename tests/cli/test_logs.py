@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import threading
 from typing import Any
 
 import pytest
 
-from taskflow.cli.logs import JsonLines
+from taskflow.cli.logs import JsonLines, TextLines, Unhurried
 from tests.cli.inprocess import Cli
 
 TASKS = """
@@ -72,6 +74,13 @@ def test_a_line_whose_arguments_do_not_fit_is_a_line_all_the_same() -> None:
     record = logging.LogRecord("shop", logging.INFO, "shop.py", 1, "%d of them", ("many",), None)
     shown = json.loads(JsonLines().format(record))
     assert shown["message"].startswith("'%d of them', and its arguments do not fit: ")
+
+
+def test_a_worker_under_a_supervisor_names_its_process_in_each_line() -> None:
+    record = logging.LogRecord("shop", logging.INFO, "shop.py", 1, "a line", (), None)
+    assert TextLines(has_pid=True).format(record).endswith(f" INFO    [{os.getpid()}] a line")
+    assert json.loads(JsonLines(has_pid=True).format(record))["pid"] == os.getpid()
+    assert "pid" not in json.loads(JsonLines().format(record))
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")
@@ -146,3 +155,18 @@ def test_the_level_leaves_out_what_is_below_it(cli: Cli) -> None:
     assert "failed for good" in said.err
     assert "WARNING" not in said.err
     assert "INFO" not in said.err
+
+
+def test_the_log_of_a_supervisor_interrupted_as_it_opens_is_closed_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python closes every handler when it exits."""
+
+    def interrupted(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    opened = set(logging._handlerList)  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt) as held:  # its traceback holds the handler
+        Unhurried()
+    [handler] = [reference() for reference in set(logging._handlerList) - opened]  # type: ignore[attr-defined]
+    handler.close()
+    del held

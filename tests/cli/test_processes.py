@@ -381,7 +381,7 @@ def fewest_at_work(said: str) -> int:
     """From the moment on when two have worked."""
     working, counts = 0, []
     for line in said.splitlines():
-        working += ("working as" in line) - ("INFO    winding down: " in line)
+        working += ("working as" in line) - (" winding down: " in line and "running" in line)
         counts.append(working)
     return min(counts[counts.index(2) :])
 

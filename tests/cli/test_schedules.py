@@ -85,7 +85,7 @@ def by_name(cli: Cli) -> dict[str, Any]:
 @pytest.mark.parametrize("words", [["schedules"], ["schedules", "list"]])
 def test_a_row_says_when_a_schedule_fires_and_how_it_went(cli: Cli, stored: None, words: list[str]) -> None:
     heading, gone, morning, poll, ticks = cli(*words).out.splitlines()
-    assert heading.split() == ["schedule", "when", "next", "state"]
+    assert heading.split() == ["SCHEDULE", "WHEN", "NEXT", "STATE"]
     assert morning.startswith(
         "morning   0 9 * * MON-FRI Europe/Paris  Mon 2027-01-18 09:00 CET, here 03:00  last Fri 2027-01-15 09:00 CET, here 03:00"
     )
@@ -188,7 +188,9 @@ def test_status_counts_the_schedules(cli: Cli, stored: None) -> None:
 
 
 def test_jobs_say_which_schedule_added_them(cli: Cli, stored: None) -> None:
-    assert cli("jobs").out == f"{LAST}  ready      mail          app.morning  by schedule morning\n"
+    _, line = cli("jobs").out.splitlines()
+    assert line.startswith(f"{LAST}  ready   mail   app.morning  ")
+    assert line.endswith("  by schedule morning")
     assert "schedule         morning\nscheduled_for    2027-01-15T09:00:00+01:00\n" in cli("jobs", LAST).out
     [job] = cli.json("jobs")
     assert (job["schedule"], job["scheduled_for"]) == ("morning", "2027-01-15T09:00:00+01:00")
@@ -208,7 +210,7 @@ def test_schedules_are_paused_resumed_and_removed(cli: Cli, stored: None) -> Non
 
 @pytest.mark.parametrize("new_store", ["redis", "postgres"], indirect=True)
 def test_servers_show_and_do_the_same(cli: Cli, stored_elsewhere: None) -> None:
-    assert [row.partition(" ")[0] for row in cli("schedules").out.splitlines()] == ["schedule", "gone", "morning", "poll", "ticks"]
+    assert [row.partition(" ")[0] for row in cli("schedules").out.splitlines()] == ["SCHEDULE", "gone", "morning", "poll", "ticks"]
     assert "declared by      web3:7, web2:7, web1:7\n" in cli("schedules", "list", "morning").out
     cli("schedules", "resume", "poll")
     cli("schedules", "trigger", "ticks")
@@ -300,7 +302,6 @@ def test_a_file_that_is_not_there_is_not_made(cli: Cli, action: list[str]) -> No
         (["backfill", "x", "--from", "monday", "--to", "2027-01-14"], "'monday' is not a time such as 2026-01-31T09:00"),
         (["backfill", "x", "--from", "0001-01-01", "--to", "2027-01-14"], "'0001-01-01' is not between the years 1970 and 2999"),
         (["backfill", "ticks", "--from", "2027-01-14", "--to", "2027-01-14"], "--to must be later than --from"),
-        (["--json", "pause", "x"], "schedules pause has no --json"),
         (["pause", "a\nb"], "schedule name 'a\\nb': expected 1 to 200 printable characters"),
     ],
 )

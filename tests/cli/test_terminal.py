@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from taskflow.broker.protocol import Broker
+from taskflow.cli.progress import Bar
+from taskflow.cli.table import Column, table
+from taskflow.cli.terminal import cut, cut_start, padded, width
+from taskflow.model.envelope import Envelope
+from taskflow.model.ids import IdFactory
+from taskflow.model.session import Session
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
 
@@ -53,11 +61,55 @@ def test_json_is_never_coloured(cli: Cli, stock: Stock) -> None:
     assert "\033[" not in on_a_terminal("jobs", "--json")
 
 
+@pytest.mark.parametrize("command", ["status", "queues", "workers", "jobs"])
+def test_tables_fit_80_columns(cli: Cli, stock: Stock, command: str) -> None:
+    queues = ("q" * 60, "mail")
+
+    async def fill(broker: Broker) -> None:
+        fresh = IdFactory()
+        await broker.enqueue([Envelope(id=fresh(), job="j" * 100, queue=queue, payload=b"") for queue in queues])
+        await broker.register(Session(id=bytes(16), name="a.host.with.a.long.name:4711", queues=queues, concurrency=100, deploy="d" * 40))
+
+    cli.with_broker(fill)
+    for line in on_a_terminal(command, COLUMNS="80").replace("\r", "").splitlines():
+        assert len(re.sub("\033\\[\\d*m", "", line)) <= 80 or line.startswith("no running worker"), line
+
+
 def test_a_bar_moves_on_a_terminal(cli: Cli, stock: Stock) -> None:
     written = on_a_terminal("cancel", "--all")
     assert "\r[" in written
     assert "4/4" in written
     assert written.endswith("cancelled 3, asked 1 running to stop\r\n")
+
+
+def test_a_log_line_goes_above_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", sys.stdout)
+    monkeypatch.setenv("COLUMNS", "60")
+    bar = Bar(2)
+    bar.say("before it is drawn")
+    bar.show(1)
+    drawn = capsys.readouterr().out.removeprefix("before it is drawn\n")
+    assert drawn.startswith("\r[##########..........] 1/2 ")
+    bar.say("a line")
+    assert capsys.readouterr().out == f"\r\033[Ka line\n{drawn}"
+    bar.close()
+    bar.say("after it")
+    assert capsys.readouterr().out == "\nafter it\n"
+
+
+@pytest.mark.parametrize(("answer", "flags", "left"), [("n", [], 8), ("", [], 8), ("y", [], 4), (None, ["--yes"], 4)])
+def test_a_person_is_asked_before_jobs_are_destroyed(cli: Cli, stock: Stock, answer: str | None, flags: list[str], left: int) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "taskflow", "purge", "--all", *flags]
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        if answer is not None:
+            assert b"purge 4 jobs? [y/N]" in _read(ours)
+            os.write(ours, f"{answer}\n".encode())
+        assert process.wait(60) == (left != 4)
+    os.close(ours)
+    assert len(cli.json("jobs")) == left
 
 
 def test_the_workers_log_is_plain_even_there(cli: Cli) -> None:
@@ -113,3 +165,30 @@ def test_a_reader_that_goes_away_is_no_error(cli: Cli, stock: Stock) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 0
+
+
+def test_wide_and_combining_characters_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert [width(text) for text in ("abc", "漢字", "e\u0301", "ﾊﾝ", "한글x")] == [3, 4, 1, 2, 5]
+    assert cut("漢字かな", 7) == "漢字..."
+    assert cut_start("漢字かな", 7) == "...かな"
+    assert cut("漢字", -5) == cut_start("漢字", 2) == "..."
+    assert padded("漢", 4) == "漢  "
+    assert len({width(line) for line in table([Column("A", str), Column("B", len, is_number=True)], ["漢", "ab"])}) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_colored"),
+    [({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False), ({}, False)],
+)
+def test_force_color_colors_a_pipe_and_no_color_is_stronger(
+    cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], is_colored: bool
+) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for command in (["jobs"], ["status"], ["failures"], ["explain", stock.failed]):
+        assert ("\033[31m" in cli(*command).out) is is_colored, command
+    assert "\033" not in cli("jobs", "--json").out

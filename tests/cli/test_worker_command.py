@@ -100,12 +100,13 @@ def test_the_current_folder_is_where_modules_are_looked_for_first(cli: Cli, monk
 def test_the_first_lines_tell_where_and_what(cli: Cli, tasks: Any) -> None:
     said = cli("worker", "app.tasks", "--queues", "mail=3,default=1", "--concurrency", "7", "--drain")
     told = [line.split("INFO", 1)[1].strip() for line in said.err.splitlines()]
-    assert told[:3] == [
+    assert told[:4] == [
         "broker sqlite:///queue.db, namespace taskflow",
         "queues: mail=3, default=1; concurrency: 7",
+        "modules: app.tasks; 6 jobs",
         "jobs: app.tasks.discard, app.tasks.fail, app.tasks.meet, app.tasks.note, app.tasks.recover, app.tasks.send",
     ]
-    assert told[3].startswith("working as ")
+    assert told[4].startswith("working as ")
 
 
 def test_the_namespace_told_is_the_urls(cli: Cli, tasks: Any) -> None:
@@ -133,6 +134,22 @@ def test_weighted_queues_get_their_shares_and_none_starves(cli: Cli, tasks: Any)
     cli("worker", "app.tasks", "--queues", "heavy=3,light=1", "--concurrency", "1", "--drain")
     assert 55 <= tasks.ran[:100].count("heavy") <= 95
     assert len(tasks.ran) == 200
+
+
+def test_a_queues_name_may_have_colons_and_slashes(cli: Cli, tasks: Any) -> None:
+    for queue in ("build:large", "build", "eu/mail"):
+        tasks.note.options(queue=queue).delay_sync()
+    cli("pause", "eu/mail")
+    said = cli("worker", "app.tasks", "--queues", "build:large=3,eu/mail=1", "--drain")
+    assert "queues: build:large=3, eu/mail=1;" in said.err
+    assert tasks.ran == ["build:large"]
+    queues = {queue["name"]: queue for queue in cli.json("queues")}
+    assert {name: (queue["paused"], queue["counts"]["ready"]) for name, queue in queues.items()} == {
+        "build": (False, 1),
+        "build:large": (False, 0),
+        "eu/mail": (True, 1),
+    }
+    assert [found["queue"] for found in cli.json("jobs", "--queue", "eu/mail")] == ["eu/mail"]
 
 
 def test_so_many_jobs_run_at_one_time_and_no_more(cli: Cli, tasks: Any) -> None:

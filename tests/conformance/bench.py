@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
+from taskflow.broker.paging import pages
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import ManualClock
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import SessionLost
+from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settlement
@@ -40,6 +42,10 @@ class Snapshot(NamedTuple):
     store: Any
     model: Any
     history: History
+
+
+async def _in_order(broker: Broker, view: View, limit: int) -> list[Record]:
+    return [record async for records in pages(broker.console, view, limit) for record in records]
 
 
 class Difference(AssertionError):
@@ -102,6 +108,9 @@ class Bench:
     async def cancel(self, ids: Sequence[bytes]) -> None:
         await self._ask("cancel", lambda broker: broker.cancel(ids))
 
+    async def holders(self, keys: Sequence[bytes]) -> None:
+        await self._ask("holders", lambda broker: broker.holders(keys))
+
     async def upkeep(self, limit: int) -> None:
         await self._ask("upkeep", lambda broker: broker.upkeep(limit))
 
@@ -110,7 +119,7 @@ class Bench:
             self._witness.redone(job_id)
         await self._ask("retry", lambda broker: broker.console.retry(ids))
 
-    async def purge(self, job_filter: JobFilter) -> None:
+    async def purge(self, job_filter: View) -> None:
         await self._ask("purge", lambda broker: broker.console.purge(job_filter))
 
     async def pause(self, queue: str) -> None:
@@ -119,8 +128,9 @@ class Bench:
     async def resume(self, queue: str) -> None:
         await self._ask("resume", lambda broker: broker.console.resume(queue))
 
-    async def browse(self, job_filter: JobFilter, before: bytes | None, limit: int) -> None:
-        await self._ask("browse", lambda broker: broker.console.browse(job_filter, before=before, limit=limit))
+    async def page(self, view: View, limit: int) -> None:
+        """Ask for all pages of the view."""
+        await self._ask("page", lambda broker: _in_order(broker, view, limit))
 
     # --- mishaps -------------------------------------------------------------------------------------------------------
 
@@ -164,6 +174,7 @@ class Bench:
             _same(f"the queues after {verb}", shown.queues, model.queues)
             _same(f"the totals after {verb}", shown.metrics, model.metrics)
             _same(f"the workers after {verb}", shown.workers, model.workers)
+            _same(f"the index of tags after {verb}", self.world.home.tagged(), self._model.home.tagged())
         self._witness.sees(verb, shown)
 
 
@@ -193,6 +204,7 @@ def _plain_lease(lease: Lease) -> tuple[Any, ...]:
         lease.expires_in,
         envelope.id, envelope.job, envelope.payload, envelope.queue, envelope.priority, envelope.key, envelope.max_attempts,
         envelope.timeout, envelope.retry, envelope.keep_result, envelope.headers,
+        envelope.tags,
     )  # fmt: skip
 
 

@@ -12,13 +12,16 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from taskflow.broker import console, protocol
+from taskflow.broker import console, protocol, transactional
 from tests.support.homes import Home
 from tests.support.world import World
 
 MODULES: Final = (
-    *("enqueue", "keys", "joins", "claim", "beat", "settle", "turns"),
-    *("cancel_read", "upkeep", "outage", "listen", "nudges", "schedules", "console", "console_acts", "spoilt_rows"),
+    *("enqueue", "keys", "joins", "claim", "beat", "settle", "turns", "ends"),
+    *("cancel_read", "upkeep", "poison_follow_up", "outage", "listen", "nudges", "schedules"),
+    *("console", "pages", "console_acts", "console_failures", "audit"),
+    *("tags", "spoilt_rows"),
+    "transactional",
 )
 """Where clauses are claimed: `test_<module>.py` each."""
 
@@ -27,7 +30,11 @@ _BRACKETED: Final = re.compile(r"\[([a-z]+(?:_[a-z]+)*)\]")
 
 def clauses() -> frozenset[str]:
     """The names in brackets in the contract's own words."""
-    texts = [protocol.__doc__, *(method.__doc__ for _, method in inspect.getmembers(console.Console, inspect.isfunction))]
+    texts = [
+        protocol.__doc__,
+        transactional.__doc__,
+        *(method.__doc__ for _, method in inspect.getmembers(console.Console, inspect.isfunction)),
+    ]
     return frozenset(name for text in texts for name in _BRACKETED.findall(text or ""))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.model.envelope import ClaimId, Lease, OnConflict
 from taskflow.model.record import Status
 from taskflow.model.session import Session
@@ -56,6 +56,8 @@ def envelope_fields(draw: st.DrawFn) -> dict[str, Any]:
             fields["join"] = draw(PICK)
         case _:
             pass
+    if draw(st.integers(0, 2)) == 0:
+        fields["tags"] = draw(st.sampled_from((("t1",), ("t2", "t1"))))
     return fields
 
 
@@ -85,9 +87,10 @@ SETTLEMENTS: dict[str, SettlementOf] = {
 }
 
 FILTERS = st.builds(
-    JobFilter,
+    View,
     queue=st.sampled_from((None, *QUEUES)),
     statuses=st.sampled_from(((), (Status.READY,), (Status.FAILED, Status.CANCELLED), (Status.SUCCEEDED,))),
     ended_before=st.sampled_from((None, None, 5.0)),
     poison=st.sampled_from((False, False, False, True)),
+    tag=st.sampled_from((None, None, "t1", "t2")),
 )

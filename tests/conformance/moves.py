@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.record import Status
 from taskflow.model.session import Session
@@ -175,7 +175,7 @@ async def _redo(stage: Stage, to: Status | None) -> None:
 
 
 async def _drop(stage: Stage, to: Status | None) -> None:
-    await stage.world.broker.console.purge(JobFilter())
+    await stage.world.broker.console.purge(View())
 
 
 CAUSES: Final[dict[Event, Callable[[Stage, Status | None], Awaitable[None]]]] = {

@@ -7,11 +7,24 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from taskflow.model.clock import instant_of
+from taskflow.model.clock import instant_of, to_microseconds
 from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.fingerprint import cause_of
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
-from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Settled, Snoozed, Succeeded, Verdict
+from taskflow.model.verdict import (
+    Cancelled,
+    Completed,
+    Discarded,
+    Failed,
+    HandedBack,
+    Parked,
+    Retried,
+    Settled,
+    Snoozed,
+    Succeeded,
+    Verdict,
+)
 from tests.support.verdicts import A_RESULT, AN_ERROR, settlement
 from tests.support.world import World
 
@@ -45,6 +58,7 @@ ENDING: Final = (
     Outcome(Failed(AN_ERROR), Status.FAILED, changes={**_A_FAILURE, "reason": "builtins.ValueError: no such user"}),
     Outcome(Discarded("not wanted"), Status.FAILED, changes={"reason": "not wanted"}),
     Outcome(Cancelled("by itself"), Status.CANCELLED, changes={"reason": "by itself"}),
+    Outcome(Completed(Discarded("rolled back")), Status.FAILED, changes={"reason": "rolled back"}),
 )
 WAITING_AGAIN: Final = (
     Outcome(Retried(AN_ERROR, 0.0), Status.READY, 0.0, _A_FAILURE),
@@ -55,6 +69,7 @@ WAITING_AGAIN: Final = (
     Outcome(Parked("job nobody.knows", 5.0), Status.SCHEDULED, 5.0, {"waiting_for": "job nobody.knows"}),
     Outcome(HandedBack(counts=True), Status.READY, None, {"hand_backs": 1}),
     Outcome(HandedBack(counts=False), Status.READY, None, {}),
+    Outcome(Completed(Retried(AN_ERROR, 30.5)), Status.SCHEDULED, 30.5, _A_FAILURE),
 )
 OUTCOMES: Final = ENDING + WAITING_AGAIN
 
@@ -86,9 +101,11 @@ async def _put_mark(world: World, lease: Lease, mark: str) -> Envelope | None:
 
 def _expected(world: World, before: Record, outcome: Outcome, mark: str, behind: Envelope | None) -> Record:
     now = instant_of(world.clock.wall())
-    changes = {"status": outcome.status, "started_at": now - timedelta(seconds=RAN_FOR), **outcome.changes}
+    changes = {"status": outcome.status, "started_at": now - timedelta(seconds=RAN_FOR), "cause": cause_of(outcome.verdict, "")}
+    changes |= outcome.changes
     if changes.pop("errors", 0):
-        changes["errors"] = (msgspec.structs.replace(AN_ERROR, at=world.clock.wall()),)
+        ended_at = world.clock.wall()
+        changes["errors"] = (AN_ERROR.of_run("w1", ended_at - to_microseconds(RAN_FOR), ended_at),)
     if outcome.after is not None:
         changes["due_at"] = now + timedelta(seconds=outcome.after)
     if outcome.status.is_ended:

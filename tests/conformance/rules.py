@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.progress import Progress
@@ -292,19 +292,27 @@ class BrokerMachine(RuleBasedStateMachine):
         await self._bench.retry(ids)
 
     @rule(job_filter=FILTERS)
-    def purge(self, job_filter: JobFilter) -> None:
+    def purge(self, job_filter: View) -> None:
         self._take(self._purge(job_filter))
 
-    async def _purge(self, job_filter: JobFilter) -> None:
+    async def _purge(self, job_filter: View) -> None:
         await self._bench.purge(job_filter)
 
-    @rule(job_filter=FILTERS, pick=PICK, limit=st.sampled_from((1, 3, 100)))
-    def browse(self, job_filter: JobFilter, pick: int, limit: int) -> None:
-        before = self._envelopes[pick].id if pick < len(self._envelopes) else None
-        self._take(self._browse(job_filter, before, limit))
+    @rule(view=FILTERS, limit=st.sampled_from((1, 3, 100)))
+    def page(self, view: View, limit: int) -> None:
+        self._take(self._page(view, limit))
 
-    async def _browse(self, job_filter: JobFilter, before: bytes | None, limit: int) -> None:
-        await self._bench.browse(job_filter, before, limit)
+    async def _page(self, view: View, limit: int) -> None:
+        await self._bench.page(view, limit)
+
+    @precondition(lambda self: any(envelope.key for envelope in self._envelopes))
+    @rule(pick=PICK)
+    def holders(self, pick: int) -> None:
+        keys = [envelope.key for envelope in self._envelopes if envelope.key is not None]
+        self._take(self._holders([keys[-1 - pick % len(keys)], keys[0], bytes(16)]))
+
+    async def _holders(self, keys: list[bytes]) -> None:
+        await self._bench.holders(keys)
 
     # --- time and mishaps ----------------------------------------------------------------------------------------------
 

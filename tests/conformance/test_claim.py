@@ -12,7 +12,7 @@ from taskflow.model.session import Session
 from taskflow.model.verdict import Settled
 from tests.support.homes import Power
 from tests.support.verdicts import SettlementOf, handed_back, parked, retried, snoozed, succeeded
-from tests.support.world import World, fences_of, ids_of
+from tests.support.world import ODD_QUEUES, World, fences_of, ids_of
 
 # --- register ------------------------------------------------------------------------------------------------------
 
@@ -215,6 +215,17 @@ async def test_claim_queues__up_to_the_limit(world: World) -> None:
     assert await world.claim(session, ["a", "b"], limit=0) == []
     assert len(await world.claim(session, ["a", "b"], limit=3)) == 3
     assert len(await world.claim(session, ["a", "b"], limit=3)) == 1
+
+
+async def test_claim_queues__by_their_whole_names(world: World) -> None:
+    """A claim gets jobs of the queue it names, whatever characters the names of the others have."""
+    jobs = {queue: await world.add(queue=queue) for queue in ODD_QUEUES}
+    session = await world.a_session()
+
+    claimed = {queue: await world.claim(session, [queue]) for queue in ODD_QUEUES}
+
+    assert {queue: ids_of(leases) for queue, leases in claimed.items()} == {queue: ids_of([job]) for queue, job in jobs.items()}
+    assert [lease.envelope.queue for leases in claimed.values() for lease in leases] == list(ODD_QUEUES)
 
 
 async def test_claim_queues__unknown(world: World) -> None:

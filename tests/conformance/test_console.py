@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from taskflow.broker.console import JobFilter, QueueRecord, Redone
+from taskflow.broker.console import QueueRecord, Redone, View
 from taskflow.broker.protocol import Refused
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, SessionRecord
 from taskflow.model.verdict import Settled
+from tests.support.listing import listed
 from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, retried, snoozed, succeeded
-from tests.support.world import World, id_of, ids_of
+from tests.support.world import World, id_of
 
 LONG = 1_000_000.0
 
@@ -77,76 +78,6 @@ async def test_console_queues__how_long_the_oldest_has_been_ready(world: World) 
 async def test_console_queues__none(world: World) -> None:
     """A new store has no queues."""
     assert await world.broker.console.queues() == []
-
-
-# --- console_browse -------------------------------------------------------------------------------------------------------
-
-
-async def _a_few(world: World) -> list[Envelope]:
-    """Five jobs, a second apart, oldest first: ready mail, scheduled mail, ready default, failed default, poisoned default.
-
-    In `world` one crash is poison."""
-    session = await world.a_session(ttl=LONG)
-    jobs = list[Envelope]()
-    for fields in ({"queue": "mail"}, {"queue": "mail", "after": 60.0}, {"job": "other"}):
-        jobs.append(await world.add(**fields))
-        world.clock.advance(1.0)
-    for settle in (failed, None):
-        lease = await world.running(session, queue="x", priority=1)
-        jobs.append(lease.envelope)
-        if settle is not None:
-            await world.settle(settle(lease))
-        else:
-            await world.broker.beat(Beat.of_death(session.id, "signal SIGSEGV"))
-        world.clock.advance(1.0)
-    return jobs
-
-
-@pytest.mark.parametrize(
-    ("job_filter", "expected"),
-    [
-        (JobFilter(), [4, 3, 2, 1, 0]),
-        (JobFilter(queue="mail"), [1, 0]),
-        (JobFilter(queue="nobody"), []),
-        (JobFilter(job="other"), [2]),
-        (JobFilter(statuses=(Status.READY,)), [2, 0]),
-        (JobFilter(statuses=(Status.SCHEDULED, Status.FAILED)), [4, 3, 1]),
-        (JobFilter(queue="mail", statuses=(Status.READY,)), [0]),
-        (JobFilter(poison=True), [4]),
-        (JobFilter(ended_before=1.5), [3]),
-        (JobFilter(ended_before=0.5, statuses=(Status.FAILED,)), [4, 3]),
-    ],
-)
-async def test_console_browse(world: World, job_filter: JobFilter, expected: list[int]) -> None:
-    """The newest first, of those that the filter admits, with all that `read` gives."""
-    world = world.under(max_crashes=0)
-    jobs = await _a_few(world)
-
-    records = await world.broker.console.browse(job_filter)
-
-    assert [record.id for record in records] == ids_of([jobs[index] for index in expected])
-    assert records == await world.broker.read([record.id for record in records])
-
-
-async def test_console_browse__page_by_page(world: World) -> None:
-    """Each page begins below the last id of the one before; nothing comes twice and nothing is left out."""
-    world = world.under(max_crashes=0)
-    jobs, pages, before = await _a_few(world), list[bytes](), None
-    while records := await world.broker.console.browse(JobFilter(), before=before, limit=2):
-        assert len(records) <= 2
-        pages += [record.id for record in records]
-        before = pages[-1]
-
-    assert pages == ids_of(jobs)[::-1]
-
-
-async def test_console_browse__only_what_is_kept(world: World) -> None:
-    """What read does not give any more is not shown, whether upkeep has come by or not."""
-    lease = await world.running()
-    await world.settle(succeeded(lease, keep_for=1.0))
-    world.clock.advance(1.0)
-
-    assert await world.broker.console.browse(JobFilter()) == []
 
 
 # --- console_workers ------------------------------------------------------------------------------------------------------
@@ -254,11 +185,11 @@ async def test_console_retry__poison(world: World) -> None:
 
     assert await redo(world, lease) is Redone.OK
 
-    assert await world.broker.console.browse(JobFilter(poison=True)) == []
+    assert await listed(world.broker.console, View(poison=True)) == []
     [lease] = await world.claim(await world.a_session())
     assert lease.crashes == 0
     await world.settle(failed(lease))
-    assert await world.broker.console.browse(JobFilter(poison=True)) == []
+    assert await listed(world.broker.console, View(poison=True)) == []
 
 
 async def test_console_retry__refusals(world: World) -> None:
@@ -321,3 +252,31 @@ async def test_console_retry__while_a_cancelled_run_has_the_key(world: World) ->
     assert await redo(world, ended) is Redone.KEY_TAKEN
     await world.settle(cancelled(lease))
     assert await redo(world, ended) is Redone.OK
+
+
+# --- console_drop ---------------------------------------------------------------------------------------------------------
+
+
+async def test_console_drop(world: World) -> None:
+    """Ended jobs are gone, with their tags; live ones stay; the statuses are answered in order."""
+    session = await world.a_session()
+    ended = list[Lease]()
+    for settlement in (succeeded, failed, cancelled):
+        lease = await world.running(session, key=f"k{len(ended)}", tags=("a",))
+        await world.settle(settlement(lease))
+        ended.append(lease)
+    running = await world.running(session)
+    live = [await world.add(tags=("a",)), await world.add(after=60.0), await world.add(awaits=1)]
+    asked = [id_of(world.an_envelope()), *map(id_of, ended), id_of(running), *map(id_of, live)]
+
+    answers = await world.broker.console.drop(asked)
+
+    assert answers == [
+        None, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.RUNNING, Status.READY, Status.SCHEDULED, Status.HELD,
+    ]  # fmt: skip
+    assert [record is None for record in await world.broker.read(asked)] == [True] * 4 + [False] * 4
+    assert await world.broker.console.drop(asked[:4]) == [None] * 4
+    assert await world.broker.console.drop([]) == []
+    assert [record.id for record in await listed(world.broker.console, View(tag="a"))] == [live[0].id]
+    assert (await queue(world, "default")).counts[Status.FAILED] == 0
+    assert await world.enqueue(ended[1].envelope) == [Refused(ended[1].envelope.id, ended[1].envelope.id, "id")]

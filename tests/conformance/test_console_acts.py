@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from taskflow.broker import topics
-from taskflow.broker.console import JobFilter, QueueRecord
+from taskflow.broker.console import QueueRecord, View
 from taskflow.broker.protocol import Refused
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settled
+from tests.support.listing import listed
 from tests.support.verdicts import retried, succeeded
-from tests.support.world import World, id_of, ids_of
+from tests.support.world import ODD_QUEUES, World, id_of, ids_of
 
 LONG = 1_000_000.0
 
@@ -31,7 +32,7 @@ async def test_console_purge(world: World) -> None:
     await world.settle(succeeded(ended))
     waiting = [await world.add(), await world.add(after=60.0), await world.add(awaits=1)]
 
-    assert await world.broker.console.purge(JobFilter()) == 4
+    assert await world.broker.console.purge(View()) == 4
 
     assert await world.broker.read(ids_of([ended, *waiting])) == [None] * 4
     assert await world.status(running) is Status.RUNNING
@@ -44,10 +45,10 @@ async def test_console_purge__only_what_is_chosen(world: World) -> None:
     fields: tuple[dict[str, Any], ...] = ({"queue": "mail"}, {"queue": "mail", "after": 60.0}, {}, {}, {})
     jobs = [await world.add(**given) for given in fields]
 
-    assert await world.broker.console.purge(JobFilter(queue="mail", statuses=(Status.READY,))) == 1
+    assert await world.broker.console.purge(View(queue="mail", statuses=(Status.READY,))) == 1
     assert [await world.status(job) for job in jobs[:3]] == [None, Status.SCHEDULED, Status.READY]
-    assert await world.broker.console.purge(JobFilter(), limit=3) == 3
-    assert await world.broker.console.purge(JobFilter()) == 1
+    assert await world.broker.console.purge(View(), limit=3) == 3
+    assert await world.broker.console.purge(View()) == 1
 
 
 async def test_console_purge__their_ids_stay_known(world: World) -> None:
@@ -55,7 +56,7 @@ async def test_console_purge__their_ids_stay_known(world: World) -> None:
     lease = await world.running()
     await world.settle(succeeded(lease))
     waiting = await world.add()
-    await world.broker.console.purge(JobFilter())
+    await world.broker.console.purge(View())
     await world.pass_time(world.rules.repeat_for - 1.0)
 
     assert await world.enqueue(waiting, lease.envelope) == [Refused(id_of(job), id_of(job), "id") for job in (waiting, lease)]
@@ -66,7 +67,7 @@ async def test_console_purge__others_hear_of_it(world: World) -> None:
     held = await world.add(awaits=1, queue="joined")
     await world.add(joins=(held.id,))
 
-    await world.broker.console.purge(JobFilter(queue="default"))
+    await world.broker.console.purge(View(queue="default"))
 
     assert await world.status(held) is Status.READY
 
@@ -77,7 +78,7 @@ async def test_console_purge__a_held_job_with_those_that_it_awaits(world: World)
     for _ in range(2):
         await world.add(joins=(held.id,))
 
-    assert await world.broker.console.purge(JobFilter()) == 3
+    assert await world.broker.console.purge(View()) == 3
     assert (await world.broker.console.metrics()).totals["default"] == {"enqueue": 3, "cancel": 3, "drop": 3}
 
 
@@ -110,6 +111,20 @@ async def test_console_pause__twice_is_once(world: World) -> None:
     await world.broker.console.resume("mail")
 
     assert len(await world.claim(await world.a_session(), ["mail"])) == 1
+
+
+async def test_console_pause__by_its_whole_name(world: World) -> None:
+    """A pause stops one queue, and none whose name begins or ends alike."""
+    for queue in ODD_QUEUES:
+        await world.add(queue=queue)
+    for queue in ("a", "queue:a", ":"):
+        await world.broker.console.pause(queue)
+
+    session = await world.a_session()
+    claimed = [lease.envelope.queue for queue in ODD_QUEUES for lease in await world.claim(session, [queue])]
+
+    assert claimed == [queue for queue in ODD_QUEUES if queue not in ("a", "queue:a", ":")]
+    assert [record.name for record in await world.broker.console.queues()] == sorted(ODD_QUEUES)
 
 
 async def test_console_pause__resume_nudges(world: World) -> None:
@@ -167,6 +182,19 @@ async def test_console_metrics__stay_when_jobs_go(world: World) -> None:
     totals = (await world.broker.console.metrics()).totals["mail"]
 
     assert (totals[Event.SUCCEED], totals[Event.DROP]) == (1, 1)
+
+
+async def test_console_metrics__by_whole_names(world: World) -> None:
+    """Each queue has its own totals, and a filter its own jobs, whatever characters the names have."""
+    jobs = {queue: await world.add(queue=queue) for queue in ODD_QUEUES}
+
+    totals = (await world.broker.console.metrics()).totals
+    found = {queue: await listed(world.broker.console, View(queue=queue)) for queue in ODD_QUEUES}
+
+    assert totals == {queue: {str(Event.ENQUEUE): 1} for queue in ODD_QUEUES}
+    assert {queue: [record.id for record in records] for queue, records in found.items()} == {
+        queue: [job.id] for queue, job in jobs.items()
+    }
 
 
 async def test_console_metrics__a_repeat_is_not_counted(world: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope, Lease, OnConflict
-from taskflow.model.ids import id_text
+from taskflow.model.ids import id_text, key_digest
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.conformance.outcomes import REPLACED, WAITING_AGAIN, Outcome, check_outcome
@@ -117,9 +117,9 @@ async def _expire(world: World, holder: Envelope) -> None:
 
 
 async def _purge(world: World, holder: Envelope) -> None:
-    from taskflow.broker.console import JobFilter
+    from taskflow.broker.console import View
 
-    await world.broker.console.purge(JobFilter())
+    await world.broker.console.purge(View())
 
 
 @pytest.mark.parametrize("end", [_cancel, _expire, _purge])
@@ -250,6 +250,7 @@ async def test_key_waits_behind__held_while_it_runs(world: World) -> None:
     assert record.status is Status.HELD
     assert record.waiting_for is not None
     assert id_text(lease.envelope.id) in record.waiting_for
+    assert record.behind == lease.envelope.id
     assert await world.claim(await world.a_session()) == []
     assert await world.status(lease) is Status.RUNNING
 
@@ -262,7 +263,7 @@ async def test_key_waits_behind__until_it_has_ended(world: World, settlement: Se
     await world.settle(settlement(lease))
 
     record = await world.record(new)
-    assert (record.status, record.waiting_for) == (Status.READY, None)
+    assert (record.status, record.waiting_for, record.behind) == (Status.READY, None, None)
     assert [leased.envelope.id for leased in await world.claim(await world.a_session())] == [new.id]
 
 
@@ -469,3 +470,54 @@ async def test_key_gives_way__as_a_ghost(world: World) -> None:
     await world.beat(session)
 
     assert [await world.status(job) for job in (lease, new)] == [Status.CANCELLED, Status.READY]
+
+
+# --- holders ----------------------------------------------------------------------------------------------------------
+
+KEY = key_digest("default", "work", "k")
+
+
+@pytest.mark.parametrize("fields", [{}, {"after": 60.0}, {"awaits": 1}], ids=["ready", "scheduled", "held"])
+async def test_holders_waiting(world: World, fields: dict[str, object]) -> None:
+    """A waiting job is found by its key, and no other key finds it."""
+    holder = await world.add(key="k", **fields)
+    other = await world.add(key="k", queue="other")
+
+    keys = [KEY, bytes(16), key_digest("other", "work", "k"), KEY]
+
+    assert await world.broker.holders(keys) == [holder.id, None, other.id, holder.id]
+    assert await world.broker.holders([]) == []
+
+
+async def test_holders_waiting__behind_a_run(world: World) -> None:
+    """The replacement that waits behind a run is found, as by an enqueue; afterwards it is found as it runs."""
+    lease = await world.running(queue="default", key="k")
+    behind = replacement(world)
+    await world.enqueue(behind)
+    assert await world.broker.holders([KEY]) == [behind.id]
+
+    await world.settle(succeeded(lease))
+    await world.claim(await world.a_session(), ["default"])
+
+    assert await world.broker.holders([KEY]) == [behind.id]
+
+
+async def test_holders_running(world: World) -> None:
+    """A run is found until it has ended, also when it is asked to stop."""
+    lease = await world.running(queue="default", key="k")
+    assert await world.broker.holders([KEY]) == [lease.envelope.id]
+
+    await world.cancel(lease)
+
+    assert await world.broker.holders([KEY]) == [lease.envelope.id]
+
+
+async def test_holders_none(world: World) -> None:
+    """Nothing is found once the holder has ended, whether it ran or not, or where there never was one."""
+    lease = await world.running(queue="default", key="k")
+    await world.settle(cancelled(lease))
+    assert await world.broker.holders([KEY]) == [None]
+
+    await world.cancel(await world.add(key="waited"))
+
+    assert await world.broker.holders([key_digest("default", "work", key) for key in ("k", "waited", "other")]) == [None] * 3

@@ -33,6 +33,12 @@ async def test_listen_ready__one_of_several_topics(world: World) -> None:
     assert await nudges(world, [topics.queue("a"), topics.queue("b")], world.add(queue="b"))
 
 
+@pytest.mark.parametrize("queue", ["a:b", "queue:a", "queues", "due", "/"])
+async def test_listen_ready__of_a_queue_with_an_odd_name(world: World, queue: str) -> None:
+    """A listener hears of its queue, whatever characters the name has."""
+    assert await nudges(world, topics.queue(queue), world.add(queue=queue))
+
+
 async def test_listen_ready__when_it_is_due(world: World) -> None:
     """A job that upkeep readies is told of."""
     await world.add(queue="mail", after=10.0)

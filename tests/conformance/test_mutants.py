@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final, NamedTuple
 
 import pytest
 
+from taskflow.broker.postgres import texts
+from taskflow.broker.postgres.transactional import PostgresTransactional
 from taskflow.broker.redis import scripts
+from taskflow.broker.transactional import Row, Statement
 from tests.conformance import clauses
 from tests.conformance.mutants import MUTANTS, Mutant, home_of
-from tests.support.homes import MemoryHome, RedisHome
+from tests.support.homes import MemoryHome, PostgresHome, RedisHome
 
 pytestmark = pytest.mark.unmeasured  # the clauses are measured where they run by themselves
 
@@ -47,16 +51,17 @@ def test_every_mutant_breaks_a_clause_of_the_contract() -> None:
 def test_every_clause_has_its_mutant() -> None:
     """Each has been seen to fail on the memory broker, but for those that it cannot break.
 
-    All stores share one class of nudges. Nobody can spoil the memory broker's rows. Its workers are in one process, which ends or stops as
-    a whole; the clauses about that have mutants of the Redis scripts below.
+    All stores share one class of nudges, and the reading of cursors. Nobody can spoil the memory broker's rows. Its workers are in one
+    process, which ends or stops as a whole; the clauses about that have mutants of the Redis scripts below. No program has a transaction in
+    its memory: those clauses have mutants of the PostgreSQL functions.
     """
-    named = frozenset[str]().union(*(mutant.breaks for mutant in MUTANTS))
+    named = frozenset[str]().union(*(mutant.breaks for mutant in MUTANTS), IN_TRANSACTIONS)
 
-    assert clauses.clauses() - named == {"listen_sticky", "unreadable_row", "nudge_dead", "nudge_hung", "nudge_unheard"}
+    assert clauses.clauses() - named == {"listen_sticky", "unreadable_row", "nudge_dead", "nudge_hung", "nudge_unheard", "page_refuses"}
 
 
 class Broken(NamedTuple):
-    """A change of a Redis script or of the listener."""
+    """A change of a Redis script, or of the functions in an SQL file."""
 
     section: str
     before: str
@@ -97,3 +102,64 @@ def test_a_changed_redis_script_fails_its_clause(clause: str, monkeypatch: pytes
         scripts._script.cache_clear()
 
     assert noticed == {clause}
+
+
+IN_TRANSACTIONS: Final = {
+    "within_commit": Broken("transactional", "VALUES (now_at, now_at, S.READY", "VALUES (now_at, now_at + 1000, S.SCHEDULED"),
+    "within_rollback": Broken("transactional.py", "", "commits"),
+    "within_savepoint": Broken("transactional.py", "", "commits"),
+    "within_keys": Broken("enqueue", "IF j.key IS NOT NULL AND on_conflict = 0 THEN", "IF false THEN"),
+    "within_store": Broken("transactional.py", "", "does not check"),
+    "within_busy_key": Broken("transactional", "WHEN lock_not_available OR deadlock_detected THEN", "WHEN deadlock_detected THEN"),
+    "within_full": Broken("transactional", "WHEN disk_full THEN", "WHEN division_by_zero THEN"),
+    "within_nudges": Broken("wakeups", "PERFORM pg_notify(listener, of_topic || E'\\nagain')", "PERFORM listener"),
+    "complete_commit": Broken("settle", "WHEN j.settled = @.committed_fence(fence) THEN NULL", "WHEN false THEN NULL"),
+    "complete_rollback": Broken("transactional.py", "", "commits"),
+    "complete_stale": Broken("transactional", " AND @.fence_of(j) = fence", ""),
+    "complete_open": Broken("transitions", "FOR UPDATE SKIP LOCKED;\n    RETURN FOUND", "FOR UPDATE;\n    RETURN FOUND"),
+    "complete_repeat": Broken("transactional", """THEN '{"settled": "ok"}'""", """THEN '{"settled": "committed"}'"""),
+}
+
+
+class BrokenHome(PostgresHome):
+    """A schema with other functions, which is dropped at the end."""
+
+    name = "broken-postgres"
+
+    def remove(self) -> None:
+        self._is_spoilt = True
+        super().remove()
+
+
+@pytest.mark.parametrize("clause", IN_TRANSACTIONS)
+def test_a_changed_function_fails_its_clause(clause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, before, after = IN_TRANSACTIONS[clause]
+    if before:
+        functions = {path.stem: path.read_text(encoding="utf-8") for path in sorted(texts.FOLDER.glob("*.sql"))}
+        assert functions[file].count(before) >= 1
+        functions[file] = functions[file].replace(before, after)
+        monkeypatch.setattr(texts, "functions", lambda: list(functions.values()))
+    elif after == "commits":
+        monkeypatch.setattr(PostgresTransactional, "_call", _committing(PostgresTransactional._call))
+    else:
+        monkeypatch.setattr(PostgresTransactional, "_check", lambda self: _no_steps())
+
+    outcomes = [error for _, error in clauses.run_all(BrokenHome, of=[clause])]
+
+    assert any(error is not None and not isinstance(error, clauses.Skipped) for error in outcomes)
+
+
+def _committing(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Commit the caller's transaction after each call."""
+
+    def steps(*arguments: Any) -> Generator[Statement, Sequence[Row], Any]:
+        answer = yield from call(*arguments)
+        yield Statement("COMMIT")
+        yield Statement("BEGIN")
+        return answer
+
+    return steps
+
+
+def _no_steps() -> Generator[Statement, Sequence[Row], None]:
+    yield from ()

@@ -437,7 +437,15 @@ async def test_schedule_fires(world: World) -> None:
     assert await offers(world) == []
 
 
-@pytest.mark.parametrize("fields", [{"after": 30.0}, {"expires": 60.0, "priority": 7, "key": "k"}, {"timeout": 5.0, "keep_result": 9.0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"after": 30.0},
+        {"expires": 60.0, "priority": 7, "key": "k"},
+        {"timeout": 5.0, "keep_result": 9.0},
+        {"tags": ("a", "b"), "max_attempts": 2},
+    ],
+)
 async def test_schedule_fires__every_kind_of_envelope(world: World, fields: dict[str, Any]) -> None:
     """An envelope of a firing is like any other."""
     offer = await due(world)
@@ -448,6 +456,7 @@ async def test_schedule_fires__every_kind_of_envelope(world: World, fields: dict
 
     one, other = await world.record(envelope), await world.record(twin)
     assert one == msgspec.structs.replace(other, id=one.id, payload=one.payload)
+    assert world.home.tagged() == {(tag, each.id) for each in (one, other) for tag in fields.get("tags", ())}
 
 
 async def test_schedule_fires__is_claimed(world: World) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.envelope import ClaimId, Lease, OnConflict
 from taskflow.model.progress import Progress
 from taskflow.model.record import Status
 from taskflow.model.session import Report
-from taskflow.model.verdict import RunError, Settled, Settlement
+from taskflow.model.verdict import RunEnding, RunError, Settled, Settlement
 from tests.conformance.outcomes import ENDING, MARKED, OUTCOMES, PLAIN, REPLACED, Outcome, check_outcome
 from tests.support.homes import Power
-from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
+from tests.support.verdicts import AN_ERROR, SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
 from tests.support.world import World, ids_of
 
 OK, STALE = Settled.OK, Settled.STALE
@@ -40,21 +40,51 @@ async def test_settle_outcomes__with_a_replacement_behind(world: World, outcome:
     await check_outcome(world, outcome, REPLACED)
 
 
-async def test_settle_outcomes__errors_add_up(world: World) -> None:
-    """Each failed attempt leaves its error, oldest first, with the store's time and the attempt that its worker named."""
-    session = await world.a_session()
+async def test_settle_history(world: World) -> None:
+    """Each failed run leaves its error, oldest first, with its times, its worker, its attempt and how it ended; a snooze leaves nothing."""
+    session, other = await world.a_session("host:1"), await world.a_session("h\u00f6st:2")
     lease = await world.running(session)
-    first = RunError("a.B", "one", "trace", attempt=1)
+    first = RunError("a.B", "one", "trace", attempt=1, ending=RunEnding.TIMED_OUT)
     second = RunError("c.D", "two \ud800 ünï", "", attempt=2)
-    await world.settle(retried(lease, error=first))
+    await world.settle(retried(lease, error=first, ran_for=2.5))
     first_at = world.clock.wall()
-    world.clock.advance(1.0)
     [lease] = await world.claim(session)
+    await world.settle(snoozed(lease, ran_for=1.0))
+    world.clock.advance(1.0)
+    [lease] = await world.claim(other)
     await world.settle(failed(lease, error=second))
+    second_at = world.clock.wall()
 
     record = await world.record(lease)
-    assert record.errors == (msgspec.structs.replace(first, at=first_at), msgspec.structs.replace(second, at=world.clock.wall()))
+    assert record.errors == (first.of_run("host:1", first_at - 2_500_000, first_at), second.of_run("h\u00f6st:2", second_at, second_at))
     assert record.failures == 2
+
+
+async def test_settle_history__of_a_job_with_a_key(world: World) -> None:
+    """A job with ties to others leaves the same history."""
+    lease = await world.running(await world.a_session("host:1"), key="k")
+
+    await world.settle(retried(lease, ran_for=2.5))
+
+    now = world.clock.wall()
+    assert (await world.record(lease)).errors == (AN_ERROR.of_run("host:1", now - 2_500_000, now),)
+
+
+@pytest.mark.parametrize("reports", [True, False], ids=["reported", "not reported"])
+async def test_settle_history__crash(world: World, reports: bool) -> None:
+    """A crash has the worker and the start that the session reported, or else the time of the claim."""
+    session = await world.a_session("host:1")
+    lease = await world.running(session)
+    started = world.clock.wall()
+    if reports:
+        world.clock.advance(2.0)
+        started = world.clock.wall() - 500_000
+        await world.beat(session, lease, reports=[Report(lease.claim, 0.5)])
+
+    await world.reap(session)
+
+    [error] = (await world.record(lease)).errors
+    assert (error.ending, error.worker, error.started_at, error.at) == (RunEnding.CRASHED, "host:1", started, world.clock.wall())
 
 
 async def test_settle_outcomes__a_long_history_begins_anew(world: World) -> None:
@@ -418,6 +448,33 @@ async def test_settle_follow_ups__once(world: World) -> None:
 
     assert await world.read(second) is None
     assert ids_of(await world.claim(await world.a_session(), ["default"])) == [first.id]
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+async def test_settle_follow_ups__key_taken(world: World, is_running: bool) -> None:
+    """A live job with the follow-up's key stands for it; the settlement and the other follow-ups take effect."""
+    lease = await world.running()
+    holder = await world.running(key="k") if is_running else await world.add(key="k")
+    refused = world.an_envelope(key="k", queue=(await world.record(holder)).queue)
+    refused = msgspec.structs.replace(refused, key=holder.envelope.key if isinstance(holder, Lease) else holder.key)
+    other = world.an_envelope(queue="next")
+
+    assert await world.settle(succeeded(lease, follow_ups=(refused, other))) == [OK]
+
+    assert await world.read(refused) is None
+    assert await world.status(other) is Status.READY
+    assert await world.status(lease) is Status.SUCCEEDED
+
+
+async def test_settle_follow_ups__key_replaced(world: World) -> None:
+    """A follow-up that replaces takes the place of a waiting job with its key."""
+    lease = await world.running()
+    holder = await world.add(key="k")
+    follow_up = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
+
+    assert await world.settle(succeeded(lease, follow_ups=(follow_up,))) == [OK]
+
+    assert [await world.status(job) for job in (holder, follow_up)] == [Status.CANCELLED, Status.READY]
 
 
 async def test_settle_follow_ups__already_there(world: World) -> None:

@@ -14,14 +14,17 @@ from typing import Final
 
 import pytest
 
-from tests.docs.pages import PAGES, README, Block, blocks, name_of
+from tests.docs.pages import PAGES, README, ROOT, Block, blocks, name_of
 
 pytestmark = pytest.mark.slow
 
 _FILE: Final = re.compile(r"# ((?:\w+/)*\w+\.py)\n")
 """The first line of a block that is a file by itself. Later blocks of the page can import it."""
 
-WITH_PYTHON: Final = [page for page in PAGES if blocks(page, "python")]
+BY_ITSELF: Final = ROOT / "docs/how-to/send-in-a-transaction.md"
+"""It needs servers: see test_transactions_page.py."""
+
+WITH_PYTHON: Final = [page for page in PAGES if blocks(page, "python") and page != BY_ITSELF]
 
 
 @pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page != README], ids=name_of)

@@ -75,10 +75,12 @@ class Bench:
 
     @asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
-        began_at = time.monotonic()
+        """End the outage only after an attempt has failed: on a locked SQLite file, an attempt fails after seconds."""
+        began_at, troubles = time.monotonic(), len(self.troubles)
         await asyncio.to_thread(self.outage.go_away)
         try:
             yield
+            await until(lambda: len(self.troubles) > troubles, "an attempt fails")
         finally:
             await asyncio.to_thread(self.outage.come_back)
             self.away_for += time.monotonic() - began_at
@@ -100,8 +102,12 @@ class Bench:
     def nothing_was_in_vain(self) -> None:
         assert not self.has(NotCounted), [event for event in self.events if isinstance(event, NotCounted)]
 
+    @property
+    def troubles(self) -> list[BrokerTrouble]:
+        return [event for event in self.events if isinstance(event, BrokerTrouble)]
+
     def has_not_spun(self) -> None:
-        tries = Counter(event.doing for event in self.events if isinstance(event, BrokerTrouble))
+        tries = Counter(event.doing for event in self.troubles)
         assert tries, "nothing was tried at all"
         assert max(tries.values()) <= FIRST_TRIES + self.away_for / SLOWEST, tries
 

@@ -90,7 +90,7 @@ def away(outage: Outage, supervised: Running) -> Iterator[None]:
 
 def tries(supervised: Running) -> Counter[str]:
     """Attempts of both workers that did not reach the broker, by what was attempted. The first is told in words, the rest to who debugs."""
-    first = re.findall(r"WARNING (.+) failed, trying again", supervised.said)
+    first = re.findall(r"WARNING (?:\[\d+\] )?(.+) failed, trying again", supervised.said)
     return Counter([*first, *re.findall(r"BrokerTrouble\(doing='([^']+)'", supervised.said)])
 
 

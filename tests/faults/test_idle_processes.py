@@ -65,7 +65,7 @@ def test_jobs_start_at_once_though_an_idle_worker_is_stopped(tasks: Shell) -> No
     """The first job may wait for the next one: whoever sends that passes its nudge on."""
     workers = idle_workers(tasks, 2)
     stopped = workers[0]
-    stopped.signal(signal.SIGSTOP)
+    tasks.suspend(stopped)
     before = len(tasks.ledger())
     try:
         tasks.send("note.bind(__import__('time').time())")

@@ -92,6 +92,11 @@ def odd_error(which: str) -> BaseException:
             return NoClass("classless")
         case "closed":
             return GeneratorExit("closed")
+        case "no module":
+            made: dict[str, Any] = {}
+            exec("Made = type('Made', (Exception,), {})", made)
+            error: BaseException = made["Made"]("made by a template")
+            return error
     raise AssertionError(which)
 
 
@@ -103,6 +108,7 @@ EXPECTED = {
     "metaclass": (f"{__name__}.Hidden", "hidden"),
     "class": ("RuntimeError", "it has no class"),
     "closed": ("GeneratorExit", "closed"),
+    "no module": ("Made", "made by a template"),
 }
 
 

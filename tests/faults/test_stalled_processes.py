@@ -213,7 +213,7 @@ def test_a_stopped_worker_loses_its_job_and_nothing_that_it_settles_counts(tasks
     first = tasks.worker("--ttl", "1")
     first.wait_for("begun")
     second = tasks.worker("--ttl", "1")
-    first.signal(signal.SIGSTOP)
+    tasks.suspend(first)
     second.wait_for("succeeded")
     time.sleep(1.5)  # so that it is worth a word
     tasks.write("release", "")

@@ -120,8 +120,8 @@ async def test_a_beat_that_raises_what_no_broker_does_is_sent_again() -> None:
 
 @job(name="tests.unexpected.odd_progress", max_attempts=1)
 async def odd_progress(ctx: JobContext, note: str) -> int:
-    assert ctx._on_progress is not None
-    ctx._on_progress(Progress(0.5, Path("x") if note == "path" else note))  # type: ignore[arg-type]
+    assert ctx._run is not None
+    ctx._run.report(Progress(0.5, Path("x") if note == "path" else note))  # type: ignore[arg-type]
     Run.started.set()
     await Run.release.wait()
     return ctx.epoch

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import pytest
 
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.worker import fetcher
 from tests.stores.redis.scene import Scene
+from tests.support.listing import listed
 from tests.support.servers import RedisServer
 
 PREFIX: Final = b"{taskflow:0}:"
@@ -107,5 +108,5 @@ async def test_whatever_a_neighbour_writes_all_jobs_are_done(monkeypatch: pytest
             await console.queues()
             await console.workers()
             await console.metrics()
-            await console.browse(JobFilter(), limit=100)
-            await console.purge(JobFilter(), limit=10_000)
+            await listed(console)
+            await console.purge(View(), limit=10_000)

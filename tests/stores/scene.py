@@ -75,9 +75,11 @@ class Scene:
         handles = await taskflow.enqueue(self.note.bind(number, ballast) for number in numbers)
         self.handles.update(zip(numbers, handles, strict=True))
 
-    async def keep_sending(self, numbers: range, *, by: int = 5, every: float = 0.005) -> None:
-        """In batches, with a pause after each."""
+    async def keep_sending(self, numbers: range, *, by: int = 5, every: float = 0.005, ahead: int | None = None) -> None:
+        """In batches, with a pause after each. If `ahead` is given, only that many jobs wait to be run, however slow the machine is."""
         for first in range(numbers.start, numbers.stop, by):
+            if ahead is not None and first - ahead >= numbers.start:
+                await self.until_ran([first - ahead])
             await self.send(range(first, min(first + by, numbers.stop)))
             await asyncio.sleep(every)
 

@@ -23,7 +23,7 @@ async def test_restarts_under_load_lose_and_repeat_nothing(kind: type[Driver], e
         async with driver.scene() as scene:
             scene.takes = 0.02
             async with scene.worker(ttl=20):
-                sending = asyncio.create_task(scene.keep_sending(range(3 * MANY)))
+                sending = asyncio.create_task(scene.keep_sending(range(3 * MANY), ahead=MANY))
                 for number in range(3):
                     await scene.until_ran([number * 20])
                     assert not sending.done()

@@ -11,10 +11,13 @@ from typing import Any, Final
 import msgpack
 import pytest
 
+from taskflow.broker.console import View
+from taskflow.model.envelope import Envelope
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.support.homes import BROKERS, MemoryHome
+from tests.support.listing import listed
 from tests.support.spoiling import Spoiler, Stored
 from tests.support.verdicts import failed, succeeded
 from tests.support.world import World
@@ -47,6 +50,37 @@ EXTRAS: Final[dict[str, Any]] = {
     "a text for a number": msgpack.packb({"k": "long"}),
     "None for a number": msgpack.packb({"m": None}),
 }
+
+
+TAGS: Final[dict[str, Any]] = {
+    "no msgpack": b"\x81\xa1g\xc1",
+    "cut off": b"\x81\xa1g",
+    "a number": msgpack.packb({"g": 7}),
+    "no UTF-8": b"\x81\xa1g\xa3a\xff\0",
+    "a longer text than there is": b"\x81\xa1g\xda\xff\xffa",
+    "characters that no tag has": msgpack.packb({"g": "a b\0 \N{SKULL} " + "x" * 5_000}),
+    "too many": msgpack.packb({"g": " ".join(map(str, range(11)))}),
+}
+
+
+@pytest.mark.parametrize("extras", TAGS.values(), ids=TAGS)
+async def test_tags_that_cannot_be_read_spoil_their_own_job(world: World, spoiler: Spoiler, extras: bytes) -> None:
+    """It is found and dropped like the others, and upkeep and purge go on past it."""
+    envelopes = list[Envelope]()
+    for _ in range(3):
+        envelopes.append(await world.add(tags=("a",)))
+        world.clock.advance(1.0)
+    spoil(spoiler, envelopes[1].id, "jobs.extras", extras)
+
+    records = await listed(world.broker.console, View(tag="a"))
+    assert [record.tags for record in records] == [("a",), (), ("a",)]
+    assert [bool(record.unreadable) for record in records] == [False, True, False]
+    leases = await world.claim(await world.a_session())
+    assert [lease.envelope.tags for lease in leases] == [("a",), (), ("a",)]
+    await world.settle(*map(failed, leases[:2]))
+    assert await world.broker.console.purge(View(statuses=(Status.FAILED,))) == 2
+    assert await world.read(envelopes[1]) is None
+    assert [record.id for record in await listed(world.broker.console, View(tag="a"))] == [envelopes[2].id]
 
 
 @pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS)

@@ -87,8 +87,11 @@ class FailingBroker:
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         return await self._through("read", lambda: self._inside.read(ids))
 
-    async def upkeep(self, limit: int) -> Upkept:
-        return await self._through("upkeep", lambda: self._inside.upkeep(limit))
+    async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return await self._through("holders", lambda: self._inside.holders(keys))
+
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+        return await self._through("upkeep", lambda: self._inside.upkeep(limit, ends=ends))
 
     async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
         return await self._through("define", lambda: self._inside.define(definitions, session, age))

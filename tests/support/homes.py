@@ -34,6 +34,8 @@ class Power(Enum):
     RESTART = "the store outlives the process that opened it"
     SHARING = "several processes open the same store"
     BOOT = "its sessions live on its own machine, and end when that boots"
+    TRANSACTIONS = "verbs can be part of a program's own transaction"
+    ROW_LOCKS = "a transaction of one program leaves the rows alone that it does not touch"
 
 
 class Home(ABC):
@@ -65,6 +67,14 @@ class Home(ABC):
         """Nothing goes on there of what a process that has died has asked for."""
         return True
 
+    def connect(self) -> Any:
+        """A program's own DB-API connection to the store's database, in autocommit mode."""
+        raise NotImplementedError
+
+    def connect_elsewhere(self) -> Any:
+        """One to another database of the same kind."""
+        raise NotImplementedError
+
     def spoiler(self) -> Spoiler | None:
         """Return what spoils its stored values; None where nobody but the broker can write them."""
         return None
@@ -72,6 +82,10 @@ class Home(ABC):
     @abstractmethod
     async def waiting(self, broker: Broker, queue: str) -> int:
         """The number of listeners that wait for jobs of this queue, as far as the store knows."""
+
+    @abstractmethod
+    def tagged(self) -> set[tuple[str, bytes]]:
+        """Return the entries of the store's index of tags: a tag and the id of a job."""
 
     @abstractmethod
     def save(self) -> Any:
@@ -95,6 +109,7 @@ class MemoryHome(Home):
     lacks = {
         Power.RESTART: "jobs in a process's memory end with the process",
         Power.SHARING: "a process's memory is its own",
+        Power.TRANSACTIONS: "no program has a transaction in another's memory",
     }
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
@@ -108,6 +123,9 @@ class MemoryHome(Home):
         assert isinstance(broker, MemoryBroker)
         await asyncio.sleep(0)
         return broker.flag.waiting([topics.queue(queue), topics.ANY_QUEUE])
+
+    def tagged(self) -> set[tuple[str, bytes]]:
+        return {(tag, job_id) for tag, jobs in self._store.tagged.items() for job_id in jobs}
 
     def save(self) -> MemoryStore:
         return self._copy(self._store)
@@ -130,6 +148,7 @@ class SqliteHome(Home):
     """
 
     name = "sqlite"
+    lacks = {Power.ROW_LOCKS: "an open transaction that has written locks the whole file"}
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(seams, rules, capacity)
@@ -156,10 +175,20 @@ class SqliteHome(Home):
     def place(self) -> str:
         return f"sqlite {self.path}"
 
+    def connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, isolation_level=None)
+
+    def connect_elsewhere(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.folder / "another.db", isolation_level=None)
+
     def spoiler(self) -> Spoiler:
         from tests.stores.sqlite.spoiler import SqliteSpoiler
 
         return SqliteSpoiler(self.path)
+
+    def tagged(self) -> set[tuple[str, bytes]]:
+        with _connected(self.path) as connection:
+            return set(connection.execute("SELECT tag, id FROM taskflow_tags"))
 
     def save(self) -> bytes:
         """By SQLite's own backup: a plain copy of the files could catch a checkpoint half way."""
@@ -180,7 +209,10 @@ class RedisHome(Home):
 
     name = "redis"
     much = 65_536
-    lacks = {Power.BOOT: "its workers run on many machines, and none of their boots is the server's"}
+    lacks = {
+        Power.BOOT: "its workers run on many machines, and none of their boots is the server's",
+        Power.TRANSACTIONS: "no program has a transaction that stays open on a server of this kind",
+    }
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(seams, rules, capacity)
@@ -213,6 +245,10 @@ class RedisHome(Home):
         from tests.stores.redis.spoiler import RedisSpoiler
 
         return RedisSpoiler(self.server.client(), self.prefix)
+
+    def tagged(self) -> set[tuple[str, bytes]]:
+        sets: dict[bytes, Any] = {key: self._client.zrange(key, 0, -1) for key in self._keys() if key.startswith(self.prefix + b"t:")}
+        return {(key[len(self.prefix) + 2 :].decode(), job_id) for key, ids in sets.items() for job_id in ids}
 
     def save(self) -> dict[bytes, bytes]:
         dumps = {key: self._client.dump(key) for key in self._keys()}
@@ -257,7 +293,9 @@ class PostgresHome(Home):
     """A schema of its own in a database that all tests share. Making one takes longer than most tests: emptied ones are used again."""
 
     name = "postgres"
-    lacks = {Power.BOOT: "its workers run on many machines, and none of their boots is the server's"}
+    lacks = {
+        Power.BOOT: "its workers run on many machines, and none of their boots is the server's",
+    }
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(seams, rules, capacity)
@@ -275,6 +313,16 @@ class PostgresHome(Home):
 
         server = PostgresTarget(host="127.0.0.1", port=self.server.port, user="postgres", database="postgres", tls="disable")
         return PostgresBroker(server, namespace=self.namespace, rules=self.rules, clock=self.seams.clock, capacity=self.capacity)
+
+    def connect(self) -> Any:
+        import psycopg
+
+        return psycopg.connect(self.server.url(), autocommit=True)
+
+    def connect_elsewhere(self) -> Any:
+        import psycopg
+
+        return psycopg.connect(self.server.url("template1"), autocommit=True)
 
     @property
     def place(self) -> str:
@@ -300,6 +348,9 @@ class PostgresHome(Home):
         query = f"SELECT count(*) FROM {self._table('idle')} WHERE topic IN ('queue:{queue}', 'queues')"
         there = await asyncio.to_thread(self._asked, f"SELECT to_regclass('{self._table('idle')}') IS NOT NULL")
         return int(await asyncio.to_thread(self._asked, query)) if there else 0
+
+    def tagged(self) -> set[tuple[str, bytes]]:
+        return {(tag, bytes(job_id)) for tag, job_id in self.server.rows(f"SELECT tag, id FROM {self._table('tags')}")}
 
     def save(self) -> dict[str, str]:
         return {table: str(self._asked(f"SELECT json_agg(t) FROM {self._table(table)} AS t") or "[]") for table in TABLES}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
+import subprocess
+import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 import pytest
 
@@ -96,12 +97,25 @@ class SqliteOutage(Outage):
         self.url = self.straight = f"sqlite:///{self._file}"
 
     def go_away(self) -> None:
-        stranger = self._lock.enter_context(closing(sqlite3.connect(self._file, isolation_level=None, timeout=60.0)))
-        stranger.execute("BEGIN EXCLUSIVE")
+        """In a process of its own: a transaction of this process is refused at once."""
+        stranger = subprocess.Popen([sys.executable, "-c", _LOCKS, self._file], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._lock.callback(stranger.communicate)
+        assert stranger.stdout is not None
+        assert stranger.stdout.readline() == b"locked\n"
 
     def come_back(self) -> None:
-        """Its connection is closed, and its transaction with it."""
+        """The process ends, and its transaction with it."""
         self._lock.close()
+
+
+_LOCKS: Final = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+connection.close()
+"""
 
 
 def outages() -> tuple[type[Outage], ...]:

@@ -229,6 +229,7 @@ class PostgresServer(OwnServer):
     def _place(self) -> dict[str, str]:
         return {
             "port": str(self.port),
+            "timezone": "UTC",  # initdb takes the one of the environment, which a test may have changed
             "listen_addresses": HOST,
             "unix_socket_directories": str(self.folder),
             # In the folder rather than in /dev/shm, where a crash would leave it.

@@ -24,7 +24,7 @@ class Process:
         if declared:
             _declare(app, _report, {"name": "report", "keep_result": 1_000 * DAY, **declared})
         self.events = list[WorkerEvent]()
-        self.scheduler = Scheduler(world.broker, app.registry, Events(self.events.append))
+        self.scheduler = Scheduler(world.broker, app.registry, app.settings.middleware, Events(self.events.append))
         self.scheduler.age = lambda: (world.clock.steady() - began_at) / 1e6  # type: ignore[method-assign]
         began_at = world.clock.steady()
         self.session: Session | None = None

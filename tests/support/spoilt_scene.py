@@ -16,9 +16,11 @@ import pytest
 
 from taskflow import JobHandle, Worker, job
 from taskflow.app.app import App, default_app
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
+from taskflow.broker.paging import pages
 from taskflow.cli import act, look
 from taskflow.cli.parser import a_parser
+from taskflow.cli.status import VIEWS
 from taskflow.model.backoff import Backoff
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import SessionLost
@@ -208,11 +210,10 @@ class Scene:
 
     async def _listed(self) -> dict[bytes, Record]:
         """By pages, as a command goes through them."""
-        found, before = dict[bytes, Record](), None
-        while page := await self.world.broker.console.browse(JobFilter(), before=before, limit=7):
-            assert not found.keys() & {record.id for record in page}, "a page repeats what another had"
-            found.update({record.id: record for record in page})
-            before = page[-1].id
+        found = dict[bytes, Record]()
+        async for records in pages(self.world.broker.console, View(), limit=7):
+            assert not found.keys() & {record.id for record in records}, "a page repeats what another had"
+            found.update({record.id: record for record in records})
         return found
 
     async def _commands(self, app: App) -> None:
@@ -244,7 +245,8 @@ class Scene:
 
     async def _command(self, app: App, argv: list[str]) -> None:
         arguments = a_parser().parse_args(argv)
-        does = act._act if argv[0] in ("retry", "cancel", "purge") else look.VIEWS[argv[0]]
+        views = {"jobs": look._jobs, **VIEWS}
+        does = act._act if argv[0] in ("retry", "cancel", "purge") else views[argv[0]]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             code = await does(app, arguments)
         assert code in (0, 1), f"{argv} has ended with {code}"

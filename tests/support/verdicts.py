@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from taskflow.model.envelope import Lease
+from taskflow.model.fingerprint import cause_of
 from taskflow.model.verdict import (
     Cancelled,
     Discarded,
@@ -27,6 +28,7 @@ AN_ERROR: Final = RunError("builtins.ValueError", "no such user", "Traceback: li
 
 
 def settlement(lease: Lease, verdict: Verdict, **more: Any) -> Settlement:
+    more.setdefault("cause", cause_of(verdict, ""))
     return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, **more)
 
 

@@ -34,6 +34,10 @@ PAYLOADS = (b"\x01payload", b"\x01payload", b"\x01" + bytes(700))
 """By turns. A store may keep large ones in another way."""
 
 
+ODD_QUEUES = ("a", "a:b", "a:due", "a:0", "a/b", ":", "/", "..", "queue:a", "queues", "due", "1", "1:2", "taskflow.a", "-" * 100)
+"""Names that a store could mistake for another queue's, or for its own."""
+
+
 class World:
     """An opened broker of one kind. Close it, or use it as an async context manager."""
 

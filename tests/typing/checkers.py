@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +30,8 @@ class Error(NamedTuple):
 POSITIVE = "tests/typing/positive.py"
 NEGATIVE = "tests/typing/negative.py"
 ODD = "tests/typing/odd_signatures.py"
-FILES = (POSITIVE, NEGATIVE, ODD)
+CONNECTIONS = "tests/typing/connections.py"
+FILES = (POSITIVE, NEGATIVE, ODD, CONNECTIONS)
 
 
 def plant(tree: Path) -> Path:
@@ -38,7 +41,7 @@ def plant(tree: Path) -> Path:
     folder.mkdir(parents=True)
     for package in (folder, folder.parent):
         (package / "__init__.py").touch()
-    for file in (POSITIVE, NEGATIVE):
+    for file in (POSITIVE, NEGATIVE, CONNECTIONS):
         shutil.copy(ROOT / file, folder)
     (tree / ODD).write_text(odd.module())
     return tree
@@ -60,20 +63,34 @@ def expected(tree: Path, checker: str) -> set[Error]:
     return found
 
 
+DRIVERS = ("aiosqlite", "asyncpg", "django", "psycopg", "sqlalchemy", "sqlmodel")
+
+
+def python_without_drivers(folder: Path) -> str:
+    """Make an environment with everything that is installed here but the drivers, and return its interpreter."""
+    venv.create(folder, symlinks=True)
+    [theirs] = folder.glob("lib/python*/site-packages")
+    for each in Path(sysconfig.get_path("purelib")).iterdir():
+        if not each.name.lower().startswith(DRIVERS):
+            (theirs / each.name).symlink_to(each)
+    return str(folder / "bin/python")
+
+
 # --- the checkers ---------------------------------------------------------------------------------------------------
 
 
-def mypy(tree: Path, cache: Path) -> set[Error]:
+def mypy(tree: Path, cache: Path, python: str = sys.executable) -> set[Error]:
     """A later run with the same cache, of a tree in the same place, takes up what has not changed."""
     config = ROOT / "pyproject.toml"
-    options = ("--config-file", str(config), "--cache-dir", str(cache), "--follow-imports", "silent", "--output", "json")
+    options = ["--config-file", str(config), "--cache-dir", str(cache), "--follow-imports", "silent", "--output", "json"]
+    options += ["--python-executable", python, "--disable-error-code", "import-not-found"]
     ran = subprocess.run([sys.executable, "-m", "mypy", *options, *FILES], cwd=tree, capture_output=True, text=True, check=False)
     assert ran.returncode in (0, 1), ran.stdout + ran.stderr
     reported = (json.loads(line) for line in ran.stdout.splitlines())
     return {Error(each["file"], each["line"], each["code"]) for each in reported if each["severity"] == "error"}
 
 
-def pyright(trees: Iterable[Path], folder: Path) -> dict[Path, set[Error]]:
+def pyright(trees: Iterable[Path], folder: Path, python: str = sys.executable) -> dict[Path, set[Error]]:
     """One run for all: every tree is an execution environment with its own copy of the package."""
     found: dict[Path, set[Error]] = {tree.resolve(): set() for tree in trees}
     config = {
@@ -81,9 +98,10 @@ def pyright(trees: Iterable[Path], folder: Path) -> dict[Path, set[Error]]:
         "executionEnvironments": [{"root": str(tree.relative_to(folder.resolve()))} for tree in found],
         "typeCheckingMode": "standard",
         "pythonVersion": "3.11",
+        "reportMissingImports": False,
     }
     (folder / "pyrightconfig.json").write_text(json.dumps(config))
-    command = [sys.executable, "-m", "pyright", "--project", str(folder), "--pythonpath", sys.executable, "--outputjson"]
+    command = [sys.executable, "-m", "pyright", "--project", str(folder), "--pythonpath", python, "--outputjson"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode in (0, 1), ran.stdout + ran.stderr
     for each in json.loads(ran.stdout)["generalDiagnostics"]:

@@ -40,13 +40,16 @@ class Mistake(NamedTuple):
 
 APP = "taskflow/app/app.py"
 CALL = "taskflow/app/call.py"
+CONNECTIONS = "taskflow/app/connections/types.py"
 CONTEXT = "taskflow/app/context.py"
 HANDLE = "taskflow/app/handle.py"
 JOB = "taskflow/app/job.py"
 JOB_TYPE = "taskflow/app/job_type.py"
+NAMED = "taskflow/app/named.py"
 OPTIONS = "taskflow/app/options.py"
 PORTAL = "taskflow/app/portal.py"
 SIGNALS = "taskflow/app/signals.py"
+SENDABLE = "taskflow/app/sendable.py"
 SENDING = "taskflow/app/sending.py"
 
 # What the decorator makes of a function.
@@ -128,6 +131,14 @@ OF_THE_DECORATOR = (
         "    timeout: float | timedelta | None\n    keep",
         "    timeout: float | None\n    keep",
     ),
+    Mistake(
+        "a child process may be set up by anything",
+        APP,
+        "child_initializer: Callable[[], object] | None = None,",
+        "child_initializer: Any = None,",
+    ),
+    Mistake("a child process may have any lifespan", APP, "child_lifespan: ChildLifespan | None = None,", "child_lifespan: Any = None,"),
+    Mistake("a grace time may be anything", OPTIONS, "    stop_grace: float | timedelta | None\n", "    stop_grace: object\n"),
     Mistake("a job runs in any place", OPTIONS, "    runs_in: RunsIn | None\n", "    runs_in: str | None\n"),
     Mistake(
         "the decorator takes any option",
@@ -135,54 +146,64 @@ OF_THE_DECORATOR = (
         "**declared: Unpack[JobOptions]) -> _Decorator: ...",
         "**declared: Any) -> _Decorator: ...",
     ),
+    Mistake("a preset takes any option", JOB, "def preset(**options: Unpack[PresetOptions])", "def preset(**options: Any)"),
+    Mistake("a preset takes a name", JOB, "def preset(**options: Unpack[PresetOptions])", "def preset(**options: Unpack[JobOptions])"),
+    Mistake("a preset has no types", JOB, "Unpack[PresetOptions]) -> _Decorator", "Unpack[PresetOptions]) -> Callable[..., Any]"),
 )
 
 # A job's methods, handles, batches, options, signals.
 OF_THE_REST = (
     Mistake(
         "delay takes anything",
-        JOB,
-        "async def delay(self, *args: P.args, **kwargs: P.kwargs)",
-        "async def delay(self, *args: Any, **kwargs: Any)",
+        SENDABLE,
+        "async def delay(self, /, *args: P.args, **kwargs: P.kwargs)",
+        "async def delay(self, /, *args: Any, **kwargs: Any)",
     ),
     Mistake(
         "delay forgets the result's type",
-        JOB,
-        "async def delay(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]",
-        "async def delay(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[Any]",
+        SENDABLE,
+        "async def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]",
+        "async def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> JobHandle[Any]",
     ),
-    Mistake("delay is no coroutine", JOB, "async def delay(", "def delay("),
+    Mistake("delay is no coroutine", SENDABLE, "async def delay(", "def delay("),
     Mistake(
         "delay_sync takes anything",
-        JOB,
-        "def delay_sync(self, *args: P.args, **kwargs: P.kwargs)",
-        "def delay_sync(self, *args: Any, **kwargs: Any)",
+        SENDABLE,
+        "def delay_sync(self, /, *args: P.args, **kwargs: P.kwargs)",
+        "def delay_sync(self, /, *args: Any, **kwargs: Any)",
     ),
     Mistake(
         "delay_sync gives the result",
-        JOB,
-        "def delay_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]",
-        "def delay_sync(self, *args: P.args, **kwargs: P.kwargs) -> R_co",
+        SENDABLE,
+        "def delay_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]",
+        "def delay_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co",
     ),
-    Mistake("bind takes anything", JOB, "def bind(self, *args: P.args, **kwargs: P.kwargs)", "def bind(self, *args: Any, **kwargs: Any)"),
+    Mistake(
+        "bind takes anything",
+        SENDABLE,
+        "def bind(self, /, *args: P.args, **kwargs: P.kwargs)",
+        "def bind(self, /, *args: Any, **kwargs: Any)",
+    ),
     Mistake(
         "bind forgets the result's type",
-        JOB,
-        "def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]",
-        "def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[Any]",
+        SENDABLE,
+        "def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]",
+        "def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[Any]",
     ),
-    Mistake("options takes any option", JOB, "def options(self, **options: Unpack[EnqueueOptions])", "def options(self, **options: Any)"),
+    Mistake(
+        "options takes any option", SENDABLE, "def options(self, **options: Unpack[EnqueueOptions])", "def options(self, **options: Any)"
+    ),
     Mistake(
         "options forgets the signature",
-        JOB,
+        SENDABLE,
         "**options: Unpack[EnqueueOptions]) -> Self",
-        "**options: Unpack[EnqueueOptions]) -> Declared[..., R_co]",
+        "**options: Unpack[EnqueueOptions]) -> Sendable[..., R_co]",
     ),
     Mistake(
         "options forgets that a job can be called",
-        JOB,
+        SENDABLE,
         "**options: Unpack[EnqueueOptions]) -> Self",
-        "**options: Unpack[EnqueueOptions]) -> Declared[P, R_co]",
+        "**options: Unpack[EnqueueOptions]) -> Sendable[P, R_co]",
     ),
     Mistake(
         "a call forgets the result's type",
@@ -213,31 +234,54 @@ OF_THE_REST = (
     Mistake(
         "enqueue forgets the results' type",
         SENDING,
-        "\nasync def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[JobHandle[R]]",
-        "\nasync def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[JobHandle[Any]]",
+        "AsyncIterable[Call[R]], *, connection: Connection | None = None) -> list[JobHandle[R]]",
+        "AsyncIterable[Call[R]], *, connection: Connection | None = None) -> list[JobHandle[Any]]",
     ),
     Mistake(
         "enqueue takes no async generator",
         SENDING,
-        "\nasync def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]])",
-        "\nasync def enqueue(calls: Iterable[Call[R]])",
+        "\nasync def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]], *",
+        "\nasync def enqueue(calls: Iterable[Call[R]], *",
     ),
-    Mistake("enqueue_sync takes anything", SENDING, "def enqueue_sync(calls: Iterable[Call[R]])", "def enqueue_sync(calls: Any)"),
+    Mistake("enqueue_sync takes anything", SENDING, "def enqueue_sync(calls: Iterable[Call[R]], *", "def enqueue_sync(calls: Any, *"),
+    Mistake("options takes anything for a connection", OPTIONS, "connection: Connection | None", "connection: Any"),
+    Mistake("a run completes in anything", CONTEXT, "connection: Connection, *, result", "connection: Any, *, result"),
+    Mistake("any connection is taken", CONNECTIONS, "= _Commits | _Proxy | _IsInTransaction | RunsStatement", "= Any"),
+    Mistake("whatever commits is a connection", CONNECTIONS, "    def rollback(self) -> Any: ...\n", ""),
+    Mistake("no connection of asyncpg is taken", CONNECTIONS, "= _Commits | _Proxy | _IsInTransaction |", "= _Commits | _Proxy |"),
+    Mistake("an awaited class must return sequences", CONNECTIONS, "Awaitable[Iterable[Iterable[Any]]]", "Awaitable[list[Sequence[Any]]]"),
     Mistake(
         "configure takes any middleware",
         APP,
         "middleware: Sequence[Middleware] | None = None,\n    lifespan",
         "middleware: Any = None,\n    lifespan",
     ),
+    Mistake("configure takes any subscriber", APP, "subscribers: Sequence[Subscriber] | None", "subscribers: Any"),
     Mistake(
         "run_sync forgets the type", PORTAL, "def run_sync(awaitable: Awaitable[T]) -> T", "def run_sync(awaitable: Awaitable[T]) -> Any"
     ),
-    Mistake("no key is not None", OPTIONS, "    key: str | None\n    on_conflict", "    key: str\n    on_conflict"),
+    Mistake("no key is not None", OPTIONS, "    key: str | None\n    key_scope", "    key: str\n    key_scope"),
     Mistake("a job has no name of a function", JOB_TYPE, "    __name__: str\n", ""),
     Mistake("after takes no timedelta", OPTIONS, "    after: float | timedelta | None\n", "    after: float | None\n"),
     Mistake("on_conflict takes any text", OPTIONS, "    on_conflict: Conflict | None\n", "    on_conflict: str | None\n"),
-    Mistake("headers take any value", OPTIONS, "    headers: dict[str, str] | None\n\n\n", "    headers: dict[str, Any] | None\n\n\n"),
-    Mistake("there may be no current job", CONTEXT, "def current_job() -> JobContext:", "def current_job() -> JobContext | None:"),
+    Mistake("key_scope takes any text", OPTIONS, "    key_scope: KeyScope | None\n", "    key_scope: str | None\n"),
+    Mistake(
+        "headers take any value",
+        OPTIONS,
+        "    headers: dict[str, str] | None\n    connection",
+        "    headers: dict[str, Any] | None\n    connection",
+    ),
+    Mistake("there may be no current job", CONTEXT, "def current_job() -> JobContext: ...", "def current_job() -> JobContext | None: ..."),
+    Mistake(
+        "a default context is forgotten",
+        CONTEXT,
+        "def current_job(default: D) -> JobContext | D",
+        "def current_job(default: D) -> JobContext",
+    ),
+    Mistake("a job is sent by anything", NAMED, "async def send(name: str, /", "async def send(name: Any, /"),
+    Mistake("a job has any name", NAMED, "def send_sync(name: str, /", "def send_sync(name: Any, /"),
+    Mistake("configure takes any defaults", APP, "    defaults: DefaultOptions | None = None,", "    defaults: Any = None,"),
+    Mistake("a default has any value", OPTIONS, "    max_attempts: int | None\n", "    max_attempts: Any\n"),
     Mistake("progress cannot be awaited", CONTEXT, 'note: str = "") -> DoneAwaitable', 'note: str = "") -> None'),
     Mistake("a snooze needs no time", SIGNALS, "after: float | timedelta) -> None", "after: float | timedelta = 1) -> None"),
 )

@@ -5,7 +5,8 @@ It is no part of the repository-wide runs of the checkers, and nobody imports it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 
 from taskflow import (
@@ -16,10 +17,13 @@ from taskflow import (
     EnqueueNext,
     JobContext,
     JobHandle,
+    JobInfo,
+    JobStopping,
     Middleware,
     Retry,
     RunNext,
     Snooze,
+    Succeeded,
     SyncJob,
     TaskflowJobs,
     Verdict,
@@ -28,9 +32,15 @@ from taskflow import (
     enqueue,
     enqueue_sync,
     job,
+    named,
+    operate,
+    preset,
+    register_type,
     run_sync,
+    send,
+    send_sync,
 )
-from tests.typing.positive import add, report, resize
+from tests.typing.positive import add, crawl, fetch, io, report, resize
 
 
 async def wrong_arguments() -> None:
@@ -75,6 +85,10 @@ async def the_context_is_not_for_callers(ctx: JobContext) -> None:
     report.options(queue="q").bind()  # E: mypy[call-arg] pyright[reportCallIssue]
 
 
+class Repository:
+    def commit(self, message: str = "") -> None: ...
+
+
 def wrong_options() -> None:
     add.options(quue="math")  # E: mypy[call-arg] pyright[reportCallIssue]
     add.options(queue=1)  # E: mypy[arg-type] pyright[reportArgumentType]
@@ -82,9 +96,41 @@ def wrong_options() -> None:
     add.options(after="1 min")  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(at=60)  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(on_conflict="ignore")  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(key=7)  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(key_scope="job")  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(tags="import:42")  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(tags=(42,))  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(headers={"a": 1})  # E: mypy[dict-item] pyright[reportArgumentType]
+    add.options(on_failure=add)  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(on_failure=add.bind)  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(on_failure="add")  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(retry=3)  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(connection="postgresql://db/app")  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(connection=1)  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(connection=object())  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(connection=Repository())  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(connection=sqlite3.connect("app.db").cursor())  # E: mypy[arg-type] pyright[reportArgumentType]
     resize.options(queue="q").options(keep_results=1)  # E: mypy[call-arg] pyright[reportCallIssue]
+
+
+async def wrong_lookups() -> None:
+    await add.live(7)  # E: mypy[arg-type] pyright[reportArgumentType]
+    await add.live("sum", 1)  # E: mypy[call-arg] pyright[reportCallIssue]
+    print((await add.live("sum")).id)  # E: mypy[union-attr] pyright[reportOptionalMemberAccess]
+
+
+async def wrong_operations() -> None:
+    await operate.cancel(tags="a")  # E: mypy[call-arg] pyright[reportCallIssue]
+    await operate.cancel(tag=42)  # E: mypy[arg-type] pyright[reportArgumentType]
+    await operate.cancel(42)  # E: mypy[arg-type] pyright[reportArgumentType]
+    await operate.retry(status=7)  # E: mypy[arg-type] pyright[reportArgumentType]
+    await operate.retry(job=print)  # E: mypy[arg-type] pyright[reportArgumentType]
+    await operate.pause(["mail"])  # E: mypy[arg-type] pyright[reportArgumentType]
+    await operate.page(limit="10")  # E: mypy[arg-type] pyright[reportArgumentType]
+    await operate.jobs(tag="a")  # E: mypy[misc] pyright[reportGeneralTypeIssues]
+    for _ in operate.jobs(tag="a"):  # E: mypy[attr-defined] pyright[reportGeneralTypeIssues]
+        pass
+    _one: int = await operate.cancel(tag="a")  # E: mypy[assignment] pyright[reportAssignmentType]
 
 
 async def wrong_results() -> None:
@@ -121,6 +167,8 @@ async def wrong_batches() -> None:
     _two: list[JobHandle[str]] = enqueue_sync([add.bind(1)])  # E: mypy[list-item] pyright[reportAssignmentType]
     _three: list[JobHandle[int]] = await enqueue([add.bind(1), resize.bind("a")])  # E: mypy[list-item] pyright[reportAssignmentType]
     enqueue_sync([1])  # E: mypy[arg-type] pyright[reportArgumentType]
+    enqueue_sync([add.bind(1)], connection="postgresql://db/app")  # E: mypy[arg-type] pyright[reportArgumentType]
+    await enqueue([add.bind(1)], connection="postgresql://db/app")  # E: mypy[arg-type] pyright[reportArgumentType]
 
 
 @job(queues="q")  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportCallIssue]
@@ -139,12 +187,76 @@ async def with_a_wrong_error() -> None: ...
 def with_a_wrong_timeout() -> None: ...
 
 
+@job(runs_in="process", stop_grace="5")  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType]
+def stopped_late() -> None: ...
+
+
+def wrong_set_ups_of_children() -> None:
+    configure(child_initializer=3)  # E: mypy[arg-type] pyright[reportArgumentType]
+    configure(child_initializer=takes_one)  # E: mypy[arg-type] pyright[reportArgumentType]
+    configure(child_lifespan=takes_one)  # E: mypy[arg-type] pyright[reportArgumentType]
+    configure(child_lifespan=yields_one)  # E: mypy[arg-type] pyright[reportArgumentType]
+
+
+def takes_one(model: str) -> None: ...
+
+
+def yields_one() -> Iterator[int]:
+    yield 1
+
+
+def a_wrong_reason_to_stop() -> JobStopping:
+    return JobStopping("killed")  # E: mypy[arg-type] pyright[reportArgumentType]
+
+
 @job(runs_in="fork")  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType]
 def with_a_wrong_place() -> None: ...
 
 
+@job(key=("project_id",))  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType]
+def keyed_by_names(project_id: int) -> None: ...
+
+
+@job(key="{project_id}", key_scope="job")  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType]
+def scoped_by_job(project_id: int) -> None: ...
+
+
+@job(key="{project_id}", on_conflict="ignore")  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType]
+def ignoring(project_id: int) -> None: ...
+
+
 @job("name")  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType] pyright[reportCallIssue]
 def with_a_name() -> None: ...
+
+
+async def wrong_names(handle: JobHandle[int]) -> None:
+    await send(order_id=7)  # E: mypy[call-arg] pyright[reportCallIssue]
+    await send(add, 1)  # E: mypy[arg-type] pyright[reportArgumentType]
+    send_sync(7)  # E: mypy[arg-type] pyright[reportArgumentType]
+    named("typing.charge").options(quue="q")  # E: mypy[call-arg] pyright[reportCallIssue]
+    named("typing.charge")(7)  # E: mypy[operator] pyright[reportCallIssue]
+    info = await handle.info()
+    assert info is not None
+    info.arguments["order_id"]  # E: mypy[index] pyright[reportOptionalSubscript]
+
+
+async def wrong_presets() -> None:
+    preset(quue="io")  # E: mypy[call-arg] pyright[reportCallIssue]
+    preset(name="n")  # E: mypy[call-arg] pyright[reportCallIssue]
+    preset(max_attempts="1")  # E: mypy[arg-type] pyright[reportArgumentType]
+    preset("io")  # E: mypy[call-arg] pyright[reportCallIssue]
+    io(quue="io")  # E: mypy[call-overload] pyright[reportCallIssue]
+    await fetch.delay(b"a")  # E: mypy[arg-type] pyright[reportArgumentType]
+    _one: JobHandle[str] = await fetch.delay("a")  # E: mypy[assignment] pyright[reportAssignmentType]
+    crawl(1)  # E: mypy[arg-type] pyright[reportArgumentType]
+    await crawl("a")  # E: mypy[misc] pyright[reportGeneralTypeIssues]
+
+
+def wrong_defaults() -> None:
+    configure(defaults={"max_attempt": 3})  # E: mypy[arg-type] pyright[reportArgumentType]
+    configure(defaults={"max_attempts": "3"})  # E: mypy[arg-type] pyright[reportArgumentType]
+    configure(defaults={"name": "n"})  # E: mypy[arg-type] pyright[reportArgumentType]
+    current_job(default=None).job_id  # E: mypy[union-attr] pyright[reportOptionalMemberAccess]  # noqa: B018
 
 
 def wrong_signals() -> Iterator[Exception]:
@@ -158,19 +270,54 @@ class Wrong(Middleware):
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
         call.headers["n"] = 1  # E: mypy[assignment] pyright[reportArgumentType]
         call.queue = "other"  # E: mypy[misc] pyright[reportAttributeAccessIssue]
+        call.arguments["n"] = 1  # E: mypy[index] pyright[reportIndexIssue]
+        call.arguments = {}  # E: mypy[misc] pyright[reportAttributeAccessIssue]
         await call_next()  # E: mypy[call-arg] pyright[reportCallIssue]
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        context.arguments["n"] = 1  # E: mypy[index] pyright[reportIndexIssue]
+        verdict = await call_next(context)
+        print(verdict.exception.args)  # E: mypy[union-attr] pyright[reportOptionalMemberAccess]
+        verdict.exception = None  # E: mypy[misc] pyright[reportAttributeAccessIssue]
         return await call_next  # E: mypy[misc] mypy[no-any-return] pyright[reportGeneralTypeIssues]
+
+
+class Confused(Middleware):
+    async def stamp(self, calls: Sequence[EnqueueCall]) -> None: ...  # E: mypy[override] pyright[reportIncompatibleMethodOverride]
+
+    def ended(self, info: JobInfo) -> None: ...  # E: mypy[override] pyright[reportIncompatibleMethodOverride]
+
+    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        return Succeeded(7)  # E: mypy[arg-type] pyright[reportArgumentType]
+
+
+def hear_nothing() -> None: ...
+
+
+def hear_numbers(event: int) -> None: ...
 
 
 def the_rest(jobs: TaskflowJobs) -> None:
     configure(middleware=[Wrong])  # E: mypy[list-item] pyright[reportArgumentType]
+    configure(subscribers=[hear_nothing])  # E: mypy[list-item] pyright[reportArgumentType]
+    configure(subscribers=[hear_numbers])  # E: mypy[list-item] pyright[reportArgumentType]
+    configure(subscribers=print)  # E: mypy[arg-type] pyright[reportArgumentType]
     configure(brokers="memory://")  # E: mypy[call-arg] pyright[reportCallIssue]
     configure(lifespan=resize)  # E: mypy[arg-type] pyright[reportArgumentType]
+    register_type(date, encode=lambda day: day.no, decode=date.fromisoformat)  # E: mypy[attr-defined] pyright[reportAttributeAccessIssue]
+    register_type(date, encode=date.isoformat, decode=float.fromhex)  # E: mypy[arg-type] pyright[reportArgumentType]
+    register_type(date, encode=date.isoformat)  # E: mypy[call-arg] pyright[reportCallIssue]
+    register_type(date(2026, 1, 1), encode=date.isoformat, decode=date.fromisoformat)  # E: mypy[arg-type] pyright[reportArgumentType]
     Backoff(1)  # E: mypy[call-arg] pyright[reportCallIssue]
     Backoff(base="1")  # E: mypy[arg-type] pyright[reportArgumentType]
     Backoff(base=timedelta(1))  # E: mypy[arg-type] pyright[reportArgumentType]
     current_job().progress("half")  # E: mypy[arg-type] pyright[reportArgumentType]
+    current_job().complete_in("app.db")  # E: mypy[arg-type] pyright[reportArgumentType]
+    current_job().complete_in(sqlite3.connect("app.db"), "receipt")  # E: mypy[call-arg] pyright[reportCallIssue]
     current_job().attempts  # E: mypy[attr-defined] pyright[reportAttributeAccessIssue]  # noqa: B018
-    jobs.assert_enqueued(add, "1")  # E: mypy[arg-type] pyright[reportArgumentType]
+    jobs.assert_enqueued(add, "1")  # E: mypy[call-overload] pyright[reportArgumentType] pyright[reportCallIssue]
+    jobs.assert_enqueued(add, 1, z=2)  # E: mypy[call-arg] pyright[reportCallIssue]
+    jobs.assert_enqueued(add, 1, queue=5)  # E: mypy[call-arg] pyright[reportCallIssue]
+    jobs.assert_enqueued(add, 1, options={"quee": "a"})  # E: mypy[call-arg] pyright[reportCallIssue]
+    jobs.inline("no")  # E: mypy[arg-type] mypy[call-arg] pyright[reportCallIssue]
+    from taskflow import jobs as misspelt  # E: mypy[attr-defined] pyright[reportAttributeAccessIssue]  # noqa: F401

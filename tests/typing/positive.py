@@ -2,42 +2,70 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, assert_type
+from unittest.mock import ANY
 
 from taskflow import (
+    ActionResult,
     Backoff,
     Call,
     Cancel,
+    Cancelled,
+    Completed,
+    DefaultOptions,
     Discard,
+    Discarded,
     EnqueueCall,
     EnqueueNext,
     EnqueueOptions,
+    ErrorInfo,
+    Failed,
+    HandedBack,
     Job,
     JobContext,
     JobHandle,
     JobInfo,
+    JobPage,
+    JobSelection,
+    JobStopping,
     Middleware,
+    NamedJob,
+    Parked,
     Progress,
+    QueueInfo,
+    Retried,
     Retry,
+    RunError,
     RunNext,
     Snooze,
+    Snoozed,
     Status,
+    Succeeded,
     SyncJob,
     TaskflowJobs,
     Verdict,
     Worker,
+    WorkerInfo,
     configure,
     current_job,
     enqueue,
     enqueue_sync,
     job,
+    named,
+    operate,
+    preset,
+    register_type,
     run_sync,
+    send,
+    send_sync,
 )
+from taskflow.events import Ended, WorkerEvent
 
 
 @dataclass
@@ -67,6 +95,10 @@ def resize(path: str) -> str:
     return path + ".small"
 
 
+@job(key="{project_id}", key_scope="name", on_conflict="replace")
+def keyed(project_id: int) -> None: ...
+
+
 @job(queue="cpu")
 def crunch(context: JobContext, n: int, *, by: int = 2) -> dict[str, int]:
     context.progress(1)
@@ -89,7 +121,7 @@ def crunch(context: JobContext, n: int, *, by: int = 2) -> dict[str, int]:
 async def everything() -> None: ...
 
 
-@job(runs_in="process", timeout=60)
+@job(runs_in="process", timeout=60, stop_grace=timedelta(seconds=5))
 def factor(n: int, *, limit: int = 10) -> list[int]:
     return [each for each in range(2, limit) if n % each == 0]
 
@@ -109,8 +141,45 @@ async def in_the_loop() -> int:
     return 1
 
 
+io = preset(queue="io", max_attempts=1, retry_on=(OSError,), timeout=timedelta(minutes=1))
+slow_io = io(timeout=3600)
+
+
+@io
+async def fetch(ctx: JobContext, url: str, *, tries: int = 1) -> bytes:
+    return url.encode()
+
+
+@io(name="typing.fetch_many")
+async def fetch_many(urls: list[str]) -> list[bytes]:
+    return [url.encode() for url in urls]
+
+
+@slow_io
+def crawl(ctx: JobContext, url: str) -> int:
+    return len(url)
+
+
+@slow_io(name="typing.crawl_all")
+def crawl_all(*urls: str) -> int:
+    return len(urls)
+
+
+async def the_presets() -> None:
+    of_fetch: Job[..., bytes] = fetch
+    of_crawl: SyncJob[[str], int] = crawl
+    print(of_fetch, of_crawl)
+    assert_type(await fetch("a"), bytes)
+    assert_type(await fetch.delay("a", tries=2), JobHandle[bytes])
+    assert_type(await fetch_many(["a"]), list[bytes])
+    assert_type(crawl("a"), int)
+    assert_type(crawl_all.bind("a", "b"), Call[int])
+
+
 def the_places() -> None:
     assert_type(factor.runs_in, Literal["loop", "thread", "process"])
+    assert_type(factor.stop_grace, float)
+    assert_type(JobStopping("timeout").reason, Literal["cancelled", "timeout", "shutdown", "lost"])
     of_factor: SyncJob[..., list[int]] = factor
     of_first: Job[[int], int | None] = factor_first
     print(of_factor, of_first)
@@ -153,7 +222,9 @@ def a_job_looks_like_its_function() -> None:
     assert_type(resize.__qualname__, str)
     assert_type(resize.__wrapped__, Callable[..., Any])
     job(queue=None, priority=None, max_attempts=None, retry=None, retry_on=None, discard_on=None, timeout=None, expires=None)
-    job(name=None, keep_result=None, aliases=None, runs_in=None)
+    job(name=None, keep_result=None, aliases=None, runs_in=None, key=None, key_scope=None, on_conflict=None)
+    assert_type(keyed.options(key="").bind(7), Call[None])
+    assert_type(keyed.options(key="all", key_scope="queue").delay_sync(project_id=7), JobHandle[None])
 
 
 async def the_options(moment: datetime) -> None:
@@ -164,27 +235,76 @@ async def the_options(moment: datetime) -> None:
     add.options(queue="math", priority=5, key="sum:1:2", expires=3600, timeout=10, keep_result=300, headers={"sent-by": "web"})
     add.options(after=timedelta(1), expires=timedelta(2), timeout=timedelta(3), keep_result=timedelta(4))
     add.options(queue=None, priority=None, after=None, at=None, expires=None, max_attempts=None, retry=None, timeout=None)
-    add.options(key=None, on_conflict=None, keep_result=None, headers=None)
+    add.options(key=None, key_scope=None, on_conflict=None, keep_result=None, headers=None, connection=None, on_failure=None)
+    add.options(on_failure=resize.bind("a")).options(on_failure=report.options(queue="slow").bind(day=date(2026, 1, 1)))
+    add.options(tags=("import:42",)).options(tags=["a", "b"]).options(tags=None)
     add.options(at=moment, retry=Backoff(), on_conflict="keep").options(on_conflict="replace").options(on_conflict="raise")
     kept: EnqueueOptions = {"queue": "math", "key": "one"}
     assert_type(add.options(**kept).bind(1), Call[int])
 
 
+async def the_operations() -> None:
+    assert_type(await operate.queues(), list[QueueInfo])
+    assert_type(await operate.workers(), list[WorkerInfo])
+    assert_type(await operate.metrics(), dict[str, dict[str, int]])
+    async for info in operate.jobs(tag="import:42", status=("failed", Status.CANCELLED), job=add, queue=None):
+        assert_type(info, JobInfo)
+        assert_type(info.error, ErrorInfo | None)
+        assert_type(info.tags, tuple[str, ...])
+    assert_type(await operate.page(status="failed", cursor="text", limit=10), JobPage)
+    assert_type(await operate.count(job="add", ended_before=timedelta(days=1), poison=True), int)
+    result = await operate.cancel("id", await add.delay(1), dry_run=True)
+    assert_type(result, ActionResult)
+    assert_type(result.refused, dict[str, int])
+    assert_type(await operate.retry(status=Status.FAILED), ActionResult)
+    assert_type(await operate.purge(everything=True), ActionResult)
+    assert_type(await operate.purge("01a20e69-e073-7000-9acc-49abe1cd4c9a"), ActionResult)
+    assert_type(run_sync(operate.cancel(tag="import:42")), ActionResult)
+    which: JobSelection = {"tag": "import:42", "status": ["failed"]}
+    assert_type(await operate.retry(**which), ActionResult)
+    await operate.pause("mail")
+    await operate.resume("mail")
+
+
+async def by_name() -> None:
+    assert_type(await send("typing.charge", order_id=7), JobHandle[Any])
+    assert_type(await send("typing.charge", 7, name="n", self=1, arguments=2), JobHandle[Any])
+    assert_type(send_sync("typing.charge", order_id=7), JobHandle[Any])
+    charge = named("typing.charge").options(queue="q", tags=("a",), key="k")
+    assert_type(charge, NamedJob)
+    assert_type(await charge.delay(7, order_id=7), JobHandle[Any])
+    assert_type(charge.delay_sync(order_id=7), JobHandle[Any])
+    assert_type(charge.bind(order_id=7), Call[Any])
+    assert_type(await charge.live("k"), JobHandle[Any] | None)
+    assert_type(await enqueue([charge.bind(order_id=7)]), list[JobHandle[Any]])
+
+
 async def the_calls() -> None:
     assert_type(add.bind(1, 2), Call[int])
     assert_type(add.options(queue="math").bind(1), Call[int])
+    assert_type(await add.live("sum:1:2"), JobHandle[int] | None)
+    assert_type(run_sync(resize.options(queue="images").live("a")), JobHandle[str] | None)
     assert_type(report.bind(date(2026, 1, 1)), Call[str])
     assert_type(await enqueue(add.bind(n, n) for n in range(10)), list[JobHandle[int]])
     assert_type(await enqueue([resize.bind("a"), resize.bind(path="b")]), list[JobHandle[str]])
     assert_type(await enqueue(some_calls()), list[JobHandle[int]])
     assert_type(enqueue_sync(add.bind(n, n) for n in range(10)), list[JobHandle[int]])
 
+    assert_type(add.bind(1).id, str)
+    assert_type(add.bind(1).job, str)
+    assert_type(add.bind(1).key, str | None)
     mixed: list[Call[int | str]] = [add.bind(1), resize.bind("a")]
     assert_type(await enqueue(mixed), list[JobHandle[int | str]])
     wider: Call[object] = add.bind(1)
     handles: list[JobHandle[object]] = await enqueue([wider, send_welcome_email.bind(WelcomeEmail("u", "a@example.com"))])
     handle: JobHandle[object] = await add.delay(1)
     print(handles, handle)
+
+
+def the_connections(connection: sqlite3.Connection) -> None:
+    """Those of drivers that need not be installed are in connections.py."""
+    assert_type(add.options(connection=connection).delay_sync(1), JobHandle[int])
+    assert_type(enqueue_sync([add.bind(1)], connection=connection), list[JobHandle[int]])
 
 
 async def some_calls() -> AsyncIterator[Call[int]]:
@@ -215,10 +335,13 @@ async def the_handle(handle: JobHandle[int], job_id: str) -> None:
         assert_type(info.status, Status)
         assert_type(info.progress, Progress | None)
         assert_type(info.ended_at, datetime | None)
+        assert_type(info.arguments, Mapping[str, Any] | None)
 
 
 def the_context(ctx: JobContext) -> None:
     assert_type(current_job(), JobContext)
+    assert_type(current_job(default=None), JobContext | None)
+    assert_type(current_job(0), JobContext | int)
     assert_type(ctx.job_id, str)
     assert_type(ctx.job_name, str)
     assert_type(ctx.queue, str)
@@ -227,10 +350,13 @@ def the_context(ctx: JobContext) -> None:
     assert_type(ctx.max_attempts, int)
     assert_type(ctx.created_at, datetime)
     assert_type(ctx.headers, Mapping[str, str])
+    assert_type(ctx.caused_by, str | None)
+    assert_type(ctx.tags, tuple[str, ...])
     assert_type(ctx.state, Any)
     assert_type(ctx.cancelled, threading.Event)
     half_way: Awaitable[None] = ctx.progress(0.5)
-    print(half_way)
+    complete: Awaitable[None] = ctx.complete_in(sqlite3.connect("app.db"), result={"receipt": 7})
+    print(half_way, complete)
 
 
 def the_signals() -> Iterator[Exception]:
@@ -246,6 +372,12 @@ def the_signals() -> Iterator[Exception]:
 
 
 class Timing(Middleware):
+    def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+        for call in calls:
+            assert_type(call.arguments, Mapping[str, Any])
+            call.headers["tenant"] = str(call.arguments["tenant"])
+        calls[0].headers = {"tenant": "acme"}
+
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
         call.headers["sent-by"] = "web"
         assert_type(call.headers, dict[str, str])
@@ -255,7 +387,33 @@ class Timing(Middleware):
         verdict = await call_next(context)
         assert_type(verdict, Verdict)
         assert_type(verdict.is_final, bool)
+        assert_type(verdict.exception, BaseException | None)
+        assert_type(context.arguments, Mapping[str, Any])
+        match verdict:
+            case Failed(error) | Retried(error):
+                assert_type(error, RunError)
+                return Discarded(error.message)
+            case Cancelled(reason) | Discarded(reason):
+                assert_type(reason, str)
+            case Succeeded(result):
+                assert_type(result, bytes)
+            case Snoozed(after) | Parked(_, after):
+                assert_type(after, float)
+            case Completed(otherwise):
+                assert_type(otherwise, Verdict)
+            case HandedBack(counts):
+                assert_type(counts, bool)
         return verdict
+
+    async def ended(self, info: JobInfo) -> None:
+        assert_type(info.status, Status)
+
+
+def hear(event: WorkerEvent) -> None:
+    assert_type(event.job_id, str | None)
+    if isinstance(event, Ended):
+        assert_type(event.ran_for, float)
+        assert_type(event.verdict, Verdict)
 
 
 @asynccontextmanager
@@ -263,9 +421,30 @@ async def resources() -> AsyncIterator[dict[str, str]]:
     yield {"database": str(datetime.now(UTC))}
 
 
+class Temperature:
+    def __init__(self, degrees: float) -> None:
+        self.degrees = degrees
+
+
 async def the_rest(jobs: TaskflowJobs) -> None:
-    configure(broker="memory://", enqueue_timeout=1, max_payload=1000, middleware=[Timing()], lifespan=resources)
+    configure(broker="memory://", enqueue_timeout=1, max_payload=1000, middleware=[Timing()], lifespan=resources, subscribers=[hear])
+    register_type(Temperature, encode=lambda value: value.degrees, decode=Temperature)
+    register_type(Temperature, encode=vars, decode=lambda plain: Temperature(**plain), name="temperature")
+    configure(child_initializer=the_places, child_lifespan=resources)
+    configure(child_initializer=lambda: 1, child_lifespan=lambda: nullcontext(1))
+    configure(defaults={"max_attempts": 3, "timeout": 1800, "retry": Backoff(), "retry_on": (OSError,), "discard_on": [KeyError]})
+    kept: DefaultOptions = {"queue": "io", "priority": 1, "expires": timedelta(days=1), "keep_result": None}
+    configure(defaults=kept)
     jobs.assert_enqueued(add, 1, y=2)
+    jobs.assert_enqueued(add, ANY, y=ANY)
+    jobs.assert_enqueued(add, 1, y=2, queue="q", key=None, priority=5)
+    jobs.assert_enqueued(add, 1, after=60, count=2)
+    jobs.assert_enqueued(add, 1, options={"at": datetime.now(UTC), "tags": ("a",)})
+    jobs.assert_enqueued("app.tasks.add", x=1, y=ANY)
+    jobs.assert_not_enqueued(add)
+    jobs.assert_not_enqueued("app.tasks.add", x=1)
+    with jobs.inline(), jobs.inline(raises=False):
+        assert_type(await jobs.run_all(raises=False), int)
     jobs.assert_enqueued(report.options(queue="q"), date(2026, 1, 1))
     async with Worker(concurrency=50):
         pass

@@ -30,6 +30,14 @@ def test_pyright_reports_what_is_expected_and_nothing_else(tree: Path) -> None:
     assert checkers.pyright([tree], tree.parent)[tree] == checkers.expected(tree, "pyright")
 
 
+def test_a_connection_is_checked_without_any_driver(tree: Path, tmp_path: Path) -> None:
+    """A driver that is not installed is Any, which must not make Any of everything that `connection=` takes."""
+    python = checkers.python_without_drivers(tmp_path / "environment")
+    of_mypy, of_pyright = checkers.mypy(tree, tmp_path, python), checkers.pyright([tree], tree.parent, python)[tree]
+    assert of_mypy == {error for error in checkers.expected(tree, "mypy") if error.file != checkers.CONNECTIONS}
+    assert of_pyright == {error for error in checkers.expected(tree, "pyright") if error.file != checkers.CONNECTIONS}
+
+
 def test_a_comment_names_the_error_of_each_checker(tree: Path) -> None:
     line = next(number for number, text in enumerate((tree / checkers.NEGATIVE).read_text().splitlines(), start=1) if "# E:" in text)
     assert Error(checkers.NEGATIVE, line, "arg-type") in checkers.expected(tree, "mypy")

@@ -163,6 +163,7 @@ def test_what_is_no_text() -> None:
         ("sqlite:///a%00b", "a control character, '\\x00'"),
         ("sqlite:///a%0Ab", "a control character, '\\n'"),
         ("redis://ho\x85st", "a control character, '\\x85'"),
+        ("redis://host?namespace=a:b", "the namespace 'a:b': expected 1 to 100"),
         ("redis://host?namespace=a%1b", "a control character, '\\x1b'"),
         ("redis://:a\udcff@host", "not UTF-8"),
         ("sqlite:///queue.db#x", "%23"),

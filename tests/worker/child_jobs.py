@@ -63,6 +63,7 @@ def facts(ctx: JobContext) -> dict[str, Any]:
         "max_attempts": ctx.max_attempts,
         "queue": ctx.queue,
         "headers": dict(ctx.headers),
+        "tags": list(ctx.tags),
         "created_at": ctx.created_at,
         "is_main_thread": threading.current_thread() is threading.main_thread(),
         "argv": sys.argv,
@@ -186,8 +187,8 @@ def reports(ctx: JobContext, note: str) -> None:
 @job(runs_in="process", max_attempts=1)
 def reports_wrongly(ctx: JobContext, how: str) -> str:
     """As `ctx.progress` refuses to, or past its checks."""
-    past_checks = ctx._on_progress
-    assert past_checks is not None
+    assert ctx._run is not None
+    past_checks = ctx._run.report
     match how:
         case "a note of another type":
             ctx.progress(0.5, Path("x"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -66,9 +66,9 @@ class FaultyBroker(MemoryBroker):
         self._check("settle")
         return await super().settle(settlements)
 
-    async def upkeep(self, limit: int) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
         self._check("upkeep")
-        return await super().upkeep(limit)
+        return await super().upkeep(limit, ends=ends)
 
     async def take_back(self) -> ClaimId:
         """The one lease of the one worker is its own no more, and its job is ready."""

@@ -15,13 +15,28 @@ import pytest
 from taskflow import Backoff, ConfigurationError
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
 from taskflow.model.seams import start_thread
-from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded
+from taskflow.model.verdict import Cancelled, Completed, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded
 from taskflow.worker.children.death import ChildFailed
 from taskflow.worker.children.options import ChildOptions, cores
 from taskflow.worker.children.output import LONGEST_LINE, Output
 from taskflow.worker.children.process import Child, Nursery
-from taskflow.worker.children.wire import CallRefused, Garbled, Hello, Import, Message, Ready, Reported, Run, RunEnded, Unpacker, pack
+from taskflow.worker.children.wire import (
+    CallRefused,
+    Completing,
+    Garbled,
+    Hello,
+    Import,
+    Message,
+    Ready,
+    Reported,
+    Run,
+    RunEnded,
+    Stop,
+    Unpacker,
+    pack,
+)
 from taskflow.worker.events import Printed
+from tests.worker.child_scene import HELLO
 
 LEASE = Lease(
     envelope=Envelope(
@@ -38,6 +53,7 @@ LEASE = Lease(
         timeout=60.0,
         retry=Backoff(base=2.0, jitter=False),
         headers={"sent-by": "wéb"},
+        tags=("import:42", "b"),
         joins=(b"j" * 16,),
     ),
     epoch=3,
@@ -57,13 +73,16 @@ MESSAGES: list[Message] = [
         settings={"broker": "sqlite:///a", "enqueue_timeout": 5.0, "max_payload": 1 << 20},
         is_reachable=True,
         has_lifespan=False,
+        hooks=("child_initializer",),
         log_level=20,
     ),
     Import("app.tasks"),
     Import("__main__", "/srv/main.py"),
     Run(LEASE, "shop"),
+    Stop("timed out"),
     Ready(1 << 30),
     Reported(0.5, "half way"),
+    Completing(),
     CallRefused("no such job", "Traceback ..."),
     *(
         RunEnded(verdict, 1 << 20, True)
@@ -76,6 +95,7 @@ MESSAGES: list[Message] = [
             Snoozed(60.0),
             Parked("a newer worker", 5.0),
             HandedBack(counts=False),
+            Completed(Retried(ERROR, 1.5)),
         )
     ),
 ]
@@ -200,9 +220,6 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None
 
 
 # --- a start that fails ---------------------------------------------------------------------------------------------------
-
-
-HELLO = Hello(modules=(), arguments=(), settings={"max_payload": 1 << 20}, is_reachable=False, has_lifespan=False, log_level=0)
 
 
 def descriptors() -> set[str]:

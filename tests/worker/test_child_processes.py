@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from taskflow import (
     DeclarationError,
     JobCancelled,
     JobContext,
-    JobFailed,
     JobHandle,
     Middleware,
     Progress,
@@ -41,34 +40,19 @@ from taskflow.model.codec.function import FunctionCodec
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import id_text
 from taskflow.model.seams import start_thread
-from taskflow.model.verdict import Succeeded
+from taskflow.model.verdict import RunEnding, Succeeded
 from taskflow.worker.children import spawn
 from taskflow.worker.children.death import ChildDied
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.process import Child, Nursery
-from taskflow.worker.children.wire import Hello
-from taskflow.worker.events import BrokerTrouble, Printed, SessionEnded, WorkerEvent
+from taskflow.worker.events import BrokerTrouble, SessionEnded, WorkerEvent
+from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.log import log_event
-from taskflow.worker.options import WorkerOptions
 from tests.cli.processes import Shell
 from tests.worker import child_jobs as jobs
+from tests.worker.child_scene import HELLO, PATIENCE, Lines, a_worker, failure, gone, is_alive, read, written
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 30.0
-
-
-class Lines:
-    """What children have written: (job, stream, line)."""
-
-    def __init__(self) -> None:
-        self.printed: list[Printed] = []
-
-    def __call__(self, event: WorkerEvent) -> None:
-        if isinstance(event, Printed):
-            self.printed.append(event)
-
-    def of(self, stream: str) -> list[str]:
-        return [event.line for event in self.printed if event.stream == stream]
 
 
 @pytest.fixture(autouse=True)
@@ -87,42 +71,6 @@ def lines() -> Lines:
 async def worker(lines: Lines) -> AsyncIterator[Worker]:
     async with a_worker(lines) as begun:
         yield begun
-
-
-def a_worker(*subscribers: Callable[[WorkerEvent], None], grace: float = 5.0, **of_children: Any) -> Worker:
-    children = ChildOptions(**{"at_once": 2, **of_children})
-    return Worker(options=WorkerOptions(subscribers=subscribers, grace=grace, last_words=2.0, ttl=2.0, children=children))
-
-
-async def failure(handle: JobHandle[Any]) -> JobFailed:
-    with pytest.raises(JobFailed) as caught:
-        await handle.result(PATIENCE)
-    return caught.value
-
-
-async def written(note: Path) -> list[int]:
-    """The numbers that a job has left there, once it has."""
-    async with asyncio.timeout(PATIENCE):
-        while not (numbers := read(note)):  # noqa: ASYNC110  # another process writes it
-            await asyncio.sleep(0.01)
-    return [int(number) for number in numbers]
-
-
-def read(note: Path) -> list[str]:
-    return note.read_text().split() if note.exists() else []
-
-
-async def gone(*pids: int) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while any(is_alive(pid) for pid in pids):  # noqa: ASYNC110  # another process does it
-            await asyncio.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    """Neither gone nor a zombie that its parent has not heard of yet."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 # --- what a run comes to ------------------------------------------------------------------------------------------------
@@ -173,7 +121,7 @@ async def test_arguments_and_results_are_what_they_are_annotated_as(worker: Work
 
 
 async def test_the_context_has_the_facts_of_the_run(worker: Worker) -> None:
-    handle = await jobs.facts.options(headers={"sent-by": "web"}, max_attempts=4).delay()
+    handle = await jobs.facts.options(headers={"sent-by": "web"}, max_attempts=4, tags=("import:42",)).delay()
     found = await handle.result(PATIENCE)
     info = await handle.info()
     assert info is not None
@@ -184,6 +132,7 @@ async def test_the_context_has_the_facts_of_the_run(worker: Worker) -> None:
         "max_attempts": 4,
         "queue": "facts",
         "headers": {"sent-by": "web"},
+        "tags": ["import:42"],
         "created_at": info.created_at,
         "is_main_thread": True,
         "argv": sys.argv,
@@ -313,10 +262,14 @@ async def test_want_of_memory_is_a_failure(worker: Worker) -> None:
 
 @pytest.mark.parametrize("which", [jobs.endless, jobs.endless_async], ids=["plain", "async"])
 async def test_the_timeout_kills(worker: Worker, tmp_path: Path, which: Any) -> None:
-    failed = await failure(await which.options(timeout=1.0).delay(str(tmp_path / "note")))
+    handle = await which.options(timeout=1.0).delay(str(tmp_path / "note"))
+    failed = await failure(handle)
     [pid] = await written(tmp_path / "note")
     assert not is_alive(pid)
     assert "longer than its timeout of 1 s" in failed.message
+    info = await handle.info()
+    assert info is not None
+    assert info.errors[-1].ending is RunEnding.TIMED_OUT
 
 
 async def test_a_cancel_kills_and_what_it_has_started_too(worker: Worker, tmp_path: Path) -> None:
@@ -626,12 +579,11 @@ async def test_a_ctrl_c_in_the_terminal_is_the_workers_alone(shell: Shell) -> No
 
 async def test_a_child_whose_worker_hangs_up_ends_at_once(tmp_path: Path) -> None:
     """What the system may not see to: that the worker is gone is seen by the closed connection."""
-    hello = Hello(modules=(), arguments=(), settings={"max_payload": 1 << 20}, is_reachable=False, has_lifespan=False, log_level=0)
-    child = await Child.start(Nursery(hello, ChildOptions(goodbye=PATIENCE), lambda _: None, start_thread))
+    child = await Child.start(Nursery(HELLO, ChildOptions(goodbye=PATIENCE), lambda _: None, start_thread))
     await child.prepare(jobs.__name__, None)
     payload = jobs.endless.codec.encode_arguments((str(tmp_path / "note"),), {})
     lease = Lease(envelope=Envelope(id=bytes(16), job=jobs.endless.name, payload=payload), epoch=1, claim=ClaimId(b"", 1, 1), created_at=0)
-    running = asyncio.create_task(child.run(lease, jobs.__name__, lambda _: None))
+    running = asyncio.create_task(child.run(lease, jobs.__name__, HeldLease(lease)))
     [pid] = await written(tmp_path / "note")
     child.retire()
     async with asyncio.timeout(5):

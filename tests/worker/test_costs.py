@@ -73,9 +73,9 @@ class CountingBroker(MemoryBroker):
         self.calls["beat"] += 1
         return await super().beat(beat)
 
-    async def upkeep(self, limit: int) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
         self.calls["upkeep"] += 1
-        return await super().upkeep(limit)
+        return await super().upkeep(limit, ends=ends)
 
 
 @pytest.mark.parametrize("batch", BATCHES)

@@ -14,6 +14,7 @@ from taskflow.model.errors import BrokerRefused
 from taskflow.model.record import Status
 from taskflow.model.retry import Pauses
 from taskflow.model.session import Beat, BeatAnswer, Session
+from taskflow.model.verdict import RunEnding
 from taskflow.worker import death_report
 from taskflow.worker.death_report import tell_death
 from tests.worker.scene import FaultyBroker, waits
@@ -37,10 +38,9 @@ async def test_what_the_dead_held_is_at_once_for_others_to_take(broker: Broker) 
     assert again.envelope.id == lease.envelope.id
     info = await handle.info()
     assert info is not None
-    assert (info.status, [error.message for error in info.errors]) == (
-        Status.RUNNING,
-        ["worker here:1 was lost while it had this job (crash 1): exit code 77"],
-    )
+    [error] = info.errors
+    message = "worker here:1 was lost while it had this job (crash 1): exit code 77"
+    assert (info.status, error.message, error.ending, error.worker) == (Status.RUNNING, message, RunEnding.CRASHED, "here:1")
 
 
 async def test_to_tell_it_twice_or_of_a_stranger_does_no_harm(broker: Broker) -> None:

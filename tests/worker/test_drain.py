@@ -11,7 +11,6 @@ import pytest
 from taskflow import BrokerRefused, Every, Worker, job
 from taskflow.app.app import default_app
 from taskflow.app.registry import Registry
-from taskflow.broker.console import JobFilter
 from taskflow.broker.protocol import Broker
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Status
@@ -19,6 +18,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.wording import UNREADABLE
 from tests.support.homes import BROKERS, Home
+from tests.support.listing import listed
 from tests.support.spoiling import Spoiler, spoil_one
 from tests.worker.scene import Heard, options
 
@@ -86,7 +86,7 @@ async def test_a_drain_counts_a_job_that_cannot_be_read_as_a_failure(broker: Bro
         spoilt = spoil_one(spoiler, parse_id(victim.id), random.Random(seed))
         worker = await drained()
         assert [await first.result(5), await last.result(5)] == [0, 2], spoilt
-        bad = [record for record in await broker.console.browse(JobFilter(), limit=10) if record.id == parse_id(victim.id)]
+        bad = [record for record in await listed(broker.console) if record.id == parse_id(victim.id)]
         if any(record.status is Status.FAILED and (error := record.last_error) and error.type == UNREADABLE for record in bad):
             assert worker.tally.failed + worker.tally.set_aside, spoilt
         again = await drained()

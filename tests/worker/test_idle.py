@@ -45,9 +45,9 @@ class Counting(MemoryBroker):
         answer = await super().beat(beat)
         return BeatAnswer(lost=answer.lost, stopping=answer.stopping) if self.is_blind else answer
 
-    async def upkeep(self, limit: int) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
         self.calls["upkeep"] += 1
-        return await super().upkeep(limit)
+        return await super().upkeep(limit, ends=ends)
 
 
 @pytest.fixture

@@ -9,13 +9,20 @@ from typing import Any
 
 import pytest
 
-from taskflow import JobCancelled, JobHandle, Status, Worker
+from taskflow import JobCancelled, JobFailed, JobHandle, Status, Worker
+from taskflow.app.app import default_app
+from taskflow.broker.console import View
+from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import IdFactory, parse_id
+from taskflow.model.rules import Rules
+from taskflow.model.session import Beat, Session
 from taskflow.worker import quarantine as quarantine_module
-from taskflow.worker.events import Events, SessionOpened
+from taskflow.worker.events import Events, OnTrial, SessionOpened
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.quarantine import LAST, TRIALS, Quarantine, Trial
+from taskflow.worker.queues import QueueChoice
+from tests.support.listing import listed
 from tests.worker.scene import FaultyBroker, Heard, Run as Gate, a_faulty_broker, options, waits
 
 new_id = IdFactory()
@@ -253,3 +260,21 @@ async def test_a_suspect_that_waits_to_be_alone_past_its_expires_is_not_run() ->
             await suspect.result(10)
         assert not Gate.started.is_set()
         Gate.release.set()
+
+
+async def test_a_poison_job_that_waits_for_its_follow_up_is_no_suspect() -> None:
+    """It does not run any more, so nothing has to wait for it."""
+    broker, heard = MemoryBroker(rules=Rules(max_crashes=0)), Heard()
+    with default_app().using(broker):
+        follow_up = waits.options(queue="another").bind()
+        handle = await waits.options(on_failure=follow_up).delay()
+        session = Session(id=bytes(16), name="lost")
+        await broker.register(session)
+        assert len(await broker.claim(session.id, 1, (), 10)) == 1
+        await broker.beat(Beat.of_death(session.id, "SIGSEGV"))
+        async with asyncio.timeout(20), Worker(options=options(heard, queues=QueueChoice.parse("default"))):
+            with pytest.raises(JobFailed, match="poison: its worker was lost"):
+                await handle.result()
+        assert not any(isinstance(event, OnTrial) for event in heard.events)
+        [sent] = await listed(broker.console, View(queue="another"))
+        assert sent.status is Status.READY

@@ -33,7 +33,7 @@ from taskflow import (
 )
 from taskflow.app.middleware import RunNext
 from taskflow.broker.protocol import Broker
-from taskflow.model.verdict import Verdict
+from taskflow.model.verdict import RunEnding, Verdict
 
 AT_ONCE = Backoff(base=0.0)
 
@@ -263,6 +263,8 @@ async def test_an_async_job_past_its_timeout_fails_and_is_retried(broker: Broker
     info = await handle.info()
     assert info is not None
     assert info.failures == 2
+    assert [error.ending for error in info.errors] == [RunEnding.TIMED_OUT] * 2
+    assert all(error.ran_for is not None and error.ran_for >= 0.05 and error.worker == info.worker for error in info.errors)
 
 
 async def test_a_thread_past_its_timeout_hears_of_it_and_fails_when_it_ends(broker: Broker) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from taskflow import Cron
-from taskflow.broker.console import JobFilter
 from taskflow.model.clock import ManualClock, microseconds_of
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.schedule_plan import scheduled_for
 from tests.support.calendars import Calendar
 from tests.support.homes import MemoryHome
+from tests.support.listing import listed
 from tests.support.schedules import Process, replaced
 from tests.support.world import World
 
@@ -46,7 +46,7 @@ async def test_no_time_is_missed_or_doubled_in_two_years(tz: str) -> None:
             pause = (min(due, default=start) - start).total_seconds() - (world.clock.wall() - microseconds_of(start)) / 1e6
             world.clock.advance(max(0.0, pause) + chance.choice([0.0, 0.0, 0.25, 5.0, 90.0]))
         found = dict[str, list[datetime]]()
-        for record in await world.broker.console.browse(JobFilter(), limit=1_000_000):
+        for record in await listed(world.broker.console):
             at = scheduled_for(record.headers)
             assert at is not None
             found.setdefault(record.headers[SCHEDULE], []).append(at.astimezone(UTC))

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from taskflow import Cron, Every
-from taskflow.broker.console import JobFilter
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.record import Record
@@ -22,6 +21,7 @@ from taskflow.model.session import Session
 from taskflow.worker.events import ScheduleFailed, ScheduleFired, ScheduleMissed
 from taskflow.worker.scheduler import PASSED_ON_AFTER
 from tests.support.homes import BROKERS
+from tests.support.listing import listed
 from tests.support.schedules import DAY, Process, replaced
 from tests.support.verdicts import succeeded
 from tests.support.world import World
@@ -37,7 +37,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 
 async def jobs(world: World) -> list[Record]:
     """All that schedules have added, oldest first."""
-    found = await world.broker.console.browse(JobFilter(), limit=100_000)
+    found = await listed(world.broker.console)
     return sorted(found, key=lambda record: record.headers["tf-scheduled-for"])
 
 

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 
 import pytest
 
+from taskflow import BrokerUnavailable, Worker
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Upkept
+from taskflow.model.envelope import Lease
 from taskflow.worker.events import Events
 from taskflow.worker.upkeep import BREATH, LIMIT, MOMENT, PORTIONS, Upkeep
-from tests.worker.scene import Heard
+from tests.worker.scene import Heard, options
 
 FIRST_PORTION = PORTIONS[0][1]
 LATER = Upkept(next_in=1.5)
@@ -31,7 +34,7 @@ class Told(MemoryBroker):
         self.limits: list[int] = []
         self.is_done = asyncio.Event()
 
-    async def upkeep(self, limit: int) -> Upkept:
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
         if not self.answers:
             self.is_done.set()
             await asyncio.Event().wait()
@@ -91,3 +94,35 @@ async def test_what_becomes_ready_is_waited_for(waits: list[float]) -> None:
     broker = await kept_up(READIED, READIED, LATER, LATER)
     assert waits == [1.5, 1.5]
     assert broker.limits == [FIRST_PORTION, LIMIT, LIMIT, FIRST_PORTION]
+
+
+class SlowToClaim(MemoryBroker):
+    """Notes each claim when it ends, and each call of upkeep when it begins."""
+
+    def __init__(self, *, is_away: bool) -> None:
+        super().__init__()
+        self.is_away = is_away
+        self.noted: list[str] = []
+        self.is_kept_up = asyncio.Event()
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        await asyncio.sleep(0.05)
+        self.noted.append("claim")
+        if self.is_away:
+            raise BrokerUnavailable("it is away, for this test")
+        return await super().claim(session, request, queues, limit)
+
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+        self.noted.append("upkeep")
+        self.is_kept_up.set()
+        return await super().upkeep(limit, ends=ends)
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["answered", "failed"])
+async def test_upkeep_begins_after_the_first_claim(is_away: bool) -> None:
+    """A caller may be waiting for this worker, and upkeep would keep the server busy meanwhile."""
+    broker = SlowToClaim(is_away=is_away)
+    with default_app().using(broker):
+        async with Worker(options=options(Heard())):
+            await asyncio.wait_for(broker.is_kept_up.wait(), 10)
+    assert broker.noted[:2] == ["claim", "upkeep"]

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from taskflow.broker import topics as names
-from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
 from taskflow.broker.memory.console import MemoryStore
 from taskflow.broker.nudges import Nudges, WakeUpFlag
+from taskflow.broker.paging import Leg, Stretch, page
 from taskflow.broker.protocol import UPKEEPERS, Added, Refused, Upkept
+from taskflow.model.audit import Act, ActRecord
 from taskflow.model.envelope import Envelope, Lease
-from taskflow.model.record import Record, Status
+from taskflow.model.record import LIVE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.schedule import Amendment, Definition, Firing, ScheduleRecord
 from taskflow.model.seams import Seams
@@ -53,6 +55,14 @@ class MemoryBroker:
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         return self._atomically(lambda: self._store.claim(session, request, queues, limit))
 
+    async def claim_one(self, session: bytes, request: int, job_id: bytes) -> Lease | None:
+        """Claim a certain job, for tests that run jobs where they are sent. A job that waits for its time is taken at once."""
+        return self._atomically(lambda: self._store.claim_one(session, request, job_id))
+
+    def live(self) -> list[tuple[Envelope, int]]:
+        """Return the envelopes of the jobs that have not ended, oldest first, and when each was added, for tests."""
+        return self._atomically(lambda: [(job.envelope, job.created_at) for job in self._store.jobs.values() if job.status in LIVE])
+
     async def beat(self, beat: Beat) -> BeatAnswer:
         return self._atomically(lambda: self._store.beat(beat))
 
@@ -65,8 +75,11 @@ class MemoryBroker:
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         return self._atomically(lambda: self._store.read(ids))
 
-    async def upkeep(self, limit: int) -> Upkept:
-        return self._atomically(lambda: self._store.upkeep(limit))
+    async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return self._atomically(lambda: self._store.live_holders(keys))
+
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+        return self._atomically(lambda: self._store.upkeep(limit, ends=ends))
 
     async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
         return self._atomically(lambda: self._store.define(definitions, session, age))
@@ -108,8 +121,11 @@ class MemoryConsole:
     async def queues(self) -> list[QueueRecord]:
         return self._atomically(self._store.queue_records)
 
-    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        return self._atomically(lambda: self._store.browse(job_filter, before=before, limit=limit))
+    async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
+        return await page(self._walk, view, cursor, limit)
+
+    async def _walk(self, leg: Leg) -> Stretch:
+        return self._atomically(lambda: self._store.walk(leg))
 
     async def workers(self) -> list[SessionRecord]:
         return self._atomically(self._store.session_records)
@@ -117,8 +133,17 @@ class MemoryConsole:
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         return self._atomically(lambda: self._store.redo(ids))
 
-    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        return self._atomically(lambda: self._store.purge(job_filter, limit=limit))
+    async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
+        return self._atomically(lambda: self._store.failure_groups(queue, job, limit))
+
+    async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
+        return self._atomically(lambda: self._store.failed_ids(fingerprint))
+
+    async def purge(self, view: View, *, limit: int = 1_000) -> int:
+        return self._atomically(lambda: self._store.purge(view, limit=limit))
+
+    async def drop(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return self._atomically(lambda: self._store.drop(ids))
 
     async def pause(self, queue: str) -> None:
         self._atomically(lambda: self._store.pause(queue))
@@ -131,6 +156,12 @@ class MemoryConsole:
 
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
         return self._atomically(lambda: self._store.amend_schedule(name, amendment))
+
+    async def record_act(self, act: Act) -> None:
+        self._atomically(lambda: self._store.record_act(act))
+
+    async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
+        return self._atomically(lambda: self._store.act_records(before, limit))
 
     async def metrics(self) -> Metrics:
         return self._atomically(self._store.metrics)

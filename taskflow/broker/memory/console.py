@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from operator import attrgetter, itemgetter
 
-from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, QueueRecord, Redone, View
 from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.upkeep import UpkeepStore
+from taskflow.broker.paging import Leg, Place, Stretch
+from taskflow.broker.protocol import PURGED_FOR
 from taskflow.model import wording
-from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
+from taskflow.model.cause import fingerprint_in
+from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.record import ENDED, WAITING, Record, Status
+from taskflow.model.rules import Rules
 from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event
 
 
 class MemoryStore(UpkeepStore):
     """The complete store, with all verbs and the console's operations."""
+
+    def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
+        super().__init__(clock, rules, capacity)
+        self.acts = deque[tuple[int, int, bytes, bytes]](maxlen=rules.most_acts)
+        """The audit log: number, time, id and body of each act, oldest first."""
 
     def queue_records(self) -> list[QueueRecord]:
         names = sorted(set(self.counts) | self.paused)
@@ -48,20 +59,49 @@ class MemoryStore(UpkeepStore):
         due = min(job.due_at for job in self.jobs.values() if job.status is Status.SCHEDULED and job.queue == queue)
         return to_seconds(due - self.now)
 
-    def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        found = (job for job in self.jobs.values() if self._matches(job, job_filter) and (before is None or job.id < before))
-        return [job.to_record() for job in heapq.nlargest(limit, found, key=lambda job: job.id)]
+    def walk(self, leg: Leg) -> Stretch:
+        """List jobs in the order of their places. This sorts the jobs behind `leg.after`, as far as they are read."""
+        placed = [(place, job) for place, job in self._placed(leg) if leg.after is None or place > leg.after]
+        listed, examined, end = list[tuple[Record, Place]](), 0, None
+        for place, job in heapq.nsmallest(leg.most, placed, key=itemgetter(0)):
+            examined, end = examined + 1, place
+            if self._matches(job, leg.view):
+                listed.append((job.to_record(), place))
+                if len(listed) == leg.limit:
+                    break
+        return Stretch(listed, examined, end if examined < len(placed) else None, self.now)
 
-    def _matches(self, job: StoredJob, job_filter: JobFilter) -> bool:
+    def _placed(self, leg: Leg) -> Iterable[tuple[Place, StoredJob]]:
+        """Return the jobs of one status, or those with the tag, each with its place. Among places, the first is the smallest."""
+        status, view = leg.status, leg.view
+        if status is None:
+            return [((_newest_first(job.id),), job) for job in self.tagged.get(view.tag or "", {}).values()]
+        if status is Status.RUNNING:
+            return [((*claim,), job) for state in self.sessions.values() for claim, job in state.leases.items()]
+        queues = [name for name, counts in self.counts.items() if counts[status] and view.queue in (None, name)]
+        if not queues:
+            return []
+        if status is Status.READY:
+            entries = ((queue, entry) for queue in queues for entry in self.ready[queue] if self.is_ready(entry))
+            return [((queue, *entry[:-1]), self.jobs[entry[-1]]) for queue, entry in entries]
+        jobs = [job for job in self.jobs.values() if job.status is status and view.queue in (None, job.queue)]
+        if status is Status.SCHEDULED:
+            return [((job.due_at, job.seq), job) for job in jobs]
+        return [((-(job.ended_at or 0), -job.seq) if status in ENDED else (job.seq,), job) for job in jobs]
+
+    def _candidates(self, view: View) -> Iterable[StoredJob]:
+        return (self.jobs if view.tag is None else self.tagged.get(view.tag, {})).values()
+
+    def _matches(self, job: StoredJob, view: View) -> bool:
         now = self.now
-        before = None if job_filter.ended_before is None else to_microseconds(job_filter.ended_before)
+        before = None if view.ended_before is None else to_microseconds(view.ended_before)
         return (
             job.is_kept(now)
-            and job_filter.queue in (None, job.queue)
-            and job_filter.job in (None, job.envelope.job)
-            and (not job_filter.statuses or job.status in job_filter.statuses)
+            and view.queue in (None, job.queue)
+            and view.job in (None, job.envelope.job)
+            and (not view.statuses or job.status in view.statuses)
             and (before is None or (job.ended_at is not None and job.ended_at <= now - before))
-            and (not job_filter.poison or bool(job.is_poison))
+            and (not view.poison or (bool(job.is_poison) and job.status is Status.FAILED))
         )
 
     def session_records(self) -> list[SessionRecord]:
@@ -80,21 +120,47 @@ class MemoryStore(UpkeepStore):
             return Redone.SUCCEEDED
         if self.keys.get(job.key or b""):
             return Redone.KEY_TAKEN
+        self.leave_group(job)
         job.make_fresh(self.now)
         if job.key is not None:
             self.keys[job.key] = [job]
         self.enter(job, Event.REDO)
         return Redone.OK
 
-    def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        found = [job for job in self.jobs.values() if job.status is not Status.RUNNING and self._matches(job, job_filter)]
-        purged = found[:limit]
+    def failure_groups(self, queue: str | None, job: str | None, limit: int) -> list[FailureGroupRecord]:
+        from taskflow.broker.failure_parts import FailurePart, failure_groups_of
+
+        parts = list[FailurePart]()
+        for (cause, name, of_queue), jobs in self.failed.items():
+            if queue in (None, of_queue) and job in (None, name):
+                first_at, last = min(map(_ended_at, jobs.values())), max(jobs.values(), key=_ended_at)
+                parts.append(FailurePart(cause, name, len(jobs), first_at, _ended_at(last), last.id))
+        return failure_groups_of(parts, limit)
+
+    def failed_ids(self, fingerprint: bytes) -> list[bytes]:
+        return [job_id for (cause, *_), jobs in self.failed.items() if fingerprint_in(cause) == fingerprint for job_id in jobs]
+
+    def purge(self, view: View, *, limit: int = 1_000) -> int:
+        found = [job for job in self._candidates(view) if job.status is not Status.RUNNING and self._matches(job, view)]
+        purged, is_heard = found[:limit], self.is_heard()
         for job in purged:
             if job.status in WAITING:
-                self.finish(job, Event.CANCEL, Status.CANCELLED, wording.PURGED)
-            if job.status in ENDED:
-                self.bury(job)
+                self.finish(job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_FOR)
+                if is_heard:
+                    continue
+            self.bury(job)
         return len(purged)
+
+    def drop(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return [self._drop_one(self.jobs.get(job_id)) for job_id in ids]
+
+    def _drop_one(self, job: StoredJob | None) -> Status | None:
+        if job is None or not job.is_kept(self.now):
+            return None
+        found = job.status
+        if found in ENDED:
+            self.bury(job)
+        return found
 
     def pause(self, queue: str) -> None:
         self.paused.add(queue)
@@ -102,6 +168,15 @@ class MemoryStore(UpkeepStore):
     def resume(self, queue: str) -> None:
         self.paused.discard(queue)
         self.readied[queue] += len(self.ready[queue])
+
+    def record_act(self, act: Act) -> None:
+        if not any(act_id == act.id for _, _, act_id, _ in self.acts):
+            number = self.acts[-1][0] + 1 if self.acts else 1
+            self.acts.append((number, self.now, act.id, pack_act(act)))
+
+    def act_records(self, before: int | None, limit: int) -> list[ActRecord]:
+        found = [(number, at, body) for number, at, _, body in reversed(self.acts) if before is None or number < before]
+        return [act_record_of(*each) for each in found[:limit]]
 
     def metrics(self) -> Metrics:
         return Metrics(totals={queue: {str(event): count for event, count in events.items()} for queue, events in self.totals.items()})
@@ -112,3 +187,11 @@ class MemoryStore(UpkeepStore):
                 "persistence", "note", "jobs are in this process's memory and end with it: use it for tests, and for jobs that may be lost"
             )
         ]
+
+
+def _newest_first(job_id: bytes) -> bytes:
+    """Return bytes that sort in the reverse order of ids."""
+    return bytes(255 - byte for byte in job_id)
+
+
+_ended_at = attrgetter("ended_at")

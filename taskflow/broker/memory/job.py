@@ -88,7 +88,8 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
 
     def to_lease(self, now: int) -> Lease:
         assert self.claim is not None
-        return lease_of(self, self.envelope, epoch=self.epoch, claim=self.claim, now=now)
+        poison = self.reason if self.is_poison else None
+        return lease_of(self, self.envelope, epoch=self.epoch, claim=self.claim, now=now, poison=poison)
 
     def to_record(self) -> Record:
         assert self.status is not None

@@ -116,6 +116,17 @@ class Store(MemoryTransitions):
                 self.readied[queue] += 1  # for another worker
         return leases
 
+    def claim_one(self, session_id: bytes, request: int, job_id: bytes) -> Lease | None:
+        """Claim a job if it is READY or SCHEDULED, whatever is before it in its queue."""
+        state, job = self._living(session_id), self.jobs.get(job_id)
+        if job is None or job.status not in (Status.READY, Status.SCHEDULED) or job.queue in self.paused:
+            return None
+        if job.status is Status.SCHEDULED:
+            job.due_at = self.now
+            self.enter(job, Event.DUE)
+        state.request, state.answer = request, []
+        return self._lease(state, job, ClaimId(session_id, request, 0))
+
     def _living(self, session_id: bytes) -> SessionState:
         state = self.sessions.get(session_id)
         if state is None or not self._lives(state):
@@ -124,6 +135,13 @@ class Store(MemoryTransitions):
 
     def _lives(self, state: SessionState) -> bool:
         return state.dead_at is None
+
+    def is_heard(self) -> bool:
+        return any(state.session.hears and self._lives(state) for state in self.sessions.values())
+
+    def deploy_of(self, job: StoredJob) -> str:
+        state = None if job.claim is None else self.sessions.get(job.claim.session)
+        return "" if state is None else state.session.deploy
 
     def _order(self, queues: Sequence[str], request: int) -> Sequence[str]:
         if queues:
@@ -235,7 +253,9 @@ class Store(MemoryTransitions):
         return job.settled == fence
 
     def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
-        plan = apply_verdict(job.counters, settlement.verdict, self.rules, self.now)
+        plan = apply_verdict(job.counters, settlement.verdict, self.rules, self.now, settlement.cause)
+        if job.is_poison:  # no run has reported an outcome
+            plan = plan._replace(counters=job.counters)
         if isinstance(settlement.verdict, Succeeded):
             job.result, job.payload = settlement.verdict.result, None
             self.apply(job, plan, keep=settlement.keep_for)
@@ -258,6 +278,10 @@ class Store(MemoryTransitions):
             if job.claim is not None:
                 self.rung.add(topics.session(job.claim.session))
         return found
+
+    def live_holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        found = [waiting or running for waiting, running in map(self.holders, keys)]
+        return [None if job is None else job.id for job in found]
 
     def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         now = self.now

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 
 from taskflow.broker import topics
-from taskflow.broker.memory.job import Entry, StoredJob
+from taskflow.broker.memory.job import Entry, Fence, StoredJob
 from taskflow.model import transitions, wording
+from taskflow.model.cause import pack_cause
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.ids import id_text
 from taskflow.model.record import LIVE, WAITING, Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import MOVES, Event, Plan
-from taskflow.model.verdict import append_error, unpack_errors
+from taskflow.model.verdict import append_error, pack_error, unpack_errors
 
 
 class MemoryTransitions:
@@ -31,11 +32,15 @@ class MemoryTransitions:
         self.fading: list[tuple[int, bytes]] = []
         self.kept: defaultdict[tuple[str, bool], list[tuple[int, int, bytes]]] = defaultdict(list)
         self.keys: dict[bytes, list[StoredJob]] = {}
+        self.tagged: dict[str, dict[bytes, StoredJob]] = {}
+        self.failed: dict[tuple[bytes, str, str], dict[bytes, StoredJob]] = {}
         self.paused: set[str] = set()
         self.counts: defaultdict[str, Counter[Status]] = defaultdict(Counter)
         self.totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.rung: set[str] = set()
         self.readied = Counter[str]()
+        self.ends = deque[bytes]()
+        self.ends_dropped = 0
         self._seq = 0
 
     def begin_verb(self) -> None:
@@ -65,6 +70,8 @@ class MemoryTransitions:
             job.waiting_for = wording.waits_behind(behind.id)
         if job.key is not None:
             self.keys.setdefault(job.key, []).append(job)
+        for tag in job.envelope.tags:
+            self.tagged.setdefault(tag, {})[job.id] = job
         self.enter(job, Event.ENQUEUE)
 
     def next_seq(self) -> int:
@@ -141,7 +148,7 @@ class MemoryTransitions:
 
     def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
         """End a job, free its key, and release the jobs that await it. `keep` is in seconds; None means the default for that status."""
-        now = self.now
+        now, is_settled = self.now, job.claim is not None and job.settled == Fence(job.epoch, job.claim)
         self.move(job, event, status)
         self.release_lease(job)
         job.reason = reason
@@ -150,11 +157,45 @@ class MemoryTransitions:
         job.keep_until = now + (transitions.keep_for(status, self.rules) if keep is None else to_microseconds(keep))
         heapq.heappush(self.fading, (job.keep_until, job.id))
         heapq.heappush(self.kept[job.queue, status is Status.FAILED], (now, job.seq, job.id))
+        if status is Status.FAILED:
+            self.failed.setdefault(self._cell_of(job), {})[job.id] = job
         self.release_key(job)
         joins, job.joins = job.joins, ()
         for joined in joins:
             self.release_awaiting(self.jobs.get(joined))
         self.rung.add(topics.job(job.id))
+        if not is_settled and self.is_heard():
+            self.note_end(job.id)
+
+    def leave_group(self, job: StoredJob) -> None:
+        """Remove an ended job from those that have failed, if it is one of them."""
+        if job.status is Status.FAILED:
+            cell = self._cell_of(job)
+            del self.failed[cell][job.id]
+            if not self.failed[cell]:
+                del self.failed[cell]
+
+    def _cell_of(self, job: StoredJob) -> tuple[bytes, str, str]:
+        """Return what a failed job has in common with those with which it is counted: its cause, name and queue."""
+        assert job.cause is not None
+        return (job.cause, job.envelope.job, job.queue)
+
+    def deploy_of(self, job: StoredJob) -> str:
+        """Return the deploy of the worker that has the job. A store with sessions overrides this."""
+        return ""
+
+    def is_heard(self) -> bool:
+        """Return True if a living session hears of ends without a settlement. A store with sessions overrides this."""
+        return False
+
+    def note_end(self, job_id: bytes) -> None:
+        """Note that the job has ended without a settlement, for upkeep to tell."""
+        if not self.ends:
+            self.rung.add(topics.DUE)
+        self.ends.append(job_id)
+        if len(self.ends) > self.rules.most_ends:
+            self.ends.popleft()
+            self.ends_dropped += 1
 
     def requeue(self, job: StoredJob, plan: Plan) -> None:
         """Make a job wait again after a run, unless its cancellation or a replacement ends it.
@@ -178,10 +219,12 @@ class MemoryTransitions:
         """Apply a plan to a job whose run has ended. `keep` is in seconds; None means the default for the job's status."""
         job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
         job.waiting_for = plan.waiting_for
-        job.is_poison = plan.is_poison
+        job.cause = plan.cause
+        if plan.is_poison:
+            job.is_poison, job.reason, job.expires_at = 1, plan.reason, None
         if plan.error is not None:
-            packed = b"".join(append_error(None, noted, noted.at) for noted in job.errors)
-            job.errors = unpack_errors(append_error(packed, plan.error, self.now))
+            packed = b"".join(map(pack_error, job.errors))
+            job.errors = unpack_errors(append_error(packed, plan.error.of_run(job.worker, job.run_started_at, self.now)))
         if plan.ends_as is None:
             self.requeue(job, plan)
         else:
@@ -192,15 +235,23 @@ class MemoryTransitions:
 
     def crash(self, job: StoredJob, cause: str = "") -> None:
         is_stopping = job.cancel_requested is not None
-        plan = transitions.crash(job.counters, self.rules, self.now, worker=job.worker, cause=cause, is_stopping=is_stopping)
-        self.apply(job, plan)
+        has_follow_up = job.envelope.on_failure is not None
+        plan = transitions.crash(
+            job.counters, self.rules, self.now, worker=job.worker, cause=cause, is_stopping=is_stopping, has_follow_up=has_follow_up
+        )
+        self.apply(job, plan if plan.cause is None else plan._replace(cause=pack_cause(plan.cause, self.deploy_of(job))))
 
     def bury(self, job: StoredJob) -> None:
         """Drop an ended job, but keep its id and fence for a while: a client may still resend a call that refers to it."""
         assert job.ended_at is not None
+        self.leave_group(job)
         self.move(job, Event.DROP, None)
-        job.payload = job.result = None
+        job.payload = job.result = job.cause = None
         job.errors = ()
+        for tag in job.envelope.tags:
+            del self.tagged[tag][job.id]
+            if not self.tagged[tag]:
+                del self.tagged[tag]
         heapq.heappush(self.fading, (job.ended_at + to_microseconds(self.rules.repeat_for), job.id))
 
     # --- looking ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import msgspec
 from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.schedules import ScheduleStore
 from taskflow.broker.memory.store import SessionState
-from taskflow.broker.protocol import Upkept
+from taskflow.broker.protocol import MAX_ENDS, Upkept
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import ENDED, WAITING, Status
@@ -21,7 +21,7 @@ from taskflow.model.transitions import Event
 class UpkeepStore(ScheduleStore):
     """A store with every verb, including upkeep."""
 
-    def upkeep(self, limit: int) -> Upkept:
+    def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
         self._spare_after_outage()
         reaped = self._reap()
         left = limit
@@ -31,18 +31,34 @@ class UpkeepStore(ScheduleStore):
             left -= moves[-1]
         readied, released, expired, dropped = moves
         offers = self.offers()
-        next_in = 0.0 if left <= 0 else self._next_in()
-        return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in, offers=offers)
+        ended, ends_dropped = self.take_ends() if ends else ((), 0)
+        return Upkept(
+            readied=readied,
+            reaped=reaped,
+            released=released,
+            expired=expired,
+            dropped=dropped,
+            next_in=0.0 if left <= 0 or (ends and self.ends) else self._next_in(),
+            offers=offers,
+            ended=ended,
+            ends_dropped=ends_dropped,
+        )
+
+    def take_ends(self) -> tuple[tuple[bytes, ...], int]:
+        """Remove and return the first ends that were noted, and the number of those that were dropped."""
+        dropped, self.ends_dropped = self.ends_dropped, 0
+        return tuple(self.ends.popleft() for _ in range(min(MAX_ENDS, len(self.ends)))), dropped
 
     def beat(self, beat: Beat) -> BeatAnswer:
         answer = super().beat(beat)
-        return msgspec.structs.replace(answer, outlook=self._outlook()) if beat.looks else answer
+        return msgspec.structs.replace(answer, outlook=self._outlook(beat.session)) if beat.looks else answer
 
-    def _outlook(self) -> Outlook:
+    def _outlook(self, session_id: bytes) -> Outlook:
+        has_ends = bool(self.ends) and self.sessions[session_id].session.hears
         is_dying = any(state.leases for state in self.sessions.values() if not self._lives(state))
         at = [heap[0][0] for heap in (self.expiring, self.fading) if heap]
         waits = [*self._waits(), *(max(0.0, to_seconds(instant - self.now)) for instant in at)]
-        return Outlook(is_ready=bool(self.ready_queues()), due_in=0.0 if is_dying else min(waits, default=math.inf))
+        return Outlook(is_ready=bool(self.ready_queues()), due_in=0.0 if is_dying or has_ends else min(waits, default=math.inf))
 
     def _next_in(self) -> float:
         """Return the seconds until the caller's next upkeep. With n live sessions, each calls it every

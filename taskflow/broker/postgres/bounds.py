@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from taskflow.model.cause import POISON, UNKNOWN
 from taskflow.model.clock import to_microseconds
+from taskflow.model.job_schema import FOLLOWED_UP, TAGGED
 from taskflow.model.schedule import MAX_OFFERS, OFFERED_FOR
 from taskflow.model.stored import LATEST
 
@@ -35,6 +37,10 @@ def literals() -> dict[str, str]:
         "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
         "P.NOTED_FOR": str(NOTED_FOR),
         "P.MOST_TOLD_BYTES": str(MOST_TOLD_BYTES),
+        "P.UNKNOWN": f"decode('{UNKNOWN.hex()}', 'hex')",
+        "P.POISON": f"decode('{POISON.hex()}', 'hex')",
+        "P.TAGGED": f"decode('{TAGGED.hex()}', 'hex')",
+        "P.FOLLOWED_UP": f"decode('{FOLLOWED_UP.hex()}', 'hex')",
         "P.MAX_OFFERS": str(MAX_OFFERS),
         "P.OFFERED_FOR": str(to_microseconds(OFFERED_FOR)),
     }

@@ -24,12 +24,13 @@ from taskflow.broker.postgres.listening import trouble_with_listening
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.notifier import LAST_WORDS, READ_WITHIN, Notifier
 from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value
+from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
 from taskflow.broker.postgres.wakeups import EVERYTHING, UNNOTED, Notes, PostgresListener, told_in
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.script_values import added_or_refused, settle_possible
 from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
-from taskflow.model.envelope import Envelope, Lease, check_queue
+from taskflow.model.envelope import Envelope, Lease, check_namespace
 from taskflow.model.errors import BrokerError, BrokerRefused, ConfigurationError, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
@@ -46,6 +47,9 @@ end. A caller that waits longer relies on polling every few seconds."""
 
 LOOKED_WITHIN: Final = 60.0
 """Seconds that a check of the low-water marks may take (see marks.sql). A check reads all dead rows that cannot be vacuumed yet."""
+
+DROPPED_WITHIN: Final = 60.0
+"""Seconds that deleting the schema may take."""
 
 
 class PostgresBroker:
@@ -69,7 +73,7 @@ class PostgresBroker:
         capacity: int | None = None,
         migrates: bool = True,
     ) -> None:
-        if len(check_queue(namespace)) > MOST_NAME_BYTES:
+        if len(check_namespace(namespace)) > MOST_NAME_BYTES:
             raise ConfigurationError(f"namespace {namespace!r} is too long for a schema: at most {MOST_NAME_BYTES} characters")
         self.server = server or PostgresTarget()
         self._namespace = namespace
@@ -95,7 +99,7 @@ class PostgresBroker:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         if not envelopes:
             return []
-        row = await self._call_adding("enqueue", *enqueue.columns_of_calls(envelopes))
+        row = await self._call_adding("enqueue_all", *enqueue.columns_of_calls(envelopes))
         if row["answers"] is None:
             return [Added(envelope.id) for envelope in envelopes]
         return [added_or_refused(*pair) for pair in zip(envelopes, row["answers"], strict=True)]
@@ -168,8 +172,12 @@ class PostgresBroker:
             listener.armed([names.job(each) for each in awaited if each in records and not records[each].status.is_ended], times)
         return records
 
-    async def upkeep(self, limit: int) -> Upkept:
-        row = await self.call_one("upkeep", *self.times(), int(limit))
+    async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        row = await self.call_one("holders", list(keys))
+        return list(row["ids"])
+
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+        row = await self.call_one("upkeep", *self.times(), int(limit), ends)
         if row["checks_marks"]:
             self._per_loop.here().late_commits.want_soon()
         return upkeep.upkept_of(row)
@@ -193,7 +201,7 @@ class PostgresBroker:
 
     def sibling(self) -> PostgresBroker:
         """Return another broker on the same database, with separate connections."""
-        return PostgresBroker(
+        another = PostgresBroker(
             self.server,
             namespace=self._namespace,
             rules=self._rules,
@@ -201,9 +209,15 @@ class PostgresBroker:
             capacity=self._capacity,
             migrates=self._migrates,
         )
+        another._is_prepared = self._is_prepared  # the check takes longer than any verb
+        return another
 
     async def close(self) -> None:
         await self._per_loop.close()
+
+    async def drop_namespace(self) -> None:
+        """Delete the schema with everything that it holds. Nothing may use it at the same time."""
+        await self._per_loop.here().link.fetch(f'DROP SCHEMA IF EXISTS "{self._namespace}" CASCADE', within=DROPPED_WITHIN)
 
     # --- migrations: see taskflow.broker.migrations.Migrating -------------------------------------------------------
 
@@ -270,6 +284,12 @@ class PostgresBroker:
         line = self._per_loop.here()
         line.listener.flag.wake(map(names.job, ids))
         line.telling.add_ended(ids, are_awaited=are_awaited)
+
+    async def transactional(self) -> PostgresTransactional:
+        [row] = await self.call(DESCRIBING)
+        return PostgresTransactional(
+            f"the schema {self._namespace!r} at {self.server}", self._namespace, name_in(row[DESCRIBING]), self.wall, self._capacity
+        )
 
     async def trouble_with_listening(self) -> str | None:
         return await trouble_with_listening(self._per_loop.here().link)

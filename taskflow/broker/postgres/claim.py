@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -48,12 +48,20 @@ def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
     return lease_of(job, envelope, epoch=job.epoch, claim=ClaimId(session, request, job.number), now=0)
 
 
+_POISON: Final = "poison\t"
+"""Begins the `unreadable` column of a job that is poison; the reason follows in hexadecimal."""
+
+
 def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
     """Decode a row field by field, and return a lease with the fields that can be read.
 
     If any field is unreadable, the worker ends the job as FAILED. Ids and counters are always sound: their columns' domains check them.
     """
-    job, reader = fields_of(_JobRow, row), reader_of(row)
+    job, poison = fields_of(_JobRow, row), None
+    if (job.unreadable or "").startswith(_POISON):
+        poison = bytes.fromhex(job.unreadable.removeprefix(_POISON)).decode(errors="replace")
+        row = dict(row.items()) | {"unreadable": None}
+    reader = reader_of(row)
     extras: dict[str, Any] = reader.read("extras", job.extras, extras_of, {})
     envelope = Envelope(
         id=job.id,
@@ -65,7 +73,7 @@ def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
         **extras,
     )
     claim = ClaimId(session, request, job.number)
-    return lease_of(job, envelope, epoch=job.epoch, claim=claim, now=0, unreadable=reader.unreadable)
+    return lease_of(job, envelope, epoch=job.epoch, claim=claim, now=0, unreadable=reader.unreadable, poison=poison)
 
 
 def _number(lease: Lease) -> int:

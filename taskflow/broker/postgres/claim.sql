@@ -36,7 +36,8 @@ BEGIN
     IF of_request <= newest.request THEN
         RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_at - now_at, priority, queue, job, key,
             CASE WHEN octet_length(payload) <= P.MOST_PAYLOAD_BYTES THEN payload END, substr(extras, 1, P.MOST_BYTES + 1), expires_at - now_at,
-            CASE WHEN octet_length(payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(payload), ' bytes') END
+            CASE WHEN is_poison THEN concat(E'poison\t', encode(reason, 'hex'))
+                WHEN octet_length(payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(payload), ' bytes') END
         FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING AND of_request = newest.request;
         RETURN;
     END IF;
@@ -68,7 +69,8 @@ BEGIN
             jobs.parked_at - now_at, jobs.priority, jobs.queue, jobs.job, jobs.key,
             CASE WHEN octet_length(jobs.payload) <= P.MOST_PAYLOAD_BYTES THEN jobs.payload END, substr(jobs.extras, 1, P.MOST_BYTES + 1),
             jobs.expires_at - now_at,
-            CASE WHEN octet_length(jobs.payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(jobs.payload), ' bytes') END
+            CASE WHEN jobs.is_poison THEN concat(E'poison\t', encode(jobs.reason, 'hex'))
+                WHEN octet_length(jobs.payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(jobs.payload), ' bytes') END
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, after, n)
         SELECT queue, E.CLAIM, S.READY, S.RUNNING, count(*) FROM leased GROUP BY queue

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import asyncpg
 
-from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
+from taskflow.broker.paging import Leg, Place, Stretch, page
 from taskflow.broker.postgres import rows, schedules
 from taskflow.broker.postgres.session import record_of_session
+from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
+from taskflow.model.cause import MOST_BYTES
 from taskflow.model.clock import to_microseconds, to_seconds
-from taskflow.model.record import BY_CODE, CODES, Record
+from taskflow.model.record import BY_CODE, CODES, ENDED, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
 
@@ -42,11 +45,30 @@ class PostgresConsole:
         found = await self._broker.call("queues", *([] if given is None else [given]))
         return sorted((_queue_record(row, wall) for row in found), key=lambda record: record.name)
 
-    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+    async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
+        return await page(self._walk, view, cursor, limit)
+
+    async def _walk(self, leg: Leg) -> Stretch:
+        view, status = leg.view, leg.status
+        statuses = view.statuses if status is None else (status,)
+        after_queue, after_id, after = _parts(leg.after or ())
         found = await self._broker.call(
-            "browse", self._broker.wall(), *_filter(job_filter), before, max(0, limit), columns=rows.RECORD_COLUMNS
+            "page",
+            self._broker.wall(),
+            *_filter(view, statuses),
+            None if status is None else CODES[status],
+            view.tag,
+            *(after_queue, after_id, after),
+            *(leg.limit, leg.most),
+            columns=rows.PAGE_COLUMNS,
         )
-        return [rows.record_of(row) for row in found]
+        last = found[-1]
+        return Stretch(
+            listed=[(rows.record_of(row), _place_of(row, status)) for row in found if row["is_listed"]],
+            examined=last["examined"],
+            end=None if last["id"] is None else _place_of(last, status),
+            now=last["now_at"],
+        )
 
     async def workers(self) -> list[SessionRecord]:
         found = await self._broker.call("workers", *self._broker.times())
@@ -58,10 +80,25 @@ class PostgresConsole:
         row = await self._broker.call_one("redo", self._broker.wall(), list(ids))
         return [Redone[answer] for answer in row["answers"]]
 
-    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        row = await self._broker.call_one("purge", self._broker.wall(), *_filter(job_filter), max(0, limit))
+    async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
+        from taskflow.broker.failure_parts import FailurePart, failure_groups_of
+
+        found = await self._broker.call("failure_parts", queue, job, max(0, limit))
+        return failure_groups_of((rows.fields_of(FailurePart, row) for row in found), limit)
+
+    async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
+        return [row["failed_ids"] for row in await self._broker.call("failed_ids", fingerprint, fingerprint + b"\xff" * MOST_BYTES)]
+
+    async def purge(self, view: View, *, limit: int = 1_000) -> int:
+        row = await self._broker.call_one("purge", self._broker.wall(), *_filter(view, view.statuses), max(0, limit), view.tag)
         purged: int = row["purged"]
         return purged
+
+    async def drop(self, ids: Sequence[bytes]) -> list[Status | None]:
+        if not ids:
+            return []
+        row = await self._broker.call_one("drop_ended", self._broker.wall(), list(ids))
+        return [BY_CODE.get(code) for code in row["statuses"]]
 
     async def pause(self, queue: str) -> None:
         await self._broker.call("pause", queue)
@@ -76,6 +113,12 @@ class PostgresConsole:
         row = await self._broker.call_one("amend_schedule", self._broker.wall(), name, amendment.value)
         is_done: bool = row["is_done"]
         return is_done
+
+    async def record_act(self, act: Act) -> None:
+        await self._broker.call("record_act", self._broker.wall(), act.id, pack_act(act))
+
+    async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
+        return [act_record_of(*row) for row in await self._broker.call("acts", before, max(0, limit))]
 
     async def metrics(self) -> Metrics:
         totals: dict[str, dict[str, int]] = {}
@@ -106,14 +149,36 @@ _RISKS: Final = {
 }
 
 
-def _filter(job_filter: JobFilter) -> list[object]:
+def _filter(view: View, statuses: Sequence[Status]) -> list[object]:
     return [
-        job_filter.queue,
-        job_filter.job,
-        [CODES[status] for status in job_filter.statuses] or None,
-        None if job_filter.ended_before is None else to_microseconds(job_filter.ended_before),
-        job_filter.poison,
+        view.queue,
+        view.job,
+        [CODES[status] for status in statuses] or None,
+        None if view.ended_before is None else to_microseconds(view.ended_before),
+        view.poison,
     ]
+
+
+def _parts(place: Place) -> tuple[str | None, bytes | None, list[int] | None]:
+    """Return the text, the bytes and the numbers of a place, as page() takes them."""
+    text = next((value for value in place if isinstance(value, str)), None)
+    octets = next((value for value in place if isinstance(value, bytes)), None)
+    return text, octets, [value for value in place if isinstance(value, int)] or None
+
+
+def _place_of(row: asyncpg.Record, status: Status | None) -> Place:
+    place: Place = tuple(row[column] for column in _PLACES[status])
+    return place
+
+
+_PLACES: Final[Mapping[Status | None, tuple[str, ...]]] = {
+    Status.HELD: ("seq",),
+    Status.SCHEDULED: ("due_at", "seq"),
+    Status.READY: ("queue", "priority", "due_at", "seq"),
+    Status.RUNNING: ("session", "request", "number"),
+    **dict.fromkeys(ENDED, ("ended_at", "seq")),
+    None: ("id",),
+}
 
 
 def _queue_record(row: asyncpg.Record, wall: int) -> QueueRecord:

@@ -37,25 +37,147 @@ CREATE FUNCTION @.matches(
         AND (of_job IS NULL OR j.job = of_job)
         AND (statuses IS NULL OR j.status = ANY (statuses))
         AND (ended_before IS NULL OR j.ended_at <= now_at - ended_before)
-        AND (NOT only_poison OR j.is_poison)
+        AND (NOT only_poison OR (j.is_poison AND j.status = S.FAILED))
 $$;
 
-CREATE FUNCTION @.browse(
-    wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, before_id bytea, most integer
-) RETURNS SETOF @.jobs LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+-- Reads an index of jobs from a place on, and returns those that match. It stops after `most_listed` of these, or after it has read `most_read`.
+-- The last row has the last job that was read, whether it matches or not, or no job if there are no more. Exactly one of `of_status` and `of_tag` is given.
+--
+-- The place is that of a job that was read before, see paging.py: `after_queue` for READY, `after_id` for a session or, with a tag, a job,
+-- and `after` for numbers. NULL stands for the beginning.
+CREATE FUNCTION @.page(
+    wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, of_status integer, of_tag text,
+    after_queue text, after_id bytea, after bigint[], most_listed integer, most_read integer
+) RETURNS TABLE (now_at bigint, examined integer, is_listed boolean, job @.jobs) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    now_at bigint := @.wall(wall); -- a variable, so that matches() is inlined into the statement and not called for each row
+    place @.marks;
+    jobs_in_order refcursor;
+    listed integer := 0;
+    due @.marks;
 BEGIN
-    RETURN QUERY SELECT * FROM @.jobs
-    WHERE (before_id IS NULL OR id < before_id)
-        AND @.matches(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
-    ORDER BY id DESC LIMIT most;
+    now_at := @.wall(wall);
+    examined := 0;
+    FOR place IN
+        SELECT * FROM @.ready_marks(now_at, of_queue) WHERE of_status = S.READY AND (after_queue IS NULL OR (queue, rank) >= (after_queue, -after[1]))
+        UNION ALL
+        SELECT NULL, '', 0, 0, 0, 0, 0 WHERE of_status IS DISTINCT FROM S.READY
+        ORDER BY queue, rank
+    LOOP
+        IF of_tag IS NOT NULL THEN
+            -- OFFSET 0: each job is looked up by its id. Otherwise the planner may read all jobs of the status instead, for each id.
+            OPEN jobs_in_order FOR SELECT each.* FROM @.tags CROSS JOIN LATERAL (SELECT * FROM @.jobs WHERE jobs.id = tags.id OFFSET 0) AS each
+                WHERE tags.tag = of_tag AND (after_id IS NULL OR tags.id < after_id) ORDER BY tags.id DESC LIMIT most_read;
+        ELSIF of_status = S.HELD THEN
+            OPEN jobs_in_order FOR SELECT * FROM @.jobs WHERE status = S.HELD AND seq > coalesce(after[1], 0) ORDER BY seq LIMIT most_read;
+        ELSIF of_status = S.SCHEDULED THEN
+            due := @.newest_mark('due', '', 0, now_at);
+            OPEN jobs_in_order FOR SELECT * FROM @.jobs
+                WHERE status = S.SCHEDULED AND due_at >= due.at AND (due_at, seq) > (coalesce(after[1], 0), coalesce(after[2], 0))
+                ORDER BY due_at, seq LIMIT most_read;
+        ELSIF of_status = S.READY THEN
+            IF (place.queue, place.rank) = (after_queue, -after[1]) AND (after[2], after[3]) >= (place.at, place.seq) THEN
+                place.at := after[2];
+                place.seq := after[3] + 1;
+            END IF;
+            OPEN jobs_in_order FOR SELECT * FROM @.jobs
+                WHERE status = S.READY AND queue = place.queue AND priority = -place.rank AND (due_at, seq) >= (place.at, place.seq)
+                ORDER BY due_at, seq LIMIT most_read - examined;
+        ELSIF of_status = S.RUNNING THEN
+            OPEN jobs_in_order FOR SELECT * FROM @.jobs
+                WHERE status = S.RUNNING AND (session, request, number) > (coalesce(after_id, ''), coalesce(after[1], 0), coalesce(after[2], 0))
+                ORDER BY session, request, number LIMIT most_read;
+        ELSE
+            jobs_in_order := @.newest_ends(of_status, of_queue, coalesce(after[1], P.LATEST), coalesce(after[2], 0), CASE
+                WHEN of_job IS NULL AND ended_before IS NULL AND NOT only_poison THEN most_listed ELSE most_read
+            END);
+        END IF;
+        LOOP
+            FETCH jobs_in_order INTO job;
+            EXIT WHEN NOT FOUND;
+            examined := examined + 1;
+            is_listed := @.matches(job, now_at, of_queue, of_job, statuses, ended_before, only_poison);
+            listed := listed + is_listed::integer;
+            IF is_listed OR examined = most_read THEN
+                RETURN NEXT;
+            END IF;
+            IF listed = most_listed OR examined = most_read THEN
+                RETURN;
+            END IF;
+        END LOOP;
+        CLOSE jobs_in_order;
+    END LOOP;
+    job := NULL;
+    is_listed := false;
+    RETURN NEXT;
+END
+$$;
+
+-- Opens a cursor for jobs that have ended before a place, the newest end first, of one queue or of all. The index of each status has an order
+-- for each queue, and the queues are found in it one by one.
+CREATE FUNCTION @.newest_ends(of_status integer, of_queue text, before_at bigint, before_seq bigint, most integer) RETURNS refcursor
+LANGUAGE plpgsql AS $$
+DECLARE
+    ends refcursor;
+BEGIN
+    OPEN ends FOR EXECUTE format($query$
+        WITH RECURSIVE name AS (
+            SELECT coalesce($1, (SELECT queue FROM @.jobs WHERE status = %1$s ORDER BY queue LIMIT 1)) AS queue
+            UNION ALL
+            SELECT (SELECT queue FROM @.jobs WHERE status = %1$s AND jobs.queue > name.queue ORDER BY queue LIMIT 1)
+            FROM name WHERE $1 IS NULL AND name.queue IS NOT NULL
+        )
+        SELECT each.* FROM name CROSS JOIN LATERAL (
+            SELECT * FROM @.jobs WHERE status = %1$s AND queue = name.queue AND (ended_at, seq) < ($2, $3)
+            ORDER BY ended_at DESC, seq DESC LIMIT $4
+        ) AS each ORDER BY ended_at DESC, seq DESC LIMIT $4
+    $query$, of_status) USING of_queue, before_at, before_seq, most;
+    RETURN ends;
+END
+$$;
+
+-- Counts the failed jobs by cause and name, for the `most` fingerprints with the most jobs: the number, the first and the last time at which
+-- one ended, and the id of the last one. NULL as a queue or name means any.
+CREATE FUNCTION @.failure_parts(of_queue text, of_job text, most integer)
+RETURNS TABLE (cause bytea, job text, n bigint, first_at bigint, last_at bigint, last_id bytea) LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH part AS MATERIALIZED (
+        SELECT cause, job, count(*) AS n, substr(cause, 1, 8) AS fingerprint
+        FROM @.jobs WHERE status = S.FAILED AND (of_queue IS NULL OR queue = of_queue) AND (of_job IS NULL OR job = of_job)
+        GROUP BY cause, job
+    ), largest AS MATERIALIZED (
+        SELECT fingerprint FROM part GROUP BY fingerprint ORDER BY sum(n) DESC, fingerprint LIMIT most
+    )
+    SELECT part.cause::bytea, part.job::text, part.n, first.ended_at::bigint, last.ended_at::bigint, last.id::bytea
+    FROM largest JOIN part ON part.fingerprint = largest.fingerprint
+    CROSS JOIN LATERAL (
+        SELECT ended_at FROM @.jobs
+        WHERE status = S.FAILED AND cause = part.cause AND job = part.job AND (of_queue IS NULL OR queue = of_queue)
+        ORDER BY ended_at LIMIT 1
+    ) AS first
+    CROSS JOIN LATERAL (
+        SELECT ended_at, id FROM @.jobs
+        WHERE status = S.FAILED AND cause = part.cause AND job = part.job AND (of_queue IS NULL OR queue = of_queue)
+        ORDER BY ended_at DESC LIMIT 1
+    ) AS last;
+END
+$$;
+
+-- Returns the ids of the failed jobs with this fingerprint. `above` is greater than each cause that begins with it.
+CREATE FUNCTION @.failed_ids(fingerprint bytea, above bytea) RETURNS SETOF bytea LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+    RETURN QUERY SELECT id::bytea FROM @.jobs WHERE status = S.FAILED AND cause >= fingerprint AND cause < above;
 END
 $$;
 
 CREATE FUNCTION @.purge(
-    wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, most integer,
+    wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, most integer, of_tag text DEFAULT NULL,
     OUT purged integer, OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
@@ -64,24 +186,36 @@ DECLARE
     ids bytea[];
     j @.jobs;
     each bytea;
+    is_heard CONSTANT boolean := @.is_heard();
+    told bytea[] := '{}';
 BEGIN
     purged := 0;
-    SELECT array_agg(id ORDER BY seq) INTO ids FROM (
-        SELECT id, seq FROM @.jobs
-        WHERE status <> S.RUNNING AND @.matches(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
-        ORDER BY seq LIMIT most
-    ) AS chosen;
+    IF of_tag IS NULL THEN
+        SELECT array_agg(id ORDER BY seq) INTO ids FROM (
+            SELECT id, seq FROM @.jobs
+            WHERE status <> S.RUNNING AND @.matches(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
+            ORDER BY seq LIMIT most
+        ) AS chosen;
+    ELSE
+        statuses := array_remove(coalesce(statuses, ARRAY(SELECT generate_series(S.HELD, S.CANCELLED))), S.RUNNING);
+        ids := ARRAY(SELECT each.id FROM @.tags CROSS JOIN LATERAL (SELECT * FROM @.jobs WHERE jobs.id = tags.id OFFSET 0) AS each
+            WHERE tags.tag = of_tag AND @.matches(ROW(each.*)::@.jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
+            ORDER BY tags.id DESC LIMIT most);
+    END IF;
     PERFORM @.lock_jobs(ids);
-    FOREACH each IN ARRAY ARRAY( -- jobs that depend on another, or on which another depends
+    FOREACH each IN ARRAY ARRAY( -- jobs that depend on another, or on which another depends, or whose end a worker hears of
         SELECT id FROM @.jobs
-        WHERE id = ANY (ids) AND status < S.RUNNING AND (key IS NOT NULL OR joins IS NOT NULL OR status = S.HELD) ORDER BY seq
+        WHERE id = ANY (ids) AND status < S.RUNNING AND (is_heard OR key IS NOT NULL OR joins IS NOT NULL OR status = S.HELD) ORDER BY seq
     ) LOOP
         SELECT * INTO j FROM @.jobs WHERE id = each AND status < S.RUNNING;
         IF FOUND THEN
-            PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at);
+            PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at, R.purged_for);
+            IF is_heard THEN
+                told := told || each;
+            END IF;
         END IF;
     END LOOP;
-    purged := @.bury(ids, now_at);
+    purged := cardinality(told) + @.bury(ARRAY(SELECT id FROM unnest(ids) AS id WHERE id <> ALL (told)), now_at);
     wakeups := @.wakeups();
 END
 $$;
@@ -93,6 +227,8 @@ DECLARE
     buried integer;
     first_fade bigint;
     topics text[];
+    tagged bytea[];
+    tags bytea[];
 BEGIN
     WITH gone AS (
         UPDATE @.jobs SET
@@ -101,14 +237,19 @@ BEGIN
         FROM @.jobs AS before
         WHERE jobs.id = ANY (ids) AND before.id = jobs.id
             AND (jobs.status BETWEEN S.SUCCEEDED AND S.CANCELLED OR jobs.status < S.RUNNING AND jobs.key IS NULL AND jobs.joins IS NULL)
-        RETURNING jobs.id, jobs.queue, jobs.fade_at, before.status
+        RETURNING jobs.id, jobs.queue, jobs.fade_at, before.status, before.extras
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, after, n)
         SELECT queue, E.CANCEL, status, S.CANCELLED, count(*) FROM gone WHERE status < S.RUNNING GROUP BY queue, status
         UNION ALL
         SELECT queue, E.DROP, CASE WHEN status < S.RUNNING THEN S.CANCELLED ELSE status END, NULL, count(*) FROM gone GROUP BY 1, 3
     )
-    SELECT count(*), min(fade_at), array_agg('job:' || encode(id, 'hex')) FILTER (WHERE status < S.RUNNING) INTO buried, first_fade, topics FROM gone;
+    SELECT count(*), min(fade_at), array_agg('job:' || encode(id, 'hex')) FILTER (WHERE status < S.RUNNING),
+        array_agg(id) FILTER (WHERE @.has_tags(extras)), array_agg(extras) FILTER (WHERE @.has_tags(extras))
+    INTO buried, first_fade, topics, tagged, tags FROM gone;
+    IF tagged IS NOT NULL THEN
+        PERFORM @.drop_tags(tagged, tags);
+    END IF;
     IF buried > 0 THEN
         PERFORM @.lower_mark('fade', '', 0, first_fade, 0, now_at);
         IF cardinality(topics) > 100 THEN
@@ -118,6 +259,24 @@ BEGIN
         END IF;
     END IF;
     RETURN buried;
+END
+$$;
+
+-- Drops ended jobs. Returns the status that each job had, -1 for an unknown id.
+CREATE FUNCTION @.drop_ended(wall bigint, ids bytea[], OUT statuses integer[], OUT wakeups text) LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET enable_seqscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall);
+BEGIN
+    PERFORM @.lock_jobs(ids);
+    statuses := ARRAY(
+        SELECT coalesce(status, -1) FROM unnest(ids) WITH ORDINALITY AS each (id, n)
+        LEFT JOIN @.jobs ON jobs.id = each.id AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at)
+        ORDER BY n
+    );
+    PERFORM @.bury(ARRAY(SELECT ids[n] FROM generate_subscripts(ids, 1) AS n WHERE statuses[n] BETWEEN S.SUCCEEDED AND S.CANCELLED), now_at);
+    wakeups := @.wakeups();
 END
 $$;
 
@@ -166,6 +325,17 @@ $$;
 
 CREATE FUNCTION @.events() RETURNS TABLE (queue text, what text, n bigint) LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT queue, what, n FROM @.counted WHERE what NOT LIKE '=%'
+$$;
+
+-- Adds an act of an operator to the audit log, unless it is there already.
+CREATE FUNCTION @.record_act(wall bigint, act_id bytea, act_body bytea) RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO @.acts (id, at, body) VALUES (act_id, @.wall(wall), act_body) ON CONFLICT (id) DO NOTHING;
+    DELETE FROM @.acts WHERE number <= (SELECT number FROM @.acts ORDER BY number DESC OFFSET R.most_acts LIMIT 1)
+$$;
+
+CREATE FUNCTION @.acts(before_number bigint, most integer) RETURNS TABLE (number bigint, at bigint, body bytea)
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT number, at, body FROM @.acts WHERE before_number IS NULL OR number < before_number ORDER BY number DESC LIMIT most
 $$;
 
 CREATE FUNCTION @.server_info() RETURNS TABLE (version text, fsync text, full_page_writes text, synchronous_commit text, size bigint)

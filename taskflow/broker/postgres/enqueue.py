@@ -1,4 +1,4 @@
-"""Packs envelopes into arguments for enqueue(): see enqueue.sql."""
+"""Packs envelopes into arguments for enqueue_all(): see enqueue.sql."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _AS_SENT: Final = {name: attrgetter(name) for name in AS_SENT}
 
 
 def columns_of_calls(envelopes: Sequence[Envelope]) -> list[list[Any]]:
-    """Return the arguments of enqueue(). Some columns are reduced to one element if all their values are equal."""
+    """Return the arguments of enqueue_all(). Some columns are reduced to one element if all their values are equal."""
     columns = zip(SENT, envelope_columns(envelopes), strict=True)
     return [one_of_all(column) if name in _MOSTLY_ALIKE else column for name, column in columns]
 

@@ -16,6 +16,9 @@ BEGIN
             (SELECT id FROM @.jobs WHERE key = j.key AND status = S.RUNNING AND cancel_requested IS NULL)
         );
         IF standing IS NOT NULL THEN
+            IF @.has_old_view() THEN -- it may have ended since the transaction began: then this is a serialization failure
+                PERFORM 1 FROM @.jobs WHERE id = standing FOR SHARE;
+            END IF;
             RETURN 'k'::bytea || standing;
         END IF;
     END IF;
@@ -49,6 +52,9 @@ BEGIN
     INSERT INTO @.jobs (seq, created_at, due_at, status, queue, job, extras, expires_at, joins, @as_sent{%n})
     VALUES (new_seq, now_at, due, to_status, queue, job, extras, now_at + expiry, joins, @as_sent{%n});
     INSERT INTO @.tally (queue, event, before, after, n) VALUES (queue, E.ENQUEUE, NULL, to_status, 1);
+    IF substr(extras, 2, 2) = P.TAGGED THEN -- as in has_tags()
+        PERFORM @.index_tags(ARRAY[id], ARRAY[extras]);
+    END IF;
     IF to_status = S.READY AND @.is_after_mark(queue, -priority, due, new_seq, now_at) THEN
         PERFORM @.add_wakeup('queue:' || queue);
     ELSE
@@ -117,6 +123,9 @@ BEGIN
             IF topics IS NOT NULL THEN
                 PERFORM @.add_wakeup(topic, number) FROM unnest(topics, numbers) AS each (topic, number);
             END IF;
+            IF cardinality(all_extras) > 0 AND EXISTS (SELECT 1 FROM unnest(all_extras) AS extras WHERE @.has_tags(extras)) THEN
+                PERFORM @.index_tags(all_id, all_extras);
+            END IF;
             RETURN NULL;
         EXCEPTION WHEN unique_violation THEN
             NULL; -- one by one
@@ -156,8 +165,8 @@ BEGIN
 END
 $$;
 
--- The verb. `capacity` is the maximum number of live jobs, or NULL.
-CREATE FUNCTION @.enqueue(
+-- The verb `enqueue`. `capacity` is the maximum number of live jobs, or NULL.
+CREATE FUNCTION @.enqueue_all(
     wall bigint, capacity bigint, @sent{all_%n %t[]},
     OUT answers bytea[], OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$

@@ -180,6 +180,8 @@ CREATE FUNCTION @.lower_late_mark() RETURNS trigger LANGUAGE plpgsql SECURITY DE
 BEGIN
     IF TG_RELID <> '@.tally'::regclass THEN
         RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
+    ELSIF NEW.late_priority IS NOT NULL AND position('@.' || NEW.queue || ' ' || NEW.late_priority || ';' IN coalesce(current_setting('taskflow.late', true), '')) = 0 THEN
+        RETURN NULL; -- not at the commit, but after the INSERT (SET CONSTRAINTS): others' transactions would wait for the locks
     ELSIF current_setting('transaction_isolation') NOT LIKE 'read %' THEN -- it does not see the current marks: read from the start once
         INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
         SELECT CASE WHEN NEW.late_priority IS NULL THEN 'due' ELSE 'ready' END, CASE WHEN NEW.late_priority IS NULL THEN '' ELSE NEW.queue END,
@@ -192,7 +194,9 @@ BEGIN
         IF NOT pg_try_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority)) AND NEW.late_at < @.wall(NULL) - 250000 THEN
             PERFORM pg_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority));
         END IF;
-        PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
+        IF NOT @.is_after_mark(NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL)) THEN
+            PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
+        END IF;
     END IF;
     PERFORM @.tell_at_commit(CASE WHEN NEW.late_priority IS NOT NULL THEN 'queue:' || NEW.queue END);
     RETURN NULL;

@@ -7,6 +7,7 @@ locks on the tables, each attempt waits at most LOCKED_WITHIN.
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Final
 
 import asyncpg
@@ -28,7 +29,7 @@ _TURN: Final = 0x7461_736B_666C_6F77
 
 TABLES: Final = (
     *("meta", "sessions", "requests", "paused", "schedules", "declarations"),
-    *("marks", "jobs", "tally", "totals", "awaited", "idle"),
+    *("marks", "jobs", "tags", "tally", "totals", "awaited", "idle", "acts"),
 )
 """The tables, in the order in which most verbs use them."""
 
@@ -118,7 +119,10 @@ async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
     )
     if found is None:
         return 0
-    version = await connection.fetchval(texts.placed("SELECT value FROM @.meta WHERE name = 'version'", schema))
+    if await connection.fetchval("SELECT has_table_privilege(format('%I.meta', $1::text), 'SELECT')", schema):
+        version = await connection.fetchval(texts.placed("SELECT value FROM @.meta WHERE name = 'version'", schema))
+    else:  # the role may only send
+        version = json.loads(await connection.fetchval(texts.placed("SELECT @.describe_store()", schema)))["version"]
     return None if version is None else int(version)
 
 
@@ -290,13 +294,13 @@ DECLARE
 BEGIN
     SELECT string_agg(format('COMMENT ON FUNCTION %s IS %L', pg_proc.oid::regprocedure, '%mark'), '; ') INTO marks FROM pg_proc
     WHERE pronamespace = to_regnamespace('"%schema"') AND pg_proc.xmin = pg_current_xact_id()::xid
-        AND NOT (proname = 'enqueue' AND proargnames[1] = 'job');
+        AND NOT (proname = 'enqueue' AND proargnames[1] = 'job' OR proname IN ('enqueue_within', 'settle_within'));
     EXECUTE marks;
 END
 $$;"""
 
 # Drops all of taskflow's functions, and the triggers that call them, because their parameters or results may change. It keeps enqueue()
-# from sending.sql, because users' grants and triggers depend on it.
+# from sending.sql, and the functions in transactional.sql, because users' grants and triggers depend on them.
 _DROP_FUNCTIONS: Final = """\
 DO $$
 DECLARE

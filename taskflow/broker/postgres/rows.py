@@ -50,18 +50,34 @@ RECORD: Final = (*(field.name for field in _SHOWN if field.name not in SIZED), "
 """The columns of a record, in the order in which SQL packs them."""
 
 
-def _if_too_long(column: str, most: int) -> str:
-    return f"CASE WHEN octet_length({column}) > {most} THEN concat(E'{column}\\t', octet_length({column}), ' bytes') END"
+def _if_too_long(column: str, value: str, most: int) -> str:
+    return f"CASE WHEN octet_length({value}) > {most} THEN concat(E'{column}\\t', octet_length({value}), ' bytes') END"
 
 
-RECORD_COLUMNS: Final = ", ".join(
+def _record_columns(of: str = "") -> str:
+    """Return the columns of a record, in SQL. `of` precedes the name of each column."""
+    return ", ".join(
+        (
+            *(f"{of}{column} AS {column}" for column in RECORD[: -len(SIZED)]),
+            *(f"CASE WHEN octet_length({of}{column}) <= {most} THEN {of}{column} END AS {column}" for column, most in SIZED.items()),
+            "nullif(concat_ws(E'\\n', "
+            + ", ".join(_if_too_long(column, of + column, most) for column, most in SIZED.items())
+            + "), '') AS unreadable",
+        )
+    )
+
+
+RECORD_COLUMNS: Final = _record_columns()
+"""The columns that `record_of` needs, in SQL. An oversized value is not fetched; `unreadable` reports its size instead."""
+
+PAGE_COLUMNS: Final = ", ".join(
     (
-        *RECORD[: -len(SIZED)],
-        *(f"CASE WHEN octet_length({column}) <= {most} THEN {column} END AS {column}" for column, most in SIZED.items()),
-        f"nullif(concat_ws(E'\\n', {', '.join(_if_too_long(column, most) for column, most in SIZED.items())}), '') AS unreadable",
+        "now_at, examined, is_listed",
+        *(f"(job).{column} AS {column}" for column in ("seq", "session", "request", "number")),
+        _record_columns("(job)."),
     )
 )
-"""The columns that `record_of` needs, in SQL. An oversized value is not fetched; `unreadable` reports its size instead."""
+"""The columns of a row of page(), in SQL."""
 
 _JobRow: Any = msgspec.defstruct("_JobRow", (*RECORD, "unreadable"))
 

@@ -30,11 +30,15 @@ END
 $$;
 
 -- Packs the opaque fields, like the client: a msgpack map without those that have their defaults.
-CREATE FUNCTION @.packed_extras(max_attempts integer, timeout bigint, keep_result bigint, headers jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.packed_extras(max_attempts integer, timeout bigint, keep_result bigint, headers jsonb, key_text text, tags text[]) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
     fields bytea := '';
     number integer := 0;
 BEGIN
+    IF tags <> '{}' THEN -- first: see has_tags()
+        fields := decode('a167', 'hex') || @.packed_text(@.utf8(array_to_string(tags, ' ')));
+        number := 1;
+    END IF;
     IF max_attempts <> 10 THEN
         fields := fields || decode('a16dce', 'hex') || int4send(max_attempts);
         number := number + 1;
@@ -54,13 +58,18 @@ BEGIN
         );
         number := number + 1;
     END IF;
+    IF key_text IS NOT NULL THEN
+        fields := fields || decode('a175', 'hex') || @.packed_text(@.utf8(key_text));
+        number := number + 1;
+    END IF;
     RETURN CASE WHEN number > 0 THEN set_byte('\x80', 0, 128 + number) || fields END;
 END
 $$;
 
 -- --- keys ---------------------------------------------------------------------------------------------
 
--- Returns the digest of a key, as every client computes it: see ids.py. So a key is the same wherever the job was sent.
+-- Returns the digest of a key, as every client computes it: see ids.py. So a key is the same wherever the job was sent. The queue is '' for
+-- a key whose scope is the job's name.
 CREATE FUNCTION @.key_digest(queue text, job text, key text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$
     SELECT substr(sha256(@.utf8(queue) || '\x00' || @.utf8(job) || '\x00' || @.utf8(key)), 1, 16)
 $$;
@@ -74,8 +83,8 @@ BEGIN
         OR job ~ '[\u0001-\u001f\u007f-\u00a0\u00ad\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff0-\ufffb]'
     THEN
         PERFORM @.refuse(format('job is %s', @.shown(job)), 'A job''s name has 1 to 200 printable characters.');
-    ELSIF (queue ~ '^[A-Za-z0-9_.-]{1,100}$') IS NOT TRUE THEN
-        PERFORM @.refuse(format('queue is %s', @.shown(queue)), 'A queue''s name has 1 to 100 of the characters A-Z a-z 0-9 _ . -');
+    ELSIF (queue ~ '^[A-Za-z0-9_.:/-]{1,100}$') IS NOT TRUE THEN
+        PERFORM @.refuse(format('queue is %s', @.shown(queue)), 'A queue''s name has 1 to 100 of the characters A-Z a-z 0-9 _ . - : /');
     ELSIF (priority BETWEEN -100 AND 100) IS NOT TRUE THEN
         PERFORM @.refuse(format('priority is %s', @.shown(priority)), 'Expected a whole number from -100 to 100; higher runs first.');
     ELSIF (max_attempts BETWEEN 1 AND 1000000) IS NOT TRUE THEN
@@ -83,6 +92,22 @@ BEGIN
     ELSIF (on_conflict IN ('keep', 'replace', 'raise')) IS NOT TRUE THEN
         PERFORM @.refuse(format('on_conflict is %s', @.shown(on_conflict)), 'Expected ''keep'', ''replace'' or ''raise''.');
     END IF;
+END
+$$;
+
+-- Returns the tags without repeated ones.
+CREATE FUNCTION @.check_tags(tags text[]) RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE
+    different CONSTANT text[] := ARRAY(SELECT tag FROM unnest(tags) WITH ORDINALITY AS each (tag, n) GROUP BY tag ORDER BY min(n));
+    wrong text;
+BEGIN
+    SELECT @.shown(tag) INTO wrong FROM unnest(different) AS tag WHERE (tag ~ '^[A-Za-z0-9_.:/-]{1,100}$') IS NOT TRUE LIMIT 1;
+    IF FOUND THEN
+        PERFORM @.refuse(format('tags has %s', wrong), 'A tag has 1 to 100 of the characters A-Z a-z 0-9 _ . - : /');
+    ELSIF cardinality(different) > 10 THEN
+        PERFORM @.refuse(format('tags has %s tags', cardinality(different)), 'A job can have at most 10.');
+    END IF;
+    RETURN different;
 END
 $$;
 
@@ -154,19 +179,19 @@ $$;
 
 -- A transaction keeps a lock for each key until it ends, and the server's lock table is limited: one transaction may use a quarter of
 -- it.
-CREATE FUNCTION @.check_keys(key text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.check_keys(number integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     most CONSTANT integer := current_setting('max_locks_per_transaction')::integer * current_setting('max_connections')::integer / 4;
     so_far CONSTANT integer := coalesce(nullif(current_setting('taskflow.keys', true), ''), '0')::integer;
 BEGIN
-    IF key IS NULL THEN
+    IF number = 0 THEN
         RETURN;
-    ELSIF so_far >= most THEN
+    ELSIF so_far + number > most THEN
         RAISE EXCEPTION USING ERRCODE = 'configuration_limit_exceeded',
-            MESSAGE = format('this transaction has added %s jobs with keys, and the server has no locks for more', so_far),
+            MESSAGE = format('a transaction can add at most %s jobs with keys on this server, because each keeps a lock, and this one has added %s', most, so_far),
             HINT = 'Add them in several transactions, or without keys, or raise max_locks_per_transaction.';
     END IF;
-    PERFORM set_config('taskflow.keys', (so_far + 1)::text, true);
+    PERFORM set_config('taskflow.keys', (so_far + number)::text, true);
 END
 $$;
 
@@ -188,7 +213,7 @@ BEGIN
 END
 $$;
 
--- Locks keys of one queue and job, for a transaction that adds jobs under several keys: all of its keys, before it adds the first. It locks
+-- Locks keys of one job and queue ('' for keys with the scope 'name'), for a transaction that adds jobs under several keys: all of its keys, before it adds the first. It locks
 -- them in the same order as taskflow, so that no two transactions wait for each other. Keys of several queues or jobs are given as digests:
 -- lock_keys(ARRAY[key_digest(queue, job, key), ...]).
 CREATE FUNCTION @.lock_keys(queue text, job text, keys text[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -201,7 +226,7 @@ $$;
 -- with
 -- the same limits. The defaults of the job's decorator are not known here.
 --
--- If a live job of this name and queue has the `key`, 'keep' returns the id of that job, 'replace' returns the new job's id, and 'raise'
+-- With the `key_scope` 'name' a key is the same in all queues. If a live job of this name and queue has the `key`, 'keep' returns the id of that job, 'replace' returns the new job's id, and 'raise'
 -- fails with unique_violation. A run that was asked to stop blocks no other job: the new job waits for its end. After such a call no other
 -- transaction can send with that key before this one has ended.
 --
@@ -223,7 +248,9 @@ CREATE OR REPLACE FUNCTION @.enqueue(
     key text DEFAULT NULL,
     on_conflict text DEFAULT 'keep',
     keep_result interval DEFAULT NULL,
-    headers jsonb DEFAULT '{}'
+    headers jsonb DEFAULT '{}',
+    key_scope text DEFAULT 'queue',
+    tags text[] DEFAULT '{}'
 ) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 DECLARE
     now_at CONSTANT bigint := @.wall(NULL);
@@ -232,33 +259,34 @@ DECLARE
     others CONSTANT text := coalesce(current_setting('taskflow.wakeups', true), '');
     extras bytea;
     answer bytea;
-    wakeups text;
 BEGIN
     PERFORM @.check_call(job, queue, priority, max_attempts, on_conflict);
+    IF (key_scope IN ('queue', 'name')) IS NOT TRUE THEN
+        PERFORM @.refuse(format('key_scope is %s', @.shown(key_scope)), 'Expected ''queue'' or ''name''.');
+    END IF;
     headers := coalesce(headers, '{}');
     IF headers <> '{}' THEN
         PERFORM @.check_headers(headers);
     END IF;
+    tags := coalesce(tags, '{}');
+    IF tags <> '{}' THEN
+        tags := @.check_tags(tags);
+    END IF;
     extras := @.packed_extras(
-        max_attempts, @.duration('timeout', timeout), @.duration('keep_result', keep_result), headers
+        max_attempts, @.duration('timeout', timeout), @.duration('keep_result', keep_result), headers, key, tags
     );
-    PERFORM @.check_keys(key);
+    PERFORM @.check_keys(num_nonnulls(key));
+    IF key IS NULL AND after IS NULL AND at IS NULL AND tags = '{}' THEN
+        PERFORM @.add_ready_within(now_at, queue, job, priority, id, @.payload_of(arguments), extras, @.duration('expires', expires));
+        RETURN encode(id, 'hex')::uuid;
+    END IF;
     PERFORM set_config('taskflow.wakeups', '', true);
     answer := @.add_one(
         now_at, queue, job, coalesce(@.duration('after', after), 0), @.instant_of(after, at), @.duration('expires', expires),
         (on_conflict = 'replace')::integer, extras, id => id, priority => priority, payload => @.payload_of(arguments),
-        key => @.key_of(queue, job, key)
+        key => @.key_of(CASE key_scope WHEN 'queue' THEN queue ELSE '' END, job, key)
     );
-    wakeups := current_setting('taskflow.wakeups', true);
-    IF wakeups LIKE '%job:%' OR wakeups = '1 due' THEN
-        PERFORM set_config('taskflow.at_commit', concat_ws(E'\n', nullif(current_setting('taskflow.at_commit', true), ''), topic), true)
-        FROM unnest(string_to_array(wakeups, E'\n')) AS line, substr(line, 3) AS topic WHERE topic LIKE 'job:%' OR topic = 'due';
-    END IF;
-    IF wakeups ~ 'queue:|^[*]$' THEN
-        PERFORM @.lower_mark_at_commit(queue, priority, now_at, false);
-    ELSIF wakeups <> '' THEN
-        PERFORM @.lower_mark_at_commit(queue, priority, coalesce(@.instant_of(after, at), now_at + @.duration('after', after)), true);
-    END IF;
+    PERFORM @.announce_at_commit(ARRAY[id], queue, now_at);
     PERFORM set_config('taskflow.wakeups', others, true);
     IF coalesce(substr(answer, 1, 1), '') <> 'k'::bytea THEN
         RETURN encode(id, 'hex')::uuid;

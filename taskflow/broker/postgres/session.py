@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from taskflow.broker.postgres.packing import NO_CLAIM, can_be, pack, pack_progress, text_for, utf8
+from taskflow.broker.postgres.packing import NO_CLAIM, can_be, pack_progress, text_for, utf8
+from taskflow.model.cause import pack_cause
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.session import Beat, BeatAnswer, Outlook, Session, SessionRecord, session_record_of
 
@@ -13,13 +14,20 @@ Row = Any
 
 
 def session_columns(session: Session) -> list[Any]:
-    """Return the arguments of register(): id, name, ttl, about."""
-    return [session.id, text_for(session.name), to_microseconds(session.ttl), pack([session.queues, session.concurrency])]
+    """Return the arguments of register(): id, name, ttl, about, hears, deploy."""
+    return [
+        session.id,
+        text_for(session.name),
+        to_microseconds(session.ttl),
+        session.pack_about(),
+        session.hears,
+        pack_cause(b"", session.deploy),
+    ]
 
 
 def beat_columns(beat: Beat) -> list[Any]:
     """Return the arguments of beat() (see session.sql): requests and numbers of the claims; seen; requests, numbers, run times in
-    microseconds and progress of the reports; leaving, died_of, looks."""
+    microseconds and progress of the reports; leaving, died_of, looks, and the fingerprint of died_of."""
     reports = [report for report in beat.reports if can_be(report.claim, beat.session)]
     own = [claim if can_be(claim, beat.session) else NO_CLAIM for claim in beat.claims]
     return [
@@ -33,6 +41,7 @@ def beat_columns(beat: Beat) -> list[Any]:
         beat.leaving,
         utf8(beat.died_of) if beat.died_of else None,
         beat.looks,
+        beat.poison_fingerprint,
     ]
 
 

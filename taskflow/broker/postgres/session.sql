@@ -17,7 +17,7 @@ END
 $$;
 
 -- Registers a session. Returns false if it is dead.
-CREATE FUNCTION @.register(wall bigint, steady bigint, new_id bytea, new_name text, new_ttl bigint, new_about bytea) RETURNS boolean
+CREATE FUNCTION @.register(wall bigint, steady bigint, new_id bytea, new_name text, new_ttl bigint, new_about bytea, new_hears boolean, new_deploy bytea) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
@@ -26,7 +26,8 @@ DECLARE
 BEGIN
     steady := coalesce(steady, now_at);
     PERFORM @.spare_after_outage(steady, now_at);
-    INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at) VALUES (new_id, new_name, new_ttl, new_about, now_at, steady)
+    INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at, hears, deploy)
+    VALUES (new_id, new_name, new_ttl, new_about, now_at, steady, new_hears, new_deploy)
     ON CONFLICT (id) DO NOTHING;
     IF FOUND THEN -- a session that was forgotten and is registered again gets a fresh start
         DELETE FROM @.requests WHERE session = new_id;
@@ -45,12 +46,12 @@ $$;
 -- Takes the heartbeat of a session. `requests` and `numbers` name claims; `reported_...`, `running_for` and `progress` are the reports.
 -- Returns
 -- whether the session is lost, the number of ghosts, which of the named claims are held (their positions, from 1), and which of these are
--- asked to stop. `died_of`: the cause of death of the worker's process, whose leases are crashes. With `looks` also the outlook: whether a
+-- asked to stop. `died_of`: the cause of death of the worker's process, whose leases are crashes; `fingerprint`: that of poison of this cause. With `looks` also the outlook: whether a
 -- job is ready, and microseconds until upkeep may have something to move, NULL if nothing waits for it. `checks_marks` as in upkeep.
 CREATE FUNCTION @.beat(
     wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
     reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
-    died_of bytea, looks boolean,
+    died_of bytea, looks boolean, fingerprint bytea DEFAULT NULL,
     OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT wakeups text,
     OUT is_ready boolean, OUT due_in bigint, OUT checks_marks boolean
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan
@@ -108,7 +109,7 @@ BEGIN
         END IF;
         PERFORM @.undeclare(of_session, now_at);
         FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
-            PERFORM @.end_lease(lease.id, of_session, died_of IS NULL, died_of, now_at);
+            PERFORM @.end_lease(lease.id, of_session, died_of IS NULL, died_of, now_at, fingerprint);
         END LOOP;
     END IF;
     SELECT array_agg(named.place), array_agg(named.place) FILTER (WHERE lease.is_asked_to_stop) INTO held, stopping
@@ -138,6 +139,9 @@ BEGIN
     SELECT CASE WHEN bool_or(dead_at IS NOT NULL) THEN 0 ELSE min(least(beat_at, steady) + least(ttl, R.longest)) + 1 - steady END INTO due_in
     FROM @.sessions WHERE dead_at IS NULL OR NOT is_released;
     due_in := greatest(0, least(due_in, (SELECT min(due) FROM unnest(dues) AS due) - @.wall(wall)));
+    IF s.hears AND EXISTS (SELECT 1 FROM @.ends) THEN
+        due_in := 0;
+    END IF;
 END
 $$;
 

@@ -14,7 +14,9 @@ from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import BrokerError
 from taskflow.model.rules import LONGEST
-from taskflow.model.verdict import RunError, Settled, Settlement, Succeeded, is_plain_success
+from taskflow.model.verdict import Completed, RunError, Settled, Settlement, Succeeded, is_plain_success, parts_sent
+
+_ANSWERS: Final = {True: Settled.OK, False: Settled.STALE, None: Settled.COMMITTED}
 
 ID_BYTES: Final = 16
 """The length of a job id or a session id, in bytes."""
@@ -66,9 +68,10 @@ class Settling:
     async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """Settle all in one call. If another program has locked the rows or keys
         of some, report those as held up, and settle the rest without waiting."""
-        answers = await self._together(settlements)
-        if answers is not None:
-            return answers
+        if not any(isinstance(settlement.verdict, Completed) for settlement in settlements):  # the transaction of one may still be open
+            answers = await self._together(settlements)
+            if answers is not None:
+                return answers
         held_up = await self._held_up(settlements)
         free = [settlement for settlement in settlements if settlement.id not in held_up]
         rest = iter(await self._together(free) or [Settled.HELD_UP] * len(free))
@@ -84,7 +87,7 @@ class Settling:
             if was_held_up(error):
                 return None
             raise
-        return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
+        return [_ANSWERS[answer] for answer in row["answers"]]
 
     async def _held_up(self, settlements: Sequence[Settlement]) -> Set[bytes]:
         """Return the ids of the settlements for which another program has locked the job's row or the key of a follow-up."""
@@ -111,18 +114,20 @@ def success_columns(settlements: Sequence[Settlement]) -> list[Any]:
     """
     return [
         b"".join([settlement.id for settlement in settlements]),
-        b"".join([_fence(settlement.epoch, settlement.claim) for settlement in settlements]),
+        b"".join([fence_of(settlement.epoch, settlement.claim) for settlement in settlements]),
         [to_microseconds(settlement.ran_for) for settlement in settlements],
-        one_of_all([_kept(settlement) for settlement in settlements]),
+        one_of_all([kept_for(settlement) for settlement in settlements]),
         one_of_all([cast(Succeeded, settlement.verdict).result for settlement in settlements]),
     ]
 
 
-def _kept(settlement: Settlement) -> int:
+def kept_for(settlement: Settlement) -> int:
+    """Return how long to keep the job if it succeeds, in microseconds."""
     return to_microseconds(min(settlement.keep_for, LONGEST))
 
 
-def _fence(epoch: int, claim: ClaimId) -> bytes:
+def fence_of(epoch: int, claim: ClaimId) -> bytes:
+    """Return the form of a fence in `jobs.settled`."""
     return _EPOCH.pack(epoch) + claim.session + _CLAIM.pack(claim.request, claim.number)
 
 
@@ -131,7 +136,7 @@ _CLAIM: Final = Struct(">qi")
 
 
 def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
-    """Return the arguments of settle() (see settle.sql): the columns of the settlements, those of the follow-ups, and progress. A
+    """Return the arguments of settle() (see settle.sql): the columns of the settlements, those of the follow-ups, progress and causes. A
     follow-up's first column is the position of its settlement, from 1."""
     rows = [_settlement_row(settlement) for settlement in settlements]
     follow_ups = [(place, envelope) for place, settlement in enumerate(settlements, 1) for envelope in settlement.follow_ups]
@@ -140,6 +145,7 @@ def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
         [place for place, _ in follow_ups],
         *envelope_columns([envelope for _, envelope in follow_ups]),
         unless_void([pack_progress(settlement.progress) for settlement in settlements]),
+        unless_void([settlement.cause for settlement in settlements]),
     ]
 
 
@@ -154,7 +160,7 @@ def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
         claim.number,
         kind,
         to_microseconds(settlement.ran_for),
-        _kept(settlement) if kind == SUCCEEDED else 0,
+        kept_for(settlement) if kind == SUCCEEDED else 0,
         _content(value),
         None if error is None else _pack_error(error),
         after,
@@ -168,5 +174,5 @@ def _content(value: bytes | str | bool | None) -> bytes | None:
 
 
 def _pack_error(error: RunError) -> bytes:
-    """Pack an error as an array without its last element, the time, which the store adds."""
-    return b"\x95" + pack(error.type) + pack(error.message) + pack(error.traceback) + pack(error.attempt)
+    """Pack an error as an array of eight, without the three that the store adds: worker, start and end."""
+    return b"\x98" + b"".join(map(pack, parts_sent(error)))

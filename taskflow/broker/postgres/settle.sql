@@ -45,26 +45,19 @@ END
 $$;
 
 -- Settles runs one by one. It waits so briefly for a lock that it could wait for a second one before the client gives up. The kinds of
--- verdicts: see settle.py. Returns for each whether it is OK.
+-- verdicts: see settle.py. Returns for each whether it is OK, or NULL if settle_within() has settled it.
 CREATE FUNCTION @.settle(
     wall bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
     keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], @sent{f_%n %t[]},
-    progresses bytea[], OUT answers boolean[], OUT wakeups text
+    progresses bytea[], causes bytea[], OUT answers boolean[], OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
     j @.jobs;
     fence bytea;
-    keys bytea[];
-    leaders bytea[];
 BEGIN
-    SELECT array_agg(key) FILTER (WHERE key IS NOT NULL), array_agg(joins) FILTER (WHERE joins IS NOT NULL) INTO keys, leaders
-    FROM @.jobs WHERE id = ANY (ids);
-    PERFORM @.lock_keys(keys || f_key);
-    PERFORM 1 FROM @.jobs WHERE id = ANY (ids || ARRAY(
-        SELECT DISTINCT substr(joined, 16 * i + 1, 16) FROM unnest(leaders) AS joined, generate_series(0, length(joined) / 16 - 1) AS i
-    )) ORDER BY id FOR UPDATE;
+    PERFORM @.lock_settled(ids, f_key);
     FOR i IN 1 .. cardinality(ids) LOOP
         fence := int4send(epochs[i]) || sessions[i] || int8send(requests[i]) || int4send(numbers[i]);
         SELECT * INTO j FROM @.jobs WHERE id = ids[i];
@@ -74,7 +67,7 @@ BEGIN
             j.settled := fence;
             j.started_at := now_at - ran_for[i];
             j.progress := coalesce(progresses[i], j.progress);
-            PERFORM @.apply_verdict(j, kinds[i], keep_for[i], contents[i], errors[i], afters[i], now_at);
+            PERFORM @.apply_verdict(j, kinds[i], keep_for[i], contents[i], errors[i], afters[i], now_at, causes[i]);
             answers[i] := true;
             IF i = ANY (followed) THEN
                 PERFORM @.add_jobs(now_at, @sent{array_agg(f.%n ORDER BY f.n)})
@@ -82,23 +75,49 @@ BEGIN
                 WHERE f.of = i;
             END IF;
         ELSE
-            answers[i] := j.settled IS NOT DISTINCT FROM fence;
+            answers[i] := CASE WHEN j.settled = @.committed_fence(fence) THEN NULL ELSE j.settled IS NOT DISTINCT FROM fence END;
         END IF;
     END LOOP;
     wakeups := @.wakeups();
 END
 $$;
 
-CREATE FUNCTION @.apply_verdict(j @.jobs, kind integer, keep_for bigint, content bytea, error bytea, after bigint, now_at bigint)
-RETURNS void LANGUAGE plpgsql AS $$
+-- Locks jobs that are to be settled, with what their ends change, and the keys of follow-ups.
+CREATE FUNCTION @.lock_settled(ids bytea[], following bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    keys bytea[];
+    leaders bytea[];
+BEGIN
+    SELECT array_agg(key) FILTER (WHERE key IS NOT NULL), array_agg(joins) FILTER (WHERE joins IS NOT NULL) INTO keys, leaders
+    FROM @.jobs WHERE id = ANY (ids);
+    PERFORM @.lock_keys(keys || following);
+    PERFORM 1 FROM @.jobs WHERE id = ANY (ids || ARRAY(
+        SELECT DISTINCT substr(joined, 16 * i + 1, 16) FROM unnest(leaders) AS joined, generate_series(0, length(joined) / 16 - 1) AS i
+    )) ORDER BY id FOR UPDATE;
+END
+$$;
+
+CREATE FUNCTION @.fence_of(j @.jobs) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT int4send(j.epoch) || j.session || int8send(j.request) || int4send(j.number)
+$$;
+
+-- Returns what settle_within() keeps in `settled` in place of the fence.
+CREATE FUNCTION @.committed_fence(fence bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT fence || decode('01', 'hex')
+$$;
+
+CREATE FUNCTION @.apply_verdict(
+    j @.jobs, kind integer, keep_for bigint, content bytea, error bytea, after bigint, now_at bigint, cause bytea DEFAULT NULL
+) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    IF kind < 7 THEN
+    IF kind < 7 AND j.is_poison IS NOT TRUE THEN
         SELECT @outcome{%d} INTO @outcome{j.%n};
     END IF;
-    IF error IS NOT NULL THEN -- its time is the last of its fields: a 64-bit number
+    IF error IS NOT NULL THEN
         j.failures := j.failures + 1;
-        j.errors := @.append_error(j.errors, error || decode('cf', 'hex') || int8send(now_at));
+        j.errors := @.append_error(j, error, now_at);
     END IF;
     CASE kind
         WHEN 1 THEN
@@ -106,8 +125,10 @@ BEGIN
             j.payload := NULL;
             PERFORM @.finish(j, E.SUCCEED, S.SUCCEEDED, NULL, now_at, keep_for);
         WHEN 2 THEN
+            j.cause := coalesce(cause, P.UNKNOWN);
             PERFORM @.finish(j, E.FAIL, S.FAILED, content, now_at);
         WHEN 3 THEN
+            j.cause := coalesce(cause, P.UNKNOWN);
             PERFORM @.finish(j, E.DISCARD, S.FAILED, content, now_at);
         WHEN 4 THEN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, content, now_at);
@@ -155,6 +176,19 @@ BEGIN
         END IF;
     END LOOP;
     wakeups := @.wakeups();
+END
+$$;
+
+-- Returns, for each key, the id of the live job that has it: the waiting one, else the running one, else NULL.
+CREATE FUNCTION @.holders(keys bytea[], OUT ids bytea[]) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+    ids := '{}';
+    FOR i IN 1 .. cardinality(keys) LOOP
+        ids[i] := coalesce(
+            (SELECT id FROM @.jobs WHERE key = keys[i] AND status < S.RUNNING),
+            (SELECT id FROM @.jobs WHERE key = keys[i] AND status = S.RUNNING)
+        );
+    END LOOP;
 END
 $$;
 

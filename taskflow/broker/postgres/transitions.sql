@@ -28,6 +28,48 @@ BEGIN
 END
 $$;
 
+-- Returns whether a job with these extras has tags: see job_schema.py.
+CREATE FUNCTION @.has_tags(extras bytea) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(substr(extras, 2, 2) = P.TAGGED, false)
+$$;
+
+-- Returns where the tags begin in extras that has_tags() accepts, and how many bytes they have. Extras may contain any bytes.
+CREATE FUNCTION @.place_of_tags(extras bytea, OUT at integer, OUT size integer) LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE kind WHEN 217 THEN 6 WHEN 218 THEN 7 ELSE 5 END, -- the head of a msgpack string has 1 byte for a size up to 31, else 2 or 3
+        CASE kind WHEN 217 THEN get_byte(head, 4) WHEN 218 THEN 256 * get_byte(head, 4) + get_byte(head, 5) ELSE kind & 31 END
+    FROM (SELECT extras || '\x000000' AS head, get_byte(extras || '\x00', 3) AS kind) AS padded
+$$;
+
+-- Returns the tags of jobs, given their ids and their extras, of which some have tags.
+CREATE FUNCTION @.tags_of(ids bytea[], extras bytea[]) RETURNS TABLE (tag text, id bytea) LANGUAGE sql IMMUTABLE AS $$
+    SELECT left(tag, 100), each.id
+    FROM unnest(ids, extras) AS each (id, extras), LATERAL @.place_of_tags(each.extras) AS place,
+        unnest(string_to_array(encode(substr(each.extras, place.at, place.size), 'escape'), ' ')) AS tag
+    WHERE @.has_tags(each.extras)
+$$;
+
+-- Returns whether a job with these extras has `on_failure`, which comes first, or after the tags: see job_schema.py.
+CREATE FUNCTION @.has_follow_up(extras bytea) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF @.has_tags(extras) THEN
+        RETURN (SELECT substr(extras, at + size, 2) = P.FOLLOWED_UP FROM @.place_of_tags(extras));
+    END IF;
+    RETURN (substr(extras, 2, 2) = P.FOLLOWED_UP) IS TRUE;
+END
+$$;
+
+CREATE FUNCTION @.index_tags(ids bytea[], extras bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO @.tags (tag, id) SELECT tag, id FROM @.tags_of(ids, extras) ON CONFLICT DO NOTHING;
+END
+$$;
+
+CREATE FUNCTION @.drop_tags(ids bytea[], extras bytea[]) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+    DELETE FROM @.tags USING @.tags_of(ids, extras) AS dropped WHERE tags.tag = dropped.tag AND tags.id = dropped.id;
+END
+$$;
+
 CREATE FUNCTION @.key_lock(key bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT ('x' || encode(substr(key, 1, 8), 'hex'))::bit(64)::bigint
 $$;
@@ -105,6 +147,9 @@ BEGIN
     j.status := CASE WHEN coalesce(j.awaits, 0) > 0 THEN S.HELD WHEN j.due_at > now_at THEN S.SCHEDULED ELSE S.READY END;
     IF is_new THEN
         INSERT INTO @.jobs SELECT j.*;
+        IF substr(j.extras, 2, 2) = P.TAGGED THEN
+            PERFORM @.index_tags(ARRAY[j.id], ARRAY[j.extras]);
+        END IF;
     ELSE
         PERFORM @.save(j);
     END IF;
@@ -134,6 +179,25 @@ $$;
 
 -- --- ending -------------------------------------------------------------------------------------------
 
+-- Returns true if a living session hears of ends without a settlement.
+CREATE FUNCTION @.is_heard() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN EXISTS (SELECT 1 FROM @.sessions WHERE hears AND dead_at IS NULL);
+END
+$$;
+
+-- Notes a job that has ended without a settlement, while a living session hears of it.
+CREATE FUNCTION @.note_end(of_id bytea) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF @.is_heard() THEN
+        IF NOT EXISTS (SELECT 1 FROM @.ends) THEN
+            PERFORM @.add_wakeup('due');
+        END IF;
+        INSERT INTO @.ends (id) VALUES (of_id);
+    END IF;
+END
+$$;
+
 -- Ends a job, frees its key, and releases the jobs that await it. `keep_for` is in microseconds; NULL means the default of the status.
 CREATE FUNCTION @.finish(j @.jobs, event text, to_status integer, why bytea, now_at bigint, keep_for bigint DEFAULT NULL)
 RETURNS void LANGUAGE plpgsql AS $$
@@ -141,6 +205,7 @@ RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     before smallint := j.status;
     joined bytea := j.joins;
+    is_settled boolean := j.session IS NOT NULL AND substr(j.settled, 1, 32) = @.fence_of(j);
     each @.jobs;
 BEGIN
     j.status := to_status;
@@ -155,6 +220,9 @@ BEGIN
     PERFORM @.save(j);
     PERFORM @.count_move(j.queue, event, before, to_status);
     PERFORM @.add_wakeup('job:' || encode(j.id, 'hex'));
+    IF is_settled IS NOT TRUE THEN
+        PERFORM @.note_end(j.id);
+    END IF;
     IF j.key IS NOT NULL THEN
         FOR each IN SELECT * FROM @.jobs WHERE key = j.key AND status < S.RUNNING AND behind = j.id FOR UPDATE LOOP
             each.behind := NULL;
@@ -228,34 +296,53 @@ CREATE FUNCTION @.packed_text(utf8 bytea) RETURNS bytea LANGUAGE sql IMMUTABLE A
         || utf8
 $$;
 
--- Returns the history of errors with one more. If it grows too large, only the newest stays.
-CREATE FUNCTION @.append_error(errors bytea, one bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN coalesce(length(errors), 0) + length(one) <= R.max_errors_bytes THEN coalesce(errors, '') || one ELSE one END
+-- Returns a number as a msgpack integer of 64 bits.
+CREATE FUNCTION @.packed_number(number bigint) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT decode('cf', 'hex') || int8send(number)
 $$;
 
--- Counts a lost worker. `cause` is NULL if it is unknown.
-CREATE FUNCTION @.crash(j @.jobs, cause bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- Returns the history of a job's errors with one more: msgpack arrays in a row, as verdict.py reads them. `error` is one without its last
+-- three elements, which are added here: worker, start and end. If the history grows too large, only the newest stays.
+CREATE FUNCTION @.append_error(j @.jobs, error bytea, now_at bigint) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+    one bytea := error || @.packed_text(coalesce(j.worker, '')) || @.packed_number(coalesce(j.started_at, j.claimed_at, 0)) || @.packed_number(now_at);
+BEGIN
+    RETURN CASE WHEN coalesce(length(j.errors), 0) + length(one) <= R.max_errors_bytes THEN coalesce(j.errors, '') || one ELSE one END;
+END
+$$;
+
+-- Counts a lost worker. `cause` is NULL if it is unknown; otherwise `fingerprint` is that of jobs that are poison because of it. A poison job with a follow-up waits for a worker that ends it and sends that. If its
+-- workers keep being lost, it ends without.
+CREATE FUNCTION @.crash(j @.jobs, cause bytea, now_at bigint, fingerprint bytea DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
+    follows boolean := @.has_follow_up(j.extras);
     waits bigint[] := R.crash_backoff;
     wait bigint;
 BEGIN
     j.crashes := j.crashes + 1;
     wait := waits[least(j.crashes, cardinality(waits))];
     j.errors := @.append_error(
-        j.errors, -- type, message, traceback, attempt and time, as verdict.py reads it
-        decode('95', 'hex') || @.packed_text(@.utf8(W.CRASHED))
+        j, -- type, message, traceback, attempt and ending
+        decode('98', 'hex') || @.packed_text(@.utf8(W.CRASHED))
             || @.packed_text(
                 @.utf8(split_part(W.WORKER_LOST, '%s', 1)) || j.worker || @.utf8(split_part(W.WORKER_LOST, '%s', 2) || j.crashes)
                 || @.utf8(split_part(W.WORKER_LOST, '%s', 3)) || coalesce(@.utf8(W.DIED_OF) || cause, '')
             )
-            || @.packed_text('') || decode('ce', 'hex') || int4send(j.failures + 1) || decode('cf', 'hex') || int8send(now_at)
+            || @.packed_text('') || @.packed_number(j.failures + 1) || @.packed_text(@.utf8(W.ENDING_CRASHED)),
+        now_at
     );
     IF j.crashes > R.max_crashes AND j.cancel_requested IS NULL THEN
         j.is_poison := true;
-        PERFORM @.finish(
-            j, E.CRASH, S.FAILED, @.utf8(W.POISON || format(W.LOST_IN_A_ROW, j.crashes)) || coalesce(@.utf8(W.LAST_DIED_OF) || cause, ''), now_at
-        );
+        j.reason := @.utf8(W.POISON || format(W.LOST_IN_A_ROW, j.crashes)) || coalesce(@.utf8(W.LAST_DIED_OF) || cause, '');
+        IF follows AND j.crashes <= R.most_crashes_as_poison THEN
+            j.waiting_for := @.utf8(W.FOLLOW_UP_WAITS);
+            j.expires_at := NULL;
+            PERFORM @.requeue(j, E.CRASH, now_at, CASE WHEN wait > 0 AND j.crashes > R.max_crashes + 1 THEN now_at + wait END);
+        ELSE
+            j.cause := coalesce(fingerprint, P.POISON) || coalesce((SELECT deploy FROM @.sessions WHERE id = j.session), '');
+            PERFORM @.finish(j, E.CRASH, S.FAILED, j.reason || CASE WHEN follows THEN @.utf8(W.FOLLOW_UP_LOST) ELSE '' END, now_at);
+        END IF;
     ELSE
         PERFORM @.requeue(j, E.CRASH, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
     END IF;
@@ -264,7 +351,7 @@ $$;
 
 -- Ends the lease of a dead session on a job, unless another transaction has locked the job: as a crash with `cause`, or, if the session
 -- `is_spared`, as a hand-back. Returns whether it did.
-CREATE FUNCTION @.end_lease(of_id bytea, of_session bytea, is_spared boolean, cause bytea, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.end_lease(of_id bytea, of_session bytea, is_spared boolean, cause bytea, now_at bigint, fingerprint bytea DEFAULT NULL) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     j @.jobs;
 BEGIN
@@ -276,7 +363,7 @@ BEGIN
     ELSIF is_spared THEN
         PERFORM @.hand_back(j, true, now_at);
     ELSE
-        PERFORM @.crash(j, cause, now_at);
+        PERFORM @.crash(j, cause, now_at, fingerprint);
     END IF;
     RETURN true;
 END

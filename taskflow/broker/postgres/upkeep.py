@@ -18,4 +18,6 @@ def upkept_of(row: Any) -> Upkept:
         dropped=row["dropped"],
         next_in=to_seconds(row["next_in"]),
         offers=offers_of(row),
+        ended=tuple(row["ended"] or ()),
+        ends_dropped=row["ends_dropped"] or 0,
     )

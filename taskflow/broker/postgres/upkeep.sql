@@ -1,8 +1,10 @@
--- Makes the moves that time has made necessary, at most `most`. One caller works at a time; the others call again later.
+-- Makes the moves that time has made necessary, at most `most`. With `takes_ends`, also returns the first jobs that have ended without a
+-- settlement, and how many of these were dropped because too many were waiting. One caller works at a time; the others call again later.
 CREATE FUNCTION @.upkeep(
-    wall bigint, steady bigint, most integer,
+    wall bigint, steady bigint, most integer, takes_ends boolean DEFAULT false,
     OUT readied integer, OUT reaped integer, OUT released integer, OUT expired integer, OUT dropped integer, OUT next_in bigint,
-    OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT sinces bigint[], OUT now_at bigint, OUT checks_marks boolean, OUT wakeups text
+    OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT sinces bigint[], OUT now_at bigint, OUT checks_marks boolean, OUT wakeups text,
+    OUT ended bytea[], OUT ends_dropped integer
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
@@ -53,9 +55,30 @@ BEGIN
     ELSIF first_due IS NOT NULL THEN
         next_in := least(next_in, first_due - @.wall(wall)); -- measured from now, not from the start of the call
     END IF;
+    IF takes_ends THEN
+        SELECT taken.* INTO ended, ends_dropped FROM @.take_ends() AS taken;
+        IF EXISTS (SELECT 1 FROM @.ends) THEN
+            next_in := 0;
+        END IF;
+    END IF;
     next_in := greatest(0, next_in);
     PERFORM @.add_hung_nudges(now_at);
     wakeups := @.wakeups();
+END
+$$;
+
+-- Removes the first ends that were noted, and returns them. First drops the oldest if there are too many.
+CREATE FUNCTION @.take_ends(OUT ended bytea[], OUT dropped integer) LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+BEGIN
+    DELETE FROM @.ends WHERE number <= (SELECT number FROM @.ends ORDER BY number DESC OFFSET R.most_ends LIMIT 1);
+    GET DIAGNOSTICS dropped = ROW_COUNT;
+    WITH first AS MATERIALIZED (
+        SELECT number FROM @.ends ORDER BY number LIMIT R.max_ends
+    ), taken AS (
+        DELETE FROM @.ends USING first WHERE ends.number = first.number RETURNING ends.number, ends.id
+    )
+    SELECT array_agg(id ORDER BY number) INTO ended FROM taken;
 END
 $$;
 
@@ -212,9 +235,7 @@ BEGIN
 END
 $$;
 
--- Returns the oldest ended jobs of a queue, failed ones or the others. They lie among those of other queues, which the mark passes once.
--- Rows
--- that another transaction has locked are left.
+-- Drops the oldest ended jobs of a queue, failed ones or the others, except rows that another transaction has locked.
 CREATE FUNCTION @.drop_oldest(of_queue text, are_failed boolean, most integer, now_at bigint) RETURNS integer LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
@@ -225,32 +246,41 @@ DECLARE
     first_at bigint;
     last_at bigint;
     last_seq bigint;
+    tagged bytea[];
+    tags bytea[];
 BEGIN
-    WITH scanned AS MATERIALIZED (
-        SELECT ctid AS tid, ended_at, seq, queue, status FROM @.jobs WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND (ended_at, seq) >= (m.at, m.seq)
-        ORDER BY ended_at, seq LIMIT 1000 + 10 * most
-    ), chosen AS MATERIALIZED (
-        SELECT * FROM scanned WHERE queue = of_queue AND (status = S.FAILED) = are_failed LIMIT most -- in order: reads no more rows than needed
+    WITH chosen AS MATERIALIZED (
+        (SELECT ctid AS tid, ended_at, seq, status FROM @.jobs
+        WHERE are_failed AND status = S.FAILED AND queue = of_queue AND (ended_at, seq) >= (m.at, m.seq) ORDER BY ended_at, seq LIMIT most)
+        UNION ALL
+        (SELECT ctid AS tid, ended_at, seq, status FROM @.jobs
+        WHERE NOT are_failed AND status = S.SUCCEEDED AND queue = of_queue AND (ended_at, seq) >= (m.at, m.seq) ORDER BY ended_at, seq LIMIT most)
+        UNION ALL
+        (SELECT ctid AS tid, ended_at, seq, status FROM @.jobs
+        WHERE NOT are_failed AND status = S.CANCELLED AND queue = of_queue AND (ended_at, seq) >= (m.at, m.seq) ORDER BY ended_at, seq LIMIT most)
+        ORDER BY ended_at, seq LIMIT most
     ), locked AS MATERIALIZED (
-        SELECT it.tid, chosen.status FROM chosen CROSS JOIN LATERAL (
-            SELECT ctid AS tid FROM @.jobs WHERE jobs.ctid = chosen.tid AND jobs.status + 0 BETWEEN S.SUCCEEDED AND S.CANCELLED
+        SELECT it.tid, chosen.status, it.extras FROM chosen CROSS JOIN LATERAL (
+            SELECT ctid AS tid, extras FROM @.jobs WHERE jobs.ctid = chosen.tid AND jobs.status + 0 BETWEEN S.SUCCEEDED AND S.CANCELLED
             FOR UPDATE SKIP LOCKED
         ) AS it
     ), buried AS (
         UPDATE @.jobs SET status = S.GONE, @drop{%n = %d}, fade_at = jobs.ended_at + R.repeat_for
         FROM locked WHERE jobs.ctid = locked.tid
-        RETURNING locked.status AS status, jobs.fade_at
+        RETURNING locked.status AS status, jobs.fade_at, jobs.id, locked.extras
     ), counted AS (
         SELECT @.count_move(of_queue, E.DROP, status, NULL, count(*)), @.count_move(of_queue, W.DROPPED_OVER_CAP, NULL, NULL, count(*)),
             count(*) AS number, min(fade_at) AS fade_at
         FROM buried GROUP BY status
     ), reached AS (
-        (SELECT ended_at, seq FROM chosen WHERE (SELECT count(*) FROM chosen) = most ORDER BY ended_at DESC, seq DESC LIMIT 1)
-        UNION ALL
-        (SELECT ended_at, seq FROM scanned WHERE (SELECT count(*) FROM chosen) < most ORDER BY ended_at DESC, seq DESC LIMIT 1)
+        SELECT ended_at, seq FROM chosen ORDER BY ended_at DESC, seq DESC LIMIT 1
     )
-    SELECT coalesce(sum(number), 0), min(fade_at), (SELECT ended_at FROM reached), (SELECT reached.seq FROM reached)
-    INTO moved, first_at, last_at, last_seq FROM counted;
+    SELECT coalesce(sum(number), 0), min(fade_at), (SELECT ended_at FROM reached), (SELECT reached.seq FROM reached),
+        (SELECT array_agg(id) FROM buried WHERE @.has_tags(extras)), (SELECT array_agg(extras) FROM buried WHERE @.has_tags(extras))
+    INTO moved, first_at, last_at, last_seq, tagged, tags FROM counted;
+    IF tagged IS NOT NULL THEN
+        PERFORM @.drop_tags(tagged, tags);
+    END IF;
     PERFORM @.lower_mark('fade', '', 0, first_at, 0, now_at) WHERE moved > 0;
     PERFORM @.raise_mark(m, last_at, last_seq, now_at) WHERE raises AND last_at IS NOT NULL;
     RETURN moved;
@@ -267,6 +297,9 @@ DECLARE
     last_at bigint;
     last_id bytea;
     buried_ids bytea[];
+    tagged bytea[];
+    tags bytea[];
+    until bigint;
 BEGIN
     moved := 0;
     forgotten := 0;
@@ -278,19 +311,25 @@ BEGIN
         PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at) WHERE raises;
         RETURN;
     END IF;
+    -- After a burst, very many ids may be due to be forgotten. Reading all of them in each call would cost the square of their number.
+    SELECT fade_at INTO until FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id OFFSET most + 1000 LIMIT 1;
     WITH first AS MATERIALIZED (
-        SELECT ctid AS tid, status, fade_at FROM @.jobs WHERE fade_at >= m.at AND fade_at <= now_at AND status < S.GONE
+        SELECT ctid AS tid, status, fade_at, extras FROM @.jobs WHERE fade_at >= m.at AND fade_at <= least(now_at, until) AND status < S.GONE
         ORDER BY fade_at, id LIMIT most FOR UPDATE SKIP LOCKED
     ), buried AS (
         UPDATE @.jobs SET status = S.GONE, @drop{%n = %d}, fade_at = jobs.ended_at + R.repeat_for
         FROM first WHERE jobs.ctid = first.tid
-        RETURNING jobs.queue, first.status AS status, first.fade_at AS faded_at, jobs.id AS id
+        RETURNING jobs.queue, first.status AS status, first.fade_at AS faded_at, jobs.id AS id, first.extras AS extras
     ), counted AS (
         SELECT @.count_move(queue, E.DROP, status, NULL, count(*)), count(*) AS number FROM buried GROUP BY queue, status
     )
     SELECT coalesce(sum(number), 0), (SELECT faded_at FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1),
-        (SELECT id FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1), (SELECT array_agg(id) FROM buried)
-    INTO moved, last_at, last_id, buried_ids FROM counted;
+        (SELECT id FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1), (SELECT array_agg(id) FROM buried),
+        (SELECT array_agg(id) FROM buried WHERE @.has_tags(extras)), (SELECT array_agg(extras) FROM buried WHERE @.has_tags(extras))
+    INTO moved, last_at, last_id, buried_ids, tagged, tags FROM counted;
+    IF tagged IS NOT NULL THEN
+        PERFORM @.drop_tags(tagged, tags);
+    END IF;
     -- If the limit is used up, forget only ids that were due before the last job that was buried.
     IF moved < most THEN
         last_at := now_at + 1;

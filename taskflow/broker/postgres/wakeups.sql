@@ -310,10 +310,40 @@ BEGIN
 END
 $$;
 
--- Tells, as a user's transaction commits, what it has done: jobs in a queue, and what enqueue() has left in a setting. It writes nothing. A
--- NOTIFY takes a lock that all such commits share. So it sends nothing if no listener waits. Of several transactions that commit together
--- only one notifies for a queue; the listener looks again until the others have committed. A listener that looks at this moment holds the
--- lock for microseconds, and waits for nothing meanwhile.
+-- Announces at the commit of a user's transaction what a verb in it has gathered in the setting `taskflow.wakeups`: the waiting jobs among
+-- `ids`, and the ends of jobs in `of_queue`.
+CREATE FUNCTION @.announce_at_commit(ids bytea[], of_queue text, now_at bigint) RETURNS void LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    wakeups CONSTANT text := current_setting('taskflow.wakeups', true);
+    each record;
+BEGIN
+    IF wakeups = '' IS NOT FALSE THEN
+        RETURN;
+    ELSIF wakeups ~ ' job:|1 due|^[*]$' THEN
+        PERFORM set_config('taskflow.at_commit', concat_ws(E'\n', nullif(current_setting('taskflow.at_commit', true), ''), string_agg(topic, E'\n')), true)
+        FROM (
+            SELECT CASE line WHEN '*' THEN 'due' ELSE @.topic_in(line) END AS topic FROM unnest(string_to_array(wakeups, E'\n')) AS line
+            WHERE line LIKE '% job:%' OR line IN ('1 due', '*')
+        ) AS told;
+    END IF;
+    FOR each IN
+        SELECT queue, priority, status = S.SCHEDULED AS is_scheduled, min(due_at) AS due FROM @.jobs
+        WHERE id = ANY (ids) AND status IN (S.SCHEDULED, S.READY) GROUP BY 1, 2, 3
+    LOOP
+        PERFORM @.lower_mark_at_commit(each.queue, each.priority, each.due, each.is_scheduled);
+    END LOOP;
+    IF NOT FOUND THEN -- no job waits, but a job has ended
+        PERFORM @.lower_mark_at_commit(of_queue, 0, now_at, true);
+    END IF;
+END
+$$;
+
+-- Tells, as a user's transaction commits, what it has done: jobs in a queue, and what announce_at_commit() has left in a setting. It writes
+-- nothing. A NOTIFY takes a lock that all such commits share. So it sends nothing if no listener waits. Of several transactions that commit
+-- together only one notifies for a queue; the listener looks again until the others have committed. A listener that looks at this moment
+-- holds the lock for microseconds, and waits for nothing meanwhile.
 CREATE FUNCTION @.tell_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     others CONSTANT text := current_setting('taskflow.at_commit', true);
@@ -367,7 +397,11 @@ BEGIN
         ) AS found LIMIT 2
     );
     IF cardinality(listeners) = 0 THEN
-        listeners := ARRAY(SELECT listener FROM @.idle WHERE topic IN (of_topic, 'queues') AND since >= from_when ORDER BY since DESC LIMIT 1);
+        listeners := ARRAY( -- by each topic alone: with both, statistics of an empty table lead the plan to another index
+            SELECT found.listener FROM (VALUES (of_topic), ('queues')) AS each (topic) CROSS JOIN LATERAL (
+                SELECT listener, since FROM @.idle WHERE topic = each.topic AND since >= from_when ORDER BY since DESC LIMIT 1
+            ) AS found ORDER BY found.since DESC LIMIT 1
+        );
     END IF;
     RETURN listeners;
 END

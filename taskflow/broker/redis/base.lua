@@ -27,9 +27,13 @@
 -- ready            zset    names of queues with ready jobs that are not paused, score 0                   counts
 -- paused           set     names of paused queues                                                         console
 -- due              zset    scheduled jobs by their time: seq, QUEUE, ID                                   transitions
--- held             set     ids of held jobs                                                               transitions
+-- held             zset    ids of held jobs, by their seq                                                 transitions
 -- exp              zset    ids of jobs that have an expiry, by its time                                   transitions
 -- k                hash    a key's digest -> the ids of live jobs that have it                            enqueue, transitions
+-- t:TAG            zset    ids of jobs that have the tag, score 0                                         enqueue, transitions
+-- f:CELL           zset    ids of failed jobs, by the time of their end. CELL: fingerprint (8 bytes), QUEUE      transitions
+--                          and the job's name (4 each), deploy
+-- cells            zset    every CELL that has jobs, score 0                                              transitions
 -- y:QUEUE:0, :1    zset    jobs that are kept, by the time of their end: seq, ID; failed ones in :1       settle, transitions
 -- fade             zset    ids of ended jobs, by the time at which they are buried, then forgotten        settle, transitions, upkeep
 -- crowded          zset    queues that keep too many jobs: name, \1, 0 or 1 as in y                       counts
@@ -38,6 +42,8 @@
 -- s:SESSION        hash    the session: name, ttl, its last request, ...                                  session, claim
 -- l:SESSION        hash    its leases: tail -> ID                                                         claim, transitions
 -- x:SESSION        set     tails of its leases whose jobs are asked to stop                               console
+-- hearers          set     ids of living sessions that hear of ends without a settlement                   session
+-- ends             list    ids of jobs that have ended so; meta counts those that were dropped            transitions, upkeep
 -- schedule:NAME    hash    the schedule: see schedules.lua                                                schedules
 -- looks            zset    names of all schedules, by the time at which upkeep looks at them, or infinite  schedules
 -- d:SESSION        set     names of the schedules that the session declares                               schedules
@@ -46,6 +52,7 @@
 -- upkeepers        zset    listeners that wait for the next due time                                      upkeep, wakeups
 -- awaited          hash    ids of jobs whose end is awaited -> the listeners that await it                wakeups, settle
 -- spoilt           hash    ids of unreadable jobs -> what is wrong                                        jobs
+-- acts             zset    the audit log: time (8 bytes), ID of the act, its body; by its number              console
 -- bad:...          any     unreadable values that were set aside                                          unreadable, reindex
 -- mending, mended  string  a reindex runs, or ran lately                                                  reindex
 --

@@ -38,7 +38,7 @@ from taskflow.broker.redis.wakeups import RedisListener, channel
 from taskflow.broker.script_values import added_or_refused, settle_possible
 from taskflow.model import wording
 from taskflow.model.clock import Clock
-from taskflow.model.envelope import Envelope, Lease, check_queue
+from taskflow.model.envelope import Envelope, Lease, check_namespace
 from taskflow.model.errors import BrokerRefused, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
@@ -79,7 +79,7 @@ class RedisBroker:
         self, server: RedisTarget | None = None, *, namespace: str = "taskflow", rules: Rules | None = None, clock: Clock | None = None
     ) -> None:
         self.server = server or RedisTarget()
-        self._namespace = check_queue(namespace)
+        self._namespace = check_namespace(namespace)
         self._prefix = f"{{{namespace}:0}}:"
         self._rules = rules or Rules()
         self._clock = clock
@@ -195,10 +195,13 @@ class RedisBroker:
         listener.armed(map(awaited.__getitem__, going_on), times)
         return records
 
-    async def upkeep(self, limit: int) -> Upkept:
+    async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [job_id or None for job_id in await self.call("holders", pack([list(keys)]))]
+
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
         listener = self._per_loop.here().listener
         times = listener.times
-        reply = await self.call("upkeep", pack([min(int(limit), MOST_AT_ONCE), listener.id]))
+        reply = await self.call("upkeep", pack([min(int(limit), MOST_AT_ONCE), listener.id, ends]))
         upkept = read_upkeep(reply, self._prefix)
         listener.armed([names.DUE], times)
         return upkept
@@ -232,6 +235,16 @@ class RedisBroker:
 
     async def close(self) -> None:
         await self._per_loop.close()
+
+    async def drop_namespace(self) -> None:
+        """Delete everything that this namespace holds. Nothing may use it at the same time."""
+        cursor: Any = 0
+        while True:
+            cursor, keys = await self._ask("SCAN", cursor, "MATCH", f"{self._prefix}*", "COUNT", 1_000)
+            if keys:
+                await self._ask("UNLINK", *keys)
+            if int(cursor) == 0:
+                return
 
     async def server_info(self) -> ServerInfo:
         """Return the server's current INFO."""

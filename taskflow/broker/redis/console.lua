@@ -100,17 +100,11 @@ end
 return cmsgpack.pack({ totals, texts_of(numbers) })
 
 -- === part matching =========================================================================================
--- Returns the ids whose jobs match the filter: {queue, job, statuses, ended before (microseconds ago), poison}, with false
--- for absent values.
-
-local function number_in(filter)
+-- Returns a function that returns whether a job matches the filter: {queue, job, statuses, ended before (microseconds ago), poison}, with
+-- false for absent values.
+local function matcher(filter)
   local queue = filter[1] and tonumber(call('HGET', P .. 'names', 'q:' .. filter[1]) or -1)
   local name = filter[2] and tonumber(call('HGET', P .. 'names', 'j:' .. filter[2]) or -1)
-  return queue, name
-end
-
-local function matching(ids, filter)
-  local queue, name = number_in(filter)
   local statuses
   if filter[3] then
     statuses = {}
@@ -118,38 +112,50 @@ local function matching(ids, filter)
       statuses[code] = true
     end
   end
-  local found = {}
-  prefetch(ids)
-  for _, id in ipairs(ids) do
-    local job = load(id)
-    if job
-      and is_kept(job)
+  return function(job)
+    return is_kept(job)
       and (not queue or job[F.queue] == queue)
       and (not name or job[F.name] == name)
       and (not statuses or statuses[job[F.status]])
       and (not filter[4] or (has_ended(job) and job[F.ended_at] <= wall - filter[4]))
       and (not filter[5] or (job[F.is_poison] and job[F.status] == S.FAILED))
-    then
+  end
+end
+
+-- Returns the ids whose jobs match.
+local function matching(ids, filter)
+  local found, is_match = {}, matcher(filter)
+  prefetch(ids)
+  for _, id in ipairs(ids) do
+    local job = load(id)
+    if job and is_match(job) then
       found[#found + 1] = id
     end
   end
   return found
 end
 
--- === script browse =========================================================================================
--- Returns jobs that match a filter, up to a limit, in the form of `read`. Arguments: ids, filter, limit.
+-- === script failures =======================================================================================
+-- Counts failed jobs in cells (see base.lua). Arguments: the cell after which to begin or false, how many cells.
+-- Reply, as msgpack: {cell, number of jobs, when the first and the last of them ended, id of the last one} for each cell; {number, text, ...}
+-- for the names of queues and jobs.
 
-local reply, numbers = { '' }, {}
-for _, id in ipairs(matching(given[1], given[2])) do
-  if #reply < 2 * given[3] then
-    local job = load(id)
-    reply[#reply + 1] = id
-    reply[#reply + 1] = cmsgpack.pack(job)
-    numbers[job[F.queue]], numbers[job[F.name]] = true, true
+local cells, numbers = {}, {}
+for _, cell in ipairs(call('ZRANGE', P .. 'cells', given[1] and '(' .. given[1] or '-', '+', 'BYLEX', 'LIMIT', 0, given[2])) do
+  local key = P .. 'f:' .. cell
+  local first, last = call('ZRANGE', key, 0, 0, 'WITHSCORES'), call('ZRANGE', key, -1, -1, 'WITHSCORES')
+  cells[#cells + 1] = { cell, call('ZCARD', key), tonumber(first[2]) or 0, tonumber(last[2]) or 0, last[1] or '' }
+  if #cell >= 16 then
+    local queue, name = struct.unpack('>I4I4', cell, 9)
+    numbers[queue], numbers[name] = true, true
   end
 end
-reply[1] = cmsgpack.pack({ wall, texts_of(numbers) })
-return reply
+return cmsgpack.pack({ cells, texts_of(numbers) })
+
+-- === script cells ==========================================================================================
+-- Returns the cells of a fingerprint. Arguments: the fingerprint, and a text above each of its cells.
+
+return call('ZRANGE', P .. 'cells', '[' .. given[1], '(' .. given[2], 'BYLEX')
 
 -- === part ids_in ===========================================================================================
 -- Returns the ids in an index ("held", "due", "leases", "ended"), those of "due" and "ended" from one position to another.
@@ -161,7 +167,7 @@ local function ids_in(index, first, last)
     end
   end
   if index == 'held' then
-    add_all(call('SMEMBERS', P .. 'held'), 1)
+    add_all(call('ZRANGE', P .. 'held', 0, -1), 1)
   elseif index == 'due' then
     add_all(call('ZRANGE', P .. 'due', first, last), 11)
   elseif index == 'ended' then
@@ -176,19 +182,36 @@ local function ids_in(index, first, last)
   return ids
 end
 
--- === script candidates =====================================================================================
--- Returns ids from an index; some may have another status, so the caller filters. Arguments: the index, the position to continue at, how
--- many. Reply: {the next position or -1, id, ...}.
-
-local index, first, number = given[1], given[2], given[3]
-local ids = ids_in(index, first, first + number - 1)
-local has_pages = index == 'due' or index == 'ended'
-table.insert(ids, 1, has_pages and #ids == number and first + number or -1)
-return ids
-
 -- === script purge ==========================================================================================
 -- Deletes jobs that match a filter, in order of arrival, up to a limit. Arguments: ids, filter, limit.
 -- Reply: how many.
+
+-- Removes stale entries from the head of a list of ready jobs, so that the next call need not read them: at most a thousand.
+local function trim(place)
+  local list, returned = ready_keys(place)
+  for _ = 1, 10 do
+    local entries, is_listed = peek(list, returned, 100)
+    local entry_ids, stale = {}, 0
+    for i, entry in ipairs(entries) do
+      entry_ids[i] = sub(entry, 15)
+    end
+    prefetch(entry_ids)
+    for i, entry in ipairs(entries) do
+      local time, seq = struct.unpack('>I8I6', entry)
+      local job = load(entry_ids[i])
+      if job and job[F.status] == S.READY and due_of(job) == time and job[F.seq] == seq then
+        break
+      end
+      stale = i
+    end
+    if stale > 0 then
+      drop_first(list, returned, stale, is_listed)
+    end
+    if stale < 100 then
+      break
+    end
+  end
+end
 
 prefetch(given[1])
 set_all_aside()
@@ -197,27 +220,54 @@ local ids = matching(given[1], given[2])
 table.sort(ids, function(one, other)
   return load(one)[F.seq] < load(other)[F.seq]
 end)
-local purged = {}
+local purged, places, left_for_hearers, is_heard = {}, {}, {}, call('EXISTS', P .. 'hearers') == 1
 for _, id in ipairs(ids) do
   local job = load(id)
   if #purged < given[3] and job[F.status] ~= S.RUNNING then
+    if job[F.status] == S.READY then
+      places[job[F.queue] .. ':' .. job[F.priority]] = true
+    end
     if is_waiting(job) then
-      finish(id, job, E.CANCEL, S.CANCELLED, W.PURGED)
+      finish(id, job, E.CANCEL, S.CANCELLED, W.PURGED, R.purged_for)
+      left_for_hearers[id] = is_heard
     end
     purged[#purged + 1] = id
   end
 end
 flush()
 for _, id in ipairs(purged) do
-  bury(id, load(id))
+  if not left_for_hearers[id] then
+    bury(id, load(id))
+  end
 end
 flush()
+for place in pairs(places) do
+  trim(place)
+end
 return #purged
+
+-- === script drop ===========================================================================================
+-- Deletes ended jobs. Arguments: ids. Reply: the status that each had, -1 for an unknown id.
+
+prefetch(given[1])
+set_all_aside()
+flush()
+local found = {}
+for i, id in ipairs(given[1]) do
+  local job = load(id)
+  found[i] = job and is_kept(job) and job[F.status] or -1
+  if found[i] >= 0 and has_ended(job) then
+    bury(id, job)
+  end
+end
+flush()
+return found
 
 -- === script redo =========================================================================================
 -- Retries ended jobs. Arguments: ids. Reply: the name of a member of Redone (console.py) for each.
 
 local function make_fresh(id, job)
+  leave_kept(id, job)
   job[F.due_at] = wall
   for _, field in ipairs({ F.cleared_by_redo }) do
     if job[field] then
@@ -225,7 +275,6 @@ local function make_fresh(id, job)
     end
   end
   call('ZREM', P .. 'fade', id)
-  leave_kept(id, job)
 end
 
 local function is_taken(key)
@@ -276,3 +325,22 @@ else
   end
 end
 return redis.status_reply('OK')
+
+-- === script record_act =====================================================================================
+-- Adds an act to the audit log, unless it is among the newest hundred. Arguments: its id, its body.
+
+local newest, last = call('ZRANGE', P .. 'acts', -100, -1, 'WITHSCORES'), 0
+for i = 1, #newest, 2 do
+  if sub(newest[i], 9, 24) == given[1] then
+    return redis.status_reply('OK')
+  end
+  last = tonumber(newest[i + 1])
+end
+call('ZADD', P .. 'acts', last + 1, struct.pack('>I8', wall) .. given[1] .. given[2])
+call('ZREMRANGEBYRANK', P .. 'acts', 0, -1 - R.most_acts)
+return redis.status_reply('OK')
+
+-- === script acts ===========================================================================================
+-- Returns acts, newest first, each followed by its number. Arguments: the number before which to begin or false, how many.
+
+return call('ZRANGE', P .. 'acts', given[1] and '(' .. given[1] or '+inf', '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, given[2], 'WITHSCORES')

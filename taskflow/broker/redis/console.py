@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
+from taskflow.broker.paging import Leg, Place, Stretch, page
 from taskflow.broker.redis.fields import ID_BYTES
 from taskflow.broker.redis.jobs import records_of, shown
 from taskflow.broker.redis.large_payloads import LargePayloads
 from taskflow.broker.redis.packing import pack, unpack
 from taskflow.broker.redis.schedules import schedule_records
 from taskflow.broker.redis.session import session_records
+from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
+from taskflow.model.cause import MOST_BYTES
 from taskflow.model.clock import to_microseconds, to_seconds
-from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
+from taskflow.model.record import BY_CODE, CODES, ENDED, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
 
 PAGE: Final = 500
 """The maximum number of jobs that one script call reads, which takes the server a few milliseconds."""
 
-
-PURGED_AT_ONCE: Final = 200
+READ_AT_ONCE: Final = 100
+"""The most jobs that one script reads for a page, which takes the server about a millisecond. It serves no other client meanwhile."""
 
 
 class RedisConsole:
     """The console of a Redis store. Implements `taskflow.broker.console.Console`.
 
-    There is no index of all jobs, because it would add a third to the size of each job. `browse` scans the keys, a thousand at a time, or
-    reads only the indexes for the statuses in the filter.
+    There is no index of all jobs, because it would add a third to the size of each job. `purge` reads the index of one status after the
+    other, as `page` does.
     """
 
     def __init__(
@@ -46,29 +48,25 @@ class RedisConsole:
         self._examine = examine
         self._large_payloads = large_payloads
         self._prefix = prefix.encode()
-        self._rest: dict[tuple[JobFilter, bytes | None], list[_Newest]] = {}
 
     async def queues(self) -> list[QueueRecord]:
         rows, wall = unpack(await self._call("queues", pack([])))
         return sorted((_queue_record(row, wall) for row in rows or ()), key=lambda record: record.name)
 
-    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        """Return a page of records, newest first. If the next call asks for the following page, no new scan is needed."""
-        newest = self._rest.pop((job_filter, before), None)
-        if newest is None:
-            candidates = {job_id async for job_id in self._candidates(job_filter) if before is None or job_id < before}
-            heapq.heapify(newest := [_Newest(job_id) for job_id in candidates])
-        found: list[Record] = []
-        while newest and len(found) < limit:
-            ids = [heapq.heappop(newest).id for _ in range(min(len(newest), PAGE))]
-            reply = await self._call("browse", pack([ids, _filter(job_filter), limit - len(found)]))
-            records = await self._large_payloads.in_records(records_of(reply)[0])
-            found += [records[job_id] for job_id in ids if job_id in records]
-            for job_id in reversed(ids):  # ids beyond the limit belong to the next page
-                if len(found) == limit and job_id < found[-1].id:
-                    heapq.heappush(newest, _Newest(job_id))
-        self._rest = {(job_filter, found[-1].id): newest} if found else {}
-        return found
+    async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
+        return await page(self._walk, view, cursor, limit)
+
+    async def _walk(self, leg: Leg) -> Stretch:
+        view, status = leg.view, leg.status
+        statuses = view.statuses if status is None else (status,)
+        code = False if status is None else CODES[status]
+        most = leg.most if status is Status.RUNNING else min(leg.most, READ_AT_ONCE)  # each script sorts all leases of a session
+        arguments = [_filter(view, statuses), code, view.tag or False, leg.after or False, leg.limit, most]
+        reply = await self._call("page", pack(arguments))
+        wall, _, examined, end, places = unpack(reply[0])
+        records = await self._large_payloads.in_records(records_of(reply)[0])
+        listed = [(records[job_id], _place(place, status)) for job_id, place in zip(reply[1::2], places, strict=True)]
+        return Stretch(listed, examined, _place(end, status) if end else None, int(wall))
 
     async def workers(self) -> list[SessionRecord]:
         return session_records(await self._call("workers", pack([])))
@@ -76,27 +74,38 @@ class RedisConsole:
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         return [Redone[answer.decode()] for answer in await self._call("redo", pack([list(ids)]))]
 
-    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        """Delete jobs in batches. Ids from an index are all read before the first
-        job is deleted, because each deletion moves the others in the index."""
-        purged = await self._purge_all(job_filter, limit)
+    async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
+        """Count the jobs of each cell (see base.lua), some at a time, so that no call occupies the server for long."""
+        from taskflow.broker.failure_parts import FailurePart, failure_groups_of, moment
+
+        parts, after = list[FailurePart](), b""
+        while cells := (reply := unpack(await self._call("failures", pack([after or False, PAGE]))))[0]:
+            names = {number: shown(text) for number, text in zip(reply[1][::2], reply[1][1::2], strict=True)}
+            for cell, number, first, last, last_id in cells:
+                of_queue, of_job = (names.get(int.from_bytes(cell[at : at + 4]), "") for at in (8, 12))
+                if number and queue in (None, of_queue[2:]) and job in (None, of_job[2:]):
+                    parts.append(FailurePart(cell[:8] + cell[16:], of_job[2:], number, moment(first), moment(last), last_id))
+            after = cells[-1][0]
+        return failure_groups_of(parts, limit)
+
+    async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
+        cells = await self._call("cells", pack([fingerprint, fingerprint + b"\xff" * MOST_BYTES]))
+        return [job_id for cell in cells for job_id in await self._ask("ZRANGE", self._prefix + b"f:" + cell, 0, -1)]
+
+    async def purge(self, view: View, *, limit: int = 1_000) -> int:
+        purged = 0
+        async for ids in self._candidates(view):
+            purged += await self._purge(ids, view, limit - purged)
+            if purged >= limit:
+                break
         if purged:
             await self._call("sweep", pack([]))
         return purged
 
-    async def _purge_all(self, job_filter: JobFilter, limit: int) -> int:
-        purged, page = 0, list[bytes]()
-        candidates = self._candidates(job_filter)
-        if Status.READY not in _statuses(job_filter):
-            candidates = _each([job_id async for job_id in candidates])
-        async for job_id in candidates:
-            page.append(job_id)
-            if len(page) == PURGED_AT_ONCE:
-                purged += await self._purge(page, job_filter, limit - purged)
-                page = []
-            if purged >= limit:
-                return purged
-        return purged + await self._purge(page, job_filter, limit - purged)
+    async def drop(self, ids: Sequence[bytes]) -> list[Status | None]:
+        found = [BY_CODE.get(code) for code in await self._call("drop", pack([list(ids)]))]
+        await self._call("sweep", pack([]))
+        return found
 
     async def pause(self, queue: str) -> None:
         await self._call("pause", pack([queue, True]))
@@ -114,6 +123,13 @@ class RedisConsole:
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
         return bool(await self._call("amend", pack([name, amendment.value])))
 
+    async def record_act(self, act: Act) -> None:
+        await self._call("record_act", pack([act.id, pack_act(act)]))
+
+    async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
+        found = await self._call("acts", pack([before or False, limit]))
+        return [_act_record(*found[i : i + 2]) for i in range(0, len(found), 2)]
+
     async def metrics(self) -> Metrics:
         stored, texts = unpack(await self._call("metrics", pack([])))
         names = {texts[i]: shown(texts[i + 1])[2:] for i in range(0, len(texts), 2)}
@@ -129,79 +145,51 @@ class RedisConsole:
 
     # --- candidates -------------------------------------------------------------------------------------------------
 
-    async def _candidates(self, job_filter: JobFilter) -> AsyncIterator[bytes]:
-        """Yield the ids of all jobs that may match the filter. Some may occur twice."""
-        statuses = _statuses(job_filter)
-        indexes = [index for index, of in _INDEXES.items() if of & statuses]
-        pages = self._scan() if Status.READY in statuses else self._indexed(indexes)
-        async for page in pages:
-            for job_id in page:
-                yield job_id
+    async def _candidates(self, view: View) -> AsyncIterator[list[bytes]]:
+        """Yield the ids of all jobs that may match, some at a time. To delete them does not shift the others.
 
-    async def _scan(self) -> AsyncIterator[list[bytes]]:
-        prefix = self._prefix + b"j:"
-        cursor: Any = 0
-        while True:
-            cursor, keys = await self._ask("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", 2 * PAGE)
-            yield [key[len(prefix) :] for key in keys if len(key) == len(prefix) + ID_BYTES]
-            if int(cursor) == 0:
-                return
-
-    async def _indexed(self, indexes: list[str]) -> AsyncIterator[list[bytes]]:
-        for index in indexes:
-            place = 0
-            while place >= 0:
-                place, *ids = await self._call("candidates", pack([index, place, PAGE]))
+        Ended jobs come first: a purge cancels waiting ones, and while workers hear of ends it leaves these to be read.
+        """
+        statuses = sorted(_statuses(view) - {Status.RUNNING}, key=lambda status: (status.is_waiting, CODES[status]))
+        for code in [False] if view.tag is not None else [CODES[status] for status in statuses]:
+            after: Any = False
+            while True:
+                arguments = [code, view.tag or False, view.queue or False, after, READ_AT_ONCE]
+                place, *ids = await self._call("candidates", pack(arguments))
+                if not (after := unpack(place)):
+                    break
                 yield ids
 
-    async def _purge(self, ids: list[bytes], job_filter: JobFilter, limit: int) -> int:
+    async def _purge(self, ids: list[bytes], view: View, limit: int) -> int:
         if not ids or limit <= 0:
             return 0
-        purged: int = await self._call("purge", pack([ids, _filter(job_filter), limit]))
+        purged: int = await self._call("purge", pack([ids, _filter(view, view.statuses), limit]))
         return purged
 
 
-_INDEXES: Final = {
-    "held": frozenset({Status.HELD}),
-    "due": frozenset({Status.SCHEDULED}),
-    "leases": frozenset({Status.RUNNING}),
-    "ended": ENDED,
-}
-
-
-async def _each(ids: list[bytes]) -> AsyncIterator[bytes]:
-    for job_id in ids:
-        yield job_id
-
-
-class _Newest:
-    """A heap entry for a job id. The greatest id, which is the newest job's, sorts first."""
-
-    __slots__ = ("id",)
-
-    def __init__(self, job_id: bytes) -> None:
-        self.id = job_id
-
-    def __lt__(self, other: _Newest) -> bool:
-        return self.id > other.id
-
-
-def _statuses(job_filter: JobFilter) -> frozenset[Status]:
-    asked = frozenset(job_filter.statuses or Status)
-    if job_filter.poison or job_filter.ended_before is not None:
+def _statuses(view: View) -> frozenset[Status]:
+    asked = frozenset(view.statuses or Status)
+    if view.poison or view.ended_before is not None:
         asked &= ENDED
     return asked
 
 
-def _filter(job_filter: JobFilter) -> list[object]:
-    """Return the filter in the form that `matching` in console.lua expects."""
+def _filter(view: View, statuses: Sequence[Status]) -> list[object]:
+    """Return the filter in the form that `matcher` in console.lua expects."""
     return [
-        job_filter.queue or False,
-        job_filter.job or False,
-        [CODES[status] for status in job_filter.statuses] or False,
-        False if job_filter.ended_before is None else to_microseconds(job_filter.ended_before),
-        job_filter.poison,
+        view.queue or False,
+        view.job or False,
+        [CODES[status] for status in statuses] or False,
+        False if view.ended_before is None else to_microseconds(view.ended_before),
+        view.poison,
     ]
+
+
+def _place(stored: list[Any], status: Status | None) -> Place:
+    """Return a place as a script gives it, with the name of a queue as text."""
+    if status is Status.READY:
+        return (shown(stored[0]), *map(int, stored[1:]))
+    return tuple(value if isinstance(value, bytes) else int(value) for value in stored)
 
 
 def _queue_record(row: list[Any], wall: int) -> QueueRecord:
@@ -213,3 +201,8 @@ def _queue_record(row: list[Any], wall: int) -> QueueRecord:
         oldest_ready_for=to_seconds(wall - ready_since) if ready_since is not False else None,
         next_due_in=to_seconds(next_due - wall) if next_due is not False else None,
     )
+
+
+def _act_record(stored: bytes, number: bytes) -> ActRecord:
+    """Decode a member of the key `acts`: the time, the act's id and its body."""
+    return act_record_of(int(number) if number.isdigit() else None, int.from_bytes(stored[:8], "big"), stored[8 + ID_BYTES :])

@@ -141,6 +141,7 @@ local function add_job(item, seq)
     end
     call('HSET', P .. 'k', key, (call('HGET', P .. 'k', key) or '') .. id)
   end
+  index_tags(id, job)
   enter(id, job, E.ENQUEUE)
   return waiting and 'r' .. waiting or ''
 end

@@ -58,7 +58,7 @@ def _of_answer(text: str, place: str) -> BrokerError:
     if word in _PASSING or any(f"{passing} " in text[:60] for passing in _PASSING):
         return BrokerUnavailable(f"Redis at {place} cannot run this now: {text}")
     if "WRONGTYPE" in text or any(sign in text for sign in _SPOILT):
-        return WrongType(f"Redis at {place} has a value of taskflow that another program has changed: {_OF_SCRIPT.sub('', text)}")
+        return WrongType(f"Redis at {place} has a value of taskflow that another program has changed: {re.sub(_OF_SCRIPT, '', text)}")
     if word in ("NOAUTH", "WRONGPASS", "ERR") and "AUTH" in text.upper():
         return BrokerRefused(f"Redis at {place} rejects this user and password: {text}")
     if "NOPERM" in text or "ACL failure" in text:
@@ -66,7 +66,7 @@ def _of_answer(text: str, place: str) -> BrokerError:
     return BrokerRefused(f"Redis at {place} refuses: {text}")
 
 
-_OF_SCRIPT: Final = re.compile(r"^(ERR )?(user_script:\d+: )?(WRONGTYPE )?| script: [0-9a-f]{40}, on @user_script:\d+\.$")
+_OF_SCRIPT: Final = r"^(ERR )?(user_script:\d+: )?(WRONGTYPE )?| script: [0-9a-f]{40}, on @user_script:\d+\.$"
 """Matches the text that the server adds before and after a script's error message."""
 
 

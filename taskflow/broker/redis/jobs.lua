@@ -131,13 +131,13 @@ local function stand_in(id, note, raw, job)
   one[F.status], one[F.queue] = S.FAILED, note[4] or one[F.queue]
   set(one, F.ended_at, wall)
   set(one, F.fade_at, wall + R.keep_failed)
-  for _, field in ipairs({ F.key, F.joins }) do
-    if job and type(job[field]) == 'string' and #job[field] % 16 == 0 then
+  for _, field in ipairs({ F.extras, F.key, F.joins, F.cause }) do
+    if job and type(job[field]) == 'string' and (field == F.extras or field == F.cause or #job[field] % 16 == 0) then
       set(one, field, job[field])
     end
   end
   local what = string.format(W.UNREADABLE_FIELDS, (({ F.names })[note[1]] or 'record') .. ': ' .. note[2])
-  set(one, F.errors, cmsgpack.pack({ W.UNREADABLE, what, '', 1, wall }))
+  set(one, F.errors, cmsgpack.pack({ W.UNREADABLE, what, '', 1, W.ENDING_FAILED, '', 0, wall }))
   set(one, F.reason, W.UNREADABLE .. ': ' .. what)
   set(one, F.spoilt, cmsgpack.pack({ note[1], note[2], string.sub(raw or '', 1, 256) }))
   stand_ins[id] = note

@@ -186,7 +186,8 @@ def _lease(job_id: bytes, job: Any, names: Names, wall: int, reader: FieldReader
     for column, decode in _NOT_LEASED:
         read(column, getattr(job, column), decode, None)
     claim = unpack_claim(job.claim)
-    return envelopes.lease_of(job, envelope, epoch=job.epoch, claim=claim, now=wall, unreadable=reader.unreadable)
+    poison = read("reason", job.reason, maybe_text, None) if job.is_poison else None
+    return envelopes.lease_of(job, envelope, epoch=job.epoch, claim=claim, now=wall, unreadable=reader.unreadable, poison=poison)
 
 
 _NOT_LEASED: Final[Sequence[tuple[str, Callable[[Any], Any]]]] = (

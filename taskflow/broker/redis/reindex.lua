@@ -122,14 +122,14 @@ end
 -- arguments  milliseconds for which it does not run again: other callers have found the same key meanwhile
 -- reply      the number of keys moved; nil if it has just run
 
-local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, w = 1, nudged = 1, upkeepers = 1, looks = 1,
-  p = 1, z = 1, y = 1 }
+local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, w = 1, nudged = 1, upkeepers = 1, looks = 1, t = 1,
+  p = 1, z = 1, y = 1, held = 1, f = 1, cells = 1, acts = 1 }
 local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, spoilt = 1, s = 1, l = 1, awaited = 1,
   schedule = 1 }
-local SETS = { held = 1, paused = 1, x = 1, d = 1 }
-local LISTS = { r = 1 }
+local SETS = { paused = 1, x = 1, d = 1, hearers = 1 }
+local LISTS = { r = 1, ends = 1 }
 local MADE_ANEW = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1,
-  looks = 1, d = 1 }
+  looks = 1, d = 1, t = 1, f = 1, cells = 1 }
 
 -- Kinds of keys that are named by references in these fields.
 local APART = { b = F.payload, o = F.result }
@@ -270,7 +270,7 @@ end
 local function bury_session(session, name)
   if not is_alive(session) and not call('ZSCORE', P .. 'dead', session) then
     local number = call('HINCRBY', P .. 'meta', 'sessions', 1)
-    call('HSET', session_key(session), 'name', name or '?', 'ttl', 0, 'about', cmsgpack.pack({ {}, 0 }), 'registered_at', wall,
+    call('HSET', session_key(session), 'name', name or '?', 'ttl', 0, 'about', cmsgpack.pack({ {}, 0, {}, '' }), 'registered_at', wall,
       'number', number, 'request', 0)
     kill(session)
   end
@@ -294,6 +294,7 @@ local function index_job(id, job)
     return
   end
   count(job[F.queue], status, 1)
+  index_tags(id, job)
   if job[F.expires_at] and is_waiting(job) then
     call('ZADD', P .. 'exp', job[F.expires_at], id)
   end
@@ -305,10 +306,13 @@ local function index_job(id, job)
   elseif status == S.SCHEDULED then
     add_scored(scheduled, job[F.due_at], due_member(id, job))
   elseif status == S.HELD then
-    call('SADD', P .. 'held', id)
+    call('ZADD', P .. 'held', job[F.seq], id)
   elseif status == S.RUNNING then
     index_lease(id, job)
   else
+    if status == S.FAILED then
+      join_group(id, job)
+    end
     add_scored(fading, job[F.fade_at], id)
     call('ZADD', kept_key(job[F.queue], status == S.FAILED and 1 or 0), job[F.ended_at], kept_member(id, job))
   end

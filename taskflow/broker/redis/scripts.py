@@ -16,8 +16,9 @@ from typing import Final, NamedTuple
 
 from taskflow.broker.literals import literals
 from taskflow.broker.redis.fields import AS_SENT, FIELDS, MARK, SPANS
+from taskflow.model.cause import FINGERPRINT_BYTES, MOST_BYTES, POISON, UNKNOWN
 from taskflow.model.clock import to_microseconds
-from taskflow.model.job_schema import BY_NAME, CLAIMED, OUTCOME, REDO, cleared_by
+from taskflow.model.job_schema import BY_NAME, CLAIMED, FOLLOWED_UP, OUTCOME, REDO, TAGGED, cleared_by
 from taskflow.model.rules import Rules
 
 
@@ -67,17 +68,23 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "advance": (*_TRANSITIONS, *_FIRE),
     "arm": ("base", "read_jobs", "nudge", "listeners", "await_end"),
     "read": ("base", *_NAMES, "read_jobs", "await_end"),
+    "holders": _TRANSITIONS,
     "cancel": _TRANSITIONS,
     "queues": ("base", "read_jobs", "is_before", "peek"),
     "workers": ("base", "sessions"),
     "schedules": ("base", "nudge", *_SCHEDULES),
     "amend": ("base", "nudge", *_SCHEDULES),
     "metrics": ("base", *_NAMES),
-    "browse": ("base", *_NAMES, "read_jobs", "matching"),
-    "candidates": ("base", "ids_in"),
+    "page": ("base", *_NAMES, "read_jobs", "is_before", "peek", "matching", "indexes_in_order"),
+    "candidates": ("base", *_NAMES, "read_jobs", "is_before", "peek", "indexes_in_order"),
+    "failures": ("base", *_NAMES),
+    "cells": ("base",),
     "purge": (*_TRANSITIONS, "unreadable", "matching"),
+    "drop": (*_TRANSITIONS, "unreadable"),
     "redo": (*_TRANSITIONS, "unreadable"),
     "pause": ("base", "nudge"),
+    "record_act": ("base",),
+    "acts": ("base",),
     "sweep": ("base", "read_jobs", "is_before", "peek", "ids_in"),
 }
 """The parts of each script, in order."""
@@ -100,14 +107,14 @@ _ARGUMENTS_NEEDED: Final[Mapping[int, str]] = {
     0: "INFO PING TIME",
     1: "DEL EXISTS HGETALL HLEN HVALS LLEN MGET PERSIST PTTL SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD ZPOPMAX",
     2: "HDEL HEXISTS HGET HMGET HSCAN LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZREM ZSCORE",
-    3: "GETRANGE HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
+    3: "GETRANGE HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZCOUNT ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
 }
 """Every command that taskflow sends, grouped by its minimum number of arguments."""
 
 _RUN_SCRIPT: Final = ("EVAL", "EVALSHA")
 """Commands that run a script. With one key they need three arguments, because the number of keys precedes the key."""
 
-_SENT: Final = (*_RUN_SCRIPT, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "GETRANGE")
+_SENT: Final = (*_RUN_SCRIPT, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "GETRANGE", "ZRANGE")
 
 
 class Scripts(Mapping[str, Script]):
@@ -179,9 +186,13 @@ def _values(rules: Rules) -> dict[str, str]:
     """Return the Lua literal for each name that a script may contain."""
     fields = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
     spans = {f"L.{name}": ", ".join(map(str, span)) for name, span in SPANS.items()}
-    spans["L.mark"] = "'" + "".join(f"\\{byte:03d}" for byte in MARK) + "'"
+    spans["L.mark"] = _bytes(MARK)
     own = {"R.session_ttl": str(to_microseconds(rules.session_ttl)), "F.names": ", ".join(map(_text, FIELDS)), "F.last": str(len(FIELDS))}
     own["F.strings"] = ", ".join(f"[{number}] = true" for number, field in enumerate(FIELDS, 1) if BY_NAME[field].kind.type is not int)
+    for name, head in (("tagged", TAGGED), ("followed_up", FOLLOWED_UP)):
+        own[f"F.{name}"] = _bytes(head)
+    own |= {f"F.{name}": _bytes(value) for name, value in (("unknown", UNKNOWN), ("poison", POISON))}
+    own["F.most_deploy"] = str(MOST_BYTES - FINGERPRINT_BYTES)
     own["F.as_sent"] = _numbers(AS_SENT)
     own |= {f"F.cleared_by_{move}": _numbers(cleared_by(move)) for move in (CLAIMED, OUTCOME, REDO)}
     return fields | spans | own | literals(rules, text=_text, numbers=lambda numbers: f"{{ {', '.join(map(str, numbers))} }}")
@@ -189,6 +200,10 @@ def _values(rules: Rules) -> dict[str, str]:
 
 def _numbers(fields: Iterable[str]) -> str:
     return ", ".join(str(FIELDS.index(field) + 1) for field in fields)
+
+
+def _bytes(value: bytes) -> str:
+    return "'" + "".join(f"\\{byte:03d}" for byte in value) + "'"
 
 
 def _text(text: str) -> str:

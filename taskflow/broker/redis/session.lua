@@ -64,6 +64,7 @@ local function kill(id)
   number = number and number >= 0 and number or 0 -- NaN included
   call('HSET', session_key(id), 'dead_at', wall, 'beat_at', tonumber(is_alive(id) or steady) - ttl_of(id))
   call('ZREM', P .. 'alive', id)
+  call('SREM', P .. 'hearers', id)
   call('ZADD', P .. 'dead', number, id)
 end
 
@@ -109,7 +110,7 @@ end
 
 -- === part end_leases =======================================================================================
 -- Ends the first leases of a dead session, up to a limit: as hand-backs if it was spared, otherwise as crashes. Returns how many.
-local function end_leases(session, most, is_spared, cause)
+local function end_leases(session, most, is_spared, cause, fingerprint)
   local ended = 0
   for _, lease in ipairs(leases_of(session, most)) do
     local job = leased(session, lease[1], lease[2])
@@ -117,7 +118,7 @@ local function end_leases(session, most, is_spared, cause)
       if is_spared then
         hand_back(lease[2], job, true)
       else
-        crash(lease[2], job, cause)
+        crash(lease[2], job, cause, fingerprint)
       end
       ended = ended + 1
     end
@@ -126,7 +127,7 @@ local function end_leases(session, most, is_spared, cause)
 end
 
 -- === script register =======================================================================================
--- Registers a session. Arguments: id, name, ttl (microseconds), queues and concurrency. Reply: "OK", or "LOST" if it is dead.
+-- Registers a session. Arguments: id, name, ttl (microseconds), queues and concurrency, whether it hears of ends. Reply: "OK", or "LOST" if it is dead.
 
 local id, name, ttl, about = given[1], given[2], given[3], given[4]
 spare_after_outage()
@@ -134,6 +135,9 @@ if call('EXISTS', session_key(id)) == 0 then
   local number = call('HINCRBY', P .. 'meta', 'sessions', 1)
   call('HSET', session_key(id), 'name', name, 'ttl', ttl, 'about', about, 'registered_at', wall, 'number', number, 'request', 0)
   extend(id, ttl)
+  if given[5] then
+    call('SADD', P .. 'hearers', id)
+  end
   local least = tonumber(call('HGET', P .. 'meta', 'least_ttl') or ttl)
   call('HSET', P .. 'meta', 'least_ttl', math.min(least, ttl))
 elseif not is_alive(id) then
@@ -146,7 +150,8 @@ return redis.status_reply('OK')
 -- Takes the heartbeat of a session.
 --
 -- arguments  session, its claims (8 bytes each, one string), the highest request it has seen, reports {claim, microseconds since the run
---            began, progress}, whether it is leaving, the cause of its death or false, whether it asks for the outlook
+--            began, progress}, whether it is leaving, the cause of its death or false, whether it asks for the outlook,
+--            the fingerprint of poison of that cause
 -- reply      "LOST", or {the number of ghosts, claims that are lost, claims that are asked to stop (8 bytes each)}; with the outlook also
 --            whether jobs are ready, and microseconds until upkeep has something to do, or -1
 
@@ -220,11 +225,11 @@ end
 local function leave()
   kill(session)
   if died_of then
-    call('HSET', session_key(session), 'died_of', died_of)
+    call('HSET', session_key(session), 'died_of', died_of, 'fingerprint', given[8])
   elseif call('HLEN', key) > MOST_AT_ONCE then
     call('HSET', session_key(session), 'spared', 1)
   end
-  end_leases(session, MOST_AT_ONCE, not died_of, died_of)
+  end_leases(session, MOST_AT_ONCE, not died_of, died_of, given[8])
   flush()
 end
 
@@ -262,6 +267,9 @@ if given[7] then
   check_indexes_in_turn()
   pass_on_late_nudges()
   reply[4], reply[5] = call('EXISTS', P .. 'ready'), due_in()
+  if call('EXISTS', P .. 'ends') == 1 and call('SISMEMBER', P .. 'hearers', session) == 1 then
+    reply[5] = 0
+  end
 end
 return reply
 

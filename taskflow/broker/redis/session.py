@@ -19,8 +19,7 @@ LONGEST_NAME: Final = 250
 
 def pack_session(session: Session) -> bytes:
     """Pack a session for the script `register`."""
-    about = pack([session.queues, session.concurrency])
-    return pack([session.id, session.name[:LONGEST_NAME], to_microseconds(session.ttl), about])
+    return pack([session.id, session.name[:LONGEST_NAME], to_microseconds(session.ttl), session.pack_about(), session.hears])
 
 
 # --- heartbeats -----------------------------------------------------------------------------------------------------
@@ -34,7 +33,8 @@ def pack_beat(beat: Beat) -> bytes:
         for report in beat.reports
         if can_be(report.claim, beat.session)
     ]
-    return pack([beat.session, b"".join(map(pack_tail, own)), beat.seen, reports, beat.leaving, beat.died_of or False, beat.looks])
+    died_of = (beat.died_of or False, beat.looks, beat.poison_fingerprint or False)
+    return pack([beat.session, b"".join(map(pack_tail, own)), beat.seen, reports, beat.leaving, *died_of])
 
 
 def beat_answer(beat: Beat, reply: Sequence[Any]) -> BeatAnswer:

@@ -23,7 +23,7 @@ end
 -- arguments  plain successes in columns, by session and keep: session, keep (microseconds), ids, fences (epoch, 4 bytes, and claim),
 --            claims without the session (8 bytes), and duration, keep and result in the fixed layout; settlements of any kind; the texts
 --            of the queues and names of follow-ups; the fences of large results, which were sent ahead
---            a settlement: id, epoch, claim, kind, duration, keep (microseconds), value, error, after, follow-ups, progress
+--            a settlement: id, epoch, claim, kind, duration, keep (microseconds), value, error, after, follow-ups, progress, cause
 --            a kind: 1 succeeded (value: result), 2 failed (error; value: reason), 3 discarded (value: reason), 4 cancelled
 --            (value: reason), 5 retried (error, after), 6 snoozed (after), 7 parked (value: what it waits for; after), 8 handed back
 --            (value: whether it counts); an error: type, message, traceback, attempt
@@ -157,7 +157,7 @@ end
 
 local function count_failure(job, error)
   set(job, F.failures, (job[F.failures] or 0) + 1)
-  add_error(job, error[1], error[2], error[3], error[4])
+  add_error(job, unpack(error))
 end
 
 local apply_verdict = {
@@ -171,9 +171,11 @@ local apply_verdict = {
   end,
   function(id, job, settlement)
     count_failure(job, settlement[8])
+    set(job, F.cause, settlement[12] or F.unknown)
     finish(id, job, E.FAIL, S.FAILED, settlement[7])
   end,
   function(id, job, settlement)
+    set(job, F.cause, settlement[12] or F.unknown)
     finish(id, job, E.DISCARD, S.FAILED, settlement[7])
   end,
   function(id, job, settlement)
@@ -214,7 +216,7 @@ local function settle(settlement, texts)
   if settlement[11] then
     set(job, F.progress, settlement[11])
   end
-  if kind < 7 then
+  if kind < 7 and not job[F.is_poison] then
     reset_crashes(job)
   end
   apply_verdict[kind](id, job, settlement)
@@ -240,6 +242,16 @@ local function settle_all(settlements, texts)
 end
 
 return settle_all
+
+-- === script holders ========================================================================================
+-- Finds the live jobs that have keys. Arguments: keys. Reply: for each, the id of the waiting holder, else of the running one, else "".
+
+local found = {}
+for i, key in ipairs(given[1]) do
+  local waiting, running = holders(key)
+  found[i] = waiting or running or ''
+end
+return found
 
 -- === script read ===========================================================================================
 -- Reads jobs. Arguments: ids; those of them whose end a caller awaits; its listener.

@@ -15,7 +15,7 @@ from taskflow.broker.redis.large_payloads import INLINE_RESULT, REFERENCE_BYTES,
 from taskflow.broker.redis.packing import Item, can_be, pack, pack_claim, pack_progress
 from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
-from taskflow.model.verdict import Settled, Settlement, Succeeded, is_plain_success
+from taskflow.model.verdict import Settled, Settlement, Succeeded, is_plain_success, parts_sent
 
 MOST_SETTLED: Final = 200
 """The maximum number of settlements in one call of the script."""
@@ -153,8 +153,9 @@ def _settlement_item(settlement: Settlement, texts: Texts, is_apart: IsApart, ah
         to_microseconds(settlement.ran_for),
         keep_for,
         False if value is None else value,
-        False if error is None else (error.type, error.message, error.traceback, error.attempt),
+        False if error is None else parts_sent(error),
         False if after is None else after,
         [job_item(follow_up, texts) for follow_up in settlement.follow_ups] or False,
         pack_progress(settlement.progress),
+        settlement.cause or False,
     )

@@ -1,7 +1,7 @@
 -- The moves of jobs between statuses, and the indexes of waiting and ended jobs. flush() writes all deferred changes.
 
 -- === part transitions ======================================================================================
-local ready, scheduled, kept, fading, released = {}, {}, {}, {}, {}
+local ready, scheduled, kept, fading, released, ends = {}, {}, {}, {}, {}, {}
 
 -- Adds a score and a member, as ZADD takes them.
 local function add_scored(scored, score, member)
@@ -40,7 +40,30 @@ local function kept_member(id, job)
   return struct.pack('>I6', job[F.seq]) .. id
 end
 
+-- Returns the name of the cell of a failed job: all of these with the same cause, queue and name.
+local function cell_of(job)
+  local cause = job[F.cause] or F.unknown
+  return sub(cause, 1, 8) .. struct.pack('>I4I4', job[F.queue], job[F.name]) .. sub(cause, 9)
+end
+
+local function join_group(id, job)
+  local cell = cell_of(job)
+  call('ZADD', P .. 'f:' .. cell, job[F.ended_at], id)
+  call('ZADD', P .. 'cells', 0, cell)
+end
+
+local function leave_group(id, job)
+  local cell = cell_of(job)
+  call('ZREM', P .. 'f:' .. cell, id)
+  if call('EXISTS', P .. 'f:' .. cell) == 0 then
+    call('ZREM', P .. 'cells', cell)
+  end
+end
+
 local function leave_kept(id, job)
+  if job[F.status] == S.FAILED then
+    leave_group(id, job)
+  end
   call('ZREM', kept_key(job[F.queue], job[F.status] == S.FAILED and 1 or 0), kept_member(id, job))
 end
 
@@ -112,6 +135,23 @@ local function write_kept()
   kept = {}
 end
 
+-- Notes the jobs that have ended without a settlement, while a living session hears of them.
+local function write_ends()
+  if call('EXISTS', P .. 'hearers') == 1 then
+    local before = call('LLEN', P .. 'ends')
+    if before == 0 then
+      nudge_upkeepers()
+    end
+    in_portions('RPUSH', P .. 'ends', ends)
+    local dropped = before + #ends - R.most_ends
+    if dropped > 0 then
+      call('LTRIM', P .. 'ends', dropped, -1)
+      call('HINCRBY', P .. 'meta', 'ends_dropped', dropped)
+    end
+  end
+  ends = {}
+end
+
 -- Writes all deferred changes. Code that reads an index after a change must flush first.
 local function flush()
   write_jobs()
@@ -122,6 +162,9 @@ local function flush()
   in_portions('ZADD', P .. 'fade', fading)
   fading = {}
   write_counts()
+  if #ends > 0 then
+    write_ends()
+  end
   wake_listeners()
   tell_ended()
 end
@@ -140,7 +183,7 @@ local function enter(id, job, event)
   end
   if (job[F.awaits] or 0) > 0 then
     move(job, event, S.HELD)
-    call('SADD', P .. 'held', id)
+    call('ZADD', P .. 'held', job[F.seq], id)
   elseif due_of(job) > wall then
     move(job, event, S.SCHEDULED)
     add_scored(scheduled, job[F.due_at], due_member(id, job))
@@ -153,7 +196,7 @@ end
 -- Removes a waiting job from its index. The entry of a ready job stays: claims skip it as stale.
 local function leave_index(id, job)
   if job[F.status] == S.HELD then
-    call('SREM', P .. 'held', id)
+    call('ZREM', P .. 'held', id)
   elseif job[F.status] == S.SCHEDULED then
     write_scheduled()
     call('ZREM', P .. 'due', due_member(id, job))
@@ -233,6 +276,46 @@ local function release_joined(job)
   end
 end
 
+-- --- tags ---------------------------------------------------------------------------------------------
+
+-- Returns the tags of a job as one text, and the two bytes that follow it in the extras; nil if the job has none. Extras may contain any
+-- bytes. Their beginning is read by hand, because cmsgpack cannot decode all of msgpack. See job_schema.py.
+local function packed_tags(job)
+  local extras = job[F.extras]
+  if not extras or sub(extras, 2, 3) ~= F.tagged then
+    return nil
+  end
+  local kind, size, from = byte(extras, 4) or 0, 0, 5 -- a string whose head has 1 byte for a size up to 31, else 2 or 3
+  if kind == 217 then
+    size, from = byte(extras, 5) or 0, 6
+  elseif kind == 218 then
+    size, from = 256 * (byte(extras, 5) or 0) + (byte(extras, 6) or 0), 7
+  else
+    size = kind % 32
+  end
+  return sub(extras, from, from + size - 1), sub(extras, from + size, from + size + 1)
+end
+
+local function tags_of(job)
+  local tags = {}
+  for tag in string.gmatch(packed_tags(job) or '', '[^ ]+') do
+    tags[#tags + 1] = tag
+  end
+  return tags
+end
+
+local function index_tags(id, job)
+  for _, tag in ipairs(tags_of(job)) do
+    call('ZADD', P .. 't:' .. tag, 0, id)
+  end
+end
+
+local function leave_tags(id, job)
+  for _, tag in ipairs(tags_of(job)) do
+    call('ZREM', P .. 't:' .. tag, id)
+  end
+end
+
 -- --- leases -------------------------------------------------------------------------------------------
 
 -- Ends the lease of a job. Every lease ends here, except those of plain successes (see settle.lua).
@@ -254,6 +337,9 @@ end
 
 -- Ends a job, frees its key, and releases the jobs that await it. `keep_for` is in microseconds.
 local function finish(id, job, event, status, reason, keep_for)
+  if not job[F.claim] or job[F.settled] ~= struct.pack('>I4', job[F.epoch]) .. job[F.claim] then
+    ends[#ends + 1] = id
+  end
   leave_index(id, job)
   move(job, event, status)
   if not keep_for then
@@ -272,6 +358,9 @@ local function finish(id, job, event, status, reason, keep_for)
   end
   if job[F.expires_at] then
     call('ZREM', P .. 'exp', id)
+  end
+  if status == S.FAILED then
+    join_group(id, job)
   end
   add_scored(fading, job[F.fade_at], id)
   add_to(kept, job[F.queue], status == S.FAILED and 1 or 0, kept_member(id, job))
@@ -312,16 +401,33 @@ local function requeue(id, job, event, due)
   end
 end
 
--- Appends an error to the job: msgpack arrays in a row. If they grow too large, only the newest stays.
-local function add_error(job, kind, message, traceback, attempt)
-  local one = cmsgpack.pack({ kind, message, traceback, attempt, wall })
+-- Appends an error to the job: msgpack arrays in a row, as verdict.py reads them. If they grow too large, only the newest stays.
+local function add_error(job, kind, message, traceback, attempt, ending)
+  local started = job[F.started_at] or job[F.claimed_at] or 0
+  local one = cmsgpack.pack({ kind, message, traceback, attempt, ending, job[F.worker] or '', started, wall })
   local whole = (job[F.errors] or '') .. one
   set(job, F.errors, #whole <= R.max_errors_bytes and whole or one)
 end
 
-local function poison(id, job, why)
+-- A job with a follow-up waits for a worker that ends it and sends that. If its workers keep being lost, it ends without. `due` is when it
+-- may be leased again, nil for now; `fingerprint` is that of its cause.
+local function poison(id, job, why, due, fingerprint)
+  why = W.POISON .. why
   set(job, F.is_poison, 1)
-  finish(id, job, E.CRASH, S.FAILED, W.POISON .. why)
+  local tags, after_tags = packed_tags(job)
+  local follows = (tags and after_tags or sub(job[F.extras] or '', 2, 3)) == F.followed_up
+  if follows and job[F.crashes] <= R.most_crashes_as_poison then
+    set(job, F.reason, why)
+    set(job, F.waiting_for, W.FOLLOW_UP_WAITS)
+    job[F.expires_at] = false
+    requeue(id, job, E.CRASH, job[F.crashes] > R.max_crashes + 1 and due or nil)
+  else
+    local about = call('HGET', P .. 's:' .. sub(job[F.claim], 1, 16), 'about')
+    local is_read, parts = pcall(cmsgpack.unpack, about or '')
+    local deploy = is_read and type(parts) == 'table' and type(parts[4]) == 'string' and parts[4] or ''
+    set(job, F.cause, fingerprint .. sub(deploy, 1, F.most_deploy))
+    finish(id, job, E.CRASH, S.FAILED, follows and why .. W.FOLLOW_UP_LOST or why)
+  end
 end
 
 local function hand_back(id, job, counts)
@@ -337,19 +443,20 @@ local function hand_back(id, job, counts)
   requeue(id, job, E.HAND_BACK, wait > 0 and wall + wait or nil)
 end
 
--- Counts a lost worker. `cause` is false if it is unknown.
-local function crash(id, job, cause)
+-- Counts a lost worker. `cause` is false if it is unknown; otherwise `fingerprint` is that of jobs that are poison because of it.
+local function crash(id, job, cause, fingerprint)
   local crashes = (job[F.crashes] or 0) + 1
   set(job, F.crashes, crashes)
   local lost = string.format(W.WORKER_LOST, job[F.worker] or '?', crashes)
-  add_error(job, W.CRASHED, cause and lost .. W.DIED_OF .. cause or lost, '', (job[F.failures] or 0) + 1)
+  add_error(job, W.CRASHED, cause and lost .. W.DIED_OF .. cause or lost, '', (job[F.failures] or 0) + 1, W.ENDING_CRASHED)
+  local waits = R.crash_backoff
+  local wait = waits[math.min(crashes, #waits)]
+  local due = wait > 0 and wall + wait or nil
   if crashes > R.max_crashes and not job[F.cancel_requested] then
     local in_a_row = string.format(W.LOST_IN_A_ROW, crashes)
-    poison(id, job, cause and in_a_row .. W.LAST_DIED_OF .. cause or in_a_row)
+    poison(id, job, cause and in_a_row .. W.LAST_DIED_OF .. cause or in_a_row, due, fingerprint or F.poison)
   else
-    local waits = R.crash_backoff
-    local wait = waits[math.min(crashes, #waits)]
-    requeue(id, job, E.CRASH, wait > 0 and wall + wait or nil)
+    requeue(id, job, E.CRASH, due)
   end
 end
 
@@ -357,6 +464,7 @@ end
 local function bury(id, job)
   write_kept()
   leave_kept(id, job)
+  leave_tags(id, job)
   move(job, E.DROP, S.GONE)
   drop_payload(id, job)
   if size_apart(job[F.result]) then

@@ -37,7 +37,7 @@ local function set_aside(id, note)
     call('HDEL', P .. 'spoilt', id)
     return false
   end
-  if note[3] and is_queue(note[4]) then
+  if note[3] and is_queue(note[4]) and not (note[3] == S.FAILED and note[1] == F.cause) then
     count(note[4], note[3], -1)
   else
     recount()
@@ -45,10 +45,11 @@ local function set_aside(id, note)
   local key, joins = job[F.key], job[F.joins]
   replace_record(id, job)
   call('ZREM', P .. 'exp', id)
-  call('SREM', P .. 'held', id)
+  call('ZREM', P .. 'held', id)
   count(job[F.queue], S.FAILED, 1)
   tally(job[F.queue], E.FAIL)
   add_scored(fading, job[F.fade_at], id)
+  join_group(id, job)
   add_to(kept, job[F.queue], 1, kept_member(id, job))
   if key then
     release_key(id, job)

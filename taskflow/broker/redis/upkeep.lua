@@ -27,9 +27,10 @@ local function due_in()
 end
 
 -- === script upkeep =========================================================================================
--- Does what is due, up to a limit of moves. Arguments: limit; the listener, which waits for the next due time.
+-- Does what is due, up to a limit of moves. Arguments: limit; the listener, which waits for the next due time; whether to take ends.
 -- Reply: readied, reaped, released, expired, dropped, microseconds until the next call, and for each record that was set aside its id, the
--- number of the field and the problem (unreadable.lua). If schedules are due, also what `offers` returns, and the server's time.
+-- number of the field and the problem (unreadable.lua). If schedules are due, also what `offers` returns, and the server's time; else, if
+-- ends follow, nothing twice. If ends are taken, also their ids, and how many were dropped.
 
 local limit = given[1]
 
@@ -136,8 +137,8 @@ local function release_leases(left)
   local released = 0
   for _, session in ipairs(call('ZRANGE', P .. 'dead', 0, -1)) do
     if left > released then
-      local about = call('HMGET', session_key(session), 'spared', 'died_of')
-      released = released + end_leases(session, left - released, about[1], about[2])
+      local about = call('HMGET', session_key(session), 'spared', 'died_of', 'fingerprint')
+      released = released + end_leases(session, left - released, about[1], about[2], about[3])
     end
     write_released()
     forget_session(session)
@@ -320,5 +321,18 @@ if until_look <= 0 then
 end
 add_listener(P .. 'upkeepers', given[2])
 pass_on_late_nudges()
-local again_in = (left <= 0 or looks_left <= 0 or #aside > 0) and 0 or next_in(until_look)
-return { done[1], reaped, done[2], done[3], done[4], again_in, aside, offered, offered and wall }
+local ended, ends_dropped
+local has_more = false
+if given[3] then
+  ended, ends_dropped = call('LRANGE', P .. 'ends', 0, R.max_ends - 1), tonumber(call('HGET', P .. 'meta', 'ends_dropped') or 0)
+  if #ended > 0 then
+    call('LTRIM', P .. 'ends', #ended, -1)
+    has_more = call('EXISTS', P .. 'ends') == 1
+  end
+  if ends_dropped > 0 then
+    call('HDEL', P .. 'meta', 'ends_dropped')
+  end
+  offered = offered or false
+end
+local again_in = (left <= 0 or looks_left <= 0 or #aside > 0 or has_more) and 0 or next_in(until_look)
+return { done[1], reaped, done[2], done[3], done[4], again_in, aside, offered, offered and wall, ended, ends_dropped }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures.thread  # noqa: F401  # imported for close(), because another version may be installed in its place by then
+import contextlib
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,16 +20,19 @@ from taskflow.broker.sqlite import claim, enqueue, forks, schedules, session as 
 from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.broker.sqlite.migrations import script
+from taskflow.broker.sqlite.reader import CannotRead, ReadTransactions
 from taskflow.broker.sqlite.refusals import check_definitions, check_payloads
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import Room, StoreFile
-from taskflow.broker.sqlite.transactions import Durability, Transactions
+from taskflow.broker.sqlite.transactional import SqliteTransactional
+from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.broker.sqlite.transitions import Transitions, Unsound
 from taskflow.broker.sqlite.wake_sender import Sender
 from taskflow.broker.sqlite.wakeups import SocketListener
+from taskflow.broker.sqlite.work import Durability
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.model import wording
-from taskflow.model.envelope import Envelope, Lease, check_queue
+from taskflow.model.envelope import Envelope, Lease, check_namespace
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
@@ -71,7 +75,7 @@ class SqliteBroker:
     ) -> None:
         # Made absolute now, so that a later change of the working directory does not matter.
         real = os.path.realpath(os.fspath(path))
-        self._store = StoreFile(real, check_queue(namespace), shared, timeout, room or Room(), migrates)
+        self._store = StoreFile(real, check_namespace(namespace), shared, timeout, room or Room(), migrates)
         self._seams = seams or Seams()
         self._rules = rules or Rules()
         self._parts: _Parts | None = None
@@ -82,12 +86,12 @@ class SqliteBroker:
 
     @property
     def console(self) -> SqliteConsole:
-        return SqliteConsole(self._call, self._look)
+        return SqliteConsole(self._call, self._look_beside_the_writer)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         check_payloads(envelopes)
         return await self._call(
-            Durability.FULL_AND_NEW, lambda transitions: enqueue.enqueue(transitions, envelopes, self._store.room.capacity)
+            Durability.FULL_AND_SENT, lambda transitions: enqueue.enqueue(transitions, envelopes, self._store.room.capacity)
         )
 
     async def register(self, session: Session) -> None:
@@ -112,7 +116,7 @@ class SqliteBroker:
 
     def _beat(self, transitions: Transitions, beat: Beat) -> BeatAnswer:
         answer = sessions.beat(transitions, beat)
-        return msgspec.structs.replace(answer, outlook=upkeep.outlook(transitions)) if beat.looks else answer
+        return msgspec.structs.replace(answer, outlook=upkeep.outlook(transitions, beat.session)) if beat.looks else answer
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         return await self._call(Durability.FULL, lambda transitions: settle.settle(transitions, settlements))
@@ -127,12 +131,15 @@ class SqliteBroker:
             return [*map(ended.get, ids)]
         return await self._look(lambda transitions: settle.read(transitions, ids))
 
-    async def upkeep(self, limit: int) -> Upkept:
-        return await self._call(Durability.NORMAL, lambda transitions: upkeep.upkeep(transitions, limit))
+    async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return await self._look(lambda transitions: settle.live_holders(transitions, keys))
+
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+        return await self._call(Durability.NORMAL, lambda transitions: upkeep.upkeep(transitions, limit, ends=ends))
 
     async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
         check_definitions(definitions)
-        durability = Durability.FULL_AND_NEW if session is None else Durability.FULL
+        durability = Durability.FULL_AND_SENT if session is None else Durability.FULL
         return await self._call(durability, lambda transitions: self._define(transitions, definitions, session, age))
 
     def _define(self, transitions: Transitions, definitions: Sequence[Definition], session: bytes | None, age: float) -> list[bool]:
@@ -153,7 +160,20 @@ class SqliteBroker:
         return await self._alone(replace(self._store, migrates=True), Transactions.migrate)
 
     async def sql(self) -> str:
-        return script(await self.pending(), Statements(self._store.namespace))
+        return script(await self.pending(), Statements(self._store.namespace), shared=self._store.shared)
+
+    async def transactional(self) -> SqliteTransactional:
+        # An open file is not opened again: the writer may wait for a lock that the caller holds.
+        if not self._running().writer.is_open:
+            await self._call(Durability.READ, lambda _: None)
+        this = weakref.ref(self)  # callers keep the verbs for as long as the broker lives
+
+        def writer() -> Writer:
+            if (broker := this()) is None:
+                raise BrokerUnavailable(wording.CLOSED)
+            return broker._running().writer
+
+        return SqliteTransactional(self._store, self._seams, self._rules, writer)
 
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self._running().listener.listen(topics)
@@ -188,6 +208,14 @@ class SqliteBroker:
         except Unsound:
             return await self._call(Durability.NORMAL, verb)
 
+    async def _look_beside_the_writer(self, verb: Callable[[Transitions], T]) -> T:
+        """Run a read-only verb in the reader's thread. If the reader cannot run it, the writer does."""
+        parts = self._running()
+        if parts.writer.is_open:  # otherwise the writer opens or migrates the file first
+            with contextlib.suppress(CannotRead, Unsound):
+                return await parts.reader.call(Durability.READ, verb)
+        return await self._look(verb)
+
     async def _alone(self, store: StoreFile, verb: Callable[[Transactions], T]) -> T:
         """Run a migration without the writer, which would migrate the file on opening it."""
 
@@ -218,6 +246,8 @@ class _Parts:
         self._sender = Sender(store, seams.clock)
         self._transactions = Transactions(store, seams.clock, rules, self._announce)
         self.writer = Writer(self._transactions, seams.start_thread)
+        self._reads = ReadTransactions(store, seams.clock, rules)
+        self.reader = Writer(self._reads, seams.start_thread, "reader")
         self.listener = SocketListener(store, self._flag, seams)
 
     def _announce(self, announcement: Announcement, transitions: Transitions, /) -> None:
@@ -227,10 +257,12 @@ class _Parts:
 
     def close(self) -> None:
         if self.writer.pid == os.getpid():
+            self.reader.close_and_wait()
             self.writer.close_and_wait()
             self._sender.close()
             self.listener.close()
 
     def abandon(self) -> None:
         self._transactions.abandon()
+        self._reads.abandon()
         self.listener.abandon()

@@ -100,10 +100,8 @@ class Checkpointer:
 
 
 def _side_file(store: StoreFile) -> int:
-    is_new = not os.path.exists(store.beside(SIDE))
     file = open_beside(store, SIDE, os.O_CREAT | os.O_RDONLY)
-    if is_new:
-        store.share(file)
+    store.share(file)  # also if it is not new: the store may have been opened to other users since
     return file
 
 

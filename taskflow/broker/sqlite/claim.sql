@@ -23,7 +23,7 @@ FROM (
 -- priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in hexadecimal, whether others await it, and expires_at.
 -- (A job that was never leased has no failures, crashes, snoozes or hand-backs, and was not parked.)
 --
--- A job must be read separately if a value may be unsound or if its payload is long. It has: queue, seq, two zeros, the payload's length as
+-- A job must be read separately if a value may be unsound, if its payload is long, or if it is poison. It has: queue, seq, two zeros, the payload's length as
 -- a negative number, its place, and whether its id and its payload are included nevertheless.
 --
 -- Then the ids, and the payloads, each concatenated.
@@ -46,7 +46,7 @@ json_group_array(
       AND typeof(hand_backs) = 'integer' AND min(epoch, failures, crashes, snoozes, hand_backs) >= 0
       AND max(epoch, failures, crashes, snoozes, hand_backs) < 9007199254740992
       AND typeof(parked_at) IN ('integer', 'null') AND typeof(expires_at) IN ('integer', 'null')
-      AND coalesce(length(key) <= 64, 1) AND coalesce(length(extras) <= 65536, 1)
+      AND coalesce(length(key) <= 64, 1) AND coalesce(length(extras) <= 65536, 1) AND is_poison = 0
     THEN
       json_array(
         queue, seq, name, created_at, length(payload), due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at,

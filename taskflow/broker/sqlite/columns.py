@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from taskflow.broker.sqlite.row import CHANGING, COLUMNS, MENDED, OF_RUN, SENT
-from taskflow.model.job_schema import BY_NAME, CLAIMED, DROP, FIELDS, NAME, OUTCOME, Field, cleared_by
+from taskflow.model.job_schema import BY_NAME, CLAIMED, DROP, FIELDS, NAME, OUTCOME, TAGGED, Field, cleared_by
 
 _UNBOUNDED: Final = (1 << 63) - 1
 
@@ -22,6 +22,7 @@ def lists() -> dict[str, str]:
     for name, move in {"claimed": CLAIMED, "outcome": OUTCOME, "dropped": DROP}.items():
         lists[name] = ", ".join(f"{column} = {'NULL' if default is None else default}" for column, default in cleared_by(move).items())
     lists["sized"] = " ".join(f"WHEN '{field.name}' THEN {field.name}" for field in FIELDS if _is_sized(field))
+    lists["tagged"] = f"substr(extras, 2, 2) = X'{TAGGED.hex()}'"
     lists["plain"] = " AND ".join(_plain())
     lists["sound"] = " AND ".join(_sound())
     return lists

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-import time
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
+from urllib.parse import quote
 
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.migrations import pending, tables_of, tables_of_namespaces, upgrade, upgrade_from
+from taskflow.broker.sqlite.own_transaction import execute_with_lock
 from taskflow.broker.sqlite.ownership import make_private
-from taskflow.broker.sqlite.refusals import in_our_words, is_busy, whoami
+from taskflow.broker.sqlite.refusals import in_our_words, whoami
+from taskflow.broker.sqlite.shrinking import allow_shrinking
 from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
@@ -48,6 +50,16 @@ def look(store: StoreFile, sql: Statements) -> Upgrade:
     return found
 
 
+def connect_for_reading(store: StoreFile) -> sqlite3.Connection:
+    """Open a connection that cannot write, to a file that is open already."""
+    address = f"file:{quote(store.path)}?mode=ro"
+    connection = sqlite3.connect(address, uri=True, timeout=0, isolation_level=None, cached_statements=_STATEMENT_CACHE)
+    connection.text_factory = _text
+    connection.execute(pragma("cache_size", -_CACHE_KIB))
+    connection.execute("PRAGMA temp_store=MEMORY")
+    return connection
+
+
 def _connect(store: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tuple[sqlite3.Connection, T]:
     try:
         connection = sqlite3.connect(store.path, timeout=store.timeout, isolation_level=None, cached_statements=_STATEMENT_CACHE)
@@ -74,6 +86,8 @@ def _text(raw: bytes) -> str | bytes:
 def _prepare(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
     found = _look(connection, store, sql)  # before anything is written, so that a refused file stays unchanged
     found.refuse_unless(store.migrates)
+    if not store.shared:
+        allow_shrinking(connection, store)
     _use_wal(connection, store)
     # taskflow makes the checkpoints: see checkpoint.py.
     connection.execute(pragma("wal_autocheckpoint", 0))
@@ -151,16 +165,8 @@ def _check_encoding(connection: sqlite3.Connection, store: StoreFile) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection, store: StoreFile) -> None:
-    """Switch to WAL mode, with retries: unlike other statements, this one does not wait for other connections."""
-    deadline = time.monotonic() + store.timeout
-    while True:
-        try:
-            [(mode,)] = connection.execute("PRAGMA journal_mode=WAL")
-            break
-        except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+    """Switch to WAL mode. Unlike other statements, this one does not wait for other connections by itself."""
+    [(mode,)] = execute_with_lock(connection, store, "PRAGMA journal_mode=WAL")
     if mode != "wal":
         raise BrokerRefused(f"{store.path}: its file system does not support SQLite's write-ahead log (a network drive?): use a local one")
     connection.execute("PRAGMA schema_version").fetchone()  # the first read creates the log's index, which wal_files.py records

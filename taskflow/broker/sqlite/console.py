@@ -11,24 +11,27 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
+from taskflow.broker.paging import Leg, Stretch, page
+from taskflow.broker.protocol import PURGED_FOR
 from taskflow.broker.sqlite.ownership import PRIVATE
+from taskflow.broker.sqlite.pages import PLACES_HERE, matching, numbers_of, walk
 from taskflow.broker.sqlite.row import JobRow
 from taskflow.broker.sqlite.schedules import amend_schedule, schedule_records
 from taskflow.broker.sqlite.session import session_records
-from taskflow.broker.sqlite.transactions import Durability
 from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.broker.sqlite.work import Durability
 from taskflow.model import wording
-from taskflow.model.clock import to_microseconds, to_seconds
-from taskflow.model.record import BY_CODE, CODES, Record, Status
+from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
+from taskflow.model.cause import MOST_BYTES, UNKNOWN
+from taskflow.model.clock import to_seconds
+from taskflow.model.record import BY_CODE, CODES, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
+from taskflow.model.stored import LATEST
 from taskflow.model.transitions import Event
 
 T = TypeVar("T")
-
-ID_AFTER_ALL: Final = b"\xff" * 17
-"""A byte string greater than any id."""
 
 
 class CallStore(Protocol):
@@ -53,8 +56,11 @@ class SqliteConsole:
     async def queues(self) -> list[QueueRecord]:
         return await self._look(queue_records)
 
-    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        return await self._look(lambda transitions: browse(transitions, job_filter, before, limit))
+    async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
+        return await page(self._walk, view, cursor, limit, PLACES_HERE)
+
+    async def _walk(self, leg: Leg) -> Stretch:
+        return await self._look(lambda transitions: walk(transitions, leg))
 
     async def workers(self) -> list[SessionRecord]:
         return await self._look(session_records)
@@ -62,8 +68,22 @@ class SqliteConsole:
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         return await self._call(Durability.FULL, lambda transitions: [_redo(transitions, transitions.job(job_id)) for job_id in ids])
 
-    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        return await self._call(Durability.FULL, lambda transitions: purge(transitions, job_filter, limit))
+    async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
+        return await self._look(lambda transitions: failure_groups(transitions, queue, job, limit))
+
+    async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
+        """Read the ids in portions, because the index gives only the numbers of the rows, and reading all of these takes long."""
+        ids, seqs = list[bytes](), await self._look(lambda transitions: _failed_seqs(transitions, fingerprint))
+        for first in range(0, len(seqs), _IDS_AT_ONCE):
+            packed = json.dumps(seqs[first : first + _IDS_AT_ONCE])
+            ids += await self._look(lambda transitions: _ids_of_failed(transitions, packed))  # noqa: B023 - it is called at once
+        return ids
+
+    async def purge(self, view: View, *, limit: int = 1_000) -> int:
+        return await self._call(Durability.FULL, lambda transitions: purge(transitions, view, limit))
+
+    async def drop(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return await self._call(Durability.FULL, lambda transitions: [_drop(transitions, transitions.job(job_id)) for job_id in ids])
 
     async def pause(self, queue: str) -> None:
         await self._call(Durability.FULL, lambda transitions: pause(transitions, queue))
@@ -76,6 +96,12 @@ class SqliteConsole:
 
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
         return await self._call(Durability.FULL, lambda transitions: amend_schedule(transitions, name, amendment))
+
+    async def record_act(self, act: Act) -> None:
+        await self._call(Durability.FULL, lambda transitions: record_act(transitions, act))
+
+    async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
+        return await self._look(lambda transitions: act_records(transitions, before, limit))
 
     async def metrics(self) -> Metrics:
         return await self._look(metrics)
@@ -115,28 +141,43 @@ def _next_due_in(transitions: Transitions, queue: int) -> float | None:
     return None if row is None else to_seconds(row[0] - transitions.now)
 
 
-def browse(transitions: Transitions, job_filter: JobFilter, before: bytes | None, limit: int) -> list[Record]:
-    parameters = _parameters(transitions, job_filter)
-    if parameters is None:
+def act_records(transitions: Transitions, before: int | None, limit: int) -> list[ActRecord]:
+    rows = transitions.connection.execute(transitions.sql["acts"], (LATEST if before is None else before, max(0, limit)))
+    return [act_record_of(*row) for row in rows]
+
+
+def failure_groups(transitions: Transitions, queue: str | None, job: str | None, limit: int) -> list[FailureGroupRecord]:
+    """Count the failed jobs. Other programs may have changed what the rows contain."""
+    from taskflow.broker.failure_parts import FailurePart, failure_groups_of, moment
+
+    names = numbers_of(transitions, queue, job)
+    if names is None:
         return []
-    page = (*parameters, ID_AFTER_ALL if before is None else before, max(0, limit))
-    jobs = transitions.jobs("browse", *page)
-    if transitions.has_mended:  # mending may have changed ids, and so the order
-        jobs = transitions.jobs("browse", *page)
-    return [transitions.record(job) for job in jobs if job.status is not None]
+    of_queue, of_job = names
+    wanted = (of_queue, of_queue, of_job, of_job, max(0, limit), *[of_queue] * 4)
+    parts = list[FailurePart]()
+    for cause, number, n, first_at, last_at, last_id in transitions.connection.execute(transitions.sql["failure_parts"], wanted):
+        name = transitions.job_names.read(number)
+        name, last_id = name if isinstance(name, str) else "", last_id if isinstance(last_id, bytes) else bytes(16)
+        parts.append(FailurePart(cause, name, n, moment(first_at), moment(last_at), last_id))
+    return failure_groups_of(parts, limit)
 
 
-def _parameters(transitions: Transitions, job_filter: JobFilter) -> tuple[object, ...] | None:
-    """Return the first parameters of `browse` and `to_purge`, or None if a name is unknown and so nothing can match."""
-    queue = None if job_filter.queue is None else transitions.queues.find(job_filter.queue)
-    job = None if job_filter.job is None else transitions.job_names.find(job_filter.job)
-    if (job_filter.queue is not None and queue is None) or (job_filter.job is not None and job is None):
-        return None
-    ended_at = None if job_filter.ended_before is None else transitions.now - to_microseconds(job_filter.ended_before)
-    poison = 1 if job_filter.poison else None
-    statuses = json.dumps([CODES[status] for status in job_filter.statuses]) if job_filter.statuses else None
-    twice = [value for each in (queue, job, ended_at, poison, statuses) for value in (each, each)]
-    return (transitions.now, *twice)
+def _failed_seqs(transitions: Transitions, fingerprint: bytes) -> list[int]:
+    if fingerprint == UNKNOWN:
+        [(seqs,)] = transitions.connection.execute(transitions.sql["unknown_failures"])
+    else:
+        [(seqs,)] = transitions.connection.execute(transitions.sql["failures_of"], (fingerprint, fingerprint + b"\xff" * MOST_BYTES))
+    found: list[int] = json.loads(seqs)
+    return found
+
+
+def _ids_of_failed(transitions: Transitions, seqs: str) -> list[bytes]:
+    [(ids,)] = transitions.connection.execute(transitions.sql["ids_of_failed"], (seqs,))
+    return [*map(bytes.fromhex, json.loads(ids))]
+
+
+_IDS_AT_ONCE: Final = 1_000
 
 
 def metrics(transitions: Transitions) -> Metrics:
@@ -189,21 +230,34 @@ def _redo(transitions: Transitions, job: JobRow | None) -> Redone:
     return Redone.OK
 
 
-def purge(transitions: Transitions, job_filter: JobFilter, limit: int) -> int:
-    parameters = _parameters(transitions, job_filter)
+def purge(transitions: Transitions, view: View, limit: int) -> int:
+    parameters = matching(transitions, view, view.statuses)
     if parameters is None:
         return 0
-    seqs = transitions.connection.execute(transitions.sql["to_purge"], (*parameters, max(0, limit))).fetchall()
-    return sum(_purge_one(transitions, transitions.job_by_seq(seq)) for (seq,) in seqs)
+    statement, *tag = ["to_purge"] if view.tag is None else ["to_purge_with_tag", view.tag]
+    seqs = transitions.connection.execute(transitions.sql[statement], (*tag, *parameters, max(0, limit))).fetchall()
+    is_heard, _ = transitions.is_heard()
+    return sum(_purge_one(transitions, transitions.job_by_seq(seq), is_heard) for (seq,) in sorted(seqs))  # in order of arrival
 
 
-def _purge_one(transitions: Transitions, job: JobRow | None) -> bool:
+def _purge_one(transitions: Transitions, job: JobRow | None, is_heard: bool) -> bool:
     if job is None or job.status in (None, Status.RUNNING):
         return False
     if job.status.is_waiting:
-        transitions.finish(job, Event.CANCEL, Status.CANCELLED, wording.PURGED)
+        transitions.finish(job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_FOR)
+        if is_heard:
+            return True
     transitions.bury(job)
     return True
+
+
+def _drop(transitions: Transitions, job: JobRow | None) -> Status | None:
+    if job is None or not job.is_kept(transitions.now):
+        return None
+    found = job.status
+    if found is not None and found.is_ended:
+        transitions.bury(job)
+    return found
 
 
 def pause(transitions: Transitions, queue: str) -> None:
@@ -214,3 +268,8 @@ def resume(transitions: Transitions, queue: str) -> None:
     transitions.connection.execute(transitions.sql["resume_queue"], (queue,))
     transitions.tally.flush()
     transitions.announcement.ready[queue] += transitions.ready_in(queue)
+
+
+def record_act(transitions: Transitions, act: Act) -> None:
+    transitions.connection.execute(transitions.sql["record_act"], (act.id, transitions.now, pack_act(act)))
+    transitions.connection.execute(transitions.sql["drop_acts"], (transitions.rules.most_acts,))

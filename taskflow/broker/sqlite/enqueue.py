@@ -65,6 +65,7 @@ def _add_together(transitions: Transitions, envelopes: list[Envelope]) -> list[A
     added = transitions.insert_rows("add_jobs", rows)
     if added == len(rows):
         _count_in_all(transitions, rows)
+        _index_tags(transitions, envelopes)
         return [Added(envelope.id) for envelope in envelopes]
     fresh = {job_id for (job_id,) in transitions.connection.execute(transitions.sql["ids_after"], (last_seq,))}
     answers = list[Added | Refused]()
@@ -76,6 +77,7 @@ def _add_together(transitions: Transitions, envelopes: list[Envelope]) -> list[A
             answers.append(Added(job_id))
         else:
             answers.append(Refused(job_id, job_id, "id"))
+    _index_tags(transitions, [envelope for envelope, answer in zip(envelopes, answers, strict=True) if isinstance(answer, Added)])
     return answers
 
 
@@ -103,6 +105,11 @@ def _row(transitions: Transitions, envelope: Envelope) -> _Row:
     return made + _as_sent(envelope)
 
 
+def _index_tags(transitions: Transitions, added: Sequence[Envelope]) -> None:
+    if tags := [(tag, envelope.id) for envelope in added for tag in envelope.tags]:
+        transitions.execute_rows("add_tags", tags)
+
+
 def _count_in_all(transitions: Transitions, rows: list[_Row]) -> None:
     for (status, queue), grouped in groupby(rows, lambda row: row[:2]):
         alike = list(grouped)
@@ -126,6 +133,7 @@ def _add_one(transitions: Transitions, envelope: Envelope) -> Added | Refused:
         transitions.finish(waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
     _last_seq(transitions)
     transitions.add(_job_of(transitions, envelope), behind=running)
+    _index_tags(transitions, [envelope])
     return Added(envelope.id, None if waiting is None else waiting.id)
 
 

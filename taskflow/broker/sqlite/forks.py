@@ -14,6 +14,13 @@ MAX_WAIT: Final = 5.0
 """The maximum time in seconds that a fork waits, longer than a transaction waits for another process's lock."""
 
 
+def keep_open(connection: object) -> None:
+    """In a forked child, keep the parent's connection open for ever, because even closing it could damage the file."""
+    import ctypes  # takes 10 ms, and only such a child needs it
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
 class _Gate:
     """A gate that transactions in any thread pass through. A fork waits until no other thread is inside."""
 

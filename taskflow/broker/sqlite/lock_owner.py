@@ -46,6 +46,8 @@ def locked_by(store: StoreFile, *endings: str) -> str:
     holder = holder_of(store, *endings)
     if holder is not None and holder.is_stopped:
         remedy = f"continue it (kill -CONT {holder.pid}), or kill it (kill -KILL {holder.pid}), and its jobs run elsewhere"
+    elif holder is not None and holder.pid == os.getpid():
+        remedy = "find the connection with an open transaction on it, and end that sooner"
     else:
         remedy = "find a program with an open transaction on it (a database browser, a backup), and stop it"
     return f"is locked by {holder or 'another process'}, for longer than {store.timeout:g} s: {remedy}"

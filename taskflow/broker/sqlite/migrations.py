@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from taskflow.broker.migrations import Migrations, Upgrade
+from taskflow.broker.sqlite.own_transaction import execute_with_lock
 from taskflow.broker.sqlite.statements import Statements, table_prefix
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.model.errors import BrokerError, BrokerRefused
@@ -16,7 +17,9 @@ MIGRATIONS: Final = Migrations(Path(__file__).parent / "schema")
 """The migrations of the tables. Each changes tables or indexes, not only
 rows, so that SQLite recompiles all statements and other processes notice."""
 
-_TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized", "schedules", "declarations"})
+_TABLES: Final = frozenset(
+    {"meta", "queues", "job_names", "totals", "sessions", "jobs", "tags", "oversized", "ends", "schedules", "declarations", "acts"}
+)
 
 
 def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
@@ -31,7 +34,7 @@ def upgrade_from(version: int, store: StoreFile) -> Upgrade:
 
 def upgrade(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
     """Apply the pending migrations, and return them."""
-    connection.execute("BEGIN IMMEDIATE")
+    execute_with_lock(connection, store, "BEGIN IMMEDIATE")
     try:
         found = pending(connection, store, sql)  # checked again, because another process may have been first
         for statement in _changes(found, sql):
@@ -44,13 +47,14 @@ def upgrade(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -
     return found
 
 
-def script(found: Upgrade, sql: Statements) -> str:
+def script(found: Upgrade, sql: Statements, *, shared: bool = False) -> str:
     """Return the migrations as a script for the `sqlite3` program. The script fails on tables of another version."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
     head = f"-- taskflow, {found.place}: from version {found.version} to {found.target}."
     guard = [sql["guard_version"].replace("?", str(found.version))] if found.version else []
-    return "\n\n".join([head, ".bail on\nBEGIN IMMEDIATE;", *guard, *_changes(found, sql), "COMMIT;\n"])
+    shrinking = "" if shared else "PRAGMA auto_vacuum=INCREMENTAL;\n"  # a file that has tables keeps its setting
+    return "\n\n".join([head, f".bail on\n{shrinking}BEGIN IMMEDIATE;", *guard, *_changes(found, sql), "COMMIT;\n"])
 
 
 def tables_of(namespace: str) -> set[str]:

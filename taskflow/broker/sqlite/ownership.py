@@ -8,7 +8,7 @@ import os
 import stat
 from typing import Final
 
-from taskflow.broker.sqlite.store_file import INDEX, JOURNAL, LOG, RESERVE, SIDE, WAKE, StoreFile
+from taskflow.broker.sqlite.store_file import INDEX, JOURNAL, LOG, SIDE, WAKE, StoreFile
 from taskflow.model.errors import BrokerError, BrokerRefused
 
 PRIVATE: Final = 0o600
@@ -56,7 +56,7 @@ def _checked(store: StoreFile, path: str, descriptor: int, *, is_folder: bool) -
 
 def check_beside(store: StoreFile) -> None:
     """Check every file that a broker or SQLite may have created beside the store. Raises BrokerRefused if one must not be used."""
-    for ending in (LOG, INDEX, JOURNAL, SIDE, RESERVE, WAKE):
+    for ending in (LOG, INDEX, JOURNAL, SIDE, WAKE):
         path = store.beside(ending)
         try:
             found = os.lstat(path)

@@ -72,7 +72,7 @@ CHANGING: Final = tuple(column for column in COLUMNS if column not in _FIXED)
 MENDED: Final = tuple(column for column in COLUMNS if column not in LEFT_ALONE)
 OF_RUN: Final = (
     "code", "due_at", "failures", "crashes", "snoozes", "hand_backs", "started_at", "settled", "parked_at", "errors", "reason",
-    "waiting_for", "is_poison", "ended_at", "fade_at",
+    "waiting_for", "is_poison", "ended_at", "fade_at", "cause",
 )  # fmt: skip
 TIES: Final = ("key", "awaits")
 """The fields that tie a new job to others. Jobs without them are added as a batch, with the columns of `SENT`."""
@@ -107,7 +107,8 @@ def lease_of(job: JobRow, queue: str, name: str | Unreadable, claim: ClaimId, no
     envelope = Envelope(
         id=job.id, job=reader.name(name), queue=queue, payload=payload, priority=job.priority, key=job.key, **reader.extras()
     )
-    return envelopes.lease_of(job, envelope, epoch=job.epoch, claim=claim, now=now, unreadable=reader.unreadable)
+    poison = text_of(job.reason) if job.is_poison else None
+    return envelopes.lease_of(job, envelope, epoch=job.epoch, claim=claim, now=now, unreadable=reader.unreadable, poison=poison)
 
 
 class _Opaque(FieldReader):
@@ -182,8 +183,13 @@ def slices(joined: bytes | None, size: int) -> list[bytes]:
     return [joined[start : start + size] for start in range(0, len(joined), size)]
 
 
-def pack_fence(epoch: int, claim: bytes) -> bytes:
-    return claim + _EPOCH.pack(epoch)
+def pack_fence(epoch: int, claim: bytes, *, is_callers: bool = False) -> bytes:
+    """Return the fence that a settlement stores. It differs if a caller's transaction has settled the run."""
+    return claim + _EPOCH.pack(epoch | _CALLERS if is_callers else epoch)
+
+
+_CALLERS: Final = 1 << 63
+"""A bit that no epoch has."""
 
 
 # --- progress ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgpack
 import msgspec
 
 from taskflow.broker.sqlite.row import CLAIM_BYTES, claims_of, pack_claim, pack_progress, slices, storable, text_of, unpack_claim
@@ -16,7 +15,7 @@ from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost
 from taskflow.model.rules import LONGEST
-from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord, session_record_of
+from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord, deploy_of, session_record_of
 from taskflow.model.stored import FieldReader, maybe, number, octets, text, whole
 from taskflow.model.transitions import Event, Plan
 
@@ -35,10 +34,14 @@ class SessionRow(msgspec.Struct, frozen=True):
     is_spared: int
     dead_at: int | None
     request: int
+    hears: int
 
     @property
     def ttl(self) -> int:
         return to_microseconds(self.ttl_seconds)
+
+    def deploy(self) -> str:
+        return deploy_of(self.about)
 
     def has_lapsed(self, steady: int, boot_id: str) -> bool:
         return self.is_of_another_boot(boot_id) or steady - self.beat_at > self.ttl
@@ -85,6 +88,7 @@ def _readings(transitions: Transitions) -> dict[str, tuple[Callable[[Any], Any],
         "is_spared": (whole, 0),
         "dead_at": (lambda stored: maybe(stored, whole), transitions.now),
         "request": (lambda stored: whole(stored, 0, MOST_REQUESTS), 0),
+        "hears": (whole, 0),
     }
 
 
@@ -111,8 +115,8 @@ def register(transitions: Transitions, session: Session) -> None:
     spare_after_outage(transitions)
     known = _find(transitions, session.id)
     if known is None:
-        about = msgpack.packb([session.queues, session.concurrency])
-        values = (session.id, storable(session.name), session.ttl, about, transitions.now, transitions.clock.boot_id(), transitions.steady)
+        shown = (session.id, storable(session.name), session.ttl, session.pack_about())
+        values = (*shown, transitions.now, transitions.clock.boot_id(), transitions.steady, int(session.hears))
         transitions.connection.execute(transitions.sql["add_session"], values)
     elif known.dead_at is not None:
         raise SessionLost(wording.session_reaped(session.name))
@@ -219,7 +223,7 @@ def _leave(transitions: Transitions, row: SessionRow) -> None:
 def _die(transitions: Transitions, row: SessionRow, cause: str) -> None:
     end_session(transitions, row)
     for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
-        transitions.crash(job, cause)
+        transitions.crash(job, cause, deploy=row.deploy)
 
 
 # --- records ---------------------------------------------------------------------------------------------------

@@ -51,7 +51,9 @@ def _settle_cached(transitions: Transitions, settlements: Sequence[Settlement]) 
             return False
         rows.append((cached.seq, *_success(transitions.now, settlement, settlement.verdict, cached.fence)))
         queues.append(cached.queue)
-    if transitions.execute_rows("settle_cached", rows, transitions.now) < len(rows):
+    before = transitions.connection.total_changes  # a cursor's rowcount does not count the rows of statements that begin with WITH
+    transitions.execute_rows("settle_cached", rows, transitions.now)
+    if transitions.connection.total_changes - before < len(rows):
         raise StaleCache
     _count_successes(transitions, [settlement.id for settlement in settlements], Counter(queues))
     return True
@@ -96,7 +98,7 @@ def _settle_lone_runs(transitions: Transitions, settlements: Sequence[Settlement
     with transitions.saving_together():
         for number in sorted(states.keys() - set(succeeded)):
             job = states[number].to_job(settlements[number], claims[number])
-            _end_run(transitions, job, settlements[number], claims[number])
+            _end_run(transitions, job, settlements[number], pack_fence(job.epoch, claims[number]))
     return [number in states for number in range(len(settlements))]
 
 
@@ -113,6 +115,7 @@ class _State(msgspec.Struct, array_like=True):
     hand_backs: int
     parked_at: int | None
     errors: str
+    worker: str
 
     def to_job(self, settlement: Settlement, claim: bytes) -> JobRow:
         """Return a row with the columns that the end of a run uses. The others are neither read nor saved."""
@@ -130,6 +133,7 @@ class _State(msgspec.Struct, array_like=True):
             hand_backs=self.hand_backs,
             parked_at=self.parked_at,
             errors=bytes.fromhex(self.errors) or None,
+            worker=bytes.fromhex(self.worker).decode(errors="replace"),
         )
 
 
@@ -139,29 +143,42 @@ _STATES: Final = msgspec.json.Decoder(list[_State])
 # --- one by one --------------------------------------------------------------------------------------------------
 
 
-def _settle_one(transitions: Transitions, settlement: Settlement) -> Settled:
+def complete(transitions: Transitions, settlement: Settlement) -> Settled:
+    """Settle a run in a caller's transaction. Once that has committed, `settle` answers COMMITTED."""
+    return _settle_one(transitions, settlement, is_callers=True)
+
+
+def _settle_one(transitions: Transitions, settlement: Settlement, *, is_callers: bool = False) -> Settled:
     job = transitions.job(settlement.id) if is_possible(settlement) else None
     if job is None:
         return Settled.STALE
     claim = pack_claim(settlement.claim)
+    fence = pack_fence(settlement.epoch, claim, is_callers=is_callers)
     if job.status is not Status.RUNNING or job.claim != claim or job.epoch != settlement.epoch:
-        return Settled.OK if job.settled == pack_fence(settlement.epoch, claim) else Settled.STALE
-    _end_run(transitions, job, settlement, claim)
+        if job.settled == fence:
+            return Settled.OK
+        is_committed = not is_callers and job.settled == pack_fence(settlement.epoch, claim, is_callers=True)
+        return Settled.COMMITTED if is_committed else Settled.STALE
+    _end_run(transitions, job, settlement, fence)
     check_payloads(settlement.follow_ups)
     add_all(transitions, settlement.follow_ups)
     return Settled.OK
 
 
-def _end_run(transitions: Transitions, job: JobRow, settlement: Settlement, claim: bytes) -> None:
-    job.settled = pack_fence(settlement.epoch, claim)
+def _end_run(transitions: Transitions, job: JobRow, settlement: Settlement, fence: bytes) -> None:
+    job.settled = fence
     job.started_at = transitions.now - to_microseconds(settlement.ran_for)
     job.progress = pack_progress(settlement.progress) or job.progress
-    plan = apply_verdict(job.counters, settlement.verdict, transitions.rules, transitions.now)
+    plan = apply_verdict(job.counters, settlement.verdict, transitions.rules, transitions.now, settlement.cause)
+    if job.is_poison:  # no run has reported an outcome
+        plan = plan._replace(counters=job.counters)
+    transitions.settling = job.seq
     if isinstance(settlement.verdict, Succeeded):
         job.result, job.payload = check_result(settlement.verdict.result), None
         transitions.apply(job, plan, keep=settlement.keep_for)
     else:
         transitions.apply(job, plan)
+    transitions.settling = None
 
 
 # --- cancel, read ------------------------------------------------------------------------------------------------
@@ -182,6 +199,11 @@ def _cancel_one(transitions: Transitions, job: JobRow | None) -> Status | None:
         transitions.save(job)
         transitions.announcement.stopping.add(unpack_claim(job.claim).session)
     return found
+
+
+def live_holders(transitions: Transitions, keys: Sequence[bytes]) -> list[bytes | None]:
+    found = [waiting or running for waiting, running in map(transitions.holders, keys)]
+    return [None if job is None else job.id for job in found]
 
 
 def read(transitions: Transitions, ids: Sequence[bytes]) -> list[Record | None]:

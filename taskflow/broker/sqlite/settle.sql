@@ -20,22 +20,24 @@ FROM run
 WHERE "~jobs".claim = run.claim;
 
 -- name: states_of_lone_runs
--- Parameters: rows of number, claim, id, epoch. Result: as JSON, for those of the runs that no other job waits for and that were not asked
--- to stop: number, seq, queue, due_at, failures, crashes, snoozes, hand_backs, parked_at, errors in hexadecimal.
+-- Finds those of the runs that no other job waits for, that were not asked to stop, and whose jobs are not poison. Parameters: rows of
+-- number, claim, id, epoch. Result: as JSON, number, seq, queue, due_at, failures, crashes, snoozes, hand_backs, parked_at, errors and
+-- worker in hexadecimal.
 WITH run (number, claim, id, epoch) AS (VALUES (?, ?, ?, ?) ...)
 SELECT
   json_group_array(
     json_array(
-      run.number, seq, queue, due_at, failures, crashes, snoozes, hand_backs, parked_at, hex(errors)
+      run.number, seq, queue, due_at, failures, crashes, snoozes, hand_backs, parked_at, hex(errors), hex(worker)
     )
   )
 FROM run JOIN "~jobs" AS j ON j.claim = run.claim
 WHERE
-  j.id = run.id AND j.epoch = run.epoch AND j.key IS NULL AND j.joins IS NULL AND j.cancel_requested IS NULL
+  j.id = run.id AND j.epoch = run.epoch AND j.key IS NULL AND j.joins IS NULL AND j.cancel_requested IS NULL AND j.is_poison = 0
   -- Unsound rows are settled separately.
   AND typeof(queue) = 'integer' AND typeof(due_at) = 'integer' AND typeof(failures) = 'integer' AND typeof(crashes) = 'integer'
   AND typeof(snoozes) = 'integer' AND typeof(hand_backs) = 'integer' AND typeof(parked_at) IN ('integer', 'null')
-  AND coalesce(length(errors), 0) <= 1048576 AND typeof(errors) IN ('blob', 'null') AND spoilt IS NULL;
+  AND coalesce(length(errors), 0) <= 1048576 AND typeof(errors) IN ('blob', 'null')
+  AND coalesce(length(worker), 0) <= 1024 AND typeof(worker) IN ('text', 'null') AND spoilt IS NULL;
 
 -- name: save_runs
 -- Parameters: rows of seq and the columns of `row.OF_RUN`. Result: none. Ends the leases of these runs.

@@ -86,13 +86,10 @@ a power of two, so a few prepared statements serve lists of any length."""
 
 def execute_rows(
     connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]], shared: tuple[object, ...] = ()
-) -> int:
-    """Run a statement that joins a list of rows with a table, and return
-    the number of changed rows. The `shared` parameters follow the list."""
-    before = connection.total_changes  # a cursor's rowcount does not count the rows of statements that begin with WITH
+) -> None:
+    """Run a statement that joins a list of rows with a table. The `shared` parameters follow the list."""
     for chunk in _filled_up(rows):
         connection.execute(sql.of_rows(name, len(chunk)), (*chain.from_iterable(chunk), *shared))
-    return connection.total_changes - before
 
 
 def fetch_rows(
@@ -105,12 +102,10 @@ def fetch_rows(
     return found
 
 
-def insert_rows(connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]]) -> int:
-    """Insert the rows and return how many were added."""
-    added = 0
+def inserts(connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]]) -> Iterator[sqlite3.Cursor]:
+    """Insert the rows, and yield a cursor after each of the statements that this takes."""
     for chunk in _cut(rows):
-        added += connection.execute(sql.of_rows(name, len(chunk)), tuple(chain.from_iterable(chunk))).rowcount
-    return added
+        yield connection.execute(sql.of_rows(name, len(chunk)), tuple(chain.from_iterable(chunk)))
 
 
 def _filled_up(rows: Sequence[tuple[object, ...]]) -> Iterator[Sequence[tuple[object, ...]]]:

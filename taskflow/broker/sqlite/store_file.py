@@ -18,10 +18,14 @@ JOURNAL: Final = "-journal"
 """The suffix of a rollback journal, which SQLite uses for a file without a
 write-ahead log. SQLite writes any journal that it finds back into the file."""
 
-SIDE: Final = "-checkpoint"
-RESERVE: Final = "-reserve"
+SIDE: Final = "-taskflow"
+"""The suffix of taskflow's own file beside the store. It begins with a record of the log and the index that
+belong to the store (wal_files.py), the rest is the disk reserve, and its lock is for checkpoints and openings."""
+
+RECORD_BYTES: Final = 48
+
 WAKE: Final = "-wake"
-"""Suffixes of the files that taskflow keeps beside the store: see wal_files.py, checkpoint.py, disk_reserve.py and wakeups.py."""
+"""The suffix of the folder of listeners: see wake_folder.py."""
 
 LOG_LIMIT: Final = 6 * MIB
 """The size in bytes beyond which the write-ahead log is copied into the file and truncated."""
@@ -30,14 +34,15 @@ LOG_LIMIT: Final = 6 * MIB
 SMALL_LOG_LIMIT: Final = MIB
 """The same limit for a nearly full disk, where the reserve must be large enough to copy the log."""
 
-_AMPLE: Final = 64 * MIB
+AMPLE: Final = 64 * MIB
+"""The free space in bytes below which a disk counts as nearly full."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
     """Limits on the space that a store may use.
 
-    `disk_reserve` bytes reserved beside the file, and released when the disk is full so that settlements still find space; 0 for none. By
+    `disk_reserve` bytes reserved in the side file, and released when the disk is full so that settlements still find space; 0 for none. By
                    default it is twice the limit on the log, because copying the log into the file needs as much space again
     `max_pages`    pages of the file beyond which `enqueue` is refused; None for no limit except the disk
     `capacity`     live jobs beyond which `enqueue` is refused; None for no limit
@@ -68,11 +73,11 @@ class StoreFile:
 
     def share(self, path: str | int) -> None:
         """Give one of taskflow's own files or folders the permissions of the store file, as SQLite does with its own files. If the store
-        does not exist yet, only the owner gets access."""
+        does not exist yet, only the owner gets access. A folder's sticky bit stays."""
         with contextlib.suppress(OSError):
             mode = stat.S_IMODE(os.stat(self.path).st_mode) & 0o666 if os.path.exists(self.path) else 0o600
-            is_folder = os.path.isdir(path)
-            os.chmod(path, mode | (mode & 0o444) >> 2 if is_folder else mode)
+            found = os.stat(path).st_mode
+            os.chmod(path, mode | (mode & 0o444) >> 2 | found & stat.S_ISVTX if stat.S_ISDIR(found) else mode)
 
     def free_room(self) -> int:
         """Return the number of bytes that this user may still use on the disk."""
@@ -82,7 +87,7 @@ class StoreFile:
     def is_scarce(self) -> bool:
         """Return True if the disk is nearly full, so that another program
         may use up the rest at any time. Always False without a disk reserve."""
-        return self.room.disk_reserve > 0 and self.free_room() < _AMPLE
+        return self.room.disk_reserve > 0 and self.free_room() < AMPLE
 
     def identity(self, ending: str = "") -> tuple[int, int] | None:
         """Return the device and inode of this file, or of one beside it, which distinguish

@@ -6,7 +6,7 @@ import sqlite3
 from collections import Counter
 from typing import Final
 
-from taskflow.broker.sqlite.statements import Statements, execute_rows, insert_rows
+from taskflow.broker.sqlite.statements import Statements, execute_rows, inserts
 from taskflow.model.record import CODES
 
 _CODES: Final = sorted(CODES.values())
@@ -47,7 +47,8 @@ class Tally:
         changes = [(queue, *(moves[queue, code] for code in _CODES)) for queue in {queue for queue, _ in moves}]
         if self._must_recount or not self._count(changes):
             self._count_all()
-        insert_rows(self._connection, self._sql, "count_events", [(*of, number) for of, number in events.items()])
+        for _ in inserts(self._connection, self._sql, "count_events", [(*of, number) for of, number in events.items()]):
+            pass
         self.forget()
 
     def _count(self, changes: list[tuple[int, ...]]) -> bool:

@@ -5,24 +5,27 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any, Final, Literal, Protocol
+from collections.abc import Sequence
+from typing import Final, Literal, Protocol
 
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.checkpoint import Checkpointer
+from taskflow.broker.sqlite.commit_watch import CommitWatch
 from taskflow.broker.sqlite.connect import look, open_file
 from taskflow.broker.sqlite.disk_reserve import DiskReserve
+from taskflow.broker.sqlite.forks import keep_open
 from taskflow.broker.sqlite.migrations import version_of
+from taskflow.broker.sqlite.own_transaction import HELD_FOR, OwnTransaction, writing
 from taskflow.broker.sqlite.ownership import check_beside
 from taskflow.broker.sqlite.refusals import in_our_words, is_about_the_file, is_busy, is_full
+from taskflow.broker.sqlite.shrinking import Shrinker
 from taskflow.broker.sqlite.statements import Statements, pragma
-from taskflow.broker.sqlite.store_file import MIB, StoreFile
+from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
 from taskflow.broker.sqlite.upkeep import scrub
 from taskflow.broker.sqlite.wal_files import own_wal_files, record_wal_files
+from taskflow.broker.sqlite.work import Durability, Work
 from taskflow.model.clock import Clock
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
 from taskflow.model.rules import Rules
@@ -38,38 +41,6 @@ _MANY_NAPS: Final = 400
 _LEAST_NAPS: Final = 50
 """The pauses between attempts: their lengths in seconds, and how many there are. Short ones come
 first, for about as long as some transactions take, then longer ones that use little CPU."""
-
-
-class Durability(IntEnum):
-    """How durable the changes of a verb must be. The strictest verb in a group decides for the whole group."""
-
-    READ = 0
-    """Nothing is written, and no write lock is taken."""
-
-    NORMAL = 1
-    """For claims, heartbeats and upkeep: the log is written but not flushed. If the process is killed, nothing is lost.
-
-    A power failure may lose changes made since the last flush. A job whose claim is lost is READY again. Its worker, which lost power
-    too, cannot settle it, because the next claim has another id. So a flush would gain nothing, and would cost several times as much.
-    """
-
-    FULL = 2
-    """For settlements, cancellations and console operations: the log is flushed before the answer."""
-
-    FULL_AND_NEW = 3
-    """For `enqueue`, a `fire` that adds jobs, and a `define` without a session: the log is flushed before the answer, and
-    the verb is refused if the disk is full. All other verbs still work."""
-
-
-@dataclass(eq=False, slots=True)
-class Work:
-    """A verb, and its answer or error. `accepted_at` is a `time.monotonic()` value."""
-
-    verb: Callable[[Transitions], Any]
-    durability: Durability
-    accepted_at: float
-    answer: Any = field(default=None, init=False)
-    error: BaseException | None = field(default=None, init=False)
 
 
 class Announce(Protocol):
@@ -88,6 +59,12 @@ class Transactions:
         self._sql = Statements(store.namespace)
         self._disk_reserve = DiskReserve(store)
         self._file: _File | None = None
+        self._waiting = list[Work]()
+        self.commits = CommitWatch()
+
+    @property
+    def is_open(self) -> bool:
+        return self._file is not None
 
     def run(self, group: Sequence[Work]) -> None:
         """Run the group's verbs, and give each its answer or its error."""
@@ -98,8 +75,24 @@ class Transactions:
             return
         admitted = [work for work in group if self._admits(file, work)]
         self._run_admitted(file, admitted)
-        if announcement := file.transitions.take_announcement():
-            self._announce(announcement, file.transitions)
+        self._announce_events(file.transitions)
+
+    def look_for_commits(self) -> None:
+        """Announce the transactions of callers that have committed."""
+        if self.commits.pause is None:
+            return
+        try:
+            transitions = self._opened().transitions
+            self.commits.look(transitions)
+        except (BrokerError, sqlite3.Error) as error:
+            if not is_busy(error):  # the next verb reports it
+                self.commits.forget()
+            return
+        self._announce_events(transitions)
+
+    def _announce_events(self, transitions: Transitions) -> None:
+        if announcement := transitions.take_announcement():
+            self._announce(announcement, transitions)
 
     def close(self) -> None:
         """Close the file. Foreign files beside it are removed first, because their inodes cannot be reused while the connection is open."""
@@ -115,9 +108,7 @@ class Transactions:
     def abandon(self) -> None:
         """In a forked child, keep the parent's connection open for ever, because even closing it could damage the file."""
         if self._file is not None:
-            import ctypes  # takes 10 ms, and only such a child needs it
-
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file.transitions.connection))
+            keep_open(self._file.transitions.connection)
 
     def migrate(self) -> Upgrade:
         """Migrate the file to this version, and close it. Runs in the calling thread, like `pending`."""
@@ -147,7 +138,9 @@ class Transactions:
             before = self.store.identity()
             connection, upgrade = open_file(self.store, self._sql)
             try:
-                file = _File(self.store, self._disk_reserve, Transitions(connection, self._sql, self._clock, self._rules), upgrade)
+                shrinker = Shrinker(connection, self.store)
+                transitions = Transitions(connection, self._sql, self._clock, self._rules, shrinker)
+                file = _File(self.store, self._disk_reserve, transitions, shrinker, upgrade)
             except OSError as error:
                 connection.close()
                 raise BrokerUnavailable(f"{self.store.path}: {error}") from error
@@ -159,13 +152,12 @@ class Transactions:
 
     def _admits(self, file: _File, work: Work) -> bool:
         """Return False and set an error if the verb adds jobs while the disk reserve is missing: the remaining space is for settlements."""
-        if work.durability is not Durability.FULL_AND_NEW or self._disk_reserve.is_there() or self._disk_reserve.restore(0):
+        if work.durability < Durability.FULL_AND_NEW or self._disk_reserve.is_there() or self._disk_reserve.restore(0):
             return True
         file.checkpoint("TRUNCATE")  # frees the space that the log has taken
         if self._disk_reserve.restore(file.free_inside()):
             return True
-        needed = f"new jobs need {self._disk_reserve.needs / MIB:g} MiB free on it, or half of that there and half inside the file"
-        work.error = StoreFull(f"{self.store.path}: the disk is full, {needed}: let workers catch up, or free space on the disk")
+        work.error = self._disk_reserve.refusal()
         return False
 
     # --- groups ----------------------------------------------------------------------------------------------------
@@ -177,7 +169,7 @@ class Transactions:
         if error is None:
             return
         if is_busy(error):
-            _refuse(group, self._in_our_words(error))
+            self._give_up(file, group, error)
             return
         if isinstance(error, BrokerRefused):  # the error concerns the whole file
             self.close()
@@ -196,19 +188,45 @@ class Transactions:
         seconds to find the lock free. With short pauses, two busy processes can share the file (measured: 57,000 jobs/s instead of 800).
         """
         deadline = min(work.accepted_at for work in group) + self.store.timeout
-        naps = 0
+        naps, own = 0, file.own_transaction
         while (error := file.attempt(group)) is not None and is_busy(error) and (time.monotonic() < deadline or naps < _LEAST_NAPS):
-            time.sleep(_NAP if naps < _MANY_NAPS else _LONG_NAP)
+            if naps == 0 or naps >= _MANY_NAPS:
+                own.look()
+            time.sleep(_NAP if naps < _MANY_NAPS and not own.is_open else _LONG_NAP)
             naps += 1
+            if own.is_open:
+                return error
+        if naps and error is None:
+            own.forget()
         return error
+
+    def _give_up(self, file: _File, group: Sequence[Work], error: BaseException) -> None:
+        """Refuse verbs that did not get the lock. If a transaction of this process holds it, those that
+        send jobs are refused early, and the others wait together with verbs that arrive now."""
+        own, now = file.own_transaction, time.monotonic()
+        for work in group:
+            if own.is_open and work.durability is Durability.FULL_AND_SENT and now - work.accepted_at >= HELD_FOR:
+                work.error = own.refusal()
+            elif own.is_open and now < work.accepted_at + self.store.timeout:
+                self._waiting.append(work)
+            else:
+                work.error = self._in_our_words(error)
+
+    def take_waiting(self) -> list[Work]:
+        """Return the verbs of the last group that must run again, with the next group."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
 
     def _run_alone(self, file: _File, work: Work) -> None:
         error = self._attempt(file, [work])
         if isinstance(error, sqlite3.IntegrityError) and self._scrub_all(file):
             error = self._attempt(file, [work])
-        if error is not None and is_full(error) and work.durability is not Durability.FULL_AND_NEW:
+        if error is not None and is_full(error) and work.durability < Durability.FULL_AND_NEW:
             error = self._run_on_disk_reserve(file, work)
         if error is None:
+            return
+        if is_busy(error):
+            self._give_up(file, [work], error)
             return
         work.error = self._in_our_words(error)
         if is_about_the_file(error):
@@ -247,13 +265,15 @@ class Transactions:
 class _File:
     """An open file: a connection, its settings, and its one transaction."""
 
-    def __init__(self, store: StoreFile, disk_reserve: DiskReserve, transitions: Transitions, upgrade: Upgrade) -> None:
+    def __init__(self, store: StoreFile, disk_reserve: DiskReserve, transitions: Transitions, shrinker: Shrinker, upgrade: Upgrade) -> None:
         self.transitions = transitions
+        self._shrinker = shrinker
         self.upgrade = upgrade
         self.identity = store.identity()
         self._store = store
         self._disk_reserve = disk_reserve
         self._connection = transitions.connection
+        self.own_transaction = OwnTransaction(store, transitions.connection)
         self._checkpointer = Checkpointer(transitions.connection, store)
         self._synchronous = -1
         self._max_pages = _UNLIMITED
@@ -278,8 +298,13 @@ class _File:
         except Exception as error:
             self._roll_back()
             return self._refusal() or error
-        self._checkpointer.after_commit()
-        return None
+        else:
+            self._checkpointer.after_commit()
+            if self._shrinker.wants_checkpoint:
+                self._shrinker.checkpointed(is_cut=self._checkpointer.checkpoint("RESTART"))
+            return None
+        finally:
+            writing.discard(self)
 
     def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> None:
         self._checkpointer.checkpoint(mode)
@@ -298,8 +323,9 @@ class _File:
             self._connection.execute("BEGIN")
             return
         self._set_synchronous(_NORMAL if durability is Durability.NORMAL else _FULL)
-        self._set_max_pages(durability is Durability.FULL_AND_NEW)
+        self._set_max_pages(durability >= Durability.FULL_AND_NEW)
         self._connection.execute("BEGIN IMMEDIATE")
+        writing.add(self)
 
     def _run(self, work: Work, may_write: bool) -> None:
         """Run a verb. A refusal changes nothing and is an answer like any other; any other error rolls back the whole group."""
@@ -357,14 +383,11 @@ class _File:
             self._synchronous = value
 
     def _set_max_pages(self, is_limited: bool) -> None:
-        value = self._most_pages() if is_limited else _UNLIMITED
+        most = self._disk_reserve.most_pages(self._page_size) if is_limited else None
+        value = _UNLIMITED if most is None else min(most, _UNLIMITED)
         if value != self._max_pages:
             self._connection.execute(pragma("max_page_count", value)).fetchall()
             self._max_pages = value
-
-    def _most_pages(self) -> int:
-        most = self._disk_reserve.most_bytes()
-        return min(self._store.room.max_pages or _UNLIMITED, _UNLIMITED if most is None else max(1, most // self._page_size))
 
 
 def _refuse(group: Sequence[Work], error: BaseException) -> None:

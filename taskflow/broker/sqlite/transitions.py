@@ -7,7 +7,7 @@ themselves, and count their moves in the same tally.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -26,13 +26,16 @@ from taskflow.broker.sqlite.row import (
     storable,
     text_of,
 )
+from taskflow.broker.sqlite.shrinking import Shrinker
 from taskflow.broker.sqlite.soundness import is_sound, look_closely
-from taskflow.broker.sqlite.statements import Statements, execute_rows, fetch_rows, insert_rows
+from taskflow.broker.sqlite.statements import Statements, execute_rows, fetch_rows, inserts
 from taskflow.broker.sqlite.tally import Tally
 from taskflow.model import transitions, wording
+from taskflow.model.cause import pack_cause
 from taskflow.model.clock import Clock, to_microseconds
+from taskflow.model.envelope import tags_in
 from taskflow.model.ids import id_text
-from taskflow.model.job_schema import DEFAULT_QUEUE
+from taskflow.model.job_schema import DEFAULT_QUEUE, has_follow_up, has_tags
 from taskflow.model.record import CODES, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.stored import Unreadable
@@ -58,11 +61,14 @@ class Transitions:
     """Applies moves to stored jobs, for one connection. Call `begin` once
     per verb, `flush` before a commit, and `forget` after a rollback."""
 
-    def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, rules: Rules) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, sql: Statements, clock: Clock, rules: Rules, shrinker: Shrinker | None = None
+    ) -> None:
         self.connection = connection
         self.sql = sql
         self.clock = clock
         self.rules = rules
+        self.shrinker = shrinker
         self.queues = queue_names(connection, sql)
         self.job_names = job_names(connection, sql)
         self.tally = Tally(connection, sql)
@@ -70,6 +76,8 @@ class Transitions:
         self.announcement = Announcement()
         self.scrubbed = Scrubbed()
         self._put_off: list[JobRow] | None = None
+        self._ends = list[bytes]()
+        self.settling: int | None = None
         self.may_write = self.has_mended = False
         self.now = self.steady = 0
 
@@ -82,10 +90,13 @@ class Transitions:
 
     def flush(self) -> None:
         self.tally.flush()
+        if self._ends:
+            self._note_ends()
 
     def forget(self) -> None:
         """Discard the counts, wake-ups and names of a transaction that was rolled back."""
         self.tally.forget()
+        self._ends.clear()
         self.queues.forget()
         self.job_names.forget()
         self.lease_cache.forget()
@@ -132,11 +143,12 @@ class Transitions:
     def record(self, job: JobRow) -> Record:
         return record_of(job, self.queues.name(job.queue), self.job_names.read(job.name))
 
-    def execute_rows(self, statement: str, rows: Sequence[tuple[object, ...]], *shared: object) -> int:
-        return execute_rows(self.connection, self.sql, statement, rows, shared)
+    def execute_rows(self, statement: str, rows: Sequence[tuple[object, ...]], *shared: object) -> None:
+        execute_rows(self.connection, self.sql, statement, rows, shared)
 
     def insert_rows(self, statement: str, rows: Sequence[tuple[object, ...]]) -> int:
-        return insert_rows(self.connection, self.sql, statement, rows)
+        """Insert the rows, and return how many were added."""
+        return sum(cursor.rowcount for cursor in inserts(self.connection, self.sql, statement, rows))
 
     def fetch_rows(self, statement: str, rows: Sequence[tuple[object, ...]], *shared: object) -> list[tuple[Any, ...]]:
         return fetch_rows(self.connection, self.sql, statement, rows, shared)
@@ -167,6 +179,8 @@ class Transitions:
         if not self.queues.has(job.queue):
             job.queue = self.queues.number(DEFAULT_QUEUE)
         self.connection.execute(self.sql["mend_job"], mended_columns(job))
+        self.connection.execute(self.sql["drop_tags"], (job.seq,))
+        self.execute_rows("add_tags", [(tag, job.id) for tag in tags_in(job.extras)])
         self.has_mended = True
         self.lease_cache.forget()
         self.tally.recount()
@@ -276,6 +290,25 @@ class Transitions:
         for job_id in joined:
             self.release_awaiting(self.job(job_id))
         self.announcement.ended.add(job.id)
+        if job.seq != self.settling:
+            self._ends.append(job.id)
+
+    def is_heard(self) -> tuple[bool, bool]:
+        """Return whether a living session hears of ends without a settlement, and whether some are noted."""
+        [(is_heard, are_noted)] = self.connection.execute(self.sql["is_heard"])
+        return bool(is_heard), bool(are_noted)
+
+    def _note_ends(self) -> None:
+        """Note jobs that have ended without a settlement, for upkeep to tell."""
+        ended, self._ends = self._ends, []
+        is_heard, are_noted = self.is_heard()
+        if not is_heard:
+            return
+        if not are_noted:
+            self.announcement.has_ends = True
+        self.insert_rows("note_ends", [(job_id,) for job_id in ended])
+        if dropped := self.connection.execute(self.sql["drop_ends"], (self.rules.most_ends,)).rowcount:
+            self.connection.execute(self.sql["count_dropped_ends"], (dropped,))
 
     def requeue(self, job: JobRow, plan: Plan) -> None:
         """Make a job wait again after a run, unless its cancellation or a replacement ends it.
@@ -300,9 +333,11 @@ class Transitions:
         """Apply a plan to a job whose run has ended. `keep` is in seconds; None means the default for the job's status."""
         job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
         job.waiting_for = None if plan.waiting_for is None else storable(plan.waiting_for)
-        job.is_poison = int(plan.is_poison)
+        job.cause = plan.cause
+        if plan.is_poison:
+            job.is_poison, job.reason, job.expires_at = 1, storable(plan.reason or ""), None
         if plan.error is not None:
-            job.errors = append_error(job.errors, plan.error, self.now)
+            job.errors = append_error(job.errors, plan.error.of_run(text_of(job.worker), job.run_started_at, self.now))
         if plan.ends_as is None:
             self.requeue(job, plan)
         else:
@@ -311,13 +346,19 @@ class Transitions:
     def hand_back(self, job: JobRow, *, counts: bool) -> None:
         self.apply(job, transitions.hand_back(job.counters, self.rules, self.now, counts=counts))
 
-    def crash(self, job: JobRow, cause: str = "") -> None:
+    def crash(self, job: JobRow, cause: str = "", *, deploy: Callable[[], str]) -> None:
+        """End the lease of a lost worker, which ran this deploy."""
         is_stopping = job.cancel_requested is not None
-        plan = transitions.crash(job.counters, self.rules, self.now, worker=text_of(job.worker), cause=cause, is_stopping=is_stopping)
-        self.apply(job, plan)
+        worker, follows = text_of(job.worker), has_follow_up(job.extras)
+        plan = transitions.crash(
+            job.counters, self.rules, self.now, worker=worker, cause=cause, is_stopping=is_stopping, has_follow_up=follows
+        )
+        self.apply(job, plan if plan.cause is None else plan._replace(cause=pack_cause(plan.cause, deploy())))
 
     def bury(self, job: JobRow) -> None:
         """Drop an ended job, but keep its id and fence for a while: a client may still resend a call that refers to it."""
         assert job.ended_at is not None
         self.move(job, Event.DROP, None)
         self.connection.execute(self.sql["bury_job"], (job.ended_at + to_microseconds(self.rules.repeat_for), job.seq))
+        if has_tags(job.extras):
+            self.connection.execute(self.sql["drop_tags"], (job.seq,))

@@ -35,6 +35,10 @@ UPDATE "~jobs" SET
   payload = iif(length(payload) > 67108864, NULL, payload)
 WHERE seq = ?;
 
+-- name: drop_tags
+-- Parameters: seq of a job. Result: none.
+DELETE FROM "~tags" WHERE seq = ?;
+
 -- name: waiting_holder
 -- Parameters: key. Result: the row of the waiting live job that has it.
 -- (`status < 4` is the index's condition, which SQLite does not infer from another; +seq keeps it from reading the table in the order of

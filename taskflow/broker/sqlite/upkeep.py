@@ -1,4 +1,4 @@
-"""The `upkeep` verb: readies due jobs, reaps dead sessions, ends expired jobs, drops jobs kept long enough, and mends unsound rows."""
+"""The `upkeep` verb: readies due jobs, reaps dead sessions, ends expired jobs, drops old ones, mends unsound rows, and shrinks the file."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 from collections.abc import Set
 from typing import Any, Final, Literal
 
-from taskflow.broker.protocol import Upkept
+from taskflow.broker.protocol import MAX_ENDS, Upkept
 from taskflow.broker.sqlite.row import JobRow, claims_of
 from taskflow.broker.sqlite.schedules import offers
 from taskflow.broker.sqlite.session import SessionRow, end_session, lease_count, session_rows, spare_after_outage
+from taskflow.broker.sqlite.shrinking import STEP_EVERY
 from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
@@ -18,12 +19,12 @@ from taskflow.model.record import CODES, Status
 from taskflow.model.session import Outlook
 from taskflow.model.transitions import Event
 
-MOST_FORGOTTEN: Final = 1_000
+MOST_FORGOTTEN: Final = 500
 """The maximum number of ids that one call deletes, in addition to its moves. If a call
 reaches it, the next call follows at once, because calls every two seconds might not keep up."""
 
 
-def upkeep(transitions: Transitions, limit: int) -> Upkept:
+def upkeep(transitions: Transitions, limit: int, *, ends: bool = False) -> Upkept:
     transitions.announcement.is_periodical = transitions.announcement.cleans = True
     scrub(transitions)
     spare_after_outage(transitions)
@@ -35,18 +36,49 @@ def upkeep(transitions: Transitions, limit: int) -> Upkept:
         left -= moves[-1]
     readied, released, expired = moves
     dropped, forgotten = _drop(transitions, left)
+    if transitions.shrinker is not None:
+        transitions.shrinker.step(transitions.steady)
     offered = offers(transitions)
-    next_in = 0.0 if dropped >= left or forgotten >= MOST_FORGOTTEN else _next_in(transitions)
-    return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in, offers=offered)
+    ended, ends_dropped, has_more = _take_ends(transitions) if ends else ((), 0, False)
+    return Upkept(
+        readied=readied,
+        reaped=reaped,
+        released=released,
+        expired=expired,
+        dropped=dropped,
+        next_in=0.0 if dropped >= left or forgotten >= MOST_FORGOTTEN or has_more else _next_in(transitions),
+        offers=offered,
+        ended=ended,
+        ends_dropped=ends_dropped,
+    )
 
 
-def outlook(transitions: Transitions) -> Outlook:
+def _take_ends(transitions: Transitions) -> tuple[tuple[bytes, ...], int, bool]:
+    """Remove and return the first ends that were noted, the number of those that were dropped, and whether more are left."""
+    transitions.flush()  # notes the ends of this call
+    found = transitions.connection.execute(transitions.sql["first_ends"], (MAX_ENDS + 1,)).fetchall()
+    taken, has_more = found[:MAX_ENDS], len(found) > MAX_ENDS
+    if taken:
+        transitions.connection.execute(transitions.sql["take_ends"], (taken[-1][0],))
+    [(dropped,)] = transitions.connection.execute(transitions.sql["dropped_ends"])
+    if dropped:
+        transitions.connection.execute(transitions.sql["count_dropped_ends"], (-dropped,))
+    return tuple(job_id for _, job_id in taken if len(job_id) == ID_BYTES), dropped, has_more
+
+
+ID_BYTES: Final = 16
+
+
+def outlook(transitions: Transitions, session: bytes) -> Outlook:
     transitions.tally.flush()
     [(is_ready, first_at)] = transitions.connection.execute(transitions.sql["outlook"])
     first_at = _sound(transitions, first_at)
     if any(lease_count(transitions, row) for row in session_rows(transitions, "dead_sessions")):
         return Outlook(bool(is_ready), 0.0)
-    waits = _waits(transitions, session_rows(transitions, "living_sessions"))
+    living = session_rows(transitions, "living_sessions")
+    waits = _waits(transitions, living)
+    if any(row.hears and row.id == session for row in living) and transitions.is_heard()[1]:
+        waits.append(0.0)
     if first_at is not None:
         waits.append(max(0.0, to_seconds(first_at - transitions.now)))
     return Outlook(bool(is_ready), min(waits, default=math.inf))
@@ -60,8 +92,10 @@ def _next_in(transitions: Transitions) -> float:
 
 
 def _waits(transitions: Transitions, living: list[SessionRow]) -> list[float]:
-    """Return the seconds until the next job or schedule is due, and until each session lapses."""
+    """Return the seconds until the next job or schedule is due, until each session lapses, and until the file shrinks further."""
     waits = [to_seconds(row.beat_at + row.ttl + 1 - transitions.steady) for row in living]
+    if transitions.shrinker is not None and transitions.shrinker.is_under_way:
+        waits.append(STEP_EVERY)
     due_at = _sound(transitions, transitions.next_due())
     if due_at is not None:
         waits.append(to_seconds(due_at - transitions.now))
@@ -112,7 +146,7 @@ def _release(transitions: Transitions, row: SessionRow, job: JobRow) -> None:
     if row.is_spared or row.is_of_another_boot(transitions.clock.boot_id()):
         transitions.hand_back(job, counts=True)
     else:
-        transitions.crash(job)
+        transitions.crash(job, deploy=row.deploy)
 
 
 def _forget_session(transitions: Transitions, row: SessionRow) -> None:
@@ -141,9 +175,11 @@ def _drop(transitions: Transitions, limit: int) -> tuple[int, int]:
     moved = _drop_over_cap(transitions, limit)
     left = max(0, limit - moved)
     faded = transitions.connection.execute(transitions.sql["faded_jobs"], (transitions.now, left)).fetchall()
-    for queue, code, number in faded:
+    for queue, code, number, _ in faded:
         transitions.tally.move(queue, Event.DROP, code, None, number)
-    dropped: int = sum(number for _, _, number in faded)
+    dropped: int = sum(number for _, _, number, _ in faded)
+    if any(tagged for *_, tagged in faded):
+        transitions.connection.execute(transitions.sql["drop_tags_of_faded_jobs"], (transitions.now, left))
     forgotten = 0
     if dropped < left:
         forgotten = _drop_all_faded(transitions, dropped)
@@ -179,8 +215,11 @@ def _drop_over_cap(transitions: Transitions, limit: int) -> int:
 def _drop_oldest(transitions: Transitions, queue: int, kind: Literal["done", "failed"], number: int) -> int:
     if not number:
         return 0
-    for code, count in transitions.connection.execute(transitions.sql["oldest_" + kind], (queue, number)).fetchall():
+    oldest = transitions.connection.execute(transitions.sql["oldest_" + kind], (queue, number)).fetchall()
+    for code, count, _ in oldest:
         transitions.tally.move(queue, Event.DROP, code, None, count)
+    if any(tagged for *_, tagged in oldest):
+        transitions.connection.execute(transitions.sql["drop_tags_of_oldest_" + kind], (queue, number))
     transitions.connection.execute(transitions.sql["bury_oldest_" + kind], (_known_for(transitions), queue, number))
     transitions.tally.count(queue, wording.DROPPED_OVER_CAP, number)
     return number

@@ -19,7 +19,9 @@ SELECT
     FROM (
       SELECT min(expires_at) AS at FROM "~jobs" WHERE expires_at IS NOT NULL AND status < 3
       UNION ALL
-      SELECT min(fade_at) FROM "~jobs" WHERE fade_at IS NOT NULL
+      SELECT min(fade_at) FROM "~jobs" WHERE status >= 4
+      UNION ALL
+      SELECT min(fade_at) FROM "~jobs" WHERE status IS NULL
     )
   );
 
@@ -34,6 +36,34 @@ GROUP BY queue;
 UPDATE "~jobs" SET status = 2
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 1 AND due_at <= ? ORDER BY due_at, seq LIMIT ?);
 
+-- name: is_heard
+-- Parameters: none. Result: whether a living session hears of ends without a settlement, and whether some are noted.
+SELECT EXISTS (SELECT 1 FROM "~sessions" WHERE hears = 1 AND dead_at IS NULL), EXISTS (SELECT 1 FROM "~ends");
+
+-- name: note_ends
+-- Parameters: rows of an id. Result: none.
+INSERT INTO "~ends" (id) VALUES (?) ...;
+
+-- name: drop_ends
+-- Parameters: how many to keep. Result: none. Drops the oldest.
+DELETE FROM "~ends" WHERE number <= (SELECT max(number) FROM "~ends") - ?;
+
+-- name: count_dropped_ends
+-- Parameters: how many were dropped. Result: none.
+UPDATE "~meta" SET value = value + ? WHERE name = 'ends_dropped';
+
+-- name: first_ends
+-- Parameters: limit. Result: number and id of the first ends, in order.
+SELECT number, id FROM "~ends" ORDER BY number LIMIT ?;
+
+-- name: take_ends
+-- Parameters: the number of the last one. Result: none.
+DELETE FROM "~ends" WHERE number <= ?;
+
+-- name: dropped_ends
+-- Parameters: none. Result: how many were dropped since the count was reset.
+SELECT value FROM "~meta" WHERE name = 'ends_dropped';
+
 -- name: some_leases
 -- Parameters: the least and the greatest claim of a session, limit. Result: the rows of its jobs in the order of their claims.
 SELECT @job FROM "~jobs" WHERE claim >= ? AND claim <= ? ORDER BY claim LIMIT ?;
@@ -47,10 +77,14 @@ SELECT seq FROM "~jobs" WHERE expires_at IS NOT NULL AND status < 3 AND expires_
 SELECT number, name, succeeded + cancelled, failed FROM "~queues" WHERE succeeded + cancelled > ? OR failed > ? ORDER BY name;
 
 -- name: oldest_failed
--- Parameters: queue, limit. Result: status, and the number of jobs with it among the queue's oldest failed ones.
-SELECT status, count(*)
-FROM (SELECT status FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?)
+-- Parameters: queue, limit. Result: status, the number of jobs with it among the queue's oldest failed ones, and how many of these have tags.
+SELECT status, count(*), count(*) FILTER (WHERE @tagged)
+FROM (SELECT status, extras FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?)
 GROUP BY status;
+
+-- name: drop_tags_of_oldest_failed
+-- Parameters: as for oldest_failed. Result: none.
+DELETE FROM "~tags" WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
 -- name: bury_oldest_failed
 -- Parameters: how long an id stays known; queue, limit. Result: none.
@@ -60,10 +94,14 @@ UPDATE "~jobs" SET
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
 -- name: oldest_done
--- Parameters: queue, limit. Result: status, and the number of jobs with it among the queue's oldest succeeded and cancelled ones.
-SELECT status, count(*)
-FROM (SELECT status FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?)
+-- Parameters: queue, limit. Result: status, the number of jobs with it among the queue's oldest succeeded and cancelled ones, and how many of these have tags.
+SELECT status, count(*), count(*) FILTER (WHERE @tagged)
+FROM (SELECT status, extras FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?)
 GROUP BY status;
+
+-- name: drop_tags_of_oldest_done
+-- Parameters: as for oldest_done. Result: none.
+DELETE FROM "~tags" WHERE seq IN (SELECT seq FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
 -- name: bury_oldest_done
 -- Parameters: how long an id stays known; queue, limit. Result: none.
@@ -73,16 +111,23 @@ UPDATE "~jobs" SET
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
 -- name: faded_jobs
--- Parameters: now, limit. Result: queue, status, and how many of the first ended jobs that need not be kept any longer have these.
-SELECT queue, status, count(*)
+-- Parameters: now, limit. Result: queue, status, how many of the first ended jobs that need not be kept any longer have these, and how many
+-- of these have tags.
+SELECT queue, status, count(*), count(*) FILTER (WHERE @tagged)
 FROM (
-  SELECT queue, status FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 ORDER BY fade_at, id LIMIT ?
+  SELECT queue, status, extras FROM "~jobs" WHERE status >= 4 AND fade_at <= ? ORDER BY fade_at, id LIMIT ?
 )
 GROUP BY queue, status;
 
+-- name: drop_tags_of_faded_jobs
+-- Parameters: as for faded_jobs. Result: none.
+DELETE FROM "~tags" WHERE seq IN (
+  SELECT seq FROM "~jobs" WHERE status >= 4 AND fade_at <= ? ORDER BY fade_at, id LIMIT ?
+);
+
 -- name: last_faded_job
 -- Parameters: now, the number of jobs before it. Result: fade_at and id of the last of the faded jobs.
-SELECT fade_at, id FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 ORDER BY fade_at, id LIMIT 1 OFFSET ?;
+SELECT fade_at, id FROM "~jobs" WHERE status >= 4 AND fade_at <= ? ORDER BY fade_at, id LIMIT 1 OFFSET ?;
 
 -- name: bury_faded_jobs
 -- Parameters: how long an id stays known; now, limit. Result: none.
@@ -90,22 +135,22 @@ UPDATE "~jobs" SET
   status = NULL, @dropped,
   fade_at = ended_at + ?
 WHERE seq IN (
-  SELECT seq FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 ORDER BY fade_at, id LIMIT ?
+  SELECT seq FROM "~jobs" WHERE status >= 4 AND fade_at <= ? ORDER BY fade_at, id LIMIT ?
 );
 
 -- name: drop_faded_jobs
 -- Drops jobs entirely whose ids need not be known any more. Parameters: now; the latest end of such a job. Result: none.
-DELETE FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 AND ended_at <= ?;
+DELETE FROM "~jobs" WHERE status >= 4 AND fade_at <= ? AND ended_at <= ?;
 
 -- name: forget_jobs
 -- Parameters: now, limit. Result: none. Deletes ids of dropped jobs that no call can resend any more.
-DELETE FROM "~jobs" WHERE seq IN (SELECT seq FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status IS NULL ORDER BY fade_at LIMIT ?);
+DELETE FROM "~jobs" WHERE seq IN (SELECT seq FROM "~jobs" WHERE status IS NULL AND fade_at <= ? ORDER BY fade_at LIMIT ?);
 
 -- name: forget_jobs_before
 -- Parameters: fade_at and id of the last job dropped, its id, limit. Result: none. Like forget_jobs, for jobs before that job.
 DELETE FROM "~jobs" WHERE seq IN (
   SELECT seq FROM "~jobs"
-  WHERE fade_at IS NOT NULL AND (fade_at, id) < (?, ?) AND status IS NULL AND id != ?
+  WHERE status IS NULL AND (fade_at, id) < (?, ?) AND id != ?
   ORDER BY fade_at
   LIMIT ?
 );

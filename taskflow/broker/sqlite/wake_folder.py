@@ -156,14 +156,9 @@ class Folder:
 
     def bind(self, name: str) -> socket.socket:
         """Bind a new socket in the folder, which is created if it is missing. Raises OSError if that is impossible."""
-        is_new = True
-        try:
+        with contextlib.suppress(FileExistsError):
             os.mkdir(self._path, 0o700)
-        except FileExistsError:
-            is_new = False
-        folder = self._opened()
-        if is_new:
-            self._store.share(folder)
+        self._store.share(self._opened())
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             bound.bind(self.address(name))

@@ -114,8 +114,8 @@ class Sender:
                 delivery.nudge_next(queues, number, transitions)
             for session in announcement.stopping:
                 delivery.tell_all(topics.session(session))
-            if announcement.due_at is not None:
-                delivery.tell_of_due(announcement.due_at, transitions)
+            if announcement.is_due:
+                delivery.tell_of_due(announcement, transitions)
             if announcement.ended:
                 delivery.tell_of_ends(announcement.ended, transitions)
         delivery.send()
@@ -272,10 +272,10 @@ class _Delivery:
             if mark.hears(hashed):
                 self._message(mark.listener).heard.add(hashed)
 
-    def tell_of_due(self, due_at: int, transitions: Transitions) -> None:
-        """Tell a few listeners about this due time, unless another job is due earlier."""
+    def tell_of_due(self, announcement: Announcement, transitions: Transitions) -> None:
+        """Tell a few listeners about the due time, unless another job is due earlier, or about ends that were noted."""
         listeners = [mark.listener for mark in self._marks.values() if mark.hears(self._due)]
-        if listeners and transitions.next_due() == due_at:
+        if listeners and (announcement.has_ends or transitions.next_due() == announcement.due_at):
             for listener in random.sample(listeners, min(UPKEEPERS, len(listeners))):
                 self._message(listener).heard.add(self._due)
 

@@ -25,7 +25,7 @@ from taskflow.model.errors import BrokerUnavailable
 _NAP: Final = 0.002
 
 _RECORD: Final = struct.Struct(">6Q")
-"""Device and inode of the file, its log, and its index."""
+"""Device and inode of the file, its log, and its index: `RECORD_BYTES`."""
 
 _NOTHING: Final = (0,) * 6
 """A record that matches no file. An outdated record might match new files to which the system has given the same inodes."""

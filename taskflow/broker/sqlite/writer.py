@@ -8,6 +8,7 @@ There is no timer: in an idle store a group is a single verb, in a busy one it i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import threading
@@ -17,8 +18,11 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from taskflow.broker.sqlite import forks
-from taskflow.broker.sqlite.transactions import Durability, Transactions, Work
+from taskflow.broker.sqlite.commit_watch import ExpectedCommit
+from taskflow.broker.sqlite.reader import ReadTransactions
+from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.broker.sqlite.work import Durability, Work
 from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.seams import StartThread
@@ -38,17 +42,24 @@ class WriteCall(Work):
 
 
 class Writer:
-    """Runs verbs in a thread that the first call starts. It belongs to one
+    """Runs verbs in a thread that the first call starts: a broker's writes, or the reads of its console. It belongs to one
     process: a forked child creates its own writer and does not touch this one."""
 
-    def __init__(self, transactions: Transactions, start_thread: StartThread) -> None:
+    def __init__(self, transactions: Transactions | ReadTransactions, start_thread: StartThread, name: str = "writer") -> None:
         self.pid = os.getpid()
+        self._name = f"taskflow-sqlite-{name}"
         self._transactions = transactions
         self._start_thread = start_thread
-        self._queue = queue.SimpleQueue[WriteCall | None]()
+        self._queue = queue.SimpleQueue[WriteCall | ExpectedCommit | None]()
         self._lock = threading.Lock()
+        self._waiting = list[WriteCall]()
         self._thread: threading.Thread | None = None
         self._is_closed = False
+
+    @property
+    def is_open(self) -> bool:
+        """Return True if the file is open."""
+        return self._transactions.is_open
 
     async def call(self, durability: Durability, verb: Callable[[Transitions], T]) -> T:
         loop = asyncio.get_running_loop()
@@ -56,12 +67,18 @@ class Writer:
         self._put(WriteCall(verb, durability, time.monotonic(), loop, future))
         return await future
 
-    def _put(self, call: WriteCall) -> None:
+    def expect(self, commit: ExpectedCommit) -> None:
+        """Announce a caller's transaction after its commit. Does nothing if the writer is closed."""
+        if self._transactions.commits.expect(commit):
+            with contextlib.suppress(BrokerUnavailable):
+                self._put(commit)
+
+    def _put(self, call: WriteCall | ExpectedCommit) -> None:
         with self._lock:  # so that nothing follows the None that ends the thread
             if self._is_closed:
                 raise BrokerUnavailable(wording.CLOSED)
             if self._thread is None:
-                self._thread = self._start_thread(self._work, "taskflow-sqlite-writer")
+                self._thread = self._start_thread(self._work, self._name)
             self._queue.put(call)
 
     def close(self) -> threading.Thread | None:
@@ -84,36 +101,46 @@ class Writer:
 
     def _work(self) -> None:
         try:
-            while group := self._next_group():
+            while (group := self._next_group()) is not None:
                 self._run(group)
-                _deliver(group)
+                _deliver([call for call in group if call not in self._waiting] if self._waiting else group)
                 del group  # verbs hold payloads and their broker, so an idle thread must not keep them
         finally:
             with forks.transactions:
+                self._transactions.look_for_commits()
                 self._transactions.close()
 
     def _run(self, group: list[WriteCall]) -> None:
         try:
             with forks.transactions:
-                self._transactions.run(group)
+                if group:
+                    self._transactions.run(group)
+                self._transactions.look_for_commits()
+            waiting = self._transactions.take_waiting()
+            self._waiting = [call for call in group if call in waiting]
         except Exception as error:  # a bug, or no memory: fail the callers, so that none waits for ever
             for call in group:
                 call.error = error
 
-    def _next_group(self) -> list[WriteCall]:
-        """Wait for verbs and return all that are queued. An empty group means that the thread must end."""
-        group = list[WriteCall]()
-        call = self._queue.get()
-        while call is not None:
-            group.append(call)
-            if len(group) == MOST_IN_A_GROUP:
-                return group
+    def _next_group(self) -> list[WriteCall] | None:
+        """Wait for verbs. Return those that still wait for the lock, and all that are queued; none if it is time to
+        look for a commit. None means that the thread must end."""
+        group, self._waiting = self._waiting, []
+        commits = self._transactions.commits
+        while len(group) < MOST_IN_A_GROUP:
             try:
-                call = self._queue.get_nowait()
+                call = self._queue.get(timeout=0 if group else commits.pause)
             except queue.Empty:
                 return group
-        if group:
-            self._queue.put(None)  # put back, so that the next call ends the thread
+            if isinstance(call, WriteCall):
+                group.append(call)
+            elif call is not None:
+                continue  # a commit that is expected: the pause has changed
+            elif group:
+                self._queue.put(None)  # put back, so that the next call ends the thread
+                return group
+            else:
+                return None
         return group
 
 

@@ -4,8 +4,18 @@
 """
 
 from taskflow.model.codec.body import decode_value, encode_value
-from taskflow.model.codec.function import FunctionCodec
+from taskflow.model.codec.function import FunctionCodec, decode_by_name, encode_by_name
 from taskflow.model.codec.limits import Limits
 from taskflow.model.codec.payload import Content, open_payload, seal_json
 
-__all__ = ["Content", "FunctionCodec", "Limits", "decode_value", "encode_value", "open_payload", "seal_json"]
+__all__ = [
+    "Content",
+    "FunctionCodec",
+    "Limits",
+    "decode_by_name",
+    "decode_value",
+    "encode_by_name",
+    "encode_value",
+    "open_payload",
+    "seal_json",
+]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from taskflow.model.codec.limits import Limits, check_items, check_size
 from taskflow.model.codec.misfit import Misfit, raised, too_deep
 from taskflow.model.codec.payload import HEADER_SIZE, Content, open_payload, seal
 from taskflow.model.codec.shape import Shape
 from taskflow.model.codec.stability import check_stable
-from taskflow.model.codec.untyped import ANY
-from taskflow.model.codec.wire import pack, unpack, unpack_json
-from taskflow.model.errors import DecodeError, EncodeError
+from taskflow.model.codec.untyped import ANY, NAMED_READERS, without_unknown_names
+from taskflow.model.codec.wire import NAMED, marker, pack, unpack, unpack_json
+from taskflow.model.errors import DecodeError, EncodeError, UnknownType
 
 DEFAULT_LIMITS = Limits()
+_NAMED = pack(marker(NAMED))
 
 
 def encode(
@@ -22,14 +25,15 @@ def encode(
     """Encode a value as a payload.
 
     Set `runs_code` if the shape's classes check or convert their fields: then the payload is also decoded and encoded again, and must not
-    change. `where` ends every message; `annotated` names what the user should annotate. Raises EncodeError, or TooLarge beyond the limits.
+    change. The same applies to a payload that contains a registered type. `where` ends every message; `annotated` names what the user
+    should annotate. Raises EncodeError, or TooLarge beyond the limits.
     """
     try:
         payload = seal(pack(shape.write(value, limits.depth)))
         if len(payload) > limits.unchecked_size:
             check_size(len(payload), limits)
             check_items(payload[HEADER_SIZE:], Content.MSGPACK, limits)
-        if runs_code:
+        if runs_code or (NAMED_READERS and _NAMED in payload):
             check_stable(shape, payload[HEADER_SIZE:], limits.depth)
     except Misfit as misfit:
         raise misfit.as_encode_error(where, annotated) from misfit.__cause__
@@ -67,5 +71,16 @@ def decode_value(payload: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Decode a payload without an annotation. Raises DecodeError if the payload is invalid or exceeds a limit.
 
     If it was encoded with an annotation, instances of classes are returned as dicts keyed by field name, and Enum members as their values.
+    Instances of types that are not registered here are returned as the value that was made of them.
     """
-    return decode(ANY, payload, limits)
+    return decode_plain(ANY, payload, limits)
+
+
+def decode_plain(shape: Shape, payload: bytes, limits: Limits) -> Any:
+    """Decode a payload with a shape whose values have no annotations. Instances of types that are not registered here are returned as
+    the value that was made of them."""
+    try:
+        return decode(shape, payload, limits)
+    except UnknownType:
+        known = msgspec.structs.replace(shape, read=lambda wire, levels: shape.read(without_unknown_names(wire), levels))
+        return decode(known, payload, limits)

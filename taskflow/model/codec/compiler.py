@@ -35,9 +35,11 @@ from taskflow.model.codec.containers import abstract_collection, collection_of, 
 from taskflow.model.codec.hints import stands_for, substitute
 from taskflow.model.codec.misfit import type_name
 from taskflow.model.codec.moments import MOMENTS, late_moment, zoneinfo_shape
+from taskflow.model.codec.paths import PATHS
 from taskflow.model.codec.records import ClassFields, Field, promise_of, record_of
+from taskflow.model.codec.registered import note_unregistered, registered_shape
 from taskflow.model.codec.scalars import SCALARS
-from taskflow.model.codec.shape import Shape, Unsupported
+from taskflow.model.codec.shape import DictKeys, Shape, Tag, Unsupported
 from taskflow.model.codec.unions import union_of
 from taskflow.model.codec.untyped import ANY
 
@@ -82,6 +84,9 @@ class Compiler:
             return union_of(literals_of(_literal_values([annotation])))
         if not isinstance(origin, type):
             raise Unsupported(f"{annotation!r} cannot be sent; {_ADVICE}")
+        if (registered := registered_shape(origin)) is not None:
+            self.runs_code = True
+            return registered
         return _leaf(origin) or self._container(annotation, origin, arguments) or self._class(annotation, origin, arguments)
 
     def _container(self, annotation: Any, origin: type, arguments: tuple[Any, ...]) -> Shape | None:
@@ -104,16 +109,19 @@ class Compiler:
 
     def _class(self, annotation: Any, origin: type, arguments: tuple[Any, ...]) -> Shape:
         if issubclass(origin, Enum) and origin.__members__:
+            note_unregistered(origin)
             return enum_of(origin)
         record = record_for(origin, arguments)
         if record is None:
             raise Unsupported(f"{type_name(origin)} cannot be sent; {_ADVICE}")
+        note_unregistered(origin)
         label = type_name(origin)
         self.runs_code |= record.runs_code
+        keys = None if record.has_tag else _keys_of(record)
         return self._once(
             annotation,
-            lambda finished: promise_of(record, label, finished),
-            lambda: record_of(record, label, {field.name: self._field(record, field) for field in record.fields}),
+            lambda finished: promise_of(record, label, keys, finished),
+            lambda: record_of(record, label, keys, {field.name: self._field(record, field) for field in record.fields}),
         )
 
     def _field(self, record: ClassFields, field: Field) -> Shape:
@@ -145,12 +153,32 @@ class Compiler:
         return self._finished[key]
 
 
+def _keys_of(record: ClassFields) -> DictKeys:
+    """Return the keys of a TypedDict. A required key with a Literal is a tag. The keys are
+    read from the annotations, because in a recursive type the fields are not compiled yet."""
+    required = [field for field in record.fields if field.required]
+    values = {field.name: _values_of_literal(field.annotation) for field in required}
+    return DictKeys(
+        known=frozenset(field.name for field in record.fields),
+        required=frozenset(field.name for field in required),
+        tags={name: Tag(values=each, shape=union_of(literals_of(each))) for name, each in values.items() if each},
+    )
+
+
+def _values_of_literal(annotation: Any) -> tuple[Any, ...]:
+    try:
+        members = _members(annotation)
+    except Unsupported:  # compiling the field raises it again, with the field's name
+        return ()
+    return tuple(_literal_values(members)) if all(get_origin(member) is Literal for member in members) else ()
+
+
 def _members(annotation: Any, around: tuple[Any, ...] = ()) -> list[Any]:
     """Unwrap an annotation, and return its distinct members if it is a union. Otherwise return it as the only member.
 
     `around` holds the type aliases that enclose the annotation.
     """
-    while (inner := _unwrapped(annotation)) is not annotation:
+    while (inner := unwrapped(annotation)) is not annotation:
         if _alias_value(annotation) is not None:
             if annotation in around:
                 raise Unsupported(f"the type alias {annotation} refers to itself directly; put it inside a list or a dict")
@@ -178,7 +206,7 @@ def _items_of_tuple(annotation: Any, arguments: tuple[Any, ...]) -> list[Any]:
     return items
 
 
-def _unwrapped(annotation: Any) -> Any:
+def unwrapped(annotation: Any) -> Any:
     """Return what is inside the annotation's outermost wrapper, or the annotation itself if it has none."""
     if get_origin(annotation) in _WRAPPERS:
         return get_args(annotation)[0]
@@ -244,7 +272,10 @@ def _covers(shapes: Sequence[Shape], choice: Shape) -> bool:
     return any(choice.types <= shape.types for shape in shapes)
 
 
-_ADVICE = "make it a dataclass, TypedDict, NamedTuple, Enum, msgspec Struct, attrs class or pydantic model, or send plain data"
+_ADVICE = (
+    "make it a dataclass, TypedDict, NamedTuple, Enum, msgspec Struct, attrs class or pydantic model, "
+    "call taskflow.register_type() before this job is declared, or send plain data"
+)
 _UNTYPED = (Any, object, Parameter.empty)
 UNPACK = (typing.Unpack, typing_extensions.Unpack)
 """Both forms of Unpack. On Python 3.11, these are two different objects."""
@@ -258,7 +289,7 @@ _PLAINLY: tuple[tuple[Any, Any], ...] = (
     (typing.LiteralString, str),
     (typing_extensions.Any, Any),
 )
-_LEAVES = {**SCALARS, **MOMENTS}
+_LEAVES = {**SCALARS, **MOMENTS, **PATHS}
 _COLLECTIONS = (list, set, frozenset)
 _MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)
 _ABSTRACT = (

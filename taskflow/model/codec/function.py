@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
@@ -10,14 +11,26 @@ from typing import Any, get_args, get_origin
 import msgspec
 from typing_extensions import is_typeddict
 
-from taskflow.model.codec.body import DEFAULT_LIMITS, decode, encode
+from taskflow.model.codec.body import DEFAULT_LIMITS, decode, decode_plain, encode
 from taskflow.model.codec.classes import record_for
 from taskflow.model.codec.compiler import UNPACK, Compiler
 from taskflow.model.codec.hints import hints_of_function
 from taskflow.model.codec.limits import Limits
+from taskflow.model.codec.secret import RETURNED, secret_names
 from taskflow.model.codec.shape import Shape, Unresolved, Unsupported
-from taskflow.model.codec.signature import Arguments, CallArguments
+from taskflow.model.codec.signature import BY_NAME, Arguments, CallArguments
 from taskflow.model.errors import DeclarationError, EncodeError
+
+
+def encode_by_name(arguments: Mapping[str, Any], *, job: str, limits: Limits) -> bytes:
+    """Encode the arguments of a job whose function is not known here. Raises EncodeError, naming the argument, or TooLarge."""
+    return encode(BY_NAME, arguments, limits, where=f" (in a call of {job}, whose annotations are not known here: import its module)")
+
+
+def decode_by_name(payload: bytes, *, limits: Limits) -> dict[str, Any]:
+    """Decode arguments without annotations. Raises DecodeError if the payload is invalid or exceeds a limit."""
+    arguments: dict[str, Any] = decode_plain(BY_NAME, payload, limits)
+    return arguments
 
 
 class _Compiled(msgspec.Struct, frozen=True):
@@ -62,6 +75,16 @@ class FunctionCodec:
             raise DeclarationError(
                 f"{self.name}, {unresolved}: define or import it where the function is defined, outside `if TYPE_CHECKING:`"
             ) from unresolved
+
+    @functools.cached_property
+    def secrets(self) -> tuple[str, ...]:
+        """The names that are marked as `Secret` in the annotations: of parameters, of fields of their types, and "return" for the result.
+        Raises DeclarationError if an annotation cannot be resolved."""
+        self.resolve()
+        hints = hints_of_function(self._function, (RETURNED, *(each.name for each in self._parameters)))
+        annotated = [parameter.replace(annotation=hints.get(parameter.name, Any)) for parameter in self._parameters]
+        by_name = {each.name: each.annotation for parameter in annotated for each in _expanded(parameter)}
+        return secret_names({**by_name, RETURNED: hints.get(RETURNED, Any)})
 
     def encode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
         """Encode arguments as a payload that `decode_arguments` is guaranteed to accept.

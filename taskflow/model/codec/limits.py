@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from taskflow.model.codec.misfit import Misfit
 from taskflow.model.codec.payload import Content
@@ -14,8 +15,7 @@ DEEPEST: Final = 200
 """The highest value that `depth` may have. Each level takes up to three of the 1,000 frames to which Python limits recursion."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """The limits on one payload. Any value that can be encoded within them can also be decoded within them.
 
     `size` limits the bytes of the whole payload. `depth` limits how deeply containers are nested in an argument: ``[[1]]`` is two deep.
@@ -26,15 +26,15 @@ class Limits:
     size: int = 1 << 20
     depth: int = 64
     items: int = 1 << 17
-    unchecked_size: int = field(init=False, repr=False)
-    """A payload of at most this many bytes needs no check, because each value takes at least one byte."""
+    unchecked_size: int = 0
+    """Computed. A payload of at most this many bytes needs no check, because each value takes at least one byte."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.depth, self.items) < 1:
             raise ValueError(f"limits must be at least 1: {self}")
         if self.depth > DEEPEST:
             raise ValueError(f"depth must be at most {DEEPEST}, got {self.depth}")
-        object.__setattr__(self, "unchecked_size", min(self.size, self.items))
+        msgspec.structs.force_setattr(self, "unchecked_size", min(self.size, self.items))
 
 
 def check_size(size: int, limits: Limits) -> None:
@@ -54,7 +54,7 @@ def check_items(body: bytes, content: Content, limits: Limits) -> None:
 
 def _items_in_json(body: bytes) -> int:
     """Return an upper bound on the number of values. Each but the first follows a comma, colon or opening bracket outside a string."""
-    bare = _JSON_STRING.sub(b"", body)
+    bare = re.sub(_JSON_STRING, b"", body)
     return 1 + sum(bare.count(mark) for mark in (b",", b":", b"[", b"{"))
 
 
@@ -72,7 +72,7 @@ def _items_in_msgpack(body: bytes, enough: int) -> int:
 
 
 # The closing quote is optional, so that a match never has to backtrack. Otherwise, a body of escaped quotes would take quadratic time.
-_JSON_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_JSON_STRING: Final = rb'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?'
 
 
 def _head_width(lead: int) -> int:

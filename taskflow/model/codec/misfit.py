@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _E = TypeVar("_E", bound=CodecError)
 _LONGEST = 60
+_KNOWN_MODULES = ("builtins", "datetime", "uuid", "decimal", "zoneinfo", "pathlib", "pathlib._local")
 
 
 class Misfit(Exception):
@@ -69,7 +70,7 @@ def unexpected(expected: str, value: object) -> Misfit:
 def type_name(kind: type) -> str:
     """Return the name of a type as a user would write it, such as ``int`` or ``app.models.User``."""
     module = kind.__module__
-    return kind.__qualname__ if module in ("builtins", "datetime", "uuid", "decimal", "zoneinfo") else f"{module}.{kind.__qualname__}"
+    return kind.__qualname__ if module in _KNOWN_MODULES else f"{module}.{kind.__qualname__}"
 
 
 def field_step(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from taskflow.model.codec.misfit import Misfit, field_step, key_step, one_of, too_deep, unexpected
-from taskflow.model.codec.shape import Form, Read, Shape, Write
+from taskflow.model.codec.shape import DictKeys, Form, Read, Shape, Write
 from taskflow.model.codec.wire import named
 from taskflow.model.errors import MissingArgument, UnknownArgument
 
@@ -65,7 +65,7 @@ class _Part(msgspec.Struct, frozen=True):
     required: bool
 
 
-def record_of(record: ClassFields, label: str, shapes: Mapping[str, Shape]) -> Shape:
+def record_of(record: ClassFields, label: str, keys: DictKeys | None, shapes: Mapping[str, Shape]) -> Shape:
     """Return the shape of a class, given the shapes of its fields, keyed by name."""
     parts = [_Part(field.name, shapes[field.name], field.required) for field in record.fields]
     shape = Shape(
@@ -77,11 +77,12 @@ def record_of(record: ClassFields, label: str, shapes: Mapping[str, Shape]) -> S
         forms=record.forms,
         tag=record.kind.__name__ if record.has_tag else "",
         fits_json=_fits(record, parts),
+        keys=keys,
     )
     return record.around(shape) if record.around else shape
 
 
-def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -> Shape:
+def promise_of(record: ClassFields, label: str, keys: DictKeys | None, finished: Callable[[], Shape]) -> Shape:
     """Return a placeholder for the shape of a class, for its own fields to refer to while they are being compiled."""
     return Shape(
         label,
@@ -92,6 +93,7 @@ def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -
         forms=record.forms,
         tag=record.kind.__name__ if record.has_tag else "",
         fits_json=lambda wire: finished().fits_json(wire),
+        keys=keys,
     )
 
 

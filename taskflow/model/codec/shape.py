@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -16,7 +16,7 @@ Read: TypeAlias = Callable[[Any, int], Any]
 """Converts a wire value to a value. The int is how many levels may still be nested. Raises Misfit if the wire value does not fit."""
 
 Form: TypeAlias = object
-"""A feature that distinguishes wire values: a type such as `str`, the code of an extension or marker, or ("tag", name)."""
+"""A feature that distinguishes wire values: a type such as `str`, the code of an extension or marker, ("tag", name) or ("type", name)."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -37,6 +37,23 @@ class Shape(msgspec.Struct, frozen=True):
     fits_json: Callable[[Any], bool] = lambda wire: False
     """Returns True if a JSON array or object fits, judged by its type, keys and
     length. A union chooses the first member whose function returns True."""
+    keys: DictKeys | None = None
+    """The keys of a TypedDict, by which a union tells its values from those of another."""
+
+
+class Tag(msgspec.Struct, frozen=True):
+    """A required key of a TypedDict whose annotation is a Literal."""
+
+    values: tuple[Any, ...]
+    shape: Shape
+
+
+class DictKeys(msgspec.Struct, frozen=True):
+    """The keys of a TypedDict."""
+
+    known: frozenset[str]
+    required: frozenset[str]
+    tags: Mapping[str, Tag]
 
 
 class Unresolved(Exception):
@@ -65,4 +82,4 @@ class Unsupported(Exception):
         return f"{path}: {self.message}" if path else self.message
 
 
-__all__ = ["Form", "Misfit", "Read", "Shape", "Unresolved", "Unsupported", "Write"]
+__all__ = ["DictKeys", "Form", "Misfit", "Read", "Shape", "Tag", "Unresolved", "Unsupported", "Write"]

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter
-from typing import Any
+from typing import Any, Final
 
 from taskflow.model.codec.misfit import Misfit, one_of
 from taskflow.model.codec.parts import read_items, read_map, write_items
 from taskflow.model.codec.scalars import encodable
 from taskflow.model.codec.shape import Read, Shape
+from taskflow.model.codec.untyped import read_any, read_json_any, write_any
 from taskflow.model.codec.wire import named
 from taskflow.model.errors import MissingArgument, UnknownArgument
 
@@ -164,6 +165,35 @@ class Arguments:
             if not to_the_end and self._position_only.isdisjoint(values):
                 break
             args.append(values.pop(parameter.name, parameter.default))
+
+
+def _write_by_name(arguments: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    wires: dict[str, Any] = {}
+    name = ""
+    try:
+        for name, value in arguments.items():
+            wires[encodable(str(name))] = write_any(value, levels)
+    except Misfit as misfit:
+        misfit.within(name)
+        raise
+    return wires
+
+
+def _read_by_name(read: Read, wires: Any, levels: int) -> dict[str, Any]:
+    if type(wires) is not dict:
+        raise Misfit(f"expected a map by parameter name, got {named(wires)}")
+    return read_map(wires, read, levels)
+
+
+BY_NAME: Final = Shape(
+    "arguments",
+    _write_by_name,
+    partial(_read_by_name, read_any),
+    partial(_read_by_name, read_json_any),
+    types=frozenset((dict,)),
+    forms=frozenset((dict,)),
+)
+"""The arguments of a function that is not known: a map by parameter name, whose values have no annotations."""
 
 
 def _read_rest(read: Read, wire: Any, levels: int) -> list[Any]:

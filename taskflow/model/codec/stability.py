@@ -58,9 +58,9 @@ def _sorted(wire: Any) -> Any:
 
 
 _CHANGES: Final = (
-    "is changed by its class when it is decoded, by a validator, a converter or __post_init__; "
+    "is changed by its class when it is decoded, by a validator, a converter, __post_init__ or decode=; "
     "make that code leave its own result unchanged, or send plain data"
 )
-_SAME_VALUE: Final = (codes.TAGGED, codes.MODEL)
+_SAME_VALUE: Final = (codes.TAGGED, codes.MODEL, codes.NAMED)
 """The markers of arrays whose elements together represent one value, so that they add no step to a path."""
 _SETS: Final = (codes.SET, codes.FROZENSET)

@@ -14,16 +14,17 @@ from typing import Any
 import msgspec
 
 from taskflow.model.codec import wire as codes
+from taskflow.model.codec.dict_unions import with_dicts_joined
 from taskflow.model.codec.misfit import Misfit, type_name, unexpected
-from taskflow.model.codec.moments import late_moment
 from taskflow.model.codec.scalars import NONE
 from taskflow.model.codec.shape import Read, Shape, Unsupported, Write
+from taskflow.model.codec.untyped import not_named
 from taskflow.model.codec.wire import form_of, marker, named, plain_number
 
 
 def union_of(members: Sequence[Shape]) -> Shape:
     """Return the shape of a union of `members`, none of which is itself a union. Raises Unsupported if the union is ambiguous."""
-    told_apart = _told_apart(_without_covered(members))
+    told_apart = _told_apart(with_dicts_joined(_without_covered(members)))
     if len(told_apart) == 1:
         return told_apart[0]
     if len(told_apart) == 2 and NONE in told_apart:
@@ -122,7 +123,7 @@ def _writer(label: str, members: Sequence[Shape]) -> Write:
         for kind, chosen in by_type.items():
             if isinstance(value, kind) and type(value) is not bool:
                 return chosen
-        if wide is not None and late_moment(type(value)) is not None:
+        if wide is not None:
             return wide.write
         raise unexpected(label, value)
 
@@ -131,13 +132,19 @@ def _writer(label: str, members: Sequence[Shape]) -> Write:
 
 def _reader(label: str, members: Sequence[Shape]) -> Read:
     by_form = {form: member.read for member in members for form in member.forms}
+    wide = next((member for member in members if member.wide), None)
     if float in by_form:
         by_form.setdefault(int, by_form[float])
 
     def read(wire: Any, levels: int) -> Any:
-        chosen = by_form.get(form_of(wire))
+        form = form_of(wire)
+        chosen = by_form.get(form)
         if chosen is None:
-            raise Misfit(f"expected {label}, got {named(wire)}")
+            if type(form) is not tuple or form[0] != "type":
+                raise Misfit(f"expected {label}, got {named(wire)}")
+            if wide is None:
+                raise not_named(wire, label)
+            chosen = wide.read
         return chosen(wire, levels)
 
     return read

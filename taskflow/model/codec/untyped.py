@@ -18,18 +18,27 @@ from taskflow.model.codec.parts import (
     write_pairs,
     write_unordered,
 )
+from taskflow.model.codec.paths import PATHS, read_path
 from taskflow.model.codec.scalars import SCALARS, encodable
 from taskflow.model.codec.shape import Read, Shape, Write
-from taskflow.model.codec.wire import Ext, marker, marker_of, named, plain_number
+from taskflow.model.codec.wire import Ext, form_of, marker, marker_of, named, plain_number
+from taskflow.model.errors import UnknownType
 
 
 def write_any(value: Any, levels: int) -> Any:
-    write = _WRITERS.get(type(value))
-    if write is None:
-        if (late := late_moment(type(value))) is None:
-            raise _refusal(value)
-        write = late.write
-    return write(value, levels)
+    write = WRITERS.get(type(value))
+    return write(value, levels) if write is not None else _write_rare(value, levels)
+
+
+def _write_rare(value: Any, levels: int) -> Any:
+    """Write a ZoneInfo, or the plain text or number that an instance of a subclass is equal to."""
+    kind = type(value)
+    if (late := late_moment(kind)) is not None:
+        return late.write(value, levels)
+    for base in _PLAIN_BASES:
+        if issubclass(kind, base):
+            return SCALARS[base].write(value, levels)
+    raise _refusal(value)
 
 
 def read_any(wire: Any, levels: int) -> Any:
@@ -86,6 +95,8 @@ def write_any_dict(value: dict[Any, Any], levels: int) -> Any:
     inside = _inside(levels)
     if all(type(key) is str for key in value):
         return write_map(value, write_any, inside)
+    if all(issubclass(type(key), str) for key in value):
+        return write_map({str.__str__(key): part for key, part in value.items()}, write_any, inside)
     return write_pairs(value, write_any, write_any, inside)
 
 
@@ -100,10 +111,41 @@ def _read_array(wire: list[Any], levels: int) -> Any:
         return read_any(wire[2], levels)
     if code == codes.MODEL and len(wire) == 4 and type(wire[1]) is type(wire[2]) is dict:
         return read_map({**wire[1], **wire[2]}, read_any, inside)
+    if code == codes.NAMED:
+        return _read_named(wire, levels)
     build = _ARRAYS.get(code)
     if build is None:
         raise Misfit(f"{named(wire)} cannot be a value without an annotation")
     return hashed(build, read_items(wire[1:], read_any, inside))
+
+
+def _read_named(wire: list[Any], levels: int) -> Any:
+    name = wire[1] if len(wire) == 3 else None
+    read = NAMED_READERS.get(name) if type(name) is str else None
+    if read is None:
+        raise not_named(wire, "the name of a registered type")
+    return read(wire, levels)
+
+
+def not_named(wire: Any, expected: str) -> Misfit:
+    """Return the Misfit for a wire value that is not of the expected registered type. If its name is registered nowhere
+    in this process, another version of the code wrote it."""
+    form = form_of(wire)
+    if type(form) is tuple and form[0] == "type" and form[1] not in NAMED_READERS:
+        return Misfit(f"has the type {form[1][:200]!r}, which is not registered here", UnknownType)
+    return Misfit(f"expected {expected}, got {named(wire)}")
+
+
+def without_unknown_names(wire: Any) -> Any:
+    """Replace each value of a type that is not registered here by the value that was made of it."""
+    if type(wire) is dict:
+        return {key: without_unknown_names(part) for key, part in wire.items()}
+    if type(wire) is not list:
+        return wire
+    form = form_of(wire)
+    if type(form) is tuple and form[0] == "type" and form[1] not in NAMED_READERS:
+        return without_unknown_names(wire[2])
+    return [without_unknown_names(part) for part in wire]
 
 
 def _is_tagged(wire: Any) -> bool:
@@ -121,8 +163,9 @@ _ARRAYS: Final[dict[int, type[tuple[Any, ...]] | type[set[Any]] | type[frozenset
     codes.SET: set,
     codes.FROZENSET: frozenset,
 }
-_LEAVES: Final = {**SCALARS, **MOMENTS}
-_WRITERS: Final[dict[type, Write]] = {
+_PLAIN_BASES: Final = (str, int, float)
+_LEAVES: Final = {**SCALARS, **MOMENTS, **PATHS}
+WRITERS: Final[dict[type, Write]] = {
     **{kind: shape.write for kind, shape in _LEAVES.items()},
     str: _write_str,
     list: _write_list,
@@ -134,13 +177,16 @@ _WRITERS: Final[dict[type, Write]] = {
 _READERS: Final[dict[object, Read]] = {
     **{form: shape.read for shape in _LEAVES.values() for form in shape.forms if type(form) is int},
     codes.ZONEINFO: read_zoneinfo,
+    codes.PATH: read_path,
 }
+NAMED_READERS: Final[dict[str, Read]] = {}
+"""The reader of each registered type, by its name. `WRITERS` has the writers."""
 ANY: Final = Shape(
     "Any",
     write_any,
     read_any,
     read_json_any,
-    types=frozenset(_WRITERS),
+    types=frozenset(WRITERS),
     forms=frozenset((*_PLAIN, *_READERS, list, dict, *_ARRAYS, codes.PAIRS)),
     wide=True,
     fits_json=lambda wire: True,

@@ -31,6 +31,7 @@ FROZENSET: Final = 3
 PAIRS: Final = 4
 TAGGED: Final = 5
 MODEL: Final = 6
+NAMED: Final = 7
 LAST_MARKER: Final = 15
 
 # Values: extensions whose data represents a value.
@@ -44,6 +45,7 @@ TIMEDELTA: Final = 22
 TIMEZONE: Final = 23
 BYTEARRAY: Final = 24
 ZONEINFO: Final = 25
+PATH: Final = 26
 
 _decode = msgspec.msgpack.Decoder().decode
 
@@ -106,14 +108,17 @@ def marker_of(wire: list[Any]) -> int:
 
 
 def form_of(wire: Any) -> object:
-    """Return the form of a wire value: its type, the code of its extension or marker, or ("tag", name)."""
+    """Return the form of a wire value: its type, the code of its extension or marker, ("tag", name) or ("type", name)."""
     kind = type(wire)
     if kind is list:
         code = marker_of(wire)
-        if code == TAGGED and len(wire) == 3 and type(wire[1]) is str:
-            return ("tag", wire[1])
+        if code in _WITH_NAME and len(wire) == 3 and type(wire[1]) is str:
+            return (_WITH_NAME[code], wire[1])
         return code or kind
     return wire.code if kind is Ext else kind
+
+
+_WITH_NAME: Final = {TAGGED: "tag", NAMED: "type"}
 
 
 def data_of(wire: Any, code: int, expected: str) -> bytes:
@@ -139,6 +144,7 @@ _NAMES: Final = {
     PAIRS: "dict",
     TAGGED: "tagged object",
     MODEL: "model",
+    NAMED: "registered type",
     INT: "int",
     DECIMAL: "Decimal",
     UUID: "UUID",
@@ -149,4 +155,5 @@ _NAMES: Final = {
     TIMEZONE: "timezone",
     BYTEARRAY: "bytearray",
     ZONEINFO: "ZoneInfo",
+    PATH: "path",
 }

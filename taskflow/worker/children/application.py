@@ -8,11 +8,9 @@ import os
 import runpy
 import sys
 from types import ModuleType
-from typing import Any, NoReturn
 
 from taskflow.app.app import default_app
 from taskflow.app.job_type import AnyJob
-from taskflow.model.errors import TaskflowError
 from taskflow.worker.children.wire import CallRefused, Hello, Import
 from taskflow.worker.failures import failure_of
 
@@ -26,7 +24,6 @@ class Application:
     def __init__(self, hello: Hello) -> None:
         self._failures: dict[str, CallRefused] = {}
         self._log_level = hello.log_level
-        self.state = NoState() if hello.has_lifespan else None
         sys.argv[:] = hello.arguments
         default_app().enter_child(hello.settings, is_reachable=hello.is_reachable)
         for module in hello.modules:
@@ -74,28 +71,3 @@ def _load_main(main: str) -> None:
     content = runpy.run_path(main, run_name=_MAIN) if is_file else runpy.run_module(main, run_name=_MAIN, alter_sys=True)
     module.__dict__.update(content)
     sys.modules["__main__"] = sys.modules[_MAIN] = module
-
-
-class NoState:
-    """Takes the place of `ctx.state`, which exists only in the worker's process, and raises TaskflowError when it is used."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        _say_so()
-
-    def __getitem__(self, key: object) -> Any:
-        _say_so()
-
-    def __bool__(self) -> bool:
-        _say_so()
-
-    def __repr__(self) -> str:
-        return "<no ctx.state in a child process>"
-
-
-def _say_so() -> NoReturn:
-    raise TaskflowError(
-        'ctx.state exists only in the worker\'s process, and a job with runs_in="process" runs in another: '
-        "create what it needs in the job itself, or once in its module"
-    )

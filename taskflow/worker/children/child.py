@@ -21,6 +21,7 @@ from typing import Final
 from taskflow.worker.children.application import Application
 from taskflow.worker.children.calls import MainThreadCalls
 from taskflow.worker.children.executor import ChildExecutor
+from taskflow.worker.children.lifespan import Lifespan
 from taskflow.worker.children.system import (
     HANDLED,
     die_before_parent,
@@ -30,10 +31,10 @@ from taskflow.worker.children.system import (
     keep_handlers_from_forks,
     resident_memory,
 )
-from taskflow.worker.children.wire import CallRefused, Hello, Import, Message, Ready, Run, RunEnded, Unpacker, pack
+from taskflow.worker.children.wire import CallRefused, Hello, Import, Message, Ready, Run, RunEnded, Stop, Unpacker, pack
 from taskflow.worker.lease_table import HeldLease
 
-# Seconds for the interpreter to exit after the last job.
+# Seconds to leave the lifespan and exit after the last job.
 _GOODBYE: Final = 4.0
 
 
@@ -66,6 +67,8 @@ class Conversation:
         self._wire = wire
         self._calls = calls
         self._is_busy = False
+        self._run: HeldLease | None = None
+        self._lifespan: Lifespan | None = None
 
     def hold(self) -> None:
         try:
@@ -83,35 +86,53 @@ class Conversation:
             unpacker = Unpacker(sys.maxsize)  # the worker is trusted, and has its own limits
             while received := await reader.read(1 << 16):
                 for message in unpacker.feed(received):
-                    self._is_busy = True
-                    heard.put_nowait(message)
+                    self._hear(message, heard)
             if self._is_busy:  # the worker is dead, or has given up this run
                 end_now()
-            self._calls.end()
             answering.cancel()
-        await asyncio.sleep(_GOODBYE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                if self._lifespan is not None:
+                    await self._lifespan.end()
+                self._calls.end()
+                await asyncio.sleep(_GOODBYE)
+
+    def _hear(self, message: Message, heard: asyncio.Queue[Message]) -> None:
+        if isinstance(message, Stop):
+            if self._run is not None:  # otherwise it has crossed the run's answer
+                self._run.ask_to_stop(message.why)
+            return
+        self._is_busy = True
+        if isinstance(message, Run):
+            self._run = HeldLease(message.lease)
+        heard.put_nowait(message)
 
     async def _answer_each(self, heard: asyncio.Queue[Message]) -> None:
         hello = await heard.get()
         assert isinstance(hello, Hello)
         application: Application = await self._calls.run(partial(Application, hello))
-        runs = ChildExecutor(self._calls, self._say, application.state)
+        self._lifespan = Lifespan(hello, self._calls)
+        runs = ChildExecutor(self._calls, self._say)
         self._answer(Ready(resident_memory()))
         while True:
             message = await heard.get()
             match message:
                 case Import():
                     await self._calls.run(partial(application.load, message))
-                    self._answer(Ready(resident_memory()))
+                    refusal = await self._lifespan.begin()
+                    runs.use_state(self._lifespan.state)
+                    self._answer(refusal or Ready(resident_memory()))
                 case Run(lease, module):
                     found = await self._calls.run(partial(application.find, lease.envelope.job, module))
                     if isinstance(found, CallRefused):
                         self._answer(found)
                     else:
-                        verdict = (await runs.run(HeldLease(lease))).verdict
+                        assert self._run is not None
+                        verdict = (await runs.run(self._run)).verdict
                         self._answer(RunEnded(verdict, resident_memory(), application.is_whole))
 
     def _answer(self, message: Message) -> None:
+        self._run = None
         _flush()
         self._is_busy = False
         self._say(message)

@@ -6,7 +6,7 @@ from taskflow.model.errors import TaskflowError
 
 
 class ChildFailed(TaskflowError):
-    """A child process did not start, did not find the job, or died.
+    """A child process did not start or set itself up, did not find the job, or died.
 
     This is not an error in the job, so `retry_on` does not apply. The run counts as a failed attempt, and is retried with
     the job's back-off as long as attempts are left. Unlike a lost lease, it does not count as a crash, because the worker

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
 from taskflow.app.app import default_app
+from taskflow.app.context import JobContext
 from taskflow.app.job import Job
 from taskflow.app.job_type import AnyJob
+from taskflow.model.errors import StopReason
 from taskflow.model.progress import Progress
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Settlement
 from taskflow.worker.children.calls import MainThreadCalls
-from taskflow.worker.children.wire import Message, Reported
-from taskflow.worker.executor import Executor
+from taskflow.worker.children.wire import Completing, Message, Reported
+from taskflow.worker.executor import CANCELLED, LOST, TIMED_OUT, WINDING_DOWN, Executor
 from taskflow.worker.lease_table import HeldLease
 
 # Minimum seconds between two progress reports, because a job may report each of a million items.
@@ -23,44 +25,61 @@ PACE: Final = 0.05
 
 Say = Callable[[Message], None]
 
+_REASONS: Final[Mapping[str, StopReason]] = {CANCELLED: "cancelled", TIMED_OUT: "timeout", WINDING_DOWN: "shutdown", LOST: "lost"}
+
 
 class ChildExecutor(Executor):
-    """Runs jobs without middleware or timeouts; the worker applies both."""
+    """Runs jobs without middleware or timeouts; the worker applies both. What stops a run is raised in its function, in the main thread."""
 
-    def __init__(self, calls: MainThreadCalls, say: Say, state: Any) -> None:
-        super().__init__(default_app().registry, middleware=(), threads=None, seams=Seams(), state=state)
+    def __init__(self, calls: MainThreadCalls, say: Say) -> None:
+        super().__init__(default_app(), middleware=(), threads=None, seams=Seams())
         self._calls = calls
         self._say = say
+        self._loop = asyncio.get_running_loop()
+
+    def use_state(self, state: Any) -> None:
+        """Make this the value of `ctx.state`."""
+        self._state = state
 
     async def run(self, holding: HeldLease) -> Settlement:
-        self._progress = _Paced(self._say)
+        paced = _Paced(self._say, holding)
+        holding.on_report = paced.tell_soon
         try:
             return await super().run(holding)
         finally:
-            self._progress.end()
+            paced.end()
 
     async def _invoke(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(job, Job):
             return await self._calls.run_async(partial(job.function, *args, **kwargs))
         return await self._calls.run(partial(job.function, *args, **kwargs))
 
-    def _report_to(self, holding: HeldLease) -> Callable[[Progress], None]:
-        return self._progress
+    def _stop(self, holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None) -> None:
+        context.cancelled.set()
+        self._calls.stop(_REASONS[holding.why_stopped or CANCELLED])
+
+    def _end_at_timeout(self, holding: HeldLease) -> None:
+        """Leave it to the worker."""
+
+    def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:
+        self._loop.call_soon_threadsafe(self._say, Completing())
+        return super()._complete_with(holding, connection, result)
 
 
 class _Paced:
-    """Sends the latest progress of one run to the worker, at most once every `PACE` seconds. May be called from any thread."""
+    """Sends the latest progress of one run to the worker, at most once every `PACE` seconds."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Say, holding: HeldLease) -> None:
         self._say = say
+        self._holding = holding
         self._loop = asyncio.get_running_loop()
-        self._latest: Progress | None = None
         self._is_under_way = False
+        self._said: Progress | None = None
         self._said_at = 0.0
         self._has_ended = False
 
-    def __call__(self, progress: Progress) -> None:
-        self._latest = progress
+    def tell_soon(self) -> None:
+        """Send the progress once `PACE` seconds have passed since the last time. May be called from any thread."""
         if not self._is_under_way and not self._has_ended:
             self._is_under_way = True
             self._loop.call_soon_threadsafe(self._wait)
@@ -75,7 +94,7 @@ class _Paced:
 
     def _tell(self) -> None:
         self._is_under_way = False  # assigned first, so that a report from now on sends itself
-        latest, self._latest = self._latest, None
-        if latest is not None and not self._has_ended:
-            self._said_at = self._loop.time()
+        latest = self._holding.progress
+        if latest is not None and latest is not self._said and not self._has_ended:
+            self._said, self._said_at = latest, self._loop.time()
             self._say(Reported(latest.fraction, latest.note))

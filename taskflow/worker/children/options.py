@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from taskflow.model.errors import ConfigurationError
 
 MEBIBYTE: Final = 1 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChildOptions:
+class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options for a worker's child processes.
 
     `at_once`       the maximum number of children that run jobs at once; None means the number of cores that this process may use

@@ -8,24 +8,23 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
-
-import msgspec
 
 from taskflow.app.app import App
 from taskflow.app.execution_mode import RUN_AS_MAIN
 from taskflow.app.job_type import AnyJob
 from taskflow.broker.retry import retry
 from taskflow.model.envelope import Lease
-from taskflow.model.retry import Pauses
+from taskflow.model.retry import Pauses, Retries
 from taskflow.model.safe_log import log_safely
 from taskflow.model.seams import StartThread
 from taskflow.model.verdict import Verdict
-from taskflow.worker.children.death import CannotStart
+from taskflow.worker.children.death import CannotStart, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Tell
-from taskflow.worker.children.process import Child, Nursery, OnProgress
-from taskflow.worker.children.wire import Hello
+from taskflow.worker.children.process import Child, Nursery, RunListener
+from taskflow.worker.children.wire import CHILD_HOOKS, Hello
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -48,17 +47,15 @@ class Children:
         self._slots = asyncio.Semaphore(options.slots)
         self._idle: dict[Child, asyncio.TimerHandle] = {}
         self._alive: set[Child] = set()
+        self._failures = Retries(START_PAUSES)
+        self._start_at = 0.0
 
     async def turn(self, job: AnyJob) -> Turn:
         """Wait for a slot and for a child that has imported the job's module. Raises ChildFailed if no child can be prepared."""
         await self._slots.acquire()
-        child = None
         try:
-            child = self._warm() or await self._start()
-            await child.prepare(job.function.__module__, _main_module() if job.function.__module__ in RUN_AS_MAIN else None)
+            child = await self._prepared(job.function.__module__)
         except BaseException:
-            if child is not None:
-                child.kill()
             self._slots.release()
             raise
         return Turn(child, job.function.__module__, self._give_back)
@@ -68,7 +65,7 @@ class Children:
         for child in self._alive:
             if child in self._idle:
                 child.retire()
-            else:
+            elif not child.is_retired:
                 child.kill()
         if self._alive:
             await asyncio.wait([child.ended for child in self._alive], timeout=self._options.goodbye)
@@ -76,6 +73,29 @@ class Children:
             child.kill()
         if self._alive:
             await asyncio.wait([child.ended for child in self._alive], timeout=_UNTIL_GONE)
+
+    async def _prepared(self, module: str) -> Child:
+        child = self._warm()
+        try:
+            if child is None:
+                await asyncio.sleep(self._start_at - time.monotonic())
+                child = await self._start()
+            await child.prepare(module, _main_module() if module in RUN_AS_MAIN else None)
+        except BaseException as error:
+            if child is not None:
+                child.kill()
+            if isinstance(error, ChildFailed):
+                self._note_failure(error)
+            raise
+        self._failures.succeeded()
+        return child
+
+    def _note_failure(self, error: ChildFailed) -> None:
+        """Report that a child cannot be used, and put off the next start. Otherwise waiting jobs could use up their attempts at once."""
+        pause = self._failures.failed()
+        self._start_at = time.monotonic() + pause
+        with_notes = partial(log.error, exc_info=(type(error), error, None))  # which contain the traceback in the child
+        log_safely(with_notes, "a child process cannot be used; the next one starts in %.1f s: %s", pause, error)
 
     def _warm(self) -> Child | None:
         """Return the most recently used idle child, so that the others can time out, or None if no child is idle."""
@@ -124,9 +144,11 @@ class Children:
                 "broker": self._app.broker_url(),
                 "enqueue_timeout": settings.enqueue_timeout,
                 "max_payload": settings.max_payload,
+                "defaults": settings.defaults.options,
             },
             is_reachable=self._app.is_reachable,
             has_lifespan=settings.lifespan is not None,
+            hooks=tuple(name for name in CHILD_HOOKS if getattr(settings, name) is not None),
             log_level=logging.getLogger().level,
         )
 
@@ -139,16 +161,19 @@ class Turn:
         self._module = module
         self._give_back = give_back
 
-    async def run(self, lease: Lease, report: OnProgress) -> Verdict:
+    async def run(self, lease: Lease, listener: RunListener) -> Verdict:
         """Run the job and return its verdict. Raises ChildFailed if there
         is none. If cancelled, kills the child and waits for it to exit."""
-        envelope = msgspec.structs.replace(lease.envelope, timeout=None)  # the worker enforces the timeout
         try:
-            return await self._child.run(msgspec.structs.replace(lease, envelope=envelope), self._module, report)
+            return await self._child.run(lease, self._module, listener)
         except asyncio.CancelledError:
             self._child.kill()
             await asyncio.wait([self._child.ended], timeout=_UNTIL_GONE)
             raise
+
+    def ask_to_stop(self, why: str) -> None:
+        """Ask the run to stop. The child is not used again."""
+        self._child.ask_to_stop(why)
 
     def end(self) -> None:
         self._give_back(self._child)

@@ -8,8 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from typing import Final, Self, TypeVar, cast
+from typing import Final, Protocol, Self, TypeVar, cast
 
 import msgspec
 
@@ -31,8 +30,15 @@ _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.chi
 _UNTIL_DEAD: Final = 1.0
 _LAST_WORDS: Final = 0.2
 
-OnProgress = Callable[[Progress], None]
 F = TypeVar("F", bound=ChildFailed)
+
+
+class RunListener(Protocol):
+    """Hears what a child says during a run."""
+
+    def report(self, progress: Progress) -> None: ...
+
+    def note_completing(self) -> None: ...
 
 
 class Nursery(msgspec.Struct, frozen=True):
@@ -62,12 +68,13 @@ class Child(asyncio.Protocol):
         self._runs = 0
         self._modules = set[str]()
         self._memory_at_first = 0
-        self._is_retired = False
+        self.is_retired = False
+        self._was_asked = False
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._unpacker = wire.Unpacker(nursery.hello.settings["max_payload"] + wire.BESIDES)
         self._answer: asyncio.Future[wire.Message] = self._loop.create_future()
-        self._report: OnProgress | None = None
+        self._listener: RunListener | None = None
         self._out_of_memory = OutOfMemory()
 
     @classmethod
@@ -95,22 +102,22 @@ class Child(asyncio.Protocol):
         return child
 
     async def prepare(self, module: str, main: str | None) -> None:
-        """Make the child import the job's module, if it has not done so yet. Raises ChildFailed if
-        it dies or is not ready in time. If this is cancelled, the caller must kill the child."""
+        """Make the child import the job's module, if it has not done so yet, and set itself up. Raises ChildFailed if it
+        cannot, dies, or is not ready in time. If this is cancelled, the caller must kill the child."""
         if module not in self._modules:
             self._memory_at_first = await self._get_ready(wire.Import(module, main))
             self._modules.add(module)
 
-    async def run(self, lease: Lease, module: str, report: OnProgress) -> Verdict:
+    async def run(self, lease: Lease, module: str, listener: RunListener) -> Verdict:
         """Run the job and return its verdict. Raises ChildFailed if there is none. If this is cancelled, the caller must kill the child."""
         self._runs += 1
-        self._report = report
+        self._listener = listener
         self._out_of_memory.mark()
         self._output.begin(lease)
         try:
             answer = await self._ask(wire.Run(lease, module))
         finally:
-            self._report = None
+            self._listener = None
             self._output.end()
         match answer:
             case wire.RunEnded(verdict, memory, is_whole):
@@ -118,14 +125,20 @@ class Child(asyncio.Protocol):
                 has_grown = memory - self._memory_at_first > options.most_growth
                 self.is_spent |= not is_whole or has_grown or self._runs >= options.most_runs
                 return verdict
-            case wire.CallRefused(why, traceback):
-                self.is_spent = True
-                raise _with_note(ChildFailed(why), traceback)
+            case wire.CallRefused():
+                raise self._refused(answer)
         raise self._out_of_turn(answer)
 
+    def ask_to_stop(self, why: str) -> None:
+        """Ask the run to stop. Its function may be interrupted anywhere, so the child is not used for another run."""
+        self.is_spent = self._was_asked = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(wire.pack(wire.Stop(why)))
+
     def retire(self) -> None:
-        """Make the child exit by itself. If it has not done so after `goodbye` seconds, it is killed."""
-        self._is_retired = self.is_spent = True
+        """Make the child exit by itself. If it has not done so after `goodbye` seconds, it is killed. The processes that
+        it has started may continue, unless its last run was asked to stop."""
+        self.is_retired = self.is_spent = True
         self._hang_up()
         self._loop.call_later(self._nursery.options.goodbye, self.kill)
 
@@ -147,13 +160,23 @@ class Child(asyncio.Protocol):
                 answer = await self._ask(message)
         except TimeoutError:
             self.kill()
-            what = ", ".join(message.modules) if isinstance(message, wire.Hello) else message.module
             raise ChildFailed(
-                f"a child process did not import {what or 'taskflow'} within {patience:g} s and was killed: make its imports faster"
+                f"a child process did not {self._first_steps(message)} within {patience:g} s and was killed: make its start faster"
             ) from None
+        if isinstance(answer, wire.CallRefused):
+            raise self._refused(answer)
         if not isinstance(answer, wire.Ready):
             raise self._out_of_turn(answer)
         return answer.memory
+
+    def _first_steps(self, message: wire.Hello | wire.Import) -> str:
+        if isinstance(message, wire.Hello):
+            return f"import {', '.join(message.modules) or 'taskflow'}"
+        return " and finish ".join([f"import {message.module}", *self._nursery.hello.hooks])
+
+    def _refused(self, answer: wire.CallRefused) -> ChildFailed:
+        self.is_spent = True
+        return _with_note(ChildFailed(answer.why), answer.traceback)
 
     async def _ask(self, message: wire.Message) -> wire.Message:
         self._answer = self._loop.create_future()
@@ -198,12 +221,17 @@ class Child(asyncio.Protocol):
         self._give_up(_HungUp("has closed its connection to the worker"))
 
     def _hear(self, message: wire.Message) -> None:
-        if not isinstance(message, wire.Reported):
-            if not self._answer.done():
-                self._answer.set_result(message)
-        elif self._report is not None:
-            with contextlib.suppress(ValueError):  # a job has written it
-                self._report(Progress.checked(message.fraction, message.note))
+        match message:
+            case wire.Reported(fraction, note):
+                if self._listener is not None:
+                    with contextlib.suppress(ValueError):  # a job has written it
+                        self._listener.report(Progress.checked(fraction, note))
+            case wire.Completing():
+                if self._listener is not None:
+                    self._listener.note_completing()
+            case _:
+                if not self._answer.done():
+                    self._answer.set_result(message)
 
     def _give_up(self, why: _HungUp) -> None:
         self.is_spent = True
@@ -230,7 +258,7 @@ class Child(asyncio.Protocol):
     def _note_end_of(self, descriptor: int) -> None:
         self._loop.remove_reader(descriptor)
         os.close(descriptor)
-        if not self._is_retired:  # done before the pid is released, because another process may get it after that
+        if not self.is_retired or self._was_asked:  # done before the pid is released, because another process may get it after that
             self._kill_group()
         self._note_end(self._process.wait())
 

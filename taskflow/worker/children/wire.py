@@ -2,8 +2,10 @@
 
 Arguments and results are sent as stored payloads, which the child decodes and encodes as the annotations require.
 
-    worker   Hello, then any number of Import and Run, each after the answer to the previous one. It closes the socket to end the child
-    child    Ready in answer to Hello and Import. In answer to Run, any number of Reported, then RunEnded or CallRefused
+    worker   Hello, then any number of Import and Run, each after the answer to the previous one; Stop at any time during a run. It closes
+             the socket to end the child
+    child    Ready in answer to Hello; Ready or CallRefused in answer to Import. In answer to Run, any number of Reported and Completing,
+             then RunEnded or CallRefused
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ import msgpack
 import msgspec
 
 from taskflow.model.envelope import Lease
-from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded, Verdict
+from taskflow.model.verdict import Cancelled, Completed, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded, Verdict
 
 BESIDES: Final = 1 << 20
 """The number of bytes that a message may have in addition to a payload: names, headers, an error, and some reserve."""
+
+CHILD_HOOKS: Final = ("child_initializer", "child_lifespan")
+"""The settings that must be there in a child process too if the worker has them."""
 
 _LENGTH: Final = struct.Struct(">I")
 _VERDICTS: Final = {kind.__name__: kind for kind in (Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded)}
@@ -42,6 +47,7 @@ class Hello(Message, frozen=True, kw_only=True):
     `is_reachable`    True if another process can reach the worker's broker
     `has_lifespan`    True if the worker has a lifespan, whose state does not exist in the child
     `log_level`       the level of the root logger
+    `hooks`           those of `CHILD_HOOKS` that the worker has
     """
 
     modules: tuple[str, ...]
@@ -50,11 +56,12 @@ class Hello(Message, frozen=True, kw_only=True):
     is_reachable: bool
     has_lifespan: bool
     log_level: int
+    hooks: tuple[str, ...] = ()
 
 
 class Import(Message, frozen=True):
-    """Asks the child to import the module that declares a job. If it is the worker's main
-    module, `main` says how to import it: by a module's name or by a file's absolute path."""
+    """Asks the child to import the module that declares a job, and to set itself up if that is the first one. If it is the
+    worker's main module, `main` says how to import it: by a module's name or by a file's absolute path."""
 
     module: str
     main: str | None = None
@@ -65,6 +72,12 @@ class Run(Message, frozen=True):
 
     lease: Lease
     module: str
+
+
+class Stop(Message, frozen=True):
+    """Asks the child to stop its run. `why` is the reason, as in `HeldLease.why_stopped`. Without a run, it is ignored."""
+
+    why: str
 
 
 class Ready(Message, frozen=True):
@@ -80,6 +93,10 @@ class Reported(Message, frozen=True):
     note: str
 
 
+class Completing(Message, frozen=True):
+    """Reports that the run is about to be completed in a transaction, so that its lease may end before the run does."""
+
+
 class RunEnded(Message, frozen=True):
     """The verdict of the run. `memory` is the child's memory use in bytes. `is_whole` is True if every import has succeeded."""
 
@@ -89,24 +106,38 @@ class RunEnded(Message, frozen=True):
 
 
 class CallRefused(Message, frozen=True):
-    """Reports that the job was not found. `why` and `traceback` describe the reason. A new child may find the job."""
+    """Reports that the child could not set itself up, or that the job was not found. `why` and `traceback` describe the reason.
+    A new child may find the job."""
 
     why: str
     traceback: str
 
 
-_MESSAGES: Final = {message.__name__: message for message in (Hello, Import, Run, Ready, Reported, RunEnded, CallRefused)}
+_MESSAGES: Final = {message.__name__: message for message in (Hello, Import, Run, Stop, Ready, Reported, Completing, RunEnded, CallRefused)}
 
 
 def pack(message: Message) -> bytes:
     """Return the message as bytes to be sent."""
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
     if isinstance(message, RunEnded):
-        fields["verdict"] = [type(message.verdict).__name__, message.verdict]
+        fields["verdict"] = _packed_verdict(message.verdict)
     # the message of an error may contain half of a surrogate pair, which UTF-8 cannot express
     body = msgpack.packb([type(message).__name__, msgspec.to_builtins(fields, builtin_types=(bytes,))], unicode_errors="surrogatepass")
     assert body is not None
     return _LENGTH.pack(len(body)) + bytes(body)
+
+
+def _packed_verdict(verdict: Verdict) -> list[Any]:
+    if isinstance(verdict, Completed):
+        return [Completed.__name__, _packed_verdict(verdict.otherwise)]
+    return [type(verdict).__name__, verdict]
+
+
+def _verdict(name: str, fields: Any) -> Verdict:
+    if name == Completed.__name__:
+        return Completed(_verdict(*fields))
+    verdict: Verdict = msgspec.convert(fields, _VERDICTS[name])
+    return verdict
 
 
 class Unpacker:
@@ -140,8 +171,7 @@ def _read(body: bytes) -> Message:
     try:
         kind, fields = msgpack.unpackb(body, unicode_errors="surrogatepass")
         if kind == RunEnded.__name__:
-            name, of_verdict = fields["verdict"]
-            fields["verdict"] = msgspec.convert(of_verdict, _VERDICTS[name])
+            fields["verdict"] = _verdict(*fields["verdict"])
             return RunEnded(**fields)
         message: Message = msgspec.convert(fields, _MESSAGES[kind])
         return message

@@ -8,9 +8,26 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.conformance.mutants import acts, beats, claims, fences, keys, nudges, schedules, settling, upkeep
+from tests.conformance.mutants import acts, beats, claims, ends, failures, fences, keys, nudges, pages, schedules, settling, tags, upkeep
 from tests.conformance.mutants.mutant import Mutant, home_of
 
-__all__ = ["MUTANTS", "Mutant", "acts", "beats", "claims", "fences", "home_of", "keys", "nudges", "schedules", "settling", "upkeep"]
+__all__ = [
+    "MUTANTS",
+    "Mutant",
+    "acts",
+    "beats",
+    "claims",
+    "ends",
+    "failures",
+    "fences",
+    "home_of",
+    "keys",
+    "nudges",
+    "pages",
+    "schedules",
+    "settling",
+    "tags",
+    "upkeep",
+]
 
 MUTANTS: Final[tuple[type[Mutant], ...]] = tuple(Mutant.__subclasses__())

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
+import msgspec
+
 from taskflow.broker import topics
-from taskflow.broker.console import Finding, JobFilter, Redone
+from taskflow.broker.console import Finding, Redone, View
 from taskflow.broker.memory.job import StoredJob
+from taskflow.model.audit import Act, ActRecord
+from taskflow.model.clock import Clock, instant_of
 from taskflow.model.record import Record, Status
+from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
 from tests.conformance.mutants.mutant import Mutant
 
@@ -39,13 +45,25 @@ class PurgesWhatRuns(Mutant):
     breaks = frozenset({"console_purge"})
     because = "DELETE FROM jobs: a worker settles what is not there"
 
-    def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        purged = super().purge(job_filter, limit=limit)
+    def purge(self, view: View, *, limit: int = 1_000) -> int:
+        purged = super().purge(view, limit=limit)
         for job in list(self.jobs.values()):
-            if job.status is Status.RUNNING and self._matches(job, job_filter):
+            if job.status is Status.RUNNING and self._matches(job, view):
                 self.finish(job, Event.CANCEL, Status.CANCELLED, "purged")
                 self.bury(job)
         return purged
+
+
+class DropsLiveJobs(Mutant):
+    breaks = frozenset({"console_drop"})
+    because = "an operator mistypes an id, and a job that waits is gone without a run"
+
+    def _drop_one(self, job: StoredJob | None) -> Status | None:
+        if job is None or job.status is not Status.READY:
+            return super()._drop_one(job)
+        self.finish(job, Event.CANCEL, Status.CANCELLED, "purged")
+        super()._drop_one(job)
+        return Status.READY
 
 
 class RedoTakesTheKeyTwice(Mutant):
@@ -68,7 +86,7 @@ class CancelSaysNothing(Mutant):
 
 
 class CancelsNoHeldJob(Mutant):
-    breaks = frozenset({"cancel_waiting", "console_retry", "joins", "key_waits_behind", "key_cancelled"})
+    breaks = frozenset({"cancel_waiting", "console_retry", "joins", "key_waits_behind", "key_cancelled", "ends_heard"})
     because = "a state that came later is forgotten in one statement"
 
     def _cancel_one(self, job: StoredJob | None) -> Status | None:
@@ -110,3 +128,27 @@ class SaysNothingOfPersistence(Mutant):
 
     def findings(self) -> list[Finding]:
         return []
+
+
+class TellsTheTimeOfReading(Mutant):
+    breaks = frozenset({"console_acts"})
+    because = "the entry's time is set by a column's default that is computed when it is read"
+
+    def act_records(self, before: int | None, limit: int) -> list[ActRecord]:
+        return [msgspec.structs.replace(record, at=instant_of(self.now)) for record in super().act_records(before, limit)]
+
+
+class RecordsTheRepeat(Mutant):
+    breaks = frozenset({"console_acts_repeat"})
+    because = "an append-only log without an id: a resent call is a second act"
+
+    def record_act(self, act: Act) -> None:
+        super().record_act(msgspec.structs.replace(act, id=secrets.token_bytes(16)))
+
+
+class KeepsEveryAct(Mutant):
+    breaks = frozenset({"console_acts_bounded"})
+    because = "nobody ever deletes from an audit table"
+
+    def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
+        super().__init__(clock, msgspec.structs.replace(rules, most_acts=1_000_000), capacity)

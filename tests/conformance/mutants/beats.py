@@ -97,24 +97,24 @@ class LooksAtOneQueueAlone(Mutant):
 
     _is_looking = False
 
-    def _outlook(self) -> Outlook:
+    def _outlook(self, session_id: bytes) -> Outlook:
         self._is_looking = True
         try:
-            return super()._outlook()
+            return super()._outlook(session_id)
         finally:
             self._is_looking = False
 
 
 class LooksAtPlansAlone(Mutant):
-    breaks = frozenset({"beat_looks", "upkeep_bounded"})
+    breaks = frozenset({"beat_looks", "upkeep_bounded", "ends_told"})
     because = "what expires or fades stays until somebody has something else to do"
 
-    def _outlook(self) -> Outlook:
-        return msgspec.structs.replace(super()._outlook(), due_in=min(self._waits(), default=math.inf))
+    def _outlook(self, session_id: bytes) -> Outlook:
+        return msgspec.structs.replace(super()._outlook(session_id), due_in=min(self._waits(), default=math.inf))
 
 
 class ForgetsReports(Mutant):
-    breaks = frozenset({"beat_reports", "settle_progress"})
+    breaks = frozenset({"beat_reports", "settle_progress", "settle_history"})
     because = "progress is a feature of the dashboard, which nobody looked at"
 
     def _take_report(self, job: StoredJob | None, report: Report) -> None:
@@ -130,7 +130,7 @@ class LeavesItsLeases(Mutant):
 
 
 class DeathIsALeave(Mutant):
-    breaks = frozenset({"beat_died", "console_browse", "console_retry"})
+    breaks = frozenset({"beat_died", "page_lists", "console_retry", "ends_heard", "poison_follow_up", "console_failures_poison"})
     because = "the job that kills its worker comes back as if nothing had been (the graceful hand-back of activepieces#15130)"
 
     def _die(self, state: SessionState, cause: str) -> None:
@@ -138,7 +138,7 @@ class DeathIsALeave(Mutant):
 
 
 class DeathHasNoCause(Mutant):
-    breaks = frozenset({"beat_died"})
+    breaks = frozenset({"beat_died", "poison_follow_up", "console_failures_poison", "page_lists"})
     because = "that a worker was lost is all that the record says, and of what stands in the log of another machine"
 
     def crash(self, job: StoredJob, cause: str = "") -> None:

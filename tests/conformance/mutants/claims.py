@@ -15,7 +15,7 @@ from tests.conformance.mutants.mutant import Mutant
 
 
 class ForgetsItsClaims(Mutant):
-    breaks = frozenset({"claim_memory"})
+    breaks = frozenset({"claim_memory", "poison_follow_up"})
     because = "the resent request claims anew, and what the lost answer gave is held by nobody"
 
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:

@@ -16,7 +16,7 @@ from tests.conformance.mutants.mutant import Mutant
 
 
 class KeyOutlivesItsJob(Mutant):
-    breaks = frozenset({"key_released", "console_retry"})
+    breaks = frozenset({"key_released", "console_retry", "poison_follow_up"})
     because = "a unique lock outlives its job (sidekiq-unique-jobs#379)"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
@@ -32,7 +32,7 @@ class KeyOutlivesItsJob(Mutant):
 
 
 class KeyIsLostByARetry(Mutant):
-    breaks = frozenset({"key_survives_retry"})
+    breaks = frozenset({"key_survives_retry", "poison_follow_up"})
     because = "the lock is released at the end of the run, not of the job"
 
     def requeue(self, job: StoredJob, plan: Plan) -> None:
@@ -42,7 +42,7 @@ class KeyIsLostByARetry(Mutant):
 
 
 class KeepsWhatShouldBeReplaced(Mutant):
-    breaks = frozenset({"key_replaces", "joins", "console_retry", "key_waits_behind", "key_cancelled"})
+    breaks = frozenset({"key_replaces", "joins", "console_retry", "key_waits_behind", "key_cancelled", "ends_heard", "settle_follow_ups"})
     because = "the first one wins, whatever was asked"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
@@ -53,7 +53,7 @@ class KeepsWhatShouldBeReplaced(Mutant):
 
 
 class RunsBesideItsHolder(Mutant):
-    breaks = frozenset({"key_waits_behind", "key_gives_way", "key_cancelled"})
+    breaks = frozenset({"key_waits_behind", "key_gives_way", "key_cancelled", "poison_follow_up"})
     because = "two of one key run at once when the first is replaced as it runs"
 
     def add(self, job: StoredJob, behind: StoredJob | None) -> None:
@@ -61,7 +61,7 @@ class RunsBesideItsHolder(Mutant):
 
 
 class BlocksItsOwnRetry(Mutant):
-    breaks = frozenset({"key_gives_way"})
+    breaks = frozenset({"key_gives_way", "poison_follow_up"})
     because = "a retry and the replacement that waits behind it both live on"
 
     def waiting_behind(self, job: StoredJob) -> StoredJob | None:
@@ -90,7 +90,7 @@ class AddsWhatHasEnded(Mutant):
 
 
 class KeyOfARunIsFree(Mutant):
-    breaks = frozenset({"key_keeps", "key_survives_retry", "key_cancelled"})
+    breaks = frozenset({"key_keeps", "key_survives_retry", "key_cancelled", "settle_follow_ups"})
     because = "the lock is taken until the job starts, and two of one key run"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
@@ -110,6 +110,32 @@ class KeyOfACancelledRunIsTaken(Mutant):
         if waiting is None and running is not None and envelope.on_conflict is OnConflict.KEEP and envelope.id not in self.jobs:
             return Refused(envelope.id, running.id, "key")
         return super()._enqueue_one(envelope)
+
+
+class ShowsTheRunOfAKey(Mutant):
+    breaks = frozenset({"holders_waiting"})
+    because = "the one that runs is found first, and the one that is still to come is never seen"
+
+    def live_holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        found = [running or waiting for waiting, running in map(self.holders, keys)]
+        return [None if job is None else job.id for job in found]
+
+
+class HidesAStoppingRun(Mutant):
+    breaks = frozenset({"holders_running"})
+    because = "what is asked to stop is taken for stopped, and its files are removed under its feet"
+
+    def live_holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        found = [self.jobs.get(job_id or b"") for job_id in super().live_holders(keys)]
+        return [None if job is None or job.cancel_requested is not None else job.id for job in found]
+
+
+class KeepsAKeyForEver(Mutant):
+    breaks = frozenset({"holders_none", "holders_waiting"})
+    because = "the lock is looked up in the table of all jobs, ended ones too"
+
+    def live_holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [next((job.id for job in self.jobs.values() if job.envelope.key == key), None) for key in keys]
 
 
 class RunsBesideACancelledOne(Mutant):

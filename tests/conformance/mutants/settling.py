@@ -70,7 +70,7 @@ class KeepsPayloads(Mutant):
 
 
 class ForgetsTheMark(Mutant):
-    breaks = frozenset({"settle_marked", "hand_back_backoff"})
+    breaks = frozenset({"settle_marked", "hand_back_backoff", "ends_settled"})
     because = "a cancelled job is retried, since the mark lay on the run and not on the job"
 
     def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
@@ -90,7 +90,7 @@ class OutcomesResetNothing(Mutant):
 
 
 class SnoozeIsAFailure(Mutant):
-    breaks = frozenset({"settle_outcomes", "settle_marked", "key_gives_way", "claim_fence"})
+    breaks = frozenset({"settle_outcomes", "settle_history", "settle_marked", "key_gives_way", "claim_fence"})
     because = "waiting on purpose uses attempts up"
 
     def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
@@ -133,3 +133,21 @@ class HandBacksArePoison(Mutant):
         if plan.event is Event.HAND_BACK and plan.counters.hand_backs > 10 and job.cancel_requested is None:
             plan = plan._replace(event=Event.CRASH, ends_as=Status.FAILED, reason=poison("handed back too often"), is_poison=True)
         super().apply(job, plan, keep=keep)
+
+
+class KeepsNoWorkerInHistory(Mutant):
+    breaks = frozenset({"settle_history", "settle_outcomes", "settle_marked", "key_gives_way"})
+    because = "an error says nothing of the machine on which its run failed, once another worker has claimed the job"
+
+    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
+        super().apply(job, plan, keep=keep)
+        job.errors = tuple(msgspec.structs.replace(error, worker="") for error in job.errors)
+
+
+class CrashBeganWhenClaimed(Mutant):
+    breaks = frozenset({"settle_history"})
+    because = "the reaper ignores the start that a beat has reported, and a run that waited in reserve seems to have taken hours"
+
+    def crash(self, job: StoredJob, cause: str = "") -> None:
+        job.started_at = None
+        super().crash(job, cause)

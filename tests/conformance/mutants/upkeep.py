@@ -6,12 +6,12 @@ import msgspec
 
 from taskflow.broker.memory.job import StoredJob
 from taskflow.model.record import Status
-from taskflow.model.transitions import Event
+from taskflow.model.transitions import Event, Plan
 from tests.conformance.mutants.mutant import Mutant
 
 
 class SkipsTheExhausted(Mutant):
-    breaks = frozenset({"crash_poison"})
+    breaks = frozenset({"crash_poison", "poison_follow_up"})
     because = "the crash happens in the last attempt, and the reaper only looks at jobs with attempts left (liteque#4)"
 
     def _release_leases(self, limit: int) -> int:
@@ -62,7 +62,7 @@ class ComesInItsTurn(Mutant):
 
 
 class CrashIsAFailure(Mutant):
-    breaks = frozenset({"crash_backoff"})
+    breaks = frozenset({"crash_backoff", "poison_follow_up"})
     because = "a deploy or a full memory uses up attempts of jobs that did nothing wrong"
 
     def crash(self, job: StoredJob, cause: str = "") -> None:
@@ -71,7 +71,12 @@ class CrashIsAFailure(Mutant):
 
 
 class CrashesForEver(Mutant):
-    breaks = frozenset({"crash_poison", "beat_died", "key_released", "key_waits_behind", "joins", "console_browse", "console_retry"})
+    breaks = frozenset(
+        {
+            *("crash_poison", "poison_follow_up", "beat_died", "key_released", "key_waits_behind", "joins"),
+            *("page_lists", "console_retry", "console_failures_poison", "ends_heard"),
+        }
+    )
     because = "the counter lives in the process that is killed (sidekiq#3400, faktory#99)"
 
     def crash(self, job: StoredJob, cause: str = "") -> None:
@@ -80,8 +85,55 @@ class CrashesForEver(Mutant):
         self.rules = rules
 
 
+class PoisonEndsAtOnce(Mutant):
+    breaks = frozenset({"poison_follow_up", "ends_heard"})
+    because = "a job that kills its workers is marked as failed by the reaper, which knows of no callbacks (celery's link_error)"
+
+    def crash(self, job: StoredJob, cause: str = "") -> None:
+        envelope, job.envelope = job.envelope, msgspec.structs.replace(job.envelope, on_failure=None)
+        super().crash(job, cause)
+        job.envelope = envelope
+
+
+class PoisonRunsAgain(Mutant):
+    breaks = frozenset({"poison_follow_up"})
+    because = "the mark is lost with the lease, and a job that has killed four workers runs a fifth time"
+
+    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
+        if plan.event is Event.HAND_BACK:
+            job.is_poison = 0
+        super().apply(job, plan, keep=keep)
+
+
+class PoisonFollowUpForEver(Mutant):
+    breaks = frozenset({"poison_follow_up"})
+    because = "a payload that kills every worker at the claim cycles a fleet for ever, because its follow-up is owed"
+
+    def crash(self, job: StoredJob, cause: str = "") -> None:
+        rules = self.rules
+        if job.is_poison:
+            waits = (*rules.crash_backoff, *(rules.crash_backoff[-1],) * 1_000)
+            self.rules = msgspec.structs.replace(rules, max_crashes=1_000, crash_backoff=waits)
+            job.crashes, crashes = 1_000, job.crashes
+            super().crash(job, cause)
+            job.crashes = crashes + 1
+            self.rules = rules
+        else:
+            super().crash(job, cause)
+
+
+class PoisonExpires(Mutant):
+    breaks = frozenset({"poison_follow_up"})
+    because = "it failed in time, waits for a paused queue, and is called expired: nobody hears of the failure"
+
+    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
+        expires_at = job.expires_at
+        super().apply(job, plan, keep=keep)
+        job.expires_at = expires_at
+
+
 class CrashForgetsTheMark(Mutant):
-    breaks = frozenset({"crash_marked", "beat_died"})
+    breaks = frozenset({"crash_marked", "beat_died", "poison_follow_up", "ends_heard"})
     because = "a cancelled job comes back with its worker's end"
 
     def crash(self, job: StoredJob, cause: str = "") -> None:
@@ -108,7 +160,7 @@ class ReadiesAtTheEnd(Mutant):
 
 
 class ForgetsTombstones(Mutant):
-    breaks = frozenset({"upkeep_drops", "console_purge", "settle_repeat"})
+    breaks = frozenset({"upkeep_drops", "console_purge", "console_drop", "settle_repeat"})
     because = "a job that is not kept is forgotten at once, and a resent enqueue runs it twice"
 
     def _is_forgettable(self, job: StoredJob, now: int) -> bool:
@@ -120,7 +172,7 @@ class ForgetsTombstones(Mutant):
 
 
 class DropsNothing(Mutant):
-    breaks = frozenset({"upkeep_drops", "upkeep_bounded", "console_metrics", "console_queues"})
+    breaks = frozenset({"upkeep_drops", "upkeep_bounded", "console_metrics", "console_queues", "tags_dropped", "console_failures_exact"})
     because = "keys that never expire (bull#416, celery#436)"
 
     def _drop(self, limit: int) -> int:
@@ -143,7 +195,7 @@ class CapsAllTogether(Mutant):
 
 
 class NeverExpires(Mutant):
-    breaks = frozenset({"upkeep_expires", "upkeep_bounded", "key_released", "joins", "listen_ended"})
+    breaks = frozenset({"upkeep_expires", "upkeep_bounded", "key_released", "joins", "listen_ended", "ends_heard"})
     because = "an expired job is passed over, and kept for ever"
 
     def _expire(self, limit: int) -> int:

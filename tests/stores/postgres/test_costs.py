@@ -6,9 +6,10 @@ import asyncio
 from typing import Final
 
 import asyncpg
+import msgspec
 
 from taskflow.broker import topics
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.postgres.settle import success_columns
 from taskflow.broker.url import connect
@@ -16,6 +17,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, Store, new_id
 from tests.stores.scene import until
+from tests.support.listing import listed
 from tests.support.verdicts import succeeded
 
 BATCH: Final = 100
@@ -23,7 +25,7 @@ BATCHES: Final = 5
 
 LEASE: Final = "SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', $3)"
 SUCCEED: Final = "SELECT * FROM taskflow.succeed(NULL, $1, $2, $3, $4, $5)"
-ENQUEUE: Final = "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+ENQUEUE: Final = "SELECT * FROM taskflow.enqueue_all(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
 def envelopes(number: int) -> list[Envelope]:
@@ -42,6 +44,24 @@ async def test_each_verb_reads_what_it_changes_and_no_more(store: Store) -> None
     versions = 3  # as it was added, as the claim that was rolled back has left it, and as it was leased
     for cost, most in ((claim, BATCH), (settlement, versions * BATCH), (enqueue, 0)):
         assert sum(read for _, read in cost.values()) <= most + 20, cost
+    await broker.close()
+
+
+async def test_jobs_without_tags_never_touch_the_table_of_tags(store: Store) -> None:
+    """Neither when they are added, in a batch or alone, nor when they end, nor when they are dropped, beside jobs that have tags."""
+    broker = connect(store.url)
+    await broker.enqueue([msgspec.structs.replace(each, tags=("a", "b"), after=3_600.0) for each in envelopes(2)])
+    store.counted = "^tags"
+    for number in (1, BATCH):
+        given = envelope_columns([msgspec.structs.replace(each, max_attempts=3) for each in envelopes(number)])
+        assert await store.costs(ENQUEUE, *given) == [{}]
+    await broker.enqueue(envelopes(BATCH))
+    leases = await broker.claim(SESSION, 1, [], BATCH)
+    assert await broker.settle([succeeded(lease, keep_for=0.0) for lease in leases]) == [Settled.OK] * BATCH
+    [cost] = await store.costs("SELECT * FROM taskflow.upkeep(NULL, NULL, 1000)")
+    assert cost == {}
+    assert (await broker.upkeep(1_000)).dropped == BATCH
+    assert await store.in_one_transaction("SELECT count(*) FROM taskflow.tags") == [4]
     await broker.close()
 
 
@@ -70,8 +90,8 @@ async def test_a_purge_of_20_000_waiting_jobs_ends_in_time_and_tells_in_one_word
     assert await stranger.fetchval("SELECT wakeups FROM taskflow.purge(NULL, NULL, NULL, NULL, NULL, false, 1000)") == "*"
     await stranger.execute("ROLLBACK")
     await stranger.close()
-    assert await broker.console.purge(JobFilter(), limit=20_000) == 20_000
-    assert await broker.console.browse(JobFilter()) == []
+    assert await broker.console.purge(View(), limit=20_000) == 20_000
+    assert await listed(broker.console) == []
     [queue] = await broker.console.queues()
     assert set(queue.counts.values()) == {0}
     await broker.close()
@@ -84,7 +104,7 @@ async def test_a_purge_wakes_whoever_waits_for_one_of_many(store: Store) -> None
     with other.listen([topics.job(waiting[-1].id)]) as nudges:
         waits = asyncio.create_task(nudges.wait(10))
         await asyncio.sleep(0.5)
-        await broker.console.purge(JobFilter())
+        await broker.console.purge(View())
         assert await waits
     await broker.close()
     await other.close()

@@ -77,7 +77,7 @@ async def test_a_primary_that_dies_under_load_loses_and_repeats_nothing(
     async with SceneOfTwo(server, standby) as scene:
         scene.takes = 0.02
         async with scene.worker(ttl=20), scene.worker(ttl=20):
-            sending = asyncio.create_task(scene.keep_sending(range(MANY)))
+            sending = asyncio.create_task(scene.keep_sending(range(MANY), ahead=MANY // 4))
             await scene.until_ran([40])
             assert not sending.done()
             await asyncio.to_thread(server.stop, "immediate")
@@ -89,7 +89,7 @@ async def test_a_primary_that_dies_under_load_loses_and_repeats_nothing(
             await scene.until_done()
         await scene.assert_each_settled_once()
     assert not [event for event in scene.events if isinstance(event, SessionEnded)]
-    assert max(waits) < 0.5, waits
+    assert max(waits) < 2.0, waits  # to look again takes the worker 5 s
     with capsys.disabled():
         print(f"\n{ran} runs of {MANY} jobs over a failover; from afar afterwards {max(waits) * 1000:.0f} ms at worst")
 
@@ -110,7 +110,7 @@ async def test_a_primary_that_turns_read_only_is_left(server: PostgresServer, st
         waits = await scene.seconds_from_afar(range(60, 66))
         await scene.until_done()
         await scene.assert_each_settled_once()
-    assert max(waits) < 0.5, waits
+    assert max(waits) < 2.0, waits  # to look again takes the worker 5 s
 
 
 async def test_a_primary_that_comes_back_as_a_standby_is_passed_over(server: PostgresServer, standby: Standby) -> None:
@@ -139,7 +139,7 @@ async def test_a_standby_at_the_first_address_is_passed_over(server: PostgresSer
         await scene.send(range(20))
         await scene.until_done()
         waits = await scene.seconds_from_afar(range(20, 24))
-    assert max(waits) < 0.5, waits
+    assert max(waits) < 2.0, waits  # to look again takes the worker 5 s
 
 
 async def test_standbys_alone_are_waited_for(server: PostgresServer, standby: Standby) -> None:

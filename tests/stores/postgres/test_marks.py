@@ -174,7 +174,7 @@ async def test_a_commit_that_comes_late_is_found_by_a_check_of_the_marks(work: W
     await work.pass_through(BATCH)
     await stranger.execute("BEGIN")
     await stranger.fetch(
-        "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        "SELECT * FROM taskflow.enqueue_all(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         *envelope_columns([late]),
     )
     await work.go_beyond(late)
@@ -254,7 +254,7 @@ async def test_the_first_jobs_of_a_queue_are_all_found_whoever_commits_first(wor
     early, late = an_envelope(queue="new"), an_envelope(queue="new")
     await stranger.execute("BEGIN")
     await stranger.fetch(
-        "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        "SELECT * FROM taskflow.enqueue_all(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         *envelope_columns([early]),
     )
     await work.broker.enqueue([late])
@@ -323,7 +323,7 @@ async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, strang
         if look == looks:
             await stranger.execute("BEGIN")
             await stranger.fetch(
-                "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                "SELECT * FROM taskflow.enqueue_all(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
                 *envelope_columns([late]),
             )
         await check_marks_after_a_while(looking)

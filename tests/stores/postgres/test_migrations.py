@@ -329,7 +329,7 @@ async def test_a_transaction_that_ends_in_time_holds_nothing_up() -> None:
         assert not migrating.done()
         await reader.execute("COMMIT")
         assert (await migrating).target == NEXT
-    assert unmarked(server, url) == ["enqueue"]
+    assert unmarked(server, url) == ["enqueue", "enqueue_within", "settle_within"]
 
 
 def unmarked(server: PostgresServer, url: str) -> list[str]:

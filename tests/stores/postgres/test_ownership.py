@@ -148,7 +148,7 @@ async def test_a_role_that_may_not_make_the_schema_is_told_what_it_lacks(roles: 
         "INSERT INTO taskflow.paused VALUES ('default')",
         "SELECT taskflow.pause('default')",
         "SELECT * FROM taskflow.read(NULL, ARRAY[''::bytea])",
-        "SELECT * FROM taskflow.browse(NULL, NULL, NULL, NULL, NULL, false, NULL, 10)",
+        "SELECT * FROM taskflow.page(NULL, NULL, NULL, NULL, NULL, false, 2, NULL, NULL, NULL, NULL, 10, 10)",
         "SELECT * FROM taskflow.purge(NULL, NULL, NULL, NULL, NULL, false, 10)",
         "SELECT * FROM taskflow.claim(NULL, NULL, ''::bytea, 1, '{}', 1)",
         "CREATE TABLE taskflow.mine (n integer)",

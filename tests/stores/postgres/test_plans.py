@@ -13,10 +13,13 @@ from typing import Final
 import pytest
 
 from taskflow import Status
-from taskflow.broker import topics
+from taskflow.broker import paging, topics
+from taskflow.broker.console import View
+from taskflow.broker.postgres.console import _parts
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
+from taskflow.model.record import CODES
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, Store, a_store, new_id
@@ -24,7 +27,7 @@ from tests.stores.postgres.plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, asse
 from tests.stores.scene import until
 from tests.support.postgres import shared_postgres, the_newest_postgres_binary, the_postgres_binary
 from tests.support.servers import Found
-from tests.support.verdicts import failed, retried, succeeded
+from tests.support.verdicts import cancelled, failed, retried, succeeded
 
 VERSIONS: Final = list(dict.fromkeys((the_postgres_binary(), the_newest_postgres_binary())))
 """Each has a planner of its own, and keeps other plans."""
@@ -41,15 +44,87 @@ both_ways = pytest.mark.parametrize("is_filled_first", [True, False], ids=["plan
 any_number = pytest.mark.parametrize("rows", [0, 1_000, 100_000])
 
 
-async def test_who_looks_for_jobs_by_a_filter_asks_no_function_about_each(store: Store) -> None:
-    """Which made a look at a million jobs take longer than a statement may."""
-    await store.fill(1_000, after=0.0)
-    calls = "SELECT coalesce(sum(pg_stat_get_xact_function_calls(oid)), 0)::bigint FROM pg_proc WHERE proname = 'matches'"
-    browse = "SELECT count(*) FROM taskflow.browse(NULL, 'default', 'work', '{2}', NULL, false, NULL, 5000)"
+@both_ways
+async def test_failed_jobs_are_counted_by_their_own_index(store: Store, is_filled_first: bool) -> None:
+    """However many others there are, they are not read."""
+    counted = ("SELECT count(*) FROM taskflow.failure_parts(NULL, NULL, 100)",)
+    if not is_filled_first:
+        await store.costs(*counted, times=UNTIL_KEPT)
+    await store.fill(100_000, after=0.0)
+    assert_cheap(await store.costs(*counted), "jobs_causes", is_there=False)
 
-    counted = await store.in_one_transaction("SET LOCAL track_functions = 'all'", browse, calls)
 
-    assert counted[1:] == [1_000, 0]
+@both_ways
+async def test_a_page_of_a_tag_reads_its_own_jobs(store: Store, is_filled_first: bool) -> None:
+    """100 among 100,000 others, or the first 100 of 5,000 that have the tag."""
+    broker = connect(store.url)
+    page = "SELECT count(*) FROM taskflow.page(NULL, NULL, NULL, '{2}', NULL, false, NULL, $1, NULL, NULL, NULL, 100, 2000)"
+    store.counted = "^(jobs|tags)"
+    if not is_filled_first:
+        await store.costs(page, "few", times=UNTIL_KEPT)
+    await store.fill(100_000, after=0.0)
+    for tags, number in ((("few",), 100), (("many",), 5_000)):
+        for first in range(0, number, 1_000):
+            some = range(first, min(number, first + 1_000))
+            await broker.enqueue([Envelope(id=new_id(), job="work", payload=b"\x01", tags=tags) for _ in some])
+    for tag in ("few", "many", "unknown"):
+        [cost] = await store.costs(page, tag)
+        assert sum(rows for _, rows in cost.values()) <= 2 * 100 + 5, cost
+    await broker.close()
+
+
+@pytest.mark.parametrize("status", [Status.READY, Status.CANCELLED])
+async def test_a_page_of_a_tag_and_a_status_looks_each_job_up_by_its_id(store: Store, status: Status) -> None:
+    """Also if there are no statistics yet, and an index of that status seems to be small."""
+    broker = connect(store.url)
+    ids = [new_id() for _ in range(1_000)]
+    await broker.enqueue([Envelope(id=job_id, job="work", payload=b"\x01", tags=("many",)) for job_id in ids])
+    await broker.cancel(ids[::2])
+    store.counted = "^(jobs|tags)"
+    page = "SELECT count(*) FROM taskflow.page(NULL, NULL, NULL, $2, NULL, false, NULL, $1, NULL, NULL, NULL, 100, 2000)"
+    [cost] = await store.costs(page, "many", [CODES[status]])
+    assert cost.keys() == {"jobs_by_id", "tags_pkey"}
+    await broker.close()
+
+
+PAGE: Final = "SELECT count(*) FROM taskflow.page(NULL, $1, NULL, '{%d}', NULL, false, %d, NULL, $2, $3, $4, 10, 2000)"
+INDEX_OF: Final = {
+    Status.HELD: "jobs_held",
+    Status.SCHEDULED: "jobs_due",
+    Status.READY: "jobs_ready",
+    Status.RUNNING: "jobs_leased",
+    Status.SUCCEEDED: "jobs_succeeded",
+    Status.FAILED: "jobs_failed",
+    Status.CANCELLED: "jobs_cancelled",
+}
+
+
+@both_ways
+async def test_a_page_of_a_status_reads_its_own_jobs_by_their_index(store: Store, is_filled_first: bool) -> None:
+    """The first page and a later one, of a queue and of all: each reads no more than it lists."""
+    broker = connect(store.url)
+    if not is_filled_first:
+        for status in Status:
+            await store.costs(PAGE % (CODES[status], CODES[status]), None, None, None, None, times=UNTIL_KEPT)
+    await store.fill(20_000, after=0.0)
+    for request, settlement in enumerate((succeeded, failed, cancelled, None), 1):
+        leases = await broker.claim(SESSION, request, [], 500)
+        if settlement is not None:
+            await broker.settle([settlement(lease) for lease in leases])
+    await broker.enqueue([Envelope(id=new_id(), job="work", payload=b"", after=60.0) for _ in range(500)])
+    await broker.enqueue([Envelope(id=new_id(), job="work", payload=b"", awaits=1) for _ in range(500)])
+    for status in Status:
+        page = PAGE % (CODES[status], CODES[status])
+        cursor = (await broker.console.page(View(statuses=(status,)), limit=250)).cursor
+        assert cursor is not None
+        _, _, place = paging._decoded(cursor, [status], paging.PLACES)
+        for queue in (None, "default"):
+            for parts in ((None, None, None), _parts(place or ())):
+                [cost] = await store.costs(page, queue, *parts)
+                of_jobs = {name: rows for name, (_, rows) in cost.items() if name.startswith("jobs")}
+                assert of_jobs.keys() == {INDEX_OF[status]}, (status, cost)
+                assert sum(of_jobs.values()) <= 60, (status, cost)  # a cursor reads ahead by some rows
+    await broker.close()
 
 
 @any_number

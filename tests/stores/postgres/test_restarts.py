@@ -23,7 +23,7 @@ async def test_a_backend_that_crashes_takes_all_connections_with_it_and_no_job(s
     """SIGKILL of one process, as the kernel does when memory runs out: the server ends all others and recovers by itself."""
     async with Scene(server) as scene:
         async with scene.worker(ttl=20):
-            sending = asyncio.create_task(scene.keep_sending(range(MANY), by=2))
+            sending = asyncio.create_task(scene.keep_sending(range(MANY), by=2, ahead=MANY // 4))
             await scene.until_ran([20])
             [(pid,)] = server.rows("SELECT pid FROM pg_stat_activity WHERE datname = $1 LIMIT 1", scene.database)
             os.kill(pid, SIGKILL)

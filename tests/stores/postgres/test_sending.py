@@ -23,6 +23,7 @@ from taskflow import JobHandle, Status
 from taskflow.app.options import MOST_ATTEMPTS
 from taskflow.app.settings import Settings
 from taskflow.broker import topics
+from taskflow.broker.console import View
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.url import connect
 from taskflow.model.codec import seal_json
@@ -36,6 +37,7 @@ from tests.cli.processes import Shell
 from tests.stores.postgres.scene import Scene
 from tests.stores.postgres.sender import NOTE, send
 from tests.stores.scene import until
+from tests.support.listing import listed
 from tests.support.postgres import postgres_binaries, shared_postgres
 from tests.support.verdicts import retried, succeeded
 
@@ -319,6 +321,16 @@ async def test_a_key_that_is_taken_keeps_the_standing_job(scene: Scene, sql: asy
     assert await scene.waiting() == {"ready": 3}
 
 
+async def test_a_key_of_a_jobs_name_is_the_same_in_sql_and_python(scene: Scene, sql: asyncpg.Connection) -> None:
+    from_python = await scene.note.options(key="a", key_scope="name", queue="io").delay(1)
+    assert await send(sql, "key => 'a', key_scope => 'name'") == from_python
+    other = await send(sql, "key => 'a'")
+    info = await other.info()
+    assert other != from_python
+    assert info is not None
+    assert info.key == "a"
+
+
 async def test_a_key_that_is_taken_can_be_replaced(scene: Scene, sql: asyncpg.Connection) -> None:
     old = await scene.note.options(key="a").delay(1)
     asking = asyncio.create_task(old.result(timeout=10))
@@ -352,7 +364,7 @@ async def test_a_key_stays_with_an_open_transaction_until_it_ends(scene: Scene, 
 async def test_more_keys_than_the_server_has_locks_for_are_refused_in_time(scene: Scene, sql: asyncpg.Connection) -> None:
     """With a hint, and without harm to others: the server's memory for locks is everybody's."""
     await sql.execute("BEGIN")
-    with pytest.raises(asyncpg.ConfigurationLimitExceededError, match="this transaction has added 1600 jobs with keys") as raised:
+    with pytest.raises(asyncpg.ConfigurationLimitExceededError, match="at most 1600 jobs with keys on this server") as raised:
         await sql.execute(f"SELECT taskflow.enqueue('{NOTE}', key => n::text) FROM generate_series(1, 10000) AS n")
     assert "several transactions" in (raised.value.hint or "")
     await sql.execute("ROLLBACK")
@@ -369,15 +381,20 @@ HEADERS: Final = {"trace": "é" * 300, "": "x", **{f"h{number}": "" for number i
     [
         ({}, ""),
         (
-            {"queue": "mail", "priority": -100, "max_attempts": 1, "timeout": 1.5, "keep_result": 0, "headers": {"a": "b"}, "expires": 60},
+            {"queue": "mail", "priority": -100, "max_attempts": 1, "timeout": 1.5, "keep_result": 0, "headers": {"a": "b"}, "expires": 60}
+            | {"tags": ("import:42", "b")},
             "queue => 'mail', priority => -100, max_attempts => 1, timeout => '1.5 seconds', keep_result => '0', expires => '1 minute', "
-            "headers => jsonb_build_object('a', 'b')",
+            "headers => jsonb_build_object('a', 'b'), tags => ARRAY['import:42', 'b', 'import:42']",
+        ),
+        (
+            {"tags": tuple("x" * 99 + str(n) for n in range(10))},
+            "tags => ARRAY(SELECT repeat('x', 99) || n FROM generate_series(0, 9) AS n)",
         ),
         ({"headers": HEADERS, "priority": 100}, f"headers => '{json.dumps(HEADERS)}', priority => 100"),
         ({"max_attempts": MOST_ATTEMPTS, "timeout": LONGEST}, "max_attempts => 1000000, timeout => '36525 days'"),
         ({"keep_result": 7 * DAY, "timeout": 0}, "keep_result => '7 days', timeout => '0'"),
     ],
-    ids=["none", "all", "headers", "most", "two"],
+    ids=["none", "all", "tags", "headers", "most", "two"],
 )
 async def test_a_worker_gets_what_it_gets_from_python(scene: Scene, sql: asyncpg.Connection, options: Any, in_sql: str) -> None:
     """But for the id and the payload."""
@@ -388,6 +405,8 @@ async def test_a_worker_gets_what_it_gets_from_python(scene: Scene, sql: asyncpg
     assert len(envelopes) == 2
     assert plain(envelopes[0]) == plain(envelopes[1])
     assert (envelopes[0].expires is None) == (envelopes[1].expires is None)
+    for tag in options.get("tags", ()):
+        assert len(await listed(scene.store.console, View(tag=tag))) == 2
 
 
 def plain(envelope: Envelope) -> Envelope:
@@ -492,8 +511,15 @@ REFUSED: Final = [
     ("max_attempts => 0", "max_attempts is '0'", "1 to 1,000,000"),
     (f"max_attempts => {MOST_ATTEMPTS + 1}", "max_attempts is '1000001'", "1 to 1,000,000"),
     ("on_conflict => 'drop'", "on_conflict is 'drop'", "'keep', 'replace' or 'raise'"),
+    ("key_scope => 'job'", "key_scope is 'job'", "'queue' or 'name'"),
+    ("key_scope => NULL", "key_scope is NULL", "'queue' or 'name'"),
     ("key => ''", "key is ''", "1 to 200 bytes of UTF-8, got 0"),
     (f"key => '{'é' * (MAX_KEY_BYTES // 2)}x'", "key is 'ééé", "1 to 200 bytes of UTF-8, got 201"),
+    ("tags => ARRAY['a', 'b c']", "tags has 'b c'", "1 to 100 of the characters"),
+    ("tags => ARRAY['']", "tags has ''", "1 to 100 of the characters"),
+    ("tags => ARRAY[NULL]", "tags has NULL", "1 to 100 of the characters"),
+    ("tags => ARRAY[repeat('x', 101)]", "tags has 'xxx", "1 to 100 of the characters"),
+    ("tags => ARRAY(SELECT n::text FROM generate_series(1, 11) AS n)", "tags has 11 tags", "at most 10"),
     ("headers => '[]'", "headers is '[]'", "text to text"),
     ("headers => '{\"a\": 1}'", "headers has '1' for 'a'", "must be text"),
     (f'headers => \'{{"{OWN_HEADERS}a": ""}}\'', "headers has 'tf-a'", "taskflow's own"),

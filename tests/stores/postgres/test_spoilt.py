@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from taskflow import Status
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
@@ -20,6 +20,7 @@ from taskflow.model.record import Record
 from taskflow.model.session import Session
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, new_id
+from tests.support.listing import listed
 from tests.support.postgres import shared_postgres
 from tests.support.verdicts import failed, retried, succeeded
 
@@ -118,14 +119,14 @@ async def test_of_a_value_that_is_too_long_only_the_length_is_looked_at(broker: 
     try:
         records = await broker.read([envelope.id for envelope in envelopes])
         leases = await broker.claim(SESSION, 1, [], 10)
-        listed = await broker.console.browse(JobFilter())
+        found = await listed(broker.console)
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
 
     assert [record.unreadable[0].column if record and record.unreadable else None for record in records] == [None, of, None]
     assert [bool(lease.unreadable) for lease in leases] == [False, of in ("extras", "payload"), False]
-    assert len(listed) == 3
+    assert len(found) == 3
     settlements = [failed(lease) if lease.unreadable else succeeded(lease) for lease in leases]
     assert await broker.settle(settlements) == [Settled.OK] * 3
 
@@ -237,11 +238,11 @@ async def test_a_name_that_is_no_utf8_spoils_its_own_job(ascii_database: str, co
         envelope.id: [column] if number == 1 else [] for number, envelope in enumerate(envelopes)
     }
     assert await broker.settle([failed(lease) if lease.unreadable else succeeded(lease) for lease in leases]) == [Settled.OK] * 3
-    assert len(await broker.console.browse(JobFilter())) == 3
+    assert len(await listed(broker.console)) == 3
     await broker.console.metrics()
     await broker.console.queues()
     await broker.upkeep(100)
-    assert await broker.console.purge(JobFilter()) == 3
+    assert await broker.console.purge(View()) == 3
     await broker.close()
 
 

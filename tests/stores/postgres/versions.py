@@ -28,8 +28,8 @@ _MIGRATION: Final = f"""\
 CREATE DOMAIN @.note AS text CHECK (octet_length(VALUE) < 1000);
 ALTER TABLE @.jobs ADD COLUMN note @.note;
 ALTER TABLE @.jobs DROP CONSTRAINT the_held_await, ADD CONSTRAINT the_held_await CHECK (status <> S.HELD OR coalesce(awaits, 0) >= 1);
-DROP INDEX @.jobs_ended;
-CREATE INDEX jobs_ended ON @.jobs (ended_at, seq, note) WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED;
+DROP INDEX @.jobs_failed;
+CREATE INDEX jobs_failed ON @.jobs (queue, ended_at, seq, note) WHERE status = S.FAILED;
 UPDATE @.jobs SET note = 'old';
 """
 

@@ -10,9 +10,12 @@ import pytest
 import redis
 
 from taskflow import Status
+from taskflow.broker.url import connect
 from taskflow.worker import fetcher
+from tests.cli.stock import failed_with
 from tests.stores.redis.scene import Scene
 from tests.support.servers import Found, RedisServer, redis_binaries
+from tests.support.verdicts import AN_ERROR
 
 PREFIX: Final = b"{taskflow:0}:"
 
@@ -32,8 +35,9 @@ ONE_OF_EACH: Final = (
     "k",
     "held",
     "looks",
+    "cells",
 )
-OTHERS: Final = ("awaited", "nudged", "paused", "upkeepers", "w:", "spoilt", "mending", "mended")
+OTHERS: Final = ("awaited", "nudged", "paused", "upkeepers", "w:", "spoilt", "mending", "mended", "hearers", "ends")
 OF_THE_QUEUE: Final = ("r:1:0", "z:1:0", "p:1", "y:1:0", "y:1:1")
 OF_THE_SESSION: Final = ("s:", "l:", "x:", "d:")
 
@@ -134,6 +138,22 @@ async def test_whichever_index_is_deleted_under_jobs_that_wait_and_run(scene: Sc
         new = numbers()
         await scene.send(new)
         await scene.until_done(new, within=8)
+
+
+async def test_the_groups_of_failed_jobs_are_made_anew(server: RedisServer, client: redis.Redis) -> None:
+    """From the jobs themselves, when another program has spoilt a key of theirs."""
+    broker = connect(server.url)
+    for number in range(5):
+        await failed_with(broker, AN_ERROR, f"d{number % 2}", job="work")
+    [group] = await broker.console.failure_groups()
+    assert (group.count, group.deploys) == (5, {"d0": 3, "d1": 2})
+    cells: list[Any] = client.zrange(PREFIX + b"cells", 0, -1)
+    for key in (PREFIX + b"f:" + cells[0], PREFIX + b"cells"):
+        spoil(client, key)
+        client.delete(PREFIX + b"mended", PREFIX + b"mending")
+        assert await broker.console.failure_groups() == [group]
+        assert len(await broker.console.failed_ids(group.fingerprint)) == 5
+    await broker.close()
 
 
 async def test_who_is_cut_off_while_mending_keeps_nobody_from_it(scene: Scene, client: redis.Redis) -> None:

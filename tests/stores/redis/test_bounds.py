@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
@@ -67,7 +67,7 @@ async def test_what_is_dropped_leaves_no_entry_behind_one_that_is_kept_for_long(
 async def test_ids_are_forgotten_in_portions(world: World, client: redis.Redis) -> None:
     """Upkeep asks to be called again while there are more, and in the end nothing is there."""
     await fill(world, 2_000)
-    assert await world.broker.console.purge(JobFilter(), limit=10_000) == 2_000
+    assert await world.broker.console.purge(View(), limit=10_000) == 2_000
     upkept = await world.pass_time(world.rules.repeat_for + 1.0)
     assert upkept.next_in == 0.0
     assert client.zcard(key(world, "fade")) >= 500
@@ -89,10 +89,22 @@ async def test_a_job_is_found_behind_thousands_that_were_cancelled(world: World)
     assert ids_of(await world.claim(await world.a_session())) == [last.id]
 
 
+async def test_a_purge_leaves_no_entries_for_the_next_to_read(world: World, client: redis.Redis) -> None:
+    await fill(world, 400)
+    kept = await world.add(tags=("kept",))
+    await fill(world, 100)
+
+    assert await world.broker.console.purge(View(statuses=(Status.READY,)), limit=350) == 350
+    assert client.llen(key(world, "r:1:0")) == 151
+    await world.cancel(kept)
+    assert await world.broker.console.purge(View(statuses=(Status.READY,))) == 150
+    assert client.llen(key(world, "r:1:0")) == 0
+
+
 async def test_all_pages_of_what_is_scheduled_are_purged(world: World) -> None:
     await fill(world, 1_500, after=60.0)
 
-    assert await world.broker.console.purge(JobFilter(statuses=(Status.SCHEDULED,)), limit=10_000) == 1_500
+    assert await world.broker.console.purge(View(statuses=(Status.SCHEDULED,)), limit=10_000) == 1_500
 
 
 async def test_listeners_that_are_gone_leave_nothing_behind(world: World, client: redis.Redis) -> None:

@@ -7,11 +7,13 @@ from typing import Any, Final
 
 import redis
 
+from taskflow.broker.console import View
 from taskflow.broker.redis.connect import connection
 from taskflow.model.envelope import Lease
 from taskflow.model.record import CODES, Status
 from taskflow.model.session import Session
 from tests.support.homes import RedisHome
+from tests.support.listing import listed
 from tests.support.verdicts import failed, succeeded
 from tests.support.world import World
 
@@ -87,6 +89,39 @@ async def test_a_large_payload_costs_two_commands_more(world: World, client: red
     if connection.hiredis is None:
         most["claim"] += BATCH
     assert {name: commands for name, (_, commands) in whole.items() if commands > most[name]} == {}
+
+
+async def test_a_tag_costs_a_command_when_its_job_is_added_and_one_when_it_is_dropped(world: World, client: redis.Redis) -> None:
+    """Claims and settlements of tagged jobs cost what those of plain jobs cost; jobs without tags cost nothing more beside them."""
+    session = await world.a_session(ttl=1_000.0)
+    await rounds(world, client, session, 1)
+    counted = list[list[tuple[int, int]]]()
+    for tags in ((), ("a", "b")):
+        leases = list[Lease]()
+
+        async def claim(leases: list[Lease] = leases) -> None:
+            leases += await world.claim(session)
+
+        added = await commands_of(client, lambda tags=tags: add(world, BATCH, tags=tags, max_attempts=3))  # type: ignore[misc]
+        claimed = await commands_of(client, claim)
+        settled = await commands_of(client, lambda leases=leases: world.settle(*(succeeded(lease, keep_for=0.0) for lease in leases)))  # type: ignore[misc]
+        counted.append([added, claimed, settled, await commands_of(client, world.upkeep)])
+    plain, tagged = counted
+    assert [commands for _, commands in plain[1:3]] == [commands for _, commands in tagged[1:3]]
+    assert tagged[0][1] <= plain[0][1] + 2 * BATCH + 12
+    assert tagged[3][1] <= plain[3][1] + 2 * BATCH + 12
+    assert world.home.tagged() == set()
+
+
+async def test_a_page_is_one_script_however_many_jobs_there_are(world: World, client: redis.Redis) -> None:
+    await add(world, 20 * BATCH)
+    await add(world, BATCH, tags=("a",))
+    await listed(world.broker.console, View(tag="a"))
+    for view in (View(tag="a"), View(statuses=(Status.READY,)), View(statuses=(Status.READY,), queue="default")):
+        cursor = (await world.broker.console.page(view, limit=BATCH // 2)).cursor
+        scripts, commands = await commands_of(client, lambda: world.broker.console.page(view, cursor=cursor, limit=BATCH // 2))  # noqa: B023
+        assert scripts == 1
+        assert commands <= 30
 
 
 async def test_a_large_result_costs_three_commands_more(world: World, client: redis.Redis) -> None:

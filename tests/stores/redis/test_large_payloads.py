@@ -9,7 +9,6 @@ from typing import Any, Final
 import pytest
 import redis
 
-from taskflow.broker.console import JobFilter
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.broker.redis.errors import WrongType
@@ -20,6 +19,7 @@ from taskflow.model.envelope import OnConflict
 from taskflow.model.errors import BrokerUnavailable, NewerFormat, StoreFull
 from taskflow.model.record import Status
 from tests.support.homes import RedisHome
+from tests.support.listing import listed
 from tests.support.servers import HOST, RedisServer
 from tests.support.verdicts import failed, succeeded
 from tests.support.world import World
@@ -240,7 +240,7 @@ async def test_a_server_that_has_forgotten_the_scripts(world: World, client: red
 async def test_pages_of_large_payloads_come_whole(world: World) -> None:
     """More than are fetched at once."""
     envelopes = [await world.add(payload=bytes([1, number]) + bytes(900_000)) for number in range(7)]
-    records = await world.broker.console.browse(JobFilter(), limit=10)
+    records = await listed(world.broker.console)
     assert {record.id: record.payload for record in records} == {envelope.id: envelope.payload for envelope in envelopes}
 
 

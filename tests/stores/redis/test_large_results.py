@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 import redis
 
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.broker.protocol import Refused
 from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.broker.redis.errors import WrongType
@@ -22,6 +22,7 @@ from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.stores.redis.scene import Scene
 from tests.support.homes import RedisHome
+from tests.support.listing import listed
 from tests.support.servers import HOST, RedisServer
 from tests.support.verdicts import failed, retried, succeeded
 from tests.support.world import World
@@ -59,7 +60,7 @@ async def test_a_large_result_is_apart_from_its_job_until_it_is_dropped(
     assert len(stored) < 200
     assert not client.exists(key(world, "b", large.envelope.id))
     assert [(await world.record(lease)).result for lease in (small, large)] == [bytes(INLINE_RESULT), LARGE]
-    found = await world.broker.console.browse(JobFilter(statuses=(Status.SUCCEEDED,)))
+    found = await listed(world.broker.console, View(statuses=(Status.SUCCEEDED,)))
     assert {record.result for record in found} == {bytes(INLINE_RESULT), LARGE}
 
     await world.pass_time(61.0)
@@ -90,7 +91,7 @@ async def test_no_result_stays_that_nobody_keeps(world: World, client: redis.Red
     unkept, purged = await world.running(), await world.running()
     await world.settle(succeeded(unkept, LARGE, keep_for=0.0), succeeded(purged, LARGE))
     await world.upkeep()
-    assert await world.broker.console.purge(JobFilter()) == 1
+    assert await world.broker.console.purge(View()) == 1
     assert keys_of_results(world, client) == []
 
 
@@ -218,7 +219,7 @@ async def test_a_record_that_was_set_aside_takes_its_result_with_it(world: World
     client.append(key(world, "j", lease.envelope.id), b"\xff@")
     assert (await world.record(lease)).status is Status.FAILED
     await world.upkeep()
-    await world.broker.console.purge(JobFilter())
+    await world.broker.console.purge(View())
     assert keys_of_results(world, client) == []
 
 

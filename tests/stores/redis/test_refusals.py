@@ -16,7 +16,7 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from taskflow import BrokerRefused, BrokerUnavailable, Status
-from taskflow.broker.console import JobFilter, Redone
+from taskflow.broker.console import Redone, View
 from taskflow.broker.redis import RedisBroker
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.url import connect
@@ -25,6 +25,7 @@ from taskflow.worker.events import SessionEnded
 from tests.cli.inprocess import Cli
 from tests.stores.redis.scene import Scene
 from tests.stores.refusals import SECRET, WRONG, exits_by_broker
+from tests.support.listing import listed
 from tests.support.servers import HOST, Found, RedisServer, has_tls, redis_binaries
 
 PAGE: Final = (Path(__file__).parents[3] / "docs/how-to/configure-a-broker.md").read_text()
@@ -94,13 +95,13 @@ async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: Found
             waiting = [id_of(scene, number) for number in range(25, 30)]
             console = broker.console
             assert await broker.cancel(waiting[:1]) == [Status.READY]
-            assert [record.id for record in await console.browse(JobFilter(statuses=(Status.CANCELLED,)))] == waiting[:1]
+            assert [record.id for record in await listed(console, View(statuses=(Status.CANCELLED,)))] == waiting[:1]
             assert await console.retry(waiting[:1]) == [Redone.OK]
             await console.pause("default")
             await console.resume("default")
             assert [queue.counts[Status.READY] for queue in await console.queues()] == [5]
-            assert len(await console.browse(JobFilter())) == 30
-            assert await console.purge(JobFilter()) == 30
+            assert len(await listed(console)) == 30
+            assert await console.purge(View()) == 30
             assert await console.workers() == []
             assert (await console.metrics()).totals["default"]["drop"] == 30
             assert await console.examine()

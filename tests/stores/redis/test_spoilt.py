@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import redis
 
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.broker.redis.connect.pool import ConnectionPool
 from taskflow.broker.redis.fields import FIELDS
 from taskflow.broker.redis.settle import MOST_RESULT
@@ -23,6 +23,7 @@ from taskflow.model.record import Record, Status
 from taskflow.model.verdict import Failed, RunError, Settled
 from tests.stores.redis.spoiler import fields_of
 from tests.support.homes import RedisHome
+from tests.support.listing import listed
 from tests.support.verdicts import failed, succeeded
 from tests.support.world import World, ids_of
 
@@ -52,8 +53,8 @@ def columns_of(lease: Lease | Record) -> list[str]:
 async def only_record(world: World, job: Envelope) -> Record:
     """As `read` and `browse` show it alike."""
     record = await world.record(job)
-    [listed] = [record for record in await world.broker.console.browse(JobFilter()) if record.id == job.id]
-    assert msgspec.structs.replace(listed, ended_at=None) == msgspec.structs.replace(record, ended_at=None)
+    [shown] = [record for record in await listed(world.broker.console) if record.id == job.id]
+    assert msgspec.structs.replace(shown, ended_at=None) == msgspec.structs.replace(record, ended_at=None)
     return record
 
 
@@ -127,7 +128,7 @@ async def test_a_job_that_no_script_can_move_is_set_aside_as_failed(world: World
         assert client.get(key(world, "bad:j:", spoilt.id)) == bytes_before
     assert sum(queue.counts[Status.FAILED] for queue in await world.broker.console.queues()) == 1
     assert sum(queue.counts[Status.READY] for queue in await world.broker.console.queues()) == 0
-    assert await world.broker.console.purge(JobFilter()) == 2
+    assert await world.broker.console.purge(View()) == 2
     assert client.exists(key(world, "bad:j:", spoilt.id)) == 0
 
 
@@ -148,7 +149,7 @@ WHOLE: Final[dict[str, Any]] = {
 @pytest.mark.parametrize("stored", WHOLE.values(), ids=WHOLE)
 async def test_a_record_that_is_none_is_set_aside_by_whichever_verb_finds_it(world: World, client: redis.Redis, stored: Any) -> None:
     sound = await world.running()
-    for find in ("claim", "read", "browse", "cancel", "retry", "purge"):
+    for find in ("claim", "read", "page", "cancel", "retry", "purge"):
         spoilt = await world.add()
         record = key(world, "j:", spoilt.id)
         whole = client.get(record)
@@ -162,8 +163,8 @@ async def test_a_record_that_is_none_is_set_aside_by_whichever_verb_finds_it(wor
             client.set(record, spoil(whole) if callable(stored) else spoil)
         if find == "claim":
             assert await world.claim(await world.a_session()) == []
-        elif find == "browse":
-            assert spoilt.id in [record.id for record in await world.broker.console.browse(JobFilter())]
+        elif find == "page":
+            assert spoilt.id not in [record.id for record in await listed(world.broker.console)]  # until upkeep ends it
         elif find == "read":
             assert (await world.record(spoilt)).status is Status.FAILED
         elif find == "cancel":
@@ -171,13 +172,13 @@ async def test_a_record_that_is_none_is_set_aside_by_whichever_verb_finds_it(wor
         elif find == "retry":
             await world.broker.console.retry([spoilt.id])
         else:
-            assert await world.broker.console.purge(JobFilter(statuses=(Status.FAILED, Status.READY))) == 1
+            assert await world.broker.console.purge(View(statuses=(Status.FAILED, Status.READY))) == 1
         for _ in range(3):
             await world.upkeep()
             await fail_all(world, await world.claim(await world.a_session()))
         if find != "purge":
             assert (await only_record(world, spoilt)).status is Status.FAILED, find
-            assert await world.broker.console.purge(JobFilter(statuses=(Status.FAILED,))) == 1
+            assert await world.broker.console.purge(View(statuses=(Status.FAILED,))) == 1
         assert await world.read(spoilt) is None
     assert await world.settle(succeeded(sound)) == [Settled.OK]
     await asyncio.sleep(0.2)  # a store that has just been mended is left alone for so long
@@ -418,6 +419,15 @@ async def test_a_session_that_would_live_for_years_lapses_like_any_other(world: 
     assert ids_of(await world.claim(other)) == [lease.envelope.id]
 
 
+async def test_a_failure_that_ended_at_no_time_is_counted(world: World, client: redis.Redis) -> None:
+    lease = await world.running()
+    await world.settle(failed(lease))
+    cells: Any = client.zrange(key(world, "cells"), 0, -1)
+    client.zadd(key(world, "f:", cells[0]), {lease.envelope.id: math.inf})
+    [group] = await world.broker.console.failure_groups()
+    assert (group.count, group.last.year) == (1, 1970)
+
+
 # --- indexes -------------------------------------------------------------------------------------------------------
 
 
@@ -516,7 +526,7 @@ async def test_after_a_purge_names_and_totals_shrink_again(world: World, client:
     sizes = [client.hlen(key(world, name)) for name in ("texts", "names", "totals", "counts")]
     assert min(sizes) > 1_200
 
-    assert await world.broker.console.purge(JobFilter(statuses=(Status.READY,)), limit=5_000) == 1_200
+    assert await world.broker.console.purge(View(statuses=(Status.READY,)), limit=5_000) == 1_200
     assert await world.read(kept) is not None
     assert [client.hlen(key(world, name)) for name in ("texts", "names")] == [2, 2]
     assert client.hlen(key(world, "totals")) + client.hlen(key(world, "counts")) < 12

@@ -92,7 +92,7 @@ async def test_an_idle_worker_sends_less_than_one_command_a_second(
         print(f"\nidle for 10 s: {dict(sent)}; the server counts {told}; then a job started within {waited * 1000:.1f} ms")
     assert sent.total() < 10
     assert told.get("cmdstat_evalsha", 0) + told.get("cmdstat_eval", 0) + told.get("cmdstat_ping", 0) < 10
-    assert waited < 2 * SLACK
+    assert waited < 2.0  # to look again takes the worker 5 s
     assert not BLOCKING & sent.keys()
 
 

@@ -70,6 +70,25 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("ROLLBACK")
 
 
+@contextmanager
+def another_that_holds(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process has the write lock, until it is killed."""
+    script = """
+        import sqlite3, sys, time
+        sqlite3.connect(sys.argv[1], isolation_level=None).execute("BEGIN IMMEDIATE")
+        print("ready", flush=True)
+        time.sleep(60)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), str(path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def unmeasured(**more: str) -> dict[str, str]:
     """The environment for a script that becomes another user: it could not write what a measurement of coverage is to write."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")} | more

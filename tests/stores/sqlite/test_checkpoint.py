@@ -44,7 +44,7 @@ async def test_nobody_makes_a_checkpoint_beside_another(broker: SqliteBroker, pa
     """While somebody holds the lock on the side file the log only grows; afterwards it is carried over."""
     await broker.enqueue(envelopes(1))
     before = path.stat().st_size
-    lock = os.open(f"{path}-checkpoint", os.O_RDWR)
+    lock = os.open(f"{path}-taskflow", os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     await write(broker, 40)
     assert path.stat().st_size == before

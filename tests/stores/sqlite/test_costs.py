@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+import msgspec
 import pytest
 
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.transactions import Transactions, Work
+from taskflow.broker.sqlite.transactions import Transactions
+from taskflow.broker.sqlite.work import Work
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
 from taskflow.model.session import Beat
@@ -98,6 +100,24 @@ async def test_an_enqueue_of_a_thousand_is_a_dozen_statements(broker: SqliteBrok
     await broker.enqueue(envelopes(1_000))
     assert len(said) <= 16, said
     assert said.count("COMMIT") == 1
+
+
+async def test_jobs_without_tags_cost_no_statement_for_tags(broker: SqliteBroker, said: list[str]) -> None:
+    """From enqueue to drop, also beside a job that has some. A batch of tagged jobs takes a few more when it is added and dropped."""
+    session = await registered(broker)
+    await broker.enqueue([an_envelope(tags=("a", "b"), after=3_600.0)])
+
+    async def whole_life(**fields: Any) -> list[str]:
+        said.clear()
+        await broker.enqueue([*envelopes(MANY, max_attempts=3, **fields), an_envelope(key=b"k" * 16, **fields)])
+        leases = await broker.claim(session.id, next(requests), ["default"], MANY + 1)
+        await broker.settle([msgspec.structs.replace(succeeded(lease), keep_for=0.0) for lease in leases])
+        assert (await broker.upkeep(1_000)).dropped == MANY + 1
+        return [step for step in said if "taskflow_tags" in step]
+
+    requests = iter((1, 2))
+    assert await whole_life() == []
+    assert len(await whole_life(tags=("a", "b"))) <= 6  # the rows of a batch are cut into pieces
 
 
 class Calls:

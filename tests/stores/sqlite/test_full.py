@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import Room, SqliteBroker
+from taskflow.broker.sqlite.store_file import MIB
 from taskflow.model.errors import StoreFull
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
@@ -58,18 +60,19 @@ async def test_so_many_live_jobs_and_no_more(open_broker: Open) -> None:
 
 async def test_without_disk_reserve_nothing_is_set_aside(open_broker: Open, path: Path) -> None:
     await open_broker(room=Room(disk_reserve=0)).enqueue([an_envelope()])
-    assert not path.with_name(path.name + "-reserve").exists()
+    assert path.with_name(path.name + "-taskflow").stat().st_size == 48
 
 
 async def test_new_jobs_wait_until_the_reserve_is_back(open_broker: Open, path: Path) -> None:
     """Whoever finds it gone makes it anew first; there is room for it here."""
     broker = open_broker()
     await broker.enqueue([an_envelope()])
-    disk_reserve = path.with_name(path.name + "-reserve")
-    size = disk_reserve.stat().st_size
-    disk_reserve.unlink()
+    side_file = path.with_name(path.name + "-taskflow")
+    size, blocks = side_file.stat().st_size, side_file.stat().st_blocks
+    assert blocks * 512 > 2 * MIB
+    os.truncate(side_file, 48)
     await broker.enqueue([an_envelope()])
-    assert disk_reserve.stat().st_size == size
+    assert (side_file.stat().st_size, side_file.stat().st_blocks) == (size, blocks)
 
 
 async def test_the_refusal_says_what_is_needed(open_broker: Open) -> None:
@@ -118,10 +121,10 @@ def test_a_full_disk(tmp_path: Path, size: str, payload: int) -> None:
                 await broker.enqueue([an_envelope()])
                 print("taken: room inside the file", await drain(broker) == 1)
             except StoreFull as full:
-                print("refused: reserve is gone", not (folder / "queue.db-reserve").exists())
+                print("refused: reserve is gone", os.stat(folder / "queue.db-taskflow").st_size == 48)
             (folder / "other").unlink()
             await broker.enqueue([an_envelope()])
-            print("room again", (folder / "queue.db-reserve").exists())
+            print("room again", os.stat(folder / "queue.db-taskflow").st_size > 2 << 20)
             again = await fill(broker, int(sys.argv[4]))
             print("much room", again > added // 2, await drain(broker) == again + 1)
             await broker.close()

@@ -12,8 +12,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ import pytest
 from taskflow.app.settings import Settings
 from taskflow.broker.sqlite import SqliteBroker, lock_owner
 from taskflow.model.errors import BrokerUnavailable
-from tests.stores.sqlite.support import Open, an_envelope, locked
+from tests.stores.sqlite.support import Open, an_envelope, another_that_holds, locked
 
 
 async def test_a_lock_is_waited_for(broker: SqliteBroker, path: Path) -> None:
@@ -51,7 +49,7 @@ async def test_a_stopped_process_that_holds_it_is_named_with_what_to_do(open_bro
     """SQLite knows no lease on its lock: nobody can write until the process goes on, or ends."""
     broker = open_broker(timeout=0.2)
     await broker.enqueue([an_envelope()])
-    with _another_that_holds(path) as other:
+    with another_that_holds(path) as other:
         with pytest.raises(BrokerUnavailable, match=rf"is locked by process {other.pid} \(.+\), for longer"):
             await broker.enqueue([an_envelope()])
         os.kill(other.pid, signal.SIGSTOP)
@@ -74,39 +72,21 @@ async def test_where_the_kernel_does_not_tell_it_is_another_process(
         await broker.enqueue([an_envelope()])
 
 
-@contextmanager
-def _another_that_holds(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    script = """
-        import sqlite3, sys, time
-        sqlite3.connect(sys.argv[1], isolation_level=None).execute("BEGIN IMMEDIATE")
-        print("ready", flush=True)
-        time.sleep(60)
-    """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), str(path)], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def test_it_is_heard_of_before_the_application_loses_patience() -> None:
     assert inspect.signature(SqliteBroker).parameters["timeout"].default <= Settings().enqueue_timeout - 1
 
 
 async def test_the_wait_is_bounded_in_all(open_broker: Open, path: Path) -> None:
     """Who comes while another waits does not wait for both."""
-    broker = open_broker(timeout=0.6)
+    broker = open_broker(timeout=1.5)
     await broker.enqueue([an_envelope()])
-    with locked(path):
+    with another_that_holds(path):
         first = asyncio.create_task(broker.enqueue([an_envelope()]))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.75)
         began = time.monotonic()
         with pytest.raises(BrokerUnavailable):
             await broker.enqueue([an_envelope()])
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 2.1  # both one after the other: 2.25 s
         with pytest.raises(BrokerUnavailable):
             await first
 

@@ -148,7 +148,7 @@ async def test_an_opened_backup_is_recorded_with_its_log_and_index(open_broker: 
 
 
 def recorded(path: Path) -> tuple[int, ...]:
-    return struct.unpack(">6Q", path.with_name(path.name + "-checkpoint").read_bytes())
+    return struct.unpack(">6Q", path.with_name(path.name + "-taskflow").read_bytes()[:48])
 
 
 async def test_who_comes_first_after_a_restore_may_be_new(open_broker: Open, path: Path) -> None:
@@ -191,7 +191,7 @@ async def test_the_log_of_a_file_that_was_not_replaced_stays(open_broker: Open, 
     job = an_envelope()
     await broker.enqueue([job])
     (tmp_path / "copy").mkdir()
-    for ending in ("", "-wal", "-shm", "-checkpoint"):
+    for ending in ("", "-wal", "-shm", "-taskflow"):
         shutil.copy(f"{path}{ending}", tmp_path / "copy" / f"queue.db{ending}")
 
     assert await open_broker(tmp_path / "copy" / "queue.db").read([job.id]) != [None]
@@ -242,10 +242,10 @@ async def test_processes_that_work_while_a_backup_is_restored(open_broker: Open,
 
 async def test_who_holds_the_side_file_is_named(open_broker: Open, path: Path) -> None:
     await open_broker().enqueue([an_envelope()])
-    side = os.open(f"{path}-checkpoint", os.O_RDONLY)
+    side = os.open(f"{path}-taskflow", os.O_RDONLY)
     fcntl.flock(side, fcntl.LOCK_EX)
     late = open_broker(timeout=0.1)
-    with pytest.raises(BrokerUnavailable, match=rf"queue\.db-checkpoint is locked by process {os.getpid()} "):
+    with pytest.raises(BrokerUnavailable, match=rf"queue\.db-taskflow is locked by process {os.getpid()} "):
         await late.enqueue([an_envelope()])
     os.close(side)
     assert await late.enqueue([an_envelope()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.upkeep import FEW_NAMES, SCRUBBED_AT_ONCE
 from taskflow.model.clock import ManualClock
@@ -17,7 +17,7 @@ MANY = 3 * SCRUBBED_AT_ONCE
 async def fill_and_purge(broker: SqliteBroker, clock: ManualClock, keep: int = 0) -> None:
     """Jobs of many names are purged, but for the first ones, and as much time passes as their ids stay known."""
     await broker.enqueue([an_envelope(job=f"job {number}", queue="kept" if number < keep else "default") for number in range(MANY)])
-    await broker.console.purge(JobFilter(queue="default"), limit=2 * MANY)
+    await broker.console.purge(View(queue="default"), limit=2 * MANY)
     clock.advance(3_600.0)
     for _ in range(20):
         await broker.upkeep(1_000)
@@ -57,7 +57,7 @@ async def test_a_few_names_are_kept(open_broker: Open, path: Path) -> None:
     clock = ManualClock()
     broker = open_broker(seams=Seams(clock))
     await broker.enqueue([an_envelope(job=f"job {number}") for number in range(FEW_NAMES)])
-    await broker.console.purge(JobFilter(), limit=MANY)
+    await broker.console.purge(View(), limit=MANY)
     clock.advance(3_600.0)
     for _ in range(20):
         await broker.upkeep(1_000)

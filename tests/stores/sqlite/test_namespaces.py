@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from taskflow.broker.sqlite import migrations
 from taskflow.broker.sqlite.statements import table_prefix
 from taskflow.model.errors import SessionLost
 from tests.stores.sqlite.support import Open, an_envelope, registered
@@ -48,3 +52,9 @@ async def test_upper_and_lower_case_are_two(open_broker: Open) -> None:
 def test_a_name_that_would_be_sql_is_refused(open_broker: Open) -> None:
     with pytest.raises(ValueError, match="characters"):
         open_broker(namespace='a"; DROP TABLE x; --')
+
+
+def test_each_table_of_the_schema_counts_as_one_of_a_namespace() -> None:
+    """Otherwise a second namespace is refused, because the first one's tables are taken for another program's."""
+    schema = Path(migrations.__file__).with_name("schema") / "1.sql"
+    assert set(re.findall(r'CREATE TABLE "~(\w+)"', schema.read_text())) == migrations._TABLES

@@ -14,7 +14,7 @@ from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.errors import BrokerRefused
 from tests.stores.sqlite.support import NOBODY, Open, an_envelope
 
-ENDINGS = ("-wake", "-checkpoint", "-reserve", "-wal", "-shm", "-journal")
+ENDINGS = ("-wake", "-taskflow", "-wal", "-shm", "-journal")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -99,8 +99,25 @@ async def test_new_files_are_for_their_owner_alone(broker: SqliteBroker, path: P
 
     assert modes.pop("queue.db-wake") == 0o700
     assert set(modes.values()) == {0o600}, modes
-    assert {"queue.db", "queue.db-wal", "queue.db-shm", "queue.db-checkpoint"} <= modes.keys()
+    assert {"queue.db", "queue.db-wal", "queue.db-shm", "queue.db-taskflow"} <= modes.keys()
     assert in_folder == {0o600}
+
+
+async def test_the_files_beside_the_store_follow_its_mode(open_broker: Open, path: Path) -> None:
+    """Also those that are older than the change."""
+    one = open_broker()
+    with one.listen([topics.ANY_QUEUE]):
+        await one.enqueue([an_envelope()])
+    await one.close()
+    path.chmod(0o660)
+
+    another = open_broker()
+    with another.listen([topics.ANY_QUEUE]):
+        await another.enqueue([an_envelope()])
+        modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.glob("queue.db*")}
+
+    assert modes.pop("queue.db-wake") == 0o770
+    assert modes == dict.fromkeys(("queue.db", "queue.db-wal", "queue.db-shm", "queue.db-taskflow"), 0o660)
 
 
 @pytest.mark.parametrize(

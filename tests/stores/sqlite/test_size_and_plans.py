@@ -13,7 +13,6 @@ import pytest
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.columns import lists
 from taskflow.broker.sqlite.connect import open_file
-from taskflow.broker.sqlite.console import ID_AFTER_ALL
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import Room, StoreFile
 from tests.stores.sqlite.support import a_session, connected, envelopes
@@ -65,11 +64,28 @@ INDEXES = {
     "last_faded_job": {"taskflow_jobs_fading"},
     "bury_faded_jobs": {"taskflow_jobs_fading", "INTEGER PRIMARY KEY"},
     "drop_faded_jobs": {"taskflow_jobs_fading"},
-    "forget_jobs": {"taskflow_jobs_fading", "INTEGER PRIMARY KEY"},
-    "forget_jobs_before": {"taskflow_jobs_fading", "INTEGER PRIMARY KEY"},
+    "forget_jobs": {"taskflow_jobs_dropped", "INTEGER PRIMARY KEY"},
+    "forget_jobs_before": {"taskflow_jobs_dropped", "INTEGER PRIMARY KEY"},
     "next_due_of_queue": {"taskflow_jobs_due"},
     "oldest_ready": {"taskflow_jobs_ready"},
-    "browse": {"sqlite_autoindex_taskflow_jobs_1"},
+    "page_held": {"taskflow_jobs_held"},
+    "page_scheduled": {"taskflow_jobs_due"},
+    "page_ready": {"taskflow_jobs_ready"},
+    "next_priority": {"taskflow_jobs_ready"},
+    "page_running": {"taskflow_jobs_leased"},
+    "page_failed": {"taskflow_jobs_failed"},
+    "page_done": {"taskflow_jobs_done"},
+    "page_tag": {"PRIMARY KEY", "INTEGER PRIMARY KEY"},
+    "to_purge_with_tag": {"PRIMARY KEY", "INTEGER PRIMARY KEY"},
+    "add_tags": {"sqlite_autoindex_taskflow_jobs_1"},
+    "drop_tags": {"taskflow_tags_seq"},
+    "drop_tags_of_oldest_failed": {"taskflow_tags_seq", "taskflow_jobs_failed"},
+    "drop_tags_of_oldest_done": {"taskflow_tags_seq", "taskflow_jobs_done"},
+    "drop_tags_of_faded_jobs": {"taskflow_tags_seq", "taskflow_jobs_fading"},
+    "failure_parts": {"taskflow_jobs_causes", "INTEGER PRIMARY KEY"},
+    "failures_of": {"taskflow_jobs_causes"},
+    "unknown_failures": {"taskflow_jobs_causes"},
+    "ids_of_failed": {"INTEGER PRIMARY KEY"},
     "ready_queues": {"taskflow_queues_ready"},
     "first_ready_queues": {"taskflow_queues_ready"},
     "ended_among": {"sqlite_autoindex_taskflow_jobs_1"},
@@ -114,8 +130,23 @@ def test_a_statement_goes_by_its_indexes(filled: sqlite3.Connection, name: str) 
     plan = [row[3] for row in filled.execute("EXPLAIN QUERY PLAN " + text, [None] * text.count("?"))]
     steps = [step for step in plan if "taskflow_" in step]
     assert not [step for step in steps if re.fullmatch(r"SCAN \w+", step)], plan
-    used = {found for step in steps for found in re.findall(r"INDEX (\w+)|(INTEGER PRIMARY KEY)", step)}
+    used = {found for step in steps for found in re.findall(r"INDEX (\w+)|((?:INTEGER )?PRIMARY KEY)", step)}
     assert {index or key for index, key in used} <= INDEXES[name], plan
+
+
+@pytest.mark.parametrize("name", [name for name in INDEXES if name.startswith("page_")] + ["to_purge_with_tag"])
+def test_a_page_reads_its_jobs_in_order_and_does_not_sort(filled: sqlite3.Connection, name: str) -> None:
+    """So a page of a million jobs reads the jobs of that page."""
+    plan = [row[3] for row in filled.execute("EXPLAIN QUERY PLAN " + SQL[name], [None] * SQL[name].count("?"))]
+    assert not [step for step in plan if "ORDER BY" in step], plan
+
+
+def test_failed_jobs_are_counted_in_the_order_of_their_index(filled: sqlite3.Connection) -> None:
+    """Neither the jobs themselves are read nor a list of them is sorted."""
+    plan = [row[3] for row in filled.execute("EXPLAIN QUERY PLAN " + SQL["failure_parts"], [None] * 9)]
+    [part] = [place for place, step in enumerate(plan) if step == "MATERIALIZE part"]
+    assert plan[part + 1].startswith("SCAN ~jobs USING COVERING INDEX".replace("~", "taskflow_")), plan
+    assert "B-TREE" not in plan[part + 2], plan
 
 
 async def test_an_empty_claim_does_not_see_what_is_scheduled(broker: SqliteBroker, path: Path) -> None:
@@ -132,12 +163,32 @@ async def test_an_empty_claim_does_not_see_what_is_scheduled(broker: SqliteBroke
     assert await steps_of_claims(path) <= empty + 10
 
 
-def test_a_later_page_costs_no_more_than_the_first(filled: sqlite3.Connection) -> None:
-    """It begins where the one before has ended: else whoever turns all pages pays by the square of their number."""
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("page_held", (0,), (1 << 40,)),
+        ("page_scheduled", (-1, -1, -1), (50_000, 0, 0)),
+        ("page_ready", (1, 0, -1, 0), (1, 0, 50_000, 0)),
+        ("page_running", (b"",), (b"\xff",)),
+        ("page_failed", (1, 1 << 40, 0), (1, 1, 0)),
+        ("page_done", (1, 1 << 40, 0), (1, 1, 0)),
+    ],
+)
+def test_a_later_page_costs_no_more_than_the_first(
+    filled: sqlite3.Connection, name: str, first: tuple[object, ...], last: tuple[object, ...]
+) -> None:
+    """It begins where the one before has ended. Otherwise all pages would cost the square of their number."""
     any_job = (0, *(None,) * 10)
-    first = steps_of(filled, "browse", (*any_job, ID_AFTER_ALL, 10))
-    last = steps_of(filled, "browse", (*any_job, b"\x01", 10))
-    assert last <= first + 10
+    assert steps_of(filled, name, (*any_job, *last, 10)) <= steps_of(filled, name, (*any_job, *first, 10)) + 20
+
+
+@pytest.mark.parametrize(("name", "status"), [("faded_jobs", None), ("forget_jobs", 4)])
+def test_upkeep_reads_no_rows_of_its_other_duties(filled: sqlite3.Connection, name: str, status: int | None) -> None:
+    """A burst of jobs ends, and later its ids are forgotten. If each call read all rows that await the next ones, writers would wait."""
+    filled.execute("BEGIN")
+    filled.execute("UPDATE taskflow_jobs SET status = ? WHERE fade_at IS NOT NULL", (status,))
+    assert steps_of(filled, name, (1 << 62, 10)) < 100
+    filled.execute("ROLLBACK")
 
 
 def steps_of(connection: sqlite3.Connection, name: str, parameters: tuple[object, ...]) -> int:
@@ -180,7 +231,7 @@ def test_every_statement_is_used() -> None:
     statements = "\n".join(file.read_text() for file in package.glob("*.sql"))
     named = set(re.findall(r"^-- name: (\w+)$", statements, re.MULTILINE))
     included = set(re.findall(r"@(\w+)", statements)) - lists().keys()
-    composed = included | {"oldest_done", "oldest_failed", "bury_oldest_done", "bury_oldest_failed"}
+    composed = included | {before + kind for before in ("oldest_", "bury_oldest_", "drop_tags_of_oldest_") for kind in ("done", "failed")}
     assert {name for name in named if f'"{name}"' not in code} == composed
     for name in named:
         assert SQL[name]

@@ -10,7 +10,7 @@ import pytest
 
 from taskflow import Worker, job
 from taskflow.app.app import default_app
-from taskflow.broker.console import JobFilter
+from taskflow.broker.console import View
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.refusals import LARGEST_PAYLOAD
@@ -24,6 +24,7 @@ from taskflow.model.stored import LATEST
 from taskflow.model.verdict import Settled, Settlement, Succeeded
 from taskflow.worker.options import WorkerOptions
 from tests.stores.sqlite.support import Open, a_session, an_envelope, connected, envelopes, registered, run_script, succeeded, unmeasured
+from tests.support.listing import listed
 
 
 def spoil(path: Path, column: str, value: object, seq: int = 1) -> None:
@@ -48,6 +49,16 @@ async def test_an_unsound_job_is_leased_with_what_cannot_be_read(broker: SqliteB
     assert await broker.settle([succeeded(lease) for lease in leases.values()]) == [Settled.OK] * 3
 
 
+async def test_a_job_that_ended_in_the_far_future_can_be_dropped(broker: SqliteBroker, path: Path) -> None:
+    """Its id is kept for some time after its end, which no column can hold."""
+    job = an_envelope()
+    await broker.enqueue([job])
+    await broker.cancel([job.id])
+    spoil(path, "ended_at", (1 << 63) - 1)
+
+    assert await broker.console.drop([job.id]) == [Status.CANCELLED]
+
+
 async def test_a_replaced_value_is_kept(broker: SqliteBroker, path: Path) -> None:
     job = an_envelope()
     await broker.enqueue([job])
@@ -67,12 +78,20 @@ async def test_a_job_whose_id_is_none_has_another_one(broker: SqliteBroker, path
     await broker.enqueue(envelopes(2))
     spoil(path, "id", odd)
 
-    records = await broker.console.browse(JobFilter())
+    records = await listed(broker.console)
 
     assert [len(record.id) for record in records] == [16, 16]
     [mended] = [record for record in records if record.unreadable]
     assert await broker.read([mended.id]) == [mended]
-    assert await broker.console.purge(JobFilter()) == 2
+    assert await broker.console.purge(View()) == 2
+
+
+@pytest.mark.parametrize("priority", ["high", b"\xc1\xff", 1 << 40])
+async def test_a_job_whose_priority_is_none_is_listed(broker: SqliteBroker, path: Path, priority: object) -> None:
+    await broker.enqueue(envelopes(2))
+    spoil(path, "priority", priority)
+
+    assert len((await broker.console.page(View(statuses=(Status.READY,)))).records) == 2
 
 
 @pytest.mark.parametrize("status", [None, 7, "ready", 4])
@@ -140,10 +159,9 @@ async def test_a_fence_that_cannot_exist_is_stale(broker: SqliteBroker, epoch: i
 HUGE = """
     import asyncio, resource, sqlite3, sys
     from pathlib import Path
-    from taskflow.broker.console import JobFilter
     from taskflow.broker.sqlite import SqliteBroker
-    from taskflow.model.record import Status
     from tests.stores.sqlite.support import envelopes, registered, succeeded
+    from tests.support.listing import listed
 
     async def main(path, column):
         broker = SqliteBroker(path, timeout=60)
@@ -155,7 +173,7 @@ HUGE = """
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         leases = await broker.claim(session.id, 1, [], 10)
         await broker.settle([succeeded(lease) for lease in leases])
-        records = await broker.console.browse(JobFilter())
+        records = await listed(broker.console)
         growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         print([found.column for record in records for found in record.unreadable], len(leases), growth < 400 * 1024, growth)
         await broker.close()

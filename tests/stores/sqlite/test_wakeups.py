@@ -97,7 +97,7 @@ async def test_a_path_too_long_for_a_socket(open_broker: Open, tmp_path: Path) -
         began = time.monotonic()
         other.enqueue("mail")
         assert await nudges.wait(5)
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2.0
     other.close()
 
 

@@ -44,9 +44,7 @@ class Bench:
 
     async def run(self, lease: Lease, *, by: App | None = None, state: Any = None) -> Verdict:
         app = by or self.app
-        executor = Executor(
-            app.registry, middleware=self.app.settings.middleware, threads=self._threads, seams=self.world.seams, state=state
-        )
+        executor = Executor(app, middleware=self.app.settings.middleware, threads=self._threads, seams=self.world.seams, state=state)
         settlement = await executor.run(HeldLease(lease))
         await self.broker.settle([settlement])
         return settlement.verdict

@@ -43,3 +43,8 @@ def id_seen_from_a_thread() -> str:
 @job
 async def blob(data: bytes) -> int:
     return len(data)
+
+
+@job(tags=("billing", "eu"))
+async def invoice() -> tuple[str, ...]:
+    return current_job().tags

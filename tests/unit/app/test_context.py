@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -106,10 +107,17 @@ async def test_a_call_outside_gets_an_inert_one() -> None:
 async def test_outside_of_a_run_there_is_none(bench: Bench) -> None:
     with pytest.raises(TaskflowError, match=r"current_job\(\) was called outside of a running job"):
         current_job()
+    assert current_job(default=None) is None
+    assert current_job(7) == 7
     await add.delay(1)
     await bench.run_all()
     with pytest.raises(TaskflowError):
         current_job()
+
+
+async def test_a_run_is_completed_only_while_a_worker_runs_it(bench: Bench) -> None:
+    with pytest.raises(TaskflowError, match=r"complete_in\(\) was called outside of a run"):
+        JobContext().complete_in(cast(Any, None))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +143,7 @@ def test_a_progress_note_must_be_text(note: Any) -> None:
 
 def test_progress_keeps_plain_values_and_the_head_of_a_long_note() -> None:
     reported: list[Progress] = []
-    context = JobContext(on_progress=reported.append)
+    context = JobContext(run=cast(Any, SimpleNamespace(report=reported.append)))
     context.progress(Fraction(1, 4), Status.READY)  # type: ignore[arg-type]
     context.progress(1, "x" * 10_000_000)
     assert reported == [Progress(0.25, "ready"), Progress(1.0, "x" * 4_096)]

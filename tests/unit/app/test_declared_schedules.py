@@ -10,6 +10,7 @@ import pytest
 
 from taskflow import Cron, DeclarationError, Every, job
 from taskflow.app.app import App, default_app
+from taskflow.model.schedule_plan import Plan
 
 any_job: Any = job
 
@@ -90,6 +91,14 @@ def test_headers_leave_room_for_those_of_the_schedule() -> None:
     [schedule] = any_job(name="report", schedule=Every(30, options=options))(report).schedules
     with pytest.raises(ValueError, match=r"headers have \d+ bytes in all, expected at most 4096"):
         _ = schedule.definition
+
+
+def test_the_jobs_of_a_schedule_have_the_tags_of_the_job_and_of_its_options() -> None:
+    async def report() -> None: ...
+
+    declared = any_job(name="report", tags=("reports",), schedule=[Every(30), Every(60, options={"tags": ("hourly",)})])(report)
+    templates = [Plan.from_body(schedule.definition.body).envelope_for(schedule.name, 0) for schedule in declared.schedules]
+    assert [template.tags for template in templates] == [("reports",), ("reports", "hourly")]
 
 
 class Endless(Plain):

@@ -13,8 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from taskflow import JobFailed, JobHandle, Status
+from taskflow import JobFailed, JobHandle, Status, register_type
 from taskflow.app.app import App
+from taskflow.model.codec.untyped import NAMED_READERS
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import parse_id
 from taskflow.model.verdict import Failed, Parked, Succeeded
@@ -33,6 +34,10 @@ async def greet(name: str) -> str:
 @job
 async def shrink(name: str) -> str:
     return f"old {name}"
+
+@job
+async def shown(value: object) -> str:
+    return str(value)
 
 @job(name="app.tasks.send_mail")
 async def mail(to: str) -> str:
@@ -105,6 +110,27 @@ async def test_an_unknown_argument_is_parked(deploy: Deploy) -> None:
     handle = await deploy.new.greet.delay("Ada", loud=True)
     await is_parked(deploy, handle, "loud", "other code")
     assert await handle.result() == "new Ada!"
+
+
+class Version:
+    """A class that a newer version of the application registers."""
+
+    def __repr__(self) -> str:
+        return "the newer one"
+
+
+async def test_a_type_that_is_not_registered_yet_is_parked(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_type(Version, name="app.Version", encode=lambda version: None, decode=lambda plain: Version())
+    handle = await deploy.old.shown.delay({"with": Version()})
+    with monkeypatch.context() as without:
+        without.delitem(NAMED_READERS, "app.Version")
+        [verdict] = await deploy.bench.run_all(by=deploy.old_app)
+    assert isinstance(verdict, Parked)
+    assert "value['with']: has the type 'app.Version', which is not registered here" in verdict.waiting_for
+    await deploy.bench.pass_time(verdict.after)
+    [verdict] = await deploy.bench.run_all(by=deploy.old_app)
+    assert isinstance(verdict, Succeeded)
+    assert "the newer one" in await handle.result()
 
 
 async def test_a_default_is_not_sent(deploy: Deploy) -> None:

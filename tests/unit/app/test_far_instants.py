@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from taskflow import JobHandle, Snooze, Status, job
-from taskflow.broker.console import JobFilter
 from taskflow.model.clock import instant_of
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.rules import LONGEST
+from tests.support.listing import listed
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add
 
@@ -48,7 +48,7 @@ async def test_a_job_planned_beyond_every_datetime_spoils_no_page(bench: Bench) 
     info = await handle.info()
     assert info is not None
     assert (info.status, info.due_at) == (Status.SCHEDULED, LAST)
-    assert {record.id for record in await console.browse(JobFilter())} == {far.id, parse_id(plain.id)}
+    assert {record.id for record in await listed(console)} == {far.id, parse_id(plain.id)}
     assert await handle.cancel() is Status.SCHEDULED
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import uuid
-from datetime import UTC
+from dataclasses import dataclass
+from datetime import UTC, date
 from typing import Any
 
 import pytest
@@ -20,11 +22,14 @@ from taskflow import (
     JobHandle,
     Progress,
     ResultExpired,
+    RunEnding,
     Status,
     UnknownJob,
     job,
+    send,
 )
 from taskflow.model.errors import DecodeError
+from taskflow.model.ids import id_text
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.worker import Worker
 from tests.unit.app.bench import Bench
@@ -219,7 +224,7 @@ async def test_info_of_a_job_whose_result_cannot_be_decoded_has_the_rest(bench: 
         await handle.result()
 
 
-async def test_each_error_in_info_has_its_time(bench: Bench) -> None:
+async def test_each_error_in_info_has_the_times_and_the_worker_of_its_run(bench: Bench) -> None:
     """An instant as the others are, so that they can be set beside each other."""
     handle = await discard_at_last.options(max_attempts=2, retry=Backoff(base=0.0)).delay()
     await bench.run_all()
@@ -229,7 +234,11 @@ async def test_each_error_in_info_has_its_time(bench: Bench) -> None:
     assert (error.type, error.message, error.attempt) == ("ValueError", "not yet", 1)
     assert 'raise ValueError("not yet")' in error.traceback
     assert error.at.tzinfo is UTC
+    assert error.started_at is not None
+    assert error.ran_for is not None
+    assert error.started_at <= error.at
     assert info.created_at <= error.at <= bench.now
+    assert (error.ending, error.worker) == (RunEnding.FAILED, "worker")
 
 
 async def test_info_has_the_progress_of_a_run(bench: Bench) -> None:
@@ -260,3 +269,75 @@ async def test_a_job_that_must_not_be_asked_twice_is_harmless(bench: Bench) -> N
     handle = await add.delay(1)
     await bench.run_all()
     assert [await handle.result() for _ in range(3)] == [2, 2, 2]
+
+
+# --- info().arguments -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Order:
+    number: int
+    due: date
+
+
+@job(name="tests.handles.ship", max_attempts=1)
+async def ship(order: Order, *labels: str, fast: bool = False) -> None:
+    raise ValueError("no")
+
+
+async def arguments_of(handle: JobHandle[Any]) -> Any:
+    info = await handle.info()
+    assert info is not None
+    assert "Order" not in repr(info)
+    return info.arguments
+
+
+async def test_info_has_the_arguments_as_the_function_gets_them(bench: Bench) -> None:
+    order = Order(7, date(2026, 1, 2))
+    handle = await ship.delay(order, "a", "b")
+    expected = {"order": order, "labels": ("a", "b"), "fast": False}
+    assert await arguments_of(handle) == await arguments_of(JobHandle.of(handle.id)) == expected
+    await bench.run_all()
+    assert (await handle.status(), await arguments_of(handle)) == (Status.FAILED, expected)
+
+
+async def test_info_of_a_job_that_is_not_declared_here_has_the_arguments_without_annotations(bench: Bench) -> None:
+    handle = await send("tests.handles.elsewhere", order={"number": 7, "due": date(2026, 1, 2)}, tags=("a",))
+    assert await arguments_of(handle) == {"order": {"number": 7, "due": date(2026, 1, 2)}, "tags": ("a",)}
+
+
+async def test_info_of_arguments_that_do_not_fit_the_job_here_has_them_without_annotations(bench: Bench) -> None:
+    handle = await ship.delay(Order(7, date(2026, 1, 2)), fast=True)
+    name = ship.name
+
+    @job(name="tests.handles.renamed")
+    async def changed(order: int) -> None: ...
+
+    known = bench.app.registry
+    known._jobs[name] = changed
+    try:
+        assert await arguments_of(JobHandle.of(handle.id)) == {"order": {"number": 7, "due": date(2026, 1, 2)}, "fast": True}
+    finally:
+        known._jobs[name] = ship
+
+
+async def test_info_has_no_arguments_once_the_job_has_succeeded(bench: Bench) -> None:
+    handle = await add.delay(1, 2)
+    await bench.run_all()
+    assert (await handle.status(), await arguments_of(handle)) == (Status.SUCCEEDED, None)
+
+
+async def test_info_of_arguments_that_are_no_payload_has_none(bench: Bench) -> None:
+    envelope = await bench.world.add(payload=b"\xff spoilt")
+    assert await arguments_of(JobHandle.of(id_text(envelope.id))) is None
+
+
+async def test_an_info_with_arguments_can_be_pickled(bench: Bench) -> None:
+    info = await (await ship.delay(Order(7, date(2026, 1, 2)))).info()
+    assert info is not None
+    copied = pickle.loads(pickle.dumps(info))
+    assert (copied.id, copied.arguments) == (info.id, {"order": {"number": 7, "due": date(2026, 1, 2)}})
+
+
+async def test_a_call_without_arguments_has_an_empty_mapping(bench: Bench) -> None:
+    assert await arguments_of(await send("tests.handles.elsewhere")) == {}

@@ -9,6 +9,7 @@ import pytest
 from taskflow import EnqueueFailed, JobCancelled, KeyConflict, Status, enqueue
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, double
+from tests.unit.app.watched import Watched
 
 once = add.options(key="sum")
 
@@ -59,8 +60,13 @@ async def test_replace_waits_behind_a_running_job(bench: Bench) -> None:
     assert info is not None
     assert info.status is Status.HELD
     assert running.id in (info.waiting_for or "")
+    assert (info.key, info.key_holder, info.queue_wait) == ("sum", running.id, None)
     await bench.run(lease)
+    await bench.pass_time(5)
     await bench.run_all()
+    info = await behind.info()
+    assert info is not None
+    assert (info.key_holder, info.queue_wait is not None and 4 < info.queue_wait <= 5) == (None, True)
     assert [await running.result(), await behind.result()] == [2, 3]
 
 
@@ -113,3 +119,54 @@ async def test_the_same_call_sent_twice_is_one_job(bench: Bench) -> None:
     assert first == second
     assert second.is_new
     assert len(await bench.claim()) == 1
+
+
+# --- live ---------------------------------------------------------------------------------------------------------
+
+
+async def test_live_finds_a_job_by_its_key_until_it_has_ended(bench: Bench) -> None:
+    assert await add.live("sum") is None
+    sent = await once.delay(1)
+
+    found = await add.live("sum")
+
+    assert found is not None
+    assert (found, found.is_new) == (sent, False)
+    await bench.run_all()
+    assert await found.result() == 2
+    assert await add.live("sum") is None
+
+
+async def test_live_looks_where_a_call_with_these_options_would(bench: Bench) -> None:
+    of_queue = await once.options(queue="math").delay(1)
+    of_name = await once.options(queue="math", key_scope="name").delay(1)
+
+    assert await add.live("sum") is None
+    assert await add.options(queue="math").live("sum") == of_queue
+    assert await add.options(key_scope="name").live("sum") == of_name
+    assert await double.live("sum") is None
+
+
+async def test_live_finds_a_run_that_was_asked_to_stop_and_then_its_successor(bench: Bench) -> None:
+    running = await once.delay(1)
+    await bench.lease_of(running)
+    await running.cancel()
+    assert await add.live("sum") == running
+
+    again = await once.delay(2)
+
+    assert await add.live("sum") == again
+
+
+async def test_live_takes_one_round_trip(bench: Bench) -> None:
+    watched = Watched(bench.broker)
+    with bench.app.using(watched.as_broker):
+        await add.live("sum")
+    assert watched.calls == {"holders": 1}
+
+
+async def test_live_refuses_what_is_no_key(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="key= has 0 bytes"):
+        await add.live("")
+    with pytest.raises(TypeError, match=r"live\(\) got 7: expected a key"):
+        await add.live(7)  # type: ignore[arg-type]

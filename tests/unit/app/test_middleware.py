@@ -143,6 +143,17 @@ async def test_what_is_not_passed_on_does_not_run(bench: Bench) -> None:
     assert await failing.status() is Status.SUCCEEDED
 
 
+async def test_an_empty_result_is_none(bench: Bench) -> None:
+    class Skipping(Middleware):
+        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+            return Succeeded(b"")
+
+    configure(middleware=[Skipping()])
+    handle = await add.delay(1)
+    await bench.run_all()
+    assert await handle.result() is None
+
+
 async def test_its_own_error_is_the_runs(bench: Bench) -> None:
     """It is retried as the job's would be."""
 

@@ -8,11 +8,23 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from taskflow import Backoff, EncodeError, EnqueueFailed, EnqueueOptions, Status, configure, enqueue, enqueue_sync, run_sync
+from taskflow import (
+    Backoff,
+    DeclarationError,
+    EncodeError,
+    EnqueueFailed,
+    EnqueueOptions,
+    Status,
+    configure,
+    enqueue,
+    enqueue_sync,
+    job,
+    run_sync,
+)
 from taskflow.app import enqueue_batches
 from taskflow.app.coalesce import MAX_BYTES
 from taskflow.app.enqueue_batches import AHEAD_FOR
@@ -20,7 +32,7 @@ from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware
 from taskflow.model.clock import instant_of
 from taskflow.model.ids import parse_id
 from tests.unit.app.bench import Bench
-from tests.unit.app.jobs import add, blob, double, fail, total
+from tests.unit.app.jobs import add, blob, double, fail, invoice, total
 from tests.unit.app.watched import Watched, settle_down
 
 # --- delay ----------------------------------------------------------------------------------------------------------
@@ -76,6 +88,8 @@ IN_THE_ENVELOPE: list[tuple[EnqueueOptions, str, Any]] = [
     ({"keep_result": 30}, "keep_result", 30.0),
     ({"keep_result": timedelta(hours=1)}, "keep_result", 3600.0),
     ({"headers": {"trace": "1"}}, "headers", {"trace": "1"}),
+    ({"tags": ("import:42", "b", "import:42")}, "tags", ("import:42", "b")),
+    ({"tags": ["a"]}, "tags", ("a",)),
     ({"retry": Backoff(base=2, jitter=False)}, "retry", Backoff(base=2, jitter=False)),
 ]
 
@@ -134,6 +148,26 @@ async def test_the_later_word_on_the_time_stands(bench: Bench) -> None:
     later = instant_of(bench.clock.wall()) + timedelta(hours=1)
     assert await bench.seconds_until_due(await add.options(at=later).options(after=5).delay(1)) == 5.0
     assert await bench.seconds_until_due(await add.options(after=5).options(at=later).delay(1)) == 3600.0
+
+
+async def test_tags_of_a_call_are_added_to_those_of_the_decorator(bench: Bench) -> None:
+    """Later tags of the call replace its earlier ones. The context and the job's record show them all."""
+    plain, more = await invoice.delay(), await invoice.options(tags=("a",)).options(tags=("eu", "import:42")).delay()
+    [bound] = await enqueue([invoice.options(tags=["a"]).bind()])
+    await bench.run_all()
+    for handle, tags in ((plain, ("billing", "eu")), (more, ("billing", "eu", "import:42")), (bound, ("billing", "eu", "a"))):
+        info = await handle.info()
+        assert info is not None
+        assert info.tags == tags
+        assert tuple(await handle.result()) == tags
+
+
+def test_the_decorator_and_the_call_have_ten_tags_together() -> None:
+    nine = tuple(map(str, range(9)))
+    with pytest.raises(ValueError, match="11 tags: a job can have at most 10"):
+        invoice.options(tags=nine)
+    with pytest.raises(DeclarationError, match=r"tags='a': expected a tuple of texts, as in tags=\('a',\)"):
+        job(name="untagged", tags=cast(Any, "a"))(lambda: None)
 
 
 async def test_an_argument_may_be_called_like_an_option(bench: Bench) -> None:
@@ -383,3 +417,18 @@ async def test_a_job_of_many_attempts_is_replayable(bench: Bench) -> None:
     await bench.run_all()
     await bench.broker.console.retry([parse_id(handle.id)])
     assert await handle.status() is Status.READY
+
+
+async def test_the_id_of_a_job_is_known_before_it_is_sent(bench: Bench) -> None:
+    call = add.bind(1, 2)
+    assert (call.job, repr(call)) == (add.name, f"<Call {add.name} {call.id}>")
+    [handle] = await enqueue([call])
+    assert handle.id == call.id
+    assert [lease.envelope.id for lease in await bench.claim()] == [parse_id(call.id)]
+
+
+async def test_a_call_with_the_key_of_a_live_job_gets_the_handle_of_that_job(bench: Bench) -> None:
+    first, second = add.options(key="k").bind(1), add.options(key="k").bind(1)
+    [standing, found] = await enqueue([first, second])
+    assert (standing.id, found.id, found.is_new) == (first.id, first.id, False)
+    assert second.id != first.id

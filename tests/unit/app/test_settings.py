@@ -135,6 +135,8 @@ async def test_using_a_broker_is_undone(app: App, bench: Bench) -> None:
     [
         ({"middleware": 5}, ["middleware=5", "list of Middleware"]),
         ({"middleware": [int]}, ["<class 'int'>", "instance"]),
+        ({"subscribers": print}, ["subscribers=<built-in function print>", "a list of functions"]),
+        ({"subscribers": [5]}, ["[... 5 ...]", "plain functions"]),
         ({"enqueue_timeout": "soon"}, ["enqueue_timeout='soon'", "a number, 0 or more"]),
         ({"enqueue_timeout": -1}, ["enqueue_timeout=-1", "0 or more"]),
         ({"enqueue_timeout": float("nan")}, ["enqueue_timeout=nan"]),
@@ -154,6 +156,13 @@ def test_configure_names_what_is_wrong(given: dict[str, object], fragments: list
         configure(**given)  # type: ignore[arg-type]
     for fragment in ("configure(", *fragments):
         assert fragment in str(caught.value)
+
+
+def test_configure_takes_no_async_subscriber() -> None:
+    async def hear(event: object) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"hear.*plain functions"):
+        configure(subscribers=[hear])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 
 
 def test_configure_takes_no_unknown_setting() -> None:

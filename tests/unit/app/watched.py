@@ -56,6 +56,10 @@ class Watched:
         self.reads.append(list(ids))
         return await self._broker.read(ids)
 
+    async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        self._count("holders")
+        return await self._broker.holders(keys)
+
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
         self._count("cancel")
         return await self._broker.cancel(ids)

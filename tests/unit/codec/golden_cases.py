@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections.abc as abc
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePath, PureWindowsPath
 from typing import Any, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -56,6 +56,13 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
     "timedelta": (timedelta, timedelta(days=-1, microseconds=5)),
     "timezone": (timezone, timezone(timedelta(hours=-3, minutes=-30))),
     "zoneinfo": (ZoneInfo, PARIS),
+    "path": (Path, PosixPath("a/é\udcff")),
+    "path_windows": (PurePath, PureWindowsPath("C:/a")),
+    "registered": (k.Money, k.Money(Decimal("1.10"), "EUR")),
+    "registered_unannotated": (Any, [k.Money(Decimal("1.10"), "EUR")]),
+    "union_of_typed_dicts": (k.Created | k.Deleted, {"kind": "deleted", "id": 1}),
+    "str_enum_unannotated": (Any, {k.Mode.FAST: k.Mode.SLOW}),
+    "int_enum_unannotated": (Any, k.Level.HIGH),
     "list": (list[int], [1, 2]),
     "tuple": (tuple[int, str], (1, "a")),
     "tuple_variadic": (tuple[int, ...], (1, 2)),

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum, IntFlag, StrEnum, auto
-from pathlib import PurePath
-from typing import Any, Generic, NamedTuple, NewType, NotRequired, Required, TypeVar
+from pathlib import Path, PurePath
+from typing import Any, Generic, Literal, NamedTuple, NewType, NotRequired, Required, TypeVar
 from uuid import UUID
 
 import attrs
@@ -15,6 +15,8 @@ import msgspec
 import pydantic
 import typing_extensions
 from typing_extensions import ReadOnly, TypeAliasType, TypedDict
+
+from taskflow import register_type
 
 T = TypeVar("T")
 N = TypeVar("N", bound=int)
@@ -267,3 +269,64 @@ class Model:
 
 class Plain:
     """A class of no kind that can be sent."""
+
+
+class Money:
+    """A registered class, made of a Decimal and a text."""
+
+    def __init__(self, amount: Decimal, currency: str) -> None:
+        self.amount = amount
+        self.currency = currency
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Money) and (other.amount, other.currency) == (self.amount, self.currency)
+
+    def __hash__(self) -> int:
+        return hash((self.amount, self.currency))
+
+    def __repr__(self) -> str:
+        return f"Money({self.amount!r}, {self.currency!r})"
+
+
+register_type(
+    Money, name="money", encode=lambda money: (money.amount, money.currency), decode=lambda plain: Money(Decimal(plain[0]), plain[1])
+)
+
+
+class Node:
+    """A registered class whose instances contain others."""
+
+    def __init__(self, children: list[Node]) -> None:
+        self.children = children
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and other.children == self.children
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+register_type(Node, encode=lambda node: node.children, decode=Node)
+
+
+@dataclass
+class Bill:
+    total: Money
+    lines: list[Money] = field(default_factory=list)
+    file: Path | None = None
+
+
+class Created(TypedDict):
+    kind: Literal["created", "restored"]
+    id: int
+    by: NotRequired[str]
+
+
+class Deleted(TypedDict):
+    kind: Literal["deleted"]
+    id: int
+
+
+class Renamed(TypedDict):
+    id: int
+    name: str
+    parts: NotRequired[list[Created | Deleted | Renamed]]

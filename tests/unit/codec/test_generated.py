@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta, timezone
 from decimal import Decimal
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from types import UnionType
 from typing import Any, Literal, Optional, Union, get_args, get_origin
 from uuid import UUID
@@ -38,6 +39,7 @@ BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     Decimal: st.decimals(),
     UUID: st.uuids(),
     timedelta: st.timedeltas(),
+    PurePath: st.builds(lambda kind, text: kind(text), st.sampled_from([Path, PurePosixPath, PureWindowsPath]), st.text()),
 }
 scalars = st.one_of(*BY_TYPE.values(), st.dates(), folded, st.builds(timezone, offsets))
 keys = scalars.filter(lambda value: not isinstance(value, bytearray) and not (isinstance(value, Decimal) and value.is_snan()))

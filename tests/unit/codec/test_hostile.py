@@ -93,7 +93,7 @@ def mutated(seed: bytes, dice: random.Random) -> bytes:
     return bytes(body)
 
 
-PIECES = [pack(piece) for piece in (Ext(code, data) for code in range(-1, 27) for data in (b"", b"\xff" * 4, b"1"))] + [
+PIECES = [pack(piece) for piece in (Ext(code, data) for code in range(-1, 28) for data in (b"", b"\xff" * 4, b"1"))] + [
     b"\xc1",
     b"\xdd\xff\xff\xff\xff",
     b"\xdf\xff\xff\xff\xff",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
+from pathlib import Path, PosixPath
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -67,7 +68,17 @@ MALFORMED: list[tuple[Any, Any, str]] = [
     (Any, Ext(99, b""), "extension 99 cannot be"),
     (Any, Ext(1, b"x"), "tuple cannot be"),
     (Any, [1, Ext(1, b"")], "tuple cannot be"),
-    (Any, [Ext(7, b"")], "list cannot be"),
+    (Any, [Ext(8, b"")], "list cannot be"),
+    (Any, [Ext(7, b"")], "expected the name of a registered type"),
+    (Any, [Ext(7, b""), 1, 2], "expected the name of a registered type"),
+    (Any, [Ext(7, b""), "tests.none", 2], "has the type 'tests.none', which is not registered here"),
+    (k.Money, [Ext(7, b""), "money", 2], "decode= of tests.unit.codec.kinds.Money raised TypeError"),
+    (k.Money, (2, "EUR"), "expected tests.unit.codec.kinds.Money, got list"),
+    (Any, Ext(26, b""), "expected the letter of a class of paths"),
+    (Any, Ext(26, b"xa"), "expected the letter of a class of paths"),
+    (Any, Ext(26, b"w\xff"), "is not UTF-8"),
+    (PosixPath, Ext(26, b"wa"), "expected PosixPath, got PureWindowsPath"),
+    (Path, Ext(26, b"WC:\\a"), "is a WindowsPath that has no meaning on this system; send a relative path, or a PureWindowsPath"),
     (Any, [Ext(6, b""), {}], "model cannot be"),
     (Any, [Ext(6, b""), {1: 2}, {}, {}], "the key of a map to be str, got int"),
     (k.Open, [Ext(6, b""), {"a": 1}], "got something else after its marker"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
 import pytest
+from typing_extensions import TypedDict
 
-from taskflow.model.errors import DeclarationError, DecodeError, EncodeError
+from taskflow.model.codec import seal_json
+from taskflow.model.errors import DeclarationError, DecodeError, EncodeError, MissingArgument, UnknownArgument
 from tests.support.ids import stable_id
 from tests.unit.codec import kinds as k
 from tests.unit.codec.exactly import codec_of, same, there_and_back
@@ -43,6 +47,16 @@ MEMBERS: list[tuple[Any, list[Any]]] = [
     (k.Box[int] | k.Crate[str], [k.Box(1), k.Crate("a")]),
     (tuple[int, str] | list[str], [(1, "a"), ["a"]]),
     (list[k.Point | k.Spot] | k.Point, [[k.Point(1), k.Spot(1)], k.Point(1)]),
+    (Path | str, [Path("a"), "a"]),
+    (k.Money | k.Node | str | list[int] | None, [k.Money(Decimal(1), "EUR"), k.Node([]), "a", [1], None]),
+    (Any | k.Money, [k.Money(Decimal(1), "EUR"), k.Node([]), 1]),
+    (Any | k.Point, [k.Point(1), k.Money(Decimal(1), "EUR"), Path("a")]),
+    (k.Movie | k.Partial, [{"title": "a"}, {"title": "a", "year": 1}, {"title": "a", "director": "b"}]),
+    (k.Created | k.Deleted, [{"kind": "restored", "id": 1}, {"kind": "created", "id": 1, "by": "a"}, {"kind": "deleted", "id": 1}]),
+    (
+        k.Created | k.Deleted | k.Renamed | k.Point | None,
+        [{"kind": "deleted", "id": 1}, {"id": 1, "name": "a", "parts": [{"kind": "created", "id": 2}]}, k.Point(1), None],
+    ),
 ]
 CASES = [(annotation, member) for annotation, members in MEMBERS for member in members]
 
@@ -84,6 +98,16 @@ def test_a_payload_of_another_union_is_refused(other: Any) -> None:
         codec_of(other).decode_arguments(payload)
 
 
+class Series(TypedDict):
+    title: str
+    year: int
+
+
+class Restored(TypedDict):
+    kind: Literal["restored"]
+    id: int
+
+
 def namesake() -> type:
     @dataclass
     class Point:
@@ -108,10 +132,11 @@ Other.__name__ = "Color"
         (list[int] | list[str], "list.int. and list.str. is ambiguous"),
         (dict[str, int] | dict[str, str], "ambiguous"),
         (k.Movie | dict[str, int], "ambiguous"),
-        (
-            k.Movie | k.Partial,
-            r"ambiguous: their values look alike when sent \(a TypedDict is .*\); make each a dataclass",
-        ),
+        (k.Movie | dict[str, Any], r"ambiguous: their values look alike when sent \(a TypedDict is .*\); make each a dataclass"),
+        (k.Movie | Series, "a dict may fit both; give each a required key whose Literal differs, or make each a dataclass"),
+        (k.Created | Restored, "a dict may fit both"),
+        (k.Holder[int] | k.Holder[str], "a dict may fit both"),
+        (k.Created | k.Movie | dict[str, int], "ambiguous"),
         (Literal["a", "b"] | Literal["b", "c"], "'b' is in two"),
         (Literal["a", "b"] | Literal["b"] | None, "'b' is in two"),
         (Any | list[k.Point], "ambiguous"),
@@ -125,17 +150,87 @@ def test_an_ambiguous_union_is_refused_when_it_is_declared(annotation: Any, frag
 
 
 @dataclass
-class Film:
+class FilmClass:
     title: str
 
 
 @dataclass
-class Series:
+class SeriesClass:
     title: str
 
 
-def test_the_advice_for_a_result_of_two_typed_dicts_helps_when_it_is_followed() -> None:
-    with pytest.raises(DeclarationError, match=r"app.job: return: the union of .*Movie and .*Partial .*make each a dataclass"):
-        codec_of(Any, k.Movie | k.Partial)
-    codec = codec_of(Any, Film | Series)
-    assert codec.decode_result(codec.encode_result(Series("a"))) == Series("a")
+class TaggedFilm(TypedDict):
+    type: Literal["film"]
+    title: str
+
+
+class TaggedSeries(TypedDict):
+    type: Literal["series"]
+    title: str
+
+
+@pytest.mark.parametrize(
+    ("union", "value"),
+    [(FilmClass | SeriesClass, SeriesClass("a")), (TaggedFilm | TaggedSeries, {"type": "series", "title": "a"})],
+    ids=stable_id,
+)
+def test_the_advice_for_a_result_of_two_typed_dicts_helps_when_it_is_followed(union: Any, value: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"app.job: return: the union of .*Movie and .*Series .*make each a dataclass"):
+        codec_of(Any, k.Movie | Series)
+    codec = codec_of(Any, union)
+    assert codec.decode_result(codec.encode_result(value)) == value
+
+
+EVENTS = k.Created | k.Deleted | k.Renamed
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "message"),
+    [
+        ({"kind": "created", "id": "1"}, "value['id']", "expected int, got str"),
+        ({"kind": "created"}, "value", "lacks 'id', which .*Created requires"),
+        ({"kind": "deleted", "id": 1, "by": "a"}, "value", "has 'by', which .*Deleted does not know"),
+        ({"kind": "lost", "id": 1}, "value", "lacks 'name', which .*Renamed requires"),
+        ({"id": 1, "name": "a", "parts": [{"kind": "deleted", "id": None}]}, "value['parts'][0]['id']", "expected int, got NoneType"),
+        (5, "value", "got int"),
+        ({1: 2}, "value", "lacks 'id', 'name', which .*Renamed requires"),
+    ],
+    ids=stable_id,
+)
+def test_a_dict_that_fits_no_typed_dict_is_refused_for_the_one_that_it_is_nearest_to(value: Any, path: str, message: str) -> None:
+    with pytest.raises(EncodeError, match=message) as refused:
+        codec_of(EVENTS).encode_arguments((value,), {})
+    assert refused.value.path == path
+
+
+class Newer(TypedDict):
+    kind: Literal["created"]
+    id: int
+    since: date
+
+
+class Untagged(TypedDict):
+    title: str
+    length: int
+
+
+@pytest.mark.parametrize(
+    ("union", "sent_as", "value"),
+    [
+        (EVENTS, Newer, {"kind": "created", "id": 1, "since": date(2024, 1, 1)}),
+        (EVENTS, dict[str, str], {"kind": "created"}),
+        (k.Movie | Untagged, dict[str, int], {"length": 1, "year": 1}),
+    ],
+    ids=stable_id,
+)
+def test_a_dict_of_another_version_of_a_typed_dict_waits_for_its_worker(union: Any, sent_as: Any, value: Any) -> None:
+    """It raises an error for which the job parks."""
+    payload = codec_of(sent_as).encode_arguments((value,), {})
+    with pytest.raises((UnknownArgument, MissingArgument)):
+        codec_of(union).decode_arguments(payload)
+
+
+def test_json_tells_typed_dicts_apart_too() -> None:
+    codec = codec_of(list[EVENTS])
+    events = [{"kind": "deleted", "id": 1}, {"id": 2, "name": "a", "parts": [{"kind": "restored", "id": 3}]}]
+    assert codec.decode_arguments(seal_json(json.dumps({"value": events}).encode())) == ((events,), {})

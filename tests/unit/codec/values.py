@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections.abc as abc
 import math
+import os
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from pathlib import PurePath
+from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, LiteralString
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -93,6 +94,16 @@ SELF_DESCRIBING: list[Any] = [
     timezone(timedelta(hours=5, minutes=30), "UTC+05:30"),
     PARIS,
     ZoneInfo("Etc/GMT+5"),
+    Path("a/b.txt"),
+    Path("/"),
+    Path(),
+    Path("é/\udcff"),
+    PurePosixPath("../a\\b"),
+    PureWindowsPath("C:/Users/é"),
+    PureWindowsPath("//host/share/\ud800"),
+    {Path("a"): [Path("b")]},
+    k.Money(Decimal("1.10"), "EUR"),
+    {k.Money(Decimal(1), "EUR"): [k.Node([k.Node([]), k.Node([])])]},
     [],
     [1, "a", [None]],
     (),
@@ -168,6 +179,16 @@ ANNOTATED: list[tuple[Any, Any]] = [
     (k.Rights, k.Rights(0)),
     (k.Bits, k.Bits.ONE | k.Bits.FOUR),
     (None, None),
+    (Path, Path("a/b")),
+    (PosixPath, PosixPath("/a")),
+    (PurePath, Path("a/b")),
+    (PurePath, PureWindowsPath("C:/a")),
+    (PurePosixPath, Path("a")),
+    (os.PathLike[str], Path("a")),
+    (dict[Path, list[PurePath]], {Path("a"): [PureWindowsPath("b")]}),
+    (k.Money, k.Money(Decimal("1.10"), "EUR")),
+    (dict[k.Money, list[k.Money | None]], {k.Money(Decimal(1), "EUR"): [None, k.Money(Decimal(2), "USD")]}),
+    (k.Node, k.Node([k.Node([k.Node([])])])),
 ]
 
 ORDER = k.Order(
@@ -215,4 +236,5 @@ INSTANCES: list[tuple[Any, Any]] = [
     (k.Numbers, k.Numbers([1, 2**70])),
     (k.Wrapped[date], k.Wrapped[date](content=date(2024, 1, 1))),
     (k.Model, k.Model(size=1)),
+    (k.Bill, k.Bill(k.Money(Decimal(1), "EUR"), [k.Money(Decimal(2), "USD")], Path("a"))),
 ]

@@ -31,7 +31,21 @@ from taskflow.broker.sqlite import (
 from taskflow.broker.sqlite.row import COLUMNS, OF_RUN, SENT, TIES, JobRow
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict, is_plain, pack_extras, unpack_extras
-from taskflow.model.job_schema import AS_SENT, BY_NAME, FIELDS, NAME, OPAQUE, OUTCOME, REDO, Counters, Field, JobState, cleared_by
+from taskflow.model.job_schema import (
+    AS_SENT,
+    BY_NAME,
+    FIELDS,
+    NAME,
+    OPAQUE,
+    OUTCOME,
+    REDO,
+    Counters,
+    Field,
+    JobState,
+    cleared_by,
+    has_follow_up,
+    has_tags,
+)
 from taskflow.model.record import Record
 
 PLAIN: Final = Envelope(id=b"i" * 16, job="work", payload=b"p")
@@ -41,13 +55,29 @@ SQL: Final = BROKER / "postgres"
 OTHER_VALUES: Final[dict[str, Any]] = {
     "id": b"j" * 16, "job": "other", "queue": "other", "priority": 7, "payload": b"q", "after": 1.0, "at": 1, "expires": 1.0, "key": b"k",
     "on_conflict": OnConflict.REPLACE, "awaits": 1, "joins": (b"j" * 16,), "max_attempts": 3, "timeout": 2.0, "keep_result": 4.0,
-    "headers": {"a": "b"}, "retry": taskflow.Backoff(base=5.0),
+    "headers": {"a": "b"}, "tags": ("import:42", "a"), "retry": taskflow.Backoff(base=5.0), "key_text": "k", "on_failure": b"call",
+    "secrets": ("token",),
 }  # fmt: skip
 """A value of each field of an envelope that is not its default."""
 
 
 def sent_names() -> set[str]:
     return {name for field in FIELDS for name in field.sent}
+
+
+def test_the_extras_of_a_job_with_a_follow_up_begin_in_a_way_of_their_own() -> None:
+    """Stores look for these bytes alone, so no other field but the tags may come before, and the map must have a head of one byte."""
+    assert len(OPAQUE) < 16
+    for name, value in OTHER_VALUES.items():
+        if name in {field.name for field in OPAQUE} - {"on_failure"}:
+            without = msgspec.structs.replace(PLAIN, **{name: value})
+            assert not has_follow_up(pack_extras(without))
+            assert has_follow_up(pack_extras(msgspec.structs.replace(without, on_failure=b"call")))
+        if name in {field.name for field in OPAQUE} - {"tags"}:
+            without = msgspec.structs.replace(PLAIN, **{name: value})
+            assert not has_tags(pack_extras(without))
+            assert has_tags(pack_extras(msgspec.structs.replace(without, tags=("a",))))
+    assert not has_follow_up(pack_extras(PLAIN))
 
 
 # --- structs -----------------------------------------------------------------------------------------------------
@@ -111,7 +141,9 @@ def test_an_operators_retry_clears_the_declared_fields_and_no_others() -> None:
 @pytest.mark.parametrize("name", sorted(OTHER_VALUES))
 def test_an_envelope_with_a_decided_field_is_not_plain(name: str) -> None:
     changed = msgspec.structs.replace(PLAIN, **{name: OTHER_VALUES[name]})
-    decided = {sent for field in FIELDS if not field.is_plain for sent in field.sent}
+    decided = {sent for field in FIELDS if not field.is_plain for sent in field.sent} | {
+        field.name for field in OPAQUE if not field.is_plain
+    }
     assert is_plain(PLAIN)
     assert is_plain(changed) == (name not in decided)
 
@@ -139,7 +171,7 @@ def test_redis_numbers_every_field_and_renumbers_none() -> None:
     assert set(redis_fields.FIELDS) == {field.name for field in FIELDS} - {"id"}
     assert redis_fields.FIELDS[:8] == ("status", "queue", "name", "priority", "seq", "created_at", "due_at", "payload")
     assert redis_fields.FIELDS.index("extras") == 18
-    assert redis_fields.FIELDS.index("spoilt") == 35
+    assert (redis_fields.FIELDS.index("spoilt"), redis_fields.FIELDS.index("cause")) == (35, 36)
     assert BY_NAME["status"].kind.most < GONE
 
 
@@ -248,8 +280,8 @@ def test_a_settlement_of_sqlite_knows_of_a_run_what_its_end_keeps_or_counts_on()
     assert listed_in_json(Statements("test")["states_of_lone_runs"]) == fields
     assert set(fields) - set(BY_NAME) == {"number"}
     assert set(cleared_by(OUTCOME)) | set(Counters._fields) <= set(OF_RUN)
-    set_by_each_end = {"code", "started_at", "settled", "reason", "waiting_for", "is_poison", "ended_at", "fade_at"}
-    assert set(OF_RUN) - set_by_each_end == set(fields) - {"number", "seq", "queue"}
+    set_by_each_end = {"code", "started_at", "settled", "reason", "waiting_for", "is_poison", "ended_at", "fade_at", "cause"}
+    assert set(OF_RUN) - set_by_each_end == set(fields) - {"number", "seq", "queue", "worker"}  # the worker is only read, for the history
 
 
 def table_of_postgres() -> set[str]:
@@ -273,4 +305,4 @@ def test_postgres_fetches_every_field_of_a_record_and_of_a_lease() -> None:
     [names] = re.findall(r"RETURNS TABLE \((.*?)\)\nLANGUAGE", (SQL / "claim.sql").read_text(), re.DOTALL)
     columns = tuple(column.split()[0] for column in names.split(","))
     assert columns == postgres_claim._JobRow.__struct_fields__
-    assert set(Lease.__struct_fields__) - {*columns, "envelope", "claim"} == {"parked_for", "expires_in"}
+    assert set(Lease.__struct_fields__) - {*columns, "envelope", "claim"} == {"parked_for", "expires_in", "poison"}

@@ -29,6 +29,7 @@ from taskflow.model.verdict import (
     MAX_TRACEBACK,
     Parked,
     Retried,
+    RunEnding,
     RunError,
     Snoozed,
     append_error,
@@ -127,8 +128,8 @@ def test_an_ids_text_comes_back_and_others_are_refused() -> None:
 
 
 def test_a_keys_digest_is_of_queue_job_and_key() -> None:
-    digests = {key_digest(*parts) for parts in (("q", "j", "k"), ("q2", "j", "k"), ("q", "j2", "k"), ("q", "j", "k2"))}
-    assert len(digests) == 4
+    digests = {key_digest(*parts) for parts in (("q", "j", "k"), ("q2", "j", "k"), ("q", "j2", "k"), ("q", "j", "k2"), ("", "j", "k"))}
+    assert len(digests) == 5
     assert all(len(digest) == 16 for digest in digests)
 
 
@@ -248,15 +249,17 @@ def test_an_error_keeps_the_messages_head_and_the_tracebacks_tail() -> None:
 
 
 def test_a_history_comes_back_in_order() -> None:
-    packed = append_error(append_error(None, RunError("A", "\ud800", "t", 1), 5), RunError("B", "n", "", 2), 6)
-    assert unpack_errors(packed) == (RunError("A", "\ud800", "t", 1, 5), RunError("B", "n", "", 2, 6))
+    first = RunError("A", "\ud800", "t", 1, ending=RunEnding.TIMED_OUT).of_run("w \ud800", 3, 5)
+    second = RunError("B", "n", "", 2).of_run(None, None, 6)
+    assert (second.worker, second.started_at, second.at) == ("", 0, 6)
+    assert unpack_errors(append_error(append_error(None, first), second)) == (first, second)
     assert unpack_errors(None) == unpack_errors(b"") == ()
 
 
 def test_a_history_that_grows_too_large_starts_again_with_the_newest() -> None:
     packed: bytes | None = None
     for number in range(10):
-        packed = append_error(packed, RunError("E", str(number), "t" * MAX_TRACEBACK), number)
+        packed = append_error(packed, RunError("E", str(number), "t" * MAX_TRACEBACK))
         assert len(packed) <= MAX_ERRORS_BYTES
     assert unpack_errors(packed)[-1].message == "9"
 
@@ -264,7 +267,7 @@ def test_a_history_that_grows_too_large_starts_again_with_the_newest() -> None:
 @pytest.mark.parametrize("rest", [b"\x95", b"\x95\xa1A", b"\xd9", b"\x93\x01", b"\x07"])
 def test_an_error_that_is_cut_off_or_none_is_not_passed_over(rest: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
-        unpack_errors(append_error(None, RunError("A", "m", "t", 1), at=5) + rest)
+        unpack_errors(append_error(None, RunError("A", "m", "t", 1)) + rest)
 
 
 # --- the table of moves -------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ sys.exit(pytest.main([sys.argv[2], "-rf", "--tb=no", "--assert=plain", "-p", "no
 _ENDS: Final = {
     "FIELDS": "\n)\n\nBY_NAME: ",
     "OPAQUE": '\n    Opaque("timeout"',
-    "SentAndShown": "\n    headers: dict[str, str] = {}\n\n",
+    "SentAndShown": "\n    secrets: tuple[str, ...] = ()\n\n",
     "JobState": "\n    ended_at: int | None = None\n\n",
 }
 """What follows the declarations."""

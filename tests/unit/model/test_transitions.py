@@ -12,7 +12,19 @@ from taskflow.model.job_schema import Counters
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import MOVES, Plan, apply_verdict, crash, hand_back, place, requeue
-from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
+from taskflow.model.verdict import (
+    Cancelled,
+    Completed,
+    Discarded,
+    Failed,
+    HandedBack,
+    Parked,
+    Retried,
+    RunError,
+    Snoozed,
+    Succeeded,
+    Verdict,
+)
 
 RULES: Final = Rules()
 NOW: Final = 1_000_000_000
@@ -27,6 +39,7 @@ VERDICTS: Final = (
     Parked("a newer worker", 5.0),
     HandedBack(),
     HandedBack(counts=False),
+    Completed(Failed(ERROR)),
 )
 
 counters = st.builds(Counters, *[st.integers(0, 20)] * 4, st.none() | st.integers(0, NOW))
@@ -65,6 +78,17 @@ def test_an_outcome_resets_the_counts_of_lost_leases(verdict: Verdict) -> None:
         assert after == Counters(crashes=2, hand_backs=3 + (verdict == HandedBack()), parked_at=7)
     else:
         assert (after.crashes, after.hand_backs, after.parked_at) == (0, 0, None)
+
+
+@given(job=counters, otherwise=st.sampled_from([verdict for verdict in VERDICTS if not isinstance(verdict, Succeeded | Completed)]))
+def test_a_completion_that_rolled_back_is_settled_as_the_other_verdict(job: Counters, otherwise: Verdict) -> None:
+    assert apply_verdict(job, Completed(otherwise), RULES, NOW) == apply_verdict(job, otherwise, RULES, NOW)
+
+
+@pytest.mark.parametrize("otherwise", [Succeeded(b""), Completed(Failed(ERROR)), None])
+def test_a_completion_that_rolled_back_is_never_a_success(otherwise: Verdict) -> None:
+    with pytest.raises(TypeError, match="otherwise="):
+        Completed(otherwise)
 
 
 def status_after(plan: Plan) -> Status:

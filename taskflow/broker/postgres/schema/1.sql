@@ -11,6 +11,7 @@
 CREATE DOMAIN @.identity AS bytea CHECK (octet_length(VALUE) = 16);
 CREATE DOMAIN @.instant AS bigint CHECK (VALUE BETWEEN 0 AND P.LATEST);
 CREATE DOMAIN @.counter AS integer CHECK (VALUE BETWEEN 0 AND 2147483646); -- one less than the type's maximum, because a function adds one
+CREATE DOMAIN @.cause AS bytea CHECK (octet_length(VALUE) >= 8);
 CREATE DOMAIN @.arrival AS bigint CHECK (VALUE > 0);
 CREATE DOMAIN @.status AS smallint CHECK (VALUE BETWEEN S.HELD AND S.GONE);
 CREATE DOMAIN @.priority AS smallint CHECK (VALUE BETWEEN -100 AND 100);
@@ -68,10 +69,12 @@ CREATE TABLE @.jobs (
     is_poison boolean,
     ended_at @.instant,
     fade_at @.instant, -- the job is dropped then
+    cause @.cause, -- FAILED: a fingerprint of 8 bytes, and the deploy
     CONSTRAINT a_run_is_leased CHECK (
         CASE WHEN status = S.RUNNING THEN session IS NOT NULL AND (number + claimed_steady) IS NOT NULL AND (request >= 0) IS TRUE ELSE session IS NULL END
     ),
     CONSTRAINT an_end_has_its_time CHECK ((status >= S.SUCCEEDED) = (ended_at IS NOT NULL) AND (status >= S.SUCCEEDED) = (fade_at IS NOT NULL)),
+    CONSTRAINT a_failure_has_a_cause CHECK (status <> S.FAILED OR cause IS NOT NULL),
     CONSTRAINT the_held_await CHECK (status <> S.HELD OR coalesce(awaits, 0) > 0)
 ) WITH (
     -- Vacuumed after this many dead rows, however many live ones there are, in steps so short that a claim hardly waits for one. The
@@ -90,12 +93,21 @@ CREATE INDEX jobs_ready ON @.jobs (queue, priority DESC, due_at, seq) WHERE stat
 CREATE INDEX jobs_due ON @.jobs (due_at, seq, id) WHERE status = S.SCHEDULED;
 CREATE UNIQUE INDEX jobs_leased ON @.jobs (session, request, number) WHERE status = S.RUNNING;
 CREATE INDEX jobs_expiring ON @.jobs (expires_at, id) WHERE expires_at IS NOT NULL AND status < S.RUNNING;
-CREATE INDEX jobs_ended ON @.jobs (ended_at, seq) WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED;
+CREATE INDEX jobs_held ON @.jobs (seq) WHERE status = S.HELD;
+CREATE INDEX jobs_succeeded ON @.jobs (queue, ended_at, seq) WHERE status = S.SUCCEEDED;
+CREATE INDEX jobs_failed ON @.jobs (queue, ended_at, seq) WHERE status = S.FAILED;
+CREATE INDEX jobs_cancelled ON @.jobs (queue, ended_at, seq) WHERE status = S.CANCELLED;
+CREATE INDEX jobs_causes ON @.jobs (cause, job, ended_at, queue) WHERE status = S.FAILED;
 CREATE INDEX jobs_fading ON @.jobs (fade_at, id) WHERE fade_at IS NOT NULL;
 CREATE UNIQUE INDEX jobs_waiting_with_key ON @.jobs (key) WHERE key IS NOT NULL AND status < S.RUNNING;
 CREATE UNIQUE INDEX jobs_running_with_key ON @.jobs (key) WHERE key IS NOT NULL AND status = S.RUNNING;
 -- A transaction at "repeatable read" does not see a job that was added after it began. This index rejects its own job with that key.
 CREATE UNIQUE INDEX jobs_first_of_key ON @.jobs (key) WHERE key IS NOT NULL AND status <= S.RUNNING AND behind IS NULL;
+
+-- Jobs without tags have no row here. The tags themselves are among a job's extras.
+CREATE TABLE @.tags (tag text COLLATE "C", id bytea, PRIMARY KEY (tag, id))
+    WITH (autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_scale_factor = 0.02);
+COMMENT ON TABLE @.tags IS 'The jobs that have a tag.';
 
 CREATE TABLE @.paused (queue text COLLATE "C" PRIMARY KEY);
 COMMENT ON TABLE @.paused IS 'Queues of which no job is leased.';
@@ -141,9 +153,16 @@ CREATE TABLE @.sessions (
     floor bigint NOT NULL DEFAULT 0 CONSTRAINT a_floor_is_possible CHECK (floor BETWEEN 0 AND P.LATEST),
     older bigint[] NOT NULL DEFAULT '{}',
     listener @.channel, -- hears of a run that is asked to stop
+    hears boolean NOT NULL DEFAULT false, -- its upkeep asks for ends without a settlement
+    deploy bytea NOT NULL DEFAULT '' CONSTRAINT a_deploy_is_short CHECK (octet_length(deploy) <= P.MOST_BYTES),
     CONSTRAINT the_released_are_dead CHECK (dead_at IS NOT NULL OR NOT is_released)
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.sessions IS 'A worker''s session: it holds leases, and is dead when it has sent no heartbeat for its ttl.';
+
+-- Hints: after a crash of the server this table is empty.
+CREATE UNLOGGED TABLE @.ends (number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, id @.identity NOT NULL)
+    WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.ends IS 'Jobs that have ended without a settlement, for workers that hear of them.';
 
 -- One row for each request, because all versions of a row that changes often would have to be read. A session's newest row counts.
 CREATE TABLE @.requests (
@@ -188,6 +207,16 @@ CREATE TABLE @.declarations (
 COMMENT ON TABLE @.declarations IS 'Definitions of schedules by sessions. That of the youngest living session is in force.';
 CREATE INDEX declarations_by_session ON @.declarations (session);
 
+-- --- audit log --------------------------------------------------------------------------------------
+
+CREATE TABLE @.acts (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id @.identity NOT NULL UNIQUE,
+    at @.instant NOT NULL,
+    body bytea NOT NULL CONSTRAINT an_act_is_short CHECK (octet_length(body) <= P.MOST_BYTES) -- msgpack: only operators read it
+);
+COMMENT ON TABLE @.acts IS 'What operators did to jobs, queues and schedules.';
+
 -- --- marks and counts --------------------------------------------------------------------------------
 
 -- How far an ordered index has been read: in a place of this kind, no live row is known before (at, seq). The newest row of a place
@@ -200,7 +229,7 @@ CREATE INDEX declarations_by_session ON @.declarations (session);
 -- due                         jobs_due              upkeep
 -- expiry                      jobs_expiring         upkeep, and functions that put an expired job back
 -- fade                        jobs_fading           upkeep, and functions that drop the kept data of a job
--- kept     queue, 1: failed   jobs_ended            upkeep
+-- kept     queue, 1: failed   jobs_failed, or both others  upkeep
 -- tally                       id of tally           upkeep
 CREATE TABLE @.marks (
     kind text COLLATE "C" NOT NULL,
@@ -245,4 +274,5 @@ COMMENT ON VIEW @.counted IS 'totals and tally together.';
 
 CREATE TABLE @.meta (name text PRIMARY KEY, value bigint NOT NULL)
     WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
-COMMENT ON TABLE @.meta IS 'The version of this schema, the time of the last heartbeat, and when to check the marks.';
+COMMENT ON TABLE @.meta IS 'The version of this schema, its random number, the time of the last heartbeat, and when to check the marks.';
+INSERT INTO @.meta (name, value) VALUES ('store', ('x' || substr(replace(gen_random_uuid()::text, '-', ''), 17))::bit(64)::bigint);

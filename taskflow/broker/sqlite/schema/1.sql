@@ -6,10 +6,10 @@
 -- A status is a code of `record.CODES`. NULL means dropped: only the id and the last fence stay, until `fade_at`.
 
 CREATE TABLE "~meta" (
-  name TEXT NOT NULL PRIMARY KEY, -- version, pulse, names
+  name TEXT NOT NULL PRIMARY KEY, -- version, pulse, names, ends_dropped
   value INTEGER NOT NULL
 ) WITHOUT ROWID;
-INSERT INTO "~meta" (name, value) VALUES ('pulse', 0), ('names', 0);
+INSERT INTO "~meta" (name, value) VALUES ('pulse', 0), ('names', 0), ('ends_dropped', 0);
 
 -- Queues and their counts. `is_used` means that it has ever had a job.
 CREATE TABLE "~queues" (
@@ -55,7 +55,8 @@ CREATE TABLE "~sessions" (
   beat_at INTEGER NOT NULL,
   is_spared INTEGER NOT NULL DEFAULT 0,
   dead_at INTEGER,
-  request INTEGER NOT NULL DEFAULT 0
+  request INTEGER NOT NULL DEFAULT 0,
+  hears INTEGER NOT NULL DEFAULT 0 -- its upkeep asks for ends without a settlement
 );
 
 -- `seq` only orders jobs, and is never used outside a transaction, so it does no harm that SQLite reuses the number of a dropped last
@@ -63,6 +64,7 @@ CREATE TABLE "~sessions" (
 -- `claim` is (session, request, number) as 28 bytes that sort like it; `settled` is the claim and the epoch of the last settlement.
 -- The large columns come last, because SQLite reads a row up to the last column that it needs.
 -- `spoilt` lists the columns with unsound values and their former content, as packed by `row.pack_spoilt`.
+-- `cause` is that of a failed job, as packed by `cause.pack_cause`.
 -- `joins` are concatenated ids, `errors` as in `verdict.append_error`, `extras` as in `envelope.pack_extras`.
 CREATE TABLE "~jobs" (
   seq INTEGER PRIMARY KEY,
@@ -99,6 +101,7 @@ CREATE TABLE "~jobs" (
   ended_at INTEGER,
   fade_at INTEGER,
   spoilt BLOB,
+  cause BLOB,
   errors BLOB,
   result BLOB,
   payload BLOB,
@@ -107,6 +110,15 @@ CREATE TABLE "~jobs" (
   CHECK ((status IS NULL OR status >= 4) = (ended_at IS NOT NULL)),
   CHECK (status IS NOT 0 OR awaits > 0)
 );
+
+-- The index of tags. Jobs without tags have no entry. A job's tags themselves are among its extras.
+CREATE TABLE "~tags" (
+  tag TEXT NOT NULL,
+  id BLOB NOT NULL,
+  seq INTEGER NOT NULL,
+  PRIMARY KEY (tag, id)
+) WITHOUT ROWID;
+CREATE INDEX "~tags_seq" ON "~tags" (seq);
 
 -- Values that were too long for their row, moved here when it was mended, because every change of a row writes all of it.
 CREATE TABLE "~oversized" (
@@ -117,14 +129,23 @@ CREATE TABLE "~oversized" (
 );
 
 -- Each index is partial: a job is in the indexes of its status and in no other. SQLite adds seq as the last column.
+CREATE INDEX "~jobs_held" ON "~jobs" (status) WHERE status = 0;
 CREATE INDEX "~jobs_ready" ON "~jobs" (queue, priority DESC, due_at) WHERE status = 2;
 CREATE INDEX "~jobs_due" ON "~jobs" (due_at, queue) WHERE status = 1;
 CREATE INDEX "~jobs_expiring" ON "~jobs" (expires_at) WHERE expires_at IS NOT NULL AND status < 3;
 CREATE UNIQUE INDEX "~jobs_leased" ON "~jobs" (claim) WHERE claim IS NOT NULL;
 CREATE INDEX "~jobs_key" ON "~jobs" (key) WHERE key IS NOT NULL AND status < 4;
-CREATE INDEX "~jobs_fading" ON "~jobs" (fade_at) WHERE fade_at IS NOT NULL;
+CREATE INDEX "~jobs_fading" ON "~jobs" (fade_at) WHERE status >= 4;
+CREATE INDEX "~jobs_dropped" ON "~jobs" (fade_at) WHERE status IS NULL;
 CREATE INDEX "~jobs_failed" ON "~jobs" (queue, ended_at) WHERE status = 5;
+CREATE INDEX "~jobs_causes" ON "~jobs" (cause, name, ended_at, queue) WHERE status = 5;
 CREATE INDEX "~jobs_done" ON "~jobs" (queue, ended_at) WHERE status IN (4, 6);
+
+-- Jobs that have ended without a settlement, for workers that hear of them. New numbers are higher than all others.
+CREATE TABLE "~ends" (
+  number INTEGER PRIMARY KEY,
+  id BLOB NOT NULL
+) STRICT;
 
 -- Schedules. STRICT: SQLite enforces the types of columns. `look_at` is when upkeep offers a schedule, or removes one that sleeps.
 CREATE TABLE "~schedules" (
@@ -157,3 +178,11 @@ CREATE TABLE "~declarations" (
   PRIMARY KEY (name, session)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX "~declarations_session" ON "~declarations" (session);
+
+-- The audit log: what operators did.
+CREATE TABLE "~acts" (
+  number INTEGER PRIMARY KEY,
+  id BLOB NOT NULL UNIQUE,
+  at INTEGER NOT NULL,
+  body BLOB NOT NULL
+) STRICT;

@@ -1,0 +1,205 @@
+"""Retries, cancels and purges many jobs, in batches: for `operate` and for the command line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final, Literal, Protocol, TypeVar
+
+import msgspec
+
+from taskflow.broker.console import Page, Redone, View
+from taskflow.broker.protocol import Broker
+from taskflow.model.record import ENDED, LIVE, WAITING, Record, Status
+
+T = TypeVar("T")
+
+Action = Literal["retry", "cancel", "purge"]
+
+PAGE: Final = 500
+"""The number of jobs in one call of the store."""
+
+DEFAULTS: Final[Mapping[Action, frozenset[Status]]] = {"retry": frozenset({Status.FAILED}), "cancel": LIVE, "purge": ENDED}
+"""The statuses that each action acts on, unless others are asked for."""
+
+POSSIBLE: Final[Mapping[Action, frozenset[Status]]] = {
+    "retry": frozenset({Status.FAILED, Status.CANCELLED}),
+    "cancel": LIVE,
+    "purge": ENDED | WAITING,
+}
+"""The statuses that each action can act on."""
+
+CHANGED: Final = "changed"
+ASKED: Final = "asked to stop"
+UNKNOWN: Final = "it is unknown or no longer kept"
+
+
+class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of an action, in numbers of jobs. With ``dry_run=True``, nothing was changed, and these are the numbers to expect.
+
+    `changed`  the jobs that were cancelled, retried or purged
+    `asked`    running jobs that were asked to stop: their workers stop them
+    `refused`  the jobs that stayed as they were, by the reason
+    """
+
+    changed: int = 0
+    asked: int = 0
+    refused: dict[str, int] = {}
+
+    @property
+    def affected(self) -> int:
+        """The number of jobs that were changed or asked to stop."""
+        return self.changed + self.asked
+
+    @property
+    def seen(self) -> int:
+        """The number of jobs that the action looked at."""
+        return self.affected + sum(self.refused.values())
+
+    def __add__(self, more: ActionResult) -> ActionResult:
+        refused = Counter(self.refused) + Counter(more.refused)
+        return ActionResult(changed=self.changed + more.changed, asked=self.asked + more.asked, refused=dict(refused))
+
+    @staticmethod
+    def of(answers: Iterable[str]) -> ActionResult:
+        counts = Counter(answers)
+        return ActionResult(changed=counts.pop(CHANGED, 0), asked=counts.pop(ASKED, 0), refused=dict(counts))
+
+
+class CallVerb(Protocol):
+    """A function that calls a verb of the broker, and may repeat it while the store does not answer."""
+
+    async def __call__(self, verb: Callable[[Broker], Awaitable[T]], /) -> T: ...
+
+
+class CallOnce:
+    """Calls a verb of the broker, once."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def __call__(self, verb: Callable[[Broker], Awaitable[T]], /) -> T:
+        return await verb(self._broker)
+
+
+def check_statuses(action: Action, statuses: Iterable[Status]) -> None:
+    """Raise ValueError if the action cannot act on jobs with one of the statuses."""
+    for status in statuses:
+        if status not in POSSIBLE[action]:
+            raise ValueError(f"{action} cannot act on {status} jobs: allowed statuses are {', '.join(sorted(POSSIBLE[action]))}")
+
+
+def check_view(action: Action, view: View) -> None:
+    """Raise ValueError if the action cannot act on jobs with one of the statuses, or on jobs that are selected in this way."""
+    check_statuses(action, view.statuses)
+    if action == "purge" and not view.is_checked_by_store and not ENDED.issuperset(view.statuses):
+        raise ValueError("purge cannot select waiting jobs by an error, a header or their age: cancel them first")
+
+
+async def apply(call: CallVerb, action: Action, ids: Sequence[bytes]) -> list[str]:
+    """Act on jobs by their ids; a purge drops only those that have ended. Return for each CHANGED, ASKED, or why it stayed as it was."""
+    if action == "purge":
+        return [_dropped(status) for status in await call(lambda broker: broker.console.drop(ids))]
+    if action == "retry":
+        return [_redone(answer) for answer in await call(lambda broker: broker.console.retry(ids))]
+    return [_cancelled(status) for status in await call(lambda broker: broker.cancel(ids))]
+
+
+def foresee(action: Action, record: Record | None, *, by_id: bool) -> str:
+    """Return what the action would answer for the job, named by its id or selected, as far as its status tells."""
+    if record is None:
+        return UNKNOWN
+    if action == "cancel":
+        return _cancelled(record.status)
+    if action == "purge" and by_id:
+        return _dropped(record.status)
+    if record.status in POSSIBLE[action]:
+        return CHANGED
+    return "it is running" if action == "purge" else (Redone.SUCCEEDED if record.status.is_ended else Redone.LIVE).value
+
+
+def _dropped(status: Status | None) -> str:
+    """Return the answer for a job that had this status when it was to be dropped."""
+    if status is None:
+        return UNKNOWN
+    return CHANGED if status.is_ended else f"it is {status}: cancel it first"
+
+
+def _redone(answer: Redone) -> str:
+    return {Redone.OK: CHANGED, Redone.UNKNOWN: UNKNOWN}.get(answer, answer.value)
+
+
+def _cancelled(status: Status | None) -> str:
+    """Return the answer for a job that had this status when it was cancelled."""
+    if status is None:
+        return UNKNOWN
+    if status.is_ended:
+        return f"it has already {status}" if status is not Status.CANCELLED else "it was already cancelled"
+    return ASKED if status is Status.RUNNING else CHANGED
+
+
+def header_of(given: str) -> tuple[str, str | None]:
+    """Return the name and the value, or None, that "name" or "name=value" stands for."""
+    name, equals, value = given.partition("=")
+    return name, value if equals else None
+
+
+async def pages(call: CallVerb, view: View) -> AsyncIterator[list[Record]]:
+    """Yield the records of matching jobs, in the order of their pages. An action on them does not shift the later pages."""
+    cursor: str | None = None
+    while True:
+        page = await call(_page(view, cursor))
+        if page.records:
+            yield page.records
+        if (cursor := page.cursor) is None:
+            return
+
+
+def _page(view: View, cursor: str | None) -> Callable[[Broker], Awaitable[Page]]:
+    return lambda broker: broker.console.page(view, cursor=cursor, limit=PAGE)
+
+
+async def count(call: CallVerb, view: View) -> int:
+    """Count the jobs that match the filter. For live jobs, the counts of the queues suffice; for ended
+    jobs, those counts include some that are no longer kept."""
+    statuses = view.statuses
+    if statuses and LIVE.issuperset(statuses) and view == View(queue=view.queue, statuses=statuses):
+        queues = [queue for queue in await call(lambda broker: broker.console.queues()) if view.queue in (None, queue.name)]
+        return sum(queue.counts[status] for queue in queues for status in statuses)
+    return sum([len(records) async for records in pages(call, view)])
+
+
+async def act(call: CallVerb, action: Action, view: View) -> AsyncIterator[ActionResult]:
+    """Act on all matching jobs, and yield what was done so far after each batch."""
+    done = ActionResult()
+    if action == "purge":
+        ended, waiting = (_narrowed(view, statuses) for statuses in (ENDED, WAITING))
+        left = await count(call, waiting) if waiting is not None else 0  # jobs that are added meanwhile cannot keep it running
+        if ended is not None:
+            async for records in pages(call, ended):
+                done += await _drop(call, [record.id for record in records])
+                yield done
+        while waiting is not None and left > 0 and (dropped := await _purge(call, waiting, min(PAGE, left))) > 0:
+            left -= dropped
+            done += ActionResult(changed=dropped)
+            yield done
+        return
+    async for records in pages(call, view):
+        done += ActionResult.of(await apply(call, action, [record.id for record in records]))
+        yield done
+
+
+def _narrowed(view: View, statuses: Collection[Status]) -> View | None:
+    """Return the part of the view that has these statuses, or None if it has none of them."""
+    asked = tuple(status for status in view.statuses or Status if status in statuses)
+    return msgspec.structs.replace(view, statuses=asked) if asked else None
+
+
+async def _drop(call: CallVerb, ids: Sequence[bytes]) -> ActionResult:
+    """Drop jobs that have ended. One that has been retried meanwhile stays."""
+    found = await call(lambda broker: broker.console.drop(ids))
+    return ActionResult(changed=sum(status is not None and status.is_ended for status in found))
+
+
+async def _purge(call: CallVerb, view: View, limit: int) -> int:
+    return await call(lambda broker: broker.console.purge(view, limit=limit))

@@ -1,0 +1,1 @@
+"""Users' database connections, in whose transactions jobs are sent and completed."""

@@ -1,0 +1,365 @@
+"""Recognizes connections by the names of their classes, and runs statements on them. No driver is imported: a connection's own driver is
+loaded already."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final, TypeVar
+
+from taskflow.app.connections.types import RunsStatement
+from taskflow.broker.transactional import Dialect, Row, Statement
+from taskflow.model.errors import WrongConnection
+
+T = TypeVar("T")
+
+
+class Kind:
+    """One caller's connection.
+
+    `dialect`  the kind of its database, or None if unknown
+    `driver`   the driver's own connection, below that of a framework
+    """
+
+    is_awaited: ClassVar[bool] = False
+    dialect: Dialect | None = "postgresql"
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    @property
+    def driver(self) -> Any:
+        return self.connection
+
+    def check_open(self) -> None:
+        """Raise WrongConnection unless the connection is open, and in a transaction or about to begin one."""
+
+
+class SyncKind(Kind, ABC):
+    """A connection that is used without `await`."""
+
+    def begin(self) -> None:  # most drivers begin in time
+        """Begin a transaction if the driver begins it too late, which is before the first statement that writes."""
+
+    @abstractmethod
+    def run(self, statement: Statement) -> Sequence[Row]: ...
+
+
+class AwaitedKind(Kind, ABC):
+    """A connection that is used with `await`."""
+
+    is_awaited = True
+
+    @abstractmethod
+    async def run_awaited(self, statement: Statement) -> Sequence[Row]: ...
+
+
+class ViaRunSync(Kind, ABC):
+    """A connection that is used with `await`, and runs synchronous code against the synchronous connection that it wraps."""
+
+    is_awaited = True
+
+    @abstractmethod
+    async def run_sync(self, function: Callable[[SyncKind], T]) -> T: ...
+
+
+def _no_transaction(cure: str) -> WrongConnection:
+    return WrongConnection(f"the connection is not in a transaction, so nothing could be rolled back: {cure}")
+
+
+def _closed() -> WrongConnection:
+    return WrongConnection("the connection is closed: give an open one")
+
+
+# --- PostgreSQL ------------------------------------------------------------------------------------------------------
+
+
+class Asyncpg(AwaitedKind):
+    @property
+    def driver(self) -> Any:
+        return getattr(self.connection, "_con", None) or self.connection  # below the proxy of a pool, which is new at each use
+
+    def check_open(self) -> None:
+        if getattr(self.connection, "_con", self.connection) is None:
+            raise WrongConnection("the connection was given back to its pool: send inside the `async with pool.acquire()` block")
+        if self.connection.is_closed():
+            raise _closed()
+        if not self.connection.is_in_transaction():
+            raise _no_transaction("use `async with connection.transaction():`")
+
+    async def run_awaited(self, statement: Statement) -> Sequence[Row]:
+        rows: Sequence[Row] = await self.connection.fetch(statement.sql.replace("%s", "$1"), *statement.parameters)
+        return rows
+
+
+class Psycopg(SyncKind):
+    """psycopg 3. A cursor of psycopg's own class does not depend on the row factory and the cursor class of the connection."""
+
+    def check_open(self) -> None:
+        if self.connection.closed:
+            raise _closed()
+        if self.connection.autocommit and self.connection.info.transaction_status == 0:
+            raise _no_transaction("use `with connection.transaction():`, or a connection without autocommit")
+
+    def run(self, statement: Statement) -> Sequence[Row]:
+        psycopg = sys.modules["psycopg"]
+        with psycopg.Cursor(self.connection, row_factory=psycopg.rows.tuple_row) as cursor:
+            rows: Sequence[Row] = cursor.execute(statement.sql, statement.parameters).fetchall()
+            return rows
+
+
+class AsyncPsycopg(AwaitedKind):
+    check_open = Psycopg.check_open
+
+    async def run_awaited(self, statement: Statement) -> Sequence[Row]:
+        psycopg = sys.modules["psycopg"]
+        async with psycopg.AsyncCursor(self.connection, row_factory=psycopg.rows.tuple_row) as cursor:
+            await cursor.execute(statement.sql, statement.parameters)
+            rows: Sequence[Row] = await cursor.fetchall()
+            return rows
+
+
+class Psycopg2(SyncKind):
+    def check_open(self) -> None:
+        if self.connection.closed:
+            raise _closed()
+        if self.connection.autocommit and self.connection.info.transaction_status == 0:
+            raise _no_transaction("set connection.autocommit to False")
+
+    def run(self, statement: Statement) -> Sequence[Row]:
+        with self.connection.cursor(cursor_factory=sys.modules["psycopg2.extensions"].cursor) as cursor:
+            cursor.execute(statement.sql, statement.parameters)
+            rows: Sequence[Row] = cursor.fetchall()
+            return rows
+
+
+# --- SQLite ----------------------------------------------------------------------------------------------------------
+
+
+class Sqlite(SyncKind):
+    """sqlite3. A cursor made from its class has no row factory."""
+
+    dialect = "sqlite"
+
+    def check_open(self) -> None:
+        sqlite3 = sys.modules["sqlite3"]
+        try:
+            sqlite3.Cursor(self.connection).execute("SELECT 1")
+        except sqlite3.ProgrammingError as error:  # closed, or of another thread
+            raise WrongConnection(str(error)) from error
+        _begins_here(self.connection)
+
+    def begin(self) -> None:
+        if _begins_here(self.connection):
+            self.run(Statement(BEGIN))
+
+    def run(self, statement: Statement) -> Sequence[Row]:
+        cursor = sys.modules["sqlite3"].Cursor(self.connection)
+        return cursor.execute(*statement).fetchall()  # type: ignore[no-any-return]
+
+
+class Aiosqlite(ViaRunSync):
+    """aiosqlite. A verb runs as a whole in the connection's thread, because each call of aiosqlite switches threads twice, and a statement
+    takes four calls: that took 5 ms for a job, instead of 0.5."""
+
+    dialect = "sqlite"
+
+    async def run_sync(self, function: Callable[[SyncKind], T]) -> T:
+        try:
+            driver = self.connection._conn
+        except ValueError as error:  # closed
+            raise WrongConnection(str(error)) from error
+        result: T = await self.connection._execute(function, Sqlite(driver))
+        return result
+
+
+BEGIN: Final = "BEGIN IMMEDIATE"
+"""Takes the write lock at once. A transaction that has only read cannot take it if another connection has written since."""
+
+
+def _begins_here(connection: Any) -> bool:
+    """Return True if the driver would begin a transaction before a statement that writes. Raises WrongConnection in autocommit mode."""
+    if connection.in_transaction:
+        return False
+    if connection.isolation_level is None or getattr(connection, "autocommit", None) is True:
+        raise _no_transaction("execute BEGIN IMMEDIATE first, or use a connection without autocommit")
+    return getattr(connection, "autocommit", None) is not False  # otherwise sqlite3 has begun one
+
+
+# --- frameworks ------------------------------------------------------------------------------------------------------
+
+
+class SqlAlchemy(SyncKind):
+    """A session or connection of SQLAlchemy. Statements go through its `exec_driver_sql`, because some dialects begin
+    the driver's transaction only then."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection if hasattr(connection, "exec_driver_sql") else connection.connection())
+        if self.connection.closed:
+            raise _closed()
+        name = self.connection.dialect.name
+        if name not in ("postgresql", "sqlite"):
+            raise WrongConnection(f"the connection is to a {name} database; jobs are sent in transactions of PostgreSQL and SQLite")
+        self.dialect = name
+
+    @property
+    def driver(self) -> Any:
+        return self.connection.connection.driver_connection
+
+    def check_open(self) -> None:
+        if getattr(self.connection.connection.dbapi_connection, "autocommit", False) is True:
+            raise _no_transaction('use an engine or connection without isolation_level="AUTOCOMMIT"')
+        if not self.connection.in_transaction():
+            self.connection.begin()  # as it would do itself before its first statement
+
+    def begin(self) -> None:
+        if self.dialect == "sqlite" and _begins_here(self.driver):
+            self.connection.exec_driver_sql(BEGIN)
+
+    def run(self, statement: Statement) -> Sequence[Row]:
+        sql = statement.sql.replace("%s", "$1") if self.connection.dialect.paramstyle == "numeric_dollar" else statement.sql
+        result = self.connection.exec_driver_sql(sql, statement.parameters)
+        rows: Sequence[Row] = result.fetchall() if result.returns_rows else ()
+        return rows
+
+
+class AsyncSqlAlchemy(ViaRunSync):
+    """A connection of SQLAlchemy's asyncio extension, which runs synchronous code against a synchronous connection or session."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection if hasattr(connection, "run_sync") else connection())  # async_scoped_session makes the session
+
+    async def run_sync(self, function: Callable[[SyncKind], T]) -> T:
+        result: T = await self.connection.run_sync(lambda below: function(SqlAlchemy(below)))
+        return result
+
+
+class Django(SyncKind):
+    """A connection of Django. Statements go to the driver's connection, because Django rewrites placeholders."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection)
+        if connection.vendor not in ("postgresql", "sqlite"):
+            raise WrongConnection(f"the connection is to {connection.vendor}; jobs are sent in transactions of PostgreSQL and SQLite")
+        self.dialect = connection.vendor
+
+    @property
+    def driver(self) -> Any:
+        return self.connection.connection
+
+    def check_open(self) -> None:
+        self.connection.validate_thread_sharing()
+        self.connection.ensure_connection()
+        if not self.connection.in_atomic_block and self.connection.get_autocommit():
+            raise _no_transaction("use `with transaction.atomic():`")
+        self.connection.validate_no_broken_transaction()
+        below = kind_of(self.driver)
+        assert isinstance(below, SyncKind)
+        self._below = below
+        below.check_open()
+
+    def begin(self) -> None:
+        self._below.begin()
+
+    def run(self, statement: Statement) -> Sequence[Row]:
+        with self.connection.wrap_database_errors:
+            return self._below.run(statement)
+
+
+class Other(SyncKind):
+    """A connection that implements `RunsStatement`."""
+
+    dialect = None
+
+    def run(self, statement: Statement) -> Sequence[Row]:
+        return _rows(self.connection.run_statement(*statement))
+
+
+class AwaitedOther(AwaitedKind):
+    dialect = None
+
+    async def run_awaited(self, statement: Statement) -> Sequence[Row]:
+        return _rows(await self.connection.run_statement(*statement))
+
+
+def _rows(told: Any) -> Sequence[Row]:
+    if inspect.isawaitable(told):
+        if inspect.iscoroutine(told):
+            told.close()
+        raise TypeError("run_statement() returned an awaitable, but is not declared with `async def`")
+    return [tuple(row.values() if isinstance(row, Mapping) else row) for row in told or ()]
+
+
+# --- recognizing -----------------------------------------------------------------------------------------------------
+
+_KINDS: Final[Mapping[str, type[Kind]]] = {
+    "asyncpg.connection.Connection": Asyncpg,
+    "asyncpg.pool.PoolConnectionProxy": Asyncpg,
+    "psycopg.Connection": Psycopg,
+    "psycopg.AsyncConnection": AsyncPsycopg,
+    "psycopg2.extensions.connection": Psycopg2,
+    "sqlite3.Connection": Sqlite,
+    "aiosqlite.core.Connection": Aiosqlite,
+    "sqlalchemy.engine.base.Connection": SqlAlchemy,
+    "sqlalchemy.orm.session.Session": SqlAlchemy,
+    "sqlalchemy.orm.scoping.scoped_session": SqlAlchemy,
+    "sqlalchemy.ext.asyncio.engine.AsyncConnection": AsyncSqlAlchemy,
+    "sqlalchemy.ext.asyncio.session.AsyncSession": AsyncSqlAlchemy,
+    "sqlalchemy.ext.asyncio.scoping.async_scoped_session": AsyncSqlAlchemy,
+    "django.utils.connection.ConnectionProxy": Django,
+    "django.db.backends.base.base.BaseDatabaseWrapper": Django,
+}
+
+_NEARLY: Final[Mapping[str, str]] = {
+    "sqlalchemy.engine.base.Engine": "give a connection of it, from `with engine.begin() as connection:`",
+    "sqlalchemy.ext.asyncio.engine.AsyncEngine": "give a connection of it, from `async with engine.begin() as connection:`",
+    "sqlalchemy.orm.session.sessionmaker": "give a session made by it",
+    "sqlalchemy.ext.asyncio.session.async_sessionmaker": "give a session made by it",
+    "asyncpg.pool.Pool": "give a connection of it, from `async with pool.acquire() as connection:`",
+    "psycopg_pool.pool.ConnectionPool": "give a connection of it, from `with pool.connection() as connection:`",
+    "psycopg_pool.pool_async.AsyncConnectionPool": "give a connection of it, from `async with pool.connection() as connection:`",
+    "sqlite3.Cursor": "give its connection",
+    "aiosqlite.cursor.Cursor": "give its connection",
+    "django.db.backends.utils.CursorWrapper": "give its connection",
+    "psycopg.Cursor": "give its connection",
+    "psycopg.AsyncCursor": "give its connection",
+    "psycopg2.extensions.cursor": "give its connection",
+}
+"""Objects that are easily mistaken for a connection, and what to do instead."""
+
+
+def _named(connection: object, among: Mapping[str, T]) -> T | None:
+    for base in type(connection).__mro__:
+        if (found := among.get(f"{base.__module__}.{base.__qualname__}")) is not None:
+            return found
+    return None
+
+
+def _class_for(connection: object) -> type[Kind]:
+    """Return the class for a connection. Raises TypeError for anything that is not a connection."""
+    found = _named(connection, _KINDS)
+    if found is not None:
+        return found
+    if isinstance(connection, RunsStatement) and not isinstance(connection, type):
+        return AwaitedOther if inspect.iscoroutinefunction(connection.run_statement) else Other
+    kind = type(connection)
+    cure = _named(connection, _NEARLY) or (
+        "expected a connection or session of asyncpg, psycopg, psycopg2, sqlite3, aiosqlite, SQLAlchemy or Django, or a RunsStatement"
+    )
+    raise TypeError(f"connection= got a {kind.__module__}.{kind.__qualname__}: {cure}")
+
+
+def kind_of(connection: object) -> Kind:
+    return _class_for(connection)(connection)
+
+
+def check_connection(connection: object) -> None:
+    """Raise TypeError unless the object is a connection of a kind that is known."""
+    _class_for(connection)
+
+
+def is_awaited(connection: object) -> bool:
+    """Return True if the connection is used with `await`."""
+    return _class_for(connection).is_awaited

@@ -1,0 +1,137 @@
+"""Runs a verb of the store on a caller's connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
+
+from taskflow.app.app import App
+from taskflow.app.connections.kinds import AwaitedKind, Kind, SyncKind, ViaRunSync, kind_of
+from taskflow.app.portal import block_on
+from taskflow.broker.transactional import Purpose, Transactional, TransactionalBroker, Verb
+from taskflow.model.errors import ConfigurationError, WrongConnection
+
+T = TypeVar("T")
+
+MakeVerb = Callable[[Transactional], Verb[T]]
+
+
+async def run_within(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
+    """Run a verb on the connection, in the caller's task and thread. `purpose` is what the connection needs rights for.
+
+    Raises WrongConnection if the connection is closed, not in a transaction, or to another database than the store's. Errors of the
+    connection's own driver are not translated.
+    """
+    kind = kind_of(connection)
+    broker = _broker(app)
+    store = _stores.get(broker) or _note_store(broker, await broker.transactional())
+    if isinstance(kind, ViaRunSync):
+        return await kind.run_sync(lambda below: _run(below, store, purpose, make))
+    if isinstance(kind, SyncKind):
+        return _run(kind, store, purpose, make)
+    assert isinstance(kind, AwaitedKind)
+    _check_dialect(kind, store)
+    kind.check_open()
+    with _forgetting(store):
+        if not _is_checked(kind, store, purpose):
+            await _await_steps(kind, store.check(purpose))
+            _note_checked(kind, store, purpose)
+        return await _await_steps(kind, make(store))
+
+
+def run_within_sync(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
+    """Like `run_within`, for a connection that is used without `await`: see `is_awaited`."""
+    kind = kind_of(connection)
+    assert isinstance(kind, SyncKind)
+    broker = _broker(app)
+    store = _stores.get(broker) or _note_store(broker, block_on(broker.transactional()))
+    return _run(kind, store, purpose, make)
+
+
+def _run(kind: SyncKind, store: Transactional, purpose: Purpose, make: MakeVerb[T]) -> T:
+    _check_dialect(kind, store)
+    kind.check_open()
+    with _forgetting(store):
+        if not _is_checked(kind, store, purpose):
+            store.check(purpose).run(kind.run)
+            _note_checked(kind, store, purpose)
+        kind.begin()
+        return make(store).run(kind.run)
+
+
+async def _await_steps(kind: AwaitedKind, verb: Verb[T]) -> T:
+    steps = verb.steps()
+    try:
+        statement = next(steps)
+        while True:
+            try:
+                rows = await kind.run_awaited(statement)
+            except BaseException as error:
+                statement = steps.throw(error)
+            else:
+                statement = steps.send(rows)
+    except StopIteration as end:
+        answer: T = end.value
+        return answer
+    finally:
+        steps.close()
+
+
+def _broker(app: App) -> TransactionalBroker:
+    broker = app.broker()
+    if isinstance(broker, TransactionalBroker):
+        return broker
+    raise ConfigurationError(
+        f"connection= needs a broker in the same database, PostgreSQL or SQLite, but this broker is {broker!r}: leave connection= out, or "
+        "configure another broker"
+    )
+
+
+def _check_dialect(kind: Kind, store: Transactional) -> None:
+    if kind.dialect is not None and kind.dialect != store.dialect:
+        names = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
+        raise WrongConnection(
+            f"the connection is to a {names[kind.dialect]} database, but the broker is {names[store.dialect]}, {store.place}: give a "
+            "connection to the broker's database"
+        )
+
+
+# --- stores, and connections that have been checked already ---------------------------------------------------------
+
+_stores: Final = WeakKeyDictionary[TransactionalBroker, Transactional]()
+
+
+def _note_store(broker: TransactionalBroker, store: Transactional) -> Transactional:
+    _stores[broker] = store
+    return store
+
+
+@contextmanager
+def _forgetting(store: Transactional) -> Iterator[None]:
+    """Forget the store if a connection is to another one, because the store may have been replaced since."""
+    try:
+        yield
+    except WrongConnection:
+        for broker, known in list(_stores.items()):
+            if known is store:
+                _stores.pop(broker, None)
+        raise
+
+
+_checked: Final = WeakKeyDictionary[Any, set[tuple[Transactional, Purpose]]]()
+
+
+def _is_checked(kind: Kind, store: Transactional, purpose: Purpose) -> bool:
+    try:
+        return (store, purpose) in _checked.get(kind.driver, ())
+    except TypeError:  # sqlite3's connections cannot be referenced weakly, but their check is cheap
+        return False
+
+
+def _note_checked(kind: Kind, store: Transactional, purpose: Purpose) -> None:
+    try:
+        _checked.setdefault(kind.driver, set()).add((store, purpose))
+    except TypeError:
+        return

@@ -1,0 +1,128 @@
+"""The information about a job that the application sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from taskflow.model.progress import Progress
+from taskflow.model.record import POISON, Status, queue_wait
+from taskflow.model.verdict import RunEnding
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that failed or was lost, and the reason: the exception's full type name, its message and its traceback.
+
+    Times are aware datetimes in UTC, by the store's clock.
+
+    `attempt`     the number of the attempt that failed
+    `at`          when the run ended
+    `ending`      how it ended: `RunEnding.FAILED`, `RunEnding.TIMED_OUT`, or `RunEnding.CRASHED` if its worker was lost
+    `worker`      "host:pid" of its worker
+    `started_at`  when it started. If its worker was lost before it reported that, when the worker took the job
+    """
+
+    type: str
+    message: str
+    traceback: str
+    attempt: int
+    at: datetime
+    ending: RunEnding = RunEnding.FAILED
+    worker: str | None = None
+    started_at: datetime | None = None
+
+    @property
+    def ran_for(self) -> float | None:
+        """How many seconds the run took."""
+        return None if self.started_at is None else (self.at - self.started_at).total_seconds()
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+
+class Decodable(Protocol):
+    def decoded(self) -> Mapping[str, Any] | None: ...
+
+
+class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of a job. Times are aware datetimes in UTC, by the store's clock.
+
+    `attempt`      the number of the current or next attempt, or of the last one if the job has ended
+    `errors`       one for each run that failed or was lost, oldest first
+    `due_at`       when the job may start
+    `started_at`   when the last run started; `ended_at` is when it ended
+    `waiting_for`  why the job is waiting, unless it is only waiting for its time or for a worker
+    `reason`       why the job ended, if a reason was recorded
+    `tags`         the job's tags, those of its decorator first
+    `worker`       "host:pid" of the worker that is running the job or ran it last
+    `key`          the job's key, or None
+    `key_holder`   the id of the running job with the same key for whose end this one waits, or None
+    `schedule`     the name of the schedule that added the job, or None; `scheduled_for` is the time for which it added the job
+    `result`       the decoded return value. None until the job succeeds, and also if the value
+                   cannot be decoded, in which case `JobHandle.result` raises the error
+    """
+
+    id: str
+    job: str
+    queue: str
+    status: Status
+    priority: int
+    attempt: int
+    max_attempts: int
+    created_at: datetime
+    due_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    expires_at: datetime | None
+    failures: int
+    crashes: int
+    snoozes: int
+    worker: str | None
+    progress: Progress | None
+    reason: str | None
+    waiting_for: str | None
+    errors: tuple[ErrorInfo, ...]
+    headers: dict[str, str]
+    cancel_requested: bool
+    key: str | None = None
+    key_holder: str | None = None
+    tags: tuple[str, ...] = ()
+    schedule: str | None = None
+    scheduled_for: datetime | None = None
+    result: Any = None
+    _arguments: Decodable | None = None
+
+    @property
+    def error(self) -> ErrorInfo | None:
+        """The error that ended a failed job. None if it discarded itself: `reason` says why."""
+        if self.status is not Status.FAILED or not self.errors:
+            return None
+        last, reason = self.errors[-1], self.reason or ""
+        return last if reason == str(last) or reason.startswith(POISON) else None
+
+    @property
+    def queue_wait(self) -> float | None:
+        """How many seconds the job was ready before its last run started. None while it waits, if its worker has not reported the start
+        yet, and if the job ended without a run. If a run was handed back, it and the wait before it are included."""
+        return queue_wait(self.status, self.due_at, self.started_at)
+
+    @property
+    def arguments(self) -> Mapping[str, Any] | None:
+        """The arguments by parameter name; read-only. They are decoded when they are first asked for.
+
+        If this process knows the job, they are as its function gets them, with the defaults of those that were not given. If it does not
+        know the job, or if they do not fit its annotations, they are decoded without annotations: instances of classes are dicts, for
+        example. None if the store no longer has them, as for a job that has succeeded, or if they cannot be decoded at all.
+
+        Values that are marked as `Secret` are here as they were sent: only what taskflow prints hides them.
+        """
+        return None if self._arguments is None else self._arguments.decoded()
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # without the arguments, which may be large or secret
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name != "_arguments"]
+
+    def __repr__(self) -> str:
+        return f"JobInfo({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"

@@ -1,0 +1,378 @@
+"""Defines `operate`: what the command line does with jobs and queues, for applications."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+
+import msgspec
+from typing_extensions import Unpack
+
+from taskflow.app.app import default_app
+from taskflow.app.audit_log import check_operator, recorded, selection
+from taskflow.app.bulk_actions import (
+    DEFAULTS as STATUSES_OF,
+    PAGE,
+    Action,
+    ActionResult,
+    CallVerb,
+    act,
+    apply,
+    check_view,
+    count,
+    foresee,
+    header_of,
+    pages,
+)
+from taskflow.app.handle import JobHandle, info_of
+from taskflow.app.job_info import JobInfo
+from taskflow.app.job_type import AnyJob, JobType
+from taskflow.app.options import seconds_of
+from taskflow.broker.console import QueueRecord, View
+from taskflow.model.envelope import check_job_name, check_queue
+from taskflow.model.ids import id_text, parse_id
+from taskflow.model.job_schema import check_tag
+from taskflow.model.printable import shown
+from taskflow.model.record import Record, Status
+from taskflow.model.session import SessionRecord
+from taskflow.model.suggestions import nearest
+
+if TYPE_CHECKING:
+    from taskflow.app.failure_groups import FailureGroup
+
+
+class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue.
+
+    `counts`            the number of its jobs by `Status`
+    `oldest_ready_for`  seconds since its oldest ready job became ready; None if no job is ready
+    `next_due_in`       seconds until its first scheduled job is due; None if no job is scheduled
+    """
+
+    name: str
+    is_paused: bool
+    counts: dict[Status, int]
+    oldest_ready_for: float | None
+    next_due_in: float | None
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A running worker, or one that was lost a moment ago.
+
+    `name`         "host:pid"
+    `queues`       the queues that it works on; none means all
+    `concurrency`  how many jobs it runs at once
+    `running`      how many jobs it has now, including those that wait in it for a free slot
+    `silent_for`   seconds since its last heartbeat
+    `is_lost`      True if it was declared dead; its jobs are about to run elsewhere
+    `jobs`         the names of the jobs that its code declares, aliases included; empty if there are more than 1,000
+    `deploy`       the value of TASKFLOW_DEPLOY in its environment; empty without one
+    """
+
+    name: str
+    queues: tuple[str, ...]
+    concurrency: int
+    running: int
+    silent_for: float
+    is_lost: bool
+    jobs: tuple[str, ...] = ()
+    deploy: str = ""
+
+
+class JobPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Some of the selected jobs.
+
+    `cursor`         where the next page begins, for `operate.page`, as text that is safe in a URL; None after the last page
+    `examined`       how many jobs were read to find these
+    `stopped_early`  True if the page is not full because it has read up to 2,000 jobs, and more may match
+    """
+
+    jobs: list[JobInfo]
+    cursor: str | None
+    examined: int
+    stopped_early: bool
+
+
+class JobSelection(TypedDict, total=False):
+    """Which jobs: those for which all of these hold. None means "not given".
+
+    `tag`           they have this tag
+    `queue`         they are in this queue
+    `job`           they call this job, given by its name or as the job itself
+    `status`        they have this status, or one of these: "failed", `Status.FAILED`, ("failed", "cancelled")
+    `error`         their last error, or the reason of their end, contains this text, in small or capital letters
+    `header`        they have this header, "name", or the header with this value, "name=value"
+    `created_before`, `ended_before`  they were sent, or have ended, at least so many seconds ago, or such a timedelta
+    `poison`        they failed because their workers were lost again and again
+    """
+
+    tag: str | None
+    queue: str | None
+    job: str | JobType[Any] | None
+    status: str | Iterable[str] | None
+    error: str | None
+    header: str | None
+    created_before: float | timedelta | None
+    ended_before: float | timedelta | None
+    poison: bool | None
+
+
+class Operate:
+    """Looks at jobs, queues and workers, and acts on them, on the broker of this application.
+
+    All methods are async. Code without an event loop calls ``run_sync(operate.cancel(tag="import:42"))``. They raise BrokerUnavailable if
+    the store does not answer in time, and TypeError, ValueError or InvalidJobId for an invalid argument.
+
+    `cancel`, `retry` and `purge` act on all jobs that their arguments select (see `JobSelection`), in batches of 500. Each needs at least
+    one argument, or ``everything=True``, so that an empty call cannot affect every job. With ``dry_run=True`` they change nothing.
+
+    The audit log of the store records each act: `by` is who acts (the process's user and machine by default), `reason` is why.
+    An act that changes nothing is not recorded.
+    """
+
+    async def queues(self) -> list[QueueInfo]:
+        """Return every queue that is paused or has ever had jobs, sorted by name."""
+        return [_queue_info(record) for record in await default_app().client().call(lambda broker: broker.console.queues())]
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Return the running workers, sorted by name."""
+        return [_worker_info(record) for record in await default_app().client().call(lambda broker: broker.console.workers())]
+
+    async def metrics(self) -> dict[str, dict[str, int]]:
+        """Return how often each event has happened in each queue since the store was created, by queue and then by event."""
+        metrics = await default_app().client().call(lambda broker: broker.console.metrics())
+        return metrics.totals
+
+    async def failures(
+        self,
+        *,
+        queue: str | None = None,
+        job: str | JobType[Any] | None = None,
+        tag: str | None = None,
+        ended_before: float | timedelta | None = None,
+        limit: int = 100,
+    ) -> list[FailureGroup]:
+        """Return the groups of failed jobs with the same cause, the largest first, at most `limit`. The counts are exact. Only with `tag`
+        or `ended_before`, no more than the newest 2,000 failed jobs that match are counted."""
+        from taskflow.app.failure_groups import failure_groups
+
+        check_limit(limit)
+        view = _view_of("failures", {"queue": queue, "job": job, "tag": tag, "ended_before": ended_before})
+        found = await default_app().client().call(lambda broker: failure_groups(broker, view, limit))
+        return found.groups
+
+    async def jobs(self, **which: Unpack[JobSelection]) -> AsyncIterator[JobInfo]:
+        """Yield the selected jobs, or all: ``async for info in operate.jobs(tag="import:42")``.
+
+        They are read in pages while the loop runs, one status after another. Held jobs come in the order of their arrival, scheduled ones
+        by their time, ready ones as they are next to run, and ended ones with the newest end first. With a tag, the newest comes first.
+        """
+        app, view = default_app(), _view_of("jobs", which)
+        async for records in pages(app.client().call, view):
+            for record in records:
+                yield info_of(app, record)
+
+    async def page(self, *, cursor: str | None = None, limit: int = 100, **which: Unpack[JobSelection]) -> JobPage:
+        """Return some of the selected jobs, at most `limit`. For the next page, give the cursor of this one, and the same arguments."""
+        check_limit(limit)
+        app, view = default_app(), _view_of("page", which)
+        page = await app.client().call(lambda broker: broker.console.page(view, cursor=cursor, limit=limit))
+        jobs = [info_of(app, record) for record in page.records]
+        return JobPage(jobs=jobs, cursor=page.cursor, examined=page.examined, stopped_early=page.stopped_early)
+
+    async def count(self, **which: Unpack[JobSelection]) -> int:
+        """Count the selected jobs. This reads them all; `queues` has the numbers by status."""
+        return await count(default_app().client().call, _view_of("count", which))
+
+    async def cancel(
+        self,
+        *ids: str | JobHandle[Any],
+        everything: bool = False,
+        dry_run: bool = False,
+        by: str | None = None,
+        reason: str = "",
+        **which: Unpack[JobSelection],
+    ) -> ActionResult:
+        """Cancel jobs that have not ended: those with these ids or handles, or those that are selected.
+        Running ones are asked to stop, which their workers do."""
+        return await self._act("cancel", ids, which, everything=everything, dry_run=dry_run, by=by, reason=reason)
+
+    async def retry(
+        self,
+        *ids: str | JobHandle[Any],
+        everything: bool = False,
+        dry_run: bool = False,
+        by: str | None = None,
+        reason: str = "",
+        **which: Unpack[JobSelection],
+    ) -> ActionResult:
+        """Run jobs again that have failed, with fresh attempts: those with these ids or handles, or those that are selected.
+        Cancelled jobs are retried by their ids, or with ``status="cancelled"``."""
+        return await self._act("retry", ids, which, everything=everything, dry_run=dry_run, by=by, reason=reason)
+
+    async def purge(
+        self,
+        *ids: str | JobHandle[Any],
+        everything: bool = False,
+        dry_run: bool = False,
+        by: str | None = None,
+        reason: str = "",
+        **which: Unpack[JobSelection],
+    ) -> ActionResult:
+        """Delete jobs that have ended, with their results: those with these ids or handles, or those that are selected. Waiting jobs are
+        deleted only with a `status` that names them, such as "ready"; running ones never."""
+        return await self._act("purge", ids, which, everything=everything, dry_run=dry_run, by=by, reason=reason)
+
+    async def pause(self, queue: str, *, by: str | None = None, reason: str = "") -> None:
+        """Start no more jobs of a queue until `resume`. Running jobs continue. The queue need not have had jobs yet."""
+        await self._amend("pause", queue, by, reason)
+
+    async def resume(self, queue: str, *, by: str | None = None, reason: str = "") -> None:
+        """End a pause."""
+        await self._amend("resume", queue, by, reason)
+
+    async def _amend(self, verb: Literal["pause", "resume"], queue: str, by: str | None, reason: str) -> None:
+        check_operator(by, reason)
+        name, call = check_queue(queue), default_app().client().call
+        async with recorded(call, verb, by=by, reason=reason, names=[name]) as doing:
+            await call(lambda broker: broker.console.pause(name) if verb == "pause" else broker.console.resume(name))
+            doing.affected = 1
+
+    async def _act(
+        self,
+        action: Action,
+        ids: tuple[str | JobHandle[Any], ...],
+        which: JobSelection,
+        *,
+        everything: bool,
+        dry_run: bool,
+        by: str | None,
+        reason: str,
+    ) -> ActionResult:
+        check_operator(by, reason)
+        call, view = default_app().client().call, _view_of(action, which)
+        selects = view != View()
+        if len([way for way in (ids, selects, everything) if way]) > 1:
+            raise ValueError(f"operate.{action}() got more than one of ids, a selection and everything=True: give one of them")
+        if not ids and not selects and not everything:
+            raise ValueError(f"operate.{action}() needs to know which jobs: give ids, a selection such as tag=, or everything=True")
+        check_view(action, view)
+        if not view.statuses:
+            view = msgspec.structs.replace(view, statuses=tuple(sorted(STATUSES_OF[action])))
+        distinct = list(dict.fromkeys(parse_id(each.id if isinstance(each, JobHandle) else each) for each in ids))
+        result = ActionResult()
+        if dry_run:
+            async for records in _read(call, distinct) if ids else pages(call, view):
+                result += ActionResult.of(foresee(action, record, by_id=bool(ids)) for record in records)
+            return result
+        target: dict[str, Any] = {"names": [*map(id_text, distinct)]} if ids else {"which": selection(view)}
+        async with recorded(call, action, by=by, reason=reason, **target) as doing:
+            async for so_far in _act_on_ids(call, action, distinct) if ids else act(call, action, view):
+                result, doing.affected = so_far, so_far.affected
+        return result
+
+
+async def _read(call: CallVerb, ids: list[bytes]) -> AsyncIterator[list[Record | None]]:
+    for first in range(0, len(ids), PAGE):
+        some = ids[first : first + PAGE]
+        yield await call(lambda broker, some=some: broker.read(some))  # type: ignore[misc]
+
+
+async def _act_on_ids(call: CallVerb, action: Action, ids: list[bytes]) -> AsyncIterator[ActionResult]:
+    """Act on these jobs, and yield what was done so far after each batch."""
+    done = ActionResult()
+    for first in range(0, len(ids), PAGE):
+        done += ActionResult.of(await apply(call, action, ids[first : first + PAGE]))
+        yield done
+
+
+operate: Final = Operate()
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+
+def _view_of(method: str, which: JobSelection) -> View:
+    for name in which:
+        if name not in JobSelection.__annotations__:
+            near = nearest(name, JobSelection.__annotations__)
+            hint = f"; did you mean {near[0]}=?" if near else ""
+            raise TypeError(f"operate.{method}() got an unexpected argument {name}={hint}")
+    tag, queue = which.get("tag"), which.get("queue")
+    error, header = which.get("error"), which.get("header")
+    created_before, ended_before = which.get("created_before"), which.get("ended_before")
+    return View(
+        tag=None if tag is None else check_tag(_text("tag", tag)),
+        queue=None if queue is None else check_queue(_text("queue", queue)),
+        job=_job_name(which.get("job")),
+        statuses=statuses_of(which.get("status")),
+        error=None if error is None else _text("error", error),
+        header=None if header is None else header_of(_text("header", header)),
+        created_before=None if created_before is None else seconds_of("created_before", created_before),
+        ended_before=None if ended_before is None else seconds_of("ended_before", ended_before),
+        poison=bool(which.get("poison")),
+    )
+
+
+def check_limit(limit: int) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"limit={shown(limit)}: expected a whole number, at least 1")
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={shown(value)}: expected a str")
+    return value
+
+
+def _job_name(job: str | AnyJob | None) -> str | None:
+    if job is None or isinstance(job, JobType):
+        return None if job is None else job.name
+    return check_job_name(_text("job", job))
+
+
+def statuses_of(given: str | Iterable[str] | None) -> tuple[Status, ...]:
+    """Return statuses, which may be given by their names in any case."""
+    if given is None:
+        return ()
+    if not isinstance(given, Iterable):
+        raise TypeError(f"status={shown(given)}: expected a status, or several")
+    statuses = tuple(sorted({_status(each) for each in ([given] if isinstance(given, str) else given)}))
+    if not statuses:
+        raise ValueError("status= is empty: leave it out, or give a status")
+    return statuses
+
+
+def _status(given: str) -> Status:
+    try:
+        return Status(given.lower())
+    except (ValueError, AttributeError):
+        raise ValueError(f"status={shown(given)}: expected one of {', '.join(Status)}") from None
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def _queue_info(record: QueueRecord) -> QueueInfo:
+    return QueueInfo(
+        name=record.name,
+        is_paused=record.is_paused,
+        counts={status: record.counts.get(status, 0) for status in Status},
+        oldest_ready_for=record.oldest_ready_for,
+        next_due_in=record.next_due_in,
+    )
+
+
+def _worker_info(record: SessionRecord) -> WorkerInfo:
+    session = record.session
+    return WorkerInfo(
+        name=session.name,
+        queues=session.queues,
+        concurrency=session.concurrency,
+        running=record.leases,
+        silent_for=record.seconds_since_beat,
+        is_lost=record.is_dying,
+        jobs=session.jobs,
+        deploy=session.deploy,
+    )

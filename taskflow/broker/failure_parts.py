@@ -1,0 +1,63 @@
+"""Puts together groups of failed jobs from what a store counts by its index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from taskflow.broker.console import FailureGroupRecord
+from taskflow.model.cause import deploy_in, fingerprint_in
+from taskflow.model.clock import instant_of
+from taskflow.model.stored import LATEST
+
+
+class FailurePart(msgspec.Struct):
+    """The number `n` of failed jobs with one stored cause and one name, when the first and the last of them ended, in microseconds, and the
+    id of the last one.
+
+    `cause` may be any value, because it comes from a store.
+    """
+
+    cause: Any
+    job: str
+    n: int
+    first_at: int
+    last_at: int
+    last_id: bytes
+
+
+def moment(stored: Any) -> int:
+    """Return a stored time in microseconds, or 0 if it is none."""
+    return int(stored) if isinstance(stored, int | float) and 0 <= stored <= LATEST else 0
+
+
+def failure_groups_of(parts: Iterable[FailurePart], limit: int) -> list[FailureGroupRecord]:
+    """Return the `limit` largest groups, the largest first."""
+    by_fingerprint: dict[bytes, list[FailurePart]] = {}
+    for part in parts:
+        by_fingerprint.setdefault(fingerprint_in(part.cause), []).append(part)
+    largest = sorted(by_fingerprint.items(), key=lambda group: (-sum(part.n for part in group[1]), group[0]))
+    return [_group(*group) for group in largest[: max(0, limit)]]
+
+
+def _group(fingerprint: bytes, parts: list[FailurePart]) -> FailureGroupRecord:
+    last = max(parts, key=lambda part: part.last_at)
+    return FailureGroupRecord(
+        fingerprint=fingerprint,
+        count=sum(part.n for part in parts),
+        first=instant_of(min(part.first_at for part in parts)),
+        last=instant_of(last.last_at),
+        jobs=_counted((part.job, part.n) for part in parts),
+        deploys=_counted((deploy, part.n) for part in parts if (deploy := deploy_in(part.cause))),
+        sample=last.last_id,
+    )
+
+
+def _counted(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return the sum for each name, the largest first."""
+    total: dict[str, int] = {}
+    for name, count in counts:
+        total[name] = total.get(name, 0) + count
+    return dict(sorted(total.items(), key=lambda each: (-each[1], each[0])))

@@ -1,0 +1,171 @@
+"""Pages of jobs: walks a view status by status, and keeps its place in a cursor. Each store walks through its own indexes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from taskflow.broker.console import EXAMINED, Console, Page, View
+from taskflow.model.clock import instant_of, to_microseconds
+from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
+
+Place = tuple[int | bytes | str, ...]
+"""A job's place in an index: the values by which the index orders its jobs."""
+
+PLACES: Final[Mapping[Status | None, tuple[type, ...]]] = {
+    Status.HELD: (int,),
+    Status.SCHEDULED: (int, int),
+    Status.READY: (str, int, int, int),
+    Status.RUNNING: (bytes, int, int),
+    **dict.fromkeys(ENDED, (int, int)),
+    None: (bytes,),
+}
+"""The types of the values of a place, by the status that the index is for.
+
+HELD: number of arrival. SCHEDULED: due time, arrival. READY: queue, priority, due time, arrival. RUNNING: session, request, number.
+Ended: time of the end, arrival. None, for a tag: id.
+"""
+
+AT_ONCE: Final = 500
+"""How many jobs a walk through all pages asks for."""
+
+MOST_CHECKED: Final = 200
+"""The most jobs that are read for a page with conditions that the store does not check: each is decoded for that."""
+
+
+class Leg(NamedTuple):
+    """Asks a store for jobs of one index.
+
+    `view`    selects the jobs; `walk` checks `queue`, `job`, `ended_before` and `poison`, and `statuses` if there is a tag
+    `status`  the status whose jobs are walked; None for those of the view's tag
+    `after`   begin behind this place; None to begin with the first job
+    `limit`   the most jobs to list
+    `most`    the most jobs to read
+    """
+
+    view: View
+    status: Status | None
+    after: Place | None
+    limit: int
+    most: int
+
+
+class Stretch(NamedTuple):
+    """Jobs that a store has listed.
+
+    `listed`    jobs that match, each with its place
+    `examined`  how many jobs were read
+    `end`       the place of the last job that was read; None if there are no more
+    `now`       the store's time, in microseconds
+    """
+
+    listed: list[tuple[Record, Place]]
+    examined: int
+    end: Place | None
+    now: int
+
+
+Walk = Callable[[Leg], Awaitable[Stretch]]
+
+
+async def page(walk: Walk, view: View, cursor: str | None, limit: int, places: Mapping[Status | None, tuple[type, ...]] = PLACES) -> Page:
+    """Return the page of a view that begins at the cursor."""
+    if limit < 1:
+        raise ValueError(f"limit={limit}: expected at least 1")
+    sections: list[Status | None] = [None] if view.tag is not None else [status for status in Status if status in (view.statuses or Status)]
+    begin, until, place = (sections[0], None, None) if cursor is None else _decoded(cursor, sections, places)
+    most = EXAMINED if view.is_checked_by_store else min(EXAMINED, MOST_CHECKED)
+    records, examined = list[Record](), 0
+    for status in sections[sections.index(begin) :]:
+        after, place = place, None
+        while True:
+            if len(records) == limit or examined >= most:
+                cursor = _encoded(status, until, after)
+                return Page(records=records, cursor=cursor, examined=examined, stopped_early=len(records) < limit)
+            wanted = limit - len(records) if view.is_checked_by_store else most
+            got = await walk(Leg(view, status, after, wanted, most - examined))
+            examined, after, until = examined + got.examined, got.end, got.now if until is None else until
+            for number, (record, at) in enumerate(got.listed, 1):
+                if _matches(record, view, got.now, until):
+                    records.append(record)
+                if len(records) == limit and number < len(got.listed):
+                    after = at
+                    break
+            if after is None:
+                break
+    return Page(records=records, cursor=None, examined=examined, stopped_early=False)
+
+
+async def pages(console: Console, view: View, limit: int = AT_ONCE) -> AsyncIterator[list[Record]]:
+    """Yield the jobs of a view, page by page."""
+    cursor: str | None = None
+    while True:
+        page = await console.page(view, cursor=cursor, limit=limit)
+        if page.records:
+            yield page.records
+        if (cursor := page.cursor) is None:
+            return
+
+
+def _matches(record: Record, view: View, now: int, until: int) -> bool:
+    """Check the conditions that a store does not check. Jobs that were added after the first page do not match. A job from the future is
+    none of these: the clock was set back, or its time is damaged."""
+    if instant_of(until) < record.created_at <= instant_of(now):
+        return False
+    if view.created_before is not None and record.created_at > instant_of(now - to_microseconds(view.created_before)):
+        return False
+    if view.header is not None:
+        name, value = view.header
+        if name not in record.headers or value not in (None, record.headers[name]):
+            return False
+    return view.error is None or view.error.casefold() in _error_of(record).casefold()
+
+
+def _error_of(record: Record) -> str:
+    last = record.errors[-1:]
+    return "\n".join([record.reason or "", *(f"{error.type}: {error.message}" for error in last)])
+
+
+# --- cursors --------------------------------------------------------------------------------------------------
+
+_LONGEST: Final = 2_000
+_MOST: Final = 2**53
+
+
+def _encoded(status: Status | None, until: int | None, after: Place | None) -> str:
+    packed = msgspec.msgpack.encode((None if status is None else CODES[status], until, after))
+    return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
+
+
+_decode: Final = msgspec.msgpack.Decoder(tuple[int | None, int | None, tuple[Any, ...] | None]).decode
+
+
+def _decoded(
+    cursor: str, sections: list[Status | None], places: Mapping[Status | None, tuple[type, ...]]
+) -> tuple[Status | None, int | None, Place | None]:
+    """Return what a cursor says. Raises ValueError if `_encoded` cannot have made it for these sections."""
+    try:
+        if len(cursor) > _LONGEST:
+            raise ValueError("it is too long")
+        packed = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        code, until, place = _decode(packed)
+        status = None if code is None else BY_CODE[code]
+        if place is not None and not _is_place(place, places[status]):
+            raise ValueError("its place is none of this index")
+        if until is not None and not 0 <= until < _MOST:
+            raise ValueError("its time is out of bounds")
+    except (ValueError, KeyError, msgspec.MsgspecError) as error:
+        raise ValueError("the cursor is damaged: give the one of the page before, unchanged") from error
+    if status not in sections:
+        raise ValueError("the cursor belongs to another view: give it with the filters of the page before")
+    return status, until, place
+
+
+def _is_place(place: Place, kinds: tuple[type, ...]) -> bool:
+    return tuple(map(type, place)) == kinds and all(
+        abs(value) < _MOST if isinstance(value, int) else 0 < len(value) <= 400 and (isinstance(value, bytes) or "\0" not in value)
+        for value in place
+    )

@@ -1,0 +1,209 @@
+"""The verbs in a transaction of the caller: see `taskflow.broker.transactional`."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Generic, TypeVar, cast
+from urllib.parse import quote
+
+from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.sqlite import enqueue, settle
+from taskflow.broker.sqlite.announcement import Announcement
+from taskflow.broker.sqlite.callers_connection import CallersConnection, in_steps
+from taskflow.broker.sqlite.commit_watch import ExpectedCommit
+from taskflow.broker.sqlite.disk_reserve import DiskReserve
+from taskflow.broker.sqlite.migrations import upgrade_from, version_of
+from taskflow.broker.sqlite.refusals import check_payloads
+from taskflow.broker.sqlite.row import COLUMNS, JobRow, pack_claim, pack_fence
+from taskflow.broker.sqlite.statements import Statements, table_prefix
+from taskflow.broker.sqlite.store_file import StoreFile
+from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.broker.sqlite.writer import Writer
+from taskflow.broker.transactional import Dialect, Purpose, Row, Run, Statement, Verb
+from taskflow.model.envelope import Envelope
+from taskflow.model.errors import StoreFull, WrongConnection
+from taskflow.model.job_schema import BY_NAME
+from taskflow.model.rules import Rules
+from taskflow.model.seams import Seams, StartThread
+from taskflow.model.stored import text
+from taskflow.model.verdict import Settled, Settlement
+
+T = TypeVar("T")
+
+_TEXTS: Final = frozenset(at for at, column in enumerate(COLUMNS) if column in BY_NAME and BY_NAME[column].kind.type is str)
+
+_ROW_BYTES: Final = 400
+"""About how many bytes a job takes up in the table and its indexes, beside its payload."""
+
+
+_LIBRARY: Final = "SELECT sqlite_source_id()"
+
+
+@cache
+def _our_library() -> str:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        [(library,)] = connection.execute(_LIBRARY)
+        return str(library)
+
+
+class SqliteTransactional:
+    """The verbs of one store. `writer` returns the broker's writer, or raises BrokerUnavailable if it is closed."""
+
+    dialect: Dialect = "sqlite"
+
+    def __init__(self, store: StoreFile, seams: Seams, rules: Rules, writer: Callable[[], Writer]) -> None:
+        self._store = store
+        self._seams = seams
+        self._rules = rules
+        self._writer = writer
+        self._sql = Statements(store.namespace)
+        self._disk_reserve = DiskReserve(store)
+
+    @property
+    def place(self) -> str:
+        return self._store.path
+
+    def check(self, purpose: Purpose = "enqueue") -> Verb[None]:
+        return self._verb(self._check)
+
+    def enqueue(self, envelopes: Sequence[Envelope]) -> Verb[list[Added | Refused]]:
+        return self._verb(lambda connection: self._enqueue(connection, envelopes))
+
+    def settle(self, settlement: Settlement) -> Verb[Settled]:
+        return self._verb(lambda connection: self._settle(connection, settlement))
+
+    def _verb(self, work: Callable[[CallersConnection], T]) -> Verb[T]:
+        return _Verb(work, self._seams.start_thread)
+
+    # --- the connection --------------------------------------------------------------------------------------------
+
+    def _check(self, connection: CallersConnection) -> None:
+        ours = self._store.path
+        # These two read no file. If a transaction reads before it takes the lock, SQLite does not wait for other writers.
+        files = {text(name): text(file or b"") for _, name, file in connection.execute("PRAGMA database_list")}
+        [(library,)] = connection.execute(_LIBRARY)
+        theirs = files.pop("main", "")
+        if not self._is_ours(theirs):
+            attached = next((name for name, file in files.items() if self._is_ours(file)), None)
+            if attached is None:
+                raise WrongConnection(
+                    f"the connection is to {theirs or 'a database in memory'}, but the broker uses {ours}: nothing was sent; give a "
+                    "connection to that file, or leave connection= out"
+                )
+            raise WrongConnection(
+                f"{ours} is only attached to the connection, as {attached!r}: nothing was sent; open {ours} itself. A crash during a "
+                "commit to two files can leave one of them without its changes."
+            )
+        if text(library) != _our_library():
+            raise WrongConnection(
+                f"the connection uses another copy of SQLite ({text(library)}) than the broker ({_our_library()}): nothing was sent; use "
+                "Python's sqlite3, or a driver that uses it. Two copies in one process undo each other's locks."
+            )
+        try:
+            connection.execute(self._sql["take_write_lock"])
+        except Exception as error:
+            [(is_there,)] = connection.execute(self._sql["has_table"], (table_prefix(self._store.namespace) + "meta",))
+            if is_there:
+                raise
+            raise WrongConnection(
+                f"the transaction does not see the tables of namespace {self._store.namespace!r} in {ours}: nothing was sent; roll it back "
+                "and begin another, because they were created after it had begun"
+            ) from error
+        upgrade_from(version_of(cast("Any", connection), self._store, self._sql), self._store).refuse_unless(migrates=False)
+
+    def _is_ours(self, file: str) -> bool:
+        try:
+            return os.path.samefile(file, self._store.path)
+        except OSError:  # it has no name, or was removed
+            return False
+
+    # --- the verbs -------------------------------------------------------------------------------------------------
+
+    def _enqueue(self, connection: CallersConnection, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        def add(transitions: Transitions) -> list[Added | Refused]:
+            self._check_disk(connection, envelopes)
+            return enqueue.enqueue(transitions, envelopes, self._store.room.capacity)
+
+        check_payloads(envelopes)
+        writer = self._writer()
+        announcement, answers = self._apply(connection, add)
+        added = next((answer.id for answer in answers if isinstance(answer, Added)), None)
+        if added is not None:
+            writer.expect(ExpectedCommit(announcement, added))
+        return answers
+
+    def _settle(self, connection: CallersConnection, settlement: Settlement) -> Settled:
+        writer = self._writer()
+        announcement, answer = self._apply(connection, lambda transitions: settle.complete(transitions, settlement))
+        if answer is not Settled.OK:
+            return answer
+        fence = pack_fence(settlement.epoch, pack_claim(settlement.claim), is_callers=True)
+        if announcement:
+            writer.expect(ExpectedCommit(announcement, settlement.id, fence))
+            return answer
+        return Settled.COMMITTED if self._has_committed(settlement.id, fence) else answer
+
+    def _has_committed(self, job_id: bytes, fence: bytes) -> bool:
+        """Return True if other connections see that the run was settled in a transaction."""
+        with closing(sqlite3.connect(f"file:{quote(self._store.path)}?mode=ro", uri=True)) as connection:
+            [(number,)] = connection.execute(self._sql["is_committed"], (job_id, fence))
+        return bool(number)
+
+    def _apply(self, connection: CallersConnection, verb: Callable[[Transitions], T]) -> tuple[Announcement, T]:
+        """Run the writer's code for a verb on the caller's connection. Its caches are
+        not kept, because the transaction may be rolled back."""
+        connection.execute(self._sql["take_write_lock"])
+        with connection.all_or_nothing() as their_connection:
+            transitions = _Transitions(their_connection, self._sql, self._seams.clock, self._rules)
+            transitions.begin(may_write=True)
+            answer = verb(transitions)
+            transitions.flush()
+        return transitions.take_announcement(), answer
+
+    def _check_disk(self, connection: CallersConnection, envelopes: Sequence[Envelope]) -> None:
+        """Raise StoreFull if the disk is full, or the file would grow beyond its limit. SQLite
+        would notice that while it writes, and roll back the caller's whole transaction."""
+        if not self._disk_reserve.restore(0):
+            raise self._disk_reserve.refusal()
+        if self._disk_reserve.most_pages(1) is None:
+            return
+        page_size = connection.number("PRAGMA page_size")
+        most = self._disk_reserve.most_pages(page_size) or 0
+        used = connection.number("PRAGMA page_count") - connection.number("PRAGMA freelist_count")
+        wanted = sum(len(envelope.payload) + _ROW_BYTES for envelope in envelopes)
+        if used + wanted // page_size + 1 > most:
+            raise StoreFull(f"{self._store.path}: no room for new jobs: let workers catch up, or make room on the disk")
+
+
+class _Transitions(Transitions):
+    """Transitions on a connection that may return text as bytes (`text_factory`)."""
+
+    def _job(self, row: tuple[Any, ...]) -> JobRow:
+        return super()._job(tuple(_as_stored(value) if at in _TEXTS else value for at, value in enumerate(row)))
+
+
+def _as_stored(value: Any) -> Any:
+    """Return text as the writer's connection does: as str, unless it is not UTF-8."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    return value
+
+
+@dataclass(frozen=True)
+class _Verb(Generic[T]):
+    work: Callable[[CallersConnection], T]
+    start_thread: StartThread
+
+    def run(self, run: Run, /) -> T:
+        return self.work(CallersConnection(run))
+
+    def steps(self) -> Generator[Statement, Sequence[Row], T]:
+        return in_steps(self.run, self.start_thread)

@@ -1,0 +1,125 @@
+"""The contract for brokers that can act inside a caller's transaction. Each clause has a name in brackets, with a conformance test of that
+name that runs on every such broker: PostgreSQL and SQLite. The memory broker and Redis cannot join a transaction of another program.
+
+The caller's connection must be to the store's own database. The statements run on that connection, in the caller's thread, and nothing
+else is done to it: no commit, no rollback, no setting that outlives the transaction.
+
+**enqueue** adds envelopes as `Broker.enqueue` does, but in the caller's transaction.
+  [within_commit] Once the transaction commits, the jobs exist.
+  [within_rollback] If it rolls back, they never existed, for any verb.
+  [within_savepoint] The same holds for a savepoint that is released or rolled back.
+  [within_keys] Keys and `on_conflict` see the jobs that the transaction has added.
+  [within_store] A connection to another database or store gets WrongConnection. Nothing is added, and the transaction is not affected.
+  [within_busy_key] If another open transaction holds a key for `KEY_WAIT`, KeyBusy is raised. Nothing of the call is added, and the
+    transaction is not affected. (SQLite has one writer at a time, so no key is ever held by another open transaction.)
+  [within_full] If the store has no room, StoreFull is raised. Nothing of the call is added, and the transaction is not affected.
+  [within_nudges] The commit nudges listeners as `Broker.enqueue` does.
+
+**settle** settles a run as SUCCEEDED in the caller's transaction, under the run's fence.
+  [complete_commit] Once the transaction commits, the job has ended. A settlement by `Broker.settle` with the same fence is then COMMITTED,
+    and changes nothing.
+  [complete_rollback] If it rolls back, the run is still leased, and a settlement by `Broker.settle` with the same fence takes effect.
+  [complete_stale] If the lease is not valid any more, the answer is STALE. Nothing changes, and the transaction is not affected.
+  [complete_open] While the transaction is open, no other verb waits for it: a settlement with the same fence is HELD_UP, upkeep and
+    the session's end leave the lease to a later call. (On SQLite, an open write transaction locks the whole store.)
+  [complete_repeat] Settling again in the same transaction is OK and changes nothing. In a later one the answer is COMMITTED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model.envelope import Envelope
+from taskflow.model.verdict import Settled, Settlement
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+Dialect = Literal["postgresql", "sqlite"]
+
+Purpose = Literal["enqueue", "settle"]
+"""A verb, and so the rights that a connection needs."""
+
+KEY_WAIT: Final = 3.0
+"""Seconds for which a call waits for a key that another open transaction holds. A call without a connection waits as long."""
+
+Row = Sequence[Any]
+
+
+class Statement(NamedTuple):
+    """A statement to run on the caller's connection. Its placeholders are `%s` on PostgreSQL and `?` on SQLite.
+
+    A statement for PostgreSQL takes one text and returns one row with one text, so that every driver can run it.
+    """
+
+    sql: str
+    parameters: tuple[Any, ...] = ()
+
+
+Run = Callable[[Statement], Sequence[Row]]
+"""Runs a statement on the caller's connection, and returns its rows."""
+
+
+class Verb(Protocol[T_co]):
+    """A verb that has not run yet. Exactly one of its methods is called, once."""
+
+    def run(self, run: Run, /) -> T_co:
+        """Run the verb's statements with `run`, and return its answer."""
+        ...
+
+    def steps(self) -> Generator[Statement, Sequence[Row], T_co]:
+        """Yield the verb's statements one by one, for a connection that is used with `await`. Each is answered with its rows."""
+        ...
+
+
+class Transactional(Protocol):
+    """A store's verbs for a caller's transaction.
+
+    `dialect`  the kind of database that the connection must be to
+    `place`    the store, for messages
+    """
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    @property
+    def place(self) -> str: ...
+
+    def check(self, purpose: Purpose = "enqueue") -> Verb[None]:
+        """Return a verb that raises WrongConnection unless the connection is to this store, and may run the verb. It
+        runs before the first such verb on each connection, and must not make the transaction fail."""
+        ...
+
+    def enqueue(self, envelopes: Sequence[Envelope]) -> Verb[list[Added | Refused]]: ...
+
+    def settle(self, settlement: Settlement) -> Verb[Settled]: ...
+
+
+@runtime_checkable
+class TransactionalBroker(Protocol):
+    """A broker that can act in a caller's transaction."""
+
+    async def transactional(self) -> Transactional:
+        """Prepare the store, and return its verbs for a caller's transaction, which callers keep. Raises
+        BrokerRefused or BrokerUnavailable."""
+        ...
+
+
+def drive(steps: Generator[Statement, Sequence[Row], T], run: Run) -> T:
+    """Run the statements of a verb, and return its answer. If one fails, the verb may undo what it has done, and raises the error."""
+    try:
+        statement = next(steps)
+        while True:
+            try:
+                rows = run(statement)
+            except BaseException as error:
+                statement = steps.throw(error)
+            else:
+                statement = steps.send(rows)
+    except StopIteration as end:
+        answer: T = end.value
+        return answer
+    finally:
+        steps.close()

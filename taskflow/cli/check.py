@@ -1,0 +1,168 @@
+"""`taskflow check MODULE`: says whether the jobs that wait would run with this code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from taskflow.app.app import App, default_app
+from taskflow.broker.console import Console, QueueRecord, View
+from taskflow.broker.paging import AT_ONCE, pages
+from taskflow.cli.exits import Exit
+from taskflow.cli.job_filter import doubt_queue
+from taskflow.cli.json_text import json_text
+from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
+from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, painted, room
+from taskflow.model.envelope import ClaimId, Envelope, Lease
+from taskflow.model.fingerprint import shape
+from taskflow.model.ids import id_text
+from taskflow.model.printable import INDENT, one_line
+from taskflow.model.record import Record, Status
+from taskflow.model.seams import Seams
+from taskflow.model.verdict import Failed, Parked, Verdict
+from taskflow.worker.executor import WAYS_OUT, Executor
+
+LOOKED_AT: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)
+"""The statuses of the jobs that a worker may still run, in the order in which they are looked at."""
+
+MOST_PROBLEMS: Final = 10
+"""The most problems that are shown for one job."""
+
+
+class Problem(msgspec.Struct, kw_only=True):
+    """Jobs that would not run, all for one reason. `outcome` is "park" or "fail"; `example` is the id of one of them."""
+
+    outcome: str
+    reason: str
+    example: str
+    count: int = 0
+
+
+class Tally(msgspec.Struct, kw_only=True):
+    """How many jobs of one name would run with this code, would be parked, and would fail without being run."""
+
+    job: str
+    fits: int = 0
+    parks: int = 0
+    fails: int = 0
+    problems: dict[str, Problem] = msgspec.field(default_factory=dict)
+
+    def add(self, record: Record, verdict: Verdict | None) -> None:
+        match verdict:
+            case Parked(waiting_for):
+                self.parks += 1
+                self._note(waiting_for, "park", waiting_for, record)
+            case Failed(error):
+                self.fails += 1
+                self._note(shape(f"{error.type}: {error.message}"), "fail", f"{error.type}: {error.message}", record)
+            case _:
+                self.fits += 1
+
+    def _note(self, kind: str, outcome: str, reason: str, record: Record) -> None:
+        if kind in self.problems or len(self.problems) < MOST_PROBLEMS:
+            self.problems.setdefault(kind, Problem(outcome=outcome, reason=reason, example=id_text(record.id))).count += 1
+
+
+class Looked(msgspec.Struct, frozen=True, kw_only=True):
+    """How many of a queue's waiting and running jobs were looked at."""
+
+    queue: str
+    looked_at: int
+    of: int
+
+
+def run(arguments: argparse.Namespace) -> int:
+    app = default_app()
+    app.flag(broker=arguments.broker)
+    try:
+        import_targets(arguments.modules, all_submodules=arguments.all_submodules)
+    except TargetFailed:
+        return Exit.USAGE
+    require_jobs(app.registry, arguments.modules, all_submodules=arguments.all_submodules)
+    app.registry.resolve()
+    return with_store(arguments, _check)
+
+
+async def _check(app: App, arguments: argparse.Namespace) -> int:
+    console = what_is_there(app).console
+    for name in arguments.queue or ():
+        if not await doubt_queue(console, name):
+            return Exit.NOT_FOUND
+    executor = Executor(app, middleware=(), threads=None, seams=Seams())
+    tallies: dict[str, Tally] = {}
+    looked = [
+        await _look(console, executor, queue, arguments.limit, tallies)
+        for queue in await console.queues()
+        if queue.name in (arguments.queue or (queue.name,))
+    ]
+    found = sorted(tallies.values(), key=lambda tally: (-tally.fails, -tally.parks, tally.job))
+    if arguments.json:
+        jobs = [msgspec.structs.asdict(tally) | {"problems": [*map(msgspec.structs.asdict, tally.problems.values())]} for tally in found]
+        print(json_text({"jobs": jobs, "queues": [*map(msgspec.structs.asdict, looked)]}, indent=2))
+    else:
+        with contextlib.suppress(BrokenPipeError):  # the exit code says more than the lines
+            _print(found, looked)
+    return Exit.FAILED if any(tally.problems for tally in found) else Exit.OK
+
+
+async def _look(console: Console, executor: Executor, queue: QueueRecord, limit: int, tallies: dict[str, Tally]) -> Looked:
+    """Add up to `limit` live jobs of a queue to the tallies, by their names."""
+    looked_at, live = 0, View(queue=queue.name, statuses=LOOKED_AT)
+    async for records in pages(console, live, min(AT_ONCE, limit)):
+        for record in records[: limit - looked_at]:
+            looked_at += 1
+            tallies.setdefault(record.job, Tally(job=record.job)).add(record, executor.foresee(_lease_of(record)))
+        if looked_at == limit:
+            break
+    return Looked(queue=queue.name, looked_at=looked_at, of=max(looked_at, sum(queue.counts.get(status, 0) for status in LOOKED_AT)))
+
+
+def _lease_of(record: Record) -> Lease:
+    """Return a lease like the one with which a worker would get the job."""
+    sent = (*Envelope.__struct_fields__, "extras")
+    return Lease(
+        envelope=Envelope(id=record.id, job=record.job, queue=record.queue, payload=record.payload or b""),
+        epoch=0,
+        claim=ClaimId(b"", 0, 0),
+        created_at=0,
+        failures=record.failures,
+        unreadable=tuple(each for each in record.unreadable if each.column in sent),
+    )
+
+
+_COLORS: Final = {"park": YELLOW, "fail": RED}
+_WORDS: Final = {"park": "would park, and wait for", "fail": "would fail:"}
+
+
+def _print(found: list[Tally], looked: Iterable[Looked]) -> None:
+    width = room()
+    if found:
+        print(painted(f"{'FITS':>9}  {'PARKS':>9}  {'FAILS':>9}  JOB", BOLD))
+    for tally in found:
+        print(cut(one_line(f"{tally.fits:>9,}  {tally.parks:>9,}  {tally.fails:>9,}  {tally.job}"), width))
+        for problem in tally.problems.values():
+            reason = f"{_WORDS[problem.outcome]} {one_line(problem.reason.removesuffix(f'; {WAYS_OUT}'))}"
+            print(painted(f"{INDENT}{problem.count:,} {reason}", _COLORS[problem.outcome]))
+            print(f"{INDENT}for example {problem.example}")
+    for line in _summary(found, looked):
+        print(line)
+
+
+def _summary(found: list[Tally], looked: Iterable[Looked]) -> Iterator[str]:
+    for queue in looked:
+        if queue.looked_at < queue.of:
+            yield f"looked at {queue.looked_at:,} of {queue.of:,} jobs in {one_line(queue.queue)}: --limit looks at more"
+    total, fits = sum(tally.fits + tally.parks + tally.fails for tally in found), sum(tally.fits for tally in found)
+    if not total:
+        yield "no job is waiting or running"
+    elif fits == total:
+        yield painted(f"all {total:,} jobs would run with this code", GREEN)
+    else:
+        yield f"{total - fits:,} of {total:,} jobs would not run with this code"
+        if any(tally.parks for tally in found):
+            yield f"A parked job waits for up to 7 days: {WAYS_OUT}."

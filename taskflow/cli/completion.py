@@ -1,0 +1,18 @@
+"""`taskflow completion SHELL`: prints a script that completes commands and options in a shell."""
+
+from __future__ import annotations
+
+import argparse
+
+from taskflow.cli.exits import Exit
+from taskflow.cli.parser import a_parser
+from taskflow.model.errors import ConfigurationError
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        import shtab
+    except ImportError:
+        raise ConfigurationError("completion needs shtab: install the extra `completion`") from None
+    print(shtab.complete(a_parser(), arguments.shell))
+    return Exit.OK

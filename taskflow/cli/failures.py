@@ -1,0 +1,71 @@
+"""`taskflow failures`: lists the causes for which jobs have failed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from taskflow.app.app import App
+from taskflow.app.failure_groups import MOST_GROUPS, FailureGroup, failure_groups
+from taskflow.cli.exits import Exit
+from taskflow.cli.job_filter import doubt_queue, filter_of
+from taskflow.cli.json_text import json_text
+from taskflow.cli.moments import span
+from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.terminal import BOLD, RED, cut, painted, room
+from taskflow.model.printable import one_line
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return with_store(arguments, _failures)
+
+
+async def _failures(app: App, arguments: argparse.Namespace) -> int:
+    broker = what_is_there(app)
+    if not await doubt_queue(broker.console, arguments.queue):
+        return Exit.NOT_FOUND
+    groups, window = await failure_groups(broker, filter_of(arguments), MOST_GROUPS + 1)
+    if window is not None:
+        print(f"taskflow: only the newest {window:,} failed jobs that match were counted", file=sys.stderr)
+    if len(groups) > MOST_GROUPS:
+        print(f"taskflow: only the {MOST_GROUPS} largest groups are listed", file=sys.stderr)
+        groups = groups[:MOST_GROUPS]
+    if arguments.json:
+        print(json_text([_json(group) for group in groups], indent=2))
+    elif not groups:
+        print("no failed jobs match", file=sys.stderr)
+    else:
+        _print(groups)
+    return Exit.OK
+
+
+def _print(groups: list[FailureGroup]) -> None:
+    now, width = datetime.now(UTC), room()
+    print(painted(f"{'GROUP':16}  {'COUNT':>7}  {'FIRST':>6}  {'LAST':>6}  JOB", BOLD))
+    for group in groups:
+        first, last = (span((now - at).total_seconds()) for at in (group.first, group.last))
+        [job, *others] = group.jobs
+        more = f" and {len(others)} more" if others else ""
+        print(cut(one_line(f"{group.id}  {group.count:>7,}  {first:>6}  {last:>6}  {job}{more}"), width))
+        print(f"    {painted(cut(one_line(group.error.partition(chr(10))[0]), width - 4), RED)}")
+        print(f"    {one_line(f'in {group.frame}, ' if group.frame else '', width - 4)}last: {group.sample}")
+        if group.deploys:
+            print(f"    {one_line(f'deploys: {_listed(group.deploys)}', width - 4)}")
+
+
+MOST_DEPLOYS: Final = 3
+"""The number of deploys that are listed by name."""
+
+
+def _listed(counts: dict[str, int]) -> str:
+    shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:MOST_DEPLOYS]]
+    return ", ".join(shown) + (f" and {len(counts) - MOST_DEPLOYS} more" if len(counts) > MOST_DEPLOYS else "")
+
+
+def _json(group: FailureGroup) -> dict[str, Any]:
+    told: dict[str, object] = msgspec.structs.asdict(group)
+    return told | {"first": group.first.isoformat(), "last": group.last.isoformat()}

@@ -1,0 +1,34 @@
+"""`taskflow metrics`: shows how often each kind of event has happened in each queue."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from taskflow.app.app import App
+from taskflow.cli.exits import Exit
+from taskflow.cli.json_text import json_text
+from taskflow.cli.parser import columns
+from taskflow.cli.store import what_is_there, with_store
+from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return with_store(arguments, _metrics)
+
+
+async def _metrics(app: App, arguments: argparse.Namespace) -> int:
+    totals = (await what_is_there(app).console.metrics()).totals
+    if arguments.json:
+        print(json_text({"totals": totals}, indent=2))
+        return Exit.OK
+    if not totals:
+        print("no job has been sent yet", file=sys.stderr)
+    width = columns() if sys.stdout.isatty() else MAX_CHARACTERS
+    for queue, events in sorted(totals.items()):
+        print(one_line(queue, width))
+        numbers = [f"{number:,}" for number in events.values()]
+        most = max(map(len, numbers), default=0)
+        for event, number in zip(events, numbers, strict=True):
+            print(one_line(f"{INDENT}{number:>{most}}  {event}", width))
+    return Exit.OK

@@ -1,0 +1,227 @@
+"""The queues and workers of a store at one time, as tables and as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from taskflow.app.app import App
+from taskflow.broker.console import Console, QueueRecord, View
+from taskflow.broker.url import masked
+from taskflow.cli.moments import span
+from taskflow.cli.table import STAYS, Column, table
+from taskflow.cli.terminal import DIM, OF_STATUS, RED, YELLOW, cut, painted, room
+from taskflow.model.printable import one_line
+from taskflow.model.record import Status
+from taskflow.model.session import SessionRecord
+from taskflow.model.transitions import Event
+
+MOST_WORKERS: Final = 10
+"""The most workers that `status` names. `taskflow workers` lists them all."""
+
+LOOKED_AT: Final = 100
+
+RATES: Final[Mapping[str, tuple[Event, ...]]] = {
+    "enqueued": (Event.ENQUEUE,),
+    "done": (Event.SUCCEED,),
+    "failed": (Event.FAIL, Event.DISCARD),
+}
+
+_RATE_TITLES: Final = {"enqueued": "IN/S", "done": "DONE/S", "failed": "FAIL/S"}
+
+Rates = Mapping[str, Mapping[str, float]]
+"""How many events of each kind a queue has had a second, by queue and then by kind."""
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a store at one time, on the monotonic clock.
+
+    `unknown`  for each job name that no running worker knows, the number of parked jobs among the `LOOKED_AT` jobs that are due next
+    """
+
+    broker: str
+    at: float
+    queues: list[QueueRecord]
+    workers: list[SessionRecord]
+    schedules: dict[str, int]
+    totals: dict[str, dict[str, int]]
+    unknown: Mapping[str, int] = {}
+
+    @classmethod
+    async def read(cls, app: App, console: Console) -> Summary:
+        schedules, queues, workers = await console.schedules(), await console.queues(), await console.workers()
+        return cls(
+            broker=masked(app.broker_url()),
+            queues=queues,
+            workers=workers,
+            unknown=await _unknown_jobs(console, queues, workers),
+            schedules={
+                "stored": len(schedules),
+                "paused": sum(schedule.is_paused for schedule in schedules),
+                "asleep": sum(schedule.asleep_since is not None for schedule in schedules),
+            },
+            totals=(await console.metrics()).totals,
+            at=time.monotonic(),
+        )
+
+    def rates_since(self, before: Summary) -> Rates:
+        """Return the rates of all queues between two summaries."""
+        took = max(1e-9, self.at - before.at)
+
+        def count(summary: Summary, queue: str, kind: str) -> int:
+            return sum(summary.totals.get(queue, {}).get(event, 0) for event in RATES[kind])
+
+        names = {*self.totals, *(queue.name for queue in self.queues)}
+        return {name: {kind: max(0, count(self, name, kind) - count(before, name, kind)) / took for kind in RATES} for name in names}
+
+    def lines(self, rates: Rates | None = None) -> Iterator[str]:
+        yield f"broker   {cut(one_line(self.broker), room() - 9)}"
+        yield f"workers  {len(self.workers):,}"
+        for worker in self.workers[:MOST_WORKERS]:
+            yield _worker_line(worker)
+        if len(self.workers) > MOST_WORKERS:
+            yield f"  and {len(self.workers) - MOST_WORKERS:,} more: `taskflow workers` lists them"
+        if self.schedules["stored"]:
+            details = ", ".join(f"{count:,} {word}" for word, count in self.schedules.items() if count and word != "stored")
+            yield f"schedules  {self.schedules['stored']:,}{f' ({details})' if details else ''}"
+        yield from queue_table(self.queues, rates)
+        for hint in (*_hints(self.queues, self.workers), *map(_unknown_hint, self.unknown.items())):
+            yield painted(hint, YELLOW)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "broker": self.broker,
+            "queues": [queue_json(queue) for queue in self.queues],
+            "workers": [worker_json(worker) for worker in self.workers],
+            "schedules": self.schedules,
+            "totals": self.totals,
+            "unknown_jobs": dict(self.unknown),
+        }
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+
+def worker_table(workers: Sequence[SessionRecord]) -> Iterator[str]:
+    return table(_WORKER_COLUMNS, workers)
+
+
+def _name(worker: SessionRecord) -> str:
+    return worker.session.name + (" (dying)" if worker.is_dying else "")
+
+
+def _color(worker: SessionRecord) -> int | None:
+    return RED if worker.is_dying else None if worker.is_alive else YELLOW
+
+
+_WORKER_COLUMNS: Final = (
+    Column("NAME", _name, color=_color),
+    Column("BUSY", lambda worker: f"{worker.leases}/{worker.session.concurrency}"),
+    Column("HEARTBEAT", lambda worker: f"{worker.seconds_since_beat:.0f}s ago", color=_color),
+    Column("UP", lambda worker: span((datetime.now(UTC) - worker.registered_at).total_seconds()), keep=2),
+    Column("JOBS", lambda worker: len(worker.session.jobs) or "?", keep=1),
+    Column("DEPLOY", lambda worker: one_line(worker.session.deploy, 24) or "-", keep=3),
+    Column("QUEUES", lambda worker: ", ".join(worker.session.queues) or "all"),
+)
+
+
+def _worker_line(worker: SessionRecord) -> str:
+    dying = ", dying" if worker.is_dying else ""
+    state = f": {worker.leases} leased, heartbeat {worker.seconds_since_beat:.0f} s ago{dying}"
+    return painted(f"  {cut(one_line(worker.session.name), room() - 2 - len(state))}{state}", _color(worker))
+
+
+def worker_json(worker: SessionRecord) -> dict[str, Any]:
+    return {
+        "name": worker.session.name,
+        "queues": list(worker.session.queues),
+        "concurrency": worker.session.concurrency,
+        "jobs": list(worker.session.jobs),
+        "deploy": worker.session.deploy,
+        "registered_at": worker.registered_at.isoformat(),
+        "leases": worker.leases,
+        "seconds_since_beat": worker.seconds_since_beat,
+        "dying": worker.is_dying,
+    }
+
+
+# --- queues ---------------------------------------------------------------------------------------------------------
+
+
+def queue_table(queues: Sequence[QueueRecord], rates: Rates | None = None) -> Iterator[str]:
+    """Yield the table of queues, with their rates if those are known."""
+    rated = [] if rates is None else [_rate_column(kind, rates) for kind in RATES]
+    return table([_QUEUE_NAME, *(_count_column(status, is_rated=rates is not None) for status in Status), _OLDEST, *rated], queues)
+
+
+_QUEUE_NAME: Final = Column("QUEUE", lambda queue: queue.name + (" (paused)" if queue.is_paused else ""))
+_OLDEST: Final = Column("OLDEST", lambda queue: "" if queue.oldest_ready_for is None else span(queue.oldest_ready_for), is_number=True)
+
+_KEPT: Final = {Status.HELD: 1, Status.CANCELLED: 2, Status.SUCCEEDED: 3}
+"""The counts that are left out first if the rates are shown and the terminal is narrow."""
+
+
+def _count_column(status: Status, *, is_rated: bool) -> Column:
+    def count(queue: QueueRecord) -> int:
+        return queue.counts.get(status, 0)
+
+    return Column(
+        status.upper(),
+        lambda queue: f"{count(queue):,}",
+        _KEPT.get(status, STAYS) if is_rated or status is Status.HELD else STAYS,
+        is_number=True,
+        color=lambda queue: OF_STATUS.get(status) if count(queue) else DIM,
+    )
+
+
+def _rate_column(kind: str, rates: Rates) -> Column:
+    return Column(
+        _RATE_TITLES[kind],
+        lambda queue: f"{rates[queue.name][kind]:,.1f}" if queue.name in rates else "-",
+        is_number=True,
+        color=lambda queue: RED if kind == "failed" and rates.get(queue.name, {}).get(kind) else None,
+    )
+
+
+def _hints(queues: Sequence[QueueRecord], workers: Sequence[SessionRecord]) -> Iterator[str]:
+    """Say which queues have jobs that no running worker will take."""
+    alive = [worker.session for worker in workers if worker.is_alive]
+    for queue in queues:
+        ready = queue.counts.get(Status.READY, 0)
+        if not ready:
+            continue
+        if queue.is_paused:
+            yield f"{one_line(queue.name)} is paused: `taskflow resume {one_line(queue.name)}` ends the pause"
+        elif not any(not session.queues or queue.name in session.queues for session in alive):
+            yield f"no running worker takes jobs from {one_line(queue.name)}: start one with `taskflow worker MODULE`"
+
+
+async def _unknown_jobs(console: Console, queues: Sequence[QueueRecord], workers: Sequence[SessionRecord]) -> dict[str, int]:
+    """Count parked jobs that no running worker knows. They are due again within minutes, so they are among the next ones."""
+    known = [worker.session.jobs for worker in workers if worker.is_alive]
+    if not known or not all(known) or not any(queue.counts.get(Status.SCHEDULED) for queue in queues):
+        return {}
+    page = await console.page(View(statuses=(Status.SCHEDULED,)), limit=LOOKED_AT)
+    return Counter(record.job for record in page.records if record.waiting_for and not any(record.job in jobs for jobs in known))
+
+
+def _unknown_hint(unknown: tuple[str, int]) -> str:
+    job, count = unknown
+    return (
+        f"no running worker knows the job {one_line(job)} ({count:,} parked): deploy the code that sent it, or `taskflow cancel --job` it"
+    )
+
+
+def queue_json(queue: QueueRecord) -> dict[str, Any]:
+    return {
+        "name": queue.name,
+        "paused": queue.is_paused,
+        "counts": {str(status): queue.counts.get(status, 0) for status in Status},
+        "oldest_ready_for": queue.oldest_ready_for,
+        "next_due_in": queue.next_due_in,
+    }

@@ -1,0 +1,89 @@
+"""Acts of operators, as the audit log of a store keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import msgpack
+import msgspec
+
+from taskflow.model.clock import instant_of
+from taskflow.model.stored import FieldReader, instant, octets, text, unpacked, whole
+
+MOST_NAMES: Final = 10
+"""The maximum number of names that the log keeps of one act."""
+
+MOST_CHARACTERS: Final = 200
+"""The maximum length of each text of an act, in characters. A longer one is truncated."""
+
+MOST_REASON: Final = 1_000
+
+
+class Act(msgspec.Struct, frozen=True, kw_only=True):
+    """An act of an operator.
+
+    `id`        16 bytes, by which a store recognizes an act that is sent again
+    `by`        the operator, as "user@host" by default
+    `verb`      "retry", "cancel", "purge", "pause", "resume"; for schedules "schedules.pause" and so on
+    `names`     the jobs, queues or schedules that were named; the log keeps the first `MOST_NAMES`
+    `named`     how many were named
+    `which`     the selection, if none were named: {"queue": "mail", "status": "failed"}
+    `affected`  how many jobs, queues or schedules it has changed, running jobs that were asked to stop included
+    `stopped`   why it stopped before its end; empty if it did not. More than `affected` may be changed then
+    `reason`    why it was done, as the operator said
+    """
+
+    id: bytes
+    by: str
+    verb: str
+    names: tuple[str, ...] = ()
+    named: int = 0
+    which: Mapping[str, str] = {}
+    affected: int = 0
+    stopped: str = ""
+    reason: str = ""
+
+
+class ActRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An act in the log of a store. `number` rises with each act. `at` is the store's time. `act` has no `id`."""
+
+    number: int
+    at: datetime
+    act: Act
+
+
+def pack_act(act: Act) -> bytes:
+    """Pack an act without its id. Long texts are truncated, so that no act is large."""
+    names = [name[:MOST_CHARACTERS] for name in act.names[:MOST_NAMES]]
+    which = {name: value[:MOST_CHARACTERS] for name, value in act.which.items()}
+    texts = [told[:MOST_CHARACTERS] for told in (act.by, act.verb, act.stopped)]
+    packed = msgpack.packb([*texts, act.reason[:MOST_REASON], names, act.named, which, act.affected], unicode_errors="surrogatepass")
+    return bytes(packed or b"")
+
+
+def act_record_of(number: Any, at: Any, body: Any) -> ActRecord:
+    """Return the record of a stored act. What cannot be read gets a default."""
+    reader = FieldReader()
+    unreadable = Act(id=b"", by="?", verb="?", reason="this entry cannot be read")
+    return ActRecord(
+        number=reader.read("number", number, whole, 0),
+        at=reader.read("at", at, instant, instant_of(0)),
+        act=reader.read("body", body, _act, unreadable),
+    )
+
+
+def _act(stored: Any) -> Act:
+    by, verb, stopped, reason, names, named, which, affected, *_ = unpacked(octets(stored))
+    return Act(
+        id=b"",
+        by=text(by),
+        verb=text(verb),
+        stopped=text(stopped),
+        reason=text(reason),
+        names=tuple(map(text, names)),
+        named=whole(named),
+        which={text(name): text(value) for name, value in which.items()},
+        affected=whole(affected),
+    )

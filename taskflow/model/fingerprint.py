@@ -1,0 +1,71 @@
+"""Fingerprints of failures: failures with one cause have the same one, whatever ids, numbers and names their messages contain."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+from typing import Final
+
+from taskflow.model import wording
+from taskflow.model.cause import FINGERPRINT_BYTES, pack_cause
+from taskflow.model.verdict import Completed, Discarded, Failed, Verdict
+
+_FRAME: Final = re.compile(r'^ *(?:\| +)?File "(?P<file>[^"\n]*)", line \d+, in (?P<function>.*)$', re.MULTILINE)
+_LIBRARIES: Final = re.compile(r"[/\\](site-packages|dist-packages|lib[/\\]python\d[^/\\]*)[/\\]|^<")
+
+_VARYING: Final = (
+    (re.compile(r"'[^'\n]*'|\"[^\"\n]*\"|`[^`\n]*`"), "'...'"),
+    (re.compile(r"\b[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\b"), "ID"),
+    (re.compile(r"\b0x[0-9a-fA-F]+\b|\b(?=\w*\d)[0-9a-fA-F]{6,}\b"), "ID"),
+    (re.compile(r"\d+(?:[.,:]\d+)*"), "N"),
+    (re.compile(r"\s+"), " "),
+)
+"""What differs between messages with one cause, and what stands for it."""
+
+LONGEST: Final = 300
+"""Characters of a message that count. What follows is mostly data."""
+
+
+def cause_of(verdict: Verdict, deploy: str) -> bytes | None:
+    """Return the cause to store with a job that the verdict ends as FAILED; None for other verdicts."""
+    if isinstance(verdict, Completed):
+        verdict = verdict.otherwise
+    if isinstance(verdict, Failed):
+        error = verdict.error
+        return pack_cause(fingerprint(error.message, error.type, error.traceback), deploy)
+    return pack_cause(fingerprint(verdict.reason), deploy) if isinstance(verdict, Discarded) else None
+
+
+def poison_fingerprint(cause: str = "") -> bytes:
+    """Return the fingerprint of jobs that are poison. `cause` says why the last worker died; it is empty if that is unknown."""
+    return fingerprint(wording.poison(wording.lost_in_a_row(1, cause)))
+
+
+@lru_cache(maxsize=64)
+def fingerprint(message: str, kind: str = "", traceback: str = "") -> bytes:
+    """Return the fingerprint of a failure: a hash of the exception's type, the innermost frame of the application, and the message
+    without quoted text, ids and numbers. A frame counts by its file and function, without the line, so that edits elsewhere in the
+    file and new release folders do not matter. Of a job that discarded itself, and of poison, only the reason counts."""
+    parts = (kind, frame(traceback), shape(message))
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).digest()[:FINGERPRINT_BYTES]
+
+
+def frame(traceback: str) -> str:
+    """Return the innermost frame that is not in a library, as "folder/file.py:function"; of libraries alone, the innermost one.
+    In an exception group, which says little itself, this is a frame of its last exception."""
+    frames = [(found["file"], found["function"]) for found in _FRAME.finditer(traceback)]
+    own = [place for place in frames if not _LIBRARIES.search(place[0])]
+    if not frames:
+        return ""
+    file, function = (own or frames)[-1]
+    module = "/".join(re.split(r"[/\\]", file)[-2:])
+    return f"{module}:{function}"
+
+
+def shape(message: str) -> str:
+    """Return a message without what varies: quoted text, ids and numbers."""
+    text = message[:LONGEST]
+    for varying, stands_for in _VARYING:
+        text = varying.sub(stands_for, text)
+    return text.strip()

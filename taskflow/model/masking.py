@@ -1,0 +1,107 @@
+"""Prepares decoded values for display: hides secrets, leaves out what is too long, and converts the rest to what JSON can express."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Set
+from datetime import date, time
+from itertools import islice, pairwise
+from typing import Any, Final
+
+import msgspec
+
+from taskflow.model.printable import shown
+
+HIDDEN: Final = "[hidden]"
+
+_WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_SECRET_WORDS: Final = frozenset(
+    ("auth", "authentication", "authorization", "bearer", "csrf", "cvc", "cvv", "jwt", "otp", "pwd", "signature", "xsrf")
+)
+_SECRET_ENDS: Final = ("password", "passwd", "passphrase", "passcode", "secret", "token", "credential", "cookie")
+_SECRET_PAIRS: Final = frozenset(
+    ("api key", "access key", "private key", "secret key", "signing key", "encryption key", "session key", "session id", "card number")
+)
+_SECRET_JOINED: Final = frozenset(pair.replace(" ", "") for pair in _SECRET_PAIRS)
+
+_PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^\s/?#:@]*):[^\s/]*(?=@)")
+
+
+class Room(msgspec.Struct, frozen=True):
+    """How much of a value is shown: characters of a text, items of a container, and levels of nested containers."""
+
+    characters: int
+    items: int
+    levels: int
+
+
+def is_secret(name: str) -> bool:
+    """Return True if a value of this name is probably a secret, such as `password`, `api_key` or `X-Auth-Token`."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    if any(word in _SECRET_WORDS or word in _SECRET_JOINED or word.removesuffix("s").endswith(_SECRET_ENDS) for word in words):
+        return True
+    return any(" ".join(pair) in _SECRET_PAIRS for pair in pairwise(words))
+
+
+def presentable(value: object, secrets: Collection[str], room: Room) -> Any:
+    """Return a decoded value as JSON can express it: sets and tuples as lists, instants and decimals as text, keys of dicts as text.
+
+    A value whose name is in `secrets`, or that `is_secret` names, is replaced by `HIDDEN`, unless it is None, True or False. Passwords in
+    URLs are hidden too. What does not fit into `room` is left out, and the place says so.
+    """
+    if value is None or isinstance(value, bool | float):
+        return _number(value)
+    if isinstance(value, int):
+        return value if abs(value) < 1 << 63 else shown(value)
+    if isinstance(value, str):
+        return cut(_PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}", value), room.characters)
+    if isinstance(value, bytes | bytearray):
+        size, hexadecimal = len(value), bytes(value[: room.characters // 2]).hex()
+        return f"<{size:,} bytes: {hexadecimal}{'...' if 2 * size > room.characters else ''}>" if size else "<0 bytes>"
+    if isinstance(value, Mapping | list | tuple | Set):
+        return _container(value, secrets, room)
+    return cut(_text(value), room.characters)
+
+
+def presentable_map(values: Mapping[Any, object], secrets: Collection[str], room: Room) -> dict[str, Any]:
+    """Return a map by name, like `presentable`."""
+    return dict(_pairs(values, secrets, room))
+
+
+def cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def _container(value: Any, secrets: Collection[str], room: Room) -> Any:
+    if not room.levels:
+        return f"<{type(value).__name__} with {len(value):,} items>"
+    inside = msgspec.structs.replace(room, levels=room.levels - 1)
+    if isinstance(value, Mapping):
+        return presentable_map(value, secrets, inside)
+    items = [presentable(each, secrets, inside) for each in islice(_ordered(value), room.items)]
+    return items if len(items) == len(value) else [*items, f"... ({len(value):,} items)"]
+
+
+def _pairs(values: Mapping[Any, object], secrets: Collection[str], room: Room) -> Iterable[tuple[str, Any]]:
+    for key, value in islice(values.items(), room.items):
+        name = key if isinstance(key, str) else _text(key)
+        is_hidden = (name in secrets or is_secret(name)) and value is not None and not isinstance(value, bool)
+        yield cut(name, room.characters), HIDDEN if is_hidden else presentable(value, secrets, room)
+    if len(values) > room.items:
+        yield "...", f"({len(values):,} items)"
+
+
+def _ordered(value: Any) -> Iterable[Any]:
+    """Sets are sorted by their text, so that the same set looks the same each time."""
+    return sorted(value, key=shown) if isinstance(value, Set) else value
+
+
+def _number(value: float | None) -> Any:
+    return value if value is None or value - value == 0 else str(value)  # JSON has no infinities and no NaN
+
+
+def _text(value: object) -> str:
+    try:
+        return value.isoformat() if isinstance(value, date | time) else str(value)
+    except Exception:  # a class of the application, which has registered it
+        return shown(value)

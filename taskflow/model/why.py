@@ -1,0 +1,221 @@
+"""Why a job is in its present state, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from taskflow.model import wording
+from taskflow.model.ids import id_text
+from taskflow.model.record import POISON, Record, Status
+from taskflow.model.schedule import SCHEDULE
+from taskflow.model.session import SessionRecord
+
+
+class Reason(NamedTuple):
+    """One reason, and its cure if there is one."""
+
+    text: str
+    cure: str = ""
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of the store around a job, for `reasons`.
+
+    `now`        by the store's clock, as far as it is known
+    `is_paused`  whether the job's queue is paused
+    `counts`     the number of jobs in its queue, by status
+    `places`     how many jobs run before each of the first ready jobs of its queue, by id; empty if that was not counted
+    `workers`    all sessions
+    `rate`       how many jobs of its queue are claimed in a second; None if that was not measured
+    """
+
+    now: datetime
+    is_paused: bool = False
+    counts: Mapping[Status, int] = {}
+    places: Mapping[bytes, int] = {}
+    workers: Sequence[SessionRecord] = ()
+    rate: float | None = None
+
+
+def reasons(record: Record, facts: Facts) -> list[Reason]:
+    """Return the reasons for the job's present state. The first one is the cause; the others may matter once that is cured."""
+    found = list(_reasons(record, facts))
+    if record.unreadable:
+        columns = ", ".join(field.column for field in record.unreadable)
+        found.insert(0, Reason(f"stored values cannot be read: {columns}", f"`taskflow jobs {_id(record)}` shows their bytes"))
+    return found
+
+
+def _reasons(record: Record, facts: Facts) -> Iterator[Reason]:
+    match record.status:
+        case Status.HELD:
+            yield from _held(record)
+        case Status.SCHEDULED:
+            yield from _scheduled(record, facts)
+        case Status.READY:
+            yield from _ready(record, facts)
+        case Status.RUNNING:
+            yield from _running(record, facts)
+        case Status.FAILED:
+            yield from _failed(record)
+        case Status.CANCELLED:
+            yield from _cancelled(record)
+        case Status.SUCCEEDED:
+            yield Reason(f"it succeeded at {record.ended_at}")
+
+
+def _held(record: Record) -> Iterator[Reason]:
+    if record.waiting_for:
+        yield Reason(f"it waits for {record.waiting_for}", "let that job end, or cancel it")
+    else:
+        yield Reason("it waits for other jobs to end", "see `taskflow jobs --status running`")
+
+
+def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
+    wait = _after(record.due_at, facts.now)
+    if record.due_at <= facts.now and not any(worker.is_alive for worker in facts.workers):
+        yield Reason("it is due, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")
+    if record.waiting_for and not _is_back_off(record.waiting_for):
+        yield Reason(
+            f"no worker that took it could run it: it waits for {record.waiting_for}, and is tried again {wait}",
+            f"deploy the code that sent it, or `taskflow cancel {_id(record)}`",
+        )
+    elif record.waiting_for:
+        yield Reason(f"it waits for {record.waiting_for}; it is ready again {wait}", "find out why its workers stop before it ends")
+    elif record.crashes:
+        yield Reason(
+            f"its worker was lost {_times(record.crashes)} while it ran; it is ready again {wait}",
+            f"`taskflow jobs {_id(record)}` shows the causes",
+        )
+    elif record.failures:
+        error = record.errors[-1] if record.errors else None
+        why = f": {error.type}: {error.message}" if error is not None else ""
+        yield Reason(
+            f"attempt {record.failures} of {record.max_attempts} failed{why}; the next one starts {wait}",
+            "mend the cause; the retry is automatic",
+        )
+    elif record.snoozes:
+        yield Reason(f"it has snoozed {_times(record.snoozes)}; it is ready again {wait}")
+    elif SCHEDULE in record.headers:
+        yield Reason(f"schedule {record.headers[SCHEDULE]} has added it for later; it is ready {wait}")
+    else:
+        yield Reason(f"it was sent for later; it is ready {wait}")
+
+
+def _ready(record: Record, facts: Facts) -> Iterator[Reason]:
+    known = [worker for worker in facts.workers if not worker.is_dying]
+    taking = [worker for worker in known if not worker.session.queues or record.queue in worker.session.queues]
+    knowing = [worker for worker in taking if not worker.session.jobs or record.job in worker.session.jobs]
+    alive = [worker for worker in knowing if worker.is_alive]
+    if record.waiting_for:  # poison whose follow-up is to be sent
+        yield Reason(f"it waits for {record.waiting_for}")
+    if facts.is_paused:
+        yield Reason(f"queue {record.queue} is paused", f"`taskflow resume {record.queue}`")
+    if not known:
+        yield Reason("no worker is running", "start one with `taskflow worker MODULE`")
+    elif not taking:
+        yield Reason(f"{_none_of(known, 'take')} queue {record.queue}", f"start one with `--queues {record.queue}`")
+    elif not knowing:
+        yield Reason(f"{_none_of(taking, 'know')} {record.job}, among those that take queue {record.queue}", "start one with its module")
+    elif not alive:
+        seconds = min(worker.seconds_since_beat for worker in knowing)
+        yield Reason(
+            f"no heartbeat for {seconds:.0f} s from {_workers(knowing)}, which could run it",
+            "start another one, or look at the log if it should be running",
+        )
+    else:
+        slots, busy = sum(worker.session.concurrency for worker in alive), sum(worker.leases for worker in alive)
+        if slots and busy >= slots:
+            slots_of = f"all {slots} slots" if slots > 1 else "the only slot"
+            yield Reason(f"{slots_of} of {_workers(alive)} {'are' if slots > 1 else 'is'} busy", "wait, or start more workers")
+        yield from _behind(record, facts)
+
+
+def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
+    place = facts.places.get(record.id)
+    ahead = place if place is not None else len(facts.places) or facts.counts.get(Status.READY, 0) - 1
+    since = f"it has been ready for {max(0.0, (facts.now - record.due_at).total_seconds()):.0f} s"
+    if ahead <= 0:
+        next_one = f"is the next one in queue {record.queue}" if place == 0 else "nothing is known to hold it up"
+        yield Reason(f"{since}, and {next_one}", "look again: a worker is about to take it")
+        return
+    others = f"{'at least ' if place is None else ''}{ahead:,} other{'s' if ahead > 1 else ''}"
+    about = ""
+    if facts.rate is not None:
+        about = f"; at the present rate its turn comes in about {ahead / facts.rate:.0f} s" if facts.rate else "; none was claimed just now"
+    yield Reason(
+        f"{since}, behind {others} in queue {record.queue}{about}",
+        "wait, start more workers, or send it with a higher priority",
+    )
+
+
+def _running(record: Record, facts: Facts) -> Iterator[Reason]:
+    since = record.started_at or record.claimed_at or facts.now
+    seconds = f"{max(0.0, (facts.now - since).total_seconds()):.0f} s"
+    if record.cancel_requested:
+        yield Reason("it was asked to stop, and has not stopped yet", "code in a thread has to look at `ctx.cancelled`")
+    silent = [w for w in facts.workers if w.session.name == record.worker and w.seconds_since_beat > w.session.ttl / 2]
+    if silent:
+        is_lone = not any(worker.is_alive for worker in facts.workers if worker.session.name != record.worker)
+        yield Reason(
+            f"its worker {record.worker} has sent no heartbeat for {silent[0].seconds_since_beat:.0f} s",
+            f"after {silent[0].session.ttl:.0f} s another worker takes the job{'; none is running: start one' if is_lone else ''}",
+        )
+    if record.started_at is None:
+        yield Reason(f"worker {record.worker} took it {seconds} ago, and has not reported its start yet")
+    else:
+        yield Reason(f"it runs on {record.worker} for {seconds}, attempt {record.attempt} of {record.max_attempts}")
+    if record.progress is not None:
+        yield Reason(f"its progress is {record.progress.fraction:.0%}{f': {record.progress.note}' if record.progress.note else ''}")
+
+
+def _failed(record: Record) -> Iterator[Reason]:
+    again = f"when the cause is mended: `taskflow retry {_id(record)}`"
+    error = record.last_error
+    if (record.reason or "").startswith(POISON):
+        yield Reason(f"{record.reason}", f"find out what kills its workers; {again}")
+    elif error is None:
+        yield Reason(f"it was discarded: {record.reason}", again)
+    elif record.failures < record.max_attempts:
+        yield Reason(f"{error.type}: {error.message}; this error is not retried", again)
+    else:
+        yield Reason(f"its last attempt, {error.attempt} of {record.max_attempts}, failed: {error.type}: {error.message}", again)
+
+
+def _cancelled(record: Record) -> Iterator[Reason]:
+    cure = f"`taskflow retry {_id(record)}` runs it all the same"
+    if record.reason == wording.EXPIRED:
+        yield Reason("it expired: no worker had started it in time", f"start more workers, or send with a longer `expires`; {cure}")
+    elif (record.reason or "").startswith(wording.REPLACED_BY.partition("%")[0]):
+        yield Reason(f"it was {record.reason}, which has the same key", "look at that job")
+    else:
+        yield Reason(f"it was cancelled{f': {record.reason}' if record.reason else ''}", cure)
+
+
+def _is_back_off(waiting_for: str) -> bool:
+    return waiting_for.startswith(wording.HANDED_BACK_IN_VAIN.partition("%")[0])
+
+
+def _after(at: datetime, now: datetime) -> str:
+    seconds = (at - now).total_seconds()
+    return f"in {seconds:.0f} s" if seconds > 0 else "as soon as a worker looks"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _workers(workers: Sequence[SessionRecord]) -> str:
+    return f"the {len(workers)} workers" if len(workers) > 1 else f"worker {workers[0].session.name}"
+
+
+def _none_of(workers: Sequence[SessionRecord], verb: str) -> str:
+    return f"none of {_workers(workers)} {verb}s" if len(workers) > 1 else f"{_workers(workers)} does not {verb}"
+
+
+def _id(record: Record) -> str:
+    return id_text(record.id)

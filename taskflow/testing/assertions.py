@@ -1,0 +1,264 @@
+"""Compares the calls that a test expects with those that were sent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from inspect import Parameter
+from typing import Any, Final, NamedTuple
+
+from taskflow.app.job import Declared
+from taskflow.app.job_type import JobType
+from taskflow.app.options import EnqueueOptions, plain_options
+from taskflow.app.registry import Registry
+from taskflow.model.clock import instant_of, to_seconds
+from taskflow.model.codec import decode_value
+from taskflow.model.envelope import Envelope
+from taskflow.model.errors import CodecError, EncodeError
+from taskflow.model.printable import shown
+from taskflow.model.transitions import due_at
+
+SHOWN: Final = 3
+"""How many of the nearest calls a failed assertion shows."""
+
+COMPARED: Final = (
+    "queue",
+    "priority",
+    "after",
+    "at",
+    "expires",
+    "max_attempts",
+    "retry",
+    "timeout",
+    "key",
+    "keep_result",
+    "headers",
+    "tags",
+)
+"""The options that are kept with a job, so that an assertion can name them."""
+
+_MAY_BE_NONE: Final = ("expires", "timeout", "key")
+_OWN: Final = ("options", "count")
+_MISSING: Final = object()
+_SAME_TIME: Final = 1_000  # microseconds
+
+
+class SentJob(NamedTuple):
+    """A job that was sent, and when the store added it."""
+
+    envelope: Envelope
+    created_at: int
+
+
+class ExpectedCall:
+    """A call, its options, and how often it is expected. Raises TypeError or EncodeError for a call that could not be sent.
+
+    A name that the function takes is an argument. Any other is an option, `options` or `count`. If the function takes ``**kwargs``,
+    or if the job is given by a name that is not known here, then all names but `options` and `count` are arguments.
+    """
+
+    def __init__(self, registry: Registry, job: Declared[..., Any] | str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        check_job(job)
+        known = registry.get(job) if isinstance(job, str) else job
+        self._job: JobType[Any] | None = known
+        self._name = job if isinstance(job, str) else job.name
+        self._names = {self._name} if known is None else {self._name, known.name, *known.aliases}
+        arguments = dict(kwargs)
+        given = dict(arguments.pop("options", None) or {}) if self._is_ours("options") else {}
+        self.count: int | None = arguments.pop("count", None) if self._is_ours("count") else None
+        given |= {name: arguments.pop(name) for name in EnqueueOptions.__annotations__ if name in arguments and self._is_ours(name)}
+        self._options = _checked(given)
+        self._shown = _shown(args, arguments)
+        self._payload: bytes | None = None
+        self._arguments = self._bound(args, arguments)
+
+    def _is_ours(self, name: str) -> bool:
+        """Return True if a keyword is meant for the assertion, and not for the function."""
+        parameters = {} if self._job is None else self._job.__signature__.parameters
+        if name in parameters:
+            return False
+        takes_all = self._job is None or any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values())
+        return name in _OWN or not takes_all
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
+        if self._job is None:
+            if args:
+                raise TypeError(f"the job {self._name!r} is not known here: give its arguments by name")
+            return kwargs
+        try:
+            self._payload = self._job.codec.encode_arguments(args, kwargs)
+        except EncodeError:
+            if not _has_any([args, kwargs]):
+                raise
+        return self._job.named_arguments(args, kwargs)
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+        return f"{self._name}({self._shown})" + (f" with {options}" if options else "")
+
+    def is_of_job(self, sent: SentJob) -> bool:
+        return sent.envelope.job in self._names
+
+    def differences(self, sent: SentJob) -> list[str]:
+        """Return a line for each argument and option in which a job differs from the expected one."""
+        return [*self._of_arguments(sent.envelope.payload), *self._of_options(sent)]
+
+    def _of_arguments(self, payload: bytes) -> Iterator[str]:
+        if payload == self._payload:
+            return
+        try:
+            actual = decoded(self._job, payload)
+        except CodecError as error:
+            yield f"the arguments cannot be decoded: {error}"
+            return
+        for name in dict.fromkeys((*self._arguments, *actual)):
+            expected, found = self._arguments.get(name, _MISSING), actual.get(name, _MISSING)
+            if expected is _MISSING:
+                yield f"{name}: {found!r}, expected none"
+            elif found is _MISSING:
+                yield f"{name}: none, expected {expected!r}"
+            elif not _is_same(expected, found):
+                yield f"{name}: {found!r}, expected {expected!r}"
+
+    def _of_options(self, sent: SentJob) -> Iterator[str]:
+        for name, expected in self._options.items():
+            found = _option_of(sent, name)
+            if not _agrees(name, expected, found):
+                values = [instant_of(value) if name == "at" and isinstance(value, int) else value for value in (found, expected)]
+                yield f"{name}=: {values[0]!r}, expected {values[1]!r}"
+
+
+def decoded(job: JobType[Any] | None, payload: bytes) -> Mapping[str, Any]:
+    """Return the arguments in a payload by name, with defaults if the job is known."""
+    if job is not None:
+        return job.decoded_arguments(payload)
+    plain: dict[str, Any] = decode_value(payload)
+    return plain
+
+
+def check_job(job: object) -> None:
+    """Raise TypeError for anything but a job or a name, such as a call made by `bind`, or the undecorated function."""
+    if not isinstance(job, Declared | str):
+        raise TypeError(f"got {shown(job)}: expected a job, or its name, and then its arguments, as in assert_enqueued(greet, 'ada')")
+
+
+def check_enqueued(expected: ExpectedCall, sent: Sequence[SentJob], registry: Registry) -> None:
+    """Raise AssertionError unless the expected call was sent, as often as is expected."""
+    compared = [(expected.differences(each), each) for each in sent if expected.is_of_job(each)]
+    found = sum(not differences for differences, _ in compared)
+    if found if expected.count is None else found == expected.count:
+        return
+    others = sorted((each for each in compared if each[0]), key=lambda each: len(each[0]))
+    missing = f"{expected} was not enqueued" if not found else f"{expected} was enqueued {_times(found)}"
+    if expected.count is not None:
+        missing += f", expected {_times(expected.count)}"
+    if others and found < (expected.count or 1):
+        nearest = "".join(f"\n  {call_of(each, registry)}" + "".join(f"\n    {line}" for line in lines) for lines, each in others[:SHOWN])
+        raise AssertionError(f"{missing}; the nearest of {len(others)} other calls of it:{nearest}")
+    raise AssertionError(missing if found else f"{missing}; {calls_of(sent, registry)}")
+
+
+def check_not_enqueued(expected: ExpectedCall, sent: Sequence[SentJob], registry: Registry) -> None:
+    if any(expected.is_of_job(each) and not expected.differences(each) for each in sent):
+        raise AssertionError(f"{expected} was enqueued; {calls_of(sent, registry)}")
+
+
+def call_of(sent: SentJob, registry: Registry) -> str:
+    """Return a job that was sent as it would be written as a call."""
+    envelope = sent.envelope
+    job = registry.get(envelope.job)
+    try:
+        args, kwargs = ((), decode_value(envelope.payload)) if job is None else job.codec.decode_arguments(envelope.payload)
+    except CodecError as error:
+        return f"{envelope.job}(undecodable: {error})"
+    return f"{envelope.job}({_shown(args, kwargs)})"
+
+
+def calls_of(sent: Iterable[SentJob], registry: Registry) -> str:
+    calls = [call_of(each, registry) for each in sent]
+    return "these were: " + ", ".join(calls) if calls else "nothing was"
+
+
+def _shown(args: Iterable[Any], kwargs: Mapping[str, Any]) -> str:
+    return ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options as they are stored. Raises TypeError or ValueError for an invalid one."""
+    checked = dict[str, Any]()
+    for name, value in given.items():
+        if name in EnqueueOptions.__annotations__ and name not in COMPARED:
+            raise TypeError(f"{name}= cannot be asserted, because it is not kept with a job; the options that are: {', '.join(COMPARED)}")
+        if _has_any(value) or (value is None and name in _MAY_BE_NONE):
+            checked[name] = value
+        elif value is not None:
+            checked[name] = plain_options({name: value})[name]  # type: ignore[misc]
+    return checked
+
+
+def _option_of(sent: SentJob, name: str) -> Any:
+    envelope, due = sent.envelope, due_at(sent.envelope, sent.created_at)
+    match name:
+        case "after":
+            return to_seconds(due - sent.created_at)
+        case "at":
+            return due
+        case "key":
+            return envelope.key_text
+    return getattr(envelope, name)
+
+
+def _agrees(name: str, expected: Any, found: Any) -> bool:
+    """Return True if a stored option is the expected one. Tags and headers may be more than those expected."""
+    if _has_any(expected) or expected is None:
+        return _is_same(expected, found)
+    match name:
+        case "at":
+            return bool(abs(found - expected) <= _SAME_TIME)
+        case "after":
+            return bool(abs(found - expected) * 1_000_000 <= _SAME_TIME)
+        case "tags":
+            return set(expected) <= set(found)
+        case "headers":
+            return bool(expected.items() <= found.items())
+    return _is_same(expected, found)
+
+
+def _is_same(expected: Any, found: Any) -> bool:
+    try:
+        return bool(expected == found)
+    except Exception:  # the comparison of the class fails, as that of an array does
+        return False
+
+
+def _has_any(value: Any) -> bool:
+    """Return True if `unittest.mock.ANY` is anywhere in the value."""
+    mock = sys.modules.get("unittest.mock")
+    return mock is not None and _contains(value, mock.ANY, set())
+
+
+def _contains(value: Any, wanted: object, seen: set[int]) -> bool:
+    if value is wanted:
+        return True
+    if id(value) in seen or isinstance(value, str | bytes | int | float | type | None):
+        return False
+    seen.add(id(value))
+    return any(_contains(part, wanted, seen) for part in _parts(value))
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        yield from value.keys()
+        yield from value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from value
+    else:
+        yield from getattr(value, "__dict__", {}).values()
+        for kind in type(value).__mro__:
+            slots = kind.__dict__.get("__slots__", ())
+            for name in [slots] if isinstance(slots, str) else slots:
+                yield getattr(value, name, None)

@@ -1,0 +1,215 @@
+"""Runs the jobs of a test with the real executor, in a session of the memory broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import secrets
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from functools import partial
+from types import TracebackType
+from typing import Any, ClassVar, Final
+
+import msgspec
+
+from taskflow.app.context import DONE
+from taskflow.app.job import SyncJob
+from taskflow.app.job_type import AnyJob
+from taskflow.app.portal import callers_thread
+from taskflow.broker import topics
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.nudges import Nudges
+from taskflow.model.envelope import Lease
+from taskflow.model.errors import JobFailed
+from taskflow.model.schedule import SCHEDULE
+from taskflow.model.session import Beat, Report, Session
+from taskflow.model.verdict import Discarded, Failed, Settlement, Succeeded, Verdict
+from taskflow.worker.ended_hooks import EndedHooks
+from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
+from taskflow.worker.lease_table import HeldLease
+from taskflow.worker.scheduler import Scheduler
+from taskflow.worker.threads import carried
+
+CONCURRENCY: Final = 100
+# The most runs in one call, apart from those of schedules: more indicate an endless loop.
+MOST_RUNS = 50_000
+runs_inline: Final[ContextVar[bool]] = ContextVar("taskflow_runs_inline", default=False)
+"""True in jobs that run where they are sent."""
+# Seconds within which runs must end when a test gives up.
+LAST_WORDS: Final = 1.0
+
+
+class Work:
+    """The state of one call of `run_all` or `advance`, or of a job that runs where it is sent: the executor, the number of runs
+    for each job name, and the failures."""
+
+    def __init__(self, executor: TestExecutor, scheduler: Scheduler, ended_hooks: EndedHooks | None) -> None:
+        self.executor = executor
+        self.ended_hooks = ended_hooks
+        self.scheduler = scheduler
+        self.runs = Counter[str]()
+        self.unscheduled = 0
+        self.ended_badly: list[tuple[bytes, BaseException | None]] = []
+        self.failures: list[JobFailed] = []
+
+
+class TestExecutor(Executor):
+    """Takes `complete_in` on any connection as a success of the run if that returns. Calls
+    plain functions in the thread of a synchronous caller, if there is one."""
+
+    __test__ = False
+
+    def _invoke(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
+        start = _start_at_sender() if isinstance(job, SyncJob) else None
+        if start is None:
+            return super()._invoke(holding, job, args, kwargs)
+        scope = contextvars.copy_context()
+        scope.run(callers_thread.set, None)  # the thread is busy with this function
+        holding.in_thread = outcome = start(partial(_outcome_of, scope, partial(job.function, *args, **kwargs)))
+        return _returned_or_raised(outcome)
+
+    def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:
+        holding.completed = result
+        return DONE
+
+    def _returned(self, holding: HeldLease, job: AnyJob) -> Verdict:
+        assert holding.completed is not None
+        return Succeeded(holding.completed)
+
+    def _completed(self, holding: HeldLease, verdict: Verdict) -> Verdict:
+        return verdict
+
+
+_Outcome = tuple[Any, BaseException | None]
+
+
+def _start_at_sender() -> Callable[[Callable[[], _Outcome]], asyncio.Future[_Outcome]] | None:
+    """Return a function that starts a plain function in the thread of its job's sender, or None if any thread will do.
+
+    That is the thread that waits in `run_sync` or the like. For a sender in a coroutine, it is the
+    thread in which Django uses its connections, if Django is loaded.
+    """
+    thread = callers_thread.get()
+    if thread is not None:
+        return thread.submit
+    if runs_inline.get() and "django.db" in sys.modules:
+        sync_to_async: Any = sys.modules["asgiref.sync"].sync_to_async  # Django has imported it
+        return lambda function: asyncio.ensure_future(sync_to_async(function, thread_sensitive=True)())
+    return None
+
+
+def _outcome_of(scope: contextvars.Context, function: Callable[[], Any]) -> _Outcome:
+    """Call the function, and return its outcome. Raises only KeyboardInterrupt, with which the user ends the test."""
+    try:
+        return scope.run(function), None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return None, error
+
+
+async def _returned_or_raised(outcome: asyncio.Future[_Outcome]) -> Any:
+    value, error = await outcome
+    if error is not None:
+        raise carried(error)
+    return value
+
+
+def frames_in(job: AnyJob, error: BaseException) -> TracebackType | None:
+    """Return the error's frames from the job's function on, or all of them if it is not on the stack."""
+    code = getattr(job.function, "__code__", None)
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code is not code:
+        frames = frames.tb_next
+    return frames or error.__traceback__
+
+
+class Pass:
+    """Runs jobs in a separate session, as a worker does, until none is ready."""
+
+    heeds: ClassVar[tuple[str, ...]] = (topics.ANY_QUEUE,)
+
+    def __init__(self, broker: MemoryBroker, work: Work) -> None:
+        self._broker = broker
+        self._work = work
+        self._session = Session(id=secrets.token_bytes(16), name="run_all")
+        self._request = 0
+        self._running: dict[asyncio.Task[None], HeldLease] = {}
+
+    async def run(self) -> None:
+        await self._broker.register(self._session)
+        try:
+            with self._broker.listen([*self.heeds, topics.session(self._session.id)]) as nudges:
+                while await self._claim() or self._running:
+                    await self._next_news(nudges)
+                    await self._beat()
+        finally:
+            await self._leave()
+
+    async def _claim(self) -> bool:
+        leases = await self._leases()
+        self._work.unscheduled += sum(SCHEDULE not in lease.envelope.headers for lease in leases)
+        if self._work.unscheduled > MOST_RUNS:
+            raise endless(f"{MOST_RUNS:,} runs", self._work.runs)
+        for lease in leases:
+            holding = HeldLease(lease)
+            task = asyncio.get_running_loop().create_task(self._run(holding))
+            self._running[task] = holding
+            task.add_done_callback(self._running.pop)
+            self._work.runs[lease.envelope.job] += 1
+        return bool(leases)
+
+    async def _leases(self) -> list[Lease]:
+        self._request += 1
+        return await self._broker.claim(self._session.id, self._request, (), CONCURRENCY)
+
+    async def _next_news(self, nudges: Nudges) -> None:
+        """Wait until a run has ended, a job has become ready, or a running job has been asked to stop."""
+        nudged = asyncio.ensure_future(nudges.wait())
+        try:
+            await asyncio.wait({nudged, *self._running}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            nudged.cancel()
+            await asyncio.gather(nudged, return_exceptions=True)
+
+    async def _beat(self) -> None:
+        held = {holding.lease.claim: holding for holding in self._running.values()}
+        reports = tuple(Report(claim, 0.0, holding.progress) for claim, holding in held.items())
+        answer = await self._broker.beat(Beat(session=self._session.id, claims=tuple(held), seen=self._request, reports=reports))
+        for why, claims in ((CANCELLED, answer.stopping), (LOST, answer.lost)):
+            for claim in claims:
+                held[claim].ask_to_stop(why)
+
+    async def _run(self, holding: HeldLease) -> None:
+        settlement = await self._work.executor.run(holding)
+        error = settlement.verdict.exception
+        holding.forget_raised()
+        # Virtual time does not pass while a job runs. With its real duration, the run would seem to start before the job was sent.
+        batch = [msgspec.structs.replace(settlement, ran_for=0.0)]
+        answers = await self._broker.settle(batch)
+        if self._work.ended_hooks is not None:
+            self._work.ended_hooks.settled([holding], batch, answers)
+        if isinstance(settlement.verdict, Failed | Discarded):
+            self._work.ended_badly.append((settlement.id, error))
+        self._settled(settlement)
+
+    def _settled(self, settlement: Settlement) -> None:
+        """Note that a run has ended."""
+
+    async def _leave(self) -> None:
+        """Leave the session. If runs are left because the test has given up, stop them first; their jobs become ready again."""
+        for holding in self._running.values():
+            holding.ask_to_stop(WINDING_DOWN)
+        if self._running:
+            await asyncio.wait(self._running, timeout=LAST_WORDS)
+        await self._broker.beat(Beat(session=self._session.id, leaving=True))
+
+
+def endless(after: str, runs: Counter[str]) -> AssertionError:
+    [(job, count)] = runs.most_common(1)
+    return AssertionError(
+        f"jobs are still ready after {after}, {count:,} of them {job}: does it send itself, or snooze for (almost) no time?"
+    )

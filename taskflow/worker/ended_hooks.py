@@ -1,0 +1,239 @@
+"""Calls `Middleware.ended` for the jobs that have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import anyio
+import msgspec
+
+from taskflow.app.app import App
+from taskflow.app.handle import info_of
+from taskflow.app.job_info import JobInfo
+from taskflow.app.middleware import Middleware
+from taskflow.broker.protocol import Broker
+from taskflow.model.clock import SystemClock, instant_of, to_microseconds
+from taskflow.model.envelope import Lease
+from taskflow.model.errors import BrokerError
+from taskflow.model.job_schema import Counters, SentAndShown
+from taskflow.model.record import Record
+from taskflow.model.rules import Rules
+from taskflow.model.safe_log import log_safely
+from taskflow.model.transitions import apply_verdict
+from taskflow.model.verdict import Settled, Settlement, Succeeded, Verdict
+from taskflow.worker.lease_table import HeldLease
+
+log: Final = logging.getLogger("taskflow.worker")
+
+AT_ONCE: Final = 100
+"""About how many calls of `ended` run at once, and how many records one read fetches."""
+
+MOST_WAITING: Final = 10_000
+"""The maximum number of ends that wait for a call. Further ones are dropped, with an error in the log."""
+
+STUCK_AFTER: Final = 1.0
+"""Seconds without the end of a call after which the worker no longer waits for the hooks."""
+
+TIMEOUT: Final = 30.0
+"""Seconds after which a call of `ended` is cancelled, so that hooks that hang do not fill the memory."""
+
+
+class _Settlement(NamedTuple):
+    """A settlement that took effect. `at` is when the worker received the answer, in microseconds since 1970, by the worker's clock."""
+
+    lease: Lease
+    settlement: Settlement
+    verdict: Verdict
+    at: int
+
+
+class EndedHooks:
+    """Calls `Middleware.ended` for each job that ends, apart from the settlements, which never wait for it.
+
+    The information comes from the store, in one read for up to 100 jobs. If the store no longer keeps a job or does not answer, the
+    worker makes it from the lease and the verdict. Errors are logged with the job's id.
+    """
+
+    def __init__(self, app: App, broker: Broker, middleware: Sequence[Middleware], worker: str) -> None:
+        self._app = app
+        self._broker = broker
+        self._layers = [layer for layer in middleware if type(layer).ended is not Middleware.ended]
+        self._worker = worker
+        self._clock = SystemClock()
+        self._waiting: deque[bytes | _Settlement] = deque()
+        self._calling: set[asyncio.Task[None]] = set()
+        self._reading: asyncio.Task[None] | None = None
+        self._dropped = 0
+        self._called_at = -math.inf
+        self._caught_up = asyncio.Event()
+        self._is_closed = False
+
+    @property
+    def is_behind(self) -> bool:
+        """True if the worker should claim no jobs, because so many ends wait for a call that soon some would be dropped. If no call ends
+        any more, it is False, because hooks that hang must not stop the worker."""
+        return len(self._waiting) >= MOST_WAITING // 2 and time.monotonic() - self._called_at < STUCK_AFTER
+
+    async def catch_up(self) -> None:
+        """Wait for the next calls, at most `STUCK_AFTER` seconds."""
+        self._caught_up.clear()
+        with anyio.move_on_after(STUCK_AFTER):
+            await self._caught_up.wait()
+
+    # --- what has ended ---------------------------------------------------------------------------------
+
+    def tell_ended(self, ids: Sequence[bytes], dropped: int = 0) -> None:
+        """Call the hooks for jobs that have ended without a run that this worker has settled, for example because they expired.
+        `dropped` is the number of such jobs that the store has forgotten, because too many were waiting."""
+        if dropped:
+            log_safely(log.error, "%s.ended() was not called for %d job(s): too many have ended without a run", self._names(), dropped)
+        for job_id in ids:
+            self._add(job_id)
+
+    def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
+        """Call the hooks for those jobs that these settlements have ended."""
+        at = self._clock.wall()
+        for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
+            if holding is None or answer not in (Settled.OK, Settled.COMMITTED):
+                continue
+            verdict = settlement.verdict if answer is Settled.OK else Succeeded(holding.completed or b"")
+            envelope = msgspec.structs.replace(holding.lease.envelope, payload=b"")  # thousands may wait, and arguments may be large
+            self._add(_Settlement(msgspec.structs.replace(holding.lease, envelope=envelope), settlement, verdict, at))
+
+    def _add(self, end: bytes | _Settlement) -> None:
+        if self._is_closed:
+            return
+        if len(self._waiting) >= MOST_WAITING:
+            self._dropped += 1
+            if self._dropped == 1:
+                log_safely(log.error, "%s.ended() is too slow: ends of jobs are dropped", self._names())
+            return
+        self._waiting.append(end)
+        if self._reading is None:
+            self._start()
+
+    # --- the calls --------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._reading = asyncio.get_running_loop().create_task(self._read(), name="taskflow-ended")
+        self._reading.add_done_callback(self._note_end)
+
+    def _note_end(self, reading: asyncio.Task[None]) -> None:
+        """Start again if ends are left: a job may cancel every existing task."""
+        self._reading = None
+        if not reading.cancelled() and (error := reading.exception()) is not None:
+            log_safely(log.error, "%s.ended() was not called for some jobs: %s: %s", self._names(), type(error).__name__, error)
+        if self._waiting and not self._is_closed:
+            self._start()
+        else:
+            self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        """Log how many ends were dropped, so that the next one is logged again."""
+        if self._dropped:
+            log_safely(log.error, "%s.ended() was not called for %d job(s): %d were waiting", self._names(), self._dropped, MOST_WAITING)
+            self._dropped = 0
+
+    async def _read(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
+            try:
+                infos = await self._infos(batch)
+            except asyncio.CancelledError:
+                self._waiting.extendleft(reversed(batch))
+                raise
+            for info in infos:
+                call = asyncio.get_running_loop().create_task(self._call(info), name="taskflow-ended")
+                self._calling.add(call)
+                call.add_done_callback(self._note_called)
+            while len(self._calling) >= AT_ONCE:
+                await asyncio.wait(self._calling, return_when=asyncio.FIRST_COMPLETED)
+
+    def _note_called(self, call: asyncio.Task[None]) -> None:
+        self._calling.discard(call)
+        self._called_at = time.monotonic()
+        self._caught_up.set()
+
+    async def _call(self, info: JobInfo) -> None:
+        for layer in self._layers:
+            try:
+                async with asyncio.timeout(TIMEOUT):
+                    await layer.ended(info)
+            except (Exception, asyncio.CancelledError, SystemExit, GeneratorExit) as error:
+                if self._is_closed and isinstance(error, asyncio.CancelledError):
+                    raise
+                log_safely(log.exception, "%s.ended() failed for job %s (%s)", type(layer).__name__, info.id, info.job)
+
+    async def close(self, within: float) -> None:
+        """Wait up to `within` seconds for the remaining calls, and cancel those that are left."""
+        until = time.monotonic() + within
+        try:
+            while (tasks := self._tasks()) and (left := until - time.monotonic()) > 0:
+                await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._is_closed = True
+            untold = len(self._waiting) + len(self._calling)
+            self._waiting.clear()
+            for task in self._tasks():
+                task.cancel()
+            if untold:
+                log_safely(log.warning, "%s.ended() was not done with %d ended job(s) when the worker ended", self._names(), untold)
+
+    def _tasks(self) -> set[asyncio.Task[None]]:
+        return self._calling if self._reading is None else {self._reading, *self._calling}
+
+    def _names(self) -> str:
+        return ", ".join(type(layer).__name__ for layer in self._layers)
+
+    # --- the information --------------------------------------------------------------------------------
+
+    async def _infos(self, batch: Sequence[bytes | _Settlement]) -> list[JobInfo]:
+        ids = [end.settlement.id if isinstance(end, _Settlement) else end for end in batch]
+        found = dict[bytes, Record | None]()
+        try:
+            found = dict(zip(ids, await self._broker.read(ids), strict=True))
+        except BrokerError as error:
+            log_safely(log.warning, "the records of ended jobs cannot be read: %s", error)
+        ended = [self._record(end, found.get(job_id)) for end, job_id in zip(batch, ids, strict=True)]
+        return [info_of(self._app, record) for record in ended if record is not None]
+
+    def _record(self, end: bytes | _Settlement, found: Record | None) -> Record | None:
+        """Return the record of the job, or None if the run has not ended it, or if an operator has retried it meanwhile. If the job
+        was asked to stop, a verdict that is not final ends it too, so the store has to be asked."""
+        if not isinstance(end, _Settlement):
+            return found if found is not None and found.status.is_ended else None
+        if found is not None and found.epoch == end.lease.epoch and found.status.is_ended:
+            return found
+        return self._made_up(end)
+
+    def _made_up(self, end: _Settlement) -> Record | None:
+        """Make a record from what the worker knows, with times by its own clock. An operator may have retried the job meanwhile."""
+        lease, envelope = end.lease, end.lease.envelope
+        plan = apply_verdict(Counters(lease.failures, lease.crashes, lease.snoozes, lease.hand_backs), end.verdict, Rules(), end.at)
+        if plan.ends_as is None:
+            return None
+        created_at, started = instant_of(lease.created_at), end.at - to_microseconds(end.settlement.ran_for)
+        return Record(
+            **{name: getattr(envelope, name) for name in SentAndShown.__struct_fields__},
+            status=plan.ends_as,
+            created_at=created_at,
+            due_at=created_at,
+            started_at=instant_of(started),
+            ended_at=instant_of(end.at),
+            failures=plan.counters.failures,
+            crashes=plan.counters.crashes,
+            snoozes=plan.counters.snoozes,
+            hand_backs=plan.counters.hand_backs,
+            epoch=lease.epoch,
+            worker=self._worker,
+            progress=end.settlement.progress,
+            result=end.verdict.result or None if isinstance(end.verdict, Succeeded) else None,
+            reason=plan.reason,
+            errors=() if plan.error is None else (plan.error.of_run(self._worker, started, end.at),),
+        )

@@ -1,0 +1,127 @@
+"""`taskflow check`: whether the jobs that wait would run with the code here."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from taskflow.app.app import default_app
+from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import Envelope
+from taskflow.model.ids import IdFactory
+from tests.cli.inprocess import Cli
+
+OLD = """
+    from taskflow import job
+
+    @job(name="fits", queue="mail")
+    def fits(number: int) -> None: ...
+
+    @job(name="renamed", queue="mail")
+    def renamed(before: int) -> None: ...
+
+    @job(name="retyped", queue="mail")
+    def retyped(value: str) -> None: ...
+
+    @job(name="gone", queue="slow")
+    def gone() -> None: ...
+
+    @job(name="apart", runs_in="process", queue="slow")
+    def apart(value: str) -> None: ...
+"""
+NEW = """
+    from taskflow import job
+
+    @job(name="fits", queue="mail")
+    def fits(number: int) -> None: raise SystemExit("a check must not run jobs")
+
+    @job(name="renamed", queue="mail")
+    def renamed(after: int) -> None: ...
+
+    @job(name="retyped", queue="mail")
+    def retyped(value: int) -> None: ...
+
+    @job(name="apart", runs_in="process", queue="slow")
+    def apart(value: int) -> None: ...
+"""
+
+
+@pytest.fixture
+def waiting(cli: Cli) -> dict[str, list[str]]:
+    """The ids of jobs that the old code has sent, by their names; two of "fits" were delayed."""
+    cli.write("old.py", OLD)
+    cli.write("new.py", NEW)
+    old = cli.load("old")
+
+    async def send() -> dict[str, list[str]]:
+        sent = {
+            "fits": [await old.fits.delay(1), *[await old.fits.options(after=3600).delay(2) for _ in range(2)]],
+            "renamed": [await old.renamed.delay(1)],
+            "retyped": [await old.retyped.delay("a"), await old.retyped.delay("b")],
+            "gone": [await old.gone.delay()],
+            "apart": [await old.apart.delay("a")],
+        }
+        await default_app().close()
+        return {name: [handle.id for handle in handles] for name, handles in sent.items()}
+
+    ids = asyncio.run(send())
+    default_app().registry._jobs.clear()
+    return ids
+
+
+def test_what_would_park_or_fail_is_told_with_an_example_and_the_reason(cli: Cli, waiting: dict[str, list[str]]) -> None:
+    told = cli.json("check", "new", code=1)
+    jobs = {job["job"]: job for job in told["jobs"]}
+    counts = {name: (job["fits"], job["parks"], job["fails"]) for name, job in jobs.items()}
+    assert counts == {"fits": (3, 0, 0), "renamed": (0, 1, 0), "retyped": (0, 0, 2), "gone": (0, 1, 0), "apart": (0, 0, 1)}
+    [renamed], [retyped], [gone] = (jobs[name]["problems"] for name in ("renamed", "retyped", "gone"))
+    assert (renamed["outcome"], renamed["example"]) == ("park", waiting["renamed"][0])
+    assert "before" in renamed["reason"]
+    assert (retyped["outcome"], retyped["count"]) == ("fail", 2)
+    assert retyped["example"] in waiting["retyped"]
+    assert "a worker that knows the job 'gone'" in gone["reason"]
+    text = cli("check", "new", code=1).out.splitlines()
+    assert text[0].split() == ["FITS", "PARKS", "FAILS", "JOB"]
+    assert text[-2] == "5 of 8 jobs would not run with this code"
+    assert text[-1].startswith("A parked job waits for up to 7 days: deploy the code that sent it")
+    assert f"    for example {waiting['gone'][0]}" in text
+
+
+def test_the_reasons_are_those_of_a_worker(cli: Cli, waiting: dict[str, list[str]]) -> None:
+    """A worker that runs the same code parks and fails exactly these."""
+    told = {job["job"]: job["problems"] for job in cli.json("check", "new", "--queue", "mail", code=1)["jobs"]}
+    default_app().registry._jobs.clear()
+    cli.forget_modules()
+    cli.write("new.py", NEW.replace('raise SystemExit("a check must not run jobs")', "..."))
+    cli("worker", "new", "--drain", "--drain-horizon", "0", "--queues", "mail", code=1)
+    [renamed] = cli.json("jobs", waiting["renamed"][0])
+    assert renamed["waiting_for"] == told["renamed"][0]["reason"]
+    reasons = {job["reason"] for job in cli.json("jobs", *waiting["retyped"])}
+    assert told["retyped"][0]["reason"] in reasons
+
+
+def test_all_that_fits_exits_with_0_and_the_window_is_told(cli: Cli, waiting: dict[str, list[str]]) -> None:
+    cli("cancel", *waiting["gone"], *waiting["retyped"], *waiting["renamed"], *waiting["apart"])
+    assert cli("check", "new").out.splitlines()[-1] == "all 3 jobs would run with this code"
+    out = cli("check", "new", "--limit", "2").out
+    assert "looked at 2 of 3 jobs in mail: --limit looks at more\n" in out
+    assert cli.json("check", "new", "--queue", "slow") == {"jobs": [], "queues": [{"queue": "slow", "looked_at": 0, "of": 0}]}
+    assert "no job has ever been in queue 'snow'; did you mean slow?" in cli("check", "new", "--queue", "snow", code=4).err
+
+
+def test_what_no_code_can_read_would_fail(cli: Cli) -> None:
+    cli.write("new.py", NEW)
+
+    async def add(broker: Broker) -> None:
+        await broker.enqueue([Envelope(id=IdFactory()(), job="fits", payload=b"")])
+
+    cli.with_broker(add)
+    [fits] = cli.json("check", "new", code=1)["jobs"]
+    assert (fits["fits"], fits["parks"], fits["fails"]) == (0, 0, 1)
+
+
+def test_mistakes_are_told_as_by_a_worker(cli: Cli) -> None:
+    cli.write("empty.py", "")
+    assert "empty declares no job" in cli("check", "empty", code=2).err
+    assert "found no module 'nothing'" in cli("check", "nothing", code=2).err

@@ -1,0 +1,261 @@
+"""Poison jobs with `on_failure`: they end in a settlement that carries the follow-up. [poison_follow_up]"""
+
+from __future__ import annotations
+
+import pytest
+
+from taskflow.broker.console import Redone, View
+from taskflow.model.clock import instant_of
+from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.record import Record, Status
+from taskflow.model.verdict import Discarded, HandedBack, Settled, Settlement
+from tests.support.listing import listed
+from tests.support.verdicts import succeeded
+from tests.support.world import World, ids_of
+
+CALL = b"\x81\xa3job\xa7restore"
+LONG = 1_000_000.0
+POISON = "poison: its worker was lost 2 times in a row while it had this job"
+
+
+def shortened(world: World) -> World:
+    """Return a world in which the second crash makes a job poison, and the fourth ends it even if no follow-up was sent."""
+    return world.under(max_crashes=1, crash_backoff=(0.0, 5.0))
+
+
+async def crash(world: World, job: Envelope) -> Record:
+    session = await world.a_session("lost")
+    assert len(await world.claim(session)) == 1
+    await world.reap(session)
+    return await world.record(job)
+
+
+async def poisoned(world: World, **fields: object) -> Envelope:
+    """Return a job that is poison and waits for its follow-up."""
+    envelope = await world.add(on_failure=CALL, **fields)
+    await crash(world, envelope)
+    assert (await crash(world, envelope)).status is Status.READY
+    return envelope
+
+
+async def leased(world: World) -> Lease:
+    [lease] = await world.claim(await world.a_session(ttl=LONG))
+    return lease
+
+
+def ended(lease: Lease, *follow_ups: Envelope) -> Settlement:
+    """Return the settlement with which a worker ends a poison job."""
+    assert lease.poison is not None
+    verdict = Discarded(lease.poison)
+    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, follow_ups=follow_ups)
+
+
+@pytest.mark.parametrize("tags", [(), ("a",), ("a", "b" * 40), tuple(f"{n}" * 100 for n in range(10))])
+async def test_poison_follow_up(world: World, tags: tuple[str, ...]) -> None:
+    """It is READY at once, its lease says why it is poison, and one settlement ends it and adds the follow-up."""
+    world = shortened(world)
+    envelope = await poisoned(world, headers={"a": "b"}, max_attempts=1, tags=tags)
+    waiting = await world.record(envelope)
+    assert (waiting.reason, waiting.crashes, waiting.on_failure) == (POISON, 2, CALL)
+    assert waiting.waiting_for is not None
+
+    lease = await leased(world)
+    follow_up = world.an_envelope(queue="next")
+    assert (lease.poison, lease.envelope.on_failure, lease.envelope.headers, lease.crashes) == (POISON, CALL, {"a": "b"}, 2)
+    assert await world.settle(ended(lease, follow_up)) == [Settled.OK]
+
+    record = await world.record(envelope)
+    assert (record.status, record.reason, record.crashes, record.failures, len(record.errors)) == (Status.FAILED, POISON, 2, 0, 2)
+    assert (record.ended_at, record.payload) == (instant_of(world.clock.wall()), envelope.payload)
+    assert record.last_error == record.errors[-1]
+    assert await world.status(follow_up) is Status.READY
+
+
+async def test_poison_follow_up__not_without_one(world: World) -> None:
+    """Other jobs end as poison in the store, whatever their options begin with, and no lease of theirs is poison."""
+    world = shortened(world)
+    for fields in ({}, {"timeout": 5.0}, {"headers": {"f": "a1f"}}):
+        envelope = await world.add(**fields)
+        assert (await crash(world, envelope)).status is Status.READY
+        [lease] = await world.claim(session := await world.a_session("lost"))
+        assert lease.poison is None
+        await world.reap(session)
+        assert await world.status(envelope) is Status.FAILED
+
+
+async def test_poison_follow_up__keeps_its_place(world: World) -> None:
+    """It is leased before younger jobs, as after any first crash."""
+    world = shortened(world)
+    envelope = await world.add(on_failure=CALL)
+    await crash(world, envelope)
+    session = await world.a_session("lost")
+    await world.claim(session, limit=1)
+    younger = await world.add()
+
+    await world.reap(session)
+
+    assert ids_of(await world.claim(await world.a_session(ttl=LONG))) == [envelope.id, younger.id]
+
+
+async def test_poison_follow_up__its_cause(world: World) -> None:
+    """A death of known cause, reported in a heartbeat, is part of the reason."""
+    world = world.under(max_crashes=0)
+    envelope = await world.add(on_failure=CALL)
+    session = await world.a_session("lost")
+    await world.claim(session)
+    await world.die(session, "exit code 77")
+
+    assert (await leased(world)).poison == f"{POISON.replace('2', '1')}, the last time: exit code 77"
+    assert await world.status(envelope) is Status.RUNNING
+
+
+async def test_poison_follow_up__asked_again(world: World) -> None:
+    """The same claim request is answered with the reason, too."""
+    world = shortened(world)
+    await poisoned(world)
+    session = await world.a_session(ttl=LONG)
+
+    first, again = await world.claim(session), await world.claim_again(session)
+
+    assert [lease.poison for lease in (*first, *again)] == [POISON, POISON]
+
+
+async def test_poison_follow_up__handed_back(world: World) -> None:
+    """A worker that winds down hands it back, and it is still poison."""
+    world = shortened(world)
+    await poisoned(world)
+    lease = await leased(world)
+    verdict = HandedBack(counts=False)
+    await world.settle(Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict))
+
+    assert (await leased(world)).poison == POISON
+
+
+async def test_poison_follow_up__a_worker_dies_over_it(world: World) -> None:
+    """It waits as after other crashes, and is offered again."""
+    world = shortened(world)
+    envelope = await poisoned(world)
+
+    record = await crash(world, envelope)
+    assert (record.status, record.due_at) == (Status.SCHEDULED, instant_of(world.clock.wall() + 5_000_000))
+
+    await world.pass_time(5.0)
+    assert (await leased(world)).poison == POISON.replace("2", "3")
+
+
+async def test_poison_follow_up__not_for_ever(world: World) -> None:
+    """If workers keep dying over it, it ends without its follow-up and says so."""
+    world = shortened(world)
+    envelope = await poisoned(world)
+    await crash(world, envelope)
+    await world.pass_time(5.0)
+
+    record = await crash(world, envelope)
+
+    assert (record.status, record.crashes) == (Status.FAILED, 4)
+    assert record.reason is not None
+    assert record.reason.startswith("poison: ")
+    assert record.reason.endswith("its on_failure call was not sent, because no worker lived to send it")
+    assert (await listed(world.broker.console, View(poison=True)))[0].id == envelope.id
+
+
+async def test_poison_follow_up__does_not_expire(world: World) -> None:
+    """It has started before its expiry, and failed: waiting for its follow-up is no reason to be "expired"."""
+    world = shortened(world)
+    await poisoned(world, expires=1_000.0)
+
+    await world.pass_time(2_000.0)
+
+    assert (await leased(world)).poison == POISON
+
+
+async def test_poison_follow_up__cancelled(world: World) -> None:
+    """While it waits, it may be cancelled like any job: then it has not failed."""
+    world = shortened(world)
+    envelope = await poisoned(world)
+
+    assert await world.cancel(envelope) is Status.READY
+
+    assert await world.status(envelope) is Status.CANCELLED
+    assert await world.claim(await world.a_session()) == []
+
+
+async def test_poison_follow_up__asked_to_stop(world: World) -> None:
+    """A run that was asked to stop is CANCELLED when its worker is lost, not poison."""
+    world = shortened(world)
+    envelope = await world.add(on_failure=CALL)
+    await crash(world, envelope)
+    session = await world.a_session("lost")
+    await world.claim(session)
+    await world.cancel(envelope)
+
+    await world.reap(session)
+
+    assert await world.status(envelope) is Status.CANCELLED
+
+
+async def test_poison_follow_up__replaced(world: World) -> None:
+    """A replacement that waits behind the run takes its place, as when a run would wait again."""
+    world = world.under(max_crashes=0)
+    envelope = await world.add(on_failure=CALL, key="k")
+    session = await world.a_session("lost")
+    await world.claim(session)
+    successor = await world.add(key="k", on_conflict=OnConflict.REPLACE)
+
+    await world.reap(session)
+
+    assert await world.status(envelope) is Status.CANCELLED
+    assert await world.status(successor) is Status.READY
+
+
+async def test_poison_follow_up__keeps_its_key(world: World) -> None:
+    """Until it has ended, it refuses other jobs with its key."""
+    world = world.under(max_crashes=0)
+    envelope = await world.add(on_failure=CALL, key="k")
+    await crash(world, envelope)
+
+    [answer] = await world.enqueue(world.an_envelope(key="k"))
+    assert getattr(answer, "standing", None) == envelope.id
+    await world.settle(ended(await leased(world)))
+
+    await world.add(key="k")
+
+
+async def test_poison_follow_up__counts_as_poison_at_its_end(world: World) -> None:
+    """While it waits, the filter for poison does not find it, and a purge of poison leaves it alone."""
+    world = shortened(world)
+    envelope = await poisoned(world)
+    assert await listed(world.broker.console, View(poison=True)) == []
+    assert await world.broker.console.purge(View(poison=True)) == 0
+
+    await world.settle(ended(await leased(world)))
+
+    assert [record.id for record in await listed(world.broker.console, View(poison=True))] == [envelope.id]
+
+
+async def test_poison_follow_up__tried_again(world: World) -> None:
+    """An operator's retry runs it, and a success is one."""
+    world = shortened(world)
+    envelope = await poisoned(world)
+    await world.settle(ended(await leased(world)))
+    assert await world.broker.console.retry([envelope.id]) == [Redone.OK]
+
+    lease = await leased(world)
+    assert (lease.poison, lease.crashes, lease.envelope.on_failure) == (None, 0, CALL)
+    await world.settle(succeeded(lease))
+    assert await world.status(envelope) is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize("size", [0, 33_000])
+async def test_poison_follow_up__whatever_its_size(world: World, size: int) -> None:
+    """A long call comes back with the lease byte for byte."""
+    world = world.under(max_crashes=0)
+    call = CALL + bytes(size)
+    envelope = await world.add(on_failure=call)
+    assert (await world.record(envelope)).on_failure == call
+
+    await crash(world, envelope)
+
+    lease = await leased(world)
+    assert lease.poison is not None
+    assert lease.envelope.on_failure == call

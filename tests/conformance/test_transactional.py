@@ -1,0 +1,493 @@
+"""Verbs in a caller's transaction, through a plain connection of the database's driver."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from taskflow.broker import topics
+from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.transactional import KEY_WAIT
+from taskflow.model.envelope import Envelope, OnConflict
+from taskflow.model.errors import KeyBusy, StoreFull, WrongConnection
+from taskflow.model.ids import id_text
+from taskflow.model.record import Status
+from taskflow.model.verdict import Completed, Failed, Retried, Settled, Verdict
+from tests.support.callers import Caller, a_caller, unaffected
+from tests.support.homes import Power
+from tests.support.verdicts import A_RESULT, AN_ERROR, failed, retried, settlement, succeeded
+from tests.support.world import World, ids_of
+
+# --- within_commit, within_rollback --------------------------------------------------------------------------------
+
+
+async def test_within_commit(world: World) -> None:
+    """Until the commit no one else sees the job; after it, the job is like any other."""
+    sent = world.an_envelope(queue="mail", headers={"a": "b"}, priority=3)
+    with await a_caller(world) as caller:
+        caller.begin()
+        assert caller.enqueue(sent) == [Added(sent.id)]
+        assert await world.read(sent) is None
+        caller.commit()
+
+    assert await world.status(sent) is Status.READY
+    [lease] = await world.claim(await world.a_session())
+    assert (lease.envelope.id, lease.envelope.payload, lease.envelope.headers) == (sent.id, sent.payload, sent.headers)
+    assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({}, Status.READY),
+        ({"expires": 60.0}, Status.READY),
+        ({"after": 60.0}, Status.SCHEDULED),
+        ({"awaits": 1}, Status.HELD),
+        ({"key": "k"}, Status.READY),
+        ({"tags": ("a", "b")}, Status.READY),
+        ({"tags": ("a",), "key": "k", "after": 60.0}, Status.SCHEDULED),
+    ],
+)
+async def test_within_commit__as_enqueue_does(world: World, fields: dict[str, Any], status: Status) -> None:
+    """The record is the same as that of a job that the broker has enqueued."""
+    sent, other = world.an_envelope(**fields), world.an_envelope(**{**fields, "queue": "other"})
+    with await a_caller(world) as caller, caller.transaction():
+        caller.enqueue(sent)
+    await world.enqueue(other)
+
+    record, like = await world.record(sent), await world.record(other)
+    assert record.status is status
+    assert (record.created_at, record.due_at, record.expires_at, record.job) == (like.created_at, like.due_at, like.expires_at, like.job)
+    assert {queue.name: queue.counts[status] for queue in await world.broker.console.queues()} == {"default": 1, "other": 1}
+    assert record.tags == like.tags
+    assert world.home.tagged() == {(tag, each.id) for each in (sent, other) for tag in each.tags}
+
+
+async def test_within_commit__many(world: World) -> None:
+    """A thousand in one call and several calls in one transaction, in order."""
+    batches = [[world.an_envelope() for _ in range(size)] for size in (1_000, 1, 3)]
+    with await a_caller(world) as caller, caller.transaction():
+        for batch in batches:
+            assert caller.enqueue(*batch) == [Added(envelope.id) for envelope in batch]
+
+    leases = await world.claim(await world.a_session())
+    assert [lease.envelope.id for lease in leases] == ids_of([envelope for batch in batches for envelope in batch])
+
+
+async def test_within_commit__several_transactions(world: World) -> None:
+    """A connection that was used once is used again, also after a rollback."""
+    first, undone, last = world.an_envelope(), world.an_envelope(queue="b"), world.an_envelope(queue="b")
+    with await a_caller(world) as caller:
+        with caller.transaction():
+            caller.enqueue(first)
+        caller.begin()
+        caller.enqueue(undone)
+        caller.roll_back()
+        with caller.transaction():
+            caller.enqueue(last)
+
+    assert await world.broker.read([undone.id]) == [None]
+    assert {lease.envelope.id for lease in await world.claim(await world.a_session())} == {first.id, last.id}
+
+
+async def test_within_rollback(world: World) -> None:
+    """After a rollback no verb finds the job, and another may have its id and key."""
+    sent = world.an_envelope(key="k", queue="new", job="never_seen")
+    with await a_caller(world) as caller:
+        caller.begin()
+        assert caller.enqueue(sent) == [Added(sent.id)]
+        caller.roll_back()
+
+    assert await world.read(sent) is None
+    assert await world.cancel(sent) is None
+    assert await world.claim(await world.a_session()) == []
+    assert sum(sum(queue.counts.values()) for queue in await world.broker.console.queues()) == 0
+    assert await world.enqueue(sent) == [Added(sent.id)]
+
+
+async def test_within_rollback__connection_lost(world: World) -> None:
+    """A connection that is closed in its transaction has rolled back."""
+    sent = world.an_envelope()
+    caller = await a_caller(world)
+    caller.begin()
+    caller.enqueue(sent)
+    caller.close()
+
+    await world.add(queue="other")
+    assert await world.read(sent) is None
+
+
+async def test_within_rollback__replacement(world: World) -> None:
+    """The job that would have been replaced goes on waiting."""
+    waiting = await world.add(key="k")
+    with await a_caller(world) as caller:
+        caller.begin()
+        assert caller.enqueue(sent := world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)) == [Added(sent.id, waiting.id)]
+        caller.roll_back()
+
+    assert await world.status(waiting) is Status.READY
+
+
+# --- within_savepoint ----------------------------------------------------------------------------------------------
+
+
+async def test_within_savepoint__released(world: World) -> None:
+    """A job of a savepoint that was released is there with the transaction."""
+    sent = world.an_envelope()
+    with await a_caller(world) as caller, caller.transaction():
+        caller.execute("SAVEPOINT s")
+        caller.enqueue(sent)
+        caller.execute("RELEASE SAVEPOINT s")
+
+    assert await world.status(sent) is Status.READY
+
+
+async def test_within_savepoint__rolled_back(world: World) -> None:
+    """A job of a savepoint that was rolled back never was, and those around it are there."""
+    before, inside, after = world.an_envelope(key="k"), world.an_envelope(key="other"), world.an_envelope(key="other")
+    with await a_caller(world) as caller, caller.transaction():
+        caller.enqueue(before)
+        caller.execute("SAVEPOINT s")
+        assert caller.enqueue(inside) == [Added(inside.id)]
+        caller.execute("ROLLBACK TO SAVEPOINT s")
+        assert caller.enqueue(after) == [Added(after.id)]
+
+    assert await world.read(inside) is None
+    assert [lease.envelope.id for lease in await world.claim(await world.a_session())] == [before.id, after.id]
+
+
+async def test_within_savepoint__transaction_rolled_back(world: World) -> None:
+    """A savepoint that was released does not outlive its transaction."""
+    sent = world.an_envelope()
+    with await a_caller(world) as caller:
+        caller.begin()
+        caller.execute("SAVEPOINT s")
+        caller.enqueue(sent)
+        caller.execute("RELEASE SAVEPOINT s")
+        caller.roll_back()
+
+    assert await world.read(sent) is None
+
+
+# --- within_keys ---------------------------------------------------------------------------------------------------
+
+
+async def test_within_keys__kept(world: World) -> None:
+    """A job of the same transaction keeps its key, and so does one that was there before."""
+    standing = await world.add(key="there")
+    first, second, third = world.an_envelope(key="k"), world.an_envelope(key="k"), world.an_envelope(key="there")
+    with await a_caller(world) as caller, caller.transaction():
+        assert caller.enqueue(first) == [Added(first.id)]
+        assert caller.enqueue(second, third) == [Refused(second.id, first.id, "key"), Refused(third.id, standing.id, "key")]
+
+    assert await world.broker.read([second.id, third.id]) == [None, None]
+
+
+async def test_within_keys__replaced(world: World) -> None:
+    """A replacement ends a waiting job of the same transaction."""
+    first = world.an_envelope(key="k")
+    second = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
+    with await a_caller(world) as caller, caller.transaction():
+        assert caller.enqueue(first, second) == [Added(first.id), Added(second.id, first.id)]
+
+    record = await world.record(first)
+    assert (record.status, record.reason) == (Status.CANCELLED, f"replaced by {id_text(second.id)}")
+    assert await world.status(second) is Status.READY
+
+
+async def test_within_keys__behind_a_run(world: World) -> None:
+    """A replacement waits for the run that holds its key."""
+    lease = await world.running(queue="default", key="k")
+    behind = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
+    with await a_caller(world) as caller, caller.transaction():
+        assert caller.enqueue(behind) == [Added(behind.id)]
+
+    assert await world.status(behind) is Status.HELD
+    await world.settle(succeeded(lease))
+    assert await world.status(behind) is Status.READY
+
+
+async def test_within_keys__repeat(world: World) -> None:
+    """A known id adds nothing, whether the job is of this transaction or was there before."""
+    known, new = await world.add(), world.an_envelope()
+    with await a_caller(world) as caller, caller.transaction():
+        assert caller.enqueue(known, new, new) == [
+            Refused(known.id, known.id, "id"),
+            Added(new.id),
+            Refused(new.id, new.id, "id"),
+        ]
+        assert caller.enqueue(new) == [Refused(new.id, new.id, "id")]
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+async def test_within_store(world: World) -> None:
+    """A connection to another database is found out, and its transaction goes on."""
+    with await a_caller(world) as ours, Caller(world.home.connect_elsewhere(), ours.store) as caller:
+        for _ in range(2):
+            caller.execute("BEGIN")
+            with unaffected(caller), pytest.raises(WrongConnection):
+                caller.check()
+            caller.roll_back()
+
+
+async def test_within_store__right(world: World) -> None:
+    """The check of a connection to the store changes nothing."""
+    with await a_caller(world) as caller:
+        caller.begin()
+        with unaffected(caller):
+            caller.check()
+            caller.check()
+        caller.roll_back()
+
+
+async def test_within_busy_key(world: World) -> None:
+    """A key that another open transaction holds is waited for, and then refused; the transaction goes on."""
+    world.needs(Power.ROW_LOCKS)
+    first, second, third = world.an_envelope(key="k"), world.an_envelope(key="k"), world.an_envelope(key="other")
+    with await a_caller(world) as other, await a_caller(world) as caller:
+        other.begin()
+        other.enqueue(first)
+        caller.begin()
+        with unaffected(caller):
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(KeyBusy):
+                await asyncio.to_thread(caller.enqueue, third, second)
+            assert asyncio.get_running_loop().time() - began < KEY_WAIT + 2
+        caller.commit()
+        other.commit()
+
+    assert [await world.status(job) for job in (first, second, third)] == [Status.READY, None, None]
+
+
+async def test_within_full(world: World) -> None:
+    """A store without room refuses the whole call, and the transaction goes on with what was added before."""
+    world.needs(Power.TRANSACTIONS)
+    limited = world.limited(40)
+    first, *batch = [limited.an_envelope(payload=bytes(world.home.much)) for _ in range(300)]
+    with await a_caller(limited) as caller:
+        caller.begin()
+        assert caller.enqueue(first) == [Added(first.id)]
+        with unaffected(caller), pytest.raises(StoreFull):
+            caller.enqueue(*batch)
+        added = [envelope for envelope in batch if _is_added(caller, envelope)]
+        caller.commit()
+
+    assert 5 < len(added) < len(batch)
+    refused = [envelope for envelope in batch if envelope not in added]
+    assert await limited.broker.read(ids_of(refused)) == [None] * len(refused)
+    assert [await limited.status(envelope) for envelope in (first, *added)] == [Status.READY] * (1 + len(added))
+
+
+def _is_added(caller: Caller, envelope: Envelope) -> bool:
+    try:
+        caller.enqueue(envelope)
+    except StoreFull:
+        return False
+    return True
+
+
+# --- within_nudges -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("topic", "fields"),
+    [(topics.queue("mail"), {}), (topics.ANY_QUEUE, {}), (topics.queue("mail"), {"key": "k"}), (topics.DUE, {"after": 60.0})],
+)
+async def test_within_nudges(world: World, topic: str, fields: dict[str, Any]) -> None:
+    """A listener is woken by the commit."""
+    with await a_caller(world) as caller, world.broker.listen([topic]) as listener:
+        assert not await listener.wait(0.1)  # it looks once more by itself when it begins
+        with caller.transaction():
+            caller.enqueue(world.an_envelope(queue="mail", **fields))
+        assert await listener.wait(world.home.patience)
+
+
+async def test_within_nudges__not_before(world: World) -> None:
+    """Nor by what is still open, or was rolled back."""
+    with await a_caller(world) as caller, world.broker.listen([topics.queue("mail")]) as listener:
+        caller.begin()
+        caller.enqueue(world.an_envelope(queue="mail"))
+        assert not await listener.wait(0.05)
+        caller.roll_back()
+        assert not await listener.wait(0.05)
+
+
+async def test_within_nudges__end(world: World) -> None:
+    """Those who wait for the end of a job are woken by the commit that ends it."""
+    lease = await world.running()
+    with await a_caller(world) as caller, world.broker.listen([topics.job(lease.envelope.id)]) as listener:
+        assert not await listener.wait(0.1)
+        with caller.transaction():
+            caller.settle(succeeded(lease))
+        assert await listener.wait(world.home.patience)
+
+
+async def test_within_nudges__replaced(world: World) -> None:
+    """Those who wait for the end of a job are woken by the commit that replaces it."""
+    waiting = await world.add(key="k")
+    with await a_caller(world) as caller, world.broker.listen([topics.job(waiting.id)]) as listener:
+        with caller.transaction():
+            caller.enqueue(world.an_envelope(key="k", on_conflict=OnConflict.REPLACE))
+        assert await listener.wait(world.home.patience)
+
+
+# --- settle --------------------------------------------------------------------------------------------------------
+
+AFTERWARDS = (Completed(Retried(AN_ERROR)), Completed(Failed(AN_ERROR)))
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_complete_commit(world: World, key: str | None) -> None:
+    """The job has succeeded, and what its worker offers afterwards changes nothing."""
+    session = await world.a_session()
+    lease = await world.running(session, key=key)
+    with await a_caller(world) as caller, caller.transaction():
+        assert caller.settle(succeeded(lease, ran_for=2.0, keep_for=50.0)) is Settled.OK
+        assert await world.status(lease) is Status.RUNNING
+
+    record = await world.record(lease)
+    assert (record.status, record.result, record.payload) == (Status.SUCCEEDED, A_RESULT, None)
+    for verdict in (*AFTERWARDS, *AFTERWARDS):
+        assert await world.settle(settlement(lease, verdict)) == [Settled.COMMITTED]
+    assert await world.record(lease) == record
+    assert (await world.beat(session, lease)).lost == (lease.claim,)
+
+
+async def test_complete_commit__in_a_batch(world: World) -> None:
+    """A settlement beside it takes effect."""
+    session = await world.a_session()
+    completed, other, failing = [await world.running(session) for _ in range(3)]
+    with await a_caller(world) as caller, caller.transaction():
+        caller.settle(succeeded(completed))
+
+    offered = (settlement(completed, AFTERWARDS[0]), succeeded(other), failed(failing))
+    assert await world.settle(*offered) == [Settled.COMMITTED, Settled.OK, Settled.OK]
+    assert await world.settle(*offered) == [Settled.COMMITTED, Settled.OK, Settled.OK]
+    assert [await world.status(lease) for lease in (completed, other, failing)] == [Status.SUCCEEDED, Status.SUCCEEDED, Status.FAILED]
+
+
+async def test_complete_commit__releases(world: World) -> None:
+    """The key is free, a replacement and a join are released, and follow-ups are added."""
+    held = await world.add(queue="held", awaits=1)
+    lease = await world.running(queue="default", key="k", joins=(held.id,))
+    behind = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
+    await world.enqueue(behind)
+    with await a_caller(world) as caller, caller.transaction():
+        assert caller.settle(succeeded(lease, follow_ups=(follow_up := world.an_envelope(),))) is Settled.OK
+
+    assert [await world.status(job) for job in (held, behind, follow_up)] == [Status.READY] * 3
+
+
+async def test_complete_commit__long_ago(world: World) -> None:
+    """The answer stays the same after the job was dropped, as long as its id is known."""
+    lease = await world.running()
+    with await a_caller(world) as caller, caller.transaction():
+        caller.settle(succeeded(lease, keep_for=1.0))
+    await world.pass_time(5.0)
+    await world.upkeep()
+
+    assert await world.read(lease) is None
+    assert await world.settle(settlement(lease, AFTERWARDS[0])) == [Settled.COMMITTED]
+
+
+@pytest.mark.parametrize(("verdict", "status"), [(AFTERWARDS[0], Status.READY), (AFTERWARDS[1], Status.FAILED)])
+async def test_complete_rollback(world: World, verdict: Verdict, status: Status) -> None:
+    """The run still holds its job, and what its worker offers takes effect, once."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    with await a_caller(world) as caller:
+        caller.begin()
+        assert caller.settle(succeeded(lease)) is Settled.OK
+        caller.roll_back()
+
+    assert (await world.beat(session, lease)).lost == ()
+    assert await world.settle(settlement(lease, verdict)) == [Settled.OK]
+    assert await world.settle(settlement(lease, verdict)) == [Settled.OK]
+    record = await world.record(lease)
+    assert (record.status, record.failures, record.result) == (status, 1, None)
+
+
+async def test_complete_rollback__savepoint(world: World) -> None:
+    """A savepoint that is rolled back takes the settlement with it."""
+    lease = await world.running()
+    with await a_caller(world) as caller, caller.transaction():
+        caller.execute("SAVEPOINT s")
+        caller.settle(succeeded(lease))
+        caller.execute("ROLLBACK TO SAVEPOINT s")
+
+    assert await world.status(lease) is Status.RUNNING
+    assert await world.settle(retried(lease)) == [Settled.OK]
+
+
+async def test_complete_stale(world: World) -> None:
+    """A run that was settled, whose lease was taken away, or that no one knows, cannot be completed; the transaction goes on."""
+    world.needs(Power.TRANSACTIONS)
+    session, lost = await world.a_session(), await world.a_session()
+    settled, reaped = await world.running(session), await world.running(lost)
+    await world.settle(succeeded(settled))
+    await world.reap(lost, beside=[session])
+    leased_again = await world.claim(session)
+    unknown = settlement(settled, succeeded(settled).verdict)
+    before = [await world.record(lease) for lease in (settled, reaped)]
+    with await a_caller(world) as caller:
+        caller.begin()
+        with unaffected(caller):
+            assert [caller.settle(succeeded(lease)) for lease in (settled, reaped)] == [Settled.STALE] * 2
+            assert caller.settle(type(unknown)(id=world.an_id(), epoch=1, claim=unknown.claim, verdict=unknown.verdict)) is Settled.STALE
+        caller.commit()
+
+    assert [await world.record(lease) for lease in (settled, reaped)] == before
+    assert await world.settle(*map(succeeded, leased_again)) == [Settled.OK] * len(leased_again)
+
+
+async def test_complete_open(world: World) -> None:
+    """No other verb waits for the transaction: each leaves the lease to a later call."""
+    world.needs(Power.ROW_LOCKS)
+    session, leaving = await world.a_session(), await world.a_session()
+    lease, left = await world.running(session), await world.running(leaving)
+    other = await world.running(session)
+    with await a_caller(world) as caller:
+        caller.begin()
+        assert [caller.settle(succeeded(each)) for each in (lease, left)] == [Settled.OK] * 2
+        async with asyncio.timeout(5):
+            assert await world.settle(settlement(lease, AFTERWARDS[0]), succeeded(other)) == [Settled.HELD_UP, Settled.OK]
+            await world.beat(leaving, leaving=True)
+            await world.lapse(session)
+            await world.upkeep()
+        assert [await world.status(each) for each in (lease, left)] == [Status.RUNNING] * 2
+        caller.commit()
+
+    assert [await world.status(each) for each in (lease, left)] == [Status.SUCCEEDED] * 2
+    await world.upkeep()
+    assert await world.settle(settlement(lease, AFTERWARDS[0])) == [Settled.COMMITTED]
+
+
+async def test_complete_repeat(world: World) -> None:
+    """A second settlement in the same transaction changes nothing."""
+    lease = await world.running()
+    with await a_caller(world) as caller, caller.transaction():
+        assert caller.settle(succeeded(lease)) is Settled.OK
+        assert caller.settle(succeeded(lease, b"\x01another", follow_ups=(follow_up := world.an_envelope(),))) is Settled.OK
+
+    assert (await world.record(lease)).result == A_RESULT
+    assert await world.read(follow_up) is None
+
+
+@pytest.mark.parametrize("is_same", [True, False], ids=["the same connection", "another connection"])
+async def test_complete_repeat__later(world: World, is_same: bool) -> None:
+    """In a second transaction the run learns that the first one has committed."""
+    lease = await world.running()
+    with await a_caller(world) as caller, await a_caller(world) as another:
+        with caller.transaction():
+            assert caller.settle(succeeded(lease)) is Settled.OK
+        again = caller if is_same else another
+        again.begin()
+        with unaffected(again):
+            assert again.settle(succeeded(lease, b"\x01another")) is Settled.COMMITTED
+        again.roll_back()
+
+    assert (await world.record(lease)).result == A_RESULT

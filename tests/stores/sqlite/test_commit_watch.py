@@ -1,0 +1,341 @@
+"""The commit of a caller's transaction wakes listeners, although no other connection is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from taskflow.broker import topics
+from taskflow.broker.nudges import Nudges
+from taskflow.broker.sqlite import SqliteBroker, commit_watch, wakeups
+from taskflow.broker.sqlite.work import Durability
+from taskflow.model.record import Status
+from taskflow.model.verdict import Completed, Failed, RunError, Settled
+from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, registered, succeeded
+from tests.support.callers import Caller
+from tests.support.verdicts import settlement
+
+MAIL = topics.queue("mail")
+
+
+@pytest.fixture(autouse=True)
+def listeners_do_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would find the jobs by themselves, if a second later."""
+    monkeypatch.setattr(wakeups, "POLL_EVERY", 60.0)
+
+
+@pytest.fixture
+async def caller(broker: SqliteBroker, path: Path) -> AsyncIterator[Caller]:
+    store = await broker.transactional()
+    with connected(path) as connection:
+        yield Caller(connection, store)
+
+
+@pytest.fixture
+def mail(open_broker: Open) -> Iterator[Nudges]:
+    """A listener of another broker, as in another process."""
+    with open_broker().listen([MAIL]) as nudges:
+        yield nudges
+
+
+async def is_expected(broker: SqliteBroker) -> bool:
+    """Whether the writer looks for a commit."""
+    commits = broker._running().writer._transactions.commits
+    return await broker._call(Durability.READ, lambda _: commits.pause is not None)
+
+
+async def test_a_commit_wakes_within_milliseconds(caller: Caller, mail: Nudges, capsys: pytest.CaptureFixture[str]) -> None:
+    """Median and worst of 60."""
+    waits = list[float]()
+    for _ in range(60):
+        with caller.transaction():
+            caller.enqueue(an_envelope(queue="mail"))
+        committed_at = time.monotonic()
+        assert await mail.wait(5)
+        waits.append(time.monotonic() - committed_at)
+        await asyncio.sleep(0.003)
+    with capsys.disabled():
+        print(f"\nfrom a caller's commit to a waiter: median {statistics.median(waits) * 1e3:.1f} ms, worst {max(waits) * 1e3:.1f} ms")
+    assert statistics.median(waits) < 0.008
+
+
+async def test_so_does_one_after_a_long_transaction(caller: Caller, mail: Nudges) -> None:
+    caller.begin()
+    caller.enqueue(an_envelope(queue="mail"))
+    assert not await mail.wait(1.5)
+    caller.commit()
+    assert await mail.wait(0.5)
+
+
+async def test_so_does_one_long_after_a_rollback(caller: Caller, mail: Nudges, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was rolled back is looked for less and less often."""
+    monkeypatch.setattr(commit_watch, "_SHARE", 1.0)
+    caller.begin()
+    caller.enqueue(an_envelope(queue="mail"))
+    caller.roll_back()
+    await asyncio.sleep(0.6)
+    with caller.transaction():
+        caller.enqueue(an_envelope(queue="mail"))
+    assert await mail.wait(0.1)
+
+
+async def test_other_events_wake_too(broker: SqliteBroker, open_broker: Open, caller: Caller) -> None:
+    """The end of a job, its follow-ups, and a job that is due first."""
+    session = await registered(broker)
+    await broker.enqueue([an_envelope()])
+    [lease] = await broker.claim(session.id, 1, ["default"], 1)
+    other, told = open_broker(), (topics.job(lease.envelope.id), MAIL, topics.DUE)
+    listeners = [other.listen([topic]) for topic in told]
+    with caller.transaction():
+        caller.settle(settlement(lease, succeeded(lease).verdict, follow_ups=(an_envelope(queue="mail"),)))
+        caller.enqueue(an_envelope(after=60.0))
+    assert await asyncio.gather(*(listener.wait(1) for listener in listeners)) == [True] * 3
+    for listener in listeners:
+        listener.close()
+
+
+async def test_a_rollback_wakes_no_one(broker: SqliteBroker, caller: Caller, mail: Nudges) -> None:
+    """Nor does the next commit, for what was rolled back, in whole or to a savepoint. After another one, nothing is looked for any more."""
+    caller.begin()
+    caller.enqueue(an_envelope(queue="mail"))
+    caller.roll_back()
+    assert not await mail.wait(0.05)
+    assert await is_expected(broker)
+    caller.begin()
+    caller.execute("SAVEPOINT s")
+    caller.enqueue(an_envelope(queue="mail"))
+    caller.execute("ROLLBACK TO s")
+    caller.enqueue(an_envelope(queue="other"))
+    caller.commit()
+    assert not await mail.wait(0.05)
+    with caller.transaction():
+        caller.enqueue(an_envelope(queue="other"))
+    assert not await mail.wait(0.05)
+    assert not await is_expected(broker)
+
+
+async def test_a_completion_that_was_rolled_back_wakes_no_one(broker: SqliteBroker, open_broker: Open, caller: Caller) -> None:
+    """Although its job is there."""
+    session = await registered(broker)
+    await broker.enqueue([an_envelope()])
+    [lease] = await broker.claim(session.id, 1, ["default"], 1)
+    with open_broker().listen([topics.job(lease.envelope.id)]) as ended:
+        caller.begin()
+        caller.settle(succeeded(lease))
+        caller.roll_back()
+        with caller.transaction():
+            caller.enqueue(an_envelope())
+        assert not await ended.wait(0.05)
+
+
+async def test_several_transactions_are_told_apart(broker: SqliteBroker, path: Path, open_broker: Open) -> None:
+    """One that was rolled back, one that was committed, and one that is still open."""
+    store, other = await broker.transactional(), open_broker()
+    with connected(path) as first, connected(path) as second:
+        callers = [Caller(connection, store) for connection in (first, second)]
+        listeners = {name: other.listen([topics.queue(name)]) for name in "abcd"}
+        callers[0].begin()
+        callers[0].enqueue(*envelopes(3, queue="a"))
+        callers[0].roll_back()
+        callers[1].begin()
+        for name in "bc":
+            callers[1].enqueue(an_envelope(queue=name))
+        callers[1].commit()
+        callers[0].begin()
+        callers[0].enqueue(an_envelope(queue="d"))
+        assert [await listeners[name].wait(0.1) for name in "abcd"] == [False, True, True, False]
+        callers[0].commit()
+        assert await listeners["d"].wait(1)
+        for listener in listeners.values():
+            listener.close()
+    assert not await is_expected(broker)
+
+
+async def test_a_commit_is_found_beside_a_busy_writer(broker: SqliteBroker, caller: Caller, mail: Nudges) -> None:
+    """Which waits for the lock, and gets it after the caller."""
+    caller.begin()
+    caller.enqueue(an_envelope(queue="mail"))
+    waiting = [asyncio.create_task(broker.enqueue(envelopes(10))) for _ in range(20)]
+    await asyncio.sleep(0.1)
+    caller.commit()
+    assert await mail.wait(1)
+    await asyncio.gather(*waiting)
+
+
+async def test_it_is_looked_for_no_longer_than_a_minute(
+    broker: SqliteBroker, caller: Caller, mail: Nudges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert commit_watch.LOOKED_FOR == 60
+    monkeypatch.setattr(commit_watch, "LOOKED_FOR", 0.2)
+    caller.begin()
+    caller.enqueue(an_envelope(queue="mail"))
+    await asyncio.sleep(0.1)
+    assert await is_expected(broker)
+    await asyncio.sleep(0.2)
+    assert not await is_expected(broker)
+    caller.commit()
+
+
+async def test_nothing_is_looked_for_without_a_transaction(broker: SqliteBroker, caller: Caller) -> None:
+    """Nor when a verb in one has added nothing."""
+    said = list[str]()
+    await broker._call(Durability.READ, lambda transitions: transitions.connection.set_trace_callback(said.append))
+    await broker.enqueue([job := an_envelope()])
+    with caller.transaction():
+        caller.enqueue(job)
+    said.clear()
+    await asyncio.sleep(0.1)
+    assert said == []
+
+
+async def test_a_look_costs_one_statement_while_nothing_changes(broker: SqliteBroker, caller: Caller) -> None:
+    """About 250 times a second at first."""
+    said = list[str]()
+    await broker._call(Durability.READ, lambda transitions: transitions.connection.set_trace_callback(said.append))
+    caller.begin()
+    caller.enqueue(*envelopes(100))
+    await asyncio.sleep(0.05)
+    said.clear()
+    await asyncio.sleep(0.5)
+    assert set(said) == {"PRAGMA data_version"}
+    assert 10 < len(said) <= 126
+    caller.roll_back()
+
+
+async def test_a_replaced_file_ends_the_search(broker: SqliteBroker, caller: Caller, path: Path) -> None:
+    caller.begin()
+    caller.enqueue(an_envelope(queue="mail"))
+    os.rename(path, f"{path}.away")
+    await asyncio.sleep(0.05)
+    assert broker._running().writer._transactions.commits.pause is None
+    caller.close()
+    assert await broker.enqueue([an_envelope()])
+
+
+# --- the end of a process ------------------------------------------------------------------------------------------------
+
+
+async def test_closing_announces_what_was_committed(broker: SqliteBroker, caller: Caller, mail: Nudges) -> None:
+    with caller.transaction():
+        caller.enqueue(an_envelope(queue="mail"))
+    await broker.close()
+    assert await mail.wait(0.2)
+
+
+SCRIPT = """
+    import asyncio, os, sqlite3, sys
+    from taskflow.broker.sqlite import SqliteBroker
+    from tests.stores.sqlite.support import an_envelope
+    from tests.support.callers import Caller
+
+    broker = SqliteBroker(sys.argv[1])
+    store = asyncio.run(broker.transactional())
+    connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+    caller = Caller(connection, store)
+    caller.begin()
+    caller.enqueue(an_envelope(id=bytes.fromhex(sys.argv[2]), queue="mail"))
+"""
+
+
+@contextmanager
+def running(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT) + textwrap.dedent(script), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_a_script_that_ends_after_its_commit_wakes_listeners(mail: Nudges, path: Path) -> None:
+    job = an_envelope()
+    with running("caller.commit()", path, job.id.hex()) as script:
+        assert await mail.wait(10)
+        assert await asyncio.to_thread(script.wait, 5) == 0
+
+
+async def test_a_script_that_ends_in_its_transaction_ends_at_once(broker: SqliteBroker, path: Path) -> None:
+    job = an_envelope()
+    with running("print('ending', flush=True)", path, job.id.hex()) as script:
+        assert script.stdout is not None
+        await asyncio.to_thread(script.stdout.readline)
+        began = time.monotonic()
+        assert await asyncio.to_thread(script.wait, 5) == 0
+        assert time.monotonic() - began < 3.0
+    assert await broker.read([job.id]) == [None]
+
+
+FORKING = """
+    caller.commit()
+    if (pid := os.fork()) == 0:
+        connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+        caller = Caller(connection, store)
+        caller.begin()
+        caller.enqueue(an_envelope(queue="child"))
+        caller.commit()
+        sys.exit()
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+async def test_a_fork_looks_for_its_own_commits_only(open_broker: Open, mail: Nudges, path: Path) -> None:
+    """The verbs that the parent has kept work there, on a connection of the child."""
+    with open_broker().listen([topics.queue("child")]) as child, running(FORKING, path, an_envelope().id.hex()) as process:
+        assert await child.wait(10)
+        assert await mail.wait(5)
+        assert await asyncio.to_thread(process.wait, 10) == 0
+
+
+# --- kills ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+async def test_a_killed_program_has_sent_what_it_has_committed(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
+    """And nothing else, at whatever moment it dies; its lock goes with it."""
+    for _ in range(5):
+        job = an_envelope()
+        ending = "caller.commit()" if is_committed else ""
+        with running(f"{ending}\nprint('now', flush=True)\nsys.stdin.readline()", path, job.id.hex()) as process:
+            assert process.stdout is not None
+            await asyncio.to_thread(process.stdout.readline)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        [record] = await broker.read([job.id])
+        assert (record and record.status) is (Status.READY if is_committed else None)
+        assert await broker.enqueue([an_envelope()])
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+async def test_a_killed_run_has_completed_what_it_has_committed(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
+    session = await registered(broker)
+    await broker.enqueue([an_envelope()])
+    [lease] = await broker.claim(session.id, 1, ["default"], 1)
+    store = await broker.transactional()
+    if (pid := os.fork()) == 0:
+        with connected(path) as connection:
+            caller = Caller(connection, store)
+            caller.begin()
+            caller.settle(succeeded(lease))
+            if is_committed:
+                caller.commit()
+            os.kill(os.getpid(), signal.SIGKILL)
+    await asyncio.to_thread(os.waitpid, pid, 0)
+    answer = Settled.COMMITTED if is_committed else Settled.OK
+    assert await broker.settle([settlement(lease, Completed(Failed(RunError("Lost", "killed"))))]) == [answer]

@@ -1,0 +1,93 @@
+"""The console's reads have a thread and a connection of their own."""
+
+# ruff: noqa: ASYNC240 - a look at the disk holds up nothing but this test
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from taskflow.broker.console import View
+from taskflow.broker.sqlite import SqliteBroker
+from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.model.errors import BrokerUnavailable
+from taskflow.model.record import Status
+from tests.stores.sqlite.support import Open, connected, envelopes
+from tests.support.listing import listed
+
+
+async def test_a_read_of_the_console_does_not_hold_up_the_writer(broker: SqliteBroker) -> None:
+    """Jobs are added and read while a page is being read; the page shows the file as it was when it began."""
+    await broker.enqueue(envelopes(1))
+    is_reading, may_end = threading.Event(), threading.Event()
+
+    def read_slowly(transitions: Transitions) -> list[int]:
+        [(before,)] = transitions.connection.execute("SELECT count(*) FROM taskflow_jobs")
+        is_reading.set()
+        may_end.wait(30)
+        [(after,)] = transitions.connection.execute("SELECT count(*) FROM taskflow_jobs")
+        return [before, after]
+
+    slow = asyncio.create_task(broker.console._look(read_slowly))
+    await asyncio.to_thread(is_reading.wait, 30)
+    new = envelopes(2)
+    await asyncio.wait_for(broker.enqueue(new), 10)
+    assert None not in await asyncio.wait_for(broker.read([job.id for job in new]), 10)
+    may_end.set()
+    assert await slow == [1, 1]
+    assert len(await listed(broker.console)) == 3
+
+
+async def test_the_reader_cannot_write(broker: SqliteBroker) -> None:
+    await broker.enqueue(envelopes(1))
+
+    def write(transitions: Transitions) -> str:
+        try:
+            transitions.connection.execute("DELETE FROM taskflow_jobs")
+        except sqlite3.OperationalError as error:
+            return str(error)
+        return "written"
+
+    assert "readonly" in await broker.console._look(write)
+
+
+async def test_a_file_that_was_removed_or_replaced_is_not_read_any_more(open_broker: Open, path: Path) -> None:
+    """The next page says so, and the one after it reads the new file."""
+    broker = open_broker()
+    await broker.enqueue(envelopes(3))
+    assert len(await listed(broker.console)) == 3
+    for rename in (False, True):
+        if rename:
+            other = open_broker(path.with_name("other.db"))
+            await other.enqueue(envelopes(1))
+            await other.close()
+            for ending in ("-wal", "-shm"):
+                path.with_name(path.name + ending).unlink(missing_ok=True)
+            os.replace(path.with_name("other.db"), path)
+        else:
+            path.unlink()
+        with pytest.raises(BrokerUnavailable, match="was removed or replaced"):
+            await broker.console.page(View())
+        assert len(await listed(broker.console)) == int(rename)
+
+
+async def test_a_queue_whose_number_has_changed_is_found(broker: SqliteBroker, path: Path) -> None:
+    """The reader's connection keeps no numbers of names from one read to the next."""
+    await broker.enqueue(envelopes(1, queue="a"))
+    view = View(queue="a", statuses=(Status.READY,))
+    assert len(await listed(broker.console, view)) == 1
+    with connected(path) as connection:
+        connection.execute("UPDATE taskflow_queues SET number = 77 WHERE name = 'a'")
+        connection.execute("UPDATE taskflow_jobs SET queue = 77")
+    assert len(await listed(broker.console, view)) == 1
+
+
+async def test_each_namespace_of_a_file_is_read(open_broker: Open) -> None:
+    brokers = [open_broker(namespace=f"n{number}") for number in range(3)]
+    for number, broker in enumerate(brokers):
+        await broker.enqueue(envelopes(number))
+    assert [len(await listed(broker.console)) for broker in brokers] == [0, 1, 2]

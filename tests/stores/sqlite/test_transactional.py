@@ -1,0 +1,536 @@
+"""Verbs in a caller's transaction: what only SQLite has."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskflow.broker.protocol import Added
+from taskflow.broker.sqlite import Room, SqliteBroker
+from taskflow.broker.transactional import Row, Statement, Transactional, drive
+from taskflow.model.envelope import Envelope, OnConflict
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, TooLarge, WrongConnection
+from taskflow.model.record import Status
+from taskflow.model.verdict import Settled
+from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, registered, succeeded
+from tests.support.callers import Caller, unaffected
+
+Connect = Callable[..., Caller]
+
+
+@pytest.fixture
+async def store(broker: SqliteBroker) -> Transactional:
+    return await broker.transactional()
+
+
+@pytest.fixture
+def connect(store: Transactional, path: Path) -> Iterator[Connect]:
+    """Makes a program's connections, to the store unless told otherwise."""
+    opened = list[sqlite3.Connection]()
+
+    def connect_one(to: Path | str = path, **options: Any) -> Caller:
+        opened.append(sqlite3.connect(to, **{"isolation_level": None, **options}))
+        return Caller(opened[-1], store)
+
+    yield connect_one
+    for connection in opened:
+        connection.close()
+
+
+async def status_of(broker: SqliteBroker, envelope: Envelope) -> Status | None:
+    [record] = await broker.read([envelope.id])
+    return None if record is None else record.status
+
+
+# --- which file --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_file_that_is_only_attached_is_refused(broker: SqliteBroker, connect: Connect, path: Path, tmp_path: Path) -> None:
+    """A commit to several files is not atomic: after a crash one of them may lack it."""
+    for main in (tmp_path / "main.db", ":memory:", ""):
+        caller = connect(main)
+        caller.execute("ATTACH ? AS jobs", [str(path)])
+        caller.execute("BEGIN")
+        with unaffected(caller), pytest.raises(WrongConnection, match=f"{path} is only attached to the connection, as 'jobs'"):
+            caller.check()
+        caller.commit()
+
+
+async def test_another_file_that_is_attached_does_no_harm(broker: SqliteBroker, connect: Connect, tmp_path: Path) -> None:
+    caller = connect()
+    caller.execute("ATTACH ? AS more", [str(tmp_path / "more.db")])
+    with caller.transaction():
+        caller.enqueue(job := an_envelope())
+    assert await status_of(broker, job) is Status.READY
+
+
+@pytest.mark.parametrize("to", [":memory:", "", "another.db"])
+async def test_another_file_is_named_beside_ours(connect: Connect, path: Path, tmp_path: Path, to: str) -> None:
+    other = str(tmp_path / to) if to.endswith("db") else to
+    with pytest.raises(WrongConnection, match=f"to {other if to.endswith('db') else 'a database in memory'}, but the broker uses {path}"):
+        connect(other).begin()
+
+
+async def test_the_file_is_known_by_any_of_its_names(broker: SqliteBroker, connect: Connect, path: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    for to in (tmp_path / "link" / path.name, f"file:{path}?mode=rw"):
+        with connect(to, uri=True).transaction():
+            pass
+
+
+async def test_a_connection_through_another_copy_of_sqlite_is_refused(connect: Connect) -> None:
+    """As those of some other packages are: https://sqlite.org/howtocorrupt.html, section 2.2.1."""
+    caller = connect()
+    caller.connection.create_function("sqlite_source_id", 0, lambda: "2020-01-01 another")
+    caller.execute("BEGIN")
+    with unaffected(caller), pytest.raises(WrongConnection, match=r"another copy of SQLite.+2020-01-01 another"):
+        caller.check()
+    caller.commit()
+
+
+async def test_a_transaction_that_began_before_the_tables_is_refused(broker: SqliteBroker, path: Path, store: Transactional) -> None:
+    """It sees the file as it was."""
+    with connected(path.with_name("early.db")) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE orders (number INTEGER)")
+        connection.execute("BEGIN")
+        connection.execute("SELECT * FROM orders").fetchall()
+        early = SqliteBroker(path.with_name("early.db"), shared=True)
+        caller = Caller(connection, await early.transactional())
+        for _ in range(2):
+            with pytest.raises(WrongConnection, match="roll it back and begin another"):
+                caller.check()
+        assert connection.execute("SELECT count(*) FROM orders").fetchone() == (0,)
+        connection.execute("ROLLBACK")
+        with caller.transaction():
+            caller.enqueue(an_envelope())
+        await early.close()
+
+
+@pytest.mark.parametrize(("version", "message"), [(99, "newer taskflow"), (0, "taskflow migrate")])
+async def test_tables_of_another_version_are_refused(connect: Connect, version: int, message: str) -> None:
+    caller = connect()
+    caller.execute(f"UPDATE taskflow_meta SET value = {version} WHERE name = 'version'")
+    caller.execute("BEGIN")
+    with unaffected(caller), pytest.raises(BrokerRefused, match=message):
+        caller.check()
+    caller.roll_back()
+
+
+async def test_namespaces_are_apart(open_broker: Open, path: Path) -> None:
+    first, second = open_broker(namespace="a"), open_broker(namespace="B")
+    with connected(path) as connection:
+        caller, other = [Caller(connection, await broker.transactional()) for broker in (first, second)]
+        with caller.transaction():
+            other.check()
+            caller.enqueue(one := an_envelope())
+            other.enqueue(another := an_envelope())
+    assert [await status_of(broker, job) for broker in (first, second) for job in (one, another)] == [
+        Status.READY,
+        None,
+        None,
+        Status.READY,
+    ]
+
+
+async def test_tables_of_the_program_change_with_the_job(open_broker: Open, path: Path) -> None:
+    """In a file that was the program's first."""
+    with connected(path) as connection:
+        connection.execute("CREATE TABLE orders (number INTEGER)")
+        broker = open_broker(shared=True)
+        caller = Caller(connection, await broker.transactional())
+        for ends in (caller.roll_back, caller.commit):
+            caller.begin()
+            connection.execute("INSERT INTO orders VALUES (1)")
+            caller.enqueue(job := an_envelope())
+            ends()
+            assert await status_of(broker, job) is (Status.READY if ends == caller.commit else None)
+        assert connection.execute("SELECT count(*) FROM orders").fetchone() == (1,)
+
+
+# --- what connections do to values ---------------------------------------------------------------------------------------
+
+
+def _as_dict(cursor: sqlite3.Cursor, row: Sequence[Any]) -> Any:
+    return tuple(dict(zip([column[0] for column in cursor.description], row, strict=True)).values())
+
+
+@pytest.mark.parametrize("setting", ["text as bytes", "text ignoring errors", "sqlite3.Row", "a row factory", "detect_types"])
+async def test_settings_of_the_connection_change_nothing(broker: SqliteBroker, connect: Connect, setting: str) -> None:
+    """Jobs are read, changed and written by it, with text in each column that has some."""
+    caller = connect(detect_types=sqlite3.PARSE_DECLTYPES | sqlite3.PARSE_COLNAMES if setting == "detect_types" else 0)
+    if setting.startswith("text"):
+        caller.connection.text_factory = bytes if setting == "text as bytes" else lambda raw: raw.decode(errors="ignore")
+    elif "ow" in setting:
+        caller.connection.row_factory = sqlite3.Row if setting == "sqlite3.Row" else _as_dict
+    session = await registered(broker)
+    running = an_envelope(queue="zürich", job="prüfe", key=b"k" * 16)
+    await broker.enqueue([running])
+    [lease] = await broker.claim(session.id, 1, ["zürich"], 1)
+    behind = an_envelope(queue="zürich", job="prüfe", key=b"k" * 16, on_conflict=OnConflict.REPLACE)
+    replacing = an_envelope(queue="zürich", job="neu", key=b"k" * 16, on_conflict=OnConflict.REPLACE)
+    await broker.enqueue([behind])
+    with caller.transaction():
+        assert caller.enqueue(replacing, *envelopes(3, queue="zürich")) != []
+        assert caller.settle(succeeded(lease)) is Settled.OK
+
+    records = await broker.read([running.id, behind.id, replacing.id])
+    assert [record and (record.status, record.queue, record.job, record.worker) for record in records] == [
+        (Status.SUCCEEDED, "zürich", "prüfe", "worker"),
+        (Status.CANCELLED, "zürich", "prüfe", None),
+        (Status.READY, "zürich", "neu", None),
+    ]
+    assert not any(record and record.unreadable for record in records)
+    with connected(Path(broker._store.path)) as stranger:
+        assert {row[0] for row in stranger.execute("SELECT typeof(worker) FROM taskflow_jobs")} == {"null", "text"}
+
+
+@pytest.mark.parametrize("declared", ["INTEGER", "TEXT", "BLOB"])
+async def test_converted_values_are_refused(broker: SqliteBroker, connect: Connect, declared: str) -> None:
+    """They would be written back as they were read."""
+    sqlite3.register_converter(declared, lambda raw: uuid.uuid5(uuid.NAMESPACE_OID, raw.hex()))
+    waiting, job = an_envelope(key=b"k" * 16), an_envelope(key=b"k" * 16, on_conflict=OnConflict.REPLACE)
+    await broker.enqueue([waiting])
+    try:
+        caller = connect(detect_types=sqlite3.PARSE_DECLTYPES)
+        for _ in range(2):
+            caller.execute("BEGIN")
+            with pytest.raises(WrongConnection, match="converts stored values to UUID"):
+                caller.enqueue(job)
+            caller.commit()
+    finally:
+        sqlite3.converters.pop(declared)
+    assert [await status_of(broker, each) for each in (waiting, job)] == [Status.READY, None]
+
+
+# --- transactions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["legacy", "none", "autocommit"])
+async def test_each_way_to_begin_a_transaction(broker: SqliteBroker, connect: Connect, mode: str) -> None:
+    if mode == "autocommit" and sys.version_info < (3, 12):
+        pytest.skip("Connection.autocommit is new in Python 3.12")
+    modes: dict[str, dict[str, Any]] = {"legacy": {"isolation_level": ""}, "none": {}, "autocommit": {"autocommit": False}}
+    caller = connect(**modes[mode])
+    connection = caller.connection
+    for ends in (connection.rollback, connection.commit):
+        if mode == "none":
+            connection.execute("BEGIN")
+        connection.execute("CREATE TABLE IF NOT EXISTS orders (number INTEGER)")
+        connection.execute("INSERT INTO orders VALUES (1)")
+        caller.check()
+        caller.enqueue(job := an_envelope())
+        assert connection.in_transaction
+        ends()
+        assert await status_of(broker, job) is (Status.READY if ends == connection.commit else None)
+
+
+async def test_a_deferred_transaction_waits_for_another_writer(broker: SqliteBroker, connect: Connect, path: Path) -> None:
+    """If it had read first, SQLite would not wait but fail."""
+    caller = connect(timeout=5, check_same_thread=False)
+    for begin in (caller.begin, lambda: caller.execute("BEGIN")):
+        with connected(path, check_same_thread=False) as other:
+            other.execute("BEGIN IMMEDIATE")
+            threading.Timer(0.2, lambda other=other: other.execute("COMMIT")).start()
+            begin()
+            assert caller.enqueue(job := an_envelope()) == [Added(job.id)]
+            caller.commit()
+    assert await status_of(broker, job) is Status.READY
+
+
+async def test_a_transaction_that_has_read_too_early_is_told_what_to_do(broker: SqliteBroker, connect: Connect) -> None:
+    """The driver's own error is raised, with a note."""
+    caller = connect()
+    for verb in (caller.check, lambda: caller.enqueue(an_envelope())):
+        for _ in range(2):
+            caller.execute("BEGIN")
+            caller.execute("SELECT * FROM taskflow_meta")
+            await broker.enqueue([an_envelope()])
+            with pytest.raises(sqlite3.OperationalError, match="database is locked") as locked:
+                verb()
+            assert "BEGIN IMMEDIATE" in locked.value.__notes__[0]
+            caller.roll_back()
+
+
+async def test_a_connection_of_another_thread_is_the_drivers_business(connect: Connect) -> None:
+    caller = connect()
+    caller.begin()
+    for _ in range(2):
+        with pytest.raises(sqlite3.ProgrammingError, match="thread"):
+            await asyncio.to_thread(caller.enqueue, an_envelope())
+    caller.commit()
+
+
+async def test_a_closed_broker_says_so(broker: SqliteBroker, connect: Connect) -> None:
+    caller = connect()
+    caller.begin()
+    await broker.close()
+    with unaffected(caller), pytest.raises(BrokerUnavailable, match="closed"):
+        caller.enqueue(an_envelope())
+    caller.commit()
+
+
+async def test_callers_may_keep_the_verbs_of_a_broker_that_is_gone(path: Path) -> None:
+    """They do not keep the broker."""
+    broker = SqliteBroker(path)
+    store = await broker.transactional()
+    await broker.close()
+    del broker
+    with connected(path) as connection, pytest.raises(BrokerUnavailable, match="closed"):
+        Caller(connection, store).enqueue(an_envelope())
+
+
+# --- all or nothing ------------------------------------------------------------------------------------------------------
+
+
+class Broken(Exception):
+    pass
+
+
+def _break(caller: Caller, at: int) -> Callable[[Statement], Sequence[Row]]:
+    """Run statements, and fail at one of them."""
+    left = at
+
+    def run(statement: Statement) -> Sequence[Row]:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Broken
+        rows: Sequence[Row] = caller.execute(*statement)
+        return rows
+
+    return run
+
+
+async def _counts(broker: SqliteBroker) -> dict[str, Any]:
+    return {queue.name: queue.counts for queue in await broker.console.queues()}
+
+
+@pytest.mark.parametrize("is_settlement", [False, True])
+async def test_a_verb_that_fails_half_way_changes_nothing(broker: SqliteBroker, connect: Connect, is_settlement: bool) -> None:
+    """Whichever statement fails, the program may commit what it has done itself."""
+    session, caller, at = await registered(broker), connect(), 0
+    waiting = an_envelope(key=b"k" * 16)
+    await broker.enqueue([waiting, an_envelope(queue="run")])
+    [lease] = await broker.claim(session.id, 1, ["run"], 1)
+    before = await _counts(broker)
+    while True:
+        at += 1
+        job = an_envelope(key=b"k" * 16, queue="new", job=f"job{at}", on_conflict=OnConflict.REPLACE)
+        verb = caller.store.settle(succeeded(lease)) if is_settlement else caller.store.enqueue([job, *envelopes(2, queue="other")])
+        caller.begin()
+        try:
+            verb.run(_break(caller, at))
+        except Broken:
+            caller.commit()
+            assert await _counts(broker) == before
+            assert [await status_of(broker, each) for each in (waiting, job)] == [Status.READY, None]
+        else:
+            caller.roll_back()
+            break
+    assert at > 5
+
+
+class Wrapped(Exception):
+    """As frameworks wrap the errors of their drivers."""
+
+    def __init__(self, orig: Exception) -> None:
+        super().__init__(str(orig))
+        self.orig = orig
+
+
+async def test_wrong_counts_are_corrected_whatever_errors_look_like(broker: SqliteBroker, connect: Connect) -> None:
+    """Another program has changed them, and a constraint fails at first."""
+    caller = connect()
+    await broker.enqueue([an_envelope(key=b"k" * 16)])
+    caller.execute("UPDATE taskflow_queues SET ready = 0")
+
+    def run(statement: Statement) -> Sequence[Row]:
+        try:
+            return caller.execute(*statement)
+        except sqlite3.Error as error:
+            raise Wrapped(error) from error
+
+    with caller.transaction():
+        caller.store.enqueue([an_envelope(key=b"k" * 16, queue="new", on_conflict=OnConflict.REPLACE)]).run(run)
+    counts = await _counts(broker)
+    assert (counts["default"][Status.CANCELLED], counts["new"][Status.READY]) == (1, 1)
+
+
+async def test_refusals_of_ours_change_nothing(open_broker: Open, path: Path) -> None:
+    broker = open_broker(room=Room(capacity=2))
+    with connected(path) as connection:
+        caller = Caller(connection, await broker.transactional())
+        caller.begin()
+        caller.enqueue(first := an_envelope())
+        with unaffected(caller):
+            for batch, error in ((envelopes(2), StoreFull), ([an_envelope(payload=bytes((64 << 20) + 1))], TooLarge)):
+                for _ in range(2):
+                    with pytest.raises(error):
+                        caller.enqueue(*batch)
+        caller.commit()
+    assert await status_of(broker, first) is Status.READY
+    assert sum(queue.counts[Status.READY] for queue in await broker.console.queues()) == 1
+
+
+async def test_a_disk_without_its_reserve_takes_no_jobs(
+    broker: SqliteBroker, connect: Connect, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The space that is left is for settlements."""
+    session, caller = await registered(broker), connect()
+    await broker.enqueue([an_envelope()])
+    [lease] = await broker.claim(session.id, 1, ["default"], 1)
+    os.truncate(f"{path}-taskflow", 48)
+    monkeypatch.setattr("taskflow.broker.sqlite.store_file.StoreFile.free_room", lambda _: 1 << 20)
+    with caller.transaction():
+        with pytest.raises(StoreFull, match="disk is full"):
+            caller.enqueue(an_envelope())
+        assert caller.settle(succeeded(lease)) is Settled.OK
+
+
+# --- in steps ------------------------------------------------------------------------------------------------------------
+
+
+def _helpers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "taskflow-sqlite-statements"]
+
+
+async def test_both_ways_to_run_a_verb_run_the_same_statements(broker: SqliteBroker, connect: Connect) -> None:
+    caller, said = connect(), list[list[str]]()
+    caller.begin()
+    for number in range(2):
+        said.append([])
+
+        def run(statement: Statement) -> Sequence[Row]:
+            said[-1].append(statement.sql)
+            return caller.execute(*statement)
+
+        verb = caller.store.enqueue([an_envelope(), an_envelope(key=b"%016d" % number)])
+        _ = verb.run(run) if number else drive(verb.steps(), run)
+        said[-1] = [sql for sql in said[-1] if not sql.startswith("INSERT") or "_jobs" in sql]  # names are new to the first
+    assert said[0] == said[1]
+    assert _helpers() == []
+
+
+async def test_a_verb_that_is_given_up_leaves_no_thread_behind(connect: Connect) -> None:
+    """At whichever statement; and the caller may roll back and go on."""
+    caller, at = connect(), 0
+    while True:
+        at += 1
+        caller.begin()
+        steps = caller.store.enqueue([an_envelope(key=b"k" * 16)]).steps()
+        try:
+            statement = next(steps)
+            for _ in range(at):
+                statement = steps.send(caller.execute(*statement))
+        except StopIteration:
+            break
+        steps.close()
+        assert _helpers() == []
+        caller.roll_back()
+    assert at > 10
+    steps = caller.store.enqueue(envelopes(1)).steps()
+    next(steps)
+    del steps
+    assert _helpers() == []
+
+
+async def test_an_error_of_the_driver_is_raised_where_the_statement_was(connect: Connect) -> None:
+    """The verb undoes what it has done, by statements, and the caller gets its own error."""
+    caller = connect()
+    caller.begin()
+    said = list[str]()
+
+    def run(statement: Statement) -> Sequence[Row]:
+        said.append(statement.sql)
+        if statement.sql.startswith('INSERT INTO "taskflow_jobs"'):
+            raise Broken
+        return caller.execute(*statement)
+
+    with pytest.raises(Broken):
+        drive(caller.store.enqueue([an_envelope(key=b"k" * 16)]).steps(), run)
+    assert said[-2:] == ["ROLLBACK TO taskflow", "RELEASE taskflow"]
+    assert _helpers() == []
+    caller.commit()
+
+
+async def test_a_cancelled_caller_undoes_the_verb_and_leaves_no_thread_behind(broker: SqliteBroker, connect: Connect) -> None:
+    """Wherever it is cancelled: what the transaction commits afterwards is whole. Only its last statement may have had its effect."""
+    number, all_sent = 0, list[Envelope]()
+    while True:
+        number += 1
+        caller, sent = connect(), an_envelope()
+        caller.begin()
+        caller.enqueue(before := an_envelope())
+        all_sent += [before, sent]
+        if not _cancelled_at(number, caller, sent):
+            caller.commit()
+            break
+        assert _helpers() == []
+        assert await status_of(broker, before) is None
+        caller.commit()
+        assert await status_of(broker, before) is Status.READY
+        there = [envelope for envelope in all_sent if await status_of(broker, envelope) is Status.READY]
+        [queue] = await broker.console.queues()
+        assert queue.counts[Status.READY] == len(there) <= number + 1
+    assert number > 8
+
+
+def _cancelled_at(number: int, caller: Caller, sent: Envelope) -> bool:
+    """Send, and cancel the sender in the middle of this statement. Return False if it takes fewer."""
+    steps = caller.store.enqueue([sent]).steps()
+    cancelled, statement, count = False, next(steps), 0
+    try:
+        while True:
+            count += 1
+            try:
+                rows = caller.execute(*statement)
+            except sqlite3.OperationalError as error:  # the savepoint was released before
+                statement = steps.throw(error)
+                continue
+            if count == number:
+                cancelled = True
+                statement = steps.throw(asyncio.CancelledError())
+            else:
+                statement = steps.send(rows)
+    except StopIteration:
+        return False
+    except asyncio.CancelledError:
+        return cancelled
+
+
+# --- what others find ----------------------------------------------------------------------------------------------------
+
+
+async def test_names_of_a_transaction_that_was_rolled_back_are_forgotten(broker: SqliteBroker, connect: Connect) -> None:
+    """Their numbers may stand for other names now."""
+    caller = connect()
+    caller.begin()
+    caller.enqueue(an_envelope(queue="gone", job="gone"))
+    caller.roll_back()
+    await broker.enqueue([theirs := an_envelope(queue="theirs", job="theirs")])
+    with caller.transaction():
+        caller.enqueue(ours := an_envelope(queue="ours", job="ours"))
+    records = await broker.read([theirs.id, ours.id])
+    assert [record and (record.queue, record.job) for record in records] == [("theirs", "theirs"), ("ours", "ours")]
+
+
+async def test_unsound_rows_are_mended_in_the_transaction_too(broker: SqliteBroker, connect: Connect) -> None:
+    waiting = an_envelope(key=b"k" * 16)
+    await broker.enqueue([waiting])
+    caller = connect()
+    caller.execute("UPDATE taskflow_jobs SET priority = 'high'")
+    for ends in (caller.roll_back, caller.commit):
+        caller.begin()
+        caller.enqueue(job := an_envelope(key=b"k" * 16, on_conflict=OnConflict.REPLACE))
+        ends()
+    assert [await status_of(broker, each) for each in (waiting, job)] == [Status.CANCELLED, Status.READY]

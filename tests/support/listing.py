@@ -1,0 +1,13 @@
+"""Lists the jobs of a store."""
+
+from __future__ import annotations
+
+from taskflow.broker.console import Console, View
+from taskflow.broker.paging import pages
+from taskflow.model.record import Record
+
+
+async def listed(console: Console, view: View | None = None) -> list[Record]:
+    """Return the records of all jobs of a view, the newest first."""
+    found = [record async for records in pages(console, view or View()) for record in records]
+    return sorted(found, key=lambda record: record.id, reverse=True)

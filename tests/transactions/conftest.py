@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from taskflow import run_sync
+from taskflow.broker.url import connect
+from tests.support.postgres import shared_postgres
+from tests.transactions.handles import TABLE
+
+
+@pytest.fixture(scope="module")
+def postgres_database() -> Iterator[str]:
+    """The URL of a database with a store and a table of the user's, for the tests of a module."""
+    server = shared_postgres()
+    name = server.new_database()
+    server.execute(TABLE, name)
+    _make_store(server.url(name))
+    yield server.url(name)
+    server.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a store and a table of the user's, for the tests of a module."""
+    path = tmp_path_factory.mktemp("store") / "app.db"
+    connection = sqlite3.connect(path)
+    connection.execute(TABLE)
+    connection.close()
+    _make_store(f"sqlite:///{path}?shared=1")
+    return path
+
+
+def _make_store(url: str) -> None:
+    """Create the tables: the first test of a module in a process may be any."""
+    broker = connect(url)
+    run_sync(broker.read([bytes(16)]))
+    run_sync(broker.close())

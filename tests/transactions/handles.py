@@ -1,0 +1,481 @@
+"""Users' connections, one class for each driver and framework, with the same methods for the tests. `ALL` names them.
+
+The methods are coroutines. Those of a connection that is used without `await` wait for nothing, so that
+`driven` can run them without a loop.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import aiosqlite
+import asyncpg
+import psycopg
+import psycopg2
+import sqlalchemy
+from psycopg import conninfo
+from sqlalchemy import event, orm, pool
+from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
+from sqlmodel import Session as SqlModelSession
+
+from taskflow import WrongConnection
+from tests.support.postgres import shared_postgres
+
+T = TypeVar("T")
+
+TABLE: Final = "CREATE TABLE orders (number integer PRIMARY KEY)"
+
+
+class User:
+    """A user's connection to the database at `place`: the URL of a PostgreSQL database, or the path of a SQLite file."""
+
+    is_awaited = False
+    opens_again = False
+    """After it was closed, its next use takes another connection."""
+
+    when_closed: type[Exception] = WrongConnection
+    """The error if it is used after it was closed."""
+
+    connection: Any
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    async def open(self) -> None:
+        raise NotImplementedError
+
+    async def begin(self) -> None:
+        """For drivers that begin a transaction with the first statement there is nothing to do."""
+
+    async def commit(self) -> None:
+        self.connection.commit()
+
+    async def rollback(self) -> None:
+        self.connection.rollback()
+
+    async def execute(self, sql: str) -> None:
+        self.connection.cursor().execute(sql)
+
+    async def number(self, sql: str) -> Any:
+        cursor = self.connection.cursor()
+        cursor.execute(sql)
+        [value] = cursor.fetchone()
+        return value
+
+    async def savepoint(self) -> None:
+        await self.execute("SAVEPOINT here")
+
+    async def release(self) -> None:
+        await self.execute("RELEASE SAVEPOINT here")
+
+    async def undo(self) -> None:
+        """Roll back to the savepoint."""
+        await self.execute("ROLLBACK TO SAVEPOINT here")
+
+    async def close(self) -> None:
+        self.connection.close()
+
+    async def lose(self) -> None:
+        """End the connection as an outage does. One to SQLite is closed, as it is when its process ends."""
+        if self.place.startswith("postgresql"):
+            pid = await self.number("SELECT pg_backend_pid()")
+            server = shared_postgres()
+            server.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
+        else:
+            await self.driver_close()
+
+    async def driver_close(self) -> None:
+        await self.close()
+
+
+def driven(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise AssertionError("it waits")
+
+
+# --- drivers ---------------------------------------------------------------------------------------------------------
+
+
+class Asyncpg(User):
+    is_awaited = True
+
+    async def open(self) -> None:
+        self.connection = await asyncpg.connect(self.place)
+
+    async def begin(self) -> None:
+        self._transactions = [self.connection.transaction()]
+        await self._transactions[0].start()
+
+    async def commit(self) -> None:
+        await self._transactions.pop().commit()
+
+    async def rollback(self) -> None:
+        await self._transactions.pop().rollback()
+
+    async def execute(self, sql: str) -> None:
+        await self.connection.execute(sql)
+
+    async def number(self, sql: str) -> Any:
+        return await self.connection.fetchval(sql)
+
+    async def savepoint(self) -> None:
+        self._transactions.append(self.connection.transaction())
+        await self._transactions[-1].start()
+
+    release = commit
+    undo = rollback
+
+    async def close(self) -> None:
+        await self.connection.close()
+
+
+class AsyncpgPool(Asyncpg):
+    async def open(self) -> None:
+        self._pool = await asyncpg.create_pool(self.place, min_size=1, max_size=1)
+        self.connection = await self._pool.acquire()
+
+    async def close(self) -> None:
+        await self._pool.release(self.connection)
+        self._pool.terminate()
+
+
+class Psycopg(User):
+    async def open(self) -> None:
+        self.connection = psycopg.connect(self.place)
+
+
+class AsyncPsycopg(User):
+    is_awaited = True
+
+    async def open(self) -> None:
+        self.connection = await psycopg.AsyncConnection.connect(self.place)
+
+    async def commit(self) -> None:
+        await self.connection.commit()
+
+    async def rollback(self) -> None:
+        await self.connection.rollback()
+
+    async def execute(self, sql: str) -> None:
+        await self.connection.execute(sql)
+
+    async def number(self, sql: str) -> Any:
+        [value] = await (await self.connection.execute(sql)).fetchone()
+        return value
+
+    async def close(self) -> None:
+        await self.connection.close()
+
+
+class Psycopg2(User):
+    async def open(self) -> None:
+        self.connection = psycopg2.connect(self.place)
+
+
+class Sqlite3(User):
+    async def open(self) -> None:
+        self.connection = sqlite3.connect(self.place)
+
+    async def begin(self) -> None:
+        """The driver begins only before a statement that writes: not before a savepoint."""
+        self.connection.execute("BEGIN IMMEDIATE")
+
+
+class Aiosqlite(AsyncPsycopg):
+    async def open(self) -> None:
+        self.connection = await aiosqlite.connect(self.place)
+
+    async def begin(self) -> None:
+        await self.connection.execute("BEGIN IMMEDIATE")
+
+
+# --- SQLAlchemy ------------------------------------------------------------------------------------------------------
+
+
+class Alchemy(User):
+    """A session, or what `kind` makes of an engine."""
+
+    def __init__(self, place: str, driver: str, kind: Callable[[Any], Any]) -> None:
+        super().__init__(place)
+        self._driver = driver
+        self._kind = kind
+
+    @property
+    def _url(self) -> str:
+        return f"{self._driver}:///{self.place}" if "sqlite" in self._driver else self.place.replace("postgresql", self._driver)
+
+    async def open(self) -> None:
+        self._engine: Any = sqlalchemy.create_engine(self._url, poolclass=pool.NullPool)
+        if "sqlite" in self._driver:
+            begin_as_documented(self._engine)
+        self.connection = self._kind(self._engine)
+        self.opens_again = not hasattr(self.connection, "exec_driver_sql")
+
+    async def driver_close(self) -> None:
+        core = self.connection.connection() if self.opens_again else self.connection
+        core.connection.dbapi_connection.close()
+
+    async def execute(self, sql: str) -> None:
+        self.connection.execute(sqlalchemy.text(sql))
+
+    async def number(self, sql: str) -> Any:
+        return self.connection.execute(sqlalchemy.text(sql)).scalar_one()
+
+    async def savepoint(self) -> None:
+        self._nested = self.connection.begin_nested()
+
+    async def release(self) -> None:
+        self._nested.commit()
+
+    async def undo(self) -> None:
+        self._nested.rollback()
+
+    async def close(self) -> None:
+        self.connection.close()
+        self._engine.dispose()
+
+
+class AsyncAlchemy(Alchemy):
+    is_awaited = True
+
+    async def open(self) -> None:
+        self._engine = sqlalchemy_asyncio.create_async_engine(self._url, poolclass=pool.NullPool)
+        if "sqlite" in self._driver:
+            begin_as_documented(self._engine.sync_engine)
+        made = self._kind(self._engine)
+        self.connection = await made if isinstance(made, sqlalchemy_asyncio.AsyncConnection) else made
+        self.opens_again = not hasattr(self.connection, "exec_driver_sql")
+
+    async def driver_close(self) -> None:
+        core = await self.connection.connection() if self.opens_again else self.connection
+        await (await core.get_raw_connection()).driver_connection.close()
+
+    async def commit(self) -> None:
+        await self.connection.commit()
+
+    async def rollback(self) -> None:
+        await self.connection.rollback()
+
+    async def execute(self, sql: str) -> None:
+        await self.connection.execute(sqlalchemy.text(sql))
+
+    async def number(self, sql: str) -> Any:
+        return (await self.connection.execute(sqlalchemy.text(sql))).scalar_one()
+
+    async def savepoint(self) -> None:
+        self._nested = await self.connection.begin_nested()
+
+    async def release(self) -> None:
+        await self._nested.commit()
+
+    async def undo(self) -> None:
+        await self._nested.rollback()
+
+    async def close(self) -> None:
+        await self.connection.close()
+        await self._engine.dispose()
+
+
+def begin_as_documented(engine: Any) -> None:
+    """Begin as SQLAlchemy's documentation of SQLite says, without which a savepoint would be a transaction by itself."""
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, record: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begins(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+# --- Django ----------------------------------------------------------------------------------------------------------
+
+
+class Django(User):
+    """A connection with `atomic()`. No settings module and no application are needed for it."""
+
+    def __init__(self, place: str, vendor: str) -> None:
+        super().__init__(place)
+        self._vendor = vendor
+
+    async def open(self) -> None:
+        import django
+        from django.conf import settings
+
+        if not settings.configured:
+            settings.configure()
+            django.setup()
+        from django.db import connections, transaction
+
+        database: dict[str, Any] = {"ENGINE": f"django.db.backends.{self._vendor}", "NAME": self.place}
+        if self._vendor == "postgresql":
+            parts = conninfo.conninfo_to_dict(self.place)
+            database |= {"NAME": parts["dbname"], "USER": parts["user"], "HOST": parts["host"], "PORT": parts["port"]}
+        databases: Any = connections.databases
+        self._alias = f"database{len(databases)}"
+        databases[self._alias] = connections.configure_settings({"default": database})["default"]
+        self.connection = connections[self._alias]
+        self._atomic: Callable[[], Any] = lambda: transaction.atomic(using=self._alias)
+
+    async def driver_close(self) -> None:
+        self.connection.connection.close()
+
+    async def begin(self) -> None:
+        self._blocks: list[Any] = [self._atomic()]
+        self._blocks[0].__enter__()
+
+    async def commit(self) -> None:
+        self._blocks.pop().__exit__(None, None, None)
+
+    async def rollback(self) -> None:
+        self._blocks.pop().__exit__(RuntimeError, RuntimeError(), None)
+
+    async def savepoint(self) -> None:
+        self._blocks.append(self._atomic())
+        self._blocks[-1].__enter__()
+
+    release = commit
+    undo = rollback
+
+
+# --- drivers that taskflow does not know -----------------------------------------------------------------------------
+
+
+class _Mine:
+    """What a user writes for a driver of theirs."""
+
+    def __init__(self, below: Any) -> None:
+        self._below = below
+
+    def run_statement(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        cursor = self._below.cursor()
+        cursor.execute(statement, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+class _MineAwaited:
+    def __init__(self, below: asyncpg.Connection) -> None:
+        self._below = below
+
+    async def run_statement(self, statement: str, parameters: Sequence[Any]) -> list[asyncpg.Record]:
+        return await self._below.fetch(statement.replace("%s", "$1"), *parameters)
+
+
+class MinePostgres(Psycopg2):
+    when_closed = Exception  # its driver's
+
+    async def open(self) -> None:
+        await super().open()
+        self._below = self.connection
+        self.connection = _Mine(self._below)
+
+    async def commit(self) -> None:
+        self._below.commit()
+
+    async def rollback(self) -> None:
+        self._below.rollback()
+
+    async def execute(self, sql: str) -> None:
+        self._below.cursor().execute(sql)
+
+    async def number(self, sql: str) -> Any:
+        [[value]] = self.connection.run_statement(sql, ())
+        return value
+
+    async def close(self) -> None:
+        self._below.close()
+
+
+class MineSqlite(MinePostgres):
+    async def open(self) -> None:
+        self._below = sqlite3.connect(self.place)
+        self.connection = _Mine(self._below)
+
+    async def begin(self) -> None:
+        self._below.execute("BEGIN IMMEDIATE")
+
+
+class MineAwaited(Asyncpg):
+    when_closed = Exception
+
+    async def open(self) -> None:
+        self._below = await asyncpg.connect(self.place)
+        self.connection = _MineAwaited(self._below)
+
+    async def begin(self) -> None:
+        self._transactions = [self._below.transaction()]
+        await self._transactions[0].start()
+
+    async def execute(self, sql: str) -> None:
+        await self._below.execute(sql)
+
+    async def number(self, sql: str) -> Any:
+        return await self._below.fetchval(sql)
+
+    async def savepoint(self) -> None:
+        self._transactions.append(self._below.transaction())
+        await self._transactions[-1].start()
+
+    async def close(self) -> None:
+        await self._below.close()
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+def _connection(engine: Any) -> Any:
+    return engine.connect()
+
+
+def _scoped(engine: Any) -> Any:
+    return orm.scoped_session(orm.sessionmaker(engine))
+
+
+def _alchemy(driver: str, kind: Callable[[Any], Any]) -> Callable[[str], User]:
+    return lambda place: Alchemy(place, driver, kind)
+
+
+def _async_alchemy(driver: str, kind: Callable[[Any], Any]) -> Callable[[str], User]:
+    return lambda place: AsyncAlchemy(place, driver, kind)
+
+
+POSTGRES: Final[Mapping[str, Callable[[str], User]]] = {
+    "asyncpg": Asyncpg,
+    "asyncpg pool": AsyncpgPool,
+    "psycopg": Psycopg,
+    "psycopg async": AsyncPsycopg,
+    "psycopg2": Psycopg2,
+    "SQLAlchemy Connection, psycopg": _alchemy("postgresql+psycopg", _connection),
+    "SQLAlchemy Session, psycopg": _alchemy("postgresql+psycopg", orm.Session),
+    "SQLAlchemy scoped_session, psycopg": _alchemy("postgresql+psycopg", _scoped),
+    "SQLAlchemy Connection, psycopg2": _alchemy("postgresql+psycopg2", _connection),
+    "SQLAlchemy Session, psycopg2": _alchemy("postgresql+psycopg2", orm.Session),
+    "SQLAlchemy AsyncConnection, asyncpg": _async_alchemy("postgresql+asyncpg", _connection),
+    "SQLAlchemy AsyncSession, asyncpg": _async_alchemy("postgresql+asyncpg", sqlalchemy_asyncio.AsyncSession),
+    "SQLAlchemy AsyncConnection, psycopg": _async_alchemy("postgresql+psycopg", _connection),
+    "SQLAlchemy AsyncSession, psycopg": _async_alchemy("postgresql+psycopg", sqlalchemy_asyncio.AsyncSession),
+    "SQLModel Session, psycopg": _alchemy("postgresql+psycopg", SqlModelSession),
+    "Django, psycopg": lambda place: Django(place, "postgresql"),
+    "RunsStatement": MinePostgres,
+    "RunsStatement async": MineAwaited,
+}
+
+SQLITE: Final[Mapping[str, Callable[[str], User]]] = {
+    "sqlite3": Sqlite3,
+    "aiosqlite": Aiosqlite,
+    "SQLAlchemy Connection, sqlite3": _alchemy("sqlite+pysqlite", _connection),
+    "SQLAlchemy Session, sqlite3": _alchemy("sqlite+pysqlite", orm.Session),
+    "SQLAlchemy AsyncConnection, aiosqlite": _async_alchemy("sqlite+aiosqlite", _connection),
+    "SQLAlchemy AsyncSession, aiosqlite": _async_alchemy("sqlite+aiosqlite", sqlalchemy_asyncio.AsyncSession),
+    "SQLModel Session, sqlite3": _alchemy("sqlite+pysqlite", SqlModelSession),
+    "Django, sqlite3": lambda place: Django(place, "sqlite3"),
+    "RunsStatement, SQLite": MineSqlite,
+}
+
+ALL: Final = {**POSTGRES, **SQLITE}

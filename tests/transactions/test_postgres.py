@@ -1,0 +1,395 @@
+"""Sending in transactions of PostgreSQL beside workers, other senders, poolers and outages."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import asyncpg
+import psycopg
+import pytest
+from sqlalchemy import create_engine, orm
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+import taskflow
+from taskflow import BrokerRefused, JobHandle, Status, Worker, WrongConnection
+from taskflow.app.app import default_app
+from taskflow.broker.protocol import Broker
+from taskflow.broker.url import connect
+from tests.support.pgbouncer import PgBouncer, is_there
+from tests.support.postgres import shared_postgres
+from tests.support.proxy import Proxy
+from tests.transactions.handles import TABLE
+from tests.transactions.jobs import charge, note, ran
+from tests.transactions.open_long import found_after_a_long_transaction, until
+
+
+@pytest.fixture
+async def broker(postgres_database: str) -> AsyncIterator[Broker]:
+    broker = connect(postgres_database)
+    with default_app().using(broker):
+        yield broker
+        await broker.close()
+
+
+@contextmanager
+def a_database() -> Iterator[str]:
+    server = shared_postgres()
+    name = server.new_database()
+    server.execute(TABLE, name)
+    yield name
+    server.drop_database(name)
+
+
+# --- SQLAlchemy ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_warm", [False, True], ids=["cold", "warm"])
+async def test_our_statement_is_the_first_of_a_session_that_rolls_back(broker: Broker, postgres_database: str, is_warm: bool) -> None:
+    """SQLAlchemy's asyncpg dialect begins the transaction only with a statement of its own."""
+    engine = create_async_engine(postgres_database.replace("postgresql", "postgresql+asyncpg"))
+    if is_warm:
+        async with AsyncSession(engine) as session:
+            await charge.options(connection=session).delay(0)
+    async with AsyncSession(engine) as session:
+        handle = await charge.options(connection=session).delay(1)
+        await session.rollback()
+    assert await handle.status() is None
+    async with AsyncSession(engine) as session, session.begin():
+        handle = await charge.options(connection=session).delay(2)
+    assert await handle.status() is Status.READY
+    await engine.dispose()
+
+
+async def test_eight_threads_with_sync_sessions_beside_a_running_loop(broker: Broker, postgres_database: str) -> None:
+    engine = create_engine(postgres_database.replace("postgresql", "postgresql+psycopg"))
+
+    def send(thread: int) -> list[JobHandle[None]]:
+        handles = []
+        for number in range(20):
+            with orm.Session(engine) as session:
+                handles.append(charge.options(connection=session).delay_sync(thread))
+                handles += taskflow.enqueue_sync([charge.bind(number)], connection=session)
+                if number % 2:
+                    session.commit()
+        return handles
+
+    with ThreadPoolExecutor(8) as threads:
+        loop = asyncio.get_running_loop()
+        sent = asyncio.gather(*(loop.run_in_executor(threads, send, thread) for thread in range(8)))
+        beside = [await charge.delay(number) for number in range(100)]
+        handles = [handle for some in await sent for handle in some]
+    engine.dispose()
+    statuses = [await handle.status() for handle in handles]
+    assert statuses == [None, None, Status.READY, Status.READY] * (len(handles) // 4)
+    assert len(handles) == 8 * 20 * 2
+    assert len({handle.id for handle in [*handles, *beside]}) == len(handles) + 100
+
+
+# --- what workers see ------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_begins_as_soon_as_its_transaction_commits(broker: Broker, postgres_database: str) -> None:
+    ran.clear()
+    committed = dict[int, float]()
+    connection = await asyncpg.connect(postgres_database)
+    async with Worker(concurrency=10):
+        for number in range(40):
+            await asyncio.sleep(0.05)
+            async with connection.transaction():
+                await note.options(connection=connection).delay(number)
+                await asyncio.sleep(0.02)
+                assert number not in dict(ran)
+            committed[number] = time.monotonic()
+        await until(set(committed))
+    await connection.close()
+    assert statistics.median(when - committed[number] for number, when in ran) < 0.05
+
+
+@pytest.mark.parametrize(
+    "begins",
+    ["BEGIN ISOLATION LEVEL REPEATABLE READ", "BEGIN ISOLATION LEVEL SERIALIZABLE", "BEGIN; SET CONSTRAINTS ALL IMMEDIATE"],
+)
+async def test_isolation_and_constraints_lose_no_job(broker: Broker, postgres_database: str, begins: str) -> None:
+    """With immediate constraints a job may be found 10 s after the commit."""
+    ran.clear()
+    connection = await asyncpg.connect(postgres_database)
+    async with Worker(concurrency=10):
+        await connection.execute(begins)
+        await note.options(connection=connection).delay(1)
+        await taskflow.enqueue([note.bind(number) for number in range(2, 5)], connection=connection)
+        await note.options(connection=connection, after=0.1).delay(5)
+        await asyncio.sleep(2.0)  # the low-water marks rise meanwhile
+        assert not ran
+        await connection.execute("COMMIT")
+        await until(set(range(1, 6)))
+    await connection.close()
+
+
+async def test_an_open_transaction_with_immediate_constraints_delays_no_other_job(broker: Broker, postgres_database: str) -> None:
+    ran.clear()
+    connection, other = await asyncpg.connect(postgres_database), await asyncpg.connect(postgres_database)
+    async with Worker(concurrency=10):
+        await connection.execute("BEGIN; SET CONSTRAINTS ALL IMMEDIATE")
+        await note.options(connection=connection).delay(-1)
+        await asyncio.sleep(0.5)
+        for number in range(5):
+            async with other.transaction():
+                await note.options(connection=other).delay(number)
+            await until({number}, within=0.5)
+            await asyncio.sleep(0.2)
+        await connection.execute("ROLLBACK")
+    await connection.close()
+    await other.close()
+
+
+async def test_a_long_transaction_whose_queue_is_claimed_meanwhile(postgres_database: str) -> None:
+    """Three seconds here; a minute in tests.long."""
+    await found_after_a_long_transaction(postgres_database, 3.0)
+
+
+# --- many ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_hundred_thousand_jobs_in_one_transaction(broker: Broker, postgres_database: str) -> None:
+    read = 0
+
+    def calls() -> Iterator[Any]:
+        nonlocal read
+        for read in range(1, 100_001):
+            yield charge.bind(read)
+
+    with a_database() as name:
+        url = shared_postgres().url(name)
+        with default_app().using(opened := connect(url)):
+            connection = await asyncpg.connect(url)
+            async with connection.transaction():
+                handles = await taskflow.enqueue(calls(), connection=connection)
+            assert len(handles) == read == 100_000
+            assert await connection.fetchval("SELECT count(*) FROM taskflow.jobs") == 100_000
+            assert await handles[-1].status() is Status.READY
+            await connection.close()
+            await opened.close()
+
+
+async def test_an_error_in_the_middle_leaves_the_rest_to_the_user(broker: Broker, postgres_database: str) -> None:
+    def calls() -> Iterator[Any]:
+        yield from (charge.bind(number) for number in range(1_500))
+        raise ValueError("no more")
+
+    connection = await asyncpg.connect(postgres_database)
+    async with connection.transaction():
+        with pytest.raises(taskflow.EnqueueFailed, match="no more") as raised:
+            await taskflow.enqueue(calls(), connection=connection)
+    assert len(raised.value.handles) == 1_500
+    assert await raised.value.handles[-1].status() is Status.READY
+    await connection.close()
+
+
+async def test_a_lock_on_the_table_is_waited_for_as_long_as_the_user_says(broker: Broker, postgres_database: str) -> None:
+    """A limit of ours would make the user's transaction fail."""
+    other, connection = await asyncpg.connect(postgres_database), await asyncpg.connect(postgres_database)
+    await other.execute("BEGIN; LOCK TABLE taskflow.jobs IN EXCLUSIVE MODE")
+    async with connection.transaction():
+        sending = asyncio.create_task(charge.options(connection=connection).delay(1))
+        assert not (await asyncio.wait([sending], timeout=3.5))[0]
+        await other.execute("ROLLBACK")
+        handle = await sending
+    assert await handle.status() is Status.READY
+    await other.close()
+    await connection.close()
+
+
+# --- outages ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_reply_of_the_commit_is_lost(postgres_database: str) -> None:
+    """Whether it took effect: the job exists if and only if the user's row does."""
+    server = shared_postgres()
+    database = postgres_database.rpartition("/")[2]
+    both, was_lost = list[bool](), list[bool]()
+    broker = connect(postgres_database)
+    with default_app().using(broker):
+        for number in range(1_000_000, 1_000_012):
+            with Proxy("127.0.0.1", server.port, parse=None) as proxy:
+                url = proxy.url("postgresql", credentials="postgres", path=f"/{database}")
+                connection = await asyncpg.connect(url)
+                transaction = connection.transaction()
+                await transaction.start()
+                await connection.execute("INSERT INTO orders (number) VALUES ($1)", number)
+                handle = await charge.options(connection=connection).delay(number)
+                proxy.latency = 0.0 if number % 2 else 0.05
+                committing = asyncio.create_task(transaction.commit())
+                await asyncio.sleep(0.0005 * (number % 6) if number % 2 else 0.01)
+                proxy.cut_all()
+                was_lost.append(False)
+                try:
+                    await committing
+                except Exception:
+                    was_lost[-1] = True
+                connection.terminate()
+            await asyncio.sleep(0.1)
+            [(rows,)] = server.rows("SELECT count(*) FROM orders WHERE number = $1", number, database=database)
+            both.append(rows == 1)
+            assert (await handle.status() is Status.READY) is (rows == 1)
+        await broker.close()
+    assert {True, False} == {there for there, lost in zip(both, was_lost, strict=True) if lost}
+
+
+# --- roles, poolers --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def roles() -> Iterator[tuple[str, str]]:
+    """The URLs of a database for its owner and for a role with no rights."""
+    server = shared_postgres()
+    with a_database() as name:
+        role = f"sender_of_{name}"
+        server.execute(f"CREATE ROLE {role} LOGIN")
+        server.execute(f"GRANT INSERT ON orders TO {role}", name)
+        yield server.url(name), server.url(name, user=role)
+        server.execute(f"DROP OWNED BY {role}", name)
+        server.execute(f"DROP ROLE {role}")
+
+
+async def test_usage_and_execute_are_enough_to_send(roles: tuple[str, str]) -> None:
+    """For the connection and for the broker of the sender."""
+    owners, senders = roles
+    role = senders.partition("//")[2].partition("@")[0]
+    owner = connect(owners)
+    await owner.read([bytes(16)])
+    admin = await asyncpg.connect(owners)
+    with default_app().using(owner):
+        user = await asyncpg.connect(senders)
+        for grant in (f"GRANT USAGE ON SCHEMA taskflow TO {role}", f"GRANT EXECUTE ON FUNCTION taskflow.enqueue_within(text) TO {role}"):
+            async with user.transaction():
+                await user.execute("INSERT INTO orders (number) VALUES ($1)", len(grant))
+                with pytest.raises(WrongConnection, match=r"role may not use.*USAGE on the schema 'taskflow' and EXECUTE"):
+                    await charge.options(connection=user).delay(1)
+            await admin.execute(grant)
+        async with user.transaction():
+            first = await charge.options(connection=user).delay(1)
+        assert await first.status() is Status.READY
+    await owner.close()
+
+    with default_app().using(sender := connect(senders)):
+        async with user.transaction():
+            handles = [await charge.options(connection=user, key="a").delay(2)]
+            handles += await taskflow.enqueue([charge.bind(3), charge.bind(4)], connection=user)
+        with pytest.raises(BrokerRefused, match="permission denied"):
+            await handles[0].status()
+        await sender.close()
+    assert await admin.fetchval("SELECT count(*) FROM taskflow.jobs WHERE status = 2") == 4
+    for forbidden in ("SELECT FROM taskflow.jobs", "SELECT taskflow.settle_within('{}')", "SELECT taskflow.enqueue(1, NULL)"):
+        with pytest.raises(asyncpg.PostgresError):
+            await user.execute(forbidden)
+    await user.close()
+    await admin.close()
+
+
+async def test_the_documented_rights_of_a_worker_are_enough(roles: tuple[str, str]) -> None:
+    """Those of a broker, and EXECUTE on settle_within()."""
+    owners, workers = roles
+    role, database = workers.partition("//")[2].partition("@")[0], owners.rpartition("/")[2]
+    owner = connect(owners)
+    await owner.read([bytes(16)])
+    await owner.close()
+    for grant in (
+        "USAGE ON SCHEMA taskflow",
+        "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA taskflow",
+        "USAGE ON ALL SEQUENCES IN SCHEMA taskflow",
+        "EXECUTE ON FUNCTION taskflow.settle_within(text)",
+    ):
+        shared_postgres().execute(f"GRANT {grant} TO {role}", database)
+
+    @taskflow.job(name="tests.transactions.complete_as_a_worker", max_attempts=1)
+    async def complete(ctx: taskflow.JobContext) -> str:
+        user = await asyncpg.connect(workers)
+        async with user.transaction():
+            await user.execute("INSERT INTO orders (number) VALUES (1)")
+            await ctx.complete_in(user, result="done")
+        await user.close()
+        return "returned"
+
+    with default_app().using(broker := connect(workers)):
+        async with Worker(concurrency=1):
+            assert await (await complete.delay()).result(20) == "done"
+        await broker.close()
+
+
+async def test_a_role_that_may_not_complete_jobs_is_refused(roles: tuple[str, str]) -> None:
+    """And its transaction goes on: the job is retried, and what it has written stays."""
+    owners, senders = roles
+    role = senders.partition("//")[2].partition("@")[0]
+    broker = connect(owners)
+    await broker.read([bytes(16)])
+    shared_postgres().execute(f"GRANT USAGE ON SCHEMA taskflow TO {role}", owners.rpartition("/")[2])
+    shared_postgres().execute(f"GRANT EXECUTE ON FUNCTION taskflow.enqueue_within(text) TO {role}", owners.rpartition("/")[2])
+
+    @taskflow.job(name="tests.transactions.complete_as", max_attempts=1)
+    async def complete(ctx: taskflow.JobContext) -> str:
+        user = await asyncpg.connect(senders)
+        async with user.transaction():
+            with pytest.raises(WrongConnection, match=r"EXECUTE on its function settle_within\(text\)"):
+                await ctx.complete_in(user, result="done")
+            await user.execute("INSERT INTO orders (number) VALUES (1)")
+        await user.close()
+        return "refused"
+
+    with default_app().using(broker):
+        async with Worker(concurrency=1):
+            assert await (await complete.delay()).result(20) == "refused"
+        await broker.close()
+    assert shared_postgres().rows("SELECT number FROM orders", database=owners.rpartition("/")[2]) == [(1,)]
+
+
+@pytest.mark.skipif(
+    not os.environ.get("CI") and not is_there(),
+    reason="there is no pgbouncer on this machine: apt-get install pgbouncer (where CI is set, that is a failure)",
+)
+async def test_through_pgbouncer_in_transaction_mode() -> None:
+    with a_database() as name, PgBouncer(shared_postgres(), pool_size=2) as bouncer:
+        url = bouncer.url(name)
+        broker = connect(f"{url}?pooled=1")
+        with default_app().using(broker):
+            handles = []
+            connections = [await psycopg.AsyncConnection.connect(url, prepare_threshold=None) for _ in range(4)]
+            for number in range(5):
+                for connection in connections:
+                    handles.append(await charge.options(connection=connection).delay(number))
+                    await connection.execute("INSERT INTO orders (number) VALUES (%s)", [len(handles)])
+                    await (connection.commit() if number % 2 else connection.rollback())
+            assert [await handle.status() for handle in handles] == [*[None] * 4, *[Status.READY] * 4] * 2 + [None] * 4
+            for connection in connections:
+                await connection.close()
+            await broker.close()
+
+
+async def test_sixteen_clients_beside_a_load(broker: Broker, postgres_database: str) -> None:
+    """Each client commits or rolls back at random. Workers claim meanwhile, and run exactly what was committed."""
+    ran.clear()
+    committed = set[int]()
+
+    async def client(first: int) -> None:
+        connection = await asyncpg.connect(postgres_database)
+        for number in range(first, first + 30):
+            transaction = connection.transaction()
+            await transaction.start()
+            await note.options(connection=connection).delay(number)
+            if number % 3:
+                await transaction.commit()
+                committed.add(number)
+            else:
+                await transaction.rollback()
+        await connection.close()
+
+    async with Worker(concurrency=20):
+        await asyncio.gather(*(client(100 * number) for number in range(16)))
+        await until(committed)
+    assert sorted(number for number, _ in ran) == sorted(committed)

@@ -1,0 +1,365 @@
+"""Keys that the decorator declares, and their scope."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple, TypedDict
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from taskflow import Cron, DeclarationError, EnqueueFailed, Every, JobContext, KeyConflict, enqueue, job, schedules
+from taskflow.app.app import App, default_app
+from taskflow.model.ids import key_digest
+from taskflow.model.schedule_plan import Plan
+from tests.unit.app.bench import Bench
+
+any_job: Any = job
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+@dataclass
+class Order:
+    id: int
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"order-{self.id}"
+
+
+class Row(TypedDict):
+    id: int
+
+
+class Pair(NamedTuple):
+    left: int
+    right: int
+
+
+class Odd(msgspec.Struct):
+    @property
+    def key(self) -> str:
+        raise RuntimeError("no key today")
+
+
+@job(name="keys.sync", key="{project_id}", key_scope="name")
+async def sync(project_id: int, branch: str = "main") -> None: ...
+
+
+@job(name="keys.rebuild", key="singleton", on_conflict="raise")
+def rebuild() -> None: ...
+
+
+@job(name="keys.many", key="{tenant}:{order.id}:{branch}")
+async def many(ctx: JobContext, tenant: str, /, order: Order, *, branch: str = "main") -> None: ...
+
+
+def declared(key: Any, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    async def work(project_id: int, order: Order, row: Row, *args: int, size: int = 1, **rest: int) -> None: ...
+
+    return any_job(name="keys.declared", key=key, **options)(function or work)
+
+
+@pytest.fixture(autouse=True)
+def app(monkeypatch: pytest.MonkeyPatch) -> App:
+    monkeypatch.setattr(default_app(), "registry", type(default_app().registry)())
+    return default_app()
+
+
+# --- formatting -----------------------------------------------------------------------------------------------------
+
+
+def test_each_call_has_the_key_of_its_arguments() -> None:
+    assert [call.key for call in (sync.bind(7), sync.bind(project_id=7), sync.bind(8))] == ["7", "7", "8"]
+    assert many.bind("acme", Order(3)).key == "acme:3:main"
+    assert many.bind("acme", order=Order(3), branch="dev").key == "acme:3:dev"
+
+
+def test_a_constant_key_is_the_same_for_all_calls() -> None:
+    assert rebuild.bind().key == rebuild.key == "singleton"
+    assert declared("{{braces}}").key == "{braces}"
+
+
+def test_a_positional_only_parameter_is_not_taken_from_keywords() -> None:
+    def work(name: str = "default", /, **names: str) -> None: ...
+
+    assert declared("{name}", work).bind(name="other").key == "default"
+
+
+VALUES: list[tuple[Any, Any, str, str]] = [
+    (int, 7, "", "7"),
+    (int, 7, ":04d", "0007"),
+    (bool, True, "", "True"),
+    (str, "a b", "", "a b"),
+    (uuid.UUID, uuid.UUID(int=1), "", "00000000-0000-0000-0000-000000000001"),
+    (Color, Color.RED, "", "red"),
+    (Level, Level.LOW, "", "1"),
+    (date, date(2026, 11, 28), "", "2026-11-28"),
+    (date, date(2026, 11, 28), ":%Y-%m", "2026-11"),
+    (Decimal, Decimal("1.10"), "", "1.10"),
+    (str | None, None, "", "None"),
+    (Order, Order(3), ".id", "3"),
+    (Order, Order(3), ".label", "order-3"),
+    (Row, {"id": 3}, "[id]", "3"),
+    (Pair, Pair(1, 2), "[1]", "2"),
+    (Pair, Pair(1, 2), ".right", "2"),
+    (list[int], [5, 6], "[1]", "6"),
+    (dict[str, Order], {"a": Order(3)}, "[a].id", "3"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "rest", "expected"), VALUES, ids=[f"{case[1]!r}{case[2]}" for case in VALUES])
+def test_a_value_is_formatted_plainly(annotation: Any, value: Any, rest: str, expected: str) -> None:
+    async def work(x: Any) -> None: ...
+
+    work.__annotations__["x"] = annotation
+    assert declared(f"{{x{rest}}}", work).bind(value).key == expected
+
+
+def test_a_path_is_formatted_as_text() -> None:
+    from taskflow.app.declared_key import DeclaredKey
+
+    async def work(x: Any) -> None: ...
+
+    assert DeclaredKey("{x}", any_job(name="keys.path")(work)).of((PurePosixPath("/a/b"),), {}) == "/a/b"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "says"),
+    [
+        ("{x}", [1, 2], TypeError, r"key='\{x\}' of keys.declared: \{x\} is a list: a key takes text, .*\{order.id\}"),
+        ("{x}", Order(3), TypeError, r"\{x\} is a Order: a key takes"),
+        ("{x.id}", 3, ValueError, r"\{x.id\}: AttributeError: 'int' object has no attribute 'id'"),
+        ("{x[id]}", {}, ValueError, r"\{x\[id\]\}: KeyError: 'id'"),
+        ("{x[2]}", [1], ValueError, r"\{x\[2\]\}: IndexError: list index out of range"),
+        ("{x:d}", "a", ValueError, r"\{x\}: ValueError: Unknown format code 'd'"),
+        ("{x}", "", ValueError, r"key='\{x\}' of keys.declared: key= has 0 bytes of UTF-8, expected 1 to 200"),
+        ("{x}", "x" * 201, ValueError, "key= has 201 bytes of UTF-8"),
+    ],
+)
+def test_a_value_that_makes_no_key_is_refused_where_the_call_is_made(key: str, value: Any, error: type[Exception], says: str) -> None:
+    async def work(x: Any) -> None: ...
+
+    work.__annotations__["x"] = Order if isinstance(value, Order) else Any
+    with pytest.raises(error, match=says):
+        declared(key, work).bind(value)
+
+
+def test_an_error_in_a_property_names_the_key() -> None:
+    async def work(x: Odd) -> None: ...
+
+    work.__annotations__["x"] = Odd
+    with pytest.raises(ValueError, match=r"key='\{x.key\}' of keys.declared: \{x.key\}: RuntimeError: no key today"):
+        declared("{x.key}", work).bind(Odd())
+
+
+def test_wrong_arguments_are_reported_before_the_key() -> None:
+    with pytest.raises(TypeError, match=r"project_id: expected int, got str"):
+        sync.bind("x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="project_id: is a required argument"):
+        any_job(name="keys.sync2", key="{project_id}")(sync.function).bind()
+
+
+# --- the declaration ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        (
+            "{projct_id}",
+            r"@job on .*: key='\{projct_id\}': 'projct_id' is not a parameter; did you mean 'project_id'\?; the parameters are ",
+        ),
+        ("{colour}", "'colour' is not a parameter; the parameters are project_id, order, row, size"),
+        ("{args}", r"'args' takes any number of values; the parameters are project_id, order, row, size"),
+        ("{rest[a]}", "'rest' takes any number of values"),
+        ("{}", r"\{\} names no parameter; the parameters are"),
+        ("{0}", r"\{0\} names no parameter"),
+        ("{project_id.}", r"\{project_id\.\} names no parameter"),
+        ("{order.__class__}", r"\{order.__class__\} names the private attribute '__class__'"),
+        ("{order.id._x}", "private attribute '_x'"),
+        ("{order.idd}", r"\{order.idd\}: order has no 'idd'; its fields are id, note"),
+        ("{order[id]}", "order has no 'id'; its fields are id, note"),
+        ("{row[idd]}", "row has no 'idd'; its fields are id"),
+        ("{row.id}", "row has no 'id'"),
+        ("{project_id!r}", "no conversion"),
+        ("{project_id:{size}}", "no nested field"),
+        ("{project_id", r"key='\{project_id': expected '\}' before end of string; write \{\{ and \}\} for braces"),
+        ("project}", r"Single '\}' encountered"),
+        ("", "key= has 0 bytes"),
+        ("x" * 201, "key= has 201 bytes"),
+        (7, "key=7: expected a str"),
+    ],
+)
+def test_a_key_that_cannot_be_made_is_refused_at_decoration(key: Any, says: str) -> None:
+    with pytest.raises(DeclarationError, match=says):
+        declared(key)
+    assert "keys.declared" not in [known.name for known in default_app().registry]
+
+
+def test_the_context_is_no_part_of_a_key() -> None:
+    async def work(ctx: JobContext) -> None: ...
+
+    work.__annotations__["ctx"] = JobContext
+    with pytest.raises(DeclarationError, match=r"'ctx' is the context, which callers do not pass; the function has no parameters that"):
+        declared("{ctx}", work)
+
+
+def test_a_scope_is_queue_or_name() -> None:
+    with pytest.raises(DeclarationError, match='key_scope=\'job\': expected "queue" or "name"'):
+        declared("{project_id}", key_scope="job")
+    with pytest.raises(ValueError, match="key_scope='job'"):
+        sync.options(key_scope="job")  # type: ignore[arg-type]
+
+
+def test_the_fields_of_a_class_that_is_not_defined_yet_are_not_checked() -> None:
+    async def work(later: Any) -> None: ...
+
+    work.__annotations__["later"] = "DefinedLater"
+    assert declared("{later.id}", work).key == "{later.id}"
+
+
+# --- overriding -----------------------------------------------------------------------------------------------------
+
+
+def test_options_override_a_declared_key() -> None:
+    assert sync.options(key="mine").bind(7).key == "mine"
+    assert sync.options(key=None).bind(7).key == "7"
+    assert rebuild.options(key="other").bind().key == "other"
+    assert sync.options(queue="io").bind(7).key == "7"
+
+
+def test_an_empty_key_removes_it() -> None:
+    for call in (sync.options(key="").bind(7), rebuild.options(key="").bind(), sync.options(key="a").options(key="").bind(7)):
+        assert (call.key, call.envelope.key) == (None, None)
+    with pytest.raises(ValueError, match='key="" removes a key, but there is none'):
+        sync.options(key="").options(key="")
+
+
+def test_two_scopes_are_two_keys() -> None:
+    by_name, by_queue = sync.bind(7).envelope, sync.options(key_scope="queue").bind(7).envelope
+    assert by_name.key == sync.options(queue="io").bind(7).envelope.key == key_digest("", "keys.sync", "7")
+    assert by_queue.key == key_digest("default", "keys.sync", "7") != by_name.key
+    assert sync.options(key_scope="queue", queue="io").bind(7).envelope.key == key_digest("io", "keys.sync", "7")
+
+
+# --- through the store ----------------------------------------------------------------------------------------------
+
+
+async def test_a_declared_key_dedupes_whatever_the_queue(bench: Bench) -> None:
+    first = await sync.delay(7)
+    again = await sync.options(queue="io").delay(7, branch="dev")
+    other = await sync.delay(8)
+    assert (again, again.is_new, other.is_new) == (first, False, True)
+    [third, fourth] = await enqueue([sync.bind(7), sync.bind(9)])
+    assert (third, third.is_new, fourth.is_new) == (first, False, True)
+    assert (await sync.options(key="").delay(7)).is_new
+    info = await first.info()
+    assert info is not None
+    assert info.key == "7"
+
+
+async def test_a_declared_conflict_raises_and_names_the_key(bench: Bench) -> None:
+    first = await rebuild.delay()
+    with pytest.raises(KeyConflict, match="'singleton'") as caught:
+        await rebuild.delay()
+    assert caught.value.job_id == first.id
+    assert not (await rebuild.options(on_conflict="keep").delay()).is_new
+    with pytest.raises(EnqueueFailed):
+        await enqueue([rebuild.bind()])
+
+
+async def test_a_job_without_a_key_has_none(bench: Bench) -> None:
+    info = await (await sync.options(key="").delay(7)).info()
+    assert info is not None
+    assert info.key is None
+
+
+# --- schedules ------------------------------------------------------------------------------------------------------
+
+
+def test_a_schedules_jobs_have_the_declared_key() -> None:
+    made = declared("{size}", lambda size=3: None, schedule=Every(30, options={"queue": "io"}), key_scope="name")
+    template = Plan.from_body(made.schedules[0].definition.body).template
+    assert (template.key, template.key_text) == (key_digest("", "keys.declared", "3"), "3")
+
+
+@pytest.mark.parametrize("overlap", ["skip", "latest"])
+def test_a_declared_key_excludes_overlap_unless_the_schedule_removes_it(overlap: str) -> None:
+    with pytest.raises(DeclarationError, match=rf'key= and overlap="{overlap}" exclude each other.*on_conflict=.*options=\{{"key": ""\}}'):
+        declared("singleton", lambda: None, schedule=Every(30), overlap=overlap)
+    made = declared("singleton", lambda: None, schedule=Cron("0 9 * * *", options={"key": ""}), overlap=overlap)
+    assert Plan.from_body(made.schedules[0].definition.body).template.key is None
+
+
+# --- any text -------------------------------------------------------------------------------------------------------
+
+PIECES = (
+    "{",
+    "}",
+    "x",
+    "project_id",
+    "order",
+    ".",
+    "[",
+    "]",
+    "id",
+    "!",
+    ":",
+    "0",
+    "_",
+    "²",
+    "é",
+    "\0",
+    " ",
+    "{{",
+    "}}",
+    "{size}",
+    "{order.id}",
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join) | st.text(max_size=12))
+def test_any_template_is_refused_at_decoration_or_makes_keys(template: str) -> None:
+    try:
+        made = declared(template)
+    except DeclarationError:
+        return
+    try:
+        key = made.bind(7, Order(3), {"id": 4}).key
+    except (TypeError, ValueError) as error:
+        key = str(error).partition(" of keys.declared: ")[1]
+    assert 0 < len(key.encode()) <= 200
+
+
+async def test_a_backfill_adds_one_job_for_a_key(bench: Bench) -> None:
+    await schedules.put("keys.hourly", sync.bind(7), Every(3600))
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    handles = await schedules.backfill("keys.hourly", start, start + timedelta(hours=3))
+    assert [handle.is_new for handle in handles] == [True, False, False]
+    assert len(set(handles)) == 1
+    with pytest.raises(ValueError, match=r"\.options\(key=\"\"\)"):
+        await schedules.put("keys.hourly", sync.bind(7), Every(3600), overlap="skip")
+    await schedules.put("keys.hourly", sync.options(key="").bind(7), Every(3600), overlap="skip")
+
+
+def test_the_key_of_a_schedule_is_no_key_of_a_call() -> None:
+    made = declared("{size}", lambda size=3: None, schedule=Every(30, options={"key": ""}), overlap="skip")
+    key = Plan.from_body(made.schedules[0].definition.body).envelope_for("keys.declared", 0).key
+    assert key not in {key_digest(queue, "default", "keys.declared") for queue in ("schedule", "default", "")}

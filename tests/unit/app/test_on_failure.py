@@ -1,0 +1,254 @@
+"""`on_failure=`: the call that is sent when a job ends FAILED, in the step that ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from taskflow import Cancel, DeclarationError, Discard, JobContext, Snooze, Status, current_job, job
+from taskflow.app.app import App
+from taskflow.app.job import Declared
+from taskflow.broker.console import View
+from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.follow_up import CAUSED_BY, MAX_FOLLOW_UP, job_of
+from taskflow.model.ids import id_text, parse_id
+from taskflow.model.record import Record
+from taskflow.model.verdict import Cancelled, Completed, Discarded, Retried, RunError, Succeeded, Verdict
+from taskflow.worker.executor import CANCELLED, Executor
+from taskflow.worker.failure_follow_up import follow_ups_of
+from taskflow.worker.lease_table import HeldLease
+from tests.support.listing import listed
+from tests.unit.app.bench import Bench
+
+any_job: Any = job
+seen: list[tuple[str, str | None]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen() -> None:
+    seen.clear()
+
+
+@job(name="tests.follow.restore", max_attempts=7, queue="restores")
+async def restore(ctx: JobContext, backup: str) -> None:
+    seen.append((backup, ctx.caused_by))
+
+
+@job(name="tests.follow.broken", max_attempts=1)
+async def broken(how: str = "raise") -> object:
+    assert current_job().caused_by is None
+    match how:
+        case "discard":
+            raise Discard("half done")
+        case "cancel":
+            raise Cancel("not needed")
+        case "snooze":
+            raise Snooze(after=60)
+        case "encode":
+            return object()
+        case "return":
+            return 1
+    raise ValueError("broken")
+
+
+async def follow_ups(bench: Bench) -> list[Record]:
+    """Return the follow-ups that the store has, oldest first."""
+    return (await listed(bench.broker.console, View(job="tests.follow.restore")))[::-1]
+
+
+@pytest.mark.parametrize("how", ["raise", "discard", "encode"])
+async def test_a_failure_sends_the_call(bench: Bench, how: str) -> None:
+    handle = await broken.options(on_failure=restore.bind("b1")).delay(how)
+    await bench.run_all()
+
+    assert await handle.status() is Status.FAILED
+    assert seen == [("b1", handle.id)]
+    [sent] = await follow_ups(bench)
+    assert (sent.queue, sent.max_attempts, sent.headers) == ("restores", 7, {CAUSED_BY: handle.id})
+
+
+@pytest.mark.parametrize("how", ["cancel", "snooze", "return"])
+async def test_other_outcomes_send_nothing(bench: Bench, how: str) -> None:
+    await broken.options(on_failure=restore.bind("b1")).delay(how)
+    await bench.run_all()
+    assert await follow_ups(bench) == []
+
+
+async def test_jobs_that_end_without_a_failure_send_nothing(bench: Bench) -> None:
+    """Cancelled, replaced and expired jobs have not failed."""
+    watched = broken.options(on_failure=restore.bind("b1"))
+    await (await watched.options(after=60).delay()).cancel()
+    await watched.options(after=60, key="k").delay()
+    await watched.options(after=60, key="k", on_conflict="replace", expires=120).delay()
+    await bench.world.pass_time(50)
+    await bench.world.pass_time(100)
+    assert await follow_ups(bench) == []
+
+
+async def test_only_the_last_attempt_sends_it(bench: Bench) -> None:
+    handle = await broken.options(on_failure=restore.bind("b1"), max_attempts=2).delay()
+    await bench.run_all()
+    assert await handle.status() is Status.SCHEDULED
+    assert seen == []
+    await bench.world.pass_time(100)
+    await bench.run_all()
+    assert seen == [("b1", handle.id)]
+
+
+async def test_an_operators_retry_that_fails_again_sends_it_again(bench: Bench) -> None:
+    handle = await broken.options(on_failure=restore.bind("b1")).delay()
+    await bench.run_all()
+    await bench.broker.console.retry([parse_id(handle.id)])
+    await bench.run_all()
+    assert seen == [("b1", handle.id)] * 2
+    assert len({record.id for record in await follow_ups(bench)}) == 2
+
+
+async def test_the_options_of_the_call_hold(bench: Bench) -> None:
+    call = restore.options(queue="q", priority=5, after=60, expires=600, timeout=9, headers={"a": "b"}, key="k", keep_result=7).bind("b")
+    await broken.options(on_failure=call).delay()
+    await bench.run_all()
+    [sent] = await follow_ups(bench)
+    assert (sent.queue, sent.priority, sent.status, sent.max_attempts, sent.headers["a"]) == ("q", 5, Status.SCHEDULED, 7, "b")
+    assert (sent.due_at - sent.created_at).total_seconds() == 60
+    assert sent.expires_at is not None
+
+    await bench.world.pass_time(60)
+    [lease] = await bench.claim()
+    assert (lease.envelope.timeout, lease.envelope.keep_result, lease.envelope.key) == (9.0, 7.0, call.envelope.key)
+
+
+async def test_a_live_job_with_its_key_stands_for_it(bench: Bench) -> None:
+    call = restore.options(key="k", after=60)
+    standing = await call.delay("first")
+    failing = await broken.options(on_failure=call.bind("second")).delay()
+    await bench.run_all()
+    assert await failing.status() is Status.FAILED
+    assert [record.id for record in await follow_ups(bench)] == [parse_id(standing.id)]
+
+
+async def test_a_follow_up_may_have_one_itself(bench: Bench) -> None:
+    handle = await broken.options(on_failure=broken.options(on_failure=restore.bind("b1")).bind("discard")).delay()
+    await bench.run_all()
+    [(_, cause)] = seen
+    middle = next(r for r in await listed(bench.broker.console, View(job="tests.follow.broken")) if r.headers)
+    assert (middle.headers[CAUSED_BY], cause) == (handle.id, id_text(middle.id))
+
+
+async def test_an_unknown_job_and_undecodable_arguments_send_it_too(bench: Bench) -> None:
+    """An unknown job fails after a week; bytes that are no arguments fail at once."""
+    call = broken.options(on_failure=restore.bind("b1")).bind()
+    spoilt = msgspec.structs.replace(call.envelope, payload=b"\x01\x00\x00\x01\xc1")
+    await bench.broker.enqueue([spoilt])
+    await bench.run_all()
+    assert len(seen) == 1
+    unknown = msgspec.structs.replace(call.envelope, id=bench.world.an_id(), job="tests.follow.gone")
+    await bench.broker.enqueue([unknown])
+    for _ in range(200):
+        await bench.run_all()
+        await bench.world.pass_time(3_600)
+    assert len(seen) == 2
+
+
+async def test_a_poison_job_sends_it_without_a_run(bench: Bench) -> None:
+    """Whether this worker knows the job or not."""
+    for name in ("tests.follow.broken", "tests.follow.gone"):
+        seen.clear()
+        call = broken.options(on_failure=restore.bind("b1")).bind("return")
+        envelope = msgspec.structs.replace(call.envelope, job=name)
+        await bench.broker.enqueue([envelope])
+        for _ in range(bench.world.rules.max_crashes + 1):
+            await bench.world.pass_time(1_000)
+            session = await bench.world.a_session("lost")
+            assert len(await bench.world.claim(session)) == 1
+            await bench.world.die(session, "SIGSEGV")
+        await bench.run_all()
+        assert [backup for backup, _ in seen] == ["b1"]
+        record = await bench.world.record(envelope)
+        assert record.status is Status.FAILED
+        assert record.reason == "poison: its worker was lost 4 times in a row while it had this job, the last time: SIGSEGV"
+
+
+async def test_a_cancelled_poison_job_sends_nothing(bench: Bench) -> None:
+    await bench.broker.enqueue([broken.options(on_failure=restore.bind("b1")).bind().envelope])
+    [lease] = await bench.claim()
+    holding = HeldLease(msgspec.structs.replace(lease, poison="poison: it was lost"))
+    holding.ask_to_stop(CANCELLED)
+    executor = Executor(bench.app, middleware=(), threads=None, seams=bench.world.seams)
+    settlement = await executor.run(holding)
+    assert settlement.verdict == Cancelled(CANCELLED)
+    assert settlement.follow_ups == ()
+
+
+def test_a_rolled_back_completion_sends_it_with_the_failure() -> None:
+    envelope = broken.options(on_failure=restore.bind("b1")).bind().envelope
+    lease = Lease(envelope=envelope, epoch=1, claim=ClaimId(bytes(16), 1, 0), created_at=0)
+
+    def sent(verdict: Verdict) -> int:
+        return len(follow_ups_of(lease, verdict))
+
+    assert sent(Completed(Discarded("x"))) == sent(Discarded("x")) == 1
+    assert sent(Completed(Retried(RunError("E", "")))) == sent(Succeeded(b"")) == 0
+
+
+# --- the decorator, and what is refused ------------------------------------------------------------------------------
+
+
+async def test_the_decorator_takes_a_call_to_a_job_declared_before(bench: Bench) -> None:
+    @job(name="tests.follow.declared", max_attempts=1, on_failure=restore.bind("declared"))
+    async def declared() -> None:
+        raise ValueError
+
+    handle = await declared.delay()
+    other = await declared.options(on_failure=restore.bind("given")).delay()
+    await bench.run_all()
+    assert sorted(seen) == [("declared", handle.id), ("given", other.id)]
+
+
+@pytest.mark.parametrize("value", [restore, "tests.follow.restore", lambda: None])
+def test_anything_but_a_bound_call_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"on_failure=.*expected a call, as made by on_failure=restore\.bind"):
+        broken.options(on_failure=value)
+    with pytest.raises(DeclarationError, match="on_failure"):
+        any_job(name="tests.follow.wrong", on_failure=value)(lambda: None)
+
+
+def test_a_call_that_raises_on_conflict_is_refused() -> None:
+    with pytest.raises(ValueError, match='must be "keep" or "replace"'):
+        broken.options(on_failure=restore.options(key="k", on_conflict="raise").bind("b"))
+
+
+def test_a_call_of_another_app_is_refused() -> None:
+    async def other(x: int) -> None: ...
+
+    foreign: Declared[..., Any] = any_job(name="tests.follow.foreign")(other)
+    foreign.app = App()
+    with pytest.raises(ValueError, match="belongs to another App"):
+        broken.options(on_failure=foreign.bind(1))
+
+
+def test_a_call_that_is_too_large_is_refused_where_it_is_given() -> None:
+    broken.options(on_failure=restore.bind("x" * (MAX_FOLLOW_UP - 400)))
+    with pytest.raises(ValueError, match=r"restore has 33,\d+ bytes .* expected at most 32,768: pass a reference"):
+        broken.options(on_failure=restore.bind("x" * 33_000))
+    with pytest.raises(ValueError, match="have 4142 bytes in all, expected at most 4096, of which tf-caused-by takes 48"):
+        broken.options(on_failure=restore.options(headers={"h": "x" * 4093}).bind("b"))
+
+
+def test_a_stored_call_names_its_job_only() -> None:
+    packed = broken.options(on_failure=restore.bind("secret")).bind().envelope.on_failure
+    assert packed is not None
+    assert job_of(packed) == "tests.follow.restore"
+    with pytest.raises(ValueError, match=r"."):
+        job_of(b"\x81\xa3job\x01")
+
+
+async def test_a_stored_call_that_cannot_be_read_fails_the_job_without_it(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    envelope = msgspec.structs.replace(broken.bind().envelope, on_failure=b"\xc1")
+    await bench.broker.enqueue([envelope])
+    await asyncio.wait_for(bench.run_all(), 10)
+    assert await bench.world.status(envelope) is Status.FAILED
+    assert "its on_failure call cannot be read, and is not sent" in caplog.text

@@ -1,0 +1,378 @@
+"""`operate`: an application looks at jobs, queues and workers, and acts on them in bulk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import pytest
+
+from taskflow import (
+    ActionResult,
+    Every,
+    FailureGroup,
+    InvalidJobId,
+    JobHandle,
+    JobInfo,
+    QueueInfo,
+    Status,
+    WorkerInfo,
+    enqueue,
+    operate,
+    run_sync,
+    schedules,
+)
+from taskflow.app import bulk_actions
+from taskflow.app.app import default_app
+from taskflow.app.audit_log import selection, this_operator
+from taskflow.broker.console import View
+from taskflow.broker.url import connect
+from taskflow.model.session import Session
+from tests.unit.app.bench import Bench
+from tests.unit.app.jobs import add, fail, nothing
+
+
+async def ids(**which: Any) -> list[str]:
+    return [info.id async for info in operate.jobs(**which)]
+
+
+def newest_first(handles: dict[str, JobHandle[Any]], *names: str) -> list[str]:
+    """Ids begin with the machine's time in milliseconds, which may be the same for several of them."""
+    return sorted((handles[name].id for name in names), reverse=True)
+
+
+async def an_import(bench: Bench) -> dict[str, JobHandle[Any]]:
+    """Four jobs of import 42, of which one has failed and one has succeeded; one of another import; one without tags."""
+    tagged = ("import:42",)
+    handles: dict[str, JobHandle[Any]] = {}
+    for name, job in (("failed", fail.options(tags=tagged, max_attempts=1).bind("oh")), ("succeeded", add.options(tags=tagged).bind(1))):
+        [handles[name]] = await enqueue([job])
+        await bench.run_all()
+        bench.clock.advance(1.0)
+    for name, call in (
+        ("ready", add.options(tags=(*tagged, "tenant:7"), queue="mail").bind(1)),
+        ("scheduled", nothing.options(tags=tagged, after=60).bind()),
+        ("other", add.options(tags=("import:43",)).bind(1)),
+        ("plain", add.bind(2)),
+    ):
+        [handles[name]] = await enqueue([call])
+        bench.clock.advance(1.0)
+    return handles
+
+
+# --- looking --------------------------------------------------------------------------------------------------------
+
+
+async def test_jobs_are_found_by_tag_newest_first(bench: Bench) -> None:
+    handles = await an_import(bench)
+    found = [info async for info in operate.jobs(tag="import:42")]
+    assert [info.id for info in found] == newest_first(handles, "scheduled", "ready", "succeeded", "failed")
+    by_id = {info.id: info for info in found}
+    assert by_id[handles["ready"].id].tags == ("import:42", "tenant:7")
+    assert (by_id[handles["succeeded"].id].result, by_id[handles["succeeded"].id].error) == (2, None)
+    assert str(by_id[handles["failed"].id].error) == "ValueError: oh"
+    assert found == [await JobHandle.of(info.id).info() for info in found]
+
+
+async def test_failures_are_grouped_by_their_cause(bench: Bench) -> None:
+    """Of all jobs, of a queue, of a job, and of a tag."""
+    handles = await an_import(bench)
+    [group] = await operate.failures()
+    assert (group.count, group.error, group.jobs, group.sample) == (1, "ValueError: oh", {fail.name: 1}, handles["failed"].id)
+    assert isinstance(group, FailureGroup)
+    assert await operate.failures(job=fail) == await operate.failures(tag="import:42", ended_before=0.0) == [group]
+    assert await operate.failures(queue="mail") == await operate.failures(tag="import:43") == []
+    with pytest.raises(ValueError, match="limit=0: expected a whole number, at least 1"):
+        await operate.failures(limit=0)
+
+
+@pytest.mark.parametrize(
+    ("which", "names"),
+    [
+        ({}, ["plain", "other", "scheduled", "ready", "succeeded", "failed"]),
+        ({"status": "failed"}, ["failed"]),
+        ({"status": "FAILED"}, ["failed"]),
+        ({"status": Status.FAILED}, ["failed"]),
+        ({"status": ("failed", Status.READY), "tag": "import:42"}, ["ready", "failed"]),
+        ({"status": ["succeeded", "SCHEDULED"]}, ["scheduled", "succeeded"]),
+        ({"tag": "tenant:7"}, ["ready"]),
+        ({"tag": "import:42", "queue": "mail"}, ["ready"]),
+        ({"tag": None, "queue": "mail", "status": None}, ["ready"]),
+        ({"job": nothing}, ["scheduled"]),
+        ({"job": nothing.name, "tag": "import:43"}, []),
+        ({"tag": "import:42", "ended_before": timedelta(seconds=1)}, ["succeeded", "failed"]),
+        ({"ended_before": 1_000.0}, []),
+        ({"error": "VALUEERROR: oh"}, ["failed"]),
+        ({"header": "from=nowhere"}, []),
+        ({"tag": "import:42", "created_before": timedelta(seconds=3.5)}, ["ready", "succeeded", "failed"]),
+        ({"tag": "import:42", "poison": True}, []),
+    ],
+    ids=str,
+)
+async def test_jobs_are_selected_by_all_that_is_given(bench: Bench, which: dict[str, Any], names: list[str]) -> None:
+    handles = await an_import(bench)
+    assert sorted(await ids(**which), reverse=True) == newest_first(handles, *names)
+    assert await operate.count(**which) == len(names)
+
+
+async def test_jobs_come_page_by_page(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk_actions, "PAGE", 2)
+    handles = await an_import(bench)
+    everything = newest_first(handles, "scheduled", "ready", "succeeded", "failed")
+    assert await ids(tag="import:42") == everything
+    first = await operate.page(tag="import:42", limit=3)
+    rest = await operate.page(tag="import:42", limit=3, cursor=first.cursor)
+    assert [info.id for info in (*first.jobs, *rest.jobs)] == everything
+    assert (first.examined, first.stopped_early, rest.cursor) == (3, False, None)
+
+
+async def test_queues_and_workers_are_shown(bench: Bench) -> None:
+    await an_import(bench)
+    await operate.pause("mail")
+    by_name = {queue.name: queue for queue in await operate.queues()}
+    assert by_name["mail"] == QueueInfo(
+        name="mail",
+        is_paused=True,
+        counts={status: int(status is Status.READY) for status in Status},
+        oldest_ready_for=4.0,
+        next_due_in=None,
+    )
+    assert (by_name["default"].counts[Status.FAILED], by_name["default"].next_due_in) == (1, 57.0)
+    assert (await operate.metrics())["default"]["fail"] == 1
+    await operate.resume("mail")
+    assert not (await operate.queues())[-1].is_paused
+
+    await bench.broker.register(
+        Session(id=bytes(16), name="host:7", ttl=1e9, queues=("mail",), concurrency=3, jobs=("a", "b"), deploy="v7")
+    )
+    bench.clock.advance(2.0)
+    [worker] = [worker for worker in await operate.workers() if worker.name == "host:7"]
+    assert worker == WorkerInfo(
+        name="host:7", queues=("mail",), concurrency=3, running=0, silent_for=2.0, is_lost=False, jobs=("a", "b"), deploy="v7"
+    )
+
+
+# --- acting ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_import_is_cancelled(bench: Bench) -> None:
+    """What has ended stays as it is, and so do all other jobs."""
+    handles = await an_import(bench)
+    [lease] = await bench.world.claim(await bench.world.a_session(), ["mail"])
+
+    foreseen = await operate.cancel(tag="import:42", dry_run=True)
+    assert await handles["scheduled"].status() is Status.SCHEDULED
+    done = await operate.cancel(tag="import:42")
+
+    assert done == foreseen == ActionResult(changed=1, asked=1)
+    assert await handles["scheduled"].status() is Status.CANCELLED
+    info = await handles["ready"].info()
+    assert info is not None
+    assert (info.status, info.cancel_requested, lease.envelope.tags) == (Status.RUNNING, True, ("import:42", "tenant:7"))
+    for name, status in (("failed", Status.FAILED), ("succeeded", Status.SUCCEEDED), ("other", Status.READY), ("plain", Status.READY)):
+        assert await handles[name].status() is status
+
+
+async def test_the_failed_jobs_of_an_import_are_retried(bench: Bench) -> None:
+    handles = await an_import(bench)
+    assert await operate.retry(tag="import:43") == ActionResult()
+    assert await operate.retry(tag="import:42", dry_run=True) == ActionResult(changed=1)
+    assert await handles["failed"].status() is Status.FAILED
+    assert await operate.retry(tag="import:42") == ActionResult(changed=1)
+    assert await handles["failed"].status() is Status.READY
+    assert await ids(tag="import:42", status="ready") == newest_first(handles, "ready", "failed")
+
+
+async def test_ended_jobs_are_purged_and_waiting_ones_on_demand(bench: Bench) -> None:
+    handles = await an_import(bench)
+    some = handles["failed"], handles["ready"].id
+    assert await operate.purge(*some, dry_run=True) == ActionResult(changed=1, refused={"it is ready: cancel it first": 1})
+    assert await operate.purge(tag="import:42", dry_run=True) == ActionResult(changed=2)
+    assert await operate.purge(tag="import:42") == ActionResult(changed=2)
+    assert await ids(tag="import:42") == newest_first(handles, "scheduled", "ready")
+    assert await operate.purge(queue="mail", status="ready") == ActionResult(changed=1)
+    assert await ids(tag="import:42") == [handles["scheduled"].id]
+
+
+async def test_jobs_are_given_by_id_or_handle(bench: Bench) -> None:
+    """Those that cannot be changed are counted by the reason; repeated ones once."""
+    handles = await an_import(bench)
+    unknown = str(JobHandle.of("01890a5d-ac96-774b-bcce-b302099a8057").id)
+    given: list[str | JobHandle[Any]] = [handles["plain"], handles["plain"].id, handles["succeeded"], unknown]
+    refused = {"it has already succeeded": 1, "it is unknown or no longer kept": 1}
+    assert await operate.cancel(*given, dry_run=True) == ActionResult(changed=1, refused=refused)
+    assert await operate.cancel(*given) == ActionResult(changed=1, refused=refused)
+    assert await operate.retry(handles["plain"], handles["failed"].id) == ActionResult(changed=2)
+    why = {"it has not ended yet": 1, "it succeeded, so its payload is gone": 1}
+    assert await operate.retry(handles["plain"], handles["succeeded"], dry_run=True) == ActionResult(refused=why)
+    assert await operate.retry(handles["plain"], handles["succeeded"]) == ActionResult(refused=why)
+
+
+async def test_many_jobs_are_changed_batch_by_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk_actions, "PAGE", 3)
+    await enqueue(add.options(tags=("many",)).bind(n) for n in range(10))
+    await enqueue(add.bind(n) for n in range(5))
+    result = await operate.cancel(tag="many")
+    assert (result, result.seen) == (ActionResult(changed=10), 10)
+    assert await operate.retry(tag="many", status="cancelled") == ActionResult(changed=10)
+    assert await operate.cancel(everything=True) == ActionResult(changed=15)
+    assert await operate.purge(everything=True) == ActionResult(changed=15)
+    assert await ids() == []
+
+
+REFUSED: list[tuple[Callable[[], Awaitable[object]], type[Exception], str]] = [
+    (
+        lambda: operate.cancel(),
+        ValueError,
+        r"operate\.cancel\(\) needs to know which jobs: give ids, a selection such as tag=, or everything",
+    ),
+    (lambda: operate.cancel(dry_run=True), ValueError, "needs to know which jobs"),
+    (lambda: operate.cancel(*[]), ValueError, "needs to know which jobs"),
+    (lambda: operate.cancel(tag=None), ValueError, "needs to know which jobs"),
+    (lambda: operate.retry(poison=False), ValueError, "needs to know which jobs"),
+    (lambda: operate.purge(), ValueError, r"operate\.purge\(\) needs to know which jobs: give ids, a selection such as tag="),
+    (lambda: operate.cancel(tag="a", everything=True), ValueError, "more than one of ids, a selection and everything=True"),
+    (lambda: operate.cancel("01890a5d-ac96-774b-bcce-b302099a8057", tag="a"), ValueError, "more than one of"),
+    (lambda: operate.cancel("nonsense"), InvalidJobId, "nonsense"),
+    (lambda: operate.cancel(tag=""), ValueError, "tag '': expected 1 to 100 of"),
+    (lambda: operate.cancel(tag="a b"), ValueError, "tag 'a b': expected 1 to 100 of"),
+    (lambda: operate.cancel(queue="a b"), ValueError, "queue 'a b'"),
+    (lambda: operate.cancel(status="ended"), ValueError, "status='ended': expected one of held, scheduled"),
+    (lambda: operate.cancel(status=()), ValueError, "status= is empty"),
+    (lambda: operate.cancel(status="failed"), ValueError, "cancel cannot act on failed jobs: allowed statuses are held, ready"),
+    (lambda: operate.purge(status=("failed", "running")), ValueError, "purge cannot act on running jobs"),
+    (lambda: operate.cancel(ended_before=-1), ValueError, "ended_before=-1: expected 0 to"),
+    (lambda: operate.purge(status="ready", error="oh"), ValueError, "purge cannot select waiting jobs by an error"),
+    (lambda: operate.page(limit=0), ValueError, "limit=0: expected a whole number, at least 1"),
+    (lambda: operate.page(cursor="x"), ValueError, "the cursor is damaged"),
+    (lambda: operate.pause("a b"), ValueError, "queue 'a b'"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "says"), REFUSED, ids=[says for *_, says in REFUSED])
+async def test_a_wrong_call_is_refused_and_changes_nothing(
+    bench: Bench, call: Callable[[], Awaitable[object]], error: type[Exception], says: str
+) -> None:
+    handle = await add.delay(1)
+    with pytest.raises(error, match=says):
+        await call()
+    assert await handle.status() is Status.READY
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"tags": "a"}, r"operate\.cancel\(\) got an unexpected argument tags=; did you mean tag=\?"),
+        ({"tag": 7}, "tag=7: expected a str"),
+        ({"queue": b"a"}, "queue=b'a': expected a str"),
+        ({"job": 7}, "job=7: expected a str"),
+        ({"status": 7}, "status=7: expected a status, or several"),
+    ],
+)
+async def test_an_argument_of_the_wrong_type_is_refused(bench: Bench, given: dict[str, Any], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        await operate.cancel(**given)
+
+
+async def test_code_without_a_loop_uses_run_sync() -> None:
+    def view() -> tuple[ActionResult, list[JobInfo]]:
+        handle = add.options(tags=("a",)).delay_sync(1)
+        assert [queue.name for queue in run_sync(operate.queues())] == ["default"]
+        assert [info.id for info in run_sync(operate.page(tag="a")).jobs] == [handle.id]
+        return run_sync(operate.cancel(tag="a")), run_sync(operate.page(tag="a", status="cancelled")).jobs
+
+    with default_app().using(connect("memory://")):
+        result, found = await asyncio.to_thread(view)
+    assert (result, len(found)) == (ActionResult(changed=1), 1)
+
+
+# --- the audit log --------------------------------------------------------------------------------------------------
+
+
+async def test_acts_are_recorded_with_who_and_why(bench: Bench) -> None:
+    """Those of operators. What an application does by a handle or by `schedules` is recorded only if it says who acts, or why."""
+    handles = await an_import(bench)
+    await operate.cancel(handles["ready"], by="ada", reason="wrong customer")
+    await operate.retry(tag="import:42", reason="fixed")
+    await operate.purge(tag="nothing")
+    await operate.purge(everything=True, dry_run=True)
+    await operate.pause("mail", by="ada")
+    await operate.resume("mail")
+    await handles["plain"].cancel()
+    call, every = add.bind(1), Every(3600.0)
+    await schedules.put("own", call, every)
+    await schedules.pause("own")
+    await schedules.put("theirs", call, every, by="ada")
+    await schedules.remove("theirs", reason="done")
+
+    found = [record.act for record in reversed(await default_app().client().broker.console.acts())]
+    assert [(act.verb, act.names or act.which, act.affected, act.reason) for act in found] == [
+        ("cancel", (handles["ready"].id,), 1, "wrong customer"),
+        ("retry", {"tag": "import:42", "status": "failed"}, 1, "fixed"),
+        ("pause", ("mail",), 1, ""),
+        ("resume", ("mail",), 1, ""),
+        ("schedules.put", ("theirs",), 1, ""),
+        ("schedules.remove", ("theirs",), 1, "done"),
+    ]
+    assert [act.by for act in found] == ["ada", this_operator(), "ada", this_operator(), "ada", this_operator()]
+    assert len({record.number for record in await default_app().client().broker.console.acts()}) == 6
+
+
+async def test_an_act_in_a_scope_that_is_cancelled_is_recorded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a scope cancels each further wait, as when the client of a web application goes away."""
+    await enqueue(nothing.bind() for _ in range(3))
+    monkeypatch.setattr(bulk_actions, "PAGE", 1)
+    applied, batches = bulk_actions.apply, list[int]()
+    with anyio.CancelScope() as scope:
+
+        async def apply(*given: Any) -> list[str]:
+            batches.append(1)
+            if len(batches) == 2:
+                scope.cancel()
+                await asyncio.sleep(0.01)
+            return await applied(*given)
+
+        monkeypatch.setattr(bulk_actions, "apply", apply)
+        await operate.cancel(everything=True)
+
+    [record] = await default_app().client().broker.console.acts()
+    assert record.act.stopped == "interrupted"
+    assert record.act.affected < 3
+
+
+@pytest.mark.parametrize("given", [{"by": 7}, {"reason": None}])
+async def test_who_and_why_are_text(bench: Bench, given: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"(by=7|reason=None): expected a str"):
+        await operate.pause("mail", **given)
+    with pytest.raises(TypeError, match=r"(by=7|reason=None): expected a str"):
+        await schedules.pause("mail", **given)
+
+
+def test_the_log_has_each_condition_of_a_selection() -> None:
+    every = View(
+        statuses=(Status.FAILED, Status.CANCELLED),
+        queue="mail",
+        tag="a",
+        job="app.send",
+        error="timeout",
+        header=("user", None),
+        created_before=60.0,
+        ended_before=0.5,
+        poison=True,
+    )
+    assert selection(View()) == {}
+    assert selection(every) == {
+        "status": "failed, cancelled",
+        "queue": "mail",
+        "tag": "a",
+        "job": "app.send",
+        "error": "timeout",
+        "header": "user",
+        "created_before": "60 s",
+        "ended_before": "0.5 s",
+        "poison": "yes",
+    }
+    assert selection(View(header=("user", "7"), ended_before=0.0)) == {"header": "user=7", "ended_before": "0 s"}

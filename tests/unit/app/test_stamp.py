@@ -1,0 +1,398 @@
+"""Middleware that stamps calls before they are sent, and the arguments that middleware sees."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from taskflow import (
+    ConfigurationError,
+    EnqueueCall,
+    EnqueueFailed,
+    EnqueueNext,
+    Every,
+    JobContext,
+    JobInfo,
+    Middleware,
+    RunNext,
+    Verdict,
+    configure,
+    current_job,
+    enqueue,
+    enqueue_sync,
+    job,
+    schedules,
+)
+from taskflow.model.record import Record
+from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
+from taskflow.worker.scheduler import Scheduler
+from tests.support.listing import listed
+from tests.unit.app.bench import Bench
+from tests.unit.app.jobs import about_itself, add, nothing, total
+
+
+class Stamping(Middleware):
+    """Notes each call of `stamp`, and sets one header."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.threads: set[str] = set()
+
+    def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+        self.batches.append(len(calls))
+        self.threads.add(threading.current_thread().name)
+        for call in calls:
+            call.headers["stamp"] = call.headers.get("stamp", "") + call.job
+
+
+@pytest.fixture
+def stamping(bench: Bench) -> Stamping:
+    stamping = Stamping()
+    configure(middleware=[stamping])
+    return stamping
+
+
+async def stamps(bench: Bench) -> list[str | None]:
+    return [record.headers.get("stamp") for record in await all_records(bench)]
+
+
+async def all_records(bench: Bench) -> list[Record]:
+    return await listed(bench.broker.console)
+
+
+async def test_each_way_of_sending_stamps_once_a_batch_in_the_callers_thread(bench: Bench, stamping: Stamping) -> None:
+    async def calls() -> AsyncIterator[Any]:
+        for n in range(3):
+            yield add.bind(n)
+
+    here = threading.current_thread().name
+    await add.options(headers={"own": "1"}).delay(1)
+    await enqueue(add.bind(n) for n in range(1_002))
+    await enqueue(calls())
+    assert stamping.batches == [1, 1_000, 2, 3]
+    assert stamping.threads == {here}
+
+    stamping.threads.clear()
+    names = set[str]()
+
+    def send() -> None:
+        names.add(threading.current_thread().name)
+        add.delay_sync(1)
+        enqueue_sync(add.bind(n) for n in range(1_001))
+
+    await asyncio.to_thread(send)
+    assert stamping.batches[4:] == [1, 1_000, 1]
+    assert stamping.threads == names
+    assert set(await stamps(bench)) == {add.name}
+
+
+async def test_schedules_stamp_the_jobs_that_they_add(bench: Bench, stamping: Stamping) -> None:
+    """Fired by a worker, and by hand."""
+    await schedules.put("often", nothing.bind(), Every(seconds=60))
+    events = list[WorkerEvent]()
+    scheduler = Scheduler(bench.broker, bench.app.registry, bench.app.settings.middleware, Events(events.append))
+    await fire(bench, scheduler)
+    assert stamping.batches
+    assert set(stamping.batches) == {1}
+
+    stamping.batches.clear()
+    await schedules.trigger("often")
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    await schedules.backfill("often", start, start + timedelta(minutes=5))
+    assert stamping.batches == [1, 5]
+    assert set(await stamps(bench)) == {nothing.name}
+
+
+async def fire(bench: Bench, scheduler: Scheduler) -> None:
+    """Compute the next times, and fire what is due after a minute or two."""
+    for _ in range(5):
+        while (done := await bench.broker.upkeep(100)).next_in <= 0 or done.offers:
+            if done.offers:
+                await scheduler.fire(done.offers)
+        bench.clock.advance(30)
+
+
+async def test_a_stamp_that_raises_keeps_back_the_jobs_of_a_schedule_and_is_told(bench: Bench) -> None:
+    class Picky(Middleware):
+        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+            if any(call.job == nothing.name for call in calls):
+                raise RuntimeError("no tenant")
+
+    configure(middleware=[Picky()])
+    await schedules.put("good", add.bind(1), Every(seconds=60))
+    await schedules.put("bad", nothing.bind(), Every(seconds=60))
+    events = list[WorkerEvent]()
+    scheduler = Scheduler(bench.broker, bench.app.registry, bench.app.settings.middleware, Events(events.append))
+    await fire(bench, scheduler)
+    assert {record.job for record in await all_records(bench)} == {add.name}
+    assert [event for event in events if isinstance(event, ScheduleFailed)] == [ScheduleFailed("bad", "RuntimeError: no tenant")]
+
+
+class Refusing(Middleware):
+    def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+        if any(call.arguments["x"] >= 1_000 for call in calls):
+            raise LookupError("no tenant")
+
+
+async def test_what_a_stamp_raises_reaches_the_caller_and_nothing_of_the_batch_is_sent(bench: Bench) -> None:
+    configure(middleware=[Refusing()])
+    with pytest.raises(LookupError, match="no tenant"):
+        await add.delay(1_000)
+    with pytest.raises(LookupError, match="no tenant"):
+        await asyncio.to_thread(add.delay_sync, 1_000)
+    assert await all_records(bench) == []
+    with pytest.raises(EnqueueFailed, match="LookupError: no tenant; 1000 call") as failed:
+        await enqueue(add.bind(n) for n in range(1_500))
+    assert isinstance(failed.value.__cause__, LookupError)
+    assert len(failed.value.handles) == len(await all_records(bench)) == 1_000
+
+
+async def test_an_invalid_stamp_is_refused_before_anything_is_sent(bench: Bench) -> None:
+    class Careless(Middleware):
+        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+            calls[-1].headers["user"] = 7  # type: ignore[assignment]  # pyright: ignore[reportArgumentType]
+
+    configure(middleware=[Careless()])
+    with pytest.raises(TypeError, match="'user': 7: header names and values must be str"):
+        await add.delay(1)
+    with pytest.raises(EnqueueFailed, match="header names and values must be str"):
+        await enqueue([add.bind(1), add.bind(2)])
+    assert await all_records(bench) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("tf-caused-by", "me", r"header 'tf-caused-by': names that begin with 'tf-' are reserved"),
+        ("a", "\udc80", "a lone surrogate is not"),
+    ],
+)
+async def test_a_stamp_with_a_reserved_name_or_invalid_text_is_refused(bench: Bench, name: str, text: str, says: str) -> None:
+    class Careless(Middleware):
+        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+            calls[0].headers[name] = text
+
+    configure(middleware=[Careless()])
+    with pytest.raises(ValueError, match=says):
+        await add.delay(1)
+    assert await all_records(bench) == []
+
+
+async def test_new_headers_leave_those_of_a_schedule(bench: Bench) -> None:
+    class Replacing(Middleware):
+        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+            for call in calls:
+                call.headers = {"tenant": "acme"}
+
+    configure(middleware=[Replacing()])
+    await schedules.put("hourly", add.bind(1), Every(seconds=3600))
+    handle = await schedules.trigger("hourly")
+    info = await handle.info()
+    assert info is not None
+    assert (info.headers["tenant"], info.schedule) == ("acme", "hourly")
+
+
+async def test_middleware_cannot_reorder_the_calls_of_a_batch(bench: Bench) -> None:
+    class Sorting(Middleware):
+        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+            calls.reverse()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+    configure(middleware=[Sorting()])
+    with pytest.raises(EnqueueFailed, match="'tuple' object has no attribute 'reverse'"):
+        await enqueue([add.bind(1), add.bind(2)])
+
+
+async def test_all_stamp_before_the_first_enqueue_and_in_the_order_of_the_list(bench: Bench) -> None:
+    story = list[str]()
+
+    class Both(Middleware):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+            story.append(f"{self.name} stamps {len(calls)}")
+            for call in calls:
+                call.headers["path"] = call.headers.get("path", "") + self.name
+
+        async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+            story.append(f"{self.name} passes on {call.headers['path']}")
+            await call_next(call)
+
+    configure(middleware=[Both("a"), Both("b")])
+    await enqueue([add.bind(1), add.bind(2)])
+    assert story[:2] == ["a stamps 2", "b stamps 2"]
+    assert sorted(story[2:]) == sorted(["a passes on ab", "b passes on ab"] * 2)
+
+
+async def test_a_call_may_be_sent_again_after_a_failure_and_is_stamped_anew(bench: Bench, stamping: Stamping) -> None:
+    class Once(Middleware):
+        refuses = True
+
+        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+            if Once.refuses:
+                Once.refuses = False
+                raise RuntimeError("not yet")
+
+    configure(middleware=[stamping, Once()])
+    call = add.bind(1)
+    with pytest.raises(EnqueueFailed):
+        await enqueue([call])
+    await enqueue([call])
+    assert await stamps(bench) == [add.name]
+
+
+async def test_headers_may_be_replaced_as_a_whole(bench: Bench) -> None:
+    class Replacing(Middleware):
+        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+            for call in calls:
+                call.headers = {"only": "this"}
+
+    configure(middleware=[Replacing()])
+    info = await (await add.options(headers={"own": "1"}).delay(1)).info()
+    assert info is not None
+    assert info.headers == {"only": "this"}
+
+
+def test_an_async_stamp_is_refused(bench: Bench) -> None:
+    class Async(Middleware):
+        async def stamp(self, calls: Sequence[EnqueueCall]) -> None:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+            return
+
+    with pytest.raises(ConfigurationError, match=r"stamp\(\) must be a plain function"):
+        configure(middleware=[Async()])
+
+
+def test_a_plain_hook_for_ends_is_refused() -> None:
+    class Plain(Middleware):
+        def ended(self, info: JobInfo) -> None:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+            return
+
+    with pytest.raises(ConfigurationError, match=r"ended\(\) must be an async function, not a plain one"):
+        configure(middleware=[Plain()])
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Order:
+    number: int
+
+
+@job(name="tests.stamp.charge")
+async def charge(ctx: JobContext, order: Order, *lines: int, cents: int = 5, **rest: str) -> str:
+    return f"{current_job().arguments is ctx.arguments}"
+
+
+@job(name="tests.stamp.charge_in_thread")
+def charge_in_thread(order: Order, cents: int = 5) -> bool:
+    return current_job().arguments["order"] is order
+
+
+class Looking(Middleware):
+    def __init__(self) -> None:
+        self.stamped: list[Mapping[str, Any]] = []
+        self.enqueued: list[Mapping[str, Any]] = []
+        self.ran: list[Mapping[str, Any]] = []
+
+    def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+        self.stamped += [call.arguments for call in calls]
+
+    async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+        self.enqueued.append(call.arguments)
+        await call_next(call)
+
+    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        self.ran.append(context.arguments)
+        return await call_next(context)
+
+
+@pytest.fixture
+def looking(bench: Bench) -> Looking:
+    looking = Looking()
+    configure(middleware=[looking])
+    return looking
+
+
+async def test_arguments_have_their_parameters_names_and_defaults(bench: Bench, looking: Looking) -> None:
+    expected = {"order": Order(1), "lines": (2, 3), "cents": 5, "rest": {"note": "soon"}}
+    await charge.delay(Order(1), 2, 3, note="soon")
+    await enqueue([charge.bind(Order(1), 2, 3, note="soon")])
+    await bench.run_all()
+    for found in (looking.stamped, looking.enqueued, looking.ran):
+        assert [dict(arguments) for arguments in found] == [expected] * 2
+    await add.delay(x=1)
+    assert dict(looking.stamped[-1]) == {"x": 1, "y": 1}
+    await nothing.delay()
+    assert dict(looking.stamped[-1]) == {}
+
+
+async def test_delay_shows_what_the_caller_gave_and_bind_what_is_sent(bench: Bench, looking: Looking) -> None:
+    order = Order(1)
+    await charge.delay(order)
+    call = charge.bind(order)
+    order.number = 2
+    await enqueue([call])
+    assert looking.stamped[0]["order"] is order
+    assert looking.stamped[1]["order"] == Order(1)
+
+
+@pytest.mark.parametrize("act", [lambda found: found.update(x=2), lambda found: found.__setitem__("x", 2)])
+async def test_they_cannot_be_changed(bench: Bench, looking: Looking, act: Callable[[Any], None]) -> None:
+    await add.delay(1)
+    await bench.run_all()
+    for found in (looking.stamped[0], looking.ran[0]):
+        with pytest.raises((TypeError, AttributeError)):
+            act(found)
+
+
+async def test_a_function_gets_the_objects_that_middleware_sees(bench: Bench, looking: Looking) -> None:
+    inline, threaded = await charge.delay(Order(1)), await charge_in_thread.delay(Order(1))
+    await bench.run_all()
+    assert await inline.result() == "True"
+    assert await threaded.result() is True
+
+
+async def test_they_are_not_looked_for_unless_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Quiet(Middleware):
+        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+            for call in calls:
+                call.headers["a"] = "b"
+
+        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+            return await call_next(context)
+
+    def named(*given: Any) -> Any:
+        raise AssertionError("nobody has asked")
+
+    configure(middleware=[Quiet()])
+    monkeypatch.setattr("taskflow.app.job_type.JobType.named_arguments", named)
+    handles = [await total.delay([1], 2), *await enqueue([total.bind([1], 2)])]
+    await bench.run_all()
+    assert [await handle.result() for handle in handles] == [3, 3]
+
+
+async def test_a_call_outside_of_a_worker_has_its_arguments_too(bench: Bench) -> None:
+    @job(name="tests.stamp.shows")
+    async def shows(ctx: JobContext, x: int, y: int = 2) -> dict[str, Any]:
+        return dict(ctx.arguments)
+
+    assert await shows(1) == {"x": 1, "y": 2}
+    assert dict(JobContext().arguments) == {}
+    assert await about_itself("word")
+
+
+async def test_a_job_that_this_process_does_not_know_shows_them_undecoded(bench: Bench, looking: Looking) -> None:
+    """A schedule that another application has put, fired by this one's worker."""
+    await schedules.put("theirs", charge.bind(Order(1)), Every(seconds=60))
+    registry = type(bench.app.registry)()
+    scheduler = Scheduler(bench.broker, registry, bench.app.settings.middleware, Events())
+    await fire(bench, scheduler)
+    assert [dict(arguments) for arguments in looking.stamped[:1]] == [{"order": {"number": 1}}]
+    assert {record.job for record in await all_records(bench)} == {charge.name}

@@ -1,0 +1,74 @@
+"""A worker with child processes, and what they leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskflow import JobFailed, JobHandle, Worker
+from taskflow.worker.children.options import ChildOptions
+from taskflow.worker.children.wire import Hello
+from taskflow.worker.events import Printed, WorkerEvent
+from taskflow.worker.options import WorkerOptions
+
+PATIENCE = 30.0
+
+HELLO = Hello(
+    modules=(), arguments=(), settings={"max_payload": 1 << 20, "defaults": {}}, is_reachable=False, has_lifespan=False, log_level=0
+)
+"""The greeting of a worker without modules, for a child that is started by itself."""
+
+
+class Lines:
+    """What children have written: (job, stream, line)."""
+
+    def __init__(self) -> None:
+        self.printed: list[Printed] = []
+
+    def __call__(self, event: WorkerEvent) -> None:
+        if isinstance(event, Printed):
+            self.printed.append(event)
+
+    def of(self, stream: str) -> list[str]:
+        return [event.line for event in self.printed if event.stream == stream]
+
+
+def a_worker(*subscribers: Callable[[WorkerEvent], None], grace: float = 5.0, last_words: float = 2.0, **of_children: Any) -> Worker:
+    children = ChildOptions(**{"at_once": 2, **of_children})
+    return Worker(options=WorkerOptions(subscribers=subscribers, grace=grace, last_words=last_words, ttl=2.0, children=children))
+
+
+async def failure(handle: JobHandle[Any]) -> JobFailed:
+    with pytest.raises(JobFailed) as caught:
+        await handle.result(PATIENCE)
+    return caught.value
+
+
+async def written(note: Path) -> list[int]:
+    """The numbers that a job has left there, once it has."""
+    async with asyncio.timeout(PATIENCE):
+        while not (numbers := read(note)):  # noqa: ASYNC110  # another process writes it
+            await asyncio.sleep(0.01)
+    return [int(number) for number in numbers]
+
+
+def read(note: Path) -> list[str]:
+    return note.read_text().split() if note.exists() else []
+
+
+async def gone(*pids: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while any(is_alive(pid) for pid in pids):  # noqa: ASYNC110  # another process does it
+            await asyncio.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Neither gone nor a zombie that its parent has not heard of yet."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

@@ -1,0 +1,248 @@
+"""The exception object of a verdict, which exists only while the run ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from taskflow import (
+    Cancel,
+    Cancelled,
+    Completed,
+    Discard,
+    Discarded,
+    Failed,
+    JobContext,
+    Middleware,
+    Retried,
+    Retry,
+    RunError,
+    RunNext,
+    Snooze,
+    Snoozed,
+    Succeeded,
+    TaskflowJobs,
+    Verdict,
+    Worker,
+    configure,
+    enqueue,
+    job,
+)
+from taskflow.app.app import default_app
+from taskflow.broker.memory import MemoryBroker
+from taskflow.model.ids import parse_id
+from taskflow.model.verdict import attach_exception
+from taskflow.worker.children.death import ChildDied
+from taskflow.worker.children.wire import RunEnded, Unpacker, pack
+from taskflow.worker.events import Ended, WorkerEvent
+from taskflow.worker.options import WorkerOptions
+from tests.worker.child_jobs import dies, fails
+
+
+class Watching(Middleware):
+    """Keeps the verdicts, and their exceptions at the time when it saw them."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[Verdict, BaseException | None]] = {}
+
+    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        verdict = await call_next(context)
+        self.seen[str(context.arguments["how"]) if context.arguments else context.job_name] = (verdict, verdict.exception)
+        return verdict
+
+
+@pytest.fixture(autouse=True)
+def broker() -> Iterator[MemoryBroker]:
+    broker = MemoryBroker()
+    with default_app().using(broker):
+        yield broker
+
+
+@pytest.fixture
+def watching() -> Watching:
+    watching = Watching()
+    configure(middleware=[watching])
+    return watching
+
+
+class Own(Exception):
+    """Can be referred to weakly, unlike a built-in exception."""
+
+
+CAUSE = Own("the cause")
+
+
+def act(ctx: JobContext, how: str) -> str:
+    match how:
+        case "raises":
+            raise Own("mine")
+        case "asks for another attempt":
+            raise Retry(after=60) from CAUSE
+        case "discards":
+            raise Discard("useless") from CAUSE
+        case "cancels":
+            raise Cancel("not wanted") from CAUSE
+        case "snoozes":
+            raise Snooze(after=60)
+        case "exits":
+            raise SystemExit(3)
+    return how
+
+
+@job(name="tests.exceptions.in_loop", max_attempts=2)
+async def in_loop(ctx: JobContext, how: str) -> object:
+    if how == "returns what cannot be encoded":
+        return object()
+    if how in ("overruns", "is cancelled"):
+        await asyncio.sleep(60)
+    return act(ctx, how)
+
+
+@job(name="tests.exceptions.in_thread", max_attempts=2)
+def in_thread(ctx: JobContext, how: str) -> str:
+    return act(ctx, how)
+
+
+KINDS = {
+    "raises": (Retried, Own),
+    "asks for another attempt": (Retried, Retry),
+    "discards": (Discarded, Discard),
+    "cancels": (Cancelled, Cancel),
+    "exits": (Retried, SystemExit),
+    "snoozes": (Snoozed, type(None)),
+    "returns": (Succeeded, type(None)),
+}
+
+
+async def until_ended(worker: Worker, runs: int) -> None:
+    async with asyncio.timeout(20):
+        while worker.tally.runs < runs:  # noqa: ASYNC110  # no event tells it
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", [in_loop, in_thread], ids=["in the loop", "in a thread"])
+async def test_middleware_sees_the_exception_itself(watching: Watching, kind: Any) -> None:
+    await enqueue(kind.bind(how) for how in KINDS)
+    async with Worker() as worker:
+        await until_ended(worker, len(KINDS))
+    assert {how: (type(verdict), type(error)) for how, (verdict, error) in watching.seen.items()} == KINDS
+    for how in ("asks for another attempt", "discards", "cancels"):
+        assert (error := watching.seen[how][1]) is not None
+        assert error.__cause__ is CAUSE
+    assert (mine := watching.seen["raises"][1]) is not None
+    assert mine.__traceback__ is not None
+
+
+async def test_what_the_run_itself_met_counts_too(watching: Watching, broker: MemoryBroker) -> None:
+    """A timeout, a cancellation, and a result that cannot be encoded."""
+    cancelled = await in_loop.delay("is cancelled")
+    await in_loop.options(timeout=0.05).delay("overruns")
+    await in_loop.delay("returns what cannot be encoded")
+    async with Worker() as worker:
+        await until_ended(worker, 2)
+        await broker.cancel([parse_id(cancelled.id)])
+        await until_ended(worker, 3)
+    found = {how: (type(verdict).__name__, type(error).__name__) for how, (verdict, error) in watching.seen.items()}
+    assert found == {
+        "is cancelled": ("Cancelled", "CancelledError"),
+        "overruns": ("Retried", "TimeoutError"),
+        "returns what cannot be encoded": ("Failed", "EncodeError"),
+    }
+
+
+async def test_a_last_attempt_that_fails_has_it_too(watching: Watching) -> None:
+    await in_loop.options(max_attempts=1).delay("raises")
+    async with Worker() as worker:
+        await until_ended(worker, 1)
+    verdict, error = watching.seen["raises"]
+    assert (type(verdict), type(error)) == (Failed, Own)
+
+
+async def test_an_exception_of_inner_middleware_is_seen_by_the_outer(watching: Watching) -> None:
+    class Broken(Middleware):
+        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+            await call_next(context)
+            raise Own("of the middleware")
+
+    class Asking(Middleware):
+        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+            try:
+                return await call_next(context)
+            except Own as error:
+                raise RuntimeError("outer") from error
+
+    heard = list[tuple[str, BaseException | None]]()
+
+    def hear(event: WorkerEvent) -> None:
+        if isinstance(event, Ended):
+            heard.append((type(event.verdict).__name__, event.verdict.exception))
+
+    configure(middleware=[Asking(), Broken()])
+    await in_loop.delay("returns")
+    async with Worker(options=WorkerOptions(subscribers=(hear,))) as worker:
+        await until_ended(worker, 1)
+    [(name, error)] = heard
+    assert name == "Retried"
+    assert isinstance(error, RuntimeError)
+    assert isinstance(error.__cause__, Own)
+
+
+async def test_it_is_gone_once_the_run_has_ended(watching: Watching) -> None:
+    """It would keep the variables of the run alive, and the verdict may wait for the store."""
+    kept = list[weakref.ref[BaseException]]()
+
+    class Raising(Middleware):
+        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+            verdict = await call_next(context)
+            if verdict.exception is not None:
+                kept.append(weakref.ref(verdict.exception))
+                raise verdict.exception  # so a frame of its traceback holds the verdict
+            return verdict
+
+    configure(middleware=[Raising()])
+    await enqueue([in_loop.bind("raises"), in_thread.bind("raises")])
+    async with Worker() as worker:
+        await until_ended(worker, 2)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None]
+
+
+async def test_of_a_child_process_only_its_death_is_an_exception_here(watching: Watching) -> None:
+    """What is raised there arrives as text."""
+    await enqueue([fails.bind(), dies.options(max_attempts=1).bind("exit")])
+    async with Worker() as worker:
+        await until_ended(worker, 3)
+    assert {name: type(error) for name, (_, error) in watching.seen.items()} == {fails.name: type(None), "exit": ChildDied}
+
+
+async def test_a_run_that_returned_after_complete_in_has_none(watching: Watching, taskflow_jobs: TaskflowJobs) -> None:
+    @job(name="tests.exceptions.completes", max_attempts=1)
+    async def completes(ctx: JobContext, how: str) -> None:
+        await ctx.complete_in(object(), result=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        raise Own("afterwards")
+
+    configure(middleware=[watching])
+    await completes.delay("completes")
+    await taskflow_jobs.run_all(raises=False)
+    verdict, error = watching.seen["completes"]
+    assert (type(verdict), type(error)) == (Failed, Own)
+
+
+def test_it_is_not_compared_copied_shown_or_sent() -> None:
+    verdict, plain = Failed(RunError("ValueError", "wrong")), Failed(RunError("ValueError", "wrong"))
+    attach_exception(verdict, ValueError("wrong"))
+    assert isinstance(verdict.exception, ValueError)
+    assert (verdict, hash(verdict), repr(verdict)) == (plain, hash(plain), repr(plain))
+    assert msgspec.structs.replace(verdict).exception is None
+    [message] = Unpacker(1 << 20).feed(pack(RunEnded(verdict, 0, True)))
+    assert isinstance(message, RunEnded)
+    assert message.verdict == verdict
+    assert message.verdict.exception is None
+    assert Completed(plain).exception is None

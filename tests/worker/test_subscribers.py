@@ -1,0 +1,85 @@
+"""Functions of the application that hear the worker's events."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from taskflow import Worker, configure, job
+from taskflow.app.app import default_app
+from taskflow.broker.memory import MemoryBroker
+from taskflow.events import Ended, SessionOpened, WorkerEvent
+from taskflow.worker.options import WorkerOptions
+
+
+@job(name="tests.subscribers.quick", queue="quick")
+async def quick() -> None:
+    return None
+
+
+@pytest.fixture(autouse=True)
+def broker() -> Iterator[MemoryBroker]:
+    with default_app().using(broker := MemoryBroker()):
+        yield broker
+
+
+async def work() -> None:
+    async with Worker() as worker:
+        await worker.drained()
+
+
+async def test_each_worker_tells_the_subscribers_of_its_application() -> None:
+    heard, others = list[WorkerEvent](), list[WorkerEvent]()
+    worker = Worker(options=WorkerOptions(subscribers=(others.append,)))
+    configure(subscribers=[heard.append])  # before the worker begins, not before it is made
+    handle = await quick.delay()
+    async with worker:
+        await worker.drained()
+    await work()
+    assert heard[: len(others)] == others
+    assert [type(event) for event in heard].count(SessionOpened) == 2
+    [ended] = [event for event in heard if isinstance(event, Ended)]
+    assert (ended.job, ended.job_id, ended.queue, ended.attempt) == (quick.name, handle.id, "quick", 1)
+    opened = next(event for event in heard if isinstance(event, SessionOpened))
+    assert (opened.job, opened.job_id, opened.queue, opened.attempt) == (None, None, None, None)
+
+
+async def test_one_that_raises_is_logged_once_and_stops_neither_the_worker_nor_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    heard = list[WorkerEvent]()
+
+    def broken(event: WorkerEvent) -> None:
+        raise RuntimeError("no metrics")
+
+    configure(subscribers=[broken, heard.append])
+    handles = [await quick.delay() for _ in range(3)]
+    async with Worker():
+        for handle in handles:
+            await handle.result(20)
+    assert sum(isinstance(event, Ended) for event in heard) == 3
+    [record] = [record for record in caplog.records if "subscriber" in record.getMessage()]
+    assert "broken" in record.getMessage()
+    assert record.exc_info is not None
+
+
+def test_the_command_has_them_too(tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(
+        "from taskflow import configure, job\n"
+        "from taskflow.events import Ended\n"
+        "@job\n"
+        "def work() -> None: ...\n"
+        "def show(event: object) -> None:\n"
+        "    if isinstance(event, Ended):\n"
+        "        print('heard of', event.job, flush=True)\n"
+        "configure(subscribers=[show])\n"
+    )
+    environ = {**os.environ, "TASKFLOW_BROKER": f"sqlite:///{tmp_path / 'queue.db'}"}
+    send = [sys.executable, "-c", "import tasks; tasks.work.delay_sync()"]
+    subprocess.run(send, cwd=tmp_path, env=environ, check=True, timeout=60)
+    command = [sys.executable, "-m", "taskflow", "worker", "tasks", "--drain"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, check=True, timeout=60, capture_output=True, text=True)
+    assert "heard of tasks.work" in done.stdout
