@@ -228,10 +228,12 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 async def test_block_2_3(engine: AsyncEngine) -> None:
-    async with Worker(options=WorkerOptions(subscribers=())), AsyncSession(engine, expire_on_commit=False) as session:
+    assert await listed(default_app().broker().console) == []  # its tables are there
+    async with AsyncSession(engine, expire_on_commit=False) as session:
         await names_in("2.3", **vars(send), session=session, order=(order := send.Order()))
         [record] = await listed(default_app().broker().console)
-        assert await JobHandle.of(id_text(record.id), job=send.charge).result(timeout=30) == order.id
+        async with Worker(options=WorkerOptions(subscribers=())):
+            assert await JobHandle.of(id_text(record.id), job=send.charge).result(timeout=30) == order.id
 
         handle = await send.charge.options(connection=session).delay(0)
         await session.rollback()
