@@ -60,7 +60,7 @@ class RedisConsole:
         view, status = leg.view, leg.status
         statuses = view.statuses if status is None else (status,)
         code = False if status is None else CODES[status]
-        most = leg.most if status is Status.RUNNING else min(leg.most, READ_AT_ONCE)  # each script sorts all leases of a session
+        most = min(leg.most, READ_AT_ONCE)
         arguments = [_filter(view, statuses), code, view.tag or False, leg.after or False, leg.limit, most]
         reply = await self._call("page", pack(arguments))
         wall, _, examined, end, places = unpack(reply[0])

@@ -156,27 +156,35 @@ local function read_running(after)
     end
   end
   table.sort(sessions, is_less)
-  local entries, at = {}, 1
-  local function read_session(session)
-    local leases = call('HGETALL', P .. 'l:' .. session)
-    for i = 1, #leases, 2 do
-      local request, number = struct.unpack('>I6I2', leases[i])
+  local session, fields, claims, at = nil, {}, {}, 1 -- the claims of a session, in order, and the position of the next one
+  -- Sorts numbers instead of pairs, which takes a tenth of the time. They are exact for the first 2^37 requests of a session.
+  local function read_claims()
+    fields, claims, at = {}, {}, 1
+    for _, field in ipairs(call('HKEYS', P .. 'l:' .. session)) do
+      local request, number = struct.unpack('>I6I2', field)
       if not after or session ~= after[1] or request > after[2] or (request == after[2] and number > after[3]) then
-        entries[#entries + 1] = { leases[i + 1], { session, request, number } }
+        local claim = request * 65536 + number
+        claims[#claims + 1] = claim
+        fields[claim] = field
       end
     end
-    table.sort(entries, function(one, other)
-      return one[2][2] < other[2][2] or (one[2][2] == other[2][2] and one[2][3] < other[2][3])
-    end)
+    table.sort(claims)
   end
   return function(number)
-    while at > #entries and #sessions > 0 do
-      entries, at = {}, 1
-      read_session(table.remove(sessions, 1))
+    while at > #claims and #sessions > 0 do
+      session = table.remove(sessions, 1)
+      read_claims()
     end
-    local first = at
-    at = math.min(at + number, #entries + 1)
-    return { unpack(entries, first, at - 1) }
+    local entries, asked = {}, {}
+    for i = at, math.min(at + number - 1, #claims) do
+      asked[#asked + 1] = fields[claims[i]]
+    end
+    at = at + #asked
+    for i, id in ipairs(#asked > 0 and call('HMGET', P .. 'l:' .. session, unpack(asked)) or {}) do
+      local request, place = struct.unpack('>I6I2', asked[i])
+      entries[i] = { id, { session, request, place } }
+    end
+    return entries
   end
 end
 
@@ -296,6 +304,40 @@ local function is_current(job, place)
   return not status or job[F.status] == status and (status ~= S.READY or due_of(job) == place[3] and job[F.seq] == place[4])
 end
 
+-- Many entries may belong to jobs that do not match: succeeded and cancelled jobs share an index, and held, scheduled and running ones of all
+-- queues do. The beginning of a record shows that, so that it need not be decoded.
+local other = ({ [S.SUCCEEDED] = S.CANCELLED, [S.CANCELLED] = S.SUCCEEDED })[status or 0]
+local has_all_queues = status == S.HELD or status == S.SCHEDULED or status == S.RUNNING
+local queue = has_all_queues and filter[1] and tonumber(call('HGET', P .. 'names', 'q:' .. filter[1])) or nil
+local name = filter[2] and tonumber(call('HGET', P .. 'names', 'j:' .. filter[2])) or nil
+local queue_bytes, queue_packed = queue and struct.pack('>I4', queue), queue and cmsgpack.pack(queue)
+local name_bytes = name and struct.pack('>I4', name)
+
+local function begins_otherwise(stored)
+  local first, at = byte(stored), 1
+  if #stored < L.running + 2 then
+    return false
+  elseif first > S.SUCCEEDED then -- an array, of which the status and the queue are the first fields
+    at = first == 220 and 4 or 2
+    return byte(stored, at) == other or (queue and sub(stored, at + 1, at + #queue_packed) ~= queue_packed)
+  elseif first >= S.RUNNING then
+    at = L.running + 2 + struct.unpack('>I2', stored, L.running)
+  end
+  return first == other or (queue and sub(stored, at + 2, at + 5) ~= queue_bytes) or (name and sub(stored, at + 6, at + 9) ~= name_bytes)
+end
+
+local function pass_over_others(ids)
+  local keys = {}
+  for i, id in ipairs(ids) do
+    keys[i] = P .. 'j:' .. id
+  end
+  for i, stored in ipairs(call('MGET', unpack(keys))) do
+    if stored and begins_otherwise(stored) then
+      cache[ids[i]] = false
+    end
+  end
+end
+
 local reply, places, numbers, examined, last, is_match = { '' }, {}, {}, 0, false, matcher(filter)
 local function is_full()
   return #places == most_listed or examined == most_read
@@ -306,6 +348,9 @@ local function list_matching(entries)
   local ids = {}
   for i, entry in ipairs(entries) do
     ids[i] = entry[1]
+  end
+  if (other or queue or name) and #ids > 0 then
+    pass_over_others(ids)
   end
   prefetch(ids)
   for _, entry in ipairs(entries) do
