@@ -34,8 +34,10 @@ async def _jobs(app: App, arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigurationError(f"--cursor: {error}") from error
     if arguments.json:
-        _print_json([record_json(record) for record in page.records])
-    elif page.records:
+        jobs = [record_json(record) for record in page.records]
+        _print_json({"jobs": jobs, "cursor": page.cursor, "examined": page.examined})
+        return Exit.OK if is_known else Exit.NOT_FOUND
+    if page.records:
         for line in table(page.records):
             print(line)
     elif is_known and page.cursor is None:

@@ -57,6 +57,11 @@ class Cli:
         check(argv, document)
         return document
 
+    def jobs(self, *filters: str) -> list[Any]:
+        """The jobs of a page."""
+        jobs: list[Any] = self.json("jobs", *filters)["jobs"]
+        return jobs
+
     def write(self, path: str, source: str) -> None:
         """A file of the application; its folders become packages."""
         file = self.folder / path

@@ -28,7 +28,7 @@ def statuses(cli: Cli, *ids: str) -> list[Any]:
 
 
 def everything(cli: Cli) -> dict[str, str]:
-    return {job["id"]: job["status"] for job in cli.json("jobs")}
+    return {job["id"]: job["status"] for job in cli.jobs()}
 
 
 # --- retry -----------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_a_job_that_fails_again_stops_the_rest(cli: Cli, group: str, worker: Non
 def test_without_a_worker_a_stage_is_given_up(cli: Cli, group: str) -> None:
     said = cli("retry", "--group", group, "--canary", "2", "--wait", "300ms", code=1)
     assert "stopped: 2 jobs have not ended within 0.3 s, for example " in said.err
-    assert len(cli.json("jobs", "--status", "ready")) == 2
+    assert len(cli.jobs("--status", "ready")) == 2
 
 
 class _Idle:

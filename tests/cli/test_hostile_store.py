@@ -98,7 +98,7 @@ def test_jobs_by_id_are_shown_safely(cli: Cli, broker: HostileBroker) -> None:
 
 
 def test_json_keeps_stored_text_exactly(cli: Cli, broker: HostileBroker) -> None:
-    [odd, *jobs] = cli.json("jobs")
+    [odd, *jobs] = cli.jobs()
     assert all((job["reason"], job["headers"]) == (HOSTILE, {**job["headers"], HOSTILE: HOSTILE}) for job in jobs)
     assert odd["unreadable"][0] == {"column": HOSTILE, "problem": HOSTILE, "bytes": b"\x1b[2J\n".hex()}
     assert odd["due_at"].startswith("9999-12-31T23:59:59")

@@ -111,7 +111,7 @@ def test_json_has_the_same_without_secrets(cli: Cli, failed_job: None) -> None:
     ]
     assert all(error["started_at"] <= error["at"] for error in shown["errors"])
     assert shown["queue_wait"] >= 0
-    assert "arguments" not in cli.json("jobs")[0]
+    assert "arguments" not in cli.jobs()[0]
 
 
 def test_the_result_is_shown_without_secrets(cli: Cli) -> None:

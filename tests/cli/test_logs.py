@@ -143,7 +143,7 @@ def test_neither_arguments_nor_results_are_logged(cli: Cli, form: str) -> None:
 def test_text_lines_of_a_job_end_with_whose_they_are(cli: Cli) -> None:
     _sent(cli)
     said = cli("worker", "tasks", "--drain", code=1)
-    [record] = [job for job in cli.json("jobs") if job["job"] == "tasks.greet"]
+    [record] = [job for job in cli.jobs() if job["job"] == "tasks.greet"]
     assert f"in the async job {record['id']}  [tasks.greet {record['id']}]\n" in said.err
     assert f"tasks.greet {record['id']} (attempt 1, queue mail) succeeded after " in said.err
 

@@ -87,13 +87,13 @@ def test_to_look_makes_no_file(cli: Cli, command: list[str]) -> None:
 
 def test_an_empty_store_has_nothing_to_tell(cli: Cli) -> None:
     cli("resume", "default")
-    assert cli.json("queues") == cli.json("jobs") == []
+    assert cli.json("queues") == cli.jobs() == []
     assert cli.json("status")["workers"] == []
     assert cli("jobs") == Said(0, "", "no jobs match\n")
 
 
 def test_jobs_are_listed_by_status(cli: Cli, stock: Stock) -> None:
-    assert ids(cli.json("jobs")) == stock.all
+    assert ids(cli.jobs()) == stock.all
     heading, *lines = cli("jobs").out.splitlines()
     assert heading.split() == ["ID", "STATUS", "QUEUE", "JOB", "AGE", "TRY", "DUE", "DETAIL"]
     assert [line.split()[0] for line in lines] == stock.all
@@ -123,15 +123,15 @@ def test_jobs_are_listed_by_status(cli: Cli, stock: Stock) -> None:
     ],
 )
 def test_jobs_are_filtered(cli: Cli, stock: Stock, filters: list[str], expected: Callable[[Stock], list[str]]) -> None:
-    assert ids(cli.json("jobs", *filters)) == [job_id for job_id in stock.all if job_id in expected(stock)]
+    assert ids(cli.jobs(*filters)) == [job_id for job_id in stock.all if job_id in expected(stock)]
 
 
 def test_jobs_are_found_and_changed_by_tag(cli: Cli, stock: Stock) -> None:
     """A record shows the tags; --tag goes with every other filter, and a wrong one is refused."""
     job_id = cli.with_broker(_a_tagged_job)
-    [found] = cli.json("jobs", "--tag", "import:42")
+    [found] = cli.jobs("--tag", "import:42")
     assert (found["id"], found["tags"]) == (job_id, ["import:42", "b"])
-    assert cli.json("jobs", "--tag", "import:42", "--status", "failed") == cli.json("jobs", "--tag", "import") == []
+    assert cli.jobs("--tag", "import:42", "--status", "failed") == cli.jobs("--tag", "import") == []
     assert [line.split(maxsplit=1)[1] for line in cli("jobs", job_id).out.splitlines() if line.startswith("tags ")] == ["import:42, b"]
     assert cli.json("jobs", stock.failed)[0]["tags"] == []
     assert "tag 'a b': expected 1 to 100 of the characters" in cli("jobs", "--tag", "a b", code=2).err
@@ -139,8 +139,8 @@ def test_jobs_are_found_and_changed_by_tag(cli: Cli, stock: Stock) -> None:
     assert cli("cancel", "--tag", "b").out.splitlines()[-1] == "cancelled 1"
     assert cli("retry", "--tag", "b", "--status", "cancelled").out.splitlines()[-1] == "retried 1"
     assert cli("purge", "--tag", "b", "--status", "ready").out.splitlines()[-1] == "purged 1"
-    assert cli.json("jobs", "--tag", "b") == []
-    assert len(cli.json("jobs")) == len(stock.all)
+    assert cli.jobs("--tag", "b") == []
+    assert len(cli.jobs()) == len(stock.all)
 
 
 async def _a_tagged_job(broker: Broker) -> str:
@@ -159,6 +159,17 @@ def test_jobs_are_paged(cli: Cli, stock: Stock) -> None:
         found += [line.split()[0] for line in said.out.splitlines()[1:]]
     assert found == stock.all
     assert "--cursor: the cursor is damaged" in cli("jobs", "--cursor", "x", code=2).err
+
+
+def test_programs_page_by_the_output_alone(cli: Cli, stock: Stock) -> None:
+    page = cli.json("jobs", "--limit", "3")
+    found = page["jobs"]
+    while page["cursor"] is not None:
+        page = cli.json("jobs", "--limit", "3", "--cursor", page["cursor"])
+        found += page["jobs"]
+    assert ids(found) == stock.all
+    said = cli("jobs", "--limit", "3", "--json")
+    assert (json.loads(said.out)["examined"], said.err) == (3, "")
 
 
 def test_a_page_says_how_many_jobs_it_looked_at(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +280,7 @@ def test_parked_jobs_that_no_worker_knows_are_named(cli: Cli) -> None:
     ("filters", "expected"), [(["--status", "FAILED"], 2), (["--ended-before", "0ms"], 4), (["--ended-before", "1h30m"], 0)]
 )
 def test_filters_take_capitals_and_units(cli: Cli, stock: Stock, filters: list[str], expected: int) -> None:
-    assert len(cli.json("jobs", *filters)) == expected
+    assert len(cli.jobs(*filters)) == expected
 
 
 def test_workers_are_listed(cli: Cli, stock: Stock) -> None:

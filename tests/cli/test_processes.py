@@ -121,7 +121,7 @@ def has_run_again(tasks: Shell, supervised: Running, ledger: list[str], *, after
     until(lambda: tasks.ledger() == ledger, supervised)
     supervised.signal(signal.SIGTERM)
     ended_clearly(supervised, [0])
-    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))["jobs"]
     assert after in tasks.run("-m", "taskflow", "jobs", job["id"])
 
 

@@ -192,7 +192,7 @@ def test_jobs_say_which_schedule_added_them(cli: Cli, stored: None) -> None:
     assert line.startswith(f"{LAST}  ready   mail   app.morning  ")
     assert line.endswith("  by schedule morning")
     assert "schedule         morning\nscheduled_for    2027-01-15T09:00:00+01:00\n" in cli("jobs", LAST).out
-    [job] = cli.json("jobs")
+    [job] = cli.jobs()
     assert (job["schedule"], job["scheduled_for"]) == ("morning", "2027-01-15T09:00:00+01:00")
 
 
@@ -215,7 +215,7 @@ def test_servers_show_and_do_the_same(cli: Cli, stored_elsewhere: None) -> None:
     cli("schedules", "resume", "poll")
     cli("schedules", "trigger", "ticks")
     assert "backfilled morning with 2, " in cli("schedules", "backfill", "morning", *SPAN).out
-    assert {job["schedule"] for job in cli.json("jobs")} == {"morning", "ticks"}
+    assert {job["schedule"] for job in cli.jobs()} == {"morning", "ticks"}
     cli("schedules", "remove", "ticks", "gone")
     assert {name: schedule["is_paused"] for name, schedule in by_name(cli).items()} == {"morning": False, "poll": False}
     cli("schedules", "remove", "morning", code=1)
@@ -245,7 +245,7 @@ def test_a_schedule_is_triggered(cli: Cli, stored: None) -> None:
 def test_a_trigger_that_a_live_job_excludes_adds_nothing(cli: Cli, stored: None) -> None:
     said = cli("schedules", "trigger", "morning", code=1)
     assert said.err == f"taskflow: schedule 'morning' was not triggered: its job {LAST} is live, and overlap= excludes another one\n"
-    assert len(cli.json("jobs")) == 1
+    assert len(cli.jobs()) == 1
 
 
 SPAN = ("--from", "2027-01-14", "--to", "2027-01-19T09:00")
@@ -254,9 +254,9 @@ SPAN = ("--from", "2027-01-14", "--to", "2027-01-19T09:00")
 def test_a_backfill_adds_a_job_for_each_time_in_the_schedules_zone(cli: Cli, stored: None) -> None:
     span = "first Thu 2027-01-14 09:00 CET, here 03:00, last Mon 2027-01-18 09:00 CET, here 03:00"
     assert cli("schedules", "backfill", "morning", *SPAN, "--dry-run").out == f"would backfill morning with 3, {span}\n"
-    assert len(cli.json("jobs")) == 1
+    assert len(cli.jobs()) == 1
     assert cli("schedules", "backfill", "morning", *SPAN).out == f"backfilled morning with 2, {span}; 1 were there already\n"
-    assert {job["scheduled_for"][:10] for job in cli.json("jobs")} == {"2027-01-14", "2027-01-15", "2027-01-18"}
+    assert {job["scheduled_for"][:10] for job in cli.jobs()} == {"2027-01-14", "2027-01-15", "2027-01-18"}
     saturday = ("--from", "2027-01-16T08:00Z", "--to", "2027-01-17")
     assert cli("schedules", "backfill", "morning", *saturday).out == "backfilled morning with 0\n"
 
@@ -264,7 +264,7 @@ def test_a_backfill_adds_a_job_for_each_time_in_the_schedules_zone(cli: Cli, sto
 def test_a_backfill_over_the_limit_adds_nothing(cli: Cli, stored: None) -> None:
     said = cli("schedules", "backfill", "morning", *SPAN, "--limit", "2", code=2)
     assert said.err == "taskflow: schedule 'morning' has more than 2 times in this span: raise --limit, or choose a shorter span\n"
-    assert len(cli.json("jobs")) == 1
+    assert len(cli.jobs()) == 1
 
 
 def test_only_code_backfills_times_that_code_computes(cli: Cli, stored: None) -> None:

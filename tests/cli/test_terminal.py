@@ -109,7 +109,7 @@ def test_a_person_is_asked_before_jobs_are_destroyed(cli: Cli, stock: Stock, ans
             os.write(ours, f"{answer}\n".encode())
         assert process.wait(60) == (left != 4)
     os.close(ours)
-    assert len(cli.json("jobs")) == left
+    assert len(cli.jobs()) == left
 
 
 def test_the_workers_log_is_plain_even_there(cli: Cli) -> None:
@@ -123,7 +123,7 @@ def test_text_that_the_output_cannot_encode_is_escaped(cli: Cli, encoding: str) 
     Path("tasks.py").write_text("from taskflow import job\n@job(max_attempts=1)\ndef fail(): raise ValueError('bad \\ud800 \u6587')\n")
     run("-c", "from tasks import fail; fail.delay_sync()")
     run("-m", "taskflow", "worker", "tasks", "--drain", code=1)
-    [job] = cli.json("jobs")
+    [job] = cli.jobs()
     for command in (["jobs"], ["jobs", job["id"]]):
         written = run("-m", "taskflow", *command, PYTHONIOENCODING=encoding)
         assert "failed" in written

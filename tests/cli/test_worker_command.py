@@ -149,7 +149,7 @@ def test_a_queues_name_may_have_colons_and_slashes(cli: Cli, tasks: Any) -> None
         "build:large": (False, 0),
         "eu/mail": (True, 1),
     }
-    assert [found["queue"] for found in cli.json("jobs", "--queue", "eu/mail")] == ["eu/mail"]
+    assert [found["queue"] for found in cli.jobs("--queue", "eu/mail")] == ["eu/mail"]
 
 
 def test_so_many_jobs_run_at_one_time_and_no_more(cli: Cli, tasks: Any) -> None:
@@ -176,7 +176,7 @@ def test_a_drained_worker_ends_with_0(cli: Cli, tasks: Any) -> None:
     tasks.send.delay_sync("you")
     said = cli("worker", "app.tasks", "--drain")
     assert re.search(r"failed after \d\.\d{3} s, again in 0\.0 s: OSError: once\n", said.err)
-    assert {job["status"] for job in cli.json("jobs")} == {"succeeded"}
+    assert {job["status"] for job in cli.jobs()} == {"succeeded"}
 
 
 @pytest.mark.parametrize("which", ["fail", "discard"])

@@ -162,6 +162,6 @@ def test_a_worker_that_dies_meanwhile_is_replaced_when_the_broker_is_back(tasks:
     until(lambda: len(tasks.ledger()) == 1, supervised)
     supervised.signal(signal.SIGTERM)
     ended_clearly(supervised, [0])
-    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))["jobs"]
     assert (job["status"], job["epoch"]) == ("succeeded", 2)
     assert [error["message"].rpartition(": ")[2] for error in job["errors"]] == ["SIGKILL"]

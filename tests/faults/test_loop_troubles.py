@@ -97,7 +97,7 @@ def test_an_exit_in_what_a_job_has_started_is_that_jobs_failure_and_nobody_elses
     tasks.write("release", "")
     worker.wait_for("tasks.neighbour .*succeeded")
     goes_on(tasks, worker)
-    jobs = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    jobs = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))["jobs"]
     assert {job["job"]: job["status"] for job in jobs if "task" in job["job"].split(".")[1] or "neighbour" in job["job"]} == {
         "tasks.exit_in_a_task": "failed",
         "tasks.neighbour": "succeeded",

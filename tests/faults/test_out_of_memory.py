@@ -86,7 +86,7 @@ def worker_in(group: Path, shell: Shell, *arguments: str) -> Running:
 
 def errors_of(shell: Shell, name: str) -> list[dict[str, Any]]:
     """What the record of the only job of that name says of its runs."""
-    [shown] = json.loads(shell.run("-m", "taskflow", "jobs", "--job", name, "--json"))
+    [shown] = json.loads(shell.run("-m", "taskflow", "jobs", "--job", name, "--json"))["jobs"]
     return list(shown["errors"])
 
 

@@ -81,7 +81,7 @@ def tasks(shell: Shell) -> Shell:
 
 
 def the_job(tasks: Shell) -> dict[str, Any]:
-    [shown] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    [shown] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))["jobs"]
     return dict(shown)
 
 

@@ -33,7 +33,7 @@ def test_a_drain_counts_a_job_that_cannot_be_read_as_failed(cli: Cli, column: st
 
     cli("worker", "tasks", "--drain", code=1)
 
-    jobs = cli.json("jobs")
+    jobs = cli.jobs()
     assert sorted(job["status"] for job in jobs) == ["failed", "succeeded", "succeeded"]
     [bad] = [job for job in jobs if job["status"] == "failed"]
     assert [found["column"] for found in bad["unreadable"]] == [column]

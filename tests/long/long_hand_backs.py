@@ -43,7 +43,7 @@ def test_eleven_deploys_during_one_job(shell: Shell) -> None:
         until(partial(_has_begun, shell, number), worker)
         worker.signal(signal.SIGTERM)
         ended_clearly(worker, [0, 124])
-    [record] = json.loads(shell.run("-m", "taskflow", "jobs", "--json"))
+    [record] = json.loads(shell.run("-m", "taskflow", "jobs", "--json"))["jobs"]
     assert (record["status"], record["waiting_for"]) == ("scheduled", f"a back-off: handed back {TIMES} times without an outcome")
 
     worker = shell.worker()

@@ -46,7 +46,7 @@ def test_a_slow_poison_job_is_found_out_alone(shell: Shell, processes: int) -> N
     print(f"{processes} workers: runs {Counter(Counter(shell.ledger()).values())}")
     assert Counter(shell.ledger()).keys() == {"poison", *map(str, range(HEALTHY))}
 
-    [poison] = json.loads(shell.run("-m", "taskflow", "jobs", "--poison", "--json"))
+    [poison] = json.loads(shell.run("-m", "taskflow", "jobs", "--poison", "--json"))["jobs"]
     assert (poison["job"], poison["status"]) == ("tasks.poison", "failed")
     assert [error["message"].rpartition(": ")[2] for error in poison["errors"]] == ["exit code 77"] * 4
 
