@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -70,7 +69,7 @@ class EndedHooks:
         self._calling: set[asyncio.Task[None]] = set()
         self._reading: asyncio.Task[None] | None = None
         self._dropped = 0
-        self._called_at = -math.inf
+        self._is_stuck = False
         self._caught_up = asyncio.Event()
         self._is_closed = False
 
@@ -78,13 +77,17 @@ class EndedHooks:
     def is_behind(self) -> bool:
         """True if the worker should claim no jobs, because so many ends wait for a call that soon some would be dropped. If no call ends
         any more, it is False, because hooks that hang must not stop the worker."""
-        return len(self._waiting) >= MOST_WAITING // 2 and time.monotonic() - self._called_at < STUCK_AFTER
+        return len(self._waiting) >= MOST_WAITING // 2 and not self._is_stuck
 
     async def catch_up(self) -> None:
-        """Wait for the next calls, at most `STUCK_AFTER` seconds."""
+        """Wait until a call ends, at most `STUCK_AFTER` seconds. The wait has ten parts, because a call may not be able to end while the
+        process is stopped, or while a job blocks the event loop: that is one part, however long it takes."""
         self._caught_up.clear()
-        with anyio.move_on_after(STUCK_AFTER):
-            await self._caught_up.wait()
+        for _ in range(10):
+            with anyio.move_on_after(STUCK_AFTER / 10):
+                await self._caught_up.wait()
+                return
+        self._is_stuck = True
 
     # --- what has ended ---------------------------------------------------------------------------------
 
@@ -157,7 +160,7 @@ class EndedHooks:
 
     def _note_called(self, call: asyncio.Task[None]) -> None:
         self._calling.discard(call)
-        self._called_at = time.monotonic()
+        self._is_stuck = False
         self._caught_up.set()
 
     async def _call(self, info: JobInfo) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,28 @@ async def test_a_worker_claims_no_faster_than_its_hooks_hear(monkeypatch: pytest
         await slow.wait_for(len(handles))
     assert {info.id for info in slow.infos} == {handle.id for handle in handles}
     assert "dropped" not in caplog.text
+
+
+async def test_a_worker_that_is_held_up_does_not_take_its_hooks_for_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Hearing):
+        async def ended(self, info: JobInfo) -> None:
+            await asyncio.sleep(0.12)
+            await super().ended(info)
+
+    async def hold_up() -> None:
+        while True:
+            time.sleep(0.1)  # noqa: ASYNC251 - a machine that pauses
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(ended_hooks, "MOST_WAITING", 60)
+    monkeypatch.setattr(ended_hooks, "STUCK_AFTER", 0.1)
+    configure(middleware=[slow := Slow()])
+    handles = await enqueue(ends.bind("returns") for _ in range(500))
+    holding_up = asyncio.create_task(hold_up())
+    async with Worker(options=WorkerOptions(concurrency=20)) as worker:
+        await worker.drained()
+        await slow.wait_for(len(handles))
+    holding_up.cancel()
 
 
 async def test_hooks_that_hang_do_not_stop_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
