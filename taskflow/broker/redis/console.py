@@ -24,7 +24,9 @@ PAGE: Final = 500
 """The maximum number of jobs that one script call reads, which takes the server a few milliseconds."""
 
 READ_AT_ONCE: Final = 100
-"""The most jobs that one script reads for a page, which takes the server about a millisecond. It serves no other client meanwhile."""
+LISTED_AT_ONCE: Final = 25
+"""The most jobs that one script reads for a page, and the most that it lists. Either takes the server half a millisecond, in which it
+serves no other client (`python -m benchmarks console-pages`)."""
 
 
 class RedisConsole:
@@ -60,8 +62,8 @@ class RedisConsole:
         view, status = leg.view, leg.status
         statuses = view.statuses if status is None else (status,)
         code = False if status is None else CODES[status]
-        most = min(leg.most, READ_AT_ONCE)
-        arguments = [_filter(view, statuses), code, view.tag or False, leg.after or False, leg.limit, most]
+        portion = min(leg.limit, LISTED_AT_ONCE), min(leg.most, READ_AT_ONCE)
+        arguments = [_filter(view, statuses), code, view.tag or False, leg.after or False, *portion]
         reply = await self._call("page", pack(arguments))
         wall, _, examined, end, places = unpack(reply[0])
         records = await self._large_payloads.in_records(records_of(reply)[0])

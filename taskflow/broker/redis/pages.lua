@@ -370,7 +370,7 @@ local function list_matching(entries)
 end
 
 repeat
-  local entries = reader(math.min(most_read - examined, math.max(most_listed, 50)))
+  local entries = reader(math.min(most_read - examined, math.max(most_listed, 25)))
   list_matching(entries)
 until #entries == 0 or is_full()
 reply[1] = cmsgpack.pack({ wall, texts_of(numbers), examined, is_full() and last, places })

@@ -33,6 +33,10 @@ from taskflow.model.transitions import Event
 
 T = TypeVar("T")
 
+READ_AT_ONCE: Final = 200
+"""The most jobs that one transaction reads for a page, which takes a few milliseconds. A checkpoint waits for it, and with the checkpoint
+the writer that makes it."""
+
 
 class CallStore(Protocol):
     """A function that runs a verb on the broker."""
@@ -60,7 +64,8 @@ class SqliteConsole:
         return await page(self._walk, view, cursor, limit, PLACES_HERE)
 
     async def _walk(self, leg: Leg) -> Stretch:
-        return await self._look(lambda transitions: walk(transitions, leg))
+        portion = leg._replace(most=min(leg.most, READ_AT_ONCE))
+        return await self._look(lambda transitions: walk(transitions, portion))
 
     async def workers(self) -> list[SessionRecord]:
         return await self._look(session_records)
