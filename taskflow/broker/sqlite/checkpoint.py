@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import time
 from typing import Final, Literal
 
 from taskflow.broker.sqlite.ownership import open_beside
@@ -40,7 +41,7 @@ class Checkpointer:
         self._connection = connection
         self._store = store
         self._log = store.beside(LOG)
-        self._lock = _side_file(store)
+        self._lock = side_file(store)
         self._commits = 0
         self._changes = connection.total_changes
         self._put_off_until = 0
@@ -99,7 +100,25 @@ class Checkpointer:
         self._connection.execute(pragma("busy_timeout", milliseconds)).fetchall()
 
 
-def _side_file(store: StoreFile) -> int:
+def let_checkpoint_end(side_file: int) -> None:
+    """Wait while a connection makes a checkpoint, at most 100 ms. Call this before a read transaction.
+
+    A checkpoint waits for the readers that it finds, and the writers wait for it. It looks for gaps between their transactions ever less
+    often, so a reader that begins again and again would hold it up for all of its patience.
+    """
+    give_up_at = time.monotonic() + _PATIENCE_MS / 1e3
+    while time.monotonic() < give_up_at:
+        try:
+            fcntl.flock(side_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.001)
+        else:
+            fcntl.flock(side_file, fcntl.LOCK_UN)
+            return
+
+
+def side_file(store: StoreFile) -> int:
+    """Open the file whose lock a checkpoint holds, and return its descriptor."""
     file = open_beside(store, SIDE, os.O_CREAT | os.O_RDONLY)
     store.share(file)  # also if it is not new: the store may have been opened to other users since
     return file

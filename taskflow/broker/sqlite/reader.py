@@ -7,10 +7,12 @@ writer: they are short, and a group of verbs shares one transaction.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from taskflow.broker.sqlite.checkpoint import let_checkpoint_end, side_file
 from taskflow.broker.sqlite.commit_watch import CommitWatch
 from taskflow.broker.sqlite.connect import connect_for_reading
 from taskflow.broker.sqlite.forks import keep_open
@@ -39,6 +41,7 @@ class ReadTransactions:
         self._rules = rules
         self._identity: tuple[int, int] | None = None
         self._transitions: Transitions | None = None
+        self._side_file = -1
 
     @property
     def is_open(self) -> bool:
@@ -61,6 +64,7 @@ class ReadTransactions:
     def close(self) -> None:
         transitions, self._transitions = self._transitions, None
         if transitions is not None:
+            os.close(self._side_file)
             with contextlib.suppress(sqlite3.Error):
                 transitions.connection.close()
 
@@ -72,6 +76,7 @@ class ReadTransactions:
     def _read(self, verb: Callable[[Transitions], Any]) -> Any:
         try:
             transitions = self._opened()
+            let_checkpoint_end(self._side_file)
             transitions.forget()  # names may have been dropped, and added again with other numbers
             transitions.connection.execute("BEGIN")
             try:
@@ -90,6 +95,7 @@ class ReadTransactions:
             with own_wal_files(self.store):
                 self._identity = self.store.identity()
                 connection = connect_for_reading(self.store)
+            self._side_file = side_file(self.store)
             self._transitions = Transitions(connection, Statements(self.store.namespace), self._clock, self._rules)
         if self._identity is None or self._identity != self.store.identity():
             self.close()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.broker.sqlite import SqliteBroker
+from taskflow.broker.console import View
+from taskflow.broker.sqlite import SqliteBroker, checkpoint
 from taskflow.broker.sqlite.store_file import MIB
 from tests.stores.sqlite.support import Open, connected, envelopes
 
@@ -62,3 +63,22 @@ async def test_a_long_reader_stops_nobody(broker: SqliteBroker, path: Path) -> N
         reader.execute("ROLLBACK")
     await write(broker, 40)
     assert log_size(path) < 100 * MIB
+
+
+@pytest.mark.parametrize("is_endless", [False, True])
+async def test_a_read_of_the_console_waits_for_a_checkpoint(
+    broker: SqliteBroker, path: Path, monkeypatch: pytest.MonkeyPatch, is_endless: bool
+) -> None:
+    """Until it has ended, else for a while. The checkpoint waits for readers, so one that reads page after page would hold it up."""
+    monkeypatch.setattr(checkpoint, "_PATIENCE_MS", 1 if is_endless else 60_000)
+    await broker.enqueue(envelopes(1))
+    assert len((await broker.console.page(View())).records) == 1
+    lock = os.open(f"{path}-taskflow", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    reading = asyncio.create_task(broker.console.page(View()))
+    if not is_endless:
+        await asyncio.wait([reading], timeout=0.1)
+        assert not reading.done()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    assert len((await asyncio.wait_for(reading, 30)).records) == 1
+    os.close(lock)
