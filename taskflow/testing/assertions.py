@@ -35,7 +35,7 @@ COMPARED: Final = (
     "headers",
     "tags",
 )
-"""The options that are kept with a job, so that an assertion can name them."""
+"""The options that an assertion can name. The others are not kept with a job, or not in the form in which they were given."""
 
 _MAY_BE_NONE: Final = ("expires", "timeout", "key")
 _OWN: Final = ("options", "count")
@@ -192,7 +192,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     checked = dict[str, Any]()
     for name, value in given.items():
         if name in EnqueueOptions.__annotations__ and name not in COMPARED:
-            raise TypeError(f"{name}= cannot be asserted, because it is not kept with a job; the options that are: {', '.join(COMPARED)}")
+            raise TypeError(f"{name}= cannot be asserted; the options that can: {', '.join(COMPARED)}")
         if _has_any(value) or (value is None and name in _MAY_BE_NONE):
             checked[name] = value
         elif value is not None:

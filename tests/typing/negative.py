@@ -124,6 +124,9 @@ async def wrong_operations() -> None:
     await operate.cancel(tag=42)  # E: mypy[arg-type] pyright[reportArgumentType]
     await operate.cancel(42)  # E: mypy[arg-type] pyright[reportArgumentType]
     await operate.retry(status=7)  # E: mypy[arg-type] pyright[reportArgumentType]
+    await operate.count(error=7)  # E: mypy[arg-type] pyright[reportArgumentType]
+    await operate.count(header=("trace", "1"))  # E: mypy[arg-type] pyright[reportArgumentType]
+    await operate.count(created_before="1 day")  # E: mypy[arg-type] pyright[reportArgumentType]
     await operate.retry(job=print)  # E: mypy[arg-type] pyright[reportArgumentType]
     await operate.pause(["mail"])  # E: mypy[arg-type] pyright[reportArgumentType]
     await operate.page(limit="10")  # E: mypy[arg-type] pyright[reportArgumentType]
@@ -181,6 +184,14 @@ async def with_a_wrong_retry() -> None: ...
 
 @job(retry_on=("OSError",))  # E: mypy[arg-type] pyright[reportArgumentType]
 async def with_a_wrong_error() -> None: ...
+
+
+@job(on_failure=add)  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType]
+async def followed_by_a_job() -> None: ...
+
+
+@job(tags="nightly")  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType]
+async def tagged_by_a_text() -> None: ...
 
 
 @job(timeout="1 min")  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType]

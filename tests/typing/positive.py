@@ -243,6 +243,10 @@ async def the_options(moment: datetime) -> None:
     assert_type(add.options(**kept).bind(1), Call[int])
 
 
+@job(on_failure=resize.options(queue="slow").bind("a"), tags=("nightly",))
+async def followed() -> None: ...
+
+
 async def the_operations() -> None:
     assert_type(await operate.queues(), list[QueueInfo])
     assert_type(await operate.workers(), list[WorkerInfo])
@@ -252,6 +256,7 @@ async def the_operations() -> None:
         assert_type(info.error, ErrorInfo | None)
         assert_type(info.tags, tuple[str, ...])
     assert_type(await operate.page(status="failed", cursor="text", limit=10), JobPage)
+    assert_type(await operate.count(error="timeout", header="trace=1", created_before=timedelta(hours=1)), int)
     assert_type(await operate.count(job="add", ended_before=timedelta(days=1), poison=True), int)
     result = await operate.cancel("id", await add.delay(1), dry_run=True)
     assert_type(result, ActionResult)

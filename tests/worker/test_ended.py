@@ -215,7 +215,7 @@ async def test_a_worker_claims_no_faster_than_its_hooks_hear(monkeypatch: pytest
             await asyncio.sleep(0.01)
             await super().ended(info)
 
-    monkeypatch.setattr(ended_hooks, "MOST_WAITING", 200)
+    monkeypatch.setattr(ended_hooks, "MOST_WAITING", 800)  # half of it has room for the leases that a worker holds
     configure(middleware=[slow := Slow()])
     handles = await enqueue(ends.bind("returns") for _ in range(3000))
     async with Worker(options=WorkerOptions(concurrency=20)) as worker:
@@ -236,12 +236,12 @@ async def test_a_worker_that_is_held_up_does_not_take_its_hooks_for_stuck(monkey
             time.sleep(0.1)  # noqa: ASYNC251 - a machine that pauses
             await asyncio.sleep(0.01)
 
-    monkeypatch.setattr(ended_hooks, "MOST_WAITING", 60)
+    monkeypatch.setattr(ended_hooks, "MOST_WAITING", 200)
     monkeypatch.setattr(ended_hooks, "STUCK_AFTER", 0.1)
     configure(middleware=[slow := Slow()])
-    handles = await enqueue(ends.bind("returns") for _ in range(500))
+    handles = await enqueue(ends.bind("returns") for _ in range(800))
     holding_up = asyncio.create_task(hold_up())
-    async with Worker(options=WorkerOptions(concurrency=20)) as worker:
+    async with Worker(options=WorkerOptions(concurrency=5)) as worker:
         await worker.drained()
         await slow.wait_for(len(handles))
     holding_up.cancel()

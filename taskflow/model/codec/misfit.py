@@ -55,7 +55,7 @@ class NeedsAnnotation(Misfit):
     """Raised for an instance of a class if no annotation names the class."""
 
     def _advice(self, annotated: str) -> str:
-        return f": annotate {annotated} with its class, or send plain data"
+        return f": annotate {annotated} with its class, register it (register_type), or send plain data"
 
 
 def too_deep() -> Misfit:
