@@ -79,6 +79,12 @@ class EndedHooks:
         any more, it is False, because hooks that hang must not stop the worker."""
         return len(self._waiting) >= MOST_WAITING // 2 and not self._is_stuck
 
+    def room(self, held: int) -> int:
+        """Return how many jobs the worker may claim beside the leases that it holds, so that no end is dropped if all of them end now."""
+        if self.is_behind:
+            return 0
+        return MOST_WAITING if self._is_stuck else max(0, MOST_WAITING - len(self._waiting) - held)
+
     async def catch_up(self) -> None:
         """Wait until a call ends, at most `STUCK_AFTER` seconds. The wait has ten parts, because a call may not be able to end while the
         process is stopped, or while a job blocks the event loop: that is one part, however long it takes."""

@@ -300,7 +300,8 @@ class WorkerSession:
     # --- what its fetcher asks and brings ---------------------------------------------------------------
 
     def room(self) -> int:
-        return 0 if self._ended_hooks is not None and self._ended_hooks.is_behind else self._runs.room()
+        room = self._runs.room()
+        return room if self._ended_hooks is None else min(room, self._ended_hooks.room(len(self._lease_table)))
 
     async def wait_for_room(self) -> None:
         if self._ended_hooks is not None and self._ended_hooks.is_behind:

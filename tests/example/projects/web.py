@@ -13,7 +13,7 @@ from taskflow import configure, enqueue, operate, worker_lifespan
 from .hooks import Hooks, request_id
 from .tasks import Site, fetch_page, sync_project
 
-DEBOUNCE = 0.3
+DEBOUNCE = 2.0
 
 router = APIRouter()
 
