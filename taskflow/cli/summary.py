@@ -15,7 +15,7 @@ from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.url import masked
 from taskflow.cli.moments import span
 from taskflow.cli.table import STAYS, Column, table
-from taskflow.cli.terminal import DIM, OF_STATUS, RED, YELLOW, cut, painted, room
+from taskflow.cli.terminal import DIM, OF_STATUS, RED, YELLOW, cut, painted, room, wrapped
 from taskflow.model.printable import one_line
 from taskflow.model.record import Status
 from taskflow.model.session import SessionRecord
@@ -91,7 +91,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             yield f"schedules  {self.schedules['stored']:,}{f' ({details})' if details else ''}"
         yield from queue_table(self.queues, rates)
         for hint in (*_hints(self.queues, self.workers), *map(_unknown_hint, self.unknown.items())):
-            yield painted(hint, YELLOW)
+            yield from (painted(line, YELLOW) for line in wrapped(hint, room()))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -212,9 +212,8 @@ async def _unknown_jobs(console: Console, queues: Sequence[QueueRecord], workers
 
 def _unknown_hint(unknown: tuple[str, int]) -> str:
     job, count = unknown
-    return (
-        f"no running worker knows the job {one_line(job)} ({count:,} parked): deploy the code that sent it, or `taskflow cancel --job` it"
-    )
+    name = one_line(job)
+    return f"no running worker knows the job {name} ({count:,} parked): deploy the code that sent it, or `taskflow cancel --job {name}`"
 
 
 def queue_json(queue: QueueRecord) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 from taskflow.cli.parser import columns
@@ -57,6 +59,20 @@ def cut(text: str, most: int) -> str:
 
 def cut_start(text: str, most: int) -> str:
     return text if width(text) <= most else f"...{_fitting(text[::-1], most - 3)[::-1]}"
+
+
+def wrapped(text: str, most: int) -> Iterator[str]:
+    """Yield the text in lines of at most this width. A command in backticks stays on one line if it fits, so that it can be copied."""
+    line = ""
+    for word in re.findall(r"`[^`]*`\S*|\S+", text):
+        if line and width(line) + 1 + width(word) > most:
+            yield line
+            line = ""
+        line = f"{line} {word}" if line else word
+        while width(line) > most > 1:
+            yield (head := _fitting(line, most))
+            line = line[len(head) :]
+    yield line
 
 
 def _fitting(text: str, most: int) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 from taskflow.cli.interrupts import raising
 from taskflow.cli.json_text import json_text
 from taskflow.cli.summary import Rates, Summary
-from taskflow.cli.terminal import RED, painted
+from taskflow.cli.terminal import RED, painted, room, wrapped
 from taskflow.model.errors import BrokerError
 from taskflow.model.printable import one_line
 
@@ -109,7 +109,7 @@ class Screen:
     def _picture(self, summary: Summary, rates: Rates, trouble: str | None) -> Iterator[str]:
         yield f"{datetime.now():%Y-%m-%d %H:%M:%S}   Ctrl-C ends"
         if trouble:
-            yield painted(trouble, RED)
+            yield from (painted(line, RED) for line in wrapped(trouble, room()))
         yield from summary.lines(rates)
 
     def _suspend(self) -> None:

@@ -121,6 +121,15 @@ def test_a_terminal_is_redrawn_in_place_and_restored(cli: Cli, stock: Stock, num
     assert "QUEUE" in last[last.index("\033[?1049l") :]  # what was shown last stays
 
 
+def test_hints_are_wrapped_on_a_terminal_which_would_cut_them(cli: Cli, stock: Stock) -> None:
+    terminal = Terminal("status", "--watch", "0.1", lines=24, columns=60)
+    terminal.until("MODULE")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == 130
+    last = re.sub("\033\\[[0-9;?]*[a-zA-Z]", "", terminal.written).splitlines()[-2:]
+    assert last == ["no running worker takes jobs from mail: start one with", "`taskflow worker MODULE`"]
+
+
 def test_too_short_an_interval_is_refused(cli: Cli) -> None:
     assert "'0.01' is too short: use 0.1 or more" in cli("status", "--watch", "0.01", code=2).err
 
