@@ -236,8 +236,9 @@ class Operate:
         check_operator(by, reason)
         name, call = check_queue(queue), default_app().client().call
         async with recorded(call, verb, by=by, reason=reason, names=[name]) as doing:
+            was_paused = any(queue.is_paused for queue in await call(lambda broker: broker.console.queues()) if queue.name == name)
             await call(lambda broker: broker.console.pause(name) if verb == "pause" else broker.console.resume(name))
-            doing.affected = 1
+            doing.affected = int(was_paused != (verb == "pause"))
 
     async def _act(
         self,

@@ -29,7 +29,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.cli.act_report import ActReport, operator
 from taskflow.cli.exits import Exit
 from taskflow.cli.interrupts import raising
-from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters
+from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters, suggestion
 from taskflow.cli.json_text import json_text
 from taskflow.cli.progress import Bar, confirmed
 from taskflow.cli.store import what_is_there, with_store
@@ -73,23 +73,27 @@ def _staged(arguments: argparse.Namespace) -> Callable[[App, argparse.Namespace]
 
 
 async def _pause(broker: Broker, arguments: argparse.Namespace) -> int:
-    """Pause or resume queues. A queue may be paused before its first job, but an unknown name
-    is usually a typo, so it is reported on stderr."""
+    """Pause or resume queues, and leave those that are so already. A queue may be paused before its first job, but an unknown name
+    is usually a typo, so the output says that it is unknown."""
     verb, console = arguments.command, broker.console
     try:
-        names = [check_queue(name) for name in arguments.names]
+        names = list(dict.fromkeys(check_queue(name) for name in arguments.names))
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    queues = list[dict[str, object]]()
-    async with recorded(CallOnce(broker), verb, names=names, **operator(arguments)) as doing:
+    known = {queue.name: queue.is_paused for queue in await console.queues()}
+    changing = [name for name in names if known.get(name, False) != (verb == "pause")]
+    async with recorded(CallOnce(broker), verb, names=changing, **operator(arguments)) as doing:
         for name in names:
-            queues.append({"name": name, "known": await doubt_queue(console, name)})
-            await (console.pause(name) if verb == "pause" else console.resume(name))
-            doing.affected += 1
+            if name in changing:
+                await (console.pause(name) if verb == "pause" else console.resume(name))
+                doing.affected += 1
+                text = f"{verb}d {name}" + ("" if name in known else ", in which no job has ever been")
+            else:
+                text = f"{name} is paused already" if verb == "pause" else f"{name} is not paused"
             if not arguments.json:
-                print(f"{verb}d {name}")
+                print(text + ("" if name in known else suggestion(name, known)))
     if arguments.json:
-        print(json_text({"act": verb, "queues": queues}, indent=2))
+        print(json_text({"act": verb, "queues": [{"name": name, "known": name in known} for name in names]}, indent=2))
     return Exit.OK
 
 

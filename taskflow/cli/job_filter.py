@@ -91,7 +91,11 @@ async def doubt_queue(console: Console, name: str | None) -> bool:
     known = [queue.name for queue in await console.queues()]
     if name in known:
         return True
-    near = nearest(name, known)
-    hint = f"; did you mean {one_line(near[0])}?" if near else ""
-    print(f"taskflow: no job has ever been in queue {name!r}{hint}", file=sys.stderr)
+    print(f"taskflow: no job has ever been in queue {name!r}{suggestion(name, known)}", file=sys.stderr)
     return False
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return words that name the most similar queue, or nothing if none is similar."""
+    near = nearest(name, known)
+    return f"; did you mean {one_line(near[0])}?" if near else ""

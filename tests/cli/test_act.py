@@ -260,10 +260,19 @@ def test_a_paused_queue_is_worked_again_once_it_is_resumed(cli: Cli, stock: Stoc
 
 def test_a_queue_may_be_paused_before_its_first_job(cli: Cli, stock: Stock) -> None:
     """It is said all the same: more often the name is mistyped."""
-    said = cli("pause", "mial")
-    assert said.out == "paused mial\n"
-    assert "did you mean mail?" in said.err
-    assert cli("pause", "mial").err == ""
+    said = cli("pause", "mial", "zzz")
+    assert said.out == "paused mial, in which no job has ever been; did you mean mail?\npaused zzz, in which no job has ever been\n"
+    assert said.err == ""
+
+
+def test_a_pause_that_changes_nothing_is_not_recorded(cli: Cli, stock: Stock) -> None:
+    assert (
+        cli("resume", "default", "zzz", "mial").out == "default is not paused\nzzz is not paused\nmial is not paused; did you mean mail?\n"
+    )
+    cli("pause", "mail")
+    assert cli("pause", "mail", "default", "default").out == "mail is paused already\npaused default\n"
+    assert cli("pause", "mail").out == "mail is paused already\n"
+    assert [(act["names"], act["affected"]) for act in cli.json("audit")] == [(["default"], 1), (["mail"], 1)]
 
 
 def test_nothing_is_paused_when_one_of_the_names_cannot_be(cli: Cli, stock: Stock) -> None:

@@ -300,6 +300,8 @@ async def test_acts_are_recorded_with_who_and_why(bench: Bench) -> None:
     await operate.purge(tag="nothing")
     await operate.purge(everything=True, dry_run=True)
     await operate.pause("mail", by="ada")
+    await operate.pause("mail", by="bob")
+    await operate.resume("mail")
     await operate.resume("mail")
     await handles["plain"].cancel()
     call, every = add.bind(1), Every(3600.0)
