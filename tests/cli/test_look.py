@@ -233,7 +233,8 @@ def test_an_unknown_job_is_not_found(cli: Cli, stock: Stock) -> None:
 def test_status_names_queues_that_no_worker_takes(cli: Cli, stock: Stock) -> None:
     """The only worker takes jobs from "default" alone."""
     assert cli("status").out.endswith("no running worker takes jobs from mail: start one with `taskflow worker MODULE`\n")
-    cli("pause", "mail")
+    cli("pause", "mail", "empty")
+    assert "empty (paused)" in cli("status").out
     assert cli("status").out.endswith("mail is paused: `taskflow resume mail` ends the pause\n")
 
 
