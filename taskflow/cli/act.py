@@ -10,20 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from taskflow.app.app import App
 from taskflow.app.audit_log import recorded, selection
-from taskflow.app.bulk_actions import (
-    ASKED,
-    CHANGED,
-    DEFAULTS,
-    POSSIBLE,
-    UNKNOWN,
-    ActionResult,
-    CallOnce,
-    act,
-    apply,
-    check_view,
-    count,
-    foresee,
-)
+from taskflow.app.bulk_actions import ASKED, CHANGED, DEFAULTS, UNKNOWN, ActionResult, CallOnce, act, apply, check_view, count, foresee
 from taskflow.broker.console import Redone, View
 from taskflow.broker.protocol import Broker
 from taskflow.cli.act_report import ActReport, operator
@@ -189,10 +176,6 @@ def _print_done(command: str, done: ActionResult) -> None:
 def _checked_filter(arguments: argparse.Namespace) -> View:
     command = arguments.command
     job_filter = filter_of(arguments, DEFAULTS[command])
-    for status in job_filter.statuses:
-        if status not in POSSIBLE[command]:
-            able = ", ".join(sorted(POSSIBLE[command]))
-            raise ConfigurationError(f"{command} --status {status}: allowed statuses are {able}")
     try:
         check_view(command, job_filter)
     except ValueError as error:

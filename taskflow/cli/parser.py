@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from taskflow.cli.exits import TABLE
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled")
+STATUSES_FOR: Final = {
+    "retry": ("failed", "cancelled"),
+    "cancel": ("held", "scheduled", "ready", "running"),
+    "purge": ("held", "scheduled", "ready", "succeeded", "failed", "cancelled"),
+}
+"""The statuses that each action can act on, as in `taskflow.app.bulk_actions`, which takes longer to import."""
 
 
 class Formatter(argparse.HelpFormatter):
@@ -80,9 +86,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message to stderr and exit with 2. Unlike argparse, leave out the usage, which would hide the message."""
         message = re.sub(r"://\S*", "://***", message)  # hides the password of a broker URL in the wrong place
-        slip = re.search(r"(?:COMMAND|ACTION): invalid choice: '([^']*)'", message)
-        hint = (_hint(slip[1], self.commands) or self.otherwise) if slip else ""
-        self.exit(2, f"{self.prog}: {message}{hint}\nsee {self.prog} --help\n")
+        if slip := re.search(r"argument (\S+): invalid choice: (.+?) \(choose from (.+)\)", message):
+            name, value, known = slip[1], slip[2].strip("'\""), re.findall(r"[\w-]+", slip[3])
+            hint = _hint(value, known)
+            if name in ("COMMAND", "ACTION"):
+                message = f"unknown {name.lower()} '{value}'{hint or self.otherwise}"
+            else:
+                message = f"{name} '{value}' is not allowed" + (hint or f"; use {', '.join(known[:-1])} or {known[-1]}")
+        self.exit(2, f"{self.prog}: {message}\nsee {self.prog} --help\n")
 
 
 def _hint(slip: str, known: Iterable[str], prefix: str = "") -> str:
@@ -133,12 +144,12 @@ def a_parser() -> Parser:
     fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
     _check(command("check", "check", "say whether the waiting jobs would run with this code", fits))
     again = "Make failed and cancelled jobs ready again."
-    _acts(retry := command("retry", "act", "run failed or cancelled jobs again", again), default="failed")
+    _acts(retry := command("retry", "act", "run failed or cancelled jobs again", again), "retry", default="failed")
     _groups(retry)
     stop = "Cancel waiting jobs at once, and ask running ones to stop."
-    _acts(command("cancel", "act", "cancel jobs", stop), default="held, scheduled, ready and running")
+    _acts(command("cancel", "act", "cancel jobs", stop), "cancel", default="held, scheduled, ready and running")
     drop = "Drop ended jobs; with --status, cancel and drop waiting ones. Running jobs are not affected."
-    _acts(command("purge", "act", "drop jobs", drop), default="ended")
+    _acts(command("purge", "act", "drop jobs", drop), "purge", default="ended")
     for verb, meaning in (("pause", "stop claiming jobs from queues"), ("resume", "end a pause")):
         _pause(command(verb, "act", meaning, f"{meaning[0].upper()}{meaning[1:]}."), verb)
     log = "List what operators did to jobs, queues and schedules, the newest first."
@@ -300,9 +311,9 @@ def _json(parser: argparse.ArgumentParser, default: Any = False) -> None:
     parser.add_argument("--json", action="store_true", default=default, help="JSON, for programs")
 
 
-def _acts(parser: argparse.ArgumentParser, *, default: str) -> None:
+def _acts(parser: argparse.ArgumentParser, action: str, *, default: str) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs, instead of filters")
-    _filter_options(parser, default)
+    _filter_options(parser, default, STATUSES_FOR[action])
     parser.add_argument("--all", action="store_true", help=f"all jobs that are {default}, instead of ids and filters")
     parser.add_argument("--dry-run", action="store_true", help="only print how many jobs would be affected")
     _yes(parser)
@@ -320,7 +331,7 @@ def _operator(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", metavar="WHO", help="who acts, for the audit log (default: your user and machine)")
 
 
-def _filter_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
+def _filter_options(parser: argparse.ArgumentParser, default: str = "all", statuses: Sequence[str] = STATUSES) -> None:
     parser.add_argument("--queue", metavar="Q", help="only jobs of this queue")
     parser.add_argument("--job", metavar="NAME", help="only jobs of this type")
     parser.add_argument("--tag", metavar="TAG", help="only jobs that were sent with this tag")
@@ -328,7 +339,7 @@ def _filter_options(parser: argparse.ArgumentParser, default: str = "all") -> No
         "--status",
         type=str.lower,
         action="append",
-        choices=STATUSES,
+        choices=statuses,
         help=f"only jobs with this status; may be repeated (default: {default})",
     )
     parser.add_argument("--error", metavar="TEXT", help="only jobs whose last error or reason contains the text")

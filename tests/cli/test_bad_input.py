@@ -169,8 +169,8 @@ def test_two_jobs_of_one_name_name_both_places(cli: Cli) -> None:
         (["--queues", "a b"], "queue 'a b'"),
         (["--queues", ""], "queue ''"),
         (["--queues", "a,"], "queue ''"),
-        (["--log-level", "loud"], "invalid choice: 'loud'"),
-        (["--log-format", "xml"], "invalid choice: 'xml'"),
+        (["--log-level", "loud"], "--log-level 'loud' is not allowed; use debug, info, warning or error\n"),
+        (["--log-format", "xml"], "--log-format 'xml' is not allowed; use text or json\n"),
     ],
 )
 def test_a_flag_that_is_wrong_is_named(cli: Cli, flags: list[str], complaint: str) -> None:

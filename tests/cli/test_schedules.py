@@ -292,7 +292,7 @@ def test_a_file_that_is_not_there_is_not_made(cli: Cli, action: list[str]) -> No
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["nightly"], "invalid choice: 'nightly'"),
+        (["nightly"], "taskflow schedules: unknown action 'nightly'; to show"),
         (["nightly"], "; to show one schedule: taskflow schedules list NAME\n"),
         (["pasue", "x"], "did you mean pause?"),
         (["--jsn"], "did you mean --json?"),
