@@ -185,10 +185,9 @@ class Shift:
                 if not is_drained and self._line is not None:
                     self._line.say("leaving")  # sent whatever the reason is
             obituaries.end()
-            tally = worker.tally
-            log_safely(
-                log.info, "%d runs in %s: %d jobs ended, %d failed", tally.runs, span(time.monotonic() - began), tally.ended, tally.failed
-            )
+            tally, took = worker.tally, time.monotonic() - began
+            worked_for = span(took) if took >= 1 else f"{took:.1f} s"
+            log_safely(log.info, "%d runs in %s: %d jobs ended, %d failed", tally.runs, worked_for, tally.ended, tally.failed)
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._tell_what_is_left()
             code = self._code(worker, is_drained=is_drained)
@@ -258,15 +257,15 @@ class Shift:
     async def _tell_what_is_left(self) -> None:
         drain = Drain(self._app.broker(), self._app.registry, self._options)
         for queue in await drain.queues():
+            parked = await drain.parked(queue)
             left = {status: queue.counts.get(status, 0) for status in _LEFT}
-            if any(left.values()):
-                paused = " (paused)" if queue.is_paused else ""
-                print(
-                    f"left in {one_line(queue.name)}{paused}: {', '.join(f'{count:,} {status}' for status, count in left.items() if count)}"
-                )
-            if parked := await drain.parked(queue):
+            left[Status.SCHEDULED] = max(0, left[Status.SCHEDULED] - parked.total())
+            counts = [f"{count:,} {status}" for status, count in left.items() if count]
+            if parked:
                 named = ", ".join(f"{count:,} {one_line(name)}" for name, count in sorted(parked.items()))
-                print(f"parked in {one_line(queue.name)}, for a worker that knows more: {named}")
+                counts.append(f"{parked.total():,} parked for a worker that knows more: {named}")
+            if counts:
+                print(f"left in {one_line(queue.name)}{' (paused)' if queue.is_paused else ''}: {', '.join(counts)}")
 
     async def _queues(self) -> list[QueueRecord]:
         return await self._app.broker().console.queues()
