@@ -17,13 +17,13 @@ from taskflow.cli.act_report import operator
 from taskflow.cli.exits import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.moments import moment
-from taskflow.cli.parser import columns
 from taskflow.cli.progress import confirmed
 from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.terminal import room, wrapped
 from taskflow.model.clock import instant_of
 from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule
 from taskflow.model.ids import parse_id
-from taskflow.model.printable import MAX_CHARACTERS, message, one_line
+from taskflow.model.printable import INDENT, MAX_CHARACTERS, message, one_line
 from taskflow.model.record import Status
 from taskflow.model.schedule_plan import PROMPT
 from taskflow.model.suggestions import nearest
@@ -32,6 +32,9 @@ from taskflow.model.timetable import OwnTimes, zone_of
 PAGE: Final = 500
 WIDEST: Final = 30
 """The maximum length of a name or a timetable, in characters, in a list on a terminal."""
+
+LONGEST_STATE: Final = 500
+"""The maximum length of a state, in characters, in a list on a terminal."""
 
 NEVER: Final = "has not fired yet"
 ENDED_AS: Final = {
@@ -81,21 +84,23 @@ async def _outcomes(broker: Broker, found: Sequence[ScheduleInfo]) -> list[Statu
 
 
 def _print_rows(found: Sequence[ScheduleInfo], outcomes: Sequence[Status | None]) -> None:
-    """Print a row for each schedule. If the states do not fit the terminal, print each on a second line, truncated."""
-    is_terminal = sys.stdout.isatty()
-    widest, room = (WIDEST, columns()) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
+    """Print a row for each schedule. If the states do not fit the terminal, print each on further lines, and so the next times."""
+    is_terminal, most = sys.stdout.isatty(), room()
+    widest, longest = (WIDEST, LONGEST_STATE) if is_terminal else (MAX_CHARACTERS, MAX_CHARACTERS)
     rows = [("SCHEDULE", "WHEN", "NEXT", "STATE")]
     for info, outcome in zip(found, outcomes, strict=True):
         last = _last(info, outcome)
         state = "; ".join(filter(None, [*_troubles(info), f"last {last}" if last else NEVER, _counts(info), _declarers(info)]))
-        rows.append((one_line(info.name, widest), one_line(info.timetable, widest), _next(info), state))
-    first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
-    fits = not is_terminal or first + second + third + 6 + max(len(state) for *_, state in rows) <= room
+        rows.append((one_line(info.name, widest), one_line(info.timetable, widest), _next(info), one_line(state, longest)))
+    first, second, third, fourth = (max(len(row[column]) for row in rows) for column in range(4))
+    left = most - (first + second + third + 4)
+    beside = 4 if not is_terminal or fourth + 2 <= left else 3 if left >= 0 else 2
     for name, when, following, state in rows:
-        line = f"{name:{first}}  {when:{second}}  {following:{third}}"
-        print(one_line(f"{line}  {state}" if fits else line.rstrip(), room))
-        if not fits:
-            print(one_line(f"    {state}", room))
+        cells = [f"{name:{first}}", f"{when:{second}}", f"{following:{third}}", state]
+        print(one_line("  ".join(cells[:beside]).rstrip(), most))
+        for text in filter(None, map(str.strip, cells[beside:])):
+            for line in wrapped(text, most - len(INDENT)):
+                print(f"{INDENT}{line}")
 
 
 def _print_in_full(info: ScheduleInfo, outcome: Status | None) -> None:
