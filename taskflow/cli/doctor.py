@@ -30,7 +30,7 @@ async def _examine(app: App, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json_text({"broker": masked(app.broker_url()), "findings": msgspec.to_builtins(findings)}, indent=2))
     else:
-        print(f"broker       {one_line(masked(app.broker_url()))}")
+        print(f"broker   {one_line(masked(app.broker_url()))}")
         for finding in findings:
             print(f"{painted(f'{finding.level:<8}', OF_LEVEL[finding.level])} {finding.topic}: {message(finding.says)}")
     return Exit.FAILED if any(finding.level == "problem" for finding in findings) else Exit.OK

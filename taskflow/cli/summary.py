@@ -80,8 +80,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         return {name: {kind: max(0, count(self, name, kind) - count(before, name, kind)) / took for kind in RATES} for name in names}
 
     def lines(self, rates: Rates | None = None) -> Iterator[str]:
-        yield f"broker   {cut(one_line(self.broker), room() - 9)}"
-        yield f"workers  {len(self.workers):,}"
+        yield f"broker     {cut(one_line(self.broker), room() - 11)}"
+        yield f"workers    {len(self.workers):,}"
         for worker in self.workers[:MOST_WORKERS]:
             yield _worker_line(worker)
         if len(self.workers) > MOST_WORKERS:
@@ -119,10 +119,18 @@ def _color(worker: SessionRecord) -> int | None:
     return RED if worker.is_dying else None if worker.is_alive else YELLOW
 
 
+def _busy(worker: SessionRecord) -> str:
+    return f"{worker.leases}/{worker.session.concurrency}"
+
+
+def _beat(worker: SessionRecord) -> str:
+    return f"{worker.seconds_since_beat:.0f}s ago"
+
+
 _WORKER_COLUMNS: Final = (
     Column("NAME", _name, color=_color),
-    Column("BUSY", lambda worker: f"{worker.leases}/{worker.session.concurrency}"),
-    Column("HEARTBEAT", lambda worker: f"{worker.seconds_since_beat:.0f}s ago", color=_color),
+    Column("BUSY", _busy),
+    Column("HEARTBEAT", _beat, color=_color),
     Column("UP", lambda worker: span((datetime.now(UTC) - worker.registered_at).total_seconds()), keep=2),
     Column("JOBS", lambda worker: len(worker.session.jobs) or "?", keep=1),
     Column("DEPLOY", lambda worker: one_line(worker.session.deploy, 24) or "-", keep=3),
@@ -132,7 +140,7 @@ _WORKER_COLUMNS: Final = (
 
 def _worker_line(worker: SessionRecord) -> str:
     dying = ", dying" if worker.is_dying else ""
-    state = f": {worker.leases} leased, heartbeat {worker.seconds_since_beat:.0f} s ago{dying}"
+    state = f": {_busy(worker)} busy, heartbeat {_beat(worker)}{dying}"
     return painted(f"  {cut(one_line(worker.session.name), room() - 2 - len(state))}{state}", _color(worker))
 
 

@@ -22,7 +22,7 @@ def test_a_file_is_sound(cli: Cli) -> None:
     """The file, its version and its disk are told; nothing is wrong with a fresh one."""
     said = cli("doctor")
 
-    assert "file: " in said.out
+    assert said.out.startswith("broker   sqlite:///queue.db\nok       file: ")
     assert "queue.db" in said.out
     assert "persistence: enqueues and outcomes are on disk" in said.out
 

@@ -24,7 +24,7 @@ def test_it_applies_what_is_pending(cli: Cli, url: str) -> None:
     assert cli("migrate", "--broker", url).out == f"schema 'taskflow': version {VERSION} -> {NEXT}\n"
     assert cli("migrate", "--broker", url).out == f"schema 'taskflow' is up to date (version {NEXT})\n"
     assert cli("migrate", "--plan", "--broker", url).out == f"schema 'taskflow' is up to date (version {NEXT})\n"
-    assert "workers  0" in cli("status", "--broker", f"{url}?migrate=0").out
+    assert "workers    0" in cli("status", "--broker", f"{url}?migrate=0").out
 
 
 def test_it_makes_what_is_not_there(cli: Cli) -> None:
@@ -73,7 +73,7 @@ def test_an_sqlite_file(cli: Cli) -> None:
     assert list(cli.folder.iterdir()) == []
     assert cli("migrate", "--broker", "sqlite:///queue.db?migrate=0").out == f"{place}: created, version 1\n"
     assert cli("migrate", "--broker", "sqlite:///queue.db").out == f"{place} is up to date (version 1)\n"
-    assert "workers  0" in cli("status", "--broker", "sqlite:///queue.db?migrate=0").out
+    assert "workers    0" in cli("status", "--broker", "sqlite:///queue.db?migrate=0").out
 
 
 @pytest.mark.parametrize("flags", [[], ["--plan"], ["--sql"]])
