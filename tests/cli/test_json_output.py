@@ -158,4 +158,4 @@ def test_acts_on_schedules_say_what_they_have_done(cli: Cli, stock: Stock) -> No
 def test_a_command_that_fails_writes_no_document(cli: Cli, argv: list[str], code: int) -> None:
     said = cli(*argv, "--json", code=code)
     assert said.out == ""
-    assert said.err.startswith("taskflow: ")
+    assert said.err.startswith(("taskflow: ", f"taskflow {argv[0]}: "))
