@@ -45,12 +45,12 @@ async def _failures(app: App, arguments: argparse.Namespace) -> int:
 
 def _print(groups: list[FailureGroup]) -> None:
     now, width = datetime.now(UTC), room()
-    print(painted(f"{'GROUP':16}  {'COUNT':>7}  {'FIRST':>6}  {'LAST':>6}  JOB", BOLD))
+    print(painted(f"{'GROUP':16}  {'COUNT':>7}  FIRST AGO  LAST AGO  JOB", BOLD))
     for group in groups:
         first, last = (span((now - at).total_seconds()) for at in (group.first, group.last))
         [job, *others] = group.jobs
         more = f" and {len(others)} more" if others else ""
-        print(cut(one_line(f"{group.id}  {group.count:>7,}  {first:>6}  {last:>6}  {job}{more}"), width))
+        print(cut(one_line(f"{group.id}  {group.count:>7,}  {first:>9}  {last:>8}  {job}{more}"), width))
         print(f"    {painted(cut(one_line(group.error.partition(chr(10))[0]), width - 4), RED)}")
         print(f"    {one_line(f'in {group.frame}, ' if group.frame else '', width - 4)}last: {group.sample}")
         if group.deploys:
