@@ -69,12 +69,13 @@ class _Page:
         self._room = IN_FULL if is_full else AT_A_GLANCE
 
     def lines(self, record: Record, now: datetime) -> Iterator[str]:
-        for name, value in self._fields(record):
+        for field, value in self._fields(record):
+            name = field.replace("_", " ")
             color = OF_STATUS.get(record.status) if name == "status" else None
             yield from (painted(line, color) for line in self._named(name, one_line(value, self._most)))
-        for field in record.unreadable:
-            yield from self._named("unreadable", one_line(field))
-            yield from self._named("", f"its bytes begin with {field.raw.hex() or 'nothing'}")
+        for spoilt in record.unreadable:
+            yield from self._named("unreadable", one_line(spoilt))
+            yield from self._named("", f"its bytes begin with {spoilt.raw.hex() or 'nothing'}")
         arguments, problem = arguments_of(record, self._limits, self._room)
         yield from self._section("arguments", arguments, problem or "none")
         yield from self._section("headers", record_json(record)["headers"], "")
@@ -93,7 +94,8 @@ class _Page:
             if name not in _ELSEWHERE and value not in (None, "", False, 0):
                 yield name, f"{duration(value)} from ready to start" if name == "queue_wait" else value
         if record.progress is not None:
-            yield "progress", f"{record.progress.fraction:.0%}{f': {record.progress.note}' if record.progress.note else ''}"
+            which = " of the last run" if record.status.is_waiting else ""
+            yield "progress", f"{record.progress.fraction:.0%}{which}{f': {record.progress.note}' if record.progress.note else ''}"
         result, problem = result_of(record, self._limits, self._room)
         if problem is not None or record.result:
             yield "result", problem or _text_of(result)

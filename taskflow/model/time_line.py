@@ -53,8 +53,10 @@ def _started(at: datetime, attempt: int, worker: str | None) -> Moment:
 
 def _what_follows(record: Record, now: datetime) -> Iterator[Moment]:
     if record.ended_at is not None:
-        is_told = record.last_error is not None  # the reason is the error that the line before has shown
-        yield Moment(record.ended_at, f"{record.status}{f': {record.reason}' if record.reason and not is_told else ''}")
+        error = record.last_error  # if there is one, the line before has shown it, and the reason is the same
+        if error is not None and error.ending is RunEnding.FAILED and instant_of(error.at) == record.ended_at:
+            return  # "attempt 2 failed" has told the end
+        yield Moment(record.ended_at, f"{record.status}{f': {record.reason}' if record.reason and error is None else ''}")
         return
     if record.status is Status.RUNNING:
         yield Moment(now, "asked to stop, and still running" if record.cancel_requested else "still running")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,6 +13,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.codec import Limits, encode_by_name, encode_value
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import id_text
+from taskflow.model.progress import Progress
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import RunEnding, RunError
@@ -55,6 +57,10 @@ def returns_a_secret(lease: Any) -> Any:
     return succeeded(lease, encode_value({"token": "t-1", "kind": "x"}))
 
 
+def returns_half_way(lease: Any) -> Any:
+    return succeeded(lease, progress=Progress(0.5, "half way"))
+
+
 @pytest.fixture
 def failed_job(cli: Cli) -> None:
     cli.with_broker(stored(last=fails_at_last), Rules(crash_backoff=(0.0,)))
@@ -82,6 +88,21 @@ def test_a_failed_job_is_shown_with_arguments_runs_and_traceback(cli: Cli, faile
     assert "Traceback: two" in out
     assert "Traceback: one" not in out
     assert "Traceback: one" in cli("jobs", ID, "--verbose").out
+
+
+def test_a_failed_run_that_ends_the_job_is_the_last_line(cli: Cli, failed_job: None) -> None:
+    page, _ = cli("jobs", ID).out.split("\n\nattempt 2: ")
+    assert "attempt 2 failed: ValueError: last" in page.splitlines()[-1]
+
+
+def waits_for_a_retry(lease: Any) -> Any:
+    return retried(lease, 60.0, progress=Progress(0.5, "half way"))
+
+
+@pytest.mark.parametrize(("last", "told"), [(waits_for_a_retry, "50% of the last run: half way"), (returns_half_way, "50%: half way")])
+def test_progress_of_a_waiting_job_is_that_of_its_last_run(cli: Cli, last: Callable[[Any], Any], told: str) -> None:
+    cli.with_broker(stored(last=last), Rules(crash_backoff=(0.0,)))
+    assert f"progress         {told}\n" in cli("jobs", ID).out
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -119,6 +140,7 @@ def test_the_result_is_shown_without_secrets(cli: Cli) -> None:
     out = cli("jobs", ID).out
     assert 'result           {"token": "[hidden]", "kind": "x"}\n' in out
     assert "arguments        not kept: the job has succeeded\n" in out
+    assert re.search(r"^queue wait       \S+ from ready to start$", out, re.MULTILINE)
     assert cli.json("jobs", ID)[0]["result"] == {"token": "[hidden]", "kind": "x"}
 
 

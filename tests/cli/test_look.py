@@ -201,7 +201,7 @@ def test_a_job_that_is_handed_back_often_says_so(cli: Cli) -> None:
     _, line = cli("jobs").out.splitlines()
     cells = re.split("  +", line)
     assert [*cells[1:4], cells[-1]] == ["scheduled", "default", "long", "a back-off: handed back 2 times without an outcome"]
-    assert "waiting_for      a back-off: handed back 2 times without an outcome\n" in cli("jobs", line.split()[0]).out
+    assert "waiting for      a back-off: handed back 2 times without an outcome\n" in cli("jobs", line.split()[0]).out
 
 
 async def _hand_back(broker: Broker) -> None:

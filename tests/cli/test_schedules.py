@@ -202,7 +202,7 @@ def test_jobs_say_which_schedule_added_them(cli: Cli, stored: None) -> None:
     _, line = cli("jobs").out.splitlines()
     assert line.startswith(f"{LAST}  ready   mail   app.morning  ")
     assert line.endswith("  by schedule morning")
-    assert "schedule         morning\nscheduled_for    2027-01-15T09:00:00+01:00\n" in cli("jobs", LAST).out
+    assert "schedule         morning\nscheduled for    2027-01-15T09:00:00+01:00\n" in cli("jobs", LAST).out
     [job] = cli.jobs()
     assert (job["schedule"], job["scheduled_for"]) == ("morning", "2027-01-15T09:00:00+01:00")
 

@@ -56,7 +56,12 @@ FAILED_ONCE = [(0, "sent"), (1, "attempt 1 started on web:1"), (3, "attempt 1 fa
         (
             {"status": Status.FAILED, "started_at": at(1), "ended_at": at(3), "failures": 1, "errors": (failure(1, 3),),
              "reason": "ValueError: no user"},
-            [*FAILED_ONCE, (3, "failed")],
+            FAILED_ONCE,
+        ),
+        (
+            {"status": Status.FAILED, "started_at": at(1), "ended_at": at(3), "failures": 1, "reason": "ValueError: no user",
+             "errors": (failure(1, 3, ending=RunEnding.TIMED_OUT),)},
+            [*FAILED_ONCE[:2], (3, "attempt 1 timed out: ValueError: no user"), (3, "failed")],
         ),
         (
             {"status": Status.CANCELLED, "due_at": at(4), "started_at": at(1), "ended_at": at(9), "failures": 3,
@@ -79,7 +84,7 @@ FAILED_ONCE = [(0, "sent"), (1, "attempt 1 started on web:1"), (3, "attempt 1 fa
             [(0, "sent"), (5, "attempt 1 started on web:2"), (9, "cancelled")],
         ),
     ],
-    ids=["ready", "held", "scheduled", "running", "retry", "ready again", "failed", "cancelled", "succeeded", "parked", "snoozed"],
+    ids=["ready", "held", "scheduled", "running", "retry", "again", "failed", "timed out", "cancelled", "succeeded", "parked", "snoozed"],
 )  # fmt: skip
 def test_a_job_has_a_time_line(fields: dict[str, Any], expected: list[tuple[float, str]]) -> None:
     assert told(**fields) == expected
