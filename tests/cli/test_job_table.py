@@ -1,0 +1,78 @@
+"""The table of `taskflow jobs`: its columns and details on terminals of two widths, and in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from taskflow.cli.job_table import detail, table
+from taskflow.model.progress import Progress
+from taskflow.model.record import Record, Status
+from taskflow.model.verdict import RunError
+
+REFUSED = "ConnectionError: smtp.example.com refused the message of order 1011"
+UNKNOWN = "a worker that knows the job 'app.legacy.send_fax'; deploy the code that sent it"
+DOWN = RunError("OSError", "the warehouse is down")
+
+
+def a_record(status: Status, **fields: Any) -> Record:
+    sent = datetime.now(UTC) - timedelta(minutes=17)
+    given: dict[str, Any] = {"id": bytes(16), "job": "app.tasks.send_receipt", "queue": "mail", "max_attempts": 2, "created_at": sent}
+    return Record(**given | {"status": status, "due_at": sent} | fields)
+
+
+def shown(records: list[Record], width: int | None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines on a terminal of this width, or in a pipe."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: width is not None)
+    lines = list(table(records))
+    assert width is None or max(map(len, lines)) <= width
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (80, "ID STATUS JOB AGE TRY"),
+        (120, "ID STATUS QUEUE JOB AGE TRY"),
+        (160, "ID STATUS QUEUE JOB AGE TRY DETAIL"),
+        (None, "ID STATUS QUEUE JOB AGE TRY DETAIL"),
+    ],
+)
+def test_a_reason_is_whole_and_no_column_is_empty(width: int | None, titles: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    heading, *lines = shown([a_record(Status.FAILED, reason=REFUSED)] * 2, width, monkeypatch)
+    assert heading.split() == titles.split()
+    beside = [line.endswith(f"  {REFUSED}") for line in lines]
+    assert beside == [True] * 2 if "DETAIL" in titles else lines[1::2] == [f"    {REFUSED}"] * 2
+
+
+def test_a_long_detail_takes_no_column_from_the_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = datetime.now(UTC) + timedelta(hours=2)
+    parked, plain = (a_record(Status.SCHEDULED, due_at=later, waiting_for=reason) for reason in (UNKNOWN, None))
+    heading, first, reason, second = shown([parked, plain], 120, monkeypatch)
+    assert heading.split() == ["ID", "STATUS", "QUEUE", "JOB", "AGE", "TRY", "DUE"]
+    assert reason == f"    {UNKNOWN}"
+    assert all("  1/2  in " in line for line in (first, second))
+
+
+def test_without_details_there_is_no_column_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    heading, _ = shown([a_record(Status.READY)], 120, monkeypatch)
+    assert heading.split() == ["ID", "STATUS", "QUEUE", "JOB", "AGE", "TRY"]
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "expected"),
+    [
+        (Status.RUNNING, (DOWN,), "half way"),
+        (Status.SCHEDULED, (DOWN,), "last error: OSError: the warehouse is down"),
+        (Status.READY, (DOWN,), "last error: OSError: the warehouse is down"),
+        (Status.SCHEDULED, (), ""),
+        (Status.SUCCEEDED, (DOWN,), ""),
+    ],
+)
+def test_progress_is_that_of_a_running_job(status: Status, errors: tuple[RunError, ...], expected: str) -> None:
+    assert detail(a_record(status, progress=Progress(0.5, "half way"), errors=errors)) == expected
