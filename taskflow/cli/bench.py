@@ -22,6 +22,7 @@ from taskflow.cli.bench_jobs import nothing
 from taskflow.cli.exits import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.scratch_store import scratch_store
+from taskflow.cli.terminal import room, wrapped
 from taskflow.cli.worker_process import worker_process
 from taskflow.model.errors import TaskflowError
 from taskflow.model.printable import one_line
@@ -156,5 +157,8 @@ def _told(figures: Figures) -> Iterator[str]:
     yield f"run           {figures.drain_rate:9,.0f} jobs/s   one worker process, {figures.concurrency:,} jobs at a time"
     yield f"lone job      {start:9,.2f} ms p50   {late_start:,.2f} ms p99   from delay() to its start"
     yield f"              {result:9,.2f} ms p50   {late_result:,.2f} ms p99   from delay() to its result here"
-    yield "The job does nothing: these are the costs of the queue, on this machine and with the present load on it and on the store."
-    yield "Your jobs add their own time. More worker processes run more jobs, until the store is busy."
+    for line in (
+        "The job does nothing: these are the costs of the queue, on this machine and with the present load on it and on the store.",
+        "Your jobs add their own time. More worker processes run more jobs, until the store is busy.",
+    ):
+        yield from wrapped(line, room())

@@ -17,7 +17,8 @@ from taskflow.cli.job_filter import doubt_queue
 from taskflow.cli.json_text import json_text
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
 from taskflow.cli.store import what_is_there, with_store
-from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, painted, room
+from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, hanging, painted, room, wrapped
+from taskflow.cli.why import in_row_of
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.fingerprint import shape
 from taskflow.model.ids import id_text
@@ -25,7 +26,8 @@ from taskflow.model.printable import INDENT, one_line
 from taskflow.model.record import Record, Status
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Failed, Parked, Verdict
-from taskflow.worker.executor import WAYS_OUT, Executor
+from taskflow.model.wording import WAYS_OUT
+from taskflow.worker.executor import Executor
 
 LOOKED_AT: Final = (Status.READY, Status.RUNNING, Status.SCHEDULED, Status.HELD)
 """The statuses of the jobs that a worker may still run, in the order in which they are looked at."""
@@ -146,11 +148,12 @@ def _print(found: list[Tally], looked: Iterable[Looked]) -> None:
     for tally in found:
         print(cut(one_line(f"{tally.fits:>9,}  {tally.parks:>9,}  {tally.fails:>9,}  {tally.job}"), width))
         for problem in tally.problems.values():
-            reason = f"{_WORDS[problem.outcome]} {one_line(problem.reason.removesuffix(f'; {WAYS_OUT}'))}"
-            print(painted(f"{INDENT}{problem.count:,} {reason}", _COLORS[problem.outcome]))
+            reason = f"{problem.count:,} {_WORDS[problem.outcome]} {one_line(in_row_of(tally.job, problem.reason))}"
+            for line in hanging(INDENT, reason, width):
+                print(painted(line, _COLORS[problem.outcome]))
             print(f"{INDENT}for example {problem.example}")
     for line in _summary(found, looked):
-        print(line)
+        print(*wrapped(line, width), sep="\n")
 
 
 def _summary(found: list[Tally], looked: Iterable[Looked]) -> Iterator[str]:

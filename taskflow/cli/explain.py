@@ -15,12 +15,12 @@ from taskflow.cli.exits import Exit
 from taskflow.cli.job_filter import ids_of
 from taskflow.cli.json_text import json_text
 from taskflow.cli.store import what_is_there, with_store
-from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, painted
+from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, painted, room
+from taskflow.cli.why import Facts, Reason, reasons
 from taskflow.model.ids import id_text
-from taskflow.model.printable import message, one_line
+from taskflow.model.printable import INDENT, message, one_line
 from taskflow.model.record import Record, Status
 from taskflow.model.transitions import Event
-from taskflow.model.why import Facts, Reason, reasons
 
 SAMPLED_FOR: Final = 1.0
 """Seconds for which the rate of claims from a queue is measured."""
@@ -89,12 +89,19 @@ def _print(job_id: bytes, record: Record | None, why: list[Reason]) -> None:
     if record is None:
         print(f"taskflow: job {id_text(job_id)} is unknown or no longer kept", file=sys.stderr)
         return
-    status = painted(record.status, OF_STATUS.get(record.status))
-    print(f"{id_text(job_id)}  {status}  {one_line(record.job)}  (queue {one_line(record.queue)})")
+    width, where = room(), f"{one_line(record.job)}  (queue {one_line(record.queue)})"
+    is_wide = len(f"{id_text(job_id)}  {record.status}  {where}") > width
+    print(f"{id_text(job_id)}  {painted(record.status, OF_STATUS.get(record.status))}", end="\n" if is_wide else "  ")
+    print(*hanging(INDENT if is_wide else "", where, width), sep="\n")
     for number, reason in enumerate(why, 1):
-        print(painted(f"{number}. {_shortened(reason.text)}", BOLD if number == 1 else None))
+        label = f"{number}. "
+        for text in _shortened(reason.text).split("\n"):
+            for line in hanging(label, text.removeprefix(INDENT), width):
+                print(painted(line.rstrip(), BOLD if number == 1 else None))
+            label = INDENT
         if reason.cure:
-            print(f"   -> {painted(one_line(reason.cure), GREEN)}")
+            for line in hanging("   -> ", one_line(reason.cure), width):
+                print(painted(line, GREEN))
 
 
 MOST_LINES: Final = 5

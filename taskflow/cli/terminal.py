@@ -75,6 +75,13 @@ def wrapped(text: str, most: int) -> Iterator[str]:
     yield line
 
 
+def hanging(label: str, text: str, most: int) -> Iterator[str]:
+    """Yield the label and the text in lines of at most this width. The text of every line begins where that of the first one does."""
+    for line in [text] if width(label + text) <= most else wrapped(text, max(most - len(label), 20)):
+        yield label + line
+        label = " " * len(label)
+
+
 def _fitting(text: str, most: int) -> str:
     """Return the beginning of the text that fits."""
     end = min(len(text), max(0, most))

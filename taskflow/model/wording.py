@@ -49,6 +49,9 @@ DIED_OF: Final = ": "
 LAST_DIED_OF: Final = ", the last time: "
 """Separates `LOST_IN_A_ROW` from the cause of the last worker's death, if that is known."""
 
+WAYS_OUT: Final = "deploy the code that sent it, or cancel it if that code was removed (taskflow cancel)"
+"""What to do about a parked job."""
+
 
 def session_reaped(name: str) -> str:
     return f"session {name} was reaped: register a new one, with a fresh id"

@@ -37,6 +37,7 @@ from taskflow.model.verdict import (
     Verdict,
     detach_exception,
 )
+from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.children.death import ChildFailed
 from taskflow.worker.children.pool import Children, Turn
 from taskflow.worker.deadlines import Deadlines
@@ -53,8 +54,6 @@ LOST: Final = "lost"
 PARKED_ON: Final = (NewerFormat, UnknownArgument, MissingArgument, UnknownType)
 """Errors which show that a job was sent by another version of the
 application or of taskflow, because every sender checks the arguments."""
-
-WAYS_OUT: Final = "deploy the code that sent it, or cancel it if that code was removed (taskflow cancel)"
 
 PARK_FOR_AT_MOST: Final = 7 * DAY
 PARK_SHORTEST: Final = 5.0

@@ -14,12 +14,12 @@ from taskflow.broker import paging
 from taskflow.broker.console import Console
 from taskflow.broker.protocol import Broker
 from taskflow.cli.explain import _shortened
+from taskflow.cli.why import Facts
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Session
-from taskflow.model.why import Facts
 from tests.cli.inprocess import Cli, Said
 from tests.cli.stock import ERROR, SECRET_ARGUMENTS, Stock
 from tests.support.verdicts import handed_back, parked
@@ -338,6 +338,24 @@ def test_a_job_is_explained(cli: Cli, stock: Stock) -> None:
     [failed, none] = cli.json("explain", stock.failed, nobody, code=4)
     assert failed["reasons"][0]["cure"] == f"when the cause is mended: `taskflow retry {stock.failed}`"
     assert none is None
+
+
+def test_an_explanation_is_wrapped_on_a_terminal(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines break between words, and a command to copy stays in one line."""
+    lines = cli("explain", stock.failed).out.splitlines()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli("explain", stock.failed).out.splitlines() == [
+        f"{stock.failed}  failed",
+        "    bad  (queue default)",
+        "1. its last attempt, 1 of 2, failed: builtins.ValueError: no",
+        "   such user",
+        "   -> when the cause is mended:",
+        f"      `taskflow retry {stock.failed}`",
+    ]
+    monkeypatch.setenv("COLUMNS", "120")
+    assert cli("explain", stock.failed).out.splitlines() == lines
 
 
 def test_the_cause_is_explained_briefly() -> None:

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from taskflow.cli.explain import facts_of
+from taskflow.cli.why import Reason, reasons
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import OnConflict
 from taskflow.model.ids import id_text
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import Report
-from taskflow.model.why import Reason, reasons
 from tests.support.homes import BROKERS
 from tests.support.verdicts import cancelled, discarded, failed, handed_back, parked, retried, snoozed
 from tests.support.world import Job, World
@@ -70,7 +70,7 @@ async def busy_workers(world: World) -> Job:
     return await world.add()
 
 
-@cause("it has been ready for 5 s, behind 31 others in queue default; none was claimed just now", "wait")
+@cause("it has been ready for 5s, behind 31 others in queue default; none was claimed just now", "wait")
 async def behind_others(world: World) -> Job:
     await world.a_session(concurrency=10)
     await world.enqueue(*(world.an_envelope() for _ in range(31)))
@@ -86,26 +86,26 @@ async def parked_job(world: World) -> Job:
     return lease
 
 
-@cause("attempt 1 of 10 failed: builtins.ValueError: no such user; the next one starts in 60 s", "retry is automatic")
+@cause("attempt 1 of 10 failed: builtins.ValueError: no such user; the next one starts in 1m", "retry is automatic")
 async def waiting_for_a_retry(world: World) -> Job:
     lease = await world.running()
     await world.settle(retried(lease, 60.0))
     return lease
 
 
-@cause("it has snoozed once; it is ready again in 60 s")
+@cause("it has snoozed once; it is ready again in 1m")
 async def snoozing(world: World) -> Job:
     lease = await world.running()
     await world.settle(snoozed(lease, 60.0))
     return lease
 
 
-@cause("it was sent for later; it is ready in 60 s")
+@cause("it was sent for later; it is ready in 1m")
 async def planned(world: World) -> Job:
     return await world.add(after=60.0)
 
 
-@cause("schedule nightly has added it for later; it is ready in 60 s")
+@cause("schedule nightly has added it for later; it is ready in 1m")
 async def added_by_a_schedule(world: World) -> Job:
     return await world.add(after=60.0, headers={SCHEDULE: "nightly"})
 
@@ -121,7 +121,7 @@ async def held_by_a_join(world: World) -> Job:
     return await world.add(awaits=2)
 
 
-@cause("handed back 10 times without an outcome; it is ready again in 5 s", "why its workers stop")
+@cause("handed back 10 times without an outcome; it is ready again in 5s", "why its workers stop")
 async def handed_back_often(world: World) -> Job:
     session = await world.a_session()
     lease = await world.running(session, queue="default")
@@ -139,14 +139,14 @@ async def asked_to_stop(world: World) -> Job:
     return lease
 
 
-@cause("its worker stopped has sent no heartbeat for 15 s", "another worker takes the job; none is running: start one")
+@cause("its worker stopped has sent no heartbeat for 15s", "another worker takes the job; none is running: start one")
 async def on_a_silent_worker(world: World) -> Job:
     lease = await world.running(await world.a_session("stopped"))
     world.clock.advance(15.0)
     return lease
 
 
-@cause("no heartbeat for 25 s from worker stopped, which could run it", "start another one")
+@cause("no heartbeat for 25s from worker stopped, which could run it", "start another one")
 async def only_silent_workers(world: World) -> Job:
     session = await world.a_session("stopped", concurrency=1)
     await world.running(session)
@@ -162,7 +162,7 @@ async def due_without_a_worker(world: World) -> Job:
     return job
 
 
-@cause("it runs on worker for 3 s, attempt 1 of 10")
+@cause("it has been running on worker for 3s, attempt 1 of 10")
 async def running(world: World) -> Job:
     session = await world.a_session()
     lease = await world.running(session)
@@ -171,7 +171,7 @@ async def running(world: World) -> Job:
     return lease
 
 
-@cause("worker worker took it 3 s ago, and has not reported its start yet")
+@cause("worker worker took it 3s ago, and has not reported its start yet")
 async def not_begun(world: World) -> Job:
     lease = await world.running()
     world.clock.advance(3.0)

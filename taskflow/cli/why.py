@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
 
+from taskflow.cli.moments import moment, span
 from taskflow.model import wording
 from taskflow.model.ids import id_text
 from taskflow.model.record import POISON, Record, Status
@@ -65,7 +67,14 @@ def _reasons(record: Record, facts: Facts) -> Iterator[Reason]:
         case Status.CANCELLED:
             yield from _cancelled(record)
         case Status.SUCCEEDED:
-            yield Reason(f"it succeeded at {record.ended_at}")
+            yield Reason("it succeeded" if record.ended_at is None else f"it succeeded on {moment(record.ended_at.replace(microsecond=0))}")
+
+
+def in_row_of(job: str, reason: str) -> str:
+    """Return the reason without the cure and without the name of the job: both are shown beside it."""
+    reason = reason.removesuffix(f"; {wording.WAYS_OUT}").removesuffix(f" (in a call of {job})")
+    reason = re.sub(r"(\S+): is a required argument and was not given", r"the argument `\1` is required, and was not given", reason)
+    return re.sub(r"(\S+): the function has no such argument", r"the function has no argument `\1`", reason)
 
 
 def _held(record: Record) -> Iterator[Reason]:
@@ -81,8 +90,8 @@ def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
         yield Reason("it is due, but no worker is running to make it ready", "start one with `taskflow worker MODULE`")
     if record.waiting_for and not _is_back_off(record.waiting_for):
         yield Reason(
-            f"no worker that took it could run it: it waits for {record.waiting_for}, and is tried again {wait}",
-            f"deploy the code that sent it, or `taskflow cancel {_id(record)}`",
+            f"no worker could run it: it waits for {in_row_of(record.job, record.waiting_for)}, and is tried again {wait}",
+            f"deploy the code that sent it, or `taskflow cancel {_id(record)}` if that code was removed",
         )
     elif record.waiting_for:
         yield Reason(f"it waits for {record.waiting_for}; it is ready again {wait}", "find out why its workers stop before it ends")
@@ -124,7 +133,7 @@ def _ready(record: Record, facts: Facts) -> Iterator[Reason]:
     elif not alive:
         seconds = min(worker.seconds_since_beat for worker in knowing)
         yield Reason(
-            f"no heartbeat for {seconds:.0f} s from {_workers(knowing)}, which could run it",
+            f"no heartbeat for {span(seconds)} from {_workers(knowing)}, which could run it",
             "start another one, or look at the log if it should be running",
         )
     else:
@@ -138,7 +147,7 @@ def _ready(record: Record, facts: Facts) -> Iterator[Reason]:
 def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
     place = facts.places.get(record.id)
     ahead = place if place is not None else len(facts.places) or facts.counts.get(Status.READY, 0) - 1
-    since = f"it has been ready for {max(0.0, (facts.now - record.due_at).total_seconds()):.0f} s"
+    since = f"it has been ready for {span((facts.now - record.due_at).total_seconds())}"
     if ahead <= 0:
         next_one = f"is the next one in queue {record.queue}" if place == 0 else "nothing is known to hold it up"
         yield Reason(f"{since}, and {next_one}", "look again: a worker is about to take it")
@@ -146,7 +155,7 @@ def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
     others = f"{'at least ' if place is None else ''}{ahead:,} other{'s' if ahead > 1 else ''}"
     about = ""
     if facts.rate is not None:
-        about = f"; at the present rate its turn comes in about {ahead / facts.rate:.0f} s" if facts.rate else "; none was claimed just now"
+        about = f"; at the present rate its turn comes in about {span(ahead / facts.rate)}" if facts.rate else "; none was claimed just now"
     yield Reason(
         f"{since}, behind {others} in queue {record.queue}{about}",
         "wait, start more workers, or send it with a higher priority",
@@ -155,20 +164,20 @@ def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
 
 def _running(record: Record, facts: Facts) -> Iterator[Reason]:
     since = record.started_at or record.claimed_at or facts.now
-    seconds = f"{max(0.0, (facts.now - since).total_seconds()):.0f} s"
+    lasted = span((facts.now - since).total_seconds())
     if record.cancel_requested:
         yield Reason("it was asked to stop, and has not stopped yet", "code in a thread has to look at `ctx.cancelled`")
     silent = [w for w in facts.workers if w.session.name == record.worker and w.seconds_since_beat > w.session.ttl / 2]
     if silent:
         is_lone = not any(worker.is_alive for worker in facts.workers if worker.session.name != record.worker)
         yield Reason(
-            f"its worker {record.worker} has sent no heartbeat for {silent[0].seconds_since_beat:.0f} s",
-            f"after {silent[0].session.ttl:.0f} s another worker takes the job{'; none is running: start one' if is_lone else ''}",
+            f"its worker {record.worker} has sent no heartbeat for {span(silent[0].seconds_since_beat)}",
+            f"after {span(silent[0].session.ttl)} another worker takes the job{'; none is running: start one' if is_lone else ''}",
         )
     if record.started_at is None:
-        yield Reason(f"worker {record.worker} took it {seconds} ago, and has not reported its start yet")
+        yield Reason(f"worker {record.worker} took it {lasted} ago, and has not reported its start yet")
     else:
-        yield Reason(f"it runs on {record.worker} for {seconds}, attempt {record.attempt} of {record.max_attempts}")
+        yield Reason(f"it has been running on {record.worker} for {lasted}, attempt {record.attempt} of {record.max_attempts}")
     if record.progress is not None:
         yield Reason(f"its progress is {record.progress.fraction:.0%}{f': {record.progress.note}' if record.progress.note else ''}")
 
@@ -202,7 +211,7 @@ def _is_back_off(waiting_for: str) -> bool:
 
 def _after(at: datetime, now: datetime) -> str:
     seconds = (at - now).total_seconds()
-    return f"in {seconds:.0f} s" if seconds > 0 else "as soon as a worker looks"
+    return f"in {span(seconds)}" if seconds > 0 else "as soon as a worker looks"
 
 
 def _times(count: int) -> str:
