@@ -380,7 +380,7 @@ def test_a_queue_that_never_was_is_not_found(cli: Cli, stock: Stock) -> None:
             ["jobs", "--status", "done"],
             "--status 'done' is not allowed; use held, scheduled, ready, running, succeeded, failed or cancelled\n",
         ),
-        (["jobs", "--status", "faild"], "taskflow jobs: --status 'faild' is not allowed; did you mean failed?\n"),
+        (["jobs", "--status", "failedd"], "taskflow jobs: --status 'failedd' is not allowed; did you mean failed?\n"),
         (["jobs", "--ended-before", "soon"], "'soon' is not a number of seconds"),
         (["jobs", "--jsn"], "did you mean --json?"),
         (["job"], "taskflow: unknown command 'job'; did you mean jobs?\n"),
