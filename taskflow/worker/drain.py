@@ -12,7 +12,7 @@ from taskflow.broker.console import QueueRecord, View
 from taskflow.broker.paging import pages
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import CodecError
-from taskflow.model.record import Record, Status
+from taskflow.model.record import POISON, Record, Status
 from taskflow.model.wording import UNREADABLE
 from taskflow.worker.executor import PARKED_ON
 from taskflow.worker.options import WorkerOptions
@@ -33,16 +33,24 @@ class Drain:
         self._began_at: datetime | None = None
 
     async def note_begin(self, session: bytes) -> None:
-        """Record when the store registered the session. Jobs set aside as unreadable after that count as failures of this drain."""
+        """Record when the store registered the session. Jobs that fail without a run after that count as failures of this drain."""
         workers = await self._broker.console.workers()
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """Return how many of the newest failed jobs the store has set aside as unreadable since it registered the session."""
+        """Return how many of the newest failed jobs the store has set aside since it registered the session: unreadable ones, and the
+        poison in the worker's queues."""
         if self._began_at is None:
             return 0
         failed = await self._broker.console.page(View(statuses=(Status.FAILED,)), limit=LOOKED_AT)
-        return sum(_is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed.records)
+        return sum(
+            self._is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed.records
+        )
+
+    def _is_set_aside(self, record: Record) -> bool:
+        if record.unreadable or ((error := record.last_error) is not None and error.type == UNREADABLE):
+            return True
+        return (record.reason or "").startswith(POISON) and (not self._names or record.queue in self._names)
 
     async def is_over(self) -> bool:
         """Return True if no job in the queues is READY or RUNNING, and none that this worker can run is due within the horizon.
@@ -115,7 +123,3 @@ class Drain:
         except CodecError:  # the job will fail, so it ends too
             pass
         return True
-
-
-def _is_set_aside(record: Record) -> bool:
-    return bool(record.unreadable) or ((error := record.last_error) is not None and error.type == UNREADABLE)

@@ -51,7 +51,7 @@ class RunCounts:
     `runs`       all runs
     `ended`      runs that ended their job, except those whose verdict the store rejected
     `failed`     the runs in `ended` whose job is FAILED
-    `set_aside`  jobs that a drain found FAILED because their stored values cannot be read; some of them may also be in `failed`
+    `set_aside`  jobs that a drain found FAILED because their stored values cannot be read, or as poison; some may also be in `failed`
     """
 
     def __init__(self) -> None:

@@ -17,9 +17,11 @@ from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.wording import UNREADABLE
+from taskflow.worker.queues import QueueChoice
 from tests.support.homes import BROKERS, Home
 from tests.support.listing import listed
 from tests.support.spoiling import Spoiler, spoil_one
+from tests.support.world import World
 from tests.worker.scene import Heard, options
 
 
@@ -91,3 +93,22 @@ async def test_a_drain_counts_a_job_that_cannot_be_read_as_a_failure(broker: Bro
             assert worker.tally.failed + worker.tally.set_aside, spoilt
         again = await drained()
         assert (again.tally.failed, again.tally.set_aside) == (0, 0), spoilt
+
+
+@pytest.mark.parametrize("kind", BROKERS, ids=lambda home: home.name)
+async def test_a_drain_counts_the_poison_in_its_queues_as_failures(kind: type[Home]) -> None:
+    """Once: the next drain does not count it."""
+    async with World(kind, rules=Rules(max_crashes=0)) as world:
+        with default_app().using(world.broker):
+            for queue in ("default", "elsewhere"):
+                await work.options(queue=queue).delay(1)
+            session = await world.a_session("lost")
+            assert len(await world.claim(session, ["default", "elsewhere"])) == 2
+            ours = options(Heard(), ttl=5.0, drain_horizon=0.0, queues=QueueChoice.parse("default"))
+            async with Worker(options=ours) as worker, asyncio.timeout(20):
+                draining = asyncio.create_task(worker.drained())
+                await world.die(session)
+                await draining
+            assert (worker.tally.failed, worker.tally.set_aside) == (0, 1)
+            world.clock.advance(1)
+            assert (await drained()).tally.set_aside == 0
