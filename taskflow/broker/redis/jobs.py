@@ -32,7 +32,7 @@ class Names(dict[int, str]):
 
 
 class Head(NamedTuple):
-    """The first part of a reply from `read`, `browse` or `claim`.
+    """The first part of a reply from `read`, `page` or `claim`.
 
     `names`     the names of queues and jobs by number, without those that cannot be read
     `is_armed`  True if the session will get a wake-up for new jobs

@@ -51,7 +51,7 @@ def columns_of(lease: Lease | Record) -> list[str]:
 
 
 async def only_record(world: World, job: Envelope) -> Record:
-    """As `read` and `browse` show it alike."""
+    """As `read` and `page` show it alike."""
     record = await world.record(job)
     [shown] = [record for record in await listed(world.broker.console) if record.id == job.id]
     assert msgspec.structs.replace(shown, ended_at=None) == msgspec.structs.replace(record, ended_at=None)
