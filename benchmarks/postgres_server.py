@@ -23,7 +23,7 @@ from benchmarks.processes import cpu_of_family
 
 T = TypeVar("T")
 
-PATIENCE: Final = 20.0
+TIMEOUT: Final = 20.0
 
 ON_DISK: Final = Path("/var/tmp")
 """What is there outlives a restart, so it is no memory, which /tmp may be."""
@@ -133,7 +133,7 @@ class PostgresServer:
         self._looks += 2  # a connection begins with a transaction of its own
 
         async def ask() -> list[tuple[Any, ...]]:
-            connection = await asyncpg.connect(self.dsn, timeout=PATIENCE)
+            connection = await asyncpg.connect(self.dsn, timeout=TIMEOUT)
             try:
                 return [tuple(row) for row in await connection.fetch(query, *arguments)]
             finally:
@@ -150,14 +150,14 @@ class PostgresServer:
 
     def _run(self, command: list[str]) -> None:
         done = subprocess.run(
-            command, cwd=self._folder.name, user=self._user, group=_group(self._user), capture_output=True, text=True, timeout=PATIENCE * 3
+            command, cwd=self._folder.name, user=self._user, group=_group(self._user), capture_output=True, text=True, timeout=TIMEOUT * 3
         )
         if done.returncode:
             raise RuntimeError(f"{command[0]} failed: {done.stdout}{done.stderr}")
 
     def _wait_until_ready(self) -> None:
         """As pg_ctl asks: the server says in its file of status that it is ready."""
-        give_up_at = time.monotonic() + PATIENCE
+        give_up_at = time.monotonic() + TIMEOUT
         while len(lines := self._status()) <= 7 or lines[7].strip() != "ready":
             if time.monotonic() > give_up_at:
                 raise RuntimeError(f"the server did not start: {Path(self._folder.name, 'server.log').read_text()[-2_000:]}")

@@ -37,7 +37,7 @@ KILLED_WITHIN: Final = 5.0
 MOST: Final = 25.0
 """Seconds from a kill to the last of its jobs' first line, at the 99th percentile."""
 
-PATIENCE: Final = 120.0
+TIMEOUT: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ async def _round(url: str, ledger: Path) -> list[tuple[float, float]]:
     async with using(url) as broker, AsyncExitStack() as stack:
         victims = await stack.enter_async_context(workers(url, VICTIMS, broker, "--concurrency", str(EACH_HOLDS)))
         await enqueue(hold.bind(str(ledger), number) for number in range(jobs))
-        held = await until(ledger, lambda began: len(began) >= jobs, PATIENCE)
+        held = await until(ledger, lambda began: len(began) >= jobs, TIMEOUT)
         await stack.enter_async_context(workers(url, SURVIVORS, broker))
         killed_at = await _kill(victims)
-        began = await until(ledger, lambda began: {run.number for run in began if run.epoch > 1} == set(range(jobs)), PATIENCE)
+        began = await until(ledger, lambda began: {run.number for run in began if run.epoch > 1} == set(range(jobs)), TIMEOUT)
     return _seconds(held, began, killed_at)
 
 

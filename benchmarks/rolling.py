@@ -39,7 +39,7 @@ BETWEEN: Final = 3.0
 MOST: Final = 1.0
 """Seconds that a job may wait, at the 99th percentile."""
 
-PATIENCE: Final = 120.0
+TIMEOUT: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ async def _rolled(name: str, url: str, ledger: Path) -> Rolled:
         await asyncio.sleep(BETWEEN)
         stopping.set()
         await sending
-        await until(ledger, lambda began: len({run.number for run in began}) >= len(due), PATIENCE)
+        await until(ledger, lambda began: len({run.number for run in began}) >= len(due), TIMEOUT)
         counts = await _settled(broker, len(due))
     return _judged(name, due, read(ledger), restarts, counts)
 
@@ -154,7 +154,7 @@ async def _send(ledger: str, due: list[float], stopping: asyncio.Event) -> None:
 
 async def _settled(broker: Broker, jobs: int) -> Counter[Status]:
     """How many have ended in which way, once all have, or after a while."""
-    give_up_at = time.monotonic() + PATIENCE
+    give_up_at = time.monotonic() + TIMEOUT
     while True:
         counts = Counter[Status]()
         for queue in await broker.console.queues():
@@ -182,7 +182,7 @@ async def _replace_all(supervisor: int) -> tuple[float, float]:
     """From the signal until the last of the old workers has gone."""
     before, old = time.monotonic(), set(children_of(supervisor))
     os.kill(supervisor, signal.SIGHUP)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while True:
             if not old & set(children_of(supervisor)):
                 return before, time.monotonic()

@@ -18,7 +18,7 @@ import redis
 from benchmarks.cost import Cost
 from benchmarks.ports import HOST, free_port
 
-PATIENCE: Final = 20.0
+TIMEOUT: Final = 20.0
 
 _COMMANDS: Final = ("redis-server", "valkey-server")
 _IN_WHEELS: Final = (
@@ -68,7 +68,7 @@ class RedisServer:
         self.client = redis.Redis(host=HOST, port=self.port)
 
     def __enter__(self) -> Self:
-        give_up_at = time.monotonic() + PATIENCE
+        give_up_at = time.monotonic() + TIMEOUT
         while True:
             try:
                 self.client.ping()

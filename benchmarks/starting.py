@@ -22,7 +22,7 @@ from taskflow import enqueue
 DRIVERS: Final = {"redis": "redis.asyncio", "postgres": "asyncpg"}
 NOTHING: Final = "an interpreter"
 ITS_DRIVER: Final = "its driver's import"
-PATIENCE: Final = 30.0
+TIMEOUT: Final = 30.0
 
 
 def starts(store: Store, options: Options) -> list[Row]:
@@ -73,7 +73,7 @@ def _compile() -> None:
 
 def _ran(command: Sequence[str]) -> Measured:
     began = time.perf_counter()
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=TIMEOUT)
     return {"s": time.perf_counter() - began}
 
 
@@ -82,7 +82,7 @@ def _first_job(store: Store) -> Measured:
         run_in_fastest_loop(_queue_one(server.url))
         command = [python(), "-m", "taskflow", "worker", "benchmarks.tasks", "--broker", server.url, "--log-level", "warning"]
         with _launched(command, environment_of(marks)) as began:
-            give_up_at = began + PATIENCE
+            give_up_at = began + TIMEOUT
             while not marks.ran and time.monotonic() < give_up_at:
                 time.sleep(0.001)
         return {"s": max(marks.stamps()) - began}
@@ -102,4 +102,4 @@ def _launched(command: Sequence[str], environment: dict[str, str]) -> Iterator[f
         yield began
     finally:
         process.terminate()
-        process.wait(PATIENCE)
+        process.wait(TIMEOUT)

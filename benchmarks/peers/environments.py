@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 HERE: Final = Path(__file__).parent
-PATIENCE: Final = 600.0
+TIMEOUT: Final = 600.0
 READY: Final = "ready"
 
 
@@ -97,8 +97,8 @@ def _digest(*parts: str) -> str:
 
 def _run(command: list[str], folder: Path | None = None) -> None:
     try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=PATIENCE)
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.CalledProcessError as error:
         raise EnvironmentFailed(f"{' '.join(command[:4])} failed: {(error.stderr or error.stdout).strip()[-500:]}") from error
     except subprocess.TimeoutExpired as error:
-        raise EnvironmentFailed(f"{' '.join(command[:4])} took more than {PATIENCE:.0f} s") from error
+        raise EnvironmentFailed(f"{' '.join(command[:4])} took more than {TIMEOUT:.0f} s") from error

@@ -165,7 +165,7 @@ class App:
         for other in list(self._clients):  # a copy, because other threads add clients for their own loops
             if other.is_closed():
                 self._clients.pop(other, None)
-        client = LoopClient(self.broker(), patience=self.settings.enqueue_timeout)
+        client = LoopClient(self.broker(), timeout=self.settings.enqueue_timeout)
         self._clients[loop] = client
         return client
 

@@ -31,14 +31,14 @@ PAUSES: Final = Pauses(0.02, 0.5)
 NO_ANSWER: Final = "it does not answer"
 
 
-def pauses_within(patience: float) -> Pauses:
-    """Return pauses that are short enough for several attempts within `patience` seconds."""
-    return PAUSES.at_most(patience / 4)
+def pauses_within(timeout: float) -> Pauses:
+    """Return pauses that are short enough for several attempts within `timeout` seconds."""
+    return PAUSES.at_most(timeout / 4)
 
 
-def gave_up(patience: float, why: str) -> BrokerUnavailable:
+def gave_up(timeout: float, why: str) -> BrokerUnavailable:
     return BrokerUnavailable(
-        f"the broker has been away for {patience:g} s: {why}; the last request may or may not have taken effect: "
+        f"the broker has been away for {timeout:g} s: {why}; the last request may or may not have taken effect: "
         "check that it runs and can be reached, or raise enqueue_timeout="
     )
 
@@ -56,20 +56,20 @@ class Coalescer(Generic[Q, A]):
     next call is sent. If many callers ask in lockstep, the first half is sent while the others prepare their questions: see `Step`.
 
     While the store is unavailable, questions are sent again, together with those that have arrived in the meantime. Each question fails
-    with BrokerUnavailable `patience` seconds after it was asked. If a caller is cancelled, its question may already have been sent.
+    with BrokerUnavailable `timeout` seconds after it was asked. If a caller is cancelled, its question may already have been sent.
     """
 
     def __init__(
-        self, call: Callable[[list[Q]], Awaitable[Sequence[A]]], *, patience: float, size_of: Callable[[Q], int] | None = None
+        self, call: Callable[[list[Q]], Awaitable[Sequence[A]]], *, timeout: float, size_of: Callable[[Q], int] | None = None
     ) -> None:
         self._call = call
-        self._patience = patience
+        self._timeout = timeout
         self._size_of = size_of
         self._waiting: deque[_Asked[Q, A]] = deque()
         self._flushing: asyncio.Task[None] | None = None
         self._deadline = Deadline(self._give_up)
         self._is_late = False
-        self._retries = Retries(pauses_within(patience))
+        self._retries = Retries(pauses_within(timeout))
         self._last_error = ""  # the last error while the store is unavailable
         self._step = Step()
         self._start_due: asyncio.Handle | None = None
@@ -79,7 +79,7 @@ class Coalescer(Generic[Q, A]):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[A] = loop.create_future()
         now = time.monotonic()
-        self._waiting.append(_Asked(question, answer, now + self._patience))
+        self._waiting.append(_Asked(question, answer, now + self._timeout))
         if self._flushing is None:
             if self._start_due is None:
                 self._step.begin(now)
@@ -199,7 +199,7 @@ class Coalescer(Generic[Q, A]):
         self._last_error = str(error) or self._last_error
         pause = self._retries.failed()
         again_at = time.monotonic() + pause
-        too_late = gave_up(self._patience, self._last_error or NO_ANSWER)
+        too_late = gave_up(self._timeout, self._last_error or NO_ANSWER)
         too_late.__cause__ = error
         _fail((asked for asked in batch if asked.give_up_at <= again_at), too_late)
         self._waiting.extendleft(asked for asked in reversed(batch) if asked.give_up_at > again_at)

@@ -26,28 +26,28 @@ class LoopClient:
     Envelopes with a key are sent separately, sorted by key. So a lock that another program holds on a key does not delay calls without a
     key, and two senders cannot deadlock, because both lock keys in the same order.
 
-    While the store does not answer, each call is repeated for `patience` seconds; then it raises BrokerUnavailable.
+    While the store does not answer, each call is repeated for `timeout` seconds; then it raises BrokerUnavailable.
     """
 
-    def __init__(self, broker: Broker, *, patience: float) -> None:
+    def __init__(self, broker: Broker, *, timeout: float) -> None:
         self.broker = broker
-        self._patience = patience
-        self._plain = Coalescer[Envelope, Added | Refused](broker.enqueue, patience=patience, size_of=_size)
-        self._keyed = Coalescer[Envelope, Added | Refused](self._enqueue_by_key, patience=patience, size_of=_size)
-        self.read = Coalescer[bytes, Record | None](self._read, patience=patience)
+        self._timeout = timeout
+        self._plain = Coalescer[Envelope, Added | Refused](broker.enqueue, timeout=timeout, size_of=_size)
+        self._keyed = Coalescer[Envelope, Added | Refused](self._enqueue_by_key, timeout=timeout, size_of=_size)
+        self.read = Coalescer[bytes, Record | None](self._read, timeout=timeout)
 
     def send(self, envelope: Envelope) -> asyncio.Future[Added | Refused]:
         return (self._plain if envelope.key is None else self._keyed)(envelope)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        return await retry_within(lambda: self.broker.enqueue(envelopes), self._patience)
+        return await retry_within(lambda: self.broker.enqueue(envelopes), self._timeout)
 
     async def call(self, verb: Callable[[Broker], Awaitable[T]]) -> T:
         """Call a verb, and repeat the call until the store answers. The verb must be safe to repeat."""
-        return await retry_within(lambda: verb(self.broker), self._patience)
+        return await retry_within(lambda: verb(self.broker), self._timeout)
 
     async def cancel(self, job_id: bytes) -> Status | None:
-        [found] = await retry_within(lambda: self.broker.cancel([job_id]), self._patience)
+        [found] = await retry_within(lambda: self.broker.cancel([job_id]), self._timeout)
         return found
 
     async def _enqueue_by_key(self, envelopes: list[Envelope]) -> list[Added | Refused]:
@@ -63,8 +63,8 @@ class LoopClient:
         return [records[job_id] for job_id in ids]
 
 
-async def retry_within(verb: Callable[[], Awaitable[T]], patience: float) -> T:
-    """Call `verb` until the store answers, for at most `patience` seconds; then raise
+async def retry_within(verb: Callable[[], Awaitable[T]], timeout: float) -> T:
+    """Call `verb` until the store answers, for at most `timeout` seconds; then raise
     BrokerUnavailable. Ids make it harmless to repeat a call.
 
     If the event loop was blocked when the time ran out, for example by a slow iterable, an
@@ -77,15 +77,15 @@ async def retry_within(verb: Callable[[], Awaitable[T]], patience: float) -> T:
         why = str(error)
 
     while True:
-        give_up_at = time.monotonic() + patience
+        give_up_at = time.monotonic() + timeout
         try:
-            async with asyncio.timeout(patience):
-                return await retry(verb, pauses_within(patience), on=BrokerUnavailable, note=note, give_up_at=give_up_at)
+            async with asyncio.timeout(timeout):
+                return await retry(verb, pauses_within(timeout), on=BrokerUnavailable, note=note, give_up_at=give_up_at)
         except TimeoutError as error:
             if time.monotonic() < give_up_at + BLOCKED_FOR:
-                raise gave_up(patience, why) from error
+                raise gave_up(timeout, why) from error
         except BrokerUnavailable as error:
-            raise gave_up(patience, why) from error
+            raise gave_up(timeout, why) from error
 
 
 def _size(envelope: Envelope) -> int:

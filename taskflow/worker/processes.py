@@ -78,10 +78,10 @@ def supervise(
         supervisor = Supervisor(plan, processes, note_crash)
         weigh_at = 0.0 if plan.max_memory is not None else float("inf")
         while True:
-            patience = supervisor.act()
+            timeout = supervisor.act()
             if supervisor.code is not None:
                 return supervisor.code
-            processes.wait(min(patience, max(0.0, weigh_at - time.monotonic())))
+            processes.wait(min(timeout, max(0.0, weigh_at - time.monotonic())))
             _pass_on(supervisor, wakes, processes, onlooker)
             if time.monotonic() >= weigh_at:
                 weigh_at = time.monotonic() + WEIGH_EVERY
@@ -218,9 +218,9 @@ class Processes:
     def pids(self) -> list[int]:
         return list(self._sockets)
 
-    def wait(self, patience: float) -> None:
-        """Wait for a report, the end of a process or a signal, for at most `patience` seconds."""
-        self._selector.select(patience)
+    def wait(self, timeout: float) -> None:
+        """Wait for a report, the end of a process or a signal, for at most `timeout` seconds."""
+        self._selector.select(timeout)
         self._out_of_memory.look(time.monotonic())
         self._remind()
 

@@ -102,8 +102,8 @@ class Quarantine:
             self._events.tell(OnTrial(holding.lease, trial.probation))
         return [self._runs.begin(holding) for holding in chosen]
 
-    async def _be_alone(self, patience: float) -> None:
-        give_up_at = time.monotonic() + patience
+    async def _be_alone(self, timeout: float) -> None:
+        give_up_at = time.monotonic() + timeout
         while (self._runs.under_way or len(self._lease_table) > len(self._chosen)) and (left := give_up_at - time.monotonic()) > 0:
             await self._lease_table.wait_for_change(left)
 

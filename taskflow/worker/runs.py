@@ -22,7 +22,7 @@ from taskflow.worker.threads import Threads
 PORTION: Final = 0.002
 """Maximum seconds to spend on starting jobs before the event loop runs other tasks."""
 
-PATIENCE: Final = 0.1
+RESERVED_FOR: Final = 0.1
 """Seconds that a lease may wait in the reserve before it is handed back, so that another worker can start the job."""
 
 AHEAD: Final = 3
@@ -141,9 +141,9 @@ class Runs:
             while self.free and self._reserve:
                 self.begin_waiting()
                 await asyncio.sleep(0)
-            if self._reserve and time.monotonic() - self._reserve[0].taken_at > PATIENCE:
+            if self._reserve and time.monotonic() - self._reserve[0].taken_at > RESERVED_FOR:
                 self.give_back_reserve()
-            await self._lease_table.wait_for_change(PATIENCE if self._reserve else None)
+            await self._lease_table.wait_for_change(RESERVED_FOR if self._reserve else None)
 
     def begin_waiting(self) -> None:
         """Start leases from the reserve while slots are free, for at most `PORTION` seconds."""
@@ -208,9 +208,9 @@ class Runs:
             task.cancel()
         await self._until_ended(CUT_OFF_WITHIN)
 
-    async def _until_ended(self, patience: float) -> None:
+    async def _until_ended(self, timeout: float) -> None:
         if self.under_way:
-            await asyncio.wait(list(self.under_way), timeout=patience)
+            await asyncio.wait(list(self.under_way), timeout=timeout)
 
     async def watch(self) -> None:
         """Report runs that are still under way `last_words` seconds after they were asked to stop, and again at growing intervals.
@@ -218,12 +218,12 @@ class Runs:
         Otherwise a thread, or a job that swallows its cancellation, would go unnoticed. Each
         check also makes the fetcher look for free slots, so that the vitals stay up to date.
         """
-        patience = max(SHORTEST_LOOK, self._last_words)
+        grace = max(SHORTEST_LOOK, self._last_words)
         while True:
-            await asyncio.sleep(min(LONGEST_LOOK, patience))
+            await asyncio.sleep(min(LONGEST_LOOK, grace))
             now = time.monotonic()
             for holding in self.under_way.values():
-                if holding.asked_at is not None and now - holding.asked_at >= patience * RARER**holding.reminders:
+                if holding.asked_at is not None and now - holding.asked_at >= grace * RARER**holding.reminders:
                     holding.reminders += 1
                     self._tell_of(holding, now)
             self._lease_table.nudge()

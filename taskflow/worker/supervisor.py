@@ -24,7 +24,7 @@ log: Final = logging.getLogger("taskflow.supervisor")
 SPACING: Final = 4 * SAME_SIGNAL
 # The first worker starts alone, so that an error in the application is reported once. The others wait until it has a session, or until
 # this many seconds after it has loaded its modules.
-LOADED_PATIENCE: Final = 2.0
+ALONE_FOR: Final = 2.0
 # After the grace time, a worker ends by itself within this many seconds, unless C code holds its interpreter lock.
 FORCED_AFTER: Final = 30.0
 IDLE: Final = 5.0
@@ -207,7 +207,7 @@ class Supervisor:
     def _may_start(self) -> bool:
         """Return True if another worker may start. Until the application is known to start, only one worker may."""
         first = self._staying()
-        if any(worker.loaded_at is not None and worker.loaded_at + LOADED_PATIENCE <= self._clock() for worker in first):
+        if any(worker.loaded_at is not None and worker.loaded_at + ALONE_FOR <= self._clock() for worker in first):
             self._may_crowd = True
         return self._may_crowd or not (first or any(slot.no_start for slot in self._slots))
 
@@ -310,7 +310,7 @@ class Supervisor:
             yield slot.may_start_at
         for worker in self._workers.values():
             if worker.loaded_at is not None:
-                yield worker.loaded_at + LOADED_PATIENCE
+                yield worker.loaded_at + ALONE_FOR
             if worker.signals_sent:
                 yield worker.signalled_at + SPACING
                 yield self._forced_at(worker)

@@ -8,7 +8,7 @@ import re
 import time
 from typing import Any, NamedTuple
 
-from tests.cli.processes import PATIENCE, Running, Shell
+from tests.cli.processes import TIMEOUT, Running, Shell
 
 TASKS = """
 import asyncio, time
@@ -39,7 +39,7 @@ class Told(NamedTuple):
 
 
 def ask(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> Told:
-    connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     try:
         connection.request(method, path)
         answer = connection.getresponse()
@@ -50,7 +50,7 @@ def ask(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> T
 
 
 def ask_until(port: int, path: str, status: int) -> Told:
-    give_up_at = time.monotonic() + PATIENCE
+    give_up_at = time.monotonic() + TIMEOUT
     while (told := ask(port, path)).status != status:
         assert time.monotonic() < give_up_at, told
         time.sleep(0.05)

@@ -26,7 +26,7 @@ from tests.support.forks import run_in_fork
 from tests.support.processes import is_stopped
 
 # For a machine with much else to do. What takes this long has hung.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 LEDGER = """
 import os
@@ -70,7 +70,7 @@ class Running:
 
     def wait_for(self, pattern: str, times: int = 1) -> None:
         """Until lines with the pattern have come so often."""
-        give_up_at = time.monotonic() + PATIENCE
+        give_up_at = time.monotonic() + TIMEOUT
         with self._arrived:
             while sum(bool(re.search(pattern, line)) for line in self._lines) < times:
                 left = give_up_at - time.monotonic()
@@ -86,11 +86,11 @@ class Running:
     def end(self) -> int:
         """Its exit code, once it has ended."""
         try:
-            code = self.process.wait(PATIENCE)
+            code = self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"has not ended within {PATIENCE:g} s: {self.said}") from None
+            raise AssertionError(f"has not ended within {TIMEOUT:g} s: {self.said}") from None
         for reader in self._readers:
-            reader.join(PATIENCE)
+            reader.join(TIMEOUT)
         return code
 
     def _read(self, stream: IO[str]) -> None:
@@ -164,7 +164,7 @@ class Shell:
         with contextlib.ExitStack() as held:
             if url.startswith("sqlite:///"):
                 path = self.folder / url.removeprefix("sqlite:///").partition("?")[0]
-                connection = held.enter_context(contextlib.closing(sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)))
+                connection = held.enter_context(contextlib.closing(sqlite3.connect(path, timeout=TIMEOUT, isolation_level=None)))
                 connection.execute("BEGIN IMMEDIATE")
             running.signal(signal.SIGSTOP)
             until(lambda: is_stopped(running.process.pid))
@@ -202,8 +202,8 @@ def counts_of(url: str) -> Counter[str]:
         return threads.submit(asyncio.run, count()).result()
 
 
-def until(condition: Callable[[], bool], running: Running | None = None, patience: float = PATIENCE) -> None:
-    give_up_at = time.monotonic() + patience
+def until(condition: Callable[[], bool], running: Running | None = None, timeout: float = TIMEOUT) -> None:
+    give_up_at = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < give_up_at, running and running.said
         time.sleep(0.01)

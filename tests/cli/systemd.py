@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 
-from tests.cli.processes import PATIENCE
+from tests.cli.processes import TIMEOUT
 
 
 class FakeSystemd:
@@ -15,7 +15,7 @@ class FakeSystemd:
         self.environment = {"NOTIFY_SOCKET": address}
         self.lines: list[str] = []
 
-    def hear(self, within: float = PATIENCE) -> list[str]:
+    def hear(self, within: float = TIMEOUT) -> list[str]:
         """The lines of the next message; none when there is no message in time."""
         self.socket.settimeout(within)
         try:
@@ -26,7 +26,7 @@ class FakeSystemd:
         return lines
 
     def wait_for(self, start: str) -> str:
-        give_up_at = time.monotonic() + PATIENCE
+        give_up_at = time.monotonic() + TIMEOUT
         while time.monotonic() < give_up_at:
             found = [line for line in self.hear() if line.startswith(start)]
             if found:

@@ -14,7 +14,7 @@ from taskflow.cli.fleet import Fleet, said
 from taskflow.worker.endings import Ending
 from taskflow.worker.vitals import VitalSign
 from tests.cli.probes import ask, ask_until
-from tests.cli.processes import PATIENCE, Running, Shell, ended_clearly
+from tests.cli.processes import TIMEOUT, Running, Shell, ended_clearly
 from tests.cli.systemd import FakeSystemd
 
 TASKS = """
@@ -46,7 +46,7 @@ def supervised(shell: Shell, processes: int, *arguments: str) -> tuple[Running, 
 def test_a_supervisor_answers_for_its_workers(shell: Shell) -> None:
     """At one port, whoever of them comes and goes."""
     started, port = supervised(shell, 2)
-    give_up_at = time.monotonic() + PATIENCE
+    give_up_at = time.monotonic() + TIMEOUT
     while (told := ask(port, "/ready")).body.get("ready") != 2:
         assert time.monotonic() < give_up_at, told
         time.sleep(0.1)

@@ -19,7 +19,7 @@ from taskflow.cli.health import HealthServer, listener
 from taskflow.model.errors import ConfigurationError
 from taskflow.worker.vitals import VitalSign
 from tests.cli.probes import TASKS, a_worker, ask, ask_until
-from tests.cli.processes import PATIENCE, Shell, ended_clearly
+from tests.cli.processes import TIMEOUT, Shell, ended_clearly
 
 # --- a worker's process --------------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def port_of(server: HealthServer) -> int:
 
 
 def raw(server: HealthServer, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=PATIENCE) as connection:
+    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=TIMEOUT) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65_536), b""))
 
@@ -168,7 +168,7 @@ def test_requests_of_all_kinds_get_an_answer(server: HealthServer, request_bytes
 
 def test_who_says_nothing_is_shut_out_and_nobody_else_is(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "WITHIN", 0.3)
-    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=PATIENCE) as silent:
+    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=TIMEOUT) as silent:
         silent.sendall(b"GET /live")
         assert ask(port_of(server), "/live").status == 200
         with contextlib.suppress(ConnectionResetError):  # as good as closed
@@ -226,7 +226,7 @@ def test_a_flood_of_unfinished_connections_keeps_no_probe_out(server: HealthServ
 
 
 def connected(server: HealthServer, address: str = "127.0.0.1") -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port_of(server)), timeout=PATIENCE, source_address=(address, 0))
+    return socket.create_connection(("127.0.0.1", port_of(server)), timeout=TIMEOUT, source_address=(address, 0))
 
 
 def test_a_head_without_end_is_answered(server: HealthServer) -> None:

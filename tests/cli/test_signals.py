@@ -451,7 +451,7 @@ def test_a_second_signal_ends_a_start_that_waits_for_a_locked_store(tasks: Shell
     began = time.monotonic()
     worker.signal(signal.SIGTERM)
     ended_clearly(worker, [128 + signal.SIGTERM])
-    assert time.monotonic() - began < 3.0, "the store's own patience is 4 s"
+    assert time.monotonic() - began < 3.0, "the store's own timeout is 4 s"
 
 
 def lock(shell: Shell) -> None:

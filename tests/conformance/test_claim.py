@@ -99,7 +99,7 @@ async def test_claim_fewer(world: World, queues: list[str]) -> None:
     with world.broker.listen([topic]) as listener:
         for _ in range(3):
             await world.add(queue="mail")
-            assert await listener.wait(world.home.patience)
+            assert await listener.wait(world.home.wakes_within)
             assert len(await world.claim(session, queues, 10)) == 1
 
 
@@ -111,7 +111,7 @@ async def test_claim_fewer__than_there_are(world: World) -> None:
     with world.broker.listen([topics.queue("mail")]) as listener:
         claimed = len(await world.claim(session, ["mail"], 10))
         while claimed < 6:
-            assert await listener.wait(world.home.patience)
+            assert await listener.wait(world.home.wakes_within)
             claimed += len(await world.claim(session, ["mail"], 10))
 
 

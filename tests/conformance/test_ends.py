@@ -265,7 +265,7 @@ async def test_ends_told(world: World) -> None:
     """A worker whose upkeep rests is woken, and learns from its heartbeat that there is something to do."""
     hearer, other = await a_hearer(world), await world.a_session(ttl=LONG)
     with world.broker.listen([topics.DUE]) as nudges:
-        waiting = asyncio.create_task(nudges.wait(world.home.patience))
+        waiting = asyncio.create_task(nudges.wait(world.home.wakes_within))
         await asyncio.sleep(0)
         while not waiting.done():  # until the server knows that it waits
             await heard(world)

@@ -20,7 +20,7 @@ from tests.support.world import World
 
 async def moment(world: World) -> None:
     """As long as a nudge too many could take to arrive."""
-    await asyncio.sleep(world.home.patience / 30)
+    await asyncio.sleep(world.home.wakes_within / 30)
 
 
 async def until_prompt(nudges: Nudges) -> None:
@@ -100,7 +100,7 @@ async def idle(world: World, number: int, queues: Sequence[str] = ("mail",)) -> 
 async def nudged(world: World, workers: Sequence[IdleWorker], expected: int) -> list[IdleWorker]:
     """Return the workers that are nudged, after as many as expected are, and a moment for any more."""
     try:
-        async with asyncio.timeout(world.home.patience):
+        async with asyncio.timeout(world.home.wakes_within):
             while sum(worker.is_nudged for worker in workers) < expected:  # noqa: ASYNC110 - they are many
                 await asyncio.sleep(0.005)
     except TimeoutError:
@@ -286,7 +286,7 @@ async def test_ended_told(world: World) -> None:
             await until_prompt(nudges)
             await broker.read([lease.envelope.id])
         await world.settle(succeeded(one, b"\x01r"))
-        assert await asyncio.wait_for(waits[0], world.home.patience)
+        assert await asyncio.wait_for(waits[0], world.home.wakes_within)
         await moment(world)
 
         assert not waits[1].done()

@@ -323,7 +323,7 @@ async def test_schedule_due__put(world: World) -> None:
     """Somebody must compute the next instant."""
     with world.broker.listen([topics.DUE]) as listener:
         await declare(world, None, a_definition())
-        assert await listener.wait(world.home.patience)
+        assert await listener.wait(world.home.wakes_within)
 
 
 async def test_schedule_due__fired(world: World) -> None:
@@ -332,7 +332,7 @@ async def test_schedule_due__fired(world: World) -> None:
     offer = await offered(world)
     with world.broker.listen([topics.DUE]) as listener:
         await fire(world, a_firing(offer, 0.5))
-        assert await listener.wait(world.home.patience)
+        assert await listener.wait(world.home.wakes_within)
 
 
 async def test_schedule_offer(world: World) -> None:
@@ -474,7 +474,7 @@ async def test_schedule_fires__nudges(world: World) -> None:
     offer = await due(world)
     with world.broker.listen([topics.queue("reports")]) as listener:
         await fire(world, a_firing(offer, 60.0, envelope=world.an_envelope(queue="reports")))
-        assert await listener.wait(world.home.patience)
+        assert await listener.wait(world.home.wakes_within)
 
 
 async def test_schedule_fires__several_instants(world: World) -> None:

@@ -303,7 +303,7 @@ async def test_within_nudges(world: World, topic: str, fields: dict[str, Any]) -
         assert not await listener.wait(0.1)  # it looks once more by itself when it begins
         with caller.transaction():
             caller.enqueue(world.an_envelope(queue="mail", **fields))
-        assert await listener.wait(world.home.patience)
+        assert await listener.wait(world.home.wakes_within)
 
 
 async def test_within_nudges__not_before(world: World) -> None:
@@ -323,7 +323,7 @@ async def test_within_nudges__end(world: World) -> None:
         assert not await listener.wait(0.1)
         with caller.transaction():
             caller.settle(succeeded(lease))
-        assert await listener.wait(world.home.patience)
+        assert await listener.wait(world.home.wakes_within)
 
 
 async def test_within_nudges__replaced(world: World) -> None:
@@ -332,7 +332,7 @@ async def test_within_nudges__replaced(world: World) -> None:
     with await a_caller(world) as caller, world.broker.listen([topics.job(waiting.id)]) as listener:
         with caller.transaction():
             caller.enqueue(world.an_envelope(key="k", on_conflict=OnConflict.REPLACE))
-        assert await listener.wait(world.home.patience)
+        assert await listener.wait(world.home.wakes_within)
 
 
 # --- settle --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.cli.processes import PATIENCE, Running, Shell
+from tests.cli.processes import TIMEOUT, Running, Shell
 from tests.example.post import PostOffice
 
 FOLDER = Path(__file__).parent
@@ -47,7 +47,7 @@ class Service:
 
     def ended(self, job_id: str) -> dict[str, Any]:
         """The job's progress once it has ended: the mail is accepted a moment before."""
-        give_up_at = time.monotonic() + PATIENCE
+        give_up_at = time.monotonic() + TIMEOUT
         while (found := self.job(job_id))["status"] in ("ready", "running", "scheduled"):
             assert time.monotonic() < give_up_at, f"it does not end: {found}"
         return found

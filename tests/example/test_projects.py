@@ -19,7 +19,7 @@ from tests.example.projects.web import create_app
 from tests.support.postgres import shared_postgres
 from tests.support.servers import shared_redis
 
-PATIENCE = 30
+TIMEOUT = 30
 
 
 class Client:
@@ -37,7 +37,7 @@ class Client:
 
     async def ended(self, count: int) -> list[dict[str, Any]]:
         """Return the next calls of webhooks, which tell of jobs that have ended."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             return [await self.hooks.outbox.get() for _ in range(count)]
 
 

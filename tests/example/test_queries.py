@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 
 from taskflow import run_sync
 from taskflow.app.app import default_app
-from tests.cli.processes import PATIENCE, Running, Shell
+from tests.cli.processes import TIMEOUT, Running, Shell
 from tests.docs.pages import ROOT
 from tests.example.queries.web import create_app
 
@@ -35,7 +35,7 @@ class Queries:
         return self.http.get(f"/runs/{job_id}").get_json()
 
     def until(self, job_id: str, *statuses: str) -> Any:
-        give_up_at = time.monotonic() + PATIENCE
+        give_up_at = time.monotonic() + TIMEOUT
         while (shown := self.show(job_id))["status"] not in statuses:
             assert time.monotonic() < give_up_at, shown
             time.sleep(0.02)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.cli.processes import PATIENCE, Running, Shell, until
+from tests.cli.processes import TIMEOUT, Running, Shell, until
 from tests.support.postgres import shared_postgres
 
 on_each_transactional_broker = pytest.mark.parametrize("new_store", ["sqlite", "postgres"], indirect=True)
@@ -112,7 +112,7 @@ def each_is_counted_once(shell: Shell, number: int, *, kills: int) -> None:
         workers[kill % 3].signal(signal.SIGKILL)
         workers[kill % 3].end()
         workers[kill % 3] = _worker(shell)
-    until(lambda: _left(shell) == 0, patience=2 * PATIENCE)
+    until(lambda: _left(shell) == 0, timeout=2 * TIMEOUT)
     for worker in workers:
         worker.signal(signal.SIGTERM)
         assert worker.end() == 0, worker.said

@@ -17,7 +17,7 @@ from taskflow.worker.events import BrokerTrouble, NotCounted, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.support.outages import Outage
 
-PATIENCE: Final = 60.0
+TIMEOUT: Final = 60.0
 """Seconds for what takes far less on a machine that does nothing else. What takes this long has hung."""
 
 FIRST_TRIES: Final = 10
@@ -70,7 +70,7 @@ class Bench:
         except (BrokerUnavailable, EnqueueFailed):
             return
         finally:
-            taskflow.configure(enqueue_timeout=PATIENCE)
+            taskflow.configure(enqueue_timeout=TIMEOUT)
         raise AssertionError("a job was sent to a broker that is away")
 
     @asynccontextmanager
@@ -88,7 +88,7 @@ class Bench:
     async def until_beaten(self) -> None:
         """The store says that the only worker has beaten since this was called."""
         called_at = time.monotonic()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 asked_at = time.monotonic()
                 [worker] = await default_app().broker().console.workers()
@@ -113,7 +113,7 @@ class Bench:
 
 
 async def until(holds: Callable[[], bool], what: str = "") -> None:
-    give_up_at = time.monotonic() + PATIENCE
+    give_up_at = time.monotonic() + TIMEOUT
     while not holds():
         assert time.monotonic() < give_up_at, what
         await asyncio.sleep(0.01)

@@ -24,7 +24,7 @@ from tests.cli.processes import Shell
 from tests.faults.counting import each_is_counted_once, on_each_transactional_broker
 from tests.support.postgres import shared_postgres
 
-PATIENCE: Final = 20.0
+TIMEOUT: Final = 20.0
 
 
 @on_each_transactional_broker
@@ -103,7 +103,7 @@ class Scene:
         return [event for event in self.events if isinstance(event, kind)]
 
     async def until_told(self, kind: type[WorkerEvent]) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not self.told(kind):  # noqa: ASYNC110 - nobody announces it
                 await asyncio.sleep(0.01)
 
@@ -130,7 +130,7 @@ async def test_a_heartbeat_between_the_commit_and_the_end_does_not_stop_the_run(
 
     handle = await scene.send(script)
     async with scene.worker(ttl=0.4) as worker:
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
         await scene.between.wait()
         await asyncio.sleep(0.5)
         scene.go_on.set()
@@ -156,7 +156,7 @@ async def test_a_session_that_is_reaped_while_the_transaction_is_open(scene: Sce
         await scene.between.wait()
         await scene.ask("UPDATE taskflow.sessions SET dead_at = registered_at")
         await scene.until_told(SessionEnded)
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     assert len(Run.scripts) == (1 if commits else 0)
     assert (await handle.status(), await scene.effects()) == (Status.SUCCEEDED, 1)
 
@@ -177,7 +177,7 @@ async def test_a_run_that_has_lost_its_job_cannot_complete_it(scene: Scene) -> N
     async with scene.worker(ttl=0.6):
         await scene.until_told(NotCounted)
         await scene.ask("UPDATE taskflow.sessions SET dead_at = registered_at")
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     assert [type(error) for error in raised] == [LeaseLost]
     assert await scene.effects() == 1
 
@@ -192,7 +192,7 @@ async def test_a_commit_whose_reply_is_lost(scene: Scene) -> None:
     handle = await scene.send(script)
     async with scene.worker() as worker:
         await scene.until_told(Ended)
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     assert (worker.tally.runs, worker.tally.ended, worker.tally.failed, await scene.effects()) == (1, 1, 0, 1)
     assert scene.told(RolledBack) == scene.told(NotCounted) == []
 
@@ -206,7 +206,7 @@ async def test_a_connection_that_is_lost_before_the_commit(scene: Scene) -> None
 
     handle = await scene.send(script, at_once)
     async with scene.worker() as worker:
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     assert (worker.tally.runs, worker.tally.ended, await scene.effects()) == (2, 1, 1)
     assert len(scene.told(RolledBack)) == 1
 
@@ -226,7 +226,7 @@ async def test_a_run_that_ends_while_its_transaction_is_open_is_settled_after_th
         assert await handle.status() is Status.RUNNING
         await kept[0].commit()
         await kept[0].close()
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     assert (worker.tally.ended, worker.tally.failed, await scene.effects()) == (1, 0, 1)
     assert len(scene.told(HeldUp)) == 1
 
@@ -239,7 +239,7 @@ async def test_a_cancellation_before_the_commit(scene: Scene) -> None:
         with pytest.raises(BrokerUnavailable):
             await handle.cancel()
         scene.go_on.set()
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     assert await scene.effects() == 1
 
 
@@ -255,7 +255,7 @@ async def test_a_cancellation_before_the_completion(scene: Scene) -> None:
         await scene.between.wait()
         await handle.cancel()
         with pytest.raises(JobCancelled):
-            await handle.result(PATIENCE)
+            await handle.result(TIMEOUT)
     assert await scene.effects() == 0
 
 
@@ -264,7 +264,7 @@ async def test_a_timeout_between_the_completion_and_the_commit(scene: Scene) -> 
     Run.scripts, Run.url = [scene.open_for_long, at_once], scene.url
     handle = await effect.options(timeout=0.3).delay()
     async with scene.worker():
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
         info = await handle.info()
     assert info is not None
     assert [error.type for error in info.errors] == ["TimeoutError"]
@@ -278,7 +278,7 @@ async def test_a_worker_that_winds_down_between_the_completion_and_the_commit(sc
         await scene.between.wait()
     assert await handle.status() is Status.READY
     async with scene.worker():
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     assert await scene.effects() == 1
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import PATIENCE, Shell
+from tests.cli.processes import TIMEOUT, Shell
 from tests.worker.child_scene import gone, written
 
 ROOT = Path(__file__).parents[2]
@@ -84,5 +84,5 @@ async def test_the_third_signal_ends_the_worker_and_its_child_at_once(shell: She
     worker.signal(signal.SIGTERM)
     assert worker.end() == 128 + signal.SIGTERM
     assert "tidied up" not in worker.said
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         await gone(pid)

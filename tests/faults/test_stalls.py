@@ -38,7 +38,7 @@ from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
 from tests.worker.scene import FaultyBroker, Run, waits
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 class Heard:
@@ -60,7 +60,7 @@ class Heard:
         return [event for event in self.events if isinstance(event, kind)]
 
     async def wait_for(self, kind: type[WorkerEvent], times: int = 1) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while len(self.of(kind)) < times:
                 self._changed.clear()
                 await self._changed.wait()
@@ -72,7 +72,7 @@ def options(heard: Heard, **more: Any) -> WorkerOptions:
 
 def block() -> None:
     """Until the test lets it go, which it does when it has heard enough."""
-    assert Run.release_thread.wait(PATIENCE)
+    assert Run.release_thread.wait(TIMEOUT)
 
 
 def stand_still(seconds: float) -> None:
@@ -106,7 +106,7 @@ async def test_a_job_that_blocks_the_loop_is_named_with_its_own_lines(broker: Br
     heard = Heard(LoopStalled, Run.release_thread.set)
     handle = await blocks.delay()
     async with Worker(options=options(heard)):
-        assert await handle.result(PATIENCE) == "epoch 1"
+        assert await handle.result(TIMEOUT) == "epoch 1"
         await heard.wait_for(LoopMoves)
     [stalled] = heard.of(LoopStalled)
     assert stalled.lease is not None
@@ -121,7 +121,7 @@ async def test_a_task_that_a_job_has_begun_is_the_jobs(broker: Broker) -> None:
     heard = Heard(LoopStalled, Run.release_thread.set)
     handle = await blocks_in_a_task.delay()
     async with Worker(options=options(heard)):
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     [stalled] = heard.of(LoopStalled)
     assert stalled.lease is not None
     assert stalled.lease.envelope.job == "tests.stalls.blocks_in_a_task"
@@ -171,8 +171,8 @@ async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker
     short = await runs_in_a_thread.delay(0.7)
     async with Worker(options=options(heard)):
         await heard.wait_for(Starved)
-        await short.result(PATIENCE)
-        await long.result(PATIENCE)
+        await short.result(TIMEOUT)
+        await long.result(TIMEOUT)
     assert heard.of(LoopStalled) == []
 
 
@@ -272,7 +272,7 @@ async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pyt
     heard = Heard(LoopStalled, Run.release_thread.set, times=2)
     handle = await blocks.delay()
     async with Worker(options=options(heard)):
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     first, second = heard.of(LoopStalled)
     assert 0.05 <= first.seconds < 0.5 <= second.seconds
 
@@ -299,11 +299,11 @@ async def test_in_an_application_a_loop_that_stands_still_for_good_ends_the_sess
         heard = Heard(StalledForGood, Run.release_thread.set)
         handle = await blocks_for_good.delay()
         async with Worker(options=options(heard, stall_limit=1.5, ttl=1.0)):
-            before, after = await handle.result(PATIENCE)
+            before, after = await handle.result(TIMEOUT)
             assert before == after
             await heard.wait_for(SessionOpened, times=2)
             Run.release.set()
-            assert await (await waits.delay()).result(PATIENCE) == "epoch 1"
+            assert await (await waits.delay()).result(TIMEOUT) == "epoch 1"
     [told] = heard.of(StalledForGood)
     assert told.lease is not None
     assert told.lease.envelope.job == "tests.stalls.blocks_for_good"
@@ -324,7 +324,7 @@ async def test_a_subscriber_that_hangs_does_not_keep_the_limit_from_being_heeded
     heard = Heard(StalledForGood, block)
     handle = await blocks.delay()
     async with Worker(options=options(heard, stall_limit=1.5, on_stall_limit=on_limit)):
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     assert told == [False]
 
 
@@ -358,7 +358,7 @@ async def test_whatever_ends_the_keepers_thread_another_session_takes_its_place(
         heard = Heard()
         async with Worker(options=options(heard)):
             await heard.wait_for(SessionOpened, times=2)
-            assert await (await waits.delay()).result(PATIENCE) is not None
+            assert await (await waits.delay()).result(TIMEOUT) is not None
     assert "its heartbeat thread has failed" in heard.of(SessionEnded)[0].why
 
 
@@ -380,7 +380,7 @@ async def test_a_keeper_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) 
         heard = Heard()
         async with Worker(options=options(heard, ttl=0.4)):
             await heard.wait_for(SessionOpened, times=2)
-            assert await (await waits.delay()).result(PATIENCE) is not None
+            assert await (await waits.delay()).result(TIMEOUT) is not None
         released.set()
     assert "has sent nothing" in heard.of(SessionEnded)[0].why
 
@@ -416,7 +416,7 @@ async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_thr
 
     handle = await takes_threads.delay()
     async with Worker(options=options(Heard())):
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
         began_at = time.monotonic()
     assert time.monotonic() - began_at < keeper.STOPS_WITHIN
     Run.release_thread.set()
@@ -454,7 +454,7 @@ async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Bro
     heard = Heard(InterpreterHeld, Run.release_thread.set)
     handle = await culprit.delay()
     async with Worker(options=options(heard)):
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
         while not (named := [held for held in heard.of(InterpreterHeld) if held.is_computed and held.lease]):
             await heard.wait_for(InterpreterHeld, len(heard.of(InterpreterHeld)) + 1)
     [held, *_] = named
@@ -466,7 +466,7 @@ async def test_a_process_that_stood_still_without_computing_accuses_nobody(broke
     heard = Heard()
     handle = await sleeps_in_c.delay()
     async with Worker(options=options(heard)):
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
         await heard.wait_for(InterpreterHeld)
         assert await handle.status() is Status.SUCCEEDED
     [held, *_] = heard.of(InterpreterHeld)

@@ -41,8 +41,8 @@ def test_a_slow_poison_job_is_found_out_alone(shell: Shell, processes: int) -> N
     shell.write("tasks.py", TASKS)
     shell.send(f"poison.bind(), *[healthy.bind(n) for n in range({HEALTHY})]")
     supervised = shell.taskflow("worker", "tasks", "--processes", str(processes), "--concurrency", "10")
-    until(lambda: shell.ledger().count("poison") == 4, supervised, patience=180.0)
-    until(lambda: shell.counts() == {"succeeded": HEALTHY, "failed": 1}, supervised, patience=120.0)
+    until(lambda: shell.ledger().count("poison") == 4, supervised, timeout=180.0)
+    until(lambda: shell.counts() == {"succeeded": HEALTHY, "failed": 1}, supervised, timeout=120.0)
     print(f"{processes} workers: runs {Counter(Counter(shell.ledger()).values())}")
     assert Counter(shell.ledger()).keys() == {"poison", *map(str, range(HEALTHY))}
 

@@ -21,7 +21,7 @@ from taskflow.model.record import Record
 from taskflow.worker.events import WorkerEvent
 from taskflow.worker.options import WorkerOptions
 
-PATIENCE: Final = 60.0
+TIMEOUT: Final = 60.0
 """Seconds for what takes far less on a machine that does nothing else. What takes this long has hung."""
 
 _TALLIED_WITHIN: Final = 0.02
@@ -95,14 +95,14 @@ class Scene:
                 return sent
         raise AssertionError("it does not fill up")
 
-    async def until_ran(self, numbers: Iterable[int], *, within: float = PATIENCE) -> None:
+    async def until_ran(self, numbers: Iterable[int], *, within: float = TIMEOUT) -> None:
         missing = set(numbers)
         async with asyncio.timeout(within):
             while missing := {number for number in missing if not self.runs[number]}:
                 self._ran.clear()
                 await self._ran.wait()
 
-    async def until_done(self, numbers: Iterable[int] | None = None, *, within: float = PATIENCE) -> None:
+    async def until_done(self, numbers: Iterable[int] | None = None, *, within: float = TIMEOUT) -> None:
         """Until the store says of each of these jobs, of all by default, that it has succeeded."""
         wanted = list(self.handles if numbers is None else numbers)
         try:
@@ -165,7 +165,7 @@ def _id(handle: JobHandle[Any]) -> bytes:
     return bytes.fromhex(handle.id.replace("-", ""))
 
 
-async def until(holds: Callable[[], Any], within: float = PATIENCE) -> None:
+async def until(holds: Callable[[], Any], within: float = TIMEOUT) -> None:
     """Wait for what a server or a thread does in its own time, and tells nobody of."""
     async with asyncio.timeout(within):
         while True:

@@ -7,7 +7,7 @@ from typing import Final
 
 from taskflow import configure
 from tests.stores.drivers import Driver
-from tests.stores.scene import PATIENCE
+from tests.stores.scene import TIMEOUT
 
 JOBS: Final = 900
 ENDED: Final = 20
@@ -18,7 +18,7 @@ CUTS: Final = 15
 
 async def test_connections_ended_at_random_lose_and_repeat_nothing(driver: Driver) -> None:
     """The server ends one, all, or those that listen, under two workers."""
-    configure(enqueue_timeout=PATIENCE)
+    configure(enqueue_timeout=TIMEOUT)
     async with driver.scene() as scene:
         async with scene.worker(), scene.worker(), driver.killing(scene, seed=3) as ended:
             jobs = 0
@@ -32,7 +32,7 @@ async def test_connections_ended_at_random_lose_and_repeat_nothing(driver: Drive
 
 async def test_cuts_of_all_connections_lose_and_repeat_nothing(driver: Driver) -> None:
     """Half of the commands have been sent, and nobody knows whether they took effect."""
-    configure(enqueue_timeout=PATIENCE)
+    configure(enqueue_timeout=TIMEOUT)
     async with driver.scene(far=True) as scene, scene.worker():
         await scene.seconds_to_start(-1)
         driver.proxy.latency = 0.002

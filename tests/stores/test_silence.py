@@ -11,7 +11,7 @@ import pytest
 from taskflow import BrokerUnavailable, configure
 from taskflow.worker.events import SessionEnded, SessionOpened
 from tests.stores.drivers import Driver
-from tests.stores.scene import PATIENCE, elapsed_since, until
+from tests.stores.scene import TIMEOUT, elapsed_since, until
 
 pytestmark = pytest.mark.usefixtures("_short_timeouts")
 
@@ -31,7 +31,7 @@ async def test_a_server_suspended_for_longer_than_a_command_may_take_costs_no_ru
             await scene.note.delay(-1)
         assert elapsed_since(began_at) < 2
         driver.server.resume()
-        configure(enqueue_timeout=PATIENCE)
+        configure(enqueue_timeout=TIMEOUT)
         await scene.send(range(HALF_WAY, 2 * HALF_WAY))
         await scene.until_done()
         assert not [event for event in scene.events if isinstance(event, SessionEnded)]
@@ -55,7 +55,7 @@ async def test_a_server_suspended_for_longer_than_a_session_lives_counts_no_cras
 
 async def test_a_worker_opens_another_session_after_a_hole_in_the_network(driver: Driver) -> None:
     """The hole lasts longer than every timeout and than the session. Every job is done once it is mended."""
-    configure(enqueue_timeout=PATIENCE)
+    configure(enqueue_timeout=TIMEOUT)
     async with driver.scene(far=True) as scene:
         async with scene.worker(ttl=1.5):
             await scene.send(range(HALF_WAY))

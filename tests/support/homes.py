@@ -43,7 +43,7 @@ class Home(ABC):
 
     name: ClassVar[str]
     lacks: ClassVar[Mapping[Power, str]] = {}
-    patience: ClassVar[float] = 3.0
+    wakes_within: ClassVar[float] = 3.0
     """Seconds to wait for a nudge: it comes at once, so that they are spent only where one is missing."""
 
     much: ClassVar[int] = 4_096
@@ -104,7 +104,7 @@ class MemoryHome(Home):
     """`store_class` may be a broken one: the mutants are made so."""
 
     name = "memory"
-    patience = 0.05  # its nudges come before the verb returns
+    wakes_within = 0.05  # its nudges come before the verb returns
     store_class: ClassVar[type[MemoryStore]] = MemoryStore
     lacks = {
         Power.RESTART: "jobs in a process's memory end with the process",

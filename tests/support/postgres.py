@@ -23,7 +23,7 @@ import asyncpg
 
 from tests.support.processes import (
     HOST,
-    PATIENCE,
+    TIMEOUT,
     Found,
     OwnServer,
     ServerFailed,
@@ -278,7 +278,7 @@ def asked(url: str, what: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]
 
     async def ask() -> T:
         # Without a cache: pgbouncer may not know prepared statements.
-        connection = await asyncpg.connect(url, timeout=PATIENCE, command_timeout=PATIENCE, statement_cache_size=0, ssl=False)
+        connection = await asyncpg.connect(url, timeout=TIMEOUT, command_timeout=TIMEOUT, statement_cache_size=0, ssl=False)
         try:
             return await what(connection)
         finally:

@@ -23,7 +23,7 @@ from typing import ClassVar, Final, Self, TypedDict
 
 HOST: Final = "127.0.0.1"
 
-PATIENCE: Final = 20.0
+TIMEOUT: Final = 20.0
 """Seconds for a start or an orderly end, on a machine with much else to do. What takes this long has hung."""
 
 _POLL: Final = 0.003
@@ -107,7 +107,7 @@ def run_as(user: str | None, command: Sequence[str | Path], folder: Path = Path(
     Raises:
         OSError: it cannot be run by that user.
     """
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False, **_identity(user))
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False, **_identity(user))
 
 
 class OwnServer(ABC):
@@ -193,12 +193,12 @@ class OwnServer(ABC):
         """Whether the one that was started last is up."""
 
     def _wait_until_up(self, process: _Watched) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not self._answers():
             if not process.is_alive():
                 raise ServerFailed(f"{self.binary} did not start. Its log ends:\n{self.log[-_LOG_TAIL:]}")
             if time.monotonic() > deadline:
-                raise ServerFailed(f"{self.binary} answers nothing after {PATIENCE:g} s. Its log ends:\n{self.log[-_LOG_TAIL:]}")
+                raise ServerFailed(f"{self.binary} answers nothing after {TIMEOUT:g} s. Its log ends:\n{self.log[-_LOG_TAIL:]}")
             time.sleep(_POLL)
 
     def _running(self) -> _Watched:
@@ -317,7 +317,7 @@ def _ask_to_end(process: subprocess.Popen[bytes], how: Signals) -> None:
     process.send_signal(how)
     process.send_signal(SIGCONT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(PATIENCE)
+        process.wait(TIMEOUT)
 
 
 def _kill(owner: int, process: subprocess.Popen[bytes], keeper: Keeper, parting: Signals) -> None:
@@ -363,7 +363,7 @@ def kill_all(pids: Iterable[int]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 pidfd_send_signal(handle, SIGKILL)
         for handle in handles:
-            select.select([handle], [], [], PATIENCE)
+            select.select([handle], [], [], TIMEOUT)
 
 
 def _handle_of(pid: int, opened: contextlib.ExitStack) -> int | None:

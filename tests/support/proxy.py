@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 _CHUNK: Final = 65_536
 
-_PATIENCE: Final = 10.0
+_TIMEOUT: Final = 10.0
 """Seconds that an act may take in the proxy's thread. What takes this long has hung."""
 
 
@@ -299,7 +299,7 @@ class Proxy:
         return fate
 
     def _do(self, act: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(act, self._loop).result(_PATIENCE)
+        return asyncio.run_coroutine_threadsafe(act, self._loop).result(_TIMEOUT)
 
     async def _listen(self) -> None:
         if self._listener is None:

@@ -20,7 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support.processes import HOST as HOST, PATIENCE, Found as Found, OwnServer, ServerFailed as ServerFailed, free_port as free_port
+from tests.support.processes import HOST as HOST, TIMEOUT, Found as Found, OwnServer, ServerFailed as ServerFailed, free_port as free_port
 
 _NAMED: Final = os.environ.get("TASKFLOW_REDIS_SERVER", "")
 """Read at once: fixtures take away the settings of the machine that begin so."""
@@ -68,7 +68,7 @@ def the_redis_binary() -> Found:
 def has_tls(binary: Path) -> bool:
     """Whether that server was built with TLS. Asked for TLS without a certificate one that was misses the certificate, another one TLS."""
     asked = [str(binary), "--port", "0", "--tls-port", "1", "--save", "", "--daemonize", "no"]
-    run = subprocess.run(asked, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=tempfile.gettempdir())
+    run = subprocess.run(asked, capture_output=True, text=True, timeout=TIMEOUT, check=False, cwd=tempfile.gettempdir())
     return "No tls-cert-file configured" in run.stdout + run.stderr
 
 
@@ -145,7 +145,7 @@ class RedisServer(OwnServer):
 
     def copy_aof(self) -> dict[str, bytes]:
         """The append-only files as they are now, by name, whether it runs or not: all that it has acknowledged."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             with contextlib.suppress(FileNotFoundError):
                 before = self._manifest()
@@ -200,7 +200,7 @@ class RedisServer(OwnServer):
 
     def _answers(self) -> bool:
         """A refusal is an answer: the default user may be locked out, or may not ping. That it is still loading is none."""
-        with self.client(timeout=PATIENCE) as client:
+        with self.client(timeout=TIMEOUT) as client:
             try:
                 client.ping()
             except (redis.ResponseError, redis.AuthenticationError):
@@ -234,7 +234,7 @@ def _required(path: Path) -> Found:
 def _asked(path: Path) -> Found | None:
     """What that program says it is; None where it does not run here, or is none of ours."""
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=False).stdout
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False).stdout
     except OSError:
         return None
     match = re.match(r"(Redis|Valkey) server v=([\d.]+)", said)

@@ -34,7 +34,7 @@ from taskflow.worker.options import WorkerOptions
 from tests.support.spoiling import Spoiler, Spoilt, spoil_one
 from tests.support.world import World
 
-PATIENCE: Final = 10.0
+TIMEOUT: Final = 10.0
 ERROR: Final = RunError("app.Error", "it went wrong", "Traceback ...", 1)
 
 
@@ -176,7 +176,7 @@ class Scene:
         assert [event for event in self.events if isinstance(event, SessionEnded)] == []
 
     async def _until(self, is_so: Callable[[], Awaitable[Any]], complaint: str) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while wrong := await is_so():
             assert time.monotonic() < deadline, f"{complaint}: {wrong}"
             await asyncio.sleep(0.02)

@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from tests.support.postgres import PostgresServer
-from tests.support.processes import HOST, PATIENCE, ServerFailed
+from tests.support.processes import HOST, TIMEOUT, ServerFailed
 
 _SYNCHRONOUS: Final = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
 
@@ -26,7 +26,7 @@ class Standby(PostgresServer):
         """From now on the primary acknowledges nothing that is not here: nothing acknowledged is lost with it."""
         self._primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
         self._primary.execute("SELECT pg_reload_conf()")
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not self._primary.rows(_SYNCHRONOUS):
             if time.monotonic() > deadline:
                 raise ServerFailed(f"{self!r} does not follow {self._primary!r}. Its log ends:\n{self.log[-2_000:]}")

@@ -18,7 +18,7 @@ from taskflow.worker.events import Ended, RolledBack, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.transactions.handles import ALL, POSTGRES, User, driven
 
-PATIENCE: Final = 20.0
+TIMEOUT: Final = 20.0
 
 COUNT: Final = "SELECT count(*) FROM orders WHERE number = 1"
 
@@ -104,7 +104,7 @@ def play(request: pytest.FixtureRequest) -> Play:
         handle = await (awaited if Run.a_user().is_awaited else in_thread).delay()
         events = list[WorkerEvent]()
         async with Worker(options=WorkerOptions(concurrency=2, subscribers=(events.append,))) as worker:
-            await handle.result(PATIENCE)
+            await handle.result(TIMEOUT)
             record = await handle.info()
         assert record is not None
         return Outcome(record, await alone(None), events, worker)

@@ -16,7 +16,7 @@ from taskflow.worker.children.wire import Hello
 from taskflow.worker.events import Printed, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 HELLO = Hello(
     modules=(), arguments=(), settings={"max_payload": 1 << 20, "defaults": {}}, is_reachable=False, has_lifespan=False, log_level=0
@@ -45,13 +45,13 @@ def a_worker(*subscribers: Callable[[WorkerEvent], None], grace: float = 5.0, la
 
 async def failure(handle: JobHandle[Any]) -> JobFailed:
     with pytest.raises(JobFailed) as caught:
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     return caught.value
 
 
 async def written(note: Path) -> list[int]:
     """The numbers that a job has left there, once it has."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not (numbers := read(note)):  # noqa: ASYNC110  # another process writes it
             await asyncio.sleep(0.01)
     return [int(number) for number in numbers]
@@ -62,7 +62,7 @@ def read(note: Path) -> list[str]:
 
 
 async def gone(*pids: int) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while any(is_alive(pid) for pid in pids):  # noqa: ASYNC110  # another process does it
             await asyncio.sleep(0.01)
 

@@ -50,7 +50,7 @@ from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.log import log_event
 from tests.cli.processes import Shell
 from tests.worker import child_jobs as jobs
-from tests.worker.child_scene import HELLO, PATIENCE, Lines, a_worker, failure, gone, is_alive, read, written
+from tests.worker.child_scene import HELLO, TIMEOUT, Lines, a_worker, failure, gone, is_alive, read, written
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,10 +77,10 @@ async def worker(lines: Lines) -> AsyncIterator[Worker]:
 
 
 async def test_plain_and_async_functions_run_in_another_process_which_is_used_again(worker: Worker) -> None:
-    first = await (await jobs.pid.delay()).result(PATIENCE)
+    first = await (await jobs.pid.delay()).result(TIMEOUT)
     assert first != os.getpid()
-    assert await (await jobs.pid_of_async.delay()).result(PATIENCE) == first
-    assert await (await jobs.pid.delay()).result(PATIENCE) == first
+    assert await (await jobs.pid_of_async.delay()).result(TIMEOUT) == first
+    assert await (await jobs.pid.delay()).result(TIMEOUT) == first
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't start new thread")], ids=type)
@@ -99,7 +99,7 @@ async def test_a_shortage_of_the_machine_costs_no_attempt(
     with caplog.at_level(logging.WARNING, "taskflow.worker"):
         handle = await jobs.pid.options(max_attempts=1).delay()
         async with a_worker(lines):
-            assert await handle.result(PATIENCE) != os.getpid()
+            assert await handle.result(TIMEOUT) != os.getpid()
     assert [message for message in caplog.messages if "cannot be started" in message] == [
         f"a child process cannot be started: {error}; trying again for at most 60 s"
     ]
@@ -117,12 +117,12 @@ async def test_a_shortage_that_stays_fails_the_attempt(lines: Lines, monkeypatch
 
 async def test_arguments_and_results_are_what_they_are_annotated_as(worker: Worker) -> None:
     order = jobs.Order(1, date(2026, 2, 3))
-    assert await (await jobs.describe.delay(order, times=3)).result(PATIENCE) == [order] * 3
+    assert await (await jobs.describe.delay(order, times=3)).result(TIMEOUT) == [order] * 3
 
 
 async def test_the_context_has_the_facts_of_the_run(worker: Worker) -> None:
     handle = await jobs.facts.options(headers={"sent-by": "web"}, max_attempts=4, tags=("import:42",)).delay()
-    found = await handle.result(PATIENCE)
+    found = await handle.result(TIMEOUT)
     info = await handle.info()
     assert info is not None
     assert found == {
@@ -151,8 +151,8 @@ async def test_an_exception_is_a_failure_with_its_own_traceback_and_is_retried(w
 
 
 async def test_signals_turn_the_run(worker: Worker) -> None:
-    assert await (await jobs.says.delay("retry")).result(PATIENCE) == "attempt 2"
-    assert await (await jobs.says.delay("snooze")).result(PATIENCE) == "attempt 1"
+    assert await (await jobs.says.delay("retry")).result(TIMEOUT) == "attempt 2"
+    assert await (await jobs.says.delay("snooze")).result(TIMEOUT) == "attempt 1"
     assert "no use" in str(await failure(await jobs.says.delay("discard")))
 
 
@@ -177,7 +177,7 @@ async def test_a_call_of_another_version_is_parked(worker: Worker, broker: Memor
     job_id = default_app().new_id()
     await broker.enqueue([Envelope(id=job_id, job=jobs.describe.name if is_missing else jobs.pid.name, payload=payload)])
     handle = JobHandle.of(id_text(job_id))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while (info := await handle.info()) is None or info.waiting_for is None:  # noqa: ASYNC110  # nobody rings for it
             await asyncio.sleep(0.01)
     assert (info.status, info.failures) == (Status.SCHEDULED, 0)
@@ -185,7 +185,7 @@ async def test_a_call_of_another_version_is_parked(worker: Worker, broker: Memor
 
 
 async def test_a_plain_function_may_have_a_loop_of_its_own(worker: Worker) -> None:
-    assert await (await jobs.starts_a_loop.delay()).result(PATIENCE) == 3
+    assert await (await jobs.starts_a_loop.delay()).result(TIMEOUT) == 3
 
 
 async def test_middleware_is_around_the_run_in_the_worker(lines: Lines) -> None:
@@ -199,7 +199,7 @@ async def test_middleware_is_around_the_run_in_the_worker(lines: Lines) -> None:
 
     configure(middleware=[Notes()])
     async with a_worker(lines):
-        await (await jobs.pid.delay()).result(PATIENCE)
+        await (await jobs.pid.delay()).result(TIMEOUT)
     assert seen == [(os.getpid(), jobs.pid.name, Succeeded)]
 
 
@@ -229,7 +229,7 @@ async def test_the_state_of_the_lifespan_is_not_there_and_says_so(lines: Lines) 
     ],
 )
 async def test_a_child_that_dies_fails_its_run_alone_and_is_retried_whatever_retry_on_says(worker: Worker, how: str, cause: str) -> None:
-    before = await (await jobs.pid.delay()).result(PATIENCE)
+    before = await (await jobs.pid.delay()).result(TIMEOUT)
     handle = await jobs.dies.delay(how)
     failed = await failure(handle)
     assert failed.type == "taskflow.ChildDied"
@@ -237,7 +237,7 @@ async def test_a_child_that_dies_fails_its_run_alone_and_is_retried_whatever_ret
     info = await handle.info()
     assert info is not None
     assert (info.failures, info.crashes) == (2, 0), "the worker lives and knows the cause: it is no crash"
-    after = await (await jobs.pid.delay()).result(PATIENCE)
+    after = await (await jobs.pid.delay()).result(TIMEOUT)
     assert after != before
     await gone(before)
 
@@ -249,10 +249,10 @@ async def test_a_segfault_leaves_the_place_where_it_happened(worker: Worker) -> 
 
 
 async def test_sys_exit_is_a_failure_like_others(worker: Worker) -> None:
-    child = await (await jobs.pid.delay()).result(PATIENCE)
+    child = await (await jobs.pid.delay()).result(TIMEOUT)
     failed = await failure(await jobs.dies.delay("sys.exit"))
     assert (failed.type, failed.message) == ("SystemExit", "out")
-    assert await (await jobs.pid.delay()).result(PATIENCE) == child
+    assert await (await jobs.pid.delay()).result(TIMEOUT) == child
 
 
 async def test_want_of_memory_is_a_failure(worker: Worker) -> None:
@@ -277,7 +277,7 @@ async def test_a_cancel_kills_and_what_it_has_started_too(worker: Worker, tmp_pa
     pids = await written(tmp_path / "note")
     assert await handle.cancel() is Status.RUNNING
     with pytest.raises(JobCancelled):
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     assert not is_alive(pids[0])
     await gone(*pids)
 
@@ -313,7 +313,7 @@ async def test_what_waits_for_its_turn_can_be_cancelled_and_its_timeout_has_not_
         with pytest.raises(JobCancelled):
             await cancelled.result(1.5)
         await failure(first)
-        assert await patient.result(PATIENCE) > 0
+        assert await patient.result(TIMEOUT) > 0
 
 
 async def test_what_waits_for_its_turn_past_its_expires_is_not_run(lines: Lines, tmp_path: Path) -> None:
@@ -323,8 +323,8 @@ async def test_what_waits_for_its_turn_past_its_expires_is_not_run(lines: Lines,
         late, patient = await jobs.pid.options(expires=1.0).delay(), await jobs.pid.options(expires=600.0).delay()
         await failure(first)
         with pytest.raises(JobCancelled, match="expired"):
-            await late.result(PATIENCE)
-        assert await patient.result(PATIENCE) > 0
+            await late.result(TIMEOUT)
+        assert await patient.result(TIMEOUT) > 0
 
 
 # --- how many, how long -------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ async def test_more_jobs_than_slots_wait_for_their_turn_and_all_run(lines: Lines
     note = tmp_path / "note"
     async with a_worker(lines, at_once=2):
         handles = await enqueue(jobs.overlaps.bind(str(note)) for _ in range(12))
-        assert [await handle.result(PATIENCE) for handle in handles] == [1.0] * 12
+        assert [await handle.result(TIMEOUT) for handle in handles] == [1.0] * 12
     at_once, most = 0, 0
     for sign in note.read_text():
         at_once += 1 if sign == "+" else -1
@@ -344,39 +344,39 @@ async def test_more_jobs_than_slots_wait_for_their_turn_and_all_run(lines: Lines
 
 async def test_a_child_is_replaced_after_so_many_runs(lines: Lines) -> None:
     async with a_worker(lines, at_once=1, most_runs=3):
-        pids = [await (await jobs.pid.delay()).result(PATIENCE) for _ in range(7)]
+        pids = [await (await jobs.pid.delay()).result(TIMEOUT) for _ in range(7)]
         assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 1]
         await gone(pids[0], pids[3])
 
 
 async def test_a_child_that_has_grown_is_replaced(lines: Lines) -> None:
     async with a_worker(lines, at_once=1, most_growth=32 << 20):
-        small = [await (await jobs.grows.delay(1)).result(PATIENCE) for _ in range(2)]
-        large = await (await jobs.grows.delay(64)).result(PATIENCE)
+        small = [await (await jobs.grows.delay(1)).result(TIMEOUT) for _ in range(2)]
+        large = await (await jobs.grows.delay(64)).result(TIMEOUT)
         assert small == [large, large]
-        assert await (await jobs.pid.delay()).result(PATIENCE) != large
+        assert await (await jobs.pid.delay()).result(TIMEOUT) != large
         await gone(large)
 
 
 async def test_a_child_without_work_goes_home(lines: Lines) -> None:
     async with a_worker(lines, idle_for=0.05):
-        pid = await (await jobs.pid.delay()).result(PATIENCE)
+        pid = await (await jobs.pid.delay()).result(TIMEOUT)
         await gone(pid)
-        assert await (await jobs.pid.delay()).result(PATIENCE) != pid
+        assert await (await jobs.pid.delay()).result(TIMEOUT) != pid
 
 
 async def test_children_end_with_the_block(lines: Lines) -> None:
     async with a_worker(lines):
-        pid = await (await jobs.pid.delay()).result(PATIENCE)
+        pid = await (await jobs.pid.delay()).result(TIMEOUT)
     assert not is_alive(pid)
 
 
 async def test_signals_to_all_processes_of_a_service_are_left_to_the_worker(worker: Worker) -> None:
-    assert await (await jobs.outlives_signals.delay()).result(PATIENCE)
+    assert await (await jobs.outlives_signals.delay()).result(TIMEOUT)
 
 
 async def test_other_jobs_are_none_of_a_childs_business(worker: Worker) -> None:
-    assert await (await jobs.plain.delay()).result(PATIENCE) == os.getpid()
+    assert await (await jobs.plain.delay()).result(TIMEOUT) == os.getpid()
 
 
 # --- what it says -------------------------------------------------------------------------------------------------------
@@ -386,22 +386,22 @@ async def test_a_mebibyte_on_both_streams_holds_nobody_up(worker: Worker, lines:
     """Also while the worker's loop is busy. Every line comes, in order, and before the run's end."""
     handle = await jobs.prints.delay(1024, 1000)
     time.sleep(1.0)  # noqa: ASYNC251  # the loop is busy
-    assert await handle.result(PATIENCE) == 1024
+    assert await handle.result(TIMEOUT) == 1024
     for stream, letter in (("stdout", "o"), ("stderr", "e")):
         assert lines.of(stream) == [f"{number} ".ljust(1000, letter) for number in range(1024)]
 
 
 async def test_more_than_a_run_may_say_is_counted_and_dropped(worker: Worker, lines: Lines) -> None:
-    assert await (await jobs.prints.delay(3000, 1000)).result(PATIENCE) == 3000
+    assert await (await jobs.prints.delay(3000, 1000)).result(TIMEOUT) == 3000
     assert lines.of("stdout")[-1] == f"... and {1001 * (3000 - len(lines.of('stdout')) + 1):,} characters more, which are not shown"
     assert sum(len(line) + 1 for line in lines.of("stdout")) < 1.1 * (1 << 20)
     lines.printed.clear()
-    assert await (await jobs.prints.delay(1, 10)).result(PATIENCE) == 1
+    assert await (await jobs.prints.delay(1, 10)).result(TIMEOUT) == 1
     assert lines.of("stdout") == ["0 oooooooo"]
 
 
 async def test_native_writes_are_kept_too(worker: Worker, lines: Lines) -> None:
-    await (await jobs.prints_natively.delay()).result(PATIENCE)
+    await (await jobs.prints_natively.delay()).result(TIMEOUT)
     assert set(lines.of("stdout")) == {"by the system: \ufffd", "by the library"}
     assert lines.of("stderr") == ["unended"]
 
@@ -410,7 +410,7 @@ async def test_a_line_has_the_jobs_name_and_id_in_the_log(caplog: pytest.LogCapt
     with caplog.at_level("INFO"):
         async with a_worker(log_event):
             handle = await jobs.logs.delay()
-            await handle.result(PATIENCE)
+            await handle.result(TIMEOUT)
     said = [record for record in caplog.records if "stderr:" in record.getMessage()]
     assert [record.getMessage() for record in said] == [
         f"{jobs.logs.name} {handle.id} (attempt 1, queue default) stderr: INFO shop: sold 3",
@@ -420,11 +420,11 @@ async def test_a_line_has_the_jobs_name_and_id_in_the_log(caplog: pytest.LogCapt
 
 async def test_progress_is_seen_while_it_runs_and_the_last_of_it_after(worker: Worker, tmp_path: Path) -> None:
     handle = await jobs.reports.delay(str(tmp_path / "note"))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while (info := await handle.info()) is None or info.progress != Progress(0.75, "waits"):  # noqa: ASYNC110  # it is for a person
             await asyncio.sleep(0.01)
     (tmp_path / "note").touch()
-    await handle.result(PATIENCE)
+    await handle.result(TIMEOUT)
 
 
 @pytest.mark.parametrize(
@@ -442,11 +442,11 @@ async def test_a_wrong_report_harms_its_own_run_at_most(lines: Lines, how: str, 
     async with a_worker(lines, events.append, at_once=1):
         wrong, neighbour = await jobs.reports_wrongly.delay(how), await jobs.pid.delay()
         if says is None:  # the report is dropped
-            assert await wrong.result(PATIENCE) == "done"
+            assert await wrong.result(TIMEOUT) == "done"
         else:
             failed = await failure(wrong)
             assert says in failed.message + failed.traceback
-        assert isinstance(await neighbour.result(PATIENCE), int)
+        assert isinstance(await neighbour.result(TIMEOUT), int)
     assert not [event for event in events if isinstance(event, SessionEnded | BrokerTrouble)]
 
 
@@ -472,7 +472,7 @@ async def test_an_import_error_in_the_child_is_a_failure_that_shows_it(
         module.write_text("")
         assert "declares no job 'shop_of_children.sell'" in (await failure(await shop.sell.delay())).message
         module.write_text(right)
-        assert await (await shop.sell.delay()).result(PATIENCE) != os.getpid()
+        assert await (await shop.sell.delay()).result(TIMEOUT) != os.getpid()
 
 
 async def test_an_import_that_hangs_is_cut_off(lines: Lines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,7 +579,7 @@ async def test_a_ctrl_c_in_the_terminal_is_the_workers_alone(shell: Shell) -> No
 
 async def test_a_child_whose_worker_hangs_up_ends_at_once(tmp_path: Path) -> None:
     """What the system may not see to: that the worker is gone is seen by the closed connection."""
-    child = await Child.start(Nursery(HELLO, ChildOptions(goodbye=PATIENCE), lambda _: None, start_thread))
+    child = await Child.start(Nursery(HELLO, ChildOptions(goodbye=TIMEOUT), lambda _: None, start_thread))
     await child.prepare(jobs.__name__, None)
     payload = jobs.endless.codec.encode_arguments((str(tmp_path / "note"),), {})
     lease = Lease(envelope=Envelope(id=bytes(16), job=jobs.endless.name, payload=payload), epoch=1, claim=ClaimId(b"", 1, 1), created_at=0)

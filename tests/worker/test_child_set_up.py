@@ -16,7 +16,7 @@ from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.retry import Pauses
 from tests.worker import set_up_jobs as jobs
-from tests.worker.child_scene import PATIENCE, Lines, a_worker, failure, gone
+from tests.worker.child_scene import TIMEOUT, Lines, a_worker, failure, gone
 
 SetUp = Callable[[str], None]
 
@@ -49,7 +49,7 @@ def words(ledger: Path) -> list[str]:
 
 
 async def until(ledger: Path, word: str) -> int:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while word not in words(ledger):  # noqa: ASYNC110  # another process writes it
             await asyncio.sleep(0.01)
     return int(next(line for line in lines(ledger) if line.startswith(word)).split()[1])
@@ -61,7 +61,7 @@ async def until(ledger: Path, word: str) -> int:
 async def test_each_child_is_set_up_once_in_its_main_thread_before_its_first_job(ledger: Path) -> None:
     async with a_worker(at_once=1, most_runs=2):
         for _ in range(3):
-            assert await (await jobs.reads_state.delay()).result(PATIENCE) == "a model"
+            assert await (await jobs.reads_state.delay()).result(TIMEOUT) == "a model"
     assert words(ledger) == ["initialized", "entered", "run", "run", "left", "initialized", "entered", "run", "left"] or words(ledger) == [
         "initialized",
         "entered",
@@ -82,8 +82,8 @@ async def test_an_async_lifespan_shares_its_loop_with_async_jobs_and_ends_in_its
     set_up("async")
     printed = Lines()
     async with a_worker(printed, at_once=1):
-        assert await (await jobs.is_in_its_loop.delay()).result(PATIENCE)
-        assert await (await jobs.is_in_its_loop.delay()).result(PATIENCE)
+        assert await (await jobs.is_in_its_loop.delay()).result(TIMEOUT)
+        assert await (await jobs.is_in_its_loop.delay()).result(TIMEOUT)
     assert words(ledger) == ["initialized", "entered", "left"]
     assert printed.printed == []
 
@@ -95,12 +95,12 @@ async def test_the_workers_state_stays_apart(ledger: Path) -> None:
 
     configure(lifespan=of_the_worker)
     async with a_worker():
-        assert await (await jobs.reads_state.delay()).result(PATIENCE) == "a model"
+        assert await (await jobs.reads_state.delay()).result(TIMEOUT) == "a model"
 
 
 async def test_a_child_without_work_leaves_its_lifespan(ledger: Path) -> None:
     async with a_worker(idle_for=0.05):
-        await (await jobs.reads_state.delay()).result(PATIENCE)
+        await (await jobs.reads_state.delay()).result(TIMEOUT)
         await gone(await until(ledger, "left"))
 
 
@@ -113,7 +113,7 @@ async def test_a_child_whose_run_was_asked_to_stop_leaves_its_lifespan(ledger: P
         if not is_over:
             await handle.cancel()
             with pytest.raises(JobCancelled):
-                await handle.result(PATIENCE)
+                await handle.result(TIMEOUT)
             await gone(await until(ledger, "left"))
     assert words(ledger) == ["initialized", "entered", "works", "stopped", "left"]
 
@@ -122,9 +122,9 @@ async def test_a_lifespan_that_fails_at_its_end_says_so_in_the_log(ledger: Path,
     set_up("fails at its end")
     printed = Lines()
     async with a_worker(printed, idle_for=0.05):
-        await (await jobs.reads_state.delay()).result(PATIENCE)
+        await (await jobs.reads_state.delay()).result(TIMEOUT)
         await gone(await until(ledger, "left"))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while "LookupError: nothing to close" not in printed.of("stderr"):  # noqa: ASYNC110  # nobody rings for it
                 await asyncio.sleep(0.01)
     assert printed.of("stderr")[0].startswith("child_lifespan has failed at its end: Traceback")
@@ -132,8 +132,8 @@ async def test_a_lifespan_that_fails_at_its_end_says_so_in_the_log(ledger: Path,
 
 async def test_a_lifespan_that_does_not_end_is_cut_off(ledger: Path, set_up: SetUp) -> None:
     set_up("hangs at its end")
-    async with asyncio.timeout(PATIENCE), a_worker(goodbye=1.0):
-        await (await jobs.reads_state.delay()).result(PATIENCE)
+    async with asyncio.timeout(TIMEOUT), a_worker(goodbye=1.0):
+        await (await jobs.reads_state.delay()).result(TIMEOUT)
     await gone(await until(ledger, "left"))
 
 
@@ -178,7 +178,7 @@ async def test_a_set_up_that_fails_once_costs_one_attempt(ledger: Path, set_up: 
     set_up("fails once")
     async with a_worker():
         handle = await jobs.retried.delay()
-        assert await handle.result(PATIENCE) == 1
+        assert await handle.result(TIMEOUT) == 1
     info = await handle.info()
     assert info is not None
     assert (info.failures, words(ledger).count("initialized")) == (1, 2)

@@ -19,7 +19,7 @@ from taskflow.model.verdict import Completed
 from tests.cli.processes import Shell
 from tests.worker.scene import Heard, options
 
-PATIENCE: Final = 20.0
+TIMEOUT: Final = 20.0
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ async def wrong_result(ctx: JobContext) -> str:
 async def failure_of(handle: JobHandle[Any]) -> JobFailed:
     async with Worker(options=options(Heard(), concurrency=2)):
         with pytest.raises(JobFailed) as caught:
-            await handle.result(PATIENCE)
+            await handle.result(TIMEOUT)
     return caught.value
 
 
@@ -99,7 +99,7 @@ async def failure_of(handle: JobHandle[Any]) -> JobFailed:
 async def test_a_synchronous_connection_acts_when_called(broker: None, which: Any) -> None:
     handle = await which.delay()
     async with Worker(options=options(Heard(), concurrency=2)):
-        assert await handle.result(PATIENCE) == "receipt"
+        assert await handle.result(TIMEOUT) == "receipt"
 
 
 async def test_a_plain_function_cannot_use_a_connection_that_is_awaited(broker: None) -> None:
@@ -141,8 +141,8 @@ async def test_a_completion_that_rolled_back_is_a_failure_with_its_follow_up(bro
     failed, succeeded = await followed.delay(False), await followed.delay(True)
     async with Worker(options=options(Heard(), concurrency=2)) as worker:
         with pytest.raises(JobFailed, match="afterwards"):
-            await failed.result(PATIENCE)
-        await succeeded.result(PATIENCE)
+            await failed.result(TIMEOUT)
+        await succeeded.result(TIMEOUT)
         await worker.drained()
     assert User.causes == [failed.id]
 
@@ -150,7 +150,7 @@ async def test_a_completion_that_rolled_back_is_a_failure_with_its_follow_up(bro
 async def test_a_run_that_has_ended_cannot_be_completed(broker: None) -> None:
     handle = await in_loop.delay()
     async with Worker(options=options(Heard(), concurrency=2)):
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
         await asyncio.sleep(0.05)  # the worker learns of the end later than those who wait for it
         with closing(sqlite3.connect(User.file)) as connection, pytest.raises(TaskflowError, match="after the run had ended"):
             User.contexts[0].complete_in(connection, result="late")
@@ -169,7 +169,7 @@ async def test_middleware_sees_that_a_run_was_completed(broker: None) -> None:
     configure(middleware=[Watching()])
     handle = await in_thread.delay()
     async with Worker(options=options(Heard(), concurrency=2)):
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
     [verdict] = Watching.seen
     assert isinstance(verdict, Completed)
     assert verdict.is_final

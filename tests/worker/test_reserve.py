@@ -81,7 +81,7 @@ def watched() -> Iterator[Watched]:
 def a_reserve_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if two jobs were about to start, whatever is measured; and they may wait for as long as it takes."""
     monkeypatch.setattr(Pace, "reserve", lambda self, now: 2)
-    monkeypatch.setattr(runs_module, "PATIENCE", 3600.0)
+    monkeypatch.setattr(runs_module, "RESERVED_FOR", 3600.0)
 
 
 def a_worker(slots: int = SLOTS, **more: Any) -> Worker:

@@ -28,7 +28,7 @@ from taskflow.worker.children.wire import Stop, pack
 from taskflow.worker.executor import CANCELLED
 from taskflow.worker.lease_table import HeldLease
 from tests.worker import stopping_jobs as jobs
-from tests.worker.child_scene import HELLO, PATIENCE, Lines, a_worker, failure, gone, is_alive
+from tests.worker.child_scene import HELLO, TIMEOUT, Lines, a_worker, failure, gone, is_alive
 
 
 class Ledger:
@@ -41,7 +41,7 @@ class Ledger:
 
     async def until(self, word: str) -> list[int]:
         """Wait for a line that begins with this word, and return its numbers."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not (found := [line for line in self.lines if line.startswith(word)]):  # noqa: ASYNC110  # another process writes it
                 await asyncio.sleep(0.01)
         return [int(text) for text in found[0].split() if text.isdigit()]
@@ -72,7 +72,7 @@ async def worker() -> AsyncIterator[Worker]:
 async def cancelled(handle: JobHandle[Any]) -> None:
     assert await handle.cancel() is Status.RUNNING
     with pytest.raises(JobCancelled):
-        await handle.result(PATIENCE)
+        await handle.result(TIMEOUT)
 
 
 # --- what the function sees ---------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ async def test_a_function_that_returns_instead_has_succeeded(worker: Worker, led
     handle = await jobs.returns_when_stopped.delay(ledger.path)
     await ledger.begun()
     await handle.cancel()
-    assert await handle.result(PATIENCE) == "saved (cancelled)"
+    assert await handle.result(TIMEOUT) == "saved (cancelled)"
 
 
 async def test_a_function_that_returns_after_its_timeout_has_failed(worker: Worker, ledger: Ledger) -> None:
@@ -151,7 +151,7 @@ async def test_an_error_while_it_tidies_up_is_the_one_that_is_recorded(worker: W
     failed = await failure(await jobs.fails_when_stopped.options(timeout=0.5).delay(ledger.path))
     assert (failed.type, failed.message) == ("OSError", "no room for the tidying up")
     handle = await jobs.fails_when_stopped.delay(ledger.path)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while len(ledger.lines) < 2:  # noqa: ASYNC110  # another process writes it
             await asyncio.sleep(0.01)
     await cancelled(handle)
@@ -213,7 +213,7 @@ async def test_a_child_that_is_killed_while_it_tidies_up(worker: Worker, ledger:
     os.kill(pid, signal.SIGKILL)
     if why == "cancelled":
         with pytest.raises(JobCancelled):
-            await handle.result(PATIENCE)
+            await handle.result(TIMEOUT)
     else:
         assert (await failure(handle)).type == "taskflow.ChildDied"
 
@@ -221,11 +221,11 @@ async def test_a_child_that_is_killed_while_it_tidies_up(worker: Worker, ledger:
 async def test_a_stopped_child_is_not_used_again(ledger: Ledger) -> None:
     """It may have been interrupted anywhere, for example in an import."""
     async with a_worker(at_once=1):
-        before = await (await jobs.is_short.delay(1)).result(PATIENCE)
+        before = await (await jobs.is_short.delay(1)).result(TIMEOUT)
         handle = await jobs.works.delay(ledger.path, "computes")
         [pid] = await ledger.begun()
         await cancelled(handle)
-        assert await (await jobs.is_short.delay(2)).result(PATIENCE) == before + 1
+        assert await (await jobs.is_short.delay(2)).result(TIMEOUT) == before + 1
         await gone(pid)
 
 
@@ -250,7 +250,7 @@ async def test_a_request_at_any_moment_reaches_its_own_run_or_none() -> None:
                     pass
                 for _ in range(2):
                     child._transport.write(pack(Stop(CANCELLED)))  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
-            verdict = await asyncio.wait_for(run, PATIENCE)
+            verdict = await asyncio.wait_for(run, TIMEOUT)
             has_returned = verdict == Succeeded(jobs.is_short.codec.encode_result(number))
             came_to["returned" if has_returned else "stopped"] += is_asked
             assert has_returned or (is_asked and verdict == Cancelled(CANCELLED)), number
@@ -279,7 +279,7 @@ async def test_a_request_is_repeated_until_it_takes_effect(worker: Worker, ledge
 
 def test_a_function_that_has_returned_is_not_interrupted() -> None:
     """The signal ends the wait in C, and Python calls the handler where the function has returned to."""
-    returned = subprocess.run([sys.executable, "-c", HAS_RETURNED], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    returned = subprocess.run([sys.executable, "-c", HAS_RETURNED], capture_output=True, text=True, timeout=TIMEOUT, check=True)
     assert returned.stdout == "-1\n"
 
 
@@ -309,7 +309,7 @@ async def test_cancelled_runs_among_others_harm_none_of_them(ledger: Ledger) -> 
             await asyncio.sleep(chance.random() * 0.01)
         for number, handle in enumerate(handles):
             try:
-                assert await handle.result(PATIENCE) == number
+                assert await handle.result(TIMEOUT) == number
             except JobCancelled:
                 continue
 

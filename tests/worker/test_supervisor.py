@@ -11,7 +11,7 @@ import pytest
 from taskflow.worker import supervisor
 from taskflow.worker.children.system import SAME_SIGNAL
 from taskflow.worker.endings import Ending, Want
-from taskflow.worker.supervisor import DOUBTED_AFTER, FORCED_AFTER, GONE_WITHIN, KILLED_AFTER, LOADED_PATIENCE, SPACING, Supervisor
+from taskflow.worker.supervisor import ALONE_FOR, DOUBTED_AFTER, FORCED_AFTER, GONE_WITHIN, KILLED_AFTER, SPACING, Supervisor
 from taskflow.worker.supervisor_state import HEALTHY_AFTER, PAUSES, Plan
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
@@ -125,7 +125,7 @@ def test_when_its_session_takes_long_the_others_do_not_wait_for_it() -> None:
     office.act(60.0)
     assert office.started == 1, "it imports the application still, which may fail"
     office.supervisor.note_report(1, "loaded")
-    office.act(LOADED_PATIENCE - 0.01)
+    office.act(ALONE_FOR - 0.01)
     assert office.started == 1
     office.act(0.02)
     assert office.started == 3
@@ -141,7 +141,7 @@ def test_an_application_that_cannot_be_started_ends_it_with_the_workers_code(sta
 def test_when_all_have_been_started_it_ends_after_the_last(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(3, working=False)
     office.supervisor.note_report(1, "loaded")
-    office.act(LOADED_PATIENCE)
+    office.act(ALONE_FOR)
     office.ends(1, 3, status=3)
     assert (office.code, office.started) == (None, 3)
     office.ends(2, status=1)
@@ -151,7 +151,7 @@ def test_when_all_have_been_started_it_ends_after_the_last(caplog: pytest.LogCap
 def test_when_one_can_start_after_all_the_others_are_tried_again() -> None:
     office = an_office(2, working=False)
     office.supervisor.note_report(1, "loaded")
-    office.act(LOADED_PATIENCE)
+    office.act(ALONE_FOR)
     office.ends(1, status=3)
     office.act(60.0)
     assert office.started == 2

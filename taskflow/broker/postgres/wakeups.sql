@@ -25,7 +25,7 @@ END
 $$;
 
 -- Notes what a listener waits for: queues, what is due, a session's cancellations, and the ends of jobs.
-CREATE FUNCTION @.note_waiting(wall bigint, of_listener text, topics text[], ids bytea[], patience bigint) RETURNS void LANGUAGE plpgsql
+CREATE FUNCTION @.note_waiting(wall bigint, of_listener text, topics text[], ids bytea[], awaited_for bigint) RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -34,19 +34,19 @@ BEGIN
     WHERE id = ANY (ARRAY(SELECT decode(substr(topic, 9), 'hex') FROM unnest(topics) AS topic WHERE topic LIKE 'session:%'))
         AND listener IS DISTINCT FROM of_listener;
     PERFORM @.note_idle(of_listener, ARRAY(SELECT topic FROM unnest(topics) AS topic WHERE topic NOT LIKE 'session:%'));
-    INSERT INTO @.awaited (id, listener, until_when) SELECT DISTINCT given.id, of_listener, @.wall(wall) + patience FROM unnest(ids) AS given (id)
+    INSERT INTO @.awaited (id, listener, until_when) SELECT DISTINCT given.id, of_listener, @.wall(wall) + awaited_for FROM unnest(ids) AS given (id)
     ON CONFLICT (id, listener) DO UPDATE SET until_when = excluded.until_when;
 END
 $$;
 
 -- Reads jobs, and notes that a listener waits for the ends of those among them that it has `awaited`, and that have not ended.
-CREATE FUNCTION @.read_awaiting(wall bigint, ids bytea[], awaited bytea[], of_listener text, patience bigint) RETURNS SETOF @.jobs LANGUAGE plpgsql
+CREATE FUNCTION @.read_awaiting(wall bigint, ids bytea[], awaited bytea[], of_listener text, awaited_for bigint) RETURNS SETOF @.jobs LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
     SET LOCAL synchronous_commit = off;
     INSERT INTO @.awaited (id, listener, until_when)
-    SELECT DISTINCT given.id, of_listener, @.wall(wall) + patience FROM unnest(awaited) AS given (id)
+    SELECT DISTINCT given.id, of_listener, @.wall(wall) + awaited_for FROM unnest(awaited) AS given (id)
     WHERE EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING)
     ON CONFLICT (id, listener) DO UPDATE SET until_when = excluded.until_when;
     RETURN QUERY SELECT * FROM @.read(wall, ids);

@@ -26,7 +26,7 @@ MOST_CHANGES: Final = 3_000
 SMALL: Final = 2 * MIB
 """The size of the log file in bytes up to which commits and changes cause no checkpoint."""
 
-_PATIENCE_MS: Final = 100
+_BUSY_TIMEOUT_MS: Final = 100
 
 
 class Checkpointer:
@@ -68,7 +68,7 @@ class Checkpointer:
         except OSError:
             return False
         try:
-            self._wait_at_most(_PATIENCE_MS)
+            self._wait_at_most(_BUSY_TIMEOUT_MS)
             [(is_busy, _, _)] = self._connection.execute(_STATEMENTS[mode])
             return not is_busy
         except sqlite3.Error:  # a disk error: the next writer reports it
@@ -104,9 +104,9 @@ def let_checkpoint_end(side_file: int) -> None:
     """Wait while a connection makes a checkpoint, at most 100 ms. Call this before a read transaction.
 
     A checkpoint waits for the readers that it finds, and the writers wait for it. It looks for gaps between their transactions ever less
-    often, so a reader that begins again and again would hold it up for all of its patience.
+    often, so a reader that begins again and again would hold it up until its busy timeout ends.
     """
-    give_up_at = time.monotonic() + _PATIENCE_MS / 1e3
+    give_up_at = time.monotonic() + _BUSY_TIMEOUT_MS / 1e3
     while time.monotonic() < give_up_at:
         try:
             fcntl.flock(side_file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -154,14 +154,14 @@ class Child(asyncio.Protocol):
 
     async def _get_ready(self, message: wire.Hello | wire.Import) -> int:
         """Make the child import modules, and return how much memory it uses afterwards."""
-        patience = self._nursery.options.start_within
+        within = self._nursery.options.start_within
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(within):
                 answer = await self._ask(message)
         except TimeoutError:
             self.kill()
             raise ChildFailed(
-                f"a child process did not {self._first_steps(message)} within {patience:g} s and was killed: make its start faster"
+                f"a child process did not {self._first_steps(message)} within {within:g} s and was killed: make its start faster"
             ) from None
         if isinstance(answer, wire.CallRefused):
             raise self._refused(answer)

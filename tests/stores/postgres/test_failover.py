@@ -17,7 +17,7 @@ from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import IdFactory
 from taskflow.worker.events import SessionEnded
 from tests.stores.postgres.scene import Scene, terminate
-from tests.stores.scene import PATIENCE, elapsed_since, until
+from tests.stores.scene import TIMEOUT, elapsed_since, until
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.processes import HOST, free_port
 from tests.support.proxy import Proxy
@@ -72,7 +72,7 @@ async def test_a_primary_that_dies_under_load_loses_and_repeats_nothing(
     server: PostgresServer, standby: Standby, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its standby is synchronous, as it has to be for that. Sessions and leases survive with the rest, and wake-ups come as before."""
-    configure(enqueue_timeout=PATIENCE)
+    configure(enqueue_timeout=TIMEOUT)
     standby.be_waited_for()
     async with SceneOfTwo(server, standby) as scene:
         scene.takes = 0.02
@@ -96,7 +96,7 @@ async def test_a_primary_that_dies_under_load_loses_and_repeats_nothing(
 
 async def test_a_primary_that_turns_read_only_is_left(server: PostgresServer, standby: Standby) -> None:
     """Its connections live on, and every write on them fails: the ears too leave it, though nobody cuts them."""
-    configure(enqueue_timeout=PATIENCE)
+    configure(enqueue_timeout=TIMEOUT)
     standby.be_waited_for()
     async with SceneOfTwo(server, standby) as scene, scene.worker(ttl=20):
         await scene.send(range(20))
@@ -115,7 +115,7 @@ async def test_a_primary_that_turns_read_only_is_left(server: PostgresServer, st
 
 async def test_a_primary_that_comes_back_as_a_standby_is_passed_over(server: PostgresServer, standby: Standby) -> None:
     """It is the first of the two, and answers, which a broker takes no harm from that was there before, nor one that comes new."""
-    configure(enqueue_timeout=PATIENCE)
+    configure(enqueue_timeout=TIMEOUT)
     standby.be_waited_for()
     async with SceneOfTwo(server, standby) as scene, scene.worker(ttl=20):
         await scene.send(range(20))
@@ -162,7 +162,7 @@ async def test_what_all_refuse_is_refused() -> None:
     await broker.close()
 
 
-async def test_an_address_that_is_dead_in_silence_costs_a_part_of_the_patience_and_once() -> None:
+async def test_an_address_that_is_dead_in_silence_costs_a_part_of_the_timeout_and_once() -> None:
     """Each new connection would wait for it again."""
     server = shared_postgres()
     database = server.new_database()

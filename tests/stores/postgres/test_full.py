@@ -15,7 +15,7 @@ import pytest
 from taskflow import StoreFull, configure
 from taskflow.worker.events import BrokerTrouble, SessionEnded
 from tests.stores.postgres.scene import Scene
-from tests.stores.scene import PATIENCE, until
+from tests.stores.scene import TIMEOUT, until
 from tests.support.postgres import PostgresServer
 from tests.support.processes import new_folder
 
@@ -67,7 +67,7 @@ async def test_a_full_disk_loses_nothing(server: PostgresServer, small_disk: Pat
             await scene.send(range(10))
             await scene.until_done()
             scene.takes = 0.5
-            configure(enqueue_timeout=PATIENCE)
+            configure(enqueue_timeout=TIMEOUT)
             sent = await scene.fill(BALLAST)
             with pytest.raises(StoreFull, match="has no room: could not extend file"):
                 await scene.note.delay(-1, BALLAST)

@@ -21,7 +21,7 @@ from taskflow.model.session import Session
 from taskflow.model.verdict import Settled
 from taskflow.worker.events import SessionEnded
 from tests.stores.postgres.scene import Scene
-from tests.stores.scene import PATIENCE, elapsed_since, until
+from tests.stores.scene import TIMEOUT, elapsed_since, until
 from tests.support.postgres import shared_postgres
 from tests.support.verdicts import succeeded
 
@@ -39,7 +39,7 @@ LOW: Final = {
 @pytest.mark.parametrize("setting", LOW)
 async def test_low_timeouts_lose_and_repeat_nothing(scene: Scene, setting: str) -> None:
     """They hold for the making of the schema too."""
-    configure(enqueue_timeout=PATIENCE)
+    configure(enqueue_timeout=TIMEOUT)
     scene.set(setting, LOW[setting])
     async with AsyncExitStack() as stack:
         for _ in range(2):
@@ -54,7 +54,7 @@ async def test_low_timeouts_lose_and_repeat_nothing(scene: Scene, setting: str) 
 
 async def again_and_again(what: Callable[[], Awaitable[object]]) -> None:
     """Until it succeeds: nobody but whoever calls it resends a look at the store, or a worker's first registration."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while True:
             try:
                 await what()
@@ -65,7 +65,7 @@ async def again_and_again(what: Callable[[], Awaitable[object]]) -> None:
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 async def test_every_isolation_loses_and_repeats_nothing(scene: Scene, level: str, capsys: pytest.CaptureFixture[str]) -> None:
-    configure(enqueue_timeout=PATIENCE)
+    configure(enqueue_timeout=TIMEOUT)
     scene.set("default_transaction_isolation", f"'{level}'")
     async with scene.worker(), scene.worker():
         await asyncio.gather(*(scene.keep_sending(range(first, first + MANY // 3)) for first in range(0, MANY, MANY // 3)))
@@ -101,7 +101,7 @@ _SOMETIMES: Final = """
 )
 async def test_every_third_write_failed_by_others_loses_and_repeats_nothing(scene: Scene, state: str) -> None:
     """A sequence does not go back with what is rolled back."""
-    configure(enqueue_timeout=PATIENCE)
+    configure(enqueue_timeout=TIMEOUT)
     await scene.send([-1])
     scene.postgres.execute(_SOMETIMES.replace("{state}", state), scene.database)
     async with scene.worker(), scene.worker():

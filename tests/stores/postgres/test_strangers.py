@@ -29,7 +29,7 @@ SOON: Final = 2.0
 
 SECOND: Final = 1_000_000
 
-PATIENCE: Final = 60.0
+TIMEOUT: Final = 60.0
 """Seconds. What takes this long has hung."""
 
 
@@ -149,7 +149,7 @@ async def test_a_worker_goes_on_beside_a_job_whose_end_cannot_be_written_yet(bro
             held_up.append(event)
 
     with default_app().using(broker):
-        async with asyncio.timeout(PATIENCE), Worker(options=WorkerOptions(concurrency=1, subscribers=(hear,))):
+        async with asyncio.timeout(TIMEOUT), Worker(options=WorkerOptions(concurrency=1, subscribers=(hear,))):
             keyed = await waits.options(key="k").delay()
             await begun.wait()
             await stranger.execute("BEGIN; SELECT taskflow.enqueue('tests.strangers.waits', key => 'k', on_conflict => 'replace')")

@@ -70,7 +70,7 @@ async def test_a_read_of_the_console_waits_for_a_checkpoint(
     broker: SqliteBroker, path: Path, monkeypatch: pytest.MonkeyPatch, is_endless: bool
 ) -> None:
     """Until it has ended, else for a while. The checkpoint waits for readers, so one that reads page after page would hold it up."""
-    monkeypatch.setattr(checkpoint, "_PATIENCE_MS", 1 if is_endless else 60_000)
+    monkeypatch.setattr(checkpoint, "_BUSY_TIMEOUT_MS", 1 if is_endless else 60_000)
     await broker.enqueue(envelopes(1))
     assert len((await broker.console.page(View())).records) == 1
     lock = os.open(f"{path}-taskflow", os.O_RDWR)

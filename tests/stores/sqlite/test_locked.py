@@ -72,7 +72,7 @@ async def test_where_the_kernel_does_not_tell_it_is_another_process(
         await broker.enqueue([an_envelope()])
 
 
-def test_it_is_heard_of_before_the_application_loses_patience() -> None:
+def test_it_is_heard_of_before_the_application_gives_up() -> None:
     assert inspect.signature(SqliteBroker).parameters["timeout"].default <= Settings().enqueue_timeout - 1
 
 

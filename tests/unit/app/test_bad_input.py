@@ -520,7 +520,7 @@ def leads_to_the_caller(error: BaseException, function: str) -> bool:
     return any(frame.name == function and frame.filename == __file__ for frame in frames)
 
 
-def test_patience_is_five_seconds_by_default() -> None:
+def test_timeout_is_five_seconds_by_default() -> None:
     assert Settings().enqueue_timeout == 5.0
 
 

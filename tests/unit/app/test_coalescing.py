@@ -210,7 +210,7 @@ async def test_a_file_that_somebody_has_locked_is_given_up(tmp_path: Path) -> No
 
 
 async def test_whoever_has_the_file_locked_is_named(tmp_path: Path) -> None:
-    """The file's own wait ends before the asker's patience does, as with the defaults; the next try has no answer in time."""
+    """The file's own wait ends before the asker's timeout does, as with the defaults; the next try has no answer in time."""
     path = tmp_path / "jobs.db"
     broker = SqliteBroker(path, timeout=0.3)
     with default_app().using(broker):
@@ -240,7 +240,7 @@ async def test_what_the_store_said_last_is_told_when_it_falls_silent(watched: Wa
 
 
 async def test_nobody_waits_longer_for_those_who_came_before(watched: Watched) -> None:
-    """Patience begins with the asking. One that comes while others wait does not begin after them."""
+    """The timeout begins with the question. One that comes while others wait does not begin after them."""
     configure(enqueue_timeout=1.0)
     watched.is_away = True
     first = asyncio.ensure_future(_wait_in_vain())
@@ -258,7 +258,7 @@ async def _wait_in_vain() -> float:
 
 
 async def test_a_newcomer_is_not_given_up_with_the_old_ones(watched: Watched) -> None:
-    """It has its own patience: the store comes back when the old one has lost its."""
+    """It has its own timeout: the store comes back after that of the old one has ended."""
     configure(enqueue_timeout=2.0)
     watched.is_away = True
     old = await under_way(add.delay(1))
@@ -328,7 +328,7 @@ async def test_an_error_that_cannot_be_copied_is_told_all_the_same() -> None:
     async def fail(questions: list[int]) -> list[int]:
         raise Odd(code=7)
 
-    ask = Coalescer[int, int](fail, patience=1.0)
+    ask = Coalescer[int, int](fail, timeout=1.0)
     with pytest.raises(Odd, match="code 7"):
         await ask(1)
 
@@ -350,7 +350,7 @@ def test_a_loop_that_ends_cancels_what_waits() -> None:
             raise
 
     async def main() -> None:
-        ask = Coalescer[int, int](never, patience=60.0)
+        ask = Coalescer[int, int](never, timeout=60.0)
         tasks = [asyncio.ensure_future(waits(ask, n)) for n in range(2)]
         await settle_down()
         tasks.append(asyncio.ensure_future(waits(ask, 2)))
@@ -361,7 +361,7 @@ def test_a_loop_that_ends_cancels_what_waits() -> None:
 
 
 def test_pauses_grow_to_half_a_second() -> None:
-    """Or to a quarter of the patience, so that whoever waits is asked for more than once."""
+    """Or to a quarter of the timeout, so that whoever waits is asked for more than once."""
     retries = Retries(pauses_within(5.0))
     assert [retries.failed() for _ in range(7)] == [0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5]
     assert [Retries(pauses_within(0.1)).failed(), Retries(pauses_within(0.04)).failed()] == [0.02, 0.01]

@@ -68,7 +68,7 @@ class SlowStore(Store):
 
 async def ask_in_step(store: Store, askers: int, clock: Clock, *, made_in: float, rounds: int = ROUNDS) -> list[int]:
     """Return the questions in the order in which they were asked. An asker takes `made_in` seconds of the clock to make one."""
-    ask = Coalescer[int, int](store, patience=1_000.0)
+    ask = Coalescer[int, int](store, timeout=1_000.0)
     asked = list[int]()
 
     async def asker(number: int) -> None:
@@ -113,7 +113,7 @@ async def test_those_that_are_answered_ask_again_before_what_waits_goes_out() ->
     """They would be two steps for ever, each with a call of its own."""
     opens = asyncio.Event()
     store = Store(opens=opens)
-    ask = Coalescer[int, int](store, patience=10.0)
+    ask = Coalescer[int, int](store, timeout=10.0)
 
     async def asker(number: int) -> None:
         for _ in range(4):
@@ -135,7 +135,7 @@ async def on_top_of(frames: int, ask: Callable[[], Awaitable[int]]) -> int:
 async def test_who_asks_near_the_limit_of_recursion_fails_alone() -> None:
     """What is begun for all is not begun on top of his frames."""
     store, limit = Store(), sys.getrecursionlimit()
-    ask = Coalescer[int, int](store, patience=10.0)
+    ask = Coalescer[int, int](store, timeout=10.0)
 
     async def asker(number: int, frames: int) -> int:
         await ask(number)
@@ -154,7 +154,7 @@ async def test_a_store_that_answers_too_few_leaves_nobody_waiting(askers: int) -
         await asyncio.sleep(0)
         return questions[:-1]
 
-    ask = Coalescer[int, int](short, patience=10.0)
+    ask = Coalescer[int, int](short, timeout=10.0)
     for _ in range(2):
         answers = await asyncio.wait_for(asyncio.gather(*map(ask, range(askers)), return_exceptions=True), 10)
         assert answers[:-1] == list(range(askers - 1))
@@ -176,7 +176,7 @@ async def test_what_is_asked_while_a_call_begins_waits_for_it() -> None:
         at_once -= 1
         return questions
 
-    ask = Coalescer[int, int](store, patience=10.0)
+    ask = Coalescer[int, int](store, timeout=10.0)
     await asyncio.gather(*map(ask, range(MIN_CALLERS)))
     assert set(await asyncio.gather(*nested)) == {-1}
     assert most == 1
@@ -185,7 +185,7 @@ async def test_what_is_asked_while_a_call_begins_waits_for_it() -> None:
 async def test_a_flush_that_a_stranger_cancels_before_it_begins_does_not_block_the_lane() -> None:
     """As a job does that cancels every task."""
     store = Store()
-    ask = Coalescer[int, int](store, patience=10.0)
+    ask = Coalescer[int, int](store, timeout=10.0)
     first = ask(1)
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()

@@ -24,7 +24,7 @@ async def test_an_answer_that_came_while_the_loop_stood_still_counts() -> None:
         loop.call_later(0.01, time.sleep, 0.1 + BLOCKED_FOR if times == 1 else 0.0)
         return await answer
 
-    assert await retry_within(verb, patience=0.1) in (1, 2)
+    assert await retry_within(verb, timeout=0.1) in (1, 2)
 
 
 async def test_without_an_answer_it_is_given_up() -> None:
@@ -33,5 +33,5 @@ async def test_without_an_answer_it_is_given_up() -> None:
 
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable, match=r"away for 0\.1 s"):
-        await retry_within(verb, patience=0.1)
+        await retry_within(verb, timeout=0.1)
     assert time.monotonic() - began < 2
