@@ -58,7 +58,7 @@ def logging_to_stderr(
         handler.close()
 
 
-class Unhurried(logging.Handler):
+class BackgroundHandler(logging.Handler):
     """Writes to stderr from a separate thread, so that a log call does not wait for a slow reader of stderr."""
 
     def __init__(self) -> None:

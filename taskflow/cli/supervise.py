@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from taskflow.cli.interrupts import interrupts
-from taskflow.cli.logs import Unhurried, logging_to_stderr
+from taskflow.cli.logs import BackgroundHandler, logging_to_stderr
 from taskflow.cli.reexec import command_of, environment_of
 from taskflow.model.errors import ConfigurationError, DriverMissing
 from taskflow.worker.children.system import die_before_parent
@@ -45,7 +45,7 @@ def _supervise(arguments: argparse.Namespace) -> int:
         is_draining=arguments.drain,
         is_reloading=arguments.reload,
     )
-    with logging_to_stderr(arguments.log_level, arguments.log_format, handler=Unhurried()):
+    with logging_to_stderr(arguments.log_level, arguments.log_format, handler=BackgroundHandler()):
         if arguments.health_port is None and "NOTIFY_SOCKET" not in os.environ:
             interrupts.raise_again()
             return supervise(plan, *_workers_of(arguments), watch=watch)

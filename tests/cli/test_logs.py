@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.cli.logs import JsonLines, TextLines, Unhurried
+from taskflow.cli.logs import BackgroundHandler, JsonLines, TextLines
 from tests.cli.inprocess import Cli
 
 TASKS = """
@@ -166,7 +166,7 @@ def test_the_log_of_a_supervisor_interrupted_as_it_opens_is_closed_silently(monk
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     opened = set(logging._handlerList)  # type: ignore[attr-defined]
     with pytest.raises(KeyboardInterrupt) as held:  # its traceback holds the handler
-        Unhurried()
+        BackgroundHandler()
     [handler] = [reference() for reference in set(logging._handlerList) - opened]  # type: ignore[attr-defined]
     handler.close()
     del held
