@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class Told(KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt):
     """Raised when a signal arrives before the worker has started."""
 
     def __init__(self, number: int) -> None:
@@ -22,7 +22,8 @@ class Told(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def raising(*numbers: int) -> Iterator[None]:
-    """In this block, these signals raise `Told`, so that what it has begun is undone. One that is ignored, as by `nohup`, stays so."""
+    """In this block, these signals raise `Interrupted`, so that the block can undo its work. A signal that is ignored, as under `nohup`,
+    stays ignored."""
     can_handle = _thread.get_ident() == _main_thread
     before = {number: signal.signal(number, _raise) for number in numbers if can_handle and signal.getsignal(number) != signal.SIG_IGN}
     try:
@@ -33,7 +34,7 @@ def raising(*numbers: int) -> Iterator[None]:
 
 
 def _raise(number: int, frame: object) -> None:
-    raise Told(number)
+    raise Interrupted(number)
 
 
 def drops_exceptions(frame: object) -> bool:
@@ -68,7 +69,7 @@ class Interrupts:
     def raise_again(self) -> None:
         """If a signal has arrived, raise its exception again, because the first exception may have been lost."""
         if self._number:
-            raise Told(self._number)
+            raise Interrupted(self._number)
 
     def forget(self) -> None:
         self._number = 0
@@ -82,7 +83,7 @@ class Interrupts:
             os._exit(128 + number)
         self._number = number
         if not drops_exceptions(frame):
-            raise Told(number)
+            raise Interrupted(number)
 
 
 _main_thread = _thread.get_ident()

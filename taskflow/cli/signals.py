@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 from taskflow.cli.exits import Exit
-from taskflow.cli.interrupts import Told, drops_exceptions, interrupts
+from taskflow.cli.interrupts import Interrupted, drops_exceptions, interrupts
 from taskflow.cli.main import SAID_WITHIN, say_what_keeps_it
 from taskflow.model.safe_log import log_safely
 from taskflow.model.seams import start_thread
@@ -94,7 +94,7 @@ _OFF: Final = float("-inf")
 class Signals:
     """Handles the signals sent to a worker. The first winds it down, the second cancels its runs, and the third ends the process at once.
 
-    - While modules are being imported, the first signal raises `Told`. While the worker is starting, it
+    - While modules are being imported, the first signal raises `Interrupted`. While the worker is starting, it
       cancels the start. In both cases, the second ends the process.
     - After `begin`, the handler only records the signal and wakes the loop, because raising
       an exception at an arbitrary bytecode would do more harm.
@@ -174,7 +174,7 @@ class Signals:
         if not self._has_begun:
             if drops_exceptions(frame):
                 return  # the start is cancelled once the modules are imported
-            raise Told(number)
+            raise Interrupted(number)
         self._last_resort.end_within(self._bound + (self._grace if self._count == 1 else 0.0))
         if self._loop is not None:
             try:

@@ -32,24 +32,24 @@ async def note() -> None: ...
 """
 
 
-class Told(NamedTuple):
+class Interrupted(NamedTuple):
     status: int
     body: Any
     headers: dict[str, str]
 
 
-def ask(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> Told:
+def ask(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> Interrupted:
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     try:
         connection.request(method, path)
         answer = connection.getresponse()
         body = answer.read()
-        return Told(answer.status, json.loads(body) if body else None, {name.lower(): value for name, value in answer.getheaders()})
+        return Interrupted(answer.status, json.loads(body) if body else None, {name.lower(): value for name, value in answer.getheaders()})
     finally:
         connection.close()
 
 
-def ask_until(port: int, path: str, status: int) -> Told:
+def ask_until(port: int, path: str, status: int) -> Interrupted:
     give_up_at = time.monotonic() + TIMEOUT
     while (told := ask(port, path)).status != status:
         assert time.monotonic() < give_up_at, told

@@ -229,5 +229,5 @@ STUBBORN = ("swallow.bind(0)", "never_return.bind(1)", *(f"brief.bind({n})" for 
 
 
 def had_time(stopped: Stopped) -> None:
-    """Told once, its runs may finish, and 10 ms are soon over."""
+    """Interrupted once, its runs may finish, and 10 ms are soon over."""
     assert stopped.stop.times > 1 or stopped.code != 124, stopped.running.said

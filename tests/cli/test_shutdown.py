@@ -205,13 +205,13 @@ def test_as_process_1_a_sigterm_is_not_lost_in_a_callback_of_the_interpreter(she
 LOADING_IN_A_CALLBACK = """
 import importlib, sys, time, weakref
 
-class Told: ...
+class Interrupted: ...
 
 def note(reference) -> None:
     print("loading\\n", end="", flush=True)
     time.sleep(3600)
 
-told = Told()
+told = Interrupted()
 reference = weakref.ref(told, note)
 del told
 here = sys.path.pop(0)
