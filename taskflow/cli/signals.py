@@ -32,7 +32,7 @@ WORDS_AT_MOST: Final = 5
 AFTER_FORCE: Final = 1.0
 
 
-class LastResort:
+class ForcedExit:
     """Kills the process from a separate thread if it does not exit in time.
 
     A run may swallow every cancellation, a thread may never return, or the loop may be blocked. Leaving the `with`
@@ -48,7 +48,7 @@ class LastResort:
         """End the process after `seconds`. If several deadlines are set, the earliest applies."""
         self._deadlines.put(time.monotonic() + seconds)
 
-    def come_to(self, code: int, within: float) -> None:
+    def exit_with(self, code: int, within: float) -> None:
         """Make the process exit with `code`, the result of the finished work, after at most `within` seconds."""
         self._code = code
         self.end_within(within)
@@ -57,7 +57,7 @@ class LastResort:
         os._exit(Exit.FORCED)
 
     def __enter__(self) -> Self:
-        self._thread = start_thread(self._watch, "taskflow-last-resort")
+        self._thread = start_thread(self._watch, "taskflow-forced-exit")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -104,8 +104,8 @@ class Signals:
     - After the first signal, SIGHUP is ignored, because a closing terminal sends several.
     """
 
-    def __init__(self, last_resort: LastResort, *, grace: float, last_words: float) -> None:
-        self._last_resort = last_resort
+    def __init__(self, forced_exit: ForcedExit, *, grace: float, last_words: float) -> None:
+        self._forced_exit = forced_exit
         self._grace = grace
         self._bound = WORDS_AT_MOST * last_words
         self._has_begun = False
@@ -175,7 +175,7 @@ class Signals:
             if drops_exceptions(frame):
                 return  # the start is cancelled once the modules are imported
             raise Interrupted(number)
-        self._last_resort.end_within(self._bound + (self._grace if self._count == 1 else 0.0))
+        self._forced_exit.end_within(self._bound + (self._grace if self._count == 1 else 0.0))
         if self._loop is not None:
             try:
                 self._loop.call_soon_threadsafe(self._tell)

@@ -29,7 +29,7 @@ from taskflow.cli.loop import create_own, run_through
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
 from taskflow.cli.moments import span
 from taskflow.cli.reexec import take_broker
-from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
+from taskflow.cli.signals import AFTER_FORCE, ForcedExit, Signals
 from taskflow.cli.stalled import end_stalled, show_stacks_when_killed
 from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.model.errors import BrokerError, ConfigurationError
@@ -61,10 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     line: SupervisorSocket | None = arguments.line
     with (
         logging_to_stderr(arguments.log_level, arguments.log_format, add_ids, has_pid=line is not None),
-        LastResort() as last_resort,
+        ForcedExit() as forced_exit,
         HealthReport(arguments, line) as health_report,
     ):
-        signals = Signals(last_resort, grace=options.grace, last_words=options.last_words)
+        signals = Signals(forced_exit, grace=options.grace, last_words=options.last_words)
         if (advice := advice_if_mixed()) is not None:
             log.error(advice)
         app = default_app()
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         _announce(app, options)
         if line is not None:
             line.say("loaded")
-        return _run(Shift(app, options, signals, last_resort, health_report, arguments.collector, line, is_draining=arguments.drain))
+        return _run(Shift(app, options, signals, forced_exit, health_report, arguments.collector, line, is_draining=arguments.drain))
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -145,7 +145,7 @@ class Shift:
         app: App,
         options: WorkerOptions,
         signals: Signals,
-        last_resort: LastResort,
+        forced_exit: ForcedExit,
         health_report: HealthReport,
         collector: Collector,
         line: SupervisorSocket | None,
@@ -157,7 +157,7 @@ class Shift:
         lines = () if line is None else (line,)
         self._options = replace(options, subscribers=(*options.subscribers, health_report.note_event, self.note_event, *lines))
         self._signals = signals
-        self._last_resort = last_resort
+        self._forced_exit = forced_exit
         self._health_report = health_report
         self._collector = collector
         self._line = line
@@ -168,7 +168,7 @@ class Shift:
         descriptors. Otherwise, it could write to other files that have reused their numbers."""
         if isinstance(event, Broken):
             log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", event.why, self._options.ttl)
-            self._last_resort.end_now()
+            self._forced_exit.end_now()
 
     async def work(self) -> int:
         worker, obituaries, began = Worker(options=self._options), Obituaries(self._app), time.monotonic()
@@ -196,7 +196,7 @@ class Shift:
                 await self._app.close()
             self.has_ended = True
             # Next, Python ends the tasks and threads that jobs have left behind, and these may not cooperate.
-            self._last_resort.come_to(code, AFTER_FORCE if worker.has_forced else self._options.last_words)
+            self._forced_exit.exit_with(code, AFTER_FORCE if worker.has_forced else self._options.last_words)
         return self._told(code, is_drained=is_drained)
 
     def _code(self, worker: Worker, *, is_drained: bool) -> int:

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from taskflow.cli.signals import LastResort
+from taskflow.cli.signals import ForcedExit
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
 from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt, is_alive, pids, workers
 
@@ -525,25 +525,25 @@ def test_a_worker_whose_descriptors_a_job_has_closed_ends_and_loses_nothing(on_e
         assert shell.counts() == {"succeeded": 1}
 
 
-# --- the last resort -------------------------------------------------------------------------------------------------------
+# --- the forced exit -------------------------------------------------------------------------------------------------------
 
 
-def test_the_last_resort_ends_the_process_at_the_first_of_its_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forced_exit_ends_the_process_at_the_first_of_its_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[int] = []
     monkeypatch.setattr("os._exit", ends.append)
-    with LastResort() as last_resort:
-        last_resort.end_within(3600)
-        last_resort.end_within(0.01)
-        last_resort.end_within(7200)
+    with ForcedExit() as forced_exit:
+        forced_exit.end_within(3600)
+        forced_exit.end_within(0.01)
+        forced_exit.end_within(7200)
         deadline = time.monotonic() + 30
         while not ends and time.monotonic() < deadline:
             time.sleep(0.001)
     assert ends == [124]
 
 
-def test_the_last_resort_is_off_when_its_block_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forced_exit_is_off_when_its_block_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[int] = []
     monkeypatch.setattr("os._exit", ends.append)
-    with LastResort() as last_resort:
-        last_resort.end_within(3600)
+    with ForcedExit() as forced_exit:
+        forced_exit.end_within(3600)
     assert ends == []
