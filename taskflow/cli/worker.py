@@ -78,7 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
         _announce(app, options)
         if line is not None:
             line.say("loaded")
-        return _run(Shift(app, options, signals, forced_exit, health_report, arguments.collector, line, is_draining=arguments.drain))
+        return _run_to_exit(
+            WorkerRun(app, options, signals, forced_exit, health_report, arguments.collector, line, is_draining=arguments.drain)
+        )
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -110,15 +112,15 @@ def _announce(app: App, options: WorkerOptions) -> None:
     log.info("jobs: %s%s", ", ".join(names[:MOST_NAMED]), more)
 
 
-def _run(shift: Shift) -> int:
+def _run_to_exit(run: WorkerRun) -> int:
     try:
         with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
-            return run_through(runner.get_loop(), shift.work())
+            return run_through(runner.get_loop(), run.work())
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        if not shift.has_ended:  # the event loop has failed
-            shift.note_event(Broken(str(error)))
+        if not run.has_ended:  # the event loop has failed
+            run.note_event(Broken(str(error)))
         if isinstance(error, asyncio.CancelledError):
             log.error("the worker has wound down, because code that it called cancelled its task")
             return Exit.FAILED
@@ -137,7 +139,7 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-class Shift:
+class WorkerRun:
     """Runs a worker from its start to its exit. `line` is its socket to the supervisor, or None."""
 
     def __init__(
