@@ -19,7 +19,7 @@ from taskflow.cli.interrupts import raising
 from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters, suggestion
 from taskflow.cli.json_text import json_text
 from taskflow.cli.progress import Bar, confirmed
-from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.store import existing_broker, with_store
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.ids import id_text, key_digest
@@ -86,7 +86,7 @@ async def _pause(broker: Broker, arguments: argparse.Namespace) -> int:
 
 async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
     ids, action = ids_of(arguments.ids), arguments.command
-    broker = what_is_there(app)
+    broker = existing_broker(app)
     if arguments.dry_run:
         return await _foresee_ids(broker, ids, arguments)
     async with recorded(CallOnce(broker), action, names=[*map(id_text, ids)], **operator(arguments)) as doing:
@@ -133,7 +133,7 @@ async def _holder_of_key(broker: Broker, job_id: bytes) -> str:
 
 async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
     action, job_filter = arguments.command, _checked_filter(arguments)
-    broker = what_is_there(app)
+    broker = existing_broker(app)
     if not await doubt_queue(broker.console, job_filter.queue):
         return Exit.NOT_FOUND
     call = CallOnce(broker)

@@ -13,7 +13,7 @@ from taskflow.cli.exits import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.moments import span
 from taskflow.cli.parser import columns
-from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.store import existing_broker, with_store
 from taskflow.model.audit import Act, ActRecord
 from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
 from taskflow.model.stored import LATEST
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _audit(app: App, arguments: argparse.Namespace) -> int:
     before = None if arguments.before is None else min(arguments.before, LATEST)
-    records = await what_is_there(app).console.acts(before=before, limit=min(arguments.limit, MOST))
+    records = await existing_broker(app).console.acts(before=before, limit=min(arguments.limit, MOST))
     if arguments.json:
         print(json_text([_json(record) for record in records], indent=2))
         return Exit.OK

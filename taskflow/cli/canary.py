@@ -18,7 +18,7 @@ from taskflow.cli.act_report import ActReport, operator
 from taskflow.cli.exits import Exit
 from taskflow.cli.job_filter import filter_of
 from taskflow.cli.progress import tell
-from taskflow.cli.store import what_is_there
+from taskflow.cli.store import existing_broker
 from taskflow.model.errors import BrokerError
 from taskflow.model.ids import id_text
 from taskflow.model.printable import message
@@ -33,7 +33,7 @@ LOOK_EVERY: Final = 0.2
 
 async def retry_group(app: App, arguments: argparse.Namespace) -> int:
     """Retry the group's jobs. Returns FAILED if a job has failed again, or has not ended in time; the rest is then left as it is."""
-    broker = what_is_there(app)
+    broker = existing_broker(app)
     ids = await group_ids(broker.console, filter_of(arguments), arguments.group)
     if not ids:
         print(f"taskflow: no failed job is in group {arguments.group}: `taskflow failures` lists the groups", file=sys.stderr)

@@ -16,7 +16,7 @@ from taskflow.cli.exits import Exit
 from taskflow.cli.job_filter import doubt_queue
 from taskflow.cli.json_text import json_text
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
-from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, hanging, painted, room, wrapped
 from taskflow.cli.why import in_row_of
 from taskflow.model.envelope import ClaimId, Envelope, Lease
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _check(app: App, arguments: argparse.Namespace) -> int:
-    console = what_is_there(app).console
+    console = existing_broker(app).console
     for name in arguments.queue or ():
         if not await doubt_queue(console, name):
             return Exit.NOT_FOUND

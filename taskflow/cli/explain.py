@@ -14,7 +14,7 @@ from taskflow.broker.console import Console, View
 from taskflow.cli.exits import Exit
 from taskflow.cli.job_filter import ids_of
 from taskflow.cli.json_text import json_text
-from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, painted, room
 from taskflow.cli.why import Facts, Reason, reasons
 from taskflow.model.ids import id_text
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _explain(app: App, arguments: argparse.Namespace) -> int:
-    ids, broker = ids_of(arguments.ids), what_is_there(app)
+    ids, broker = ids_of(arguments.ids), existing_broker(app)
     records = await broker.read(ids)
     facts: dict[tuple[str, Status], Facts] = {}  # the same for all jobs of a queue with this status
     for record in records:

@@ -15,7 +15,7 @@ from taskflow.cli.exits import Exit
 from taskflow.cli.job_filter import doubt_queue, filter_of
 from taskflow.cli.json_text import json_text
 from taskflow.cli.moments import span
-from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import BOLD, RED, cut, painted, room
 from taskflow.model.printable import one_line
 
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _failures(app: App, arguments: argparse.Namespace) -> int:
-    broker = what_is_there(app)
+    broker = existing_broker(app)
     if not await doubt_queue(broker.console, arguments.queue):
         return Exit.NOT_FOUND
     groups, window = await failure_groups(broker, filter_of(arguments), MOST_GROUPS + 1)

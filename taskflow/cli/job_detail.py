@@ -17,7 +17,7 @@ from taskflow.cli.job_json import IN_FULL, arguments_of, detailed_json, record_j
 from taskflow.cli.json_text import json_text
 from taskflow.cli.moments import duration
 from taskflow.cli.parser import columns
-from taskflow.cli.store import what_is_there
+from taskflow.cli.store import existing_broker
 from taskflow.cli.terminal import OF_STATUS, painted
 from taskflow.model.codec import Limits
 from taskflow.model.ids import id_text
@@ -43,7 +43,7 @@ _ELSEWHERE: Final = (
 
 async def show(app: App, arguments: argparse.Namespace) -> int:
     ids, limits = ids_of(arguments.ids), app.limits
-    records = await what_is_there(app).read(ids)
+    records = await existing_broker(app).read(ids)
     if arguments.json:
         print(json_text([None if record is None else detailed_json(record, limits) for record in records], indent=2))
     else:

@@ -12,7 +12,7 @@ from taskflow.cli.job_filter import doubt_queue, filter_of, ids_or_filters
 from taskflow.cli.job_json import record_json
 from taskflow.cli.job_table import table
 from taskflow.cli.json_text import json_text
-from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.store import existing_broker, with_store
 from taskflow.model.errors import ConfigurationError
 
 
@@ -27,7 +27,7 @@ async def _jobs(app: App, arguments: argparse.Namespace) -> int:
 
         return await show(app, arguments)
     view = filter_of(arguments)
-    broker = what_is_there(app)
+    broker = existing_broker(app)
     is_known = await doubt_queue(broker.console, view.queue)
     try:
         page = await broker.console.page(view, cursor=arguments.cursor, limit=arguments.limit)

@@ -9,7 +9,7 @@ from taskflow.app.app import App
 from taskflow.cli.exits import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.parser import columns
-from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.store import existing_broker, with_store
 from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
 
 
@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _metrics(app: App, arguments: argparse.Namespace) -> int:
-    totals = (await what_is_there(app).console.metrics()).totals
+    totals = (await existing_broker(app).console.metrics()).totals
     if arguments.json:
         print(json_text({"totals": totals}, indent=2))
         return Exit.OK

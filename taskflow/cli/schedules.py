@@ -18,7 +18,7 @@ from taskflow.cli.exits import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.moments import moment
 from taskflow.cli.progress import confirmed
-from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import room, wrapped
 from taskflow.model.clock import instant_of
 from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _list(app: App, arguments: argparse.Namespace) -> int:
-    broker = what_is_there(app)
+    broker = existing_broker(app)
     names = _names_of(arguments)
     found = [info_of(record) for record in await broker.console.schedules(names or None)]
     outcomes = await _outcomes(broker, found)
@@ -169,7 +169,7 @@ def _to_json(info: ScheduleInfo, outcome: Status | None) -> dict[str, Any]:
 
 
 async def _act(app: App, arguments: argparse.Namespace) -> int:
-    broker, action, names = what_is_there(app), arguments.action, _names_of(arguments)
+    broker, action, names = existing_broker(app), arguments.action, _names_of(arguments)
     if action == "remove" and not confirmed(f"remove {', '.join(map(one_line, names))}?", arguments):
         return Exit.FAILED
     codes, report = {Exit.OK}, list[dict[str, Any]]()

@@ -10,7 +10,7 @@ from typing import Final
 from taskflow.app.app import App
 from taskflow.cli.exits import Exit
 from taskflow.cli.json_text import json_text
-from taskflow.cli.store import what_is_there, with_store
+from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.summary import Summary, queue_json, queue_table, worker_json, worker_table
 
 
@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _status(app: App, arguments: argparse.Namespace) -> int:
-    console = what_is_there(app).console
+    console = existing_broker(app).console
     if arguments.watch is not None:
         from taskflow.cli.watch import watch
 
@@ -34,7 +34,7 @@ async def _status(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _queues(app: App, arguments: argparse.Namespace) -> int:
-    queues = await what_is_there(app).console.queues()
+    queues = await existing_broker(app).console.queues()
     if arguments.json:
         print(json_text([queue_json(queue) for queue in queues], indent=2))
         return Exit.OK
@@ -44,7 +44,7 @@ async def _queues(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _workers(app: App, arguments: argparse.Namespace) -> int:
-    workers = await what_is_there(app).console.workers()
+    workers = await existing_broker(app).console.workers()
     if arguments.json:
         print(json_text([worker_json(worker) for worker in workers], indent=2))
         return Exit.OK

@@ -27,7 +27,7 @@ def with_store(arguments: argparse.Namespace, work: Callable[[App, argparse.Name
     return asyncio.run(run())
 
 
-def what_is_there(app: App) -> Broker:
+def existing_broker(app: App) -> Broker:
     """Return the application's broker. Raises BrokerRefused if its SQLite file does not
     exist, because a command that looks for jobs must not create it."""
     broker = app.broker()  # raises for a wrong URL
