@@ -45,7 +45,7 @@ class Problem(msgspec.Struct, kw_only=True):
     count: int = 0
 
 
-class Tally(msgspec.Struct, kw_only=True):
+class JobCheck(msgspec.Struct, kw_only=True):
     """How many jobs of one name would run with this code, would be parked, and would fail without being run."""
 
     job: str
@@ -96,29 +96,29 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
         if not await doubt_queue(console, name):
             return Exit.NOT_FOUND
     executor = Executor(app, middleware=(), threads=None, seams=Seams())
-    tallies: dict[str, Tally] = {}
+    checks: dict[str, JobCheck] = {}
     looked = [
-        await _look(console, executor, queue, arguments.limit, tallies)
+        await _look(console, executor, queue, arguments.limit, checks)
         for queue in await console.queues()
         if queue.name in (arguments.queue or (queue.name,))
     ]
-    found = sorted(tallies.values(), key=lambda tally: (-tally.fails, -tally.parks, tally.job))
+    found = sorted(checks.values(), key=lambda check: (-check.fails, -check.parks, check.job))
     if arguments.json:
-        jobs = [msgspec.structs.asdict(tally) | {"problems": [*map(msgspec.structs.asdict, tally.problems.values())]} for tally in found]
+        jobs = [msgspec.structs.asdict(check) | {"problems": [*map(msgspec.structs.asdict, check.problems.values())]} for check in found]
         print(json_text({"jobs": jobs, "queues": [*map(msgspec.structs.asdict, looked)]}, indent=2))
     else:
         with contextlib.suppress(BrokenPipeError):  # the exit code says more than the lines
             _print(found, looked)
-    return Exit.FAILED if any(tally.problems for tally in found) else Exit.OK
+    return Exit.FAILED if any(check.problems for check in found) else Exit.OK
 
 
-async def _look(console: Console, executor: Executor, queue: QueueRecord, limit: int, tallies: dict[str, Tally]) -> Looked:
-    """Add up to `limit` live jobs of a queue to the tallies, by their names."""
+async def _look(console: Console, executor: Executor, queue: QueueRecord, limit: int, checks: dict[str, JobCheck]) -> Looked:
+    """Add up to `limit` live jobs of a queue to `checks`, by their names."""
     looked_at, live = 0, View(queue=queue.name, statuses=LOOKED_AT)
     async for records in pages(console, live, min(AT_ONCE, limit)):
         for record in records[: limit - looked_at]:
             looked_at += 1
-            tallies.setdefault(record.job, Tally(job=record.job)).add(record, executor.foresee(_lease_of(record)))
+            checks.setdefault(record.job, JobCheck(job=record.job)).add(record, executor.foresee(_lease_of(record)))
         if looked_at == limit:
             break
     return Looked(queue=queue.name, looked_at=looked_at, of=max(looked_at, sum(queue.counts.get(status, 0) for status in LOOKED_AT)))
@@ -141,14 +141,14 @@ _COLORS: Final = {"park": YELLOW, "fail": RED}
 _WORDS: Final = {"park": "would park, and wait for", "fail": "would fail:"}
 
 
-def _print(found: list[Tally], looked: Iterable[Looked]) -> None:
+def _print(found: list[JobCheck], looked: Iterable[Looked]) -> None:
     width = room()
     if found:
         print(painted(f"{'FITS':>9}  {'PARKS':>9}  {'FAILS':>9}  JOB", BOLD))
-    for tally in found:
-        print(cut(one_line(f"{tally.fits:>9,}  {tally.parks:>9,}  {tally.fails:>9,}  {tally.job}"), width))
-        for problem in tally.problems.values():
-            reason = f"{problem.count:,} {_WORDS[problem.outcome]} {one_line(in_row_of(tally.job, problem.reason))}"
+    for check in found:
+        print(cut(one_line(f"{check.fits:>9,}  {check.parks:>9,}  {check.fails:>9,}  {check.job}"), width))
+        for problem in check.problems.values():
+            reason = f"{problem.count:,} {_WORDS[problem.outcome]} {one_line(in_row_of(check.job, problem.reason))}"
             for line in hanging(INDENT, reason, width):
                 print(painted(line, _COLORS[problem.outcome]))
             print(f"{INDENT}for example {problem.example}")
@@ -156,16 +156,16 @@ def _print(found: list[Tally], looked: Iterable[Looked]) -> None:
         print(*wrapped(line, width), sep="\n")
 
 
-def _summary(found: list[Tally], looked: Iterable[Looked]) -> Iterator[str]:
+def _summary(found: list[JobCheck], looked: Iterable[Looked]) -> Iterator[str]:
     for queue in looked:
         if queue.looked_at < queue.of:
             yield f"looked at {queue.looked_at:,} of {queue.of:,} jobs in {one_line(queue.queue)}: --limit looks at more"
-    total, fits = sum(tally.fits + tally.parks + tally.fails for tally in found), sum(tally.fits for tally in found)
+    total, fits = sum(check.fits + check.parks + check.fails for check in found), sum(check.fits for check in found)
     if not total:
         yield "no job is waiting or running"
     elif fits == total:
         yield painted(f"all {total:,} jobs would run with this code", GREEN)
     else:
         yield f"{total - fits:,} of {total:,} jobs would not run with this code"
-        if any(tally.parks for tally in found):
+        if any(check.parks for check in found):
             yield f"A parked job waits for up to 7 days: {WAYS_OUT}."
