@@ -14,7 +14,7 @@ from taskflow.app.bulk_actions import ASKED, CHANGED, DEFAULTS, UNKNOWN, ActionR
 from taskflow.broker.console import Redone, View
 from taskflow.broker.protocol import Broker
 from taskflow.cli.act_report import ActReport, operator
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.interrupts import raising
 from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters, suggestion
 from taskflow.cli.json_text import json_text

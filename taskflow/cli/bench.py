@@ -19,7 +19,7 @@ from taskflow.app.sending import enqueue
 from taskflow.broker.console import Console
 from taskflow.broker.url import masked
 from taskflow.cli.bench_jobs import nothing
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.scratch_store import scratch_store
 from taskflow.cli.terminal import room, wrapped

@@ -15,7 +15,7 @@ from taskflow.app.bulk_actions import CHANGED, ActionResult, CallOnce, apply
 from taskflow.app.failure_groups import group_ids
 from taskflow.broker.protocol import Broker
 from taskflow.cli.act_report import ActReport, operator
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import filter_of
 from taskflow.cli.progress import tell
 from taskflow.cli.store import existing_broker

@@ -12,7 +12,7 @@ import msgspec
 from taskflow.app.app import App, default_app
 from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.paging import AT_ONCE, pages
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import doubt_queue
 from taskflow.cli.json_text import json_text
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs

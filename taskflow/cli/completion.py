@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.parser import a_parser
 from taskflow.model.errors import ConfigurationError
 

@@ -11,7 +11,7 @@ from taskflow.app.app import App
 from taskflow.app.namesake import advice
 from taskflow.broker.console import Finding
 from taskflow.broker.url import masked
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.store import with_store
 from taskflow.cli.terminal import GREEN, RED, YELLOW, painted

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.broker.console import Console, View
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import ids_of
 from taskflow.cli.json_text import json_text
 from taskflow.cli.store import existing_broker, with_store

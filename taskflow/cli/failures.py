@@ -11,7 +11,7 @@ import msgspec
 
 from taskflow.app.app import App
 from taskflow.app.failure_groups import MOST_GROUPS, FailureGroup, failure_groups
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import doubt_queue, filter_of
 from taskflow.cli.json_text import json_text
 from taskflow.cli.moments import span

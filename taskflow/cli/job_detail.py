@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from taskflow.app.app import App
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import ids_of
 from taskflow.cli.job_json import IN_FULL, arguments_of, detailed_json, record_json, result_of
 from taskflow.cli.json_text import json_text

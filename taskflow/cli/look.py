@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from taskflow.app.app import App
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import doubt_queue, filter_of, ids_or_filters
 from taskflow.cli.job_json import record_json
 from taskflow.cli.job_table import table

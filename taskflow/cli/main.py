@@ -141,7 +141,7 @@ def _write_or_forget_output() -> None:
 
 
 def _explain(error: Exception) -> int:
-    from taskflow.cli.exits import Exit
+    from taskflow.cli.exit_codes import Exit
     from taskflow.model.errors import BrokerError, ConfigurationError, TaskflowError
     from taskflow.model.printable import message
 

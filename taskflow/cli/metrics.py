@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from taskflow.app.app import App
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.parser import columns
 from taskflow.cli.store import existing_broker, with_store

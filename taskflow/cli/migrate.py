@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from taskflow.app.app import App
 from taskflow.broker.migrations import Migrating, Upgrade
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.store import with_store
 from taskflow.model.errors import ConfigurationError

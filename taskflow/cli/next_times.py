@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from datetime import UTC, datetime, timedelta, tzinfo
 
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.moments import moment
 from taskflow.model.errors import ConfigurationError

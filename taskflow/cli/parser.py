@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from taskflow.cli.exits import TABLE
+from taskflow.cli.exit_codes import TABLE
 from taskflow.cli.values import fingerprint, interval, positive, seconds, stages, time
 from taskflow.cli.worker_options import add_worker_options
 

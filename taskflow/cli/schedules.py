@@ -14,7 +14,7 @@ from taskflow.app.declared_schedules import check_schedule_name
 from taskflow.app.schedules import ScheduleInfo, info_of, instants_between, schedules, stored_plan
 from taskflow.broker.protocol import Broker
 from taskflow.cli.act_report import operator
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.moments import moment
 from taskflow.cli.progress import confirmed

@@ -15,7 +15,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.interrupts import Interrupted, drops_exceptions, interrupts
 from taskflow.cli.main import SAID_WITHIN, say_what_keeps_it
 from taskflow.model.safe_log import log_safely

@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.model.seams import start_thread
 
 DUMPED_WITHIN: Final = 2.0

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from taskflow.app.app import App
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.summary import Summary, queue_json, queue_table, worker_json, worker_table

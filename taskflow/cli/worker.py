@@ -21,7 +21,7 @@ from taskflow.app.namesake import advice_if_mixed
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
 from taskflow.cli.collector import Collector
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.health_report import HealthReport
 from taskflow.cli.log_context import add_ids
 from taskflow.cli.logs import logging_to_stderr

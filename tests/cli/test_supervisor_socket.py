@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from taskflow.cli.parser import a_parser
 from taskflow.cli.reexec import command_of
 from taskflow.worker import supervisor

@@ -14,7 +14,7 @@ from taskflow import EnqueueOptions, TaskflowError
 from taskflow.app.options import OF_THE_DECORATOR
 from taskflow.app.settings import DEFAULT_BROKER, TEXTUAL, Settings
 from taskflow.broker.url import SCHEMES
-from taskflow.cli.exits import MEANINGS
+from taskflow.cli.exit_codes import MEANINGS
 from taskflow.cli.parser import a_parser
 from taskflow.worker import events
 from taskflow.worker.children import death

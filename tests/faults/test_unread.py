@@ -6,7 +6,7 @@ import os
 import re
 import signal
 
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from tests.cli.processes import Running, Shell
 from tests.cli.supervised import a_little_later, is_alive
 from tests.support.processes import children_of

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from tests.cli.inprocess import Cli
 from tests.cli.processes import OUR_FRAMES
 from tests.support.postgres import PostgresServer

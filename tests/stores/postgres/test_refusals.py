@@ -10,7 +10,7 @@ import pytest
 
 from taskflow import BrokerRefused
 from taskflow.broker.url import connect
-from taskflow.cli.exits import Exit
+from taskflow.cli.exit_codes import Exit
 from tests.cli.inprocess import Cli
 from tests.cli.processes import OUR_FRAMES
 from tests.stores.one_job import one_job_is_done
