@@ -11,9 +11,9 @@ from typing import Any, Final
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
-from taskflow.cli.moments import span
 from taskflow.cli.parser import columns
 from taskflow.cli.store import existing_broker, with_store
+from taskflow.cli.time_format import span
 from taskflow.model.audit import Act, ActRecord
 from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
 from taskflow.model.stored import LATEST

@@ -14,9 +14,9 @@ from taskflow.app.failure_groups import MOST_GROUPS, FailureGroup, failure_group
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import doubt_queue, filter_of
 from taskflow.cli.json_text import json_text
-from taskflow.cli.moments import span
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import BOLD, RED, cut, painted, room
+from taskflow.cli.time_format import span
 from taskflow.model.printable import one_line
 
 

@@ -15,10 +15,10 @@ from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import ids_of
 from taskflow.cli.job_json import IN_FULL, arguments_of, detailed_json, record_json, result_of
 from taskflow.cli.json_text import json_text
-from taskflow.cli.moments import duration
 from taskflow.cli.parser import columns
 from taskflow.cli.store import existing_broker
 from taskflow.cli.terminal import OF_STATUS, painted
+from taskflow.cli.time_format import duration
 from taskflow.model.codec import Limits
 from taskflow.model.ids import id_text
 from taskflow.model.masking import HIDDEN, Room

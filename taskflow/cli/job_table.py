@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from taskflow.cli.moments import span
 from taskflow.cli.terminal import BOLD, OF_STATUS, cut, padded, painted, room, width
+from taskflow.cli.time_format import span
 from taskflow.model.ids import id_text
 from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
 from taskflow.model.record import Record, Status

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
-from taskflow.cli.moments import moment
+from taskflow.cli.time_format import moment
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.timetable import CronTimes, EveryTimes, zone_of
 

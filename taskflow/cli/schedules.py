@@ -16,10 +16,10 @@ from taskflow.broker.protocol import Broker
 from taskflow.cli.act_report import operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
-from taskflow.cli.moments import moment
 from taskflow.cli.progress import confirmed
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import room, wrapped
+from taskflow.cli.time_format import moment
 from taskflow.model.clock import instant_of
 from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule
 from taskflow.model.ids import parse_id

@@ -13,9 +13,9 @@ import msgspec
 from taskflow.app.app import App
 from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.url import masked
-from taskflow.cli.moments import span
 from taskflow.cli.table import STAYS, Column, table
 from taskflow.cli.terminal import DIM, OF_STATUS, RED, YELLOW, cut, painted, room, wrapped
+from taskflow.cli.time_format import span
 from taskflow.model.printable import one_line
 from taskflow.model.record import Status
 from taskflow.model.session import SessionRecord

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from taskflow.cli.moments import moment, span
+from taskflow.cli.time_format import moment, span
 from taskflow.model import wording
 from taskflow.model.ids import id_text
 from taskflow.model.record import POISON, Record, Status

@@ -27,10 +27,10 @@ from taskflow.cli.log_context import add_ids
 from taskflow.cli.logs import logging_to_stderr
 from taskflow.cli.loop import create_own, run_through
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
-from taskflow.cli.moments import span
 from taskflow.cli.reexec import take_broker
 from taskflow.cli.signals import AFTER_FORCE, ForcedExit, Signals
 from taskflow.cli.stalled import end_stalled, show_stacks_when_killed
+from taskflow.cli.time_format import span
 from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.printable import one_line
