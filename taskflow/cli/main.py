@@ -108,7 +108,7 @@ def _run(argv: Sequence[str] | None) -> int:
     from contextlib import nullcontext
     from importlib import import_module
 
-    from taskflow.cli.collector import Collector
+    from taskflow.cli.gc_tuning import Collector
     from taskflow.cli.parser import a_parser
 
     arguments = a_parser().parse_args(argv)

@@ -20,8 +20,8 @@ from taskflow.app.app import App, default_app
 from taskflow.app.namesake import advice_if_mixed
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
-from taskflow.cli.collector import Collector
 from taskflow.cli.exit_codes import Exit
+from taskflow.cli.gc_tuning import Collector
 from taskflow.cli.health_report import HealthReport
 from taskflow.cli.log_context import add_ids
 from taskflow.cli.logs import logging_to_stderr

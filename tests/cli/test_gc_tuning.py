@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.cli.collector import SELDOM, Collector
+from taskflow.cli.gc_tuning import SELDOM, Collector
 from tests.cli.inprocess import Cli
 
 TASKS = """
