@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from taskflow.cli.fleet import LOOKED_AT_EVERY, SAID_EVERY, Fleet, said
-from taskflow.cli.notify import SystemdNotifier
+from taskflow.cli.sd_notify import SystemdNotifier
 from taskflow.model.seams import start_thread
 from taskflow.worker.endings import Ending
 from taskflow.worker.events import WorkerEvent
