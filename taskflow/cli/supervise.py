@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from taskflow.cli.interrupts import interrupts
-from taskflow.cli.logs import BackgroundHandler, logging_to_stderr
+from taskflow.cli.log_output import BackgroundHandler, logging_to_stderr
 from taskflow.cli.reexec import command_of, environment_of
 from taskflow.model.errors import ConfigurationError, DriverMissing
 from taskflow.worker.children.system import die_before_parent

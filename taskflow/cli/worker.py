@@ -24,7 +24,7 @@ from taskflow.cli.exit_codes import Exit
 from taskflow.cli.gc_tuning import Collector
 from taskflow.cli.health_report import HealthReport
 from taskflow.cli.log_context import add_ids
-from taskflow.cli.logs import logging_to_stderr
+from taskflow.cli.log_output import logging_to_stderr
 from taskflow.cli.loop import create_own, run_through
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
 from taskflow.cli.reexec import take_broker

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker.migrations import Migrating
-from taskflow.cli.logs import JsonLines, TextLines
+from taskflow.cli.log_output import JsonLines, TextLines
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.verdict import Cancelled, Discarded, Failed, Parked, Retried, RunError, Succeeded
 from taskflow.worker.events import Ended, NotCounted, Printed, Unwritable, VerdictsLost

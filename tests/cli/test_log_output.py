@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.cli.logs import BackgroundHandler, JsonLines, TextLines
+from taskflow.cli.log_output import BackgroundHandler, JsonLines, TextLines
 from tests.cli.inprocess import Cli
 
 TASKS = """
