@@ -20,12 +20,12 @@ from taskflow.app.app import App, default_app
 from taskflow.app.namesake import advice_if_mixed
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
+from taskflow.cli.event_loop import create_own, run_through
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.gc_tuning import Collector
 from taskflow.cli.health_report import HealthReport
 from taskflow.cli.log_context import add_ids
 from taskflow.cli.log_output import logging_to_stderr
-from taskflow.cli.loop import create_own, run_through
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
 from taskflow.cli.reexec import take_broker
 from taskflow.cli.signals import AFTER_FORCE, ForcedExit, Signals
