@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from taskflow.cli.exit_codes import TABLE
-from taskflow.cli.values import fingerprint, interval, positive, seconds, stages, time
+from taskflow.cli.option_types import fingerprint, interval, positive, seconds, stages, time
 from taskflow.cli.worker_options import add_worker_options
 
 if TYPE_CHECKING:

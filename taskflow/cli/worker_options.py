@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from taskflow.cli.values import port, positive, seconds, size, ttl
+from taskflow.cli.option_types import port, positive, seconds, size, ttl
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
