@@ -18,7 +18,7 @@ from taskflow.worker.events import WorkerEvent
 from taskflow.worker.vitals import VitalSign
 
 if TYPE_CHECKING:
-    from taskflow.cli.health import HealthServer
+    from taskflow.cli.health_server import HealthServer
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -51,7 +51,7 @@ class HealthReport:
         self._server: HealthServer | None = None
         if arguments.health_port is not None and line is None:
             asks = {"/live": self._live, "/ready": self._ready}
-            from taskflow.cli.health import HealthServer, listener  # imported here, because most workers do not need it
+            from taskflow.cli.health_server import HealthServer, listener  # imported here, because most workers do not need it
 
             self._server = HealthServer(listener(arguments.health_host, arguments.health_port), asks)
         self.notifier = SystemdNotifier.from_environment(os.environ, self._live) if line is None else None

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from taskflow.cli import health
-from taskflow.cli.health import HealthServer, listener
+from taskflow.cli import health_server
+from taskflow.cli.health_server import HealthServer, listener
 from taskflow.model.errors import ConfigurationError
 from taskflow.worker.vitals import VitalSign
 from tests.cli.probes import TASKS, a_worker, ask, ask_until
@@ -157,7 +157,7 @@ def test_other_paths_are_not_there(server: HealthServer, path: str) -> None:
         (b"GET /live SPDY/3\r\n\r\n", b"400"),
         (b"GET http://[/live HTTP/1.1\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x00\xff\r\n\r\n", b"400"),
-        (b"GET /live HTTP/1.1\r\nX: " + b"x" * 2 * health.LARGEST_REQUEST + b"\r\n\r\n", b"431"),
+        (b"GET /live HTTP/1.1\r\nX: " + b"x" * 2 * health_server.LARGEST_REQUEST + b"\r\n\r\n", b"431"),
         (b"GET http://127.0.0.1/live HTTP/1.1\r\n\r\n", b"200"),
         (b"GET /live HTTP/1.0\r\n\r\n", b"200"),
     ],
@@ -167,7 +167,7 @@ def test_requests_of_all_kinds_get_an_answer(server: HealthServer, request_bytes
 
 
 def test_who_says_nothing_is_shut_out_and_nobody_else_is(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "WITHIN", 0.3)
+    monkeypatch.setattr(health_server, "WITHIN", 0.3)
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=TIMEOUT) as silent:
         silent.sendall(b"GET /live")
         assert ask(port_of(server), "/live").status == 200
@@ -177,7 +177,7 @@ def test_who_says_nothing_is_shut_out_and_nobody_else_is(server: HealthServer, m
 
 def test_a_connection_beyond_the_bound_takes_the_place_of_the_oldest(server: HealthServer) -> None:
     with ExitStack() as stack:
-        first, *_, last = [stack.enter_context(connected(server)) for _ in range(health.MOST_AT_ONCE)]
+        first, *_, last = [stack.enter_context(connected(server)) for _ in range(health_server.MOST_AT_ONCE)]
         assert ask(port_of(server), "/live").status == 200
         with contextlib.suppress(ConnectionResetError):  # as good as closed
             assert first.recv(1) == b""
@@ -188,7 +188,7 @@ def test_a_connection_beyond_the_bound_takes_the_place_of_the_oldest(server: Hea
 def test_it_is_the_oldest_of_the_client_that_has_most(server: HealthServer) -> None:
     with ExitStack() as stack:
         patient = stack.enter_context(connected(server, "127.0.0.2"))
-        for _ in range(3 * health.MOST_AT_ONCE):
+        for _ in range(3 * health_server.MOST_AT_ONCE):
             stack.enter_context(connected(server))
         assert ask(port_of(server), "/live").status == 200
         patient.sendall(b"GET /live HTTP/1.1\r\n\r\n")
@@ -204,7 +204,7 @@ def test_a_flood_of_unfinished_connections_keeps_no_probe_out(server: HealthServ
     def attack() -> None:
         held = set[socket.socket]()
         while not is_over.is_set():
-            while len(held) < 2 * health.MOST_AT_ONCE:
+            while len(held) < 2 * health_server.MOST_AT_ONCE:
                 held.add(opened := connected(server, address))
                 with contextlib.suppress(OSError):
                     opened.sendall(sent)
