@@ -18,7 +18,7 @@ from taskflow.cli.exit_codes import Exit
 from taskflow.cli.interrupts import raising
 from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters, suggestion
 from taskflow.cli.json_text import json_text
-from taskflow.cli.progress import Bar, confirmed
+from taskflow.cli.progress_bar import Bar, confirmed
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import BrokerError, ConfigurationError

@@ -17,7 +17,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.cli.act_report import ActReport, operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import filter_of
-from taskflow.cli.progress import tell
+from taskflow.cli.progress_bar import tell
 from taskflow.cli.store import existing_broker
 from taskflow.model.errors import BrokerError
 from taskflow.model.ids import id_text

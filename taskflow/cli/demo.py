@@ -26,7 +26,7 @@ from taskflow.app.sending import enqueue
 from taskflow.cli.demo_files import source_files
 from taskflow.cli.demo_jobs import SourceFile, index
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.progress import Bar
+from taskflow.cli.progress_bar import Bar
 from taskflow.cli.worker_process import worker_process
 from taskflow.model.errors import BrokerRefused, TaskflowError
 from taskflow.model.record import ENDED

@@ -16,7 +16,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.cli.act_report import operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
-from taskflow.cli.progress import confirmed
+from taskflow.cli.progress_bar import confirmed
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import room, wrapped
 from taskflow.cli.time_format import moment

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker.protocol import Broker
-from taskflow.cli.progress import Bar
+from taskflow.cli.progress_bar import Bar
 from taskflow.cli.table import Column, table
 from taskflow.cli.terminal import cut, cut_start, padded, width, wrapped
 from taskflow.model.envelope import Envelope
