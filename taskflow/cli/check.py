@@ -12,13 +12,13 @@ import msgspec
 from taskflow.app.app import App, default_app
 from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.paging import AT_ONCE, pages
+from taskflow.cli.diagnosis import in_row_of
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import doubt_queue
 from taskflow.cli.json_text import json_text
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, hanging, painted, room, wrapped
-from taskflow.cli.why import in_row_of
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.fingerprint import shape
 from taskflow.model.ids import id_text

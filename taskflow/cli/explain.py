@@ -11,12 +11,12 @@ from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.broker.console import Console, View
+from taskflow.cli.diagnosis import Facts, Reason, reasons
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import ids_of
 from taskflow.cli.json_text import json_text
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, painted, room
-from taskflow.cli.why import Facts, Reason, reasons
 from taskflow.model.ids import id_text
 from taskflow.model.printable import INDENT, message, one_line
 from taskflow.model.record import Record, Status

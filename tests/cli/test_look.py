@@ -13,8 +13,8 @@ import pytest
 from taskflow.broker import paging
 from taskflow.broker.console import Console
 from taskflow.broker.protocol import Broker
+from taskflow.cli.diagnosis import Facts
 from taskflow.cli.explain import _shortened
-from taskflow.cli.why import Facts
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.record import Record, Status
