@@ -13,7 +13,7 @@ from taskflow.app.audit_log import recorded, selection
 from taskflow.app.bulk_actions import ASKED, CHANGED, DEFAULTS, UNKNOWN, ActionResult, CallOnce, act, apply, check_view, count, foresee
 from taskflow.broker.console import Redone, View
 from taskflow.broker.protocol import Broker
-from taskflow.cli.act_report import ActReport, operator
+from taskflow.cli.action_report import ActionReport, operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.interrupts import raising
 from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters, suggestion
@@ -115,7 +115,7 @@ async def _foresee_ids(broker: Broker, ids: list[bytes], arguments: argparse.Nam
 
 
 def _report(arguments: argparse.Namespace, ids: list[bytes], answers: list[str], matching: int, done: ActionResult | None = None) -> None:
-    report = ActReport(act=arguments.command, dry_run=arguments.dry_run, matching=matching)
+    report = ActionReport(act=arguments.command, dry_run=arguments.dry_run, matching=matching)
     report.jobs = [{"id": id_text(job_id), "answer": answer} for job_id, answer in zip(ids, answers, strict=True)]
     if done is not None:
         report.add(done)

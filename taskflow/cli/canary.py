@@ -14,7 +14,7 @@ from taskflow.app.audit_log import Doing, recorded, selection
 from taskflow.app.bulk_actions import CHANGED, ActionResult, CallOnce, apply
 from taskflow.app.failure_groups import group_ids
 from taskflow.broker.protocol import Broker
-from taskflow.cli.act_report import ActReport, operator
+from taskflow.cli.action_report import ActionReport, operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import filter_of
 from taskflow.cli.progress_bar import tell
@@ -38,7 +38,7 @@ async def retry_group(app: App, arguments: argparse.Namespace) -> int:
     if not ids:
         print(f"taskflow: no failed job is in group {arguments.group}: `taskflow failures` lists the groups", file=sys.stderr)
         return Exit.NOT_FOUND
-    report = ActReport(act="retry", dry_run=arguments.dry_run, matching=len(ids))
+    report = ActionReport(act="retry", dry_run=arguments.dry_run, matching=len(ids))
     if arguments.dry_run:
         report.stages = [{"jobs": len(stage), "changed": 0} for stage in _stages(ids, arguments)]
         sizes = ", ".join(f"{stage['jobs']:,}" for stage in report.stages)
@@ -61,7 +61,7 @@ async def retry_group(app: App, arguments: argparse.Namespace) -> int:
     return Exit.FAILED if report.stopped is not None or report.refused else Exit.OK
 
 
-async def _retry_in_stages(rollout: _Rollout, ids: Sequence[bytes], arguments: argparse.Namespace, report: ActReport) -> None:
+async def _retry_in_stages(rollout: _Rollout, ids: Sequence[bytes], arguments: argparse.Namespace, report: ActionReport) -> None:
     """Run one stage after the other until one gives a reason to stop. Keep the report up to date."""
     for stage in _stages(ids, arguments):
         before = rollout.done.changed

@@ -13,7 +13,7 @@ from taskflow.app.app import App
 from taskflow.app.declared_schedules import check_schedule_name
 from taskflow.app.schedules import ScheduleInfo, info_of, instants_between, schedules, stored_plan
 from taskflow.broker.protocol import Broker
-from taskflow.cli.act_report import operator
+from taskflow.cli.action_report import operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import json_text
 from taskflow.cli.progress_bar import confirmed

@@ -12,7 +12,7 @@ from taskflow.app.bulk_actions import ActionResult
 from taskflow.cli.json_text import json_text
 
 
-class ActReport(msgspec.Struct, kw_only=True):
+class ActionReport(msgspec.Struct, kw_only=True):
     """The result of a command that acts on jobs.
 
     `matching`  the number of jobs that match or were named; in a dry run, only the named jobs that can be changed
