@@ -54,7 +54,7 @@ def _staged(arguments: argparse.Namespace) -> Callable[[App, argparse.Namespace]
         raise ConfigurationError("retry takes --group, ids or --all: leave out all but one")
     if arguments.status:
         raise ConfigurationError("retry --group takes no --status: its jobs have failed")
-    from taskflow.cli.canary import retry_group
+    from taskflow.cli.staged_retry import retry_group
 
     return retry_group
 

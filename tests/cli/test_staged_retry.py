@@ -15,8 +15,8 @@ from taskflow import Status
 from taskflow.broker.console import Redone
 from taskflow.broker.protocol import Broker
 from taskflow.broker.sqlite.console import SqliteConsole
-from taskflow.cli.canary import AT_ONCE, MOST_LOOKED_AT, _Rollout
 from taskflow.cli.parser import a_parser
+from taskflow.cli.staged_retry import AT_ONCE, MOST_LOOKED_AT, _Rollout
 from tests.cli.inprocess import Cli
 
 MANY = 150
@@ -119,7 +119,7 @@ def test_ctrl_c_says_how_many_were_retried(cli: Cli, group: str, monkeypatch: py
     async def interrupted(rollout: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("taskflow.cli.canary._Rollout._until_ended", interrupted)
+    monkeypatch.setattr("taskflow.cli.staged_retry._Rollout._until_ended", interrupted)
     said = cli("retry", "--group", group, "--canary", "3", code=130)
     assert said.err == f"taskflow: interrupted: retried 3; {MANY - 3} of {MANY} were left alone\n"
 
