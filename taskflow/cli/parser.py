@@ -144,14 +144,14 @@ def a_parser() -> Parser:
     fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
     _check(command("check", "check", "say whether the waiting jobs would run with this code", fits))
     again = "Make failed and cancelled jobs ready again."
-    _acts(retry := command("retry", "act", "run failed or cancelled jobs again", again), "retry", default="failed")
+    _acts(retry := command("retry", "job_actions", "run failed or cancelled jobs again", again), "retry", default="failed")
     _groups(retry)
     stop = "Cancel waiting jobs at once, and ask running ones to stop."
-    _acts(command("cancel", "act", "cancel jobs", stop), "cancel", default="held, scheduled, ready and running")
+    _acts(command("cancel", "job_actions", "cancel jobs", stop), "cancel", default="held, scheduled, ready and running")
     drop = "Drop ended jobs; with --status, cancel and drop waiting ones. Running jobs are not affected."
-    _acts(command("purge", "act", "drop jobs", drop), "purge", default="ended")
+    _acts(command("purge", "job_actions", "drop jobs", drop), "purge", default="ended")
     for verb, meaning in (("pause", "stop claiming jobs from queues"), ("resume", "end a pause")):
-        _pause(command(verb, "act", meaning, f"{meaning[0].upper()}{meaning[1:]}."), verb)
+        _pause(command(verb, "job_actions", meaning, f"{meaning[0].upper()}{meaning[1:]}."), verb)
     log = "List what operators did to jobs, queues and schedules, the newest first."
     _audit(command("audit", "audit", "list what operators did", log))
     regular = "List schedules, or act on them. Without an action, list all of them."
