@@ -136,7 +136,7 @@ def a_parser() -> Parser:
     _reads(command("queues", "status", "list queues and their counts", "List every queue with its counts."))
     _reads(command("metrics", "metrics", "count events by queue", "Show how often each event has happened since the store was created."))
     listing = "List jobs by status, or show those with the given ids."
-    _jobs(command("jobs", "look", "list jobs, or show given ones", listing, all=False))
+    _jobs(command("jobs", "jobs", "list jobs, or show given ones", listing, all=False))
     causes = "List the causes for which jobs have failed, the most frequent first."
     _failures(command("failures", "failures", "list failed jobs by their cause", causes, status=None, poison=False))
     why = "Say why jobs are in their present state, the cause first, and what to do about it."

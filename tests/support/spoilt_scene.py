@@ -18,7 +18,7 @@ from taskflow import JobHandle, Worker, job
 from taskflow.app.app import App, default_app
 from taskflow.broker.console import View
 from taskflow.broker.paging import pages
-from taskflow.cli import job_actions, look
+from taskflow.cli import job_actions, jobs
 from taskflow.cli.parser import a_parser
 from taskflow.cli.status import VIEWS
 from taskflow.model.backoff import Backoff
@@ -245,7 +245,7 @@ class Scene:
 
     async def _command(self, app: App, argv: list[str]) -> None:
         arguments = a_parser().parse_args(argv)
-        views = {"jobs": look._jobs, **VIEWS}
+        views = {"jobs": jobs._jobs, **VIEWS}
         does = job_actions._act if argv[0] in ("retry", "cancel", "purge") else views[argv[0]]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             code = await does(app, arguments)
