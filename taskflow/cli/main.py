@@ -113,14 +113,14 @@ def _run(argv: Sequence[str] | None) -> int:
 
     arguments = a_parser().parse_args(argv)
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
-    module = "process_1" if arguments.module == "worker" and argv is None and _is_process_1(arguments.argv) else arguments.module
+    module = "pid1" if arguments.module == "worker" and argv is None and _is_pid1(arguments.argv) else arguments.module
     arguments.collector = Collector()
     with arguments.collector if module in ("worker", "supervise") else nullcontext():
         code: int = import_module(f"taskflow.cli.{module}").run(arguments)
     return code
 
 
-def _is_process_1(argv: list[str]) -> bool:
+def _is_pid1(argv: list[str]) -> bool:
     """Return True if this command is process 1 itself, and not called by another program there. Under systemd, return False, because it
     expects notifications only from its service's own process."""
     return os.getpid() == 1 and argv == sys.orig_argv[len(sys.orig_argv) - len(argv) :] and "NOTIFY_SOCKET" not in os.environ

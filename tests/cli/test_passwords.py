@@ -85,11 +85,11 @@ def test_the_worker_of_a_container_has_no_broker_on_its_command_line(shell: Shel
     shell.write("tasks.py", TASKS)
     worker = shell.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", f"--broker=sqlite:///{SECRET}.db")
     worker.wait_for("working as")
-    [process_1] = children_of(worker.process.pid)
-    [pid] = children_of(process_1)
-    assert SECRET in command_line(process_1)
+    [pid1] = children_of(worker.process.pid)
+    [pid] = children_of(pid1)
+    assert SECRET in command_line(pid1)
     assert SECRET not in command_line(pid)
-    os.kill(process_1, signal.SIGTERM)
+    os.kill(pid1, signal.SIGTERM)
     ended_clearly(worker, [0])
 
 

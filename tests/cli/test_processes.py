@@ -551,14 +551,14 @@ def test_to_reload_what_drains_makes_no_sense(tasks: Shell) -> None:
 
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "1"]], ids=["plain", "supervised"])
-def test_as_process_1_it_reaps_what_others_leave_behind(tasks: Shell, unshare: str, processes: list[str]) -> None:
+def test_as_pid1_it_reaps_what_others_leave_behind(tasks: Shell, unshare: str, processes: list[str]) -> None:
     tasks.send("leave_an_orphan.bind()")
     worker = tasks.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", *processes)
     ended_clearly(worker, [0])
     assert tasks.ledger() == ["reaped"]
 
 
-def test_as_process_1_a_plain_worker_has_its_own_children_for_itself(tasks: Shell, unshare: str) -> None:
+def test_as_pid1_a_plain_worker_has_its_own_children_for_itself(tasks: Shell, unshare: str) -> None:
     """Their exit codes are theirs who have started them: a job, in a thread and in the loop, multiprocessing, a job's child process."""
     tasks.write("tasks.py", CHILDREN)
     tasks.send("*[each.bind(n) for n in range(20) for each in (starts, starts_in_the_loop)]", "forks.bind()", "computes.bind()")
@@ -617,7 +617,7 @@ def end() -> None:
         ("os.kill(1, signal.SIGUSR1)", "signal.signal(signal.SIGUSR1, lambda *_: os._exit(9))", 9),
     ],
 )
-def test_as_process_1_a_plain_worker_ends_as_anywhere_else(tasks: Shell, unshare: str, end: str, at_import: str, code: int) -> None:
+def test_as_pid1_a_plain_worker_ends_as_anywhere_else(tasks: Shell, unshare: str, end: str, at_import: str, code: int) -> None:
     """It is not replaced, and nothing more is said; and what it has a handler for it hears."""
     tasks.write("tasks.py", ENDS.format(end=end, at_import=""))
     tasks.send("end.bind()")

@@ -147,15 +147,15 @@ UNDER_NOHUP = (
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_as_process_1_it_hears_what_others_do(waiting: Shell, unshare: str, processes: list[str], times: int) -> None:
+def test_as_pid1_it_hears_what_others_do(waiting: Shell, unshare: str, processes: list[str], times: int) -> None:
     """The kernel keeps from process 1 every signal that it has no handler for."""
     worker = waiting.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", "--concurrency", "2", *processes)
     worker.wait_for("begun by", times=2)
-    [process_1] = children_of(worker.process.pid)
+    [pid1] = children_of(worker.process.pid)
     if times == 3:
         waiting.write("stubborn", "")
     for _ in range(times):
-        os.kill(process_1, signal.SIGTERM)
+        os.kill(pid1, signal.SIGTERM)
         a_little_later()
     if times == 1:
         worker.wait_for("winding down: [12] running")
@@ -165,20 +165,20 @@ def test_as_process_1_it_hears_what_others_do(waiting: Shell, unshare: str, proc
 
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
-def test_as_process_1_it_hears_a_sigterm_from_its_first_moment_on(shell: Shell, unshare: str, processes: list[str]) -> None:
+def test_as_pid1_it_hears_a_sigterm_from_its_first_moment_on(shell: Shell, unshare: str, processes: list[str]) -> None:
     """Else `docker stop` waits for its SIGKILL. Any other process is ended by it at once, with no word of ours."""
     shell.start_sooner()
     shell.write("argparse.py", LOADING)
     arguments = ["-m", "taskflow", "worker", "tasks", *processes]
-    as_process_1, as_another = shell.start("-c", IN_A_CONTAINER, unshare, *arguments), shell.start(*arguments)
-    for worker in (as_process_1, as_another):
+    as_pid1, as_another = shell.start("-c", IN_A_CONTAINER, unshare, *arguments), shell.start(*arguments)
+    for worker in (as_pid1, as_another):
         worker.wait_for("loading")
-    [process_1] = children_of(as_process_1.process.pid)
-    os.kill(process_1, signal.SIGTERM)
+    [pid1] = children_of(as_pid1.process.pid)
+    os.kill(pid1, signal.SIGTERM)
     as_another.signal(signal.SIGTERM)
-    ended_clearly(as_process_1, [128 + signal.SIGTERM])
+    ended_clearly(as_pid1, [128 + signal.SIGTERM])
     ended_clearly(as_another, [-signal.SIGTERM])
-    assert as_process_1.said == as_another.said == "loading\n"
+    assert as_pid1.said == as_another.said == "loading\n"
 
 
 # The current folder's argparse is found first, before the worker has heard of its modules.
@@ -189,15 +189,15 @@ time.sleep(3600)
 """
 
 
-def test_as_process_1_a_sigterm_is_not_lost_in_a_callback_of_the_interpreter(shell: Shell, unshare: str) -> None:
+def test_as_pid1_a_sigterm_is_not_lost_in_a_callback_of_the_interpreter(shell: Shell, unshare: str) -> None:
     """What is raised there is shown, and dropped: the worker would start."""
     shell.start_sooner()
     shell.write("argparse.py", LOADING_IN_A_CALLBACK)
     shell.write("tasks.py", WAITING)
     worker = shell.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks")
     worker.wait_for("loading")
-    [process_1] = children_of(worker.process.pid)
-    os.kill(process_1, signal.SIGTERM)
+    [pid1] = children_of(worker.process.pid)
+    os.kill(pid1, signal.SIGTERM)
     assert worker.end() == 128 + signal.SIGTERM, worker.said
     assert "broker" not in worker.said
 
