@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -13,6 +14,7 @@ import pytest
 from taskflow import BrokerUnavailable
 from taskflow.broker.postgres import ownership
 from taskflow.broker.postgres.broker import PostgresBroker
+from taskflow.broker.postgres.connect import link
 from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.url import connect
 from taskflow.worker import fetcher
@@ -66,12 +68,45 @@ async def test_a_statement_goes_where_the_same_was_asked_before(scene: Scene) ->
     """The server has its plans there already. Two at one time need two connections, and each stays with its own."""
     broker = connect(scene.straight_url)
     assert isinstance(broker, PostgresBroker)
-    link, statements = Link(broker.server), ("SELECT pg_backend_pid()", "SELECT pg_backend_pid() FROM pg_sleep(0.1)")
-    first = [rows[0][0] for rows in await asyncio.gather(*map(link.fetch, statements))]
+    pool, statements = Link(broker.server), ("SELECT pg_backend_pid()", "SELECT pg_backend_pid() FROM pg_sleep(0.1)")
+    first = [rows[0][0] for rows in await asyncio.gather(*map(pool.fetch, statements))]
     assert len(set(first)) == 2
     for _ in range(3):
-        assert [(await link.fetch(statement))[0][0] for statement in statements] == first
-    await link.close()
+        assert [(await pool.fetch(statement))[0][0] for statement in statements] == first
+    await pool.close()
+
+
+async def test_connections_that_were_not_needed_for_a_while_are_closed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but one, and none of those that are in use again and again."""
+    monkeypatch.setattr(link, "SURPLUS_AFTER", 0.3)
+    broker = connect(scene.straight_url)
+    assert isinstance(broker, PostgresBroker)
+    pool = Link(broker.server)
+    for kept in (2, 1):
+        await asyncio.gather(*[pool.fetch("SELECT pg_sleep(0.1)") for _ in range(5)])
+        assert connections(scene) == 5
+        for _ in range(8):
+            await asyncio.gather(*[pool.fetch("SELECT pg_sleep(0.1)") for _ in range(kept)])
+        await until(partial(has_connections, scene, kept), within=5)
+    await pool.close()
+    await broker.close()
+
+
+async def test_an_idle_worker_holds_three_connections(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for its statements, one that listens, one for its heartbeats."""
+    monkeypatch.setattr(link, "SURPLUS_AFTER", 0.3)
+    async with scene.worker():
+        await scene.send(range(500))
+        await scene.until_ran(range(500))
+        await until(lambda: connections(scene) <= 3)
+
+
+def has_connections(scene: Scene, number: int) -> bool:
+    return connections(scene) == number
+
+
+def connections(scene: Scene) -> int:
+    return len(scene.postgres.rows("SELECT FROM pg_stat_activity WHERE application_name = 'taskflow' AND datname = $1", scene.database))
 
 
 async def test_a_statement_that_the_server_cancelled_is_sent_again_on_the_same_connection(scene: Scene) -> None:
@@ -80,22 +115,22 @@ async def test_a_statement_that_the_server_cancelled_is_sent_again_on_the_same_c
     scene.set("statement_timeout", "100")
     broker = connect(scene.straight_url)
     assert isinstance(broker, PostgresBroker)
-    link = Link(broker.server)
-    [[before]] = await link.fetch("SELECT pg_backend_pid()")
+    pool = Link(broker.server)
+    [[before]] = await pool.fetch("SELECT pg_backend_pid()")
     slow_twice = "SELECT pg_backend_pid(), pg_sleep(CASE WHEN nextval('turns') < 3 THEN 10 ELSE 0 END)"
-    [[after, _]] = await link.fetch(slow_twice)
+    [[after, _]] = await pool.fetch(slow_twice)
     assert after == before
-    await link.close()
+    await pool.close()
 
 
 async def test_a_statement_that_is_always_cancelled_fails_in_the_end(scene: Scene) -> None:
     scene.set("statement_timeout", "50")
     broker = connect(scene.straight_url)
     assert isinstance(broker, PostgresBroker)
-    link = Link(broker.server)
+    pool = Link(broker.server)
     with pytest.raises(BrokerUnavailable, match="statement timeout"):
-        await link.fetch("SELECT pg_sleep(10)")
-    await link.close()
+        await pool.fetch("SELECT pg_sleep(10)")
+    await pool.close()
 
 
 # --- ended by the server ------------------------------------------------------------------------------------------

@@ -20,6 +20,9 @@ from taskflow.model.errors import BrokerError, BrokerUnavailable
 MOST_CONNECTIONS: Final = 8
 """The maximum number of connections on which one loop runs statements at a time. Further calls wait."""
 
+SURPLUS_AFTER: Final = 30.0
+"""After how many seconds the pool closes the connections that were idle all this time. It looks when a statement has ended, and keeps one."""
+
 MOST_TRIES: Final = 5
 
 
@@ -36,6 +39,8 @@ class Link:
         self._schema = schema
         self._before_the_end = before_the_end
         self._idle: list[asyncpg.Connection] = []
+        self._surplus = 0
+        self._look_at = time.monotonic() + SURPLUS_AFTER
         self._asked: WeakKeyDictionary[asyncpg.Connection, set[str]] = WeakKeyDictionary()
         self._in_use: set[asyncpg.Connection] = set()
         self._listening: WeakSet[asyncpg.Connection] = WeakSet()
@@ -136,6 +141,7 @@ class Link:
                 break
         else:
             connection = await self.open()
+        self._surplus = min(self._surplus, len(self._idle))
         self._asked.setdefault(connection, set()).add(statement)
         return connection
 
@@ -164,6 +170,8 @@ class Link:
             self._in_use.discard(connection)
             if is_clean and not self._is_closed:
                 self._idle.append(connection)
+                if time.monotonic() >= self._look_at:
+                    self._drop_surplus()
             else:
                 drop(connection)
 
@@ -178,6 +186,13 @@ class Link:
         self._drop_idle()
         for connection in list(self._listening):
             drop(connection)
+
+    def _drop_surplus(self) -> None:
+        """Drop as many connections as were idle at every moment since the last look. Begin with the one that has been idle for longest."""
+        for connection in self._idle[: self._surplus]:
+            drop(connection)
+        del self._idle[: self._surplus]
+        self._surplus, self._look_at = len(self._idle), time.monotonic() + SURPLUS_AFTER
 
     def _drop_idle(self) -> None:
         while self._idle:
