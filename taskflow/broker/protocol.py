@@ -117,13 +117,13 @@ and any number of times.
 
 **upkeep** for ends without a settlement: waiting jobs that were cancelled, replaced, purged or expired, and runs that end because their
 worker was lost, has left, or does not know them.
-  [ends_heard] While a session that `hears` lives, the store notes the ids of such jobs. Upkeep with `ends` takes at most `MAX_ENDS` of
+  [ends_heard] While a session with `wants_ends` lives, the store notes the ids of such jobs. Upkeep with `ends` takes at most `MAX_ENDS` of
     them, oldest first. `next_in` is 0 if more are left. Each is given to one caller, once.
   [ends_settled] The end of a job by the settlement of its lease is not noted: the worker that settled it knows.
   [ends_unheard] While no such session lives, nothing is noted. Upkeep without `ends` takes nothing.
   [ends_bounded] At most `most_ends` are noted. Older ones are dropped, and the next upkeep with `ends` returns their number.
   [ends_told] The first end that is noted nudges listeners under `topics.DUE`. While ends are noted, the `due_in` of an outlook for a
-    session that hears is 0.
+    session with `wants_ends` is 0.
   [ends_purged] While such a session lives, a purge leaves a waiting job for `PURGED_FOR` seconds as CANCELLED, so that it can be read.
 
 **define** stores definitions of schedules, and answers True for each that was stored and False for each that was refused. If a session

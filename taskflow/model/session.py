@@ -24,7 +24,7 @@ MOST_NAMES: Final = 1_000
 class Session(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's session. It may be reaped after `ttl` seconds without a heartbeat.
 
-    `id` is 16 random bytes, new for each session. `hears` is True if the worker's upkeep asks for jobs that have ended without a
+    `id` is 16 random bytes, new for each session. `wants_ends` is True if the worker's upkeep asks for jobs that have ended without a
     settlement. The other fields are only for people to read and are not part of any fence.
 
     `name`    "host:pid"
@@ -38,7 +38,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float = 20.0
     queues: tuple[str, ...] = ()
     concurrency: int = 0
-    hears: bool = False
+    wants_ends: bool = False
     jobs: tuple[str, ...] = ()
     deploy: str = ""
 

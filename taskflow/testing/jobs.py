@@ -58,7 +58,7 @@ def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
 class _HeardStore(MemoryStore):
     """Notes every end without a run, as if a worker that hears of them were always running."""
 
-    def is_heard(self) -> bool:
+    def has_end_subscriber(self) -> bool:
         return True
 
 

@@ -79,7 +79,7 @@ class WorkerSession:
         events: Events,
         ended_hooks: EndedHooks | None = None,
     ) -> None:
-        self.session = _a_session(options, executor.registry.names, hears=ended_hooks is not None)
+        self.session = _a_session(options, executor.registry.names, wants_ends=ended_hooks is not None)
         self.phase = Phase.WORKING
         self.has_forced = False
         self.all_ended, self.runs_stopped, self.schedules_begun = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -377,14 +377,14 @@ def deploy_name() -> str:
     return os.environ.get("TASKFLOW_DEPLOY", "")[:LONGEST_DEPLOY]
 
 
-def _a_session(options: WorkerOptions, jobs: tuple[str, ...], *, hears: bool) -> Session:
+def _a_session(options: WorkerOptions, jobs: tuple[str, ...], *, wants_ends: bool) -> Session:
     return Session(
         id=secrets.token_bytes(16),
         name=worker_name(),
         ttl=options.ttl,
         queues=options.queues.names,
         concurrency=options.concurrency,
-        hears=hears,
+        wants_ends=wants_ends,
         jobs=jobs if len(jobs) <= MOST_NAMES else (),
         deploy=deploy_name(),
     )

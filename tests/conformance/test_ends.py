@@ -19,8 +19,8 @@ from tests.support.world import EVERYTHING, World, ids_of
 LONG = 1_000_000.0
 
 
-async def a_hearer(world: World) -> Session:
-    return await world.a_session("hearer", ttl=LONG, hears=True)
+async def a_subscriber(world: World) -> Session:
+    return await world.a_session("subscriber", ttl=LONG, wants_ends=True)
 
 
 async def hear(world: World) -> Upkept:
@@ -40,7 +40,7 @@ async def heard(world: World) -> list[bytes]:
 
 async def test_ends_heard__cancelled(world: World) -> None:
     """Waiting jobs that are cancelled have ended, in whatever way they wait; a running job has not."""
-    await a_hearer(world)
+    await a_subscriber(world)
     running = await world.running()
     waiting = [await world.add(**fields) for fields in ({}, {"after": 60.0}, {"awaits": 1}, {"key": "k"})]
     for job in waiting:
@@ -55,7 +55,7 @@ async def test_ends_heard__cancelled(world: World) -> None:
 async def test_ends_heard__cancelled_together(world: World) -> None:
     """A call that ends several jobs tells of each."""
     jobs = [await world.add() for _ in range(3)]
-    await a_hearer(world)
+    await a_subscriber(world)
     await world.broker.cancel(ids_of(jobs))
 
     assert sorted(await heard(world)) == sorted(ids_of(jobs))
@@ -63,7 +63,7 @@ async def test_ends_heard__cancelled_together(world: World) -> None:
 
 async def test_ends_heard__replaced(world: World) -> None:
     """The job that gives its key to another has ended, whoever has sent that."""
-    await a_hearer(world)
+    await a_subscriber(world)
     first = await world.add(key="k")
     second = await world.add(key="k", on_conflict=OnConflict.REPLACE)
     third = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
@@ -74,7 +74,7 @@ async def test_ends_heard__replaced(world: World) -> None:
 
 async def test_ends_heard__expired(world: World) -> None:
     """The call that ends them may return them."""
-    await a_hearer(world)
+    await a_subscriber(world)
     jobs = [await world.add(expires=10.0), await world.add(expires=5.0, after=60.0)]
     world.clock.advance(10.0)
 
@@ -83,7 +83,7 @@ async def test_ends_heard__expired(world: World) -> None:
 
 async def test_ends_heard__purged(world: World) -> None:
     """Waiting jobs that are purged have ended; those that had ended before have been told already."""
-    await a_hearer(world)
+    await a_subscriber(world)
     waiting = [await world.add(), await world.add(key="k")]
     await world.settle(failed(await world.running()))
 
@@ -95,7 +95,7 @@ async def test_ends_heard__purged(world: World) -> None:
 async def test_ends_heard__poison(world: World) -> None:
     """A run whose worker was lost for the last time has ended, by upkeep or by the report of a death."""
     world = world.under(max_crashes=0)
-    await a_hearer(world)
+    await a_subscriber(world)
     first, second = await world.a_session("lost"), await world.a_session("lost, too", ttl=LONG)
     reaped, reported = await world.running(first), await world.running(second)
     await world.reap(first)
@@ -107,7 +107,7 @@ async def test_ends_heard__poison(world: World) -> None:
 async def test_ends_heard__not_poison_that_waits_for_its_follow_up(world: World) -> None:
     """It ends by a settlement."""
     world = world.under(max_crashes=0)
-    await a_hearer(world)
+    await a_subscriber(world)
     session = await world.a_session("lost")
     await world.running(session, on_failure=b"call")
     await world.die(session)
@@ -117,7 +117,7 @@ async def test_ends_heard__not_poison_that_waits_for_its_follow_up(world: World)
 
 async def test_ends_heard__lost_when_asked_to_stop(world: World) -> None:
     """A run that was asked to stop, and whose worker is lost or leaves, is CANCELLED there and then."""
-    await a_hearer(world)
+    await a_subscriber(world)
     first, second = await world.a_session("lost"), await world.a_session("leaves", ttl=LONG)
     lost, left = await world.running(first), await world.running(second)
     for job in (lost, left):
@@ -131,7 +131,7 @@ async def test_ends_heard__lost_when_asked_to_stop(world: World) -> None:
 async def test_ends_heard__after_an_earlier_settlement(world: World) -> None:
     """A job that waits for its retry, or is run again, may end without a settlement like any other."""
     world = world.under(max_crashes=0)
-    await a_hearer(world)
+    await a_subscriber(world)
     session = await world.a_session("lost", ttl=LONG)
     waits, runs = await world.running(session, queue="waits"), await world.running(session, queue="runs")
     await world.settle(retried(waits), handed_back(runs))
@@ -144,7 +144,7 @@ async def test_ends_heard__after_an_earlier_settlement(world: World) -> None:
 
 async def test_ends_heard__a_portion_at_a_time(world: World) -> None:
     """Oldest first, and the next call follows at once while more are left."""
-    await a_hearer(world)
+    await a_subscriber(world)
     jobs = [await world.add() for _ in range(MAX_ENDS + 1)]
     for job in jobs:
         await world.cancel(job)
@@ -158,7 +158,7 @@ async def test_ends_heard__a_portion_at_a_time(world: World) -> None:
 
 async def test_ends_heard__after_a_restart(world: World) -> None:
     """They are stored, not remembered by a process."""
-    await a_hearer(world)
+    await a_subscriber(world)
     job = await world.add()
     await world.cancel(job)
     await world.restart()
@@ -172,7 +172,7 @@ async def test_ends_heard__after_a_restart(world: World) -> None:
 @pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled])
 async def test_ends_settled(world: World, settlement: SettlementOf) -> None:
     """The worker that settled a job knows of its end, and of that of no other."""
-    await a_hearer(world)
+    await a_subscriber(world)
     assert await world.settle(settlement(await world.running()), settlement(await world.running(key="k"))) == [Settled.OK] * 2
 
     assert await heard(world) == []
@@ -181,7 +181,7 @@ async def test_ends_settled(world: World, settlement: SettlementOf) -> None:
 @pytest.mark.parametrize("settlement", [retried, snoozed, parked, handed_back])
 async def test_ends_settled__asked_to_stop(world: World, settlement: SettlementOf) -> None:
     """A run that would wait again, and is CANCELLED instead, has ended by its settlement."""
-    await a_hearer(world)
+    await a_subscriber(world)
     lease = await world.running()
     await world.cancel(lease)
     await world.settle(settlement(lease))
@@ -194,21 +194,21 @@ async def test_ends_settled__asked_to_stop(world: World, settlement: SettlementO
 
 
 async def test_ends_unheard(world: World) -> None:
-    """Before a session hears, and after the last one is gone, nothing is noted."""
+    """Before a session subscribes, and after the last one is gone, nothing is noted."""
     before, after = await world.add(), await world.add()
     await world.a_session()
     await world.cancel(before)
-    hearer = await a_hearer(world)
-    await world.beat(hearer, leaving=True)
+    subscriber = await a_subscriber(world)
+    await world.beat(subscriber, leaving=True)
     await world.cancel(after)
 
-    await a_hearer(world)
+    await a_subscriber(world)
     assert await heard(world) == []
 
 
 async def test_ends_unheard__by_upkeep_that_does_not_ask(world: World) -> None:
     """Another worker's upkeep leaves them where they are, and is in no hurry for them."""
-    hearer = await a_hearer(world)
+    subscriber = await a_subscriber(world)
     job = await world.add()
     await world.cancel(job)
 
@@ -216,13 +216,13 @@ async def test_ends_unheard__by_upkeep_that_does_not_ask(world: World) -> None:
     assert upkept.ended == ()
     assert upkept.next_in > 0
 
-    await world.beat(hearer)
+    await world.beat(subscriber)
     assert await heard(world) == [job.id]
 
 
 async def test_ends_unheard__while_one_of_several_lives(world: World) -> None:
-    """One that hears is enough."""
-    first, _ = await a_hearer(world), await a_hearer(world)
+    """One subscriber is enough."""
+    first, _ = await a_subscriber(world), await a_subscriber(world)
     await world.beat(first, leaving=True)
     job = await world.add()
     await world.cancel(job)
@@ -236,7 +236,7 @@ async def test_ends_unheard__while_one_of_several_lives(world: World) -> None:
 async def test_ends_bounded(world: World) -> None:
     """The oldest are dropped, and their number is told once."""
     world = world.under(most_ends=3)
-    await a_hearer(world)
+    await a_subscriber(world)
     jobs = [await world.add() for _ in range(5)]
     for job in jobs[:4]:
         await world.cancel(job)
@@ -250,7 +250,7 @@ async def test_ends_bounded(world: World) -> None:
 async def test_ends_bounded__in_one_call(world: World) -> None:
     """A call that ends more jobs than are kept leaves as many as are kept."""
     world = world.under(most_ends=3)
-    await a_hearer(world)
+    await a_subscriber(world)
     jobs = [await world.add() for _ in range(8)]
     await world.broker.cancel(ids_of(jobs))
 
@@ -263,7 +263,7 @@ async def test_ends_bounded__in_one_call(world: World) -> None:
 
 async def test_ends_told(world: World) -> None:
     """A worker whose upkeep rests is woken, and learns from its heartbeat that there is something to do."""
-    hearer, other = await a_hearer(world), await world.a_session(ttl=LONG)
+    subscriber, other = await a_subscriber(world), await world.a_session(ttl=LONG)
     with world.broker.listen([topics.DUE]) as nudges:
         waiting = asyncio.create_task(nudges.wait(world.home.wakes_within))
         await asyncio.sleep(0)
@@ -272,11 +272,11 @@ async def test_ends_told(world: World) -> None:
             await world.cancel(await world.add())
             await asyncio.sleep(0.01)
         assert waiting.result()
-    assert (await world.outlook(hearer)).due_in == 0.0
+    assert (await world.outlook(subscriber)).due_in == 0.0
     assert (await world.outlook(other)).due_in > 0.0
 
     await hear(world)
-    assert (await world.outlook(hearer)).due_in > 0.0
+    assert (await world.outlook(subscriber)).due_in > 0.0
 
 
 # --- ends_purged ------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ async def test_ends_told(world: World) -> None:
 
 async def test_ends_purged(world: World) -> None:
     """Who hears of it can read it for a minute."""
-    await a_hearer(world)
+    await a_subscriber(world)
     waiting, ended = await world.add(), await world.running()
     await world.settle(failed(ended))
     await world.broker.console.purge(View())

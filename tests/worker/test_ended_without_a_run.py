@@ -128,7 +128,7 @@ class Counting(MemoryBroker):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[bool] = []
-        self.hearers: list[bool] = []
+        self.wants_ends: list[bool] = []
         self.has_asked = asyncio.Event()
 
     async def upkeep(self, limit: int, *, ends: bool = False) -> Any:
@@ -137,21 +137,21 @@ class Counting(MemoryBroker):
         return await super().upkeep(limit, ends=ends)
 
     async def register(self, session: Any) -> None:
-        self.hearers.append(session.hears)
+        self.wants_ends.append(session.wants_ends)
         await super().register(session)
 
 
-@pytest.mark.parametrize("hears", [False, True])
-async def test_only_a_worker_with_such_a_hook_asks(hears: bool) -> None:
+@pytest.mark.parametrize("wants_ends", [False, True])
+async def test_only_a_worker_with_such_a_hook_asks(wants_ends: bool) -> None:
     broker = Counting()
     with default_app().using(broker):
-        configure(middleware=[Hearing() if hears else Middleware()])
+        configure(middleware=[Hearing() if wants_ends else Middleware()])
         async with Worker(options=elsewhere()):
             await asyncio.wait_for(broker.has_asked.wait(), 20)
         handle: JobHandle[Any] = await waits.delay()
         await handle.cancel()
-    assert broker.hearers == [hears]
-    assert set(broker.asked) == {hears}
+    assert broker.wants_ends == [wants_ends]
+    assert set(broker.asked) == {wants_ends}
 
 
 async def test_ends_that_the_store_has_dropped_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -142,11 +142,11 @@ class MemoryStore(UpkeepStore):
 
     def purge(self, view: View, *, limit: int = 1_000) -> int:
         found = [job for job in self._candidates(view) if job.status is not Status.RUNNING and self._matches(job, view)]
-        purged, is_heard = found[:limit], self.is_heard()
+        purged, has_end_subscriber = found[:limit], self.has_end_subscriber()
         for job in purged:
             if job.status in WAITING:
                 self.finish(job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_FOR)
-                if is_heard:
+                if has_end_subscriber:
                     continue
             self.bury(job)
         return len(purged)

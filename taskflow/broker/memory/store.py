@@ -136,8 +136,8 @@ class Store(MemoryTransitions):
     def _lives(self, state: SessionState) -> bool:
         return state.dead_at is None
 
-    def is_heard(self) -> bool:
-        return any(state.session.hears and self._lives(state) for state in self.sessions.values())
+    def has_end_subscriber(self) -> bool:
+        return any(state.session.wants_ends and self._lives(state) for state in self.sessions.values())
 
     def deploy_of(self, job: StoredJob) -> str:
         state = None if job.claim is None else self.sessions.get(job.claim.session)

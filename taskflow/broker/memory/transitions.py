@@ -164,7 +164,7 @@ class MemoryTransitions:
         for joined in joins:
             self.release_awaiting(self.jobs.get(joined))
         self.rung.add(topics.job(job.id))
-        if not is_settled and self.is_heard():
+        if not is_settled and self.has_end_subscriber():
             self.note_end(job.id)
 
     def leave_group(self, job: StoredJob) -> None:
@@ -184,8 +184,8 @@ class MemoryTransitions:
         """Return the deploy of the worker that has the job. A store with sessions overrides this."""
         return ""
 
-    def is_heard(self) -> bool:
-        """Return True if a living session hears of ends without a settlement. A store with sessions overrides this."""
+    def has_end_subscriber(self) -> bool:
+        """Return True if a living session subscribes to ends without a settlement. A store with sessions overrides this."""
         return False
 
     def note_end(self, job_id: bytes) -> None:

@@ -54,7 +54,7 @@ class UpkeepStore(ScheduleStore):
         return msgspec.structs.replace(answer, outlook=self._outlook(beat.session)) if beat.looks else answer
 
     def _outlook(self, session_id: bytes) -> Outlook:
-        has_ends = bool(self.ends) and self.sessions[session_id].session.hears
+        has_ends = bool(self.ends) and self.sessions[session_id].session.wants_ends
         is_dying = any(state.leases for state in self.sessions.values() if not self._lives(state))
         at = [heap[0][0] for heap in (self.expiring, self.fading) if heap]
         waits = [*self._waits(), *(max(0.0, to_seconds(instant - self.now)) for instant in at)]

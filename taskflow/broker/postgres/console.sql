@@ -186,7 +186,7 @@ DECLARE
     ids bytea[];
     j @.jobs;
     each bytea;
-    is_heard CONSTANT boolean := @.is_heard();
+    has_end_subscriber CONSTANT boolean := @.has_end_subscriber();
     told bytea[] := '{}';
 BEGIN
     purged := 0;
@@ -203,14 +203,14 @@ BEGIN
             ORDER BY tags.id DESC LIMIT most);
     END IF;
     PERFORM @.lock_jobs(ids);
-    FOREACH each IN ARRAY ARRAY( -- jobs that depend on another, or on which another depends, or whose end a worker hears of
+    FOREACH each IN ARRAY ARRAY( -- jobs that depend on another, or on which another depends, or to whose end a worker subscribes
         SELECT id FROM @.jobs
-        WHERE id = ANY (ids) AND status < S.RUNNING AND (is_heard OR key IS NOT NULL OR joins IS NOT NULL OR status = S.HELD) ORDER BY seq
+        WHERE id = ANY (ids) AND status < S.RUNNING AND (has_end_subscriber OR key IS NOT NULL OR joins IS NOT NULL OR status = S.HELD) ORDER BY seq
     ) LOOP
         SELECT * INTO j FROM @.jobs WHERE id = each AND status < S.RUNNING;
         IF FOUND THEN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at, R.purged_for);
-            IF is_heard THEN
+            IF has_end_subscriber THEN
                 told := told || each;
             END IF;
         END IF;

@@ -14,13 +14,13 @@ Row = Any
 
 
 def session_columns(session: Session) -> list[Any]:
-    """Return the arguments of register(): id, name, ttl, about, hears, deploy."""
+    """Return the arguments of register(): id, name, ttl, about, wants_ends, deploy."""
     return [
         session.id,
         text_for(session.name),
         to_microseconds(session.ttl),
         session.pack_about(),
-        session.hears,
+        session.wants_ends,
         pack_cause(b"", session.deploy),
     ]
 

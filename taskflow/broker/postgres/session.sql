@@ -17,7 +17,7 @@ END
 $$;
 
 -- Registers a session. Returns false if it is dead.
-CREATE FUNCTION @.register(wall bigint, steady bigint, new_id bytea, new_name text, new_ttl bigint, new_about bytea, new_hears boolean, new_deploy bytea) RETURNS boolean
+CREATE FUNCTION @.register(wall bigint, steady bigint, new_id bytea, new_name text, new_ttl bigint, new_about bytea, new_wants_ends boolean, new_deploy bytea) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
@@ -26,8 +26,8 @@ DECLARE
 BEGIN
     steady := coalesce(steady, now_at);
     PERFORM @.spare_after_outage(steady, now_at);
-    INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at, hears, deploy)
-    VALUES (new_id, new_name, new_ttl, new_about, now_at, steady, new_hears, new_deploy)
+    INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at, wants_ends, deploy)
+    VALUES (new_id, new_name, new_ttl, new_about, now_at, steady, new_wants_ends, new_deploy)
     ON CONFLICT (id) DO NOTHING;
     IF FOUND THEN -- a session that was forgotten and is registered again gets a fresh start
         DELETE FROM @.requests WHERE session = new_id;
@@ -139,7 +139,7 @@ BEGIN
     SELECT CASE WHEN bool_or(dead_at IS NOT NULL) THEN 0 ELSE min(least(beat_at, steady) + least(ttl, R.longest)) + 1 - steady END INTO due_in
     FROM @.sessions WHERE dead_at IS NULL OR NOT is_released;
     due_in := greatest(0, least(due_in, (SELECT min(due) FROM unnest(dues) AS due) - @.wall(wall)));
-    IF s.hears AND EXISTS (SELECT 1 FROM @.ends) THEN
+    IF s.wants_ends AND EXISTS (SELECT 1 FROM @.ends) THEN
         due_in := 0;
     END IF;
 END

@@ -179,17 +179,17 @@ $$;
 
 -- --- ending -------------------------------------------------------------------------------------------
 
--- Returns true if a living session hears of ends without a settlement.
-CREATE FUNCTION @.is_heard() RETURNS boolean LANGUAGE plpgsql AS $$
+-- Returns true if a living session subscribes to ends without a settlement.
+CREATE FUNCTION @.has_end_subscriber() RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN EXISTS (SELECT 1 FROM @.sessions WHERE hears AND dead_at IS NULL);
+    RETURN EXISTS (SELECT 1 FROM @.sessions WHERE wants_ends AND dead_at IS NULL);
 END
 $$;
 
--- Notes a job that has ended without a settlement, while a living session hears of it.
+-- Notes a job that has ended without a settlement, while a living session subscribes to ends.
 CREATE FUNCTION @.note_end(of_id bytea) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF @.is_heard() THEN
+    IF @.has_end_subscriber() THEN
         IF NOT EXISTS (SELECT 1 FROM @.ends) THEN
             PERFORM @.add_wakeup('due');
         END IF;

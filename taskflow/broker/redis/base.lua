@@ -42,7 +42,7 @@
 -- s:SESSION        hash    the session: name, ttl, its last request, ...                                  session, claim
 -- l:SESSION        hash    its leases: tail -> ID                                                         claim, transitions
 -- x:SESSION        set     tails of its leases whose jobs are asked to stop                               console
--- hearers          set     ids of living sessions that hear of ends without a settlement                   session
+-- end_subscribers          set     ids of living sessions that subscribe to ends without a settlement              session
 -- ends             list    ids of jobs that have ended so; meta counts those that were dropped            transitions, upkeep
 -- schedule:NAME    hash    the schedule: see schedules.lua                                                schedules
 -- looks            zset    names of all schedules, by the time at which upkeep looks at them, or infinite  schedules

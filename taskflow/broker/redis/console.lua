@@ -220,7 +220,7 @@ local ids = matching(given[1], given[2])
 table.sort(ids, function(one, other)
   return load(one)[F.seq] < load(other)[F.seq]
 end)
-local purged, places, left_for_hearers, is_heard = {}, {}, {}, call('EXISTS', P .. 'hearers') == 1
+local purged, places, left_for_subscribers, has_subscriber = {}, {}, {}, call('EXISTS', P .. 'end_subscribers') == 1
 for _, id in ipairs(ids) do
   local job = load(id)
   if #purged < given[3] and job[F.status] ~= S.RUNNING then
@@ -229,14 +229,14 @@ for _, id in ipairs(ids) do
     end
     if is_waiting(job) then
       finish(id, job, E.CANCEL, S.CANCELLED, W.PURGED, R.purged_for)
-      left_for_hearers[id] = is_heard
+      left_for_subscribers[id] = has_subscriber
     end
     purged[#purged + 1] = id
   end
 end
 flush()
 for _, id in ipairs(purged) do
-  if not left_for_hearers[id] then
+  if not left_for_subscribers[id] then
     bury(id, load(id))
   end
 end

@@ -126,7 +126,7 @@ local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, d
   p = 1, z = 1, y = 1, held = 1, f = 1, cells = 1, acts = 1 }
 local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, spoilt = 1, s = 1, l = 1, awaited = 1,
   schedule = 1 }
-local SETS = { paused = 1, x = 1, d = 1, hearers = 1 }
+local SETS = { paused = 1, x = 1, d = 1, end_subscribers = 1 }
 local LISTS = { r = 1, ends = 1 }
 local MADE_ANEW = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1,
   looks = 1, d = 1, t = 1, f = 1, cells = 1 }
@@ -161,7 +161,7 @@ local function clear()
   local ids, aside, apart, names = {}, 0, {}, {}
   for _, key in ipairs(all_keys()) do
     local name = string.sub(key, #P + 1)
-    local kind = string.match(name, '^(%l+)')
+    local kind = string.match(name, '^[%l_]+')
     local is_bad = string.sub(name, 1, 4) == 'bad:'
     local wanted = not is_bad and expected(kind)
     if kind == 'j' and #name == 18 then -- of any type: see prefetch

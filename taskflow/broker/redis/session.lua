@@ -64,7 +64,7 @@ local function kill(id)
   number = number and number >= 0 and number or 0 -- NaN included
   call('HSET', session_key(id), 'dead_at', wall, 'beat_at', tonumber(is_alive(id) or steady) - ttl_of(id))
   call('ZREM', P .. 'alive', id)
-  call('SREM', P .. 'hearers', id)
+  call('SREM', P .. 'end_subscribers', id)
   call('ZADD', P .. 'dead', number, id)
 end
 
@@ -127,7 +127,7 @@ local function end_leases(session, most, is_spared, cause, fingerprint)
 end
 
 -- === script register =======================================================================================
--- Registers a session. Arguments: id, name, ttl (microseconds), queues and concurrency, whether it hears of ends. Reply: "OK", or "LOST" if it is dead.
+-- Registers a session. Arguments: id, name, ttl (microseconds), queues and concurrency, whether it wants the ends of jobs. Reply: "OK", or "LOST" if it is dead.
 
 local id, name, ttl, about = given[1], given[2], given[3], given[4]
 spare_after_outage()
@@ -136,7 +136,7 @@ if call('EXISTS', session_key(id)) == 0 then
   call('HSET', session_key(id), 'name', name, 'ttl', ttl, 'about', about, 'registered_at', wall, 'number', number, 'request', 0)
   extend(id, ttl)
   if given[5] then
-    call('SADD', P .. 'hearers', id)
+    call('SADD', P .. 'end_subscribers', id)
   end
   local least = tonumber(call('HGET', P .. 'meta', 'least_ttl') or ttl)
   call('HSET', P .. 'meta', 'least_ttl', math.min(least, ttl))
@@ -267,7 +267,7 @@ if given[7] then
   check_indexes_in_turn()
   pass_on_late_nudges()
   reply[4], reply[5] = call('EXISTS', P .. 'ready'), due_in()
-  if call('EXISTS', P .. 'ends') == 1 and call('SISMEMBER', P .. 'hearers', session) == 1 then
+  if call('EXISTS', P .. 'ends') == 1 and call('SISMEMBER', P .. 'end_subscribers', session) == 1 then
     reply[5] = 0
   end
 end

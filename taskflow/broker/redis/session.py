@@ -19,7 +19,7 @@ LONGEST_NAME: Final = 250
 
 def pack_session(session: Session) -> bytes:
     """Pack a session for the script `register`."""
-    return pack([session.id, session.name[:LONGEST_NAME], to_microseconds(session.ttl), session.pack_about(), session.hears])
+    return pack([session.id, session.name[:LONGEST_NAME], to_microseconds(session.ttl), session.pack_about(), session.wants_ends])
 
 
 # --- heartbeats -----------------------------------------------------------------------------------------------------

@@ -135,9 +135,9 @@ local function write_kept()
   kept = {}
 end
 
--- Notes the jobs that have ended without a settlement, while a living session hears of them.
+-- Notes the jobs that have ended without a settlement, while a living session subscribes to ends.
 local function write_ends()
-  if call('EXISTS', P .. 'hearers') == 1 then
+  if call('EXISTS', P .. 'end_subscribers') == 1 then
     local before = call('LLEN', P .. 'ends')
     if before == 0 then
       nudge_upkeepers()

@@ -241,16 +241,16 @@ def purge(transitions: Transitions, view: View, limit: int) -> int:
         return 0
     statement, *tag = ["to_purge"] if view.tag is None else ["to_purge_with_tag", view.tag]
     seqs = transitions.connection.execute(transitions.sql[statement], (*tag, *parameters, max(0, limit))).fetchall()
-    is_heard, _ = transitions.is_heard()
-    return sum(_purge_one(transitions, transitions.job_by_seq(seq), is_heard) for (seq,) in sorted(seqs))  # in order of arrival
+    has_subscriber, _ = transitions.has_end_subscriber()
+    return sum(_purge_one(transitions, transitions.job_by_seq(seq), has_subscriber) for (seq,) in sorted(seqs))  # in order of arrival
 
 
-def _purge_one(transitions: Transitions, job: JobRow | None, is_heard: bool) -> bool:
+def _purge_one(transitions: Transitions, job: JobRow | None, has_subscriber: bool) -> bool:
     if job is None or job.status in (None, Status.RUNNING):
         return False
     if job.status.is_waiting:
         transitions.finish(job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_FOR)
-        if is_heard:
+        if has_subscriber:
             return True
     transitions.bury(job)
     return True

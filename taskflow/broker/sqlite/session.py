@@ -34,7 +34,7 @@ class SessionRow(msgspec.Struct, frozen=True):
     is_spared: int
     dead_at: int | None
     request: int
-    hears: int
+    wants_ends: int
 
     @property
     def ttl(self) -> int:
@@ -88,7 +88,7 @@ def _readings(transitions: Transitions) -> dict[str, tuple[Callable[[Any], Any],
         "is_spared": (whole, 0),
         "dead_at": (lambda stored: maybe(stored, whole), transitions.now),
         "request": (lambda stored: whole(stored, 0, MOST_REQUESTS), 0),
-        "hears": (whole, 0),
+        "wants_ends": (whole, 0),
     }
 
 
@@ -116,7 +116,7 @@ def register(transitions: Transitions, session: Session) -> None:
     known = _find(transitions, session.id)
     if known is None:
         shown = (session.id, storable(session.name), session.ttl, session.pack_about())
-        values = (*shown, transitions.now, transitions.clock.boot_id(), transitions.steady, int(session.hears))
+        values = (*shown, transitions.now, transitions.clock.boot_id(), transitions.steady, int(session.wants_ends))
         transitions.connection.execute(transitions.sql["add_session"], values)
     elif known.dead_at is not None:
         raise SessionLost(wording.session_reaped(session.name))

@@ -3,7 +3,7 @@
 -- name: session
 -- The columns of a session in the table's order. Values that are too long are not fetched.
 number, id, iif(length(name) > 1048576, NULL, name), ttl, iif(length(about) > 1048576, NULL, about), registered_at,
-iif(length(boot_id) > 1024, NULL, boot_id), beat_at, is_spared, dead_at, request, hears
+iif(length(boot_id) > 1024, NULL, boot_id), beat_at, is_spared, dead_at, request, wants_ends
 
 -- name: session_by_id
 -- Parameters: id. Result: the session's row; none if it is unknown.
@@ -27,8 +27,8 @@ SELECT @session FROM "~sessions" WHERE dead_at IS NOT NULL ORDER BY number;
 SELECT @session FROM "~sessions" ORDER BY number;
 
 -- name: add_session
--- Parameters: id, name, ttl, about, registered_at, boot_id, beat_at, hears. Result: none. Fails for a known id.
-INSERT INTO "~sessions" (id, name, ttl, about, registered_at, boot_id, beat_at, hears) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+-- Parameters: id, name, ttl, about, registered_at, boot_id, beat_at, wants_ends. Result: none. Fails for a known id.
+INSERT INTO "~sessions" (id, name, ttl, about, registered_at, boot_id, beat_at, wants_ends) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: forget_session
 -- Parameters: number. Result: none.
@@ -37,7 +37,7 @@ DELETE FROM "~sessions" WHERE number = ?;
 -- name: mend_session
 -- Parameters: every column except number and id, in the table's order; number. Result: none.
 UPDATE "~sessions" SET
-  name = ?, ttl = ?, about = ?, registered_at = ?, boot_id = ?, beat_at = ?, is_spared = ?, dead_at = ?, request = ?, hears = ?
+  name = ?, ttl = ?, about = ?, registered_at = ?, boot_id = ?, beat_at = ?, is_spared = ?, dead_at = ?, request = ?, wants_ends = ?
 WHERE number = ?;
 
 -- name: take_beat

@@ -293,16 +293,16 @@ class Transitions:
         if job.seq != self.settling:
             self._ends.append(job.id)
 
-    def is_heard(self) -> tuple[bool, bool]:
-        """Return whether a living session hears of ends without a settlement, and whether some are noted."""
-        [(is_heard, are_noted)] = self.connection.execute(self.sql["is_heard"])
-        return bool(is_heard), bool(are_noted)
+    def has_end_subscriber(self) -> tuple[bool, bool]:
+        """Return whether a living session subscribes to ends without a settlement, and whether some are noted."""
+        [(has_subscriber, are_noted)] = self.connection.execute(self.sql["has_end_subscriber"])
+        return bool(has_subscriber), bool(are_noted)
 
     def _note_ends(self) -> None:
         """Note jobs that have ended without a settlement, for upkeep to tell."""
         ended, self._ends = self._ends, []
-        is_heard, are_noted = self.is_heard()
-        if not is_heard:
+        has_subscriber, are_noted = self.has_end_subscriber()
+        if not has_subscriber:
             return
         if not are_noted:
             self.announcement.has_ends = True

@@ -77,7 +77,7 @@ def outlook(transitions: Transitions, session: bytes) -> Outlook:
         return Outlook(bool(is_ready), 0.0)
     living = session_rows(transitions, "living_sessions")
     waits = _waits(transitions, living)
-    if any(row.hears and row.id == session for row in living) and transitions.is_heard()[1]:
+    if any(row.wants_ends and row.id == session for row in living) and transitions.has_end_subscriber()[1]:
         waits.append(0.0)
     if first_at is not None:
         waits.append(max(0.0, to_seconds(first_at - transitions.now)))

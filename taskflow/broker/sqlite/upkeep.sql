@@ -36,9 +36,9 @@ GROUP BY queue;
 UPDATE "~jobs" SET status = 2
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 1 AND due_at <= ? ORDER BY due_at, seq LIMIT ?);
 
--- name: is_heard
--- Parameters: none. Result: whether a living session hears of ends without a settlement, and whether some are noted.
-SELECT EXISTS (SELECT 1 FROM "~sessions" WHERE hears = 1 AND dead_at IS NULL), EXISTS (SELECT 1 FROM "~ends");
+-- name: has_end_subscriber
+-- Parameters: none. Result: whether a living session subscribes to ends without a settlement, and whether some are noted.
+SELECT EXISTS (SELECT 1 FROM "~sessions" WHERE wants_ends = 1 AND dead_at IS NULL), EXISTS (SELECT 1 FROM "~ends");
 
 -- name: note_ends
 -- Parameters: rows of an id. Result: none.

@@ -37,7 +37,7 @@ class HearsWithoutEars(Mutant):
     breaks = frozenset({"ends_unheard", "ends_purged", "console_purge", "console_purge_tag", "tags_dropped"})
     because = "ends are noted for a hook that no application has, and never taken"
 
-    def is_heard(self) -> bool:
+    def has_end_subscriber(self) -> bool:
         return True
 
 

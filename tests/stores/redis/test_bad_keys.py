@@ -37,7 +37,7 @@ ONE_OF_EACH: Final = (
     "looks",
     "cells",
 )
-OTHERS: Final = ("awaited", "nudged", "paused", "upkeepers", "w:", "spoilt", "mending", "mended", "hearers", "ends")
+OTHERS: Final = ("awaited", "nudged", "paused", "upkeepers", "w:", "spoilt", "mending", "mended", "end_subscribers", "ends")
 OF_THE_QUEUE: Final = ("r:1:0", "z:1:0", "p:1", "y:1:0", "y:1:1")
 OF_THE_SESSION: Final = ("s:", "l:", "x:", "d:")
 

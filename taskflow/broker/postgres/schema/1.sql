@@ -152,8 +152,8 @@ CREATE TABLE @.sessions (
     -- Its leases belong to the requests from `floor` on, and to some `older` ones.
     floor bigint NOT NULL DEFAULT 0 CONSTRAINT a_floor_is_possible CHECK (floor BETWEEN 0 AND P.LATEST),
     older bigint[] NOT NULL DEFAULT '{}',
-    listener @.channel, -- hears of a run that is asked to stop
-    hears boolean NOT NULL DEFAULT false, -- its upkeep asks for ends without a settlement
+    listener @.channel, -- wants_ends of a run that is asked to stop
+    wants_ends boolean NOT NULL DEFAULT false, -- its upkeep asks for ends without a settlement
     deploy bytea NOT NULL DEFAULT '' CONSTRAINT a_deploy_is_short CHECK (octet_length(deploy) <= P.MOST_BYTES),
     CONSTRAINT the_released_are_dead CHECK (dead_at IS NOT NULL OR NOT is_released)
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);

@@ -56,7 +56,7 @@ CREATE TABLE "~sessions" (
   is_spared INTEGER NOT NULL DEFAULT 0,
   dead_at INTEGER,
   request INTEGER NOT NULL DEFAULT 0,
-  hears INTEGER NOT NULL DEFAULT 0 -- its upkeep asks for ends without a settlement
+  wants_ends INTEGER NOT NULL DEFAULT 0 -- its upkeep asks for ends without a settlement
 );
 
 -- `seq` only orders jobs, and is never used outside a transaction, so it does no harm that SQLite reuses the number of a dropped last
