@@ -2,65 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final
 
-from taskflow.cli.terminal import BOLD, OF_STATUS, cut, padded, painted, room, width
+from taskflow.cli.table import LEAST_NAME, Column, fits, table
+from taskflow.cli.terminal import OF_STATUS
 from taskflow.cli.time_format import span
 from taskflow.model.ids import id_text
-from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
+from taskflow.model.printable import one_line
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 
-LEAST_DETAIL: Final = 30
-"""A detail is never cut to fewer characters than these."""
-
-LEAST_JOB: Final = 12
-BASIC: Final = 6
+LONGEST_DETAIL: Final = 500
+"""The maximum length of a detail, in characters, on separate lines."""
 
 
-class Column(NamedTuple):
-    """A column of the table.
-
-    `keep`  its importance on a narrow terminal, where the less important ones are left out; those of at least `BASIC` stay
-    `most`  its maximum width on a terminal, in characters
-    """
-
-    title: str
-    cell: Callable[[Record, datetime], str]
-    keep: int
-    most: int = 36
-
-
-def table(records: Sequence[Record]) -> Iterator[str]:
-    """Yield a header and a line for each record. A column without any text is left out. On a terminal, text is truncated to its width. If
-    it is too narrow for the columns and the longest detail, each detail has a separate line, and the least important columns go."""
-    now, most = datetime.now(UTC), room()
-    rows = {column: [one_line(column.cell(record, now)) for record in records] for column in COLUMNS}
-    widths = {column: min(max(len(column.title), *map(width, cells)), column.most) for column, cells in rows.items()}
-    details = [one_line(detail(record)) for record in records]
-    shown = filled = [column for column in COLUMNS if any(rows[column])]
-
-    def left() -> int:
-        return most - sum(widths[column] + 2 for column in shown)
-
-    is_beside = any(details) and (most >= MAX_CHARACTERS or left() >= max(map(width, ("DETAIL", *details))))
-    if left() < -2:
-        shown = [column for column in filled if column.keep >= BASIC]
-        for column in sorted(set(filled) - set(shown), key=lambda column: -column.keep):
-            if left() - widths[column] >= 0:
-                shown = [each for each in filled if each in (*shown, column)]
-    if left() < -2:
-        widths[JOB] = max(LEAST_JOB, widths[JOB] + left() + 2)
-    titles = [*(column.title.ljust(widths[column]) for column in shown), *["DETAIL"] * is_beside]
-    yield painted("  ".join(titles).rstrip(), BOLD)
-    for number, record in enumerate(records):
-        cells = [painted(padded(rows[column][number], widths[column]), _color(column, record)) for column in shown]
-        told = cut(details[number], max(LEAST_DETAIL, left() if is_beside else most - len(INDENT)))
-        yield "  ".join([*cells, *[told] * is_beside]).rstrip()
-        if told and not is_beside:
-            yield f"{INDENT}{told}"
+def job_table(records: Sequence[Record]) -> Iterator[str]:
+    """Return the lines of the table. A column without any text is left out. On a terminal that is too narrow for the columns and the
+    longest detail, each detail is wrapped on separate lines."""
+    filled = [column for column in COLUMNS if any(map(column.cell, records))]
+    if not any(map(detail, records)):
+        return table(filled, records)
+    if fits([*filled, DETAIL], records):
+        return table([*filled, DETAIL], records)
+    return table(filled, records, below=lambda record: one_line(detail(record), LONGEST_DETAIL))
 
 
 def detail(record: Record) -> str:
@@ -81,21 +47,21 @@ def _why(record: Record) -> str:
     return ""
 
 
-def _color(column: Column, record: Record) -> int | None:
-    return OF_STATUS.get(record.status) if column.title == "STATUS" else None
+def _age(record: Record) -> str:
+    return span((datetime.now(UTC) - record.created_at).total_seconds())
 
 
-def _due(record: Record, now: datetime) -> str:
-    return f"in {span((record.due_at - now).total_seconds())}" if record.status is Status.SCHEDULED else ""
+def _due(record: Record) -> str:
+    return f"in {span((record.due_at - datetime.now(UTC)).total_seconds())}" if record.status is Status.SCHEDULED else ""
 
 
-JOB: Final = Column("JOB", lambda record, now: record.job, 7)
 COLUMNS: Final = (
-    Column("ID", lambda record, now: id_text(record.id), 9),
-    Column("STATUS", lambda record, now: str(record.status), 8),
-    Column("QUEUE", lambda record, now: record.queue, 4, 20),
-    JOB,
-    Column("AGE", lambda record, now: span((now - record.created_at).total_seconds()), 6),
-    Column("TRY", lambda record, now: f"{record.attempt}/{record.max_attempts}", 5),
-    Column("DUE", _due, 3),
+    Column("ID", lambda record: id_text(record.id)),
+    Column("STATUS", lambda record: record.status, color=lambda record: OF_STATUS.get(record.status)),
+    Column("QUEUE", lambda record: record.queue, keep=2, most=20),
+    Column("JOB", lambda record: record.job, least=LEAST_NAME, most=36),
+    Column("AGE", _age),
+    Column("TRY", lambda record: f"{record.attempt}/{record.max_attempts}"),
+    Column("DUE", _due, keep=1),
 )
+DETAIL: Final = Column("DETAIL", detail)

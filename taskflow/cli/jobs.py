@@ -10,7 +10,7 @@ from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import doubt_queue, filter_of, ids_or_filters
 from taskflow.cli.job_json import record_json
-from taskflow.cli.job_table import table
+from taskflow.cli.job_table import job_table
 from taskflow.cli.json_text import json_text
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.model.errors import ConfigurationError
@@ -38,7 +38,7 @@ async def _jobs(app: App, arguments: argparse.Namespace) -> int:
         _print_json({"jobs": jobs, "cursor": page.cursor, "examined": page.examined})
         return Exit.OK if is_known else Exit.NOT_FOUND
     if page.records:
-        for line in table(page.records):
+        for line in job_table(page.records):
             print(line)
     elif is_known and page.cursor is None:
         print("no jobs match" if arguments.cursor is None else "no more jobs match", file=sys.stderr)

@@ -13,7 +13,7 @@ import msgspec
 from taskflow.app.app import App
 from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.url import masked
-from taskflow.cli.table import STAYS, Column, table
+from taskflow.cli.table import LEAST_NAME, STAYS, Column, table
 from taskflow.cli.terminal import DIM, OF_STATUS, RED, YELLOW, cut, painted, room, wrapped
 from taskflow.cli.time_format import span
 from taskflow.model.printable import one_line
@@ -128,7 +128,7 @@ def _beat(worker: SessionRecord) -> str:
 
 
 _WORKER_COLUMNS: Final = (
-    Column("NAME", _name, color=_color),
+    Column("NAME", _name, color=_color, least=LEAST_NAME),
     Column("BUSY", _busy),
     Column("HEARTBEAT", _beat, color=_color),
     Column("UP", lambda worker: span((datetime.now(UTC) - worker.registered_at).total_seconds()), keep=2),
@@ -167,7 +167,7 @@ def queue_table(queues: Sequence[QueueRecord], rates: Rates | None = None) -> It
     return table([_QUEUE_NAME, *(_count_column(status, is_rated=rates is not None) for status in Status), _OLDEST, *rated], queues)
 
 
-_QUEUE_NAME: Final = Column("QUEUE", lambda queue: queue.name + (" (paused)" if queue.is_paused else ""))
+_QUEUE_NAME: Final = Column("QUEUE", lambda queue: queue.name + (" (paused)" if queue.is_paused else ""), least=LEAST_NAME)
 _OLDEST: Final = Column("OLDEST", lambda queue: "" if queue.oldest_ready_for is None else span(queue.oldest_ready_for), is_number=True)
 
 _KEPT: Final = {Status.HELD: 1, Status.CANCELLED: 2, Status.SUCCEEDED: 3}

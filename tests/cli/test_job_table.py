@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.cli.job_table import detail, table
+from taskflow.cli.job_table import detail, job_table
 from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
 from taskflow.model.verdict import RunError
@@ -29,7 +29,7 @@ def shown(records: list[Record], width: int | None, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: width is not None)
-    lines = list(table(records))
+    lines = list(job_table(records))
     assert width is None or max(map(len, lines)) <= width
     return lines
 
@@ -37,7 +37,7 @@ def shown(records: list[Record], width: int | None, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("width", "titles"),
     [
-        (80, "ID STATUS JOB AGE TRY"),
+        (80, "ID STATUS QUEUE JOB AGE TRY"),
         (120, "ID STATUS QUEUE JOB AGE TRY"),
         (160, "ID STATUS QUEUE JOB AGE TRY DETAIL"),
         (None, "ID STATUS QUEUE JOB AGE TRY DETAIL"),
@@ -57,6 +57,21 @@ def test_a_long_detail_takes_no_column_from_the_other_rows(monkeypatch: pytest.M
     assert heading.split() == ["ID", "STATUS", "QUEUE", "JOB", "AGE", "TRY", "DUE"]
     assert reason == f"    {UNKNOWN}"
     assert all("  1/2  in " in line for line in (first, second))
+
+
+def test_a_detail_longer_than_the_terminal_is_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = " ".join(f"word{number}" for number in range(40))
+    _, _, *lines = shown([a_record(Status.FAILED, reason=reason)], 80, monkeypatch)
+    assert len(lines) > 2
+    assert all(line.startswith("    word") for line in lines)
+    assert " ".join(map(str.strip, lines)) == reason
+
+
+@pytest.mark.parametrize("width", [67, 80, 90])
+def test_a_long_name_takes_no_column_that_stays(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heading, line = shown([a_record(Status.FAILED, job="app.accounts.tasks.send_monthly_statement", max_attempts=10)], width, monkeypatch)
+    assert heading.split() == ["ID", "STATUS", "JOB", "AGE", "TRY"]
+    assert line.endswith("ment 17m 1/10")
 
 
 def test_without_details_there_is_no_column_for_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def _read(file: int) -> bytes:
 
 
 def test_statuses_are_coloured_on_a_terminal(cli: Cli, stock: Stock) -> None:
-    written = on_a_terminal("jobs")
+    written = on_a_terminal("jobs", COLUMNS="100")
     assert f"{stock.failed}  \033[31mfailed   \033[0m  default" in written
     assert "\033[" not in cli("jobs").out
 
