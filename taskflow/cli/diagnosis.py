@@ -105,7 +105,7 @@ def _scheduled(record: Record, facts: Facts) -> Iterator[Reason]:
         why = f": {error.type}: {error.message}" if error is not None else ""
         yield Reason(
             f"attempt {record.failures} of {record.max_attempts} failed{why}; the next one starts {wait}",
-            "mend the cause; the retry is automatic",
+            "fix the cause; the retry is automatic",
         )
     elif record.snoozes:
         yield Reason(f"it has snoozed {_times(record.snoozes)}; it is ready again {wait}")
@@ -166,7 +166,7 @@ def _running(record: Record, facts: Facts) -> Iterator[Reason]:
     since = record.started_at or record.claimed_at or facts.now
     lasted = span((facts.now - since).total_seconds())
     if record.cancel_requested:
-        yield Reason("it was asked to stop, and has not stopped yet", "code in a thread has to look at `ctx.cancelled`")
+        yield Reason("it was asked to stop, and has not stopped yet", "code in a thread must check `ctx.cancelled`")
     silent = [w for w in facts.workers if w.session.name == record.worker and w.seconds_since_beat > w.session.ttl / 2]
     if silent:
         is_lone = not any(worker.is_alive for worker in facts.workers if worker.session.name != record.worker)
@@ -183,7 +183,7 @@ def _running(record: Record, facts: Facts) -> Iterator[Reason]:
 
 
 def _failed(record: Record) -> Iterator[Reason]:
-    again = f"when the cause is mended: `taskflow retry {_id(record)}`"
+    again = f"when the cause is fixed: `taskflow retry {_id(record)}`"
     error = record.last_error
     if (record.reason or "").startswith(POISON):
         yield Reason(f"{record.reason}", f"find out what kills its workers; {again}")
@@ -211,7 +211,7 @@ def _is_back_off(waiting_for: str) -> bool:
 
 def _after(at: datetime, now: datetime) -> str:
     seconds = (at - now).total_seconds()
-    return f"in {span(seconds)}" if seconds > 0 else "as soon as a worker looks"
+    return f"in {span(seconds)}" if seconds > 0 else "at the next maintenance"
 
 
 def _times(count: int) -> str:

@@ -336,7 +336,7 @@ def test_a_job_is_explained(cli: Cli, stock: Stock) -> None:
     assert "1. worker somewhere:1 does not take queue mail\n   -> start one with `--queues mail`\n" in said.out
     assert nobody in said.err
     [failed, none] = cli.json("explain", stock.failed, nobody, code=4)
-    assert failed["reasons"][0]["cure"] == f"when the cause is mended: `taskflow retry {stock.failed}`"
+    assert failed["reasons"][0]["cure"] == f"when the cause is fixed: `taskflow retry {stock.failed}`"
     assert none is None
 
 
@@ -351,7 +351,7 @@ def test_an_explanation_is_wrapped_on_a_terminal(cli: Cli, stock: Stock, monkeyp
         "    bad  (queue default)",
         "1. its last attempt, 1 of 2, failed: builtins.ValueError: no",
         "   such user",
-        "   -> when the cause is mended:",
+        "   -> when the cause is fixed:",
         f"      `taskflow retry {stock.failed}`",
     ]
     monkeypatch.setenv("COLUMNS", "120")
