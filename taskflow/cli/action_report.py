@@ -9,7 +9,7 @@ import msgspec
 
 from taskflow.app.audit_log import this_operator
 from taskflow.app.bulk_actions import ActionResult
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 
 
 class ActionReport(msgspec.Struct, kw_only=True):
@@ -35,7 +35,7 @@ class ActionReport(msgspec.Struct, kw_only=True):
         self.changed, self.asked, self.refused = done.changed, done.asked, done.refused
 
     def print(self) -> None:
-        print(json_text(msgspec.structs.asdict(self), indent=2))
+        print_json(msgspec.structs.asdict(self))
 
 
 def operator(arguments: argparse.Namespace) -> dict[str, Any]:

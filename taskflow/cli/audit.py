@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.parser import columns
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.time_format import span
@@ -30,7 +30,7 @@ async def _audit(app: App, arguments: argparse.Namespace) -> int:
     before = None if arguments.before is None else min(arguments.before, LATEST)
     records = await existing_broker(app).console.acts(before=before, limit=min(arguments.limit, MOST))
     if arguments.json:
-        print(json_text([_json(record) for record in records], indent=2))
+        print_json([_json(record) for record in records])
         return Exit.OK
     if not records:
         print("no act of an operator is recorded", file=sys.stderr)
@@ -68,7 +68,7 @@ def _json(record: ActRecord) -> dict[str, Any]:
     act = record.act
     return {
         "number": record.number,
-        "at": record.at.isoformat(),
+        "at": record.at,
         "by": act.by,
         "act": act.verb,
         "names": list(act.names),

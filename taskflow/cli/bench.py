@@ -20,7 +20,7 @@ from taskflow.broker.console import Console
 from taskflow.broker.url import masked
 from taskflow.cli.bench_jobs import nothing
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.scratch_store import scratch_store
 from taskflow.cli.terminal import room, wrapped
 from taskflow.cli.worker_process import worker_process
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         app.flag(broker=url)
         figures = asyncio.run(_measure(app, arguments, url))
     if arguments.json:
-        print(json_text(msgspec.structs.asdict(figures), indent=2))
+        print_json(msgspec.structs.asdict(figures))
     else:
         for line in _told(figures):
             print(line)

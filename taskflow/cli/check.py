@@ -15,7 +15,7 @@ from taskflow.broker.paging import AT_ONCE, pages
 from taskflow.cli.diagnosis import in_row_of
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import doubt_queue
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, hanging, painted, room, wrapped
@@ -105,7 +105,7 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
     found = sorted(checks.values(), key=lambda check: (-check.fails, -check.parks, check.job))
     if arguments.json:
         jobs = [msgspec.structs.asdict(check) | {"problems": [*map(msgspec.structs.asdict, check.problems.values())]} for check in found]
-        print(json_text({"jobs": jobs, "queues": [*map(msgspec.structs.asdict, looked)]}, indent=2))
+        print_json({"jobs": jobs, "queues": [*map(msgspec.structs.asdict, looked)]})
     else:
         with contextlib.suppress(BrokenPipeError):  # the exit code says more than the lines
             _print(found, looked)

@@ -12,7 +12,7 @@ from taskflow.app.namesake import advice
 from taskflow.broker.console import Finding
 from taskflow.broker.url import masked
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.store import with_store
 from taskflow.cli.terminal import GREEN, RED, YELLOW, painted
 from taskflow.model.printable import message, one_line
@@ -28,7 +28,7 @@ async def _examine(app: App, arguments: argparse.Namespace) -> int:
     """Print the findings. Return 1 if any of them is a problem."""
     findings = [*_of_installation(), *await app.broker().console.examine()]
     if arguments.json:
-        print(json_text({"broker": masked(app.broker_url()), "findings": msgspec.to_builtins(findings)}, indent=2))
+        print_json({"broker": masked(app.broker_url()), "findings": msgspec.to_builtins(findings)})
     else:
         print(f"broker   {one_line(masked(app.broker_url()))}")
         for finding in findings:

@@ -14,7 +14,7 @@ from taskflow.broker.console import Console, View
 from taskflow.cli.diagnosis import Facts, Reason, reasons
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import ids_of
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import BOLD, GREEN, OF_STATUS, hanging, painted, room
 from taskflow.model.ids import id_text
@@ -45,7 +45,7 @@ async def _explain(app: App, arguments: argparse.Namespace) -> int:
     found = [[] if record is None else reasons(record, facts[record.queue, record.status]) for record in records]
     if arguments.json:
         told = [None if record is None else _json(record, why) for record, why in zip(records, found, strict=True)]
-        print(json_text(told, indent=2))
+        print_json(told)
     else:
         for number, (job_id, record, why) in enumerate(zip(ids, records, found, strict=True)):
             if number:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -13,7 +13,7 @@ from taskflow.app.app import App
 from taskflow.app.failure_groups import MOST_GROUPS, FailureGroup, failure_groups
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import doubt_queue, filter_of
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import BOLD, RED, cut, painted, room
 from taskflow.cli.time_format import span
@@ -35,7 +35,7 @@ async def _failures(app: App, arguments: argparse.Namespace) -> int:
         print(f"taskflow: only the {MOST_GROUPS} largest groups are listed", file=sys.stderr)
         groups = groups[:MOST_GROUPS]
     if arguments.json:
-        print(json_text([_json(group) for group in groups], indent=2))
+        print_json([msgspec.structs.asdict(group) for group in groups])
     elif not groups:
         print("no failed jobs match", file=sys.stderr)
     else:
@@ -64,8 +64,3 @@ MOST_DEPLOYS: Final = 3
 def _listed(counts: dict[str, int]) -> str:
     shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:MOST_DEPLOYS]]
     return ", ".join(shown) + (f" and {len(counts) - MOST_DEPLOYS} more" if len(counts) > MOST_DEPLOYS else "")
-
-
-def _json(group: FailureGroup) -> dict[str, Any]:
-    told: dict[str, object] = msgspec.structs.asdict(group)
-    return told | {"first": group.first.isoformat(), "last": group.last.isoformat()}

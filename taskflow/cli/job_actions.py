@@ -17,7 +17,7 @@ from taskflow.cli.action_report import ActionReport, operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.interrupts import raising
 from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters, suggestion
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.progress_bar import Bar, confirmed
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.model.envelope import check_queue
@@ -80,7 +80,7 @@ async def _pause(broker: Broker, arguments: argparse.Namespace) -> int:
             if not arguments.json:
                 print(text + ("" if name in known else suggestion(name, known)))
     if arguments.json:
-        print(json_text({"act": verb, "queues": [{"name": name, "known": name in known} for name in names]}, indent=2))
+        print_json({"act": verb, "queues": [{"name": name, "known": name in known} for name in names]})
     return Exit.OK
 
 

@@ -14,7 +14,7 @@ from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import ids_of
 from taskflow.cli.job_json import IN_FULL, arguments_of, detailed_json, record_json, result_of
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.parser import columns
 from taskflow.cli.store import existing_broker
 from taskflow.cli.terminal import OF_STATUS, painted
@@ -45,7 +45,7 @@ async def show(app: App, arguments: argparse.Namespace) -> int:
     ids, limits = ids_of(arguments.ids), app.limits
     records = await existing_broker(app).read(ids)
     if arguments.json:
-        print(json_text([None if record is None else detailed_json(record, limits) for record in records], indent=2))
+        print_json([None if record is None else detailed_json(record, limits) for record in records])
     else:
         width = min(columns(), WIDEST) if sys.stdout.isatty() else MAX_CHARACTERS
         for number, (job_id, record) in enumerate(zip(ids, records, strict=True)):

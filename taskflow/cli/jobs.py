@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import doubt_queue, filter_of, ids_or_filters
 from taskflow.cli.job_json import record_json
 from taskflow.cli.job_table import job_table
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.model.errors import ConfigurationError
 
@@ -35,7 +34,7 @@ async def _jobs(app: App, arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"--cursor: {error}") from error
     if arguments.json:
         jobs = [record_json(record) for record in page.records]
-        _print_json({"jobs": jobs, "cursor": page.cursor, "examined": page.examined})
+        print_json({"jobs": jobs, "cursor": page.cursor, "examined": page.examined})
         return Exit.OK if is_known else Exit.NOT_FOUND
     if page.records:
         for line in job_table(page.records):
@@ -46,7 +45,3 @@ async def _jobs(app: App, arguments: argparse.Namespace) -> int:
         more = f"looked at {page.examined:,} jobs; continue with" if page.stopped_early else "there may be more:"
         print(f"{more} --cursor {page.cursor}", file=sys.stderr)
     return Exit.OK if is_known else Exit.NOT_FOUND
-
-
-def _print_json(value: Any) -> None:
-    print(json_text(value, indent=2))

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import datetime
 from typing import Any
+
+
+def print_json(value: Any) -> None:
+    print(json_text(value, indent=2))
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """Return the value as JSON in ASCII, with all control characters escaped, including DEL, which `json` leaves as it is.
 
-    JSON has no infinity and no NaN, which a store may contain: they become null.
+    Instants become text in ISO 8601. JSON has no infinity and no NaN, which a store may contain: they become null.
     """
     try:
-        text = json.dumps(value, indent=indent, default=str, allow_nan=False)
+        text = json.dumps(value, indent=indent, default=_as_text, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), indent=indent, default=str, allow_nan=False)
+        text = json.dumps(_finite(value), indent=indent, default=_as_text, allow_nan=False)
     return text.replace("\x7f", "\\u007f")
+
+
+def _as_text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ import sys
 
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.parser import columns
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _metrics(app: App, arguments: argparse.Namespace) -> int:
     totals = (await existing_broker(app).console.metrics()).totals
     if arguments.json:
-        print(json_text({"totals": totals}, indent=2))
+        print_json({"totals": totals})
         return Exit.OK
     if not totals:
         print("no job has been sent yet", file=sys.stderr)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from taskflow.app.app import App
 from taskflow.broker.migrations import Migrating, Upgrade
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.store import with_store
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.printable import one_line
@@ -25,7 +25,7 @@ async def _migrate(app: App, arguments: argparse.Namespace) -> int:
     if not isinstance(broker, Migrating):
         scheme = urlsplit(app.broker_url()).scheme
         if arguments.json:
-            _print_json(Upgrade(place=f"{scheme}://", version=0, migrations=()), is_done=False)
+            _print_as_json(Upgrade(place=f"{scheme}://", version=0, migrations=()), is_done=False)
         else:
             print(f"{'-- ' if arguments.sql else ''}{scheme}:// needs no migrations: the first use creates everything")
     elif arguments.sql:
@@ -33,16 +33,16 @@ async def _migrate(app: App, arguments: argparse.Namespace) -> int:
     else:
         upgrade = await (broker.pending() if arguments.plan else broker.migrate())
         if arguments.json:
-            _print_json(upgrade, is_done=not arguments.plan)
+            _print_as_json(upgrade, is_done=not arguments.plan)
         else:
             (_print_plan if arguments.plan else _print_done)(upgrade)
     return Exit.OK
 
 
-def _print_json(upgrade: Upgrade, *, is_done: bool) -> None:
+def _print_as_json(upgrade: Upgrade, *, is_done: bool) -> None:
     migrations = [{"version": migration.version, "description": migration.description} for migration in upgrade.migrations]
     told = {"place": upgrade.place, "version": upgrade.version, "target": upgrade.target, "migrations": migrations, "done": is_done}
-    print(json_text(told, indent=2))
+    print_json(told)
 
 
 def _print_plan(upgrade: Upgrade) -> None:

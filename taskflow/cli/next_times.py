@@ -6,7 +6,7 @@ import argparse
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.time_format import moment
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.timetable import CronTimes, EveryTimes, zone_of
@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(str(error)) from error
     found = [(at.astimezone(zone), _note(times, at, zone)) for at in _following(times, _start(arguments.start, zone), arguments.count)]
     if arguments.json:
-        print(json_text([{"at": at.isoformat(), "here": at.astimezone().isoformat(), "note": note} for at, note in found], indent=2))
+        print_json([{"at": at, "here": at.astimezone(), "note": note} for at, note in found])
         return Exit.OK
     for at, note in found:
         print(f"{moment(at)}{note and f'  ({note})'}")

@@ -9,13 +9,15 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from taskflow.app.app import App
 from taskflow.app.declared_schedules import check_schedule_name
 from taskflow.app.schedules import ScheduleInfo, info_of, instants_between, schedules, stored_plan
 from taskflow.broker.protocol import Broker
 from taskflow.cli.action_report import operator
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.progress_bar import confirmed
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import room, wrapped
@@ -58,7 +60,7 @@ async def _list(app: App, arguments: argparse.Namespace) -> int:
     found = [info_of(record) for record in await broker.console.schedules(names or None)]
     outcomes = await _outcomes(broker, found)
     if arguments.json:
-        print(json_text([_to_json(info, outcome) for info, outcome in zip(found, outcomes, strict=True)], indent=2))
+        print_json([msgspec.structs.asdict(info) | {"last_status": outcome} for info, outcome in zip(found, outcomes, strict=True)])
     elif names:
         for info, outcome in zip(found, outcomes, strict=True):
             _print_in_full(info, outcome)
@@ -160,11 +162,6 @@ def _declarers(info: ScheduleInfo) -> str:
     return f"declared by {first}{f' and {len(more)} more' if more else ''}"
 
 
-def _to_json(info: ScheduleInfo, outcome: Status | None) -> dict[str, Any]:
-    fields = {name: getattr(info, name) for name in ScheduleInfo.__struct_fields__}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()} | {"last_status": outcome}
-
-
 # --- act ---------------------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +186,7 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
             print(done.text)
     if arguments.json:
         is_dry_run = action == "backfill" and arguments.dry_run
-        print(json_text({"act": f"schedules.{action}", "dry_run": is_dry_run, "schedules": report}, indent=2))
+        print_json({"act": f"schedules.{action}", "dry_run": is_dry_run, "schedules": report})
     return max(codes)
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.json_text import json_text
+from taskflow.cli.json_text import print_json
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.summary import Summary, queue_json, queue_table, worker_json, worker_table
 
@@ -26,7 +26,7 @@ async def _status(app: App, arguments: argparse.Namespace) -> int:
         return await watch(partial(Summary.read, app, console), arguments.watch, is_json=arguments.json)
     summary = await Summary.read(app, console)
     if arguments.json:
-        print(json_text(summary.to_json(), indent=2))
+        print_json(summary.to_json())
         return Exit.OK
     for line in summary.lines():
         print(line)
@@ -36,7 +36,7 @@ async def _status(app: App, arguments: argparse.Namespace) -> int:
 async def _queues(app: App, arguments: argparse.Namespace) -> int:
     queues = await existing_broker(app).console.queues()
     if arguments.json:
-        print(json_text([queue_json(queue) for queue in queues], indent=2))
+        print_json([queue_json(queue) for queue in queues])
         return Exit.OK
     for line in queue_table(queues):
         print(line)
@@ -46,7 +46,7 @@ async def _queues(app: App, arguments: argparse.Namespace) -> int:
 async def _workers(app: App, arguments: argparse.Namespace) -> int:
     workers = await existing_broker(app).console.workers()
     if arguments.json:
-        print(json_text([worker_json(worker) for worker in workers], indent=2))
+        print_json([worker_json(worker) for worker in workers])
         return Exit.OK
     if not workers:
         print("no worker is running", file=sys.stderr)

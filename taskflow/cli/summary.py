@@ -151,7 +151,7 @@ def worker_json(worker: SessionRecord) -> dict[str, Any]:
         "concurrency": worker.session.concurrency,
         "jobs": list(worker.session.jobs),
         "deploy": worker.session.deploy,
-        "registered_at": worker.registered_at.isoformat(),
+        "registered_at": worker.registered_at,
         "leases": worker.leases,
         "seconds_since_beat": worker.seconds_since_beat,
         "dying": worker.is_dying,
