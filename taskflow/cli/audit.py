@@ -11,11 +11,11 @@ from typing import Any, Final
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import print_json
-from taskflow.cli.parser import columns
 from taskflow.cli.store import existing_broker, with_store
+from taskflow.cli.terminal import room
 from taskflow.cli.time_format import span
 from taskflow.model.audit import Act, ActRecord
-from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
+from taskflow.model.printable import INDENT, one_line
 from taskflow.model.stored import LATEST
 
 MOST: Final = 10_000
@@ -45,7 +45,7 @@ def _table(records: list[ActRecord]) -> Iterator[str]:
     """Yield a header, and lines for each act: when, how many it affected, what and who. The reason has a separate line."""
     if not records:
         return
-    now, width = datetime.now(UTC), columns() if sys.stdout.isatty() else MAX_CHARACTERS
+    now, width = datetime.now(UTC), room()
     verbs = max(len("ACT"), *(len(one_line(record.act.verb, 24)) for record in records))
     yield f"{'AGO':>6}  {'ACT':{verbs}}  {'COUNT':>9}  BY, WHAT"
     for record in records:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from taskflow.app.bulk_actions import header_of
 from taskflow.broker.console import Console, View
@@ -16,32 +17,29 @@ from taskflow.model.printable import one_line
 from taskflow.model.record import Status
 from taskflow.model.suggestions import nearest
 
+FILTERS: Final = ("queue", "job", "tag", "status", "error", "header", "created_before", "ended_before", "poison")
+
 
 def filter_of(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> View:
     statuses = [Status(status) for status in arguments.status] if arguments.status else default
-    try:
-        queue = None if arguments.queue is None else check_queue(arguments.queue)
-    except ValueError as error:
-        raise ConfigurationError(f"--queue: {error}") from error
-    try:
-        tag = None if arguments.tag is None else check_tag(arguments.tag)
-    except ValueError as error:
-        raise ConfigurationError(f"--tag: {error}") from error
-    try:
-        job = None if arguments.job is None else check_job_name(arguments.job)
-    except ValueError as error:
-        raise ConfigurationError(f"--job: {error}") from error
     return View(
-        queue=queue,
-        job=job,
+        queue=_checked("--queue", check_queue, arguments.queue),
+        job=_checked("--job", check_job_name, arguments.job),
+        tag=_checked("--tag", check_tag, arguments.tag),
         statuses=tuple(sorted(set(statuses))),
         error=getattr(arguments, "error", None),
         header=None if getattr(arguments, "header", None) is None else header_of(arguments.header),
         created_before=getattr(arguments, "created_before", None),
         ended_before=arguments.ended_before,
         poison=arguments.poison,
-        tag=tag,
     )
+
+
+def _checked(flag: str, check: Callable[[str], str], value: str | None) -> str | None:
+    try:
+        return None if value is None else check(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{flag}: {error}") from error
 
 
 def ids_or_filters(arguments: argparse.Namespace) -> None:
@@ -61,18 +59,8 @@ def all_or_filters(arguments: argparse.Namespace) -> None:
 
 def _filters(arguments: argparse.Namespace) -> list[str]:
     """Return the filter flags that were given on the command line."""
-    given = {
-        "--queue": arguments.queue,
-        "--job": arguments.job,
-        "--tag": arguments.tag,
-        "--status": arguments.status,
-        "--error": arguments.error,
-        "--header": arguments.header,
-        "--created-before": arguments.created_before,
-        "--ended-before": arguments.ended_before,
-        "--poison": arguments.poison or None,
-    }
-    return [flag for flag, value in given.items() if value is not None]
+    given = {name: getattr(arguments, name) for name in FILTERS}
+    return [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
 
 
 def ids_of(texts: Iterable[str]) -> list[bytes]:

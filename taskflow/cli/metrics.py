@@ -8,9 +8,9 @@ import sys
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import print_json
-from taskflow.cli.parser import columns
 from taskflow.cli.store import existing_broker, with_store
-from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
+from taskflow.cli.terminal import room
+from taskflow.model.printable import INDENT, one_line
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ async def _metrics(app: App, arguments: argparse.Namespace) -> int:
         return Exit.OK
     if not totals:
         print("no job has been sent yet", file=sys.stderr)
-    width = columns() if sys.stdout.isatty() else MAX_CHARACTERS
+    width = room()
     for queue, events in sorted(totals.items()):
         print(one_line(queue, width))
         numbers = [f"{number:,}" for number in events.values()]
