@@ -14,7 +14,7 @@ from typing import Final, Protocol, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from taskflow.broker.url import connect, masked
-from taskflow.cli.interrupts import raising
+from taskflow.cli.interrupts import handled_by, raising
 from taskflow.model.errors import BrokerRefused, ConfigurationError
 
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -53,7 +53,7 @@ def _folder_beside(url: str) -> Iterator[str]:
     try:
         yield f"sqlite:///{quote(f'{folder}/queue.db')}"
     finally:
-        with _undisturbed():
+        with handled_by(signal.SIG_IGN, *STOPPING):  # deleting takes a moment
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -68,7 +68,7 @@ def _namespace_beside(url: str) -> Iterator[str]:
     except BrokerRefused as error:
         raise BrokerRefused(f"the namespace {options['namespace']} cannot be used at {masked(url)}: {error}") from error
     finally:
-        with _undisturbed():
+        with handled_by(signal.SIG_IGN, *STOPPING):  # deleting takes a moment
             asyncio.run(_drop(scratch))
 
 
@@ -78,14 +78,3 @@ async def _drop(url: str) -> None:
         await cast(HasNamespace, broker).drop_namespace()
     finally:
         await broker.close()
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ignore further signals in this block, which takes a moment."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
