@@ -8,34 +8,22 @@ import os
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from taskflow.cli.fleet import LOOKED_AT_EVERY, SAID_EVERY, Fleet, said
 from taskflow.cli.sd_notify import SystemdNotifier
 from taskflow.model.seams import start_thread
 from taskflow.worker.endings import Ending
 from taskflow.worker.events import WorkerEvent
-from taskflow.worker.vitals import VitalSign
+from taskflow.worker.vitals import Vitals, VitalSign
 
 if TYPE_CHECKING:
     from taskflow.cli.health_server import HealthServer
+    from taskflow.cli.supervisor_socket import SupervisorSocket
 
 log: Final = logging.getLogger("taskflow.worker")
 
 _STARTING: Final = "the worker has not started yet"
-
-
-class Asked(Protocol):
-    """An object that knows whether a worker, or a fleet, is alive and ready."""
-
-    def live(self) -> VitalSign: ...
-    def ready(self) -> VitalSign: ...
-
-
-class Hears(Protocol):
-    """The socket to a supervisor."""
-
-    def say(self, words: str) -> None: ...
 
 
 class HealthReport:
@@ -44,8 +32,8 @@ class HealthReport:
     If there is a `line` to a supervisor, the worker reports over it, and the supervisor answers the probes.
     """
 
-    def __init__(self, arguments: argparse.Namespace, line: Hears | None = None) -> None:
-        self._asked: Asked | None = None
+    def __init__(self, arguments: argparse.Namespace, line: SupervisorSocket | None = None) -> None:
+        self._health: Vitals | Fleet | None = None
         self._line = line
         self._ending = threading.Event()
         self._server: HealthServer | None = None
@@ -73,8 +61,8 @@ class HealthReport:
         if self._server is not None:
             self._server.stop()
 
-    def show(self, asked: Asked) -> None:
-        self._asked = asked
+    def show(self, health: Vitals | Fleet) -> None:
+        self._health = health
 
     def note_event(self, event: WorkerEvent) -> None:
         """Pass an event to the systemd notifier. Subscribe this method to the worker's events."""
@@ -90,10 +78,10 @@ class HealthReport:
                 self._line.say(said(live, ready))
 
     def _live(self) -> VitalSign:
-        return self._asked.live() if self._asked is not None else VitalSign(True, _STARTING)
+        return self._health.live() if self._health is not None else VitalSign(True, _STARTING)
 
     def _ready(self) -> VitalSign:
-        return self._asked.ready() if self._asked is not None else VitalSign(False, _STARTING)
+        return self._health.ready() if self._health is not None else VitalSign(False, _STARTING)
 
 
 class FleetHealthReport(HealthReport):
