@@ -216,13 +216,13 @@ async def _trigger(name: str, arguments: argparse.Namespace) -> Done:
 
 
 async def _pause(name: str, arguments: argparse.Namespace) -> Done:
-    await schedules.pause(name, **operator(arguments))
-    return Done(f"paused {name}")
-
-
-async def _resume(name: str, arguments: argparse.Namespace) -> Done:
-    await schedules.resume(name, **operator(arguments))
-    return Done(f"resumed {name}")
+    """Pause or resume a schedule. If it is so already, leave it alone, and the audit log too."""
+    verb = arguments.action
+    info = await schedules.get(name)
+    if info is not None and info.is_paused == (verb == "pause"):
+        return Done(f"{name} is paused already" if info.is_paused else f"{name} is not paused")
+    await (schedules.pause if verb == "pause" else schedules.resume)(name, **operator(arguments))
+    return Done(f"{verb}d {name}")
 
 
 async def _remove(name: str, arguments: argparse.Namespace) -> Done:
@@ -259,7 +259,7 @@ async def _backfill(name: str, arguments: argparse.Namespace) -> Done:
 ACTIONS: Final[dict[str, Callable[[str, argparse.Namespace], Awaitable[Done]]]] = {
     "trigger": _trigger,
     "pause": _pause,
-    "resume": _resume,
+    "resume": _pause,
     "remove": _remove,
     "backfill": _backfill,
 }

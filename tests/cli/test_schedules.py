@@ -236,7 +236,16 @@ def test_servers_show_and_do_the_same(cli: Cli, stored_elsewhere: None) -> None:
 def test_options_may_stand_before_the_action(cli: Cli, stored: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKFLOW_BROKER", "nonsense://")
     assert cli("schedules", "--broker", URL, "pause", "ticks").out == "paused ticks\n"
-    assert cli("schedules", "pause", "poll", "--broker", URL).out == "paused poll\n"
+    assert cli("schedules", "resume", "poll", "--broker", URL).out == "resumed poll\n"
+
+
+def test_a_schedule_that_is_paused_already_is_left_alone(cli: Cli, stored: None) -> None:
+    """And so is the audit log."""
+    assert cli("schedules", "pause", "poll").out == "poll is paused already\n"
+    assert cli("schedules", "resume", "ticks").out == "ticks is not paused\n"
+    assert cli.json("schedules", "pause", "poll")["schedules"][0]["problem"] is None
+    assert cli.json("audit") == []
+    cli("schedules", "pause", "unknown", code=4)
 
 
 def test_a_declared_schedule_is_not_removed(cli: Cli, stored: None) -> None:
@@ -289,9 +298,10 @@ def test_only_code_backfills_times_that_code_computes(cli: Cli, stored: None) ->
 @pytest.mark.parametrize("action", ["trigger", "pause", "resume", "remove", "backfill"])
 def test_an_action_on_an_unknown_schedule_does_the_others(cli: Cli, stored: None, action: str) -> None:
     span = ("--from", "2027-01-14", "--to", "2027-01-14T00:10") if action == "backfill" else ()
-    said = cli("schedules", action, "tick", "ticks", *span, code=4)
+    known = "poll" if action == "resume" else "ticks"
+    said = cli("schedules", action, "tick", known, *span, code=4)
     assert said.err == "taskflow: there is no schedule called 'tick'; did you mean ticks?\n"
-    assert " ticks" in said.out
+    assert f" {known}" in said.out
 
 
 @pytest.mark.parametrize("action", [["list"], ["pause", "x"], ["trigger", "x"], ["remove", "x"], ["backfill", "x", *SPAN], []])
