@@ -47,6 +47,8 @@ async def retry_group(app: App, arguments: argparse.Namespace) -> int:
         else:
             print(f"would retry {len(ids):,} in stages of {sizes}")
         return Exit.OK
+    if not any(worker.is_alive for worker in await broker.console.workers()):
+        print("taskflow: no worker is running: the jobs wait until one starts", file=sys.stderr)
     rollout = _Rollout(broker, arguments)
     try:
         await _retry_in_stages(rollout, ids, arguments, report)

@@ -41,6 +41,8 @@ def other() -> None:
     raise OSError("disk full")
 """
 
+IDLE = "taskflow: no worker is running: the jobs wait until one starts\n"
+
 
 @pytest.fixture
 def group(cli: Cli) -> str:
@@ -86,7 +88,7 @@ def test_a_job_that_fails_again_stops_the_rest(cli: Cli, group: str, worker: Non
 
 def test_without_a_worker_a_stage_is_given_up(cli: Cli, group: str) -> None:
     said = cli("retry", "--group", group, "--canary", "2", "--wait", "300ms", code=1)
-    assert "stopped: 2 jobs have not ended within 0.3 s, for example " in said.err
+    assert said.err.startswith(f"{IDLE}taskflow: stopped: 2 jobs have not ended within 0.3 s, for example ")
     assert len(cli.jobs("--status", "ready")) == 2
 
 
@@ -121,7 +123,7 @@ def test_ctrl_c_says_how_many_were_retried(cli: Cli, group: str, monkeypatch: py
 
     monkeypatch.setattr("taskflow.cli.staged_retry._Rollout._until_ended", interrupted)
     said = cli("retry", "--group", group, "--canary", "3", code=130)
-    assert said.err == f"taskflow: interrupted: retried 3; {MANY - 3} of {MANY} were left alone\n"
+    assert said.err == f"{IDLE}taskflow: interrupted: retried 3; {MANY - 3} of {MANY} were left alone\n"
 
 
 def test_jobs_that_cannot_be_retried_are_counted(cli: Cli, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +132,7 @@ def test_jobs_that_cannot_be_retried_are_counted(cli: Cli, group: str, monkeypat
 
     monkeypatch.setattr(SqliteConsole, "retry", retry)
     said = cli("retry", "--group", group, code=1)
-    assert said.err == f"taskflow: {MANY} were not retried: another live job has its key\n"
+    assert said.err == f"{IDLE}taskflow: {MANY} were not retried: another live job has its key\n"
 
 
 def test_a_dry_run_shows_the_stages(cli: Cli, group: str) -> None:
