@@ -24,6 +24,7 @@ from taskflow.model.transitions import Event
 MOST_WORKERS: Final = 10
 """The most workers that `status` names. `taskflow workers` lists them all."""
 
+MOST_HINTS: Final = 5
 LOOKED_AT: Final = 100
 
 RATES: Final[Mapping[str, tuple[Event, ...]]] = {
@@ -90,7 +91,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             details = ", ".join(f"{count:,} {word}" for word, count in self.schedules.items() if count and word != "stored")
             yield f"schedules  {self.schedules['stored']:,}{f' ({details})' if details else ''}"
         yield from queue_table(self.queues, rates)
-        for hint in (*_hints(self.queues, self.workers), *map(_unknown_hint, self.unknown.items())):
+        hints = [*_hints(self.queues, self.workers), *map(_unknown_hint, self.unknown.items())]
+        if len(hints) > MOST_HINTS:
+            hints[MOST_HINTS:] = [f"and {len(hints) - MOST_HINTS:,} more hints about other queues and jobs"]
+        for hint in hints:
             yield from (painted(line, YELLOW) for line in wrapped(hint, room()))
 
     def to_json(self) -> dict[str, Any]:

@@ -238,6 +238,18 @@ def test_status_names_queues_that_no_worker_takes(cli: Cli, stock: Stock) -> Non
     assert cli("status").out.endswith("mail is paused: `taskflow resume mail` ends the pause\n")
 
 
+def test_status_gives_few_hints(cli: Cli) -> None:
+    async def fill(broker: Broker) -> None:
+        fresh = IdFactory()
+        await broker.enqueue([Envelope(id=fresh(), job="j", queue=f"queue{number}", payload=b"") for number in range(8)])
+
+    cli.with_broker(fill)
+    *_, table, first, second, third, fourth, fifth, last = cli("status").out.splitlines()
+    assert table.startswith("queue7")
+    assert all(hint.startswith("no running worker takes jobs from queue") for hint in (first, second, third, fourth, fifth))
+    assert last == "and 3 more hints about other queues and jobs"
+
+
 def test_a_killed_worker_takes_no_jobs(cli: Cli) -> None:
     """As the only one, it is never declared dead. The queues stand in aligned columns."""
 
