@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
@@ -25,33 +26,26 @@ async def _status(app: App, arguments: argparse.Namespace) -> int:
 
         return await watch(partial(Summary.read, app, console), arguments.watch, is_json=arguments.json)
     summary = await Summary.read(app, console)
-    if arguments.json:
-        print_json(summary.to_json())
-        return Exit.OK
-    for line in summary.lines():
-        print(line)
-    return Exit.OK
+    return _shown(arguments, summary.to_json(), summary.lines())
 
 
 async def _queues(app: App, arguments: argparse.Namespace) -> int:
     queues = await existing_broker(app).console.queues()
-    if arguments.json:
-        print_json([queue_json(queue) for queue in queues])
-        return Exit.OK
-    for line in queue_table(queues):
-        print(line)
-    return Exit.OK
+    return _shown(arguments, [queue_json(queue) for queue in queues], queue_table(queues))
 
 
 async def _workers(app: App, arguments: argparse.Namespace) -> int:
     workers = await existing_broker(app).console.workers()
-    if arguments.json:
-        print_json([worker_json(worker) for worker in workers])
-        return Exit.OK
-    if not workers:
+    if not workers and not arguments.json:
         print("no worker is running", file=sys.stderr)
+    return _shown(arguments, [worker_json(worker) for worker in workers], worker_table(workers) if workers else ())
+
+
+def _shown(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> int:
+    if arguments.json:
+        print_json(value)
     else:
-        for line in worker_table(workers):
+        for line in lines:
             print(line)
     return Exit.OK
 
