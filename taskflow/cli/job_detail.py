@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from taskflow.app.app import App
+from taskflow.cli.base_parser import columns
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import ids_of
 from taskflow.cli.job_json import IN_FULL, arguments_of, detailed_json, record_json, result_of
 from taskflow.cli.json_text import print_json
-from taskflow.cli.parser import columns
 from taskflow.cli.store import existing_broker
 from taskflow.cli.terminal import OF_STATUS, painted
 from taskflow.cli.time_format import duration

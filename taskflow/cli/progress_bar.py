@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-from taskflow.cli.parser import columns
+from taskflow.cli.base_parser import columns
 
 WIDTH = 40
 LEAST_WIDTH = 10

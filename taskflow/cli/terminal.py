@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Final
 
-from taskflow.cli.parser import columns
+from taskflow.cli.base_parser import columns
 from taskflow.model.printable import MAX_CHARACTERS
 from taskflow.model.record import Status
 

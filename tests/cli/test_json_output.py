@@ -10,8 +10,9 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
+from taskflow.cli.base_parser import Parser
 from taskflow.cli.bench import Figures
-from taskflow.cli.parser import Parser, a_parser
+from taskflow.cli.parser import a_parser
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import id_text
 from taskflow.model.schedule_plan import Plan
