@@ -173,7 +173,7 @@ class WorkerRun:
             self._forced_exit.end_now()
 
     async def work(self) -> int:
-        worker, obituaries, began = Worker(options=self._options), Obituaries(self._app), time.monotonic()
+        worker, death_reporter, began = Worker(options=self._options), DeathReporter(self._app), time.monotonic()
         self._health_report.show(worker.vitals)
         code: int = Exit.FAILED  # unless the work ends without an error
         try:
@@ -182,11 +182,11 @@ class WorkerRun:
                     code = self._signals.code
                     return code
                 if self._line is not None:
-                    obituaries.begin(self._line)
+                    death_reporter.begin(self._line)
                 is_drained = await self._until_told(worker)
                 if not is_drained and self._line is not None:
                     self._line.say("leaving")  # sent whatever the reason is
-            obituaries.end()
+            death_reporter.end()
             tally, took = worker.tally, time.monotonic() - began
             worked_for = span(took) if took >= 1 else f"{took:.1f} s"
             log_safely(log.info, "%d runs in %s: %d jobs ended, %d failed", tally.runs, worked_for, tally.ended, tally.failed)
@@ -273,7 +273,7 @@ class WorkerRun:
         return await self._app.broker().console.queues()
 
 
-class Obituaries:
+class DeathReporter:
     """Reports to the broker the worker deaths that the supervisor has noticed. It
     does so in separate tasks, because the broker may be slow."""
 
