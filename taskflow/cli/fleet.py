@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 from taskflow.worker.endings import Ending
 from taskflow.worker.vitals import VitalSign
 
-LOOKED_AT_EVERY: Final = 0.2
-SAID_EVERY: Final = 1.0
+CHECK_EVERY: Final = 0.2
+REPORT_EVERY: Final = 1.0
 """Seconds between two reports from a worker. A change is reported at once."""
 SILENT_AFTER: Final = 10.0
 """Seconds without a report after which a worker is presumed dead, for example because C code holds the interpreter lock."""
@@ -17,7 +17,7 @@ SILENT_AFTER: Final = 10.0
 _WORD: Final = "vitals"
 
 
-def said(live: VitalSign, ready: VitalSign) -> str:
+def report_line(live: VitalSign, ready: VitalSign) -> str:
     """Return the line with which a worker reports its health to its supervisor."""
     return f"{_WORD} {live.is_well:d} {ready.is_well:d} {live.why if not live.is_well else ready.why}"
 

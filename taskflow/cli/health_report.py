@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from taskflow.cli.fleet import LOOKED_AT_EVERY, SAID_EVERY, Fleet, said
+from taskflow.cli.fleet import CHECK_EVERY, REPORT_EVERY, Fleet, report_line
 from taskflow.cli.sd_notify import SystemdNotifier
 from taskflow.model.seams import start_thread
 from taskflow.worker.endings import Ending
@@ -70,12 +70,12 @@ class HealthReport:
             self.notifier.note_event(event)
 
     def _tell_supervisor(self) -> None:
-        last, said_at = (False, False), float("-inf")
-        while self._line is not None and not self._ending.wait(LOOKED_AT_EVERY):
+        last, reported_at = (False, False), float("-inf")
+        while self._line is not None and not self._ending.wait(CHECK_EVERY):
             live, ready, now = self._live(), self._ready(), time.monotonic()
-            if (live.is_well, ready.is_well) != last or now >= said_at + SAID_EVERY:
-                last, said_at = (live.is_well, ready.is_well), now
-                self._line.say(said(live, ready))
+            if (live.is_well, ready.is_well) != last or now >= reported_at + REPORT_EVERY:
+                last, reported_at = (live.is_well, ready.is_well), now
+                self._line.say(report_line(live, ready))
 
     def _live(self) -> VitalSign:
         return self._health.live() if self._health is not None else VitalSign(True, _STARTING)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.cli import fleet
-from taskflow.cli.fleet import Fleet, said
+from taskflow.cli.fleet import Fleet, report_line
 from taskflow.worker.endings import Ending
 from taskflow.worker.vitals import VitalSign
 from tests.cli.probes import ask, ask_until
@@ -89,11 +89,11 @@ def test_systemd_hears_of_the_supervisor_alone(shell: Shell, tmp_path: Path) -> 
 def test_one_worker_that_works_is_enough() -> None:
     workers = Fleet()
     assert (workers.live().is_well, workers.ready().is_well) == (True, False)
-    workers.note(1, said(UNWELL, UNWELL))
+    workers.note(1, report_line(UNWELL, UNWELL))
     assert (workers.live().is_well, workers.ready().why) == (False, "no worker is ready: it stands still")
-    workers.note(2, said(WELL, UNWELL))
+    workers.note(2, report_line(WELL, UNWELL))
     assert (workers.live().is_well, workers.ready().is_well) == (True, False)
-    workers.note(2, said(WELL, WELL))
+    workers.note(2, report_line(WELL, WELL))
     assert (workers.live().is_well, workers.ready().is_well) == (True, True)
     assert workers.ready().facts == {"workers": 2, "live": 1, "ready": 1}
     workers.note(2, Ending(-9))
@@ -102,7 +102,7 @@ def test_one_worker_that_works_is_enough() -> None:
 
 def test_a_worker_that_has_fallen_silent_does_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
     workers = Fleet()
-    workers.note(1, said(WELL, WELL))
+    workers.note(1, report_line(WELL, WELL))
     monkeypatch.setattr(fleet, "SILENT_AFTER", 0.0)
     assert "has been silent for" in workers.live().why
     assert not workers.ready().is_well
