@@ -122,14 +122,14 @@ async def drain(url: str, jobs: int, batch: int) -> dict[str, float]:
 
 async def wake(url: str, times: int) -> list[float]:
     """Told by a notification, on a connection of its own."""
-    async with _taking(url) as settle_and_take, _connected(url) as ears:
+    async with _taking(url) as settle_and_take, _connected(url) as listener:
         nudges = asyncio.Queue[object]()
 
         async def heard() -> AsyncIterator[object]:
             while True:
                 yield await nudges.get()
 
-        await ears.add_listener("nudges", lambda *told: nudges.put_nowait(told))
+        await listener.add_listener("nudges", lambda *told: nudges.put_nowait(told))
         return await Loop(settle_and_take, 100).wake(heard(), times)
 
 

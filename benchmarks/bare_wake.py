@@ -44,10 +44,10 @@ def _one(connection: sqlite3.Connection, sender: socket.socket, address: Path, a
 
 def _listen(file: str, address: str) -> None:
     last = 0
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ears:
-        ears.bind(address)
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address)
         print("listening", flush=True)
-        while ears.recv(16):
+        while listener.recv(16):
             [(last, _)] = connection.execute("SELECT seq, payload FROM jobs WHERE state = 0 AND seq > ? LIMIT 1", (last,))
             print(time.monotonic(), flush=True)
 

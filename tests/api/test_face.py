@@ -264,7 +264,7 @@ async def test_block_3_1(worker: Worker) -> None:
 
 async def test_section_4(worker: Worker, world: World) -> None:
     async def due_in(handle: JobHandle[None]) -> float:
-        while await handle.status() is not Status.SCHEDULED:  # noqa: ASYNC110  # what waits again rings no bell for its sender
+        while await handle.status() is not Status.SCHEDULED:  # noqa: ASYNC110  # a job that waits again wakes no sender
             await asyncio.sleep(0.01)
         record = await world.record(parse_id(handle.id))
         return record.due_at.timestamp() - world.clock.wall() / 1_000_000

@@ -17,7 +17,7 @@ from tests.support.proxy import Proxy
 
 KILLED_EVERY: Final = (0.01, 0.1)
 
-EARS: Final = "(query LIKE 'LISTEN%' OR query = 'SELECT 1')"
+LISTENERS: Final = "(query LIKE 'LISTEN%' OR query = 'SELECT 1')"
 """Of pg_stat_activity: a listening connection, which says this when it is asked whether it is there."""
 
 
@@ -48,7 +48,7 @@ class Scene(scene.Scene):
 def listeners(scene: Scene) -> set[tuple[object, ...]]:
     """Return the server's processes behind the listening connections; none while it is away."""
     with contextlib.suppress(OSError, asyncpg.PostgresError):
-        return set(scene.postgres.rows(f"SELECT pid FROM pg_stat_activity WHERE {EARS} AND datname = $1", scene.database))
+        return set(scene.postgres.rows(f"SELECT pid FROM pg_stat_activity WHERE {LISTENERS} AND datname = $1", scene.database))
     return set()
 
 
@@ -65,14 +65,14 @@ def terminate(server: PostgresServer, database: str, *, which: str = "true", mos
 
 @asynccontextmanager
 async def killing(server: PostgresServer, database: str, seed: int) -> AsyncIterator[list[int]]:
-    """Inside, connections to the database are ended again and again: one, all, or the ears. How many at each time."""
+    """Inside, connections to the database are ended again and again: one, all, or the listeners. How many at each time."""
     ended: list[int] = []
     chance = random.Random(seed)
 
     async def kill_on() -> None:
         while True:
             await asyncio.sleep(chance.uniform(*KILLED_EVERY))
-            which, most = chance.choice((("true", 1), ("true", 1_000), (EARS, 1_000)))
+            which, most = chance.choice((("true", 1), ("true", 1_000), (LISTENERS, 1_000)))
             ended.append(await asyncio.to_thread(terminate, server, database, which=which, most=most))
 
     killer = asyncio.create_task(kill_on())

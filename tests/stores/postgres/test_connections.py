@@ -18,7 +18,7 @@ from taskflow.broker.postgres.connect import link
 from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.url import connect
 from taskflow.worker import fetcher
-from tests.stores.postgres.scene import EARS, Scene, listeners, terminate
+from tests.stores.postgres.scene import LISTENERS, Scene, listeners, terminate
 from tests.stores.scene import until
 from tests.support.postgres import PostgresServer
 
@@ -141,13 +141,13 @@ async def test_a_job_enqueued_while_the_ears_are_being_killed_starts_within_a_se
 ) -> None:
     async with scene.worker():
         await scene.seconds_to_start(0)
-        number_of_ears, waits = len(listeners(scene)), list[float]()
+        number_of_listeners, waits = len(listeners(scene)), list[float]()
         async with scene.from_afar():
             for number in range(1, 11):
-                await until(lambda: len(listeners(scene)) == number_of_ears, 5)
-                killing_them = asyncio.to_thread(terminate, scene.postgres, scene.database, which=EARS)
+                await until(lambda: len(listeners(scene)) == number_of_listeners, 5)
+                killing_them = asyncio.to_thread(terminate, scene.postgres, scene.database, which=LISTENERS)
                 killed, waited = await asyncio.gather(killing_them, scene.seconds_to_start(number))
-                assert killed == number_of_ears
+                assert killed == number_of_listeners
                 waits.append(waited)
     with capsys.disabled():
         print(f"\nin the moment of a cut {max(waits) * 1000:.0f} ms at worst")
@@ -159,14 +159,14 @@ async def test_once_it_listens_again_a_job_starts_at_once(server: PostgresServer
     """The job is sent by another broker than the worker's, so that nothing but a notification can tell."""
     async with Scene(server) as scene, scene.worker():
         await scene.seconds_to_start(0)
-        number_of_ears = len(listeners(scene))
+        number_of_listeners = len(listeners(scene))
         await asyncio.to_thread(harm, server, scene.database)
-        await until(lambda: len(listeners(scene)) == number_of_ears, 10)
+        await until(lambda: len(listeners(scene)) == number_of_listeners, 10)
         await asyncio.sleep(0.2)
         async with scene.from_afar():
             waits = [await scene.seconds_to_start(number) for number in range(1, 6)]
     with capsys.disabled():
-        print(f"\nfrom afar, after the ears came back: {max(waits) * 1000:.0f} ms at worst")
+        print(f"\nfrom afar, after the listeners came back: {max(waits) * 1000:.0f} ms at worst")
     assert max(waits) < 2.0  # to look again takes the worker 5 s
 
 
@@ -178,7 +178,7 @@ async def test_a_program_that_ends_as_soon_as_it_has_sent_has_told_the_workers(
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", 3600.0)
     async with scene.worker():
         await scene.seconds_to_start(0)
-        async with scene.from_afar():  # the worker's ears are open
+        async with scene.from_afar():  # the worker's listener is connected
             pass
         for number in (1, 2):
             environment = {**os.environ, "TASKFLOW_BROKER": scene.straight_url}

@@ -95,7 +95,7 @@ async def test_a_primary_that_dies_under_load_loses_and_repeats_nothing(
 
 
 async def test_a_primary_that_turns_read_only_is_left(server: PostgresServer, standby: Standby) -> None:
-    """Its connections live on, and every write on them fails: the ears too leave it, though nobody cuts them."""
+    """Its connections live on, and every write on them fails: the listener leaves it too, though no one cuts its connection."""
     configure(enqueue_timeout=TIMEOUT)
     standby.be_waited_for()
     async with SceneOfTwo(server, standby) as scene, scene.worker(ttl=20):

@@ -203,7 +203,7 @@ async def test_once_one_can_listen_again_a_job_starts_at_once(scene: Scene, capl
     assert len(warnings(caplog)) == 1
 
 
-async def test_a_server_that_is_away_is_no_trouble_of_the_ears(server: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_listener_reports_no_trouble_while_the_server_is_away(server: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
     async with Scene(server) as scene, scene.worker():
         await scene.seconds_to_start(0)
         for number in range(1, 4):

@@ -38,13 +38,13 @@ class Killer:
     def _kill_on(self) -> None:
         with self._server.client() as client:
             while not self._is_over.wait(self._chance.uniform(*_KILLED_EVERY)):
-                kill = self._chance.choice((self._kill_all, self._kill_ears, self._kill_one))
+                kill = self._chance.choice((self._kill_all, self._kill_listeners, self._kill_one))
                 self.killed += int(kill(client))
 
     def _kill_all(self, client: redis.Redis) -> int:
-        return int(client.client_kill_filter(_type="normal", skipme=True)) + self._kill_ears(client)
+        return int(client.client_kill_filter(_type="normal", skipme=True)) + self._kill_listeners(client)
 
-    def _kill_ears(self, client: redis.Redis) -> int:
+    def _kill_listeners(self, client: redis.Redis) -> int:
         return int(client.client_kill_filter(_type="pubsub"))
 
     def _kill_one(self, client: redis.Redis) -> int:

@@ -154,9 +154,9 @@ async def test_so_it_does_when_its_subscription_was_cut_meanwhile(found: Found, 
         async with Scene(server, proxy.url()) as scene, scene.worker():
             await seconds_to_start(scene, 0)
             await until(lambda: _has_subscribers(server, 1), 5)
-            number_of_ears = await subscribers(server)
-            assert client.client_kill_filter(_type="pubsub") == number_of_ears
-            await until(lambda: _has_subscribers(server, number_of_ears), 5)
+            number_of_listeners = await subscribers(server)
+            assert client.client_kill_filter(_type="pubsub") == number_of_listeners
+            await until(lambda: _has_subscribers(server, number_of_listeners), 5)
             await asyncio.sleep(0.3)
             proxy.latency = LATENCY
             after = await seconds_to_start(scene, 1)

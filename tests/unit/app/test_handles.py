@@ -246,7 +246,7 @@ async def test_info_has_the_progress_of_a_run(bench: Bench) -> None:
     handle = await half_way.delay()
     async with Worker(options=WorkerOptions(ttl=0.2, subscribers=())):
         while (info := await handle.info()) is None or info.progress is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # a beat rings no bell for the job
+            await asyncio.sleep(0.01)  # a heartbeat wakes no one who waits for the job
         assert (info.status, info.progress) == (Status.RUNNING, Progress(0.5, "half way"))
         assert await handle.cancel() is Status.RUNNING
         with pytest.raises(JobCancelled):
