@@ -22,7 +22,7 @@ ENDS_OF_WORKERS = st.sampled_from(("falls silent", "falls silent", "dies", "hand
 
 
 @dataclass
-class Life:
+class WorkerModel:
     """A session as its worker sees it: what it holds, what it has asked and whose answer it has taken in."""
 
     session: Session

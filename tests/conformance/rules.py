@@ -29,7 +29,7 @@ from tests.conformance.draws import (
     PICK,
     QUEUES,
     SETTLEMENTS,
-    Life,
+    WorkerModel,
     envelope_fields,
     verdicts,
 )
@@ -51,7 +51,7 @@ class BrokerMachine(RuleBasedStateMachine):
         super().__init__()
         self._runner = asyncio.Runner()
         self._bench = self._run(self._opened())
-        self._lives: list[Life] = []
+        self._workers: list[WorkerModel] = []
         self._envelopes: list[Envelope] = []
         self._leases: list[Lease] = []
         self._settlements: list[tuple[int, Settlement]] = []
@@ -124,98 +124,98 @@ class BrokerMachine(RuleBasedStateMachine):
 
     async def _register(self, name: str) -> None:
         session = self._bench.world.an_unregistered_session(name)
-        self._lives = [*self._lives[-5:], Life(session)]  # kept small: of many, the oldest is forgotten here, as it is by its process
+        self._workers = [*self._workers[-5:], WorkerModel(session)]  # kept small: of many, the oldest is forgotten here, as it is by its process
         await self._bench.register(session)
 
-    @precondition(lambda self: self._lives)
+    @precondition(lambda self: self._workers)
     @rule(pick=PICK)
     def register_again(self, pick: int) -> None:
-        self._take(self._register_again(self._life(pick)))
+        self._take(self._register_again(self._worker(pick)))
 
-    async def _register_again(self, life: Life) -> None:
-        await self._bench.register(life.session)
+    async def _register_again(self, worker: WorkerModel) -> None:
+        await self._bench.register(worker.session)
 
-    def _life(self, pick: int) -> Life:
-        return self._lives[pick % len(self._lives)]
+    def _worker(self, pick: int) -> WorkerModel:
+        return self._workers[pick % len(self._workers)]
 
     # --- claim ---------------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self._lives)
+    @precondition(lambda self: self._workers)
     @rule(pick=PICK, queues=st.sampled_from(((), ("a",), ("b", "a"))), limit=LIMITS, is_received=st.sampled_from((True, True, False)))
     def claim(self, pick: int, queues: Sequence[str], limit: int, is_received: bool) -> None:
-        self._take(self._claim(self._life(pick), queues, limit, is_received=is_received))
+        self._take(self._claim(self._worker(pick), queues, limit, is_received=is_received))
 
-    async def _claim(self, life: Life, queues: Sequence[str] = (), limit: int = 5, *, is_received: bool = True) -> None:
-        life.asked += 1
-        life.asked_for = (queues, limit)
-        leases = await self._bench.claim(life.session, life.asked, queues, limit, is_fresh=True)
-        self._receive(life, leases, is_received=is_received)
+    async def _claim(self, worker: WorkerModel, queues: Sequence[str] = (), limit: int = 5, *, is_received: bool = True) -> None:
+        worker.asked += 1
+        worker.asked_for = (queues, limit)
+        leases = await self._bench.claim(worker.session, worker.asked, queues, limit, is_fresh=True)
+        self._receive(worker, leases, is_received=is_received)
 
-    def _receive(self, life: Life, leases: list[Lease] | None, *, is_received: bool) -> None:
+    def _receive(self, worker: WorkerModel, leases: list[Lease] | None, *, is_received: bool) -> None:
         if leases is not None:
             self._leases += leases
         if leases is not None and is_received:
-            life.seen = life.asked
-            life.holds.update((lease.claim, lease) for lease in leases)
+            worker.seen = worker.asked
+            worker.holds.update((lease.claim, lease) for lease in leases)
 
-    @precondition(lambda self: any(life.asked for life in self._lives))
+    @precondition(lambda self: any(worker.asked for worker in self._workers))
     @rule(pick=PICK)
     def resend_claim(self, pick: int) -> None:
-        asked = [life for life in self._lives if life.asked]
+        asked = [worker for worker in self._workers if worker.asked]
         self._take(self._resend_claim(asked[pick % len(asked)]))
 
-    async def _resend_claim(self, life: Life) -> None:
+    async def _resend_claim(self, worker: WorkerModel) -> None:
         # A store that lost its tail may not remember the request: then it is a new one there, under the same claim ids.
-        leases = await self._bench.claim(life.session, life.asked, *life.asked_for, is_fresh=False)
-        self._receive(life, leases, is_received=True)
+        leases = await self._bench.claim(worker.session, worker.asked, *worker.asked_for, is_fresh=False)
+        self._receive(worker, leases, is_received=True)
 
-    @precondition(lambda self: any(life.asked > 1 for life in self._lives))
+    @precondition(lambda self: any(worker.asked > 1 for worker in self._workers))
     @rule(pick=PICK)
     def late_claim(self, pick: int) -> None:
-        asked = [life for life in self._lives if life.asked > 1]
+        asked = [worker for worker in self._workers if worker.asked > 1]
         self._take(self._late_claim(asked[pick % len(asked)]))
 
-    async def _late_claim(self, life: Life) -> None:
-        leases = await self._bench.claim(life.session, life.asked - 1, (), 5, is_fresh=False)
+    async def _late_claim(self, worker: WorkerModel) -> None:
+        leases = await self._bench.claim(worker.session, worker.asked - 1, (), 5, is_fresh=False)
         self._leases += leases or []
 
     # --- beat ----------------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self._lives)
+    @precondition(lambda self: self._workers)
     @rule(pick=PICK, progress=st.sampled_from((None, Progress(0.5, "half"))), what=st.sampled_from(("all", "all", "some", "nothing")))
     def beat(self, pick: int, progress: Progress | None, what: str) -> None:
         """It names all that it holds; or less, having been sent before the last answers came; or nothing, having given up on them all."""
-        life = self._life(pick)
-        self._take(self._beat_of_the_unknowing(life) if what == "nothing" else self._beat(life, progress, is_stale=what == "some"))
+        worker = self._worker(pick)
+        self._take(self._beat_of_the_unknowing(worker) if what == "nothing" else self._beat(worker, progress, is_stale=what == "some"))
 
-    async def _beat(self, life: Life, progress: Progress | None = None, *, is_stale: bool = False) -> None:
-        claims = tuple(life.holds)
+    async def _beat(self, worker: WorkerModel, progress: Progress | None = None, *, is_stale: bool = False) -> None:
+        claims = tuple(worker.holds)
         reports = tuple(Report(claim, 0.5, progress) for claim in claims[:1])
-        seen = max(0, life.seen - is_stale)
+        seen = max(0, worker.seen - is_stale)
         named = tuple(claim for claim in claims if claim.request <= seen)
-        await self._bench.beat(Beat(session=life.session.id, claims=named, seen=seen, reports=reports))
+        await self._bench.beat(Beat(session=worker.session.id, claims=named, seen=seen, reports=reports))
 
-    async def _beat_of_the_unknowing(self, life: Life) -> None:
-        life.holds.clear()
-        life.seen = life.asked
-        await self._bench.beat(Beat(session=life.session.id, seen=life.asked))
+    async def _beat_of_the_unknowing(self, worker: WorkerModel) -> None:
+        worker.holds.clear()
+        worker.seen = worker.asked
+        await self._bench.beat(Beat(session=worker.session.id, seen=worker.asked))
 
-    @precondition(lambda self: len(self._lives) > 1)
+    @precondition(lambda self: len(self._workers) > 1)
     @rule(pick=PICK)
     def leave(self, pick: int) -> None:
-        self._take(self._leave(self._life(pick)))
+        self._take(self._leave(self._worker(pick)))
 
-    async def _leave(self, life: Life) -> None:
-        await self._bench.beat(Beat(session=life.session.id, claims=tuple(life.holds), seen=life.seen, leaving=True))
+    async def _leave(self, worker: WorkerModel) -> None:
+        await self._bench.beat(Beat(session=worker.session.id, claims=tuple(worker.holds), seen=worker.seen, leaving=True))
 
-    @precondition(lambda self: len(self._lives) > 1)
+    @precondition(lambda self: len(self._workers) > 1)
     @rule(pick=PICK, cause=CAUSES_OF_DEATH)
     def die(self, pick: int, cause: str) -> None:
         """Its supervisor says so, when it is true or when it is not: what it settles afterwards is a zombie's."""
-        self._take(self._die(self._life(pick), cause))
+        self._take(self._die(self._worker(pick), cause))
 
-    async def _die(self, life: Life, cause: str) -> None:
-        await self._bench.beat(Beat.of_death(life.session.id, cause))
+    async def _die(self, worker: WorkerModel, cause: str) -> None:
+        await self._bench.beat(Beat.of_death(worker.session.id, cause))
 
     # --- settle --------------------------------------------------------------------------------------------------------
 
@@ -235,19 +235,19 @@ class BrokerMachine(RuleBasedStateMachine):
         self._settlements += [(self._bench.clock.wall(), settlement) for settlement in settlements]
         self._envelopes += [follow_up for settlement in settlements for follow_up in settlement.follow_ups]
         await self._bench.settle(settlements)
-        for life in self._lives:
+        for worker in self._workers:
             for settlement in settlements:
-                life.holds.pop(settlement.claim, None)
+                worker.holds.pop(settlement.claim, None)
 
-    @precondition(lambda self: self._lives)
+    @precondition(lambda self: self._workers)
     @rule(pick=PICK, limit=LIMITS, verdict=verdicts(), is_resent=st.booleans())
     def work(self, pick: int, limit: int, verdict: tuple[str, dict[str, Any]], is_resent: bool) -> None:
         """Claim, and settle all that it holds, twice when the reply is lost."""
-        self._take(self._work(self._life(pick), limit, verdict, is_resent))
+        self._take(self._work(self._worker(pick), limit, verdict, is_resent))
 
-    async def _work(self, life: Life, limit: int, verdict: tuple[str, dict[str, Any]], is_resent: bool) -> None:
-        await self._claim(life, limit=limit)
-        settlements = [self._settlement(lease, verdict) for lease in life.holds.values()]
+    async def _work(self, worker: WorkerModel, limit: int, verdict: tuple[str, dict[str, Any]], is_resent: bool) -> None:
+        await self._claim(worker, limit=limit)
+        settlements = [self._settlement(lease, verdict) for lease in worker.holds.values()]
         if settlements:
             await self._settle(settlements)
         if settlements and is_resent:
@@ -339,27 +339,27 @@ class BrokerMachine(RuleBasedStateMachine):
     async def _set_the_clock(self, seconds: float) -> None:
         self._bench.clock.skew(seconds)
 
-    @precondition(lambda self: self._lives)
+    @precondition(lambda self: self._workers)
     @rule(pick=PICK, other=PICK, verdict=verdicts(), is_bounded=st.booleans())
     def lapse_reap_reclaim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
         """A worker sleeps, is reaped, another takes over what it had; then it wakes and settles as if nothing had been."""
-        self._take(self._lapse_reap_reclaim(self._life(pick), self._life(other), verdict, is_bounded))
+        self._take(self._lapse_reap_reclaim(self._worker(pick), self._worker(other), verdict, is_bounded))
 
-    async def _lapse_reap_reclaim(self, life: Life, other: Life, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
+    async def _lapse_reap_reclaim(self, worker: WorkerModel, other: WorkerModel, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
         await self._enqueue([self._bench.world.an_envelope(queue="a") for _ in range(2)])
-        await self._claim(life)
-        await self._sleep(life)
+        await self._claim(worker)
+        await self._sleep(worker)
         await self._bench.upkeep(1 if is_bounded else 1_000)
         await self._claim(other)
-        if life.holds:
-            await self._settle([self._settlement(lease, verdict) for lease in life.holds.values()])
+        if worker.holds:
+            await self._settle([self._settlement(lease, verdict) for lease in worker.holds.values()])
 
-    async def _sleep(self, life: Life) -> None:
+    async def _sleep(self, worker: WorkerModel) -> None:
         """Past its ttl, while the others beat."""
         for _ in range(2):
-            self._bench.clock.advance(life.session.ttl * 0.6)
-            for each in self._lives:
-                if each is not life:
+            self._bench.clock.advance(worker.session.ttl * 0.6)
+            for each in self._workers:
+                if each is not worker:
                     await self._beat(each)
 
     @rule(queue=st.sampled_from(QUEUES), how=st.lists(ENDS_OF_WORKERS, min_size=1, max_size=4), is_cancelled=st.booleans())
@@ -372,29 +372,29 @@ class BrokerMachine(RuleBasedStateMachine):
         await self._enqueue([envelope])
         for number, end in enumerate(how, 1):
             await self._register("w1")
-            life = self._lives[-1]
-            await self._claim(life, (queue,), 1)
+            worker = self._workers[-1]
+            await self._claim(worker, (queue,), 1)
             if is_cancelled and number == len(how):
                 await self._bench.cancel([envelope.id])
-            if end == "hands back" and life.holds:
-                await self._settle([handed_back(lease) for lease in life.holds.values()])
+            if end == "hands back" and worker.holds:
+                await self._settle([handed_back(lease) for lease in worker.holds.values()])
             elif end == "dies":
-                await self._die(life, f"exit code {number}")
+                await self._die(worker, f"exit code {number}")
             else:
-                await self._sleep(life)
+                await self._sleep(worker)
             await self._bench.upkeep(1_000)
             self._bench.clock.advance(5.0)
             await self._bench.upkeep(1_000)
 
-    @precondition(lambda self: self._lives)
+    @precondition(lambda self: self._workers)
     @rule(pick=PICK)
     def outage(self, pick: int) -> None:
         """Nobody beats for long; then one comes back."""
-        self._take(self._outage(self._life(pick)))
+        self._take(self._outage(self._worker(pick)))
 
-    async def _outage(self, life: Life) -> None:
+    async def _outage(self, worker: WorkerModel) -> None:
         self._bench.clock.advance(50.0)
-        await self._beat(life)
+        await self._beat(worker)
         await self._bench.upkeep(1_000)
 
     @rule(mishap=st.sampled_from(("save", "save", "lose", "lose", "restart", "reboot")))
@@ -422,16 +422,16 @@ class BrokerMachine(RuleBasedStateMachine):
         await self._register("w9")
         await self._bench.upkeep(1_000)
 
-    @precondition(lambda self: self._lives)
+    @precondition(lambda self: self._workers)
     @rule(pick=PICK, other=PICK, verdict=verdicts(), is_settled=st.booleans())
     def lose_a_claim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
         """The store forgets that it gave jobs out, gives them out again, and the first worker settles."""
-        self._take(self._lose_a_claim(self._life(pick), self._life(other), verdict, is_settled))
+        self._take(self._lose_a_claim(self._worker(pick), self._worker(other), verdict, is_settled))
 
-    async def _lose_a_claim(self, life: Life, other: Life, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
+    async def _lose_a_claim(self, worker: WorkerModel, other: WorkerModel, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
         snapshot = self._bench.snapshot()
-        await self._claim(life)
-        settlements = [self._settlement(lease, verdict) for lease in life.holds.values()]
+        await self._claim(worker)
+        settlements = [self._settlement(lease, verdict) for lease in worker.holds.values()]
         if is_settled and settlements:
             await self._settle(settlements)
         await self._bench.restore(snapshot)
@@ -439,28 +439,28 @@ class BrokerMachine(RuleBasedStateMachine):
         if settlements:
             await self._settle(settlements)
 
-    @precondition(lambda self: self._lives)
+    @precondition(lambda self: self._workers)
     @rule(pick=PICK, queue=st.sampled_from(QUEUES), verdict=verdicts(), is_cancelled=st.booleans())
     def replace_behind_a_run(self, pick: int, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
         """A job runs with a key, two replacements come one after the other, and the run comes to something."""
-        self._take(self._replace_behind_a_run(self._life(pick), queue, verdict, is_cancelled))
+        self._take(self._replace_behind_a_run(self._worker(pick), queue, verdict, is_cancelled))
 
-    async def _replace_behind_a_run(self, life: Life, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
+    async def _replace_behind_a_run(self, worker: WorkerModel, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
         first, *others = (self._bench.world.an_envelope(queue=queue, key="k1", on_conflict=OnConflict.REPLACE) for _ in range(3))
         await self._enqueue([first])
-        await self._claim(life, (queue,))
+        await self._claim(worker, (queue,))
         for other in others:
             await self._enqueue([other])
         if is_cancelled:
             await self._bench.cancel([first.id])
-            await self._beat(life)
-            await self._beat(life)
-        held = [lease for lease in life.holds.values() if lease.envelope.id == first.id]
+            await self._beat(worker)
+            await self._beat(worker)
+        held = [lease for lease in worker.holds.values() if lease.envelope.id == first.id]
         if held:
             await self._settle([self._settlement(lease, verdict) for lease in held])
         await self._enqueue([self._bench.world.an_envelope(queue=queue, key="k1")])
 
-    @precondition(lambda self: self._lives)
+    @precondition(lambda self: self._workers)
     @rule(
         pick=PICK,
         queue=st.sampled_from(QUEUES),
@@ -469,16 +469,16 @@ class BrokerMachine(RuleBasedStateMachine):
     )
     def cancel_and_run_again(self, pick: int, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]) -> None:
         """A job runs with a key and is asked to stop, others with that key come, and the run comes to something."""
-        self._take(self._cancel_and_run_again(self._life(pick), queue, verdict, conflicts))
+        self._take(self._cancel_and_run_again(self._worker(pick), queue, verdict, conflicts))
 
-    async def _cancel_and_run_again(self, life: Life, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]) -> None:
+    async def _cancel_and_run_again(self, worker: WorkerModel, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]) -> None:
         first = self._bench.world.an_envelope(queue=queue, key="k1")
         await self._enqueue([first])
-        await self._claim(life, (queue,))
+        await self._claim(worker, (queue,))
         await self._bench.cancel([first.id])
         for on_conflict in conflicts:
             await self._enqueue([self._bench.world.an_envelope(queue=queue, key="k1", on_conflict=on_conflict)])
-        held = [lease for lease in life.holds.values() if lease.envelope.id == first.id]
+        held = [lease for lease in worker.holds.values() if lease.envelope.id == first.id]
         if held:
             await self._settle([self._settlement(lease, verdict) for lease in held])
-        await self._claim(life, (queue,))
+        await self._claim(worker, (queue,))
