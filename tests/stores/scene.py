@@ -49,7 +49,7 @@ class Scene:
         self._ran = asyncio.Event()
 
         @taskflow.job(name="tests.stores.note", keep_result=3600)
-        async def note(number: int, ballast: bytes = b"") -> None:
+        async def note(number: int, padding: bytes = b"") -> None:
             if self.takes:
                 await asyncio.sleep(self.takes)
             self.runs[number] += 1
@@ -70,9 +70,9 @@ class Scene:
     def worker(self, *, ttl: float = SHORT_TTL, concurrency: int = 50) -> Worker:
         return Worker(options=WorkerOptions(ttl=ttl, concurrency=concurrency, grace=5.0, subscribers=(self.events.append,)))
 
-    async def send(self, numbers: Iterable[int], *, ballast: bytes = b"") -> None:
+    async def send(self, numbers: Iterable[int], *, padding: bytes = b"") -> None:
         numbers = list(numbers)
-        handles = await taskflow.enqueue(self.note.bind(number, ballast) for number in numbers)
+        handles = await taskflow.enqueue(self.note.bind(number, padding) for number in numbers)
         self.handles.update(zip(numbers, handles, strict=True))
 
     async def keep_sending(self, numbers: range, *, by: int = 5, every: float = 0.005, ahead: int | None = None) -> None:
@@ -83,12 +83,12 @@ class Scene:
             await self.send(range(first, min(first + by, numbers.stop)))
             await asyncio.sleep(every)
 
-    async def fill(self, ballast: bytes) -> int:
+    async def fill(self, padding: bytes) -> int:
         """Send until the store is full. Return the number that comes next."""
         first = len(self.handles)
         for sent in range(first, 10_000, 20):
             try:
-                await self.send(range(sent, sent + 20), ballast=ballast)
+                await self.send(range(sent, sent + 20), padding=padding)
             except EnqueueFailed as error:
                 if not isinstance(error.__cause__, StoreFull):
                     raise

@@ -191,7 +191,7 @@ _SENDER: Final = """
 import asyncio, taskflow
 
 @taskflow.job(name="tests.stores.note")
-async def note(number: int, ballast: bytes = b"") -> None: ...
+async def note(number: int, padding: bytes = b"") -> None: ...
 
 async def send(number):
     await note.delay(number)

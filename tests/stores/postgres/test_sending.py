@@ -551,9 +551,9 @@ async def test_the_bytes_that_a_call_may_take_can_be_set(sql: asyncpg.Connection
     """As the clients' setting of the same name."""
     await sql.execute("SET taskflow.max_payload = 100")
     with pytest.raises(asyncpg.InvalidParameterValueError, match="the limit is 100"):
-        await send(sql, ballast="x" * 100)
+        await send(sql, padding="x" * 100)
     await sql.execute(f"SET taskflow.max_payload = {2 * MOST_BYTES}")
-    await send(sql, ballast="x" * MOST_BYTES)
+    await send(sql, padding="x" * MOST_BYTES)
 
 
 # --- rights ------------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from taskflow import job
 ledger = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 @job(name="tests.stores.note", keep_result=3600)
-async def note(number: int, ballast: bytes = b"") -> None:
+async def note(number: int, padding: bytes = b"") -> None:
     os.write(ledger, b"%d\\n" % number)
 """
 

@@ -87,7 +87,7 @@ async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: Found
             assert isinstance(broker, RedisBroker)
             async with scene.worker():
                 await scene.send(range(20))
-                await scene.send(range(20, 25), ballast=bytes(10_000))
+                await scene.send(range(20, 25), padding=bytes(10_000))
                 await scene.until_ran(range(25))
                 await scene.handles[0].result(timeout=10)
             await scene.send(range(25, 30))

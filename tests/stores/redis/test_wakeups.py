@@ -205,5 +205,5 @@ async def test_large_jobs_that_come_while_others_are_claimed_do_not_wait_for_a_l
     """The answer to a claim holds a part of what there is room for, and is long under way."""
     async with scene.worker(concurrency=100):
         for first in range(0, 300, 10):
-            await scene.send(range(first, first + 10), ballast=bytes(100_000))
+            await scene.send(range(first, first + 10), padding=bytes(100_000))
         await scene.until_done(range(300), within=fetcher.LOOK_AGAIN)
