@@ -20,7 +20,7 @@ from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.progress import Progress
 from taskflow.model.session import Beat, Report
 from taskflow.model.verdict import Settlement
-from tests.conformance.bench import TIGHT, Bench, Snapshot
+from tests.conformance.compared import TIGHT, ComparedBroker, Snapshot
 from tests.conformance.draws import (
     CAUSES_OF_DEATH,
     ENDS_OF_WORKERS,
@@ -50,19 +50,19 @@ class BrokerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._runner = asyncio.Runner()
-        self._bench = self._run(self._opened())
+        self._compared = self._run(self._opened())
         self._workers: list[WorkerModel] = []
         self._envelopes: list[Envelope] = []
         self._leases: list[Lease] = []
         self._settlements: list[tuple[int, Settlement]] = []
         self._snapshot: Snapshot | None = None
 
-    async def _opened(self) -> Bench:
-        return Bench(self.home, rules=TIGHT, is_compared=self.is_compared)
+    async def _opened(self) -> ComparedBroker:
+        return ComparedBroker(self.home, rules=TIGHT, is_compared=self.is_compared)
 
     def teardown(self) -> None:
-        type(self).sent += self._bench.steps
-        self._run(self._bench.close())
+        type(self).sent += self._compared.steps
+        self._run(self._compared.close())
         self._runner.close()
 
     def _run(self, steps: Coroutine[Any, Any, T]) -> T:
@@ -86,17 +86,17 @@ class BrokerMachine(RuleBasedStateMachine):
 
     async def _enqueue(self, envelopes: list[Envelope]) -> None:
         self._envelopes += envelopes
-        await self._bench.enqueue(envelopes)
+        await self._compared.enqueue(envelopes)
 
     def _an_envelope(self, fields: dict[str, Any]) -> Envelope:
         given = dict(fields)
         if "ago" in given:
-            given["at"] = self._bench.clock.wall() + round(given.pop("ago") * 1_000_000)
+            given["at"] = self._compared.clock.wall() + round(given.pop("ago") * 1_000_000)
         if "join" in given:
             held = [envelope for envelope in self._envelopes if envelope.awaits]
             pick = given.pop("join")
             given["joins"] = (held[pick % len(held)].id,) if held else ()
-        return self._bench.world.an_envelope(**given)
+        return self._compared.world.an_envelope(**given)
 
     @precondition(lambda self: self._envelopes)
     @rule(pick=PICK)
@@ -104,13 +104,13 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._resend_enqueue(self._envelopes[-1 - pick % len(self._envelopes)]))
 
     async def _resend_enqueue(self, envelope: Envelope) -> None:
-        await self._bench.enqueue([envelope])
+        await self._compared.enqueue([envelope])
 
     @rule(queue=st.sampled_from(QUEUES), members=st.integers(1, 3))
     def join(self, queue: str, members: int) -> None:
         """A held job and all that it awaits, in one batch."""
         held = self._an_envelope({"queue": queue, "awaits": members})
-        joiners = [self._bench.world.an_envelope(queue=queue, joins=(held.id,)) for _ in range(members)]
+        joiners = [self._compared.world.an_envelope(queue=queue, joins=(held.id,)) for _ in range(members)]
         self._take(self._join([held, *joiners]))
 
     async def _join(self, envelopes: list[Envelope]) -> None:
@@ -123,9 +123,9 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._register(name))
 
     async def _register(self, name: str) -> None:
-        session = self._bench.world.an_unregistered_session(name)
+        session = self._compared.world.an_unregistered_session(name)
         self._workers = [*self._workers[-5:], WorkerModel(session)]  # kept small: of many, the oldest is forgotten here, as it is by its process
-        await self._bench.register(session)
+        await self._compared.register(session)
 
     @precondition(lambda self: self._workers)
     @rule(pick=PICK)
@@ -133,7 +133,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._register_again(self._worker(pick)))
 
     async def _register_again(self, worker: WorkerModel) -> None:
-        await self._bench.register(worker.session)
+        await self._compared.register(worker.session)
 
     def _worker(self, pick: int) -> WorkerModel:
         return self._workers[pick % len(self._workers)]
@@ -148,7 +148,7 @@ class BrokerMachine(RuleBasedStateMachine):
     async def _claim(self, worker: WorkerModel, queues: Sequence[str] = (), limit: int = 5, *, is_received: bool = True) -> None:
         worker.asked += 1
         worker.asked_for = (queues, limit)
-        leases = await self._bench.claim(worker.session, worker.asked, queues, limit, is_fresh=True)
+        leases = await self._compared.claim(worker.session, worker.asked, queues, limit, is_fresh=True)
         self._receive(worker, leases, is_received=is_received)
 
     def _receive(self, worker: WorkerModel, leases: list[Lease] | None, *, is_received: bool) -> None:
@@ -166,7 +166,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     async def _resend_claim(self, worker: WorkerModel) -> None:
         # A store that lost its tail may not remember the request: then it is a new one there, under the same claim ids.
-        leases = await self._bench.claim(worker.session, worker.asked, *worker.asked_for, is_fresh=False)
+        leases = await self._compared.claim(worker.session, worker.asked, *worker.asked_for, is_fresh=False)
         self._receive(worker, leases, is_received=True)
 
     @precondition(lambda self: any(worker.asked > 1 for worker in self._workers))
@@ -176,7 +176,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._late_claim(asked[pick % len(asked)]))
 
     async def _late_claim(self, worker: WorkerModel) -> None:
-        leases = await self._bench.claim(worker.session, worker.asked - 1, (), 5, is_fresh=False)
+        leases = await self._compared.claim(worker.session, worker.asked - 1, (), 5, is_fresh=False)
         self._leases += leases or []
 
     # --- beat ----------------------------------------------------------------------------------------------------------
@@ -193,12 +193,12 @@ class BrokerMachine(RuleBasedStateMachine):
         reports = tuple(Report(claim, 0.5, progress) for claim in claims[:1])
         seen = max(0, worker.seen - is_stale)
         named = tuple(claim for claim in claims if claim.request <= seen)
-        await self._bench.beat(Beat(session=worker.session.id, claims=named, seen=seen, reports=reports))
+        await self._compared.beat(Beat(session=worker.session.id, claims=named, seen=seen, reports=reports))
 
     async def _beat_of_the_unknowing(self, worker: WorkerModel) -> None:
         worker.holds.clear()
         worker.seen = worker.asked
-        await self._bench.beat(Beat(session=worker.session.id, seen=worker.asked))
+        await self._compared.beat(Beat(session=worker.session.id, seen=worker.asked))
 
     @precondition(lambda self: len(self._workers) > 1)
     @rule(pick=PICK)
@@ -206,7 +206,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._leave(self._worker(pick)))
 
     async def _leave(self, worker: WorkerModel) -> None:
-        await self._bench.beat(Beat(session=worker.session.id, claims=tuple(worker.holds), seen=worker.seen, leaving=True))
+        await self._compared.beat(Beat(session=worker.session.id, claims=tuple(worker.holds), seen=worker.seen, leaving=True))
 
     @precondition(lambda self: len(self._workers) > 1)
     @rule(pick=PICK, cause=CAUSES_OF_DEATH)
@@ -215,7 +215,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._die(self._worker(pick), cause))
 
     async def _die(self, worker: WorkerModel, cause: str) -> None:
-        await self._bench.beat(Beat.of_death(worker.session.id, cause))
+        await self._compared.beat(Beat.of_death(worker.session.id, cause))
 
     # --- settle --------------------------------------------------------------------------------------------------------
 
@@ -232,9 +232,9 @@ class BrokerMachine(RuleBasedStateMachine):
         return SETTLEMENTS[name](lease, follow_ups=follow_ups, **arguments)
 
     async def _settle(self, settlements: list[Settlement]) -> None:
-        self._settlements += [(self._bench.clock.wall(), settlement) for settlement in settlements]
+        self._settlements += [(self._compared.clock.wall(), settlement) for settlement in settlements]
         self._envelopes += [follow_up for settlement in settlements for follow_up in settlement.follow_ups]
-        await self._bench.settle(settlements)
+        await self._compared.settle(settlements)
         for worker in self._workers:
             for settlement in settlements:
                 worker.holds.pop(settlement.claim, None)
@@ -251,7 +251,7 @@ class BrokerMachine(RuleBasedStateMachine):
         if settlements:
             await self._settle(settlements)
         if settlements and is_resent:
-            await self._bench.settle(settlements)
+            await self._compared.settle(settlements)
 
     @precondition(lambda self: self._settlements)
     @rule(pick=PICK)
@@ -260,8 +260,8 @@ class BrokerMachine(RuleBasedStateMachine):
 
     async def _resend_settle(self, sent_at: int, settlement: Settlement) -> None:
         """A store may forget a job sooner or later after `repeat_for`, and answers OK or STALE then."""
-        if self._bench.clock.wall() < sent_at + to_microseconds(self._bench.world.rules.repeat_for):
-            await self._bench.settle([settlement])
+        if self._compared.clock.wall() < sent_at + to_microseconds(self._compared.world.rules.repeat_for):
+            await self._compared.settle([settlement])
 
     # --- operators -----------------------------------------------------------------------------------------------------
 
@@ -271,17 +271,17 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._cancel([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks]))
 
     async def _cancel(self, ids: list[bytes]) -> None:
-        await self._bench.cancel(ids)
+        await self._compared.cancel(ids)
 
     @rule(queue=st.sampled_from(QUEUES), is_pause=st.booleans())
     def pause_or_resume(self, queue: str, is_pause: bool) -> None:
         self._take(self._pause(queue) if is_pause else self._resume(queue))
 
     async def _pause(self, queue: str) -> None:
-        await self._bench.pause(queue)
+        await self._compared.pause(queue)
 
     async def _resume(self, queue: str) -> None:
-        await self._bench.resume(queue)
+        await self._compared.resume(queue)
 
     @precondition(lambda self: self._envelopes)
     @rule(picks=st.lists(PICK, min_size=1, max_size=3))
@@ -289,21 +289,21 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._retry([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks]))
 
     async def _retry(self, ids: list[bytes]) -> None:
-        await self._bench.retry(ids)
+        await self._compared.retry(ids)
 
     @rule(job_filter=FILTERS)
     def purge(self, job_filter: View) -> None:
         self._take(self._purge(job_filter))
 
     async def _purge(self, job_filter: View) -> None:
-        await self._bench.purge(job_filter)
+        await self._compared.purge(job_filter)
 
     @rule(view=FILTERS, limit=st.sampled_from((1, 3, 100)))
     def page(self, view: View, limit: int) -> None:
         self._take(self._page(view, limit))
 
     async def _page(self, view: View, limit: int) -> None:
-        await self._bench.page(view, limit)
+        await self._compared.page(view, limit)
 
     @precondition(lambda self: any(envelope.key for envelope in self._envelopes))
     @rule(pick=PICK)
@@ -312,7 +312,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._holders([keys[-1 - pick % len(keys)], keys[0], bytes(16)]))
 
     async def _holders(self, keys: list[bytes]) -> None:
-        await self._bench.holders(keys)
+        await self._compared.holders(keys)
 
     # --- time and mishaps ----------------------------------------------------------------------------------------------
 
@@ -321,23 +321,23 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._upkeep(limit))
 
     async def _upkeep(self, limit: int = 1_000) -> None:
-        await self._bench.upkeep(limit)
+        await self._compared.upkeep(limit)
 
     @rule(seconds=st.sampled_from((0.001, 1.0, 5.0, 11.0, 35.0)), is_tended=st.booleans())
     def pass_time(self, seconds: float, is_tended: bool) -> None:
         self._take(self._pass_time(seconds, is_tended=is_tended))
 
     async def _pass_time(self, seconds: float, *, is_tended: bool) -> None:
-        self._bench.clock.advance(seconds)
+        self._compared.clock.advance(seconds)
         if is_tended:
-            await self._bench.upkeep(1_000)
+            await self._compared.upkeep(1_000)
 
     @rule(seconds=st.sampled_from((-3_600.0, -10.0, -1.0, 1.0, 10.0)))
     def set_the_clock(self, seconds: float) -> None:
         self._take(self._set_the_clock(seconds))
 
     async def _set_the_clock(self, seconds: float) -> None:
-        self._bench.clock.skew(seconds)
+        self._compared.clock.skew(seconds)
 
     @precondition(lambda self: self._workers)
     @rule(pick=PICK, other=PICK, verdict=verdicts(), is_bounded=st.booleans())
@@ -346,10 +346,10 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._lapse_reap_reclaim(self._worker(pick), self._worker(other), verdict, is_bounded))
 
     async def _lapse_reap_reclaim(self, worker: WorkerModel, other: WorkerModel, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
-        await self._enqueue([self._bench.world.an_envelope(queue="a") for _ in range(2)])
+        await self._enqueue([self._compared.world.an_envelope(queue="a") for _ in range(2)])
         await self._claim(worker)
         await self._sleep(worker)
-        await self._bench.upkeep(1 if is_bounded else 1_000)
+        await self._compared.upkeep(1 if is_bounded else 1_000)
         await self._claim(other)
         if worker.holds:
             await self._settle([self._settlement(lease, verdict) for lease in worker.holds.values()])
@@ -357,7 +357,7 @@ class BrokerMachine(RuleBasedStateMachine):
     async def _sleep(self, worker: WorkerModel) -> None:
         """Past its ttl, while the others beat."""
         for _ in range(2):
-            self._bench.clock.advance(worker.session.ttl * 0.6)
+            self._compared.clock.advance(worker.session.ttl * 0.6)
             for each in self._workers:
                 if each is not worker:
                     await self._beat(each)
@@ -375,16 +375,16 @@ class BrokerMachine(RuleBasedStateMachine):
             worker = self._workers[-1]
             await self._claim(worker, (queue,), 1)
             if is_cancelled and number == len(how):
-                await self._bench.cancel([envelope.id])
+                await self._compared.cancel([envelope.id])
             if end == "hands back" and worker.holds:
                 await self._settle([handed_back(lease) for lease in worker.holds.values()])
             elif end == "dies":
                 await self._die(worker, f"exit code {number}")
             else:
                 await self._sleep(worker)
-            await self._bench.upkeep(1_000)
-            self._bench.clock.advance(5.0)
-            await self._bench.upkeep(1_000)
+            await self._compared.upkeep(1_000)
+            self._compared.clock.advance(5.0)
+            await self._compared.upkeep(1_000)
 
     @precondition(lambda self: self._workers)
     @rule(pick=PICK)
@@ -393,9 +393,9 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._outage(self._worker(pick)))
 
     async def _outage(self, worker: WorkerModel) -> None:
-        self._bench.clock.advance(50.0)
+        self._compared.clock.advance(50.0)
         await self._beat(worker)
-        await self._bench.upkeep(1_000)
+        await self._compared.upkeep(1_000)
 
     @rule(mishap=st.sampled_from(("save", "save", "lose", "lose", "restart", "reboot")))
     def mishap(self, mishap: str) -> None:
@@ -403,24 +403,24 @@ class BrokerMachine(RuleBasedStateMachine):
             self._take(self._save())
         if mishap == "lose" and self._snapshot is not None:
             self._take(self._lose_the_tail(self._snapshot))
-        if mishap == "restart" and self._bench.can(Power.RESTART):
+        if mishap == "restart" and self._compared.can(Power.RESTART):
             self._take(self._restart())
-        if mishap == "reboot" and self._bench.can(Power.BOOT):
+        if mishap == "reboot" and self._compared.can(Power.BOOT):
             self._take(self._reboot())
 
     async def _save(self) -> None:
-        self._snapshot = self._bench.snapshot()
+        self._snapshot = self._compared.snapshot()
 
     async def _lose_the_tail(self, snapshot: Snapshot) -> None:
-        await self._bench.restore(snapshot)
+        await self._compared.restore(snapshot)
 
     async def _restart(self) -> None:
-        await self._bench.restart()
+        await self._compared.restart()
 
     async def _reboot(self) -> None:
-        self._bench.clock.reboot()
+        self._compared.clock.reboot()
         await self._register("w9")
-        await self._bench.upkeep(1_000)
+        await self._compared.upkeep(1_000)
 
     @precondition(lambda self: self._workers)
     @rule(pick=PICK, other=PICK, verdict=verdicts(), is_settled=st.booleans())
@@ -429,12 +429,12 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._lose_a_claim(self._worker(pick), self._worker(other), verdict, is_settled))
 
     async def _lose_a_claim(self, worker: WorkerModel, other: WorkerModel, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
-        snapshot = self._bench.snapshot()
+        snapshot = self._compared.snapshot()
         await self._claim(worker)
         settlements = [self._settlement(lease, verdict) for lease in worker.holds.values()]
         if is_settled and settlements:
             await self._settle(settlements)
-        await self._bench.restore(snapshot)
+        await self._compared.restore(snapshot)
         await self._claim(other)
         if settlements:
             await self._settle(settlements)
@@ -446,19 +446,19 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._replace_behind_a_run(self._worker(pick), queue, verdict, is_cancelled))
 
     async def _replace_behind_a_run(self, worker: WorkerModel, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
-        first, *others = (self._bench.world.an_envelope(queue=queue, key="k1", on_conflict=OnConflict.REPLACE) for _ in range(3))
+        first, *others = (self._compared.world.an_envelope(queue=queue, key="k1", on_conflict=OnConflict.REPLACE) for _ in range(3))
         await self._enqueue([first])
         await self._claim(worker, (queue,))
         for other in others:
             await self._enqueue([other])
         if is_cancelled:
-            await self._bench.cancel([first.id])
+            await self._compared.cancel([first.id])
             await self._beat(worker)
             await self._beat(worker)
         held = [lease for lease in worker.holds.values() if lease.envelope.id == first.id]
         if held:
             await self._settle([self._settlement(lease, verdict) for lease in held])
-        await self._enqueue([self._bench.world.an_envelope(queue=queue, key="k1")])
+        await self._enqueue([self._compared.world.an_envelope(queue=queue, key="k1")])
 
     @precondition(lambda self: self._workers)
     @rule(
@@ -472,12 +472,12 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._cancel_and_run_again(self._worker(pick), queue, verdict, conflicts))
 
     async def _cancel_and_run_again(self, worker: WorkerModel, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]) -> None:
-        first = self._bench.world.an_envelope(queue=queue, key="k1")
+        first = self._compared.world.an_envelope(queue=queue, key="k1")
         await self._enqueue([first])
         await self._claim(worker, (queue,))
-        await self._bench.cancel([first.id])
+        await self._compared.cancel([first.id])
         for on_conflict in conflicts:
-            await self._enqueue([self._bench.world.an_envelope(queue=queue, key="k1", on_conflict=on_conflict)])
+            await self._enqueue([self._compared.world.an_envelope(queue=queue, key="k1", on_conflict=on_conflict)])
         held = [lease for lease in worker.holds.values() if lease.envelope.id == first.id]
         if held:
             await self._settle([self._settlement(lease, verdict) for lease in held])

@@ -52,7 +52,7 @@ class Difference(AssertionError):
     """The broker does otherwise than its model."""
 
 
-class Bench:
+class ComparedBroker:
     """The memory broker itself has no model: it is judged by the witness alone."""
 
     def __init__(self, home: type[Home], *, rules: Rules = TIGHT, is_compared: bool | None = None) -> None:
