@@ -124,7 +124,10 @@ class BrokerMachine(RuleBasedStateMachine):
 
     async def _register(self, name: str) -> None:
         session = self._compared.world.an_unregistered_session(name)
-        self._workers = [*self._workers[-5:], WorkerModel(session)]  # kept small: of many, the oldest is forgotten here, as it is by its process
+        self._workers = [
+            *self._workers[-5:],
+            WorkerModel(session),
+        ]  # kept small: of many, the oldest is forgotten here, as it is by its process
         await self._compared.register(session)
 
     @precondition(lambda self: self._workers)
@@ -345,7 +348,9 @@ class BrokerMachine(RuleBasedStateMachine):
         """A worker sleeps, is reaped, another takes over what it had; then it wakes and settles as if nothing had been."""
         self._take(self._lapse_reap_reclaim(self._worker(pick), self._worker(other), verdict, is_bounded))
 
-    async def _lapse_reap_reclaim(self, worker: WorkerModel, other: WorkerModel, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
+    async def _lapse_reap_reclaim(
+        self, worker: WorkerModel, other: WorkerModel, verdict: tuple[str, dict[str, Any]], is_bounded: bool
+    ) -> None:
         await self._enqueue([self._compared.world.an_envelope(queue="a") for _ in range(2)])
         await self._claim(worker)
         await self._sleep(worker)
@@ -471,7 +476,9 @@ class BrokerMachine(RuleBasedStateMachine):
         """A job runs with a key and is asked to stop, others with that key come, and the run comes to something."""
         self._take(self._cancel_and_run_again(self._worker(pick), queue, verdict, conflicts))
 
-    async def _cancel_and_run_again(self, worker: WorkerModel, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]) -> None:
+    async def _cancel_and_run_again(
+        self, worker: WorkerModel, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]
+    ) -> None:
         first = self._compared.world.an_envelope(queue=queue, key="k1")
         await self._enqueue([first])
         await self._claim(worker, (queue,))
