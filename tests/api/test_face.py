@@ -31,7 +31,7 @@ from taskflow.worker.worker import Worker
 from tests.api import around, ask, define, operate, promise, say, send, work
 from tests.api.later import LATER, Later
 from tests.api.testing import test_signup as test_signup  # block 10.1 is itself a test
-from tests.support.homes import BROKERS
+from tests.support.harnesses import BROKERS
 from tests.support.listing import listed
 from tests.support.postgres import shared_postgres
 from tests.support.verdicts import failed as settled_as_failed
@@ -111,7 +111,7 @@ def test_every_option_is_there() -> None:
 # --- and does what it says ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+@pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     async with World(request.param) as world:
         with default_app().using(world.broker):

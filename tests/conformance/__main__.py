@@ -15,7 +15,7 @@ import pytest
 from tests.conformance import clauses
 from tests.conformance.mutants import MUTANTS
 from tests.conformance.test_mutants import failing
-from tests.support.homes import BROKERS, Home
+from tests.support.harnesses import BROKERS, StoreHarness
 
 BESIDE: Final = {
     "moves": "tests that each legal move is made, on every broker",
@@ -29,21 +29,21 @@ def main() -> int:
     tests = clauses.clause_tests()
     claimed = {test.clause for test in tests}
     print(f"{len(clauses.clauses()):5} clauses in the contract, {len(claimed)} of them claimed by {len(tests)} tests")
-    failures = sum(_report(home) for home in BROKERS)
+    failures = sum(_report(harness) for harness in BROKERS)
     caught = sum(_is_caught_exactly(mutant.__name__, failing(mutant).keys(), mutant.breaks) for mutant in MUTANTS)
     print(f"{caught:5} of {len(MUTANTS)} mutants caught, each by the clauses named for it and no other")
     failures += sum(_run(module, what) for module, what in BESIDE.items())
     return 1 if failures or caught < len(MUTANTS) else 0
 
 
-def _report(home: type[Home]) -> int:
+def _report(harness: type[StoreHarness]) -> int:
     """How many of the tests fail on that kind of store."""
-    outcomes = list(clauses.run_all(home))
+    outcomes = list(clauses.run_all(harness))
     failed = [(test, error) for test, error in outcomes if error is not None]
     skipped = sum(isinstance(error, clauses.Skipped) for _, error in failed)
     for test, error in failed:
-        print(f"      {'skipped' if isinstance(error, clauses.Skipped) else 'FAILED'} on {home.name}: {test.name}: {error}")
-    print(f"{len(outcomes) - len(failed):5} tests passed on {home.name}, {skipped} skipped, {len(failed) - skipped} failed")
+        print(f"      {'skipped' if isinstance(error, clauses.Skipped) else 'FAILED'} on {harness.name}: {test.name}: {error}")
+    print(f"{len(outcomes) - len(failed):5} tests passed on {harness.name}, {skipped} skipped, {len(failed) - skipped} failed")
     return len(failed) - skipped
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from taskflow.broker import console, protocol, transactional
-from tests.support.homes import Home
+from tests.support.harnesses import StoreHarness
 from tests.support.world import World
 
 MODULES: Final = (
@@ -85,7 +85,7 @@ def _label(value: Any) -> str:
 Skipped = pytest.skip.Exception
 
 
-def run_all(home: type[Home], *, of: Container[str] | None = None) -> Iterator[tuple[ClauseTest, BaseException | None]]:
+def run_all(harness: type[StoreHarness], *, of: Container[str] | None = None) -> Iterator[tuple[ClauseTest, BaseException | None]]:
     """Run each test, or those of some clauses, on a fresh world of that kind.
 
     Yield it with the error with which it failed: None if it passed, `Skipped` if it skipped itself.
@@ -93,12 +93,12 @@ def run_all(home: type[Home], *, of: Container[str] | None = None) -> Iterator[t
     with asyncio.Runner() as runner:
         for test in clause_tests():
             if of is None or test.clause in of:
-                yield test, runner.run(_outcome(test, home))
+                yield test, runner.run(_outcome(test, harness))
 
 
-async def _outcome(test: ClauseTest, home: type[Home]) -> BaseException | None:
+async def _outcome(test: ClauseTest, harness: type[StoreHarness]) -> BaseException | None:
     try:
-        async with World(home) as world:
+        async with World(harness) as world:
             await test.call(world)
     except (Exception, pytest.fail.Exception, Skipped) as error:
         return error

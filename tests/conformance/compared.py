@@ -15,7 +15,7 @@ from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settlement
-from tests.support.homes import Home, MemoryHome, Power
+from tests.support.harnesses import Capability, MemoryHarness, StoreHarness
 from tests.support.invariants import History, Shown, Witness
 from tests.support.world import World
 
@@ -55,17 +55,17 @@ class Difference(AssertionError):
 class ComparedBroker:
     """The memory broker itself has no model: it is judged by the witness alone."""
 
-    def __init__(self, home: type[Home], *, rules: Rules = TIGHT, is_compared: bool | None = None) -> None:
+    def __init__(self, harness: type[StoreHarness], *, rules: Rules = TIGHT, is_compared: bool | None = None) -> None:
         self.clock = ManualClock()
-        self.world = World(home, clock=self.clock, rules=rules)
-        compared = home is not MemoryHome if is_compared is None else is_compared
-        self._model = World(MemoryHome, clock=self.clock, rules=rules) if compared else None
+        self.world = World(harness, clock=self.clock, rules=rules)
+        compared = harness is not MemoryHarness if is_compared is None else is_compared
+        self._model = World(MemoryHarness, clock=self.clock, rules=rules) if compared else None
         self._witness = Witness(self.clock)
         self._ids: list[bytes] = []
         self.steps = 0
 
-    def can(self, power: Power) -> bool:
-        return power not in self.world.home.lacks
+    def can(self, capability: Capability) -> bool:
+        return capability not in self.world.harness.lacks
 
     # --- verbs ---------------------------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class ComparedBroker:
             _same(f"the queues after {verb}", shown.queues, model.queues)
             _same(f"the totals after {verb}", shown.metrics, model.metrics)
             _same(f"the workers after {verb}", shown.workers, model.workers)
-            _same(f"the index of tags after {verb}", self.world.home.tagged(), self._model.home.tagged())
+            _same(f"the index of tags after {verb}", self.world.harness.tagged(), self._model.harness.tagged())
         self._witness.sees(verb, shown)
 
 

@@ -4,19 +4,19 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.homes import BROKERS, Home
+from tests.support.harnesses import BROKERS, StoreHarness
 from tests.support.world import World
 
 
-@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+@pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """An empty, open broker of each kind in turn."""
     async with World(request.param) as opened:
         yield opened
 
 
-@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
-def any_home(request: pytest.FixtureRequest) -> type[Home]:
+@pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
+def any_harness(request: pytest.FixtureRequest) -> type[StoreHarness]:
     """Each kind of store in turn, for tests that run loops of their own."""
-    home: type[Home] = request.param
-    return home
+    harness: type[StoreHarness] = request.param
+    return harness

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, seed as seeded, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.conformance.rules import BrokerMachine
-from tests.support.homes import BROKERS, Home, MemoryHome
+from tests.support.harnesses import BROKERS, MemoryHarness, StoreHarness
 
 
-def machine_for(home: type[Home], *, is_compared: bool | None = None) -> type[BrokerMachine]:
+def machine_for(harness: type[StoreHarness], *, is_compared: bool | None = None) -> type[BrokerMachine]:
     """The machine on that kind of store, with counts of its own."""
-    return type(f"{home.name.title()}Machine", (BrokerMachine,), {"home": home, "is_compared": is_compared, "taken": Counter(), "sent": 0})
+    fields: dict[str, Any] = {"harness": harness, "is_compared": is_compared, "taken": Counter(), "sent": 0}
+    return type(f"{harness.name.title()}Machine", (BrokerMachine,), fields)
 
 
 def run_machine(machine: type[BrokerMachine], *, examples: int, steps: int, seed: int | None = None, shrinks: bool = True) -> None:
@@ -37,18 +39,18 @@ def run_machine(machine: type[BrokerMachine], *, examples: int, steps: int, seed
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.machine", description=__doc__)
-    parser.add_argument("--broker", choices=[home.name for home in BROKERS], default="memory")
+    parser.add_argument("--broker", choices=[harness.name for harness in BROKERS], default="memory")
     parser.add_argument("--steps", type=int, default=10_000, help="verbs to send at least")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    machine = machine_for(next(home for home in BROKERS if home.name == chosen.broker))
+    machine = machine_for(next(harness for harness in BROKERS if harness.name == chosen.broker))
     seed = chosen.seed
     while machine.sent < chosen.steps:
         run_machine(machine, examples=20, steps=50, seed=seed)
         seed += 1_000_003
     for name, count in machine.taken.most_common():
         print(f"{count:8}  {name.replace('_', ' ')}")
-    judges = "by the invariants" if machine.home is MemoryHome else "by the invariants and beside its model"
+    judges = "by the invariants" if machine.harness is MemoryHarness else "by the invariants and beside its model"
     print(f"{machine.sent:8}  verbs sent to {chosen.broker}, judged {judges}: without a difference")
 
 

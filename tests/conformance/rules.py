@@ -33,16 +33,16 @@ from tests.conformance.draws import (
     envelope_fields,
     verdicts,
 )
-from tests.support.homes import Home, Power
+from tests.support.harnesses import Capability, StoreHarness
 from tests.support.verdicts import handed_back
 
 T = TypeVar("T")
 
 
 class BrokerMachine(RuleBasedStateMachine):
-    """One example is one store, from empty on. `home` says of which kind; `is_compared` whether it has a model beside it."""
+    """One example is one store, from empty on. `harness` is its kind; `is_compared` whether it has a model beside it."""
 
-    home: ClassVar[type[Home]]
+    harness: ClassVar[type[StoreHarness]]
     is_compared: ClassVar[bool | None] = None
     taken: ClassVar[Counter[str]] = Counter()
     sent: ClassVar[int] = 0
@@ -58,7 +58,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self._snapshot: Snapshot | None = None
 
     async def _opened(self) -> ComparedBroker:
-        return ComparedBroker(self.home, rules=TIGHT, is_compared=self.is_compared)
+        return ComparedBroker(self.harness, rules=TIGHT, is_compared=self.is_compared)
 
     def teardown(self) -> None:
         type(self).sent += self._compared.steps
@@ -408,9 +408,9 @@ class BrokerMachine(RuleBasedStateMachine):
             self._take(self._save())
         if mishap == "lose" and self._snapshot is not None:
             self._take(self._lose_the_tail(self._snapshot))
-        if mishap == "restart" and self._compared.can(Power.RESTART):
+        if mishap == "restart" and self._compared.can(Capability.RESTART):
             self._take(self._restart())
-        if mishap == "reboot" and self._compared.can(Power.BOOT):
+        if mishap == "reboot" and self._compared.can(Capability.BOOT):
             self._take(self._reboot())
 
     async def _save(self) -> None:

@@ -11,7 +11,7 @@ from taskflow.broker.protocol import Added
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerError
 from taskflow.model.record import Status
-from tests.support.homes import Home, Power
+from tests.support.harnesses import Capability, StoreHarness
 from tests.support.verdicts import succeeded
 from tests.support.world import World, ids_of
 
@@ -30,7 +30,7 @@ async def test_closing_unused_is_harmless(world: World) -> None:
 
 async def test_a_closed_broker_says_so(world: World) -> None:
     """After its end a broker refuses by an error of ours, and does not hang."""
-    world.needs(Power.RESTART)
+    world.needs(Capability.RESTART)
     await world.add()
     await world.broker.close()
 
@@ -40,7 +40,7 @@ async def test_a_closed_broker_says_so(world: World) -> None:
 
 async def test_a_sibling_outlives_the_broker_and_sees_the_same(world: World) -> None:
     """A sibling is another broker of the same store, closed apart."""
-    world.needs(Power.RESTART)
+    world.needs(Capability.RESTART)
     sibling = world.broker.sibling()
     envelope = await world.add()
     await world.broker.close()
@@ -54,7 +54,7 @@ async def test_a_sibling_outlives_the_broker_and_sees_the_same(world: World) -> 
 
 async def test_a_restart_loses_nothing(world: World) -> None:
     """What was answered is there after the broker was closed and opened again: jobs, leases, sessions, pauses, totals."""
-    world.needs(Power.RESTART)
+    world.needs(Capability.RESTART)
     session = await world.a_session("host:1", queues=("a",), concurrency=3)
     lease = await world.running(session)
     waiting, scheduled = await world.add(key="k", headers={"a": "b"}), await world.add(after=60.0)
@@ -70,10 +70,10 @@ async def test_a_restart_loses_nothing(world: World) -> None:
     assert [str(settled) for settled in await world.settle(succeeded(lease))] == ["Settled.OK"]
 
 
-def test_any_running_loop_of_the_process(any_home: type[Home]) -> None:
+def test_any_running_loop_of_the_process(any_harness: type[StoreHarness]) -> None:
     """A broker serves one loop after another, and eight of them at once, each in its thread."""
 
-    world = World(any_home)
+    world = World(any_harness)
     asyncio.run(world.add())
     envelopes = [[world.an_envelope() for _ in range(20)] for _ in range(8)]
     answers = list[object]()

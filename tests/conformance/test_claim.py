@@ -10,7 +10,7 @@ from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
 from taskflow.model.session import Session
 from taskflow.model.verdict import Settled
-from tests.support.homes import Power
+from tests.support.harnesses import Capability
 from tests.support.verdicts import SettlementOf, handed_back, parked, retried, snoozed, succeeded
 from tests.support.world import ODD_QUEUES, World, fences_of, ids_of
 
@@ -99,7 +99,7 @@ async def test_claim_fewer(world: World, queues: list[str]) -> None:
     with world.broker.listen([topic]) as listener:
         for _ in range(3):
             await world.add(queue="mail")
-            assert await listener.wait(world.home.wakes_within)
+            assert await listener.wait(world.harness.wakes_within)
             assert len(await world.claim(session, queues, 10)) == 1
 
 
@@ -111,7 +111,7 @@ async def test_claim_fewer__than_there_are(world: World) -> None:
     with world.broker.listen([topics.queue("mail")]) as listener:
         claimed = len(await world.claim(session, ["mail"], 10))
         while claimed < 6:
-            assert await listener.wait(world.home.wakes_within)
+            assert await listener.wait(world.harness.wakes_within)
             claimed += len(await world.claim(session, ["mail"], 10))
 
 
@@ -471,7 +471,7 @@ async def test_claim_memory__leased_to_it_anew(world: World) -> None:
 
 async def test_claim_memory__over_a_restart(world: World) -> None:
     """The memory is the store's, not the process's."""
-    world.needs(Power.RESTART)
+    world.needs(Capability.RESTART)
     session = await world.a_session()
     await world.add()
     leases = await world.claim(session)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.conformance import clauses
-from tests.support.homes import BROKERS, KINDS
+from tests.support.harnesses import BROKERS, KINDS
 
 
 def test_every_clause_is_claimed_and_nothing_else() -> None:

@@ -134,8 +134,8 @@ async def test_console_pause__resume_nudges(world: World) -> None:
     with world.broker.listen([topics.queue("mail")]) as one, world.broker.listen([topics.ANY_QUEUE]) as every:
         await world.broker.console.resume("mail")
 
-        assert await one.wait(world.home.wakes_within)
-        assert await every.wait(world.home.wakes_within)
+        assert await one.wait(world.harness.wakes_within)
+        assert await every.wait(world.harness.wakes_within)
 
 
 # --- console_examine ------------------------------------------------------------------------------------------------------

@@ -280,7 +280,7 @@ ROOM = 40
 async def _full(world: World) -> tuple[World, list[Envelope]]:
     """A store that refuses one more, time and again (what it needs for itself comes and goes), and what it holds."""
     limited, held, refusals = world.limited(ROOM), list[Envelope](), 0
-    big = bytes(world.home.much)
+    big = bytes(world.harness.much)
     while len(held) < 10 * ROOM:
         envelope = limited.an_envelope(payload=big, key=f"k{len(held)}")
         try:
@@ -298,7 +298,7 @@ async def _full(world: World) -> tuple[World, list[Envelope]]:
 async def test_enqueue_full__adds_nothing_of_the_batch(world: World) -> None:
     """A store without room refuses a batch as a whole, by name."""
     limited, held = await _full(world)
-    batch = [limited.an_envelope(payload=bytes(world.home.much)) for _ in range(3)]
+    batch = [limited.an_envelope(payload=bytes(world.harness.much)) for _ in range(3)]
 
     with pytest.raises(StoreFull):
         await limited.enqueue(*batch)

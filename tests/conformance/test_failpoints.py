@@ -23,7 +23,7 @@ from tests.support import child
 from tests.support.failpoints import Act, FailingBroker, Failpoint, When
 from tests.support.fileclock import FileClock
 from tests.support.forks import run_in_fork
-from tests.support.homes import BROKERS, Home, Power
+from tests.support.harnesses import BROKERS, Capability, StoreHarness
 from tests.support.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
@@ -32,7 +32,7 @@ VERBS = ("register", "enqueue", "claim", "beat", "settle", "upkeep")
 POINTS = [(verb, when, number) for verb, when, number in itertools.product(VERBS, When, (1, 2)) if (verb, number) != ("register", 2)]
 ROOT = Path(__file__).parents[2]
 
-SHARED = [home for home in BROKERS if Power.SHARING not in home.lacks]
+SHARED = [harness for harness in BROKERS if Capability.SHARING not in harness.lacks]
 
 
 def named(point: Failpoint) -> str:
@@ -71,9 +71,9 @@ def _all_ids() -> list[bytes]:
 class Survivor:
     """The other process on the same store: this one. It takes over what the child leaves."""
 
-    def __init__(self, home: Home, clock: FileClock) -> None:
-        self.home = home
-        self.broker = home.open()
+    def __init__(self, harness: StoreHarness, clock: FileClock) -> None:
+        self.harness = harness
+        self.broker = harness.open()
         self._clock = clock
         self._session = child.a_session("survivor")
         self._requests = itertools.count(1)
@@ -101,22 +101,21 @@ class Survivor:
         return [record for record in await self.broker.read(_all_ids()) if record is not None]
 
 
-@pytest.fixture(params=SHARED, ids=lambda home: home.name)
+@pytest.fixture(params=SHARED, ids=lambda harness: harness.name)
 async def survivor(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Survivor]:
     clock = FileClock(tmp_path / "clock")
-    home: Home = request.param(Seams(clock), Rules())
-    survivor = Survivor(home, clock)
+    harness: StoreHarness = request.param(Seams(clock), Rules())
+    survivor = Survivor(harness, clock)
     await survivor.start()
     yield survivor
     await survivor.broker.close()
-    home.remove()
+    harness.remove()
     clock.close()
 
 
 def _program(survivor: Survivor, folder: Path, point: Failpoint) -> str:
-    return (
-        f"import asyncio\nfrom tests.support import child\nasyncio.run(child.main{survivor.home.place, str(folder / 'clock'), str(point)})"
-    )
+    arguments = (survivor.harness.place, str(folder / "clock"), str(point))
+    return f"import asyncio\nfrom tests.support import child\nasyncio.run(child.main{arguments})"
 
 
 @pytest.mark.parametrize("point", [Failpoint(*point, Act.KILL) for point in POINTS], ids=named)
@@ -124,7 +123,7 @@ async def test_a_killed_process_loses_nothing(tmp_path: Path, survivor: Survivor
     """SIGKILL at each verb: what it was told is added is there, what it had leased runs again, and what it had settled does not."""
     code, said = run_in_fork(_program(survivor, tmp_path, point), ROOT, os.environ)
     assert code == -signal.SIGKILL, said
-    await until(survivor.home.is_at_rest)
+    await until(survivor.harness.is_at_rest)
 
     await survivor.take_over()
 

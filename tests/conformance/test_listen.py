@@ -16,7 +16,7 @@ async def nudges(world: World, topic: str | Sequence[str], deed: Awaitable[objec
     """Whether somebody who listens is woken by the deed."""
     with world.broker.listen([topic] if isinstance(topic, str) else topic) as listener:
         await deed
-        return await listener.wait(world.home.wakes_within)
+        return await listener.wait(world.harness.wakes_within)
 
 
 # --- listen_ready ---------------------------------------------------------------------------------------------------------
@@ -71,8 +71,8 @@ async def test_listen_ready__when_it_is_released(world: World) -> None:
     follow_up = world.an_envelope(queue="next")
     with world.broker.listen([topics.queue("joined")]) as joined, world.broker.listen([topics.queue("next")]) as following:
         await world.settle(succeeded(lease, follow_ups=(follow_up,)))
-        assert await joined.wait(world.home.wakes_within)
-        assert await following.wait(world.home.wakes_within)
+        assert await joined.wait(world.harness.wakes_within)
+        assert await following.wait(world.harness.wakes_within)
 
 
 async def test_listen_ready__by_an_operator(world: World) -> None:
@@ -139,13 +139,13 @@ async def test_listen_sticky(world: World) -> None:
     with world.broker.listen([topics.queue("mail")]) as listener:
         for _ in range(2):
             await world.add(queue="mail")
-            assert await listener.wait(world.home.wakes_within)
+            assert await listener.wait(world.harness.wakes_within)
 
 
 async def test_listen_sticky__while_it_waits(world: World) -> None:
     """A nudge ends a wait under way."""
     with world.broker.listen([topics.queue("mail")]) as listener:
-        waiting = asyncio.create_task(listener.wait(world.home.wakes_within))
+        waiting = asyncio.create_task(listener.wait(world.harness.wakes_within))
         await asyncio.sleep(0)
         await world.add(queue="mail")
 
@@ -161,7 +161,7 @@ async def test_listen_sticky__a_wait_given_up_loses_nothing(world: World) -> Non
         await asyncio.wait([waiting])
         await world.add(queue="mail")
 
-        assert await listener.wait(world.home.wakes_within)
+        assert await listener.wait(world.harness.wakes_within)
 
 
 async def test_listen_sticky__each_listener_for_itself(world: World) -> None:
@@ -169,8 +169,8 @@ async def test_listen_sticky__each_listener_for_itself(world: World) -> None:
     with world.broker.listen([topics.queue("mail")]) as first, world.broker.listen([topics.queue("mail")]) as second:
         await world.add(queue="mail")
 
-        assert await first.wait(world.home.wakes_within)
-        assert await second.wait(world.home.wakes_within)
+        assert await first.wait(world.harness.wakes_within)
+        assert await second.wait(world.harness.wakes_within)
 
 
 async def test_listen_sticky__quiet_when_nothing_happens(world: World) -> None:

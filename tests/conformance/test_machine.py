@@ -7,8 +7,8 @@ from typing import Final
 import pytest
 
 from tests.conformance.machine import machine_for, run_machine
-from tests.conformance.mutants import Mutant, beats, claims, fences, home_of, settling, upkeep
-from tests.support.homes import Home
+from tests.conformance.mutants import Mutant, beats, claims, fences, harness_of, settling, upkeep
+from tests.support.harnesses import StoreHarness
 
 pytestmark = pytest.mark.slow
 
@@ -28,17 +28,17 @@ EXAMPLES: Final = {"memory": 40, "sqlite": 20, "redis": 20, "postgres": 12}
 """Fewer where a verb takes longer. `python -m tests.nightly` runs 200 on each broker."""
 
 
-def test_a_broker_does_as_its_model(any_home: type[Home]) -> None:
+def test_a_broker_does_as_its_model(any_harness: type[StoreHarness]) -> None:
     """About a thousand verbs and more without a difference to the memory broker, and without an invariant broken."""
-    machine = machine_for(any_home)
+    machine = machine_for(any_harness)
 
-    run_machine(machine, examples=EXAMPLES[any_home.name], steps=40)
+    run_machine(machine, examples=EXAMPLES[any_harness.name], steps=40)
 
-    assert machine.sent > 50 * EXAMPLES[any_home.name]
+    assert machine.sent > 50 * EXAMPLES[any_harness.name]
 
 
 @pytest.mark.parametrize("mutant", FOUND, ids=lambda mutant: mutant.__name__)
 def test_the_machine_finds_what_is_broken(mutant: type[Mutant]) -> None:
     """Beside its model a broken broker does not get far."""
     with pytest.raises(AssertionError):
-        run_machine(machine_for(home_of(mutant), is_compared=True), examples=60, steps=40, shrinks=False)
+        run_machine(machine_for(harness_of(mutant), is_compared=True), examples=60, steps=40, shrinks=False)

@@ -12,8 +12,8 @@ from taskflow.broker.postgres.transactional import PostgresTransactional
 from taskflow.broker.redis import scripts
 from taskflow.broker.transactional import Row, Statement
 from tests.conformance import clauses
-from tests.conformance.mutants import MUTANTS, Mutant, home_of
-from tests.support.homes import MemoryHome, PostgresHome, RedisHome
+from tests.conformance.mutants import MUTANTS, Mutant, harness_of
+from tests.support.harnesses import MemoryHarness, PostgresHarness, RedisHarness
 
 pytestmark = pytest.mark.unmeasured  # the clauses are measured where they run by themselves
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unmeasured  # the clauses are measured where they run b
 def failing(mutant: type[Mutant]) -> dict[str, list[str]]:
     """The clauses that notice the defect, with the tests of each that do."""
     noticed = dict[str, list[str]]()
-    for test, error in clauses.run_all(home_of(mutant)):
+    for test, error in clauses.run_all(harness_of(mutant)):
         if error is not None and not isinstance(error, clauses.Skipped):
             noticed.setdefault(test.clause, []).append(test.name)
     return noticed
@@ -38,7 +38,7 @@ def test_a_mutant_fails_its_clauses_and_no_other(mutant: type[Mutant]) -> None:
 
 def test_the_whole_broker_passes() -> None:
     """Run this way, without pytest around each test, the unbroken broker fails nothing: what mutants fail is their own doing."""
-    failed = [(test.name, error) for test, error in clauses.run_all(MemoryHome) if error is not None]
+    failed = [(test.name, error) for test, error in clauses.run_all(MemoryHarness) if error is not None]
 
     assert [each for each in failed if not isinstance(each[1], clauses.Skipped)] == []
 
@@ -97,7 +97,7 @@ def test_a_changed_redis_script_fails_its_clause(clause: str, monkeypatch: pytes
     monkeypatch.setattr(scripts, "_sections", lambda: changed)
     scripts._script.cache_clear()
     try:
-        noticed = {test.clause for test, error in clauses.run_all(RedisHome, of=[clause]) if error is not None}
+        noticed = {test.clause for test, error in clauses.run_all(RedisHarness, of=[clause]) if error is not None}
     finally:
         scripts._script.cache_clear()
 
@@ -121,7 +121,7 @@ IN_TRANSACTIONS: Final = {
 }
 
 
-class BrokenHome(PostgresHome):
+class BrokenHarness(PostgresHarness):
     """A schema with other functions, which is dropped at the end."""
 
     name = "broken-postgres"
@@ -144,7 +144,7 @@ def test_a_changed_function_fails_its_clause(clause: str, monkeypatch: pytest.Mo
     else:
         monkeypatch.setattr(PostgresTransactional, "_check", lambda self: _no_steps())
 
-    outcomes = [error for _, error in clauses.run_all(BrokenHome, of=[clause])]
+    outcomes = [error for _, error in clauses.run_all(BrokenHarness, of=[clause])]
 
     assert any(error is not None and not isinstance(error, clauses.Skipped) for error in outcomes)
 

@@ -13,14 +13,14 @@ from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
 from taskflow.model.session import Session
-from tests.support.homes import Power
+from tests.support.harnesses import Capability
 from tests.support.verdicts import succeeded
 from tests.support.world import World
 
 
 async def moment(world: World) -> None:
     """As long as a nudge too many could take to arrive."""
-    await asyncio.sleep(world.home.wakes_within / 30)
+    await asyncio.sleep(world.harness.wakes_within / 30)
 
 
 async def until_prompt(nudges: Nudges) -> None:
@@ -47,14 +47,14 @@ class IdleWorker:
 
     async def begin(self) -> None:
         """Wait for jobs, and return when a nudge would come."""
-        listed = await self._world.home.waiting(self.broker, "mail")
+        listed = await self._world.harness.waiting(self.broker, "mail")
         self._nudges = self.broker.listen([topics.queue(name) for name in self._queues] or [topics.ANY_QUEUE])
         self._waiting = asyncio.create_task(self._nudges.wait(60.0))
         await until_prompt(self._nudges)
         self._world.clock.advance(0.001)  # they come one after the other
         assert await self.claim() == []
         async with asyncio.timeout(10.0):
-            while await self._world.home.waiting(self.broker, "mail") <= listed:  # noqa: ASYNC110 - as above
+            while await self._world.harness.waiting(self.broker, "mail") <= listed:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.005)
 
     async def wait_again(self) -> None:
@@ -100,7 +100,7 @@ async def idle(world: World, number: int, queues: Sequence[str] = ("mail",)) -> 
 async def nudged(world: World, workers: Sequence[IdleWorker], expected: int) -> list[IdleWorker]:
     """Return the workers that are nudged, after as many as expected are, and a moment for any more."""
     try:
-        async with asyncio.timeout(world.home.wakes_within):
+        async with asyncio.timeout(world.harness.wakes_within):
             while sum(worker.is_nudged for worker in workers) < expected:  # noqa: ASYNC110 - they are many
                 await asyncio.sleep(0.005)
     except TimeoutError:
@@ -233,7 +233,7 @@ async def test_nudge_paused(world: World) -> None:
 @pytest.mark.parametrize("place", [0, 2])
 async def test_nudge_dead(world: World, place: int) -> None:
     """A worker whose connections are closed is passed over."""
-    world.needs(Power.SHARING)
+    world.needs(Capability.SHARING)
     async with idle(world, 3) as workers:
         await workers.pop(place).end()
         for number in (1, 2):
@@ -244,7 +244,7 @@ async def test_nudge_dead(world: World, place: int) -> None:
 @pytest.mark.parametrize("verb", ["enqueue", "upkeep"])
 async def test_nudge_hung(world: World, verb: str) -> None:
     """If a worker does not claim within 250 ms after its nudge, the next call to the store nudges another."""
-    world.needs(Power.SHARING)
+    world.needs(Capability.SHARING)
     async with idle(world, 3) as workers:
         await world.add(queue="mail")
         assert len(await nudged(world, workers, 1)) == 1
@@ -286,7 +286,7 @@ async def test_ended_told(world: World) -> None:
             await until_prompt(nudges)
             await broker.read([lease.envelope.id])
         await world.settle(succeeded(one, b"\x01r"))
-        assert await asyncio.wait_for(waits[0], world.home.wakes_within)
+        assert await asyncio.wait_for(waits[0], world.harness.wakes_within)
         await moment(world)
 
         assert not waits[1].done()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
-from tests.support.homes import Power
+from tests.support.harnesses import Capability
 from tests.support.verdicts import succeeded
 from tests.support.world import World
 
@@ -107,7 +107,7 @@ async def test_outage__ends_with_a_beat(world: World) -> None:
 
 async def test_outage__the_machine_has_booted_again(world: World) -> None:
     """Nobody lives through the boot of its machine: sessions from before it are dead at once, and their jobs have not crashed."""
-    world.needs(Power.BOOT)
+    world.needs(Capability.BOOT)
     session = await world.a_session()
     lease = await world.running(session)
     world.clock.reboot()

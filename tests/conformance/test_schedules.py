@@ -73,7 +73,7 @@ async def fill(world: World) -> None:
     """Add jobs until the store takes no more."""
     with contextlib.suppress(StoreFull):
         while True:
-            await world.add(payload=bytes(world.home.much))
+            await world.add(payload=bytes(world.harness.much))
 
 
 async def record(world: World, name: str = "nightly") -> ScheduleRecord:
@@ -323,7 +323,7 @@ async def test_schedule_due__put(world: World) -> None:
     """Somebody must compute the next instant."""
     with world.broker.listen([topics.DUE]) as listener:
         await declare(world, None, a_definition())
-        assert await listener.wait(world.home.wakes_within)
+        assert await listener.wait(world.harness.wakes_within)
 
 
 async def test_schedule_due__fired(world: World) -> None:
@@ -332,7 +332,7 @@ async def test_schedule_due__fired(world: World) -> None:
     offer = await offered(world)
     with world.broker.listen([topics.DUE]) as listener:
         await fire(world, a_firing(offer, 0.5))
-        assert await listener.wait(world.home.wakes_within)
+        assert await listener.wait(world.harness.wakes_within)
 
 
 async def test_schedule_offer(world: World) -> None:
@@ -456,7 +456,7 @@ async def test_schedule_fires__every_kind_of_envelope(world: World, fields: dict
 
     one, other = await world.record(envelope), await world.record(twin)
     assert one == msgspec.structs.replace(other, id=one.id, payload=one.payload)
-    assert world.home.tagged() == {(tag, each.id) for each in (one, other) for tag in fields.get("tags", ())}
+    assert world.harness.tagged() == {(tag, each.id) for each in (one, other) for tag in fields.get("tags", ())}
 
 
 async def test_schedule_fires__is_claimed(world: World) -> None:
@@ -474,7 +474,7 @@ async def test_schedule_fires__nudges(world: World) -> None:
     offer = await due(world)
     with world.broker.listen([topics.queue("reports")]) as listener:
         await fire(world, a_firing(offer, 60.0, envelope=world.an_envelope(queue="reports")))
-        assert await listener.wait(world.home.wakes_within)
+        assert await listener.wait(world.harness.wakes_within)
 
 
 async def test_schedule_fires__several_instants(world: World) -> None:
@@ -585,7 +585,7 @@ async def test_schedule_full(world: World) -> None:
     await fill(other)
 
     with pytest.raises(StoreFull):
-        await fire(other, a_firing(offer, 60.0, envelope=other.an_envelope(payload=bytes(10 * other.home.much))))
+        await fire(other, a_firing(offer, 60.0, envelope=other.an_envelope(payload=bytes(10 * other.harness.much))))
 
     assert (await record(other)).next_at == instant_of(offer.next_at or 0)
 

@@ -11,7 +11,7 @@ from taskflow.model.record import Status
 from taskflow.model.session import Report
 from taskflow.model.verdict import RunEnding, RunError, Settled, Settlement
 from tests.conformance.outcomes import ENDING, MARKED, OUTCOMES, PLAIN, REPLACED, Outcome, check_outcome
-from tests.support.homes import Power
+from tests.support.harnesses import Capability
 from tests.support.verdicts import AN_ERROR, SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
 from tests.support.world import World, ids_of
 
@@ -360,7 +360,7 @@ async def test_settle_repeat__of_a_dropped_job(world: World) -> None:
 
 async def test_settle_repeat__over_a_restart(world: World) -> None:
     """What took effect is known to the store, not to the process."""
-    world.needs(Power.RESTART)
+    world.needs(Capability.RESTART)
     lease = await world.running()
     await world.settle(succeeded(lease))
     await world.restart()

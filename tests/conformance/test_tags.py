@@ -91,7 +91,7 @@ async def test_tags_dropped(world: World) -> None:
     """A job without tags has no entry."""
     await world.add()
     await world.add(key="k", headers={"a": "b"}, max_attempts=2)
-    assert world.home.tagged() == set()
+    assert world.harness.tagged() == set()
 
 
 @pytest.mark.parametrize("settle", [succeeded, failed, discarded, cancelled])
@@ -101,12 +101,12 @@ async def test_tags_dropped__with_the_record(world: World, settle: SettlementOf)
     lease = await world.running(tags=TAGS)
     other = await world.add(tags=("import:42",))
     await world.settle(settle(lease, **({"keep_for": 20.0} if settle is succeeded else {})))
-    assert len(world.home.tagged()) == 4
+    assert len(world.harness.tagged()) == 4
 
     await world.pass_time(30.0)
 
     assert await world.read(lease) is None
-    assert world.home.tagged() == {("import:42", other.id)}
+    assert world.harness.tagged() == {("import:42", other.id)}
 
 
 async def test_tags_dropped__long_after(world: World) -> None:
@@ -115,7 +115,7 @@ async def test_tags_dropped__long_after(world: World) -> None:
 
     await world.pass_time(LONG)
 
-    assert world.home.tagged() == set()
+    assert world.harness.tagged() == set()
 
 
 async def test_tags_dropped__a_few_at_a_time(world: World) -> None:
@@ -128,9 +128,9 @@ async def test_tags_dropped__a_few_at_a_time(world: World) -> None:
     world.clock.advance(30.0)
 
     while (await world.upkeep(limit=1)).dropped:
-        kept = {job_id for _, job_id in world.home.tagged()}
+        kept = {job_id for _, job_id in world.harness.tagged()}
         assert kept == set(ids_of(jobs[-len(kept) :] if kept else []))
-    assert world.home.tagged() == set()
+    assert world.harness.tagged() == set()
 
 
 @pytest.mark.parametrize("settle", [succeeded, failed])
@@ -146,7 +146,7 @@ async def test_tags_dropped__over_the_cap(world: World, settle: SettlementOf) ->
 
     await world.upkeep()
 
-    assert world.home.tagged() == {("a", leases[-1].envelope.id)}
+    assert world.harness.tagged() == {("a", leases[-1].envelope.id)}
 
 
 async def test_tags_dropped__by_a_purge(world: World) -> None:
@@ -159,7 +159,7 @@ async def test_tags_dropped__by_a_purge(world: World) -> None:
 
     assert await world.broker.console.purge(View()) == 6
 
-    assert world.home.tagged() == set()
+    assert world.harness.tagged() == set()
 
 
 # --- page_tag -------------------------------------------------------------------------------------------------------------

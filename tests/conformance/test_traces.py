@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.conformance.mutants import Mutant, beats, claims, fences, home_of, settling
+from tests.conformance.mutants import Mutant, beats, claims, fences, harness_of, settling
 from tests.conformance.traces import replay
 from tests.protocol_model import traces
 from tests.protocol_model.traces import TRACES, Trace
@@ -36,7 +36,7 @@ def test_a_trace_convicts_the_broker_that_is_broken_so(trace: Trace, mutant: typ
     """The replay can tell: a broker with the trace's own defect answers otherwise."""
 
     async def put_to_it() -> None:
-        async with World(home_of(mutant)) as world:
+        async with World(harness_of(mutant)) as world:
             await replay(world, trace)
 
     with pytest.raises(AssertionError):

@@ -16,7 +16,7 @@ from taskflow.model.ids import id_text
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed, Failed, Retried, Settled, Verdict
 from tests.support.callers import Caller, a_caller, unaffected
-from tests.support.homes import Power
+from tests.support.harnesses import Capability
 from tests.support.verdicts import A_RESULT, AN_ERROR, failed, retried, settlement, succeeded
 from tests.support.world import World, ids_of
 
@@ -62,7 +62,7 @@ async def test_within_commit__as_enqueue_does(world: World, fields: dict[str, An
     assert (record.created_at, record.due_at, record.expires_at, record.job) == (like.created_at, like.due_at, like.expires_at, like.job)
     assert {queue.name: queue.counts[status] for queue in await world.broker.console.queues()} == {"default": 1, "other": 1}
     assert record.tags == like.tags
-    assert world.home.tagged() == {(tag, each.id) for each in (sent, other) for tag in each.tags}
+    assert world.harness.tagged() == {(tag, each.id) for each in (sent, other) for tag in each.tags}
 
 
 async def test_within_commit__many(world: World) -> None:
@@ -226,7 +226,7 @@ async def test_within_keys__repeat(world: World) -> None:
 
 async def test_within_store(world: World) -> None:
     """A connection to another database is found out, and its transaction goes on."""
-    with await a_caller(world) as ours, Caller(world.home.connect_elsewhere(), ours.store) as caller:
+    with await a_caller(world) as ours, Caller(world.harness.connect_elsewhere(), ours.store) as caller:
         for _ in range(2):
             caller.execute("BEGIN")
             with unaffected(caller), pytest.raises(WrongConnection):
@@ -246,7 +246,7 @@ async def test_within_store__right(world: World) -> None:
 
 async def test_within_busy_key(world: World) -> None:
     """A key that another open transaction holds is waited for, and then refused; the transaction goes on."""
-    world.needs(Power.ROW_LOCKS)
+    world.needs(Capability.ROW_LOCKS)
     first, second, third = world.an_envelope(key="k"), world.an_envelope(key="k"), world.an_envelope(key="other")
     with await a_caller(world) as other, await a_caller(world) as caller:
         other.begin()
@@ -265,9 +265,9 @@ async def test_within_busy_key(world: World) -> None:
 
 async def test_within_full(world: World) -> None:
     """A store without room refuses the whole call, and the transaction goes on with what was added before."""
-    world.needs(Power.TRANSACTIONS)
+    world.needs(Capability.TRANSACTIONS)
     limited = world.limited(40)
-    first, *batch = [limited.an_envelope(payload=bytes(world.home.much)) for _ in range(300)]
+    first, *batch = [limited.an_envelope(payload=bytes(world.harness.much)) for _ in range(300)]
     with await a_caller(limited) as caller:
         caller.begin()
         assert caller.enqueue(first) == [Added(first.id)]
@@ -303,7 +303,7 @@ async def test_within_nudges(world: World, topic: str, fields: dict[str, Any]) -
         assert not await listener.wait(0.1)  # it looks once more by itself when it begins
         with caller.transaction():
             caller.enqueue(world.an_envelope(queue="mail", **fields))
-        assert await listener.wait(world.home.wakes_within)
+        assert await listener.wait(world.harness.wakes_within)
 
 
 async def test_within_nudges__not_before(world: World) -> None:
@@ -323,7 +323,7 @@ async def test_within_nudges__end(world: World) -> None:
         assert not await listener.wait(0.1)
         with caller.transaction():
             caller.settle(succeeded(lease))
-        assert await listener.wait(world.home.wakes_within)
+        assert await listener.wait(world.harness.wakes_within)
 
 
 async def test_within_nudges__replaced(world: World) -> None:
@@ -332,7 +332,7 @@ async def test_within_nudges__replaced(world: World) -> None:
     with await a_caller(world) as caller, world.broker.listen([topics.job(waiting.id)]) as listener:
         with caller.transaction():
             caller.enqueue(world.an_envelope(key="k", on_conflict=OnConflict.REPLACE))
-        assert await listener.wait(world.home.wakes_within)
+        assert await listener.wait(world.harness.wakes_within)
 
 
 # --- settle --------------------------------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ async def test_complete_rollback__savepoint(world: World) -> None:
 
 async def test_complete_stale(world: World) -> None:
     """A run that was settled, whose lease was taken away, or that no one knows, cannot be completed; the transaction goes on."""
-    world.needs(Power.TRANSACTIONS)
+    world.needs(Capability.TRANSACTIONS)
     session, lost = await world.a_session(), await world.a_session()
     settled, reaped = await world.running(session), await world.running(lost)
     await world.settle(succeeded(settled))
@@ -446,7 +446,7 @@ async def test_complete_stale(world: World) -> None:
 
 async def test_complete_open(world: World) -> None:
     """No other verb waits for the transaction: each leaves the lease to a later call."""
-    world.needs(Power.ROW_LOCKS)
+    world.needs(Capability.ROW_LOCKS)
     session, leaving = await world.a_session(), await world.a_session()
     lease, left = await world.running(session), await world.running(leaving)
     other = await world.running(session)

@@ -20,19 +20,19 @@ from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import BrokerTrouble, PartFailed, ReportDropped, SessionEnded, SessionOpened
-from tests.support.homes import BROKERS, Home
+from tests.support.harnesses import BROKERS, StoreHarness
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
 
 
-@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+@pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
 async def any_broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
     """Each kind of store in turn, in real time, with ghosts that are given back after a moment."""
-    home: Home = request.param(Seams(), Rules(ghost_after=0.3))
-    broker = home.open()
+    harness: StoreHarness = request.param(Seams(), Rules(ghost_after=0.3))
+    broker = harness.open()
     with default_app().using(broker):
         yield broker
     await broker.close()
-    home.remove()
+    harness.remove()
 
 
 def fails(broker: Broker, monkeypatch: pytest.MonkeyPatch, verb: str, error: Exception, *, after: bool, times: int) -> None:

@@ -8,7 +8,7 @@ import resource
 
 import pytest
 
-from tests.support.homes import BROKERS, Home, MemoryHome
+from tests.support.harnesses import BROKERS, MemoryHarness, StoreHarness
 from tests.support.spoilt_scene import go_through
 from tests.support.world import World
 
@@ -16,16 +16,16 @@ WANTED = int(os.environ.get("SPOILINGS", "2000"))
 MOST_GROWTH_KIB = 256 * 1024
 
 
-@pytest.mark.parametrize("home", [home for home in BROKERS if home is not MemoryHome], ids=lambda home: home.name)
-async def test_2000_spoilt_values(home: type[Home]) -> None:
+@pytest.mark.parametrize("harness", [harness for harness in BROKERS if harness is not MemoryHarness], ids=lambda harness: harness.name)
+async def test_2000_spoilt_values(harness: type[StoreHarness]) -> None:
     """None of them costs a neighbour its run, a session its life, or the process its memory."""
     spoilt, before = 0, 0
     for seed in itertools.count(1_000):
-        async with World(home) as world:
+        async with World(harness) as world:
             spoilt += await go_through(world, seed)
         before = before or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if spoilt >= WANTED:
             break
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"{home.name}: {spoilt:,} values spoilt, the process has grown by {growth:,} KiB")
+    print(f"{harness.name}: {spoilt:,} values spoilt, the process has grown by {growth:,} KiB")
     assert growth < MOST_GROWTH_KIB

@@ -8,15 +8,15 @@ import pytest
 
 from tests.conformance.machine import machine_for, run_machine
 from tests.protocol_model.report import FULL, report
-from tests.support.homes import BROKERS, Home, NewestPostgresHome
+from tests.support.harnesses import BROKERS, NewestPostgresHarness, StoreHarness
 
 
-@pytest.mark.parametrize("home", [*BROKERS, NewestPostgresHome], ids=lambda home: home.name)
-def test_a_broker_does_as_its_model(home: type[Home]) -> None:
+@pytest.mark.parametrize("harness", [*BROKERS, NewestPostgresHarness], ids=lambda harness: harness.name)
+def test_a_broker_does_as_its_model(harness: type[StoreHarness]) -> None:
     """Other examples each time: the seed is printed with a failure."""
     seed = random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")
-    run_machine(machine_for(home), examples=200, steps=50, seed=seed)
+    run_machine(machine_for(harness), examples=200, steps=50, seed=seed)
 
 
 def test_the_protocol_holds_in_larger_worlds() -> None:

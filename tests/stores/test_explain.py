@@ -13,7 +13,7 @@ from taskflow.model.envelope import OnConflict
 from taskflow.model.ids import id_text
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import Report
-from tests.support.homes import BROKERS
+from tests.support.harnesses import BROKERS
 from tests.support.verdicts import cancelled, discarded, failed, handed_back, parked, retried, snoozed
 from tests.support.world import Job, World
 
@@ -22,7 +22,7 @@ Plant = Callable[[World], Awaitable[Job]]
 _CAUSES: dict[str, tuple[Plant, str, str]] = {}
 
 
-@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+@pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     async with World(request.param) as opened:
         yield opened

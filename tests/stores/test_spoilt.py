@@ -16,14 +16,14 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
-from tests.support.homes import BROKERS, MemoryHome
+from tests.support.harnesses import BROKERS, MemoryHarness
 from tests.support.listing import listed
 from tests.support.spoiling import Spoiler, Stored
 from tests.support.verdicts import failed, succeeded
 from tests.support.world import World
 
 
-@pytest.fixture(params=[home for home in BROKERS if home is not MemoryHome], ids=lambda home: home.name)
+@pytest.fixture(params=[harness for harness in BROKERS if harness is not MemoryHarness], ids=lambda harness: harness.name)
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     async with World(request.param) as opened:
         yield opened
@@ -31,7 +31,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 
 @pytest.fixture
 def spoiler(world: World) -> Iterator[Spoiler]:
-    opened = world.home.spoiler()
+    opened = world.harness.spoiler()
     assert opened is not None
     with contextlib.closing(opened):
         yield opened

@@ -12,7 +12,7 @@ from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.transactional import Row, Statement, Transactional, TransactionalBroker, Verb, drive
 from taskflow.model.envelope import Envelope
 from taskflow.model.verdict import Settled, Settlement
-from tests.support.homes import Power
+from tests.support.harnesses import Capability
 from tests.support.world import World
 
 T = TypeVar("T")
@@ -99,6 +99,6 @@ def unaffected(caller: Caller) -> Iterator[None]:
 
 async def a_caller(world: World) -> Caller:
     """A program's connection to the store's database. Close it, or use it in a `with` statement."""
-    world.needs(Power.TRANSACTIONS)
+    world.needs(Capability.TRANSACTIONS)
     assert isinstance(world.broker, TransactionalBroker)
-    return Caller(world.home.connect(), await world.broker.transactional())
+    return Caller(world.harness.connect(), await world.broker.transactional())

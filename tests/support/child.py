@@ -96,7 +96,7 @@ async def _resent(call: Callable[[], Awaitable[T]]) -> T:
 
 
 def broker_at(place: str, clock: Clock) -> Broker:
-    """As a home of tests/support/homes.py names its place."""
+    """Return a broker on the store at `place`, as a harness of tests/support/harnesses.py names it."""
     kind, *where = place.split(" ")
     match kind, where:
         case "sqlite", [path]:
@@ -113,7 +113,7 @@ def broker_at(place: str, clock: Clock) -> Broker:
             server = postgres.PostgresTarget(host=HOST, port=int(port), user="postgres", database="postgres", tls="disable")
             return postgres.PostgresBroker(server, namespace=namespace, clock=clock)
         case _:
-            raise ValueError(f"{place!r} is the place of no home")
+            raise ValueError(f"{place!r} is no store of a harness")
 
 
 async def main(place: str, clock: str, failpoint: str) -> None:

@@ -265,9 +265,9 @@ def _is_job(one: Spoilt) -> bool:
 
 @asynccontextmanager
 async def _a_spoiler(world: World) -> AsyncIterator[Spoiler]:
-    spoiler = world.home.spoiler()
+    spoiler = world.harness.spoiler()
     if spoiler is None:
-        pytest.skip(f"{world.home.name}: its jobs are objects that nobody else can write")
+        pytest.skip(f"{world.harness.name}: its jobs are objects that nobody else can write")
     try:
         yield spoiler
     finally:

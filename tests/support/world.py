@@ -23,7 +23,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
 from taskflow.model.verdict import Settled, Settlement
-from tests.support.homes import Home, Power
+from tests.support.harnesses import Capability, StoreHarness
 
 Job = Envelope | Lease | bytes
 """What names a job in a test."""
@@ -42,7 +42,13 @@ class World:
     """An opened broker of one kind. Close it, or use it as an async context manager."""
 
     def __init__(
-        self, home: type[Home], *, clock: ManualClock | None = None, rules: Rules | None = None, capacity: int | None = None, seed: int = 0
+        self,
+        harness: type[StoreHarness],
+        *,
+        clock: ManualClock | None = None,
+        rules: Rules | None = None,
+        capacity: int | None = None,
+        seed: int = 0,
     ) -> None:
         self.clock = clock or ManualClock()
         self.rules = rules or Rules()
@@ -50,8 +56,8 @@ class World:
         self._chance = random.Random(seed)
         self.an_id = IdFactory(Seams(self.clock, self._chance))
         self.seams = Seams(self.clock, random.Random(seed))
-        self.home = home(self.seams, self.rules, capacity)
-        self.broker: Broker = self.home.open()
+        self.harness = harness(self.seams, self.rules, capacity)
+        self.broker: Broker = self.harness.open()
         self._requests = Counter[bytes]()
         self._bystander: Session | None = None
         self._others = list[World]()
@@ -60,7 +66,7 @@ class World:
     def under(self, *, capacity: int | None = None, **rules: Any) -> World:
         """A new, empty world of the same kind with other rules. It is closed together with this one."""
         changed = msgspec.structs.replace(self.rules, **rules)
-        other = World(type(self.home), clock=self.clock, rules=changed, capacity=capacity, seed=self._seed)
+        other = World(type(self.harness), clock=self.clock, rules=changed, capacity=capacity, seed=self._seed)
         self._others.append(other)
         return other
 
@@ -68,10 +74,10 @@ class World:
         """A new world whose store takes about so many live jobs and no more."""
         return self.under(capacity=capacity)
 
-    def needs(self, power: Power) -> None:
-        """Skip the test where the store lacks the power, for the reason that its kind gives."""
-        if power in self.home.lacks:
-            pytest.skip(f"{self.home.name}: {self.home.lacks[power]}")
+    def needs(self, capability: Capability) -> None:
+        """Skip the test where the store lacks the capability, for the reason that its kind gives."""
+        if capability in self.harness.lacks:
+            pytest.skip(f"{self.harness.name}: {self.harness.lacks[capability]}")
 
     # --- makers ----------------------------------------------------------------------------------------------
 
@@ -192,18 +198,18 @@ class World:
 
     async def restart(self) -> None:
         """Close the broker, and open another on the same store."""
-        self.needs(Power.RESTART)
+        self.needs(Capability.RESTART)
         await self.broker.close()
-        self.broker = self.home.open()
+        self.broker = self.harness.open()
 
     def snapshot(self) -> Any:
-        return self.home.save()
+        return self.harness.save()
 
     async def restore(self, snapshot: Any) -> None:
         """The store has lost all that came after the snapshot; time and clients have not gone back."""
         await self.broker.close()
-        self.home.put_back(snapshot)
-        self.broker = self.home.open()
+        self.harness.put_back(snapshot)
+        self.broker = self.harness.open()
         self._bystander = None
 
     # --- the end ---------------------------------------------------------------------------------------------------
@@ -212,7 +218,7 @@ class World:
         for other in self._others:
             await other.close()
         await self.broker.close()
-        self.home.remove()
+        self.harness.remove()
 
     async def __aenter__(self) -> Self:
         return self

@@ -27,7 +27,7 @@ from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs
 from taskflow.worker.options import WorkerOptions
-from tests.support.homes import RedisHome
+from tests.support.harnesses import RedisHarness
 from tests.support.servers import RedisServer
 
 BATCHES = (1, 10, 100)
@@ -161,13 +161,13 @@ class Commands:
 
 @pytest.fixture
 async def commands() -> AsyncIterator[Commands]:
-    home = RedisHome(Seams(), Rules())
-    counted, broker = Commands(home.server), home.open()
+    harness = RedisHarness(Seams(), Rules())
+    counted, broker = Commands(harness.server), harness.open()
     with default_app().using(broker):
         yield counted
     await broker.close()
     counted.close()
-    home.remove()
+    harness.remove()
 
 
 @pytest.mark.parametrize("batch", BATCHES)

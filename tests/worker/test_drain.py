@@ -18,7 +18,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.wording import UNREADABLE
 from taskflow.worker.queues import QueueChoice
-from tests.support.homes import BROKERS, Home
+from tests.support.harnesses import BROKERS, StoreHarness
 from tests.support.listing import listed
 from tests.support.spoiling import Spoiler, spoil_one
 from tests.support.world import World
@@ -30,25 +30,25 @@ async def work(n: int) -> int:
     return n
 
 
-@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
-async def home(request: pytest.FixtureRequest) -> AsyncIterator[Home]:
-    opened: Home = request.param(Seams(), Rules())
+@pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
+async def harness(request: pytest.FixtureRequest) -> AsyncIterator[StoreHarness]:
+    opened: StoreHarness = request.param(Seams(), Rules())
     yield opened
     opened.remove()
 
 
 @pytest.fixture
-async def spoiler(home: Home) -> AsyncIterator[Spoiler]:
-    spoiler = home.spoiler()
+async def spoiler(harness: StoreHarness) -> AsyncIterator[Spoiler]:
+    spoiler = harness.spoiler()
     if spoiler is None:
-        pytest.skip(f"{home.name}: nobody but the broker can write its values")
+        pytest.skip(f"{harness.name}: nobody but the broker can write its values")
     yield spoiler
     spoiler.close()
 
 
 @pytest.fixture
-async def broker(home: Home) -> AsyncIterator[Broker]:
-    opened = home.open()
+async def broker(harness: StoreHarness) -> AsyncIterator[Broker]:
+    opened = harness.open()
     with default_app().using(opened):
         yield opened
     await opened.close()
@@ -95,8 +95,8 @@ async def test_a_drain_counts_a_job_that_cannot_be_read_as_a_failure(broker: Bro
         assert (again.tally.failed, again.tally.set_aside) == (0, 0), spoilt
 
 
-@pytest.mark.parametrize("kind", BROKERS, ids=lambda home: home.name)
-async def test_a_drain_counts_the_poison_in_its_queues_as_failures(kind: type[Home]) -> None:
+@pytest.mark.parametrize("kind", BROKERS, ids=lambda harness: harness.name)
+async def test_a_drain_counts_the_poison_in_its_queues_as_failures(kind: type[StoreHarness]) -> None:
     """Once: the next drain does not count it."""
     async with World(kind, rules=Rules(max_crashes=0)) as world:
         with default_app().using(world.broker):

@@ -21,7 +21,7 @@ from taskflow.broker.url import connect
 from taskflow.model.ids import parse_id
 from taskflow.worker import ended_hooks
 from taskflow.worker.options import WorkerOptions
-from tests.support.homes import BROKERS
+from tests.support.harnesses import BROKERS
 from tests.support.world import World
 from tests.worker.scene import FaultyBroker, Run, a_faulty_broker, waits
 
@@ -63,7 +63,7 @@ def hearing() -> Hearing:
     return hearing
 
 
-@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+@pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     async with World(request.param) as world:
         with default_app().using(world.broker):

@@ -18,7 +18,7 @@ from taskflow.model.ids import parse_id
 from taskflow.model.rules import Rules
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
-from tests.support.homes import BROKERS
+from tests.support.harnesses import BROKERS
 from tests.support.world import World
 
 
@@ -41,7 +41,7 @@ class Hearing(Middleware):
         return {info.id: info for info in self.infos}
 
 
-@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+@pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     async with World(request.param, rules=Rules(max_crashes=0)) as world:
         with default_app().using(world.broker):

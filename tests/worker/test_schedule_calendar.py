@@ -13,7 +13,7 @@ from taskflow.model.clock import ManualClock, microseconds_of
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.schedule_plan import scheduled_for
 from tests.support.calendars import Calendar
-from tests.support.homes import MemoryHome
+from tests.support.harnesses import MemoryHarness
 from tests.support.listing import listed
 from tests.support.schedules import Process, replaced
 from tests.support.world import World
@@ -37,7 +37,7 @@ async def test_no_time_is_missed_or_doubled_in_two_years(tz: str) -> None:
     chance = random.Random(tz)
     start = datetime(ZONES[tz], 1, 1, tzinfo=UTC)
     end = start + timedelta(days=730)
-    async with World(MemoryHome, clock=ManualClock(start)) as world:
+    async with World(MemoryHarness, clock=ManualClock(start)) as world:
         declared: dict[str, Any] = {"schedule": [Cron(each, tz=tz, name=each) for each in EXPRESSIONS], "catch_up": "all"}
         processes = [await Process(world, **declared).begin() for _ in range(5)]
         while world.clock.wall() < microseconds_of(end):

@@ -20,7 +20,7 @@ from taskflow.model.schedule_plan import id_of
 from taskflow.model.session import Session
 from taskflow.worker.events import ScheduleFailed, ScheduleFired, ScheduleMissed
 from taskflow.worker.scheduler import PASSED_ON_AFTER
-from tests.support.homes import BROKERS
+from tests.support.harnesses import BROKERS
 from tests.support.listing import listed
 from tests.support.schedules import DAY, Process, replaced
 from tests.support.verdicts import succeeded
@@ -29,7 +29,7 @@ from tests.support.world import World
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+@pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     async with World(request.param) as opened:
         yield opened

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.conformance.mutants import acts, beats, claims, ends, failures, fences, keys, nudges, pages, schedules, settling, tags, upkeep
-from tests.conformance.mutants.mutant import Mutant, home_of
+from tests.conformance.mutants.mutant import Mutant, harness_of
 
 __all__ = [
     "MUTANTS",
@@ -20,7 +20,7 @@ __all__ = [
     "ends",
     "failures",
     "fences",
-    "home_of",
+    "harness_of",
     "keys",
     "nudges",
     "pages",

@@ -6,7 +6,7 @@ from abc import ABC
 from typing import ClassVar
 
 from taskflow.broker.memory.console import MemoryStore
-from tests.support.homes import MemoryHome
+from tests.support.harnesses import MemoryHarness
 
 
 class Mutant(MemoryStore, ABC):
@@ -16,6 +16,6 @@ class Mutant(MemoryStore, ABC):
     because: ClassVar[str]
 
 
-def home_of(mutant: type[Mutant]) -> type[MemoryHome]:
+def harness_of(mutant: type[Mutant]) -> type[MemoryHarness]:
     """The kind of store that has this defect."""
-    return type(f"{mutant.__name__}Home", (MemoryHome,), {"name": mutant.__name__, "store_class": mutant})
+    return type(f"{mutant.__name__}StoreHarness", (MemoryHarness,), {"name": mutant.__name__, "store_class": mutant})

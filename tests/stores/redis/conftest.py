@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from tests.stores.redis.scene import Scene
-from tests.support.homes import RedisHome
+from tests.support.harnesses import RedisHarness
 from tests.support.proxy import Proxy
 from tests.support.servers import HOST, RedisServer
 from tests.support.world import World
@@ -41,12 +41,12 @@ async def far_scene(server: RedisServer, proxy: Proxy) -> AsyncIterator[Scene]:
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     """A broker on the server that all tests share, and a clock."""
-    async with World(RedisHome) as opened:
+    async with World(RedisHarness) as opened:
         yield opened
 
 
 @pytest.fixture
 def client(world: World) -> redis.Redis:
     """Of the server that the world is on."""
-    assert isinstance(world.home, RedisHome)
-    return world.home.server.client()
+    assert isinstance(world.harness, RedisHarness)
+    return world.harness.server.client()

@@ -12,14 +12,14 @@ from taskflow.broker.console import View
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
-from tests.support.homes import RedisHome
+from tests.support.harnesses import RedisHarness
 from tests.support.verdicts import succeeded
 from tests.support.world import World, ids_of
 
 
 def key(world: World, name: str) -> str:
-    assert isinstance(world.home, RedisHome)
-    return world.home.prefix.decode() + name
+    assert isinstance(world.harness, RedisHarness)
+    return world.harness.prefix.decode() + name
 
 
 async def fill(world: World, number: int, **fields: Any) -> None:

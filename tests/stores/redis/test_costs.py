@@ -13,7 +13,7 @@ from taskflow.broker.redis.console import LISTED_AT_ONCE
 from taskflow.model.envelope import Lease
 from taskflow.model.record import CODES, Status
 from taskflow.model.session import Session
-from tests.support.homes import RedisHome
+from tests.support.harnesses import RedisHarness
 from tests.support.listing import listed
 from tests.support.verdicts import failed, succeeded
 from tests.support.world import World
@@ -25,8 +25,8 @@ PLAIN: Final = frozenset({b"\x01", b"\x02", b"\x03", b"\x04"})
 
 
 def prefix_of(world: World) -> bytes:
-    assert isinstance(world.home, RedisHome)
-    return world.home.prefix
+    assert isinstance(world.harness, RedisHarness)
+    return world.harness.prefix
 
 
 def stored(world: World, client: redis.Redis, job_id: bytes) -> bytes:
@@ -111,7 +111,7 @@ async def test_a_tag_costs_a_command_when_its_job_is_added_and_one_when_it_is_dr
     assert [commands for _, commands in plain[1:3]] == [commands for _, commands in tagged[1:3]]
     assert tagged[0][1] <= plain[0][1] + 2 * BATCH + 12
     assert tagged[3][1] <= plain[3][1] + 2 * BATCH + 12
-    assert world.home.tagged() == set()
+    assert world.harness.tagged() == set()
 
 
 async def test_a_page_takes_a_script_for_each_25_jobs_however_many_there_are(world: World, client: redis.Redis) -> None:

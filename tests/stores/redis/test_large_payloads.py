@@ -18,7 +18,7 @@ from taskflow.model.codec.payload import open_payload
 from taskflow.model.envelope import OnConflict
 from taskflow.model.errors import BrokerUnavailable, NewerFormat, StoreFull
 from taskflow.model.record import Status
-from tests.support.homes import RedisHome
+from tests.support.harnesses import RedisHarness
 from tests.support.listing import listed
 from tests.support.servers import HOST, RedisServer
 from tests.support.verdicts import failed, succeeded
@@ -28,8 +28,8 @@ LARGE: Final = b"\x01" + bytes(range(256)) * 40
 
 
 def key(world: World, kind: str, job_id: bytes) -> bytes:
-    assert isinstance(world.home, RedisHome)
-    return world.home.prefix + f"{kind}:".encode() + job_id
+    assert isinstance(world.harness, RedisHarness)
+    return world.harness.prefix + f"{kind}:".encode() + job_id
 
 
 def body(world: World, client: redis.Redis, job_id: bytes) -> Any:
@@ -218,9 +218,9 @@ async def test_what_no_job_names_fades_when_keys_are_put_in_order(world: World, 
 
 
 async def test_a_full_server_refuses_both_the_payload_and_the_job() -> None:
-    async with World(RedisHome) as world:
+    async with World(RedisHarness) as world:
         limited = world.limited(5)
-        envelopes = [limited.an_envelope(payload=bytes(limited.home.much)) for _ in range(100)]
+        envelopes = [limited.an_envelope(payload=bytes(limited.harness.much)) for _ in range(100)]
         added = list[bytes]()
         with contextlib.suppress(StoreFull):
             for envelope in envelopes:
@@ -248,7 +248,7 @@ async def test_many_senders_and_the_driver_without_hiredis(server: RedisServer, 
     """Commands that go ahead keep their order beside others' on the driver's own connections too."""
     monkeypatch.setattr("taskflow.broker.redis.connect.connection.hiredis", None)
     broker = RedisBroker(RedisTarget(host=HOST, port=server.port))
-    async with World(RedisHome) as makes:
+    async with World(RedisHarness) as makes:
         envelopes = [makes.an_envelope(payload=LARGE + bytes([number])) for number in range(40)]
     answers = await asyncio.gather(*(broker.enqueue([envelope]) for envelope in envelopes))
     assert [answer for [answer] in answers] == [Added(envelope.id) for envelope in envelopes]

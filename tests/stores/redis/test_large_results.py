@@ -21,7 +21,7 @@ from taskflow.model.errors import BrokerUnavailable, StoreFull
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.stores.redis.scene import Scene
-from tests.support.homes import RedisHome
+from tests.support.harnesses import RedisHarness
 from tests.support.listing import listed
 from tests.support.servers import HOST, RedisServer
 from tests.support.verdicts import failed, retried, succeeded
@@ -32,8 +32,8 @@ OTHER: Final = b"\x02" + LARGE[1:]
 
 
 def key(world: World, kind: str, job_id: bytes = b"") -> bytes:
-    assert isinstance(world.home, RedisHome)
-    return world.home.prefix + f"{kind}:".encode() + job_id
+    assert isinstance(world.harness, RedisHarness)
+    return world.harness.prefix + f"{kind}:".encode() + job_id
 
 
 def apart(world: World, client: redis.Redis, lease: Lease) -> Any:
@@ -293,7 +293,7 @@ async def test_a_full_server_takes_results_with_their_settlements(world: World, 
 
 async def test_a_server_that_was_killed_has_what_it_acknowledged() -> None:
     with RedisServer(aof=True, appendfsync="always") as server:
-        async with World(RedisHome) as makes:
+        async with World(RedisHarness) as makes:
             envelope, session = makes.an_envelope(payload=LARGE), makes.an_unregistered_session()
         broker = RedisBroker(RedisTarget(host=HOST, port=server.port, fsync=True))
         await broker.enqueue([envelope])

@@ -12,7 +12,7 @@ from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.model.errors import StoreFull
 from taskflow.model.schedule import MAX_OFFERED_BYTES, OFFERED_FOR, Amendment, Definition, Firing, Offer
 from taskflow.model.session import Session
-from tests.support.homes import RedisHome
+from tests.support.harnesses import RedisHarness
 from tests.support.servers import HOST, RedisServer
 from tests.support.world import World
 
@@ -22,8 +22,8 @@ LARGE: Final = b"\x01" + bytes(20_000)
 
 
 def key(world: World, name: str | bytes) -> bytes:
-    assert isinstance(world.home, RedisHome)
-    return world.home.prefix + (name.encode() if isinstance(name, str) else name)
+    assert isinstance(world.harness, RedisHarness)
+    return world.harness.prefix + (name.encode() if isinstance(name, str) else name)
 
 
 def a_definition(name: str = "nightly", version: int = 1) -> Definition:
@@ -271,7 +271,7 @@ async def test_definitions_that_are_too_long_together_are_offered_in_turn(world:
 
 async def test_a_full_server_refuses_firings_with_jobs_and_nothing_else_of_schedules(server: RedisServer) -> None:
     broker = RedisBroker(RedisTarget(host=HOST, port=server.port))
-    session, envelope = Session(id=bytes(16), name="worker"), World(RedisHome).an_envelope(payload=LARGE)
+    session, envelope = Session(id=bytes(16), name="worker"), World(RedisHarness).an_envelope(payload=LARGE)
     try:
         await broker.register(session)
         await broker.define([a_definition()])

@@ -22,7 +22,7 @@ from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 from taskflow.model.verdict import Failed, RunError, Settled
 from tests.stores.redis.spoiler import fields_of
-from tests.support.homes import RedisHome
+from tests.support.harnesses import RedisHarness
 from tests.support.listing import listed
 from tests.support.verdicts import failed, succeeded
 from tests.support.world import World, ids_of
@@ -32,8 +32,8 @@ FAR: Final = 9_000_000_000_000_000_000
 
 
 def key(world: World, name: str, owner: bytes = b"") -> bytes:
-    assert isinstance(world.home, RedisHome)
-    return world.home.prefix + name.encode() + owner
+    assert isinstance(world.harness, RedisHarness)
+    return world.harness.prefix + name.encode() + owner
 
 
 def set_fields(world: World, client: redis.Redis, job_id: bytes, **values: Any) -> None:

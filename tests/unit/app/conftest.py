@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from taskflow.app.app import default_app
-from tests.support.homes import BROKERS
+from tests.support.harnesses import BROKERS
 from tests.support.world import World
 from tests.unit.app.bench import Bench
 
@@ -17,7 +17,7 @@ def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+@pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     """The default application on an empty store of each kind in turn."""
     async with World(request.param) as world:

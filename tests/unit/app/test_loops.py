@@ -22,18 +22,18 @@ from taskflow.app.portal import LAST_WORDS
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Session
 from taskflow.model.verdict import Settlement, Succeeded
-from tests.support.homes import BROKERS, Home
+from tests.support.harnesses import BROKERS, StoreHarness
 from tests.support.world import World
 from tests.unit.app.jobs import add
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+@pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     """Without a loop of its own: the tests here bring theirs."""
-    home: type[Home] = request.param
-    world = World(home)
+    harness: type[StoreHarness] = request.param
+    world = World(harness)
     with default_app().using(world.broker):
         yield world.broker
     asyncio.run(world.close())

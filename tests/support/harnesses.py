@@ -1,4 +1,4 @@
-"""Where the jobs of a test lie: one class a kind of broker. A new broker joins the suite by one more class here."""
+"""Test harnesses, a class a kind of store. A new store joins the suite by one more class here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.servers import shared_redis
 from tests.support.spoiling import Spoiler
 
 
-class Power(Enum):
+class Capability(Enum):
     """What not every kind of store can do. A kind that lacks one says why, in words that its user would accept."""
 
     RESTART = "the store outlives the process that opened it"
@@ -38,11 +38,11 @@ class Power(Enum):
     ROW_LOCKS = "a transaction of one program leaves the rows alone that it does not touch"
 
 
-class Home(ABC):
+class StoreHarness(ABC):
     """One store of one kind. `open` may be called again once the broker that it gave is closed."""
 
     name: ClassVar[str]
-    lacks: ClassVar[Mapping[Power, str]] = {}
+    lacks: ClassVar[Mapping[Capability, str]] = {}
     wakes_within: ClassVar[float] = 3.0
     """Seconds to wait for a nudge: it comes at once, so that they are spent only where one is missing."""
 
@@ -100,16 +100,16 @@ class Home(ABC):
         """Leave nothing behind."""
 
 
-class MemoryHome(Home):
+class MemoryHarness(StoreHarness):
     """`store_class` may be a broken one: the mutants are made so."""
 
     name = "memory"
     wakes_within = 0.05  # its nudges come before the verb returns
     store_class: ClassVar[type[MemoryStore]] = MemoryStore
     lacks = {
-        Power.RESTART: "jobs in a process's memory end with the process",
-        Power.SHARING: "a process's memory is its own",
-        Power.TRANSACTIONS: "no program has a transaction in another's memory",
+        Capability.RESTART: "jobs in a process's memory end with the process",
+        Capability.SHARING: "a process's memory is its own",
+        Capability.TRANSACTIONS: "no program has a transaction in another's memory",
     }
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
@@ -141,14 +141,14 @@ class MemoryHome(Home):
         return copy.deepcopy(store, {id(self.seams.clock): self.seams.clock})
 
 
-class SqliteHome(Home):
+class SqliteHarness(StoreHarness):
     """A file in a folder of its own, on a file system in memory where there is one: what fsync costs is not the suite's to measure.
 
     A limited one is full as a disk is full: it has so many pages and no more.
     """
 
     name = "sqlite"
-    lacks = {Power.ROW_LOCKS: "an open transaction that has written locks the whole file"}
+    lacks = {Capability.ROW_LOCKS: "an open transaction that has written locks the whole file"}
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(seams, rules, capacity)
@@ -204,14 +204,14 @@ class SqliteHome(Home):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class RedisHome(Home):
+class RedisHarness(StoreHarness):
     """A namespace of its own on a server that all tests share. A limited one makes the server's memory scarce while it is there."""
 
     name = "redis"
     much = 65_536
     lacks = {
-        Power.BOOT: "its workers run on many machines, and none of their boots is the server's",
-        Power.TRANSACTIONS: "no program has a transaction that stays open on a server of this kind",
+        Capability.BOOT: "its workers run on many machines, and none of their boots is the server's",
+        Capability.TRANSACTIONS: "no program has a transaction that stays open on a server of this kind",
     }
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
@@ -289,12 +289,12 @@ class RedisHome(Home):
 _NUMBERS: Final = itertools.count(1)
 
 
-class PostgresHome(Home):
+class PostgresHarness(StoreHarness):
     """A schema of its own in a database that all tests share. Making one takes longer than most tests: emptied ones are used again."""
 
     name = "postgres"
     lacks = {
-        Power.BOOT: "its workers run on many machines, and none of their boots is the server's",
+        Capability.BOOT: "its workers run on many machines, and none of their boots is the server's",
     }
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
@@ -386,7 +386,7 @@ class PostgresHome(Home):
         self.server.execute(script)
 
 
-class NewestPostgresHome(PostgresHome):
+class NewestPostgresHarness(PostgresHarness):
     """The same on the newest major version that this machine has."""
 
     name = "newest-postgres"
@@ -424,5 +424,5 @@ def _has_joined(kind: str) -> bool:
     return any((Path(folder) / kind / "__init__.py").exists() for folder in taskflow.broker.__path__)
 
 
-KINDS: Final[tuple[type[Home], ...]] = (MemoryHome, SqliteHome, RedisHome, PostgresHome)
-BROKERS: Final[tuple[type[Home], ...]] = tuple(kind for kind in KINDS if _has_joined(kind.name))
+KINDS: Final[tuple[type[StoreHarness], ...]] = (MemoryHarness, SqliteHarness, RedisHarness, PostgresHarness)
+BROKERS: Final[tuple[type[StoreHarness], ...]] = tuple(kind for kind in KINDS if _has_joined(kind.name))
