@@ -16,7 +16,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settlement
 from tests.support.harnesses import Capability, MemoryHarness, StoreHarness
-from tests.support.invariants import History, Shown, Witness
+from tests.support.invariants import History, Shown, InvariantChecker
 from tests.support.world import World
 
 T = TypeVar("T")
@@ -53,14 +53,14 @@ class Difference(AssertionError):
 
 
 class ComparedBroker:
-    """The memory broker itself has no model: it is judged by the witness alone."""
+    """The memory broker itself has no model: it is judged by the invariants alone."""
 
     def __init__(self, harness: type[StoreHarness], *, rules: Rules = TIGHT, is_compared: bool | None = None) -> None:
         self.clock = ManualClock()
         self.world = World(harness, clock=self.clock, rules=rules)
         compared = harness is not MemoryHarness if is_compared is None else is_compared
         self._model = World(MemoryHarness, clock=self.clock, rules=rules) if compared else None
-        self._witness = Witness(self.clock)
+        self._checker = InvariantChecker(self.clock)
         self._ids: list[bytes] = []
         self.steps = 0
 
@@ -74,7 +74,7 @@ class ComparedBroker:
         await self._ask("enqueue", lambda broker: broker.enqueue(envelopes))
 
     def _expect(self, envelopes: Sequence[Envelope]) -> None:
-        self._witness.knows(envelopes)
+        self._checker.expect(envelopes)
         self._ids += [envelope.id for envelope in envelopes if envelope.id not in self._ids]
 
     async def register(self, session: Session) -> bool:
@@ -85,7 +85,7 @@ class ComparedBroker:
         """None when the session is lost. `is_fresh` claims that the request was never sent before."""
         leases: Any = await self._ask("claim", lambda broker: broker.claim(session.id, request, queues, limit), lost=_LOST, see=False)
         if leases is not _LOST:
-            self._witness.claimed(session.id, request, leases, is_fresh=is_fresh)
+            self._checker.claimed(session.id, request, leases, is_fresh=is_fresh)
         return leases if await self._told("claim", session.id, leases) else None
 
     async def beat(self, beat: Beat) -> bool:
@@ -94,7 +94,7 @@ class ComparedBroker:
 
     async def _told(self, verb: str, session: bytes, answer: object) -> bool:
         """Whether the session is alive."""
-        self._witness.told(verb, session, is_lost=answer is _LOST)
+        self._checker.answered(verb, session, is_lost=answer is _LOST)
         await self._look(verb)
         return answer is not _LOST
 
@@ -102,7 +102,7 @@ class ComparedBroker:
         for settlement in settlements:
             self._expect(settlement.follow_ups)
         answers = await self._ask("settle", lambda broker: broker.settle(settlements), see=False)
-        self._witness.settled(settlements, answers)
+        self._checker.settled(settlements, answers)
         await self._look("settle")
 
     async def cancel(self, ids: Sequence[bytes]) -> None:
@@ -116,7 +116,7 @@ class ComparedBroker:
 
     async def retry(self, ids: Sequence[bytes]) -> None:
         for job_id in ids:
-            self._witness.redone(job_id)
+            self._checker.retried(job_id)
         await self._ask("retry", lambda broker: broker.console.retry(ids))
 
     async def purge(self, job_filter: View) -> None:
@@ -139,13 +139,13 @@ class ComparedBroker:
         await self._look("restart")
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self.world.snapshot(), None if self._model is None else self._model.snapshot(), self._witness.history())
+        return Snapshot(self.world.snapshot(), None if self._model is None else self._model.snapshot(), self._checker.history())
 
     async def restore(self, snapshot: Snapshot) -> None:
         await self.world.restore(snapshot.store)
         if self._model is not None:
             await self._model.restore(snapshot.model)
-        self._witness.goes_back(snapshot.history)
+        self._checker.restore(snapshot.history)
         await self._look("restore")
 
     async def close(self) -> None:
@@ -175,7 +175,7 @@ class ComparedBroker:
             _same(f"the totals after {verb}", shown.metrics, model.metrics)
             _same(f"the workers after {verb}", shown.workers, model.workers)
             _same(f"the index of tags after {verb}", self.world.harness.tagged(), self._model.harness.tagged())
-        self._witness.sees(verb, shown)
+        self._checker.check(verb, shown)
 
 
 async def _answer(call: Awaitable[T], lost: Any) -> T | Any:

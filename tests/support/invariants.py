@@ -66,7 +66,7 @@ class History:
     answers: dict[bytes, tuple[int, list[Fence]]] = field(default_factory=dict)
 
 
-class Witness:
+class InvariantChecker:
     """Looks at a store after each verb; AssertionError says what it should not have done."""
 
     def __init__(self, clock: Clock) -> None:
@@ -77,21 +77,21 @@ class Witness:
         self._last: Shown | None = None
         self._changes_nothing = False
 
-    def knows(self, envelopes: Iterable[Envelope]) -> None:
+    def expect(self, envelopes: Iterable[Envelope]) -> None:
         """These were sent, now or as follow-ups."""
         self._envelopes.update((envelope.id, envelope) for envelope in envelopes)
 
     def history(self) -> History:
         return copy.deepcopy(self._history)
 
-    def goes_back(self, history: History) -> None:
+    def restore(self, history: History) -> None:
         """The store has lost its tail: it knows not what it knew, and counts epochs again."""
         self._history = copy.deepcopy(history)
         self._last = None
 
     # --- what was answered -----------------------------------------------------------------------------------------
 
-    def told(self, verb: str, session: bytes, *, is_lost: bool) -> None:
+    def answered(self, verb: str, session: bytes, *, is_lost: bool) -> None:
         """Who was once told that it is lost stays so; and being told so changes nothing."""
         if is_lost:
             self._history.dead.add(session)
@@ -158,13 +158,13 @@ class Witness:
             _hold(self._history.finals.setdefault(job_id, fence) == fence, job_id, "ended twice by settlements")
         return answer is Settled.OK
 
-    def redone(self, job_id: bytes) -> None:
+    def retried(self, job_id: bytes) -> None:
         """An operator has given it another life."""
         self._history.finals.pop(job_id, None)
 
     # --- what is shown -------------------------------------------------------------------------------------------------
 
-    def sees(self, verb: str, shown: Shown) -> None:
+    def check(self, verb: str, shown: Shown) -> None:
         last, self._last = self._last, shown
         self._runs_are_leased(shown)
         self._counts_are_true(shown)
