@@ -16,7 +16,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settlement
 from tests.support.harnesses import Capability, MemoryHarness, StoreHarness
-from tests.support.invariants import History, Shown, InvariantChecker
+from tests.support.invariants import History, InvariantChecker, Shown
 from tests.support.world import World
 
 T = TypeVar("T")

@@ -11,13 +11,13 @@ from typing import Final
 import pytest
 
 from tests.support.postgres import postgres_binaries
-from tests.support.processes import Found
+from tests.support.processes import ServerBinary
 
 ROOT: Final = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("found", postgres_binaries()[1:], ids=lambda found: found.name)
-def test_what_runs_on_postgres_passes_on_another_version(found: Found) -> None:
+def test_what_runs_on_postgres_passes_on_another_version(found: ServerBinary) -> None:
     command = [
         sys.executable,
         "-m",

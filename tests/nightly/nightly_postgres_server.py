@@ -18,7 +18,7 @@ import pytest
 from tests.nightly.until import ended, until
 from tests.support import postgres, processes
 from tests.support.postgres import PostgresServer, postgres_binaries, shared_postgres, the_postgres_binary
-from tests.support.processes import Found, ServerFailed, children_of
+from tests.support.processes import ServerBinary, ServerFailed, children_of
 
 every_server = pytest.mark.parametrize("found", postgres_binaries(), ids=lambda found: found.name)
 
@@ -92,7 +92,7 @@ def test_a_machine_without_a_server_is_an_error_that_says_what_to_install(monkey
 
 
 @every_server
-def test_committed_rows_outlive_each_kind_of_end_on_the_same_port(found: Found) -> None:
+def test_committed_rows_outlive_each_kind_of_end_on_the_same_port(found: ServerBinary) -> None:
     with PostgresServer(found.path) as server:
         port = server.port
         assert server.rows("show server_version")[0][0].startswith(found.name.split()[1])

@@ -18,7 +18,17 @@ from redis.retry import Retry
 
 from tests.nightly.until import ended, until
 from tests.support import servers
-from tests.support.servers import HOST, Found, RedisServer, ServerFailed, free_port, has_tls, redis_binaries, shared_redis, the_redis_binary
+from tests.support.servers import (
+    HOST,
+    RedisServer,
+    ServerBinary,
+    ServerFailed,
+    free_port,
+    has_tls,
+    redis_binaries,
+    shared_redis,
+    the_redis_binary,
+)
 
 every_server = pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
 
@@ -75,7 +85,7 @@ def test_a_machine_without_a_server_is_an_error_that_says_what_to_install(monkey
 
 
 @every_server
-def test_it_answers_once_it_is_started_and_is_what_it_was_found_to_be(found: Found) -> None:
+def test_it_answers_once_it_is_started_and_is_what_it_was_found_to_be(found: ServerBinary) -> None:
     with RedisServer(found.path) as server, server.client() as client:
         info = client.info("server")
         assert (info["tcp_port"], info["process_id"]) == (server.port, server.pid)
@@ -83,7 +93,7 @@ def test_it_answers_once_it_is_started_and_is_what_it_was_found_to_be(found: Fou
 
 
 @every_server
-def test_nothing_is_kept_by_default(found: Found) -> None:
+def test_nothing_is_kept_by_default(found: ServerBinary) -> None:
     with RedisServer(found.path) as server:
         store(server, a="1")
         server.restart()
@@ -92,7 +102,7 @@ def test_nothing_is_kept_by_default(found: Found) -> None:
 
 
 @every_server
-def test_the_append_only_file_outlives_an_orderly_end_and_a_crash(found: Found) -> None:
+def test_the_append_only_file_outlives_an_orderly_end_and_a_crash(found: ServerBinary) -> None:
     with RedisServer(found.path, aof=True, appendfsync="always") as server:
         port = server.port
         store(server, a="1")
@@ -104,7 +114,7 @@ def test_the_append_only_file_outlives_an_orderly_end_and_a_crash(found: Found) 
 
 
 @every_server
-def test_an_older_append_only_file_put_back_has_lost_the_tail(found: Found) -> None:
+def test_an_older_append_only_file_put_back_has_lost_the_tail(found: ServerBinary) -> None:
     with RedisServer(found.path, aof=True) as server:
         store(server, a="1")
         copy = server.copy_aof()
@@ -172,7 +182,7 @@ def test_a_server_whose_default_user_is_locked_out_is_up_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("found", [found for found in redis_binaries() if has_tls(found.path)], ids=lambda found: found.name)
-def test_with_tls_its_certificate_is_vouched_for_and_nothing_else_is_taken(found: Found) -> None:
+def test_with_tls_its_certificate_is_vouched_for_and_nothing_else_is_taken(found: ServerBinary) -> None:
     with RedisServer(found.path, tls=True) as server:
         with redis.Redis.from_url(server.url, ssl_ca_certs=str(server.ca_file)) as client:
             assert client.ping()

@@ -11,7 +11,7 @@ from typing import Final
 from tests.protocol_model.export import to_trace
 from tests.protocol_model.replay import first_deviation
 from tests.protocol_model.rules import BROKEN, CORRECT, IN_STEPS, Rules
-from tests.protocol_model.search import Counterexample, Found, search
+from tests.protocol_model.search import Counterexample, SearchResult, search
 from tests.protocol_model.source import in_words
 from tests.protocol_model.traces import Trace
 from tests.protocol_model.world import Bounds
@@ -47,7 +47,7 @@ def hunt(rules: Rules) -> Counterexample:
     return found.counterexample
 
 
-def prints(worlds: dict[str, Bounds]) -> Iterator[tuple[Found, str]]:
+def prints(worlds: dict[str, Bounds]) -> Iterator[tuple[SearchResult, str]]:
     """Each search of the correct rules, with a line about it."""
     for name, bounds in worlds.items():
         for rules in CORRECT if worlds is REGULAR else (IN_STEPS,):

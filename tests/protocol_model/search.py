@@ -21,7 +21,7 @@ class Counterexample:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search came to: how many states and steps it has looked at, how deep they lie, and what it ran into, if anything."""
 
     states: int
@@ -30,7 +30,7 @@ class Found:
     counterexample: Counterexample | None
 
 
-def search(rules: Rules, bounds: Bounds) -> Found:
+def search(rules: Rules, bounds: Bounds) -> SearchResult:
     """Every state within the bounds, or those up to the first violation."""
     start = first_world(bounds)
     seen: dict[World, int] = {start: 0}
@@ -46,13 +46,13 @@ def search(rules: Rules, bounds: Bounds) -> Found:
             broken = invariants.violated(rules, before, action, after, is_new=is_new)
             if broken is not None:
                 path = (*_path(rules, bounds, worlds, parents, index), action)
-                return Found(len(worlds), steps, depths[index] + 1, Counterexample(broken, path))
+                return SearchResult(len(worlds), steps, depths[index] + 1, Counterexample(broken, path))
             if is_new:
                 seen[tidied] = len(worlds)
                 worlds.append(tidied)
                 parents.append(index)
                 depths.append(depths[index] + 1)
-    return Found(len(worlds), steps, depths[-1], None)
+    return SearchResult(len(worlds), steps, depths[-1], None)
 
 
 def _path(rules: Rules, bounds: Bounds, worlds: list[World], parents: array[int], index: int) -> list[Action]:

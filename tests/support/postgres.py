@@ -24,8 +24,8 @@ import asyncpg
 from tests.support.processes import (
     HOST,
     TIMEOUT,
-    Found,
     OwnServer,
+    ServerBinary,
     ServerFailed,
     children_of,
     is_stopped,
@@ -58,13 +58,13 @@ _POLL: Final = 0.001
 
 
 @cache
-def postgres_binaries() -> list[Found]:
+def postgres_binaries() -> list[ServerBinary]:
     """Each major version once: those of TASKFLOW_POSTGRES (servers or their folders, separated as in PATH), on PATH, Debian's, in wheels.
 
     Raises:
         ServerFailed: a path of TASKFLOW_POSTGRES is no server that runs here.
     """
-    first_of_each: dict[int, Found] = {}
+    first_of_each: dict[int, ServerBinary] = {}
     named = (_required(Path(path)) for path in _NAMED.split(os.pathsep) if path)
     others = (found for path in (*_on_path(), *_in_debian(), *_in_wheels()) if (found := _asked(path)) is not None)
     for found in (*named, *others):
@@ -72,7 +72,7 @@ def postgres_binaries() -> list[Found]:
     return list(first_of_each.values())
 
 
-def the_postgres_binary() -> Found:
+def the_postgres_binary() -> ServerBinary:
     """The one that tests use which do not care.
 
     Raises:
@@ -87,7 +87,7 @@ def the_postgres_binary() -> Found:
     )
 
 
-def the_newest_postgres_binary() -> Found:
+def the_newest_postgres_binary() -> ServerBinary:
     return max(postgres_binaries(), key=lambda found: found.version, default=None) or the_postgres_binary()
 
 
@@ -332,14 +332,14 @@ def _within_reach(package: Path) -> Path:
     return reachable / package.name
 
 
-def _required(path: Path) -> Found:
+def _required(path: Path) -> ServerBinary:
     found = _asked(path / "postgres" if path.is_dir() else path)
     if found is None:
         raise ServerFailed(f"TASKFLOW_POSTGRES names {path}, which is no Postgres server that runs here")
     return found
 
 
-def _asked(path: Path) -> Found | None:
+def _asked(path: Path) -> ServerBinary | None:
     """What that program says it is; None where it does not run here for whom it would run as, or is none, or has no initdb beside it."""
     binary = path.resolve()
     try:
@@ -350,7 +350,7 @@ def _asked(path: Path) -> Found | None:
     match = re.match(r"postgres \(PostgreSQL\) ([\d.]+)", said)
     if match is None or initdb.returncode:
         return None
-    return Found(f"postgres {match[1]}", binary, tuple(map(int, match[1].split("."))))
+    return ServerBinary(f"postgres {match[1]}", binary, tuple(map(int, match[1].split("."))))
 
 
 def _send(pid: int, number: Signals) -> None:

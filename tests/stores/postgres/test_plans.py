@@ -26,7 +26,7 @@ from tests.stores.postgres.counts import SESSION, Store, a_store, new_id
 from tests.stores.postgres.plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_a_beat_is_cheap, assert_cheap
 from tests.stores.scene import until
 from tests.support.postgres import shared_postgres, the_newest_postgres_binary, the_postgres_binary
-from tests.support.servers import Found
+from tests.support.servers import ServerBinary
 from tests.support.verdicts import cancelled, failed, retried, succeeded
 
 VERSIONS: Final = list(dict.fromkeys((the_postgres_binary(), the_newest_postgres_binary())))
@@ -35,7 +35,7 @@ VERSIONS: Final = list(dict.fromkeys((the_postgres_binary(), the_newest_postgres
 
 @pytest.fixture(params=VERSIONS, ids=lambda found: found.name)
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    found: Found = request.param
+    found: ServerBinary = request.param
     async with a_store(shared_postgres(None if found == the_postgres_binary() else found.path)) as store:
         yield store
 

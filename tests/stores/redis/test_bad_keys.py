@@ -14,7 +14,7 @@ from taskflow.broker.url import connect
 from taskflow.worker import fetcher
 from tests.cli.stock import failed_with
 from tests.stores.redis.scene import Scene
-from tests.support.servers import Found, RedisServer, redis_binaries
+from tests.support.servers import RedisServer, ServerBinary, redis_binaries
 from tests.support.verdicts import AN_ERROR
 
 PREFIX: Final = b"{taskflow:0}:"
@@ -86,7 +86,7 @@ def keys_called(client: redis.Redis, name: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("found", redis_binaries()[:2], ids=lambda found: found.name)
-async def test_whichever_index_is_of_a_wrong_type_the_loop_goes_on(found: Found, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_whichever_index_is_of_a_wrong_type_the_loop_goes_on(found: ServerBinary, capsys: pytest.CaptureFixture[str]) -> None:
     """Each in turn, between jobs and while jobs wait and run. All jobs are done, those too that were there already."""
     numbers, asides = Numbers(), dict[str, int]()
     with RedisServer(found.path) as server, server.client() as client:

@@ -16,7 +16,7 @@ from taskflow.model.ids import IdFactory
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.stores.redis.scene import Scene
-from tests.support.servers import HOST, Found, RedisServer, redis_binaries
+from tests.support.servers import HOST, RedisServer, ServerBinary, redis_binaries
 from tests.support.verdicts import retried, succeeded
 
 ROOM: Final = 6_000_000
@@ -37,7 +37,7 @@ def end_scarcity(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
-async def test_a_full_server_refuses_new_jobs_and_is_worked_off(found: Found, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_full_server_refuses_new_jobs_and_is_worked_off(found: ServerBinary, capsys: pytest.CaptureFixture[str]) -> None:
     """It stays full to the last: nothing of what it takes to claim, beat, settle and keep up needs room."""
     with RedisServer(found.path, settings={"maxmemory-policy": "noeviction"}) as server:
         async with Scene(server) as scene:

@@ -19,7 +19,7 @@ from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.stores.redis.scene import verb_of
 from tests.support.proxy import DROP_COMMAND, DROP_REPLY, PASS, Command, Fate, Proxy
-from tests.support.servers import HOST, Found, RedisServer, redis_binaries
+from tests.support.servers import HOST, RedisServer, ServerBinary, redis_binaries
 from tests.support.verdicts import succeeded
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def is_own_repeat(answer: Refused) -> bool:
 
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
-async def test_no_verb_takes_effect_twice_for_a_reply_that_is_lost(found: Found, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_no_verb_takes_effect_twice_for_a_reply_that_is_lost(found: ServerBinary, capsys: pytest.CaptureFixture[str]) -> None:
     """At least fifty lost replies of each verb, and whatever was sent again left the store as if nothing had been lost."""
     with RedisServer(found.path) as server, Proxy(HOST, server.port, rule=(loses := Loses(seed=7))) as proxy:
         far, near = (RedisBroker(RedisTarget(host=HOST, port=port)) for port in (proxy.port, server.port))

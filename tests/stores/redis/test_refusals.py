@@ -26,7 +26,7 @@ from tests.cli.inprocess import Cli
 from tests.stores.redis.scene import Scene
 from tests.stores.refusals import SECRET, WRONG, exits_by_broker
 from tests.support.listing import listed
-from tests.support.servers import HOST, Found, RedisServer, has_tls, redis_binaries
+from tests.support.servers import HOST, RedisServer, ServerBinary, has_tls, redis_binaries
 
 PAGE: Final = (Path(__file__).parents[3] / "docs/how-to/configure-a-broker.md").read_text()
 
@@ -79,7 +79,7 @@ def test_the_page_permits_the_commands_that_are_used_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
-async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: Found) -> None:
+async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: ServerBinary) -> None:
     """Every verb, every act of the console, the mending of an overwritten key; and nothing beside."""
     with with_user(*OF_THE_PAGE, binary=found.path, appendonly="yes") as url, RedisServer(found.path) as unused:
         async with Scene(unused, f"{url}?durability=fsync") as scene:
@@ -125,7 +125,7 @@ def test_a_user_who_may_not_do_what_is_needed(denied: str, cli: Cli) -> None:
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
 @pytest.mark.parametrize("denied", ["-evalsha", "-hget", "-zadd", "-publish", "resetchannels", "resetkeys"])
-async def test_every_kind_of_server_says_what_a_user_may_not_do(found: Found, denied: str) -> None:
+async def test_every_kind_of_server_says_what_a_user_may_not_do(found: ServerBinary, denied: str) -> None:
     """And survives the question: one before Redis 8 takes a command that is not whole at its word, and looks for keys beyond its end."""
     with with_user(*OF_THE_PAGE, denied, binary=found.path) as url:
         for _ in range(2):
@@ -136,7 +136,7 @@ async def test_every_kind_of_server_says_what_a_user_may_not_do(found: Found, de
 
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
-def test_the_commands_that_are_asked_about_are_whole(found: Found) -> None:
+def test_the_commands_that_are_asked_about_are_whole(found: ServerBinary) -> None:
     calls = smallest_calls(["a", "b", "c"])
     with RedisServer(found.path) as server, server.client() as client:
         told: Any = client.execute_command("COMMAND INFO", *(call[0] for call in calls))

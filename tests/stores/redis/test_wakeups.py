@@ -19,7 +19,7 @@ from taskflow.worker.options import WorkerOptions
 from tests.stores.redis.scene import Scene, verb_of
 from tests.stores.scene import elapsed_since, until
 from tests.support.proxy import PASS, Command, Fate, Proxy
-from tests.support.servers import Found, RedisServer, redis_binaries
+from tests.support.servers import RedisServer, ServerBinary, redis_binaries
 
 LATENCY: Final = 0.15
 """Seconds for a command's way to the server; its answer's way takes none, so that a round trip takes as long."""
@@ -148,7 +148,7 @@ async def test_so_it_does_after_minutes_of_idleness(
 
 
 @pytest.mark.parametrize("found", redis_binaries()[:2], ids=lambda found: found.name)
-async def test_so_it_does_when_its_subscription_was_cut_meanwhile(found: Found, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_so_it_does_when_its_subscription_was_cut_meanwhile(found: ServerBinary, capsys: pytest.CaptureFixture[str]) -> None:
     """Cut and subscribed anew: at once. Enqueued in the very moment of the cut: as soon as it is subscribed again."""
     with RedisServer(found.path) as server, Proxy("127.0.0.1", server.port) as proxy, server.client() as client:
         async with Scene(server, proxy.url()) as scene, scene.worker():
