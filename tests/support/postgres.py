@@ -29,10 +29,10 @@ from tests.support.processes import (
     ServerFailed,
     children_of,
     is_stopped,
-    kept_folder,
     kill_all,
     ordinary_user,
     run_as,
+    run_folder,
 )
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ class PostgresServer(OwnServer):
     """
 
     kind = "postgres"
-    parting = SIGQUIT  # it ends its children too, and what it shares with them
+    last_signal = SIGQUIT  # it ends its children too, and what it shares with them
 
     def __init__(
         self,
@@ -292,7 +292,7 @@ def asked(url: str, what: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]
 def _template(binary: Path) -> Path:
     """A data folder as initdb makes it, which takes half a second: it is made once and copied, which takes a tenth of that."""
     user = ordinary_user()
-    data = kept_folder("template", user) / "data"
+    data = run_folder("template", user) / "data"
     options = ["--username", _SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale", "--no-sync"]
     _checked(run_as(user, [binary.with_name("initdb"), "--pgdata", data, *options]))
     return data
@@ -326,7 +326,7 @@ def _within_reach(package: Path) -> Path:
     user = ordinary_user()
     if user is None or run_as(user, ["test", "-r", package]).returncode == 0:
         return package
-    reachable = kept_folder("wheel", user)
+    reachable = run_folder("wheel", user)
     for folder in package.parent.glob(f"{package.name}*"):  # the libraries that it needs lie beside it, in PACKAGE.libs
         shutil.copytree(folder, reachable / folder.name, symlinks=True)
     return reachable / package.name

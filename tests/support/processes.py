@@ -94,10 +94,10 @@ def new_folder(kind: str, user: str | None = None, under: Path | None = None) ->
     return folder
 
 
-def kept_folder(kind: str, user: str | None = None, under: Path | None = None) -> Path:
+def run_folder(kind: str, user: str | None = None, under: Path | None = None) -> Path:
     """An empty folder as of `new_folder` that is there until this process ends, and not longer."""
     folder = new_folder(kind, user, under)
-    atexit.register(_release, os.getpid(), folder, Keeper(folder))
+    atexit.register(_release, os.getpid(), folder, Watchdog(folder))
     return folder
 
 
@@ -118,7 +118,7 @@ class OwnServer(ABC):
     """
 
     kind: ClassVar[str]
-    parting: ClassVar[Signals] = SIGKILL
+    last_signal: ClassVar[Signals] = SIGKILL
     """What ends it at once with all that it started, where nobody is left to ask."""
 
     def __init__(self, binary: Path, *, user: str | None = None, under: Path | None = None) -> None:
@@ -126,8 +126,8 @@ class OwnServer(ABC):
         self.user = user
         self.folder = new_folder(self.kind, user, under)
         self.port = free_port()
-        self._estate = _Estate(self.folder)
-        weakref.finalize(self, _execute, os.getpid(), self._estate)
+        self._resources = _Resources(self.folder)
+        weakref.finalize(self, _clean_up, os.getpid(), self._resources)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -141,7 +141,7 @@ class OwnServer(ABC):
 
     @property
     def is_running(self) -> bool:
-        return self._estate.process is not None and self._estate.process.is_alive()
+        return self._resources.process is not None and self._resources.process.is_alive()
 
     @property
     def pid(self) -> int:
@@ -161,7 +161,7 @@ class OwnServer(ABC):
         """
         if self.is_running:
             raise RuntimeError(f"{self!r} is running already")
-        process = self._estate.process = _Watched(self._command(), self.folder, self.user, self.parting)
+        process = self._resources.process = _WatchedProcess(self._command(), self.folder, self.user, self.last_signal)
         try:
             self._wait_until_up(process)
         except ServerFailed:
@@ -182,7 +182,7 @@ class OwnServer(ABC):
 
     def remove(self) -> None:
         """End it and leave nothing behind."""
-        self._estate.clear()
+        self._resources.clear()
 
     @abstractmethod
     def _command(self) -> Sequence[str]:
@@ -192,7 +192,7 @@ class OwnServer(ABC):
     def _answers(self) -> bool:
         """Whether the one that was started last is up."""
 
-    def _wait_until_up(self, process: _Watched) -> None:
+    def _wait_until_up(self, process: _WatchedProcess) -> None:
         deadline = time.monotonic() + TIMEOUT
         while not self._answers():
             if not process.is_alive():
@@ -201,25 +201,25 @@ class OwnServer(ABC):
                 raise ServerFailed(f"{self.binary} answers nothing after {TIMEOUT:g} s. Its log ends:\n{self.log[-_LOG_TAIL:]}")
             time.sleep(_POLL)
 
-    def _running(self) -> _Watched:
-        if self._estate.process is None:
+    def _running(self) -> _WatchedProcess:
+        if self._resources.process is None:
             raise RuntimeError(f"{self!r} is not running")
-        return self._estate.process
+        return self._resources.process
 
     def _end(self, how: Signals) -> None:
-        self._estate.end(how)
+        self._resources.end(how)
 
 
-class Keeper:
+class Watchdog:
     """Removes a folder once this process is gone, be it by SIGKILL, after ending the process in it.
 
     It is a shell at the other end of a pipe. The kernel's own means, PR_SET_PDEATHSIG, would come too early: it goes by the thread
     that started the process, and a thread may well end before the test that it serves.
     """
 
-    def __init__(self, folder: Path, parting: Signals = SIGKILL) -> None:
+    def __init__(self, folder: Path, last_signal: Signals = SIGKILL) -> None:
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCH, "watchman", str(folder), str(int(parting))],
+            ["/bin/sh", "-c", _WATCH, "watchdog", str(folder), str(int(last_signal))],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -258,12 +258,12 @@ rm -rf "$1"
 """Until a process has ended, dead ones that nobody has buried not counted: they have no working folder."""
 
 
-class _Estate:
+class _Resources:
     """What a server leaves behind: a folder, and a process or none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.process: _Watched | None = None
+        self.process: _WatchedProcess | None = None
 
     def end(self, how: Signals) -> None:
         process, self.process = self.process, None
@@ -273,16 +273,16 @@ class _Estate:
     def clear(self) -> None:
         process, self.process = self.process, None
         if process is not None:
-            process.end(process.parting)
+            process.end(process.last_signal)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class _Watched:
+class _WatchedProcess:
     """A process that ends when this one does, and with its folder when this one is killed."""
 
-    def __init__(self, command: Sequence[str], folder: Path, user: str | None, parting: Signals) -> None:
-        self.parting = parting
-        self._keeper = Keeper(folder, parting)
+    def __init__(self, command: Sequence[str], folder: Path, user: str | None, last_signal: Signals) -> None:
+        self.last_signal = last_signal
+        self._watchdog = Watchdog(folder, last_signal)
         with (folder / "server.log").open("ab") as log:
             # A session of its own: a Ctrl-C at the terminal is for the tests alone, which may still need their server.
             self._process = subprocess.Popen(
@@ -295,8 +295,8 @@ class _Watched:
                 **_identity(user),
             )
         self.pid = self._process.pid
-        self._finalizer = weakref.finalize(self, _kill, os.getpid(), self._process, self._keeper, parting)
-        self._keeper.watch(self.pid)
+        self._finalizer = weakref.finalize(self, _kill, os.getpid(), self._process, self._watchdog, last_signal)
+        self._watchdog.watch(self.pid)
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -320,19 +320,19 @@ def _ask_to_end(process: subprocess.Popen[bytes], how: Signals) -> None:
         process.wait(TIMEOUT)
 
 
-def _kill(owner: int, process: subprocess.Popen[bytes], keeper: Keeper, parting: Signals) -> None:
-    """Process and keeper are gone, unless this is a fork of the owner: its children's ends are not its own."""
+def _kill(owner: int, process: subprocess.Popen[bytes], watchdog: Watchdog, last_signal: Signals) -> None:
+    """Process and watchdog are gone, unless this is a fork of the owner: its children's ends are not its own."""
     if os.getpid() == owner:
         if process.poll() is None:
-            _ask_to_end(process, parting)
+            _ask_to_end(process, last_signal)
         process.kill()
         process.wait()
-        keeper.dismiss()
+        watchdog.dismiss()
 
 
-def _execute(owner: int, estate: _Estate) -> None:
+def _clean_up(owner: int, resources: _Resources) -> None:
     if os.getpid() == owner:
-        estate.clear()
+        resources.clear()
 
 
 def children_of(parent: int) -> list[int]:
@@ -375,10 +375,10 @@ def _handle_of(pid: int, opened: contextlib.ExitStack) -> int | None:
     return handle
 
 
-def _release(owner: int, folder: Path, keeper: Keeper) -> None:
+def _release(owner: int, folder: Path, watchdog: Watchdog) -> None:
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
-        keeper.dismiss()
+        watchdog.dismiss()
 
 
 class _Identity(TypedDict, total=False):
