@@ -47,7 +47,7 @@ async def test_a_lost_reply_and_a_resend_are_as_if_nothing_had_been(world: World
     """Each verb, sent again after BrokerUnavailable, whether it had taken effect or not: every job is added once and ends once."""
     broker, said = FailingBroker(world.broker, point), list[str]()
 
-    await child.work(broker, said.append)
+    await child.work(broker.as_broker, said.append)
 
     assert broker.is_reached
     assert said[-1] == "done"

@@ -8,26 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tests.protocol_model import verbs
+from tests.protocol_model import traces, verbs
 from tests.protocol_model.replay import first_deviation
 from tests.protocol_model.rules import AT_ONCE, WRONG_STEPS, Rules
 from tests.protocol_model.states import SESSION_LOST, BeatAnswer, Job, Lease, Session, SessionLost, Standing, Store
-from tests.protocol_model.traces import (
-    OK,
-    SESSION_LOST as EXPECTS_SESSION_LOST,
-    Beat,
-    Claim,
-    GhostTime,
-    Lapse,
-    Read,
-    Register,
-    Restore,
-    Settle,
-    Snapshot,
-    Step,
-    Trace,
-    Upkeep,
-)
 from tests.protocol_model.world import (
     Action,
     BeatArrived,
@@ -46,7 +30,7 @@ from tests.protocol_model.world import (
 )
 
 
-def to_trace(rules: Rules, path: tuple[Action, ...]) -> Trace:
+def to_trace(rules: Rules, path: tuple[Action, ...]) -> traces.Trace:
     """The trace that convicts the rules of what they did along the path."""
     exporter = _Exporter(1 if rules.reaping in WRONG_STEPS else None)
     for action in path:
@@ -65,7 +49,7 @@ class _Exporter:
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
-        self.steps: list[Step] = []
+        self.steps: list[traces.Step] = []
         self._store = Store((Job(),))
         self._kept = self._store
         self._sessions: dict[Session, str] = {}
@@ -85,7 +69,7 @@ class _Exporter:
             case Started(session) | RegisterArrived(session):
                 self._store, _ = verbs.register(self._store, session)
                 name = self._sessions.setdefault(session, f"s{len(self._sessions) + 1}")
-                self.steps.append(Register(name, f"w{session.worker + 1}"))
+                self.steps.append(traces.Register(name, f"w{session.worker + 1}"))
             case ClaimGivenUp(session, request):
                 self._asked[session] = request
             case Lapsed(session):
@@ -97,17 +81,17 @@ class _Exporter:
                 self._upkeep(self._limit)
             case TailBegan():
                 self._kept = self._store
-                self.steps.append(Snapshot())
+                self.steps.append(traces.Snapshot())
             case TailLost():
                 self._store = self._kept
-                self.steps.append(Restore())
+                self.steps.append(traces.Restore())
             case BeatSent():
                 pass
         return True
 
     def finish_upkeep(self) -> None:
         """Correct rules may take more calls of upkeep than the broken ones; what is read back should not depend on it."""
-        if self._limit is not None and Upkeep(self._limit) in self.steps:
+        if self._limit is not None and traces.Upkeep(self._limit) in self.steps:
             self._upkeep(None)
 
     def calm_down(self) -> None:
@@ -118,10 +102,10 @@ class _Exporter:
                 self._beat(BeatMessage(session, tuple(sorted(self._held.get(session, ()))), self._asked.get(session, 0)), None, True)
         self._upkeep(None)
 
-    def trace(self, rules: Rules) -> Trace:
+    def trace(self, rules: Rules) -> traces.Trace:
         """What was written down so far, with the job as it stands after it."""
         job = self._store.jobs[0]
-        return Trace(rules.name, (*self.steps, Read(job.status.value, job.epoch)))
+        return traces.Trace(rules.name, (*self.steps, traces.Read(job.status.value, job.epoch)))
 
     def _claim(self, action: ClaimArrived) -> bool:
         session, request, answer, is_received = action
@@ -130,20 +114,22 @@ class _Exporter:
         if is_received and answer is not SESSION_LOST:
             self._held.setdefault(session, set()).update(answer)
         expect: tuple[str, ...] | Literal["SessionLost"] = (
-            EXPECTS_SESSION_LOST if correct is SESSION_LOST else tuple(self._name(lease) for lease in correct)
+            traces.SESSION_LOST if correct is SESSION_LOST else tuple(self._name(lease) for lease in correct)
         )
-        self.steps.append(Claim(self._sessions[session], request, expect, not is_received))
+        self.steps.append(traces.Claim(self._sessions[session], request, expect, not is_received))
         return correct == answer
 
     def _beat(self, beat: BeatMessage, answer: BeatAnswer | SessionLost | None, is_received: bool) -> bool:
         self._store, correct = verbs.beat(AT_ONCE, self._store, beat.session, beat.named, beat.seen)
         if any(isinstance(found, BeatAnswer) and found.ghosts for found in (answer, correct)):
-            self.steps.append(GhostTime())
+            self.steps.append(traces.GhostTime())
         name, names, seen = self._sessions[beat.session], self._names(beat.named), min(beat.seen, self._asked.get(beat.session, 0))
         if correct is SESSION_LOST:
-            self.steps.append(Beat(name, names, seen, EXPECTS_SESSION_LOST, is_lost=not is_received))
+            self.steps.append(traces.Beat(name, names, seen, traces.SESSION_LOST, is_lost=not is_received))
         else:
-            self.steps.append(Beat(name, names, seen, OK, self._names(correct.lost), self._names(correct.ghosts), not is_received))
+            self.steps.append(
+                traces.Beat(name, names, seen, traces.OK, self._names(correct.lost), self._names(correct.ghosts), not is_received)
+            )
         return correct == answer
 
     def _settle(self, action: SettlementArrived) -> bool:
@@ -151,18 +137,18 @@ class _Exporter:
         self._store, correct = verbs.settle(AT_ONCE, self._store, lease, verdict)
         if is_received:
             self._held[lease.session].discard(lease)
-        self.steps.append(Settle(self._name(lease), verdict.value, correct.value, not is_received))
+        self.steps.append(traces.Settle(self._name(lease), verdict.value, correct.value, not is_received))
         return correct == answer
 
     def _lapse(self, session: Session) -> None:
         row = self._store.row(session)
         if row is not None and row.standing is Standing.ALIVE:
             self._store = verbs.lapse(AT_ONCE, self._store, row)
-        self.steps.append(Lapse(self._sessions[session]))
+        self.steps.append(traces.Lapse(self._sessions[session]))
 
     def _upkeep(self, limit: int | None) -> None:
         self._store = verbs.upkeep(AT_ONCE, self._store, limit)
-        self.steps.append(Upkeep(limit))
+        self.steps.append(traces.Upkeep(limit))
 
     def _names(self, leases: tuple[Lease, ...]) -> tuple[str, ...]:
         return tuple(self._name(lease) for lease in leases)

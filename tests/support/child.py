@@ -118,7 +118,7 @@ def broker_at(place: str, clock: Clock) -> Broker:
 
 async def main(place: str, clock: str, failpoint: str) -> None:
     broker = broker_at(place, FileClock(Path(clock)))
-    await work(FailingBroker(broker, Failpoint.parse(failpoint)), lambda line: print(line, flush=True))
+    await work(FailingBroker(broker, Failpoint.parse(failpoint)).as_broker, lambda line: print(line, flush=True))
     await broker.close()
 
 
