@@ -200,7 +200,6 @@ def test_settings_and_access_win() -> None:
         assert asyncio.run(who(server.url(user="app", password="s:/@"))) == "app"
         with pytest.raises(asyncpg.InvalidPasswordError):
             asyncio.run(who(server.url(user="app", password="other")))
-        assert asyncio.run(who(server.socket_url())) == "postgres"
 
 
 async def test_a_new_database_is_empty_until_it_is_dropped_under_those_who_use_it(server: PostgresServer) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import os
 import shutil
 import sqlite3
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
-import taskflow.broker
 from taskflow.broker import topics
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.memory.console import MemoryStore
@@ -24,6 +22,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from tests.support.postgres import PostgresServer, shared_postgres, the_newest_postgres_binary
+from tests.support.processes import new_folder
 from tests.support.servers import shared_redis
 from tests.support.spoiling import Spoiler
 
@@ -152,7 +151,7 @@ class SqliteHarness(StoreHarness):
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(seams, rules, capacity)
-        self.folder = Path(tempfile.mkdtemp(prefix="taskflow-", dir=_fast_folder()))
+        self.folder = new_folder("sqlite")
         self.path = self.folder / "jobs.db"
 
     def open(self) -> Broker:
@@ -181,18 +180,21 @@ class SqliteHarness(StoreHarness):
     def connect_elsewhere(self) -> sqlite3.Connection:
         return sqlite3.connect(self.folder / "another.db", isolation_level=None)
 
+    def _connected(self) -> contextlib.closing[sqlite3.Connection]:
+        return contextlib.closing(sqlite3.connect(self.path, timeout=30))
+
     def spoiler(self) -> Spoiler:
         from tests.stores.sqlite.spoiler import SqliteSpoiler
 
         return SqliteSpoiler(self.path)
 
     def tagged(self) -> set[tuple[str, bytes]]:
-        with _connected(self.path) as connection:
+        with self._connected() as connection:
             return set(connection.execute("SELECT tag, id FROM taskflow_tags"))
 
     def save(self) -> bytes:
         """By SQLite's own backup: a plain copy of the files could catch a checkpoint half way."""
-        with _connected(self.path) as source:
+        with self._connected() as source:
             return source.serialize()
 
     def put_back(self, saved: bytes) -> None:
@@ -399,30 +401,7 @@ class NewestPostgresHarness(PostgresHarness):
 _SCHEMAS: Final[dict[tuple[str, Rules], list[str]]] = {}
 
 
-class _connected:  # noqa: N801 - reads as a word in a with statement
-    """A connection that is closed at the end, which sqlite3's own context manager does not do."""
-
-    def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path, timeout=30)
-
-    def __enter__(self) -> sqlite3.Connection:
-        return self._connection
-
-    def __exit__(self, *error: object) -> None:
-        self._connection.close()
-
-
 _PAGES_OF_TABLES: Final = 40
 
 
-def _fast_folder() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
-def _has_joined(kind: str) -> bool:
-    """Once its package is there the broker is tested; should it not import, its tests fail."""
-    return any((Path(folder) / kind / "__init__.py").exists() for folder in taskflow.broker.__path__)
-
-
-KINDS: Final[tuple[type[StoreHarness], ...]] = (MemoryHarness, SqliteHarness, RedisHarness, PostgresHarness)
-BROKERS: Final[tuple[type[StoreHarness], ...]] = tuple(kind for kind in KINDS if _has_joined(kind.name))
+BROKERS: Final[tuple[type[StoreHarness], ...]] = (MemoryHarness, SqliteHarness, RedisHarness, PostgresHarness)

@@ -54,7 +54,6 @@ class PgBouncer(OwnServer):
 
     Args:
         server: where it connects to.
-        binary: the pgbouncer to run, by default the one that there is.
         max_prepared_statements: how many it keeps for each connection to the server; with 0 it knows none, and a client that
             prepares one finds it missing in the next transaction.
         pool_size: connections to the server, for each database, at most.
@@ -66,13 +65,12 @@ class PgBouncer(OwnServer):
     def __init__(
         self,
         server: PostgresServer,
-        binary: Path | None = None,
         *,
         max_prepared_statements: int = 0,
         pool_size: int = 20,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(binary or the_pgbouncer_binary(), user=ordinary_user())
+        super().__init__(the_pgbouncer_binary(), user=ordinary_user())
         self._seen = 0
         given = {
             "listen_addr": HOST,

@@ -143,10 +143,6 @@ class PostgresServer(OwnServer):
         """Where that database is, by TCP."""
         return url_of(self.port, database, user, password)
 
-    def socket_url(self, database: str = "postgres", user: str = _SUPERUSER) -> str:
-        """Where that database is, by its Unix socket."""
-        return f"postgresql://{quote(user, safe='')}@/{quote(database, safe='')}?host={quote(str(self.folder))}&port={self.port}"
-
     def execute(self, script: str, database: str = "postgres") -> None:
         """Run statements as the superuser; several are one transaction. May be called inside a running event loop, which it blocks.
 

@@ -94,20 +94,20 @@ def new_folder(kind: str, user: str | None = None, under: Path | None = None) ->
     return folder
 
 
-def run_folder(kind: str, user: str | None = None, under: Path | None = None) -> Path:
+def run_folder(kind: str, user: str | None = None) -> Path:
     """An empty folder as of `new_folder` that is there until this process ends, and not longer."""
-    folder = new_folder(kind, user, under)
+    folder = new_folder(kind, user)
     atexit.register(_release, os.getpid(), folder, Watchdog(folder))
     return folder
 
 
-def run_as(user: str | None, command: Sequence[str | Path], folder: Path = Path("/")) -> subprocess.CompletedProcess[str]:
-    """What that short command came to, run in a folder that the user may enter.
+def run_as(user: str | None, command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    """What that short command came to, run in a folder that every user may enter.
 
     Raises:
         OSError: it cannot be run by that user.
     """
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False, **_identity(user))
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=TIMEOUT, check=False, **_identity(user))
 
 
 class OwnServer(ABC):
