@@ -10,8 +10,8 @@ from typing import Final
 
 import pytest
 
+from tests.support.binaries import ServerBinary
 from tests.support.postgres import postgres_binaries
-from tests.support.processes import ServerBinary
 
 ROOT: Final = Path(__file__).parents[2]
 

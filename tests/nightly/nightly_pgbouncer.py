@@ -17,9 +17,9 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 from tests.nightly.until import ended, until
 from tests.support import pgbouncer
+from tests.support.binaries import ServerFailed
 from tests.support.pgbouncer import PgBouncer, is_there, the_pgbouncer_binary
 from tests.support.postgres import PostgresServer, shared_postgres
-from tests.support.processes import ServerFailed
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("CI") and not is_there(),

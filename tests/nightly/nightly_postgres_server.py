@@ -17,8 +17,9 @@ import pytest
 
 from tests.nightly.until import ended, until
 from tests.support import postgres, processes
+from tests.support.binaries import ServerBinary, ServerFailed
 from tests.support.postgres import PostgresServer, postgres_binaries, shared_postgres, the_postgres_binary
-from tests.support.processes import ServerBinary, ServerFailed, children_of
+from tests.support.processes import children_of
 
 every_server = pytest.mark.parametrize("found", postgres_binaries(), ids=lambda found: found.name)
 

@@ -18,17 +18,8 @@ from redis.retry import Retry
 
 from tests.nightly.until import ended, until
 from tests.support import servers
-from tests.support.servers import (
-    HOST,
-    RedisServer,
-    ServerBinary,
-    ServerFailed,
-    free_port,
-    has_tls,
-    redis_binaries,
-    shared_redis,
-    the_redis_binary,
-)
+from tests.support.binaries import ServerBinary, ServerFailed
+from tests.support.servers import HOST, RedisServer, free_port, has_tls, redis_binaries, shared_redis, the_redis_binary
 
 every_server = pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from signal import SIGQUIT
 from typing import Final, Self
 
+from tests.support.binaries import ServerFailed
 from tests.support.postgres import PostgresServer, asked, url_of
-from tests.support.processes import HOST, OwnServer, ServerFailed, ordinary_user
+from tests.support.processes import HOST, OwnServer, ordinary_user
 
 _NAMED: Final = os.environ.get("TASKFLOW_PGBOUNCER", "")
 """Read at once: fixtures take away the settings of the machine that begin so."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import importlib.util
 import itertools
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -21,19 +20,8 @@ from urllib.parse import quote
 
 import asyncpg
 
-from tests.support.processes import (
-    HOST,
-    TIMEOUT,
-    OwnServer,
-    ServerBinary,
-    ServerFailed,
-    children_of,
-    is_stopped,
-    kill_all,
-    ordinary_user,
-    run_as,
-    run_folder,
-)
+from tests.support.binaries import ServerBinary, ServerFailed, find_binaries, in_wheels, on_path
+from tests.support.processes import HOST, TIMEOUT, OwnServer, children_of, is_stopped, kill_all, ordinary_user, run_as, run_folder
 
 T = TypeVar("T")
 
@@ -41,8 +29,6 @@ Mode = Literal["fast", "immediate"]
 
 _NAMED: Final = os.environ.get("TASKFLOW_POSTGRES", "")
 """Read at once: fixtures take away the settings of the machine that begin so."""
-
-_COMMAND: Final = "postgres"
 
 _IN_DEBIAN: Final = Path("/usr/lib/postgresql")
 """Its servers are not on PATH: /usr/lib/postgresql/17/bin/postgres."""
@@ -64,10 +50,10 @@ def postgres_binaries() -> list[ServerBinary]:
     Raises:
         ServerFailed: a path of TASKFLOW_POSTGRES is no server that runs here.
     """
-    first_of_each: dict[int, ServerBinary] = {}
-    named = (_required(Path(path)) for path in _NAMED.split(os.pathsep) if path)
-    others = (found for path in (*_on_path(), *_in_debian(), *_in_wheels()) if (found := _asked(path)) is not None)
-    for found in (*named, *others):
+    in_debian = sorted(_IN_DEBIAN.glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]), reverse=True)
+    others = itertools.chain(on_path("postgres"), in_debian, in_wheels(*_IN_WHEELS, reach=_within_reach))
+    first_of_each = dict[int, ServerBinary]()
+    for found in find_binaries(_NAMED, others, _probe, "TASKFLOW_POSTGRES names {}, which is no Postgres server that runs here"):
         first_of_each.setdefault(found.version[0], found)
     return list(first_of_each.values())
 
@@ -299,23 +285,6 @@ def _checked(run: Any) -> None:
         raise ServerFailed(f"{run.args[0]} failed: {run.stdout}{run.stderr}")
 
 
-def _on_path() -> Iterator[Path]:
-    if path := shutil.which(_COMMAND):
-        yield Path(path)
-
-
-def _in_debian() -> Iterator[Path]:
-    yield from sorted(_IN_DEBIAN.glob("*/bin/postgres"), reverse=True)
-
-
-def _in_wheels() -> Iterator[Path]:
-    for package, pattern in _IN_WHEELS:
-        # The package is not imported: all that is wanted is where it lies.
-        spec = importlib.util.find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            yield from sorted(_within_reach(Path(folder)).glob(pattern), reverse=True)
-
-
 @cache
 def _within_reach(package: Path) -> Path:
     """The package, or a copy of it if the user that runs its servers may not enter its folder: a virtual environment in /root."""
@@ -328,16 +297,9 @@ def _within_reach(package: Path) -> Path:
     return reachable / package.name
 
 
-def _required(path: Path) -> ServerBinary:
-    found = _asked(path / "postgres" if path.is_dir() else path)
-    if found is None:
-        raise ServerFailed(f"TASKFLOW_POSTGRES names {path}, which is no Postgres server that runs here")
-    return found
-
-
-def _asked(path: Path) -> ServerBinary | None:
+def _probe(path: Path) -> ServerBinary | None:
     """What that program says it is; None where it does not run here for whom it would run as, or is none, or has no initdb beside it."""
-    binary = path.resolve()
+    binary = (path / "postgres" if path.is_dir() else path).resolve()
     try:
         said = run_as(ordinary_user(), [binary, "--version"]).stdout
         initdb = run_as(ordinary_user(), [binary.with_name("initdb"), "--version"])

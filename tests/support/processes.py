@@ -16,10 +16,11 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, Signals, pidfd_send_signal
 from typing import ClassVar, Final, Self, TypedDict
+
+from tests.support.binaries import ServerFailed
 
 HOST: Final = "127.0.0.1"
 
@@ -47,19 +48,6 @@ _ORDINARY_USERS: Final = ("postgres", "nobody")
 
 _ENOUGH: Final = 1 << 30
 """Bytes that have to be free in memory. A container may give it 64 MB, which a few databases fill."""
-
-
-class ServerFailed(RuntimeError):
-    """A server did not come up, or there is none to start."""
-
-
-@dataclass(frozen=True)
-class ServerBinary:
-    """A server that this machine can run; `name` is what it calls itself, as in "redis 8.0.2" or "postgres 15.18"."""
-
-    name: str
-    path: Path
-    version: tuple[int, ...]
 
 
 def free_port() -> int:

