@@ -68,14 +68,11 @@ def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
 
 @pytest.fixture
 def shell(request: pytest.FixtureRequest, tmp_path: Path, new_store: Callable[[], str]) -> Iterator[Shell]:
-    """Processes in a folder of their own; what a test leaves running is killed."""
-    opened = Shell(tmp_path)
-    if "new_store" in getattr(getattr(request.node, "callspec", None), "params", {}):
-        opened.environment["TASKFLOW_BROKER"] = new_store()
-    try:
+    """Processes in a folder of their own."""
+    with Shell(tmp_path) as opened:
+        if "new_store" in getattr(getattr(request.node, "callspec", None), "params", {}):
+            opened.environment["TASKFLOW_BROKER"] = new_store()
         yield opened
-    finally:
-        opened.kill_all()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import pytest
 
@@ -102,12 +102,24 @@ class Running:
 
 
 class Shell:
-    """A folder and the processes started in it. Their broker is the file queue.db there, unless the environment says otherwise."""
+    """A folder and the processes started in it. Their broker is the file queue.db there, unless the environment says otherwise.
+
+    As a context manager it kills, at the end, those that are still running.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {**os.environ, "TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONUNBUFFERED": "1"}
         self._started: list[Running] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for running in self._started:
+            if running.process.poll() is None:
+                running.process.kill()
+            running.end()
 
     def start_sooner(self) -> None:
         """Without what measures coverage: it is loaded before us, and what comes meanwhile is Python's to heed, or to lose."""
@@ -177,12 +189,6 @@ class Shell:
         """What jobs have written down, a line a run."""
         file = self.folder / "ledger"
         return file.read_text().splitlines() if file.exists() else []
-
-    def kill_all(self) -> None:
-        for running in self._started:
-            if running.process.poll() is None:
-                running.process.kill()
-            running.end()
 
 
 def counts_of(url: str) -> Counter[str]:

@@ -71,22 +71,19 @@ def post_office() -> Iterator[PostOffice]:
 
 @pytest.fixture(params=["starlette_app", "fastapi_app"])
 def service(request: pytest.FixtureRequest, tmp_path: Path, post_office: PostOffice) -> Iterator[Service]:
-    shell = Shell(FOLDER)
-    shell.environment |= {
-        "TASKFLOW_BROKER": f"sqlite:///{tmp_path}/queue.db",
-        "SMTP_PORT": str(post_office.port),
-        "WELCOME_DELAY": str(DELAY),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    running = shell.start("-m", "uvicorn", f"app.{request.param}:app", "--port", "0", "--lifespan", "on")
-    try:
+    with Shell(FOLDER) as shell:
+        shell.environment |= {
+            "TASKFLOW_BROKER": f"sqlite:///{tmp_path}/queue.db",
+            "SMTP_PORT": str(post_office.port),
+            "WELCOME_DELAY": str(DELAY),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        running = shell.start("-m", "uvicorn", f"app.{request.param}:app", "--port", "0", "--lifespan", "on")
         running.wait_for("Uvicorn running on")
         found = re.search(r"Uvicorn running on (http://[\d.:]+)", running.said)
         assert found is not None
         with httpx.Client(timeout=60, limits=httpx.Limits(max_connections=20)) as http:
             yield Service(running, found[1], http)
-    finally:
-        shell.kill_all()
 
 
 def test_a_registration_is_answered_at_once_and_the_mail_comes_later(service: Service, post_office: PostOffice) -> None:

@@ -57,11 +57,10 @@ def queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queries
     monkeypatch.setattr(app, "_settings", None)
     for state in ("_configured", "_flags", "_brokers", "_clients"):
         monkeypatch.setattr(app, state, {})
-    shell = Shell(tmp_path)
-    shell.environment["PYTHONPATH"] = str(ROOT)
-    del shell.environment["TASKFLOW_BROKER"]
-    yield Queries(create_app().test_client(), shell)
-    shell.kill_all()
+    with Shell(tmp_path) as shell:
+        shell.environment["PYTHONPATH"] = str(ROOT)
+        del shell.environment["TASKFLOW_BROKER"]
+        yield Queries(create_app().test_client(), shell)
     run_sync(app.close())
 
 

@@ -37,11 +37,10 @@ def works() -> None:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    made = Shell(tmp_path)
-    made.environment["PYTHONPATH"] = str(ROOT)
-    made.write("tasks.py", TASKS)
-    yield made
-    made.kill_all()
+    with Shell(tmp_path) as made:
+        made.environment["PYTHONPATH"] = str(ROOT)
+        made.write("tasks.py", TASKS)
+        yield made
 
 
 async def test_the_second_signal_asks_and_the_worker_waits_for_the_tidying_up(shell: Shell) -> None:

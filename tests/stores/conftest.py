@@ -34,9 +34,6 @@ def _short_timeouts(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
     """Processes in a folder with a module of jobs."""
-    opened = Shell(tmp_path)
-    opened.write("tasks.py", "from taskflow import job\n\n@job\nasync def note(number: int) -> None: ...\n")
-    try:
+    with Shell(tmp_path) as opened:
+        opened.write("tasks.py", "from taskflow import job\n\n@job\nasync def note(number: int) -> None: ...\n")
         yield opened
-    finally:
-        opened.kill_all()

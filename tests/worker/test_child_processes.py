@@ -502,10 +502,9 @@ async def test_a_child_starts_no_worker(worker: Worker) -> None:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    made = Shell(tmp_path)
-    made.environment["PYTHONPATH"] = str(ROOT)
-    yield made
-    made.kill_all()
+    with Shell(tmp_path) as made:
+        made.environment["PYTHONPATH"] = str(ROOT)
+        yield made
 
 
 TASKS = """

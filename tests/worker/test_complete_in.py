@@ -24,9 +24,8 @@ TIMEOUT: Final = 20.0
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    opened = Shell(tmp_path)
-    yield opened
-    opened.kill_all()
+    with Shell(tmp_path) as opened:
+        yield opened
 
 
 class User:

@@ -167,11 +167,8 @@ yes=True
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    opened = Shell(tmp_path)
-    try:
+    with Shell(tmp_path) as opened:
         yield opened
-    finally:
-        opened.kill_all()
 
 
 def psql(url: str, script: str) -> str:

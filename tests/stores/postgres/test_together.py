@@ -56,12 +56,9 @@ _LIVE: Final = """
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    opened = Shell(tmp_path)
-    opened.write("sender.py", _SENDER.format(times=TIMES, keys=KEYS))
-    try:
+    with Shell(tmp_path) as opened:
+        opened.write("sender.py", _SENDER.format(times=TIMES, keys=KEYS))
         yield opened
-    finally:
-        opened.kill_all()
 
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read"])

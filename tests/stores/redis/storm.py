@@ -183,14 +183,10 @@ def _by_verb(weather: Weather) -> dict[str, dict[str, int]]:
 
 @contextmanager
 def _shell(url: str) -> Iterator[Shell]:
-    with tempfile.TemporaryDirectory() as folder:
-        shell = Shell(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, Shell(Path(folder)) as shell:
         shell.environment["TASKFLOW_BROKER"] = url
         shell.write("tasks.py", _TASKS)
-        try:
-            yield shell
-        finally:
-            shell.kill_all()
+        yield shell
 
 
 def main() -> None:
