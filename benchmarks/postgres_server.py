@@ -18,7 +18,7 @@ import asyncpg
 from benchmarks.cost import Cost
 from benchmarks.processes import cpu_of_family
 from tests.support.postgres import the_postgres_binary
-from tests.support.processes import HOST, PATIENCE, free_port, ordinary_user
+from tests.support.processes import HOST, TIMEOUT, free_port, ordinary_user
 
 T = TypeVar("T")
 

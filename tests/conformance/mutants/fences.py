@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from taskflow.broker.memory.console import MemoryStore
 from taskflow.broker.memory.job import StoredJob
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event
@@ -11,13 +12,26 @@ from taskflow.model.verdict import Settled, Settlement
 from tests.conformance.mutants.mutant import Mutant
 
 
-def _readdressed(settlement: Settlement, job: StoredJob) -> Settlement:
-    """As if the settlement had named the job's present fence."""
-    assert job.claim is not None
-    return msgspec.structs.replace(settlement, epoch=job.epoch, claim=job.claim)
+class _Forwarding(MemoryStore):
+    """Treats a settlement that it `accepts` as one of the job's present run."""
+
+    def accepts(self, job: StoredJob, settlement: Settlement) -> bool:
+        return True
+
+    def _settle_one(self, settlement: Settlement) -> Settled:
+        job = self.jobs.get(settlement.id)
+        if job is not None and job.status is Status.RUNNING and self.accepts(job, settlement):
+            assert job.claim is not None
+            settlement = msgspec.structs.replace(settlement, epoch=job.epoch, claim=job.claim)
+        return super()._settle_one(settlement)
 
 
-class SettlesById(Mutant):
+class SettlesByIdAndState(_Forwarding, Mutant):
+    breaks = frozenset({"settle_stale", "settle_repeat"})
+    because = "WHERE id = $1 AND state = 'running': it runs, so it must be mine (Oban, Chancy, Procrastinate)"
+
+
+class SettlesById(_Forwarding, Mutant):
     breaks = frozenset({"settle_stale", "settle_repeat", "settle_follow_ups", "settle_progress"})
     because = "UPDATE ... WHERE id = $1, whatever its state: a zombie ends its successor's run (river#1302, solid_queue#589)"
 
@@ -26,42 +40,23 @@ class SettlesById(Mutant):
         if job is not None and job.status is Status.READY:
             self.move(job, Event.CLAIM, Status.RUNNING)
             job.claim = settlement.claim
-        if job is not None and job.status is Status.RUNNING:
-            settlement = _readdressed(settlement, job)
         return super()._settle_one(settlement)
 
 
-class SettlesByIdAndState(Mutant):
-    breaks = frozenset({"settle_stale", "settle_repeat"})
-    because = "WHERE id = $1 AND state = 'running': it runs, so it must be mine (Oban, Chancy, Procrastinate)"
-
-    def _settle_one(self, settlement: Settlement) -> Settled:
-        job = self.jobs.get(settlement.id)
-        if job is not None and job.status is Status.RUNNING:
-            settlement = _readdressed(settlement, job)
-        return super()._settle_one(settlement)
-
-
-class SettlesByEpoch(Mutant):
+class SettlesByEpoch(_Forwarding, Mutant):
     breaks = frozenset({"settle_stale"})
     because = "a store that lost its tail hands the same epoch out again"
 
-    def _settle_one(self, settlement: Settlement) -> Settled:
-        job = self.jobs.get(settlement.id)
-        if job is not None and job.status is Status.RUNNING and job.epoch == settlement.epoch:
-            settlement = _readdressed(settlement, job)
-        return super()._settle_one(settlement)
+    def accepts(self, job: StoredJob, settlement: Settlement) -> bool:
+        return job.epoch == settlement.epoch
 
 
-class SettlesByClaimId(Mutant):
+class SettlesByClaimId(_Forwarding, Mutant):
     breaks = frozenset({"settle_stale"})
     because = "the epoch is not compared"
 
-    def _settle_one(self, settlement: Settlement) -> Settled:
-        job = self.jobs.get(settlement.id)
-        if job is not None and job.status is Status.RUNNING and job.claim == settlement.claim:
-            settlement = _readdressed(settlement, job)
-        return super()._settle_one(settlement)
+    def accepts(self, job: StoredJob, settlement: Settlement) -> bool:
+        return job.claim == settlement.claim
 
 
 class RefusesTheLate(Mutant):
