@@ -19,11 +19,11 @@ from taskflow.broker.postgres.connect import schema
 from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget
 from taskflow.broker.postgres.console import PostgresConsole
+from taskflow.broker.postgres.errors import NoRoom, is_no_utf8, was_about_a_value
 from taskflow.broker.postgres.late_commits import LateCommits
 from taskflow.broker.postgres.listening import trouble_with_listening
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.notifier import LAST_WORDS, READ_WITHIN, Notifier
-from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
 from taskflow.broker.postgres.wakeups import EVERYTHING, UNNOTED, Notes, PostgresListener, told_in
 from taskflow.broker.protocol import Added, Refused, Upkept

@@ -17,7 +17,7 @@ import asyncpg
 
 from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget, drop, shown
-from taskflow.broker.postgres.refusals import ERRORS
+from taskflow.broker.postgres.errors import ERRORS
 from taskflow.model.errors import BrokerError
 
 LOOK_EVERY: Final = 40.0

@@ -7,8 +7,8 @@ from struct import Struct
 from typing import Any, Final, Protocol, cast
 
 from taskflow.broker.postgres.enqueue import envelope_columns
+from taskflow.broker.postgres.errors import was_held_up
 from taskflow.broker.postgres.packing import NO_CLAIM, can_be, one_of_all, pack, pack_progress, unless_void, utf8
-from taskflow.broker.postgres.refusals import was_held_up
 from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId

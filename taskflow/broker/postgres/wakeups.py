@@ -21,8 +21,8 @@ from taskflow.broker import topics as names
 from taskflow.broker.listener import Listener, Standing, job_ids
 from taskflow.broker.postgres import rows
 from taskflow.broker.postgres.connect.link import Link
+from taskflow.broker.postgres.errors import ERRORS
 from taskflow.broker.postgres.listening import POLL_EVERY, ListenConnection, deaf, in_vain
-from taskflow.broker.postgres.refusals import ERRORS
 from taskflow.model.record import Record
 
 log: Final = logging.getLogger("taskflow")

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import asyncpg
 
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, Address, PostgresTarget, drop as drop, is_only_read
-from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut, is_lost, is_read_only, is_stale, was_cancelled
+from taskflow.broker.postgres.errors import ERRORS, broker_error, is_cut, is_lost, is_read_only, is_stale, was_cancelled
 from taskflow.model import wording
 from taskflow.model.errors import BrokerError, BrokerUnavailable
 
@@ -56,7 +56,7 @@ class Link:
         except ERRORS as error:
             if isinstance(error, ValueError):  # the column's type cannot express this value, so no store will ever accept it
                 raise
-            raise self.in_our_words(error) from error
+            raise self.broker_error(error) from error
 
     async def columns_of(self, statement: str) -> list[tuple[str, str]]:
         """Return the name and type of each of the statement's columns."""
@@ -65,11 +65,11 @@ class Link:
                 connection = await self._take_up(statement)
                 prepared = await self._over(connection, partial(connection.prepare, statement), ANSWER_WITHIN)
         except ERRORS as error:
-            raise self.in_our_words(error) from error
+            raise self.broker_error(error) from error
         return [(column.name, column.type.name) for column in prepared.get_attributes()]
 
-    def in_our_words(self, error: Exception) -> BrokerError:
-        return in_our_words(error, str(self.server), self._schema, self.server.user)
+    def broker_error(self, error: Exception) -> BrokerError:
+        return broker_error(error, str(self.server), self._schema, self.server.user)
 
     async def open(self, *, for_listening: bool = False) -> asyncpg.Connection:
         """Return a connection for the exclusive use of the caller, who must drop it."""

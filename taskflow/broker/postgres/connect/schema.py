@@ -13,7 +13,7 @@ from taskflow.broker.migrations import Upgrade
 from taskflow.broker.postgres import migrations, ownership
 from taskflow.broker.postgres.connect.link import Link, drop
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN
-from taskflow.broker.postgres.refusals import ERRORS
+from taskflow.broker.postgres.errors import ERRORS
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
@@ -85,7 +85,7 @@ async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.
             if not link.has(connection):
                 drop(connection)
     except ERRORS as error:
-        raise link.in_our_words(error) from error
+        raise link.broker_error(error) from error
 
 
 async def _check_server(connection: asyncpg.Connection, place: str) -> None:

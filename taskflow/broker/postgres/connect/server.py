@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import msgspec
 
-from taskflow.broker.postgres.refusals import ERRORS, Unsuitable, may_pass, of_connecting
+from taskflow.broker.postgres.errors import ERRORS, Unsuitable, may_pass, of_connecting
 
 log: Final = logging.getLogger("taskflow")
 

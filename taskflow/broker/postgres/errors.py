@@ -54,7 +54,7 @@ _NO_TLS: Final = "rejected SSL upgrade"
 """The driver's message if the server's answer to its TLS request is neither "yes" nor a "no" that it may accept."""
 
 
-def in_our_words(error: Exception, place: str, schema: str = "", role: str | None = None) -> BrokerError:
+def broker_error(error: Exception, place: str, schema: str = "", role: str | None = None) -> BrokerError:
     """Return the BrokerError to raise in place of the driver's error. `place` names
     the server, without secrets. `schema` and `role` are for advice on rights."""
     if isinstance(error, BrokerError):
