@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from taskflow.broker.postgres import texts
+from taskflow.broker.postgres import sql_files
 from taskflow.broker.postgres.transactional import PostgresTransactional
 from taskflow.broker.redis import scripts
 from taskflow.broker.transactional import Row, Statement
@@ -135,10 +135,10 @@ class BrokenHarness(PostgresHarness):
 def test_a_changed_function_fails_its_clause(clause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file, before, after = IN_TRANSACTIONS[clause]
     if before:
-        functions = {path.stem: path.read_text(encoding="utf-8") for path in sorted(texts.FOLDER.glob("*.sql"))}
+        functions = {path.stem: path.read_text(encoding="utf-8") for path in sorted(sql_files.FOLDER.glob("*.sql"))}
         assert functions[file].count(before) >= 1
         functions[file] = functions[file].replace(before, after)
-        monkeypatch.setattr(texts, "functions", lambda: list(functions.values()))
+        monkeypatch.setattr(sql_files, "functions", lambda: list(functions.values()))
     elif after == "commits":
         monkeypatch.setattr(PostgresTransactional, "_call", _committing(PostgresTransactional._call))
     else:

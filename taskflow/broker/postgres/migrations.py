@@ -13,7 +13,7 @@ from typing import Final
 import asyncpg
 
 from taskflow.broker.migrations import Migrations, Upgrade
-from taskflow.broker.postgres import ownership, texts
+from taskflow.broker.postgres import ownership, sql_files
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
@@ -39,7 +39,7 @@ _HELD_UP: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError,
 _OVERTAKEN: Final = frozenset({"0A000", "42703", "42804", "42883", "42P01", "42P13", "XX000"})
 
 
-MIGRATIONS: Final = Migrations(texts.FOLDER / "schema")
+MIGRATIONS: Final = Migrations(sql_files.FOLDER / "schema")
 
 VERSION: Final = MIGRATIONS.newest
 """The schema version that the installed taskflow needs."""
@@ -120,9 +120,9 @@ async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
     if found is None:
         return 0
     if await connection.fetchval("SELECT has_table_privilege(format('%I.meta', $1::text), 'SELECT')", schema):
-        version = await connection.fetchval(texts.placed("SELECT value FROM @.meta WHERE name = 'version'", schema))
+        version = await connection.fetchval(sql_files.placed("SELECT value FROM @.meta WHERE name = 'version'", schema))
     else:  # the role may only send
-        version = json.loads(await connection.fetchval(texts.placed("SELECT @.describe_store()", schema)))["version"]
+        version = json.loads(await connection.fetchval(sql_files.placed("SELECT @.describe_store()", schema)))["version"]
     return None if version is None else int(version)
 
 
@@ -202,7 +202,7 @@ _NO_LIMITS: Final = "SET LOCAL statement_timeout = 0;"
 
 def _guard(found: Upgrade, schema: str) -> str:
     text = _GUARD_OF_SOME if found.version else _GUARD_OF_NONE
-    return texts.placed(text, schema).replace("%version", str(found.version)).replace("%schema", schema)
+    return sql_files.placed(text, schema).replace("%version", str(found.version)).replace("%schema", schema)
 
 
 _GUARD_OF_SOME: Final = """\
@@ -243,9 +243,9 @@ $$;"""
 def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
     """Return the SQL that makes the changes. It drops the functions first, because an old one could prevent a change to a table or type."""
     dropped = _of_ours(_DROP_FUNCTIONS, schema) if found.version else ""
-    tables = (texts.filled(MIGRATIONS.text(migration.version), schema, rules) for migration in found.migrations)
-    functions = (texts.filled(text, schema, rules) for text in texts.functions())
-    ended = texts.placed(_SET_VERSION, schema).replace("%version", str(found.target))
+    tables = (sql_files.filled(MIGRATIONS.text(migration.version), schema, rules) for migration in found.migrations)
+    functions = (sql_files.filled(text, schema, rules) for text in sql_files.functions())
+    ended = sql_files.placed(_SET_VERSION, schema).replace("%version", str(found.target))
     return "\n\n".join([_UNCHECKED, dropped, *tables, *functions, _of_ours(_MARK_FUNCTIONS, schema), ended])
 
 

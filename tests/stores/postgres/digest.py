@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from taskflow.broker.postgres import texts
+from taskflow.broker.postgres import sql_files
 from taskflow.broker.postgres.migrations import MIGRATIONS, VERSION
 from taskflow.model.rules import Rules
 
@@ -16,7 +16,7 @@ COMMAND: Final = "python -m tests.stores.postgres.digest"
 
 def digests() -> dict[str, str]:
     """By part: the version, each migration, and all functions together. As the server gets them: a rule or a word is a part of them too."""
-    functions = "".join(map(_rendered, texts.functions()))
+    functions = "".join(map(_rendered, sql_files.functions()))
     migrations = {f"schema/{number}": _digest(_rendered(MIGRATIONS.text(number))) for number in range(1, VERSION + 1)}
     return {"version": str(VERSION), **migrations, "functions": _digest(functions)}
 
@@ -27,7 +27,7 @@ def pinned() -> dict[str, str]:
 
 
 def _rendered(text: str) -> str:
-    return texts.filled(text, "taskflow", Rules())
+    return sql_files.filled(text, "taskflow", Rules())
 
 
 def _digest(text: str) -> str:

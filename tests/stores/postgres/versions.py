@@ -13,7 +13,7 @@ from typing import Final
 from unittest.mock import patch
 
 from taskflow.broker.migrations import Migrations
-from taskflow.broker.postgres import migrations, texts
+from taskflow.broker.postgres import migrations, sql_files
 from taskflow.model.rules import Rules
 from tests.support.postgres import PostgresServer
 
@@ -67,7 +67,7 @@ def next_version() -> Iterator[None]:
     Brokers that have used their schema before work on as those of this version: they do not look at it again.
     """
     with TemporaryDirectory() as folder:
-        sql = Path(shutil.copytree(texts.FOLDER, Path(folder) / "sql", ignore=shutil.ignore_patterns("*.py", "__pycache__")))
+        sql = Path(shutil.copytree(sql_files.FOLDER, Path(folder) / "sql", ignore=shutil.ignore_patterns("*.py", "__pycache__")))
         (sql / "schema" / f"{NEXT}.sql").write_text(_MIGRATION)
         (sql / "notes.sql").write_text(_FUNCTIONS)
         for file in sql.glob("*.sql"):
@@ -77,7 +77,7 @@ def next_version() -> Iterator[None]:
         (sql / "upkeep.sql").write_text(upkeep.replace(_RESULT_OF_UPKEEP, f"OUT notes integer, {_RESULT_OF_UPKEEP}"))
         found = Migrations(sql / "schema")
         with (
-            patch.object(texts, "FOLDER", sql),
+            patch.object(sql_files, "FOLDER", sql),
             patch.object(migrations, "MIGRATIONS", found),
             patch.object(migrations, "VERSION", found.newest),
         ):
