@@ -16,7 +16,7 @@ import redis
 
 from taskflow.broker.postgres import listening as postgres_listening
 from taskflow.broker.postgres.connect import server as postgres_connect
-from taskflow.broker.postgres.connect.link import Link
+from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.redis import wakeups as redis_wakeups
 from taskflow.broker.redis.connect import pool
 from tests.stores.postgres import scene as of_postgres
@@ -129,7 +129,7 @@ class PostgresDriver(ServerDriver[PostgresServer]):
 
     def shorten_timeouts(self, patch: pytest.MonkeyPatch) -> None:
         """To a tenth: a connection of PostgreSQL is not made as fast as one of Redis."""
-        defaults: dict[str, Any] = Link.fetch.__kwdefaults__ or {}
+        defaults: dict[str, Any] = ConnectionPool.fetch.__kwdefaults__ or {}
         patch.setitem(defaults, "within", postgres_connect.ANSWER_WITHIN / 10)
         patch.setattr(postgres_connect, "CONNECT_WITHIN", postgres_connect.CONNECT_WITHIN / 10)
         patch.setattr(postgres_listening, "LOOK_EVERY", SHORT)

@@ -16,7 +16,7 @@ from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.postgres import claim, enqueue, rows, schedules, session as sessions, settle, upkeep
 from taskflow.broker.postgres.connect import schema
-from taskflow.broker.postgres.connect.link import Link
+from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget
 from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.errors import NoRoom, is_no_utf8, was_about_a_value
@@ -217,15 +217,15 @@ class PostgresBroker:
 
     async def drop_namespace(self) -> None:
         """Delete the schema with everything that it holds. Nothing may use it at the same time."""
-        await self._per_loop.here().link.fetch(f'DROP SCHEMA IF EXISTS "{self._namespace}" CASCADE', within=DROPPED_WITHIN)
+        await self._per_loop.here().pool.fetch(f'DROP SCHEMA IF EXISTS "{self._namespace}" CASCADE', within=DROPPED_WITHIN)
 
     # --- migrations: see taskflow.broker.migrations.Migrating -------------------------------------------------------
 
     async def pending(self) -> Upgrade:
-        return await schema.pending(self._per_loop.here().link, self._namespace)
+        return await schema.pending(self._per_loop.here().pool, self._namespace)
 
     async def migrate(self) -> Upgrade:
-        return await schema.migrate(self._per_loop.here().link, self._namespace, self._rules)
+        return await schema.migrate(self._per_loop.here().pool, self._namespace, self._rules)
 
     async def sql(self) -> str:
         return script(await self.pending(), self._namespace, self._rules)
@@ -235,19 +235,19 @@ class PostgresBroker:
     async def call(self, name: str, *arguments: Any, columns: str = "*", within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
         """Call one of our SQL functions and return its rows. The first call prepares the schema. `columns` lists the
         columns to return, in SQL."""
-        link = self._per_loop.here().link
+        pool = self._per_loop.here().pool
         if not self._is_prepared:
             await self._prepare(self._per_loop.here())
         statement = self._statement(name, len(arguments), columns)
         try:
-            return await _fetch(link, statement, *arguments, within=within)
+            return await _fetch(pool, statement, *arguments, within=within)
         except BrokerError as error:
             if was_dropped(error):
                 self._is_prepared = False
                 await self._prepare(self._per_loop.here())
             elif not was_overtaken(error):
                 raise
-        return await _fetch(link, statement, *arguments, within=within)
+        return await _fetch(pool, statement, *arguments, within=within)
 
     def _statement(self, name: str, arguments: int, columns: str = "*") -> str:
         places = ", ".join(f"${number}" for number in range(1, arguments + 1))
@@ -257,7 +257,7 @@ class PostgresBroker:
         """Prepare the schema, but only once if several calls arrive together, because each check needs a connection."""
         async with line.preparing:
             if not self._is_prepared:
-                await schema.prepare(line.link, self._namespace, self._rules, migrates=self._migrates)
+                await schema.prepare(line.pool, self._namespace, self._rules, migrates=self._migrates)
                 self._is_prepared = True
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
@@ -292,7 +292,7 @@ class PostgresBroker:
         )
 
     async def trouble_with_listening(self) -> str | None:
-        return await trouble_with_listening(self._per_loop.here().link)
+        return await trouble_with_listening(self._per_loop.here().pool)
 
     def wall(self) -> int | None:
         return None if self._clock is None else self._clock.wall()
@@ -312,31 +312,31 @@ class PostgresBroker:
 
     def _a_line(self) -> _Line:
         telling = Notifier(self._tell)
-        link = Link(self.server, telling.close, schema=self._namespace)
+        pool = ConnectionPool(self.server, telling.close, schema=self._namespace)
         notes = Notes(self._note_waiting, self._look, self._tell)
-        line = _Line(link, PostgresListener(link, self._namespace, notes), telling)
+        line = _Line(pool, PostgresListener(pool, self._namespace, notes), telling)
 
         async def look() -> None:
             """Check the low-water marks, and wake listeners for jobs found behind them. This also works while `line` is being closed."""
-            [row] = await _fetch(link, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
+            [row] = await _fetch(pool, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
                 line.tell(told_in(row["wakeups"]))
 
         line.late_commits = LateCommits(look)
-        line.forget = lambda listener: _fetch(link, self._statement("forget_listener", 1), listener, within=LAST_WORDS)
+        line.forget = lambda listener: _fetch(pool, self._statement("forget_listener", 1), listener, within=LAST_WORDS)
         return line
 
 
-async def _fetch(link: Link, statement: str, *arguments: Any, within: float) -> list[Any]:
+async def _fetch(pool: ConnectionPool, statement: str, *arguments: Any, within: float) -> list[Any]:
     """Return the rows of a statement. If some text cannot be sent or decoded as UTF-8, fetch all text as bytes, so that a bad name
     affects only its own row."""
     try:
-        return await link.fetch(statement, *arguments, within=within)
+        return await pool.fetch(statement, *arguments, within=within)
     except (UnicodeDecodeError, BrokerError) as error:
         if isinstance(error, BrokerError) and not is_no_utf8(error):
             raise
-    bare = rows.bare(statement, await link.columns_of(statement))
-    return [rows.BareRow.of(row) for row in await link.fetch(bare, *arguments, within=within)]
+    bare = rows.bare(statement, await pool.columns_of(statement))
+    return [rows.BareRow.of(row) for row in await pool.fetch(bare, *arguments, within=within)]
 
 
 class _Line:
@@ -345,8 +345,8 @@ class _Line:
     late_commits: LateCommits
     forget: Callable[[str], Awaitable[Any]]
 
-    def __init__(self, link: Link, listener: PostgresListener, telling: Notifier) -> None:
-        self.link = link
+    def __init__(self, pool: ConnectionPool, listener: PostgresListener, telling: Notifier) -> None:
+        self.pool = pool
         self.listener = listener
         self.telling = telling
         self.preparing = asyncio.Lock()
@@ -369,4 +369,4 @@ class _Line:
             with contextlib.suppress(BrokerError, TimeoutError):
                 async with asyncio.timeout(LAST_WORDS):
                     await self.forget(self.listener.id)
-        await self.link.close()
+        await self.pool.close()

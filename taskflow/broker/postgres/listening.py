@@ -15,7 +15,7 @@ from typing import Final, Self
 
 import asyncpg
 
-from taskflow.broker.postgres.connect.link import Link
+from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget, drop, shown
 from taskflow.broker.postgres.errors import ERRORS
 from taskflow.model.errors import BrokerError
@@ -43,8 +43,8 @@ class ListenConnection:
     """A connection that listens on channels inside an `async with` block. It passes the message of each notification to
     the channel's function in `takes`, except those that it sends itself to test the connection."""
 
-    def __init__(self, link: Link, takes: Mapping[str, Callable[[str], None]]) -> None:
-        self._link = link
+    def __init__(self, pool: ConnectionPool, takes: Mapping[str, Callable[[str], None]]) -> None:
+        self._pool = pool
         self._takes = takes
         self._test = f"{_TEST}{secrets.token_hex(8)}"
         self._has_heard = False
@@ -52,7 +52,7 @@ class ListenConnection:
         self._stirs = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._connection: asyncpg.Connection = await self._link.open(for_listening=True)
+        self._connection: asyncpg.Connection = await self._pool.open(for_listening=True)
         try:
             self._connection.add_termination_listener(self._cut)
             async with asyncio.timeout(ANSWER_WITHIN):
@@ -77,7 +77,7 @@ class ListenConnection:
         """Send test notifications over the connections that run statements. Return True if one arrives. Raises OSError if
         the listening connection breaks."""
         for _ in range(tests):
-            await self._link.fetch(_SAY, next(iter(self._takes)), self._test)
+            await self._pool.fetch(_SAY, next(iter(self._takes)), self._test)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARD_WITHIN):
                     await self._stirs.wait()
@@ -112,13 +112,13 @@ class ListenConnection:
         self._stirs.set()
 
 
-async def trouble_with_listening(link: Link) -> str | None:
+async def trouble_with_listening(pool: ConnectionPool) -> str | None:
     """Return a message that says why notifications do not arrive, or None if they do."""
     try:
-        async with ListenConnection(link, {secrets.token_hex(16): lambda words: None}) as listener:
-            return None if await listener.hears(tests=1) else deaf(link.server)
+        async with ListenConnection(pool, {secrets.token_hex(16): lambda words: None}) as listener:
+            return None if await listener.hears(tests=1) else deaf(pool.server)
     except (*ERRORS, BrokerError) as error:
-        return in_vain(link.server, error)
+        return in_vain(pool.server, error)
 
 
 def deaf(server: PostgresTarget) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from taskflow.broker import topics as names
 from taskflow.broker.listener import Listener, Standing, job_ids
 from taskflow.broker.postgres import rows
-from taskflow.broker.postgres.connect.link import Link
+from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.errors import ERRORS
 from taskflow.broker.postgres.listening import POLL_EVERY, ListenConnection, deaf, in_vain
 from taskflow.model.record import Record
@@ -73,9 +73,9 @@ class PostgresListener(Listener):
     It does not poll for a session's own topic, because the answer to the next heartbeat brings that news.
     """
 
-    def __init__(self, link: Link, schema: str, notes: Notes) -> None:
+    def __init__(self, pool: ConnectionPool, schema: str, notes: Notes) -> None:
         super().__init__(self._note_and_look, ERRORS)
-        self._link = link
+        self._pool = pool
         self._schema = schema
         self._notes = notes
         self._is_off = asyncio.Event()
@@ -98,7 +98,7 @@ class PostgresListener(Listener):
         # If polls fail too, the whole server is unavailable, and listening is not the problem.
         server_is_there = self._has_looked
         try:
-            async with ListenConnection(self._link, {self.id: self._take, self._schema: self._take_shared}) as listener:
+            async with ListenConnection(self._pool, {self.id: self._take, self._schema: self._take_shared}) as listener:
                 if await listener.hears():
                     self._hears_again()
                     goes_on()
@@ -107,11 +107,11 @@ class PostgresListener(Listener):
         except self._errors as error:
             self._misses += server_is_there
             if self._misses >= MISSES:
-                self._trouble = in_vain(self._link.server, error)
+                self._trouble = in_vain(self._pool.server, error)
             raise
         finally:
             self._is_off.set()
-        self._trouble = deaf(self._link.server)
+        self._trouble = deaf(self._pool.server)
         await asyncio.sleep(_about(TEST_AGAIN))
 
     def stays_armed(self, topic: str) -> bool:
@@ -234,7 +234,7 @@ class PostgresListener(Listener):
     def _hears_again(self) -> None:
         self._is_off.clear()
         if self._has_said:
-            log.info("PostgreSQL at %s: notifications arrive again; polling has stopped", self._link.server)
+            log.info("PostgreSQL at %s: notifications arrive again; polling has stopped", self._pool.server)
         self._has_looked, self._misses, self._trouble, self._has_said = False, 0, None, False
 
     # --- jobs that arrived while this listener was noting itself --------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from taskflow.broker.postgres.connect.link import Link
+from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
@@ -123,12 +123,12 @@ async def a_store(server: PostgresServer) -> AsyncIterator[Store]:
 def counting() -> Iterator[Counter[str]]:
     """The functions of ours that are called inside, in all threads."""
     asked = Counter[str]()
-    fetch = Link.fetch
+    fetch = ConnectionPool.fetch
 
-    async def counted(self: Link, statement: str, *arguments: Any, **more: Any) -> list[asyncpg.Record]:
+    async def counted(self: ConnectionPool, statement: str, *arguments: Any, **more: Any) -> list[asyncpg.Record]:
         asked[statement.rpartition('".')[2].partition("(")[0]] += 1
         return await fetch(self, statement, *arguments, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Link, "fetch", counted)
+        patch.setattr(ConnectionPool, "fetch", counted)
         yield asked

@@ -14,8 +14,7 @@ import pytest
 from taskflow import BrokerUnavailable
 from taskflow.broker.postgres import ownership
 from taskflow.broker.postgres.broker import PostgresBroker
-from taskflow.broker.postgres.connect import link
-from taskflow.broker.postgres.connect.link import Link
+from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.url import connect
 from taskflow.worker import fetcher
 from tests.stores.postgres.scene import LISTENERS, Scene, listeners, terminate
@@ -68,7 +67,7 @@ async def test_a_statement_goes_where_the_same_was_asked_before(scene: Scene) ->
     """The server has its plans there already. Two at one time need two connections, and each stays with its own."""
     broker = connect(scene.straight_url)
     assert isinstance(broker, PostgresBroker)
-    pool, statements = Link(broker.server), ("SELECT pg_backend_pid()", "SELECT pg_backend_pid() FROM pg_sleep(0.1)")
+    pool, statements = ConnectionPool(broker.server), ("SELECT pg_backend_pid()", "SELECT pg_backend_pid() FROM pg_sleep(0.1)")
     first = [rows[0][0] for rows in await asyncio.gather(*map(pool.fetch, statements))]
     assert len(set(first)) == 2
     for _ in range(3):
@@ -78,10 +77,10 @@ async def test_a_statement_goes_where_the_same_was_asked_before(scene: Scene) ->
 
 async def test_connections_that_were_not_needed_for_a_while_are_closed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but one, and none of those that are in use again and again."""
-    monkeypatch.setattr(link, "SURPLUS_AFTER", 0.3)
+    monkeypatch.setattr("taskflow.broker.postgres.connect.pool.SURPLUS_AFTER", 0.3)
     broker = connect(scene.straight_url)
     assert isinstance(broker, PostgresBroker)
-    pool = Link(broker.server)
+    pool = ConnectionPool(broker.server)
     for kept in (2, 1):
         await asyncio.gather(*[pool.fetch("SELECT pg_sleep(0.1)") for _ in range(5)])
         assert connections(scene) == 5
@@ -94,7 +93,7 @@ async def test_connections_that_were_not_needed_for_a_while_are_closed(scene: Sc
 
 async def test_an_idle_worker_holds_three_connections(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for its statements, one that listens, one for its heartbeats."""
-    monkeypatch.setattr(link, "SURPLUS_AFTER", 0.3)
+    monkeypatch.setattr("taskflow.broker.postgres.connect.pool.SURPLUS_AFTER", 0.3)
     async with scene.worker():
         await scene.send(range(500))
         await scene.until_ran(range(500))
@@ -115,7 +114,7 @@ async def test_a_statement_that_the_server_cancelled_is_sent_again_on_the_same_c
     scene.set("statement_timeout", "100")
     broker = connect(scene.straight_url)
     assert isinstance(broker, PostgresBroker)
-    pool = Link(broker.server)
+    pool = ConnectionPool(broker.server)
     [[before]] = await pool.fetch("SELECT pg_backend_pid()")
     slow_twice = "SELECT pg_backend_pid(), pg_sleep(CASE WHEN nextval('turns') < 3 THEN 10 ELSE 0 END)"
     [[after, _]] = await pool.fetch(slow_twice)
@@ -127,7 +126,7 @@ async def test_a_statement_that_is_always_cancelled_fails_in_the_end(scene: Scen
     scene.set("statement_timeout", "50")
     broker = connect(scene.straight_url)
     assert isinstance(broker, PostgresBroker)
-    pool = Link(broker.server)
+    pool = ConnectionPool(broker.server)
     with pytest.raises(BrokerUnavailable, match="statement timeout"):
         await pool.fetch("SELECT pg_sleep(10)")
     await pool.close()

@@ -11,7 +11,7 @@ import asyncpg
 
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.postgres import migrations, ownership
-from taskflow.broker.postgres.connect.link import Link, drop
+from taskflow.broker.postgres.connect.pool import ConnectionPool, drop
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN
 from taskflow.broker.postgres.errors import ERRORS
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
@@ -23,53 +23,53 @@ MADE_WITHIN: Final = 30.0
 """Seconds that preparing the schema may take. A migration that takes longer needs `taskflow migrate`, which has no time limit."""
 
 
-async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> None:
+async def prepare(pool: ConnectionPool, schema: str, rules: Rules, *, migrates: bool) -> None:
     """Create, migrate or check the schema, so that this version can work with it.
 
     Raises BrokerRefused if the schema is from a newer version, or a migration is pending and `migrates` is False.
     This error is also raised if the server is too old, or if a role that is not trusted could change the schema.
     """
-    async with _opened(link, within=MADE_WITHIN) as connection:
-        found = await _look(connection, link, schema)
-        found.refuse_unless(migrates, f"the schema {schema!r} of PostgreSQL at {link.server}")
+    async with _opened(pool, within=MADE_WITHIN) as connection:
+        found = await _look(connection, pool, schema)
+        found.refuse_unless(migrates, f"the schema {schema!r} of PostgreSQL at {pool.server}")
         if found.migrations:
-            await _upgrade(connection, link, schema, rules)
+            await _upgrade(connection, pool, schema, rules)
         else:
-            link.lay_down(connection)  # the first verb reuses it: a new one would add 3 ms to a worker's start, and load everything again
+            pool.put_back(connection)  # the first verb reuses it: a new one would add 3 ms to a worker's start, and load everything again
 
 
-async def pending(link: Link, schema: str) -> Upgrade:
-    async with _opened(link, within=MADE_WITHIN) as connection:
-        return await _look(connection, link, schema)
+async def pending(pool: ConnectionPool, schema: str) -> Upgrade:
+    async with _opened(pool, within=MADE_WITHIN) as connection:
+        return await _look(connection, pool, schema)
 
 
-async def migrate(link: Link, schema: str, rules: Rules) -> Upgrade:
-    async with _opened(link, within=None) as connection:
-        return await _upgrade(connection, link, schema, rules)
+async def migrate(pool: ConnectionPool, schema: str, rules: Rules) -> Upgrade:
+    async with _opened(pool, within=None) as connection:
+        return await _upgrade(connection, pool, schema, rules)
 
 
-async def _upgrade(connection: asyncpg.Connection, link: Link, schema: str, rules: Rules) -> Upgrade:
-    return await migrations.upgrade(connection, schema, rules, str(link.server), link.server.owner)
+async def _upgrade(connection: asyncpg.Connection, pool: ConnectionPool, schema: str, rules: Rules) -> Upgrade:
+    return await migrations.upgrade(connection, schema, rules, str(pool.server), pool.server.owner)
 
 
-async def _look(connection: asyncpg.Connection, link: Link, schema: str) -> Upgrade:
+async def _look(connection: asyncpg.Connection, pool: ConnectionPool, schema: str) -> Upgrade:
     """Check who owns the schema, and return its pending migrations. Time limits set for the role
     or database are suspended meanwhile, because a connection's first statements take longest."""
-    place = str(link.server)
+    place = str(pool.server)
     await connection.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0")
-    await ownership.check(connection, schema, place, link.server.owner)
+    await ownership.check(connection, schema, place, pool.server.owner)
     found = await migrations.pending(connection, schema, place)
     await connection.execute("COMMIT")
     return found
 
 
 @asynccontextmanager
-async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.Connection]:
+async def _opened(pool: ConnectionPool, *, within: float | None) -> AsyncIterator[asyncpg.Connection]:
     """Open a connection to a suitable server, and limit the `async with` block to
     `within` seconds. Driver errors, also inside the block, are raised as BrokerError."""
-    place = str(link.server)
+    place = str(pool.server)
     try:
-        connection = await link.open()
+        connection = await pool.open()
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
                 await _check_server(connection, place)
@@ -82,10 +82,10 @@ async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.
                     "another process is migrating it; `taskflow migrate` has no time limit"
                 ) from error
         finally:
-            if not link.has(connection):
+            if not pool.has(connection):
                 drop(connection)
     except ERRORS as error:
-        raise link.broker_error(error) from error
+        raise pool.broker_error(error) from error
 
 
 async def _check_server(connection: asyncpg.Connection, place: str) -> None:

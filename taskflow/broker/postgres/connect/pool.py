@@ -26,7 +26,7 @@ SURPLUS_AFTER: Final = 30.0
 MOST_TRIES: Final = 5
 
 
-class Link:
+class ConnectionPool:
     """A pool of connections for one event loop. A connection that failed, or whose answer was not read to the end, is dropped.
 
     If there are several addresses, the pool prefers the last known primary. When another address becomes the primary, idle and
@@ -45,7 +45,7 @@ class Link:
         self._in_use: set[asyncpg.Connection] = set()
         self._listening: WeakSet[asyncpg.Connection] = WeakSet()
         self._primary: Address | None = None
-        self._turns = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._semaphore = asyncio.Semaphore(MOST_CONNECTIONS)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
 
@@ -61,8 +61,8 @@ class Link:
     async def columns_of(self, statement: str) -> list[tuple[str, str]]:
         """Return the name and type of each of the statement's columns."""
         try:
-            async with self._turns:
-                connection = await self._take_up(statement)
+            async with self._semaphore:
+                connection = await self._acquire(statement)
                 prepared = await self._over(connection, partial(connection.prepare, statement), ANSWER_WITHIN)
         except ERRORS as error:
             raise self.broker_error(error) from error
@@ -88,7 +88,7 @@ class Link:
             self._listening.add(connection)
         return connection
 
-    def lay_down(self, connection: asyncpg.Connection) -> None:
+    def put_back(self, connection: asyncpg.Connection) -> None:
         """Return a connection from `open` to the pool. Its settings must be unchanged. If there
         are several addresses, do nothing, because another address may be the primary by now."""
         if not self._is_closed and not self.server.others:
@@ -108,9 +108,9 @@ class Link:
     async def _fetch(self, statement: str, arguments: tuple[Any, ...], within: float) -> list[asyncpg.Record]:
         ends_at = time.monotonic() + within
         connection: asyncpg.Connection | None = None
-        async with self._turns:
+        async with self._semaphore:
             for tries in range(1, MOST_TRIES + 1):
-                connection = await self._take_up(statement, connection)
+                connection = await self._acquire(statement, connection)
                 try:
                     rows: list[asyncpg.Record] = await self._over(connection, partial(connection.fetch, statement, *arguments), within)
                     return rows
@@ -129,7 +129,7 @@ class Link:
                         self._drop_idle()  # the server was unavailable or migrated, so the other connections are lost or stale too
         raise AssertionError("unreachable")
 
-    async def _take_up(self, statement: str, last: asyncpg.Connection | None = None) -> asyncpg.Connection:
+    async def _acquire(self, statement: str, last: asyncpg.Connection | None = None) -> asyncpg.Connection:
         """Take a connection from the pool, or open one. Prefer `last`, then a connection that has run the same statement and few others.
 
         A session plans a statement when it first runs it, which takes the server ten times as long as the call itself.
