@@ -81,7 +81,7 @@ class PostgresBroker:
         self._clock = clock
         self._capacity = capacity
         self._migrates = migrates
-        self._per_loop = PerLoop(self._a_line)
+        self._per_loop = PerLoop(self._loop_connections)
         self._is_prepared = False
 
     def __repr__(self) -> str:
@@ -109,8 +109,8 @@ class PostgresBroker:
             raise SessionLost(wording.session_reaped(session.name))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        line = self._per_loop.here()
-        claiming = line.listener.claiming([names.queue(queue) for queue in queues] or [names.ANY_QUEUE])
+        connections = self._per_loop.here()
+        claiming = connections.listener.claiming([names.queue(queue) for queue in queues] or [names.ANY_QUEUE])
         try:
             found = await self.call("claim", *self.times(), session, request, list(queues), limit, *claiming.standing)
         except SessionLost:
@@ -124,7 +124,7 @@ class PostgresBroker:
         if news == [UNNOTED]:
             claiming.fail()
         else:
-            line.telling.add(dict.fromkeys(news, 1))
+            connections.notifier.add(dict.fromkeys(news, 1))
             claiming.end(is_full=len(found) >= limit)
         return claim.leases_of(found, session, request)
 
@@ -253,11 +253,11 @@ class PostgresBroker:
         places = ", ".join(f"${number}" for number in range(1, arguments + 1))
         return f'SELECT {columns} FROM "{self._namespace}".{name}({places})'
 
-    async def _prepare(self, line: _Line) -> None:
+    async def _prepare(self, connections: _LoopConnections) -> None:
         """Prepare the schema, but only once if several calls arrive together, because each check needs a connection."""
-        async with line.preparing:
+        async with connections.preparing:
             if not self._is_prepared:
-                await schema.prepare(line.pool, self._namespace, self._rules, migrates=self._migrates)
+                await schema.prepare(connections.pool, self._namespace, self._rules, migrates=self._migrates)
                 self._is_prepared = True
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
@@ -267,7 +267,7 @@ class PostgresBroker:
         [row] = await self.call(name, *arguments)
         wakeups = row.get("wakeups")
         if wakeups:
-            self._per_loop.here().tell(told_in(wakeups))
+            self._per_loop.here().notify(told_in(wakeups))
             self._per_loop.here().late_commits.after(time.monotonic() - began_at)
         return row
 
@@ -281,9 +281,9 @@ class PostgresBroker:
     def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None:
         """Wake the waiters for these jobs, those in this process immediately. Waiters in other
         processes are notified immediately if any are known (`are_awaited`), otherwise after a delay."""
-        line = self._per_loop.here()
-        line.listener.flag.wake(map(names.job, ids))
-        line.telling.add_ended(ids, are_awaited=are_awaited)
+        connections = self._per_loop.here()
+        connections.listener.flag.wake(map(names.job, ids))
+        connections.notifier.add_ended(ids, are_awaited=are_awaited)
 
     async def transactional(self) -> PostgresTransactional:
         [row] = await self.call(DESCRIBING)
@@ -307,24 +307,24 @@ class PostgresBroker:
         [row] = await self.call("look_for", topics, ids)
         return row["there"], row["ended"], row["is_crossing"]
 
-    async def _tell(self, topics: Mapping[str, int], ended: list[bytes], passed_on_by: str | None = None) -> None:
+    async def _notify(self, topics: Mapping[str, int], ended: list[bytes], passed_on_by: str | None = None) -> None:
         await self.call("notify", self.wall(), list(topics), list(topics.values()), ended, passed_on_by)
 
-    def _a_line(self) -> _Line:
-        telling = Notifier(self._tell)
-        pool = ConnectionPool(self.server, telling.close, schema=self._namespace)
-        notes = Notes(self._note_waiting, self._look, self._tell)
-        line = _Line(pool, PostgresListener(pool, self._namespace, notes), telling)
+    def _loop_connections(self) -> _LoopConnections:
+        notifier = Notifier(self._notify)
+        pool = ConnectionPool(self.server, notifier.close, schema=self._namespace)
+        notes = Notes(self._note_waiting, self._look, self._notify)
+        connections = _LoopConnections(pool, PostgresListener(pool, self._namespace, notes), notifier)
 
         async def look() -> None:
-            """Check the low-water marks, and wake listeners for jobs found behind them. This also works while `line` is being closed."""
+            """Check the low-water marks, and wake listeners for jobs found behind them. This also works while they are being closed."""
             [row] = await _fetch(pool, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
-                line.tell(told_in(row["wakeups"]))
+                connections.notify(told_in(row["wakeups"]))
 
-        line.late_commits = LateCommits(look)
-        line.forget = lambda listener: _fetch(pool, self._statement("forget_listener", 1), listener, within=LAST_WORDS)
-        return line
+        connections.late_commits = LateCommits(look)
+        connections.forget = lambda listener: _fetch(pool, self._statement("forget_listener", 1), listener, within=LAST_WORDS)
+        return connections
 
 
 async def _fetch(pool: ConnectionPool, statement: str, *arguments: Any, within: float) -> list[Any]:
@@ -339,19 +339,19 @@ async def _fetch(pool: ConnectionPool, statement: str, *arguments: Any, within: 
     return [rows.BareRow.of(row) for row in await pool.fetch(bare, *arguments, within=within)]
 
 
-class _Line:
+class _LoopConnections:
     """A broker's connections, listener and notifier in one event loop."""
 
     late_commits: LateCommits
     forget: Callable[[str], Awaitable[Any]]
 
-    def __init__(self, pool: ConnectionPool, listener: PostgresListener, telling: Notifier) -> None:
+    def __init__(self, pool: ConnectionPool, listener: PostgresListener, notifier: Notifier) -> None:
         self.pool = pool
         self.listener = listener
-        self.telling = telling
+        self.notifier = notifier
         self.preparing = asyncio.Lock()
 
-    def tell(self, topics: Mapping[str, int]) -> None:
+    def notify(self, topics: Mapping[str, int]) -> None:
         """Wake listeners in this process, and notify those in other processes that have left a note about the topics."""
         if EVERYTHING in topics:
             self.listener.flag.wake_all()
@@ -359,11 +359,11 @@ class _Line:
         if any(topic.startswith("queue:") for topic in here):
             here.add(names.ANY_QUEUE)
         self.listener.flag.wake(here)
-        self.telling.add(topics)
+        self.notifier.add(topics)
 
     async def close(self) -> None:
         await self.late_commits.close()
-        await self.telling.close()
+        await self.notifier.close()
         await self.listener.close()
         if self.listener.has_noted:
             with contextlib.suppress(BrokerError, TimeoutError):

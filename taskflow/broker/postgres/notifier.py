@@ -35,8 +35,8 @@ class Notifier:
     The end of a job without a known waiter is announced after a delay, because a waiter may be arriving at that very moment.
     """
 
-    def __init__(self, tell: Callable[[Mapping[str, int], list[bytes]], Awaitable[Any]]) -> None:
-        self._tell = tell
+    def __init__(self, notify: Callable[[Mapping[str, int], list[bytes]], Awaitable[Any]]) -> None:
+        self._notify = notify
         self._topics = Counter[str]()
         self._ended: set[bytes] = set()
         self._unawaited: set[bytes] = set()
@@ -69,7 +69,7 @@ class Notifier:
         if self._has_some:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS):
-                    await self._tell_all(self._unawaited)
+                    await self._send(self._unawaited)
 
     @property
     def _has_some(self) -> bool:
@@ -91,18 +91,18 @@ class Notifier:
                         await self._is_urgent.wait()
                 self._is_urgent.clear()
                 is_time = self._is_closing or time.monotonic() >= until
-                await self._tell_all(unawaited if is_time else set())
+                await self._send(unawaited if is_time else set())
                 if is_time:
                     unawaited = set()
                 await asyncio.sleep(AT_MOST_EVERY)
 
-    async def _tell_all(self, unawaited: set[bytes]) -> None:
+    async def _send(self, unawaited: set[bytes]) -> None:
         topics, self._topics = self._topics, Counter()
         ended, self._ended = self._ended, set()
         if not (topics or ended or unawaited):
             return
         try:
-            await self._tell(topics, [*ended, *unawaited])
+            await self._notify(topics, [*ended, *unawaited])
         except BrokerError:
             return  # a notification is only a hint, because every waiter also polls
         except asyncio.CancelledError:

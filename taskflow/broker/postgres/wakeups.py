@@ -59,11 +59,11 @@ _SESSION: Final = names.session(b"")
 
 class Notes(NamedTuple):
     """The server calls that a listener makes: `note` records what it is waiting for, `look` checks
-    for what has already happened, and `tell` passes nudges on to other listeners. See wakeups.sql."""
+    for what has already happened, and `notify` passes nudges on to other listeners. See wakeups.sql."""
 
     note: Callable[[str, list[str], list[bytes]], Awaitable[None]]
     look: Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes], bool]]]
-    tell: Callable[[Mapping[str, int], list[bytes], str], Awaitable[None]]
+    notify: Callable[[Mapping[str, int], list[bytes], str], Awaitable[None]]
 
 
 class PostgresListener(Listener):
@@ -165,7 +165,7 @@ class PostgresListener(Listener):
         told, self._to_pass_on = self._to_pass_on, Counter()
         gone = [*told, names.ANY_QUEUE]
         self.forget(gone)
-        await self._notes.tell(told, [], self.id)
+        await self._notes.notify(told, [], self.id)
         self.want(topic for topic in gone if topic in self.waited)
 
     def _pass_on_later(self, told: Mapping[str, int]) -> None:
