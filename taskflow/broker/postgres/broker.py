@@ -21,7 +21,7 @@ from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarge
 from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.errors import NoRoom, is_no_utf8, was_about_a_value
 from taskflow.broker.postgres.late_commits import LateCommits
-from taskflow.broker.postgres.listening import trouble_with_listening
+from taskflow.broker.postgres.listen_connection import trouble_with_listening
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.notifier import LAST_WORDS, READ_WITHIN, Notifier
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in

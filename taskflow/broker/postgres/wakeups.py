@@ -22,7 +22,7 @@ from taskflow.broker.listener import Listener, Standing, job_ids
 from taskflow.broker.postgres import rows
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.errors import ERRORS
-from taskflow.broker.postgres.listening import POLL_EVERY, ListenConnection, deaf, in_vain
+from taskflow.broker.postgres.listen_connection import POLL_EVERY, ListenConnection, listen_failed, notifications_lost
 from taskflow.model.record import Record
 
 log: Final = logging.getLogger("taskflow")
@@ -107,11 +107,11 @@ class PostgresListener(Listener):
         except self._errors as error:
             self._misses += server_is_there
             if self._misses >= MISSES:
-                self._trouble = in_vain(self._pool.server, error)
+                self._trouble = listen_failed(self._pool.server, error)
             raise
         finally:
             self._is_off.set()
-        self._trouble = deaf(self._pool.server)
+        self._trouble = notifications_lost(self._pool.server)
         await asyncio.sleep(_about(TEST_AGAIN))
 
     def stays_armed(self, topic: str) -> bool:

@@ -116,12 +116,12 @@ async def trouble_with_listening(pool: ConnectionPool) -> str | None:
     """Return a message that says why notifications do not arrive, or None if they do."""
     try:
         async with ListenConnection(pool, {secrets.token_hex(16): lambda words: None}) as listener:
-            return None if await listener.hears(tests=1) else deaf(pool.server)
+            return None if await listener.hears(tests=1) else notifications_lost(pool.server)
     except (*ERRORS, BrokerError) as error:
-        return in_vain(pool.server, error)
+        return listen_failed(pool.server, error)
 
 
-def deaf(server: PostgresTarget) -> str:
+def notifications_lost(server: PostgresTarget) -> str:
     if server.listen_at:
         return (
             f"PostgreSQL at {shown(server.listen_at)} (listen= in the broker URL) gets no notifications sent at {server}: {_POLLED}. "
@@ -133,7 +133,7 @@ def deaf(server: PostgresTarget) -> str:
     )
 
 
-def in_vain(server: PostgresTarget, error: Exception) -> str:
+def listen_failed(server: PostgresTarget, error: Exception) -> str:
     option = " (listen= in the broker URL)" if server.listen_at else ""
     return (
         f"PostgreSQL at {shown(server.listening_places)}{option} accepts no listening connection, although {server} answers: {_POLLED}. "
