@@ -1,4 +1,4 @@
-"""Checks the low-water marks (see marks.sql) after a slow verb. Its jobs
+"""Checks the low-water marks (see low_water_marks.sql) after a slow verb. Its jobs
 may lie behind the marks, where other processes do not look for jobs."""
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ COMMENT ON TABLE @.marks IS 'Low-water marks: where to begin to read an index of
 CREATE UNIQUE INDEX marks_newest ON @.marks (kind, queue, rank, n DESC);
 
 -- The changes that a function has made in a queue, one row each, so that none waits for another: `n` jobs moved with an event from one
--- status to another. `late`: a job became ready or scheduled in a transaction that may last long; see marks.sql.
+-- status to another. `late`: a job became ready or scheduled in a transaction that may last long; see low_water_marks.sql.
 CREATE TABLE @.tally (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     queue text COLLATE "C" NOT NULL,
