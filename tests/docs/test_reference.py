@@ -139,7 +139,7 @@ def test_the_options_of_a_broker_url_are_those_of_the_code(title: str, scheme: s
 
 def test_the_parameters_of_enqueue_in_sql_are_those_of_the_function() -> None:
     page = (REFERENCE / "sql.md").read_text()
-    source = (ROOT / "taskflow/broker/postgres/sending.sql").read_text()
+    source = (ROOT / "taskflow/broker/postgres/sql_api.sql").read_text()
     declared = source.partition("FUNCTION @.enqueue(")[2].partition(") RETURNS")[0]
     assert rows(section(page, "`enqueue`")) == set(re.findall(r"^    (\w+) ", declared, re.MULTILINE))
 

@@ -300,7 +300,7 @@ END
 $$;"""
 
 # Drops all of taskflow's functions, and the triggers that call them, because their parameters or results may change. It keeps enqueue()
-# from sending.sql, and the functions in transactional.sql, because users' grants and triggers depend on them.
+# from sql_api.sql, and the functions in transactional.sql, because users' grants and triggers depend on them.
 _DROP_FUNCTIONS: Final = """\
 DO $$
 DECLARE
