@@ -46,7 +46,7 @@ AWAITED_FOR: Final = 3600.0
 end. A caller that waits longer relies on polling every few seconds."""
 
 LOOKED_WITHIN: Final = 60.0
-"""Seconds that a check of the low-water marks may take (see low_water_marks.sql). A check reads all dead rows that cannot be vacuumed yet."""
+"""Seconds that a check of the low-water marks may take: see low_water_marks.sql. It reads all dead rows that cannot be vacuumed yet."""
 
 DROPPED_WITHIN: Final = 60.0
 """Seconds that deleting the schema may take."""

@@ -1,6 +1,6 @@
 """A transaction of somebody else's that stays open keeps all that dies meanwhile; what verbs read does not grow by it, and nothing is lost.
 
-See marks.sql.
+See low_water_marks.sql.
 """
 
 from __future__ import annotations
