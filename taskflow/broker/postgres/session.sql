@@ -109,7 +109,7 @@ BEGIN
         END IF;
         PERFORM @.undeclare(of_session, now_at);
         FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
-            PERFORM @.end_lease(lease.id, of_session, died_of IS NULL, died_of, now_at, fingerprint);
+            PERFORM @.end_dead_lease(lease.id, of_session, died_of IS NULL, died_of, now_at, fingerprint);
         END LOOP;
     END IF;
     SELECT array_agg(named.place), array_agg(named.place) FILTER (WHERE lease.is_asked_to_stop) INTO held, stopping

@@ -351,7 +351,7 @@ $$;
 
 -- Ends the lease of a dead session on a job, unless another transaction has locked the job: as a crash with `cause`, or, if the session
 -- `is_spared`, as a hand-back. Returns whether it did.
-CREATE FUNCTION @.end_lease(of_id bytea, of_session bytea, is_spared boolean, cause bytea, now_at bigint, fingerprint bytea DEFAULT NULL) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.end_dead_lease(of_id bytea, of_session bytea, is_spared boolean, cause bytea, now_at bigint, fingerprint bytea DEFAULT NULL) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     j @.jobs;
 BEGIN

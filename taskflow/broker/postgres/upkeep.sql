@@ -161,7 +161,7 @@ BEGIN
     FOR s IN SELECT * FROM @.sessions WHERE dead_at IS NOT NULL ORDER BY number LOOP
         PERFORM @.undeclare(s.id, now_at) WHERE NOT s.is_released;
         FOR lease IN SELECT id FROM @.leases_of(s) WHERE NOT s.is_released ORDER BY request, number LIMIT most - moved LOOP
-            moved := moved + @.end_lease(lease.id, s.id, s.is_spared, NULL, now_at)::integer;
+            moved := moved + @.end_dead_lease(lease.id, s.id, s.is_spared, NULL, now_at)::integer;
         END LOOP;
         IF NOT s.is_released AND moved < most AND EXISTS (SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND session = s.id) THEN
             UPDATE @.sessions SET floor = 0, older = '{}' WHERE id = s.id; -- a mark that hid its leases, or a locked lease
@@ -368,7 +368,7 @@ BEGIN
         SELECT jobs.id, jobs.session FROM holding JOIN @.jobs ON jobs.session = holding.session AND jobs.status = S.RUNNING
         WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE sessions.id = holding.session)
     LOOP
-        PERFORM @.end_lease(orphan.id, orphan.session, false, NULL, now_at)
+        PERFORM @.end_dead_lease(orphan.id, orphan.session, false, NULL, now_at)
         WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = orphan.session);
     END LOOP;
     PERFORM @.undeclare(session, now_at) FROM (SELECT DISTINCT session FROM @.declarations) AS each
