@@ -103,7 +103,7 @@ END
 $$;
 
 -- Withdraws the declarations of a dead session. A schedule that another transaction has locked is left: upkeep tries again.
-CREATE FUNCTION @.undeclare(of_session bytea, now_at bigint) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE FUNCTION @.drop_declarations(of_session bytea, now_at bigint) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     s @.schedules;

@@ -107,7 +107,7 @@ BEGIN
         IF died_of IS NOT NULL THEN
             DELETE FROM @.idle WHERE listener = s.listener;
         END IF;
-        PERFORM @.undeclare(of_session, now_at);
+        PERFORM @.drop_declarations(of_session, now_at);
         FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
             PERFORM @.end_dead_lease(lease.id, of_session, died_of IS NULL, died_of, now_at, fingerprint);
         END LOOP;

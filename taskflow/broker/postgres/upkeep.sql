@@ -159,7 +159,7 @@ DECLARE
     moved integer := 0;
 BEGIN
     FOR s IN SELECT * FROM @.sessions WHERE dead_at IS NOT NULL ORDER BY number LOOP
-        PERFORM @.undeclare(s.id, now_at) WHERE NOT s.is_released;
+        PERFORM @.drop_declarations(s.id, now_at) WHERE NOT s.is_released;
         FOR lease IN SELECT id FROM @.leases_of(s) WHERE NOT s.is_released ORDER BY request, number LIMIT most - moved LOOP
             moved := moved + @.end_dead_lease(lease.id, s.id, s.is_spared, NULL, now_at)::integer;
         END LOOP;
@@ -371,7 +371,7 @@ BEGIN
         PERFORM @.end_dead_lease(orphan.id, orphan.session, false, NULL, now_at)
         WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = orphan.session);
     END LOOP;
-    PERFORM @.undeclare(session, now_at) FROM (SELECT DISTINCT session FROM @.declarations) AS each
+    PERFORM @.drop_declarations(session, now_at) FROM (SELECT DISTINCT session FROM @.declarations) AS each
     WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = session);
 END
 $$;
