@@ -116,7 +116,7 @@ BEGIN
     FROM unnest(requests, numbers) WITH ORDINALITY AS named (request, number, place)
     JOIN @.leases_of(s) AS lease ON lease.request = named.request AND lease.number = named.number;
     INSERT INTO @.meta (name, value) VALUES ('pulse', steady) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-    PERFORM @.add_hung_nudges(now_at) WHERE looks;
+    PERFORM @.pass_on_late_nudges(now_at) WHERE looks;
     wakeups := @.wakeups();
     IF NOT looks THEN
         RETURN;

@@ -62,7 +62,7 @@ BEGIN
         END IF;
     END IF;
     next_in := greatest(0, next_in);
-    PERFORM @.add_hung_nudges(now_at);
+    PERFORM @.pass_on_late_nudges(now_at);
     wakeups := @.wakeups();
 END
 $$;

@@ -138,7 +138,7 @@ $$;
 -- Returns true if a listener waits for such news. Jobs of a paused queue are none.
 CREATE FUNCTION @.is_awaited(of_topic text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR of_topic = 'hung' OR @.has_old_view() OR NOT pg_try_advisory_xact_lock_shared(@.crossing_lock()) THEN
+    IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR of_topic = 'late' OR @.has_old_view() OR NOT pg_try_advisory_xact_lock_shared(@.crossing_lock()) THEN
         RETURN true; -- without that lock: a listener looks at this moment
     END IF;
     RETURN @.has_note(of_topic) AND NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(of_topic, 7));
@@ -167,10 +167,10 @@ CREATE FUNCTION @.noted_since() RETURNS bigint LANGUAGE sql AS $$
 $$;
 
 -- Announces that a nudge was not followed by a claim in time: notify() passes it on.
-CREATE FUNCTION @.add_hung_nudges(now_at bigint) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $$
+CREATE FUNCTION @.pass_on_late_nudges(now_at bigint) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM @.add_wakeup('hung') WHERE EXISTS (
+    PERFORM @.add_wakeup('late') WHERE EXISTS (
         SELECT 1 FROM @.idle WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - R.passed_on_after AND nudged_for IS NOT NULL
     );
 END

@@ -663,7 +663,7 @@ async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(
     calls: Sequence[Any] = (
         (ENQUEUE, *envelope_columns([an_envelope()])),
         ("SELECT taskflow.notify(NULL, ARRAY['queue:default'], ARRAY[3::bigint], '{}')",),
-        ("SELECT taskflow.add_hung_nudges(taskflow.wall(NULL))",),
+        ("SELECT taskflow.pass_on_late_nudges(taskflow.wall(NULL))",),
         ("SELECT taskflow.listeners_for('queue:default')",),
     )
     for call in calls:
