@@ -120,14 +120,14 @@ $$;
 
 -- --- offers -------------------------------------------------------------------------------------------
 
-CREATE FUNCTION @.first_look() RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+CREATE FUNCTION @.next_look() RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 BEGIN
     RETURN (SELECT look_at FROM @.schedules WHERE look_at IS NOT NULL ORDER BY look_at, name LIMIT 1);
 END
 $$;
 
 -- Leaves the schedules that are due to the caller for a while, as many as fit into an answer, and removes those that have slept for long.
-CREATE FUNCTION @.offer_schedules(now_at bigint, OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT sinces bigint[]) LANGUAGE plpgsql
+CREATE FUNCTION @.offers(now_at bigint, OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT sinces bigint[]) LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN

@@ -128,7 +128,7 @@ BEGIN
     );
     dues := ARRAY[
         @.first_due(now_at),
-        @.first_look(),
+        @.next_look(),
         (
             SELECT expires_at FROM @.jobs
             WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at >= (@.newest_mark('expiry', '', 0, now_at)).at

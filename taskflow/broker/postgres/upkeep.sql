@@ -8,7 +8,7 @@ CREATE FUNCTION @.upkeep(
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
-    first_look bigint;
+    next_look bigint;
     first_due bigint;
     left_over integer := most;
     summed integer;
@@ -44,12 +44,12 @@ BEGIN
     dropped := dropped + faded.moved;
     left_over := left_over - dropped;
     SELECT least(greatest(1, count(*)) * R.upkeep_every, min(beat_at + ttl) + 1 - steady) INTO next_in FROM @.sessions WHERE dead_at IS NULL;
-    first_look := @.first_look();
-    IF first_look <= now_at THEN
-        SELECT offers.* INTO names, digests, bodies, nexts, sinces FROM @.offer_schedules(now_at) AS offers;
-        first_look := @.first_look();
+    next_look := @.next_look();
+    IF next_look <= now_at THEN
+        SELECT offers.* INTO names, digests, bodies, nexts, sinces FROM @.offers(now_at) AS offers;
+        next_look := @.next_look();
     END IF;
-    first_due := least(@.first_due(now_at), first_look);
+    first_due := least(@.first_due(now_at), next_look);
     IF left_over <= 0 OR summed = 20000 OR faded.forgotten = 1000 THEN
         next_in := 0;
     ELSIF first_due IS NOT NULL THEN

@@ -148,7 +148,7 @@ async def test_what_a_transaction_is_offered_is_offered_to_no_other(broker: Brok
     await set_level(stranger, level)
     await broker.define([a_definition()])
     await stranger.execute("BEGIN")
-    assert await stranger.fetchval("SELECT names FROM taskflow.offer_schedules(taskflow.wall(NULL))") == ["nightly"]
+    assert await stranger.fetchval("SELECT names FROM taskflow.offers(taskflow.wall(NULL))") == ["nightly"]
 
     async with asyncio.timeout(SOON):
         assert (await broker.upkeep(10)).offers == ()
