@@ -97,7 +97,7 @@ class PostgresConsole:
     async def drop(self, ids: Sequence[bytes]) -> list[Status | None]:
         if not ids:
             return []
-        row = await self._broker.call_one("drop_ended", self._broker.wall(), list(ids))
+        row = await self._broker.call_one("drop", self._broker.wall(), list(ids))
         return [BY_CODE.get(code) for code in row["statuses"]]
 
     async def pause(self, queue: str) -> None:
@@ -122,7 +122,7 @@ class PostgresConsole:
 
     async def metrics(self) -> Metrics:
         totals: dict[str, dict[str, int]] = {}
-        for row in await self._broker.call("events"):
+        for row in await self._broker.call("metrics"):
             totals.setdefault(row["queue"], {})[row["what"]] = row["n"]
         return Metrics(totals=totals)
 

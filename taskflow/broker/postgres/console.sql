@@ -263,7 +263,7 @@ END
 $$;
 
 -- Drops ended jobs. Returns the status that each job had, -1 for an unknown id.
-CREATE FUNCTION @.drop_ended(wall bigint, ids bytea[], OUT statuses integer[], OUT wakeups text) LANGUAGE plpgsql
+CREATE FUNCTION @.drop(wall bigint, ids bytea[], OUT statuses integer[], OUT wakeups text) LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -323,7 +323,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.events() RETURNS TABLE (queue text, what text, n bigint) LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION @.metrics() RETURNS TABLE (queue text, what text, n bigint) LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT queue, what, n FROM @.counted WHERE what NOT LIKE '=%'
 $$;
 
