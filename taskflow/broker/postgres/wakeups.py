@@ -178,10 +178,10 @@ class PostgresListener(Listener):
         self.has_noted = self._is_asking = True
         try:
             await self._notes.note(self.id, topics, ids)
-            there, ended, is_crossing = await self._notes.look(topics, ids)
+            there, ended, may_have_missed = await self._notes.look(topics, ids)
         finally:
             self._is_asking = False
-        if is_crossing:
+        if may_have_missed:
             self._look_again(topics)
         return there, ended
 
@@ -254,11 +254,11 @@ class PostgresListener(Listener):
             for pause in LOOKS_AGAIN:
                 await asyncio.sleep(pause)
                 try:
-                    there, _, is_crossing = await self._notes.look(topics, [])
+                    there, _, may_have_missed = await self._notes.look(topics, [])
                 except self._errors:
                     break
                 self.flag.wake([*there, *([names.ANY_QUEUE] if any(map(_is_queue, there)) else [])])
-                if not is_crossing:
+                if not may_have_missed:
                     break
 
     # --- instead of hearing ---------------------------------------------------------------------------------------

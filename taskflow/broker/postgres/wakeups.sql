@@ -5,7 +5,7 @@
 -- transaction that looks for notes holds a shared lock until its commit. A listener that has just noted itself looks for jobs again until
 -- that lock is free.
 
-CREATE FUNCTION @.crossing_lock() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION @.listener_registration_lock() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT hashtextextended('@.crossing', 0)
 $$;
 
@@ -61,16 +61,16 @@ BEGIN
 END
 $$;
 
--- Returns those topics and those jobs for which something has already happened. `is_crossing`: a transaction that has looked for notes has
+-- Returns those topics and those jobs for which something has already happened. `may_have_missed`: a transaction that has looked for notes has
 -- not ended, and may bring something. The plans are made once, perhaps when there are few jobs: they must not read many from end to end.
-CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT there text[], OUT ended bytea[], OUT is_crossing boolean) LANGUAGE plpgsql
+CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT there text[], OUT ended bytea[], OUT may_have_missed boolean) LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET jit = off AS $$
 DECLARE
     now_at CONSTANT bigint := @.wall(NULL);
 BEGIN
     -- In one expression, so that no cancellation comes between: users' commits would wait for this lock.
-    is_crossing := CASE WHEN pg_try_advisory_lock(@.crossing_lock()) THEN NOT pg_advisory_unlock(@.crossing_lock()) ELSE true END;
+    may_have_missed := CASE WHEN pg_try_advisory_lock(@.listener_registration_lock()) THEN NOT pg_advisory_unlock(@.listener_registration_lock()) ELSE true END;
     there := ARRAY(
         SELECT topic FROM unnest(topics) AS topic
         WHERE CASE
@@ -138,7 +138,7 @@ $$;
 -- Returns true if a listener waits for such news. Jobs of a paused queue are none.
 CREATE FUNCTION @.is_awaited(of_topic text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR of_topic = 'late' OR @.has_old_view() OR NOT pg_try_advisory_xact_lock_shared(@.crossing_lock()) THEN
+    IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR of_topic = 'late' OR @.has_old_view() OR NOT pg_try_advisory_xact_lock_shared(@.listener_registration_lock()) THEN
         RETURN true; -- without that lock: a listener looks at this moment
     END IF;
     RETURN @.has_note(of_topic) AND NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(of_topic, 7));
@@ -348,7 +348,7 @@ CREATE FUNCTION @.tell_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql AS
 DECLARE
     others CONSTANT text := current_setting('taskflow.at_commit', true);
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(@.crossing_lock());
+    PERFORM pg_advisory_xact_lock_shared(@.listener_registration_lock());
     IF of_topic IS NOT NULL THEN
         PERFORM @.tell_of(of_topic);
     END IF;

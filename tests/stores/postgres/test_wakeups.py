@@ -276,7 +276,7 @@ async def test_a_job_of_a_user_that_commits_while_a_worker_notes_itself_starts_s
 async def test_a_job_of_a_user_that_commits_while_another_listener_looks_starts_soon(store: Store, stranger: asyncpg.Connection) -> None:
     """Its trigger waits for that look, and so it holds the lock when a worker notes itself."""
     looking = await asyncpg.connect(store.url)
-    await looking.fetchval("SELECT pg_advisory_lock(taskflow.crossing_lock())")
+    await looking.fetchval("SELECT pg_advisory_lock(taskflow.listener_registration_lock())")
     await stranger.execute("BEGIN")
     job_id = await stranger.fetchval("SELECT taskflow.enqueue('work')")
     triggering = asyncio.create_task(stranger.execute("SET CONSTRAINTS ALL IMMEDIATE"))
