@@ -85,7 +85,7 @@ BEGIN
     IF of_listener <> s.listener IS NOT FALSE AND of_listener IS NOT NULL THEN
         UPDATE @.sessions SET listener = of_listener WHERE id = of_session;
     END IF;
-    IF @.has_old_view() THEN
+    IF @.has_fixed_snapshot() THEN
         unreadable := 'unnoted';
         RETURN NEXT;
     ELSIF cardinality(picked.tids) >= most THEN

@@ -16,7 +16,7 @@ BEGIN
             (SELECT id FROM @.jobs WHERE key = j.key AND status = S.RUNNING AND cancel_requested IS NULL)
         );
         IF standing IS NOT NULL THEN
-            IF @.has_old_view() THEN -- it may have ended since the transaction began: then this is a serialization failure
+            IF @.has_fixed_snapshot() THEN -- it may have ended since the transaction began: then this is a serialization failure
                 PERFORM 1 FROM @.jobs WHERE id = standing FOR SHARE;
             END IF;
             RETURN 'k'::bytea || standing;

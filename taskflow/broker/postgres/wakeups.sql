@@ -10,7 +10,7 @@ CREATE FUNCTION @.listener_registration_lock() RETURNS bigint LANGUAGE sql IMMUT
 $$;
 
 -- Returns true if this transaction sees the notes as they were when it began, and would fail if it changed a note that has changed since.
-CREATE FUNCTION @.has_old_view() RETURNS boolean LANGUAGE sql STABLE AS $$
+CREATE FUNCTION @.has_fixed_snapshot() RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT current_setting('transaction_isolation') NOT LIKE 'read %'
 $$;
 
@@ -138,7 +138,7 @@ $$;
 -- Returns true if a listener waits for such news. Jobs of a paused queue are none.
 CREATE FUNCTION @.is_awaited(of_topic text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR of_topic = 'late' OR @.has_old_view() OR NOT pg_try_advisory_xact_lock_shared(@.listener_registration_lock()) THEN
+    IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR of_topic = 'late' OR @.has_fixed_snapshot() OR NOT pg_try_advisory_xact_lock_shared(@.listener_registration_lock()) THEN
         RETURN true; -- without that lock: a listener looks at this moment
     END IF;
     RETURN @.has_note(of_topic) AND NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(of_topic, 7));
@@ -363,7 +363,7 @@ CREATE FUNCTION @.tell_of(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     listeners text[];
 BEGIN
-    IF @.has_old_view() THEN -- every listener hears the channel that has the schema's name
+    IF @.has_fixed_snapshot() THEN -- every listener hears the channel that has the schema's name
         listeners := ARRAY[(parse_ident('@.jobs'))[1]];
     ELSIF of_topic LIKE 'job:%' OR @.has_note(of_topic) THEN
         listeners := @.listeners_for(of_topic);
