@@ -102,7 +102,7 @@ BEGIN
         PERFORM @.note_idle(of_listener, @.topics_of(queues));
     END IF;
     IF was_nudged THEN
-        PERFORM @.free_notes(of_listener);
+        PERFORM @.allow_nudges(of_listener);
     END IF;
 END
 $$;

@@ -218,7 +218,7 @@ END
 $$;
 
 -- Lets a listener be nudged for its other queues again. Waits for no lock: another transaction that has locked one of these notes writes it.
-CREATE FUNCTION @.free_notes(of_listener text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.allow_nudges(of_listener text) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     UPDATE @.idle SET nudged_at = NULL WHERE ctid = ANY (ARRAY(
@@ -247,7 +247,7 @@ BEGIN
             WHERE listener = passed_on_by AND topic = ANY (topics || 'queues'::text) AND nudged_at IS NOT NULL
             FOR UPDATE SKIP LOCKED
         ));
-        PERFORM @.free_notes(passed_on_by);
+        PERFORM @.allow_nudges(passed_on_by);
     END IF;
     FOR each IN
         DELETE FROM @.idle WHERE ctid = ANY (ARRAY(
@@ -257,7 +257,7 @@ BEGIN
         )) RETURNING listener, nudged_for AS topic
     LOOP
         PERFORM @.nudge(each.topic, 1, now_at) WHERE each.topic LIKE 'queue:%';
-        PERFORM @.free_notes(each.listener);
+        PERFORM @.allow_nudges(each.listener);
     END LOOP;
     FOR i IN 1 .. cardinality(topics) LOOP
         IF topics[i] LIKE 'queue:%' THEN
