@@ -198,7 +198,7 @@ BEGIN
             PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
         END IF;
     END IF;
-    PERFORM @.tell_at_commit(CASE WHEN NEW.late_priority IS NOT NULL THEN 'queue:' || NEW.queue END);
+    PERFORM @.notify_at_commit(CASE WHEN NEW.late_priority IS NOT NULL THEN 'queue:' || NEW.queue END);
     RETURN NULL;
 END
 $$;

@@ -344,22 +344,22 @@ $$;
 -- nothing. A NOTIFY takes a lock that all such commits share. So it sends nothing if no listener waits. Of several transactions that commit
 -- together only one notifies for a queue; the listener looks again until the others have committed. A listener that looks at this moment
 -- holds the lock for microseconds, and waits for nothing meanwhile.
-CREATE FUNCTION @.tell_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.notify_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     others CONSTANT text := current_setting('taskflow.at_commit', true);
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(@.listener_registration_lock());
     IF of_topic IS NOT NULL THEN
-        PERFORM @.tell_of(of_topic);
+        PERFORM @.notify_topic(of_topic);
     END IF;
     IF others <> '' THEN
         PERFORM set_config('taskflow.at_commit', '', true);
-        PERFORM @.tell_of(topic) FROM unnest(string_to_array(others, E'\n')) AS topic;
+        PERFORM @.notify_topic(topic) FROM unnest(string_to_array(others, E'\n')) AS topic;
     END IF;
 END
 $$;
 
-CREATE FUNCTION @.tell_of(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.notify_topic(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     listeners text[];
 BEGIN
