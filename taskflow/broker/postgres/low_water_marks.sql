@@ -5,7 +5,7 @@
 -- mark in the same transaction (lower_mark), and no mark is raised while another transaction lowers it. Except for very recent jobs, both
 -- lock the place: the one with a shared lock, the other with a try. New jobs do not lie before a mark, because none goes beyond half a
 -- second ago. But a transaction that commits late may leave its jobs behind a mark. A verb that took longer checks the marks afterwards, a
--- transaction of a user lowers its marks again when it commits (lower_late_mark), and the broker checks all marks every ten seconds
+-- transaction of a user lowers its marks again when it commits (on_commit), and the broker checks all marks every ten seconds
 -- (check_marks).
 
 -- Returns the newest mark of a place, or one without a number. Marks in the future are ignored: the clock was set back.
@@ -176,7 +176,7 @@ $$;
 
 -- Without a priority the job is scheduled. Runs as the owner, and only for tally, because another table's owner could choose its columns
 -- freely.
-CREATE FUNCTION @.lower_late_mark() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION @.on_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_RELID <> '@.tally'::regclass THEN
         RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
@@ -202,10 +202,10 @@ BEGIN
     RETURN NULL;
 END
 $$;
-REVOKE EXECUTE ON FUNCTION @.lower_late_mark() FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @.on_commit() FROM PUBLIC;
 
-CREATE CONSTRAINT TRIGGER tally_late AFTER INSERT ON @.tally DEFERRABLE INITIALLY DEFERRED
-    FOR EACH ROW WHEN (NEW.late_at IS NOT NULL) EXECUTE FUNCTION @.lower_late_mark();
+CREATE CONSTRAINT TRIGGER tally_on_commit AFTER INSERT ON @.tally DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.late_at IS NOT NULL) EXECUTE FUNCTION @.on_commit();
 
 -- Reads every index from its start, as if there were no marks, and lowers marks that were too high. Drops marks that are no longer
 -- needed.

@@ -16,7 +16,7 @@ CREATE FUNCTION @.refused(why text, message text) RETURNS jsonb LANGUAGE sql IMM
 $$;
 
 -- Adds one call without a key that is ready at once. Returns false if the id is known. The mark is lowered and listeners are notified when the
--- transaction commits: see lower_late_mark(). This is called once for each job of most transactions, so it has few expressions: each costs
+-- transaction commits: see on_commit(). This is called once for each job of most transactions, so it has few expressions: each costs
 -- time again in each transaction.
 CREATE FUNCTION @.add_ready_within(
     now_at bigint, of_queue text, of_job text, of_priority integer, of_id bytea, of_payload bytea, of_extras bytea, of_expiry bigint

@@ -198,6 +198,6 @@ async def test_a_role_that_may_add_jobs_cannot_act_as_the_owner(store: Store, st
     await stranger.execute("DROP ROLE IF EXISTS mallory; CREATE ROLE mallory; GRANT USAGE ON SCHEMA taskflow TO mallory; SET ROLE mallory")
     await stranger.execute("CREATE TEMP TABLE trap (queue text, late_priority integer, late_at bigint)")
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await stranger.execute("CREATE TRIGGER springs AFTER INSERT ON trap FOR EACH ROW EXECUTE FUNCTION taskflow.lower_late_mark()")
+        await stranger.execute("CREATE TRIGGER springs AFTER INSERT ON trap FOR EACH ROW EXECUTE FUNCTION taskflow.on_commit()")
     await stranger.fetchval("SELECT taskflow.enqueue('work')")
     await stranger.execute("RESET ROLE; DROP TABLE trap; REVOKE USAGE ON SCHEMA taskflow FROM mallory; DROP ROLE mallory")
