@@ -163,12 +163,12 @@ $$;
 CREATE FUNCTION @.lower_mark_at_commit(of_queue text, of_priority integer, due bigint, is_scheduled boolean) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     place CONSTANT text := CASE WHEN is_scheduled THEN format('@. %s;', due) ELSE format('@.%s %s;', of_queue, of_priority) END;
-    noted CONSTANT text := coalesce(current_setting('taskflow.late', true), '');
+    noted CONSTANT text := coalesce(current_setting('taskflow.uncommitted_places', true), '');
 BEGIN
     IF position(place IN noted) = 0 THEN
         INSERT INTO @.tally (queue, n, late_priority, late_at) VALUES (of_queue, 0, CASE WHEN NOT is_scheduled THEN of_priority END, due);
         IF NOT is_scheduled THEN
-            PERFORM set_config('taskflow.late', noted || place, true);
+            PERFORM set_config('taskflow.uncommitted_places', noted || place, true);
         END IF;
     END IF;
 END
@@ -180,7 +180,7 @@ CREATE FUNCTION @.on_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER 
 BEGIN
     IF TG_RELID <> '@.tally'::regclass THEN
         RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
-    ELSIF NEW.late_priority IS NOT NULL AND position('@.' || NEW.queue || ' ' || NEW.late_priority || ';' IN coalesce(current_setting('taskflow.late', true), '')) = 0 THEN
+    ELSIF NEW.late_priority IS NOT NULL AND position('@.' || NEW.queue || ' ' || NEW.late_priority || ';' IN coalesce(current_setting('taskflow.uncommitted_places', true), '')) = 0 THEN
         RETURN NULL; -- not at the commit, but after the INSERT (SET CONSTRAINTS): others' transactions would wait for the locks
     ELSIF current_setting('transaction_isolation') NOT LIKE 'read %' THEN -- it does not see the current marks: read from the start once
         INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)

@@ -22,7 +22,7 @@ CREATE FUNCTION @.add_ready_within(
     now_at bigint, of_queue text, of_job text, of_priority integer, of_id bytea, of_payload bytea, of_extras bytea, of_expiry bigint
 ) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    noted CONSTANT text := coalesce(current_setting('taskflow.late', true), '');
+    noted CONSTANT text := coalesce(current_setting('taskflow.uncommitted_places', true), '');
     place CONSTANT text := '@.' || of_queue || ' ' || of_priority || ';';
 BEGIN
     WITH added AS (
@@ -33,7 +33,7 @@ BEGIN
     INSERT INTO @.tally (queue, event, before, after, n, late_priority, late_at)
     SELECT queue, E.ENQUEUE, NULL, S.READY, 1, of_priority, CASE WHEN position(place IN noted) = 0 THEN now_at END FROM added;
     IF FOUND AND position(place IN noted) = 0 THEN
-        PERFORM set_config('taskflow.late', noted || place, true);
+        PERFORM set_config('taskflow.uncommitted_places', noted || place, true);
     END IF;
     RETURN FOUND;
 END
