@@ -60,7 +60,7 @@ SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 DECLARE
     now_at bigint := @.wall(wall);
     s @.sessions;
-    new_floor bigint;
+    new_recent_from bigint;
     dues bigint[];
     lease record;
     j @.jobs;
@@ -73,12 +73,12 @@ BEGIN
     IF is_lost THEN
         RETURN;
     END IF;
-    new_floor := greatest(
-        s.floor, least(seen, coalesce((SELECT request FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1), 0)) + 1
+    new_recent_from := greatest(
+        s.recent_from, least(seen, coalesce((SELECT request FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1), 0)) + 1
     );
-    s.older := (SELECT coalesce(array_agg(DISTINCT request), '{}') FROM @.leases_of(s) WHERE request < new_floor);
-    s.floor := new_floor;
-    UPDATE @.sessions SET beat_at = steady, is_spared = false, floor = s.floor, older = s.older WHERE id = of_session;
+    s.older_requests := (SELECT coalesce(array_agg(DISTINCT request), '{}') FROM @.leases_of(s) WHERE request < new_recent_from);
+    s.recent_from := new_recent_from;
+    UPDATE @.sessions SET beat_at = steady, is_spared = false, recent_from = s.recent_from, older_requests = s.older_requests WHERE id = of_session;
     -- This waits for no lock of another program, because a late heartbeat would end its session.
     FOR i IN 1 .. cardinality(reported_requests) LOOP
         UPDATE @.jobs SET started_at = now_at - running_for[i], progress = coalesce(progresses[i], progress)
@@ -152,15 +152,15 @@ LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = 
 BEGIN
     RETURN QUERY
     SELECT jobs.id, jobs.request, jobs.number, jobs.claimed_steady, jobs.cancel_requested IS NOT NULL
-    FROM @.jobs WHERE status = S.RUNNING AND session = s.id AND jobs.request >= s.floor;
+    FROM @.jobs WHERE status = S.RUNNING AND session = s.id AND jobs.request >= s.recent_from;
     RETURN QUERY
     SELECT lease.*
-    FROM unnest(s.older) AS held (request) CROSS JOIN LATERAL (
+    FROM unnest(s.older_requests) AS held (request) CROSS JOIN LATERAL (
         SELECT jobs.id, jobs.request, jobs.number, jobs.claimed_steady, jobs.cancel_requested IS NOT NULL
         FROM @.jobs WHERE status = S.RUNNING AND session = s.id AND jobs.request = held.request
         OFFSET 0
     ) AS lease
-    WHERE held.request < s.floor;
+    WHERE held.request < s.recent_from;
 END
 $$;
 

@@ -164,7 +164,7 @@ BEGIN
             moved := moved + @.end_dead_lease(lease.id, s.id, s.is_spared, NULL, now_at)::integer;
         END LOOP;
         IF NOT s.is_released AND moved < most AND EXISTS (SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND session = s.id) THEN
-            UPDATE @.sessions SET floor = 0, older = '{}' WHERE id = s.id; -- a mark that hid its leases, or a locked lease
+            UPDATE @.sessions SET recent_from = 0, older_requests = '{}' WHERE id = s.id; -- a mark that hid its leases, or a locked lease
         END IF;
         -- Not in the call that has found it dead: at "repeatable read", that call does not see what a concurrent claim has leased to the
         -- session.

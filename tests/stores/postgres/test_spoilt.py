@@ -175,9 +175,9 @@ async def test_a_result_is_kept_for_a_hundred_years_at_most(broker: Broker, keep
 
 NUMBERS: Final = ("NULL", "9223372036854775807", "-9223372036854775808")
 
-REFUSED_OF_SESSIONS: Final = dict.fromkeys(("ttl", "beat_at", "floor", "registered_at"), NUMBERS) | {
+REFUSED_OF_SESSIONS: Final = dict.fromkeys(("ttl", "beat_at", "recent_from", "registered_at"), NUMBERS) | {
     "dead_at": NUMBERS[1:],
-    "older": ("NULL",),
+    "older_requests": ("NULL",),
     "is_spared": ("NULL",),
     "is_released": ("NULL", "true"),
     "about": ("NULL", "convert_to(repeat('x', 2000000), 'UTF8')"),

@@ -149,10 +149,10 @@ CREATE TABLE @.sessions (
     is_spared boolean NOT NULL DEFAULT false, -- its deadline was moved once, because the store itself was away
     dead_at @.instant,
     is_released boolean NOT NULL DEFAULT false, -- it is dead, and has no lease any more
-    -- Its leases belong to the requests from `floor` on, and to some `older` ones.
-    floor bigint NOT NULL DEFAULT 0 CONSTRAINT a_floor_is_possible CHECK (floor BETWEEN 0 AND P.LATEST),
-    older bigint[] NOT NULL DEFAULT '{}',
-    listener @.channel, -- wants_ends of a run that is asked to stop
+    -- Its leases belong to the requests from `recent_from` on, and to some `older_requests`.
+    recent_from bigint NOT NULL DEFAULT 0 CONSTRAINT recent_from_is_possible CHECK (recent_from BETWEEN 0 AND P.LATEST),
+    older_requests bigint[] NOT NULL DEFAULT '{}',
+    listener @.channel, -- is notified of a run that is asked to stop
     wants_ends boolean NOT NULL DEFAULT false, -- its upkeep asks for ends without a settlement
     deploy bytea NOT NULL DEFAULT '' CONSTRAINT a_deploy_is_short CHECK (octet_length(deploy) <= P.MOST_BYTES),
     CONSTRAINT the_released_are_dead CHECK (dead_at IS NOT NULL OR NOT is_released)
