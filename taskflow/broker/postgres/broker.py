@@ -305,7 +305,7 @@ class PostgresBroker:
 
     async def _look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes], bool]:
         [row] = await self.call("look_for", topics, ids)
-        return row["there"], row["ended"], row["may_have_missed"]
+        return row["available"], row["ended"], row["may_have_missed"]
 
     async def _notify(self, topics: Mapping[str, int], ended: list[bytes], passed_on_by: str | None = None) -> None:
         await self.call("notify", self.wall(), list(topics), list(topics.values()), ended, passed_on_by)

@@ -187,7 +187,7 @@ DECLARE
     j @.jobs;
     each bytea;
     has_end_subscriber CONSTANT boolean := @.has_end_subscriber();
-    told bytea[] := '{}';
+    finished bytea[] := '{}';
 BEGIN
     purged := 0;
     IF of_tag IS NULL THEN
@@ -211,11 +211,11 @@ BEGIN
         IF FOUND THEN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at, R.purged_for);
             IF has_end_subscriber THEN
-                told := told || each;
+                finished := finished || each;
             END IF;
         END IF;
     END LOOP;
-    purged := cardinality(told) + @.bury(ARRAY(SELECT id FROM unnest(ids) AS id WHERE id <> ALL (told)), now_at);
+    purged := cardinality(finished) + @.bury(ARRAY(SELECT id FROM unnest(ids) AS id WHERE id <> ALL (finished)), now_at);
     wakeups := @.wakeups();
 END
 $$;

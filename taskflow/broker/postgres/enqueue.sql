@@ -64,8 +64,8 @@ END
 $$;
 
 -- Returns `number` elements: the given ones, or the only given one repeated.
-CREATE FUNCTION @.repeated(told anyarray, number integer) RETURNS anyarray LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE cardinality(told) WHEN 1 THEN array_fill(told[1], ARRAY[number]) ELSE told END
+CREATE FUNCTION @.repeated(given anyarray, number integer) RETURNS anyarray LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE cardinality(given) WHEN 1 THEN array_fill(given[1], ARRAY[number]) ELSE given END
 $$;
 
 -- Adds calls in order. Arrays of queues, jobs, priorities and conflicts may have one element if all are equal. Returns NULL if all were

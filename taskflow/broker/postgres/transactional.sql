@@ -40,16 +40,16 @@ END
 $$;
 
 -- Adds calls, given as arrays of the columns of add_jobs(), with bytes as bytea's text.
-CREATE FUNCTION @.add_jobs_within(now_at bigint, told jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.add_jobs_within(now_at bigint, fields jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
-    ids CONSTANT bytea[] := ARRAY(SELECT value::bytea FROM jsonb_array_elements_text(told -> 'id') AS value);
+    ids CONSTANT bytea[] := ARRAY(SELECT value::bytea FROM jsonb_array_elements_text(fields -> 'id') AS value);
     answers bytea[];
 BEGIN
     PERFORM set_config('taskflow.wakeups', '', true);
     answers := @.add_jobs(
-        now_at, @sent{ARRAY(SELECT value::%t FROM jsonb_array_elements_text(told -> '%n') WITH ORDINALITY AS each (value, n) ORDER BY n)}
+        now_at, @sent{ARRAY(SELECT value::%t FROM jsonb_array_elements_text(fields -> '%n') WITH ORDINALITY AS each (value, n) ORDER BY n)}
     );
-    PERFORM @.announce_at_commit(ids, told -> 'queue' ->> 0, now_at);
+    PERFORM @.announce_at_commit(ids, fields -> 'queue' ->> 0, now_at);
     RETURN jsonb_build_object('answers', ( -- as bytea they would be written as `bytea_output` says
         SELECT jsonb_agg(encode(answer, 'hex') ORDER BY n) FROM unnest(answers) WITH ORDINALITY AS each (answer, n)
     ));
@@ -61,29 +61,29 @@ $$;
 CREATE OR REPLACE FUNCTION @.enqueue_within(request text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    told CONSTANT jsonb := request;
-    one CONSTANT jsonb := told -> 'one';
-    now_at CONSTANT bigint := @.wall((told ->> 'wall')::bigint);
+    fields CONSTANT jsonb := request;
+    single_call CONSTANT jsonb := fields -> 'one';
+    now_at CONSTANT bigint := @.wall((fields ->> 'wall')::bigint);
     waits CONSTANT text := current_setting('lock_timeout');
     answers jsonb;
 BEGIN
-    IF one IS NOT NULL THEN
+    IF single_call IS NOT NULL THEN
         RETURN CASE WHEN @.add_ready_within(
-            now_at, one ->> 'queue', one ->> 'job', (one ->> 'priority')::integer, (one ->> 'id')::bytea, (one ->> 'payload')::bytea,
-            (one ->> 'extras')::bytea, (one ->> 'expiry')::bigint
+            now_at, single_call ->> 'queue', single_call ->> 'job', (single_call ->> 'priority')::integer, (single_call ->> 'id')::bytea,
+            (single_call ->> 'payload')::bytea, (single_call ->> 'extras')::bytea, (single_call ->> 'expiry')::bigint
         ) THEN '{"answers": null}' ELSE '{"answers": ["69"]}' END;
-    ELSIF told ->> 'capacity' IS NULL AND NOT told ? 'keys' THEN
-        RETURN @.add_jobs_within(now_at, told);
+    ELSIF fields ->> 'capacity' IS NULL AND NOT fields ? 'keys' THEN
+        RETURN @.add_jobs_within(now_at, fields);
     END IF;
     BEGIN -- which is a savepoint: a time limit here cannot make the transaction fail
         PERFORM set_config('lock_timeout', '3s', true);
-        IF told ->> 'capacity' IS NOT NULL THEN
+        IF fields ->> 'capacity' IS NOT NULL THEN
             PERFORM @.refuse_if_full(
-                ARRAY(SELECT value::bytea FROM jsonb_array_elements_text(told -> 'id') AS value), (told ->> 'capacity')::bigint
+                ARRAY(SELECT value::bytea FROM jsonb_array_elements_text(fields -> 'id') AS value), (fields ->> 'capacity')::bigint
             );
         END IF;
-        PERFORM @.check_keys(coalesce((told ->> 'keys')::integer, 0));
-        answers := @.add_jobs_within(now_at, told);
+        PERFORM @.check_keys(coalesce((fields ->> 'keys')::integer, 0));
+        answers := @.add_jobs_within(now_at, fields);
         PERFORM set_config('lock_timeout', waits, true);
         RETURN answers;
     EXCEPTION
@@ -108,12 +108,12 @@ CREATE OR REPLACE FUNCTION @.settle_within(request text) RETURNS text LANGUAGE p
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    told CONSTANT jsonb := request;
-    now_at CONSTANT bigint := @.wall((told ->> 'wall')::bigint);
-    of_id CONSTANT bytea := told ->> 'id';
-    fence CONSTANT bytea := told ->> 'fence';
+    fields CONSTANT jsonb := request;
+    now_at CONSTANT bigint := @.wall((fields ->> 'wall')::bigint);
+    of_id CONSTANT bytea := fields ->> 'id';
+    fence CONSTANT bytea := fields ->> 'fence';
     others CONSTANT text := coalesce(current_setting('taskflow.wakeups', true), '');
-    follow_ups CONSTANT jsonb := told -> 'follow_ups';
+    follow_ups CONSTANT jsonb := fields -> 'follow_ups';
     j @.jobs;
     released bytea[];
 BEGIN
@@ -132,9 +132,9 @@ BEGIN
     PERFORM set_config('taskflow.settled', encode(fence, 'hex'), true);
     PERFORM set_config('taskflow.wakeups', '', true);
     j.settled := @.committed_fence(fence);
-    j.started_at := now_at - (told ->> 'ran_for')::bigint;
-    j.progress := coalesce((told ->> 'progress')::bytea, j.progress);
-    PERFORM @.apply_verdict(j, 1, (told ->> 'keep_for')::bigint, (told ->> 'result')::bytea, NULL, NULL, now_at);
+    j.started_at := now_at - (fields ->> 'ran_for')::bigint;
+    j.progress := coalesce((fields ->> 'progress')::bytea, j.progress);
+    PERFORM @.apply_verdict(j, 1, (fields ->> 'keep_for')::bigint, (fields ->> 'result')::bytea, NULL, NULL, now_at);
     PERFORM @.announce_at_commit(released, j.queue, now_at);
     PERFORM set_config('taskflow.wakeups', others, true);
     PERFORM @.add_jobs_within(now_at, follow_ups) WHERE follow_ups <> 'null';

@@ -178,12 +178,12 @@ class PostgresListener(Listener):
         self.has_noted = self._is_asking = True
         try:
             await self._notes.note(self.id, topics, ids)
-            there, ended, may_have_missed = await self._notes.look(topics, ids)
+            available, ended, may_have_missed = await self._notes.look(topics, ids)
         finally:
             self._is_asking = False
         if may_have_missed:
             self._look_again(topics)
-        return there, ended
+        return available, ended
 
     def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         return [*super()._duties(), self._keep_polling, self._keep_looking_again, self._keep_noted]
@@ -254,10 +254,10 @@ class PostgresListener(Listener):
             for pause in LOOKS_AGAIN:
                 await asyncio.sleep(pause)
                 try:
-                    there, _, may_have_missed = await self._notes.look(topics, [])
+                    available, _, may_have_missed = await self._notes.look(topics, [])
                 except self._errors:
                     break
-                self.flag.wake([*there, *([names.ANY_QUEUE] if any(map(_is_queue, there)) else [])])
+                self.flag.wake([*available, *([names.ANY_QUEUE] if any(map(_is_queue, available)) else [])])
                 if not may_have_missed:
                     break
 
@@ -273,8 +273,8 @@ class PostgresListener(Listener):
 
     async def _poll(self, topics: list[str]) -> None:
         try:
-            there, ended, _ = await self._notes.look([topic for topic in topics if not topic.startswith(_JOB)], job_ids(topics))
-            self.flag.wake([*there, *map(names.job, ended)])
+            available, ended, _ = await self._notes.look([topic for topic in topics if not topic.startswith(_JOB)], job_ids(topics))
+            self.flag.wake([*available, *map(names.job, ended)])
         except self._errors:
             self._has_looked, self._misses = False, 0
             return

@@ -6,7 +6,7 @@
 -- that lock is free.
 
 CREATE FUNCTION @.listener_registration_lock() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
-    SELECT hashtextextended('@.crossing', 0)
+    SELECT hashtextextended('@.listener_registration', 0)
 $$;
 
 -- Returns true if this transaction sees the notes as they were when it began, and would fail if it changed a note that has changed since.
@@ -63,7 +63,7 @@ $$;
 
 -- Returns those topics and those jobs for which something has already happened. `may_have_missed`: a transaction that has looked for notes has
 -- not ended, and may bring something. The plans are made once, perhaps when there are few jobs: they must not read many from end to end.
-CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT there text[], OUT ended bytea[], OUT may_have_missed boolean) LANGUAGE plpgsql
+CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT available text[], OUT ended bytea[], OUT may_have_missed boolean) LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET jit = off AS $$
 DECLARE
@@ -71,7 +71,7 @@ DECLARE
 BEGIN
     -- In one expression, so that no cancellation comes between: users' commits would wait for this lock.
     may_have_missed := CASE WHEN pg_try_advisory_lock(@.listener_registration_lock()) THEN NOT pg_advisory_unlock(@.listener_registration_lock()) ELSE true END;
-    there := ARRAY(
+    available := ARRAY(
         SELECT topic FROM unnest(topics) AS topic
         WHERE CASE
             WHEN topic = 'queues' THEN EXISTS (
@@ -176,7 +176,7 @@ BEGIN
 END
 $$;
 
--- --- telling ------------------------------------------------------------------------------------------------
+-- --- notifying ------------------------------------------------------------------------------------------------
 
 -- Tells `number` listeners that there are jobs in a queue: first those that came last, whose notes are the quickest to find. Until a
 -- listener claims, none of its queues nudges it, because that claim may take the jobs of all.
@@ -185,35 +185,35 @@ CREATE FUNCTION @.nudge(of_topic text, number bigint, now_at bigint) RETURNS voi
 DECLARE
     from_when CONSTANT bigint := @.noted_since();
     place text;
-    now_told text[];
-    told text[] := '{}';
+    just_notified text[];
+    notified text[] := '{}';
 BEGIN
     FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP
-        EXIT WHEN cardinality(told) >= number;
+        EXIT WHEN cardinality(notified) >= number;
         WITH nudged AS (
             UPDATE @.idle SET nudged_at = now_at, nudged_for = of_topic
             WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM @.idle WHERE topic = place AND nudged_at IS NULL AND since >= from_when
-                ORDER BY since DESC LIMIT number - cardinality(told) FOR UPDATE SKIP LOCKED
+                ORDER BY since DESC LIMIT number - cardinality(notified) FOR UPDATE SKIP LOCKED
             ))
             RETURNING listener
         )
-        SELECT array_agg(listener) INTO now_told FROM nudged;
-        IF now_told IS NOT NULL THEN
-            told := told || now_told;
+        SELECT array_agg(listener) INTO just_notified FROM nudged;
+        IF just_notified IS NOT NULL THEN
+            notified := notified || just_notified;
             UPDATE @.idle SET nudged_at = now_at WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM @.idle WHERE listener = ANY (now_told) AND topic <> 'due' AND nudged_at IS NULL FOR UPDATE SKIP LOCKED
+                SELECT ctid FROM @.idle WHERE listener = ANY (just_notified) AND topic <> 'due' AND nudged_at IS NULL FOR UPDATE SKIP LOCKED
             ));
         END IF;
     END LOOP;
     FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP -- claims of those nudged before may be under way, and have missed these jobs
-        EXIT WHEN cardinality(told) >= number;
-        told := told || ARRAY(
-            SELECT listener FROM @.idle WHERE topic = place AND nudged_at IS NOT NULL AND since >= from_when AND listener <> ALL (told)
-            ORDER BY since DESC LIMIT number - cardinality(told)
+        EXIT WHEN cardinality(notified) >= number;
+        notified := notified || ARRAY(
+            SELECT listener FROM @.idle WHERE topic = place AND nudged_at IS NOT NULL AND since >= from_when AND listener <> ALL (notified)
+            ORDER BY since DESC LIMIT number - cardinality(notified)
         );
     END LOOP;
-    PERFORM pg_notify(listener, of_topic) FROM unnest(told) AS listener;
+    PERFORM pg_notify(listener, of_topic) FROM unnest(notified) AS listener;
 END
 $$;
 
@@ -238,7 +238,7 @@ DECLARE
     now_at bigint := @.wall(wall);
     from_when CONSTANT bigint := @.noted_since();
     each record;
-    told_due text[];
+    notified_due text[];
 BEGIN
     SET LOCAL synchronous_commit = off;
     IF passed_on_by IS NOT NULL THEN -- its notes that are not nudged are younger
@@ -263,14 +263,14 @@ BEGIN
         IF topics[i] LIKE 'queue:%' THEN
             PERFORM @.nudge(topics[i], numbers[i], now_at);
         ELSIF topics[i] = 'due' THEN
-            WITH told AS (
+            WITH notified AS (
                 UPDATE @.idle SET nudged_at = now_at WHERE ctid = ANY (ARRAY(
                     SELECT ctid FROM @.idle WHERE topic = 'due' AND since >= from_when ORDER BY nudged_at NULLS FIRST, since
                     LIMIT R.upkeepers FOR UPDATE SKIP LOCKED
                 )) RETURNING listener
             )
-            SELECT array_agg(listener) INTO told_due FROM told;
-            PERFORM pg_notify(listener, 'due') FROM unnest(told_due) AS listener;
+            SELECT array_agg(listener) INTO notified_due FROM notified;
+            PERFORM pg_notify(listener, 'due') FROM unnest(notified_due) AS listener;
         ELSIF topics[i] LIKE 'session:%' THEN
             PERFORM pg_notify(listener, topics[i]) FROM @.sessions WHERE id = decode(substr(topics[i], 9), 'hex') AND listener IS NOT NULL;
         ELSIF topics[i] = '*' THEN
@@ -292,7 +292,7 @@ BEGIN
     FOR each IN
         WITH gone AS (
             DELETE FROM @.awaited WHERE id = ANY (ended) RETURNING id, listener
-        ), told AS (
+        ), packed_ends AS (
             SELECT id, 'job:' || encode(id, 'hex') AS topic, (
                 SELECT translate(encode(record_send(packed), 'base64'), E'\n', '') FROM (
                     SELECT @record{%n} FROM @.jobs
@@ -303,7 +303,7 @@ BEGIN
             ) AS packed FROM (SELECT DISTINCT id FROM gone) AS awaited
         )
         SELECT listener, string_agg(topic, E'\n') AS topics, string_agg(concat_ws(' ', topic, packed), E'\n') AS words
-        FROM gone JOIN told USING (id) GROUP BY listener
+        FROM gone JOIN packed_ends USING (id) GROUP BY listener
     LOOP
         PERFORM pg_notify(each.listener, CASE WHEN length(each.words) < 7900 THEN each.words WHEN length(each.topics) < 7900 THEN each.topics ELSE '*' END);
     END LOOP;
@@ -326,7 +326,7 @@ BEGIN
         FROM (
             SELECT CASE line WHEN '*' THEN 'due' ELSE @.topic_in(line) END AS topic FROM unnest(string_to_array(wakeups, E'\n')) AS line
             WHERE line LIKE '% job:%' OR line IN ('1 due', '*')
-        ) AS told;
+        ) AS news;
     END IF;
     FOR each IN
         SELECT queue, priority, status = S.SCHEDULED AS is_scheduled, min(due_at) AS due FROM @.jobs
@@ -368,7 +368,7 @@ BEGIN
     ELSIF of_topic LIKE 'job:%' OR @.has_note(of_topic) THEN
         listeners := @.listeners_for(of_topic);
     END IF;
-    IF cardinality(listeners) > 0 AND (of_topic LIKE 'job:%' OR pg_try_advisory_xact_lock(hashtextextended('@.telling ' || of_topic, 0))) THEN
+    IF cardinality(listeners) > 0 AND (of_topic LIKE 'job:%' OR pg_try_advisory_xact_lock(hashtextextended('@.notifying ' || of_topic, 0))) THEN
         PERFORM pg_notify(listener, of_topic || E'\nagain') FROM unnest(listeners) AS listener;
     END IF;
 END
