@@ -116,7 +116,7 @@ IN_TRANSACTIONS: Final = {
     "complete_commit": Broken("settle", "WHEN j.settled = @.committed_fence(fence) THEN NULL", "WHEN false THEN NULL"),
     "complete_rollback": Broken("transactional.py", "", "commits"),
     "complete_stale": Broken("transactional", " AND @.fence_of(j) = fence", ""),
-    "complete_open": Broken("transitions", "FOR UPDATE SKIP LOCKED;\n    RETURN FOUND", "FOR UPDATE;\n    RETURN FOUND"),
+    "complete_open": Broken("locks", "FOR UPDATE SKIP LOCKED;\n    RETURN FOUND", "FOR UPDATE;\n    RETURN FOUND"),
     "complete_repeat": Broken("transactional", """THEN '{"settled": "ok"}'""", """THEN '{"settled": "committed"}'"""),
 }
 

@@ -220,48 +220,6 @@ BEGIN
 END
 $$;
 
--- Drops everything except ids and fences of ended jobs, and of waiting jobs on which no other depends. Returns how many.
-CREATE FUNCTION @.bury(ids bytea[], now_at bigint) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
-#variable_conflict use_column
-DECLARE
-    buried integer;
-    first_fade bigint;
-    topics text[];
-    tagged bytea[];
-    tags bytea[];
-BEGIN
-    WITH gone AS (
-        UPDATE @.jobs SET
-            status = S.GONE, @drop{%n = %d},
-            ended_at = coalesce(jobs.ended_at, now_at), fade_at = coalesce(jobs.ended_at, now_at) + R.repeat_for
-        FROM @.jobs AS before
-        WHERE jobs.id = ANY (ids) AND before.id = jobs.id
-            AND (jobs.status BETWEEN S.SUCCEEDED AND S.CANCELLED OR jobs.status < S.RUNNING AND jobs.key IS NULL AND jobs.joins IS NULL)
-        RETURNING jobs.id, jobs.queue, jobs.fade_at, before.status, before.extras
-    ), counted AS (
-        INSERT INTO @.tally (queue, event, before, after, n)
-        SELECT queue, E.CANCEL, status, S.CANCELLED, count(*) FROM gone WHERE status < S.RUNNING GROUP BY queue, status
-        UNION ALL
-        SELECT queue, E.DROP, CASE WHEN status < S.RUNNING THEN S.CANCELLED ELSE status END, NULL, count(*) FROM gone GROUP BY 1, 3
-    )
-    SELECT count(*), min(fade_at), array_agg('job:' || encode(id, 'hex')) FILTER (WHERE status < S.RUNNING),
-        array_agg(id) FILTER (WHERE @.has_tags(extras)), array_agg(extras) FILTER (WHERE @.has_tags(extras))
-    INTO buried, first_fade, topics, tagged, tags FROM gone;
-    IF tagged IS NOT NULL THEN
-        PERFORM @.drop_tags(tagged, tags);
-    END IF;
-    IF buried > 0 THEN
-        PERFORM @.lower_mark('fade', '', 0, first_fade, 0, now_at);
-        IF cardinality(topics) > 100 THEN
-            PERFORM set_config('taskflow.wakeups', '*', true);
-        ELSE
-            PERFORM @.add_wakeup(topic) FROM unnest(topics) AS topic;
-        END IF;
-    END IF;
-    RETURN buried;
-END
-$$;
-
 -- Drops ended jobs. Returns the status that each job had, -1 for an unknown id.
 CREATE FUNCTION @.drop(wall bigint, ids bytea[], OUT statuses integer[], OUT wakeups text) LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET enable_seqscan = off SET jit = off AS $$

@@ -28,26 +28,6 @@ BEGIN
 END
 $$;
 
--- Returns whether a job with these extras has tags: see job_schema.py.
-CREATE FUNCTION @.has_tags(extras bytea) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
-    SELECT coalesce(substr(extras, 2, 2) = P.TAGGED, false)
-$$;
-
--- Returns where the tags begin in extras that has_tags() accepts, and how many bytes they have. Extras may contain any bytes.
-CREATE FUNCTION @.place_of_tags(extras bytea, OUT at integer, OUT size integer) LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE kind WHEN 217 THEN 6 WHEN 218 THEN 7 ELSE 5 END, -- the head of a msgpack string has 1 byte for a size up to 31, else 2 or 3
-        CASE kind WHEN 217 THEN get_byte(head, 4) WHEN 218 THEN 256 * get_byte(head, 4) + get_byte(head, 5) ELSE kind & 31 END
-    FROM (SELECT extras || '\x000000' AS head, get_byte(extras || '\x00', 3) AS kind) AS padded
-$$;
-
--- Returns the tags of jobs, given their ids and their extras, of which some have tags.
-CREATE FUNCTION @.tags_of(ids bytea[], extras bytea[]) RETURNS TABLE (tag text, id bytea) LANGUAGE sql IMMUTABLE AS $$
-    SELECT left(tag, 100), each.id
-    FROM unnest(ids, extras) AS each (id, extras), LATERAL @.place_of_tags(each.extras) AS place,
-        unnest(string_to_array(encode(substr(each.extras, place.at, place.size), 'escape'), ' ')) AS tag
-    WHERE @.has_tags(each.extras)
-$$;
-
 -- Returns whether a job with these extras has `on_failure`, which comes first, or after the tags: see job_schema.py.
 CREATE FUNCTION @.has_follow_up(extras bytea) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
@@ -55,59 +35,6 @@ BEGIN
         RETURN (SELECT substr(extras, at + size, 2) = P.FOLLOWED_UP FROM @.place_of_tags(extras));
     END IF;
     RETURN (substr(extras, 2, 2) = P.FOLLOWED_UP) IS TRUE;
-END
-$$;
-
-CREATE FUNCTION @.index_tags(ids bytea[], extras bytea[]) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    INSERT INTO @.tags (tag, id) SELECT tag, id FROM @.tags_of(ids, extras) ON CONFLICT DO NOTHING;
-END
-$$;
-
-CREATE FUNCTION @.drop_tags(ids bytea[], extras bytea[]) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
-BEGIN
-    DELETE FROM @.tags USING @.tags_of(ids, extras) AS dropped WHERE tags.tag = dropped.tag AND tags.id = dropped.id;
-END
-$$;
-
-CREATE FUNCTION @.key_lock(key bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
-    SELECT ('x' || encode(substr(key, 1, 8), 'hex'))::bit(64)::bigint
-$$;
-
--- Locks keys in order, so that no two verbs wait for each other.
-CREATE FUNCTION @.lock_keys(keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-DECLARE
-    each bytea;
-BEGIN
-    FOR each IN SELECT DISTINCT key FROM unnest(keys) AS key WHERE key IS NOT NULL ORDER BY key LOOP
-        PERFORM pg_advisory_xact_lock(@.key_lock(each));
-    END LOOP;
-END
-$$;
-
--- Locks jobs and their keys: keys first, then rows by id. A plan that was made for an empty table, and is kept, must not read a full one
--- from end to end. This holds for all functions with many ids.
-CREATE FUNCTION @.lock_jobs(ids bytea[]) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
-#variable_conflict use_column
-BEGIN
-    PERFORM @.lock_keys(array_agg(key)) FROM @.jobs WHERE id = ANY (ids) AND key IS NOT NULL;
-    PERFORM 1 FROM @.jobs WHERE id = ANY (ids) ORDER BY id FOR UPDATE;
-END
-$$;
-
--- Locks one job without waiting. Returns false if another transaction has locked it, or its key, and may last long.
-CREATE FUNCTION @.try_lock_job(of_id bytea) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
-#variable_conflict use_column
-DECLARE
-    of_key bytea;
-BEGIN
-    SELECT key INTO of_key FROM @.jobs WHERE id = of_id;
-    IF of_key IS NOT NULL AND NOT pg_try_advisory_xact_lock(@.key_lock(of_key)) THEN
-        RETURN false;
-    END IF;
-    PERFORM 1 FROM @.jobs WHERE id = of_id FOR UPDATE SKIP LOCKED;
-    RETURN FOUND;
 END
 $$;
 
@@ -234,6 +161,48 @@ BEGIN
     FOR i IN 0 .. coalesce(length(joined), 0) / 16 - 1 LOOP
         PERFORM @.release_awaiting(substr(joined, 16 * i + 1, 16), now_at);
     END LOOP;
+END
+$$;
+
+-- Drops everything except ids and fences of ended jobs, and of waiting jobs on which no other depends. Returns how many.
+CREATE FUNCTION @.bury(ids bytea[], now_at bigint) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    buried integer;
+    first_fade bigint;
+    topics text[];
+    tagged bytea[];
+    tags bytea[];
+BEGIN
+    WITH gone AS (
+        UPDATE @.jobs SET
+            status = S.GONE, @drop{%n = %d},
+            ended_at = coalesce(jobs.ended_at, now_at), fade_at = coalesce(jobs.ended_at, now_at) + R.repeat_for
+        FROM @.jobs AS before
+        WHERE jobs.id = ANY (ids) AND before.id = jobs.id
+            AND (jobs.status BETWEEN S.SUCCEEDED AND S.CANCELLED OR jobs.status < S.RUNNING AND jobs.key IS NULL AND jobs.joins IS NULL)
+        RETURNING jobs.id, jobs.queue, jobs.fade_at, before.status, before.extras
+    ), counted AS (
+        INSERT INTO @.tally (queue, event, before, after, n)
+        SELECT queue, E.CANCEL, status, S.CANCELLED, count(*) FROM gone WHERE status < S.RUNNING GROUP BY queue, status
+        UNION ALL
+        SELECT queue, E.DROP, CASE WHEN status < S.RUNNING THEN S.CANCELLED ELSE status END, NULL, count(*) FROM gone GROUP BY 1, 3
+    )
+    SELECT count(*), min(fade_at), array_agg('job:' || encode(id, 'hex')) FILTER (WHERE status < S.RUNNING),
+        array_agg(id) FILTER (WHERE @.has_tags(extras)), array_agg(extras) FILTER (WHERE @.has_tags(extras))
+    INTO buried, first_fade, topics, tagged, tags FROM gone;
+    IF tagged IS NOT NULL THEN
+        PERFORM @.drop_tags(tagged, tags);
+    END IF;
+    IF buried > 0 THEN
+        PERFORM @.lower_mark('fade', '', 0, first_fade, 0, now_at);
+        IF cardinality(topics) > 100 THEN
+            PERFORM set_config('taskflow.wakeups', '*', true);
+        ELSE
+            PERFORM @.add_wakeup(topic) FROM unnest(topics) AS topic;
+        END IF;
+    END IF;
+    RETURN buried;
 END
 $$;
 

@@ -59,7 +59,7 @@ _SESSION: Final = names.session(b"")
 
 class Notes(NamedTuple):
     """The server calls that a listener makes: `note` records what it is waiting for, `look` checks
-    for what has already happened, and `notify` passes nudges on to other listeners. See wakeups.sql."""
+    for what has already happened, and `notify` passes nudges on to other listeners. See listeners.sql."""
 
     note: Callable[[str, list[str], list[bytes]], Awaitable[None]]
     look: Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes], bool]]]
