@@ -103,14 +103,7 @@ BEGIN
         END IF;
     END LOOP;
     IF leaving OR died_of IS NOT NULL THEN
-        UPDATE @.sessions SET dead_at = now_at, is_spared = died_of IS NULL WHERE id = of_session; -- for upkeep, which takes rows that are locked now
-        IF died_of IS NOT NULL THEN
-            DELETE FROM @.idle WHERE listener = s.listener;
-        END IF;
-        PERFORM @.drop_declarations(of_session, now_at);
-        FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
-            PERFORM @.end_dead_lease(lease.id, of_session, died_of IS NULL, died_of, now_at, fingerprint);
-        END LOOP;
+        PERFORM @.kill_session(s, died_of, fingerprint, now_at);
     END IF;
     SELECT array_agg(named.place), array_agg(named.place) FILTER (WHERE lease.is_asked_to_stop) INTO held, stopping
     FROM unnest(requests, numbers) WITH ORDINALITY AS named (request, number, place)
@@ -142,6 +135,24 @@ BEGIN
     IF s.wants_ends AND EXISTS (SELECT 1 FROM @.ends) THEN
         due_in := 0;
     END IF;
+END
+$$;
+
+-- Marks a session dead, and ends its leases: as crashes with the cause `died_of`, or, if that is NULL, as hand-backs. Upkeep ends those on
+-- jobs that another transaction has locked now.
+CREATE FUNCTION @.kill_session(s @.sessions, died_of bytea, fingerprint bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    lease record;
+BEGIN
+    UPDATE @.sessions SET dead_at = now_at, is_spared = died_of IS NULL WHERE id = s.id;
+    IF died_of IS NOT NULL THEN
+        DELETE FROM @.idle WHERE listener = s.listener;
+    END IF;
+    PERFORM @.drop_declarations(s.id, now_at);
+    FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
+        PERFORM @.end_dead_lease(lease.id, s.id, died_of IS NULL, died_of, now_at, fingerprint);
+    END LOOP;
 END
 $$;
 

@@ -26,12 +26,7 @@ BEGIN
     SET LOCAL synchronous_commit = off;
     checks_marks := @.may_check_marks(now_at);
     PERFORM @.spare_after_outage(steady, now_at);
-    WITH lapsed AS (
-        UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl RETURNING listener
-    ), forgotten AS (
-        DELETE FROM @.idle USING lapsed WHERE idle.listener = lapsed.listener
-    )
-    SELECT count(*) INTO reaped FROM lapsed;
+    reaped := @.reap(steady, now_at);
     readied := @.ready_due(now_at, left_over);
     left_over := greatest(0, left_over - readied);
     released := @.release_leases(now_at, left_over);
@@ -64,6 +59,22 @@ BEGIN
     next_in := greatest(0, next_in);
     PERFORM @.pass_on_late_nudges(now_at);
     wakeups := @.wakeups();
+END
+$$;
+
+-- Marks sessions dead that have sent no heartbeat for their ttl, and removes the notes of their listeners. Returns how many.
+CREATE FUNCTION @.reap(steady bigint, now_at bigint) RETURNS integer LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    reaped integer;
+BEGIN
+    WITH lapsed AS (
+        UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl RETURNING listener
+    ), forgotten AS (
+        DELETE FROM @.idle USING lapsed WHERE idle.listener = lapsed.listener
+    )
+    SELECT count(*) INTO reaped FROM lapsed;
+    RETURN reaped;
 END
 $$;
 
