@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -139,7 +140,7 @@ class PostgresBroker:
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """Settle runs. Raises ValueError if one of the settlements cannot be stored; the caller then sends the others without it."""
         try:
-            return await settle_possible(settle.Settling(self).settle, settlements, settle.is_possible)
+            return await settle_possible(partial(settle.settle, self), settlements, settle.is_possible)
         except BrokerRefused as error:
             if was_about_a_value(error):
                 raise ValueError(str(error)) from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final
 
 import asyncpg
 
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
 from taskflow.broker.paging import Leg, Place, Stretch, page
 from taskflow.broker.postgres import rows, schedules
+from taskflow.broker.postgres.function_caller import FunctionCaller
 from taskflow.broker.postgres.session import record_of_session
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
 from taskflow.model.cause import MOST_BYTES
@@ -19,24 +20,10 @@ from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
 
 
-class Calls(Protocol):
-    """The broker methods that the console uses."""
-
-    async def call(self, name: str, *arguments: Any, columns: str = "*") -> list[asyncpg.Record]: ...
-
-    async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record: ...
-
-    async def trouble_with_listening(self) -> str | None: ...
-
-    def wall(self) -> int | None: ...
-
-    def times(self) -> tuple[int | None, int | None]: ...
-
-
 class PostgresConsole:
     """The console of a PostgreSQL store. Implements `taskflow.broker.console.Console`."""
 
-    def __init__(self, broker: Calls) -> None:
+    def __init__(self, broker: FunctionCaller) -> None:
         self._broker = broker
 
     async def queues(self) -> list[QueueRecord]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from struct import Struct
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.postgres.errors import was_held_up
+from taskflow.broker.postgres.function_caller import FunctionCaller
 from taskflow.broker.postgres.packing import NO_CLAIM, can_be, one_of_all, pack, pack_progress, unless_void, utf8
 from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
@@ -22,78 +23,65 @@ ID_BYTES: Final = 16
 """The length of a job id or a session id, in bytes."""
 
 
-class SettleCalls(Protocol):
-    """The broker methods that settling needs."""
-
-    async def call(self, name: str, *arguments: Any) -> list[Any]: ...
-
-    async def call_one(self, name: str, *arguments: Any) -> Any: ...
-
-    def wall(self) -> int | None: ...
-
-    def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None: ...
+async def settle(broker: FunctionCaller, settlements: Sequence[Settlement]) -> list[Settled]:
+    """Settle plain successes first, then the rest."""
+    if not settlements:
+        return []
+    done = await _succeed(broker, settlements)
+    left = [settlement for settlement in settlements if settlement.id not in done]
+    answers = iter(await _settle_others(broker, left) if left else ())
+    return [Settled.OK if settlement.id in done else next(answers) for settlement in settlements]
 
 
-class Settling:
-    """Settles a batch: plain successes first, then the rest."""
+async def _succeed(broker: FunctionCaller, settlements: Sequence[Settlement]) -> Set[bytes]:
+    """Settle plain successes in a separate transaction, so that no other settlement delays them. Return the ids of the settled jobs."""
+    plain = [settlement for settlement in settlements if _can_be_all_at_once(settlement)]
+    ids = {settlement.id for settlement in plain}
+    if not plain or len({settlement.id for settlement in settlements}) < len(settlements):
+        return frozenset()
+    try:
+        [row] = await broker.call("succeed", broker.wall(), *success_columns(plain))
+    except BrokerError as error:
+        if was_held_up(error):
+            return frozenset()  # _settle_others() finds out which ones are held up
+        raise
+    done = ids if row["done"] is None else set(row["done"])
+    if done:
+        broker.tell_ended(done, are_awaited=row["are_awaited"])
+    return done
 
-    def __init__(self, calls: SettleCalls) -> None:
-        self._calls = calls
 
-    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        if not settlements:
-            return []
-        done = await self._succeed(settlements)
-        left = [settlement for settlement in settlements if settlement.id not in done]
-        answers = iter(await self._settle_others(left) if left else ())
-        return [Settled.OK if settlement.id in done else next(answers) for settlement in settlements]
+async def _settle_others(broker: FunctionCaller, settlements: Sequence[Settlement]) -> list[Settled]:
+    """Settle all in one call. If another program has locked the rows or keys
+    of some, report those as held up, and settle the rest without waiting."""
+    if not any(isinstance(settlement.verdict, Completed) for settlement in settlements):  # the transaction of one may still be open
+        answers = await _together(broker, settlements)
+        if answers is not None:
+            return answers
+    held_up = await _held_up(broker, settlements)
+    free = [settlement for settlement in settlements if settlement.id not in held_up]
+    rest = iter(await _together(broker, free) or [Settled.HELD_UP] * len(free))
+    return [Settled.HELD_UP if settlement.id in held_up else next(rest) for settlement in settlements]
 
-    async def _succeed(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """Settle plain successes in a separate transaction, so that no other settlement delays them. Return the ids of the settled jobs."""
-        plain = [settlement for settlement in settlements if _can_be_all_at_once(settlement)]
-        ids = {settlement.id for settlement in plain}
-        if not plain or len({settlement.id for settlement in settlements}) < len(settlements):
-            return frozenset()
-        try:
-            [row] = await self._calls.call("succeed", self._calls.wall(), *success_columns(plain))
-        except BrokerError as error:
-            if was_held_up(error):
-                return frozenset()  # _settle_others() finds out which ones are held up
-            raise
-        done = ids if row["done"] is None else set(row["done"])
-        if done:
-            self._calls.tell_ended(done, are_awaited=row["are_awaited"])
-        return done
 
-    async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle all in one call. If another program has locked the rows or keys
-        of some, report those as held up, and settle the rest without waiting."""
-        if not any(isinstance(settlement.verdict, Completed) for settlement in settlements):  # the transaction of one may still be open
-            answers = await self._together(settlements)
-            if answers is not None:
-                return answers
-        held_up = await self._held_up(settlements)
-        free = [settlement for settlement in settlements if settlement.id not in held_up]
-        rest = iter(await self._together(free) or [Settled.HELD_UP] * len(free))
-        return [Settled.HELD_UP if settlement.id in held_up else next(rest) for settlement in settlements]
+async def _together(broker: FunctionCaller, settlements: Sequence[Settlement]) -> list[Settled] | None:
+    """Settle in one call. Return None if another program's transaction is holding up any of the settlements."""
+    if not settlements:
+        return []
+    try:
+        row = await broker.call_one("settle", broker.wall(), *settlement_columns(settlements))
+    except BrokerError as error:
+        if was_held_up(error):
+            return None
+        raise
+    return [_ANSWERS[answer] for answer in row["answers"]]
 
-    async def _together(self, settlements: Sequence[Settlement]) -> list[Settled] | None:
-        """Settle in one call. Return None if another program's transaction is holding up any of the settlements."""
-        if not settlements:
-            return []
-        try:
-            row = await self._calls.call_one("settle", self._calls.wall(), *settlement_columns(settlements))
-        except BrokerError as error:
-            if was_held_up(error):
-                return None
-            raise
-        return [_ANSWERS[answer] for answer in row["answers"]]
 
-    async def _held_up(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """Return the ids of the settlements for which another program has locked the job's row or the key of a follow-up."""
-        following = [(each.id, envelope.key) for each in settlements for envelope in each.follow_ups if envelope.key is not None]
-        ids, keys = [job_id for job_id, _ in following], [key for _, key in following]
-        return {row["held_up"] for row in await self._calls.call("held_up", [each.id for each in settlements], ids, keys)}
+async def _held_up(broker: FunctionCaller, settlements: Sequence[Settlement]) -> Set[bytes]:
+    """Return the ids of the settlements for which another program has locked the job's row or the key of a follow-up."""
+    following = [(each.id, envelope.key) for each in settlements for envelope in each.follow_ups if envelope.key is not None]
+    ids, keys = [job_id for job_id, _ in following], [key for _, key in following]
+    return {row["held_up"] for row in await broker.call("held_up", [each.id for each in settlements], ids, keys)}
 
 
 def _can_be_all_at_once(settlement: Settlement) -> bool:
