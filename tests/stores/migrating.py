@@ -80,7 +80,7 @@ def _path(url: str) -> Path:
 class PostgresDriver:
     name = "postgres"
     version, newer, description = postgres.VERSION, postgres.NEXT, postgres.DESCRIPTION
-    run_again = "let `taskflow migrate --sql` print this script anew"
+    run_again = "let `taskflow migrate --sql` print this script again"
 
     def __init__(self, _: Path) -> None:
         """It needs no folder."""

@@ -189,7 +189,7 @@ _MY_TURN: Final = f"""\
 SET LOCAL lock_timeout = 0;
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
-SET LOCAL search_path = pg_catalog, pg_temp; -- no function of somebody's takes the place of one that is meant
+SET LOCAL search_path = pg_catalog, pg_temp; -- so that no other function takes the place of a built-in one
 SELECT pg_advisory_xact_lock({_TURN});"""
 
 # The statement as a whole has a limit too, because lock_timeout applies to each table separately.
@@ -209,7 +209,7 @@ _GUARD_OF_SOME: Final = """\
 DO $$
 BEGIN
     IF (SELECT value FROM @.meta WHERE name = 'version') IS DISTINCT FROM %version THEN
-        RAISE EXCEPTION 'the schema %schema is not of version %version any more: let `taskflow migrate --sql` print this script anew';
+        RAISE EXCEPTION 'the schema %schema is not of version %version any more: let `taskflow migrate --sql` print this script again';
     END IF;
 END
 $$;"""
@@ -218,7 +218,7 @@ _GUARD_OF_NONE: Final = """\
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_tables WHERE schemaname = '%schema' AND tablename = 'meta') THEN
-        RAISE EXCEPTION 'the schema %schema is there already: let `taskflow migrate --sql` print this script anew';
+        RAISE EXCEPTION 'the schema %schema is there already: let `taskflow migrate --sql` print this script again';
     END IF;
 END
 $$;"""
