@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from taskflow.model.cause import POISON, UNKNOWN
-from taskflow.model.clock import to_microseconds
 from taskflow.model.job_schema import FOLLOWED_UP, TAGGED
-from taskflow.model.schedule import MAX_OFFERS, OFFERED_FOR
 from taskflow.model.stored import LATEST
 
 MOST_BYTES: Final = 1 << 20
@@ -18,7 +16,6 @@ MOST_PAYLOAD_BYTES: Final = 1 << 26
 
 MOST_JOINS: Final = 16_384
 """The maximum number of jobs that one job's end may release."""
-
 
 NOTED_FOR: Final = 90_000_000
 """Microseconds for which a listener's note is valid. The listener renews it every minute."""
@@ -41,6 +38,4 @@ def literals() -> dict[str, str]:
         "P.POISON": f"decode('{POISON.hex()}', 'hex')",
         "P.TAGGED": f"decode('{TAGGED.hex()}', 'hex')",
         "P.FOLLOWED_UP": f"decode('{FOLLOWED_UP.hex()}', 'hex')",
-        "P.MAX_OFFERS": str(MAX_OFFERS),
-        "P.OFFERED_FOR": str(to_microseconds(OFFERED_FOR)),
     }

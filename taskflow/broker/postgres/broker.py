@@ -26,7 +26,7 @@ from taskflow.broker.postgres.listen_connection import trouble_with_listening
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.notifier import LAST_WORDS, READ_WITHIN, Notifier
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
-from taskflow.broker.postgres.wakeups import EVERYTHING, UNNOTED, Notes, PostgresListener, told_in
+from taskflow.broker.postgres.wakeups import EVERYTHING, UNNOTED, Claiming, Notes, PostgresListener, told_in
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.script_values import added_or_refused, settle_possible
 from taskflow.model import wording
@@ -111,7 +111,7 @@ class PostgresBroker:
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         connections = self._per_loop.here()
-        claiming = connections.listener.claiming([names.queue(queue) for queue in queues] or [names.ANY_QUEUE])
+        claiming = Claiming(connections.listener, [names.queue(queue) for queue in queues] or [names.ANY_QUEUE])
         try:
             found = await self.call("claim", *self.times(), session, request, list(queues), limit, *claiming.standing)
         except SessionLost:

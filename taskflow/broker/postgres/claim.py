@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +20,7 @@ def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
         leases = [_sound_lease(row, session, request) for row in rows]
     except Exception:  # decoders may raise anything
         leases = [_lease_of(row, session, request) for row in rows]
-    leases.sort(key=_number)
+    leases.sort(key=attrgetter("claim.number"))
     return leases
 
 
@@ -74,7 +75,3 @@ def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
     )
     claim = ClaimId(session, request, job.number)
     return lease_of(job, envelope, epoch=job.epoch, claim=claim, now=0, unreadable=reader.unreadable, poison=poison)
-
-
-def _number(lease: Lease) -> int:
-    return lease.claim.number

@@ -134,9 +134,9 @@ def notifications_lost(server: PostgresTarget) -> str:
 
 
 def listen_failed(server: PostgresTarget, error: Exception) -> str:
-    option = " (listen= in the broker URL)" if server.listen_at else ""
+    place = f"{shown(server.listen_at)} (listen= in the broker URL)" if server.listen_at else str(server)
     return (
-        f"PostgreSQL at {shown(server.listening_places)}{option} accepts no listening connection, although {server} answers: {_POLLED}. "
+        f"PostgreSQL at {place} accepts no listening connection, although {server} answers: {_POLLED}. "
         f"It says: {str(error) or type(error).__name__}"
     )
 

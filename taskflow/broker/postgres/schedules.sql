@@ -133,13 +133,13 @@ SET enable_seqscan = off SET jit = off AS $$
 BEGIN
     WITH locked AS MATERIALIZED (
         SELECT name, asleep_since, look_at, octet_length(body) AS size FROM @.schedules WHERE look_at <= now_at
-        ORDER BY look_at, name LIMIT P.MAX_OFFERS FOR UPDATE SKIP LOCKED
+        ORDER BY look_at, name LIMIT R.max_offers FOR UPDATE SKIP LOCKED
     ), due AS (
         SELECT name, asleep_since, sum(size) OVER (ORDER BY look_at, name) AS size_so_far FROM locked
     ), gone AS (
         DELETE FROM @.schedules USING due WHERE schedules.name = due.name AND due.asleep_since IS NOT NULL
     ), offered AS (
-        UPDATE @.schedules SET look_at = now_at + P.OFFERED_FOR
+        UPDATE @.schedules SET look_at = now_at + R.offered_for
         FROM due WHERE schedules.name = due.name AND due.asleep_since IS NULL AND size_so_far <= P.MOST_PAYLOAD_BYTES
         RETURNING schedules.*
     )

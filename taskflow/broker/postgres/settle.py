@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.postgres.errors import was_held_up
 from taskflow.broker.postgres.function_caller import FunctionCaller
-from taskflow.broker.postgres.packing import NO_CLAIM, can_be, one_of_all, pack, pack_progress, unless_void, utf8
+from taskflow.broker.postgres.packing import can_be, one_of_all, pack, pack_progress, unless_void, utf8
 from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId
@@ -139,13 +139,10 @@ def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
 
 def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
     kind, value, error, after = parts_of(settlement.verdict)
-    claim = settlement.claim if can_be(settlement.claim, settlement.claim.session) else NO_CLAIM
     return (
         settlement.id,
         settlement.epoch,
-        claim.session,
-        claim.request,
-        claim.number,
+        *settlement.claim,
         kind,
         to_microseconds(settlement.ran_for),
         kept_for(settlement) if kind == SUCCEEDED else 0,

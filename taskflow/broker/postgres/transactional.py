@@ -45,7 +45,7 @@ class PostgresVerb(Generic[T]):
 
 
 class PostgresTransactional:
-    """The verbs of one store. `name` is the one that the store calls itself (see store_name() in transactional.sql)."""
+    """The verbs of one store. `name` is the one that the store calls itself (see describe_store() in transactional.sql)."""
 
     dialect: Dialect = "postgresql"
 

@@ -1,14 +1,13 @@
 -- Verbs in a caller's transaction. They are functions from text to text, which every driver can call. A refusal is an answer too, because an
 -- error would make the caller's transaction fail. They run as the schema's owner: a role that only sends needs EXECUTE on enqueue_within().
 
--- Returns a name that no other store has: a random number from the tables, and the number of the database, which may be a copy of another.
-CREATE FUNCTION @.store_name() RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT concat_ws('/', (SELECT value FROM @.meta WHERE name = 'store'), (SELECT oid FROM pg_database WHERE datname = current_database()))
-$$;
-
--- Returns the store's name and version, to every role that may use the schema.
+-- Returns the store's name and version, to every role that may use the schema. No other store has that name: it is a random number from the
+-- tables, and the number of the database, which may be a copy of another.
 CREATE FUNCTION @.describe_store() RETURNS text LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT jsonb_build_object('store', @.store_name(), 'version', (SELECT value FROM @.meta WHERE name = 'version'))
+    SELECT jsonb_build_object(
+        'store', concat_ws('/', (SELECT value FROM @.meta WHERE name = 'store'), (SELECT oid FROM pg_database WHERE datname = current_database())),
+        'version', (SELECT value FROM @.meta WHERE name = 'version')
+    )
 $$;
 
 CREATE FUNCTION @.refused(why text, message text) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$

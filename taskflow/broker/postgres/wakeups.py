@@ -131,9 +131,6 @@ class PostgresListener(Listener):
             return []
         return [job_id for job_id in ids if self.flag.hears(topic := names.job(job_id)) and topic not in self._armed]
 
-    def claiming(self, topics: Sequence[str]) -> Claiming:
-        return Claiming(self, topics)
-
     def begin_claim(self, topics: Sequence[str]) -> Standing | None:
         """Return the listener's standing, to be sent to the server with a claim. Return None
         if no worker is waiting here for such jobs, or if no notification would arrive."""

@@ -81,10 +81,6 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     def places(self) -> tuple[Address, ...]:
         return (Address(self.host, self.port), *self.others)
 
-    @property
-    def listening_places(self) -> tuple[Address, ...]:
-        return self.listen_at or self.places
-
     async def connect(self, places: Sequence[Address]) -> tuple[asyncpg.Connection, Address]:
         """Connect to the only address, or find the primary among several, trying them in order. Return the connection and its address."""
         if len(places) == 1:
