@@ -4,8 +4,8 @@
 -- parameter they would be made at each call.
 --
 -- `of_listener`: the worker's listener, which `is_noted` in idle, as far as it knows, and `was_nudged` since its last claim. If there are
--- fewer jobs than `most`, it waits for more. The last rows may have only news in `unreadable`: topics of jobs that are left, for which other
--- listeners wait, or "unnoted" if no note was written.
+-- fewer jobs than `most`, it waits for more. The last rows may have only news in `unreadable`: topics of jobs that are left, for which
+-- other listeners wait, or "unnoted" if no note was written.
 CREATE FUNCTION @.claim(
     wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer,
     of_listener text DEFAULT NULL, is_noted boolean DEFAULT false, was_nudged boolean DEFAULT false

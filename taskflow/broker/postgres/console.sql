@@ -1,6 +1,7 @@
 -- Describes each queue: name, whether it is paused, counts by status, due times of the oldest ready and of the next scheduled job.
 CREATE FUNCTION @.queues(wall bigint DEFAULT NULL)
-RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 BEGIN
     RETURN QUERY
     WITH noted AS MATERIALIZED (
@@ -40,8 +41,9 @@ CREATE FUNCTION @.matches(
         AND (NOT only_poison OR (j.is_poison AND j.status = S.FAILED))
 $$;
 
--- Reads an index of jobs from a place on, and returns those that match. It stops after `most_listed` of these, or after it has read `most_read`.
--- The last row has the last job that was read, whether it matches or not, or no job if there are no more. Exactly one of `of_status` and `of_tag` is given.
+-- Reads an index of jobs from a place on, and returns those that match. It stops after `most_listed` of these, or after it has read
+-- `most_read`. The last row has the last job that was read, whether it matches or not, or no job if there are no more. Exactly one of
+-- `of_status` and `of_tag` is given.
 --
 -- The place is that of a job that was read before, see paging.py: `after_queue` for READY, `after_id` for a session or, with a tag, a job,
 -- and `after` for numbers. NULL stands for the beginning.
@@ -115,8 +117,8 @@ BEGIN
 END
 $$;
 
--- Opens a cursor for jobs that have ended before a place, the newest end first, of one queue or of all. The index of each status has an order
--- for each queue, and the queues are found in it one by one.
+-- Opens a cursor for jobs that have ended before a place, the newest end first, of one queue or of all. The index of each status has an
+-- order for each queue, and the queues are found in it one by one.
 CREATE FUNCTION @.newest_ends(of_status integer, of_queue text, before_at bigint, before_seq bigint, most integer) RETURNS refcursor
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -138,8 +140,8 @@ BEGIN
 END
 $$;
 
--- Counts the failed jobs by cause and name, for the `most` fingerprints with the most jobs: the number, the first and the last time at which
--- one ended, and the id of the last one. NULL as a queue or name means any.
+-- Counts the failed jobs by cause and name, for the `most` fingerprints with the most jobs: the number, the first and the last time at
+-- which one ended, and the id of the last one. NULL as a queue or name means any.
 CREATE FUNCTION @.failure_parts(of_queue text, of_job text, most integer)
 RETURNS TABLE (cause bytea, job text, n bigint, first_at bigint, last_at bigint, last_id bytea) LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
@@ -239,7 +241,8 @@ END
 $$;
 
 -- Retries ended jobs for an operator. Returns the name of a member of Redone (console.py) for each.
-CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
+CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT wakeups text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -272,7 +275,8 @@ CREATE FUNCTION @.pause(of_queue text) RETURNS void LANGUAGE sql SET search_path
 $$;
 
 -- Announces so many jobs as may be of interest.
-CREATE FUNCTION @.resume(of_queue text, OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+CREATE FUNCTION @.resume(of_queue text, OUT wakeups text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     DELETE FROM @.paused WHERE queue = of_queue;
     PERFORM @.add_wakeup('queue:' || of_queue, ready.number)
@@ -286,7 +290,8 @@ CREATE FUNCTION @.metrics() RETURNS TABLE (queue text, what text, n bigint) LANG
 $$;
 
 -- Adds an act of an operator to the audit log, unless it is there already.
-CREATE FUNCTION @.record_act(wall bigint, act_id bytea, act_body bytea) RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION @.record_act(wall bigint, act_id bytea, act_body bytea) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO @.acts (id, at, body) VALUES (act_id, @.wall(wall), act_body) ON CONFLICT (id) DO NOTHING;
     DELETE FROM @.acts WHERE number <= (SELECT number FROM @.acts ORDER BY number DESC OFFSET R.most_acts LIMIT 1)
 $$;

@@ -24,8 +24,8 @@ BEGIN
     END IF;
     IF j.key IS NOT NULL THEN
         SELECT * INTO waiting FROM @.jobs WHERE key = j.key AND status < S.RUNNING FOR UPDATE;
-        -- Updated, not only locked: a settlement of that job that waits for the key, at "repeatable read", must not miss the job that
-        -- waits for it.
+        -- Updated, not only locked: a settlement of that job that waits for the key, at "repeatable read", must not miss the job that waits
+        -- for it.
         UPDATE @.jobs SET key = key WHERE key = j.key AND status = S.RUNNING RETURNING id INTO running;
         IF waiting.id IS NOT NULL THEN
             PERFORM @.finish(waiting, E.REPLACE, S.CANCELLED, @.utf8(format(W.REPLACED_BY, @.id_text(j.id))), now_at);
@@ -70,7 +70,8 @@ $$;
 
 -- Adds calls in order. Arrays of queues, jobs, priorities and conflicts may have one element if all are equal. Returns NULL if all were
 -- added, else an answer for each.
-CREATE FUNCTION @.add_jobs(now_at bigint, @sent{all_%n %t[]}) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+CREATE FUNCTION @.add_jobs(now_at bigint, @sent{all_%n %t[]}) RETURNS bytea[]
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     answers bytea[];

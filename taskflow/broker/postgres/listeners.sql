@@ -33,7 +33,8 @@ END
 $$;
 
 -- Reads jobs, and notes that a listener waits for the ends of those among them that it has `awaited`, and that have not ended.
-CREATE FUNCTION @.read_awaiting(wall bigint, ids bytea[], awaited bytea[], of_listener text, awaited_for bigint) RETURNS SETOF @.jobs LANGUAGE plpgsql
+CREATE FUNCTION @.read_awaiting(wall bigint, ids bytea[], awaited bytea[], of_listener text, awaited_for bigint) RETURNS SETOF @.jobs
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -54,16 +55,21 @@ BEGIN
 END
 $$;
 
--- Returns those topics and those jobs for which something has already happened. `may_have_missed`: a transaction that has looked for notes has
--- not ended, and may bring something. The plans are made once, perhaps when there are few jobs: they must not read many from end to end.
-CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT available text[], OUT ended bytea[], OUT may_have_missed boolean) LANGUAGE plpgsql
+-- Returns those topics and those jobs for which something has already happened. `may_have_missed`: a transaction that has looked for notes
+-- has not ended, and may bring something. The plans are made once, perhaps when there are few jobs: they must not read many from end to
+-- end.
+CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT available text[], OUT ended bytea[], OUT may_have_missed boolean)
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET jit = off AS $$
 DECLARE
     now_at CONSTANT bigint := @.wall(NULL);
 BEGIN
     -- In one expression, so that no cancellation comes between: users' commits would wait for this lock.
-    may_have_missed := CASE WHEN pg_try_advisory_lock(@.listener_registration_lock()) THEN NOT pg_advisory_unlock(@.listener_registration_lock()) ELSE true END;
+    may_have_missed := CASE
+        WHEN pg_try_advisory_lock(@.listener_registration_lock()) THEN NOT pg_advisory_unlock(@.listener_registration_lock())
+        ELSE true
+    END;
     available := ARRAY(
         SELECT topic FROM unnest(topics) AS topic
         WHERE CASE
@@ -88,8 +94,8 @@ BEGIN
 END
 $$;
 
--- Returns true if a listener has noted that it waits for jobs of a queue, or for what is due. Reading begins with the newest note,
--- because a long transaction keeps the older versions of those that were written again. (An EXISTS would ignore the ORDER BY.)
+-- Returns true if a listener has noted that it waits for jobs of a queue, or for what is due. Reading begins with the newest note, because
+-- a long transaction keeps the older versions of those that were written again. (An EXISTS would ignore the ORDER BY.)
 CREATE FUNCTION @.has_note(of_topic text) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -103,13 +109,14 @@ BEGIN
 END
 $$;
 
--- Older notes are of listeners that are gone. Reading begins here, so that rows that cannot be cleaned away while a long transaction is open
--- are not read again and again.
+-- Older notes are of listeners that are gone. Reading begins here, so that rows that cannot be cleaned away while a long transaction is
+-- open are not read again and again.
 CREATE FUNCTION @.noted_since() RETURNS bigint LANGUAGE sql AS $$
     SELECT @.wall(NULL) - P.NOTED_FOR
 $$;
 
--- Returns two of those that wait for jobs of a queue: the one that has waited longest and the one that came last, as one of them may be gone.
+-- Returns two of those that wait for jobs of a queue: the one that has waited longest and the one that came last, as one of them may be
+-- gone.
 CREATE FUNCTION @.listeners_for(of_topic text) RETURNS text[] LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column

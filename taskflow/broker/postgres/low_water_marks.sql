@@ -39,9 +39,8 @@ END
 $$;
 
 -- Records that a row lives at (new_at, new_seq). Returns true if the mark was lowered. Without a mark, an index is read from its start.
--- Ready
--- jobs are found only by marks, so a missing mark is created at the start, because other transactions may have made jobs ready meanwhile. A
--- mark from the future is replaced too, because it would become valid when the clock reaches it again.
+-- Ready jobs are found only by marks, so a missing mark is created at the start, because other transactions may have made jobs ready
+-- meanwhile. A mark from the future is replaced too, because it would become valid when the clock reaches it again.
 CREATE FUNCTION @.lower_mark(of_kind text, of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -147,7 +146,8 @@ END
 $$;
 
 -- Returns when the first ready job in the mark's place was due; NULL if there is none.
-CREATE FUNCTION @.first_ready(m @.marks) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+CREATE FUNCTION @.first_ready(m @.marks) RETURNS bigint
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 BEGIN
     RETURN (
         SELECT due_at FROM @.jobs WHERE status = S.READY AND queue = m.queue AND priority = -m.rank AND (due_at, seq) >= (m.at, m.seq)
@@ -160,7 +160,8 @@ $$;
 
 -- Called for a job that becomes ready in a transaction that is not a verb's: its mark is lowered again at the commit. Called once for each
 -- place, because the first such job of a transaction is the oldest. A setting of the transaction lists the places.
-CREATE FUNCTION @.lower_mark_at_commit(of_queue text, of_priority integer, due bigint, is_scheduled boolean) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.lower_mark_at_commit(of_queue text, of_priority integer, due bigint, is_scheduled boolean) RETURNS void
+LANGUAGE plpgsql AS $$
 DECLARE
     place CONSTANT text := CASE WHEN is_scheduled THEN format('@. %s;', due) ELSE format('@.%s %s;', of_queue, of_priority) END;
     noted CONSTANT text := coalesce(current_setting('taskflow.uncommitted_places', true), '');
@@ -180,7 +181,9 @@ CREATE FUNCTION @.on_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER 
 BEGIN
     IF TG_RELID <> '@.tally'::regclass THEN
         RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
-    ELSIF NEW.late_priority IS NOT NULL AND position('@.' || NEW.queue || ' ' || NEW.late_priority || ';' IN coalesce(current_setting('taskflow.uncommitted_places', true), '')) = 0 THEN
+    ELSIF NEW.late_priority IS NOT NULL
+        AND position('@.' || NEW.queue || ' ' || NEW.late_priority || ';' IN coalesce(current_setting('taskflow.uncommitted_places', true), '')) = 0
+    THEN
         RETURN NULL; -- not at the commit, but after the INSERT (SET CONSTRAINTS): others' transactions would wait for the locks
     ELSIF current_setting('transaction_isolation') NOT LIKE 'read %' THEN -- it does not see the current marks: read from the start once
         INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
@@ -207,8 +210,7 @@ REVOKE EXECUTE ON FUNCTION @.on_commit() FROM PUBLIC;
 CREATE CONSTRAINT TRIGGER tally_on_commit AFTER INSERT ON @.tally DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.late_at IS NOT NULL) EXECUTE FUNCTION @.on_commit();
 
--- Reads every index from its start, as if there were no marks, and lowers marks that were too high. Drops marks that are no longer
--- needed.
+-- Reads every index from its start, as if there were no marks, and lowers marks that were too high. Drops marks that are no longer needed.
 -- It is a separate statement because it may take long: lowered marks must be committed at once, and nothing else should wait for it.
 CREATE FUNCTION @.check_marks(wall bigint, OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$

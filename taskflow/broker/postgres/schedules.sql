@@ -103,7 +103,8 @@ END
 $$;
 
 -- Withdraws the declarations of a dead session. A schedule that another transaction has locked is left: upkeep tries again.
-CREATE FUNCTION @.drop_declarations(of_session bytea, now_at bigint) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE FUNCTION @.drop_declarations(of_session bytea, now_at bigint) RETURNS void
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     s @.schedules;
@@ -127,7 +128,8 @@ END
 $$;
 
 -- Leaves the schedules that are due to the caller for a while, as many as fit into an answer, and removes those that have slept for long.
-CREATE FUNCTION @.offers(now_at bigint, OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT sinces bigint[]) LANGUAGE plpgsql
+CREATE FUNCTION @.offers(now_at bigint, OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT sinces bigint[])
+LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN

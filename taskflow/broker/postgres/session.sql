@@ -17,7 +17,9 @@ END
 $$;
 
 -- Registers a session. Returns false if it is dead.
-CREATE FUNCTION @.register(wall bigint, steady bigint, new_id bytea, new_name text, new_ttl bigint, new_about bytea, new_wants_ends boolean, new_deploy bytea) RETURNS boolean
+CREATE FUNCTION @.register(
+    wall bigint, steady bigint, new_id bytea, new_name text, new_ttl bigint, new_about bytea, new_wants_ends boolean, new_deploy bytea
+) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
@@ -44,10 +46,10 @@ $$;
 -- --- beat ---------------------------------------------------------------------------------------------
 
 -- Takes the heartbeat of a session. `requests` and `numbers` name claims; `reported_...`, `running_for` and `progress` are the reports.
--- Returns
--- whether the session is lost, the number of ghosts, which of the named claims are held (their positions, from 1), and which of these are
--- asked to stop. `died_of`: the cause of death of the worker's process, whose leases are crashes; `fingerprint`: that of poison of this cause. With `looks` also the outlook: whether a
--- job is ready, and microseconds until upkeep may have something to move, NULL if nothing waits for it. `checks_marks` as in upkeep.
+-- Returns whether the session is lost, the number of ghosts, which of the named claims are held (their positions, from 1), and which of
+-- these are asked to stop. `died_of`: the cause of death of the worker's process, whose leases are crashes; `fingerprint`: that of poison
+-- of this cause. With `looks` also the outlook: whether a job is ready, and microseconds until upkeep may have something to move, NULL if
+-- nothing waits for it. `checks_marks` as in upkeep.
 CREATE FUNCTION @.beat(
     wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
     reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
@@ -157,7 +159,8 @@ END
 $$;
 
 -- Looks up each of the older requests: an index of the session alone would also read all its former leases that cannot be vacuumed yet.
-CREATE FUNCTION @.leases_of(s @.sessions) RETURNS TABLE (id @.identity, request bigint, number @.counter, claimed_steady bigint, is_asked_to_stop boolean)
+CREATE FUNCTION @.leases_of(s @.sessions)
+RETURNS TABLE (id @.identity, request bigint, number @.counter, claimed_steady bigint, is_asked_to_stop boolean)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 BEGIN

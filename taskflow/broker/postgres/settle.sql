@@ -158,7 +158,8 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.cancel(wall bigint, ids bytea[], OUT statuses integer[], OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
+CREATE FUNCTION @.cancel(wall bigint, ids bytea[], OUT statuses integer[], OUT wakeups text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -180,7 +181,8 @@ END
 $$;
 
 -- Returns, for each key, the id of the live job that has it: the waiting one, else the running one, else NULL.
-CREATE FUNCTION @.holders(keys bytea[], OUT ids bytea[]) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+CREATE FUNCTION @.holders(keys bytea[], OUT ids bytea[])
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
     ids := '{}';
     FOR i IN 1 .. cardinality(keys) LOOP
@@ -192,7 +194,8 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.read(wall bigint, ids bytea[]) RETURNS SETOF @.jobs LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+CREATE FUNCTION @.read(wall bigint, ids bytea[]) RETURNS SETOF @.jobs
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     now_at bigint := @.wall(wall);
 BEGIN

@@ -30,7 +30,8 @@ END
 $$;
 
 -- Packs the opaque fields, like the client: a msgpack map without those that have their defaults.
-CREATE FUNCTION @.packed_extras(max_attempts integer, timeout bigint, keep_result bigint, headers jsonb, key_text text, tags text[]) RETURNS bytea LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.packed_extras(max_attempts integer, timeout bigint, keep_result bigint, headers jsonb, key_text text, tags text[])
+RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
     fields bytea := '';
     number integer := 0;
@@ -77,7 +78,8 @@ $$;
 -- --- checks of a call ----------------------------------------------------------------------------------
 
 -- Checks a call. The limits are the client's.
-CREATE FUNCTION @.check_call(job text, queue text, priority integer, max_attempts integer, on_conflict text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.check_call(job text, queue text, priority integer, max_attempts integer, on_conflict text) RETURNS void
+LANGUAGE plpgsql AS $$
 BEGIN
     IF (length(job) BETWEEN 1 AND 200) IS NOT TRUE
         OR job ~ '[\u0001-\u001f\u007f-\u00a0\u00ad\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff0-\ufffb]'
@@ -135,8 +137,7 @@ END
 $$;
 
 -- Makes a payload of content 2. Its maximum size is the client's default, unless a database or role sets another one as its clients do:
--- ALTER
--- DATABASE ... SET taskflow.max_payload = ...
+-- ALTER DATABASE ... SET taskflow.max_payload = ...
 CREATE FUNCTION @.payload_of(arguments jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
     most CONSTANT bigint := coalesce(nullif(current_setting('taskflow.max_payload', true), ''), '1048576');
@@ -177,8 +178,7 @@ $$;
 
 -- --- sending -------------------------------------------------------------------------------------------
 
--- A transaction keeps a lock for each key until it ends, and the server's lock table is limited: one transaction may use a quarter of
--- it.
+-- A transaction keeps a lock for each key until it ends, and the server's lock table is limited: one transaction may use a quarter of it.
 CREATE FUNCTION @.check_keys(number integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     most CONSTANT integer := current_setting('max_locks_per_transaction')::integer * current_setting('max_connections')::integer / 4;
@@ -195,9 +195,8 @@ BEGIN
 END
 $$;
 
--- Adds one call, in the form of add_jobs(). A transaction at "repeatable read" or "serializable" may not see a job that got the key
--- later: it
--- then fails with a serialization error, and must be repeated.
+-- Adds one call, in the form of add_jobs(). A transaction at "repeatable read" or "serializable" may not see a job that got the key later:
+-- it then fails with a serialization error, and must be repeated.
 CREATE FUNCTION @.add_one(now_at bigint, @sent{%n %t DEFAULT NULL}) RETURNS bytea LANGUAGE plpgsql AS $$
 BEGIN
     IF key IS NULL OR current_setting('transaction_isolation') LIKE 'read %' THEN
@@ -213,9 +212,9 @@ BEGIN
 END
 $$;
 
--- Locks keys of one job and queue ('' for keys with the scope 'name'), for a transaction that adds jobs under several keys: all of its keys, before it adds the first. It locks
--- them in the same order as taskflow, so that no two transactions wait for each other. Keys of several queues or jobs are given as digests:
--- lock_keys(ARRAY[key_digest(queue, job, key), ...]).
+-- Locks keys of one job and queue ('' for keys with the scope 'name'), for a transaction that adds jobs under several keys: all of its
+-- keys, before it adds the first. It locks them in the same order as taskflow, so that no two transactions wait for each other. Keys of
+-- several queues or jobs are given as digests: lock_keys(ARRAY[key_digest(queue, job, key), ...]).
 CREATE FUNCTION @.lock_keys(queue text, job text, keys text[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM @.lock_keys(ARRAY(SELECT @.key_of(queue, job, each) FROM unnest(keys) AS each));
@@ -223,18 +222,15 @@ END
 $$;
 
 -- Adds a job, which exists once the transaction is committed, and returns its id. The options are those of a job's .options() in Python,
--- with
--- the same limits. The defaults of the job's decorator are not known here.
+-- with the same limits. The defaults of the job's decorator are not known here.
 --
--- With the `key_scope` 'name' a key is the same in all queues. If a live job of this name and queue has the `key`, 'keep' returns the id of that job, 'replace' returns the new job's id, and 'raise'
--- fails with unique_violation. A run that was asked to stop blocks no other job: the new job waits for its end. After such a call no other
--- transaction can send with that key before this one has ended.
+-- With the `key_scope` 'name' a key is the same in all queues. If a live job of this name and queue has the `key`, 'keep' returns the id of
+-- that job, 'replace' returns the new job's id, and 'raise' fails with unique_violation. A run that was asked to stop blocks no other job:
+-- the new job waits for its end. After such a call no other transaction can send with that key before this one has ended.
 --
 -- A role needs USAGE on the schema and EXECUTE on this function, which every role has unless it is revoked. The function runs as the
--- schema's
--- owner, so nothing in it may depend on the caller's search_path, and no text may become a statement. No migration drops it, because
--- others'
--- rights, triggers and defaults depend on it. A migration that changes its parameters must drop it itself.
+-- schema's owner, so nothing in it may depend on the caller's search_path, and no text may become a statement. No migration drops it,
+-- because others' rights, triggers and defaults depend on it. A migration that changes its parameters must drop it itself.
 CREATE OR REPLACE FUNCTION @.enqueue(
     job text,
     arguments jsonb DEFAULT '{}',

@@ -1,11 +1,14 @@
--- Verbs in a caller's transaction. They are functions from text to text, which every driver can call. A refusal is an answer too, because an
--- error would make the caller's transaction fail. They run as the schema's owner: a role that only sends needs EXECUTE on enqueue_within().
+-- Verbs in a caller's transaction. They are functions from text to text, which every driver can call. A refusal is an answer too, because
+-- an error would make the caller's transaction fail. They run as the schema's owner: a role that only sends needs EXECUTE on
+-- enqueue_within().
 
 -- Returns the store's name and version, to every role that may use the schema. No other store has that name: it is a random number from the
 -- tables, and the number of the database, which may be a copy of another.
 CREATE FUNCTION @.describe_store() RETURNS text LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT jsonb_build_object(
-        'store', concat_ws('/', (SELECT value FROM @.meta WHERE name = 'store'), (SELECT oid FROM pg_database WHERE datname = current_database())),
+        'store', concat_ws(
+            '/', (SELECT value FROM @.meta WHERE name = 'store'), (SELECT oid FROM pg_database WHERE datname = current_database())
+        ),
         'version', (SELECT value FROM @.meta WHERE name = 'version')
     )
 $$;
@@ -14,8 +17,8 @@ CREATE FUNCTION @.refused(why text, message text) RETURNS jsonb LANGUAGE sql IMM
     SELECT jsonb_build_object('refused', why, 'message', message)
 $$;
 
--- Adds one call without a key that is ready at once. Returns false if the id is known. The mark is lowered and listeners are notified when the
--- transaction commits: see on_commit(). This is called once for each job of most transactions, so it has few expressions: each costs
+-- Adds one call without a key that is ready at once. Returns false if the id is known. The mark is lowered and listeners are notified when
+-- the transaction commits: see on_commit(). This is called once for each job of most transactions, so it has few expressions: each costs
 -- time again in each transaction.
 CREATE FUNCTION @.add_ready_within(
     now_at bigint, of_queue text, of_job text, of_priority integer, of_id bytea, of_payload bytea, of_extras bytea, of_expiry bigint
@@ -101,8 +104,8 @@ END
 $$;
 REVOKE EXECUTE ON FUNCTION @.enqueue_within(text) FROM PUBLIC;
 
--- Settles a run as SUCCEEDED, and marks its fence, so that settle() finds out that this has committed. The request has the wall clock and the
--- parts of the settlement, with bytes as bytea's text. No migration drops this function either.
+-- Settles a run as SUCCEEDED, and marks its fence, so that settle() finds out that this has committed. The request has the wall clock and
+-- the parts of the settlement, with bytes as bytea's text. No migration drops this function either.
 CREATE OR REPLACE FUNCTION @.settle_within(request text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column

@@ -280,8 +280,8 @@ BEGIN
 END
 $$;
 
--- Counts a lost worker. `cause` is NULL if it is unknown; otherwise `fingerprint` is that of jobs that are poison because of it. A poison job with a follow-up waits for a worker that ends it and sends that. If its
--- workers keep being lost, it ends without.
+-- Counts a lost worker. `cause` is NULL if it is unknown; otherwise `fingerprint` is that of jobs that are poison because of it. A poison
+-- job with a follow-up waits for a worker that ends it and sends that. If its workers keep being lost, it ends without.
 CREATE FUNCTION @.crash(j @.jobs, cause bytea, now_at bigint, fingerprint bytea DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -320,7 +320,8 @@ $$;
 
 -- Ends the lease of a dead session on a job, unless another transaction has locked the job: as a crash with `cause`, or, if the session
 -- `is_spared`, as a hand-back. Returns whether it did.
-CREATE FUNCTION @.end_dead_lease(of_id bytea, of_session bytea, is_spared boolean, cause bytea, now_at bigint, fingerprint bytea DEFAULT NULL) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.end_dead_lease(of_id bytea, of_session bytea, is_spared boolean, cause bytea, now_at bigint, fingerprint bytea DEFAULT NULL)
+RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     j @.jobs;
 BEGIN

@@ -3,7 +3,8 @@
 CREATE FUNCTION @.upkeep(
     wall bigint, steady bigint, most integer, takes_ends boolean DEFAULT false,
     OUT readied integer, OUT reaped integer, OUT released integer, OUT expired integer, OUT dropped integer, OUT next_in bigint,
-    OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT sinces bigint[], OUT now_at bigint, OUT checks_marks boolean, OUT wakeups text,
+    OUT names text[], OUT digests bytea[], OUT bodies bytea[], OUT nexts bigint[], OUT sinces bigint[], OUT now_at bigint,
+    OUT checks_marks boolean, OUT wakeups text,
     OUT ended bytea[], OUT ends_dropped integer
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
@@ -21,8 +22,8 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('@.upkeep', 0)) THEN
         RETURN;
     END IF;
-    -- If a crash of the server loses this, it is done again, and no client has received an answer. A call that depends on it waits for the disk
-    -- itself.
+    -- If a crash of the server loses this, it is done again, and no client has received an answer. A call that depends on it waits for the
+    -- disk itself.
     SET LOCAL synchronous_commit = off;
     checks_marks := @.may_check_marks(now_at);
     PERFORM @.spare_after_outage(steady, now_at);
@@ -150,7 +151,8 @@ END
 $$;
 
 -- Returns the due time of the first scheduled job, or NULL if there are none.
-CREATE FUNCTION @.first_due(now_at bigint) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+CREATE FUNCTION @.first_due(now_at bigint) RETURNS bigint
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 DECLARE
     m @.marks := @.newest_mark('due', '', 0, now_at);
     raises boolean := @.may_raise_mark(m, now_at);
@@ -359,8 +361,8 @@ BEGIN
 END
 $$;
 
--- Finds declarations and runs whose session is unknown, because otherwise they would never be released. It takes one index step for each session with
--- leases.
+-- Finds declarations and runs whose session is unknown, because otherwise they would never be released. It takes one index step for each
+-- session with leases.
 CREATE FUNCTION @.release_orphans(now_at bigint) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column

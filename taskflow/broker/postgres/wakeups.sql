@@ -11,7 +11,11 @@ DECLARE
 BEGIN
     IF so_far <> '*' IS NOT FALSE THEN
         topic := CASE WHEN position(E'\n' IN topic) > 0 THEN 'queues' ELSE topic END;
-        PERFORM set_config('taskflow.wakeups', CASE WHEN length(so_far) > 7000 THEN '*' ELSE concat_ws(E'\n', nullif(so_far, ''), number || ' ' || topic) END, true);
+        PERFORM set_config(
+            'taskflow.wakeups',
+            CASE WHEN length(so_far) > 7000 THEN '*' ELSE concat_ws(E'\n', nullif(so_far, ''), number || ' ' || topic) END,
+            true
+        );
     END IF;
 END
 $$;
@@ -43,7 +47,9 @@ $$;
 -- Returns true if a listener waits for such news. Jobs of a paused queue are none.
 CREATE FUNCTION @.is_awaited(of_topic text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR of_topic = 'late' OR @.has_fixed_snapshot() OR NOT pg_try_advisory_xact_lock_shared(@.listener_registration_lock()) THEN
+    IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR of_topic = 'late' OR @.has_fixed_snapshot()
+        OR NOT pg_try_advisory_xact_lock_shared(@.listener_registration_lock())
+    THEN
         RETURN true; -- without that lock: a listener looks at this moment
     END IF;
     RETURN @.has_note(of_topic) AND NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(of_topic, 7));
@@ -101,7 +107,8 @@ BEGIN
 END
 $$;
 
--- Lets a listener be nudged for its other queues again. Waits for no lock: another transaction that has locked one of these notes writes it.
+-- Lets a listener be nudged for its other queues again. Waits for no lock: another transaction that has locked one of these notes writes
+-- it.
 CREATE FUNCTION @.allow_nudges(of_listener text) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN

@@ -6,8 +6,7 @@
 -- --- types ----------------------------------------------------------------------------------------------
 
 -- The server rejects values that no function could work with, whichever program writes them. It lets others pass: a worker decodes them,
--- and
--- ends a job that it cannot read as FAILED.
+-- and ends a job that it cannot read as FAILED.
 CREATE DOMAIN @.identity AS bytea CHECK (octet_length(VALUE) = 16);
 CREATE DOMAIN @.instant AS bigint CHECK (VALUE BETWEEN 0 AND P.LATEST);
 CREATE DOMAIN @.counter AS integer CHECK (VALUE BETWEEN 0 AND 2147483646); -- one less than the type's maximum, because a function adds one
@@ -77,9 +76,8 @@ CREATE TABLE @.jobs (
     CONSTRAINT a_failure_has_a_cause CHECK (status <> S.FAILED OR cause IS NOT NULL),
     CONSTRAINT the_held_await CHECK (status <> S.HELD OR coalesce(awaits, 0) > 0)
 ) WITH (
-    -- Vacuumed after this many dead rows, however many live ones there are, in steps so short that a claim hardly waits for one. The
-    -- total rate is
-    -- that of the server's default settings (200 in 2 ms): a higher one would take processor time and log bandwidth from claims and
+    -- Vacuumed after this many dead rows, however many live ones there are, in steps so short that a claim hardly waits for one. The total
+    -- rate is that of the server's default settings (200 in 2 ms): a higher one would take processor time and log bandwidth from claims and
     -- commits.
     autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_threshold = 100000,
     autovacuum_vacuum_insert_scale_factor = 0.1, autovacuum_analyze_threshold = 10000, autovacuum_analyze_scale_factor = 0.1,
@@ -114,12 +112,12 @@ COMMENT ON TABLE @.paused IS 'Queues of which no job is leased.';
 
 -- --- listeners ------------------------------------------------------------------------------------------
 
--- A listener is named by its own channel. Its notes are hints. After a crash of the server these tables are empty, the connections are
--- cut, and each listener writes its notes again.
+-- A listener is named by its own channel. Its notes are hints. After a crash of the server these tables are empty, the connections are cut,
+-- and each listener writes its notes again.
 
 -- `since`: it has waited since then, by the server's own clock. A listener writes its notes every minute, and old ones do not count.
--- `nudged_at`: it was notified then of jobs in the topic `nudged_for`, and has not claimed since. The notes of its other queues have only the
--- time.
+-- `nudged_at`: it was notified then of jobs in the topic `nudged_for`, and has not claimed since. The notes of its other queues have only
+-- the time.
 CREATE UNLOGGED TABLE @.idle (
     listener @.channel NOT NULL,
     topic @.topic NOT NULL,
@@ -219,8 +217,7 @@ COMMENT ON TABLE @.acts IS 'What operators did to jobs, queues and schedules.';
 
 -- --- marks and counts --------------------------------------------------------------------------------
 
--- How far an ordered index has been read: in a place of this kind, no live row is known before (at, seq). The newest row of a place
--- counts;
+-- How far an ordered index has been read: in a place of this kind, no live row is known before (at, seq). The newest row of a place counts;
 -- older ones are never read, and are dropped now and then. Rows are added and never changed, because all versions of a row that changes
 -- often would have to be read while a long transaction keeps them.
 --
