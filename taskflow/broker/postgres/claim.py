@@ -31,8 +31,8 @@ def _lease_of(row: Row, session: bytes, request: int) -> Lease:
     return _spoilt_lease(row, session, request)
 
 
-_JobRow: Any = msgspec.defstruct(
-    "_JobRow",
+_ClaimedRow: Any = msgspec.defstruct(
+    "_ClaimedRow",
     (
         "id", "number", "epoch", "created_at", "failures", "crashes", "snoozes", "hand_backs", "parked_at", "priority", "queue", "job",
         "key", "payload", "extras", "expires_at", "unreadable",
@@ -41,7 +41,7 @@ _JobRow: Any = msgspec.defstruct(
 
 
 def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
-    job = _JobRow(*row)
+    job = _ClaimedRow(*row)
     if job.unreadable is not None:
         raise ValueError(job.unreadable)
     extras = unpack_extras(job.extras)
@@ -58,7 +58,7 @@ def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
 
     If any field is unreadable, the worker ends the job as FAILED. Ids and counters are always sound: their columns' domains check them.
     """
-    job, poison = fields_of(_JobRow, row), None
+    job, poison = fields_of(_ClaimedRow, row), None
     if (job.unreadable or "").startswith(_POISON):
         poison = bytes.fromhex(job.unreadable.removeprefix(_POISON)).decode(errors="replace")
         row = dict(row.items()) | {"unreadable": None}

@@ -79,7 +79,7 @@ PAGE_COLUMNS: Final = ", ".join(
 )
 """The columns of a row of page(), in SQL."""
 
-_JobRow: Any = msgspec.defstruct("_JobRow", (*RECORD, "unreadable"))
+_RecordRow: Any = msgspec.defstruct("_RecordRow", (*RECORD, "unreadable"))
 
 _DECODERS: Final[list[Callable[[bytes], Any]]] = [
     bytes.decode if name in ("queue", "job") or BY_NAME[name].kind.type is str
@@ -98,7 +98,7 @@ def record_told(packed: bytes) -> Record | None:
             _, length = _HEAD.unpack_from(packed, at)
             at += _HEAD.size + max(0, length)
             values.append(None if length < 0 else decode(packed[at - length : at]))
-        return _record_of(_JobRow(*values, None), FULL_SPEED)
+        return _record_of(_RecordRow(*values, None), FULL_SPEED)
     except Exception:  # decoders may raise anything
         return None
 
@@ -107,7 +107,7 @@ _HEAD: Final = Struct(">Ii")
 
 
 def record_of(row: Row) -> Record:
-    job = fields_of(_JobRow, row)
+    job = fields_of(_RecordRow, row)
     if job.unreadable is None and not isinstance(row, BareRow):
         with contextlib.suppress(Exception):  # decoders may raise anything
             return _record_of(job, FULL_SPEED)

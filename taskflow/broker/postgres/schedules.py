@@ -7,10 +7,9 @@ from itertools import accumulate
 from typing import Any, Final
 
 from taskflow.broker.postgres.enqueue import envelope_columns
+from taskflow.broker.postgres.rows import Row
 from taskflow.model.schedule import Definition, Firing, Offer, ScheduleRecord
 from taskflow.model.stored import maybe_instant
-
-Row = Any
 
 _SEPARATOR: Final = "\x1f"
 """Separates the names of sessions in the column `declarers`."""

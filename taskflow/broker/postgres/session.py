@@ -6,11 +6,10 @@ import math
 from typing import Any
 
 from taskflow.broker.postgres.packing import NO_CLAIM, can_be, pack_progress, text_for, utf8
+from taskflow.broker.postgres.rows import Row
 from taskflow.model.cause import pack_cause
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.session import Beat, BeatAnswer, Outlook, Session, SessionRecord, session_record_of
-
-Row = Any
 
 
 def session_columns(session: Session) -> list[Any]:

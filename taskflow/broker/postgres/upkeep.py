@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from taskflow.broker.postgres.rows import Row
 from taskflow.broker.postgres.schedules import offers_of
 from taskflow.broker.protocol import Upkept
 from taskflow.model.clock import to_seconds
 
 
-def upkept_of(row: Any) -> Upkept:
+def upkept_of(row: Row) -> Upkept:
     return Upkept(
         readied=row["readied"],
         reaped=row["reaped"],
