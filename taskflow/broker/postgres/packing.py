@@ -12,11 +12,11 @@ from taskflow.model.progress import Progress
 T = TypeVar("T")
 
 
-def unless_void(column: list[T | None]) -> list[T | None]:
+def empty_if_unset(column: list[T | None]) -> list[T | None]:
     return [] if column.count(None) == len(column) else column
 
 
-def one_of_all(column: list[T]) -> list[T]:
+def collapse_equal(column: list[T]) -> list[T]:
     """Reduce a column to one element if all its elements are equal."""
     return column[:1] if column and column.count(column[0]) == len(column) else column
 
@@ -24,7 +24,7 @@ def one_of_all(column: list[T]) -> list[T]:
 NO_CLAIM: Final = ClaimId(b"", -1, -1)
 
 
-def can_be(claim: ClaimId, session: bytes) -> bool:
+def is_possible_claim(claim: ClaimId, session: bytes) -> bool:
     """Return True if a store could have given the claim to the session."""
     return claim.session == session and 0 <= claim.request < 1 << 63 and 0 <= claim.number < 1 << 31
 
@@ -43,7 +43,7 @@ def utf8(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
-def text_for(name: str) -> str:
+def storable_text(name: str) -> str:
     """Escape the characters in a name that PostgreSQL cannot store as text: lone surrogates and NUL. A machine's name
     may consist of any bytes."""
     return name.encode(errors="backslashreplace").decode().replace("\0", "\\x00")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from taskflow.broker.postgres.packing import NO_CLAIM, can_be, pack_progress, text_for, utf8
+from taskflow.broker.postgres.packing import NO_CLAIM, is_possible_claim, pack_progress, storable_text, utf8
 from taskflow.broker.postgres.rows import Row
 from taskflow.model.cause import pack_cause
 from taskflow.model.clock import to_microseconds, to_seconds
@@ -16,7 +16,7 @@ def session_columns(session: Session) -> list[Any]:
     """Return the arguments of register(): id, name, ttl, about, wants_ends, deploy."""
     return [
         session.id,
-        text_for(session.name),
+        storable_text(session.name),
         to_microseconds(session.ttl),
         session.pack_about(),
         session.wants_ends,
@@ -27,8 +27,8 @@ def session_columns(session: Session) -> list[Any]:
 def beat_columns(beat: Beat) -> list[Any]:
     """Return the arguments of beat() (see session.sql): requests and numbers of the claims; seen; requests, numbers, run times in
     microseconds and progress of the reports; leaving, died_of, looks, and the fingerprint of died_of."""
-    reports = [report for report in beat.reports if can_be(report.claim, beat.session)]
-    own = [claim if can_be(claim, beat.session) else NO_CLAIM for claim in beat.claims]
+    reports = [report for report in beat.reports if is_possible_claim(report.claim, beat.session)]
+    own = [claim if is_possible_claim(claim, beat.session) else NO_CLAIM for claim in beat.claims]
     return [
         [claim.request for claim in own],
         [claim.number for claim in own],

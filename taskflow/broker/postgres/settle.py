@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.postgres.errors import was_held_up
 from taskflow.broker.postgres.function_caller import FunctionCaller
-from taskflow.broker.postgres.packing import can_be, one_of_all, pack, pack_progress, unless_void, utf8
+from taskflow.broker.postgres.packing import collapse_equal, empty_if_unset, is_possible_claim, pack, pack_progress, utf8
 from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId
@@ -91,7 +91,7 @@ def _can_be_all_at_once(settlement: Settlement) -> bool:
 
 def is_possible(settlement: Settlement) -> bool:
     """Return True if a store could have issued the settlement's fence."""
-    return 0 <= settlement.epoch < 1 << 31 and can_be(settlement.claim, settlement.claim.session)
+    return 0 <= settlement.epoch < 1 << 31 and is_possible_claim(settlement.claim, settlement.claim.session)
 
 
 def success_columns(settlements: Sequence[Settlement]) -> list[Any]:
@@ -104,8 +104,8 @@ def success_columns(settlements: Sequence[Settlement]) -> list[Any]:
         b"".join([settlement.id for settlement in settlements]),
         b"".join([fence_of(settlement.epoch, settlement.claim) for settlement in settlements]),
         [to_microseconds(settlement.ran_for) for settlement in settlements],
-        one_of_all([kept_for(settlement) for settlement in settlements]),
-        one_of_all([cast(Succeeded, settlement.verdict).result for settlement in settlements]),
+        collapse_equal([kept_for(settlement) for settlement in settlements]),
+        collapse_equal([cast(Succeeded, settlement.verdict).result for settlement in settlements]),
     ]
 
 
@@ -132,8 +132,8 @@ def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
         *([list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(11)]),
         [place for place, _ in follow_ups],
         *envelope_columns([envelope for _, envelope in follow_ups]),
-        unless_void([pack_progress(settlement.progress) for settlement in settlements]),
-        unless_void([settlement.cause for settlement in settlements]),
+        empty_if_unset([pack_progress(settlement.progress) for settlement in settlements]),
+        empty_if_unset([settlement.cause for settlement in settlements]),
     ]
 
 
