@@ -20,7 +20,7 @@ MOST_JOINS: Final = 16_384
 NOTED_FOR: Final = 90_000_000
 """Microseconds for which a listener's note is valid. The listener renews it every minute."""
 
-MOST_TOLD_BYTES: Final = 5_000
+MOST_NOTIFIED_BYTES: Final = 5_000
 """The maximum size, in bytes, of a record that is sent with the notification that its job
 has ended. A notification holds at most 8,000 bytes, and the record is sent as base64."""
 
@@ -33,7 +33,7 @@ def literals() -> dict[str, str]:
         "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
         "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
         "P.NOTED_FOR": str(NOTED_FOR),
-        "P.MOST_TOLD_BYTES": str(MOST_TOLD_BYTES),
+        "P.MOST_NOTIFIED_BYTES": str(MOST_NOTIFIED_BYTES),
         "P.UNKNOWN": f"decode('{UNKNOWN.hex()}', 'hex')",
         "P.POISON": f"decode('{POISON.hex()}', 'hex')",
         "P.TAGGED": f"decode('{TAGGED.hex()}', 'hex')",

@@ -26,7 +26,7 @@ from taskflow.broker.postgres.listen_connection import trouble_with_listening
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.notifier import LAST_WORDS, READ_WITHIN, Notifier
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
-from taskflow.broker.postgres.wakeups import EVERYTHING, UNNOTED, Claiming, Notes, PostgresListener, told_in
+from taskflow.broker.postgres.wakeups import EVERYTHING, UNNOTED, Claiming, Notes, PostgresListener, parse_wakeups
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.script_values import added_or_refused, settle_possible
 from taskflow.model import wording
@@ -268,7 +268,7 @@ class PostgresBroker:
         [row] = await self.call(name, *arguments)
         wakeups = row.get("wakeups")
         if wakeups:
-            self._per_loop.here().notify(told_in(wakeups))
+            self._per_loop.here().notify(parse_wakeups(wakeups))
             self._per_loop.here().late_commits.after(time.monotonic() - began_at)
         return row
 
@@ -321,7 +321,7 @@ class PostgresBroker:
             """Check the low-water marks, and wake listeners for jobs found behind them. This also works while they are being closed."""
             [row] = await _fetch(pool, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
-                connections.notify(told_in(row["wakeups"]))
+                connections.notify(parse_wakeups(row["wakeups"]))
 
         connections.late_commits = LateCommits(look)
         connections.forget = lambda listener: _fetch(pool, self._statement("forget_listener", 1), listener, within=LAST_WORDS)

@@ -7,7 +7,7 @@ In a pattern, %n is the column's name, %t its type and %d its default. The lists
 @as_sent   the columns of @sent that are stored unchanged
 @changing  the columns that can change after the job has been added
 @claim, @outcome, @redo, @drop  the columns that a move of this kind clears
-@record    the columns of a record, in the order in which `rows.record_told` decodes them
+@record    the columns of a record, in the order in which `rows.parse_record` decodes them
 @sized     the columns of @record whose size is limited
 """
 

@@ -89,7 +89,7 @@ _DECODERS: Final[list[Callable[[bytes], Any]]] = [
 ]  # fmt: skip
 
 
-def record_told(packed: bytes) -> Record | None:
+def parse_record(packed: bytes) -> Record | None:
     """Decode the record sent with the notification that its job has ended:
     see tell_ended() in wakeups.sql. Return None if it cannot be read."""
     values, at = list[Any](), 4  # after the number of columns; each column is its type, its length and its bytes

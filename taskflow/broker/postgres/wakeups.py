@@ -203,7 +203,7 @@ class PostgresListener(Listener):
             self.flag.wake_all()
             return
         lines = words.split("\n")
-        ended = dict(_ended_in(line) for line in lines if line.startswith(_JOB))
+        ended = dict(_parse_end(line) for line in lines if line.startswith(_JOB))
         if ended:
             self.told_ended(ended)
         for topic in lines:
@@ -313,7 +313,7 @@ def _about(seconds: float) -> float:
     return seconds * (0.75 + 0.5 * random.random())
 
 
-def told_in(wakeups: str) -> dict[str, int]:
+def parse_wakeups(wakeups: str) -> dict[str, int]:
     """Parse the wake-ups that a verb returned into the number of jobs for each topic. The number is 0 if
     no listener is waiting for them. If the topics were too many to list, the only key is EVERYTHING."""
     if wakeups == EVERYTHING:
@@ -322,9 +322,9 @@ def told_in(wakeups: str) -> dict[str, int]:
     return {topic: int(number) for number, _, topic in lines}
 
 
-def _ended_in(line: str) -> tuple[bytes, Record | None]:
+def _parse_end(line: str) -> tuple[bytes, Record | None]:
     topic, _, packed = line.partition(" ")
-    return bytes.fromhex(topic.removeprefix(_JOB)), rows.record_told(b64decode(packed)) if packed else None
+    return bytes.fromhex(topic.removeprefix(_JOB)), rows.parse_record(b64decode(packed)) if packed else None
 
 
 def _is_queue(topic: str) -> bool:

@@ -188,7 +188,7 @@ BEGIN
                 SELECT translate(encode(record_send(packed), 'base64'), E'\n', '') FROM (
                     SELECT @record{%n} FROM @.jobs
                     WHERE jobs.id = awaited.id AND status BETWEEN S.SUCCEEDED AND S.CANCELLED AND fade_at > now_at
-                        AND (SELECT coalesce(sum(size), 0) FROM unnest(ARRAY[@sized{octet_length(%n)}]) AS size) <= P.MOST_TOLD_BYTES
+                        AND (SELECT coalesce(sum(size), 0) FROM unnest(ARRAY[@sized{octet_length(%n)}]) AS size) <= P.MOST_NOTIFIED_BYTES
                     OFFSET 0
                 ) AS packed
             ) AS packed FROM (SELECT DISTINCT id FROM gone) AS awaited
