@@ -32,7 +32,7 @@ class Unsuitable(ConnectionError):
     """The server cannot be used with this URL, and another attempt would fail too. The message is written to follow the server's name."""
 
 
-def of_connecting(error: Exception, tls: str, within: float) -> Exception:
+def connect_error(error: Exception, tls: str, within: float) -> Exception:
     """Return the error to raise in place of one that the driver raised while connecting."""
     if isinstance(error, TimeoutError):
         return TimeoutError(f"no answer within {within:g} s")

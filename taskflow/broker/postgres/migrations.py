@@ -25,7 +25,7 @@ PAUSE: Final = 1.0
 """Seconds between attempts, during which verbs that queued behind the migration can run."""
 
 # The key of the advisory lock for migrations: "taskflow" in ASCII, which no other program should use.
-_TURN: Final = 0x7461_736B_666C_6F77
+_MIGRATION_LOCK: Final = 0x7461_736B_666C_6F77
 
 TABLES: Final = (
     *("meta", "sessions", "requests", "paused", "schedules", "declarations"),
@@ -73,7 +73,7 @@ async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Up
 async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, place: str, trusted: str | None) -> Upgrade:
     """Migrate the schema to VERSION, unless another process has already done so. For `trusted`, see `ownership`."""
     async with connection.transaction(isolation="read_committed"):  # sees changes committed while it waited for the lock
-        await connection.execute(_MY_TURN)
+        await connection.execute(_TAKE_MIGRATION_LOCK)
         found = await pending(connection, schema, place)
         if not found.migrations:
             return found
@@ -81,7 +81,7 @@ async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, pla
             await _check_owner(connection, schema, place, found)
             await _lock(connection, schema, place, found)
         if not found.version:
-            await connection.execute(_making(schema))
+            await connection.execute(_create_schema(schema))
         await ownership.check(connection, schema, place, trusted)  # again: another process may have created the schema
         await connection.execute(_AS_ITS_OWNER.replace("%schema", schema))
         await connection.execute(_changes(found, schema, rules))
@@ -92,12 +92,12 @@ def script(found: Upgrade, schema: str, rules: Rules) -> str:
     """Return the migration as a psql script. It fails, changing nothing, if the schema no longer has the version in `found`."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
-    begun = f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}" if found.version else _making(schema)
+    begun = f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}" if found.version else _create_schema(schema)
     parts = (
         f"-- taskflow, {found.place}: from version {found.version} to {found.target}. To be run by the owner of its tables.",
         "\\set ON_ERROR_STOP on\n\\set ON_ERROR_ROLLBACK off",
         "BEGIN ISOLATION LEVEL READ COMMITTED;",
-        _MY_TURN,
+        _TAKE_MIGRATION_LOCK,
         _guard(found, schema),
         begun,
         _changes(found, schema, rules),
@@ -185,12 +185,12 @@ async def _holder(connection: asyncpg.Connection, schema: str) -> str:
 # --- the statements --------------------------------------------------------------------------------------------------
 
 # Overrides limits set for the role or database: the lock may be granted late, and changing a large table takes a long time.
-_MY_TURN: Final = f"""\
+_TAKE_MIGRATION_LOCK: Final = f"""\
 SET LOCAL lock_timeout = 0;
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL search_path = pg_catalog, pg_temp; -- so that no other function takes the place of a built-in one
-SELECT pg_advisory_xact_lock({_TURN});"""
+SELECT pg_advisory_xact_lock({_MIGRATION_LOCK});"""
 
 # The statement as a whole has a limit too, because lock_timeout applies to each table separately.
 _LIMITS: Final = f"""\
@@ -275,7 +275,7 @@ $$;"""
 """Switches to the role that owns the schema, so that this role owns every object, no matter which of its members migrates."""
 
 
-def _making(schema: str) -> str:
+def _create_schema(schema: str) -> str:
     return _MAKE_SCHEMA.replace("%schema", schema)
 
 

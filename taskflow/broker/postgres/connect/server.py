@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import msgspec
 
-from taskflow.broker.postgres.errors import ERRORS, Unsuitable, may_pass, of_connecting
+from taskflow.broker.postgres.errors import ERRORS, Unsuitable, connect_error, may_pass
 
 log: Final = logging.getLogger("taskflow")
 
@@ -109,7 +109,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
                 **more,
             )
         except ERRORS as error:
-            raise of_connecting(error, self.tls, CONNECT_WITHIN) from error
+            raise connect_error(error, self.tls, CONNECT_WITHIN) from error
         with contextlib.suppress(AttributeError, LookupError):  # other versions of the driver query the types
             connection.get_settings().register_data_types(_ARRAYS)
         return connection
