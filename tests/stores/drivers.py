@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 import redis
 
-from taskflow.broker.postgres import listening as postgres_listening
+from taskflow.broker.postgres import listen_connection as postgres_listen_connection
 from taskflow.broker.postgres.connect import server as postgres_connect
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.redis import wakeups as redis_wakeups
@@ -132,7 +132,7 @@ class PostgresDriver(ServerDriver[PostgresServer]):
         defaults: dict[str, Any] = ConnectionPool.fetch.__kwdefaults__ or {}
         patch.setitem(defaults, "within", postgres_connect.ANSWER_WITHIN / 10)
         patch.setattr(postgres_connect, "CONNECT_WITHIN", postgres_connect.CONNECT_WITHIN / 10)
-        patch.setattr(postgres_listening, "LOOK_EVERY", SHORT)
+        patch.setattr(postgres_listen_connection, "LOOK_EVERY", SHORT)
         execute = asyncpg.Connection.execute
 
         async def execute_within_less(self: asyncpg.Connection, query: str, *args: Any, timeout: float | None = None) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from taskflow.app.app import default_app
 from taskflow.broker import topics
-from taskflow.broker.postgres import listening, wakeups
+from taskflow.broker.postgres import listen_connection, wakeups
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
@@ -51,7 +51,7 @@ def bouncer() -> Iterator[PgBouncer]:
 @pytest.fixture
 def _loss_is_found_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A notification that takes longer than this counts as lost. Only for tests that lose them: on a busy machine one may take as long."""
-    monkeypatch.setattr(listening, "HEARD_WITHIN", 0.5)
+    monkeypatch.setattr(listen_connection, "HEARD_WITHIN", 0.5)
 
 
 loses = pytest.mark.usefixtures("_loss_is_found_soon")
