@@ -1,95 +1,26 @@
-"""`taskflow status | queues | jobs`: what stands in the store."""
+"""`taskflow jobs`: lists of jobs, and single ones."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
-from datetime import datetime
 
 import pytest
 
 from taskflow.broker import paging
-from taskflow.broker.console import Console
 from taskflow.broker.protocol import Broker
-from taskflow.cli.diagnosis import Facts
-from taskflow.cli.explain import _shortened
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, id_text
-from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Session
-from tests.cli.inprocess import Cli, Said
+from tests.cli.inprocess import Cli
 from tests.cli.stock import ERROR, SECRET_ARGUMENTS, Stock
-from tests.support.verdicts import handed_back, parked
-
-COUNTS_OF_DEFAULT = {"held": 0, "scheduled": 1, "ready": 0, "running": 1, "succeeded": 1, "failed": 2, "cancelled": 1}
-COUNTS_OF_MAIL = {"held": 0, "scheduled": 0, "ready": 2, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+from tests.support.verdicts import handed_back
 
 
 def ids(jobs: list[dict[str, str]]) -> list[str]:
     return [job["id"] for job in jobs]
-
-
-def test_queues_tells_every_count(cli: Cli, stock: Stock) -> None:
-    queues = {queue["name"]: queue for queue in cli.json("queues")}
-    assert {name: queue["counts"] for name, queue in queues.items()} == {"default": COUNTS_OF_DEFAULT, "mail": COUNTS_OF_MAIL}
-    assert queues["mail"]["oldest_ready_for"] >= 0
-    assert 0 < queues["default"]["next_due_in"] <= 3600
-    heading, *rows = cli("queues").out.splitlines()
-    assert heading.split() == ["QUEUE", *(status.upper() for status in COUNTS_OF_DEFAULT), "OLDEST"]
-    assert rows[0].split() == ["default", *map(str, COUNTS_OF_DEFAULT.values())]
-    *cells, oldest = rows[1].split()
-    assert cells == ["mail", *map(str, COUNTS_OF_MAIL.values())]
-    assert re.fullmatch(r"\d+s", oldest)
-
-
-def test_status_tells_broker_workers_queues_and_totals(cli: Cli, stock: Stock) -> None:
-    told = cli.json("status")
-    assert told["broker"] == "sqlite:///queue.db"
-    assert [queue["name"] for queue in told["queues"]] == ["default", "mail"]
-    [worker] = told["workers"]
-    assert (worker["name"], worker["queues"], worker["concurrency"], worker["leases"], worker["dying"]) == (
-        "somewhere:1",
-        ["default"],
-        7,
-        1,
-        False,
-    )
-    assert told["totals"]["mail"]["enqueue"] == 2
-    text = cli("status").out
-    assert "broker     sqlite:///queue.db" in text
-    assert re.search(r"^workers    1\n  somewhere:1: 1/7 busy, heartbeat \ds ago$", text, re.MULTILINE)
-    assert "mail" in text
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["status"],
-        ["status", "--json"],
-        ["schedules"],
-        ["queues"],
-        ["workers"],
-        ["jobs"],
-        ["jobs", id_text(bytes(16))],
-        ["explain", id_text(bytes(16))],
-    ],
-)
-def test_to_look_makes_no_file(cli: Cli, command: list[str]) -> None:
-    """It is said that there is none: more often the command is given in another folder than the worker's."""
-    said = cli(*command, code=3)
-    assert said.err.startswith(f"taskflow: {cli.folder}/queue.db does not exist: ")
-    assert said.out == ""
-    assert list(cli.folder.iterdir()) == []
-
-
-def test_an_empty_store_has_nothing_to_tell(cli: Cli) -> None:
-    cli("resume", "default")
-    assert cli.json("queues") == cli.jobs() == []
-    assert cli.json("status")["workers"] == []
-    assert cli("jobs") == Said(0, "", "no jobs match\n")
 
 
 def test_jobs_are_listed_by_status(cli: Cli, stock: Stock) -> None:
@@ -230,65 +161,6 @@ def test_an_unknown_job_is_not_found(cli: Cli, stock: Stock) -> None:
     assert cli.json("jobs", nobody, code=4) == [None]
 
 
-def test_status_names_queues_that_no_worker_takes(cli: Cli, stock: Stock) -> None:
-    """The only worker takes jobs from "default" alone."""
-    assert cli("status").out.endswith("no running worker takes jobs from mail: start one with `taskflow worker MODULE`\n")
-    cli("pause", "mail", "empty")
-    assert "empty (paused)" in cli("status").out
-    assert cli("status").out.endswith("mail is paused: `taskflow resume mail` ends the pause\n")
-
-
-def test_status_gives_few_hints(cli: Cli) -> None:
-    async def fill(broker: Broker) -> None:
-        fresh = IdFactory()
-        await broker.enqueue([Envelope(id=fresh(), job="j", queue=f"queue{number}", payload=b"") for number in range(8)])
-
-    cli.with_broker(fill)
-    *_, table, first, second, third, fourth, fifth, last = cli("status").out.splitlines()
-    assert table.startswith("queue7")
-    assert all(hint.startswith("no running worker takes jobs from queue") for hint in (first, second, third, fourth, fifth))
-    assert last == "and 3 more hints about other queues and jobs"
-
-
-def test_a_killed_worker_takes_no_jobs(cli: Cli) -> None:
-    """As the only one, it is never declared dead. The queues stand in aligned columns."""
-
-    async def fill(broker: Broker) -> None:
-        fresh = IdFactory()
-        await broker.enqueue([Envelope(id=fresh(), job="j", queue=queue, payload=b"") for queue in ("mail", "m" * 60)])
-        await broker.register(Session(id=bytes(16), name="killed:1", ttl=1.0))
-
-    cli.with_broker(fill)
-    time.sleep(1.1)
-    *_, heading, short, long, hint, _ = cli("status").out.splitlines()
-    assert hint == "no running worker takes jobs from mail: start one with `taskflow worker MODULE`"
-    assert re.split(" +", heading)[3] == "READY"
-    assert {line.index(" 1 ") + 1 for line in (short, long)} == {heading.index("READY") + 4}
-
-
-def test_parked_jobs_that_no_worker_knows_are_named(cli: Cli) -> None:
-    """Only if each running worker has told which jobs it knows."""
-
-    async def fill(broker: Broker) -> None:
-        fresh = IdFactory()
-        worker = Session(id=bytes(16), name="here:1", ttl=60.0, jobs=("known",))
-        await broker.register(worker)
-        await broker.enqueue([Envelope(id=fresh(), job=name, payload=b"") for name in ("gone", "gone", "known")])
-        leases = await broker.claim(worker.id, 1, [], 3)
-        await broker.settle([parked(lease, 30.0) for lease in leases])
-        await broker.enqueue([Envelope(id=fresh(), job="later", payload=b"", after=60.0)])
-
-    cli.with_broker(fill)
-    assert cli.json("status")["unknown_jobs"] == {"gone": 2}
-    assert cli("status").out.splitlines()[-1].endswith("deploy the code that sent it, or `taskflow cancel --job gone`")
-
-    async def register_another(broker: Broker) -> None:
-        await broker.register(Session(id=b"x" * 16, name="there:1", ttl=60.0))
-
-    cli.with_broker(register_another)
-    assert cli.json("status")["unknown_jobs"] == {}
-
-
 @pytest.mark.parametrize(
     ("filters", "expected"), [(["--status", "FAILED"], 2), (["--ended-before", "0ms"], 4), (["--ended-before", "1h30m"], 0)]
 )
@@ -296,132 +168,6 @@ def test_filters_take_capitals_and_units(cli: Cli, stock: Stock, filters: list[s
     assert len(cli.jobs(*filters)) == expected
 
 
-def test_workers_are_listed(cli: Cli, stock: Stock) -> None:
-    heading, line = cli("workers").out.splitlines()
-    assert heading.split() == ["NAME", "BUSY", "HEARTBEAT", "UP", "JOBS", "DEPLOY", "QUEUES"]
-    assert re.fullmatch(r"somewhere:1 +1/7 +\d+s ago +\d+s +\? +- +default", line)
-    assert [worker["jobs"] for worker in cli.json("workers")] == [[]]
-
-
-def test_a_running_worker_says_what_it_knows(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while it runs a job that looks."""
-    monkeypatch.setenv("TASKFLOW_DEPLOY", "v17")
-    cli.write("tasks.py", LOOKING)
-    cli.load("tasks").look.delay_sync()
-    cli("worker", "tasks", "--drain")
-    [told] = json.loads((cli.folder / "told").read_text())
-    assert (told["jobs"], told["deploy"], told["leases"]) == (["old.look", "tasks.look"], "v17", 1)
-
-
-LOOKING = """
-import subprocess, sys
-from taskflow import job
-
-@job(aliases=("old.look",))
-def look() -> None:
-    with open("told", "w") as told:
-        subprocess.run([sys.executable, "-m", "taskflow", "workers", "--json"], stdout=told, check=True)
-"""
-
-
-def test_facts_are_asked_for_once_for_all_jobs_of_a_queue(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asking takes a second if other jobs are ready."""
-    asked = []
-
-    async def facts_of(console: Console, record: Record, now: datetime) -> Facts:
-        asked.append((record.queue, record.status))
-        return Facts(now=now)
-
-    monkeypatch.setattr("taskflow.cli.explain.facts_of", facts_of)
-    told = cli.json("explain", *stock.all)
-    assert len(told) == len(stock.all)
-    assert asked.count(("mail", Status.READY)) == 1
-
-
-def test_a_job_is_explained(cli: Cli, stock: Stock) -> None:
-    nobody = id_text(bytes(16))
-    said = cli("explain", stock.failed, stock.ready[0], nobody, code=4)
-    assert (
-        f"{stock.failed}  failed  bad  (queue default)\n1. its last attempt, 1 of 2, failed: builtins.ValueError: no such user\n"
-        in said.out
-    )
-    assert "1. worker somewhere:1 does not take queue mail\n   -> start one with `--queues mail`\n" in said.out
-    assert nobody in said.err
-    [failed, none] = cli.json("explain", stock.failed, nobody, code=4)
-    assert failed["reasons"][0]["cure"] == f"when the cause is fixed: `taskflow retry {stock.failed}`"
-    assert none is None
-
-
-def test_an_explanation_is_wrapped_on_a_terminal(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines break between words, and a command to copy stays in one line."""
-    lines = cli("explain", stock.failed).out.splitlines()
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert cli("explain", stock.failed).out.splitlines() == [
-        f"{stock.failed}  failed",
-        "    bad  (queue default)",
-        "1. its last attempt, 1 of 2, failed: builtins.ValueError: no",
-        "   such user",
-        "   -> when the cause is fixed:",
-        f"      `taskflow retry {stock.failed}`",
-    ]
-    monkeypatch.setenv("COLUMNS", "120")
-    assert cli("explain", stock.failed).out.splitlines() == lines
-
-
-def test_the_cause_is_explained_briefly() -> None:
-    assert _shortened("IntegrityError: no\nuser") == "IntegrityError: no\n    user"
-    assert _shortened("1\n2\n3\n4\n5\n6") == "1\n    2\n    3\n    4\n    5..."
-    assert len(_shortened("x" * 5_000)) < 1_100
-
-
 def test_a_queue_that_never_was_is_not_found(cli: Cli, stock: Stock) -> None:
     said = cli("jobs", "--queue", "mial", code=4)
     assert said.err == "taskflow: no job has ever been in queue 'mial'; did you mean mail?\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["jobs", "not-an-id"], "'not-an-id' is not a job id"),
-        (["jobs", "00000000-0000-0000-0000-000000000000", "--queue", "mail"], "ids or filters, not both: leave out --queue"),
-        (["jobs", "--queue", "two words"], "--queue: queue 'two words'"),
-        (["jobs", "--limit", "0"], "'0' is not a whole number, 1 or more"),
-        (
-            ["jobs", "--status", "done"],
-            "--status 'done' is not allowed; use held, scheduled, ready, running, succeeded, failed or cancelled\n",
-        ),
-        (["jobs", "--status", "failedd"], "taskflow jobs: --status 'failedd' is not allowed; did you mean failed?\n"),
-        (["jobs", "--ended-before", "soon"], "'soon' is not a number of seconds"),
-        (["jobs", "--jsn"], "did you mean --json?"),
-        (["job"], "taskflow: unknown command 'job'; did you mean jobs?\n"),
-        (["xyz"], "taskflow: unknown command 'xyz'\n"),
-        (["redis://:secret@host"], "taskflow: unknown command 'redis://***'\n"),
-        (["completion", "fish"], "taskflow completion: shell 'fish' is not allowed; use bash or zsh\n"),
-        (["queues", "mail"], "unrecognized arguments: mail"),
-        ([], "COMMAND"),
-        (["jobs", "--ended-before", "1e300"], "'1e300' is longer than a hundred years"),
-        (["jobs", "--job", "\udcff"], "--job: job name '\\udcff': expected 1 to 200 printable characters"),
-    ],
-)
-def test_what_is_written_wrongly_is_said_and_nothing_done(cli: Cli, arguments: list[str], complaint: str) -> None:
-    said = cli(*arguments, code=2)
-    assert complaint in said.err
-    assert said.out == ""
-    assert "Traceback" not in said.err
-
-
-def test_the_version_is_told(cli: Cli) -> None:
-    assert cli("--version").out.startswith("taskflow ")
-
-
-@pytest.mark.parametrize(
-    "command",
-    ["worker", "demo", "status", "workers", "queues", "jobs", "explain", "retry", "cancel", "purge", "pause", "resume", "schedules"],
-)
-def test_every_command_has_help(cli: Cli, command: str) -> None:
-    assert f"usage: taskflow {command}" in cli(command, "--help").out
-    listed = cli("--help").out
-    assert f"    {command}" in [line[: 4 + len(command)] for line in listed.splitlines()]
-    assert "124  ended by force" in listed

@@ -14,22 +14,12 @@ import pytest
 
 from taskflow.worker.processes import memory_of
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
-from tests.cli.supervised import (
-    IN_A_CONTAINER,
-    ON_A_TERMINAL,
-    PYTHONS_OWN,
-    a_little_later,
-    interrupt,
-    is_alive,
-    none_is_left,
-    pids,
-    workers,
-)
+from tests.cli.supervised import ON_A_TERMINAL, PYTHONS_OWN, a_little_later, interrupt, is_alive, none_is_left, pids, workers
 
 TASKS = (
     LEDGER
     + """
-import asyncio, os, signal, subprocess, time
+import asyncio, os, signal, time
 from pathlib import Path
 from taskflow import JobContext, job
 
@@ -70,20 +60,6 @@ def grow(ctx: JobContext, megabytes: int) -> None:
         for _ in range(megabytes):
             hoard.append(b"x" * (1 << 20))
     write("grown")
-
-@job
-def leave_an_orphan() -> None:
-    said = subprocess.run(["sh", "-c", "sleep 0.1 >/dev/null & echo $!"], capture_output=True, text=True, check=True)
-    orphan = int(said.stdout)
-    give_up_at = time.monotonic() + 30
-    while time.monotonic() < give_up_at:
-        try:
-            os.kill(orphan, 0)  # a zombie takes signals too
-        except ProcessLookupError:
-            write("reaped")
-            break
-        time.sleep(0.01)
-    os.kill(os.getppid(), signal.SIGTERM)
 """
 )
 
@@ -545,84 +521,3 @@ def test_to_reload_what_drains_makes_no_sense(tasks: Shell) -> None:
     supervised = tasks.taskflow("worker", "tasks", "--reload", "--drain")
     ended_clearly(supervised, [2])
     assert "exclude each other" in supervised.said
-
-
-# --- process 1 -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("processes", [[], ["--processes", "1"]], ids=["plain", "supervised"])
-def test_as_pid1_it_reaps_what_others_leave_behind(tasks: Shell, unshare: str, processes: list[str]) -> None:
-    tasks.send("leave_an_orphan.bind()")
-    worker = tasks.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", *processes)
-    ended_clearly(worker, [0])
-    assert tasks.ledger() == ["reaped"]
-
-
-def test_as_pid1_a_plain_worker_has_its_own_children_for_itself(tasks: Shell, unshare: str) -> None:
-    """Their exit codes are theirs who have started them: a job, in a thread and in the loop, multiprocessing, a job's child process."""
-    tasks.write("tasks.py", CHILDREN)
-    tasks.send("*[each.bind(n) for n in range(20) for each in (starts, starts_in_the_loop)]", "forks.bind()", "computes.bind()")
-    worker = tasks.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", "--drain")
-    ended_clearly(worker, [0])
-    assert tasks.counts() == {"succeeded": 42}
-
-
-CHILDREN = """
-import asyncio, multiprocessing, os, subprocess, sys
-from taskflow import job
-
-def ends_with(n: int) -> list[str]:
-    return ["sh", "-c", f"(sleep 0.01 &) ; exit {n}"]
-
-@job(max_attempts=1)
-def starts(n: int) -> None:
-    assert subprocess.run(ends_with(n)).returncode == n
-
-@job(max_attempts=1)
-async def starts_in_the_loop(n: int) -> None:
-    process = await asyncio.create_subprocess_exec(*ends_with(n))
-    assert await process.wait() == n
-
-@job(max_attempts=1)
-def forks() -> None:
-    process = multiprocessing.get_context("spawn").Process(target=sys.exit, args=(7,))
-    process.start()
-    process.join()
-    assert process.exitcode == 7
-
-@job(runs_in="process", max_attempts=1)
-def computes() -> None:
-    assert os.getppid() != 1
-"""
-
-ENDS = """
-import os, signal
-from taskflow import job
-
-{at_import}
-
-@job(max_attempts=1)
-def end() -> None:
-    {end}
-"""
-
-
-@pytest.mark.parametrize(
-    ("end", "at_import", "code"),
-    [
-        ("os._exit(7)", "", 7),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "", 128 + signal.SIGKILL),
-        ("raise ValueError", "", 1),
-        ("raise ValueError", "raise ImportError", 2),
-        ("os.kill(1, signal.SIGUSR1)", "signal.signal(signal.SIGUSR1, lambda *_: os._exit(9))", 9),
-    ],
-)
-def test_as_pid1_a_plain_worker_ends_as_anywhere_else(tasks: Shell, unshare: str, end: str, at_import: str, code: int) -> None:
-    """It is not replaced, and nothing more is said; and what it has a handler for it hears."""
-    tasks.write("tasks.py", ENDS.format(end=end, at_import=""))
-    tasks.send("end.bind()")
-    tasks.write("tasks.py", ENDS.format(end=end, at_import=at_import))
-    worker = tasks.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", "--drain")
-    assert worker.end() == code, worker.said
-    assert "started" not in worker.said
-    assert worker.said.count("queues: every queue") == (code != 2)
