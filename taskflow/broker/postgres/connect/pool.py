@@ -21,7 +21,7 @@ MOST_CONNECTIONS: Final = 8
 """The maximum number of connections on which one loop runs statements at a time. Further calls wait."""
 
 SURPLUS_AFTER: Final = 30.0
-"""After how many seconds the pool closes the connections that were idle all this time. It looks when a statement has ended, and keeps one."""
+"""The pool closes connections that were idle for this many seconds. It looks when a statement has ended, and keeps one."""
 
 MOST_TRIES: Final = 5
 
