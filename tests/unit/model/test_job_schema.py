@@ -301,8 +301,8 @@ def test_postgres_is_sent_every_sent_field() -> None:
 
 def test_postgres_fetches_every_field_of_a_record_and_of_a_lease() -> None:
     shown = set(Record.__struct_fields__) & set(BY_NAME)
-    assert set(postgres_rows._JobRow.__struct_fields__) == shown | {"job", "extras", "unreadable"}
+    assert set(postgres_rows._RecordRow.__struct_fields__) == shown | {"job", "extras", "unreadable"}
     [names] = re.findall(r"RETURNS TABLE \((.*?)\)\nLANGUAGE", (SQL / "claim.sql").read_text(), re.DOTALL)
     columns = tuple(column.split()[0] for column in names.split(","))
-    assert columns == postgres_claim._JobRow.__struct_fields__
+    assert columns == postgres_claim._ClaimedRow.__struct_fields__
     assert set(Lease.__struct_fields__) - {*columns, "envelope", "claim"} == {"parked_for", "expires_in", "poison"}
