@@ -15,7 +15,7 @@ from typing import Final
 from taskflow.model.printable import one_line
 from taskflow.model.seams import start_thread
 from taskflow.worker.children.system import end_with_parent
-from taskflow.worker.events import Ended, SessionOpened, WorkerEvent
+from taskflow.worker.events import RunEnded, SessionOpened, WorkerEvent
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -57,7 +57,7 @@ class SupervisorSocket:
 
     def __call__(self, event: WorkerEvent) -> None:
         match event:
-            case Ended():
+            case RunEnded():
                 self._count()
             case SessionOpened(_, session):
                 self.say(f"session {session.hex()}")

@@ -39,7 +39,7 @@ from taskflow.model.safe_log import log_safely
 from taskflow.model.suggestions import nearest
 from taskflow.worker.death_report import tell_death
 from taskflow.worker.drain import Drain
-from taskflow.worker.events import Broken, WorkerEvent
+from taskflow.worker.events import DescriptorsClosed, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.worker import Worker
@@ -168,7 +168,7 @@ class WorkerRun:
     def note_event(self, event: WorkerEvent) -> None:
         """End the process if the worker is broken, for example because a job has closed its file
         descriptors. Otherwise, it could write to other files that have reused their numbers."""
-        if isinstance(event, Broken):
+        if isinstance(event, DescriptorsClosed):
             log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", event.why, self._options.ttl)
             self._forced_exit.end_now()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from taskflow.model.envelope import ClaimId, Lease
-from taskflow.worker.events import Printed
+from taskflow.worker.events import ChildPrinted
 
 BEGINNING: Final = "Fatal Python error: "
 """The beginning of what Python's fault handler prints when a process crashes."""
@@ -17,9 +17,9 @@ class CrashLines:
     """Holds back what a child process prints while it crashes, until its run has ended. The error that ends the run contains it, too."""
 
     def __init__(self) -> None:
-        self.held: dict[ClaimId, list[Printed]] = {}
+        self.held: dict[ClaimId, list[ChildPrinted]] = {}
 
-    def holds(self, event: Printed, lease: Lease) -> bool:
+    def holds(self, event: ChildPrinted, lease: Lease) -> bool:
         """Return True if the line is held back: it, or an earlier one of the same run, begins a crash."""
         lines = self.held.get(lease.claim)
         if lines is None:
@@ -31,6 +31,6 @@ class CrashLines:
         lines.append(event)
         return True
 
-    def release(self, lease: Lease) -> list[Printed]:
+    def release(self, lease: Lease) -> list[ChildPrinted]:
         """Return the lines that were held back for a run that has ended."""
         return self.held.pop(lease.claim, [])

@@ -45,7 +45,7 @@ class WorkerEvent(msgspec.Struct, frozen=True, gc=False):
         return getattr(self, "lease", None)
 
 
-class Ended(WorkerEvent, frozen=True):
+class RunEnded(WorkerEvent, frozen=True):
     """A run has ended with a verdict, which the worker is about to settle. `ran_for` is in seconds."""
 
     lease: Lease
@@ -53,10 +53,10 @@ class Ended(WorkerEvent, frozen=True):
     ran_for: float
 
 
-class Printed(WorkerEvent, frozen=True):
+class ChildPrinted(WorkerEvent, frozen=True):
     """A child process has printed a line. `stream` is "stdout" or "stderr". `lease` is the lease of the run, or None between two runs.
 
-    Sent from a separate thread, because the event loop may be busy. A run's lines are sent before its `Ended`.
+    Sent from a separate thread, because the event loop may be busy. A run's lines are sent before its `RunEnded`.
     """
 
     lease: Lease | None
@@ -65,20 +65,20 @@ class Printed(WorkerEvent, frozen=True):
     line: str
 
 
-class LeaseLost(WorkerEvent, frozen=True):
+class LeaseRevoked(WorkerEvent, frozen=True):
     """The job now belongs to another worker, or has ended. The outcome of its run here will be ignored."""
 
     lease: Lease
 
 
-class NotCounted(WorkerEvent, frozen=True):
-    """The store has rejected the verdict announced by `Ended`: the job had already ended, or belonged to another worker."""
+class VerdictIgnored(WorkerEvent, frozen=True):
+    """The store has ignored the verdict announced by `RunEnded`: the job had already ended, or belonged to another worker."""
 
     lease: Lease
     verdict: Verdict
 
 
-class OnTrial(WorkerEvent, frozen=True):
+class QuarantineStarted(WorkerEvent, frozen=True):
     """A job whose last run ended with its worker's death is about to run again. After a first crash, up to ten such jobs run together;
     after further crashes, a job runs alone. No other job starts in this worker until they end, or until `seconds` have passed."""
 
@@ -92,8 +92,8 @@ class HandedBackOften(WorkerEvent, frozen=True):
     lease: Lease
 
 
-class HeldUp(WorkerEvent, frozen=True):
-    """The verdict announced by `Ended` cannot be written yet, because another program's open transaction locks the job or its key.
+class SettlementBlocked(WorkerEvent, frozen=True):
+    """The verdict announced by `RunEnded` cannot be written yet, because another program's open transaction locks the job or its key.
 
     The worker tries again every second. Sent once per run.
     """
@@ -101,8 +101,8 @@ class HeldUp(WorkerEvent, frozen=True):
     lease: Lease
 
 
-class RolledBack(WorkerEvent, frozen=True):
-    """The run was completed in a transaction (`complete_in`) that was rolled back. In place of the verdict announced by `Ended`, the
+class CompletionRolledBack(WorkerEvent, frozen=True):
+    """The run was completed in a transaction (`complete_in`) that was rolled back. In place of the verdict announced by `RunEnded`, the
     verdict `instead` has taken effect: the error that the job raised, or else a failure `taskflow.RolledBack`."""
 
     lease: Lease
@@ -110,8 +110,8 @@ class RolledBack(WorkerEvent, frozen=True):
     instead: Verdict
 
 
-class Unwritable(WorkerEvent, frozen=True):
-    """The store cannot write the verdict announced by `Ended`, so the worker settles the job as failed, with the verdict `instead`."""
+class VerdictRejected(WorkerEvent, frozen=True):
+    """The store cannot write the verdict announced by `RunEnded`, so the worker settles the job as failed, with the verdict `instead`."""
 
     lease: Lease
     verdict: Verdict
@@ -143,13 +143,13 @@ class SessionEnded(WorkerEvent, frozen=True):
     is_followed: bool = True
 
 
-class PartFailed(WorkerEvent, frozen=True):
-    """A part of the worker, for example "Fetcher.run", has failed with an unexpected error.
+class ServiceFailed(WorkerEvent, frozen=True):
+    """A service of the worker, for example "Fetcher.run", has failed with an unexpected error.
 
-    The session continues, and the part restarts after `pause` seconds.
+    The session continues, and the service restarts after `pause` seconds.
     """
 
-    part: str
+    service: str
     error: BaseException
     pause: float
 
@@ -161,25 +161,25 @@ class ReportDropped(WorkerEvent, frozen=True):
     why: str
 
 
-class AwaitsBroker(WorkerEvent, frozen=True):
+class WaitingForBroker(WorkerEvent, frozen=True):
     """The broker is not answering while the worker starts. The worker keeps trying for at most `seconds`."""
 
     why: str
     seconds: float
 
 
-class BrokerTrouble(WorkerEvent, frozen=True):
-    """A call to the broker has failed `times` times in a row. The worker will try again."""
+class BrokerCallFailed(WorkerEvent, frozen=True):
+    """A call to the broker, for example "claiming", has failed `times` times in a row. The worker will try again."""
 
-    doing: str
+    operation: str
     why: str
     times: int
 
 
-class BrokerBack(WorkerEvent, frozen=True):
-    """The broker is answering calls of this kind again."""
+class BrokerRecovered(WorkerEvent, frozen=True):
+    """The operation, for example "claiming", has succeeded again."""
 
-    doing: str
+    operation: str
 
 
 class ScheduleFired(WorkerEvent, frozen=True):
@@ -196,9 +196,9 @@ class ScheduleFired(WorkerEvent, frozen=True):
 
 
 class ScheduleMissed(WorkerEvent, frozen=True):
-    """The schedule has left out `count` of its times, because they were too late for its `catch_up` or `max_delay`.
+    """The schedule has missed `count` firings, because they were too late for its `catch_up` or `max_delay`.
 
-    If more than 100 times in a row are left out, `count` may be lower than their number.
+    If it misses more than 100 firings in a row, `count` may be lower than their number.
     """
 
     name: str
@@ -212,7 +212,7 @@ class ScheduleFailed(WorkerEvent, frozen=True):
     why: str
 
 
-class NotLeft(WorkerEvent, frozen=True):
+class LeaveFailed(WorkerEvent, frozen=True):
     """The worker could not tell the broker that it is stopping. Its leases lapse after `ttl` seconds without a heartbeat."""
 
     name: str
@@ -238,7 +238,7 @@ class StillRunning(WorkerEvent, frozen=True):
     why: str
 
 
-class Broken(WorkerEvent, frozen=True):
+class DescriptorsClosed(WorkerEvent, frozen=True):
     """A job has closed file descriptors that belong to the worker. Data written to them may end up in another file.
 
     Sent from the thread that notices this, because the event loop may no longer be running.
@@ -259,7 +259,7 @@ class LoopStalled(WorkerEvent, frozen=True):
     stack: str
 
 
-class Starved(WorkerEvent, frozen=True):
+class CpuStarved(WorkerEvent, frozen=True):
     """The worker got almost no CPU time for `seconds`. No job is to blame.
 
     Either its event loop made no progress although no code was blocking it, or its
@@ -270,13 +270,13 @@ class Starved(WorkerEvent, frozen=True):
     ttl: float
 
 
-class LoopMoves(WorkerEvent, frozen=True):
+class LoopResumed(WorkerEvent, frozen=True):
     """The event loop is making progress again after a stall that was reported. `seconds` is how long the stall lasted."""
 
     seconds: float
 
 
-class InterpreterHeld(WorkerEvent, frozen=True):
+class InterpreterBlocked(WorkerEvent, frozen=True):
     """No Python code in this process ran for `seconds`. Sent afterwards.
 
     No heartbeat was sent in that time. If `seconds` exceeds `ttl`, the leases have lapsed.

@@ -18,7 +18,7 @@ from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import Chance
 from taskflow.model.session import Outlook
-from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
+from taskflow.worker.events import BrokerRecovered, BrokerCallFailed, Events
 from taskflow.worker.queues import QueueChoice
 
 LOOK_AGAIN: Final = 5.0
@@ -177,7 +177,7 @@ class Fetcher:
                 raise
             except BrokerError as error:
                 pause = self._retries.failed()
-                self._events.tell(BrokerTrouble("claiming", str(error), self._retries.failures))
+                self._events.tell(BrokerCallFailed("claiming", str(error), self._retries.failures))
                 await asyncio.sleep(pause)
                 if self._is_stopping:
                     return []
@@ -191,7 +191,7 @@ class Fetcher:
             finally:
                 self.has_tried.set()
         if self._retries.succeeded():
-            self._events.tell(BrokerBack("claiming"))
+            self._events.tell(BrokerRecovered("claiming"))
         self.request = number
         return leases
 

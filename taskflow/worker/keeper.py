@@ -20,7 +20,7 @@ from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import StartThread
 from taskflow.model.session import Beat, BeatAnswer, Report, Session
-from taskflow.worker.events import Broken, BrokerTrouble, Events
+from taskflow.worker.events import DescriptorsClosed, BrokerCallFailed, Events
 from taskflow.worker.lease_table import LeaseTable
 
 Args = TypeVarTuple("Args")
@@ -118,7 +118,7 @@ class Keeper:
             asyncio.run(self._main())
         except BaseException as error:  # any error ends the thread, and a session without heartbeats must not continue
             if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
-                self._events.tell(Broken(str(error)))
+                self._events.tell(DescriptorsClosed(str(error)))
             self._in_loop(self._listener.lose, f"its heartbeat thread has failed: {type(error).__name__}: {error}")
         finally:
             self._in_loop(self._ended.set)
@@ -159,7 +159,7 @@ class Keeper:
                     self._in_loop(self._listener.lose, f"no heartbeat has reached the broker for {self._session.ttl:g} s: {why}")
                     return
                 pause = retries.failed()
-                self._in_loop(self._events.tell, BrokerTrouble("a beat", why, retries.failures))
+                self._in_loop(self._events.tell, BrokerCallFailed("a heartbeat", why, retries.failures))
             await self._rest(pause)
 
     async def _rest(self, pause: float) -> None:

@@ -44,38 +44,38 @@ OUTLASTED: Final = "each time its worker was stopped, or lost the store, before 
 
 def log_event(event: events.WorkerEvent) -> None:
     """Log an event. Subscribe this function to a worker's events."""
-    if type(event) is events.Ended:  # by far the most frequent event
+    if type(event) is events.RunEnded:  # by far the most frequent event
         if type(event.verdict) is not Succeeded or log.isEnabledFor(logging.INFO):
             _log_verdict(event.lease, event.verdict, event.ran_for)
         return
     match event:
-        case events.Printed(Lease() as lease, _, stream, line):
+        case events.ChildPrinted(Lease() as lease, _, stream, line):
             if log.isEnabledFor(logging.INFO) and not _crash_lines.holds(event, lease):
                 _say(logging.INFO, lease, f"{stream}: {line}")
-        case events.LeaseLost(lease):
+        case events.LeaseRevoked(lease):
             _say(logging.WARNING, lease, "lost its lease: another worker has it, or it has ended; the result of this run will be ignored")
         case events.VerdictsLost(leases, why):
             for lease in leases:
                 _say(logging.ERROR, lease, f"has ended, and could not be settled ({why}): it will most likely run again")
-        case events.NotCounted(lease, verdict):
+        case events.VerdictIgnored(lease, verdict):
             _, outcome, details = _words(verdict)
             _say(
                 logging.WARNING,
                 lease,
                 f"{outcome}{details} here, but that was ignored: another worker had taken the job, or it had ended",
             )
-        case events.RolledBack(lease, _, instead):
+        case events.CompletionRolledBack(lease, _, instead):
             level, outcome, details = _words(instead)
             words = f"was completed in a transaction that was rolled back: {outcome}{details}"
             _say(max(level, logging.WARNING), lease, words)
-        case events.OnTrial(lease, seconds):
+        case events.QuarantineStarted(lease, seconds):
             words = f"was lost with its worker {lease.crashes} times in a row: nothing else begins here for {seconds:g} s, or until it ends"
             _say(logging.INFO if lease.crashes > 1 else logging.DEBUG, lease, words)
         case events.HandedBackOften(lease):
             _say(logging.WARNING, lease, f"was handed back {lease.hand_backs} times without an outcome: {OUTLASTED}")
-        case events.HeldUp(lease):
+        case events.SettlementBlocked(lease):
             _say(logging.WARNING, lease, "has ended, but another program's open transaction blocks the store's write; trying again")
-        case events.Unwritable(lease, _, instead):
+        case events.VerdictRejected(lease, _, instead):
             _say(logging.ERROR, lease, f"failed for good: {_of(instead.error)}")
         case events.ReportDropped(lease, why):
             _say(logging.ERROR, lease, f"reported progress that cannot be written ({why}): this report is dropped")
@@ -91,28 +91,28 @@ def _log_own(event: events.WorkerEvent) -> None:
             log.info("working as %s", name)
         case events.SessionEnded(name, why, is_followed):
             log.error("the session of %s has ended: %s%s", name, why, "; a new one follows" if is_followed else "")
-        case events.PartFailed(part, error, pause):
-            log.error("%s failed and starts again in %.1f s; this is a bug in taskflow or its broker", part, pause, exc_info=error)
-        case events.AwaitsBroker(why, seconds):
+        case events.ServiceFailed(service, error, pause):
+            log.error("%s failed and starts again in %.1f s; this is a bug in taskflow or its broker", service, pause, exc_info=error)
+        case events.WaitingForBroker(why, seconds):
             log.warning("the broker does not answer yet; trying again for at most %g s: %s", seconds, why)
         case events.ScheduleFired(name, job_id, is_added, late_by):
             words = f"added job {id_text(job_id)}" if is_added else f"added no job, because job {id_text(job_id)} exists"
             log.info("schedule %s %s, %.3f s after its time", one_line(name), words, late_by)
         case events.ScheduleMissed(name, count):
-            log.warning("schedule %s left out %d of its times, because they were too late", one_line(name), count)
+            log.warning("schedule %s missed %d firings: they were later than its catch_up or max_delay allows", one_line(name), count)
         case events.ScheduleFailed(name, why):
             log.error("schedule %s cannot be used: %s", one_line(name), one_line(why))
-        case events.BrokerTrouble(doing, why, times) if times == 1:
-            log.warning("%s failed, trying again: %s", doing, why)
-        case events.BrokerBack(doing):
-            log.info("%s reaches the broker again", doing)
-        case events.NotLeft(name, why, ttl):
+        case events.BrokerCallFailed(operation, why, times) if times == 1:
+            log.warning("%s failed, trying again: %s", operation, why)
+        case events.BrokerRecovered(operation):
+            log.info("%s works again", operation)
+        case events.LeaveFailed(name, why, ttl):
             log.warning("%s could not tell the broker that it stops; the jobs it still holds run again after %g s: %s", name, ttl, why)
-        case events.Broken(why):
+        case events.DescriptorsClosed(why):
             log.critical("a job has closed file descriptors of the worker: %s", why)
-        case events.Printed(_, pid, stream, line):
+        case events.ChildPrinted(_, pid, stream, line):
             log.info("child process %d, between two jobs, %s: %s", pid, stream, one_line(line))
-        case events.LoopStalled() | events.LoopMoves() | events.InterpreterHeld() | events.StalledForGood() | events.Starved():
+        case events.LoopStalled() | events.LoopResumed() | events.InterpreterBlocked() | events.StalledForGood() | events.CpuStarved():
             _log_standstill(event)
         case events.WindingDown(running, grace):
             log.info("winding down: %d running, for at most %g s", running, grace)
@@ -120,11 +120,11 @@ def _log_own(event: events.WorkerEvent) -> None:
             log.debug("%r", event)
 
 
-def _log_standstill(event: events.LoopStalled | events.LoopMoves | events.InterpreterHeld | events.StalledForGood | events.Starved) -> None:
+def _log_standstill(event: events.LoopStalled | events.LoopResumed | events.InterpreterBlocked | events.StalledForGood | events.CpuStarved) -> None:
     match event:
         case events.LoopStalled(lease, seconds, stack):
             _say_where(logging.WARNING, lease, f"blocks the event loop for {seconds:.1f} s: nothing else can run. {BLOCKING}", stack)
-        case events.Starved(seconds, ttl):
+        case events.CpuStarved(seconds, ttl):
             log.log(
                 logging.ERROR if _may_lapse(seconds, ttl) else logging.WARNING,
                 "the worker got no processor time for %.1f s: the machine is overloaded (load average %.1f), "
@@ -133,15 +133,15 @@ def _log_standstill(event: events.LoopStalled | events.LoopMoves | events.Interp
                 os.getloadavg()[0],
                 _lapsed(seconds, ttl),
             )
-        case events.LoopMoves(seconds):
-            log.warning("the event loop moves again after %.1f s", seconds)
-        case events.InterpreterHeld(lease, seconds, ttl, is_computed, stack):
+        case events.LoopResumed(seconds):
+            log.warning("the event loop responds again after %.1f s", seconds)
+        case events.InterpreterBlocked(lease, seconds, ttl, is_computed, stack):
             lapsed = _lapsed(seconds, ttl)
             if is_computed:
                 words = f"kept the interpreter lock for {seconds:.1f} s in C code: no other thread could run, no heartbeat was sent{lapsed}"
                 _say_where(logging.ERROR if lapsed else logging.WARNING, lease, f"{words}. {IN_PROCESS}", stack)
             else:
-                words = f"stood still for {seconds:.1f} s: it was stopped, or C code waited with the interpreter lock kept{lapsed}"
+                words = f"was suspended for {seconds:.1f} s: it was stopped, or C code waited while it held the interpreter lock{lapsed}"
                 log.warning("the process %s%s", words, f". Then ran {_name(lease)}" if lease else "")
         case events.StalledForGood(lease, seconds, stacks):
             words = f"has blocked the event loop for {seconds:.0f} s: this worker stops its heartbeat, so that others take its jobs"

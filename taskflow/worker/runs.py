@@ -11,7 +11,7 @@ from typing import Final
 from taskflow.broker.eager_tasks import started
 from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, HandedBack, Settlement, Verdict
-from taskflow.worker.events import Ended, Events, StillRunning
+from taskflow.worker.events import RunEnded, Events, StillRunning
 from taskflow.worker.executor import CANCELLED, Executor
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import WorkerOptions
@@ -179,7 +179,7 @@ class Runs:
         if ran_for >= SLOW:
             self.slow = (holding, time.monotonic())
         try:
-            self._events.tell(Ended(lease, settlement.verdict, ran_for))
+            self._events.tell(RunEnded(lease, settlement.verdict, ran_for))
         finally:  # an exit or a Ctrl-C in a subscriber must not lose the verdict
             if holding.raised is not None:
                 holding.forget_raised()

@@ -19,7 +19,7 @@ from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.errors import BrokerError, BrokerUnavailable, DeclarationError, SessionLost, StoreFull
 from taskflow.model.retry import Pauses
 from taskflow.model.schedule import MAX_OFFERS, Definition, Firing, Offer
-from taskflow.worker.events import BrokerTrouble, Events, ScheduleFailed, ScheduleFired, ScheduleMissed
+from taskflow.worker.events import BrokerCallFailed, Events, ScheduleFailed, ScheduleFired, ScheduleMissed
 
 if TYPE_CHECKING:
     from taskflow.app.declared_schedules import DeclaredSchedule
@@ -98,7 +98,7 @@ class Scheduler:
     def _note(self, error: Exception, times: int) -> None:
         if isinstance(error, SessionLost):
             raise error
-        self._events.tell(BrokerTrouble("declaring schedules", str(error), times))
+        self._events.tell(BrokerCallFailed("declaring schedules", str(error), times))
 
     async def fire(self, offers: Sequence[Offer]) -> float:
         """Fire the offered schedules. Return the seconds until the first of them is due

@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import Chance
-from taskflow.worker.events import Events, PartFailed
+from taskflow.worker.events import Events, ServiceFailed
 
 Service = Callable[[], Coroutine[Any, Any, None]]
 
@@ -110,6 +110,6 @@ class Services:
                 if time.monotonic() - began_at > pause + HEALTHY_AFTER:
                     retries.succeeded()
                 pause = retries.failed()
-                self._events.tell(PartFailed(service.__qualname__, error, pause))
+                self._events.tell(ServiceFailed(service.__qualname__, error, pause))
             finally:
                 self._on_end()

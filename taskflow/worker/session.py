@@ -24,8 +24,8 @@ from taskflow.model.session import MOST_NAMES, Beat, BeatAnswer, Session
 from taskflow.worker.events import (
     Events,
     HandedBackOften,
-    LeaseLost,
-    NotLeft,
+    LeaseRevoked,
+    LeaveFailed,
     ReportDropped,
     SessionEnded,
     SessionOpened,
@@ -216,7 +216,7 @@ class WorkerSession:
             except Exception as raised:
                 error = raised
         if not is_past and (error is not None or waiting.cancelled_caught):
-            self._events.tell(NotLeft(self.session.name, str(error or "no answer in time"), self.session.ttl))
+            self._events.tell(LeaveFailed(self.session.name, str(error or "no answer in time"), self.session.ttl))
 
     # --- where it goes next -----------------------------------------------------------------------------
 
@@ -351,7 +351,7 @@ class WorkerSession:
         for claim in answer.lost:
             # Ignored if its settlement is under way, or it was completed in a transaction: that ended the lease, and an answer follows.
             if (holding := self._lease_table.get(claim)) is not None and not holding.is_offered and holding.completed is None:
-                self._events.tell(LeaseLost(holding.lease))
+                self._events.tell(LeaseRevoked(holding.lease))
                 self._runs.ask_to_stop(holding, LOST)
                 self._lease_table.remove([claim])
 

@@ -16,7 +16,7 @@ from taskflow.model.errors import BrokerError
 from taskflow.model.ids import id_text
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.verdict import Completed, Failed, HandedBack, RunError, Settled, Settlement
-from taskflow.worker.events import BrokerBack, BrokerTrouble, Events, HeldUp, NotCounted, RolledBack, Unwritable, WorkerEvent
+from taskflow.worker.events import BrokerRecovered, BrokerCallFailed, Events, SettlementBlocked, VerdictIgnored, CompletionRolledBack, VerdictRejected, WorkerEvent
 from taskflow.worker.failure_follow_up import follow_ups_of
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 
@@ -110,7 +110,7 @@ class Settler:
             return
         self.waiting_since = None
         if self._retries.succeeded():
-            self._events.tell(BrokerBack("settling"))
+            self._events.tell(BrokerRecovered("settling"))
         if self._ended_hooks is not None:
             self._ended_hooks.settled([self._lease_table.get(settlement.claim) for settlement in batch], batch, answers)
         if answers.count(Settled.OK) < len(answers) or any(type(settlement.verdict) is Completed for settlement in batch):
@@ -124,12 +124,12 @@ class Settler:
             holding = self._lease_table.get(settlement.claim)
             if answer is Settled.HELD_UP:
                 if holding is not None:
-                    self._set_aside(settlement, HeldUp(holding.lease))
+                    self._set_aside(settlement, SettlementBlocked(holding.lease))
                 continue
             if answer is Settled.STALE and holding is not None:
                 self._tell_stale(holding.lease, settlement)
             elif answer is Settled.OK and holding is not None and isinstance(settlement.verdict, Completed):
-                self._events.tell(RolledBack(holding.lease, settlement.verdict, settlement.verdict.otherwise))
+                self._events.tell(CompletionRolledBack(holding.lease, settlement.verdict, settlement.verdict.otherwise))
             answered.append(settlement)
         return answered
 
@@ -144,12 +144,12 @@ class Settler:
 
     def _tell_stale(self, lease: Lease, settlement: Settlement) -> None:
         if not isinstance(settlement.verdict, HandedBack):  # for a hand-back it makes no difference: the job is already elsewhere
-            self._events.tell(NotCounted(lease, settlement.verdict))
+            self._events.tell(VerdictIgnored(lease, settlement.verdict))
 
     async def _offer_again(self, batch: list[Settlement], error: Exception) -> None:
         self._put_back(batch)
         pause = self._retries.failed()
-        self._events.tell(BrokerTrouble("settling", str(error), self._retries.failures))
+        self._events.tell(BrokerCallFailed("settling", str(error), self._retries.failures))
         await asyncio.sleep(pause)
 
     async def _settle_apart(self, batch: list[Settlement], error: Exception) -> None:
@@ -168,11 +168,11 @@ class Settler:
                 log.error("job %s failed, but its on_failure call cannot be written, and is not sent: %s", id_text(unwritable.id), error)
                 await self._settle([msgspec.structs.replace(unwritable, follow_ups=())])
                 return
-            self._set_aside(unwritable, BrokerTrouble("settling", f"{type(error).__name__}: {error}", 1))
+            self._set_aside(unwritable, BrokerCallFailed("settling", f"{type(error).__name__}: {error}", 1))
             return
         why = RunError(UNWRITABLE, f"its verdict {type(unwritable.verdict).__name__} cannot be written: {type(error).__name__}: {error}")
         follow_ups: tuple[Envelope, ...] = ()
         if (holding := self._lease_table.get(unwritable.claim)) is not None:
-            self._events.tell(Unwritable(holding.lease, unwritable.verdict, Failed(why)))
+            self._events.tell(VerdictRejected(holding.lease, unwritable.verdict, Failed(why)))
             follow_ups = follow_ups_of(holding.lease, Failed(why))
         await self._settle([msgspec.structs.replace(unwritable, verdict=Failed(why), follow_ups=follow_ups)])

@@ -12,7 +12,7 @@ from taskflow.app.context import JobContext
 from taskflow.model.envelope import Lease
 from taskflow.model.seams import StartThread
 from taskflow.worker import stacks
-from taskflow.worker.events import Events, InterpreterHeld, LoopMoves, LoopStalled, StalledForGood, Starved, WorkerEvent
+from taskflow.worker.events import Events, InterpreterBlocked, LoopResumed, LoopStalled, StalledForGood, CpuStarved, WorkerEvent
 from taskflow.worker.lease_table import HeldLease
 
 LOOK: Final = 0.25
@@ -148,9 +148,9 @@ class StallWatch:
         # The little that a thread uses while CPUs are scarce for seconds may be the worker's own work. That is no reason to accuse C code
         # unless a run was under way.
         if waited >= passed / 2 and (lease is None or not is_computed):
-            self._tell(lambda: Starved(passed - LOOK, self._ttl))
+            self._tell(lambda: CpuStarved(passed - LOOK, self._ttl))
             return
-        self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._ttl, is_computed, stacks.shown(lines)))
+        self._tell(lambda: InterpreterBlocked(lease, passed - LOOK, self._ttl, is_computed, stacks.shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[stacks.Line]]:
         """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing.
@@ -171,7 +171,7 @@ class StallWatch:
         if self._loops.look(passed):
             if self._times_told:
                 self._times_told, self._has_given_up, self.blocker = 0, False, None
-                self._tell(lambda: LoopMoves(lasted))
+                self._tell(lambda: LoopResumed(lasted))
             return
         lasted = self._loops.seconds
         if lasted >= FIRST_TOLD * RARER**self._times_told:
@@ -179,7 +179,7 @@ class StallWatch:
             self.blocker = lease = self._lease_on_loop()
             lines = stacks.lines_of(self._thread)
             if lease is None and stacks.waits_for_work(lines):
-                self._tell(lambda: Starved(lasted, self._ttl))
+                self._tell(lambda: CpuStarved(lasted, self._ttl))
             else:
                 self._tell(lambda: LoopStalled(lease, lasted, stacks.shown(lines)))
         if 0 < self._stall_limit <= lasted and not self._has_given_up:

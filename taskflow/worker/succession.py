@@ -15,7 +15,7 @@ from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import Chance
-from taskflow.worker.events import AwaitsBroker, BrokerTrouble, Events, PartFailed
+from taskflow.worker.events import WaitingForBroker, BrokerCallFailed, Events, ServiceFailed
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.phase import Phase
@@ -70,7 +70,7 @@ class Succession:
 
         def note(error: Exception, times: int) -> None:
             if timeout and times == 1:
-                self._events.tell(AwaitsBroker(str(error), timeout))
+                self._events.tell(WaitingForBroker(str(error), timeout))
 
         self.present = await retry(self._begin, PAUSES, on=BrokerUnavailable, note=note, give_up_at=time.monotonic() + timeout)
         self._start()
@@ -135,7 +135,7 @@ class Succession:
             return
         pause = self._restarts.failed()
         if not walk.cancelled():
-            self._events.tell(PartFailed(self._walk.__qualname__, error, pause))
+            self._events.tell(ServiceFailed(self._walk.__qualname__, error, pause))
         asyncio.get_running_loop().call_later(pause, self._start)
 
     async def _walk(self) -> None:
@@ -179,7 +179,7 @@ class Succession:
         return session
 
     def _note_trouble(self, error: Exception, times: int) -> None:
-        self._events.tell(BrokerTrouble("a new session", str(error) or type(error).__name__, times))
+        self._events.tell(BrokerCallFailed("a new session", str(error) or type(error).__name__, times))
 
     async def _end_all(self) -> None:
         """Wait until the worker winds down, and then until all sessions have ended: the current one first, then the

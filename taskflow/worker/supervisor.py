@@ -164,7 +164,7 @@ class Supervisor:
         worker.is_leaving = True
         worker.is_retiring = self._processes.retire(pid)  # otherwise a signal follows
         if pause := self._slots[worker.slot].note_death(worked_for, now):
-            log.warning("it worked for only %.0f s, like the one before; the next one starts in %g s", worked_for, pause)
+            log.warning("worker %d worked for only %.0f s, like the one before; the next one starts in %g s", pid, worked_for, pause)
 
     def ended(self, pid: int, ending: Ending) -> None:
         """Handle the end of a process. As process 1 of a container, the supervisor also reaps processes that are not workers."""

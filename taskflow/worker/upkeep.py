@@ -16,7 +16,7 @@ from taskflow.model.retry import Pauses, Retries
 from taskflow.model.schedule import Offer
 from taskflow.model.seams import Chance
 from taskflow.model.session import Outlook
-from taskflow.worker.events import BrokerTrouble, Events
+from taskflow.worker.events import BrokerCallFailed, Events
 
 LIMIT: Final = 250
 """The maximum number of moves in one call while jobs are falling due. These jobs wait
@@ -135,7 +135,7 @@ class Upkeep:
         except BrokerError as error:
             self._is_at_rest = False
             pause = self._retries.failed()
-            self._events.tell(BrokerTrouble("upkeep", str(error), self._retries.failures))
+            self._events.tell(BrokerCallFailed("upkeep", str(error), self._retries.failures))
             return pause
         self._retries.succeeded()
         self._is_awaited = done.readied > 0 or done.released > 0

@@ -81,13 +81,13 @@ class Vitals:
             return VitalSign(True, self._without_watch())
         facts: dict[str, float | int | str | None] = {"stalled_for": round(seen.stalled_for, 3)}
         if now - seen.looked_at > BLIND:
-            return VitalSign(False, f"the watching thread has not moved for {now - seen.looked_at:.0f} s", facts)
+            return VitalSign(False, f"the watchdog thread has not run for {now - seen.looked_at:.0f} s", facts)
         if seen.stalled_for:
             where = f" in {_name(seen.blocker)}" if seen.blocker else ""
             return VitalSign(False, f"the event loop has been blocked for {seen.stalled_for:.1f} s{where}", facts)
         if signs is not None and not signs.is_over and now - signs.tried_at > self._ttl + BLIND:
-            return VitalSign(False, f"the heartbeat thread has not moved for {now - signs.tried_at:.0f} s", facts)
-        return VitalSign(True, "the event loop and the heartbeat thread move", facts)
+            return VitalSign(False, f"the heartbeat thread has not run for {now - signs.tried_at:.0f} s", facts)
+        return VitalSign(True, "the event loop and the heartbeat thread are running", facts)
 
     def ready(self) -> VitalSign:
         """Return whether the worker is alive and the broker has recently answered its heartbeats, claims and settlements."""
@@ -120,7 +120,7 @@ class Vitals:
         if signs.is_stuck:
             return VitalSign(False, f"no job can start: functions that were given up still run in all {signs.left_behind} slots", facts)
         if beaten is None or beaten > max(LATE, self._ttl / 2):
-            return VitalSign(False, _not_for("a beat", beaten), facts)
+            return VitalSign(False, _not_for("a heartbeat", beaten), facts)
         # With every slot taken, the worker need not claim, but the runs must be settled when they end.
         full = _since(signs.full_at, now)
         waited = claimed if claimed is None or full is None else min(claimed, full)

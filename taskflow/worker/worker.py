@@ -19,7 +19,7 @@ from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.worker.children.pool import Children
 from taskflow.worker.drain import Drain
-from taskflow.worker.events import BrokerTrouble, Ended, Events, NotCounted, RolledBack, Unwritable, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, RunEnded, Events, VerdictIgnored, CompletionRolledBack, VerdictRejected, WorkerEvent
 from taskflow.worker.executor import Executor
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
@@ -61,16 +61,16 @@ class RunCounts:
         self.set_aside = 0
 
     def __call__(self, event: WorkerEvent) -> None:
-        if type(event) is Ended:  # by far the most frequent event
+        if type(event) is RunEnded:  # by far the most frequent event
             self.runs += 1
             verdict = event.verdict
             self.ended += verdict.is_final
             self.failed += isinstance(verdict, FAILURES)
             return
         match event:
-            case NotCounted(_, verdict):
+            case VerdictIgnored(_, verdict):
                 self._count(verdict, -1)
-            case Unwritable(_, verdict, instead) | RolledBack(_, verdict, instead):
+            case VerdictRejected(_, verdict, instead) | CompletionRolledBack(_, verdict, instead):
                 self._count(verdict, -1)
                 self._count(instead, 1)
 
@@ -202,7 +202,7 @@ class Worker:
 
     async def _look(self, look: Callable[[], Awaitable[T]]) -> T:
         def note(error: Exception, times: int) -> None:
-            self._events.tell(BrokerTrouble("a look at the queues", str(error), times))
+            self._events.tell(BrokerCallFailed("a look at the queues", str(error), times))
 
         return await retry(look, PAUSES, on=BrokerUnavailable, note=note)
 

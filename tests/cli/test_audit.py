@@ -151,7 +151,7 @@ def test_an_act_that_cannot_be_recorded_is_done_all_the_same(
     monkeypatch.setattr(SqliteConsole, "record_act", record_act)
     said = cli("cancel", stock.scheduled)
     assert said.out == "cancelled 1\n"
-    assert "the audit log lacks an act (cancel, which affected 1): the disk is away" in caplog.messages
+    assert "could not record an act in the audit log (cancel, which affected 1): the disk is away" in caplog.messages
     assert cli.json("audit") == []
 
 

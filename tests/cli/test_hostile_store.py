@@ -15,7 +15,7 @@ from taskflow.broker.migrations import Migrating
 from taskflow.cli.log_output import JsonLines, TextLines
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.verdict import Cancelled, Discarded, Failed, Parked, Retried, RunError, Succeeded
-from taskflow.worker.events import Ended, NotCounted, Printed, Unwritable, VerdictsLost
+from taskflow.worker.events import RunEnded, VerdictIgnored, ChildPrinted, VerdictRejected, VerdictsLost
 from taskflow.worker.log import log_event
 from tests.cli.hostile import HOSTILE, HostileBroker, HostileMigratingBroker, assert_safe
 from tests.cli.inprocess import Cli
@@ -282,11 +282,11 @@ def test_a_workers_messages_are_safe_in_the_log_of_an_application(caplog: pytest
     )
     with caplog.at_level(logging.DEBUG, "taskflow.worker"):
         for verdict in VERDICTS:
-            log_event(Ended(lease, verdict, 0.1))
-            log_event(NotCounted(lease, verdict))
-        log_event(Printed(lease, 1, "stdout", HOSTILE))
-        log_event(Printed(None, 1, "stdout", HOSTILE))
-        log_event(Unwritable(lease, Succeeded(b""), Failed(ERROR)))
+            log_event(RunEnded(lease, verdict, 0.1))
+            log_event(VerdictIgnored(lease, verdict))
+        log_event(ChildPrinted(lease, 1, "stdout", HOSTILE))
+        log_event(ChildPrinted(None, 1, "stdout", HOSTILE))
+        log_event(VerdictRejected(lease, Succeeded(b""), Failed(ERROR)))
         log_event(VerdictsLost((lease,), HOSTILE))
     assert len(caplog.messages) == 2 * len(VERDICTS) + 4
     assert_safe(*caplog.messages)

@@ -13,7 +13,7 @@ import taskflow
 from taskflow import BrokerUnavailable, EnqueueFailed, Worker
 from taskflow.app.app import default_app
 from taskflow.broker.url import connect
-from taskflow.worker.events import BrokerTrouble, NotCounted, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, VerdictIgnored, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.support.outages import Outage
 
@@ -100,14 +100,14 @@ class Bench:
         return any(isinstance(event, kind) for event in self.events)
 
     def nothing_was_in_vain(self) -> None:
-        assert not self.has(NotCounted), [event for event in self.events if isinstance(event, NotCounted)]
+        assert not self.has(VerdictIgnored), [event for event in self.events if isinstance(event, VerdictIgnored)]
 
     @property
-    def troubles(self) -> list[BrokerTrouble]:
-        return [event for event in self.events if isinstance(event, BrokerTrouble)]
+    def troubles(self) -> list[BrokerCallFailed]:
+        return [event for event in self.events if isinstance(event, BrokerCallFailed)]
 
     def has_not_spun(self) -> None:
-        tries = Counter(event.doing for event in self.troubles)
+        tries = Counter(event.operation for event in self.troubles)
         assert tries, "nothing was tried at all"
         assert max(tries.values()) <= FIRST_TRIES + self.away_for / SLOWEST, tries
 

@@ -18,7 +18,7 @@ from taskflow.model.errors import JobCancelled, LeaseLost
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed
-from taskflow.worker.events import Ended, HeldUp, LeaseLost as LostEvent, NotCounted, RolledBack, SessionEnded, WorkerEvent
+from taskflow.worker.events import RunEnded, SettlementBlocked, LeaseRevoked, VerdictIgnored, CompletionRolledBack, SessionEnded, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.cli.processes import Shell
 from tests.faults.counting import each_is_counted_once, on_each_transactional_broker
@@ -134,10 +134,10 @@ async def test_a_heartbeat_between_the_commit_and_the_end_does_not_stop_the_run(
         await scene.between.wait()
         await asyncio.sleep(0.5)
         scene.go_on.set()
-        await scene.until_told(Ended)
-    [ended] = scene.told(Ended)
+        await scene.until_told(RunEnded)
+    [ended] = scene.told(RunEnded)
     assert isinstance(ended.verdict, Completed)
-    assert scene.told(LostEvent) == scene.told(NotCounted) == scene.told(RolledBack) == []
+    assert scene.told(LeaseRevoked) == scene.told(VerdictIgnored) == scene.told(CompletionRolledBack) == []
     assert (worker.tally.ended, worker.tally.failed, await scene.effects()) == (1, 0, 1)
 
 
@@ -175,7 +175,7 @@ async def test_a_run_that_has_lost_its_job_cannot_complete_it(scene: Scene) -> N
 
     handle = await scene.send(script, at_once)
     async with scene.worker(ttl=0.6):
-        await scene.until_told(NotCounted)
+        await scene.until_told(VerdictIgnored)
         await scene.ask("UPDATE taskflow.sessions SET dead_at = registered_at")
         await handle.result(TIMEOUT)
     assert [type(error) for error in raised] == [LeaseLost]
@@ -194,7 +194,7 @@ async def test_a_commit_whose_reply_is_lost(scene: Scene) -> None:
         await scene.until_told(Ended)
         await handle.result(TIMEOUT)
     assert (worker.tally.runs, worker.tally.ended, worker.tally.failed, await scene.effects()) == (1, 1, 0, 1)
-    assert scene.told(RolledBack) == scene.told(NotCounted) == []
+    assert scene.told(CompletionRolledBack) == scene.told(VerdictIgnored) == []
 
 
 async def test_a_connection_that_is_lost_before_the_commit(scene: Scene) -> None:
@@ -208,7 +208,7 @@ async def test_a_connection_that_is_lost_before_the_commit(scene: Scene) -> None
     async with scene.worker() as worker:
         await handle.result(TIMEOUT)
     assert (worker.tally.runs, worker.tally.ended, await scene.effects()) == (2, 1, 1)
-    assert len(scene.told(RolledBack)) == 1
+    assert len(scene.told(CompletionRolledBack)) == 1
 
 
 async def test_a_run_that_ends_while_its_transaction_is_open_is_settled_after_that(scene: Scene) -> None:
@@ -222,13 +222,13 @@ async def test_a_run_that_ends_while_its_transaction_is_open_is_settled_after_th
 
     handle = await scene.send(script)
     async with scene.worker() as worker:
-        await scene.until_told(HeldUp)
+        await scene.until_told(SettlementBlocked)
         assert await handle.status() is Status.RUNNING
         await kept[0].commit()
         await kept[0].close()
         await handle.result(TIMEOUT)
     assert (worker.tally.ended, worker.tally.failed, await scene.effects()) == (1, 0, 1)
-    assert len(scene.told(HeldUp)) == 1
+    assert len(scene.told(SettlementBlocked)) == 1
 
 
 async def test_a_cancellation_before_the_commit(scene: Scene) -> None:

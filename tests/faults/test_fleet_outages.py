@@ -91,7 +91,7 @@ def away(outage: Outage, supervised: Running) -> Iterator[None]:
 def tries(supervised: Running) -> Counter[str]:
     """Attempts of both workers that did not reach the broker, by what was attempted. The first is told in words, the rest to who debugs."""
     first = re.findall(r"WARNING (?:\[\d+\] )?(.+) failed, trying again", supervised.said)
-    return Counter([*first, *re.findall(r"BrokerTrouble\(doing='([^']+)'", supervised.said)])
+    return Counter([*first, *re.findall(r"BrokerCallFailed\(operation='([^']+)'", supervised.said)])
 
 
 def computed(pid: int) -> float:
@@ -124,8 +124,8 @@ def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(tasks: Shell, outa
     with away(outage, supervised):
         supervised.wait_for("settling failed, trying again", times=2)
         if not isinstance(outage, SqliteOutage):  # where each attempt takes seconds
-            supervised.wait_for(r"BrokerTrouble\(doing='settling'.*times=6", times=2)
-    supervised.wait_for("settling reaches the broker again", times=2)
+            supervised.wait_for(r"BrokerCallFailed\(operation='settling'.*times=6", times=2)
+    supervised.wait_for("settling works again", times=2)
     until(lambda: len(tasks.ledger()) >= MANY, supervised)
     nobody_was_replaced(supervised)
     assert supervised.said.count("working as") == 2

@@ -13,7 +13,7 @@ import pytest
 
 import taskflow
 from taskflow import JobContext, Status, Worker, job
-from taskflow.worker.events import Ended, SessionEnded, SessionOpened
+from taskflow.worker.events import RunEnded, SessionEnded, SessionOpened
 from taskflow.worker.options import WorkerOptions
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
 
@@ -152,7 +152,7 @@ async def test_what_had_ended_when_its_session_was_lost_is_told_at_the_end_of_th
         await Run.started.wait()
         broker.away = {"settle"}
         Run.release.set()
-        await heard.wait_for(Ended)
+        await heard.wait_for(RunEnded)
         await lose_session(broker, heard, meanwhile={"settle", *others}, after={"settle", *others})
         broker.away = others
     [record] = await broker.records(handle)

@@ -13,7 +13,7 @@ from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Settled, Settlement
-from taskflow.worker.events import BrokerTrouble, SessionEnded, SessionOpened
+from taskflow.worker.events import BrokerCallFailed, SessionEnded, SessionOpened
 from tests.worker.scene import FaultyBroker, Heard, Run, options, waits
 
 TRIES = 2_000
@@ -54,7 +54,7 @@ class FailsAtFirst(MemoryBroker):
 
 
 def troubles(heard: Heard, doing: str) -> int:
-    return sum(isinstance(event, BrokerTrouble) and event.doing == doing for event in heard.events)
+    return sum(isinstance(event, BrokerCallFailed) and event.operation == doing for event in heard.events)
 
 
 @pytest.mark.parametrize(("verb", "doing"), [("claim", "claiming"), ("settle", "settling")])

@@ -102,7 +102,7 @@ def test_a_job_that_blocks_the_loop_beyond_the_ttl_runs_once_and_is_named(tasks:
     first.wait_for(r"in wait_for")
     first.wait_for(r"blocks the event loop for 10\.")  # ten lives of a session that nobody beats for
     tasks.write("release", "")
-    first.wait_for("the event loop moves again")
+    first.wait_for("the event loop responds again")
     first.wait_for("succeeded")
     let_end(first, second)
     assert tasks.ledger() == ["epoch 1"]
@@ -220,7 +220,7 @@ def test_a_stopped_worker_loses_its_job_and_nothing_that_it_settles_counts(tasks
     first.signal(signal.SIGCONT)
     first.wait_for("that was ignored")
     first.wait_for("working as", times=2)
-    first.wait_for("the process stood still for")
+    first.wait_for("the process was suspended for")
     let_end(second)  # or it would take the next one too
     tasks.send("wait_in_a_thread.bind()")
     first.wait_for("succeeded after", times=2)

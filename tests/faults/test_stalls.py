@@ -23,15 +23,15 @@ from taskflow.model.seams import Seams, start_thread
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker import keeper, stacks, stalls
 from taskflow.worker.events import (
-    BrokerTrouble,
+    BrokerCallFailed,
     Events,
-    InterpreterHeld,
-    LoopMoves,
+    InterpreterBlocked,
+    LoopResumed,
     LoopStalled,
     SessionEnded,
     SessionOpened,
     StalledForGood,
-    Starved,
+    CpuStarved,
     WorkerEvent,
 )
 from taskflow.worker.lease_table import HeldLease
@@ -214,7 +214,7 @@ class LateLook:
         watch.start()
         await heard.wait_for(kind)
         watch.stop()
-        assert not heard.of(Starved if kind is InterpreterHeld else InterpreterHeld)
+        assert not heard.of(CpuStarved if kind is InterpreterBlocked else InterpreterBlocked)
         [event] = heard.of(kind)
         return event
 
@@ -228,16 +228,16 @@ def a_holding(*, started: float | None = None) -> HeldLease:
 
 async def test_a_process_that_waited_for_a_processor_is_starved_and_no_job_held_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the system counts it: a thread that waits for the interpreter lock sleeps, and waits for no processor."""
-    await LateLook(monkeypatch, computed=0.1, waited=1.9).hear(Starved)
-    await LateLook(monkeypatch, computed=0.3, waited=1.9).hear(Starved)
-    held = await LateLook(monkeypatch, computed=0.1, waited=0.1).hear(InterpreterHeld)
+    await LateLook(monkeypatch, computed=0.1, waited=1.9).hear(CpuStarved)
+    await LateLook(monkeypatch, computed=0.3, waited=1.9).hear(CpuStarved)
+    held = await LateLook(monkeypatch, computed=0.1, waited=0.1).hear(InterpreterBlocked)
     assert not held.is_computed
 
 
 async def test_c_code_on_a_busy_machine_is_named_although_the_watch_waited_for_a_processor_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The watch wakes every 5 ms to ask for the interpreter, and each time the machine lets it wait."""
     running = a_holding(started=BEFORE)
-    held = await LateLook(monkeypatch, computed=1.5, waited=1.2, runs=running).hear(InterpreterHeld)
+    held = await LateLook(monkeypatch, computed=1.5, waited=1.2, runs=running).hear(InterpreterBlocked)
     assert held.is_computed
     assert held.lease is running.lease
 
@@ -254,7 +254,7 @@ async def test_the_run_that_was_there_while_the_interpreter_was_held_is_named(
 ) -> None:
     """On a busy machine the look may be late even before the interpreter is held."""
     running = a_holding(started=started)
-    held = await LateLook(monkeypatch, computed=1.0, waited=0.5, runs=running).hear(InterpreterHeld)
+    held = await LateLook(monkeypatch, computed=1.0, waited=0.5, runs=running).hear(InterpreterBlocked)
     assert (held.lease is running.lease) is is_named
 
 
@@ -262,7 +262,7 @@ async def test_the_run_that_ended_before_the_late_look_is_named(monkeypatch: pyt
     late = LateLook(monkeypatch, computed=1.0, waited=0.5, runs=a_holding(started=AFTER - 0.01))
     ended = a_holding()
     late.slow = (ended, AFTER - 0.02)
-    assert (await late.hear(InterpreterHeld)).lease is ended.lease
+    assert (await late.hear(InterpreterBlocked)).lease is ended.lease
 
 
 async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +403,7 @@ async def test_a_keeper_that_no_thread_can_be_had_for_is_tried_again(broker: Bro
         await heard.wait_for(SessionEnded)
         await Run.started.wait()
         Run.release.set()
-    assert [event.why for event in heard.of(BrokerTrouble) if event.doing == "a new session"] == ["can't start new thread"] * 2
+    assert [event.why for event in heard.of(BrokerCallFailed) if event.operation == "a new session"] == ["can't start new thread"] * 2
 
 
 async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_threads(broker: Broker) -> None:
@@ -451,7 +451,7 @@ async def sleeps_in_c() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a thread has computed")
 @pytest.mark.parametrize("culprit", [computes, computes_in_a_thread], ids=["in the loop", "in a thread"])
 async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Broker, culprit: Any) -> None:
-    heard = Heard(InterpreterHeld, Run.release_thread.set)
+    heard = Heard(InterpreterBlocked, Run.release_thread.set)
     handle = await culprit.delay()
     async with Worker(options=options(heard)):
         await handle.result(TIMEOUT)
@@ -469,7 +469,7 @@ async def test_a_process_that_stood_still_without_computing_accuses_nobody(broke
         await handle.result(TIMEOUT)
         await heard.wait_for(InterpreterHeld)
         assert await handle.status() is Status.SUCCEEDED
-    [held, *_] = heard.of(InterpreterHeld)
+    [held, *_] = heard.of(InterpreterBlocked)
     assert not held.is_computed
 
 

@@ -84,9 +84,9 @@ async def test_a_claim_that_fails_again_and_again_is_told_of_and_backs_off(monke
         heard = Heard()
         fails(broker, monkeypatch, "claim", ValueError("one odd row"), after=False, times=1_000_000)
         async with Worker(options=options(heard, ttl=20.0)):
-            await heard.wait_for(PartFailed, times=4)
-    failed = [event for event in heard.events if isinstance(event, PartFailed)]
-    assert {(event.part, str(event.error)) for event in failed} == {("Fetcher.run", "one odd row")}
+            await heard.wait_for(ServiceFailed, times=4)
+    failed = [event for event in heard.events if isinstance(event, ServiceFailed)]
+    assert {(event.service, str(event.error)) for event in failed} == {("Fetcher.run", "one odd row")}
     assert all(event.pause >= 0.5 * 0.1 * 2**times for times, event in enumerate(failed))
     assert sum(isinstance(event, SessionOpened) for event in heard.events) == 1
 
@@ -111,10 +111,10 @@ async def test_a_beat_that_raises_what_no_broker_does_is_sent_again() -> None:
     with default_app().using(OddBeats()):
         handle = await waits.delay()
         async with Worker(options=options(heard, ttl=4.0)):
-            await heard.wait_for(BrokerTrouble, times=2)
+            await heard.wait_for(BrokerCallFailed, times=2)
             Run.release.set()
             assert await handle.result(10) == "epoch 1"
-    assert {event.why for event in heard.events if isinstance(event, BrokerTrouble)} == {"ValueError: one odd answer"}
+    assert {event.why for event in heard.events if isinstance(event, BrokerCallFailed)} == {"ValueError: one odd answer"}
     assert not any(isinstance(event, SessionEnded) for event in heard.events)
 
 
@@ -167,7 +167,7 @@ async def test_a_verdict_that_can_never_be_written_holds_up_no_other() -> None:
     with default_app().using(Unwritable()):
         await quick.delay()
         async with Worker(options=options(heard, ttl=60.0)):
-            await heard.wait_for(BrokerTrouble)
+            await heard.wait_for(BrokerCallFailed)
             async with asyncio.timeout(2.0):
                 for _ in range(20):
                     assert await (await quick.delay()).result(10) == 1

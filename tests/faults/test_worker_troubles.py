@@ -16,7 +16,7 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Lease
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.worker.events import Broken, BrokerBack, BrokerTrouble, PartFailed, SessionOpened, WorkerEvent
+from taskflow.worker.events import DescriptorsClosed, BrokerRecovered, BrokerCallFailed, ServiceFailed, SessionOpened, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.succession import EARLY_PAUSES
 
@@ -82,14 +82,14 @@ async def test_sessions_that_end_early_in_a_row_begin_at_growing_intervals(broke
     times = heard.times_of(SessionOpened)
     for number in range(1, 5):
         assert times[number] - times[number - 1] >= 0.5 * EARLY_PAUSES.after(number)
-    assert not heard.times_of(Broken)
+    assert not heard.times_of(DescriptorsClosed)
 
 
 async def test_without_descriptors_for_a_beat_the_session_lives_on(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     without_descriptors(broker, monkeypatch, errno.EMFILE)
     heard = Heard()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
-        await heard.wait_for(BrokerTrouble, 3)
+        await heard.wait_for(BrokerCallFailed, 3)
     assert len(heard.times_of(SessionOpened)) == 1
 
 
@@ -97,7 +97,7 @@ async def test_a_keeper_whose_descriptors_are_gone_says_so(broker: MemoryBroker,
     without_descriptors(broker, monkeypatch, errno.EBADF)
     heard = Heard()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
-        await heard.wait_for(Broken)
+        await heard.wait_for(DescriptorsClosed)
 
 
 async def test_claims_that_the_store_refuses_are_tried_again(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +114,8 @@ async def test_claims_that_the_store_refuses_are_tried_again(broker: MemoryBroke
     handle = await add.delay(1)
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         assert await handle.result(60) == 2
-    assert [event.times for _, event in heard.events if isinstance(event, BrokerTrouble)] == [1, 2]
-    assert len(heard.times_of(BrokerBack)) == 1
+    assert [event.times for _, event in heard.events if isinstance(event, BrokerCallFailed)] == [1, 2]
+    assert len(heard.times_of(BrokerRecovered)) == 1
 
 
 async def test_a_part_that_fails_by_a_bug_starts_again(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ async def test_a_part_that_fails_by_a_bug_starts_again(broker: MemoryBroker, mon
     handle = await add.delay(1)
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         assert await handle.result(60) == 2
-    assert (len(heard.times_of(PartFailed)), len(heard.times_of(SessionOpened))) == (1, 1)
+    assert (len(heard.times_of(ServiceFailed)), len(heard.times_of(SessionOpened))) == (1, 1)
 
 
 async def test_drained_asks_again_while_the_broker_is_away(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,4 +150,4 @@ async def test_drained_asks_again_while_the_broker_is_away(broker: MemoryBroker,
     async with Worker(options=WorkerOptions(subscribers=(heard,))) as worker:
         async with asyncio.timeout(60):
             await worker.drained()
-    assert [event.doing for _, event in heard.events if isinstance(event, BrokerTrouble)] == ["a look at the queues"] * 2
+    assert [event.operation for _, event in heard.events if isinstance(event, BrokerCallFailed)] == ["a look at the queues"] * 2

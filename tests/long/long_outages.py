@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from taskflow import BrokerUnavailable, EnqueueFailed
-from taskflow.worker.events import BrokerTrouble, SessionEnded
+from taskflow.worker.events import BrokerCallFailed, SessionEnded
 from tests.faults.outage import Bench, until
 from tests.support.outages import Outage, outages
 
@@ -37,7 +37,7 @@ async def test_a_minute_under_load(kind: type[Outage]) -> None:
             await asyncio.gather(sending, return_exceptions=True)
             await until(lambda: sender.sent <= set(bench.ended))
         again = [number for number, times in bench.ended.items() if times > 1]
-        tries = sum(isinstance(event, BrokerTrouble) for event in bench.events)
+        tries = sum(isinstance(event, BrokerCallFailed) for event in bench.events)
         print(
             f"{kind.name}: {len(sender.sent)} sent, {len(sender.failed)} failures heard, the slowest after {max(sender.failed):.1f} s; "
             f"{len(bench.ended)} ended, {len(again)} again; {tries} attempts in {bench.away_for:.0f} s"

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from taskflow.worker.events import BrokerTrouble, SessionOpened
+from taskflow.worker.events import BrokerCallFailed, SessionOpened
 from tests.stores.drivers import DRIVERS, Driver
 
 MANY: Final = 100
@@ -34,7 +34,7 @@ async def test_restarts_under_load_lose_and_repeat_nothing(kind: type[Driver], e
             await scene.assert_each_settled_once()
             assert scene.runs.total() == 3 * MANY
             assert sum(isinstance(event, SessionOpened) for event in scene.events) == 1
-            assert any(isinstance(event, BrokerTrouble) for event in scene.events)
+            assert any(isinstance(event, BrokerCallFailed) for event in scene.events)
 
 
 async def test_senders_wait_for_a_server_that_is_away_at_first(driver: Driver) -> None:

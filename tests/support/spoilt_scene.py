@@ -29,7 +29,7 @@ from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
 from taskflow.model.session import Report, Session
 from taskflow.model.verdict import Failed, Parked, Retried, RunError, Settlement, Succeeded, Verdict
-from taskflow.worker.events import BrokerTrouble, SessionEnded, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, SessionEnded, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.support.spoiling import Spoiler, Spoilt, spoil_one
 from tests.support.world import World
@@ -253,7 +253,7 @@ class Scene:
 
     def report(self) -> str:
         """What was spoilt, and what the worker said of it."""
-        said = {f"{type(event).__name__}: {event.why}" for event in self.events if isinstance(event, BrokerTrouble | SessionEnded)}
+        said = {f"{type(event).__name__}: {event.why}" for event in self.events if isinstance(event, BrokerCallFailed | SessionEnded)}
         return "".join(f"\n  {one}" for one in sorted(said)) + "".join(
             f"\n  {id_text(one.owner) if len(one.owner) == 16 else one.owner!r} {one}" for one in self.spoilt
         )

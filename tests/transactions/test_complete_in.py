@@ -14,7 +14,7 @@ from taskflow.broker.url import connect
 from taskflow.model.errors import TaskflowError
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed
-from taskflow.worker.events import Ended, RolledBack, WorkerEvent
+from taskflow.worker.events import RunEnded, CompletionRolledBack, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.transactions.handles import ALL, POSTGRES, User, driven
 
@@ -75,8 +75,8 @@ class Outcome:
         self.status = record.status
         self.errors = [error.type for error in record.errors]
         self.orders = orders
-        self.verdicts = [type(event.verdict) for event in events if isinstance(event, Ended)]
-        self.instead = [event.instead for event in events if isinstance(event, RolledBack)]
+        self.verdicts = [type(event.verdict) for event in events if isinstance(event, RunEnded)]
+        self.instead = [event.instead for event in events if isinstance(event, CompletionRolledBack)]
         self.counts = (worker.tally.runs, worker.tally.ended, worker.tally.failed)
 
 

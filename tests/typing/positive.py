@@ -65,7 +65,7 @@ from taskflow import (
     send,
     send_sync,
 )
-from taskflow.events import Ended, WorkerEvent
+from taskflow.events import RunEnded, WorkerEvent
 
 
 @dataclass
@@ -416,7 +416,7 @@ class Timing(Middleware):
 
 def hear(event: WorkerEvent) -> None:
     assert_type(event.job_id, str | None)
-    if isinstance(event, Ended):
+    if isinstance(event, RunEnded):
         assert_type(event.ran_for, float)
         assert_type(event.verdict, Verdict)
 

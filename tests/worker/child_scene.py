@@ -13,7 +13,7 @@ import pytest
 from taskflow import JobFailed, JobHandle, Worker
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.wire import Hello
-from taskflow.worker.events import Printed, WorkerEvent
+from taskflow.worker.events import ChildPrinted, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 
 TIMEOUT = 30.0
@@ -28,10 +28,10 @@ class Lines:
     """What children have written: (job, stream, line)."""
 
     def __init__(self) -> None:
-        self.printed: list[Printed] = []
+        self.printed: list[ChildPrinted] = []
 
     def __call__(self, event: WorkerEvent) -> None:
-        if isinstance(event, Printed):
+        if isinstance(event, ChildPrinted):
             self.printed.append(event)
 
     def of(self, stream: str) -> list[str]:

@@ -30,12 +30,12 @@ from taskflow.worker.children.wire import (
     Ready,
     Reported,
     Run,
-    RunEnded,
+    Finished,
     Stop,
     Unpacker,
     pack,
 )
-from taskflow.worker.events import Printed
+from taskflow.worker.events import ChildPrinted
 from tests.worker.child_scene import HELLO
 
 LEASE = Lease(
@@ -85,7 +85,7 @@ MESSAGES: list[Message] = [
     Completing(),
     CallRefused("no such job", "Traceback ..."),
     *(
-        RunEnded(verdict, 1 << 20, True)
+        Finished(verdict, 1 << 20, True)
         for verdict in (
             Succeeded(b"\x00"),
             Failed(ERROR),
@@ -125,7 +125,7 @@ def test_messages_arrive_in_whatever_portions() -> None:
         b"\x00\x00\x00\x01\x00",
         b"\x00\x00\x00\x00",
         pack(Ready(1)).replace(b"Ready", b"Reads"),
-        pack(RunEnded(Snoozed(1.0), 1, True)).replace(b"Snoozed", b"Snoozer"),
+        pack(Finished(Snoozed(1.0), 1, True)).replace(b"Snoozed", b"Snoozer"),
         pack(Reported(0.5, "a")).replace(b"note", b"nota"),
     ],
 )
@@ -141,7 +141,7 @@ class Pipes:
     """A child that writes, and what is heard of it."""
 
     def __init__(self) -> None:
-        self.told: list[Printed] = []
+        self.told: list[ChildPrinted] = []
         self._stdout, self._stderr = os.pipe(), os.pipe()
         self.threads: list[threading.Thread] = []
         self.output = Output(7, self._stdout[0], self._stderr[0], self.told.append, self._start)

@@ -45,7 +45,7 @@ from taskflow.worker.children import spawn
 from taskflow.worker.children.death import ChildDied
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.process import Child, Nursery
-from taskflow.worker.events import BrokerTrouble, SessionEnded, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, SessionEnded, WorkerEvent
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.log import log_event
 from tests.cli.processes import Shell

@@ -9,7 +9,7 @@ import pytest
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import IdFactory
 from taskflow.model.verdict import Failed, RunError, Succeeded, Verdict
-from taskflow.worker.events import Ended, Printed
+from taskflow.worker.events import RunEnded, ChildPrinted
 from taskflow.worker.log import log_event
 
 FAULT = ("Fatal Python error: Segmentation fault", "", '  File "tasks.py", line 14 in crash')
@@ -20,8 +20,8 @@ def logged(caplog: pytest.LogCaptureFixture, verdict: Verdict) -> list[str]:
     lease = Lease(envelope=Envelope(id=IdFactory()(), job="crash", payload=b""), epoch=1, claim=ClaimId(b"s" * 16, 1, 0), created_at=0)
     with caplog.at_level(logging.INFO, "taskflow.worker"):
         for line in ("before", *FAULT):
-            log_event(Printed(lease, 7, "stderr", line))
-        log_event(Ended(lease, verdict, 0.1))
+            log_event(ChildPrinted(lease, 7, "stderr", line))
+        log_event(RunEnded(lease, verdict, 0.1))
     return [record.getMessage().partition("(attempt 1, queue default) ")[2] for record in caplog.records]
 
 

@@ -39,8 +39,8 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.model.ids import parse_id
 from taskflow.model.verdict import attach_exception
 from taskflow.worker.children.death import ChildDied
-from taskflow.worker.children.wire import RunEnded, Unpacker, pack
-from taskflow.worker.events import Ended, WorkerEvent
+from taskflow.worker.children.wire import Finished, Unpacker, pack
+from taskflow.worker.events import RunEnded, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.worker.child_jobs import dies, fails
 
@@ -180,7 +180,7 @@ async def test_an_exception_of_inner_middleware_is_seen_by_the_outer(watching: W
     heard = list[tuple[str, BaseException | None]]()
 
     def hear(event: WorkerEvent) -> None:
-        if isinstance(event, Ended):
+        if isinstance(event, RunEnded):
             heard.append((type(event.verdict).__name__, event.verdict.exception))
 
     configure(middleware=[Asking(), Broken()])
@@ -241,8 +241,8 @@ def test_it_is_not_compared_copied_shown_or_sent() -> None:
     assert isinstance(verdict.exception, ValueError)
     assert (verdict, hash(verdict), repr(verdict)) == (plain, hash(plain), repr(plain))
     assert msgspec.structs.replace(verdict).exception is None
-    [message] = Unpacker(1 << 20).feed(pack(RunEnded(verdict, 0, True)))
-    assert isinstance(message, RunEnded)
+    [message] = Unpacker(1 << 20).feed(pack(Finished(verdict, 0, True)))
+    assert isinstance(message, Finished)
     assert message.verdict == verdict
     assert message.verdict.exception is None
     assert Completed(plain).exception is None

@@ -10,15 +10,15 @@ import pytest
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.verdict import Parked
 from taskflow.worker import log as log_module
-from taskflow.worker.events import Ended
+from taskflow.worker.events import RunEnded
 from taskflow.worker.log import log_event
 from taskflow.worker.park_log import INTERVAL, MOST_NAMES, ParkLog
 
 
-def parked(name: str, number: int = 0) -> Ended:
+def parked(name: str, number: int = 0) -> RunEnded:
     envelope = Envelope(id=number.to_bytes(16), job=name, payload=b"")
     lease = Lease(envelope=envelope, epoch=1, claim=ClaimId(bytes(16), 1, number), created_at=0)
-    return Ended(lease, Parked(f"a worker that knows the job {name!r}", 5.0), 0.001)
+    return RunEnded(lease, Parked(f"a worker that knows the job {name!r}", 5.0), 0.001)
 
 
 @pytest.fixture

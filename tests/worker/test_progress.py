@@ -12,7 +12,7 @@ import pytest
 
 from taskflow import JobContext, JobFailed, JobHandle, Progress, Status, Worker, enqueue, job
 from taskflow.broker.protocol import Broker
-from taskflow.worker.events import BrokerTrouble
+from taskflow.worker.events import BrokerCallFailed
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options
 
 WRONG: dict[str, Callable[[JobContext], object]] = {
@@ -64,7 +64,7 @@ async def test_a_wrong_report_fails_its_own_job_and_harms_no_neighbour(broker: B
         with pytest.raises(JobFailed, match="progress"):
             await wrong.result(20)
         assert [await handle.result(20) for handle in neighbours] == ["done"] * 20
-    assert not [event for event in heard.events if isinstance(event, BrokerTrouble)]
+    assert not [event for event in heard.events if isinstance(event, BrokerCallFailed)]
 
 
 async def test_the_last_report_of_a_short_job_stays_with_it(broker: Broker) -> None:
@@ -111,7 +111,7 @@ async def test_a_report_that_did_not_reach_the_store_is_sent_again() -> None:
         async with Worker(options=options(heard, ttl=4.0, grace=0.1)):
             broker.away.add("beat")
             await Run.started.wait()
-            await heard.wait_for(BrokerTrouble)
+            await heard.wait_for(BrokerCallFailed)
             broker.away.clear()
             await until_shown(handle, Progress(0.0, "begun"))
             await handle.cancel()

@@ -18,7 +18,7 @@ from taskflow.model.ids import IdFactory, parse_id
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.worker import quarantine as quarantine_module
-from taskflow.worker.events import Events, OnTrial, SessionOpened
+from taskflow.worker.events import Events, QuarantineStarted, SessionOpened
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.quarantine import LAST, TRIALS, Quarantine, Trial
 from taskflow.worker.queues import QueueChoice
@@ -275,6 +275,6 @@ async def test_a_poison_job_that_waits_for_its_follow_up_is_no_suspect() -> None
         async with asyncio.timeout(20), Worker(options=options(heard, queues=QueueChoice.parse("default"))):
             with pytest.raises(JobFailed, match="poison: its worker was lost"):
                 await handle.result()
-        assert not any(isinstance(event, OnTrial) for event in heard.events)
+        assert not any(isinstance(event, QuarantineStarted) for event in heard.events)
         [sent] = await listed(broker.console, View(queue="another"))
         assert sent.status is Status.READY

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from taskflow.worker.events import PartFailed, WorkerEvent
+from taskflow.worker.events import ServiceFailed, WorkerEvent
 from taskflow.worker.services import Services
 
 
@@ -68,8 +68,8 @@ async def test_a_service_that_fails_is_reported_and_starts_again_after_a_pause(e
         await scene.until_started(3)
     assert scene.started == ["first", "second", "first"]
     [event] = scene.events
-    assert isinstance(event, PartFailed)
-    assert (event.part, event.error) == ("Scene.first", error)
+    assert isinstance(event, ServiceFailed)
+    assert (event.service, event.error) == ("Scene.first", error)
     assert event.pause > 0
 
 

@@ -19,7 +19,7 @@ from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
-from taskflow.worker.events import BrokerBack, BrokerTrouble, Ended, Events, LeaseLost, PartFailed, SessionEnded, SessionOpened, WindingDown
+from taskflow.worker.events import BrokerRecovered, BrokerCallFailed, RunEnded, Events, LeaseRevoked, ServiceFailed, SessionEnded, SessionOpened, WindingDown
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.queues import QueueChoice
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
@@ -39,7 +39,7 @@ async def test_a_session_that_was_reaped_is_followed_by_another(broker: Broker) 
         await Run.started.wait()
         Run.release.set()
         assert await handle.result(10) == "epoch 2"
-    verdicts = [type(event.verdict) for event in heard.events if isinstance(event, Ended)]
+    verdicts = [type(event.verdict) for event in heard.events if isinstance(event, RunEnded)]
     assert verdicts[0] is HandedBack
 
 
@@ -68,12 +68,12 @@ async def test_what_ended_during_an_outage_is_settled_after_it() -> None:
             await Run.started.wait()
             broker.away = {"beat", "settle", "claim"}
             Run.release.set()
-            await heard.wait_for(Ended)
+            await heard.wait_for(RunEnded)
             await heard.wait_for(SessionEnded)
-            await heard.wait_for(BrokerTrouble)
+            await heard.wait_for(BrokerCallFailed)
             broker.away = set()
             assert await handle.result(10) == "epoch 1"
-            await heard.wait_for(BrokerBack)
+            await heard.wait_for(BrokerRecovered)
 
 
 async def test_a_broker_that_is_away_is_told_once_and_worked_with_again() -> None:
@@ -83,10 +83,10 @@ async def test_a_broker_that_is_away_is_told_once_and_worked_with_again() -> Non
         async with Worker(options=options(heard, ttl=20.0)):
             broker.away = {"claim"}
             handle = await waits.delay()
-            await heard.wait_for(BrokerTrouble, times=2)
+            await heard.wait_for(BrokerCallFailed, times=2)
             broker.away = set()
             assert await handle.result(10) == "epoch 1"
-            await heard.wait_for(BrokerBack)
+            await heard.wait_for(BrokerRecovered)
 
 
 class Roomy:
@@ -119,7 +119,7 @@ async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance
     broker.away = {"claim"}
     fetcher = Fetcher(broker, bytes(16), QueueChoice(), Roomy(), 1.0, Events(heard), chance)
     fetching = asyncio.create_task(fetcher.run())
-    await heard.wait_for(BrokerTrouble, times=3)
+    await heard.wait_for(BrokerCallFailed, times=3)
     fetching.cancel()
     assert chance.draws >= 2
 
@@ -212,7 +212,7 @@ async def test_a_lost_lease_cancels_its_run_only() -> None:
         async with Worker(options=options(heard)):
             await Run.started.wait()
             claim = await broker.take_back()
-            await heard.wait_for(LeaseLost)
+            await heard.wait_for(LeaseRevoked)
             Run.release.set()
             assert await handle.result(10) == "epoch 2"
             assert claim.request == 1
@@ -281,10 +281,10 @@ async def test_a_settler_that_fails_starts_again_with_its_verdicts() -> None:
         handle = await waits.delay()
         Run.release.set()
         async with Worker(options=options(heard)):
-            await heard.wait_for(PartFailed)
+            await heard.wait_for(ServiceFailed)
             broker.is_broken = False
             assert await handle.result(10) == "epoch 1"
-    assert {str(event.error) for event in heard.events if isinstance(event, PartFailed)} == {"as no broker does"}
+    assert {str(event.error) for event in heard.events if isinstance(event, ServiceFailed)} == {"as no broker does"}
     assert not any(isinstance(event, SessionEnded) for event in heard.events)
 
 
@@ -296,7 +296,7 @@ async def test_odd_reasons_and_endless_waits_can_be_written(broker: Broker) -> N
             await discarded.result(10)
         with pytest.raises(JobCancelled, match="5"):
             await cancelled.result(10)
-        await heard.wait_for(Ended, times=3)
+        await heard.wait_for(RunEnded, times=3)
     assert await postponed.status() is Status.SCHEDULED
     assert not any(isinstance(event, SessionEnded) for event in heard.events)
 

@@ -13,7 +13,7 @@ import pytest
 from taskflow import Worker, configure, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.events import Ended, SessionOpened, WorkerEvent
+from taskflow.events import RunEnded, SessionOpened, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 
 
@@ -43,7 +43,7 @@ async def test_each_worker_tells_the_subscribers_of_its_application() -> None:
     await work()
     assert heard[: len(others)] == others
     assert [type(event) for event in heard].count(SessionOpened) == 2
-    [ended] = [event for event in heard if isinstance(event, Ended)]
+    [ended] = [event for event in heard if isinstance(event, RunEnded)]
     assert (ended.job, ended.job_id, ended.queue, ended.attempt) == (quick.name, handle.id, "quick", 1)
     opened = next(event for event in heard if isinstance(event, SessionOpened))
     assert (opened.job, opened.job_id, opened.queue, opened.attempt) == (None, None, None, None)
@@ -60,7 +60,7 @@ async def test_one_that_raises_is_logged_once_and_stops_neither_the_worker_nor_t
     async with Worker():
         for handle in handles:
             await handle.result(20)
-    assert sum(isinstance(event, Ended) for event in heard) == 3
+    assert sum(isinstance(event, RunEnded) for event in heard) == 3
     [record] = [record for record in caplog.records if "subscriber" in record.getMessage()]
     assert "broken" in record.getMessage()
     assert record.exc_info is not None
@@ -69,11 +69,11 @@ async def test_one_that_raises_is_logged_once_and_stops_neither_the_worker_nor_t
 def test_the_command_has_them_too(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(
         "from taskflow import configure, job\n"
-        "from taskflow.events import Ended\n"
+        "from taskflow.events import RunEnded\n"
         "@job\n"
         "def work() -> None: ...\n"
         "def show(event: object) -> None:\n"
-        "    if isinstance(event, Ended):\n"
+        "    if isinstance(event, RunEnded):\n"
         "        print('heard of', event.job, flush=True)\n"
         "configure(subscribers=[show])\n"
     )

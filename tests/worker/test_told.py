@@ -16,12 +16,12 @@ from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled, Settlement, Succeeded
 from taskflow.worker import runs as runs_module
 from taskflow.worker.events import (
-    BrokerTrouble,
-    Ended,
+    BrokerCallFailed,
+    RunEnded,
     HandedBackOften,
-    LeaseLost,
-    NotCounted,
-    NotLeft,
+    LeaseRevoked,
+    VerdictIgnored,
+    LeaveFailed,
     SessionEnded,
     StillRunning,
     VerdictsLost,
@@ -112,9 +112,9 @@ async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.
         handle = await waits.delay()
         worker = Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=20.0))
         async with worker:
-            await heard.wait_for(NotCounted)
+            await heard.wait_for(VerdictIgnored)
             assert (worker.tally.runs, worker.tally.ended, worker.tally.failed) == (1, 0, 0)
-    [refused] = [event for event in heard.events if isinstance(event, NotCounted)]
+    [refused] = [event for event in heard.events if isinstance(event, VerdictIgnored)]
     assert isinstance(refused.verdict, Succeeded)
     [warning] = [record for record in caplog.records if "that was ignored" in record.getMessage()]
     assert warning.levelno == logging.WARNING
@@ -130,9 +130,9 @@ async def test_what_ends_after_its_lease_was_lost_does_not_count() -> None:
             await Run.started.wait()
             await broker.console.pause("default")
             await broker.take_back()
-            await heard.wait_for(LeaseLost)
+            await heard.wait_for(LeaseRevoked)
             Run.release.set()
-            await heard.wait_for(NotCounted)
+            await heard.wait_for(VerdictIgnored)
             assert (worker.tally.runs, worker.tally.ended) == (1, 0)
 
 
@@ -180,7 +180,7 @@ async def test_a_leave_that_the_broker_did_not_hear_is_not_said_to_be_tried_agai
         with caplog.at_level(logging.WARNING, "taskflow.worker"):
             async with Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=60.0, last_words=0.2)):
                 broker.away = {"beat"}
-    assert [type(event) for event in heard.events if isinstance(event, BrokerTrouble | NotLeft)][-1] is NotLeft
+    assert [type(event) for event in heard.events if isinstance(event, BrokerCallFailed | LeaveFailed)][-1] is LeaveFailed
     assert "could not tell the broker that it stops; the jobs it still holds run again after 60 s" in caplog.text
     assert "leave did not reach" not in caplog.text
 
@@ -195,7 +195,7 @@ async def test_what_could_not_be_settled_by_the_end_is_told(caplog: pytest.LogCa
                 await Run.started.wait()
                 broker.away = {"settle"}
                 Run.release.set()
-                await heard.wait_for(Ended)
+                await heard.wait_for(RunEnded)
         [lost] = [event for event in heard.events if isinstance(event, VerdictsLost)]
         assert [lease.envelope.id for lease in lost.leases] == [parse_id(handle.id)]
     assert "could not be settled (the broker did not answer before the worker ended): it will most likely run again" in caplog.text
@@ -211,7 +211,7 @@ async def test_a_job_that_was_handed_back_ten_times_is_told_of_when_it_is_claime
             broker._store.jobs[parse_id(handle.id)].hand_backs = hand_backs
         Run.release.set()
         async with Worker(options=options(heard)):
-            await heard.wait_for(Ended, times=2)
+            await heard.wait_for(RunEnded, times=2)
     [event] = [event for event in heard.events if isinstance(event, HandedBackOften)]
     assert id_text(event.lease.envelope.id) == handles[0].id
     log_event(event)
@@ -250,5 +250,5 @@ async def test_a_log_handler_that_raises_costs_no_verdict(
 
 
 def _log_runs(event: WorkerEvent) -> None:
-    if isinstance(event, Ended):
+    if isinstance(event, RunEnded):
         log_event(event)

@@ -52,7 +52,7 @@ async def test_a_worker_is_ready_when_beats_and_claims_are_answered_and_not_befo
     assert (worker.vitals.live().is_well, worker.vitals.ready()) == (True, VitalSign(False, "the worker has ended"))
 
 
-@pytest.mark.parametrize(("verb", "named"), [("claim", "a claim"), ("beat", "a beat")])
+@pytest.mark.parametrize(("verb", "named"), [("claim", "a claim"), ("beat", "a heartbeat")])
 async def test_a_verb_that_the_broker_does_not_answer_ends_readiness_and_not_life(broker: FaultyBroker, verb: str, named: str) -> None:
     """To start the process again would not bring the broker back."""
     async with Worker(options=options(Heard(), ttl=4.0)) as worker:

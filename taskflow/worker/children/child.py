@@ -31,7 +31,7 @@ from taskflow.worker.children.system import (
     keep_handlers_from_forks,
     resident_memory,
 )
-from taskflow.worker.children.wire import CallRefused, Hello, Import, Message, Ready, Run, RunEnded, Stop, Unpacker, pack
+from taskflow.worker.children.wire import CallRefused, Hello, Import, Message, Ready, Run, Finished, Stop, Unpacker, pack
 from taskflow.worker.lease_table import HeldLease
 
 # Seconds to leave the lifespan and exit after the last job.
@@ -129,7 +129,7 @@ class Conversation:
                     else:
                         assert self._run is not None
                         verdict = (await runs.run(self._run)).verdict
-                        self._answer(RunEnded(verdict, resident_memory(), application.is_whole))
+                        self._answer(Finished(verdict, resident_memory(), application.is_whole))
 
     def _answer(self, message: Message) -> None:
         self._run = None

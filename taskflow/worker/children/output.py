@@ -15,7 +15,7 @@ from typing import Final
 
 from taskflow.model.envelope import Lease
 from taskflow.model.seams import StartThread
-from taskflow.worker.events import Printed
+from taskflow.worker.events import ChildPrinted
 
 LONGEST_LINE: Final = 8_192
 """The maximum length of a line in characters. Longer lines are reported in pieces."""
@@ -30,7 +30,7 @@ LAST_LINES: Final = 40
 _ROOM: Final = 1 << 20
 _AT_ONCE: Final = 1 << 16
 
-Tell = Callable[[Printed], None]
+Tell = Callable[[ChildPrinted], None]
 
 
 class Output:
@@ -127,7 +127,7 @@ class _Stream:
             self._say(self._begun)
             self._begun = ""
         if self._dropped:
-            self._tell(Printed(self._lease, self._pid, self._name, f"... and {self._dropped:,} characters more, which are not shown"))
+            self._tell(ChildPrinted(self._lease, self._pid, self._name, f"... and {self._dropped:,} characters more, which are not shown"))
         self._lease, self._left, self._dropped = None, MOST_OF_A_RUN, 0
 
     def _say(self, line: str) -> None:
@@ -141,7 +141,7 @@ class _Stream:
             return
         self._left -= len(line) + 1
         self.last_lines.append(line)
-        self._tell(Printed(self._lease, self._pid, self._name, line))
+        self._tell(ChildPrinted(self._lease, self._pid, self._name, line))
 
 
 def _widen(descriptor: int) -> None:

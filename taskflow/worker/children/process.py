@@ -120,7 +120,7 @@ class Child(asyncio.Protocol):
             self._listener = None
             self._output.end()
         match answer:
-            case wire.RunEnded(verdict, memory, is_whole):
+            case wire.Finished(verdict, memory, is_whole):
                 options = self._nursery.options
                 has_grown = memory - self._memory_at_first > options.most_growth
                 self.is_spent |= not is_whole or has_grown or self._runs >= options.most_runs

@@ -5,7 +5,7 @@ Arguments and results are sent as stored payloads, which the child decodes and e
     worker   Hello, then any number of Import and Run, each after the answer to the previous one; Stop at any time during a run. It closes
              the socket to end the child
     child    Ready in answer to Hello; Ready or CallRefused in answer to Import. In answer to Run, any number of Reported and Completing,
-             then RunEnded or CallRefused
+             then Finished or CallRefused
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Completing(Message, frozen=True):
     """Reports that the run is about to be completed in a transaction, so that its lease may end before the run does."""
 
 
-class RunEnded(Message, frozen=True):
+class Finished(Message, frozen=True):
     """The verdict of the run. `memory` is the child's memory use in bytes. `is_whole` is True if every import has succeeded."""
 
     verdict: Verdict
@@ -113,13 +113,13 @@ class CallRefused(Message, frozen=True):
     traceback: str
 
 
-_MESSAGES: Final = {message.__name__: message for message in (Hello, Import, Run, Stop, Ready, Reported, Completing, RunEnded, CallRefused)}
+_MESSAGES: Final = {message.__name__: message for message in (Hello, Import, Run, Stop, Ready, Reported, Completing, Finished, CallRefused)}
 
 
 def pack(message: Message) -> bytes:
     """Return the message as bytes to be sent."""
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
-    if isinstance(message, RunEnded):
+    if isinstance(message, Finished):
         fields["verdict"] = _packed_verdict(message.verdict)
     # the message of an error may contain half of a surrogate pair, which UTF-8 cannot express
     body = msgpack.packb([type(message).__name__, msgspec.to_builtins(fields, builtin_types=(bytes,))], unicode_errors="surrogatepass")
@@ -170,9 +170,9 @@ class Unpacker:
 def _read(body: bytes) -> Message:
     try:
         kind, fields = msgpack.unpackb(body, unicode_errors="surrogatepass")
-        if kind == RunEnded.__name__:
+        if kind == Finished.__name__:
             fields["verdict"] = _verdict(*fields["verdict"])
-            return RunEnded(**fields)
+            return Finished(**fields)
         message: Message = msgspec.convert(fields, _MESSAGES[kind])
         return message
     except Exception as error:

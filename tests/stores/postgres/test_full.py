@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from taskflow import StoreFull, configure
-from taskflow.worker.events import BrokerTrouble, SessionEnded
+from taskflow.worker.events import BrokerCallFailed, SessionEnded
 from tests.stores.postgres.scene import Scene
 from tests.stores.scene import TIMEOUT, until
 from tests.support.postgres import PostgresServer
@@ -79,7 +79,7 @@ async def test_a_full_disk_loses_nothing(server: PostgresServer, small_disk: Pat
             await scene.send(range(sent, sent + 20))
             await scene.until_done()
         await scene.assert_each_settled_once()
-    troubles = {event.doing for event in scene.events if isinstance(event, BrokerTrouble)}
+    troubles = {event.operation for event in scene.events if isinstance(event, BrokerCallFailed)}
     ended = [event for event in scene.events if isinstance(event, SessionEnded)]
     with capsys.disabled():
         print(f"\nfull after {sent} jobs; a second later {told_when_full}; troubles with {troubles}; runs {scene.runs.total()}; {ended}")

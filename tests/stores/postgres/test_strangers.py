@@ -18,7 +18,7 @@ from taskflow.model.ids import key_digest
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, Report, Session
 from taskflow.model.verdict import Settled
-from taskflow.worker.events import HeldUp, WorkerEvent
+from taskflow.worker.events import SettlementBlocked, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.settler import HELD_UP_PAUSE
 from tests.stores.postgres.counts import SESSION, Store, new_id
@@ -132,7 +132,7 @@ async def test_what_a_stranger_holds_harms_no_other_settlement(broker: Broker, s
 async def test_a_worker_goes_on_beside_a_job_whose_end_cannot_be_written_yet(broker: Broker, stranger: asyncpg.Connection) -> None:
     """With one slot, and jobs whose ends are written as that one's is. That it is held up is told once; it is written when it can be."""
     begun, release = asyncio.Event(), asyncio.Event()
-    held_up: list[HeldUp] = []
+    held_up: list[SettlementBlocked] = []
 
     @job(name="tests.strangers.waits")
     async def waits() -> str:
@@ -145,7 +145,7 @@ async def test_a_worker_goes_on_beside_a_job_whose_end_cannot_be_written_yet(bro
         raise ValueError("as it must")
 
     def hear(event: WorkerEvent) -> None:
-        if isinstance(event, HeldUp):
+        if isinstance(event, SettlementBlocked):
             held_up.append(event)
 
     with default_app().using(broker):
