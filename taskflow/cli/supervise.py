@@ -19,7 +19,7 @@ from taskflow.cli.reexec import command_of, environment_of
 from taskflow.model.errors import ConfigurationError, DriverMissing
 from taskflow.worker.children.system import die_before_parent
 from taskflow.worker.processes import SUPERVISED, FileWatch, supervise
-from taskflow.worker.supervisor_state import Plan
+from taskflow.worker.supervisor_state import SupervisorOptions
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,7 +37,7 @@ def _supervise(arguments: argparse.Namespace) -> int:
     if arguments.reload and arguments.drain:
         raise ConfigurationError("--reload and --drain exclude each other: a drained worker has nothing to reload")
     watch = _a_watch() if arguments.reload else None
-    plan = Plan(
+    options = SupervisorOptions(
         processes=arguments.processes or 1,
         grace=arguments.grace,
         max_memory=arguments.max_memory,
@@ -48,10 +48,10 @@ def _supervise(arguments: argparse.Namespace) -> int:
     with logging_to_stderr(arguments.log_level, arguments.log_format, handler=BackgroundHandler()):
         if arguments.health_port is None and "NOTIFY_SOCKET" not in os.environ:
             interrupts.raise_again()
-            return supervise(plan, *_workers_of(arguments), watch=watch)
+            return supervise(options, *_workers_of(arguments), watch=watch)
         with importlib.import_module("taskflow.cli.health_report").FleetHealthReport(arguments) as health_report:
             interrupts.raise_again()
-            return supervise(plan, *_workers_of(arguments), watch=watch, onlooker=health_report)
+            return supervise(options, *_workers_of(arguments), watch=watch, onlooker=health_report)
 
 
 def _workers_of(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str]]:

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, Self
 
 from taskflow.worker.endings import Ending, OutOfMemory
 from taskflow.worker.supervisor import OnCrash, Supervisor, log_crash
-from taskflow.worker.supervisor_state import Plan
+from taskflow.worker.supervisor_state import SupervisorOptions
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
@@ -54,7 +54,7 @@ class Onlooker(Protocol):
 
 
 def supervise(
-    plan: Plan,
+    options: SupervisorOptions,
     command: Sequence[str],
     environment: Mapping[str, str] | None = None,
     *,
@@ -62,7 +62,7 @@ def supervise(
     watch: FileWatch | None = None,
     onlooker: Onlooker | None = None,
 ) -> int:
-    """Keep the plan's workers running until all have ended for good. Each is a process that runs `command`. Return the exit code.
+    """Keep the workers running until all have ended for good. Each is a process that runs `command`. Return the exit code.
 
     The workers get `environment`, or by default the environment of this process. When a worker crashes, `on_crash` is
     called at once, and the other workers report its death to the broker. If there are none, the next worker does.
@@ -75,8 +75,8 @@ def supervise(
             on_crash(session, cause)
             processes.note_death(session, cause)
 
-        supervisor = Supervisor(plan, processes, note_crash)
-        weigh_at = 0.0 if plan.max_memory is not None else float("inf")
+        supervisor = Supervisor(options, processes, note_crash)
+        weigh_at = 0.0 if options.max_memory is not None else float("inf")
         while True:
             timeout = supervisor.act()
             if supervisor.code is not None:

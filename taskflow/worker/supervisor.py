@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from taskflow.worker.children.system import SAME_SIGNAL
 from taskflow.worker.endings import Ending
-from taskflow.worker.supervisor_state import Plan, Replacement, WorkerProcess, WorkerSlot
+from taskflow.worker.supervisor_state import SupervisorOptions, Replacement, WorkerProcess, WorkerSlot
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
@@ -75,15 +75,15 @@ class Supervisor:
     returns the seconds until it must be called again. It is done once `code`, the exit code, is set."""
 
     def __init__(
-        self, plan: Plan, processes: ProcessControl, on_crash: OnCrash = log_crash, clock: Callable[[], float] = time.monotonic
+        self, options: SupervisorOptions, processes: ProcessControl, on_crash: OnCrash = log_crash, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.code: int | None = None
-        self._plan = plan
+        self._options = options
         self._processes = processes
         self._on_crash = on_crash
         self._clock = clock
         self._workers: dict[int, WorkerProcess] = {}
-        self._slots = [WorkerSlot() for _ in range(plan.processes)]
+        self._slots = [WorkerSlot() for _ in range(options.processes)]
         self._generation = 0
         self._is_rolling = False
         self._change: Replacement | None = None
@@ -154,8 +154,8 @@ class Supervisor:
                 worker.has_drained = how == "drained"
 
     def weighed(self, pid: int, size: int) -> None:
-        """Retire a worker if its memory use, `size` in bytes, exceeds the plan's `max_memory`."""
-        worker, most = self._workers.get(pid), self._plan.max_memory
+        """Retire a worker if its memory use, `size` in bytes, exceeds `max_memory`."""
+        worker, most = self._workers.get(pid), self._options.max_memory
         if worker is None or worker.is_leaving or worker.works_since is None or most is None or size <= most:
             return
         now = self._clock()
@@ -220,7 +220,7 @@ class Supervisor:
             log.error("cannot start a worker, trying again in %g s: %s", pause, error)
             return None
         self._workers[pid] = worker = WorkerProcess(pid, number, self._generation)
-        log.info("worker %d started, process %d of %d", pid, number + 1, self._plan.processes)
+        log.info("worker %d started, process %d of %d", pid, number + 1, self._options.processes)
         return worker
 
     def _roll_on(self) -> None:
@@ -279,7 +279,7 @@ class Supervisor:
         """Return for how many seconds the worker may be silent. A worker that has finished sends no more reports."""
         if worker.exit_code is not None:
             return GONE_WITHIN
-        return max(self._plan.stall_limit, SILENT_AFTER) if self._plan.stall_limit else math.inf
+        return max(self._options.stall_limit, SILENT_AFTER) if self._options.stall_limit else math.inf
 
     def _signal_workers(self) -> None:
         now = self._clock()
@@ -298,7 +298,7 @@ class Supervisor:
         return signal.SIGINT if self._number == signal.SIGINT and worker.loaded_at is not None else signal.SIGTERM
 
     def _forced_at(self, worker: WorkerProcess) -> float:
-        return worker.signalled_at + FORCED_AFTER + (self._plan.grace if worker.signals_sent == 1 else 0.0)
+        return worker.signalled_at + FORCED_AFTER + (self._options.grace if worker.signals_sent == 1 else 0.0)
 
     def _until_due(self) -> float:
         now = self._clock()
@@ -325,7 +325,7 @@ class Supervisor:
         if worker.works_since is None:
             worker.works_since = self._clock()
             self._has_worked = self._may_crowd = True
-            if not self._plan.is_reloading:
+            if not self._options.is_reloading:
                 for slot in self._slots:  # workers that could not start before may do so now
                     slot.no_start = None
 
@@ -352,9 +352,9 @@ class Supervisor:
             self._note_left(worker, ending)
         elif self._change is not None and self._change.new is worker and worker.works_since is None:
             self._give_up_rolling(f"the new worker {worker.pid} did not start ({ending.cause})")
-        elif worker.works_since is None and ending.status in NO_STARTS and (self._plan.is_reloading or not self._has_worked):
+        elif worker.works_since is None and ending.status in NO_STARTS and (self._options.is_reloading or not self._has_worked):
             slot.no_start = ending
-            if self._plan.is_reloading:
+            if self._options.is_reloading:
                 log.error("the application cannot start (%s): waiting for a file to change", ending.cause)
         else:
             pause = slot.note_death(worker.has_worked_for(self._clock()), self._clock())
@@ -369,7 +369,7 @@ class Supervisor:
             self._codes.append(128 + self._number if by_us or self._stops > 2 else ending.code)
 
     def _note_left(self, worker: WorkerProcess, ending: Ending) -> None:
-        if self._plan.is_draining and ending.status == 1:
+        if self._options.is_draining and ending.status == 1:
             self._codes.append(ending.code)
         if worker.works_since is None or (worker.exit_code is not None and ending.code != FORCED):
             log.info("worker %d has wound down", worker.pid)
@@ -391,7 +391,7 @@ class Supervisor:
             self.code = max(self._codes, default=unworked) if self._stops < 3 else 128 + self._number
         elif all(slot.has_drained for slot in self._slots):
             self.code = max(self._codes)
-        elif failed and not self._plan.is_reloading and (not self._may_crowd or len(failed) == len(self._slots)):
+        elif failed and not self._options.is_reloading and (not self._may_crowd or len(failed) == len(self._slots)):
             self.code = max(failed)
 
 

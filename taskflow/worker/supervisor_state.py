@@ -1,4 +1,4 @@
-"""The state of a supervisor: its plan, its workers, their slots, and replacements in progress."""
+"""The state of a supervisor: its options, its workers, their slots, and replacements in progress."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PAUSES: Final = Pauses(1.0, 30.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The supervisor's settings.
+class SupervisorOptions:
+    """The options of a supervisor.
 
     `processes`     the number of workers
     `grace`         seconds for a worker's runs to finish when it winds down
@@ -64,7 +64,7 @@ class WorkerProcess:
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """The slot of one of the plan's workers, occupied by a process and then its successors.
+    """The slot of one of the workers, occupied by a process and then its successors.
     `failures` counts consecutive deaths of workers that were not healthy."""
 
     failures: int = 0

@@ -21,7 +21,7 @@ Sent = list[tuple[int, int]]
 class Office:
     """A supervisor whose workers are numbers, from 1 on."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, options: SupervisorOptions) -> None:
         self.now = 1000.0
         self.slots: list[int] = []
         self.sent: Sent = []
@@ -31,7 +31,7 @@ class Office:
         self.crashes: list[tuple[bytes, str]] = []
         self.refusal: OSError | None = None
         self.stopped: set[int] = set()
-        self.supervisor = Supervisor(plan, self, lambda session, cause: self.crashes.append((session, cause)), lambda: self.now)
+        self.supervisor = Supervisor(options, self, lambda session, cause: self.crashes.append((session, cause)), lambda: self.now)
 
     # --- its processes
 
@@ -101,8 +101,8 @@ def session_of(pid: int) -> bytes:
     return pid.to_bytes(16)
 
 
-def an_office(processes: int = 2, *, working: bool = True, **plan: object) -> Office:
-    office = Office(Plan(processes=processes, **plan))  # type: ignore[arg-type]
+def an_office(processes: int = 2, *, working: bool = True, **options: object) -> Office:
+    office = Office(SupervisorOptions(processes=processes, **options))  # type: ignore[arg-type]
     office.act()
     if working:
         office.works(1)
@@ -674,7 +674,7 @@ def test_a_crash_is_told_by_default_as_a_line(caplog: pytest.LogCaptureFixture) 
 
 def test_a_worker_that_says_nothing_for_the_stall_limit_is_aborted_and_then_killed() -> None:
     """Its interpreter is C code's for good: nothing in its process can end it."""
-    office = Office(Plan(processes=1, stall_limit=30.0))
+    office = Office(SupervisorOptions(processes=1, stall_limit=30.0))
     office.act()
     office.works(1)
     for _ in range(60):
@@ -690,7 +690,7 @@ def test_a_worker_that_says_nothing_for_the_stall_limit_is_aborted_and_then_kill
 
 def test_neither_one_that_is_stopped_nor_one_without_a_limit() -> None:
     """It may go on: what it held is others' by then, and it begins a new session."""
-    stopped, unlimited = Office(Plan(processes=1, stall_limit=30.0)), Office(Plan(processes=1))
+    stopped, unlimited = Office(SupervisorOptions(processes=1, stall_limit=30.0)), Office(SupervisorOptions(processes=1))
     stopped.stopped = {1}
     for office in (stopped, unlimited):
         office.act()
@@ -704,7 +704,7 @@ def test_neither_one_that_is_stopped_nor_one_without_a_limit() -> None:
 
 
 def test_short_limits_leave_a_worker_the_time_to_come_to_a_processor() -> None:
-    office = Office(Plan(processes=1, stall_limit=0.5))
+    office = Office(SupervisorOptions(processes=1, stall_limit=0.5))
     office.act()
     office.works(1)
     office.act(9.0)
@@ -713,7 +713,7 @@ def test_short_limits_leave_a_worker_the_time_to_come_to_a_processor() -> None:
 
 def test_one_whose_session_has_left_need_say_no_more() -> None:
     """Python may take its time to end."""
-    office = Office(Plan(processes=1, stall_limit=30.0))
+    office = Office(SupervisorOptions(processes=1, stall_limit=30.0))
     office.act()
     office.works(1)
     office.supervisor.note_report(1, "retiring")
@@ -725,8 +725,8 @@ def test_one_whose_session_has_left_need_say_no_more() -> None:
 @pytest.mark.parametrize("said", ["ended 0", "drained 0"])
 def test_nor_has_it_all_time_to_be_gone(said: str, caplog: pytest.LogCaptureFixture) -> None:
     """C code that runs as Python ends keeps the interpreter for good: its place would never be another's. It keeps its code."""
-    for plan in (Plan(processes=1, stall_limit=30.0), Plan(processes=1)):
-        office = Office(plan)
+    for options in (SupervisorOptions(processes=1, stall_limit=30.0), SupervisorOptions(processes=1)):
+        office = Office(options)
         office.act()
         office.works(1)
         office.supervisor.note_report(1, said)
