@@ -114,7 +114,7 @@ class Fetcher:
         with anyio.move_on_after(within):
             await self._answered.wait()
 
-    def heed(self, outlook: Outlook, asked_at: float) -> None:
+    def apply_outlook(self, outlook: Outlook, asked_at: float) -> None:
         """Apply the outlook from the answer to a heartbeat that was sent at `asked_at`."""
         self._nothing_since = -math.inf if outlook.is_ready else asked_at
         if not self._is_waiting:

@@ -26,7 +26,7 @@ from taskflow.model.verdict import (
 from taskflow.worker import events
 from taskflow.worker.crash_lines import CrashLines
 from taskflow.worker.failures import ROLLED_BACK
-from taskflow.worker.keeper import BEATS_PER_TTL
+from taskflow.worker.heartbeat import BEATS_PER_TTL
 from taskflow.worker.park_log import ParkLog
 from taskflow.worker.stalls import LOOK
 

@@ -34,7 +34,7 @@ from taskflow.worker.events import (
 )
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.fetcher import Fetcher
-from taskflow.worker.keeper import Keeper
+from taskflow.worker.heartbeat import Heartbeat
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.phase import Phase
@@ -100,7 +100,7 @@ class WorkerSession:
         on_ended = None if ended_hooks is None else ended_hooks.tell_ended
         self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look, on_offers=scheduler.fire, on_ended=on_ended)
         self._quarantine = Quarantine(self._lease_table, self._runs, events)
-        self._keeper = Keeper(self.session, self._lease_table, self, events, seams.start_thread)
+        self._heartbeat = Heartbeat(self.session, self._lease_table, self, events, seams.start_thread)
         self._services = Services(events, seams.chance, on_end=self._lease_table.nudge)
 
     # --- its life ---------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class WorkerSession:
         """Register the session and start its heartbeat. Raises the broker's errors."""
         await self._broker.register(self.session)
         self._events.tell(SessionOpened(self.session.name, self.session.id))
-        self._keeper.start(self._broker.sibling())
+        self._heartbeat.start(self._broker.sibling())
 
     async def run(self) -> None:
         """Run the session until it ends. If a call is cancelled, the next one continues in the same phase."""
@@ -119,9 +119,9 @@ class WorkerSession:
             if not self.runs_stopped.is_set():
                 await self._work()
             if self.phase is Phase.LOST:
-                await self._keeper.stop()
+                await self._heartbeat.stop()
             await self._until_settled()
-        await self._keeper.stop()
+        await self._heartbeat.stop()
         await self._leave()
         self._enter(Phase.ENDED)
 
@@ -246,7 +246,7 @@ class WorkerSession:
 
     def fall_silent(self, why: str) -> None:
         """Stop sending heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
-        self._keeper.fall_silent(why)
+        self._heartbeat.fall_silent(why)
 
     def settle_by(self, instant: float) -> None:
         """Stop waiting for answers to settlements at this time on the monotonic clock."""
@@ -287,8 +287,8 @@ class WorkerSession:
         return Signs(
             running=len(self._runs.under_way),
             free=self._runs.free,
-            beaten_at=self._keeper.beaten_at,
-            tried_at=self._keeper.tried_at,
+            beaten_at=self._heartbeat.beaten_at,
+            tried_at=self._heartbeat.tried_at,
             claimed_at=self._fetcher.answered_at,
             full_at=self._fetcher.full_at,
             settling_since=self._settler.waiting_since,
@@ -335,16 +335,16 @@ class WorkerSession:
         for lease in leases:
             self._runs.give_back(self._lease_table.add(lease, claimed_at))
 
-    # --- what its keeper asks and hears -----------------------------------------------------------------
+    # --- what its heartbeat asks and hears --------------------------------------------------------------
 
     @property
     def request(self) -> int:
         return self._fetcher.request
 
-    def heed(self, answer: BeatAnswer, asked_at: float) -> None:
+    def apply_answer(self, answer: BeatAnswer, asked_at: float) -> None:
         if answer.outlook is not None:
-            self._fetcher.heed(answer.outlook, asked_at)
-            self._upkeep.heed(answer.outlook, asked_at)
+            self._fetcher.apply_outlook(answer.outlook, asked_at)
+            self._upkeep.apply_outlook(answer.outlook, asked_at)
         for claim in answer.stopping:
             if (holding := self._lease_table.get(claim)) is not None:
                 self._runs.ask_to_stop(holding, CANCELLED)
@@ -364,7 +364,7 @@ class WorkerSession:
         with self._broker.listen([topics.session(self.session.id)]) as nudges:
             while True:
                 await nudges.wait()
-                self._keeper.beat_now()
+                self._heartbeat.beat_now()
 
 
 def worker_name() -> str:

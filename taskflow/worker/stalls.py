@@ -129,7 +129,7 @@ class StallWatch:
             if passed - LOOK >= FIRST_TOLD:
                 self._look_back(passed, before, self._waited - waited_before)
             self._look_at_loop(passed)
-            self._look_at_keeper(passed)
+            self._look_at_heartbeat(passed)
 
     def _look_back(self, passed: float, before: dict[int, float], waited: float) -> None:
         """Report why this check ran so late. `waited` is how many seconds this thread was ready to run but had no CPU.
@@ -190,7 +190,7 @@ class StallWatch:
         lease, threads = self._lease_on_loop(), stacks.lines_of_all()
         self._watched.give_up(is_told=self._tell(lambda: StalledForGood(lease, lasted, stacks.shown_all(threads))))
 
-    def _look_at_keeper(self, passed: float) -> None:
+    def _look_at_heartbeat(self, passed: float) -> None:
         """Check that heartbeats are being sent. If the ttl passes without one, the
         heartbeat thread reports that itself; if it does not, it is dead or stuck."""
         self._beats.look(passed)

@@ -96,7 +96,7 @@ class Upkeep:
         """Record that jobs are running here. When they end, there will be more upkeep to do."""
         self._is_at_rest = False
 
-    def heed(self, outlook: Outlook, asked_at: float) -> None:
+    def apply_outlook(self, outlook: Outlook, asked_at: float) -> None:
         """Apply the outlook from the answer to a heartbeat that was sent at `asked_at`."""
         self._told_at, self._due_at = asked_at, asked_at + outlook.due_in
         if self._due_at < self._next_at - UNANNOUNCED:

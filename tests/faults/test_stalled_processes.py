@@ -134,7 +134,7 @@ def test_a_loop_that_stands_still_for_good_ends_the_process_and_another_runs_the
     second = tasks.worker("--ttl", "1")
     ended_in(first, 5)
     assert re.search(r"CRITICAL tasks\.block_at_first .* has blocked the event loop for 2 s", first.said)
-    assert "taskflow-keeper (" in first.said
+    assert "taskflow-heartbeat (" in first.said
     second.wait_for("succeeded")
     let_end(second)
     assert tasks.ledger() == ["epoch 2"]

@@ -21,7 +21,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.seams import Seams, start_thread
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.worker import keeper, stacks, stalls
+from taskflow.worker import heartbeat, stacks, stalls
 from taskflow.worker.events import (
     BrokerCallFailed,
     Events,
@@ -307,7 +307,7 @@ async def test_in_an_application_a_loop_that_stands_still_for_good_ends_the_sess
     [told] = heard.of(StalledForGood)
     assert told.lease is not None
     assert told.lease.envelope.job == "tests.stalls.blocks_for_good"
-    assert "taskflow-keeper" in told.stacks
+    assert "taskflow-heartbeat" in told.stacks
     assert "in blocks_for_good" in told.stacks or "blocks_for_good\n" in told.stacks
     assert "was blocked for 1.5 s" in heard.of(SessionEnded)[0].why
 
@@ -328,14 +328,14 @@ async def test_a_subscriber_that_hangs_does_not_keep_the_limit_from_being_heeded
     assert told == [False]
 
 
-# --- the keeper ----------------------------------------------------------------------------------------------------------
+# --- the heartbeat ----------------------------------------------------------------------------------------------------------
 
 
 BeatIt = Callable[[Beat], Awaitable[BeatAnswer]]
 
 
-class WithKeeper(FaultyBroker):
-    """Its keepers beat through `beats`, which is given the real beat."""
+class WithHeartbeat(FaultyBroker):
+    """A broker whose heartbeats go through `beats`, which is given the real beat."""
 
     def __init__(self, beats: Callable[[BeatIt, Beat], Awaitable[BeatAnswer]]) -> None:
         super().__init__()
@@ -354,7 +354,7 @@ async def test_whatever_ends_the_keepers_thread_another_session_takes_its_place(
         return await beat(told)
 
     Run.release.set()
-    with default_app().using(WithKeeper(fails_once)):
+    with default_app().using(WithHeartbeat(fails_once)):
         heard = Heard()
         async with Worker(options=options(heard)):
             await heard.wait_for(SessionOpened, times=2)
@@ -364,7 +364,7 @@ async def test_whatever_ends_the_keepers_thread_another_session_takes_its_place(
 
 async def test_a_keeper_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A beat whose answer never comes, and no error either."""
-    monkeypatch.setattr(keeper, "STOPS_WITHIN", 0.1)
+    monkeypatch.setattr(heartbeat, "STOPS_WITHIN", 0.1)
     beats, released = list[Beat](), threading.Event()
 
     async def hangs_at_first(beat: BeatIt, told: Beat) -> BeatAnswer:
@@ -376,7 +376,7 @@ async def test_a_keeper_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) 
         return await beat(told)
 
     Run.release.set()
-    with default_app().using(WithKeeper(hangs_at_first)):
+    with default_app().using(WithHeartbeat(hangs_at_first)):
         heard = Heard()
         async with Worker(options=options(heard, ttl=0.4)):
             await heard.wait_for(SessionOpened, times=2)
@@ -391,7 +391,7 @@ async def test_a_keeper_that_no_thread_can_be_had_for_is_tried_again(broker: Bro
 
     def start(target: Callable[[], None], name: str) -> threading.Thread:
         starts.append(name)
-        if refusals and starts.count("taskflow-keeper") > 1 and name == "taskflow-keeper":
+        if refusals and starts.count("taskflow-heartbeat") > 1 and name == "taskflow-heartbeat":
             raise refusals.pop()
         return start_thread(target, name)
 
@@ -407,7 +407,7 @@ async def test_a_keeper_that_no_thread_can_be_had_for_is_tried_again(broker: Bro
 
 
 async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_threads(broker: Broker) -> None:
-    """Its keeper is not waited for in one of them."""
+    """Its heartbeat is not waited for in one of them."""
 
     @job(name="tests.stalls.takes_threads")
     async def takes_threads() -> None:
@@ -418,7 +418,7 @@ async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_thr
     async with Worker(options=options(Heard())):
         await handle.result(TIMEOUT)
         began_at = time.monotonic()
-    assert time.monotonic() - began_at < keeper.STOPS_WITHIN
+    assert time.monotonic() - began_at < heartbeat.STOPS_WITHIN
     Run.release_thread.set()
 
 

@@ -92,7 +92,7 @@ async def test_a_claim_that_fails_again_and_again_is_told_of_and_backs_off(monke
 
 
 class OddBeats(FaultyBroker):
-    """Its keeper's beats raise what no broker raises."""
+    """A broker whose `beat` raises what no broker raises."""
 
     def sibling(self) -> MemoryBroker:
         store, beats = self._store, iter(range(6))

@@ -58,7 +58,7 @@ async def broker() -> AsyncIterator[MemoryBroker]:
 
 
 def without_descriptors(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """The keeper's own connection gets an OSError from the system."""
+    """The heartbeat's own connection gets an OSError from the system."""
     sibling = MemoryBroker()
 
     async def beat(beat: Beat) -> BeatAnswer:
@@ -69,13 +69,13 @@ def without_descriptors(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, n
 
 
 async def test_sessions_that_end_early_in_a_row_begin_at_growing_intervals(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without descriptors for a keeper's loop, for example, which it does not take for descriptors that are not its own."""
+    """Without descriptors for a heartbeat's loop, for example, which it does not take for descriptors that are not its own."""
 
     def no_loop(main: Any) -> None:
         main.close()
         raise OSError(errno.EMFILE, "as the system says")
 
-    monkeypatch.setattr("taskflow.worker.keeper.asyncio.run", no_loop)
+    monkeypatch.setattr("taskflow.worker.heartbeat.asyncio.run", no_loop)
     heard = Heard()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         await heard.wait_for(SessionOpened, 5)

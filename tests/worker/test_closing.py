@@ -30,9 +30,9 @@ def cancel_all(*spared: asyncio.Task[Any] | None) -> None:
         task.cancel()
 
 
-def keepers() -> list[threading.Thread]:
+def heartbeats() -> list[threading.Thread]:
     """Threads that beat."""
-    return [thread for thread in threading.enumerate() if thread.name == "taskflow-keeper"]
+    return [thread for thread in threading.enumerate() if thread.name == "taskflow-heartbeat"]
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -56,7 +56,7 @@ async def test_a_winding_down_whose_tasks_are_all_cancelled_is_done_to_its_end(b
     assert await handle.status() is Status.READY
     assert await broker.console.workers() == []
     async with asyncio.timeout(5):
-        while keepers():  # noqa: ASYNC110  # no event tells it
+        while heartbeats():  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(0.01)
 
 
@@ -179,8 +179,8 @@ def test_a_worker_whose_loop_is_closed_leaves_and_beats_no_more() -> None:
         handle = loop.run_until_complete(begin())
         loop.close()
         give_up_at = time.monotonic() + 10
-        while keepers():
-            assert time.monotonic() < give_up_at, "the keeper beats on"
+        while heartbeats():
+            assert time.monotonic() < give_up_at, "the heartbeat continues"
             time.sleep(0.01)
         assert asyncio.run(broker.console.workers()) == []
         assert asyncio.run(handle.status()) is Status.READY

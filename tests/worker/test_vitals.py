@@ -9,7 +9,7 @@ import pytest
 
 from taskflow import Worker
 from taskflow.model.session import Beat
-from taskflow.worker import fetcher, keeper, vitals
+from taskflow.worker import fetcher, heartbeat, vitals
 from taskflow.worker.events import SessionOpened
 from taskflow.worker.vitals import VitalSign
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
@@ -22,8 +22,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitals, "LATE", LATE)
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", LATE / 5)
     monkeypatch.setattr(fetcher, "LONGEST_REST", LATE / 5)
-    monkeypatch.setattr(keeper, "BEATS_PER_TTL", 200)
-    monkeypatch.setattr(keeper, "IDLE_BEATS_PER_TTL", 200)
+    monkeypatch.setattr(heartbeat, "BEATS_PER_TTL", 200)
+    monkeypatch.setattr(heartbeat, "IDLE_BEATS_PER_TTL", 200)
 
 
 @pytest.fixture

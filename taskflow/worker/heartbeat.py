@@ -47,7 +47,7 @@ class BeatListener(Protocol):
         """The number of the latest claim that has been answered."""
         ...
 
-    def heed(self, answer: BeatAnswer, asked_at: float) -> None:
+    def apply_answer(self, answer: BeatAnswer, asked_at: float) -> None:
         """Apply the answer to a heartbeat that was sent at `asked_at`."""
         ...
 
@@ -60,7 +60,7 @@ class BeatListener(Protocol):
         ...
 
 
-class Keeper:
+class Heartbeat:
     """Sends the heartbeats of a session from `start` until it is stopped.
 
     `beaten_at` is the time of the last answer, or None before the first. `tried_at` is the time of the
@@ -85,9 +85,9 @@ class Keeper:
         lease_table.on_news = self.beat_soon
 
     def start(self, broker: Broker) -> None:
-        """Start the heartbeat thread. `broker` is a separate connection, which the keeper closes."""
+        """Start the heartbeat thread. `broker` is a separate connection, which the thread closes."""
         self._broker = broker
-        self._start_thread(self._keep, "taskflow-keeper")
+        self._start_thread(self._run_thread, "taskflow-heartbeat")
 
     async def stop(self) -> None:
         """End the thread. Wait for a heartbeat that is in progress, but at most `STOPS_WITHIN` seconds."""
@@ -113,7 +113,7 @@ class Keeper:
         """Send a heartbeat to report progress, but not within `PROGRESS_EVERY` seconds of the last one. May be called from any thread."""
         self._nudges.nudge()
 
-    def _keep(self) -> None:
+    def _run_thread(self) -> None:
         try:
             asyncio.run(self._main())
         except BaseException as error:  # any error ends the thread, and a session without heartbeats must not continue
@@ -141,9 +141,9 @@ class Keeper:
                 await self._leave()
                 return
             try:
-                asked_at, beat = time.monotonic(), self._a_beat()
+                asked_at, beat = time.monotonic(), self._next_beat()
                 answer = await self._send(beat, self._lease_table.reports())
-                self._in_loop(self._listener.heed, answer, asked_at)
+                self._in_loop(self._listener.apply_answer, answer, asked_at)
                 beaten_at = self.beaten_at = self.tried_at = time.monotonic()
                 retries.succeeded()
                 pause = self._session.ttl / IDLE_BEATS_PER_TTL if beat.looks else interval
@@ -169,7 +169,7 @@ class Keeper:
             await self._nudges.wait(left)
         self._is_urgent = False
 
-    def _a_beat(self) -> Beat:
+    def _next_beat(self) -> Beat:
         seen = self._listener.request  # read first, so that a claim answered in between is younger than `seen`
         claims = self._lease_table.claims()
         return Beat(session=self._session.id, claims=claims, seen=seen, looks=not claims)
