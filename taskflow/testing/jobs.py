@@ -32,7 +32,7 @@ from taskflow.testing.passes import CONCURRENCY, LAST_WORDS, Pass, TestExecutor,
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
 from taskflow.worker.scheduler import Scheduler
-from taskflow.worker.threads import Threads
+from taskflow.worker.thread_pool import ThreadPool
 
 P = ParamSpec("P")
 
@@ -258,7 +258,7 @@ class TaskflowJobs:
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
-            threads = Threads(CONCURRENCY, self._seams.start_thread)
+            threads = ThreadPool(CONCURRENCY, self._seams.start_thread)
             stack.callback(threads.close)
             middleware = self._app.settings.middleware
             ended_hooks = EndedHooks(self._app, self._broker, middleware, "run_all") if has_ended_hook(middleware) else None

@@ -44,7 +44,7 @@ from taskflow.worker.deadlines import Deadlines
 from taskflow.worker.failure_follow_up import follow_ups_of
 from taskflow.worker.failures import RolledBack, cause_of, failure_of, unencodable
 from taskflow.worker.lease_table import HeldLease
-from taskflow.worker.threads import NeverBegun, RaisedInThread, Threads
+from taskflow.worker.thread_pool import NeverBegun, RaisedInThread, ThreadPool
 
 CANCELLED: Final = "cancelled"
 TIMED_OUT: Final = str(RunEnding.TIMED_OUT)
@@ -68,7 +68,7 @@ class Executor:
         app: App,
         *,
         middleware: Sequence[Middleware],
-        threads: Threads | None,
+        threads: ThreadPool | None,
         seams: Seams,
         state: Any = None,
         children: Children | None = None,

@@ -17,7 +17,7 @@ from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.pace import Pace
 from taskflow.worker.settler import Settler
-from taskflow.worker.threads import Threads
+from taskflow.worker.thread_pool import ThreadPool
 
 PORTION: Final = 0.002
 """Maximum seconds to spend on starting jobs before the event loop runs other tasks."""
@@ -52,7 +52,7 @@ class Runs:
     """
 
     def __init__(
-        self, options: WorkerOptions, threads: Threads, lease_table: LeaseTable, executor: Executor, settler: Settler, events: Events
+        self, options: WorkerOptions, threads: ThreadPool, lease_table: LeaseTable, executor: Executor, settler: Settler, events: Events
     ) -> None:
         self._slots = options.concurrency
         self._last_words = options.last_words

@@ -43,7 +43,7 @@ from taskflow.worker.runs import Runs
 from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.services import Services
 from taskflow.worker.settler import Settler
-from taskflow.worker.threads import Threads
+from taskflow.worker.thread_pool import ThreadPool
 from taskflow.worker.upkeep import Upkeep
 from taskflow.worker.vitals import Signs
 
@@ -72,7 +72,7 @@ class WorkerSession:
         self,
         broker: Broker,
         executor: Executor,
-        threads: Threads,
+        threads: ThreadPool,
         scheduler: Scheduler,
         options: WorkerOptions,
         seams: Seams,

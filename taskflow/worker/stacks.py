@@ -16,12 +16,12 @@ from typing import Any, Final
 
 from taskflow.app.context import JobContext, running
 from taskflow.worker.executor import Executor
-from taskflow.worker.threads import Threads
+from taskflow.worker.thread_pool import ThreadPool
 
 _LOOPS: Final = str(Path(asyncio.__file__).parent)
 _OURS: Final = str(Path(__file__).parents[1])
 _IN_LOOP: Final = Executor._run.__code__
-_IN_THREAD: Final = Threads._work.__code__
+_IN_THREAD: Final = ThreadPool._work.__code__
 
 # CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED, linux/posix-timers.h
 _OF_A_THREAD: Final = 4 | 2

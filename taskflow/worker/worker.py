@@ -27,7 +27,7 @@ from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.session import WorkerSession, deploy_name, worker_name
 from taskflow.worker.stalls import StallWatch
 from taskflow.worker.succession import PAUSES, Succession
-from taskflow.worker.threads import Threads
+from taskflow.worker.thread_pool import ThreadPool
 from taskflow.worker.vitals import Vitals
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
@@ -138,7 +138,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             if (lifespan := self._app.settings.lifespan) is not None:
                 self._state = await stack.enter_async_context(lifespan())
-            self._threads = Threads(self.options.concurrency, self._seams.start_thread, self._note_freed)
+            self._threads = ThreadPool(self.options.concurrency, self._seams.start_thread, self._note_freed)
             stack.callback(self._threads.close)
             self._children = self._no_children_yet()
             stack.push_async_callback(self._children.close)

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, Final
 
 from taskflow.model.errors import JobStopping, StopReason
-from taskflow.worker.threads import NeverBegun, carried
+from taskflow.worker.thread_pool import NeverBegun, carried
 
 STOP_SIGNAL: Final = signal.SIGURG
 """Interrupts the main thread. By default it has no effect, not even in a debugger, and hardly any program uses it."""

@@ -14,7 +14,7 @@ from taskflow.model.errors import ConfigurationError, TaskflowError
 from taskflow.worker.children.calls import MainThreadCalls
 from taskflow.worker.children.wire import CallRefused, Hello
 from taskflow.worker.failures import failure_of
-from taskflow.worker.threads import carried
+from taskflow.worker.thread_pool import carried
 
 
 class Lifespan:

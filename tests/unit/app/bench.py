@@ -16,7 +16,7 @@ from taskflow.model.ids import parse_id
 from taskflow.model.verdict import Verdict
 from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
-from taskflow.worker.threads import Threads
+from taskflow.worker.thread_pool import ThreadPool
 from tests.support.world import World
 
 FOR_EVER = 1e9
@@ -30,7 +30,7 @@ class Bench:
         self.app = app
         self.clock = world.clock
         self.broker = world.broker
-        self._threads = Threads(4, world.seams.start_thread)
+        self._threads = ThreadPool(4, world.seams.start_thread)
 
     async def run_all(self, *, by: App | None = None, state: Any = None) -> list[Verdict]:
         """Run what is ready until nothing is, one job after the other, as a worker that has loaded the application `by`."""

@@ -23,7 +23,7 @@ class _ThreadCall(NamedTuple):
     outcome: asyncio.Future[Any]
 
 
-class Threads:
+class ThreadPool:
     """A pool of at most `size` daemon threads. A new one is started if there is work and none is idle. Belongs to one event loop.
 
     They are daemon threads so that a function that never returns cannot keep the process from exiting.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from taskflow.model.seams import start_thread
-from taskflow.worker.threads import NeverBegun, Threads
+from taskflow.worker.thread_pool import NeverBegun, ThreadPool
 
 MANY = 100
 
@@ -31,13 +31,13 @@ class Held:
 
 async def test_functions_that_wait_for_each_other_run_at_one_time() -> None:
     """As many as there may be threads, each in its own."""
-    threads, meeting = Threads(8, start_thread), threading.Barrier(8, timeout=10)
+    threads, meeting = ThreadPool(8, start_thread), threading.Barrier(8, timeout=10)
     await asyncio.gather(*(threads.run(meeting.wait) for _ in range(8)))
     threads.close()
 
 
 async def test_there_are_never_more_threads_than_allowed() -> None:
-    threads, both, third = Threads(2, start_thread), threading.Barrier(2, timeout=10), threading.Event()
+    threads, both, third = ThreadPool(2, start_thread), threading.Barrier(2, timeout=10), threading.Event()
     waiting = [threads.run(both.wait), threads.run(both.wait)]
     late = threads.run(third.set)
     await asyncio.gather(*waiting)
@@ -48,7 +48,7 @@ async def test_there_are_never_more_threads_than_allowed() -> None:
 
 async def test_work_that_comes_while_a_thread_is_on_its_way_calls_no_other() -> None:
     held = Held()
-    threads = Threads(MANY, held.start)
+    threads = ThreadPool(MANY, held.start)
     outcomes = [threads.run(lambda: None) for _ in range(MANY)]
     assert len(held.targets) == 1
     held.let_go()
@@ -59,7 +59,7 @@ async def test_work_that_comes_while_a_thread_is_on_its_way_calls_no_other() -> 
 async def test_results_travel_back_in_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
     """One call into the loop brings all that was done while the loop was busy."""
     held, loop, calls = Held(), asyncio.get_running_loop(), 0
-    threads = Threads(1, held.start)
+    threads = ThreadPool(1, held.start)
     call_soon_threadsafe = loop.call_soon_threadsafe
 
     def counted(callback: Callable[..., object], *args: object) -> asyncio.Handle:
@@ -80,7 +80,7 @@ async def test_results_travel_back_in_bundles(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_each_thread_that_finds_more_than_it_takes_calls_the_next() -> None:
     """The first that waits does not hold up what came with it."""
-    threads, released = Threads(4, start_thread), threading.Event()
+    threads, released = ThreadPool(4, start_thread), threading.Event()
     blocked = threads.run(lambda: released.wait(10))
     quick = [threads.run(lambda: None) for _ in range(MANY)]
     await asyncio.gather(*quick)
@@ -91,7 +91,7 @@ async def test_each_thread_that_finds_more_than_it_takes_calls_the_next() -> Non
 
 
 async def test_idle_threads_take_up_work_again() -> None:
-    threads = Threads(3, start_thread)
+    threads = ThreadPool(3, start_thread)
     for _ in range(50):
         meeting = threading.Barrier(3, timeout=10)
         await asyncio.gather(*(threads.run(meeting.wait) for _ in range(3)))
@@ -102,14 +102,14 @@ async def test_without_any_thread_left_the_caller_is_told() -> None:
     def refuse(target: Callable[[], None], name: str) -> threading.Thread:
         raise RuntimeError("can't start new thread")
 
-    threads = Threads(2, refuse)
+    threads = ThreadPool(2, refuse)
     with pytest.raises(RuntimeError, match="can't start"):
         threads.run(lambda: None)
 
 
 async def test_cancelled_work_that_no_thread_has_come_to_is_never_called() -> None:
     """What it belonged to has ended: its effects would come after that."""
-    threads, release, called = Threads(1, start_thread), threading.Event(), threading.Event()
+    threads, release, called = ThreadPool(1, start_thread), threading.Event(), threading.Event()
     first, second = threads.run(lambda: release.wait(10)), threads.run(called.set)
     second.cancel()
     release.set()
@@ -119,7 +119,7 @@ async def test_cancelled_work_that_no_thread_has_come_to_is_never_called() -> No
 
 
 async def test_work_is_taken_back_until_a_thread_has_come_to_it() -> None:
-    threads, begun, release, called = Threads(1, start_thread), threading.Event(), threading.Event(), threading.Event()
+    threads, begun, release, called = ThreadPool(1, start_thread), threading.Event(), threading.Event(), threading.Event()
 
     def waits() -> str:
         begun.set()
@@ -140,7 +140,7 @@ async def test_work_is_taken_back_until_a_thread_has_come_to_it() -> None:
 
 async def test_work_that_was_cancelled_is_not_taken_back_besides() -> None:
     """A run may be asked to stop in the moment in which a stranger has cancelled it."""
-    threads, release = Threads(1, start_thread), threading.Event()
+    threads, release = ThreadPool(1, start_thread), threading.Event()
     first, second = threads.run(lambda: release.wait(10)), threads.run(lambda: None)
     second.cancel()
     threads.take_back(second)
@@ -159,7 +159,7 @@ async def test_a_function_that_is_given_up_counts_until_it_ends() -> None:
         begun.set()
         release.wait(10)
 
-    threads = Threads(1, start_thread, freed.set)
+    threads = ThreadPool(1, start_thread, freed.set)
     first, second = threads.run(waits), threads.run(lambda: None)
     assert await asyncio.to_thread(begun.wait, 10)
     for outcome in (first, second):
