@@ -26,7 +26,7 @@ from taskflow.worker.queues import QueueChoice
 from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.session import WorkerSession, deploy_name, worker_name
 from taskflow.worker.stalls import StallWatch
-from taskflow.worker.succession import PAUSES, Succession
+from taskflow.worker.session_loop import PAUSES, SessionLoop
 from taskflow.worker.thread_pool import ThreadPool
 from taskflow.worker.vitals import Vitals
 
@@ -116,7 +116,7 @@ class Worker:
         self._host: asyncio.Task[Any] | None = None
         self._host_cancels = 0
         self._stack = AsyncExitStack()
-        self._sessions = Succession(self._a_session, self.options, self._events, self._seams.chance)
+        self._sessions = SessionLoop(self._a_session, self.options, self._events, self._seams.chance)
         self._watch: StallWatch | None = None
         self._ended_hooks: EndedHooks | None = None
         self.vitals = Vitals(lambda: self._watch, self._sessions.signs, self.options.ttl)
@@ -192,7 +192,7 @@ class Worker:
         Parked jobs stay in their queues, and so do waiting jobs in paused queues. If the broker does not answer, the worker tries again.
         """
         drain = Drain(self._app.broker(), self._app.registry, self.options)
-        if (session := self._sessions.present) is not None:
+        if (session := self._sessions.current) is not None:
             await self._look(lambda: drain.note_begin(session.session.id))
             with anyio.move_on_after(BEGUN_WITHIN):
                 await session.schedules_begun.wait()
@@ -235,7 +235,7 @@ class Worker:
         return EndedHooks(self._app, self._app.broker(), middleware, worker_name())
 
     def _note_freed(self) -> None:
-        if (session := self._sessions.present) is not None:
+        if (session := self._sessions.current) is not None:
             session.look_again()
 
     def _end_watch(self) -> None:

@@ -18,7 +18,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker.events import DescriptorsClosed, BrokerRecovered, BrokerCallFailed, ServiceFailed, SessionOpened, WorkerEvent
 from taskflow.worker.options import WorkerOptions
-from taskflow.worker.succession import EARLY_PAUSES
+from taskflow.worker.session_loop import EARLY_PAUSES
 
 
 @job(name="tests.cli.add")

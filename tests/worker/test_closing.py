@@ -71,7 +71,7 @@ async def test_a_worker_whose_own_closing_alone_is_cancelled_goes_on_with_its_gr
     hosting = asyncio.create_task(host())
     await heard.wait_for(WindingDown)
     for task in asyncio.all_tasks():
-        if "Succession._walk" in repr(task):
+        if "SessionLoop._run_sessions" in repr(task):
             task.cancel()
     await asyncio.sleep(0.1)
     Run.release.set()

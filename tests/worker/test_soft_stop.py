@@ -112,7 +112,7 @@ async def test_a_worker_that_winds_down_asks_after_its_grace_time_and_hands_back
 async def test_a_lost_lease_asks_too(worker: Worker, ledger: Ledger, broker: MemoryBroker) -> None:
     handle = await jobs.works.delay(ledger.path, "sleeps")
     await ledger.begun()
-    session = worker._sessions.present
+    session = worker._sessions.current
     assert session is not None
     session.lose("in this test")
     await ledger.until("context manager")

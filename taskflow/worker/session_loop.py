@@ -1,4 +1,4 @@
-"""Begins the sessions of a worker, one after another, and sees each one to its end."""
+"""Runs the sessions of a worker, one after another."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ MOST_RESTARTS: Final = 20
 """How many times in a row a worker that is winding down restarts its task after it has failed or been cancelled."""
 
 
-class Succession:
-    """Runs a worker's sessions, one after another. `present` is the current session, or
+class SessionLoop:
+    """Runs a worker's sessions, one after another. `current` is the current session, or
     None between two; `past` holds lost sessions that are still offering their verdicts.
 
-    One task walks from session to session, and each session is a task in its group. Other code may cancel these tasks; a job may
-    even cancel every existing task. A new walk then continues with the same sessions. `phase` is the phase of the worker itself.
+    One task takes the sessions in turn, and each session is a task in its group. Other code may cancel these tasks; a job may
+    even cancel every existing task. A new task then continues with the same sessions. `phase` is the phase of the worker itself.
     """
 
     def __init__(self, make: Callable[[], WorkerSession], options: WorkerOptions, events: Events, chance: Chance) -> None:
-        self.present: WorkerSession | None = None
+        self.current: WorkerSession | None = None
         self.past: list[WorkerSession] = []
         self.phase = Phase.WORKING
         self.has_ended = asyncio.Event()
@@ -72,16 +72,16 @@ class Succession:
             if timeout and times == 1:
                 self._events.tell(WaitingForBroker(str(error), timeout))
 
-        self.present = await retry(self._begin, PAUSES, on=BrokerUnavailable, note=note, give_up_at=time.monotonic() + timeout)
+        self.current = await retry(self._begin, PAUSES, on=BrokerUnavailable, note=note, give_up_at=time.monotonic() + timeout)
         self._start()
 
     async def finish(self) -> None:
         """Make the current session stop claiming. Return when all runs have ended and the broker has their verdicts."""
         self._enter(Phase.FINISHING)
-        if (present := self.present) is not None:
-            await present.all_ended.wait()
-            if present.phase is Phase.LOST:
-                await present.until(Phase.ENDED)
+        if (current := self.current) is not None:
+            await current.all_ended.wait()
+            if current.phase is Phase.LOST:
+                await current.until(Phase.ENDED)
         for session in list(self.past):
             await session.until(Phase.ENDED)
 
@@ -99,7 +99,7 @@ class Succession:
         await self.has_ended.wait()
         if self._error is not None:
             raise self._error
-        return self.present is not None and self.present.has_forced
+        return self.current is not None and self.current.has_forced
 
     def _enter(self, phase: Phase) -> None:
         self.phase = max(phase, self.phase)
@@ -110,44 +110,44 @@ class Succession:
 
     def _lead(self) -> None:
         """Bring the current session to the worker's phase."""
-        if self.present is not None:
+        if self.current is not None:
             if self.phase is Phase.FINISHING:
-                self.present.finish()
+                self.current.finish()
             elif self.phase is Phase.WINDING_DOWN:
-                self.present.wind_down()
+                self.current.wind_down()
                 if self._is_hurried:
-                    self.present.hurry()
+                    self.current.hurry()
 
-    # --- its walk ---------------------------------------------------------------------------------------
+    # --- its task ---------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        walk = asyncio.get_running_loop().create_task(self._walk(), name="taskflow-sessions")
-        walk.add_done_callback(partial(self._note_end, time.monotonic()))
+        task = asyncio.get_running_loop().create_task(self._run_sessions(), name="taskflow-sessions")
+        task.add_done_callback(partial(self._note_end, time.monotonic()))
 
-    def _note_end(self, began_at: float, walk: asyncio.Task[None]) -> None:
+    def _note_end(self, began_at: float, task: asyncio.Task[None]) -> None:
         if time.monotonic() - began_at > RESTART_PAUSES.longest:
             self._restarts.succeeded()
-        error = asyncio.CancelledError() if walk.cancelled() else walk.exception()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         is_closing = self.phase is Phase.WINDING_DOWN
         if error is None or (is_closing and self._restarts.failures >= MOST_RESTARTS):
             self._error = error
             self.has_ended.set()
             return
         pause = self._restarts.failed()
-        if not walk.cancelled():
-            self._events.tell(ServiceFailed(self._walk.__qualname__, error, pause))
+        if not task.cancelled():
+            self._events.tell(ServiceFailed(self._run_sessions.__qualname__, error, pause))
         asyncio.get_running_loop().call_later(pause, self._start)
 
-    async def _walk(self) -> None:
+    async def _run_sessions(self) -> None:
         async with a_group() as group:
             for session in self.all:
-                group.start(self._live(session), "taskflow-session")
-            while self.phase is Phase.WORKING or self.present is not None:
-                if self.present is not None:
-                    await self.present.until(Phase.LOST)
-                    if self.present.phase is Phase.ENDED or self.phase is Phase.WINDING_DOWN:
+                group.start(self._run_session(session), "taskflow-session")
+            while self.phase is Phase.WORKING or self.current is not None:
+                if self.current is not None:
+                    await self.current.until(Phase.LOST)
+                    if self.current.phase is Phase.ENDED or self.phase is Phase.WINDING_DOWN:
                         break
-                    self._lost, self.present = self.present, None
+                    self._lost, self.current = self.current, None
                     self.past.append(self._lost)
                 if self._lost is not None:
                     await self._lost.runs_stopped.wait()
@@ -163,12 +163,12 @@ class Succession:
             else:
                 self._early_ends.succeeded()
             # Any error, such as no thread left for the heartbeat: if it gave up, the worker would be alive and do nothing.
-            self.present = await retry(self._begin, PAUSES, on=Exception, note=self._note_trouble, draw=self._chance.random)
-        if self.present is not None:
-            group.start(self._live(self.present), "taskflow-session")
+            self.current = await retry(self._begin, PAUSES, on=Exception, note=self._note_trouble, draw=self._chance.random)
+        if self.current is not None:
+            group.start(self._run_session(self.current), "taskflow-session")
             self._lead()
 
-    async def _live(self, session: WorkerSession) -> None:
+    async def _run_session(self, session: WorkerSession) -> None:
         await session.run()
         if session in self.past:
             self.past.remove(session)
@@ -187,8 +187,8 @@ class Succession:
         while self.phase is not Phase.WINDING_DOWN:
             self._moved.clear()
             await self._moved.wait()
-        if self.present is not None:
-            await self.present.until(Phase.ENDED)
+        if self.current is not None:
+            await self.current.until(Phase.ENDED)
         for session in self.past:
             session.settle_by(self._ends_at)
         for session in list(self.past):
@@ -198,36 +198,36 @@ class Succession:
 
     @property
     def all(self) -> list[WorkerSession]:
-        return [*(() if (present := self.present) is None else (present,)), *self.past]
+        return [*(() if (current := self.current) is None else (current,)), *self.past]
 
     def signs(self) -> Signs | None:
-        present = self.present
-        return None if present is None else present.signs()
+        current = self.current
+        return None if current is None else current.signs()
 
     @property
     def beats(self) -> object:
         """A value that changes with every answered heartbeat and with every new session."""
-        present = self.present
-        return object() if present is None else (present, present.signs().beaten_at)
+        current = self.current
+        return object() if current is None else (current, current.signs().beaten_at)
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:
         """The last slow run, and when it ended. It may belong to the session that was
         lost last, because a run that holds the interpreter lock may end its session."""
-        found = [session.slow for session in (self.present, self._lost) if session is not None and session.slow is not None]
+        found = [session.slow for session in (self.current, self._lost) if session is not None and session.slow is not None]
         return max(found, key=lambda one: one[1], default=None)
 
     def holding_of(self, run: JobContext) -> HeldLease | None:
         return next((holding for session in self.all if (holding := session.holding_of(run)) is not None), None)
 
     def note_silence(self) -> None:
-        if (present := self.present) is not None:
-            present.fall_silent("its heartbeat thread has sent nothing for longer than the ttl")
+        if (current := self.current) is not None:
+            current.fall_silent("its heartbeat thread has sent nothing for longer than the ttl")
 
     def give_up(self, *, is_told: bool) -> None:
         """Stop the heartbeat, so that other workers take the jobs after the ttl. If
         the event loop ever runs again, the worker continues with a new session."""
-        if (present := self.present) is not None:
-            present.fall_silent(f"the event loop was blocked for {self._options.stall_limit:g} s")
+        if (current := self.current) is not None:
+            current.fall_silent(f"the event loop was blocked for {self._options.stall_limit:g} s")
         if self._options.on_stall_limit is not None:
             self._options.on_stall_limit(is_told)
