@@ -28,7 +28,7 @@ from taskflow.worker.crash_lines import CrashLines
 from taskflow.worker.failures import ROLLED_BACK
 from taskflow.worker.heartbeat import BEATS_PER_TTL
 from taskflow.worker.park_log import ParkLog
-from taskflow.worker.stalls import LOOK
+from taskflow.worker.watchdog import LOOK
 
 log: Final = logging.getLogger("taskflow.worker")
 _parks: Final = ParkLog()

@@ -257,7 +257,7 @@ class Supervisor:
 
     def _end_the_silent(self) -> None:
         """End workers that have fallen silent. C code that never releases the
-        interpreter lock blocks everything in its process, even the stall watch."""
+        interpreter lock blocks everything in its process, even the watchdog."""
         now = self._clock()
         for worker in self._workers.values():
             limit = self._silent_for(worker)

@@ -15,7 +15,7 @@ LATE: Final = 12.0
 This is slightly longer than two of the fetcher's checks for jobs or room."""
 
 BLIND: Final = 5.0
-"""Seconds without a check after which the stall watch is considered dead."""
+"""Seconds without a check after which the watchdog is considered dead."""
 
 
 class Signs(NamedTuple):
@@ -53,7 +53,7 @@ class VitalSign:
 
 
 class Seen(Protocol):
-    """The observations of the stall watch; see `StallWatch`."""
+    """The observations of the watchdog; see `Watchdog`."""
 
     @property
     def stalled_for(self) -> float: ...
@@ -64,7 +64,7 @@ class Seen(Protocol):
 
 
 class Vitals:
-    """Checks whether a worker is alive and ready. `seen` returns the worker's stall watch, or None before
+    """Checks whether a worker is alive and ready. `seen` returns the worker's watchdog, or None before
     its start and after its end. `signs` returns the signs of the current session, or None between two."""
 
     def __init__(self, seen: Callable[[], Seen | None], signs: Callable[[], Signs | None], ttl: float) -> None:

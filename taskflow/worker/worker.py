@@ -25,7 +25,7 @@ from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.session import WorkerSession, deploy_name, worker_name
-from taskflow.worker.stalls import StallWatch
+from taskflow.worker.watchdog import Watchdog
 from taskflow.worker.session_loop import PAUSES, SessionLoop
 from taskflow.worker.thread_pool import ThreadPool
 from taskflow.worker.vitals import Vitals
@@ -117,9 +117,9 @@ class Worker:
         self._host_cancels = 0
         self._stack = AsyncExitStack()
         self._sessions = SessionLoop(self._a_session, self.options, self._events, self._seams.chance)
-        self._watch: StallWatch | None = None
+        self._watchdog: Watchdog | None = None
         self._ended_hooks: EndedHooks | None = None
-        self.vitals = Vitals(lambda: self._watch, self._sessions.signs, self.options.ttl)
+        self.vitals = Vitals(lambda: self._watchdog, self._sessions.signs, self.options.ttl)
 
     async def __aenter__(self) -> Self:
         if self._app.is_in_child:
@@ -147,10 +147,10 @@ class Worker:
             if (ended_hooks := self._find_ended_hooks()) is not None:
                 self._ended_hooks = ended_hooks
                 stack.push_async_callback(ended_hooks.close, self.options.last_words)
-            stack.callback(self._end_watch)
+            stack.callback(self._end_watchdog)
             limit, ttl = self.options.stall_limit, self.options.ttl
-            self._watch = StallWatch(self._sessions, self._events, self._seams.start_thread, stall_limit=limit, ttl=ttl)
-            self._watch.start()
+            self._watchdog = Watchdog(self._sessions, self._events, self._seams.start_thread, stall_limit=limit, ttl=ttl)
+            self._watchdog.start()
             await self._sessions.begin()
             self._stack = stack.pop_all()
         return self
@@ -238,10 +238,10 @@ class Worker:
         if (session := self._sessions.current) is not None:
             session.look_again()
 
-    def _end_watch(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.stop()
+    def _end_watchdog(self) -> None:
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.stop()
 
     def _is_cancelled(self) -> bool:
         """Return True if the task that runs the block is being cancelled."""

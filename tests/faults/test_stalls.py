@@ -21,7 +21,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.seams import Seams, start_thread
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.worker import heartbeat, stacks, stalls
+from taskflow.worker import heartbeat, stacks, watchdog
 from taskflow.worker.events import (
     BrokerCallFailed,
     Events,
@@ -111,7 +111,7 @@ async def test_a_job_that_blocks_the_loop_is_named_with_its_own_lines(broker: Br
     [stalled] = heard.of(LoopStalled)
     assert stalled.lease is not None
     assert stalled.lease.envelope.job == "tests.stalls.blocks"
-    assert stalled.seconds >= stalls.FIRST_TOLD
+    assert stalled.seconds >= watchdog.FIRST_TOLD
     assert "in blocks\n    block()\n" in stalled.stack
     assert "taskflow/worker" not in stalled.stack
 
@@ -162,10 +162,10 @@ class OneRun:
 async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop is in its own code, and makes no progress: on an overloaded machine it is the last to be asked."""
 
-    def no_tick(watch: stalls.StallWatch) -> None:
+    def no_tick(watch: watchdog.Watchdog) -> None:
         watch._timer = watch._loop.call_later(60.0, int)
 
-    monkeypatch.setattr(stalls.StallWatch, "_tick", no_tick)
+    monkeypatch.setattr(watchdog.Watchdog, "_tick", no_tick)
     heard = Heard()
     long = await runs_in_a_thread.delay(3.0)
     short = await runs_in_a_thread.delay(0.7)
@@ -180,7 +180,7 @@ async def test_a_plain_function_is_not_accused_when_the_loop_stands_in_its_run(m
     """The loop lost its processor just after it had given the function to a thread."""
     holding = a_holding()
     monkeypatch.setattr(stacks, "run_in_loop", lambda loop, thread: "a run")
-    watch = stalls.StallWatch(OneRun(holding), Events(), start_thread, stall_limit=0.0, ttl=20.0)
+    watch = watchdog.Watchdog(OneRun(holding), Events(), start_thread, stall_limit=0.0, ttl=20.0)
     assert watch._lease_on_loop() is holding.lease
 
     holding.in_thread = asyncio.get_running_loop().create_future()
@@ -198,9 +198,9 @@ class LateLook:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, computed: float, waited: float, runs: HeldLease | None = None) -> None:
         loop_thread = threading.get_ident()
         clocks = iter([(BEFORE, {loop_thread: 0.0}), (AFTER, {loop_thread: computed})])
-        real, others = stalls._clocks, set(threading.enumerate()) - {threading.current_thread()}
+        real, others = watchdog._clocks, set(threading.enumerate()) - {threading.current_thread()}
         monkeypatch.setattr(
-            stalls, "_clocks", lambda: real() if threading.current_thread() in others else next(clocks, (AFTER + stalls.LOOK, {}))
+            watchdog, "_clocks", lambda: real() if threading.current_thread() in others else next(clocks, (AFTER + watchdog.LOOK, {}))
         )  # the watch of an earlier test may look once more
         monkeypatch.setattr(stacks, "waited_for_processor", lambda: waited)
         monkeypatch.setattr(stacks, "run_in_loop", lambda loop, thread: None if runs is None else "a run")
@@ -210,7 +210,7 @@ class LateLook:
     async def hear(self, kind: type[WorkerEvent]) -> Any:
         """Return the event of this kind that the watch tells of the late look."""
         heard = Heard()
-        watch = stalls.StallWatch(OneRun(self._holding, self.slow), Events(heard), start_thread, stall_limit=0.0, ttl=20.0)
+        watch = watchdog.Watchdog(OneRun(self._holding, self.slow), Events(heard), start_thread, stall_limit=0.0, ttl=20.0)
         watch.start()
         await heard.wait_for(kind)
         watch.stop()
@@ -245,7 +245,7 @@ async def test_c_code_on_a_busy_machine_is_named_although_the_watch_waited_for_a
 @pytest.mark.parametrize(
     ("started", "is_named"),
     [
-        pytest.param(BEFORE + stalls.LOOK + 0.8, True, id="there for more than half of the time"),
+        pytest.param(BEFORE + watchdog.LOOK + 0.8, True, id="there for more than half of the time"),
         pytest.param(AFTER - 0.8, False, id="there for less"),
     ],
 )
@@ -267,8 +267,8 @@ async def test_the_run_that_ended_before_the_late_look_is_named(monkeypatch: pyt
 
 async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 1 s, 10 s, 100 s: here after a twentieth of that."""
-    monkeypatch.setattr(stalls, "LOOK", 0.01)
-    monkeypatch.setattr(stalls, "FIRST_TOLD", 0.05)
+    monkeypatch.setattr(watchdog, "LOOK", 0.01)
+    monkeypatch.setattr(watchdog, "FIRST_TOLD", 0.05)
     heard = Heard(LoopStalled, Run.release_thread.set, times=2)
     handle = await blocks.delay()
     async with Worker(options=options(heard)):
@@ -314,7 +314,7 @@ async def test_in_an_application_a_loop_that_stands_still_for_good_ends_the_sess
 
 async def test_a_subscriber_that_hangs_does_not_keep_the_limit_from_being_heeded(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a log does whose lock the blocking job holds."""
-    monkeypatch.setattr(stalls, "TELLING", 0.1)
+    monkeypatch.setattr(watchdog, "TELLING", 0.1)
     told = list[bool]()
 
     def on_limit(is_told: bool) -> None:
@@ -427,7 +427,7 @@ async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_thr
 
 def compute_in_c() -> None:
     """One call of C code that keeps the interpreter lock for a second and a half of the processor's time."""
-    until = time.thread_time() + stalls.FIRST_TOLD + 2 * stalls.LOOK
+    until = time.thread_time() + watchdog.FIRST_TOLD + 2 * watchdog.LOOK
     deque(takewhile(until.__gt__, iter(time.thread_time, None)), maxlen=0)
 
 
@@ -445,7 +445,7 @@ def computes_in_a_thread() -> None:
 
 @job(name="tests.stalls.sleeps_in_c")
 async def sleeps_in_c() -> None:
-    ctypes.PyDLL(None).usleep(int((stalls.FIRST_TOLD + 4 * stalls.LOOK) * 1e6))  # a PyDLL's function keeps the lock
+    ctypes.PyDLL(None).usleep(int((watchdog.FIRST_TOLD + 4 * watchdog.LOOK) * 1e6))  # a PyDLL's function keeps the lock
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a thread has computed")
@@ -458,7 +458,7 @@ async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Bro
         while not (named := [held for held in heard.of(InterpreterHeld) if held.is_computed and held.lease]):
             await heard.wait_for(InterpreterHeld, len(heard.of(InterpreterHeld)) + 1)
     [held, *_] = named
-    assert held.seconds >= stalls.FIRST_TOLD
+    assert held.seconds >= watchdog.FIRST_TOLD
     assert held.lease.envelope.job == culprit.name
 
 
@@ -475,7 +475,7 @@ async def test_a_process_that_stood_still_without_computing_accuses_nobody(broke
 
 def test_time_that_the_watch_has_not_seen_is_no_stall() -> None:
     """Ten minutes in a stopped process are two looks."""
-    still = stalls.Standstill(lambda: 1)
+    still = watchdog.Standstill(lambda: 1)
     still.look(600.0)
     still.look(600.0)
-    assert still.seconds <= 4 * stalls.LOOK
+    assert still.seconds <= 4 * watchdog.LOOK

@@ -46,7 +46,7 @@ class Standstill:
         return False
 
 
-class Watched(Protocol):
+class WatchdogTarget(Protocol):
     """The interface through which the watch uses the sessions of a worker. The watch calls it from its own thread."""
 
     @property
@@ -72,7 +72,7 @@ class Watched(Protocol):
         ...
 
 
-class StallWatch:
+class Watchdog:
     """Watches the event loop in which it was created. Its thread never logs and never waits for the loop, so neither can block it.
 
     `stall_limit`  how many seconds the loop may make no progress before `watched.give_up` is called; 0 means no limit
@@ -82,7 +82,7 @@ class StallWatch:
     `blocker`      the lease of the job that was reported as blocking the loop
     """
 
-    def __init__(self, watched: Watched, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
+    def __init__(self, watched: WatchdogTarget, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
         self._events = events
         self._start_thread = start_thread
         self._watched = watched
