@@ -6,7 +6,7 @@ import time
 from typing import Final, NamedTuple
 
 from taskflow.worker.endings import Ending
-from taskflow.worker.vitals import VitalSign
+from taskflow.worker.health import HealthCheck
 
 CHECK_EVERY: Final = 0.2
 REPORT_EVERY: Final = 1.0
@@ -14,7 +14,7 @@ REPORT_EVERY: Final = 1.0
 SILENT_AFTER: Final = 10.0
 """Seconds without a report after which a worker is presumed dead, for example because C code holds the interpreter lock."""
 
-_WORD: Final = "vitals"
+_WORD: Final = "health"
 
 
 def report_line(live: VitalSign, ready: VitalSign) -> str:
@@ -52,17 +52,17 @@ class Fleet:
             case _:
                 return
 
-    def live(self) -> VitalSign:
+    def live(self) -> HealthCheck:
         workers = self._present()
         if not workers or any(worker.is_live for worker in workers):
-            return VitalSign(True, "a worker is alive" if workers else "no worker has started yet", _facts(workers))
-        return VitalSign(False, f"no worker is alive: {workers[0].why}", _facts(workers))
+            return HealthCheck(True, "a worker is alive" if workers else "no worker has started yet", _facts(workers))
+        return HealthCheck(False, f"no worker is alive: {workers[0].why}", _facts(workers))
 
-    def ready(self) -> VitalSign:
+    def ready(self) -> HealthCheck:
         workers = self._present()
         if any(worker.is_live and worker.is_ready for worker in workers):
-            return VitalSign(True, "the broker answers the heartbeats, claims and settlements of a worker", _facts(workers))
-        return VitalSign(False, f"no worker is ready: {workers[0].why}" if workers else "no worker has started yet", _facts(workers))
+            return HealthCheck(True, "the broker answers the heartbeats, claims and settlements of a worker", _facts(workers))
+        return HealthCheck(False, f"no worker is ready: {workers[0].why}" if workers else "no worker has started yet", _facts(workers))
 
     def _present(self) -> list[WorkerReport]:
         now = time.monotonic()

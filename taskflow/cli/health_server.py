@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.seams import start_thread
-from taskflow.worker.vitals import VitalSign
+from taskflow.worker.health import HealthCheck
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -36,7 +36,7 @@ ENDED_WITHIN: Final = 5.0
 STEPS_TO_ADMIT: Final = 3
 """Turns of asyncio's event loop between accepting a connection and admitting it."""
 
-Ask = Callable[[], VitalSign]
+Ask = Callable[[], HealthCheck]
 Response = tuple[HTTPStatus, Mapping[str, object]]
 
 
@@ -51,7 +51,7 @@ def listener(host: str, port: int) -> socket.socket:
 
 class HealthServer:
     """The HTTP server for health probes. It answers GET and HEAD for the paths in
-    `asks`, with 200 if the vital sign is good and 503 if not."""
+    `asks`, with 200 if the check succeeds and 503 if not."""
 
     def __init__(self, listener: socket.socket, asks: Mapping[str, Ask]) -> None:
         self._listener = listener

@@ -14,7 +14,7 @@ from typing import Final, Self
 from taskflow.model.printable import one_line
 from taskflow.model.seams import start_thread
 from taskflow.worker.events import SessionOpened, WindingDown, WorkerEvent
-from taskflow.worker.vitals import VitalSign
+from taskflow.worker.health import HealthCheck
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -33,7 +33,7 @@ class SystemdNotifier:
     `live`      called before each keep-alive message. If the worker is blocked, none is sent, and systemd ends the worker
     """
 
-    def __init__(self, address: str, watchdog: float | None, live: Callable[[], VitalSign]) -> None:
+    def __init__(self, address: str, watchdog: float | None, live: Callable[[], HealthCheck]) -> None:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._period = watchdog / 2 if watchdog is not None else None
         self._live = live
@@ -46,7 +46,7 @@ class SystemdNotifier:
         self._status = "STATUS=starting"
 
     @classmethod
-    def from_environment(cls, environment: MutableMapping[str, str], live: Callable[[], VitalSign]) -> Self | None:
+    def from_environment(cls, environment: MutableMapping[str, str], live: Callable[[], HealthCheck]) -> Self | None:
         """Create a notifier from NOTIFY_SOCKET and the watchdog's variables. Return None if there is no usable socket.
 
         The variables are removed, as sd_notify(3) advises, because programs that jobs start must not send notifications for the worker.

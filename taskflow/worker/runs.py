@@ -216,7 +216,7 @@ class Runs:
         """Report runs that are still under way `last_words` seconds after they were asked to stop, and again at growing intervals.
 
         Otherwise a thread, or a job that swallows its cancellation, would go unnoticed. Each
-        check also makes the fetcher look for free slots, so that the vitals stay up to date.
+        check also makes the fetcher look for free slots, so that the health checks stay up to date.
         """
         grace = max(SHORTEST_LOOK, self._last_words)
         while True:

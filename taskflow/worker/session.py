@@ -45,7 +45,7 @@ from taskflow.worker.services import Services
 from taskflow.worker.settler import Settler
 from taskflow.worker.thread_pool import ThreadPool
 from taskflow.worker.upkeep import Upkeep
-from taskflow.worker.vitals import Signs
+from taskflow.worker.health import SessionHealth
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
@@ -283,8 +283,8 @@ class WorkerSession:
     def holding_of(self, run: JobContext) -> HeldLease | None:
         return self._lease_table.held_by(run)
 
-    def signs(self) -> Signs:
-        return Signs(
+    def health(self) -> SessionHealth:
+        return SessionHealth(
             running=len(self._runs.under_way),
             free=self._runs.free,
             beaten_at=self._heartbeat.beaten_at,

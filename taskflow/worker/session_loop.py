@@ -21,7 +21,7 @@ from taskflow.worker.options import WorkerOptions
 from taskflow.worker.phase import Phase
 from taskflow.worker.services import Group, a_group
 from taskflow.worker.session import WorkerSession
-from taskflow.worker.vitals import Signs
+from taskflow.worker.health import SessionHealth
 
 PAUSES: Final = Pauses(0.1, 5.0)
 EARLY: Final = 10.0
@@ -200,15 +200,15 @@ class SessionLoop:
     def all(self) -> list[WorkerSession]:
         return [*(() if (current := self.current) is None else (current,)), *self.past]
 
-    def signs(self) -> Signs | None:
+    def health(self) -> SessionHealth | None:
         current = self.current
-        return None if current is None else current.signs()
+        return None if current is None else current.health()
 
     @property
     def beats(self) -> object:
         """A value that changes with every answered heartbeat and with every new session."""
         current = self.current
-        return object() if current is None else (current, current.signs().beaten_at)
+        return object() if current is None else (current, current.health().beaten_at)
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:

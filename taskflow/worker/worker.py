@@ -28,7 +28,7 @@ from taskflow.worker.session import WorkerSession, deploy_name, worker_name
 from taskflow.worker.watchdog import Watchdog
 from taskflow.worker.session_loop import PAUSES, SessionLoop
 from taskflow.worker.thread_pool import ThreadPool
-from taskflow.worker.vitals import Vitals
+from taskflow.worker.health import WorkerHealth
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
@@ -89,7 +89,7 @@ class Worker:
     `state`        the value of `ctx.state`, if no lifespan is configured for the application
 
     Use a worker for one block only. It installs no signal handlers and never ends the
-    process. For health checks, any thread may call `vitals.live()` and `vitals.ready()`.
+    process. For health checks, any thread may call `health.live()` and `health.ready()`.
 
     Raises ConfigurationError for invalid arguments, BrokerUnavailable if the broker
     does not answer at startup, and any error from the application's lifespan.
@@ -119,7 +119,7 @@ class Worker:
         self._sessions = SessionLoop(self._a_session, self.options, self._events, self._seams.chance)
         self._watchdog: Watchdog | None = None
         self._ended_hooks: EndedHooks | None = None
-        self.vitals = Vitals(lambda: self._watchdog, self._sessions.signs, self.options.ttl)
+        self.health = WorkerHealth(lambda: self._watchdog, self._sessions.health, self.options.ttl)
 
     async def __aenter__(self) -> Self:
         if self._app.is_in_child:
@@ -183,7 +183,7 @@ class Worker:
         If the session is lost, its runs are cancelled, because their jobs belong to other workers.
         If this call is cancelled, the worker still winds down as usual at the end of the block.
         """
-        self.vitals.is_winding_down = True
+        self.health.is_winding_down = True
         await self._sessions.finish()
 
     async def drained(self) -> None:
@@ -252,7 +252,7 @@ class Worker:
         nothing. If this task is cancelled, the grace time ends early, and the rest takes a limited time.
         The wait is shielded, because an enclosing anyio scope would otherwise cancel every await."""
         interrupted: BaseException | None = None
-        self.vitals.is_winding_down = True
+        self.health.is_winding_down = True
         self._sessions.wind_down()
         with anyio.CancelScope(shield=True):
             while not self._sessions.has_ended.is_set():

@@ -12,7 +12,7 @@ import pytest
 from taskflow.cli import fleet
 from taskflow.cli.fleet import Fleet, report_line
 from taskflow.worker.endings import Ending
-from taskflow.worker.vitals import VitalSign
+from taskflow.worker.health import HealthCheck
 from tests.cli.probes import ask, ask_until
 from tests.cli.processes import TIMEOUT, Running, Shell, ended_clearly
 from tests.cli.systemd import FakeSystemd
@@ -29,8 +29,8 @@ async def block() -> None:
         time.sleep(0.005)
 """
 
-WELL = VitalSign(True, "fine")
-UNWELL = VitalSign(False, "it stands still")
+WELL = HealthCheck(True, "fine")
+UNWELL = HealthCheck(False, "it stands still")
 
 
 def supervised(shell: Shell, processes: int, *arguments: str) -> tuple[Running, int]:
@@ -108,7 +108,7 @@ def test_a_worker_that_has_fallen_silent_does_not_live(monkeypatch: pytest.Monke
     assert not workers.ready().is_well
 
 
-@pytest.mark.parametrize("line", ["", "vitals", "vitals 1 1", "loaded", "ended 0", "vitals! 1 1 fine"])
+@pytest.mark.parametrize("line", ["", "health", "health 1 1", "loaded", "ended 0", "health! 1 1 fine"])
 def test_other_lines_say_nothing_of_it(line: str) -> None:
     workers = Fleet()
     workers.note(1, line)

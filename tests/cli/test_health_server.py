@@ -17,7 +17,7 @@ import pytest
 from taskflow.cli import health_server
 from taskflow.cli.health_server import HealthServer, listener
 from taskflow.model.errors import ConfigurationError
-from taskflow.worker.vitals import VitalSign
+from taskflow.worker.health import HealthCheck
 from tests.cli.probes import TASKS, a_worker, ask, ask_until
 from tests.cli.processes import TIMEOUT, Shell, ended_clearly
 
@@ -113,9 +113,9 @@ def test_what_is_no_port_is_refused(shell: Shell, port: str) -> None:
 
 @pytest.fixture
 def server() -> Iterator[HealthServer]:
-    asks: dict[str, Callable[[], VitalSign]] = {
-        "/live": lambda: VitalSign(True, "fine", {"seconds": 1.5}),
-        "/ready": lambda: VitalSign(False, "not yet"),
+    asks: dict[str, Callable[[], HealthCheck]] = {
+        "/live": lambda: HealthCheck(True, "fine", {"seconds": 1.5}),
+        "/ready": lambda: HealthCheck(False, "not yet"),
     }
     opened = HealthServer(listener("127.0.0.1", 0), asks)
     opened.start()
@@ -247,7 +247,7 @@ def test_ipv6_is_as_good() -> None:
         opened = listener("::1", 0)
     except ConfigurationError:
         pytest.skip("this machine has no ::1")
-    server = HealthServer(opened, {"/live": lambda: VitalSign(True, "fine")})
+    server = HealthServer(opened, {"/live": lambda: HealthCheck(True, "fine")})
     server.start()
     try:
         assert server.url.startswith("http://[::1]:")

@@ -14,7 +14,7 @@ import pytest
 from taskflow.cli import sd_notify
 from taskflow.cli.sd_notify import SystemdNotifier
 from taskflow.worker.events import SessionOpened, WindingDown
-from taskflow.worker.vitals import VitalSign
+from taskflow.worker.health import HealthCheck
 from tests.cli.processes import Shell, ended_clearly
 from tests.cli.systemd import FakeSystemd
 
@@ -79,7 +79,7 @@ def test_a_worker_whose_loop_stands_still_gives_no_sign_of_life(shell: Shell, sy
     ended_clearly(worker, [0])
 
 
-def a_notifier(environment: dict[str, str], finding: VitalSign = VitalSign(True, "fine")) -> SystemdNotifier | None:  # noqa: B008  # it is frozen
+def a_notifier(environment: dict[str, str], finding: HealthCheck = HealthCheck(True, "fine")) -> SystemdNotifier | None:  # noqa: B008  # it is frozen
     return SystemdNotifier.from_environment(environment, lambda: finding)
 
 

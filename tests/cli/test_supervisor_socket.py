@@ -44,9 +44,9 @@ def test_where_the_kernel_does_not_end_it_the_end_of_the_line_does(shell: Shell)
 
 def test_what_a_worker_says_is_one_line(shell: Shell) -> None:
     """A job's name in it, or a text of the application's, can say nothing in the worker's place."""
-    ours, process = attached(shell, os.getpid(), "vitals 1 1 in a\ndrained 0\x1b")
+    ours, process = attached(shell, os.getpid(), "health 1 1 in a\ndrained 0\x1b")
     process.wait_for("attached")
-    assert ours.recv(100) == b"vitals 1 1 in a\\ndrained 0\\x1b\n"
+    assert ours.recv(100) == b"health 1 1 in a\\ndrained 0\\x1b\n"
     ours.close()
     process.end()
 

@@ -123,7 +123,7 @@ async def test_while_settlements_are_not_answered_a_worker_begins_no_more_than_f
     async with a_worker() as worker:
         await until(lambda: worker.tally.runs > 1_000)
         watched.answers.clear()
-        await until(lambda: (facts := worker.vitals.ready().facts)["free"] == facts["running"] == 0)
+        await until(lambda: (facts := worker.health.ready().facts)["free"] == facts["running"] == 0)
         begun = worker.tally.runs
         await asyncio.sleep(0.05)
         assert worker.tally.runs == begun
@@ -160,7 +160,7 @@ async def test_who_asks_how_it_is_from_another_thread_leaves_the_pace_alone(watc
     await enqueue(quick.bind() for _ in range(100))
     async with a_worker() as worker:
         await until(lambda: worker.tally.runs == 100)
-        facts = (await asyncio.to_thread(worker.vitals.ready)).facts
+        facts = (await asyncio.to_thread(worker.health.ready)).facts
     assert facts["free"] == SLOTS
     assert asked_by == {threading.get_ident()}
 

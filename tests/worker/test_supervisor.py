@@ -679,7 +679,7 @@ def test_a_worker_that_says_nothing_for_the_stall_limit_is_aborted_and_then_kill
     office.works(1)
     for _ in range(60):
         office.act(1.0)
-        office.supervisor.note_report(1, "vitals 1 1 ")
+        office.supervisor.note_report(1, "health 1 1 ")
     office.act(29.0)
     assert office.sent == []
     office.act(6.0)  # it looks every five seconds
@@ -698,7 +698,7 @@ def test_neither_one_that_is_stopped_nor_one_without_a_limit() -> None:
         office.act(300.0)
         assert office.sent == []
     stopped.stopped = set()
-    stopped.supervisor.note_report(1, "vitals 1 1 ")
+    stopped.supervisor.note_report(1, "health 1 1 ")
     stopped.act(29.0)
     assert stopped.sent == []
 

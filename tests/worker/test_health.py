@@ -9,9 +9,9 @@ import pytest
 
 from taskflow import Worker
 from taskflow.model.session import Beat
-from taskflow.worker import fetcher, heartbeat, vitals
+from taskflow.worker import fetcher, heartbeat, health
 from taskflow.worker.events import SessionOpened
-from taskflow.worker.vitals import VitalSign
+from taskflow.worker.health import HealthCheck
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
 
 LATE = 0.5
@@ -19,7 +19,7 @@ LATE = 0.5
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vitals, "LATE", LATE)
+    monkeypatch.setattr(health, "LATE", LATE)
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", LATE / 5)
     monkeypatch.setattr(fetcher, "LONGEST_REST", LATE / 5)
     monkeypatch.setattr(heartbeat, "BEATS_PER_TTL", 200)
@@ -32,7 +32,7 @@ async def broker() -> AsyncIterator[FaultyBroker]:
         yield opened
 
 
-async def until(found: Callable[[], VitalSign], *, is_well: bool) -> VitalSign:
+async def until(found: Callable[[], HealthCheck], *, is_well: bool) -> HealthCheck:
     async with asyncio.timeout(30):
         while (finding := found()).is_well is not is_well:  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(0.02)
@@ -41,60 +41,60 @@ async def until(found: Callable[[], VitalSign], *, is_well: bool) -> VitalSign:
 
 async def test_a_worker_is_ready_when_beats_and_claims_are_answered_and_not_before(broker: FaultyBroker) -> None:
     worker = Worker(options=options(Heard(), ttl=20.0))
-    assert (worker.vitals.live().is_well, worker.vitals.ready().is_well) == (True, False)
+    assert (worker.health.live().is_well, worker.health.ready().is_well) == (True, False)
     broker.away = {"claim"}
     async with worker:
         await asyncio.sleep(2 * LATE)
-        assert "a claim yet" in worker.vitals.ready().why
+        assert "a claim yet" in worker.health.ready().why
         broker.away = set()
-        ready = await until(worker.vitals.ready, is_well=True)
+        ready = await until(worker.health.ready, is_well=True)
         assert ready.facts["running"] == 0
-    assert (worker.vitals.live().is_well, worker.vitals.ready()) == (True, VitalSign(False, "the worker has ended"))
+    assert (worker.health.live().is_well, worker.health.ready()) == (True, HealthCheck(False, "the worker has ended"))
 
 
 @pytest.mark.parametrize(("verb", "named"), [("claim", "a claim"), ("beat", "a heartbeat")])
 async def test_a_verb_that_the_broker_does_not_answer_ends_readiness_and_not_life(broker: FaultyBroker, verb: str, named: str) -> None:
     """To start the process again would not bring the broker back."""
     async with Worker(options=options(Heard(), ttl=4.0)) as worker:
-        await until(worker.vitals.ready, is_well=True)
+        await until(worker.health.ready, is_well=True)
         broker.away = {verb}
-        unready = await until(worker.vitals.ready, is_well=False)
+        unready = await until(worker.health.ready, is_well=False)
         assert f"has not answered {named} for" in unready.why
-        assert worker.vitals.live().is_well
+        assert worker.health.live().is_well
         broker.away = set()
-        await until(worker.vitals.ready, is_well=True)
+        await until(worker.health.ready, is_well=True)
 
 
 async def test_a_beat_that_tells_of_nothing_to_claim_is_an_answer_too(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle worker need not claim, then."""
     monkeypatch.setattr(fetcher, "LONGEST_REST", 3600.0)
     async with Worker(options=options(Heard(), ttl=4.0)) as worker:
-        await until(worker.vitals.ready, is_well=True)
+        await until(worker.health.ready, is_well=True)
         await asyncio.sleep(LATE)
         broker.away = {"claim"}
         await asyncio.sleep(2 * LATE)
-        assert worker.vitals.ready().is_well
+        assert worker.health.ready().is_well
 
 
 async def test_a_claim_that_hangs_ends_readiness_as_one_that_fails(broker: FaultyBroker) -> None:
     """No error anywhere: the worker would consume nothing, and be green."""
     async with Worker(options=options(Heard(), ttl=20.0)) as worker:
-        await until(worker.vitals.ready, is_well=True)
+        await until(worker.health.ready, is_well=True)
         broker.delay_claims = 3600.0
-        await until(worker.vitals.ready, is_well=False)
+        await until(worker.health.ready, is_well=False)
 
 
 async def test_verdicts_that_cannot_be_told_end_readiness(broker: FaultyBroker) -> None:
     async with Worker(options=options(Heard(), ttl=20.0, concurrency=1)) as worker:
-        await until(worker.vitals.ready, is_well=True)
+        await until(worker.health.ready, is_well=True)
         broker.away = {"settle"}
         handle = await waits.delay()
         Run.release.set()
-        unready = await until(worker.vitals.ready, is_well=False)
+        unready = await until(worker.health.ready, is_well=False)
         assert "a settlement for" in unready.why
         broker.away = set()
         await handle.result(30)
-        await until(worker.vitals.ready, is_well=True)
+        await until(worker.health.ready, is_well=True)
 
 
 async def test_a_worker_with_every_slot_taken_is_ready(broker: FaultyBroker) -> None:
@@ -103,7 +103,7 @@ async def test_a_worker_with_every_slot_taken_is_ready(broker: FaultyBroker) -> 
         await waits.delay()
         await Run.started.wait()
         await asyncio.sleep(2 * LATE)
-        assert worker.vitals.ready().is_well
+        assert worker.health.ready().is_well
         Run.release.set()
 
 
@@ -116,25 +116,25 @@ async def test_a_worker_with_every_slot_taken_is_still_ready_when_one_comes_free
         broker.away = {"claim"}
         Run.release.set()
         async with asyncio.timeout(30):
-            while not (finding := worker.vitals.ready()).facts["free"]:  # noqa: ASYNC110  # no event tells it
+            while not (finding := worker.health.ready()).facts["free"]:  # noqa: ASYNC110  # no event tells it
                 await asyncio.sleep(0)
         assert finding.is_well
-        unready = await until(worker.vitals.ready, is_well=False)
+        unready = await until(worker.health.ready, is_well=False)
         assert "a claim for" in unready.why
 
 
 async def test_between_two_sessions_a_worker_lives_and_is_not_ready(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = Heard()
     async with Worker(options=options(heard, ttl=20.0)) as worker:
-        await until(worker.vitals.ready, is_well=True)
+        await until(worker.health.ready, is_well=True)
         [record] = await broker.console.workers()
         broker.away = {"claim"}
         await broker.beat(Beat(session=record.session.id, leaving=True))
-        await until(worker.vitals.ready, is_well=False)
-        assert worker.vitals.live().is_well
+        await until(worker.health.ready, is_well=False)
+        assert worker.health.live().is_well
         broker.away = set()
         await heard.wait_for(SessionOpened, times=2)
-        await until(worker.vitals.ready, is_well=True)
+        await until(worker.health.ready, is_well=True)
 
 
 async def test_a_worker_that_winds_down_lives_and_is_not_ready(broker: FaultyBroker) -> None:
@@ -142,13 +142,13 @@ async def test_a_worker_that_winds_down_lives_and_is_not_ready(broker: FaultyBro
     async with worker:
         await waits.delay()
         await Run.started.wait()
-        await until(worker.vitals.ready, is_well=True)
+        await until(worker.health.ready, is_well=True)
         ending = asyncio.create_task(_see_end(worker))
     assert await ending == (True, "the worker winds down and claims nothing more")
 
 
 async def _see_end(worker: Worker) -> tuple[bool, str]:
-    finding = await until(worker.vitals.ready, is_well=False)
-    is_alive = worker.vitals.live().is_well
+    finding = await until(worker.health.ready, is_well=False)
+    is_alive = worker.health.live().is_well
     Run.release.set()
     return is_alive, finding.why

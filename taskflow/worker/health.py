@@ -1,0 +1,138 @@
+"""Reports whether a worker is alive and ready. Any thread may ask, even while the event loop is blocked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from taskflow.model.envelope import Lease
+from taskflow.model.ids import id_text
+
+if TYPE_CHECKING:  # a supervisor, which also imports this module, must stay small
+    from taskflow.worker.watchdog import Watchdog
+
+LATE: Final = 12.0
+"""Seconds without an answer after which the broker is considered unavailable.
+This is slightly longer than two of the fetcher's checks for jobs or room."""
+
+BLIND: Final = 5.0
+"""Seconds without a check after which the watchdog is considered dead."""
+
+
+class SessionHealth(NamedTuple):
+    """The state of one session, as a health check needs it. Times are on the monotonic clock, or None if there is none yet.
+
+    `running`, `free`          how many slots are in use, and how many are free
+    `beaten_at`, `claimed_at`  the broker's last answer to a heartbeat and to a claim
+    `full_at`                  the last time that there was no room for more leases, which is checked every few seconds
+    `tried_at`                 the last attempt to send a heartbeat
+    `settling_since`           the time since which a verdict has been waiting for its settlement
+    `left_behind`              the number of threads whose functions were abandoned
+    `is_stuck`                 True if such threads occupy every slot
+    `is_over`                  True if the session is winding down or has ended
+    """
+
+    running: int
+    free: int
+    beaten_at: float | None
+    tried_at: float
+    claimed_at: float | None
+    full_at: float | None
+    settling_since: float | None
+    left_behind: int
+    is_stuck: bool
+    is_over: bool
+
+
+@dataclass(frozen=True)
+class HealthCheck:
+    """The result of a health check. `why` is for people, and `facts` (numbers and text)
+    for programs. It is a dataclass because web frameworks can return one directly."""
+
+    is_well: bool
+    why: str
+    facts: dict[str, float | int | str | None] = field(default_factory=dict)
+
+
+class WorkerHealth:
+    """Checks whether a worker is alive and ready. `watchdog` returns the worker's watchdog, or None before its
+    start and after its end. `session` returns the health of the current session, or None between two."""
+
+    def __init__(self, watchdog: Callable[[], Watchdog | None], session: Callable[[], SessionHealth | None], ttl: float) -> None:
+        self._watchdog = watchdog
+        self._session = session
+        self._ttl = ttl
+        self.is_winding_down = False
+
+    def live(self) -> HealthCheck:
+        """Return whether the event loop and the heartbeat thread are running. The state of the
+        broker is ignored, because restarting the process would not bring the broker back."""
+        watchdog, session, now = self._watchdog(), self._session(), time.monotonic()
+        if watchdog is None:
+            return HealthCheck(True, self._without_watchdog())
+        facts: dict[str, float | int | str | None] = {"stalled_for": round(watchdog.stalled_for, 3)}
+        if now - watchdog.looked_at > BLIND:
+            return HealthCheck(False, f"the watchdog thread has not run for {now - watchdog.looked_at:.0f} s", facts)
+        if watchdog.stalled_for:
+            where = f" in {_name(watchdog.blocker)}" if watchdog.blocker else ""
+            return HealthCheck(False, f"the event loop has been blocked for {watchdog.stalled_for:.1f} s{where}", facts)
+        if session is not None and not session.is_over and now - session.tried_at > self._ttl + BLIND:
+            return HealthCheck(False, f"the heartbeat thread has not run for {now - session.tried_at:.0f} s", facts)
+        return HealthCheck(True, "the event loop and the heartbeat thread are running", facts)
+
+    def ready(self) -> HealthCheck:
+        """Return whether the worker is alive and the broker has recently answered its heartbeats, claims and settlements."""
+        live = self.live()
+        if not live.is_well:
+            return live
+        if self._watchdog() is None:
+            return HealthCheck(False, self._without_watchdog())
+        if self.is_winding_down:
+            return HealthCheck(False, "the worker winds down and claims nothing more")
+        session = self._session()
+        if session is None or session.is_over:
+            return HealthCheck(False, "the worker's session has ended, and the next one has not begun")
+        return self._check(session, time.monotonic())
+
+    def _without_watchdog(self) -> str:
+        return "the worker has ended" if self.is_winding_down else "the worker has not started yet"
+
+    def _check(self, session: SessionHealth, now: float) -> HealthCheck:
+        beaten, claimed = _since(session.beaten_at, now), _since(session.claimed_at, now)
+        settling = _since(session.settling_since, now)
+        facts: dict[str, float | int | str | None] = {
+            "running": session.running,
+            "free": session.free,
+            "since_beat": beaten,
+            "since_claim": claimed,
+            "settling_for": settling or 0.0,
+            "left_behind": session.left_behind,
+        }
+        if session.is_stuck:
+            return HealthCheck(False, f"no job can start: functions that were given up still run in all {session.left_behind} slots", facts)
+        if beaten is None or beaten > max(LATE, self._ttl / 2):
+            return HealthCheck(False, _not_for("a heartbeat", beaten), facts)
+        # With every slot taken, the worker need not claim, but the runs must be settled when they end.
+        full = _since(session.full_at, now)
+        waited = claimed if claimed is None or full is None else min(claimed, full)
+        if waited is None or (session.free and waited > LATE):
+            return HealthCheck(False, _not_for("a claim", waited), facts)
+        if settling is not None and settling > LATE:
+            return HealthCheck(False, _not_for("a settlement", settling), facts)
+        return HealthCheck(True, "the broker answers heartbeats, claims and settlements", facts)
+
+
+def _since(at: float | None, now: float) -> float | None:
+    return None if at is None else round(max(0.0, now - at), 3)
+
+
+def _not_for(what: str, seconds: float | None) -> str:
+    if seconds is None:
+        return f"the broker has not answered {what} yet"
+    return f"the broker has not answered {what} for {seconds:.0f} s"
+
+
+def _name(lease: Lease) -> str:
+    return f"{lease.envelope.job} {id_text(lease.envelope.id)}"
