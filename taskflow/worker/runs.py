@@ -15,7 +15,7 @@ from taskflow.worker.events import RunEnded, Events, StillRunning
 from taskflow.worker.executor import CANCELLED, Executor
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import WorkerOptions
-from taskflow.worker.pace import Pace
+from taskflow.worker.prefetch import Prefetch
 from taskflow.worker.settler import Settler
 from taskflow.worker.thread_pool import ThreadPool
 
@@ -62,7 +62,7 @@ class Runs:
         self._settler = settler
         self._events = events
         self._loop = asyncio.get_running_loop()
-        self._pace = Pace(time.monotonic())
+        self._prefetch = Prefetch(time.monotonic())
         self._ahead = 0
         self._reserve: deque[HeldLease] = deque()
         self.under_way: dict[asyncio.Task[None], HeldLease] = {}
@@ -104,7 +104,7 @@ class Runs:
 
     def _look_ahead(self) -> None:
         """Set the size of the reserve to an estimate of how many runs will end soon."""
-        self._ahead = min(AHEAD * self._slots, self._pace.reserve(time.monotonic()))
+        self._ahead = min(AHEAD * self._slots, self._prefetch.reserve(time.monotonic()))
 
     # --- leases that wait -------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class Runs:
             if holding.raised is not None:
                 holding.forget_raised()
             self._settler.offer(holding, settlement)
-        self._pace.note(lease.envelope.queue, ran_for)
+        self._prefetch.note(lease.envelope.queue, ran_for)
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         holding = self.under_way.pop(task)

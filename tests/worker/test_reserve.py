@@ -19,7 +19,7 @@ from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.transitions import Event as Move, Plan
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
-from taskflow.worker.pace import ENDS_NEEDED, FADES_AFTER, MEASURED_OVER, MOMENT, QUEUES, REMEMBERED, STARTS_WITHIN, Pace
+from taskflow.worker.prefetch import ENDS_NEEDED, FADES_AFTER, MEASURED_OVER, MOMENT, QUEUES, REMEMBERED, STARTS_WITHIN, Prefetch
 from taskflow.worker.runs import AHEAD
 from tests.worker.scene import Heard, Run, options, waits
 
@@ -137,7 +137,7 @@ async def test_while_settlements_are_not_answered_a_worker_begins_no_more_than_f
 async def test_of_jobs_that_are_not_short_no_more_await_their_answer_than_there_are_slots(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pace, "reserve", lambda self, now: 0)
+    monkeypatch.setattr(Prefetch, "reserve", lambda self, now: 0)
     watched.answers.clear()
     await enqueue(quick.bind() for _ in range(10 * SLOTS))
     async with a_worker() as worker:
@@ -150,13 +150,13 @@ async def test_of_jobs_that_are_not_short_no_more_await_their_answer_than_there_
 async def test_who_asks_how_it_is_from_another_thread_leaves_the_pace_alone(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the loop's: a thread that changed it meanwhile could end the loop's own look at it."""
     asked_by = set[int]()
-    reserve = Pace.reserve
+    reserve = Prefetch.reserve
 
-    def asked(self: Pace, now: float) -> int:
+    def asked(self: Prefetch, now: float) -> int:
         asked_by.add(threading.get_ident())
         return reserve(self, now)
 
-    monkeypatch.setattr(Pace, "reserve", asked)
+    monkeypatch.setattr(Prefetch, "reserve", asked)
     await enqueue(quick.bind() for _ in range(100))
     async with a_worker() as worker:
         await until(lambda: worker.tally.runs == 100)
@@ -210,7 +210,7 @@ async def test_slow_jobs_are_left_to_other_workers(watched: Watched) -> None:
 async def test_what_slow_jobs_hold_up_goes_to_whoever_has_room(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quick ones came before them, so that a reserve was taken: it waits for a tenth of a second, and its return does not count."""
     slow_from = float("inf")
-    monkeypatch.setattr(Pace, "reserve", lambda self, now: 2 if now < slow_from else 0)
+    monkeypatch.setattr(Prefetch, "reserve", lambda self, now: 2 if now < slow_from else 0)
     handles = [await waits.delay() for _ in range(SLOTS + 2)]
     async with a_worker():
         await until_running(watched, SLOTS + 2)
@@ -316,73 +316,73 @@ async def test_a_claim_that_is_not_answered_does_not_hold_up_the_end(watched: Wa
 
 
 def test_the_reserve_is_what_will_start_in_a_moment_at_the_measured_rate() -> None:
-    pace = Pace(0.0)
-    assert pace.reserve(MEASURED_OVER / 2) == 0
+    prefetch = Prefetch(0.0)
+    assert prefetch.reserve(MEASURED_OVER / 2) == 0
     for _ in range(50):
-        pace.note("q", QUICK)
-    assert pace.reserve(MEASURED_OVER) == 50 * STARTS_WITHIN / MEASURED_OVER
-    assert pace.reserve(10 * MEASURED_OVER) == 0
+        prefetch.note("q", QUICK)
+    assert prefetch.reserve(MEASURED_OVER) == 50 * STARTS_WITHIN / MEASURED_OVER
+    assert prefetch.reserve(10 * MEASURED_OVER) == 0
 
 
 def test_a_burst_is_known_in_a_moment() -> None:
     """What came first has told by then how fast jobs end here; few jobs tell it in the usual time."""
-    pace = Pace(0.0)
+    prefetch = Prefetch(0.0)
     for _ in range(ENDS_NEEDED - 1):
-        pace.note("q", QUICK)
-    assert pace.reserve(2 * MOMENT) == 0
-    pace.note("q", QUICK)
-    assert pace.reserve(MOMENT / 2) == 0
-    assert pace.reserve(2 * MOMENT) == ENDS_NEEDED * STARTS_WITHIN / (2 * MOMENT)
+        prefetch.note("q", QUICK)
+    assert prefetch.reserve(2 * MOMENT) == 0
+    prefetch.note("q", QUICK)
+    assert prefetch.reserve(MOMENT / 2) == 0
+    assert prefetch.reserve(2 * MOMENT) == ENDS_NEEDED * STARTS_WITHIN / (2 * MOMENT)
 
 
 def test_a_queue_of_long_runs_has_no_reserve_until_its_median_is_short_again() -> None:
-    pace = Pace(0.0)
+    prefetch = Prefetch(0.0)
     for _ in range(1_000):
-        pace.note("quick", QUICK)
+        prefetch.note("quick", QUICK)
     for _ in range(REMEMBERED + 1):
-        pace.note("slow", SLOW)
-    assert pace.reserve(MEASURED_OVER) == 0
+        prefetch.note("slow", SLOW)
+    assert prefetch.reserve(MEASURED_OVER) == 0
     for _ in range(REMEMBERED + 1):
-        pace.note("slow", QUICK)
-    assert pace.reserve(2 * MEASURED_OVER) > 0
+        prefetch.note("slow", QUICK)
+    assert prefetch.reserve(2 * MEASURED_OVER) > 0
 
 
 def test_a_long_run_among_short_ones_is_not_the_median() -> None:
-    pace = Pace(0.0)
+    prefetch = Prefetch(0.0)
     for number in range(1_000):
-        pace.note("mixed", SLOW if number % 10 == 0 else QUICK)
-    assert pace.reserve(MEASURED_OVER) > 0
+        prefetch.note("mixed", SLOW if number % 10 == 0 else QUICK)
+    assert prefetch.reserve(MEASURED_OVER) > 0
 
 
 def test_a_slow_queue_that_is_used_no_more_is_forgotten() -> None:
     """One slow run in it does not take the reserve from all others for as long as the session lives."""
-    pace = Pace(0.0)
-    pace.note("once", SLOW)
-    assert reserve_after(pace, FADES_AFTER) == 0
-    assert reserve_after(pace, 1.1 * FADES_AFTER) > 0
+    prefetch = Prefetch(0.0)
+    prefetch.note("once", SLOW)
+    assert reserve_after(prefetch, FADES_AFTER) == 0
+    assert reserve_after(prefetch, 1.1 * FADES_AFTER) > 0
 
 
 def test_a_queue_whose_runs_take_longer_than_that_is_remembered_from_one_to_the_next() -> None:
-    pace, long = Pace(0.0), 10 * FADES_AFTER
-    pace.note("long", long)
-    assert reserve_after(pace, long) == 0
-    pace.note("long", long)
-    assert reserve_after(pace, 2 * long) == 0
+    prefetch, long = Prefetch(0.0), 10 * FADES_AFTER
+    prefetch.note("long", long)
+    assert reserve_after(prefetch, long) == 0
+    prefetch.note("long", long)
+    assert reserve_after(prefetch, 2 * long) == 0
 
 
-def reserve_after(pace: Pace, now: float) -> int:
+def reserve_after(prefetch: Prefetch, now: float) -> int:
     """While another queue has short runs."""
     for _ in range(1_000):
-        pace.note("quick", QUICK)
-    pace.reserve(now - MEASURED_OVER)
+        prefetch.note("quick", QUICK)
+    prefetch.reserve(now - MEASURED_OVER)
     for _ in range(1_000):
-        pace.note("quick", QUICK)
-    return pace.reserve(now)
+        prefetch.note("quick", QUICK)
+    return prefetch.reserve(now)
 
 
 def test_names_that_are_made_up_do_not_pile_up() -> None:
-    pace = Pace(0.0)
+    prefetch = Prefetch(0.0)
     for number in range(3 * QUEUES):
-        pace.note(f"tenant-{number}", SLOW)
-    assert len(pace._leanings) <= QUEUES
-    assert pace.reserve(MEASURED_OVER) == 0
+        prefetch.note(f"tenant-{number}", SLOW)
+    assert len(prefetch._leanings) <= QUEUES
+    assert prefetch.reserve(MEASURED_OVER) == 0

@@ -1,4 +1,4 @@
-"""Measures how fast a session's runs end and how long they take. This determines how many leases a worker may hold in reserve."""
+"""Measures how fast the runs of a session end and how long they take. This determines how many jobs a worker prefetches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUEUES: Final = 1_000
 """If there are more queues than this, for example because their names are generated, all statistics are dropped."""
 
 
-class Pace:
+class Prefetch:
     """Measures how fast the runs of one session end and how long they take. Times are on the monotonic clock."""
 
     def __init__(self, now: float) -> None:
