@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final, NamedTuple
 
-from taskflow.worker.endings import Ending
+from taskflow.worker.exit_status import ExitStatus
 from taskflow.worker.health import HealthCheck
 
 CHECK_EVERY: Final = 0.2
@@ -40,8 +40,8 @@ class Fleet:
         self._workers: dict[int, WorkerReport] = {}
         self.has_worked = False
 
-    def note(self, pid: int, news: str | Ending) -> None:
-        if isinstance(news, Ending):
+    def note(self, pid: int, news: str | ExitStatus) -> None:
+        if isinstance(news, ExitStatus):
             self._workers.pop(pid, None)
             return
         match news.split(" ", 3):

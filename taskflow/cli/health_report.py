@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from taskflow.cli.fleet import CHECK_EVERY, REPORT_EVERY, Fleet, report_line
 from taskflow.cli.sd_notify import SystemdNotifier
 from taskflow.model.seams import start_thread
-from taskflow.worker.endings import Ending
+from taskflow.worker.exit_status import ExitStatus
 from taskflow.worker.events import WorkerEvent
 from taskflow.worker.vitals import Vitals, VitalSign
 
@@ -92,7 +92,7 @@ class FleetHealthReport(HealthReport):
         self._fleet = Fleet()
         self.show(self._fleet)
 
-    def note(self, pid: int, news: str | Ending) -> None:
+    def note(self, pid: int, news: str | ExitStatus) -> None:
         """Record a worker's report, or its end."""
         had_worked = self._fleet.has_worked
         self._fleet.note(pid, news)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Protocol, Self
 
-from taskflow.worker.endings import Ending, OutOfMemory
+from taskflow.worker.exit_status import ExitStatus, OutOfMemory
 from taskflow.worker.supervisor import OnCrash, Supervisor, log_crash
 from taskflow.worker.supervisor_state import SupervisorOptions
 
@@ -49,7 +49,7 @@ DROPPED_AFTER: Final = 300.0
 class Onlooker(Protocol):
     """Receives the same news as the supervisor: the reports and ends of its workers, and requests to stop."""
 
-    def note(self, pid: int, news: str | Ending) -> None: ...
+    def note(self, pid: int, news: str | ExitStatus) -> None: ...
     def stop(self) -> None: ...
 
 
@@ -93,7 +93,7 @@ def _pass_on(supervisor: Supervisor, wakes: Wakes, processes: Processes, onlooke
     for pid, said in processes.news():
         if onlooker is not None:
             onlooker.note(pid, said)
-        if isinstance(said, Ending):
+        if isinstance(said, ExitStatus):
             supervisor.ended(pid, said)
         else:
             supervisor.note_report(pid, said)
@@ -224,7 +224,7 @@ class Processes:
         self._out_of_memory.look(time.monotonic())
         self._remind()
 
-    def news(self) -> Iterator[tuple[int, str | Ending]]:
+    def news(self) -> Iterator[tuple[int, str | ExitStatus]]:
         """Yield the workers' reports and the ends of processes, each with its pid. Ended processes
         are reaped: workers after their last report and, if this is process 1, orphans."""
         for pid, worker_socket in self._sockets.items():
@@ -236,7 +236,7 @@ class Processes:
             if (worker := self._sockets.pop(pid, None)) is not None:
                 yield from ((pid, line) for line in worker.take())
                 self._forget(worker)
-            yield pid, self._out_of_memory.ending(status)
+            yield pid, self._out_of_memory.exit_status(status)
 
     def _note_line(self, worker_socket: WorkerSocket, line: str) -> None:
         match line.split():

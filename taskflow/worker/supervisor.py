@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from taskflow.worker.children.system import SAME_SIGNAL
-from taskflow.worker.endings import Ending
+from taskflow.worker.exit_status import ExitStatus
 from taskflow.worker.supervisor_state import SupervisorOptions, Replacement, WorkerProcess, WorkerSlot
 
 log: Final = logging.getLogger("taskflow.supervisor")
@@ -166,18 +166,18 @@ class Supervisor:
         if pause := self._slots[worker.slot].note_death(worked_for, now):
             log.warning("worker %d worked for only %.0f s, like the one before; the next one starts in %g s", pid, worked_for, pause)
 
-    def ended(self, pid: int, ending: Ending) -> None:
+    def ended(self, pid: int, exit_status: ExitStatus) -> None:
         """Handle the end of a process. As process 1 of a container, the supervisor also reaps processes that are not workers."""
         worker = self._workers.pop(pid, None)
         if worker is None:
-            log.debug("process %d, which is not a worker, has ended: %s", pid, ending.cause)
+            log.debug("process %d, which is not a worker, has ended: %s", pid, exit_status.cause)
             return
-        if worker.exit_code is not None and -ending.status in (*ENDS, *([signal.SIGABRT] if worker.aborted_at is not None else ())):
-            ending = Ending(worker.exit_code)  # the signal arrived while Python was already ending, or refused to
-        self._note_end(worker, ending)
+        if worker.exit_code is not None and -exit_status.status in (*ENDS, *([signal.SIGABRT] if worker.aborted_at is not None else ())):
+            exit_status = ExitStatus(worker.exit_code)  # the signal arrived while Python was already ending, or refused to
+        self._note_end(worker, exit_status)
         if worker.exit_code is None:  # even with code 0: a job has ended the process, and with it the other runs
             for session in worker.sessions:
-                self._on_crash(session, ending.cause)
+                self._on_crash(session, exit_status.cause)
 
     # --- actions ----------------------------------------------------------------------------------------
 
@@ -341,40 +341,40 @@ class Supervisor:
         if not worker.signals_sent:
             worker.signals_sent, worker.signalled_at = 1, self._clock()
 
-    def _note_end(self, worker: WorkerProcess, ending: Ending) -> None:
+    def _note_end(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
         slot = self._slots[worker.slot]
         if worker.has_drained:
             slot.has_drained = True
-            self._codes.append(ending.code)
+            self._codes.append(exit_status.code)
         elif self._stops:
-            self._note_stopped(worker, ending)
+            self._note_stopped(worker, exit_status)
         elif worker.is_leaving:
-            self._note_left(worker, ending)
+            self._note_left(worker, exit_status)
         elif self._change is not None and self._change.new is worker and worker.works_since is None:
-            self._give_up_rolling(f"the new worker {worker.pid} did not start ({ending.cause})")
-        elif worker.works_since is None and ending.status in NO_STARTS and (self._options.is_reloading or not self._has_worked):
-            slot.no_start = ending
+            self._give_up_rolling(f"the new worker {worker.pid} did not start ({exit_status.cause})")
+        elif worker.works_since is None and exit_status.status in NO_STARTS and (self._options.is_reloading or not self._has_worked):
+            slot.no_start = exit_status
             if self._options.is_reloading:
-                log.error("the application cannot start (%s): waiting for a file to change", ending.cause)
+                log.error("the application cannot start (%s): waiting for a file to change", exit_status.cause)
         else:
             pause = slot.note_death(worker.has_worked_for(self._clock()), self._clock())
             when = f"in {pause:g} s" if pause else "now"
-            log.error("worker %d has ended: %s; another one starts %s", worker.pid, ending.cause, when)
+            log.error("worker %d has ended: %s; another one starts %s", worker.pid, exit_status.cause, when)
 
-    def _note_stopped(self, worker: WorkerProcess, ending: Ending) -> None:
+    def _note_stopped(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
         """Record the exit code of a worker that ended after the supervisor received a
         signal to stop. A worker that was still starting while others worked is ignored."""
         if worker.works_since is not None or not self._has_worked:
-            by_us = worker.works_since is None and ending.code == 128 + signal.SIGTERM
-            self._codes.append(128 + self._number if by_us or self._stops > 2 else ending.code)
+            by_us = worker.works_since is None and exit_status.code == 128 + signal.SIGTERM
+            self._codes.append(128 + self._number if by_us or self._stops > 2 else exit_status.code)
 
-    def _note_left(self, worker: WorkerProcess, ending: Ending) -> None:
-        if self._options.is_draining and ending.status == 1:
-            self._codes.append(ending.code)
-        if worker.works_since is None or (worker.exit_code is not None and ending.code != FORCED):
+    def _note_left(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:
+        if self._options.is_draining and exit_status.status == 1:
+            self._codes.append(exit_status.code)
+        if worker.works_since is None or (worker.exit_code is not None and exit_status.code != FORCED):
             log.info("worker %d has wound down", worker.pid)
         else:
-            log.warning("worker %d died while it wound down: %s", worker.pid, ending.cause)
+            log.warning("worker %d died while it wound down: %s", worker.pid, exit_status.cause)
 
     def _give_up_rolling(self, why: str) -> None:
         log.error("giving up the rolling restart; the other workers continue: %s", why)

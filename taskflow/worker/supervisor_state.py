@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from taskflow.model.retry import Pauses
-from taskflow.worker.endings import Ending
+from taskflow.worker.exit_status import ExitStatus
 
 # Seconds of work after which a worker counts as healthy, and its earlier crashes no longer count.
 HEALTHY_AFTER: Final = 30.0
@@ -70,7 +70,7 @@ class WorkerSlot:
     failures: int = 0
     may_start_at: float = float("-inf")
     has_drained: bool = False
-    no_start: Ending | None = None
+    no_start: ExitStatus | None = None
 
     def note_death(self, worked_for: float, now: float) -> float:
         """Record a death. Return the seconds until the next worker may start: 0 at first, then 1, 2, 4 and so on."""

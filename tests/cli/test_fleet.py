@@ -96,7 +96,7 @@ def test_one_worker_that_works_is_enough() -> None:
     workers.note(2, report_line(WELL, WELL))
     assert (workers.live().is_well, workers.ready().is_well) == (True, True)
     assert workers.ready().facts == {"workers": 2, "live": 1, "ready": 1}
-    workers.note(2, Ending(-9))
+    workers.note(2, ExitStatus(-9))
     assert not workers.live().is_well
 
 

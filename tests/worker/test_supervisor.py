@@ -68,12 +68,12 @@ class Office:
             self.supervisor.note_report(pid, f"session {session_of(pid).hex()}")
             self.act()
 
-    def ends(self, *pids: int, status: int = 0, want: Want = Want.NO, is_told: bool = True) -> None:
+    def ends(self, *pids: int, status: int = 0, oom_kill: OomKill = OomKill.NO, is_told: bool = True) -> None:
         for pid in pids:
             self.alive.discard(pid)
             if is_told and not status and self.supervisor._workers[pid].exit_code is None:
                 self.supervisor.note_report(pid, "ended 0")
-            self.supervisor.ended(pid, Ending(status, want))
+            self.supervisor.ended(pid, ExitStatus(status, oom_kill))
             self.act()
 
     def does(self, something: Callable[[], object]) -> None:
@@ -170,7 +170,7 @@ def test_a_first_worker_that_crashes_is_replaced_and_still_alone() -> None:
 
 def test_a_worker_that_dies_is_replaced_at_once_in_its_place(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(3)
-    office.ends(2, status=-KILL, want=Want.YES)
+    office.ends(2, status=-KILL, oom_kill=OomKill.YES)
     assert office.slots == [0, 1, 2, 1]
     assert "worker 2 has ended: out of memory (SIGKILL); another one starts now" in caplog.text
 

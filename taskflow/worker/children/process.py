@@ -21,7 +21,7 @@ from taskflow.worker.children.death import CannotStart, ChildDied, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Output, Tell
 from taskflow.worker.children.spawn import WIRE, Process, spawn
-from taskflow.worker.endings import OutOfMemory
+from taskflow.worker.exit_status import OutOfMemory
 
 # A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
 _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
@@ -193,7 +193,7 @@ class Child(asyncio.Protocol):
         if hung_up.is_its_own:
             await asyncio.wait([self.ended], timeout=_UNTIL_DEAD)
         if hung_up.is_its_own and self.ended.done():
-            cause = f"has died: {self._out_of_memory.ending(self.ended.result()).cause}"
+            cause = f"has died: {self._out_of_memory.exit_status(self.ended.result()).cause}"
         else:
             self.kill()
             cause = f"{hung_up}, and was killed"

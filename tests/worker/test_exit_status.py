@@ -7,24 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.worker.endings import FORGOTTEN_AFTER, Ending, OutOfMemory, Want
+from taskflow.worker.exit_status import FORGOTTEN_AFTER, ExitStatus, OutOfMemory, OomKill
 
 
 @pytest.mark.parametrize(
-    ("status", "want", "code", "cause"),
+    ("status", "oom_kill", "code", "cause"),
     [
-        (0, Want.NO, 0, "exit code 0"),
-        (7, Want.NO, 7, "exit code 7"),
-        (-11, Want.NO, 139, "SIGSEGV"),
-        (-9, Want.NO, 137, "SIGKILL"),
-        (-9, Want.YES, 137, "out of memory (SIGKILL)"),
-        (-9, Want.PERHAPS, 137, "SIGKILL, perhaps for lack of memory: the kernel has killed processes for it on this machine"),
-        (-40, Want.NO, 168, "signal 40"),
+        (0, OomKill.NO, 0, "exit code 0"),
+        (7, OomKill.NO, 7, "exit code 7"),
+        (-11, OomKill.NO, 139, "SIGSEGV"),
+        (-9, OomKill.NO, 137, "SIGKILL"),
+        (-9, OomKill.YES, 137, "out of memory (SIGKILL)"),
+        (-9, OomKill.PERHAPS, 137, "SIGKILL, perhaps for lack of memory: the kernel has killed processes for it on this machine"),
+        (-40, OomKill.NO, 168, "signal 40"),
     ],
 )
-def test_an_ending_in_words_and_as_a_shell_has_it(status: int, want: Want, code: int, cause: str) -> None:
-    ending = Ending(status, want)
-    assert (ending.code, ending.cause) == (code, cause)
+def test_an_ending_in_words_and_as_a_shell_has_it(status: int, oom_kill: OomKill, code: int, cause: str) -> None:
+    exit_status = ExitStatus(status, oom_kill)
+    assert (exit_status.code, exit_status.cause) == (code, cause)
 
 
 class Cgroups:
@@ -63,12 +63,12 @@ def test_a_kill_that_the_kernel_has_counted_was_for_want_of_memory(tmp_path: Pat
     cgroups = Cgroups(tmp_path, membership)
     cgroups.write(path, text.format(3))
     out_of_memory = cgroups.watched()
-    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
+    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
     cgroups.write(path, text.format(4))
-    assert out_of_memory.ending(-signal.SIGTERM).want is Want.NO
-    assert out_of_memory.ending(0).want is Want.NO
-    assert out_of_memory.ending(-signal.SIGKILL).want is Want.YES
-    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
+    assert out_of_memory.exit_status(-signal.SIGTERM).oom_kill is OomKill.NO
+    assert out_of_memory.exit_status(0).oom_kill is OomKill.NO
+    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.YES
+    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
 
 
 def test_an_old_kernel_counts_how_often_the_limit_was_hit(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_an_old_kernel_counts_how_often_the_limit_was_hit(tmp_path: Path) -> Non
     cgroups.write("memory/web/memory.failcnt", "17\n")
     out_of_memory = cgroups.watched()
     cgroups.write("memory/web/memory.failcnt", "18\n")
-    assert out_of_memory.ending(-signal.SIGKILL).want is Want.YES
+    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.YES
 
 
 def test_what_was_counted_long_ago_is_nobodys_cause(tmp_path: Path) -> None:
@@ -88,20 +88,20 @@ def test_what_was_counted_long_ago_is_nobodys_cause(tmp_path: Path) -> None:
     cgroups.write("memory.events", EVENTS.format(1))
     out_of_memory.look(0.0)
     out_of_memory.look(0.9 * FORGOTTEN_AFTER)
-    assert out_of_memory.ending(-signal.SIGKILL).want is Want.YES
+    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.YES
     cgroups.write("memory.events", EVENTS.format(2))
     out_of_memory.look(FORGOTTEN_AFTER)
     out_of_memory.look(2 * FORGOTTEN_AFTER)
-    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
+    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
 
 
 @pytest.mark.parametrize("membership", ["", "0::/\n", "4:memory:/\n"])
 def test_where_no_group_counts_the_machines_own_kills_are_a_guess(tmp_path: Path, membership: str) -> None:
     cgroups = Cgroups(tmp_path, membership)
     out_of_memory = cgroups.watched()
-    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
+    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
     cgroups.write("../proc/vmstat", "nr_free_pages 5\noom_kill 4\n")
-    assert out_of_memory.ending(-signal.SIGKILL).want is Want.PERHAPS
+    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.PERHAPS
 
 
 def test_the_machines_own_kills_are_nobodys_where_the_group_counts(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_the_machines_own_kills_are_nobodys_where_the_group_counts(tmp_path: Pat
     cgroups.write("memory.events", EVENTS.format(1))
     out_of_memory = cgroups.watched()
     cgroups.write("../proc/vmstat", "nr_free_pages 5\noom_kill 4\n")
-    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
+    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
 
 
 def test_what_was_counted_before_a_mark_is_nobodys_cause(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_what_was_counted_before_a_mark_is_nobodys_cause(tmp_path: Path) -> None
     out_of_memory = cgroups.watched()
     cgroups.write("memory.events", EVENTS.format(2))
     out_of_memory.mark()
-    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
+    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
 
 
 def test_a_system_that_counts_nothing_is_believed_nothing(tmp_path: Path) -> None:
-    assert OutOfMemory(tmp_path / "no", tmp_path / "none").ending(-signal.SIGKILL) == Ending(-signal.SIGKILL)
+    assert OutOfMemory(tmp_path / "no", tmp_path / "none").exit_status(-signal.SIGKILL) == ExitStatus(-signal.SIGKILL)

@@ -12,7 +12,7 @@ FORGOTTEN_AFTER: Final = 5.0
 """Minimum seconds between two checks of the counter. Kills counted before the second-to-last check are no longer considered as a cause."""
 
 
-class Want(Enum):
+class OomKill(Enum):
     """How likely it is that the kernel killed a process for lack of memory.
     The kernel counts its kills, but does not say which processes it killed."""
 
@@ -21,11 +21,11 @@ class Want(Enum):
     YES = "out of memory ({})"
 
 
-class Ending(NamedTuple):
+class ExitStatus(NamedTuple):
     """How a process ended. `status` is an exit code or a negated signal number, as returned by `os.waitstatus_to_exitcode`."""
 
     status: int
-    want: Want = Want.NO
+    oom_kill: OomKill = OomKill.NO
 
     @property
     def code(self) -> int:
@@ -41,7 +41,7 @@ class Ending(NamedTuple):
             name = signal.Signals(-self.status).name
         except ValueError:  # a real-time signal
             name = f"signal {-self.status}"
-        return self.want.value.format(name)
+        return self.oom_kill.value.format(name)
 
 
 class OutOfMemory:
@@ -55,7 +55,7 @@ class OutOfMemory:
     def __init__(self, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> None:
         found = next((file for file in _counters(cgroups, proc / "self" / "cgroup") if _count(file) is not None), None)
         self._file = found or proc / "vmstat"
-        self._found = Want.YES if found is not None else Want.PERHAPS
+        self._found = OomKill.YES if found is not None else OomKill.PERHAPS
         self._looked_at = float("-inf")
         self.mark()
 
@@ -69,13 +69,13 @@ class OutOfMemory:
             self._looked_at = now
             self._older, self._newer = self._newer, self._read()
 
-    def ending(self, status: int) -> Ending:
+    def exit_status(self, status: int) -> ExitStatus:
         """Return how a process with this status ended. Each out-of-memory kill explains the end of one process."""
         if status != -signal.SIGKILL or self._read() <= self._older:
-            return Ending(status)
+            return ExitStatus(status)
         self._older += 1
         self._newer = max(self._newer, self._older)
-        return Ending(status, self._found)
+        return ExitStatus(status, self._found)
 
     def _read(self) -> int:
         return _count(self._file) or 0
