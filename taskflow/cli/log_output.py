@@ -137,7 +137,7 @@ def _traceback(formatter: logging.Formatter, info: Any) -> str:
     try:
         return formatter.formatException(info)
     except Exception:  # formatting runs the error's own code, which may raise
-        from taskflow.worker.failures import failure_of  # imported here, because a supervisor rarely needs it
+        from taskflow.worker.run_errors import failure_of  # imported here, because a supervisor rarely needs it
 
         return "" if info[1] is None else failure_of(info[1], attempt=1).traceback
 

@@ -15,7 +15,7 @@ from taskflow.cli.tracebacks import print_users
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.printable import message
 from taskflow.model.suggestions import nearest
-from taskflow.worker.failures import failure_of
+from taskflow.worker.run_errors import failure_of
 
 
 class TargetFailed(Exception):

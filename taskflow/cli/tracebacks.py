@@ -13,7 +13,7 @@ from typing import Final
 
 from taskflow.model.errors import TaskflowError
 from taskflow.model.printable import indented
-from taskflow.worker.failures import failure_of
+from taskflow.worker.run_errors import failure_of
 
 _LOOPS: Final = f"{Path(asyncio.__file__).parent}{os.sep}"
 _PYTHONS: Final = f"{Path(os.__file__).parent}{os.sep}"

@@ -42,7 +42,7 @@ from taskflow.worker.children.death import ChildFailed
 from taskflow.worker.children.pool import Children, Turn
 from taskflow.worker.deadlines import Deadlines
 from taskflow.worker.failure_follow_up import follow_ups_of
-from taskflow.worker.failures import RolledBack, cause_of, failure_of, unencodable
+from taskflow.worker.run_errors import RolledBack, stored_cause, failure_of, unencodable
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.thread_pool import NeverBegun, RaisedInThread, ThreadPool
 
@@ -129,7 +129,7 @@ class Executor:
             keep_for=lease.envelope.keep_result,
             follow_ups=() if lease.envelope.on_failure is None else follow_ups_of(lease, verdict),
             progress=holding.progress,
-            cause=None if type(verdict) is Succeeded else cause_of(verdict, self._deploy),
+            cause=None if type(verdict) is Succeeded else stored_cause(verdict, self._deploy),
         )
 
     def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:

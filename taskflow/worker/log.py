@@ -25,7 +25,7 @@ from taskflow.model.verdict import (
 )
 from taskflow.worker import events
 from taskflow.worker.crash_lines import CrashLines
-from taskflow.worker.failures import ROLLED_BACK
+from taskflow.worker.run_errors import ROLLED_BACK
 from taskflow.worker.heartbeat import BEATS_PER_TTL
 from taskflow.worker.park_log import ParkLog
 from taskflow.worker.watchdog import LOOK

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import taskflow
-from taskflow.worker.failures import failure_of
+from taskflow.worker.run_errors import failure_of
 
 CLASSES = [name for name in taskflow.__all__ if inspect.isclass(getattr(taskflow, name))]
 ERRORS = [name for name in CLASSES if issubclass(getattr(taskflow, name), BaseException)]

@@ -12,7 +12,7 @@ from types import ModuleType
 from taskflow.app.app import default_app
 from taskflow.app.job_type import AnyJob
 from taskflow.worker.children.wire import CallRefused, Hello, Import
-from taskflow.worker.failures import failure_of
+from taskflow.worker.run_errors import failure_of
 
 _MAIN = "__mp_main__"
 """The name that multiprocessing gives to the main module in a spawned process. Applications may check for it; see `RUN_AS_MAIN`."""

@@ -1,4 +1,4 @@
-"""Converts raised errors to the text that stores keep. No function here ever raises, whatever the error's own code does."""
+"""Converts raised errors to the text that stores keep. No function here ever raises, whatever the error's code does."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def unencodable(error: BaseException, attempt: int) -> RunError:
     return RunError(_type_name(EncodeError), message, _traceback(error, None), attempt)
 
 
-def cause_of(verdict: Verdict, deploy: str) -> bytes | None:
+def stored_cause(verdict: Verdict, deploy: str) -> bytes | None:
     """Return the cause to store with a job that the verdict ends as FAILED; None for other verdicts."""
     if not isinstance(verdict, Failed | Discarded | Completed):
         return None
