@@ -272,7 +272,7 @@ class Executor:
         return self._complete_with(holding, connection, encoded)
 
     def _complete_with(self, holding: HeldLease, connection: object, result: bytes) -> Awaitable[None]:
-        from taskflow.worker.completion import Completion
+        from taskflow.worker.complete_in import Completion
 
         settlement = self._settlement(holding, Succeeded(result), time.monotonic())
         return Completion(self._app, holding, settlement).on(connection)
