@@ -10,14 +10,14 @@ from taskflow.model.errors import DeclarationError
 
 RunsIn = Literal["loop", "thread", "process"]
 
-_PLACES: Final = get_args(RunsIn)
+_MODES: Final = get_args(RunsIn)
 
 # Names of the main module; the second one is used in child processes, by multiprocessing and by taskflow.
 RUN_AS_MAIN: Final = ("__main__", "__mp_main__")
 
 
-def place_for(function: Callable[..., Any], asked: object) -> RunsIn:
-    """Return where the function runs: the requested place, or by default "loop" for an async function and "thread" for a plain one.
+def mode_for(function: Callable[..., Any], asked: object) -> RunsIn:
+    """Return the execution mode of a function: the requested one, or by default "loop" for an async function and "thread" for a plain one.
 
     Raises ValueError if the request is unknown or does not fit the function. Raises DeclarationError if a child process
     cannot import the function because its code is not in a file.
@@ -25,7 +25,7 @@ def place_for(function: Callable[..., Any], asked: object) -> RunsIn:
     own: RunsIn = "loop" if inspect.iscoroutinefunction(function) else "thread"
     if asked is None or asked == own:
         return own
-    if not isinstance(asked, str) or asked not in _PLACES:
+    if not isinstance(asked, str) or asked not in _MODES:
         raise ValueError(
             f'runs_in={asked!r}: expected "process", or "{own}", the default of {"an async" if own == "loop" else "a plain"} function'
         )

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from taskflow.app.app import App, default_app
 from taskflow.app.call import Call
 from taskflow.app.context import JobContext, running
-from taskflow.app.execution_mode import RunsIn, place_for
+from taskflow.app.execution_mode import RunsIn, mode_for
 from taskflow.app.functions import check_function, name_of, place
 from taskflow.app.job_type import AnyJob, JobType
 from taskflow.app.option_names import unknown_option
@@ -262,7 +262,7 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
         check_app_of(declared.get("on_failure"), app)
         aliases = () if declared.get("aliases") is None else _aliases(declared["aliases"])
         kind = Job if inspect.iscoroutinefunction(function) else SyncJob
-        runs_in = place_for(function, declared.get("runs_in"))
+        runs_in = mode_for(function, declared.get("runs_in"))
         _check_stop_grace(declared.get("stop_grace"), runs_in)
         made: AnyJob = kind(app, function, _job_name("name", name), options, policy=policy, aliases=aliases, runs_in=runs_in)
         if "key" in options:
