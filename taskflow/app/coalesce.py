@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from taskflow.app.lockstep import Step
+from taskflow.app.lockstep import Lockstep
 from taskflow.broker.deadline import Deadline
 from taskflow.broker.eager_tasks import STARTS_AT_ONCE, started
 from taskflow.model.errors import BrokerUnavailable
@@ -53,7 +53,7 @@ class Coalescer(Generic[Q, A]):
     """Bundles the questions that callers in one event loop ask (envelopes to add, or ids to read) into shared calls to the store.
 
     A single question is sent at the end of the current turn of the loop. Callers that have just received an answer may ask again before the
-    next call is sent. If many callers ask in lockstep, the first half is sent while the others prepare their questions: see `Step`.
+    next call is sent. If many callers ask in lockstep, the first half is sent while the others prepare their questions: see `Lockstep`.
 
     While the store is unavailable, questions are sent again, together with those that have arrived in the meantime. Each question fails
     with BrokerUnavailable `timeout` seconds after it was asked. If a caller is cancelled, its question may already have been sent.
@@ -71,7 +71,7 @@ class Coalescer(Generic[Q, A]):
         self._is_late = False
         self._retries = Retries(pauses_within(timeout))
         self._last_error = ""  # the last error while the store is unavailable
-        self._step = Step()
+        self._lockstep = Lockstep()
         self._start_due: asyncio.Handle | None = None
         self._is_starting = False
 
@@ -82,9 +82,9 @@ class Coalescer(Generic[Q, A]):
         self._waiting.append(_Asked(question, answer, now + self._timeout))
         if self._flushing is None:
             if self._start_due is None:
-                self._step.begin(now)
+                self._lockstep.begin(now)
                 self._start_soon(loop)
-            elif self._step.is_half(len(self._waiting), now) and not _is_deep():
+            elif self._lockstep.is_half(len(self._waiting), now) and not _is_deep():
                 self._start(loop)
         return answer
 
@@ -101,14 +101,14 @@ class Coalescer(Generic[Q, A]):
             self._start_due = None
         if self._flushing is not None or self._is_starting:
             return  # the flush that runs or is about to start takes the waiting questions
-        self._step.starts(len(self._waiting), time.monotonic())
+        self._lockstep.starts(len(self._waiting), time.monotonic())
         self._is_starting = True
         try:
             flushing = started(loop, self._flush(loop))
         finally:
             self._is_starting = False
         if flushing.done():
-            self._step.was_answered_at_once()
+            self._lockstep.was_answered_at_once()
             return
         self._flushing = flushing
         if not STARTS_AT_ONCE:
@@ -178,7 +178,7 @@ class Coalescer(Generic[Q, A]):
                 if not asked.answer.done():
                     asked.answer.set_result(answer)
             now = time.monotonic()
-            return self._step.answered(len(batch), len(self._waiting), now - asked_at, now)
+            return self._lockstep.answered(len(batch), len(self._waiting), now - asked_at, now)
         return True
 
     def _give_up(self) -> None:

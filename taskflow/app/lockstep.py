@@ -14,7 +14,7 @@ WITHIN: Final = 1.5
 ask. The time of a half call includes the fixed cost of a call, such as a commit or a network round trip."""
 
 
-class Step:
+class Lockstep:
     """Decides whether to send half of the questions while the callers prepare the rest, so that the store and the callers work in parallel.
 
     This pays off if the store takes about as long to answer as the callers take to ask. If

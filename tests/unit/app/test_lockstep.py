@@ -11,7 +11,7 @@ import pytest
 
 from taskflow.app import coalesce
 from taskflow.app.coalesce import ROOM, Coalescer
-from taskflow.app.lockstep import MIN_CALLERS, Step
+from taskflow.app.lockstep import MIN_CALLERS, Lockstep
 from taskflow.broker.eager_tasks import STARTS_AT_ONCE
 
 ROUNDS = 12
@@ -197,9 +197,9 @@ async def test_a_flush_that_a_stranger_cancels_before_it_begins_does_not_block_t
 # --- the decision, by instants that are given ---------------------------------------------------------------------------
 
 
-def in_step(number: int, *, took: float, each: float = 1.0) -> Step:
+def in_step(number: int, *, took: float, each: float = 1.0) -> Lockstep:
     """`number` have been answered together at 0, in `took`; a question takes `each` to be made."""
-    step = Step()
+    step = Lockstep()
     step.begin(-number * each - took)
     step.starts(number, -took)
     step.answered(number, 0, took, 0.0)
