@@ -20,7 +20,7 @@ from taskflow.cli.interrupts import Interrupted, drops_exceptions, interrupts
 from taskflow.cli.main import SAID_WITHIN, say_what_keeps_it
 from taskflow.model.safe_log import log_safely
 from taskflow.model.seams import start_thread
-from taskflow.worker.children.system import HANDLED, SAME_SIGNAL, keep_handlers_from_forks
+from taskflow.worker.children.syscalls import HANDLED, SAME_SIGNAL, keep_handlers_from_forks
 from taskflow.worker.worker import Worker
 
 log: Final = logging.getLogger("taskflow.worker")

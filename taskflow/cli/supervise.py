@@ -17,7 +17,7 @@ from taskflow.cli.interrupts import interrupts
 from taskflow.cli.log_output import BackgroundHandler, logging_to_stderr
 from taskflow.cli.reexec import command_of, environment_of
 from taskflow.model.errors import ConfigurationError, DriverMissing
-from taskflow.worker.children.system import die_before_parent
+from taskflow.worker.children.syscalls import die_before_parent
 from taskflow.worker.processes import SUPERVISED, FileWatch, supervise
 from taskflow.worker.supervisor_state import SupervisorOptions
 

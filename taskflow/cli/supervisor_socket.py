@@ -14,7 +14,7 @@ from typing import Final
 
 from taskflow.model.printable import one_line
 from taskflow.model.seams import start_thread
-from taskflow.worker.children.system import end_with_parent
+from taskflow.worker.children.syscalls import end_with_parent
 from taskflow.worker.events import RunEnded, SessionOpened, WorkerEvent
 
 log: Final = logging.getLogger("taskflow.worker")

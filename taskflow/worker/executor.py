@@ -38,7 +38,7 @@ from taskflow.model.verdict import (
     detach_exception,
 )
 from taskflow.model.wording import WAYS_OUT
-from taskflow.worker.children.death import ChildFailed
+from taskflow.worker.children.errors import ChildFailed
 from taskflow.worker.children.pool import Children, Turn
 from taskflow.worker.deadlines import Deadlines
 from taskflow.worker.failure_follow_up import follow_ups_of

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from taskflow.model.errors import DecodeError, EncodeError, TaskflowError
 from taskflow.model.verdict import Completed, Discarded, Failed, RunEnding, RunError, Verdict
-from taskflow.worker.children.death import ChildFailed
+from taskflow.worker.children.errors import ChildFailed
 
 # An error's metaclass may hide or break these attributes. So may `error.__class__`, which `isinstance` reads: use `type(error)`.
 _MODULE: Final = type.__dict__["__module__"]

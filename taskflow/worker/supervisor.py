@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from taskflow.worker.children.system import SAME_SIGNAL
+from taskflow.worker.children.syscalls import SAME_SIGNAL
 from taskflow.worker.exit_status import ExitStatus
 from taskflow.worker.supervisor_state import SupervisorOptions, Replacement, WorkerProcess, WorkerSlot
 

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from taskflow.worker.children.system import SAME_SIGNAL
+from taskflow.worker.children.syscalls import SAME_SIGNAL
 from tests.cli.processes import Running, Shell, until
 
 # What Python itself does with a SIGINT before our first line is run: die of it, or fail to load.

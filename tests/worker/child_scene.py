@@ -12,7 +12,7 @@ import pytest
 
 from taskflow import JobFailed, JobHandle, Worker
 from taskflow.worker.children.options import ChildOptions
-from taskflow.worker.children.wire import Hello
+from taskflow.worker.children.messages import Hello
 from taskflow.worker.events import ChildPrinted, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 

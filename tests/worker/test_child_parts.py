@@ -1,4 +1,4 @@
-"""The parts of child processes by themselves: the wire, output, and what the system tells."""
+"""The parts of child processes by themselves: the messages, output, and what the system tells."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from taskflow import Backoff, ConfigurationError
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
 from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Cancelled, Completed, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded
-from taskflow.worker.children.death import ChildFailed
+from taskflow.worker.children.errors import ChildFailed
 from taskflow.worker.children.options import ChildOptions, cores
 from taskflow.worker.children.output import LONGEST_LINE, Output
 from taskflow.worker.children.process import Child, Nursery
-from taskflow.worker.children.wire import (
+from taskflow.worker.children.messages import (
     CallRefused,
     Completing,
     Garbled,

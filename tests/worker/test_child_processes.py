@@ -42,7 +42,7 @@ from taskflow.model.ids import id_text
 from taskflow.model.seams import start_thread
 from taskflow.model.verdict import RunEnding, Succeeded
 from taskflow.worker.children import spawn
-from taskflow.worker.children.death import ChildDied
+from taskflow.worker.children.errors import ChildDied
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.process import Child, Nursery
 from taskflow.worker.events import BrokerCallFailed, SessionEnded, WorkerEvent

@@ -24,7 +24,7 @@ from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Cancelled, Succeeded
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.process import Child, Nursery
-from taskflow.worker.children.wire import Stop, pack
+from taskflow.worker.children.messages import Stop, pack
 from taskflow.worker.executor import CANCELLED
 from taskflow.worker.lease_table import HeldLease
 from tests.worker import stopping_jobs as jobs
@@ -285,7 +285,7 @@ def test_a_function_that_has_returned_is_not_interrupted() -> None:
 
 HAS_RETURNED = """
 import asyncio, ctypes, functools, threading
-from taskflow.worker.children.calls import MainThreadCalls
+from taskflow.worker.children.main_thread import MainThreadCalls
 
 async def ask() -> None:
     returned = calls.run(functools.partial(ctypes.CDLL(None).usleep, 900_000))

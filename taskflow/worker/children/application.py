@@ -11,7 +11,7 @@ from types import ModuleType
 
 from taskflow.app.app import default_app
 from taskflow.app.job_type import AnyJob
-from taskflow.worker.children.wire import CallRefused, Hello, Import
+from taskflow.worker.children.messages import CallRefused, Hello, Import
 from taskflow.worker.run_errors import failure_of
 
 _MAIN = "__mp_main__"

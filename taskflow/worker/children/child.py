@@ -19,10 +19,10 @@ from functools import partial
 from typing import Final
 
 from taskflow.worker.children.application import Application
-from taskflow.worker.children.calls import MainThreadCalls
+from taskflow.worker.children.main_thread import MainThreadCalls
 from taskflow.worker.children.executor import ChildExecutor
 from taskflow.worker.children.lifespan import Lifespan
-from taskflow.worker.children.system import (
+from taskflow.worker.children.syscalls import (
     HANDLED,
     die_before_parent,
     end_now,
@@ -31,7 +31,7 @@ from taskflow.worker.children.system import (
     keep_handlers_from_forks,
     resident_memory,
 )
-from taskflow.worker.children.wire import CallRefused, Hello, Import, Message, Ready, Run, Finished, Stop, Unpacker, pack
+from taskflow.worker.children.messages import CallRefused, Hello, Import, Message, Ready, Run, Finished, Stop, Unpacker, pack
 from taskflow.worker.lease_table import HeldLease
 
 # Seconds to leave the lifespan and exit after the last job.
@@ -63,8 +63,8 @@ def _leave_it_to_the_worker(number: int, frame: object) -> None:
 class Conversation:
     """Talks to the worker, in a thread that has its own event loop."""
 
-    def __init__(self, wire: socket.socket, calls: MainThreadCalls) -> None:
-        self._wire = wire
+    def __init__(self, connection: socket.socket, calls: MainThreadCalls) -> None:
+        self._connection = connection
         self._calls = calls
         self._is_busy = False
         self._run: HeldLease | None = None
@@ -79,7 +79,7 @@ class Conversation:
         end_now()
 
     async def _hold(self) -> None:
-        reader, self._writer = await asyncio.open_unix_connection(sock=self._wire)
+        reader, self._writer = await asyncio.open_unix_connection(sock=self._connection)
         heard: asyncio.Queue[Message] = asyncio.Queue()
         async with asyncio.TaskGroup() as group:
             answering = group.create_task(self._answer_each(heard))

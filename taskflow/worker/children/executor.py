@@ -15,8 +15,8 @@ from taskflow.model.errors import StopReason
 from taskflow.model.progress import Progress
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Settlement
-from taskflow.worker.children.calls import MainThreadCalls
-from taskflow.worker.children.wire import Completing, Message, Reported
+from taskflow.worker.children.main_thread import MainThreadCalls
+from taskflow.worker.children.messages import Completing, Message, Reported
 from taskflow.worker.executor import CANCELLED, LOST, TIMED_OUT, WINDING_DOWN, Executor
 from taskflow.worker.lease_table import HeldLease
 

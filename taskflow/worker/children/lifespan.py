@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from taskflow.app.app import default_app
 from taskflow.model.errors import ConfigurationError, TaskflowError
-from taskflow.worker.children.calls import MainThreadCalls
-from taskflow.worker.children.wire import CallRefused, Hello
+from taskflow.worker.children.main_thread import MainThreadCalls
+from taskflow.worker.children.messages import CallRefused, Hello
 from taskflow.worker.run_errors import failure_of
 from taskflow.worker.thread_pool import carried
 

@@ -20,11 +20,11 @@ from taskflow.model.retry import Pauses, Retries
 from taskflow.model.safe_log import log_safely
 from taskflow.model.seams import StartThread
 from taskflow.model.verdict import Verdict
-from taskflow.worker.children.death import CannotStart, ChildFailed
+from taskflow.worker.children.errors import CannotStart, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Tell
 from taskflow.worker.children.process import Child, Nursery, RunListener
-from taskflow.worker.children.wire import CHILD_HOOKS, Hello
+from taskflow.worker.children.messages import CHILD_HOOKS, Hello
 
 log: Final = logging.getLogger("taskflow.worker")
 

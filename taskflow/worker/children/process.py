@@ -16,11 +16,11 @@ from taskflow.model.envelope import Lease
 from taskflow.model.progress import Progress
 from taskflow.model.seams import StartThread
 from taskflow.model.verdict import Verdict
-from taskflow.worker.children import wire
-from taskflow.worker.children.death import CannotStart, ChildDied, ChildFailed
+from taskflow.worker.children import messages
+from taskflow.worker.children.errors import CannotStart, ChildDied, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Output, Tell
-from taskflow.worker.children.spawn import WIRE, Process, spawn
+from taskflow.worker.children.spawn import CONNECTION, Process, spawn
 from taskflow.worker.exit_status import OutOfMemory
 
 # A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
@@ -44,7 +44,7 @@ class RunListener(Protocol):
 class Nursery(msgspec.Struct, frozen=True):
     """Everything that is needed to start a child."""
 
-    hello: wire.Hello
+    hello: messages.Hello
     options: ChildOptions
     tell: Tell
     start_thread: StartThread
@@ -72,8 +72,8 @@ class Child(asyncio.Protocol):
         self._was_asked = False
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._unpacker = wire.Unpacker(nursery.hello.settings["max_payload"] + wire.BESIDES)
-        self._answer: asyncio.Future[wire.Message] = self._loop.create_future()
+        self._unpacker = messages.Unpacker(nursery.hello.settings["max_payload"] + messages.BESIDES)
+        self._answer: asyncio.Future[messages.Message] = self._loop.create_future()
         self._listener: RunListener | None = None
         self._out_of_memory = OutOfMemory()
 
@@ -105,7 +105,7 @@ class Child(asyncio.Protocol):
         """Make the child import the job's module, if it has not done so yet, and set itself up. Raises ChildFailed if it
         cannot, dies, or is not ready in time. If this is cancelled, the caller must kill the child."""
         if module not in self._modules:
-            self._memory_at_first = await self._get_ready(wire.Import(module, main))
+            self._memory_at_first = await self._get_ready(messages.Import(module, main))
             self._modules.add(module)
 
     async def run(self, lease: Lease, module: str, listener: RunListener) -> Verdict:
@@ -115,17 +115,17 @@ class Child(asyncio.Protocol):
         self._out_of_memory.mark()
         self._output.begin(lease)
         try:
-            answer = await self._ask(wire.Run(lease, module))
+            answer = await self._ask(messages.Run(lease, module))
         finally:
             self._listener = None
             self._output.end()
         match answer:
-            case wire.Finished(verdict, memory, is_whole):
+            case messages.Finished(verdict, memory, is_whole):
                 options = self._nursery.options
                 has_grown = memory - self._memory_at_first > options.most_growth
                 self.is_spent |= not is_whole or has_grown or self._runs >= options.most_runs
                 return verdict
-            case wire.CallRefused():
+            case messages.CallRefused():
                 raise self._refused(answer)
         raise self._out_of_turn(answer)
 
@@ -133,7 +133,7 @@ class Child(asyncio.Protocol):
         """Ask the run to stop. Its function may be interrupted anywhere, so the child is not used for another run."""
         self.is_spent = self._was_asked = True
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(wire.pack(wire.Stop(why)))
+            self._transport.write(messages.pack(messages.Stop(why)))
 
     def retire(self) -> None:
         """Make the child exit by itself. If it has not done so after `goodbye` seconds, it is killed. The processes that
@@ -152,7 +152,7 @@ class Child(asyncio.Protocol):
 
     # --- messages --------------------------------------------------------------------------------------
 
-    async def _get_ready(self, message: wire.Hello | wire.Import) -> int:
+    async def _get_ready(self, message: messages.Hello | messages.Import) -> int:
         """Make the child import modules, and return how much memory it uses afterwards."""
         within = self._nursery.options.start_within
         try:
@@ -163,27 +163,27 @@ class Child(asyncio.Protocol):
             raise ChildFailed(
                 f"a child process did not {self._first_steps(message)} within {within:g} s and was killed: make its start faster"
             ) from None
-        if isinstance(answer, wire.CallRefused):
+        if isinstance(answer, messages.CallRefused):
             raise self._refused(answer)
-        if not isinstance(answer, wire.Ready):
+        if not isinstance(answer, messages.Ready):
             raise self._out_of_turn(answer)
         return answer.memory
 
-    def _first_steps(self, message: wire.Hello | wire.Import) -> str:
-        if isinstance(message, wire.Hello):
+    def _first_steps(self, message: messages.Hello | messages.Import) -> str:
+        if isinstance(message, messages.Hello):
             return f"import {', '.join(message.modules) or 'taskflow'}"
         return " and finish ".join([f"import {message.module}", *self._nursery.hello.hooks])
 
-    def _refused(self, answer: wire.CallRefused) -> ChildFailed:
+    def _refused(self, answer: messages.CallRefused) -> ChildFailed:
         self.is_spent = True
         return _with_note(ChildFailed(answer.why), answer.traceback)
 
-    async def _ask(self, message: wire.Message) -> wire.Message:
+    async def _ask(self, message: messages.Message) -> messages.Message:
         self._answer = self._loop.create_future()
         if self._transport is None or self._transport.is_closing():
             self._answer.set_exception(_HungUp("had closed its connection before"))
         else:
-            self._transport.write(wire.pack(message))
+            self._transport.write(messages.pack(message))
         try:
             return await self._answer
         except _HungUp as hung_up:
@@ -200,7 +200,7 @@ class Child(asyncio.Protocol):
         self._output.end()
         return _with_note(ChildDied(f"the child process (pid {self.pid}) {cause}"), self._output.last_lines)
 
-    def _out_of_turn(self, message: wire.Message) -> ChildDied:
+    def _out_of_turn(self, message: messages.Message) -> ChildDied:
         self.kill()
         return ChildDied(f"the child process (pid {self.pid}) sent an unexpected message ({type(message).__name__}) and was killed")
 
@@ -213,20 +213,20 @@ class Child(asyncio.Protocol):
         try:
             for message in self._unpacker.feed(data):
                 self._hear(message)
-        except wire.Garbled as garbled:
+        except messages.Garbled as garbled:
             self._give_up(_HungUp(f"sent {garbled}", is_its_own=False))
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_up(_HungUp("has closed its connection to the worker"))
 
-    def _hear(self, message: wire.Message) -> None:
+    def _hear(self, message: messages.Message) -> None:
         match message:
-            case wire.Reported(fraction, note):
+            case messages.Reported(fraction, note):
                 if self._listener is not None:
                     with contextlib.suppress(ValueError):  # a job has written it
                         self._listener.report(Progress.checked(fraction, note))
-            case wire.Completing():
+            case messages.Completing():
                 if self._listener is not None:
                     self._listener.note_completing()
             case _:
@@ -297,12 +297,12 @@ class _HungUp(Exception):
 
 
 def _spawn(theirs: int, nursery: Nursery) -> tuple[Process, Output]:
-    command = [sys.executable, *_flags(), "-c", _BOOT, str(WIRE), *map(os.path.abspath, sys.path)]
+    command = [sys.executable, *_flags(), "-c", _BOOT, str(CONNECTION), *map(os.path.abspath, sys.path)]
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as writing:
         try:
             read_out, write_out = _pipe(undo, writing)
             read_err, write_err = _pipe(undo, writing)
-            process = spawn(command, wire=theirs, stdout=write_out, stderr=write_err)
+            process = spawn(command, connection=theirs, stdout=write_out, stderr=write_err)
             undo.callback(process.wait)
             undo.callback(process.kill)
             output = Output(process.pid, read_out, read_err, nursery.tell, nursery.start_thread)

@@ -12,7 +12,7 @@ import os
 import signal
 from typing import Final
 
-WIRE: Final = 3
+CONNECTION: Final = 3
 """The file descriptor, in the child, of the socket to the worker."""
 
 _DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -40,14 +40,14 @@ class Process:
                 os.kill(self.pid, signal.SIGKILL)
 
 
-def spawn(command: list[str], *, wire: int, stdout: int, stderr: int) -> Process:
+def spawn(command: list[str], *, connection: int, stdout: int, stderr: int) -> Process:
     """Start a program in a new POSIX session. It gets copies of these descriptors, and any other inheritable
     ones. The caller's descriptors stay open. Raises OSError if the program cannot be started."""
     with contextlib.ExitStack() as stack:
-        moved = [_above_the_childs(descriptor, stack) for descriptor in (stdout, stderr, wire)]
+        moved = [_above_the_childs(descriptor, stack) for descriptor in (stdout, stderr, connection)]
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            *((os.POSIX_SPAWN_DUP2, descriptor, place) for descriptor, place in zip(moved, (1, 2, WIRE), strict=True)),
+            *((os.POSIX_SPAWN_DUP2, descriptor, place) for descriptor, place in zip(moved, (1, 2, CONNECTION), strict=True)),
         ]
         try:
             pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True, setsigdef=_DEFAULTS)
@@ -59,6 +59,6 @@ def spawn(command: list[str], *, wire: int, stdout: int, stderr: int) -> Process
 def _above_the_childs(descriptor: int, stack: contextlib.ExitStack) -> int:
     """Return a copy of the descriptor with a number above the three that the child uses.
     A worker without stdout, for example, may itself be using one of those numbers."""
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, WIRE + 1)
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, CONNECTION + 1)
     stack.callback(os.close, moved)
     return moved

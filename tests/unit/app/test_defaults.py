@@ -30,7 +30,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.follow_up import follow_up_of
 from taskflow.model.schedule_plan import Plan
 from taskflow.worker.children.application import Application
-from taskflow.worker.children.wire import Hello
+from taskflow.worker.children.messages import Hello
 from tests.unit.app.bench import Bench
 
 any_job: Any = job

@@ -35,7 +35,7 @@ class Garbled(Exception):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """The base class of messages. The class name identifies a message on the wire."""
+    """The base class of messages. The class name identifies a message on the socket."""
 
 
 class Hello(Message, frozen=True, kw_only=True):
