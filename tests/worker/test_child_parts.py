@@ -19,7 +19,7 @@ from taskflow.model.verdict import Cancelled, Completed, Discarded, Failed, Hand
 from taskflow.worker.children.errors import ChildFailed
 from taskflow.worker.children.options import ChildOptions, cores
 from taskflow.worker.children.output import LONGEST_LINE, Output
-from taskflow.worker.children.process import Child, Nursery
+from taskflow.worker.children.process import Child, ChildSpec
 from taskflow.worker.children.messages import (
     CallRefused,
     Completing,
@@ -251,7 +251,7 @@ async def test_a_child_that_finds_no_descriptors_leaves_none_and_no_process() ->
     for room in range(16):
         resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + room, limits[1]))
         try:
-            child = await Child.start(Nursery(HELLO, ChildOptions(), lambda _: None, start_thread))
+            child = await Child.start(ChildSpec(HELLO, ChildOptions(), lambda _: None, start_thread))
         except ChildFailed as failure:
             failures.append(str(failure))
         else:
@@ -277,5 +277,5 @@ async def test_a_child_that_finds_no_thread_leaves_no_descriptor_and_no_process(
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     before = descriptors() | children()
     with pytest.raises(ChildFailed, match="a child process cannot be started: can't start new thread"):
-        await Child.start(Nursery(HELLO, ChildOptions(), lambda _: None, refuse))
+        await Child.start(ChildSpec(HELLO, ChildOptions(), lambda _: None, refuse))
     assert await left_behind(before) == set()

@@ -44,7 +44,7 @@ from taskflow.model.verdict import RunEnding, Succeeded
 from taskflow.worker.children import spawn
 from taskflow.worker.children.errors import ChildDied
 from taskflow.worker.children.options import ChildOptions
-from taskflow.worker.children.process import Child, Nursery
+from taskflow.worker.children.process import Child, ChildSpec
 from taskflow.worker.events import BrokerCallFailed, SessionEnded, WorkerEvent
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.log import log_event

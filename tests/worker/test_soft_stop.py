@@ -23,7 +23,7 @@ from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Cancelled, Succeeded
 from taskflow.worker.children.options import ChildOptions
-from taskflow.worker.children.process import Child, Nursery
+from taskflow.worker.children.process import Child, ChildSpec
 from taskflow.worker.children.messages import Stop, pack
 from taskflow.worker.executor import CANCELLED
 from taskflow.worker.lease_table import HeldLease
@@ -235,7 +235,7 @@ async def test_a_stopped_child_is_not_used_again(ledger: Ledger) -> None:
 async def test_a_request_at_any_moment_reaches_its_own_run_or_none() -> None:
     """Two requests come to each of many short runs, or just after: never is our own code interrupted, nor another run."""
     lines = Lines()
-    child = await Child.start(Nursery(HELLO, ChildOptions(), lines, start_thread))
+    child = await Child.start(ChildSpec(HELLO, ChildOptions(), lines, start_thread))
     chance = random.Random(7)
     came_to = dict.fromkeys(("returned", "stopped"), 0)
     try:

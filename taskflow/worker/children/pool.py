@@ -23,7 +23,7 @@ from taskflow.model.verdict import Verdict
 from taskflow.worker.children.errors import CannotStart, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Tell
-from taskflow.worker.children.process import Child, Nursery, RunListener
+from taskflow.worker.children.process import Child, ChildSpec, RunListener
 from taskflow.worker.children.messages import CHILD_HOOKS, Hello
 
 log: Final = logging.getLogger("taskflow.worker")
@@ -108,9 +108,9 @@ class Children:
 
     async def _start(self) -> Child:
         """Start a child. If the machine is briefly short of resources, try again, so that the shortage does not cost a job an attempt."""
-        nursery = Nursery(self._hello(), self._options, self._tell, self._start_thread)
+        spec = ChildSpec(self._hello(), self._options, self._tell, self._start_thread)
         give_up_at = time.monotonic() + self._options.start_within
-        child = await retry(lambda: Child.start(nursery), START_PAUSES, on=CannotStart, note=self._note_shortage, give_up_at=give_up_at)
+        child = await retry(lambda: Child.start(spec), START_PAUSES, on=CannotStart, note=self._note_shortage, give_up_at=give_up_at)
         self._alive.add(child)
         child.ended.add_done_callback(lambda _: self._forget(child))
         return child

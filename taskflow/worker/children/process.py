@@ -41,7 +41,7 @@ class RunListener(Protocol):
     def note_completing(self) -> None: ...
 
 
-class Nursery(msgspec.Struct, frozen=True):
+class ChildSpec(msgspec.Struct, frozen=True):
     """Everything that is needed to start a child."""
 
     hello: messages.Hello
@@ -58,13 +58,13 @@ class Child(asyncio.Protocol):
     does not reach it, and killing it also kills the processes that it has started.
     """
 
-    def __init__(self, process: Process, output: Output, nursery: Nursery) -> None:
+    def __init__(self, process: Process, output: Output, spec: ChildSpec) -> None:
         self.pid = process.pid
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.is_spent = False
         self._process = process
         self._output = output
-        self._nursery = nursery
+        self._spec = spec
         self._runs = 0
         self._modules = set[str]()
         self._memory_at_first = 0
@@ -72,13 +72,13 @@ class Child(asyncio.Protocol):
         self._was_asked = False
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._unpacker = messages.Unpacker(nursery.hello.settings["max_payload"] + messages.BESIDES)
+        self._unpacker = messages.Unpacker(spec.hello.settings["max_payload"] + messages.BESIDES)
         self._answer: asyncio.Future[messages.Message] = self._loop.create_future()
         self._listener: RunListener | None = None
         self._out_of_memory = OutOfMemory()
 
     @classmethod
-    async def start(cls, nursery: Nursery) -> Self:
+    async def start(cls, spec: ChildSpec) -> Self:
         """Start a child, and make it import as many of the worker's modules as can be imported. Raises
         ChildFailed if it dies or is not ready in time. If this is cancelled, no process is left behind."""
         try:
@@ -86,13 +86,13 @@ class Child(asyncio.Protocol):
         except OSError as error:
             raise _cannot_start(error) from error
         with ours, theirs:
-            process, output = _spawn(theirs.fileno(), nursery)
-            child = cls(process, output, nursery)
+            process, output = _spawn(theirs.fileno(), spec)
+            child = cls(process, output, spec)
             try:
                 child._watch()
                 await child._loop.create_unix_connection(lambda: child, sock=ours.dup())
                 theirs.close()
-                child._memory_at_first = await child._get_ready(nursery.hello)
+                child._memory_at_first = await child._get_ready(spec.hello)
             except BaseException as error:
                 child.kill()
                 await asyncio.wait([child.ended], timeout=_UNTIL_DEAD)
@@ -121,7 +121,7 @@ class Child(asyncio.Protocol):
             self._output.end()
         match answer:
             case messages.Finished(verdict, memory, is_whole):
-                options = self._nursery.options
+                options = self._spec.options
                 has_grown = memory - self._memory_at_first > options.most_growth
                 self.is_spent |= not is_whole or has_grown or self._runs >= options.most_runs
                 return verdict
@@ -140,7 +140,7 @@ class Child(asyncio.Protocol):
         it has started may continue, unless its last run was asked to stop."""
         self.is_retired = self.is_spent = True
         self._hang_up()
-        self._loop.call_later(self._nursery.options.goodbye, self.kill)
+        self._loop.call_later(self._spec.options.goodbye, self.kill)
 
     def kill(self) -> None:
         """Kill the child and the processes that it has started. It is gone once `ended` is set."""
@@ -172,7 +172,7 @@ class Child(asyncio.Protocol):
     def _first_steps(self, message: messages.Hello | messages.Import) -> str:
         if isinstance(message, messages.Hello):
             return f"import {', '.join(message.modules) or 'taskflow'}"
-        return " and finish ".join([f"import {message.module}", *self._nursery.hello.hooks])
+        return " and finish ".join([f"import {message.module}", *self._spec.hello.hooks])
 
     def _refused(self, answer: messages.CallRefused) -> ChildFailed:
         self.is_spent = True
@@ -268,7 +268,7 @@ class Child(asyncio.Protocol):
 
     def _wait_for_it(self) -> None:
         try:
-            self._nursery.start_thread(self._wait_in_a_thread, "taskflow-child")
+            self._spec.start_thread(self._wait_in_a_thread, "taskflow-child")
         except RuntimeError as error:  # without this thread the child's end would go unnoticed, so the child must not start
             self.kill()
             self._note_end(self._process.wait())
@@ -296,7 +296,7 @@ class _HungUp(Exception):
         self.is_its_own = is_its_own
 
 
-def _spawn(theirs: int, nursery: Nursery) -> tuple[Process, Output]:
+def _spawn(theirs: int, spec: ChildSpec) -> tuple[Process, Output]:
     command = [sys.executable, *_flags(), "-c", _BOOT, str(CONNECTION), *map(os.path.abspath, sys.path)]
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as writing:
         try:
@@ -305,7 +305,7 @@ def _spawn(theirs: int, nursery: Nursery) -> tuple[Process, Output]:
             process = spawn(command, connection=theirs, stdout=write_out, stderr=write_err)
             undo.callback(process.wait)
             undo.callback(process.kill)
-            output = Output(process.pid, read_out, read_err, nursery.tell, nursery.start_thread)
+            output = Output(process.pid, read_out, read_err, spec.tell, spec.start_thread)
         except (OSError, RuntimeError) as error:  # no descriptor, process or thread is left
             raise _cannot_start(error) from error
         undo.pop_all()
