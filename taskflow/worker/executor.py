@@ -39,7 +39,7 @@ from taskflow.model.verdict import (
 )
 from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.children.errors import ChildFailed
-from taskflow.worker.children.pool import Children, Turn
+from taskflow.worker.children.pool import ChildPool, ReservedChild
 from taskflow.worker.deadlines import Deadlines
 from taskflow.worker.failure_follow_up import follow_ups_of
 from taskflow.worker.run_errors import RolledBack, stored_cause, failure_of, unencodable
@@ -71,7 +71,7 @@ class Executor:
         threads: ThreadPool | None,
         seams: Seams,
         state: Any = None,
-        children: Children | None = None,
+        children: ChildPool | None = None,
         is_cut_short: Callable[[], bool] = lambda: False,
         deploy: str = "",
     ) -> None:
@@ -151,28 +151,28 @@ class Executor:
             return self._undecodable(holding, error)
         return self._run(holding, job, partial(self._call, holding, job, *given), given)
 
-    async def _verdict_of_child(self, holding: HeldLease, job: AnyJob, children: Children) -> Verdict:
+    async def _verdict_of_child(self, holding: HeldLease, job: AnyJob, children: ChildPool) -> Verdict:
         """Run the job in a child process, which receives the payload and returns
         a verdict. Middleware and the timeout start once a child is available."""
         try:
-            turn = await _turn(holding, job, children)
+            child = await _reserve(holding, job, children)
         except BaseException as error:
             verdict = self._judge(holding, job, error)
             return _not_begun(holding) if isinstance(verdict, HandedBack) else verdict
 
         async def call(context: JobContext) -> Verdict:
             stop_grace = job.stop_grace
-            soft_stop = _soft_stop(holding, context, turn, stop_grace) if stop_grace else contextlib.nullcontext()
+            soft_stop = _soft_stop(holding, context, child, stop_grace) if stop_grace else contextlib.nullcontext()
             try:
                 with soft_stop:
-                    return await turn.run(holding.lease, holding)
+                    return await child.run(holding.lease, holding)
             except BaseException as error:
                 return self._completed(holding, self._judge(holding, job, error))
 
         try:
             return await self._run(holding, job, call)
         finally:
-            turn.end()
+            child.release()
 
     def _undecodable(self, holding: HeldLease, error: BaseException) -> Verdict:
         if isinstance(error, PARKED_ON):
@@ -293,7 +293,7 @@ class Executor:
         return completed
 
     def _judge(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
-        """Turn a raised error into a verdict. Never raises, although it runs code from the error's class and the job's policy."""
+        """ReservedChild a raised error into a verdict. Never raises, although it runs code from the error's class and the job's policy."""
         try:
             if holding.why_stopped == TIMED_OUT and isinstance(error, JobStopping | asyncio.CancelledError):
                 timeout = _timeout_of(holding)
@@ -356,7 +356,7 @@ def _not_begun(holding: HeldLease) -> Verdict:
     return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else HandedBack(counts=False)
 
 
-async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
+async def _reserve(holding: HeldLease, job: AnyJob, children: ChildPool) -> ReservedChild:
     """Wait for a child process, and reserve it for the run. A run that is stopped while it waits counts as not started."""
     task = asyncio.current_task()
     assert task is not None
@@ -368,13 +368,13 @@ async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
     try:
         if holding.why_stopped is not None:
             raise asyncio.CancelledError
-        return await children.turn(job)
+        return await children.reserve(job)
     finally:
         holding.started, holding.stop = time.monotonic(), None
 
 
 @contextlib.contextmanager
-def _soft_stop(holding: HeldLease, context: JobContext, turn: Turn, grace: float) -> Iterator[None]:
+def _soft_stop(holding: HeldLease, context: JobContext, child: ReservedChild, grace: float) -> Iterator[None]:
     """In this block, a request to stop the run is passed on to its child process. The process is killed `grace` seconds later."""
     kill, timers = holding.stop, list[asyncio.TimerHandle]()
 
@@ -382,7 +382,7 @@ def _soft_stop(holding: HeldLease, context: JobContext, turn: Turn, grace: float
         assert holding.why_stopped is not None
         assert kill is not None
         context.cancelled.set()
-        turn.ask_to_stop(holding.why_stopped)
+        child.ask_to_stop(holding.why_stopped)
         timers.append(asyncio.get_running_loop().call_later(grace, kill))
 
     holding.stop = stop

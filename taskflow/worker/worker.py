@@ -17,7 +17,7 @@ from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerUnavailable, ConfigurationError
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
-from taskflow.worker.children.pool import Children
+from taskflow.worker.children.pool import ChildPool
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import BrokerCallFailed, RunEnded, Events, VerdictIgnored, CompletionRolledBack, VerdictRejected, WorkerEvent
 from taskflow.worker.executor import Executor
@@ -206,9 +206,9 @@ class Worker:
 
         return await retry(look, PAUSES, on=BrokerUnavailable, note=note)
 
-    def _no_children_yet(self) -> Children:
+    def _no_children_yet(self) -> ChildPool:
         options = self.options
-        return Children(self._app, options.children, modules=options.modules, tell=self._events.tell, start_thread=self._seams.start_thread)
+        return ChildPool(self._app, options.children, modules=options.modules, tell=self._events.tell, start_thread=self._seams.start_thread)
 
     def _a_session(self) -> WorkerSession:
         executor = Executor(

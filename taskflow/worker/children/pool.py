@@ -34,9 +34,9 @@ START_PAUSES: Final = Pauses(0.1, 2.0)
 _UNTIL_GONE: Final = 5.0
 
 
-class Children:
+class ChildPool:
     """A pool of child processes, of which at most `options.slots` run jobs
-    at once; other runs wait for a turn. Belongs to one event loop."""
+    at once; other runs wait for a free one. Belongs to one event loop."""
 
     def __init__(self, app: App, options: ChildOptions, *, modules: tuple[str, ...], tell: Tell, start_thread: StartThread) -> None:
         self._app = app
@@ -50,7 +50,7 @@ class Children:
         self._failures = Retries(START_PAUSES)
         self._start_at = 0.0
 
-    async def turn(self, job: AnyJob) -> Turn:
+    async def reserve(self, job: AnyJob) -> ReservedChild:
         """Wait for a slot and for a child that has imported the job's module. Raises ChildFailed if no child can be prepared."""
         await self._slots.acquire()
         try:
@@ -58,7 +58,7 @@ class Children:
         except BaseException:
             self._slots.release()
             raise
-        return Turn(child, job.function.__module__, self._give_back)
+        return ReservedChild(child, job.function.__module__, self._give_back)
 
     async def close(self) -> None:
         """Retire the idle children and kill the others. Unless the system is stuck, all are gone when this returns."""
@@ -122,11 +122,11 @@ class Children:
     def _give_back(self, child: Child) -> None:
         self._slots.release()
         if not child.is_spent:
-            self._idle[child] = asyncio.get_running_loop().call_later(self._options.idle_for, self._send_home, child)
+            self._idle[child] = asyncio.get_running_loop().call_later(self._options.idle_for, self._retire_idle, child)
         elif not child.ended.done():
             child.retire()
 
-    def _send_home(self, child: Child) -> None:
+    def _retire_idle(self, child: Child) -> None:
         self._idle.pop(child, None)
         child.retire()
 
@@ -153,8 +153,8 @@ class Children:
         )
 
 
-class Turn:
-    """A child that is reserved for one run. `end` gives it back."""
+class ReservedChild:
+    """A child that is reserved for one run, until `release` is called."""
 
     def __init__(self, child: Child, module: str, give_back: Callable[[Child], None]) -> None:
         self._child = child
@@ -175,7 +175,7 @@ class Turn:
         """Ask the run to stop. The child is not used again."""
         self._child.ask_to_stop(why)
 
-    def end(self) -> None:
+    def release(self) -> None:
         self._give_back(self._child)
 
 

@@ -127,7 +127,7 @@ class Child(asyncio.Protocol):
                 return verdict
             case messages.CallRefused():
                 raise self._refused(answer)
-        raise self._out_of_turn(answer)
+        raise self._unexpected(answer)
 
     def ask_to_stop(self, why: str) -> None:
         """Ask the run to stop. Its function may be interrupted anywhere, so the child is not used for another run."""
@@ -166,7 +166,7 @@ class Child(asyncio.Protocol):
         if isinstance(answer, messages.CallRefused):
             raise self._refused(answer)
         if not isinstance(answer, messages.Ready):
-            raise self._out_of_turn(answer)
+            raise self._unexpected(answer)
         return answer.memory
 
     def _first_steps(self, message: messages.Hello | messages.Import) -> str:
@@ -200,7 +200,7 @@ class Child(asyncio.Protocol):
         self._output.end()
         return _with_note(ChildDied(f"the child process (pid {self.pid}) {cause}"), self._output.last_lines)
 
-    def _out_of_turn(self, message: messages.Message) -> ChildDied:
+    def _unexpected(self, message: messages.Message) -> ChildDied:
         self.kill()
         return ChildDied(f"the child process (pid {self.pid}) sent an unexpected message ({type(message).__name__}) and was killed")
 
