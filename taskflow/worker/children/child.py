@@ -35,7 +35,7 @@ from taskflow.worker.children.messages import CallRefused, Hello, Import, Messag
 from taskflow.worker.lease_table import HeldLease
 
 # Seconds to leave the lifespan and exit after the last job.
-_GOODBYE: Final = 4.0
+_EXIT_WITHIN: Final = 4.0
 
 
 def main(descriptor: int) -> None:
@@ -91,11 +91,11 @@ class Conversation:
                 end_now()
             answering.cancel()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GOODBYE):
+            async with asyncio.timeout(_EXIT_WITHIN):
                 if self._lifespan is not None:
                     await self._lifespan.end()
                 self._calls.end()
-                await asyncio.sleep(_GOODBYE)
+                await asyncio.sleep(_EXIT_WITHIN)
 
     def _hear(self, message: Message, heard: asyncio.Queue[Message]) -> None:
         if isinstance(message, Stop):

@@ -21,7 +21,7 @@ class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
     `most_growth`   the number of bytes by which a child's memory may grow after its imports before the child is replaced
     `idle_for`      seconds without work after which a child ends
     `start_within`  seconds allowed for a child to start, and for each later import
-    `goodbye`       seconds allowed for a child to exit by itself before it is killed
+    `exit_within`   seconds allowed for a child to exit by itself before it is killed
     """
 
     at_once: int | None = None
@@ -29,10 +29,10 @@ class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
     most_growth: int = 256 * MEBIBYTE
     idle_for: float = 300.0
     start_within: float = 60.0
-    goodbye: float = 5.0
+    exit_within: float = 5.0
 
     def __post_init__(self) -> None:
-        for name, least in (("at_once", 1), ("most_runs", 1), ("most_growth", 0), ("idle_for", 0), ("start_within", 0), ("goodbye", 0)):
+        for name, least in (("at_once", 1), ("most_runs", 1), ("most_growth", 0), ("idle_for", 0), ("start_within", 0), ("exit_within", 0)):
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ConfigurationError(f"{name}={value!r}: expected {least} or more")

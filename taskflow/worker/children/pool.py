@@ -68,7 +68,7 @@ class ChildPool:
             elif not child.is_retired:
                 child.kill()
         if self._alive:
-            await asyncio.wait([child.ended for child in self._alive], timeout=self._options.goodbye)
+            await asyncio.wait([child.ended for child in self._alive], timeout=self._options.exit_within)
         for child in self._alive:
             child.kill()
         if self._alive:

@@ -28,7 +28,7 @@ _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.chi
 
 # Seconds to wait for the end of a child that has closed its connection, and then for its last output.
 _UNTIL_DEAD: Final = 1.0
-_LAST_WORDS: Final = 0.2
+_OUTPUT_WITHIN: Final = 0.2
 
 F = TypeVar("F", bound=ChildFailed)
 
@@ -136,11 +136,11 @@ class Child(asyncio.Protocol):
             self._transport.write(messages.pack(messages.Stop(why)))
 
     def retire(self) -> None:
-        """Make the child exit by itself. If it has not done so after `goodbye` seconds, it is killed. The processes that
+        """Make the child exit by itself. If it has not done so after `exit_within` seconds, it is killed. The processes that
         it has started may continue, unless its last run was asked to stop."""
         self.is_retired = self.is_spent = True
         self._hang_up()
-        self._loop.call_later(self._spec.options.goodbye, self.kill)
+        self._loop.call_later(self._spec.options.exit_within, self.kill)
 
     def kill(self) -> None:
         """Kill the child and the processes that it has started. It is gone once `ended` is set."""
@@ -284,8 +284,8 @@ class Child(asyncio.Protocol):
         if not self.ended.done():
             self.ended.set_result(code)
         # Its last output may still be in the pipe.
-        self._loop.call_later(_LAST_WORDS, self._give_up, _HungUp("has ended"))
-        self._loop.call_later(_LAST_WORDS, self._hang_up)
+        self._loop.call_later(_OUTPUT_WITHIN, self._give_up, _HungUp("has ended"))
+        self._loop.call_later(_OUTPUT_WITHIN, self._hang_up)
 
 
 class _HungUp(Exception):
