@@ -51,7 +51,7 @@ def _supervise(arguments: argparse.Namespace) -> int:
             return supervise(options, *_workers_of(arguments), watch=watch)
         with importlib.import_module("taskflow.cli.health_report").FleetHealthReport(arguments) as health_report:
             interrupts.raise_again()
-            return supervise(options, *_workers_of(arguments), watch=watch, onlooker=health_report)
+            return supervise(options, *_workers_of(arguments), watch=watch, listener=health_report)
 
 
 def _workers_of(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str]]:

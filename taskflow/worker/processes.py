@@ -31,7 +31,7 @@ RETIRE: Final = b"retire\n"
 """The supervisor's message that asks a worker to retire. The other message is ``died
 SESSION CAUSE``: the worker reports the death to the broker and answers ``told SESSION``."""
 
-WEIGH_EVERY: Final = 1.0
+MEMORY_EVERY: Final = 1.0
 LONGEST_LINE: Final = 4096
 
 FileWatch = Callable[[Callable[[], None]], None]
@@ -46,7 +46,7 @@ DROPPED_AFTER: Final = 300.0
 """Seconds after which a death is no longer reported, because by then the session has lapsed anyway."""
 
 
-class Onlooker(Protocol):
+class SupervisorListener(Protocol):
     """Receives the same news as the supervisor: the reports and ends of its workers, and requests to stop."""
 
     def note(self, pid: int, news: str | ExitStatus) -> None: ...
@@ -60,23 +60,23 @@ def supervise(
     *,
     on_crash: OnCrash = log_crash,
     watch: FileWatch | None = None,
-    onlooker: Onlooker | None = None,
+    listener: SupervisorListener | None = None,
 ) -> int:
     """Keep the workers running until all have ended for good. Each is a process that runs `command`. Return the exit code.
 
     The workers get `environment`, or by default the environment of this process. When a worker crashes, `on_crash` is
     called at once, and the other workers report its death to the broker. If there are none, the next worker does.
     """
-    with Wakes() as wakes, Processes(command, wakes, environment) as processes:
+    with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
-            watch(wakes.note_change)
+            watch(signals.note_change)
 
         def note_crash(session: bytes, cause: str) -> None:
             on_crash(session, cause)
             processes.note_death(session, cause)
 
         supervisor = Supervisor(options, processes, note_crash)
-        weigh_at = 0.0 if options.max_memory is not None else float("inf")
+        measure_at = 0.0 if options.max_memory is not None else float("inf")
         while True:
             timeout = supervisor.act()
             if supervisor.code is not None:
@@ -86,24 +86,24 @@ def supervise(
             if time.monotonic() >= weigh_at:
                 weigh_at = time.monotonic() + WEIGH_EVERY
                 for pid in processes.pids():
-                    supervisor.weighed(pid, memory_of(pid))
+                    supervisor.note_memory(pid, memory_of(pid))
 
 
-def _pass_on(supervisor: Supervisor, wakes: Wakes, processes: Processes, onlooker: Onlooker | None) -> None:
+def _handle_news(supervisor: Supervisor, signals: SignalPipe, processes: Processes, listener: SupervisorListener | None) -> None:
     for pid, said in processes.news():
-        if onlooker is not None:
-            onlooker.note(pid, said)
+        if listener is not None:
+            listener.note(pid, said)
         if isinstance(said, ExitStatus):
             supervisor.ended(pid, said)
         else:
             supervisor.note_report(pid, said)
-    for number in wakes.take():
+    for number in signals.take():
         if number in (signal.SIGTERM, signal.SIGINT):
             supervisor.stop(number)
-            if onlooker is not None:
-                onlooker.stop()
+            if listener is not None:
+                listener.stop()
         elif number == signal.SIGHUP:
-            supervisor.hang_up() if wakes.has_lost_terminal() else supervisor.roll()
+            supervisor.hang_up() if signals.has_lost_terminal() else supervisor.roll()
         elif number == CHANGED:
             supervisor.reload()
 
@@ -112,7 +112,7 @@ CHANGED: Final = 0
 """Stands for changed files in place of a signal number. No signal has this number."""
 
 
-class Wakes:
+class SignalPipe:
     """Turns signals and file changes into bytes in a pipe that the supervisor can wait
     for. The signal handlers themselves do nothing, so they interrupt nothing."""
 
@@ -173,14 +173,14 @@ class Processes:
     """Starts the worker processes and exchanges messages with them. Each has its own POSIX session,
     so that a Ctrl-C in the terminal reaches only the supervisor, which passes it on."""
 
-    def __init__(self, command: Sequence[str], wakes: Wakes, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, command: Sequence[str], signals: SignalPipe, environment: Mapping[str, str] | None = None) -> None:
         self._command = list(command)
         self._environment = os.environ if environment is None else environment
         self._selector = selectors.DefaultSelector()
-        self._selector.register(wakes, selectors.EVENT_READ)
+        self._selector.register(signals, selectors.EVENT_READ)
         self._sockets: dict[int, WorkerSocket] = {}
         self._out_of_memory = OutOfMemory()
-        self._deaths = Deaths()
+        self._deaths = UnreportedDeaths()
 
     def start(self, slot: int) -> int:
         ours, theirs = socket.socketpair()
@@ -277,7 +277,7 @@ class Processes:
             worker_socket.close()
 
 
-class Deaths:
+class UnreportedDeaths:
     """Keeps the causes of workers' deaths, keyed by session id in hexadecimal, until a living worker has reported them to the broker."""
 
     def __init__(self) -> None:

@@ -153,7 +153,7 @@ class Supervisor:
                 worker.exit_code = int(code)
                 worker.has_drained = how == "drained"
 
-    def weighed(self, pid: int, size: int) -> None:
+    def note_memory(self, pid: int, size: int) -> None:
         """Retire a worker if its memory use, `size` in bytes, exceeds `max_memory`."""
         worker, most = self._workers.get(pid), self._options.max_memory
         if worker is None or worker.is_leaving or worker.works_since is None or most is None or size <= most:

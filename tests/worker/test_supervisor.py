@@ -501,7 +501,7 @@ def test_one_that_retires_has_all_the_time_that_its_runs_take() -> None:
     office = an_office(1, grace=10.0, max_memory=1000)
     office.does(lambda: office.supervisor.note_report(1, "retiring"))
     office.works(2)
-    office.does(lambda: office.supervisor.weighed(2, 2000))
+    office.does(lambda: office.supervisor.note_memory(2, 2000))
     office.act(24 * 3600.0)
     assert (office.retired, office.sent) == ([2], [])
     for pid in (1, 2):
@@ -535,7 +535,7 @@ def test_one_that_cannot_be_told_to_retire_is_wound_down() -> None:
     """A job has closed its line."""
     office = an_office(1, max_memory=1000)
     office.is_heard = False
-    office.does(lambda: office.supervisor.weighed(1, 2000))
+    office.does(lambda: office.supervisor.note_memory(1, 2000))
     assert office.sent == [(1, TERM)]
 
 
@@ -552,14 +552,14 @@ def test_one_that_is_too_large_is_told_to_leave_once_and_has_a_successor() -> No
     office = an_office(2, max_memory=1000)
     office.act(HEALTHY_AFTER)
     for size in (1000, 1001, 1002):
-        office.does(lambda size=size: office.supervisor.weighed(2, size))  # type: ignore[misc]
+        office.does(lambda size=size: office.supervisor.note_memory(2, size))  # type: ignore[misc]
     assert (office.slots, office.retired, office.sent) == ([0, 1, 1], [2], [])
 
 
 def test_a_limit_that_every_worker_is_beyond_does_not_make_it_spin(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(1, max_memory=1000)
     for pid in range(1, 6):
-        office.does(lambda pid=pid: office.supervisor.weighed(pid, 2000))  # type: ignore[misc]
+        office.does(lambda pid=pid: office.supervisor.note_memory(pid, 2000))  # type: ignore[misc]
         office.ends(pid)
         office.act(PAUSES.longest)
         office.works(pid + 1)
@@ -570,8 +570,8 @@ def test_a_limit_that_every_worker_is_beyond_does_not_make_it_spin(caplog: pytes
 
 def test_what_is_starting_is_not_weighed() -> None:
     office = an_office(1, working=False, max_memory=1000)
-    office.does(lambda: office.supervisor.weighed(1, 2000))
-    office.supervisor.weighed(4711, 2000)
+    office.does(lambda: office.supervisor.note_memory(1, 2000))
+    office.supervisor.note_memory(4711, 2000)
     assert office.sent == []
 
 
