@@ -25,9 +25,9 @@ from taskflow.worker.worker import Worker
 
 log: Final = logging.getLogger("taskflow.worker")
 
-# After the grace time, winding down takes at most this many times `last_words`: for runs to react, for settlements, for the last
+# After the grace time, winding down takes at most this many times `stop_timeout`: for runs to react, for settlements, for the last
 # heartbeat, for leaving the session, and for hooks that hear of ended jobs.
-WORDS_AT_MOST: Final = 5
+MOST_STOP_TIMEOUTS: Final = 5
 # Seconds for the exit after a forced end, because runs that were cut off have already had their time.
 AFTER_FORCE: Final = 1.0
 
@@ -107,7 +107,7 @@ class Signals:
     def __init__(self, forced_exit: ForcedExit, *, grace: float, last_words: float) -> None:
         self._forced_exit = forced_exit
         self._grace = grace
-        self._bound = WORDS_AT_MOST * last_words
+        self._bound = MOST_STOP_TIMEOUTS * stop_timeout
         self._has_begun = False
         self._has_started = False
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -194,7 +194,7 @@ class WorkerRun:
                 await self._tell_what_is_left()
             code = self._code(worker, is_drained=is_drained)
         finally:
-            with anyio.move_on_after(self._options.last_words, shield=True):
+            with anyio.move_on_after(self._options.stop_timeout, shield=True):
                 await self._app.close()
             self.has_ended = True
             # Next, Python ends the tasks and threads that jobs have left behind, and these may not cooperate.

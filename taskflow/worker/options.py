@@ -22,7 +22,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     `concurrency`     the maximum number of jobs that run at once
     `grace`           seconds that runs have to finish when the worker winds down
-    `last_words`      seconds after `grace` for cancelled runs to stop and for their verdicts to reach the broker
+    `stop_timeout`    seconds after `grace` for cancelled runs to stop and for their verdicts to reach the broker
     `ttl`             seconds without a heartbeat after which other workers may take the jobs
     `start_timeout`   seconds to wait at startup for a broker that does not answer; 0 raises at once
     `drain_horizon`   `drained` waits for jobs that are due within this many seconds
@@ -37,7 +37,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     queues: QueueChoice = msgspec.field(default_factory=QueueChoice)
     concurrency: int = 100
     grace: float = 25.0
-    last_words: float = 5.0
+    stop_timeout: float = 5.0
     ttl: float = 20.0
     start_timeout: float = 0.0
     drain_horizon: float = 60.0
@@ -50,7 +50,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not _is_number(self.concurrency, int) or not 1 <= self.concurrency <= MOST_CONCURRENCY:
             raise ConfigurationError(f"concurrency={self.concurrency!r}: expected an int from 1 to {MOST_CONCURRENCY:,}")
-        for name in ("grace", "last_words", "ttl", "start_timeout", "drain_horizon", "stall_limit"):
+        for name in ("grace", "stop_timeout", "ttl", "start_timeout", "drain_horizon", "stall_limit"):
             seconds = getattr(self, name)
             if not _is_number(seconds, int | float) or not 0 <= seconds < float("inf"):
                 raise ConfigurationError(f"{name}={seconds!r}: expected seconds, 0 or more")

@@ -55,7 +55,7 @@ class Runs:
         self, options: WorkerOptions, threads: ThreadPool, lease_table: LeaseTable, executor: Executor, settler: Settler, events: Events
     ) -> None:
         self._slots = options.concurrency
-        self._last_words = options.last_words
+        self._stop_timeout = options.stop_timeout
         self._threads = threads
         self._lease_table = lease_table
         self._executor = executor
@@ -195,13 +195,13 @@ class Runs:
     # --- runs that were asked to stop -------------------------------------------------------------------
 
     async def stop_all(self, why: str) -> None:
-        """Ask all runs to stop. After `last_words` seconds, cut off those that remain, so that their jobs are handed back.
+        """Ask all runs to stop. After `stop_timeout` seconds, cut off those that remain, so that their jobs are handed back.
 
         A function in a thread continues until it returns.
         """
         for holding in list(self.under_way.values()):
             holding.ask_to_stop(why)
-        await self._until_ended(self._last_words)
+        await self._until_ended(self._stop_timeout)
         for holding in self.under_way.values():
             self._tell_of(holding, time.monotonic())
         for task in list(self.under_way):
@@ -213,7 +213,7 @@ class Runs:
             await asyncio.wait(list(self.under_way), timeout=timeout)
 
     async def watch(self) -> None:
-        """Report runs that are still under way `last_words` seconds after they were asked to stop, and again at growing intervals.
+        """Report runs that are still under way `stop_timeout` seconds after they were asked to stop, and again at growing intervals.
 
         Otherwise a thread, or a job that swallows its cancellation, would go unnoticed. Each
         check also makes the fetcher look for free slots, so that the health checks stay up to date.

@@ -133,7 +133,7 @@ class WorkerSession:
                 async with self._services.running(self._fetcher.run, self._runs.run, self._quarantine.run):
                     await self.until(Phase.FINISHING)
                     if self.phase is not Phase.LOST:
-                        await self._fetcher.stop(min(LAST_CLAIM, self._options.last_words))
+                        await self._fetcher.stop(min(LAST_CLAIM, self._options.stop_timeout))
                 self._part_with_what_waits()
                 await self._finish_runs()
             await self._use_grace()
@@ -185,12 +185,12 @@ class WorkerSession:
     async def _until_settled(self) -> None:
         """Wait until the store has answered all settlements.
 
-        A session that winds down waits at most `last_words` seconds; jobs that are not settled by then are released when the session ends
+        A session that winds down waits at most `stop_timeout` seconds; jobs that are not settled by then are released when the session ends
         or lapses. A past session waits until `settle_by`, or indefinitely, because only the store knows whether its verdicts still count.
         When the worker ends, it does not wait for runs that ignore their cancellation: their jobs are handed back when the session leaves.
         """
         if self._settles_until is None and self._grace_ends_at is not None:
-            self._settles_until = time.monotonic() + self._options.last_words
+            self._settles_until = time.monotonic() + self._options.stop_timeout
         while self._lease_table.unanswered() if self._settles_until is not None else len(self._lease_table):
             left = None if self._settles_until is None else self._settles_until - time.monotonic()
             if left is not None and left <= 0:
@@ -202,7 +202,7 @@ class WorkerSession:
     async def _leave(self) -> None:
         """End the session in the store, which hands back its remaining leases. Even a lost session
         may have some, if a claim was in progress and the store still considers the session alive."""
-        is_past, within = self._grace_ends_at is None, self._options.last_words
+        is_past, within = self._grace_ends_at is None, self._options.stop_timeout
         if is_past and self._runs.under_way:
             return
         if is_past and self._settles_until is not None:

@@ -86,7 +86,7 @@ class SessionLoop:
             await session.until(Phase.ENDED)
 
     def wind_down(self) -> None:
-        self._ends_at = time.monotonic() + self._options.last_words
+        self._ends_at = time.monotonic() + self._options.stop_timeout
         self._enter(Phase.WINDING_DOWN)
 
     def hurry(self) -> None:
@@ -183,7 +183,7 @@ class SessionLoop:
 
     async def _end_all(self) -> None:
         """Wait until the worker winds down, and then until all sessions have ended: the current one first, then the
-        past ones. Past sessions keep offering their verdicts in the meantime, for at least `last_words` seconds."""
+        past ones. Past sessions keep offering their verdicts in the meantime, for at least `stop_timeout` seconds."""
         while self.phase is not Phase.WINDING_DOWN:
             self._moved.clear()
             await self._moved.wait()

@@ -146,7 +146,7 @@ class Worker:
             self._scheduler = Scheduler(self._app.broker(), self._app.registry, self._app.settings.middleware, self._events)
             if (ended_hooks := self._find_ended_hooks()) is not None:
                 self._ended_hooks = ended_hooks
-                stack.push_async_callback(ended_hooks.close, self.options.last_words)
+                stack.push_async_callback(ended_hooks.close, self.options.stop_timeout)
             stack.callback(self._end_watchdog)
             limit, ttl = self.options.stall_limit, self.options.ttl
             self._watchdog = Watchdog(self._sessions, self._events, self._seams.start_thread, stall_limit=limit, ttl=ttl)

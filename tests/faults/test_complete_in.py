@@ -85,7 +85,7 @@ class Scene:
 
     @asynccontextmanager
     async def worker(self, **options: Any) -> AsyncIterator[Worker]:
-        options = {"concurrency": 2, "ttl": 2.0, "last_words": 1.0, **options}
+        options = {"concurrency": 2, "ttl": 2.0, "stop_timeout": 1.0, **options}
         async with Worker(options=WorkerOptions(subscribers=(self.events.append,), **options)) as worker:
             yield worker
 

@@ -30,7 +30,7 @@ def begun() -> threading.Event:
 
 
 def quick(heard: Heard, **more: Any) -> WorkerOptions:
-    return options(heard, **{"last_words": 0.2, "grace": 0.2, **more})
+    return options(heard, **{"stop_timeout": 0.2, "grace": 0.2, **more})
 
 
 async def lose_session(broker: FaultyBroker, heard: Heard, **away: set[str]) -> None:
@@ -148,7 +148,7 @@ async def test_what_had_ended_when_its_session_was_lost_is_told_at_the_end_of_th
     """The broker is back at that moment, and a verdict that waits for its next try is not dropped."""
     heard, others = Heard(), {"claim", "upkeep"}
     handle = await waits.delay()
-    async with Worker(options=options(heard, last_words=20.0)):
+    async with Worker(options=options(heard, stop_timeout=20.0)):
         await Run.started.wait()
         broker.away = {"settle"}
         Run.release.set()

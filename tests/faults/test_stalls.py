@@ -67,7 +67,7 @@ class Heard:
 
 
 def options(heard: Heard, **more: Any) -> WorkerOptions:
-    return WorkerOptions(subscribers=(heard,), **{"ttl": 20.0, "grace": 5.0, "last_words": 0.5, **more})
+    return WorkerOptions(subscribers=(heard,), **{"ttl": 20.0, "grace": 5.0, "stop_timeout": 0.5, **more})
 
 
 def block() -> None:

@@ -38,9 +38,9 @@ class Lines:
         return [event.line for event in self.printed if event.stream == stream]
 
 
-def a_worker(*subscribers: Callable[[WorkerEvent], None], grace: float = 5.0, last_words: float = 2.0, **of_children: Any) -> Worker:
+def a_worker(*subscribers: Callable[[WorkerEvent], None], grace: float = 5.0, stop_timeout: float = 2.0, **of_children: Any) -> Worker:
     children = ChildOptions(**{"at_once": 2, **of_children})
-    return Worker(options=WorkerOptions(subscribers=subscribers, grace=grace, last_words=last_words, ttl=2.0, children=children))
+    return Worker(options=WorkerOptions(subscribers=subscribers, grace=grace, stop_timeout=stop_timeout, ttl=2.0, children=children))
 
 
 async def failure(handle: JobHandle[Any]) -> JobFailed:

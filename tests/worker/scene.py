@@ -106,4 +106,4 @@ async def a_faulty_broker() -> AsyncIterator[FaultyBroker]:
 
 
 def options(heard: Heard, **more: Any) -> WorkerOptions:
-    return WorkerOptions(subscribers=(heard,), **{"ttl": 0.4, "grace": 5.0, "last_words": 0.5, **more})
+    return WorkerOptions(subscribers=(heard,), **{"ttl": 0.4, "grace": 5.0, "stop_timeout": 0.5, **more})

@@ -97,7 +97,7 @@ def test_a_worker_whose_loop_is_stopped_winds_down_while_asyncio_cancels_all() -
         began_at = time.monotonic()
         with pytest.raises(RuntimeError, match="stopped before"):
             asyncio.run(application())
-        assert time.monotonic() - began_at < WorkerOptions().last_words
+        assert time.monotonic() - began_at < WorkerOptions().stop_timeout
         assert asyncio.run(afterwards()) == (Status.READY, 0)
 
 

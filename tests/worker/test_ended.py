@@ -173,7 +173,7 @@ async def test_a_slow_hook_delays_no_settlement_and_ends_with_the_worker(caplog:
     configure(middleware=[Hanging()])
     number = 3 * ended_hooks.AT_ONCE
     handles = await enqueue(ends.bind("returns") for _ in range(number))
-    async with asyncio.timeout(20), Worker(options=WorkerOptions(last_words=0.2)):
+    async with asyncio.timeout(20), Worker(options=WorkerOptions(stop_timeout=0.2)):
         assert [await handle.result(20) for handle in handles] == ["returns"] * number
     await asyncio.sleep(0)
     assert Hanging.cancelled == Hanging.called < number
@@ -275,7 +275,7 @@ async def test_hooks_that_hang_do_not_stop_the_worker(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ended_hooks, "STUCK_AFTER", 0.2)
     configure(middleware=[Hanging()])
     await enqueue(ends.bind("returns") for _ in range(500))
-    async with Worker(options=WorkerOptions(concurrency=20, last_words=0.1)) as worker:
+    async with Worker(options=WorkerOptions(concurrency=20, stop_timeout=0.1)) as worker:
         async with asyncio.timeout(20):
             await worker.drained()
 

@@ -109,7 +109,7 @@ async def test_a_worker_with_every_slot_taken_is_ready(broker: FaultyBroker) -> 
 
 async def test_a_worker_with_every_slot_taken_is_still_ready_when_one_comes_free(broker: FaultyBroker) -> None:
     """Its claim has been asked this moment. If that is not answered, it is not ready when it has waited for that."""
-    async with Worker(options=options(Heard(), ttl=20.0, concurrency=1, last_words=LATE / 5)) as worker:
+    async with Worker(options=options(Heard(), ttl=20.0, concurrency=1, stop_timeout=LATE / 5)) as worker:
         await waits.delay()
         await Run.started.wait()
         await asyncio.sleep(2 * LATE)

@@ -308,7 +308,7 @@ async def test_what_a_claim_brings_while_the_worker_winds_down_is_given_back_unc
 async def test_a_claim_that_is_not_answered_does_not_hold_up_the_end(watched: Watched) -> None:
     watched.claims_take = 3600.0
     async with asyncio.timeout(10):
-        async with a_worker(last_words=0.1):
+        async with a_worker(stop_timeout=0.1):
             await watched.asked.wait()
 
 

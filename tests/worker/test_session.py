@@ -371,7 +371,7 @@ async def test_what_a_job_says_of_itself_counts_when_the_worker_winds_down(broke
 
 async def wound_down(broker: Broker, handle: JobHandle[Any]) -> Record:
     """What has become of a job that ran when its worker's grace time was over."""
-    async with Worker(options=options(Heard(), grace=0.05, last_words=10.0, ttl=20.0)):
+    async with Worker(options=options(Heard(), grace=0.05, stop_timeout=10.0, ttl=20.0)):
         while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(0.01)
     [record] = await broker.read([parse_id(handle.id)])

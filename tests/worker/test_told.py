@@ -53,7 +53,7 @@ async def test_a_thread_that_runs_on_past_its_timeout_is_told_of_while_it_runs(c
     heard = Heard()
     async with a_faulty_broker():
         handle = await deaf_thread.delay()
-        async with Worker(options=options(heard, last_words=0.1)):
+        async with Worker(options=options(heard, stop_timeout=0.1)):
             await heard.wait_for(StillRunning, times=2)
             Run.release_thread.set()
             with pytest.raises(JobFailed, match="longer than its timeout"):
@@ -72,7 +72,7 @@ async def test_a_thread_that_runs_on_keeps_its_slot() -> None:
     async with a_faulty_broker():
         heard = Heard()
         deaf_one = await deaf_thread.delay()
-        async with Worker(options=options(heard, concurrency=1, last_words=0.05)):
+        async with Worker(options=options(heard, concurrency=1, stop_timeout=0.05)):
             await heard.wait_for(StillRunning)
             next_one = await waits.delay()
             await heard.wait_for(StillRunning, times=2)
@@ -85,7 +85,7 @@ async def test_a_thread_that_runs_on_keeps_its_slot() -> None:
 async def test_a_job_that_swallows_its_cancellation_is_told_of_too(broker: Broker) -> None:
     heard = Heard()
     handle = await deaf.delay()
-    async with Worker(options=options(heard, last_words=0.1)):
+    async with Worker(options=options(heard, stop_timeout=0.1)):
         await Run.started.wait()
         await handle.cancel()
         await heard.wait_for(StillRunning)
@@ -178,7 +178,7 @@ async def test_a_leave_that_the_broker_did_not_hear_is_not_said_to_be_tried_agai
     async with a_faulty_broker() as broker:
         heard = Heard()
         with caplog.at_level(logging.WARNING, "taskflow.worker"):
-            async with Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=60.0, last_words=0.2)):
+            async with Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=60.0, stop_timeout=0.2)):
                 broker.away = {"beat"}
     assert [type(event) for event in heard.events if isinstance(event, BrokerCallFailed | LeaveFailed)][-1] is LeaveFailed
     assert "could not tell the broker that it stops; the jobs it still holds run again after 60 s" in caplog.text
@@ -191,7 +191,7 @@ async def test_what_could_not_be_settled_by_the_end_is_told(caplog: pytest.LogCa
         heard = Heard()
         handle = await waits.delay()
         with caplog.at_level(logging.WARNING, "taskflow.worker"):
-            async with Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=60.0, last_words=0.2)):
+            async with Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=60.0, stop_timeout=0.2)):
                 await Run.started.wait()
                 broker.away = {"settle"}
                 Run.release.set()
