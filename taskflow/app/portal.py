@@ -19,7 +19,7 @@ T = TypeVar("T")
 _serves_callers = False
 
 # Seconds within which running calls must finish when the process exits.
-LAST_WORDS: Final = 5.0
+STOP_TIMEOUT: Final = 5.0
 
 
 def run_sync(awaitable: Awaitable[T]) -> T:
@@ -134,7 +134,7 @@ class _Portal:
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(LAST_WORDS)
+        self._thread.join(STOP_TIMEOUT)
 
     def _work(self) -> None:
         asyncio.set_event_loop(self._loop)

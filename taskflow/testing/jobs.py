@@ -28,7 +28,7 @@ from taskflow.model.seams import Seams
 from taskflow.model.session import Session
 from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job, check_not_enqueued
 from taskflow.testing.inline import Inline
-from taskflow.testing.passes import CONCURRENCY, LAST_WORDS, Pass, TestExecutor, Work, endless, frames_in
+from taskflow.testing.passes import CONCURRENCY, STOP_TIMEOUT, Pass, TestExecutor, Work, endless, frames_in
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
 from taskflow.worker.scheduler import Scheduler
@@ -263,7 +263,7 @@ class TaskflowJobs:
             middleware = self._app.settings.middleware
             ended_hooks = EndedHooks(self._app, self._broker, middleware, "run_all") if has_ended_hook(middleware) else None
             if ended_hooks is not None:
-                stack.push_async_callback(ended_hooks.close, LAST_WORDS)
+                stack.push_async_callback(ended_hooks.close, STOP_TIMEOUT)
             executor = TestExecutor(self._app, middleware=middleware, threads=threads, seams=self._seams, state=state)
             failed = list[WorkerEvent]()
             scheduler = Scheduler(self._broker, self._app.registry, middleware, Events(failed.append))

@@ -39,7 +39,7 @@ MOST_RUNS = 50_000
 runs_inline: Final[ContextVar[bool]] = ContextVar("taskflow_runs_inline", default=False)
 """True in jobs that run where they are sent."""
 # Seconds within which runs must end when a test gives up.
-LAST_WORDS: Final = 1.0
+STOP_TIMEOUT: Final = 1.0
 
 
 class Work:
@@ -204,7 +204,7 @@ class Pass:
         for holding in self._running.values():
             holding.ask_to_stop(WINDING_DOWN)
         if self._running:
-            await asyncio.wait(self._running, timeout=LAST_WORDS)
+            await asyncio.wait(self._running, timeout=STOP_TIMEOUT)
         await self._broker.beat(Beat(session=self._session.id, leaving=True))
 
 

@@ -368,6 +368,6 @@ class _LoopConnections:
         await self.listener.close()
         if self.listener.has_noted:
             with contextlib.suppress(BrokerError, TimeoutError):
-                async with asyncio.timeout(LAST_WORDS):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
                     await self.forget(self.listener.id)
         await self.pool.close()

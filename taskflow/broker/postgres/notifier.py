@@ -24,7 +24,7 @@ be noted before the job's end is announced. After a longer call, the waiter chec
 AT_MOST_EVERY: Final = 0.005
 """Minimum seconds between two notifications from one process. Each needs a lock for which all notifying processes compete."""
 
-LAST_WORDS: Final = 1.0
+CLOSE_TIMEOUT: Final = 1.0
 """Seconds that the last notifications may take when the notifier is closed."""
 
 
@@ -64,7 +64,7 @@ class Notifier:
         self._is_closing = True
         if self._task is not None:
             self._is_urgent.set()
-            await asyncio.wait([self._task], timeout=LAST_WORDS)
+            await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT)
             self._task.cancel()
         if self._has_some:
             with contextlib.suppress(TimeoutError):

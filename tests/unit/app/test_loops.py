@@ -18,7 +18,7 @@ import pytest
 
 from taskflow import JobHandle, enqueue_sync, run_sync
 from taskflow.app.app import App, default_app
-from taskflow.app.portal import LAST_WORDS
+from taskflow.app.portal import STOP_TIMEOUT
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Session
 from taskflow.model.verdict import Settlement, Succeeded
@@ -323,4 +323,4 @@ def test_a_script_that_has_sent_ends_at_once(tmp_path: Path) -> None:
     began = time.monotonic()
     said = run_script(tmp_path, BEGIN + textwrap.dedent(script))
     assert said.splitlines()[0] == "ready"
-    assert time.monotonic() - began < LAST_WORDS
+    assert time.monotonic() - began < STOP_TIMEOUT
