@@ -37,7 +37,7 @@ from taskflow.model.printable import one_line
 from taskflow.model.record import Status
 from taskflow.model.safe_log import log_safely
 from taskflow.model.suggestions import nearest
-from taskflow.worker.death_report import tell_death
+from taskflow.worker.death_report import report_death
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import DescriptorsClosed, WorkerEvent
 from taskflow.worker.options import WorkerOptions
@@ -280,26 +280,26 @@ class DeathReporter:
     def __init__(self, app: App) -> None:
         self._app = app
         self._loop = asyncio.get_running_loop()
-        self._telling: dict[bytes, asyncio.Task[None]] = {}
+        self._reports: dict[bytes, asyncio.Task[None]] = {}
 
     def begin(self, line: SupervisorSocket) -> None:
         def note(session: bytes, cause: str) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: other workers report the death
-                self._loop.call_soon_threadsafe(self._tell, line, session, cause)
+                self._loop.call_soon_threadsafe(self._report, line, session, cause)
 
         line.hear_of_deaths(note)
 
     def end(self) -> None:
-        for telling in self._telling.values():
-            telling.cancel()
+        for report in self._reports.values():
+            report.cancel()
 
-    def _tell(self, line: SupervisorSocket, session: bytes, cause: str) -> None:
-        if session not in self._telling:
-            self._telling[session] = task = create_own(self._tell_one(line, session, cause))
-            task.add_done_callback(lambda _: self._telling.pop(session, None))
+    def _report(self, line: SupervisorSocket, session: bytes, cause: str) -> None:
+        if session not in self._reports:
+            self._reports[session] = task = create_own(self._report_one(line, session, cause))
+            task.add_done_callback(lambda _: self._reports.pop(session, None))
 
-    async def _tell_one(self, line: SupervisorSocket, session: bytes, cause: str) -> None:
-        if await tell_death(self._app.broker(), session, cause):
+    async def _report_one(self, line: SupervisorSocket, session: bytes, cause: str) -> None:
+        if await report_death(self._app.broker(), session, cause):
             line.say(f"told {session.hex()}")
 
 

@@ -17,7 +17,7 @@ ANSWER_WITHIN: Final = 5.0
 PAUSES: Final = Pauses(0.1, 0.5)
 
 
-async def tell_death(broker: Broker, session_id: bytes, cause: str) -> bool:
+async def report_death(broker: Broker, session_id: bytes, cause: str) -> bool:
     """Report to the broker that the session's process is dead. Each of its jobs then counts as crashed with this cause ("SIGSEGV").
 
     Return False if the broker refuses, or does not answer within `ANSWER_WITHIN`. In that case, upkeep declares

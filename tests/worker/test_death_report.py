@@ -16,7 +16,7 @@ from taskflow.model.retry import Pauses
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import RunEnding
 from taskflow.worker import death_report
-from taskflow.worker.death_report import tell_death
+from taskflow.worker.death_report import report_death
 from tests.worker.scene import FaultyBroker, waits
 
 
@@ -32,7 +32,7 @@ async def test_what_the_dead_held_is_at_once_for_others_to_take(broker: Broker) 
     dead, living = await a_claimer(broker), await a_claimer(broker, "here:2")
     [lease] = await broker.claim(dead.id, 1, (), 10)
 
-    assert await tell_death(broker, dead.id, "exit code 77")
+    assert await report_death(broker, dead.id, "exit code 77")
 
     [again] = await broker.claim(living.id, 1, (), 10)
     assert again.envelope.id == lease.envelope.id
@@ -48,8 +48,8 @@ async def test_to_tell_it_twice_or_of_a_stranger_does_no_harm(broker: Broker) ->
     session = await a_claimer(broker)
     [lease] = await broker.claim(session.id, 1, (), 10)
     for _ in range(2):
-        assert await tell_death(broker, session.id, "out of memory")
-    assert await tell_death(broker, secrets.token_bytes(16), "out of memory")
+        assert await report_death(broker, session.id, "out of memory")
+    assert await report_death(broker, secrets.token_bytes(16), "out of memory")
 
     [record] = await broker.read([lease.envelope.id])
     assert record is not None
@@ -61,7 +61,7 @@ async def test_a_broker_that_is_away_for_a_moment_is_told_when_it_is_back(monkey
     session = await a_claimer(broker)
     broker.away.add("beat")
     monkeypatch.setattr(death_report, "PAUSES", Pauses(0.01, 0.01))
-    telling = asyncio.create_task(tell_death(broker, session.id, "signal SIGKILL"))
+    telling = asyncio.create_task(report_death(broker, session.id, "signal SIGKILL"))
     await asyncio.sleep(0.05)
     assert not telling.done()
     broker.away.clear()
@@ -92,7 +92,7 @@ async def test_a_broker_that_does_not_take_it_is_given_up(kind: Callable[[], Mem
     """The supervisor has more to do, and upkeep comes to the same without it."""
     monkeypatch.setattr(death_report, "ANSWER_WITHIN", 0.05)
 
-    assert not await _soon(tell_death(kind(), secrets.token_bytes(16), "exit code 1"))
+    assert not await _soon(report_death(kind(), secrets.token_bytes(16), "exit code 1"))
 
 
 async def _soon(told: Awaitable[bool]) -> bool:
