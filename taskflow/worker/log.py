@@ -24,10 +24,9 @@ from taskflow.model.verdict import (
     Verdict,
 )
 from taskflow.worker import events
-from taskflow.worker.crash_lines import CrashLines
 from taskflow.worker.run_errors import ROLLED_BACK
 from taskflow.worker.heartbeat import BEATS_PER_TTL
-from taskflow.worker.park_log import ParkLog
+from taskflow.worker.log_filters import CrashLines, ParkLog
 from taskflow.worker.watchdog import LOOK
 
 log: Final = logging.getLogger("taskflow.worker")

@@ -12,7 +12,7 @@ from taskflow.model.verdict import Parked
 from taskflow.worker import log as log_module
 from taskflow.worker.events import RunEnded
 from taskflow.worker.log import log_event
-from taskflow.worker.park_log import INTERVAL, MOST_NAMES, ParkLog
+from taskflow.worker.log_filters import MOST_NAMES, PARK_INTERVAL, ParkLog
 
 
 def parked(name: str, number: int = 0) -> RunEnded:
@@ -38,7 +38,7 @@ def test_twenty_thousand_parked_jobs_of_one_name_have_one_line_an_interval(clock
     assert line.startswith("app.newer ")
     assert "parked for 5.0 s: it waits for a worker that knows the job 'app.newer'" in line
 
-    clock[0] += INTERVAL
+    clock[0] += PARK_INTERVAL
     log_event(parked("app.newer"))
     assert len(caplog.messages) == 2
     assert "(19,999 more were parked since the last such line)" in caplog.messages[1]
@@ -52,7 +52,7 @@ def test_each_name_has_a_line(clock: list[float], caplog: pytest.LogCaptureFixtu
 
 def test_a_name_is_told_again_after_the_interval() -> None:
     parks = ParkLog()
-    assert [parks.count("a", now) for now in (0.0, 1.0, INTERVAL - 0.1, INTERVAL, INTERVAL + 1.0, 3 * INTERVAL)] == [
+    assert [parks.count("a", now) for now in (0.0, 1.0, PARK_INTERVAL - 0.1, PARK_INTERVAL, PARK_INTERVAL + 1.0, 3 * PARK_INTERVAL)] == [
         0,
         None,
         None,
@@ -68,5 +68,5 @@ def test_names_beyond_the_bound_share_a_line() -> None:
     said = [parks.count(f"name {number}", 0.0) for number in range(10 * MOST_NAMES)]
     assert sum(count is not None for count in said) == MOST_NAMES + 1
     assert len(parks._names) <= MOST_NAMES + 1
-    assert parks.count("another", INTERVAL) == 9 * MOST_NAMES - 1
+    assert parks.count("another", PARK_INTERVAL) == 9 * MOST_NAMES - 1
     assert len(parks._names) == 1
