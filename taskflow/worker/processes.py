@@ -12,14 +12,16 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Final, Protocol, Self
+from types import TracebackType
+from typing import Final, Protocol, Self
 
 from taskflow.worker.exit_status import ExitStatus, OutOfMemory
+from taskflow.worker.signal_pipe import CHANGED, SignalPipe
 from taskflow.worker.supervisor import OnCrash, Supervisor, log_crash
 from taskflow.worker.supervisor_state import SupervisorOptions
+from taskflow.worker.unreported_deaths import UnreportedDeaths
+from taskflow.worker.worker_socket import WorkerSocket
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
@@ -32,18 +34,12 @@ RETIRE: Final = b"retire\n"
 SESSION CAUSE``: the worker reports the death to the broker and answers ``told SESSION``."""
 
 MEMORY_EVERY: Final = 1.0
-LONGEST_LINE: Final = 4096
 
 FileWatch = Callable[[Callable[[], None]], None]
 """Starts watching files, and calls its argument from a separate thread when they have changed."""
 
 _STOPPED: Final = frozenset("Tt")
 """The states of a stopped process (proc_pid_stat(5))."""
-
-MAX_DEATHS: Final = 100
-REPORT_AGAIN_AFTER: Final = 5.0
-DROPPED_AFTER: Final = 300.0
-"""Seconds after which a death is no longer reported, because by then the session has lapsed anyway."""
 
 
 class SupervisorListener(Protocol):
@@ -106,67 +102,6 @@ def _handle_news(supervisor: Supervisor, signals: SignalPipe, processes: Process
             supervisor.hang_up() if signals.has_lost_terminal() else supervisor.roll()
         elif number == CHANGED:
             supervisor.reload()
-
-
-CHANGED: Final = 0
-"""Stands for changed files in place of a signal number. No signal has this number."""
-
-
-class SignalPipe:
-    """Turns signals and file changes into bytes in a pipe that the supervisor can wait
-    for. The signal handlers themselves do nothing, so they interrupt nothing."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
-        self._before: dict[int, Any] = {}
-        self._had_terminal = _has_terminal()
-
-    def fileno(self) -> int:
-        return self._reader
-
-    def take(self) -> bytes:
-        """Return the bytes that have arrived since the last call, in order. Each is a signal number or CHANGED."""
-        try:
-            return os.read(self._reader, LONGEST_LINE)
-        except BlockingIOError:
-            return b""
-
-    def note_change(self) -> None:
-        """Record that files have changed. May be called from any thread."""
-        os.write(self._writer, bytes([CHANGED]))
-
-    def has_lost_terminal(self) -> bool:
-        """Return True if the terminal in which this process was started is gone.
-        A SIGHUP then only reports that loss, and does not request a restart."""
-        return self._had_terminal and not _has_terminal()
-
-    def __enter__(self) -> Self:
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup, SIGHUP stays ignored
-                self._before[number] = signal.signal(number, _note)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        signal.set_wakeup_fd(-1)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        os.close(self._reader)
-        os.close(self._writer)
-
-
-def _note(number: int, frame: FrameType | None) -> None:
-    """Do nothing: Python has already written the number into the pipe."""
-
-
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
 
 
 class Processes:
@@ -275,81 +210,6 @@ class Processes:
         self._selector.close()
         for worker_socket in self._sockets.values():
             worker_socket.close()
-
-
-class UnreportedDeaths:
-    """Keeps the causes of workers' deaths, keyed by session id in hexadecimal, until a living worker has reported them to the broker."""
-
-    def __init__(self) -> None:
-        self._unreported: dict[str, Death] = {}
-
-    def note(self, session: bytes, cause: str) -> None:
-        self._unreported[session.hex()] = Death(f"died {session.hex()} {cause}\n".encode(), time.monotonic())
-        if len(self._unreported) > MAX_DEATHS:
-            del self._unreported[next(iter(self._unreported))]
-
-    def all(self) -> list[bytes]:
-        """Return the messages that report the deaths."""
-        return [death.words for death in self._unreported.values()]
-
-    def due(self, now: float) -> list[bytes]:
-        """Return the messages to send now. Each is sent at once, and again every `REPORT_AGAIN_AFTER` seconds."""
-        self._unreported = {session: death for session, death in self._unreported.items() if now < death.noted_at + DROPPED_AFTER}
-        due = [death for death in self._unreported.values() if now >= death.due_at]
-        for death in due:
-            death.due_at = now + REPORT_AGAIN_AFTER
-        return [death.words for death in due]
-
-    def forget(self, session: str) -> None:
-        """Forget a death that a worker has reported."""
-        self._unreported.pop(session, None)
-
-
-@dataclass
-class Death:
-    words: bytes
-    noted_at: float
-    due_at: float = float("-inf")
-
-
-class WorkerSocket:
-    """The supervisor's end of a socket to a worker."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self.is_closed = False
-        self.has_session = False
-        self._end = end
-        self._end.setblocking(False)
-        self._rest = b""
-
-    def fileno(self) -> int:
-        return self._end.fileno()
-
-    def take(self) -> list[str]:
-        """Return the lines that have arrived, without waiting."""
-        while not self.is_closed and (chunk := self._read()) is not None:
-            self._rest += chunk
-            self.is_closed = not chunk or len(self._rest) > LONGEST_LINE * 16
-        *lines, self._rest = self._rest.split(b"\n")
-        return [line.decode("ascii", "replace") for line in lines]
-
-    def say(self, word: bytes) -> bool:
-        """Send a message. Return False if it could not be sent."""
-        try:
-            return self._end.send(word) == len(word)
-        except OSError:
-            return False
-
-    def close(self) -> None:
-        self._end.close()
-
-    def _read(self) -> bytes | None:
-        try:
-            return self._end.recv(LONGEST_LINE)
-        except BlockingIOError:
-            return None
-        except OSError:  # the other end closed it with unread data
-            return b""
 
 
 def _spawn(command: list[str], environment: dict[str, str]) -> int:
