@@ -16,9 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+from taskflow.worker.children.syscalls import resident_memory, spawn_in_session
 from taskflow.worker.exit_status import ExitStatus, OutOfMemory
 from taskflow.worker.signal_pipe import CHANGED, SignalPipe
-from taskflow.worker.supervisor import OnCrash, Supervisor, log_crash
+from taskflow.worker.supervisor import Supervisor, log_crash
 from taskflow.worker.supervisor_state import SupervisorOptions
 from taskflow.worker.unreported_deaths import UnreportedDeaths
 from taskflow.worker.worker_socket import WorkerSocket
@@ -54,21 +55,20 @@ def supervise(
     command: Sequence[str],
     environment: Mapping[str, str] | None = None,
     *,
-    on_crash: OnCrash = log_crash,
     watch: FileWatch | None = None,
     listener: SupervisorListener | None = None,
 ) -> int:
     """Keep the workers running until all have ended for good. Each is a process that runs `command`. Return the exit code.
 
-    The workers get `environment`, or by default the environment of this process. When a worker crashes, `on_crash` is
-    called at once, and the other workers report its death to the broker. If there are none, the next worker does.
+    The workers get `environment`, or by default the environment of this process. When a worker crashes,
+    the other workers report its death to the broker. If there are none, the next worker does.
     """
     with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
             watch(signals.note_change)
 
         def note_crash(session: bytes, cause: str) -> None:
-            on_crash(session, cause)
+            log_crash(session, cause)
             processes.note_death(session, cause)
 
         supervisor = Supervisor(options, processes, note_crash)
@@ -82,7 +82,7 @@ def supervise(
             if time.monotonic() >= weigh_at:
                 weigh_at = time.monotonic() + WEIGH_EVERY
                 for pid in processes.pids():
-                    supervisor.note_memory(pid, memory_of(pid))
+                    supervisor.note_memory(pid, resident_memory(pid))
 
 
 def _handle_news(supervisor: Supervisor, signals: SignalPipe, processes: Processes, listener: SupervisorListener | None) -> None:
@@ -123,7 +123,7 @@ class Processes:
             theirs.set_inheritable(True)
             environment = {**self._environment, SUPERVISED: f"{theirs.fileno()} {os.getpid()} {slot}"}
             try:
-                pid = _spawn(self._command, environment)
+                pid = spawn_in_session(self._command, environment)
             except BaseException:
                 ours.close()
                 raise
@@ -212,25 +212,9 @@ class Processes:
             worker_socket.close()
 
 
-def _spawn(command: list[str], environment: dict[str, str]) -> int:
-    try:
-        return os.posix_spawn(command[0], command, environment, setsid=True)
-    except NotImplementedError:  # some systems do not support setsid
-        return os.posix_spawn(command[0], command, environment, setpgroup=0)
-
-
 def _reap() -> tuple[int, int] | None:
     try:
         pid, status = os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
         return None
     return (pid, os.waitstatus_to_exitcode(status)) if pid else None
-
-
-def memory_of(pid: int) -> int:
-    """Return the resident memory of a process in bytes; 0 if it has ended."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 
-from taskflow.worker.processes import memory_of
+from taskflow.worker.children.syscalls import resident_memory
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
 from tests.cli.supervised import ON_A_TERMINAL, PYTHONS_OWN, a_little_later, interrupt, is_alive, none_is_left, pids, workers
 
@@ -454,7 +454,7 @@ def test_a_worker_that_takes_too_much_memory_is_replaced_and_finishes_what_it_ru
 
 def test_the_supervisor_is_smaller_than_its_workers(tasks: Shell) -> None:
     supervised = workers(tasks, 1)
-    assert 0 < memory_of(supervised.process.pid) < 0.75 * memory_of(pids(supervised)[0])
+    assert 0 < resident_memory(supervised.process.pid) < 0.75 * resident_memory(pids(supervised)[0])
     supervised.signal(signal.SIGTERM)
     ended_clearly(supervised, [0])
 

@@ -12,6 +12,8 @@ import os
 import signal
 from typing import Final
 
+from taskflow.worker.children.syscalls import spawn_in_session
+
 CONNECTION: Final = 3
 """The file descriptor, in the child, of the socket to the worker."""
 
@@ -49,10 +51,7 @@ def spawn(command: list[str], *, connection: int, stdout: int, stderr: int) -> P
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             *((os.POSIX_SPAWN_DUP2, descriptor, place) for descriptor, place in zip(moved, (1, 2, CONNECTION), strict=True)),
         ]
-        try:
-            pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True, setsigdef=_DEFAULTS)
-        except NotImplementedError:  # some systems do not support setsid
-            pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setpgroup=0, setsigdef=_DEFAULTS)
+        pid = spawn_in_session(command, os.environ, file_actions=actions, setsigdef=_DEFAULTS)
     return Process(pid)
 
 

@@ -1,4 +1,4 @@
-"""System calls for child processes: they make a child end with its worker, handle signals, and measure memory."""
+"""System calls for child processes: they make a child end with its worker, start in their own sessions, handle signals, and measure memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -81,10 +81,18 @@ def flush_native() -> None:
     _library().fflush(None)
 
 
-def resident_memory() -> int:
-    """Return the resident memory of this process in bytes, or 0 if the system does not report it."""
+def resident_memory(pid: int | None = None) -> int:
+    """Return the resident memory of a process (default: this one) in bytes, or 0 if it has ended or the system does not report it."""
     try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    except (OSError, IndexError):
+        pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
         return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def spawn_in_session(command: list[str], environment: Mapping[str, str], **options: Any) -> int:
+    """Start a program in a new POSIX session, and return its pid. `options` are those of `os.posix_spawn`."""
+    try:
+        return os.posix_spawn(command[0], command, environment, setsid=True, **options)
+    except NotImplementedError:  # some systems do not support setsid
+        return os.posix_spawn(command[0], command, environment, setpgroup=0, **options)
