@@ -19,7 +19,7 @@ from typing import Final, Protocol, Self
 from taskflow.worker.children.syscalls import resident_memory, spawn_in_session
 from taskflow.worker.exit_status import ExitStatus, OutOfMemory
 from taskflow.worker.signal_pipe import CHANGED, SignalPipe
-from taskflow.worker.supervisor import Supervisor, log_crash
+from taskflow.worker.supervisor import Supervisor
 from taskflow.worker.supervisor_state import SupervisorOptions
 from taskflow.worker.unreported_deaths import UnreportedDeaths
 from taskflow.worker.worker_socket import WorkerSocket
@@ -66,12 +66,7 @@ def supervise(
     with SignalPipe() as signals, Processes(command, signals, environment) as processes:
         if watch is not None:
             watch(signals.note_change)
-
-        def note_crash(session: bytes, cause: str) -> None:
-            log_crash(session, cause)
-            processes.note_death(session, cause)
-
-        supervisor = Supervisor(options, processes, note_crash)
+        supervisor = Supervisor(options, processes)
         measure_at = 0.0 if options.max_memory is not None else float("inf")
         while True:
             timeout = supervisor.act()

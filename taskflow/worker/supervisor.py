@@ -43,14 +43,6 @@ ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 # Exit codes of a worker that cannot start: a failed lifespan, an application that cannot be imported, a broker that does not answer.
 NO_STARTS: Final = (1, 2, 3)
 
-OnCrash = Callable[[bytes, str], None]
-"""Called with the id of a session whose process ended without leaving,
-and the cause: "SIGSEGV", "exit code 7" or "out of memory (SIGKILL)"."""
-
-
-def log_crash(session: bytes, cause: str) -> None:
-    log.info("jobs of session %s run again; its worker died: %s", session.hex(), cause)
-
 
 class ProcessControl(Protocol):
     def start(self, slot: int) -> int:
@@ -69,18 +61,19 @@ class ProcessControl(Protocol):
         """Return True if a signal or a debugger has stopped the process."""
         ...
 
+    def note_death(self, session: bytes, cause: str) -> None:
+        """Handle a session whose process ended without leaving. `cause` is "SIGSEGV", "exit code 7" or "out of memory (SIGKILL)"."""
+        ...
+
 
 class Supervisor:
     """Decides when to start, signal and replace workers. Report events to it, then call `act`, which
     returns the seconds until it must be called again. It is done once `code`, the exit code, is set."""
 
-    def __init__(
-        self, options: SupervisorOptions, processes: ProcessControl, on_crash: OnCrash = log_crash, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, options: SupervisorOptions, processes: ProcessControl, clock: Callable[[], float] = time.monotonic) -> None:
         self.code: int | None = None
         self._options = options
         self._processes = processes
-        self._on_crash = on_crash
         self._clock = clock
         self._workers: dict[int, WorkerProcess] = {}
         self._slots = [WorkerSlot() for _ in range(options.processes)]
@@ -177,7 +170,8 @@ class Supervisor:
         self._note_end(worker, exit_status)
         if worker.exit_code is None:  # even with code 0: a job has ended the process, and with it the other runs
             for session in worker.sessions:
-                self._on_crash(session, exit_status.cause)
+                log.info("jobs of session %s run again; its worker died: %s", session.hex(), exit_status.cause)
+                self._processes.note_death(session, exit_status.cause)
 
     # --- actions ----------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ class Office:
         self.crashes: list[tuple[bytes, str]] = []
         self.refusal: OSError | None = None
         self.stopped: set[int] = set()
-        self.supervisor = Supervisor(options, self, lambda session, cause: self.crashes.append((session, cause)), lambda: self.now)
+        self.supervisor = Supervisor(options, self, lambda: self.now)
 
     # --- its processes
 
@@ -52,6 +52,9 @@ class Office:
 
     def is_stopped(self, pid: int) -> bool:
         return pid in self.stopped
+
+    def note_death(self, session: bytes, cause: str) -> None:
+        self.crashes.append((session, cause))
 
     # --- what happens
 
@@ -663,10 +666,11 @@ def test_a_change_amid_a_rolling_restart_ends_it() -> None:
     assert office.started == 6
 
 
-def test_a_crash_is_told_by_default_as_a_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_crash_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    office = an_office(2)
     with caplog.at_level(logging.INFO):
-        supervisor.log_crash(b"\xab" * 16, "SIGSEGV")
-    assert f"jobs of session {'ab' * 16} run again; its worker died: SIGSEGV" in caplog.text
+        office.ends(2, status=-signal.SIGSEGV)
+    assert f"jobs of session {session_of(2).hex()} run again; its worker died: SIGSEGV" in caplog.text
 
 
 # --- silence ------------------------------------------------------------------------------------------------------------
