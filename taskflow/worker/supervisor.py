@@ -16,7 +16,8 @@ from typing import Final, Protocol
 
 from taskflow.worker.children.syscalls import SAME_SIGNAL
 from taskflow.worker.exit_status import ExitStatus
-from taskflow.worker.supervisor_state import SupervisorOptions, Replacement, WorkerProcess, WorkerSlot
+from taskflow.worker.rolling_restart import RollingRestart
+from taskflow.worker.supervisor_state import SupervisorOptions, WorkerProcess, WorkerSlot
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
@@ -35,7 +36,6 @@ GONE_WITHIN: Final = 120.0
 a while to shut down, and so may threads that jobs have left behind."""
 KILLED_AFTER: Final = 5.0
 """Seconds that an aborted worker has to write its stacks and exit."""
-DOUBTED_AFTER: Final = 60.0
 MANY_RETIRING: Final = 3
 # The exit code of a worker that cut off runs.
 FORCED: Final = 124
@@ -77,9 +77,7 @@ class Supervisor:
         self._clock = clock
         self._workers: dict[int, WorkerProcess] = {}
         self._slots = [WorkerSlot() for _ in range(options.processes)]
-        self._generation = 0
-        self._is_rolling = False
-        self._change: Replacement | None = None
+        self._restart = RollingRestart(self._start, clock)
         self._has_worked = False
         self._may_crowd = False
         self._stops = 0
@@ -114,14 +112,12 @@ class Supervisor:
         if self._stops:
             return
         log.info("SIGHUP: replacing the workers one by one")
-        self._generation += 1
-        self._is_rolling = True
+        self._restart.begin()
 
     def reload(self) -> None:
         """Replace all workers now. They finish their runs but start no new ones."""
-        self._generation += 1
-        self._may_crowd = self._is_rolling = False
-        self._change = None
+        self._may_crowd = False
+        self._restart.replace_all()
         for worker in self._workers.values():
             worker.is_leaving, worker.is_retiring = True, False
         for slot in self._slots:
@@ -179,7 +175,8 @@ class Supervisor:
         """Do everything that is due. Return the seconds until the next call is needed if no event arrives earlier."""
         if not self._stops:
             self._fill_slots()
-            self._roll_on()
+            if self._may_crowd or not self._staying():  # otherwise it is not known yet whether the application can start
+                self._restart.advance(self._workers)
         self._end_the_silent()
         self._signal_workers()
         self._judge()
@@ -213,41 +210,9 @@ class Supervisor:
             self._slots[number].may_start_at = self._clock() + pause
             log.error("cannot start a worker, trying again in %g s: %s", pause, error)
             return None
-        self._workers[pid] = worker = WorkerProcess(pid, number, self._generation)
+        self._workers[pid] = worker = WorkerProcess(pid, number, self._restart.generation)
         log.info("worker %d started, process %d of %d", pid, number + 1, self._options.processes)
         return worker
-
-    def _roll_on(self) -> None:
-        """Continue a rolling restart, if one is in progress and it is known whether the application can start."""
-        if not self._is_rolling or (not self._may_crowd and self._staying()):
-            return
-        if (change := self._change) is not None:
-            self._doubt(change)
-            if change.new.works_since is not None:
-                change.old.is_leaving, change.old.is_retiring = True, False
-            if change.old.pid in self._workers or change.new.works_since is None:
-                return
-            self._change = None
-        stale = next((worker for worker in self._staying() if worker.generation < self._generation), None)
-        if stale is None:
-            self._is_rolling = False
-            log.info("all workers have been replaced")
-        elif (new := self._start(stale.slot)) is not None:
-            self._change = Replacement(stale, new, self._clock())
-        else:
-            self._give_up_rolling("no process can be started")
-
-    def _doubt(self, change: Replacement) -> None:
-        """Warn once if the new worker is slow to start work. It may have a lot to load, or be waiting for something that will never
-        happen."""
-        if change.new.works_since is None and not change.is_doubted and self._clock() >= change.began_at + DOUBTED_AFTER:
-            change.is_doubted = True
-            log.warning(
-                "worker %d has not begun to work within %g s (it imports the application, or starts its lifespan): the rolling restart "
-                "waits for it; to cancel the restart, end this worker",
-                change.new.pid,
-                DOUBTED_AFTER,
-            )
 
     def _end_the_silent(self) -> None:
         """End workers that have fallen silent. C code that never releases the
@@ -344,8 +309,8 @@ class Supervisor:
             self._note_stopped(worker, exit_status)
         elif worker.is_leaving:
             self._note_left(worker, exit_status)
-        elif self._change is not None and self._change.new is worker and worker.works_since is None:
-            self._give_up_rolling(f"the new worker {worker.pid} did not start ({exit_status.cause})")
+        elif self._restart.waits_for(worker):
+            self._restart.give_up(f"the new worker {worker.pid} did not start ({exit_status.cause})")
         elif worker.works_since is None and exit_status.status in NO_STARTS and (self._options.is_reloading or not self._has_worked):
             slot.no_start = exit_status
             if self._options.is_reloading:
@@ -369,10 +334,6 @@ class Supervisor:
             log.info("worker %d has wound down", worker.pid)
         else:
             log.warning("worker %d died while it wound down: %s", worker.pid, exit_status.cause)
-
-    def _give_up_rolling(self, why: str) -> None:
-        log.error("giving up the rolling restart; the other workers continue: %s", why)
-        self._is_rolling, self._change = False, None
 
     def _judge(self) -> None:
         """Once all workers have ended for good, set the exit code to the highest of theirs. After a

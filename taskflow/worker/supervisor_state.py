@@ -1,4 +1,4 @@
-"""The state of a supervisor: its options, its workers, their slots, and replacements in progress."""
+"""The state of a supervisor: its options, its workers and their slots."""
 
 from __future__ import annotations
 
@@ -78,13 +78,3 @@ class WorkerSlot:
         pause = 0.0 if self.failures == 1 else PAUSES.after(self.failures - 1)
         self.may_start_at = now + pause
         return pause
-
-
-@dataclass(eq=False)
-class Replacement:
-    """One step of a rolling restart. `old` is asked to leave once `new` is working, and the next step begins when `old` has ended."""
-
-    old: WorkerProcess
-    new: WorkerProcess
-    began_at: float
-    is_doubted: bool = False
