@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ from taskflow.model.verdict import (
 )
 from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.children.errors import ChildFailed
-from taskflow.worker.children.pool import ChildPool, ReservedChild
+from taskflow.worker.children.pool import ChildPool
 from taskflow.worker.deadlines import Deadlines
 from taskflow.worker.failure_follow_up import follow_ups_of
 from taskflow.worker.run_errors import RolledBack, stored_cause, failure_of, unencodable
@@ -155,17 +155,16 @@ class Executor:
         """Run the job in a child process, which receives the payload and returns
         a verdict. Middleware and the timeout start once a child is available."""
         try:
-            child = await _reserve(holding, job, children)
+            child = await children.reserve(holding, job)
         except BaseException as error:
             verdict = self._judge(holding, job, error)
             return _not_begun(holding) if isinstance(verdict, HandedBack) else verdict
 
         async def call(context: JobContext) -> Verdict:
-            stop_grace = job.stop_grace
-            soft_stop = _soft_stop(holding, context, child, stop_grace) if stop_grace else contextlib.nullcontext()
+            grace = job.stop_grace
             try:
-                with soft_stop:
-                    return await child.run(holding.lease, holding)
+                with child.soft_stop(context, grace) if grace else contextlib.nullcontext():
+                    return await child.run()
             except BaseException as error:
                 return self._completed(holding, self._judge(holding, job, error))
 
@@ -354,44 +353,6 @@ def _is_being_cancelled() -> bool:
 def _not_begun(holding: HeldLease) -> Verdict:
     """Return the verdict for a run that was stopped before its function was called. It does not use up an attempt."""
     return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else HandedBack(counts=False)
-
-
-async def _reserve(holding: HeldLease, job: AnyJob, children: ChildPool) -> ReservedChild:
-    """Wait for a child process, and reserve it for the run. A run that is stopped while it waits counts as not started."""
-    task = asyncio.current_task()
-    assert task is not None
-
-    def stop() -> None:
-        task.cancel()
-
-    holding.started, holding.stop = None, stop
-    try:
-        if holding.why_stopped is not None:
-            raise asyncio.CancelledError
-        return await children.reserve(job)
-    finally:
-        holding.started, holding.stop = time.monotonic(), None
-
-
-@contextlib.contextmanager
-def _soft_stop(holding: HeldLease, context: JobContext, child: ReservedChild, grace: float) -> Iterator[None]:
-    """In this block, a request to stop the run is passed on to its child process. The process is killed `grace` seconds later."""
-    kill, timers = holding.stop, list[asyncio.TimerHandle]()
-
-    def stop() -> None:
-        assert holding.why_stopped is not None
-        assert kill is not None
-        context.cancelled.set()
-        child.ask_to_stop(holding.why_stopped)
-        timers.append(asyncio.get_running_loop().call_later(grace, kill))
-
-    holding.stop = stop
-    try:
-        yield
-    finally:
-        holding.stop = kill
-        for timer in timers:
-            timer.cancel()
 
 
 def _timeout_of(holding: HeldLease) -> TimeoutError:

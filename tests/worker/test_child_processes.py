@@ -582,7 +582,7 @@ async def test_a_child_whose_worker_hangs_up_ends_at_once(tmp_path: Path) -> Non
     await child.prepare(jobs.__name__, None)
     payload = jobs.endless.codec.encode_arguments((str(tmp_path / "note"),), {})
     lease = Lease(envelope=Envelope(id=bytes(16), job=jobs.endless.name, payload=payload), epoch=1, claim=ClaimId(b"", 1, 1), created_at=0)
-    running = asyncio.create_task(child.run(lease, jobs.__name__, HeldLease(lease)))
+    running = asyncio.create_task(child.run(HeldLease(lease), jobs.__name__))
     [pid] = await written(tmp_path / "note")
     child.retire()
     async with asyncio.timeout(5):

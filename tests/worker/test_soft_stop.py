@@ -261,11 +261,11 @@ async def test_a_request_at_any_moment_reaches_its_own_run_or_none() -> None:
     assert lines.printed == []
 
 
-def _a_short_run(number: int) -> tuple[Lease, str, HeldLease]:
+def _a_short_run(number: int) -> tuple[HeldLease, str]:
     payload = jobs.is_short.codec.encode_arguments((number,), {})
     envelope = Envelope(id=number.to_bytes(16), job=jobs.is_short.name, payload=payload)
     lease = Lease(envelope=envelope, epoch=1, claim=ClaimId(b"", 1, number), created_at=0)
-    return lease, jobs.__name__, HeldLease(lease)
+    return HeldLease(lease), jobs.__name__
 
 
 async def test_a_request_is_repeated_until_it_takes_effect(worker: Worker, ledger: Ledger) -> None:

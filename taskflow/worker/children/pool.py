@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
 from taskflow.app.app import App
+from taskflow.app.context import JobContext
 from taskflow.app.execution_mode import RUN_AS_MAIN
 from taskflow.app.job_type import AnyJob
 from taskflow.broker.retry import retry
-from taskflow.model.envelope import Lease
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.safe_log import log_safely
 from taskflow.model.seams import StartThread
@@ -23,8 +24,9 @@ from taskflow.model.verdict import Verdict
 from taskflow.worker.children.errors import CannotStart, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Tell
-from taskflow.worker.children.process import Child, ChildSpec, RunListener
+from taskflow.worker.children.process import Child, ChildSpec
 from taskflow.worker.children.messages import CHILD_HOOKS, Hello
+from taskflow.worker.lease_table import HeldLease
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -50,15 +52,23 @@ class ChildPool:
         self._failures = Retries(START_PAUSES)
         self._start_at = 0.0
 
-    async def reserve(self, job: AnyJob) -> ReservedChild:
-        """Wait for a slot and for a child that has imported the job's module. Raises ChildFailed if no child can be prepared."""
-        await self._slots.acquire()
+    async def reserve(self, holding: HeldLease, job: AnyJob) -> ReservedChild:
+        """Wait for a slot and for a child that has imported the job's module. A run that is stopped while it waits is cancelled,
+        and counts as not started. Raises ChildFailed if no child can be prepared."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        def stop() -> None:
+            task.cancel()
+
+        holding.started, holding.stop = None, stop
         try:
-            child = await self._prepared(job.function.__module__)
-        except BaseException:
-            self._slots.release()
-            raise
-        return ReservedChild(child, job.function.__module__, self._give_back)
+            if holding.why_stopped is not None:
+                raise asyncio.CancelledError
+            module = job.function.__module__
+            return ReservedChild(await self._next(module), module, holding, self._give_back)
+        finally:
+            holding.started, holding.stop = time.monotonic(), None
 
     async def close(self) -> None:
         """Retire the idle children and kill the others. Unless the system is stuck, all are gone when this returns."""
@@ -73,6 +83,14 @@ class ChildPool:
             child.kill()
         if self._alive:
             await asyncio.wait([child.ended for child in self._alive], timeout=_UNTIL_GONE)
+
+    async def _next(self, module: str) -> Child:
+        await self._slots.acquire()
+        try:
+            return await self._prepared(module)
+        except BaseException:
+            self._slots.release()
+            raise
 
     async def _prepared(self, module: str) -> Child:
         child = self._warm()
@@ -156,24 +174,41 @@ class ChildPool:
 class ReservedChild:
     """A child that is reserved for one run, until `release` is called."""
 
-    def __init__(self, child: Child, module: str, give_back: Callable[[Child], None]) -> None:
+    def __init__(self, child: Child, module: str, holding: HeldLease, give_back: Callable[[Child], None]) -> None:
         self._child = child
         self._module = module
+        self._holding = holding
         self._give_back = give_back
 
-    async def run(self, lease: Lease, listener: RunListener) -> Verdict:
+    async def run(self) -> Verdict:
         """Run the job and return its verdict. Raises ChildFailed if there
         is none. If cancelled, kills the child and waits for it to exit."""
         try:
-            return await self._child.run(lease, self._module, listener)
+            return await self._child.run(self._holding, self._module)
         except asyncio.CancelledError:
             self._child.kill()
             await asyncio.wait([self._child.ended], timeout=_UNTIL_GONE)
             raise
 
-    def ask_to_stop(self, why: str) -> None:
-        """Ask the run to stop. The child is not used again."""
-        self._child.ask_to_stop(why)
+    @contextlib.contextmanager
+    def soft_stop(self, context: JobContext, grace: float) -> Iterator[None]:
+        """In this block, a request to stop the run is passed on to the child, which is killed `grace` seconds later."""
+        holding, kill, timers = self._holding, self._holding.stop, list[asyncio.TimerHandle]()
+
+        def stop() -> None:
+            assert holding.why_stopped is not None
+            assert kill is not None
+            context.cancelled.set()
+            self._child.ask_to_stop(holding.why_stopped)
+            timers.append(asyncio.get_running_loop().call_later(grace, kill))
+
+        holding.stop = stop
+        try:
+            yield
+        finally:
+            holding.stop = kill
+            for timer in timers:
+                timer.cancel()
 
     def release(self) -> None:
         self._give_back(self._child)

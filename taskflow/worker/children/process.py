@@ -8,11 +8,10 @@ import os
 import signal
 import socket
 import sys
-from typing import Final, Protocol, Self, TypeVar, cast
+from typing import Final, Self, TypeVar, cast
 
 import msgspec
 
-from taskflow.model.envelope import Lease
 from taskflow.model.progress import Progress
 from taskflow.model.seams import StartThread
 from taskflow.model.verdict import Verdict
@@ -22,6 +21,7 @@ from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Output, Tell
 from taskflow.worker.children.spawn import CONNECTION, Process, spawn
 from taskflow.worker.exit_status import OutOfMemory
+from taskflow.worker.lease_table import HeldLease
 
 # A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
 _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
@@ -31,14 +31,6 @@ _UNTIL_DEAD: Final = 1.0
 _OUTPUT_WITHIN: Final = 0.2
 
 F = TypeVar("F", bound=ChildFailed)
-
-
-class RunListener(Protocol):
-    """Hears what a child says during a run."""
-
-    def report(self, progress: Progress) -> None: ...
-
-    def note_completing(self) -> None: ...
 
 
 class ChildSpec(msgspec.Struct, frozen=True):
@@ -74,7 +66,7 @@ class Child(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._unpacker = messages.Unpacker(spec.hello.settings["max_payload"] + messages.BESIDES)
         self._answer: asyncio.Future[messages.Message] = self._loop.create_future()
-        self._listener: RunListener | None = None
+        self._run: HeldLease | None = None
         self._out_of_memory = OutOfMemory()
 
     @classmethod
@@ -108,16 +100,16 @@ class Child(asyncio.Protocol):
             self._memory_at_first = await self._get_ready(messages.Import(module, main))
             self._modules.add(module)
 
-    async def run(self, lease: Lease, module: str, listener: RunListener) -> Verdict:
+    async def run(self, holding: HeldLease, module: str) -> Verdict:
         """Run the job and return its verdict. Raises ChildFailed if there is none. If this is cancelled, the caller must kill the child."""
         self._runs += 1
-        self._listener = listener
+        self._run = holding
         self._out_of_memory.mark()
-        self._output.begin(lease)
+        self._output.begin(holding.lease)
         try:
-            answer = await self._ask(messages.Run(lease, module))
+            answer = await self._ask(messages.Run(holding.lease, module))
         finally:
-            self._listener = None
+            self._run = None
             self._output.end()
         match answer:
             case messages.Finished(verdict, memory, is_whole):
@@ -223,12 +215,12 @@ class Child(asyncio.Protocol):
     def _hear(self, message: messages.Message) -> None:
         match message:
             case messages.Reported(fraction, note):
-                if self._listener is not None:
+                if self._run is not None:
                     with contextlib.suppress(ValueError):  # a job has written it
-                        self._listener.report(Progress.checked(fraction, note))
+                        self._run.report(Progress.checked(fraction, note))
             case messages.Completing():
-                if self._listener is not None:
-                    self._listener.note_completing()
+                if self._run is not None:
+                    self._run.note_completing()
             case _:
                 if not self._answer.done():
                     self._answer.set_result(message)
