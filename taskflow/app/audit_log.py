@@ -93,7 +93,9 @@ async def _add(call: CallVerb, act: Act) -> None:
             await call(lambda broker: broker.console.record_act(act))
     except (BrokerError, TimeoutError) as error:
         what = f"{act.verb}, which affected {act.affected:,}"
-        log.error("could not record an act in the audit log (%s): %s", what, error or f"the store did not answer within {RECORDED_WITHIN:g} s")
+        log.error(
+            "could not record an act in the audit log (%s): %s", what, error or f"the store did not answer within {RECORDED_WITHIN:g} s"
+        )
 
 
 def _why_stopped(error: BaseException) -> str:

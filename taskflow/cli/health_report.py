@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final, Self
 from taskflow.cli.fleet import CHECK_EVERY, REPORT_EVERY, Fleet, report_line
 from taskflow.cli.sd_notify import SystemdNotifier
 from taskflow.model.seams import start_thread
-from taskflow.worker.exit_status import ExitStatus
 from taskflow.worker.events import WorkerEvent
 from taskflow.worker.vitals import Vitals, VitalSign
 

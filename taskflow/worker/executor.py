@@ -42,8 +42,8 @@ from taskflow.worker.children.errors import ChildFailed
 from taskflow.worker.children.pool import ChildPool
 from taskflow.worker.deadlines import Deadlines
 from taskflow.worker.failure_follow_up import follow_ups_of
-from taskflow.worker.run_errors import RolledBack, stored_cause, failure_of, unencodable
 from taskflow.worker.lease_table import HeldLease
+from taskflow.worker.run_errors import RolledBack, failure_of, stored_cause, unencodable
 from taskflow.worker.thread_pool import NeverBegun, RaisedInThread, ThreadPool
 
 CANCELLED: Final = "cancelled"

@@ -18,7 +18,7 @@ from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import Chance
 from taskflow.model.session import Outlook
-from taskflow.worker.events import BrokerRecovered, BrokerCallFailed, Events
+from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, Events
 from taskflow.worker.queues import QueueChoice
 
 LOOK_AGAIN: Final = 5.0

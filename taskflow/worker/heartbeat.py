@@ -20,7 +20,7 @@ from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import StartThread
 from taskflow.model.session import Beat, BeatAnswer, Report, Session
-from taskflow.worker.events import DescriptorsClosed, BrokerCallFailed, Events
+from taskflow.worker.events import BrokerCallFailed, DescriptorsClosed, Events
 from taskflow.worker.lease_table import LeaseTable
 
 Args = TypeVarTuple("Args")

@@ -24,9 +24,9 @@ from taskflow.model.verdict import (
     Verdict,
 )
 from taskflow.worker import events
-from taskflow.worker.run_errors import ROLLED_BACK
 from taskflow.worker.heartbeat import BEATS_PER_TTL
 from taskflow.worker.log_filters import CrashLines, ParkLog
+from taskflow.worker.run_errors import ROLLED_BACK
 from taskflow.worker.watchdog import LOOK
 
 log: Final = logging.getLogger("taskflow.worker")
@@ -119,7 +119,9 @@ def _log_own(event: events.WorkerEvent) -> None:
             log.debug("%r", event)
 
 
-def _log_standstill(event: events.LoopStalled | events.LoopResumed | events.InterpreterBlocked | events.StalledForGood | events.CpuStarved) -> None:
+def _log_standstill(
+    event: events.LoopStalled | events.LoopResumed | events.InterpreterBlocked | events.StalledForGood | events.CpuStarved,
+) -> None:
     match event:
         case events.LoopStalled(lease, seconds, stack):
             _say_where(logging.WARNING, lease, f"blocks the event loop for {seconds:.1f} s: nothing else can run. {BLOCKING}", stack)

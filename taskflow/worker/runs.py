@@ -11,7 +11,7 @@ from typing import Final
 from taskflow.broker.eager_tasks import started
 from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, HandedBack, Settlement, Verdict
-from taskflow.worker.events import RunEnded, Events, StillRunning
+from taskflow.worker.events import Events, RunEnded, StillRunning
 from taskflow.worker.executor import CANCELLED, Executor
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import WorkerOptions

@@ -34,6 +34,7 @@ from taskflow.worker.events import (
 )
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.fetcher import Fetcher
+from taskflow.worker.health import SessionHealth
 from taskflow.worker.heartbeat import Heartbeat
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import WorkerOptions
@@ -45,7 +46,6 @@ from taskflow.worker.services import Services
 from taskflow.worker.settler import Settler
 from taskflow.worker.thread_pool import ThreadPool
 from taskflow.worker.upkeep import Upkeep
-from taskflow.worker.health import SessionHealth
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks

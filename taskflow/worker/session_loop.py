@@ -15,13 +15,13 @@ from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import Chance
-from taskflow.worker.events import WaitingForBroker, BrokerCallFailed, Events, ServiceFailed
+from taskflow.worker.events import BrokerCallFailed, Events, ServiceFailed, WaitingForBroker
+from taskflow.worker.health import SessionHealth
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.phase import Phase
 from taskflow.worker.services import Group, a_group
 from taskflow.worker.session import WorkerSession
-from taskflow.worker.health import SessionHealth
 
 PAUSES: Final = Pauses(0.1, 5.0)
 EARLY: Final = 10.0

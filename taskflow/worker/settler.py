@@ -16,7 +16,16 @@ from taskflow.model.errors import BrokerError
 from taskflow.model.ids import id_text
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.verdict import Completed, Failed, HandedBack, RunError, Settled, Settlement
-from taskflow.worker.events import BrokerRecovered, BrokerCallFailed, Events, SettlementBlocked, VerdictIgnored, CompletionRolledBack, VerdictRejected, WorkerEvent
+from taskflow.worker.events import (
+    BrokerCallFailed,
+    BrokerRecovered,
+    CompletionRolledBack,
+    Events,
+    SettlementBlocked,
+    VerdictIgnored,
+    VerdictRejected,
+    WorkerEvent,
+)
 from taskflow.worker.failure_follow_up import follow_ups_of
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 

@@ -12,7 +12,7 @@ from taskflow.app.context import JobContext
 from taskflow.model.envelope import Lease
 from taskflow.model.seams import StartThread
 from taskflow.worker import stacks
-from taskflow.worker.events import Events, InterpreterBlocked, LoopResumed, LoopStalled, StalledForGood, CpuStarved, WorkerEvent
+from taskflow.worker.events import CpuStarved, Events, InterpreterBlocked, LoopResumed, LoopStalled, StalledForGood, WorkerEvent
 from taskflow.worker.lease_table import HeldLease
 
 LOOK: Final = 0.25

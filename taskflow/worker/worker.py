@@ -19,16 +19,16 @@ from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.worker.children.pool import ChildPool
 from taskflow.worker.drain import Drain
-from taskflow.worker.events import BrokerCallFailed, RunEnded, Events, VerdictIgnored, CompletionRolledBack, VerdictRejected, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, CompletionRolledBack, Events, RunEnded, VerdictIgnored, VerdictRejected, WorkerEvent
 from taskflow.worker.executor import Executor
+from taskflow.worker.health import WorkerHealth
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.session import WorkerSession, deploy_name, worker_name
-from taskflow.worker.watchdog import Watchdog
 from taskflow.worker.session_loop import PAUSES, SessionLoop
 from taskflow.worker.thread_pool import ThreadPool
-from taskflow.worker.health import WorkerHealth
+from taskflow.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
@@ -140,7 +140,7 @@ class Worker:
                 self._state = await stack.enter_async_context(lifespan())
             self._threads = ThreadPool(self.options.concurrency, self._seams.start_thread, self._note_freed)
             stack.callback(self._threads.close)
-            self._children = self._no_children_yet()
+            self._children = self._new_child_pool()
             stack.push_async_callback(self._children.close)
             self._app.registry.resolve()
             self._scheduler = Scheduler(self._app.broker(), self._app.registry, self._app.settings.middleware, self._events)
@@ -206,9 +206,11 @@ class Worker:
 
         return await retry(look, PAUSES, on=BrokerUnavailable, note=note)
 
-    def _no_children_yet(self) -> ChildPool:
+    def _new_child_pool(self) -> ChildPool:
         options = self.options
-        return ChildPool(self._app, options.children, modules=options.modules, tell=self._events.tell, start_thread=self._seams.start_thread)
+        return ChildPool(
+            self._app, options.children, modules=options.modules, tell=self._events.tell, start_thread=self._seams.start_thread
+        )
 
     def _a_session(self) -> WorkerSession:
         executor = Executor(

@@ -15,7 +15,7 @@ from taskflow.broker.migrations import Migrating
 from taskflow.cli.log_output import JsonLines, TextLines
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.verdict import Cancelled, Discarded, Failed, Parked, Retried, RunError, Succeeded
-from taskflow.worker.events import RunEnded, VerdictIgnored, ChildPrinted, VerdictRejected, VerdictsLost
+from taskflow.worker.events import ChildPrinted, RunEnded, VerdictIgnored, VerdictRejected, VerdictsLost
 from taskflow.worker.log import log_event
 from tests.cli.hostile import HOSTILE, HostileBroker, HostileMigratingBroker, assert_safe
 from tests.cli.inprocess import Cli

@@ -111,7 +111,11 @@ def test_every_public_error_has_a_row_and_its_place_in_the_tree() -> None:
 def test_every_error_type_of_a_record_has_a_row() -> None:
     page = section((REFERENCE / "errors.md").read_text(), "Error types in the record of a job")
     sources = "".join(file.read_text() for file in (ROOT / "taskflow").rglob("*.py"))
-    children = {f"taskflow.{name}" for name, kind in vars(child_errors).items() if inspect.isclass(kind) and issubclass(kind, child_errors.ChildFailed)}
+    children = {
+        f"taskflow.{name}"
+        for name, kind in vars(child_errors).items()
+        if inspect.isclass(kind) and issubclass(kind, child_errors.ChildFailed)
+    }
     assert rows(page) >= {*re.findall(r'"(taskflow\.[A-Z]\w+)"', sources), *children}
 
 

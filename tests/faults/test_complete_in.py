@@ -18,7 +18,15 @@ from taskflow.model.errors import JobCancelled, LeaseLost
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed
-from taskflow.worker.events import RunEnded, SettlementBlocked, LeaseRevoked, VerdictIgnored, CompletionRolledBack, SessionEnded, WorkerEvent
+from taskflow.worker.events import (
+    CompletionRolledBack,
+    LeaseRevoked,
+    RunEnded,
+    SessionEnded,
+    SettlementBlocked,
+    VerdictIgnored,
+    WorkerEvent,
+)
 from taskflow.worker.options import WorkerOptions
 from tests.cli.processes import Shell
 from tests.faults.counting import each_is_counted_once, on_each_transactional_broker

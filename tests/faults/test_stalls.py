@@ -24,6 +24,7 @@ from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker import heartbeat, stacks, watchdog
 from taskflow.worker.events import (
     BrokerCallFailed,
+    CpuStarved,
     Events,
     InterpreterBlocked,
     LoopResumed,
@@ -31,7 +32,6 @@ from taskflow.worker.events import (
     SessionEnded,
     SessionOpened,
     StalledForGood,
-    CpuStarved,
     WorkerEvent,
 )
 from taskflow.worker.lease_table import HeldLease

@@ -16,7 +16,7 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Lease
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.worker.events import DescriptorsClosed, BrokerRecovered, BrokerCallFailed, ServiceFailed, SessionOpened, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, DescriptorsClosed, ServiceFailed, SessionOpened, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.session_loop import EARLY_PAUSES
 

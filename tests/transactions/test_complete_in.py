@@ -14,7 +14,7 @@ from taskflow.broker.url import connect
 from taskflow.model.errors import TaskflowError
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed
-from taskflow.worker.events import RunEnded, CompletionRolledBack, WorkerEvent
+from taskflow.worker.events import CompletionRolledBack, RunEnded, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.transactions.handles import ALL, POSTGRES, User, driven
 

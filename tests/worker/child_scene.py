@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from taskflow import JobFailed, JobHandle, Worker
-from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.messages import Hello
+from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.events import ChildPrinted, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 

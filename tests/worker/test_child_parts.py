@@ -17,12 +17,10 @@ from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
 from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Cancelled, Completed, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded
 from taskflow.worker.children.errors import ChildFailed
-from taskflow.worker.children.options import ChildOptions, cores
-from taskflow.worker.children.output import LONGEST_LINE, Output
-from taskflow.worker.children.process import Child, ChildSpec
 from taskflow.worker.children.messages import (
     CallRefused,
     Completing,
+    Finished,
     Garbled,
     Hello,
     Import,
@@ -30,11 +28,13 @@ from taskflow.worker.children.messages import (
     Ready,
     Reported,
     Run,
-    Finished,
     Stop,
     Unpacker,
     pack,
 )
+from taskflow.worker.children.options import ChildOptions, cores
+from taskflow.worker.children.output import LONGEST_LINE, Output
+from taskflow.worker.children.process import Child, ChildSpec
 from taskflow.worker.events import ChildPrinted
 from tests.worker.child_scene import HELLO
 

@@ -9,7 +9,7 @@ import pytest
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import IdFactory
 from taskflow.model.verdict import Failed, RunError, Succeeded, Verdict
-from taskflow.worker.events import RunEnded, ChildPrinted
+from taskflow.worker.events import ChildPrinted, RunEnded
 from taskflow.worker.log import log_event
 
 FAULT = ("Fatal Python error: Segmentation fault", "", '  File "tasks.py", line 14 in crash')

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.worker.exit_status import FORGOTTEN_AFTER, ExitStatus, OutOfMemory, OomKill
+from taskflow.worker.exit_status import FORGOTTEN_AFTER, ExitStatus, OomKill, OutOfMemory
 
 
 @pytest.mark.parametrize(

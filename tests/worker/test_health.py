@@ -9,7 +9,7 @@ import pytest
 
 from taskflow import Worker
 from taskflow.model.session import Beat
-from taskflow.worker import fetcher, heartbeat, health
+from taskflow.worker import fetcher, health, heartbeat
 from taskflow.worker.events import SessionOpened
 from taskflow.worker.health import HealthCheck
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits

@@ -19,7 +19,17 @@ from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
-from taskflow.worker.events import BrokerRecovered, BrokerCallFailed, RunEnded, Events, LeaseRevoked, ServiceFailed, SessionEnded, SessionOpened, WindingDown
+from taskflow.worker.events import (
+    BrokerCallFailed,
+    BrokerRecovered,
+    Events,
+    LeaseRevoked,
+    RunEnded,
+    ServiceFailed,
+    SessionEnded,
+    SessionOpened,
+    WindingDown,
+)
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.queues import QueueChoice
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits

@@ -22,9 +22,9 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Cancelled, Succeeded
+from taskflow.worker.children.messages import Stop, pack
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.process import Child, ChildSpec
-from taskflow.worker.children.messages import Stop, pack
 from taskflow.worker.executor import CANCELLED
 from taskflow.worker.lease_table import HeldLease
 from tests.worker import stopping_jobs as jobs

@@ -17,13 +17,13 @@ from taskflow.model.verdict import Settled, Settlement, Succeeded
 from taskflow.worker import runs as runs_module
 from taskflow.worker.events import (
     BrokerCallFailed,
-    RunEnded,
     HandedBackOften,
     LeaseRevoked,
-    VerdictIgnored,
     LeaveFailed,
+    RunEnded,
     SessionEnded,
     StillRunning,
+    VerdictIgnored,
     VerdictsLost,
     WorkerEvent,
 )

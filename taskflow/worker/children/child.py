@@ -19,9 +19,10 @@ from functools import partial
 from typing import Final
 
 from taskflow.worker.children.application import Application
-from taskflow.worker.children.main_thread import MainThreadCalls
 from taskflow.worker.children.executor import ChildExecutor
 from taskflow.worker.children.lifespan import Lifespan
+from taskflow.worker.children.main_thread import MainThreadCalls
+from taskflow.worker.children.messages import CallRefused, Finished, Hello, Import, Message, Ready, Run, Stop, Unpacker, pack
 from taskflow.worker.children.syscalls import (
     HANDLED,
     die_before_parent,
@@ -31,7 +32,6 @@ from taskflow.worker.children.syscalls import (
     keep_handlers_from_forks,
     resident_memory,
 )
-from taskflow.worker.children.messages import CallRefused, Hello, Import, Message, Ready, Run, Finished, Stop, Unpacker, pack
 from taskflow.worker.lease_table import HeldLease
 
 # Seconds to leave the lifespan and exit after the last job.

@@ -22,10 +22,10 @@ from taskflow.model.safe_log import log_safely
 from taskflow.model.seams import StartThread
 from taskflow.model.verdict import Verdict
 from taskflow.worker.children.errors import CannotStart, ChildFailed
+from taskflow.worker.children.messages import CHILD_HOOKS, Hello
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Tell
 from taskflow.worker.children.process import Child, ChildSpec
-from taskflow.worker.children.messages import CHILD_HOOKS, Hello
 from taskflow.worker.lease_table import HeldLease
 
 log: Final = logging.getLogger("taskflow.worker")

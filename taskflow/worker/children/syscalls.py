@@ -1,4 +1,4 @@
-"""System calls for child processes: they make a child end with its worker, start in their own sessions, handle signals, and measure memory."""
+"""System calls for child processes: they start a child, make it end with its worker, handle signals, and measure memory."""
 
 from __future__ import annotations
 
