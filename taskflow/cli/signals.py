@@ -104,7 +104,7 @@ class Signals:
     - After the first signal, SIGHUP is ignored, because a closing terminal sends several.
     """
 
-    def __init__(self, forced_exit: ForcedExit, *, grace: float, last_words: float) -> None:
+    def __init__(self, forced_exit: ForcedExit, *, grace: float, stop_timeout: float) -> None:
         self._forced_exit = forced_exit
         self._grace = grace
         self._bound = MOST_STOP_TIMEOUTS * stop_timeout

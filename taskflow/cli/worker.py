@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         ForcedExit() as forced_exit,
         HealthReport(arguments, line) as health_report,
     ):
-        signals = Signals(forced_exit, grace=options.grace, last_words=options.last_words)
+        signals = Signals(forced_exit, grace=options.grace, stop_timeout=options.stop_timeout)
         if (advice := advice_if_mixed()) is not None:
             log.error(advice)
         app = default_app()
@@ -120,7 +120,7 @@ def _run_to_exit(run: WorkerRun) -> int:
         raise
     except BaseException as error:
         if not run.has_ended:  # the event loop has failed
-            run.note_event(Broken(str(error)))
+            run.note_event(DescriptorsClosed(str(error)))
         if isinstance(error, asyncio.CancelledError):
             log.error("the worker has wound down, because code that it called cancelled its task")
             return Exit.FAILED
@@ -198,7 +198,7 @@ class WorkerRun:
                 await self._app.close()
             self.has_ended = True
             # Next, Python ends the tasks and threads that jobs have left behind, and these may not cooperate.
-            self._forced_exit.exit_with(code, AFTER_FORCE if worker.has_forced else self._options.last_words)
+            self._forced_exit.exit_with(code, AFTER_FORCE if worker.has_forced else self._options.stop_timeout)
         return self._told(code, is_drained=is_drained)
 
     def _code(self, worker: Worker, *, is_drained: bool) -> int:

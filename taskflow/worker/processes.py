@@ -72,10 +72,10 @@ def supervise(
             timeout = supervisor.act()
             if supervisor.code is not None:
                 return supervisor.code
-            processes.wait(min(timeout, max(0.0, weigh_at - time.monotonic())))
-            _pass_on(supervisor, wakes, processes, onlooker)
-            if time.monotonic() >= weigh_at:
-                weigh_at = time.monotonic() + WEIGH_EVERY
+            processes.wait(min(timeout, max(0.0, measure_at - time.monotonic())))
+            _handle_news(supervisor, signals, processes, listener)
+            if time.monotonic() >= measure_at:
+                measure_at = time.monotonic() + MEMORY_EVERY
                 for pid in processes.pids():
                     supervisor.note_memory(pid, resident_memory(pid))
 

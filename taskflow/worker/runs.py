@@ -218,7 +218,7 @@ class Runs:
         Otherwise a thread, or a job that swallows its cancellation, would go unnoticed. Each
         check also makes the fetcher look for free slots, so that the health checks stay up to date.
         """
-        grace = max(SHORTEST_LOOK, self._last_words)
+        grace = max(SHORTEST_LOOK, self._stop_timeout)
         while True:
             await asyncio.sleep(min(LONGEST_LOOK, grace))
             now = time.monotonic()

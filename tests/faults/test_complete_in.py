@@ -199,7 +199,7 @@ async def test_a_commit_whose_reply_is_lost(scene: Scene) -> None:
 
     handle = await scene.send(script)
     async with scene.worker() as worker:
-        await scene.until_told(Ended)
+        await scene.until_told(RunEnded)
         await handle.result(TIMEOUT)
     assert (worker.tally.runs, worker.tally.ended, worker.tally.failed, await scene.effects()) == (1, 1, 0, 1)
     assert scene.told(CompletionRolledBack) == scene.told(VerdictIgnored) == []

@@ -107,7 +107,7 @@ async def test_a_job_that_blocks_the_loop_is_named_with_its_own_lines(broker: Br
     handle = await blocks.delay()
     async with Worker(options=options(heard)):
         assert await handle.result(TIMEOUT) == "epoch 1"
-        await heard.wait_for(LoopMoves)
+        await heard.wait_for(LoopResumed)
     [stalled] = heard.of(LoopStalled)
     assert stalled.lease is not None
     assert stalled.lease.envelope.job == "tests.stalls.blocks"
@@ -170,7 +170,7 @@ async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker
     long = await runs_in_a_thread.delay(3.0)
     short = await runs_in_a_thread.delay(0.7)
     async with Worker(options=options(heard)):
-        await heard.wait_for(Starved)
+        await heard.wait_for(CpuStarved)
         await short.result(TIMEOUT)
         await long.result(TIMEOUT)
     assert heard.of(LoopStalled) == []
@@ -455,8 +455,8 @@ async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Bro
     handle = await culprit.delay()
     async with Worker(options=options(heard)):
         await handle.result(TIMEOUT)
-        while not (named := [held for held in heard.of(InterpreterHeld) if held.is_computed and held.lease]):
-            await heard.wait_for(InterpreterHeld, len(heard.of(InterpreterHeld)) + 1)
+        while not (named := [held for held in heard.of(InterpreterBlocked) if held.is_computed and held.lease]):
+            await heard.wait_for(InterpreterBlocked, len(heard.of(InterpreterBlocked)) + 1)
     [held, *_] = named
     assert held.seconds >= watchdog.FIRST_TOLD
     assert held.lease.envelope.job == culprit.name
@@ -467,7 +467,7 @@ async def test_a_process_that_stood_still_without_computing_accuses_nobody(broke
     handle = await sleeps_in_c.delay()
     async with Worker(options=options(heard)):
         await handle.result(TIMEOUT)
-        await heard.wait_for(InterpreterHeld)
+        await heard.wait_for(InterpreterBlocked)
         assert await handle.status() is Status.SUCCEEDED
     [held, *_] = heard.of(InterpreterBlocked)
     assert not held.is_computed

@@ -447,7 +447,7 @@ async def test_a_wrong_report_harms_its_own_run_at_most(lines: Lines, how: str, 
             failed = await failure(wrong)
             assert says in failed.message + failed.traceback
         assert isinstance(await neighbour.result(TIMEOUT), int)
-    assert not [event for event in events if isinstance(event, SessionEnded | BrokerTrouble)]
+    assert not [event for event in events if isinstance(event, SessionEnded | BrokerCallFailed)]
 
 
 # --- where it is found --------------------------------------------------------------------------------------------------
@@ -578,7 +578,7 @@ async def test_a_ctrl_c_in_the_terminal_is_the_workers_alone(shell: Shell) -> No
 
 async def test_a_child_whose_worker_hangs_up_ends_at_once(tmp_path: Path) -> None:
     """What the system may not see to: that the worker is gone is seen by the closed connection."""
-    child = await Child.start(Nursery(HELLO, ChildOptions(goodbye=TIMEOUT), lambda _: None, start_thread))
+    child = await Child.start(ChildSpec(HELLO, ChildOptions(exit_within=TIMEOUT), lambda _: None, start_thread))
     await child.prepare(jobs.__name__, None)
     payload = jobs.endless.codec.encode_arguments((str(tmp_path / "note"),), {})
     lease = Lease(envelope=Envelope(id=bytes(16), job=jobs.endless.name, payload=payload), epoch=1, claim=ClaimId(b"", 1, 1), created_at=0)

@@ -132,7 +132,7 @@ async def test_a_lifespan_that_fails_at_its_end_says_so_in_the_log(ledger: Path,
 
 async def test_a_lifespan_that_does_not_end_is_cut_off(ledger: Path, set_up: SetUp) -> None:
     set_up("hangs at its end")
-    async with asyncio.timeout(TIMEOUT), a_worker(goodbye=1.0):
+    async with asyncio.timeout(TIMEOUT), a_worker(exit_within=1.0):
         await (await jobs.reads_state.delay()).result(TIMEOUT)
     await gone(await until(ledger, "left"))
 

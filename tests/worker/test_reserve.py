@@ -80,7 +80,7 @@ def watched() -> Iterator[Watched]:
 @pytest.fixture
 def a_reserve_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if two jobs were about to start, whatever is measured; and they may wait for as long as it takes."""
-    monkeypatch.setattr(Pace, "reserve", lambda self, now: 2)
+    monkeypatch.setattr(Prefetch, "reserve", lambda self, now: 2)
     monkeypatch.setattr(runs_module, "RESERVED_FOR", 3600.0)
 
 

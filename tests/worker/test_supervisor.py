@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from taskflow.worker import supervisor
-from taskflow.worker.children.system import SAME_SIGNAL
-from taskflow.worker.endings import Ending, Want
-from taskflow.worker.supervisor import ALONE_FOR, DOUBTED_AFTER, FORCED_AFTER, GONE_WITHIN, KILLED_AFTER, SPACING, Supervisor
-from taskflow.worker.supervisor_state import HEALTHY_AFTER, PAUSES, Plan
+from taskflow.worker.children.syscalls import SAME_SIGNAL
+from taskflow.worker.exit_status import ExitStatus, OomKill
+from taskflow.worker.rolling_restart import DOUBTED_AFTER
+from taskflow.worker.supervisor import ALONE_FOR, FORCED_AFTER, GONE_WITHIN, KILLED_AFTER, SPACING, Supervisor
+from taskflow.worker.supervisor_state import HEALTHY_AFTER, PAUSES, SupervisorOptions
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 Sent = list[tuple[int, int]]

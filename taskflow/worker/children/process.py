@@ -146,7 +146,7 @@ class Child(asyncio.Protocol):
 
     async def _get_ready(self, message: messages.Hello | messages.Import) -> int:
         """Make the child import modules, and return how much memory it uses afterwards."""
-        within = self._nursery.options.start_within
+        within = self._spec.options.start_within
         try:
             async with asyncio.timeout(within):
                 answer = await self._ask(message)
