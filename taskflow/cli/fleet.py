@@ -17,7 +17,7 @@ SILENT_AFTER: Final = 10.0
 _WORD: Final = "health"
 
 
-def report_line(live: VitalSign, ready: VitalSign) -> str:
+def report_line(live: HealthCheck, ready: HealthCheck) -> str:
     """Return the line with which a worker reports its health to its supervisor."""
     return f"{_WORD} {live.is_well:d} {ready.is_well:d} {live.why if not live.is_well else ready.why}"
 

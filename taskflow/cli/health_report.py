@@ -14,7 +14,8 @@ from taskflow.cli.fleet import CHECK_EVERY, REPORT_EVERY, Fleet, report_line
 from taskflow.cli.sd_notify import SystemdNotifier
 from taskflow.model.seams import start_thread
 from taskflow.worker.events import WorkerEvent
-from taskflow.worker.vitals import Vitals, VitalSign
+from taskflow.worker.exit_status import ExitStatus
+from taskflow.worker.health import HealthCheck, WorkerHealth
 
 if TYPE_CHECKING:
     from taskflow.cli.health_server import HealthServer
@@ -32,7 +33,7 @@ class HealthReport:
     """
 
     def __init__(self, arguments: argparse.Namespace, line: SupervisorSocket | None = None) -> None:
-        self._health: Vitals | Fleet | None = None
+        self._health: WorkerHealth | Fleet | None = None
         self._line = line
         self._ending = threading.Event()
         self._server: HealthServer | None = None
@@ -60,7 +61,7 @@ class HealthReport:
         if self._server is not None:
             self._server.stop()
 
-    def show(self, health: Vitals | Fleet) -> None:
+    def show(self, health: WorkerHealth | Fleet) -> None:
         self._health = health
 
     def note_event(self, event: WorkerEvent) -> None:
@@ -76,11 +77,11 @@ class HealthReport:
                 last, reported_at = (live.is_well, ready.is_well), now
                 self._line.say(report_line(live, ready))
 
-    def _live(self) -> VitalSign:
-        return self._health.live() if self._health is not None else VitalSign(True, _STARTING)
+    def _live(self) -> HealthCheck:
+        return self._health.live() if self._health is not None else HealthCheck(True, _STARTING)
 
-    def _ready(self) -> VitalSign:
-        return self._health.ready() if self._health is not None else VitalSign(False, _STARTING)
+    def _ready(self) -> HealthCheck:
+        return self._health.ready() if self._health is not None else HealthCheck(False, _STARTING)
 
 
 class FleetHealthReport(HealthReport):

@@ -174,7 +174,7 @@ class WorkerRun:
 
     async def work(self) -> int:
         worker, death_reporter, began = Worker(options=self._options), DeathReporter(self._app), time.monotonic()
-        self._health_report.show(worker.vitals)
+        self._health_report.show(worker.health)
         code: int = Exit.FAILED  # unless the work ends without an error
         try:
             async with AsyncExitStack() as stack:
