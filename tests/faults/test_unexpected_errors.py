@@ -19,7 +19,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
-from taskflow.worker.events import BrokerTrouble, PartFailed, ReportDropped, SessionEnded, SessionOpened
+from taskflow.worker.events import BrokerCallFailed, ReportDropped, ServiceFailed, SessionEnded, SessionOpened
 from tests.support.harnesses import BROKERS, StoreHarness
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
 
