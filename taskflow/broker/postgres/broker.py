@@ -24,7 +24,7 @@ from taskflow.broker.postgres.errors import NoRoom, is_no_utf8, was_about_a_valu
 from taskflow.broker.postgres.late_commits import LateCommits
 from taskflow.broker.postgres.listen_connection import trouble_with_listening
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
-from taskflow.broker.postgres.notifier import LAST_WORDS, READ_WITHIN, Notifier
+from taskflow.broker.postgres.notifier import CLOSE_TIMEOUT, READ_WITHIN, Notifier
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
 from taskflow.broker.postgres.wakeups import EVERYTHING, UNNOTED, Claiming, Notes, PostgresListener, parse_wakeups
 from taskflow.broker.protocol import Added, Refused, Upkept
@@ -324,7 +324,7 @@ class PostgresBroker:
                 connections.notify(parse_wakeups(row["wakeups"]))
 
         connections.late_commits = LateCommits(look)
-        connections.forget = lambda listener: _fetch(pool, self._statement("forget_listener", 1), listener, within=LAST_WORDS)
+        connections.forget = lambda listener: _fetch(pool, self._statement("forget_listener", 1), listener, within=CLOSE_TIMEOUT)
         return connections
 
 

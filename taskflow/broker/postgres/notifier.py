@@ -68,7 +68,7 @@ class Notifier:
             self._task.cancel()
         if self._has_some:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
                     await self._send(self._unawaited)
 
     @property
