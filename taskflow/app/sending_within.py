@@ -11,7 +11,7 @@ from taskflow.app.answers import add_answers, handle_of, has_enqueue_middleware,
 from taskflow.app.app import App
 from taskflow.app.call import Call
 from taskflow.app.connections.kinds import is_awaited
-from taskflow.app.connections.within import run_within, run_within_sync
+from taskflow.app.connections.run_in_transaction import run_in_transaction, run_in_transaction_sync
 from taskflow.app.enqueue_batches import Batch, Batches, Sent, async_batches
 from taskflow.app.handle import JobHandle, Origin
 from taskflow.app.portal import CallersThread, block_on
@@ -65,7 +65,7 @@ def _enqueue_on(app: App, connection: object) -> _Enqueue:
     async def enqueue_there(envelopes: Sequence[Envelope]) -> _Answers:
         if app.ignores_connections:
             return await app.client().enqueue(envelopes)
-        return await run_within(app, connection, "enqueue", lambda store: store.enqueue(envelopes))
+        return await run_in_transaction(app, connection, "enqueue", lambda store: store.enqueue(envelopes))
 
     return enqueue_there
 
@@ -79,7 +79,7 @@ def _in_this_thread(app: App, connection: object, send_by: Callable[[_Enqueue], 
     thread = CallersThread()
 
     def add(envelopes: Sequence[Envelope]) -> _Answers:
-        return run_within_sync(app, connection, "enqueue", lambda store: store.enqueue(envelopes))
+        return run_in_transaction_sync(app, connection, "enqueue", lambda store: store.enqueue(envelopes))
 
     async def add_here(envelopes: Sequence[Envelope]) -> _Answers:
         return add(envelopes)

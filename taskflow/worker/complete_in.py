@@ -9,7 +9,7 @@ from typing import cast
 
 from taskflow.app.app import App
 from taskflow.app.connections.kinds import is_awaited
-from taskflow.app.connections.within import run_within, run_within_sync
+from taskflow.app.connections.run_in_transaction import run_in_transaction, run_in_transaction_sync
 from taskflow.app.context import DONE
 from taskflow.broker.transactional import Transactional, Verb
 from taskflow.model.errors import BrokerUnavailable, LeaseLost, TaskflowError
@@ -34,12 +34,12 @@ class Completion:
             _check_loop(connection)
             return self._on_awaited(connection)
         with self._noted():
-            self._check(run_within_sync(self._app, connection, "settle", self._verb))
+            self._check(run_in_transaction_sync(self._app, connection, "settle", self._verb))
         return DONE
 
     async def _on_awaited(self, connection: object) -> None:
         with self._noted():
-            self._check(await run_within(self._app, connection, "settle", self._verb))
+            self._check(await run_in_transaction(self._app, connection, "settle", self._verb))
 
     def _verb(self, store: Transactional) -> Verb[Settled]:
         return store.settle(self._settlement)

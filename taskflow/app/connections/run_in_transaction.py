@@ -18,7 +18,7 @@ T = TypeVar("T")
 MakeVerb = Callable[[Transactional], Verb[T]]
 
 
-async def run_within(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
+async def run_in_transaction(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
     """Run a verb on the connection, in the caller's task and thread. `purpose` is what the connection needs rights for.
 
     Raises WrongConnection if the connection is closed, not in a transaction, or to another database than the store's. Errors of the
@@ -41,8 +41,8 @@ async def run_within(app: App, connection: object, purpose: Purpose, make: MakeV
         return await _await_steps(kind, make(store))
 
 
-def run_within_sync(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
-    """Like `run_within`, for a connection that is used without `await`: see `is_awaited`."""
+def run_in_transaction_sync(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
+    """Like `run_in_transaction`, for a connection that is used without `await`: see `is_awaited`."""
     kind = kind_of(connection)
     assert isinstance(kind, SyncKind)
     broker = _broker(app)
