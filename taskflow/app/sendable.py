@@ -51,7 +51,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
         """
         call = self._call(args, kwargs, given=(args, kwargs))
         if self._connection is not None:
-            from taskflow.app import sending_within
+            from taskflow.app import transactional_sending
 
             return await sending_within.send(self.app, call, self._connection)
         return await send_call(self.app, call)
@@ -60,7 +60,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
         """Like `delay`, but for code without an event loop, in any thread. Raises RuntimeError inside a running loop,
         unless a synchronous `connection` is given."""
         if self._connection is not None:  # its thread may have a loop, as in AsyncSession.run_sync()
-            from taskflow.app import sending_within
+            from taskflow.app import transactional_sending
 
             return sending_within.send_sync(self.app, self._call(args, kwargs, given=(args, kwargs)), self._connection)
         portal.refuse_inside_a_loop("delay_sync()", "await .delay()")

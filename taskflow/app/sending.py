@@ -57,7 +57,7 @@ async def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]], *, connecti
     """
     app = default_app()
     if connection is not None:
-        from taskflow.app import sending_within
+        from taskflow.app import transactional_sending
 
         return await sending_within.enqueue(app, calls, connection)
     sent = Sent[R]()
@@ -79,7 +79,7 @@ def enqueue_sync(calls: Iterable[Call[R]], *, connection: Connection | None = No
     calling thread, where the `connection` is used too. Raises RuntimeError inside a running loop, unless a
     synchronous `connection` is given."""
     if connection is not None:
-        from taskflow.app import sending_within
+        from taskflow.app import transactional_sending
 
         return sending_within.enqueue_sync(default_app(), calls, connection)
     refuse_inside_a_loop("enqueue_sync()", "await enqueue()")
