@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from taskflow.app.portal import run_sync as run_sync
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
-    from taskflow.app.signals import Cancel as Cancel, Discard as Discard, Retry as Retry, Snooze as Snooze
+    from taskflow.app.job_exceptions import Cancel as Cancel, Discard as Discard, Retry as Retry, Snooze as Snooze
     from taskflow.model.backoff import Backoff as Backoff
     from taskflow.model.codec.registered import register_type as register_type
     from taskflow.model.codec.secret import Secret as Secret
@@ -102,7 +102,7 @@ _HOMES = {
     "taskflow.app.portal": "run_sync",
     "taskflow.app.schedules": "ScheduleInfo schedules",
     "taskflow.app.sending": "enqueue enqueue_sync",
-    "taskflow.app.signals": "Cancel Discard Retry Snooze",
+    "taskflow.app.job_exceptions": "Cancel Discard Retry Snooze",
     "taskflow.model.backoff": "Backoff",
     "taskflow.model.codec.registered": "register_type",
     "taskflow.model.codec.secret": "Secret",

@@ -48,7 +48,7 @@ JOB_TYPE = "taskflow/app/job_type.py"
 NAMED = "taskflow/app/named.py"
 OPTIONS = "taskflow/app/options.py"
 PORTAL = "taskflow/app/portal.py"
-SIGNALS = "taskflow/app/signals.py"
+JOB_EXCEPTIONS = "taskflow/app/job_exceptions.py"
 SENDABLE = "taskflow/app/sendable.py"
 SENDING = "taskflow/app/sending.py"
 
@@ -283,7 +283,7 @@ OF_THE_REST = (
     Mistake("configure takes any defaults", APP, "    defaults: DefaultOptions | None = None,", "    defaults: Any = None,"),
     Mistake("a default has any value", OPTIONS, "    max_attempts: int | None\n", "    max_attempts: Any\n"),
     Mistake("progress cannot be awaited", CONTEXT, 'note: str = "") -> DoneAwaitable', 'note: str = "") -> None'),
-    Mistake("a snooze needs no time", SIGNALS, "after: float | timedelta) -> None", "after: float | timedelta = 1) -> None"),
+    Mistake("a snooze needs no time", JOB_EXCEPTIONS, "after: float | timedelta) -> None", "after: float | timedelta = 1) -> None"),
 )
 
 MISTAKES = OF_THE_DECORATOR + OF_THE_REST

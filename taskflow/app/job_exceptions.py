@@ -8,11 +8,11 @@ from taskflow.app.options import seconds_of
 from taskflow.model.errors import name_as_public
 
 
-class Signal(Exception):
+class JobException(Exception):
     """The base class of the exceptions in this module."""
 
 
-class Retry(Signal):
+class Retry(JobException):
     """Raise this to retry the job after `after` seconds (or a timedelta); by default,
     after the job's back-off. It counts as a failed attempt."""
 
@@ -21,7 +21,7 @@ class Retry(Signal):
         self.after = None if after is None else seconds_of("after", after)
 
 
-class Snooze(Signal):
+class Snooze(JobException):
     """Raise this to run the job again after `after` seconds (or a timedelta). It uses no attempt."""
 
     def __init__(self, message: str = "snoozed", *, after: float | timedelta) -> None:
@@ -29,7 +29,7 @@ class Snooze(Signal):
         self.after = seconds_of("after", after)
 
 
-class Discard(Signal):
+class Discard(JobException):
     """Raise this to fail the job for good, without another attempt."""
 
     def __init__(self, reason: str = "discarded") -> None:
@@ -37,7 +37,7 @@ class Discard(Signal):
         self.reason = str(reason)  # users pass exceptions too
 
 
-class Cancel(Signal):
+class Cancel(JobException):
     """Raise this to end the job as CANCELLED."""
 
     def __init__(self, reason: str = "cancelled by the job itself") -> None:
