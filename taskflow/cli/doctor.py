@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.app.namesake import advice
+from taskflow.app.package_conflict import advice
 from taskflow.broker.console import Finding
 from taskflow.broker.url import masked
 from taskflow.cli.exit_codes import Exit

@@ -17,7 +17,7 @@ import anyio
 from msgspec.structs import replace
 
 from taskflow.app.app import App, default_app
-from taskflow.app.namesake import advice_if_mixed
+from taskflow.app.package_conflict import advice_if_mixed
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
 from taskflow.cli.event_loop import create_own, run_through

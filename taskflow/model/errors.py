@@ -211,7 +211,7 @@ def name_as_public(defined: dict[str, Any]) -> None:
 
     Public classes in other modules keep their `__module__`, because tools resolve the names in their annotations there.
     """
-    for name in getattr(taskflow, "__all__", ()):  # it is missing if another distribution has overwritten ours: see app/namesake.py
+    for name in getattr(taskflow, "__all__", ()):  # it is missing if another distribution has overwritten ours: see app/package_conflict.py
         if name in defined:
             defined[name].__module__ = "taskflow"
 

@@ -16,7 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Warn if OpenStack's TaskFlow is installed in the same folder as this package, because
     `from taskflow import job` may then fail during test collection."""
     if (Path(__file__).parents[1] / "engines").exists():
-        from taskflow.app.namesake import advice_if_mixed
+        from taskflow.app.package_conflict import advice_if_mixed
 
         if (advice := advice_if_mixed()) is not None:
             config.issue_config_time_warning(UserWarning(advice), stacklevel=2)
