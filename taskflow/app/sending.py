@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, Iterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from taskflow.app.answers import add_answers, handle_of, has_enqueue_middleware, through_middleware
+from taskflow.app.send_results import add_results, handle_of, has_enqueue_middleware, through_middleware
 from taskflow.app.app import App, default_app
 from taskflow.app.call import Call
 from taskflow.app.enqueue_batches import Batch, Batches, Sent, async_batches
@@ -112,7 +112,7 @@ async def _send_batch(app: App, batch: Batch[R], sent: Sent[R]) -> None:
     answers = await _answers(app, batch.calls)
     if app.run_inline is not None:
         await app.run_inline(answers)
-    add_answers(app, batch, answers, sent)
+    add_results(app, batch, answers, sent)
 
 
 async def _answers(app: App, calls: list[Call[Any]]) -> list[Added | Refused | BaseException]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from taskflow.app.answers import not_all_sent
+from taskflow.app.send_results import not_all_sent
 from taskflow.app.app import App
 from taskflow.app.call import Call
 from taskflow.app.enqueue_batches import Batch, Sent

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
-from taskflow.app.answers import add_answers, handle_of, has_enqueue_middleware, through_middleware
+from taskflow.app.send_results import add_results, handle_of, has_enqueue_middleware, through_middleware
 from taskflow.app.app import App
 from taskflow.app.call import Call
 from taskflow.app.connections.kinds import is_awaited
@@ -114,7 +114,7 @@ async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], enqueue_there: _
     answers = await _answers(app, batch.calls, enqueue_there)
     if app.run_inline is not None:
         await app.run_inline(answers)
-    add_answers(app, batch, answers, sent, Origin.WITHIN)
+    add_results(app, batch, answers, sent, Origin.WITHIN)
 
 
 async def _answers(app: App, calls: list[Call[Any]], enqueue_there: _Enqueue) -> list[Added | Refused | BaseException]:

@@ -31,7 +31,7 @@ async def through_middleware(app: App, call: Call[Any], send: Any) -> Added | Re
     return answers[-1]
 
 
-def add_answers(
+def add_results(
     app: App, batch: Batch[R], answers: list[Added | Refused | BaseException], sent: Sent[R], origin: Origin = Origin.SENT
 ) -> None:
     """Add the handles of a batch to `sent`. If some calls were not sent, raises EnqueueFailed with the handles collected so far."""
