@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from taskflow.app.job import Job as Job, SyncJob as SyncJob, job as job, preset as preset
     from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
-    from taskflow.app.named import NamedJob as NamedJob, named as named, send as send, send_sync as send_sync
+    from taskflow.app.send_by_name import NamedJob as NamedJob, named as named, send as send, send_sync as send_sync
     from taskflow.app.operate import (
         JobPage as JobPage,
         JobSelection as JobSelection,
@@ -96,7 +96,7 @@ _HOMES = {
     "taskflow.app.job": "Job SyncJob job preset",
     "taskflow.app.job_info": "ErrorInfo JobInfo",
     "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
-    "taskflow.app.named": "NamedJob named send send_sync",
+    "taskflow.app.send_by_name": "NamedJob named send send_sync",
     "taskflow.app.operate": "JobPage JobSelection QueueInfo WorkerInfo operate",
     "taskflow.app.options": "DefaultOptions EnqueueOptions",
     "taskflow.app.portal": "run_sync",

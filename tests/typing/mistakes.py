@@ -45,7 +45,7 @@ CONTEXT = "taskflow/app/context.py"
 HANDLE = "taskflow/app/handle.py"
 JOB = "taskflow/app/job.py"
 JOB_TYPE = "taskflow/app/job_type.py"
-NAMED = "taskflow/app/named.py"
+SEND_BY_NAME = "taskflow/app/send_by_name.py"
 OPTIONS = "taskflow/app/options.py"
 PORTAL = "taskflow/app/portal.py"
 JOB_EXCEPTIONS = "taskflow/app/job_exceptions.py"
@@ -278,8 +278,8 @@ OF_THE_REST = (
         "def current_job(default: D) -> JobContext | D",
         "def current_job(default: D) -> JobContext",
     ),
-    Mistake("a job is sent by anything", NAMED, "async def send(name: str, /", "async def send(name: Any, /"),
-    Mistake("a job has any name", NAMED, "def send_sync(name: str, /", "def send_sync(name: Any, /"),
+    Mistake("a job is sent by anything", SEND_BY_NAME, "async def send(name: str, /", "async def send(name: Any, /"),
+    Mistake("a job has any name", SEND_BY_NAME, "def send_sync(name: str, /", "def send_sync(name: Any, /"),
     Mistake("configure takes any defaults", APP, "    defaults: DefaultOptions | None = None,", "    defaults: Any = None,"),
     Mistake("a default has any value", OPTIONS, "    max_attempts: int | None\n", "    max_attempts: Any\n"),
     Mistake("progress cannot be awaited", CONTEXT, 'note: str = "") -> DoneAwaitable', 'note: str = "") -> None'),
