@@ -13,7 +13,7 @@ from taskflow.app.app import App, default_app
 from taskflow.app.call import Call
 from taskflow.app.context import JobContext, running
 from taskflow.app.execution_mode import RunsIn, mode_for
-from taskflow.app.functions import check_function, name_of, place
+from taskflow.app.job_function import check_function, name_of, location
 from taskflow.app.job_type import AnyJob, JobType
 from taskflow.app.option_names import unknown_option
 from taskflow.app.options import LIFTED_BY_NONE, EnqueueOptions, JobOptions, PresetOptions, declared_options
@@ -276,7 +276,7 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
     except DeclarationError:
         raise
     except (TypeError, ValueError) as error:
-        raise DeclarationError(f"@job on {place(function)}: {error}") from error
+        raise DeclarationError(f"@job on {location(function)}: {error}") from error
     app.registry.add(made)
     return made
 

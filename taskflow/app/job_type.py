@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from taskflow.app.execution_mode import RunsIn
-from taskflow.app.functions import signature_for_callers, takes_context
+from taskflow.app.job_function import signature_for_callers, takes_context
 from taskflow.app.options import Policy
 from taskflow.app.resolved_options import HasOptions
 from taskflow.app.settings import Settings

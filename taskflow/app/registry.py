@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from taskflow.app.functions import place
+from taskflow.app.job_function import location
 from taskflow.app.job_type import AnyJob
 from taskflow.model.errors import DeclarationError
 from taskflow.model.suggestions import nearest
@@ -24,7 +24,7 @@ class Registry:
             standing = self._jobs.get(name)
             if standing is not None and _owner(standing) != _owner(job):
                 raise DeclarationError(
-                    f"two jobs are called {name!r}: {place(standing.function)} and {place(job.function)}; give one of them another name="
+                    f"two jobs are called {name!r}: {location(standing.function)} and {location(job.function)}; give one of them another name="
                 )
         for name in [name for name, standing in self._jobs.items() if standing.name == job.name and _owner(standing) == _owner(job)]:
             del self._jobs[name]

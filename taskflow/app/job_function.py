@@ -19,17 +19,17 @@ def check_function(function: Any) -> None:
     """Raise DeclarationError if `function` cannot be a job, because it is a method, a generator or not a function at all."""
     code: Any = getattr(function, "__func__", function)
     if isinstance(function, staticmethod):
-        raise DeclarationError(f"@job on {place(function)}: write @staticmethod above @job, so that @job gets the function itself")
+        raise DeclarationError(f"@job on {location(function)}: write @staticmethod above @job, so that @job gets the function itself")
     if inspect.ismethod(function) or isinstance(function, classmethod) or _is_in_a_class(function):
         raise DeclarationError(
-            f"@job on {place(code)}: methods cannot be jobs, because a worker has no object to call them on; "
+            f"@job on {location(code)}: methods cannot be jobs, because a worker has no object to call them on; "
             "make it a module-level function, and pass the object's data or id as an argument"
         )
     if not inspect.isroutine(function) or inspect.isbuiltin(function):
         hint = f"; to set the name, write @job(name={function!r})" if isinstance(function, str) else ""
         raise DeclarationError(f"@job takes a function, not {shown(function)}{hint}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise DeclarationError(f"@job on {place(function)}: a job cannot yield; return a list, or report with ctx.progress()")
+        raise DeclarationError(f"@job on {location(function)}: a job cannot yield; return a list, or report with ctx.progress()")
 
 
 def _is_in_a_class(function: object) -> bool:
@@ -66,11 +66,11 @@ def name_of(function: Callable[..., Any]) -> str:
     """Return the default name of a job: the module from which a worker imports the function, then the function's qualified name. Raises
     DeclarationError for a function inside a function."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
-        raise DeclarationError(f"{place(function)}: a worker cannot import a function inside a function by name; set name=")
+        raise DeclarationError(f"{location(function)}: a worker cannot import a function inside a function by name; set name=")
     return check_job_name(f"{_module_of(function)}.{function.__qualname__}")
 
 
-def place(function: Callable[..., Any]) -> str:
+def location(function: Callable[..., Any]) -> str:
     """Return a function's file, line and name, for messages."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno} ({function.__qualname__})" if code else repr(function)
