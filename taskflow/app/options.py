@@ -11,7 +11,7 @@ import msgspec
 
 from taskflow.app.connections.types import Connection
 from taskflow.app.execution_mode import RunsIn
-from taskflow.app.option_names import unknown_option
+from taskflow.app.unknown_options import unknown_option
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
 from taskflow.model.envelope import OWN_HEADERS, Envelope, OnConflict, check_envelope
