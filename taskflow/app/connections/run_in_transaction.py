@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from taskflow.app.app import App
-from taskflow.app.connections.kinds import AwaitedKind, Kind, SyncKind, ViaRunSync, kind_of
+from taskflow.app.connections.adapters import AwaitedAdapter, ConnectionAdapter, SyncAdapter, RunSyncAdapter, adapter_of
 from taskflow.app.portal import block_on
 from taskflow.broker.transactional import Purpose, Transactional, TransactionalBroker, Verb
 from taskflow.model.errors import ConfigurationError, WrongConnection
@@ -24,50 +24,50 @@ async def run_in_transaction(app: App, connection: object, purpose: Purpose, mak
     Raises WrongConnection if the connection is closed, not in a transaction, or to another database than the store's. Errors of the
     connection's own driver are not translated.
     """
-    kind = kind_of(connection)
+    adapter = adapter_of(connection)
     broker = _broker(app)
     store = _stores.get(broker) or _note_store(broker, await broker.transactional())
-    if isinstance(kind, ViaRunSync):
-        return await kind.run_sync(lambda below: _run(below, store, purpose, make))
-    if isinstance(kind, SyncKind):
-        return _run(kind, store, purpose, make)
-    assert isinstance(kind, AwaitedKind)
-    _check_dialect(kind, store)
-    kind.check_open()
+    if isinstance(adapter, RunSyncAdapter):
+        return await adapter.run_sync(lambda below: _run(below, store, purpose, make))
+    if isinstance(adapter, SyncAdapter):
+        return _run(adapter, store, purpose, make)
+    assert isinstance(adapter, AwaitedAdapter)
+    _check_dialect(adapter, store)
+    adapter.check_open()
     with _forgetting(store):
-        if not _is_checked(kind, store, purpose):
-            await _await_steps(kind, store.check(purpose))
-            _note_checked(kind, store, purpose)
-        return await _await_steps(kind, make(store))
+        if not _is_checked(adapter, store, purpose):
+            await _await_steps(adapter, store.check(purpose))
+            _note_checked(adapter, store, purpose)
+        return await _await_steps(adapter, make(store))
 
 
 def run_in_transaction_sync(app: App, connection: object, purpose: Purpose, make: MakeVerb[T]) -> T:
     """Like `run_in_transaction`, for a connection that is used without `await`: see `is_awaited`."""
-    kind = kind_of(connection)
-    assert isinstance(kind, SyncKind)
+    adapter = adapter_of(connection)
+    assert isinstance(adapter, SyncAdapter)
     broker = _broker(app)
     store = _stores.get(broker) or _note_store(broker, block_on(broker.transactional()))
-    return _run(kind, store, purpose, make)
+    return _run(adapter, store, purpose, make)
 
 
-def _run(kind: SyncKind, store: Transactional, purpose: Purpose, make: MakeVerb[T]) -> T:
-    _check_dialect(kind, store)
-    kind.check_open()
+def _run(adapter: SyncAdapter, store: Transactional, purpose: Purpose, make: MakeVerb[T]) -> T:
+    _check_dialect(adapter, store)
+    adapter.check_open()
     with _forgetting(store):
-        if not _is_checked(kind, store, purpose):
-            store.check(purpose).run(kind.run)
-            _note_checked(kind, store, purpose)
-        kind.begin()
-        return make(store).run(kind.run)
+        if not _is_checked(adapter, store, purpose):
+            store.check(purpose).run(adapter.run)
+            _note_checked(adapter, store, purpose)
+        adapter.begin()
+        return make(store).run(adapter.run)
 
 
-async def _await_steps(kind: AwaitedKind, verb: Verb[T]) -> T:
+async def _await_steps(adapter: AwaitedAdapter, verb: Verb[T]) -> T:
     steps = verb.steps()
     try:
         statement = next(steps)
         while True:
             try:
-                rows = await kind.run_awaited(statement)
+                rows = await adapter.run_awaited(statement)
             except BaseException as error:
                 statement = steps.throw(error)
             else:
@@ -89,11 +89,11 @@ def _broker(app: App) -> TransactionalBroker:
     )
 
 
-def _check_dialect(kind: Kind, store: Transactional) -> None:
-    if kind.dialect is not None and kind.dialect != store.dialect:
+def _check_dialect(adapter: ConnectionAdapter, store: Transactional) -> None:
+    if adapter.dialect is not None and adapter.dialect != store.dialect:
         names = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
         raise WrongConnection(
-            f"the connection is to a {names[kind.dialect]} database, but the broker is {names[store.dialect]}, {store.place}: give a "
+            f"the connection is to a {names[adapter.dialect]} database, but the broker is {names[store.dialect]}, {store.place}: give a "
             "connection to the broker's database"
         )
 
@@ -123,15 +123,15 @@ def _forgetting(store: Transactional) -> Iterator[None]:
 _checked: Final = WeakKeyDictionary[Any, set[tuple[Transactional, Purpose]]]()
 
 
-def _is_checked(kind: Kind, store: Transactional, purpose: Purpose) -> bool:
+def _is_checked(adapter: ConnectionAdapter, store: Transactional, purpose: Purpose) -> bool:
     try:
-        return (store, purpose) in _checked.get(kind.driver, ())
+        return (store, purpose) in _checked.get(adapter.driver, ())
     except TypeError:  # sqlite3's connections cannot be referenced weakly, but their check is cheap
         return False
 
 
-def _note_checked(kind: Kind, store: Transactional, purpose: Purpose) -> None:
+def _note_checked(adapter: ConnectionAdapter, store: Transactional, purpose: Purpose) -> None:
     try:
-        _checked.setdefault(kind.driver, set()).add((store, purpose))
+        _checked.setdefault(adapter.driver, set()).add((store, purpose))
     except TypeError:
         return

@@ -16,10 +16,10 @@ from taskflow.model.errors import WrongConnection
 T = TypeVar("T")
 
 
-class Kind:
-    """One caller's connection.
+class ConnectionAdapter:
+    """Runs statements on one caller's connection.
 
-    `dialect`  the kind of its database, or None if unknown
+    `dialect`  its database's dialect of SQL, or None if unknown
     `driver`   the driver's own connection, below that of a framework
     """
 
@@ -37,7 +37,7 @@ class Kind:
         """Raise WrongConnection unless the connection is open, and in a transaction or about to begin one."""
 
 
-class SyncKind(Kind, ABC):
+class SyncAdapter(ConnectionAdapter, ABC):
     """A connection that is used without `await`."""
 
     def begin(self) -> None:  # most drivers begin in time
@@ -47,7 +47,7 @@ class SyncKind(Kind, ABC):
     def run(self, statement: Statement) -> Sequence[Row]: ...
 
 
-class AwaitedKind(Kind, ABC):
+class AwaitedAdapter(ConnectionAdapter, ABC):
     """A connection that is used with `await`."""
 
     is_awaited = True
@@ -56,13 +56,13 @@ class AwaitedKind(Kind, ABC):
     async def run_awaited(self, statement: Statement) -> Sequence[Row]: ...
 
 
-class ViaRunSync(Kind, ABC):
+class RunSyncAdapter(ConnectionAdapter, ABC):
     """A connection that is used with `await`, and runs synchronous code against the synchronous connection that it wraps."""
 
     is_awaited = True
 
     @abstractmethod
-    async def run_sync(self, function: Callable[[SyncKind], T]) -> T: ...
+    async def run_sync(self, function: Callable[[SyncAdapter], T]) -> T: ...
 
 
 def _no_transaction(cure: str) -> WrongConnection:
@@ -76,7 +76,7 @@ def _closed() -> WrongConnection:
 # --- PostgreSQL ------------------------------------------------------------------------------------------------------
 
 
-class Asyncpg(AwaitedKind):
+class AsyncpgAdapter(AwaitedAdapter):
     @property
     def driver(self) -> Any:
         return getattr(self.connection, "_con", None) or self.connection  # below the proxy of a pool, which is new at each use
@@ -94,7 +94,7 @@ class Asyncpg(AwaitedKind):
         return rows
 
 
-class Psycopg(SyncKind):
+class PsycopgAdapter(SyncAdapter):
     """psycopg 3. A cursor of psycopg's own class does not depend on the row factory and the cursor class of the connection."""
 
     def check_open(self) -> None:
@@ -110,8 +110,8 @@ class Psycopg(SyncKind):
             return rows
 
 
-class AsyncPsycopg(AwaitedKind):
-    check_open = Psycopg.check_open
+class AsyncPsycopgAdapter(AwaitedAdapter):
+    check_open = PsycopgAdapter.check_open
 
     async def run_awaited(self, statement: Statement) -> Sequence[Row]:
         psycopg = sys.modules["psycopg"]
@@ -121,7 +121,7 @@ class AsyncPsycopg(AwaitedKind):
             return rows
 
 
-class Psycopg2(SyncKind):
+class Psycopg2Adapter(SyncAdapter):
     def check_open(self) -> None:
         if self.connection.closed:
             raise _closed()
@@ -138,7 +138,7 @@ class Psycopg2(SyncKind):
 # --- SQLite ----------------------------------------------------------------------------------------------------------
 
 
-class Sqlite(SyncKind):
+class SqliteAdapter(SyncAdapter):
     """sqlite3. A cursor made from its class has no row factory."""
 
     dialect = "sqlite"
@@ -160,18 +160,18 @@ class Sqlite(SyncKind):
         return cursor.execute(*statement).fetchall()  # type: ignore[no-any-return]
 
 
-class Aiosqlite(ViaRunSync):
+class AiosqliteAdapter(RunSyncAdapter):
     """aiosqlite. A verb runs as a whole in the connection's thread, because each call of aiosqlite switches threads twice, and a statement
     takes four calls: that took 5 ms for a job, instead of 0.5."""
 
     dialect = "sqlite"
 
-    async def run_sync(self, function: Callable[[SyncKind], T]) -> T:
+    async def run_sync(self, function: Callable[[SyncAdapter], T]) -> T:
         try:
             driver = self.connection._conn
         except ValueError as error:  # closed
             raise WrongConnection(str(error)) from error
-        result: T = await self.connection._execute(function, Sqlite(driver))
+        result: T = await self.connection._execute(function, SqliteAdapter(driver))
         return result
 
 
@@ -191,7 +191,7 @@ def _begins_here(connection: Any) -> bool:
 # --- frameworks ------------------------------------------------------------------------------------------------------
 
 
-class SqlAlchemy(SyncKind):
+class SqlAlchemyAdapter(SyncAdapter):
     """A session or connection of SQLAlchemy. Statements go through its `exec_driver_sql`, because some dialects begin
     the driver's transaction only then."""
 
@@ -225,18 +225,18 @@ class SqlAlchemy(SyncKind):
         return rows
 
 
-class AsyncSqlAlchemy(ViaRunSync):
+class AsyncSqlAlchemyAdapter(RunSyncAdapter):
     """A connection of SQLAlchemy's asyncio extension, which runs synchronous code against a synchronous connection or session."""
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection if hasattr(connection, "run_sync") else connection())  # async_scoped_session makes the session
 
-    async def run_sync(self, function: Callable[[SyncKind], T]) -> T:
-        result: T = await self.connection.run_sync(lambda below: function(SqlAlchemy(below)))
+    async def run_sync(self, function: Callable[[SyncAdapter], T]) -> T:
+        result: T = await self.connection.run_sync(lambda below: function(SqlAlchemyAdapter(below)))
         return result
 
 
-class Django(SyncKind):
+class DjangoAdapter(SyncAdapter):
     """A connection of Django. Statements go to the driver's connection, because Django rewrites placeholders."""
 
     def __init__(self, connection: Any) -> None:
@@ -255,8 +255,8 @@ class Django(SyncKind):
         if not self.connection.in_atomic_block and self.connection.get_autocommit():
             raise _no_transaction("use `with transaction.atomic():`")
         self.connection.validate_no_broken_transaction()
-        below = kind_of(self.driver)
-        assert isinstance(below, SyncKind)
+        below = adapter_of(self.driver)
+        assert isinstance(below, SyncAdapter)
         self._below = below
         below.check_open()
 
@@ -268,7 +268,7 @@ class Django(SyncKind):
             return self._below.run(statement)
 
 
-class Other(SyncKind):
+class RunsStatementAdapter(SyncAdapter):
     """A connection that implements `RunsStatement`."""
 
     dialect = None
@@ -277,7 +277,7 @@ class Other(SyncKind):
         return _rows(self.connection.run_statement(*statement))
 
 
-class AwaitedOther(AwaitedKind):
+class AwaitedRunsStatementAdapter(AwaitedAdapter):
     dialect = None
 
     async def run_awaited(self, statement: Statement) -> Sequence[Row]:
@@ -294,22 +294,22 @@ def _rows(told: Any) -> Sequence[Row]:
 
 # --- recognizing -----------------------------------------------------------------------------------------------------
 
-_KINDS: Final[Mapping[str, type[Kind]]] = {
-    "asyncpg.connection.Connection": Asyncpg,
-    "asyncpg.pool.PoolConnectionProxy": Asyncpg,
-    "psycopg.Connection": Psycopg,
-    "psycopg.AsyncConnection": AsyncPsycopg,
-    "psycopg2.extensions.connection": Psycopg2,
-    "sqlite3.Connection": Sqlite,
-    "aiosqlite.core.Connection": Aiosqlite,
-    "sqlalchemy.engine.base.Connection": SqlAlchemy,
-    "sqlalchemy.orm.session.Session": SqlAlchemy,
-    "sqlalchemy.orm.scoping.scoped_session": SqlAlchemy,
-    "sqlalchemy.ext.asyncio.engine.AsyncConnection": AsyncSqlAlchemy,
-    "sqlalchemy.ext.asyncio.session.AsyncSession": AsyncSqlAlchemy,
-    "sqlalchemy.ext.asyncio.scoping.async_scoped_session": AsyncSqlAlchemy,
-    "django.utils.connection.ConnectionProxy": Django,
-    "django.db.backends.base.base.BaseDatabaseWrapper": Django,
+_ADAPTERS: Final[Mapping[str, type[ConnectionAdapter]]] = {
+    "asyncpg.connection.Connection": AsyncpgAdapter,
+    "asyncpg.pool.PoolConnectionProxy": AsyncpgAdapter,
+    "psycopg.Connection": PsycopgAdapter,
+    "psycopg.AsyncConnection": AsyncPsycopgAdapter,
+    "psycopg2.extensions.connection": Psycopg2Adapter,
+    "sqlite3.Connection": SqliteAdapter,
+    "aiosqlite.core.Connection": AiosqliteAdapter,
+    "sqlalchemy.engine.base.Connection": SqlAlchemyAdapter,
+    "sqlalchemy.orm.session.Session": SqlAlchemyAdapter,
+    "sqlalchemy.orm.scoping.scoped_session": SqlAlchemyAdapter,
+    "sqlalchemy.ext.asyncio.engine.AsyncConnection": AsyncSqlAlchemyAdapter,
+    "sqlalchemy.ext.asyncio.session.AsyncSession": AsyncSqlAlchemyAdapter,
+    "sqlalchemy.ext.asyncio.scoping.async_scoped_session": AsyncSqlAlchemyAdapter,
+    "django.utils.connection.ConnectionProxy": DjangoAdapter,
+    "django.db.backends.base.base.BaseDatabaseWrapper": DjangoAdapter,
 }
 
 _NEARLY: Final[Mapping[str, str]] = {
@@ -337,13 +337,13 @@ def _named(connection: object, among: Mapping[str, T]) -> T | None:
     return None
 
 
-def _class_for(connection: object) -> type[Kind]:
+def _class_for(connection: object) -> type[ConnectionAdapter]:
     """Return the class for a connection. Raises TypeError for anything that is not a connection."""
-    found = _named(connection, _KINDS)
+    found = _named(connection, _ADAPTERS)
     if found is not None:
         return found
     if isinstance(connection, RunsStatement) and not isinstance(connection, type):
-        return AwaitedOther if inspect.iscoroutinefunction(connection.run_statement) else Other
+        return AwaitedRunsStatementAdapter if inspect.iscoroutinefunction(connection.run_statement) else RunsStatementAdapter
     kind = type(connection)
     cure = _named(connection, _NEARLY) or (
         "expected a connection or session of asyncpg, psycopg, psycopg2, sqlite3, aiosqlite, SQLAlchemy or Django, or a RunsStatement"
@@ -351,12 +351,12 @@ def _class_for(connection: object) -> type[Kind]:
     raise TypeError(f"connection= got a {kind.__module__}.{kind.__qualname__}: {cure}")
 
 
-def kind_of(connection: object) -> Kind:
+def adapter_of(connection: object) -> ConnectionAdapter:
     return _class_for(connection)(connection)
 
 
 def check_connection(connection: object) -> None:
-    """Raise TypeError unless the object is a connection of a kind that is known."""
+    """Raise TypeError unless the object is a connection that an adapter exists for."""
     _class_for(connection)
 
 
