@@ -17,18 +17,18 @@ from taskflow.model.envelope import Lease
 from taskflow.model.record import Status
 from taskflow.model.verdict import Retried, Settlement
 from taskflow.testing.assertions import SentJob
-from taskflow.testing.passes import Pass, Work, runs_inline
+from taskflow.testing.passes import Pass, PassState, runs_inline
 
 DEEPEST: Final = 50
 """How many jobs may run inside one another. One that is sent inside the last of them waits."""
 
 
 class _Around(msgspec.Struct, frozen=True):
-    """The run in which a job is sent: how many runs it is in, and the event loop and the work of the innermost one."""
+    """The run in which a job is sent: how many runs it is in, and the event loop and the state of the innermost one."""
 
     depth: int
     loop: asyncio.AbstractEventLoop
-    work: Work
+    state: PassState
 
 
 _around: Final[ContextVar[_Around | None]] = ContextVar("taskflow_inline_run", default=None)
@@ -42,7 +42,7 @@ class Inline:
     """
 
     def __init__(
-        self, broker: MemoryBroker, at_work: Callable[[], AbstractAsyncContextManager[Work]], check: Callable[[Work], Awaitable[None]]
+        self, broker: MemoryBroker, at_work: Callable[[], AbstractAsyncContextManager[PassState]], check: Callable[[PassState], Awaitable[None]]
     ) -> None:
         self._broker = broker
         self._at_work = at_work
@@ -64,17 +64,17 @@ class Inline:
             return
         ids = [record.id for record in ready]
         if around is not None and around.loop is loop:
-            await self._run(ids, _Around(depth, loop, around.work))
+            await self._run(ids, _Around(depth, loop, around.state))
             return
-        async with self._at_work() as work:
-            await self._run(ids, _Around(depth, loop, work))
-            await self._check(work)
-        self.failures += work.failures
+        async with self._at_work() as state:
+            await self._run(ids, _Around(depth, loop, state))
+            await self._check(state)
+        self.failures += state.failures
 
     async def _run(self, ids: list[bytes], around: _Around) -> None:
         token, inline = _around.set(around), runs_inline.set(True)
         try:
-            await _InlinePass(self._broker, around.work, ids, self.ran).run()
+            await _InlinePass(self._broker, around.state, ids, self.ran).run()
         finally:
             runs_inline.reset(inline)
             _around.reset(token)
@@ -85,8 +85,8 @@ class _InlinePass(Pass):
 
     heeds: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, broker: MemoryBroker, work: Work, ids: Sequence[bytes], ran: list[SentJob]) -> None:
-        super().__init__(broker, work)
+    def __init__(self, broker: MemoryBroker, state: PassState, ids: Sequence[bytes], ran: list[SentJob]) -> None:
+        super().__init__(broker, state)
         self._ids = deque(ids)
         self._ran = ran
 

@@ -28,7 +28,7 @@ from taskflow.model.seams import Seams
 from taskflow.model.session import Session
 from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job, check_not_enqueued
 from taskflow.testing.inline import Inline
-from taskflow.testing.passes import CONCURRENCY, STOP_TIMEOUT, Pass, TestExecutor, Work, endless, frames_in
+from taskflow.testing.passes import CONCURRENCY, STOP_TIMEOUT, Pass, TestExecutor, PassState, endless, frames_in
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
 from taskflow.worker.scheduler import Scheduler
@@ -151,9 +151,9 @@ class TaskflowJobs:
         If a job has failed for good, its JobFailed is raised at the end; several are raised as an ExceptionGroup. ``raises=False``
         suppresses both. If a job keeps sending itself or snoozing, this raises AssertionError, naming the job.
         """
-        async with self._at_work(raises=raises) as work:
-            await self._run_ready(work)
-        return work.runs.total()
+        async with self._at_work(raises=raises) as state:
+            await self._run_ready(state)
+        return state.runs.total()
 
     async def advance(
         self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0, raises: bool = True
@@ -170,11 +170,11 @@ class TaskflowJobs:
         span = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days)
         if span < timedelta():
             raise ValueError(f"advance() by {span.total_seconds():g} s: time only moves forward")
-        async with self._at_work(raises=raises) as work:
+        async with self._at_work(raises=raises) as state:
             await self._broker.register(self._declarer)
-            await work.scheduler.declare(self._declarer.id)
-            await self._pass_time(self.now + span, work)
-        return work.runs.total()
+            await state.scheduler.declare(self._declarer.id)
+            await self._pass_time(self.now + span, state)
+        return state.runs.total()
 
     @contextmanager
     def inline(self, *, raises: bool = True) -> Iterator[None]:
@@ -209,31 +209,31 @@ class TaskflowJobs:
         if raises:
             _raise_all(inline.failures)
 
-    async def _pass_time(self, until: datetime, work: Work) -> None:
+    async def _pass_time(self, until: datetime, state: PassState) -> None:
         for _ in range(MOST_STEPS):
-            await self._upkeep(work)
-            await self._run_ready(work)
+            await self._upkeep(state)
+            await self._run_ready(state)
             due_in = await self._next_due_in()
             left = (until - self.now).total_seconds()
             if due_in is None or due_in > left:
                 self._clock.advance(max(0.0, left))
-                await self._upkeep(work)
-                await self._run_ready(work)
+                await self._upkeep(state)
+                await self._run_ready(state)
                 return
             self._clock.advance(max(0.0, due_in))
-        raise endless(f"{MOST_STEPS:,} steps", work.runs)
+        raise endless(f"{MOST_STEPS:,} steps", state.runs)
 
-    async def _run_ready(self, work: Work) -> None:
-        await Pass(self._broker, work).run()
-        await self._note_failures(work)
-        while work.ended_hooks is not None and (ended := self._take_ends())[0]:
-            work.ended_hooks.tell_ended(*ended)
+    async def _run_ready(self, state: PassState) -> None:
+        await Pass(self._broker, state).run()
+        await self._note_failures(state)
+        while state.ended_hooks is not None and (ended := self._take_ends())[0]:
+            state.ended_hooks.tell_ended(*ended)
 
-    async def _note_failures(self, work: Work) -> None:
-        for job_id, error in work.ended_badly:
+    async def _note_failures(self, state: PassState) -> None:
+        for job_id, error in state.ended_badly:
             if (failure := await self._failure_of(job_id, error)) is not None:
-                work.failures.append(failure)
-        work.ended_badly.clear()
+                state.failures.append(failure)
+        state.ended_badly.clear()
 
     async def _failure_of(self, job_id: bytes, error: BaseException | None) -> JobFailed | None:
         [record] = await self._broker.read([job_id])
@@ -252,32 +252,32 @@ class TaskflowJobs:
         return None
 
     @asynccontextmanager
-    async def _at_work(self, *, raises: bool) -> AsyncIterator[Work]:
+    async def _at_work(self, *, raises: bool) -> AsyncIterator[PassState]:
         """Enter the lifespan once for all runs in the `async with` block. If
         `raises` is True, raise the runs' failures at the end of the block."""
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
-            state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
+            lifespan_state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
             threads = ThreadPool(CONCURRENCY, self._seams.start_thread)
             stack.callback(threads.close)
             middleware = self._app.settings.middleware
             ended_hooks = EndedHooks(self._app, self._broker, middleware, "run_all") if has_ended_hook(middleware) else None
             if ended_hooks is not None:
                 stack.push_async_callback(ended_hooks.close, STOP_TIMEOUT)
-            executor = TestExecutor(self._app, middleware=middleware, threads=threads, seams=self._seams, state=state)
+            executor = TestExecutor(self._app, middleware=middleware, threads=threads, seams=self._seams, state=lifespan_state)
             failed = list[WorkerEvent]()
             scheduler = Scheduler(self._broker, self._app.registry, middleware, Events(failed.append))
-            yield (work := Work(executor, scheduler, ended_hooks))
+            yield (state := PassState(executor, scheduler, ended_hooks))
         for event in failed:
             if isinstance(event, ScheduleFailed):
                 raise AssertionError(f"schedule {event.name} cannot be used: {event.why}")
         if raises:
-            _raise_all(work.failures)
+            _raise_all(state.failures)
 
-    async def _upkeep(self, work: Work) -> None:
+    async def _upkeep(self, state: PassState) -> None:
         while (done := await self._broker.upkeep(10_000)).next_in <= 0 or done.offers:
             if done.offers:
-                await work.scheduler.fire(done.offers)
+                await state.scheduler.fire(done.offers)
 
     async def _next_due_in(self) -> float | None:
         waits = [queue.next_due_in for queue in await self._broker.console.queues() if queue.next_due_in is not None]

@@ -42,7 +42,7 @@ runs_inline: Final[ContextVar[bool]] = ContextVar("taskflow_runs_inline", defaul
 STOP_TIMEOUT: Final = 1.0
 
 
-class Work:
+class PassState:
     """The state of one call of `run_all` or `advance`, or of a job that runs where it is sent: the executor, the number of runs
     for each job name, and the failures."""
 
@@ -132,9 +132,9 @@ class Pass:
 
     heeds: ClassVar[tuple[str, ...]] = (topics.ANY_QUEUE,)
 
-    def __init__(self, broker: MemoryBroker, work: Work) -> None:
+    def __init__(self, broker: MemoryBroker, state: PassState) -> None:
         self._broker = broker
-        self._work = work
+        self._state = state
         self._session = Session(id=secrets.token_bytes(16), name="run_all")
         self._request = 0
         self._running: dict[asyncio.Task[None], HeldLease] = {}
@@ -151,15 +151,15 @@ class Pass:
 
     async def _claim(self) -> bool:
         leases = await self._leases()
-        self._work.unscheduled += sum(SCHEDULE not in lease.envelope.headers for lease in leases)
-        if self._work.unscheduled > MOST_RUNS:
-            raise endless(f"{MOST_RUNS:,} runs", self._work.runs)
+        self._state.unscheduled += sum(SCHEDULE not in lease.envelope.headers for lease in leases)
+        if self._state.unscheduled > MOST_RUNS:
+            raise endless(f"{MOST_RUNS:,} runs", self._state.runs)
         for lease in leases:
             holding = HeldLease(lease)
             task = asyncio.get_running_loop().create_task(self._run(holding))
             self._running[task] = holding
             task.add_done_callback(self._running.pop)
-            self._work.runs[lease.envelope.job] += 1
+            self._state.runs[lease.envelope.job] += 1
         return bool(leases)
 
     async def _leases(self) -> list[Lease]:
@@ -184,16 +184,16 @@ class Pass:
                 held[claim].ask_to_stop(why)
 
     async def _run(self, holding: HeldLease) -> None:
-        settlement = await self._work.executor.run(holding)
+        settlement = await self._state.executor.run(holding)
         error = settlement.verdict.exception
         holding.forget_raised()
         # Virtual time does not pass while a job runs. With its real duration, the run would seem to start before the job was sent.
         batch = [msgspec.structs.replace(settlement, ran_for=0.0)]
         answers = await self._broker.settle(batch)
-        if self._work.ended_hooks is not None:
-            self._work.ended_hooks.settled([holding], batch, answers)
+        if self._state.ended_hooks is not None:
+            self._state.ended_hooks.settled([holding], batch, answers)
         if isinstance(settlement.verdict, Failed | Discarded):
-            self._work.ended_badly.append((settlement.id, error))
+            self._state.ended_badly.append((settlement.id, error))
         self._settled(settlement)
 
     def _settled(self, settlement: Settlement) -> None:
