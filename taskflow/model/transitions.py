@@ -1,7 +1,7 @@
 """The rules for a job's transitions: the legal moves, and the state of a job after a run.
 
-The functions are pure: they return a `Plan`, which a store applies. Memory and SQLite call them. Redis and PostgreSQL implement the same
-rules under the same names in their `transitions` files (`apply_verdict` is in `settle`). PostgreSQL has no `release_lease`: its `requeue`
+The functions are pure: they return a `Transition`, which a store applies. Memory and SQLite call them. Redis and PostgreSQL implement
+the same rules under the same names in their `transitions` files (`apply_verdict` is in `settle`). PostgreSQL has no `release_lease`: its `requeue`
 and `finish` clear the lease themselves. The conformance suite compares all four.
 """
 
@@ -84,7 +84,7 @@ MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
 }
 
 
-class Plan(NamedTuple):
+class Transition(NamedTuple):
     """The changes that a store makes to a job after its run has ended.
 
     `ends_as`     the status with which the job ends; None if it waits again
@@ -151,7 +151,7 @@ _RESETS: Final = cleared_by(OUTCOME)
 """The fields that are reset once a run has reported an outcome, with their initial values."""
 
 
-def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int, cause: bytes | None = None) -> Plan:
+def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int, cause: bytes | None = None) -> Transition:
     if isinstance(verdict, Completed):
         verdict = verdict.otherwise
     cause = cause or UNKNOWN
@@ -159,20 +159,20 @@ def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int, cause
         job = job._replace(**_RESETS)
     match verdict:
         case Succeeded():
-            return Plan(Event.SUCCEED, job, Status.SUCCEEDED)
+            return Transition(Event.SUCCEED, job, Status.SUCCEEDED)
         case Failed(error):
-            return Plan(Event.FAIL, _failed(job), Status.FAILED, f"{error.type}: {error.message}", error=error, cause=cause)
+            return Transition(Event.FAIL, _failed(job), Status.FAILED, f"{error.type}: {error.message}", error=error, cause=cause)
         case Discarded(reason):
-            return Plan(Event.DISCARD, job, Status.FAILED, reason, cause=cause)
+            return Transition(Event.DISCARD, job, Status.FAILED, reason, cause=cause)
         case Cancelled(reason):
-            return Plan(Event.CANCEL, job, Status.CANCELLED, reason)
+            return Transition(Event.CANCEL, job, Status.CANCELLED, reason)
         case Retried(error, after):
-            return Plan(Event.RETRY, _failed(job), due_at=now + to_microseconds(after), error=error)
+            return Transition(Event.RETRY, _failed(job), due_at=now + to_microseconds(after), error=error)
         case Snoozed(after):
-            return Plan(Event.SNOOZE, job._replace(snoozes=job.snoozes + 1), due_at=now + to_microseconds(after))
+            return Transition(Event.SNOOZE, job._replace(snoozes=job.snoozes + 1), due_at=now + to_microseconds(after))
         case Parked(waiting_for, after):
             parked = job._replace(parked_at=now if job.parked_at is None else job.parked_at)
-            return Plan(Event.PARK, parked, due_at=now + to_microseconds(after), waiting_for=waiting_for)
+            return Transition(Event.PARK, parked, due_at=now + to_microseconds(after), waiting_for=waiting_for)
         case HandedBack(counts):
             return hand_back(job, rules, now, counts=counts)
     raise TypeError(f"{verdict!r} is not a verdict that a store knows")
@@ -182,21 +182,23 @@ def _failed(job: Counters) -> Counters:
     return job._replace(failures=job.failures + 1)
 
 
-def hand_back(job: Counters, rules: Rules, now: int, *, counts: bool) -> Plan:
+def hand_back(job: Counters, rules: Rules, now: int, *, counts: bool) -> Transition:
     if not counts:
-        return Plan(Event.HAND_BACK, job)
+        return Transition(Event.HAND_BACK, job)
     job = job._replace(hand_backs=job.hand_backs + 1)
     wait = to_microseconds(rules.hand_back_wait(job.hand_backs))
     if not wait:
-        return Plan(Event.HAND_BACK, job)
-    return Plan(Event.HAND_BACK, job, due_at=now + wait, waiting_for=wording.handed_back_in_vain(job.hand_backs))
+        return Transition(Event.HAND_BACK, job)
+    return Transition(Event.HAND_BACK, job, due_at=now + wait, waiting_for=wording.handed_back_in_vain(job.hand_backs))
 
 
-def crash(job: Counters, rules: Rules, now: int, *, worker: str | None, cause: str, is_stopping: bool, has_follow_up: bool = False) -> Plan:
-    """Return the plan for a job whose worker was lost. A job that was asked to stop never becomes poison.
+def crash(
+    job: Counters, rules: Rules, now: int, *, worker: str | None, cause: str, is_stopping: bool, has_follow_up: bool = False
+) -> Transition:
+    """Return the transition of a job whose worker was lost. A job that was asked to stop never becomes poison.
 
     A poison job with a follow-up waits for a worker that ends it and sends that. If its workers keep being lost, it ends without.
-    To the cause in the plan, the store adds the worker's deploy.
+    To the cause in the transition, the store adds the worker's deploy.
     """
     job = job._replace(crashes=job.crashes + 1)
     lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, cause), "", job.failures + 1, ending=RunEnding.CRASHED)
@@ -205,21 +207,21 @@ def crash(job: Counters, rules: Rules, now: int, *, worker: str | None, cause: s
         reason = wording.poison(wording.lost_in_a_row(job.crashes, cause))
         if has_follow_up and job.crashes <= rules.most_crashes_as_poison:
             due = now + wait if wait and job.crashes > rules.max_crashes + 1 else None
-            return Plan(Event.CRASH, job, None, reason, due, wording.FOLLOW_UP_WAITS, lost, is_poison=True)
+            return Transition(Event.CRASH, job, None, reason, due, wording.FOLLOW_UP_WAITS, lost, is_poison=True)
         from taskflow.model.fingerprint import poison_fingerprint
 
         reason += wording.FOLLOW_UP_LOST * has_follow_up
-        return Plan(Event.CRASH, job, Status.FAILED, reason, error=lost, is_poison=True, cause=poison_fingerprint(cause))
-    return Plan(Event.CRASH, job, due_at=now + wait if wait else None, error=lost)
+        return Transition(Event.CRASH, job, Status.FAILED, reason, error=lost, is_poison=True, cause=poison_fingerprint(cause))
+    return Transition(Event.CRASH, job, due_at=now + wait if wait else None, error=lost)
 
 
-def requeue(plan: Plan, cancel_requested: str | None, successor: bytes | None) -> Plan:
-    """Return the plan for a job that would wait again. If it was asked to stop or a replacement is waiting, it ends as CANCELLED."""
+def requeue(transition: Transition, cancel_requested: str | None, successor: bytes | None) -> Transition:
+    """Return the transition of a job that would wait again. If it was asked to stop or a replacement is waiting, it ends as CANCELLED."""
     if cancel_requested is not None:
-        return plan._replace(ends_as=Status.CANCELLED, reason=cancel_requested)
+        return transition._replace(ends_as=Status.CANCELLED, reason=cancel_requested)
     if successor is not None:
-        return plan._replace(ends_as=Status.CANCELLED, reason=wording.replaced_by(successor))
-    return plan
+        return transition._replace(ends_as=Status.CANCELLED, reason=wording.replaced_by(successor))
+    return transition
 
 
 # --- the end of a job ---------------------------------------------------------------------------------------------

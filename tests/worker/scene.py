@@ -16,7 +16,7 @@ from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer, Session
-from taskflow.model.transitions import Event as Move, Plan
+from taskflow.model.transitions import Event as Move, Transition
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import WorkerEvent
 from taskflow.worker.options import WorkerOptions
@@ -74,7 +74,7 @@ class FaultyBroker(MemoryBroker):
         """The one lease of the one worker is its own no more, and its job is ready."""
         [worker] = await self.console.workers()
         [(claim, lost)] = self._store.sessions[worker.session.id].leases.items()
-        self._store.requeue(lost, Plan(Move.HAND_BACK, lost.counters, due_at=lost.due_at))
+        self._store.requeue(lost, Transition(Move.HAND_BACK, lost.counters, due_at=lost.due_at))
         return claim
 
     async def records(self, *handles: JobHandle[Any]) -> list[Record]:

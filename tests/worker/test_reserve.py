@@ -16,7 +16,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.model.transitions import Event as Move, Plan
+from taskflow.model.transitions import Event as Move, Transition
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
 from taskflow.worker.prefetch import ENDS_NEEDED, FADES_AFTER, MEASURED_OVER, MOMENT, QUEUES, REMEMBERED, STARTS_WITHIN, Prefetch
@@ -243,7 +243,7 @@ async def test_a_lease_that_is_lost_in_reserve_is_not_run(watched: Watched, a_re
         await watched.console.pause("default")
         [session] = watched._store.sessions.values()
         *_, lost = session.leases.values()
-        watched._store.requeue(lost, Plan(Move.HAND_BACK, lost.counters))
+        watched._store.requeue(lost, Transition(Move.HAND_BACK, lost.counters))
         await until(lambda: watched.named == SLOTS + 1 and watched.last_named == SLOTS)
         Run.release.set()
         await handles[0].result(10)

@@ -16,7 +16,7 @@ from taskflow.model.errors import SessionLost, StoreFull
 from taskflow.model.record import WAITING, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Report, Session, SessionRecord
-from taskflow.model.transitions import Event, Plan, apply_verdict, refused_for
+from taskflow.model.transitions import Event, Transition, apply_verdict, refused_for
 from taskflow.model.verdict import Settled, Settlement, Succeeded
 
 
@@ -193,7 +193,7 @@ class Store(MemoryTransitions):
         named = set(beat.claims)
         ghosts = [job for claim, job in state.leases.items() if claim not in named and self._is_ghost(job, claim, beat)]
         for job in ghosts:
-            self.requeue(job, Plan(Event.GHOST, job.counters))
+            self.requeue(job, Transition(Event.GHOST, job.counters))
         if beat.leaving:
             self._leave(state)
         return BeatAnswer(
@@ -253,14 +253,14 @@ class Store(MemoryTransitions):
         return job.settled == fence
 
     def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
-        plan = apply_verdict(job.counters, settlement.verdict, self.rules, self.now, settlement.cause)
+        transition = apply_verdict(job.counters, settlement.verdict, self.rules, self.now, settlement.cause)
         if job.is_poison:  # no run has reported an outcome
-            plan = plan._replace(counters=job.counters)
+            transition = transition._replace(counters=job.counters)
         if isinstance(settlement.verdict, Succeeded):
             job.result, job.payload = settlement.verdict.result, None
-            self.apply(job, plan, keep=settlement.keep_for)
+            self.apply(job, transition, keep=settlement.keep_for)
         else:
-            self.apply(job, plan)
+            self.apply(job, transition)
 
     # --- cancel, read ------------------------------------------------------------------------------------------
 

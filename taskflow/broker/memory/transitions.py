@@ -13,7 +13,7 @@ from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.ids import id_text
 from taskflow.model.record import LIVE, WAITING, Status
 from taskflow.model.rules import Rules
-from taskflow.model.transitions import MOVES, Event, Plan
+from taskflow.model.transitions import MOVES, Event, Transition
 from taskflow.model.verdict import append_error, pack_error, unpack_errors
 
 
@@ -197,38 +197,38 @@ class MemoryTransitions:
             self.ends.popleft()
             self.ends_dropped += 1
 
-    def requeue(self, job: StoredJob, plan: Plan) -> None:
+    def requeue(self, job: StoredJob, transition: Transition) -> None:
         """Make a job wait again after a run, unless its cancellation or a replacement ends it.
 
-        If the plan has no due time, the job becomes READY in its old place,
+        If the transition has no due time, the job becomes READY in its old place,
         even if the wall clock has been set back to before its due time.
         """
         successor = self.waiting_behind(job)
-        plan = transitions.requeue(plan, job.cancel_requested, None if successor is None else successor.id)
-        if plan.ends_as is not None:
-            self.finish(job, plan.event, plan.ends_as, plan.reason)
+        transition = transitions.requeue(transition, job.cancel_requested, None if successor is None else successor.id)
+        if transition.ends_as is not None:
+            self.finish(job, transition.event, transition.ends_as, transition.reason)
             return
         self.release_lease(job)
-        if plan.due_at is None:
-            self.make_ready(job, plan.event)
+        if transition.due_at is None:
+            self.make_ready(job, transition.event)
         else:
-            job.due_at = plan.due_at
-            self.enter(job, plan.event)
+            job.due_at = transition.due_at
+            self.enter(job, transition.event)
 
-    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
-        """Apply a plan to a job whose run has ended. `keep` is in seconds; None means the default for the job's status."""
-        job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
-        job.waiting_for = plan.waiting_for
-        job.cause = plan.cause
-        if plan.is_poison:
-            job.is_poison, job.reason, job.expires_at = 1, plan.reason, None
-        if plan.error is not None:
+    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
+        """Apply a transition to a job whose run has ended. `keep` is in seconds; None means the default for the job's status."""
+        job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = transition.counters
+        job.waiting_for = transition.waiting_for
+        job.cause = transition.cause
+        if transition.is_poison:
+            job.is_poison, job.reason, job.expires_at = 1, transition.reason, None
+        if transition.error is not None:
             packed = b"".join(map(pack_error, job.errors))
-            job.errors = unpack_errors(append_error(packed, plan.error.of_run(job.worker, job.run_started_at, self.now)))
-        if plan.ends_as is None:
-            self.requeue(job, plan)
+            job.errors = unpack_errors(append_error(packed, transition.error.of_run(job.worker, job.run_started_at, self.now)))
+        if transition.ends_as is None:
+            self.requeue(job, transition)
         else:
-            self.finish(job, plan.event, plan.ends_as, plan.reason, keep=keep)
+            self.finish(job, transition.event, transition.ends_as, transition.reason, keep=keep)
 
     def hand_back(self, job: StoredJob, *, counts: bool) -> None:
         self.apply(job, transitions.hand_back(job.counters, self.rules, self.now, counts=counts))
@@ -236,10 +236,12 @@ class MemoryTransitions:
     def crash(self, job: StoredJob, cause: str = "") -> None:
         is_stopping = job.cancel_requested is not None
         has_follow_up = job.envelope.on_failure is not None
-        plan = transitions.crash(
+        transition = transitions.crash(
             job.counters, self.rules, self.now, worker=job.worker, cause=cause, is_stopping=is_stopping, has_follow_up=has_follow_up
         )
-        self.apply(job, plan if plan.cause is None else plan._replace(cause=pack_cause(plan.cause, self.deploy_of(job))))
+        if transition.cause is not None:
+            transition = transition._replace(cause=pack_cause(transition.cause, self.deploy_of(job)))
+        self.apply(job, transition)
 
     def bury(self, job: StoredJob) -> None:
         """Drop an ended job, but keep its id and fence for a while: a client may still resend a call that refers to it."""

@@ -17,7 +17,7 @@ from taskflow.model.errors import SessionLost
 from taskflow.model.rules import LONGEST
 from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord, deploy_of, session_record_of
 from taskflow.model.stored import FieldReader, maybe, number, octets, text, whole
-from taskflow.model.transitions import Event, Plan
+from taskflow.model.transitions import Event, Transition
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -203,7 +203,7 @@ def _take_back_ghosts(transitions: Transitions, held: set[ClaimId], beat: Beat) 
         for job in transitions.leased("jobs_by_claim", packed, packed):
             if job.claimed_steady <= old:
                 held.discard(claim)
-                transitions.requeue(job, Plan(Event.GHOST, job.counters))
+                transitions.requeue(job, Transition(Event.GHOST, job.counters))
                 ghosts += 1
     return ghosts
 

@@ -169,15 +169,15 @@ def _end_run(transitions: Transitions, job: JobRow, settlement: Settlement, fenc
     job.settled = fence
     job.started_at = transitions.now - to_microseconds(settlement.ran_for)
     job.progress = pack_progress(settlement.progress) or job.progress
-    plan = apply_verdict(job.counters, settlement.verdict, transitions.rules, transitions.now, settlement.cause)
+    transition = apply_verdict(job.counters, settlement.verdict, transitions.rules, transitions.now, settlement.cause)
     if job.is_poison:  # no run has reported an outcome
-        plan = plan._replace(counters=job.counters)
+        transition = transition._replace(counters=job.counters)
     transitions.settling = job.seq
     if isinstance(settlement.verdict, Succeeded):
         job.result, job.payload = check_result(settlement.verdict.result), None
-        transitions.apply(job, plan, keep=settlement.keep_for)
+        transitions.apply(job, transition, keep=settlement.keep_for)
     else:
-        transitions.apply(job, plan)
+        transitions.apply(job, transition)
     transitions.settling = None
 
 

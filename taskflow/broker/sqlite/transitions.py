@@ -39,7 +39,7 @@ from taskflow.model.job_schema import DEFAULT_QUEUE, has_follow_up, has_tags
 from taskflow.model.record import CODES, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.stored import Unreadable
-from taskflow.model.transitions import MOVES, Event, Plan
+from taskflow.model.transitions import MOVES, Event, Transition
 from taskflow.model.verdict import append_error
 
 _QUEUE: Final = COLUMNS.index("queue")
@@ -310,38 +310,38 @@ class Transitions:
         if dropped := self.connection.execute(self.sql["drop_ends"], (self.rules.most_ends,)).rowcount:
             self.connection.execute(self.sql["count_dropped_ends"], (dropped,))
 
-    def requeue(self, job: JobRow, plan: Plan) -> None:
+    def requeue(self, job: JobRow, transition: Transition) -> None:
         """Make a job wait again after a run, unless its cancellation or a replacement ends it.
 
-        If the plan has no due time, the job becomes READY in its old place,
+        If the transition has no due time, the job becomes READY in its old place,
         even if the wall clock has been set back to before its due time.
         """
         successor = self.waiting_behind(job)
-        plan = transitions.requeue(plan, text_of(job.cancel_requested), None if successor is None else successor.id)
-        if plan.ends_as is not None:
-            self.finish(job, plan.event, plan.ends_as, plan.reason)
+        transition = transitions.requeue(transition, text_of(job.cancel_requested), None if successor is None else successor.id)
+        if transition.ends_as is not None:
+            self.finish(job, transition.event, transition.ends_as, transition.reason)
             return
         self.release_lease(job)
-        if plan.due_at is None:
-            self.make_ready(job, plan.event)
+        if transition.due_at is None:
+            self.make_ready(job, transition.event)
             self.save(job)
         else:
-            job.due_at = plan.due_at
-            self.enter(job, plan.event)
+            job.due_at = transition.due_at
+            self.enter(job, transition.event)
 
-    def apply(self, job: JobRow, plan: Plan, *, keep: float | None = None) -> None:
-        """Apply a plan to a job whose run has ended. `keep` is in seconds; None means the default for the job's status."""
-        job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
-        job.waiting_for = None if plan.waiting_for is None else storable(plan.waiting_for)
-        job.cause = plan.cause
-        if plan.is_poison:
-            job.is_poison, job.reason, job.expires_at = 1, storable(plan.reason or ""), None
-        if plan.error is not None:
-            job.errors = append_error(job.errors, plan.error.of_run(text_of(job.worker), job.run_started_at, self.now))
-        if plan.ends_as is None:
-            self.requeue(job, plan)
+    def apply(self, job: JobRow, transition: Transition, *, keep: float | None = None) -> None:
+        """Apply a transition to a job whose run has ended. `keep` is in seconds; None means the default for the job's status."""
+        job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = transition.counters
+        job.waiting_for = None if transition.waiting_for is None else storable(transition.waiting_for)
+        job.cause = transition.cause
+        if transition.is_poison:
+            job.is_poison, job.reason, job.expires_at = 1, storable(transition.reason or ""), None
+        if transition.error is not None:
+            job.errors = append_error(job.errors, transition.error.of_run(text_of(job.worker), job.run_started_at, self.now))
+        if transition.ends_as is None:
+            self.requeue(job, transition)
         else:
-            self.finish(job, plan.event, plan.ends_as, plan.reason, keep=keep)
+            self.finish(job, transition.event, transition.ends_as, transition.reason, keep=keep)
 
     def hand_back(self, job: JobRow, *, counts: bool) -> None:
         self.apply(job, transitions.hand_back(job.counters, self.rules, self.now, counts=counts))
@@ -350,10 +350,12 @@ class Transitions:
         """End the lease of a lost worker, which ran this deploy."""
         is_stopping = job.cancel_requested is not None
         worker, follows = text_of(job.worker), has_follow_up(job.extras)
-        plan = transitions.crash(
+        transition = transitions.crash(
             job.counters, self.rules, self.now, worker=worker, cause=cause, is_stopping=is_stopping, has_follow_up=follows
         )
-        self.apply(job, plan if plan.cause is None else plan._replace(cause=pack_cause(plan.cause, deploy())))
+        if transition.cause is not None:
+            transition = transition._replace(cause=pack_cause(transition.cause, deploy()))
+        self.apply(job, transition)
 
     def bury(self, job: JobRow) -> None:
         """Drop an ended job, but keep its id and fence for a while: a client may still resend a call that refers to it."""

@@ -10,7 +10,7 @@ from taskflow.broker.memory.store import SessionState
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.record import Status
-from taskflow.model.transitions import Event, Plan
+from taskflow.model.transitions import Event, Transition
 from tests.conformance.mutants.mutant import Mutant
 
 
@@ -96,7 +96,7 @@ class ClaimsTwice(Mutant):
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         for job in list(self.jobs.values()):
             if job.status is Status.RUNNING and self.clock.steady() - job.claimed_steady > to_microseconds(60.0):
-                self.requeue(job, Plan(Event.GHOST, job.counters))
+                self.requeue(job, Transition(Event.GHOST, job.counters))
         return super().claim(session_id, request, queues, limit)
 
 

@@ -11,7 +11,7 @@ from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.errors import StoreFull
 from taskflow.model.record import WAITING, Status
-from taskflow.model.transitions import Event, Plan
+from taskflow.model.transitions import Event, Transition
 from tests.conformance.mutants.mutant import Mutant
 
 
@@ -35,8 +35,8 @@ class KeyIsLostByARetry(Mutant):
     breaks = frozenset({"key_survives_retry", "poison_follow_up"})
     because = "the lock is released at the end of the run, not of the job"
 
-    def requeue(self, job: StoredJob, plan: Plan) -> None:
-        super().requeue(job, plan)
+    def requeue(self, job: StoredJob, transition: Transition) -> None:
+        super().requeue(job, transition)
         if job.status in WAITING and job.envelope.key is not None:
             self.keys.pop(job.envelope.key, None)
 

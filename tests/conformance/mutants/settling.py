@@ -8,7 +8,7 @@ import msgspec
 
 from taskflow.broker.memory.job import Fence, StoredJob
 from taskflow.model.record import Status
-from taskflow.model.transitions import Event, Plan
+from taskflow.model.transitions import Event, Transition
 from taskflow.model.verdict import Retried, Settled, Settlement, Snoozed
 from taskflow.model.wording import poison
 from tests.conformance.mutants.mutant import Mutant
@@ -83,10 +83,10 @@ class OutcomesResetNothing(Mutant):
     breaks = frozenset({"settle_resets", "hand_back_backoff", "crash_backoff"})
     because = "a long-lived job that snoozes collects crashes over weeks until it is called poison"
 
-    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
+    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
         resets = ("crashes", "hand_backs")
-        counters = plan.counters._replace(**{name: max(getattr(job, name), getattr(plan.counters, name)) for name in resets})
-        super().apply(job, plan._replace(counters=counters), keep=keep)
+        counters = transition.counters._replace(**{name: max(getattr(job, name), getattr(transition.counters, name)) for name in resets})
+        super().apply(job, transition._replace(counters=counters), keep=keep)
 
 
 class SnoozeIsAFailure(Mutant):
@@ -111,36 +111,39 @@ class HandsBackToTheEnd(Mutant):
     breaks = frozenset({"hand_back_place", "settle_outcomes"})
     because = "every deploy sends what it interrupts to the end of the queue"
 
-    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
-        if plan.event is Event.HAND_BACK and job.cancel_requested is None and self.waiting_behind(job) is None:
+    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
+        if transition.event is Event.HAND_BACK and job.cancel_requested is None and self.waiting_behind(job) is None:
             job.due_at, job.seq = self.clock.wall(), self.next_seq()
-        super().apply(job, plan, keep=keep)
+        super().apply(job, transition, keep=keep)
 
 
 class HandsBackWithoutAPause(Mutant):
     breaks = frozenset({"hand_back_backoff"})
     because = "the graceful hand-back went round every counter, and one job cycled a fleet for 17 hours (activepieces#15130)"
 
-    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
-        super().apply(job, plan._replace(due_at=None, waiting_for=None) if plan.event is Event.HAND_BACK else plan, keep=keep)
+    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
+        if transition.event is Event.HAND_BACK:
+            transition = transition._replace(due_at=None, waiting_for=None)
+        super().apply(job, transition, keep=keep)
 
 
 class HandBacksArePoison(Mutant):
     breaks = frozenset({"hand_back_backoff", "outage"})
     because = "eleven deploys during one long job failed it, though each run went well until then"
 
-    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
-        if plan.event is Event.HAND_BACK and plan.counters.hand_backs > 10 and job.cancel_requested is None:
-            plan = plan._replace(event=Event.CRASH, ends_as=Status.FAILED, reason=poison("handed back too often"), is_poison=True)
-        super().apply(job, plan, keep=keep)
+    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
+        if transition.event is Event.HAND_BACK and transition.counters.hand_backs > 10 and job.cancel_requested is None:
+            why = poison("handed back too often")
+            transition = transition._replace(event=Event.CRASH, ends_as=Status.FAILED, reason=why, is_poison=True)
+        super().apply(job, transition, keep=keep)
 
 
 class KeepsNoWorkerInHistory(Mutant):
     breaks = frozenset({"settle_history", "settle_outcomes", "settle_marked", "key_gives_way"})
     because = "an error says nothing of the machine on which its run failed, once another worker has claimed the job"
 
-    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
-        super().apply(job, plan, keep=keep)
+    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
+        super().apply(job, transition, keep=keep)
         job.errors = tuple(msgspec.structs.replace(error, worker="") for error in job.errors)
 
 

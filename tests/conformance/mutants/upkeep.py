@@ -6,7 +6,7 @@ import msgspec
 
 from taskflow.broker.memory.job import StoredJob
 from taskflow.model.record import Status
-from taskflow.model.transitions import Event, Plan
+from taskflow.model.transitions import Event, Transition
 from tests.conformance.mutants.mutant import Mutant
 
 
@@ -99,10 +99,10 @@ class PoisonRunsAgain(Mutant):
     breaks = frozenset({"poison_follow_up"})
     because = "the mark is lost with the lease, and a job that has killed four workers runs a fifth time"
 
-    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
-        if plan.event is Event.HAND_BACK:
+    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
+        if transition.event is Event.HAND_BACK:
             job.is_poison = 0
-        super().apply(job, plan, keep=keep)
+        super().apply(job, transition, keep=keep)
 
 
 class PoisonFollowUpForEver(Mutant):
@@ -126,9 +126,9 @@ class PoisonExpires(Mutant):
     breaks = frozenset({"poison_follow_up"})
     because = "it failed in time, waits for a paused queue, and is called expired: nobody hears of the failure"
 
-    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
+    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
         expires_at = job.expires_at
-        super().apply(job, plan, keep=keep)
+        super().apply(job, transition, keep=keep)
         job.expires_at = expires_at
 
 

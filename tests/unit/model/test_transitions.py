@@ -11,7 +11,7 @@ from taskflow.model.clock import to_microseconds
 from taskflow.model.job_schema import Counters
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
-from taskflow.model.transitions import MOVES, Plan, apply_verdict, crash, hand_back, place, requeue
+from taskflow.model.transitions import MOVES, Transition, apply_verdict, crash, hand_back, place, requeue
 from taskflow.model.verdict import (
     Cancelled,
     Completed,
@@ -47,27 +47,27 @@ counters = st.builds(Counters, *[st.integers(0, 20)] * 4, st.none() | st.integer
 
 @given(job=counters, verdict=st.sampled_from(VERDICTS), cancel=st.none() | st.just("asked to"), successor=st.none() | st.just(bytes(16)))
 def test_every_plan_is_a_legal_move(job: Counters, verdict: Verdict, cancel: str | None, successor: bytes | None) -> None:
-    plan = apply_verdict(job, verdict, RULES, NOW)
-    if plan.ends_as is None:
-        plan = requeue(plan, cancel, successor)
+    transition = apply_verdict(job, verdict, RULES, NOW)
+    if transition.ends_as is None:
+        transition = requeue(transition, cancel, successor)
 
-    assert status_after(plan) in MOVES[Status.RUNNING, plan.event]
-    assert (plan.ends_as is None) == (not verdict.is_final and cancel is None and successor is None)
+    assert status_after(transition) in MOVES[Status.RUNNING, transition.event]
+    assert (transition.ends_as is None) == (not verdict.is_final and cancel is None and successor is None)
 
 
 @given(job=counters, is_stopping=st.booleans())
 def test_a_crash_is_poison_beyond_the_limit_only(job: Counters, is_stopping: bool) -> None:
-    plan = crash(job, RULES, NOW, worker="w", cause="", is_stopping=is_stopping)
+    transition = crash(job, RULES, NOW, worker="w", cause="", is_stopping=is_stopping)
 
-    assert status_after(plan) in MOVES[Status.RUNNING, plan.event]
-    assert plan.is_poison == (job.crashes + 1 > RULES.max_crashes and not is_stopping)
-    assert plan.counters == job._replace(crashes=job.crashes + 1)
+    assert status_after(transition) in MOVES[Status.RUNNING, transition.event]
+    assert transition.is_poison == (job.crashes + 1 > RULES.max_crashes and not is_stopping)
+    assert transition.counters == job._replace(crashes=job.crashes + 1)
 
 
 @given(job=counters)
 def test_a_hand_back_never_ends_a_job(job: Counters) -> None:
     assert hand_back(job, RULES, NOW, counts=True).ends_as is None
-    assert hand_back(job, RULES, NOW, counts=False) == Plan(hand_back(job, RULES, NOW, counts=False).event, job)
+    assert hand_back(job, RULES, NOW, counts=False) == Transition(hand_back(job, RULES, NOW, counts=False).event, job)
 
 
 @pytest.mark.parametrize("verdict", VERDICTS, ids=lambda verdict: type(verdict).__name__)
@@ -91,9 +91,9 @@ def test_a_completion_that_rolled_back_is_never_a_success(otherwise: Verdict) ->
         Completed(otherwise)
 
 
-def status_after(plan: Plan) -> Status:
+def status_after(transition: Transition) -> Status:
     """The status of a job that awaits nothing."""
-    return plan.ends_as or place(0, NOW if plan.due_at is None else plan.due_at, NOW)
+    return transition.ends_as or place(0, NOW if transition.due_at is None else transition.due_at, NOW)
 
 
 def test_a_retry_waits_for_its_time() -> None:
