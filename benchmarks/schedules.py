@@ -20,7 +20,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.clock import microseconds_of
 from taskflow.model.ids import id_text
 from taskflow.model.schedule import SCHEDULE
-from taskflow.model.schedule_plan import Plan, scheduled_for
+from taskflow.model.schedule_plan import SchedulePlan, scheduled_for
 from tests.support.listing import listed
 
 NUMBER: Final = 5
@@ -63,7 +63,7 @@ async def _lags(url: str) -> Measured:
 
 async def _lags_of(broker: Broker) -> list[tuple[datetime, float]]:
     """The times that have fired, each with the seconds until its job's first line."""
-    bodies = {record.name: Plan.from_body(record.body) for record in await broker.console.schedules()}
+    bodies = {record.name: SchedulePlan.from_body(record.body) for record in await broker.console.schedules()}
     found = list[tuple[datetime, float]]()
     for record in await listed(broker.console):
         at = scheduled_for(record.headers)

@@ -14,7 +14,7 @@ from taskflow.app.settings import Settings
 from taskflow.model.envelope import Envelope
 from taskflow.model.printable import shown
 from taskflow.model.schedule import MAX_NAME, Definition
-from taskflow.model.schedule_plan import CatchUp, Overlap, Plan
+from taskflow.model.schedule_plan import CatchUp, Overlap, SchedulePlan
 from taskflow.model.timetable import OwnTimes, Timetable
 
 NO_ID: Final = bytes(16)
@@ -62,7 +62,7 @@ class DeclaredSchedule:
         return plan_of(times, envelope, jitter=0.0 if timed is None else timed.jitter, terms=self._terms).to_definition(self.name)
 
 
-def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, Any]) -> Plan:
+def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, Any]) -> SchedulePlan:
     """Return the plan of a schedule whose jobs have this envelope's fields. Raises ValueError if the
     envelope has a start time, or if it has a key and `overlap` is not "allow"."""
     if envelope.after or envelope.at is not None:
@@ -70,11 +70,11 @@ def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, A
     if envelope.key is not None and terms["overlap"] != "allow":
         raise ValueError(KEY_AND_OVERLAP.format(terms["overlap"]))
     template = msgspec.structs.replace(envelope, id=NO_ID)
-    return Plan(times=times, template=template, jitter=jitter, **terms)
+    return SchedulePlan(times=times, template=template, jitter=jitter, **terms)
 
 
 def terms_of(overlap: object, catch_up: object, max_delay: Any) -> dict[str, Any]:
-    """Check the options of a schedule, and return them as fields of `Plan`. Raises TypeError or ValueError, naming the option."""
+    """Check the options of a schedule, and return them as fields of `SchedulePlan`. Raises TypeError or ValueError, naming the option."""
     for name, value, kind in (("overlap", overlap, Overlap), ("catch_up", catch_up, CatchUp)):
         if value not in get_args(kind):
             raise ValueError(f"{name}={shown(value)}: expected {', '.join(map(repr, get_args(kind)))}")

@@ -27,7 +27,7 @@ from taskflow.model.errors import ConfigurationError, DecodeError, ScheduleConfl
 from taskflow.model.ids import id_text
 from taskflow.model.printable import shown
 from taskflow.model.schedule import Amendment, ScheduleRecord
-from taskflow.model.schedule_plan import CatchUp, Overlap, Plan
+from taskflow.model.schedule_plan import CatchUp, Overlap, SchedulePlan
 from taskflow.model.timetable import OwnTimes, Timetable, zone_of
 
 MOST_AT_ONCE: Final = 1_000
@@ -211,13 +211,13 @@ async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
     return await _client().call(lambda broker: broker.console.schedules(wanted))
 
 
-async def stored_plan(name: str) -> Plan:
+async def stored_plan(name: str) -> SchedulePlan:
     """Return the definition of a schedule. Raises UnknownSchedule if there is no such schedule, and DecodeError if it cannot be read."""
     found = await _records([name])
     if not found:
         raise _unknown(name)
     try:
-        return Plan.from_body(found[0].body)
+        return SchedulePlan.from_body(found[0].body)
     except Exception as error:
         raise DecodeError(f"the stored definition of schedule {shown(name)} cannot be read: {type(error).__name__}: {error}") from error
 
@@ -226,7 +226,7 @@ def _unknown(name: str) -> UnknownSchedule:
     return UnknownSchedule(f"there is no schedule called {shown(name)}: schedules.list() shows all of them")
 
 
-def _timetable(app: App, name: str, plan: Plan) -> Timetable:
+def _timetable(app: App, name: str, plan: SchedulePlan) -> Timetable:
     """Return the timetable of a schedule. Raises ConfigurationError if it is defined in code that this process has not imported."""
     if not isinstance(plan.times, OwnTimes):
         return plan.times
@@ -245,7 +245,7 @@ def instants_between(timetable: Timetable, start: datetime, end: datetime) -> It
         yield microseconds_of(at)
 
 
-def _handles(app: App, plan: Plan, answers: Sequence[Added | Refused]) -> list[JobHandle[Any]]:
+def _handles(app: App, plan: SchedulePlan, answers: Sequence[Added | Refused]) -> list[JobHandle[Any]]:
     job = app.registry.get(plan.template.job)
     return [
         JobHandle(app, answer.id, job) if isinstance(answer, Added) else JobHandle(app, answer.standing, job, is_new=False)
@@ -256,7 +256,7 @@ def _handles(app: App, plan: Plan, answers: Sequence[Added | Refused]) -> list[J
 def info_of(record: ScheduleRecord) -> ScheduleInfo:
     """Convert a stored record to a `ScheduleInfo`. If the definition cannot be read, `problem` says why."""
     try:
-        plan, problem = Plan.from_body(record.body), None
+        plan, problem = SchedulePlan.from_body(record.body), None
     except Exception as error:
         plan, problem = _UNREADABLE, f"{type(error).__name__}: {error}"
     zone = zone_of(plan.zone)
@@ -292,10 +292,10 @@ def _local(instant: datetime | None, zone: tzinfo) -> datetime | None:
         return instant
 
 
-def _lag(record: ScheduleRecord, plan: Plan) -> float | None:
+def _lag(record: ScheduleRecord, plan: SchedulePlan) -> float | None:
     if record.last_at is None or record.fired_at is None:
         return None
     return plan.lag_of(record.name, microseconds_of(record.last_at), microseconds_of(record.fired_at))
 
 
-_UNREADABLE: Final = Plan(times=OwnTimes("?"), template=Envelope(id=bytes(16), job="?", payload=b""))
+_UNREADABLE: Final = SchedulePlan(times=OwnTimes("?"), template=Envelope(id=bytes(16), job="?", payload=b""))

@@ -32,7 +32,7 @@ MOST_COUNTED: Final = 100
 """The maximum number of missed instants that are counted at once. Any after those are skipped without being counted."""
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class SchedulePlan(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule's definition, as it is stored.
 
     `times`      when it fires
@@ -59,7 +59,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @staticmethod
     @lru_cache(maxsize=100)
-    def from_body(body: bytes) -> Plan:
+    def from_body(body: bytes) -> SchedulePlan:
         """Decode a stored definition. Raises ValueError if the bytes are not a definition or a value in it is invalid."""
         plan = _decode(body)
         template = check_envelope(plan.template)
@@ -105,7 +105,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 NO_KEY: Final = bytes(16)
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(Plan).decode
+_decode: Final = msgspec.msgpack.Decoder(SchedulePlan).decode
 
 
 def id_of(name: str, instant: int) -> bytes:
@@ -132,7 +132,7 @@ def scheduled_for(headers: dict[str, str]) -> datetime | None:
     return None
 
 
-def firings_of(offer: Offer, plan: Plan, times: Timetable) -> list[Firing]:
+def firings_of(offer: Offer, plan: SchedulePlan, times: Timetable) -> list[Firing]:
     """Return the steps to take now for a schedule that was offered, at most `MAX_OFFERS`.
 
     `times` is the plan's timetable, or one that the application defines. The last step sets when the schedule is offered again.
@@ -159,7 +159,7 @@ def firings_of(offer: Offer, plan: Plan, times: Timetable) -> list[Firing]:
 class _Steps:
     """Creates the steps of one offered schedule. Each step expects the next instant that the previous one set."""
 
-    def __init__(self, offer: Offer, plan: Plan) -> None:
+    def __init__(self, offer: Offer, plan: SchedulePlan) -> None:
         self._offer = offer
         self._plan = plan
         self._expected = offer.next_at
@@ -185,7 +185,7 @@ class _Steps:
         )
 
 
-def _decide(offer: Offer, plan: Plan, times: Timetable, due_at: Callable[[int], int]) -> tuple[list[int], int, int | None]:
+def _decide(offer: Offer, plan: SchedulePlan, times: Timetable, due_at: Callable[[int], int]) -> tuple[list[int], int, int | None]:
     """Return the instants to fire now, how many due ones are left out, and the next instant after them."""
     at, now, missed = offer.next_at, offer.now, 0
     assert at is not None

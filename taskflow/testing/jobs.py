@@ -23,7 +23,7 @@ from taskflow.model.clock import ManualClock, instant_of, microseconds_of, to_se
 from taskflow.model.errors import JobFailed
 from taskflow.model.record import LIVE, Record, Status
 from taskflow.model.rules import LONGEST, Rules
-from taskflow.model.schedule_plan import Plan
+from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.seams import Seams
 from taskflow.model.session import Session
 from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job, check_not_enqueued
@@ -283,7 +283,7 @@ class TaskflowJobs:
         waits = [queue.next_due_in for queue in await self._broker.console.queues() if queue.next_due_in is not None]
         for schedule in await self._broker.console.schedules():
             if schedule.next_at is not None and not schedule.is_paused:
-                delay = to_seconds(Plan.from_body(schedule.body).delay_of(schedule.name, microseconds_of(schedule.next_at)))
+                delay = to_seconds(SchedulePlan.from_body(schedule.body).delay_of(schedule.name, microseconds_of(schedule.next_at)))
                 waits.append((schedule.next_at - self.now).total_seconds() + delay)
         return min(waits, default=None)
 

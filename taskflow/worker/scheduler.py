@@ -127,11 +127,11 @@ class Scheduler:
         return max(0.0, min(looks) - (time.monotonic() - began_at))
 
     def _steps_of(self, offer: Offer) -> list[_Step]:
-        from taskflow.model.schedule_plan import Plan, firings_of
+        from taskflow.model.schedule_plan import SchedulePlan, firings_of
         from taskflow.model.timetable import OwnTimes
 
         try:
-            plan = Plan.from_body(offer.body)
+            plan = SchedulePlan.from_body(offer.body)
             times: Timetable
             if not isinstance(plan.times, OwnTimes):
                 times = plan.times

@@ -16,7 +16,7 @@ from taskflow.model.errors import BrokerRefused
 from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE, SCHEDULED_FOR, Amendment, ScheduleRecord
-from taskflow.model.schedule_plan import Plan
+from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.session import Session, SessionRecord
 from taskflow.model.stored import Unreadable
 from taskflow.model.timetable import CronTimes, OwnTimes
@@ -139,7 +139,7 @@ class HostileMigratingBroker(HostileBroker):
 
 
 def _body(times: CronTimes | OwnTimes, **fields: Any) -> bytes:
-    return Plan(times=times, template=Envelope(id=bytes(16), job="work", payload=b""), **fields).to_definition("").body
+    return SchedulePlan(times=times, template=Envelope(id=bytes(16), job="work", payload=b""), **fields).to_definition("").body
 
 
 def _schedule(name: str, body: bytes) -> ScheduleRecord:

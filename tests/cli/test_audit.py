@@ -17,7 +17,7 @@ from taskflow.model.audit import Act
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Status
-from taskflow.model.schedule_plan import Plan
+from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.timetable import EveryTimes
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
@@ -63,7 +63,7 @@ def test_what_changes_nothing_is_not_recorded(cli: Cli, stock: Stock) -> None:
 
 def test_acts_on_schedules_are_recorded(cli: Cli, stock: Stock) -> None:
     template = Envelope(id=bytes(16), job="tick", payload=b"\x01")
-    definition = Plan(times=EveryTimes(3600.0), template=template).to_definition("ticks")
+    definition = SchedulePlan(times=EveryTimes(3600.0), template=template).to_definition("ticks")
     cli.with_broker(lambda broker: broker.define([definition]))
     for action in ("trigger", "pause", "resume"):
         cli("schedules", action, "ticks", "--reason", "try")
@@ -176,7 +176,7 @@ def test_the_list_fits_eighty_columns(cli: Cli, stock: Stock, monkeypatch: pytes
 def test_a_person_confirms_the_removal_of_a_schedule(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """A script is not asked. What is declined is not recorded."""
     template = Envelope(id=bytes(16), job="tick", payload=b"\x01")
-    definition = Plan(times=EveryTimes(3600.0), template=template).to_definition("ticks")
+    definition = SchedulePlan(times=EveryTimes(3600.0), template=template).to_definition("ticks")
     cli.with_broker(lambda broker: broker.define([definition]))
     for stream in ("stdin", "stderr"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)

@@ -15,7 +15,7 @@ from taskflow.cli.bench import Figures
 from taskflow.cli.parser import a_parser
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import id_text
-from taskflow.model.schedule_plan import Plan
+from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.timetable import EveryTimes
 from tests.cli.inprocess import Cli
 from tests.cli.json_output import OF_SCHEDULES, SCHEMA, check, definition_of
@@ -126,7 +126,7 @@ def test_a_group_is_retried_with_its_stages(cli: Cli, stock: Stock) -> None:
 
 def test_acts_on_schedules_say_what_they_have_done(cli: Cli, stock: Stock) -> None:
     template = Envelope(id=bytes(16), job="tick", payload=b"\x01")
-    definition = Plan(times=EveryTimes(3600.0), template=template).to_definition("ticks")
+    definition = SchedulePlan(times=EveryTimes(3600.0), template=template).to_definition("ticks")
     cli.with_broker(lambda broker: broker.define([definition]))
     [trigger, unknown] = cli.json("schedules", "trigger", "ticks", "tocks", code=4)["schedules"]
     assert trigger["job"] is not None

@@ -15,7 +15,7 @@ from taskflow.model.clock import microseconds_of
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import id_text
 from taskflow.model.schedule import Amendment, Definition, Firing
-from taskflow.model.schedule_plan import Plan, id_of
+from taskflow.model.schedule_plan import SchedulePlan, id_of
 from taskflow.model.session import Beat, Session
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes
 from tests.cli.inprocess import URL, Cli
@@ -29,7 +29,7 @@ PARIS = CronTimes("0 9 * * MON-FRI", "Europe/Paris")
 
 def a_definition(name: str, times: Any, **terms: Any) -> Definition:
     template = Envelope(id=bytes(16), job=f"app.{name}", queue="mail", payload=b"\x01")
-    return Plan(times=times, template=template, **terms).to_definition(name)
+    return SchedulePlan(times=times, template=template, **terms).to_definition(name)
 
 
 async def stock(broker: Broker) -> None:
@@ -48,7 +48,7 @@ async def stock(broker: Broker) -> None:
 async def fire(broker: Broker, name: str, at: int) -> None:
     """Fire a schedule for an instant, with another one three days later to come."""
     [offer] = (await broker.upkeep(100)).offers
-    envelope = Plan.from_body(offer.body).envelope_for(name, at)
+    envelope = SchedulePlan.from_body(offer.body).envelope_for(name, at)
     first = Firing(name=name, digest=offer.digest, expected=None, next_at=at, look_at=at)
     then = at + 3 * DAY
     await broker.fire([first, msgspec.structs.replace(first, expected=at, next_at=then, look_at=then, envelope=envelope, missed=2)])

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from taskflow import Cron, DeclarationError, EnqueueFailed, Every, JobContext, KeyConflict, enqueue, job, schedules
 from taskflow.app.app import App, default_app
 from taskflow.model.ids import key_digest
-from taskflow.model.schedule_plan import Plan
+from taskflow.model.schedule_plan import SchedulePlan
 from tests.unit.app.bench import Bench
 
 any_job: Any = job
@@ -295,7 +295,7 @@ async def test_a_job_without_a_key_has_none(bench: Bench) -> None:
 
 def test_a_schedules_jobs_have_the_declared_key() -> None:
     made = declared("{size}", lambda size=3: None, schedule=Every(30, options={"queue": "io"}), key_scope="name")
-    template = Plan.from_body(made.schedules[0].definition.body).template
+    template = SchedulePlan.from_body(made.schedules[0].definition.body).template
     assert (template.key, template.key_text) == (key_digest("", "keys.declared", "3"), "3")
 
 
@@ -304,7 +304,7 @@ def test_a_declared_key_excludes_overlap_unless_the_schedule_removes_it(overlap:
     with pytest.raises(DeclarationError, match=rf'key= and overlap="{overlap}" exclude each other.*on_conflict=.*options=\{{"key": ""\}}'):
         declared("singleton", lambda: None, schedule=Every(30), overlap=overlap)
     made = declared("singleton", lambda: None, schedule=Cron("0 9 * * *", options={"key": ""}), overlap=overlap)
-    assert Plan.from_body(made.schedules[0].definition.body).template.key is None
+    assert SchedulePlan.from_body(made.schedules[0].definition.body).template.key is None
 
 
 # --- any text -------------------------------------------------------------------------------------------------------
@@ -361,5 +361,5 @@ async def test_a_backfill_adds_one_job_for_a_key(bench: Bench) -> None:
 
 def test_the_key_of_a_schedule_is_no_key_of_a_call() -> None:
     made = declared("{size}", lambda size=3: None, schedule=Every(30, options={"key": ""}), overlap="skip")
-    key = Plan.from_body(made.schedules[0].definition.body).envelope_for("keys.declared", 0).key
+    key = SchedulePlan.from_body(made.schedules[0].definition.body).envelope_for("keys.declared", 0).key
     assert key not in {key_digest(queue, "default", "keys.declared") for queue in ("schedule", "default", "")}

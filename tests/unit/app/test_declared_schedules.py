@@ -10,7 +10,7 @@ import pytest
 
 from taskflow import Cron, DeclarationError, Every, job
 from taskflow.app.app import App, default_app
-from taskflow.model.schedule_plan import Plan
+from taskflow.model.schedule_plan import SchedulePlan
 
 any_job: Any = job
 
@@ -97,7 +97,7 @@ def test_the_jobs_of_a_schedule_have_the_tags_of_the_job_and_of_its_options() ->
     async def report() -> None: ...
 
     declared = any_job(name="report", tags=("reports",), schedule=[Every(30), Every(60, options={"tags": ("hourly",)})])(report)
-    templates = [Plan.from_body(schedule.definition.body).envelope_for(schedule.name, 0) for schedule in declared.schedules]
+    templates = [SchedulePlan.from_body(schedule.definition.body).envelope_for(schedule.name, 0) for schedule in declared.schedules]
     assert [template.tags for template in templates] == [("reports",), ("reports", "hourly")]
 
 

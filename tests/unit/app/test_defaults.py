@@ -28,7 +28,7 @@ from taskflow.app.registry import Registry
 from taskflow.app.settings import Defaults
 from taskflow.model.envelope import Envelope
 from taskflow.model.follow_up import follow_up_of
-from taskflow.model.schedule_plan import Plan
+from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.worker.children.application import Application
 from taskflow.worker.children.messages import Hello
 from tests.unit.app.bench import Bench
@@ -176,7 +176,7 @@ def test_the_jobs_of_a_declared_schedule_have_the_defaults(monkeypatch: pytest.M
     async def scheduled() -> None: ...
 
     def template() -> Envelope:
-        return Plan.from_body(scheduled.schedules[0].definition.body).template
+        return SchedulePlan.from_body(scheduled.schedules[0].definition.body).template
 
     assert (template().queue, template().max_attempts) == ("default", 10)
     configure(defaults={"queue": "io", "max_attempts": 1})

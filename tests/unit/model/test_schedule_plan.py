@@ -11,7 +11,7 @@ import pytest
 from taskflow.model.clock import MICROSECONDS, microseconds_of
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.schedule import MAX_OFFERS, Firing, Offer
-from taskflow.model.schedule_plan import MOST_COUNTED, PROMPT, Plan, firings_of, id_of, scheduled_for
+from taskflow.model.schedule_plan import MOST_COUNTED, PROMPT, SchedulePlan, firings_of, id_of, scheduled_for
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, Timetable
 
 NOON = microseconds_of(datetime(2026, 5, 1, 12, tzinfo=UTC))
@@ -19,11 +19,11 @@ HOUR = 3_600 * MICROSECONDS
 TEMPLATE = Envelope(id=bytes(16), job="report", payload=b"\x01", queue="reports", headers={"a": "b"})
 
 
-def a_plan(**fields: Any) -> Plan:
-    return Plan(**{"times": CronTimes("0 * * * *"), "template": TEMPLATE, **fields})
+def a_plan(**fields: Any) -> SchedulePlan:
+    return SchedulePlan(**{"times": CronTimes("0 * * * *"), "template": TEMPLATE, **fields})
 
 
-def steps(plan: Plan, next_at: int | None, now: int, times: Timetable | None = None) -> list[Firing]:
+def steps(plan: SchedulePlan, next_at: int | None, now: int, times: Timetable | None = None) -> list[Firing]:
     """The steps of an offer. Each expects what the one before has set."""
     definition = plan.to_definition("nightly")
     offer = Offer(name="nightly", digest=definition.digest, body=definition.body, next_at=next_at, since=now, now=now)
@@ -190,7 +190,7 @@ def test_overlap_is_a_key_of_the_schedule(overlap: str, on_conflict: OnConflict)
 
 def test_a_definition_is_the_same_in_each_process() -> None:
     assert a_plan().to_definition("nightly") == a_plan().to_definition("nightly")
-    assert Plan.from_body(a_plan(catch_up="all").to_definition("nightly").body) == a_plan(catch_up="all")
+    assert SchedulePlan.from_body(a_plan(catch_up="all").to_definition("nightly").body) == a_plan(catch_up="all")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_definition_is_the_same_in_each_process() -> None:
 )
 def test_a_damaged_definition_is_refused(body: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - msgspec's errors are of this kind, with words of their own
-        Plan.from_body(body)
+        SchedulePlan.from_body(body)
 
 
 class Counting:
