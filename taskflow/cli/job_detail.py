@@ -21,12 +21,12 @@ from taskflow.cli.terminal import OF_STATUS, painted
 from taskflow.cli.time_format import duration
 from taskflow.model.codec import Limits
 from taskflow.model.ids import id_text
-from taskflow.model.masking import HIDDEN, Room
+from taskflow.model.masking import HIDDEN, DisplayLimits
 from taskflow.model.printable import MAX_CHARACTERS, indented, message, one_line
 from taskflow.model.record import Record
 from taskflow.model.time_line import Moment, time_line
 
-AT_A_GLANCE: Final = Room(characters=400, items=20, levels=4)
+AT_A_GLANCE: Final = DisplayLimits(characters=400, items=20, levels=4)
 MOST_OF_VALUE: Final = 1_000
 """The maximum number of characters of one argument, unless all is shown."""
 
@@ -66,7 +66,7 @@ class _Page:
         self._limits = limits
         self._width = width
         self._is_full = is_full
-        self._room = IN_FULL if is_full else AT_A_GLANCE
+        self._display = IN_FULL if is_full else AT_A_GLANCE
 
     def lines(self, record: Record, now: datetime) -> Iterator[str]:
         for field, value in self._fields(record):
@@ -76,7 +76,7 @@ class _Page:
         for spoilt in record.unreadable:
             yield from self._named("unreadable", one_line(spoilt))
             yield from self._named("", f"its bytes begin with {spoilt.raw.hex() or 'nothing'}")
-        arguments, problem = arguments_of(record, self._limits, self._room)
+        arguments, problem = arguments_of(record, self._limits, self._display)
         yield from self._section("arguments", arguments, problem or "none")
         yield from self._section("headers", record_json(record)["headers"], "")
         yield from self._time_line(record, now)
@@ -96,7 +96,7 @@ class _Page:
         if record.progress is not None:
             which = " of the last run" if record.status.is_waiting else ""
             yield "progress", f"{record.progress.fraction:.0%}{which}{f': {record.progress.note}' if record.progress.note else ''}"
-        result, problem = result_of(record, self._limits, self._room)
+        result, problem = result_of(record, self._limits, self._display)
         if problem is not None or record.result:
             yield "result", problem or _text_of(result)
 

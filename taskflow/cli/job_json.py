@@ -11,13 +11,13 @@ from taskflow.model.codec import Limits, decode_by_name, decode_value
 from taskflow.model.codec.secret import RETURNED
 from taskflow.model.errors import CodecError
 from taskflow.model.ids import id_text
-from taskflow.model.masking import HIDDEN, Room, is_secret, presentable, presentable_map
+from taskflow.model.masking import HIDDEN, DisplayLimits, is_secret, masked_value, masked_map
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.schedule_plan import scheduled_for
 from taskflow.model.verdict import RunError
 
-IN_FULL: Final = Room(characters=16_384, items=10_000, levels=64)
+IN_FULL: Final = DisplayLimits(characters=16_384, items=10_000, levels=64)
 
 _APART: Final = (
     "id",
@@ -65,22 +65,22 @@ def detailed_json(record: Record, limits: Limits) -> dict[str, Any]:
     return record_json(record) | more
 
 
-def arguments_of(record: Record, limits: Limits, room: Room) -> tuple[dict[str, Any] | None, str | None]:
+def arguments_of(record: Record, limits: Limits, display: DisplayLimits) -> tuple[dict[str, Any] | None, str | None]:
     """Return the arguments by name, for display. If that is impossible, return None and why."""
     payload = record.payload
     if payload is None:
         return None, "not kept: the job has succeeded" if record.result is not None else "not kept"
-    return _shown(lambda: presentable_map(decode_by_name(payload, limits=limits), record.secrets, room))
+    return _shown(lambda: masked_map(decode_by_name(payload, limits=limits), record.secrets, display))
 
 
-def result_of(record: Record, limits: Limits, room: Room) -> tuple[Any, str | None]:
+def result_of(record: Record, limits: Limits, display: DisplayLimits) -> tuple[Any, str | None]:
     """Return the result, for display. If there is none, return None. If it cannot be decoded, return None and why."""
     result = record.result
     if not result:
         return None, None
     if RETURNED in record.secrets:
         return HIDDEN, None
-    return _shown(lambda: presentable(decode_value(result, limits=limits), record.secrets, room))
+    return _shown(lambda: masked_value(decode_value(result, limits=limits), record.secrets, display))
 
 
 def _shown(convert: Callable[[], Any]) -> tuple[Any, str | None]:

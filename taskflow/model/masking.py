@@ -27,7 +27,7 @@ _SECRET_JOINED: Final = frozenset(pair.replace(" ", "") for pair in _SECRET_PAIR
 _PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^\s/?#:@]*):[^\s/]*(?=@)")
 
 
-class Room(msgspec.Struct, frozen=True):
+class DisplayLimits(msgspec.Struct, frozen=True):
     """How much of a value is shown: characters of a text, items of a container, and levels of nested containers."""
 
     characters: int
@@ -43,51 +43,51 @@ def is_secret(name: str) -> bool:
     return any(" ".join(pair) in _SECRET_PAIRS for pair in pairwise(words))
 
 
-def presentable(value: object, secrets: Collection[str], room: Room) -> Any:
+def masked_value(value: object, secrets: Collection[str], limits: DisplayLimits) -> Any:
     """Return a decoded value as JSON can express it: sets and tuples as lists, instants and decimals as text, keys of dicts as text.
 
     A value whose name is in `secrets`, or that `is_secret` names, is replaced by `HIDDEN`, unless it is None, True or False. Passwords in
-    URLs are hidden too. What does not fit into `room` is left out, and the place says so.
+    URLs are hidden too. What does not fit into `limits` is left out, and the place says so.
     """
     if value is None or isinstance(value, bool | float):
         return _number(value)
     if isinstance(value, int):
         return value if abs(value) < 1 << 63 else shown(value)
     if isinstance(value, str):
-        return cut(_PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}", value), room.characters)
+        return cut(_PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}", value), limits.characters)
     if isinstance(value, bytes | bytearray):
-        size, hexadecimal = len(value), bytes(value[: room.characters // 2]).hex()
-        return f"<{size:,} bytes: {hexadecimal}{'...' if 2 * size > room.characters else ''}>" if size else "<0 bytes>"
+        size, hexadecimal = len(value), bytes(value[: limits.characters // 2]).hex()
+        return f"<{size:,} bytes: {hexadecimal}{'...' if 2 * size > limits.characters else ''}>" if size else "<0 bytes>"
     if isinstance(value, Mapping | list | tuple | Set):
-        return _container(value, secrets, room)
-    return cut(_text(value), room.characters)
+        return _container(value, secrets, limits)
+    return cut(_text(value), limits.characters)
 
 
-def presentable_map(values: Mapping[Any, object], secrets: Collection[str], room: Room) -> dict[str, Any]:
-    """Return a map by name, like `presentable`."""
-    return dict(_pairs(values, secrets, room))
+def masked_map(values: Mapping[Any, object], secrets: Collection[str], limits: DisplayLimits) -> dict[str, Any]:
+    """Return a map by name, like `masked_value`."""
+    return dict(_pairs(values, secrets, limits))
 
 
 def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
-def _container(value: Any, secrets: Collection[str], room: Room) -> Any:
-    if not room.levels:
+def _container(value: Any, secrets: Collection[str], limits: DisplayLimits) -> Any:
+    if not limits.levels:
         return f"<{type(value).__name__} with {len(value):,} items>"
-    inside = msgspec.structs.replace(room, levels=room.levels - 1)
+    inside = msgspec.structs.replace(limits, levels=limits.levels - 1)
     if isinstance(value, Mapping):
-        return presentable_map(value, secrets, inside)
-    items = [presentable(each, secrets, inside) for each in islice(_ordered(value), room.items)]
+        return masked_map(value, secrets, inside)
+    items = [masked_value(each, secrets, inside) for each in islice(_ordered(value), limits.items)]
     return items if len(items) == len(value) else [*items, f"... ({len(value):,} items)"]
 
 
-def _pairs(values: Mapping[Any, object], secrets: Collection[str], room: Room) -> Iterable[tuple[str, Any]]:
-    for key, value in islice(values.items(), room.items):
+def _pairs(values: Mapping[Any, object], secrets: Collection[str], limits: DisplayLimits) -> Iterable[tuple[str, Any]]:
+    for key, value in islice(values.items(), limits.items):
         name = key if isinstance(key, str) else _text(key)
         is_hidden = (name in secrets or is_secret(name)) and value is not None and not isinstance(value, bool)
-        yield cut(name, room.characters), HIDDEN if is_hidden else presentable(value, secrets, room)
-    if len(values) > room.items:
+        yield cut(name, limits.characters), HIDDEN if is_hidden else masked_value(value, secrets, limits)
+    if len(values) > limits.items:
         yield "...", f"({len(values):,} items)"
 
 

@@ -11,9 +11,9 @@ from uuid import UUID
 import pytest
 from hypothesis import given, strategies as st
 
-from taskflow.model.masking import HIDDEN, Room, is_secret, presentable
+from taskflow.model.masking import HIDDEN, DisplayLimits, is_secret, masked_value
 
-ROOM = Room(characters=40, items=3, levels=2)
+LIMITS = DisplayLimits(characters=40, items=3, levels=2)
 
 
 SECRETS = (
@@ -29,7 +29,7 @@ def test_names_of_secrets_are_known() -> None:
 
 def test_secrets_are_hidden_at_every_level() -> None:
     value = {"a": [{"token": "t", "b": 1}], "mine": (1, 2), "password": None, "auth": True, "url": "see redis://u:p@ss@h/0?x=1 now"}
-    assert presentable(value, {"mine"}, Room(100, 10, 10)) == {
+    assert masked_value(value, {"mine"}, DisplayLimits(100, 10, 10)) == {
         "a": [{"token": HIDDEN, "b": 1}],
         "mine": HIDDEN,
         "password": None,
@@ -52,7 +52,7 @@ def test_secrets_are_hidden_at_every_level() -> None:
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_values_as_json_can_express_them(value: object, shown: object) -> None:
-    assert presentable(value, (), ROOM) == shown
+    assert masked_value(value, (), LIMITS) == shown
 
 
 _leaves: st.SearchStrategy[Any] = (
@@ -62,4 +62,4 @@ _leaves: st.SearchStrategy[Any] = (
 
 @given(st.recursive(_leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner), max_leaves=30))
 def test_every_value_becomes_json(value: Any) -> None:
-    json.dumps(presentable(value, {"a"}, ROOM), allow_nan=False)
+    json.dumps(masked_value(value, {"a"}, LIMITS), allow_nan=False)
