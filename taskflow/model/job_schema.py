@@ -99,7 +99,7 @@ class Counters(NamedTuple):
 # --- the declaration ----------------------------------------------------------------------------------------------
 
 
-class Kind(NamedTuple):
+class FieldKind(NamedTuple):
     """The type and range of a field. `least` and `most` limit the value of a number, or the length of bytes or text."""
 
     type: type[int] | type[bytes] | type[str]
@@ -110,22 +110,22 @@ class Kind(NamedTuple):
 SMALL: Final = 1 << 20
 LARGE: Final = 64 << 20
 
-NAME: Final = Kind(int, 1)
+NAME: Final = FieldKind(int, 1)
 """A number that stands for a queue name or job name. PostgreSQL stores the name itself."""
-ORDINAL: Final = Kind(int, -(1 << 63))
-STATUS: Final = Kind(int, most=6)
-PRIORITY: Final = Kind(int, PRIORITIES[0], PRIORITIES[-1])
-COUNT: Final = Kind(int, most=1 << 53)
-FLAG: Final = Kind(int, most=1)
-INSTANT: Final = Kind(int, most=1 << 62)
+ORDINAL: Final = FieldKind(int, -(1 << 63))
+STATUS: Final = FieldKind(int, most=6)
+PRIORITY: Final = FieldKind(int, PRIORITIES[0], PRIORITIES[-1])
+COUNT: Final = FieldKind(int, most=1 << 53)
+FLAG: Final = FieldKind(int, most=1)
+INSTANT: Final = FieldKind(int, most=1 << 62)
 """Microseconds since 1970, to which a duration can be added without an overflow."""
-ID: Final = Kind(bytes, 16, 16)
-CLAIM: Final = Kind(bytes, 28, 28)
-FENCE: Final = Kind(bytes, 36, 36)
-CAUSE: Final = Kind(bytes, FINGERPRINT_BYTES, MOST_BYTES)
-BYTES: Final = Kind(bytes, most=SMALL)
-LARGE_BYTES: Final = Kind(bytes, most=LARGE)
-TEXT: Final = Kind(str, most=SMALL)
+ID: Final = FieldKind(bytes, 16, 16)
+CLAIM: Final = FieldKind(bytes, 28, 28)
+FENCE: Final = FieldKind(bytes, 36, 36)
+CAUSE: Final = FieldKind(bytes, FINGERPRINT_BYTES, MOST_BYTES)
+BYTES: Final = FieldKind(bytes, most=SMALL)
+LARGE_BYTES: Final = FieldKind(bytes, most=LARGE)
+TEXT: Final = FieldKind(str, most=SMALL)
 
 CLAIMED, OUTCOME, REDO, DROP = "claim", "outcome", "redo", "drop"
 """The moves that clear fields: a claim, any verdict except HandedBack and Parked, an operator's retry, and dropping an ended job."""
@@ -143,7 +143,7 @@ class Field(NamedTuple):
     """
 
     name: str
-    kind: Kind
+    kind: FieldKind
     default: Any = None
     sent: tuple[str, ...] = ()
     is_packed: bool = False
