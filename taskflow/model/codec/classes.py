@@ -16,7 +16,7 @@ from typing_extensions import ReadOnly, is_typeddict
 
 from taskflow.model.codec.hints import hints_of_class
 from taskflow.model.codec.models import is_model, record_of_model
-from taskflow.model.codec.records import ClassFields, Field
+from taskflow.model.codec.records import ClassFields, ClassField
 from taskflow.model.codec.shape import Unsupported
 
 
@@ -45,7 +45,7 @@ def _is_struct(kind: type) -> bool:
 
 def _of_typed_dict(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     hints = hints_of_class(kind, arguments)
-    fields = tuple(Field(name, hint, _is_required(kind, name, hint)) for name, hint in hints.items())
+    fields = tuple(ClassField(name, hint, _is_required(kind, name, hint)) for name, hint in hints.items())
     return ClassFields(dict, fields, make=dict, parts=lambda value: value if isinstance(value, dict) else None, has_tag=False)
 
 
@@ -62,13 +62,13 @@ def _is_required(kind: Any, name: str, hint: Any) -> bool:
 
 def _of_named_tuple(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     hints = hints_of_class(kind, arguments)
-    fields = tuple(Field(name, hints.get(name, Any), name not in kind._field_defaults) for name in kind._fields)
+    fields = tuple(ClassField(name, hints.get(name, Any), name not in kind._field_defaults) for name in kind._fields)
     return ClassFields(kind, fields, make=lambda values: kind(**values), runs_code=kind.__bases__ != (tuple,))
 
 
 def _of_struct(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     hints = hints_of_class(kind, arguments)
-    fields = tuple(Field(field.name, hints[field.name], field.required) for field in msgspec.structs.fields(kind))
+    fields = tuple(ClassField(field.name, hints[field.name], field.required) for field in msgspec.structs.fields(kind))
     return ClassFields(kind, fields, make=lambda values: kind(**values), runs_code=hasattr(kind, "__post_init__"))
 
 
@@ -76,7 +76,7 @@ def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     _refuse_init_vars(kind)
     hints = hints_of_class(kind, arguments)
     declared = dataclasses.fields(kind)
-    fields = tuple(Field(field.name, hints[field.name], _dataclass_requires(field)) for field in declared)
+    fields = tuple(ClassField(field.name, hints[field.name], _dataclass_requires(field)) for field in declared)
     late = [field.name for field in declared if not field.init]
     runs_code = any(hasattr(kind, name) for name in ("__post_init__", "__pydantic_validator__")) or _has_own_constructor(kind)
     return ClassFields(kind, fields, make=_maker(kind, {}, late), runs_code=runs_code)
@@ -104,7 +104,7 @@ def _dataclass_requires(field: dataclasses.Field[Any]) -> bool:
 def _of_attrs(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     hints = hints_of_class(kind, arguments)
     attributes = kind.__attrs_attrs__
-    fields = tuple(Field(each.name, hints.get(each.name, Any), each.init and not _has_default(each)) for each in attributes)
+    fields = tuple(ClassField(each.name, hints.get(each.name, Any), each.init and not _has_default(each)) for each in attributes)
     aliases = {each.name: each.alias for each in attributes if each.init and each.alias != each.name}
     late = [each.name for each in attributes if not each.init]
     hooks = any(each.validator or each.converter for each in attributes) or any(hasattr(kind, f"__attrs_{when}_init__") for when in _HOOKS)

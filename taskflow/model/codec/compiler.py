@@ -36,7 +36,7 @@ from taskflow.model.codec.hints import stands_for, substitute
 from taskflow.model.codec.misfit import type_name
 from taskflow.model.codec.moments import MOMENTS, late_moment, zoneinfo_shape
 from taskflow.model.codec.paths import PATHS
-from taskflow.model.codec.records import ClassFields, Field, promise_of, record_of
+from taskflow.model.codec.records import ClassFields, ClassField, promise_of, record_of
 from taskflow.model.codec.registered import note_unregistered, registered_shape
 from taskflow.model.codec.scalars import SCALARS
 from taskflow.model.codec.shape import DictKeys, Shape, Tag, Unsupported
@@ -124,14 +124,14 @@ class Compiler:
             lambda: record_of(record, label, keys, {field.name: self._field(record, field) for field in record.fields}),
         )
 
-    def _field(self, record: ClassFields, field: Field) -> Shape:
+    def _field(self, record: ClassFields, field: ClassField) -> Shape:
         try:
             return self._field_of_any_kind(record, field)
         except Unsupported as unsupported:
             unsupported.within(f".{field.name}")
             raise
 
-    def _field_of_any_kind(self, record: ClassFields, field: Field) -> Shape:
+    def _field_of_any_kind(self, record: ClassFields, field: ClassField) -> Shape:
         try:
             return self.shape(field.annotation)
         except Unsupported:

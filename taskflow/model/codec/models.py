@@ -14,7 +14,7 @@ import msgspec
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, type_name
 from taskflow.model.codec.parts import read_map
-from taskflow.model.codec.records import ClassFields, Field
+from taskflow.model.codec.records import ClassFields, ClassField
 from taskflow.model.codec.shape import Shape, Unresolved, Unsupported
 from taskflow.model.codec.untyped import ANY, read_any, write_any
 from taskflow.model.codec.wire import marker, marker_of
@@ -44,7 +44,7 @@ def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
         given = values.get("root", _UNDEFINED) if kind.__pydantic_root_model__ else values
         return kind() if given is _UNDEFINED else kind.__pydantic_validator__.validate_python(given, by_name=True, by_alias=False)
 
-    declared = tuple(Field(name, field.annotation, field.is_required()) for name, field in fields.items())
+    declared = tuple(ClassField(name, field.annotation, field.is_required()) for name, field in fields.items())
     return ClassFields(
         kind,
         declared,

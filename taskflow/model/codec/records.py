@@ -19,7 +19,7 @@ from taskflow.model.errors import MissingArgument, UnknownArgument
 _C = TypeVar("_C", bound=Callable[[Any, int], Any])
 
 
-class Field(msgspec.Struct, frozen=True):
+class ClassField(msgspec.Struct, frozen=True):
     """A field of a class, with its uncompiled annotation."""
 
     name: str
@@ -32,7 +32,7 @@ class ClassFields(msgspec.Struct, frozen=True):
     """Describes how to write and read instances of a class with fields."""
 
     kind: type
-    fields: tuple[Field, ...]
+    fields: tuple[ClassField, ...]
     make: Callable[[dict[str, Any]], Any]
     """Makes an instance from its fields, which are given by name. It may raise any exception."""
     parts: Callable[[Any], Mapping[str, Any] | None] | None = None
