@@ -58,14 +58,14 @@ class Statement(NamedTuple):
     parameters: tuple[Any, ...] = ()
 
 
-Run = Callable[[Statement], Sequence[Row]]
+RunStatement = Callable[[Statement], Sequence[Row]]
 """Runs a statement on the caller's connection, and returns its rows."""
 
 
 class Verb(Protocol[T_co]):
     """A verb that has not run yet. Exactly one of its methods is called, once."""
 
-    def run(self, run: Run, /) -> T_co:
+    def run(self, run: RunStatement, /) -> T_co:
         """Run the verb's statements with `run`, and return its answer."""
         ...
 
@@ -107,7 +107,7 @@ class TransactionalBroker(Protocol):
         ...
 
 
-def drive(steps: Generator[Statement, Sequence[Row], T], run: Run) -> T:
+def drive(steps: Generator[Statement, Sequence[Row], T], run: RunStatement) -> T:
     """Run the statements of a verb, and return its answer. If one fails, the verb may undo what it has done, and raises the error."""
     try:
         statement = next(steps)

@@ -12,7 +12,7 @@ from taskflow.broker.postgres.packing import pack_progress
 from taskflow.broker.postgres.settle import fence_of, is_possible, kept_for
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.script_values import added_or_refused
-from taskflow.broker.transactional import Dialect, Purpose, Row, Run, Statement, drive
+from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, Statement, drive
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, pack_extras
 from taskflow.model.errors import BrokerRefused, KeyBusy, StoreFull, TaskflowError, WrongConnection
@@ -40,7 +40,7 @@ class PostgresVerb(Generic[T]):
     def __init__(self, steps: Callable[[], Steps[T]]) -> None:
         self.steps = steps
 
-    def run(self, run: Run, /) -> T:
+    def run(self, run: RunStatement, /) -> T:
         return drive(self.steps(), run)
 
 

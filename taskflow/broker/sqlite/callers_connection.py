@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Generic, TypeVar, cast
 
-from taskflow.broker.transactional import Row, Run, Statement
+from taskflow.broker.transactional import Row, RunStatement, Statement
 from taskflow.model.errors import WrongConnection
 from taskflow.model.seams import StartThread
 
@@ -22,7 +22,7 @@ _STORED: Final = frozenset({int, float, str, bytes, type(None)})
 class CallersConnection:
     """The part of `sqlite3.Connection` that verbs use, on the caller's connection."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunStatement) -> None:
         self._run = run
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> _Result:
@@ -127,7 +127,7 @@ class _Answer(Generic[T]):
         return cast("T", self._answer)
 
 
-def in_steps(work: Callable[[Run], T], start_thread: StartThread) -> Generator[Statement, Sequence[Row], T]:
+def in_steps(work: Callable[[RunStatement], T], start_thread: StartThread) -> Generator[Statement, Sequence[Row], T]:
     """Yield the statements that `work` runs, one by one, and return its answer.
 
     `work` runs in a thread, because it waits for the rows of each statement in the middle of ordinary code. It runs only while this

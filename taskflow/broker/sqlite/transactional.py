@@ -24,7 +24,7 @@ from taskflow.broker.sqlite.statements import Statements, table_prefix
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.broker.sqlite.writer import Writer
-from taskflow.broker.transactional import Dialect, Purpose, Row, Run, Statement, Verb
+from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, Statement, Verb
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import StoreFull, WrongConnection
 from taskflow.model.job_schema import BY_NAME
@@ -202,7 +202,7 @@ class _Verb(Generic[T]):
     work: Callable[[CallersConnection], T]
     start_thread: StartThread
 
-    def run(self, run: Run, /) -> T:
+    def run(self, run: RunStatement, /) -> T:
         return self.work(CallersConnection(run))
 
     def steps(self) -> Generator[Statement, Sequence[Row], T]:
