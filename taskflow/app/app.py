@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from taskflow.app.loop_client import LoopClient
 from taskflow.app.middleware import Middleware
 from taskflow.app.registry import Registry
-from taskflow.app.settings import DEFAULT_BROKER, ChildLifespan, Defaults, Lifespan, Settings, checked, layered
+from taskflow.app.settings import DEFAULT_BROKER, ChildLifespanFactory, Defaults, LifespanFactory, Settings, checked, layered
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.url import connect
 from taskflow.model.codec import Limits
@@ -228,10 +228,10 @@ def configure(
     enqueue_timeout: float | None = None,
     max_payload: int | None = None,
     middleware: Sequence[Middleware] | None = None,
-    lifespan: Lifespan | None = None,
+    lifespan: LifespanFactory | None = None,
     subscribers: Sequence[Subscriber] | None = None,
     child_initializer: Callable[[], object] | None = None,
-    child_lifespan: ChildLifespan | None = None,
+    child_lifespan: ChildLifespanFactory | None = None,
     defaults: DefaultOptions | None = None,
 ) -> None:
     """Configure the application. Settings left out keep their values. Only command-line flags override these settings.

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_BROKER: Final = "sqlite:///taskflow.db"
 
-Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
-ChildLifespan = Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
+LifespanFactory = Callable[[], AbstractAsyncContextManager[Any]]
+ChildLifespanFactory = Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
 
 class Defaults(msgspec.Struct, frozen=True):
@@ -50,10 +50,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     enqueue_timeout: float = 5.0
     max_payload: int = 1 << 20
     middleware: tuple[Middleware, ...] = ()
-    lifespan: Lifespan | None = None
+    lifespan: LifespanFactory | None = None
     subscribers: tuple[Subscriber, ...] = ()
     child_initializer: Callable[[], object] | None = None
-    child_lifespan: ChildLifespan | None = None
+    child_lifespan: ChildLifespanFactory | None = None
     defaults: Defaults = Defaults()
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's default repr would show the broker's password
