@@ -24,7 +24,7 @@ from taskflow.model.ids import id_text
 from taskflow.model.masking import HIDDEN, DisplayLimits
 from taskflow.model.printable import MAX_CHARACTERS, indented, message, one_line
 from taskflow.model.record import Record
-from taskflow.model.time_line import Moment, time_line
+from taskflow.model.timeline import Moment, timeline
 
 AT_A_GLANCE: Final = DisplayLimits(characters=400, items=20, levels=4)
 MOST_OF_VALUE: Final = 1_000
@@ -124,7 +124,7 @@ class _Page:
     def _time_line(self, record: Record, now: datetime) -> Iterator[str]:
         """Show each moment with the time since the one before: how long a run or a wait has lasted."""
         yield "time line (UTC)"
-        moments = time_line(record, now)
+        moments = timeline(record, now)
         left_out = 0 if self._is_full else max(0, len(moments) - FIRST_MOMENTS - LAST_MOMENTS)
         before: Moment | None = None
         for place, moment in enumerate(moments):

@@ -18,7 +18,7 @@ class Moment(NamedTuple):
     text: str
 
 
-def time_line(record: Record, now: datetime) -> list[Moment]:
+def timeline(record: Record, now: datetime) -> list[Moment]:
     """Return what is known of the job's life. Runs that were snoozed, parked or handed back leave no trace."""
     last = record.errors[-1] if record.errors else None
     ran_at = record.started_at or (record.claimed_at if record.status is Status.RUNNING else None)

@@ -9,7 +9,7 @@ import pytest
 
 from taskflow.model.clock import microseconds_of
 from taskflow.model.record import Record, Status
-from taskflow.model.time_line import time_line
+from taskflow.model.timeline import timeline
 from taskflow.model.verdict import RunEnding, RunError
 
 SENT = datetime(2026, 11, 28, tzinfo=UTC)
@@ -26,7 +26,7 @@ def failure(started: float, ended: float, attempt: int = 1, ending: RunEnding = 
 
 def told(status: Status, **fields: Any) -> list[tuple[float, str]]:
     record = Record(**{"id": b"j" * 16, "job": "work", "status": status, "created_at": SENT, "due_at": SENT, **fields})
-    return [((moment.at - SENT).total_seconds(), moment.text) for moment in time_line(record, at(100))]
+    return [((moment.at - SENT).total_seconds(), moment.text) for moment in timeline(record, at(100))]
 
 
 FAILED_ONCE = [(0, "sent"), (1, "attempt 1 started on web:1"), (3, "attempt 1 failed: ValueError: no user")]
