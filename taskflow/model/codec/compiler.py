@@ -34,7 +34,7 @@ from taskflow.model.codec.classes import record_for
 from taskflow.model.codec.containers import abstract_collection, collection_of, fixed_tuple, mapping_of
 from taskflow.model.codec.hints import stands_for, substitute
 from taskflow.model.codec.misfit import type_name
-from taskflow.model.codec.moments import MOMENTS, late_moment, zoneinfo_shape
+from taskflow.model.codec.datetimes import DATETIMES, shape_of_zoneinfo, zoneinfo_shape
 from taskflow.model.codec.paths import PATHS
 from taskflow.model.codec.records import ClassFields, ClassField, promise_of, record_of
 from taskflow.model.codec.registered import note_unregistered, registered_shape
@@ -252,8 +252,8 @@ def _promise_of_alias(finished: Callable[[], Shape]) -> Shape:
 
 def _leaf(kind: type) -> Shape | None:
     if kind is datetime.tzinfo:
-        return union_of([MOMENTS[datetime.timezone], zoneinfo_shape()])
-    return _LEAVES.get(kind) or late_moment(kind)
+        return union_of([DATETIMES[datetime.timezone], zoneinfo_shape()])
+    return _LEAVES.get(kind) or shape_of_zoneinfo(kind)
 
 
 def _literal_values(members: Sequence[Any]) -> list[Any]:
@@ -289,7 +289,7 @@ _PLAINLY: tuple[tuple[Any, Any], ...] = (
     (typing.LiteralString, str),
     (typing_extensions.Any, Any),
 )
-_LEAVES = {**SCALARS, **MOMENTS, **PATHS}
+_LEAVES = {**SCALARS, **DATETIMES, **PATHS}
 _COLLECTIONS = (list, set, frozenset)
 _MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)
 _ABSTRACT = (

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, NeedsAnnotation, too_deep, type_name
-from taskflow.model.codec.moments import MOMENTS, late_moment, read_zoneinfo
+from taskflow.model.codec.datetimes import DATETIMES, shape_of_zoneinfo, read_zoneinfo
 from taskflow.model.codec.parts import (
     hashed,
     pairs_of,
@@ -33,7 +33,7 @@ def write_any(value: Any, levels: int) -> Any:
 def _write_rare(value: Any, levels: int) -> Any:
     """Write a ZoneInfo, or the plain text or number that an instance of a subclass is equal to."""
     kind = type(value)
-    if (late := late_moment(kind)) is not None:
+    if (late := shape_of_zoneinfo(kind)) is not None:
         return late.write(value, levels)
     for base in _PLAIN_BASES:
         if issubclass(kind, base):
@@ -164,7 +164,7 @@ _ARRAYS: Final[dict[int, type[tuple[Any, ...]] | type[set[Any]] | type[frozenset
     codes.FROZENSET: frozenset,
 }
 _PLAIN_BASES: Final = (str, int, float)
-_LEAVES: Final = {**SCALARS, **MOMENTS, **PATHS}
+_LEAVES: Final = {**SCALARS, **DATETIMES, **PATHS}
 WRITERS: Final[dict[type, Write]] = {
     **{kind: shape.write for kind, shape in _LEAVES.items()},
     str: _write_str,

@@ -52,19 +52,19 @@ def write_datetime(value: Any, _levels: int) -> Ext:
 
 
 def _datetime(text: str) -> datetime:
-    moment, _, name = text.removeprefix(_LATER_FOLD).partition("[")
+    iso, _, name = text.removeprefix(_LATER_FOLD).partition("[")
     try:
-        value = datetime.fromisoformat(moment)
-        if value.tzinfo is UTC and (zone := _short_of_utc(moment)):
+        value = datetime.fromisoformat(iso)
+        if value.tzinfo is UTC and (zone := _short_of_utc(iso)):
             value = value.replace(tzinfo=zone)
         if text.startswith(_LATER_FOLD):
             value = value.replace(fold=1)
-        return _placed(value, name) if name else value
+        return _in_zone(value, name) if name else value
     except (ValueError, OverflowError) as error:
         raise Misfit(f"expected a datetime in ISO 8601: {error}") from None
 
 
-def _placed(value: datetime, name: str) -> datetime:
+def _in_zone(value: datetime, name: str) -> datetime:
     """Return the same instant in the zone named in brackets after the offset. `name` is the text after the opening bracket."""
     offset = value.utcoffset()
     if offset is None:
@@ -83,12 +83,12 @@ def write_time(value: Any, _levels: int) -> Ext:
 
 
 def _time(text: str) -> time:
-    moment, _, name = text.removeprefix(_LATER_FOLD).partition("[")
+    iso, _, name = text.removeprefix(_LATER_FOLD).partition("[")
     try:
-        value = time.fromisoformat(moment)
+        value = time.fromisoformat(iso)
     except ValueError as error:
         raise Misfit(f"expected a time in ISO 8601: {error}") from None
-    if value.tzinfo is UTC and (zone := _short_of_utc(moment)):
+    if value.tzinfo is UTC and (zone := _short_of_utc(iso)):
         value = value.replace(tzinfo=zone)
     if name:
         value = value.replace(tzinfo=_zone_of(value.utcoffset(), name))
@@ -150,9 +150,9 @@ def write_zoneinfo(value: Any, _levels: int) -> Ext:
     return Ext(codes.ZONEINFO, value.key.encode())
 
 
-def _short_of_utc(moment: str) -> timezone | None:
+def _short_of_utc(iso: str) -> timezone | None:
     """Return the zone if its offset is smaller than a second, which `fromisoformat` mistakes for UTC. Otherwise return None."""
-    found = _SHORT_OFFSET.search(moment)
+    found = _SHORT_OFFSET.search(iso)
     if found is None:
         return None
     delta = timedelta(microseconds=int(found[2]))
@@ -182,9 +182,9 @@ def _with_fold(fold: int, text: str) -> str:
     return _LATER_FOLD + text if fold else text
 
 
-def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
+def _zone_suffix(zone: tzinfo | None, value: datetime | time | None) -> str:
     """Return the zone's name in brackets, to be appended to the ISO text of
-    `moment`. Return "" if there is no zone, or if only its offset is stored.
+    `value`. Return "" if there is no zone, or if only its offset is stored.
 
     Only the offset is stored for a `timezone` without a custom name, a
     ZoneInfo without a key, and zones from other libraries (pytz, dateutil).
@@ -196,7 +196,7 @@ def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
     if type(zone) is timezone:
         name = zone.tzname(None)
         return "" if name == timezone(zone.utcoffset(None)).tzname(None) else f"[={encodable(name)}]"
-    if moment is not None and moment.utcoffset() is None:
+    if value is not None and value.utcoffset() is None:
         raise Misfit(f"has a tzinfo without an offset, {type(zone).__name__}; use a timezone or a ZoneInfo")
     return ""
 
@@ -241,7 +241,7 @@ _INTERVAL: Final = re.compile(
 _ZONE_KEY: Final = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 
 read_zoneinfo, _read_json_zoneinfo = _readers(_zone_by_key, codes.ZONEINFO, "ZoneInfo")
-MOMENTS: Final = {
+DATETIMES: Final = {
     date: scalar(date, codes.DATE, write_date, *_readers(_date, codes.DATE, "date")),
     time: scalar(time, codes.TIME, write_time, *_readers(_time, codes.TIME, "time")),
     datetime: scalar(datetime, codes.DATETIME, write_datetime, *_readers(_datetime, codes.DATETIME, "datetime")),
@@ -250,8 +250,8 @@ MOMENTS: Final = {
 }
 
 
-def late_moment(kind: object) -> Shape | None:
-    """Return the shape of ZoneInfo if `kind` is ZoneInfo, otherwise None. `MOMENTS` lacks ZoneInfo, which is loaded only when needed."""
+def shape_of_zoneinfo(kind: object) -> Shape | None:
+    """Return the shape of ZoneInfo if `kind` is ZoneInfo, otherwise None. `DATETIMES` lacks ZoneInfo, which is loaded only when needed."""
     return zoneinfo_shape() if (loaded := _loaded_zoneinfo()) is not None and kind is loaded else None
 
 
