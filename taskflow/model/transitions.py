@@ -89,7 +89,7 @@ class Transition(NamedTuple):
 
     `ends_as`     the status with which the job ends; None if it waits again
     `reason`      why the job ended, or why it is poison
-    `due_at`      when a waiting job may run, in microseconds since 1970; None if it is READY at once, in its old place
+    `due_at`      when a waiting job may run, in microseconds since 1970; None if it is READY at once, in its old waiting_status
     `waiting_for` what to show as the reason while the job waits
     `error`       an error to add to the job's history
     `cause`       the cause to store with a job that ends as FAILED
@@ -137,7 +137,7 @@ def expires_at(envelope: Envelope, now: int) -> int | None:
     return None if envelope.expires is None else now + to_microseconds(envelope.expires)
 
 
-def place(awaits: int, due_at: int, now: int) -> Status:
+def waiting_status(awaits: int, due_at: int, now: int) -> Status:
     """Return the status of a waiting job: HELD, SCHEDULED or READY."""
     if awaits > 0:
         return Status.HELD

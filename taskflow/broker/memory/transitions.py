@@ -80,7 +80,7 @@ class MemoryTransitions:
 
     def enter(self, job: StoredJob, event: Event) -> None:
         """Make a job HELD, SCHEDULED or READY, depending on whether it awaits other jobs and on its due time."""
-        status = transitions.place(job.awaits, job.due_at, self.now)
+        status = transitions.waiting_status(job.awaits, job.due_at, self.now)
         if status is Status.READY:
             self.make_ready(job, event)
             return

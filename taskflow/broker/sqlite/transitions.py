@@ -212,7 +212,7 @@ class Transitions:
         self.save(job)
 
     def _place(self, job: JobRow, event: Event) -> None:
-        status = transitions.place(job.awaits, job.due_at, self.now)
+        status = transitions.waiting_status(job.awaits, job.due_at, self.now)
         if status is Status.READY:
             self.make_ready(job, event)
             return
