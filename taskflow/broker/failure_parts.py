@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from taskflow.broker.console import FailureGroupRecord
-from taskflow.model.cause import deploy_in, fingerprint_in
+from taskflow.model.failure_cause import deploy_in, fingerprint_in
 from taskflow.model.clock import instant_of
 from taskflow.model.stored import LATEST
 

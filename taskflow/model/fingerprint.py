@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Final
 
 from taskflow.model import wording
-from taskflow.model.cause import FINGERPRINT_BYTES, pack_cause
+from taskflow.model.failure_cause import FINGERPRINT_BYTES, pack_cause
 from taskflow.model.verdict import Completed, Discarded, Failed, Verdict
 
 _FRAME: Final = re.compile(r'^ *(?:\| +)?File "(?P<file>[^"\n]*)", line \d+, in (?P<function>.*)$', re.MULTILINE)

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from taskflow.model.backoff import Backoff
-from taskflow.model.cause import FINGERPRINT_BYTES, MOST_BYTES
+from taskflow.model.failure_cause import FINGERPRINT_BYTES, MOST_BYTES
 from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
 from taskflow.model.stored import maybe, maybe_text, number, octets, text, unpacked, whole
@@ -193,7 +193,7 @@ FIELDS: Final = (
     Field("waiting_for", TEXT, is_decided=False, cleared_by=(CLAIMED, REDO, DROP)),
     Field("is_poison", FLAG, 0, cleared_by=(REDO,)),
     Field("spoilt", LARGE_BYTES, is_decided=False, cleared_by=(DROP,)),  # the unreadable fields, with their first bytes
-    Field("cause", CAUSE, is_decided=False, cleared_by=(REDO, DROP)),  # of a failed job: see `cause.py`
+    Field("cause", CAUSE, is_decided=False, cleared_by=(REDO, DROP)),  # of a failed job: see `failure_cause.py`
 )
 
 BY_NAME: Final = {field.name: field for field in FIELDS}

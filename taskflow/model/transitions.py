@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from taskflow.model import wording
-from taskflow.model.cause import UNKNOWN
+from taskflow.model.failure_cause import UNKNOWN
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.job_schema import OUTCOME, Counters, cleared_by
@@ -89,7 +89,7 @@ class Transition(NamedTuple):
 
     `ends_as`     the status with which the job ends; None if it waits again
     `reason`      why the job ended, or why it is poison
-    `due_at`      when a waiting job may run, in microseconds since 1970; None if it is READY at once, in its old waiting_status
+    `due_at`      when a waiting job may run, in microseconds since 1970; None if it is READY at once, in its old place
     `waiting_for` what to show as the reason while the job waits
     `error`       an error to add to the job's history
     `cause`       the cause to store with a job that ends as FAILED

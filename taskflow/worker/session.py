@@ -15,7 +15,7 @@ import anyio
 from taskflow.app.context import JobContext
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
-from taskflow.model.cause import LONGEST_DEPLOY
+from taskflow.model.failure_cause import LONGEST_DEPLOY
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.rules import Rules

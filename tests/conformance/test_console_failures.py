@@ -9,7 +9,7 @@ from typing import Any
 
 from taskflow.broker.console import FailureGroupRecord, Redone, View
 from taskflow.broker.paging import pages
-from taskflow.model.cause import UNKNOWN, pack_cause
+from taskflow.model.failure_cause import UNKNOWN, pack_cause
 from taskflow.model.clock import instant_of
 from taskflow.model.fingerprint import poison_fingerprint
 from taskflow.model.record import Status

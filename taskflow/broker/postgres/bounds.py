@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from taskflow.model.cause import POISON, UNKNOWN
+from taskflow.model.failure_cause import POISON, UNKNOWN
 from taskflow.model.job_schema import FOLLOWED_UP, TAGGED
 from taskflow.model.stored import LATEST
 

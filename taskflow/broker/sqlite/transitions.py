@@ -31,7 +31,7 @@ from taskflow.broker.sqlite.soundness import is_sound, look_closely
 from taskflow.broker.sqlite.statements import Statements, execute_rows, fetch_rows, inserts
 from taskflow.broker.sqlite.tally import Tally
 from taskflow.model import transitions, wording
-from taskflow.model.cause import pack_cause
+from taskflow.model.failure_cause import pack_cause
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import tags_in
 from taskflow.model.ids import id_text
