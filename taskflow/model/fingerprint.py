@@ -37,9 +37,9 @@ def cause_of(verdict: Verdict, deploy: str) -> bytes | None:
     return pack_cause(fingerprint(verdict.reason), deploy) if isinstance(verdict, Discarded) else None
 
 
-def poison_fingerprint(cause: str = "") -> bytes:
-    """Return the fingerprint of jobs that are poison. `cause` says why the last worker died; it is empty if that is unknown."""
-    return fingerprint(wording.poison(wording.lost_in_a_row(1, cause)))
+def poison_fingerprint(died_of: str = "") -> bytes:
+    """Return the fingerprint of jobs that are poison. `died_of` says why the last worker died; it is empty if that is unknown."""
+    return fingerprint(wording.poison(wording.lost_in_a_row(1, died_of)))
 
 
 @lru_cache(maxsize=64)

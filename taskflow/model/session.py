@@ -13,10 +13,10 @@ from taskflow.model.envelope import ClaimId
 from taskflow.model.progress import Progress
 from taskflow.model.stored import FieldReader, instant, octets, text, unpacked, whole
 
-MAX_CAUSE: Final = 200
+MAX_DIED_OF: Final = 200
 """The maximum length, in characters, of the text that says why a process died."""
 
-UNKNOWN_CAUSE: Final = "an unknown cause"
+UNKNOWN_DEATH: Final = "an unknown cause"
 
 MOST_NAMES: Final = 1_000
 
@@ -126,9 +126,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     died_of: str = ""
 
     @classmethod
-    def of_death(cls, session: bytes, cause: str) -> Beat:
-        """Return the report that a session died. The cause is truncated to `MAX_CAUSE` characters; if empty, it is `UNKNOWN_CAUSE`."""
-        return cls(session=session, died_of=cause[:MAX_CAUSE] or UNKNOWN_CAUSE)
+    def of_death(cls, session: bytes, died_of: str) -> Beat:
+        """Return the report that a session died. `died_of` is truncated to `MAX_DIED_OF` characters; if empty, it is `UNKNOWN_DEATH`."""
+        return cls(session=session, died_of=died_of[:MAX_DIED_OF] or UNKNOWN_DEATH)
 
     @property
     def poison_fingerprint(self) -> bytes | None:
@@ -142,8 +142,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.died_of and (self.claims or self.seen or self.reports or self.leaving or self.looks):
             raise ValueError(f"died_of={self.died_of!r}: a beat with died_of= must carry nothing else")
-        if len(self.died_of) > MAX_CAUSE:
-            raise ValueError(f"died_of has {len(self.died_of)} characters, expected at most {MAX_CAUSE}: Beat.of_death() shortens it")
+        if len(self.died_of) > MAX_DIED_OF:
+            raise ValueError(f"died_of has {len(self.died_of)} characters, expected at most {MAX_DIED_OF}: Beat.of_death() shortens it")
 
 
 class Outlook(msgspec.Struct, frozen=True):

@@ -193,7 +193,7 @@ def hand_back(job: Counters, rules: Rules, now: int, *, counts: bool) -> Transit
 
 
 def crash(
-    job: Counters, rules: Rules, now: int, *, worker: str | None, cause: str, is_stopping: bool, has_follow_up: bool = False
+    job: Counters, rules: Rules, now: int, *, worker: str | None, died_of: str, is_stopping: bool, has_follow_up: bool = False
 ) -> Transition:
     """Return the transition of a job whose worker was lost. A job that was asked to stop never becomes poison.
 
@@ -201,17 +201,17 @@ def crash(
     To the cause in the transition, the store adds the worker's deploy.
     """
     job = job._replace(crashes=job.crashes + 1)
-    lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, cause), "", job.failures + 1, ending=RunEnding.CRASHED)
+    lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, died_of), "", job.failures + 1, ending=RunEnding.CRASHED)
     wait = to_microseconds(rules.crash_wait(job.crashes))
     if job.crashes > rules.max_crashes and not is_stopping:
-        reason = wording.poison(wording.lost_in_a_row(job.crashes, cause))
+        reason = wording.poison(wording.lost_in_a_row(job.crashes, died_of))
         if has_follow_up and job.crashes <= rules.most_crashes_as_poison:
             due = now + wait if wait and job.crashes > rules.max_crashes + 1 else None
             return Transition(Event.CRASH, job, None, reason, due, wording.FOLLOW_UP_WAITS, lost, is_poison=True)
         from taskflow.model.fingerprint import poison_fingerprint
 
         reason += wording.FOLLOW_UP_LOST * has_follow_up
-        return Transition(Event.CRASH, job, Status.FAILED, reason, error=lost, is_poison=True, cause=poison_fingerprint(cause))
+        return Transition(Event.CRASH, job, Status.FAILED, reason, error=lost, is_poison=True, cause=poison_fingerprint(died_of))
     return Transition(Event.CRASH, job, due_at=now + wait if wait else None, error=lost)
 
 

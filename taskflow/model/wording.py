@@ -65,8 +65,8 @@ def waits_behind(job_id: bytes) -> str:
     return WAITS_BEHIND % id_text(job_id)
 
 
-def worker_lost(worker: str | None, crashes: int, cause: str = "") -> str:
-    return WORKER_LOST % (worker, crashes) + (DIED_OF + cause if cause else "")
+def worker_lost(worker: str | None, crashes: int, died_of: str = "") -> str:
+    return WORKER_LOST % (worker, crashes) + (DIED_OF + died_of if died_of else "")
 
 
 def poison(why: str) -> str:
@@ -77,5 +77,5 @@ def handed_back_in_vain(hand_backs: int) -> str:
     return HANDED_BACK_IN_VAIN % hand_backs
 
 
-def lost_in_a_row(crashes: int, cause: str = "") -> str:
-    return LOST_IN_A_ROW % crashes + (LAST_DIED_OF + cause if cause else "")
+def lost_in_a_row(crashes: int, died_of: str = "") -> str:
+    return LOST_IN_A_ROW % crashes + (LAST_DIED_OF + died_of if died_of else "")

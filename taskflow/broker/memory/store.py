@@ -216,10 +216,10 @@ class Store(MemoryTransitions):
         for job in list(state.leases.values()):
             self.hand_back(job, counts=True)
 
-    def _die(self, state: SessionState, cause: str) -> None:
+    def _die(self, state: SessionState, died_of: str) -> None:
         self._kill(state)
         for job in list(state.leases.values()):
-            self.crash(job, cause)
+            self.crash(job, died_of)
 
     def _kill(self, state: SessionState) -> None:
         state.dead_at = self.now

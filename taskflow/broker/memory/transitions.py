@@ -233,11 +233,11 @@ class MemoryTransitions:
     def hand_back(self, job: StoredJob, *, counts: bool) -> None:
         self.apply(job, transitions.hand_back(job.counters, self.rules, self.now, counts=counts))
 
-    def crash(self, job: StoredJob, cause: str = "") -> None:
+    def crash(self, job: StoredJob, died_of: str = "") -> None:
         is_stopping = job.cancel_requested is not None
         has_follow_up = job.envelope.on_failure is not None
         transition = transitions.crash(
-            job.counters, self.rules, self.now, worker=job.worker, cause=cause, is_stopping=is_stopping, has_follow_up=has_follow_up
+            job.counters, self.rules, self.now, worker=job.worker, died_of=died_of, is_stopping=is_stopping, has_follow_up=has_follow_up
         )
         if transition.cause is not None:
             transition = transition._replace(cause=pack_cause(transition.cause, self.deploy_of(job)))

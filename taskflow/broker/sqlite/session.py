@@ -220,10 +220,10 @@ def _leave(transitions: Transitions, row: SessionRow) -> None:
         transitions.hand_back(job, counts=True)
 
 
-def _die(transitions: Transitions, row: SessionRow, cause: str) -> None:
+def _die(transitions: Transitions, row: SessionRow, died_of: str) -> None:
     end_session(transitions, row)
     for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
-        transitions.crash(job, cause, deploy=row.deploy)
+        transitions.crash(job, died_of, deploy=row.deploy)
 
 
 # --- records ---------------------------------------------------------------------------------------------------

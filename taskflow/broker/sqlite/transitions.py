@@ -346,12 +346,12 @@ class Transitions:
     def hand_back(self, job: JobRow, *, counts: bool) -> None:
         self.apply(job, transitions.hand_back(job.counters, self.rules, self.now, counts=counts))
 
-    def crash(self, job: JobRow, cause: str = "", *, deploy: Callable[[], str]) -> None:
+    def crash(self, job: JobRow, died_of: str = "", *, deploy: Callable[[], str]) -> None:
         """End the lease of a lost worker, which ran this deploy."""
         is_stopping = job.cancel_requested is not None
         worker, follows = text_of(job.worker), has_follow_up(job.extras)
         transition = transitions.crash(
-            job.counters, self.rules, self.now, worker=worker, cause=cause, is_stopping=is_stopping, has_follow_up=follows
+            job.counters, self.rules, self.now, worker=worker, died_of=died_of, is_stopping=is_stopping, has_follow_up=follows
         )
         if transition.cause is not None:
             transition = transition._replace(cause=pack_cause(transition.cause, deploy()))

@@ -133,7 +133,7 @@ class DeathIsALeave(Mutant):
     breaks = frozenset({"beat_died", "page_lists", "console_retry", "ends_heard", "poison_follow_up", "console_failures_poison"})
     because = "the job that kills its worker comes back as if nothing had been (the graceful hand-back of activepieces#15130)"
 
-    def _die(self, state: SessionState, cause: str) -> None:
+    def _die(self, state: SessionState, died_of: str) -> None:
         self._leave(state)
 
 
@@ -141,7 +141,7 @@ class DeathHasNoCause(Mutant):
     breaks = frozenset({"beat_died", "poison_follow_up", "console_failures_poison", "page_lists"})
     because = "that a worker was lost is all that the record says, and of what stands in the log of another machine"
 
-    def crash(self, job: StoredJob, cause: str = "") -> None:
+    def crash(self, job: StoredJob, died_of: str = "") -> None:
         super().crash(job)
 
 

@@ -151,6 +151,6 @@ class CrashBeganWhenClaimed(Mutant):
     breaks = frozenset({"settle_history"})
     because = "the reaper ignores the start that a beat has reported, and a run that waited in reserve seems to have taken hours"
 
-    def crash(self, job: StoredJob, cause: str = "") -> None:
+    def crash(self, job: StoredJob, died_of: str = "") -> None:
         job.started_at = None
-        super().crash(job, cause)
+        super().crash(job, died_of)

@@ -65,9 +65,9 @@ class CrashIsAFailure(Mutant):
     breaks = frozenset({"crash_backoff", "poison_follow_up"})
     because = "a deploy or a full memory uses up attempts of jobs that did nothing wrong"
 
-    def crash(self, job: StoredJob, cause: str = "") -> None:
+    def crash(self, job: StoredJob, died_of: str = "") -> None:
         job.failures += 1
-        super().crash(job, cause)
+        super().crash(job, died_of)
 
 
 class CrashesForEver(Mutant):
@@ -79,9 +79,9 @@ class CrashesForEver(Mutant):
     )
     because = "the counter lives in the process that is killed (sidekiq#3400, faktory#99)"
 
-    def crash(self, job: StoredJob, cause: str = "") -> None:
+    def crash(self, job: StoredJob, died_of: str = "") -> None:
         rules, self.rules = self.rules, msgspec.structs.replace(self.rules, max_crashes=1_000_000)
-        super().crash(job, cause)
+        super().crash(job, died_of)
         self.rules = rules
 
 
@@ -89,9 +89,9 @@ class PoisonEndsAtOnce(Mutant):
     breaks = frozenset({"poison_follow_up", "ends_heard"})
     because = "a job that kills its workers is marked as failed by the reaper, which knows of no callbacks (celery's link_error)"
 
-    def crash(self, job: StoredJob, cause: str = "") -> None:
+    def crash(self, job: StoredJob, died_of: str = "") -> None:
         envelope, job.envelope = job.envelope, msgspec.structs.replace(job.envelope, on_failure=None)
-        super().crash(job, cause)
+        super().crash(job, died_of)
         job.envelope = envelope
 
 
@@ -109,17 +109,17 @@ class PoisonFollowUpForEver(Mutant):
     breaks = frozenset({"poison_follow_up"})
     because = "a payload that kills every worker at the claim cycles a fleet for ever, because its follow-up is owed"
 
-    def crash(self, job: StoredJob, cause: str = "") -> None:
+    def crash(self, job: StoredJob, died_of: str = "") -> None:
         rules = self.rules
         if job.is_poison:
             waits = (*rules.crash_backoff, *(rules.crash_backoff[-1],) * 1_000)
             self.rules = msgspec.structs.replace(rules, max_crashes=1_000, crash_backoff=waits)
             job.crashes, crashes = 1_000, job.crashes
-            super().crash(job, cause)
+            super().crash(job, died_of)
             job.crashes = crashes + 1
             self.rules = rules
         else:
-            super().crash(job, cause)
+            super().crash(job, died_of)
 
 
 class PoisonExpires(Mutant):
@@ -136,9 +136,9 @@ class CrashForgetsTheMark(Mutant):
     breaks = frozenset({"crash_marked", "beat_died", "poison_follow_up", "ends_heard"})
     because = "a cancelled job comes back with its worker's end"
 
-    def crash(self, job: StoredJob, cause: str = "") -> None:
+    def crash(self, job: StoredJob, died_of: str = "") -> None:
         job.cancel_requested = None
-        super().crash(job, cause)
+        super().crash(job, died_of)
 
 
 class OutageIsADeath(Mutant):

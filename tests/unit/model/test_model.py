@@ -21,7 +21,7 @@ from taskflow.model.ids import IdFactory, id_text, key_digest, parse_id, shard_o
 from taskflow.model.record import BY_CODE, CODES, ENDED, LIVE, WAITING, Status
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
-from taskflow.model.session import MAX_CAUSE, UNKNOWN_CAUSE, Beat, Report
+from taskflow.model.session import MAX_DIED_OF, UNKNOWN_DEATH, Beat, Report
 from taskflow.model.transitions import MOVES, Event
 from taskflow.model.verdict import (
     MAX_ERRORS_BYTES,
@@ -306,8 +306,8 @@ def test_every_status_can_be_reached_and_left() -> None:
 
 
 def test_a_death_is_told_in_so_many_characters_and_always_as_one() -> None:
-    assert Beat.of_death(bytes(16), "x" * 1_000).died_of == "x" * MAX_CAUSE
-    assert Beat.of_death(bytes(16), "").died_of == UNKNOWN_CAUSE
+    assert Beat.of_death(bytes(16), "x" * 1_000).died_of == "x" * MAX_DIED_OF
+    assert Beat.of_death(bytes(16), "").died_of == UNKNOWN_DEATH
     with pytest.raises(ValueError, match=r"died_of has 201 characters, expected at most 200: Beat\.of_death\(\) shortens it"):
         Beat(session=bytes(16), died_of="x" * 201)
 

@@ -57,7 +57,7 @@ def test_every_plan_is_a_legal_move(job: Counters, verdict: Verdict, cancel: str
 
 @given(job=counters, is_stopping=st.booleans())
 def test_a_crash_is_poison_beyond_the_limit_only(job: Counters, is_stopping: bool) -> None:
-    transition = crash(job, RULES, NOW, worker="w", cause="", is_stopping=is_stopping)
+    transition = crash(job, RULES, NOW, worker="w", died_of="", is_stopping=is_stopping)
 
     assert status_after(transition) in MOVES[Status.RUNNING, transition.event]
     assert transition.is_poison == (job.crashes + 1 > RULES.max_crashes and not is_stopping)
