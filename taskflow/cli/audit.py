@@ -16,7 +16,7 @@ from taskflow.cli.terminal import room
 from taskflow.cli.time_format import span
 from taskflow.model.audit import Act, ActRecord
 from taskflow.model.printable import INDENT, one_line
-from taskflow.model.stored import LATEST
+from taskflow.model.stored_values import LATEST
 
 MOST: Final = 10_000
 """The maximum number of acts in one list, which is how many a store keeps."""

@@ -10,7 +10,7 @@ import msgpack
 import msgspec
 
 from taskflow.model.clock import instant_of
-from taskflow.model.stored import FieldReader, instant, octets, text, unpacked, whole
+from taskflow.model.stored_values import FieldReader, instant, octets, text, unpacked, whole
 
 MOST_NAMES: Final = 10
 """The maximum number of names that the log keeps of one act."""

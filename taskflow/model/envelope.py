@@ -16,7 +16,7 @@ from taskflow.model.clock import to_seconds
 from taskflow.model.job_schema import FIELDS, OPAQUE, PRIORITIES, SentAndShown, check_headers, check_tags, has_tags
 from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
-from taskflow.model.stored import Unreadable, unpacked
+from taskflow.model.stored_values import Unreadable, unpacked
 
 NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,100}")

@@ -18,7 +18,7 @@ from taskflow.model.backoff import Backoff
 from taskflow.model.failure_cause import FINGERPRINT_BYTES, MOST_BYTES
 from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
-from taskflow.model.stored import maybe, maybe_text, number, octets, text, unpacked, whole
+from taskflow.model.stored_values import maybe, maybe_text, number, octets, text, unpacked, whole
 
 DEFAULT_QUEUE: Final = "default"
 PRIORITIES: Final = range(-100, 101)

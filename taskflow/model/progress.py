@@ -6,7 +6,7 @@ from typing import Final, Self
 
 import msgspec
 
-from taskflow.model.stored import number, text, unpacked
+from taskflow.model.stored_values import number, text, unpacked
 
 MAX_NOTE: Final = 4_096
 """The maximum length of a note in characters. Longer notes are truncated."""

@@ -11,7 +11,7 @@ from taskflow.model.failure_cause import deploy_in, fingerprint_in
 from taskflow.model.clock import instant_of
 from taskflow.model.job_schema import AS_SENT, BY_NAME, OPAQUE, SentAndShown
 from taskflow.model.progress import Progress, unpack_progress
-from taskflow.model.stored import FieldReader, Unreadable, maybe_instant, maybe_octets, maybe_text
+from taskflow.model.stored_values import FieldReader, Unreadable, maybe_instant, maybe_octets, maybe_text
 from taskflow.model.verdict import RunError, unpack_errors
 
 

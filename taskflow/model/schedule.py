@@ -11,7 +11,7 @@ import msgspec
 
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope
-from taskflow.model.stored import maybe_instant
+from taskflow.model.stored_values import maybe_instant
 
 OFFERED_FOR: Final = 1.0
 """Seconds that a caller has to fire a schedule it was offered. After that, the schedule is offered again."""

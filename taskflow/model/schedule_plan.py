@@ -18,7 +18,7 @@ from taskflow.model.envelope import Envelope, OnConflict, check_envelope
 from taskflow.model.job_schema import check_headers
 from taskflow.model.rules import LONGEST
 from taskflow.model.schedule import MAX_OFFERS, SCHEDULE, SCHEDULED_FOR, Definition, Firing, Offer
-from taskflow.model.stored import LATEST
+from taskflow.model.stored_values import LATEST
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, Timetable, zone_of
 
 Overlap = Literal["allow", "skip", "latest"]

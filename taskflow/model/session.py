@@ -11,7 +11,7 @@ import msgspec
 from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.progress import Progress
-from taskflow.model.stored import FieldReader, instant, octets, text, unpacked, whole
+from taskflow.model.stored_values import FieldReader, instant, octets, text, unpacked, whole
 
 MAX_DIED_OF: Final = 200
 """The maximum length, in characters, of the text that says why a process died."""

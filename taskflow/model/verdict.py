@@ -12,7 +12,7 @@ import msgspec
 from taskflow.model.envelope import ClaimId, Envelope
 from taskflow.model.progress import Progress
 from taskflow.model.rules import LONGEST
-from taskflow.model.stored import LATEST, octets, text, whole
+from taskflow.model.stored_values import LATEST, octets, text, whole
 
 MAX_TRACEBACK: Final = 16_384
 MAX_MESSAGE: Final = 4_096

@@ -18,7 +18,7 @@ from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE, SCHEDULED_FOR, Amendment, ScheduleRecord
 from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.session import Session, SessionRecord
-from taskflow.model.stored import Unreadable
+from taskflow.model.stored_values import Unreadable
 from taskflow.model.timetable import CronTimes, OwnTimes
 from taskflow.model.verdict import RunError
 

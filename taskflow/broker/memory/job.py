@@ -12,7 +12,7 @@ from taskflow.model.job_schema import AS_SENT, JobState
 from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status, record_of
 from taskflow.model.session import Session
-from taskflow.model.stored import DECODED
+from taskflow.model.stored_values import DECODED
 from taskflow.model.transitions import due_at, expires_at
 from taskflow.model.verdict import RunError
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from taskflow.model.failure_cause import POISON, UNKNOWN
 from taskflow.model.job_schema import FOLLOWED_UP, TAGGED
-from taskflow.model.stored import LATEST
+from taskflow.model.stored_values import LATEST
 
 MOST_BYTES: Final = 1 << 20
 """The maximum size of a small stored value in bytes. A longer one is not fetched."""

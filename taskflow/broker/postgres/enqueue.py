@@ -11,7 +11,7 @@ from taskflow.broker.postgres.packing import collapse_equal, empty_if_unset
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, pack_extras
 from taskflow.model.job_schema import AS_SENT
-from taskflow.model.stored import LATEST
+from taskflow.model.stored_values import LATEST
 
 
 def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:

@@ -18,7 +18,7 @@ from taskflow.model import record
 from taskflow.model.envelope import unpack_extras
 from taskflow.model.job_schema import BY_NAME, DEFAULT_QUEUE, FIELDS
 from taskflow.model.record import BY_CODE, Record, Status
-from taskflow.model.stored import FULL_SPEED, FieldReader, text
+from taskflow.model.stored_values import FULL_SPEED, FieldReader, text
 
 Row = Any
 """An asyncpg.Record or a BareRow. Both give access to columns by name."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.postgres.rows import Row
 from taskflow.model.schedule import Definition, Firing, Offer, ScheduleRecord
-from taskflow.model.stored import maybe_instant
+from taskflow.model.stored_values import maybe_instant
 
 _SEPARATOR: Final = "\x1f"
 """Separates the names of sessions in the column `declarers`."""

@@ -16,7 +16,7 @@ from taskflow.model.envelope import Envelope, Lease, unpack_extras
 from taskflow.model.job_schema import BY_NAME
 from taskflow.model.progress import unpack_progress
 from taskflow.model.record import BY_CODE, CODES, Record, Status, record_of
-from taskflow.model.stored import FULL_SPEED, FieldReader, maybe_text, octets, text, whole
+from taskflow.model.stored_values import FULL_SPEED, FieldReader, maybe_text, octets, text, whole
 from taskflow.model.verdict import unpack_errors
 
 _DEFAULTS: Final = tuple(BY_NAME[field].default for field in FIELDS)

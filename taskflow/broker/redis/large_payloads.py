@@ -20,7 +20,7 @@ from taskflow.broker.redis.fields import MARK
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record
-from taskflow.model.stored import MAX_RAW, Unreadable
+from taskflow.model.stored_values import MAX_RAW, Unreadable
 
 INLINE: Final = 512
 """Payloads of up to this many bytes stay in their jobs. Storing a payload apart saves server time: adding,

@@ -13,7 +13,7 @@ from taskflow.broker.redis.packing import pack
 from taskflow.broker.script_values import added_or_refused
 from taskflow.model.clock import to_microseconds
 from taskflow.model.schedule import Definition, Firing, Offer, ScheduleRecord, ScheduleState
-from taskflow.model.stored import text
+from taskflow.model.stored_values import text
 
 
 def pack_definitions(definitions: Sequence[Definition], session: bytes | None, age: float) -> bytes:

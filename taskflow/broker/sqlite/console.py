@@ -28,7 +28,7 @@ from taskflow.model.clock import to_seconds
 from taskflow.model.record import BY_CODE, CODES, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
-from taskflow.model.stored import LATEST
+from taskflow.model.stored_values import LATEST
 from taskflow.model.transitions import Event
 
 T = TypeVar("T")

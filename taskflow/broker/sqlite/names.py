@@ -8,7 +8,7 @@ from typing import Any
 
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.model.envelope import check_job_name, check_queue
-from taskflow.model.stored import FieldReader, Unreadable, text
+from taskflow.model.stored_values import FieldReader, Unreadable, text
 
 
 class Names:

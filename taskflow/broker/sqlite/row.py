@@ -14,7 +14,7 @@ from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.job_schema import AS_SENT, JobState
 from taskflow.model.progress import Progress
 from taskflow.model.record import BY_CODE, Record, Status
-from taskflow.model.stored import FieldReader, Unreadable, octets, text, unpacked
+from taskflow.model.stored_values import FieldReader, Unreadable, octets, text, unpacked
 from taskflow.model.verdict import Settlement
 
 _CLAIM_TAIL: Final = struct.Struct(">QI")

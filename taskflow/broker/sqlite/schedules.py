@@ -24,7 +24,7 @@ from taskflow.model.schedule import (
     ScheduleRecord,
     ScheduleState,
 )
-from taskflow.model.stored import LATEST, FieldReader, maybe, octets, text, whole
+from taskflow.model.stored_values import LATEST, FieldReader, maybe, octets, text, whole
 
 _LEFT_OUT_FOR: Final = to_microseconds(3_600.0)
 """How long a schedule is left out of the offers if its name or definition cannot be read."""

@@ -16,7 +16,7 @@ from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost
 from taskflow.model.rules import LONGEST
 from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord, deploy_of, session_record_of
-from taskflow.model.stored import FieldReader, maybe, number, octets, text, whole
+from taskflow.model.stored_values import FieldReader, maybe, number, octets, text, whole
 from taskflow.model.transitions import Event, Transition
 
 

@@ -15,7 +15,7 @@ from taskflow.broker.sqlite.row import COLUMNS, LEFT_ALONE, JobRow, pack_spoilt,
 from taskflow.model.clock import to_microseconds
 from taskflow.model.job_schema import BY_NAME, SMALL, Field
 from taskflow.model.record import CODES, Status
-from taskflow.model.stored import MAX_RAW, FieldReader, Unreadable, octets, text, whole
+from taskflow.model.stored_values import MAX_RAW, FieldReader, Unreadable, octets, text, whole
 
 _HELD: Final = CODES[Status.HELD]
 _READY: Final = CODES[Status.READY]

@@ -30,7 +30,7 @@ from taskflow.model.errors import StoreFull, WrongConnection
 from taskflow.model.job_schema import BY_NAME
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams, StartThread
-from taskflow.model.stored import text
+from taskflow.model.stored_values import text
 from taskflow.model.verdict import Settled, Settlement
 
 T = TypeVar("T")

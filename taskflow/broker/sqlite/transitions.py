@@ -38,7 +38,7 @@ from taskflow.model.ids import id_text
 from taskflow.model.job_schema import DEFAULT_QUEUE, has_follow_up, has_tags
 from taskflow.model.record import CODES, Record, Status
 from taskflow.model.rules import Rules
-from taskflow.model.stored import Unreadable
+from taskflow.model.stored_values import Unreadable
 from taskflow.model.transitions import MOVES, Event, Transition
 from taskflow.model.verdict import append_error
 

@@ -16,7 +16,7 @@ from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.schedule import Amendment, Definition, Firing, Offer, ScheduleRecord
 from taskflow.model.session import Beat, Session
-from taskflow.model.stored import LATEST
+from taskflow.model.stored_values import LATEST
 from tests.stores.postgres.counts import SESSION, Store, new_id
 from tests.stores.postgres.plans import UNTIL_KEPT, UPKEEP
 from tests.stores.scene import until

@@ -20,7 +20,7 @@ from taskflow.model.record import Status
 from taskflow.model.schedule import MAX_OFFERED_BYTES, Definition, Firing
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat
-from taskflow.model.stored import LATEST
+from taskflow.model.stored_values import LATEST
 from taskflow.model.verdict import Settled, Settlement, Succeeded
 from taskflow.worker.options import WorkerOptions
 from tests.stores.sqlite.support import Open, a_session, an_envelope, connected, envelopes, registered, run_script, succeeded, unmeasured
