@@ -238,7 +238,7 @@ def configure(
 
     `broker`             the broker's URL (default "sqlite:///taskflow.db", a file in the current folder)
     `enqueue_timeout`    seconds after which a call raises BrokerUnavailable if the store does not answer (default 5)
-    `max_payload`        the maximum size of a call's arguments, and of a result, in bytes (default 1 MiB)
+    `max_payload`        the maximum size of a call's arguments, and of a result, in bytes (default 1 MiB, at most 60 MiB)
     `middleware`         instances of `Middleware`, outermost first (default none)
     `lifespan`           a function that returns an async context manager, entered once
                          per worker; the value that it yields is `JobContext.state`

@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ import msgspec
 from taskflow.app.middleware import Middleware
 from taskflow.broker.url import masked
 from taskflow.model.errors import ConfigurationError
+from taskflow.model.job_schema import MAX_PAYLOAD
 
 if TYPE_CHECKING:
     from taskflow.worker.events import Subscriber
@@ -37,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     `broker`             the broker's URL; None means the default SQLite file, whose path is logged once
     `enqueue_timeout`    seconds after which `delay()` fails if the store does not answer
-    `max_payload`        the maximum size of a call's arguments, and of a result, in bytes
+    `max_payload`        the maximum size of a call's arguments, and of a result, in bytes; at most 62,914,560 (60 MiB)
     `middleware`         the middleware, outermost first
     `lifespan`           a function that returns an async context manager, entered once per worker; the value that it yields is `ctx.state`
     `subscribers`        functions that get each event of each worker
@@ -64,7 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
-# The settings that the environment and pyproject.toml may contain. Numbers have a type and a minimum.
+# The settings that the environment and pyproject.toml may contain. Numbers have a type, a minimum and a maximum.
 TEXTUAL: Final = ("broker", "enqueue_timeout", "max_payload")
 _FUNCTIONS: Final[Mapping[str, str]] = {
     "lifespan": "a function that returns an async context manager",
@@ -72,7 +74,10 @@ _FUNCTIONS: Final[Mapping[str, str]] = {
     "child_lifespan": "a function that returns a context manager, or an async one",
 }
 _OF_PYPROJECT: Final = (*TEXTUAL, "defaults")
-_NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int]]] = {"enqueue_timeout": (float, 0), "max_payload": (int, 1)}
+_NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int, float]]] = {
+    "enqueue_timeout": (float, 0, inf),
+    "max_payload": (int, 1, MAX_PAYLOAD),
+}
 
 
 def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
@@ -143,10 +148,11 @@ def _check_url(where: str, value: object) -> None:
 
 
 def _check_number(where: str, name: str, value: Any) -> None:
-    kind, least = _NUMBERS[name]
+    kind, least, most = _NUMBERS[name]
     is_one = isinstance(value, int | kind) and not isinstance(value, bool)
-    if not is_one or not value >= least:  # false for NaN, too
-        raise ConfigurationError(f"{where}: expected {'a whole number' if kind is int else 'a number'}, {least} or more")
+    if not is_one or not least <= value <= most:  # false for NaN, too
+        allowed = f", {least} or more" if most == inf else f" from {least} to {most:,}"
+        raise ConfigurationError(f"{where}: expected {'a whole number' if kind is int else 'a number'}{allowed}")
 
 
 def _of_pyproject(folder: Path) -> dict[str, Any]:

@@ -109,6 +109,8 @@ class FieldKind(NamedTuple):
 
 SMALL: Final = 1 << 20
 LARGE: Final = 64 << 20
+MAX_PAYLOAD: Final = 60 << 20
+"""The highest value of the setting `max_payload`. Every store keeps arguments and results of this size, with what it adds to them."""
 
 NAME: Final = FieldKind(int, 1)
 """A number that stands for a queue name or job name. PostgreSQL stores the name itself."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from taskflow.model.failure_cause import POISON, UNKNOWN
-from taskflow.model.job_schema import FOLLOWED_UP, TAGGED
+from taskflow.model.job_schema import FOLLOWED_UP, MAX_PAYLOAD, TAGGED
 from taskflow.model.stored_values import LATEST
 
 MOST_BYTES: Final = 1 << 20
@@ -31,6 +31,7 @@ def literals() -> dict[str, str]:
         "P.LATEST": str(LATEST),
         "P.MOST_BYTES": str(MOST_BYTES),
         "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
+        "P.MAX_PAYLOAD": str(MAX_PAYLOAD),
         "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
         "P.NOTED_FOR": str(NOTED_FOR),
         "P.MOST_NOTIFIED_BYTES": str(MOST_NOTIFIED_BYTES),

@@ -138,9 +138,10 @@ $$;
 
 -- Makes a payload of content 2. Its maximum size is the client's default, unless a database or role sets another one as its clients do:
 -- ALTER DATABASE ... SET taskflow.max_payload = ...
+-- Like the clients' setting, it can be at most P.MAX_PAYLOAD: a larger payload could not be claimed.
 CREATE FUNCTION @.payload_of(arguments jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
-    most CONSTANT bigint := coalesce(nullif(current_setting('taskflow.max_payload', true), ''), '1048576');
+    most CONSTANT bigint := least(coalesce(nullif(current_setting('taskflow.max_payload', true), ''), '1048576')::bigint, P.MAX_PAYLOAD);
     payload CONSTANT bytea := decode('01000002', 'hex') || @.utf8(arguments::text);
 BEGIN
     IF (jsonb_typeof(arguments) = 'object') IS NOT TRUE THEN

@@ -29,7 +29,7 @@ from taskflow.broker.url import connect
 from taskflow.model.codec import seal_json
 from taskflow.model.envelope import MAX_JOB_NAME, OWN_HEADERS, Envelope, Lease
 from taskflow.model.ids import MAX_KEY_BYTES, IdFactory, key_digest
-from taskflow.model.job_schema import DEFAULT_QUEUE, MAX_HEADER_BYTES, PRIORITIES
+from taskflow.model.job_schema import DEFAULT_QUEUE, MAX_HEADER_BYTES, MAX_PAYLOAD, PRIORITIES
 from taskflow.model.rules import DAY, LONGEST
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
@@ -551,6 +551,13 @@ async def test_the_bytes_that_a_call_may_take_can_be_set(sql: asyncpg.Connection
         await send(sql, padding="x" * 100)
     await sql.execute(f"SET taskflow.max_payload = {2 * MOST_BYTES}")
     await send(sql, padding="x" * MOST_BYTES)
+
+
+async def test_no_setting_allows_a_call_that_could_not_be_claimed(sql: asyncpg.Connection) -> None:
+    """As the clients' setting of the same name, which has a highest value."""
+    await sql.execute(f"SET taskflow.max_payload = {2 * MAX_PAYLOAD}")
+    with pytest.raises(asyncpg.InvalidParameterValueError, match=f"but the limit is {MAX_PAYLOAD}"):
+        await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', jsonb_build_object('a', repeat('x', $1)))", MAX_PAYLOAD)
 
 
 # --- rights ------------------------------------------------------------------------------------------------------------

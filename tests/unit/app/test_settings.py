@@ -11,6 +11,7 @@ import pytest
 from taskflow import ConfigurationError, JobHandle, TooLarge, configure, job
 from taskflow.app.app import App
 from taskflow.app.settings import layered
+from taskflow.model.job_schema import MAX_PAYLOAD
 from tests.unit.app.bench import Bench, loaded
 from tests.unit.app.jobs import blob
 
@@ -140,7 +141,8 @@ async def test_using_a_broker_is_undone(app: App, bench: Bench) -> None:
         ({"enqueue_timeout": "soon"}, ["enqueue_timeout='soon'", "a number, 0 or more"]),
         ({"enqueue_timeout": -1}, ["enqueue_timeout=-1", "0 or more"]),
         ({"enqueue_timeout": float("nan")}, ["enqueue_timeout=nan"]),
-        ({"max_payload": 0}, ["max_payload=0", "a whole number, 1 or more"]),
+        ({"max_payload": 0}, ["max_payload=0", "a whole number from 1 to 62,914,560"]),
+        ({"max_payload": MAX_PAYLOAD + 1}, ["max_payload=62914561", "a whole number from 1 to 62,914,560"]),
         ({"max_payload": 1.5}, ["max_payload=1.5"]),
         ({"max_payload": True}, ["max_payload=True"]),
         ({"broker": 7}, ["broker=...", "a URL, for example 'sqlite:///taskflow.db', got int"]),
@@ -175,8 +177,9 @@ def test_configure_takes_no_unknown_setting() -> None:
     [
         ("TASKFLOW_ENQUEUE_TIMEOUT", "soon", "a number, 0 or more"),
         ("TASKFLOW_ENQUEUE_TIMEOUT", "nan", "a number, 0 or more"),
-        ("TASKFLOW_MAX_PAYLOAD", "0", "a whole number, 1 or more"),
-        ("TASKFLOW_MAX_PAYLOAD", "1e6", "a whole number, 1 or more"),
+        ("TASKFLOW_MAX_PAYLOAD", "0", "a whole number from 1 to 62,914,560"),
+        ("TASKFLOW_MAX_PAYLOAD", "62914561", "a whole number from 1 to 62,914,560"),
+        ("TASKFLOW_MAX_PAYLOAD", "1e6", "a whole number from 1 to 62,914,560"),
     ],
 )
 def test_a_wrong_variable_is_named(folder: Path, name: str, text: str, fragment: str) -> None:
@@ -192,6 +195,7 @@ def test_a_wrong_variable_is_named(folder: Path, name: str, text: str, fragment:
         ("broker = ", ["cannot be read"]),
         ("broker = 7", ["broker", "a URL, for example 'sqlite:///taskflow.db', got int"]),
         ("broker = ['memory://']", ["broker", "a URL", "got list"]),
+        ("max_payload = 62_914_561", ["max_payload", "is 62914561", "a whole number from 1 to 62,914,560"]),
         ("max_payload = true", ["max_payload", "is True", "a whole number"]),
     ],
 )
