@@ -21,13 +21,8 @@ if TYPE_CHECKING:
     from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
     from taskflow.app.send_by_name import NamedJob as NamedJob, named as named, send as send, send_sync as send_sync
-    from taskflow.app.operate import (
-        JobPage as JobPage,
-        JobSelection as JobSelection,
-        QueueInfo as QueueInfo,
-        WorkerInfo as WorkerInfo,
-        operate as operate,
-    )
+    from taskflow.app.job_selection import JobSelection as JobSelection
+    from taskflow.app.operate import JobPage as JobPage, QueueInfo as QueueInfo, WorkerInfo as WorkerInfo, operate as operate
     from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions
     from taskflow.app.portal import run_sync as run_sync
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
@@ -94,15 +89,16 @@ _HOMES = {
     "taskflow.app.failure_groups": "FailureGroup",
     "taskflow.app.handle": "JobHandle",
     "taskflow.app.job": "Job SyncJob job preset",
+    "taskflow.app.job_exceptions": "Cancel Discard Retry Snooze",
     "taskflow.app.job_info": "ErrorInfo JobInfo",
+    "taskflow.app.job_selection": "JobSelection",
     "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
-    "taskflow.app.send_by_name": "NamedJob named send send_sync",
-    "taskflow.app.operate": "JobPage JobSelection QueueInfo WorkerInfo operate",
+    "taskflow.app.operate": "JobPage QueueInfo WorkerInfo operate",
     "taskflow.app.options": "DefaultOptions EnqueueOptions",
     "taskflow.app.portal": "run_sync",
     "taskflow.app.schedules": "ScheduleInfo schedules",
+    "taskflow.app.send_by_name": "NamedJob named send send_sync",
     "taskflow.app.sending": "enqueue enqueue_sync",
-    "taskflow.app.job_exceptions": "Cancel Discard Retry Snooze",
     "taskflow.model.backoff": "Backoff",
     "taskflow.model.codec.registered": "register_type",
     "taskflow.model.codec.secret": "Secret",

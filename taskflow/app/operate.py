@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 from typing_extensions import Unpack
@@ -22,21 +22,18 @@ from taskflow.app.bulk_actions import (
     check_view,
     count,
     foresee,
-    header_of,
     pages,
 )
 from taskflow.app.handle import JobHandle, info_of
 from taskflow.app.job_info import JobInfo
-from taskflow.app.job_type import AnyJob, JobType
-from taskflow.app.options import seconds_of
+from taskflow.app.job_selection import JobSelection, view_of
+from taskflow.app.job_type import JobType
 from taskflow.broker.console import QueueRecord, View
-from taskflow.model.envelope import check_job_name, check_queue
+from taskflow.model.envelope import check_queue
 from taskflow.model.ids import id_text, parse_id
-from taskflow.model.job_schema import check_tag
 from taskflow.model.printable import shown
 from taskflow.model.record import Record, Status
 from taskflow.model.session import SessionRecord
-from taskflow.model.suggestions import nearest
 
 if TYPE_CHECKING:
     from taskflow.app.failure_groups import FailureGroup
@@ -94,30 +91,6 @@ class JobPage(msgspec.Struct, frozen=True, kw_only=True):
     stopped_early: bool
 
 
-class JobSelection(TypedDict, total=False):
-    """Which jobs: those for which all of these hold. None means "not given".
-
-    `tag`           they have this tag
-    `queue`         they are in this queue
-    `job`           they call this job, given by its name or as the job itself
-    `status`        they have this status, or one of these: "failed", `Status.FAILED`, ("failed", "cancelled")
-    `error`         their last error, or the reason of their end, contains this text, in small or capital letters
-    `header`        they have this header, "name", or the header with this value, "name=value"
-    `created_before`, `ended_before`  they were sent, or have ended, at least so many seconds ago, or such a timedelta
-    `poison`        they failed because their workers were lost again and again
-    """
-
-    tag: str | None
-    queue: str | None
-    job: str | JobType[Any] | None
-    status: str | Iterable[str] | None
-    error: str | None
-    header: str | None
-    created_before: float | timedelta | None
-    ended_before: float | timedelta | None
-    poison: bool | None
-
-
 class Operate:
     """Looks at jobs, queues and workers, and acts on them, on the broker of this application.
 
@@ -157,8 +130,8 @@ class Operate:
         or `ended_before`, no more than the newest 2,000 failed jobs that match are counted."""
         from taskflow.app.failure_groups import failure_groups
 
-        check_limit(limit)
-        view = _view_of("failures", {"queue": queue, "job": job, "tag": tag, "ended_before": ended_before})
+        _check_limit(limit)
+        view = view_of("failures", {"queue": queue, "job": job, "tag": tag, "ended_before": ended_before})
         found = await default_app().client().call(lambda broker: failure_groups(broker, view, limit))
         return found.groups
 
@@ -168,22 +141,22 @@ class Operate:
         They are read in pages while the loop runs, one status after another. Held jobs come in the order of their arrival, scheduled ones
         by their time, ready ones as they are next to run, and ended ones with the newest end first. With a tag, the newest comes first.
         """
-        app, view = default_app(), _view_of("jobs", which)
+        app, view = default_app(), view_of("jobs", which)
         async for records in pages(app.client().call, view):
             for record in records:
                 yield info_of(app, record)
 
     async def page(self, *, cursor: str | None = None, limit: int = 100, **which: Unpack[JobSelection]) -> JobPage:
         """Return some of the selected jobs, at most `limit`. For the next page, give the cursor of this one, and the same arguments."""
-        check_limit(limit)
-        app, view = default_app(), _view_of("page", which)
+        _check_limit(limit)
+        app, view = default_app(), view_of("page", which)
         page = await app.client().call(lambda broker: broker.console.page(view, cursor=cursor, limit=limit))
         jobs = [info_of(app, record) for record in page.records]
         return JobPage(jobs=jobs, cursor=page.cursor, examined=page.examined, stopped_early=page.stopped_early)
 
     async def count(self, **which: Unpack[JobSelection]) -> int:
         """Count the selected jobs. This reads them all; `queues` has the numbers by status."""
-        return await count(default_app().client().call, _view_of("count", which))
+        return await count(default_app().client().call, view_of("count", which))
 
     async def cancel(
         self,
@@ -252,7 +225,7 @@ class Operate:
         reason: str,
     ) -> ActionResult:
         check_operator(by, reason)
-        call, view = default_app().client().call, _view_of(action, which)
+        call, view = default_app().client().call, view_of(action, which)
         selects = view != View()
         if len([way for way in (ids, selects, everything) if way]) > 1:
             raise ValueError(f"operate.{action}() got more than one of ids, a selection and everything=True: give one of them")
@@ -291,65 +264,9 @@ async def _act_on_ids(call: CallVerb, action: Action, ids: list[bytes]) -> Async
 operate: Final = Operate()
 
 
-# --- arguments ----------------------------------------------------------------------------------------------------
-
-
-def _view_of(method: str, which: JobSelection) -> View:
-    for name in which:
-        if name not in JobSelection.__annotations__:
-            near = nearest(name, JobSelection.__annotations__)
-            hint = f"; did you mean {near[0]}=?" if near else ""
-            raise TypeError(f"operate.{method}() got an unexpected argument {name}={hint}")
-    tag, queue = which.get("tag"), which.get("queue")
-    error, header = which.get("error"), which.get("header")
-    created_before, ended_before = which.get("created_before"), which.get("ended_before")
-    return View(
-        tag=None if tag is None else check_tag(_text("tag", tag)),
-        queue=None if queue is None else check_queue(_text("queue", queue)),
-        job=_job_name(which.get("job")),
-        statuses=statuses_of(which.get("status")),
-        error=None if error is None else _text("error", error),
-        header=None if header is None else header_of(_text("header", header)),
-        created_before=None if created_before is None else seconds_of("created_before", created_before),
-        ended_before=None if ended_before is None else seconds_of("ended_before", ended_before),
-        poison=bool(which.get("poison")),
-    )
-
-
-def check_limit(limit: int) -> None:
+def _check_limit(limit: int) -> None:
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit={shown(limit)}: expected a whole number, at least 1")
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name}={shown(value)}: expected a str")
-    return value
-
-
-def _job_name(job: str | AnyJob | None) -> str | None:
-    if job is None or isinstance(job, JobType):
-        return None if job is None else job.name
-    return check_job_name(_text("job", job))
-
-
-def statuses_of(given: str | Iterable[str] | None) -> tuple[Status, ...]:
-    """Return statuses, which may be given by their names in any case."""
-    if given is None:
-        return ()
-    if not isinstance(given, Iterable):
-        raise TypeError(f"status={shown(given)}: expected a status, or several")
-    statuses = tuple(sorted({_status(each) for each in ([given] if isinstance(given, str) else given)}))
-    if not statuses:
-        raise ValueError("status= is empty: leave it out, or give a status")
-    return statuses
-
-
-def _status(given: str) -> Status:
-    try:
-        return Status(given.lower())
-    except (ValueError, AttributeError):
-        raise ValueError(f"status={shown(given)}: expected one of {', '.join(Status)}") from None
 
 
 # --- results ------------------------------------------------------------------------------------------------------
