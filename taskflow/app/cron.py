@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from taskflow.app.options import EnqueueOptions, seconds_of
+from taskflow.app.option_checks import seconds_of
+from taskflow.app.options import EnqueueOptions
 from taskflow.model.printable import shown
 from taskflow.model.timetable import CronTimes, EveryTimes
 

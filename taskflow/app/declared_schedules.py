@@ -9,7 +9,8 @@ from typing import Any, Final, get_args
 import msgspec
 
 from taskflow.app.cron import Cron, Every
-from taskflow.app.options import EnqueueOptions, seconds_of
+from taskflow.app.option_checks import seconds_of
+from taskflow.app.options import EnqueueOptions
 from taskflow.app.settings import Settings
 from taskflow.model.envelope import Envelope
 from taskflow.model.printable import shown

@@ -16,7 +16,8 @@ from taskflow.app.execution_mode import RunsIn, mode_for
 from taskflow.app.job_function import check_function, name_of, location
 from taskflow.app.job_type import AnyJob, JobType
 from taskflow.app.unknown_options import unknown_option
-from taskflow.app.options import LIFTED_BY_NONE, EnqueueOptions, JobOptions, PresetOptions, declared_options
+from taskflow.app.option_checks import LIFTED_BY_NONE, declared_options
+from taskflow.app.options import EnqueueOptions, JobOptions, PresetOptions
 from taskflow.app.resolved_options import UNRESOLVED, Resolved
 from taskflow.app.sendable import Sendable, check_app_of
 from taskflow.app.settings import Settings

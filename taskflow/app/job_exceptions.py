@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from taskflow.app.options import seconds_of
+from taskflow.app.option_checks import seconds_of
 from taskflow.model.errors import name_as_public
 
 

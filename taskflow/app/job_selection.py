@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from taskflow.app.bulk_actions import header_of
 from taskflow.app.job_type import AnyJob, JobType
-from taskflow.app.options import seconds_of
+from taskflow.app.option_checks import seconds_of
 from taskflow.broker.console import View
 from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.job_schema import check_tag

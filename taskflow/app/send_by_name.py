@@ -8,7 +8,7 @@ from taskflow.app.app import App, default_app
 from taskflow.app.call import Call
 from taskflow.app.handle import JobHandle
 from taskflow.app.job import Declared
-from taskflow.app.options import merged_options
+from taskflow.app.option_checks import merged_options
 from taskflow.app.sendable import Sendable
 from taskflow.model.codec import encode_by_name
 from taskflow.model.codec.signature import CallArguments

@@ -12,7 +12,8 @@ from taskflow.app.app import App
 from taskflow.app.call import Call
 from taskflow.app.handle import JobHandle
 from taskflow.app.job_type import AnyJob
-from taskflow.app.options import EnqueueOptions, changed_options
+from taskflow.app.option_checks import changed_options
+from taskflow.app.options import EnqueueOptions
 from taskflow.app.resolved_options import HasOptions
 from taskflow.app.sending import send_call, send_call_sync
 from taskflow.model.codec.signature import CallArguments

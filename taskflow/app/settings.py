@@ -132,7 +132,7 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(where: str, given: object) -> Defaults:
-    from taskflow.app.options import default_options  # loaded only by applications that use them
+    from taskflow.app.option_checks import default_options  # loaded only by applications that use them
 
     try:
         return Defaults(*default_options(given))
