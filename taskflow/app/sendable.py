@@ -54,7 +54,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
         if self._connection is not None:
             from taskflow.app import transactional_sending
 
-            return await sending_within.send(self.app, call, self._connection)
+            return await transactional_sending.send(self.app, call, self._connection)
         return await send_call(self.app, call)
 
     def delay_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
@@ -63,7 +63,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
         if self._connection is not None:  # its thread may have a loop, as in AsyncSession.run_sync()
             from taskflow.app import transactional_sending
 
-            return sending_within.send_sync(self.app, self._call(args, kwargs, given=(args, kwargs)), self._connection)
+            return transactional_sending.send_sync(self.app, self._call(args, kwargs, given=(args, kwargs)), self._connection)
         portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
         return send_call_sync(self.app, self._call(args, kwargs, given=(args, kwargs)))
 

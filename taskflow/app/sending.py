@@ -59,7 +59,7 @@ async def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]], *, connecti
     if connection is not None:
         from taskflow.app import transactional_sending
 
-        return await sending_within.enqueue(app, calls, connection)
+        return await transactional_sending.enqueue(app, calls, connection)
     sent = Sent[R]()
     if isinstance(calls, AsyncIterable):
         async with aclosing(async_batches(calls)) as batches:
@@ -81,7 +81,7 @@ def enqueue_sync(calls: Iterable[Call[R]], *, connection: Connection | None = No
     if connection is not None:
         from taskflow.app import transactional_sending
 
-        return sending_within.enqueue_sync(default_app(), calls, connection)
+        return transactional_sending.enqueue_sync(default_app(), calls, connection)
     refuse_inside_a_loop("enqueue_sync()", "await enqueue()")
     app, sent = default_app(), Sent[R]()
     for batch in Batches(calls):
