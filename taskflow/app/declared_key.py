@@ -134,7 +134,7 @@ def _field(template: str, written: str, spec: str, job: Any) -> _Field:
         elif name in signature(job.function).parameters:
             reason = "is the context, which callers do not pass"
         else:
-            reason = f"is not a parameter; did you mean {near[0]!r}?" if near else "is not a parameter"
+            reason = f"is not a parameter; did you mean {near!r}?" if near else "is not a parameter"
         raise ValueError(f"{said}: {name!r} {reason}; {known}")
     steps = _STEP.findall(found["path"])
     for attribute, _ in steps:

@@ -46,7 +46,7 @@ def view_of(method: str, which: JobSelection) -> View:
     for name in which:
         if name not in JobSelection.__annotations__:
             near = nearest(name, JobSelection.__annotations__)
-            hint = f"; did you mean {near[0]}=?" if near else ""
+            hint = f"; did you mean {near}=?" if near else ""
             raise TypeError(f"operate.{method}() got an unexpected argument {name}={hint}")
     tag, queue = which.get("tag"), which.get("queue")
     error, header = which.get("error"), which.get("header")

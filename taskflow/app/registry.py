@@ -9,7 +9,6 @@ from pathlib import Path
 from taskflow.app.job_function import location
 from taskflow.app.job_type import AnyJob
 from taskflow.model.errors import DeclarationError
-from taskflow.model.suggestions import nearest
 
 
 class Registry:
@@ -44,10 +43,6 @@ class Registry:
         declared. Raises DeclarationError, naming the parameter, if one cannot be resolved."""
         for job in self:
             job.codec.resolve()
-
-    def nearest(self, name: str) -> str | None:
-        near = nearest(name, self._jobs)
-        return near[0] if near else None
 
     def __iter__(self) -> Iterator[AnyJob]:
         """Yield each job once, sorted by name."""

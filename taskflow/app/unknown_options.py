@@ -105,4 +105,4 @@ def unknown_option(name: str, known: Collection[str], elsewhere: Collection[str]
     if name in _ANSWERS:
         return f"{unknown}: {_ANSWERS[name]}"
     near = nearest(name, known)
-    return f"{unknown}; did you mean {near[0]}=?" if near else f"{unknown}; options are {', '.join(known)}"
+    return f"{unknown}; did you mean {near}=?" if near else f"{unknown}; options are {', '.join(known)}"

@@ -174,7 +174,7 @@ def _scheme(url: str) -> str:
         raise ConfigurationError(f"{scheme}:// brokers are not part of this version of taskflow: use redis:// or sqlite:///taskflow.db")
     if scheme not in SCHEMES:
         near = nearest(scheme, SCHEMES)
-        hint = f"did you mean {near[0]}://?" if near else f"known schemes are {', '.join(f'{known}://' for known in SCHEMES)}"
+        hint = f"did you mean {near}://?" if near else f"known schemes are {', '.join(f'{known}://' for known in SCHEMES)}"
         raise BrokerUrlError(f"broker URL has the unknown scheme {scheme!r}: {hint}")
     return scheme
 
@@ -217,8 +217,9 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:
-            near = [ours for ours in [_AS_LIBPQ_HAS_THEM.get(name)] if ours in known] or nearest(name, known)
-            hint = f"did you mean {near[0]}=?" if near else f"its options are {', '.join(known)}"
+            ours = _AS_LIBPQ_HAS_THEM.get(name)
+            near = ours if ours in known else nearest(name, known)
+            hint = f"did you mean {near}=?" if near else f"its options are {', '.join(known)}"
             raise BrokerUrlError(f"broker URL has an unknown parameter {name!r}: {hint}")
         if name in options:
             raise BrokerUrlError(f"broker URL has the parameter {name!r} twice")

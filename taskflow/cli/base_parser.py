@@ -88,4 +88,4 @@ def _hint(slip: str, known: Iterable[str], prefix: str = "") -> str:
     from taskflow.model.suggestions import nearest
 
     near = nearest(slip, sorted(known))
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
+    return f"; did you mean {prefix}{near}?" if near else ""

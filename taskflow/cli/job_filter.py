@@ -86,4 +86,4 @@ async def doubt_queue(console: Console, name: str | None) -> bool:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return words that name the most similar queue, or nothing if none is similar."""
     near = nearest(name, known)
-    return f"; did you mean {one_line(near[0])}?" if near else ""
+    return f"; did you mean {one_line(near)}?" if near else ""

@@ -75,7 +75,7 @@ def _hint(name: str) -> str:
     if name.endswith(".py") or "/" in name:
         return f"; write the module's name with dots: {name.removesuffix('.py').strip('./').replace('/', '.')}"
     near = nearest(name, _modules_here())
-    return f"; did you mean {near[0]}?" if near else f"; looked in {os.getcwd()} and where Python is installed"
+    return f"; did you mean {near}?" if near else f"; looked in {os.getcwd()} and where Python is installed"
 
 
 def _modules_here() -> list[str]:

@@ -274,5 +274,5 @@ def _names_of(arguments: argparse.Namespace) -> list[str]:
 
 async def _report_unknown(broker: Broker, name: str) -> None:
     near = nearest(name, [record.name for record in await broker.console.schedules()])
-    hint = f"; did you mean {one_line(near[0])}?" if near else ""
+    hint = f"; did you mean {one_line(near)}?" if near else ""
     print(f"taskflow: there is no schedule called {name!r}{hint}", file=sys.stderr)

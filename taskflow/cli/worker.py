@@ -253,7 +253,7 @@ class WorkerRun:
                 log.warning(
                     "queue %s is unknown: it never had a job, and no job here names it%s",
                     name,
-                    f"; did you mean {near[0]}?" if near else "",
+                    f"; did you mean {near}?" if near else "",
                 )
 
     async def _tell_what_is_left(self) -> None:

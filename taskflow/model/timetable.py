@@ -143,7 +143,7 @@ def zone_of(name: str) -> tzinfo:
     if not names:
         raise ValueError(f"tz={name!r}: this machine has no time zones: install the package tzdata, from your system or from PyPI")
     near = nearest(name, names)
-    raise ValueError(f"tz={name!r}: there is no such time zone" + (f"; did you mean {near[0]!r}?" if near else ""))
+    raise ValueError(f"tz={name!r}: there is no such time zone" + (f"; did you mean {near!r}?" if near else ""))
 
 
 def _zone_name(tz: object) -> str:

@@ -104,12 +104,6 @@ def test_a_function_in_a_function_needs_a_name() -> None:
     assert named.name == "inner with a name"
 
 
-def test_a_name_is_suggested() -> None:
-    app = App()
-    loaded(one("send_mail"), app=app)
-    assert app.registry.nearest("send_mial") == "send_mail"
-
-
 async def test_a_renamed_job_is_run_under_its_old_name(bench: Bench) -> None:
     """What was sent by the old code, by the new one."""
     old, new = App(), App()
