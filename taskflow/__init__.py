@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from taskflow.app.failure_groups import FailureGroup as FailureGroup
     from taskflow.app.handle import JobHandle as JobHandle
     from taskflow.app.job import Job as Job, SyncJob as SyncJob, job as job, preset as preset
+    from taskflow.app.job_exceptions import Cancel as Cancel, Discard as Discard, Retry as Retry, Snooze as Snooze
     from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
-    from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
-    from taskflow.app.send_by_name import NamedJob as NamedJob, named as named, send as send, send_sync as send_sync
     from taskflow.app.job_selection import JobSelection as JobSelection
+    from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
     from taskflow.app.operate import JobPage as JobPage, QueueInfo as QueueInfo, WorkerInfo as WorkerInfo, operate as operate
     from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions
     from taskflow.app.portal import run_sync as run_sync
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
+    from taskflow.app.send_by_name import NamedJob as NamedJob, named as named, send as send, send_sync as send_sync
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
-    from taskflow.app.job_exceptions import Cancel as Cancel, Discard as Discard, Retry as Retry, Snooze as Snooze
     from taskflow.model.backoff import Backoff as Backoff
     from taskflow.model.codec.registered import register_type as register_type
     from taskflow.model.codec.secret import Secret as Secret

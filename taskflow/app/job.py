@@ -15,12 +15,12 @@ from taskflow.app.context import JobContext, running
 from taskflow.app.execution_mode import RunsIn, mode_for
 from taskflow.app.job_function import check_function, name_of, location
 from taskflow.app.job_type import AnyJob, JobType
-from taskflow.app.unknown_options import unknown_option
 from taskflow.app.option_checks import LIFTED_BY_NONE, declared_options
 from taskflow.app.options import EnqueueOptions, JobOptions, PresetOptions
 from taskflow.app.resolved_options import UNRESOLVED, Resolved
 from taskflow.app.sendable import Sendable, check_app_of
 from taskflow.app.settings import Settings
+from taskflow.app.unknown_options import unknown_option
 from taskflow.model.codec.signature import CallArguments
 from taskflow.model.envelope import Envelope, check_job_name
 from taskflow.model.errors import DeclarationError

@@ -22,9 +22,8 @@ class Registry:
         for name in (job.name, *job.aliases):
             standing = self._jobs.get(name)
             if standing is not None and _owner(standing) != _owner(job):
-                raise DeclarationError(
-                    f"two jobs are called {name!r}: {location(standing.function)} and {location(job.function)}; give one of them another name="
-                )
+                both = f"{location(standing.function)} and {location(job.function)}"
+                raise DeclarationError(f"two jobs are called {name!r}: {both}; give one of them another name=")
         for name in [name for name, standing in self._jobs.items() if standing.name == job.name and _owner(standing) == _owner(job)]:
             del self._jobs[name]
         for name in (job.name, *job.aliases):

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from taskflow.broker.console import FailureGroupRecord
-from taskflow.model.failure_cause import deploy_in, fingerprint_in
 from taskflow.model.clock import instant_of
+from taskflow.model.failure_cause import deploy_in, fingerprint_in
 from taskflow.model.stored_values import LATEST
 
 

@@ -11,7 +11,7 @@ from taskflow.model.codec import Limits, decode_by_name, decode_value
 from taskflow.model.codec.secret import RETURNED
 from taskflow.model.errors import CodecError
 from taskflow.model.ids import id_text
-from taskflow.model.masking import HIDDEN, DisplayLimits, is_secret, masked_value, masked_map
+from taskflow.model.masking import HIDDEN, DisplayLimits, is_secret, masked_map, masked_value
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.schedule_plan import scheduled_for

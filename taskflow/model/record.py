@@ -7,8 +7,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from taskflow.model.failure_cause import deploy_in, fingerprint_in
 from taskflow.model.clock import instant_of
+from taskflow.model.failure_cause import deploy_in, fingerprint_in
 from taskflow.model.job_schema import AS_SENT, BY_NAME, OPAQUE, SentAndShown
 from taskflow.model.progress import Progress, unpack_progress
 from taskflow.model.stored_values import FieldReader, Unreadable, maybe_instant, maybe_octets, maybe_text

@@ -11,9 +11,9 @@ from enum import StrEnum
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from taskflow.model import wording
-from taskflow.model.failure_cause import UNKNOWN
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict
+from taskflow.model.failure_cause import UNKNOWN
 from taskflow.model.job_schema import OUTCOME, Counters, cleared_by
 from taskflow.model.record import ENDED, WAITING, Status
 from taskflow.model.rules import Rules

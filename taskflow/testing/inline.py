@@ -42,7 +42,10 @@ class Inline:
     """
 
     def __init__(
-        self, broker: MemoryBroker, at_work: Callable[[], AbstractAsyncContextManager[PassState]], check: Callable[[PassState], Awaitable[None]]
+        self,
+        broker: MemoryBroker,
+        at_work: Callable[[], AbstractAsyncContextManager[PassState]],
+        check: Callable[[PassState], Awaitable[None]],
     ) -> None:
         self._broker = broker
         self._at_work = at_work

@@ -13,9 +13,9 @@ from typing import Any, Final
 from taskflow.app.app import App
 from taskflow.app.context import JobContext, running
 from taskflow.app.job import Job, SyncJob
+from taskflow.app.job_exceptions import Cancel, Discard, Retry, Snooze
 from taskflow.app.job_type import AnyJob
 from taskflow.app.middleware import Middleware, OneAtATime, RunNext, run_chain
-from taskflow.app.job_exceptions import Cancel, Discard, Retry, Snooze
 from taskflow.model.codec.signature import CallArguments
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import DecodeError, EncodeError, JobStopping, MissingArgument, NewerFormat, UnknownArgument, UnknownType

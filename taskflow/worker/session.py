@@ -15,9 +15,9 @@ import anyio
 from taskflow.app.context import JobContext
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
-from taskflow.model.failure_cause import LONGEST_DEPLOY
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.errors import SessionLost
+from taskflow.model.failure_cause import LONGEST_DEPLOY
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.session import MOST_NAMES, Beat, BeatAnswer, Session

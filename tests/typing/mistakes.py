@@ -137,7 +137,9 @@ OF_THE_DECORATOR = (
         "child_initializer: Callable[[], object] | None = None,",
         "child_initializer: Any = None,",
     ),
-    Mistake("a child process may have any lifespan", APP, "child_lifespan: ChildLifespanFactory | None = None,", "child_lifespan: Any = None,"),
+    Mistake(
+        "a child process may have any lifespan", APP, "child_lifespan: ChildLifespanFactory | None = None,", "child_lifespan: Any = None,"
+    ),
     Mistake("a grace time may be anything", OPTIONS, "    stop_grace: float | timedelta | None\n", "    stop_grace: object\n"),
     Mistake("a job runs in any place", OPTIONS, "    runs_in: RunsIn | None\n", "    runs_in: str | None\n"),
     Mistake(

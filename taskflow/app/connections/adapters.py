@@ -272,7 +272,9 @@ class DjangoAdapter(SyncAdapter):
         adapter = by_class_name(self.driver, DRIVERS)
         if adapter is None:
             kind = type(self.driver)
-            raise TypeError(f"connection= got a connection of Django over a {kind.__module__}.{kind.__qualname__}: use {', '.join(DRIVERS)}")
+            raise TypeError(
+                f"connection= got a connection of Django over a {kind.__module__}.{kind.__qualname__}: use {', '.join(DRIVERS)}"
+            )
         self._below = adapter(self.driver)
         self._below.check_open()
 

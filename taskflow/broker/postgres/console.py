@@ -13,8 +13,8 @@ from taskflow.broker.postgres import rows, schedules
 from taskflow.broker.postgres.function_caller import FunctionCaller
 from taskflow.broker.postgres.session import record_of_session
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
-from taskflow.model.failure_cause import MOST_BYTES
 from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.failure_cause import MOST_BYTES
 from taskflow.model.record import BY_CODE, CODES, ENDED, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord

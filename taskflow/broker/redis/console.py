@@ -14,8 +14,8 @@ from taskflow.broker.redis.packing import pack, unpack
 from taskflow.broker.redis.schedules import schedule_records
 from taskflow.broker.redis.session import session_records
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
-from taskflow.model.failure_cause import MOST_BYTES
 from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.failure_cause import MOST_BYTES
 from taskflow.model.record import BY_CODE, CODES, ENDED, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord

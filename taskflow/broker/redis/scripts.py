@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 
 from taskflow.broker.literals import literals
 from taskflow.broker.redis.fields import AS_SENT, FIELDS, MARK, SPANS
-from taskflow.model.failure_cause import FINGERPRINT_BYTES, MOST_BYTES, POISON, UNKNOWN
 from taskflow.model.clock import to_microseconds
+from taskflow.model.failure_cause import FINGERPRINT_BYTES, MOST_BYTES, POISON, UNKNOWN
 from taskflow.model.job_schema import BY_NAME, CLAIMED, FOLLOWED_UP, OUTCOME, REDO, TAGGED, cleared_by
 from taskflow.model.rules import Rules
 

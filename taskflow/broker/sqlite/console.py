@@ -23,8 +23,8 @@ from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.broker.sqlite.work import Durability
 from taskflow.model import wording
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
-from taskflow.model.failure_cause import MOST_BYTES, UNKNOWN
 from taskflow.model.clock import to_seconds
+from taskflow.model.failure_cause import MOST_BYTES, UNKNOWN
 from taskflow.model.record import BY_CODE, CODES, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord

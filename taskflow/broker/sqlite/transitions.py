@@ -31,9 +31,9 @@ from taskflow.broker.sqlite.soundness import is_sound, look_closely
 from taskflow.broker.sqlite.statements import Statements, execute_rows, fetch_rows, inserts
 from taskflow.broker.sqlite.tally import Tally
 from taskflow.model import transitions, wording
-from taskflow.model.failure_cause import pack_cause
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import tags_in
+from taskflow.model.failure_cause import pack_cause
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import DEFAULT_QUEUE, has_follow_up, has_tags
 from taskflow.model.record import CODES, Record, Status

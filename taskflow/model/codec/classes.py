@@ -16,7 +16,7 @@ from typing_extensions import ReadOnly, is_typeddict
 
 from taskflow.model.codec.hints import hints_of_class
 from taskflow.model.codec.models import is_model, record_of_model
-from taskflow.model.codec.records import ClassFields, ClassField
+from taskflow.model.codec.records import ClassField, ClassFields
 from taskflow.model.codec.shape import Unsupported
 
 

@@ -32,11 +32,11 @@ from typing_extensions import ReadOnly, TypeAliasType
 from taskflow.model.codec.choices import enum_of, literals_of
 from taskflow.model.codec.classes import record_for
 from taskflow.model.codec.containers import abstract_collection, collection_of, fixed_tuple, mapping_of
+from taskflow.model.codec.datetimes import DATETIMES, shape_of_zoneinfo, zoneinfo_shape
 from taskflow.model.codec.hints import stands_for, substitute
 from taskflow.model.codec.misfit import type_name
-from taskflow.model.codec.datetimes import DATETIMES, shape_of_zoneinfo, zoneinfo_shape
 from taskflow.model.codec.paths import PATHS
-from taskflow.model.codec.records import ClassFields, ClassField, promise_of, record_of
+from taskflow.model.codec.records import ClassField, ClassFields, promise_of, record_of
 from taskflow.model.codec.registered import note_unregistered, registered_shape
 from taskflow.model.codec.scalars import SCALARS
 from taskflow.model.codec.shape import DictKeys, Shape, Tag, Unsupported

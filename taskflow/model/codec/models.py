@@ -14,7 +14,7 @@ import msgspec
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, type_name
 from taskflow.model.codec.parts import read_map
-from taskflow.model.codec.records import ClassFields, ClassField
+from taskflow.model.codec.records import ClassField, ClassFields
 from taskflow.model.codec.shape import Shape, Unresolved, Unsupported
 from taskflow.model.codec.untyped import ANY, read_any, write_any
 from taskflow.model.codec.wire import marker, marker_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from taskflow.model.codec import wire as codes
+from taskflow.model.codec.datetimes import DATETIMES, read_zoneinfo, shape_of_zoneinfo
 from taskflow.model.codec.misfit import Misfit, NeedsAnnotation, too_deep, type_name
-from taskflow.model.codec.datetimes import DATETIMES, shape_of_zoneinfo, read_zoneinfo
 from taskflow.model.codec.parts import (
     hashed,
     pairs_of,

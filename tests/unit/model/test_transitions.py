@@ -11,7 +11,7 @@ from taskflow.model.clock import to_microseconds
 from taskflow.model.job_schema import Counters
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
-from taskflow.model.transitions import MOVES, Transition, apply_verdict, crash, hand_back, waiting_status, requeue
+from taskflow.model.transitions import MOVES, Transition, apply_verdict, crash, hand_back, requeue, waiting_status
 from taskflow.model.verdict import (
     Cancelled,
     Completed,
