@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-import msgpack
 import msgspec
 
 from taskflow.model.clock import instant_of
-from taskflow.model.stored_values import FieldReader, instant, octets, text, unpacked, whole
+from taskflow.model.stored_values import FieldReader, instant, octets, packed, text, unpacked, whole
 
 MOST_NAMES: Final = 10
 """The maximum number of names that the log keeps of one act."""
@@ -59,8 +58,7 @@ def pack_act(act: Act) -> bytes:
     names = [name[:MOST_CHARACTERS] for name in act.names[:MOST_NAMES]]
     which = {name: value[:MOST_CHARACTERS] for name, value in act.which.items()}
     texts = [told[:MOST_CHARACTERS] for told in (act.by, act.verb, act.stopped)]
-    packed = msgpack.packb([*texts, act.reason[:MOST_REASON], names, act.named, which, act.affected], unicode_errors="surrogatepass")
-    return bytes(packed or b"")
+    return packed([*texts, act.reason[:MOST_REASON], names, act.named, which, act.affected])
 
 
 def act_record_of(number: Any, at: Any, body: Any) -> ActRecord:

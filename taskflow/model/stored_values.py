@@ -146,6 +146,13 @@ def maybe_instant(stored: Any) -> datetime | None:
     return None if stored is None else instant_of(stored)
 
 
+def packed(value: Any) -> bytes:
+    """Encode a value as msgpack. Its texts may contain lone surrogates, as the message of an exception may."""
+    encoded = msgpack.packb(value, unicode_errors="surrogatepass")
+    assert encoded is not None
+    return bytes(encoded)
+
+
 def unpacked(stored: Any, *, raw: bool = False) -> Any:
     """Decode bytes that contain a single msgpack value."""
     return msgpack.unpackb(octets(stored), raw=raw, unicode_errors="surrogatepass", strict_map_key=False)

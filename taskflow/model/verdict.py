@@ -12,7 +12,7 @@ import msgspec
 from taskflow.model.envelope import ClaimId, Envelope
 from taskflow.model.progress import Progress
 from taskflow.model.rules import LONGEST
-from taskflow.model.stored_values import LATEST, octets, text, whole
+from taskflow.model.stored_values import LATEST, octets, packed, text, whole
 
 MAX_TRACEBACK: Final = 16_384
 MAX_MESSAGE: Final = 4_096
@@ -230,16 +230,14 @@ def parts_sent(error: RunError) -> list[Any]:
 
 
 def pack_error(error: RunError) -> bytes:
-    packed = msgpack.packb([*parts_sent(error), error.worker, error.started_at, error.at], unicode_errors="surrogatepass")
-    assert packed is not None
-    return bytes(packed)
+    return packed([*parts_sent(error), error.worker, error.started_at, error.at])
 
 
 def append_error(errors: bytes | None, error: RunError) -> bytes:
     """Return the packed errors with `error` appended. If they would exceed `MAX_ERRORS_BYTES`, only `error` is kept."""
-    packed = pack_error(error)
-    whole = (errors or b"") + packed
-    return whole if len(whole) <= MAX_ERRORS_BYTES else packed
+    last = pack_error(error)
+    all_errors = (errors or b"") + last
+    return all_errors if len(all_errors) <= MAX_ERRORS_BYTES else last
 
 
 def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
