@@ -18,7 +18,7 @@ from taskflow.model.backoff import Backoff
 from taskflow.model.failure_cause import FINGERPRINT_BYTES, MOST_BYTES
 from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
-from taskflow.model.stored_values import maybe, maybe_text, number, octets, text, unpacked, whole
+from taskflow.model.stored_values import maybe, maybe_octets, maybe_text, number, text, unpacked, whole
 
 DEFAULT_QUEUE: Final = "default"
 PRIORITIES: Final = range(-100, 101)
@@ -226,14 +226,6 @@ class Opaque(NamedTuple):
     is_plain: bool = True
 
 
-def _read_max_attempts(stored: Any) -> int:
-    return whole(stored, 1)
-
-
-def _read_timeout(stored: Any) -> float | None:
-    return maybe(stored, _read_seconds)
-
-
 def _read_seconds(stored: Any) -> float:
     return number(stored, 0.0, LONGEST)
 
@@ -301,17 +293,13 @@ def bare_text(given: str) -> str:
     return str.__str__(given)
 
 
-def _read_on_failure(stored: Any) -> bytes | None:
-    return maybe(stored, octets)
-
-
 OPAQUE: Final = (
     # These two come first, in this order, so that the extras show by their first bytes which of them a job has: see `has_tags` and
     # `has_follow_up`.
     Opaque("tags", "g", _read_tags, " ".join, is_plain=False),
-    Opaque("on_failure", "f", _read_on_failure),
-    Opaque("max_attempts", "m", _read_max_attempts),
-    Opaque("timeout", "t", _read_timeout),
+    Opaque("on_failure", "f", maybe_octets),
+    Opaque("max_attempts", "m", lambda stored: whole(stored, 1)),
+    Opaque("timeout", "t", lambda stored: maybe(stored, _read_seconds)),
     Opaque("keep_result", "k", _read_seconds),
     Opaque("headers", "h", _read_headers),
     Opaque("key_text", "u", maybe_text),  # for people: the key itself is a digest

@@ -135,12 +135,8 @@ def queue_wait(status: Status, due_at: datetime, started_at: datetime | None) ->
     return max(0.0, (started_at - due_at).total_seconds())  # the clocks of worker and store may differ a little
 
 
-def _itself(stored: Any) -> Any:
-    return stored
-
-
 _AS_SENT: Final = {
-    field: maybe_text if BY_NAME[field].kind.type is str else _itself
+    field: maybe_text if BY_NAME[field].kind.type is str else lambda stored: stored
     for field in AS_SENT
     if field in Record.__struct_fields__ and field not in ("id", "payload")
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from enum import Enum, Flag
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from taskflow.model.codec.misfit import Misfit, one_of, type_name, unexpected
@@ -67,7 +69,7 @@ def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
 
 def _flag_of(kind: type[Flag]) -> Shape:
     label = type_name(kind)
-    known = _all_bits(member.value for member in kind.__members__.values())
+    known = reduce(or_, (member.value for member in kind.__members__.values()), 0)
 
     def checked(bits: int) -> int:
         """Return the bits unchanged. Raises Misfit if any of them has no name.
@@ -95,13 +97,6 @@ def _flag_of(kind: type[Flag]) -> Shape:
 
 
 _INTEGERS = SCALARS[int].forms
-
-
-def _all_bits(values: Iterable[int]) -> int:
-    bits = 0
-    for value in values:
-        bits |= value
-    return bits
 
 
 def _plain(value: Any) -> Any:

@@ -31,18 +31,6 @@ def record_for(kind: type, arguments: tuple[Any, ...]) -> ClassFields | None:
     return None
 
 
-def _is_named_tuple(kind: type) -> bool:
-    return issubclass(kind, tuple) and hasattr(kind, "_fields")
-
-
-def _is_attrs(kind: type) -> bool:
-    return "__attrs_attrs__" in vars(kind)
-
-
-def _is_struct(kind: type) -> bool:
-    return issubclass(kind, msgspec.Struct)
-
-
 def _of_typed_dict(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     hints = hints_of_class(kind, arguments)
     fields = tuple(ClassField(name, hint, _is_required(kind, name, hint)) for name, hint in hints.items())
@@ -103,19 +91,13 @@ def _dataclass_requires(field: dataclasses.Field[Any]) -> bool:
 
 def _of_attrs(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     hints = hints_of_class(kind, arguments)
-    attributes = kind.__attrs_attrs__
-    fields = tuple(ClassField(each.name, hints.get(each.name, Any), each.init and not _has_default(each)) for each in attributes)
+    attributes, nothing = kind.__attrs_attrs__, sys.modules["attr"].NOTHING
+    fields = tuple(ClassField(each.name, hints.get(each.name, Any), each.init and each.default is nothing) for each in attributes)
     aliases = {each.name: each.alias for each in attributes if each.init and each.alias != each.name}
     late = [each.name for each in attributes if not each.init]
-    hooks = any(each.validator or each.converter for each in attributes) or any(hasattr(kind, f"__attrs_{when}_init__") for when in _HOOKS)
+    has_hooks = hasattr(kind, "__attrs_pre_init__") or hasattr(kind, "__attrs_post_init__")
+    hooks = has_hooks or any(each.validator or each.converter for each in attributes)
     return ClassFields(kind, fields, make=_maker(kind, aliases, late), runs_code=hooks or _has_own_constructor(kind))
-
-
-_HOOKS = ("pre", "post")
-
-
-def _has_default(attribute: Any) -> bool:
-    return attribute.default is not sys.modules["attr"].NOTHING
 
 
 def _maker(kind: Any, aliases: dict[str, str], late: Sequence[str]) -> Callable[[dict[str, Any]], Any]:
@@ -136,8 +118,8 @@ def _maker(kind: Any, aliases: dict[str, str], late: Sequence[str]) -> Callable[
 _KINDS: tuple[tuple[Callable[[type], bool], Callable[[Any, tuple[Any, ...]], ClassFields]], ...] = (
     (is_typeddict, _of_typed_dict),
     (is_model, record_of_model),
-    (_is_struct, _of_struct),
-    (_is_attrs, _of_attrs),
+    (lambda kind: issubclass(kind, msgspec.Struct), _of_struct),
+    (lambda kind: "__attrs_attrs__" in vars(kind), _of_attrs),
     (dataclasses.is_dataclass, _of_dataclass),
-    (_is_named_tuple, _of_named_tuple),
+    (lambda kind: issubclass(kind, tuple) and hasattr(kind, "_fields"), _of_named_tuple),
 )

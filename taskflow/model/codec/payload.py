@@ -1,17 +1,7 @@
-"""The payload format of arguments and results: a header of four bytes, then the body.
-
-====== ======= ==================================================================================================
-offset name    meaning
-====== ======= ==================================================================================================
-0      version 1
-1      flags   bit 0 signed, bit 1 encrypted, bit 2 compressed: reserved, none is written yet; bits 3 to 7 are zero
-2      key id  the key that signed or encrypted the body; 0 if no flag is set
-3      content 1 msgpack (`docs/reference/wire-format.md`), 2 JSON decoded by annotation
-4      body    to the end
-====== ======= ==================================================================================================
+"""Adds the header of four bytes to the body of a payload, and takes it off. `docs/reference/wire-format.md` describes both.
 
 An unknown version, flag, key or content means that a newer taskflow wrote the payload. Opening it raises `NewerFormat`, and the job waits
-for a newer worker. There is neither a length nor a checksum, because the store takes care of both.
+for a newer worker.
 """
 
 from __future__ import annotations

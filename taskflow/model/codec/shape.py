@@ -7,8 +7,6 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from taskflow.model.codec.misfit import Misfit
-
 Write: TypeAlias = Callable[[Any, int], Any]
 """Converts a value to a wire value. The int is how many levels may still be nested. Raises Misfit for a value that does not fit."""
 
@@ -80,6 +78,3 @@ class Unsupported(Exception):
     def __str__(self) -> str:
         path = "".join(reversed(self._steps))
         return f"{path}: {self.message}" if path else self.message
-
-
-__all__ = ["DictKeys", "Form", "Misfit", "Read", "Shape", "Tag", "Unresolved", "Unsupported", "Write"]

@@ -38,7 +38,7 @@ def _write_rare(value: Any, levels: int) -> Any:
     for base in _PLAIN_BASES:
         if issubclass(kind, base):
             return SCALARS[base].write(value, levels)
-    raise _refusal(value)
+    raise NeedsAnnotation(f"{type_name(kind)} cannot be sent by itself")
 
 
 def read_any(wire: Any, levels: int) -> Any:
@@ -151,10 +151,6 @@ def without_unknown_names(wire: Any) -> Any:
 def _is_tagged(wire: Any) -> bool:
     """Return True for a tagged value. A tag uses no level, so without this check, tags could be nested in tags without a limit."""
     return type(wire) is list and marker_of(wire) == codes.TAGGED
-
-
-def _refusal(value: Any) -> Misfit:
-    return NeedsAnnotation(f"{type_name(type(value))} cannot be sent by itself")
 
 
 _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes))
