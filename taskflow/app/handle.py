@@ -89,7 +89,8 @@ class JobHandle(Generic[R_co]):
     async def cancel(self) -> Status | None:
         """Ask the job to stop, and return its previous status, or None if the store does not know the job. A waiting
         job is cancelled at once; a running one is stopped by its worker."""
-        return await self._app.client().cancel(self._id)
+        [found] = await self._app.client().call(lambda broker: broker.cancel([self._id]))
+        return found
 
     async def result(self, timeout: float | None = None) -> R_co:
         """Wait up to `timeout` seconds for the job to end, and return its result. 0 checks once; None waits without a limit.

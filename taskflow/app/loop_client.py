@@ -12,7 +12,7 @@ from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.retry import retry
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable
-from taskflow.model.record import Record, Status
+from taskflow.model.record import Record
 
 T = TypeVar("T")
 
@@ -45,10 +45,6 @@ class LoopClient:
     async def call(self, verb: Callable[[Broker], Awaitable[T]]) -> T:
         """Call a verb, and repeat the call until the store answers. The verb must be safe to repeat."""
         return await retry_within(lambda: verb(self.broker), self._timeout)
-
-    async def cancel(self, job_id: bytes) -> Status | None:
-        [found] = await retry_within(lambda: self.broker.cancel([job_id]), self._timeout)
-        return found
 
     async def _enqueue_by_key(self, envelopes: list[Envelope]) -> list[Added | Refused]:
         order = sorted(range(len(envelopes)), key=lambda index: envelopes[index].key or b"")
