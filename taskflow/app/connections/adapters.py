@@ -95,11 +95,13 @@ class AsyncpgAdapter(AwaitedAdapter):
 class PsycopgAdapter(SyncAdapter):
     """psycopg 3. A cursor of psycopg's own class does not depend on the row factory and the cursor class of the connection."""
 
+    how_to_begin: ClassVar[str] = "use `with connection.transaction():`, or a connection without autocommit"
+
     def check_open(self) -> None:
         if self.connection.closed:
             raise _closed()
         if self.connection.autocommit and self.connection.info.transaction_status == 0:
-            raise _no_transaction("use `with connection.transaction():`, or a connection without autocommit")
+            raise _no_transaction(self.how_to_begin)
 
     def run(self, statement: Statement) -> Sequence[Row]:
         psycopg = sys.modules["psycopg"]
@@ -109,6 +111,7 @@ class PsycopgAdapter(SyncAdapter):
 
 
 class AsyncPsycopgAdapter(AwaitedAdapter):
+    how_to_begin = PsycopgAdapter.how_to_begin
     check_open = PsycopgAdapter.check_open
 
     async def run_awaited(self, statement: Statement) -> Sequence[Row]:
@@ -119,12 +122,8 @@ class AsyncPsycopgAdapter(AwaitedAdapter):
             return rows
 
 
-class Psycopg2Adapter(SyncAdapter):
-    def check_open(self) -> None:
-        if self.connection.closed:
-            raise _closed()
-        if self.connection.autocommit and self.connection.info.transaction_status == 0:
-            raise _no_transaction("set connection.autocommit to False")
+class Psycopg2Adapter(PsycopgAdapter):
+    how_to_begin = "set connection.autocommit to False"
 
     def run(self, statement: Statement) -> Sequence[Row]:
         with self.connection.cursor(cursor_factory=sys.modules["psycopg2.extensions"].cursor) as cursor:
