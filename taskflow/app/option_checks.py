@@ -62,11 +62,6 @@ def default_options(given: object) -> tuple[dict[str, Any], dict[str, Any]]:
     return declared_options(given)
 
 
-def changed_options(before: Mapping[str, Any], given: EnqueueOptions) -> dict[str, Any]:
-    """Return fields of `Options` with the given options. Raises TypeError or ValueError for an invalid option, naming it."""
-    return merged_options(before, plain_options(given))
-
-
 def merged_options(before: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields of `Options` that later ones have changed. Raises ValueError if these remove a key that does not exist, or add too
     many tags."""
@@ -83,7 +78,7 @@ def merged_options(before: Mapping[str, Any], fields: Mapping[str, Any]) -> dict
 
 
 def plain_options(given: EnqueueOptions) -> dict[str, Any]:
-    """Check options, and convert them to fields of `Options`."""
+    """Check options, and convert them to fields of `Options`. Raises TypeError or ValueError for an invalid option, naming it."""
     for name in given:
         if name not in EnqueueOptions.__annotations__:
             raise TypeError(

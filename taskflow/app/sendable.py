@@ -12,7 +12,7 @@ from taskflow.app.app import App
 from taskflow.app.call import Call
 from taskflow.app.handle import JobHandle
 from taskflow.app.job_type import AnyJob
-from taskflow.app.option_checks import changed_options
+from taskflow.app.option_checks import merged_options, plain_options
 from taskflow.app.options import EnqueueOptions
 from taskflow.app.resolved_options import HasOptions
 from taskflow.app.sending import send_call, send_call_sync
@@ -40,8 +40,8 @@ class Sendable(HasOptions, Generic[P, R_co]):
         Raises TypeError or ValueError for an invalid option, naming it."""
         check_app_of(options.get("on_failure"), self.app)
         if self._may_declare_key and options.get("key") == "":
-            return self._changed({**changed_options(self._given, {**options, "key": None}), "key": ""})
-        return self._changed(changed_options(self._given, options))
+            return self._changed({**merged_options(self._given, plain_options({**options, "key": None})), "key": ""})
+        return self._changed(merged_options(self._given, plain_options(options)))
 
     async def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
         """Send a call, and return the handle of its job. Arguments are encoded first, so invalid ones raise here and not in the worker.
