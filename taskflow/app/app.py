@@ -207,19 +207,12 @@ class App:
         )
 
 
-class _Slot:
-    """Holds the application that the module-level functions use. Tests replace it."""
-
-    app = App()
+_default_app = App()
 
 
 def default_app() -> App:
     """Return the application that taskflow's module-level functions use."""
-    return _Slot.app
-
-
-def set_default_app(app: App) -> None:
-    _Slot.app = app
+    return _default_app
 
 
 def configure(

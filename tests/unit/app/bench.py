@@ -8,7 +8,8 @@ from datetime import datetime
 from types import ModuleType
 from typing import Any
 
-from taskflow.app.app import App, default_app, set_default_app
+from taskflow.app import app as app_module
+from taskflow.app.app import App, default_app
 from taskflow.app.handle import JobHandle
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Lease
@@ -75,11 +76,11 @@ class Bench:
 def speaking_for(app: App) -> Iterator[App]:
     """What is declared and asked for meanwhile belongs to this application, as if it had a process of its own."""
     before = default_app()
-    set_default_app(app)
+    app_module._default_app = app
     try:
         yield app
     finally:
-        set_default_app(before)
+        app_module._default_app = before
 
 
 def loaded(source: str, *, app: App, file: str = "/srv/app/tasks.py", name: str = "app.tasks") -> ModuleType:
