@@ -35,18 +35,8 @@ class Defaults(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of a process.
-
-    `broker`             the broker's URL; None means the default SQLite file, whose path is logged once
-    `enqueue_timeout`    seconds after which `delay()` fails if the store does not answer
-    `max_payload`        the maximum size of a call's arguments, and of a result, in bytes; at most 62,914,560 (60 MiB)
-    `middleware`         the middleware, outermost first
-    `lifespan`           a function that returns an async context manager, entered once per worker; the value that it yields is `ctx.state`
-    `subscribers`        functions that get each event of each worker
-    `child_initializer`  a function that each child process calls before its first job
-    `child_lifespan`     like `lifespan`, but entered once per child process; its context manager need not be async
-    `defaults`           the options of jobs that say nothing else
-    """
+    """The settings of a process, which `configure` describes. If `broker` is None, the default SQLite file is used, and its path is logged
+    once."""
 
     broker: str | None = None
     enqueue_timeout: float = 5.0
