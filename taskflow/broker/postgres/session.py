@@ -7,7 +7,6 @@ from typing import Any
 
 from taskflow.broker.postgres.packing import NO_CLAIM, is_possible_claim, pack_progress, storable_text, utf8
 from taskflow.broker.postgres.rows import Row
-from taskflow.model.failure_cause import pack_cause
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.failure_cause import pack_cause
 from taskflow.model.session import Beat, BeatAnswer, Outlook, Session, SessionRecord, session_record_of
