@@ -13,7 +13,7 @@ from taskflow.app.app import App, default_app
 from taskflow.app.call import Call
 from taskflow.app.context import JobContext, running
 from taskflow.app.execution_mode import RunsIn, mode_for
-from taskflow.app.job_function import check_function, name_of, location
+from taskflow.app.job_function import check_function, location, name_of
 from taskflow.app.job_type import AnyJob, JobType
 from taskflow.app.option_checks import LIFTED_BY_NONE, declared_options
 from taskflow.app.options import EnqueueOptions, JobOptions, PresetOptions
