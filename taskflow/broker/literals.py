@@ -17,14 +17,14 @@ from taskflow.model.schedule import MAX_OFFERED_BYTES, MAX_OFFERS, OFFERED_FOR
 from taskflow.model.transitions import Event
 from taskflow.model.verdict import MAX_ERRORS_BYTES
 
-GONE: Final = 7
+BURIED: Final = 7
 """The status code of a dropped job: only its id and fence remain."""
 
 
 def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Iterable[int]], str]) -> dict[str, str]:
     """Return the literal for each name. `text` and `numbers` format a
     string and a list in the script's language. Times are in microseconds."""
-    values = {f"S.{status.name}": str(code) for status, code in CODES.items()} | {"S.GONE": str(GONE)}
+    values = {f"S.{status.name}": str(code) for status, code in CODES.items()} | {"S.BURIED": str(BURIED)}
     values |= {f"E.{event.name}": text(event.value) for event in Event}
     values |= {f"W.{name}": text(word) for name, word in vars(wording).items() if name.isupper() and isinstance(word, str)}
     values["W.POISON"] = text(POISON)

@@ -9,7 +9,7 @@ BEGIN
     ), counted AS MATERIALIZED (
         SELECT queue, what, n FROM noted WHERE NOT EXISTS (SELECT 1 FROM noted WHERE n < 0)
         UNION ALL -- another program has changed the counted rows
-        SELECT queue, '=' || status, count(*) FROM @.jobs WHERE status < S.GONE AND EXISTS (SELECT 1 FROM noted WHERE n < 0) GROUP BY queue, status
+        SELECT queue, '=' || status, count(*) FROM @.jobs WHERE status < S.BURIED AND EXISTS (SELECT 1 FROM noted WHERE n < 0) GROUP BY queue, status
         UNION ALL
         SELECT queue, '=', 0 FROM @.paused
     ), numbers AS (
@@ -33,7 +33,7 @@ $$;
 CREATE FUNCTION @.matches(
     j @.jobs, now_at bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean
 ) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT j.status < S.GONE AND (j.ended_at IS NULL OR j.fade_at > now_at)
+    SELECT j.status < S.BURIED AND (j.ended_at IS NULL OR j.fade_at > now_at)
         AND (of_queue IS NULL OR j.queue = of_queue)
         AND (of_job IS NULL OR j.job = of_job)
         AND (statuses IS NULL OR j.status = ANY (statuses))
@@ -232,7 +232,7 @@ BEGIN
     PERFORM @.lock_jobs(ids);
     statuses := ARRAY(
         SELECT coalesce(status, -1) FROM unnest(ids) WITH ORDINALITY AS each (id, n)
-        LEFT JOIN @.jobs ON jobs.id = each.id AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at)
+        LEFT JOIN @.jobs ON jobs.id = each.id AND status < S.BURIED AND (ended_at IS NULL OR fade_at > now_at)
         ORDER BY n
     );
     PERFORM @.bury(ARRAY(SELECT ids[n] FROM generate_subscripts(ids, 1) AS n WHERE statuses[n] BETWEEN S.SUCCEEDED AND S.CANCELLED), now_at);
@@ -250,7 +250,7 @@ DECLARE
 BEGIN
     PERFORM @.lock_jobs(ids);
     FOR i IN 1 .. cardinality(ids) LOOP
-        SELECT * INTO j FROM @.jobs WHERE id = ids[i] AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at);
+        SELECT * INTO j FROM @.jobs WHERE id = ids[i] AND status < S.BURIED AND (ended_at IS NULL OR fade_at > now_at);
         IF NOT FOUND THEN
             answers[i] := 'UNKNOWN';
         ELSIF j.ended_at IS NULL THEN

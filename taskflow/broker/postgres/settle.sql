@@ -167,7 +167,7 @@ DECLARE
 BEGIN
     PERFORM @.lock_jobs(ids);
     FOR i IN 1 .. cardinality(ids) LOOP
-        SELECT * INTO j FROM @.jobs WHERE id = ids[i] AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at);
+        SELECT * INTO j FROM @.jobs WHERE id = ids[i] AND status < S.BURIED AND (ended_at IS NULL OR fade_at > now_at);
         statuses[i] := coalesce(j.status, -1);
         IF statuses[i] BETWEEN S.HELD AND S.READY THEN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.CANCELLED), now_at);
@@ -199,6 +199,6 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off 
 DECLARE
     now_at bigint := @.wall(wall);
 BEGIN
-    RETURN QUERY SELECT * FROM @.jobs WHERE id = ANY (ids) AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at);
+    RETURN QUERY SELECT * FROM @.jobs WHERE id = ANY (ids) AND status < S.BURIED AND (ended_at IS NULL OR fade_at > now_at);
 END
 $$;

@@ -18,7 +18,7 @@ $$;
 CREATE FUNCTION @.count_move(of_queue text, event text, from_status integer, to_status integer, number bigint DEFAULT 1) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO @.tally (queue, event, before, after, n) VALUES (of_queue, event, nullif(from_status, S.GONE), nullif(to_status, S.GONE), number);
+    INSERT INTO @.tally (queue, event, before, after, n) VALUES (of_queue, event, nullif(from_status, S.BURIED), nullif(to_status, S.BURIED), number);
 END
 $$;
 
@@ -176,7 +176,7 @@ DECLARE
 BEGIN
     WITH gone AS (
         UPDATE @.jobs SET
-            status = S.GONE, @drop{%n = %d},
+            status = S.BURIED, @drop{%n = %d},
             ended_at = coalesce(jobs.ended_at, now_at), fade_at = coalesce(jobs.ended_at, now_at) + R.repeat_for
         FROM @.jobs AS before
         WHERE jobs.id = ANY (ids) AND before.id = jobs.id

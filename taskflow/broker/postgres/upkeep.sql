@@ -278,7 +278,7 @@ BEGIN
             FOR UPDATE SKIP LOCKED
         ) AS it
     ), buried AS (
-        UPDATE @.jobs SET status = S.GONE, @drop{%n = %d}, fade_at = jobs.ended_at + R.repeat_for
+        UPDATE @.jobs SET status = S.BURIED, @drop{%n = %d}, fade_at = jobs.ended_at + R.repeat_for
         FROM locked WHERE jobs.ctid = locked.tid
         RETURNING locked.status AS status, jobs.fade_at, jobs.id, locked.extras
     ), counted AS (
@@ -327,10 +327,10 @@ BEGIN
     -- After a burst, very many ids may be due to be forgotten. Reading all of them in each call would cost the square of their number.
     SELECT fade_at INTO until FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id OFFSET most + 1000 LIMIT 1;
     WITH first AS MATERIALIZED (
-        SELECT ctid AS tid, status, fade_at, extras FROM @.jobs WHERE fade_at >= m.at AND fade_at <= least(now_at, until) AND status < S.GONE
+        SELECT ctid AS tid, status, fade_at, extras FROM @.jobs WHERE fade_at >= m.at AND fade_at <= least(now_at, until) AND status < S.BURIED
         ORDER BY fade_at, id LIMIT most FOR UPDATE SKIP LOCKED
     ), buried AS (
-        UPDATE @.jobs SET status = S.GONE, @drop{%n = %d}, fade_at = jobs.ended_at + R.repeat_for
+        UPDATE @.jobs SET status = S.BURIED, @drop{%n = %d}, fade_at = jobs.ended_at + R.repeat_for
         FROM first WHERE jobs.ctid = first.tid
         RETURNING jobs.queue, first.status AS status, first.fade_at AS faded_at, jobs.id AS id, first.extras AS extras
     ), counted AS (
@@ -349,7 +349,7 @@ BEGIN
         last_id := '';
     END IF;
     WITH old AS MATERIALIZED (
-        SELECT ctid AS tid FROM @.jobs WHERE status = S.GONE AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id)
+        SELECT ctid AS tid FROM @.jobs WHERE status = S.BURIED AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id)
         ORDER BY fade_at, id LIMIT 1000 FOR UPDATE SKIP LOCKED
     )
     DELETE FROM @.jobs USING old WHERE jobs.ctid = old.tid;

@@ -9,7 +9,7 @@ local cache, changed = {}, {}
 local STRINGS = { F.strings }
 
 -- Numbers are whole, from 0 to these limits, for which keys, the fixed layout and Lua's numbers have room.
-local MOST_OF = { [F.status] = S.GONE, [F.queue] = 4294967295, [F.name] = 4294967295, [F.priority] = 127, [F.seq] = 281474976710655,
+local MOST_OF = { [F.status] = S.BURIED, [F.queue] = 4294967295, [F.name] = 4294967295, [F.priority] = 127, [F.seq] = 281474976710655,
   [F.epoch] = 4294967294 }
 local MOST_ELSEWHERE = 2 ^ 62
 
@@ -44,7 +44,7 @@ local function spoilt_field(job)
   elseif status == S.HELD then
     return (job[F.awaits] or 0) == 0 and F.awaits or nil
   elseif status >= S.SUCCEEDED then
-    return not job[F.ended_at] and F.ended_at or status ~= S.GONE and not job[F.fade_at] and F.fade_at or nil
+    return not job[F.ended_at] and F.ended_at or status ~= S.BURIED and not job[F.fade_at] and F.fade_at or nil
   end
 end
 
@@ -125,7 +125,7 @@ local function stand_in(id, note, raw, job)
   for _, field in ipairs({ F.status, F.queue, F.name, F.priority, F.seq, F.created_at }) do
     one[field] = job and is_number_for(field, job[field]) and job[field] or 0
   end
-  if job and is_number_for(F.status, job[F.status]) and job[F.status] < S.GONE and one[F.queue] > 0 then
+  if job and is_number_for(F.status, job[F.status]) and job[F.status] < S.BURIED and one[F.queue] > 0 then
     note[3], note[4] = note[3] or one[F.status], note[4] or one[F.queue]
   end
   one[F.status], one[F.queue] = S.FAILED, note[4] or one[F.queue]
@@ -223,7 +223,7 @@ local function has_ended(job)
 end
 
 local function is_kept(job)
-  return job[F.status] ~= S.GONE and not (has_ended(job) and job[F.fade_at] <= wall)
+  return job[F.status] ~= S.BURIED and not (has_ended(job) and job[F.fade_at] <= wall)
 end
 
 local function due_of(job)

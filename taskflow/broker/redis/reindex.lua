@@ -289,7 +289,7 @@ end
 
 local function index_job(id, job)
   local status = job[F.status]
-  if status == S.GONE then
+  if status == S.BURIED then
     add_scored(fading, job[F.ended_at] + R.repeat_for, id)
     return
   end
@@ -365,7 +365,7 @@ for _, id in ipairs(ids) do
       job[F.queue], job[F.name] = queue or job[F.queue], name or job[F.name]
       save(id, job)
     end
-    if not stand_ins[id] and job[F.status] ~= S.GONE and not is_queue(job[F.queue]) then
+    if not stand_ins[id] and job[F.status] ~= S.BURIED and not is_queue(job[F.queue]) then
       job = stand_in(id, { F.queue, 'no queue has this number', false, false }, tostring(job[F.queue]), job)
     end
     if stand_ins[id] then

@@ -9,13 +9,13 @@ local function add_scored(scored, score, member)
   scored[#scored + 1] = member
 end
 
--- Changes the status of a job, counts the move, and tallies the event. GONE and false (a new job) are not counted.
+-- Changes the status of a job, counts the move, and tallies the event. BURIED and false (a new job) are not counted.
 local function move(job, event, to)
   local queue, from = job[F.queue], job[F.status]
-  if from and from ~= S.GONE then
+  if from and from ~= S.BURIED then
     count(queue, from, -1)
   end
-  if to ~= S.GONE then
+  if to ~= S.BURIED then
     count(queue, to, 1)
   end
   job[F.status] = to
@@ -465,7 +465,7 @@ local function bury(id, job)
   write_kept()
   leave_kept(id, job)
   leave_tags(id, job)
-  move(job, E.DROP, S.GONE)
+  move(job, E.DROP, S.BURIED)
   drop_payload(id, job)
   if size_apart(job[F.result]) then
     results_dropped[#results_dropped + 1] = id

@@ -253,7 +253,7 @@ local function drop_faded(left)
         if job[F.ended_at] + R.repeat_for <= wall then
           again[#again + 1] = id
         end
-      elseif not job or (job[F.status] == S.GONE and job[F.ended_at] + R.repeat_for <= wall) then
+      elseif not job or (job[F.status] == S.BURIED and job[F.ended_at] + R.repeat_for <= wall) then
         forgotten[#forgotten + 1] = id
       else
         call('ZREM', P .. 'fade', id)

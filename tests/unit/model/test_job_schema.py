@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import taskflow
-from taskflow.broker.literals import GONE
+from taskflow.broker.literals import BURIED
 from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.postgres import (
     claim as postgres_claim,
@@ -172,7 +172,7 @@ def test_redis_numbers_every_field_and_renumbers_none() -> None:
     assert redis_fields.FIELDS[:8] == ("status", "queue", "name", "priority", "seq", "created_at", "due_at", "payload")
     assert redis_fields.FIELDS.index("extras") == 18
     assert (redis_fields.FIELDS.index("spoilt"), redis_fields.FIELDS.index("cause")) == (35, 36)
-    assert BY_NAME["status"].kind.most < GONE
+    assert BY_NAME["status"].kind.most < BURIED
 
 
 def values_of_layout(widths: dict[str, int]) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ CREATE DOMAIN @.instant AS bigint CHECK (VALUE BETWEEN 0 AND P.LATEST);
 CREATE DOMAIN @.counter AS integer CHECK (VALUE BETWEEN 0 AND 2147483646); -- one less than the type's maximum, because a function adds one
 CREATE DOMAIN @.cause AS bytea CHECK (octet_length(VALUE) >= 8);
 CREATE DOMAIN @.arrival AS bigint CHECK (VALUE > 0);
-CREATE DOMAIN @.status AS smallint CHECK (VALUE BETWEEN S.HELD AND S.GONE);
+CREATE DOMAIN @.status AS smallint CHECK (VALUE BETWEEN S.HELD AND S.BURIED);
 CREATE DOMAIN @.priority AS smallint CHECK (VALUE BETWEEN -100 AND 100);
 CREATE DOMAIN @.queue_name AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 400);
 CREATE DOMAIN @.job_name AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 800);
