@@ -48,7 +48,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "claim": ("base", *_NAMES, *_COUNTS, "is_before", "peek"),
     "settle": ("base", "names", *_COUNTS, "tell_ended", "results"),
     "register": ("base", "sessions"),
-    "beat": (*_TRANSITIONS, *_SCHEDULES, "end_declarations", "kill", "leases", "end_leases", "due_in", "lost_indexes"),
+    "beat": (*_TRANSITIONS, *_SCHEDULES, "end_declarations", "kill", "leases", "end_dead_leases", "due_in", "lost_indexes"),
     "upkeep": (
         *_TRANSITIONS,
         "unreadable",
@@ -57,7 +57,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
         "end_declarations",
         "kill",
         "leases",
-        "end_leases",
+        "end_dead_leases",
         "due_in",
         "lost_indexes",
         "listeners",

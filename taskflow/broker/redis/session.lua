@@ -108,9 +108,9 @@ local function leased(session, tail, id)
   return false
 end
 
--- === part end_leases =======================================================================================
+-- === part end_dead_leases =======================================================================================
 -- Ends the first leases of a dead session, up to a limit: as hand-backs if it was spared, otherwise as crashes. Returns how many.
-local function end_leases(session, most, is_spared, cause, fingerprint)
+local function end_dead_leases(session, most, is_spared, cause, fingerprint)
   local ended = 0
   for _, lease in ipairs(leases_of(session, most)) do
     local job = leased(session, lease[1], lease[2])
@@ -229,7 +229,7 @@ local function leave()
   elseif call('HLEN', key) > MOST_AT_ONCE then
     call('HSET', session_key(session), 'spared', 1)
   end
-  end_leases(session, MOST_AT_ONCE, not died_of, died_of, given[8])
+  end_dead_leases(session, MOST_AT_ONCE, not died_of, died_of, given[8])
   flush()
 end
 

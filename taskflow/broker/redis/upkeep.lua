@@ -138,7 +138,7 @@ local function release_leases(left)
   for _, session in ipairs(call('ZRANGE', P .. 'dead', 0, -1)) do
     if left > released then
       local about = call('HMGET', session_key(session), 'spared', 'died_of', 'fingerprint')
-      released = released + end_leases(session, left - released, about[1], about[2], about[3])
+      released = released + end_dead_leases(session, left - released, about[1], about[2], about[3])
     end
     write_released()
     forget_session(session)
