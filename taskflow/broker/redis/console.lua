@@ -263,7 +263,7 @@ end
 flush()
 return found
 
--- === script redo =========================================================================================
+-- === script redo ===========================================================================================
 -- Retries ended jobs. Arguments: ids. Reply: the name of a member of Redone (console.py) for each.
 
 local function make_fresh(id, job)

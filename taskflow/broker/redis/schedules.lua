@@ -101,7 +101,7 @@ local function schedule_functions()
     return one.since > other.since or one.since == other.since and one.session > other.session
   end
 
-  local function withdraw(schedule, declared)
+  local function drop_declaration(schedule, declared)
     call('HDEL', schedule.key, 'by:' .. declared.session)
     schedule.has_old_bodies = schedule.has_old_bodies or declared.digest ~= schedule.digest
   end
@@ -127,7 +127,7 @@ local function schedule_functions()
     end
     schedule.youngest = youngest and youngest.session or nil
     if youngest and not is_alive(youngest.session) then -- it was not killed: `alive` has lost it
-      withdraw(schedule, youngest)
+      drop_declaration(schedule, youngest)
       return elect(schedule)
     elseif not youngest then
       schedule.asleep_since = schedule.asleep_since or wall
@@ -189,12 +189,12 @@ local function schedule_functions()
 
   return { make = make, find = find, look = look, bring_into_force = bring_into_force, is_younger = is_younger,
     add_declaration = add_declaration, declared_by = declared_by, read_all = read_all, body_of = body_of,
-    withdraw = withdraw, elect = elect, remove = remove, save = save_all }
+    drop_declaration = drop_declaration, elect = elect, remove = remove, save = save_all }
 end
 
--- === part end_declarations =================================================================================
+-- === part drop_declarations ================================================================================
 -- Drops the declarations of a session.
-local function end_declarations(session)
+local function drop_declarations(session)
   local names = call('SMEMBERS', P .. 'd:' .. session)
   if #names == 0 then
     return
@@ -204,7 +204,7 @@ local function end_declarations(session)
     local schedule = schedules.find(name)
     local declared = schedule and schedules.declared_by(schedule, session)
     if declared then
-      schedules.withdraw(schedule, declared)
+      schedules.drop_declaration(schedule, declared)
       schedules.elect(schedule)
     end
   end

@@ -59,7 +59,7 @@ end
 -- === part kill =============================================================================================
 -- Ends a session. Its schedules are handed over first: if that fails, the session still lives, and the caller repeats the call.
 local function kill(id)
-  end_declarations(id)
+  drop_declarations(id)
   local number = tonumber(call('HGET', session_key(id), 'number'))
   number = number and number >= 0 and number or 0 -- NaN included
   call('HSET', session_key(id), 'dead_at', wall, 'beat_at', tonumber(is_alive(id) or steady) - ttl_of(id))
@@ -108,7 +108,7 @@ local function leased(session, tail, id)
   return false
 end
 
--- === part end_dead_leases =======================================================================================
+-- === part end_dead_leases ==================================================================================
 -- Ends the first leases of a dead session, up to a limit: as hand-backs if it was spared, otherwise as crashes. Returns how many.
 local function end_dead_leases(session, most, is_spared, cause, fingerprint)
   local ended = 0
