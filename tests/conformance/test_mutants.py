@@ -73,7 +73,7 @@ BY_CLAUSE: Final = {
     "schedule_changed": Broken("schedule", "or schedule.next_at > wall", ""),
     "schedule_taken": Broken("define", "if schedule.declared then", "if false then"),
     "schedule_declared": Broken("schedule", "one.since > other.since", "one.since < other.since"),
-    "schedule_handover": Broken("kill", "drop_declarations(id)", ""),
+    "schedule_handover": Broken("kill_session", "drop_declarations(id)", ""),
     "schedule_session": Broken("define", "if session and not is_alive(session) then", "if false then"),
     "schedule_offer": Broken("offers", "R.offered_for", "1"),
     "schedule_paused": Broken("fire_all", "not schedule.paused and ", ""),

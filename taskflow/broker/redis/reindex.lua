@@ -272,7 +272,7 @@ local function bury_session(session, name)
     local number = call('HINCRBY', P .. 'meta', 'sessions', 1)
     call('HSET', session_key(session), 'name', name or '?', 'ttl', 0, 'about', cmsgpack.pack({ {}, 0, {}, '' }), 'registered_at', wall,
       'number', number, 'request', 0)
-    kill(session)
+    kill_session(session)
   end
 end
 

@@ -56,9 +56,9 @@ local function spare_after_outage()
   end
 end
 
--- === part kill =============================================================================================
+-- === part kill_session =====================================================================================
 -- Ends a session. Its schedules are handed over first: if that fails, the session still lives, and the caller repeats the call.
-local function kill(id)
+local function kill_session(id)
   drop_declarations(id)
   local number = tonumber(call('HGET', session_key(id), 'number'))
   number = number and number >= 0 and number or 0 -- NaN included
@@ -223,7 +223,7 @@ end
 
 -- Upkeep ends the leases beyond MOST_AT_ONCE: as hand-backs if the session is spared, otherwise as crashes of this cause.
 local function leave()
-  kill(session)
+  kill_session(session)
   if died_of then
     call('HSET', session_key(session), 'died_of', died_of, 'fingerprint', given[8])
   elseif call('HLEN', key) > MOST_AT_ONCE then

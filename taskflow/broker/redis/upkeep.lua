@@ -120,7 +120,7 @@ end
 local function reap()
   local lapsed = call('ZRANGEBYSCORE', P .. 'alive', '-inf', '(' .. string.format('%.0f', steady))
   for _, id in ipairs(lapsed) do
-    kill(id)
+    kill_session(id)
   end
   return #lapsed
 end
