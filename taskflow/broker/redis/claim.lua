@@ -29,7 +29,7 @@ local about = call('HMGET', session_key, 'request', 'name')
 local worker = string.sub(about[2] or '?', 1, 1000) -- "?" if the session's hash has lost its name
 local leases, values = {}, {}
 local is_leased = {} -- records are written at the end, and an entry can occur twice
-local lease_other, repeat_reply
+local lease_other, repeat_claim
 
 -- The bytes that all leases of this call share in the fixed layout (fields.py), if it is the first lease of the job.
 local first_of = string.char(S.RUNNING) .. struct.pack('>I4', 1) .. session
@@ -40,7 +40,7 @@ local left_over -- the name of a queue that may have more ready jobs
 
 local function lease_any(id, stored, entry, tail)
   if not lease_other then
-    lease_other, repeat_reply = the_rest()
+    lease_other, repeat_claim = the_rest()
   end
   local leased, queue, name, more = lease_other(id, stored, entry, taking, session .. tail, worker)
   if leased then
@@ -189,8 +189,8 @@ if not (last <= request + MOST_AHEAD) then -- no session is this far ahead: the 
 end
 local is_new = request > last
 if request == last then
-  lease_other, repeat_reply = the_rest()
-  reply, numbers = repeat_reply(session, request)
+  lease_other, repeat_claim = the_rest()
+  reply, numbers = repeat_claim(session, request)
 end
 
 if is_new and #queues > 0 then
@@ -304,7 +304,7 @@ local function lease_other(id, stored, entry, queue, claim, worker)
 end
 
 -- Returns the reply to this request again, from the session's leases: id, job, id, job, ... and the numbers in them.
-local function repeat_reply(session, request)
+local function repeat_claim(session, request)
   local again, numbers = { '' }, {}
   local given_then = leases_of(session, nil, function(tail)
     return request_of(tail) == request
@@ -320,4 +320,4 @@ local function repeat_reply(session, request)
   return again, numbers
 end
 
-return lease_other, repeat_reply, nudge_for_ready
+return lease_other, repeat_claim, nudge_for_ready
