@@ -40,7 +40,7 @@ local left_over -- the name of a queue that may have more ready jobs
 
 local function lease_any(id, stored, entry, tail)
   if not lease_other then
-    lease_other, repeat_claim = the_rest()
+    lease_other, repeat_claim = load_rest()
   end
   local leased, queue, name, more = lease_other(id, stored, entry, taking, session .. tail, worker)
   if leased then
@@ -189,7 +189,7 @@ if not (last <= request + MOST_AHEAD) then -- no session is this far ahead: the 
 end
 local is_new = request > last
 if request == last then
-  lease_other, repeat_claim = the_rest()
+  lease_other, repeat_claim = load_rest()
   reply, numbers = repeat_claim(session, request)
 end
 
@@ -253,7 +253,7 @@ else
     lists[i + 1] = P .. 'w:' .. name
   end
   if is_new and left_over and call('EXISTS', unpack(lists)) > 0 then
-    local _, _, nudge_for_ready = the_rest()
+    local _, _, nudge_for_ready = load_rest()
     nudge_for_ready(1, #queues > 0 and queues or nil)
   end
 end

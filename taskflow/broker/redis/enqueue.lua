@@ -13,7 +13,7 @@
 local texts, apart = given[1], given[2]
 local intern, is_lacking, keep_payloads
 if #apart > 0 then
-  intern, is_lacking, keep_payloads = the_rest()
+  intern, is_lacking, keep_payloads = load_rest()
   if is_lacking(apart) then
     return redis.status_reply('LACKING')
   end
@@ -23,7 +23,7 @@ local numbers = call('HMGET', P .. 'names', unpack(texts))
 for i = 1, #texts do
   local number = numbers[i]
   if not number then
-    numbers = the_rest()(texts)
+    numbers = load_rest()(texts)
     break
   elseif #number > 10 or string.find(number, '%D') then
     error('WRONGTYPE a name has no number')
@@ -84,7 +84,7 @@ for name, place in pairs(places) do
   lists[#lists + 1] = P .. 'w:' .. place.called
 end
 if call('EXISTS', unpack(lists)) > 0 then
-  local _, _, _, nudge_for = the_rest()
+  local _, _, _, nudge_for = load_rest()
   nudge_for(readied)
 end
 return nil

@@ -90,7 +90,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 """The parts of each script, in order."""
 
 # The server creates a part's functions again in each call, and creating all of them takes longer than processing a plain job. So the parts
-# that only some jobs need are created by `the_rest()`, which the script calls for such a job.
+# that only some jobs need are created by `load_rest()`, which the script calls for such a job.
 _REST: Final[Mapping[str, tuple[str, ...]]] = {
     "enqueue": (*_NAMES, "intern", "large_payloads", "nudge", "enqueue_rest"),
     "claim": ("large_payloads", "read_jobs", "leases", "nudge", "claim_others"),
@@ -157,7 +157,7 @@ def _script(name: str, rules: Rules) -> Script:
     flags = "#!lua" if name in _REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
     values = _values(rules)
     rest = _text_of(_REST.get(name, ()))
-    lazy = f"local function the_rest()\n{rest}\nend\n" if rest else ""
+    lazy = f"local function load_rest()\n{rest}\nend\n" if rest else ""
     body = f"{_text_of(_PARTS[name])}\n{lazy}{_text_of([name])}"
     text = f"{flags}\n{_NAME.sub(lambda found: values[found[0]], body)}".encode()
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())

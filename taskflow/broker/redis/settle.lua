@@ -131,7 +131,7 @@ for i = 1, sent_as_items do
   others_at[i] = #answers
 end
 if #others > 0 then
-  local settle_all = the_rest()
+  local settle_all = load_rest()
   for i, answer in ipairs(settle_all(others, texts)) do
     answers[others_at[i]] = answer
   end

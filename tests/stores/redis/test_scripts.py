@@ -15,7 +15,7 @@ SCRIPTS = Scripts(Rules())
 TEXTS = {name: script.text.decode() for name, script in SCRIPTS.items()}
 FUNCTION = re.compile(r"^ *local function (\w+)", re.MULTILINE)
 CALL = re.compile(r"(?<![.\w])(\w+)\(")
-ALL = {function for text in TEXTS.values() for function in FUNCTION.findall(text)} - {"the_rest"}
+ALL = {function for text in TEXTS.values() for function in FUNCTION.findall(text)} - {"load_rest"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -38,7 +38,7 @@ def test_each_section_of_the_lua_files_is_in_a_script() -> None:
 @pytest.mark.parametrize(("name", "most"), [("enqueue", 8), ("claim", 24), ("settle", 18)])
 def test_a_script_for_plain_jobs_makes_few_functions(name: str, most: int) -> None:
     """Each costs the server a quarter of a command, also when it is not called."""
-    at_once = re.sub(r"^local function the_rest.*?^return [\w, ]+\nend$", "", TEXTS[name], flags=re.MULTILINE | re.DOTALL)
+    at_once = re.sub(r"^local function load_rest.*?^return [\w, ]+\nend$", "", TEXTS[name], flags=re.MULTILINE | re.DOTALL)
     assert len(FUNCTION.findall(at_once)) <= most
 
 
