@@ -58,7 +58,7 @@ end
 
 -- Decodes the fixed layout (fields.py). It begins with the status, a smaller byte than any msgpack array begins with.
 -- Returns nil if the record is too short or too long.
-local function of_layout(stored)
+local function decode_layout(stored)
   local status, at, worker = string.byte(stored), 1, nil
   if status >= S.RUNNING then
     worker, at = struct.unpack('>I2c0', stored, L.running)
@@ -89,7 +89,7 @@ end
 local function unpacked(stored)
   local first = string.byte(stored)
   if first and first >= S.SCHEDULED and first <= S.SUCCEEDED then
-    return of_layout(stored) or error('it is too short or too long')
+    return decode_layout(stored) or error('it is too short or too long')
   end
   local job, more = cmsgpack.unpack(stored)
   local fields = first - 144
