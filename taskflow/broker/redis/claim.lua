@@ -8,7 +8,7 @@
 
 local session, request, queues, limit, listener, is_listed, was_nudged = unpack(given)
 local reply, numbers = { '' }, {}
-local asked = 0
+local leased_count = 0
 -- The maximum number of stale entries that one call skips.
 local skips_left = 5000
 
@@ -21,7 +21,7 @@ local MOST_AHEAD = 1000
 local bytes = 0
 
 local function is_going_on()
-  return asked < limit and skips_left > 0 and bytes < MOST_BYTES
+  return leased_count < limit and skips_left > 0 and bytes < MOST_BYTES
 end
 
 local session_key = P .. 's:' .. session
@@ -35,14 +35,14 @@ local lease_other, repeat_claim
 local first_of = string.char(S.RUNNING) .. struct.pack('>I4', 1) .. session
 local since = struct.pack('>I8I8I2', wall, steady, #worker) .. worker
 local last_queue, last_name
-local taking, has_vanished -- the queue's number; whether a job was missing
+local queue_number, has_vanished -- the queue's number; whether a job was missing
 local left_over -- the name of a queue that may have more ready jobs
 
 local function lease_any(id, stored, entry, tail)
   if not lease_other then
     lease_other, repeat_claim = load_rest()
   end
-  local leased, queue, name, more = lease_other(id, stored, entry, taking, session .. tail, worker)
+  local leased, queue, name, more = lease_other(id, stored, entry, queue_number, session .. tail, worker)
   if leased then
     numbers[queue], numbers[name] = true, true
     bytes = bytes + more
@@ -65,7 +65,7 @@ local function lease(entry, stored, tail)
     return lease_any(id, stored, entry, tail), id
   end
   if queue ~= last_queue or name ~= last_name then
-    if queue ~= taking then
+    if queue ~= queue_number then
       return lease_any(id, stored, entry, tail), id
     end
     last_queue, last_name = queue, name
@@ -80,13 +80,13 @@ end
 -- Leases the jobs of these entries until there are enough bytes. Adds entries of expired jobs, which upkeep ends, to `passed_over`.
 -- Returns how many entries it looked at, and how many jobs it leased.
 local function lease_all(entries, passed_over)
-  local keys, before, job_key, missing = {}, asked, P .. 'j:', {}
+  local keys, before, job_key, missing = {}, leased_count, P .. 'j:', {}
   for i, entry in ipairs(entries) do
     keys[i] = job_key .. sub(entry, 15)
   end
   local found = call('MGET', unpack(keys)) -- MGET skips keys of a wrong type
   for i, entry in ipairs(entries) do
-    local tail = struct.pack('>I6I2', request, asked)
+    local tail = struct.pack('>I6I2', request, leased_count)
     local stored, id = false, nil
     if found[i] then
       stored, id = lease(entry, found[i], tail)
@@ -94,13 +94,13 @@ local function lease_all(entries, passed_over)
       missing[#missing + 1] = keys[i]
     end
     if stored then
-      local n = 2 * asked
+      local n = 2 * leased_count
       leases[n + 1], leases[n + 2] = tail, id
       values[n + 1], values[n + 2] = keys[i], stored
       reply[n + 2], reply[n + 3] = id, stored
-      asked, bytes, is_leased[id] = asked + 1, bytes + #stored, true
+      leased_count, bytes, is_leased[id] = leased_count + 1, bytes + #stored, true
       if bytes >= MOST_BYTES then
-        return i, asked - before
+        return i, leased_count - before
       end
     elseif stored == nil then
       skips_left = skips_left - 10
@@ -115,14 +115,14 @@ local function lease_all(entries, passed_over)
       lease_any(sub(key, #job_key + 1), false, nil, '')
     end
   end
-  return #entries, asked - before
+  return #entries, leased_count - before
 end
 
 -- The first pages are small, because the jobs may be large.
 local function take_from_list(list, returned, passed_over)
   local taken, page = 0, 10
   while is_going_on() do
-    local wanted = math.min(page, limit - asked)
+    local wanted = math.min(page, limit - leased_count)
     local entries, is_listed = peek(list, returned, wanted)
     if #entries > 0 then
       local looked_at, leased_now = lease_all(entries, passed_over)
@@ -140,7 +140,7 @@ end
 -- `queue` is the queue's number as text, as in keys.
 local function take_from_queue(queue, queue_name)
   local taken, is_exhausted = 0, true
-  queue_names[queue], taking, last_queue, has_vanished = queue_name, tonumber(queue), nil, false
+  queue_names[queue], queue_number, last_queue, has_vanished = queue_name, tonumber(queue), nil, false
   for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
     local passed_over = {}
     local list, returned = ready_keys(queue .. ':' .. priority)
@@ -170,7 +170,7 @@ end
 -- One long value turns it into a table, which it stays until it is empty.
 local function write_leases()
   local key = P .. 'l:' .. session
-  local is_many = asked > 4
+  local is_many = leased_count > 4
   if is_many then
     call('HSET', key, '', string.rep(' ', 65))
   end
@@ -228,7 +228,7 @@ end
 if was_nudged then
   call('ZREM', P .. 'nudged', listener)
 end
-if asked > 0 then
+if leased_count > 0 then
   write_leases()
   set_all(values)
   write_counts()

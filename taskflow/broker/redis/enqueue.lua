@@ -172,15 +172,15 @@ end
 
 -- Writes the jobs that were added. The payload of a job that was not added, or that is known and has ended, is deleted.
 local function flush_added(apart)
-  local kept, strays = {}, {}
+  local kept, orphans = {}, {}
   for _, id in ipairs(apart) do
     local job = load(id)
-    local group = job and size_apart(job[F.payload]) and kept or strays
+    local group = job and size_apart(job[F.payload]) and kept or orphans
     group[#group + 1] = id
   end
   keep_payloads(kept)
   flush()
-  unlink_all('b:', strays)
+  unlink_all('b:', orphans)
 end
 
 -- === script add ============================================================================================
@@ -202,13 +202,13 @@ return answers
 -- belong to no job: they would take memory until they expire. Arguments: ids. Reply: how many are known.
 
 prefetch(given[1])
-local known, strays = 0, {}
+local known, orphans = 0, {}
 for _, id in ipairs(given[1]) do
   local job = load(id)
   known = known + (job and 1 or 0)
   if not (job and size_apart(job[F.payload])) then
-    strays[#strays + 1] = id
+    orphans[#orphans + 1] = id
   end
 end
-unlink_all('b:', strays)
+unlink_all('b:', orphans)
 return known

@@ -181,7 +181,7 @@ local function clear()
 end
 
 -- Lets payloads and results that belong to no job expire. They are not deleted at once: a payload's call may be on its way.
-local function let_strays_fade(apart)
+local function expire_orphans(apart)
   for _, name in ipairs(apart) do
     local job = load(string.sub(name, 3))
     local is_named = job and (job[F.spoilt] or size_apart(job[APART[string.sub(name, 1, 1)]]))
@@ -377,7 +377,7 @@ for _, id in ipairs(ids) do
     seq = math.max(seq, job[F.seq])
   end
 end
-let_strays_fade(apart)
+expire_orphans(apart)
 call('HSET', P .. 'meta', 'seq', seq)
 call('HSET', P .. 'counts', 'whole', 1)
 table.sort(jobs, function(one, other)

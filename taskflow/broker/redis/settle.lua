@@ -39,7 +39,7 @@ if #ahead > 0 and call('EXISTS', unpack(ahead)) < #ahead then
 end
 local answers, others_at = {}, {}
 local now, is_succeeded = struct.pack('>I8', wall), string.char(S.SUCCEEDED)
-local values, bodies = {}, {}
+local values, payloads_to_drop = {}, {}
 
 -- Returns the record after a success in the first run, its queue and arrival number, and whether its payload is stored apart. Returns nil
 -- if the job is not plain or does not have this lease. The layout is in fields.py.
@@ -59,7 +59,7 @@ local function succeeded_record(stored, fence, outcome)
 end
 
 -- Adds members that all have one score.
-local function add_alike(key, score, members)
+local function add_with_score(key, score, members)
   local text, scored = string.format('%.0f', score), {}
   for i, member in ipairs(members) do
     scored[2 * i - 1], scored[2 * i] = text, member
@@ -69,10 +69,10 @@ end
 
 local function write_group(session, keep_for, done, tails, kept)
   in_portions('HDEL', P .. 'l:' .. session, tails)
-  add_alike(P .. 'fade', wall + keep_for, done)
+  add_with_score(P .. 'fade', wall + keep_for, done)
   for number, members in pairs(kept) do
     local queue = tostring(number)
-    add_alike(P .. 'y:' .. queue .. ':0', wall, members)
+    add_with_score(P .. 'y:' .. queue .. ':0', wall, members)
     count(queue, S.RUNNING, -#members)
     count(queue, S.SUCCEEDED, #members)
     tally(queue, E.SUCCEED, #members)
@@ -101,7 +101,7 @@ local function settle_group(session, keep_for, ids, fences, tails, outcomes)
       kept[queue] = members
       members[#members + 1] = seq .. id
       if is_apart then
-        bodies[#bodies + 1] = P .. 'b:' .. id
+        payloads_to_drop[#payloads_to_drop + 1] = P .. 'b:' .. id
       end
       if #outcome == 26 and sub(outcome, 21, 22) == L.mark then
         note_result(fences[i], id)
@@ -123,8 +123,8 @@ for _, group in ipairs(groups) do
 end
 set_all(values)
 keep_results()
-if #bodies > 0 then -- last: if a step fails, the jobs must run again
-  call('UNLINK', unpack(bodies))
+if #payloads_to_drop > 0 then -- last: if a step fails, the jobs must run again
+  call('UNLINK', unpack(payloads_to_drop))
 end
 for i = 1, sent_as_items do
   answers[#answers + 1] = 's'

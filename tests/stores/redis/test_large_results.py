@@ -223,7 +223,7 @@ async def test_a_record_that_was_set_aside_takes_its_result_with_it(world: World
     assert keys_of_results(world, client) == []
 
 
-async def test_indexes_made_anew_leave_results_alone_and_let_strays_fade(world: World, client: redis.Redis) -> None:
+async def test_indexes_made_anew_leave_results_alone_and_let_orphans_expire(world: World, client: redis.Redis) -> None:
     session = await world.a_session()
     gone, there = await world.running(session), await world.running(session)
     await world.settle(succeeded(gone, LARGE), succeeded(there, LARGE))
