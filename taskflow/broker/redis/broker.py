@@ -260,13 +260,13 @@ class RedisBroker:
     def call(self, name: str, arguments: bytes, *, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
         """Run a script and return its reply. The first call checks the server. If a key has the wrong type, all indexes are rebuilt
         and the script runs again."""
-        return (self._check_and_run if self._server_info is None else self._run_and_mend)(name, arguments, ahead, on_disk)
+        return (self._check_and_run if self._server_info is None else self._run_and_reindex)(name, arguments, ahead, on_disk)
 
     async def _check_and_run(self, name: str, arguments: bytes, ahead: Sequence[Command], on_disk: bool) -> Any:
         await self._check_server()
-        return await self._run_and_mend(name, arguments, ahead, on_disk)
+        return await self._run_and_reindex(name, arguments, ahead, on_disk)
 
-    async def _run_and_mend(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Any:
+    async def _run_and_reindex(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Any:
         for _ in range(MOST_REINDEXINGS):
             try:
                 return await self._run(name, arguments, ahead, on_disk)
@@ -308,7 +308,7 @@ class RedisBroker:
         own = [channel(self._prefix, "0" * 2 * ID_BYTES).decode()] * 3
         if denied := await self._run("permitted", pack([smallest_calls(own)])):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self._prefix}", str(self.server))
-        layout = await self._run_and_mend("layout", pack([LAYOUT]))
+        layout = await self._run_and_reindex("layout", pack([LAYOUT]))
         if int(layout) != LAYOUT:
             raise BrokerRefused(
                 f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self._prefix}: their layout is "

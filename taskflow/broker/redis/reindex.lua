@@ -128,7 +128,7 @@ local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, 
   schedule = 1 }
 local SETS = { paused = 1, x = 1, d = 1, end_subscribers = 1 }
 local LISTS = { r = 1, ends = 1 }
-local MADE_ANEW = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1,
+local INDEXES = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1,
   looks = 1, d = 1, t = 1, f = 1, cells = 1 }
 
 -- Kinds of keys that are named by references in these fields.
@@ -173,7 +173,7 @@ local function clear()
       apart[#apart + 1] = name
     elseif wanted and kind == 'schedule' then
       names[#names + 1] = string.sub(name, 10)
-    elseif not is_bad and MADE_ANEW[kind] then
+    elseif not is_bad and INDEXES[kind] then
       call('UNLINK', key)
     end
   end
@@ -192,7 +192,7 @@ local function expire_orphans(apart)
 end
 
 -- Deletes fields of a hash whose values should be numbers but are not.
-local function drop_what_is_no_number(name)
+local function drop_non_numbers(name)
   local stored = call('HGETALL', P .. name)
   for i = 1, #stored, 2 do
     local number = tonumber(stored[i + 1])
@@ -203,9 +203,9 @@ local function drop_what_is_no_number(name)
 end
 
 -- Restores `names` and `texts` from each other. Returns a map from extra numbers of a text to its own: jobs get its own.
-local function mend_names()
+local function repair_names()
   for _, name in ipairs({ 'names', 'meta', 'totals' }) do
-    drop_what_is_no_number(name)
+    drop_non_numbers(name)
   end
   local numbers, texts, highest = {}, {}, tonumber(call('HGET', P .. 'meta', 'names')) or 0
   local stored = call('HGETALL', P .. 'names')
@@ -267,7 +267,7 @@ end
 -- --- sessions -----------------------------------------------------------------------------------------
 
 -- Adds a session that is neither alive nor dead to the dead ones. Upkeep then releases its leases as crashed.
-local function bury_session(session, name)
+local function add_dead_session(session, name)
   if not is_alive(session) and not call('ZSCORE', P .. 'dead', session) then
     local number = call('HINCRBY', P .. 'meta', 'sessions', 1)
     call('HSET', session_key(session), 'name', name or '?', 'ttl', 0, 'about', cmsgpack.pack({ {}, 0, {}, '' }), 'registered_at', wall,
@@ -278,7 +278,7 @@ end
 
 local function index_lease(id, job)
   local session, tail = string.sub(job[F.claim], 1, 16), string.sub(job[F.claim], 17)
-  bury_session(session, job[F.worker])
+  add_dead_session(session, job[F.worker])
   call('HSET', P .. 'l:' .. session, tail, id)
   if job[F.cancel_requested] then
     call('SADD', P .. 'x:' .. session, tail)
@@ -353,7 +353,7 @@ end
 call('SET', mending, 1, 'PX', spared)
 
 local ids, aside, apart, names = clear()
-local instead = mend_names()
+local instead = repair_names()
 prefetch(ids)
 local jobs, seq = {}, tonumber(call('HGET', P .. 'meta', 'seq')) or 0
 seq = seq < MOST_OF[F.seq] and seq or 0
