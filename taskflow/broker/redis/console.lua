@@ -135,7 +135,7 @@ local function matching(ids, filter)
   return found
 end
 
--- === script failures =======================================================================================
+-- === script failure_parts ==================================================================================
 -- Counts failed jobs in cells (see base.lua). Arguments: the cell after which to begin or false, how many cells.
 -- Reply, as msgpack: {cell, number of jobs, when the first and the last of them ended, id of the last one} for each cell; {number, text, ...}
 -- for the names of queues and jobs.
@@ -152,7 +152,7 @@ for _, cell in ipairs(call('ZRANGE', P .. 'cells', given[1] and '(' .. given[1] 
 end
 return cmsgpack.pack({ cells, texts_of(numbers) })
 
--- === script cells ==========================================================================================
+-- === script failure_cells ==================================================================================
 -- Returns the cells of a fingerprint. Arguments: the fingerprint, and a text above each of its cells.
 
 return call('ZRANGE', P .. 'cells', '[' .. given[1], '(' .. given[2], 'BYLEX')

@@ -81,7 +81,7 @@ class RedisConsole:
         from taskflow.broker.failure_parts import FailurePart, failure_groups_of, moment
 
         parts, after = list[FailurePart](), b""
-        while cells := (reply := unpack(await self._call("failures", pack([after or False, PAGE]))))[0]:
+        while cells := (reply := unpack(await self._call("failure_parts", pack([after or False, PAGE]))))[0]:
             names = {number: shown(text) for number, text in zip(reply[1][::2], reply[1][1::2], strict=True)}
             for cell, number, first, last, last_id in cells:
                 of_queue, of_job = (names.get(int.from_bytes(cell[at : at + 4]), "") for at in (8, 12))
@@ -91,7 +91,7 @@ class RedisConsole:
         return failure_groups_of(parts, limit)
 
     async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
-        cells = await self._call("cells", pack([fingerprint, fingerprint + b"\xff" * MOST_BYTES]))
+        cells = await self._call("failure_cells", pack([fingerprint, fingerprint + b"\xff" * MOST_BYTES]))
         return [job_id for cell in cells for job_id in await self._ask("ZRANGE", self._prefix + b"f:" + cell, 0, -1)]
 
     async def purge(self, view: View, *, limit: int = 1_000) -> int:
@@ -123,7 +123,7 @@ class RedisConsole:
         return sorted(found, key=lambda record: record.name)
 
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
-        return bool(await self._call("amend", pack([name, amendment.value])))
+        return bool(await self._call("amend_schedule", pack([name, amendment.value])))
 
     async def record_act(self, act: Act) -> None:
         await self._call("record_act", pack([act.id, pack_act(act)]))

@@ -365,7 +365,7 @@ for _, name in ipairs(given[1]) do
 end
 return rows
 
--- === script amend ==========================================================================================
+-- === script amend_schedule =================================================================================
 -- Pauses, resumes or removes a schedule. Arguments: its name, and a value of `Amendment`. Reply: 1, or 0 if it is unknown or cannot be
 -- removed.
 
