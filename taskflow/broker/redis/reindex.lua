@@ -69,7 +69,7 @@ local function check_scheduled_and_running()
   end
   if call('ZCARD', P .. 'due') < scheduled or leases < running then
     request_reindex('scheduled or running jobs are in no index')
-  elseif call('ZCARD', P .. 'looks') < (tonumber(call('HGET', P .. 'meta', 'schedules')) or 0) then
+  elseif call('ZCARD', P .. 'schedules') < (tonumber(call('HGET', P .. 'meta', 'schedules')) or 0) then
     request_reindex('schedules are in no index')
   end
 end
@@ -122,14 +122,14 @@ end
 -- arguments  milliseconds for which it does not run again: other callers have found the same key meanwhile
 -- reply      the number of keys moved; nil if it has just run
 
-local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, w = 1, nudged = 1, upkeepers = 1, looks = 1, t = 1,
+local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, w = 1, nudged = 1, upkeepers = 1, schedules = 1, t = 1,
   p = 1, z = 1, y = 1, held = 1, f = 1, cells = 1, acts = 1 }
 local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, spoilt = 1, s = 1, l = 1, awaited = 1,
   schedule = 1 }
 local SETS = { paused = 1, x = 1, d = 1, end_subscribers = 1 }
 local LISTS = { r = 1, ends = 1 }
 local INDEXES = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1,
-  looks = 1, d = 1, t = 1, f = 1, cells = 1 }
+  schedules = 1, d = 1, t = 1, f = 1, cells = 1 }
 
 -- Kinds of keys that are named by references in these fields.
 local APART = { b = F.payload, o = F.result }
@@ -324,7 +324,7 @@ local function index_schedules(names)
   call('HDEL', P .. 'meta', 'schedules')
   for _, name in ipairs(names) do
     local schedule = schedules.find(name)
-    schedules.look(schedule, schedule.next_at or wall)
+    schedules.set_check_at(schedule, schedule.next_at or wall)
     if schedule.declared then
       schedule.youngest = nil
       schedules.elect(schedule)

@@ -75,13 +75,13 @@ local function schedule_functions()
   end
 
   -- Sets when upkeep next has to handle the schedule: to offer it or, if it is asleep, to remove it. nil if it need not.
-  local function look(schedule, at)
+  local function set_check_at(schedule, at)
     if schedule.asleep_since then
       at = schedule.asleep_since + R.keep_asleep
     elseif schedule.paused then
       at = nil
     end
-    schedule.look_at = at or '+inf'
+    schedule.check_at = at or '+inf'
   end
 
   -- If the definition has changed, forgets the next instant, so that a worker computes it again. An instant that is already due is kept:
@@ -92,7 +92,7 @@ local function schedule_functions()
       if not schedule.next_at or schedule.next_at > wall then
         schedule.since = not schedule.next_at and schedule.since or wall
         schedule.next_at = nil
-        look(schedule, wall)
+        set_check_at(schedule, wall)
       end
     end
   end
@@ -131,12 +131,12 @@ local function schedule_functions()
       return elect(schedule)
     elseif not youngest then
       schedule.asleep_since = schedule.asleep_since or wall
-      look(schedule)
+      set_check_at(schedule)
       return
     end
     if schedule.asleep_since then
       schedule.asleep_since = nil
-      look(schedule, wall)
+      set_check_at(schedule, wall)
     end
     bring_into_force(schedule, youngest.digest)
   end
@@ -144,7 +144,7 @@ local function schedule_functions()
   local function remove(name)
     found[name] = false
     call('DEL', P .. 'schedule:' .. name)
-    call('HINCRBY', P .. 'meta', 'schedules', 0 - call('ZREM', P .. 'looks', name))
+    call('HINCRBY', P .. 'meta', 'schedules', 0 - call('ZREM', P .. 'schedules', name))
   end
 
   -- Writes the state of one schedule, and deletes the bodies that it no longer needs.
@@ -167,8 +167,8 @@ local function schedule_functions()
         end
       end
     end
-    if schedule.look_at then
-      call('HINCRBY', P .. 'meta', 'schedules', call('ZADD', P .. 'looks', schedule.look_at, schedule.name))
+    if schedule.check_at then
+      call('HINCRBY', P .. 'meta', 'schedules', call('ZADD', P .. 'schedules', schedule.check_at, schedule.name))
     end
   end
 
@@ -180,14 +180,14 @@ local function schedule_functions()
         save_one(schedule)
       end
     end
-    local first = found[call('ZRANGE', P .. 'looks', 0, 0)[1] or '']
-    if first and first.look_at and first.look_at ~= '+inf' then
+    local first = found[call('ZRANGE', P .. 'schedules', 0, 0)[1] or '']
+    if first and first.check_at and first.check_at ~= '+inf' then
       nudge_upkeepers()
     end
     found = {}
   end
 
-  return { make = make, find = find, look = look, bring_into_force = bring_into_force, is_younger = is_younger,
+  return { make = make, find = find, set_check_at = set_check_at, bring_into_force = bring_into_force, is_younger = is_younger,
     add_declaration = add_declaration, declared_by = declared_by, read_all = read_all, body_of = body_of,
     drop_declaration = drop_declaration, elect = elect, remove = remove, save = save_all }
 end
@@ -255,7 +255,7 @@ local HOUR = 3600000000
 -- Removes those that have been asleep for too long. Leaves out for an hour those without a definition.
 local function offers()
   local schedules, offered, bytes = schedule_functions(), {}, 0
-  local due = call('ZRANGEBYSCORE', P .. 'looks', '-inf', wall, 'LIMIT', 0, R.max_offers)
+  local due = call('ZRANGEBYSCORE', P .. 'schedules', '-inf', wall, 'LIMIT', 0, R.max_offers)
   for _, name in ipairs(due) do
     if bytes >= R.max_offered_bytes then
       break
@@ -265,8 +265,8 @@ local function offers()
       schedules.remove(name)
     else
       local body = schedules.body_of(schedule)
-      schedules.look(schedule, wall + (body and R.offered_for or HOUR))
-      call('ZADD', P .. 'looks', schedule.look_at, name)
+      schedules.set_check_at(schedule, wall + (body and R.offered_for or HOUR))
+      call('ZADD', P .. 'schedules', schedule.check_at, name)
       if body and not schedule.asleep_since and not schedule.paused then
         bytes = bytes + #body
         for _, value in ipairs({ name, schedule.digest, body, schedule.next_at or false, schedule.since or wall }) do
@@ -291,7 +291,7 @@ local function fire_all(texts, firings, apart)
   end
   local schedules, items, fired, answers = schedule_functions(), {}, {}, {}
   for i, firing in ipairs(firings) do
-    local name, digest, expected, next_at, look_at, missed, item = unpack(firing)
+    local name, digest, expected, next_at, check_at, missed, item = unpack(firing)
     local schedule = schedules.find(name)
     answers[i] = false
     if schedule and not schedule.paused and schedule.digest == digest and (schedule.next_at or false) == expected then
@@ -302,8 +302,8 @@ local function fire_all(texts, firings, apart)
       end
       schedule.missed = (schedule.missed or 0) + missed
       schedule.next_at = next_at or nil
-      schedule.since = look_at and schedule.since
-      schedules.look(schedule, look_at or nil)
+      schedule.since = check_at and schedule.since
+      schedules.set_check_at(schedule, check_at or nil)
     end
   end
   local added = add_all(texts, items)
@@ -337,7 +337,7 @@ return fire_all(given[1], given[2], given[3])
 -- `look_at` and `since`, then the names of the living sessions that declare it, youngest first.
 
 if not given[1] then
-  return call('ZRANGE', P .. 'looks', 0, -1)
+  return call('ZRANGE', P .. 'schedules', 0, -1)
 end
 local schedules, rows = schedule_functions(), {}
 
@@ -378,10 +378,10 @@ if amendment == 'remove' then
   schedules.remove(name)
 elseif amendment == 'pause' then
   schedule.paused = 1
-  schedules.look(schedule)
+  schedules.set_check_at(schedule)
 elseif schedule.paused then
   schedule.paused, schedule.next_at, schedule.since = nil, nil, wall
-  schedules.look(schedule, wall)
+  schedules.set_check_at(schedule, wall)
 end
 schedules.save()
 return 1

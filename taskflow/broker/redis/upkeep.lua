@@ -21,7 +21,7 @@ local function due_in()
   if has_dying() or call('EXISTS', P .. 'crowded', P .. 'spoilt') > 0 then
     return 0
   end
-  local wait = math.min(until_first('due', wall), until_first('exp', wall), until_first('fade', wall), until_first('looks', wall),
+  local wait = math.min(until_first('due', wall), until_first('exp', wall), until_first('fade', wall), until_first('schedules', wall),
     until_first('alive', steady - 1))
   return wait == NEVER and -1 or math.max(0, wait)
 end
@@ -173,7 +173,7 @@ end
 -- --- ended jobs that need not be kept ---------------------------------------------------------------
 
 -- The maximum number of ids that one call looks at besides its moves. Each takes a little time.
-local looks_left = 600
+local ids_left = 600
 
 -- Buries the first `number` jobs that the queue keeps. Returns how many.
 local function drop_oldest(queue, failed, number)
@@ -233,11 +233,11 @@ end
 -- limit is used up, only those ids go whose time was before that of the last job buried.
 local function drop_faded(left)
   local moved, is_last = 0, false
-  while not is_last and moved < left and looks_left > 0 do
+  while not is_last and moved < left and ids_left > 0 do
     local wanted = left - moved
     local found = call('ZRANGEBYSCORE', P .. 'fade', '-inf', wall, 'WITHSCORES', 'LIMIT', 0, wanted)
     is_last = #found < 2 * wanted
-    looks_left = looks_left - #found / 2
+    ids_left = ids_left - #found / 2
     local ids, forgotten, again = {}, {}, {}
     for i = 1, #found, 2 do
       ids[#ids + 1] = found[i]
@@ -298,9 +298,9 @@ end
 -- --- the next call ----------------------------------------------------------------------------------
 
 -- Returns when the session should call again. Each of n sessions calls once in n periods, all of them if something falls due before.
-local function next_in(until_look)
+local function next_in(until_check)
   local wait = R.upkeep_every * math.max(1, call('ZCARD', P .. 'alive'))
-  return math.max(0, math.min(wait, until_look, until_first('due', wall), until_first('alive', steady - 1)))
+  return math.max(0, math.min(wait, until_check, until_first('due', wall), until_first('alive', steady - 1)))
 end
 
 spare_after_outage()
@@ -314,10 +314,10 @@ for i, duty in ipairs({ ready_due, release_leases, expire, drop }) do
   done[i] = duty(math.max(0, left))
   left = left - done[i]
 end
-local until_look, offered = until_first('looks', wall), nil
-if until_look <= 0 then
+local until_check, offered = until_first('schedules', wall), nil
+if until_check <= 0 then
   offered = offers()
-  until_look = until_first('looks', wall)
+  until_check = until_first('schedules', wall)
 end
 add_listener(P .. 'upkeepers', given[2])
 pass_on_late_nudges()
@@ -334,5 +334,5 @@ if given[3] then
   end
   offered = offered or false
 end
-local again_in = (left <= 0 or looks_left <= 0 or #aside > 0 or has_more) and 0 or next_in(until_look)
+local again_in = (left <= 0 or ids_left <= 0 or #aside > 0 or has_more) and 0 or next_in(until_check)
 return { done[1], reaped, done[2], done[3], done[4], again_in, aside, offered, offered and wall, ended, ends_dropped }

@@ -186,7 +186,7 @@ for _, topic in ipairs(topics) do
       add_listener(P .. 'w:', listener)
     end
   elseif topic == 'due' then
-    is_there = call('EXISTS', P .. 'due', P .. 'looks') > 0
+    is_there = call('EXISTS', P .. 'due', P .. 'schedules') > 0
     add_listener(P .. 'upkeepers', listener)
   elseif sub(topic, 1, 6) == 'queue:' then
     is_there = has_ready(sub(topic, 7))

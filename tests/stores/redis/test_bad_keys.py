@@ -35,7 +35,7 @@ ONE_OF_EACH: Final = (
     "crowded",
     "k",
     "held",
-    "looks",
+    "schedules",
     "cells",
 )
 OTHERS: Final = ("awaited", "nudged", "paused", "upkeepers", "w:", "spoilt", "mending", "mended", "end_subscribers", "ends")

@@ -84,7 +84,7 @@ async def test_what_ends_leaves_no_key(world: World, client: redis.Redis) -> Non
     for name in ("nightly", "put"):
         assert await world.broker.console.amend_schedule(name, Amendment.REMOVE)
 
-    patterns = ("schedule:*", "d:*", "looks")
+    patterns = ("schedule:*", "d:*", "schedules")
     assert [found for pattern in patterns for found in client.scan_iter(key(world, pattern).replace(b"[", b"\\["))] == []
     assert client.hget(key(world, "meta"), "schedules") == b"0"
 
@@ -157,7 +157,7 @@ async def test_a_schedule_that_was_deleted_is_forgotten(world: World, client: re
     client.delete(key(world, "schedule:nightly"))
 
     assert set(await pass_time(world, 10.0)) == {"other"}
-    assert client.zscore(key(world, "looks"), "nightly") is None
+    assert client.zscore(key(world, "schedules"), "nightly") is None
     assert client.hget(key(world, "meta"), "schedules") == b"1"
 
 
@@ -173,7 +173,7 @@ async def test_a_schedule_of_another_type_is_set_aside(world: World, client: red
 
 
 @pytest.mark.parametrize("is_deleted", [True, False])
-@pytest.mark.parametrize("name", ["looks", "d:", "meta"])
+@pytest.mark.parametrize("name", ["schedules", "d:", "meta"])
 async def test_an_index_of_schedules_is_built_again(world: World, client: redis.Redis, name: str, is_deleted: bool) -> None:
     """Whichever is deleted or of another type, no schedule is forgotten, and its declarers are still known."""
     old, young = await world.a_session("old", ttl=LONG), await world.a_session("young", ttl=LONG)
@@ -204,14 +204,14 @@ async def test_a_reindex_keeps_paused_and_sleeping_schedules_as_they_are(world: 
     await world.beat(session, leaving=True)
     await world.broker.console.amend_schedule("paused", Amendment.PAUSE)
     before = await world.broker.console.schedules()
-    looks: Any = client.zrange(key(world, "looks"), 0, -1, withscores=True)
+    scored: Any = client.zrange(key(world, "schedules"), 0, -1, withscores=True)
 
     client.delete(key(world, "counts"))
     client.rpush(key(world, "counts"), "not ours")
     await world.add()
 
     assert await world.broker.console.schedules() == before
-    assert client.zrange(key(world, "looks"), 0, -1, withscores=True) == looks
+    assert client.zrange(key(world, "schedules"), 0, -1, withscores=True) == scored
 
 
 # --- what they cost ---------------------------------------------------------------------------------------------------------
