@@ -11,7 +11,7 @@ from typing import Final
 
 from taskflow.model.job_schema import AS_SENT as STORED_AS_SENT, FIELDS as SCHEMA
 
-LAYOUT: Final = 5
+LAYOUT: Final = 1
 """The version of the fields and keys. A store with another version is refused.
 Increase it with every change that an older taskflow would misread."""
 
