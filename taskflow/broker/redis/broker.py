@@ -319,12 +319,12 @@ class RedisBroker:
     def _time(self) -> str:
         return "" if self._clock is None else f"{self._clock.wall()}:{self._clock.steady()}"
 
-    def _in_this_loop(self) -> _InLoop:
+    def _in_this_loop(self) -> LoopConnections:
         pool = ConnectionPool(self.server)
-        return _InLoop(pool, RedisListener(pool, self._prefix, self.call))
+        return LoopConnections(pool, RedisListener(pool, self._prefix, self.call))
 
 
-class _InLoop:
+class LoopConnections:
     """A broker's connections and listener in one event loop."""
 
     def __init__(self, pool: ConnectionPool, listener: RedisListener) -> None:
