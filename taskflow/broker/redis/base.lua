@@ -41,7 +41,8 @@
 -- alive, dead      zset    ids of sessions by the time at which they lapse; by their number               session
 -- s:SESSION        hash    the session: name, ttl, its last request, ...                                  session, claim
 -- l:SESSION        hash    its leases: tail -> ID                                                         claim, transitions
--- x:SESSION        set     tails of its leases whose jobs are asked to stop                               console
+-- x:SESSION        set     tails of its leases whose jobs are asked to stop                               settle, session, transitions,
+--                                                                                                         upkeep, reindex
 -- end_subscribers          set     ids of living sessions that subscribe to ends without a settlement              session
 -- ends             list    ids of jobs that have ended so; meta counts those that were dropped            transitions, upkeep
 -- schedule:NAME    hash    the schedule: see schedules.lua                                                schedules

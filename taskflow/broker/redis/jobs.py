@@ -28,7 +28,7 @@ class Names(dict[int, str]):
     """Maps numbers to the names of queues and jobs."""
 
     def __missing__(self, number: int) -> str:
-        raise ValueError(f"the number {number} stands for no text, or for one that is not UTF-8")
+        raise ValueError(f"name number {number} has no stored text, or one that is not UTF-8")
 
 
 class Head(NamedTuple):

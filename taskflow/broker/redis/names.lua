@@ -26,7 +26,7 @@ local function name_of(number)
   if not queue_names[number] then
     local text = call('HGET', P .. 'texts', number)
     queue_names[number] = string.sub(text and #text > 2 and text or text_in_names(number)
-      or error('WRONGTYPE no text has the number ' .. number), 3)
+      or error('WRONGTYPE no text is stored for name number ' .. number), 3)
   end
   return queue_names[number]
 end
