@@ -23,28 +23,28 @@
 -- o:FENCE          string  a large result until its settlement arrives: see large_payloads.py             -
 -- r:QUEUE:PRIORITY list    ready jobs in order: see ready_lists.lua                                       ready_lists
 -- z:QUEUE:PRIORITY zset    ready jobs that came out of order, score 0                                     ready_lists
--- p:QUEUE          zset    the priorities of ready jobs, score -priority                                  enqueue, transitions
+-- p:QUEUE          zset    the priorities of ready jobs, score -priority                                  enqueue, indexes, upkeep
 -- ready            zset    names of queues with ready jobs that are not paused, score 0                   counts
 -- paused           set     names of paused queues                                                         console
--- due              zset    scheduled jobs by their time: seq, QUEUE, ID                                   transitions
+-- due              zset    scheduled jobs by their time: seq, QUEUE, ID                                   indexes, transitions, upkeep
 -- held             zset    ids of held jobs, by their seq                                                 transitions
 -- exp              zset    ids of jobs that have an expiry, by its time                                   transitions
 -- k                hash    a key's digest -> the ids of live jobs that have it                            enqueue, transitions
--- t:TAG            zset    ids of jobs that have the tag, score 0                                         enqueue, transitions
--- f:CELL           zset    ids of failed jobs, by the time of their end. CELL: fingerprint (8 bytes), QUEUE      transitions
+-- t:TAG            zset    ids of jobs that have the tag, score 0                                         tags
+-- f:CELL           zset    ids of failed jobs, by the time of their end. CELL: fingerprint (8 bytes), QUEUE      indexes
 --                          and the job's name (4 each), deploy
--- cells            zset    every CELL that has jobs, score 0                                              transitions
--- y:QUEUE:0, :1    zset    jobs that are kept, by the time of their end: seq, ID; failed ones in :1       settle, transitions
--- fade             zset    ids of ended jobs, by the time at which they are buried, then forgotten        settle, transitions, upkeep
+-- cells            zset    every CELL that has jobs, score 0                                              indexes
+-- y:QUEUE:0, :1    zset    jobs that are kept, by the time of their end: seq, ID; failed ones in :1       settle, indexes
+-- fade             zset    ids of ended jobs, by the time at which they are buried, then forgotten        settle, indexes, upkeep
 -- crowded          zset    queues that keep too many jobs: name, \1, 0 or 1 as in y                       counts
--- counts, totals   hash    QUEUE:STATUS -> jobs, and "whole", see reindex.lua; QUEUE:EVENT -> moves        counts
+-- counts, totals   hash    QUEUE:STATUS -> jobs, and "whole", see check_indexes; QUEUE:EVENT -> moves        counts
 -- alive, dead      zset    ids of sessions by the time at which they lapse; by their number               session
 -- s:SESSION        hash    the session: name, ttl, its last request, ...                                  session, claim
--- l:SESSION        hash    its leases: tail -> ID                                                         claim, transitions
+-- l:SESSION        hash    its leases: tail -> ID                                                         claim, settle, indexes
 -- x:SESSION        set     tails of its leases whose jobs are asked to stop                               settle, session, transitions,
 --                                                                                                         upkeep, reindex
 -- end_subscribers          set     ids of living sessions that subscribe to ends without a settlement              session
--- ends             list    ids of jobs that have ended so; meta counts those that were dropped            transitions, upkeep
+-- ends             list    ids of jobs that have ended so; meta counts those that were dropped            indexes, upkeep
 -- schedule:NAME    hash    the schedule: see schedules.lua                                                schedules
 -- schedules        zset    names of all schedules, by the time at which upkeep checks them, or infinite     schedules
 -- d:SESSION        set     names of the schedules that the session declares                               schedules

@@ -34,7 +34,7 @@ _NAMES: Final = ("names", "texts_of")
 _QUEUES: Final = ("is_before", "push", "peek")
 _COUNTS: Final = ("change_count", "counts")
 _WAKEUPS: Final = ("nudge", "wake_listeners", "tell_ended")
-_CHANGE_JOBS: Final = ("large_payloads", "read_jobs", "write_jobs", "transitions")
+_CHANGE_JOBS: Final = ("large_payloads", "read_jobs", "write_jobs", "indexes", "tags", "transitions")
 _SCHEDULES: Final = ("sessions", "schedule")
 _FIRE: Final = ("add_all", *_SCHEDULES, "fire_all")
 _TRANSITIONS: Final = ("base", *_NAMES, "intern", *_COUNTS, *_QUEUES, *_WAKEUPS, *_CHANGE_JOBS)
@@ -48,7 +48,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "claim": ("base", *_NAMES, *_COUNTS, "is_before", "peek"),
     "settle": ("base", "names", *_COUNTS, "tell_ended", "results"),
     "register": ("base", "sessions"),
-    "beat": (*_TRANSITIONS, *_SCHEDULES, "drop_declarations", "kill_session", "leases", "end_dead_leases", "due_in", "lost_indexes"),
+    "beat": (*_TRANSITIONS, *_SCHEDULES, "drop_declarations", "kill_session", "leases", "end_dead_leases", "due_in", "check_indexes"),
     "upkeep": (
         *_TRANSITIONS,
         "unreadable",
@@ -59,7 +59,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
         "leases",
         "end_dead_leases",
         "due_in",
-        "lost_indexes",
+        "check_indexes",
         "listeners",
     ),
     "reindex": (*_TRANSITIONS, "unreadable", *_SCHEDULES, "drop_declarations", "kill_session"),
