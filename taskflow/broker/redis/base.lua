@@ -45,7 +45,7 @@
 --                                                                                                         upkeep, reindex
 -- end_subscribers          set     ids of living sessions that subscribe to ends without a settlement              session
 -- ends             list    ids of jobs that have ended so; meta counts those that were dropped            indexes, upkeep
--- schedule:NAME    hash    the schedule: see schedules.lua                                                schedules
+-- schedule:NAME    hash    the schedule: see stored_schedules                                               schedules
 -- schedules        zset    names of all schedules, by the time at which upkeep checks them, or infinite     schedules
 -- d:SESSION        set     names of the schedules that the session declares                               schedules
 -- w:, w:QUEUE      zset    listeners that wait for jobs of every queue, of one (its name), by the time     wakeups, claim
