@@ -157,31 +157,6 @@ return cmsgpack.pack({ cells, texts_of(numbers) })
 
 return call('ZRANGE', P .. 'cells', '[' .. given[1], '(' .. given[2], 'BYLEX')
 
--- === part ids_in ===========================================================================================
--- Returns the ids in an index ("held", "due", "leases", "ended"), those of "due" and "ended" from one position to another.
-local function ids_in(index, first, last)
-  local ids = {}
-  local function add_all(members, from)
-    for _, member in ipairs(members) do
-      ids[#ids + 1] = sub(member, from)
-    end
-  end
-  if index == 'held' then
-    add_all(call('ZRANGE', P .. 'held', 0, -1), 1)
-  elseif index == 'due' then
-    add_all(call('ZRANGE', P .. 'due', first, last), 11)
-  elseif index == 'ended' then
-    add_all(call('ZRANGE', P .. 'fade', first, last), 1)
-  else
-    for _, set in ipairs({ 'alive', 'dead' }) do
-      for _, session in ipairs(call('ZRANGE', P .. set, 0, -1)) do
-        add_all(call('HVALS', P .. 'l:' .. session), 1)
-      end
-    end
-  end
-  return ids
-end
-
 -- === script purge ==========================================================================================
 -- Deletes jobs that match a filter, in order of arrival, up to a limit. Arguments: ids, filter, limit.
 -- Reply: how many.

@@ -45,20 +45,13 @@ class Head(NamedTuple):
 
 def head_of(packed: bytes) -> Head:
     wall, texts, *rest = unpack(packed)
-    pairs = zip(texts[::2], texts[1::2], strict=True)
-    try:
-        names = Names({number: text.decode()[2:] for number, text in pairs})
-    except UnicodeDecodeError:
-        names = Names({number: text.decode()[2:] for number, text in zip(texts[::2], texts[1::2], strict=True) if _is_utf8(text)})
+    names = Names()
+    for number, stored in zip(texts[::2], texts[1::2], strict=True):
+        try:
+            names[number] = stored.decode()[2:]
+        except UnicodeDecodeError:
+            continue
     return Head(int(wall), names, bool(rest and rest[0]))
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def records_of(reply: Sequence[bytes]) -> tuple[dict[bytes, Record], Names]:

@@ -144,8 +144,12 @@ local function see_jobs()
   for queue in pairs(is_used) do
     see_queue(queue)
   end
-  for _, index in ipairs({ 'due', 'held', 'leases' }) do
-    see_all(ids_in(index, 0, -1), 1)
+  see_all(call('ZRANGE', P .. 'due', 0, -1), 11)
+  see_all(call('ZRANGE', P .. 'held', 0, -1), 1)
+  for _, set in ipairs({ 'alive', 'dead' }) do
+    for _, session in ipairs(call('ZRANGE', P .. set, 0, -1)) do
+      see_all(call('HVALS', P .. 'l:' .. session), 1)
+    end
   end
   prefetch(ids)
   for _, id in ipairs(ids) do

@@ -85,7 +85,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "pause": ("base", "nudge"),
     "record_act": ("base",),
     "acts": ("base",),
-    "sweep": ("base", "read_jobs", "is_before", "peek", "ids_in"),
+    "sweep": ("base", "read_jobs", "is_before", "peek"),
 }
 """The parts of each script, in order."""
 

@@ -100,10 +100,6 @@ class ConnectionPool:
         if self._end is not None:
             await self._end.aclose()
 
-    def abandon(self) -> None:
-        """Close without awaiting anything, because the event loop has ended or belongs to another process."""
-        self._is_closed = True
-
     # --- one command ------------------------------------------------------------------------------------------
 
     async def _ask(self, commands: Sequence[Command], within: float, *, each: bool = False, most: int | None = None) -> Any:
