@@ -16,7 +16,6 @@ from typing import Final, NamedTuple
 
 from taskflow.broker.literals import literals
 from taskflow.broker.redis.fields import AS_SENT, FIELDS, MARK, SPANS
-from taskflow.model.clock import to_microseconds
 from taskflow.model.failure_cause import FINGERPRINT_BYTES, MOST_BYTES, POISON, UNKNOWN
 from taskflow.model.job_schema import BY_NAME, CLAIMED, FOLLOWED_UP, OUTCOME, REDO, TAGGED, cleared_by
 from taskflow.model.rules import Rules
@@ -25,7 +24,6 @@ from taskflow.model.rules import Rules
 class Script(NamedTuple):
     """A script's text, and the SHA-1 hash with which the server can run it once it has received the text."""
 
-    name: str
     text: bytes
     sha: bytes
 
@@ -102,7 +100,6 @@ _REFUSED_WHEN_FULL: Final = frozenset({"enqueue", "add", "fire"})
 
 _SECTION: Final = re.compile(r"^-- === (?:part|script) (\w+) =*\n", re.MULTILINE)
 _NAME: Final = re.compile(r"\b([FLSEWR])\.(\w+)\b")
-_COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
 _ARGUMENTS_NEEDED: Final[Mapping[int, str]] = {
     0: "INFO PING TIME",
     1: "DEL EXISTS HGETALL HKEYS HLEN HVALS LLEN MGET PERSIST PTTL SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD ZPOPMAX",
@@ -113,8 +110,6 @@ _ARGUMENTS_NEEDED: Final[Mapping[int, str]] = {
 
 _RUN_SCRIPT: Final = ("EVAL", "EVALSHA")
 """Commands that run a script. With one key they need three arguments, because the number of keys precedes the key."""
-
-_SENT: Final = (*_RUN_SCRIPT, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "GETRANGE", "ZRANGE")
 
 
 class Scripts(Mapping[str, Script]):
@@ -141,10 +136,6 @@ class Scripts(Mapping[str, Script]):
     def __len__(self) -> int:
         return len(_PARTS)
 
-    def commands(self) -> set[str]:
-        """Return the name of every command that taskflow sends, from a script or directly."""
-        return {*_SENT, *(name for script in self.values() for name in _COMMAND.findall(script.text.decode()))}
-
 
 def smallest_calls(names: Sequence[str]) -> list[list[str]]:
     """Return every command with as few arguments as possible, for ACL checks. `names` serve as its keys and channels."""
@@ -160,7 +151,7 @@ def _script(name: str, rules: Rules) -> Script:
     lazy = f"local function load_rest()\n{rest}\nend\n" if rest else ""
     body = f"{_text_of(_PARTS[name])}\n{lazy}{_text_of([name])}"
     text = f"{flags}\n{_NAME.sub(lambda found: values[found[0]], body)}".encode()
-    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+    return Script(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
 
 
 def _text_of(sections: Iterable[str]) -> str:
@@ -187,7 +178,7 @@ def _values(rules: Rules) -> dict[str, str]:
     fields = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
     spans = {f"L.{name}": ", ".join(map(str, span)) for name, span in SPANS.items()}
     spans["L.mark"] = _bytes(MARK)
-    own = {"R.session_ttl": str(to_microseconds(rules.session_ttl)), "F.names": ", ".join(map(_text, FIELDS)), "F.last": str(len(FIELDS))}
+    own = {"F.names": ", ".join(map(_text, FIELDS)), "F.last": str(len(FIELDS))}
     own["F.strings"] = ", ".join(f"[{number}] = true" for number, field in enumerate(FIELDS, 1) if BY_NAME[field].kind.type is not int)
     for name, head in (("tagged", TAGGED), ("followed_up", FOLLOWED_UP)):
         own[f"F.{name}"] = _bytes(head)

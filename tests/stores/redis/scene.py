@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from taskflow.broker.redis.scripts import Scripts
@@ -15,6 +16,15 @@ class Scene(scene.Scene):
     def __init__(self, server: RedisServer, url: str | None = None) -> None:
         super().__init__(server.url, url)
         self.server = server
+
+
+_COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
+_SENT: Final = ("EVAL", "EVALSHA", "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "GETRANGE", "ZRANGE")
+
+
+def commands() -> set[str]:
+    """Return the name of every command that taskflow sends, from a script or directly."""
+    return {*_SENT, *(name for script in Scripts(Rules()).values() for name in _COMMAND.findall(script.text.decode()))}
 
 
 _NAMES: Final = ("enqueue", "register", "claim", "beat", "settle", "cancel", "read", "upkeep", "arm", "known", "permitted", "reindex")

@@ -18,12 +18,11 @@ from redis.exceptions import NoPermissionError
 from taskflow import BrokerRefused, BrokerUnavailable, Status
 from taskflow.broker.console import Redone, View
 from taskflow.broker.redis import RedisBroker
-from taskflow.broker.redis.scripts import Scripts, smallest_calls
+from taskflow.broker.redis.scripts import smallest_calls
 from taskflow.broker.url import connect
-from taskflow.model.rules import Rules
 from taskflow.worker.events import SessionEnded
 from tests.cli.inprocess import Cli
-from tests.stores.redis.scene import Scene
+from tests.stores.redis.scene import Scene, commands
 from tests.stores.refusals import SECRET, WRONG, exits_by_broker
 from tests.support.binaries import ServerBinary
 from tests.support.listing import listed
@@ -74,8 +73,8 @@ def with_user(*rules: str, binary: Path | None = None, **settings: str) -> Itera
 
 def test_the_page_permits_the_commands_that_are_used_and_no_others() -> None:
     permitted = {rule[1:].upper() for rule in OF_THE_PAGE if rule.startswith("+")}
-    assert permitted - Scripts(Rules()).commands() == {"SELECT", "CLIENT|SETINFO", "WAITAOF"}  # the driver's own, and durability=fsync
-    assert permitted >= Scripts(Rules()).commands()
+    assert permitted - commands() == {"SELECT", "CLIENT|SETINFO", "WAITAOF"}  # the driver's own, and durability=fsync
+    assert permitted >= commands()
     assert [rule for rule in OF_THE_PAGE if not rule.startswith("+")] == ["~{taskflow:*", "&{taskflow:*"]
 
 

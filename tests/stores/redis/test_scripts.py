@@ -10,6 +10,7 @@ import pytest
 from taskflow.broker.redis import scripts
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.model.rules import Rules
+from tests.stores.redis.scene import commands
 
 SCRIPTS = Scripts(Rules())
 TEXTS = {name: script.text.decode() for name, script in SCRIPTS.items()}
@@ -43,4 +44,4 @@ def test_a_script_for_plain_jobs_makes_few_functions(name: str, most: int) -> No
 
 
 def test_what_the_server_is_told_is_what_a_user_is_asked_to_be_permitted() -> None:
-    assert {call[0] for call in smallest_calls(["a", "b", "c"])} == SCRIPTS.commands()
+    assert {call[0] for call in smallest_calls(["a", "b", "c"])} == commands()
