@@ -56,32 +56,27 @@ def pack_plain(envelopes: Sequence[Envelope]) -> PlainJobs | None:
 # --- jobs of any kind: the script `add` ---------------------------------------------------------------------------
 
 
-class Texts:
-    """The distinct names of queues and jobs in a call. Each is sent once; jobs refer to it by its position."""
+class Texts(dict[str, int]):
+    """Numbers the names of queues and jobs in a call from 1. Each is sent once; jobs refer to it by its number."""
 
-    def __init__(self) -> None:
-        self._places: dict[str, int] = {}
-
-    def place(self, name: str) -> int:
-        return self._places.setdefault(name, len(self._places) + 1)
-
-    def all(self) -> list[str]:
-        return list(self._places)
+    def __missing__(self, name: str) -> int:
+        place = self[name] = len(self) + 1
+        return place
 
 
 def pack_envelopes(envelopes: Sequence[Envelope]) -> bytes:
     """Pack envelopes for the script `add`. Large payloads must be sent ahead: see `large_payloads`."""
     texts = Texts()
     items = [job_item(envelope, texts, apart=is_large(envelope.payload)) for envelope in envelopes]
-    return pack([texts.all(), items, [envelope.id for envelope in envelopes if is_large(envelope.payload)]])
+    return pack([list(texts), items, [envelope.id for envelope in envelopes if is_large(envelope.payload)]])
 
 
 def job_item(envelope: Envelope, texts: Texts, *, apart: bool = False) -> Item:
     """Return the item that `add_job` in enqueue.lua expects. If `apart` is True, it holds a reference in place of the payload."""
     return (
         envelope.id,
-        texts.place("q:" + envelope.queue),
-        texts.place("j:" + envelope.job),
+        texts["q:" + envelope.queue],
+        texts["j:" + envelope.job],
         to_microseconds(envelope.after) if envelope.after else 0,
         envelope.at if envelope.at is not None else False,
         False if envelope.expires is None else to_microseconds(envelope.expires),

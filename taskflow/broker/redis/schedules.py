@@ -25,7 +25,7 @@ def pack_firings(firings: Sequence[Firing]) -> bytes:
     """Pack firings for the script `fire` or `advance`. Large payloads must be sent ahead: see `large_payloads`."""
     texts, apart = Texts(), list[bytes]()
     packed = [_firing(firing, texts, apart) for firing in firings]
-    return pack([texts.all(), packed, apart])
+    return pack([list(texts), packed, apart])
 
 
 def _firing(firing: Firing, texts: Texts, apart: list[bytes]) -> list[object]:

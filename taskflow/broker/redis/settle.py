@@ -79,7 +79,7 @@ def pack_settlements(settlements: Sequence[Settlement], is_apart: IsApart) -> Pa
             others.append(place)
     named = [[session, to_microseconds(keep_for), *of_group[1:]] for (session, keep_for), of_group in columns.items()]
     items = [_settlement_item(settlements[place], texts, is_apart, ahead) for place in others]
-    packed = pack([named, items, texts.all(), list(ahead)])
+    packed = pack([named, items, list(texts), list(ahead)])
     return PackedSettlements(packed, [place for of_group in columns.values() for place in of_group.places] + others, ahead)
 
 
