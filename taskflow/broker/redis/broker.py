@@ -6,13 +6,11 @@ A verb's Lua file has the same name as the Python file that packs its arguments,
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from taskflow.broker import topics as names
-from taskflow.broker.console import Finding
 from taskflow.broker.listener import ID_BYTES
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
@@ -80,20 +78,20 @@ class RedisBroker:
     ) -> None:
         self.server = server or RedisTarget()
         self._namespace = check_namespace(namespace)
-        self._prefix = f"{{{namespace}:0}}:"
+        self.prefix = f"{{{namespace}:0}}:"
         self._rules = rules or Rules()
         self._clock = clock
         self._scripts = Scripts(self._rules)
         self._per_loop = PerLoop(self._in_this_loop)
         self._server_info: ServerInfo | None = None
-        self._large_payloads = LargePayloads(lambda: self._per_loop.here().pool, self._prefix)
+        self.large_payloads = LargePayloads(lambda: self._per_loop.here().pool, self.prefix)
 
     def __repr__(self) -> str:
         return f"<RedisBroker {self.server} {self._namespace!r}>"
 
     @property
     def console(self) -> RedisConsole:
-        return RedisConsole(self.call, self._ask, self._prefix, self._examine, self._large_payloads)
+        return RedisConsole(self)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         try:
@@ -114,10 +112,10 @@ class RedisBroker:
         """Add jobs with the script `enqueue` if all are plain and none is stored yet, else with `add`. Return the script's answer."""
         plain = pack_plain(envelopes)
         if plain is not None:
-            answer = await self.call("enqueue", plain.packed, ahead=self._large_payloads.ahead(plain.large), on_disk=self.server.fsync)
+            answer = await self.call("enqueue", plain.packed, ahead=self.large_payloads.ahead(plain.large), on_disk=self.server.fsync)
             if answer != b"KNOWN":
                 return answer
-        ahead = self._large_payloads.ahead(envelope for envelope in envelopes if is_large(envelope.payload))
+        ahead = self.large_payloads.ahead(envelope for envelope in envelopes if is_large(envelope.payload))
         return await self.call("add", pack_envelopes(envelopes), ahead=ahead, on_disk=self.server.fsync)
 
     async def register(self, session: Session) -> None:
@@ -137,7 +135,7 @@ class RedisBroker:
         else:  # more jobs may be ready, and an earlier wake-up may be used up: the next waiter asks the server
             listener.forget(topics)
             listener.want([topic for topic in topics if topic in listener.waited])  # another worker in this loop
-        return await self._large_payloads.with_payloads(leases)
+        return await self.large_payloads.with_payloads(leases)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
         reply = await self.call("beat", pack_beat(beat))
@@ -160,14 +158,14 @@ class RedisBroker:
     async def _settle_large(self, portion: Sequence[Settlement], packed: PackedSettlements) -> bytes:
         """Settle a portion, sending large results ahead. If the server is full or has lost
         a result, send the results within the call, which even a full server accepts."""
-        ahead = self._large_payloads.results_ahead(packed.ahead)
+        ahead = self.large_payloads.results_ahead(packed.ahead)
         try:
             reply: bytes = await self.call("settle", packed.packed, ahead=ahead)
         except StoreFull:
             reply = _LACKING
         if reply == _LACKING:
             inline = pack_settlements(portion, is_reference)
-            again = [("UNLINK", *(key for _, key, *_ in ahead)), *self._large_payloads.results_ahead(inline.ahead)]
+            again = [("UNLINK", *(key for _, key, *_ in ahead)), *self.large_payloads.results_ahead(inline.ahead)]
             reply = await self.call("settle", inline.packed, ahead=again)
         if reply == _LACKING:
             raise (await self.server_info()).lacking(str(self.server))
@@ -188,7 +186,7 @@ class RedisBroker:
         awaited = {job_id: topic for job_id in ids if hears(topic := names.job(job_id))}
         reply = await self.call("read", pack([ids, list(awaited), listener.id]))
         found, texts = records_of(reply)
-        records = await self._large_payloads.in_records(found)
+        records = await self.large_payloads.in_records(found)
         going_on = [job_id for job_id in awaited.keys() & records.keys() if not records[job_id].status.is_ended]
         for job_id in going_on:
             listener.note_names(job_id, texts)
@@ -202,7 +200,7 @@ class RedisBroker:
         listener = self._per_loop.here().listener
         times = listener.times
         reply = await self.call("upkeep", pack([min(int(limit), MOST_AT_ONCE), listener.id, ends]))
-        upkept = read_upkeep(reply, self._prefix)
+        upkept = read_upkeep(reply, self.prefix)
         listener.armed([names.DUE], times)
         return upkept
 
@@ -214,7 +212,7 @@ class RedisBroker:
 
     async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
         envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
-        ahead = self._large_payloads.ahead(envelope for envelope in envelopes if is_large(envelope.payload))
+        ahead = self.large_payloads.ahead(envelope for envelope in envelopes if is_large(envelope.payload))
         try:
             answers = await self.call("fire" if envelopes else "advance", pack_firings(firings), ahead=ahead, on_disk=self.server.fsync)
         except StoreFull:
@@ -240,15 +238,15 @@ class RedisBroker:
         """Delete everything that this namespace holds. Nothing may use it at the same time."""
         cursor: Any = 0
         while True:
-            cursor, keys = await self._ask("SCAN", cursor, "MATCH", f"{self._prefix}*", "COUNT", 1_000)
+            cursor, keys = await self.ask("SCAN", cursor, "MATCH", f"{self.prefix}*", "COUNT", 1_000)
             if keys:
-                await self._ask("UNLINK", *keys)
+                await self.ask("UNLINK", *keys)
             if int(cursor) == 0:
                 return
 
     async def server_info(self) -> ServerInfo:
         """Return the server's current INFO."""
-        return ServerInfo.of(await self._per_loop.here().pool.ask("INFO"))
+        return ServerInfo.of(await self.ask("INFO"))
 
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
         """Return True if all of these jobs are stored. Payloads that were sent ahead, but belong to no job, are deleted."""
@@ -278,25 +276,19 @@ class RedisBroker:
         """Rebuild all indexes, which takes a long time. If another caller has just done so, only wait briefly."""
         spared = pack([int(1_000 * REINDEXED_BY_OTHERS_IN)])
         pool = self._per_loop.here().pool
-        aside = await pool.run(self._scripts["reindex"], self._prefix, self._time(), spared, within=REINDEXED_WITHIN)
+        aside = await pool.run(self._scripts["reindex"], self.prefix, self._time(), spared, within=REINDEXED_WITHIN)
         if aside is None:
             await asyncio.sleep(REINDEXED_BY_OTHERS_IN)
             return
-        log.error("%s; moved %d key(s) to %sbad:, and rebuilt all indexes from the jobs", error, aside, self._prefix)
+        log.error("%s; moved %d key(s) to %sbad:, and rebuilt all indexes from the jobs", error, aside, self.prefix)
 
     def _run(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
         pool = self._per_loop.here().pool
-        return pool.run(self._scripts[name], self._prefix, self._time(), arguments, ahead=ahead, on_disk=on_disk)
+        return pool.run(self._scripts[name], self.prefix, self._time(), arguments, ahead=ahead, on_disk=on_disk)
 
-    async def _ask(self, *command: Any) -> Any:
+    async def ask(self, *command: Any) -> Any:
+        """Send a command, and return its reply."""
         return await self._per_loop.here().pool.ask(*command)
-
-    async def _examine(self) -> list[Finding]:
-        settings = dict[str, str]()
-        with contextlib.suppress(BrokerRefused):  # managed servers forbid it
-            reply = await self._ask("CONFIG", "GET", "append*", "save")
-            settings = {reply[i].decode(): reply[i + 1].decode() for i in range(0, len(reply), 2)}
-        return (await self.server_info()).findings(str(self.server), settings=settings, is_fsync=self.server.fsync)
 
     async def _check_server(self) -> None:
         server_info = await self.server_info()
@@ -305,13 +297,13 @@ class RedisBroker:
             raise BrokerRefused(
                 f"{server_info.name} at {self.server} has no append-only file, which durability=fsync requires: set appendonly yes"
             )
-        own = [channel(self._prefix, "0" * 2 * ID_BYTES).decode()] * 3
+        own = [channel(self.prefix, "0" * 2 * ID_BYTES).decode()] * 3
         if denied := await self._run("permitted", pack([smallest_calls(own)])):
-            raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self._prefix}", str(self.server))
+            raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self.prefix}", str(self.server))
         layout = await self._run_and_reindex("layout", pack([LAYOUT]))
         if int(layout) != LAYOUT:
             raise BrokerRefused(
-                f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self._prefix}: their layout is "
+                f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self.prefix}: their layout is "
                 f"{int(layout)}, but this version reads {LAYOUT}. Use that version, or another ?namespace= in the broker URL"
             )
         self._server_info = server_info
@@ -321,7 +313,7 @@ class RedisBroker:
 
     def _in_this_loop(self) -> LoopConnections:
         pool = ConnectionPool(self.server)
-        return LoopConnections(pool, RedisListener(pool, self._prefix, self.call))
+        return LoopConnections(pool, RedisListener(pool, self.prefix, self.call))
 
 
 class LoopConnections:

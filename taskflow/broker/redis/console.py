@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, Final, Protocol
 
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
 from taskflow.broker.paging import Leg, Place, Stretch, page
+from taskflow.broker.redis.connect.server import RedisTarget
+from taskflow.broker.redis.connect.server_info import ServerInfo
 from taskflow.broker.redis.fields import ID_BYTES
 from taskflow.broker.redis.jobs import records_of, shown
 from taskflow.broker.redis.large_payloads import LargePayloads
@@ -15,6 +18,7 @@ from taskflow.broker.redis.schedules import schedule_records
 from taskflow.broker.redis.session import session_records
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
 from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.errors import BrokerRefused
 from taskflow.model.failure_cause import MOST_BYTES
 from taskflow.model.record import BY_CODE, CODES, ENDED, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
@@ -29,6 +33,20 @@ LISTED_AT_ONCE: Final = 25
 serves no other client (`python -m benchmarks console-pages`)."""
 
 
+class Calls(Protocol):
+    """The attributes and methods of the broker that the console uses."""
+
+    server: RedisTarget
+    prefix: str
+    large_payloads: LargePayloads
+
+    def call(self, name: str, arguments: bytes) -> Awaitable[Any]: ...
+
+    async def ask(self, *command: Any) -> Any: ...
+
+    async def server_info(self) -> ServerInfo: ...
+
+
 class RedisConsole:
     """The console of a Redis store. Implements `taskflow.broker.console.Console`.
 
@@ -36,20 +54,9 @@ class RedisConsole:
     other, as `page` does.
     """
 
-    def __init__(
-        self,
-        call: Callable[[str, bytes], Awaitable[Any]],
-        ask: Callable[..., Awaitable[Any]],
-        prefix: str,
-        examine: Callable[[], Awaitable[list[Finding]]],
-        large_payloads: LargePayloads,
-    ) -> None:
-        """`call` runs a script; `ask` sends a command."""
-        self._call = call
-        self._ask = ask
-        self._examine = examine
-        self._large_payloads = large_payloads
-        self._prefix = prefix.encode()
+    def __init__(self, broker: Calls) -> None:
+        self._broker = broker
+        self._call = broker.call
 
     async def queues(self) -> list[QueueRecord]:
         rows, wall = unpack(await self._call("queues", pack([])))
@@ -66,7 +73,7 @@ class RedisConsole:
         arguments = [_filter(view, statuses), code, view.tag or False, leg.after or False, *portion]
         reply = await self._call("page", pack(arguments))
         wall, _, examined, end, places = unpack(reply[0])
-        records = await self._large_payloads.in_records(records_of(reply)[0])
+        records = await self._broker.large_payloads.in_records(records_of(reply)[0])
         listed = [(records[job_id], _place(place, status)) for job_id, place in zip(reply[1::2], places, strict=True)]
         return Stretch(listed, examined, _place(end, status) if end else None, int(wall))
 
@@ -92,7 +99,8 @@ class RedisConsole:
 
     async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
         cells = await self._call("failure_cells", pack([fingerprint, fingerprint + b"\xff" * MOST_BYTES]))
-        return [job_id for cell in cells for job_id in await self._ask("ZRANGE", self._prefix + b"f:" + cell, 0, -1)]
+        prefix = self._broker.prefix.encode() + b"f:"
+        return [job_id for cell in cells for job_id in await self._broker.ask("ZRANGE", prefix + cell, 0, -1)]
 
     async def purge(self, view: View, *, limit: int = 1_000) -> int:
         purged = 0
@@ -143,7 +151,12 @@ class RedisConsole:
         return Metrics(totals=totals)
 
     async def examine(self) -> list[Finding]:
-        return await self._examine()
+        settings = dict[str, str]()
+        with contextlib.suppress(BrokerRefused):  # managed servers forbid it
+            reply = await self._broker.ask("CONFIG", "GET", "append*", "save")
+            settings = {reply[i].decode(): reply[i + 1].decode() for i in range(0, len(reply), 2)}
+        server, info = self._broker.server, await self._broker.server_info()
+        return info.findings(str(server), settings=settings, is_fsync=server.fsync)
 
     # --- candidates -------------------------------------------------------------------------------------------------
 

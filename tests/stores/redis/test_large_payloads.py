@@ -85,7 +85,7 @@ async def test_a_call_that_never_came_leaves_a_payload_that_fades(world: World, 
     envelope = world.an_envelope(payload=LARGE)
     assert isinstance(world.broker, RedisBroker)
     await world.read(envelope)
-    [command] = world.broker._large_payloads.ahead([envelope])
+    [command] = world.broker.large_payloads.ahead([envelope])
     assert (command[0], *command[3:5]) == ("SET", "NX", "EX")
     client.set(command[1], command[2], nx=True, ex=command[5])
     assert 0 < client.ttl(key(world, "b", envelope.id)) <= 600

@@ -91,7 +91,7 @@ async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: Serve
                 await scene.until_ran(range(25))
                 await scene.handles[0].result(timeout=10)
             await scene.send(range(25, 30))
-            await broker._ask("SET", "{taskflow:0}:ready", "not ours")
+            await broker.ask("SET", "{taskflow:0}:ready", "not ours")
             waiting = [id_of(scene, number) for number in range(25, 30)]
             console = broker.console
             assert await broker.cancel(waiting[:1]) == [Status.READY]
