@@ -16,22 +16,37 @@ from tests.support.servers import RedisServer
 PREFIX: Final = b"{taskflow:0}:"
 ROUNDS: Final = 40
 NAMES: Final = (
-    *(b"names", b"texts", b"meta", b"counts", b"totals", b"alive", b"dead", b"ready", b"due", b"exp", b"fade", b"crowded", b"k", b"held"),
     *(
-        b"w:",
+        b"names",
+        b"texts",
+        b"meta",
+        b"counts",
+        b"totals",
+        b"alive",
+        b"dead",
+        b"ready",
+        b"due",
+        b"expiring",
+        b"fade",
+        b"crowded",
+        b"keys",
+        b"held",
+    ),
+    *(
+        b"waiting:",
         b"nudged",
         b"upkeepers",
         b"awaited",
         b"spoilt",
-        b"mending",
-        b"mended",
-        b"r:1:0",
-        b"z:1:0",
-        b"p:1",
-        b"y:1:0",
-        b"y:1:1",
+        b"reindexing",
+        b"reindexed",
+        b"ready_list:1:0",
+        b"returned:1:0",
+        b"priorities:1",
+        b"kept:1:0",
+        b"kept:1:1",
         b"bad:x",
-        b"x:short",
+        b"stopping:short",
         b"zzz",
         b"",
     ),
@@ -76,7 +91,9 @@ class Neighbour:
         keys = self._client.keys(PREFIX + b"*")
         if self._chance.random() < 0.7 and keys:
             return bytes(self._chance.choice(keys))
-        return PREFIX + self._chance.choice((*NAMES, b"r:" + self._junk(), b"p:" + self._junk(), b"l:" + self._chance.randbytes(16)))
+        return PREFIX + self._chance.choice(
+            (*NAMES, b"ready_list:" + self._junk(), b"priorities:" + self._junk(), b"leases:" + self._chance.randbytes(16))
+        )
 
     def _one_of(self, members: list[bytes]) -> bytes:
         return self._chance.choice(members) if members and self._chance.random() < 0.6 else self._junk()

@@ -232,7 +232,7 @@ class RedisHarness(StoreHarness):
         )
 
     async def waiting(self, broker: Broker, queue: str) -> int:
-        lists = [self.prefix + b"w:", self.prefix + b"w:" + queue.encode()]
+        lists = [self.prefix + b"waiting:", self.prefix + b"waiting:" + queue.encode()]
         return sum([await asyncio.to_thread(self._client.zcard, name) for name in lists])
 
     @property
@@ -249,8 +249,9 @@ class RedisHarness(StoreHarness):
         return RedisSpoiler(self.server.client(), self.prefix)
 
     def tagged(self) -> set[tuple[str, bytes]]:
-        sets: dict[bytes, Any] = {key: self._client.zrange(key, 0, -1) for key in self._keys() if key.startswith(self.prefix + b"t:")}
-        return {(key[len(self.prefix) + 2 :].decode(), job_id) for key, ids in sets.items() for job_id in ids}
+        prefix = self.prefix + b"tag:"
+        sets: dict[bytes, Any] = {key: self._client.zrange(key, 0, -1) for key in self._keys() if key.startswith(prefix)}
+        return {(key.removeprefix(prefix).decode(), job_id) for key, ids in sets.items() for job_id in ids}
 
     def save(self) -> dict[bytes, bytes]:
         dumps = {key: self._client.dump(key) for key in self._keys()}

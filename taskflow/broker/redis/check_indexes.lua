@@ -9,7 +9,7 @@ end
 -- Raises if counts has lost the field "whole", which it has from the first name on: other fields are then lost too. A store that was just
 -- reindexed is left alone for a while, even if more keys disappear.
 local function check_counts()
-  if call('HEXISTS', P .. 'counts', 'whole') == 0 and call('EXISTS', P .. 'names') == 1 and call('PTTL', P .. 'mended') < 0 then
+  if call('HEXISTS', P .. 'counts', 'whole') == 0 and call('EXISTS', P .. 'names') == 1 and call('PTTL', P .. 'reindexed') < 0 then
     request_reindex('the counts of jobs have been lost')
   end
 end
@@ -38,7 +38,7 @@ end
 
 local function length_of_ready(queue)
   local length = 0
-  for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
+  for _, priority in ipairs(call('ZRANGE', P .. 'priorities:' .. queue, 0, -1)) do
     local list, returned = ready_keys(queue .. ':' .. priority)
     length = length + call('LLEN', list) + call('ZCARD', returned)
   end
@@ -64,7 +64,7 @@ local function check_scheduled_and_running()
   end)
   for _, set in ipairs({ 'alive', 'dead' }) do
     for _, session in ipairs(call('ZRANGE', P .. set, 0, -1)) do
-      leases = leases + call('HLEN', P .. 'l:' .. session)
+      leases = leases + call('HLEN', P .. 'leases:' .. session)
     end
   end
   if call('ZCARD', P .. 'due') < scheduled or leases < running then
@@ -107,7 +107,7 @@ local function check_indexes_in_turn()
   if since < 0 or since > 5000000 then
     find_lost_queues()
     limit_sessions_to_ttl()
-    if call('PTTL', P .. 'mended') < 0 and call('EXISTS', P .. 'spoilt') == 0 then -- otherwise a later call checks
+    if call('PTTL', P .. 'reindexed') < 0 and call('EXISTS', P .. 'spoilt') == 0 then -- otherwise a later call checks
       call('HSET', P .. 'meta', 'sought_at', steady)
       check_names()
       check_indexes()

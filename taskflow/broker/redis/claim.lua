@@ -24,7 +24,7 @@ local function is_going_on()
   return leased_count < limit and skips_left > 0 and bytes < MOST_BYTES
 end
 
-local session_key = P .. 's:' .. session
+local session_key = P .. 'session:' .. session
 local about = call('HMGET', session_key, 'request', 'name')
 local worker = string.sub(about[2] or '?', 1, 1000) -- "?" if the session's hash has lost its name
 local leases, values = {}, {}
@@ -141,7 +141,7 @@ end
 local function take_from_queue(queue, queue_name)
   local taken, is_exhausted = 0, true
   queue_names[queue], queue_number, last_queue, has_vanished = queue_name, tonumber(queue), nil, false
-  for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
+  for _, priority in ipairs(call('ZRANGE', P .. 'priorities:' .. queue, 0, -1)) do
     local passed_over = {}
     local list, returned = ready_keys(queue .. ':' .. priority)
     taken = taken + take_from_list(list, returned, passed_over)
@@ -153,7 +153,7 @@ local function take_from_queue(queue, queue_name)
       is_exhausted, left_over = false, queue_name
       break
     elseif #passed_over == 0 then
-      call('ZREM', P .. 'p:' .. queue, priority)
+      call('ZREM', P .. 'priorities:' .. queue, priority)
     end
   end
   if is_exhausted and has_vanished and tonumber(call('HGET', P .. 'counts', queue .. ':' .. S.READY) or 0) ~= taken then
@@ -169,7 +169,7 @@ end
 -- Redis stores a hash of some hundred short fields as one string that each lookup reads through, which took a third of a claim's time.
 -- One long value turns it into a table, which it stays until it is empty.
 local function write_leases()
-  local key = P .. 'l:' .. session
+  local key = P .. 'leases:' .. session
   local is_many = leased_count > 4
   if is_many then
     call('HSET', key, '', string.rep(' ', 65))
@@ -237,20 +237,20 @@ if is_new and is_going_on() then
   -- The session found fewer jobs than it wanted, so its listener is nudged for the next.
   is_armed = true
   for _, name in ipairs(#queues > 0 and queues or { '' }) do
-    call('ZREMRANGEBYSCORE', P .. 'w:' .. name, '-inf', wall - R.gone_after)
-    call('ZADD', P .. 'w:' .. name, wall, listener)
+    call('ZREMRANGEBYSCORE', P .. 'waiting:' .. name, '-inf', wall - R.gone_after)
+    call('ZADD', P .. 'waiting:' .. name, wall, listener)
   end
 else
   if is_listed then
     for _, name in ipairs(#queues > 0 and queues or { '' }) do
-      call('ZREM', P .. 'w:' .. name, listener)
+      call('ZREM', P .. 'waiting:' .. name, listener)
     end
   end
   -- It may leave jobs in any of its queues: another listener is nudged for them.
   local names = #queues > 0 and queues or { left_over }
-  local lists = { P .. 'w:' }
+  local lists = { P .. 'waiting:' }
   for i, name in ipairs(names) do
-    lists[i + 1] = P .. 'w:' .. name
+    lists[i + 1] = P .. 'waiting:' .. name
   end
   if is_new and left_over and call('EXISTS', unpack(lists)) > 0 then
     local _, _, nudge_for_ready = load_rest()

@@ -36,7 +36,7 @@ end
 -- Looks at the first hundred entries of each priority.
 local function oldest_ready(queue)
   local oldest = false
-  for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
+  for _, priority in ipairs(call('ZRANGE', P .. 'priorities:' .. queue, 0, -1)) do
     local list, returned = ready_keys(queue .. ':' .. priority)
     local entries = peek(list, returned, 100)
     for _, entry in ipairs(entries) do
@@ -141,8 +141,8 @@ end
 -- for the names of queues and jobs.
 
 local cells, numbers = {}, {}
-for _, cell in ipairs(call('ZRANGE', P .. 'cells', given[1] and '(' .. given[1] or '-', '+', 'BYLEX', 'LIMIT', 0, given[2])) do
-  local key = P .. 'f:' .. cell
+for _, cell in ipairs(call('ZRANGE', P .. 'failure_cells', given[1] and '(' .. given[1] or '-', '+', 'BYLEX', 'LIMIT', 0, given[2])) do
+  local key = P .. 'failures:' .. cell
   local first, last = call('ZRANGE', key, 0, 0, 'WITHSCORES'), call('ZRANGE', key, -1, -1, 'WITHSCORES')
   cells[#cells + 1] = { cell, call('ZCARD', key), tonumber(first[2]) or 0, tonumber(last[2]) or 0, last[1] or '' }
   if #cell >= 16 then
@@ -155,7 +155,7 @@ return cmsgpack.pack({ cells, texts_of(numbers) })
 -- === script failure_cells ==================================================================================
 -- Returns the cells of a fingerprint. Arguments: the fingerprint, and a text above each of its cells.
 
-return call('ZRANGE', P .. 'cells', '[' .. given[1], '(' .. given[2], 'BYLEX')
+return call('ZRANGE', P .. 'failure_cells', '[' .. given[1], '(' .. given[2], 'BYLEX')
 
 -- === script purge ==========================================================================================
 -- Deletes jobs that match a filter, in order of arrival, up to a limit. Arguments: ids, filter, limit.
@@ -274,7 +274,7 @@ for i, id in ipairs(given[1]) do
   else
     make_fresh(id, job)
     if job[F.key] then
-      call('HSET', P .. 'k', job[F.key], id)
+      call('HSET', P .. 'keys', job[F.key], id)
     end
     enter(id, job, E.REDO)
     answers[i] = 'OK'

@@ -99,7 +99,7 @@ class RedisConsole:
 
     async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
         cells = await self._call("failure_cells", pack([fingerprint, fingerprint + b"\xff" * MOST_BYTES]))
-        prefix = self._broker.prefix.encode() + b"f:"
+        prefix = self._broker.prefix.encode() + b"failures:"
         return [job_id for cell in cells for job_id in await self._broker.ask("ZRANGE", prefix + cell, 0, -1)]
 
     async def purge(self, view: View, *, limit: int = 1_000) -> int:

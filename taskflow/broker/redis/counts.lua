@@ -43,12 +43,12 @@ end
 local function index_ready(queue, number, now_ready)
   if now_ready == 0 then
     call('ZREM', P .. 'ready', name_of(queue))
-    local left = call('ZRANGE', P .. 'p:' .. queue, 0, -1) -- stale entries
+    local left = call('ZRANGE', P .. 'priorities:' .. queue, 0, -1) -- stale entries
     for _, priority in ipairs(left) do
-      call('UNLINK', P .. 'r:' .. queue .. ':' .. priority, P .. 'z:' .. queue .. ':' .. priority)
+      call('UNLINK', P .. 'ready_list:' .. queue .. ':' .. priority, P .. 'returned:' .. queue .. ':' .. priority)
     end
     if #left > 0 then
-      call('DEL', P .. 'p:' .. queue)
+      call('DEL', P .. 'priorities:' .. queue)
     end
   elseif now_ready == number then
     show_ready(name_of(queue))

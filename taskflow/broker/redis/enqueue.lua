@@ -38,7 +38,7 @@ if seq < 0 or seq > 281474976700000 then -- larger than that of any real store
   error('WRONGTYPE the number of arrivals has been lost')
 end
 local values, is_named, places, key, value = {}, {}, {}, P .. 'j:', 0
-local readied, lists = {}, { P .. 'w:' }
+local readied, lists = {}, { P .. 'waiting:' }
 
 -- The fixed layout of fields.py.
 for r = 3, #given do
@@ -74,14 +74,14 @@ if #apart > 0 then
 end
 for name, place in pairs(places) do
   local queue, priority, entries = place.queue, place.priority, place.entries
-  append(P .. 'r:' .. name, P .. 'z:' .. name, entries)
-  call('ZADD', P .. 'p:' .. queue, -priority, priority)
+  append(P .. 'ready_list:' .. name, P .. 'returned:' .. name, entries)
+  call('ZADD', P .. 'priorities:' .. queue, -priority, priority)
   if change(queue, S.READY, #entries) == #entries then
     show_ready(place.called)
   end
   call('HINCRBY', P .. 'totals', queue .. ':' .. E.ENQUEUE, #entries)
   readied[place.called] = (readied[place.called] or 0) + #entries
-  lists[#lists + 1] = P .. 'w:' .. place.called
+  lists[#lists + 1] = P .. 'waiting:' .. place.called
 end
 if call('EXISTS', unpack(lists)) > 0 then
   local _, _, _, nudge_for = load_rest()
@@ -139,7 +139,7 @@ local function add_job(item, seq)
       set(job, F.behind, running)
       set(job, F.waiting_for, string.format(W.WAITS_BEHIND, id_text(running)))
     end
-    call('HSET', P .. 'k', key, (call('HGET', P .. 'k', key) or '') .. id)
+    call('HSET', P .. 'keys', key, (call('HGET', P .. 'keys', key) or '') .. id)
   end
   index_tags(id, job)
   enter(id, job, E.ENQUEUE)

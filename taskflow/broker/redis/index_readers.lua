@@ -125,7 +125,7 @@ local function read_ready(after, only)
   return function(number)
     while queues[first] do
       local name, queue = unpack(queues[first])
-      priorities = priorities or call('ZRANGE', P .. 'p:' .. queue, 0, -1)
+      priorities = priorities or call('ZRANGE', P .. 'priorities:' .. queue, 0, -1)
       local begins_here = after and after[1] == name
       while begins_here and priorities[1] and tonumber(priorities[1]) > after[2] do
         table.remove(priorities, 1)
@@ -160,7 +160,7 @@ local function read_running(after)
   -- Sorts numbers instead of pairs, which takes a tenth of the time. They are exact for the first 2^37 requests of a session.
   local function read_claims()
     fields, claims, at = {}, {}, 1
-    for _, field in ipairs(call('HKEYS', P .. 'l:' .. session)) do
+    for _, field in ipairs(call('HKEYS', P .. 'leases:' .. session)) do
       local request, number = struct.unpack('>I6I2', field)
       if not after or session ~= after[1] or request > after[2] or (request == after[2] and number > after[3]) then
         local claim = request * 65536 + number
@@ -180,7 +180,7 @@ local function read_running(after)
       asked[#asked + 1] = fields[claims[i]]
     end
     at = at + #asked
-    for i, id in ipairs(#asked > 0 and call('HMGET', P .. 'l:' .. session, unpack(asked)) or {}) do
+    for i, id in ipairs(#asked > 0 and call('HMGET', P .. 'leases:' .. session, unpack(asked)) or {}) do
       local request, place = struct.unpack('>I6I2', asked[i])
       entries[i] = { id, { session, request, place } }
     end
@@ -190,7 +190,7 @@ end
 
 -- Reads the jobs of one queue that have ended, the newest first.
 local function read_ended_of(queue, failed, after)
-  local set = P .. 'y:' .. queue .. ':' .. failed
+  local set = P .. 'kept:' .. queue .. ':' .. failed
   local rank = after and rank_of(set, after[1], after[2], false) or call('ZCARD', set) -- of the entry that was read last
   return function(number)
     local entries = {}
@@ -250,7 +250,7 @@ end
 local function read_tag(after, tag)
   local before = after and '(' .. after[1] or '+'
   return function(number)
-    local entries, ids = {}, call('ZRANGE', P .. 't:' .. tag, before, '-', 'BYLEX', 'REV', 'LIMIT', 0, number)
+    local entries, ids = {}, call('ZRANGE', P .. 'tag:' .. tag, before, '-', 'BYLEX', 'REV', 'LIMIT', 0, number)
     for _, id in ipairs(ids) do
       entries[#entries + 1] = { id, { id } }
       before = '(' .. id

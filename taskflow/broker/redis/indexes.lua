@@ -20,7 +20,7 @@ end
 
 -- Returns the key of the jobs that a queue keeps, failed ones apart: a sorted set by the time of their end, then by arrival.
 local function kept_key(queue, failed)
-  return P .. 'y:' .. queue .. ':' .. failed
+  return P .. 'kept:' .. queue .. ':' .. failed
 end
 
 local function kept_member(id, job)
@@ -35,15 +35,15 @@ end
 
 local function join_group(id, job)
   local cell = cell_of(job)
-  call('ZADD', P .. 'f:' .. cell, job[F.ended_at], id)
-  call('ZADD', P .. 'cells', 0, cell)
+  call('ZADD', P .. 'failures:' .. cell, job[F.ended_at], id)
+  call('ZADD', P .. 'failure_cells', 0, cell)
 end
 
 local function leave_group(id, job)
   local cell = cell_of(job)
-  call('ZREM', P .. 'f:' .. cell, id)
-  if call('EXISTS', P .. 'f:' .. cell) == 0 then
-    call('ZREM', P .. 'cells', cell)
+  call('ZREM', P .. 'failures:' .. cell, id)
+  if call('EXISTS', P .. 'failures:' .. cell) == 0 then
+    call('ZREM', P .. 'failure_cells', cell)
   end
 end
 
@@ -79,7 +79,7 @@ local function write_ready()
     for priority, entries in pairs(of_queue) do
       local list, returned = ready_keys(queue .. ':' .. priority)
       push(list, returned, entries)
-      call('ZADD', P .. 'p:' .. queue, -priority, priority)
+      call('ZADD', P .. 'priorities:' .. queue, -priority, priority)
       note_ready(queue, #entries)
     end
   end
@@ -104,7 +104,7 @@ end
 
 local function write_released()
   for session, tails in pairs(released) do
-    in_portions('HDEL', P .. 'l:' .. session, tails)
+    in_portions('HDEL', P .. 'leases:' .. session, tails)
   end
   released = {}
 end

@@ -130,13 +130,13 @@ local function see_all(members, from)
 end
 
 local function see_queue(queue)
-  for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
+  for _, priority in ipairs(call('ZRANGE', P .. 'priorities:' .. queue, 0, -1)) do
     local list, returned = ready_keys(queue .. ':' .. priority)
     see_all(call('LRANGE', list, 0, -1), 15)
     see_all(call('ZRANGE', returned, 0, -1), 15)
   end
-  see_all(call('ZRANGE', P .. 'y:' .. queue .. ':0', 0, -1), 7)
-  see_all(call('ZRANGE', P .. 'y:' .. queue .. ':1', 0, -1), 7)
+  see_all(call('ZRANGE', P .. 'kept:' .. queue .. ':0', 0, -1), 7)
+  see_all(call('ZRANGE', P .. 'kept:' .. queue .. ':1', 0, -1), 7)
 end
 
 -- Looks at every job, through the indexes.
@@ -148,7 +148,7 @@ local function see_jobs()
   see_all(call('ZRANGE', P .. 'held', 0, -1), 1)
   for _, set in ipairs({ 'alive', 'dead' }) do
     for _, session in ipairs(call('ZRANGE', P .. set, 0, -1)) do
-      see_all(call('HVALS', P .. 'l:' .. session), 1)
+      see_all(call('HVALS', P .. 'leases:' .. session), 1)
     end
   end
   prefetch(ids)

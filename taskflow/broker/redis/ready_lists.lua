@@ -46,7 +46,7 @@ end
 -- === part peek =============================================================================================
 -- Returns the keys of the list and the set. `place` is a queue's number and a priority.
 local function ready_keys(place)
-  return P .. 'r:' .. place, P .. 'z:' .. place
+  return P .. 'ready_list:' .. place, P .. 'returned:' .. place
 end
 
 -- Returns the first entries of both in order, and which of them are in the list; nil instead if all are.

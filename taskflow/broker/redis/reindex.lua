@@ -7,14 +7,19 @@
 -- arguments  milliseconds for which it does not run again: other callers have found the same key meanwhile
 -- reply      the number of keys moved; nil if it has just run
 
-local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, w = 1, nudged = 1, upkeepers = 1, schedules = 1, t = 1,
-  p = 1, z = 1, y = 1, held = 1, f = 1, cells = 1, acts = 1 }
-local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, spoilt = 1, s = 1, l = 1, awaited = 1,
-  schedule = 1 }
-local SETS = { paused = 1, x = 1, d = 1, end_subscribers = 1 }
-local LISTS = { r = 1, ends = 1 }
-local INDEXES = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1,
-  schedules = 1, d = 1, t = 1, f = 1, cells = 1 }
+local ZSETS = {
+  ready = 1, due = 1, expiring = 1, fade = 1, crowded = 1, alive = 1, dead = 1, waiting = 1, nudged = 1, upkeepers = 1, schedules = 1,
+  tag = 1, priorities = 1, returned = 1, kept = 1, held = 1, failures = 1, failure_cells = 1, acts = 1,
+}
+local HASHES = {
+  names = 1, texts = 1, meta = 1, counts = 1, totals = 1, keys = 1, spoilt = 1, session = 1, leases = 1, awaited = 1, schedule = 1,
+}
+local SETS = { paused = 1, stopping = 1, declares = 1, end_subscribers = 1 }
+local LISTS = { ready_list = 1, ends = 1 }
+local INDEXES = {
+  ready_list = 1, returned = 1, priorities = 1, kept = 1, leases = 1, stopping = 1, due = 1, expiring = 1, fade = 1, held = 1,
+  ready = 1, crowded = 1, keys = 1, counts = 1, schedules = 1, declares = 1, tag = 1, failures = 1, failure_cells = 1,
+}
 
 -- Kinds of keys that are named by references in these fields.
 local APART = { b = F.payload, o = F.result }
@@ -164,9 +169,9 @@ end
 local function index_lease(id, job)
   local session, tail = string.sub(job[F.claim], 1, 16), string.sub(job[F.claim], 17)
   add_dead_session(session, job[F.worker])
-  call('HSET', P .. 'l:' .. session, tail, id)
+  call('HSET', P .. 'leases:' .. session, tail, id)
   if job[F.cancel_requested] then
-    call('SADD', P .. 'x:' .. session, tail)
+    call('SADD', P .. 'stopping:' .. session, tail)
   end
 end
 
@@ -181,10 +186,10 @@ local function index_job(id, job)
   count(job[F.queue], status, 1)
   index_tags(id, job)
   if job[F.expires_at] and is_waiting(job) then
-    call('ZADD', P .. 'exp', job[F.expires_at], id)
+    call('ZADD', P .. 'expiring', job[F.expires_at], id)
   end
   if job[F.key] and not has_ended(job) then
-    call('HSET', P .. 'k', job[F.key], (call('HGET', P .. 'k', job[F.key]) or '') .. id)
+    call('HSET', P .. 'keys', job[F.key], (call('HGET', P .. 'keys', job[F.key]) or '') .. id)
   end
   if status == S.READY then
     add_to(ready, job[F.queue], job[F.priority], entry_of(due_of(job), job[F.seq], id))
@@ -215,7 +220,7 @@ local function index_schedules(names)
       schedules.elect(schedule)
     end
     for _, declared in ipairs((schedules.read_all(schedule))) do
-      call('SADD', P .. 'd:' .. declared.session, name)
+      call('SADD', P .. 'declares:' .. declared.session, name)
     end
   end
   schedules.save()
@@ -230,12 +235,12 @@ local function sort_all(groups)
 end
 
 -- Set in the same step: a caller that is cut off in between would keep all others from reindexing.
-local mending, spared, began = P .. 'mending', given[1], os.clock()
-if call('PTTL', mending) >= 0 then
+local reindexing, spared, began = P .. 'reindexing', given[1], os.clock()
+if call('PTTL', reindexing) >= 0 then
   pcall(recount) -- the caller may have failed half-way since then: the next upkeep reindexes again
   return false
 end
-call('SET', mending, 1, 'PX', spared)
+call('SET', reindexing, 1, 'PX', spared)
 
 local ids, aside, apart, names = clear()
 local instead = repair_names()
@@ -276,6 +281,6 @@ flush()
 index_schedules(names)
 -- The server's clock does not move during a script.
 local took = math.ceil(1000 * (os.clock() - began))
-call('PEXPIRE', mending, spared + took)
-call('SET', P .. 'mended', 1, 'PX', 20 * took)
+call('PEXPIRE', reindexing, spared + took)
+call('SET', P .. 'reindexed', 1, 'PX', 20 * took)
 return aside

@@ -21,7 +21,7 @@ local function declare(name, digest, body)
   if schedule.digest and not schedule.declared then
     return 0
   end
-  call('SADD', P .. 'd:' .. session, name)
+  call('SADD', P .. 'declares:' .. session, name)
   schedules.add_declaration(schedule, session, since, digest, body)
   schedules.elect(schedule)
   return 1

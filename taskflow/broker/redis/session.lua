@@ -2,7 +2,7 @@
 
 -- === part sessions =========================================================================================
 local function session_key(id)
-  return P .. 's:' .. id
+  return P .. 'session:' .. id
 end
 
 local function is_alive(id)
@@ -76,7 +76,7 @@ end
 -- Returns the session's leases as {tail, job's id} in the order of their claims: the first `most` of those that `is_wanted` admits (both
 -- may be nil). Reads their jobs.
 local function leases_of(session, most, is_wanted)
-  local stored, leases = call('HGETALL', P .. 'l:' .. session), {}
+  local stored, leases = call('HGETALL', P .. 'leases:' .. session), {}
   for i = 1, #stored, 2 do
     if not is_wanted or is_wanted(stored[i]) then
       leases[#leases + 1] = { stored[i], stored[i + 1] }
@@ -102,8 +102,8 @@ local function leased(session, tail, id)
   if job and job[F.status] == S.RUNNING and job[F.claim] == session .. tail then
     return job
   end
-  call('HDEL', P .. 'l:' .. session, tail)
-  call('SREM', P .. 'x:' .. session, tail)
+  call('HDEL', P .. 'leases:' .. session, tail)
+  call('SREM', P .. 'stopping:' .. session, tail)
   recount() -- the end of a lease removes it, so the index and the job disagree
   return false
 end
@@ -156,7 +156,7 @@ return redis.status_reply('OK')
 --            whether jobs are ready, and microseconds until upkeep has something to do, or -1
 
 local session, named, seen, reports, leaving, died_of = given[1], given[2], given[3], given[4], given[5], given[6]
-local key = P .. 'l:' .. session
+local key = P .. 'leases:' .. session
 local MOST_AT_ONCE = 500
 
 local function take_reports()
@@ -256,7 +256,7 @@ if leaving then
 end
 flush()
 local stopping = {}
-for _, tail in ipairs(call('SMEMBERS', P .. 'x:' .. session)) do
+for _, tail in ipairs(call('SMEMBERS', P .. 'stopping:' .. session)) do
   if is_named[tail] then
     stopping[#stopping + 1] = tail
   end
@@ -280,7 +280,7 @@ return reply
 local rows = {}
 local function tell(id, is_dead)
   local about = call('HMGET', session_key(id), 'name', 'about', 'registered_at', 'beat_at')
-  local leases = call('HLEN', P .. 'l:' .. id)
+  local leases = call('HLEN', P .. 'leases:' .. id)
   if not is_dead or leases > 0 then
     local ttl = ttl_of(id)
     local silent = steady - (is_dead and tonumber(about[4]) or steady)

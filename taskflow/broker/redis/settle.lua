@@ -68,11 +68,11 @@ local function add_with_score(key, score, members)
 end
 
 local function write_group(session, keep_for, done, tails, kept)
-  in_portions('HDEL', P .. 'l:' .. session, tails)
+  in_portions('HDEL', P .. 'leases:' .. session, tails)
   add_with_score(P .. 'fade', wall + keep_for, done)
   for number, members in pairs(kept) do
     local queue = tostring(number)
-    add_with_score(P .. 'y:' .. queue .. ':0', wall, members)
+    add_with_score(P .. 'kept:' .. queue .. ':0', wall, members)
     count(queue, S.RUNNING, -#members)
     count(queue, S.SUCCEEDED, #members)
     tally(queue, E.SUCCEED, #members)
@@ -290,7 +290,7 @@ for i, id in ipairs(given[1]) do
     set(job, F.cancel_requested, W.CANCELLED)
     save(id, job)
     local session = string.sub(job[F.claim], 1, 16)
-    call('SADD', P .. 'x:' .. session, string.sub(job[F.claim], 17))
+    call('SADD', P .. 'stopping:' .. session, string.sub(job[F.claim], 17))
     sessions[session] = true
   end
 end
@@ -299,7 +299,7 @@ for session in pairs(sessions) do
   local hex = string.gsub(session, '.', function(byte)
     return string.format('%02x', string.byte(byte))
   end)
-  local listener = call('HGET', P .. 's:' .. session, 'listener')
+  local listener = call('HGET', P .. 'session:' .. session, 'listener')
   if listener then
     tell(listener, 'session:' .. hex)
   end

@@ -195,7 +195,7 @@ end
 -- === part drop_declarations ================================================================================
 -- Drops the declarations of a session.
 local function drop_declarations(session)
-  local names = call('SMEMBERS', P .. 'd:' .. session)
+  local names = call('SMEMBERS', P .. 'declares:' .. session)
   if #names == 0 then
     return
   end
@@ -209,5 +209,5 @@ local function drop_declarations(session)
     end
   end
   schedules.save()
-  call('DEL', P .. 'd:' .. session)
+  call('DEL', P .. 'declares:' .. session)
 end

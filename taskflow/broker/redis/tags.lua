@@ -29,12 +29,12 @@ end
 
 local function index_tags(id, job)
   for _, tag in ipairs(tags_of(job)) do
-    call('ZADD', P .. 't:' .. tag, 0, id)
+    call('ZADD', P .. 'tag:' .. tag, 0, id)
   end
 end
 
 local function leave_tags(id, job)
   for _, tag in ipairs(tags_of(job)) do
-    call('ZREM', P .. 't:' .. tag, id)
+    call('ZREM', P .. 'tag:' .. tag, id)
   end
 end

@@ -24,7 +24,7 @@ end
 -- Makes a job wait: held, scheduled or ready, by what it awaits and its due time.
 local function enter(id, job, event)
   if job[F.expires_at] then
-    call('ZADD', P .. 'exp', job[F.expires_at], id)
+    call('ZADD', P .. 'expiring', job[F.expires_at], id)
   end
   if (job[F.awaits] or 0) > 0 then
     move(job, event, S.HELD)
@@ -50,10 +50,10 @@ end
 
 -- --- keys and joins -----------------------------------------------------------------------------------
 
--- k: key -> the ids of its live jobs, at most one waiting and one running.
+-- keys: key -> the ids of its live jobs, at most one waiting and one running.
 local function ids_with_key(key)
   local ids = {}
-  local stored = call('HGET', P .. 'k', key) or ''
+  local stored = call('HGET', P .. 'keys', key) or ''
   for first = 1, #stored, 16 do
     ids[#ids + 1] = string.sub(stored, first, first + 15)
   end
@@ -96,9 +96,9 @@ local function release_key(id, job)
     end
   end
   if #left > 0 then
-    call('HSET', P .. 'k', job[F.key], table.concat(left))
+    call('HSET', P .. 'keys', job[F.key], table.concat(left))
   else
-    call('HDEL', P .. 'k', job[F.key])
+    call('HDEL', P .. 'keys', job[F.key])
   end
   for _, other_id in ipairs(left) do
     local other = load(other_id)
@@ -133,7 +133,7 @@ local function release_lease(job)
     released[session] = { tail }
   end
   if job[F.cancel_requested] then
-    call('SREM', P .. 'x:' .. session, tail)
+    call('SREM', P .. 'stopping:' .. session, tail)
   end
   job[F.claim] = false
 end
@@ -162,7 +162,7 @@ local function finish(id, job, event, status, reason, keep_for)
     job[F.waiting_for] = false
   end
   if job[F.expires_at] then
-    call('ZREM', P .. 'exp', id)
+    call('ZREM', P .. 'expiring', id)
   end
   if status == S.FAILED then
     join_group(id, job)
@@ -198,7 +198,7 @@ local function requeue(id, job, event, due)
       enter(id, job, event)
     else
       if job[F.expires_at] then
-        call('ZADD', P .. 'exp', job[F.expires_at], id)
+        call('ZADD', P .. 'expiring', job[F.expires_at], id)
       end
       make_ready(id, job, event)
       save(id, job)
@@ -227,7 +227,7 @@ local function poison(id, job, why, due, fingerprint)
     job[F.expires_at] = false
     requeue(id, job, E.CRASH, job[F.crashes] > R.max_crashes + 1 and due or nil)
   else
-    local about = call('HGET', P .. 's:' .. sub(job[F.claim], 1, 16), 'about')
+    local about = call('HGET', P .. 'session:' .. sub(job[F.claim], 1, 16), 'about')
     local is_read, parts = pcall(cmsgpack.unpack, about or '')
     local deploy = is_read and type(parts) == 'table' and type(parts[4]) == 'string' and parts[4] or ''
     set(job, F.cause, fingerprint .. sub(deploy, 1, F.most_deploy))

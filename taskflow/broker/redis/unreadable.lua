@@ -44,7 +44,7 @@ local function set_aside(id, note)
   end
   local key, joins = job[F.key], job[F.joins]
   replace_record(id, job)
-  call('ZREM', P .. 'exp', id)
+  call('ZREM', P .. 'expiring', id)
   call('ZREM', P .. 'held', id)
   count(job[F.queue], S.FAILED, 1)
   tally(job[F.queue], E.FAIL)

@@ -9,7 +9,7 @@ end
 
 local function has_dying()
   for _, id in ipairs(call('ZRANGE', P .. 'dead', 0, -1)) do
-    if call('EXISTS', P .. 'l:' .. id) == 1 then
+    if call('EXISTS', P .. 'leases:' .. id) == 1 then
       return true
     end
   end
@@ -21,7 +21,7 @@ local function due_in()
   if has_dying() or call('EXISTS', P .. 'crowded', P .. 'spoilt') > 0 then
     return 0
   end
-  local wait = math.min(until_first('due', wall), until_first('exp', wall), until_first('fade', wall), until_first('schedules', wall),
+  local wait = math.min(until_first('due', wall), until_first('expiring', wall), until_first('fade', wall), until_first('schedules', wall),
     until_first('alive', steady - 1))
   return wait == NEVER and -1 or math.max(0, wait)
 end
@@ -55,7 +55,7 @@ local function append_ready(groups)
     for priority, entries in pairs(of_queue) do
       local list, returned = ready_keys(queue .. ':' .. priority)
       append(list, returned, entries)
-      call('ZADD', P .. 'p:' .. queue, -priority, priority)
+      call('ZADD', P .. 'priorities:' .. queue, -priority, priority)
       count(queue, S.SCHEDULED, -#entries)
       count(queue, S.READY, #entries)
       tally(queue, E.DUE, #entries)
@@ -127,9 +127,9 @@ end
 
 local function forget_session(session)
   local dead_at = tonumber(call('HGET', session_key(session), 'dead_at')) or 0
-  if dead_at < wall - R.repeat_for and call('EXISTS', P .. 'l:' .. session) == 0 then
+  if dead_at < wall - R.repeat_for and call('EXISTS', P .. 'leases:' .. session) == 0 then
     call('ZREM', P .. 'dead', session)
-    call('DEL', session_key(session), P .. 'x:' .. session)
+    call('DEL', session_key(session), P .. 'stopping:' .. session)
   end
 end
 
@@ -152,11 +152,11 @@ end
 local function expire(left)
   local moved = 0
   while moved < left do
-    local ids = call('ZRANGEBYSCORE', P .. 'exp', '-inf', wall, 'LIMIT', 0, left - moved)
+    local ids = call('ZRANGEBYSCORE', P .. 'expiring', '-inf', wall, 'LIMIT', 0, left - moved)
     if #ids == 0 then
       break
     end
-    in_portions('ZREM', P .. 'exp', ids)
+    in_portions('ZREM', P .. 'expiring', ids)
     prefetch(ids)
     for _, id in ipairs(ids) do
       local job = load(id)

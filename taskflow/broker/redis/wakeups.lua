@@ -41,8 +41,8 @@ local function nudge(name, wanted)
   if call('SISMEMBER', P .. 'paused', name) == 1 then
     return wanted
   end
-  wanted = nudge_from(P .. 'w:' .. name, 'queue:' .. name, wanted)
-  return nudge_from(P .. 'w:', 'queues', wanted)
+  wanted = nudge_from(P .. 'waiting:' .. name, 'queue:' .. name, wanted)
+  return nudge_from(P .. 'waiting:', 'queues', wanted)
 end
 
 -- Nudges up to `wanted` listeners of those queues that have ready jobs now: of these names, or of any queue.
@@ -85,9 +85,9 @@ end
 local readied = {}
 
 local function wake_listeners()
-  local lists, waiting = { P .. 'w:' }, 0
+  local lists, waiting = { P .. 'waiting:' }, 0
   for name in pairs(readied) do
-    lists[#lists + 1] = P .. 'w:' .. name
+    lists[#lists + 1] = P .. 'waiting:' .. name
   end
   for first = 2, #lists, MOST do
     waiting = waiting + call('EXISTS', lists[1], unpack(lists, first, math.min(first + MOST - 1, #lists)))
@@ -174,7 +174,7 @@ local function is_asked_to_stop(hex)
   local id = string.gsub(hex, '%x%x', function(byte)
     return string.char(tonumber(byte, 16))
   end)
-  return call('EXISTS', P .. 'x:' .. id) == 1
+  return call('EXISTS', P .. 'stopping:' .. id) == 1
 end
 
 local there, ended = {}, {}
@@ -183,7 +183,7 @@ for _, topic in ipairs(topics) do
   if topic == 'queues' then
     is_there = call('EXISTS', P .. 'ready') == 1
     if not is_there then
-      add_listener(P .. 'w:', listener)
+      add_listener(P .. 'waiting:', listener)
     end
   elseif topic == 'due' then
     is_there = call('EXISTS', P .. 'due', P .. 'schedules') > 0
@@ -191,7 +191,7 @@ for _, topic in ipairs(topics) do
   elseif sub(topic, 1, 6) == 'queue:' then
     is_there = has_ready(sub(topic, 7))
     if not is_there then
-      add_listener(P .. 'w:' .. sub(topic, 7), listener)
+      add_listener(P .. 'waiting:' .. sub(topic, 7), listener)
     end
   elseif sub(topic, 1, 8) == 'session:' then -- its claims have named the listener
     is_there = is_asked_to_stop(sub(topic, 9))

@@ -73,19 +73,18 @@ class RedisSpoiler:
                 case b"zset":
                     for member, score in self._client.zrange(key, 0, -1, withscores=True):
                         if member.endswith(owner):
-                            place = {b"fade": "fade", b"y": "kept"}.get(kind, kind.decode())
-                            yield Value(f"jobs.{place}", ("zset", key, member), score)
+                            yield Value(f"jobs.{kind.decode()}", ("zset", key, member), score)
                 case b"set":
                     if self._client.sismember(key, owner):
                         yield Value(f"jobs.{kind.decode()}", ("set", key, owner), owner)
                 case b"hash":
                     for field, stored in self._client.hgetall(key).items():
-                        if kind in (b"l", b"k") and owner in stored:
+                        if kind in (b"leases", b"keys") and owner in stored:
                             yield Value(f"jobs.{kind.decode()}", ("hash", key[len(self._prefix) :], field), stored)
 
     def _of_session(self, owner: bytes) -> Iterator[Value]:
-        for field, stored in self._client.hgetall(self._prefix + b"s:" + owner).items():
-            yield Value(f"sessions.{field.decode()}", ("hash", b"s:" + owner, field), stored)
+        for field, stored in self._client.hgetall(self._prefix + b"session:" + owner).items():
+            yield Value(f"sessions.{field.decode()}", ("hash", b"session:" + owner, field), stored)
         score = self._client.zscore(self._prefix + b"alive", owner)
         if score is not None:
             yield Value("sessions.alive", ("zset", self._prefix + b"alive", owner), score)

@@ -30,17 +30,17 @@ ONE_OF_EACH: Final = (
     "dead",
     "ready",
     "due",
-    "exp",
+    "expiring",
     "fade",
     "crowded",
-    "k",
+    "keys",
     "held",
     "schedules",
-    "cells",
+    "failure_cells",
 )
-OTHERS: Final = ("awaited", "nudged", "paused", "upkeepers", "w:", "spoilt", "mending", "mended", "end_subscribers", "ends")
-OF_THE_QUEUE: Final = ("r:1:0", "z:1:0", "p:1", "y:1:0", "y:1:1")
-OF_THE_SESSION: Final = ("s:", "l:", "x:", "d:")
+OTHERS: Final = ("awaited", "nudged", "paused", "upkeepers", "waiting:", "spoilt", "reindexing", "reindexed", "end_subscribers", "ends")
+OF_THE_QUEUE: Final = ("ready_list:1:0", "returned:1:0", "priorities:1", "kept:1:0", "kept:1:1")
+OF_THE_SESSION: Final = ("session:", "leases:", "stopping:", "declares:")
 
 INDEXES: Final = (*ONE_OF_EACH, *OTHERS, *OF_THE_QUEUE, *OF_THE_SESSION)
 
@@ -148,10 +148,10 @@ async def test_the_groups_of_failed_jobs_are_made_anew(server: RedisServer, clie
         await failed_with(broker, AN_ERROR, f"d{number % 2}", job="work")
     [group] = await broker.console.failure_groups()
     assert (group.count, group.deploys) == (5, {"d0": 3, "d1": 2})
-    cells: list[Any] = client.zrange(PREFIX + b"cells", 0, -1)
-    for key in (PREFIX + b"f:" + cells[0], PREFIX + b"cells"):
+    cells: list[Any] = client.zrange(PREFIX + b"failure_cells", 0, -1)
+    for key in (PREFIX + b"failures:" + cells[0], PREFIX + b"failure_cells"):
         spoil(client, key)
-        client.delete(PREFIX + b"mended", PREFIX + b"mending")
+        client.delete(PREFIX + b"reindexed", PREFIX + b"reindexing")
         assert await broker.console.failure_groups() == [group]
         assert len(await broker.console.failed_ids(group.fingerprint)) == 5
     await broker.close()
@@ -162,7 +162,7 @@ async def test_who_is_cut_off_while_mending_keeps_nobody_from_it(scene: Scene, c
     numbers = Numbers()
     await scene.send(numbers())
     for moment in range(20):
-        spoil(client, PREFIX + b"r:1:0")
+        spoil(client, PREFIX + b"ready_list:1:0")
         sending = asyncio.create_task(scene.send(numbers()))
         await asyncio.sleep(moment * 0.0002)
         sending.cancel()

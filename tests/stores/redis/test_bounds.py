@@ -34,8 +34,8 @@ async def test_a_claim_passes_over_so_many_expired_jobs_and_no_more(world: World
 
     assert await world.claim(await world.a_session()) == []
 
-    assert client.zcard(key(world, "z:1:0")) < 1_000
-    assert client.llen(key(world, "r:1:0")) > 2_000
+    assert client.zcard(key(world, "returned:1:0")) < 1_000
+    assert client.llen(key(world, "ready_list:1:0")) > 2_000
 
 
 async def test_large_jobs_come_in_portions(world: World) -> None:
@@ -60,7 +60,7 @@ async def test_what_is_dropped_leaves_no_entry_behind_one_that_is_kept_for_long(
     await world.upkeep()
     await world.pass_time(world.rules.repeat_for + 1.0)
 
-    assert client.zcard(key(world, "y:1:0")) == 1
+    assert client.zcard(key(world, "kept:1:0")) == 1
     assert client.zcard(key(world, "fade")) == 1
 
 
@@ -75,7 +75,7 @@ async def test_ids_are_forgotten_in_portions(world: World, client: redis.Redis) 
     while upkept.next_in == 0.0:
         upkept = await world.upkeep()
 
-    assert client.exists(key(world, "fade"), key(world, "r:1:0"), key(world, "p:1")) == 0
+    assert client.exists(key(world, "fade"), key(world, "ready_list:1:0"), key(world, "priorities:1")) == 0
     assert list(client.scan_iter(key(world, "j:*"))) == []
 
 
@@ -95,10 +95,10 @@ async def test_a_purge_leaves_no_entries_for_the_next_to_read(world: World, clie
     await fill(world, 100)
 
     assert await world.broker.console.purge(View(statuses=(Status.READY,)), limit=350) == 350
-    assert client.llen(key(world, "r:1:0")) == 151
+    assert client.llen(key(world, "ready_list:1:0")) == 151
     await world.cancel(kept)
     assert await world.broker.console.purge(View(statuses=(Status.READY,))) == 150
-    assert client.llen(key(world, "r:1:0")) == 0
+    assert client.llen(key(world, "ready_list:1:0")) == 0
 
 
 async def test_all_pages_of_what_is_scheduled_are_purged(world: World) -> None:
@@ -117,7 +117,7 @@ async def test_listeners_that_are_gone_leave_nothing_behind(world: World, client
         await broker.upkeep(10)
         await broker.close()
 
-    assert (client.zcard(key(world, "w:mail")), client.zcard(key(world, "upkeepers"))) == (2, 2)
+    assert (client.zcard(key(world, "waiting:mail")), client.zcard(key(world, "upkeepers"))) == (2, 2)
 
 
 async def test_of_many_leases_of_the_dead_upkeep_releases_the_rest_and_knows_the_cause(world: World) -> None:
@@ -151,8 +151,8 @@ async def test_nine_thousand_queues_in_one_call(world: World) -> None:
 Spoil = Callable[[redis.Redis, str], object]
 
 SPOILT: dict[str, Spoil] = {
-    "a short entry among the ready": lambda client, prefix: client.rpush(f"{prefix}r:1:0", "short"),
-    "a short entry among the returned": lambda client, prefix: client.zadd(f"{prefix}z:1:0", {"short": 0}),
+    "a short entry among the ready": lambda client, prefix: client.rpush(f"{prefix}ready_list:1:0", "short"),
+    "a short entry among the returned": lambda client, prefix: client.zadd(f"{prefix}returned:1:0", {"short": 0}),
     "a short member among the scheduled": lambda client, prefix: client.zadd(f"{prefix}due", {"short": 0}),
     "a count that is no number": lambda client, prefix: client.hset(f"{prefix}counts", "1:2", "many"),
     "a total that is no number": lambda client, prefix: client.hset(f"{prefix}totals", "1:claim", "many"),

@@ -173,8 +173,8 @@ async def test_the_leases_of_a_busy_session_are_a_table(world: World, client: re
     session = await world.a_session()
     await add(world, BATCH)
     await world.claim(session)
-    assert client.object("encoding", prefix_of(world) + b"l:" + session.id) == b"hashtable"
-    assert client.hlen(prefix_of(world) + b"l:" + session.id) == BATCH
+    assert client.object("encoding", prefix_of(world) + b"leases:" + session.id) == b"hashtable"
+    assert client.hlen(prefix_of(world) + b"leases:" + session.id) == BATCH
 
 
 async def test_the_fixed_layout_byte_by_byte(world: World, client: redis.Redis) -> None:

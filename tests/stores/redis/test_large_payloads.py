@@ -170,7 +170,7 @@ async def test_indexes_made_anew_leave_payloads_alone(world: World, client: redi
     assert (lease.envelope.id, lease.envelope.payload) == (envelope.id, LARGE)
 
 
-@pytest.mark.parametrize(("fields", "wrong"), [({}, "fade"), ({"key": "k"}, "k")], ids=["plain", "with a key"])
+@pytest.mark.parametrize(("fields", "wrong"), [({}, "fade"), ({"key": "k"}, "keys")], ids=["plain", "with a key"])
 async def test_a_step_that_fails_half_way_leaves_a_job_that_runs_again(
     world: World, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], wrong: str
 ) -> None:

@@ -235,7 +235,7 @@ async def test_indexes_made_anew_leave_results_alone_and_let_orphans_expire(worl
     assert client.ttl(key(world, "o", gone.envelope.id)) > 0
 
 
-@pytest.mark.parametrize(("fields", "wrong"), [({}, "fade"), ({"key": "k"}, "k")], ids=["plain", "with a key"])
+@pytest.mark.parametrize(("fields", "wrong"), [({}, "fade"), ({"key": "k"}, "keys")], ids=["plain", "with a key"])
 async def test_a_settlement_that_fails_half_way_comes_again_whole(
     world: World, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], wrong: str
 ) -> None:

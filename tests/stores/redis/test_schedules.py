@@ -77,14 +77,14 @@ async def test_what_ends_leaves_no_key(world: World, client: redis.Redis) -> Non
     plain, declarer = await world.a_session(), await world.a_session()
     await schedules(world, "nightly", session=declarer)
     await schedules(world, "put")
-    assert client.exists(key(world, b"d:" + plain.id)) == 0
-    assert client.smembers(key(world, b"d:" + declarer.id)) == {b"nightly"}
+    assert client.exists(key(world, b"declares:" + plain.id)) == 0
+    assert client.smembers(key(world, b"declares:" + declarer.id)) == {b"nightly"}
 
     await world.beat(declarer, leaving=True)
     for name in ("nightly", "put"):
         assert await world.broker.console.amend_schedule(name, Amendment.REMOVE)
 
-    patterns = ("schedule:*", "d:*", "schedules")
+    patterns = ("schedule:*", "declares:*", "schedules")
     assert [found for pattern in patterns for found in client.scan_iter(key(world, pattern).replace(b"[", b"\\["))] == []
     assert client.hget(key(world, "meta"), "schedules") == b"0"
 
@@ -173,7 +173,7 @@ async def test_a_schedule_of_another_type_is_set_aside(world: World, client: red
 
 
 @pytest.mark.parametrize("is_deleted", [True, False])
-@pytest.mark.parametrize("name", ["schedules", "d:", "meta"])
+@pytest.mark.parametrize("name", ["schedules", "declares:", "meta"])
 async def test_an_index_of_schedules_is_built_again(world: World, client: redis.Redis, name: str, is_deleted: bool) -> None:
     """Whichever is deleted or of another type, no schedule is forgotten, and its declarers are still known."""
     old, young = await world.a_session("old", ttl=LONG), await world.a_session("young", ttl=LONG)
@@ -181,7 +181,7 @@ async def test_an_index_of_schedules_is_built_again(world: World, client: redis.
     await schedules(world, "put")
     await schedules(world, "nightly", session=young)
     await declare(world, young, a_definition(version=2))
-    lost = key(world, name.encode() + (young.id if name == "d:" else b""))
+    lost = key(world, name.encode() + (young.id if name == "declares:" else b""))
     client.delete(lost)
     if not is_deleted:
         client.xadd(lost, {"not": "ours"})
@@ -191,7 +191,7 @@ async def test_an_index_of_schedules_is_built_again(world: World, client: redis.
         found |= await pass_time(world, 6.0)
     assert set(found) == {"put", "nightly"}
     assert found["nightly"].digest == a_definition(version=2).digest
-    if name != "d:" or not is_deleted:
+    if name != "declares:" or not is_deleted:
         await world.beat(young, leaving=True)
         [record] = await world.broker.console.schedules(["nightly"])
         assert (record.digest, record.declarers) == (a_definition(version=1).digest, ("old",))

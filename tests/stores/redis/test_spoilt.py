@@ -361,9 +361,9 @@ async def test_a_spoilt_field_of_a_session_costs_it_nothing(world: World, client
     session, other = await world.a_session(), await world.a_session("other")
     first = await world.running(session)
     if stored is None:
-        client.hdel(key(world, "s:", session.id), field)
+        client.hdel(key(world, "session:", session.id), field)
     else:
-        client.hset(key(world, "s:", session.id), field, stored)
+        client.hset(key(world, "session:", session.id), field, stored)
     envelope = await world.add()
 
     [lease] = await world.claim(session)
@@ -382,7 +382,7 @@ async def test_a_spoilt_field_of_a_session_costs_it_nothing(world: World, client
 
 async def test_a_session_whose_name_is_no_utf8_spoils_none_of_its_jobs(world: World, client: redis.Redis) -> None:
     session = await world.a_session()
-    client.hset(key(world, "s:", session.id), "name", NO_UTF8)
+    client.hset(key(world, "session:", session.id), "name", NO_UTF8)
     plain, keyed = await world.add(), await world.add(key="k")
     leases = await world.claim(session)
     assert [lease.unreadable for lease in leases] == [(), ()]
@@ -393,7 +393,7 @@ async def test_a_session_whose_name_is_no_utf8_spoils_none_of_its_jobs(world: Wo
 
 async def test_a_session_whose_hash_is_gone_lives_on(world: World, client: redis.Redis) -> None:
     session = await world.a_session()
-    client.delete(key(world, "s:", session.id))
+    client.delete(key(world, "session:", session.id))
     envelope = await world.add()
     [lease] = await world.claim(session)
     assert lease.envelope.id == envelope.id
@@ -422,8 +422,8 @@ async def test_a_session_that_would_live_for_years_lapses_like_any_other(world: 
 async def test_a_failure_that_ended_at_no_time_is_counted(world: World, client: redis.Redis) -> None:
     lease = await world.running()
     await world.settle(failed(lease))
-    cells: Any = client.zrange(key(world, "cells"), 0, -1)
-    client.zadd(key(world, "f:", cells[0]), {lease.envelope.id: math.inf})
+    cells: Any = client.zrange(key(world, "failure_cells"), 0, -1)
+    client.zadd(key(world, "failures:", cells[0]), {lease.envelope.id: math.inf})
     [group] = await world.broker.console.failure_groups()
     assert (group.count, group.last.year) == (1, 1970)
 
@@ -431,13 +431,13 @@ async def test_a_failure_that_ended_at_no_time_is_counted(world: World, client: 
 # --- indexes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lost", ["r:1:0", "p:1", "ready", "due", "l:"])
+@pytest.mark.parametrize("lost", ["ready_list:1:0", "priorities:1", "ready", "due", "leases:"])
 async def test_jobs_that_an_index_has_lost_are_found_again(world: World, client: redis.Redis, lost: str) -> None:
     """Whoever looks finds out within seconds, from the counts."""
     session, other = await world.a_session(), await world.a_session("other", ttl=1_000.0)
     ready, later = await world.add(), await world.add(after=60.0)
     running = await world.running(session)
-    client.delete(key(world, lost) + (session.id if lost == "l:" else b""))
+    client.delete(key(world, lost) + (session.id if lost == "leases:" else b""))
     world.clock.advance(6.0)
     for _ in range(2):
         await world.outlook(other)
@@ -452,8 +452,8 @@ async def test_jobs_that_an_index_has_lost_are_found_again(world: World, client:
 async def test_a_call_that_fails_half_way_just_after_a_mending_is_found(world: World, client: redis.Redis) -> None:
     """Sent again, its job is known; but it stands nowhere, and nobody mends the store twice at once."""
     await world.add()
-    client.rpush(key(world, "r:1:0"), "short")
-    client.set(key(world, "mending"), 1, px=300)
+    client.rpush(key(world, "ready_list:1:0"), "short")
+    client.set(key(world, "reindexing"), 1, px=300)
     envelope = world.an_envelope()
     await world.enqueue(envelope)
     await world.upkeep()
@@ -461,11 +461,11 @@ async def test_a_call_that_fails_half_way_just_after_a_mending_is_found(world: W
     assert envelope.id in ids_of(await world.claim(await world.a_session()))
 
 
-@pytest.mark.parametrize("name", ["mended", "spoilt"])
+@pytest.mark.parametrize("name", ["reindexed", "spoilt"])
 async def test_a_key_that_stays_for_ever_does_not_keep_the_store_from_being_mended(world: World, client: redis.Redis, name: str) -> None:
     envelope, session = await world.add(), await world.a_session(ttl=1_000.0)
     client.set(key(world, name), "not ours")
-    client.delete(key(world, "p:1"))
+    client.delete(key(world, "priorities:1"))
     world.clock.advance(6.0)
     for _ in range(2):
         await world.outlook(session)
