@@ -19,7 +19,8 @@
 --                                   schedules; pulse: the last heartbeat of any session; the shortest ttl;      session, schedules, reindex
 --                                   where checks of indexes go on
 -- names, texts              hash    "q:" and a queue's, "j:" and a job type's name -> its number; the reverse   names
--- j:ID, b:ID, o:ID          string  the job; its payload; its result, if these are large                        jobs, enqueue, claim, settle
+-- j:ID, b:ID, o:ID          string  the job; its payload; its result, if these are large                        jobs, enqueue, claim,
+--                                                                                                               settle
 -- o:FENCE                   string  a large result until its settlement arrives: see large_payloads.py          -
 -- ready_list:QUEUE:PRIORITY list    ready jobs in order: see ready_lists.lua                                    ready_lists
 -- returned:QUEUE:PRIORITY   zset    ready jobs that came out of order, score 0                                  ready_lists

@@ -137,8 +137,8 @@ end
 
 -- === script failure_parts ==================================================================================
 -- Counts failed jobs in cells (see base.lua). Arguments: the cell after which to begin or false, how many cells.
--- Reply, as msgpack: {cell, number of jobs, when the first and the last of them ended, id of the last one} for each cell; {number, text, ...}
--- for the names of queues and jobs.
+-- Reply, as msgpack: {cell, number of jobs, when the first and the last of them ended, id of the last one} for each cell; {number, text,
+-- ...} for the names of queues and jobs.
 
 local cells, numbers = {}, {}
 for _, cell in ipairs(call('ZRANGE', P .. 'failure_cells', given[1] and '(' .. given[1] or '-', '+', 'BYLEX', 'LIMIT', 0, given[2])) do

@@ -14,11 +14,11 @@ end
 return reply
 
 -- === script page ===========================================================================================
--- Returns jobs that match a filter, in the order of an index. Arguments: filter (see `matching`), status or false, tag or false, the place to
--- begin behind or false, the most jobs to list, the most to read.
+-- Returns jobs that match a filter, in the order of an index. Arguments: filter (see `matching`), status or false, tag or false, the place
+-- to begin behind or false, the most jobs to list, the most to read.
 --
--- Reply: {msgpack, id, job, ...}. The msgpack has the server's time, texts, how many jobs were read, the place of the last one (false if there
--- are no more), and the places of those that match.
+-- Reply: {msgpack, id, job, ...}. The msgpack has the server's time, texts, how many jobs were read, the place of the last one (false if
+-- there are no more), and the places of those that match.
 
 local filter, status, tag, after, most_listed, most_read = unpack(given)
 after = after or nil
@@ -29,8 +29,8 @@ local function is_current(job, place)
   return not status or job[F.status] == status and (status ~= S.READY or due_of(job) == place[3] and job[F.seq] == place[4])
 end
 
--- Many entries may belong to jobs that do not match: succeeded and cancelled jobs share an index, and held, scheduled and running ones of all
--- queues do. The beginning of a record shows that, so that it need not be decoded.
+-- Many entries may belong to jobs that do not match: succeeded and cancelled jobs share an index, and held, scheduled and running ones of
+-- all queues do. The beginning of a record shows that, so that it need not be decoded.
 local other = ({ [S.SUCCEEDED] = S.CANCELLED, [S.CANCELLED] = S.SUCCEEDED })[status or 0]
 local has_all_queues = status == S.HELD or status == S.SCHEDULED or status == S.RUNNING
 local queue = has_all_queues and filter[1] and tonumber(call('HGET', P .. 'names', 'q:' .. filter[1])) or nil

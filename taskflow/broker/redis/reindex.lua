@@ -25,7 +25,8 @@ local INDEXES = {
 local APART = { b = F.payload, o = F.result }
 
 local function expected(kind)
-  return (kind == 'j' or APART[kind]) and 'string' or ZSETS[kind] and 'zset' or HASHES[kind] and 'hash' or SETS[kind] and 'set' or LISTS[kind] and 'list'
+  return (kind == 'j' or APART[kind]) and 'string' or ZSETS[kind] and 'zset' or HASHES[kind] and 'hash' or SETS[kind] and 'set'
+    or LISTS[kind] and 'list'
 end
 
 local function all_keys()
@@ -45,8 +46,8 @@ end
 
 -- --- keys ---------------------------------------------------------------------------------------------
 
--- Moves wrong keys, deletes all indexes. Returns the ids of all jobs, the number of keys moved, the names of keys of payloads and results, and
--- the names of all schedules.
+-- Moves wrong keys, deletes all indexes. Returns the ids of all jobs, the number of keys moved, the names of keys of payloads and results,
+-- and the names of all schedules.
 local function clear()
   local ids, aside, apart, names = {}, 0, {}, {}
   for _, key in ipairs(all_keys()) do

@@ -127,7 +127,8 @@ local function end_dead_leases(session, most, is_spared, cause, fingerprint)
 end
 
 -- === script register =======================================================================================
--- Registers a session. Arguments: id, name, ttl (microseconds), queues and concurrency, whether it wants the ends of jobs. Reply: "OK", or "LOST" if it is dead.
+-- Registers a session. Arguments: id, name, ttl (microseconds), queues and concurrency, whether it wants the ends of jobs. Reply: "OK", or
+-- "LOST" if it is dead.
 
 local id, name, ttl, about = given[1], given[2], given[3], given[4]
 spare_after_outage()

@@ -10,8 +10,8 @@
 local function schedule_functions()
   -- Fields of a schedule; true for a whole number. An absent one is empty. `digest` is the one in force, `youngest` the session that
   -- declares it: all declarations are read only when one of these two changes.
-  local STATE = { digest = false, declared = false, paused = false, asleep_since = true, next_at = true, since = true, last_at = true, fired_at = true,
-    last_id = false, fired = true, skipped = true, missed = true, youngest = false }
+  local STATE = { digest = false, declared = false, paused = false, asleep_since = true, next_at = true, since = true, last_at = true,
+    fired_at = true, last_id = false, fired = true, skipped = true, missed = true, youngest = false }
   local FIELDS = {}
   for field in pairs(STATE) do
     FIELDS[#FIELDS + 1] = field
