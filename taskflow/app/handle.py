@@ -105,11 +105,11 @@ class JobHandle(Generic[R_co]):
         looks_once = timeout is not None and timeout <= 0
         try:
             async with asyncio.timeout(None if looks_once else timeout):
-                with client.broker.listen([topics.job(self._id)]) as nudges:
+                with client.broker.listen([topics.job(self._id)]) as waiter:
                     while (record := await client.read(self._id)) is not None and not record.status.is_ended:
                         if looks_once:
                             raise TimeoutError
-                        await nudges.wait(LOOK_AGAIN)
+                        await waiter.wait(LOOK_AGAIN)
         except TimeoutError:
             stands = "could not be read from the broker" if record is None else f"is still {record.status}"
             raise TimeoutError(f"{self!r} {stands} after {timeout} s: the job is not affected; call result() again later") from None

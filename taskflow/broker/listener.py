@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from typing import Any, Final, NamedTuple
 
 from taskflow.broker import topics as names
-from taskflow.broker.nudges import Nudges, WakeUpFlag
+from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.errors import BrokerError
 from taskflow.model.record import Record
 from taskflow.model.retry import Pauses, Retries
@@ -44,7 +44,7 @@ class Standing(NamedTuple):
     was_nudged: bool
 
 
-class ListeningNudges(Nudges):
+class AnnouncedWaiter(Waiter):
     """A waiter whose topics are announced to the server when it waits."""
 
     def __init__(self, listener: Listener, topics: Sequence[str]) -> None:
@@ -92,10 +92,10 @@ class Listener(ABC):
         self._has_wants = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def listen(self, topics: Sequence[str]) -> Nudges:
+    def listen(self, topics: Sequence[str]) -> Waiter:
         if not self._tasks:
             self._tasks = [asyncio.create_task(duty()) for duty in self._duties()]
-        return ListeningNudges(self, topics)
+        return AnnouncedWaiter(self, topics)
 
     def want(self, topics: Iterable[str]) -> None:
         for topic in topics:

@@ -186,7 +186,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from taskflow.broker.console import Console
-from taskflow.broker.nudges import Nudges
+from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import Definition, Firing, Offer
@@ -275,7 +275,7 @@ class Broker(Protocol):
 
     async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]: ...
 
-    def listen(self, topics: Sequence[str]) -> Nudges: ...
+    def listen(self, topics: Sequence[str]) -> Waiter: ...
 
     def sibling(self) -> Broker:
         """Return another broker for the same store, with separate connections, for use in another thread."""

@@ -21,7 +21,7 @@ from taskflow.app.job_type import AnyJob
 from taskflow.app.portal import callers_thread
 from taskflow.broker import topics
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.nudges import Nudges
+from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import JobFailed
 from taskflow.model.schedule import SCHEDULE
@@ -142,9 +142,9 @@ class Pass:
     async def run(self) -> None:
         await self._broker.register(self._session)
         try:
-            with self._broker.listen([*self.heeds, topics.session(self._session.id)]) as nudges:
+            with self._broker.listen([*self.heeds, topics.session(self._session.id)]) as waiter:
                 while await self._claim() or self._running:
-                    await self._next_news(nudges)
+                    await self._next_news(waiter)
                     await self._beat()
         finally:
             await self._leave()
@@ -166,9 +166,9 @@ class Pass:
         self._request += 1
         return await self._broker.claim(self._session.id, self._request, (), CONCURRENCY)
 
-    async def _next_news(self, nudges: Nudges) -> None:
+    async def _next_news(self, waiter: Waiter) -> None:
         """Wait until a run has ended, a job has become ready, or a running job has been asked to stop."""
-        nudged = asyncio.ensure_future(nudges.wait())
+        nudged = asyncio.ensure_future(waiter.wait())
         try:
             await asyncio.wait({nudged, *self._running}, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -11,8 +11,8 @@ from typing import Final, Protocol
 import anyio
 
 from taskflow.broker import topics
-from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
+from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.model.retry import Pauses, Retries
@@ -98,10 +98,10 @@ class Fetcher:
 
     async def run(self) -> None:
         try:
-            with self._broker.listen(self._topics()) as nudges:
-                self._nudge = nudges.nudge
+            with self._broker.listen(self._topics()) as waiter:
+                self._nudge = waiter.nudge
                 while not self._is_stopping:
-                    await self._fetch(nudges)
+                    await self._fetch(waiter)
         except SessionLost as error:
             self._sink.lose(str(error))
 
@@ -129,7 +129,7 @@ class Fetcher:
         if self._is_waiting:
             self._nudge()
 
-    async def _fetch(self, nudges: Nudges) -> None:
+    async def _fetch(self, waiter: Waiter) -> None:
         limit = self._sink.room()
         if not limit:
             self.has_tried.set()
@@ -151,18 +151,18 @@ class Fetcher:
         if leases:  # no more jobs are ready: start these before claiming again
             self._sink.begin_taken()
             await asyncio.sleep(0)
-        if not leases or (len(leases) * MANY <= limit and nudges.is_prompt):  # a job that arrived since the claim has sent a nudge
-            await self._rest(nudges)
+        if not leases or (len(leases) * MANY <= limit and waiter.is_prompt):  # a job that arrived since the claim has sent a nudge
+            await self._rest(waiter)
 
-    async def _rest(self, nudges: Nudges) -> None:
+    async def _rest(self, waiter: Waiter) -> None:
         """Wait until there may be jobs to claim."""
         longest, pause = time.monotonic() + LONGEST_REST, LOOK_AGAIN
         self._is_waiting = True
         try:
-            while not await nudges.wait(pause):
+            while not await waiter.wait(pause):
                 now = time.monotonic()
                 until = min(longest, self._nothing_since + BELIEVED_FOR * LOOK_AGAIN)
-                if now >= until or not nudges.is_prompt:
+                if now >= until or not waiter.is_prompt:
                     break
                 pause = min(LOOK_AGAIN, until - now)
         finally:

@@ -13,8 +13,8 @@ from typing import Final, Protocol, TypeVarTuple
 import anyio
 import msgspec
 
-from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Broker
+from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
 from taskflow.model.retry import Pauses, Retries
@@ -76,7 +76,7 @@ class Heartbeat:
         self._events = events
         self._start_thread = start_thread
         self._stopping = threading.Event()
-        self._nudges = Nudges(WakeUpFlag(), ())
+        self._waiter = Waiter(WakeUpFlag(), ())
         self._is_urgent = False
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
@@ -107,11 +107,11 @@ class Heartbeat:
     def beat_now(self) -> None:
         """Send a heartbeat now, because its answer may bring news. May be called from any thread."""
         self._is_urgent = True
-        self._nudges.nudge()
+        self._waiter.nudge()
 
     def beat_soon(self) -> None:
         """Send a heartbeat to report progress, but not within `PROGRESS_EVERY` seconds of the last one. May be called from any thread."""
-        self._nudges.nudge()
+        self._waiter.nudge()
 
     def _run_thread(self) -> None:
         try:
@@ -164,9 +164,9 @@ class Heartbeat:
 
     async def _rest(self, pause: float) -> None:
         rested_at = time.monotonic()
-        await self._nudges.wait(pause)
+        await self._waiter.wait(pause)
         while not self._is_urgent and (left := min(pause, PROGRESS_EVERY) - (time.monotonic() - rested_at)) > 0:
-            await self._nudges.wait(left)
+            await self._waiter.wait(left)
         self._is_urgent = False
 
     def _next_beat(self) -> Beat:

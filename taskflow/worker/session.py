@@ -361,9 +361,9 @@ class WorkerSession:
 
     async def _hear_of_stops(self) -> None:
         """Send a heartbeat whenever a nudge arrives, because the answer names the runs to stop."""
-        with self._broker.listen([topics.session(self.session.id)]) as nudges:
+        with self._broker.listen([topics.session(self.session.id)]) as waiter:
             while True:
-                await nudges.wait()
+                await waiter.wait()
                 self._heartbeat.beat_now()
 
 

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from taskflow.broker import topics
-from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker, Upkept
+from taskflow.broker.wakeups import Waiter
 from taskflow.model.errors import BrokerError
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.schedule import Offer
@@ -85,11 +85,11 @@ class Upkeep:
         self._when_due: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        with self._broker.listen([topics.DUE]) as nudges:
-            self._nudge = nudges.nudge
+        with self._broker.listen([topics.DUE]) as waiter:
+            self._nudge = waiter.nudge
             while True:
                 pause = await self._once()
-                if pause > 0 and await self._wait(nudges, pause):
+                if pause > 0 and await self._wait(waiter, pause):
                     await asyncio.sleep(AT_LEAST)
 
     def note_work(self) -> None:
@@ -108,12 +108,12 @@ class Upkeep:
             self._when_due.cancel()
             self._when_due = None
 
-    async def _wait(self, nudges: Nudges, pause: float) -> bool:
+    async def _wait(self, waiter: Waiter, pause: float) -> bool:
         """Wait until the next call is due. Return True if a nudge arrived. If the last
         call did nothing and the heartbeats report no work, the call is postponed."""
         began_at = time.monotonic()
         self._next_at = began_at + pause
-        while not await nudges.wait(pause):
+        while not await waiter.wait(pause):
             now = time.monotonic()
             self._next_at = min(self._due_at, self._told_at + BELIEVED_FOR, began_at + LONGEST_REST)
             if self._next_at <= now or self._told_at < began_at or not self._is_at_rest:

@@ -264,8 +264,8 @@ async def test_ends_bounded__in_one_call(world: World) -> None:
 async def test_ends_told(world: World) -> None:
     """A worker whose upkeep rests is woken, and learns from its heartbeat that there is something to do."""
     subscriber, other = await a_subscriber(world), await world.a_session(ttl=LONG)
-    with world.broker.listen([topics.DUE]) as nudges:
-        waiting = asyncio.create_task(nudges.wait(world.harness.wakes_within))
+    with world.broker.listen([topics.DUE]) as waiter:
+        waiting = asyncio.create_task(waiter.wait(world.harness.wakes_within))
         await asyncio.sleep(0)
         while not waiting.done():  # until the server knows that it waits
             await heard(world)

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
+from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Lease
 from taskflow.model.session import Session
 from tests.support.harnesses import Capability
@@ -23,9 +23,9 @@ async def moment(world: World) -> None:
     await asyncio.sleep(world.harness.wakes_within / 30)
 
 
-async def until_prompt(nudges: Nudges) -> None:
+async def until_prompt(waiter: Waiter) -> None:
     async with asyncio.timeout(10.0):
-        while not nudges.is_prompt:  # noqa: ASYNC110 - nobody announces it
+        while not waiter.is_prompt:  # noqa: ASYNC110 - nobody announces it
             await asyncio.sleep(0.005)
 
 
@@ -37,7 +37,7 @@ class IdleWorker:
         self._session = session
         self._queues = queues
         self._requests = 0
-        self._nudges: Nudges | None = None
+        self._waiter: Waiter | None = None
         self._waiting: asyncio.Task[bool] | None = None
         self.broker: Broker = world.broker.sibling()
 
@@ -48,9 +48,9 @@ class IdleWorker:
     async def begin(self) -> None:
         """Wait for jobs, and return when a nudge would come."""
         listed = await self._world.harness.waiting(self.broker, "mail")
-        self._nudges = self.broker.listen([topics.queue(name) for name in self._queues] or [topics.ANY_QUEUE])
-        self._waiting = asyncio.create_task(self._nudges.wait(60.0))
-        await until_prompt(self._nudges)
+        self._waiter = self.broker.listen([topics.queue(name) for name in self._queues] or [topics.ANY_QUEUE])
+        self._waiting = asyncio.create_task(self._waiter.wait(60.0))
+        await until_prompt(self._waiter)
         self._world.clock.advance(0.001)  # they come one after the other
         assert await self.claim() == []
         async with asyncio.timeout(10.0):
@@ -58,8 +58,8 @@ class IdleWorker:
                 await asyncio.sleep(0.005)
 
     async def wait_again(self) -> None:
-        assert self._nudges is not None
-        self._waiting = asyncio.create_task(self._nudges.wait(60.0))
+        assert self._waiter is not None
+        self._waiting = asyncio.create_task(self._waiter.wait(60.0))
         await asyncio.sleep(0)
 
     async def stop_waiting(self) -> None:
@@ -70,9 +70,9 @@ class IdleWorker:
 
     async def stop_listening(self) -> None:
         """Its process goes on without it."""
-        assert self._nudges is not None
+        assert self._waiter is not None
         await self.stop_waiting()
-        self._nudges.close()
+        self._waiter.close()
 
     @property
     def is_nudged(self) -> bool:
@@ -281,9 +281,9 @@ async def test_ended_told(world: World) -> None:
     waits = list[asyncio.Task[bool]]()
     try:
         for broker, lease in zip(brokers, [one, other], strict=True):
-            nudges = broker.listen([topics.job(lease.envelope.id)])
-            waits.append(asyncio.create_task(nudges.wait(60.0)))
-            await until_prompt(nudges)
+            waiter = broker.listen([topics.job(lease.envelope.id)])
+            waits.append(asyncio.create_task(waiter.wait(60.0)))
+            await until_prompt(waiter)
             await broker.read([lease.envelope.id])
         await world.settle(succeeded(one, b"\x01r"))
         assert await asyncio.wait_for(waits[0], world.harness.wakes_within)

@@ -11,8 +11,8 @@ import pytest
 from taskflow import Worker
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Upkept
+from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.envelope import Lease
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer
@@ -33,7 +33,7 @@ class Counting(MemoryBroker):
         self.is_blind = False
         self.is_deaf = False
 
-    def listen(self, topics: Sequence[str]) -> Nudges:
+    def listen(self, topics: Sequence[str]) -> Waiter:
         return WakeUpFlag().listen(topics) if self.is_deaf else super().listen(topics)
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
@@ -114,7 +114,7 @@ async def test_and_what_was_planned_begins_at_its_time(broker: Counting, monkeyp
 async def test_who_cannot_hear_goes_by_no_beat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nudges are known to be lost it looks as often as before."""
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", TTL / 4)
-    monkeypatch.setattr(Nudges, "is_prompt", False)
+    monkeypatch.setattr(Waiter, "is_prompt", False)
     async with Worker(options=options(Heard(), ttl=TTL)):
         await asyncio.sleep(TTL)
         broker.calls.clear()

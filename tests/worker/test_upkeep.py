@@ -11,8 +11,8 @@ import pytest
 from taskflow import BrokerUnavailable, Worker
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Upkept
+from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Lease
 from taskflow.worker.events import Events
 from taskflow.worker.upkeep import BREATH, LIMIT, MOMENT, PORTIONS, Upkeep
@@ -47,13 +47,13 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that were waited for a nudge; none is really waited for."""
     waited: list[float] = []
 
-    async def wait(nudges: Nudges, timeout: float | None = None) -> bool:
+    async def wait(waiter: Waiter, timeout: float | None = None) -> bool:
         assert timeout is not None
         waited.append(timeout)
         await asyncio.sleep(0)
         return False
 
-    monkeypatch.setattr(Nudges, "wait", wait)
+    monkeypatch.setattr(Waiter, "wait", wait)
     return waited
 
 

@@ -9,9 +9,9 @@ from typing import Protocol, TypeVar
 from taskflow.broker import topics as names
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
 from taskflow.broker.memory.console import MemoryStore
-from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.paging import Leg, Stretch, page
 from taskflow.broker.protocol import UPKEEPERS, Added, Refused, Upkept
+from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.audit import Act, ActRecord
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import LIVE, Record, Status
@@ -87,7 +87,7 @@ class MemoryBroker:
     async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
         return self._atomically(lambda: self._store.fire(firings))
 
-    def listen(self, topics: Sequence[str]) -> Nudges:
+    def listen(self, topics: Sequence[str]) -> Waiter:
         return self.flag.listen(topics)
 
     def sibling(self) -> MemoryBroker:

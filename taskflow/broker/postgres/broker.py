@@ -13,7 +13,6 @@ import asyncpg
 
 from taskflow.broker import topics as names
 from taskflow.broker.migrations import Upgrade
-from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.postgres import claim, enqueue, rows, schedules, session as sessions, settle, upkeep
 from taskflow.broker.postgres.connect import schema
@@ -29,6 +28,7 @@ from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransacti
 from taskflow.broker.postgres.wakeups import EVERYTHING, UNNOTED, Claiming, Notes, PostgresListener, parse_wakeups
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.script_values import added_or_refused, settle_possible
+from taskflow.broker.wakeups import Waiter
 from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import Envelope, Lease, check_namespace
@@ -197,7 +197,7 @@ class PostgresBroker:
             for firing, answer in zip(firings, row["answers"], strict=True)
         ]
 
-    def listen(self, topics: Sequence[str]) -> Nudges:
+    def listen(self, topics: Sequence[str]) -> Waiter:
         return self.listener.listen(topics)
 
     def sibling(self) -> PostgresBroker:

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from taskflow.broker import topics as names
 from taskflow.broker.listener import ID_BYTES
-from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.redis.claim import read_claim
@@ -34,6 +33,7 @@ from taskflow.broker.redis.settle import PackedSettlements, is_possible, pack_se
 from taskflow.broker.redis.upkeep import read_upkeep
 from taskflow.broker.redis.wakeups import RedisListener, channel
 from taskflow.broker.script_values import added_or_refused, settle_possible
+from taskflow.broker.wakeups import Waiter
 from taskflow.model import wording
 from taskflow.model.clock import Clock
 from taskflow.model.envelope import Envelope, Lease, check_namespace
@@ -222,7 +222,7 @@ class RedisBroker:
             raise (await self.server_info()).lacking(str(self.server))
         return fire_answers(firings, answers)
 
-    def listen(self, topics: Sequence[str]) -> Nudges:
+    def listen(self, topics: Sequence[str]) -> Waiter:
         return self._per_loop.here().listener.listen(topics)
 
     def sibling(self) -> RedisBroker:

@@ -14,7 +14,6 @@ from typing import Final, TypeVar
 import msgspec
 
 from taskflow.broker.migrations import Upgrade
-from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.sqlite import claim, enqueue, forks, schedules, session as sessions, settle, upkeep
 from taskflow.broker.sqlite.announcement import Announcement
@@ -31,6 +30,7 @@ from taskflow.broker.sqlite.wake_sender import Sender
 from taskflow.broker.sqlite.wakeups import SocketListener
 from taskflow.broker.sqlite.work import Durability
 from taskflow.broker.sqlite.writer import Writer
+from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model import wording
 from taskflow.model.envelope import Envelope, Lease, check_namespace
 from taskflow.model.errors import BrokerUnavailable
@@ -175,7 +175,7 @@ class SqliteBroker:
 
         return SqliteTransactional(self._store, self._seams, self._rules, writer)
 
-    def listen(self, topics: Sequence[str]) -> Nudges:
+    def listen(self, topics: Sequence[str]) -> Waiter:
         return self._running().listener.listen(topics)
 
     def sibling(self) -> SqliteBroker:

@@ -18,12 +18,12 @@ import msgspec
 
 from taskflow.broker import topics as names
 from taskflow.broker.listener import job_ids
-from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.sqlite.listener_files import ListenerFiles, is_queue, parted
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, Folder, Mark
 from taskflow.broker.sqlite.wake_sender import Message, Sender, add_here, decode, remove_here
+from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.record import Record
 from taskflow.model.seams import Seams
 
@@ -31,7 +31,7 @@ POLL_EVERY: Final = 1.0
 POLL_WITHOUT_SOCKETS_EVERY: Final = 0.05
 
 
-class SocketNudges(Nudges):
+class SocketWaiter(Waiter):
     """A waiter whose topics senders can see, from its creation until it is closed."""
 
     def __init__(self, listener: SocketListener, flag: WakeUpFlag, topics: Sequence[str]) -> None:
@@ -70,17 +70,17 @@ class SocketListener:
         self._stop = threading.Event()
         self._must_look = False
 
-    def listen(self, topics: Sequence[str]) -> Nudges:
+    def listen(self, topics: Sequence[str]) -> Waiter:
         """Listen to topics. The socket exists when this returns, so nothing is missed from then on."""
         with self._lock:
-            nudges = SocketNudges(self, self._flag, topics)
+            waiter = SocketWaiter(self, self._flag, topics)
             if self._thread is None:
                 self._socket = self._bind()
                 self._stop.clear()
                 self._thread = self._start_thread(self._work, "taskflow-sqlite-listener")
             if self._files is not None:
                 self._files.add(topics)
-            return nudges
+            return waiter
 
     def _bind(self) -> socket.socket | None:
         """Bind the socket. If the file system does not support sockets, the store is checked more often instead."""

@@ -13,11 +13,11 @@ import asyncpg
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.nudges import Nudges
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.postgres.settle import success_columns
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.url import connect
+from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import HandedBack, Settled
@@ -70,7 +70,7 @@ class Work:
         await self.broker.register(session)
         return session.id
 
-    async def found(self, nudges: Nudges) -> list[Lease]:
+    async def found(self, nudges: Waiter) -> list[Lease]:
         """What is claimed as soon as there is something."""
         leases = await self.claim()
         while not leases:

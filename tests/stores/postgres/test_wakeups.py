@@ -13,11 +13,11 @@ import asyncpg
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.nudges import Nudges
 from taskflow.broker.postgres import PostgresBroker, wakeups
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
+from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Envelope
 from taskflow.model.record import Record
 from taskflow.model.session import Beat, Session
@@ -73,7 +73,7 @@ class IdleWorker:
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    async def _work(self, nudges: Nudges) -> None:
+    async def _work(self, nudges: Waiter) -> None:
         with nudges:
             for request in range(1, 1_000_000):
                 leases = await self.broker.claim(self.session.id, request, [], self._limit)
@@ -358,7 +358,7 @@ class Waiting:
         self.session = session
         self.queues = queues
         self.requests = 0
-        self.nudges: list[Nudges] = []
+        self.nudges: list[Waiter] = []
         self.waiting: list[asyncio.Task[bool]] = []
 
     async def begin(self) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.nudges import Nudges
 from taskflow.broker.sqlite import SqliteBroker, commit_watch, wakeups
 from taskflow.broker.sqlite.work import Durability
+from taskflow.broker.wakeups import Waiter
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed, Failed, RunError, Settled
 from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, registered, succeeded
@@ -43,10 +43,10 @@ async def caller(broker: SqliteBroker, path: Path) -> AsyncIterator[Caller]:
 
 
 @pytest.fixture
-def mail(open_broker: Open) -> Iterator[Nudges]:
+def mail(open_broker: Open) -> Iterator[Waiter]:
     """A listener of another broker, as in another process."""
-    with open_broker().listen([MAIL]) as nudges:
-        yield nudges
+    with open_broker().listen([MAIL]) as waiter:
+        yield waiter
 
 
 async def is_expected(broker: SqliteBroker) -> bool:
@@ -55,7 +55,7 @@ async def is_expected(broker: SqliteBroker) -> bool:
     return await broker._call(Durability.READ, lambda _: commits.pause is not None)
 
 
-async def test_a_commit_wakes_within_milliseconds(caller: Caller, mail: Nudges, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_commit_wakes_within_milliseconds(caller: Caller, mail: Waiter, capsys: pytest.CaptureFixture[str]) -> None:
     """Median and worst of 60."""
     waits = list[float]()
     for _ in range(60):
@@ -70,7 +70,7 @@ async def test_a_commit_wakes_within_milliseconds(caller: Caller, mail: Nudges, 
     assert statistics.median(waits) < 0.008
 
 
-async def test_so_does_one_after_a_long_transaction(caller: Caller, mail: Nudges) -> None:
+async def test_so_does_one_after_a_long_transaction(caller: Caller, mail: Waiter) -> None:
     caller.begin()
     caller.enqueue(an_envelope(queue="mail"))
     assert not await mail.wait(1.5)
@@ -78,7 +78,7 @@ async def test_so_does_one_after_a_long_transaction(caller: Caller, mail: Nudges
     assert await mail.wait(0.5)
 
 
-async def test_so_does_one_long_after_a_rollback(caller: Caller, mail: Nudges, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_so_does_one_long_after_a_rollback(caller: Caller, mail: Waiter, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was rolled back is looked for less and less often."""
     monkeypatch.setattr(commit_watch, "_SHARE", 1.0)
     caller.begin()
@@ -105,7 +105,7 @@ async def test_other_events_wake_too(broker: SqliteBroker, open_broker: Open, ca
         listener.close()
 
 
-async def test_a_rollback_wakes_no_one(broker: SqliteBroker, caller: Caller, mail: Nudges) -> None:
+async def test_a_rollback_wakes_no_one(broker: SqliteBroker, caller: Caller, mail: Waiter) -> None:
     """Nor does the next commit, for what was rolled back, in whole or to a savepoint. After another one, nothing is looked for any more."""
     caller.begin()
     caller.enqueue(an_envelope(queue="mail"))
@@ -162,7 +162,7 @@ async def test_several_transactions_are_told_apart(broker: SqliteBroker, path: P
     assert not await is_expected(broker)
 
 
-async def test_a_commit_is_found_beside_a_busy_writer(broker: SqliteBroker, caller: Caller, mail: Nudges) -> None:
+async def test_a_commit_is_found_beside_a_busy_writer(broker: SqliteBroker, caller: Caller, mail: Waiter) -> None:
     """Which waits for the lock, and gets it after the caller."""
     caller.begin()
     caller.enqueue(an_envelope(queue="mail"))
@@ -174,7 +174,7 @@ async def test_a_commit_is_found_beside_a_busy_writer(broker: SqliteBroker, call
 
 
 async def test_it_is_looked_for_no_longer_than_a_minute(
-    broker: SqliteBroker, caller: Caller, mail: Nudges, monkeypatch: pytest.MonkeyPatch
+    broker: SqliteBroker, caller: Caller, mail: Waiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert commit_watch.LOOKED_FOR == 60
     monkeypatch.setattr(commit_watch, "LOOKED_FOR", 0.2)
@@ -226,7 +226,7 @@ async def test_a_replaced_file_ends_the_search(broker: SqliteBroker, caller: Cal
 # --- the end of a process ------------------------------------------------------------------------------------------------
 
 
-async def test_closing_announces_what_was_committed(broker: SqliteBroker, caller: Caller, mail: Nudges) -> None:
+async def test_closing_announces_what_was_committed(broker: SqliteBroker, caller: Caller, mail: Waiter) -> None:
     with caller.transaction():
         caller.enqueue(an_envelope(queue="mail"))
     await broker.close()
@@ -264,7 +264,7 @@ def running(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-async def test_a_script_that_ends_after_its_commit_wakes_listeners(mail: Nudges, path: Path) -> None:
+async def test_a_script_that_ends_after_its_commit_wakes_listeners(mail: Waiter, path: Path) -> None:
     job = an_envelope()
     with running("caller.commit()", path, job.id.hex()) as script:
         assert await mail.wait(10)
@@ -295,7 +295,7 @@ FORKING = """
 """
 
 
-async def test_a_fork_looks_for_its_own_commits_only(open_broker: Open, mail: Nudges, path: Path) -> None:
+async def test_a_fork_looks_for_its_own_commits_only(open_broker: Open, mail: Waiter, path: Path) -> None:
     """The verbs that the parent has kept work there, on a connection of the child."""
     with open_broker().listen([topics.queue("child")]) as child, running(FORKING, path, an_envelope().id.hex()) as process:
         assert await child.wait(10)

@@ -23,9 +23,9 @@ def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
             return asyncio.run(broker.enqueue(jobs))
 
         async def hear(queue):
-            with broker.listen([f"queue:{queue}"]) as nudges:
+            with broker.listen([f"queue:{queue}"]) as waiter:
                 await broker.enqueue([Envelope(id=an_id(), job="work", payload=b"", queue=queue)])
-                return await nudges.wait(5)
+                return await waiter.wait(5)
 
         add(10, "before")
         asyncio.run(broker.console.queues())  # over a connection of its own

@@ -43,10 +43,10 @@ IDLE = textwrap.dedent("""
     async def main():
         broker, session = SqliteBroker(sys.argv[1], namespace=sys.argv[2]), Session(id=os.urandom(16), name="idle")
         await broker.register(session)
-        with broker.listen(["queues"]) as nudges:
+        with broker.listen(["queues"]) as waiter:
             await broker.claim(session.id, 1, [], 10)
             print("waiting", flush=True)
-            while await nudges.wait():
+            while await waiter.wait():
                 print("nudged", flush=True)
 
     asyncio.run(main())
@@ -199,10 +199,10 @@ def test_a_child_leaves_its_parents_files_alone(path: Path) -> None:
 
         async def main():
             broker = SqliteBroker(sys.argv[1])
-            with broker.listen(["queues", "due", "job:" + "ab" * 16]) as nudges:
+            with broker.listen(["queues", "due", "job:" + "ab" * 16]) as waiter:
                 before = sorted(os.listdir(sys.argv[1] + "-wake"))
                 if (pid := os.fork()) == 0:
-                    nudges.close()
+                    waiter.close()
                     os._exit(0)
                 os.waitpid(pid, 0)
                 print(len(before), before == sorted(os.listdir(sys.argv[1] + "-wake")))
@@ -237,9 +237,9 @@ async def test_a_claim_that_leaves_jobs_of_one_of_many_queues_nudges_the_next(br
     session = await registered(full)
     await broker.enqueue([an_envelope(queue=f"queue-{number}") for number in range(300)])
     await broker.enqueue(envelopes(2, queue="z"))
-    with waiting.listen([topics.queue("z")]) as nudges:
+    with waiting.listen([topics.queue("z")]) as waiter:
         await full.claim(session.id, 1, ["z"], 1)
-        assert await nudges.wait(0.5)
+        assert await waiter.wait(0.5)
 
 
 @pytest.mark.usefixtures("only_nudges_count")
@@ -259,13 +259,13 @@ async def test_a_job_cannot_slip_in_between_a_claim_and_its_mark(
             time.sleep(0.2)
         claimed(files, is_full=is_full)
 
-    with broker.listen([topics.ANY_QUEUE]) as nudges:
+    with broker.listen([topics.ANY_QUEUE]) as waiter:
         assert len(await broker.claim(session.id, 1, [], 1)) == 1  # it is busy now
         monkeypatch.setattr(ListenerFiles, "claimed", claimed_late)
         assert await broker.claim(session.id, 2, [], 1) == []
         await asyncio.gather(*enqueues)
         await asyncio.sleep(0.1)
-        assert nudges._is_nudged
+        assert waiter._is_nudged
 
 
 @pytest.mark.usefixtures("only_nudges_count")
@@ -273,11 +273,11 @@ async def test_a_worker_that_stops_before_it_claims_passes_its_nudge_on(open_bro
     sender, first, second = (open_broker() for _ in range(3))
     with first.listen([topics.DUE]):
         stopping = first.listen([topics.ANY_QUEUE])
-        with second.listen([topics.ANY_QUEUE]) as nudges:
+        with second.listen([topics.ANY_QUEUE]) as waiter:
             await sender.enqueue([an_envelope()])
-            assert not await nudges.wait(0.1)
+            assert not await waiter.wait(0.1)
             stopping.close()
-            assert await nudges.wait(0.5)
+            assert await waiter.wait(0.5)
 
 
 @pytest.mark.usefixtures("only_nudges_count")
@@ -285,12 +285,12 @@ async def test_a_nudge_that_arrives_too_late_is_passed_on(open_broker: Open, mon
     """When the datagram is read, nobody waits for jobs any more; the sender was quicker than the removal of the mark."""
     sender, first, second = (open_broker() for _ in range(3))
     monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
-    with first.listen([topics.DUE]), first.listen([topics.ANY_QUEUE]), second.listen([topics.ANY_QUEUE]) as nudges:
+    with first.listen([topics.DUE]), first.listen([topics.ANY_QUEUE]), second.listen([topics.ANY_QUEUE]) as waiter:
         files = first._running().listener._files
         assert files is not None
         files._topics.clear()
         await sender.enqueue([an_envelope()])
-        assert await nudges.wait(0.5)
+        assert await waiter.wait(0.5)
 
 
 @pytest.mark.usefixtures("only_nudges_count")
@@ -316,10 +316,10 @@ async def test_two_senders_at_once_nudge_two_listeners(open_broker: Open, monkey
 )
 async def test_other_files_in_the_folder_stay_there(broker: SqliteBroker, open_broker: Open, path: Path, name: str) -> None:
     other = open_broker()
-    with other.listen([topics.ANY_QUEUE]) as nudges:
+    with other.listen([topics.ANY_QUEUE]) as waiter:
         Path(f"{path}-wake", name).touch()
         await broker.enqueue([an_envelope()])
-        assert await nudges.wait(0.5)
+        assert await waiter.wait(0.5)
         await broker.upkeep(10)
         assert len(files(path)) == 3
 
@@ -335,18 +335,18 @@ async def test_a_new_first_due_time_is_told_to_two_listeners(broker: SqliteBroke
         waits = [stack.enter_context(other.listen([topics.DUE])) for other in others]
         for after, told in ((60.0, 2), (90.0, 0), (30.0, 2)):
             await broker.enqueue([an_envelope(after=after)])
-            assert sum(await asyncio.gather(*(nudges.wait(0.3) for nudges in waits))) == told
+            assert sum(await asyncio.gather(*(waiter.wait(0.3) for waiter in waits))) == told
 
 
 @pytest.mark.usefixtures("only_nudges_count")
 async def test_a_killed_process_is_passed_over_when_a_due_time_is_told(broker: SqliteBroker, open_broker: Open, path: Path) -> None:
     other = open_broker()
-    with other.listen([topics.DUE]) as nudges:
+    with other.listen([topics.DUE]) as waiter:
         for mark in [*Listeners(files(path)).marks.values()]:
             for number in range(8):
                 Path(f"{path}-wake", mark._replace(listener=f"1-{number:012x}").file).touch()
         await broker.enqueue([an_envelope(after=60.0)])
-        assert await nudges.wait(0.5)
+        assert await waiter.wait(0.5)
 
 
 @pytest.mark.usefixtures("only_nudges_count")
@@ -356,9 +356,9 @@ async def test_a_request_to_stop_is_told_to_its_session_alone(broker: SqliteBrok
     job = an_envelope()
     await broker.enqueue([job])
     await one.claim(session.id, 1, [], 1)
-    with one.listen([topics.session(session.id)]) as nudges, other.listen([topics.session(other_session.id)]):
+    with one.listen([topics.session(session.id)]) as waiter, other.listen([topics.session(other_session.id)]):
         await broker.cancel([job.id])
-        assert await nudges.wait(0.5)
+        assert await waiter.wait(0.5)
     assert len(sent) == 1
 
 
@@ -376,9 +376,9 @@ async def test_a_small_result_comes_with_the_wake_up(
     waiting, job = open_broker(), an_envelope()
     session = await registered(broker)
     await broker.enqueue([job])
-    with waiting.listen([topics.job(job.id)]) as nudges:
+    with waiting.listen([topics.job(job.id)]) as waiter:
         await broker.settle([succeeded(lease) for lease in await broker.claim(session.id, 1, [], 1)])
-        assert await nudges.wait(1)
+        assert await waiter.wait(1)
 
         monkeypatch.setattr(SqliteBroker, "_look", None)
         [record] = await waiting.read([job.id])
@@ -392,9 +392,9 @@ async def test_a_small_result_comes_with_the_wake_up(
 async def test_a_result_that_nobody_reads_is_not_kept(broker: SqliteBroker) -> None:
     job = an_envelope()
     await broker.enqueue([job])
-    with broker.listen([topics.job(job.id)]) as nudges:
+    with broker.listen([topics.job(job.id)]) as waiter:
         await broker.cancel([job.id])
-        assert await nudges.wait(1)
+        assert await waiter.wait(1)
     assert broker._running().listener.take_ended(job.id) is None
 
 
@@ -411,7 +411,7 @@ async def test_many_ends_cost_their_listener_one_message(
         waits = [stack.enter_context(waiting.listen([topics.job(job.id)])) for job in jobs for _ in range(2)]
         stack.enter_context(unconcerned.listen([topics.job(an_envelope().id)]))
         await broker.cancel([job.id for job in jobs])
-        assert all(await asyncio.gather(*(nudges.wait(5) for nudges in waits)))
+        assert all(await asyncio.gather(*(waiter.wait(5) for waiter in waits)))
     assert [(name, len(message.ended)) for name, message in sent] == [(sent[0][0], number)]
     assert len(sent[0][1].records) == (number if number == 1 else 0)  # waiters read many in parallel
 
@@ -442,16 +442,16 @@ async def test_a_nudge_is_two_renamed_files(broker: SqliteBroker, open_broker: O
         rename(before, after, **options)
 
     monkeypatch.setattr(os, "rename", counted)
-    with worker.listen([topics.ANY_QUEUE]) as nudges:
+    with worker.listen([topics.ANY_QUEUE]) as waiter:
         assert await worker.claim(session.id, 1, [], 10) == []
         for request in range(2, 5):
             renamed.clear()
             await broker.enqueue([an_envelope()])
-            assert await nudges.wait(1)
+            assert await waiter.wait(1)
             assert len(await worker.claim(session.id, request, [], 10)) == 1
             assert [name[0] for name in renamed] == ["n", "w"]
         await broker.enqueue(envelopes(10))
-        await nudges.wait(1)
+        await waiter.wait(1)
         await worker.claim(session.id, 5, [], 1)
         renamed.clear()
         for request in range(6, 10):
@@ -468,13 +468,13 @@ async def test_a_lone_job_is_claimed_once_however_many_workers_are_idle(open_bro
     async def work(own: SqliteBroker, waiting: asyncio.Event) -> None:
         nonlocal claims
         session = await registered(own)
-        with own.listen([topics.ANY_QUEUE]) as nudges:
+        with own.listen([topics.ANY_QUEUE]) as waiter:
             for request in itertools.count(1):
                 leases = await own.claim(session.id, request, [], 10)
                 claims += 1
                 await own.settle([succeeded(lease) for lease in leases])
                 waiting.set()
-                await nudges.wait()
+                await waiter.wait()
 
     async with asyncio.TaskGroup() as group:
         are_waiting = [asyncio.Event() for _ in range(number)]
@@ -483,9 +483,9 @@ async def test_a_lone_job_is_claimed_once_however_many_workers_are_idle(open_bro
         claims, broker = 0, open_broker(seams=seams)
         for _ in range(10):
             job = an_envelope()
-            with broker.listen([topics.job(job.id)]) as nudges:
+            with broker.listen([topics.job(job.id)]) as waiter:
                 await broker.enqueue([job])
-                assert await nudges.wait(5)
+                assert await waiter.wait(5)
         assert claims == 10
         for worker in workers:
             worker.cancel()

@@ -247,8 +247,8 @@ async def test_two_users_share_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
             async def send(path):
                 broker = SqliteBroker(path)
-                with broker.listen(["queues"]) as nudges:
-                    await nudges.wait(1.5)
+                with broker.listen(["queues"]) as waiter:
+                    await waiter.wait(1.5)
                     print(await broker.enqueue([an_envelope()]) != [])
                 await broker.close()
 
@@ -256,11 +256,11 @@ async def test_two_users_share_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
             os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
             asyncio.run(send(sys.argv[1]))
         """
-        with broker.listen([topics.ANY_QUEUE]) as nudges:
+        with broker.listen([topics.ANY_QUEUE]) as waiter:
             Path(f"{file}-wake").chmod(mode)
             environment = unmeasured(PYTHONPATH=str(Path(__file__).parents[3]))
             said = asyncio.create_task(asyncio.to_thread(run_script, script, file, NOBODY, tmp_path / "own.db", env=environment))
-            woken = await nudges.wait(10)
+            woken = await waiter.wait(10)
             assert await said == "True\nTrue\n"
             assert woken
     finally:

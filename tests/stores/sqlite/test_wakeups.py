@@ -73,10 +73,10 @@ async def test_another_process_wakes_us_at_once(broker: SqliteBroker, path: Path
     await broker.enqueue([an_envelope()])
     other = Other(path)
     waits = list[float]()
-    with broker.listen([topics.queue("mail")]) as nudges:
+    with broker.listen([topics.queue("mail")]) as waiter:
         for _ in range(50):
             other.enqueue("mail")
-            assert await nudges.wait(5)
+            assert await waiter.wait(5)
             woken_at = time.monotonic()
             waits.append(woken_at - other.asked_at())
     other.close()
@@ -93,10 +93,10 @@ async def test_a_path_too_long_for_a_socket(open_broker: Open, tmp_path: Path) -
     broker = open_broker(folder / "queue.db")
     await broker.enqueue([an_envelope()])
     other = Other(folder / "queue.db")
-    with broker.listen([topics.queue("mail")]) as nudges:
+    with broker.listen([topics.queue("mail")]) as waiter:
         began = time.monotonic()
         other.enqueue("mail")
-        assert await nudges.wait(5)
+        assert await waiter.wait(5)
         assert time.monotonic() - began < 2.0
     other.close()
 
@@ -112,9 +112,9 @@ def told(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_two_brokers_of_one_process(open_broker: Open) -> None:
     one = open_broker()
     two = one.sibling()
-    with one.listen([topics.ANY_QUEUE]) as nudges:
+    with one.listen([topics.ANY_QUEUE]) as waiter:
         await two.enqueue([an_envelope()])
-        assert await nudges.wait(0.5)
+        assert await waiter.wait(0.5)
     await two.close()
 
 
@@ -135,9 +135,9 @@ async def test_more_than_a_datagram_holds(broker: SqliteBroker, open_broker: Ope
     other = open_broker()
     job = an_envelope()
     await other.enqueue([job])
-    with broker.listen([topics.job(job.id)]) as nudges:
+    with broker.listen([topics.job(job.id)]) as waiter:
         await other.cancel([job.id])
-        assert await nudges.wait(0.5)
+        assert await waiter.wait(0.5)
 
 
 async def test_a_listener_of_this_process_gets_no_datagram(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,20 +173,20 @@ async def test_what_nobody_announces_is_seen_within_about_a_second(
         "due": (topics.DUE, lambda: other.enqueue([an_envelope(after=60.0)])),
     }
     topic, act = changes[change]
-    with broker.listen([topic]) as nudges:
-        assert not await nudges.wait(1.5)
+    with broker.listen([topic]) as waiter:
+        assert not await waiter.wait(1.5)
         await act()
-        assert await nudges.wait(3)
+        assert await waiter.wait(3)
 
 
 async def test_a_commit_that_concerns_nobody_wakes_nobody(broker: SqliteBroker, path: Path) -> None:
     """Otherwise each idle worker would claim once a second while any other one is busy."""
     session = await registered(broker)
-    with broker.listen([topics.queue("mail"), topics.DUE, topics.session(session.id)]) as nudges:
+    with broker.listen([topics.queue("mail"), topics.DUE, topics.session(session.id)]) as waiter:
         for _ in range(3):
             with connected(path) as stranger:
                 stranger.execute("UPDATE taskflow_meta SET value = value + 1 WHERE name = 'pulse'")
-            assert not await nudges.wait(1.2)
+            assert not await waiter.wait(1.2)
 
 
 async def test_without_sockets_the_file_is_looked_at(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,10 +199,10 @@ async def test_without_sockets_the_file_is_looked_at(broker: SqliteBroker, open_
     other = open_broker()
     await other.enqueue([an_envelope()])
     monkeypatch.setattr(Folder, "bind", no_socket)
-    with broker.listen([topics.ANY_QUEUE]) as nudges:
-        await nudges.wait(0.5)
+    with broker.listen([topics.ANY_QUEUE]) as waiter:
+        await waiter.wait(0.5)
         await other.enqueue([an_envelope()])
-        assert await nudges.wait(2)
+        assert await waiter.wait(2)
 
 
 async def test_the_socket_of_a_dead_process_is_cleared_away(broker: SqliteBroker, path: Path) -> None:
@@ -236,9 +236,9 @@ async def test_there_is_a_listener_only_while_somebody_listens(broker: SqliteBro
     await asyncio.to_thread(thread.join, 5)
     assert listeners() == []
     assert list(Path(f"{path}-wake").iterdir()) == []
-    with broker.listen([topics.ANY_QUEUE]) as nudges:
+    with broker.listen([topics.ANY_QUEUE]) as waiter:
         await broker.enqueue([an_envelope()])
-        assert await nudges.wait(1)
+        assert await waiter.wait(1)
 
 
 def listeners() -> list[threading.Thread]:
@@ -248,10 +248,10 @@ def listeners() -> list[threading.Thread]:
 async def test_idleness_costs_next_to_nothing(broker: SqliteBroker, capsys: pytest.CaptureFixture[str]) -> None:
     """The processor time of three idle seconds with an open file and a listener."""
     await broker.enqueue([an_envelope()])
-    with broker.listen([topics.ANY_QUEUE]) as nudges:
-        await nudges.wait(1.5)
+    with broker.listen([topics.ANY_QUEUE]) as waiter:
+        await waiter.wait(1.5)
         began = time.process_time()
-        await nudges.wait(3)
+        await waiter.wait(3)
         share = (time.process_time() - began) / 3
     with capsys.disabled():
         print(f"\nsqlite: {share:.3%} of a core when idle")

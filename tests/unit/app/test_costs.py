@@ -15,8 +15,8 @@ import taskflow
 from taskflow import enqueue, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.nudges import WakeUpFlag
 from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.wakeups import WakeUpFlag
 from taskflow.model.envelope import Envelope
 
 CALLERS = 32

@@ -15,16 +15,16 @@ class WakeUpFlag:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._listeners: dict[str, set[Nudges]] = {}
+        self._listeners: dict[str, set[Waiter]] = {}
 
-    def listen(self, topics: Sequence[str]) -> Nudges:
-        return Nudges(self, topics)
+    def listen(self, topics: Sequence[str]) -> Waiter:
+        return Waiter(self, topics)
 
     def wake(self, topics: Iterable[str]) -> None:
         if not self._listeners:
             return
         with self._lock:
-            woken = {nudges for topic in topics for nudges in self._listeners.get(topic, ())}
+            woken = {waiter for topic in topics for waiter in self._listeners.get(topic, ())}
         _nudge(woken)
 
     def wake_some(self, topics: Iterable[str], number: int) -> None:
@@ -33,19 +33,19 @@ class WakeUpFlag:
         if not self._listeners:
             return
         with self._lock:
-            listeners = {nudges for topic in topics for nudges in self._listeners.get(topic, ())}
-        waiting = [nudges for nudges in listeners if nudges.is_waiting]
-        _nudge([*waiting[:number], *(nudges for nudges in listeners if nudges not in waiting)])
+            listeners = {waiter for topic in topics for waiter in self._listeners.get(topic, ())}
+        waiting = [waiter for waiter in listeners if waiter.is_waiting]
+        _nudge([*waiting[:number], *(waiter for waiter in listeners if waiter not in waiting)])
 
     def waiting(self, topics: Iterable[str]) -> int:
         """Return the number of listeners that are waiting for one of these topics."""
         with self._lock:
-            return sum(nudges.is_waiting for nudges in {nudges for topic in topics for nudges in self._listeners.get(topic, ())})
+            return sum(waiter.is_waiting for waiter in {waiter for topic in topics for waiter in self._listeners.get(topic, ())})
 
     def wake_all(self) -> None:
         """Wake every waiter. Used when it is unknown which topics have changed."""
         with self._lock:
-            woken = {nudges for listeners in self._listeners.values() for nudges in listeners}
+            woken = {waiter for listeners in self._listeners.values() for waiter in listeners}
         _nudge(woken)
 
     @property
@@ -61,23 +61,23 @@ class WakeUpFlag:
         """Return True if the topic has a listener."""
         return topic in self._listeners
 
-    def join(self, nudges: Nudges, topics: Sequence[str]) -> None:
+    def join(self, waiter: Waiter, topics: Sequence[str]) -> None:
         with self._lock:
             for topic in topics:
-                self._listeners.setdefault(topic, set()).add(nudges)
+                self._listeners.setdefault(topic, set()).add(waiter)
 
-    def leave(self, nudges: Nudges, topics: Sequence[str]) -> None:
+    def leave(self, waiter: Waiter, topics: Sequence[str]) -> None:
         with self._lock:
             for topic in topics:
                 listeners = self._listeners.get(topic, set())
-                listeners.discard(nudges)
+                listeners.discard(waiter)
                 if not listeners:
                     self._listeners.pop(topic, None)
 
 
-class Nudges:
-    """A waiter for some topics. It receives nudges from its creation until
-    `close`, and is a context manager. Only one task may wait at a time.
+class Waiter:
+    """Waits for nudges for some topics, and receives them from its creation
+    until `close`. A context manager. Only one task may wait at a time.
 
     If a nudge arrives while no task is waiting, the next `wait` returns immediately. So a caller that checks and then waits misses nothing.
     """
@@ -87,7 +87,7 @@ class Nudges:
         self._topics = tuple(topics)
         self._lock = threading.Lock()
         self._is_nudged = False
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._waiting: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
         flag.join(self, self._topics)
 
     async def wait(self, timeout: float | None = None) -> bool:
@@ -97,23 +97,23 @@ class Nudges:
             if self._is_nudged:
                 self._is_nudged = False
                 return True
-            waiter: asyncio.Future[None] = loop.create_future()
-            self._waiter = (loop, waiter)
-        timer = loop.call_later(timeout, _finish, waiter) if timeout is not None else None
+            future: asyncio.Future[None] = loop.create_future()
+            self._waiting = (loop, future)
+        timer = loop.call_later(timeout, _finish_all, (future,)) if timeout is not None else None
         try:
-            await waiter
+            await future
         finally:
             if timer is not None:
                 timer.cancel()
             with self._lock:
-                self._waiter = None
+                self._waiting = None
                 nudged, self._is_nudged = self._is_nudged, False
         return nudged
 
     @property
     def is_waiting(self) -> bool:
         """Return True while a task is waiting and has not been nudged."""
-        return self._waiter is not None and not self._is_nudged
+        return self._waiting is not None and not self._is_nudged
 
     @property
     def is_prompt(self) -> bool:
@@ -128,7 +128,7 @@ class Nudges:
         """Record a nudge. If a task is waiting, return its event loop and the future that it awaits."""
         with self._lock:
             self._is_nudged = True
-            return self._waiter
+            return self._waiting
 
     def close(self) -> None:
         self._flag.leave(self, self._topics)
@@ -140,20 +140,20 @@ class Nudges:
         self.close()
 
 
-def _nudge(woken: Iterable[Nudges]) -> None:
+def _nudge(woken: Iterable[Waiter]) -> None:
     """Nudge these waiters, with one message to each event loop. Waiters in the current loop are woken directly."""
     by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for nudges in woken:
-        if (waiting := nudges.nudged()) is not None:
-            loop, waiter = waiting
-            by_loop.setdefault(loop, []).append(waiter)
+    for waiter in woken:
+        if (waiting := waiter.nudged()) is not None:
+            loop, future = waiting
+            by_loop.setdefault(loop, []).append(future)
     if not by_loop:
         return
     if (here := _running_loop()) in by_loop:
         _finish_all(by_loop.pop(here))
-    for loop, waiters in by_loop.items():
+    for loop, futures in by_loop.items():
         with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing waits in it
-            loop.call_soon_threadsafe(_finish_all, waiters)
+            loop.call_soon_threadsafe(_finish_all, futures)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -163,12 +163,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _finish_all(waiters: Iterable[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
-
-
-def _finish(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+def _finish_all(futures: Iterable[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
