@@ -143,7 +143,7 @@ class Console(Protocol):
         With a tag, jobs are listed newest first, whatever their status. [page_tag]
 
         A page begins behind the job where the one before has ended, even if that job has changed or is gone. So no job that keeps its
-        status and place is left out or listed twice. Jobs that are added after the first page are not listed, so the pages have an
+        status and position is left out or listed twice. Jobs that are added after the first page are not listed, so the pages have an
         end. [page_cursor]
 
         At most `EXAMINED` jobs are read for a page, and fewer for `error`, `header` and `created_before`. Where a field of the view has no

@@ -1,4 +1,4 @@
-"""Pages of jobs: walks a view status by status, and keeps its place in a cursor. Each store walks through its own indexes."""
+"""Pages of jobs: scans a view status by status, and keeps its position in a cursor. Each store scans its own indexes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from taskflow.broker.console import EXAMINED, Console, Page, View
 from taskflow.model.clock import instant_of, to_microseconds
 from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 
-Place = tuple[int | bytes | str, ...]
-"""A job's place in an index: the values by which the index orders its jobs."""
+Position = tuple[int | bytes | str, ...]
+"""A job's position in an index: the values by which the index orders its jobs."""
 
-PLACES: Final[Mapping[Status | None, tuple[type, ...]]] = {
+POSITION_TYPES: Final[Mapping[Status | None, tuple[type, ...]]] = {
     Status.HELD: (int,),
     Status.SCHEDULED: (int, int),
     Status.READY: (str, int, int, int),
@@ -23,70 +23,72 @@ PLACES: Final[Mapping[Status | None, tuple[type, ...]]] = {
     **dict.fromkeys(ENDED, (int, int)),
     None: (bytes,),
 }
-"""The types of the values of a place, by the status that the index is for.
+"""The types of the values of a position, by the status that the index is for.
 
 HELD: number of arrival. SCHEDULED: due time, arrival. READY: queue, priority, due time, arrival. RUNNING: session, request, number.
 Ended: time of the end, arrival. None, for a tag: id.
 """
 
 AT_ONCE: Final = 500
-"""How many jobs a walk through all pages asks for."""
+"""How many jobs `pages` asks for at once."""
 
 MOST_CHECKED: Final = 200
 """The most jobs that are read for a page with conditions that the store does not check: each is decoded for that."""
 
 
-class Leg(NamedTuple):
+class ScanRequest(NamedTuple):
     """Asks a store for jobs of one index.
 
-    `view`    selects the jobs; `walk` checks `queue`, `job`, `ended_before` and `poison`, and `statuses` if there is a tag
-    `status`  the status whose jobs are walked; None for those of the view's tag
-    `after`   begin behind this place; None to begin with the first job
+    `view`    selects the jobs; the store checks `queue`, `job`, `ended_before` and `poison`, and `statuses` if there is a tag
+    `status`  the status whose jobs are scanned; None for those of the view's tag
+    `after`   begin behind this position; None to begin with the first job
     `limit`   the most jobs to list
     `most`    the most jobs to read
     """
 
     view: View
     status: Status | None
-    after: Place | None
+    after: Position | None
     limit: int
     most: int
 
 
-class Stretch(NamedTuple):
+class ScanResult(NamedTuple):
     """Jobs that a store has listed.
 
-    `listed`    jobs that match, each with its place
+    `listed`    jobs that match, each with its position
     `examined`  how many jobs were read
-    `end`       the place of the last job that was read; None if there are no more
+    `end`       the position of the last job that was read; None if there are no more
     `now`       the store's time, in microseconds
     """
 
-    listed: list[tuple[Record, Place]]
+    listed: list[tuple[Record, Position]]
     examined: int
-    end: Place | None
+    end: Position | None
     now: int
 
 
-Walk = Callable[[Leg], Awaitable[Stretch]]
+Scan = Callable[[ScanRequest], Awaitable[ScanResult]]
 
 
-async def page(walk: Walk, view: View, cursor: str | None, limit: int, places: Mapping[Status | None, tuple[type, ...]] = PLACES) -> Page:
+async def page(
+    scan: Scan, view: View, cursor: str | None, limit: int, types: Mapping[Status | None, tuple[type, ...]] = POSITION_TYPES
+) -> Page:
     """Return the page of a view that begins at the cursor."""
     if limit < 1:
         raise ValueError(f"limit={limit}: expected at least 1")
     sections: list[Status | None] = [None] if view.tag is not None else [status for status in Status if status in (view.statuses or Status)]
-    begin, until, place = (sections[0], None, None) if cursor is None else _decoded(cursor, sections, places)
+    begin, until, position = (sections[0], None, None) if cursor is None else _decoded(cursor, sections, types)
     most = EXAMINED if view.is_checked_by_store else min(EXAMINED, MOST_CHECKED)
     records, examined = list[Record](), 0
     for status in sections[sections.index(begin) :]:
-        after, place = place, None
+        after, position = position, None
         while True:
             if len(records) == limit or examined >= most:
                 cursor = _encoded(status, until, after)
                 return Page(records=records, cursor=cursor, examined=examined, stopped_early=len(records) < limit)
             wanted = limit - len(records) if view.is_checked_by_store else most
-            got = await walk(Leg(view, status, after, wanted, most - examined))
+            got = await scan(ScanRequest(view, status, after, wanted, most - examined))
             examined, after, until = examined + got.examined, got.end, got.now if until is None else until
             for number, (record, at) in enumerate(got.listed, 1):
                 if _matches(record, view, got.now, until):
@@ -135,7 +137,7 @@ _LONGEST: Final = 2_000
 _MOST: Final = 2**53
 
 
-def _encoded(status: Status | None, until: int | None, after: Place | None) -> str:
+def _encoded(status: Status | None, until: int | None, after: Position | None) -> str:
     packed = msgspec.msgpack.encode((None if status is None else CODES[status], until, after))
     return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
 
@@ -144,28 +146,28 @@ _decode: Final = msgspec.msgpack.Decoder(tuple[int | None, int | None, tuple[Any
 
 
 def _decoded(
-    cursor: str, sections: list[Status | None], places: Mapping[Status | None, tuple[type, ...]]
-) -> tuple[Status | None, int | None, Place | None]:
+    cursor: str, sections: list[Status | None], types: Mapping[Status | None, tuple[type, ...]]
+) -> tuple[Status | None, int | None, Position | None]:
     """Return what a cursor says. Raises ValueError if `_encoded` cannot have made it for these sections."""
     try:
         if len(cursor) > _LONGEST:
             raise ValueError("it is too long")
         packed = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        code, until, place = _decode(packed)
+        code, until, position = _decode(packed)
         status = None if code is None else BY_CODE[code]
-        if place is not None and not _is_place(place, places[status]):
-            raise ValueError("its place is none of this index")
+        if position is not None and not _is_position(position, types[status]):
+            raise ValueError("its position is not in this index")
         if until is not None and not 0 <= until < _MOST:
             raise ValueError("its time is out of bounds")
     except (ValueError, KeyError, msgspec.MsgspecError) as error:
         raise ValueError("the cursor is damaged: give the one of the page before, unchanged") from error
     if status not in sections:
         raise ValueError("the cursor belongs to another view: give it with the filters of the page before")
-    return status, until, place
+    return status, until, position
 
 
-def _is_place(place: Place, kinds: tuple[type, ...]) -> bool:
-    return tuple(map(type, place)) == kinds and all(
+def _is_position(position: Position, types: tuple[type, ...]) -> bool:
+    return tuple(map(type, position)) == types and all(
         abs(value) < _MOST if isinstance(value, int) else 0 < len(value) <= 400 and (isinstance(value, bytes) or "\0" not in value)
-        for value in place
+        for value in position
     )

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from taskflow.broker import topics as names
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
 from taskflow.broker.memory.console import MemoryStore
-from taskflow.broker.paging import Leg, Stretch, page
+from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import UPKEEPERS, Added, Refused, Upkept
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.audit import Act, ActRecord
@@ -122,10 +122,10 @@ class MemoryConsole:
         return self._atomically(self._store.queue_records)
 
     async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
-        return await page(self._walk, view, cursor, limit)
+        return await page(self._scan, view, cursor, limit)
 
-    async def _walk(self, leg: Leg) -> Stretch:
-        return self._atomically(lambda: self._store.walk(leg))
+    async def _scan(self, request: ScanRequest) -> ScanResult:
+        return self._atomically(lambda: self._store.scan(request))
 
     async def workers(self) -> list[SessionRecord]:
         return self._atomically(self._store.session_records)

@@ -10,7 +10,7 @@ from operator import attrgetter, itemgetter
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, QueueRecord, Redone, View
 from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.upkeep import UpkeepStore
-from taskflow.broker.paging import Leg, Place, Stretch
+from taskflow.broker.paging import Position, ScanRequest, ScanResult
 from taskflow.broker.protocol import PURGED_FOR
 from taskflow.model import wording
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
@@ -59,21 +59,21 @@ class MemoryStore(UpkeepStore):
         due = min(job.due_at for job in self.jobs.values() if job.status is Status.SCHEDULED and job.queue == queue)
         return to_seconds(due - self.now)
 
-    def walk(self, leg: Leg) -> Stretch:
-        """List jobs in the order of their places. This sorts the jobs behind `leg.after`, as far as they are read."""
-        placed = [(place, job) for place, job in self._placed(leg) if leg.after is None or place > leg.after]
-        listed, examined, end = list[tuple[Record, Place]](), 0, None
-        for place, job in heapq.nsmallest(leg.most, placed, key=itemgetter(0)):
-            examined, end = examined + 1, place
-            if self._matches(job, leg.view):
-                listed.append((job.to_record(), place))
-                if len(listed) == leg.limit:
+    def scan(self, request: ScanRequest) -> ScanResult:
+        """List jobs in the order of their positions. This sorts the jobs behind `request.after`, as far as they are read."""
+        placed = [(at, job) for at, job in self._placed(request) if request.after is None or at > request.after]
+        listed, examined, end = list[tuple[Record, Position]](), 0, None
+        for position, job in heapq.nsmallest(request.most, placed, key=itemgetter(0)):
+            examined, end = examined + 1, position
+            if self._matches(job, request.view):
+                listed.append((job.to_record(), position))
+                if len(listed) == request.limit:
                     break
-        return Stretch(listed, examined, end if examined < len(placed) else None, self.now)
+        return ScanResult(listed, examined, end if examined < len(placed) else None, self.now)
 
-    def _placed(self, leg: Leg) -> Iterable[tuple[Place, StoredJob]]:
-        """Return the jobs of one status, or those with the tag, each with its place. Among places, the first is the smallest."""
-        status, view = leg.status, leg.view
+    def _placed(self, request: ScanRequest) -> Iterable[tuple[Position, StoredJob]]:
+        """Return the jobs of one status, or those with the tag, each with its position. The position of the first is the smallest."""
+        status, view = request.status, request.view
         if status is None:
             return [((_newest_first(job.id),), job) for job in self.tagged.get(view.tag or "", {}).values()]
         if status is Status.RUNNING:

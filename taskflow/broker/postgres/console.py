@@ -8,7 +8,7 @@ from typing import Final
 import asyncpg
 
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
-from taskflow.broker.paging import Leg, Place, Stretch, page
+from taskflow.broker.paging import Position, ScanRequest, ScanResult, page
 from taskflow.broker.postgres import rows, schedules
 from taskflow.broker.postgres.function_caller import FunctionCaller
 from taskflow.broker.postgres.session import record_of_session
@@ -33,12 +33,12 @@ class PostgresConsole:
         return sorted((_queue_record(row, wall) for row in found), key=lambda record: record.name)
 
     async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
-        return await page(self._walk, view, cursor, limit)
+        return await page(self._scan, view, cursor, limit)
 
-    async def _walk(self, leg: Leg) -> Stretch:
-        view, status = leg.view, leg.status
+    async def _scan(self, request: ScanRequest) -> ScanResult:
+        view, status = request.view, request.status
         statuses = view.statuses if status is None else (status,)
-        after_queue, after_id, after = _parts(leg.after or ())
+        after_queue, after_id, after = _parts(request.after or ())
         found = await self._broker.call(
             "page",
             self._broker.wall(),
@@ -46,14 +46,14 @@ class PostgresConsole:
             None if status is None else CODES[status],
             view.tag,
             *(after_queue, after_id, after),
-            *(leg.limit, leg.most),
+            *(request.limit, request.most),
             columns=rows.PAGE_COLUMNS,
         )
         last = found[-1]
-        return Stretch(
-            listed=[(rows.record_of(row), _place_of(row, status)) for row in found if row["is_listed"]],
+        return ScanResult(
+            listed=[(rows.record_of(row), _position_of(row, status)) for row in found if row["is_listed"]],
             examined=last["examined"],
-            end=None if last["id"] is None else _place_of(last, status),
+            end=None if last["id"] is None else _position_of(last, status),
             now=last["now_at"],
         )
 
@@ -146,19 +146,19 @@ def _filter(view: View, statuses: Sequence[Status]) -> list[object]:
     ]
 
 
-def _parts(place: Place) -> tuple[str | None, bytes | None, list[int] | None]:
-    """Return the text, the bytes and the numbers of a place, as page() takes them."""
-    text = next((value for value in place if isinstance(value, str)), None)
-    octets = next((value for value in place if isinstance(value, bytes)), None)
-    return text, octets, [value for value in place if isinstance(value, int)] or None
+def _parts(position: Position) -> tuple[str | None, bytes | None, list[int] | None]:
+    """Return the text, the bytes and the numbers of a position, as page() takes them."""
+    text = next((value for value in position if isinstance(value, str)), None)
+    octets = next((value for value in position if isinstance(value, bytes)), None)
+    return text, octets, [value for value in position if isinstance(value, int)] or None
 
 
-def _place_of(row: asyncpg.Record, status: Status | None) -> Place:
-    place: Place = tuple(row[column] for column in _PLACES[status])
-    return place
+def _position_of(row: asyncpg.Record, status: Status | None) -> Position:
+    position: Position = tuple(row[column] for column in _POSITION_COLUMNS[status])
+    return position
 
 
-_PLACES: Final[Mapping[Status | None, tuple[str, ...]]] = {
+_POSITION_COLUMNS: Final[Mapping[Status | None, tuple[str, ...]]] = {
     Status.HELD: ("seq",),
     Status.SCHEDULED: ("due_at", "seq"),
     Status.READY: ("queue", "priority", "due_at", "seq"),

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, Final, Protocol
 
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
-from taskflow.broker.paging import Leg, Place, Stretch, page
+from taskflow.broker.paging import Position, ScanRequest, ScanResult, page
 from taskflow.broker.redis.connect.server import RedisTarget
 from taskflow.broker.redis.connect.server_info import ServerInfo
 from taskflow.broker.redis.fields import ID_BYTES
@@ -63,19 +63,19 @@ class RedisConsole:
         return sorted((_queue_record(row, wall) for row in rows or ()), key=lambda record: record.name)
 
     async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
-        return await page(self._walk, view, cursor, limit)
+        return await page(self._scan, view, cursor, limit)
 
-    async def _walk(self, leg: Leg) -> Stretch:
-        view, status = leg.view, leg.status
+    async def _scan(self, request: ScanRequest) -> ScanResult:
+        view, status = request.view, request.status
         statuses = view.statuses if status is None else (status,)
         code = False if status is None else CODES[status]
-        portion = min(leg.limit, LISTED_AT_ONCE), min(leg.most, READ_AT_ONCE)
-        arguments = [_filter(view, statuses), code, view.tag or False, leg.after or False, *portion]
+        portion = min(request.limit, LISTED_AT_ONCE), min(request.most, READ_AT_ONCE)
+        arguments = [_filter(view, statuses), code, view.tag or False, request.after or False, *portion]
         reply = await self._call("page", pack(arguments))
         wall, _, examined, end, places = unpack(reply[0])
         records = await self._broker.large_payloads.in_records(records_of(reply)[0])
-        listed = [(records[job_id], _place(place, status)) for job_id, place in zip(reply[1::2], places, strict=True)]
-        return Stretch(listed, examined, _place(end, status) if end else None, int(wall))
+        listed = [(records[job_id], _position(place, status)) for job_id, place in zip(reply[1::2], places, strict=True)]
+        return ScanResult(listed, examined, _position(end, status) if end else None, int(wall))
 
     async def workers(self) -> list[SessionRecord]:
         return session_records(await self._call("workers", pack([])))
@@ -200,8 +200,8 @@ def _filter(view: View, statuses: Sequence[Status]) -> list[object]:
     ]
 
 
-def _place(stored: list[Any], status: Status | None) -> Place:
-    """Return a place as a script gives it, with the name of a queue as text."""
+def _position(stored: list[Any], status: Status | None) -> Position:
+    """Return a position from a script's answer, with the name of a queue as text."""
     if status is Status.READY:
         return (shown(stored[0]), *map(int, stored[1:]))
     return tuple(value if isinstance(value, bytes) else int(value) for value in stored)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
-from taskflow.broker.paging import Leg, Stretch, page
+from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import PURGED_FOR
 from taskflow.broker.sqlite.ownership import PRIVATE
-from taskflow.broker.sqlite.pages import PLACES_HERE, matching, numbers_of, walk
+from taskflow.broker.sqlite.pages import STORED_POSITION_TYPES, matching, numbers_of, scan
 from taskflow.broker.sqlite.row import JobRow
 from taskflow.broker.sqlite.schedules import amend_schedule, schedule_records
 from taskflow.broker.sqlite.session import session_records
@@ -61,11 +61,11 @@ class SqliteConsole:
         return await self._look(queue_records)
 
     async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
-        return await page(self._walk, view, cursor, limit, PLACES_HERE)
+        return await page(self._scan, view, cursor, limit, STORED_POSITION_TYPES)
 
-    async def _walk(self, leg: Leg) -> Stretch:
-        portion = leg._replace(most=min(leg.most, READ_AT_ONCE))
-        return await self._look(lambda transitions: walk(transitions, portion))
+    async def _scan(self, request: ScanRequest) -> ScanResult:
+        portion = request._replace(most=min(request.most, READ_AT_ONCE))
+        return await self._look(lambda transitions: scan(transitions, portion))
 
     async def workers(self) -> list[SessionRecord]:
         return await self._look(session_records)

@@ -34,7 +34,7 @@ SELECT due_at FROM "~jobs" WHERE status = 1 AND queue = ? ORDER BY due_at LIMIT 
   AND (? IS NULL OR (is_poison = ? AND status = 5))
   AND (? IS NULL OR status IN (SELECT value FROM json_each(?)))
 
--- Pages. Each statement reads one index from a place on. Result: seq, whether the job matches, and what orders the jobs.
+-- Pages. Each statement reads one index from a position on. Result: seq, whether the job matches, and what orders the jobs.
 
 -- name: used_queues
 -- Parameters: none. Result: the number of each queue that has or had jobs.

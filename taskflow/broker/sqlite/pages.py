@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from taskflow.broker.console import View
-from taskflow.broker.paging import PLACES, Leg, Place, Stretch
+from taskflow.broker.paging import POSITION_TYPES, Position, ScanRequest, ScanResult
 from taskflow.broker.sqlite.row import JobRow
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, ENDED, Record, Status
 
-PLACES_HERE: Final = {**PLACES, Status.SCHEDULED: (int, int, int), Status.RUNNING: (bytes,)}
+STORED_POSITION_TYPES: Final = {**POSITION_TYPES, Status.SCHEDULED: (int, int, int), Status.RUNNING: (bytes,)}
 """The index of scheduled jobs has the queue's number before that of arrival, and a claim is 28 bytes."""
 
 AFTER_ALL: Final = b"\xff" * 17
@@ -28,26 +28,26 @@ _ABOVE_ALL: Final = b"\xff" * 8
 """Sorts after every priority. One that was damaged may be text or bytes, which SQLite sorts after all numbers."""
 
 
-def walk(transitions: Transitions, leg: Leg) -> Stretch:
-    found = _walk(transitions, leg)
-    return _walk(transitions, leg) if transitions.has_mended else found  # mending may have changed the order
+def scan(transitions: Transitions, request: ScanRequest) -> ScanResult:
+    found = _scan(transitions, request)
+    return _scan(transitions, request) if transitions.has_mended else found  # mending may have changed the order
 
 
-def _walk(transitions: Transitions, leg: Leg) -> Stretch:
-    parameters = matching(transitions, leg.view, leg.view.statuses if leg.status is None else (leg.status,))
+def _scan(transitions: Transitions, request: ScanRequest) -> ScanResult:
+    parameters = matching(transitions, request.view, request.view.statuses if request.status is None else (request.status,))
     if parameters is None:
-        return Stretch([], 0, None, transitions.now)
-    listed, examined, last = list[tuple[Record, Place]](), 0, None
-    for seq, is_match, _ in _READERS[leg.status](transitions, leg, parameters):
+        return ScanResult([], 0, None, transitions.now)
+    listed, examined, last = list[tuple[Record, Position]](), 0, None
+    for seq, is_match, _ in _READERS[request.status](transitions, request, parameters):
         examined, last = examined + 1, seq
         if is_match and (job := transitions.job_by_seq(seq)) is not None and job.status is not None:
-            listed.append((transitions.record(job), _place(transitions, job, leg.status)))
-        if len(listed) == leg.limit or examined == leg.most:
+            listed.append((transitions.record(job), _position_of(transitions, job, request.status)))
+        if len(listed) == request.limit or examined == request.most:
             break
     else:
         last = None
     job = None if last is None else transitions.job_by_seq(last)
-    return Stretch(listed, examined, None if job is None else _place(transitions, job, leg.status), transitions.now)
+    return ScanResult(listed, examined, None if job is None else _position_of(transitions, job, request.status), transitions.now)
 
 
 def numbers_of(transitions: Transitions, queue: str | None, job: str | None) -> tuple[int | None, int | None] | None:
@@ -72,7 +72,7 @@ def matching(transitions: Transitions, view: View, statuses: Sequence[Status]) -
     return (transitions.now, *twice)
 
 
-def _place(transitions: Transitions, job: JobRow, status: Status | None) -> Place:
+def _position_of(transitions: Transitions, job: JobRow, status: Status | None) -> Position:
     if status is None:
         return (job.id,)
     if status is Status.HELD:
@@ -98,37 +98,37 @@ def _rows(transitions: Transitions, name: str, *parameters: object) -> Iterator[
             transitions.job_by_seq(row[0])
 
 
-def _held(transitions: Transitions, leg: Leg, matching: tuple[object, ...]) -> Iterator[Found]:
-    return _rows(transitions, "page_held", *matching, *(leg.after or (-_LATEST,)), leg.most)
+def _held(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
+    return _rows(transitions, "page_held", *matching, *(request.after or (-_LATEST,)), request.most)
 
 
-def _scheduled(transitions: Transitions, leg: Leg, matching: tuple[object, ...]) -> Iterator[Found]:
-    return _rows(transitions, "page_scheduled", *matching, *(leg.after or (-1, -1, -1)), leg.most)
+def _scheduled(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
+    return _rows(transitions, "page_scheduled", *matching, *(request.after or (-1, -1, -1)), request.most)
 
 
-def _running(transitions: Transitions, leg: Leg, matching: tuple[object, ...]) -> Iterator[Found]:
-    return _rows(transitions, "page_running", *matching, *(leg.after or (b"",)), leg.most)
+def _running(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
+    return _rows(transitions, "page_running", *matching, *(request.after or (b"",)), request.most)
 
 
-def _tagged(transitions: Transitions, leg: Leg, matching: tuple[object, ...]) -> Iterator[Found]:
-    return _rows(transitions, "page_tag", *matching, leg.view.tag, *(leg.after or (AFTER_ALL,)), leg.most)
+def _tagged(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
+    return _rows(transitions, "page_tag", *matching, request.view.tag, *(request.after or (AFTER_ALL,)), request.most)
 
 
-def _ready(transitions: Transitions, leg: Leg, matching: tuple[object, ...]) -> Iterator[Found]:
-    begin, *after = leg.after or ("",)
-    for number, name in _queues(transitions, leg.view.queue):
-        priority, *place = after if name == begin and after else (_ABOVE_ALL, -1, 0)
+def _ready(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
+    begin, *after = request.after or ("",)
+    for number, name in _queues(transitions, request.view.queue):
+        priority, *position = after if name == begin and after else (_ABOVE_ALL, -1, 0)
         while name >= str(begin) and priority is not None:
-            yield from _rows(transitions, "page_ready", *matching, number, priority, *place, leg.most)
+            yield from _rows(transitions, "page_ready", *matching, number, priority, *position, request.most)
             [(priority,)] = transitions.connection.execute(transitions.sql["next_priority"], (number, priority))
-            place = [-1, 0]
+            position = [-1, 0]
 
 
-def _ended(transitions: Transitions, leg: Leg, matching: tuple[object, ...]) -> Iterator[Found]:
+def _ended(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
     """Yield the jobs of all queues in the order of their ends, each queue's from its own part of the index."""
-    name = "page_failed" if leg.status is Status.FAILED else "page_done"
-    after = leg.after or (_LATEST, 0)
-    each = [_rows(transitions, name, *matching, number, *after, leg.most) for number, _ in _queues(transitions, leg.view.queue)]
+    name = "page_failed" if request.status is Status.FAILED else "page_done"
+    after = request.after or (_LATEST, 0)
+    each = [_rows(transitions, name, *matching, number, *after, request.most) for number, _ in _queues(transitions, request.view.queue)]
     return heapq.merge(*each, key=lambda row: (row[2], row[0]), reverse=True)
 
 
@@ -140,7 +140,7 @@ def _queues(transitions: Transitions, only: str | None) -> list[tuple[int, str]]
     return sorted([(number, transitions.queues.name(number)) for (number,) in numbers], key=lambda queue: queue[1])
 
 
-_READERS: Final[Mapping[Status | None, Callable[[Transitions, Leg, tuple[object, ...]], Iterator[Found]]]] = {
+_READERS: Final[Mapping[Status | None, Callable[[Transitions, ScanRequest, tuple[object, ...]], Iterator[Found]]]] = {
     Status.HELD: _held,
     Status.SCHEDULED: _scheduled,
     Status.READY: _ready,

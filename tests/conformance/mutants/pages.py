@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from operator import itemgetter
 
 from taskflow.broker.memory.job import StoredJob
-from taskflow.broker.paging import Leg, Place, Stretch
+from taskflow.broker.paging import Position, ScanRequest, ScanResult
 from taskflow.model.record import ENDED, Status
 from tests.conformance.mutants.mutant import Mutant
 
@@ -15,9 +15,9 @@ class PagesAreCountedOff(Mutant):
     breaks = frozenset({"page_cursor"})
     because = "a page is found by OFFSET: jobs that have left the list meanwhile shift it, and as many are skipped"
 
-    def _placed(self, leg: Leg) -> Iterable[tuple[Place, StoredJob]]:
-        placed = super()._placed(leg)
-        if leg.status is not Status.FAILED:
+    def _placed(self, request: ScanRequest) -> Iterable[tuple[Position, StoredJob]]:
+        placed = super()._placed(request)
+        if request.status is not Status.FAILED:
             return placed
         return [((0, number), job) for number, (_, job) in enumerate(sorted(placed, key=itemgetter(0)))]
 
@@ -26,14 +26,14 @@ class OldEndsComeFirst(Mutant):
     breaks = frozenset({"page_order", "page_bounded"})
     because = "the index is read from its beginning, so the failures of an hour ago hide those of now"
 
-    def _placed(self, leg: Leg) -> Iterable[tuple[Place, StoredJob]]:
-        placed = super()._placed(leg)
-        return [((job.ended_at or 0, job.seq), job) for _, job in placed] if leg.status in ENDED else placed
+    def _placed(self, request: ScanRequest) -> Iterable[tuple[Position, StoredJob]]:
+        placed = super()._placed(request)
+        return [((job.ended_at or 0, job.seq), job) for _, job in placed] if request.status in ENDED else placed
 
 
 class APageReadsUntilItIsFull(Mutant):
     breaks = frozenset({"page_bounded"})
     because = "a filter that few jobs match reads the whole store for one page (5 minutes in solid-queue-dashboard#2)"
 
-    def walk(self, leg: Leg) -> Stretch:
-        return super().walk(leg._replace(most=1_000_000))
+    def scan(self, request: ScanRequest) -> ScanResult:
+        return super().scan(request._replace(most=1_000_000))

@@ -117,9 +117,9 @@ async def test_a_page_of_a_status_reads_its_own_jobs_by_their_index(store: Store
         page = PAGE % (CODES[status], CODES[status])
         cursor = (await broker.console.page(View(statuses=(status,)), limit=250)).cursor
         assert cursor is not None
-        _, _, place = paging._decoded(cursor, [status], paging.PLACES)
+        _, _, position = paging._decoded(cursor, [status], paging.POSITION_TYPES)
         for queue in (None, "default"):
-            for parts in ((None, None, None), _parts(place or ())):
+            for parts in ((None, None, None), _parts(position or ())):
                 [cost] = await store.costs(page, queue, *parts)
                 of_jobs = {name: rows for name, (_, rows) in cost.items() if name.startswith("jobs")}
                 assert of_jobs.keys() == {INDEX_OF[status]}, (status, cost)
