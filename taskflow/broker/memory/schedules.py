@@ -60,8 +60,8 @@ class ScheduleStore(Store):
         youngest = next((definition for _, _, definition in schedule.by_age()), None)
         schedule.elect(youngest, self.now, self.rules.keep_asleep)
 
-    def _kill(self, state: SessionState) -> None:
-        super()._kill(state)
+    def _kill_session(self, state: SessionState) -> None:
+        super()._kill_session(state)
         for name in state.declares:
             if (schedule := self.schedules.get(name)) is not None and state.session.id in schedule.declared:
                 del schedule.declared[state.session.id]

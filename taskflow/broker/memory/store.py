@@ -212,16 +212,16 @@ class Store(MemoryTransitions):
         return claim.request <= beat.seen and age >= to_microseconds(self.rules.ghost_after)
 
     def _leave(self, state: SessionState) -> None:
-        self._kill(state)
+        self._kill_session(state)
         for job in list(state.leases.values()):
             self.hand_back(job, counts=True)
 
     def _die(self, state: SessionState, died_of: str) -> None:
-        self._kill(state)
+        self._kill_session(state)
         for job in list(state.leases.values()):
             self.crash(job, died_of)
 
-    def _kill(self, state: SessionState) -> None:
+    def _kill_session(self, state: SessionState) -> None:
         state.dead_at = self.now
 
     def release_lease(self, job: StoredJob) -> None:

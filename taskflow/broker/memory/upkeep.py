@@ -89,7 +89,7 @@ class UpkeepStore(ScheduleStore):
         claims are refused, so no new lease can be missed when their leases are released."""
         lapsed = [state for state in self._living_ones() if self._has_lapsed(state)]
         for state in lapsed:
-            self._kill(state)
+            self._kill_session(state)
         return len(lapsed)
 
     def _has_lapsed(self, state: SessionState) -> bool:

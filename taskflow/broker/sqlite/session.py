@@ -208,20 +208,20 @@ def _take_back_ghosts(transitions: Transitions, held: set[ClaimId], beat: Beat) 
     return ghosts
 
 
-def end_session(transitions: Transitions, row: SessionRow) -> None:
+def kill_session(transitions: Transitions, row: SessionRow) -> None:
     """Mark a session as dead. Every session ends here."""
     transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
     hand_over(transitions, row.id)
 
 
 def _leave(transitions: Transitions, row: SessionRow) -> None:
-    end_session(transitions, row)
+    kill_session(transitions, row)
     for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
         transitions.hand_back(job, counts=True)
 
 
 def _die(transitions: Transitions, row: SessionRow, died_of: str) -> None:
-    end_session(transitions, row)
+    kill_session(transitions, row)
     for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
         transitions.crash(job, died_of, deploy=row.deploy)
 

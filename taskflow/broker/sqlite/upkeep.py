@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from taskflow.broker.protocol import MAX_ENDS, Upkept
 from taskflow.broker.sqlite.row import JobRow, claims_of
 from taskflow.broker.sqlite.schedules import offers
-from taskflow.broker.sqlite.session import SessionRow, end_session, lease_count, session_rows, spare_after_outage
+from taskflow.broker.sqlite.session import SessionRow, kill_session, lease_count, session_rows, spare_after_outage
 from taskflow.broker.sqlite.shrinking import STEP_EVERY
 from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
 from taskflow.model import wording
@@ -127,7 +127,7 @@ def _reap(transitions: Transitions) -> int:
     boot_id = transitions.clock.boot_id()
     lapsed = [row for row in session_rows(transitions, "living_sessions") if row.has_lapsed(transitions.steady, boot_id)]
     for row in lapsed:
-        end_session(transitions, row)
+        kill_session(transitions, row)
     return len(lapsed)
 
 

@@ -48,7 +48,7 @@ class BeatOfTheLateIsRefused(Mutant):
         self._spare_after_outage()
         state = self.sessions.get(beat.session)
         if state is not None and self._has_lapsed(state):
-            self._kill(state)
+            self._kill_session(state)
         return super().beat(beat)
 
 
@@ -126,7 +126,7 @@ class LeavesItsLeases(Mutant):
     because = "what a worker had not handed back when it left waits for a reaper"
 
     def _leave(self, state: SessionState) -> None:
-        self._kill(state)
+        self._kill_session(state)
 
 
 class DeathIsALeave(Mutant):

@@ -181,7 +181,7 @@ class NeverSleeps(Mutant):
     breaks = frozenset({"schedule_declared", "schedule_handover", "console_amend_schedule"})
     because = "removed tasks linger (solid_queue#310)"
 
-    def _kill(self, state: SessionState) -> None:
+    def _kill_session(self, state: SessionState) -> None:
         state.dead_at = self.now
 
 
