@@ -104,7 +104,7 @@ class Store(MemoryTransitions):
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         state = self._living(session_id)
         if request <= state.request:
-            return self._answer_again(state, request)
+            return self._repeat_claim(state, request)
         state.request, state.answer = request, []
         leases = list[Lease]()
         for queue in self._order(queues, request):
@@ -157,7 +157,7 @@ class Store(MemoryTransitions):
         state.answer.append((job.id, Fence(job.epoch, claim)))
         return job.to_lease(self.now)
 
-    def _answer_again(self, state: SessionState, request: int) -> list[Lease]:
+    def _repeat_claim(self, state: SessionState, request: int) -> list[Lease]:
         """Return those leases of the last request that the session still
         holds. An older request gets none: its sender is no longer waiting."""
         if request < state.request:

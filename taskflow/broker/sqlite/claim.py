@@ -30,7 +30,7 @@ def claim(transitions: Transitions, session: bytes, request: int, queues: Sequen
     if not taken:
         row = living(transitions, session)  # mends the row if it is unsound
         if row.request >= request:
-            return _answer_again(transitions, row, request)
+            return _repeat_claim(transitions, row, request)
         taken = _take(transitions, session, request)
     found = _find(transitions, _order(transitions, queues, request, limit), limit)
     [(worker,)] = taken
@@ -47,7 +47,7 @@ FAR_BEHIND: Final = 1_000
 """No worker can be this many requests behind. If one seems to be, the stored request number must be wrong."""
 
 
-def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> list[Lease]:
+def _repeat_claim(transitions: Transitions, row: SessionRow, request: int) -> list[Lease]:
     """Return those leases of the last request that the session still holds, or none if the request is older."""
     if request + FAR_BEHIND < row.request:
         raise SessionLost(wording.SESSION_LOST)

@@ -29,12 +29,12 @@ class AnswersOldRequests(Mutant):
     breaks = frozenset({"claim_old_request"})
     because = "a delayed copy of an answered request claims anew"
 
-    def _answer_again(self, state: SessionState, request: int) -> list[Lease]:
+    def _repeat_claim(self, state: SessionState, request: int) -> list[Lease]:
         if request < state.request:
             for job in self.take_ready("default", 1):
                 self._lease(state, job, ClaimId(state.session.id, request, 1_000 + len(state.answer)))
             request = state.request
-        return super()._answer_again(state, request)
+        return super()._repeat_claim(state, request)
 
 
 class ClaimsForTheDead(Mutant):
