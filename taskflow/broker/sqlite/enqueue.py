@@ -21,11 +21,11 @@ _SCHEDULED: Final = CODES[Status.SCHEDULED]
 
 
 def enqueue(transitions: Transitions, envelopes: Sequence[Envelope], capacity: int | None = None) -> list[Added | Refused]:
-    check_room(transitions, envelopes, capacity)
+    refuse_if_full(transitions, envelopes, capacity)
     return add_all(transitions, envelopes)
 
 
-def check_room(transitions: Transitions, envelopes: Sequence[Envelope], capacity: int | None) -> None:
+def refuse_if_full(transitions: Transitions, envelopes: Sequence[Envelope], capacity: int | None) -> None:
     if capacity is None:
         return
     wanted = sum(transitions.job(envelope.id) is None for envelope in envelopes)

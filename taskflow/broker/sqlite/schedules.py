@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.sqlite.enqueue import add_all, check_room
+from taskflow.broker.sqlite.enqueue import add_all, refuse_if_full
 from taskflow.broker.sqlite.row import storable
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.clock import to_microseconds
@@ -169,7 +169,7 @@ def _offer(transitions: Transitions, schedule: ScheduleRow) -> Offer | None:
 
 
 def fire(transitions: Transitions, firings: Sequence[Firing], capacity: int | None) -> list[Added | Refused | None]:
-    check_room(transitions, [firing.envelope for firing in firings if firing.envelope is not None], capacity)
+    refuse_if_full(transitions, [firing.envelope for firing in firings if firing.envelope is not None], capacity)
     return [_fire(transitions, _find(transitions, firing.name), firing) for firing in firings]
 
 
