@@ -107,7 +107,7 @@ class Sender:
         delivery = _Delivery(self, listeners, self._namespace)
         with contextlib.suppress(OSError, sqlite3.Error, Unsound):  # a hint is not worth an error
             if announcement.is_periodical or announcement.ready:
-                delivery.pass_on_unanswered()
+                delivery.pass_on_late_nudges()
             for queue, number in announcement.ready.items():
                 delivery.nudge_for(queue, number, transitions)
             for queues, number in announcement.full_claims.items() if listeners.are_waiting else ():
@@ -231,7 +231,7 @@ class _Delivery:
             number -= self._take(mark, hashed)
         return number
 
-    def pass_on_unanswered(self) -> None:
+    def pass_on_late_nudges(self) -> None:
         for mark in [*self._marks.values()]:
             hashed = mark.nudged_for
             if hashed is None or self._now - mark.since_number < _PASSED_ON_AFTER:
