@@ -101,13 +101,13 @@ class MemoryBroker:
         with self._lock:
             self._store.begin_verb()
             answer = verb()
-            rung, self._store.rung = self._store.rung, set()
+            to_wake, self._store.to_wake = self._store.to_wake, set()
             nudges = self._store.take_nudges()
-        if names.DUE in rung:
-            rung.discard(names.DUE)
+        if names.DUE in to_wake:
+            to_wake.discard(names.DUE)
             self.flag.wake_some([names.DUE], UPKEEPERS)
-        if rung:
-            self.flag.wake(rung)
+        if to_wake:
+            self.flag.wake(to_wake)
         for queue, jobs in nudges.items():
             self.flag.wake_some([names.queue(queue), names.ANY_QUEUE], jobs)
         return answer

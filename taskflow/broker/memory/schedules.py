@@ -38,7 +38,7 @@ class ScheduleStore(Store):
         declarer = None if session is None else self._living(session)
         since = self.now - to_microseconds(age)
         answers = [self._define(definition, declarer, since) for definition in definitions]
-        self._ring(definition.name for definition in definitions)
+        self._announce_look(definition.name for definition in definitions)
         return answers
 
     def _define(self, definition: Definition, declarer: SessionState | None, since: int) -> bool:
@@ -66,18 +66,18 @@ class ScheduleStore(Store):
             if (schedule := self.schedules.get(name)) is not None and state.session.id in schedule.declared:
                 del schedule.declared[state.session.id]
                 self._elect(schedule)
-        self._ring(state.declares)
+        self._announce_look(state.declares)
 
     # --- offers and firings -----------------------------------------------------------------------------------
 
     def next_look(self) -> int | None:
         return min((schedule.look_at for schedule in self.schedules.values() if schedule.look_at is not None), default=None)
 
-    def _ring(self, names: Iterable[str]) -> None:
-        """Nudge if one of the schedules that the verb has changed is now the first one due."""
+    def _announce_look(self, names: Iterable[str]) -> None:
+        """Wake listeners if one of the schedules that the verb has changed is now the first one due."""
         looks = {schedule.look_at for name in names if (schedule := self.schedules.get(name)) is not None}
         if looks and (first := self.next_look()) is not None and first in looks:
-            self.rung.add(topics.DUE)
+            self.to_wake.add(topics.DUE)
 
     def offers(self) -> tuple[Offer, ...]:
         """Offer the caller the schedules that are due, and remove those that have been asleep for too long."""
@@ -91,7 +91,7 @@ class ScheduleStore(Store):
     def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
         self.refuse_if_full([firing.envelope for firing in firings if firing.envelope is not None])
         answers = [self._fire_one(self.schedules.get(firing.name), firing) for firing in firings]
-        self._ring(firing.name for firing in firings)
+        self._announce_look(firing.name for firing in firings)
         return answers
 
     def _fire_one(self, schedule: StoredSchedule | None, firing: Firing) -> Added | Refused | None:
@@ -120,5 +120,5 @@ class ScheduleStore(Store):
         if amendment is Amendment.REMOVE:
             del self.schedules[name]
         else:
-            self._ring([name])
+            self._announce_look([name])
         return True

@@ -276,7 +276,7 @@ class Store(MemoryTransitions):
         elif found is Status.RUNNING:
             job.cancel_requested = wording.CANCELLED
             if job.claim is not None:
-                self.rung.add(topics.session(job.claim.session))
+                self.to_wake.add(topics.session(job.claim.session))
         return found
 
     def live_holders(self, keys: Sequence[bytes]) -> list[bytes | None]:

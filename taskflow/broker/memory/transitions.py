@@ -37,7 +37,7 @@ class MemoryTransitions:
         self.paused: set[str] = set()
         self.counts: defaultdict[str, Counter[Status]] = defaultdict(Counter)
         self.totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self.rung: set[str] = set()
+        self.to_wake: set[str] = set()
         self.readied = Counter[str]()
         self.ends = deque[bytes]()
         self.ends_dropped = 0
@@ -90,7 +90,7 @@ class MemoryTransitions:
             entry = (job.due_at, job.seq, job.id)
             heapq.heappush(self.due, entry)
             if self.due[0] == entry:
-                self.rung.add(topics.DUE)
+                self.to_wake.add(topics.DUE)
 
     def make_ready(self, job: StoredJob, event: Event) -> None:
         self._watch_expiry(job)
@@ -163,7 +163,7 @@ class MemoryTransitions:
         joins, job.joins = job.joins, ()
         for joined in joins:
             self.release_awaiting(self.jobs.get(joined))
-        self.rung.add(topics.job(job.id))
+        self.to_wake.add(topics.job(job.id))
         if not is_settled and self.has_end_subscriber():
             self.note_end(job.id)
 
@@ -191,7 +191,7 @@ class MemoryTransitions:
     def note_end(self, job_id: bytes) -> None:
         """Note that the job has ended without a settlement, for upkeep to tell."""
         if not self.ends:
-            self.rung.add(topics.DUE)
+            self.to_wake.add(topics.DUE)
         self.ends.append(job_id)
         if len(self.ends) > self.rules.most_ends:
             self.ends.popleft()

@@ -37,7 +37,7 @@ class CancelDoesNotNudge(Mutant):
     def _cancel_one(self, job: StoredJob | None) -> Status | None:
         found = super()._cancel_one(job)
         if found is Status.RUNNING:
-            self.rung.clear()
+            self.to_wake.clear()
         return found
 
 
@@ -119,7 +119,7 @@ class DueIsNotTold(Mutant):
 
     def enter(self, job: StoredJob, event: Event) -> None:
         super().enter(job, event)
-        self.rung.discard(topics.DUE)
+        self.to_wake.discard(topics.DUE)
 
 
 class SaysNothingOfPersistence(Mutant):

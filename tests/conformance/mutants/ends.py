@@ -15,12 +15,12 @@ class HearsNoExpiry(Mutant):
     because = "a signal for each verb that a client sends, and none for what the clock does (celery's task_revoked)"
 
     def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
-        is_ringing = topics.DUE in self.rung
+        was_due = topics.DUE in self.to_wake
         super().finish(job, event, status, reason, keep=keep)
         if event is Event.EXPIRE and self.ends:
             self.ends.pop()
-            if not self.ends and not is_ringing:
-                self.rung.discard(topics.DUE)
+            if not self.ends and not was_due:
+                self.to_wake.discard(topics.DUE)
 
 
 class HearsSettlementsToo(Mutant):
@@ -68,7 +68,7 @@ class NotesWithoutBound(Mutant):
 
     def note_end(self, job_id: bytes) -> None:
         if not self.ends:
-            self.rung.add(topics.DUE)
+            self.to_wake.add(topics.DUE)
         self.ends.append(job_id)
 
 
@@ -77,10 +77,10 @@ class NotesInSilence(Mutant):
     because = "a fleet at rest hears of a cancelled job a minute later"
 
     def note_end(self, job_id: bytes) -> None:
-        is_ringing = topics.DUE in self.rung
+        was_due = topics.DUE in self.to_wake
         super().note_end(job_id)
-        if not is_ringing:
-            self.rung.discard(topics.DUE)
+        if not was_due:
+            self.to_wake.discard(topics.DUE)
 
 
 class PurgesBeforeItIsRead(Mutant):

@@ -55,4 +55,4 @@ class TellsEverybodyOfEachEnd(Mutant):
 
     def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
         super().finish(job, event, status, reason, keep=keep)
-        self.rung |= {topics.job(other) for other in self.jobs}
+        self.to_wake |= {topics.job(other) for other in self.jobs}

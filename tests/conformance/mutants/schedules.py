@@ -125,7 +125,7 @@ class RingsForNobody(Mutant):
     breaks = frozenset({"schedule_due"})
     because = "a schedule that is put begins only when some worker looks"
 
-    def _ring(self, names: Iterable[str]) -> None:
+    def _announce_look(self, names: Iterable[str]) -> None:
         pass
 
 
