@@ -52,7 +52,7 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
     result: bytes | None = None
     reason: str | None = None
     waiting_for: str | None = None
-    keep_until: int = 0
+    fade_at: int | None = None
 
     @staticmethod
     def of(envelope: Envelope, seq: int, now: int) -> StoredJob:
@@ -76,7 +76,7 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
         return self.expires_at is not None and self.expires_at <= now
 
     def is_kept(self, now: int) -> bool:
-        return self.status is not None and (self.ended_at is None or self.keep_until > now)
+        return self.status is not None and (self.ended_at is None or (self.fade_at or 0) > now)
 
     def lease_to(self, session: Session, claim: ClaimId, now: int, steady: int) -> None:
         self.epoch += 1

@@ -154,8 +154,8 @@ class MemoryTransitions:
         job.reason = reason
         job.waiting_for = None
         job.ended_at = now
-        job.keep_until = now + (transitions.keep_for(status, self.rules) if keep is None else to_microseconds(keep))
-        heapq.heappush(self.fading, (job.keep_until, job.id))
+        job.fade_at = now + (transitions.keep_for(status, self.rules) if keep is None else to_microseconds(keep))
+        heapq.heappush(self.fading, (job.fade_at, job.id))
         heapq.heappush(self.kept[job.queue, status is Status.FAILED], (now, job.seq, job.id))
         if status is Status.FAILED:
             self.failed.setdefault(self._cell_of(job), {})[job.id] = job

@@ -136,7 +136,7 @@ class UpkeepStore(ScheduleStore):
             job = self.jobs.get(heapq.heappop(self.fading)[1])
             if job is None:
                 continue
-            if job.status in ENDED and job.keep_until <= now:
+            if job.status in ENDED and (job.fade_at or 0) <= now:
                 self.bury(job)
                 moved += 1
             elif job.status is None and self._is_forgettable(job, now):

@@ -22,7 +22,7 @@ class KeepsTheRetriedInTheirGroup(Mutant):
     because = "counters that are raised at each failure, and lowered only when a job is dropped"
 
     def leave_group(self, job: StoredJob) -> None:
-        if job.status is not Status.FAILED or job.keep_until <= self.now:
+        if job.status is not Status.FAILED or (job.fade_at or 0) <= self.now:
             super().leave_group(job)
 
     def failed_ids(self, fingerprint: bytes) -> list[bytes]:

@@ -106,7 +106,7 @@ def test_a_record_shows_declared_fields_only() -> None:
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
 def test_the_memory_store_keeps_every_field(field: Field) -> None:
-    names = {"name": "envelope", "extras": "envelope", "spoilt": "envelope", "fade_at": "keep_until"}
+    names = {"name": "envelope", "extras": "envelope", "spoilt": "envelope"}
     assert names.get(field.name, field.name) in StoredJob.__struct_fields__
 
 
