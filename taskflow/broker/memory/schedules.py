@@ -62,6 +62,10 @@ class ScheduleStore(Store):
 
     def _kill_session(self, state: SessionState) -> None:
         super()._kill_session(state)
+        self._drop_declarations(state)
+
+    def _drop_declarations(self, state: SessionState) -> None:
+        """Drop the declarations of a session that has died, and put the next youngest ones into force."""
         for name in state.declares:
             if (schedule := self.schedules.get(name)) is not None and state.session.id in schedule.declared:
                 del schedule.declared[state.session.id]

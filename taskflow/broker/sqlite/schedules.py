@@ -135,9 +135,9 @@ def _elect(transitions: Transitions, schedule: ScheduleRow) -> None:
     schedule.elect(youngest, transitions.now, transitions.rules.keep_asleep)
 
 
-def hand_over(transitions: Transitions, session: bytes) -> None:
+def drop_declarations(transitions: Transitions, session: bytes) -> None:
     """Drop the declarations of a session that has died, and put the next youngest ones into force."""
-    for (name,) in transitions.connection.execute(transitions.sql["retract"], (session,)).fetchall():
+    for (name,) in transitions.connection.execute(transitions.sql["drop_declarations"], (session,)).fetchall():
         for schedule in _rows(transitions, "schedule_by_name", name):
             if schedule.is_declared:
                 before = copy(schedule)

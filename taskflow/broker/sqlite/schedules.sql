@@ -38,7 +38,7 @@ DELETE FROM "~schedules" WHERE number = ?;
 -- Parameters: name, session, since, digest, body. Result: none.
 REPLACE INTO "~declarations" (name, session, since, digest, body) VALUES (?, ?, ?, ?, ?);
 
--- name: retract
+-- name: drop_declarations
 -- Parameters: session. Result: the names of the schedules that it declared.
 DELETE FROM "~declarations" WHERE session = ? RETURNING name;
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.broker.sqlite.row import CLAIM_BYTES, claims_of, pack_claim, pack_progress, slices, storable, text_of, unpack_claim
-from taskflow.broker.sqlite.schedules import hand_over
+from taskflow.broker.sqlite.schedules import drop_declarations
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
@@ -211,7 +211,7 @@ def _take_back_ghosts(transitions: Transitions, held: set[ClaimId], beat: Beat) 
 def kill_session(transitions: Transitions, row: SessionRow) -> None:
     """Mark a session as dead. Every session ends here."""
     transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
-    hand_over(transitions, row.id)
+    drop_declarations(transitions, row.id)
 
 
 def _leave(transitions: Transitions, row: SessionRow) -> None:

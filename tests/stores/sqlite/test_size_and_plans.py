@@ -93,7 +93,7 @@ INDEXES = {
     "schedule_by_name": {"sqlite_autoindex_taskflow_schedules_1"},
     "due_schedules": {"taskflow_schedules_look", "INTEGER PRIMARY KEY"},
     "save_schedule": set(),
-    "retract": {"taskflow_declarations_session"},
+    "drop_declarations": {"taskflow_declarations_session"},
     "youngest_declaration": {"sqlite_autoindex_taskflow_sessions_1"},
     "declarers": {"sqlite_autoindex_taskflow_sessions_1"},
     "all_ready_jobs": {"taskflow_jobs_ready", "INTEGER PRIMARY KEY"},
