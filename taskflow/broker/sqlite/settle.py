@@ -98,7 +98,7 @@ def _settle_lone_runs(transitions: Transitions, settlements: Sequence[Settlement
     with transitions.saving_together():
         for number in sorted(states.keys() - set(succeeded)):
             job = states[number].to_job(settlements[number], claims[number])
-            _end_run(transitions, job, settlements[number], pack_fence(job.epoch, claims[number]))
+            _apply_verdict(transitions, job, settlements[number], pack_fence(job.epoch, claims[number]))
     return [number in states for number in range(len(settlements))]
 
 
@@ -159,13 +159,13 @@ def _settle_one(transitions: Transitions, settlement: Settlement, *, is_callers:
             return Settled.OK
         is_committed = not is_callers and job.settled == pack_fence(settlement.epoch, claim, is_callers=True)
         return Settled.COMMITTED if is_committed else Settled.STALE
-    _end_run(transitions, job, settlement, fence)
+    _apply_verdict(transitions, job, settlement, fence)
     check_payloads(settlement.follow_ups)
     add_all(transitions, settlement.follow_ups)
     return Settled.OK
 
 
-def _end_run(transitions: Transitions, job: JobRow, settlement: Settlement, fence: bytes) -> None:
+def _apply_verdict(transitions: Transitions, job: JobRow, settlement: Settlement, fence: bytes) -> None:
     job.settled = fence
     job.started_at = transitions.now - to_microseconds(settlement.ran_for)
     job.progress = pack_progress(settlement.progress) or job.progress
