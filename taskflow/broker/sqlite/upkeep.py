@@ -136,13 +136,13 @@ def _release_leases(transitions: Transitions, limit: int) -> int:
     for row in session_rows(transitions, "dead_sessions"):
         jobs = transitions.leased("some_leases", *claims_of(row.id), max(0, limit - released))
         for job in jobs:
-            _release(transitions, row, job)
+            _end_dead_lease(transitions, row, job)
         released += len(jobs)
         _forget_session(transitions, row)
     return released
 
 
-def _release(transitions: Transitions, row: SessionRow, job: JobRow) -> None:
+def _end_dead_lease(transitions: Transitions, row: SessionRow, job: JobRow) -> None:
     if row.is_spared or row.is_of_another_boot(transitions.clock.boot_id()):
         transitions.hand_back(job, counts=True)
     else:
