@@ -172,13 +172,13 @@ def _apply_verdict(transitions: Transitions, job: JobRow, settlement: Settlement
     transition = apply_verdict(job.counters, settlement.verdict, transitions.rules, transitions.now, settlement.cause)
     if job.is_poison:  # no run has reported an outcome
         transition = transition._replace(counters=job.counters)
-    transitions.settling = job.seq
+    transitions.settled_seq = job.seq
     if isinstance(settlement.verdict, Succeeded):
         job.result, job.payload = check_result(settlement.verdict.result), None
         transitions.apply(job, transition, keep=settlement.keep_for)
     else:
         transitions.apply(job, transition)
-    transitions.settling = None
+    transitions.settled_seq = None
 
 
 # --- cancel, read ------------------------------------------------------------------------------------------------

@@ -77,7 +77,8 @@ class Transitions:
         self.scrubbed = Scrubbed()
         self._put_off: list[JobRow] | None = None
         self._ends = list[bytes]()
-        self.settling: int | None = None
+        self.settled_seq: int | None = None
+        """The seq of the job whose settlement is being applied."""
         self.may_write = self.has_mended = False
         self.now = self.steady = 0
 
@@ -290,7 +291,7 @@ class Transitions:
         for job_id in joined:
             self.release_awaiting(self.job(job_id))
         self.announcement.ended.add(job.id)
-        if job.seq != self.settling:
+        if job.seq != self.settled_seq:
             self._ends.append(job.id)
 
     def has_end_subscriber(self) -> tuple[bool, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any, Final, Literal
 
 from taskflow.broker.protocol import MAX_ENDS, Upkept
@@ -245,10 +245,7 @@ def scrub(transitions: Transitions) -> bool:
     last, number, unsound, orphans, names = row
     for seq in json.loads(unsound):
         transitions.job_by_seq(seq)  # reading the job mends it
-    for seq in json.loads(orphans):
-        job = transitions.job_by_seq(seq)
-        if job is not None and job.claim is not None:
-            transitions.hand_back(job, counts=False)
+    _release_orphans(transitions, json.loads(orphans))
     place.names.update(json.loads(names))
     if number < SCRUBBED_AT_ONCE:
         _drop_names(transitions, place.names)
@@ -257,6 +254,14 @@ def scrub(transitions: Transitions) -> bool:
         return True
     place.seq = last
     return False
+
+
+def _release_orphans(transitions: Transitions, seqs: Iterable[int]) -> None:
+    """Hand back jobs that are leased to an unknown session."""
+    for seq in seqs:
+        job = transitions.job_by_seq(seq)
+        if job is not None and job.claim is not None:
+            transitions.hand_back(job, counts=False)
 
 
 def _drop_names(transitions: Transitions, used: Set[object]) -> None:
