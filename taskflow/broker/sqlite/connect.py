@@ -10,10 +10,10 @@ from typing import Final, TypeVar
 from urllib.parse import quote
 
 from taskflow.broker.migrations import Upgrade
+from taskflow.broker.sqlite.errors import broker_error, whoami
 from taskflow.broker.sqlite.migrations import pending, tables_of, tables_of_namespaces, upgrade, upgrade_from
 from taskflow.broker.sqlite.own_transaction import execute_with_lock
 from taskflow.broker.sqlite.ownership import make_private
-from taskflow.broker.sqlite.refusals import in_our_words, whoami
 from taskflow.broker.sqlite.shrinking import allow_shrinking
 from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store_file import StoreFile
@@ -64,14 +64,14 @@ def _connect(store: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tupl
     try:
         connection = sqlite3.connect(store.path, timeout=store.timeout, isolation_level=None, cached_statements=_STATEMENT_CACHE)
     except sqlite3.Error as error:
-        raise in_our_words(error, store) from error
+        raise broker_error(error, store) from error
     connection.text_factory = _text
     try:
         return connection, begin(connection)
     except BaseException as error:
         connection.close()
         if isinstance(error, sqlite3.Error):
-            raise in_our_words(error, store) from error
+            raise broker_error(error, store) from error
         raise
 
 

@@ -11,8 +11,8 @@ import sqlite3
 import time
 from typing import Any, Final
 
+from taskflow.broker.sqlite.errors import is_busy
 from taskflow.broker.sqlite.lock_owner import holder_of
-from taskflow.broker.sqlite.refusals import is_busy
 from taskflow.broker.sqlite.statements import pragma
 from taskflow.broker.sqlite.store_file import INDEX, StoreFile
 from taskflow.model.errors import BrokerRefused

@@ -14,11 +14,11 @@ from taskflow.broker.sqlite.checkpoint import Checkpointer
 from taskflow.broker.sqlite.commit_watch import CommitWatch
 from taskflow.broker.sqlite.connect import look, open_file
 from taskflow.broker.sqlite.disk_reserve import DiskReserve
+from taskflow.broker.sqlite.errors import broker_error, is_about_the_file, is_busy, is_full
 from taskflow.broker.sqlite.forks import keep_open
 from taskflow.broker.sqlite.migrations import version_of
 from taskflow.broker.sqlite.own_transaction import HELD_FOR, OwnTransaction, writing
 from taskflow.broker.sqlite.ownership import check_beside
-from taskflow.broker.sqlite.refusals import in_our_words, is_about_the_file, is_busy, is_full
 from taskflow.broker.sqlite.shrinking import Shrinker
 from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store_file import StoreFile
@@ -210,7 +210,7 @@ class Transactions:
             elif own.is_open and now < work.accepted_at + self.store.timeout:
                 self._waiting.append(work)
             else:
-                work.error = self._in_our_words(error)
+                work.error = self._broker_error(error)
 
     def take_waiting(self) -> list[Work]:
         """Return the verbs of the last group that must run again, with the next group."""
@@ -228,7 +228,7 @@ class Transactions:
         if is_busy(error):
             self._give_up(file, [work], error)
             return
-        work.error = self._in_our_words(error)
+        work.error = self._broker_error(error)
         if is_about_the_file(error):
             self.close()
 
@@ -254,12 +254,12 @@ class Transactions:
         full.__cause__ = error
         return full
 
-    def _in_our_words(self, error: BaseException) -> BaseException:
+    def _broker_error(self, error: BaseException) -> BaseException:
         if not isinstance(error, sqlite3.Error):
             return error
-        told = in_our_words(error, self.store)
-        told.__cause__ = error
-        return told
+        refusal = broker_error(error, self.store)
+        refusal.__cause__ = error
+        return refusal
 
 
 class _File:

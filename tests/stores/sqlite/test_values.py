@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.refusals import LARGEST_PAYLOAD
+from taskflow.broker.sqlite.errors import LARGEST_PAYLOAD
 from taskflow.model.backoff import Backoff
 from taskflow.model.errors import TooLarge
 from taskflow.model.progress import Progress

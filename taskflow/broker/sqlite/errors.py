@@ -73,7 +73,7 @@ def is_about_the_file(error: BaseException) -> bool:
     )
 
 
-def in_our_words(error: sqlite3.Error, store: StoreFile) -> TaskflowError:
+def broker_error(error: sqlite3.Error, store: StoreFile) -> TaskflowError:
     """Return the taskflow error to raise instead, which names the file and says what to do.
 
     A value that is too large does not cause a BrokerError: the store works, and another attempt would fail too.
