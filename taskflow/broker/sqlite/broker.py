@@ -18,9 +18,9 @@ from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.sqlite import claim, enqueue, forks, schedules, session as sessions, settle, upkeep
 from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.console import SqliteConsole
-from taskflow.broker.sqlite.errors import check_definitions, check_payloads
 from taskflow.broker.sqlite.migrations import script
 from taskflow.broker.sqlite.reader import CannotRead, ReadTransactions
+from taskflow.broker.sqlite.size_limits import check_definitions, check_payloads
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import Room, StoreFile
 from taskflow.broker.sqlite.transactional import SqliteTransactional

@@ -4,47 +4,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable
-from typing import Final
 
 from taskflow.broker.sqlite.lock_owner import locked_by
+from taskflow.broker.sqlite.size_limits import LARGEST_VALUE
 from taskflow.broker.sqlite.store_file import INDEX, StoreFile
-from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, TaskflowError, TooLarge
-from taskflow.model.job_schema import LARGE
-from taskflow.model.schedule import Definition
-
-LARGEST_VALUE: Final = 1_000_000_000
-"""The maximum size of a value or row in the usual build of SQLite, in bytes (https://sqlite.org/limits.html)."""
-
-LARGEST_PAYLOAD: Final = LARGE
-"""The maximum size of a payload or a result, in bytes. A longer value in a row counts as damaged and is not fetched."""
-
-
-def check_payloads(envelopes: Iterable[Envelope]) -> None:
-    """Raise TooLarge, naming the job and the size, if a payload exceeds LARGEST_PAYLOAD. Call this before any payload is copied."""
-    for envelope in envelopes:
-        if len(envelope.payload) > LARGEST_PAYLOAD:
-            raise TooLarge(
-                f"job {envelope.job} was not sent: its payload has {len(envelope.payload):,} bytes, "
-                f"but SQLite allows at most {LARGEST_PAYLOAD:,}; send a reference to the data"
-            )
-
-
-def check_definitions(definitions: Iterable[Definition]) -> None:
-    for definition in definitions:
-        if len(definition.body) > LARGEST_PAYLOAD:
-            raise TooLarge(
-                f"schedule {definition.name} was not stored: its definition has {len(definition.body):,} bytes, "
-                f"but SQLite allows at most {LARGEST_PAYLOAD:,}; use a reference to the data"
-            )
-
-
-def check_result(result: bytes) -> bytes:
-    """Return the result. Raises TooLarge if it is too long to be read back."""
-    if len(result) > LARGEST_PAYLOAD:
-        raise TooLarge(f"a result of {len(result):,} bytes: SQLite allows at most {LARGEST_PAYLOAD:,}; return a reference to the data")
-    return result
 
 
 def is_full(error: BaseException) -> bool:

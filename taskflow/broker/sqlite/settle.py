@@ -9,9 +9,9 @@ from typing import Final
 import msgspec
 
 from taskflow.broker.sqlite.enqueue import add_all
-from taskflow.broker.sqlite.errors import check_payloads, check_result
 from taskflow.broker.sqlite.lease_cache import StaleCache
 from taskflow.broker.sqlite.row import JobRow, is_possible, pack_claim, pack_fence, pack_progress, unpack_claim
+from taskflow.broker.sqlite.size_limits import check_payloads, check_result
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds

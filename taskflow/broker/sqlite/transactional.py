@@ -17,9 +17,9 @@ from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.callers_connection import CallersConnection, in_steps
 from taskflow.broker.sqlite.commit_watch import ExpectedCommit
 from taskflow.broker.sqlite.disk_reserve import DiskReserve
-from taskflow.broker.sqlite.errors import check_payloads
 from taskflow.broker.sqlite.migrations import upgrade_from, version_of
 from taskflow.broker.sqlite.row import COLUMNS, JobRow, pack_claim, pack_fence
+from taskflow.broker.sqlite.size_limits import check_payloads
 from taskflow.broker.sqlite.statements import Statements, table_prefix
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.transitions import Transitions

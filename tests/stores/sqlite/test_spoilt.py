@@ -13,7 +13,7 @@ from taskflow.app.app import default_app
 from taskflow.broker.console import View
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.errors import LARGEST_PAYLOAD
+from taskflow.broker.sqlite.size_limits import LARGEST_PAYLOAD
 from taskflow.model.clock import ManualClock
 from taskflow.model.envelope import ClaimId
 from taskflow.model.record import Status

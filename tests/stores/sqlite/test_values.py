@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.errors import LARGEST_PAYLOAD
+from taskflow.broker.sqlite.size_limits import LARGEST_PAYLOAD
 from taskflow.model.backoff import Backoff
 from taskflow.model.errors import TooLarge
 from taskflow.model.progress import Progress
@@ -131,7 +131,7 @@ async def test_a_result_that_would_not_be_read_back_is_refused(broker: SqliteBro
     [lease] = await broker.claim(session.id, 1, [], 1)
     result = Succeeded(bytes(LARGEST_PAYLOAD + 1))
 
-    with pytest.raises(TooLarge, match="result of 67,108,865 bytes"):
+    with pytest.raises(TooLarge, match="the result has 67,108,865 bytes"):
         await broker.settle([Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=result)])
 
 
