@@ -19,6 +19,7 @@ from taskflow.broker.sqlite import claim, enqueue, forks, schedules, session as 
 from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.broker.sqlite.migrations import script
+from taskflow.broker.sqlite.notifier import SocketNotifier
 from taskflow.broker.sqlite.reader import CannotRead, ReadTransactions
 from taskflow.broker.sqlite.size_limits import check_definitions, check_payloads
 from taskflow.broker.sqlite.statements import Statements
@@ -26,7 +27,6 @@ from taskflow.broker.sqlite.store_file import Room, StoreFile
 from taskflow.broker.sqlite.transactional import SqliteTransactional
 from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.broker.sqlite.transitions import Transitions, Unsound
-from taskflow.broker.sqlite.wake_sender import Sender
 from taskflow.broker.sqlite.wakeups import SocketListener
 from taskflow.broker.sqlite.work import Durability
 from taskflow.broker.sqlite.writer import Writer
@@ -239,11 +239,11 @@ class SqliteBroker:
 
 
 class _Parts:
-    """Connects the writer, the sender and the listener that a broker uses in one process."""
+    """Connects the writer, the notifier and the listener that a broker uses in one process."""
 
     def __init__(self, store: StoreFile, seams: Seams, rules: Rules) -> None:
         self._flag = WakeUpFlag()
-        self._sender = Sender(store, seams.clock)
+        self._notifier = SocketNotifier(store, seams.clock)
         self._transactions = Transactions(store, seams.clock, rules, self._announce)
         self.writer = Writer(self._transactions, seams.start_thread)
         self._reads = ReadTransactions(store, seams.clock, rules)
@@ -251,15 +251,15 @@ class _Parts:
         self.listener = SocketListener(store, self._flag, seams)
 
     def _announce(self, announcement: Announcement, transitions: Transitions, /) -> None:
-        is_told = self._sender.announce(announcement, transitions) and self.listener.name is not None
-        if not is_told and self._flag.is_heard:
+        is_announced = self._notifier.announce(announcement, transitions) and self.listener.name is not None
+        if not is_announced and self._flag.is_heard:
             self._flag.wake(announcement.topics())
 
     def close(self) -> None:
         if self.writer.pid == os.getpid():
             self.reader.close_and_wait()
             self.writer.close_and_wait()
-            self._sender.close()
+            self._notifier.close()
             self.listener.close()
 
     def abandon(self) -> None:

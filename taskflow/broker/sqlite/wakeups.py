@@ -19,10 +19,10 @@ import msgspec
 from taskflow.broker import topics as names
 from taskflow.broker.listener import job_ids
 from taskflow.broker.sqlite.listener_files import ListenerFiles, is_queue, parted
+from taskflow.broker.sqlite.notifier import Message, SocketNotifier, add_here, decode, remove_here
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, Folder, Mark
-from taskflow.broker.sqlite.wake_sender import Message, Sender, add_here, decode, remove_here
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.record import Record
 from taskflow.model.seams import Seams
@@ -152,11 +152,11 @@ class SocketListener:
         return is_heeded
 
     def _pass_on(self, hashed: str) -> None:
-        sender = Sender(self._store, self._clock)
+        notifier = SocketNotifier(self._store, self._clock)
         try:
-            sender.pass_on(hashed)
+            notifier.pass_on(hashed)
         finally:
-            sender.close()
+            notifier.close()
 
     # --- the thread ----------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.sqlite import SqliteBroker, wake_sender, wakeups
+from taskflow.broker.sqlite import SqliteBroker, notifier, wakeups
 from taskflow.broker.sqlite.listener_files import ListenerFiles
 from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import WAITING, Listeners
@@ -110,19 +110,19 @@ def only_nudges_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StoreWatch, "look", lambda *_, **__: set[str]())
 
 
-Sent = tuple[str, wake_sender.Message]
+Sent = tuple[str, notifier.Message]
 
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
     """The messages from now on, with the names of those that get them."""
-    messages, send = list[Sent](), wake_sender.Sender.send
+    messages, send = list[Sent](), notifier.SocketNotifier.send
 
-    def sending(sender: wake_sender.Sender, name: str, message: wake_sender.Message) -> bool:
+    def sending(this: notifier.SocketNotifier, name: str, message: notifier.Message) -> bool:
         messages.append((name, message))
-        return send(sender, name, message)
+        return send(this, name, message)
 
-    monkeypatch.setattr(wake_sender.Sender, "send", sending)
+    monkeypatch.setattr(notifier.SocketNotifier, "send", sending)
     return messages
 
 
@@ -284,7 +284,7 @@ async def test_a_worker_that_stops_before_it_claims_passes_its_nudge_on(open_bro
 async def test_a_nudge_that_arrives_too_late_is_passed_on(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the datagram is read, nobody waits for jobs any more; the sender was quicker than the removal of the mark."""
     sender, first, second = (open_broker() for _ in range(3))
-    monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
+    monkeypatch.setattr(notifier, "listener_here", lambda name: None)
     with first.listen([topics.DUE]), first.listen([topics.ANY_QUEUE]), second.listen([topics.ANY_QUEUE]) as waiter:
         files = first._running().listener._files
         assert files is not None
@@ -296,7 +296,7 @@ async def test_a_nudge_that_arrives_too_late_is_passed_on(open_broker: Open, mon
 @pytest.mark.usefixtures("only_nudges_count")
 async def test_two_senders_at_once_nudge_two_listeners(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have seen the same listener wait longest, and only one of them may nudge it."""
-    both_have_listed, nudge_for = threading.Barrier(2, timeout=5), wake_sender._Delivery.nudge_for
+    both_have_listed, nudge_for = threading.Barrier(2, timeout=5), notifier._Delivery.nudge_for
 
     def together(*arguments: Any) -> None:
         both_have_listed.wait()
@@ -304,7 +304,7 @@ async def test_two_senders_at_once_nudge_two_listeners(open_broker: Open, monkey
 
     one, other, first, second = (open_broker() for _ in range(4))
     await asyncio.gather(one.read([]), other.read([]))
-    monkeypatch.setattr(wake_sender._Delivery, "nudge_for", together)
+    monkeypatch.setattr(notifier._Delivery, "nudge_for", together)
     with first.listen([topics.ANY_QUEUE]) as first_nudges, second.listen([topics.ANY_QUEUE]) as second_nudges:
         await asyncio.gather(one.enqueue([an_envelope()]), other.enqueue([an_envelope()]))
         assert all(await asyncio.gather(first_nudges.wait(0.5), second_nudges.wait(0.5)))
@@ -372,7 +372,7 @@ async def test_a_small_result_comes_with_the_wake_up(
 ) -> None:
     """Its waiter does not ask the store again; any other reader does."""
     if told == "by datagram":
-        monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
+        monkeypatch.setattr(notifier, "listener_here", lambda name: None)
     waiting, job = open_broker(), an_envelope()
     session = await registered(broker)
     await broker.enqueue([job])
@@ -404,7 +404,7 @@ async def test_many_ends_cost_their_listener_one_message(
     broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch, sent: list[Sent], number: int
 ) -> None:
     """However many wait, and a listener that waits for other jobs gets none."""
-    monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
+    monkeypatch.setattr(notifier, "listener_here", lambda name: None)
     waiting, unconcerned, jobs = open_broker(), open_broker(), envelopes(number)
     await broker.enqueue(jobs)
     with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.sqlite import SqliteBroker, wake_sender
+from taskflow.broker.sqlite import SqliteBroker, notifier
 from taskflow.broker.sqlite.wake_folder import Folder
 from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, registered, succeeded
 
@@ -105,7 +105,7 @@ async def test_a_path_too_long_for_a_socket(open_broker: Open, tmp_path: Path) -
 def told(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a broker of this process is told, and as one of another."""
     if request.param == "by datagram":
-        monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
+        monkeypatch.setattr(notifier, "listener_here", lambda name: None)
 
 
 @pytest.mark.usefixtures("told")
@@ -130,8 +130,8 @@ async def test_only_who_listens_for_it_is_woken(broker: SqliteBroker, open_broke
 
 async def test_more_than_a_datagram_holds(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the listener looks for everything that it waits for."""
-    monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
-    monkeypatch.setattr(wake_sender, "_MOST_BYTES", 20)
+    monkeypatch.setattr(notifier, "listener_here", lambda name: None)
+    monkeypatch.setattr(notifier, "_MOST_BYTES", 20)
     other = open_broker()
     job = an_envelope()
     await other.enqueue([job])
@@ -145,10 +145,10 @@ async def test_a_listener_of_this_process_gets_no_datagram(open_broker: Open, mo
     one = open_broker()
     two = one.sibling()
 
-    def no_socket(sender: wake_sender.Sender) -> socket.socket:
+    def no_socket(this: notifier.SocketNotifier) -> socket.socket:
         raise AssertionError("a datagram")
 
-    monkeypatch.setattr(wake_sender.Sender, "_opened", no_socket)
+    monkeypatch.setattr(notifier.SocketNotifier, "_opened", no_socket)
     with one.listen([topics.queue("mail")]) as here, two.listen([topics.queue("mail")]) as there:
         await one.enqueue(envelopes(2, queue="mail"))
         assert await here.wait(0.5)
@@ -165,7 +165,7 @@ async def test_what_nobody_announces_is_seen_within_about_a_second(
     job, session = an_envelope(), await registered(other)
     await other.enqueue([job])
     leases = [] if change == "ready" else await other.claim(session.id, 1, [], 1)
-    monkeypatch.setattr(wake_sender.Sender, "announce", lambda *_: True)
+    monkeypatch.setattr(notifier.SocketNotifier, "announce", lambda *_: True)
     changes: dict[str, tuple[str, Callable[[], Awaitable[object]]]] = {
         "ready": (topics.queue("mail"), lambda: other.enqueue([an_envelope(queue="mail")])),
         "ended": (topics.job(job.id), lambda: other.settle([succeeded(lease) for lease in leases])),

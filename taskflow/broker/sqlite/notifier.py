@@ -87,7 +87,7 @@ def remove_here(name: str) -> None:
     _HERE.pop((os.getpid(), name), None)
 
 
-class Sender:
+class SocketNotifier:
     """Sends wake-ups to the listeners of a store. Used by one thread at a time."""
 
     def __init__(self, store: StoreFile, clock: Clock) -> None:
@@ -188,9 +188,9 @@ _GONE: Final = (errno.ECONNREFUSED, errno.ENOENT)
 class _Delivery:
     """Collects the messages of one announcement, one for each listener, and sends them."""
 
-    def __init__(self, sender: Sender, listeners: Listeners, namespace: str) -> None:
-        self._sender = sender
-        self._now = sender.clock.steady()
+    def __init__(self, notifier: SocketNotifier, listeners: Listeners, namespace: str) -> None:
+        self._notifier = notifier
+        self._now = notifier.clock.steady()
         self._listeners = listeners
         self._namespace = namespace
         self._any_queue = topic_hash(namespace, topics.ANY_QUEUE)
@@ -255,7 +255,7 @@ class _Delivery:
     def _rename(self, mark: Mark, new: Mark) -> bool:
         """Rename a mark. Return False if another sender or the listener itself was quicker."""
         try:
-            self._sender.folder.rename(mark.file, new.file)
+            self._notifier.folder.rename(mark.file, new.file)
         except FileNotFoundError:
             del self._marks[mark.listener]
             return False
@@ -301,7 +301,7 @@ class _Delivery:
     def _awaited(self, name: str, ended: set[bytes]) -> list[bytes]:
         if (here := listener_here(name)) is not None:
             return here.awaits(ended)
-        return list(ended.intersection(slices(self._sender.folder.read(awaited_file(name)), ID_BYTES)))
+        return list(ended.intersection(slices(self._notifier.folder.read(awaited_file(name)), ID_BYTES)))
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
@@ -313,7 +313,7 @@ class _Delivery:
             listener, message = self._messages.popitem()
             nudges = self._nudges.pop(listener, [])
             with contextlib.suppress(OSError):
-                if self._sender.send(listener, message):
+                if self._notifier.send(listener, message):
                     continue
             self._marks.pop(listener, None)
             for hashed in nudges:
