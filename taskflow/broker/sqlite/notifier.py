@@ -44,7 +44,7 @@ _MOST_QUEUES: Final = 100
 _CLEAN_EVERY: Final = to_microseconds(5.0)
 
 
-class Message(msgspec.Struct, array_like=True):
+class WakeMessage(msgspec.Struct, array_like=True):
     """A message to a listener. If the message nudges it, `mark` is the new name of its mark file (see
     `wake_folder.Mark`); otherwise `mark` is empty. `heard` holds the hashes of the topics to wake,
     `ended` the ids of jobs that have ended, and `records` the records of some of those jobs.
@@ -59,32 +59,32 @@ class Message(msgspec.Struct, array_like=True):
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-decode: Final = msgspec.msgpack.Decoder(Message).decode
+decode: Final = msgspec.msgpack.Decoder(WakeMessage).decode
 
 
-class Here(Protocol):
+class LocalListener(Protocol):
     """A listener in this process. It is called directly, because a datagram would wake its thread."""
 
     def awaits(self, ids: Iterable[bytes]) -> list[bytes]: ...
 
-    def take(self, message: Message) -> bool: ...
+    def take(self, message: WakeMessage) -> bool: ...
 
 
-_HERE: Final[dict[tuple[int, str], Here]] = {}
+_LOCAL_LISTENERS: Final[dict[tuple[int, str], LocalListener]] = {}
 """The listeners in this process by process id and name. A forked child
 inherits the entries of its parent, which have another process id."""
 
 
-def listener_here(name: str) -> Here | None:
-    return _HERE.get((os.getpid(), name))
+def local_listener(name: str) -> LocalListener | None:
+    return _LOCAL_LISTENERS.get((os.getpid(), name))
 
 
-def add_here(name: str, listener: Here) -> None:
-    _HERE[os.getpid(), name] = listener
+def add_local_listener(name: str, listener: LocalListener) -> None:
+    _LOCAL_LISTENERS[os.getpid(), name] = listener
 
 
-def remove_here(name: str) -> None:
-    _HERE.pop((os.getpid(), name), None)
+def remove_local_listener(name: str) -> None:
+    _LOCAL_LISTENERS.pop((os.getpid(), name), None)
 
 
 class SocketNotifier:
@@ -130,13 +130,13 @@ class SocketNotifier:
             delivery.nudge(hashed, 1)
             delivery.send()
 
-    def send(self, name: str, message: Message) -> bool:
+    def send(self, name: str, message: WakeMessage) -> bool:
         """Send a message to a listener. Return False if the listener does not accept it."""
-        if (here := listener_here(name)) is not None:
-            return here.take(message)
+        if (listener := local_listener(name)) is not None:
+            return listener.take(message)
         encoded = _ENCODER.encode(message)
         if len(encoded) > _MOST_BYTES:
-            encoded = _ENCODER.encode(Message(message.mark, {ANY_TOPIC}))
+            encoded = _ENCODER.encode(WakeMessage(message.mark, {ANY_TOPIC}))
         try:
             self._opened().sendto(encoded, self.folder.address(name))
         except OSError as error:
@@ -152,7 +152,7 @@ class SocketNotifier:
         if announcement.cleans and now - self._cleaned_at >= _CLEAN_EVERY:
             names, self._cleaned_at = listeners.names, now
         for name in names:
-            if listener_here(name) is None:
+            if local_listener(name) is None:
                 self._remove_if_gone(name)
 
     def _remove_if_gone(self, name: str) -> None:
@@ -196,7 +196,7 @@ class _Delivery:
         self._any_queue = topic_hash(namespace, topics.ANY_QUEUE)
         self._due = topic_hash(namespace, topics.DUE)
         self._marks = dict(listeners.marks)
-        self._messages: dict[str, Message] = {}
+        self._messages: dict[str, WakeMessage] = {}
         self._nudges: dict[str, list[str]] = {}
 
     # --- jobs ------------------------------------------------------------------------------------------------------
@@ -299,14 +299,14 @@ class _Delivery:
                     message.records.append(record)
 
     def _awaited(self, name: str, ended: set[bytes]) -> list[bytes]:
-        if (here := listener_here(name)) is not None:
-            return here.awaits(ended)
+        if (listener := local_listener(name)) is not None:
+            return listener.awaits(ended)
         return list(ended.intersection(slices(self._notifier.folder.read(awaited_file(name)), ID_BYTES)))
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
-    def _message(self, listener: str) -> Message:
-        return self._messages.setdefault(listener, Message())
+    def _message(self, listener: str) -> WakeMessage:
+        return self._messages.setdefault(listener, WakeMessage())
 
     def send(self) -> None:
         while self._messages:

@@ -19,7 +19,7 @@ import msgspec
 from taskflow.broker import topics as names
 from taskflow.broker.listener import job_ids
 from taskflow.broker.sqlite.listener_files import ListenerFiles, is_queue, parted
-from taskflow.broker.sqlite.notifier import Message, SocketNotifier, add_here, decode, remove_here
+from taskflow.broker.sqlite.notifier import SocketNotifier, WakeMessage, add_local_listener, decode, remove_local_listener
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, Folder, Mark
@@ -92,7 +92,7 @@ class SocketListener:
         bound.settimeout(POLL_EVERY)
         self.name = name
         self._files = ListenerFiles(self._folder, self._store.namespace, name, self._clock)
-        add_here(name, self)
+        add_local_listener(name, self)
         return bound
 
     def begin_waiting(self) -> None:
@@ -135,7 +135,7 @@ class SocketListener:
         with self._lock:
             return [] if self._files is None else [job_id for job_id in ids if job_id in self._files.awaited]
 
-    def take(self, message: Message) -> bool:
+    def take(self, message: WakeMessage) -> bool:
         """Wake the waiters for the events in a message. Return False if it is a nudge for jobs that no one is waiting for any more."""
         with self._lock:
             if self._files is None:
@@ -241,7 +241,7 @@ class SocketListener:
             self._files.remove()
             self._files = None
         if self.name is not None:
-            remove_here(self.name)
+            remove_local_listener(self.name)
             self._folder.remove(self.name)
             self.name = None
         self._ended.clear()

@@ -110,7 +110,7 @@ def only_nudges_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StoreWatch, "look", lambda *_, **__: set[str]())
 
 
-Sent = tuple[str, notifier.Message]
+Sent = tuple[str, notifier.WakeMessage]
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
     """The messages from now on, with the names of those that get them."""
     messages, send = list[Sent](), notifier.SocketNotifier.send
 
-    def sending(this: notifier.SocketNotifier, name: str, message: notifier.Message) -> bool:
+    def sending(this: notifier.SocketNotifier, name: str, message: notifier.WakeMessage) -> bool:
         messages.append((name, message))
         return send(this, name, message)
 
@@ -284,7 +284,7 @@ async def test_a_worker_that_stops_before_it_claims_passes_its_nudge_on(open_bro
 async def test_a_nudge_that_arrives_too_late_is_passed_on(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the datagram is read, nobody waits for jobs any more; the sender was quicker than the removal of the mark."""
     sender, first, second = (open_broker() for _ in range(3))
-    monkeypatch.setattr(notifier, "listener_here", lambda name: None)
+    monkeypatch.setattr(notifier, "local_listener", lambda name: None)
     with first.listen([topics.DUE]), first.listen([topics.ANY_QUEUE]), second.listen([topics.ANY_QUEUE]) as waiter:
         files = first._running().listener._files
         assert files is not None
@@ -372,7 +372,7 @@ async def test_a_small_result_comes_with_the_wake_up(
 ) -> None:
     """Its waiter does not ask the store again; any other reader does."""
     if told == "by datagram":
-        monkeypatch.setattr(notifier, "listener_here", lambda name: None)
+        monkeypatch.setattr(notifier, "local_listener", lambda name: None)
     waiting, job = open_broker(), an_envelope()
     session = await registered(broker)
     await broker.enqueue([job])
@@ -404,7 +404,7 @@ async def test_many_ends_cost_their_listener_one_message(
     broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch, sent: list[Sent], number: int
 ) -> None:
     """However many wait, and a listener that waits for other jobs gets none."""
-    monkeypatch.setattr(notifier, "listener_here", lambda name: None)
+    monkeypatch.setattr(notifier, "local_listener", lambda name: None)
     waiting, unconcerned, jobs = open_broker(), open_broker(), envelopes(number)
     await broker.enqueue(jobs)
     with contextlib.ExitStack() as stack:

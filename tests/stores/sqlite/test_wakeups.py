@@ -105,7 +105,7 @@ async def test_a_path_too_long_for_a_socket(open_broker: Open, tmp_path: Path) -
 def told(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a broker of this process is told, and as one of another."""
     if request.param == "by datagram":
-        monkeypatch.setattr(notifier, "listener_here", lambda name: None)
+        monkeypatch.setattr(notifier, "local_listener", lambda name: None)
 
 
 @pytest.mark.usefixtures("told")
@@ -130,7 +130,7 @@ async def test_only_who_listens_for_it_is_woken(broker: SqliteBroker, open_broke
 
 async def test_more_than_a_datagram_holds(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the listener looks for everything that it waits for."""
-    monkeypatch.setattr(notifier, "listener_here", lambda name: None)
+    monkeypatch.setattr(notifier, "local_listener", lambda name: None)
     monkeypatch.setattr(notifier, "_MOST_BYTES", 20)
     other = open_broker()
     job = an_envelope()
