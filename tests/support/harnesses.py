@@ -162,13 +162,13 @@ class SqliteHarness(StoreHarness):
         return SqliteBroker(self.path, seams=self.seams, rules=self.rules, room=room)
 
     async def waiting(self, broker: Broker, queue: str) -> int:
-        from taskflow.broker.sqlite.wake_folder import WAITING, Mark, topic_hash
+        from taskflow.broker.sqlite.wake_folder import WAITING, ListenerNote, topic_hash
 
         folder = f"{self.path}-wake"
         files = await asyncio.to_thread(os.listdir, folder) if await asyncio.to_thread(os.path.exists, folder) else []
         hashes = [topic_hash("taskflow", topic) for topic in (topics.queue(queue), topics.ANY_QUEUE)]
-        marks = [mark for mark in map(Mark.parse, files) if mark is not None and mark.state == WAITING]
-        return sum(any(map(mark.hears, hashes)) for mark in marks)
+        notes = [note for note in map(ListenerNote.parse, files) if note is not None and note.state == WAITING]
+        return sum(any(map(note.hears, hashes)) for note in notes)
 
     @property
     def place(self) -> str:

@@ -32,11 +32,11 @@ class Announcement:
     cleans: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.ended or self.full_claims) or self.is_for_marked
+        return bool(self.ended or self.full_claims) or self.is_for_noted
 
     @property
-    def is_for_marked(self) -> bool:
-        """True if the transaction may concern any listener that has a mark (see wake_folder.py), whatever its state."""
+    def is_for_noted(self) -> bool:
+        """True if the transaction may concern any listener that has a note (see wake_folder.py), whatever its state."""
         return bool(self.ready or self.is_periodical or self.is_due or self.stopping)
 
     @property

@@ -10,14 +10,14 @@ from typing import Final
 
 from taskflow.broker import topics as names
 from taskflow.broker.listener import job_ids
-from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, WAITING, Folder, Mark, awaited_file, topic_hash
+from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, WAITING, Folder, ListenerNote, awaited_file, topic_hash
 from taskflow.model.clock import Clock
 
 _JOB: Final = names.job(b"")
 _QUEUE: Final = names.queue("")
 
 _TRIES: Final = 3
-"""The number of attempts to rename or remove a mark, which senders may be renaming at the same time."""
+"""The number of attempts to rename or remove a note, which senders may be renaming at the same time."""
 
 
 class ListenerFiles:
@@ -30,7 +30,7 @@ class ListenerFiles:
         self._name = name
         self._clock = clock
         self._topics = Counter[str]()
-        self._mark: Mark | None = None
+        self._note: ListenerNote | None = None
 
     def add(self, topics: Collection[str]) -> None:
         """Let senders know that someone is waiting for these topics."""
@@ -40,8 +40,8 @@ class ListenerFiles:
         new = [topic for topic in others if topic not in self._topics]
         self._topics.update(others)
         if new:
-            mark = self._mark
-            self._turn(WAITING if mark is None or any(map(is_queue, new)) else mark.state)
+            note = self._note
+            self._turn(WAITING if note is None or any(map(is_queue, new)) else note.state)
 
     def drop(self, topics: Collection[str]) -> str | None:
         """Undo `add`. If the listener was nudged for jobs that no one is waiting for any more, return the hash of their topic."""
@@ -59,39 +59,39 @@ class ListenerFiles:
         if self._topics:
             self._turn(BUSY if unheeded or actual is None else actual.state)
         else:
-            self._remove_mark()
+            self._remove_note()
         return unheeded
 
     def claimed(self, *, is_full: bool) -> None:
         """Let senders know whether the listener is waiting for jobs.
 
         If this is called while the claim holds the write lock, no job can
-        become ready unnoticed between the claim and the change of the mark.
+        become ready unnoticed between the claim and the change of the note.
         """
         if not self._topics:
             return
-        mark, state = self._mark, BUSY if is_full else WAITING
-        if mark is None or mark.state != state or (not is_full and not self._folder.has(mark.file)):
+        note, state = self._note, BUSY if is_full else WAITING
+        if note is None or note.state != state or (not is_full and not self._folder.has(note.file)):
             self._turn(state)
 
     def wait(self) -> bool:
         """Mark the listener as waiting. Return False if it was marked as busy: it must then look for jobs that are already there."""
-        if self._mark is None or self._mark.state != BUSY:
+        if self._note is None or self._note.state != BUSY:
             return True
         self._turn(WAITING)
         return False
 
     def take(self, file: str) -> bool:
-        """Accept a new name for the mark, reported by a sender. Return False if it is a nudge for jobs that no one is waiting for."""
-        mark = Mark.parse(file)
+        """Accept a new name for the note, reported by a sender. Return False if it is a nudge for jobs that no one is waiting for."""
+        note = ListenerNote.parse(file)
         with contextlib.suppress(OSError):
             if self._folder.has(file):
-                self._mark = mark
-        return mark is not None and self._heeds(mark)
+                self._note = note
+        return note is not None and self._heeds(note)
 
-    def _heeds(self, mark: Mark) -> bool:
-        """Return True unless the mark is a nudge for jobs that no one is waiting for."""
-        hashed = mark.nudged_for
+    def _heeds(self, note: ListenerNote) -> bool:
+        """Return True unless the note is a nudge for jobs that no one is waiting for."""
+        hashed = note.nudged_for
         queues = filter(is_queue, self._topics)
         return hashed is None or any(topic == names.ANY_QUEUE or topic_hash(self._namespace, topic) == hashed for topic in queues)
 
@@ -102,14 +102,14 @@ class ListenerFiles:
 
     def remove(self) -> None:
         self._topics.clear()
-        self._remove_mark()
+        self._remove_note()
         self.awaited.remove()
 
     def _turn(self, state: str) -> None:
-        new = Mark.new(state, self._clock.steady(), self._name, self._namespace, self._topics)
+        new = ListenerNote.new(state, self._clock.steady(), self._name, self._namespace, self._topics)
         for _ in range(_TRIES):
-            old = self._mark or self._actual()
-            self._mark = None
+            old = self._note or self._actual()
+            self._note = None
             try:
                 if old is None:
                     os.close(self._folder.create(new.file))
@@ -119,23 +119,23 @@ class ListenerFiles:
                 continue
             except OSError:
                 return
-            self._mark = new
+            self._note = new
             return
 
-    def _actual(self) -> Mark | None:
-        """Return the current mark, which a sender may have renamed."""
+    def _actual(self) -> ListenerNote | None:
+        """Return the current note, which a sender may have renamed."""
         with contextlib.suppress(OSError):
-            if self._mark is not None and self._folder.has(self._mark.file):
-                return self._mark
+            if self._note is not None and self._folder.has(self._note.file):
+                return self._note
         listeners = self._folder.listeners()
-        return None if listeners is None else listeners.marks.get(self._name)
+        return None if listeners is None else listeners.notes.get(self._name)
 
-    def _remove_mark(self) -> None:
+    def _remove_note(self) -> None:
         for _ in range(_TRIES):
-            if (mark := self._actual()) is None:
+            if (note := self._actual()) is None:
                 break
-            self._folder.remove_file(mark.file)
-        self._mark = None
+            self._folder.remove_file(note.file)
+        self._note = None
 
 
 class AwaitedIds:

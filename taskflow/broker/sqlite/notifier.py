@@ -21,7 +21,18 @@ from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.row import slices
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.transitions import Transitions, Unsound
-from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, NUDGED, WAITING, Folder, Listeners, Mark, awaited_file, topic_hash
+from taskflow.broker.sqlite.wake_folder import (
+    ANY_TOPIC,
+    BUSY,
+    ID_BYTES,
+    NUDGED,
+    WAITING,
+    Folder,
+    ListenerNote,
+    Listeners,
+    awaited_file,
+    topic_hash,
+)
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.record import Record
 
@@ -45,14 +56,14 @@ _CLEAN_EVERY: Final = to_microseconds(5.0)
 
 
 class WakeMessage(msgspec.Struct, array_like=True):
-    """A message to a listener. If the message nudges it, `mark` is the new name of its mark file (see
-    `wake_folder.Mark`); otherwise `mark` is empty. `heard` holds the hashes of the topics to wake,
+    """A message to a listener. If the message nudges it, `note` is the new name of its note file (see
+    `wake_folder.ListenerNote`); otherwise `note` is empty. `heard` holds the hashes of the topics to wake,
     `ended` the ids of jobs that have ended, and `records` the records of some of those jobs.
 
     If a message is too long for a datagram, a short one is sent instead: `ANY_TOPIC` in `heard` means that anything may have happened.
     """
 
-    mark: str = ""
+    note: str = ""
     heard: set[str] = set()
     ended: list[bytes] = []
     records: list[Record] = []
@@ -102,7 +113,7 @@ class SocketNotifier:
         listeners = self.folder.listeners()
         if listeners is None:
             return False
-        if not (announcement.is_for_marked or listeners.awaiting or (announcement.full_claims and listeners.are_waiting)):
+        if not (announcement.is_for_noted or listeners.awaiting or (announcement.full_claims and listeners.are_waiting)):
             return True
         delivery = _Delivery(self, listeners, self._namespace)
         with contextlib.suppress(OSError, sqlite3.Error, Unsound):  # a hint is not worth an error
@@ -113,11 +124,11 @@ class SocketNotifier:
             for queues, number in announcement.full_claims.items() if listeners.are_waiting else ():
                 delivery.nudge_next(queues, number, transitions)
             for session in announcement.stopping:
-                delivery.tell_all(topics.session(session))
+                delivery.notify_topic(topics.session(session))
             if announcement.is_due:
-                delivery.tell_of_due(announcement, transitions)
+                delivery.notify_due(announcement, transitions)
             if announcement.ended:
-                delivery.tell_of_ends(announcement.ended, transitions)
+                delivery.notify_ends(announcement.ended, transitions)
         delivery.send()
         self._clean(listeners, announcement)
         return True
@@ -136,7 +147,7 @@ class SocketNotifier:
             return listener.take(message)
         encoded = _ENCODER.encode(message)
         if len(encoded) > _MOST_BYTES:
-            encoded = _ENCODER.encode(WakeMessage(message.mark, {ANY_TOPIC}))
+            encoded = _ENCODER.encode(WakeMessage(message.note, {ANY_TOPIC}))
         try:
             self._opened().sendto(encoded, self.folder.address(name))
         except OSError as error:
@@ -148,7 +159,7 @@ class SocketNotifier:
 
     def _clean(self, listeners: Listeners, announcement: Announcement) -> None:
         """Remove the files of listeners whose processes ended without cleaning up."""
-        names, now = listeners.unmarked, self.clock.steady()
+        names, now = listeners.without_note, self.clock.steady()
         if announcement.cleans and now - self._cleaned_at >= _CLEAN_EVERY:
             names, self._cleaned_at = listeners.names, now
         for name in names:
@@ -195,7 +206,7 @@ class _Delivery:
         self._namespace = namespace
         self._any_queue = topic_hash(namespace, topics.ANY_QUEUE)
         self._due = topic_hash(namespace, topics.DUE)
-        self._marks = dict(listeners.marks)
+        self._notes = dict(listeners.notes)
         self._messages: dict[str, WakeMessage] = {}
         self._nudges: dict[str, list[str]] = {}
 
@@ -220,66 +231,66 @@ class _Delivery:
         message to those nudged before: they may have claimed just before the jobs became ready."""
         nudged = [*self._waiting_for(hashed, NUDGED)]
         left = self._nudge_waiting(hashed, number)
-        for mark in nudged[:left]:
-            self._message(mark.listener).heard |= {hashed, self._any_queue}
+        for note in nudged[:left]:
+            self._message(note.listener).heard |= {hashed, self._any_queue}
 
     def _nudge_waiting(self, hashed: str, number: int) -> int:
         """Nudge up to `number` waiting listeners. Return how many more were needed."""
-        for mark in [*self._waiting_for(hashed, WAITING)]:
+        for note in [*self._waiting_for(hashed, WAITING)]:
             if number < 1:
                 break
-            number -= self._take(mark, hashed)
+            number -= self._take(note, hashed)
         return number
 
     def pass_on_late_nudges(self) -> None:
-        for mark in [*self._marks.values()]:
-            hashed = mark.nudged_for
-            if hashed is None or self._now - mark.since_number < _PASSED_ON_AFTER:
+        for note in [*self._notes.values()]:
+            hashed = note.nudged_for
+            if hashed is None or self._now - note.since_number < _PASSED_ON_AFTER:
                 continue
-            if any(self._waiting_for(hashed, WAITING)) and self._rename(mark, mark.turned(BUSY, self._now)):
+            if any(self._waiting_for(hashed, WAITING)) and self._rename(note, note.turned(BUSY, self._now)):
                 self.nudge(hashed, 1)
 
-    def _waiting_for(self, hashed: str, states: str) -> Iterator[Mark]:
-        return (mark for mark in self._marks.values() if mark.state[0] in states and (mark.hears(hashed) or mark.hears(self._any_queue)))
+    def _waiting_for(self, hashed: str, states: str) -> Iterator[ListenerNote]:
+        return (note for note in self._notes.values() if note.state[0] in states and (note.hears(hashed) or note.hears(self._any_queue)))
 
-    def _take(self, mark: Mark, hashed: str) -> bool:
-        nudged = mark.turned(NUDGED + hashed, self._now)
-        if not self._rename(mark, nudged):
+    def _take(self, note: ListenerNote, hashed: str) -> bool:
+        nudged = note.turned(NUDGED + hashed, self._now)
+        if not self._rename(note, nudged):
             return False
-        message = self._message(mark.listener)
-        message.mark = nudged.file
+        message = self._message(note.listener)
+        message.note = nudged.file
         message.heard |= {hashed, self._any_queue}
-        self._nudges.setdefault(mark.listener, []).append(hashed)
+        self._nudges.setdefault(note.listener, []).append(hashed)
         return True
 
-    def _rename(self, mark: Mark, new: Mark) -> bool:
-        """Rename a mark. Return False if another sender or the listener itself was quicker."""
+    def _rename(self, note: ListenerNote, new: ListenerNote) -> bool:
+        """Rename a note. Return False if another sender or the listener itself was quicker."""
         try:
-            self._notifier.folder.rename(mark.file, new.file)
+            self._notifier.folder.rename(note.file, new.file)
         except FileNotFoundError:
-            del self._marks[mark.listener]
+            del self._notes[note.listener]
             return False
         except OSError:  # another user's, in a folder where only the owner of a file may rename it
             pass
-        self._marks[mark.listener] = new
+        self._notes[note.listener] = new
         return True
 
     # --- anything else ---------------------------------------------------------------------------------------------
 
-    def tell_all(self, topic: str) -> None:
+    def notify_topic(self, topic: str) -> None:
         hashed = topic_hash(self._namespace, topic)
-        for mark in self._marks.values():
-            if mark.hears(hashed):
-                self._message(mark.listener).heard.add(hashed)
+        for note in self._notes.values():
+            if note.hears(hashed):
+                self._message(note.listener).heard.add(hashed)
 
-    def tell_of_due(self, announcement: Announcement, transitions: Transitions) -> None:
+    def notify_due(self, announcement: Announcement, transitions: Transitions) -> None:
         """Tell a few listeners about the due time, unless another job is due earlier, or about ends that were noted."""
-        listeners = [mark.listener for mark in self._marks.values() if mark.hears(self._due)]
+        listeners = [note.listener for note in self._notes.values() if note.hears(self._due)]
         if listeners and (announcement.has_ends or transitions.next_due() == announcement.due_at):
             for listener in random.sample(listeners, min(UPKEEPERS, len(listeners))):
                 self._message(listener).heard.add(self._due)
 
-    def tell_of_ends(self, ended: set[bytes], transitions: Transitions) -> None:
+    def notify_ends(self, ended: set[bytes], transitions: Transitions) -> None:
         """Tell each listener which of the jobs it awaits have ended. If these are few, their small records are sent too."""
         awaited = {name: ids for name in self._listeners.awaiting if (ids := self._awaited(name, ended))}
         if not awaited:
@@ -315,10 +326,10 @@ class _Delivery:
             with contextlib.suppress(OSError):
                 if self._notifier.send(listener, message):
                     continue
-            self._marks.pop(listener, None)
+            self._notes.pop(listener, None)
             for hashed in nudges:
                 self.nudge(hashed, 1)
-            if self._due in message.heard and (others := [mark.listener for mark in self._marks.values() if mark.hears(self._due)]):
+            if self._due in message.heard and (others := [note.listener for note in self._notes.values() if note.hears(self._due)]):
                 self._message(random.choice(others)).heard.add(self._due)
 
 

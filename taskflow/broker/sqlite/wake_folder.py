@@ -2,12 +2,12 @@
 
 A listener has a socket, NAME, and at most two files:
 
-STATE.SINCE.NAME.TOPICS  its mark. STATE is "w" if it is waiting for jobs, "b" if it is busy, and "n" with the hash of a topic if it was
+STATE.SINCE.NAME.TOPICS  its note. STATE is "w" if it is waiting for jobs, "b" if it is busy, and "n" with the hash of a topic if it was
                          nudged for that topic. SINCE is when the state began, in microseconds of the boot clock. TOPICS are the hashes
                          of the topics that it listens to, or "any".
 j.NAME                   the ids of the jobs whose end it is waiting for.
 
-A sender nudges a waiting listener by renaming its mark. Only one sender succeeds, so a listener gets one nudge however many senders there
+A sender nudges a waiting listener by renaming its note. Only one sender succeeds, so a listener gets one nudge however many senders there
 are. Topics are hashed with the namespace, since several namespaces may share a file.
 """
 
@@ -59,8 +59,8 @@ def topic_hash(namespace: str, topic: str) -> str:
     return blake2b(f"{namespace} {topic}".encode(), digest_size=_TOPIC_DIGITS // 2).hexdigest()
 
 
-class Mark(NamedTuple):
-    """The mark of a listener. `state` is `WAITING`, `BUSY`, or `NUDGED` followed by a topic's hash."""
+class ListenerNote(NamedTuple):
+    """The note that shows senders the state of a listener. `state` is `WAITING`, `BUSY`, or `NUDGED` followed by a topic's hash."""
 
     state: str
     since: str
@@ -68,17 +68,17 @@ class Mark(NamedTuple):
     topics: str
 
     @classmethod
-    def new(cls, state: str, now: int, listener: str, namespace: str, topics: Collection[str]) -> Mark:
+    def new(cls, state: str, now: int, listener: str, namespace: str, topics: Collection[str]) -> ListenerNote:
         hashes = ANY_TOPIC if len(topics) > _MOST_TOPICS else "".join(topic_hash(namespace, topic) for topic in topics)
         return cls(state, f"{now:016x}", listener, hashes)
 
     @classmethod
-    def parse(cls, file: str) -> Mark | None:
-        """Return the mark that a file name denotes, or None if it denotes none: any user may have put the file there."""
+    def parse(cls, file: str) -> ListenerNote | None:
+        """Return the note that a file name denotes, or None if it denotes none: any user may have put the file there."""
         return cls(*found.groups()) if (found := _MARK.fullmatch(file)) is not None else None
 
-    def turned(self, state: str, now: int) -> Mark:
-        return Mark(state, f"{now:016x}", self.listener, self.topics)
+    def turned(self, state: str, now: int) -> ListenerNote:
+        return ListenerNote(state, f"{now:016x}", self.listener, self.topics)
 
     def hears(self, hashed: str) -> bool:
         return self.topics == ANY_TOPIC or hashed in _split(self.topics)
@@ -103,7 +103,7 @@ def _split(topics: str) -> frozenset[str]:
 
 
 class Listeners:
-    """Interprets the names of the folder's files: as sockets, marks by listener
+    """Interprets the names of the folder's files: as sockets, notes by listener
     (oldest first), and the files of listeners that await the end of jobs."""
 
     def __init__(self, files: list[str]) -> None:
@@ -115,28 +115,28 @@ class Listeners:
         return {file for file in self._files if "." not in file}
 
     @cached_property
-    def marks(self) -> dict[str, Mark]:
-        marks = [mark for mark in map(Mark.parse, self._files) if mark is not None]
-        return {mark.listener: mark for mark in sorted(marks, key=attrgetter("since"))}
+    def notes(self) -> dict[str, ListenerNote]:
+        notes = [note for note in map(ListenerNote.parse, self._files) if note is not None]
+        return {note.listener: note for note in sorted(notes, key=attrgetter("since"))}
 
     @cached_property
     def are_waiting(self) -> bool:
         """True if any listener is waiting for jobs."""
-        return any(mark.state == WAITING for mark in self.marks.values())
+        return any(note.state == WAITING for note in self.notes.values())
 
     def files_of(self, listener: str) -> list[str]:
         """Return the files of a listener other than its socket."""
         files = [awaited_file(listener)] if listener in self.awaiting else []
-        return [*files, self.marks[listener].file] if listener in self.marks else files
+        return [*files, self.notes[listener].file] if listener in self.notes else files
 
     @property
     def names(self) -> set[str]:
-        return self.sockets.union(self.marks, self.awaiting)
+        return self.sockets.union(self.notes, self.awaiting)
 
     @cached_property
-    def unmarked(self) -> set[str]:
+    def without_note(self) -> set[str]:
         """The sockets of listeners that have no other file."""
-        return self.sockets.difference(self.marks, self.awaiting)
+        return self.sockets.difference(self.notes, self.awaiting)
 
 
 def awaited_file(listener: str) -> str:

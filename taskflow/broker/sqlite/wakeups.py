@@ -22,7 +22,7 @@ from taskflow.broker.sqlite.listener_files import ListenerFiles, is_queue, parte
 from taskflow.broker.sqlite.notifier import SocketNotifier, WakeMessage, add_local_listener, decode, remove_local_listener
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.store_watch import StoreWatch
-from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, Folder, Mark
+from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, Folder, ListenerNote
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.record import Record
 from taskflow.model.seams import Seams
@@ -139,8 +139,8 @@ class SocketListener:
         """Wake the waiters for the events in a message. Return False if it is a nudge for jobs that no one is waiting for any more."""
         with self._lock:
             if self._files is None:
-                return not message.mark
-            is_heeded = not message.mark or self._files.take(message.mark)
+                return not message.note
+            is_heeded = not message.note or self._files.take(message.note)
             heard = self._files.heard(message.heard)
             for record in message.records:
                 if record.id in self._files.awaited:
@@ -193,8 +193,8 @@ class SocketListener:
         except msgspec.MsgspecError:  # not from this version of taskflow
             self._must_look = True
             return
-        if not self.take(message) and (mark := Mark.parse(message.mark)) is not None and mark.nudged_for is not None:
-            self._pass_on(mark.nudged_for)
+        if not self.take(message) and (note := ListenerNote.parse(message.note)) is not None and note.nudged_for is not None:
+            self._pass_on(note.nudged_for)
 
     def _is_done(self) -> bool:
         """If there are no waiters any more, release the socket and the files, and return True. The next waiter starts another thread."""

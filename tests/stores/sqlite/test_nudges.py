@@ -186,7 +186,7 @@ async def test_a_folder_that_is_replaced_is_marked_anew(broker: SqliteBroker, op
         shutil.rmtree(f"{path}-wake")
         os.mkdir(f"{path}-wake", 0o700)
         await other.claim(session.id, 2, [], 1)
-        assert [mark.state for mark in Listeners(files(path)).marks.values()] == [WAITING]
+        assert [note.state for note in Listeners(files(path)).notes.values()] == [WAITING]
 
 
 def test_a_child_leaves_its_parents_files_alone(path: Path) -> None:
@@ -246,7 +246,7 @@ async def test_a_claim_that_leaves_jobs_of_one_of_many_queues_nudges_the_next(br
 async def test_a_job_cannot_slip_in_between_a_claim_and_its_mark(
     broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mark is written while the claim holds the write lock."""
+    """The note is written while the claim holds the write lock."""
     other = open_broker()
     session = await registered(broker)
     await other.enqueue([an_envelope()])
@@ -282,7 +282,7 @@ async def test_a_worker_that_stops_before_it_claims_passes_its_nudge_on(open_bro
 
 @pytest.mark.usefixtures("only_nudges_count")
 async def test_a_nudge_that_arrives_too_late_is_passed_on(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the datagram is read, nobody waits for jobs any more; the sender was quicker than the removal of the mark."""
+    """When the datagram is read, nobody waits for jobs any more; the sender was quicker than the removal of the note."""
     sender, first, second = (open_broker() for _ in range(3))
     monkeypatch.setattr(notifier, "local_listener", lambda name: None)
     with first.listen([topics.DUE]), first.listen([topics.ANY_QUEUE]), second.listen([topics.ANY_QUEUE]) as waiter:
@@ -342,9 +342,9 @@ async def test_a_new_first_due_time_is_told_to_two_listeners(broker: SqliteBroke
 async def test_a_killed_process_is_passed_over_when_a_due_time_is_told(broker: SqliteBroker, open_broker: Open, path: Path) -> None:
     other = open_broker()
     with other.listen([topics.DUE]) as waiter:
-        for mark in [*Listeners(files(path)).marks.values()]:
+        for note in [*Listeners(files(path)).notes.values()]:
             for number in range(8):
-                Path(f"{path}-wake", mark._replace(listener=f"1-{number:012x}").file).touch()
+                Path(f"{path}-wake", note._replace(listener=f"1-{number:012x}").file).touch()
         await broker.enqueue([an_envelope(after=60.0)])
         assert await waiter.wait(0.5)
 

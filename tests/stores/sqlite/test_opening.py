@@ -228,7 +228,7 @@ async def test_a_path_is_not_led_elsewhere_by_a_change_of_folder(
 async def test_two_users_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
     """Whoever may write the file may use all that lies beside it: both work, and wake each other.
 
-    In a sticky folder neither can rename the other's mark.
+    In a sticky folder neither can rename the other's note.
     """
     monkeypatch.setattr(StoreWatch, "look", lambda *_, **__: set[str]())  # only nudges count
     folder = Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
