@@ -20,6 +20,7 @@ from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.broker.sqlite.migrations import script
 from taskflow.broker.sqlite.notifier import SocketNotifier
+from taskflow.broker.sqlite.queued_verb import Durability
 from taskflow.broker.sqlite.reader import CannotRead, ReadTransactions
 from taskflow.broker.sqlite.size_limits import check_definitions, check_payloads
 from taskflow.broker.sqlite.statements import Statements
@@ -28,7 +29,6 @@ from taskflow.broker.sqlite.transactional import SqliteTransactional
 from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.broker.sqlite.transitions import Transitions, Unsound
 from taskflow.broker.sqlite.wakeups import SocketListener
-from taskflow.broker.sqlite.work import Durability
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model import wording

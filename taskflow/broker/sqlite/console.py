@@ -16,11 +16,11 @@ from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import PURGED_FOR
 from taskflow.broker.sqlite.ownership import PRIVATE
 from taskflow.broker.sqlite.pages import STORED_POSITION_TYPES, matching, numbers_of, scan
+from taskflow.broker.sqlite.queued_verb import Durability
 from taskflow.broker.sqlite.row import JobRow
 from taskflow.broker.sqlite.schedules import amend_schedule, schedule_records
 from taskflow.broker.sqlite.session import session_records
 from taskflow.broker.sqlite.transitions import Transitions
-from taskflow.broker.sqlite.work import Durability
 from taskflow.model import wording
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
 from taskflow.model.clock import to_seconds

@@ -17,11 +17,11 @@ from taskflow.broker.sqlite.commit_watch import CommitWatch
 from taskflow.broker.sqlite.connect import connect_for_reading
 from taskflow.broker.sqlite.forks import keep_open
 from taskflow.broker.sqlite.migrations import version_of
+from taskflow.broker.sqlite.queued_verb import QueuedVerb
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.broker.sqlite.wal_files import own_wal_files
-from taskflow.broker.sqlite.work import Work
 from taskflow.model.clock import Clock
 from taskflow.model.errors import BrokerError
 from taskflow.model.rules import Rules
@@ -47,18 +47,18 @@ class ReadTransactions:
     def is_open(self) -> bool:
         return self._transitions is not None
 
-    def run(self, group: Sequence[Work]) -> None:
+    def run(self, group: Sequence[QueuedVerb]) -> None:
         """Run the verbs. Their errors are CannotRead, and Unsound if a row must be mended first."""
-        for work in group:
+        for queued in group:
             try:
-                work.answer = self._read(work.verb)
+                queued.answer = self._read(queued.verb)
             except Exception as error:
-                work.error = error
+                queued.error = error
 
     def look_for_commits(self) -> None:
         """Do nothing: the writer looks for them."""
 
-    def take_waiting(self) -> list[Work]:
+    def take_waiting(self) -> list[QueuedVerb]:
         return []
 
     def close(self) -> None:

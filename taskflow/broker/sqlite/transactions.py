@@ -19,13 +19,13 @@ from taskflow.broker.sqlite.forks import keep_open
 from taskflow.broker.sqlite.migrations import version_of
 from taskflow.broker.sqlite.own_transaction import HELD_FOR, OwnTransaction, writing
 from taskflow.broker.sqlite.ownership import check_beside
+from taskflow.broker.sqlite.queued_verb import Durability, QueuedVerb
 from taskflow.broker.sqlite.shrinking import Shrinker
 from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
 from taskflow.broker.sqlite.upkeep import scrub
 from taskflow.broker.sqlite.wal_files import own_wal_files, record_wal_files
-from taskflow.broker.sqlite.work import Durability, Work
 from taskflow.model.clock import Clock
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
 from taskflow.model.rules import Rules
@@ -59,21 +59,21 @@ class Transactions:
         self._sql = Statements(store.namespace)
         self._disk_reserve = DiskReserve(store)
         self._file: _File | None = None
-        self._waiting = list[Work]()
+        self._waiting = list[QueuedVerb]()
         self.commits = CommitWatch()
 
     @property
     def is_open(self) -> bool:
         return self._file is not None
 
-    def run(self, group: Sequence[Work]) -> None:
+    def run(self, group: Sequence[QueuedVerb]) -> None:
         """Run the group's verbs, and give each its answer or its error."""
         try:
             file = self._opened()
         except BrokerError as error:
             _refuse(group, error)
             return
-        admitted = [work for work in group if self._admits(file, work)]
+        admitted = [queued for queued in group if self._admits(file, queued)]
         self._run_admitted(file, admitted)
         self._announce_events(file.transitions)
 
@@ -150,19 +150,19 @@ class Transactions:
             record_wal_files(self.store)
             return file
 
-    def _admits(self, file: _File, work: Work) -> bool:
+    def _admits(self, file: _File, queued: QueuedVerb) -> bool:
         """Return False and set an error if the verb adds jobs while the disk reserve is missing: the remaining space is for settlements."""
-        if work.durability < Durability.FULL_AND_NEW or self._disk_reserve.is_there() or self._disk_reserve.restore(0):
+        if queued.durability < Durability.FULL_AND_NEW or self._disk_reserve.is_there() or self._disk_reserve.restore(0):
             return True
         file.checkpoint("TRUNCATE")  # frees the space that the log has taken
         if self._disk_reserve.restore(file.free_inside()):
             return True
-        work.error = self._disk_reserve.refusal()
+        queued.error = self._disk_reserve.refusal()
         return False
 
     # --- groups ----------------------------------------------------------------------------------------------------
 
-    def _run_admitted(self, file: _File, group: Sequence[Work]) -> None:
+    def _run_admitted(self, file: _File, group: Sequence[QueuedVerb]) -> None:
         if not group:
             return
         error = self._attempt(file, group)
@@ -175,19 +175,19 @@ class Transactions:
             self.close()
             _refuse(group, error)
             return
-        for number, work in enumerate(group):
+        for number, queued in enumerate(group):
             if self._file is not file:
                 _refuse(group[number:], BrokerUnavailable(f"{self.store.path} was closed after an error: the next call opens it again"))
                 return
-            self._run_alone(file, work)
+            self._run_alone(file, queued)
 
-    def _attempt(self, file: _File, group: Sequence[Work]) -> BaseException | None:
+    def _attempt(self, file: _File, group: Sequence[QueuedVerb]) -> BaseException | None:
         """Attempt to run the group. While another process holds the lock, retry for as long as a call may wait in total.
 
         SQLite's own waiting is not used. Its pauses grow to 100 ms, so if another process keeps retaking the lock at once, it may take
         seconds to find the lock free. With short pauses, two busy processes can share the file (measured: 57,000 jobs/s instead of 800).
         """
-        deadline = min(work.accepted_at for work in group) + self.store.timeout
+        deadline = min(queued.accepted_at for queued in group) + self.store.timeout
         naps, own = 0, file.own_transaction
         while (error := file.attempt(group)) is not None and is_busy(error) and (time.monotonic() < deadline or naps < _LEAST_NAPS):
             if naps == 0 or naps >= _MANY_NAPS:
@@ -200,35 +200,35 @@ class Transactions:
             own.forget()
         return error
 
-    def _give_up(self, file: _File, group: Sequence[Work], error: BaseException) -> None:
+    def _give_up(self, file: _File, group: Sequence[QueuedVerb], error: BaseException) -> None:
         """Refuse verbs that did not get the lock. If a transaction of this process holds it, those that
         send jobs are refused early, and the others wait together with verbs that arrive now."""
         own, now = file.own_transaction, time.monotonic()
-        for work in group:
-            if own.is_open and work.durability is Durability.FULL_AND_SENT and now - work.accepted_at >= HELD_FOR:
-                work.error = own.refusal()
-            elif own.is_open and now < work.accepted_at + self.store.timeout:
-                self._waiting.append(work)
+        for queued in group:
+            if own.is_open and queued.durability is Durability.FULL_AND_SENT and now - queued.accepted_at >= HELD_FOR:
+                queued.error = own.refusal()
+            elif own.is_open and now < queued.accepted_at + self.store.timeout:
+                self._waiting.append(queued)
             else:
-                work.error = self._broker_error(error)
+                queued.error = self._broker_error(error)
 
-    def take_waiting(self) -> list[Work]:
+    def take_waiting(self) -> list[QueuedVerb]:
         """Return the verbs of the last group that must run again, with the next group."""
         waiting, self._waiting = self._waiting, []
         return waiting
 
-    def _run_alone(self, file: _File, work: Work) -> None:
-        error = self._attempt(file, [work])
+    def _run_alone(self, file: _File, queued: QueuedVerb) -> None:
+        error = self._attempt(file, [queued])
         if isinstance(error, sqlite3.IntegrityError) and self._scrub_all(file):
-            error = self._attempt(file, [work])
-        if error is not None and is_full(error) and work.durability < Durability.FULL_AND_NEW:
-            error = self._run_on_disk_reserve(file, work)
+            error = self._attempt(file, [queued])
+        if error is not None and is_full(error) and queued.durability < Durability.FULL_AND_NEW:
+            error = self._run_on_disk_reserve(file, queued)
         if error is None:
             return
         if is_busy(error):
-            self._give_up(file, [work], error)
+            self._give_up(file, [queued], error)
             return
-        work.error = self._broker_error(error)
+        queued.error = self._broker_error(error)
         if is_about_the_file(error):
             self.close()
 
@@ -236,18 +236,18 @@ class Transactions:
         """Mend all rows, because one that another program changed may violate a constraint. Return False if that fails."""
         file.transitions.scrubbed = Scrubbed()
         while True:
-            scrubbing = Work(scrub, Durability.NORMAL, time.monotonic())
+            scrubbing = QueuedVerb(scrub, Durability.NORMAL, time.monotonic())
             if self._attempt(file, [scrubbing]) is not None:
                 return False
             if scrubbing.answer:
                 return True
 
-    def _run_on_disk_reserve(self, file: _File, work: Work) -> BaseException | None:
+    def _run_on_disk_reserve(self, file: _File, queued: QueuedVerb) -> BaseException | None:
         """Release the reserve and attempt the verb again. After the checkpoint,
         the log is written from its start again, so only the file needs to grow."""
         self._disk_reserve.release()
         file.checkpoint("RESTART")
-        error = self._attempt(file, [work])
+        error = self._attempt(file, [queued])
         if error is None or not is_full(error):
             return error
         full = BrokerUnavailable(f"{self.store.path}: the disk is full, and so is the reserve: free space on the disk")
@@ -282,16 +282,16 @@ class _File:
         [(self._page_size,)] = transitions.connection.execute("PRAGMA page_size")
         self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # the caller of `attempt` waits instead
 
-    def attempt(self, group: Sequence[Work]) -> BaseException | None:
+    def attempt(self, group: Sequence[QueuedVerb]) -> BaseException | None:
         """Run the group in one transaction. Return None on success; after an error, roll back and return the error."""
         try:
             self._begin(group)
         except Exception as error:  # nothing has begun, so all caches are still correct
             return error
         try:
-            may_write = any(work.durability is not Durability.READ for work in group)
-            for work in group:
-                self._run(work, may_write)
+            may_write = any(queued.durability is not Durability.READ for queued in group)
+            for queued in group:
+                self._run(queued, may_write)
             self.transitions.flush()
             self._check_version()
             self._connection.execute("COMMIT")
@@ -317,8 +317,8 @@ class _File:
             return 0
         return int(pages) * int(self._page_size)
 
-    def _begin(self, group: Sequence[Work]) -> None:
-        durability = max(work.durability for work in group)
+    def _begin(self, group: Sequence[QueuedVerb]) -> None:
+        durability = max(queued.durability for queued in group)
         if durability is Durability.READ:
             self._connection.execute("BEGIN")
             return
@@ -327,14 +327,14 @@ class _File:
         self._connection.execute("BEGIN IMMEDIATE")
         writing.add(self)
 
-    def _run(self, work: Work, may_write: bool) -> None:
+    def _run(self, queued: QueuedVerb, may_write: bool) -> None:
         """Run a verb. A refusal changes nothing and is an answer like any other; any other error rolls back the whole group."""
         self.transitions.begin(may_write=may_write)
-        work.answer = work.error = None
+        queued.answer = queued.error = None
         try:
-            work.answer = work.verb(self.transitions)
+            queued.answer = queued.verb(self.transitions)
         except (SessionLost, StoreFull) as refused:
-            work.error = refused
+            queued.error = refused
 
     # --- the tables' version -----------------------------------------------------------------------------------------
 
@@ -390,6 +390,6 @@ class _File:
             self._max_pages = value
 
 
-def _refuse(group: Sequence[Work], error: BaseException) -> None:
-    for work in group:
-        work.error = error
+def _refuse(group: Sequence[QueuedVerb], error: BaseException) -> None:
+    for queued in group:
+        queued.error = error

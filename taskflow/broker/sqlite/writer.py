@@ -19,10 +19,10 @@ from typing import Any, Final, TypeVar
 
 from taskflow.broker.sqlite import forks
 from taskflow.broker.sqlite.commit_watch import ExpectedCommit
+from taskflow.broker.sqlite.queued_verb import Durability, QueuedVerb
 from taskflow.broker.sqlite.reader import ReadTransactions
 from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.broker.sqlite.transitions import Transitions
-from taskflow.broker.sqlite.work import Durability, Work
 from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.seams import StartThread
@@ -34,7 +34,7 @@ MOST_IN_A_GROUP: Final = 128
 
 
 @dataclass(eq=False, slots=True)
-class WriteCall(Work):
+class WriterCall(QueuedVerb):
     """A verb and its caller. Only the writer's thread uses the outcome until it is delivered."""
 
     loop: asyncio.AbstractEventLoop
@@ -50,9 +50,9 @@ class Writer:
         self._name = f"taskflow-sqlite-{name}"
         self._transactions = transactions
         self._start_thread = start_thread
-        self._queue = queue.SimpleQueue[WriteCall | ExpectedCommit | None]()
+        self._queue = queue.SimpleQueue[WriterCall | ExpectedCommit | None]()
         self._lock = threading.Lock()
-        self._waiting = list[WriteCall]()
+        self._waiting = list[WriterCall]()
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -64,7 +64,7 @@ class Writer:
     async def call(self, durability: Durability, verb: Callable[[Transitions], T]) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._put(WriteCall(verb, durability, time.monotonic(), loop, future))
+        self._put(WriterCall(verb, durability, time.monotonic(), loop, future))
         return await future
 
     def expect(self, commit: ExpectedCommit) -> None:
@@ -73,7 +73,7 @@ class Writer:
             with contextlib.suppress(BrokerUnavailable):
                 self._put(commit)
 
-    def _put(self, call: WriteCall | ExpectedCommit) -> None:
+    def _put(self, call: WriterCall | ExpectedCommit) -> None:
         with self._lock:  # so that nothing follows the None that ends the thread
             if self._is_closed:
                 raise BrokerUnavailable(wording.CLOSED)
@@ -110,7 +110,7 @@ class Writer:
                 self._transactions.look_for_commits()
                 self._transactions.close()
 
-    def _run(self, group: list[WriteCall]) -> None:
+    def _run(self, group: list[WriterCall]) -> None:
         try:
             with forks.transactions:
                 if group:
@@ -122,7 +122,7 @@ class Writer:
             for call in group:
                 call.error = error
 
-    def _next_group(self) -> list[WriteCall] | None:
+    def _next_group(self) -> list[WriterCall] | None:
         """Wait for verbs. Return those that still wait for the lock, and all that are queued; none if it is time to
         look for a commit. None means that the thread must end."""
         group, self._waiting = self._waiting, []
@@ -132,7 +132,7 @@ class Writer:
                 call = self._queue.get(timeout=0 if group else commits.pause)
             except queue.Empty:
                 return group
-            if isinstance(call, WriteCall):
+            if isinstance(call, WriterCall):
                 group.append(call)
             elif call is not None:
                 continue  # a commit that is expected: the pause has changed
@@ -144,9 +144,9 @@ class Writer:
         return group
 
 
-def _deliver(group: list[WriteCall]) -> None:
+def _deliver(group: list[WriterCall]) -> None:
     """Deliver the outcomes, with one message to each loop however many calls it has made."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[WriteCall]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[WriterCall]] = {}
     for call in group:
         by_loop.setdefault(call.loop, []).append(call)
     for loop, calls in by_loop.items():
@@ -156,7 +156,7 @@ def _deliver(group: list[WriteCall]) -> None:
             continue
 
 
-def _answer(calls: list[WriteCall]) -> None:
+def _answer(calls: list[WriterCall]) -> None:
     for call in calls:
         if call.future.done():  # the caller was cancelled
             continue

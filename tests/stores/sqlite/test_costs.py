@@ -14,8 +14,8 @@ import pytest
 
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.sqlite import SqliteBroker
+from taskflow.broker.sqlite.queued_verb import QueuedVerb
 from taskflow.broker.sqlite.transactions import Transactions
-from taskflow.broker.sqlite.work import Work
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
 from taskflow.model.session import Beat
@@ -138,7 +138,7 @@ class Calls:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
     counted, run = Calls(), Transactions.run
 
-    def run_counted(self: Transactions, group: Sequence[Work]) -> None:
+    def run_counted(self: Transactions, group: Sequence[QueuedVerb]) -> None:
         before = sys.getprofile()
         sys.setprofile(counted)
         try:

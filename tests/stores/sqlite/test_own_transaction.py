@@ -13,7 +13,7 @@ import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.own_transaction import HELD_FOR, OwnTransaction
-from taskflow.broker.sqlite.work import Durability
+from taskflow.broker.sqlite.queued_verb import Durability
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled

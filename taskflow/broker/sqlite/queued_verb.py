@@ -36,7 +36,7 @@ class Durability(IntEnum):
 
 
 @dataclass(eq=False, slots=True)
-class Work:
+class QueuedVerb:
     """A verb, and its answer or error. `accepted_at` is a `time.monotonic()` value."""
 
     verb: Callable[[Transitions], Any]
