@@ -156,10 +156,10 @@ class SqliteHarness(StoreHarness):
 
     def open(self) -> Broker:
         from taskflow.broker.sqlite import SqliteBroker
-        from taskflow.broker.sqlite.store_file import Room
+        from taskflow.broker.sqlite.store_file import SpaceLimits
 
-        room = None if self.capacity is None else Room(max_pages=_PAGES_OF_TABLES + 2 * self.capacity)
-        return SqliteBroker(self.path, seams=self.seams, rules=self.rules, room=room)
+        limits = None if self.capacity is None else SpaceLimits(max_pages=_PAGES_OF_TABLES + 2 * self.capacity)
+        return SqliteBroker(self.path, seams=self.seams, rules=self.rules, limits=limits)
 
     async def waiting(self, broker: Broker, queue: str) -> int:
         from taskflow.broker.sqlite.wake_folder import WAITING, ListenerNote, topic_hash

@@ -24,7 +24,7 @@ from taskflow.broker.sqlite.queued_verb import Durability
 from taskflow.broker.sqlite.reader import CannotRead, ReadTransactions
 from taskflow.broker.sqlite.size_limits import check_definitions, check_payloads
 from taskflow.broker.sqlite.statements import Statements
-from taskflow.broker.sqlite.store_file import Room, StoreFile
+from taskflow.broker.sqlite.store_file import SpaceLimits, StoreFile
 from taskflow.broker.sqlite.transactional import SqliteTransactional
 from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.broker.sqlite.transitions import Transitions, Unsound
@@ -56,7 +56,7 @@ class SqliteBroker:
     `shared`     True: the file may also contain tables of other programs
     `migrates`   True: the first verb creates or migrates the tables. False: verbs are refused until `migrate` is called
     `timeout`    the maximum time in seconds to wait for a lock that another process holds
-    `room`       limits on the number of jobs and the disk space
+    `limits`     limits on the number of jobs and the disk space
 
     The first verb opens the file, and raises BrokerRefused or BrokerUnavailable if something is wrong with it.
     """
@@ -71,11 +71,11 @@ class SqliteBroker:
         seams: Seams | None = None,
         rules: Rules | None = None,
         timeout: float = _TIMEOUT,
-        room: Room | None = None,
+        limits: SpaceLimits | None = None,
     ) -> None:
         # Made absolute now, so that a later change of the working directory does not matter.
         real = os.path.realpath(os.fspath(path))
-        self._store = StoreFile(real, check_namespace(namespace), shared, timeout, room or Room(), migrates)
+        self._store = StoreFile(real, check_namespace(namespace), shared, timeout, limits or SpaceLimits(), migrates)
         self._seams = seams or Seams()
         self._rules = rules or Rules()
         self._parts: _Parts | None = None
@@ -91,7 +91,7 @@ class SqliteBroker:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         check_payloads(envelopes)
         return await self._call(
-            Durability.FULL_AND_SENT, lambda transitions: enqueue.enqueue(transitions, envelopes, self._store.room.capacity)
+            Durability.FULL_AND_SENT, lambda transitions: enqueue.enqueue(transitions, envelopes, self._store.limits.capacity)
         )
 
     async def register(self, session: Session) -> None:
@@ -151,7 +151,7 @@ class SqliteBroker:
         envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
         check_payloads(envelopes)
         durability = Durability.FULL_AND_NEW if envelopes else Durability.NORMAL
-        return await self._call(durability, lambda transitions: schedules.fire(transitions, firings, self._store.room.capacity))
+        return await self._call(durability, lambda transitions: schedules.fire(transitions, firings, self._store.limits.capacity))
 
     async def pending(self) -> Upgrade:
         return await self._alone(self._store, Transactions.pending)
@@ -189,7 +189,7 @@ class SqliteBroker:
             seams=self._seams,
             rules=self._rules,
             timeout=store.timeout,
-            room=store.room,
+            limits=store.limits,
         )
 
     async def close(self) -> None:

@@ -21,7 +21,7 @@ class DiskReserve:
     def __init__(self, store: StoreFile) -> None:
         self._store = store
         self._path = store.beside(SIDE)
-        self._size = store.room.disk_reserve
+        self._size = store.limits.disk_reserve
 
     def is_there(self) -> bool:
         try:
@@ -40,7 +40,7 @@ class DiskReserve:
         if self.is_there():
             return True
         try:
-            return self._store.free_room() + free_inside >= self.needs and self._make()
+            return self._store.free_space() + free_inside >= self.needs and self._make()
         except OSError:
             self.release()
             return False
@@ -59,14 +59,14 @@ class DiskReserve:
 
         Free pages inside the file count as free space, because using them does not grow it.
         """
-        limits = [self._store.room.max_pages, None if (most := self._most_bytes()) is None else max(1, most // page_size)]
+        limits = [self._store.limits.max_pages, None if (most := self._most_bytes()) is None else max(1, most // page_size)]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _most_bytes(self) -> int | None:
         try:
             if not self._store.is_scarce():
                 return None
-            return os.stat(self._store.path).st_size + max(0, self._store.free_room() - self._size) // 2
+            return os.stat(self._store.path).st_size + max(0, self._store.free_space() - self._size) // 2
         except OSError:  # the file is gone: the next call reports it
             return None
 

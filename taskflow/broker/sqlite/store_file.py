@@ -39,7 +39,7 @@ AMPLE: Final = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class SpaceLimits:
     """Limits on the space that a store may use.
 
     `disk_reserve` bytes reserved in the side file, and released when the disk is full so that settlements still find space; 0 for none. By
@@ -65,7 +65,7 @@ class StoreFile:
     namespace: str
     shared: bool
     timeout: float
-    room: Room
+    limits: SpaceLimits
     migrates: bool = True
 
     def beside(self, ending: str) -> str:
@@ -79,7 +79,7 @@ class StoreFile:
             found = os.stat(path).st_mode
             os.chmod(path, mode | (mode & 0o444) >> 2 | found & stat.S_ISVTX if stat.S_ISDIR(found) else mode)
 
-    def free_room(self) -> int:
+    def free_space(self) -> int:
         """Return the number of bytes that this user may still use on the disk."""
         disk = os.statvfs(os.path.dirname(self.path))
         return disk.f_bavail * disk.f_frsize
@@ -87,7 +87,7 @@ class StoreFile:
     def is_scarce(self) -> bool:
         """Return True if the disk is nearly full, so that another program
         may use up the rest at any time. Always False without a disk reserve."""
-        return self.room.disk_reserve > 0 and self.free_room() < AMPLE
+        return self.limits.disk_reserve > 0 and self.free_space() < AMPLE
 
     def identity(self, ending: str = "") -> tuple[int, int] | None:
         """Return the device and inode of this file, or of one beside it, which distinguish

@@ -127,7 +127,7 @@ class SqliteTransactional:
     def _enqueue(self, connection: CallersConnection, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         def add(transitions: Transitions) -> list[Added | Refused]:
             self._check_disk(connection, envelopes)
-            return enqueue.enqueue(transitions, envelopes, self._store.room.capacity)
+            return enqueue.enqueue(transitions, envelopes, self._store.limits.capacity)
 
         check_payloads(envelopes)
         writer = self._writer()

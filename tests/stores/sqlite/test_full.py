@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker.protocol import Added
-from taskflow.broker.sqlite import Room, SqliteBroker
+from taskflow.broker.sqlite import SpaceLimits, SqliteBroker
 from taskflow.broker.sqlite.store_file import MIB
 from taskflow.model.errors import StoreFull
 from taskflow.model.session import Beat
@@ -50,7 +50,7 @@ async def drain(broker: SqliteBroker) -> int:
 
 
 async def test_so_many_live_jobs_and_no_more(open_broker: Open) -> None:
-    broker = open_broker(room=Room(capacity=10))
+    broker = open_broker(limits=SpaceLimits(capacity=10))
     assert await fill(broker) == 10
     with pytest.raises(StoreFull, match="10 live jobs of at most 10"):
         await broker.enqueue([an_envelope()])
@@ -59,7 +59,7 @@ async def test_so_many_live_jobs_and_no_more(open_broker: Open) -> None:
 
 
 async def test_without_disk_reserve_nothing_is_set_aside(open_broker: Open, path: Path) -> None:
-    await open_broker(room=Room(disk_reserve=0)).enqueue([an_envelope()])
+    await open_broker(limits=SpaceLimits(disk_reserve=0)).enqueue([an_envelope()])
     assert path.with_name(path.name + "-taskflow").stat().st_size == 48
 
 
@@ -76,7 +76,7 @@ async def test_new_jobs_wait_until_the_reserve_is_back(open_broker: Open, path: 
 
 
 async def test_the_refusal_says_what_is_needed(open_broker: Open) -> None:
-    broker = open_broker(room=Room(disk_reserve=1 << 60))
+    broker = open_broker(limits=SpaceLimits(disk_reserve=1 << 60))
     with pytest.raises(StoreFull, match=r"new jobs need .* MiB free"):
         await broker.enqueue([an_envelope()])
 

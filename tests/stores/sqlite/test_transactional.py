@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker.protocol import Added
-from taskflow.broker.sqlite import Room, SqliteBroker
+from taskflow.broker.sqlite import SpaceLimits, SqliteBroker
 from taskflow.broker.transactional import Row, Statement, Transactional, drive
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, TooLarge, WrongConnection
@@ -367,7 +367,7 @@ async def test_wrong_counts_are_corrected_whatever_errors_look_like(broker: Sqli
 
 
 async def test_refusals_of_ours_change_nothing(open_broker: Open, path: Path) -> None:
-    broker = open_broker(room=Room(capacity=2))
+    broker = open_broker(limits=SpaceLimits(capacity=2))
     with connected(path) as connection:
         caller = Caller(connection, await broker.transactional())
         caller.begin()
@@ -390,7 +390,7 @@ async def test_a_disk_without_its_reserve_takes_no_jobs(
     await broker.enqueue([an_envelope()])
     [lease] = await broker.claim(session.id, 1, ["default"], 1)
     os.truncate(f"{path}-taskflow", 48)
-    monkeypatch.setattr("taskflow.broker.sqlite.store_file.StoreFile.free_room", lambda _: 1 << 20)
+    monkeypatch.setattr("taskflow.broker.sqlite.store_file.StoreFile.free_space", lambda _: 1 << 20)
     with caller.transaction():
         with pytest.raises(StoreFull, match="disk is full"):
             caller.enqueue(an_envelope())
