@@ -12,8 +12,8 @@ from urllib.parse import quote
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.errors import broker_error, whoami
 from taskflow.broker.sqlite.migrations import pending, tables_of, tables_of_namespaces, upgrade, upgrade_from
-from taskflow.broker.sqlite.own_transaction import execute_with_lock
 from taskflow.broker.sqlite.ownership import make_private
+from taskflow.broker.sqlite.self_deadlock import execute_with_lock
 from taskflow.broker.sqlite.shrinking import allow_shrinking
 from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store_file import StoreFile

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from taskflow.broker.migrations import Migrations, Upgrade
-from taskflow.broker.sqlite.own_transaction import execute_with_lock
+from taskflow.broker.sqlite.self_deadlock import execute_with_lock
 from taskflow.broker.sqlite.statements import Statements, table_prefix
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.model.errors import BrokerError, BrokerRefused

@@ -10,7 +10,7 @@ import sqlite3
 import time
 from typing import Final
 
-from taskflow.broker.sqlite.own_transaction import execute_with_lock
+from taskflow.broker.sqlite.self_deadlock import execute_with_lock
 from taskflow.broker.sqlite.statements import pragma
 from taskflow.broker.sqlite.store_file import AMPLE, StoreFile
 from taskflow.model.clock import to_microseconds

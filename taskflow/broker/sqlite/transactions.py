@@ -17,9 +17,9 @@ from taskflow.broker.sqlite.disk_reserve import DiskReserve
 from taskflow.broker.sqlite.errors import broker_error, is_about_the_file, is_busy, is_full
 from taskflow.broker.sqlite.forks import keep_open
 from taskflow.broker.sqlite.migrations import version_of
-from taskflow.broker.sqlite.own_transaction import HELD_FOR, OwnTransaction, writing
 from taskflow.broker.sqlite.ownership import check_beside
 from taskflow.broker.sqlite.queued_verb import Durability, QueuedVerb
+from taskflow.broker.sqlite.self_deadlock import HELD_FOR, SelfDeadlockDetector, writing
 from taskflow.broker.sqlite.shrinking import Shrinker
 from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store_file import StoreFile
@@ -188,26 +188,26 @@ class Transactions:
         seconds to find the lock free. With short pauses, two busy processes can share the file (measured: 57,000 jobs/s instead of 800).
         """
         deadline = min(queued.accepted_at for queued in group) + self.store.timeout
-        naps, own = 0, file.own_transaction
+        naps, detector = 0, file.deadlock_detector
         while (error := file.attempt(group)) is not None and is_busy(error) and (time.monotonic() < deadline or naps < _LEAST_NAPS):
             if naps == 0 or naps >= _MANY_NAPS:
-                own.look()
-            time.sleep(_NAP if naps < _MANY_NAPS and not own.is_open else _LONG_NAP)
+                detector.look()
+            time.sleep(_NAP if naps < _MANY_NAPS and not detector.is_suspected else _LONG_NAP)
             naps += 1
-            if own.is_open:
+            if detector.is_suspected:
                 return error
         if naps and error is None:
-            own.forget()
+            detector.forget()
         return error
 
     def _give_up(self, file: _File, group: Sequence[QueuedVerb], error: BaseException) -> None:
         """Refuse verbs that did not get the lock. If a transaction of this process holds it, those that
         send jobs are refused early, and the others wait together with verbs that arrive now."""
-        own, now = file.own_transaction, time.monotonic()
+        detector, now = file.deadlock_detector, time.monotonic()
         for queued in group:
-            if own.is_open and queued.durability is Durability.FULL_AND_SENT and now - queued.accepted_at >= HELD_FOR:
-                queued.error = own.refusal()
-            elif own.is_open and now < queued.accepted_at + self.store.timeout:
+            if detector.is_suspected and queued.durability is Durability.FULL_AND_SENT and now - queued.accepted_at >= HELD_FOR:
+                queued.error = detector.refusal()
+            elif detector.is_suspected and now < queued.accepted_at + self.store.timeout:
                 self._waiting.append(queued)
             else:
                 queued.error = self._broker_error(error)
@@ -273,7 +273,7 @@ class _File:
         self._store = store
         self._disk_reserve = disk_reserve
         self._connection = transitions.connection
-        self.own_transaction = OwnTransaction(store, transitions.connection)
+        self.deadlock_detector = SelfDeadlockDetector(store, transitions.connection)
         self._checkpointer = Checkpointer(transitions.connection, store)
         self._synchronous = -1
         self._max_pages = _UNLIMITED

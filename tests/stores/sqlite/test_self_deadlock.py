@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.own_transaction import HELD_FOR, OwnTransaction
 from taskflow.broker.sqlite.queued_verb import Durability
+from taskflow.broker.sqlite.self_deadlock import HELD_FOR, SelfDeadlockDetector
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
@@ -125,7 +125,7 @@ async def test_many_short_ones_are_not_taken_for_a_long_one(broker: SqliteBroker
     """Although the lock is never free when someone looks. Each commit shows that its transaction did not wait for a verb."""
     await broker.enqueue([an_envelope()])
     with connected(path) as reading, connected(path) as writing:
-        own = OwnTransaction(broker._store, reading)
+        detector = SelfDeadlockDetector(broker._store, reading)
         writing.execute("CREATE TABLE orders (number INTEGER)")
 
         def look_during_a_transaction(seconds: float) -> bool:
@@ -133,11 +133,11 @@ async def test_many_short_ones_are_not_taken_for_a_long_one(broker: SqliteBroker
             writing.execute("INSERT INTO orders VALUES (1)")
             end = time.monotonic() + seconds
             while time.monotonic() < end:
-                own.look()
+                detector.look()
                 time.sleep(0.01)
-            was_open = own.is_open
+            was_suspected = detector.is_suspected
             writing.execute("COMMIT")
-            return was_open
+            return was_suspected
 
         assert [look_during_a_transaction(HELD_FOR * 0.4) for _ in range(8)] == [False] * 8
         assert look_during_a_transaction(HELD_FOR * 1.2)

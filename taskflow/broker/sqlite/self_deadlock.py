@@ -24,7 +24,7 @@ writing: Final = set[object]()
 """The brokers' own connections in this process that are in a transaction."""
 
 
-class OwnTransaction:
+class SelfDeadlockDetector:
     """The state of one wait for the lock. Call `look` at each failed attempt, and `forget` after a successful one."""
 
     def __init__(self, store: StoreFile, connection: sqlite3.Connection) -> None:
@@ -32,18 +32,18 @@ class OwnTransaction:
         self._connection = connection
         self._version: int | None = None
         self._since = 0.0
-        self.is_open = False
+        self.is_suspected = False
 
     def look(self) -> None:
-        """Set `is_open` if a single transaction of this process, but not of a broker, has held the lock for `HELD_FOR` seconds."""
+        """Set `is_suspected` if a single transaction of this process, but not of a broker, has held the lock for `HELD_FOR` seconds."""
         now, version = time.monotonic(), self._data_version()
         if version != self._version:
             self._version, self._since = version, now
         is_long = version is not None and now - self._since >= HELD_FOR
-        self.is_open = is_long and _is_held_here(self._store) and self._data_version() == version
+        self.is_suspected = is_long and _is_held_here(self._store) and self._data_version() == version
 
     def forget(self) -> None:
-        self._version, self.is_open = None, False
+        self._version, self.is_suspected = None, False
 
     def refusal(self) -> BrokerRefused:
         return BrokerRefused(
