@@ -27,7 +27,7 @@ from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import SpaceLimits, StoreFile
 from taskflow.broker.sqlite.transactional import SqliteTransactional
 from taskflow.broker.sqlite.transactions import Transactions
-from taskflow.broker.sqlite.transitions import Transitions, Unsound
+from taskflow.broker.sqlite.transitions import NeedsRepair, Transitions
 from taskflow.broker.sqlite.wakeups import SocketListener
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
@@ -202,17 +202,17 @@ class SqliteBroker:
         return await self._running().writer.call(durability, verb)
 
     async def _look(self, verb: Callable[[Transitions], T]) -> T:
-        """Run a read-only verb without the write lock. If a row must be mended, run the verb again with the lock."""
+        """Run a read-only verb without the write lock. If a row must be repaired, run the verb again with the lock."""
         try:
             return await self._call(Durability.READ, verb)
-        except Unsound:
+        except NeedsRepair:
             return await self._call(Durability.NORMAL, verb)
 
     async def _look_beside_the_writer(self, verb: Callable[[Transitions], T]) -> T:
         """Run a read-only verb in the reader's thread. If the reader cannot run it, the writer does."""
         parts = self._running()
         if parts.writer.is_open:  # otherwise the writer opens or migrates the file first
-            with contextlib.suppress(CannotRead, Unsound):
+            with contextlib.suppress(CannotRead, NeedsRepair):
                 return await parts.reader.call(Durability.READ, verb)
         return await self._look(verb)
 

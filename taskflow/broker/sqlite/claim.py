@@ -28,7 +28,7 @@ _RUNNING: Final = CODES[Status.RUNNING]
 def claim(transitions: Transitions, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
     taken = _take(transitions, session, request)
     if not taken:
-        row = living(transitions, session)  # mends the row if it is unsound
+        row = living(transitions, session)  # repairs the row if it is unsound
         if row.request >= request:
             return _repeat_claim(transitions, row, request)
         taken = _take(transitions, session, request)
@@ -225,7 +225,7 @@ def _in_order(found: list[_Ready]) -> list[_Ready]:
 
 
 def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, request: int, found: list[_Ready]) -> list[Lease]:
-    """Lease the jobs in order. If a job must be read separately and its mended row is no longer ready, the job is left out."""
+    """Lease the jobs in order. If a job must be read separately and its repaired row is no longer ready, the job is left out."""
     names = {number: name for number in set(map(_name, found)) if isinstance(name := transitions.job_names.read(number), str)}
     queues = {number: transitions.queues.name(number) for number in set(map(_queue, found))}
     packed, taken, leases, cached, size = pack_claims(session, request, len(found)), list[_Ready](), list[Lease](), list[CachedLease](), 0
@@ -277,7 +277,7 @@ def _lease_told(transitions: Transitions, ready: _Ready, name: str | None, queue
 
 
 def _lease_read(transitions: Transitions, ready: _Ready, claim: ClaimId) -> Lease | None:
-    """Return the lease, or None if the mended row is no longer ready in its queue."""
+    """Return the lease, or None if the repaired row is no longer ready in its queue."""
     job = transitions.job_by_seq(ready.seq)
     if job is None or job.status is not Status.READY or job.queue != ready.queue:
         return None

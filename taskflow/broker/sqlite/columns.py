@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from taskflow.broker.sqlite.row import CHANGING, COLUMNS, MENDED, OF_RUN, SENT
+from taskflow.broker.sqlite.row import CHANGING, COLUMNS, OF_RUN, REPAIRED, SENT
 from taskflow.model.job_schema import BY_NAME, CLAIMED, DROP, FIELDS, NAME, OUTCOME, TAGGED, Field, cleared_by
 
 _UNBOUNDED: Final = (1 << 63) - 1
@@ -17,7 +17,9 @@ def lists() -> dict[str, str]:
     lists = {"job": ", ".join(map(_fetched, COLUMNS))}
     for name, columns in {"sent": SENT, "all": COLUMNS[1:], "of_run": OF_RUN}.items():
         lists |= {name: ", ".join(map(name_of, columns)), f"{name}_places": ", ".join("?" * len(columns))}
-    lists |= {name: ", ".join(f"{name_of(each)} = ?" for each in columns) for name, columns in (("changing", CHANGING), ("mended", MENDED))}
+    lists |= {
+        name: ", ".join(f"{name_of(each)} = ?" for each in columns) for name, columns in (("changing", CHANGING), ("repaired", REPAIRED))
+    }
     lists["from_run"] = ", ".join(f"{name_of(column)} = run.{name_of(column)}" for column in OF_RUN)
     for name, move in {"claimed": CLAIMED, "outcome": OUTCOME, "dropped": DROP}.items():
         lists[name] = ", ".join(f"{column} = {'NULL' if default is None else default}" for column, default in cleared_by(move).items())

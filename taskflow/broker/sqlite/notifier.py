@@ -20,7 +20,7 @@ from taskflow.broker.sqlite import settle
 from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.row import slices
 from taskflow.broker.sqlite.store_file import StoreFile
-from taskflow.broker.sqlite.transitions import Transitions, Unsound
+from taskflow.broker.sqlite.transitions import NeedsRepair, Transitions
 from taskflow.broker.sqlite.wake_folder import (
     ANY_TOPIC,
     BUSY,
@@ -116,7 +116,7 @@ class SocketNotifier:
         if not (announcement.is_for_noted or listeners.awaiting or (announcement.full_claims and listeners.are_waiting)):
             return True
         delivery = _Delivery(self, listeners, self._namespace)
-        with contextlib.suppress(OSError, sqlite3.Error, Unsound):  # a hint is not worth an error
+        with contextlib.suppress(OSError, sqlite3.Error, NeedsRepair):  # a hint is not worth an error
             if announcement.is_periodical or announcement.ready:
                 delivery.pass_on_late_nudges()
             for queue, number in announcement.ready.items():

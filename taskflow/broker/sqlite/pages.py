@@ -30,7 +30,7 @@ _ABOVE_ALL: Final = b"\xff" * 8
 
 def scan(transitions: Transitions, request: ScanRequest) -> ScanResult:
     found = _scan(transitions, request)
-    return _scan(transitions, request) if transitions.has_mended else found  # mending may have changed the order
+    return _scan(transitions, request) if transitions.has_repaired else found  # repairing may have changed the order
 
 
 def _scan(transitions: Transitions, request: ScanRequest) -> ScanResult:
@@ -90,7 +90,7 @@ def _position_of(transitions: Transitions, job: JobRow, status: Status | None) -
 
 
 def _rows(transitions: Transitions, name: str, *parameters: object) -> Iterator[Found]:
-    """Yield rows, reading no more of the index than the caller takes. A job whose order cannot be read is mended."""
+    """Yield rows, reading no more of the index than the caller takes. A job whose order cannot be read is repaired."""
     for row in transitions.connection.execute(transitions.sql[name], parameters):
         if type(row[2]) in (int, bytes):
             yield row

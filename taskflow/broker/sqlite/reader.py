@@ -48,7 +48,7 @@ class ReadTransactions:
         return self._transitions is not None
 
     def run(self, group: Sequence[QueuedVerb]) -> None:
-        """Run the verbs. Their errors are CannotRead, and Unsound if a row must be mended first."""
+        """Run the verbs. Their errors are CannotRead, and NeedsRepair if a row must be repaired first."""
         for queued in group:
             try:
                 queued.answer = self._read(queued.verb)

@@ -69,7 +69,7 @@ LEFT_ALONE: Final = frozenset({"seq", "extras", "result", "payload"})
 """Columns that no statement depends on. An unsound value in one of them is left where it is."""
 
 CHANGING: Final = tuple(column for column in COLUMNS if column not in _FIXED)
-MENDED: Final = tuple(column for column in COLUMNS if column not in LEFT_ALONE)
+REPAIRED: Final = tuple(column for column in COLUMNS if column not in LEFT_ALONE)
 OF_RUN: Final = (
     "code", "due_at", "failures", "crashes", "snoozes", "hand_backs", "started_at", "settled", "parked_at", "errors", "reason",
     "waiting_for", "is_poison", "ended_at", "fade_at", "cause",
@@ -89,8 +89,8 @@ columns_of_run: Final = attrgetter("seq", *OF_RUN)
 all_columns: Final = attrgetter(*COLUMNS[1:])
 """Returns the parameters of `add_job`."""
 
-mended_columns: Final = attrgetter(*MENDED, "seq")
-"""Returns the parameters of `mend_job`."""
+repaired_columns: Final = attrgetter(*REPAIRED, "seq")
+"""Returns the parameters of `repair_job`."""
 
 
 def record_of(job: JobRow, queue: str, name: str | Unreadable) -> Record:
@@ -112,7 +112,7 @@ def lease_of(job: JobRow, queue: str, name: str | Unreadable, claim: ClaimId, no
 
 
 class _Opaque(FieldReader):
-    """Reads the fields on which no statement depends. Problems found earlier, when the row was mended, are listed first."""
+    """Reads the fields on which no statement depends. Problems found earlier, when the row was repaired, are listed first."""
 
     def __init__(self, job: JobRow) -> None:
         super().__init__()

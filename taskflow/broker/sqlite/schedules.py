@@ -159,7 +159,7 @@ def _offer(transitions: Transitions, schedule: ScheduleRow) -> Offer | None:
         _remove(transitions, schedule)
         return None
     if schedule.is_declared:
-        _elect(transitions, schedule)  # again, because a session's row may have been lost or mended
+        _elect(transitions, schedule)  # again, because a session's row may have been lost or repaired
     offer = schedule.offer(transitions.now)
     is_offered = bool(schedule.digest) and not schedule.is_paused and schedule.asleep_since is None
     if not is_offered:

@@ -70,7 +70,7 @@ def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | Non
     if is_early:
         session = msgspec.structs.replace(session, beat_at=transitions.steady)
     if (reader.unreadable or is_early) and transitions.may_write:
-        transitions.connection.execute(transitions.sql["mend_session"], (*msgspec.structs.astuple(session)[2:], session.number))
+        transitions.connection.execute(transitions.sql["repair_session"], (*msgspec.structs.astuple(session)[2:], session.number))
     return session if session.id else None
 
 

@@ -34,7 +34,7 @@ INSERT INTO "~sessions" (id, name, ttl, about, registered_at, boot_id, beat_at, 
 -- Parameters: number. Result: none.
 DELETE FROM "~sessions" WHERE number = ?;
 
--- name: mend_session
+-- name: repair_session
 -- Parameters: every column except number and id, in the table's order; number. Result: none.
 UPDATE "~sessions" SET
   name = ?, ttl = ?, about = ?, registered_at = ?, boot_id = ?, beat_at = ?, is_spared = ?, dead_at = ?, request = ?, wants_ends = ?

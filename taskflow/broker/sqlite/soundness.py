@@ -1,5 +1,5 @@
 """Detects unsound rows: those with a value that no broker could have
-stored. This module reads them value by value, and `Transitions` mends them.
+stored. This module reads them value by value, and `Transitions` repairs them.
 
 SQLite accepts any value in any column, and anyone who can write to the file can change it.
 """
@@ -97,10 +97,10 @@ def _contradiction(code: int | None, awaits: int, claim: bytes | None, ended_at:
 
 
 class Closely(NamedTuple):
-    """The result of a closer look at a row. If `is_mended`, the job differs from its row, which must be written again."""
+    """The result of a closer look at a row. If `is_repaired`, the job differs from its row, which must be written again."""
 
     job: JobRow
-    is_mended: bool
+    is_repaired: bool
     oversized: tuple[str, ...] = ()
     """The columns whose values were too long to read."""
 
@@ -159,7 +159,7 @@ def _remember_kinds(row: tuple[Any, ...]) -> None:
 
 
 def _make_consistent(job: JobRow, now: int, *, is_code_sound: bool) -> None:
-    """Give a mended job a status that fits its other values, and reset values that contradict the status."""
+    """Give a repaired job a status that fits its other values, and reset values that contradict the status."""
     has_ended = job.ended_at is not None and job.fade_at is not None
     was_live = job.ended_at is None and job.fade_at is None
     if not is_code_sound:

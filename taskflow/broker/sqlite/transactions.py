@@ -233,7 +233,7 @@ class Transactions:
             self.close()
 
     def _scrub_all(self, file: _File) -> bool:
-        """Mend all rows, because one that another program changed may violate a constraint. Return False if that fails."""
+        """Repair all rows, because one that another program changed may violate a constraint. Return False if that fails."""
         file.transitions.scrubbed = Scrubbed()
         while True:
             scrubbing = QueuedVerb(scrub, Durability.NORMAL, time.monotonic())

@@ -21,8 +21,8 @@ from taskflow.broker.sqlite.row import (
     all_columns,
     changing_columns,
     columns_of_run,
-    mended_columns,
     record_of,
+    repaired_columns,
     storable,
     text_of,
 )
@@ -53,8 +53,8 @@ class Scrubbed:
     names: set[object] = field(default_factory=set)
 
 
-class Unsound(Exception):
-    """Raised if a row must be mended in a read-only transaction. The verb must run again in a transaction that may write."""
+class NeedsRepair(Exception):
+    """Raised if a row must be repaired in a read-only transaction. The verb must run again in a transaction that may write."""
 
 
 class Transitions:
@@ -79,13 +79,13 @@ class Transitions:
         self._ends = list[bytes]()
         self.settled_seq: int | None = None
         """The seq of the job whose settlement is being applied."""
-        self.may_write = self.has_mended = False
+        self.may_write = self.has_repaired = False
         self.now = self.steady = 0
 
     def begin(self, *, may_write: bool) -> None:
         """Read the clocks once per verb, inside the transaction, so that a later commit has a later time."""
         self.may_write = may_write
-        self.has_mended = False
+        self.has_repaired = False
         self.now = self.clock.wall()
         self.steady = self.clock.steady()
 
@@ -161,28 +161,28 @@ class Transitions:
     # --- unsound rows -------------------------------------------------------------------------------------------
 
     def _job(self, row: tuple[Any, ...]) -> JobRow:
-        """Return a row as a job, mended if it is unsound. Raises Unsound if this transaction may not write."""
+        """Return a row as a job, repaired if it is unsound. Raises NeedsRepair if this transaction may not write."""
         if is_sound(row) and self.queues.has(row[_QUEUE]):
             return JobRow(*row)
-        job, is_mended, oversized = look_closely(row, self.now, self._strange_queue(row[_QUEUE]))
-        if is_mended:
-            self._mend(job, oversized)
+        job, is_repaired, oversized = look_closely(row, self.now, self._strange_queue(row[_QUEUE]))
+        if is_repaired:
+            self._repair(job, oversized)
         return job
 
     def _strange_queue(self, number: Any) -> Unreadable | None:
         return None if type(number) is not int or self.queues.has(number) else Unreadable("queue", f"number {number} has no name", b"")
 
-    def _mend(self, job: JobRow, oversized: Sequence[str]) -> None:
+    def _repair(self, job: JobRow, oversized: Sequence[str]) -> None:
         if not self.may_write:
-            raise Unsound
+            raise NeedsRepair
         for column in oversized:
             self.connection.execute(self.sql["keep_oversized"], (column, column, job.seq))
         if not self.queues.has(job.queue):
             job.queue = self.queues.number(DEFAULT_QUEUE)
-        self.connection.execute(self.sql["mend_job"], mended_columns(job))
+        self.connection.execute(self.sql["repair_job"], repaired_columns(job))
         self.connection.execute(self.sql["drop_tags"], (job.seq,))
         self.execute_rows("add_tags", [(tag, job.id) for tag in tags_in(job.extras)])
-        self.has_mended = True
+        self.has_repaired = True
         self.lease_cache.forget()
         self.tally.recount()
         if job.status is Status.READY:

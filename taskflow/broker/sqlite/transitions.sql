@@ -28,10 +28,10 @@ INSERT INTO "~oversized" (seq, name, value)
 SELECT seq, ?, CASE ? @sized END FROM "~jobs" WHERE seq = ?
 ON CONFLICT DO NOTHING;
 
--- name: mend_job
--- Parameters: the columns of `row.MENDED`; seq. Result: none. Oversized values of other columns are dropped.
+-- name: repair_job
+-- Parameters: the columns of `row.REPAIRED`; seq. Result: none. Oversized values of other columns are dropped.
 UPDATE "~jobs" SET
-  @mended, extras = iif(length(extras) > 1048576, NULL, extras), result = iif(length(result) > 67108864, NULL, result),
+  @repaired, extras = iif(length(extras) > 1048576, NULL, extras), result = iif(length(result) > 67108864, NULL, result),
   payload = iif(length(payload) > 67108864, NULL, payload)
 WHERE seq = ?;
 

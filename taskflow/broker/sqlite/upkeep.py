@@ -1,4 +1,4 @@
-"""The `upkeep` verb: readies due jobs, reaps dead sessions, ends expired jobs, drops old ones, mends unsound rows, and shrinks the file."""
+"""The `upkeep` verb: readies due jobs, reaps dead sessions, ends expired jobs, drops old ones, repairs unsound rows, and shrinks the file."""
 
 from __future__ import annotations
 
@@ -239,12 +239,12 @@ SCRUBBED_AT_ONCE: Final = 500
 
 
 def scrub(transitions: Transitions) -> bool:
-    """Check the next `SCRUBBED_AT_ONCE` jobs, and mend unsound ones. Return True after the last job; the next call then starts over."""
+    """Check the next `SCRUBBED_AT_ONCE` jobs, and repair unsound ones. Return True after the last job; the next call then starts over."""
     place = transitions.scrubbed
     row = transitions.connection.execute(transitions.sql["some_jobs"], (place.seq, SCRUBBED_AT_ONCE)).fetchone()
     last, number, unsound, orphans, names = row
     for seq in json.loads(unsound):
-        transitions.job_by_seq(seq)  # reading the job mends it
+        transitions.job_by_seq(seq)  # reading the job repairs it
     _release_orphans(transitions, json.loads(orphans))
     place.names.update(json.loads(names))
     if number < SCRUBBED_AT_ONCE:

@@ -37,7 +37,7 @@ async def test_bytes_a_job(broker: SqliteBroker, path: Path, capsys: pytest.Capt
 INDEXES = {
     "job_by_id": {"sqlite_autoindex_taskflow_jobs_1"},
     "job_by_seq": {"INTEGER PRIMARY KEY"},
-    "mend_job": {"INTEGER PRIMARY KEY"},
+    "repair_job": {"INTEGER PRIMARY KEY"},
     "jobs_by_claim": {"taskflow_jobs_leased"},
     "waiting_holder": {"taskflow_jobs_key"},
     "running_holder": {"taskflow_jobs_key"},

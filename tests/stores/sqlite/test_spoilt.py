@@ -81,8 +81,8 @@ async def test_a_job_whose_id_is_none_has_another_one(broker: SqliteBroker, path
     records = await listed(broker.console)
 
     assert [len(record.id) for record in records] == [16, 16]
-    [mended] = [record for record in records if record.unreadable]
-    assert await broker.read([mended.id]) == [mended]
+    [repaired] = [record for record in records if record.unreadable]
+    assert await broker.read([repaired.id]) == [repaired]
     assert await broker.console.purge(View()) == 2
 
 
@@ -228,7 +228,7 @@ def spoil_with(path: Path, table: str, column: str, literal: str) -> None:
 @pytest.mark.parametrize("literal", LITERALS)
 @pytest.mark.parametrize("table", ["schedules", "declarations"])
 async def test_a_spoilt_schedule_leaves_the_others_alone(open_broker: Open, path: Path, table: str, literal: str) -> None:
-    """Each column in turn. Upkeep does not run in circles, and a new definition mends the schedule."""
+    """Each column in turn. Upkeep does not run in circles, and a new definition repairs the schedule."""
     broker = open_broker(seams=Seams(clock=(clock := ManualClock())))
     await broker.define([])
     for version, column in enumerate(columns_of(path, table)):
@@ -267,7 +267,7 @@ async def test_definitions_that_are_too_long_together_are_offered_in_turn(broker
 
 
 async def test_a_schedule_that_cannot_be_read_is_left_out_for_an_hour(open_broker: Open, path: Path) -> None:
-    """And shown. Putting it again mends it."""
+    """And shown. Putting it again repairs it."""
     broker = open_broker(seams=Seams(clock=(clock := ManualClock())))
     definition = Definition("spoilt", b"1" * 16, b"body")
     await broker.define([definition])

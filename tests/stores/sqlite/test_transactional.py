@@ -524,7 +524,7 @@ async def test_names_of_a_transaction_that_was_rolled_back_are_forgotten(broker:
     assert [record and (record.queue, record.job) for record in records] == [("theirs", "theirs"), ("ours", "ours")]
 
 
-async def test_unsound_rows_are_mended_in_the_transaction_too(broker: SqliteBroker, connect: Connect) -> None:
+async def test_unsound_rows_are_repaired_in_the_transaction_too(broker: SqliteBroker, connect: Connect) -> None:
     waiting = an_envelope(key=b"k" * 16)
     await broker.enqueue([waiting])
     caller = connect()

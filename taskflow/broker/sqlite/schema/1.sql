@@ -120,7 +120,7 @@ CREATE TABLE "~tags" (
 ) WITHOUT ROWID;
 CREATE INDEX "~tags_seq" ON "~tags" (seq);
 
--- Values that were too long for their row, moved here when it was mended, because every change of a row writes all of it.
+-- Values that were too long for their row, moved here when it was repaired, because every change of a row writes all of it.
 CREATE TABLE "~oversized" (
   seq INTEGER NOT NULL,
   name TEXT NOT NULL,
