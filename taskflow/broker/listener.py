@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from taskflow.broker import topics as names
+from taskflow.broker.topics import ANY_QUEUE, QUEUE_PREFIX, job as job_topic, job_ids, split_topics
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.errors import BrokerError
 from taskflow.model.record import Record
@@ -25,9 +25,6 @@ from taskflow.model.retry import Pauses, Retries
 PAUSES: Final = Pauses(0.05, 2.0)
 
 ID_BYTES: Final = 8
-
-_JOB: Final = names.job(b"")
-_QUEUE: Final = names.queue("")
 
 Lookup = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes]]]]
 """A function that takes topics and job ids, and returns those for which something has already happened."""
@@ -167,7 +164,7 @@ class Listener(ABC):
         if disarms:
             self._armed -= heard
         for topic in heard:
-            if topic == names.ANY_QUEUE or topic.startswith(_QUEUE):
+            if topic == ANY_QUEUE or topic.startswith(QUEUE_PREFIX):
                 self._was_nudged = True
                 if disarms and not self.flag.hears(topic):
                     self._unheard += 1
@@ -177,9 +174,9 @@ class Listener(ABC):
     def told_ended(self, records: Mapping[bytes, Record | None]) -> None:
         """Wake the waiters of these jobs. Records that arrived with the message are kept, which saves the waiters a query."""
         for job_id, record in records.items():
-            if record is not None and self.flag.hears(names.job(job_id)):
+            if record is not None and self.flag.hears(job_topic(job_id)):
                 self._ended[job_id] = record
-        self.told(map(names.job, records), disarms=True)
+        self.told(map(job_topic, records), disarms=True)
 
     async def _stay_subscribed(self) -> None:
         retries = Retries(PAUSES, random.random)
@@ -235,13 +232,8 @@ class Listener(ABC):
         self.flag.wake(found)
 
 
-def job_ids(topics: Iterable[str]) -> list[bytes]:
-    """Return the ids of the jobs among these topics."""
-    return [bytes.fromhex(topic.removeprefix(_JOB)) for topic in topics if topic.startswith(_JOB)]
-
-
 async def look_for(topics: Iterable[str], look: Lookup) -> set[str]:
     """Return the topics for which something has already happened."""
-    wanted = set(topics)
-    there, ended = await look([topic for topic in wanted if not topic.startswith(_JOB)], job_ids(wanted))
-    return {*there, *map(names.job, ended)}
+    ids, others = split_topics(set(topics))
+    there, ended = await look(others, ids)
+    return {*there, *map(job_topic, ended)}

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from taskflow.broker import topics as names
+from taskflow.broker import topics
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
 from taskflow.broker.memory.console import MemoryStore
 from taskflow.broker.paging import ScanRequest, ScanResult, page
@@ -103,13 +103,13 @@ class MemoryBroker:
             answer = verb()
             to_wake, self._store.to_wake = self._store.to_wake, set()
             nudges = self._store.take_nudges()
-        if names.DUE in to_wake:
-            to_wake.discard(names.DUE)
-            self.flag.wake_some([names.DUE], UPKEEPERS)
+        if topics.DUE in to_wake:
+            to_wake.discard(topics.DUE)
+            self.flag.wake_some([topics.DUE], UPKEEPERS)
         if to_wake:
             self.flag.wake(to_wake)
         for queue, jobs in nudges.items():
-            self.flag.wake_some([names.queue(queue), names.ANY_QUEUE], jobs)
+            self.flag.wake_some([topics.queue(queue), topics.ANY_QUEUE], jobs)
         return answer
 
 

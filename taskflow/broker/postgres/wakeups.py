@@ -18,11 +18,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from typing import Any, Final, NamedTuple
 
 from taskflow.broker import topics as names
-from taskflow.broker.listener import Listener, Standing, job_ids
+from taskflow.broker.listener import Listener, Standing
 from taskflow.broker.postgres import rows
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.errors import ERRORS
 from taskflow.broker.postgres.listen_connection import POLL_EVERY, ListenConnection, listen_failed, notifications_lost
+from taskflow.broker.topics import job_ids
 from taskflow.model.record import Record
 
 log: Final = logging.getLogger("taskflow")

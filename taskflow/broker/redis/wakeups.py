@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from taskflow.broker import topics as names
-from taskflow.broker.listener import Listener, job_ids
+from taskflow.broker.listener import Listener
 from taskflow.broker.redis.connect.connection import ERRORS, Subscription, subscription_over
 from taskflow.broker.redis.connect.pool import ConnectionPool
 from taskflow.broker.redis.jobs import Names, ended_record
 from taskflow.broker.redis.packing import ids_in, pack, unpack
+from taskflow.broker.topics import job_ids
 from taskflow.model.record import Record
 
 PING_EVERY: Final = 25.0

@@ -8,13 +8,9 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Final
 
-from taskflow.broker import topics as names
-from taskflow.broker.listener import job_ids
 from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, WAITING, Folder, ListenerNote, awaited_file, topic_hash
+from taskflow.broker.topics import ANY_QUEUE, is_queue, split_topics
 from taskflow.model.clock import Clock
-
-_JOB: Final = names.job(b"")
-_QUEUE: Final = names.queue("")
 
 _TRIES: Final = 3
 """The number of attempts to rename or remove a note, which senders may be renaming at the same time."""
@@ -34,7 +30,7 @@ class ListenerFiles:
 
     def add(self, topics: Collection[str]) -> None:
         """Let senders know that someone is waiting for these topics."""
-        jobs, others = parted(topics)
+        jobs, others = split_topics(topics)
         for job_id in jobs:
             self.awaited.add(job_id)
         new = [topic for topic in others if topic not in self._topics]
@@ -45,7 +41,7 @@ class ListenerFiles:
 
     def drop(self, topics: Collection[str]) -> str | None:
         """Undo `add`. If the listener was nudged for jobs that no one is waiting for any more, return the hash of their topic."""
-        jobs, others = parted(topics)
+        jobs, others = split_topics(topics)
         for job_id in jobs:
             self.awaited.drop(job_id)
         self._topics.subtract(others)
@@ -93,7 +89,7 @@ class ListenerFiles:
         """Return True unless the note is a nudge for jobs that no one is waiting for."""
         hashed = note.nudged_for
         queues = filter(is_queue, self._topics)
-        return hashed is None or any(topic == names.ANY_QUEUE or topic_hash(self._namespace, topic) == hashed for topic in queues)
+        return hashed is None or any(topic == ANY_QUEUE or topic_hash(self._namespace, topic) == hashed for topic in queues)
 
     def heard(self, hashes: Collection[str]) -> list[str]:
         """Return the topics with these hashes that someone is waiting for."""
@@ -184,12 +180,3 @@ class AwaitedIds:
             if self._descriptor is None:
                 self._descriptor = self._folder.create(self._file)
             os.pwrite(self._descriptor, job_id, slot * ID_BYTES)
-
-
-def parted(topics: Collection[str]) -> tuple[list[bytes], list[str]]:
-    """Split topics into the ids of jobs and the other topics."""
-    return job_ids(topics), [topic for topic in topics if not topic.startswith(_JOB)]
-
-
-def is_queue(topic: str) -> bool:
-    return topic == names.ANY_QUEUE or topic.startswith(_QUEUE)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Final
 from urllib.parse import quote
 
-from taskflow.broker import topics as names
 from taskflow.broker.sqlite.row import claims_of
 from taskflow.broker.sqlite.statements import Statements, fetch_rows
 from taskflow.broker.sqlite.store_file import StoreFile
-
-_QUEUE: Final = names.queue("")
-_SESSION: Final = names.session(b"")
+from taskflow.broker.topics import ANY_QUEUE, DUE, QUEUE_PREFIX, SESSION_PREFIX, job as job_topic
 
 
 class StoreWatch:
@@ -47,24 +43,24 @@ class StoreWatch:
         found = {*self._queues(connection, topics), *self._sessions(connection, topics)}
         if jobs:
             ended = fetch_rows(connection, self._sql, "ended_among", [(job_id,) for job_id in jobs])
-            found.update(names.job(job_id) for (job_id,) in ended)
-        if names.DUE in topics and self._is_due_earlier(connection):
-            found.add(names.DUE)
+            found.update(job_topic(job_id) for (job_id,) in ended)
+        if DUE in topics and self._is_due_earlier(connection):
+            found.add(DUE)
         return found
 
     def _queues(self, connection: sqlite3.Connection, topics: Sequence[str]) -> set[str]:
         found = {
             topic
             for topic in topics
-            if topic.startswith(_QUEUE)
-            and any(connection.execute(self._sql["ready_in_queue"], (topic.removeprefix(_QUEUE),)).fetchone() or ())
+            if topic.startswith(QUEUE_PREFIX)
+            and any(connection.execute(self._sql["ready_in_queue"], (topic.removeprefix(QUEUE_PREFIX),)).fetchone() or ())
         }
-        if names.ANY_QUEUE in topics and connection.execute(self._sql["first_ready_queues"], (1,)).fetchone():
-            found.add(names.ANY_QUEUE)
+        if ANY_QUEUE in topics and connection.execute(self._sql["first_ready_queues"], (1,)).fetchone():
+            found.add(ANY_QUEUE)
         return found
 
     def _sessions(self, connection: sqlite3.Connection, topics: Iterable[str]) -> set[str]:
-        sessions = {topic: bytes.fromhex(topic.removeprefix(_SESSION)) for topic in topics if topic.startswith(_SESSION)}
+        sessions = {topic: bytes.fromhex(topic.removeprefix(SESSION_PREFIX)) for topic in topics if topic.startswith(SESSION_PREFIX)}
         return {
             topic
             for topic, session in sessions.items()

@@ -16,13 +16,12 @@ from typing import Final
 
 import msgspec
 
-from taskflow.broker import topics as names
-from taskflow.broker.listener import job_ids
-from taskflow.broker.sqlite.listener_files import ListenerFiles, is_queue, parted
+from taskflow.broker.sqlite.listener_files import ListenerFiles
 from taskflow.broker.sqlite.notifier import SocketNotifier, WakeMessage, add_local_listener, decode, remove_local_listener
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, Folder, ListenerNote
+from taskflow.broker.topics import is_queue, job as job_topic, job_ids, split_topics
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.record import Record
 from taskflow.model.seams import Seams
@@ -148,7 +147,7 @@ class SocketListener:
         if ANY_TOPIC in message.heard:
             self._flag.wake_all()
         else:
-            self._flag.wake([*heard, *map(names.job, message.ended)])
+            self._flag.wake([*heard, *map(job_topic, message.ended)])
         return is_heeded
 
     def _pass_on(self, hashed: str) -> None:
@@ -169,7 +168,7 @@ class SocketListener:
                 is_time = time.monotonic() - polled_at >= (POLL_EVERY if self._socket else POLL_WITHOUT_SOCKETS_EVERY)
                 if is_time or self._must_look:
                     if_changed, self._must_look = not self._must_look, False
-                    jobs, topics = parted(self._flag.topics())
+                    jobs, topics = split_topics(self._flag.topics())
                     self._flag.wake(watch.look(topics, jobs, if_changed=if_changed))
                 if is_time:
                     polled_at = time.monotonic()
