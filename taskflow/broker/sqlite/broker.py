@@ -78,7 +78,7 @@ class SqliteBroker:
         self._store = StoreFile(real, check_namespace(namespace), shared, timeout, limits or SpaceLimits(), migrates)
         self._seams = seams or Seams()
         self._rules = rules or Rules()
-        self._parts: _Parts | None = None
+        self._parts: _ProcessParts | None = None
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -225,7 +225,7 @@ class SqliteBroker:
 
         return await asyncio.to_thread(run)
 
-    def _running(self) -> _Parts:
+    def _running(self) -> _ProcessParts:
         """Return this process's writer and listener. A forked child creates its own and does not touch its parent's."""
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
@@ -233,12 +233,12 @@ class SqliteBroker:
         if parts is None or parts.writer.pid != os.getpid():
             if parts is not None:
                 parts.abandon()
-            self._parts = parts = _Parts(self._store, self._seams, self._rules)
+            self._parts = parts = _ProcessParts(self._store, self._seams, self._rules)
             weakref.finalize(self, parts.close)
         return parts
 
 
-class _Parts:
+class _ProcessParts:
     """Connects the writer, the notifier and the listener that a broker uses in one process."""
 
     def __init__(self, store: StoreFile, seams: Seams, rules: Rules) -> None:

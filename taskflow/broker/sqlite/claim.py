@@ -100,7 +100,7 @@ _QUEUES: Final = msgspec.json.Decoder(list[_Queue])
 
 
 class _Ready(msgspec.Struct, array_like=True):
-    """A ready job to lease, decoded from the columns of `told_of_ready` (see claim.sql). A plain
+    """A ready job to lease, decoded from the columns of `ready_columns` (see claim.sql). A plain
     job has only the first five fields. The id and the payload arrive in separate columns.
 
     If `payload_bytes` is negative, the row must be read separately, because a value may be unsound or the payload is long.
@@ -231,13 +231,13 @@ def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, re
     packed, taken, leases, cached, size = pack_claims(session, request, len(found)), list[_Ready](), list[Lease](), list[CachedLease](), 0
     for ready in found:
         claim = ClaimId(session, request, number := len(leases))
-        lease = _lease_told(transitions, ready, names.get(ready.name), queues[ready.queue], claim)
+        lease = _lease_from_columns(transitions, ready, names.get(ready.name), queues[ready.queue], claim)
         if lease is None:
             size += ready.bytes_to_fetch
             if size > MOST_BYTES and leases:
                 transitions.announce_ready(ready.queue)
                 break
-            lease = _lease_read(transitions, ready, claim)
+            lease = _lease_from_row(transitions, ready, claim)
             if lease is None:
                 continue
         taken.append(ready)
@@ -253,7 +253,7 @@ def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, re
     return leases
 
 
-def _lease_told(transitions: Transitions, ready: _Ready, name: str | None, queue: str, claim: ClaimId) -> Lease | None:
+def _lease_from_columns(transitions: Transitions, ready: _Ready, name: str | None, queue: str, claim: ClaimId) -> Lease | None:
     """Return the lease, or None if the job must be read separately or has an unreadable name or options."""
     if name is None or ready.payload_bytes < 0:
         return None
@@ -276,7 +276,7 @@ def _lease_told(transitions: Transitions, ready: _Ready, name: str | None, queue
     return envelopes.lease_of(ready, envelope, epoch=ready.epoch + 1, claim=claim, now=transitions.now)
 
 
-def _lease_read(transitions: Transitions, ready: _Ready, claim: ClaimId) -> Lease | None:
+def _lease_from_row(transitions: Transitions, ready: _Ready, claim: ClaimId) -> Lease | None:
     """Return the lease, or None if the repaired row is no longer ready in its queue."""
     job = transitions.job_by_seq(ready.seq)
     if job is None or job.status is not Status.READY or job.queue != ready.queue:

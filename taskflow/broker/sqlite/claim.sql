@@ -16,7 +16,7 @@ FROM (
   LIMIT ? OFFSET (SELECT ? % max(1, queues) FROM ready)
 );
 
--- name: told_of_ready
+-- name: ready_columns
 -- The columns of ready jobs. Parameters: the maximum size of a payload to fetch, three times.
 --
 -- As JSON, in order of arrival in the answer: queue, seq, name, created_at and the payload's length. Less plain jobs also have due_at,
@@ -61,7 +61,7 @@ CAST(group_concat(CASE WHEN typeof(payload) = 'blob' AND length(payload) <= ? TH
 -- name: ready_jobs
 -- Parameters: the maximum size of a payload to fetch, three times; queue, now, limit. Result: one row with the first ready jobs that have
 -- not expired, empty if the queue is paused. (They are chosen first, so that no long value is read on the way.)
-SELECT @told_of_ready
+SELECT @ready_columns
 FROM (
   SELECT seq AS chosen FROM "~jobs"
   WHERE
@@ -75,7 +75,7 @@ FROM (
 -- Parameters: rows of a queue's number; the maximum size of a payload to fetch, three times; now. Result: one row with all ready jobs of
 -- these queues, like that of `ready_jobs`.
 WITH wanted (number) AS (VALUES (?) ...)
-SELECT @told_of_ready
+SELECT @ready_columns
 FROM wanted CROSS JOIN "~jobs"
 WHERE
   status = 2 AND queue = (SELECT number FROM "~queues" WHERE number = wanted.number AND is_paused = 0)

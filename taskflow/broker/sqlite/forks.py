@@ -25,7 +25,7 @@ class _Gate:
     """A gate that transactions in any thread pass through. A fork waits until no other thread is inside."""
 
     def __init__(self) -> None:
-        self._open_anew()
+        self._reset()
 
     def __enter__(self) -> None:
         with self._changed:
@@ -51,9 +51,9 @@ class _Gate:
 
     def after_in_child(self) -> None:
         """Replace the lock in a forked child, because the threads that held it or were inside do not exist there."""
-        self._open_anew()
+        self._reset()
 
-    def _open_anew(self) -> None:
+    def _reset(self) -> None:
         self._changed = threading.Condition()
         self._inside = set[int]()
         self._is_forking = False

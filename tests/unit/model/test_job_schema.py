@@ -266,7 +266,7 @@ def listed_in_json(statement: str) -> tuple[str, ...]:
 
 def test_a_claim_of_sqlite_knows_of_a_ready_job_what_was_sent_and_what_its_lease_shows() -> None:
     fields = sqlite_claim._Ready.__struct_fields__
-    assert (*listed_in_json(Statements("test")["told_of_ready"]), "id", "payload") == fields
+    assert (*listed_in_json(Statements("test")["ready_columns"]), "id", "payload") == fields
     known = set(fields) - {"payload_bytes", "is_joined"} | {"joins"}
     assert {field.name for field in FIELDS if field.sent} - known == {"awaits"}  # nothing, of a job that is ready
     assert {*Counters._fields, "epoch", "created_at", "extras"} <= known
