@@ -144,13 +144,13 @@ class Listener(ABC):
 
     def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Return the coroutine functions that run while the listener is open."""
-        return [self._stay_subscribed, self._keep_asking]
+        return [self._stay_subscribed, self._announce_topics]
 
     # --- the subscription ---------------------------------------------------------------------------------------
 
     @abstractmethod
-    async def hear(self, goes_on: Callable[[], None]) -> None:
-        """Subscribe, call `goes_on` once the subscription is in place, and pass each topic that arrives to `told`, until the connection
+    async def receive(self, on_subscribed: Callable[[], None]) -> None:
+        """Subscribe, call `on_subscribed` once the subscription is in place, and pass each topic that arrives to `received`, until the connection
         breaks."""
 
     def stays_armed(self, topic: str) -> bool:
@@ -158,7 +158,7 @@ class Listener(ABC):
         even if something had already happened when that request arrived."""
         return False
 
-    def told(self, topics: Iterable[str], *, disarms: bool) -> None:
+    def received(self, topics: Iterable[str], *, disarms: bool) -> None:
         """Wake the waiters of these topics. `disarms` is True if the server announces each topic only once per request."""
         heard = set(topics)
         if disarms:
@@ -171,19 +171,19 @@ class Listener(ABC):
                     self._has_wants.set()
         self.flag.wake(heard)
 
-    def told_ended(self, records: Mapping[bytes, Record | None]) -> None:
+    def received_ends(self, records: Mapping[bytes, Record | None]) -> None:
         """Wake the waiters of these jobs. Records that arrived with the message are kept, which saves the waiters a query."""
         for job_id, record in records.items():
             if record is not None and self.flag.hears(job_topic(job_id)):
                 self._ended[job_id] = record
-        self.told(map(job_topic, records), disarms=True)
+        self.received(map(job_topic, records), disarms=True)
 
     async def _stay_subscribed(self) -> None:
         retries = Retries(PAUSES, random.random)
         while True:
             before = self.times
             try:
-                await self.hear(self._goes_on)
+                await self.receive(self._on_subscribed)
             except self._errors:
                 pass
             finally:
@@ -193,7 +193,7 @@ class Listener(ABC):
                 retries.succeeded()
             await asyncio.sleep(retries.failed())
 
-    def _goes_on(self) -> None:
+    def _on_subscribed(self) -> None:
         self.times += 1
         self._is_on.set()
         if self.times > 1:
@@ -205,7 +205,7 @@ class Listener(ABC):
 
     # --- announcing topics ----------------------------------------------------------------------------------------
 
-    async def _keep_asking(self) -> None:
+    async def _announce_topics(self) -> None:
         retries = Retries(PAUSES, random.random)
         while True:
             await self._has_wants.wait()
@@ -217,7 +217,7 @@ class Listener(ABC):
                 if unheard:
                     await self.pass_on(unheard)
                 if wanted:
-                    await self._ask(wanted)
+                    await self._announce(wanted)
             except self._errors:
                 self._wanted |= wanted
                 self._has_wants.set()
@@ -225,7 +225,7 @@ class Listener(ABC):
             else:
                 retries.succeeded()
 
-    async def _ask(self, wanted: set[str]) -> None:
+    async def _announce(self, wanted: set[str]) -> None:
         times = self.times
         found = await look_for(wanted, self._arm)
         self.armed((topic for topic in wanted if topic not in found or self.stays_armed(topic)), times)

@@ -95,14 +95,14 @@ class PostgresListener(Listener):
         self.nudged_at = 0.0
         self.has_noted = False
 
-    async def hear(self, goes_on: Callable[[], None]) -> None:
+    async def receive(self, on_subscribed: Callable[[], None]) -> None:
         # If polls fail too, the whole server is unavailable, and listening is not the problem.
         server_is_there = self._has_looked
         try:
             async with ListenConnection(self._pool, {self.id: self._take, self._schema: self._take_shared}) as listener:
                 if await listener.hears():
                     self._hears_again()
-                    goes_on()
+                    on_subscribed()
                     await listener.stay()
                     return
         except self._errors as error:
@@ -206,13 +206,13 @@ class PostgresListener(Listener):
         lines = words.split("\n")
         ended = dict(_parse_end(line) for line in lines if line.startswith(_JOB))
         if ended:
-            self.told_ended(ended)
+            self.received_ends(ended)
         for topic in lines:
             if topic.startswith(_QUEUE):
                 self._take_nudge(topic)
         if AGAIN in lines:
             self._look_again(topic for topic in lines if not topic.startswith(_JOB) and topic != AGAIN)
-        self.told((topic for topic in lines if not topic.startswith((_JOB, _QUEUE))), disarms=False)
+        self.received((topic for topic in lines if not topic.startswith((_JOB, _QUEUE))), disarms=False)
 
     def _take_shared(self, words: str) -> None:
         """Process a message on the shared channel. It comes from a transaction that could not see the listeners' notes."""
@@ -227,7 +227,7 @@ class PostgresListener(Listener):
         elif self._claims:
             self._told_during_claim[topic] += 1
         self.nudged_at = time.monotonic()
-        self.told(heard, disarms=True)
+        self.received(heard, disarms=True)
 
     def _hears_again(self) -> None:
         self._is_off.clear()

@@ -56,12 +56,12 @@ class RedisListener(Listener):
         there, ended = await self._call("arm", pack([topics, ids, self.id, unheard]))
         return [topic.decode() for topic in there], ids_in(ended)
 
-    async def hear(self, goes_on: Callable[[], None]) -> None:
+    async def receive(self, on_subscribed: Callable[[], None]) -> None:
         subscription = subscription_over(await self._pool.open(), self._take)
         try:
             async with asyncio.timeout(PONG_WITHIN):
                 await subscription.subscribe(self._channel)
-            goes_on()
+            on_subscribed()
             watching = asyncio.create_task(self._watch(subscription))
             try:
                 await subscription.listen()
@@ -89,10 +89,10 @@ class RedisListener(Listener):
             return
         told = message[2]
         if told.startswith(ENDED):
-            self.told_ended(self._ended_in(told[1:]))
+            self.received_ends(self._ended_in(told[1:]))
             return
         topic = told.decode(errors="replace")
-        self.told([topic], disarms=not topic.startswith(_SESSION))
+        self.received([topic], disarms=not topic.startswith(_SESSION))
 
     def _ended_in(self, packed: bytes) -> dict[bytes, Record | None]:
         """Return the record of each job whose end the message announces, with None for a record that was not sent or cannot be read."""

@@ -100,7 +100,7 @@ class Checkpointer:
         self._connection.execute(pragma("busy_timeout", milliseconds)).fetchall()
 
 
-def let_checkpoint_end(side_file: int) -> None:
+def wait_for_checkpoint(side_file: int) -> None:
     """Wait while a connection makes a checkpoint, at most 100 ms. Call this before a read transaction.
 
     A checkpoint waits for the readers that it finds, and the writers wait for it. It looks for gaps between their transactions ever less

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from taskflow.broker.sqlite.checkpoint import let_checkpoint_end, side_file
+from taskflow.broker.sqlite.checkpoint import side_file, wait_for_checkpoint
 from taskflow.broker.sqlite.commit_watch import CommitWatch
 from taskflow.broker.sqlite.connect import connect_for_reading
 from taskflow.broker.sqlite.forks import keep_open
@@ -76,7 +76,7 @@ class ReadTransactions:
     def _read(self, verb: Callable[[Transitions], Any]) -> Any:
         try:
             transitions = self._opened()
-            let_checkpoint_end(self._side_file)
+            wait_for_checkpoint(self._side_file)
             transitions.forget()  # names may have been dropped, and added again with other numbers
             transitions.connection.execute("BEGIN")
             try:

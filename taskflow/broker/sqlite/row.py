@@ -206,13 +206,13 @@ def pack_progress(progress: Progress | None) -> bytes | None:
 # --- text ---------------------------------------------------------------------------------------------------------
 
 
-def storable(told: str) -> str | bytes:
+def storable(value: str) -> str | bytes:
     """Return text that SQLite can store. Text without a UTF-8 form (a lone surrogate in an exception's message) becomes bytes."""
     try:
-        told.encode()
+        value.encode()
     except UnicodeEncodeError:
-        return told.encode(errors="surrogatepass")
-    return told
+        return value.encode(errors="surrogatepass")
+    return value
 
 
 def text_of(stored: str | bytes | None) -> str | None:

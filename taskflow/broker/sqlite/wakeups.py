@@ -203,7 +203,7 @@ class SocketListener:
                     self._files.awaited.remove()
                 return False
             self._thread = None
-            self._let_go()
+            self._release()
             return True
 
     def close(self) -> None:
@@ -214,7 +214,7 @@ class SocketListener:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=5)
         with self._lock:
-            self._let_go()
+            self._release()
         self._folder.close()
 
     def _end_receive(self) -> None:
@@ -232,7 +232,7 @@ class SocketListener:
             self._files.awaited.abandon()
         self._folder.close()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
