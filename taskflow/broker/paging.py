@@ -112,6 +112,16 @@ async def pages(console: Console, view: View, limit: int = AT_ONCE) -> AsyncIter
             return
 
 
+async def first(console: Console, view: View, most: int, limit: int = AT_ONCE) -> list[Record]:
+    """Return the first `most` jobs of a view, or all if there are fewer. Each page has at most `limit` jobs."""
+    found = list[Record]()
+    async for records in pages(console, view, limit):
+        found += records
+        if len(found) >= most:
+            break
+    return found[:most]
+
+
 def _matches(record: Record, view: View, now: int, until: int) -> bool:
     """Check the conditions that a store does not check. Jobs that were added after the first page do not match. A job from the future is
     none of these: the clock was set back, or its time is damaged."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.broker.console import Console, View
+from taskflow.broker.paging import first
 from taskflow.cli.diagnosis import Facts, Reason, reasons
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import ids_of
@@ -72,13 +73,8 @@ async def facts_of(console: Console, record: Record, now: datetime) -> Facts:
 
 async def _places(console: Console, queue: str) -> dict[bytes, int]:
     """Return how many jobs run before each of the first ready jobs of a queue, by id. The numbers end at `MOST_PLACES`."""
-    view, cursor, ids = View(statuses=(Status.READY,), queue=queue), None, list[bytes]()
-    while len(ids) < MOST_PLACES:
-        page = await console.page(view, cursor=cursor, limit=PLACES_AT_ONCE)
-        ids += [record.id for record in page.records]
-        if (cursor := page.cursor) is None:
-            break
-    return {job_id: place for place, job_id in enumerate(ids)}
+    view = View(statuses=(Status.READY,), queue=queue)
+    return {record.id: place for place, record in enumerate(await first(console, view, MOST_PLACES, PLACES_AT_ONCE))}
 
 
 async def _claims(console: Console, queue: str) -> int:

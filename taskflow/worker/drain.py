@@ -9,7 +9,7 @@ from typing import Final
 
 from taskflow.app.registry import Registry
 from taskflow.broker.console import QueueRecord, View
-from taskflow.broker.paging import pages
+from taskflow.broker.paging import first
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import CodecError
 from taskflow.model.record import POISON, Record, Status
@@ -99,12 +99,7 @@ class Drain:
 
     async def _scheduled(self, queue: QueueRecord) -> list[Record]:
         """Return the first of the queue's scheduled jobs."""
-        scheduled = list[Record]()
-        async for records in pages(self._broker.console, View(queue=queue.name, statuses=(Status.SCHEDULED,))):
-            scheduled += records
-            if len(scheduled) >= LOOKED_AT:
-                break
-        return scheduled[:LOOKED_AT]
+        return await first(self._broker.console, View(queue=queue.name, statuses=(Status.SCHEDULED,)), LOOKED_AT)
 
     def _first_of(self, due: Iterable[Record]) -> Record | None:
         return min(filter(self._can_run, due), key=lambda record: record.due_at, default=None)
