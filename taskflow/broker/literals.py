@@ -6,7 +6,9 @@ A script uses names such as S.READY, E.CLAIM, W.CANCELLED and R.repeat_for; Pyth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from taskflow.broker.protocol import GONE_AFTER, MAX_ENDS, PASSED_ON_AFTER, PURGED_FOR, UPKEEPERS
 from taskflow.model import wording
@@ -28,24 +30,12 @@ def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Ite
     values |= {f"E.{event.name}": text(event.value) for event in Event}
     values |= {f"W.{name}": text(word) for name, word in vars(wording).items() if name.isupper() and isinstance(word, str)}
     values["W.POISON"] = text(POISON)
+    values |= {f"R.{field.name}": _rule(getattr(rules, field.name), field.type, numbers) for field in msgspec.structs.fields(Rules)}
     return values | {
-        "R.session_ttl": str(to_microseconds(rules.session_ttl)),
         "R.longest": str(to_microseconds(LONGEST)),
-        "R.ghost_after": str(to_microseconds(rules.ghost_after)),
-        "R.max_crashes": str(rules.max_crashes),
         "R.most_crashes_as_poison": str(rules.most_crashes_as_poison),
-        "R.crash_backoff": numbers(to_microseconds(seconds) for seconds in rules.crash_backoff),
-        "R.hand_back_backoff": numbers(to_microseconds(seconds) for seconds in rules.hand_back_backoff),
-        "R.repeat_for": str(to_microseconds(rules.repeat_for)),
-        "R.keep_failed": str(to_microseconds(rules.keep_failed)),
-        "R.keep_cancelled": str(to_microseconds(rules.keep_cancelled)),
-        "R.keep_asleep": str(to_microseconds(rules.keep_asleep)),
-        "R.kept_per_queue": str(rules.kept_per_queue),
-        "R.most_ends": str(rules.most_ends),
-        "R.most_acts": str(rules.most_acts),
         "R.max_ends": str(MAX_ENDS),
         "R.purged_for": str(to_microseconds(PURGED_FOR)),
-        "R.upkeep_every": str(to_microseconds(rules.upkeep_every)),
         "R.max_errors_bytes": str(MAX_ERRORS_BYTES),
         "R.passed_on_after": str(to_microseconds(PASSED_ON_AFTER)),
         "R.gone_after": str(to_microseconds(GONE_AFTER)),
@@ -54,3 +44,10 @@ def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Ite
         "R.max_offers": str(MAX_OFFERS),
         "R.max_offered_bytes": str(MAX_OFFERED_BYTES),
     }
+
+
+def _rule(rule: Any, kind: type, numbers: Callable[[Iterable[int]], str]) -> str:
+    """Return the literal for a rule of this declared type: a duration, a count, or a list of durations."""
+    if kind is float:
+        return str(to_microseconds(rule))
+    return str(rule) if kind is int else numbers(map(to_microseconds, rule))
