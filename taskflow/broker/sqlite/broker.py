@@ -8,6 +8,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -180,17 +181,9 @@ class SqliteBroker:
 
     def sibling(self) -> SqliteBroker:
         """Return another broker on the same file, with a separate thread and connection."""
-        store = self._store
-        return SqliteBroker(
-            store.path,
-            namespace=store.namespace,
-            shared=store.shared,
-            migrates=store.migrates,
-            seams=self._seams,
-            rules=self._rules,
-            timeout=store.timeout,
-            limits=store.limits,
-        )
+        sibling = copy(self)
+        sibling._parts, sibling._is_closed = None, False
+        return sibling
 
     async def close(self) -> None:
         self._is_closed = True
