@@ -32,6 +32,8 @@ CLOSED: Final = "the broker is closed: create a new one"
 
 IN_PASSWORDS: Final = "in a password, write / as %2F, ? as %3F, @ as %40 and # as %23"
 
+STORE_FULL: Final = "the store is full: it takes at most %d live jobs; let workers catch up"
+
 SESSION_LOST: Final = "the session was reaped or never registered: register a new one, with a fresh id"
 
 

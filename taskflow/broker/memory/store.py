@@ -68,9 +68,7 @@ class Store(MemoryTransitions):
         if self._capacity is not None:
             fresh = sum(envelope.id not in self.jobs for envelope in envelopes)
             if fresh and self.live_count() + fresh > self._capacity:
-                raise StoreFull(
-                    f"the memory broker is full: it has {self.live_count()} live jobs of at most {self._capacity}; let workers catch up"
-                )
+                raise StoreFull(wording.STORE_FULL % self._capacity)
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
         if envelope.id in self.jobs:

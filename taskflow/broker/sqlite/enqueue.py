@@ -32,7 +32,7 @@ def refuse_if_full(transitions: Transitions, envelopes: Sequence[Envelope], capa
     transitions.tally.flush()
     [(live,)] = transitions.connection.execute(transitions.sql["live_count"])
     if wanted and live + wanted > capacity:
-        raise StoreFull(f"the store is full: it has {live} live jobs of at most {capacity}; let workers catch up")
+        raise StoreFull(wording.STORE_FULL % capacity)
 
 
 def add_all(transitions: Transitions, envelopes: Iterable[Envelope]) -> list[Added | Refused]:
