@@ -150,8 +150,8 @@ class Listener(ABC):
 
     @abstractmethod
     async def receive(self, on_subscribed: Callable[[], None]) -> None:
-        """Subscribe, call `on_subscribed` once the subscription is in place, and pass each topic that arrives to `received`, until the connection
-        breaks."""
+        """Subscribe, call `on_subscribed` once the subscription is in place, and
+        pass each topic that arrives to `received`, until the connection breaks."""
 
     def stays_armed(self, topic: str) -> bool:
         """Return True if the server keeps announcing the topic after one request,

@@ -1,4 +1,5 @@
-"""The `upkeep` verb: readies due jobs, reaps dead sessions, ends expired jobs, drops old ones, repairs unsound rows, and shrinks the file."""
+"""The `upkeep` verb: readies due jobs, reaps dead sessions, ends expired jobs,
+drops old ones, repairs unsound rows, and shrinks the file."""
 
 from __future__ import annotations
 
