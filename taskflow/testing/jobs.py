@@ -31,6 +31,7 @@ from taskflow.testing.inline import Inline
 from taskflow.testing.passes import CONCURRENCY, STOP_TIMEOUT, Pass, PassState, TestExecutor, endless, frames_in
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
+from taskflow.worker.run_errors import frames_from
 from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.thread_pool import ThreadPool
 
@@ -247,7 +248,7 @@ class TaskflowJobs:
             if error is None or job is None:
                 failure.add_note(failure.traceback)
             else:
-                failure.__cause__ = error.with_traceback(frames_in(job, error))
+                failure.__cause__ = error.with_traceback(frames_from(job.function, error))
             return failure
         return None
 

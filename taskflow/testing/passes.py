@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
-from types import TracebackType
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -116,15 +115,6 @@ async def _returned_or_raised(outcome: asyncio.Future[_Outcome]) -> Any:
     if error is not None:
         raise carried(error)
     return value
-
-
-def frames_in(job: AnyJob, error: BaseException) -> TracebackType | None:
-    """Return the error's frames from the job's function on, or all of them if it is not on the stack."""
-    code = getattr(job.function, "__code__", None)
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code is not code:
-        frames = frames.tb_next
-    return frames or error.__traceback__
 
 
 class Pass:

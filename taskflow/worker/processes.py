@@ -5,7 +5,6 @@ It imports neither an event loop nor the application, so that the supervisor sta
 
 from __future__ import annotations
 
-import logging
 import os
 import selectors
 import signal
@@ -23,8 +22,6 @@ from taskflow.worker.supervisor import Supervisor
 from taskflow.worker.supervisor_state import SupervisorOptions
 from taskflow.worker.unreported_deaths import UnreportedDeaths
 from taskflow.worker.worker_socket import WorkerSocket
-
-log: Final = logging.getLogger("taskflow.supervisor")
 
 SUPERVISED: Final = "TASKFLOW_SUPERVISED"
 """The environment variable that tells a worker about its supervisor: the

@@ -6,7 +6,6 @@ import random
 from collections.abc import Mapping, Sequence
 
 from taskflow.model.envelope import check_queue
-from taskflow.model.seams import Chance
 
 
 class QueueChoice:
@@ -16,11 +15,10 @@ class QueueChoice:
     With weights, each queue comes first in a share of the claims that is proportional to its weight, so that none starves.
     """
 
-    def __init__(self, weights: Mapping[str, int | None] | None = None, chance: Chance = random.Random()) -> None:  # noqa: B008  # a default chance
+    def __init__(self, weights: Mapping[str, int | None] | None = None) -> None:
         weights = dict(weights or {})
         self.names: tuple[str, ...] = tuple(weights)
         self._weights = {name: weight for name, weight in weights.items() if weight is not None}
-        self._chance = chance
         if self._weights and len(self._weights) != len(weights):
             raise ValueError(f"queues {', '.join(weights)}: give every queue a weight (a=3,b=1), or none (a,b: in strict order)")
 
@@ -43,7 +41,7 @@ class QueueChoice:
         replacement: the queue with the largest u ** (1 / weight) comes first (Efraimidis and Spirakis 2006)."""
         if not self._weights:
             return self.names
-        return sorted(self.names, key=lambda name: self._chance.random() ** (1 / self._weights[name]), reverse=True)
+        return sorted(self.names, key=lambda name: random.random() ** (1 / self._weights[name]), reverse=True)
 
     def __str__(self) -> str:
         if not self.names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Final
 
 from taskflow.model.errors import DecodeError, EncodeError, TaskflowError
@@ -85,8 +86,14 @@ def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str
 def _formatted(error: BaseException, function: Callable[..., Any] | None) -> str:
     if isinstance(error, ChildFailed):  # its notes describe what happened in the child, and the frames here add nothing
         return "".join(traceback.format_exception_only(error))
-    code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
+    frames = error.__traceback__ if function is None else frames_from(function, error)
+    return "".join(traceback.format_exception(type(error), error, frames))
+
+
+def frames_from(function: Callable[..., Any], error: BaseException) -> TracebackType | None:
+    """Return the error's frames from the function on, or all of them if it is not on the stack."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code is not code:
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
+    return frames or error.__traceback__

@@ -48,10 +48,6 @@ MOMENT: Final = 0.001
 AT_LEAST: Final = 0.005
 
 
-async def _ignore(offers: Sequence[Offer]) -> float:
-    return math.inf
-
-
 class Upkeep:
     """Calls the store's upkeep when it is due.
 
@@ -65,9 +61,10 @@ class Upkeep:
         broker: Broker,
         chance: Chance,
         events: Events,
-        on_ready: Callable[[], None] = lambda: None,
-        on_offers: Callable[[Sequence[Offer]], Awaitable[float]] = _ignore,
-        on_ended: Callable[[Sequence[bytes], int], None] | None = None,
+        *,
+        on_ready: Callable[[], None],
+        on_offers: Callable[[Sequence[Offer]], Awaitable[float]],
+        on_ended: Callable[[Sequence[bytes], int], None] | None,
     ) -> None:
         self._broker = broker
         self._on_offers = on_offers
