@@ -50,8 +50,8 @@ def main(descriptor: int) -> None:
     for stream in (sys.stdout, sys.stderr):  # prints at once, while the job runs
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # no code has replaced them yet
     calls = MainThreadCalls()
-    conversation = Conversation(socket.socket(fileno=descriptor), calls)
-    threading.Thread(target=conversation.hold, name="taskflow-child", daemon=True).start()
+    connection = WorkerConnection(socket.socket(fileno=descriptor), calls)
+    threading.Thread(target=connection.serve, name="taskflow-child", daemon=True).start()
     calls.make()
 
 
@@ -60,26 +60,26 @@ def _leave_it_to_the_worker(number: int, frame: object) -> None:
     finish. A handler, unlike an ignored signal, is not inherited by programs that are started here."""
 
 
-class Conversation:
+class WorkerConnection:
     """Talks to the worker, in a thread that has its own event loop."""
 
-    def __init__(self, connection: socket.socket, calls: MainThreadCalls) -> None:
-        self._connection = connection
+    def __init__(self, end: socket.socket, calls: MainThreadCalls) -> None:
+        self._end = end
         self._calls = calls
         self._is_busy = False
         self._run: HeldLease | None = None
         self._lifespan: Lifespan | None = None
 
-    def hold(self) -> None:
+    def serve(self) -> None:
         try:
-            asyncio.run(self._hold())
+            asyncio.run(self._serve())
         except BaseException:  # a job has closed this thread's descriptors, or taskflow has a bug: the worker gets the last lines of stderr
             traceback.print_exc()
             os._exit(os.EX_SOFTWARE)
         end_now()
 
-    async def _hold(self) -> None:
-        reader, self._writer = await asyncio.open_unix_connection(sock=self._connection)
+    async def _serve(self) -> None:
+        reader, self._writer = await asyncio.open_unix_connection(sock=self._end)
         heard: asyncio.Queue[Message] = asyncio.Queue()
         async with asyncio.TaskGroup() as group:
             answering = group.create_task(self._answer_each(heard))

@@ -21,7 +21,7 @@ from taskflow.worker.executor import CANCELLED, LOST, TIMED_OUT, WINDING_DOWN, E
 from taskflow.worker.lease_table import HeldLease
 
 # Minimum seconds between two progress reports, because a job may report each of a million items.
-PACE: Final = 0.05
+PROGRESS_EVERY: Final = 0.05
 
 Say = Callable[[Message], None]
 
@@ -42,12 +42,12 @@ class ChildExecutor(Executor):
         self._state = state
 
     async def run(self, holding: HeldLease) -> Settlement:
-        paced = _Paced(self._say, holding)
-        holding.on_report = paced.tell_soon
+        reports = _ProgressReports(self._say, holding)
+        holding.on_report = reports.send_soon
         try:
             return await super().run(holding)
         finally:
-            paced.end()
+            reports.end()
 
     async def _invoke(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(job, Job):
@@ -66,8 +66,8 @@ class ChildExecutor(Executor):
         return super()._complete_with(holding, connection, result)
 
 
-class _Paced:
-    """Sends the latest progress of one run to the worker, at most once every `PACE` seconds."""
+class _ProgressReports:
+    """Sends the latest progress of one run to the worker, at most once every `PROGRESS_EVERY` seconds."""
 
     def __init__(self, say: Say, holding: HeldLease) -> None:
         self._say = say
@@ -78,21 +78,21 @@ class _Paced:
         self._said_at = 0.0
         self._has_ended = False
 
-    def tell_soon(self) -> None:
-        """Send the progress once `PACE` seconds have passed since the last time. May be called from any thread."""
+    def send_soon(self) -> None:
+        """Send the progress once `PROGRESS_EVERY` seconds have passed since the last time. May be called from any thread."""
         if not self._is_under_way and not self._has_ended:
             self._is_under_way = True
             self._loop.call_soon_threadsafe(self._wait)
 
     def end(self) -> None:
         """Send the latest report now, and ignore later ones."""
-        self._tell()
+        self._send()
         self._has_ended = True
 
     def _wait(self) -> None:
-        self._loop.call_at(self._said_at + PACE, self._tell)
+        self._loop.call_at(self._said_at + PROGRESS_EVERY, self._send)
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
         self._is_under_way = False  # assigned first, so that a report from now on sends itself
         latest = self._holding.progress
         if latest is not None and latest is not self._said and not self._has_ended:

@@ -229,7 +229,7 @@ class _FailingHandler(logging.Handler):
         raise self.error("the application's own handler")
 
 
-@job(name="tests.told.quick", max_attempts=1)
+@job(name="tests.run_events.quick", max_attempts=1)
 async def quick(n: int) -> int:
     return n
 
