@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import socket
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -20,7 +17,7 @@ from taskflow.model.errors import SessionLost
 from taskflow.model.failure_cause import LONGEST_DEPLOY
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
-from taskflow.model.session import MOST_NAMES, Beat, BeatAnswer, Session
+from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker.events import (
     Events,
     HandedBackOften,
@@ -40,6 +37,7 @@ from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.phase import Phase
 from taskflow.worker.quarantine import Quarantine
+from taskflow.worker.registration import new_session
 from taskflow.worker.runs import Runs
 from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.services import Services
@@ -79,7 +77,7 @@ class WorkerSession:
         events: Events,
         ended_hooks: EndedHooks | None = None,
     ) -> None:
-        self.session = _a_session(options, executor.registry.names, wants_ends=ended_hooks is not None)
+        self.session = new_session(options, executor.registry.names, wants_ends=ended_hooks is not None)
         self.phase = Phase.WORKING
         self.has_forced = False
         self.all_ended, self.runs_stopped, self.schedules_begun = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -365,26 +363,3 @@ class WorkerSession:
             while True:
                 await waiter.wait()
                 self._heartbeat.beat_now()
-
-
-def worker_name() -> str:
-    """Return the name under which this process registers its sessions."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def deploy_name() -> str:
-    """Return the name that this process's environment gives to the deploy, or an empty string."""
-    return os.environ.get("TASKFLOW_DEPLOY", "")[:LONGEST_DEPLOY]
-
-
-def _a_session(options: WorkerOptions, jobs: tuple[str, ...], *, wants_ends: bool) -> Session:
-    return Session(
-        id=secrets.token_bytes(16),
-        name=worker_name(),
-        ttl=options.ttl,
-        queues=options.queues.names,
-        concurrency=options.concurrency,
-        wants_ends=wants_ends,
-        jobs=jobs if len(jobs) <= MOST_NAMES else (),
-        deploy=deploy_name(),
-    )

@@ -24,8 +24,9 @@ from taskflow.worker.executor import Executor
 from taskflow.worker.health import WorkerHealth
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
+from taskflow.worker.registration import deploy_name, worker_name
 from taskflow.worker.scheduler import Scheduler
-from taskflow.worker.session import WorkerSession, deploy_name, worker_name
+from taskflow.worker.session import WorkerSession
 from taskflow.worker.session_loop import PAUSES, SessionLoop
 from taskflow.worker.thread_pool import ThreadPool
 from taskflow.worker.watchdog import Watchdog
@@ -116,7 +117,7 @@ class Worker:
         self._host: asyncio.Task[Any] | None = None
         self._host_cancels = 0
         self._stack = AsyncExitStack()
-        self._sessions = SessionLoop(self._a_session, self.options, self._events, self._seams.chance)
+        self._sessions = SessionLoop(self._new_session, self.options, self._events, self._seams.chance)
         self._watchdog: Watchdog | None = None
         self._ended_hooks: EndedHooks | None = None
         self.health = WorkerHealth(lambda: self._watchdog, self._sessions.health, self.options.ttl)
@@ -212,7 +213,7 @@ class Worker:
             self._app, options.children, modules=options.modules, tell=self._events.tell, start_thread=self._seams.start_thread
         )
 
-    def _a_session(self) -> WorkerSession:
+    def _new_session(self) -> WorkerSession:
         executor = Executor(
             self._app,
             middleware=self._app.settings.middleware,
