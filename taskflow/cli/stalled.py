@@ -14,13 +14,13 @@ from taskflow.model.seams import start_thread
 DUMPED_WITHIN: Final = 2.0
 
 
-def end_stalled(is_told: bool) -> None:
+def end_stalled(is_delivered: bool) -> None:
     """End the process. Called from the thread that noticed the stall.
 
-    If `is_told` is True, the stacks are already in the log. If not, logging itself may hang, so Python's fault handler, which takes no
+    If `is_delivered` is True, the stacks are already in the log. If not, logging itself may hang, so Python's fault handler, which takes no
     lock, writes them to stderr. The process ends even if nothing reads the output.
     """
-    if not is_told:
+    if not is_delivered:
         with suppress(RuntimeError):  # the system cannot start another thread
             start_thread(_dump, "taskflow-dump").join(DUMPED_WITHIN)
     os._exit(Exit.STALLED)

@@ -317,7 +317,7 @@ class Events:
     def subscribe(self, *subscribers: Subscriber) -> None:
         self._subscribers += subscribers
 
-    def tell(self, event: WorkerEvent) -> None:
+    def emit(self, event: WorkerEvent) -> None:
         for subscriber in self._subscribers:
             try:
                 subscriber(event)

@@ -177,7 +177,7 @@ class Fetcher:
                 raise
             except BrokerError as error:
                 pause = self._retries.failed()
-                self._events.tell(BrokerCallFailed("claiming", str(error), self._retries.failures))
+                self._events.emit(BrokerCallFailed("claiming", str(error), self._retries.failures))
                 await asyncio.sleep(pause)
                 if self._is_stopping:
                     return []
@@ -191,7 +191,7 @@ class Fetcher:
             finally:
                 self.has_tried.set()
         if self._retries.succeeded():
-            self._events.tell(BrokerRecovered("claiming"))
+            self._events.emit(BrokerRecovered("claiming"))
         self.request = number
         return leases
 

@@ -118,7 +118,7 @@ class Heartbeat:
             asyncio.run(self._main())
         except BaseException as error:  # any error ends the thread, and a session without heartbeats must not continue
             if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
-                self._events.tell(DescriptorsClosed(str(error)))
+                self._events.emit(DescriptorsClosed(str(error)))
             self._in_loop(self._listener.lose, f"its heartbeat thread has failed: {type(error).__name__}: {error}")
         finally:
             self._in_loop(self._ended.set)
@@ -159,7 +159,7 @@ class Heartbeat:
                     self._in_loop(self._listener.lose, f"no heartbeat has reached the broker for {self._session.ttl:g} s: {why}")
                     return
                 pause = retries.failed()
-                self._in_loop(self._events.tell, BrokerCallFailed("a heartbeat", why, retries.failures))
+                self._in_loop(self._events.emit, BrokerCallFailed("a heartbeat", why, retries.failures))
             await self._rest(pause)
 
     async def _rest(self, pause: float) -> None:

@@ -99,7 +99,7 @@ class Quarantine:
     def _begin_chosen(self, trial: Trial) -> list[asyncio.Task[None]]:
         chosen, self._chosen = self._held(self._chosen), []
         for holding in chosen:
-            self._events.tell(QuarantineStarted(holding.lease, trial.probation))
+            self._events.emit(QuarantineStarted(holding.lease, trial.probation))
         return [self._runs.begin(holding) for holding in chosen]
 
     async def _be_alone(self, timeout: float) -> None:

@@ -179,7 +179,7 @@ class Runs:
         if ran_for >= SLOW:
             self.slow = (holding, time.monotonic())
         try:
-            self._events.tell(RunEnded(lease, settlement.verdict, ran_for))
+            self._events.emit(RunEnded(lease, settlement.verdict, ran_for))
         finally:  # an exit or a Ctrl-C in a subscriber must not lose the verdict
             if holding.raised is not None:
                 holding.forget_raised()
@@ -203,7 +203,7 @@ class Runs:
             holding.ask_to_stop(why)
         await self._until_ended(self._stop_timeout)
         for holding in self.under_way.values():
-            self._tell_of(holding, time.monotonic())
+            self._report_running(holding, time.monotonic())
         for task in list(self.under_way):
             task.cancel()
         await self._until_ended(CUT_OFF_WITHIN)
@@ -225,12 +225,12 @@ class Runs:
             for holding in self.under_way.values():
                 if holding.asked_at is not None and now - holding.asked_at >= grace * RARER**holding.reminders:
                     holding.reminders += 1
-                    self._tell_of(holding, now)
+                    self._report_running(holding, now)
             self._lease_table.nudge()
 
-    def _tell_of(self, holding: HeldLease, now: float) -> None:
+    def _report_running(self, holding: HeldLease, now: float) -> None:
         if holding.asked_at is not None and holding.why_stopped is not None:
-            self._events.tell(StillRunning(holding.lease, now - holding.asked_at, holding.why_stopped))
+            self._events.emit(StillRunning(holding.lease, now - holding.asked_at, holding.why_stopped))
 
 
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:

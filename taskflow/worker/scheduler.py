@@ -98,7 +98,7 @@ class Scheduler:
     def _note(self, error: Exception, times: int) -> None:
         if isinstance(error, SessionLost):
             raise error
-        self._events.tell(BrokerCallFailed("declaring schedules", str(error), times))
+        self._events.emit(BrokerCallFailed("declaring schedules", str(error), times))
 
     async def fire(self, offers: Sequence[Offer]) -> float:
         """Fire the offered schedules. Return the seconds until the first of them is due
@@ -160,10 +160,10 @@ class Scheduler:
             return
         for (step, lag), answer in zip(steps, answers, strict=True):
             if step.missed:
-                self._events.tell(ScheduleMissed(step.name, step.missed))
+                self._events.emit(ScheduleMissed(step.name, step.missed))
             if answer is not None and step.expected is not None:
                 late_by = lag + time.monotonic() - began_at
-                self._events.tell(ScheduleFired(step.name, answer.id, isinstance(answer, Added), late_by))
+                self._events.emit(ScheduleFired(step.name, answer.id, isinstance(answer, Added), late_by))
 
     def _stamped(self, firings: list[Firing]) -> list[Firing]:
         """Return the firings with their jobs as the middleware stamps them."""
@@ -177,7 +177,7 @@ class Scheduler:
         """Report a failure, unless the schedule's last one was of the same kind: a schedule that does not fire is offered each second."""
         if name not in self._has_failed or self._has_failed[name] is not kind:
             self._has_failed[name] = kind
-            self._events.tell(ScheduleFailed(name, why))
+            self._events.emit(ScheduleFailed(name, why))
 
 
 def _passed_on(offer: Offer) -> Firing:

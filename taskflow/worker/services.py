@@ -110,6 +110,6 @@ class Services:
                 if time.monotonic() - began_at > pause + HEALTHY_AFTER:
                     retries.succeeded()
                 pause = retries.failed()
-                self._events.tell(ServiceFailed(service.__qualname__, error, pause))
+                self._events.emit(ServiceFailed(service.__qualname__, error, pause))
             finally:
                 self._on_end()

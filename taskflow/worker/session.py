@@ -106,7 +106,7 @@ class WorkerSession:
     async def begin(self) -> None:
         """Register the session and start its heartbeat. Raises the broker's errors."""
         await self._broker.register(self.session)
-        self._events.tell(SessionOpened(self.session.name, self.session.id))
+        self._events.emit(SessionOpened(self.session.name, self.session.id))
         self._heartbeat.start(self._broker.sibling())
 
     async def run(self) -> None:
@@ -195,7 +195,7 @@ class WorkerSession:
                 break
             await self._lease_table.wait_for_change(left)
         if untold := tuple(holding.lease for holding in self._lease_table.unanswered() if holding.started is not None):
-            self._events.tell(VerdictsLost(untold, "the broker did not answer before the worker ended"))
+            self._events.emit(VerdictsLost(untold, "the broker did not answer before the worker ended"))
 
     async def _leave(self) -> None:
         """End the session in the store, which hands back its remaining leases. Even a lost session
@@ -214,7 +214,7 @@ class WorkerSession:
             except Exception as raised:
                 error = raised
         if not is_past and (error is not None or waiting.cancelled_caught):
-            self._events.tell(LeaveFailed(self.session.name, str(error or "no answer in time"), self.session.ttl))
+            self._events.emit(LeaveFailed(self.session.name, str(error or "no answer in time"), self.session.ttl))
 
     # --- where it goes next -----------------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class WorkerSession:
         if self.phase < Phase.WINDING_DOWN:
             self._grace_ends_at = time.monotonic() + self._options.grace
             self._enter(Phase.WINDING_DOWN)
-            self._events.tell(WindingDown(len(self._runs.under_way), self._options.grace))
+            self._events.emit(WindingDown(len(self._runs.under_way), self._options.grace))
 
     def hurry(self) -> None:
         """End the grace time now, if it has begun."""
@@ -240,7 +240,7 @@ class WorkerSession:
             is_followed = self.phase < Phase.WINDING_DOWN
             self._lease_table.close()  # nothing starts any more
             self._enter(Phase.LOST)
-            self._events.tell(SessionEnded(self.session.name, why, is_followed))
+            self._events.emit(SessionEnded(self.session.name, why, is_followed))
 
     def fall_silent(self, why: str) -> None:
         """Stop sending heartbeats. The session is lost as soon as the event loop handles this. May be called from any thread."""
@@ -317,7 +317,7 @@ class WorkerSession:
             self._upkeep.note_work()
         for lease in leases:
             if lease.hand_backs and _RULES.hand_back_wait(lease.hand_backs):
-                self._events.tell(HandedBackOften(lease))
+                self._events.emit(HandedBackOften(lease))
         quarantine = [lease for lease in leases if lease.crashes and lease.poison is None]
         self._runs.add([lease for lease in leases if lease not in quarantine] if quarantine else leases, claimed_at)
         if quarantine:
@@ -349,13 +349,13 @@ class WorkerSession:
         for claim in answer.lost:
             # Ignored if its settlement is under way, or it was completed in a transaction: that ended the lease, and an answer follows.
             if (holding := self._lease_table.get(claim)) is not None and not holding.is_offered and holding.completed is None:
-                self._events.tell(LeaseRevoked(holding.lease))
+                self._events.emit(LeaseRevoked(holding.lease))
                 self._runs.ask_to_stop(holding, LOST)
                 self._lease_table.remove([claim])
 
     def note_dropped(self, claim: ClaimId, why: str) -> None:
         if (holding := self._lease_table.get(claim)) is not None:
-            self._events.tell(ReportDropped(holding.lease, why))
+            self._events.emit(ReportDropped(holding.lease, why))
 
     async def _hear_of_stops(self) -> None:
         """Send a heartbeat whenever a nudge arrives, because the answer names the runs to stop."""

@@ -70,7 +70,7 @@ class SessionLoop:
 
         def note(error: Exception, times: int) -> None:
             if timeout and times == 1:
-                self._events.tell(WaitingForBroker(str(error), timeout))
+                self._events.emit(WaitingForBroker(str(error), timeout))
 
         self.current = await retry(self._begin, PAUSES, on=BrokerUnavailable, note=note, give_up_at=time.monotonic() + timeout)
         self._start()
@@ -135,7 +135,7 @@ class SessionLoop:
             return
         pause = self._restarts.failed()
         if not task.cancelled():
-            self._events.tell(ServiceFailed(self._run_sessions.__qualname__, error, pause))
+            self._events.emit(ServiceFailed(self._run_sessions.__qualname__, error, pause))
         asyncio.get_running_loop().call_later(pause, self._start)
 
     async def _run_sessions(self) -> None:
@@ -179,7 +179,7 @@ class SessionLoop:
         return session
 
     def _note_trouble(self, error: Exception, times: int) -> None:
-        self._events.tell(BrokerCallFailed("a new session", str(error) or type(error).__name__, times))
+        self._events.emit(BrokerCallFailed("a new session", str(error) or type(error).__name__, times))
 
     async def _end_all(self) -> None:
         """Wait until the worker winds down, and then until all sessions have ended: the current one first, then the
@@ -224,10 +224,10 @@ class SessionLoop:
         if (current := self.current) is not None:
             current.fall_silent("its heartbeat thread has sent nothing for longer than the ttl")
 
-    def give_up(self, *, is_told: bool) -> None:
+    def give_up(self, *, is_delivered: bool) -> None:
         """Stop the heartbeat, so that other workers take the jobs after the ttl. If
         the event loop ever runs again, the worker continues with a new session."""
         if (current := self.current) is not None:
             current.fall_silent(f"the event loop was blocked for {self._options.stall_limit:g} s")
         if self._options.on_stall_limit is not None:
-            self._options.on_stall_limit(is_told)
+            self._options.on_stall_limit(is_delivered)

@@ -63,7 +63,7 @@ class Settler:
     def offer(self, holding: HeldLease, settlement: Settlement) -> None:
         """Queue the settlement. If its lease was lost, only send an event, because the store would answer STALE."""
         if not self._lease_table.holds(holding):
-            self._tell_stale(holding.lease, settlement)
+            self._report_stale(holding.lease, settlement)
             return
         holding.is_offered = True
         if not self._inbox:  # otherwise `run` has been woken, or will check again
@@ -119,7 +119,7 @@ class Settler:
             return
         self.waiting_since = None
         if self._retries.succeeded():
-            self._events.tell(BrokerRecovered("settling"))
+            self._events.emit(BrokerRecovered("settling"))
         if self._ended_hooks is not None:
             self._ended_hooks.settled([self._lease_table.get(settlement.claim) for settlement in batch], batch, answers)
         if answers.count(Settled.OK) < len(answers) or any(type(settlement.verdict) is Completed for settlement in batch):
@@ -136,9 +136,9 @@ class Settler:
                     self._set_aside(settlement, SettlementBlocked(holding.lease))
                 continue
             if answer is Settled.STALE and holding is not None:
-                self._tell_stale(holding.lease, settlement)
+                self._report_stale(holding.lease, settlement)
             elif answer is Settled.OK and holding is not None and isinstance(settlement.verdict, Completed):
-                self._events.tell(CompletionRolledBack(holding.lease, settlement.verdict, settlement.verdict.otherwise))
+                self._events.emit(CompletionRolledBack(holding.lease, settlement.verdict, settlement.verdict.otherwise))
             answered.append(settlement)
         return answered
 
@@ -146,19 +146,19 @@ class Settler:
         """Queue the settlement separately from the others. Send the event only the first time."""
         if (holding := self._lease_table.get(settlement.claim)) is not None:
             if not holding.is_held_up:
-                self._events.tell(event)
+                self._events.emit(event)
             holding.is_held_up = True
             self._held_up.append(settlement)
             self._some_are_held_up.set()
 
-    def _tell_stale(self, lease: Lease, settlement: Settlement) -> None:
+    def _report_stale(self, lease: Lease, settlement: Settlement) -> None:
         if not isinstance(settlement.verdict, HandedBack):  # for a hand-back it makes no difference: the job is already elsewhere
-            self._events.tell(VerdictIgnored(lease, settlement.verdict))
+            self._events.emit(VerdictIgnored(lease, settlement.verdict))
 
     async def _offer_again(self, batch: list[Settlement], error: Exception) -> None:
         self._put_back(batch)
         pause = self._retries.failed()
-        self._events.tell(BrokerCallFailed("settling", str(error), self._retries.failures))
+        self._events.emit(BrokerCallFailed("settling", str(error), self._retries.failures))
         await asyncio.sleep(pause)
 
     async def _settle_apart(self, batch: list[Settlement], error: Exception) -> None:
@@ -182,6 +182,6 @@ class Settler:
         why = RunError(UNWRITABLE, f"its verdict {type(unwritable.verdict).__name__} cannot be written: {type(error).__name__}: {error}")
         follow_ups: tuple[Envelope, ...] = ()
         if (holding := self._lease_table.get(unwritable.claim)) is not None:
-            self._events.tell(VerdictRejected(holding.lease, unwritable.verdict, Failed(why)))
+            self._events.emit(VerdictRejected(holding.lease, unwritable.verdict, Failed(why)))
             follow_ups = follow_ups_of(holding.lease, Failed(why))
         await self._settle([msgspec.structs.replace(unwritable, verdict=Failed(why), follow_ups=follow_ups)])

@@ -132,7 +132,7 @@ class Upkeep:
         except BrokerError as error:
             self._is_at_rest = False
             pause = self._retries.failed()
-            self._events.tell(BrokerCallFailed("upkeep", str(error), self._retries.failures))
+            self._events.emit(BrokerCallFailed("upkeep", str(error), self._retries.failures))
             return pause
         self._retries.succeeded()
         self._is_awaited = done.readied > 0 or done.released > 0

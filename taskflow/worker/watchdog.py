@@ -20,7 +20,7 @@ FIRST_TOLD: Final = 1.0
 RARER: Final = 10
 """A stall is reported again each time its duration has grown by this factor."""
 
-TELLING: Final = 2.0
+EMIT_WITHIN: Final = 2.0
 """Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to."""
 
 
@@ -67,8 +67,8 @@ class WatchdogTarget(Protocol):
         """Handle a heartbeat thread that has fallen silent: the watch has seen no heartbeat for longer than the ttl."""
         ...
 
-    def give_up(self, *, is_told: bool) -> None:
-        """Handle an event loop that is blocked for good. `is_told` is True if the subscribers received the event in time."""
+    def give_up(self, *, is_delivered: bool) -> None:
+        """Handle an event loop that is blocked for good. `is_delivered` is True if the subscribers received the event in time."""
         ...
 
 
@@ -148,9 +148,9 @@ class Watchdog:
         # The little that a thread uses while CPUs are scarce for seconds may be the worker's own work. That is no reason to accuse C code
         # unless a run was under way.
         if waited >= passed / 2 and (lease is None or not is_computed):
-            self._tell(lambda: CpuStarved(passed - LOOK, self._ttl))
+            self._emit(lambda: CpuStarved(passed - LOOK, self._ttl))
             return
-        self._tell(lambda: InterpreterBlocked(lease, passed - LOOK, self._ttl, is_computed, stacks.shown(lines)))
+        self._emit(lambda: InterpreterBlocked(lease, passed - LOOK, self._ttl, is_computed, stacks.shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[stacks.Line]]:
         """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing.
@@ -171,7 +171,7 @@ class Watchdog:
         if self._loops.look(passed):
             if self._times_told:
                 self._times_told, self._has_given_up, self.blocker = 0, False, None
-                self._tell(lambda: LoopResumed(lasted))
+                self._emit(lambda: LoopResumed(lasted))
             return
         lasted = self._loops.seconds
         if lasted >= FIRST_TOLD * RARER**self._times_told:
@@ -179,16 +179,16 @@ class Watchdog:
             self.blocker = lease = self._lease_on_loop()
             lines = stacks.lines_of(self._thread)
             if lease is None and stacks.waits_for_work(lines):
-                self._tell(lambda: CpuStarved(lasted, self._ttl))
+                self._emit(lambda: CpuStarved(lasted, self._ttl))
             else:
-                self._tell(lambda: LoopStalled(lease, lasted, stacks.shown(lines)))
+                self._emit(lambda: LoopStalled(lease, lasted, stacks.shown(lines)))
         if 0 < self._stall_limit <= lasted and not self._has_given_up:
             self._give_up(lasted)
 
     def _give_up(self, lasted: float) -> None:
         self._has_given_up = True
         lease, threads = self._lease_on_loop(), stacks.lines_of_all()
-        self._watched.give_up(is_told=self._tell(lambda: StalledForGood(lease, lasted, stacks.shown_all(threads))))
+        self._watched.give_up(is_delivered=self._emit(lambda: StalledForGood(lease, lasted, stacks.shown_all(threads))))
 
     def _look_at_heartbeat(self, passed: float) -> None:
         """Check that heartbeats are being sent. If the ttl passes without one, the
@@ -208,15 +208,15 @@ class Watchdog:
         run = stacks.run_in_loop(self._loop, thread) if thread == self._thread else stacks.run_in(thread)
         return self._watched.holding_of(run) if run is not None else None
 
-    def _tell(self, make: Callable[[], WorkerEvent]) -> bool:
+    def _emit(self, make: Callable[[], WorkerEvent]) -> bool:
         """Call the subscribers in a separate thread, because they may hang
         and this thread must not. Return True if they returned in time."""
         try:
-            teller = self._start_thread(lambda: self._events.tell(make()), "taskflow-tells")
+            emitting = self._start_thread(lambda: self._events.emit(make()), "taskflow-events")
         except RuntimeError:  # the system cannot start another thread
             return False
-        teller.join(TELLING)
-        return not teller.is_alive()
+        emitting.join(EMIT_WITHIN)
+        return not emitting.is_alive()
 
 
 def _clocks() -> tuple[float, dict[int, float]]:

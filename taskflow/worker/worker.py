@@ -203,14 +203,14 @@ class Worker:
 
     async def _look(self, look: Callable[[], Awaitable[T]]) -> T:
         def note(error: Exception, times: int) -> None:
-            self._events.tell(BrokerCallFailed("a look at the queues", str(error), times))
+            self._events.emit(BrokerCallFailed("a look at the queues", str(error), times))
 
         return await retry(look, PAUSES, on=BrokerUnavailable, note=note)
 
     def _new_child_pool(self) -> ChildPool:
         options = self.options
         return ChildPool(
-            self._app, options.children, modules=options.modules, tell=self._events.tell, start_thread=self._seams.start_thread
+            self._app, options.children, modules=options.modules, emit=self._events.emit, start_thread=self._seams.start_thread
         )
 
     def _new_session(self) -> WorkerSession:

@@ -156,7 +156,7 @@ class OneRun:
         return self._holding
 
     def note_silence(self) -> None: ...
-    def give_up(self, *, is_told: bool) -> None: ...
+    def give_up(self, *, is_delivered: bool) -> None: ...
 
 
 async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,11 +314,11 @@ async def test_in_an_application_a_loop_that_stands_still_for_good_ends_the_sess
 
 async def test_a_subscriber_that_hangs_does_not_keep_the_limit_from_being_heeded(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a log does whose lock the blocking job holds."""
-    monkeypatch.setattr(watchdog, "TELLING", 0.1)
+    monkeypatch.setattr(watchdog, "EMIT_WITHIN", 0.1)
     told = list[bool]()
 
-    def on_limit(is_told: bool) -> None:
-        told.append(is_told)
+    def on_limit(is_delivered: bool) -> None:
+        told.append(is_delivered)
         Run.release_thread.set()
 
     heard = Heard(StalledForGood, block)

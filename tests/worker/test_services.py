@@ -24,7 +24,7 @@ class Scene:
     def services(self) -> Services:
         return Services(self, random.Random(1), on_end=lambda: None)  # type: ignore[arg-type]
 
-    def tell(self, event: WorkerEvent) -> None:
+    def emit(self, event: WorkerEvent) -> None:
         self.events.append(event)
 
     async def first(self) -> None:

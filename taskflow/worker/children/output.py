@@ -30,15 +30,15 @@ LAST_LINES: Final = 40
 _ROOM: Final = 1 << 20
 _AT_ONCE: Final = 1 << 16
 
-Tell = Callable[[ChildPrinted], None]
+Emit = Callable[[ChildPrinted], None]
 
 
 class Output:
     """Reads the stdout and stderr of one child in a thread, which ends once every process has closed both."""
 
-    def __init__(self, pid: int, stdout: int, stderr: int, tell: Tell, start_thread: StartThread) -> None:
+    def __init__(self, pid: int, stdout: int, stderr: int, emit: Emit, start_thread: StartThread) -> None:
         self._lock = threading.Lock()
-        self._streams = {stdout: _Stream("stdout", stdout, pid, tell), stderr: _Stream("stderr", stderr, pid, tell)}
+        self._streams = {stdout: _Stream("stdout", stdout, pid, emit), stderr: _Stream("stderr", stderr, pid, emit)}
         self._errors = self._streams[stderr]
         self._open = set(self._streams)
         for descriptor in self._streams:
@@ -98,11 +98,11 @@ class Output:
 
 
 class _Stream:
-    def __init__(self, name: str, descriptor: int, pid: int, tell: Tell) -> None:
+    def __init__(self, name: str, descriptor: int, pid: int, emit: Emit) -> None:
         self.last_lines = deque[str](maxlen=LAST_LINES)
         self._name = name
         self._pid = pid
-        self._tell = tell
+        self._emit = emit
         self._lease: Lease | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._begun = ""
@@ -127,7 +127,7 @@ class _Stream:
             self._say(self._begun)
             self._begun = ""
         if self._dropped:
-            self._tell(ChildPrinted(self._lease, self._pid, self._name, f"... and {self._dropped:,} characters more, which are not shown"))
+            self._emit(ChildPrinted(self._lease, self._pid, self._name, f"... and {self._dropped:,} characters more, which are not shown"))
         self._lease, self._left, self._dropped = None, MOST_OF_A_RUN, 0
 
     def _say(self, line: str) -> None:
@@ -141,7 +141,7 @@ class _Stream:
             return
         self._left -= len(line) + 1
         self.last_lines.append(line)
-        self._tell(ChildPrinted(self._lease, self._pid, self._name, line))
+        self._emit(ChildPrinted(self._lease, self._pid, self._name, line))
 
 
 def _widen(descriptor: int) -> None:

@@ -24,7 +24,7 @@ from taskflow.model.verdict import Verdict
 from taskflow.worker.children.errors import CannotStart, ChildFailed
 from taskflow.worker.children.messages import CHILD_HOOKS, Hello
 from taskflow.worker.children.options import ChildOptions
-from taskflow.worker.children.output import Tell
+from taskflow.worker.children.output import Emit
 from taskflow.worker.children.process import Child, ChildSpec
 from taskflow.worker.lease_table import HeldLease
 
@@ -40,11 +40,11 @@ class ChildPool:
     """A pool of child processes, of which at most `options.slots` run jobs
     at once; other runs wait for a free one. Belongs to one event loop."""
 
-    def __init__(self, app: App, options: ChildOptions, *, modules: tuple[str, ...], tell: Tell, start_thread: StartThread) -> None:
+    def __init__(self, app: App, options: ChildOptions, *, modules: tuple[str, ...], emit: Emit, start_thread: StartThread) -> None:
         self._app = app
         self._options = options
         self._modules = modules
-        self._tell = tell
+        self._emit = emit
         self._start_thread = start_thread
         self._slots = asyncio.Semaphore(options.slots)
         self._idle: dict[Child, asyncio.TimerHandle] = {}
@@ -126,7 +126,7 @@ class ChildPool:
 
     async def _start(self) -> Child:
         """Start a child. If the machine is briefly short of resources, try again, so that the shortage does not cost a job an attempt."""
-        spec = ChildSpec(self._hello(), self._options, self._tell, self._start_thread)
+        spec = ChildSpec(self._hello(), self._options, self._emit, self._start_thread)
         give_up_at = time.monotonic() + self._options.start_within
         child = await retry(lambda: Child.start(spec), START_PAUSES, on=CannotStart, note=self._note_shortage, give_up_at=give_up_at)
         self._alive.add(child)

@@ -18,7 +18,7 @@ from taskflow.model.verdict import Verdict
 from taskflow.worker.children import messages
 from taskflow.worker.children.errors import CannotStart, ChildDied, ChildFailed
 from taskflow.worker.children.options import ChildOptions
-from taskflow.worker.children.output import Output, Tell
+from taskflow.worker.children.output import Emit, Output
 from taskflow.worker.children.spawn import CONNECTION, Process, spawn
 from taskflow.worker.exit_status import OutOfMemory
 from taskflow.worker.lease_table import HeldLease
@@ -38,7 +38,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
 
     hello: messages.Hello
     options: ChildOptions
-    tell: Tell
+    emit: Emit
     start_thread: StartThread
 
 
@@ -297,7 +297,7 @@ def _spawn(theirs: int, spec: ChildSpec) -> tuple[Process, Output]:
             process = spawn(command, connection=theirs, stdout=write_out, stderr=write_err)
             undo.callback(process.wait)
             undo.callback(process.kill)
-            output = Output(process.pid, read_out, read_err, spec.tell, spec.start_thread)
+            output = Output(process.pid, read_out, read_err, spec.emit, spec.start_thread)
         except (OSError, RuntimeError) as error:  # no descriptor, process or thread is left
             raise _cannot_start(error) from error
         undo.pop_all()
