@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Upkept
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Lease
+from taskflow.model.schedule import Offer
 from taskflow.worker.events import Events
 from taskflow.worker.upkeep import BREATH, LIMIT, MOMENT, PORTIONS, Upkeep
 from tests.worker.scene import Heard, options
@@ -57,13 +59,18 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
+async def fires_none(offers: Sequence[Offer]) -> float:
+    return math.inf
+
+
 async def kept_up(*answers: Upkept) -> Told:
     broker = Told(answers)
-    upkeep = asyncio.create_task(Upkeep(broker, random.Random(1), Events(Heard())).run())
+    upkeep = Upkeep(broker, random.Random(1), Events(Heard()), on_ready=lambda: None, on_offers=fires_none, on_ended=None)
+    running = asyncio.create_task(upkeep.run())
     try:
         await asyncio.wait_for(broker.is_done.wait(), 10)
     finally:
-        upkeep.cancel()
+        running.cancel()
     return broker
 
 
