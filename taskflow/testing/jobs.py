@@ -28,7 +28,7 @@ from taskflow.model.seams import Seams
 from taskflow.model.session import Session
 from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job, check_not_enqueued
 from taskflow.testing.inline import Inline
-from taskflow.testing.passes import CONCURRENCY, STOP_TIMEOUT, Pass, PassState, TestExecutor, endless, frames_in
+from taskflow.testing.passes import CONCURRENCY, STOP_TIMEOUT, Pass, PassState, TestExecutor, endless
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
 from taskflow.worker.run_errors import frames_from

@@ -14,7 +14,6 @@ from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.errors import SessionLost
-from taskflow.model.failure_cause import LONGEST_DEPLOY
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer
