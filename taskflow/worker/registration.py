@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 
-from taskflow.model.cause import LONGEST_DEPLOY
+from taskflow.model.failure_cause import LONGEST_DEPLOY
 from taskflow.model.session import MOST_NAMES, Session
 from taskflow.worker.options import WorkerOptions
 
