@@ -84,7 +84,7 @@ BY_CLAUSE: Final = {
     "nudge_hung": Broken("nudge", "'-inf', wall - R.passed_on_after", "'-inf', 0"),
     "nudge_unheard": Broken("arm", "nudge_for_ready(unheard)", ""),
     "nudge_full": Broken("claim", "call('ZREM', P .. 'waiting:' .. name, listener)", ""),
-    "ended_told": Broken("tell_ended", "string.gmatch(listeners_of[n], '................')", "pairs({ ['0000000000000000'] = 1 })"),
+    "ended_told": Broken("publish_ends", "string.gmatch(listeners_of[n], '................')", "pairs({ ['0000000000000000'] = 1 })"),
 }
 
 

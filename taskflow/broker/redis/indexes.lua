@@ -153,5 +153,5 @@ local function flush()
     write_ends()
   end
   wake_listeners()
-  tell_ended()
+  publish_ends()
 end

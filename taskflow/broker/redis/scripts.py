@@ -31,7 +31,7 @@ class Script(NamedTuple):
 _NAMES: Final = ("names", "texts_of")
 _QUEUES: Final = ("is_before", "push", "peek")
 _COUNTS: Final = ("change_count", "counts")
-_WAKEUPS: Final = ("nudge", "wake_listeners", "tell_ended")
+_WAKEUPS: Final = ("nudge", "wake_listeners", "publish_ends")
 _CHANGE_JOBS: Final = ("large_payloads", "read_jobs", "write_jobs", "indexes", "tags", "transitions")
 _SCHEDULES: Final = ("sessions", "schedule")
 _FIRE: Final = ("add_all", *_SCHEDULES, "fire_all")
@@ -44,7 +44,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "add": (*_TRANSITIONS, "add_all"),
     "known": ("base", "large_payloads", "read_jobs"),
     "claim": ("base", *_NAMES, *_COUNTS, "is_before", "peek"),
-    "settle": ("base", "names", *_COUNTS, "tell_ended", "results"),
+    "settle": ("base", "names", *_COUNTS, "publish_ends", "results"),
     "register": ("base", "sessions"),
     "beat": (*_TRANSITIONS, *_SCHEDULES, "drop_declarations", "kill_session", "leases", "end_dead_leases", "due_in", "check_indexes"),
     "upkeep": (

@@ -279,7 +279,7 @@ return reply
 -- time of registration, microseconds since its last heartbeat, leases, whether it is dead.
 
 local rows = {}
-local function tell(id, is_dead)
+local function add_row(id, is_dead)
   local about = call('HMGET', session_key(id), 'name', 'about', 'registered_at', 'beat_at')
   local leases = call('HLEN', P .. 'leases:' .. id)
   if not is_dead or leases > 0 then
@@ -293,9 +293,9 @@ local function tell(id, is_dead)
 end
 
 for _, id in ipairs(call('ZRANGE', P .. 'alive', 0, -1)) do
-  tell(id, false)
+  add_row(id, false)
 end
 for _, id in ipairs(call('ZRANGE', P .. 'dead', 0, -1)) do
-  tell(id, true)
+  add_row(id, true)
 end
 return cmsgpack.pack(rows)

@@ -137,7 +137,7 @@ if #others > 0 then
   end
 else
   write_counts()
-  tell_ended()
+  publish_ends()
 end
 return table.concat(answers)
 
@@ -301,7 +301,7 @@ for session in pairs(sessions) do
   end)
   local listener = call('HGET', P .. 'session:' .. session, 'listener')
   if listener then
-    tell(listener, 'session:' .. hex)
+    publish(listener, 'session:' .. hex)
   end
 end
 return found

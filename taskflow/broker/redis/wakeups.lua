@@ -1,8 +1,8 @@
 -- Wake-ups. Each listener (one for each event loop of a process) subscribes to a separate channel, n:ID, and hears only what concerns it.
 
 -- === part nudge ============================================================================================
--- Tells a listener something. Returns false if no process receives it, because the listener's is gone.
-local function tell(listener, message)
+-- Sends a message to a listener. Returns false if no process receives it, because the listener's is gone.
+local function publish(listener, message)
   return call('PUBLISH', P .. 'n:' .. listener, message) > 0
 end
 
@@ -25,7 +25,7 @@ local function nudge_from(list, topic, wanted)
     end
     for i = 1, #found, 2 do
       if note_nudge(found[i]) then
-        if tell(found[i], topic) then
+        if publish(found[i], topic) then
           wanted = wanted - 1
         else
           call('ZREM', P .. 'nudged', found[i])
@@ -76,7 +76,7 @@ local function nudge_upkeepers()
   local wanted = R.upkeepers
   repeat
     local found = call('ZPOPMAX', P .. 'upkeepers', 1)
-    wanted = #found == 0 and 0 or wanted - (tell(found[1], 'due') and 1 or 0)
+    wanted = #found == 0 and 0 or wanted - (publish(found[1], 'due') and 1 or 0)
   until wanted == 0
 end
 
@@ -117,14 +117,14 @@ local function await_end(id, listener)
   end
 end
 
--- === part tell_ended =======================================================================================
+-- === part publish_ends =====================================================================================
 local ended_ids = {}
 
 -- Bytes. A larger record is not sent to the listeners: they read it.
 local LARGEST_SENT = 4096
 
--- Tells the ends of jobs to the listeners that wait for them: one message for each listener, of ids and stored jobs.
-local function tell_ended()
+-- Publishes the ends of jobs to the listeners that wait for them: one message for each listener, of ids and stored jobs.
+local function publish_ends()
   if #ended_ids > 0 and call('EXISTS', P .. 'awaited') == 1 then
     local ids, keys, listeners_of = {}, {}, {}
     for first = 1, #ended_ids, MOST do
