@@ -60,7 +60,7 @@ MOST_AT_ONCE: Final = 500
 """The maximum number of jobs that one claim or upkeep call moves, which takes the server about 4 ms. A caller that
 reaches the limit calls again."""
 
-_LACKING: Final = b"LACKING"
+_MISSING: Final = b"MISSING"
 """A script's reply if a payload or result that was sent ahead has disappeared."""
 
 
@@ -96,10 +96,10 @@ class RedisBroker:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         try:
             answers = await self._add(envelopes)
-            if answers == _LACKING:  # the call was resent, and its job ended after the payload was sent: send both again
+            if answers == _MISSING:  # the call was resent, and its job ended after the payload was sent: send both again
                 answers = await self._add(envelopes)
-            if answers == _LACKING:
-                raise (await self.server_info()).lacking(str(self.server))
+            if answers == _MISSING:
+                raise (await self.server_info()).payload_lost(str(self.server))
         except StoreFull:
             if not await self._are_known(envelopes):
                 raise
@@ -162,13 +162,13 @@ class RedisBroker:
         try:
             reply: bytes = await self.call("settle", packed.packed, ahead=ahead)
         except StoreFull:
-            reply = _LACKING
-        if reply == _LACKING:
+            reply = _MISSING
+        if reply == _MISSING:
             inline = pack_settlements(portion, is_reference)
             again = [("UNLINK", *(key for _, key, *_ in ahead)), *self.large_payloads.results_ahead(inline.ahead)]
             reply = await self.call("settle", inline.packed, ahead=again)
-        if reply == _LACKING:
-            raise (await self.server_info()).lacking(str(self.server))
+        if reply == _MISSING:
+            raise (await self.server_info()).payload_lost(str(self.server))
         return reply
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
@@ -218,8 +218,8 @@ class RedisBroker:
         except StoreFull:
             await self._are_known(envelopes)  # deletes the payloads that were sent ahead
             raise
-        if answers == _LACKING:  # nothing has fired, and the schedules will be offered again
-            raise (await self.server_info()).lacking(str(self.server))
+        if answers == _MISSING:  # nothing has fired, and the schedules will be offered again
+            raise (await self.server_info()).payload_lost(str(self.server))
         return fire_answers(firings, answers)
 
     def listen(self, topics: Sequence[str]) -> Waiter:

@@ -7,15 +7,15 @@
 -- arguments  the texts of queues and names; the ids of jobs whose payload is stored apart; for each run of jobs of the same kind an
 --            array: the places of its queue and name among the texts, the priority, and for each job its id, and its extras and payload
 --            in the fixed layout; 1 to MOST jobs in all
--- reply      nil if all were added. Otherwise none was added: "KNOWN" if an id is already stored or occurs twice (use `add`), "LACKING"
+-- reply      nil if all were added. Otherwise none was added: "KNOWN" if an id is already stored or occurs twice (use `add`), "MISSING"
 --            if a payload that was sent ahead is gone
 
 local texts, apart = given[1], given[2]
-local intern, is_lacking, keep_payloads
+local intern, has_missing, keep_payloads
 if #apart > 0 then
-  intern, is_lacking, keep_payloads = load_rest()
-  if is_lacking(apart) then
-    return redis.status_reply('LACKING')
+  intern, has_missing, keep_payloads = load_rest()
+  if has_missing(apart) then
+    return redis.status_reply('MISSING')
   end
 end
 -- Numbers stay text, as in keys: formatting a number in Lua takes longer than sending a command.
@@ -92,7 +92,7 @@ return nil
 -- === part enqueue_rest =====================================================================================
 -- For new queues and names, and payloads that are stored apart.
 
-return intern, is_lacking, keep_payloads, nudge_for
+return intern, has_missing, keep_payloads, nudge_for
 
 -- === part add_all ==========================================================================================
 -- Adds one job. An item: id, queue, name (as numbers), after, at, expires (microseconds or false), on_conflict, payload, extras, joins, and
@@ -187,11 +187,11 @@ end
 -- Adds jobs of any kind, in order, as one step. A server whose memory is full refuses it: see the flags in scripts.py.
 --
 -- arguments  texts, items (see add_job), the ids of jobs whose payload is stored apart
--- reply      nil if all were added, else an answer for each item (see add_job); "LACKING" if a payload that was sent ahead is gone, and
+-- reply      nil if all were added, else an answer for each item (see add_job); "MISSING" if a payload that was sent ahead is gone, and
 --            none was added
 
-if is_lacking(given[3]) then
-  return redis.status_reply('LACKING')
+if has_missing(given[3]) then
+  return redis.status_reply('MISSING')
 end
 local answers = add_all(given[1], given[2])
 flush_added(given[3])

@@ -17,7 +17,7 @@ local function payload_keys(ids)
 end
 
 -- Returns whether a payload is missing.
-local function is_lacking(ids)
+local function has_missing(ids)
   local keys, found = payload_keys(ids), 0
   for first = 1, #keys, MOST do
     found = found + call('EXISTS', unpack(keys, first, math.min(first + MOST - 1, #keys)))

@@ -71,11 +71,11 @@ end
 --
 -- arguments  the texts of queues and names; for each firing its name, digest, expected, next instant, time of the next offer (false for
 --            none), number of instants left out, and item (see add_job) or false; the ids of jobs whose payload is stored apart
--- reply      for each firing nil if it has added no job, otherwise an answer (see add_job); "LACKING" if a payload that was sent ahead is
+-- reply      for each firing nil if it has added no job, otherwise an answer (see add_job); "MISSING" if a payload that was sent ahead is
 --            gone, and nothing has changed
 local function fire_all(texts, firings, apart)
-  if is_lacking(apart) then
-    return redis.status_reply('LACKING')
+  if has_missing(apart) then
+    return redis.status_reply('MISSING')
   end
   local schedules, items, fired, answers = schedule_functions(), {}, {}, {}
   for i, firing in ipairs(firings) do

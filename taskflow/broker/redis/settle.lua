@@ -27,7 +27,7 @@ end
 --            a kind: 1 succeeded (value: result), 2 failed (error; value: reason), 3 discarded (value: reason), 4 cancelled
 --            (value: reason), 5 retried (error, after), 6 snoozed (after), 7 parked (value: what it waits for; after), 8 handed back
 --            (value: whether it counts); an error: type, message, traceback, attempt
--- reply      a string with a byte for each settlement, columns first: "o" for OK, "s" for STALE; "LACKING" if a result is gone, and nothing
+-- reply      a string with a byte for each settlement, columns first: "o" for OK, "s" for STALE; "MISSING" if a result is gone, and nothing
 --            was settled
 
 local groups, others, texts, ahead = given[1], given[2], given[3], {}
@@ -35,7 +35,7 @@ for i, fence in ipairs(given[4]) do
   ahead[i] = P .. 'o:' .. fence
 end
 if #ahead > 0 and call('EXISTS', unpack(ahead)) < #ahead then
-  return redis.status_reply('LACKING')
+  return redis.status_reply('MISSING')
 end
 local answers, others_at = {}, {}
 local now, is_succeeded = struct.pack('>I8', wall), string.char(S.SUCCEEDED)

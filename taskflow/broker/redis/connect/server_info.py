@@ -113,7 +113,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
         payloads and results sent ahead of their call, and a call without them has no effect."""
         return self.policy.startswith("allkeys-")
 
-    def lacking(self, place: str) -> BrokerError:
+    def payload_lost(self, place: str) -> BrokerError:
         """Return the error to raise if a payload that was sent ahead disappeared before its call arrived."""
         if self.maxmemory and self.policy != "noeviction":
             return full(place)
