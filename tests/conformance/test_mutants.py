@@ -82,7 +82,7 @@ BY_CLAUSE: Final = {
     "schedule_advances": Broken("fire_all", "kind ~= 'i'", "true"),
     "nudge_dead": Broken("nudge", "message) > 0", "message) >= 0"),
     "nudge_hung": Broken("nudge", "'-inf', wall - R.passed_on_after", "'-inf', 0"),
-    "nudge_unheard": Broken("arm", "nudge_for_ready(unheard)", ""),
+    "nudge_unheard": Broken("arm", "nudge_for_ready(unused)", ""),
     "nudge_full": Broken("claim", "call('ZREM', P .. 'waiting:' .. name, listener)", ""),
     "ended_told": Broken("publish_ends", "string.gmatch(listeners_of[n], '................')", "pairs({ ['0000000000000000'] = 1 })"),
 }

@@ -20,7 +20,7 @@ local MOST_BYTES = 1048576
 local MOST_AHEAD = 1000
 local bytes = 0
 
-local function is_going_on()
+local function has_room()
   return leased_count < limit and skips_left > 0 and bytes < MOST_BYTES
 end
 
@@ -121,7 +121,7 @@ end
 -- The first pages are small, because the jobs may be large.
 local function take_from_list(list, returned, passed_over)
   local taken, page = 0, 10
-  while is_going_on() do
+  while has_room() do
     local wanted = math.min(page, limit - leased_count)
     local entries, is_listed = peek(list, returned, wanted)
     if #entries > 0 then
@@ -149,7 +149,7 @@ local function take_from_queue(queue, queue_name)
       call('ZADD', returned, 0, entry)
       is_exhausted = false
     end
-    if not is_going_on() then
+    if not has_room() then
       is_exhausted, left_over = false, queue_name
       break
     elseif #passed_over == 0 then
@@ -195,7 +195,7 @@ end
 
 if is_new and #queues > 0 then
   for _, queue_name in ipairs(queues) do
-    local number = is_going_on() and call('HGET', P .. 'names', 'q:' .. queue_name)
+    local number = has_room() and call('HGET', P .. 'names', 'q:' .. queue_name)
     if number and call('SISMEMBER', P .. 'paused', queue_name) == 0 then
       take_from_queue(number, queue_name)
     end
@@ -206,9 +206,9 @@ elseif is_new then
   local turn = names > 0 and request % names or 0
   for _, span in ipairs({ { turn, names - 1 }, { 0, turn - 1 } }) do
     local first = span[1]
-    while first <= span[2] and is_going_on() do
+    while first <= span[2] and has_room() do
       for _, queue_name in ipairs(call('ZRANGE', P .. 'ready', first, math.min(first + 63, span[2]))) do
-        if is_going_on() then
+        if has_room() then
           local number = call('HGET', P .. 'names', 'q:' .. queue_name)
           if number then
             take_from_queue(number, queue_name)
@@ -233,7 +233,7 @@ if leased_count > 0 then
   set_all(values)
   write_counts()
 end
-if is_new and is_going_on() then
+if is_new and has_room() then
   -- The session found fewer jobs than it wanted, so its listener is nudged for the next.
   is_armed = true
   for _, name in ipairs(#queues > 0 and queues or { '' }) do

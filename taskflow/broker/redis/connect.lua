@@ -6,10 +6,10 @@
 -- crashes. A command that the server does not know counts as permitted.
 
 local denied = {}
-for _, asked in ipairs(given[1]) do
-  local is_command, is_allowed = pcall(redis.acl_check_cmd, unpack(asked))
+for _, command in ipairs(given[1]) do
+  local is_command, is_allowed = pcall(redis.acl_check_cmd, unpack(command))
   if is_command and not is_allowed then
-    denied[#denied + 1] = asked[1]
+    denied[#denied + 1] = command[1]
   end
 end
 return denied

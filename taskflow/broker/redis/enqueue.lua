@@ -47,7 +47,7 @@ for r = 3, #given do
   local name = queue .. ':' .. priority
   local place = places[name]
   if not place then
-    place = { queue = queue, called = sub(texts[run[1]], 3), priority = priority, entries = {} }
+    place = { queue = queue, queue_name = sub(texts[run[1]], 3), priority = priority, entries = {} }
     places[name] = place
   end
   local entries = place.entries
@@ -61,9 +61,9 @@ for r = 3, #given do
     end
     is_named[id] = true
     seq, value, entry = seq + 1, value + 2, entry + 1
-    local stands = struct.pack('>I8I6', wall, seq)
-    values[value - 1], values[value] = key .. id, kind .. stands .. now .. run[i + 1]
-    entries[entry] = stands .. id
+    local position = struct.pack('>I8I6', wall, seq)
+    values[value - 1], values[value] = key .. id, kind .. position .. now .. run[i + 1]
+    entries[entry] = position .. id
   end
 end
 if call('MSETNX', unpack(values)) == 0 then
@@ -77,11 +77,11 @@ for name, place in pairs(places) do
   append(P .. 'ready_list:' .. name, P .. 'returned:' .. name, entries)
   call('ZADD', P .. 'priorities:' .. queue, -priority, priority)
   if change(queue, S.READY, #entries) == #entries then
-    show_ready(place.called)
+    show_ready(place.queue_name)
   end
   call('HINCRBY', P .. 'totals', queue .. ':' .. E.ENQUEUE, #entries)
-  readied[place.called] = (readied[place.called] or 0) + #entries
-  lists[#lists + 1] = P .. 'waiting:' .. place.called
+  readied[place.queue_name] = (readied[place.queue_name] or 0) + #entries
+  lists[#lists + 1] = P .. 'waiting:' .. place.queue_name
 end
 if call('EXISTS', unpack(lists)) > 0 then
   local _, _, _, nudge_for = load_rest()
@@ -127,9 +127,9 @@ local function add_job(item, seq)
   local key = job[F.key]
   if key then
     waiting, running = holders(key)
-    local standing = waiting or running and not load(running)[F.cancel_requested] and running
-    if standing and item[7] == 0 then
-      return 'k' .. standing
+    local holder = waiting or running and not load(running)[F.cancel_requested] and running
+    if holder and item[7] == 0 then
+      return 'k' .. holder
     end
     if waiting then
       finish(waiting, load(waiting), E.REPLACE, S.CANCELLED, string.format(W.REPLACED_BY, id_text(id)))

@@ -175,13 +175,13 @@ local function read_running(after)
       session = table.remove(sessions, 1)
       read_claims()
     end
-    local entries, asked = {}, {}
+    local entries, wanted = {}, {}
     for i = at, math.min(at + number - 1, #claims) do
-      asked[#asked + 1] = fields[claims[i]]
+      wanted[#wanted + 1] = fields[claims[i]]
     end
-    at = at + #asked
-    for i, id in ipairs(#asked > 0 and call('HMGET', P .. 'leases:' .. session, unpack(asked)) or {}) do
-      local request, place = struct.unpack('>I6I2', asked[i])
+    at = at + #wanted
+    for i, id in ipairs(#wanted > 0 and call('HMGET', P .. 'leases:' .. session, unpack(wanted)) or {}) do
+      local request, place = struct.unpack('>I6I2', wanted[i])
       entries[i] = { id, { session, request, place } }
     end
     return entries

@@ -185,18 +185,18 @@ local function look_for(ids)
 end
 
 local function prefetch(ids)
-  local keys, asked = {}, {}
+  local keys, wanted = {}, {}
   for _, id in ipairs(ids) do
     if cache[id] == nil then
       cache[id] = false
-      asked[#asked + 1] = id
+      wanted[#wanted + 1] = id
       keys[#keys + 1] = P .. 'j:' .. id
     end
   end
   for first = 1, #keys, MOST do
     local last, missing = math.min(first + MOST - 1, #keys), {}
     for i, stored in ipairs(call('MGET', unpack(keys, first, last))) do
-      local id = asked[first + i - 1]
+      local id = wanted[first + i - 1]
       cache[id] = parse(id, stored)
       missing[#missing + 1] = not stored and id or nil
     end

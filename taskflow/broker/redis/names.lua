@@ -44,19 +44,19 @@ end
 
 -- Returns number, text, number, text, ... for the numbers of a set that have a text.
 local function texts_of(numbers)
-  local asked, found = {}, {}
+  local wanted, found = {}, {}
   for number in pairs(numbers) do
-    asked[#asked + 1] = number
+    wanted[#wanted + 1] = number
   end
-  if #asked > 0 then
-    local texts = get_all('texts', asked)
+  if #wanted > 0 then
+    local texts = get_all('texts', wanted)
     for i, text in ipairs(texts) do
       texts[i] = text or ''
     end
     for i, number in ipairs(get_all('names', texts)) do
-      local text = tonumber(number) == asked[i] and texts[i] or text_in_names(asked[i]) or #texts[i] > 2 and texts[i]
+      local text = tonumber(number) == wanted[i] and texts[i] or text_in_names(wanted[i]) or #texts[i] > 2 and texts[i]
       if text then
-        found[#found + 1] = asked[i]
+        found[#found + 1] = wanted[i]
         found[#found + 1] = text
       end
     end

@@ -163,7 +163,7 @@ end
 -- because nothing in its process waits for them any more.
 -- Reply: {topics that have something already, ids (one string) of jobs that have ended}.
 
-local topics, ids, listener, unheard = given[1], given[2], given[3], given[4]
+local topics, ids, listener, unused = given[1], given[2], given[3], given[4]
 
 local function has_ready(name)
   local queue = call('HGET', P .. 'names', 'q:' .. name)
@@ -177,32 +177,32 @@ local function is_asked_to_stop(hex)
   return call('EXISTS', P .. 'stopping:' .. id) == 1
 end
 
-local there, ended = {}, {}
+local available, ended = {}, {}
 for _, topic in ipairs(topics) do
-  local is_there = false
+  local is_available = false
   if topic == 'queues' then
-    is_there = call('EXISTS', P .. 'ready') == 1
-    if not is_there then
+    is_available = call('EXISTS', P .. 'ready') == 1
+    if not is_available then
       add_listener(P .. 'waiting:', listener)
     end
   elseif topic == 'due' then
-    is_there = call('EXISTS', P .. 'due', P .. 'schedules') > 0
+    is_available = call('EXISTS', P .. 'due', P .. 'schedules') > 0
     add_listener(P .. 'upkeepers', listener)
   elseif sub(topic, 1, 6) == 'queue:' then
-    is_there = has_ready(sub(topic, 7))
-    if not is_there then
+    is_available = has_ready(sub(topic, 7))
+    if not is_available then
       add_listener(P .. 'waiting:' .. sub(topic, 7), listener)
     end
   elseif sub(topic, 1, 8) == 'session:' then -- its claims have named the listener
-    is_there = is_asked_to_stop(sub(topic, 9))
+    is_available = is_asked_to_stop(sub(topic, 9))
   end
-  if is_there then
-    there[#there + 1] = topic
+  if is_available then
+    available[#available + 1] = topic
   end
 end
-if unheard > 0 then
+if unused > 0 then
   call('ZREM', P .. 'nudged', listener)
-  nudge_for_ready(unheard)
+  nudge_for_ready(unused)
 end
 prefetch(ids)
 for _, id in ipairs(ids) do
@@ -213,4 +213,4 @@ for _, id in ipairs(ids) do
     ended[#ended + 1] = id
   end
 end
-return { there, table.concat(ended) }
+return { available, table.concat(ended) }

@@ -34,7 +34,7 @@ class RedisListener(Listener):
         self._pool = pool
         self._call = call
         self._channel = channel(prefix, self.id)
-        self._is_heard = False
+        self._has_received = False
         self._names: dict[bytes, Names] = {}
 
     def note_names(self, job_id: bytes, names: Names) -> None:
@@ -52,9 +52,9 @@ class RedisListener(Listener):
     async def _arm_topics(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
         return await self._ask_server(topics, ids, 0)
 
-    async def _ask_server(self, topics: list[str], ids: list[bytes], unheard: int) -> tuple[list[str], list[bytes]]:
-        there, ended = await self._call("arm", pack([topics, ids, self.id, unheard]))
-        return [topic.decode() for topic in there], ids_in(ended)
+    async def _ask_server(self, topics: list[str], ids: list[bytes], unused: int) -> tuple[list[str], list[bytes]]:
+        available, ended = await self._call("arm", pack([topics, ids, self.id, unused]))
+        return [topic.decode() for topic in available], ids_in(ended)
 
     async def receive(self, on_subscribed: Callable[[], None]) -> None:
         subscription = subscription_over(await self._pool.open(), self._take)
@@ -73,18 +73,18 @@ class RedisListener(Listener):
     async def _watch(self, subscription: Subscription) -> None:
         """Send PING when no messages arrive. If the server does not answer, drop the connection, which ends `listen`."""
         while True:
-            self._is_heard = False
+            self._has_received = False
             await asyncio.sleep(PING_EVERY)
-            if not self._is_heard:
+            if not self._has_received:
                 with contextlib.suppress(*ERRORS):
                     await subscription.send("PING")
                 await asyncio.sleep(PONG_WITHIN)
-                if not self._is_heard:
+                if not self._has_received:
                     await subscription.drop()
                     return
 
     def _take(self, message: Any) -> None:
-        self._is_heard = True
+        self._has_received = True
         if not isinstance(message, list) or message[0] != b"message":
             return
         told = message[2]
