@@ -25,7 +25,7 @@ _STATEMENT_CACHE: Final = 256
 _CACHE_KIB: Final = 16_384
 
 
-def open_file(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
+def connect_for_writing(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
     """Open a connection to the namespace's tables, creating or migrating these if necessary.
 
     If that fails, raises BrokerRefused or BrokerUnavailable, naming the file and the remedy. The connection belongs to the calling thread.

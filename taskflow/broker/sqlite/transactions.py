@@ -6,34 +6,28 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.announcement import Announcement
-from taskflow.broker.sqlite.checkpoint import Checkpointer
 from taskflow.broker.sqlite.commit_watch import CommitWatch
-from taskflow.broker.sqlite.connect import look, open_file
+from taskflow.broker.sqlite.connect import connect_for_writing, look
 from taskflow.broker.sqlite.disk_reserve import DiskReserve
 from taskflow.broker.sqlite.errors import broker_error, is_about_the_file, is_busy, is_full
 from taskflow.broker.sqlite.forks import keep_open
-from taskflow.broker.sqlite.migrations import version_of
+from taskflow.broker.sqlite.open_file import OpenFile
 from taskflow.broker.sqlite.ownership import check_beside
 from taskflow.broker.sqlite.queued_verb import Durability, QueuedVerb
-from taskflow.broker.sqlite.self_deadlock import HELD_FOR, SelfDeadlockDetector, writing
+from taskflow.broker.sqlite.self_deadlock import HELD_FOR
 from taskflow.broker.sqlite.shrinking import Shrinker
-from taskflow.broker.sqlite.statements import Statements, pragma
+from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
 from taskflow.broker.sqlite.upkeep import scrub
 from taskflow.broker.sqlite.wal_files import own_wal_files, record_wal_files
 from taskflow.model.clock import Clock
-from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
-
-_NORMAL, _FULL = 1, 2
-"""Values of the `synchronous` pragma (https://sqlite.org/pragma.html#pragma_synchronous)."""
-
-_UNLIMITED: Final = 4_294_967_294
 
 _NAP: Final = 0.000_5
 _LONG_NAP: Final = 0.005
@@ -58,7 +52,7 @@ class Transactions:
         self._announce = announce
         self._sql = Statements(store.namespace)
         self._disk_reserve = DiskReserve(store)
-        self._file: _File | None = None
+        self._file: OpenFile | None = None
         self._waiting = list[QueuedVerb]()
         self.commits = CommitWatch()
 
@@ -124,7 +118,7 @@ class Transactions:
 
     # --- the file --------------------------------------------------------------------------------------------------
 
-    def _opened(self) -> _File:
+    def _opened(self) -> OpenFile:
         if self._file is not None and self._file.identity != self.store.identity():
             self.close()
             raise BrokerUnavailable(f"{self.store.path} was removed or replaced while it was open: the next call opens the new file")
@@ -132,15 +126,15 @@ class Transactions:
             self._file = self._open()
         return self._file
 
-    def _open(self) -> _File:
+    def _open(self) -> OpenFile:
         with own_wal_files(self.store):
             check_beside(self.store)
             before = self.store.identity()
-            connection, upgrade = open_file(self.store, self._sql)
+            connection, upgrade = connect_for_writing(self.store, self._sql)
             try:
                 shrinker = Shrinker(connection, self.store)
                 transitions = Transitions(connection, self._sql, self._clock, self._rules, shrinker)
-                file = _File(self.store, self._disk_reserve, transitions, shrinker, upgrade)
+                file = OpenFile(self.store, self._disk_reserve, transitions, shrinker, upgrade)
             except OSError as error:
                 connection.close()
                 raise BrokerUnavailable(f"{self.store.path}: {error}") from error
@@ -150,7 +144,7 @@ class Transactions:
             record_wal_files(self.store)
             return file
 
-    def _admits(self, file: _File, queued: QueuedVerb) -> bool:
+    def _admits(self, file: OpenFile, queued: QueuedVerb) -> bool:
         """Return False and set an error if the verb adds jobs while the disk reserve is missing: the remaining space is for settlements."""
         if queued.durability < Durability.FULL_AND_NEW or self._disk_reserve.is_there() or self._disk_reserve.restore(0):
             return True
@@ -162,7 +156,7 @@ class Transactions:
 
     # --- groups ----------------------------------------------------------------------------------------------------
 
-    def _run_admitted(self, file: _File, group: Sequence[QueuedVerb]) -> None:
+    def _run_admitted(self, file: OpenFile, group: Sequence[QueuedVerb]) -> None:
         if not group:
             return
         error = self._attempt(file, group)
@@ -181,7 +175,7 @@ class Transactions:
                 return
             self._run_alone(file, queued)
 
-    def _attempt(self, file: _File, group: Sequence[QueuedVerb]) -> BaseException | None:
+    def _attempt(self, file: OpenFile, group: Sequence[QueuedVerb]) -> BaseException | None:
         """Attempt to run the group. While another process holds the lock, retry for as long as a call may wait in total.
 
         SQLite's own waiting is not used. Its pauses grow to 100 ms, so if another process keeps retaking the lock at once, it may take
@@ -200,7 +194,7 @@ class Transactions:
             detector.forget()
         return error
 
-    def _give_up(self, file: _File, group: Sequence[QueuedVerb], error: BaseException) -> None:
+    def _give_up(self, file: OpenFile, group: Sequence[QueuedVerb], error: BaseException) -> None:
         """Refuse verbs that did not get the lock. If a transaction of this process holds it, those that
         send jobs are refused early, and the others wait together with verbs that arrive now."""
         detector, now = file.deadlock_detector, time.monotonic()
@@ -217,7 +211,7 @@ class Transactions:
         waiting, self._waiting = self._waiting, []
         return waiting
 
-    def _run_alone(self, file: _File, queued: QueuedVerb) -> None:
+    def _run_alone(self, file: OpenFile, queued: QueuedVerb) -> None:
         error = self._attempt(file, [queued])
         if isinstance(error, sqlite3.IntegrityError) and self._scrub_all(file):
             error = self._attempt(file, [queued])
@@ -232,7 +226,7 @@ class Transactions:
         if is_about_the_file(error):
             self.close()
 
-    def _scrub_all(self, file: _File) -> bool:
+    def _scrub_all(self, file: OpenFile) -> bool:
         """Repair all rows, because one that another program changed may violate a constraint. Return False if that fails."""
         file.transitions.scrubbed = Scrubbed()
         while True:
@@ -242,7 +236,7 @@ class Transactions:
             if scrubbing.answer:
                 return True
 
-    def _run_on_disk_reserve(self, file: _File, queued: QueuedVerb) -> BaseException | None:
+    def _run_on_disk_reserve(self, file: OpenFile, queued: QueuedVerb) -> BaseException | None:
         """Release the reserve and attempt the verb again. After the checkpoint,
         the log is written from its start again, so only the file needs to grow."""
         self._disk_reserve.release()
@@ -260,134 +254,6 @@ class Transactions:
         refusal = broker_error(error, self.store)
         refusal.__cause__ = error
         return refusal
-
-
-class _File:
-    """An open file: a connection, its settings, and its one transaction."""
-
-    def __init__(self, store: StoreFile, disk_reserve: DiskReserve, transitions: Transitions, shrinker: Shrinker, upgrade: Upgrade) -> None:
-        self.transitions = transitions
-        self._shrinker = shrinker
-        self.upgrade = upgrade
-        self.identity = store.identity()
-        self._store = store
-        self._disk_reserve = disk_reserve
-        self._connection = transitions.connection
-        self.deadlock_detector = SelfDeadlockDetector(store, transitions.connection)
-        self._checkpointer = Checkpointer(transitions.connection, store)
-        self._synchronous = -1
-        self._max_pages = _UNLIMITED
-        self._has_compiled = True
-        self._connection.set_authorizer(self._note_compilation)
-        [(self._page_size,)] = transitions.connection.execute("PRAGMA page_size")
-        self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # the caller of `attempt` waits instead
-
-    def attempt(self, group: Sequence[QueuedVerb]) -> BaseException | None:
-        """Run the group in one transaction. Return None on success; after an error, roll back and return the error."""
-        try:
-            self._begin(group)
-        except Exception as error:  # nothing has begun, so all caches are still correct
-            return error
-        try:
-            may_write = any(queued.durability is not Durability.READ for queued in group)
-            for queued in group:
-                self._run(queued, may_write)
-            self.transitions.flush()
-            self._check_version()
-            self._connection.execute("COMMIT")
-        except Exception as error:
-            self._roll_back()
-            return self._refusal() or error
-        else:
-            self._checkpointer.after_commit()
-            if self._shrinker.wants_checkpoint:
-                self._shrinker.checkpointed(is_cut=self._checkpointer.checkpoint("RESTART"))
-            return None
-        finally:
-            writing.discard(self)
-
-    def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> None:
-        self._checkpointer.checkpoint(mode)
-
-    def free_inside(self) -> int:
-        """Return the total size in bytes of the file's free pages."""
-        try:
-            [(pages,)] = self._connection.execute("PRAGMA freelist_count")
-        except sqlite3.Error:  # the next writer reports it
-            return 0
-        return int(pages) * int(self._page_size)
-
-    def _begin(self, group: Sequence[QueuedVerb]) -> None:
-        durability = max(queued.durability for queued in group)
-        if durability is Durability.READ:
-            self._connection.execute("BEGIN")
-            return
-        self._set_synchronous(_NORMAL if durability is Durability.NORMAL else _FULL)
-        self._set_max_pages(durability >= Durability.FULL_AND_NEW)
-        self._connection.execute("BEGIN IMMEDIATE")
-        writing.add(self)
-
-    def _run(self, queued: QueuedVerb, may_write: bool) -> None:
-        """Run a verb. A refusal changes nothing and is an answer like any other; any other error rolls back the whole group."""
-        self.transitions.begin(may_write=may_write)
-        queued.answer = queued.error = None
-        try:
-            queued.answer = queued.verb(self.transitions)
-        except (SessionLost, StoreFull) as refused:
-            queued.error = refused
-
-    # --- the tables' version -----------------------------------------------------------------------------------------
-
-    def _note_compilation(self, action: int, *_: object) -> int:
-        """Record that SQLite compiled a statement. It compiles each statement on
-        first use, and all of them again after another process has changed the tables."""
-        self._has_compiled |= action != sqlite3.SQLITE_PRAGMA  # a PRAGMA is compiled at every use
-        return sqlite3.SQLITE_OK
-
-    def _check_version(self) -> None:
-        """Raise BrokerRefused if another process has migrated the tables. Costs nothing while they do not change."""
-        if self._has_compiled:
-            version_of(self._connection, self._store, self.transitions.sql)
-            self._has_compiled = False
-
-    def _refusal(self) -> BrokerRefused | None:
-        """Return the refusal if an attempt failed because of a migration, otherwise None."""
-        try:
-            self._check_version()
-        except BrokerRefused as refusal:
-            return refusal
-        except sqlite3.Error:
-            return None
-        return None
-
-    def _roll_back(self) -> None:
-        self.transitions.forget()
-        try:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-        except sqlite3.Error:  # SQLite has already rolled back
-            return
-
-    def close(self) -> None:
-        self._checkpointer.close()
-        try:
-            self._connection.close()
-        except sqlite3.Error:
-            return
-
-    # --- what is set between transactions, when it changes --------------------------------------------------------------
-
-    def _set_synchronous(self, value: int) -> None:
-        if value != self._synchronous:
-            self._connection.execute(pragma("synchronous", value))
-            self._synchronous = value
-
-    def _set_max_pages(self, is_limited: bool) -> None:
-        most = self._disk_reserve.most_pages(self._page_size) if is_limited else None
-        value = _UNLIMITED if most is None else min(most, _UNLIMITED)
-        if value != self._max_pages:
-            self._connection.execute(pragma("max_page_count", value)).fetchall()
-            self._max_pages = value
 
 
 def _refuse(group: Sequence[QueuedVerb], error: BaseException) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.columns import lists
-from taskflow.broker.sqlite.connect import open_file
+from taskflow.broker.sqlite.connect import connect_for_writing
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import SpaceLimits, StoreFile
 from tests.stores.sqlite.support import a_session, connected, envelopes
@@ -104,7 +104,7 @@ INDEXES = {
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     """A file with so many jobs of each kind, and SQLite knows how many."""
     path = str(tmp_path_factory.mktemp("plans") / "queue.db")
-    connection, _ = open_file(StoreFile(path, "taskflow", False, 5.0, SpaceLimits()), SQL)
+    connection, _ = connect_for_writing(StoreFile(path, "taskflow", False, 5.0, SpaceLimits()), SQL)
     number: int = request.param
     connection.execute("BEGIN")
     for status in range(7):
