@@ -19,6 +19,7 @@ from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.sqlite import claim, enqueue, forks, schedules, session as sessions, settle, upkeep
 from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.console import SqliteConsole
+from taskflow.broker.sqlite.job_table import NeedsRepair
 from taskflow.broker.sqlite.migrations import script
 from taskflow.broker.sqlite.notifier import SocketNotifier
 from taskflow.broker.sqlite.queued_verb import Durability
@@ -28,7 +29,7 @@ from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import SpaceLimits, StoreFile
 from taskflow.broker.sqlite.transactional import SqliteTransactional
 from taskflow.broker.sqlite.transactions import Transactions
-from taskflow.broker.sqlite.transitions import NeedsRepair, Transitions
+from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.broker.sqlite.wakeups import SocketListener
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.broker.wakeups import Waiter, WakeUpFlag

@@ -18,9 +18,10 @@ from taskflow.broker import topics
 from taskflow.broker.protocol import PASSED_ON_AFTER, UPKEEPERS
 from taskflow.broker.sqlite import settle
 from taskflow.broker.sqlite.announcement import Announcement
+from taskflow.broker.sqlite.job_table import NeedsRepair
 from taskflow.broker.sqlite.row import slices
 from taskflow.broker.sqlite.store_file import StoreFile
-from taskflow.broker.sqlite.transitions import NeedsRepair, Transitions
+from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.broker.sqlite.wake_folder import (
     ANY_TOPIC,
     BUSY,

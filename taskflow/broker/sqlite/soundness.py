@@ -1,5 +1,5 @@
 """Detects unsound rows: those with a value that no broker could have
-stored. This module reads them value by value, and `Transitions` repairs them.
+stored. This module reads them value by value, and `JobTable` repairs them.
 
 SQLite accepts any value in any column, and anyone who can write to the file can change it.
 """

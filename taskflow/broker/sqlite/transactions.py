@@ -15,6 +15,7 @@ from taskflow.broker.sqlite.connect import connect_for_writing, look
 from taskflow.broker.sqlite.disk_reserve import DiskReserve
 from taskflow.broker.sqlite.errors import broker_error, is_about_the_file, is_busy, is_full
 from taskflow.broker.sqlite.forks import keep_open
+from taskflow.broker.sqlite.job_table import Scrubbed
 from taskflow.broker.sqlite.open_file import OpenFile
 from taskflow.broker.sqlite.ownership import check_beside
 from taskflow.broker.sqlite.queued_verb import Durability, QueuedVerb
@@ -22,7 +23,7 @@ from taskflow.broker.sqlite.self_deadlock import HELD_FOR
 from taskflow.broker.sqlite.shrinking import Shrinker
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import StoreFile
-from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
+from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.broker.sqlite.upkeep import scrub
 from taskflow.broker.sqlite.wal_files import own_wal_files, record_wal_files
 from taskflow.model.clock import Clock

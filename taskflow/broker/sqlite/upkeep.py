@@ -9,11 +9,12 @@ from collections.abc import Iterable, Set
 from typing import Any, Final, Literal
 
 from taskflow.broker.protocol import MAX_ENDS, Upkept
+from taskflow.broker.sqlite.job_table import Scrubbed
 from taskflow.broker.sqlite.row import JobRow, claims_of
 from taskflow.broker.sqlite.schedules import offers
 from taskflow.broker.sqlite.session import SessionRow, kill_session, lease_count, session_rows, spare_after_outage
 from taskflow.broker.sqlite.shrinking import STEP_EVERY
-from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
+from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import CODES, Status
