@@ -6,8 +6,9 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from taskflow.broker.transactional import Row, RunStatement, Statement
 from taskflow.model.errors import WrongConnection
@@ -114,26 +115,13 @@ class _Abandoned(BaseException):
     """Raised in the helper thread if no one waits for the verb any more."""
 
 
-class _Answer(Generic[T]):
-    """The verb's answer or error, which the helper thread hands over last."""
-
-    def __init__(self, answer: T | None, error: BaseException | None) -> None:
-        self._answer = answer
-        self._error = error
-
-    def take(self) -> T:
-        if self._error is not None:
-            raise self._error
-        return cast("T", self._answer)
-
-
 def in_steps(work: Callable[[RunStatement], T], start_thread: StartThread) -> Generator[Statement, Sequence[Row], T]:
     """Yield the statements that `work` runs, one by one, and return its answer.
 
     `work` runs in a thread, because it waits for the rows of each statement in the middle of ordinary code. It runs only while this
     generator is being resumed. Closing the generator ends it.
     """
-    handed_over = queue.SimpleQueue[Statement | _Answer[T]]()
+    handed_over = queue.SimpleQueue[Statement | Future[T]]()
     rows_or_error = queue.SimpleQueue[Sequence[Row] | BaseException]()
 
     def run(statement: Statement) -> Sequence[Row]:
@@ -144,22 +132,23 @@ def in_steps(work: Callable[[RunStatement], T], start_thread: StartThread) -> Ge
         return got
 
     def work_here() -> None:
+        outcome = Future[T]()
         try:
-            answer = _Answer(work(run), None)
+            outcome.set_result(work(run))
         except BaseException as error:  # the caller raises it
-            answer = _Answer[T](None, error)
-        handed_over.put(answer)
+            outcome.set_exception(error)
+        handed_over.put(outcome)
 
     thread: threading.Thread = start_thread(work_here, "taskflow-sqlite-statements")
     try:
-        while not isinstance(step := handed_over.get(), _Answer):
+        while not isinstance(step := handed_over.get(), Future):
             try:
                 rows_or_error.put((yield step))
             except GeneratorExit:
                 raise
             except BaseException as error:  # also a cancellation: the verb then undoes itself, by further statements
                 rows_or_error.put(error)
-        return step.take()
+        return step.result()
     finally:
         for _ in range(2):  # for the statement that it runs, and for the one with which it would undo the verb
             rows_or_error.put(_Abandoned())

@@ -69,7 +69,7 @@ class Checkpointer:
             return False
         try:
             self._wait_at_most(_BUSY_TIMEOUT_MS)
-            [(is_busy, _, _)] = self._connection.execute(_STATEMENTS[mode])
+            [(is_busy, _, _)] = self._connection.execute(f"PRAGMA wal_checkpoint({mode})")
             return not is_busy
         except sqlite3.Error:  # a disk error: the next writer reports it
             return False
@@ -122,6 +122,3 @@ def side_file(store: StoreFile) -> int:
     file = open_beside(store, SIDE, os.O_CREAT | os.O_RDONLY)
     store.share(file)  # also if it is not new: the store may have been opened to other users since
     return file
-
-
-_STATEMENTS: Final = {"RESTART": "PRAGMA wal_checkpoint(RESTART)", "TRUNCATE": "PRAGMA wal_checkpoint(TRUNCATE)"}

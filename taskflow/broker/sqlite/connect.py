@@ -7,7 +7,6 @@ import sqlite3
 import stat
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
-from urllib.parse import quote
 
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.errors import broker_error, whoami
@@ -52,9 +51,8 @@ def look(store: StoreFile, sql: Statements) -> Upgrade:
 
 def connect_for_reading(store: StoreFile) -> sqlite3.Connection:
     """Open a connection that cannot write, to a file that is open already."""
-    address = f"file:{quote(store.path)}?mode=ro"
-    connection = sqlite3.connect(address, uri=True, timeout=0, isolation_level=None, cached_statements=_STATEMENT_CACHE)
-    connection.text_factory = _text
+    connection = sqlite3.connect(store.uri("ro"), uri=True, timeout=0, isolation_level=None, cached_statements=_STATEMENT_CACHE)
+    connection.text_factory = decoded
     connection.execute(pragma("cache_size", -_CACHE_KIB))
     connection.execute("PRAGMA temp_store=MEMORY")
     return connection
@@ -65,7 +63,7 @@ def _connect(store: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tupl
         connection = sqlite3.connect(store.path, timeout=store.timeout, isolation_level=None, cached_statements=_STATEMENT_CACHE)
     except sqlite3.Error as error:
         raise broker_error(error, store) from error
-    connection.text_factory = _text
+    connection.text_factory = decoded
     try:
         return connection, begin(connection)
     except BaseException as error:
@@ -75,7 +73,7 @@ def _connect(store: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tupl
         raise
 
 
-def _text(raw: bytes) -> str | bytes:
+def decoded(raw: bytes) -> str | bytes:
     """Decode text, but return it as bytes if it is not UTF-8. By default, sqlite3 raises an error, and the whole fetch fails."""
     try:
         return raw.decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.checkpoint import Checkpointer
@@ -36,7 +36,7 @@ class OpenFile:
         self._disk_reserve = disk_reserve
         self._connection = transitions.connection
         self.deadlock_detector = SelfDeadlockDetector(store, transitions.connection)
-        self._checkpointer = Checkpointer(transitions.connection, store)
+        self.checkpointer = Checkpointer(transitions.connection, store)
         self._synchronous = -1
         self._max_pages = _UNLIMITED
         self._has_compiled = True
@@ -61,15 +61,12 @@ class OpenFile:
             self._roll_back()
             return self._refusal() or error
         else:
-            self._checkpointer.after_commit()
+            self.checkpointer.after_commit()
             if self._shrinker.wants_checkpoint:
-                self._shrinker.checkpointed(is_cut=self._checkpointer.checkpoint("RESTART"))
+                self._shrinker.checkpointed(is_cut=self.checkpointer.checkpoint("RESTART"))
             return None
         finally:
             writing.discard(self)
-
-    def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> None:
-        self._checkpointer.checkpoint(mode)
 
     def free_inside(self) -> int:
         """Return the total size in bytes of the file's free pages."""
@@ -131,7 +128,7 @@ class OpenFile:
             return
 
     def close(self) -> None:
-        self._checkpointer.close()
+        self.checkpointer.close()
         try:
             self._connection.close()
         except sqlite3.Error:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import stat
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
+from urllib.parse import quote
 
 MIB: Final = 1 << 20
 
@@ -67,6 +68,10 @@ class StoreFile:
     timeout: float
     limits: SpaceLimits
     migrates: bool = True
+
+    def uri(self, mode: Literal["ro", "rw"]) -> str:
+        """Return the address by which SQLite opens the file, which it does not create then, for reading only or also for writing."""
+        return f"file:{quote(self.path)}?mode={mode}"
 
     def beside(self, ending: str) -> str:
         return self.path + ending

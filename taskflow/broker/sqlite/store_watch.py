@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from urllib.parse import quote
 
 from taskflow.broker.sqlite.row import claims_of
 from taskflow.broker.sqlite.statements import Statements, fetch_rows
@@ -16,8 +15,6 @@ class StoreWatch:
     """Looks for unannounced events over a separate connection that it uses only for reading. Used only by the listener's thread."""
 
     def __init__(self, store: StoreFile) -> None:
-        # mode=rw: opening must not create an empty file
-        self._address = f"file:{quote(store.path)}?mode=rw"
         self._store = store
         self._sql = Statements(store.namespace)
         self._identity: tuple[int, int] | None = None
@@ -78,7 +75,7 @@ class StoreWatch:
         if self._connection is None or identity != self._identity:
             self.close()
             self._identity = identity
-            self._connection = sqlite3.connect(self._address, uri=True, timeout=0, isolation_level=None)
+            self._connection = sqlite3.connect(self._store.uri("rw"), uri=True, timeout=0, isolation_level=None)
         return self._connection
 
     def close(self) -> None:

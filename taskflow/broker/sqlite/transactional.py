@@ -9,13 +9,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Generic, TypeVar, cast
-from urllib.parse import quote
 
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.sqlite import enqueue, settle
 from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.callers_connection import CallersConnection, in_steps
 from taskflow.broker.sqlite.commit_watch import ExpectedCommit
+from taskflow.broker.sqlite.connect import decoded
 from taskflow.broker.sqlite.disk_reserve import DiskReserve
 from taskflow.broker.sqlite.migrations import upgrade_from, version_of
 from taskflow.broker.sqlite.row import COLUMNS, JobRow, pack_claim, pack_fence
@@ -150,7 +150,7 @@ class SqliteTransactional:
 
     def _has_committed(self, job_id: bytes, fence: bytes) -> bool:
         """Return True if other connections see that the run was settled in a transaction."""
-        with closing(sqlite3.connect(f"file:{quote(self._store.path)}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(self._store.uri("ro"), uri=True)) as connection:
             [(number,)] = connection.execute(self._sql["is_committed"], (job_id, fence))
         return bool(number)
 
@@ -184,17 +184,7 @@ class _Transitions(Transitions):
     """Transitions on a connection that may return text as bytes (`text_factory`)."""
 
     def _job(self, row: tuple[Any, ...]) -> JobRow:
-        return super()._job(tuple(_as_stored(value) if at in _TEXTS else value for at, value in enumerate(row)))
-
-
-def _as_stored(value: Any) -> Any:
-    """Return text as the writer's connection does: as str, unless it is not UTF-8."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return value
-    return value
+        return super()._job(tuple(decoded(value) if at in _TEXTS and isinstance(value, bytes) else value for at, value in enumerate(row)))
 
 
 @dataclass(frozen=True)

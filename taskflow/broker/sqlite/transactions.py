@@ -149,7 +149,7 @@ class Transactions:
         """Return False and set an error if the verb adds jobs while the disk reserve is missing: the remaining space is for settlements."""
         if queued.durability < Durability.FULL_AND_NEW or self._disk_reserve.is_there() or self._disk_reserve.restore(0):
             return True
-        file.checkpoint("TRUNCATE")  # frees the space that the log has taken
+        file.checkpointer.checkpoint("TRUNCATE")  # frees the space that the log has taken
         if self._disk_reserve.restore(file.free_inside()):
             return True
         queued.error = self._disk_reserve.refusal()
@@ -241,7 +241,7 @@ class Transactions:
         """Release the reserve and attempt the verb again. After the checkpoint,
         the log is written from its start again, so only the file needs to grow."""
         self._disk_reserve.release()
-        file.checkpoint("RESTART")
+        file.checkpointer.checkpoint("RESTART")
         error = self._attempt(file, [queued])
         if error is None or not is_full(error):
             return error
