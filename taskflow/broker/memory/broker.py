@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from taskflow.broker import topics
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
@@ -24,10 +24,6 @@ from taskflow.model.verdict import Settled, Settlement
 T = TypeVar("T")
 
 
-class _Atomically(Protocol):
-    def __call__(self, verb: Callable[[], T]) -> T: ...
-
-
 class MemoryBroker:
     """Keeps jobs in this process's memory: for tests, and for jobs that may be lost with the process.
 
@@ -44,7 +40,7 @@ class MemoryBroker:
 
     @property
     def console(self) -> MemoryConsole:
-        return MemoryConsole(self._store, self._atomically)
+        return MemoryConsole(self)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         return self._atomically(lambda: self._store.enqueue(envelopes))
@@ -114,9 +110,9 @@ class MemoryBroker:
 
 
 class MemoryConsole:
-    def __init__(self, store: MemoryStore, atomically: _Atomically) -> None:
-        self._store = store
-        self._atomically = atomically
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._store = broker._store
+        self._atomically = broker._atomically
 
     async def queues(self) -> list[QueueRecord]:
         return self._atomically(self._store.queue_records)

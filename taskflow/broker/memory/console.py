@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from operator import attrgetter, itemgetter
 
@@ -36,7 +36,7 @@ class MemoryStore(UpkeepStore):
             QueueRecord(
                 name=name,
                 is_paused=name in self.paused,
-                counts={status: self.counts.get(name, Counter())[status] for status in Status},
+                counts={status: self._count(name, status) for status in Status},
                 oldest_ready_for=self._oldest_ready_for(name),
                 next_due_in=self._next_due_in(name),
             )
