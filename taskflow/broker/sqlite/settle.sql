@@ -1,21 +1,22 @@
 -- Settles batches of runs that no key or join ties to another job.
 
+-- name: succeeded
+-- Parameters: ended_at.
+status = 4, claim = NULL, settled = run.settled, started_at = run.started_at, result = run.result, ended_at = ?, fade_at = run.fade_at,
+payload = NULL, @outcome
+
 -- name: settle_cached
 -- Parameters: rows of seq, settled, started_at, result, fade_at; ended_at. Result: none; the number of changed rows shows whether all of
 -- these leases still exist. (A fence begins with its claim's 28 bytes. IS keeps SQLite from looking them up by their claims instead.)
 WITH run (seq, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?) ...)
-UPDATE "~jobs" SET
-  status = 4, claim = NULL, settled = run.settled, started_at = run.started_at, result = run.result, ended_at = ?, fade_at = run.fade_at,
-  payload = NULL, @outcome
+UPDATE "~jobs" SET @succeeded
 FROM run
 WHERE "~jobs".seq = run.seq AND "~jobs".claim IS substr(run.settled, 1, 28);
 
 -- name: settle_lone_successes
 -- Parameters: rows of claim, settled, started_at, result, fade_at; ended_at. Result: none.
 WITH run (claim, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?) ...)
-UPDATE "~jobs" SET
-  status = 4, claim = NULL, settled = run.settled, started_at = run.started_at, result = run.result, ended_at = ?, fade_at = run.fade_at,
-  payload = NULL, @outcome
+UPDATE "~jobs" SET @succeeded
 FROM run
 WHERE "~jobs".claim = run.claim;
 

@@ -55,7 +55,4 @@ SELECT @job FROM "~jobs" WHERE key = ? AND status < 4 AND behind = ? ORDER BY +s
 
 -- name: bury_job
 -- Drops everything except the id and the fence. Parameters: fade_at, seq. Result: none.
-UPDATE "~jobs" SET
-  status = NULL, @dropped,
-  fade_at = ?
-WHERE seq = ?;
+UPDATE "~jobs" SET status = NULL, @dropped, fade_at = ? WHERE seq = ?;

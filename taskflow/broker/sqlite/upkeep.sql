@@ -76,54 +76,58 @@ SELECT seq FROM "~jobs" WHERE expires_at IS NOT NULL AND status < 3 AND expires_
 -- Parameters: the maximum that is kept, twice. Result: number, name, succeeded and cancelled, failed of each queue with more, by name.
 SELECT number, name, succeeded + cancelled, failed FROM "~queues" WHERE succeeded + cancelled > ? OR failed > ? ORDER BY name;
 
+-- name: from_oldest_failed
+-- Parameters: queue, limit.
+FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?
+
+-- name: from_oldest_done
+-- Parameters: queue, limit.
+FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?
+
+-- name: from_faded
+-- Parameters: now, limit.
+FROM "~jobs" WHERE status >= 4 AND fade_at <= ? ORDER BY fade_at, id LIMIT ?
+
 -- name: oldest_failed
 -- Parameters: queue, limit. Result: status, the number of jobs with it among the queue's oldest failed ones, and how many of these have tags.
 SELECT status, count(*), count(*) FILTER (WHERE @tagged)
-FROM (SELECT status, extras FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?)
+FROM (SELECT status, extras @from_oldest_failed)
 GROUP BY status;
 
 -- name: drop_tags_of_oldest_failed
 -- Parameters: as for oldest_failed. Result: none.
-DELETE FROM "~tags" WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?);
+DELETE FROM "~tags" WHERE seq IN (SELECT seq @from_oldest_failed);
 
 -- name: bury_oldest_failed
 -- Parameters: how long an id stays known; queue, limit. Result: none.
-UPDATE "~jobs" SET
-  status = NULL, @dropped,
-  fade_at = ended_at + ?
-WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?);
+UPDATE "~jobs" SET status = NULL, @dropped, fade_at = ended_at + ?
+WHERE seq IN (SELECT seq @from_oldest_failed);
 
 -- name: oldest_done
 -- Parameters: queue, limit. Result: status, the number of jobs with it among the queue's oldest succeeded and cancelled ones, and how many of these have tags.
 SELECT status, count(*), count(*) FILTER (WHERE @tagged)
-FROM (SELECT status, extras FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?)
+FROM (SELECT status, extras @from_oldest_done)
 GROUP BY status;
 
 -- name: drop_tags_of_oldest_done
 -- Parameters: as for oldest_done. Result: none.
-DELETE FROM "~tags" WHERE seq IN (SELECT seq FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?);
+DELETE FROM "~tags" WHERE seq IN (SELECT seq @from_oldest_done);
 
 -- name: bury_oldest_done
 -- Parameters: how long an id stays known; queue, limit. Result: none.
-UPDATE "~jobs" SET
-  status = NULL, @dropped,
-  fade_at = ended_at + ?
-WHERE seq IN (SELECT seq FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?);
+UPDATE "~jobs" SET status = NULL, @dropped, fade_at = ended_at + ?
+WHERE seq IN (SELECT seq @from_oldest_done);
 
 -- name: faded_jobs
 -- Parameters: now, limit. Result: queue, status, how many of the first ended jobs that need not be kept any longer have these, and how many
 -- of these have tags.
 SELECT queue, status, count(*), count(*) FILTER (WHERE @tagged)
-FROM (
-  SELECT queue, status, extras FROM "~jobs" WHERE status >= 4 AND fade_at <= ? ORDER BY fade_at, id LIMIT ?
-)
+FROM (SELECT queue, status, extras @from_faded)
 GROUP BY queue, status;
 
 -- name: drop_tags_of_faded_jobs
 -- Parameters: as for faded_jobs. Result: none.
-DELETE FROM "~tags" WHERE seq IN (
-  SELECT seq FROM "~jobs" WHERE status >= 4 AND fade_at <= ? ORDER BY fade_at, id LIMIT ?
-);
+DELETE FROM "~tags" WHERE seq IN (SELECT seq @from_faded);
 
 -- name: last_faded_job
 -- Parameters: now, the number of jobs before it. Result: fade_at and id of the last of the faded jobs.
@@ -131,12 +135,8 @@ SELECT fade_at, id FROM "~jobs" WHERE status >= 4 AND fade_at <= ? ORDER BY fade
 
 -- name: bury_faded_jobs
 -- Parameters: how long an id stays known; now, limit. Result: none.
-UPDATE "~jobs" SET
-  status = NULL, @dropped,
-  fade_at = ended_at + ?
-WHERE seq IN (
-  SELECT seq FROM "~jobs" WHERE status >= 4 AND fade_at <= ? ORDER BY fade_at, id LIMIT ?
-);
+UPDATE "~jobs" SET status = NULL, @dropped, fade_at = ended_at + ?
+WHERE seq IN (SELECT seq @from_faded);
 
 -- name: drop_faded_jobs
 -- Drops jobs entirely whose ids need not be known any more. Parameters: now; the latest end of such a job. Result: none.
