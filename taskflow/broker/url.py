@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from taskflow.broker.protocol import Broker
-from taskflow.model.envelope import NAMESPACE
+from taskflow.model.envelope import check_namespace
 from taskflow.model.errors import BrokerUrlError, ConfigurationError, DriverMissing
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
@@ -225,8 +225,10 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
             raise BrokerUrlError(f"broker URL has the parameter {name!r} twice")
         options[name] = value
     namespace = options.get("namespace", DEFAULT_NAMESPACE)
-    if not NAMESPACE.fullmatch(namespace):
-        raise BrokerUrlError(f"broker URL has the namespace {namespace!r}: expected 1 to 100 of the characters A-Z a-z 0-9 _ . -")
+    try:
+        check_namespace(namespace)
+    except ValueError as error:
+        raise BrokerUrlError(f"broker URL has the {error}") from None
     return options
 
 
