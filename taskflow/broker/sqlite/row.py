@@ -7,14 +7,12 @@ from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any, Final
 
-import msgpack
-
 from taskflow.model import envelope as envelopes, record
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.job_schema import AS_SENT, JobState
 from taskflow.model.progress import Progress
 from taskflow.model.record import BY_CODE, Record, Status
-from taskflow.model.stored_values import FieldReader, Unreadable, octets, text, unpacked
+from taskflow.model.stored_values import FieldReader, Unreadable, octets, packed, text, unpacked
 from taskflow.model.verdict import Settlement
 
 _CLAIM_TAIL: Final = struct.Struct(">QI")
@@ -137,13 +135,11 @@ class _Opaque(FieldReader):
 
 
 def pack_spoilt(found: Iterable[Unreadable]) -> bytes:
-    packed = msgpack.packb([[each.column, each.problem, each.raw] for each in found], unicode_errors="surrogatepass")
-    assert packed is not None
-    return bytes(packed)
+    return packed([[each.column, each.problem, each.raw] for each in found])
 
 
-def unpack_spoilt(packed: Any) -> tuple[Unreadable, ...]:
-    return tuple(Unreadable(text(column), text(problem), octets(raw)) for column, problem, raw in unpacked(packed))
+def unpack_spoilt(stored: Any) -> tuple[Unreadable, ...]:
+    return tuple(Unreadable(text(column), text(problem), octets(raw)) for column, problem, raw in unpacked(stored))
 
 
 # --- fences as bytes ---------------------------------------------------------------------------------------
@@ -196,11 +192,7 @@ _CALLERS: Final = 1 << 63
 
 
 def pack_progress(progress: Progress | None) -> bytes | None:
-    if progress is None:
-        return None
-    packed = msgpack.packb([progress.fraction, progress.note], unicode_errors="surrogatepass")
-    assert packed is not None
-    return bytes(packed)
+    return None if progress is None else packed([progress.fraction, progress.note])
 
 
 # --- text ---------------------------------------------------------------------------------------------------------
