@@ -24,7 +24,7 @@ from taskflow.model.retry import Pauses, Retries
 
 PAUSES: Final = Pauses(0.05, 2.0)
 
-ID_BYTES: Final = 8
+LISTENER_ID_BYTES: Final = 8
 
 Lookup = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes]]]]
 """A function that takes topics and job ids, and returns those for which something has already happened."""
@@ -74,7 +74,7 @@ class Listener(ABC):
     """
 
     def __init__(self, arm: Lookup, errors: tuple[type[Exception], ...]) -> None:
-        self.id = secrets.token_hex(ID_BYTES)
+        self.id = secrets.token_hex(LISTENER_ID_BYTES)
         self.flag = WakeUpFlag()
         self.times = 0
         self.waited: dict[str, int] = {}

@@ -10,6 +10,8 @@ from taskflow.model.errors import InvalidJobId
 from taskflow.model.printable import shown
 from taskflow.model.seams import Seams
 
+ID_BYTES: Final = 16
+
 MAX_SHARD: Final = 0xFFF
 MAX_KEY_BYTES: Final = 200
 EXAMPLE: Final = "01a20e69-e073-7000-9acc-49abe1cd4c9a"

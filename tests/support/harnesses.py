@@ -271,7 +271,8 @@ class RedisHarness(StoreHarness):
 
     def _stray_bodies(self) -> list[bytes]:
         """Large payloads and results that stay, of jobs that have none, or are gone."""
-        from taskflow.broker.redis.fields import ID_BYTES, MARK
+        from taskflow.broker.redis.fields import MARK
+        from taskflow.model.ids import ID_BYTES
 
         apart = [key for key in self._keys() if key[:-ID_BYTES].endswith((b"}:b:", b"}:o:")) and self._client.ttl(key) == -1]
         jobs: dict[bytes, Any] = {key: self._client.get(self.prefix + b"j:" + key[-ID_BYTES:]) for key in apart}

@@ -14,13 +14,11 @@ from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import BrokerError
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.rules import LONGEST
 from taskflow.model.verdict import Completed, RunError, Settled, Settlement, Succeeded, is_plain_success, parts_sent
 
 _ANSWERS: Final = {True: Settled.OK, False: Settled.STALE, None: Settled.COMMITTED}
-
-ID_BYTES: Final = 16
-"""The length of a job id or a session id, in bytes."""
 
 
 async def settle(broker: FunctionCaller, settlements: Sequence[Settlement]) -> list[Settled]:

@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from taskflow.broker import topics as names
-from taskflow.broker.listener import ID_BYTES
+from taskflow.broker.listener import LISTENER_ID_BYTES
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.redis.claim import read_claim
@@ -297,7 +297,7 @@ class RedisBroker:
             raise BrokerRefused(
                 f"{server_info.name} at {self.server} has no append-only file, which durability=fsync requires: set appendonly yes"
             )
-        own = [channel(self.prefix, "0" * 2 * ID_BYTES).decode()] * 3
+        own = [channel(self.prefix, "0" * 2 * LISTENER_ID_BYTES).decode()] * 3
         if denied := await self._run("permitted", pack([smallest_calls(own)])):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self.prefix}", str(self.server))
         layout = await self._run_and_reindex("layout", pack([LAYOUT]))

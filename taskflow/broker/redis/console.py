@@ -10,7 +10,6 @@ from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, 
 from taskflow.broker.paging import Position, ScanRequest, ScanResult, page
 from taskflow.broker.redis.connect.server import RedisTarget
 from taskflow.broker.redis.connect.server_info import ServerInfo
-from taskflow.broker.redis.fields import ID_BYTES
 from taskflow.broker.redis.jobs import records_of, shown
 from taskflow.broker.redis.large_payloads import LargePayloads
 from taskflow.broker.redis.packing import pack, unpack
@@ -20,6 +19,7 @@ from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.failure_cause import MOST_BYTES
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.record import BY_CODE, CODES, ENDED, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord

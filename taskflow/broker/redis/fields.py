@@ -74,5 +74,4 @@ An older version mistakes a reference for a payload from a newer version, and le
 """
 
 SESSION_BYTES: Final = 16
-ID_BYTES: Final = 16
 TAIL_BYTES: Final = 8

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import msgpack
 
-from taskflow.broker.redis.fields import ID_BYTES, SESSION_BYTES
+from taskflow.broker.redis.fields import SESSION_BYTES
 from taskflow.model.envelope import ClaimId
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.progress import Progress
 
 Item = tuple[object, ...]

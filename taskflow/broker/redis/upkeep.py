@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from taskflow.broker.protocol import Upkept
-from taskflow.broker.redis.fields import ID_BYTES
 from taskflow.broker.redis.jobs import column_of
 from taskflow.broker.redis.schedules import read_offers
 from taskflow.model.clock import to_seconds
-from taskflow.model.ids import id_text
+from taskflow.model.ids import ID_BYTES, id_text
 
 log: Final = logging.getLogger("taskflow")
 

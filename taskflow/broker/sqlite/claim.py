@@ -18,6 +18,7 @@ from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import envelope as envelopes, wording
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.errors import SessionLost
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.record import CODES, Status
 from taskflow.model.transitions import Event
 
@@ -201,7 +202,7 @@ def _first_ready(transitions: Transitions, queue: _Queue, limit: int, longest: i
 
 def _unpacked(packed: str, ids: bytes | None, payloads: bytes | None) -> list[_Ready]:
     found = _FOUND.decode(packed)
-    each_id, start, payloads = iter(slices(ids, 16)), 0, payloads or b""
+    each_id, start, payloads = iter(slices(ids, ID_BYTES)), 0, payloads or b""
     for ready in found:
         if (size := ready.payload_bytes) >= 0:
             end = start + size

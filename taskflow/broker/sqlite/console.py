@@ -25,6 +25,7 @@ from taskflow.model import wording
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
 from taskflow.model.clock import to_seconds
 from taskflow.model.failure_cause import MOST_BYTES, UNKNOWN
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.record import BY_CODE, CODES, Status
 from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.session import SessionRecord
@@ -163,7 +164,7 @@ def failure_groups(transitions: Transitions, queue: str | None, job: str | None,
     parts = list[FailurePart]()
     for cause, number, n, first_at, last_at, last_id in transitions.connection.execute(transitions.sql["failure_parts"], wanted):
         name = transitions.job_names.read(number)
-        name, last_id = name if isinstance(name, str) else "", last_id if isinstance(last_id, bytes) else bytes(16)
+        name, last_id = name if isinstance(name, str) else "", last_id if isinstance(last_id, bytes) else bytes(ID_BYTES)
         parts.append(FailurePart(cause, name, n, moment(first_at), moment(last_at), last_id))
     return failure_groups_of(parts, limit)
 

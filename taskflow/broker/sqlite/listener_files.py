@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Final
 
-from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, WAITING, Folder, ListenerNote, awaited_file, topic_hash
+from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, WAITING, Folder, ListenerNote, awaited_file, topic_hash
 from taskflow.broker.topics import ANY_QUEUE, is_queue, split_topics
 from taskflow.model.clock import Clock
+from taskflow.model.ids import ID_BYTES
 
 _TRIES: Final = 3
 """The number of attempts to rename or remove a note, which senders may be renaming at the same time."""

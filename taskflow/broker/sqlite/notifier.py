@@ -22,19 +22,9 @@ from taskflow.broker.sqlite.job_table import NeedsRepair
 from taskflow.broker.sqlite.row import slices
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.transitions import Transitions
-from taskflow.broker.sqlite.wake_folder import (
-    ANY_TOPIC,
-    BUSY,
-    ID_BYTES,
-    NUDGED,
-    WAITING,
-    Folder,
-    ListenerNote,
-    Listeners,
-    awaited_file,
-    topic_hash,
-)
+from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, NUDGED, WAITING, Folder, ListenerNote, Listeners, awaited_file, topic_hash
 from taskflow.model.clock import Clock, to_microseconds
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.record import Record
 
 _PASSED_ON_AFTER: Final = to_microseconds(PASSED_ON_AFTER)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from taskflow.model import envelope as envelopes, record
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.job_schema import AS_SENT, JobState
 from taskflow.model.progress import Progress
 from taskflow.model.record import BY_CODE, Record, Status
@@ -19,8 +20,7 @@ _CLAIM_TAIL: Final = struct.Struct(">QI")
 _CLAIM_HEAD: Final = struct.Struct(">Q")
 _CLAIM_NUMBER: Final = struct.Struct(">I")
 _EPOCH: Final = struct.Struct(">Q")
-_ID_BYTES: Final = 16
-CLAIM_BYTES: Final = _ID_BYTES + _CLAIM_TAIL.size
+CLAIM_BYTES: Final = ID_BYTES + _CLAIM_TAIL.size
 
 
 class JobRow(JobState):
@@ -55,7 +55,7 @@ class JobRow(JobState):
         return self.code is not None and (self.ended_at is None or (self.fade_at or 0) > now)
 
     def joined_ids(self) -> list[bytes]:
-        return slices(self.joins, _ID_BYTES)
+        return slices(self.joins, ID_BYTES)
 
 
 COLUMNS: Final = JobRow.__struct_fields__
@@ -170,7 +170,7 @@ def claims_of(session: bytes, request: int | None = None) -> tuple[bytes, bytes]
 def is_possible(settlement: Settlement) -> bool:
     """Return False if no store could have issued this fence."""
     session, request, number = settlement.claim
-    return len(session) == _ID_BYTES and 0 <= settlement.epoch < 1 << 53 and 0 <= request < 1 << 63 and 0 <= number < 1 << 32
+    return len(session) == ID_BYTES and 0 <= settlement.epoch < 1 << 53 and 0 <= request < 1 << 63 and 0 <= number < 1 << 32
 
 
 def slices(joined: bytes | None, size: int) -> list[bytes]:

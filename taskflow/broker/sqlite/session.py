@@ -14,6 +14,7 @@ from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.rules import LONGEST
 from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord, deploy_of, session_record_of
 from taskflow.model.stored_values import FieldReader, maybe, number, octets, text, whole
@@ -78,7 +79,7 @@ def _readings(transitions: Transitions) -> dict[str, tuple[Callable[[Any], Any],
     """Return the decoder and the default of each column."""
     return {
         "number": (int, 0),  # SQLite enforces the type of this column
-        "id": (lambda stored: octets(stored, 16), b""),
+        "id": (lambda stored: octets(stored, ID_BYTES), b""),
         "name": (_read_name, ""),
         "ttl_seconds": (lambda stored: number(stored, 0.0, LONGEST), transitions.rules.session_ttl),
         "about": (octets, b""),

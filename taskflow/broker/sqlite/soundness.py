@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from taskflow.broker.sqlite.columns import name_of
 from taskflow.broker.sqlite.row import COLUMNS, LEFT_ALONE, JobRow, pack_spoilt, unpack_spoilt
 from taskflow.model.clock import to_microseconds
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.job_schema import BY_NAME, SMALL, Field
 from taskflow.model.record import CODES, Status
 from taskflow.model.stored_values import MAX_RAW, FieldReader, Unreadable, octets, text, whole
@@ -132,7 +133,7 @@ def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None)
 
 def _default(name: str, raw: dict[str, Any], now: int) -> Any:
     if name == "id":  # any id that can be named would do
-        return hashlib.sha256(repr((raw["seq"], raw["id"])).encode(errors="replace")).digest()[:16]
+        return hashlib.sha256(repr((raw["seq"], raw["id"])).encode(errors="replace")).digest()[:ID_BYTES]
     if name in ("created_at", "due_at"):
         return now
     return _SCHEMA[name].default

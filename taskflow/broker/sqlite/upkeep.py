@@ -17,6 +17,7 @@ from taskflow.broker.sqlite.shrinking import STEP_EVERY
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.record import CODES, Status
 from taskflow.model.session import Outlook
 from taskflow.model.transitions import Event
@@ -66,9 +67,6 @@ def _take_ends(transitions: Transitions) -> tuple[tuple[bytes, ...], int, bool]:
     if dropped:
         transitions.connection.execute(transitions.sql["count_dropped_ends"], (-dropped,))
     return tuple(job_id for _, job_id in taken if len(job_id) == ID_BYTES), dropped, has_more
-
-
-ID_BYTES: Final = 16
 
 
 def outlook(transitions: Transitions, session: bytes) -> Outlook:

@@ -42,7 +42,6 @@ _MOST_TOPICS: Final = 25
 """The maximum number of topics whose hashes fit into a file name. A listener
 with more topics receives all wake-ups, and ignores those for other topics."""
 
-ID_BYTES: Final = 16
 _MOST_AWAITED_BYTES: Final = 1 << 22
 
 _LONGEST_TICK: Final = 20_000_000
