@@ -30,10 +30,10 @@ from taskflow.model.clock import Clock
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
-_NAP: Final = 0.000_5
-_LONG_NAP: Final = 0.005
-_MANY_NAPS: Final = 400
-_LEAST_NAPS: Final = 50
+_SHORT_PAUSE: Final = 0.000_5
+_LONG_PAUSE: Final = 0.005
+_MOST_SHORT_PAUSES: Final = 400
+_LEAST_PAUSES: Final = 50
 """The pauses between attempts: their lengths in seconds, and how many there are. Short ones come
 first, for about as long as some transactions take, then longer ones that use little CPU."""
 
@@ -183,15 +183,15 @@ class Transactions:
         seconds to find the lock free. With short pauses, two busy processes can share the file (measured: 57,000 jobs/s instead of 800).
         """
         deadline = min(queued.accepted_at for queued in group) + self.store.timeout
-        naps, detector = 0, file.deadlock_detector
-        while (error := file.attempt(group)) is not None and is_busy(error) and (time.monotonic() < deadline or naps < _LEAST_NAPS):
-            if naps == 0 or naps >= _MANY_NAPS:
+        pauses, detector = 0, file.deadlock_detector
+        while (error := file.attempt(group)) is not None and is_busy(error) and (time.monotonic() < deadline or pauses < _LEAST_PAUSES):
+            if pauses == 0 or pauses >= _MOST_SHORT_PAUSES:
                 detector.look()
-            time.sleep(_NAP if naps < _MANY_NAPS and not detector.is_suspected else _LONG_NAP)
-            naps += 1
+            time.sleep(_SHORT_PAUSE if pauses < _MOST_SHORT_PAUSES and not detector.is_suspected else _LONG_PAUSE)
+            pauses += 1
             if detector.is_suspected:
                 return error
-        if naps and error is None:
+        if pauses and error is None:
             detector.forget()
         return error
 

@@ -22,7 +22,7 @@ from taskflow.broker.sqlite.ownership import open_beside
 from taskflow.broker.sqlite.store_file import INDEX, LOG, SIDE, StoreFile
 from taskflow.model.errors import BrokerUnavailable
 
-_NAP: Final = 0.002
+_PAUSE: Final = 0.002
 
 _RECORD: Final = struct.Struct(">6Q")
 """Device and inode of the file, its log, and its index: `RECORD_BYTES`."""
@@ -79,7 +79,7 @@ def _lock(side: int, store: StoreFile) -> None:
         except BlockingIOError as error:
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(f"{store.beside(SIDE)} {locked_by(store, SIDE)}") from error
-            time.sleep(_NAP)
+            time.sleep(_PAUSE)
         else:
             return
 

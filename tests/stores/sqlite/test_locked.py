@@ -100,7 +100,7 @@ async def test_opening_waits_too(open_broker: Open, path: Path) -> None:
 
 
 async def test_a_process_that_writes_without_a_pause_leaves_room_for_others(broker: SqliteBroker, path: Path) -> None:
-    """SQLite's own waiting naps for up to 100 ms a time, and then hardly ever finds the lock free."""
+    """SQLite's own waiting pauses for up to 100 ms a time, and then hardly ever finds the lock free."""
     await broker.enqueue([an_envelope()])
     script = """
         import asyncio, sys
