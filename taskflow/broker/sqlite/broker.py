@@ -88,7 +88,7 @@ class SqliteBroker:
 
     @property
     def console(self) -> SqliteConsole:
-        return SqliteConsole(self._call, self._look_beside_the_writer)
+        return SqliteConsole(self._call, self._look_in_reader)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         check_payloads(envelopes)
@@ -202,7 +202,7 @@ class SqliteBroker:
         except NeedsRepair:
             return await self._call(Durability.NORMAL, verb)
 
-    async def _look_beside_the_writer(self, verb: Callable[[Transitions], T]) -> T:
+    async def _look_in_reader(self, verb: Callable[[Transitions], T]) -> T:
         """Run a read-only verb in the reader's thread. If the reader cannot run it, the writer does."""
         parts = self._running()
         if parts.writer.is_open:  # otherwise the writer opens or migrates the file first

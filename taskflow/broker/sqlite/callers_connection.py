@@ -46,7 +46,7 @@ class CallersConnection:
         return int(number)
 
     @contextmanager
-    def all_or_nothing(self) -> Iterator[sqlite3.Connection]:
+    def savepoint(self) -> Iterator[sqlite3.Connection]:
         """Yield this connection. If the `with` block raises, undo what it has changed, and nothing else of the transaction."""
         self.execute("SAVEPOINT taskflow")
         try:

@@ -13,7 +13,7 @@ from taskflow.broker.sqlite.lease_cache import LeaseCache
 from taskflow.broker.sqlite.names import job_names, queue_names
 from taskflow.broker.sqlite.row import COLUMNS, JobRow, changing_columns, columns_of_run, record_of, repaired_columns
 from taskflow.broker.sqlite.shrinking import Shrinker
-from taskflow.broker.sqlite.soundness import is_sound, look_closely
+from taskflow.broker.sqlite.soundness import is_sound, inspect_row
 from taskflow.broker.sqlite.statements import Statements, execute_rows, fetch_rows, inserts
 from taskflow.broker.sqlite.tally import Tally
 from taskflow.model.clock import Clock
@@ -145,7 +145,7 @@ class JobTable:
         """Return a row as a job, repaired if it is unsound. Raises NeedsRepair if this transaction may not write."""
         if is_sound(row) and self.queues.has(row[_QUEUE]):
             return JobRow(*row)
-        job, is_repaired, oversized = look_closely(row, self.now, self._strange_queue(row[_QUEUE]))
+        job, is_repaired, oversized = inspect_row(row, self.now, self._strange_queue(row[_QUEUE]))
         if is_repaired:
             self._repair(job, oversized)
         return job

@@ -20,7 +20,7 @@ STORED_POSITION_TYPES: Final = {**POSITION_TYPES, Status.SCHEDULED: (int, int, i
 AFTER_ALL: Final = b"\xff" * 17
 """A byte string greater than any id."""
 
-Found = tuple[int, Any, Any]
+IndexEntry = tuple[int, Any, Any]
 """The seq of a job, whether it matches the filter, and a value by which it is ordered."""
 
 _LATEST: Final = 1 << 62
@@ -89,7 +89,7 @@ def _position_of(transitions: Transitions, job: JobRow, status: Status | None) -
 # --- readers --------------------------------------------------------------------------------------------------
 
 
-def _rows(transitions: Transitions, name: str, *parameters: object) -> Iterator[Found]:
+def _rows(transitions: Transitions, name: str, *parameters: object) -> Iterator[IndexEntry]:
     """Yield rows, reading no more of the index than the caller takes. A job whose order cannot be read is repaired."""
     for row in transitions.connection.execute(transitions.sql[name], parameters):
         if type(row[2]) in (int, bytes):
@@ -98,23 +98,23 @@ def _rows(transitions: Transitions, name: str, *parameters: object) -> Iterator[
             transitions.job_by_seq(row[0])
 
 
-def _held(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
+def _held(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[IndexEntry]:
     return _rows(transitions, "page_held", *matching, *(request.after or (-_LATEST,)), request.most)
 
 
-def _scheduled(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
+def _scheduled(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[IndexEntry]:
     return _rows(transitions, "page_scheduled", *matching, *(request.after or (-1, -1, -1)), request.most)
 
 
-def _running(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
+def _running(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[IndexEntry]:
     return _rows(transitions, "page_running", *matching, *(request.after or (b"",)), request.most)
 
 
-def _tagged(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
+def _tagged(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[IndexEntry]:
     return _rows(transitions, "page_tag", *matching, request.view.tag, *(request.after or (AFTER_ALL,)), request.most)
 
 
-def _ready(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
+def _ready(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[IndexEntry]:
     begin, *after = request.after or ("",)
     for number, name in _queues(transitions, request.view.queue):
         priority, *position = after if name == begin and after else (_ABOVE_ALL, -1, 0)
@@ -124,7 +124,7 @@ def _ready(transitions: Transitions, request: ScanRequest, matching: tuple[objec
             position = [-1, 0]
 
 
-def _ended(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[Found]:
+def _ended(transitions: Transitions, request: ScanRequest, matching: tuple[object, ...]) -> Iterator[IndexEntry]:
     """Yield the jobs of all queues in the order of their ends, each queue's from its own part of the index."""
     name = "page_failed" if request.status is Status.FAILED else "page_done"
     after = request.after or (_LATEST, 0)
@@ -140,7 +140,7 @@ def _queues(transitions: Transitions, only: str | None) -> list[tuple[int, str]]
     return sorted([(number, transitions.queues.name(number)) for (number,) in numbers], key=lambda queue: queue[1])
 
 
-_READERS: Final[Mapping[Status | None, Callable[[Transitions, ScanRequest, tuple[object, ...]], Iterator[Found]]]] = {
+_READERS: Final[Mapping[Status | None, Callable[[Transitions, ScanRequest, tuple[object, ...]], Iterator[IndexEntry]]]] = {
     Status.HELD: _held,
     Status.SCHEDULED: _scheduled,
     Status.READY: _ready,

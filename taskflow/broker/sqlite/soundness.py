@@ -97,8 +97,8 @@ def _contradiction(code: int | None, awaits: int, claim: bytes | None, ended_at:
     return None
 
 
-class Closely(NamedTuple):
-    """The result of a closer look at a row. If `is_repaired`, the job differs from its row, which must be written again."""
+class Inspection(NamedTuple):
+    """The result of `inspect_row`. If `is_repaired`, the job differs from its row, which must be written again."""
 
     job: JobRow
     is_repaired: bool
@@ -106,7 +106,7 @@ class Closely(NamedTuple):
     """The columns whose values were too long to read."""
 
 
-def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None) -> Closely:
+def inspect_row(row: tuple[Any, ...], now: int, also: Unreadable | None = None) -> Inspection:
     """Read a row value by value. An unsound value is replaced by a default,
     and `spoilt` lists it with its bytes. `also` is added to that list.
 
@@ -124,11 +124,11 @@ def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None)
     if not found:
         if not reader.unreadable:
             _remember_kinds(row)
-        return Closely(job, False)
+        return Inspection(job, False)
     kept = {each.column: Unreadable(name_of(each.column), each.problem, _raw(raw[each.column]) or each.raw) for each in found}
     job.spoilt = pack_spoilt({**known, **kept}.values())
     _make_consistent(job, now, is_code_sound="code" not in kept)
-    return Closely(job, True, tuple(name for name in kept if _is_oversized(_SCHEMA[name], raw[name])))
+    return Inspection(job, True, tuple(name for name in kept if _is_oversized(_SCHEMA[name], raw[name])))
 
 
 def _default(name: str, raw: dict[str, Any], now: int) -> Any:

@@ -158,7 +158,7 @@ class SqliteTransactional:
         """Run the writer's code for a verb on the caller's connection. Its caches are
         not kept, because the transaction may be rolled back."""
         connection.execute(self._sql["take_write_lock"])
-        with connection.all_or_nothing() as their_connection:
+        with connection.savepoint() as their_connection:
             transitions = _Transitions(their_connection, self._sql, self._seams.clock, self._rules)
             transitions.begin(may_write=True)
             answer = verb(transitions)
