@@ -161,7 +161,7 @@ DECLARE
     fresh CONSTANT bigint := (SELECT count(*) FROM unnest(ids) AS given (id) WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id));
 BEGIN
     IF fresh > 0 AND fresh + (SELECT count(*) FROM @.jobs WHERE status <= S.RUNNING) > capacity THEN
-        RAISE EXCEPTION 'the store is full: at most % live jobs are allowed', capacity USING ERRCODE = 'disk_full';
+        RAISE EXCEPTION USING MESSAGE = format(W.STORE_FULL, capacity), ERRCODE = 'disk_full';
     END IF;
 END
 $$;
