@@ -49,7 +49,7 @@ _LONGEST_TICK: Final = 20_000_000
 
 
 _LISTENER: Final = r"\d+-[0-9a-f]{12}"
-_MARK: Final = re.compile(rf"(w|b|n[0-9a-f]{{8}})\.([0-9a-f]{{16}})\.({_LISTENER})\.((?:[0-9a-f]{{8}})*|any)")
+_NOTE: Final = re.compile(rf"(w|b|n[0-9a-f]{{8}})\.([0-9a-f]{{16}})\.({_LISTENER})\.((?:[0-9a-f]{{8}})*|any)")
 _AWAITING: Final = re.compile(rf"j\.({_LISTENER})")
 
 
@@ -74,7 +74,7 @@ class ListenerNote(NamedTuple):
     @classmethod
     def parse(cls, file: str) -> ListenerNote | None:
         """Return the note that a file name denotes, or None if it denotes none: any user may have put the file there."""
-        return cls(*found.groups()) if (found := _MARK.fullmatch(file)) is not None else None
+        return cls(*found.groups()) if (found := _NOTE.fullmatch(file)) is not None else None
 
     def turned(self, state: str, now: int) -> ListenerNote:
         return ListenerNote(state, f"{now:016x}", self.listener, self.topics)

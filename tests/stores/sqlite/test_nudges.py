@@ -177,7 +177,7 @@ async def test_jobs_of_another_namespace_nudge_nobody(broker: SqliteBroker, open
         assert await nudged([ours, others]) == [False, True]
 
 
-async def test_a_folder_that_is_replaced_is_marked_anew(broker: SqliteBroker, open_broker: Open, path: Path) -> None:
+async def test_a_folder_that_is_replaced_gets_new_notes(broker: SqliteBroker, open_broker: Open, path: Path) -> None:
     """By the next claim that finds too little."""
     other = open_broker()
     session = await registered(other)
@@ -243,7 +243,7 @@ async def test_a_claim_that_leaves_jobs_of_one_of_many_queues_nudges_the_next(br
 
 
 @pytest.mark.usefixtures("only_nudges_count")
-async def test_a_job_cannot_slip_in_between_a_claim_and_its_mark(
+async def test_a_job_cannot_slip_in_between_a_claim_and_its_note(
     broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The note is written while the claim holds the write lock."""
