@@ -13,7 +13,7 @@ from taskflow.broker.sqlite.lease_cache import LeaseCache
 from taskflow.broker.sqlite.names import job_names, queue_names
 from taskflow.broker.sqlite.row import COLUMNS, JobRow, changing_columns, columns_of_run, record_of, repaired_columns
 from taskflow.broker.sqlite.shrinking import Shrinker
-from taskflow.broker.sqlite.soundness import is_sound, inspect_row
+from taskflow.broker.sqlite.soundness import inspect_row, is_sound
 from taskflow.broker.sqlite.statements import Statements, execute_rows, fetch_rows, inserts
 from taskflow.broker.sqlite.tally import Tally
 from taskflow.model.clock import Clock
