@@ -38,7 +38,7 @@ class Origin(Enum):
     """How a handle was made, which decides what it means if the store does not know the job."""
 
     SENT = "sent"
-    WITHIN = "sent in a transaction"
+    TRANSACTION = "sent in a transaction"
     ID = "made from an id"
 
 
@@ -127,7 +127,7 @@ class JobHandle(Generic[R_co]):
         return value
 
     def _missing(self) -> ResultExpired | UnknownJob:
-        if self._origin is Origin.WITHIN:
+        if self._origin is Origin.TRANSACTION:
             return UnknownJob(
                 f"the store does not know {self!r}: the transaction in which it was sent has not committed, or was rolled back; or it has "
                 "ended and is no longer kept",

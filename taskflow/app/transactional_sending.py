@@ -107,14 +107,14 @@ async def _send(app: App, call: Call[R], enqueue_there: _Enqueue) -> JobHandle[R
         raise answer
     if app.run_inline is not None:
         await app.run_inline([answer])
-    return handle_of(app, call, answer, Origin.WITHIN)
+    return handle_of(app, call, answer, Origin.TRANSACTION)
 
 
 async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], enqueue_there: _Enqueue) -> None:
     answers = await _answers(app, batch.calls, enqueue_there)
     if app.run_inline is not None:
         await app.run_inline(answers)
-    add_results(app, batch, answers, sent, Origin.WITHIN)
+    add_results(app, batch, answers, sent, Origin.TRANSACTION)
 
 
 async def _answers(app: App, calls: list[Call[Any]], enqueue_there: _Enqueue) -> list[Added | Refused | BaseException]:
