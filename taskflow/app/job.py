@@ -15,7 +15,7 @@ from taskflow.app.context import JobContext, running
 from taskflow.app.execution_mode import RunsIn, mode_for
 from taskflow.app.job_function import check_function, location, name_of
 from taskflow.app.job_type import AnyJob, JobType
-from taskflow.app.option_checks import LIFTED_BY_NONE, declared_options
+from taskflow.app.option_checks import UNLIMITED_BY_NONE, declared_options
 from taskflow.app.options import EnqueueOptions, JobOptions, PresetOptions
 from taskflow.app.resolved_options import UNRESOLVED, Resolved
 from taskflow.app.sendable import Sendable, check_app_of
@@ -243,7 +243,7 @@ def preset(**options: Unpack[PresetOptions]) -> _Decorator:
 
 def _decorator(preset: dict[str, Any]) -> Callable[..., Any]:
     def decorate(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
-        says = {name: value for name, value in declared.items() if value is not None or name in LIFTED_BY_NONE or name not in preset}
+        says = {name: value for name, value in declared.items() if value is not None or name in UNLIMITED_BY_NONE or name not in preset}
         given = {**preset, **says}
         return _decorator(given) if function is None else _declare(default_app(), function, given)
 

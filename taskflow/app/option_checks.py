@@ -9,7 +9,7 @@ from typing import Any, Final, cast, get_args
 
 from taskflow.app.options import (
     NOT_SENT,
-    OF_THE_DECORATOR,
+    DECORATOR_ONLY,
     BoundCall,
     DefaultOptions,
     EnqueueOptions,
@@ -38,8 +38,8 @@ _CONFLICTS: dict[str, tuple[OnConflict, bool]] = {
     "raise": (OnConflict.KEEP, True),
 }
 _DURATIONS = ("after", "expires", "timeout", "keep_result")
-LIFTED_BY_NONE: Final = ("expires", "timeout")
-_KINDS: dict[str, type] = {"priority": int, "max_attempts": int, "queue": str, "key": str, "headers": dict, "retry": Backoff}
+UNLIMITED_BY_NONE: Final = ("expires", "timeout")
+_OPTION_TYPES: dict[str, type] = {"priority": int, "max_attempts": int, "queue": str, "key": str, "headers": dict, "retry": Backoff}
 
 
 def declared_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -82,14 +82,14 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
     for name in given:
         if name not in EnqueueOptions.__annotations__:
             raise TypeError(
-                unknown_option(name, EnqueueOptions.__annotations__, OF_THE_DECORATOR, f"to the decorator, as in @job({name}=...)")
+                unknown_option(name, EnqueueOptions.__annotations__, DECORATOR_ONLY, f"to the decorator, as in @job({name}=...)")
             )
-    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None or name in LIFTED_BY_NONE}
+    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None or name in UNLIMITED_BY_NONE}
     for name, value in fields.items():
         if name in _DURATIONS:
             fields[name] = None if value is None else seconds_of(name, value)
-        elif name in _KINDS and (not isinstance(value, _KINDS[name]) or isinstance(value, bool)):
-            kind = _KINDS[name].__name__
+        elif name in _OPTION_TYPES and (not isinstance(value, _OPTION_TYPES[name]) or isinstance(value, bool)):
+            kind = _OPTION_TYPES[name].__name__
             raise TypeError(f"{name}={shown(value)}: expected {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
         elif isinstance(value, int):
             fields[name] = int(value)  # converts members of an IntEnum too

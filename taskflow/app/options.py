@@ -112,7 +112,7 @@ class EnqueueOptions(SharedOptions, KeyOptions, total=False):
     connection: Connection | None
 
 
-OF_THE_DECORATOR: Final = tuple(name for name in JobOptions.__annotations__ if name not in EnqueueOptions.__annotations__)
+DECORATOR_ONLY: Final = tuple(name for name in JobOptions.__annotations__ if name not in EnqueueOptions.__annotations__)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import pytest
 
 import taskflow
 from taskflow import EnqueueOptions, TaskflowError
-from taskflow.app.options import OF_THE_DECORATOR
+from taskflow.app.options import DECORATOR_ONLY
 from taskflow.app.settings import DEFAULT_BROKER, TEXTUAL, Settings
 from taskflow.broker.url import SCHEMES
 from taskflow.cli.exit_codes import MEANINGS
@@ -97,7 +97,7 @@ def test_the_settings_are_those_of_the_code() -> None:
 def test_every_option_of_a_call_and_of_the_decorator_has_a_row() -> None:
     page = (REFERENCE / "job-options.md").read_text()
     assert rows(section(page, "Options of a call: `.options()`")) == set(EnqueueOptions.__annotations__)
-    assert rows(section(page, "Options of the decorator alone: `@job`")) == set(OF_THE_DECORATOR)
+    assert rows(section(page, "Options of the decorator alone: `@job`")) == set(DECORATOR_ONLY)
 
 
 def test_every_public_error_has_a_row_and_its_place_in_the_tree() -> None:

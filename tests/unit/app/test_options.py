@@ -15,7 +15,7 @@ import pytest
 
 from taskflow import Backoff, DeclarationError, EnqueueOptions, JobHandle, Retry, Snooze, Status, job
 from taskflow.app.job import Declared
-from taskflow.app.options import OF_THE_DECORATOR
+from taskflow.app.options import DECORATOR_ONLY
 from taskflow.model.rules import LONGEST
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add as typed_add
@@ -50,7 +50,7 @@ def test_none_is_not_given_for_every_option_of_a_call() -> None:
             assert getattr(after, field) == getattr(before, field), field
 
 
-@pytest.mark.parametrize("option", [*OF_THE_DECORATOR, "queue", "priority", "max_attempts", "retry", *DURATIONS_OF_BOTH])
+@pytest.mark.parametrize("option", [*DECORATOR_ONLY, "queue", "priority", "max_attempts", "retry", *DURATIONS_OF_BOTH])
 def test_none_is_not_given_for_every_option_of_the_decorator(option: str) -> None:
     def function() -> None: ...
 
