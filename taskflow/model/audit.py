@@ -57,7 +57,7 @@ def pack_act(act: Act) -> bytes:
     """Pack an act without its id. Long texts are truncated, so that no act is large."""
     names = [name[:MOST_CHARACTERS] for name in act.names[:MOST_NAMES]]
     which = {name: value[:MOST_CHARACTERS] for name, value in act.which.items()}
-    texts = [told[:MOST_CHARACTERS] for told in (act.by, act.verb, act.stopped)]
+    texts = [value[:MOST_CHARACTERS] for value in (act.by, act.verb, act.stopped)]
     return packed([*texts, act.reason[:MOST_REASON], names, act.named, which, act.affected])
 
 

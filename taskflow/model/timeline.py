@@ -43,8 +43,8 @@ def _failed_run(error: RunError) -> Iterator[Moment]:
     if error.started_at:
         yield _started(instant_of(error.started_at), error.attempt, error.worker)
     is_crash = error.ending is RunEnding.CRASHED
-    told = f": {error.message}" if is_crash else f" {error.ending}: {error.type}: {error.message}"
-    yield Moment(instant_of(error.at), f"attempt {error.attempt}{told}")
+    ending = f": {error.message}" if is_crash else f" {error.ending}: {error.type}: {error.message}"
+    yield Moment(instant_of(error.at), f"attempt {error.attempt}{ending}")
 
 
 def _started(at: datetime, attempt: int, worker: str | None) -> Moment:

@@ -301,9 +301,9 @@ class AwaitedRunsStatementAdapter(AwaitedAdapter):
         return _rows(await self.connection.run_statement(*statement))
 
 
-def _rows(told: Any) -> Sequence[Row]:
-    if inspect.isawaitable(told):
-        if inspect.iscoroutine(told):
-            told.close()
+def _rows(returned: Any) -> Sequence[Row]:
+    if inspect.isawaitable(returned):
+        if inspect.iscoroutine(returned):
+            returned.close()
         raise TypeError("run_statement() returned an awaitable, but is not declared with `async def`")
-    return [tuple(row.values() if isinstance(row, Mapping) else row) for row in told or ()]
+    return [tuple(row.values() if isinstance(row, Mapping) else row) for row in returned or ()]
