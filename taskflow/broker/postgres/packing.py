@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
-import msgpack
-
 from taskflow.model.envelope import ClaimId
 from taskflow.model.progress import Progress
+from taskflow.model.stored_values import packed
 
 T = TypeVar("T")
 
@@ -30,13 +29,7 @@ def is_possible_claim(claim: ClaimId, session: bytes) -> bool:
 
 
 def pack_progress(progress: Progress | None) -> bytes | None:
-    return None if progress is None else pack([progress.fraction, progress.note])
-
-
-def pack(value: object) -> bytes:
-    packed = msgpack.packb(value, unicode_errors="surrogatepass")
-    assert packed is not None
-    return bytes(packed)
+    return None if progress is None else packed([progress.fraction, progress.note])
 
 
 def utf8(text: str) -> bytes:

@@ -9,13 +9,14 @@ from typing import Any, Final, cast
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.postgres.errors import was_held_up
 from taskflow.broker.postgres.function_caller import FunctionCaller
-from taskflow.broker.postgres.packing import collapse_equal, empty_if_unset, is_possible_claim, pack, pack_progress, utf8
+from taskflow.broker.postgres.packing import collapse_equal, empty_if_unset, is_possible_claim, pack_progress, utf8
 from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import BrokerError
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.rules import LONGEST
+from taskflow.model.stored_values import packed
 from taskflow.model.verdict import Completed, RunError, Settled, Settlement, Succeeded, is_plain_success, parts_sent
 
 _ANSWERS: Final = {True: Settled.OK, False: Settled.STALE, None: Settled.COMMITTED}
@@ -158,4 +159,4 @@ def _content(value: bytes | str | bool | None) -> bytes | None:
 
 def _pack_error(error: RunError) -> bytes:
     """Pack an error as an array of eight, without the three that the store adds: worker, start and end."""
-    return b"\x98" + b"".join(map(pack, parts_sent(error)))
+    return b"\x98" + b"".join(map(packed, parts_sent(error)))
