@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final, cast, get_args
 
 from taskflow.app.options import (
-    NOT_SENT,
     DECORATOR_ONLY,
+    NOT_SENT,
     BoundCall,
     DefaultOptions,
     EnqueueOptions,
