@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(msgspec.structs.asdict(figures))
     else:
-        for line in _told(figures):
+        for line in _lines(figures):
             print(line)
     return Exit.OK
 
@@ -149,7 +149,7 @@ def _say(line: str) -> None:
     print(f"taskflow: {line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
-def _told(figures: Figures) -> Iterator[str]:
+def _lines(figures: Figures) -> Iterator[str]:
     [start, late_start], [result, late_result] = ([1000 * seconds for seconds in both] for both in (figures.to_start, figures.to_result))
     yield f"broker        {one_line(figures.broker)}"
     yield f"send many     {figures.enqueue_rate:9,.0f} jobs/s   enqueue() with {figures.jobs:,} calls"

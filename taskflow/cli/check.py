@@ -14,7 +14,7 @@ from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.paging import AT_ONCE, pages
 from taskflow.cli.diagnosis import in_row_of
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.job_filter import doubt_queue
+from taskflow.cli.job_filter import is_known_queue
 from taskflow.cli.json_text import print_json
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
 from taskflow.cli.store import existing_broker, with_store
@@ -70,7 +70,7 @@ class JobCheck(msgspec.Struct, kw_only=True):
             self.problems.setdefault(kind, Problem(outcome=outcome, reason=reason, example=id_text(record.id))).count += 1
 
 
-class Looked(msgspec.Struct, frozen=True, kw_only=True):
+class QueueCoverage(msgspec.Struct, frozen=True, kw_only=True):
     """How many of a queue's waiting and running jobs were looked at."""
 
     queue: str
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _check(app: App, arguments: argparse.Namespace) -> int:
     console = existing_broker(app).console
     for name in arguments.queue or ():
-        if not await doubt_queue(console, name):
+        if not await is_known_queue(console, name):
             return Exit.NOT_FOUND
     executor = Executor(app, middleware=(), threads=None, seams=Seams())
     checks: dict[str, JobCheck] = {}
@@ -112,7 +112,7 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
     return Exit.FAILED if any(check.problems for check in found) else Exit.OK
 
 
-async def _look(console: Console, executor: Executor, queue: QueueRecord, limit: int, checks: dict[str, JobCheck]) -> Looked:
+async def _look(console: Console, executor: Executor, queue: QueueRecord, limit: int, checks: dict[str, JobCheck]) -> QueueCoverage:
     """Add up to `limit` live jobs of a queue to `checks`, by their names."""
     looked_at, live = 0, View(queue=queue.name, statuses=LOOKED_AT)
     async for records in pages(console, live, min(AT_ONCE, limit)):
@@ -121,7 +121,7 @@ async def _look(console: Console, executor: Executor, queue: QueueRecord, limit:
             checks.setdefault(record.job, JobCheck(job=record.job)).add(record, executor.foresee(_lease_of(record)))
         if looked_at == limit:
             break
-    return Looked(queue=queue.name, looked_at=looked_at, of=max(looked_at, sum(queue.counts.get(status, 0) for status in LOOKED_AT)))
+    return QueueCoverage(queue=queue.name, looked_at=looked_at, of=max(looked_at, sum(queue.counts.get(status, 0) for status in LOOKED_AT)))
 
 
 def _lease_of(record: Record) -> Lease:
@@ -141,7 +141,7 @@ _COLORS: Final = {"park": YELLOW, "fail": RED}
 _WORDS: Final = {"park": "would park, and wait for", "fail": "would fail:"}
 
 
-def _print(found: list[JobCheck], looked: Iterable[Looked]) -> None:
+def _print(found: list[JobCheck], looked: Iterable[QueueCoverage]) -> None:
     width = room()
     if found:
         print(painted(f"{'FITS':>9}  {'PARKS':>9}  {'FAILS':>9}  JOB", BOLD))
@@ -156,7 +156,7 @@ def _print(found: list[JobCheck], looked: Iterable[Looked]) -> None:
         print(*wrapped(line, width), sep="\n")
 
 
-def _summary(found: list[JobCheck], looked: Iterable[Looked]) -> Iterator[str]:
+def _summary(found: list[JobCheck], looked: Iterable[QueueCoverage]) -> Iterator[str]:
     for queue in looked:
         if queue.looked_at < queue.of:
             yield f"looked at {queue.looked_at:,} of {queue.of:,} jobs in {one_line(queue.queue)}: --limit looks at more"

@@ -16,7 +16,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.cli.action_report import ActionReport, operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.interrupts import raising
-from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters, suggestion
+from taskflow.cli.job_filter import all_or_filters, filter_of, ids_of, ids_or_filters, is_known_queue, suggestion
 from taskflow.cli.json_text import print_json
 from taskflow.cli.progress_bar import Bar, confirmed
 from taskflow.cli.store import existing_broker, with_store
@@ -134,7 +134,7 @@ async def _holder_of_key(broker: Broker, job_id: bytes) -> str:
 async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
     action, job_filter = arguments.command, _checked_filter(arguments)
     broker = existing_broker(app)
-    if not await doubt_queue(broker.console, job_filter.queue):
+    if not await is_known_queue(broker.console, job_filter.queue):
         return Exit.NOT_FOUND
     call = CallOnce(broker)
     total = await count(call, job_filter)

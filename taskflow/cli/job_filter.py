@@ -71,7 +71,7 @@ def ids_of(texts: Iterable[str]) -> list[bytes]:
         raise ConfigurationError(str(error)) from error
 
 
-async def doubt_queue(console: Console, name: str | None) -> bool:
+async def is_known_queue(console: Console, name: str | None) -> bool:
     """Return True if the store knows the queue, or if `name` is None. Otherwise print
     a message with a suggestion to stderr, and return False."""
     if name is None:
@@ -84,6 +84,6 @@ async def doubt_queue(console: Console, name: str | None) -> bool:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return words that name the most similar queue, or nothing if none is similar."""
+    """Return words that name the most similar known name, or nothing if none is similar."""
     near = nearest(name, known)
     return f"; did you mean {one_line(near)}?" if near else ""

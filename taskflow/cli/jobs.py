@@ -7,7 +7,7 @@ import sys
 
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.job_filter import doubt_queue, filter_of, ids_or_filters
+from taskflow.cli.job_filter import filter_of, ids_or_filters, is_known_queue
 from taskflow.cli.job_json import record_json
 from taskflow.cli.job_table import job_table
 from taskflow.cli.json_text import print_json
@@ -27,7 +27,7 @@ async def _jobs(app: App, arguments: argparse.Namespace) -> int:
         return await show(app, arguments)
     view = filter_of(arguments)
     broker = existing_broker(app)
-    is_known = await doubt_queue(broker.console, view.queue)
+    is_known = await is_known_queue(broker.console, view.queue)
     try:
         page = await broker.console.page(view, cursor=arguments.cursor, limit=arguments.limit)
     except ValueError as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Seconds that Python may take to exit. It would wait without limit for threads and processes that jobs have left behind.
 LEFT_BEHIND: Final = 5.0
 # Additional seconds for the message about that, and for buffered output.
-SAID_WITHIN: Final = 0.5
+WARNED_WITHIN: Final = 0.5
 
 
 def program() -> int:
@@ -42,20 +42,20 @@ def _bound_the_end(code: int) -> None:
     """Start two threads that act if the process is slow to exit: one prints a warning, the other kills the process. They are separate
     because printing may block if nothing reads the output. Both start now, because later the system may be out of threads."""
     try:
-        _thread.start_new_thread(say_what_keeps_it, (LEFT_BEHIND,))
+        _thread.start_new_thread(warn_of_slow_exit, (LEFT_BEHIND,))
         _thread.start_new_thread(_end_by_force, (code,))
     except RuntimeError:  # the system cannot start another thread
         return
 
 
-def say_what_keeps_it(after: float = 0.0) -> None:
+def warn_of_slow_exit(after: float = 0.0) -> None:
     time.sleep(after)
     print("taskflow: threads or processes left behind by jobs do not end; exiting without them", file=sys.stderr)
     sys.stdout.flush()
 
 
 def _end_by_force(code: int) -> None:
-    time.sleep(LEFT_BEHIND + SAID_WITHIN)
+    time.sleep(LEFT_BEHIND + WARNED_WITHIN)
     os._exit(code)
 
 

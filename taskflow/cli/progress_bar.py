@@ -31,7 +31,7 @@ class Bar:
             tenth = int(share * 10)
             if tenth != self._shown:
                 self._shown = tenth
-                tell(f"{done:,} of {self.total:,} done")
+                print_now(f"{done:,} of {self.total:,} done")
             return
         width = max(LEAST_WIDTH, min(WIDTH, columns() - BESIDE))
         filled = int(share * width)
@@ -55,7 +55,7 @@ class Bar:
             self._drawn = ""
 
 
-def tell(line: str) -> None:
+def print_now(line: str) -> None:
     """Print a line to stdout at once. If its reader is gone, as with `| head`, the command continues."""
     with contextlib.suppress(BrokenPipeError):
         print(line, flush=True)

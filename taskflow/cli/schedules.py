@@ -17,6 +17,7 @@ from taskflow.app.schedules import ScheduleInfo, info_of, instants_between, sche
 from taskflow.broker.protocol import Broker
 from taskflow.cli.action_report import operator
 from taskflow.cli.exit_codes import Exit
+from taskflow.cli.job_filter import suggestion
 from taskflow.cli.json_text import print_json
 from taskflow.cli.progress_bar import confirmed
 from taskflow.cli.store import existing_broker, with_store
@@ -28,7 +29,6 @@ from taskflow.model.ids import parse_id
 from taskflow.model.printable import INDENT, MAX_CHARACTERS, message, one_line
 from taskflow.model.record import Status
 from taskflow.model.schedule_plan import PROMPT
-from taskflow.model.suggestions import nearest
 from taskflow.model.timetable import OwnTimes, zone_of
 
 PAGE: Final = 500
@@ -273,6 +273,5 @@ def _names_of(arguments: argparse.Namespace) -> list[str]:
 
 
 async def _report_unknown(broker: Broker, name: str) -> None:
-    near = nearest(name, [record.name for record in await broker.console.schedules()])
-    hint = f"; did you mean {one_line(near)}?" if near else ""
-    print(f"taskflow: there is no schedule called {name!r}{hint}", file=sys.stderr)
+    known = [record.name for record in await broker.console.schedules()]
+    print(f"taskflow: there is no schedule called {name!r}{suggestion(name, known)}", file=sys.stderr)

@@ -37,7 +37,7 @@ class SystemdNotifier:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._period = watchdog / 2 if watchdog is not None else None
         self._live = live
-        self._told = queue.SimpleQueue[tuple[str, ...]]()
+        self._messages = queue.SimpleQueue[tuple[str, ...]]()
         self._thread: threading.Thread | None = None
         self._has_failed = False
         self._is_ready = False
@@ -73,12 +73,12 @@ class SystemdNotifier:
     def ready(self, status: str) -> None:
         """Report `status`. The first time, also report that the worker is ready."""
         self._status = f"STATUS={status}"
-        self._told.put((*(["READY=1"] if not self._is_ready else []), self._status))
+        self._messages.put((*(["READY=1"] if not self._is_ready else []), self._status))
         self._is_ready = True
 
     def stopping(self, status: str) -> None:
         self._is_stopping, self._status = True, f"STATUS={status}"
-        self._told.put(("STOPPING=1", self._status))
+        self._messages.put(("STOPPING=1", self._status))
 
     def start(self) -> None:
         self._thread = start_thread(self._keep, "taskflow-notify")
@@ -86,23 +86,23 @@ class SystemdNotifier:
     def stop(self) -> None:
         if not self._is_stopping:
             self.stopping("ending")
-        self._told.put(_OFF)
+        self._messages.put(_OFF)
         if self._thread is not None:
             self._thread.join(2 * SENT_WITHIN)
 
     def _keep(self) -> None:
-        sign_at = time.monotonic() if self._period is not None else None
+        keep_alive_at = time.monotonic() if self._period is not None else None
         while True:
             try:
-                told = self._told.get(timeout=None if sign_at is None else max(0.0, sign_at - time.monotonic()))
+                message = self._messages.get(timeout=None if keep_alive_at is None else max(0.0, keep_alive_at - time.monotonic()))
             except queue.Empty:
-                sign_at = time.monotonic() + self._give_sign()
+                keep_alive_at = time.monotonic() + self._send_keep_alive()
                 continue
-            if told == _OFF:
+            if message == _OFF:
                 return
-            self._send(*told)
+            self._send(*message)
 
-    def _give_sign(self) -> float:
+    def _send_keep_alive(self) -> float:
         """Send a keep-alive message if the worker is alive. Return the seconds until the next one."""
         found, period = self._live(), self._period or AGAIN
         if not found.is_well:

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.interrupts import Interrupted, drops_exceptions, interrupts
-from taskflow.cli.main import SAID_WITHIN, say_what_keeps_it
+from taskflow.cli.main import WARNED_WITHIN, warn_of_slow_exit
 from taskflow.model.safe_log import log_safely
 from taskflow.model.seams import start_thread
 from taskflow.worker.children.syscalls import HANDLED, SAME_SIGNAL, keep_handlers_from_forks
@@ -78,9 +78,9 @@ class ForcedExit:
             ends_at = told if ends_at is None else min(ends_at, told)
 
     def _end(self) -> None:
-        say = _say_that_it_is_forced if self._code == Exit.FORCED else say_what_keeps_it
+        say = _say_that_it_is_forced if self._code == Exit.FORCED else warn_of_slow_exit
         with suppress(RuntimeError):  # the system cannot start another thread
-            start_thread(say, "taskflow-last-words").join(SAID_WITHIN)  # the reader may be gone, or read nothing
+            start_thread(say, "taskflow-last-words").join(WARNED_WITHIN)  # the reader may be gone, or read nothing
         os._exit(self._code)
 
 
@@ -117,7 +117,7 @@ class Signals:
         self._count = 0
         self._handled_at = float("-inf")
         self._number = 0
-        self._told = 0
+        self._handled = 0
         for number in HANDLED:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup, SIGHUP stays ignored
                 signal.signal(number, self._handle)
@@ -142,15 +142,15 @@ class Signals:
     async def start(self, starting: Awaitable[object]) -> bool:
         """Await `starting` in the worker's loop. Return False if the first signal cancelled it."""
         self._loop, self._start = asyncio.get_running_loop(), asyncio.current_task()
-        self._loop.call_soon(self._tell)  # for a signal that arrived before the loop existed
+        self._loop.call_soon(self._handle_in_loop)  # for a signal that arrived before the loop existed
         try:
             await starting
         except asyncio.CancelledError:
-            if not self._told:
+            if not self._handled:
                 raise
             return False
         finally:
-            if self._told and self._start is not None:
+            if self._handled and self._start is not None:
                 self._start.uncancel()
             self._start = None
         self._has_started = True
@@ -159,7 +159,7 @@ class Signals:
     async def wait(self, worker: Worker) -> None:
         """Wait, after the start, until a signal requires the worker to wind down. Later signals cancel its runs."""
         self._worker = worker
-        self._tell()
+        self._handle_in_loop()
         await self._stopped.wait()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -178,7 +178,7 @@ class Signals:
         self._forced_exit.end_within(self._bound + (self._grace if self._count == 1 else 0.0))
         if self._loop is not None:
             try:
-                self._loop.call_soon_threadsafe(self._tell)
+                self._loop.call_soon_threadsafe(self._handle_in_loop)
             except RuntimeError:  # the loop is closed: the worker has ended
                 return
 
@@ -189,15 +189,16 @@ class Signals:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, signal.SIG_IGN)
 
-    def _tell(self) -> None:
+    def _handle_in_loop(self) -> None:
+        """Act on the signals that have arrived since the last call."""
         name = signal.Signals(self._number).name if self._count else ""
-        while self._told < self._count:
-            self._told += 1
-            if self._told == 1 and self._start is not None:
+        while self._handled < self._count:
+            self._handled += 1
+            if self._handled == 1 and self._start is not None:
                 log_safely(log.info, "%s: cancelling the start; a second signal ends at once", name)
                 self._stopped.set()
                 self._start.cancel()
-            elif self._told == 1:
+            elif self._handled == 1:
                 log_safely(log.info, "%s: winding down; a second signal cancels the runs, a third ends at once", name)
                 self._stopped.set()
             elif self._worker is not None:

@@ -17,7 +17,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.cli.action_report import ActionReport, operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import filter_of
-from taskflow.cli.progress_bar import tell
+from taskflow.cli.progress_bar import print_now
 from taskflow.cli.store import existing_broker
 from taskflow.model.errors import BrokerError
 from taskflow.model.ids import id_text
@@ -75,7 +75,7 @@ async def _retry_in_stages(rollout: _Rollout, ids: Sequence[bytes], arguments: a
             print(f"taskflow: stopped: {report.stopped}; {left:,} of {len(ids):,} were left alone", file=sys.stderr)
             return
         if not arguments.json:
-            tell(f"retried {report.changed:,} of {len(ids):,}: none has failed again")
+            print_now(f"retried {report.changed:,} of {len(ids):,}: none has failed again")
 
 
 def _stages(ids: Sequence[bytes], arguments: argparse.Namespace) -> Iterator[Sequence[bytes]]:

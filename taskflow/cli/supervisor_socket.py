@@ -66,7 +66,7 @@ class SupervisorSocket:
         """Wait until this worker must retire: it stops claiming and exits after its runs, while another worker takes its slot."""
         await asyncio.shield(asyncio.wrap_future(self._retired))
 
-    def hear_of_deaths(self, note: NoteDeath) -> None:
+    def on_deaths(self, note: NoteDeath) -> None:
         """Register `note`, which is called with each dead worker's session and cause of death: at once for deaths that are already known,
         and from another thread for later ones. The caller must report each death to the broker, and then confirm that with `say`."""
         with self._lock:

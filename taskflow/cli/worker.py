@@ -183,7 +183,7 @@ class WorkerRun:
                     return code
                 if self._line is not None:
                     death_reporter.begin(self._line)
-                is_drained = await self._until_told(worker)
+                is_drained = await self._until_stop(worker)
                 if not is_drained and self._line is not None:
                     self._line.say("leaving")  # sent whatever the reason is
             death_reporter.end()
@@ -191,7 +191,7 @@ class WorkerRun:
             worked_for = span(took) if took >= 1 else f"{took:.1f} s"
             log_safely(log.info, "%d runs in %s: %d jobs ended, %d failed", tally.runs, worked_for, tally.ended, tally.failed)
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
-                await self._tell_what_is_left()
+                await self._print_remaining_jobs()
             code = self._code(worker, is_drained=is_drained)
         finally:
             with anyio.move_on_after(self._options.stop_timeout, shield=True):
@@ -199,7 +199,7 @@ class WorkerRun:
             self.has_ended = True
             # Next, Python ends the tasks and threads that jobs have left behind, and these may not cooperate.
             self._forced_exit.exit_with(code, AFTER_FORCE if worker.has_forced else self._options.stop_timeout)
-        return self._told(code, is_drained=is_drained)
+        return self._report_code(code, is_drained=is_drained)
 
     def _code(self, worker: Worker, *, is_drained: bool) -> int:
         if worker.has_forced:
@@ -208,7 +208,7 @@ class WorkerRun:
             return self._signals.code
         return Exit.FAILED if self._is_draining and (worker.tally.failed or worker.tally.set_aside) else Exit.OK
 
-    def _told(self, code: int, *, is_drained: bool) -> int:
+    def _report_code(self, code: int, *, is_drained: bool) -> int:
         """Report the exit code to the supervisor before Python shuts down, because a
         signal during the shutdown would change the exit status."""
         if self._line is not None:
@@ -222,10 +222,10 @@ class WorkerRun:
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await stack.enter_async_context(worker)
         with contextlib.suppress(BrokerError):  # the broker is unavailable again, and this is only a hint
-            await self._doubt_queues()
+            await self._warn_of_unknown_queues()
         self._collector.settle()
 
-    async def _until_told(self, worker: Worker) -> bool:
+    async def _until_stop(self, worker: Worker) -> bool:
         """Wait for a signal, for drained queues or for retirement. Return True if the queues are drained."""
         drained = create_own(worker.drained()) if self._is_draining else None
         waits: list[asyncio.Task[Any]] = [create_own(self._signals.wait(worker))]
@@ -241,7 +241,7 @@ class WorkerRun:
             wait.result()
         return drained in done
 
-    async def _doubt_queues(self) -> None:
+    async def _warn_of_unknown_queues(self) -> None:
         """Warn about queues in `--queues` that no imported job uses and the store does not know.
         They may be used later, but usually they are typos."""
         if not self._options.queues.names:
@@ -256,7 +256,7 @@ class WorkerRun:
                     f"; did you mean {near}?" if near else "",
                 )
 
-    async def _tell_what_is_left(self) -> None:
+    async def _print_remaining_jobs(self) -> None:
         drain = Drain(self._app.broker(), self._app.registry, self._options)
         for queue in await drain.queues():
             parked = await drain.parked(queue)
@@ -287,7 +287,7 @@ class DeathReporter:
             with contextlib.suppress(RuntimeError):  # the loop is closed: other workers report the death
                 self._loop.call_soon_threadsafe(self._report, line, session, cause)
 
-        line.hear_of_deaths(note)
+        line.on_deaths(note)
 
     def end(self) -> None:
         for report in self._reports.values():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.cli.bench import Figures, _told
+from taskflow.cli.bench import Figures, _lines
 from tests.cli.inprocess import Cli
 from tests.cli.json_output import check
 from tests.cli.processes import Shell, on_each_broker
@@ -76,9 +76,9 @@ def test_what_cannot_be_measured_is_refused(cli: Cli) -> None:
 
 def test_the_closing_sentences_are_wrapped_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = Figures(broker="", jobs=1, concurrency=1, enqueue_rate=1.0, delay_rate=1.0, to_start=[0.1, 0.2], to_result=[0.1, 0.2])
-    whole = [*_told(figures)]
+    whole = [*_lines(figures)]
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
-    lines = [*_told(figures)]
+    lines = [*_lines(figures)]
     assert max(map(len, whole)) > 80 >= max(map(len, lines))
     assert " ".join(whole) == " ".join(lines)
