@@ -128,14 +128,14 @@ def test_an_unreadable_job_is_shown_with_its_columns_and_bytes(cli: Cli, broker:
 
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_a_list_is_no_wider_than_the_terminal(cli: Cli, broker: HostileBroker, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    """Details that do not fit have lines of their own."""
+    """Details that do not fit are wrapped on separate lines."""
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     heading, *lines = cli("jobs").out.splitlines()
     assert len([line for line in lines if not line.startswith(" ")]) == len(broker.records)
     assert "DETAIL" not in heading
-    assert max(map(len, lines)) == width
+    assert max(map(len, lines)) <= width
 
 
 @pytest.mark.parametrize("value", [b"\xff\x1b[2J", HOSTILE.replace("\ud800", ""), 1e300, -(2**63)])
