@@ -32,8 +32,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test's tiers before `-m` chooses; and begin with the slow ones, so that no worker has one left at the end."""
     for item in items:
-        if item.path.is_relative_to(tiers.TESTS):
-            tiers.mark(item)
+        tiers.mark(item)
     items.sort(key=tiers.is_fast)
 
 

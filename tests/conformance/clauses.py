@@ -8,6 +8,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Awaitable, Callable, Container, Iterator
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -47,9 +48,10 @@ class ClauseTest(NamedTuple):
     call: Callable[[World], Awaitable[None]]
 
 
-def clause_tests() -> list[ClauseTest]:
-    """Every test of a clause, once for each of its parameters."""
-    return [test for module in MODULES for test in _tests_in(f"tests.conformance.test_{module}")]
+@cache
+def clause_tests() -> tuple[ClauseTest, ...]:
+    """Return every test of a clause, once for each of its parameters. It is asked for by each mutant."""
+    return tuple(test for module in MODULES for test in _tests_in(f"tests.conformance.test_{module}"))
 
 
 def _tests_in(module: str) -> Iterator[ClauseTest]:

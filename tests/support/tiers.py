@@ -22,16 +22,20 @@ _SERVERS: Final = frozenset({"redis", "postgres"})
 
 def mark(item: pytest.Item) -> None:
     """Mark the test `fast` where it is, and `conformance`."""
-    if _is_in(item.path, TESTS / "conformance"):
+    is_conformance, is_in_fast_place = _tiers_of(item.path)
+    if is_conformance:
         item.add_marker("conformance")
-    if _is_in(item.path, *_FAST) and item.get_closest_marker("slow") is None and not _parameters(item) & _SERVERS:
+    if is_in_fast_place and item.get_closest_marker("slow") is None and not _parameters(item) & _SERVERS:
         item.add_marker("fast")
 
 
 @cache
-def _is_in(path: Path, *places: Path) -> bool:
-    """Remembered, because each worker of pytest-xdist asks for ten thousand tests, which takes it a second and a half."""
-    return any(map(path.is_relative_to, places))
+def _tiers_of(module: Path) -> tuple[bool, bool]:
+    """Return whether this module is in the conformance suite, and whether it is in a fast place.
+
+    It is remembered, because each worker of pytest-xdist asks for ten thousand tests, which takes it a second and a half.
+    """
+    return module.is_relative_to(TESTS / "conformance"), any(map(module.is_relative_to, _FAST))
 
 
 def is_slow_folder(path: Path) -> bool:
