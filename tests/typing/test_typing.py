@@ -22,18 +22,24 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkers.plant(tmp_path_factory.mktemp("typing").resolve() / "right")
 
 
-def test_mypy_reports_what_is_expected_and_nothing_else(tree: Path, tmp_path: Path) -> None:
-    assert checkers.mypy(tree, tmp_path) == checkers.expected(tree, "mypy")
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one run of mypy has found out of a module, the next one takes up."""
+    return tmp_path_factory.mktemp("mypy")
+
+
+def test_mypy_reports_what_is_expected_and_nothing_else(tree: Path, cache: Path) -> None:
+    assert checkers.mypy(tree, cache) == checkers.expected(tree, "mypy")
 
 
 def test_pyright_reports_what_is_expected_and_nothing_else(tree: Path) -> None:
     assert checkers.pyright([tree], tree.parent)[tree] == checkers.expected(tree, "pyright")
 
 
-def test_a_connection_is_checked_without_any_driver(tree: Path, tmp_path: Path) -> None:
+def test_a_connection_is_checked_without_any_driver(tree: Path, cache: Path, tmp_path: Path) -> None:
     """A driver that is not installed is Any, which must not make Any of everything that `connection=` takes."""
     python = checkers.python_without_drivers(tmp_path / "environment")
-    of_mypy, of_pyright = checkers.mypy(tree, tmp_path, python), checkers.pyright([tree], tree.parent, python)[tree]
+    of_mypy, of_pyright = checkers.mypy(tree, cache, python), checkers.pyright([tree], tree.parent, python)[tree]
     assert of_mypy == {error for error in checkers.expected(tree, "mypy") if error.file != checkers.CONNECTIONS}
     assert of_pyright == {error for error in checkers.expected(tree, "pyright") if error.file != checkers.CONNECTIONS}
 
