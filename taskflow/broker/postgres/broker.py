@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import Any, Final
 
@@ -19,13 +17,14 @@ from taskflow.broker.postgres.connect import schema
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget
 from taskflow.broker.postgres.console import PostgresConsole
-from taskflow.broker.postgres.errors import NoRoom, is_no_utf8, was_about_a_value
+from taskflow.broker.postgres.errors import NoRoom, was_about_a_value
 from taskflow.broker.postgres.late_commits import LateCommits
 from taskflow.broker.postgres.listen_connection import trouble_with_listening
+from taskflow.broker.postgres.loop_connections import LoopConnections
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.notifier import CLOSE_TIMEOUT, READ_WITHIN, Notifier
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
-from taskflow.broker.postgres.wakeups import EVERYTHING, UNNOTED, Claiming, Notes, PostgresListener, parse_wakeups
+from taskflow.broker.postgres.wakeups import UNNOTED, Claiming, Notes, PostgresListener, parse_wakeups
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.script_values import added_or_refused, settle_possible
 from taskflow.broker.wakeups import Waiter
@@ -236,25 +235,25 @@ class PostgresBroker:
     async def call(self, name: str, *arguments: Any, columns: str = "*", within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
         """Call one of our SQL functions and return its rows. The first call prepares the schema. `columns` lists the
         columns to return, in SQL."""
-        pool = self._per_loop.here().pool
+        connections = self._per_loop.here()
         if not self._is_prepared:
-            await self._prepare(self._per_loop.here())
+            await self._prepare(connections)
         statement = self._statement(name, len(arguments), columns)
         try:
-            return await _fetch(pool, statement, *arguments, within=within)
+            return await connections.fetch(statement, *arguments, within=within)
         except BrokerError as error:
             if was_dropped(error):
                 self._is_prepared = False
-                await self._prepare(self._per_loop.here())
+                await self._prepare(connections)
             elif not was_overtaken(error):
                 raise
-        return await _fetch(pool, statement, *arguments, within=within)
+        return await connections.fetch(statement, *arguments, within=within)
 
     def _statement(self, name: str, arguments: int, columns: str = "*") -> str:
         places = ", ".join(f"${number}" for number in range(1, arguments + 1))
         return f'SELECT {columns} FROM "{self._namespace}".{name}({places})'
 
-    async def _prepare(self, connections: _LoopConnections) -> None:
+    async def _prepare(self, connections: LoopConnections) -> None:
         """Prepare the schema, but only once if several calls arrive together, because each check needs a connection."""
         async with connections.preparing:
             if not self._is_prepared:
@@ -311,63 +310,18 @@ class PostgresBroker:
     async def _notify(self, topics: Mapping[str, int], ended: list[bytes], passed_on_by: str | None = None) -> None:
         await self.call("notify", self.wall(), list(topics), list(topics.values()), ended, passed_on_by)
 
-    def _loop_connections(self) -> _LoopConnections:
+    def _loop_connections(self) -> LoopConnections:
         notifier = Notifier(self._notify)
         pool = ConnectionPool(self.server, notifier.close, schema=self._namespace)
         notes = Notes(self._note_waiting, self._look, self._notify)
-        connections = _LoopConnections(pool, PostgresListener(pool, self._namespace, notes), notifier)
+        connections = LoopConnections(pool, PostgresListener(pool, self._namespace, notes), notifier)
 
         async def look() -> None:
-            """Check the low-water marks, and wake listeners for jobs found behind them. This also works while they are being closed."""
-            [row] = await _fetch(pool, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
+            """Check the low-water marks, and wake listeners for jobs found behind them. It also works during `close`."""
+            [row] = await connections.fetch(self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
                 connections.notify(parse_wakeups(row["wakeups"]))
 
         connections.late_commits = LateCommits(look)
-        connections.forget = lambda listener: _fetch(pool, self._statement("forget_listener", 1), listener, within=CLOSE_TIMEOUT)
+        connections.forget = lambda listener: connections.fetch(self._statement("forget_listener", 1), listener, within=CLOSE_TIMEOUT)
         return connections
-
-
-async def _fetch(pool: ConnectionPool, statement: str, *arguments: Any, within: float) -> list[Any]:
-    """Return the rows of a statement. If some text cannot be sent or decoded as UTF-8, fetch all text as bytes, so that a bad name
-    affects only its own row."""
-    try:
-        return await pool.fetch(statement, *arguments, within=within)
-    except (UnicodeDecodeError, BrokerError) as error:
-        if isinstance(error, BrokerError) and not is_no_utf8(error):
-            raise
-    bare = rows.bare(statement, await pool.columns_of(statement))
-    return [rows.BareRow.of(row) for row in await pool.fetch(bare, *arguments, within=within)]
-
-
-class _LoopConnections:
-    """A broker's connections, listener and notifier in one event loop."""
-
-    late_commits: LateCommits
-    forget: Callable[[str], Awaitable[Any]]
-
-    def __init__(self, pool: ConnectionPool, listener: PostgresListener, notifier: Notifier) -> None:
-        self.pool = pool
-        self.listener = listener
-        self.notifier = notifier
-        self.preparing = asyncio.Lock()
-
-    def notify(self, topics: Mapping[str, int]) -> None:
-        """Wake listeners in this process, and notify those in other processes that have left a note about the topics."""
-        if EVERYTHING in topics:
-            self.listener.flag.wake_all()
-        here = {topic for topic, number in topics.items() if number or topic != names.DUE}
-        if any(topic.startswith("queue:") for topic in here):
-            here.add(names.ANY_QUEUE)
-        self.listener.flag.wake(here)
-        self.notifier.add(topics)
-
-    async def close(self) -> None:
-        await self.late_commits.close()
-        await self.notifier.close()
-        await self.listener.close()
-        if self.listener.has_noted:
-            with contextlib.suppress(BrokerError, TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await self.forget(self.listener.id)
-        await self.pool.close()
