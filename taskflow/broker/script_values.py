@@ -1,4 +1,4 @@
-"""Converts verdicts and answers to and from the forms that Redis's scripts and PostgreSQL's functions for `enqueue` and `settle` use."""
+"""Converts verdicts and answers to and from the forms that Redis's scripts and PostgreSQL's functions use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from taskflow.broker.protocol import Added, Refused
 from taskflow.model import verdict as verdicts
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope
+from taskflow.model.schedule import Firing
 
 SUCCEEDED: Final = 1
 
@@ -58,6 +59,13 @@ def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
             return Refused(envelope.id, answer[1:], "key")
         case _:
             return Added(envelope.id, answer[1:] or None)
+
+
+def fire_answers(firings: Sequence[Firing], answers: Sequence[bytes | None]) -> list[Added | Refused | None]:
+    return [
+        None if firing.envelope is None or answer is None else added_or_refused(firing.envelope, answer)
+        for firing, answer in zip(firings, answers, strict=True)
+    ]
 
 
 async def settle_possible(

@@ -26,7 +26,7 @@ from taskflow.broker.postgres.notifier import CLOSE_TIMEOUT, READ_WITHIN, Notifi
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
 from taskflow.broker.postgres.wakeups import UNNOTED, Claiming, Notes, PostgresListener, parse_wakeups
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.script_values import added_or_refused, settle_possible
+from taskflow.broker.script_values import added_or_refused, fire_answers, settle_possible
 from taskflow.broker.wakeups import Waiter
 from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
@@ -191,10 +191,7 @@ class PostgresBroker:
 
     async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
         row = await self._call_adding("fire", *schedules.firing_columns(firings))
-        return [
-            None if firing.envelope is None or answer is None else added_or_refused(firing.envelope, answer)
-            for firing, answer in zip(firings, row["answers"], strict=True)
-        ]
+        return fire_answers(firings, row["answers"])
 
     def listen(self, topics: Sequence[str]) -> Waiter:
         return self.listener.listen(topics)

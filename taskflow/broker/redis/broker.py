@@ -26,13 +26,13 @@ from taskflow.broker.redis.fields import LAYOUT
 from taskflow.broker.redis.jobs import records_of
 from taskflow.broker.redis.large_payloads import LargePayloads, is_large, is_large_result, is_reference
 from taskflow.broker.redis.packing import pack
-from taskflow.broker.redis.schedules import fire_answers, pack_definitions, pack_firings
+from taskflow.broker.redis.schedules import pack_definitions, pack_firings
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.redis.session import beat_answer, pack_beat, pack_session
 from taskflow.broker.redis.settle import PackedSettlements, is_possible, pack_settlements, portions, settled_of
 from taskflow.broker.redis.upkeep import read_upkeep
 from taskflow.broker.redis.wakeups import RedisListener, channel
-from taskflow.broker.script_values import added_or_refused, settle_possible
+from taskflow.broker.script_values import added_or_refused, fire_answers, settle_possible
 from taskflow.broker.wakeups import Waiter
 from taskflow.model import wording
 from taskflow.model.clock import Clock

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.redis.enqueue import Texts, job_item
 from taskflow.broker.redis.jobs import UNKNOWN, shown
 from taskflow.broker.redis.large_payloads import is_large
 from taskflow.broker.redis.packing import pack
-from taskflow.broker.script_values import added_or_refused
 from taskflow.model.clock import to_microseconds
 from taskflow.model.schedule import Definition, Firing, Offer, ScheduleRecord, ScheduleState
 from taskflow.model.stored_values import text
@@ -36,14 +34,6 @@ def _firing(firing: Firing, texts: Texts, apart: list[bytes]) -> list[object]:
         item = job_item(firing.envelope, texts, apart=is_apart)
     instants = [False if instant is None else instant for instant in (firing.expected, firing.next_at, firing.look_at)]
     return [firing.name, firing.digest, *instants, firing.missed, item]
-
-
-def fire_answers(firings: Sequence[Firing], answers: Sequence[bytes | None]) -> list[Added | Refused | None]:
-    """Decode the reply of the script `fire` or `advance`."""
-    return [
-        None if firing.envelope is None or answer is None else added_or_refused(firing.envelope, answer)
-        for firing, answer in zip(firings, answers, strict=True)
-    ]
 
 
 def read_offers(offered: Sequence[Any], now: int) -> tuple[Offer, ...]:
