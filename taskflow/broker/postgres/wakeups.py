@@ -87,11 +87,11 @@ class PostgresListener(Listener):
         self._has_said = False
         self._claims = 0
         self._to_pass_on = Counter[str]()
-        self._told_during_claim = Counter[str]()
+        self._nudged_during_claim = Counter[str]()
         self._again: set[str] = set()
         self._has_again = asyncio.Event()
         self._is_looking_again = False
-        self._is_asking = False
+        self._is_noting = False
         self.nudged_at = 0.0
         self.has_noted = False
 
@@ -124,7 +124,7 @@ class PostgresListener(Listener):
     def is_at_rest(self) -> bool:
         """Return True if this listener hears about everything that happens from now on, because it is neither noting
         topics nor looking for jobs."""
-        return not (self._has_wants.is_set() or self._is_asking or self._is_looking_again)
+        return not (self._has_wants.is_set() or self._is_noting or self._is_looking_again)
 
     def unnoted(self, ids: Iterable[bytes]) -> list[bytes]:
         """Return the ids of the jobs that have waiters in this loop, but no note on the server."""
@@ -143,14 +143,14 @@ class PostgresListener(Listener):
 
     def end_claim(self, topics: Sequence[str], times: int, standing: Standing, *, is_full: bool, was_late: bool) -> None:
         self._claims -= 1
-        told, self._told_during_claim = self._told_during_claim, Counter()
+        nudged, self._nudged_during_claim = self._nudged_during_claim, Counter()
         if not is_full:
             self.armed(topics, times)
             if was_late or not (standing.is_listed or standing.was_nudged):
                 self._look_again(topics)
             return
         self.forget(topics)
-        self._pass_on_later(told)
+        self._pass_on_later(nudged)
         self.want(topic for topic in topics if topic in self.waited)  # others in this process, whose note is gone
 
     def fail_claim(self, topics: Sequence[str], standing: Standing) -> None:
@@ -160,25 +160,25 @@ class PostgresListener(Listener):
         self.forget(topics)
 
     async def pass_on(self, nudges: int) -> None:
-        told, self._to_pass_on = self._to_pass_on, Counter()
-        gone = [*told, names.ANY_QUEUE]
+        nudged, self._to_pass_on = self._to_pass_on, Counter()
+        gone = [*nudged, names.ANY_QUEUE]
         self.forget(gone)
-        await self._notes.notify(told, [], self.id)
+        await self._notes.notify(nudged, [], self.id)
         self.want(topic for topic in gone if topic in self.waited)
 
-    def _pass_on_later(self, told: Mapping[str, int]) -> None:
-        if told:
-            self._to_pass_on.update(told)
+    def _pass_on_later(self, nudged: Mapping[str, int]) -> None:
+        if nudged:
+            self._to_pass_on.update(nudged)
             self._unheard += 1
             self._has_wants.set()
 
     async def _note_and_look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
-        self.has_noted = self._is_asking = True
+        self.has_noted = self._is_noting = True
         try:
             await self._notes.note(self.id, topics, ids)
             available, ended, may_have_missed = await self._notes.look(topics, ids)
         finally:
-            self._is_asking = False
+            self._is_noting = False
         if may_have_missed:
             self._look_again(topics)
         return available, ended
@@ -225,7 +225,7 @@ class PostgresListener(Listener):
         if not heard or (self._armed.isdisjoint(heard) and not self._was_nudged and not self._claims):  # no worker is waiting or has room
             self._pass_on_later({topic: 1})
         elif self._claims:
-            self._told_during_claim[topic] += 1
+            self._nudged_during_claim[topic] += 1
         self.nudged_at = time.monotonic()
         self.received(heard, disarms=True)
 
