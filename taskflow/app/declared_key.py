@@ -58,7 +58,7 @@ class DeclaredKey:
         except ValueError as error:
             raise ValueError(f"{self._of_job()}: {error}") from None
 
-    def _formatted(self, field: _Field, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    def _formatted(self, field: _TemplateField, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         try:
             value = field.value_in(args, kwargs)
             value = value.value if isinstance(value, Enum) else value
@@ -72,25 +72,25 @@ class DeclaredKey:
     def _of_job(self) -> str:
         return f"key={self.template!r} of {self._job_name}"
 
-    def _parsed(self, job: Any) -> list[_Part]:
+    def _parsed(self, job: Any) -> list[_TemplatePart]:
         try:
             parsed = list(Formatter().parse(self.template))
         except ValueError as error:
             raise ValueError(f"key={self.template!r}: {error}; write {{{{ and }}}} for braces") from None
-        parts = list[_Part]()
+        parts = list[_TemplatePart]()
         for text, name, spec, conversion in parsed:
-            parts.append(_Part(text, None))
+            parts.append(_TemplatePart(text, None))
             if name is not None:
                 if conversion or "{" in (spec or ""):
                     raise ValueError(f"key={self.template!r}: {{{name}}} can have a format, but no conversion and no nested field")
-                parts.append(_Part("", _field(self.template, name, spec or "", job)))
+                parts.append(_TemplatePart("", _field(self.template, name, spec or "", job)))
         return parts
 
 
 _PLAIN_ONLY: Final = "a key takes text, numbers, dates, UUIDs, paths and enums; name an attribute or item that is one, as in {order.id}"
 
 
-class _Field(NamedTuple):
+class _TemplateField(NamedTuple):
     """A parameter, and the steps from its value to the one that is formatted. `position` is None for a keyword-only parameter."""
 
     text: str
@@ -111,14 +111,14 @@ class _Field(NamedTuple):
         return value
 
 
-class _Part(NamedTuple):
+class _TemplatePart(NamedTuple):
     """A part of a template: text, or a field."""
 
     text: str
-    field: _Field | None
+    field: _TemplateField | None
 
 
-def _field(template: str, written: str, spec: str, job: Any) -> _Field:
+def _field(template: str, written: str, spec: str, job: Any) -> _TemplateField:
     said = f"key={template!r}"
     parameters = signature(job).parameters
     named = [name for name, each in parameters.items() if each.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
@@ -147,7 +147,7 @@ def _field(template: str, written: str, spec: str, job: Any) -> _Field:
     parameter = parameters[name]
     position = None if parameter.kind is Parameter.KEYWORD_ONLY else list(parameters).index(name)
     has_name = parameter.kind is not Parameter.POSITIONAL_ONLY
-    return _Field(f"{{{written}}}", name, position, has_name, parameter.default, tuple(_step(*step) for step in steps), spec)
+    return _TemplateField(f"{{{written}}}", name, position, has_name, parameter.default, tuple(_step(*step) for step in steps), spec)
 
 
 def _fields_of(job: Any, name: str) -> ClassFields | None:
