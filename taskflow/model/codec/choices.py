@@ -12,7 +12,7 @@ from taskflow.model.codec.misfit import Misfit, one_of, type_name, unexpected
 from taskflow.model.codec.scalars import NONE, SCALARS, read_int, write_int
 from taskflow.model.codec.shape import Shape, Unsupported
 from taskflow.model.codec.untyped import read_json_any, write_any
-from taskflow.model.codec.wire import form_of, named, pack
+from taskflow.model.codec.wire import form_of, pack, wire_type
 
 _LEVELS = 8
 """How deeply a value of an Enum or a Literal may be nested."""
@@ -87,7 +87,7 @@ def _flag_of(kind: type[Flag]) -> Shape:
 
     def read(wire: Any, levels: int) -> Flag:
         if form_of(wire) not in _INTEGERS:
-            raise Misfit(f"expected {label} as an int, got {named(wire)}")
+            raise Misfit(f"expected {label} as an int, got {wire_type(wire)}")
         try:
             return kind(checked(read_int(wire, levels)))
         except ValueError:

@@ -9,7 +9,7 @@ from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, one_of, too_deep, unexpected
 from taskflow.model.codec.parts import elements, hashed, pairs_of, read_items, read_pairs, write_items, write_pairs, write_unordered
 from taskflow.model.codec.shape import Read, Shape, Write
-from taskflow.model.codec.wire import marker, marker_of, named, unpack_json
+from taskflow.model.codec.wire import marker, marker_of, unpack_json, wire_type
 
 _KINDS: dict[type, tuple[int, object]] = {
     list: (0, list),
@@ -134,11 +134,11 @@ def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
             return read_pairs(pairs_of(wire), key.read, value.read, levels - 1)
         if type(wire) is dict:
             return read_pairs(wire.items(), key.read, value.read, levels - 1)
-        raise Misfit(f"expected {label}, got {named(wire)}")
+        raise Misfit(f"expected {label}, got {wire_type(wire)}")
 
     def read_json(wire: Any, levels: int) -> dict[Any, Any]:
         if type(wire) is not dict:
-            raise Misfit(f"expected {label}, got {named(wire)}")
+            raise Misfit(f"expected {label}, got {wire_type(wire)}")
         if levels < 1:
             raise too_deep()
         return read_pairs(wire.items(), _json_key(key.read_json), value.read_json, levels - 1)
@@ -188,7 +188,7 @@ def abstract_collection(kind: type, item: Shape) -> Shape:
     def read(wire: Any, levels: int) -> Any:
         by_marker = read_as.get(marker_of(wire)) if type(wire) is list else None
         if by_marker is None:
-            raise Misfit(f"expected {label}, got {named(wire)}")
+            raise Misfit(f"expected {label}, got {wire_type(wire)}")
         return by_marker(wire, levels)
 
     return Shape(

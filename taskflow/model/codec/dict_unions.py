@@ -13,7 +13,7 @@ from typing import Any
 
 from taskflow.model.codec.misfit import Misfit, unexpected
 from taskflow.model.codec.shape import DictKeys, Read, Shape, Tag, Unsupported
-from taskflow.model.codec.wire import named
+from taskflow.model.codec.wire import wire_type
 from taskflow.model.errors import UnknownArgument
 
 
@@ -66,7 +66,7 @@ def _joined(keyed: Sequence[tuple[Shape, DictKeys]]) -> Shape:
 
         def read(wire: Any, levels: int) -> Any:
             if type(wire) is not dict:
-                raise Misfit(f"expected {label}, got {named(wire)}")
+                raise Misfit(f"expected {label}, got {wire_type(wire)}")
             return convert(choose(wire))(wire, levels)
 
         return read

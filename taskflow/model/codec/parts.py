@@ -13,7 +13,7 @@ from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, key_step
 from taskflow.model.codec.scalars import encodable
 from taskflow.model.codec.shape import Read, Write
-from taskflow.model.codec.wire import marker, marker_of, named
+from taskflow.model.codec.wire import marker, marker_of, wire_type
 
 _T = TypeVar("_T")
 LARGE = 1_000
@@ -73,7 +73,7 @@ def read_map(wires: Mapping[str, Any], read: Read, levels: int) -> dict[str, Any
     values: dict[str, Any] = {}
     for key, wire in wires.items():
         if type(key) is not str:
-            raise Misfit(f"expected the key of a map to be str, got {named(key)}")
+            raise Misfit(f"expected the key of a map to be str, got {wire_type(key)}")
         try:
             values[key] = read(wire, levels)
         except Misfit as misfit:
@@ -137,10 +137,10 @@ def elements(wire: Any, expected: str) -> list[Any]:
     This way, a value that was written as a list can still be read after its annotation has been changed to a tuple.
     """
     if type(wire) is not list:
-        raise Misfit(f"expected {expected}, got {named(wire)}")
+        raise Misfit(f"expected {expected}, got {wire_type(wire)}")
     code = marker_of(wire)
     if code >= codes.PAIRS:
-        raise Misfit(f"expected {expected}, got {named(wire)}")
+        raise Misfit(f"expected {expected}, got {wire_type(wire)}")
     return wire[1:] if code else wire
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from taskflow.model.codec.misfit import Misfit, field_step, key_step, one_of, too_deep, unexpected
 from taskflow.model.codec.shape import DictKeys, Form, Read, Shape, Write
-from taskflow.model.codec.wire import named
+from taskflow.model.codec.wire import wire_type
 from taskflow.model.errors import MissingArgument, UnknownArgument
 
 _C = TypeVar("_C", bound=Callable[[Any, int], Any])
@@ -180,7 +180,7 @@ def _reader(record: ClassFields, label: str, parts: list[_Part], read_of: Callab
 
     def read(wire: Any, levels: int) -> Any:
         if type(wire) is not dict:
-            raise Misfit(f"expected {label}, got {named(wire)}")
+            raise Misfit(f"expected {label}, got {wire_type(wire)}")
         if levels < 1:
             raise too_deep()
         if unknown := record.unknown(wire.keys() - by_name.keys()):

@@ -12,7 +12,7 @@ from uuid import UUID
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, type_name, unexpected
 from taskflow.model.codec.shape import Read, Shape, Write
-from taskflow.model.codec.wire import Ext, data_of, named, plain_number
+from taskflow.model.codec.wire import Ext, data_of, plain_number, wire_type
 
 LEAST: Final = -(1 << 63)
 MOST: Final = (1 << 64) - 1
@@ -26,7 +26,7 @@ def write_none(value: Any, _levels: int) -> None:
 
 def read_none(wire: Any, _levels: int) -> None:
     if wire is not None:
-        raise Misfit(f"expected None, got {named(wire)}")
+        raise Misfit(f"expected None, got {wire_type(wire)}")
 
 
 def write_bool(value: Any, _levels: int) -> bool:
@@ -38,7 +38,7 @@ def write_bool(value: Any, _levels: int) -> bool:
 def read_bool(wire: Any, _levels: int) -> bool:
     if type(wire) is bool:
         return wire
-    raise Misfit(f"expected bool, got {named(wire)}")
+    raise Misfit(f"expected bool, got {wire_type(wire)}")
 
 
 def write_int(value: Any, levels: int) -> Any:
@@ -61,7 +61,7 @@ def read_json_int(wire: Any, _levels: int) -> int:
         return wire
     if (type(wire) is float and wire.is_integer()) or (type(wire) is Decimal and wire == wire.to_integral_value()):
         return int(wire)
-    raise Misfit(f"expected int, got {named(wire)}")
+    raise Misfit(f"expected int, got {wire_type(wire)}")
 
 
 def write_float(value: Any, levels: int) -> float:
@@ -79,7 +79,7 @@ def read_float(wire: Any, levels: int) -> float:
         return wire
     if type(wire) is int:
         return exact_float(wire)
-    raise Misfit(f"expected float, got {named(wire)}")
+    raise Misfit(f"expected float, got {wire_type(wire)}")
 
 
 def read_json_float(wire: Any, levels: int) -> float:
@@ -131,7 +131,7 @@ def encodable(value: str) -> str:
 def read_str(wire: Any, _levels: int) -> str:
     if type(wire) is str:
         return wire
-    raise Misfit(f"expected str, got {named(wire)}")
+    raise Misfit(f"expected str, got {wire_type(wire)}")
 
 
 def write_bytes(value: Any, _levels: int) -> bytes:
@@ -145,7 +145,7 @@ def write_bytes(value: Any, _levels: int) -> bytes:
 def read_bytes(wire: Any, _levels: int) -> bytes:
     if type(wire) is bytes:
         return wire
-    raise Misfit(f"expected bytes, got {named(wire)}")
+    raise Misfit(f"expected bytes, got {wire_type(wire)}")
 
 
 def read_json_bytes(wire: Any, levels: int) -> bytes:
@@ -191,7 +191,7 @@ def read_json_decimal(wire: Any, _levels: int) -> Decimal:
         return wire
     if type(wire) is int or type(wire) is float:
         return _decimal(str(wire))
-    raise Misfit(f"expected Decimal as a string or number, got {named(wire)}")
+    raise Misfit(f"expected Decimal as a string or number, got {wire_type(wire)}")
 
 
 def _decimal(text: str) -> Decimal:

@@ -15,7 +15,7 @@ from taskflow.model.codec.parts import read_items, read_map, write_items
 from taskflow.model.codec.scalars import encodable
 from taskflow.model.codec.shape import Read, Shape
 from taskflow.model.codec.untyped import read_any, read_json_any, write_any
-from taskflow.model.codec.wire import named
+from taskflow.model.codec.wire import wire_type
 from taskflow.model.errors import MissingArgument, UnknownArgument
 
 CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -130,7 +130,7 @@ class Arguments:
     def _read(self, reads: Mapping[str, Read], wires: Any, levels: int) -> CallArguments:
         """Read the arguments. Unknown names are reported first, because they show that another version of the code sent the call."""
         if type(wires) is not dict:
-            raise Misfit(f"expected a map by parameter name, got {named(wires)}")
+            raise Misfit(f"expected a map by parameter name, got {wire_type(wires)}")
         if not wires.keys() <= self._known:
             raise _unknown(wires.keys() - self._known)
         if not wires.keys() >= self._required:
@@ -181,7 +181,7 @@ def _write_by_name(arguments: Mapping[str, Any], levels: int) -> dict[str, Any]:
 
 def _read_by_name(read: Read, wires: Any, levels: int) -> dict[str, Any]:
     if type(wires) is not dict:
-        raise Misfit(f"expected a map by parameter name, got {named(wires)}")
+        raise Misfit(f"expected a map by parameter name, got {wire_type(wires)}")
     return read_map(wires, read, levels)
 
 
@@ -198,13 +198,13 @@ BY_NAME: Final = Shape(
 
 def _read_rest(read: Read, wire: Any, levels: int) -> list[Any]:
     if type(wire) is not list:
-        raise Misfit(f"expected a list, got {named(wire)}")
+        raise Misfit(f"expected a list, got {wire_type(wire)}")
     return read_items(wire, read, levels)
 
 
 def _read_extra(read: Read, wire: Any, levels: int) -> dict[str, Any]:
     if type(wire) is not dict:
-        raise Misfit(f"expected a map, got {named(wire)}")
+        raise Misfit(f"expected a map, got {wire_type(wire)}")
     return read_map(wire, read, levels)
 
 

@@ -19,7 +19,7 @@ from taskflow.model.codec.misfit import Misfit, type_name, unexpected
 from taskflow.model.codec.scalars import NONE
 from taskflow.model.codec.shape import Read, Shape, Unsupported, Write
 from taskflow.model.codec.untyped import not_named
-from taskflow.model.codec.wire import form_of, marker, named, plain_number
+from taskflow.model.codec.wire import form_of, marker, plain_number, wire_type
 
 
 def union_of(members: Sequence[Shape]) -> Shape:
@@ -141,7 +141,7 @@ def _reader(label: str, members: Sequence[Shape]) -> Read:
         chosen = by_form.get(form)
         if chosen is None:
             if type(form) is not tuple or form[0] != "type":
-                raise Misfit(f"expected {label}, got {named(wire)}")
+                raise Misfit(f"expected {label}, got {wire_type(wire)}")
             if wide is None:
                 raise not_named(wire, label)
             chosen = wide.read
@@ -170,6 +170,6 @@ def _json_reader(label: str, members: Sequence[Shape]) -> Read:
                 return member.read_json(wire, levels)
             except Misfit:
                 continue
-        raise Misfit(f"expected {label}, got {named(wire)}")
+        raise Misfit(f"expected {label}, got {wire_type(wire)}")
 
     return read_json

@@ -21,7 +21,7 @@ from taskflow.model.codec.parts import (
 from taskflow.model.codec.paths import PATHS, read_path
 from taskflow.model.codec.scalars import SCALARS, encodable
 from taskflow.model.codec.shape import Read, Shape, Write
-from taskflow.model.codec.wire import Ext, form_of, marker, marker_of, named, plain_number
+from taskflow.model.codec.wire import Ext, form_of, marker, marker_of, plain_number, wire_type
 from taskflow.model.errors import UnknownType
 
 
@@ -51,7 +51,7 @@ def read_any(wire: Any, levels: int) -> Any:
         return read_map(wire, read_any, _inside(levels))
     read = _READERS.get(wire.code) if kind is Ext else None
     if read is None:
-        raise Misfit(f"{named(wire)} cannot be a value without an annotation")
+        raise Misfit(f"{wire_type(wire)} cannot be a value without an annotation")
     return read(wire, levels)
 
 
@@ -115,7 +115,7 @@ def _read_array(wire: list[Any], levels: int) -> Any:
         return _read_named(wire, levels)
     build = _ARRAYS.get(code)
     if build is None:
-        raise Misfit(f"{named(wire)} cannot be a value without an annotation")
+        raise Misfit(f"{wire_type(wire)} cannot be a value without an annotation")
     return hashed(build, read_items(wire[1:], read_any, inside))
 
 
@@ -133,7 +133,7 @@ def not_named(wire: Any, expected: str) -> Misfit:
     form = form_of(wire)
     if type(form) is tuple and form[0] == "type" and form[1] not in NAMED_READERS:
         return Misfit(f"has the type {form[1][:200]!r}, which is not registered here", UnknownType)
-    return Misfit(f"expected {expected}, got {named(wire)}")
+    return Misfit(f"expected {expected}, got {wire_type(wire)}")
 
 
 def without_unknown_names(wire: Any) -> Any:

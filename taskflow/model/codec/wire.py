@@ -125,10 +125,10 @@ def data_of(wire: Any, code: int, expected: str) -> bytes:
     """Return the data of an extension with the given code. Raises Misfit if `wire` is anything else."""
     if type(wire) is Ext and wire.code == code:
         return bytes(wire.data)
-    raise Misfit(f"expected {expected}, got {named(wire)}")
+    raise Misfit(f"expected {expected}, got {wire_type(wire)}")
 
 
-def named(wire: Any) -> str:
+def wire_type(wire: Any) -> str:
     """Return the name of a wire value's type, for messages."""
     if type(wire) is Ext:
         return _NAMES.get(wire.code, f"extension {wire.code}")
