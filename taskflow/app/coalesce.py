@@ -43,7 +43,7 @@ def gave_up(timeout: float, why: str) -> BrokerUnavailable:
     )
 
 
-class _Asked(msgspec.Struct, Generic[Q, A]):
+class _PendingQuestion(msgspec.Struct, Generic[Q, A]):
     question: Q
     answer: asyncio.Future[A]
     give_up_at: float
@@ -65,7 +65,7 @@ class Coalescer(Generic[Q, A]):
         self._call = call
         self._timeout = timeout
         self._size_of = size_of
-        self._waiting: deque[_Asked[Q, A]] = deque()
+        self._waiting: deque[_PendingQuestion[Q, A]] = deque()
         self._flushing: asyncio.Task[None] | None = None
         self._deadline = Deadline(self._give_up)
         self._is_late = False
@@ -79,7 +79,7 @@ class Coalescer(Generic[Q, A]):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[A] = loop.create_future()
         now = time.monotonic()
-        self._waiting.append(_Asked(question, answer, now + self._timeout))
+        self._waiting.append(_PendingQuestion(question, answer, now + self._timeout))
         if self._flushing is None:
             if self._start_due is None:
                 self._lockstep.begin(now)
@@ -122,7 +122,7 @@ class Coalescer(Generic[Q, A]):
             self._waiting.clear()
 
     async def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch: list[_Asked[Q, A]] = []
+        batch: list[_PendingQuestion[Q, A]] = []
         goes_on = True
         try:
             while self._waiting and goes_on:
@@ -139,9 +139,9 @@ class Coalescer(Generic[Q, A]):
         if self._waiting:
             self._start_soon(loop)
 
-    def _take(self) -> list[_Asked[Q, A]]:
+    def _take(self) -> list[_PendingQuestion[Q, A]]:
         """Remove and return as many questions as one call may carry. Cancelled questions are skipped, so the batch may be empty."""
-        batch: list[_Asked[Q, A]] = []
+        batch: list[_PendingQuestion[Q, A]] = []
         size = 0
         while self._waiting and len(batch) < MAX_ITEMS:
             asked = self._waiting[0]
@@ -153,7 +153,7 @@ class Coalescer(Generic[Q, A]):
             self._waiting.popleft()
         return batch
 
-    async def _ask(self, batch: list[_Asked[Q, A]]) -> bool:
+    async def _ask(self, batch: list[_PendingQuestion[Q, A]]) -> bool:
         """Send the batch to the store. Return True if the waiting questions should be sent at once."""
         flushing = asyncio.current_task()
         assert flushing is not None
@@ -193,7 +193,7 @@ class Coalescer(Generic[Q, A]):
         if isinstance(error := sys.exception(), asyncio.CancelledError) and not is_cancelled:
             raise TimeoutError from error
 
-    async def _ask_again(self, batch: list[_Asked[Q, A]], error: Exception) -> None:
+    async def _ask_again(self, batch: list[_PendingQuestion[Q, A]], error: Exception) -> None:
         """Put the questions that still have time back at the front of the queue,
         then pause. Fail the others, naming the store's last error."""
         self._last_error = str(error) or self._last_error
@@ -216,7 +216,7 @@ def _is_deep() -> bool:
     return True
 
 
-def _fail(batch: Iterable[_Asked[Q, A]], error: Exception) -> None:
+def _fail(batch: Iterable[_PendingQuestion[Q, A]], error: Exception) -> None:
     """Fail each question with a separate copy of the error. A shared one would collect the tracebacks of all tasks that raise it."""
     for asked in batch:
         if not asked.answer.done():
@@ -232,6 +232,6 @@ def _another(error: Exception) -> Exception:
     return copied.with_traceback(error.__traceback__)
 
 
-def _cancel(batch: Iterable[_Asked[Q, A]]) -> None:
+def _cancel(batch: Iterable[_PendingQuestion[Q, A]]) -> None:
     for asked in batch:
         asked.answer.cancel()
