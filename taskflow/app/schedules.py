@@ -122,11 +122,11 @@ class Schedules:
     async def get(self, name: str) -> ScheduleInfo | None:
         """Return the schedule with this name, or None if there is none."""
         found = await _records([name])
-        return info_of(found[0]) if found else None
+        return schedule_info_of(found[0]) if found else None
 
     async def list(self) -> builtins.list[ScheduleInfo]:
         """Return all schedules, sorted by name."""
-        return [info_of(record) for record in await _records(None)]
+        return [schedule_info_of(record) for record in await _records(None)]
 
     async def pause(self, name: str, *, by: str | None = None, reason: str = "") -> None:
         """Stop a schedule from firing until `resume` is called. Jobs that it has already added are not affected."""
@@ -253,7 +253,7 @@ def _handles(app: App, plan: SchedulePlan, answers: Sequence[Added | Refused]) -
     ]
 
 
-def info_of(record: ScheduleRecord) -> ScheduleInfo:
+def schedule_info_of(record: ScheduleRecord) -> ScheduleInfo:
     """Convert a stored record to a `ScheduleInfo`. If the definition cannot be read, `problem` says why."""
     try:
         plan, problem = SchedulePlan.from_body(record.body), None

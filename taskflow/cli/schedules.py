@@ -13,7 +13,7 @@ import msgspec
 
 from taskflow.app.app import App
 from taskflow.app.declared_schedules import check_schedule_name
-from taskflow.app.schedules import ScheduleInfo, info_of, instants_between, schedules, stored_plan
+from taskflow.app.schedules import ScheduleInfo, instants_between, schedule_info_of, schedules, stored_plan
 from taskflow.broker.protocol import Broker
 from taskflow.cli.action_report import operator
 from taskflow.cli.exit_codes import Exit
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _list(app: App, arguments: argparse.Namespace) -> int:
     broker = existing_broker(app)
     names = _names_of(arguments)
-    found = [info_of(record) for record in await broker.console.schedules(names or None)]
+    found = [schedule_info_of(record) for record in await broker.console.schedules(names or None)]
     outcomes = await _outcomes(broker, found)
     if arguments.json:
         print_json([msgspec.structs.asdict(info) | {"last_status": outcome} for info, outcome in zip(found, outcomes, strict=True)])
