@@ -11,7 +11,7 @@ from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.stored_values import FieldReader, Unreadable, text
 
 
-class Names:
+class NameTable:
     """One table of names, with a cache. Call `forget` after a rollback, which removes new numbers.
 
     `check` returns a name if it is valid, and raises ValueError if it is not.
@@ -82,9 +82,9 @@ class Names:
         return number
 
 
-def queue_names(connection: sqlite3.Connection, sql: Statements) -> Names:
-    return Names(connection, "queue", check_queue, find=sql["queue_number"], name_of=sql["queue_name"], add=sql["add_queue"])
+def queue_names(connection: sqlite3.Connection, sql: Statements) -> NameTable:
+    return NameTable(connection, "queue", check_queue, find=sql["queue_number"], name_of=sql["queue_name"], add=sql["add_queue"])
 
 
-def job_names(connection: sqlite3.Connection, sql: Statements) -> Names:
-    return Names(connection, "name", check_job_name, find=sql["job_name_number"], name_of=sql["job_name"], add=sql["add_job_name"])
+def job_names(connection: sqlite3.Connection, sql: Statements) -> NameTable:
+    return NameTable(connection, "name", check_job_name, find=sql["job_name_number"], name_of=sql["job_name"], add=sql["add_job_name"])
