@@ -244,7 +244,7 @@ class _ProcessParts:
         self.reader = Writer(self._reads, seams.start_thread, "reader")
         self.listener = SocketListener(store, self._flag, seams)
 
-    def _announce(self, announcement: Announcement, transitions: Transitions, /) -> None:
+    def _announce(self, announcement: Announcement, transitions: Transitions) -> None:
         is_announced = self._notifier.announce(announcement, transitions) and self.listener.name is not None
         if not is_announced and self._flag.is_heard:
             self._flag.wake(announcement.topics())

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.announcement import Announcement
@@ -38,9 +38,8 @@ _LEAST_PAUSES: Final = 50
 first, for about as long as some transactions take, then longer ones that use little CPU."""
 
 
-class Announce(Protocol):
-    def __call__(self, announcement: Announcement, transitions: Transitions, /) -> None:
-        """After a commit, wake the listeners that are waiting for one of the announced events, in this process and in others."""
+Announce = Callable[[Announcement, Transitions], None]
+"""Wakes the listeners that are waiting for one of the announced events, after a commit, in this process and in others."""
 
 
 class Transactions:
