@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
+from taskflow.broker.sqlite.store_watch import StoreWatch
 from tests.stores.sqlite.support import Open
 
 
@@ -32,3 +33,8 @@ async def open_broker(path: Path) -> AsyncIterator[Open]:
 @pytest.fixture
 def broker(open_broker: Open) -> SqliteBroker:
     return open_broker()
+
+
+@pytest.fixture
+def only_nudges_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StoreWatch, "look", lambda *_, **__: set[str]())

@@ -101,3 +101,9 @@ def run_script(script: str, *arguments: object, timeout: float = 30, **options: 
     assert (run.returncode, run.stderr) == (0, ""), run.stderr
     said: str = run.stdout
     return said
+
+
+def files(path: Path) -> list[str]:
+    """Return the names of the files by which senders find listeners."""
+    folder = path.with_name(path.name + "-wake")
+    return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
