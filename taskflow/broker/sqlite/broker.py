@@ -88,20 +88,20 @@ class SqliteBroker:
 
     @property
     def console(self) -> SqliteConsole:
-        return SqliteConsole(self._call, self._look_in_reader)
+        return SqliteConsole(self)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         check_payloads(envelopes)
-        return await self._call(
+        return await self.call(
             Durability.FULL_AND_SENT, lambda transitions: enqueue.enqueue(transitions, envelopes, self._store.limits.capacity)
         )
 
     async def register(self, session: Session) -> None:
-        await self._call(Durability.NORMAL, lambda transitions: sessions.register(transitions, session))
+        await self.call(Durability.NORMAL, lambda transitions: sessions.register(transitions, session))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         listener = self._running().listener
-        return await self._call(Durability.NORMAL, lambda transitions: self._claim(transitions, listener, session, request, queues, limit))
+        return await self.call(Durability.NORMAL, lambda transitions: self._claim(transitions, listener, session, request, queues, limit))
 
     def _claim(
         self, transitions: Transitions, listener: SocketListener, session: bytes, request: int, queues: Sequence[str], limit: int
@@ -114,35 +114,35 @@ class SqliteBroker:
         return leases
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        return await self._call(Durability.NORMAL, lambda transitions: self._beat(transitions, beat))
+        return await self.call(Durability.NORMAL, lambda transitions: self._beat(transitions, beat))
 
     def _beat(self, transitions: Transitions, beat: Beat) -> BeatAnswer:
         answer = sessions.beat(transitions, beat)
         return msgspec.structs.replace(answer, outlook=upkeep.outlook(transitions, beat.session)) if beat.looks else answer
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        return await self._call(Durability.FULL, lambda transitions: settle.settle(transitions, settlements))
+        return await self.call(Durability.FULL, lambda transitions: settle.settle(transitions, settlements))
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
-        return await self._call(Durability.FULL, lambda transitions: settle.cancel(transitions, ids))
+        return await self.call(Durability.FULL, lambda transitions: settle.cancel(transitions, ids))
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         listener = self._running().listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
         if ended and len(ended) == len(ids):
             return [*map(ended.get, ids)]
-        return await self._look(lambda transitions: settle.read(transitions, ids))
+        return await self._look_in_writer(lambda transitions: settle.read(transitions, ids))
 
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        return await self._look(lambda transitions: settle.live_holders(transitions, keys))
+        return await self._look_in_writer(lambda transitions: settle.live_holders(transitions, keys))
 
     async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
-        return await self._call(Durability.NORMAL, lambda transitions: upkeep.upkeep(transitions, limit, ends=ends))
+        return await self.call(Durability.NORMAL, lambda transitions: upkeep.upkeep(transitions, limit, ends=ends))
 
     async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
         check_definitions(definitions)
         durability = Durability.FULL_AND_SENT if session is None else Durability.FULL
-        return await self._call(durability, lambda transitions: self._define(transitions, definitions, session, age))
+        return await self.call(durability, lambda transitions: self._define(transitions, definitions, session, age))
 
     def _define(self, transitions: Transitions, definitions: Sequence[Definition], session: bytes | None, age: float) -> list[bool]:
         if session is not None:
@@ -153,7 +153,7 @@ class SqliteBroker:
         envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
         check_payloads(envelopes)
         durability = Durability.FULL_AND_NEW if envelopes else Durability.NORMAL
-        return await self._call(durability, lambda transitions: schedules.fire(transitions, firings, self._store.limits.capacity))
+        return await self.call(durability, lambda transitions: schedules.fire(transitions, firings, self._store.limits.capacity))
 
     async def pending(self) -> Upgrade:
         return await self._alone(self._store, Transactions.pending)
@@ -167,7 +167,7 @@ class SqliteBroker:
     async def transactional(self) -> SqliteTransactional:
         # An open file is not opened again: the writer may wait for a lock that the caller holds.
         if not self._running().writer.is_open:
-            await self._call(Durability.READ, lambda _: None)
+            await self.call(Durability.READ, lambda _: None)
         this = weakref.ref(self)  # callers keep the verbs for as long as the broker lives
 
         def writer() -> Writer:
@@ -192,23 +192,23 @@ class SqliteBroker:
         if parts is not None:
             await asyncio.to_thread(parts.close)  # waits for accepted verbs, and for the file to be closed
 
-    async def _call(self, durability: Durability, verb: Callable[[Transitions], T]) -> T:
+    async def call(self, durability: Durability, verb: Callable[[Transitions], T]) -> T:
         return await self._running().writer.call(durability, verb)
 
-    async def _look(self, verb: Callable[[Transitions], T]) -> T:
+    async def _look_in_writer(self, verb: Callable[[Transitions], T]) -> T:
         """Run a read-only verb without the write lock. If a row must be repaired, run the verb again with the lock."""
         try:
-            return await self._call(Durability.READ, verb)
+            return await self.call(Durability.READ, verb)
         except NeedsRepair:
-            return await self._call(Durability.NORMAL, verb)
+            return await self.call(Durability.NORMAL, verb)
 
-    async def _look_in_reader(self, verb: Callable[[Transitions], T]) -> T:
+    async def look(self, verb: Callable[[Transitions], T]) -> T:
         """Run a read-only verb in the reader's thread. If the reader cannot run it, the writer does."""
         parts = self._running()
         if parts.writer.is_open:  # otherwise the writer opens or migrates the file first
             with contextlib.suppress(CannotRead, NeedsRepair):
                 return await parts.reader.call(Durability.READ, verb)
-        return await self._look(verb)
+        return await self._look_in_writer(verb)
 
     async def _alone(self, store: StoreFile, verb: Callable[[Transactions], T]) -> T:
         """Run a migration without the writer, which would migrate the file on opening it."""

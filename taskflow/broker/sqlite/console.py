@@ -39,81 +39,76 @@ READ_AT_ONCE: Final = 200
 the writer that makes it."""
 
 
-class CallStore(Protocol):
-    """A function that runs a verb on the broker."""
+class VerbCaller(Protocol):
+    """The broker methods that the console uses: `call` runs a verb, and `look` one that only reads."""
 
-    async def __call__(self, durability: Durability, verb: Callable[[Transitions], T]) -> T: ...
+    async def call(self, durability: Durability, verb: Callable[[Transitions], T]) -> T: ...
 
-
-class Look(Protocol):
-    """A function that runs a read-only verb on the broker."""
-
-    async def __call__(self, verb: Callable[[Transitions], T]) -> T: ...
+    async def look(self, verb: Callable[[Transitions], T]) -> T: ...
 
 
 class SqliteConsole:
     """Implements `taskflow.broker.console.Console`."""
 
-    def __init__(self, call: CallStore, look: Look) -> None:
-        self._call = call
-        self._look = look
+    def __init__(self, broker: VerbCaller) -> None:
+        self._broker = broker
 
     async def queues(self) -> list[QueueRecord]:
-        return await self._look(queue_records)
+        return await self._broker.look(queue_records)
 
     async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
         return await page(self._scan, view, cursor, limit, STORED_POSITION_TYPES)
 
     async def _scan(self, request: ScanRequest) -> ScanResult:
         portion = request._replace(most=min(request.most, READ_AT_ONCE))
-        return await self._look(lambda transitions: scan(transitions, portion))
+        return await self._broker.look(lambda transitions: scan(transitions, portion))
 
     async def workers(self) -> list[SessionRecord]:
-        return await self._look(session_records)
+        return await self._broker.look(session_records)
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
-        return await self._call(Durability.FULL, lambda transitions: [_redo(transitions, transitions.job(job_id)) for job_id in ids])
+        return await self._broker.call(Durability.FULL, lambda transitions: [_redo(transitions, transitions.job(job_id)) for job_id in ids])
 
     async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
-        return await self._look(lambda transitions: failure_groups(transitions, queue, job, limit))
+        return await self._broker.look(lambda transitions: failure_groups(transitions, queue, job, limit))
 
     async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
         """Read the ids in portions, because the index gives only the numbers of the rows, and reading all of these takes long."""
-        ids, seqs = list[bytes](), await self._look(lambda transitions: _failed_seqs(transitions, fingerprint))
+        ids, seqs = list[bytes](), await self._broker.look(lambda transitions: _failed_seqs(transitions, fingerprint))
         for first in range(0, len(seqs), _IDS_AT_ONCE):
             packed = json.dumps(seqs[first : first + _IDS_AT_ONCE])
-            ids += await self._look(lambda transitions: _ids_of_failed(transitions, packed))  # noqa: B023 - it is called at once
+            ids += await self._broker.look(lambda transitions: _ids_of_failed(transitions, packed))  # noqa: B023 - it is called at once
         return ids
 
     async def purge(self, view: View, *, limit: int = 1_000) -> int:
-        return await self._call(Durability.FULL, lambda transitions: purge(transitions, view, limit))
+        return await self._broker.call(Durability.FULL, lambda transitions: purge(transitions, view, limit))
 
     async def drop(self, ids: Sequence[bytes]) -> list[Status | None]:
-        return await self._call(Durability.FULL, lambda transitions: [_drop(transitions, transitions.job(job_id)) for job_id in ids])
+        return await self._broker.call(Durability.FULL, lambda transitions: [_drop(transitions, transitions.job(job_id)) for job_id in ids])
 
     async def pause(self, queue: str) -> None:
-        await self._call(Durability.FULL, lambda transitions: pause(transitions, queue))
+        await self._broker.call(Durability.FULL, lambda transitions: pause(transitions, queue))
 
     async def resume(self, queue: str) -> None:
-        await self._call(Durability.FULL, lambda transitions: resume(transitions, queue))
+        await self._broker.call(Durability.FULL, lambda transitions: resume(transitions, queue))
 
     async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
-        return await self._look(lambda transitions: schedule_records(transitions, names))
+        return await self._broker.look(lambda transitions: schedule_records(transitions, names))
 
     async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
-        return await self._call(Durability.FULL, lambda transitions: amend_schedule(transitions, name, amendment))
+        return await self._broker.call(Durability.FULL, lambda transitions: amend_schedule(transitions, name, amendment))
 
     async def record_act(self, act: Act) -> None:
-        await self._call(Durability.FULL, lambda transitions: record_act(transitions, act))
+        await self._broker.call(Durability.FULL, lambda transitions: record_act(transitions, act))
 
     async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
-        return await self._look(lambda transitions: act_records(transitions, before, limit))
+        return await self._broker.look(lambda transitions: act_records(transitions, before, limit))
 
     async def metrics(self) -> Metrics:
-        return await self._look(metrics)
+        return await self._broker.look(metrics)
 
     async def examine(self) -> list[Finding]:
-        return await self._look(examine)
+        return await self._broker.look(examine)
 
 
 # --- looking ---------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def mail(open_broker: Open) -> Iterator[Waiter]:
 async def is_expected(broker: SqliteBroker) -> bool:
     """Whether the writer looks for a commit."""
     commits = broker._running().writer._transactions.commits
-    return await broker._call(Durability.READ, lambda _: commits.pause is not None)
+    return await broker.call(Durability.READ, lambda _: commits.pause is not None)
 
 
 async def test_a_commit_wakes_within_milliseconds(caller: Caller, mail: Waiter, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +190,7 @@ async def test_it_is_looked_for_no_longer_than_a_minute(
 async def test_nothing_is_looked_for_without_a_transaction(broker: SqliteBroker, caller: Caller) -> None:
     """Nor when a verb in one has added nothing."""
     said = list[str]()
-    await broker._call(Durability.READ, lambda transitions: transitions.connection.set_trace_callback(said.append))
+    await broker.call(Durability.READ, lambda transitions: transitions.connection.set_trace_callback(said.append))
     await broker.enqueue([job := an_envelope()])
     with caller.transaction():
         caller.enqueue(job)
@@ -202,7 +202,7 @@ async def test_nothing_is_looked_for_without_a_transaction(broker: SqliteBroker,
 async def test_a_look_costs_one_statement_while_nothing_changes(broker: SqliteBroker, caller: Caller) -> None:
     """About 250 times a second at first."""
     said = list[str]()
-    await broker._call(Durability.READ, lambda transitions: transitions.connection.set_trace_callback(said.append))
+    await broker.call(Durability.READ, lambda transitions: transitions.connection.set_trace_callback(said.append))
     caller.begin()
     caller.enqueue(*envelopes(100))
     await asyncio.sleep(0.05)

@@ -32,7 +32,7 @@ async def test_a_read_of_the_console_does_not_hold_up_the_writer(broker: SqliteB
         [(after,)] = transitions.connection.execute("SELECT count(*) FROM taskflow_jobs")
         return [before, after]
 
-    slow = asyncio.create_task(broker.console._look(read_slowly))
+    slow = asyncio.create_task(broker.look(read_slowly))
     await asyncio.to_thread(is_reading.wait, 30)
     new = envelopes(2)
     await asyncio.wait_for(broker.enqueue(new), 10)
@@ -52,7 +52,7 @@ async def test_the_reader_cannot_write(broker: SqliteBroker) -> None:
             return str(error)
         return "written"
 
-    assert "readonly" in await broker.console._look(write)
+    assert "readonly" in await broker.look(write)
 
 
 async def test_a_file_that_was_removed_or_replaced_is_not_read_any_more(open_broker: Open, path: Path) -> None:

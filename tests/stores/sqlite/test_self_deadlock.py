@@ -158,7 +158,7 @@ async def test_a_long_one_of_another_broker_is_waited_for(open_broker: Open) -> 
     broker, other = open_broker(), open_broker()
     await broker.enqueue([an_envelope()])
     await other.enqueue([an_envelope()])
-    slow = asyncio.create_task(other._call(Durability.FULL, lambda _: time.sleep(3 * HELD_FOR)))
+    slow = asyncio.create_task(other.call(Durability.FULL, lambda _: time.sleep(3 * HELD_FOR)))
     await asyncio.sleep(0.05)
     assert await broker.enqueue([an_envelope()])
     await asyncio.wait_for(slow, 1)
