@@ -15,7 +15,7 @@ import taskflow
 from taskflow import JobContext, Status, Worker, job
 from taskflow.worker.events import RunEnded, SessionEnded, SessionOpened
 from taskflow.worker.options import WorkerOptions
-from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
+from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def begun() -> threading.Event:
     return threading.Event()
 
 
-def quick(heard: Heard, **more: Any) -> WorkerOptions:
+def quick(heard: EventRecorder, **more: Any) -> WorkerOptions:
     return options(heard, **{"stop_timeout": 0.2, "grace": 0.2, **more})
 
 
-async def lose_session(broker: FaultyBroker, heard: Heard, **away: set[str]) -> None:
+async def lose_session(broker: FaultyBroker, heard: EventRecorder, **away: set[str]) -> None:
     """By an outage that is longer than the ttl; another session has begun when this ends. `meanwhile` and `after` are verbs that are away
     besides."""
     opened = sum(isinstance(event, SessionOpened) for event in heard.events)
@@ -44,7 +44,7 @@ async def lose_session(broker: FaultyBroker, heard: Heard, **away: set[str]) -> 
 
 
 @asynccontextmanager
-async def a_thread_left_behind(broker: FaultyBroker, heard: Heard, **more: Any) -> AsyncIterator[Worker]:
+async def a_thread_left_behind(broker: FaultyBroker, heard: EventRecorder, **more: Any) -> AsyncIterator[Worker]:
     """The worker's only thread is at a function of an earlier session, whose queue is paused."""
 
     @job(name="tests.past.stuck", queue="stuck")
@@ -70,7 +70,7 @@ def plain(ctx: JobContext) -> str:
 
 async def test_a_worker_whose_threads_are_all_left_behind_claims_nothing_until_one_is_free(broker: FaultyBroker) -> None:
     """What no thread could begin is left to other workers; then it goes on."""
-    heard = Heard()
+    heard = EventRecorder()
     async with a_thread_left_behind(broker, heard) as worker:
         handle = await plain.delay()
         ready = worker.health.ready()
@@ -92,7 +92,7 @@ async def test_a_plain_job_that_waits_for_a_thread_can_be_stopped_and_costs_noth
     def call() -> None:
         called.set()
 
-    heard = Heard()
+    heard = EventRecorder()
     worker = Worker(options=quick(heard, concurrency=2, ttl=20.0))
     async with worker:
         held = worker._threads.run(lambda: Run.release_thread.wait(30)), worker._threads.run(lambda: Run.release_thread.wait(30))
@@ -136,7 +136,7 @@ async def test_after_lost_sessions_jobs_have_the_context_variables_that_the_appl
         yield
 
     taskflow.configure(lifespan=lifespan)
-    heard = Heard()
+    heard = EventRecorder()
     async with Worker(options=quick(heard)):
         for _ in range(times):
             await lose_session(broker, heard)
@@ -146,7 +146,7 @@ async def test_after_lost_sessions_jobs_have_the_context_variables_that_the_appl
 
 async def test_what_had_ended_when_its_session_was_lost_is_told_at_the_end_of_the_worker(broker: FaultyBroker) -> None:
     """The broker is back at that moment, and a verdict that waits for its next try is not dropped."""
-    heard, others = Heard(), {"claim", "upkeep"}
+    heard, others = EventRecorder(), {"claim", "upkeep"}
     handle = await waits.delay()
     async with Worker(options=options(heard, stop_timeout=20.0)):
         await Run.started.wait()
@@ -164,7 +164,7 @@ async def test_a_stranger_that_cancels_every_task_between_two_sessions_does_not_
     broker: FaultyBroker, verbs: set[str]
 ) -> None:
     """Nor verdicts of the one before untold."""
-    heard = Heard()
+    heard = EventRecorder()
     handle = await waits.delay()
     async with Worker(options=options(heard)) as worker:
         await Run.started.wait()

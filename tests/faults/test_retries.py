@@ -14,7 +14,7 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import BrokerCallFailed, SessionEnded, SessionOpened
-from tests.worker.scene import FaultyBroker, Heard, Run, options, waits
+from tests.worker.scene import EventRecorder, FaultyBroker, Run, options, waits
 
 TRIES = 2_000
 """More than the 1,024 doublings after which a float overflows."""
@@ -53,13 +53,13 @@ class FailsAtFirst(MemoryBroker):
         return await super().settle(settlements)
 
 
-def troubles(heard: Heard, doing: str) -> int:
+def troubles(heard: EventRecorder, doing: str) -> int:
     return sum(isinstance(event, BrokerCallFailed) and event.operation == doing for event in heard.events)
 
 
 @pytest.mark.parametrize(("verb", "doing"), [("claim", "claiming"), ("settle", "settling")])
 async def test_a_session_goes_on_after_2000_tries(quick: None, verb: str, doing: str) -> None:
-    heard = Heard()
+    heard = EventRecorder()
     Run.release.set()
     with default_app().using(FailsAtFirst(verb)):
         handle = await waits.delay()
@@ -80,7 +80,7 @@ async def test_a_worker_begins_another_session_after_2000_tries(quick: None) -> 
             self.left -= self.left > TRIES
             await super().register(session)
 
-    broker, heard = Forgetful(), Heard()
+    broker, heard = Forgetful(), EventRecorder()
     Run.release.set()
     with default_app().using(broker):
         async with Worker(options=options(heard)):
@@ -93,7 +93,7 @@ async def test_a_worker_begins_another_session_after_2000_tries(quick: None) -> 
 
 
 async def test_a_drain_goes_on_after_2000_tries(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    broker, heard, left = MemoryBroker(), Heard(), iter(range(TRIES))
+    broker, heard, left = MemoryBroker(), EventRecorder(), iter(range(TRIES))
     console = broker.console
     queues = console.queues
 

@@ -41,7 +41,7 @@ from tests.worker.scene import FaultyBroker, Run, waits
 TIMEOUT = 60.0
 
 
-class Heard:
+class ThreadSafeEventRecorder:
     """Events of all threads, and what is to be done when one comes."""
 
     def __init__(self, on: type[WorkerEvent] | None = None, do: Callable[[], object] = lambda: None, times: int = 1) -> None:
@@ -66,7 +66,7 @@ class Heard:
                 await self._changed.wait()
 
 
-def options(heard: Heard, **more: Any) -> WorkerOptions:
+def options(heard: ThreadSafeEventRecorder, **more: Any) -> WorkerOptions:
     return WorkerOptions(subscribers=(heard,), **{"ttl": 20.0, "grace": 5.0, "stop_timeout": 0.5, **more})
 
 
@@ -103,7 +103,7 @@ async def leaves_a_callback() -> None:
 
 
 async def test_a_job_that_blocks_the_loop_is_named_with_its_own_lines(broker: Broker) -> None:
-    heard = Heard(LoopStalled, Run.release_thread.set)
+    heard = ThreadSafeEventRecorder(LoopStalled, Run.release_thread.set)
     handle = await blocks.delay()
     async with Worker(options=options(heard)):
         assert await handle.result(TIMEOUT) == "epoch 1"
@@ -118,7 +118,7 @@ async def test_a_job_that_blocks_the_loop_is_named_with_its_own_lines(broker: Br
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="a task's context cannot be read before")
 async def test_a_task_that_a_job_has_begun_is_the_jobs(broker: Broker) -> None:
-    heard = Heard(LoopStalled, Run.release_thread.set)
+    heard = ThreadSafeEventRecorder(LoopStalled, Run.release_thread.set)
     handle = await blocks_in_a_task.delay()
     async with Worker(options=options(heard)):
         await handle.result(TIMEOUT)
@@ -129,7 +129,7 @@ async def test_a_task_that_a_job_has_begun_is_the_jobs(broker: Broker) -> None:
 
 
 async def test_what_is_no_jobs_code_is_shown_all_the_same(broker: Broker) -> None:
-    heard = Heard(LoopStalled, Run.release_thread.set)
+    heard = ThreadSafeEventRecorder(LoopStalled, Run.release_thread.set)
     await leaves_a_callback.delay()
     async with Worker(options=options(heard)):
         await heard.wait_for(LoopStalled)
@@ -166,7 +166,7 @@ async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker
         watch._timer = watch._loop.call_later(60.0, int)
 
     monkeypatch.setattr(watchdog.Watchdog, "_tick", no_tick)
-    heard = Heard()
+    heard = ThreadSafeEventRecorder()
     long = await runs_in_a_thread.delay(3.0)
     short = await runs_in_a_thread.delay(0.7)
     async with Worker(options=options(heard)):
@@ -209,7 +209,7 @@ class LateLook:
 
     async def hear(self, kind: type[WorkerEvent]) -> Any:
         """Return the event of this kind that the watch tells of the late look."""
-        heard = Heard()
+        heard = ThreadSafeEventRecorder()
         watch = watchdog.Watchdog(OneRun(self._holding, self.slow), Events(heard), start_thread, stall_limit=0.0, ttl=20.0)
         watch.start()
         await heard.wait_for(kind)
@@ -269,7 +269,7 @@ async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pyt
     """After 1 s, 10 s, 100 s: here after a twentieth of that."""
     monkeypatch.setattr(watchdog, "LOOK", 0.01)
     monkeypatch.setattr(watchdog, "FIRST_TOLD", 0.05)
-    heard = Heard(LoopStalled, Run.release_thread.set, times=2)
+    heard = ThreadSafeEventRecorder(LoopStalled, Run.release_thread.set, times=2)
     handle = await blocks.delay()
     async with Worker(options=options(heard)):
         await handle.result(TIMEOUT)
@@ -296,7 +296,7 @@ async def test_in_an_application_a_loop_that_stands_still_for_good_ends_the_sess
         return before, Counted.beats
 
     with default_app().using(Counted()):
-        heard = Heard(StalledForGood, Run.release_thread.set)
+        heard = ThreadSafeEventRecorder(StalledForGood, Run.release_thread.set)
         handle = await blocks_for_good.delay()
         async with Worker(options=options(heard, stall_limit=1.5, ttl=1.0)):
             before, after = await handle.result(TIMEOUT)
@@ -321,7 +321,7 @@ async def test_a_subscriber_that_hangs_does_not_keep_the_limit_from_being_heeded
         told.append(is_delivered)
         Run.release_thread.set()
 
-    heard = Heard(StalledForGood, block)
+    heard = ThreadSafeEventRecorder(StalledForGood, block)
     handle = await blocks.delay()
     async with Worker(options=options(heard, stall_limit=1.5, on_stall_limit=on_limit)):
         await handle.result(TIMEOUT)
@@ -355,7 +355,7 @@ async def test_whatever_ends_the_keepers_thread_another_session_takes_its_place(
 
     Run.release.set()
     with default_app().using(WithHeartbeat(fails_once)):
-        heard = Heard()
+        heard = ThreadSafeEventRecorder()
         async with Worker(options=options(heard)):
             await heard.wait_for(SessionOpened, times=2)
             assert await (await waits.delay()).result(TIMEOUT) is not None
@@ -377,7 +377,7 @@ async def test_a_keeper_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) 
 
     Run.release.set()
     with default_app().using(WithHeartbeat(hangs_at_first)):
-        heard = Heard()
+        heard = ThreadSafeEventRecorder()
         async with Worker(options=options(heard, ttl=0.4)):
             await heard.wait_for(SessionOpened, times=2)
             assert await (await waits.delay()).result(TIMEOUT) is not None
@@ -395,7 +395,7 @@ async def test_a_keeper_that_no_thread_can_be_had_for_is_tried_again(broker: Bro
             raise refusals.pop()
         return start_thread(target, name)
 
-    heard = Heard()
+    heard = ThreadSafeEventRecorder()
     async with Worker(options=options(heard), seams=Seams(start_thread=start)):
         [worker] = await broker.console.workers()
         await broker.beat(Beat(session=worker.session.id, leaving=True))
@@ -415,7 +415,7 @@ async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_thr
             asyncio.get_running_loop().run_in_executor(None, block)
 
     handle = await takes_threads.delay()
-    async with Worker(options=options(Heard())):
+    async with Worker(options=options(ThreadSafeEventRecorder())):
         await handle.result(TIMEOUT)
         began_at = time.monotonic()
     assert time.monotonic() - began_at < heartbeat.STOPS_WITHIN
@@ -451,7 +451,7 @@ async def sleeps_in_c() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a thread has computed")
 @pytest.mark.parametrize("culprit", [computes, computes_in_a_thread], ids=["in the loop", "in a thread"])
 async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Broker, culprit: Any) -> None:
-    heard = Heard(InterpreterBlocked, Run.release_thread.set)
+    heard = ThreadSafeEventRecorder(InterpreterBlocked, Run.release_thread.set)
     handle = await culprit.delay()
     async with Worker(options=options(heard)):
         await handle.result(TIMEOUT)
@@ -463,7 +463,7 @@ async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Bro
 
 
 async def test_a_process_that_stood_still_without_computing_accuses_nobody(broker: Broker) -> None:
-    heard = Heard()
+    heard = ThreadSafeEventRecorder()
     handle = await sleeps_in_c.delay()
     async with Worker(options=options(heard)):
         await handle.result(TIMEOUT)

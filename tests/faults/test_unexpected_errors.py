@@ -21,7 +21,7 @@ from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import BrokerCallFailed, ReportDropped, ServiceFailed, SessionEnded, SessionOpened
 from tests.support.harnesses import BROKERS, StoreHarness
-from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
+from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
 @pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
@@ -59,7 +59,7 @@ async def test_a_verb_that_raises_what_no_broker_does_costs_no_lease(
     any_broker: Broker, monkeypatch: pytest.MonkeyPatch, verb: str, after: bool
 ) -> None:
     """The neighbour that runs meanwhile ends as if nothing were; what the verb was about is done in the end, and nothing is counted."""
-    heard = Heard()
+    heard = EventRecorder()
     neighbour = await waits.delay()
     async with Worker(options=options(heard, ttl=4.0)):
         await Run.started.wait()
@@ -81,7 +81,7 @@ async def quick(ctx: JobContext) -> int:
 
 async def test_a_claim_that_fails_again_and_again_is_told_of_and_backs_off(monkeypatch: pytest.MonkeyPatch) -> None:
     async with a_faulty_broker() as broker:
-        heard = Heard()
+        heard = EventRecorder()
         fails(broker, monkeypatch, "claim", ValueError("one odd row"), after=False, times=1_000_000)
         async with Worker(options=options(heard, ttl=20.0)):
             await heard.wait_for(ServiceFailed, times=4)
@@ -107,7 +107,7 @@ class OddBeats(FaultyBroker):
 
 
 async def test_a_beat_that_raises_what_no_broker_does_is_sent_again() -> None:
-    heard = Heard()
+    heard = EventRecorder()
     with default_app().using(OddBeats()):
         handle = await waits.delay()
         async with Worker(options=options(heard, ttl=4.0)):
@@ -128,7 +128,7 @@ async def odd_progress(ctx: JobContext, note: str) -> int:
 
 
 async def test_a_report_that_cannot_be_written_is_dropped_and_its_neighbours_are_written(any_broker: Broker) -> None:
-    heard = Heard()
+    heard = EventRecorder()
     odd = [await odd_progress.delay("path"), await odd_progress.delay("path")]
     sound = [await odd_progress.delay("text") for _ in range(5)]
     async with Worker(options=options(heard, ttl=2.0)):
@@ -163,7 +163,7 @@ class Unwritable(MemoryBroker):
 
 
 async def test_a_verdict_that_can_never_be_written_holds_up_no_other() -> None:
-    heard = Heard()
+    heard = EventRecorder()
     with default_app().using(Unwritable()):
         await quick.delay()
         async with Worker(options=options(heard, ttl=60.0)):

@@ -26,7 +26,7 @@ async def add(x: int) -> int:
     return x + 1
 
 
-class Heard:
+class TimedEventRecorder:
     """A subscriber that can be waited for."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ async def test_sessions_that_end_early_in_a_row_begin_at_growing_intervals(broke
         raise OSError(errno.EMFILE, "as the system says")
 
     monkeypatch.setattr("taskflow.worker.heartbeat.asyncio.run", no_loop)
-    heard = Heard()
+    heard = TimedEventRecorder()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         await heard.wait_for(SessionOpened, 5)
     times = heard.times_of(SessionOpened)
@@ -87,7 +87,7 @@ async def test_sessions_that_end_early_in_a_row_begin_at_growing_intervals(broke
 
 async def test_without_descriptors_for_a_beat_the_session_lives_on(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     without_descriptors(broker, monkeypatch, errno.EMFILE)
-    heard = Heard()
+    heard = TimedEventRecorder()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         await heard.wait_for(BrokerCallFailed, 3)
     assert len(heard.times_of(SessionOpened)) == 1
@@ -95,7 +95,7 @@ async def test_without_descriptors_for_a_beat_the_session_lives_on(broker: Memor
 
 async def test_a_keeper_whose_descriptors_are_gone_says_so(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     without_descriptors(broker, monkeypatch, errno.EBADF)
-    heard = Heard()
+    heard = TimedEventRecorder()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         await heard.wait_for(DescriptorsClosed)
 
@@ -110,7 +110,7 @@ async def test_claims_that_the_store_refuses_are_tried_again(broker: MemoryBroke
         return await claim(session, request, queues, limit)
 
     monkeypatch.setattr(broker, "claim", refusing)
-    heard = Heard()
+    heard = TimedEventRecorder()
     handle = await add.delay(1)
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         assert await handle.result(60) == 2
@@ -128,7 +128,7 @@ async def test_a_part_that_fails_by_a_bug_starts_again(broker: MemoryBroker, mon
         return await claim(session, request, queues, limit)
 
     monkeypatch.setattr(broker, "claim", failing)
-    heard = Heard()
+    heard = TimedEventRecorder()
     handle = await add.delay(1)
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         assert await handle.result(60) == 2
@@ -146,7 +146,7 @@ async def test_drained_asks_again_while_the_broker_is_away(broker: MemoryBroker,
 
     monkeypatch.setattr(console, "queues", away_at_first)
     monkeypatch.setattr(type(broker), "console", property(lambda self: console))
-    heard = Heard()
+    heard = TimedEventRecorder()
     async with Worker(options=WorkerOptions(subscribers=(heard,))) as worker:
         async with asyncio.timeout(60):
             await worker.drained()

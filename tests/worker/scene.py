@@ -1,4 +1,4 @@
-"""What the tests of a worker's life share: a broker that can be away, a job that waits, and an ear for events."""
+"""What the tests of a worker's life share: a broker that can be away, a job that waits, and recorders of events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from taskflow import BrokerUnavailable, JobContext, JobHandle, job
+from taskflow import BrokerUnavailable, JobContext, JobHandle, JobInfo, Middleware, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Upkept
@@ -22,7 +22,7 @@ from taskflow.worker.events import WorkerEvent
 from taskflow.worker.options import WorkerOptions
 
 
-class Heard:
+class EventRecorder:
     """The worker's events, and a way to wait for one."""
 
     def __init__(self) -> None:
@@ -38,6 +38,30 @@ class Heard:
             while sum(isinstance(event, kind) for event in self.events) < times:
                 self._changed.clear()
                 await self._changed.wait()
+
+
+class EndedRecorder(Middleware):
+    """Records what its hook `ended` is called with."""
+
+    def __init__(self) -> None:
+        self.infos: list[JobInfo] = []
+        self._changed = asyncio.Event()
+
+    async def ended(self, info: JobInfo) -> None:
+        self.infos.append(info)
+        self._changed.set()
+
+    async def wait_for(self, number: int) -> dict[str, JobInfo]:
+        """Wait for so many calls, and return what they were given by the job's id."""
+        async with asyncio.timeout(20):
+            while len(self.infos) < number:
+                self._changed.clear()
+                await self._changed.wait()
+        return {info.id: info for info in self.infos}
+
+    def about(self, handle: JobHandle[Any]) -> JobInfo:
+        [info] = [info for info in self.infos if info.id == handle.id]
+        return info
 
 
 class FaultyBroker(MemoryBroker):
@@ -105,5 +129,5 @@ async def a_faulty_broker() -> AsyncIterator[FaultyBroker]:
         yield broker
 
 
-def options(heard: Heard, **more: Any) -> WorkerOptions:
+def options(heard: EventRecorder, **more: Any) -> WorkerOptions:
     return WorkerOptions(subscribers=(heard,), **{"ttl": 0.4, "grace": 5.0, "stop_timeout": 0.5, **more})

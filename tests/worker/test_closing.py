@@ -22,7 +22,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.session import Beat
 from taskflow.worker.events import SessionEnded, SessionOpened, WindingDown
 from taskflow.worker.options import WorkerOptions
-from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
+from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
 def cancel_all(*spared: asyncio.Task[Any] | None) -> None:
@@ -40,7 +40,7 @@ async def test_a_winding_down_whose_tasks_are_all_cancelled_is_done_to_its_end(b
     """By a stranger, or a job; the worker leaves, and nothing beats on."""
     handle = await waits.options(max_attempts=1).delay()
     the_test = asyncio.current_task()
-    heard = Heard()
+    heard = EventRecorder()
 
     async def host() -> None:
         async with Worker(options=options(heard, grace=3600.0)):
@@ -61,7 +61,7 @@ async def test_a_winding_down_whose_tasks_are_all_cancelled_is_done_to_its_end(b
 
 
 async def test_a_worker_whose_own_closing_alone_is_cancelled_goes_on_with_its_grace_time(broker: Broker) -> None:
-    heard = Heard()
+    heard = EventRecorder()
     handle = await waits.delay()
 
     async def host() -> None:
@@ -84,7 +84,7 @@ async def test_a_worker_whose_own_closing_alone_is_cancelled_goes_on_with_its_gr
 async def test_a_session_that_is_lost_while_it_winds_down_stops_its_runs(how: str) -> None:
     """Others run these jobs already: the grace time is over at once, and no other session begins."""
     async with a_faulty_broker() as broker:
-        heard = Heard()
+        heard = EventRecorder()
         handle = await waits.delay()
         began_at = 0.0
         async with Worker(options=options(heard, grace=3600.0)):
@@ -117,7 +117,7 @@ def test_a_run_that_asyncio_run_cancels_with_its_worker_is_handed_back() -> None
     started = asyncio.Event()
 
     async def work() -> None:
-        async with Worker(options=options(Heard(), ttl=20.0)):
+        async with Worker(options=options(EventRecorder(), ttl=20.0)):
             await asyncio.Event().wait()
 
     async def main() -> Any:
@@ -147,7 +147,7 @@ async def test_a_run_that_a_stranger_cancels_alone_has_failed(broker: Broker) ->
         raise ValueError("of its own")
 
     handle = await fails.delay()
-    heard = Heard()
+    heard = EventRecorder()
 
     async def host() -> None:
         async with Worker(options=options(heard, grace=3600.0, ttl=20.0)):
@@ -191,7 +191,7 @@ def test_two_ctrl_cs_under_asyncio_run_leave_no_lease() -> None:
 
     async def main() -> None:
         handles.append(await waits.delay())
-        async with Worker(options=options(Heard(), grace=3600.0, ttl=2.0)):
+        async with Worker(options=options(EventRecorder(), grace=3600.0, ttl=2.0)):
             await Run.started.wait()
             loop = asyncio.get_running_loop()
             for after in (0.1, 0.3):
@@ -211,7 +211,7 @@ def test_two_ctrl_cs_under_asyncio_run_leave_no_lease() -> None:
 
 async def test_a_worker_that_is_entered_twice_is_refused(broker: Broker) -> None:
     """In its own block, and after it."""
-    worker = Worker(options=options(Heard()))
+    worker = Worker(options=options(EventRecorder()))
     async with worker:
         with pytest.raises(ConfigurationError, match="this Worker was entered before"):
             await worker.__aenter__()
@@ -235,7 +235,7 @@ async def failing_lifespan() -> AsyncIterator[str]:
 async def test_a_lifespan_whose_exit_fails_does_not_hide_the_blocks_error(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     taskflow.configure(lifespan=failing_lifespan)
     with pytest.raises(LookupError, match="the block's own"), caplog.at_level(logging.ERROR, "taskflow.worker"):
-        async with Worker(options=options(Heard())):
+        async with Worker(options=options(EventRecorder())):
             raise LookupError("the block's own")
     assert "the lifespan's exit failed too, after LookupError" in caplog.text
     assert "the pool could not be closed" in caplog.text
@@ -244,7 +244,7 @@ async def test_a_lifespan_whose_exit_fails_does_not_hide_the_blocks_error(broker
 async def test_a_lifespan_whose_exit_fails_alone_is_raised(broker: Broker) -> None:
     taskflow.configure(lifespan=failing_lifespan)
     with pytest.raises(OSError, match="the pool could not be closed"):
-        async with Worker(options=options(Heard())):
+        async with Worker(options=options(EventRecorder())):
             pass
 
 

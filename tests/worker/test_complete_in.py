@@ -17,7 +17,7 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.url import connect
 from taskflow.model.verdict import Completed
 from tests.cli.processes import Shell
-from tests.worker.scene import Heard, options
+from tests.worker.scene import EventRecorder, options
 
 TIMEOUT: Final = 20.0
 
@@ -88,7 +88,7 @@ async def wrong_result(ctx: JobContext) -> str:
 
 
 async def failure_of(handle: JobHandle[Any]) -> JobFailed:
-    async with Worker(options=options(Heard(), concurrency=2)):
+    async with Worker(options=options(EventRecorder(), concurrency=2)):
         with pytest.raises(JobFailed) as caught:
             await handle.result(TIMEOUT)
     return caught.value
@@ -97,7 +97,7 @@ async def failure_of(handle: JobHandle[Any]) -> JobFailed:
 @pytest.mark.parametrize("which", [in_loop, in_thread], ids=["in the loop", "in a thread"])
 async def test_a_synchronous_connection_acts_when_called(broker: None, which: Any) -> None:
     handle = await which.delay()
-    async with Worker(options=options(Heard(), concurrency=2)):
+    async with Worker(options=options(EventRecorder(), concurrency=2)):
         assert await handle.result(TIMEOUT) == "receipt"
 
 
@@ -138,7 +138,7 @@ async def test_a_completion_that_rolled_back_is_a_failure_with_its_follow_up(bro
     """One that committed has succeeded, and sends nothing, whatever the run does afterwards."""
     followed = fails_afterwards.options(on_failure=restores.bind())
     failed, succeeded = await followed.delay(False), await followed.delay(True)
-    async with Worker(options=options(Heard(), concurrency=2)) as worker:
+    async with Worker(options=options(EventRecorder(), concurrency=2)) as worker:
         with pytest.raises(JobFailed, match="afterwards"):
             await failed.result(TIMEOUT)
         await succeeded.result(TIMEOUT)
@@ -148,7 +148,7 @@ async def test_a_completion_that_rolled_back_is_a_failure_with_its_follow_up(bro
 
 async def test_a_run_that_has_ended_cannot_be_completed(broker: None) -> None:
     handle = await in_loop.delay()
-    async with Worker(options=options(Heard(), concurrency=2)):
+    async with Worker(options=options(EventRecorder(), concurrency=2)):
         await handle.result(TIMEOUT)
         await asyncio.sleep(0.05)  # the worker learns of the end later than those who wait for it
         with closing(sqlite3.connect(User.file)) as connection, pytest.raises(TaskflowError, match="after the run had ended"):
@@ -167,7 +167,7 @@ async def test_middleware_sees_that_a_run_was_completed(broker: None) -> None:
     Watching.seen = []
     configure(middleware=[Watching()])
     handle = await in_thread.delay()
-    async with Worker(options=options(Heard(), concurrency=2)):
+    async with Worker(options=options(EventRecorder(), concurrency=2)):
         await handle.result(TIMEOUT)
     [verdict] = Watching.seen
     assert isinstance(verdict, Completed)

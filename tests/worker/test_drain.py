@@ -22,7 +22,7 @@ from tests.support.harnesses import BROKERS, StoreHarness
 from tests.support.listing import listed
 from tests.support.spoiling import Spoiler, spoil_one
 from tests.support.world import World
-from tests.worker.scene import Heard, options
+from tests.worker.scene import EventRecorder, options
 
 
 @job(name="tests.drain.work", keep_result=1_000.0)
@@ -55,7 +55,7 @@ async def broker(harness: StoreHarness) -> AsyncIterator[Broker]:
 
 
 async def drained() -> Worker:
-    async with Worker(options=options(Heard(), ttl=5.0, drain_horizon=0.0)) as worker, asyncio.timeout(60):
+    async with Worker(options=options(EventRecorder(), ttl=5.0, drain_horizon=0.0)) as worker, asyncio.timeout(60):
         await worker.drained()
     return worker
 
@@ -104,7 +104,7 @@ async def test_a_drain_counts_the_poison_in_its_queues_as_failures(kind: type[St
                 await work.options(queue=queue).delay(1)
             session = await world.a_session("lost")
             assert len(await world.claim(session, ["default", "elsewhere"])) == 2
-            ours = options(Heard(), ttl=5.0, drain_horizon=0.0, queues=QueueChoice.parse("default"))
+            ours = options(EventRecorder(), ttl=5.0, drain_horizon=0.0, queues=QueueChoice.parse("default"))
             async with Worker(options=ours) as worker, asyncio.timeout(20):
                 draining = asyncio.create_task(worker.drained())
                 await world.die(session)

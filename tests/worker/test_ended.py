@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from taskflow import Cancel, Discard, JobContext, JobHandle, JobInfo, Retry, Snooze, Status, TaskflowJobs, Worker, configure, enqueue, job
+from taskflow import Cancel, Discard, JobContext, JobInfo, Retry, Snooze, Status, TaskflowJobs, Worker, configure, enqueue, job
 from taskflow.app.app import default_app
 from taskflow.app.middleware import Middleware
 from taskflow.broker.memory import MemoryBroker
@@ -23,29 +23,7 @@ from taskflow.worker import ended_hooks
 from taskflow.worker.options import WorkerOptions
 from tests.support.harnesses import BROKERS
 from tests.support.world import World
-from tests.worker.scene import FaultyBroker, Run, a_faulty_broker, waits
-
-
-class Hearing(Middleware):
-    """Keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.infos: list[JobInfo] = []
-        self._changed = asyncio.Event()
-
-    async def ended(self, info: JobInfo) -> None:
-        self.infos.append(info)
-        self._changed.set()
-
-    async def wait_for(self, number: int) -> None:
-        async with asyncio.timeout(20):
-            while len(self.infos) < number:
-                self._changed.clear()
-                await self._changed.wait()
-
-    def about(self, handle: JobHandle[Any]) -> JobInfo:
-        [info] = [info for info in self.infos if info.id == handle.id]
-        return info
+from tests.worker.scene import EndedRecorder, FaultyBroker, Run, a_faulty_broker, waits
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +35,8 @@ def memory() -> Iterator[MemoryBroker]:
 
 
 @pytest.fixture
-def hearing() -> Hearing:
-    hearing = Hearing()
+def hearing() -> EndedRecorder:
+    hearing = EndedRecorder()
     configure(middleware=[hearing])
     return hearing
 
@@ -91,7 +69,7 @@ async def ends(ctx: JobContext, how: str) -> str:
 
 
 async def test_each_end_of_a_run_is_heard_once(world: World) -> None:
-    hearing = Hearing()
+    hearing = EndedRecorder()
     configure(middleware=[hearing])
     calls = {how: ends.bind(how) for how in ("returns", "fails", "discards", "cancels", "snoozes once")}
     calls["retries once"] = ends.options(max_attempts=2).bind("retries once")
@@ -120,7 +98,7 @@ async def test_each_end_of_a_run_is_heard_once(world: World) -> None:
 
 async def test_a_run_that_would_wait_again_but_was_asked_to_stop_has_ended(world: World) -> None:
     """Only the store knows that: the worker has not heard of the request yet."""
-    hearing = Hearing()
+    hearing = EndedRecorder()
     configure(middleware=[hearing])
 
     class Step:
@@ -143,7 +121,9 @@ async def test_a_run_that_would_wait_again_but_was_asked_to_stop_has_ended(world
     assert hearing.about(handle).status is Status.CANCELLED
 
 
-async def test_a_failing_hook_is_logged_with_the_job_and_the_next_is_called(hearing: Hearing, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_hook_is_logged_with_the_job_and_the_next_is_called(
+    hearing: EndedRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken(Middleware):
         async def ended(self, info: JobInfo) -> None:
             raise RuntimeError("no network")
@@ -180,7 +160,7 @@ async def test_a_slow_hook_delays_no_settlement_and_ends_with_the_worker(caplog:
     assert f"Hanging.ended() was not done with {number} ended job(s) when the worker ended" in caplog.text
 
 
-async def test_hooks_that_have_begun_may_finish_before_the_worker_ends(hearing: Hearing) -> None:
+async def test_hooks_that_have_begun_may_finish_before_the_worker_ends(hearing: EndedRecorder) -> None:
     class Slow(Middleware):
         async def ended(self, info: JobInfo) -> None:
             await asyncio.sleep(0.2)
@@ -197,7 +177,7 @@ async def test_ends_beyond_the_bound_are_dropped_and_counted_in_the_log(
 ) -> None:
     """Each time that the hooks are stuck."""
 
-    class Stuck(Hearing):
+    class Stuck(EndedRecorder):
         may_end = asyncio.Event()
 
         async def ended(self, info: JobInfo) -> None:
@@ -225,7 +205,7 @@ async def test_ends_beyond_the_bound_are_dropped_and_counted_in_the_log(
 
 
 async def test_a_worker_claims_no_faster_than_its_hooks_hear(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    class Slow(Hearing):
+    class Slow(EndedRecorder):
         async def ended(self, info: JobInfo) -> None:
             await asyncio.sleep(0.01)
             await super().ended(info)
@@ -241,7 +221,7 @@ async def test_a_worker_claims_no_faster_than_its_hooks_hear(monkeypatch: pytest
 
 
 async def test_a_worker_that_is_held_up_does_not_take_its_hooks_for_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Slow(Hearing):
+    class Slow(EndedRecorder):
         async def ended(self, info: JobInfo) -> None:
             await asyncio.sleep(0.12)
             await super().ended(info)
@@ -280,7 +260,7 @@ async def test_hooks_that_hang_do_not_stop_the_worker(monkeypatch: pytest.Monkey
             await worker.drained()
 
 
-async def test_a_hook_hears_of_an_end_while_the_records_cannot_be_read(hearing: Hearing) -> None:
+async def test_a_hook_hears_of_an_end_while_the_records_cannot_be_read(hearing: EndedRecorder) -> None:
     class Unread(FaultyBroker):
         async def read(self, ids: Any) -> Any:
             self._check("read")
@@ -303,7 +283,7 @@ async def test_a_hook_hears_of_an_end_while_the_records_cannot_be_read(hearing: 
     assert told.arguments is None  # they may be large, so the worker does not keep them
 
 
-async def test_a_job_that_cancels_every_task_costs_no_end(hearing: Hearing) -> None:
+async def test_a_job_that_cancels_every_task_costs_no_end(hearing: EndedRecorder) -> None:
     @job(name="tests.ended.rampage", queue="rampage", max_attempts=1)
     async def rampage() -> None:
         for task in asyncio.all_tasks():
@@ -318,7 +298,7 @@ async def test_a_job_that_cancels_every_task_costs_no_end(hearing: Hearing) -> N
 
 
 async def test_tests_hear_of_ends_too(taskflow_jobs: TaskflowJobs) -> None:
-    hearing = Hearing()
+    hearing = EndedRecorder()
     configure(middleware=[hearing])
     handle = await ends.delay("returns")
     await taskflow_jobs.run_all()
@@ -340,7 +320,7 @@ async def test_without_such_a_hook_no_record_is_read(memory: MemoryBroker, monke
     assert worker.tally.ended == 1
 
 
-async def test_an_end_is_heard_once_the_store_has_it_and_not_before(hearing: Hearing) -> None:
+async def test_an_end_is_heard_once_the_store_has_it_and_not_before(hearing: EndedRecorder) -> None:
     async with a_faulty_broker() as broker:
         broker.away.add("settle")
         handle = await ends.delay("returns")
@@ -355,7 +335,7 @@ async def test_an_end_is_heard_once_the_store_has_it_and_not_before(hearing: Hea
     assert hearing.about(handle).status is Status.SUCCEEDED
 
 
-async def test_a_run_whose_lease_was_lost_ends_nothing(hearing: Hearing) -> None:
+async def test_a_run_whose_lease_was_lost_ends_nothing(hearing: EndedRecorder) -> None:
     """Only the run whose verdict counts does."""
     async with a_faulty_broker() as broker:
         handle = await waits.delay()
@@ -382,7 +362,7 @@ def completes(ctx: JobContext, path: str, commits: bool) -> str:
 
 @pytest.mark.parametrize(("commits", "status"), [(True, Status.SUCCEEDED), (False, Status.FAILED)])
 async def test_a_run_that_completed_in_a_transaction_has_the_end_of_that(
-    hearing: Hearing, tmp_path: Path, commits: bool, status: Status
+    hearing: EndedRecorder, tmp_path: Path, commits: bool, status: Status
 ) -> None:
     path = tmp_path / "app.db"
     broker = connect(f"sqlite:///{path}?shared=1")

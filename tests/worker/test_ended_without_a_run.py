@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskflow import JobHandle, JobInfo, Middleware, Status, TaskflowJobs, Worker, configure, job, operate
+from taskflow import JobHandle, Middleware, Status, TaskflowJobs, Worker, configure, job, operate
 from taskflow.app import bulk_actions
 from taskflow.app.app import default_app
 from taskflow.broker.console import View
@@ -20,25 +20,7 @@ from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from tests.support.harnesses import BROKERS
 from tests.support.world import World
-
-
-class Hearing(Middleware):
-    """Keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.infos: list[JobInfo] = []
-        self._changed = asyncio.Event()
-
-    async def ended(self, info: JobInfo) -> None:
-        self.infos.append(info)
-        self._changed.set()
-
-    async def wait_for(self, number: int) -> dict[str, JobInfo]:
-        async with asyncio.timeout(20):
-            while len(self.infos) < number:
-                self._changed.clear()
-                await self._changed.wait()
-        return {info.id: info for info in self.infos}
+from tests.worker.scene import EndedRecorder
 
 
 @pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)
@@ -61,7 +43,7 @@ def elsewhere() -> WorkerOptions:
 async def test_a_purge_in_batches_reaches_each_job_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although a purged job is CANCELLED for a while, and cancelled jobs are purged too."""
     monkeypatch.setattr(bulk_actions, "PAGE", 2)
-    hearing = Hearing()
+    hearing = EndedRecorder()
     configure(middleware=[hearing])
     handles = [await waits.options(tags=("many",)).delay(n) for n in range(5)]
     async with Worker(options=elsewhere()):
@@ -73,7 +55,7 @@ async def test_a_purge_in_batches_reaches_each_job_once(world: World, monkeypatc
 
 
 async def test_each_end_without_a_run_is_heard_once(world: World) -> None:
-    hearing = Hearing()
+    hearing = EndedRecorder()
     configure(middleware=[hearing])
     async with Worker(options=elsewhere()):
         lost = await waits.options(queue="lost").delay(5)
@@ -99,7 +81,7 @@ async def test_each_end_without_a_run_is_heard_once(world: World) -> None:
 
 
 async def test_more_than_one_portion_is_heard_at_once(world: World) -> None:
-    hearing = Hearing()
+    hearing = EndedRecorder()
     configure(middleware=[hearing])
     async with Worker(options=elsewhere()):
         handles = [await waits.delay(n) for n in range(MAX_ENDS + 20)]
@@ -109,7 +91,7 @@ async def test_more_than_one_portion_is_heard_at_once(world: World) -> None:
 
 
 async def test_a_poison_job_with_a_follow_up_is_heard_of_by_the_worker_that_ends_it(world: World) -> None:
-    hearing = Hearing()
+    hearing = EndedRecorder()
     configure(middleware=[hearing])
     failing = await waits.options(on_failure=waits.bind(2)).delay(1)
     session = await world.a_session("lost")
@@ -145,7 +127,7 @@ class Counting(MemoryBroker):
 async def test_only_a_worker_with_such_a_hook_asks(wants_ends: bool) -> None:
     broker = Counting()
     with default_app().using(broker):
-        configure(middleware=[Hearing() if wants_ends else Middleware()])
+        configure(middleware=[EndedRecorder() if wants_ends else Middleware()])
         async with Worker(options=elsewhere()):
             await asyncio.wait_for(broker.has_asked.wait(), 20)
         handle: JobHandle[Any] = await waits.delay()
@@ -155,7 +137,7 @@ async def test_only_a_worker_with_such_a_hook_asks(wants_ends: bool) -> None:
 
 
 async def test_ends_that_the_store_has_dropped_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    hearing = Hearing()
+    hearing = EndedRecorder()
     broker = MemoryBroker(rules=Rules(most_ends=2))
     with default_app().using(broker):
         configure(middleware=[hearing])
@@ -164,11 +146,11 @@ async def test_ends_that_the_store_has_dropped_are_logged(caplog: pytest.LogCapt
             await broker.cancel([parse_id(handle.id) for handle in handles])
             told = await hearing.wait_for(2)
     assert told.keys() == {handle.id for handle in handles[3:]}
-    assert "Hearing.ended() was not called for 3 job(s): too many have ended without a run" in caplog.text
+    assert "EndedRecorder.ended() was not called for 3 job(s): too many have ended without a run" in caplog.text
 
 
 async def test_a_job_that_was_retried_before_its_end_was_read_has_not_ended() -> None:
-    hearing = Hearing()
+    hearing = EndedRecorder()
     broker = MemoryBroker()
     with default_app().using(broker):
         configure(middleware=[hearing])
@@ -181,7 +163,7 @@ async def test_a_job_that_was_retried_before_its_end_was_read_has_not_ended() ->
 
 
 async def test_tests_hear_of_them_too(taskflow_jobs: TaskflowJobs) -> None:
-    hearing = Hearing()
+    hearing = EndedRecorder()
     configure(middleware=[hearing])
     cancelled, expired, run = (
         await waits.options(after=60).delay(1),

@@ -9,12 +9,12 @@ from taskflow import Status, Worker, job
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Beat
 from taskflow.worker.events import SessionEnded, SessionOpened
-from tests.worker.scene import Heard, Run, a_faulty_broker, options, waits
+from tests.worker.scene import EventRecorder, Run, a_faulty_broker, options, waits
 
 
 async def test_what_runs_ends_by_itself_and_nothing_new_begins(broker: Broker) -> None:
     """However long it takes: the grace time does not count."""
-    heard = Heard()
+    heard = EventRecorder()
     runs = await waits.delay()
     async with Worker(options=options(heard, grace=0.0)) as worker:
         await Run.started.wait()
@@ -32,7 +32,7 @@ async def test_what_runs_ends_by_itself_and_nothing_new_begins(broker: Broker) -
 
 async def test_whoever_gives_up_the_waiting_winds_it_down_as_ever(broker: Broker) -> None:
     runs = await waits.delay()
-    async with Worker(options=options(Heard(), grace=0.0)) as worker:
+    async with Worker(options=options(EventRecorder(), grace=0.0)) as worker:
         await Run.started.wait()
         finishing = asyncio.create_task(worker.finish())
         await asyncio.sleep(0.01)
@@ -44,7 +44,7 @@ async def test_whoever_gives_up_the_waiting_winds_it_down_as_ever(broker: Broker
 
 async def test_when_its_session_is_lost_no_other_follows(broker: Broker) -> None:
     """What it ran is another's: the successor's, as a rule."""
-    heard = Heard()
+    heard = EventRecorder()
     runs = await waits.delay()
     async with Worker(options=options(heard)) as worker:
         await Run.started.wait()
@@ -61,7 +61,7 @@ async def test_what_has_ended_is_told_before_it_is_over() -> None:
     """Also when the broker is away for a while: the worker has not finished yet."""
     async with a_faulty_broker() as broker:
         runs = await waits.delay()
-        async with Worker(options=options(Heard())) as worker:
+        async with Worker(options=options(EventRecorder())) as worker:
             await Run.started.wait()
             broker.away = {"settle"}
             finishing = asyncio.create_task(worker.finish())
@@ -83,7 +83,7 @@ async def test_a_function_that_goes_on_when_it_is_asked_to_stop_is_waited_for_no
         may_end.wait(60)
 
     await deaf.options(timeout=0.1).delay()
-    async with Worker(options=options(Heard(), grace=0.2)) as worker:
+    async with Worker(options=options(EventRecorder(), grace=0.2)) as worker:
         await asyncio.to_thread(begun.wait, 20)
         await asyncio.wait_for(worker.finish(), 20)
         may_end.set()

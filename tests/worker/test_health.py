@@ -12,7 +12,7 @@ from taskflow.model.session import Beat
 from taskflow.worker import fetcher, health, heartbeat
 from taskflow.worker.events import SessionOpened
 from taskflow.worker.health import HealthCheck
-from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
+from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 LATE = 0.5
 
@@ -40,7 +40,7 @@ async def until(found: Callable[[], HealthCheck], *, is_well: bool) -> HealthChe
 
 
 async def test_a_worker_is_ready_when_beats_and_claims_are_answered_and_not_before(broker: FaultyBroker) -> None:
-    worker = Worker(options=options(Heard(), ttl=20.0))
+    worker = Worker(options=options(EventRecorder(), ttl=20.0))
     assert (worker.health.live().is_well, worker.health.ready().is_well) == (True, False)
     broker.away = {"claim"}
     async with worker:
@@ -55,7 +55,7 @@ async def test_a_worker_is_ready_when_beats_and_claims_are_answered_and_not_befo
 @pytest.mark.parametrize(("verb", "named"), [("claim", "a claim"), ("beat", "a heartbeat")])
 async def test_a_verb_that_the_broker_does_not_answer_ends_readiness_and_not_life(broker: FaultyBroker, verb: str, named: str) -> None:
     """To start the process again would not bring the broker back."""
-    async with Worker(options=options(Heard(), ttl=4.0)) as worker:
+    async with Worker(options=options(EventRecorder(), ttl=4.0)) as worker:
         await until(worker.health.ready, is_well=True)
         broker.away = {verb}
         unready = await until(worker.health.ready, is_well=False)
@@ -68,7 +68,7 @@ async def test_a_verb_that_the_broker_does_not_answer_ends_readiness_and_not_lif
 async def test_a_beat_that_tells_of_nothing_to_claim_is_an_answer_too(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle worker need not claim, then."""
     monkeypatch.setattr(fetcher, "LONGEST_REST", 3600.0)
-    async with Worker(options=options(Heard(), ttl=4.0)) as worker:
+    async with Worker(options=options(EventRecorder(), ttl=4.0)) as worker:
         await until(worker.health.ready, is_well=True)
         await asyncio.sleep(LATE)
         broker.away = {"claim"}
@@ -78,14 +78,14 @@ async def test_a_beat_that_tells_of_nothing_to_claim_is_an_answer_too(broker: Fa
 
 async def test_a_claim_that_hangs_ends_readiness_as_one_that_fails(broker: FaultyBroker) -> None:
     """No error anywhere: the worker would consume nothing, and be green."""
-    async with Worker(options=options(Heard(), ttl=20.0)) as worker:
+    async with Worker(options=options(EventRecorder(), ttl=20.0)) as worker:
         await until(worker.health.ready, is_well=True)
         broker.delay_claims = 3600.0
         await until(worker.health.ready, is_well=False)
 
 
 async def test_verdicts_that_cannot_be_told_end_readiness(broker: FaultyBroker) -> None:
-    async with Worker(options=options(Heard(), ttl=20.0, concurrency=1)) as worker:
+    async with Worker(options=options(EventRecorder(), ttl=20.0, concurrency=1)) as worker:
         await until(worker.health.ready, is_well=True)
         broker.away = {"settle"}
         handle = await waits.delay()
@@ -99,7 +99,7 @@ async def test_verdicts_that_cannot_be_told_end_readiness(broker: FaultyBroker) 
 
 async def test_a_worker_with_every_slot_taken_is_ready(broker: FaultyBroker) -> None:
     """It claims nothing, and need not."""
-    async with Worker(options=options(Heard(), ttl=20.0, concurrency=1)) as worker:
+    async with Worker(options=options(EventRecorder(), ttl=20.0, concurrency=1)) as worker:
         await waits.delay()
         await Run.started.wait()
         await asyncio.sleep(2 * LATE)
@@ -109,7 +109,7 @@ async def test_a_worker_with_every_slot_taken_is_ready(broker: FaultyBroker) -> 
 
 async def test_a_worker_with_every_slot_taken_is_still_ready_when_one_comes_free(broker: FaultyBroker) -> None:
     """Its claim has been asked this moment. If that is not answered, it is not ready when it has waited for that."""
-    async with Worker(options=options(Heard(), ttl=20.0, concurrency=1, stop_timeout=LATE / 5)) as worker:
+    async with Worker(options=options(EventRecorder(), ttl=20.0, concurrency=1, stop_timeout=LATE / 5)) as worker:
         await waits.delay()
         await Run.started.wait()
         await asyncio.sleep(2 * LATE)
@@ -124,7 +124,7 @@ async def test_a_worker_with_every_slot_taken_is_still_ready_when_one_comes_free
 
 
 async def test_between_two_sessions_a_worker_lives_and_is_not_ready(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard = Heard()
+    heard = EventRecorder()
     async with Worker(options=options(heard, ttl=20.0)) as worker:
         await until(worker.health.ready, is_well=True)
         [record] = await broker.console.workers()
@@ -138,7 +138,7 @@ async def test_between_two_sessions_a_worker_lives_and_is_not_ready(broker: Faul
 
 
 async def test_a_worker_that_winds_down_lives_and_is_not_ready(broker: FaultyBroker) -> None:
-    worker = Worker(options=options(Heard(), ttl=20.0))
+    worker = Worker(options=options(EventRecorder(), ttl=20.0))
     async with worker:
         await waits.delay()
         await Run.started.wait()

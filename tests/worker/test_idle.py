@@ -18,7 +18,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker import fetcher, upkeep
 from taskflow.worker.queues import QueueChoice
-from tests.worker.scene import Heard, Run, options, waits
+from tests.worker.scene import EventRecorder, Run, options, waits
 
 TTL = 0.6
 """An idle session beats three times in that."""
@@ -67,7 +67,7 @@ async def test_an_idle_worker_asks_by_its_beats_alone(broker: Counting, monkeypa
     """As long as they tell it what there is to do; else it looks as often as before."""
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", TTL / 4)
     broker.is_blind = is_blind
-    async with Worker(options=options(Heard(), ttl=TTL)):
+    async with Worker(options=options(EventRecorder(), ttl=TTL)):
         await asyncio.sleep(TTL)
         broker.calls.clear()
         await asyncio.sleep(4 * TTL)
@@ -86,7 +86,7 @@ async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Countin
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", 5 * TTL)
     monkeypatch.setattr(fetcher, "BELIEVED_FOR", 20)
     broker.is_deaf = True
-    async with Worker(options=options(Heard(), ttl=TTL)):
+    async with Worker(options=options(EventRecorder(), ttl=TTL)):
         await asyncio.sleep(6 * TTL)
         broker.calls.clear()
         await waits.delay()
@@ -101,7 +101,7 @@ async def test_and_what_was_planned_begins_at_its_time(broker: Counting, monkeyp
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", 3600.0)
     monkeypatch.setattr(upkeep, "LONGEST_PAUSE", 3600.0)
     broker.is_deaf = True
-    async with Worker(options=options(Heard(), ttl=TTL)):
+    async with Worker(options=options(EventRecorder(), ttl=TTL)):
         await asyncio.sleep(2 * TTL)  # it is at rest
         await waits.options(after=3 * TTL).delay()
         await asyncio.sleep(2 * TTL)
@@ -115,7 +115,7 @@ async def test_who_cannot_hear_goes_by_no_beat(broker: Counting, monkeypatch: py
     """Where nudges are known to be lost it looks as often as before."""
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", TTL / 4)
     monkeypatch.setattr(Waiter, "is_prompt", False)
-    async with Worker(options=options(Heard(), ttl=TTL)):
+    async with Worker(options=options(EventRecorder(), ttl=TTL)):
         await asyncio.sleep(TTL)
         broker.calls.clear()
         await asyncio.sleep(4 * TTL)
@@ -127,14 +127,14 @@ async def test_what_is_in_the_queues_of_others_makes_it_look_no_oftener_than_bef
 ) -> None:
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", 2 * TTL)
     await waits.options(queue="theirs").delay()
-    async with Worker(options=options(Heard(), ttl=TTL, queues=QueueChoice.parse("ours"))):
+    async with Worker(options=options(EventRecorder(), ttl=TTL, queues=QueueChoice.parse("ours"))):
         await asyncio.sleep(6 * TTL)
     assert 1 <= broker.calls["claim"] <= 5
 
 
 async def test_who_works_does_upkeep_as_the_store_says(broker: Counting) -> None:
     """What it ends makes more to drop, whatever beats told before."""
-    async with Worker(options=options(Heard(), ttl=TTL)):
+    async with Worker(options=options(EventRecorder(), ttl=TTL)):
         await asyncio.sleep(2 * TTL)
         broker.calls.clear()
         Run.release.set()

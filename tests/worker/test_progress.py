@@ -13,7 +13,7 @@ import pytest
 from taskflow import JobContext, JobFailed, JobHandle, Progress, Status, Worker, enqueue, job
 from taskflow.broker.protocol import Broker
 from taskflow.worker.events import BrokerCallFailed
-from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options
+from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options
 
 WRONG: dict[str, Callable[[JobContext], object]] = {
     "note": lambda ctx: ctx.progress(0.5, Path("x")),  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ async def waits(ctx: JobContext) -> None:
 
 @pytest.mark.parametrize("which", WRONG)
 async def test_a_wrong_report_fails_its_own_job_and_harms_no_neighbour(broker: Broker, which: str) -> None:
-    heard = Heard()
+    heard = EventRecorder()
     neighbours = await enqueue(neighbour.bind() for _ in range(20))
     wrong = await reports_wrongly.delay(which)
     async with Worker(options=options(heard)):
@@ -105,7 +105,7 @@ async def test_a_run_that_reports_all_the_time_makes_a_beat_a_second() -> None:
 
 
 async def test_a_report_that_did_not_reach_the_store_is_sent_again() -> None:
-    heard = Heard()
+    heard = EventRecorder()
     async with a_faulty_broker() as broker:
         handle = await waits.delay()
         async with Worker(options=options(heard, ttl=4.0, grace=0.1)):

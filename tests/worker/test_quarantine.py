@@ -23,7 +23,7 @@ from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.quarantine import LAST, TRIALS, Quarantine, Trial
 from taskflow.worker.queues import QueueChoice
 from tests.support.listing import listed
-from tests.worker.scene import FaultyBroker, Heard, Run as Gate, a_faulty_broker, options, waits
+from tests.worker.scene import EventRecorder, FaultyBroker, Run as Gate, a_faulty_broker, options, waits
 
 new_id = IdFactory()
 
@@ -191,9 +191,9 @@ async def test_one_that_waits_to_be_alone_is_tried_after_a_stranger_has_cancelle
 @asynccontextmanager
 async def a_suspect_beside_a_run(
     expires: float | None = None, **more: Any
-) -> AsyncIterator[tuple[FaultyBroker, Worker, Heard, JobHandle[str]]]:
+) -> AsyncIterator[tuple[FaultyBroker, Worker, EventRecorder, JobHandle[str]]]:
     """It is chosen, and waits for the run to end."""
-    heard = Heard()
+    heard = EventRecorder()
     async with a_faulty_broker() as broker:
         before = await waits.delay()
         worker = Worker(options=options(heard, **more))
@@ -264,7 +264,7 @@ async def test_a_suspect_that_waits_to_be_alone_past_its_expires_is_not_run() ->
 
 async def test_a_poison_job_that_waits_for_its_follow_up_is_no_suspect() -> None:
     """It does not run any more, so nothing has to wait for it."""
-    broker, heard = MemoryBroker(rules=Rules(max_crashes=0)), Heard()
+    broker, heard = MemoryBroker(rules=Rules(max_crashes=0)), EventRecorder()
     with default_app().using(broker):
         follow_up = waits.options(queue="another").bind()
         handle = await waits.options(on_failure=follow_up).delay()

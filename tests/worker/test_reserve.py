@@ -21,7 +21,7 @@ from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
 from taskflow.worker.prefetch import ENDS_NEEDED, FADES_AFTER, MEASURED_OVER, MOMENT, QUEUES, REMEMBERED, STARTS_WITHIN, Prefetch
 from taskflow.worker.runs import AHEAD
-from tests.worker.scene import Heard, Run, options, waits
+from tests.worker.scene import EventRecorder, Run, options, waits
 
 QUICK, SLOW = STARTS_WITHIN / 10, STARTS_WITHIN * 2
 SLOTS = 4
@@ -85,7 +85,7 @@ def a_reserve_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_worker(slots: int = SLOTS, **more: Any) -> Worker:
-    return Worker(options=options(Heard(), concurrency=slots, **{"ttl": 20.0, **more}))
+    return Worker(options=options(EventRecorder(), concurrency=slots, **{"ttl": 20.0, **more}))
 
 
 async def until(is_so: Callable[[], bool]) -> None:

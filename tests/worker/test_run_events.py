@@ -29,7 +29,7 @@ from taskflow.worker.events import (
 )
 from taskflow.worker.log import log_event
 from taskflow.worker.options import WorkerOptions
-from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
+from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
 @job(name="tests.life.deaf", max_attempts=1)
@@ -50,7 +50,7 @@ def deaf_thread() -> None:
 
 async def test_a_thread_that_runs_on_past_its_timeout_is_told_of_while_it_runs(caplog: pytest.LogCaptureFixture) -> None:
     """By name, once it has had its time to stop, and then ever more rarely."""
-    heard = Heard()
+    heard = EventRecorder()
     async with a_faulty_broker():
         handle = await deaf_thread.delay()
         async with Worker(options=options(heard, stop_timeout=0.1)):
@@ -70,7 +70,7 @@ async def test_a_thread_that_runs_on_past_its_timeout_is_told_of_while_it_runs(c
 async def test_a_thread_that_runs_on_keeps_its_slot() -> None:
     """Another job that started beside it would be one more than the worker was told to run."""
     async with a_faulty_broker():
-        heard = Heard()
+        heard = EventRecorder()
         deaf_one = await deaf_thread.delay()
         async with Worker(options=options(heard, concurrency=1, stop_timeout=0.05)):
             await heard.wait_for(StillRunning)
@@ -83,7 +83,7 @@ async def test_a_thread_that_runs_on_keeps_its_slot() -> None:
 
 
 async def test_a_job_that_swallows_its_cancellation_is_told_of_too(broker: Broker) -> None:
-    heard = Heard()
+    heard = EventRecorder()
     handle = await deaf.delay()
     async with Worker(options=options(heard, stop_timeout=0.1)):
         await Run.started.wait()
@@ -106,7 +106,7 @@ async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.
             await self.beat(Beat(session=worker.session.id, leaving=True))  # as if it had been reaped
             return await super().settle(settlements)
 
-    heard, broker = Heard(), Slow()
+    heard, broker = EventRecorder(), Slow()
     Run.release.set()
     with default_app().using(broker), caplog.at_level(logging.INFO, "taskflow.worker"):
         handle = await waits.delay()
@@ -124,7 +124,7 @@ async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.
 async def test_what_ends_after_its_lease_was_lost_does_not_count() -> None:
     """A run that would not be cancelled: the worker knows that it has lost the job, and asks the store nothing."""
     async with a_faulty_broker() as broker:
-        heard = Heard()
+        heard = EventRecorder()
         await deaf.delay()
         async with Worker(options=options(heard)) as worker:
             await Run.started.wait()
@@ -146,7 +146,7 @@ async def test_a_worker_outlives_a_job_that_cancels_every_task(broker: Broker) -
                 task.cancel()
         has_cancelled.set()
 
-    heard, the_test, has_cancelled = Heard(), asyncio.current_task(), asyncio.Event()
+    heard, the_test, has_cancelled = EventRecorder(), asyncio.current_task(), asyncio.Event()
     neighbour = await waits.options(retry=Backoff(base=0.0)).delay()
     async with Worker(options=options(heard)):
         await Run.started.wait()
@@ -169,14 +169,14 @@ async def test_a_run_that_is_cancelled_before_its_first_step_is_given_back(broke
 
     first, second = await enqueue([cancels_what_begins.bind(), waits.bind()])
     Run.release.set()
-    async with Worker(options=options(Heard())):
+    async with Worker(options=options(EventRecorder())):
         await first.result(10)
         assert await second.result(10) == "epoch 2"
 
 
 async def test_a_leave_that_the_broker_did_not_hear_is_not_said_to_be_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     async with a_faulty_broker() as broker:
-        heard = Heard()
+        heard = EventRecorder()
         with caplog.at_level(logging.WARNING, "taskflow.worker"):
             async with Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=60.0, stop_timeout=0.2)):
                 broker.away = {"beat"}
@@ -188,7 +188,7 @@ async def test_a_leave_that_the_broker_did_not_hear_is_not_said_to_be_tried_agai
 async def test_what_could_not_be_settled_by_the_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever reads the log knows why a job that it calls a success runs once more."""
     async with a_faulty_broker() as broker:
-        heard = Heard()
+        heard = EventRecorder()
         handle = await waits.delay()
         with caplog.at_level(logging.WARNING, "taskflow.worker"):
             async with Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=60.0, stop_timeout=0.2)):
@@ -204,7 +204,7 @@ async def test_what_could_not_be_settled_by_the_end_is_told(caplog: pytest.LogCa
 async def test_a_job_that_was_handed_back_ten_times_is_told_of_when_it_is_claimed(caplog: pytest.LogCaptureFixture) -> None:
     """The log warns once for the claim, with the advice; a job with fewer hand-backs is not mentioned."""
     caplog.set_level(logging.WARNING, logger="taskflow.worker")
-    heard = Heard()
+    heard = EventRecorder()
     async with a_faulty_broker() as broker:
         handles = [await waits.delay() for _ in range(2)]
         for handle, hand_backs in zip(handles, (10, 9), strict=True):

@@ -32,12 +32,12 @@ from taskflow.worker.events import (
 )
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.queues import QueueChoice
-from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
+from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
 async def test_a_session_that_was_reaped_is_followed_by_another(broker: Broker) -> None:
     """The run under it is cancelled and does not count; the job runs again under the new session."""
-    heard = Heard()
+    heard = EventRecorder()
     handle = await waits.delay()
     async with Worker(options=options(heard)):
         await Run.started.wait()
@@ -56,7 +56,7 @@ async def test_a_session_that_was_reaped_is_followed_by_another(broker: Broker) 
 async def test_without_a_beat_for_its_ttl_a_worker_takes_itself_for_dead() -> None:
     """It cancels what runs and goes on under a new session when the broker is back."""
     async with a_faulty_broker() as broker:
-        heard = Heard()
+        heard = EventRecorder()
         handle = await waits.delay()
         async with Worker(options=options(heard)):
             await Run.started.wait()
@@ -72,7 +72,7 @@ async def test_without_a_beat_for_its_ttl_a_worker_takes_itself_for_dead() -> No
 async def test_what_ended_during_an_outage_is_settled_after_it() -> None:
     """The verdict is kept over the loss of the session, and the job does not run again."""
     async with a_faulty_broker() as broker:
-        heard = Heard()
+        heard = EventRecorder()
         handle = await waits.delay()
         async with Worker(options=options(heard)):
             await Run.started.wait()
@@ -88,7 +88,7 @@ async def test_what_ended_during_an_outage_is_settled_after_it() -> None:
 
 async def test_a_broker_that_is_away_is_told_once_and_worked_with_again() -> None:
     async with a_faulty_broker() as broker:
-        heard = Heard()
+        heard = EventRecorder()
         Run.release.set()
         async with Worker(options=options(heard, ttl=20.0)):
             broker.away = {"claim"}
@@ -125,7 +125,7 @@ async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance
         def getrandbits(self, k: int, /) -> int:
             raise AssertionError("not asked for")
 
-    broker, heard, chance = FaultyBroker(), Heard(), Drawn()
+    broker, heard, chance = FaultyBroker(), EventRecorder(), Drawn()
     broker.away = {"claim"}
     fetcher = Fetcher(broker, bytes(16), QueueChoice(), Roomy(), 1.0, Events(heard), chance)
     fetching = asyncio.create_task(fetcher.run())
@@ -136,7 +136,7 @@ async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance
 
 async def test_an_answer_that_was_long_under_way_is_given_back_and_not_run() -> None:
     async with a_faulty_broker() as broker:
-        heard = Heard()
+        heard = EventRecorder()
         Run.release.set()
         broker.delay_claims = 0.15
         handle = await waits.delay()
@@ -159,7 +159,7 @@ async def epoch_of(broker: Broker, handle: Any) -> int:
 
 
 async def test_winding_down_lets_runs_finish(broker: Broker) -> None:
-    heard = Heard()
+    heard = EventRecorder()
     handle = await waits.delay()
     worker = Worker(options=options(heard))
     async with worker:
@@ -172,7 +172,7 @@ async def test_winding_down_lets_runs_finish(broker: Broker) -> None:
 async def test_after_the_grace_time_runs_are_handed_back(broker: Broker) -> None:
     """No attempt is used up, and the job is ready at once."""
     handle = await waits.delay()
-    worker = Worker(options=options(Heard(), grace=0.05))
+    worker = Worker(options=options(EventRecorder(), grace=0.05))
     async with worker:
         await Run.started.wait()
     assert worker.has_forced
@@ -189,7 +189,7 @@ async def test_a_dozen_wind_downs_during_one_job_do_not_fail_it() -> None:
         handle = await waits.options(max_attempts=1).delay()
         for _ in range(12):
             Run.started.clear()
-            async with Worker(options=options(Heard(), grace=0.0)):
+            async with Worker(options=options(EventRecorder(), grace=0.0)):
                 await Run.started.wait()
         [record] = await broker.read([parse_id(handle.id)])
         assert record is not None
@@ -199,12 +199,12 @@ async def test_a_dozen_wind_downs_during_one_job_do_not_fail_it() -> None:
             "a back-off: handed back 12 times without an outcome",
         )
         Run.release.set()
-        async with Worker(options=options(Heard())):
+        async with Worker(options=options(EventRecorder())):
             assert await handle.result(10) == "epoch 13"
 
 
 async def test_hurry_cuts_the_grace_time_short(broker: Broker) -> None:
-    heard = Heard()
+    heard = EventRecorder()
     handle = await waits.delay()
     worker = Worker(options=options(heard, grace=3600.0))
     async with worker:
@@ -217,7 +217,7 @@ async def test_hurry_cuts_the_grace_time_short(broker: Broker) -> None:
 async def test_a_lost_lease_cancels_its_run_only() -> None:
     """Its job was ended by somebody else: the worker hears it at its beat, and goes on."""
     async with a_faulty_broker() as broker:
-        heard = Heard()
+        heard = EventRecorder()
         handle = await waits.delay()
         async with Worker(options=options(heard)):
             await Run.started.wait()
@@ -250,7 +250,7 @@ async def test_a_verdict_that_cannot_be_written_fails_its_own_job_alone(broker: 
     async def echo(word: str) -> str:
         return word
 
-    heard = Heard()
+    heard = EventRecorder()
     with default_app().using(Picky()):
         handles = [await echo.delay(word) for word in ("good", "bad", "better")]
         async with Worker(options=options(heard)) as worker:
@@ -286,7 +286,7 @@ async def test_a_settler_that_fails_starts_again_with_its_verdicts() -> None:
                 raise Hard("as no broker does")
             return await super().settle(settlements)
 
-    broker, heard = Broken(), Heard()
+    broker, heard = Broken(), EventRecorder()
     with default_app().using(broker):
         handle = await waits.delay()
         Run.release.set()
@@ -299,7 +299,7 @@ async def test_a_settler_that_fails_starts_again_with_its_verdicts() -> None:
 
 
 async def test_odd_reasons_and_endless_waits_can_be_written(broker: Broker) -> None:
-    heard = Heard()
+    heard = EventRecorder()
     discarded, cancelled, postponed = [await odd_reasons.delay(what) for what in ("discard", "cancel", "retry")]
     async with Worker(options=options(heard)):
         with pytest.raises(JobFailed, match="as an exception"):
@@ -315,7 +315,7 @@ async def test_a_worker_in_a_cancelled_scope_winds_down_all_the_same(broker: Bro
     """anyio cancels every await again: half a winding down would leave a session that beats for ever."""
     handle = await waits.delay()
     with anyio.move_on_after(0.2):
-        async with Worker(options=options(Heard(), grace=0.1)):
+        async with Worker(options=options(EventRecorder(), grace=0.1)):
             await anyio.sleep_forever()
     assert await handle.status() is Status.READY
     assert await broker.console.workers() == []
@@ -326,7 +326,7 @@ async def test_a_second_cancellation_cuts_the_grace_time_short(broker: Broker) -
     entered = asyncio.Event()
 
     async def host() -> None:
-        async with Worker(options=options(Heard(), grace=3600.0)):
+        async with Worker(options=options(EventRecorder(), grace=3600.0)):
             entered.set()
             await asyncio.Event().wait()
 
@@ -381,7 +381,7 @@ async def test_what_a_job_says_of_itself_counts_when_the_worker_winds_down(broke
 
 async def wound_down(broker: Broker, handle: JobHandle[Any]) -> Record:
     """What has become of a job that ran when its worker's grace time was over."""
-    async with Worker(options=options(Heard(), grace=0.05, stop_timeout=10.0, ttl=20.0)):
+    async with Worker(options=options(EventRecorder(), grace=0.05, stop_timeout=10.0, ttl=20.0)):
         while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(0.01)
     [record] = await broker.read([parse_id(handle.id)])

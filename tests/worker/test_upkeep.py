@@ -18,7 +18,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.schedule import Offer
 from taskflow.worker.events import Events
 from taskflow.worker.upkeep import BREATH, LIMIT, MOMENT, PORTIONS, Upkeep
-from tests.worker.scene import Heard, options
+from tests.worker.scene import EventRecorder, options
 
 FIRST_PORTION = PORTIONS[0][1]
 LATER = Upkept(next_in=1.5)
@@ -65,7 +65,7 @@ async def fires_none(offers: Sequence[Offer]) -> float:
 
 async def kept_up(*answers: Upkept) -> Told:
     broker = Told(answers)
-    upkeep = Upkeep(broker, random.Random(1), Events(Heard()), on_ready=lambda: None, on_offers=fires_none, on_ended=None)
+    upkeep = Upkeep(broker, random.Random(1), Events(EventRecorder()), on_ready=lambda: None, on_offers=fires_none, on_ended=None)
     running = asyncio.create_task(upkeep.run())
     try:
         await asyncio.wait_for(broker.is_done.wait(), 10)
@@ -130,6 +130,6 @@ async def test_upkeep_begins_after_the_first_claim(is_away: bool) -> None:
     """A caller may be waiting for this worker, and upkeep would keep the server busy meanwhile."""
     broker = SlowToClaim(is_away=is_away)
     with default_app().using(broker):
-        async with Worker(options=options(Heard())):
+        async with Worker(options=options(EventRecorder())):
             await asyncio.wait_for(broker.is_kept_up.wait(), 10)
     assert broker.noted[:2] == ["claim", "upkeep"]
