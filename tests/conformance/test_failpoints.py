@@ -18,12 +18,12 @@ from taskflow.model.seams import Seams
 from taskflow.model.session import Beat
 from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settled
-from tests.stores.scene import until
 from tests.support import child
 from tests.support.failpoints import Act, FailingBroker, Failpoint, When
 from tests.support.fileclock import FileClock
 from tests.support.forks import run_in_fork
 from tests.support.harnesses import BROKERS, Capability, StoreHarness
+from tests.support.waiting import until
 from tests.support.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -16,6 +16,7 @@ from taskflow.broker.url import connect
 from taskflow.worker.events import BrokerCallFailed, VerdictIgnored, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.support.outages import Outage
+from tests.support.waiting import until
 
 TIMEOUT: Final = 60.0
 """Seconds for what takes far less on a machine that does nothing else. What takes this long has hung."""
@@ -80,7 +81,7 @@ class Bench:
         await asyncio.to_thread(self.outage.go_away)
         try:
             yield
-            await until(lambda: len(self.troubles) > troubles, "an attempt fails")
+            await until(lambda: len(self.troubles) > troubles)
         finally:
             await asyncio.to_thread(self.outage.come_back)
             self.away_for += time.monotonic() - began_at
@@ -110,10 +111,3 @@ class Bench:
         tries = Counter(event.operation for event in self.troubles)
         assert tries, "nothing was tried at all"
         assert max(tries.values()) <= FIRST_TRIES + self.away_for / SLOWEST, tries
-
-
-async def until(holds: Callable[[], bool], what: str = "") -> None:
-    give_up_at = time.monotonic() + TIMEOUT
-    while not holds():
-        assert time.monotonic() < give_up_at, what
-        await asyncio.sleep(0.01)

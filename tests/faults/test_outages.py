@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from taskflow.worker.events import SessionEnded
-from tests.faults.outage import Bench, until
+from tests.faults.outage import Bench
 from tests.support.outages import Outage, PostgresOutage, RedisOutage
+from tests.support.waiting import until
 
 MANY = 60
 LONG = range(MANY, MANY + 10)
@@ -24,7 +25,7 @@ async def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(outage: Outa
         async with bench.away():
             await bench.cannot_send()
             at_work = set(bench.begun) - set(LONG)
-            await until(lambda: at_work <= set(bench.ended), "what runs goes on")
+            await until(lambda: at_work <= set(bench.ended))
         bench.release.set()
         await until(lambda: len(bench.ended) == MANY + len(LONG))
         await bench.send([MANY * 2])
@@ -64,7 +65,7 @@ async def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest
             await until(lambda: len(bench.ended) == 40)
             await until(lambda: bench.has(SessionEnded))
             await bench.cannot_send()
-        await until(lambda: min(bench.begun[number] for number in LONG) == 2, "they run again")
+        await until(lambda: min(bench.begun[number] for number in LONG) == 2)
         bench.release.set()
         await until(lambda: len(bench.ended) == 40 + len(LONG))
     assert Counter(bench.ended.values()) == {1: 40 + len(LONG)}

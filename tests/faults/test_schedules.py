@@ -16,8 +16,9 @@ from taskflow.app.app import default_app
 from taskflow.app.registry import Registry
 from tests.cli.processes import Shell, on_each_broker
 from tests.faults.firing import each_second_fires_once
-from tests.faults.outage import Bench, until
+from tests.faults.outage import Bench
 from tests.support.outages import Outage
+from tests.support.waiting import until
 
 
 @on_each_broker

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.processes import LEDGER, Shell, ended_clearly, on_each_broker, until
 from tests.faults import outage
+from tests.support import waiting
 from tests.support.outages import Outage, outages
 
 TIMES: Final = 11
@@ -60,12 +61,12 @@ async def test_eleven_outages_during_one_job(kind: type[Outage]) -> None:
         async with bench.work(ttl=1.5):
             await bench.send([0], float("inf"))
             for number in range(TIMES):
-                await outage.until(partial(_runs_again, bench, number), f"the run after outage {number}")
+                await waiting.until(partial(_runs_again, bench, number))
                 async with bench.away():
                     await asyncio.sleep(4)
-            await outage.until(partial(_runs_again, bench, TIMES), "the last run")
+            await waiting.until(partial(_runs_again, bench, TIMES))
             bench.release.set()
-            await outage.until(lambda: bench.ended[0] == 1, "its end")
+            await waiting.until(lambda: bench.ended[0] == 1)
             print(f"{kind.name}: {bench.begun[0]} runs")
 
 

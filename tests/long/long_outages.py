@@ -10,8 +10,9 @@ import pytest
 
 from taskflow import BrokerUnavailable, EnqueueFailed
 from taskflow.worker.events import BrokerCallFailed, SessionEnded
-from tests.faults.outage import Bench, until
+from tests.faults.outage import Bench
 from tests.support.outages import Outage, outages
+from tests.support.waiting import until
 
 AWAY_FOR: Final = 60.0
 RATE: Final = 100

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,11 +20,10 @@ from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record
 from taskflow.worker.events import WorkerEvent
 from taskflow.worker.options import WorkerOptions
+from tests.support.waiting import until
 
 TIMEOUT: Final = 60.0
 """Seconds for what takes far less on a machine that does nothing else. What takes this long has hung."""
-
-_TALLIED_WITHIN: Final = 0.02
 
 SHORT_TTL: Final = 4.0
 """Seconds: a beat each second, and longer than what a machine with much else to do stands still."""
@@ -163,16 +162,6 @@ class Scene:
 
 def _id(handle: JobHandle[Any]) -> bytes:
     return bytes.fromhex(handle.id.replace("-", ""))
-
-
-async def until(holds: Callable[[], Any], within: float = TIMEOUT) -> None:
-    """Wait for what a server or a thread does in its own time, and tells nobody of."""
-    async with asyncio.timeout(within):
-        while True:
-            found = holds()
-            if await found if asyncio.iscoroutine(found) else found:
-                return
-            await asyncio.sleep(_TALLIED_WITHIN)
 
 
 def elapsed_since(began_at: float) -> float:

@@ -11,7 +11,8 @@ import pytest
 from taskflow import BrokerUnavailable, configure
 from taskflow.worker.events import SessionEnded, SessionOpened
 from tests.stores.drivers import Driver
-from tests.stores.scene import TIMEOUT, elapsed_since, until
+from tests.stores.scene import TIMEOUT, elapsed_since
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("_short_timeouts")
 

@@ -18,8 +18,8 @@ from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.url import connect
 from taskflow.worker import fetcher
 from tests.stores.postgres.scene import LISTENERS, Scene, listeners, terminate
-from tests.stores.scene import until
 from tests.support.postgres import PostgresServer
+from tests.support.waiting import until
 
 JOBS: Final = 900
 """At least."""

@@ -16,9 +16,9 @@ from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, Store, new_id
-from tests.stores.scene import until
 from tests.support.listing import listed
 from tests.support.verdicts import succeeded
+from tests.support.waiting import until
 
 BATCH: Final = 100
 BATCHES: Final = 5

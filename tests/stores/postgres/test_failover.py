@@ -17,11 +17,12 @@ from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import IdFactory
 from taskflow.worker.events import SessionEnded
 from tests.stores.postgres.scene import Scene, terminate
-from tests.stores.scene import TIMEOUT, elapsed_since, until
+from tests.stores.scene import TIMEOUT, elapsed_since
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.processes import HOST, free_port
 from tests.support.proxy import Proxy
 from tests.support.standby import Standby, come_back_as_standby
+from tests.support.waiting import until
 
 MANY = 300
 

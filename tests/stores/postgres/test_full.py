@@ -15,9 +15,10 @@ import pytest
 from taskflow import StoreFull, configure
 from taskflow.worker.events import BrokerCallFailed, SessionEnded
 from tests.stores.postgres.scene import Scene
-from tests.stores.scene import TIMEOUT, until
+from tests.stores.scene import TIMEOUT
 from tests.support.postgres import PostgresServer
 from tests.support.processes import new_folder
+from tests.support.waiting import until
 
 SIZE: Final = 24_000_000
 """Bytes of the disk. An empty database takes eight million."""

@@ -21,11 +21,11 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
 from tests.stores.postgres.counts import counting
 from tests.stores.postgres.scene import Scene
-from tests.stores.scene import until
 from tests.support.pgbouncer import PgBouncer, is_there
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.processes import HOST, free_port
 from tests.support.proxy import Proxy
+from tests.support.waiting import until
 
 POLLED_WITHIN: Final = 2.5
 """Seconds: the longest pause between two looks, twice. Without polling a worker looks again after 5."""

@@ -26,10 +26,10 @@ from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.stores.postgres import digest
 from tests.stores.postgres.versions import CATALOG, NEXT, catalog, next_version, of_this_version
-from tests.stores.scene import until
 from tests.support.pgbouncer import PgBouncer, is_there as pgbouncer_is_there
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.verdicts import succeeded
+from tests.support.waiting import until
 
 T = TypeVar("T")
 

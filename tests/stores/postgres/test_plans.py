@@ -24,10 +24,10 @@ from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, Store, a_store, new_id
 from tests.stores.postgres.plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_a_beat_is_cheap, assert_cheap
-from tests.stores.scene import until
 from tests.support.binaries import ServerBinary
 from tests.support.postgres import shared_postgres, the_newest_postgres_binary, the_postgres_binary
 from tests.support.verdicts import cancelled, failed, retried, succeeded
+from tests.support.waiting import until
 
 VERSIONS: Final = list(dict.fromkeys((the_postgres_binary(), the_newest_postgres_binary())))
 """Each has a planner of its own, and keeps other plans."""

@@ -19,8 +19,8 @@ from taskflow.model.session import Beat, Session
 from taskflow.model.stored_values import LATEST
 from tests.stores.postgres.counts import SESSION, Store, new_id
 from tests.stores.postgres.plans import UNTIL_KEPT, UPKEEP
-from tests.stores.scene import until
 from tests.support.postgres import shared_postgres
+from tests.support.waiting import until
 
 T = TypeVar("T")
 

@@ -21,9 +21,10 @@ from taskflow.model.session import Session
 from taskflow.model.verdict import Settled
 from taskflow.worker.events import SessionEnded
 from tests.stores.postgres.scene import Scene
-from tests.stores.scene import TIMEOUT, elapsed_since, until
+from tests.stores.scene import TIMEOUT, elapsed_since
 from tests.support.postgres import shared_postgres
 from tests.support.verdicts import succeeded
+from tests.support.waiting import until
 
 MANY: Final = 100
 

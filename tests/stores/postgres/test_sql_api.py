@@ -36,10 +36,10 @@ from taskflow.model.verdict import Settled
 from tests.cli.processes import Shell
 from tests.stores.postgres.scene import Scene
 from tests.stores.postgres.sender import NOTE, send
-from tests.stores.scene import until
 from tests.support.listing import listed
 from tests.support.postgres import postgres_binaries, shared_postgres
 from tests.support.verdicts import retried, succeeded
+from tests.support.waiting import until
 
 MOST_BYTES: Final = Settings(broker="").max_payload
 

@@ -19,8 +19,8 @@ from taskflow.model.ids import IdFactory
 from taskflow.model.session import Session
 from tests.cli.processes import Running, Shell
 from tests.stores.postgres.scene import Scene
-from tests.stores.scene import until
 from tests.support.postgres import shared_postgres
+from tests.support.waiting import until
 
 JOBS: Final = 2_000
 CLAIMERS: Final = 6

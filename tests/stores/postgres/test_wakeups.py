@@ -24,9 +24,9 @@ from taskflow.model.session import Beat, Session
 from tests.stores.postgres.counts import SESSION, Store, counting, new_id
 from tests.stores.postgres.plans import UNTIL_KEPT
 from tests.stores.postgres.scene import Scene
-from tests.stores.scene import until
 from tests.support.postgres import PostgresServer
 from tests.support.verdicts import succeeded
+from tests.support.waiting import until
 
 SOON: Final = 3.0
 """Seconds. A worker looks again after five."""

@@ -23,9 +23,10 @@ import taskflow
 from tests.cli.processes import Running, Shell
 from tests.stores.redis.killer import Killer
 from tests.stores.redis.scene import Scene, verb_of
-from tests.stores.scene import elapsed_since, until
+from tests.stores.scene import elapsed_since
 from tests.support.proxy import BLACKHOLE, DROP_COMMAND, DROP_REPLY, GARBLE, PASS, Command, Fate, Kind, Proxy, delay, delay_reply
 from tests.support.servers import HOST, RedisServer
+from tests.support.waiting import until
 
 ENOUGH: Final = 50
 """Replies of each of these verbs that a whole storm drops at least."""

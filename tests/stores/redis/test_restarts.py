@@ -11,8 +11,8 @@ import pytest
 from taskflow import Status
 from taskflow.worker.events import SessionOpened
 from tests.stores.redis.scene import Scene
-from tests.stores.scene import until
 from tests.support.servers import RedisServer
+from tests.support.waiting import until
 
 MANY: Final = 200
 

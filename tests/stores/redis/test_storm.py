@@ -12,9 +12,9 @@ import pytest
 
 from tests.stores.redis.scene import Scene, verb_of
 from tests.stores.redis.storm import VERBS, storm
-from tests.stores.scene import until
 from tests.support.proxy import GARBLE, PASS, Command, Fate, Proxy, delay, delay_reply
 from tests.support.servers import RedisServer
+from tests.support.waiting import until
 
 JOBS: Final = 1_500
 

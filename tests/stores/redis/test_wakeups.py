@@ -17,10 +17,11 @@ from taskflow.model.session import Session
 from taskflow.worker import fetcher
 from taskflow.worker.options import WorkerOptions
 from tests.stores.redis.scene import Scene, verb_of
-from tests.stores.scene import elapsed_since, until
+from tests.stores.scene import elapsed_since
 from tests.support.binaries import ServerBinary
 from tests.support.proxy import PASS, Command, Fate, Proxy
 from tests.support.servers import RedisServer, redis_binaries
+from tests.support.waiting import until
 
 LATENCY: Final = 0.15
 """Seconds for a command's way to the server; its answer's way takes none, so that a round trip takes as long."""

@@ -1,0 +1,23 @@
+"""Waits for what happens in other processes and threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+_INTERVAL: Final = 0.02
+
+
+async def until(holds: Callable[[], Any], within: float = 60.0) -> None:
+    """Ask again and again until the condition, which may be a coroutine function, holds.
+
+    Raises:
+        TimeoutError: it did not hold within so many seconds.
+    """
+    async with asyncio.timeout(within):
+        while True:
+            found = holds()
+            if await found if asyncio.iscoroutine(found) else found:
+                return
+            await asyncio.sleep(_INTERVAL)
