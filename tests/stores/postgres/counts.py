@@ -1,4 +1,4 @@
-"""What statements read, counted by the server: scans of a table from end to end, scans of each index, and the rows that they gave."""
+"""Counts what statements read, by the server's statistics: full scans of a table, scans of each index, and the rows that these return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the SQL of the current version comes to, pinned in digest.txt. `python -m tests.stores.postgres.digest` writes that file anew."""
+"""Digests of the current version's SQL, pinned in digest.txt. `python -m tests.stores.postgres.digest` writes that file again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job costs the server, in counts that are the same on every machine: rows read and written, transactions, indexes."""
+"""A job's cost to the server, in counts that are the same on every machine: rows read and written, transactions, indexes."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ CHANNEL: Final = "a-listener"
 
 @pytest.fixture
 async def told(store: Store, broker: Broker, stranger: asyncpg.Connection) -> AsyncIterator[asyncio.Queue[str]]:
-    """What a listener is told that waits for jobs of the queue "mail" and for what is due."""
+    """Return the notifications of a listener that waits for jobs of the queue "mail" and for due jobs."""
     assert isinstance(broker, TransactionalBroker)
     await broker.transactional()  # makes the schema
     told = asyncio.Queue[str]()

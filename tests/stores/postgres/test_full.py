@@ -89,7 +89,7 @@ async def test_a_full_disk_loses_nothing(server: PostgresServer, small_disk: Pat
 
 @pytest.mark.parametrize("table", ["jobs", "sessions"])
 async def test_no_room_for_any_write_ends_no_session(scene: Scene, table: str) -> None:
-    """What is sent meanwhile is refused; the worker goes on with the session and the leases that it has."""
+    """Calls that are sent meanwhile are refused; the worker keeps its session and its leases."""
     harm = f"CREATE TRIGGER no_room BEFORE INSERT OR UPDATE ON taskflow.{table} FOR EACH STATEMENT EXECUTE FUNCTION no_room()"
     async with scene.worker(ttl=3):
         scene.takes = 0.5

@@ -71,7 +71,7 @@ class Work:
         return session.id
 
     async def found(self, nudges: Waiter) -> list[Lease]:
-        """What is claimed as soon as there is something."""
+        """Claim as soon as a job is ready, and return the leases."""
         leases = await self.claim()
         while not leases:
             assert await nudges.wait(5.0)

@@ -1,4 +1,4 @@
-"""What answers at the URL's address is silent, or something else than PostgreSQL; TLS that does not fit."""
+"""The address in the URL leads to a silent server or to another program, or TLS does not fit."""
 
 from __future__ import annotations
 

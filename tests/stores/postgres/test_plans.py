@@ -1,4 +1,4 @@
-"""What a statement costs does not grow with what waits: it is found by an index, also by a plan that was made when the table was empty.
+"""A statement does not cost more if more jobs wait: it uses an index, even with a plan that was made when the table was empty.
 
 Counted by the server, in the transaction of the statement: scans of the table from end to end, scans of each index, and the rows that
 these have given. So it holds for the plans that were really used, those within functions too.

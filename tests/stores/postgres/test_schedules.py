@@ -219,7 +219,7 @@ async def test_upkeepers_are_told_of_a_schedule_that_is_to_be_offered_before_all
 async def test_upkeep_and_beats_do_not_wait_for_a_schedule_that_somebody_has_locked(
     store: Store, broker: Broker, stranger: asyncpg.Connection
 ) -> None:
-    """What is due beside it is offered. It is offered, or put to sleep, once it is free."""
+    """Other due schedules are offered. The locked one is offered, or put to sleep, once it is free."""
     await broker.define([a_definition("locked"), a_definition("other")], SESSION)
     await stranger.execute("BEGIN; SELECT * FROM taskflow.schedules WHERE name = 'locked' FOR UPDATE")
 

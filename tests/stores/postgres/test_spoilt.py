@@ -1,4 +1,4 @@
-"""What one spoilt value does to its own job, and does not do to others. tests/conformance/test_spoilt_rows.py spoils values at random."""
+"""A spoilt value affects its own job, and no other. tests/conformance/test_spoilt_rows.py spoils values at random."""
 
 from __future__ import annotations
 

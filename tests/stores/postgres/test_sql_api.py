@@ -172,7 +172,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 
 def psql(url: str, script: str) -> str:
-    """What `psql` prints of a script."""
+    """Return the output of `psql` for a script."""
     beside = [str(found.path.parent) for found in postgres_binaries()]
     program = shutil.which("psql") or shutil.which("psql", path=os.pathsep.join(beside))
     if program is None:
@@ -270,7 +270,7 @@ async def test_a_commit_wakes_an_idle_worker(scene: Scene, sql: asyncpg.Connecti
 async def test_many_jobs_of_a_transaction_are_told_of_once(
     scene: Scene, sql: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What has to be told does not pile up with every call, which would make a large transaction cost the square of its rows."""
+    """The news does not grow with every call, which would make a large transaction cost the square of its rows."""
     told: list[object] = []
     listener = await asyncpg.connect(scene.straight_url)
     await listener.add_listener("spy", lambda *heard: told.append(heard[-1]))

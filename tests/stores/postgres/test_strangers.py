@@ -68,7 +68,7 @@ async def test_a_sender_whose_key_a_transaction_has_is_told_so(broker: Broker, s
 
 @pytest.mark.parametrize("holds", ["what has expired", "a dead session's lease"])
 async def test_upkeep_does_not_wait_for_a_transaction_that_has_a_key(broker: Broker, stranger: asyncpg.Connection, holds: str) -> None:
-    """What somebody else has is left for the next time; the rest is done."""
+    """Rows that another transaction has locked wait for the next call; the rest is done."""
     await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k', expires => '1 millisecond')")
     if holds == "a dead session's lease":
         await stranger.execute("UPDATE taskflow.jobs SET expires_at = NULL")
@@ -194,7 +194,7 @@ async def test_leases_of_a_claim_that_was_under_way_when_its_session_was_reaped_
 
 
 async def test_a_role_that_may_add_jobs_cannot_act_as_the_owner(store: Store, stranger: asyncpg.Connection) -> None:
-    """What runs as the schema's owner, at commit, is for our table alone, and nobody else may call it."""
+    """The trigger function that runs as the schema's owner works for our table only, and no other role may call it."""
     await stranger.execute("DROP ROLE IF EXISTS mallory; CREATE ROLE mallory; GRANT USAGE ON SCHEMA taskflow TO mallory; SET ROLE mallory")
     await stranger.execute("CREATE TEMP TABLE trap (queue text, late_priority integer, late_at bigint)")
     with pytest.raises(asyncpg.InsufficientPrivilegeError):

@@ -1,4 +1,4 @@
-"""Who is told, and what it costs: notes, nudges, transactions that cross, and the ends of jobs."""
+"""Notifications and their cost: notes, nudges, transactions that a look may have missed, and the ends of jobs."""
 
 from __future__ import annotations
 

@@ -101,5 +101,5 @@ OURS: Final = "WITH ours AS (SELECT * FROM pg_class WHERE relnamespace = $1::reg
 
 
 def catalog(server: PostgresServer, database: str) -> dict[str, list[str]]:
-    """What the schema is made of, without the numbers by which the server knows it."""
+    """Return the parts of the schema, without the numbers by which the server knows them."""
     return {part: sorted(map(str, server.rows(f"{OURS} {query}", "taskflow", database=database))) for part, query in CATALOG.items()}
