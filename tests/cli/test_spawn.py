@@ -11,7 +11,7 @@ import os, signal, socket, threading, time, warnings
 from taskflow.worker.children.spawn import spawn
 
 warnings.simplefilter("ignore")  # of forks beside threads, as jobs make them
-wire, _ = socket.socketpair()
+connection, _ = socket.socketpair()
 is_over = threading.Event()
 forked = []
 
@@ -27,7 +27,7 @@ def fork():
 forking = threading.Thread(target=fork)
 forking.start()
 for _ in range(30):
-    assert spawn(["/bin/sleep", "0"], wire=wire.fileno(), stdout=1, stderr=2).wait() == 0
+    assert spawn(["/bin/sleep", "0"], connection=connection.fileno(), stdout=1, stderr=2).wait() == 0
 print("none was waited for", flush=True)
 is_over.set()
 forking.join()
@@ -42,17 +42,17 @@ ours, theirs = os.pipe()
 for stream in (0, 1):
     os.close(stream)
 from taskflow.worker.children.spawn import spawn
-(read, write), (wire, other) = os.pipe(), socket.socketpair()
-says = "import os, socket; os.write(2, b'errors'); os.write(1, b'output'); socket.socket(fileno=3).send(os.read(0, 1) + b'wire')"
+(read, write), (connection, other) = os.pipe(), socket.socketpair()
+says = "import os, socket; os.write(2, b'errors'); os.write(1, b'output'); socket.socket(fileno=3).send(os.read(0, 1) + b'connection')"
 import sys
-process = spawn([sys.executable, "-c", says], wire=wire.fileno(), stdout=write, stderr=theirs)
+process = spawn([sys.executable, "-c", says], connection=connection.fileno(), stdout=write, stderr=theirs)
 assert process.wait() == 0
 os.write(2, b" ".join([os.read(read, 99), os.read(ours, 99), other.recv(99)]))
 """
 
 
 @pytest.mark.parametrize(
-    ("script", "said"), [(AMONG_FORKS, "none was waited for\n"), (WITHOUT_STREAMS, "output errors wire")], ids=["forks", "streams"]
+    ("script", "said"), [(AMONG_FORKS, "none was waited for\n"), (WITHOUT_STREAMS, "output errors connection")], ids=["forks", "streams"]
 )
 def test_it_waits_for_no_fork_and_the_child_has_its_descriptors_whatever_the_workers_are(shell: Shell, script: str, said: str) -> None:
     """A job's fork at that moment has all that is open; a service's worker may have no stdin and no stdout."""
