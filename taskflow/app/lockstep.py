@@ -9,7 +9,7 @@ MIN_CALLERS: Final = 32
 """The number of callers below which two half calls cost more than they gain. On Redis, 16 callers sent 91,000 calls a second in halves and
 98,000 together; 32 callers sent 172,000 in halves and 130,000 together."""
 
-WITHIN: Final = 1.5
+TOLERANCE: Final = 1.5
 """Halves are sent only if the store's answer takes at most this many times as long as the callers take to
 ask. The time of a half call includes the fixed cost of a call, such as a commit or a network round trip."""
 
@@ -42,7 +42,7 @@ class Lockstep:
         off. The result is True at most once in each round, because the remaining questions are sent together."""
         if self._number < MIN_CALLERS or not 0 <= waiting * 2 - self._number <= 1:
             return False
-        return self._took * (waiting - self._waited) <= WITHIN * self._number * (now - self._since)
+        return self._took * (waiting - self._waited) <= TOLERANCE * self._number * (now - self._since)
 
     def starts(self, waiting: int, now: float) -> None:
         """Record that `waiting` questions are being sent, and measure how long each took to arrive."""
@@ -55,7 +55,7 @@ class Lockstep:
         self._number = asked + waiting
         self._took = took
         self._since, self._waited = now, waiting
-        return self._number >= MIN_CALLERS and waiting * 2 >= self._number and took <= WITHIN * self._number * self._each
+        return self._number >= MIN_CALLERS and waiting * 2 >= self._number and took <= TOLERANCE * self._number * self._each
 
     def was_answered_at_once(self) -> None:
         """Record that a store in this process answered immediately. Such a store does not work in parallel with the callers."""

@@ -32,7 +32,7 @@ SINGLY_FOR: Final = 2.0
 """Seconds for which calls are sent one after another."""
 
 LONE: Final = 200
-BETWEEN: Final = (0.005, 0.025)
+PAUSES_BETWEEN_CALLS: Final = (0.005, 0.025)
 """Seconds between two lone jobs, so that the worker waits for the next one."""
 
 LOOK_EVERY: Final = 0.02
@@ -125,7 +125,7 @@ async def _send_lone(number: int) -> tuple[list[float], list[float]]:
     """Send jobs to an idle worker, one after another. Return the latencies from `delay` to the start and to the result."""
     to_start, to_result = list[float](), list[float]()
     for _ in range(number):
-        await asyncio.sleep(random.uniform(*BETWEEN))
+        await asyncio.sleep(random.uniform(*PAUSES_BETWEEN_CALLS))
         began = time.monotonic()
         started = await (await nothing.delay()).result(timeout=STARTED_WITHIN)
         to_start.append(max(0.0, started - began))

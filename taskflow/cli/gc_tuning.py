@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from typing import Final, Self
 
-SELDOM: Final = 50_021
+RARE_COLLECTIONS: Final = 50_021
 """The number of new objects between two collections, instead of Python's 700 to 2,000. Imports create almost no garbage, yet collections
 took 5 % of a worker's start. No application is likely to set exactly this number."""
 
@@ -26,8 +26,8 @@ class Collector:
 
     def __enter__(self) -> Self:
         before = gc.get_threshold()
-        if 0 < before[0] < SELDOM:  # otherwise it is off, or already this rare
-            gc.set_threshold(SELDOM, *before[1:])
+        if 0 < before[0] < RARE_COLLECTIONS:  # otherwise it is off, or already this rare
+            gc.set_threshold(RARE_COLLECTIONS, *before[1:])
             self._before, self._while_starting = before, gc.get_threshold()
         return self
 

@@ -51,7 +51,7 @@ class HealthReport:
         if self.notifier is not None:
             self.notifier.start()
         if self._line is not None:
-            start_thread(self._tell_supervisor, "taskflow-health")
+            start_thread(self._tell_supervisor, "taskflow-health-report")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

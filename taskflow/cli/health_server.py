@@ -21,7 +21,7 @@ from taskflow.worker.health import HealthCheck
 log: Final = logging.getLogger("taskflow.worker")
 
 LARGEST_REQUEST: Final = 8_192
-WITHIN: Final = 2.0
+ANSWER_WITHIN: Final = 2.0
 """Seconds allowed for a request and its answer."""
 MOST_AT_ONCE: Final = 64
 """The maximum number of open connections. One more replaces an old one: see `HealthServer._close_oldest_of_busiest`."""
@@ -109,7 +109,7 @@ class HealthServer:
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(WITHIN):
+            async with asyncio.timeout(ANSWER_WITHIN):
                 writer.write(await self._answer_to(reader))
                 writer.write_eof()
                 while await reader.read(LARGEST_REQUEST):  # closing with unread input would discard the answer

@@ -80,7 +80,7 @@ class ForcedExit:
     def _end(self) -> None:
         say = _say_that_it_is_forced if self._code == Exit.FORCED else warn_of_slow_exit
         with suppress(RuntimeError):  # the system cannot start another thread
-            start_thread(say, "taskflow-last-words").join(WARNED_WITHIN)  # the reader may be gone, or read nothing
+            start_thread(say, "taskflow-forced-exit").join(WARNED_WITHIN)  # the reader may be gone, or read nothing
         os._exit(self._code)
 
 

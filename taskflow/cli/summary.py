@@ -13,7 +13,7 @@ import msgspec
 from taskflow.app.app import App
 from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.url import masked
-from taskflow.cli.table import LEAST_NAME, STAYS, Column, table
+from taskflow.cli.table import ALWAYS_SHOWN, LEAST_NAME, Column, table
 from taskflow.cli.terminal import DIM, OF_STATUS, RED, YELLOW, cut, painted, room, wrapped
 from taskflow.cli.time_format import span
 from taskflow.model.printable import one_line
@@ -185,7 +185,7 @@ def _count_column(status: Status, *, is_rated: bool) -> Column:
     return Column(
         status.upper(),
         lambda queue: f"{count(queue):,}",
-        _KEPT.get(status, STAYS) if is_rated or status is Status.HELD else STAYS,
+        _KEPT.get(status, ALWAYS_SHOWN) if is_rated or status is Status.HELD else ALWAYS_SHOWN,
         is_number=True,
         color=lambda queue: OF_STATUS.get(status) if count(queue) else DIM,
     )

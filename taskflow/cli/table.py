@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from taskflow.cli.terminal import BOLD, cut, padded, painted, room, width, wrapped
 from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
 
-STAYS: Final = 9
+ALWAYS_SHOWN: Final = 9
 LEAST_NAME: Final = 12
 """The least width of a column of names."""
 
@@ -17,7 +17,7 @@ LEAST_NAME: Final = 12
 class Column(NamedTuple):
     """A column of a table.
 
-    `keep`   its importance on a narrow terminal, where the less important ones are left out; `STAYS` for those that always stay
+    `keep`   its importance on a narrow terminal, where the less important ones are left out; `ALWAYS_SHOWN` for those that always stay
     `least`  the width to which it is narrowed if the columns that stay do not fit; None if it is not narrowed
     `most`   its maximum width on a terminal
     `color`  returns the colour of a row's cell, or None
@@ -25,7 +25,7 @@ class Column(NamedTuple):
 
     title: str
     cell: Callable[[Any], object]
-    keep: int = STAYS
+    keep: int = ALWAYS_SHOWN
     is_number: bool = False
     color: Callable[[Any], int | None] = lambda row: None
     least: int | None = None
@@ -66,14 +66,14 @@ def _fitting(columns: Sequence[Column], widths: dict[Column, int], most: int) ->
     """Return the columns that fit a terminal, and the gap between them. If the columns that stay do not fit, narrow one in `widths`."""
     if _excess(columns, widths, "  ", most) <= 0:
         return columns, "  "
-    shown = [column for column in columns if column.keep == STAYS]
-    for column in sorted((column for column in columns if column.keep < STAYS), key=lambda column: -column.keep):
+    shown = [column for column in columns if column.keep == ALWAYS_SHOWN]
+    for column in sorted((column for column in columns if column.keep < ALWAYS_SHOWN), key=lambda column: -column.keep):
         more = [each for each in columns if each in (*shown, column)]
         shown = more if _excess(more, widths, " ", most) <= 0 else shown
     excess = _excess(shown, widths, " ", most)
     for column in shown:
         if excess > 0 and column.least is not None:
-            widths[column] = max(column.least, widths[column] - excess)
+            widths[column] = min(widths[column], max(column.least, widths[column] - excess))
     return shown, " "
 
 

@@ -292,7 +292,7 @@ class Executor:
         return completed
 
     def _judge(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
-        """ReservedChild a raised error into a verdict. Never raises, although it runs code from the error's class and the job's policy."""
+        """Turn a raised error into a verdict. Never raises, although it runs code from the error's class and the job's policy."""
         try:
             if holding.why_stopped == TIMED_OUT and isinstance(error, JobStopping | asyncio.CancelledError):
                 timeout = _timeout_of(holding)

@@ -17,7 +17,7 @@ LATE: Final = 12.0
 """Seconds without an answer after which the broker is considered unavailable.
 This is slightly longer than two of the fetcher's checks for jobs or room."""
 
-BLIND: Final = 5.0
+WATCHDOG_DEAD_AFTER: Final = 5.0
 """Seconds without a check after which the watchdog is considered dead."""
 
 
@@ -73,12 +73,12 @@ class WorkerHealth:
         if watchdog is None:
             return HealthCheck(True, self._without_watchdog())
         facts: dict[str, float | int | str | None] = {"stalled_for": round(watchdog.stalled_for, 3)}
-        if now - watchdog.looked_at > BLIND:
+        if now - watchdog.looked_at > WATCHDOG_DEAD_AFTER:
             return HealthCheck(False, f"the watchdog thread has not run for {now - watchdog.looked_at:.0f} s", facts)
         if watchdog.stalled_for:
             where = f" in {_name(watchdog.blocker)}" if watchdog.blocker else ""
             return HealthCheck(False, f"the event loop has been blocked for {watchdog.stalled_for:.1f} s{where}", facts)
-        if session is not None and not session.is_over and now - session.tried_at > self._ttl + BLIND:
+        if session is not None and not session.is_over and now - session.tried_at > self._ttl + WATCHDOG_DEAD_AFTER:
             return HealthCheck(False, f"the heartbeat thread has not run for {now - session.tried_at:.0f} s", facts)
         return HealthCheck(True, "the event loop and the heartbeat thread are running", facts)
 

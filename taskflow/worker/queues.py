@@ -17,6 +17,7 @@ class QueueChoice:
 
     def __init__(self, weights: Mapping[str, int | None] | None = None) -> None:
         weights = dict(weights or {})
+        self._random = random.Random()  # a job may seed the global generator, and queues would starve
         self.names: tuple[str, ...] = tuple(weights)
         self._weights = {name: weight for name, weight in weights.items() if weight is not None}
         if self._weights and len(self._weights) != len(weights):
@@ -41,7 +42,7 @@ class QueueChoice:
         replacement: the queue with the largest u ** (1 / weight) comes first (Efraimidis and Spirakis 2006)."""
         if not self._weights:
             return self.names
-        return sorted(self.names, key=lambda name: random.random() ** (1 / self._weights[name]), reverse=True)
+        return sorted(self.names, key=lambda name: self._random.random() ** (1 / self._weights[name]), reverse=True)
 
     def __str__(self) -> str:
         if not self.names:

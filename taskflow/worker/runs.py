@@ -32,7 +32,7 @@ cycles of 100, mostly in the store. In longer cycles, the worker and the store w
 
 SLOW: Final = 0.5
 
-RARER: Final = 10
+REMINDER_FACTOR: Final = 10
 """A run that does not stop is reported again each time its delay has grown by this factor."""
 
 SHORTEST_LOOK: Final = 0.05
@@ -223,7 +223,7 @@ class Runs:
             await asyncio.sleep(min(LONGEST_LOOK, grace))
             now = time.monotonic()
             for holding in self.under_way.values():
-                if holding.asked_at is not None and now - holding.asked_at >= grace * RARER**holding.reminders:
+                if holding.asked_at is not None and now - holding.asked_at >= grace * REMINDER_FACTOR**holding.reminders:
                     holding.reminders += 1
                     self._report_running(holding, now)
             self._lease_table.nudge()

@@ -77,7 +77,7 @@ class Upkeep:
         self._portions = 0
         self._was_early = False
         self._is_at_rest = False
-        self._told_at = self._due_at = self._next_at = 0.0
+        self._outlook_at = self._due_at = self._next_at = 0.0
         self._nudge: Callable[[], None] = lambda: None
         self._when_due: asyncio.TimerHandle | None = None
 
@@ -95,7 +95,7 @@ class Upkeep:
 
     def apply_outlook(self, outlook: Outlook, asked_at: float) -> None:
         """Apply the outlook from the answer to a heartbeat that was sent at `asked_at`."""
-        self._told_at, self._due_at = asked_at, asked_at + outlook.due_in
+        self._outlook_at, self._due_at = asked_at, asked_at + outlook.due_in
         if self._due_at < self._next_at - UNANNOUNCED:
             self._forget_due()
             self._when_due = asyncio.get_running_loop().call_later(self._due_at - time.monotonic(), self._nudge)
@@ -112,8 +112,8 @@ class Upkeep:
         self._next_at = began_at + pause
         while not await waiter.wait(pause):
             now = time.monotonic()
-            self._next_at = min(self._due_at, self._told_at + BELIEVED_FOR, began_at + LONGEST_REST)
-            if self._next_at <= now or self._told_at < began_at or not self._is_at_rest:
+            self._next_at = min(self._due_at, self._outlook_at + BELIEVED_FOR, began_at + LONGEST_REST)
+            if self._next_at <= now or self._outlook_at < began_at or not self._is_at_rest:
                 return False
             pause = self._next_at - now
         return True

@@ -16,8 +16,8 @@ from taskflow.worker.events import CpuStarved, Events, InterpreterBlocked, LoopR
 from taskflow.worker.lease_table import HeldLease
 
 LOOK: Final = 0.25
-FIRST_TOLD: Final = 1.0
-RARER: Final = 10
+FIRST_REPORT: Final = 1.0
+REPORT_FACTOR: Final = 10
 """A stall is reported again each time its duration has grown by this factor."""
 
 EMIT_WITHIN: Final = 2.0
@@ -47,7 +47,7 @@ class Standstill:
 
 
 class WatchdogTarget(Protocol):
-    """The interface through which the watch uses the sessions of a worker. The watch calls it from its own thread."""
+    """The interface through which the watchdog uses the sessions of a worker. The watchdog calls it from its own thread."""
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:
@@ -64,7 +64,7 @@ class WatchdogTarget(Protocol):
         ...
 
     def note_silence(self) -> None:
-        """Handle a heartbeat thread that has fallen silent: the watch has seen no heartbeat for longer than the ttl."""
+        """Handle a heartbeat thread that has fallen silent: the watchdog has seen no heartbeat for longer than the ttl."""
         ...
 
     def give_up(self, *, is_delivered: bool) -> None:
@@ -78,7 +78,7 @@ class Watchdog:
     `stall_limit`  how many seconds the loop may make no progress before `watched.give_up` is called; 0 means no limit
     `ttl`          the sessions' ttl in seconds
     `stalled_for`  how many seconds the loop has made no progress; 0.0 until that has been reported
-    `looked_at`    when the loop was last checked, on the monotonic clock; shows that the watch itself is running
+    `looked_at`    when the loop was last checked, on the monotonic clock; shows that the watchdog itself is running
     `blocker`      the lease of the job that was reported as blocking the loop
     """
 
@@ -94,7 +94,7 @@ class Watchdog:
         self._ticks = 0
         self._loops = Standstill(lambda: self._ticks)
         self._beats = Standstill(lambda: watched.beats)
-        self._times_told = 0
+        self._times_reported = 0
         self._has_given_up = False
         self._computed = dict[int, float]()
         self._waited = 0.0
@@ -103,12 +103,12 @@ class Watchdog:
 
     @property
     def stalled_for(self) -> float:
-        return self._loops.seconds if self._times_told else 0.0
+        return self._loops.seconds if self._times_reported else 0.0
 
     def start(self) -> None:
         self._tick()
         self.looked_at, self._computed = _clocks()
-        self._start_thread(self._watch, "taskflow-watch")
+        self._start_thread(self._watch, "taskflow-watchdog")
 
     def stop(self) -> None:
         self._stopping.set()
@@ -126,7 +126,7 @@ class Watchdog:
             passed, self.looked_at = now - self.looked_at, now
             before, self._computed = self._computed, computed
             waited_before, self._waited = self._waited, stacks.waited_for_processor()
-            if passed - LOOK >= FIRST_TOLD:
+            if passed - LOOK >= FIRST_REPORT:
                 self._look_back(passed, before, self._waited - waited_before)
             self._look_at_loop(passed)
             self._look_at_heartbeat(passed)
@@ -169,13 +169,13 @@ class Watchdog:
     def _look_at_loop(self, passed: float) -> None:
         lasted = self._loops.seconds
         if self._loops.look(passed):
-            if self._times_told:
-                self._times_told, self._has_given_up, self.blocker = 0, False, None
+            if self._times_reported:
+                self._times_reported, self._has_given_up, self.blocker = 0, False, None
                 self._emit(lambda: LoopResumed(lasted))
             return
         lasted = self._loops.seconds
-        if lasted >= FIRST_TOLD * RARER**self._times_told:
-            self._times_told += 1
+        if lasted >= FIRST_REPORT * REPORT_FACTOR**self._times_reported:
+            self._times_reported += 1
             self.blocker = lease = self._lease_on_loop()
             lines = stacks.lines_of(self._thread)
             if lease is None and stacks.waits_for_work(lines):
@@ -194,7 +194,7 @@ class Watchdog:
         """Check that heartbeats are being sent. If the ttl passes without one, the
         heartbeat thread reports that itself; if it does not, it is dead or stuck."""
         self._beats.look(passed)
-        if self._beats.seconds > self._ttl + 2 * FIRST_TOLD:
+        if self._beats.seconds > self._ttl + 2 * FIRST_REPORT:
             self._beats.seconds = 0.0
             self._watched.note_silence()
 

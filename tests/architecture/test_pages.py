@@ -1,4 +1,4 @@
-"""The pages for contributors name files that exist, and draw the floors as the imports have them."""
+"""The pages for contributors name files that exist, and draw the layers as the imports have them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_decision_records_are_short_and_listed() -> None:
 ARCHITECTURE = ROOT / "docs/explanation/architecture.md"
 
 
-def test_the_drawing_of_the_floors_is_what_the_imports_are() -> None:
+def test_the_drawing_of_the_layers_is_what_the_imports_are() -> None:
     """Without the arrows that follow from others."""
     arrows = re.findall(r"^ *([\w, ]+) → ([\w, ]+)$", ARCHITECTURE.read_text(), re.MULTILINE)
     drawn = {(part, target) for parts, targets in arrows for part in parts.split(", ") for target in targets.split(", ")}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.cli.gc_tuning import SELDOM, Collector
+from taskflow.cli.gc_tuning import RARE_COLLECTIONS, Collector
 from tests.cli.inprocess import Cli
 
 TASKS = """
@@ -37,10 +37,10 @@ def test_the_application_is_loaded_with_few_looks(cli: Cli) -> None:
     cli.write("tasks.py", TASKS)
     cli("worker", "tasks", "--drain")
     tasks: Any = cli.load("tasks")
-    assert tasks.while_loading[0] == SELDOM
+    assert tasks.while_loading[0] == RARE_COLLECTIONS
 
 
-@pytest.mark.parametrize("threshold", [(9_999, 9, 9), (50_000, 500, 1_000), (SELDOM, 500, 1_000)])
+@pytest.mark.parametrize("threshold", [(9_999, 9, 9), (50_000, 500, 1_000), (RARE_COLLECTIONS, 500, 1_000)])
 def test_what_the_application_has_set_stays(threshold: tuple[int, int, int]) -> None:
     before = gc.get_threshold()
     try:

@@ -167,7 +167,7 @@ def test_requests_of_all_kinds_get_an_answer(server: HealthServer, request_bytes
 
 
 def test_who_says_nothing_is_shut_out_and_nobody_else_is(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_server, "WITHIN", 0.3)
+    monkeypatch.setattr(health_server, "ANSWER_WITHIN", 0.3)
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=TIMEOUT) as silent:
         silent.sendall(b"GET /live")
         assert ask(port_of(server), "/live").status == 200

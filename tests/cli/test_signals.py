@@ -489,7 +489,7 @@ def test_other_commands_end_by_ctrl_c(shell: Shell) -> None:
 
 def test_a_worker_ends_whatever_its_jobs_do(shell: Shell) -> None:
     """A job that swallows every cancellation, one that never returns from its thread, one that leaves a thread of its own: 124, and
-    the job is ready again, with no attempt used up. The three at the same time, since each takes its last words' seconds."""
+    the job is ready again, with no attempt used up. The three at the same time, since each takes the seconds of `stop_timeout`."""
     shell.write("tasks.py", TASKS)
     workers: dict[str, Running] = {}
     for name in ("swallow", "never_return", "leave_a_thread"):

@@ -37,7 +37,7 @@ async def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(outage: Outa
 
 
 @pytest.mark.parametrize("kind", [RedisOutage, PostgresOutage], ids=lambda kind: kind.name)
-async def test_connections_that_are_cut_are_made_anew_the_keepers_too(kind: type[RedisOutage | PostgresOutage]) -> None:
+async def test_connections_that_are_cut_are_opened_again_the_heartbeat_too(kind: type[RedisOutage | PostgresOutage]) -> None:
     """Beats reach the broker again, and the session and its runs live on."""
     with kind() as outage:
         bench = Bench(outage)

@@ -111,7 +111,7 @@ async def test_a_job_that_blocks_the_loop_is_named_with_its_own_lines(broker: Br
     [stalled] = heard.of(LoopStalled)
     assert stalled.lease is not None
     assert stalled.lease.envelope.job == "tests.stalls.blocks"
-    assert stalled.seconds >= watchdog.FIRST_TOLD
+    assert stalled.seconds >= watchdog.FIRST_REPORT
     assert "in blocks\n    block()\n" in stalled.stack
     assert "taskflow/worker" not in stalled.stack
 
@@ -268,7 +268,7 @@ async def test_the_run_that_ended_before_the_late_look_is_named(monkeypatch: pyt
 async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 1 s, 10 s, 100 s: here after a twentieth of that."""
     monkeypatch.setattr(watchdog, "LOOK", 0.01)
-    monkeypatch.setattr(watchdog, "FIRST_TOLD", 0.05)
+    monkeypatch.setattr(watchdog, "FIRST_REPORT", 0.05)
     heard = ThreadSafeEventRecorder(LoopStalled, Run.release_thread.set, times=2)
     handle = await blocks.delay()
     async with Worker(options=options(heard)):
@@ -345,7 +345,7 @@ class WithHeartbeat(FaultyBroker):
         return await (super().beat(beat) if beat.leaving else self._beats(super().beat, beat))
 
 
-async def test_whatever_ends_the_keepers_thread_another_session_takes_its_place() -> None:
+async def test_whatever_ends_the_heartbeat_thread_another_session_takes_its_place() -> None:
     errors = [SystemExit("as no broker says")]
 
     async def fails_once(beat: BeatIt, told: Beat) -> BeatAnswer:
@@ -362,7 +362,7 @@ async def test_whatever_ends_the_keepers_thread_another_session_takes_its_place(
     assert "its heartbeat thread has failed" in heard.of(SessionEnded)[0].why
 
 
-async def test_a_keeper_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_heartbeat_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A beat whose answer never comes, and no error either."""
     monkeypatch.setattr(heartbeat, "STOPS_WITHIN", 0.1)
     beats, released = list[Beat](), threading.Event()
@@ -385,7 +385,7 @@ async def test_a_keeper_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) 
     assert "has sent nothing" in heard.of(SessionEnded)[0].why
 
 
-async def test_a_keeper_that_no_thread_can_be_had_for_is_tried_again(broker: Broker) -> None:
+async def test_a_heartbeat_that_no_thread_can_be_had_for_is_tried_again(broker: Broker) -> None:
     """The session before it has ended; to give up now would be to live on and do nothing."""
     refusals, starts = [RuntimeError("can't start new thread")] * 2, list[str]()
 
@@ -427,7 +427,7 @@ async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_thr
 
 def compute_in_c() -> None:
     """One call of C code that keeps the interpreter lock for a second and a half of the processor's time."""
-    until = time.thread_time() + watchdog.FIRST_TOLD + 2 * watchdog.LOOK
+    until = time.thread_time() + watchdog.FIRST_REPORT + 2 * watchdog.LOOK
     deque(takewhile(until.__gt__, iter(time.thread_time, None)), maxlen=0)
 
 
@@ -445,7 +445,7 @@ def computes_in_a_thread() -> None:
 
 @job(name="tests.stalls.sleeps_in_c")
 async def sleeps_in_c() -> None:
-    ctypes.PyDLL(None).usleep(int((watchdog.FIRST_TOLD + 4 * watchdog.LOOK) * 1e6))  # a PyDLL's function keeps the lock
+    ctypes.PyDLL(None).usleep(int((watchdog.FIRST_REPORT + 4 * watchdog.LOOK) * 1e6))  # a PyDLL's function keeps the lock
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a thread has computed")
@@ -458,7 +458,7 @@ async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Bro
         while not (named := [held for held in heard.of(InterpreterBlocked) if held.is_computed and held.lease]):
             await heard.wait_for(InterpreterBlocked, len(heard.of(InterpreterBlocked)) + 1)
     [held, *_] = named
-    assert held.seconds >= watchdog.FIRST_TOLD
+    assert held.seconds >= watchdog.FIRST_REPORT
     assert held.lease.envelope.job == culprit.name
 
 

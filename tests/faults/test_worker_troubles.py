@@ -93,7 +93,7 @@ async def test_without_descriptors_for_a_beat_the_session_lives_on(broker: Memor
     assert len(heard.times_of(SessionOpened)) == 1
 
 
-async def test_a_keeper_whose_descriptors_are_gone_says_so(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_heartbeat_whose_descriptors_are_gone_says_so(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     without_descriptors(broker, monkeypatch, errno.EBADF)
     heard = TimedEventRecorder()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):

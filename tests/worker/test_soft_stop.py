@@ -184,7 +184,7 @@ async def test_a_timeout_that_does_not_end_the_function_is_a_failure_like_others
     assert (failed.type, failed.message) == ("TimeoutError", f"{jobs.is_deaf.name} ran longer than its timeout of 0.5 s")
 
 
-async def test_the_workers_last_words_win_over_a_longer_grace_time(ledger: Ledger) -> None:
+async def test_the_workers_stop_timeout_wins_over_a_longer_grace_time(ledger: Ledger) -> None:
     async with a_worker(grace=0.1, stop_timeout=0.5):
         handle = await jobs.tidies_up.delay(ledger.path, 60.0)
         [pid] = await ledger.begun()

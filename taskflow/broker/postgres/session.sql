@@ -105,7 +105,7 @@ BEGIN
         END IF;
     END LOOP;
     IF leaving OR died_of IS NOT NULL THEN
-        PERFORM @.kill_session(s, died_of, fingerprint, now_at);
+        PERFORM @.end_session(s, died_of, fingerprint, now_at);
     END IF;
     SELECT array_agg(named.place), array_agg(named.place) FILTER (WHERE lease.is_asked_to_stop) INTO held, stopping
     FROM unnest(requests, numbers) WITH ORDINALITY AS named (request, number, place)
@@ -142,7 +142,7 @@ $$;
 
 -- Marks a session dead, and ends its leases: as crashes with the cause `died_of`, or, if that is NULL, as hand-backs. Upkeep ends those on
 -- jobs that another transaction has locked now.
-CREATE FUNCTION @.kill_session(s @.sessions, died_of bytea, fingerprint bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.end_session(s @.sessions, died_of bytea, fingerprint bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     lease record;

@@ -12,55 +12,53 @@
 -- field in it. All other jobs are msgpack arrays: an absent field is false, and the array ends after its last field. See fields.py.
 -- Microseconds stay exact, because Lua's doubles have 53 bits.
 --
--- All keys, after the prefix. QUEUE is the number of a queue's name; a tail is the request and number of a claim (8 bytes).
+-- All keys, after the prefix; `git grep -n "P .. 'leases:"` finds the scripts that use one. QUEUE is the number of a queue's name; a tail
+-- is the request and number of a claim (8 bytes).
 --
--- key                       type    content                                                                     written by
--- meta                      hash    layout; the last seq, number of a name and of a session; the number of      connect, enqueue, names,
---                                   schedules; pulse: the last heartbeat of any session; the shortest ttl;      session, schedules, reindex
+-- key                       type    content
+-- meta                      hash    layout; the last seq, number of a name and of a session; the number of
+--                                   schedules; pulse: the last heartbeat of any session; the shortest ttl;
 --                                   where checks of indexes go on
--- names, texts              hash    "q:" and a queue's, "j:" and a job type's name -> its number; the reverse   names
--- j:ID, b:ID, o:ID          string  the job; its payload; its result, if these are large                        jobs, enqueue, claim,
---                                                                                                               settle
--- o:FENCE                   string  a large result until its settlement arrives: see large_payloads.py          -
--- ready_list:QUEUE:PRIORITY list    ready jobs in order: see ready_lists.lua                                    ready_lists
--- returned:QUEUE:PRIORITY   zset    ready jobs that came out of order, score 0                                  ready_lists
--- priorities:QUEUE          zset    the priorities of ready jobs, score -priority                               enqueue, indexes, upkeep
--- ready                     zset    names of queues with ready jobs that are not paused, score 0                counts
--- paused                    set     names of paused queues                                                      console
--- due                       zset    scheduled jobs by their time: seq, QUEUE, ID                                indexes, transitions,
---                                                                                                               upkeep
--- held                      zset    ids of held jobs, by their seq                                              transitions
--- expiring                  zset    ids of jobs that have an expiry, by its time                                transitions
--- keys                      hash    a key's digest -> the ids of live jobs that have it                         enqueue, transitions
--- tag:TAG                   zset    ids of jobs that have the tag, score 0                                      tags
--- failures:CELL             zset    ids of failed jobs, by the time of their end. CELL: fingerprint (8 bytes),  indexes
+-- names, texts              hash    "q:" and a queue's, "j:" and a job type's name -> its number; the reverse
+-- j:ID, b:ID, o:ID          string  the job; its payload; its result, if these are large
+-- o:FENCE                   string  a large result until its settlement arrives: see large_payloads.py
+-- ready_list:QUEUE:PRIORITY list    ready jobs in order: see ready_lists.lua
+-- returned:QUEUE:PRIORITY   zset    ready jobs that came out of order, score 0
+-- priorities:QUEUE          zset    the priorities of ready jobs, score -priority
+-- ready                     zset    names of queues with ready jobs that are not paused, score 0
+-- paused                    set     names of paused queues
+-- due                       zset    scheduled jobs by their time: seq, QUEUE, ID
+-- held                      zset    ids of held jobs, by their seq
+-- expiring                  zset    ids of jobs that have an expiry, by its time
+-- keys                      hash    a key's digest -> the ids of live jobs that have it
+-- tag:TAG                   zset    ids of jobs that have the tag, score 0
+-- failures:CELL             zset    ids of failed jobs, by the time of their end. CELL: fingerprint (8 bytes),
 --                                   QUEUE and the job's name (4 each), deploy
--- failure_cells             zset    every CELL that has jobs, score 0                                           indexes
--- kept:QUEUE:0, :1          zset    jobs that are kept, by the time of their end: seq, ID; failed ones in :1    settle, indexes
--- fade                      zset    ids of ended jobs, by the time at which they are buried, then forgotten     settle, indexes, upkeep
--- crowded                   zset    queues that keep too many jobs: name, \1, 0 or 1 as in kept:                counts
--- counts, totals            hash    QUEUE:STATUS -> jobs, and "whole", see check_indexes.lua; QUEUE:EVENT ->    counts
+-- failure_cells             zset    every CELL that has jobs, score 0
+-- kept:QUEUE:0, :1          zset    jobs that are kept, by the time of their end: seq, ID; failed ones in :1
+-- fade                      zset    ids of ended jobs, by the time at which they are buried, then forgotten
+-- crowded                   zset    queues that keep too many jobs: name, \1, 0 or 1 as in kept:
+-- counts, totals            hash    QUEUE:STATUS -> jobs, and "whole", see check_indexes.lua; QUEUE:EVENT ->
 --                                   moves
--- alive, dead               zset    ids of sessions by the time at which they lapse; by their number            session
--- session:SESSION           hash    the session: name, ttl, its last request, ...                               session, claim
--- leases:SESSION            hash    its leases: tail -> ID                                                      claim, settle, indexes
--- stopping:SESSION          set     tails of its leases whose jobs are asked to stop                            settle, transitions,
---                                                                                                               session, upkeep, reindex
--- end_subscribers           set     ids of living sessions that subscribe to ends without a settlement          session
--- ends                      list    ids of jobs that have ended so; meta counts those that were dropped         indexes, upkeep
--- schedule:NAME             hash    the schedule: see stored_schedules.lua                                      stored_schedules, schedules
--- schedules                 zset    names of all schedules, by the time at which upkeep checks them, or         stored_schedules, schedules
+-- alive, dead               zset    ids of sessions by the time at which they lapse; by their number
+-- session:SESSION           hash    the session: name, ttl, its last request, ...
+-- leases:SESSION            hash    its leases: tail -> ID
+-- stopping:SESSION          set     tails of its leases whose jobs are asked to stop
+-- end_subscribers           set     ids of living sessions that subscribe to ends without a settlement
+-- ends                      list    ids of jobs that have ended so; meta counts those that were dropped
+-- schedule:NAME             hash    the schedule: see stored_schedules.lua
+-- schedules                 zset    names of all schedules, by the time at which upkeep checks them, or
 --                                   infinite
--- declares:SESSION          set     names of the schedules that the session declares                            schedules
--- waiting:, waiting:NAME    zset    listeners that wait for jobs of every queue, of the one with this name, by  wakeups, claim
+-- declares:SESSION          set     names of the schedules that the session declares
+-- waiting:, waiting:NAME    zset    listeners that wait for jobs of every queue, of the one with this name, by
 --                                   the time
--- nudged                    zset    listeners that were nudged and have not claimed since, by the time of that  wakeups, claim
--- upkeepers                 zset    listeners that wait for the next due time                                   upkeep, wakeups
--- awaited                   hash    ids of jobs whose end is awaited -> the listeners that await it             wakeups, settle
--- spoilt                    hash    ids of unreadable jobs -> what is wrong                                     jobs
--- acts                      zset    the audit log: time (8 bytes), ID of the act, its body; by its number       console
--- bad:...                   any     unreadable values that were set aside                                       unreadable, reindex
--- reindexing, reindexed     string  a reindex runs, or ran lately                                               reindex
+-- nudged                    zset    listeners that were nudged and have not claimed since, by the time of that
+-- upkeepers                 zset    listeners that wait for the next due time
+-- awaited                   hash    ids of jobs whose end is awaited -> the listeners that await it
+-- spoilt                    hash    ids of unreadable jobs -> what is wrong
+-- acts                      zset    the audit log: time (8 bytes), ID of the act, its body; by its number
+-- bad:...                   any     unreadable values that were set aside
+-- reindexing, reindexed     string  a reindex runs, or ran lately
 --
 -- A listener is a text of 16 characters. Messages for it are published under n:LISTENER: a topic, or \0 and msgpack of ended jobs.
 

@@ -1,4 +1,4 @@
--- The tags of jobs, and the index t:TAG.
+-- The tags of jobs, and the index tag:TAG.
 
 -- === part tags =============================================================================================
 -- Returns the tags of a job as one text, and the two bytes that follow it in the extras; nil if the job has none. Extras may contain any

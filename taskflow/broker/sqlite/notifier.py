@@ -48,14 +48,14 @@ _CLEAN_EVERY: Final = to_microseconds(5.0)
 
 class WakeMessage(msgspec.Struct, array_like=True):
     """A message to a listener. If the message nudges it, `note` is the new name of its note file (see
-    `wake_folder.ListenerNote`); otherwise `note` is empty. `heard` holds the hashes of the topics to wake,
+    `wake_folder.ListenerNote`); otherwise `note` is empty. `topics` holds the hashes of the topics to wake,
     `ended` the ids of jobs that have ended, and `records` the records of some of those jobs.
 
-    If a message is too long for a datagram, a short one is sent instead: `ANY_TOPIC` in `heard` means that anything may have happened.
+    If a message is too long for a datagram, a short one is sent instead: `ANY_TOPIC` in `topics` means that anything may have happened.
     """
 
     note: str = ""
-    heard: set[str] = set()
+    topics: set[str] = set()
     ended: list[bytes] = []
     records: list[Record] = []
 
@@ -223,7 +223,7 @@ class _Delivery:
         nudged = [*self._waiting_for(hashed, NUDGED)]
         left = self._nudge_waiting(hashed, number)
         for note in nudged[:left]:
-            self._message(note.listener).heard |= {hashed, self._any_queue}
+            self._message(note.listener).topics |= {hashed, self._any_queue}
 
     def _nudge_waiting(self, hashed: str, number: int) -> int:
         """Nudge up to `number` waiting listeners. Return how many more were needed."""
@@ -250,7 +250,7 @@ class _Delivery:
             return False
         message = self._message(note.listener)
         message.note = nudged.file
-        message.heard |= {hashed, self._any_queue}
+        message.topics |= {hashed, self._any_queue}
         self._nudges.setdefault(note.listener, []).append(hashed)
         return True
 
@@ -272,14 +272,14 @@ class _Delivery:
         hashed = topic_hash(self._namespace, topic)
         for note in self._notes.values():
             if note.hears(hashed):
-                self._message(note.listener).heard.add(hashed)
+                self._message(note.listener).topics.add(hashed)
 
     def notify_due(self, announcement: Announcement, transitions: Transitions) -> None:
         """Tell a few listeners about the due time, unless another job is due earlier, or about ends that were noted."""
         listeners = [note.listener for note in self._notes.values() if note.hears(self._due)]
         if listeners and (announcement.has_ends or transitions.next_due() == announcement.due_at):
             for listener in random.sample(listeners, min(UPKEEPERS, len(listeners))):
-                self._message(listener).heard.add(self._due)
+                self._message(listener).topics.add(self._due)
 
     def notify_ends(self, ended: set[bytes], transitions: Transitions) -> None:
         """Tell each listener which of the jobs it awaits have ended. If these are few, their small records are sent too."""
@@ -291,7 +291,7 @@ class _Delivery:
         for name, ids in awaited.items():
             message = self._message(name)
             message.ended += ids
-            size = sum(map(len, message.heard)) + len(ids) * (ID_BYTES + 2)
+            size = sum(map(len, message.topics)) + len(ids) * (ID_BYTES + 2)
             for job_id in ids:
                 if job_id in records:
                     record, length = records[job_id]
@@ -320,8 +320,8 @@ class _Delivery:
             self._notes.pop(listener, None)
             for hashed in nudges:
                 self.nudge(hashed, 1)
-            if self._due in message.heard and (others := [note.listener for note in self._notes.values() if note.hears(self._due)]):
-                self._message(random.choice(others)).heard.add(self._due)
+            if self._due in message.topics and (others := [note.listener for note in self._notes.values() if note.hears(self._due)]):
+                self._message(random.choice(others)).topics.add(self._due)
 
 
 def _small_records(transitions: Transitions, ids: set[bytes]) -> dict[bytes, tuple[Record, int]]:

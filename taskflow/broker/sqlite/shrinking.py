@@ -45,7 +45,7 @@ def allow_shrinking(connection: sqlite3.Connection, store: StoreFile) -> None:
 
 
 class Shrinker:
-    """Shrinks the file over one connection. Call `step` in each upkeep, and `make_checkpoint` after the commit if `wants_checkpoint`.
+    """Shrinks the file over one connection. Call `step` in each upkeep, and make a checkpoint after the commit if `wants_checkpoint`.
 
     A file that is shared with other programs, or was made without `allow_shrinking`, keeps its size.
     """

@@ -107,7 +107,7 @@ class Transitions(JobTable):
     # --- the end of a run ----------------------------------------------------------------------------------------
 
     def release_lease(self, job: JobRow) -> None:
-        """End the job's lease. Every lease ends here. The caller saves the job."""
+        """End the job's lease. Only plain successes end elsewhere, as a batch (`settle_cached`). The caller saves the job."""
         job.claim = None
 
     def finish(self, job: JobRow, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:

@@ -140,11 +140,11 @@ class SocketListener:
             if self._files is None:
                 return not message.note
             is_heeded = not message.note or self._files.take(message.note)
-            heard = self._files.heard(message.heard)
+            heard = self._files.heard(message.topics)
             for record in message.records:
                 if record.id in self._files.awaited:
                     self._ended[record.id] = record
-        if ANY_TOPIC in message.heard:
+        if ANY_TOPIC in message.topics:
             self._flag.wake_all()
         else:
             self._flag.wake([*heard, *map(job_topic, message.ended)])
