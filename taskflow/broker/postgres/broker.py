@@ -273,7 +273,7 @@ class PostgresBroker:
         try:
             return await self.call_one(name, self.wall(), self._capacity, *arguments)
         except NoRoom as error:
-            raise StoreFull(f"{error}; new jobs are refused until there is room") from error
+            raise StoreFull(str(error)) from error
 
     def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None:
         """Wake the waiters for these jobs, those in this process immediately. Waiters in other

@@ -138,7 +138,7 @@ _REFUSALS: Final[dict[str, Callable[[str], TaskflowError]]] = {
         "nothing was sent: another transaction has taken a key since this transaction began, and at this isolation level it cannot see "
         "the job: roll back, and repeat the transaction"
     ),
-    "full": lambda message: StoreFull(f"{message}; new jobs are refused until there is room"),
+    "full": StoreFull,
     "keys": lambda message: BrokerRefused(
         f"nothing was sent: {message}: send them in several transactions, or without keys, or raise max_locks_per_transaction"
     ),

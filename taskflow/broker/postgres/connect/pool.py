@@ -21,7 +21,8 @@ MOST_CONNECTIONS: Final = 8
 """The maximum number of connections on which one loop runs statements at a time. Further calls wait."""
 
 SURPLUS_AFTER: Final = 30.0
-"""The pool closes connections that were idle for this many seconds. It looks when a statement has ended, and keeps one."""
+"""In each window of so many seconds, or longer if there are few statements, the pool counts the connections that stayed idle all the time.
+It drops them at the first statement after the window, and keeps one."""
 
 MOST_TRIES: Final = 5
 
@@ -189,9 +190,10 @@ class ConnectionPool:
 
     def _drop_surplus(self) -> None:
         """Drop as many connections as were idle at every moment since the last look. Begin with the one that has been idle for longest."""
-        for connection in self._idle[: self._surplus]:
+        surplus = min(self._surplus, len(self._idle) - 1)
+        for connection in self._idle[:surplus]:
             drop(connection)
-        del self._idle[: self._surplus]
+        del self._idle[:surplus]
         self._surplus, self._look_at = len(self._idle), time.monotonic() + SURPLUS_AFTER
 
     def _drop_idle(self) -> None:
