@@ -12,7 +12,7 @@ from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Lease
-from taskflow.model.session import Session
+from taskflow.model.session import Beat, Session
 from tests.support.harnesses import Capability
 from tests.support.verdicts import succeeded
 from tests.support.world import World
@@ -160,6 +160,14 @@ async def test_nudge_few__in_two_queues(world: World) -> None:
         assert len(await nudged(world, workers, 2)) == 2
 
 
+async def test_nudge_few__of_two_priorities(world: World) -> None:
+    """Jobs of one queue count together, whatever their priorities."""
+    async with idle(world, 3) as workers:
+        await world.enqueue(*(world.an_envelope(queue="mail", priority=priority) for priority in (0, 5)))
+
+        assert len(await nudged(world, workers, 2)) == 2
+
+
 async def test_nudge_few__for_another_queue(world: World) -> None:
     """Nobody is nudged for jobs of a queue from which nobody waits to claim."""
     async with idle(world, 2) as workers:
@@ -182,9 +190,10 @@ async def test_nudge_all_when_many(world: World) -> None:
 # --- nudge_next, nudge_full -----------------------------------------------------------------------------------------------
 
 
-async def test_nudge_next(world: World) -> None:
+@pytest.mark.parametrize("queues", [["mail"], []], ids=["one queue", "every queue"])
+async def test_nudge_next(world: World, queues: Sequence[str]) -> None:
     """A worker that leaves ready jobs when it has claimed as many as it has room for nudges another."""
-    async with idle(world, 3) as workers:
+    async with idle(world, 3, queues) as workers:
         await world.add(queue="mail")
         await nudged(world, workers, 1)  # it does not claim
         await world.add(queue="mail")
@@ -241,11 +250,12 @@ async def test_nudge_dead(world: World, place: int) -> None:
             assert len(await nudged(world, workers, number)) == number
 
 
-@pytest.mark.parametrize("verb", ["enqueue", "upkeep"])
-async def test_nudge_hung(world: World, verb: str) -> None:
+@pytest.mark.parametrize("queues", [["mail"], []], ids=["one queue", "every queue"])
+@pytest.mark.parametrize("verb", ["enqueue", "upkeep", "beat"])
+async def test_nudge_hung(world: World, verb: str, queues: Sequence[str]) -> None:
     """If a worker does not claim within 250 ms after its nudge, the next call to the store nudges another."""
     world.needs(Capability.SHARING)
-    async with idle(world, 3) as workers:
+    async with idle(world, 3, queues) as workers:
         await world.add(queue="mail")
         assert len(await nudged(world, workers, 1)) == 1
         world.clock.advance(0.3)
@@ -253,10 +263,24 @@ async def test_nudge_hung(world: World, verb: str) -> None:
             await world.add(queue="mail")
             expected = 3
         else:
-            await world.upkeep()
+            await (world.upkeep() if verb == "upkeep" else world.broker.beat(Beat(session=(await world.a_session()).id, looks=True)))
             expected = 2
 
         assert len(await nudged(world, workers, expected)) == expected
+
+
+@pytest.mark.parametrize("limit", [1, 10], ids=["full", "with room left"])
+@pytest.mark.parametrize("queues", [["mail"], ["other", "mail"]], ids=["one queue", "two queues"])
+async def test_nudge_hung__followed_by_a_claim(world: World, limit: int, queues: Sequence[str]) -> None:
+    """A nudge that a claim has followed is not passed on, whether or not the worker has room for more jobs."""
+    async with idle(world, 3, queues) as workers:
+        await world.add(queue="mail")
+        [first] = await nudged(world, workers, 1)
+        assert len(await first.claim(limit)) == 1
+        world.clock.advance(0.3)
+        await world.upkeep()
+
+        assert await nudged(world, [worker for worker in workers if worker is not first], 0) == []
 
 
 @pytest.mark.parametrize("place", [0, 2])
@@ -269,6 +293,22 @@ async def test_nudge_unheard(world: World, place: int) -> None:
         await world.add(queue="mail")
 
         assert await nudged(world, [one], 1) == [one]
+
+
+@pytest.mark.parametrize("queues", [["mail"], []], ids=["one queue", "every queue"])
+async def test_nudge_unheard__passed_on_once(world: World, queues: Sequence[str]) -> None:
+    """A nudge that was passed on, and that a claim has followed, is not passed on again by upkeep."""
+    async with idle(world, 4, queues) as workers:
+        gone = workers.pop()
+        await gone.stop_listening()
+        await world.add(queue="mail")
+        [first] = await nudged(world, workers, 1)
+        assert len(await first.claim()) == 1
+        await first.wait_again()
+        world.clock.advance(0.3)
+        await world.upkeep()
+
+        assert await nudged(world, workers, 0) == []
 
 
 # --- ended_told -----------------------------------------------------------------------------------------------------------

@@ -80,6 +80,17 @@ async def test_each_queue_of_a_call_is_told(broker: Broker, told: asyncio.Queue[
         assert (await told.get()).partition("\n")[0] == "queue:mail"
 
 
+async def test_a_due_job_beside_too_many_queues_to_name_is_told(
+    broker: Broker, told: asyncio.Queue[str], stranger: asyncpg.Connection
+) -> None:
+    store = PostgresTransactional("here", "taskflow", "", lambda: None, None)
+    others = [Envelope(id=new_id(), job="work", payload=b"\x01payload", queue=f"{number:03}" + "x" * 90) for number in range(100)]
+    async with stranger.transaction():
+        await add(store, stranger, [*others, an_envelope(after=60.0)])
+    async with asyncio.timeout(5):
+        assert (await told.get()).partition("\n")[0] == "due"
+
+
 async def test_a_transaction_notes_its_place_once(told: asyncio.Queue[str], broker: Broker, stranger: asyncpg.Connection) -> None:
     """Each note is a trigger at the commit."""
     store = PostgresTransactional("here", "taskflow", "", lambda: None, None)

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from taskflow.broker import topics
+from taskflow.broker.console import View
 from taskflow.broker.postgres import PostgresBroker, wakeups
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.protocol import Broker
@@ -161,11 +162,20 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
     await waiter.close()
 
 
-async def test_workers_without_room_are_told_nothing(store: Store, broker: Broker) -> None:
+@pytest.mark.parametrize("queues", [["default"], ["default", "default"], ["default", "other"]], ids=["one job", "two jobs", "two queues"])
+async def test_workers_without_room_are_told_nothing(store: Store, broker: Broker, queues: list[str]) -> None:
     with counting() as asked:
-        await broker.enqueue([an_envelope()])
+        await broker.enqueue([an_envelope(queue=queue) for queue in queues])
         await broker.claim(SESSION, 1, [], 1)
         await asyncio.sleep(0.1)
+    assert asked["notify"] == 0
+
+
+async def test_idle_workers_are_not_told_of_a_job_that_is_due_later(store: Store, broker: Broker) -> None:
+    async with IdleWorker(store.url):
+        with counting() as asked:
+            await broker.enqueue([an_envelope(after=60.0)])
+            await asyncio.sleep(0.1)
     assert asked["notify"] == 0
 
 
@@ -243,6 +253,44 @@ async def test_an_end_during_the_first_read_is_told(store: Store, broker: Broker
         async with asyncio.timeout(SOON):
             await ended(waiter, envelope.id)
     await waiter.close()
+
+
+@pytest.mark.parametrize(("number", "size"), [(8, 2_000), (250, 10)], ids=["their results", "their names"])
+async def test_ends_that_are_too_long_for_a_message_are_told(store: Store, broker: Broker, number: int, size: int) -> None:
+    envelopes = [an_envelope() for _ in range(number)]
+    await broker.enqueue(envelopes)
+    leases = await broker.claim(SESSION, 1, [], number)
+    waiter = broker.sibling()
+    with waiter.listen([topics.job(bytes(16))]) as nudges:
+        await until(lambda: nudges.is_prompt)
+        waiting = [asyncio.create_task(ended(waiter, envelope.id)) for envelope in envelopes]
+        await until_noted(waiter, *(envelope.id for envelope in envelopes))
+        await broker.settle([succeeded(lease, bytes(size)) for lease in leases])
+        async with asyncio.timeout(SOON):
+            records = await asyncio.gather(*waiting)
+    assert {record.result for record in records} == {bytes(size)}
+    await waiter.close()
+
+
+async def test_the_end_of_a_job_is_told_if_many_jobs_are_purged_with_it(store: Store, broker: Broker) -> None:
+    """One message, which names no job, reaches the listener."""
+    envelopes = [an_envelope() for _ in range(101)]
+    await broker.enqueue(envelopes)
+    waiter = broker.sibling()
+    with waiter.listen([topics.job(envelopes[0].id)]) as nudges:
+        waiting = asyncio.create_task(nudges.wait(60.0))
+        await until(lambda: nudges.is_prompt)
+        await until_noted(waiter, envelopes[0].id)
+        assert await broker.console.purge(View()) == len(envelopes)
+        assert await asyncio.wait_for(waiting, SOON)
+    await waiter.close()
+
+
+async def test_jobs_in_too_many_queues_to_name_wake_a_worker(store: Store, broker: Broker) -> None:
+    envelopes = [an_envelope(queue=f"{number:03}" + "x" * 90) for number in range(100)]
+    async with IdleWorker(store.url, limit=1_000) as worker:
+        await broker.enqueue(envelopes)
+        await worker.has(*(envelope.id for envelope in envelopes))
 
 
 # --- notes and jobs that cross ----------------------------------------------------------------------------------------------
@@ -413,14 +461,29 @@ async def test_a_job_in_each_of_two_queues_nudges_two_workers_of_both(store: Sto
         assert sum(each.is_nudged for each in workers) == 2
 
 
-async def test_a_lone_worker_of_two_queues_is_nudged_again_for_the_second(store: Store, broker: Broker) -> None:
+async def test_a_lone_worker_of_two_queues_is_nudged_again_for_the_second(store: Store, broker: Broker, spy: Spy) -> None:
     """Its claim may have missed the second job."""
     async with waiting_for(broker, TWO) as [worker]:
         await broker.enqueue([an_envelope(queue="mail")])
         await until(lambda: worker.is_nudged, SOON)
-        await worker.wait()
+        await spy.listen()
         await broker.enqueue([an_envelope(queue="other")])
-        await until(lambda: worker.is_nudged, SOON)
+        await until(lambda: spy.heard_of("queue:other"), SOON)
+
+
+@pytest.mark.parametrize("which", ["min", "max"])
+async def test_two_jobs_nudge_also_a_worker_that_was_nudged_before(
+    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy, which: str
+) -> None:
+    """Only one other waits. The nudged one has waited for longer than the other, or came after it."""
+    async with waiting_for(broker, ["default"], ["default"]):
+        await stranger.execute(
+            "UPDATE taskflow.idle SET nudged_at = taskflow.wall(NULL), nudged_for = topic "
+            f"WHERE since = (SELECT {which}(since) FROM taskflow.idle)"
+        )
+        await spy.listen()
+        await broker.enqueue([an_envelope(), an_envelope()])
+        await until(lambda: len(set(spy.heard_of("queue:default"))) == 2, SOON)
 
 
 @pytest.mark.parametrize("limit", [1, 10])
@@ -429,11 +492,13 @@ async def test_a_claim_after_a_nudge_frees_all_notes_of_the_listener(
 ) -> None:
     """Another worker with the same listener, for another queue, has been passed over meanwhile."""
     async with waiting_for(broker, ["mail"]) as [worker]:
-        await stranger.execute("INSERT INTO taskflow.idle SELECT listener, 'queue:other', since FROM taskflow.idle")
+        await stranger.execute(
+            "INSERT INTO taskflow.idle SELECT listener, other, since FROM taskflow.idle, unnest(ARRAY['due', 'queue:other']) AS other"
+        )
         await broker.enqueue([an_envelope(queue="mail")])
         await until(lambda: worker.is_nudged, SOON)
         notes = await stranger.fetch("SELECT nudged_at IS NULL, nudged_for FROM taskflow.idle ORDER BY topic")
-        assert [tuple(note) for note in notes] == [(False, "queue:mail"), (False, None)]
+        assert [tuple(note) for note in notes] == [(True, None), (False, "queue:mail"), (False, None)]
         assert await worker.claim(limit) == 1
         freed = "SELECT nudged_at IS NULL AND nudged_for IS NULL FROM taskflow.idle WHERE topic = 'queue:other'"
         assert await stranger.fetchval(freed)
@@ -549,6 +614,58 @@ async def test_a_role_that_may_only_add_jobs_wakes_a_worker(store: Store, strang
     await stranger.execute("RESET ROLE; DROP OWNED BY sender_only; DROP ROLE sender_only")
 
 
+async def test_a_user_tells_two_of_the_workers_of_a_queue_and_of_every_queue(
+    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy
+) -> None:
+    await broker.read([])
+    for listener, topic in (("a", "queue:default"), ("b", "queue:default"), ("c", "queues"), ("d", "queues")):
+        await stranger.execute("INSERT INTO taskflow.idle (listener, topic, since) VALUES ($1, $2, taskflow.wall(NULL))", listener, topic)
+    await spy.listen()
+    await stranger.fetchval("SELECT taskflow.enqueue('work')")
+    await until(lambda: len(spy.heard) >= 2, SOON)
+    await asyncio.sleep(0.1)
+    assert len(spy.heard) == 2
+
+
+async def test_a_users_job_in_a_paused_queue_wakes_no_worker(store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy) -> None:
+    await broker.console.pause("default")
+    async with IdleWorker(store.url):
+        await spy.listen()
+        await stranger.fetchval("SELECT taskflow.enqueue('work')")
+        await asyncio.sleep(0.3)
+    assert spy.heard == []
+
+
+@pytest.mark.parametrize("which", ["min", "max"])
+async def test_a_users_job_wakes_two_workers_that_no_job_has_nudged(
+    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy, which: str
+) -> None:
+    """The one that has waited longest, or that came last, was nudged a moment ago."""
+    async with waiting_for(broker, *[["default"]] * 3) as workers:
+        nudged = await stranger.fetchval(
+            "UPDATE taskflow.idle SET nudged_at = taskflow.wall(NULL), nudged_for = topic "
+            f"WHERE since = (SELECT {which}(since) FROM taskflow.idle) RETURNING listener"
+        )
+        await spy.listen()
+        await stranger.fetchval("SELECT taskflow.enqueue('work')")
+        await until(lambda: len(spy.heard) >= 2, SOON)
+        await asyncio.sleep(0.1)
+        listeners = {worker.broker.listener.id for worker in workers if isinstance(worker.broker, PostgresBroker)}
+    assert {channel for channel, _ in spy.heard} == listeners - {nudged}
+
+
+async def test_a_users_job_wakes_a_lone_worker_that_was_nudged_before(
+    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy
+) -> None:
+    """Its claim may have missed the user's job."""
+    async with waiting_for(broker, ["default"]) as [worker]:
+        await broker.enqueue([an_envelope()])
+        await until(lambda: worker.is_nudged, SOON)
+        await spy.listen()
+        await stranger.fetchval("SELECT taskflow.enqueue('work')")
+        await until(lambda: spy.heard, SOON)
+
+
 async def test_who_waits_for_a_job_hears_that_a_user_has_replaced_it(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     job_id = (await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k')")).bytes
     with broker.listen([topics.job(bytes(16))]) as nudges:
@@ -640,6 +757,23 @@ async def test_notes_of_listeners_that_are_gone_count_for_nothing(store: Store, 
     await broker.upkeep(10)
     await stranger.fetch("SELECT taskflow.check_marks(NULL)")
     assert await stranger.fetch("SELECT * FROM taskflow.idle") == []
+
+
+@pytest.mark.parametrize("is_reported", [False, True], ids=["silent", "reported"])
+async def test_a_session_that_died_leaves_no_note(store: Store, broker: Broker, stranger: asyncpg.Connection, is_reported: bool) -> None:
+    """Its process may be gone, and then it removes none itself."""
+    worker = Waiting(broker, Session(id=new_id(), name="dying", ttl=1.0), ["default"])
+    await worker.begin()
+    assert await stranger.fetch("SELECT * FROM taskflow.idle")
+    if is_reported:
+        await broker.beat(Beat.of_death(worker.session.id, "exit code 77"))
+    else:
+        for _ in range(6):
+            await asyncio.sleep(0.25)
+            await broker.beat(Beat(session=SESSION))
+        await broker.upkeep(10)
+    assert await stranger.fetch("SELECT * FROM taskflow.idle") == []
+    await worker.end()
 
 
 @pytest.mark.parametrize("is_analyzed", [False, True], ids=["as it comes", "analyzed"])
