@@ -337,6 +337,15 @@ async def test_a_job_of_a_user_that_commits_while_another_listener_looks_starts_
         await worker.has(job_id.bytes)
 
 
+async def test_a_look_finds_no_job_in_a_paused_queue(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
+    await broker.enqueue([an_envelope()])
+    look = "SELECT available FROM taskflow.look_for(ARRAY['queues', 'queue:default'], '{}')"
+    await broker.console.pause("default")
+    assert await stranger.fetchval(look) == []
+    await broker.console.resume("default")
+    assert await stranger.fetchval(look) == ["queues", "queue:default"]
+
+
 async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     await broker.read([])
     await stranger.execute("BEGIN")
@@ -625,6 +634,19 @@ async def test_a_user_tells_two_of_the_workers_of_a_queue_and_of_every_queue(
     await until(lambda: len(spy.heard) >= 2, SOON)
     await asyncio.sleep(0.1)
     assert len(spy.heard) == 2
+
+
+async def test_a_users_job_that_is_due_later_is_told_to_no_worker(
+    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy
+) -> None:
+    await broker.read([])
+    for listener, topic in (("a", "due"), ("b", "queues"), ("c", "queues")):
+        await stranger.execute("INSERT INTO taskflow.idle (listener, topic, since) VALUES ($1, $2, taskflow.wall(NULL))", listener, topic)
+    await spy.listen()
+    await stranger.fetchval("SELECT taskflow.enqueue('work', after => '60 s')")
+    await until(lambda: spy.heard, SOON)
+    await asyncio.sleep(0.1)
+    assert spy.heard_of("") == ["a"]
 
 
 async def test_a_users_job_in_a_paused_queue_wakes_no_worker(store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy) -> None:
