@@ -125,4 +125,8 @@ class IgnoresPriority(Mutant):
     def take_ready(self, queue: str, limit: int) -> list[StoredJob]:
         now = self.clock.wall()
         ready = [job for job in self.jobs.values() if job.status is Status.READY and job.queue == queue and not job.is_expired(now)]
-        return sorted(ready, key=lambda job: job.place[1:])[:limit]
+        taken = sorted(ready, key=lambda job: job.place[1:])[:limit]
+        entries = {job.entry for job in taken}
+        self.ready[queue] = [entry for entry in self.ready[queue] if entry not in entries]
+        heapq.heapify(self.ready[queue])
+        return taken

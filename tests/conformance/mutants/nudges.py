@@ -13,7 +13,7 @@ from tests.conformance.mutants.mutant import Mutant
 
 
 class NudgesEverybody(Mutant):
-    breaks = frozenset({"nudge_few", "nudge_full", "nudge_paused"})
+    breaks = frozenset({"nudge_few", "nudge_full", "nudge_paused", "nudge_hung", "nudge_unheard"})
     because = "a lone job costs as many claims as there are idle workers"
 
     def take_nudges(self) -> Mapping[str, int]:
