@@ -89,6 +89,7 @@ BY_CLAUSE: Final = {
 
 
 @pytest.mark.parametrize("clause", BY_CLAUSE)
+@pytest.mark.slow
 def test_a_changed_redis_script_fails_its_clause(clause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     section, before, after = BY_CLAUSE[clause]
     sections = scripts._sections()
@@ -132,6 +133,7 @@ class BrokenHarness(PostgresHarness):
 
 
 @pytest.mark.parametrize("clause", IN_TRANSACTIONS)
+@pytest.mark.slow
 def test_a_changed_function_fails_its_clause(clause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file, before, after = IN_TRANSACTIONS[clause]
     if before:
