@@ -135,19 +135,20 @@ async def test_a_statement_that_is_always_cancelled_fails_in_the_end(scene: Scen
 # --- ended by the server ------------------------------------------------------------------------------------------
 
 
-async def test_a_job_enqueued_while_the_ears_are_being_killed_starts_within_a_second(
+async def test_a_job_enqueued_while_the_listeners_are_being_killed_starts_within_a_second(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with scene.worker():
         await scene.seconds_to_start(0)
-        number_of_listeners, waits = len(listeners(scene)), list[float]()
+        number_of_listeners, waits, cuts = len(listeners(scene)), list[float](), 0
         async with scene.from_afar():
             for number in range(1, 11):
                 await until(lambda: len(listeners(scene)) == number_of_listeners, 5)
                 killing_them = asyncio.to_thread(terminate, scene.postgres, scene.database, which=LISTENERS)
                 killed, waited = await asyncio.gather(killing_them, scene.seconds_to_start(number))
-                assert killed == number_of_listeners
+                cuts += killed == number_of_listeners  # not if it ran another statement than LISTEN just then
                 waits.append(waited)
+    assert cuts >= 5
     with capsys.disabled():
         print(f"\nin the moment of a cut {max(waits) * 1000:.0f} ms at worst")
     assert max(waits) < 1

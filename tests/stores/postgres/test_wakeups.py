@@ -158,7 +158,8 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
                 await lone_result(broker, waiter)
                 await asyncio.sleep(0.1)
     del asked["look_for"]  # if the machine is slow
-    assert asked == {"enqueue_all": 4, "read_awaiting": 4, "claim": 4, "succeed": 4, "notify": 8}
+    assert asked.pop("notify") <= 8  # fewer if the machine is slow and a job ends before its waiter is noted
+    assert asked == {"enqueue_all": 4, "read_awaiting": 4, "claim": 4, "succeed": 4}
     await waiter.close()
 
 
