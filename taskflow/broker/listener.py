@@ -10,7 +10,6 @@ answer names the topics for which something has already happened, so nothing is 
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.errors import BrokerError
 from taskflow.model.record import Record
 from taskflow.model.retry import Pauses, Retries
+from taskflow.model.seams import SYSTEM_RANDOM
 
 PAUSES: Final = Pauses(0.05, 2.0)
 
@@ -179,7 +179,7 @@ class Listener(ABC):
         self.received(map(job_topic, records), disarms=True)
 
     async def _stay_subscribed(self) -> None:
-        retries = Retries(PAUSES, random.random)
+        retries = Retries(PAUSES, SYSTEM_RANDOM.random)
         while True:
             before = self.times
             try:
@@ -206,7 +206,7 @@ class Listener(ABC):
     # --- announcing topics ----------------------------------------------------------------------------------------
 
     async def _announce_topics(self) -> None:
-        retries = Retries(PAUSES, random.random)
+        retries = Retries(PAUSES, SYSTEM_RANDOM.random)
         while True:
             await self._has_wants.wait()
             await self._is_on.wait()

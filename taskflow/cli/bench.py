@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import random
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from taskflow.cli.worker_process import worker_process
 from taskflow.model.errors import TaskflowError
 from taskflow.model.printable import one_line
 from taskflow.model.record import ENDED
+from taskflow.model.seams import SYSTEM_RANDOM
 
 SINGLY_FOR: Final = 2.0
 """Seconds for which calls are sent one after another."""
@@ -125,7 +125,7 @@ async def _send_lone(number: int) -> tuple[list[float], list[float]]:
     """Send jobs to an idle worker, one after another. Return the latencies from `delay` to the start and to the result."""
     to_start, to_result = list[float](), list[float]()
     for _ in range(number):
-        await asyncio.sleep(random.uniform(*PAUSES_BETWEEN_CALLS))
+        await asyncio.sleep(SYSTEM_RANDOM.uniform(*PAUSES_BETWEEN_CALLS))
         began = time.monotonic()
         started = await (await nothing.delay()).result(timeout=STARTED_WITHIN)
         to_start.append(max(0.0, started - began))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import uuid
 from typing import Final
 
@@ -26,11 +27,15 @@ class IdFactory:
     def __init__(self, seams: Seams | None = None) -> None:
         seams = seams or Seams()
         self._wall = seams.clock.wall
-        self._bits = seams.chance.getrandbits
+        self._random_bytes = seams.chance.randbytes
 
     def __call__(self, shard: int = 0) -> bytes:
-        head = (self._wall() // 1_000 << 16) | 0x7000 | shard
-        return ((head << 64) | 0x8000_0000_0000_0000 | self._bits(62)).to_bytes(16, "big")
+        chance = _from_bytes(self._random_bytes(8)) & 0x3FFF_FFFF_FFFF_FFFF
+        return _pack(self._wall() // 1_000 << 16 | 0x7000 | shard, chance | 0x8000_0000_0000_0000)
+
+
+_from_bytes: Final = int.from_bytes
+_pack: Final = struct.Struct(">QQ").pack
 
 
 def shard_of(job_id: bytes) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -25,17 +26,20 @@ class Chance(Protocol):
         """Return a float that is at least 0 and less than 1."""
         ...
 
-    def getrandbits(self, k: int, /) -> int:
-        """Return an integer of k random bits."""
+    def randbytes(self, n: int, /) -> bytes:
+        """Return n random bytes."""
         ...
 
 
-class _Module:
-    """The random module's generator. Python seeds it from the operating system, and again in a forked child."""
+SYSTEM_RANDOM: Final = random.SystemRandom()
+"""Draws from the operating system. Applications seed the random module's generator, in each worker process with the same number, and a
+process that is forked by C code may share the state of any generator with its parent: then ids would repeat, and jobs be lost."""
 
+
+class _SystemChance:
     def __init__(self) -> None:
-        self.random = random.random
-        self.getrandbits = random.getrandbits
+        self.random = SYSTEM_RANDOM.random
+        self.randbytes = os.urandom  # ids are made on the way of each job: this is faster than the method of SystemRandom
 
 
 def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
@@ -48,5 +52,5 @@ class Seams(msgspec.Struct, frozen=True):
     """The sources from which a part of taskflow gets time, randomness and threads."""
 
     clock: Clock = msgspec.field(default_factory=SystemClock)
-    chance: Chance = msgspec.field(default_factory=_Module)
+    chance: Chance = msgspec.field(default_factory=_SystemChance)
     start_thread: StartThread = start_thread

@@ -234,6 +234,22 @@ def _has_growing_exponent(source: str) -> bool:
     return any(not isinstance(node.right, ast.Constant) for node in powers)
 
 
+def test_nothing_draws_from_the_global_random_generator() -> None:
+    """Jobs seed it: all ids, or the pauses of all workers, would be the same ones again."""
+    found = [(module, name) for module, file in MODULES.items() for name in _global_draws(file.read_text())]
+    assert found == []
+
+
+def _global_draws(source: str) -> set[str]:
+    """Return the functions of the random module that a module uses, which all draw from its one generator."""
+    nodes = list(ast.walk(ast.parse(source)))
+    used = {
+        node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "random"
+    }
+    used |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "random" for alias in node.names}
+    return used - {"Random", "SystemRandom"}
+
+
 def test_every_pause_between_tries_is_one_of_the_retrys() -> None:
     """No module names a first or a longest pause of its own but to make `Pauses` of it, or because nothing is tried again by it."""
     named = {module for module, file in MODULES.items() if "FIRST_PAUSE" in (text := file.read_text()) or "RETRY_PAUSE" in text}

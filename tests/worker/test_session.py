@@ -122,7 +122,7 @@ async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance
             self.draws += 1
             return 0.0
 
-        def getrandbits(self, k: int, /) -> int:
+        def randbytes(self, n: int, /) -> bytes:
             raise AssertionError("not asked for")
 
     broker, heard, chance = FaultyBroker(), EventRecorder(), Drawn()

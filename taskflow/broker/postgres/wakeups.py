@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from base64 import b64decode
 from collections import Counter
@@ -25,6 +24,7 @@ from taskflow.broker.postgres.errors import ERRORS
 from taskflow.broker.postgres.listen_connection import POLL_EVERY, ListenConnection, listen_failed, notifications_lost
 from taskflow.broker.topics import job_ids
 from taskflow.model.record import Record
+from taskflow.model.seams import SYSTEM_RANDOM
 
 log: Final = logging.getLogger("taskflow")
 
@@ -311,7 +311,7 @@ class Claiming:
 
 def _about(seconds: float) -> float:
     """Return about this many seconds, varied at random so that workers that start together do not poll together."""
-    return seconds * (0.75 + 0.5 * random.random())
+    return seconds * (0.75 + 0.5 * SYSTEM_RANDOM.random())
 
 
 def parse_wakeups(wakeups: str) -> dict[str, int]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import random
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, NUDGED, WAITING,
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.record import Record
+from taskflow.model.seams import SYSTEM_RANDOM
 
 _PASSED_ON_AFTER: Final = to_microseconds(PASSED_ON_AFTER)
 
@@ -278,7 +278,7 @@ class _Delivery:
         """Tell a few listeners about the due time, unless another job is due earlier, or about ends that were noted."""
         listeners = [note.listener for note in self._notes.values() if note.hears(self._due)]
         if listeners and (announcement.has_ends or transitions.next_due() == announcement.due_at):
-            for listener in random.sample(listeners, min(UPKEEPERS, len(listeners))):
+            for listener in SYSTEM_RANDOM.sample(listeners, min(UPKEEPERS, len(listeners))):
                 self._message(listener).topics.add(self._due)
 
     def notify_ends(self, ended: set[bytes], transitions: Transitions) -> None:
@@ -321,7 +321,7 @@ class _Delivery:
             for hashed in nudges:
                 self.nudge(hashed, 1)
             if self._due in message.topics and (others := [note.listener for note in self._notes.values() if note.hears(self._due)]):
-                self._message(random.choice(others)).topics.add(self._due)
+                self._message(SYSTEM_RANDOM.choice(others)).topics.add(self._due)
 
 
 def _small_records(transitions: Transitions, ids: set[bytes]) -> dict[bytes, tuple[Record, int]]:

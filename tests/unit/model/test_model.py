@@ -110,6 +110,17 @@ def test_ids_are_uuids_of_version_7_that_tell_time_and_shard() -> None:
     assert shard_of(made.bytes) == 0xABC
 
 
+def test_ids_and_pauses_do_not_repeat_when_an_application_seeds_the_global_generator() -> None:
+    """200 jobs that were sent once became 18, and nobody was told."""
+
+    def drawn() -> tuple[bytes, float, float]:
+        random.seed(42)
+        return IdFactory()()[8:], Seams().chance.random(), Backoff().wait(3, Seams().chance)
+
+    first, second = drawn(), drawn()
+    assert all(one != other for one, other in zip(first, second, strict=True))
+
+
 def test_ids_differ_and_come_in_the_order_of_their_milliseconds() -> None:
     clock = ManualClock()
     new_id = IdFactory(Seams(clock=clock))
