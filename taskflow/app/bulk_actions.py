@@ -10,6 +10,7 @@ import msgspec
 
 from taskflow.broker.console import Page, Redone, View
 from taskflow.broker.protocol import Broker
+from taskflow.model.printable import shown
 from taskflow.model.record import ENDED, LIVE, WAITING, Record, Status
 
 T = TypeVar("T")
@@ -139,9 +140,18 @@ def _cancelled(status: Status | None) -> str:
 
 
 def header_of(given: str) -> tuple[str, str | None]:
-    """Return the name and the value, or None, that "name" or "name=value" stands for."""
+    """Return the name and the value, or None, that "name" or "name=value" stands for. Raises ValueError if there is no name."""
     name, equals, value = given.partition("=")
+    if not name:
+        raise ValueError(f"header {shown(given)}: expected the name of a header, or name=value")
     return name, value if equals else None
+
+
+def check_error(text: str) -> str:
+    """Raise ValueError for an empty text, which every error contains."""
+    if not text:
+        raise ValueError("error '': expected a part of an error's text")
+    return text
 
 
 async def pages(call: CallVerb, view: View) -> AsyncIterator[list[Record]]:

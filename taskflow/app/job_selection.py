@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, TypedDict
 
-from taskflow.app.bulk_actions import header_of
+from taskflow.app.bulk_actions import check_error, header_of
 from taskflow.app.job_type import AnyJob, JobType
 from taskflow.app.option_checks import seconds_of
 from taskflow.broker.console import View
@@ -56,11 +56,11 @@ def view_of(method: str, which: JobSelection) -> View:
         queue=None if queue is None else check_queue(_text("queue", queue)),
         job=_job_name(which.get("job")),
         statuses=_statuses(which.get("status")),
-        error=None if error is None else _text("error", error),
+        error=None if error is None else check_error(_text("error", error)),
         header=None if header is None else header_of(_text("header", header)),
         created_before=None if created_before is None else seconds_of("created_before", created_before),
         ended_before=None if ended_before is None else seconds_of("ended_before", ended_before),
-        poison=bool(which.get("poison")),
+        poison=_flag("poison", which.get("poison")),
     )
 
 
@@ -68,6 +68,12 @@ def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name}={shown(value)}: expected a str")
     return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool | None):
+        raise TypeError(f"{name}={shown(value)}: expected True or False")
+    return bool(value)
 
 
 def _job_name(job: str | AnyJob | None) -> str | None:

@@ -14,7 +14,7 @@ from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.paging import AT_ONCE, pages
 from taskflow.cli.diagnosis import in_row_of
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.job_filter import is_known_queue
+from taskflow.cli.job_filter import is_known_queue, queue_of
 from taskflow.cli.json_text import print_json
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
 from taskflow.cli.store import existing_broker, with_store
@@ -91,8 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _check(app: App, arguments: argparse.Namespace) -> int:
+    queues = [queue_of(name) for name in arguments.queue or ()]
     console = existing_broker(app).console
-    for name in arguments.queue or ():
+    for name in queues:
         if not await is_known_queue(console, name):
             return Exit.NOT_FOUND
     executor = Executor(app, middleware=(), threads=None, seams=Seams())

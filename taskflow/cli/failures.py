@@ -12,7 +12,7 @@ import msgspec
 from taskflow.app.app import App
 from taskflow.app.failure_groups import MOST_GROUPS, FailureGroup, failure_groups
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.job_filter import filter_of, is_known_queue
+from taskflow.cli.job_filter import filter_of, is_known_queue, note_unknown_job
 from taskflow.cli.json_text import print_json
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import BOLD, RED, cut, painted, room
@@ -25,10 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _failures(app: App, arguments: argparse.Namespace) -> int:
-    broker = existing_broker(app)
-    if not await is_known_queue(broker.console, arguments.queue):
+    view, broker = filter_of(arguments), existing_broker(app)
+    if not await is_known_queue(broker.console, view.queue):
         return Exit.NOT_FOUND
-    groups, window = await failure_groups(broker, filter_of(arguments), MOST_GROUPS + 1)
+    groups, window = await failure_groups(broker, view, MOST_GROUPS + 1)
+    if not groups:
+        await note_unknown_job(broker.console, view.job)
     if window is not None:
         print(f"taskflow: only the newest {window:,} failed jobs that match were counted", file=sys.stderr)
     if len(groups) > MOST_GROUPS:

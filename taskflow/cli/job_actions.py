@@ -16,7 +16,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.cli.action_report import ActionReport, operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.interrupts import raising
-from taskflow.cli.job_filter import all_or_filters, filter_of, ids_of, ids_or_filters, is_known_queue, suggestion
+from taskflow.cli.job_filter import all_or_filters, filter_of, ids_of, ids_or_filters, is_known_queue, note_unknown_job, suggestion
 from taskflow.cli.json_text import print_json
 from taskflow.cli.progress_bar import Bar, confirmed
 from taskflow.cli.store import existing_broker, with_store
@@ -138,6 +138,8 @@ async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
         return Exit.NOT_FOUND
     call = CallOnce(broker)
     total = await count(call, job_filter)
+    if not total:
+        await note_unknown_job(broker.console, job_filter.job)
     if arguments.dry_run:
         if arguments.json:
             _report(arguments, [], [], total)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, TypeVar
 
-from taskflow.app.bulk_actions import header_of
+from taskflow.app.bulk_actions import check_error, header_of
 from taskflow.broker.console import Console, View
+from taskflow.broker.paging import AT_ONCE
 from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import parse_id
@@ -17,25 +18,31 @@ from taskflow.model.printable import one_line
 from taskflow.model.record import Status
 from taskflow.model.suggestions import nearest
 
+T = TypeVar("T")
+
 FILTERS: Final = ("queue", "job", "tag", "status", "error", "header", "created_before", "ended_before", "poison")
 
 
 def filter_of(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> View:
     statuses = [Status(status) for status in arguments.status] if arguments.status else default
     return View(
-        queue=_checked("--queue", check_queue, arguments.queue),
+        queue=queue_of(arguments.queue),
         job=_checked("--job", check_job_name, arguments.job),
         tag=_checked("--tag", check_tag, arguments.tag),
         statuses=tuple(sorted(set(statuses))),
-        error=getattr(arguments, "error", None),
-        header=None if getattr(arguments, "header", None) is None else header_of(arguments.header),
+        error=_checked("--error", check_error, getattr(arguments, "error", None)),
+        header=_checked("--header", header_of, getattr(arguments, "header", None)),
         created_before=getattr(arguments, "created_before", None),
         ended_before=arguments.ended_before,
         poison=arguments.poison,
     )
 
 
-def _checked(flag: str, check: Callable[[str], str], value: str | None) -> str | None:
+def queue_of(name: str | None) -> str | None:
+    return _checked("--queue", check_queue, name)
+
+
+def _checked(flag: str, check: Callable[[str], T], value: str | None) -> T | None:
     try:
         return None if value is None else check(value)
     except ValueError as error:
@@ -81,6 +88,20 @@ async def is_known_queue(console: Console, name: str | None) -> bool:
         return True
     print(f"taskflow: no job has ever been in queue {name!r}{suggestion(name, known)}", file=sys.stderr)
     return False
+
+
+async def note_unknown_job(console: Console, name: str | None) -> None:
+    """If nothing was found for a job's name, and neither a running worker nor the first jobs of the store have that
+    name, print a message to stderr, with a suggestion. Stores have no index of names."""
+    if name is None:
+        return
+    known = {job for worker in await console.workers() for job in worker.session.jobs}
+    found = await console.page(View(job=name), limit=1)
+    if name in known or found.records or (found.stopped_early and not known):
+        return
+    known.update(record.job for record in (await console.page(View(), limit=AT_ONCE)).records)
+    where = f"among the {found.examined:,} that were looked at" if found.stopped_early else "in the store"
+    print(f"taskflow: no job called {name!r} is {where}, and no running worker declares one{suggestion(name, known)}", file=sys.stderr)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import sys
 
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.job_filter import filter_of, ids_or_filters, is_known_queue
+from taskflow.cli.job_filter import filter_of, ids_or_filters, is_known_queue, note_unknown_job
 from taskflow.cli.job_json import record_json
 from taskflow.cli.job_table import job_table
 from taskflow.cli.json_text import print_json
@@ -32,6 +32,8 @@ async def _jobs(app: App, arguments: argparse.Namespace) -> int:
         page = await broker.console.page(view, cursor=arguments.cursor, limit=arguments.limit)
     except ValueError as error:
         raise ConfigurationError(f"--cursor: {error}") from error
+    if is_known and not page.records and arguments.cursor is None:
+        await note_unknown_job(broker.console, view.job)
     if arguments.json:
         jobs = [record_json(record) for record in page.records]
         print_json({"jobs": jobs, "cursor": page.cursor, "examined": page.examined})

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from taskflow.cli.job_filter import FILTERS
+from taskflow.cli.parser import a_parser
 from tests.cli.inprocess import Cli
+from tests.cli.stock import Stock
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,29 @@ def test_what_is_written_wrongly_is_said_and_nothing_done(cli: Cli, arguments: l
     assert complaint in said.err
     assert said.out == ""
     assert "Traceback" not in said.err
+
+
+def _filter_flags() -> list[tuple[str, str]]:
+    commands = a_parser().commands.items()
+    return [
+        (command, flag)
+        for command, parser in commands
+        for action in parser._actions
+        for flag in action.option_strings
+        if action.dest in FILTERS and action.nargs != 0
+    ]
+
+
+@pytest.mark.parametrize(("command", "flag"), [*_filter_flags(), ("jobs", "--header=")])
+def test_an_empty_filter_is_wrong(cli: Cli, stock: Stock, command: str, flag: str) -> None:
+    """As an unset variable of a shell leaves it. It would match every job."""
+    cli.write("tasks.py", "from taskflow import job\n@job\ndef send(): pass\n")
+    targets = {"check": ["tasks"]}.get(command, [])
+    for value in ("", "=x") if "header" in flag else ("",):
+        said = cli(command, *targets, *([flag + value] if "=" in flag else [flag, value]), code=2)
+        assert flag.rstrip("=") in said.err
+        assert said.out == ""
+    assert [job["status"] for job in cli.jobs("--status", "cancelled")] == ["cancelled"]
 
 
 def test_the_version_is_told(cli: Cli) -> None:

@@ -28,6 +28,7 @@ from taskflow import (
 from taskflow.app import bulk_actions
 from taskflow.app.app import default_app
 from taskflow.app.audit_log import selection, this_operator
+from taskflow.app.job_selection import JobSelection
 from taskflow.broker.console import View
 from taskflow.broker.url import connect
 from taskflow.model.session import Session
@@ -275,6 +276,26 @@ async def test_a_wrong_call_is_refused_and_changes_nothing(
 async def test_an_argument_of_the_wrong_type_is_refused(bench: Bench, given: dict[str, Any], says: str) -> None:
     with pytest.raises(TypeError, match=says):
         await operate.cancel(**given)
+
+
+FUNCTIONS: dict[str, Callable[..., Awaitable[object]]] = {
+    "jobs": ids,
+    **{name: getattr(operate, name) for name in ("page", "count", "cancel", "retry", "purge", "failures")},
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+async def test_an_empty_filter_is_refused(bench: Bench, function: str) -> None:
+    """It would match every job, as a variable that was not filled in."""
+    handle = await add.delay(1)
+    filters = ("queue", "job", "tag", "ended_before") if function == "failures" else JobSelection.__annotations__
+    for name in filters:
+        others: dict[str, list[Any]] = {"header": ["=", "=web"], "status": [[], [""]]}
+        for empty in ["", *others.get(name, [])]:
+            with pytest.raises((TypeError, ValueError), match=name):
+                await FUNCTIONS[function](**{name: empty})
+    assert await handle.status() is Status.READY
+    assert await operate.count(header="absent=") == 0
 
 
 async def test_code_without_a_loop_uses_run_sync() -> None:
