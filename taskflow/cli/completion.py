@@ -13,6 +13,6 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         import shtab
     except ImportError:
-        raise ConfigurationError("completion needs shtab: install the extra `completion`") from None
+        raise ConfigurationError("completion needs shtab: pip install shtab") from None
     print(shtab.complete(a_parser(), arguments.shell))
     return Exit.OK

@@ -58,6 +58,8 @@ def _reasons(record: Record, facts: Facts) -> Iterator[Reason]:
             yield from _held(record)
         case Status.SCHEDULED:
             yield from _scheduled(record, facts)
+            if facts.is_paused:
+                yield _paused(record, ", so no worker takes it when it is ready")
         case Status.READY:
             yield from _ready(record, facts)
         case Status.RUNNING:
@@ -65,7 +67,7 @@ def _reasons(record: Record, facts: Facts) -> Iterator[Reason]:
         case Status.FAILED:
             yield from _failed(record)
         case Status.CANCELLED:
-            yield from _cancelled(record)
+            yield from _cancelled(record, facts)
         case Status.SUCCEEDED:
             yield Reason("it succeeded" if record.ended_at is None else f"it succeeded on {moment(record.ended_at.replace(microsecond=0))}")
 
@@ -123,7 +125,7 @@ def _ready(record: Record, facts: Facts) -> Iterator[Reason]:
     if record.waiting_for:  # poison whose follow-up is to be sent
         yield Reason(f"it waits for {record.waiting_for}")
     if facts.is_paused:
-        yield Reason(f"queue {record.queue} is paused", f"`taskflow resume {record.queue}`")
+        yield _paused(record)
     if not known:
         yield Reason("no worker is running", "start one with `taskflow worker MODULE`")
     elif not taking:
@@ -138,28 +140,33 @@ def _ready(record: Record, facts: Facts) -> Iterator[Reason]:
         )
     else:
         slots, busy = sum(worker.session.concurrency for worker in alive), sum(worker.leases for worker in alive)
-        if slots and busy >= slots:
+        if slots and busy >= slots and not facts.is_paused:
             slots_of = f"all {slots} slots" if slots > 1 else "the only slot"
             yield Reason(f"{slots_of} of {_workers(alive)} {'are' if slots > 1 else 'is'} busy", "wait, or start more workers")
         yield from _behind(record, facts)
+
+
+def _paused(record: Record, consequence: str = "") -> Reason:
+    return Reason(f"queue {record.queue} is paused{consequence}", f"`taskflow resume {record.queue}` ends the pause")
 
 
 def _behind(record: Record, facts: Facts) -> Iterator[Reason]:
     place = facts.places.get(record.id)
     ahead = place if place is not None else len(facts.places) or facts.counts.get(Status.READY, 0) - 1
     since = f"it has been ready for {span((facts.now - record.due_at).total_seconds())}"
+    behind = f"{since}, behind {'at least ' if place is None else ''}{ahead:,} other{'s' if ahead > 1 else ''} in queue {record.queue}"
+    if facts.is_paused:  # its place does not change, however many workers there are
+        if ahead > 0:
+            yield Reason(behind)
+        return
     if ahead <= 0:
         next_one = f"is the next one in queue {record.queue}" if place == 0 else "nothing is known to hold it up"
         yield Reason(f"{since}, and {next_one}", "look again: a worker is about to take it")
         return
-    others = f"{'at least ' if place is None else ''}{ahead:,} other{'s' if ahead > 1 else ''}"
     about = ""
     if facts.rate is not None:
         about = f"; at the present rate its turn comes in about {span(ahead / facts.rate)}" if facts.rate else "; none was claimed just now"
-    yield Reason(
-        f"{since}, behind {others} in queue {record.queue}{about}",
-        "wait, start more workers, or send it with a higher priority",
-    )
+    yield Reason(f"{behind}{about}", "wait, start more workers, or send it with a higher priority")
 
 
 def _running(record: Record, facts: Facts) -> Iterator[Reason]:
@@ -195,14 +202,18 @@ def _failed(record: Record) -> Iterator[Reason]:
         yield Reason(f"its last attempt, {error.attempt} of {record.max_attempts}, failed: {error.type}: {error.message}", again)
 
 
-def _cancelled(record: Record) -> Iterator[Reason]:
+def _cancelled(record: Record, facts: Facts) -> Iterator[Reason]:
     cure = f"`taskflow retry {_id(record)}` runs it all the same"
-    if record.reason == wording.EXPIRED:
+    if record.reason == wording.EXPIRED and facts.is_paused:
+        pause = _paused(record)
+        yield Reason(f"it expired before a worker had started it; {pause.text}", f"{pause.cure}; then {cure}")
+    elif record.reason == wording.EXPIRED:
         yield Reason("it expired: no worker had started it in time", f"start more workers, or send with a longer `expires`; {cure}")
     elif (record.reason or "").startswith(wording.REPLACED_BY.partition("%")[0]):
         yield Reason(f"it was {record.reason}, which has the same key", "look at that job")
     else:
-        yield Reason(f"it was cancelled{f': {record.reason}' if record.reason else ''}", cure)
+        why = "" if record.reason in (None, "", wording.CANCELLED) else f": {record.reason}"
+        yield Reason(f"it was cancelled{why}", cure)
 
 
 def _is_back_off(waiting_for: str) -> bool:

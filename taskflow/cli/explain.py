@@ -57,17 +57,19 @@ async def _explain(app: App, arguments: argparse.Namespace) -> int:
 
 async def facts_of(console: Console, record: Record, now: datetime) -> Facts:
     """Ask for what matters in the job's state. The rate is measured only if other jobs are ready in the same queue."""
-    if record.status.is_ended:
+    if record.status in (Status.SUCCEEDED, Status.FAILED):
         return Facts(now=now)
     queue = next((queue for queue in await console.queues() if queue.name == record.queue), None)
     counts = {} if queue is None else queue.counts
+    is_paused = queue is not None and queue.is_paused
     rate, places = None, dict[bytes, int]()
     if record.status is Status.READY and counts.get(Status.READY, 0) > 1:
-        places, begun = await _places(console, record.queue), time.monotonic()
+        places = await _places(console, record.queue)
+    if places and not is_paused:
+        begun = time.monotonic()
         before = await _claims(console, record.queue)
         await asyncio.sleep(SAMPLED_FOR)
         rate = (await _claims(console, record.queue) - before) / (time.monotonic() - begun)
-    is_paused = queue is not None and queue.is_paused
     return Facts(now=now, is_paused=is_paused, counts=counts, places=places, workers=await console.workers(), rate=rate)
 
 

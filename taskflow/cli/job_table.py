@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from taskflow.cli.progress_bar import LEAST_WIDTH, drawn
 from taskflow.cli.table import LEAST_NAME, Column, fits, table
 from taskflow.cli.terminal import OF_STATUS
 from taskflow.cli.time_format import span
@@ -40,8 +41,9 @@ def _why(record: Record) -> str:
         return f"unreadable: {'; '.join(map(str, record.unreadable))}"
     if record.reason or record.waiting_for:
         return (record.reason or record.waiting_for or "").partition("\n")[0]
-    if record.progress and record.progress.note and record.status is Status.RUNNING:
-        return record.progress.note
+    if record.progress and record.status is Status.RUNNING:
+        share = record.progress.fraction
+        return f"{drawn(share, LEAST_WIDTH)} {share:.0%}  {record.progress.note}".rstrip()
     if record.errors and not record.status.is_ended:
         return f"last error: {record.errors[-1].type}: {record.errors[-1].message}"
     return ""

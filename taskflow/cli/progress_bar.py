@@ -16,6 +16,12 @@ BESIDE = 40
 """Columns for the numbers beside the bar."""
 
 
+def drawn(share: float, width: int) -> str:
+    """Return a bar of `width` characters between brackets, of which this share is filled."""
+    filled = int(share * width)
+    return f"[{'#' * filled}{'.' * (width - filled)}]"
+
+
 class Bar:
     def __init__(self, total: int) -> None:
         self.total = total
@@ -34,10 +40,9 @@ class Bar:
                 print_now(f"{done:,} of {self.total:,} done")
             return
         width = max(LEAST_WIDTH, min(WIDTH, columns() - BESIDE))
-        filled = int(share * width)
         rate = done / max(1e-9, time.monotonic() - self._began)
         with self._drawing:
-            self._drawn = f"\r[{'#' * filled}{'.' * (width - filled)}] {done:,}/{self.total:,}  {rate:,.0f} jobs/s \033[K"
+            self._drawn = f"\r{drawn(share, width)} {done:,}/{self.total:,}  {rate:,.0f} jobs/s \033[K"
             print(self._drawn, end="", flush=True)
 
     def say(self, line: str) -> None:

@@ -67,7 +67,7 @@ async def _list(app: App, arguments: argparse.Namespace) -> int:
     elif found:
         _print_rows(found, outcomes)
     else:
-        print("there are no schedules: workers store those of their jobs, and schedules.put() stores others")
+        print("there are no schedules: start a worker whose jobs declare some, or add one with schedules.put()")
     unknown = set(names).difference(info.name for info in found)
     for name in sorted(unknown):
         await _report_unknown(broker, name)

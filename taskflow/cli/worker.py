@@ -107,9 +107,13 @@ def _announce(app: App, options: WorkerOptions) -> None:
     log.info("broker %s, namespace %s", masked(url), dict(parse_qsl(urlsplit(url).query)).get("namespace", DEFAULT_NAMESPACE))
     log.info("queues: %s; concurrency: %d", options.queues, options.concurrency)
     names = [job.name for job in app.registry]
-    log.info("modules: %s; %d job%s", ", ".join(options.modules), len(names), "s"[: len(names) != 1])
+    log.info("modules: %s; %s", ", ".join(options.modules), _counted(len(names), "job"))
     more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
     log.info("jobs: %s%s", ", ".join(names[:MOST_NAMED]), more)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s'[: count != 1]}"
 
 
 def _run_to_exit(run: WorkerRun) -> int:
@@ -189,7 +193,8 @@ class WorkerRun:
             death_reporter.end()
             tally, took = worker.tally, time.monotonic() - began
             worked_for = span(took) if took >= 1 else f"{took:.1f} s"
-            log_safely(log.info, "%d runs in %s: %d jobs ended, %d failed", tally.runs, worked_for, tally.ended, tally.failed)
+            counts = f"{_counted(tally.runs, 'run')}, {_counted(tally.ended, 'job')} ended, {tally.failed:,} failed"
+            log_safely(log.info, "worked for %s: %s", worked_for, counts)
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._print_remaining_jobs()
             code = self._code(worker, is_drained=is_drained)

@@ -41,6 +41,6 @@ def test_zsh_gets_a_script_for_its_function_path(cli: Cli) -> None:
     assert cli("completion", "zsh").out.startswith("#compdef taskflow\n")
 
 
-def test_without_shtab_the_extra_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_shtab_the_command_that_installs_it_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
-    assert cli("completion", "bash", code=2).err == "taskflow: completion needs shtab: install the extra `completion`\n"
+    assert cli("completion", "bash", code=2).err == "taskflow: completion needs shtab: pip install shtab\n"

@@ -69,3 +69,23 @@ def test_durations_and_times_are_those_of_other_commands() -> None:
     assert reasons(later, Facts(now=NOW))[0].text == "it was sent for later; it is ready in 2h15m"
     ended = msgspec.structs.replace(READY, status=Status.SUCCEEDED, ended_at=NOW + timedelta(seconds=7.979283))
     assert reasons(ended, Facts(now=NOW))[0].text.startswith("it succeeded on Sat 2026-11-28 00:00:07 UTC")
+
+
+def test_a_pause_is_the_cause_and_more_workers_are_no_cure() -> None:
+    """Not even beside busy workers and other jobs, and also for a job that is due later or has expired."""
+    busy = msgspec.structs.replace(IDLE, leases=IDLE.session.concurrency)
+    facts = Facts(now=NOW, is_paused=True, counts={Status.READY: 9}, places={READY.id: 3}, workers=(busy,), rate=0.0)
+    later = msgspec.structs.replace(READY, status=Status.SCHEDULED, due_at=NOW + timedelta(seconds=62))
+    expired = msgspec.structs.replace(READY, status=Status.CANCELLED, reason="expired", ended_at=NOW)
+    for record, place in ((READY, 0), (later, 1), (expired, 0)):
+        found = reasons(record, facts)
+        assert "queue mail is paused" in found[place].text
+        assert found[place].cure.startswith("`taskflow resume mail` ends the pause")
+        assert not any("workers" in reason.cure for reason in found)
+    assert reasons(READY, facts)[1].text == "it has been ready for 5s, behind 3 others in queue mail"
+
+
+def test_a_reason_that_only_says_cancelled_is_left_out() -> None:
+    for reason, told in ((None, "it was cancelled"), ("cancelled", "it was cancelled"), ("duplicate", "it was cancelled: duplicate")):
+        record = msgspec.structs.replace(READY, status=Status.CANCELLED, reason=reason, ended_at=NOW)
+        assert reasons(record, Facts(now=NOW))[0].text == told

@@ -79,10 +79,15 @@ def test_without_details_there_is_no_column_for_them(monkeypatch: pytest.MonkeyP
     assert heading.split() == ["ID", "STATUS", "QUEUE", "JOB", "AGE", "TRY"]
 
 
+def test_the_percentage_and_the_bar_of_a_running_job_stay_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [a_record(Status.RUNNING, progress=Progress(0.999, note)) for note in ("", "row 7")]
+    assert shown(records, 67, monkeypatch)[2::2] == ["    [#########.] 100%", "    [#########.] 100% row 7"]
+
+
 @pytest.mark.parametrize(
     ("status", "errors", "expected"),
     [
-        (Status.RUNNING, (DOWN,), "half way"),
+        (Status.RUNNING, (DOWN,), "[#####.....] 50%  half way"),
         (Status.SCHEDULED, (DOWN,), "last error: OSError: the warehouse is down"),
         (Status.READY, (DOWN,), "last error: OSError: the warehouse is down"),
         (Status.SCHEDULED, (), ""),

@@ -221,7 +221,7 @@ def test_drain_does_not_wait_for_what_is_parked_for_a_newer_worker(cli: Cli, tas
     said = cli("worker", "app.tasks", "--drain")
     assert tasks.ran == ["soon"]
     assert said.out == "left in default: 4 parked for a worker that knows more: 2 app.tasks.newer, 1 app.tasks.newest, 1 app.tasks.send\n"
-    assert re.search(r"5 runs in \d(\.\d )?s: 1 jobs ended, 0 failed", said.err)
+    assert re.search(r"worked for \d(\.\d )?s: 5 runs, 1 job ended, 0 failed", said.err)
     assert cli("worker", "app.tasks", "--drain").out == said.out, "also when another one has parked it"
     assert time.monotonic() - began < 30.0
 

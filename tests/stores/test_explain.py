@@ -217,6 +217,14 @@ async def expired(world: World) -> Job:
     return job
 
 
+@cause("it expired before a worker had started it; queue default is paused", "`taskflow resume default` ends the pause; then")
+async def expired_in_a_pause(world: World) -> Job:
+    job = await world.add(expires=10.0)
+    await world.broker.console.pause("default")
+    await world.pass_time(11.0)
+    return job
+
+
 @cause("it was replaced by ", "look at that job")
 async def replaced(world: World) -> Job:
     job = await world.add(key="k")
