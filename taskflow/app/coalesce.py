@@ -115,11 +115,10 @@ class Coalescer(Generic[Q, A]):
             flushing.add_done_callback(self._note_end)
 
     def _note_end(self, flushing: asyncio.Task[None]) -> None:
-        """Cancel the waiting questions if the flush was cancelled before its first step."""
+        """Start another flush if this one was cancelled before its first step."""
         if self._flushing is flushing:
             self._flushing = None
-            _cancel(self._waiting)
-            self._waiting.clear()
+            self._go_on(flushing.get_loop())
 
     async def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         batch: list[_PendingQuestion[Q, A]] = []
@@ -128,14 +127,17 @@ class Coalescer(Generic[Q, A]):
             while self._waiting and goes_on:
                 if batch := self._take():
                     goes_on = await self._ask(batch)
-        except asyncio.CancelledError:  # the loop is closing
-            _cancel(batch)
-            _cancel(self._waiting)
-            raise
         except Exception as error:  # a bug in taskflow or in the store: fail the callers, or they would wait forever
             _fail(batch or self._waiting, error)
         finally:
             self._flushing = None
+            self._go_on(loop)
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start another flush if callers are waiting. If this one was cancelled, a job may have cancelled
+        every task of the loop, or the loop is closing. In that case all callers have been cancelled too."""
+        while self._waiting and self._waiting[0].answer.done():
+            self._waiting.popleft()
         if self._waiting:
             self._start_soon(loop)
 
@@ -167,6 +169,9 @@ class Coalescer(Generic[Q, A]):
                 self._deadline.end()
                 if self._is_late:
                     self._take_back(flushing, cancelled_before)
+        except asyncio.CancelledError:
+            self._waiting.extendleft(reversed(batch))
+            raise
         except (TimeoutError, BrokerUnavailable) as error:
             await self._ask_again(batch, error)
         except Exception as error:
@@ -230,8 +235,3 @@ def _another(error: Exception) -> Exception:
         return error  # the class cannot be rebuilt from its arguments
     copied.__cause__ = error.__cause__
     return copied.with_traceback(error.__traceback__)
-
-
-def _cancel(batch: Iterable[_PendingQuestion[Q, A]]) -> None:
-    for asked in batch:
-        asked.answer.cancel()

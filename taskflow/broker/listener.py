@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from taskflow.broker.duty import Duty
 from taskflow.broker.topics import ANY_QUEUE, QUEUE_PREFIX, job as job_topic, job_ids, split_topics
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.errors import BrokerError
@@ -87,11 +88,11 @@ class Listener(ABC):
         self._ended: dict[bytes, Record] = {}
         self._is_on = asyncio.Event()
         self._has_wants = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._running = [Duty(duty, is_needed=lambda: self.flag.is_heard) for duty in self._duties()]
 
     def listen(self, topics: Sequence[str]) -> Waiter:
-        if not self._tasks:
-            self._tasks = [asyncio.create_task(duty()) for duty in self._duties()]
+        for duty in self._running:
+            duty.start()
         return AnnouncedWaiter(self, topics)
 
     def want(self, topics: Iterable[str]) -> None:
@@ -137,10 +138,7 @@ class Listener(ABC):
         return self._is_on.is_set()
 
     async def close(self) -> None:
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(duty.end() for duty in self._running))
 
     def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Return the coroutine functions that run while the listener is open."""
@@ -218,9 +216,11 @@ class Listener(ABC):
                     await self.pass_on(unheard)
                 if wanted:
                     await self._announce(wanted)
-            except self._errors:
+            except BaseException as error:
                 self._wanted |= wanted
                 self._has_wants.set()
+                if not isinstance(error, self._errors):
+                    raise
                 await asyncio.sleep(retries.failed())
             else:
                 retries.succeeded()

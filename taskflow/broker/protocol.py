@@ -164,6 +164,7 @@ never changes from declared to put, or back.
   [listen_ended] a nudge for the job when it ends.
   [listen_due] a nudge under `topics.DUE` to `UPKEEPERS` listeners when a newly SCHEDULED job is due before all others.
   [listen_sticky] a nudge between two waits is not missed by the second.
+  [listen_lasts] code in the listener's loop may cancel every task there. Nudges still arrive afterwards.
 
 **nudges** wake as many workers as there is work for. A listener waits for jobs after a claim that got fewer than its limit.
   [nudge_few] n jobs that become READY nudge n of the listeners that are waiting for jobs of their queue,

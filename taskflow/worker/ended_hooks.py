@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import anyio
@@ -158,14 +159,19 @@ class EndedHooks:
                 self._waiting.extendleft(reversed(batch))
                 raise
             for info in infos:
-                call = asyncio.get_running_loop().create_task(self._call(info), name="taskflow-ended")
-                self._calling.add(call)
-                call.add_done_callback(self._note_called)
+                self._begin_call(info)
             while len(self._calling) >= AT_ONCE:
                 await asyncio.wait(self._calling, return_when=asyncio.FIRST_COMPLETED)
 
-    def _note_called(self, call: asyncio.Task[None]) -> None:
+    def _begin_call(self, info: JobInfo) -> None:
+        call = asyncio.get_running_loop().create_task(self._call(info), name="taskflow-ended")
+        self._calling.add(call)
+        call.add_done_callback(partial(self._note_called, info))
+
+    def _note_called(self, info: JobInfo, call: asyncio.Task[None]) -> None:
         self._calling.discard(call)
+        if call.cancelled() and not self._is_closed:  # by a job, before the first step
+            self._begin_call(info)
         self._is_stuck = False
         self._caught_up.set()
 

@@ -177,3 +177,22 @@ async def test_listen_sticky__quiet_when_nothing_happens(world: World) -> None:
     """Without a nudge a wait ends when its time is over, and says so."""
     with world.broker.listen([topics.queue("mail")]) as listener:
         assert not await listener.wait(0.01)
+
+
+# --- listen_lasts ---------------------------------------------------------------------------------------------------------
+
+
+async def test_listen_lasts(world: World) -> None:
+    """Nudges still arrive after a job has cancelled every task of the loop, also for the second time."""
+    sibling, before = world.broker.sibling(), asyncio.all_tasks()
+    with world.broker.listen([topics.queue("mail")]) as listener:
+        for _ in range(2):
+            await world.add(queue="mail")
+            assert await listener.wait(world.harness.wakes_within)
+            for task in asyncio.all_tasks() - before:
+                task.cancel()
+            await sibling.enqueue([world.an_envelope(queue="mail")])
+            assert await listener.wait(world.harness.wakes_within)
+            while await listener.wait(0.02):  # after a gap, all waiters are woken
+                pass
+    await sibling.close()

@@ -126,6 +126,15 @@ class Scene:
             yield
         await afar.close()
 
+    async def has_succeeded(self, handle: JobHandle[Any]) -> bool:
+        [record] = await self.store.read([_id(handle)])
+        return record is not None and record.status is Status.SUCCEEDED
+
+    async def has_beaten_since(self, instant: float) -> bool:
+        """Whether the only worker has sent a heartbeat since then, on the monotonic clock."""
+        [worker] = await self.store.console.workers()
+        return worker.seconds_since_beat < elapsed_since(instant)
+
     async def told(self, numbers: Iterable[int]) -> dict[str, int]:
         """How many of these jobs the store says what of."""
         records = await self.records(numbers)

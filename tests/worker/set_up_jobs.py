@@ -91,6 +91,12 @@ async def is_in_its_loop(ctx: JobContext) -> bool:
     return ctx.state is asyncio.get_running_loop()
 
 
+@job(runs_in="process", max_attempts=1)
+async def cancels_everything() -> None:
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+
+
 @job(runs_in="process", max_attempts=2, retry=None)
 def retried() -> int:
     return 1

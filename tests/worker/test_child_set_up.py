@@ -88,6 +88,14 @@ async def test_an_async_lifespan_shares_its_loop_with_async_jobs_and_ends_in_its
     assert printed.printed == []
 
 
+async def test_a_job_that_cancels_every_task_leaves_no_child_without_its_lifespan(ledger: Path, set_up: SetUp) -> None:
+    set_up("async")
+    async with a_worker(at_once=1):
+        await (await jobs.cancels_everything.delay()).result(TIMEOUT)
+        assert await (await jobs.is_in_its_loop.delay()).result(TIMEOUT)
+    assert words(ledger).count("entered") == 2
+
+
 async def test_the_workers_state_stays_apart(ledger: Path) -> None:
     @contextlib.asynccontextmanager
     async def of_the_worker() -> AsyncIterator[str]:

@@ -297,6 +297,25 @@ async def test_a_job_that_cancels_every_task_costs_no_end(hearing: EndedRecorder
     assert len(hearing.infos) == 21
 
 
+async def test_a_call_that_is_cancelled_before_it_begins_is_made_all_the_same(memory: MemoryBroker) -> None:
+    """By a hook here, as by a job that cancels every task."""
+
+    class Cancelling(EndedRecorder):
+        async def ended(self, info: JobInfo) -> None:
+            if not self.infos:
+                for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                    if task.get_name() == "taskflow-ended":
+                        task.cancel()
+            await super().ended(info)
+
+    hearing = Cancelling()
+    configure(middleware=[hearing])
+    handles = await enqueue([ends.bind("returns") for _ in range(20)])
+    async with Worker() as worker:
+        await worker.drained()
+    assert sorted(info.id for info in hearing.infos) == sorted(handle.id for handle in handles)
+
+
 async def test_tests_hear_of_ends_too(taskflow_jobs: TaskflowJobs) -> None:
     hearing = EndedRecorder()
     configure(middleware=[hearing])

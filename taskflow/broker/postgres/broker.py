@@ -309,9 +309,14 @@ class PostgresBroker:
 
     def _loop_connections(self) -> LoopConnections:
         notifier = Notifier(self._notify)
-        pool = ConnectionPool(self.server, notifier.close, schema=self._namespace)
-        notes = Notes(self._note_waiting, self._look, self._notify)
-        connections = LoopConnections(pool, PostgresListener(pool, self._namespace, notes), notifier)
+
+        async def before_the_end() -> None:
+            await listener.close()
+            await notifier.close()
+
+        pool = ConnectionPool(self.server, before_the_end, schema=self._namespace)
+        listener = PostgresListener(pool, self._namespace, Notes(self._note_waiting, self._look, self._notify))
+        connections = LoopConnections(pool, listener, notifier)
 
         async def look() -> None:
             """Check the low-water marks, and wake listeners for jobs found behind them. It also works during `close`."""

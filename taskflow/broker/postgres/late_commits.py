@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from taskflow.broker.duty import Duty
 from taskflow.model.errors import BrokerError
 
 LATE_AFTER: Final = 0.25
@@ -33,7 +34,7 @@ class LateCommits:
         self._is_wanted = False
         self._is_idle = asyncio.Event()
         self._is_idle.set()
-        self._task: asyncio.Task[None] | None = None
+        self._looking = Duty(self._run, is_needed=lambda: self._is_wanted)
         self._when_due: asyncio.TimerHandle | None = None
 
     def after(self, seconds: float) -> None:
@@ -48,9 +49,9 @@ class LateCommits:
     def want(self) -> None:
         self._forget_due()
         self._is_wanted = True
-        if self._task is None or self._task.done():
+        if not self._looking.is_running:
             self._is_idle.clear()
-            self._task = asyncio.create_task(self._run())
+            self._looking.start()
 
     async def close(self) -> None:
         """Wait briefly for a running check, because the server would continue it even on an abandoned connection.
@@ -61,12 +62,10 @@ class LateCommits:
             self.want()
         if self._is_idle.is_set():
             self._is_wanted = False
-        if self._task is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSED_WITHIN):
-                    await self._is_idle.wait()
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSED_WITHIN):
+                await self._is_idle.wait()
+        await self._looking.end()
 
     def _forget_due(self) -> None:
         if self._when_due is not None:
@@ -82,6 +81,9 @@ class LateCommits:
             except BrokerError:  # upkeep requests another check every ten seconds
                 self._is_idle.set()
                 await asyncio.sleep(AFTER_FAILURE)
+            except asyncio.CancelledError:
+                self._is_wanted = True
+                raise
             finally:
                 self._is_idle.set()
             await asyncio.sleep(AT_MOST_EVERY)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
 from taskflow.broker import topics as names
+from taskflow.broker.duty import Duty
 from taskflow.model.errors import BrokerError
 
 _JOB: Final = names.job(b"")
@@ -42,7 +43,7 @@ class Notifier:
         self._unawaited: set[bytes] = set()
         self._is_urgent = asyncio.Event()
         self._is_closing = False
-        self._task: asyncio.Task[None] | None = None
+        self._sending = Duty(self._run, is_needed=lambda: self._has_some)
 
     def add(self, topics: Mapping[str, int]) -> None:
         """Add topics, each with its number of jobs. A topic with 0 jobs is sent only if it announces the end of a job."""
@@ -62,10 +63,8 @@ class Notifier:
         """Send the last notifications, for which other processes may be waiting. This also works at the end of asyncio.run(), which has
         cancelled the sending task by then."""
         self._is_closing = True
-        if self._task is not None:
-            self._is_urgent.set()
-            await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT)
-            self._task.cancel()
+        self._is_urgent.set()
+        await self._sending.end(within=CLOSE_TIMEOUT)
         if self._has_some:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT):
@@ -78,23 +77,26 @@ class Notifier:
     def _go_on(self, *, is_urgent: bool) -> None:
         if is_urgent:
             self._is_urgent.set()
-        if self._has_some and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._run())
+        if self._has_some:
+            self._sending.start()
 
     async def _run(self) -> None:
         while self._has_some:
             unawaited, self._unawaited = self._unawaited, set()
             until = time.monotonic() + UNAWAITED_WITHIN
-            while unawaited or self._topics or self._ended:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, until - time.monotonic()) if unawaited else None):
-                        await self._is_urgent.wait()
-                self._is_urgent.clear()
-                is_time = self._is_closing or time.monotonic() >= until
-                await self._send(unawaited if is_time else set())
-                if is_time:
-                    unawaited = set()
-                await asyncio.sleep(AT_MOST_EVERY)
+            try:
+                while unawaited or self._topics or self._ended:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(max(0.0, until - time.monotonic()) if unawaited else None):
+                            await self._is_urgent.wait()
+                    self._is_urgent.clear()
+                    is_time = self._is_closing or time.monotonic() >= until
+                    await self._send(unawaited if is_time else set())
+                    if is_time:
+                        unawaited = set()
+                    await asyncio.sleep(AT_MOST_EVERY)
+            finally:  # if it is cancelled
+                self._unawaited |= unawaited
 
     async def _send(self, unawaited: set[bytes]) -> None:
         topics, self._topics = self._topics, Counter()

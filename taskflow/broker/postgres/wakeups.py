@@ -250,11 +250,14 @@ class PostgresListener(Listener):
             topics, self._again = list(self._again), set()
             self._has_again.clear()
             for pause in LOOKS_AGAIN:
-                await asyncio.sleep(pause)
                 try:
+                    await asyncio.sleep(pause)
                     available, _, may_have_missed = await self._notes.look(topics, [])
                 except self._errors:
                     break
+                except asyncio.CancelledError:
+                    self._look_again(topics)
+                    raise
                 self.flag.wake([*available, *([names.ANY_QUEUE] if any(map(_is_queue, available)) else [])])
                 if not may_have_missed:
                     break

@@ -313,7 +313,9 @@ class RedisBroker:
 
     def _in_this_loop(self) -> LoopConnections:
         pool = ConnectionPool(self.server)
-        return LoopConnections(pool, RedisListener(pool, self.prefix, self.call))
+        listener = RedisListener(pool, self.prefix, self.call)
+        pool.before_the_end = listener.close
+        return LoopConnections(pool, listener)
 
 
 class LoopConnections:

@@ -129,7 +129,8 @@ class WorkerConnection:
                     else:
                         assert self._run is not None
                         verdict = (await runs.run(self._run)).verdict
-                        self._answer(Finished(verdict, resident_memory(), application.is_whole))
+                        is_whole = application.is_whole and self._lifespan.is_intact
+                        self._answer(Finished(verdict, resident_memory(), is_whole))
 
     def _answer(self, message: Message) -> None:
         self._run = None

@@ -29,6 +29,12 @@ class Lifespan:
         self._calls = calls
         self._leave: Callable[[], Awaitable[Any]] | None = None
         self._has_begun = False
+        self._held: _Held | None = None
+
+    @property
+    def is_intact(self) -> bool:
+        """False if the async lifespan has been left early: a job may cancel every task of its loop."""
+        return self._held is None or not self._held.has_ended
 
     async def begin(self) -> CallRefused | None:
         """Call the initializer and enter the lifespan, if this has not been done yet. If one of them fails, return the reason."""
@@ -66,7 +72,7 @@ class Lifespan:
 
     async def _enter(self, lifespan: Any) -> None:
         if isinstance(lifespan, AbstractAsyncContextManager):
-            held = _Held(lifespan)
+            self._held = held = _Held(lifespan)
             self.state = await self._calls.run_async(held.enter)
             self._leave = partial(self._calls.run_async, held.leave)
         elif isinstance(lifespan, AbstractContextManager):
@@ -88,6 +94,10 @@ class _Held:
         entered = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._hold(entered))
         return await entered
+
+    @property
+    def has_ended(self) -> bool:
+        return self._task.done() or self._task.cancelling() > 0
 
     async def leave(self) -> None:
         self._is_leaving.set()

@@ -98,7 +98,8 @@ class Completing(Message, frozen=True):
 
 
 class Finished(Message, frozen=True):
-    """The verdict of the run. `memory` is the child's memory use in bytes. `is_whole` is True if every import has succeeded."""
+    """The verdict of the run. `memory` is the child's memory use in bytes. `is_whole` is True if every import has succeeded, and the
+    lifespan has not been left. Otherwise the child is not used again."""
 
     verdict: Verdict
     memory: int

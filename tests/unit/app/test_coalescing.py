@@ -163,6 +163,27 @@ async def test_a_flush_of_cancelled_ones_alone_sends_nothing(watched: Watched) -
     assert watched.calls["enqueue"] == 1
 
 
+async def test_a_flush_that_a_stranger_cancels_asks_again_for_those_who_still_wait() -> None:
+    """As a job does that cancels every task but its own."""
+    gate = asyncio.Event()
+
+    async def store(questions: list[int]) -> list[int]:
+        await gate.wait()
+        return questions
+
+    ask = Coalescer[int, int](store, timeout=10.0)
+    for _ in range(2):
+        gate.clear()
+        under_way = ask(1)
+        await settle_down()
+        waiting = ask(2)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await settle_down()
+        gate.set()
+        assert [await asyncio.wait_for(answer, 10) for answer in (under_way, waiting)] == [1, 2]
+
+
 # --- trouble --------------------------------------------------------------------------------------------------------
 
 

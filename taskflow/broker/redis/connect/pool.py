@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from redis import exceptions
@@ -27,6 +27,7 @@ class ConnectionPool:
     """Sends commands over one connection, which it reopens after an error. Calls do not wait for each other's answers.
 
     A call that waits for the server's disk has a connection to itself, and so does every call if hiredis is not installed.
+    `before_the_end` is awaited when the loop ends.
     """
 
     def __init__(self, server: RedisTarget) -> None:
@@ -37,6 +38,7 @@ class ConnectionPool:
         self._apart = asyncio.Semaphore(MOST_APART)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
+        self.before_the_end: Callable[[], Awaitable[None]] | None = None
 
     async def run(
         self,
@@ -167,6 +169,8 @@ class ConnectionPool:
             yield
         finally:
             self._is_closed = True
+            if self.before_the_end is not None:
+                await self.before_the_end()
             for connection in [*self._waiting, *([self._connection] if self._connection is not None else [])]:
                 await connection.drop(nowait=not self.server.tls)  # TLS first sends a closing message, for at most two seconds
 
