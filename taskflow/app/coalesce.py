@@ -38,7 +38,7 @@ def pauses_within(timeout: float) -> Pauses:
 
 def gave_up(timeout: float, why: str) -> BrokerUnavailable:
     return BrokerUnavailable(
-        f"the broker has been away for {timeout:g} s: {why}. The last request may have taken effect all the same. "
+        f"the broker has been away for {timeout:g} s: {why}; the last request may have taken effect all the same. "
         "Check that the broker runs and can be reached, or raise enqueue_timeout="
     )
 
