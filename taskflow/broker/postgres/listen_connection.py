@@ -33,7 +33,7 @@ TESTS: Final = 2
 _TEST: Final = "test:"
 """The prefix of test messages. No topic begins with it, so no process of any version waits for it."""
 
-_SAY: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
+_SAY: Final = "SELECT pg_catalog.set_config('synchronous_commit', 'off', true), pg_catalog.pg_notify($1, $2)"
 
 POLL_EVERY: Final = 1.0
 """Seconds between polls while notifications do not arrive."""

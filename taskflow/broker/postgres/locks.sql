@@ -10,7 +10,7 @@ CREATE FUNCTION @.key_lock(key bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS $
 $$;
 
 -- Locks keys in order, so that no two verbs wait for each other.
-CREATE FUNCTION @.lock_keys(keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.lock_keys(keys bytea[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     each bytea;

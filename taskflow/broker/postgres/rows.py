@@ -51,18 +51,23 @@ RECORD: Final = (*(field.name for field in _SHOWN if field.name not in SIZED), "
 
 
 def _if_too_long(column: str, value: str, most: int) -> str:
-    return f"CASE WHEN octet_length({value}) > {most} THEN concat(E'{column}\\t', octet_length({value}), ' bytes') END"
+    size = f"pg_catalog.octet_length({value})"
+    return f"CASE WHEN {size} OPERATOR(pg_catalog.>) {most} THEN pg_catalog.concat(E'{column}\\t', {size}, ' bytes') END"
 
 
 def _record_columns(of: str = "") -> str:
-    """Return the columns of a record, in SQL. `of` precedes the name of each column."""
+    """Return the columns of a record, in SQL. `of` precedes the name of each column. Here and in all statements outside our functions,
+    every function and operator is named with its schema, because the search_path may begin with a schema in which others create."""
     return ", ".join(
         (
             *(f"{of}{column} AS {column}" for column in RECORD[: -len(SIZED)]),
-            *(f"CASE WHEN octet_length({of}{column}) <= {most} THEN {of}{column} END AS {column}" for column, most in SIZED.items()),
-            "nullif(concat_ws(E'\\n', "
+            *(
+                f"CASE WHEN pg_catalog.octet_length({of}{column}) OPERATOR(pg_catalog.<=) {most} THEN {of}{column} END AS {column}"
+                for column, most in SIZED.items()
+            ),
+            "pg_catalog.concat_ws(E'\\n', "
             + ", ".join(_if_too_long(column, of + column, most) for column, most in SIZED.items())
-            + "), '') AS unreadable",
+            + ") AS unreadable",
         )
     )
 
@@ -108,7 +113,7 @@ _HEAD: Final = Struct(">Ii")
 
 def record_of(row: Row) -> Record:
     job = fields_of(_RecordRow, row)
-    if job.unreadable is None and not isinstance(row, BareRow):
+    if not job.unreadable and not isinstance(row, BareRow):
         with contextlib.suppress(Exception):  # decoders may raise anything
             return _record_of(job, FULL_SPEED)
     return _record_of(job, reader_of(row))
@@ -178,6 +183,6 @@ def bare(statement: str, columns: Sequence[tuple[str, str]]) -> str:
     The result has one more column, `bare`, which lists the names of the text columns.
     """
     names = [column for column, kind in columns if kind == "text"]
-    shown = (f"convert_to({column}, 'SQL_ASCII') AS {column}" if column in names else column for column, _ in columns)
+    shown = (f"pg_catalog.convert_to({column}, 'SQL_ASCII') AS {column}" if column in names else column for column, _ in columns)
     listed = ", ".join(f"'{column}'" for column in names)
-    return f"SELECT {', '.join(shown)}, ARRAY[{listed}]::text[] AS bare FROM ({statement}) AS it"
+    return f"SELECT {', '.join(shown)}, ARRAY[{listed}]::pg_catalog.text[] AS bare FROM ({statement}) AS it"

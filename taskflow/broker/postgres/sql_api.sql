@@ -70,9 +70,12 @@ $$;
 -- --- keys ---------------------------------------------------------------------------------------------
 
 -- Returns the digest of a key, as every client computes it: see ids.py. So a key is the same wherever the job was sent. The queue is '' for
--- a key whose scope is the job's name.
+-- a key whose scope is the job's name. Users call this under their own search_path, so it names a schema for all that it calls.
 CREATE FUNCTION @.key_digest(queue text, job text, key text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$
-    SELECT substr(sha256(@.utf8(queue) || '\x00' || @.utf8(job) || '\x00' || @.utf8(key)), 1, 16)
+    SELECT pg_catalog.substr(pg_catalog.sha256(
+        @.utf8(queue) OPERATOR(pg_catalog.||) '\x00'::bytea OPERATOR(pg_catalog.||) @.utf8(job) OPERATOR(pg_catalog.||) '\x00'::bytea
+        OPERATOR(pg_catalog.||) @.utf8(key)
+    ), 1, 16)
 $$;
 
 -- --- checks of a call ----------------------------------------------------------------------------------

@@ -125,9 +125,10 @@ class PostgresTransactional:
 
 
 _RIGHTS: Final = """\
-SELECT coalesce(min(CASE WHEN has_schema_privilege(pronamespace, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE') THEN 'granted' \
-ELSE 'denied' END), 'missing') FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_namespace AS n ON n.oid = pronamespace \
-WHERE proname = '{}' AND nspname = %s"""
+SELECT coalesce(pg_catalog.min(CASE WHEN pg_catalog.has_schema_privilege(pronamespace, 'USAGE') AND \
+pg_catalog.has_function_privilege(p.oid, 'EXECUTE') THEN 'granted' ELSE 'denied' END), 'missing') FROM pg_catalog.pg_proc AS p \
+JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) pronamespace \
+WHERE proname OPERATOR(pg_catalog.=) '{}' AND nspname OPERATOR(pg_catalog.=) %s"""
 
 _REFUSALS: Final[dict[str, Callable[[str], TaskflowError]]] = {
     "busy": lambda message: KeyBusy(

@@ -12,7 +12,7 @@ CREATE FUNCTION @.id_text(id bytea) RETURNS text LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 CREATE FUNCTION @.utf8(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-    SELECT convert_to(words, 'UTF8')
+    SELECT pg_catalog.convert_to(words, 'UTF8')
 $$;
 
 CREATE FUNCTION @.count_move(of_queue text, event text, from_status integer, to_status integer, number bigint DEFAULT 1) RETURNS void

@@ -56,7 +56,10 @@ async def _look(connection: asyncpg.Connection, pool: ConnectionPool, schema: st
     """Check who owns the schema, and return its pending migrations. Time limits set for the role
     or database are suspended meanwhile, because a connection's first statements take longest."""
     place = str(pool.server)
-    await connection.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0")
+    await connection.execute(
+        "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0; "
+        "SET LOCAL search_path = pg_catalog, pg_temp"
+    )
     await ownership.check(connection, schema, place, pool.server.owner)
     found = await migrations.pending(connection, schema, place)
     await connection.execute("COMMIT")
@@ -89,7 +92,9 @@ async def _opened(pool: ConnectionPool, *, within: float | None) -> AsyncIterato
 
 
 async def _check_server(connection: asyncpg.Connection, place: str) -> None:
-    [(version, is_standby)] = await connection.fetch("SELECT current_setting('server_version_num')::int, pg_is_in_recovery()")
+    [(version, is_standby)] = await connection.fetch(
+        "SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_is_in_recovery()"
+    )
     if version < OLDEST_SERVER:
         raise BrokerRefused(f"PostgreSQL {version // 10_000} at {place} is too old: taskflow needs 14 or newer")
     if is_standby:

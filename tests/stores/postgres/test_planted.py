@@ -1,0 +1,225 @@
+"""No SQL of ours calls a function or operator that another role has planted in a schema of the application's search_path."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+import psycopg
+import pytest
+
+from taskflow.broker.console import View
+from taskflow.broker.postgres import PostgresBroker, PostgresTarget, sql_files
+from taskflow.broker.protocol import Broker
+from taskflow.model.audit import Act
+from taskflow.model.envelope import OnConflict
+from taskflow.model.record import Status
+from taskflow.model.schedule import Amendment, Definition, Firing
+from tests.stores.postgres.counts import counting
+from tests.stores.postgres.spoiler import PostgresSpoiler
+from tests.support.callers import a_caller
+from tests.support.harnesses import PostgresHarness
+from tests.support.postgres import PostgresServer
+from tests.support.spoilt_scene import go_through
+from tests.support.verdicts import failed, retried, succeeded
+from tests.support.world import World
+
+FUNCTIONS: Final = """
+    SELECT proname, provariadic = '"any"'::regtype,
+        ARRAY(SELECT format_type(kind, NULL) FROM unnest(proargtypes) WITH ORDINALITY AS arg (kind, n) ORDER BY n),
+        CASE WHEN proretset THEN 'SETOF ' ELSE '' END || format_type(prorettype, NULL)
+    FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace AND proname = ANY ($1)
+"""
+
+OPERATORS: Final = """
+    SELECT oprname, format_type(nullif(oprleft, 0), NULL), format_type(oprright, NULL), format_type(oprresult, NULL)
+    FROM pg_operator WHERE oprnamespace = 'pg_catalog'::regnamespace AND oprcode <> 0
+"""
+
+IN_PLACE_OF_ANY: Final = ("text", "bigint", "integer", "bytea", "boolean", "anyelement")
+
+IMPOSSIBLE: Final = {'"any"', "internal", "cstring", "trigger", "event_trigger", "language_handler"}
+"""Types of which no function in PL/pgSQL can be."""
+
+
+def traps(server: PostgresServer, schema: str) -> Iterator[tuple[str, str]]:
+    """What each trap stands in for, and how to make it: "%" is its body. Of each built-in function whose name precedes a "(" in any file
+    of the store, and of each operator."""
+    files = (path.read_text() for suffix in ("sql", "py") for path in sql_files.FOLDER.rglob(f"*.{suffix}"))
+    names = sorted({name for text in files for name in re.findall(r"(\w+)\s*\(", text)})
+    for name, is_variadic, args, result in server.rows(FUNCTIONS, names):
+        signatures = {tuple(args)}
+        if is_variadic:
+            numbers = range(1, 4 if len(args) > 1 else 5)
+            signatures = {(*args[:-1], *more) for n in numbers for more in itertools.product(IN_PLACE_OF_ANY, repeat=n)}
+        for signature in signatures:
+            if IMPOSSIBLE.isdisjoint({*signature, result}):
+                yield (
+                    f"{name}{signature}",
+                    f'CREATE FUNCTION {schema}."{name}" ({", ".join(signature)}) RETURNS {result} LANGUAGE plpgsql AS %',
+                )
+    for number, (name, left, right, result) in enumerate(server.rows(OPERATORS)):
+        if IMPOSSIBLE.isdisjoint({left, right, result}):
+            function, left_arg = f"{schema}.operator_{number}", f"LEFTARG = {left}, " if left else ""
+            yield (
+                f"{left} {name} {right}",
+                f"CREATE FUNCTION {function} ({f'{left}, ' if left else ''}{right}) RETURNS {result} LANGUAGE plpgsql AS %; "
+                f"CREATE OPERATOR {schema}.{name} ({left_arg}RIGHTARG = {right}, FUNCTION = {function})",
+            )
+
+
+BODY: Final = """$$ BEGIN
+    PERFORM pg_catalog.setval('%schema.sprung'::pg_catalog.regclass, %number); RAISE EXCEPTION 'trap %number has sprung';
+END $$"""
+"""A sequence keeps its value when the transaction is rolled back."""
+
+
+def plant(server: PostgresServer, database: str, schema: str) -> list[str]:
+    """Return what each trap stands in for, by its number."""
+    found = list(traps(server, schema))
+    body = BODY.replace("%schema", schema)
+    made = (create.replace("%", body.replace("%number", str(number)), 1) for number, (_, create) in enumerate(found, 1))
+    server.execute(
+        f"SET ROLE mallory; CREATE SEQUENCE {schema}.sprung; GRANT ALL ON SEQUENCE {schema}.sprung TO PUBLIC; {';'.join(made)}", database
+    )
+    return ["", *(what for what, _ in found)]
+
+
+_SERVERS: Final = list[PostgresServer]()
+
+
+class Trapped(PostgresHarness):
+    """The role `app` owns the database, except the schema `app`, which is full of traps and comes first in its search_path."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.namespace = "taskflow"
+        self.database = self.server.new_database()
+        self.server.execute(
+            f"ALTER DATABASE {self.database} OWNER TO app; "
+            f'ALTER ROLE app IN DATABASE {self.database} SET search_path = "$user", public, pg_catalog'
+        )
+        self.server.execute("CREATE SCHEMA app AUTHORIZATION mallory; GRANT USAGE ON SCHEMA app TO PUBLIC", self.database)
+        self.traps = plant(self.server, self.database, "app")
+
+    @classmethod
+    def shared_server(cls) -> PostgresServer:
+        return _SERVERS[-1]
+
+    def open(self) -> Broker:
+        server = PostgresTarget(host="127.0.0.1", port=self.server.port, user="app", database=self.database, tls="disable")
+        return PostgresBroker(server, rules=self.rules, clock=self.seams.clock, capacity=self.capacity)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.server.url(self.database, "app"), autocommit=True)
+
+    def spoiler(self) -> PostgresSpoiler:
+        return PostgresSpoiler(self.server.url(self.database), self.namespace)
+
+    def remove(self) -> None:
+        """The whole server goes."""
+
+    def sprung(self) -> str | None:
+        [(number, is_any)] = self.server.rows("SELECT last_value, is_called FROM app.sprung", database=self.database)
+        return self.traps[number] if is_any else None
+
+
+@pytest.fixture
+def trapped() -> Iterator[type[Trapped]]:
+    with PostgresServer(fsync=False) as server:
+        server.execute("CREATE ROLE app LOGIN; CREATE ROLE mallory LOGIN")
+        _SERVERS.append(server)
+        yield Trapped
+        _SERVERS.remove(server)
+
+
+PINNED: Final = """
+    SELECT DISTINCT proname FROM pg_proc, unnest(proconfig) AS setting
+    WHERE pronamespace = 'taskflow'::regnamespace AND setting = 'search_path=pg_catalog, pg_temp'
+"""
+
+
+async def test_no_planted_function_or_operator_is_called(trapped: type[Trapped]) -> None:
+    """Functions that we call from outside set their own search_path, or name a schema for all that they call themselves."""
+    async with World(trapped) as world:
+        assert isinstance(world.harness, Trapped)
+        with counting() as called:
+            try:
+                await go_through_verbs(world)
+                await go_through_transactions(world)
+                await go_through(world, 0)
+            finally:
+                assert world.harness.sprung() is None
+        pinned = {name for (name,) in world.harness.server.rows(PINNED, database=world.harness.database)}
+        assert len(called) > 30
+        assert {name for name in called if re.fullmatch(r"\w+", name)} - pinned <= {"wall"}
+
+
+async def go_through_verbs(world: World) -> None:
+    broker, console = world.broker, world.broker.console
+    assert isinstance(broker, PostgresBroker)
+    assert await broker.sql()
+    await broker.migrate()
+    session = await world.a_session()
+    await broker.define([Definition("nightly", bytes(16), b"body")], session.id)
+    [offer] = (await world.upkeep()).offers
+    fired = world.an_envelope(queue="fired")
+    [answer] = await broker.fire(
+        [Firing(name="nightly", digest=offer.digest, expected=None, next_at=offer.now, look_at=offer.now, envelope=fired)]
+    )
+    assert answer is not None
+    for name in (None, ["nightly"]):
+        assert len(await console.schedules(name)) == 1
+    for amendment in Amendment:
+        await console.amend_schedule("nightly", amendment)
+    held = world.an_envelope(awaits=1)
+    await world.enqueue(held, *(world.an_envelope(tags=("a",), priority=n) for n in range(3)), world.an_envelope(joins=(held.id,)))
+    for on_conflict in OnConflict:
+        await world.enqueue(world.an_envelope(key="k", on_conflict=on_conflict))
+    await world.enqueue(world.an_envelope(after=5.0), world.an_envelope(expires=5.0))
+    leases = await world.claim(session)
+    assert len(leases) > 4
+    await world.beat(session, *leases)
+    ended, wrong, again, *others = leases
+    with broker.listen([f"job:{ended.envelope.id.hex()}"]):
+        await broker.read([ended.envelope.id])
+        await world.settle(succeeded(ended, follow_ups=(world.an_envelope(key="follow"),)), failed(wrong), retried(again))
+    await broker.holders([held.id])
+    await world.cancel(others[0].envelope.id)
+    await console.record_act(Act(id=world.an_id(), by="ada@host", verb="cancel"))
+    await console.acts()
+    await console.metrics()
+    await console.workers()
+    for view in (View(), View(tag="a"), View(queue="default", job="work", poison=True, ended_before=1.0)):
+        await console.page(view)
+    [group] = await console.failure_groups()
+    await console.failed_ids(group.fingerprint)
+    await console.retry([wrong.envelope.id])
+    await console.drop([ended.envelope.id])
+    await console.purge(View(statuses=(Status.CANCELLED,)))
+    await console.purge(View(tag="a"))
+    await world.lapse(session)
+    await world.upkeep()
+    world.clock.advance(1_000_000.0)
+    await world.upkeep()
+
+
+async def go_through_transactions(world: World) -> None:
+    """On connections of the application's own."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    with await a_caller(world) as caller:
+        with caller.transaction():
+            caller.enqueue(world.an_envelope())
+            caller.enqueue(world.an_envelope(key="k", after=1.0), world.an_envelope(key="k"))
+            caller.settle(succeeded(lease, follow_ups=(world.an_envelope(),)))
+        caller.execute("SELECT taskflow.lock_keys('default', 'work', ARRAY['a', 'b'])")
+        caller.execute("SELECT taskflow.lock_keys(ARRAY[taskflow.key_digest('default', 'work', 'k')])")
+        caller.execute(
+            "SELECT taskflow.enqueue('work', '{\"n\": 1}', 'q', 5, after => '1 s', expires => '1 h', max_attempts => 3, timeout => '1 s', "
+            "key => 'k', on_conflict => 'replace', keep_result => '1 h', headers => '{\"a\": \"b\"}', key_scope => 'name', tags => '{a,b}')"
+        )
+        caller.execute("SELECT taskflow.enqueue('work')")
+        caller.execute("SELECT taskflow.wall(NULL)")
