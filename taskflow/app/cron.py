@@ -40,7 +40,8 @@ class _Timed:
         self.options = EnqueueOptions(**(options or {}))
 
     def next(self, after: datetime) -> datetime | None:
-        """Return the first instant later than `after`, or None if there is none. `after` must be aware."""
+        """Return the first instant later than `after`, or None if there is none before the year 10000. Raises ValueError if `after` is
+        naive."""
         return self.times.next(after)
 
     def __str__(self) -> str:
@@ -54,7 +55,8 @@ class Cron(_Timed):
     """A schedule that fires when a cron expression matches.
 
     `expression`  five fields, or six with seconds first: ``"0 9 * * MON-FRI"``; or @hourly, @daily, @weekly, @monthly or @yearly. The
-                  fields are those of Debian's cron, with ``L`` for the last day of a month and ``5#2`` for its second Friday
+                  fields are those of Debian's cron, with ``L`` for the last day of a month and ``5#2`` for its second Friday. At most
+                  200 characters
     `tz`          the IANA name of the time zone in which the expression is read, or a ZoneInfo (default "UTC")
     `jitter`      the longest delay, in seconds or as a timedelta; each instant has a fixed delay between 0 and this (default 0). It must be
                   less than the time between two times

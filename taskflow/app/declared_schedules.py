@@ -26,6 +26,8 @@ KEY_AND_OVERLAP: Final = (
     'or remove a declared key with options={{"key": ""}} or .options(key="")'
 )
 
+NOT_RAISED: Final = 'a worker sends the calls, so their on_conflict must be "keep" or "replace", not "raise"'
+
 MakeEnvelope = Callable[[Sequence[Any], dict[str, Any], EnqueueOptions], Envelope]
 
 
@@ -149,6 +151,8 @@ def _declared(job: Any, name: str, timetable: Timetable, terms: dict[str, Any]) 
             raise ValueError(f"schedule={timetable}: options={{{option!r}: ...}}: a schedule decides when its jobs start")
     if "connection" in options:
         raise ValueError(f"schedule={timetable}: options={{'connection': ...}}: a schedule's jobs are sent by workers")
+    if job.options(**options)._given.get("raises_on_conflict"):
+        raise ValueError(f"schedule={timetable}: {NOT_RAISED}: give options={{'on_conflict': 'keep'}}")
     if job.options(**options).key is not None and terms["overlap"] != "allow":
         raise ValueError(KEY_AND_OVERLAP.format(terms["overlap"]))
     return DeclaredSchedule(name, timetable, make, terms, job.app.read_settings)

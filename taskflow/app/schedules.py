@@ -16,7 +16,7 @@ from taskflow.app.audit_log import Doing, check_operator, recorded
 from taskflow.app.call import Call
 from taskflow.app.coalesce import MAX_BYTES
 from taskflow.app.cron import Cron, Every
-from taskflow.app.declared_schedules import check_schedule_name, is_schedule_name, plan_of, terms_of
+from taskflow.app.declared_schedules import NOT_RAISED, check_schedule_name, is_schedule_name, plan_of, terms_of
 from taskflow.app.handle import JobHandle
 from taskflow.app.loop_client import LoopClient
 from taskflow.app.stamping import stamped_envelopes
@@ -100,7 +100,8 @@ class Schedules:
         `schedule`  when it fires
         `overlap`, `catch_up`, `max_delay`   as in `job`
 
-        Raises TypeError or ValueError for an invalid argument, and ScheduleConflict if a decorator has declared a schedule with this name.
+        Raises TypeError or ValueError for an invalid argument, also for a call with ``on_conflict="raise"``, which only its sender
+        could hear of. Raises ScheduleConflict if a decorator has declared a schedule with this name.
         """
         if not isinstance(call, Call):
             raise TypeError(f"schedules.put() got {shown(call)}: expected a call made by .bind(...)")
@@ -108,6 +109,8 @@ class Schedules:
             raise TypeError(f"schedules.put() got {shown(schedule)}: expected Cron(...) or Every(...), which can be stored")
         if schedule.args or schedule.kwargs or schedule.options or schedule.name:
             raise ValueError("schedules.put() takes the name, the arguments and the options from its own arguments: leave them out of Cron")
+        if call.raises_on_conflict:
+            raise ValueError(f"schedules.put(): {NOT_RAISED}")
         terms = terms_of(overlap, catch_up, max_delay)
         plan = plan_of(schedule.times, call.envelope, jitter=schedule.jitter, terms=terms)
         definition = plan.to_definition(check_schedule_name(name))
@@ -159,13 +162,15 @@ class Schedules:
         """Add a job for each of the schedule's times from `start` (inclusive) to `end` (exclusive), and return their handles in order.
 
         If the store still knows the job for a time, that job is not added again. `overlap`, `catch_up` and `max_delay` do not apply.
-        If there are more than `limit` times, or `start` or `end` is naive, raises ValueError and adds nothing.
+        If there are more than `limit` times, or `start` or `end` is naive, raises ValueError and adds nothing. So it does for several
+        times if the calls have a key, because only one of the jobs could be live.
         """
         app = default_app()
         plan = await stored_plan(name)
         instants = builtins.list(islice(instants_between(_timetable(app, name, plan), start, end), limit + 1))
         if len(instants) > limit:
             raise ValueError(f"schedule {name!r} has more than {limit:,} times in this span: raise limit=, or choose a shorter span")
+        check_backfill(name, plan, len(instants))
         handles = builtins.list[JobHandle[Any]]()
         portion = max(1, min(MOST_AT_ONCE, MAX_BYTES // max(1, len(plan.template.payload))))
         async with _recorded("backfill", name, by, reason, {"from": start.isoformat(), "to": end.isoformat()}) as doing:
@@ -243,6 +248,15 @@ def instants_between(timetable: Timetable, start: datetime, end: datetime) -> It
     at: datetime | None = instant_of(microseconds_of(start) - 1)
     while at is not None and (at := timetable.next(at)) is not None and microseconds_of(at) < microseconds_of(end):
         yield microseconds_of(at)
+
+
+def check_backfill(name: str, plan: SchedulePlan, times: int) -> None:
+    """Raise ValueError if the schedule's calls have a key, so that all jobs but one would be refused or replaced."""
+    if times > 1 and plan.template.key is not None:
+        key = shown(plan.template.key_text)
+        raise ValueError(
+            f"schedule {shown(name)}: its calls have the key {key}, so only one of {times:,} jobs could be live: backfill one time"
+        )
 
 
 def _handles(app: App, plan: SchedulePlan, answers: Sequence[Added | Refused]) -> list[JobHandle[Any]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SHORTEST_TTL: Final = 1.0
 
 SHORTEST_INTERVAL: Final = 0.1
+MOST_TIMES: Final = 10_000
 LONGEST: Final = 36_525 * 86_400.0
 """A hundred years, in seconds. Stores cannot compute with much longer times."""
 
@@ -22,6 +23,12 @@ def positive(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
     return int(text)
+
+
+def count(text: str) -> int:
+    if (number := positive(text)) > MOST_TIMES:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_TIMES}")
+    return number
 
 
 def port(text: str) -> int:

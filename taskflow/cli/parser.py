@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from taskflow.cli.base_parser import AsWritten, Parser
 from taskflow.cli.exit_codes import TABLE
-from taskflow.cli.option_types import fingerprint, interval, positive, seconds, stages, time
+from taskflow.cli.option_types import count, fingerprint, interval, positive, seconds, stages, time
 from taskflow.cli.worker_options import add_worker_options
 
 STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled")
@@ -214,7 +214,7 @@ def _next(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("expression", nargs="*", metavar="EXPRESSION", help='a cron expression in quotes, such as "0 9 * * MON-FRI"')
     parser.add_argument("--every", type=seconds, metavar="SECONDS", help="an interval, instead of an expression")
     parser.add_argument("--tz", default="UTC", metavar="ZONE", help="the time zone, such as Europe/Paris (default: UTC)")
-    parser.add_argument("--count", type=positive, default=5, metavar="N", help="the number of times (default: 5)")
+    parser.add_argument("--count", type=count, default=5, metavar="N", help="the number of times, at most 10000 (default: 5)")
     parser.add_argument("--from", dest="start", type=time, metavar="TIME", help="begin at this time in that zone (default: now)")
     _json(parser, argparse.SUPPRESS)
 

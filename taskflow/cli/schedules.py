@@ -13,7 +13,7 @@ import msgspec
 
 from taskflow.app.app import App
 from taskflow.app.declared_schedules import check_schedule_name
-from taskflow.app.schedules import ScheduleInfo, instants_between, schedule_info_of, schedules, stored_plan
+from taskflow.app.schedules import ScheduleInfo, check_backfill, instants_between, schedule_info_of, schedules, stored_plan
 from taskflow.broker.protocol import Broker
 from taskflow.cli.action_report import operator
 from taskflow.cli.exit_codes import Exit
@@ -244,6 +244,10 @@ async def _backfill(name: str, arguments: argparse.Namespace) -> Done:
     if len(instants) > arguments.limit:
         many = f"schedule {name!r} has more than {arguments.limit:,} times in this span"
         raise ConfigurationError(f"{many}: raise --limit, or choose a shorter span")
+    try:
+        check_backfill(name, plan, len(instants))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
     ends = [instant_of(at).astimezone(zone) for at in (instants[:1] + instants[-1:])]
     first, last = (at.isoformat() for at in ends) if ends else (None, None)
     span = f", first {moment(ends[0])}, last {moment(ends[1])}" if ends else ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from copy import copy
 from datetime import UTC, datetime, timedelta, tzinfo
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -28,6 +30,10 @@ NICKNAMES: Final = {
     "@hourly": "0 * * * *",
 }
 FIELDS: Final = ("second", "minute", "hour", "day-of-month", "month", "day-of-week")
+
+MAX_EXPRESSION: Final = 200
+MAX_ZONE: Final = 64
+"""The maximum length of a cron expression and of a zone's name, in characters. A stored one may be of any length."""
 
 LONGEST_GAP: Final = timedelta(hours=3)
 """If the clock is set forward by more than this, as when a zone skips a whole day, the skipped local times do not fire."""
@@ -61,11 +67,12 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
         which part of the expression, or what about the zone, is wrong."""
         if not isinstance(expression, str):
             raise TypeError(f"{shown(expression)}: expected a cron expression as a str, such as '0 9 * * MON-FRI'")
+        if len(expression) > MAX_EXPRESSION:
+            raise ValueError(f"cron expression {shown(expression)}: expected at most {MAX_EXPRESSION} characters")
         times = cls(expression.strip(), _zone_name(tz))
         zone_of(times.tz)
-        _check(expression, times.fields)
-        if times.next(datetime.now(UTC)) is None:
-            raise ValueError(f"cron expression {expression!r}: no time in the next 50 years matches it")
+        if (problem := _problem(times)) is not None:
+            raise ValueError(problem)
         return times
 
     @property
@@ -74,9 +81,15 @@ class CronTimes(msgspec.Struct, frozen=True, tag="cron"):
         return NICKNAMES.get(self.expression.lower(), self.expression)
 
     def next(self, after: datetime) -> datetime | None:
-        """Return the first instant later than `after`, or None if there is none within 50 years."""
+        """Return the first instant later than `after`, or None if there is none within 50 years and before the year 10000."""
+        microseconds_of(after)  # raises for a naive datetime, which `astimezone` would take for local time
         search = _next_real_time if self.is_real_time else _next_local_time
-        return search(self.fields, zone_of(self.tz), after.astimezone(UTC))
+        try:
+            return search(self.fields, zone_of(self.tz), after.astimezone(UTC))
+        except OverflowError:
+            if after.year == 1:
+                raise ValueError(f"{after!r} is too close to the first year that Python knows: begin a day later") from None
+            return None
 
     @property
     def is_real_time(self) -> bool:
@@ -112,9 +125,11 @@ class EveryTimes(msgspec.Struct, frozen=True, tag="every"):
         return cls(float(value))
 
     def next(self, after: datetime) -> datetime | None:
-        """Return the first instant later than `after`."""
+        """Return the first instant later than `after`, or None if it is beyond the year 9999."""
         period = round(self.seconds * MICROSECONDS)
-        return instant_of((microseconds_of(after) // period + 1) * period)
+        following = (microseconds_of(after) // period + 1) * period
+        at = instant_of(following)
+        return at if microseconds_of(at) == following else None
 
     def __str__(self) -> str:
         return f"every {self.seconds:g} s"
@@ -130,20 +145,35 @@ class OwnTimes(msgspec.Struct, frozen=True, tag="own"):
         return self.kind
 
 
-@lru_cache(maxsize=1_000)
 def zone_of(name: str) -> tzinfo:
     """Return the zone with this IANA name. Raises ValueError, suggesting a similar
     name, if there is none. UTC needs no time zone database."""
+    if len(name) > MAX_ZONE:
+        raise ValueError(f"tz={shown(name)}: expected the name of a time zone, at most {MAX_ZONE} characters")
+    found = _zone_or_problem(name)
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+@lru_cache(maxsize=1_000)
+def _zone_or_problem(name: str) -> tzinfo | str:
+    """Return the zone, or a message if there is none. A worker looks at a stored schedule with an unknown zone again and again."""
     if name == "UTC":
         return UTC
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        names = available_timezones()
+        names = _zone_names()
     if not names:
-        raise ValueError(f"tz={name!r}: this machine has no time zones: install the package tzdata, from your system or from PyPI")
+        return f"tz={name!r}: this machine has no time zones: install the package tzdata, from your system or from PyPI"
     near = nearest(name, names)
-    raise ValueError(f"tz={name!r}: there is no such time zone" + (f"; did you mean {near!r}?" if near else ""))
+    return f"tz={name!r}: there is no such time zone" + (f"; did you mean {near!r}?" if near else "")
+
+
+@cache
+def _zone_names() -> frozenset[str]:
+    return frozenset(available_timezones())
 
 
 def _zone_name(tz: object) -> str:
@@ -155,30 +185,53 @@ def _zone_name(tz: object) -> str:
     return name
 
 
-def _check(expression: str, fields: str) -> None:
-    from cronsim import CronSim, CronSimError
+@lru_cache(maxsize=1_000)
+def _problem(times: CronTimes) -> str | None:
+    """Return a message if the expression is invalid or matches no time, otherwise None."""
+    from cronsim import CronSimError
 
+    start, fields = f"cron expression {times.expression!r}:", times.fields
     if fields.startswith("@"):
-        raise ValueError(f"cron expression {expression!r}: expected one of {', '.join(NICKNAMES)}, or five or six fields")
+        return f"{start} expected one of {', '.join(NICKNAMES)}, or five or six fields"
     given = fields.split()
     names = FIELDS[-len(given) :] if len(given) in (5, 6) else FIELDS[1:]
     try:
-        CronSim(fields, datetime(2000, 1, 1))
+        _parsed(fields)
     except CronSimError as error:
         for name, value in zip(names, given, strict=False):
             if str(error) == f"Bad {name}":
-                raise ValueError(f"cron expression {expression!r}: {name} {value!r} is invalid; the fields are {' '.join(names)}") from None
-        raise ValueError(
-            f"cron expression {expression!r}: expected the five fields {' '.join(names)}, or second before them, got {len(given)} fields"
-        ) from None
+                return f"{start} {name} {value!r} is invalid; the fields are {' '.join(names)}"
+        return f"{start} expected the five fields {' '.join(names)}, or second before them, got {len(given)} fields"
+    return f"{start} no time in the next 50 years matches it" if times.next(datetime.now(UTC)) is None else None
+
+
+@lru_cache(maxsize=1_000)
+def _parsed(fields: str) -> CronSim:
+    """Return an iterator to copy. For cronsim, "5-5/10" means "from 5 on, in steps of 10", as "5/10" does; in Debian's cron it is 5."""
+    from cronsim import CronSim
+
+    return CronSim(_RANGE_WITH_STEP.sub(_without_needless_step, fields.upper()), datetime(2000, 1, 1))
+
+
+_RANGE_WITH_STEP: Final = re.compile(r"(?<![^\s,])(\w+)-(\w+)/0*[1-9][0-9]*(?![^\s,])", re.ASCII)
+_NAMED: Final = {
+    name: str(number)
+    for first, names in ((0, "SUN MON TUE WED THU FRI SAT"), (1, "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"))
+    for number, name in enumerate(names.split(), first)
+}
+
+
+def _without_needless_step(found: re.Match[str]) -> str:
+    start, end = (_NAMED.get(name, name).lstrip("0") for name in found.groups())
+    return found[1] if start == end else found[0]
 
 
 def _search(fields: str, local: datetime) -> CronSim:
     """Return an iterator over the matching local times after `local`. The zone is not passed to cronsim, which would handle
     clock changes differently from us for expressions with seconds, and where a zone skips a whole day."""
-    from cronsim import CronSim
-
-    return CronSim(fields, local)
+    times = copy(_parsed(fields))
+    times.dt = local.replace(microsecond=0)
+    return times
 
 
 def _next_local_time(fields: str, zone: tzinfo, after: datetime) -> datetime | None:

@@ -103,6 +103,7 @@ def test_json_has_the_same_facts(cli: Cli) -> None:
         ([], "takes either an expression in quotes"),
         (["@daily", "--from", "tomorrow"], "'tomorrow' is not a time such as 2026-01-31T09:00"),
         (["@daily", "--count", "0"], "'0' is not a whole number, 1 or more"),
+        (["@daily", "--count", "10001"], "'10001' is more than 10000"),
         (["@daily", "--cuont", "2"], "did you mean --count?"),
     ],
 )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from taskflow import Cron, Every
+from taskflow.model import timetable
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.record import Record
-from taskflow.model.schedule import MAX_OFFERS, Firing
-from taskflow.model.schedule_plan import id_of
+from taskflow.model.schedule import MAX_OFFERS, Definition, Firing
+from taskflow.model.schedule_plan import SchedulePlan, _encode, id_of
 from taskflow.model.session import Session
+from taskflow.model.timetable import MAX_EXPRESSION, MAX_ZONE, CronTimes
 from taskflow.worker.events import ScheduleFailed, ScheduleFired, ScheduleMissed
 from taskflow.worker.scheduler import PASSED_ON_AFTER
 from tests.support.harnesses import BROKERS
@@ -237,6 +241,26 @@ async def test_whatever_a_timetable_raises_concerns_only_itself(world: World, er
     await process.work(60.0, step=10.0)
     assert await fired(world) == ["01T00:01:00"]
     assert [event.name for event in process.events if isinstance(event, ScheduleFailed)] == ["raising"]
+
+
+async def test_stored_schedules_that_cannot_be_computed_hold_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program may store text of any length. It is not parsed, and an unknown zone is looked for once."""
+    parse, look = Mock(wraps=timetable._parsed), Mock(wraps=timetable._zone_names)
+    monkeypatch.setattr(timetable, "_parsed", parse)
+    monkeypatch.setattr(timetable, "_zone_names", look)
+    long = [CronTimes(",".join(["*/1"] * (1 << 18)) + " * * * *"), CronTimes("0 9 * * *", "Z" * (1 << 20))]
+    unknown = [CronTimes("0 9 * * *", f"Nowhere/{world.broker.__module__}{number}"[-MAX_ZONE:]) for number in range(20)]
+    for number, times in enumerate([*long, *unknown]):
+        body = _encode(SchedulePlan(times=times, template=world.an_envelope()))
+        await world.broker.define([Definition(f"bad {number}", hashlib.sha256(body).digest()[:16], body)])
+    process = await Process(world, schedule=Every(1, name="good")).begin()
+    await process.work(5.0, step=1.0)
+    assert await fired(world) == [f"01T00:00:0{second}" for second in range(1, 6)]
+    failures = {event.name for event in process.events if isinstance(event, ScheduleFailed)}
+    assert failures == {f"bad {number}" for number in range(22)}
+    assert all(len(call.args[0]) <= MAX_EXPRESSION for call in parse.call_args_list)
+    assert look.call_count <= len(unknown)
+    assert await world.broker.console.schedules(["bad 0"])
 
 
 async def test_schedules_that_catch_up_take_turns_with_the_others(world: World) -> None:

@@ -15,8 +15,9 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from taskflow import Cron, DeclarationError, EnqueueFailed, Every, JobContext, KeyConflict, enqueue, job, schedules
+from taskflow import Cron, DeclarationError, EnqueueFailed, Every, JobContext, KeyConflict, enqueue, job, operate, schedules
 from taskflow.app.app import App, default_app
+from taskflow.app.options import EnqueueOptions
 from taskflow.model.ids import key_digest
 from taskflow.model.schedule_plan import SchedulePlan
 from tests.unit.app.bench import Bench
@@ -348,12 +349,30 @@ def test_any_template_is_refused_at_decoration_or_makes_keys(template: str) -> N
     assert 0 < len(key.encode()) <= 200
 
 
-async def test_a_backfill_adds_one_job_for_a_key(bench: Bench) -> None:
+async def test_a_backfill_of_calls_with_a_key_adds_one_job_or_is_refused(bench: Bench) -> None:
+    """All jobs but one would be refused, as the first is live."""
     await schedules.put("keys.hourly", sync.bind(7), Every(3600))
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    handles = await schedules.backfill("keys.hourly", start, start + timedelta(hours=3))
-    assert [handle.is_new for handle in handles] == [True, False, False]
-    assert len(set(handles)) == 1
+    with pytest.raises(ValueError, match="its calls have the key '7', so only one of 3 jobs could be live"):
+        await schedules.backfill("keys.hourly", start, start + timedelta(hours=3))
+    assert await operate.count() == 0
+    handles = await schedules.backfill("keys.hourly", start, start + timedelta(hours=1))
+    assert [handle.is_new for handle in handles] == [True]
+
+
+async def test_a_schedule_takes_no_call_that_raises_to_its_sender(bench: Bench) -> None:
+    with pytest.raises(ValueError, match=r'a worker sends the calls, so their on_conflict must be "keep" or "replace"'):
+        await schedules.put("keys.hourly", sync.options(on_conflict="raise").bind(7), Every(3600))
+    assert await schedules.list() == []
+    cases: list[tuple[dict[str, Any], EnqueueOptions]] = [({}, {"on_conflict": "raise"}), ({"on_conflict": "raise"}, {})]
+    for on_job, options in cases:
+        with pytest.raises(DeclarationError, match="a worker sends the calls"):
+            declared("singleton", lambda: None, schedule=Every(30, options=options), **on_job)
+    declared("singleton", lambda: None, schedule=Every(30, options={"on_conflict": "keep"}), on_conflict="raise")
+
+
+async def test_a_schedule_of_calls_with_a_key_has_no_overlap(bench: Bench) -> None:
+    await schedules.put("keys.hourly", sync.bind(7), Every(3600))
     with pytest.raises(ValueError, match=r"\.options\(key=\"\"\)"):
         await schedules.put("keys.hourly", sync.bind(7), Every(3600), overlap="skip")
     await schedules.put("keys.hourly", sync.options(key="").bind(7), Every(3600), overlap="skip")

@@ -8,7 +8,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pytest
 
-from taskflow.model.timetable import NICKNAMES, CronTimes, EveryTimes, Timetable, zone_of
+from taskflow import Cron
+from taskflow.model import timetable
+from taskflow.model.timetable import NICKNAMES, CronTimes, EveryTimes, Timetable
 from tests.support.calendars import Calendar
 
 ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "America/Santiago", "Africa/Cairo", "Africa/Casablanca", "UTC"]
@@ -124,6 +126,59 @@ def test_a_wrong_expression_says_where(expression: str, says: str) -> None:
     assert says in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("expression", "same"),
+    [
+        ("5-5/10 * * * *", "5 * * * *"),
+        ("0,05-5/10 0-0/7 * * *", "0,5 0 * * *"),
+        ("0 0 * mar-3/2 mon-MON/3", "0 0 * 3 1"),
+        ("0-0/1 5-6/10 * * 1-5/2", "0 5 * * 1,3,5"),
+        ("5/10 * * * *", "5,15,25,35,45,55 * * * *"),
+    ],
+)
+def test_a_range_of_one_value_ends_there(expression: str, same: str) -> None:
+    start, end = datetime(2026, 2, 1, tzinfo=UTC), datetime(2026, 3, 20, tzinfo=UTC)
+    assert times(CronTimes(expression), start, end) == times(CronTimes(same), start, end)
+
+
+@pytest.mark.parametrize("timetable", [CronTimes("0 9 * * *"), CronTimes("0 9 * * *", "Europe/Paris"), EveryTimes(5.0)])
+def test_a_naive_datetime_is_refused(timetable: Timetable) -> None:
+    with pytest.raises(ValueError, match="is naive: give it a time zone"):
+        timetable.next(datetime(2026, 1, 1))
+
+
+@pytest.mark.parametrize("tz", ["UTC", "Asia/Tokyo", "America/New_York"])
+@pytest.mark.parametrize("expression", ["0 9 * * *", "* * * * *", "0 0 29 2 *"])
+def test_there_are_no_times_beyond_the_calendar(expression: str, tz: str) -> None:
+    for at in (datetime.max, datetime(9999, 12, 31, 23, 59)):
+        assert CronTimes(expression, tz).next(at.replace(tzinfo=UTC)) is None
+    assert EveryTimes(60.0).next(datetime.max.replace(tzinfo=UTC)) is None
+    assert EveryTimes(60.0).next(datetime(9999, 12, 31, 23, 58, tzinfo=UTC)) == datetime(9999, 12, 31, 23, 59, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("expression", "tz", "says"),
+    [(",".join(["*/1"] * 3_000) + " * * * *", "UTC", "at most 200 characters"), ("0 9 * * *", "N" * 65, "at most 64 characters")],
+)
+def test_long_text_is_refused_unread(expression: str, tz: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timetable, "_parsed", None)
+    monkeypatch.setattr(timetable, "_zone_or_problem", None)
+    for times_of in (lambda: CronTimes.checked(expression, tz), lambda: Cron(expression, tz=tz)):
+        with pytest.raises(ValueError, match=says) as caught:
+            times_of()
+        assert len(str(caught.value)) < 400
+
+
+def test_what_is_wrong_is_found_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers look at a stored schedule every second while it cannot be computed."""
+    for expression, tz in (("0 9 30 2 *", "UTC"), ("* * */31 * 1#2", "UTC"), ("0 9 * * *", "Nowhere/Else")):
+        for source in ("available_timezones", "ZoneInfoNotFoundError", "CronTimes.next"):
+            with pytest.raises(ValueError, match=r"no time in|day-of-month|there is no such"):
+                CronTimes.checked(expression, tz)
+            monkeypatch.setattr(f"taskflow.model.timetable.{source}", None)
+        monkeypatch.undo()
+
+
 def test_a_wrong_zone_says_which_was_meant() -> None:
     with pytest.raises(ValueError, match=r"tz='Europe/Pari': there is no such time zone; did you mean 'Europe/Paris'\?"):
         CronTimes.checked("@daily", "Europe/Pari")
@@ -158,7 +213,8 @@ def test_utc_needs_no_database_of_time_zones(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("taskflow.model.timetable.ZoneInfo", Missing)
     monkeypatch.setattr("taskflow.model.timetable.available_timezones", set)
-    zone_of.cache_clear()
+    for cached in ("_zone_or_problem", "_zone_names"):
+        monkeypatch.setattr(timetable, cached, getattr(timetable, cached).__wrapped__)
     start = datetime(2026, 1, 1, 12, tzinfo=UTC)
     assert CronTimes.checked("@daily", "UTC").next(start) == datetime(2026, 1, 2, tzinfo=UTC)
     with pytest.raises(ValueError, match=r"this machine has no time zones: install the package tzdata"):
