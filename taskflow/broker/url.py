@@ -23,7 +23,7 @@ _POSTGRES_OPTIONS: Final = ("namespace", "tls", "tls_ca", "listen", "pooled", "m
 
 SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
     "memory": ("namespace",),
-    "sqlite": ("namespace", "shared", "migrate"),
+    "sqlite": ("namespace", "shared", "migrate", "owner"),
     "redis": _REDIS_OPTIONS,
     "rediss": _REDIS_OPTIONS,
     "postgresql": _POSTGRES_OPTIONS,
@@ -103,11 +103,11 @@ def _open_memory(parts: SplitResult, options: dict[str, str], seams: Seams | Non
 
 
 def _open_sqlite(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
-    path, shared, migrates = _path(parts), _flag(options, "shared", "0"), _flag(options, "migrate", "1")
-    from taskflow.broker.sqlite import SqliteBroker
+    path, shared, migrates, owner = _path(parts), _flag(options, "shared", "0"), _flag(options, "migrate", "1"), _user(options)
+    from taskflow.broker.sqlite import Opening, SqliteBroker
 
     namespace = options.get("namespace", DEFAULT_NAMESPACE)
-    return SqliteBroker(path, namespace=namespace, shared=shared, migrates=migrates, seams=seams, rules=rules)
+    return SqliteBroker(path, namespace=namespace, shared=shared, opening=Opening(migrates, owner), seams=seams, rules=rules)
 
 
 def _open_redis(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
@@ -207,6 +207,21 @@ def _flag(options: dict[str, str], name: str, default: str) -> bool:
         raise BrokerUrlError(f"broker URL has {name}={value!r}: expected 0 or 1")
     return value == "1"
 
+
+def _user(options: dict[str, str]) -> int | None:
+    """Return the number of the user that `owner=` names."""
+    owner = options.get("owner")
+    if owner is None or (owner.isascii() and owner.isdecimal() and len(owner) <= _UID_DIGITS):
+        return None if owner is None else int(owner)
+    from pwd import getpwnam
+
+    try:
+        return getpwnam(owner).pw_uid
+    except KeyError:
+        raise BrokerUrlError(f"broker URL has owner={owner!r}: expected the name or the number of a user of this machine") from None
+
+
+_UID_DIGITS: Final = 10
 
 _AS_LIBPQ_HAS_THEM: Final = {"sslmode": "tls", "sslrootcert": "tls_ca"}
 

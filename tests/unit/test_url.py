@@ -34,6 +34,7 @@ def test_memory() -> None:
         ("SQLite:////var/queue.db", "/var/queue.db"),
         ("sqlite:////var/a%20b%3Fc%23d.db", "/var/a b?c#d.db"),
         ("sqlite:////var/queue.db?shared=1&namespace=Shop.eu-1", "/var/queue.db"),
+        ("sqlite:////var/queue.db?owner=root", "/var/queue.db"),
     ],
 )
 def test_sqlite(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +174,8 @@ def test_what_is_no_text() -> None:
         ("sqlite:///queue.db?shared=yes", "shared='yes': expected 0 or 1"),
         ("sqlite:///queue.db?shared", "shared=''"),
         ("sqlite:///queue.db?shared=1&shared=0", "'shared' twice"),
+        ("sqlite:///queue.db?owner=no-such-user", "owner='no-such-user': expected the name or the number of a user"),
+        ("sqlite:///queue.db?owner=", "owner=''"),
         ("sqlite:///queue.db?namespace=a/b", "namespace 'a/b'"),
         ("sqlite:///queue.db?namespace=", "namespace ''"),
         ("sqlite:///queue.db?namespace=" + "a" * 101, "1 to 100"),

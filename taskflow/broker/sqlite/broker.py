@@ -26,7 +26,7 @@ from taskflow.broker.sqlite.queued_verb import Durability
 from taskflow.broker.sqlite.reader import CannotRead, ReadTransactions
 from taskflow.broker.sqlite.size_limits import check_definitions, check_payloads
 from taskflow.broker.sqlite.statements import Statements
-from taskflow.broker.sqlite.store_file import SpaceLimits, StoreFile
+from taskflow.broker.sqlite.store_file import Opening, SpaceLimits, StoreFile
 from taskflow.broker.sqlite.transactional import SqliteTransactional
 from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.broker.sqlite.transitions import Transitions
@@ -56,7 +56,7 @@ class SqliteBroker:
     `path`       the file, which is created if it is missing; its folder must exist
     `namespace`  the prefix of the tables: several applications may share a file
     `shared`     True: the file may also contain tables of other programs
-    `migrates`   True: the first verb creates or migrates the tables. False: verbs are refused until `migrate` is called
+    `opening`    whether the first verb creates or migrates the tables, and whose file is accepted
     `timeout`    the maximum time in seconds to wait for a lock that another process holds
     `limits`     limits on the number of jobs and the disk space
 
@@ -69,15 +69,16 @@ class SqliteBroker:
         *,
         namespace: str = "taskflow",
         shared: bool = False,
-        migrates: bool = True,
+        opening: Opening | None = None,
         seams: Seams | None = None,
         rules: Rules | None = None,
         timeout: float = _TIMEOUT,
         limits: SpaceLimits | None = None,
     ) -> None:
         # Made absolute now, so that a later change of the working directory does not matter.
-        real = os.path.realpath(os.fspath(path))
-        self._store = StoreFile(real, check_namespace(namespace), shared, timeout, limits or SpaceLimits(), migrates)
+        given = os.fspath(path) if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+        real = os.path.realpath(given)
+        self._store = StoreFile(real, check_namespace(namespace), shared, timeout, limits or SpaceLimits(), opening or Opening(), given)
         self._seams = seams or Seams()
         self._rules = rules or Rules()
         self._parts: _ProcessParts | None = None
@@ -159,7 +160,7 @@ class SqliteBroker:
         return await self._alone(self._store, Transactions.pending)
 
     async def migrate(self) -> Upgrade:
-        return await self._alone(replace(self._store, migrates=True), Transactions.migrate)
+        return await self._alone(replace(self._store, opening=replace(self._store.opening, migrates=True)), Transactions.migrate)
 
     async def sql(self) -> str:
         return script(await self.pending(), Statements(self._store.namespace), shared=self._store.shared)

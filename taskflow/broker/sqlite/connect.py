@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.errors import broker_error, whoami
 from taskflow.broker.sqlite.migrations import pending, tables_of, tables_of_namespaces, upgrade, upgrade_from
-from taskflow.broker.sqlite.ownership import make_private
+from taskflow.broker.sqlite.ownership import check_opened, check_store, make_private
 from taskflow.broker.sqlite.self_deadlock import execute_with_lock
 from taskflow.broker.sqlite.shrinking import allow_shrinking
 from taskflow.broker.sqlite.statements import Statements, pragma
@@ -31,7 +31,7 @@ def connect_for_writing(store: StoreFile, sql: Statements) -> tuple[sqlite3.Conn
     """
     _check_path(store)
     if not os.path.exists(store.path):
-        upgrade_from(0, store).refuse_unless(store.migrates)
+        upgrade_from(0, store).refuse_unless(store.opening.migrates)
     try:
         make_private(store.path)
     except OSError as error:
@@ -51,8 +51,15 @@ def look(store: StoreFile, sql: Statements) -> Upgrade:
 
 def connect_for_reading(store: StoreFile) -> sqlite3.Connection:
     """Open a connection that cannot write, to a file that is open already."""
+    check_store(store)
     connection = sqlite3.connect(store.uri("ro"), uri=True, timeout=0, isolation_level=None, cached_statements=_STATEMENT_CACHE)
+    try:
+        check_opened(store)
+    except BaseException:
+        connection.close()
+        raise
     connection.text_factory = decoded
+    connection.execute("PRAGMA trusted_schema=OFF")
     connection.execute(pragma("cache_size", -_CACHE_KIB))
     connection.execute("PRAGMA temp_store=MEMORY")
     return connection
@@ -65,6 +72,8 @@ def _connect(store: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tupl
         raise broker_error(error, store) from error
     connection.text_factory = decoded
     try:
+        check_opened(store)
+        connection.execute("PRAGMA trusted_schema=OFF")  # no trigger or view of the file may call functions with side effects
         return connection, begin(connection)
     except BaseException as error:
         connection.close()
@@ -83,7 +92,7 @@ def decoded(raw: bytes) -> str | bytes:
 
 def _prepare(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
     found = _look(connection, store, sql)  # before anything is written, so that a refused file stays unchanged
-    found.refuse_unless(store.migrates)
+    found.refuse_unless(store.opening.migrates)
     if not store.shared:
         allow_shrinking(connection, store)
     _use_wal(connection, store)
@@ -105,6 +114,7 @@ def _look(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> 
 
 def _check_path(store: StoreFile) -> None:
     """Raise an error that names the cause if no store can be opened here. SQLite would report only "unable to open database file"."""
+    check_store(store)
     path, folder = store.path, os.path.dirname(store.path)
     if not os.path.exists(folder):
         raise BrokerRefused(f"{path}: its folder {folder} does not exist: create it, or correct the path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,14 +83,14 @@ def _changes(found: Upgrade, sql: Statements) -> Iterator[str]:
 
 def version_of(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> int:
     """Return the version of the tables. Raises BrokerRefused if it is newer
-    than the installed taskflow, or if the tables belong to another program."""
+    than the installed taskflow, or if the tables or a trigger on them belong to another program."""
     try:
         row = connection.execute(sql["version"]).fetchone()
     except sqlite3.OperationalError as error:
         raise _not_ours(store) from error
     if row is None:
         raise _not_ours(store)
-    [version] = row
+    version, has_triggers = row
     if not isinstance(version, int):
         raise BrokerRefused(
             f"{store.path}: the tables of namespace {store.namespace!r} have version {version!r}, which is not a number: "
@@ -100,7 +101,19 @@ def version_of(connection: sqlite3.Connection, store: StoreFile, sql: Statements
             f"{store.path}: namespace {store.namespace!r} was made by a newer taskflow "
             f"(table version {version}, this one knows {MIGRATIONS.newest}): upgrade taskflow, or use another file"
         )
+    if has_triggers:
+        _check_for_intruders(connection, store, sql)
     return version
+
+
+def _check_for_intruders(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> None:
+    """Raise BrokerRefused if the tables have a trigger that no migration makes, or a view has the name of one. Both run others' SQL."""
+    for kind, name, text in connection.execute(sql["intruders"], (json.dumps(sorted(tables_of(store.namespace))),)):
+        if text + ";" not in _changes(upgrade_from(0, store), sql):
+            raise BrokerRefused(
+                f"{store.path}: the tables of namespace {store.namespace!r} have the {kind} {name!r}, which is not part of taskflow: "
+                "drop it if you trust the rest of the file, or use another file"
+            )
 
 
 def _not_ours(store: StoreFile) -> BrokerError:

@@ -1,21 +1,27 @@
-"""Decides which files beside the store may be used. Another user with write access
-to its folder could have created them, for example as links to other people's files."""
+"""Decides which file may be a store, and which files beside it may be used. Another user with write
+access to the folder could have created them, for example as links to other people's files."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 from taskflow.broker.sqlite.store_file import INDEX, JOURNAL, LOG, SIDE, WAKE, StoreFile
-from taskflow.model.errors import BrokerError, BrokerRefused
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 PRIVATE: Final = 0o600
 """The mode of a new file: only its owner may use it. To share a store, change the mode of its file; the files beside it follow."""
 
 _LINKED: Final = (errno.ELOOP, errno.EMLINK)
 """The error codes for opening a link with O_NOFOLLOW, on Linux and on BSD."""
+
+_MOST_LINKS: Final = 40
+
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def make_private(path: str) -> None:
@@ -24,6 +30,78 @@ def make_private(path: str) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
     except FileExistsError:
         return
+
+
+# --- the store itself -----------------------------------------------------------------------------------------------
+
+
+def check_store(store: StoreFile) -> None:
+    """Check the store's file, and the links on the way to it. Raises BrokerRefused if another user may have put one of them there.
+
+    A link must belong to this user, root or the owner that the URL names, or lie in a folder that only its owner can write to.
+    """
+    for link in _links_to(store.given):
+        owner = os.lstat(link).st_uid
+        if not _is_named(store, owner) and os.stat(os.path.dirname(link)).st_mode & _WRITABLE_BY_OTHERS:
+            raise BrokerRefused(
+                f"{link} is a link of uid {owner}, in a folder that other users can write to: name the file that it leads to, or add "
+                f"?owner={owner} if you trust this user"
+            )
+    try:
+        found = os.lstat(store.path)
+    except OSError:  # it will be created, or opening it fails
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise _refusal(store.path, "has become a link")
+    if not _is_named(store, found.st_uid):
+        raise BrokerRefused(
+            f"{store.path} belongs to uid {found.st_uid}, who may have put jobs into it: run as this user, or add ?owner={found.st_uid} "
+            "if you trust them"
+        )
+    if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+        raise BrokerRefused(f"{store.path} has a second name (a hard link), which would damage it: remove that name, or use a copy")
+
+
+def check_opened(store: StoreFile) -> None:
+    """Check the store again after SQLite has opened it by its path. Raises BrokerUnavailable if SQLite has opened another file.
+
+    Only SQLite may open the file: if this module closed a descriptor of it, the system would release SQLite's locks.
+    """
+    check_store(store)
+    with suppress(FileNotFoundError):  # this system has no such folder
+        if store.identity() not in set(_open_files()):
+            raise BrokerUnavailable(f"{store.path} was replaced while it was opened: the next call opens it again")
+
+
+def _open_files() -> Iterator[tuple[int, int]]:
+    """Yield the device and inode of every file that this process has open."""
+    for descriptor in os.listdir("/dev/fd"):
+        with suppress(OSError):
+            found = os.fstat(int(descriptor))
+            yield found.st_dev, found.st_ino
+
+
+def _links_to(path: str) -> Iterator[str]:
+    """Yield the symbolic links that opening this absolute path follows, as many as the system would follow."""
+    folder, ahead, number = "/", path.split("/")[::-1], 0
+    while ahead and number < _MOST_LINKS:
+        at = os.path.normpath(os.path.join(folder, ahead.pop()))
+        if not os.path.islink(at):
+            folder = at
+            continue
+        yield at
+        number += 1
+        target = os.readlink(at)
+        ahead += target.split("/")[::-1]
+        folder = "/" if target.startswith("/") else folder
+
+
+def _is_named(store: StoreFile, owner: int) -> bool:
+    """Return True for this user, root, and the owner that the URL names."""
+    return owner in (os.geteuid(), 0, store.opening.owner)
+
+
+# --- the files beside it ----------------------------------------------------------------------------------------------
 
 
 def open_beside(store: StoreFile, ending: str, flags: int) -> int:
@@ -71,19 +149,21 @@ def _check(store: StoreFile, path: str, found: os.stat_result, *, is_folder: boo
         raise _refusal(path, "is a link")
     if not (stat.S_ISDIR(mode) if is_folder else stat.S_ISREG(mode)):
         raise _refusal(path, "is not a folder" if is_folder else "is not a regular file")
+    if not is_folder and found.st_nlink > 1:
+        raise _refusal(path, "has a second name (a hard link)")
     if not _is_trusted(store, found.st_uid):
         raise _refusal(path, f"belongs to uid {found.st_uid}")
 
 
 def _is_trusted(store: StoreFile, owner: int) -> bool:
     """Return True for this user, root and the store's owner, and for every user if the store's mode lets others write to it."""
-    if owner in (os.geteuid(), 0):
+    if _is_named(store, owner):
         return True
     try:
-        found = os.stat(store.path)
+        found = os.lstat(store.path)
     except OSError:
         return False
-    return owner == found.st_uid or bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    return owner == found.st_uid or bool(found.st_mode & _WRITABLE_BY_OTHERS)
 
 
 def _refusal(path: str, what: str) -> BrokerError:

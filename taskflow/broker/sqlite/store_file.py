@@ -55,11 +55,21 @@ class SpaceLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreFile:
-    """The file of a store, and how it is used. `path` is absolute and not a link.
-    `timeout` is the maximum time in seconds to wait for another process's lock.
+class Opening:
+    """Which files are opened.
 
-    If `migrates` is False, a file whose tables are missing or out of date is refused.
+    `migrates` True: the first verb creates or migrates the tables. False: verbs are refused until `migrate` is called
+    `owner`    the number of a user who may own the file; this user and root always may
+    """
+
+    migrates: bool = True
+    owner: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFile:
+    """The file of a store, and how it is used. `path` is absolute and not a link; `given` is what the user gave, made absolute.
+    `timeout` is the maximum time in seconds to wait for another process's lock.
     """
 
     path: str
@@ -67,7 +77,8 @@ class StoreFile:
     shared: bool
     timeout: float
     limits: SpaceLimits
-    migrates: bool = True
+    opening: Opening = Opening()
+    given: str = ""
 
     def uri(self, mode: Literal["ro", "rw"]) -> str:
         """Return the address by which SQLite opens the file, which it does not create then, for reading only or also for writing."""

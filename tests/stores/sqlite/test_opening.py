@@ -266,3 +266,31 @@ async def test_two_users_share_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
     finally:
         await broker.close()
         shutil.rmtree(folder)
+
+
+INTRUDERS = {
+    "trigger": "CREATE TRIGGER theirs AFTER INSERT ON taskflow_jobs BEGIN UPDATE taskflow_jobs SET payload = x'00'; END",
+    "view": "CREATE VIEW taskflow_tags AS SELECT 1 AS tag, 2 AS id, 3 AS seq",
+}
+
+
+@pytest.mark.parametrize("kind", INTRUDERS)
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_tables_with_the_trigger_or_view_of_another_program_are_refused(
+    open_broker: Open, path: Path, kind: str, is_open: bool
+) -> None:
+    """It would run a stranger's SQL; also if it is added while the file is open, and before it has run."""
+    before, job = open_broker(), an_envelope()
+    await before.enqueue([an_envelope()])
+    with connected(path) as stranger:
+        if kind == "view":
+            stranger.execute("DROP TABLE taskflow_tags")
+        stranger.execute(INTRUDERS[kind])
+
+    with pytest.raises(BrokerRefused, match=f"have the {kind}.*not part of taskflow"):
+        await (before if is_open else open_broker(shared=True)).enqueue([job])
+    with connected(path) as stranger:
+        assert stranger.execute("SELECT payload FROM taskflow_jobs").fetchall() == [(b"payload",)]
+        stranger.execute("DROP TRIGGER theirs" if kind == "trigger" else "DROP VIEW taskflow_tags")
+    if kind == "trigger":
+        await before.enqueue([job])

@@ -4,15 +4,21 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shutil
 import socket
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.sqlite import SqliteBroker
-from taskflow.model.errors import BrokerRefused
-from tests.stores.sqlite.support import NOBODY, Open, an_envelope
+from taskflow.broker.sqlite import Opening, SqliteBroker
+from taskflow.broker.url import connect
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable
+from tests.stores.sqlite.support import NOBODY, Open, an_envelope, run_script, unmeasured
+from tests.support.listing import listed
 
 ENDINGS = ("-wake", "-taskflow", "-wal", "-shm", "-journal")
 
@@ -131,3 +137,113 @@ async def test_the_doctor_tells_of_wider_rights(broker: SqliteBroker, path: Path
 
     assert finding.level == level
     assert says in finding.says
+
+
+# --- the store itself ---------------------------------------------------------------------------------------------------
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="to give a file away takes root")
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o600, 0o666])
+async def test_the_file_of_another_user_is_refused_unless_the_url_names_them(
+    broker: SqliteBroker, open_broker: Open, path: Path, mode: int
+) -> None:
+    """The stranger's jobs would run as us, and ours would be theirs to read."""
+    await broker.enqueue([an_envelope()])
+    await broker.close()
+    os.chown(path, NOBODY, NOBODY)
+    path.chmod(mode)
+
+    with pytest.raises(BrokerRefused, match=f"queue.db belongs to uid {NOBODY}.*owner={NOBODY}"):
+        await open_broker().enqueue([an_envelope()])
+
+    by_name = connect(f"sqlite:///{path}?owner={pwd.getpwuid(NOBODY).pw_name}")
+    assert len(await by_name.enqueue([an_envelope()])) == 1
+    await by_name.close()
+    await open_broker(opening=Opening(owner=NOBODY)).enqueue([an_envelope()])
+
+
+AS_ANOTHER_USER = """
+    import asyncio, os, sys
+    from taskflow.broker.sqlite import SqliteBroker
+    from taskflow.model.errors import BrokerRefused
+
+    async def read(path):
+        broker = SqliteBroker(path)
+        try:
+            print(os.path.basename(path), await broker.read([bytes(16)]))
+        except BrokerRefused as refused:
+            print(refused)
+        await broker.close()
+
+    asyncio.run(read(sys.argv[2]))  # loads all that it needs: another user may not read it where it lies
+    os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
+    for path in sys.argv[3:]:
+        asyncio.run(read(path))
+"""
+
+
+@needs_root
+def test_a_stranger_cannot_plant_a_store_or_a_link_to_one_in_a_shared_folder(tmp_path: Path) -> None:
+    """In a folder like /tmp, for a user who is not root. Links of root, their own, and those in a folder of one user are followed."""
+    stranger, shared = NOBODY - 1, Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
+    own = shared / "own"
+    own.mkdir(parents=True)
+    shared.chmod(0o1777)
+    try:
+        target = own / "target.db"
+        target.touch()
+        (shared / "planted.db").touch()
+        for name in ("theirs.db", "own.db", "roots.db", "own/deployed.db"):
+            (shared / name).symlink_to(target)
+        for file, owner in {own: NOBODY, target: NOBODY, shared / "own.db": NOBODY}.items():
+            os.chown(file, owner, owner, follow_symlinks=False)
+        for name in ("planted.db", "theirs.db", "own/deployed.db"):
+            os.chown(shared / name, stranger, stranger, follow_symlinks=False)
+
+        names = ["planted.db", "theirs.db", "own.db", "roots.db", "own/deployed.db"]
+        said = run_script(AS_ANOTHER_USER, NOBODY, tmp_path / "own.db", *(shared / name for name in names), env=unmeasured())
+    finally:
+        shutil.rmtree(shared)
+
+    _, planted, theirs, *others = said.splitlines()
+    assert f"{shared}/planted.db belongs to uid {stranger}" in planted
+    assert f"{shared}/theirs.db is a link of uid {stranger}" in theirs
+    assert others == ["own.db [None]", "roots.db [None]", "deployed.db [None]"]
+
+
+@pytest.mark.parametrize("ending", ["", "-taskflow", "-wal", "-shm", "-journal"])
+async def test_a_file_with_a_second_name_is_refused(broker: SqliteBroker, path: Path, tmp_path: Path, ending: str) -> None:
+    target = tmp_path / "somebody's"
+    target.write_bytes(b"")
+    os.link(target, f"{path}{ending}")
+
+    with pytest.raises(BrokerRefused, match=f"queue.db{ending} has a second name"):
+        await broker.enqueue([an_envelope()])
+
+    assert target.read_bytes() == b""
+
+
+async def test_a_file_that_is_exchanged_while_sqlite_opens_it_is_not_used(
+    open_broker: Open, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite opens it by its path: between two looks at it, there may have been another one."""
+    for at in (path, tmp_path / "other.db"):
+        await (broker := open_broker(at)).enqueue([an_envelope()])
+        await broker.close()
+    opens = sqlite3.connect
+
+    def exchange(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        path.rename(tmp_path / "kept")
+        (tmp_path / "other.db").rename(path)
+        connection: sqlite3.Connection = opens(*arguments, **options)
+        path.rename(tmp_path / "other.db")
+        (tmp_path / "kept").rename(path)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", exchange)
+    with pytest.raises(BrokerUnavailable, match="was replaced while it was opened"):
+        await open_broker().enqueue([an_envelope()])
+    monkeypatch.undo()
+    assert len(await listed(open_broker().console)) == 1
