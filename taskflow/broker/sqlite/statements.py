@@ -22,26 +22,27 @@ _FOLDER: Final = Path(__file__).parent
 _NAME_LINE: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _COMMENT: Final = re.compile(r"^\s*--.*$|\s+-- .*$", re.MULTILINE)
 _INCLUDED: Final = re.compile(r"@(\w+)")
+_TABLE: Final = re.compile(r'(?<!INDEXED BY )"~')  # an index may not be qualified there
 _REPEATED: Final = re.compile(r"(\((?:\?, )*\?\)) \.\.\.")
 
 
 class Statements:
-    """Maps names to this folder's SQL statements, adapted to one namespace. In the files, "~x" stands for the namespace's table x."""
+    """Maps names to this folder's SQL statements, adapted to one namespace. In the files, "~x" stands for the namespace's table x.
+
+    Statements name the table with its schema, main: on a connection of the caller, a temporary table may have the same name.
+    """
 
     def __init__(self, namespace: str) -> None:
         self._prefix = table_prefix(namespace)
-        self._texts = {name: self._of_namespace(text) for name, text in _texts().items()}
+        self._texts = {name: self.placed(_TABLE.sub('main."~', text)) for name, text in _texts().items()}
         self._of_rows: dict[tuple[str, int], str] = {}
 
     def __getitem__(self, name: str) -> str:
         return self._texts[name]
 
     def placed(self, script: str) -> str:
-        """Adapt a script that is not one of these statements to the namespace, and return it without comments."""
-        return self._of_namespace(_COMMENT.sub("", script))
-
-    def _of_namespace(self, text: str) -> str:
-        return text.replace('"~', f'"{self._prefix}')
+        """Adapt SQL text to the namespace, and return it without comments."""
+        return _COMMENT.sub("", script).replace('"~', f'"{self._prefix}')
 
     def of_rows(self, name: str, number: int) -> str:
         """Return the statement with its list expanded to this number of rows: "(?, ?), (?, ?)" and so on."""

@@ -145,7 +145,7 @@ def test_failed_jobs_are_counted_in_the_order_of_their_index(filled: sqlite3.Con
     """Neither the jobs themselves are read nor a list of them is sorted."""
     plan = [row[3] for row in filled.execute("EXPLAIN QUERY PLAN " + SQL["failure_parts"], [None] * 9)]
     [part] = [place for place, step in enumerate(plan) if step == "MATERIALIZE part"]
-    assert plan[part + 1].startswith("SCAN ~jobs USING COVERING INDEX".replace("~", "taskflow_")), plan
+    assert plan[part + 1].startswith("SCAN main.taskflow_jobs USING COVERING INDEX"), plan
     assert "B-TREE" not in plan[part + 2], plan
 
 

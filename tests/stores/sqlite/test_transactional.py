@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from taskflow.broker.console import View
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SpaceLimits, SqliteBroker
 from taskflow.broker.transactional import Row, Statement, Transactional, drive
@@ -71,6 +72,47 @@ async def test_another_file_that_is_attached_does_no_harm(broker: SqliteBroker, 
     with caller.transaction():
         caller.enqueue(job := an_envelope())
     assert await status_of(broker, job) is Status.READY
+
+
+TEMPORARY = {
+    "table": "CREATE TEMP TABLE {0} AS SELECT * FROM main.{0}",
+    "view": "CREATE TEMP VIEW {0} AS SELECT * FROM main.{0}",
+    "view with a trigger": "CREATE TEMP VIEW {0} AS SELECT * FROM main.{0}; "
+    "CREATE TEMP TRIGGER taskflow_{0} INSTEAD OF INSERT ON {0} BEGIN SELECT RAISE(ABORT, 'theirs'); END",
+    "trigger": "CREATE TEMP TABLE {0} AS SELECT * FROM main.{0}; "
+    "CREATE TEMP TRIGGER taskflow_{0} AFTER UPDATE ON {0} BEGIN SELECT RAISE(ABORT, 'theirs'); END",
+}
+
+
+@pytest.mark.parametrize("temporary", TEMPORARY.values(), ids=TEMPORARY)
+async def test_temporary_tables_of_our_names_are_not_taken_for_ours(
+    broker: SqliteBroker, connect: Connect, path: Path, temporary: str
+) -> None:
+    """Their names go before those of the file, and a job that is sent to one is lost with the connection."""
+    held = an_envelope(awaits=1)
+    await broker.enqueue([an_envelope(tags=("a",)), held])
+    session = await registered(broker)
+    [lease] = await broker.claim(session.id, 1, [], 1)
+    caller = connect()
+    for (name,) in caller.execute("SELECT name FROM main.sqlite_master WHERE type = 'table' AND name LIKE 'taskflow%'"):
+        for statement in temporary.format(name).split("; CREATE"):
+            caller.execute(statement if statement.startswith("CREATE") else f"CREATE{statement}")
+
+    jobs = [
+        an_envelope(),
+        an_envelope(key=b"k" * 16, tags=("b",)),
+        an_envelope(joins=(held.id,)),
+        an_envelope(job="another", queue="other"),
+    ]
+    with caller.transaction():
+        caller.check()
+        answers = caller.enqueue(*jobs)
+        assert caller.settle(succeeded(lease)) is Settled.OK
+
+    assert [type(answer) for answer in answers] == [Added] * 4
+    assert [await status_of(broker, job) for job in jobs] == [Status.READY] * 4
+    assert await status_of(broker, lease.envelope) is Status.SUCCEEDED
+    assert len((await broker.console.page(View(tag="b"))).records) == 1
 
 
 @pytest.mark.parametrize("to", [":memory:", "", "another.db"])
@@ -452,7 +494,7 @@ async def test_an_error_of_the_driver_is_raised_where_the_statement_was(connect:
 
     def run(statement: Statement) -> Sequence[Row]:
         said.append(statement.sql)
-        if statement.sql.startswith('INSERT INTO "taskflow_jobs"'):
+        if statement.sql.startswith('INSERT INTO main."taskflow_jobs"'):
             raise Broken
         return caller.execute(*statement)
 
