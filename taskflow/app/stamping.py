@@ -38,6 +38,10 @@ def stamped_envelopes(registry: Registry, middleware: Sequence[Middleware], enve
     return _stamp(layers, tuple(EnqueueCall(envelope, registry.get(envelope.job)) for envelope in envelopes))
 
 
+def has_stamp(middleware: Sequence[Middleware]) -> bool:
+    return bool(_stamping(middleware))
+
+
 def _stamping(middleware: Sequence[Middleware]) -> list[Middleware]:
     return [layer for layer in middleware if type(layer).stamp is not Middleware.stamp]
 

@@ -267,7 +267,8 @@ class TaskflowJobs:
                 stack.push_async_callback(ended_hooks.close, STOP_TIMEOUT)
             executor = TestExecutor(self._app, middleware=middleware, threads=threads, seams=self._seams, state=lifespan_state)
             failed = list[WorkerEvent]()
-            scheduler = Scheduler(self._broker, self._app.registry, middleware, Events(failed.append))
+            scheduler = Scheduler(self._broker, self._app.registry, middleware, Events(failed.append), self._seams.start_thread)
+            stack.callback(scheduler.close)
             yield (state := PassState(executor, scheduler, ended_hooks))
         for event in failed:
             if isinstance(event, ScheduleFailed):

@@ -16,10 +16,13 @@ from taskflow.app.registry import Registry
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.retry import retry
 from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerError, BrokerUnavailable, DeclarationError, SessionLost, StoreFull
 from taskflow.model.retry import Pauses
 from taskflow.model.schedule import MAX_OFFERS, Definition, Firing, Offer
+from taskflow.model.seams import StartThread, start_thread
 from taskflow.worker.events import BrokerCallFailed, Events, ScheduleFailed, ScheduleFired, ScheduleMissed
+from taskflow.worker.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
     from taskflow.app.declared_schedules import DeclaredSchedule
@@ -36,6 +39,9 @@ MAX_BYTES: Final = 1 << 20
 
 PAUSES: Final = Pauses(0.5, 30.0)
 
+STAMPED_WITHIN: Final = 15.0
+"""Seconds within which middleware must stamp the jobs of schedules. Upkeep waits for it."""
+
 
 class _Step(NamedTuple):
     """A firing, and how late it was, in seconds, when the schedule was offered."""
@@ -44,22 +50,40 @@ class _Step(NamedTuple):
     lag: float
 
 
+class _StampFailed(Exception):
+    """The cause is what middleware has raised."""
+
+
 class Scheduler:
     """Declares a worker's schedules in each of its sessions, and fires the schedules that it is offered. Every session reports the
-    age of the worker, not its own, so that a worker whose session is replaced does not look like a newer deploy.
+    age of the worker, not its own, so that a worker whose session is replaced does not look like a newer deploy. Middleware stamps
+    the jobs in a thread without an event loop, as for callers that are not async. It may block there, and use Django's ORM.
 
     Raises DeclarationError if two schedules have the same name, or if a call's arguments do not fit its job.
     """
 
-    def __init__(self, broker: Broker, registry: Registry, middleware: Sequence[Middleware], events: Events) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        registry: Registry,
+        middleware: Sequence[Middleware],
+        events: Events,
+        start_thread: StartThread = start_thread,
+    ) -> None:
         self._broker = broker
         self._registry = registry
         self._middleware = middleware
         self._events = events
+        self._start_thread = start_thread
+        self._threads: ThreadPool | None = None
         self._began_at = time.monotonic()
         self._declared = _by_name(registry)
         self._firing = asyncio.Lock()
         self._has_failed = dict[str, type[BaseException] | None]()
+
+    def close(self) -> None:
+        if self._threads is not None:
+            self._threads.close()
 
     def age(self) -> float:
         """Return the worker's age in seconds."""
@@ -147,13 +171,15 @@ class Scheduler:
 
     async def _send(self, steps: Sequence[_Step], began_at: float) -> None:
         try:
-            answers = await self._broker.fire(self._stamped([step.firing for step in steps]))
+            answers = await self._broker.fire(await self._stamped([step.firing for step in steps]))
         except (BrokerUnavailable, StoreFull):
             raise
-        except Exception as error:  # the store cannot take one of them
+        except Exception as raised:  # the store cannot take one of them, or middleware cannot stamp it
             names = list(dict.fromkeys(step.firing.name for step in steps))
-            if len(names) == 1:
-                self._fail(names[0], f"{type(error).__name__}: {error}", type(error))
+            error = (raised.__cause__ if isinstance(raised, _StampFailed) else None) or raised
+            if len(names) == 1 or isinstance(error, TimeoutError):
+                for name in names:
+                    self._fail(name, f"{type(error).__name__}: {error}", type(error))
                 return
             for name in names:
                 await self._send([step for step in steps if step.firing.name == name], began_at)
@@ -165,12 +191,34 @@ class Scheduler:
                 late_by = lag + time.monotonic() - began_at
                 self._events.emit(ScheduleFired(step.name, answer.id, isinstance(answer, Added), late_by))
 
-    def _stamped(self, firings: list[Firing]) -> list[Firing]:
+    async def _stamped(self, firings: list[Firing]) -> list[Firing]:
         """Return the firings with their jobs as the middleware stamps them."""
-        from taskflow.app.stamping import stamped_envelopes
+        from taskflow.app.stamping import has_stamp, stamped_envelopes
 
         envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
-        stamped = iter(stamped_envelopes(self._registry, self._middleware, envelopes))
+        if not envelopes or not has_stamp(self._middleware):
+            return firings
+        if self._threads is None:
+            self._threads = ThreadPool(1, self._start_thread)
+        raised = list[BaseException]()
+
+        def stamp() -> list[Envelope]:
+            try:
+                return stamped_envelopes(self._registry, self._middleware, envelopes)
+            except BaseException as error:  # raised here, SystemExit would end the worker
+                raised.append(error)
+                return []
+
+        outcome = self._threads.run(stamp)
+        try:
+            async with asyncio.timeout(STAMPED_WITHIN):
+                stamped = iter(await outcome)
+        except TimeoutError:
+            raised.append(TimeoutError(f"stamp() did not return within {STAMPED_WITHIN:g} s"))
+        finally:
+            self._threads.give_up(outcome)
+        if raised:
+            raise _StampFailed from raised[0]
         return [firing if firing.envelope is None else replace(firing, envelope=next(stamped)) for firing in firings]
 
     def _fail(self, name: str, why: str, kind: type[BaseException] | None = None) -> None:

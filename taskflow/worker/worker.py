@@ -144,7 +144,9 @@ class Worker:
             self._children = self._new_child_pool()
             stack.push_async_callback(self._children.close)
             self._app.registry.resolve()
-            self._scheduler = Scheduler(self._app.broker(), self._app.registry, self._app.settings.middleware, self._events)
+            middleware, start_thread = self._app.settings.middleware, self._seams.start_thread
+            self._scheduler = Scheduler(self._app.broker(), self._app.registry, middleware, self._events, start_thread)
+            stack.callback(self._scheduler.close)
             if (ended_hooks := self._find_ended_hooks()) is not None:
                 self._ended_hooks = ended_hooks
                 stack.push_async_callback(ended_hooks.close, self.options.stop_timeout)

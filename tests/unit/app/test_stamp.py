@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from taskflow import (
+    BrokerUnavailable,
     ConfigurationError,
     EnqueueCall,
     EnqueueFailed,
@@ -30,6 +31,7 @@ from taskflow import (
     schedules,
 )
 from taskflow.model.record import Record
+from taskflow.worker import scheduler as scheduler_module
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
 from taskflow.worker.scheduler import Scheduler
 from tests.support.listing import listed
@@ -118,11 +120,31 @@ async def fire(bench: Bench, scheduler: Scheduler) -> None:
         bench.clock.advance(30)
 
 
-async def test_a_stamp_that_raises_keeps_back_the_jobs_of_a_schedule_and_is_told(bench: Bench) -> None:
+async def test_the_jobs_of_schedules_are_stamped_in_a_thread_without_a_loop(bench: Bench) -> None:
+    """Django's ORM refuses to work in one with a loop."""
+    from django.utils.asyncio import async_unsafe
+
+    @async_unsafe
+    def tenant() -> str:
+        return "acme"
+
+    class Tenants(Middleware):
+        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+            for call in calls:
+                call.headers["tenant"] = tenant()
+
+    configure(middleware=[Tenants()])
+    await schedules.put("often", nothing.bind(), Every(seconds=60))
+    await fire(bench, Scheduler(bench.broker, bench.app.registry, bench.app.settings.middleware, Events()))
+    assert {record.headers["tenant"] for record in await all_records(bench)} == {"acme"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no tenant"), BrokerUnavailable("no tenant"), SystemExit("no tenant")])
+async def test_a_stamp_that_raises_keeps_back_the_jobs_of_a_schedule_and_is_told(bench: Bench, error: BaseException) -> None:
     class Picky(Middleware):
         def stamp(self, calls: Sequence[EnqueueCall]) -> None:
             if any(call.job == nothing.name for call in calls):
-                raise RuntimeError("no tenant")
+                raise error
 
     configure(middleware=[Picky()])
     await schedules.put("good", add.bind(1), Every(seconds=60))
@@ -131,7 +153,26 @@ async def test_a_stamp_that_raises_keeps_back_the_jobs_of_a_schedule_and_is_told
     scheduler = Scheduler(bench.broker, bench.app.registry, bench.app.settings.middleware, Events(events.append))
     await fire(bench, scheduler)
     assert {record.job for record in await all_records(bench)} == {add.name}
-    assert [event for event in events if isinstance(event, ScheduleFailed)] == [ScheduleFailed("bad", "RuntimeError: no tenant")]
+    assert [event for event in events if isinstance(event, ScheduleFailed)] == [ScheduleFailed("bad", f"{type(error).__name__}: no tenant")]
+
+
+async def test_a_stamp_that_does_not_return_holds_up_upkeep_for_a_limited_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    class Hanging(Middleware):
+        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
+            release.wait(30)
+
+    monkeypatch.setattr(scheduler_module, "STAMPED_WITHIN", 0.01)
+    configure(middleware=[Hanging()])
+    await schedules.put("first", nothing.bind(), Every(seconds=60))
+    await schedules.put("second", nothing.bind(), Every(seconds=60))
+    events = list[WorkerEvent]()
+    await fire(bench, Scheduler(bench.broker, bench.app.registry, bench.app.settings.middleware, Events(events.append)))
+    release.set()
+    assert await all_records(bench) == []
+    why = "TimeoutError: stamp() did not return within 0.01 s"
+    assert {event for event in events if isinstance(event, ScheduleFailed)} == {ScheduleFailed("first", why), ScheduleFailed("second", why)}
 
 
 class Refusing(Middleware):
