@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from taskflow.app.middleware import Middleware
+from taskflow.app.pyproject import check_names, project_table
 from taskflow.broker.url import masked
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.job_schema import MAX_PAYLOAD
@@ -63,7 +64,7 @@ _FUNCTIONS: Final[Mapping[str, str]] = {
     "child_initializer": "a function without parameters",
     "child_lifespan": "a function that returns a context manager, or an async one",
 }
-_OF_PYPROJECT: Final = (*TEXTUAL, "defaults")
+_OF_PYPROJECT: Final = (*TEXTUAL, "defaults", "worker")  # `taskflow worker` reads the last one
 _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int, float]]] = {
     "enqueue_timeout": (float, 0, inf),
     "max_payload": (int, 1, MAX_PAYLOAD),
@@ -146,28 +147,13 @@ def _check_number(where: str, name: str, value: Any) -> None:
 
 
 def _of_pyproject(folder: Path) -> dict[str, Any]:
-    """Return the [tool.taskflow] table of the pyproject.toml in this folder, or in the nearest parent that has one."""
-    for candidate in (folder, *folder.parents):
-        file = candidate / "pyproject.toml"
-        if file.is_file():
-            return _of_file(file)
-    return {}
-
-
-def _of_file(file: Path) -> dict[str, Any]:
-    import tomllib  # imported here, because most folders have no pyproject.toml
-
-    try:
-        tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}") from error
-    table = tool.get("taskflow", {}) if isinstance(tool, dict) else tool
-    if not isinstance(table, dict):
-        raise ConfigurationError(f"{file}: [tool.taskflow] must be a table, got {table!r}")
-    for name in table:
-        if name not in _OF_PYPROJECT:
-            raise ConfigurationError(f"[tool.taskflow] in {file} has an unknown setting {name!r}; settings are {', '.join(_OF_PYPROJECT)}")
-    return {name: _read(f"{name} in [tool.taskflow] of {file}", name, value) for name, value in table.items()}
+    """Return the settings in the project's pyproject.toml, without those of `taskflow worker`."""
+    found = project_table(folder)
+    if found is None:
+        return {}
+    file, table = found
+    check_names(table, "tool.taskflow", file, _OF_PYPROJECT)
+    return {name: _read(f"{name} in [tool.taskflow] of {file}", name, value) for name, value in table.items() if name != "worker"}
 
 
 def _read(where: str, name: str, given: object) -> Any:

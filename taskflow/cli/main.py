@@ -111,9 +111,13 @@ def _run(argv: Sequence[str] | None) -> int:
     from taskflow.cli.gc_tuning import Collector
     from taskflow.cli.parser import a_parser
 
-    arguments = a_parser().parse_args(argv)
-    arguments.argv = list(sys.argv[1:] if argv is None else argv)
-    module = "pid1" if arguments.module == "worker" and argv is None and _is_pid1(arguments.argv) else arguments.module
+    parser, given = a_parser(), list(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(given)
+    is_pid1 = arguments.module == "worker" and argv is None and _is_pid1(given)
+    if arguments.command in ("worker", "check") and not is_pid1:
+        arguments = import_module("taskflow.cli.worker_settings").parse_with_settings(parser, given, arguments.command)
+    arguments.argv = given
+    module = "pid1" if is_pid1 else arguments.module
     arguments.collector = Collector()
     with arguments.collector if module in ("worker", "supervise") else nullcontext():
         code: int = import_module(f"taskflow.cli.{module}").run(arguments)

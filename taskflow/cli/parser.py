@@ -93,7 +93,7 @@ def _status(parser: argparse.ArgumentParser) -> None:
 
 
 def _modules(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("modules", nargs="+", metavar="MODULE", help="a module that declares jobs, for example app.tasks")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="a module that declares jobs, for example app.tasks")
     parser.add_argument("--all-submodules", action="store_true", help="import every module of packages")
 
 

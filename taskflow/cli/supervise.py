@@ -16,6 +16,7 @@ from typing import Final
 from taskflow.cli.interrupts import interrupts
 from taskflow.cli.log_output import BackgroundHandler, logging_to_stderr
 from taskflow.cli.reexec import command_of, environment_of
+from taskflow.cli.worker_options import PREFIX
 from taskflow.model.errors import ConfigurationError, DriverMissing
 from taskflow.worker.children.syscalls import die_before_parent
 from taskflow.worker.processes import SUPERVISED, FileWatch, supervise
@@ -55,8 +56,10 @@ def _supervise(arguments: argparse.Namespace) -> int:
 
 
 def _workers_of(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """Return the command line and the environment with which to start each worker."""
-    return command_of(arguments.argv), environment_of(arguments.broker)
+    """Return the command line and the environment with which to start each worker. If the number of processes is a setting,
+    the environment keeps it, so that a worker also starts with a supervisor after pyproject.toml has changed."""
+    pinned = {f"{PREFIX}PROCESSES": str(arguments.processes)} if "processes" in arguments.settings else {}
+    return command_of(arguments.argv), environment_of(arguments.broker) | pinned
 
 
 def _a_watch() -> FileWatch:

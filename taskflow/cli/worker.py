@@ -87,7 +87,7 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
     try:
         queues = QueueChoice() if arguments.queues is None else QueueChoice.parse(arguments.queues)
     except ValueError as error:
-        raise ConfigurationError(f"--queues: {error}") from error
+        raise ConfigurationError(f"{arguments.settings.get('queues', '--queues')}: {error}") from error
     return WorkerOptions(
         queues=queues,
         concurrency=arguments.concurrency,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from taskflow.cli.option_types import port, positive, seconds, size, ttl
+
+PREFIX: Final = "TASKFLOW_WORKER_"
+"""The beginning of the names of environment variables with settings, see `worker_settings`."""
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from taskflow.cli.worker_options import PREFIX
+
 # Appends the package's folder to sys.path, so that the package is found in a clone that is not installed.
 _START: Final = "import sys; sys.path.append(sys.argv.pop(1)); from taskflow.cli.main import program; raise SystemExit(program())"
 
@@ -24,7 +26,7 @@ def worker_process(url: str, *options: str, say: Callable[[str], object]) -> Ite
     read command lines.
     """
     command = [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[2]), "worker", "--log-level", "warning", *options]
-    environment = os.environ | {"TASKFLOW_BROKER": url}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | {"TASKFLOW_BROKER": url}
     with (
         tempfile.TemporaryDirectory() as empty,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=empty, env=environment, text=True) as process,

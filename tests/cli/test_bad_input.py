@@ -179,7 +179,7 @@ def test_a_flag_that_is_wrong_is_named(cli: Cli, flags: list[str], complaint: st
 
 
 def test_a_worker_without_a_target_is_told_so(cli: Cli) -> None:
-    assert "the following arguments are required: MODULE" in cli("worker", code=2).err
+    assert "name the modules that declare jobs" in cli("worker", code=2).err
 
 
 # --- brokers -------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from taskflow.app.settings import DEFAULT_BROKER, TEXTUAL, Settings
 from taskflow.broker.url import SCHEMES
 from taskflow.cli.exit_codes import MEANINGS
 from taskflow.cli.parser import a_parser
+from taskflow.cli.worker_options import PREFIX
+from taskflow.cli.worker_settings import SETTINGS as WORKER_SETTINGS
 from taskflow.worker import events
 from taskflow.worker.children import errors as child_errors
 from tests.docs import moves
@@ -86,12 +88,14 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
 
 
 def test_the_settings_are_those_of_the_code() -> None:
-    page = (REFERENCE / "settings.md").read_text()
+    page, _, of_worker = (REFERENCE / "settings.md").read_text().partition("## Settings of `taskflow worker`")
     found = re.findall(r"^\| `([a-z_]+)` \| (?:`(TASKFLOW_\w+)`)? ?\| `?([^|`]+)`? \|", page, re.MULTILINE)
     assert {name for name, *_ in found} == set(Settings.__struct_fields__)
     shown = {variable: default.replace(",", "") for _, variable, default in found if variable}
     plain = Settings(broker=DEFAULT_BROKER)
     assert shown == {f"TASKFLOW_{name.upper()}": str(getattr(plain, name)) for name in TEXTUAL}
+    named = re.findall(r"^\| `([a-z]+)` \| `(TASKFLOW_\w+)` \|", of_worker, re.MULTILINE)
+    assert named == [(name, PREFIX + name.upper()) for name in WORKER_SETTINGS]
 
 
 def test_every_option_of_a_call_and_of_the_decorator_has_a_row() -> None:

@@ -1,0 +1,44 @@
+"""Finds the table `[tool.taskflow]` of the project's pyproject.toml. The supervisor reads it too, so this module imports little."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from taskflow.model.errors import ConfigurationError
+
+
+def project_table(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """Return the pyproject.toml in this folder, or in the nearest parent that has one, and its table. If there is no file, return None.
+    The names in the table are not checked. Raises ConfigurationError for a file that cannot be read."""
+    for candidate in (folder, *folder.parents):
+        file = candidate / "pyproject.toml"
+        if file.is_file():
+            return file, _table_of(file)
+    return None
+
+
+def table_in(table: Mapping[str, Any], name: str, path: str, file: Path) -> Mapping[str, Any]:
+    """Return the table of this name in another table, or an empty one. Raises ConfigurationError if the value is no table."""
+    found = table.get(name, {})
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{file}: [{path}{name}] must be a table, got {found!r}")
+    return found
+
+
+def check_names(table: Mapping[str, Any], path: str, file: Path, known: Collection[str]) -> None:
+    """Raise ConfigurationError for a setting that is not known."""
+    for name in table:
+        if name not in known:
+            raise ConfigurationError(f"[{path}] in {file} has an unknown setting {name!r}; settings are {', '.join(known)}")
+
+
+def _table_of(file: Path) -> Mapping[str, Any]:
+    import tomllib  # imported here, because most folders have no pyproject.toml
+
+    try:
+        tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}") from error
+    return table_in(tool if isinstance(tool, dict) else {"taskflow": tool}, "taskflow", "tool.", file)
