@@ -11,7 +11,7 @@ from taskflow.model.codec import Limits, decode_by_name, decode_value
 from taskflow.model.codec.secret import RETURNED
 from taskflow.model.errors import CodecError
 from taskflow.model.ids import id_text
-from taskflow.model.masking import HIDDEN, DisplayLimits, is_secret, masked_map, masked_value
+from taskflow.model.masking import HIDDEN, DisplayLimits, is_secret, masked_map, masked_text, masked_value
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.schedule_plan import scheduled_for
@@ -91,7 +91,7 @@ def _shown(convert: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def masked_headers(record: Record) -> dict[str, str]:
-    return {name: HIDDEN if name in record.secrets or is_secret(name) else value for name, value in record.headers.items()}
+    return {name: HIDDEN if name in record.secrets or is_secret(name) else masked_text(value) for name, value in record.headers.items()}
 
 
 def called_on_failure(packed: bytes) -> str:

@@ -16,7 +16,10 @@ HIDDEN: Final = "[hidden]"
 
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SECRET_WORDS: Final = frozenset(
-    ("auth", "authentication", "authorization", "bearer", "csrf", "cvc", "cvv", "jwt", "otp", "pwd", "signature", "xsrf")
+    (
+        *("auth", "authentication", "authorization", "bearer", "cred", "csrf", "cvc", "cvv", "dsn", "jwt", "oauth"),
+        *("otp", "pass", "pin", "pw", "pwd", "sid", "signature", "totp", "xsrf"),
+    )
 )
 _SECRET_ENDS: Final = ("password", "passwd", "passphrase", "passcode", "secret", "token", "credential", "cookie")
 _SECRET_PAIRS: Final = frozenset(
@@ -24,7 +27,10 @@ _SECRET_PAIRS: Final = frozenset(
 )
 _SECRET_JOINED: Final = frozenset(pair.replace(" ", "") for pair in _SECRET_PAIRS)
 
-_PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^\s/?#:@]*):[^\s/]*(?=@)")
+# Passwords that should have been percent-encoded contain "/" or spaces. A number before these is a port, unless "@" comes before a space.
+# No match goes beyond the next "://", so that the time is linear.
+_PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^\s/?#:@]*):(?:(?:(?!://)\S)*(?=@)|(?!\d{1,5}(?:[/?#\s]|$))\S(?:(?!://).)*(?=@))")
+_PARAMETER_IN_URL: Final = re.compile(r"(?<=[?&#;])([^\s=?&#;]{1,64})=([^\s&#;\"'<>]+)")
 
 
 class DisplayLimits(msgspec.Struct, frozen=True):
@@ -38,23 +44,36 @@ class DisplayLimits(msgspec.Struct, frozen=True):
 def is_secret(name: str) -> bool:
     """Return True if a value of this name is probably a secret, such as `password`, `api_key` or `X-Auth-Token`."""
     words = [word.lower() for word in _WORD.findall(name)]
-    if any(word in _SECRET_WORDS or word in _SECRET_JOINED or word.removesuffix("s").endswith(_SECRET_ENDS) for word in words):
+    if any(not _SECRET_WORDS.isdisjoint((word, word.removesuffix("s"))) or word in _SECRET_JOINED for word in words):
+        return True
+    if any(word.removesuffix("s").endswith(_SECRET_ENDS) for word in words):
         return True
     return any(" ".join(pair) in _SECRET_PAIRS for pair in pairwise(words))
+
+
+def masked_text(text: str) -> str:
+    """Hide passwords in URLs, and parameters of URLs whose names are those of secrets."""
+    text = _PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}", text) if "://" in text else text
+    return _PARAMETER_IN_URL.sub(_masked_parameter, text)
+
+
+def _masked_parameter(found: re.Match[str]) -> str:
+    name = found[1]
+    return f"{name}={HIDDEN}" if is_secret(name) else found[0]
 
 
 def masked_value(value: object, secrets: Collection[str], limits: DisplayLimits) -> Any:
     """Return a decoded value as JSON can express it: sets and tuples as lists, instants and decimals as text, keys of dicts as text.
 
-    A value whose name is in `secrets`, or that `is_secret` names, is replaced by `HIDDEN`, unless it is None, True or False. Passwords in
-    URLs are hidden too. What does not fit into `limits` is left out, and the place says so.
+    A value whose name is in `secrets`, or that `is_secret` names, is replaced by `HIDDEN`, unless it is None, True or False. Passwords and
+    tokens in URLs are hidden too. What does not fit into `limits` is left out, and the place says so.
     """
     if value is None or isinstance(value, bool | float):
         return _number(value)
     if isinstance(value, int):
         return value if abs(value) < 1 << 63 else shown(value)
     if isinstance(value, str):
-        return cut(_PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}", value), limits.characters)
+        return cut(masked_text(value), limits.characters)
     if isinstance(value, bytes | bytearray):
         size, hexadecimal = len(value), bytes(value[: limits.characters // 2]).hex()
         return f"<{size:,} bytes: {hexadecimal}{'...' if 2 * size > limits.characters else ''}>" if size else "<0 bytes>"

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from taskflow.model.codec.limits import Limits, check_items, check_size
-from taskflow.model.codec.misfit import Misfit, raised, too_deep
+from taskflow.model.codec.misfit import Misfit, raised, shown_cause, too_deep
 from taskflow.model.codec.payload import HEADER_SIZE, Content, open_payload, seal
 from taskflow.model.codec.shape import Shape
 from taskflow.model.codec.stability import check_stable
@@ -55,11 +55,11 @@ def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> 
             return shape.read_json(unpack_json(body), limits.depth)
         return shape.read(unpack(body), limits.depth)
     except Misfit as misfit:
-        raise misfit.as_decode_error(where) from misfit.__cause__
+        raise misfit.as_decode_error(where) from shown_cause(misfit.__cause__)
     except RecursionError:
         raise too_deep().as_decode_error(where) from None
     except Exception as error:  # from the class's code, or for a number that its type cannot hold
-        raise DecodeError(f"cannot be decoded: {raised(error)}{where}") from error
+        raise DecodeError(f"cannot be decoded: {raised(error)}{where}") from shown_cause(error)
 
 
 def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:

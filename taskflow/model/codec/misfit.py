@@ -34,21 +34,26 @@ class Misfit(Exception):
     @property
     def path(self) -> str:
         """The path from the outermost value inwards, written like code: ``data.lines[2]``."""
-        return "".join(reversed(self._steps)).removeprefix(".")
+        return _joined(self._steps)
 
     def as_encode_error(self, where: str = "", annotated: str = "") -> EncodeError:
         """Return the misfit as an EncodeError. `annotated` names what the user should annotate if the value needs an annotation."""
-        return self._as(EncodeError, f"{self._advice(annotated)}{where}")
+        return self._as(EncodeError, f"{self._advice(annotated)}{where}", self.path)
 
     def as_decode_error(self, where: str = "") -> DecodeError:
-        return self._as(DecodeError, where)
+        """Return the misfit as a DecodeError, which is stored and logged. Its path has no keys of dicts."""
+        return self._as(DecodeError, where, _joined([getattr(step, "unnamed", step) for step in self._steps]))
 
     def _advice(self, annotated: str) -> str:
         return ""
 
-    def _as(self, usual: type[_E], where: str) -> _E:
+    def _as(self, usual: type[_E], where: str, path: str) -> _E:
         error = self._error if self._error is not None and issubclass(self._error, usual) else usual
-        return error(f"{self.message}{where}", path=self.path)
+        return error(f"{self.message}{where}", path=path)
+
+
+def _joined(steps: list[str]) -> str:
+    return "".join(reversed(steps)).removeprefix(".")
 
 
 class NeedsAnnotation(Misfit):
@@ -77,21 +82,52 @@ def field_step(name: str) -> str:
     return f".{name}"
 
 
-def key_step(key: Any) -> str:
+class KeyStep(str):
+    """The path step to the value under a key of a dict. A key is data and may be secret, so decode errors show its type only."""
+
+    __slots__ = ("unnamed",)
+    unnamed: str
+
+
+def key_step(key: Any) -> KeyStep:
     """Return the path step that leads to the value under `key` in a mapping. A long key is shortened."""
+    unnamed = f"[<{type(key).__name__}>]"
     if isinstance(key, str | bytes) and len(key) > _LONGEST:
-        return f"[{key[:_LONGEST]!r}...]"
-    if isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and key.bit_length() < 64):
-        return f"[{key!r}]"
-    return f"[<{type(key).__name__}>]"
+        step = KeyStep(f"[{key[:_LONGEST]!r}...]")
+    elif isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and key.bit_length() < 64):
+        step = KeyStep(f"[{key!r}]")
+    else:
+        step = KeyStep(unnamed)
+    step.unnamed = unnamed
+    return step
+
+
+def name_step(name: str) -> str:
+    """Return the path step to the value under a name in code: of an argument, or of a field of a TypedDict."""
+    return str(key_step(name))
 
 
 def raised(error: BaseException) -> str:
     """Return a description of an exception for the end of a message, even if the exception cannot be converted to text."""
     try:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {_problems(error) if _shows_values(error) else error}"
     except Exception:
         return "an exception that cannot be shown"
+
+
+def shown_cause(error: BaseException | None) -> BaseException | None:
+    """Return the exception as the cause of an error whose traceback is stored, or None if its text contains values."""
+    return None if _shows_values(error) else error
+
+
+def _shows_values(error: object) -> bool:
+    return type(error).__module__.startswith("pydantic_core")
+
+
+def _problems(error: Any) -> str:
+    """Return what pydantic found, without values and without places inside of a field, which may be the keys of a dict."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in problems[:10])
 
 
 def one_of(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from taskflow.model.codec import wire as codes
-from taskflow.model.codec.misfit import Misfit, type_name
+from taskflow.model.codec.misfit import Misfit, raised, type_name
 from taskflow.model.codec.parts import read_map
 from taskflow.model.codec.records import ClassField, ClassFields
 from taskflow.model.codec.shape import Shape, Unresolved, Unsupported
@@ -44,7 +44,7 @@ def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
         given = values.get("root", _UNDEFINED) if kind.__pydantic_root_model__ else values
         return kind() if given is _UNDEFINED else kind.__pydantic_validator__.validate_python(given, by_name=True, by_alias=False)
 
-    declared = tuple(ClassField(name, field.annotation, field.is_required()) for name, field in fields.items())
+    declared = tuple(ClassField(name, field.annotation, field.is_required(), tuple(field.metadata)) for name, field in fields.items())
     return ClassFields(
         kind,
         declared,
@@ -140,7 +140,7 @@ def shape_of_foreign(annotation: Any) -> Shape:
         except Misfit:
             raise
         except Exception as error:
-            raise Misfit(f"cannot be sent as {label}: {type(error).__name__}: {error}") from error
+            raise Misfit(f"cannot be sent as {label}: {raised(error)}") from error
         if not same:
             raise Misfit(f"cannot be sent as {label}: a {type_name(type(value))} comes back different from JSON")
         return wire
@@ -150,7 +150,7 @@ def shape_of_foreign(annotation: Any) -> Shape:
         try:
             return adapter.validate_python(value)
         except Exception as error:
-            raise Misfit(f"expected {label}: {type(error).__name__}: {error}") from error
+            raise Misfit(f"expected {label}: {raised(error)}") from error
 
     forms = frozenset((bool, int, float, str, list, dict))
     return Shape(label, write, read, read, types=frozenset((annotation,)) if isinstance(annotation, type) else frozenset(), forms=forms)

@@ -68,7 +68,7 @@ def write_map(mapping: Mapping[Any, Any], write: Write, levels: int) -> dict[str
     return wires
 
 
-def read_map(wires: Mapping[str, Any], read: Read, levels: int) -> dict[str, Any]:
+def read_map(wires: Mapping[str, Any], read: Read, levels: int, step_to: Callable[[str], str] = key_step) -> dict[str, Any]:
     """Read a msgpack map. A key that is not a str is rejected, because taskflow never writes one."""
     values: dict[str, Any] = {}
     for key, wire in wires.items():
@@ -77,7 +77,7 @@ def read_map(wires: Mapping[str, Any], read: Read, levels: int) -> dict[str, Any
         try:
             values[key] = read(wire, levels)
         except Misfit as misfit:
-            misfit.within(key_step(key))
+            misfit.within(step_to(key))
             raise
     return values
 

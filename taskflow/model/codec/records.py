@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from taskflow.model.codec.misfit import Misfit, field_step, key_step, one_of, too_deep, unexpected
+from taskflow.model.codec.misfit import Misfit, field_step, name_step, one_of, raised, too_deep, unexpected
 from taskflow.model.codec.shape import DictKeys, Form, Read, Shape, Write
 from taskflow.model.codec.wire import wire_type
 from taskflow.model.errors import MissingArgument, UnknownArgument
@@ -26,6 +26,8 @@ class ClassField(msgspec.Struct, frozen=True):
     annotation: Any
     required: bool = True
     """False if the class can fill in the value when it is missing on the wire."""
+    metadata: tuple[Any, ...] = ()
+    """The metadata of the annotation, if the class has taken it out of there."""
 
 
 class ClassFields(msgspec.Struct, frozen=True):
@@ -52,7 +54,7 @@ class ClassFields(msgspec.Struct, frozen=True):
 
     def step(self, name: str) -> str:
         """Return the path step that leads to a field, written like code."""
-        return field_step(name) if self.has_tag else key_step(name)
+        return field_step(name) if self.has_tag else name_step(name)
 
     def unknown(self, undeclared: Set[Any]) -> list[Any]:
         """Return those undeclared names that the class does not allow."""
@@ -191,7 +193,7 @@ def _reader(record: ClassFields, label: str, parts: list[_Part], read_of: Callab
         try:
             return make(fields)
         except Exception as error:
-            raise Misfit(f"{label} refuses its fields: {type(error).__name__}: {error}") from error
+            raise Misfit(f"{label} refuses its fields: {raised(error)}") from error
 
     return read
 

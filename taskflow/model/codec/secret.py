@@ -64,4 +64,6 @@ def _parts(owner: str, annotation: Any) -> list[tuple[str, Any]]:
         record = record_for(origin, arguments) if isinstance(origin, type) else None
     except (Unsupported, Unresolved):  # only the library behind the class understands this annotation
         record = None
-    return [(owner, argument) for argument in arguments] if record is None else [(f.name, f.annotation) for f in record.fields]
+    if record is None:
+        return [(owner, argument) for argument in arguments]
+    return [(field.name, Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation) for field in record.fields]

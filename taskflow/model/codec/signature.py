@@ -10,7 +10,7 @@ from functools import partial
 from inspect import Parameter
 from typing import Any, Final
 
-from taskflow.model.codec.misfit import Misfit, one_of
+from taskflow.model.codec.misfit import Misfit, name_step, one_of
 from taskflow.model.codec.parts import read_items, read_map, write_items
 from taskflow.model.codec.scalars import encodable
 from taskflow.model.codec.shape import Read, Shape
@@ -182,7 +182,7 @@ def _write_by_name(arguments: Mapping[str, Any], levels: int) -> dict[str, Any]:
 def _read_by_name(read: Read, wires: Any, levels: int) -> dict[str, Any]:
     if type(wires) is not dict:
         raise Misfit(f"expected a map by parameter name, got {wire_type(wires)}")
-    return read_map(wires, read, levels)
+    return read_map(wires, read, levels, name_step)
 
 
 BY_NAME: Final = Shape(
@@ -205,7 +205,7 @@ def _read_rest(read: Read, wire: Any, levels: int) -> list[Any]:
 def _read_extra(read: Read, wire: Any, levels: int) -> dict[str, Any]:
     if type(wire) is not dict:
         raise Misfit(f"expected a map, got {wire_type(wire)}")
-    return read_map(wire, read, levels)
+    return read_map(wire, read, levels, name_step)
 
 
 def _named_of_kind(parameters: Iterable[Parameter], kind: Any) -> str | None:

@@ -161,7 +161,7 @@ BAD: list[tuple[Any, Any, str, str]] = [
     (set[tuple[int, list[int]]], [[1, [2]]], "value", "cannot be a key"),
     (dict[int, int], {"a": 1}, "value.<key>", "is not JSON"),
     (dict[int, int], {'"1"': 1}, "value.<key>", "expected int, got str"),
-    (dict[str, int], {"a": "b"}, "value['a']", "expected int"),
+    (dict[str, int], {"a": "b"}, "value[<str>]", "expected int"),
     (dict[str, int], [], "value", "expected dict[str, int], got list"),
     (k.Color, "green", "value", "expected one of Color.RED"),
     (k.Rights, 4, "value", "unknown bits"),

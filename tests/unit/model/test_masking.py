@@ -18,13 +18,34 @@ LIMITS = DisplayLimits(characters=40, items=3, levels=2)
 
 SECRETS = (
     "password db_password DB_PASSWORD PGPASSWORD passwords api_key apiKey APIKey X-API-Key apikey token accessToken tokens auth "
-    "credentials Authorization client_secret private_key session_id sessionId cookie Set-Cookie XSRF-TOKEN csrf pwd cvv card_number"
+    "credentials Authorization client_secret private_key session_id sessionId cookie Set-Cookie XSRF-TOKEN csrf pwd cvv card_number "
+    "pass db_pass smtp.pass pw pin userPIN creds cred oauth oauth2 totp sid connect.sid dsn SENTRY_DSN"
 )
-OTHERS = "key primary_key author tokenize compass monkey session user passport bypass_cache card number"
+OTHERS = "key primary_key author tokenize compass monkey session user passport bypass_cache card number pinned spin side bass "
+OTHERS += "passed credit"
 
 
 def test_names_of_secrets_are_known() -> None:
     assert [name for name in f"{SECRETS} {OTHERS}".split() if is_secret(name)] == SECRETS.split()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis://u:p/w?x#@h/0", f"redis://u:{HIDDEN}@h/0"),
+        ("amqp://:my pass/word@h and ftp://v:x y@k", f"amqp://:{HIDDEN}@h and ftp://v:{HIDDEN}@k"),
+        ("http://h:80/a and http://h:443 by me@x", "http://h:80/a and http://h:443 by me@x"),
+        ("https://h/x?access_token=abc&n=1#id_token=z", f"https://h/x?access_token={HIDDEN}&n=1#id_token={HIDDEN}"),
+        ("/x?Pin=1234 and n=1", f"/x?Pin={HIDDEN} and n=1"),
+    ],
+)
+def test_secrets_in_urls_are_hidden(text: str, shown: str) -> None:
+    assert masked_value(text, (), DisplayLimits(100, 0, 0)) == shown
+
+
+@pytest.mark.parametrize("part", ["://", "://a:", "://a:b ", "://:1/", "?a=", "?", "://a:@"])
+def test_hiding_takes_linear_time(part: str) -> None:
+    masked_value(part * 100_000, (), LIMITS)
 
 
 def test_secrets_are_hidden_at_every_level() -> None:
