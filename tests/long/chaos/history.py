@@ -1,0 +1,139 @@
+"""What a ledger tells, sorted: how each job was sent, its runs, and when each process could not send heartbeats."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from tests.long.chaos.ledger import Line
+
+Fate = Literal["added", "kept", "refused", "rolled back", "unknown"]
+"""What its sender knows. "kept" means that a live job had the key, so that this one was not added."""
+
+BEATS: Final = 1 / 3
+"""The share of a ttl that may lie between two heartbeats of a worker that is well."""
+
+
+@dataclass
+class Run:
+    """One run of a job. `end` is infinite, and `status` empty, if nobody knows of its end."""
+
+    id: str
+    epoch: int
+    attempt: int
+    pid: int
+    begin: float
+    at: float
+    note: str = ""
+    end: float = math.inf
+    status: str = ""
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch} in process {self.pid}"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A time in which a process could not send heartbeats. `is_stopped` means that it did nothing at all."""
+
+    begin: float
+    end: float
+    is_stopped: bool
+
+
+@dataclass
+class History:
+    """An index of the lines of a ledger."""
+
+    lines: Sequence[Line]
+    of_job: dict[str, list[Line]] = field(default_factory=lambda: defaultdict(list))
+    sent: dict[str, Line] = field(default_factory=dict)
+    fates: dict[str, Fate] = field(default_factory=dict)
+    standing: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
+    killed: dict[int, float] = field(default_factory=dict)
+    _windows: dict[int, list[Window]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self) -> None:
+        since: dict[tuple[int, str], float] = {}
+        for line in self.lines:
+            if line.id:
+                self.of_job[line.id].append(line)
+            match line.event:
+                case "send":
+                    self.sent.setdefault(line.id, line)
+                    self.fates.setdefault(line.id, "unknown")
+                case "accepted":
+                    self.fates[line.id] = "kept" if line.standing else self._added(line.id)
+                    self.standing[line.id] = line.standing
+                case "committed":
+                    self.fates[line.id] = "kept" if line.status == "kept" else "added"
+                case "refused" | "rolled back" | "unknown":
+                    self.fates[line.id] = self.fates[line.id] if line.event == "unknown" and self._is_kept(line.id) else line.event
+                case "begin":
+                    run = Run(line.id, line.epoch, line.attempt, line.pid, line.mono, line.at, line.note)
+                    self.runs[line.id].append(run)
+                case "end":
+                    self._end_run(line)
+                case "killed":
+                    self.killed[line.pid] = line.mono
+                case "stopped" | "cut off":
+                    since[line.pid, line.event] = line.mono
+                case "continued" | "healed":
+                    is_stopped = line.event == "continued"
+                    begin = since.pop((line.pid, "stopped" if is_stopped else "cut off"), line.mono)
+                    self._windows[line.pid].append(Window(begin, line.mono, is_stopped))
+                case "starved":
+                    self._windows[line.pid].append(Window(line.mono - line.after, line.mono, is_stopped=True))
+        for (pid, event), begin in since.items():
+            self._windows[pid].append(Window(begin, math.inf, event == "stopped"))
+        for runs in self.runs.values():
+            for run in runs:
+                run.end = min(run.end, self.killed.get(run.pid, math.inf)) if not run.status else run.end
+
+    def _end_run(self, line: Line) -> None:
+        for run in self.runs[line.id]:
+            if (run.epoch, run.pid, run.status) == (line.epoch, line.pid, ""):
+                run.end, run.status = line.mono, line.status
+                return
+
+    def _added(self, id: str) -> Fate:
+        """Of a job in a transaction, only the commit decides."""
+        return "unknown" if self.sent[id].kind == "transactional" else "added"
+
+    def _is_kept(self, id: str) -> bool:
+        return self.fates[id] == "kept"
+
+    def windows(self, pid: int) -> list[Window]:
+        """When this process could not reach the store, in the order of time. 0 stands for all of them."""
+        return sorted([*self._windows[pid], *(self._windows[0] if pid else ())], key=lambda window: window.begin)
+
+    def impaired_at(self, pid: int, instant: float, ttl: float) -> Window | None:
+        """Return the time for which the process had been hindered before this instant, windows that follow one another closely taken
+        together, if a lease of it can have lapsed by then."""
+        for block in _blocks(self.windows(pid), ttl * BEATS):
+            if block.begin + ttl * (1 - BEATS) - 0.2 <= instant and instant <= block.end + ttl:
+                return block
+        return None
+
+    def is_stopped_in(self, pid: int, begin: float, end: float) -> bool:
+        """Return True if the process did nothing at all for a part of this time."""
+        return any(window.is_stopped and window.begin <= end and begin <= window.end for window in self.windows(pid))
+
+    def lines_of(self, ids: Iterable[str], pids: Iterable[int] = ()) -> list[Line]:
+        """Return the lines about these jobs, and about what was done to these processes, in order."""
+        jobs, processes = set(ids), set(pids)
+        return [line for line in self.lines if line.id in jobs or (not line.id and line.pid in processes)]
+
+
+def _blocks(windows: list[Window], gap: float) -> list[Window]:
+    joined = list[Window]()
+    for window in windows:
+        if joined and window.begin <= joined[-1].end + gap:
+            last = joined.pop()
+            window = Window(last.begin, max(last.end, window.end), last.is_stopped or window.is_stopped)
+        joined.append(window)
+    return joined

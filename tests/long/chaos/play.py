@@ -1,0 +1,136 @@
+"""One chaos test from its beginning to the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from taskflow import BrokerError
+from taskflow.broker.console import View
+from taskflow.broker.protocol import Broker
+from taskflow.broker.url import connect
+from taskflow.model.ids import id_text
+from taskflow.model.record import LIVE, Status
+from taskflow.model.schedule import Amendment
+from tests.cli.processes import Shell
+from tests.long.chaos.faults import SUPERVISED, Chaos, Fleet
+from tests.long.chaos.history import History
+from tests.long.chaos.judge import judge, told
+from tests.long.chaos.ledger import Ledger, Line
+from tests.long.chaos.overlaps import Zombies, overlaps
+from tests.long.chaos.places import Place
+from tests.long.chaos.state import State, read_state
+from tests.long.chaos.tables import Tables
+from tests.support.listing import listed
+from tests.support.waiting import until
+
+SECONDS: Final = float(os.environ.get("CHAOS_SECONDS", "600"))
+SEED: Final = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1_000)
+"""Chosen by chance unless the environment names it. It decides what is sent and which faults come, not when processes run."""
+
+KEYS: Final = tuple(f"key-{number}" for number in range(6))
+EVERY: Final = 2.0
+"""The schedules' interval in seconds."""
+
+DRAINS_WITHIN: Final = 180.0
+"""A job that has crashed three times waits 35 s, and on a busy machine everything takes longer."""
+
+CENSUS_EVERY: Final = 30.0
+"""Seconds between two looks at cancelled jobs, which the store drops after five minutes."""
+
+
+async def play(shell: Shell, place: Place, *, seed: int, seconds: float, ttl: float) -> None:
+    """Let workers and producers live through chaos for so many seconds, and judge what they and the store say.
+
+    Raises AssertionError with the violations, each with its lines in the ledger.
+    """
+    ledger = Ledger(shell.folder / "ledger")
+    tables = Tables(place.straight) if place.has_tables else None
+    if tables is not None:
+        tables.make()
+    fleet = Fleet(shell, place, ledger, ttl, seed)
+    await asyncio.to_thread(fleet.begin, seconds)
+    for worker, times in ((fleet.supervisor, SUPERVISED), (fleet.lone, 1)):
+        await asyncio.to_thread(worker.wait_for, "working as", times)
+    broker = connect(place.straight)
+    try:
+        async with census(broker, ledger):
+            await Chaos(fleet, seed).run(seconds)
+            for producer in fleet.producers:
+                assert await asyncio.to_thread(producer.end) == 0, producer.said[-4_000:]
+        await drain(broker)
+        await until(lambda: has_no_dead_session(broker, SUPERVISED + 1), within=3 * ttl + 20)
+        for worker in (fleet.supervisor, fleet.lone):
+            worker.signal(signal.SIGTERM)
+        for worker in (fleet.supervisor, fleet.lone):
+            assert await asyncio.to_thread(worker.end) == 0, worker.said[-2_000:]
+        await take_census(broker, ledger, set())
+        state = await read_state(broker, KEYS, EVERY, tables)
+    finally:
+        await broker.close()
+    check(ledger.read(), state, ttl=ttl, name=f"{place.name}, CHAOS_SEED={seed} CHAOS_SECONDS={seconds:g}", folder=shell.folder)
+
+
+def check(lines: list[Line], state: State, *, ttl: float, name: str, folder: Path) -> None:
+    """Print what has happened. What was read from the store is written beside the ledger, so that both can be judged again."""
+    (folder / "state.json").write_bytes(msgspec.json.encode(state))
+    violations = judge(lines, state, ttl=ttl)
+    history, zombies = History(lines), Zombies()
+    list(overlaps(history, ttl, zombies))
+    faults = sum(line.event in ("killed", "stopped", "cut off", "fault") for line in lines)
+    print(
+        f"{name}: {len(history.sent)} sent, {sum(map(len, history.runs.values()))} runs, {faults} faults, jobs {state.counts}; "
+        f"overlaps without a fault {dict(zombies.number)}, the longest {zombies.longest}"
+    )
+    assert not violations, f"{name}, ledger in {folder}\n{told(violations, lines)}"
+
+
+@asynccontextmanager
+async def census(broker: Broker, ledger: Ledger) -> AsyncIterator[None]:
+    """Write down every so often which jobs were cancelled."""
+
+    async def look() -> None:
+        seen = set[bytes]()
+        while True:
+            with contextlib.suppress(BrokerError):
+                await take_census(broker, ledger, seen)
+            await asyncio.sleep(CENSUS_EVERY)
+
+    looking = asyncio.create_task(look())
+    try:
+        yield
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+
+
+async def take_census(broker: Broker, ledger: Ledger, seen: set[bytes]) -> None:
+    for record in await listed(broker.console, View(statuses=(Status.CANCELLED,))):
+        if record.id not in seen:
+            seen.add(record.id)
+            ledger.write("ended", id=id_text(record.id), status="cancelled", note=record.reason or "")
+
+
+async def drain(broker: Broker) -> None:
+    """Pause the schedules, and wait until nothing is left to do. If that takes too long, the judge tells what is stuck."""
+    for schedule in await broker.console.schedules():
+        await broker.console.amend_schedule(schedule.name, Amendment.PAUSE)
+    with contextlib.suppress(TimeoutError):
+        await until(lambda: has_no_live_job(broker), within=DRAINS_WITHIN)
+
+
+async def has_no_live_job(broker: Broker) -> bool:
+    return not any(queue.counts.get(status) for queue in await broker.console.queues() for status in LIVE)
+
+
+async def has_no_dead_session(broker: Broker, living: int) -> bool:
+    return len(await broker.console.workers()) <= living

@@ -1,0 +1,112 @@
+"""The store at the end of a chaos test, as the judge reads it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from taskflow.broker.protocol import Broker
+from taskflow.model.codec import decode_value
+from taskflow.model.follow_up import CAUSED_BY
+from taskflow.model.ids import id_text, key_digest
+from taskflow.model.record import Record, Status
+from taskflow.model.schedule import SCHEDULE
+from taskflow.model.schedule_plan import scheduled_for
+from tests.long.chaos.tables import Tables
+from tests.support.listing import listed
+
+KEYED: Final = "chaos.keyed"
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """One job. `result_epoch` is the epoch in its result, None if it has no result that can be read."""
+
+    status: str
+    job: str = "chaos.plain"
+    reason: str = ""
+    epoch: int = 1
+    failures: int = 0
+    crashes: int = 0
+    max_attempts: int = 10
+    result_epoch: int | None = None
+    schedule: str = ""
+    instant: float = 0.0
+    caused_by: str = ""
+
+
+class Fired(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule."""
+
+    name: str
+    every: float
+    fired: int
+    missed: int = 0
+
+
+class State(msgspec.Struct, kw_only=True):
+    """All of it. `orders` and `effects` are of the user's tables, None if there are none. `held_keys` are keys that a job seems to have."""
+
+    jobs: dict[str, Stored]
+    counts: dict[str, int]
+    totals: dict[str, int]
+    leases: int = 0
+    sessions: int = 0
+    held_keys: tuple[str, ...] = ()
+    schedules: tuple[Fired, ...] = ()
+    orders: set[str] | None = None
+    effects: dict[str, int] | None = None
+    problems: tuple[str, ...] = ()
+
+
+async def read_state(broker: Broker, keys: Sequence[str], every: float, tables: Tables | None) -> State:
+    console = broker.console
+    records = await listed(console)
+    counts, totals = Counter[str](), Counter[str]()
+    for queue in await console.queues():
+        counts.update({status.value: number for status, number in queue.counts.items()})
+    for events in (await console.metrics()).totals.values():
+        totals.update(events)
+    holders = await broker.holders([key_digest("default", KEYED, key) for key in keys])
+    sessions = await console.workers()
+    return State(
+        jobs={id_text(record.id): _stored(record) for record in records},
+        counts=dict(+counts),
+        totals=dict(totals),
+        leases=sum(session.leases for session in sessions),
+        sessions=len(sessions),
+        held_keys=tuple(key for key, holder in zip(keys, holders, strict=True) if holder is not None),
+        schedules=tuple(
+            Fired(name=schedule.name, every=every, fired=schedule.fired, missed=schedule.missed) for schedule in await console.schedules()
+        ),
+        orders=tables.orders() if tables else None,
+        effects=dict(tables.effects()) if tables else None,
+        problems=tuple(finding.says for finding in await console.examine() if finding.level == "problem"),
+    )
+
+
+def _stored(record: Record) -> Stored:
+    instant = scheduled_for(record.headers)
+    return Stored(
+        status=record.status.value,
+        job=record.job,
+        reason=record.reason or "",
+        epoch=record.epoch,
+        failures=record.failures,
+        crashes=record.crashes,
+        max_attempts=record.max_attempts,
+        result_epoch=_epoch_in(record) if record.status is Status.SUCCEEDED else None,
+        schedule=record.headers.get(SCHEDULE, ""),
+        instant=instant.timestamp() if instant is not None else 0.0,
+        caused_by=record.headers.get(CAUSED_BY, ""),
+    )
+
+
+def _epoch_in(record: Record) -> int | None:
+    try:
+        _, epoch = decode_value(record.result or b"")
+    except Exception:
+        return None
+    return int(epoch)
