@@ -35,6 +35,7 @@ def add_results(
     app: App, batch: Batch[R], answers: list[Added | Refused | BaseException], sent: Sent[R], origin: Origin = Origin.SENT
 ) -> None:
     """Add the handles of a batch to `sent`. If some calls were not sent, raises EnqueueFailed with the handles collected so far."""
+    answers = [_clash_or(answer, call) for call, answer in zip(batch.calls, answers, strict=True)]
     errors = [answer for answer in (*answers, batch.error) if isinstance(answer, BaseException)]
     for call, answer in zip(batch.calls, answers, strict=True):
         if not isinstance(answer, BaseException):
@@ -49,10 +50,20 @@ def add_results(
 
 def handle_of(app: App, call: Call[R], answer: Added | Refused, origin: Origin = Origin.SENT) -> JobHandle[R]:
     """Return the handle of a call that was sent. Raises KeyConflict if it was not, and was to raise that."""
-    handle = _handle(app, call, answer, origin)
+    checked = _clash_or(answer, call)
+    if isinstance(checked, BaseException):
+        raise checked
+    handle = _handle(app, call, checked, origin)
     if call.raises_on_conflict and _is_conflict(call, answer):
         raise _conflict(call, handle.id)
     return handle
+
+
+def _clash_or(answer: Added | Refused | BaseException, call: Call[Any]) -> Added | Refused | BaseException:
+    """Return an error if another job has the call's id, else the answer."""
+    if isinstance(answer, Refused) and answer.because == "clash":
+        return TaskflowError(f"{call!r} was not sent: the store has another job with its id; make the call again, which gives it a new id")
+    return answer
 
 
 def _handle(app: App, call: Call[R], answer: Added | Refused, origin: Origin) -> JobHandle[R]:

@@ -12,6 +12,8 @@ A store may contain anything: other programs write to it, disks fail, releases d
 **enqueue** adds envelopes in order, with one answer for each.
   [enqueue_adds] A new id is Added: HELD while it awaits other jobs, SCHEDULED until its time, otherwise READY.
   [enqueue_repeat] A known id, ended or not, adds nothing: it is Refused with that id, because of "id".
+  [enqueue_clash] If the known job is another one, the envelope is Refused because of "clash" instead. Until the job is dropped, name,
+    queue and key are compared, and the payload while the job has one: a success has none.
   [enqueue_order] Ready jobs are claimed by priority (higher first), then by the time they became ready, then in order of arrival.
   [enqueue_past] A time in the past means now.
   [tags_kept] A job keeps its tags until it is dropped, whatever happens to it. Its leases and records show them.
@@ -220,11 +222,21 @@ class Added(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The job was not added. `standing` is the id of the job that has its key, or the job's own id if it had been sent before."""
+    """The job was not added. `standing` is the id of the job that has its key, or its own id if that is known. Because of "id", the job
+    had been sent before; because of "clash", another job has its id."""
 
     id: bytes
     standing: bytes
-    because: Literal["id", "key"]
+    because: Literal["id", "key", "clash"]
+
+    @classmethod
+    def as_known(cls, envelope: Envelope, known: Record | None) -> Refused:
+        """Refuse an envelope whose id is known. `known` is the job's record, or None if it has been dropped."""
+        is_resent = known is None or (
+            (known.job, known.queue, known.key_text) == (envelope.job, envelope.queue, envelope.key_text)
+            and known.payload in (None, envelope.payload)
+        )
+        return cls(envelope.id, envelope.id, "id" if is_resent else "clash")
 
 
 class Upkept(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,6 +55,8 @@ def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
     match answer[:1]:
         case b"i":
             return Refused(envelope.id, envelope.id, "id")
+        case b"c":
+            return Refused(envelope.id, envelope.id, "clash")
         case b"k":
             return Refused(envelope.id, answer[1:], "key")
         case _:

@@ -32,8 +32,8 @@ class Chance(Protocol):
 
 
 SYSTEM_RANDOM: Final = random.SystemRandom()
-"""Draws from the operating system. Applications seed the random module's generator, in each worker process with the same number, and a
-process that is forked by C code may share the state of any generator with its parent: then ids would repeat, and jobs be lost."""
+"""Draws from the operating system. If two processes had generators in the same state, they would make the same ids, and jobs would be
+lost. Applications seed the random module's generator. C code that forks, as in uWSGI, copies the state of any generator."""
 
 
 class _SystemChance:

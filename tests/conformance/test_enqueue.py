@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -160,21 +161,50 @@ async def test_enqueue_repeat__within_a_batch(world: World) -> None:
     assert answers == [Added(envelope.id), Refused(envelope.id, envelope.id, "id"), Added(neighbour.id)]
 
 
-async def test_enqueue_repeat__with_another_content(world: World) -> None:
-    """The id decides, whatever else is sent under it."""
-    envelope = await world.add(payload=b"first")
-
-    assert await world.enqueue(world.an_envelope(id=envelope.id, payload=b"second", queue="other")) == [
-        Refused(envelope.id, envelope.id, "id")
-    ]
-    assert (await world.record(envelope)).payload == b"first"
-
-
 async def test_enqueue_repeat__by_id_before_key(world: World) -> None:
     """A job's own resend is refused because of its id, not because of the key that it holds itself."""
     envelope = await world.add(key="k")
 
     assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
+
+
+# --- enqueue_clash -------------------------------------------------------------------------------------------------
+
+LARGE = bytes(100_000)
+
+
+async def test_enqueue_clash__another_job_has_the_id(world: World) -> None:
+    """An id of a job with another name, queue, key or payload is no resend, whatever its sender believes."""
+    known = await world.add(payload=LARGE, key="k", key_text="k")
+    mine: dict[str, Any] = {"id": known.id, "payload": LARGE, "key": "k", "key_text": "k"}
+    others: list[dict[str, Any]] = [{"job": "other"}, {"queue": "other"}, {"key": "other", "key_text": "other"}]
+    others += [{"payload": b"x"}, {"payload": LARGE[:-1] + b"x"}]
+
+    assert await world.enqueue(world.an_envelope(**mine), *(world.an_envelope(**mine | other) for other in others)) == [
+        Refused(known.id, known.id, "id"),
+        *[Refused(known.id, known.id, "clash")] * len(others),
+    ]
+    assert (await world.record(known)).payload == LARGE
+
+
+async def test_enqueue_clash__within_a_batch(world: World) -> None:
+    """The second of two jobs with one id is refused, and its neighbours are added."""
+    first, neighbour = world.an_envelope(payload=b"first"), world.an_envelope()
+
+    answers = await world.enqueue(first, world.an_envelope(id=first.id, payload=b"second"), neighbour)
+
+    assert answers == [Added(first.id), Refused(first.id, first.id, "clash"), Added(neighbour.id)]
+
+
+async def test_enqueue_clash__ended(world: World) -> None:
+    """Of a success, which has no payload, the name is compared, of a failure the payload too."""
+    session = await world.a_session()
+    for settlement, name, payload in ((succeeded, "other", b"first"), (failed, "work", b"second")):
+        lease = await world.running(session, payload=b"first")
+        await world.settle(settlement(lease))
+        sent: dict[str, Any] = {"id": lease.envelope.id, "queue": lease.envelope.queue, "payload": b"first"}
+        answers = await world.enqueue(world.an_envelope(**sent), world.an_envelope(**sent | {"job": name, "payload": payload}))
+        assert [answer.because for answer in answers if isinstance(answer, Refused)] == ["id", "clash"]
 
 
 # --- enqueue_order ------------------------------------------------------------------------------------------------

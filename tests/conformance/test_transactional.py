@@ -219,6 +219,8 @@ async def test_within_keys__repeat(world: World) -> None:
             Refused(new.id, new.id, "id"),
         ]
         assert caller.enqueue(new) == [Refused(new.id, new.id, "id")]
+        for other in (world.an_envelope(id=new.id, payload=b"other"), world.an_envelope(id=new.id, job="other")):
+            assert caller.enqueue(other) == [Refused(new.id, new.id, "clash")]
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

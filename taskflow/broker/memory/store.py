@@ -71,8 +71,8 @@ class Store(MemoryTransitions):
                 raise StoreFull(wording.STORE_FULL % self._capacity)
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
-        if envelope.id in self.jobs:
-            return Refused(envelope.id, envelope.id, "id")
+        if (known := self.jobs.get(envelope.id)) is not None:
+            return Refused.as_known(envelope, known.to_record() if known.is_kept(self.now) else None)
         waiting, running = self.holders(envelope.key)
         if (holder := refused_for(waiting, running, envelope.on_conflict)) is not None:
             return Refused(envelope.id, holder.id, "key")

@@ -1,14 +1,23 @@
--- Adds one call that has a key, or awaits or joins others. Returns "" if it was added, "r" and the id that it replaced, "i" if the id is
--- known, "k" and the id that has the key.
+-- Returns "i" if the id is known, "c" if it is that of another job, and NULL if it is unknown.
+CREATE FUNCTION @.known_as(of_id bytea, of_queue text, of_job text, of_key bytea, of_payload bytea) RETURNS bytea LANGUAGE sql STABLE AS $$
+    SELECT CASE
+        WHEN status = S.BURIED
+            OR queue = of_queue AND job = of_job AND key IS NOT DISTINCT FROM of_key AND coalesce(payload = of_payload, true) THEN 'i'::bytea
+        ELSE 'c'::bytea
+    END FROM @.jobs WHERE id = of_id
+$$;
+
+-- Adds one call that has a key, or awaits or joins others. Returns "" if it was added, "r" and the id that it replaced, "k" and the id that
+-- has the key, or the answer of known_as().
 CREATE FUNCTION @.add_keyed(j @.jobs, on_conflict integer, now_at bigint) RETURNS bytea LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     waiting @.jobs;
     running bytea;
-    standing bytea;
+    standing bytea := @.known_as(j.id, j.queue, j.job, j.key, j.payload);
 BEGIN
-    IF EXISTS (SELECT 1 FROM @.jobs WHERE id = j.id) THEN
-        RETURN 'i';
+    IF standing IS NOT NULL THEN
+        RETURN standing;
     END IF;
     IF j.key IS NOT NULL AND on_conflict = 0 THEN -- without a lock on the rows, because a refusal needs none
         standing := coalesce(

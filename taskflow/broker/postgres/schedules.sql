@@ -179,7 +179,7 @@ BEGIN
             s.fired_at := now_at;
             IF substr(answers[i], 1, 1) = 'k' THEN
                 s.skipped := least(s.skipped, P.LATEST) + 1;
-            ELSIF answers[i] <> 'i' THEN
+            ELSIF answers[i] NOT IN ('i', 'c') THEN
                 s.fired := least(s.fired, P.LATEST) + 1;
                 s.last_id := all_id[places[i]];
             END IF;

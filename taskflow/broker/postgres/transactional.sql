@@ -17,12 +17,12 @@ CREATE FUNCTION @.refused(why text, message text) RETURNS jsonb LANGUAGE sql IMM
     SELECT jsonb_build_object('refused', why, 'message', message)
 $$;
 
--- Adds one call without a key that is ready at once. Returns false if the id is known. The mark is lowered and listeners are notified when
+-- Adds one call without a key that is ready at once. Returns NULL, or the answer of known_as(). The mark is lowered and listeners are notified when
 -- the transaction commits: see on_commit(). This is called once for each job of most transactions, so it has few expressions: each costs
 -- time again in each transaction.
 CREATE FUNCTION @.add_ready_within(
     now_at bigint, of_queue text, of_job text, of_priority integer, of_id bytea, of_payload bytea, of_extras bytea, of_expiry bigint
-) RETURNS boolean LANGUAGE plpgsql AS $$
+) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
     noted CONSTANT text := coalesce(current_setting('taskflow.uncommitted_places', true), '');
     place CONSTANT text := '@.' || of_queue || ' ' || of_priority || ';';
@@ -37,7 +37,7 @@ BEGIN
     IF FOUND AND position(place IN noted) = 0 THEN
         PERFORM set_config('taskflow.uncommitted_places', noted || place, true);
     END IF;
-    RETURN FOUND;
+    RETURN CASE WHEN NOT FOUND THEN @.known_as(of_id, of_queue, of_job, NULL, of_payload) END;
 END
 $$;
 
@@ -67,13 +67,15 @@ DECLARE
     single_call CONSTANT jsonb := fields -> 'one';
     now_at CONSTANT bigint := @.wall((fields ->> 'wall')::bigint);
     waits CONSTANT text := current_setting('lock_timeout');
+    answer bytea;
     answers jsonb;
 BEGIN
     IF single_call IS NOT NULL THEN
-        RETURN CASE WHEN @.add_ready_within(
+        answer := @.add_ready_within(
             now_at, single_call ->> 'queue', single_call ->> 'job', (single_call ->> 'priority')::integer, (single_call ->> 'id')::bytea,
             (single_call ->> 'payload')::bytea, (single_call ->> 'extras')::bytea, (single_call ->> 'expiry')::bigint
-        ) THEN '{"answers": null}' ELSE '{"answers": ["69"]}' END;
+        );
+        RETURN CASE WHEN answer IS NULL THEN '{"answers": null}' ELSE '{"answers": ["' || encode(answer, 'hex') || '"]}' END;
     ELSIF fields ->> 'capacity' IS NULL AND NOT fields ? 'keys' THEN
         RETURN @.add_jobs_within(now_at, fields);
     END IF;

@@ -103,10 +103,15 @@ class RedisBroker:
         except StoreFull:
             if not await self._are_known(envelopes):
                 raise
-            return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]  # the call was resent, and its jobs are stored
+            answers = [b"i"] * len(envelopes)  # the call was resent, and its jobs are stored
         if answers is None:  # all were added without conflicts
             return [Added(envelope.id) for envelope in envelopes]
-        return [added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
+        known = {envelope.id for envelope, answer in zip(envelopes, answers, strict=True) if answer == b"i"}
+        records = await self._read([*known], self._per_loop.here().listener) if known else {}
+        return [
+            Refused.as_known(envelope, records.get(envelope.id)) if answer == b"i" else added_or_refused(envelope, answer)
+            for envelope, answer in zip(envelopes, answers, strict=True)
+        ]
 
     async def _add(self, envelopes: Sequence[Envelope]) -> Any:
         """Add jobs with the script `enqueue` if all are plain and none is stored yet, else with `add`. Return the script's answer."""

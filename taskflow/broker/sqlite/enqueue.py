@@ -56,6 +56,11 @@ def _stands_alone(envelope: Envelope) -> bool:
     return envelope.key is None and envelope.awaits <= 0
 
 
+def _refused_as_known(transitions: Transitions, envelope: Envelope, known: JobRow | None) -> Refused:
+    is_kept = known is not None and known.is_kept(transitions.now)
+    return Refused.as_known(envelope, transitions.record(known) if known is not None and is_kept else None)
+
+
 # --- as a batch ------------------------------------------------------------------------------------------------
 
 
@@ -69,14 +74,14 @@ def _add_together(transitions: Transitions, envelopes: list[Envelope]) -> list[A
         return [Added(envelope.id) for envelope in envelopes]
     fresh = {job_id for (job_id,) in transitions.connection.execute(transitions.sql["ids_after"], (last_seq,))}
     answers = list[Added | Refused]()
-    for row in rows:
+    for row, envelope in zip(rows, envelopes, strict=True):
         job_id = row[_ID]
         if job_id in fresh:
             fresh.discard(job_id)  # so that a second occurrence of an id in a batch is refused
             _count_in_all(transitions, [row])
             answers.append(Added(job_id))
         else:
-            answers.append(Refused(job_id, job_id, "id"))
+            answers.append(_refused_as_known(transitions, envelope, transitions.job(job_id)))
     _index_tags(transitions, [envelope for envelope, answer in zip(envelopes, answers, strict=True) if isinstance(answer, Added)])
     return answers
 
@@ -124,8 +129,8 @@ def _count_in_all(transitions: Transitions, rows: list[_Row]) -> None:
 
 
 def _add_one(transitions: Transitions, envelope: Envelope) -> Added | Refused:
-    if transitions.job(envelope.id) is not None:
-        return Refused(envelope.id, envelope.id, "id")
+    if (known := transitions.job(envelope.id)) is not None:
+        return _refused_as_known(transitions, envelope, known)
     waiting, running = transitions.holders(envelope.key)
     if (holder := refused_for(waiting, running, envelope.on_conflict)) is not None:
         return Refused(envelope.id, holder.id, "key")

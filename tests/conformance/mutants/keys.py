@@ -78,8 +78,17 @@ class CountsSuccessesOnly(Mutant):
         super().finish(job, event, status, reason, keep=keep)
 
 
+class TrustsTheId(Mutant):
+    breaks = frozenset({"enqueue_clash"})
+    because = "applications seed the generator of ids: 200 jobs are sent, 18 exist, and nobody is told"
+
+    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
+        answer = super()._enqueue_one(envelope)
+        return Refused(answer.id, answer.id, "id") if isinstance(answer, Refused) and answer.because == "clash" else answer
+
+
 class AddsWhatHasEnded(Mutant):
-    breaks = frozenset({"enqueue_repeat", "console_metrics"})
+    breaks = frozenset({"enqueue_repeat", "enqueue_clash", "console_metrics"})
     because = "the id is looked up among live jobs only, and a resend runs it twice"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:

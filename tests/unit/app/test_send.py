@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from taskflow import (
@@ -19,6 +20,7 @@ from taskflow import (
     EnqueueFailed,
     EnqueueOptions,
     Status,
+    TaskflowError,
     configure,
     enqueue,
     enqueue_sync,
@@ -26,9 +28,11 @@ from taskflow import (
     run_sync,
 )
 from taskflow.app import enqueue_batches
+from taskflow.app.app import default_app
 from taskflow.app.coalesce import MAX_BYTES
 from taskflow.app.enqueue_batches import AHEAD_FOR
 from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware
+from taskflow.app.sending import send_call
 from taskflow.model.clock import instant_of
 from taskflow.model.ids import parse_id
 from tests.unit.app.bench import Bench
@@ -333,6 +337,19 @@ async def test_one_bad_item_leaves_its_neighbours_alone(bench: Bench) -> None:
 
 
 # --- without a loop -------------------------------------------------------------------------------------------------
+
+
+async def test_an_id_of_another_job_is_never_reported_as_sent(bench: Bench) -> None:
+    """A handle of it would be that of the other job, and the call would be lost."""
+    sent, other = add.bind(1, 2), add.bind(3, 4)
+    await enqueue([sent])
+    other.envelope = msgspec.structs.replace(other.envelope, id=sent.envelope.id)
+
+    with pytest.raises(EnqueueFailed, match=f"<Call {add.name} {sent.id}> was not sent: the store has another job with its id") as failed:
+        await enqueue([sent, other, add.bind(5, 6)])
+    assert [handle.is_new for handle in failed.value.handles] == [True, True]
+    with pytest.raises(TaskflowError, match="another job with its id"):
+        await send_call(default_app(), other)
 
 
 async def test_sync_code_sends_and_waits(bench: Bench) -> None:
