@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from taskflow.app.app import App, default_app
 from taskflow.app.call import Call
 from taskflow.app.handle import JobHandle
 from taskflow.app.job import Declared
 from taskflow.app.option_checks import merged_options
 from taskflow.app.sendable import Sendable
-from taskflow.model.codec import encode_by_name
+from taskflow.model.codec import decode_by_name, encode_by_name
+from taskflow.model.codec.payload import seal_json
 from taskflow.model.codec.signature import CallArguments
 from taskflow.model.envelope import Envelope, check_job_name
 from taskflow.model.errors import EncodeError
@@ -50,6 +53,18 @@ class NamedJob(Sendable[..., Any]):
         payload = encode_by_name(kwargs, job=self.name, limits=self.app.limits)
         envelope = Envelope(id=self.app.new_id(), job=self.name, payload=payload, **resolved.envelope)
         return Call(None, envelope, raises_on_conflict=resolved.options.raises_on_conflict, given=given, named=self)
+
+    def _call_from_json(self, body: bytes) -> Call[Any]:
+        """Return a call whose arguments are a JSON object by parameter name. Their annotations say what becomes of text for a date, for
+        example: in this process if it has declared the job, otherwise in the worker. Raises CodecError for arguments that do not fit."""
+        payload, job = seal_json(body), self._declared()
+        if job is not None:
+            given = job.codec.decode_arguments(payload)
+            return job._call(*given, given)
+        arguments = decode_by_name(payload, limits=self.app.limits)
+        call = self._call((), arguments, ((), arguments))
+        call.envelope = replace(call.envelope, payload=payload)
+        return call
 
     def _declared(self) -> Declared[..., Any] | None:
         """Return the job that has this name here, with the options given for this one, or None."""

@@ -39,6 +39,8 @@ def a_parser() -> Parser:
     _modules(worker)
     _broker(worker)
     add_worker_options(worker)
+    once = "Send one job by its name, and print its id."
+    _send(command("send", "send", "send a job by its name", once))
     index = "Index the Python files of this machine with one job per file, starting with the standard library."
     _demo(command("demo", "demo", "index this machine's Python files as jobs", index))
     _status(command("status", "status", "show a summary of the store", "Show the queues and workers of the store."))
@@ -95,6 +97,26 @@ def _status(parser: argparse.ArgumentParser) -> None:
 def _modules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="a module that declares jobs, for example app.tasks")
     parser.add_argument("--all-submodules", action="store_true", help="import every module of packages")
+
+
+def _send(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="the job's name, such as app.tasks.charge")
+    parser.add_argument(
+        "--args", default="{}", metavar="JSON", help="its arguments, an object by parameter name such as '{\"x\": 1}'; - reads stdin"
+    )
+    parser.add_argument(
+        "--module",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this module, so that the arguments are checked here and the options of @job apply; may be repeated",
+    )
+    parser.add_argument("--queue", metavar="Q", help="send it to this queue")
+    parser.add_argument("--after", type=seconds, metavar="S", help="run it in S seconds or later; also 90m, 12h, 7d")
+    parser.add_argument("--key", metavar="K", help="send nothing if a live job has this key, and print the id of that job")
+    _operator(parser)
+    _reads(parser)
 
 
 def _check(parser: argparse.ArgumentParser) -> None:

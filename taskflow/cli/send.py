@@ -1,0 +1,86 @@
+"""`taskflow send JOB`: sends one job by its name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from taskflow.app.app import App, default_app
+from taskflow.app.audit_log import recorded
+from taskflow.app.bulk_actions import CallOnce
+from taskflow.app.call import Call
+from taskflow.app.send_by_name import NamedJob
+from taskflow.app.sending import send_call
+from taskflow.cli.action_report import operator
+from taskflow.cli.exit_codes import Exit
+from taskflow.cli.json_text import print_json
+from taskflow.cli.modules import TargetFailed, import_targets
+from taskflow.cli.store import with_store
+from taskflow.model.errors import CodecError, ConfigurationError, UnknownArgument
+from taskflow.model.printable import one_line
+from taskflow.model.suggestions import nearest
+
+
+def run(arguments: argparse.Namespace) -> int:
+    app = default_app()
+    app.flag(broker=arguments.broker)
+    try:
+        import_targets(arguments.modules, all_submodules=False)
+    except TargetFailed:
+        return Exit.USAGE
+    return with_store(arguments, _send)
+
+
+async def _send(app: App, arguments: argparse.Namespace) -> int:
+    call = _call(app, arguments)
+    async with recorded(CallOnce(app.broker()), "send", names=(call.id,), which={"job": call.job}, **operator(arguments)) as doing:
+        handle = await send_call(app, call)
+        doing.affected = int(handle.is_new)
+    if arguments.json:
+        print_json({"id": handle.id, "job": call.job, "new": handle.is_new})
+    else:
+        print(handle.id)
+    if not handle.is_new:
+        print(f"taskflow: nothing was sent: live job {handle.id} has the key {one_line(call.key)}", file=sys.stderr)
+    elif not arguments.modules:
+        await _warn_of_unknown_job(app, call.job)
+    return Exit.OK
+
+
+def _call(app: App, arguments: argparse.Namespace) -> Call[Any]:
+    try:
+        job = NamedJob(app, arguments.job).options(queue=arguments.queue, after=arguments.after, key=arguments.key)
+        if arguments.modules and app.registry.get(job.name) is None:
+            near = nearest(job.name, app.registry.names)
+            hint = f"did you mean {near}?" if near else "to send it all the same, leave out --module"
+            raise ConfigurationError(f"{', '.join(arguments.modules)} declares no job {one_line(job.name)}; {hint}")
+        return job._call_from_json(_json_of(arguments.args))
+    except UnknownArgument as error:
+        raise ConfigurationError(f"--args: {error.path}: {one_line(arguments.job)} has no such parameter") from error
+    except CodecError as error:
+        raise ConfigurationError(f"--args: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _json_of(text: str) -> bytes:
+    """Return the JSON of `--args`. Raises ConfigurationError if it is not an object."""
+    try:
+        body = (sys.stdin.read() if text == "-" else text).encode()
+        given = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"""--args is not JSON: {error}; quote it for the shell, as in --args '{{"x": 1}}'""") from error
+    if not isinstance(given, dict):
+        raise ConfigurationError(f'--args: expected a JSON object by parameter name, such as {{"x": 1}}, got {json.dumps(given)[:100]}')
+    return body
+
+
+async def _warn_of_unknown_job(app: App, name: str) -> None:
+    """Warn if there are workers, but none that knows the job: usually the name is a typo."""
+    alive = [worker.session.jobs for worker in await app.broker().console.workers() if worker.is_alive]
+    known = {job for jobs in alive for job in jobs}
+    if alive and all(alive) and name not in known:
+        near = nearest(name, known)
+        print(f"taskflow: no running worker knows {one_line(name)}{f'; did you mean {near}?' if near else ''}", file=sys.stderr)
