@@ -1,4 +1,6 @@
-"""Keys that a job's decorator declares, as in ``@job(key="{project_id}")``. Each call's key is formatted from its arguments."""
+"""Keys that a job's decorator declares, as in ``@job(key="{project_id}")``. Each call's key is formatted from its arguments as its run gets
+them: 1 is 1.0 for a float. ``{branch?main}`` says which text stands for None. Without it, None makes no key, because its text "None" is
+also that of a str."""
 
 from __future__ import annotations
 
@@ -14,17 +16,23 @@ from string import Formatter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from taskflow.model.codec import FunctionCodec
 from taskflow.model.codec.classes import record_for
 from taskflow.model.codec.hints import hints_of_function
 from taskflow.model.codec.records import ClassFields
-from taskflow.model.ids import check_key
+from taskflow.model.errors import EncodeError
+from taskflow.model.ids import MAX_KEY_BYTES, check_key
+from taskflow.model.masking import HIDDEN
 from taskflow.model.suggestions import nearest
 
-_FIELD: Final = re.compile(r"(?P<name>\w+)(?P<path>(?:\.\w+|\[[^][]+])*)")
+_FIELD: Final = re.compile(r"(?P<name>\w+)(?P<path>(?:\.\w+|\[[^][]+])*)(?:\?(?P<none>.*))?", re.DOTALL)
 _STEP: Final = re.compile(r"\.(\w+)|\[([^][]+)]")
 
 # Only values whose text is the same in every process. The text of most other objects contains an address or an arbitrary order.
-_PLAIN: Final = (str, int, float, Decimal, UUID, date, time, timedelta, PurePath, type(None))
+_PLAIN: Final = (str, int, float, Decimal, UUID, date, time, timedelta, PurePath)
+
+_MOST: Final = 10_000
+"""Digits or characters of a value, and its exponent. What is longer makes no key, and takes long to format: 1E+50000000 has 50 MB."""
 
 
 def declared_key(template: str, job: Any) -> DeclaredKey | str:
@@ -40,6 +48,7 @@ class DeclaredKey:
     def __init__(self, template: str, job: Any) -> None:
         self.template = template
         self._job_name = job.name
+        self._codec: FunctionCodec = job.codec
         self._parts = list(self._parsed(job))
 
     def __str__(self) -> str:
@@ -52,22 +61,36 @@ class DeclaredKey:
 
     def of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the key of a call whose arguments fit the function. Raises TypeError or ValueError if they make no valid key."""
-        key = "".join(part.text if part.field is None else self._formatted(part.field, args, kwargs) for part in self._parts)
+        return self.key_and_text(args, kwargs)[0]
+
+    def key_and_text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the key of a call, like `of`, and the text that is stored and shown for it, in which the values of secrets are hidden."""
+        pieces = [(part.text, False) if part.field is None else self._formatted(part.field, args, kwargs) for part in self._parts]
+        key = "".join(piece for piece, _ in pieces)
+        text = "".join(HIDDEN if is_secret else piece for piece, is_secret in pieces)
         try:
-            return check_key(key)
+            return check_key(key, text), text
         except ValueError as error:
             raise ValueError(f"{self._of_job()}: {error}") from None
 
-    def _formatted(self, field: _TemplateField, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    def _formatted(self, field: _TemplateField, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, bool]:
+        """Return the text of a field, and whether it is secret."""
+        is_secret = not field.names.isdisjoint(self._codec.secrets)
         try:
-            value = field.value_in(args, kwargs)
+            value = field.value_in(args, kwargs, self._codec)
             value = value.value if isinstance(value, Enum) else value
+            if value is None and field.none is not None:
+                return field.none, False
             if isinstance(value, _PLAIN):
-                return format(value, field.spec)
+                if _is_long(value):
+                    raise ValueError(f"it has more than {_MOST:,} digits or characters")
+                return format(value, field.spec), is_secret
         except Exception as error:  # a property of the argument, or a format that does not fit the value
-            raise ValueError(f"{self._of_job()}: {field.text}: {type(error).__name__}: {error}") from error
-        kind = "None" if value is None else f"a {type(value).__name__}"  # not the value itself, which may be secret
-        raise TypeError(f"{self._of_job()}: {field.text} is {kind}: {_PLAIN_ONLY}")
+            found = type(error).__name__ if is_secret else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{self._of_job()}: {field.text}: {found}") from None if is_secret else error
+        if value is None:
+            raise TypeError(f"{self._of_job()}: {field.text} is None: name the text that stands for None, as in {{{field.written}?none}}")
+        raise TypeError(f"{self._of_job()}: {field.text} is a {type(value).__name__}: {_PLAIN_ONLY}")  # not the value, which may be secret
 
     def _of_job(self) -> str:
         return f"key={self.template!r} of {self._job_name}"
@@ -83,6 +106,10 @@ class DeclaredKey:
             if name is not None:
                 if conversion or "{" in (spec or ""):
                     raise ValueError(f"key={self.template!r}: {{{name}}} can have a format, but no conversion and no nested field")
+                if any(len(number) > 4 or int(number) > MAX_KEY_BYTES for number in re.findall(r"\d+", spec or "")):
+                    raise ValueError(
+                        f"key={self.template!r}: the format of {{{name}}} has a number above {MAX_KEY_BYTES}, the bytes of a key"
+                    )
                 parts.append(_TemplatePart("", _field(self.template, name, spec or "", job)))
         return parts
 
@@ -90,25 +117,46 @@ class DeclaredKey:
 _PLAIN_ONLY: Final = "a key takes text, numbers, dates, UUIDs, paths and enums; name an attribute or item that is one, as in {order.id}"
 
 
-class _TemplateField(NamedTuple):
-    """A parameter, and the steps from its value to the one that is formatted. `position` is None for a keyword-only parameter."""
+class _TemplateField:
+    """A parameter, and the steps from its value to the one that is formatted. `none` is the text for None, if the template says one."""
 
-    text: str
-    name: str
-    position: int | None
-    has_name: bool
-    default: Any
-    steps: tuple[Callable[[Any], Any], ...]
-    spec: str
+    def __init__(self, parameter: Parameter, position: int, found: re.Match[str], steps: Sequence[tuple[str, str]], spec: str) -> None:
+        self.text = f"{{{found[0]}}}"
+        self.written = f"{found['name']}{found['path']}"
+        self.name = parameter.name
+        self.names = frozenset((parameter.name, *(attribute or item for attribute, item in steps)))
+        self.none: str | None = found["none"]
+        self.spec = spec
+        self._position = None if parameter.kind is Parameter.KEYWORD_ONLY else position
+        self._has_name = parameter.kind is not Parameter.POSITIONAL_ONLY
+        self._default = parameter.default
+        self._steps = [_step(*step) for step in steps]
+        self._as_sent: Callable[[Any], Any] | None = None
 
-    def value_in(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if self.position is not None and self.position < len(args):
-            value = args[self.position]
+    def value_in(self, args: Sequence[Any], kwargs: Mapping[str, Any], codec: FunctionCodec) -> Any:
+        """Return the value that the run of a call gets. Names in annotations are resolved by now, because the call has been encoded."""
+        if self._as_sent is None:
+            as_sent = codec.as_sent(self.name)
+            with suppress(EncodeError):  # a default that does not fit its annotation is used as it is
+                self._default = as_sent(self._default)
+            self._as_sent = as_sent  # last: to other threads, it means that the default is converted too
+        if self._position is not None and self._position < len(args):
+            value = self._as_sent(args[self._position])
+        elif self._has_name and self.name in kwargs:
+            value = self._as_sent(kwargs[self.name])
         else:
-            value = kwargs.get(self.name, self.default) if self.has_name else self.default
-        for step in self.steps:
+            value = self._default
+        for step in self._steps:
+            if value is None and self.none is not None:
+                return None
             value = step(value)
         return value
+
+
+def _is_long(value: Any) -> bool:
+    if isinstance(value, int):
+        return value.bit_length() > 4 * _MOST
+    return (isinstance(value, str) and len(value) > _MOST) or (isinstance(value, Decimal) and abs(value.adjusted()) > _MOST)
 
 
 class _TemplatePart(NamedTuple):
@@ -144,10 +192,7 @@ def _field(template: str, written: str, spec: str, job: Any) -> _TemplateField:
     if fields is not None and not _has(fields, *steps[0]):
         names = ", ".join(field.name for field in fields.fields)
         raise ValueError(f"{said}: {{{written}}}: {name} has no {''.join(steps[0])!r}; its fields are {names}")
-    parameter = parameters[name]
-    position = None if parameter.kind is Parameter.KEYWORD_ONLY else list(parameters).index(name)
-    has_name = parameter.kind is not Parameter.POSITIONAL_ONLY
-    return _TemplateField(f"{{{written}}}", name, position, has_name, parameter.default, tuple(_step(*step) for step in steps), spec)
+    return _TemplateField(parameters[name], list(parameters).index(name), found, steps, spec)
 
 
 def _fields_of(job: Any, name: str) -> ClassFields | None:

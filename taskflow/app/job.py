@@ -49,9 +49,17 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
         resolved = self._resolved if self._resolved.settings is settings else self._resolve(settings)
         fields = resolved.envelope
         if resolved.declared_key is not None:
-            fields = fields | resolved.options.key_fields(self.name, resolved.declared_key.of(args, kwargs))
+            fields = fields | resolved.options.key_fields(self.name, *resolved.declared_key.key_and_text(args, kwargs))
         envelope = Envelope(id=self.app.new_id(), job=self.name, payload=payload, **fields)
         return Call(self, envelope, raises_on_conflict=resolved.options.raises_on_conflict, given=given)
+
+    def _renewed(self, envelope: Envelope) -> Envelope:
+        resolved = self._current()
+        if resolved.declared_key is None:
+            return super()._renewed(envelope)
+        # `key_text` lacks the secrets of a declared key, so its digest is computed from the arguments
+        key = resolved.options.key_fields(self.name, *resolved.declared_key.key_and_text(*self.codec.decode_arguments(envelope.payload)))
+        return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **{**resolved.envelope, **key})
 
     def _resolve(self, settings: Settings) -> Resolved:
         """Add the names of secrets, which are not known before the annotations are resolved."""
@@ -198,7 +206,7 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `queue`, `priority`, `timeout`, `expires`, `keep_result`, `key_scope`, `on_conflict`, `on_failure`   as in `EnqueueOptions`, for every
                     call
     `key`           the key of every call, or a template of it such as "{project_id}" or "{tenant}:{order.id}", which is formatted from the
-                    call's arguments
+                    call's arguments. None in it raises TypeError, unless it names another text: "{branch?main}"
     `tags`          tags of every call; those of `.options(tags=...)` are added to them
     `max_attempts`  the number of attempts, including the first (default 10)
     `retry`         the `Backoff` between attempts

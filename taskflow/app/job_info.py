@@ -58,7 +58,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     `reason`       why the job ended, if a reason was recorded
     `tags`         the job's tags, those of its decorator first
     `worker`       "host:pid" of the worker that is running the job or ran it last
-    `key`          the job's key, or None
+    `key`          the job's key, or None. The values of secrets in a declared key are "[hidden]"
     `key_holder`   the id of the running job with the same key for whose end this one waits, or None
     `schedule`     the name of the schedule that added the job, or None; `scheduled_for` is the time for which it added the job
     `result`       the decoded return value. None until the job succeeds, and also if the value

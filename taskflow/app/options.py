@@ -146,9 +146,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             fields["on_failure"] = packed_follow_up(self.on_failure._renewed())
         return {field: value for field, value in fields.items() if value != getattr(_PLAIN, field)}
 
-    def key_fields(self, job: str, key: str) -> dict[str, Any]:
-        """Return the envelope fields of a call's key. Raises ValueError for an invalid key."""
-        return {"key": key_digest("" if self.key_scope == "name" else self.queue, job, key), "key_text": key}
+    def key_fields(self, job: str, key: str, text: str | None = None) -> dict[str, Any]:
+        """Return the envelope fields of a call's key. `text` is stored and shown in place of a key with secrets.
+        Raises ValueError for an invalid key."""
+        return {"key": key_digest("" if self.key_scope == "name" else self.queue, job, key), "key_text": key if text is None else text}
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,8 +61,9 @@ def key_digest(queue: str, job: str, key: str) -> bytes:
     return hashlib.sha256(b"\0".join((queue.encode(), job.encode(), check_key(key).encode()))).digest()[:16]
 
 
-def check_key(key: str) -> str:
+def check_key(key: str, text: str | None = None) -> str:
+    """Return the key. Raises ValueError, with `text` if the key itself may not be shown, for one that is empty or too long."""
     size = len(key.encode())
     if not 0 < size <= MAX_KEY_BYTES:
-        raise ValueError(f"key= has {size} bytes of UTF-8, expected 1 to {MAX_KEY_BYTES}: {key[:40]!r}")
+        raise ValueError(f"key= has {size} bytes of UTF-8, expected 1 to {MAX_KEY_BYTES}: {(key if text is None else text)[:40]!r}")
     return key

@@ -105,6 +105,13 @@ class FunctionCodec:
         call: CallArguments = decode(arguments.shape, payload, self.limits, where=self._in_call)
         return call
 
+    def as_sent(self, name: str) -> Callable[[Any], Any]:
+        """Return a function that converts a value of a parameter to the one that a run gets: both are equal, but their types may differ.
+        It raises EncodeError for a value that does not fit."""
+        self.resolve()
+        shape = _shape(Compiler(), hints_of_function(self._function, (name,)).get(name, Any), name)
+        return lambda value: decode(shape, encode(shape, value, self.limits), self.limits)
+
     def encode_result(self, value: Any) -> bytes:
         """Encode the function's result as a payload. Raises TooLarge if a limit is exceeded, and EncodeError for any other problem."""
         if value is None and self._of_none is not None:

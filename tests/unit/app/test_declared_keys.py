@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict, cast
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from taskflow import Cron, DeclarationError, EnqueueFailed, Every, JobContext, KeyConflict, enqueue, job, operate, schedules
+from taskflow import Cron, DeclarationError, EnqueueFailed, Every, JobContext, KeyConflict, Secret, enqueue, job, operate, schedules
 from taskflow.app.app import App, default_app
 from taskflow.app.options import EnqueueOptions
 from taskflow.model.ids import key_digest
@@ -41,6 +41,17 @@ class Order:
     @property
     def label(self) -> str:
         return f"order-{self.id}"
+
+
+@dataclass
+class Priced:
+    price: float
+
+
+@dataclass
+class Login:
+    user: str
+    pin: Annotated[int, Secret]
 
 
 class Row(TypedDict):
@@ -113,7 +124,15 @@ VALUES: list[tuple[Any, Any, str, str]] = [
     (date, date(2026, 11, 28), "", "2026-11-28"),
     (date, date(2026, 11, 28), ":%Y-%m", "2026-11"),
     (Decimal, Decimal("1.10"), "", "1.10"),
-    (str | None, None, "", "None"),
+    (str | None, None, "?-", "-"),
+    (str | None, None, "?", ""),
+    (str | None, "None", "?-", "None"),
+    (date | None, None, "?never:%Y", "never"),
+    (date | None, date(2026, 11, 28), "?never:%Y", "2026"),
+    (Order | None, None, ".id?none", "none"),
+    (float, 1, "", "1.0"),
+    (float, 1.0, "", "1.0"),
+    (Priced, Priced(1), ".price", "1.0"),
     (Order, Order(3), ".id", "3"),
     (Order, Order(3), ".label", "order-3"),
     (Row, {"id": 3}, "[id]", "3"),
@@ -129,7 +148,7 @@ def test_a_value_is_formatted_plainly(annotation: Any, value: Any, rest: str, ex
     async def work(x: Any) -> None: ...
 
     work.__annotations__["x"] = annotation
-    assert declared(f"{{x{rest}}}", work).bind(value).key == expected
+    assert declared(f"x{{x{rest}}}", work).bind(value).key == f"x{expected}"
 
 
 def test_a_path_is_formatted_as_text() -> None:
@@ -144,6 +163,11 @@ def test_a_path_is_formatted_as_text() -> None:
     ("key", "value", "error", "says"),
     [
         ("{x}", [1, 2], TypeError, r"key='\{x\}' of keys.declared: \{x\} is a list: a key takes text, .*\{order.id\}"),
+        ("{x}", None, TypeError, r"\{x\} is None: name the text that stands for None, as in \{x\?none\}"),
+        ("{x.id}", None, ValueError, r"\{x.id\}: AttributeError: 'NoneType'"),
+        ("{x:f}", Decimal("1E+50000000"), ValueError, r"\{x\}: ValueError: it has more than 10,000 digits or characters"),
+        ("{x:.2f}", Decimal("1E-50000000"), ValueError, "more than 10,000 digits"),
+        pytest.param("{x:x}", 1 << 1_000_000, ValueError, "more than 10,000 digits", id="a large int"),
         ("{x}", Order(3), TypeError, r"\{x\} is a Order: a key takes"),
         ("{x.id}", 3, ValueError, r"\{x.id\}: AttributeError: 'int' object has no attribute 'id'"),
         ("{x[id]}", {}, ValueError, r"\{x\[id\]\}: KeyError: 'id'"),
@@ -176,6 +200,42 @@ def test_wrong_arguments_are_reported_before_the_key() -> None:
         any_job(name="keys.sync2", key="{project_id}")(sync.function).bind()
 
 
+def test_a_default_makes_the_same_key_as_the_value_that_is_sent() -> None:
+    async def work(x: float = 1, y: int = cast(Any, None)) -> None: ...
+
+    made = declared("{x}:{y?none}", work)
+    assert made.bind().key == made.bind(1).key == made.bind(x=1.0).key == "1.0:none"
+
+
+# --- secrets --------------------------------------------------------------------------------------------------------
+
+
+@job(name="keys.login", key="{login.user}:{login.pin}:{token?none}", on_conflict="raise")
+async def log_in(login: Login, token: Annotated[str | None, Secret] = None) -> None: ...
+
+
+async def test_a_secret_in_a_key_is_neither_stored_with_it_nor_shown(bench: Bench) -> None:
+    first = await log_in.delay(Login("ada", 4711))
+    info, text = await first.info(), "ada:[hidden]:none"
+    assert info is not None
+    assert info.key == log_in.bind(Login("ada", 4711)).key == text
+    with pytest.raises(KeyConflict, match=r"has its key 'ada:\[hidden\]:none'"):
+        await log_in.delay(Login("ada", 4711))
+    assert (await log_in.delay(Login("ada", 4712))).is_new
+    assert await log_in.live("ada:4711:none") == first
+
+
+def test_a_secret_in_a_key_survives_new_settings_and_is_in_no_error(app: App) -> None:
+    call = log_in.bind(Login("ada", 4711), "t")
+    other = log_in.options(queue="other").bind(Login("ada", 4711), "t")
+    call.job_type = other.job_type
+    assert call._renewed().key == other.envelope.key
+    for token in ("hunter2" * 30, ""):
+        with pytest.raises(ValueError, match="key=") as caught:
+            declared("{token:>d}" if token == "" else "{token}", log_in.function).bind(Login("ada", 1), token)
+        assert "hunter2" not in str(caught.value)
+
+
 # --- the declaration ------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +260,9 @@ def test_wrong_arguments_are_reported_before_the_key() -> None:
         ("{row.id}", "row has no 'id'"),
         ("{project_id!r}", "no conversion"),
         ("{project_id:{size}}", "no nested field"),
+        ("{project_id:99999999}", r"the format of \{project_id\} has a number above 200, the bytes of a key"),
+        ("{project_id:.201f}", "has a number above 200"),
+        ("{project_id:%99999Y}", "has a number above 200"),
         ("{project_id", r"key='\{project_id': expected '\}' before end of string; write \{\{ and \}\} for braces"),
         ("project}", r"Single '\}' encountered"),
         ("", "key= has 0 bytes"),
@@ -332,6 +395,7 @@ PIECES = (
     "}}",
     "{size}",
     "{order.id}",
+    "?",
 )
 
 
