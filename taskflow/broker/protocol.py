@@ -27,7 +27,7 @@ A store may contain anything: other programs write to it, disks fail, releases d
   [key_survives_retry] A job that waits for its retry keeps its key.
   [key_replaces] With REPLACE, the waiting holder becomes CANCELLED, "replaced by ID", and the new job is Added with its own id.
   [key_waits_behind] With REPLACE while the holder runs, the new job is HELD until the holder is no longer RUNNING.
-    Its record shows the holder as `behind`.
+    Its record shows the holder as `behind`. Jobs that name it in `joins` do not release it earlier.
   [key_gives_way] A run that would wait again while a replacement waits for it becomes CANCELLED, "replaced by ID".
   [enqueue_full] If the store has no room, enqueue raises StoreFull and adds none of the batch. All other verbs still work.
   [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome.

@@ -290,6 +290,19 @@ async def test_key_waits_behind__and_others_too(world: World) -> None:
     assert await world.status(new) is Status.READY
 
 
+@pytest.mark.parametrize("awaits", [0, 1])
+async def test_key_waits_behind__whatever_joins_it(world: World, awaits: int) -> None:
+    """Not even joiners beyond those that it awaits release it while the holder runs."""
+    lease, new = await _behind(world, awaits=awaits)
+
+    for _ in range(awaits + 2):
+        await world.cancel(await world.add(joins=(new.id,)))
+
+    assert await world.status(new) is Status.HELD
+    await world.settle(succeeded(lease))
+    assert await world.status(new) is Status.READY
+
+
 async def test_key_waits_behind__one_at_most(world: World) -> None:
     """A second replacement takes the place of the first, and waits behind the same run."""
     lease, first = await _behind(world)

@@ -133,8 +133,8 @@ class MemoryTransitions:
             self.keys.pop(key, None)
 
     def release_awaiting(self, held: StoredJob | None) -> None:
-        if held is None or held.status is not Status.HELD:
-            return
+        if held is None or held.status is not Status.HELD or (held.behind is not None and held.awaits <= 1):
+            return  # the last one counted is the holder of its key, whose end is not that of a joiner
         held.awaits -= 1
         if held.awaits == 0:
             held.due_at = max(held.due_at, self.now)

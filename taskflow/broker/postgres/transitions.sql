@@ -91,8 +91,8 @@ DECLARE
     j @.jobs;
 BEGIN
     SELECT * INTO j FROM @.jobs WHERE id = held AND status = S.HELD FOR UPDATE;
-    IF NOT FOUND THEN
-        RETURN;
+    IF NOT FOUND OR j.behind IS NOT NULL AND j.awaits <= 1 THEN
+        RETURN; -- the last one counted is the holder of its key, whose end is not that of a joiner
     END IF;
     j.awaits := j.awaits - 1;
     IF j.awaits > 0 THEN

@@ -76,8 +76,8 @@ end
 
 local function release_awaiting(id)
   local job = load(id)
-  if not job or job[F.status] ~= S.HELD then
-    return
+  if not job or job[F.status] ~= S.HELD or job[F.behind] and job[F.awaits] <= 1 then
+    return -- the last one counted is the holder of its key, whose end is not that of a joiner
   end
   set(job, F.awaits, job[F.awaits] - 1)
   save(id, job)

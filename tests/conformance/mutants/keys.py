@@ -68,6 +68,16 @@ class BlocksItsOwnRetry(Mutant):
         return None
 
 
+class CountsItsHolderAsJoined(Mutant):
+    breaks = frozenset({"key_waits_behind"})
+    because = "one counter for all that a job awaits: a joiner too many stands in for the run that has its key"
+
+    def release_awaiting(self, held: StoredJob | None) -> None:
+        if held is not None and held.status is Status.HELD and held.behind is not None and held.awaits == 1:
+            held.behind = None
+        super().release_awaiting(held)
+
+
 class CountsSuccessesOnly(Mutant):
     breaks = frozenset({"joins", "console_purge", "enqueue_order", "key_waits_behind"})
     because = "one failed member, and the workflow waits for ever"
