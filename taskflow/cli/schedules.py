@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.app.declared_schedules import check_schedule_name
+from taskflow.app.declared_schedules import check_schedule_name, is_schedule_name
 from taskflow.app.schedules import ScheduleInfo, check_backfill, instants_between, schedule_info_of, schedules, stored_plan
 from taskflow.broker.protocol import Broker
 from taskflow.cli.action_report import operator
@@ -28,6 +28,7 @@ from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownS
 from taskflow.model.ids import parse_id
 from taskflow.model.printable import INDENT, MAX_CHARACTERS, message, one_line
 from taskflow.model.record import Status
+from taskflow.model.schedule import ScheduleRecord
 from taskflow.model.schedule_plan import PROMPT
 from taskflow.model.timetable import OwnTimes, zone_of
 
@@ -56,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _list(app: App, arguments: argparse.Namespace) -> int:
     broker = existing_broker(app)
-    names = _names_of(arguments)
-    found = [schedule_info_of(record) for record in await broker.console.schedules(names or None)]
+    names = await _names_of(broker, arguments.names)
+    found = [schedule_info_of(record) for record in await _stored(broker, names)]
     outcomes = await _outcomes(broker, found)
     if arguments.json:
         print_json([msgspec.structs.asdict(info) | {"last_status": outcome} for info, outcome in zip(found, outcomes, strict=True)])
@@ -166,7 +167,8 @@ def _declarers(info: ScheduleInfo) -> str:
 
 
 async def _act(app: App, arguments: argparse.Namespace) -> int:
-    broker, action, names = existing_broker(app), arguments.action, _names_of(arguments)
+    broker, action = existing_broker(app), arguments.action
+    names = await _names_of(broker, arguments.names)
     if action == "remove" and not confirmed(f"remove {', '.join(map(one_line, names))}?", arguments):
         return Exit.FAILED
     codes, report = {Exit.OK}, list[dict[str, Any]]()
@@ -183,7 +185,7 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
             done = Done("", problem=str(error))
         report.append({"name": name, **{field: value for field, value in done._asdict().items() if field != "text"}})
         if done.text and not arguments.json:
-            print(done.text)
+            print(one_line(done.text))
     if arguments.json:
         is_dry_run = action == "backfill" and arguments.dry_run
         print_json({"act": f"schedules.{action}", "dry_run": is_dry_run, "schedules": report})
@@ -269,9 +271,24 @@ ACTIONS: Final[dict[str, Callable[[str, argparse.Namespace], Awaitable[Done]]]] 
 }
 
 
-def _names_of(arguments: argparse.Namespace) -> list[str]:
+async def _stored(broker: Broker, names: Sequence[str]) -> list[ScheduleRecord]:
+    """Return the schedules with these names, or all. A store is not asked for a name that only another program can have stored."""
+    if all(map(is_schedule_name, names)):
+        return await broker.console.schedules(names or None)
+    return [record for record in await broker.console.schedules() if record.name in names]
+
+
+async def _names_of(broker: Broker, given: Sequence[str]) -> list[str]:
+    """Return the names of the schedules that are meant. Another program may have stored a name with control
+    characters: it is also meant by its escaped form, as lists show it."""
+    usual = [name for name in given if is_schedule_name(name)]
+    known = {record.name for record in await broker.console.schedules(usual)} if usual else set()
+    if known.issuperset(given):
+        return list(dict.fromkeys(given))
+    odd = [record.name for record in await broker.console.schedules() if not is_schedule_name(record.name)]
+    shown = {form: name for name in odd for form in (name, one_line(name))}
     try:
-        return list(dict.fromkeys(check_schedule_name(name) for name in arguments.names))
+        return list(dict.fromkeys(shown.get(name, name) if name in shown else check_schedule_name(name) for name in given))
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
 

@@ -19,6 +19,7 @@ from taskflow.model.schedule_plan import SchedulePlan, id_of
 from taskflow.model.session import Beat, Session
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes
 from tests.cli.inprocess import URL, Cli
+from tests.cli.processes import on_each_broker
 from tests.support.verdicts import succeeded
 
 FRIDAY = microseconds_of(datetime(2027, 1, 15, 8, tzinfo=UTC))
@@ -302,6 +303,26 @@ def test_an_action_on_an_unknown_schedule_does_the_others(cli: Cli, stored: None
     said = cli("schedules", action, "tick", known, *span, code=4)
     assert said.err == "taskflow: there is no schedule called 'tick'; did you mean ticks?\n"
     assert f" {known}" in said.out
+
+
+@on_each_broker
+@pytest.mark.parametrize("name", ["red\x1b[31m", "two\nlines", "\x7f", "right\u202eleft"])
+def test_a_schedule_with_an_odd_name_is_named_as_it_is_shown(
+    cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Another program has stored it. Without an escape, its name could be no argument of a safe command."""
+    monkeypatch.setenv("TASKFLOW_BROKER", new_store())
+    plain = a_definition("plain", EveryTimes(30.0))
+    cli.with_broker(lambda broker: broker.define([plain, plain._replace(name=name)]))
+    shown = next(line.split("  ")[0] for line in cli("schedules").out.splitlines()[1:] if not line.startswith("plain"))
+    assert shown.isprintable()
+    for words in (["pause", shown], ["resume", name], ["pause", shown, "plain"], ["trigger", shown], ["remove", shown, "--yes"]):
+        assert cli("schedules", *words).out.replace("\n", "").isprintable()
+        if words[0] == "pause":
+            [found] = cli.json("schedules", "list", shown)
+            assert (found["name"], found["is_paused"]) == (name, True)
+    assert [schedule["name"] for schedule in cli.json("schedules")] == ["plain"]
+    assert cli.json("audit")[0]["names"] == [name]
 
 
 @pytest.mark.parametrize("action", [["list"], ["pause", "x"], ["trigger", "x"], ["remove", "x"], ["backfill", "x", *SPAN], []])
