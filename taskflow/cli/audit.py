@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _audit(app: App, arguments: argparse.Namespace) -> int:
     before = None if arguments.before is None else min(arguments.before, LATEST)
-    records = await existing_broker(app).console.acts(before=before, limit=min(arguments.limit, MOST))
+    records = await (await existing_broker(app)).console.acts(before=before, limit=min(arguments.limit, MOST))
     if arguments.json:
         print_json([_json(record) for record in records])
         return Exit.OK

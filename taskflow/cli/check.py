@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _check(app: App, arguments: argparse.Namespace) -> int:
     queues = [queue_of(name) for name in arguments.queue or ()]
-    console = existing_broker(app).console
+    console = (await existing_broker(app)).console
     for name in queues:
         if not await is_known_queue(console, name):
             return Exit.NOT_FOUND

@@ -13,8 +13,9 @@ from taskflow.broker.console import Finding
 from taskflow.broker.url import masked
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.json_text import print_json
-from taskflow.cli.store import with_store
+from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import GREEN, RED, YELLOW, painted
+from taskflow.model.errors import BrokerError
 from taskflow.model.printable import message, one_line
 
 OF_LEVEL: Final = {"ok": GREEN, "note": YELLOW, "problem": RED}
@@ -25,15 +26,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _examine(app: App, arguments: argparse.Namespace) -> int:
-    """Print the findings. Return 1 if any of them is a problem."""
-    findings = [*_of_installation(), *await app.broker().console.examine()]
+    """Print the findings. Return 1 if any of them is a problem. If there is no store, print those about the installation."""
+    findings = _of_installation()
+    try:
+        findings += await (await existing_broker(app)).console.examine()
+    except BrokerError:
+        if findings:
+            _print(app, findings, arguments)
+        raise
+    _print(app, findings, arguments)
+    return Exit.FAILED if any(finding.level == "problem" for finding in findings) else Exit.OK
+
+
+def _print(app: App, findings: list[Finding], arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"broker": masked(app.broker_url()), "findings": msgspec.to_builtins(findings)})
     else:
         print(f"broker   {one_line(masked(app.broker_url()))}")
         for finding in findings:
             print(f"{painted(f'{finding.level:<8}', OF_LEVEL[finding.level])} {finding.topic}: {message(finding.says)}")
-    return Exit.FAILED if any(finding.level == "problem" for finding in findings) else Exit.OK
 
 
 def _of_installation() -> list[Finding]:

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _explain(app: App, arguments: argparse.Namespace) -> int:
-    ids, broker = ids_of(arguments.ids), existing_broker(app)
+    ids, broker = ids_of(arguments.ids), await existing_broker(app)
     records = await broker.read(ids)
     facts: dict[tuple[str, Status], Facts] = {}  # the same for all jobs of a queue with this status
     for record in records:

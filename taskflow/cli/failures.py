@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _failures(app: App, arguments: argparse.Namespace) -> int:
-    view, broker = filter_of(arguments), existing_broker(app)
+    view, broker = filter_of(arguments), await existing_broker(app)
     if not await is_known_queue(broker.console, view.queue):
         return Exit.NOT_FOUND
     groups, window = await failure_groups(broker, view, MOST_GROUPS + 1)

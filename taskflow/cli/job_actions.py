@@ -86,7 +86,7 @@ async def _pause(broker: Broker, arguments: argparse.Namespace) -> int:
 
 async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
     ids, action = ids_of(arguments.ids), arguments.command
-    broker = existing_broker(app)
+    broker = await existing_broker(app)
     if arguments.dry_run:
         return await _foresee_ids(broker, ids, arguments)
     async with recorded(CallOnce(broker), action, names=[*map(id_text, ids)], **operator(arguments)) as doing:
@@ -133,7 +133,7 @@ async def _holder_of_key(broker: Broker, job_id: bytes) -> str:
 
 async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
     action, job_filter = arguments.command, _checked_filter(arguments)
-    broker = existing_broker(app)
+    broker = await existing_broker(app)
     if not await is_known_queue(broker.console, job_filter.queue):
         return Exit.NOT_FOUND
     call = CallOnce(broker)

@@ -43,7 +43,7 @@ _ELSEWHERE: Final = (
 
 async def show(app: App, arguments: argparse.Namespace) -> int:
     ids, limits = ids_of(arguments.ids), app.limits
-    records = await existing_broker(app).read(ids)
+    records = await (await existing_broker(app)).read(ids)
     if arguments.json:
         print_json([None if record is None else detailed_json(record, limits) for record in records])
     else:

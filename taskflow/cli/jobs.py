@@ -26,7 +26,7 @@ async def _jobs(app: App, arguments: argparse.Namespace) -> int:
 
         return await show(app, arguments)
     view = filter_of(arguments)
-    broker = existing_broker(app)
+    broker = await existing_broker(app)
     is_known = await is_known_queue(broker.console, view.queue)
     try:
         page = await broker.console.page(view, cursor=arguments.cursor, limit=arguments.limit)

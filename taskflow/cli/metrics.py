@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _metrics(app: App, arguments: argparse.Namespace) -> int:
-    totals = (await existing_broker(app).console.metrics()).totals
+    totals = (await (await existing_broker(app)).console.metrics()).totals
     if arguments.json:
         print_json({"totals": totals})
         return Exit.OK

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _list(app: App, arguments: argparse.Namespace) -> int:
-    broker = existing_broker(app)
+    broker = await existing_broker(app)
     names = await _names_of(broker, arguments.names)
     found = [schedule_info_of(record) for record in await _stored(broker, names)]
     outcomes = await _outcomes(broker, found)
@@ -167,7 +167,7 @@ def _declarers(info: ScheduleInfo) -> str:
 
 
 async def _act(app: App, arguments: argparse.Namespace) -> int:
-    broker, action = existing_broker(app), arguments.action
+    broker, action = await existing_broker(app), arguments.action
     names = await _names_of(broker, arguments.names)
     if action == "remove" and not confirmed(f"remove {', '.join(map(one_line, names))}?", arguments):
         return Exit.FAILED

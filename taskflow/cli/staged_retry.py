@@ -33,7 +33,7 @@ LOOK_EVERY: Final = 0.2
 
 async def retry_group(app: App, arguments: argparse.Namespace) -> int:
     """Retry the group's jobs. Returns FAILED if a job has failed again, or has not ended in time; the rest is then left as it is."""
-    broker = existing_broker(app)
+    broker = await existing_broker(app)
     ids = await group_ids(broker.console, filter_of(arguments), arguments.group)
     if not ids:
         print(f"taskflow: no failed job is in group {arguments.group}: `taskflow failures` lists the groups", file=sys.stderr)

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _status(app: App, arguments: argparse.Namespace) -> int:
-    console = existing_broker(app).console
+    console = (await existing_broker(app)).console
     if arguments.watch is not None:
         from taskflow.cli.watch import watch
 
@@ -30,12 +30,12 @@ async def _status(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _queues(app: App, arguments: argparse.Namespace) -> int:
-    queues = await existing_broker(app).console.queues()
+    queues = await (await existing_broker(app)).console.queues()
     return _shown(arguments, [queue_json(queue) for queue in queues], queue_table(queues))
 
 
 async def _workers(app: App, arguments: argparse.Namespace) -> int:
-    workers = await existing_broker(app).console.workers()
+    workers = await (await existing_broker(app)).console.workers()
     if not workers and not arguments.json:
         print("no worker is running", file=sys.stderr)
     return _shown(arguments, [worker_json(worker) for worker in workers], worker_table(workers) if workers else ())

@@ -129,7 +129,7 @@ class HostileMigratingBroker(HostileBroker):
     """One with tables to migrate."""
 
     async def pending(self) -> Upgrade:
-        return Upgrade(place=self._text, version=0, migrations=(Migration(1, "make the tables"),))
+        return Upgrade(place=self._text, version=1, migrations=(Migration(2, "make the tables"),))
 
     async def migrate(self) -> Upgrade:
         return await self.pending()

@@ -105,6 +105,7 @@ def test_a_relative_file_and_an_absolute_one(cli: Cli, tmp_path: Path) -> None:
 
 def test_two_namespaces_share_a_file(cli: Cli, tasks: Any) -> None:
     tasks.send_welcome_email.delay_sync(tasks.WelcomeEmail("user_123", "a@example.com"))
+    cli("migrate", "--broker", "sqlite:///queue.db?namespace=other")
     assert cli.json("queues", "--broker", "sqlite:///queue.db?namespace=other") == []
     assert len(cli.json("queues", "--broker", "sqlite:///queue.db?namespace=taskflow")) == 1
 

@@ -20,6 +20,7 @@ MIB: Final = 1 << 20
 
 def test_a_file_is_sound(cli: Cli) -> None:
     """The file, its version and its disk are told; nothing is wrong with a fresh one."""
+    cli("migrate")
     said = cli("doctor")
 
     assert said.out.startswith("broker   sqlite:///queue.db\nok       file: ")
@@ -37,6 +38,7 @@ def test_a_disk_without_room_is_a_problem(cli: Cli, monkeypatch: pytest.MonkeyPa
     with closing(sqlite3.connect(cli.folder / "queue.db", isolation_level=None)) as file:
         file.execute("CREATE TABLE others (content)")
         file.execute("INSERT INTO others VALUES (zeroblob(?))", (of_file * MIB,))
+    cli("migrate", "--broker", "sqlite:///queue.db?shared=1")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free * MIB))
     told = cli.json("doctor", "--broker", "sqlite:///queue.db?shared=1", code=int(level == "problem"))
 
@@ -101,7 +103,9 @@ def test_a_server_that_evicts(cli: Cli) -> None:
 @pytest.mark.parametrize("setting", ["fsync", "full_page_writes", "synchronous_commit"])
 def test_a_postgres_that_does_not_wait_for_its_disk(cli: Cli, setting: str) -> None:
     with PostgresServer(settings={setting: "off"}) as server:
-        told = cli.json("doctor", "--broker", server.url(server.new_database()), code=1)
+        url = server.url(server.new_database())
+        cli("migrate", "--broker", url)
+        told = cli.json("doctor", "--broker", url, code=1)
 
     [problem] = [finding for finding in told["findings"] if finding["level"] == "problem"]
     assert problem["topic"] == "persistence"
@@ -110,7 +114,9 @@ def test_a_postgres_that_does_not_wait_for_its_disk(cli: Cli, setting: str) -> N
 
 def test_a_postgres_that_is_sound(cli: Cli) -> None:
     with PostgresServer() as server:
-        told = cli.json("doctor", "--broker", server.url(server.new_database()))
+        url = server.url(server.new_database())
+        cli("migrate", "--broker", url)
+        told = cli.json("doctor", "--broker", url)
 
     assert {finding["topic"]: finding["level"] for finding in told["findings"]} == {
         "server": "ok",

@@ -60,6 +60,11 @@ MOST_AT_ONCE: Final = 500
 """The maximum number of jobs that one claim or upkeep call moves, which takes the server about 4 ms. A caller that
 reaches the limit calls again."""
 
+_LOOKING: Final = frozenset(
+    {"read", "holders", "queues", "workers", "schedules", "metrics", "page", "candidates", "failure_parts", "failure_cells", "acts"}
+)
+"""Scripts that only read. An application or a command that looks creates no store."""
+
 _MISSING: Final = b"MISSING"
 """A script's reply if a payload or result that was sent ahead has disappeared."""
 
@@ -266,7 +271,7 @@ class RedisBroker:
         return (self._check_and_run if self._server_info is None else self._run_and_reindex)(name, arguments, ahead, on_disk)
 
     async def _check_and_run(self, name: str, arguments: bytes, ahead: Sequence[Command], on_disk: bool) -> Any:
-        await self._check_server()
+        await self._check_server(creates=name not in _LOOKING)
         return await self._run_and_reindex(name, arguments, ahead, on_disk)
 
     async def _run_and_reindex(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Any:
@@ -295,7 +300,9 @@ class RedisBroker:
         """Send a command, and return its reply."""
         return await self._per_loop.here().pool.ask(*command)
 
-    async def _check_server(self) -> None:
+    async def _check_server(self, *, creates: bool) -> None:
+        """Check the server and the layout. If nothing is stored yet and `creates` is False, nothing is written, and the next call checks
+        again."""
         server_info = await self.server_info()
         server_info.check(str(self.server), may_evict=self.server.evicting)
         if self.server.fsync and not server_info.has_aof:
@@ -305,7 +312,9 @@ class RedisBroker:
         own = [channel(self.prefix, "0" * 2 * LISTENER_ID_BYTES).decode()] * 3
         if denied := await self._run("permitted", pack([smallest_calls(own)])):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self.prefix}", str(self.server))
-        layout = await self._run_and_reindex("layout", pack([LAYOUT]))
+        layout = await self._run_and_reindex("layout", pack([LAYOUT, creates]))
+        if layout is None:
+            return
         if int(layout) != LAYOUT:
             raise BrokerRefused(
                 f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self.prefix}: their layout is "

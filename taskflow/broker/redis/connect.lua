@@ -15,10 +15,16 @@ end
 return denied
 
 -- === script layout =========================================================================================
--- Returns the layout of the stored keys. Argument: our layout, which a store without one gets.
+-- Returns the layout of the stored keys, or nil if nothing is stored yet. Arguments: our layout, and whether a store without one gets it.
 
-call('HSETNX', P .. 'meta', 'layout', given[1])
-local layout = tonumber(call('HGET', P .. 'meta', 'layout'))
+if given[2] then
+  call('HSETNX', P .. 'meta', 'layout', given[1])
+end
+local stored = call('HGET', P .. 'meta', 'layout')
+if not stored and not given[2] then
+  return false
+end
+local layout = tonumber(stored)
 if not layout or layout % 1 ~= 0 then -- not a layout number
   call('HSET', P .. 'meta', 'layout', given[1])
   return given[1]
