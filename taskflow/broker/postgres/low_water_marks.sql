@@ -48,7 +48,7 @@ DECLARE
     idle @.marks;
 BEGIN
     IF new_at < @.wall(NULL) - 250000 THEN
-        PERFORM pg_advisory_xact_lock_shared(@.mark_lock(of_kind, of_queue, of_rank));
+        PERFORM @.take_lock(@.mark_lock(of_kind, of_queue, of_rank), true);
     END IF;
     newest := @.newest_mark(of_kind, of_queue, of_rank, now_at);
     IF of_kind = 'ready' THEN
@@ -190,12 +190,12 @@ BEGIN
         SELECT CASE WHEN NEW.late_priority IS NULL THEN 'due' ELSE 'ready' END, CASE WHEN NEW.late_priority IS NULL THEN '' ELSE NEW.queue END,
             coalesce(-NEW.late_priority, 0), 0, 0, @.wall(NULL);
     ELSIF NEW.late_priority IS NULL THEN
-        PERFORM pg_advisory_xact_lock_shared(@.mark_lock('due', '', 0)); -- no transaction may raise the mark during the commit
+        PERFORM @.take_lock(@.mark_lock('due', '', 0), true); -- no transaction may raise the mark during the commit
         PERFORM @.lower_mark('due', '', 0, NEW.late_at, 0, @.wall(NULL));
     ELSE
         -- A claim that raises this mark at the moment raises it to half a second ago: a younger job need not wait for the claim's commit.
         IF NOT pg_try_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority)) AND NEW.late_at < @.wall(NULL) - 250000 THEN
-            PERFORM pg_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority));
+            PERFORM @.take_lock(@.mark_lock('ready', NEW.queue, -NEW.late_priority), true);
         END IF;
         IF NOT @.is_after_mark(NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL)) THEN
             PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
@@ -221,7 +221,7 @@ DECLARE
     live @.marks[];
     m @.marks;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('@.check_marks', 0));
+    PERFORM @.take_lock(hashtextextended('@.check_marks', 0));
     WITH RECURSIVE ready AS (
         (SELECT queue, priority, due_at, seq FROM @.jobs WHERE status = S.READY ORDER BY queue, priority DESC, due_at, seq LIMIT 1)
         UNION ALL
@@ -273,7 +273,7 @@ BEGIN
         SELECT 1 FROM @.meta WHERE name IN ('check_marks_at', 'check_marks_turn') AND value > now_at AND value <= now_at + 86400000000
     ) THEN
         RETURN false;
-    ELSIF NOT pg_try_advisory_xact_lock(hashtextextended('@.check_marks_turn', 0)) THEN -- a heartbeat must not wait for upkeep
+    ELSIF NOT @.try_lock(hashtextextended('@.check_marks_turn', 0)) THEN -- a heartbeat must not wait for upkeep
         RETURN false;
     END IF;
     -- Not in the row that check_marks itself writes at its end: at "repeatable read" it would then fail and lose all its work.

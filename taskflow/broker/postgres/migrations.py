@@ -24,8 +24,9 @@ MOST_TRIES: Final = 3
 PAUSE: Final = 1.0
 """Seconds between attempts, during which verbs that queued behind the migration can run."""
 
-# The key of the advisory lock for migrations: "taskflow" in ASCII, which no other program should use.
-_MIGRATION_LOCK: Final = 0x7461_736B_666C_6F77
+# The key of the advisory lock for migrations: "taskflow" in ASCII, which no other program should use. One that holds it all the same is
+# passed over, unless its role may migrate.
+_MIGRATION_LOCK: Final = (0x7461_736B, 0x666C_6F77)
 
 TABLES: Final = (
     *("meta", "sessions", "requests", "paused", "schedules", "declarations"),
@@ -73,7 +74,7 @@ async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Up
 async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, place: str, trusted: str | None) -> Upgrade:
     """Migrate the schema to VERSION, unless another process has already done so. For `trusted`, see `ownership`."""
     async with connection.transaction(isolation="read_committed"):  # sees changes committed while it waited for the lock
-        await connection.execute(_TAKE_MIGRATION_LOCK)
+        await connection.execute(_TAKE_MIGRATION_LOCK.replace("%schema", schema))
         found = await pending(connection, schema, place)
         if not found.migrations:
             return found
@@ -97,7 +98,7 @@ def script(found: Upgrade, schema: str, rules: Rules) -> str:
         f"-- taskflow, {found.place}: from version {found.version} to {found.target}. To be run by the owner of its tables.",
         "\\set ON_ERROR_STOP on\n\\set ON_ERROR_ROLLBACK off",
         "BEGIN ISOLATION LEVEL READ COMMITTED;",
-        _TAKE_MIGRATION_LOCK,
+        _TAKE_MIGRATION_LOCK.replace("%schema", schema),
         _guard(found, schema),
         begun,
         _changes(found, schema, rules),
@@ -190,7 +191,19 @@ SET LOCAL lock_timeout = 0;
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL search_path = pg_catalog, pg_temp; -- so that no other function takes the place of a built-in one
-SELECT pg_advisory_xact_lock({_MIGRATION_LOCK});"""
+DO $$
+BEGIN
+    WHILE NOT pg_try_advisory_xact_lock({_MIGRATION_LOCK[0] << 32 | _MIGRATION_LOCK[1]}) LOOP
+        PERFORM pg_stat_clear_snapshot();
+        EXIT WHEN NOT EXISTS ( -- a role that may migrate
+            SELECT FROM pg_locks JOIN pg_stat_activity AS activity USING (pid) LEFT JOIN pg_namespace ON nspname = '%schema'
+            WHERE locktype = 'advisory' AND granted AND classid = {_MIGRATION_LOCK[0]} AND objid = {_MIGRATION_LOCK[1]} AND datid = database
+                AND (has_database_privilege(usesysid, datid, 'CREATE') OR has_schema_privilege(usesysid, pg_namespace.oid, 'CREATE'))
+        );
+        PERFORM pg_sleep(0.05);
+    END LOOP;
+END
+$$;"""
 
 # The statement as a whole has a limit too, because lock_timeout applies to each table separately.
 _LIMITS: Final = f"""\

@@ -154,7 +154,7 @@ BEGIN
     RETURN QUERY
     SELECT jobs.id FROM @.jobs WHERE jobs.id = ANY (ids) AND NOT @.try_lock_job(jobs.id)
     UNION
-    SELECT each.id FROM unnest(following, keys) AS each (id, key) WHERE NOT pg_try_advisory_xact_lock(@.key_lock(each.key));
+    SELECT each.id FROM unnest(following, keys) AS each (id, key) WHERE NOT @.try_lock(@.key_lock(each.key));
 END
 $$;
 

@@ -19,7 +19,7 @@ BEGIN
     steady := coalesce(steady, now_at);
     readied := 0; reaped := 0; released := 0; expired := 0; dropped := 0; checks_marks := false;
     next_in := R.upkeep_every;
-    IF NOT pg_try_advisory_xact_lock(hashtextextended('@.upkeep', 0)) THEN
+    IF NOT @.try_lock(hashtextextended('@.upkeep', 0)) THEN
         RETURN;
     END IF;
     -- If a crash of the server loses this, it is done again, and no client has received an answer. A call that depends on it waits for the

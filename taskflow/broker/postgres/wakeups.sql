@@ -233,28 +233,28 @@ $$;
 
 -- Tells, as a user's transaction commits, what it has done: jobs in a queue, and what announce_at_commit() has left in a setting. It writes
 -- nothing. A NOTIFY takes a lock that all such commits share. So it sends nothing if no listener waits. Of several transactions that commit
--- together only one notifies for a queue; the listener looks again until the others have committed. A listener that looks at this moment
--- holds the lock for microseconds, and waits for nothing meanwhile.
+-- together only one notifies for a queue; the listener looks again until the others have committed. If the lock is not free, a listener
+-- looks at this moment, or a stranger holds the lock: then it notifies every listener, and waits for nothing.
 CREATE FUNCTION @.notify_at_commit(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     others CONSTANT text := current_setting('taskflow.at_commit', true);
+    sees_notes CONSTANT boolean := NOT @.has_fixed_snapshot() AND pg_try_advisory_xact_lock_shared(@.listener_registration_lock());
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(@.listener_registration_lock());
     IF of_topic IS NOT NULL THEN
-        PERFORM @.notify_topic(of_topic);
+        PERFORM @.notify_topic(of_topic, sees_notes);
     END IF;
     IF others <> '' THEN
         PERFORM set_config('taskflow.at_commit', '', true);
-        PERFORM @.notify_topic(topic) FROM unnest(string_to_array(others, E'\n')) AS topic;
+        PERFORM @.notify_topic(topic, sees_notes) FROM unnest(string_to_array(others, E'\n')) AS topic;
     END IF;
 END
 $$;
 
-CREATE FUNCTION @.notify_topic(of_topic text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.notify_topic(of_topic text, sees_notes boolean) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     listeners text[];
 BEGIN
-    IF @.has_fixed_snapshot() THEN -- every listener hears the channel that has the schema's name
+    IF NOT sees_notes THEN -- every listener hears the channel that has the schema's name
         listeners := ARRAY[(parse_ident('@.jobs'))[1]];
     ELSIF of_topic LIKE 'job:%' OR @.has_note(of_topic) THEN
         listeners := @.listeners_for(of_topic);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Final
 
 import asyncpg
@@ -13,7 +14,8 @@ from taskflow import BrokerUnavailable, JobFailed, Worker, job
 from taskflow.app.app import default_app
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
-from taskflow.model.envelope import Envelope, Lease
+from taskflow.broker.url import connect
+from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.ids import key_digest
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, Report, Session
@@ -191,6 +193,96 @@ async def test_leases_of_a_claim_that_was_under_way_when_its_session_was_reaped_
     [record] = await broker.read([envelope.id])
     assert record is not None
     assert record.status is not Status.RUNNING
+
+
+LOCKS: Final = """
+    SELECT taskflow.listener_registration_lock() UNION ALL SELECT taskflow.key_lock(taskflow.key_digest('default', 'work', 'k'))
+    UNION ALL SELECT taskflow.mark_lock(kind, queue, rank::integer)
+    FROM (
+        VALUES ('ready', 'default', 0), ('idle', 'default', 0), ('due', '', 0), ('expiry', '', 0), ('fade', '', 0), ('tally', '', 0)
+    ) AS m (kind, queue, rank)
+    UNION ALL SELECT hashtextextended('"taskflow".' || name, 0)
+    FROM unnest(ARRAY['upkeep', 'check_marks', 'check_marks_turn', 'notifying queue:default', 'notifying due']) AS name
+"""
+"""The advisory locks that our functions take for such jobs."""
+
+
+@pytest.fixture
+async def locker(store: Store) -> AsyncIterator[asyncpg.Connection]:
+    """A role that may only connect holds all advisory locks that it can guess."""
+    owner = await asyncpg.connect(store.url)
+    await owner.execute("DROP ROLE IF EXISTS locker; CREATE ROLE locker LOGIN")
+    numbers = [number for (number,) in await owner.fetch(LOCKS)]
+    connection = await asyncpg.connect(store.url, user="locker")
+    await connection.execute("BEGIN")
+    await connection.execute("SELECT pg_advisory_lock(each) FROM unnest($1::bigint[]) AS each", [*numbers, 0x7461_736B_666C_6F77])
+    yield connection
+    await connection.close()
+    await owner.execute("DROP ROLE locker")
+    await owner.close()
+
+
+@pytest.mark.usefixtures("locker")
+async def test_advisory_locks_of_a_stranger_stop_neither_commits_nor_verbs(
+    store: Store, broker: Broker, stranger: asyncpg.Connection
+) -> None:
+    key = key_digest("default", "work", "k")
+    async with asyncio.timeout(SOON):
+        for send in ("'work'", "'work', after => '1 ms'", "'work', key => 'k'", "'work', key => 'k', on_conflict => 'replace'"):
+            await stranger.execute(f"SELECT taskflow.enqueue({send})")
+        await stranger.execute("BEGIN; SELECT taskflow.lock_keys('default', 'work', '{k}'); COMMIT")
+        await broker.enqueue([Envelope(id=new_id(), job="work", payload=b"\x01", key=key, on_conflict=OnConflict.REPLACE)])
+        await broker.upkeep(100)
+        leases = await broker.claim(SESSION, 1, [], 10)
+        assert len(leases) == 3
+        following = Envelope(id=new_id(), job="work", payload=b"\x01", key=key)
+        first, *rest = (succeeded(lease) for lease in leases)
+        assert await broker.settle([structs.replace(first, follow_ups=(following,)), *rest]) == [Settled.OK] * 3
+        await stranger.execute("SELECT taskflow.check_marks(NULL)")
+
+
+@pytest.mark.usefixtures("locker")
+async def test_upkeep_beside_advisory_locks_of_a_stranger_reaps(broker: Broker, stranger: asyncpg.Connection) -> None:
+    await stranger.execute("SELECT taskflow.enqueue('work', key => 'k')")
+    [lease] = await broker.claim(SESSION, 1, [], 10)
+    await stranger.execute("UPDATE taskflow.sessions SET beat_at = beat_at - 3600000000")
+    for _ in range(2):  # it has one more ttl, because nobody else has beaten
+        await broker.upkeep(100)
+        await stranger.execute("UPDATE taskflow.sessions SET beat_at = beat_at - 3600000000")
+    assert await status_of(broker, lease) is Status.READY
+
+
+@pytest.mark.usefixtures("locker")
+async def test_advisory_locks_of_a_stranger_stop_no_migration(store: Store) -> None:
+    broker = connect(f"{store.url}?namespace=another")
+    async with asyncio.timeout(SOON):
+        assert await broker.enqueue([]) == []
+        await broker.migrate()  # type: ignore[attr-defined]
+    await broker.close()
+
+
+async def test_a_wait_for_a_key_ends_if_a_stranger_takes_its_lock_next(store: Store, stranger: asyncpg.Connection) -> None:
+    """A transaction holds the key, and a stranger waits for its lock before we do."""
+    await stranger.execute("DROP ROLE IF EXISTS locker; CREATE ROLE locker LOGIN")
+    number = await stranger.fetchval("SELECT taskflow.key_lock(taskflow.key_digest('default', 'work', 'k'))")
+    locker, sender = await asyncpg.connect(store.url, user="locker"), await asyncpg.connect(store.url)
+    await stranger.execute("BEGIN; SELECT taskflow.enqueue('work', key => 'k')")
+    locking = asyncio.create_task(locker.execute("SELECT pg_advisory_lock($1::bigint)", number))
+    await until_blocked(stranger, 1)
+    sending = asyncio.create_task(sender.execute("SELECT taskflow.enqueue('work', key => 'k', on_conflict => 'replace')"))
+    await until_blocked(stranger, 2)
+    await stranger.execute("COMMIT")
+    async with asyncio.timeout(10.0):
+        await locking
+        await sending
+    await locker.close()
+    await sender.close()
+    await stranger.execute("DROP ROLE locker")
+
+
+async def until_blocked(connection: asyncpg.Connection, number: int) -> None:
+    while await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") < number:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
 
 
 async def test_a_role_that_may_add_jobs_cannot_act_as_the_owner(store: Store, stranger: asyncpg.Connection) -> None:
