@@ -16,7 +16,7 @@ from taskflow.app.middleware import Middleware
 from taskflow.app.registry import Registry
 from taskflow.app.settings import DEFAULT_BROKER, ChildLifespanFactory, Defaults, LifespanFactory, Settings, checked, layered
 from taskflow.broker.protocol import Added, Broker, Refused
-from taskflow.broker.url import connect
+from taskflow.broker.url import connect, load
 from taskflow.model.codec import Limits
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import IdFactory
@@ -79,6 +79,8 @@ class App:
 
     def configure(self, **given: Any) -> None:
         self._configured.update(checked(given))
+        if given.get("broker") is not None:
+            load(given["broker"])
         self._settings = None
         self._clients.clear()
 

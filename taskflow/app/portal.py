@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import inspect
 import os
 import queue
+import sys
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextvars import ContextVar, copy_context
@@ -26,13 +27,12 @@ def run_sync(awaitable: Awaitable[T]) -> T:
     """Wait for an awaitable in code without an event loop, and return its result: ``run_sync(handle.result(timeout=10))``.
 
     It may be called from any thread, and the awaitable sees the caller's context variables. Raises RuntimeError inside
-    a running loop, which it would block: use `await` there.
+    a running loop, which it would block: use `await` there. Raises RuntimeError if Python is too far into its exit.
     """
     try:
         refuse_inside_a_loop("run_sync()", "await")
     except RuntimeError:
-        if inspect.iscoroutine(awaitable):
-            awaitable.close()  # otherwise Python warns that the coroutine was never awaited
+        _discard(awaitable)
         raise
     return block_on(awaitable)
 
@@ -43,7 +43,23 @@ def block_on(awaitable: Awaitable[T]) -> T:
         scope, thread = copy_context(), CallersThread()
         scope.run(callers_thread.set, thread)
         return scope.run(thread.serve, awaitable)
-    return _holder.portal().wait_for(awaitable)
+    return _portal_for(awaitable).wait_for(awaitable)
+
+
+def _portal_for(awaitable: Awaitable[object]) -> _Portal:
+    try:
+        return _holder.portal()
+    except RuntimeError:
+        _discard(awaitable)
+        raise
+
+
+def _discard(awaitable: Awaitable[object]) -> None:
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()  # otherwise Python warns that the coroutine was never awaited
+
+
+_AT_EXIT: Final = "taskflow cannot send or ask any more, because Python is exiting: do so before the end of the program"
 
 
 class CallersThread:
@@ -54,7 +70,7 @@ class CallersThread:
 
     def serve(self, awaitable: Awaitable[T]) -> T:
         """Wait for the awaitable in the portal, and meanwhile run in this thread what it passes to `call`."""
-        future = _holder.portal().submit(awaitable)
+        future = _portal_for(awaitable).submit(awaitable)
         future.add_done_callback(lambda _: self._queue.put(None))
         try:
             while (function := self._queue.get()) is not None:
@@ -103,6 +119,9 @@ def serve_callers(serves: bool) -> bool:
 
 
 def refuse_inside_a_loop(name: str, instead: str) -> None:
+    """Raise RuntimeError inside a running event loop, or if Python stops its threads, because the caller would wait for ever."""
+    if sys.is_finalizing():
+        raise RuntimeError(_AT_EXIT)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -128,6 +147,10 @@ class _Portal:
         future = self.submit(awaitable)
         try:
             return future.result()
+        except RuntimeError as error:
+            if threading.main_thread().is_alive():
+                raise
+            raise RuntimeError(f"{_AT_EXIT} ({error})") from error  # at exit, Python runs no more functions in threads
         except BaseException:
             future.cancel()  # has no effect unless the wait was interrupted
             raise
@@ -152,15 +175,20 @@ class _Holder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._portal: _Portal | None = None
+        self._is_closed = False
         self._of_parents: list[_Portal] = []
 
     def portal(self) -> _Portal:
+        """Return the portal. Raises RuntimeError during Python's exit, which stops the portal's thread: a caller would wait for ever."""
+        if self._is_closed or sys.is_finalizing():
+            raise RuntimeError(_AT_EXIT)
         with self._lock:
             if self._portal is None:
                 self._portal = _Portal()
             return self._portal
 
     def close(self) -> None:
+        self._is_closed = True
         portal, self._portal = self._portal, None
         if portal is not None and portal.pid == os.getpid():
             portal.close()
@@ -174,5 +202,7 @@ class _Holder:
 
 
 _holder: Final = _Holder()
-atexit.register(_holder.close)
+# At exit, brokers are closed by such finalizers too, later ones first. Functions that an application registers with atexit after it has
+# declared its jobs run before all of these, so they can send jobs.
+weakref.finalize(_holder, _holder.close)
 os.register_at_fork(after_in_child=_holder.after_fork)

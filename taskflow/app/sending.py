@@ -30,6 +30,7 @@ async def send_call(app: App, call: Call[R]) -> JobHandle[R]:
 
 def send_call_sync(app: App, call: Call[R]) -> JobHandle[R]:
     """Like `send_call`, for code without an event loop."""
+    app.broker()  # imported here and not in the portal's thread: see `url.load`
     return run_sync(_send(app, stamped(app, call)))
 
 
@@ -84,6 +85,7 @@ def enqueue_sync(calls: Iterable[Call[R]], *, connection: Connection | None = No
         return transactional_sending.enqueue_sync(default_app(), calls, connection)
     refuse_inside_a_loop("enqueue_sync()", "await enqueue()")
     app, sent = default_app(), Sent[R]()
+    app.broker()  # as in `send_call_sync`
     for batch in Batches(calls):
         stamp_batch(app, batch, sent)
         run_sync(_send_batch(app, batch, sent))

@@ -48,7 +48,17 @@ def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None)
         raise BrokerUrlError(f"a broker URL must be text, such as sqlite:///taskflow.db, got {type(url).__name__}")
     scheme, parts = _parsed(url)
     options = _options(parts, SCHEMES[scheme])
+    if scheme != "memory":
+        import concurrent.futures.thread  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import encodings.idna  # noqa: F401  # pyright: ignore[reportUnusedImport]  # see `load`: event loops would import both later
     return _OPENERS[scheme](parts, options, seams, rules)
+
+
+def load(url: str) -> None:
+    """Import what the broker of this URL needs, in the caller's thread. If another thread imported it while the process forks, the child
+    would wait for ever for that thread's import lock. Errors are left to the first use of the broker."""
+    with suppress(ConfigurationError, ImportError, OSError):
+        connect(url)
 
 
 def masked(url: str) -> str:

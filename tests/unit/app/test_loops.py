@@ -23,6 +23,8 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.session import Session
 from taskflow.model.verdict import Settlement, Succeeded
 from tests.support.harnesses import BROKERS, StoreHarness
+from tests.support.postgres import shared_postgres
+from tests.support.servers import shared_redis
 from tests.support.world import World
 from tests.unit.app.jobs import add
 
@@ -267,10 +269,48 @@ def test_a_fork_between_two_sends(tmp_path: Path, script: str, sent: int) -> Non
     assert claimed_from(tmp_path / "queue.db") == set(ids)
 
 
-def run_script(folder: Path, script: str) -> str:
+def url_of(store: str) -> str:
+    match store:
+        case "redis":
+            return f"{shared_redis().url}?namespace=test-loops"
+        case "postgres":
+            return f"{shared_postgres().url()}?namespace=test-loops&tls=disable"
+        case _:
+            return "sqlite:///queue.db"
+
+
+# Notes which thread imports a module.
+NOTE_IMPORTS = """
+import threading
+importers = []
+class Noted:
+    def find_spec(self, name, path=None, target=None):
+        importers.append((threading.current_thread() is threading.main_thread(), name))
+"""
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis", "postgres"])
+@pytest.mark.parametrize("is_configured", [True, False], ids=["configured", "from the environment"])
+def test_no_thread_imports_the_store_while_the_process_may_fork(tmp_path: Path, store: str, is_configured: bool) -> None:
+    """The children of such a fork waited for ever for the import lock of a thread that they do not have."""
+    configure = f"taskflow.configure(broker={url_of(store)!r})" if is_configured else ""
+    script = f"""
+    import sys, taskflow
+    add = taskflow.job(name="add")(lambda x: x)
+    {configure}
+    sys.meta_path.insert(0, Noted())
+    handle = add.delay_sync(1)
+    print(taskflow.run_sync(handle.status()), [name for is_main, name in importers if not is_main])
+    """
+    (tmp_path / "app").mkdir()
+    said = run_script(tmp_path, NOTE_IMPORTS + textwrap.dedent(script), TASKFLOW_BROKER="memory://" if is_configured else url_of(store))
+    assert said == "ready []\n"
+
+
+def run_script(folder: Path, script: str, **variables: str) -> str:
     """Warnings are errors, but for Python's own (3.12) that a process with threads forks: that is what is tried here."""
     flags = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
-    environment = {**os.environ, "TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONPATH": "."}
+    environment = {**os.environ, "TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONPATH": ".", **variables}
     command = [sys.executable, *flags, "-c", textwrap.dedent(script)]
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -303,6 +343,54 @@ def test_an_application_in_a_child_knows_its_brokers_are_the_parents(tmp_path: P
 
 
 # --- the end --------------------------------------------------------------------------------------------------------
+
+
+BEFORE = """
+import atexit
+def try_to(name, function):
+    try:
+        print(name, function().id and "sent")
+    except RuntimeError as error:
+        print(name, error)
+atexit.register(lambda: try_to("registered first:", lambda: add.delay_sync(1)))
+"""
+
+AT_EXIT = """
+import taskflow
+taskflow.configure(broker={0!r})
+class Last:
+    def __del__(self):
+        try_to("destructor:", lambda: add.delay_sync(1))
+last = Last()
+atexit.register(lambda: try_to("registered last:", lambda: add.delay_sync(2)))
+{1}
+"""
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis", "postgres"])
+@pytest.mark.parametrize("has_sent", [True, False], ids=["has sent", "has not sent"])
+def test_what_is_sent_while_python_exits_arrives_or_is_refused_at_once(tmp_path: Path, store: str, has_sent: bool) -> None:
+    """It hung for ever, or said that the broker was away. Python stops threads before it runs destructors."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "tasks.py").write_text(TASKS)
+    script = BEFORE + BEGIN + AT_EXIT.format(url_of(store), "add.delay_sync(3)" if has_sent else "")
+
+    last, first, destructor = run_script(tmp_path, script).splitlines()
+
+    assert last == "registered last: sent"
+    assert (first, destructor) == (f"registered first: {TOO_LATE}", f"destructor: {TOO_LATE}")
+
+
+TOO_LATE = "taskflow cannot send or ask any more, because Python is exiting: do so before the end of the program"
+
+
+def test_a_host_that_is_first_looked_up_while_python_exits_is_refused_at_once(tmp_path: Path) -> None:
+    """The event loop looks names up in threads, of which Python starts no more."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "tasks.py").write_text(TASKS)
+    script = BEFORE + BEGIN + AT_EXIT.format("postgresql://localhost:1/nowhere", "")
+    last, *_ = run_script(tmp_path, script).splitlines()
+    assert last.startswith(f"registered last: {TOO_LATE} (cannot schedule new futures after")
 
 
 def test_a_script_that_has_sent_ends_at_once(tmp_path: Path) -> None:
