@@ -8,10 +8,8 @@ from __future__ import annotations
 import pytest
 
 from tests.cli.processes import Shell
-from tests.long.chaos.faults import ROOT
-from tests.long.chaos.ledger import VARIABLE
 from tests.long.chaos.places import Place, places
-from tests.long.chaos.play import SECONDS, SEED, play
+from tests.long.chaos.play import SECONDS, SEED, play, play_in_memory
 
 TTL = 6.0
 
@@ -25,8 +23,4 @@ async def test_chaos(shell: Shell, kind: type[Place]) -> None:
 
 def test_chaos_in_memory(shell: Shell) -> None:
     """The same rules in a process of its own, which nobody can kill: its workers and their services are cancelled, and its clocks jump."""
-    shell.environment |= {"PYTHONPATH": str(ROOT), VARIABLE: str(shell.folder / "ledger")}
-    running = shell.start("-m", "tests.long.chaos.memory", str(SEED), str(SECONDS))
-    running.process.wait(SECONDS + 300)
-    assert running.end() == 0, running.said
-    print(running.said)
+    play_in_memory(shell, seed=SEED, seconds=SECONDS)

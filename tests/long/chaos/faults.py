@@ -79,7 +79,7 @@ class Chaos:
         self._fleet = fleet
         self._place, self._ledger, self._ttl = fleet.place, fleet.ledger, fleet.ttl
         self._chance = random.Random(seed)
-        self._locks = {victim: asyncio.Lock() for victim in ("store", "supervisor", "lone", "producers", "proxies")}
+        self._locks = {victim: asyncio.Lock() for victim in ("store", "supervisor", "producers", "proxies")}
         self._stopped = set[int]()
         faults: dict[Callable[[], Coroutine[Any, Any, None]], int] = {
             self.kill_worker: 4,
@@ -122,12 +122,12 @@ class Chaos:
                 await self._kill(pid)
 
     async def kill_supervisor(self) -> None:
-        """Its workers end with it, or go on until they notice."""
+        """Its workers end with it."""
         async with self._alone_with("supervisor") as is_alone:
             if is_alone:
                 for pid in pids(self._fleet.supervisor):
                     if is_alive(pid):
-                        self._ledger.write("fault", pid=pid, note="its supervisor is killed")
+                        self._ledger.write("killed", pid=pid, note="with its supervisor")
                 self._ledger.write("killed", pid=self._fleet.supervisor.process.pid, note="supervisor")
                 self._fleet.supervisor.signal(signal.SIGKILL)
                 await asyncio.to_thread(self._fleet.supervisor.process.wait)
@@ -141,10 +141,10 @@ class Chaos:
                 self._ledger.write("fault", pid=self._fleet.supervisor.process.pid, note="deploy")
                 self._fleet.supervisor.signal(signal.SIGHUP)
                 await asyncio.sleep(3)
-        async with self._alone_with("lone") as is_alone:
-            if is_alone and "working as" in self._fleet.lone.said and self._fleet.lone.process.pid not in self._stopped:
-                self._fleet.lone.signal(signal.SIGTERM)
-                await self._replace_lone()
+        lone = self._fleet.lone
+        if "working as" in lone.said and lone.process.pid not in self._stopped:
+            lone.signal(signal.SIGTERM)
+            await self._replace(lone)
 
     async def kill_producer(self) -> None:
         async with self._alone_with("producers") as is_alone:
@@ -158,15 +158,14 @@ class Chaos:
     async def _kill(self, pid: int) -> None:
         self._ledger.write("killed", pid=pid)
         _signal(pid, signal.SIGKILL)
-        if pid == self._fleet.lone.process.pid:
-            async with self._locks["lone"]:
-                await self._replace_lone()
+        if pid == (lone := self._fleet.lone).process.pid:
+            await self._replace(lone)
 
-    async def _replace_lone(self) -> None:
-        before = self._fleet.lone
-        await asyncio.to_thread(before.process.wait)
+    async def _replace(self, lone: Running) -> None:
+        """Start another worker that is alone, when this one has ended and nobody else has done it."""
+        await asyncio.to_thread(lone.process.wait)
         await asyncio.sleep(self._chance.uniform(0, 2))
-        if self._fleet.lone is before:
+        if self._fleet.lone is lone:
             self._fleet.lone = self._fleet.start_lone()
 
     @asynccontextmanager

@@ -11,11 +11,11 @@ from typing import Any, Final
 from taskflow import Backoff, Every, JobContext, Snooze, configure, job
 from taskflow.events import CpuStarved, InterpreterBlocked, LoopResumed, ServiceFailed, VerdictIgnored, WorkerEvent
 from tests.long.chaos import ledger as ledgers, tables
+from tests.long.chaos.state import EVERY, KEYED
 
 ledger: Final = ledgers.of_environment()
 
 KEPT: Final = 7_200.0
-EVERY: Final = 2
 
 Result = list[int]
 """The number that was sent, and the epoch of the run that has ended the job."""
@@ -71,7 +71,7 @@ async def plain(ctx: JobContext, number: int, seconds: float) -> Result:
     return [number, ctx.epoch]
 
 
-@job(name="chaos.keyed")
+@job(name=KEYED)
 async def keyed(ctx: JobContext, number: int, seconds: float) -> Result:
     with run(ctx):
         await asyncio.sleep(seconds)

@@ -112,6 +112,8 @@ def nothing_comes_from_nowhere(case: Case) -> Iterator[tuple[str, tuple[str, ...
     for id, standing in case.history.standing.items():
         if standing and (standing not in case.history.sent or case.history.sent[standing].key != case.history.sent[id].key):
             yield f"was kept off by {standing}, which has not its key", (id, standing)
+        elif (end := case.seen(standing)) and end.mono < case.history.sent[id].mono:
+            yield f"was kept off by {standing}, whose end had been seen before it was sent", (id, standing)
 
 
 def transactions_decide(case: Case) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -255,7 +257,7 @@ def counts_are_true(case: Case) -> Iterator[tuple[str, tuple[str, ...]]]:
     if there != case.state.counts:
         yield f"the console counts {case.state.counts}, and lists {there}", ()
     for problem in case.state.problems:
-        yield f"the store has a problem: {problem}", ()
+        yield problem, ()
 
 
 def no_run_vanishes(case: Case) -> Iterator[tuple[str, tuple[str, ...]]]:

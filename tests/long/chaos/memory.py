@@ -19,7 +19,7 @@ from taskflow.model.clock import SystemClock, to_microseconds
 from taskflow.model.seams import Seams
 from taskflow.worker.options import WorkerOptions
 from tests.long.chaos.jobs import ledger
-from tests.long.chaos.play import EVERY, KEYS, census, check, drain, has_no_dead_session
+from tests.long.chaos.play import census, check, drain, has_no_dead_session
 from tests.long.chaos.producers import Producer, put_schedule
 from tests.long.chaos.state import read_state
 from tests.support.waiting import until
@@ -130,7 +130,7 @@ async def main(seed: int, seconds: float) -> None:
         for worker in workers:
             worker.cancel()
         await asyncio.wait(workers)
-        state = await read_state(broker, KEYS, EVERY, None)
+        state = await read_state(broker, None)
     check(ledger.read(), state, ttl=TTL, name=f"memory, CHAOS_SEED={seed} CHAOS_SECONDS={seconds:g}", folder=ledger.path.parent)
 
 

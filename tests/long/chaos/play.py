@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,11 +23,11 @@ from taskflow.broker.url import connect
 from taskflow.model.ids import id_text
 from taskflow.model.record import LIVE, Status
 from taskflow.model.schedule import Amendment
-from tests.cli.processes import Shell
-from tests.long.chaos.faults import SUPERVISED, Chaos, Fleet
+from tests.cli.processes import TIMEOUT, Shell
+from tests.long.chaos.faults import ROOT, SUPERVISED, Chaos, Fleet
 from tests.long.chaos.history import History
 from tests.long.chaos.judge import judge, told
-from tests.long.chaos.ledger import Ledger, Line
+from tests.long.chaos.ledger import VARIABLE, Ledger, Line
 from tests.long.chaos.overlaps import Zombies, overlaps
 from tests.long.chaos.places import Place
 from tests.long.chaos.state import State, read_state
@@ -37,12 +39,8 @@ SECONDS: Final = float(os.environ.get("CHAOS_SECONDS", "600"))
 SEED: Final = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1_000)
 """Chosen by chance unless the environment names it. It decides what is sent and which faults come, not when processes run."""
 
-KEYS: Final = tuple(f"key-{number}" for number in range(6))
-EVERY: Final = 2.0
-"""The schedules' interval in seconds."""
-
 DRAINS_WITHIN: Final = 180.0
-"""A job that has crashed three times waits 35 s, and on a busy machine everything takes longer."""
+"""Seconds until one more job has ended. One that has crashed three times waits 35 s, and on a busy machine everything takes longer."""
 
 CENSUS_EVERY: Final = 30.0
 """Seconds between two looks at cancelled jobs, which the store drops after five minutes."""
@@ -74,10 +72,19 @@ async def play(shell: Shell, place: Place, *, seed: int, seconds: float, ttl: fl
         for worker in (fleet.supervisor, fleet.lone):
             assert await asyncio.to_thread(worker.end) == 0, worker.said[-2_000:]
         await take_census(broker, ledger, set())
-        state = await read_state(broker, KEYS, EVERY, tables)
+        state = await read_state(broker, tables)
     finally:
         await broker.close()
     check(ledger.read(), state, ttl=ttl, name=f"{place.name}, CHAOS_SEED={seed} CHAOS_SECONDS={seconds:g}", folder=shell.folder)
+
+
+def play_in_memory(shell: Shell, *, seed: int, seconds: float) -> None:
+    """Run `tests/long/chaos/memory.py` in a process of its own, which has the memory broker to itself."""
+    shell.environment |= {"PYTHONPATH": str(ROOT), VARIABLE: str(shell.folder / "ledger")}
+    running = shell.start("-m", "tests.long.chaos.memory", str(seed), str(seconds))
+    running.process.wait(seconds + DRAINS_WITHIN + TIMEOUT)
+    assert running.end() == 0, running.said
+    print(running.said)
 
 
 def check(lines: list[Line], state: State, *, ttl: float, name: str, folder: Path) -> None:
@@ -121,15 +128,18 @@ async def take_census(broker: Broker, ledger: Ledger, seen: set[bytes]) -> None:
 
 
 async def drain(broker: Broker) -> None:
-    """Pause the schedules, and wait until nothing is left to do. If that takes too long, the judge tells what is stuck."""
+    """Pause the schedules, and wait until nothing is left to do. If nothing gets done any more, the judge tells what is stuck."""
     for schedule in await broker.console.schedules():
         await broker.console.amend_schedule(schedule.name, Amendment.PAUSE)
-    with contextlib.suppress(TimeoutError):
-        await until(lambda: has_no_live_job(broker), within=DRAINS_WITHIN)
+    left, gives_up_at = math.inf, 0.0
+    while (live := await live_jobs(broker)) and (live < left or time.monotonic() < gives_up_at):
+        if live < left:
+            left, gives_up_at = live, time.monotonic() + DRAINS_WITHIN
+        await asyncio.sleep(0.1)
 
 
-async def has_no_live_job(broker: Broker) -> bool:
-    return not any(queue.counts.get(status) for queue in await broker.console.queues() for status in LIVE)
+async def live_jobs(broker: Broker) -> int:
+    return sum(queue.counts.get(status, 0) for queue in await broker.console.queues() for status in LIVE)
 
 
 async def has_no_dead_session(broker: Broker, living: int) -> bool:

@@ -20,10 +20,10 @@ from taskflow.app.call import Call
 from taskflow.app.sending import send_call
 from tests.long.chaos import jobs, tables
 from tests.long.chaos.jobs import Result, ledger
+from tests.long.chaos.state import EVERY, KEYS, TAG
 
 T = TypeVar("T")
 
-KEYS: Final = tuple(f"key-{number}" for number in range(6))
 PUT: Final = "chaos.put"
 """The schedule that is put. The other one is declared."""
 
@@ -79,7 +79,7 @@ class Producer:
 
     async def plain(self) -> None:
         job = self._chance.choice((jobs.plain, jobs.threaded))
-        options = job.options(priority=self._chance.choice((-1, 0, 1)), tags=("chaos",), queue=self._a_queue())
+        options = job.options(priority=self._chance.choice((-1, 0, 1)), tags=(TAG,), queue=self._a_queue())
         await self._send("plain", options.bind(next(self._numbers), self._brief()))
 
     async def long(self) -> None:
@@ -118,7 +118,7 @@ class Producer:
 
     async def cancelled(self) -> None:
         """Some are waiting, some are running, some have ended when they are cancelled."""
-        after, seconds = self._chance.choice(((self._chance.uniform(0, 2), 0.0), (0.0, self._chance.uniform(0, 2)), (3_600.0, 0.0)))
+        after, seconds = self._chance.choice(((self._chance.uniform(0, 2), 0.0), (0.0, self._chance.uniform(0, 2)), (30.0, 0.0)))
         call = jobs.plain.options(after=after).bind(next(self._numbers), seconds)
         handle = await self._send("cancelled", call, after=after)
         if handle is None:
@@ -235,7 +235,7 @@ async def _until_answered(send: Callable[[], Awaitable[T]]) -> T | None:
 
 
 async def put_schedule() -> None:
-    await schedules.put(PUT, jobs.tick.bind(), Every(jobs.EVERY), catch_up="all")
+    await schedules.put(PUT, jobs.tick.bind(), Every(EVERY), catch_up="all")
 
 
 async def main(seed: int, seconds: float) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
 
+from taskflow.broker.console import View
 from taskflow.broker.protocol import Broker
 from taskflow.model.codec import decode_value
 from taskflow.model.follow_up import CAUSED_BY
@@ -19,6 +20,14 @@ from tests.long.chaos.tables import Tables
 from tests.support.listing import listed
 
 KEYED: Final = "chaos.keyed"
+"""The job whose calls have keys."""
+
+KEYS: Final = tuple(f"key-{number}" for number in range(6))
+TAG: Final = "chaos"
+EVERY: Final = 2
+"""The interval of the schedules in seconds."""
+
+READS: Final = 5
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +70,18 @@ class State(msgspec.Struct, kw_only=True):
     problems: tuple[str, ...] = ()
 
 
-async def read_state(broker: Broker, keys: Sequence[str], every: float, tables: Tables | None) -> State:
+async def read_state(broker: Broker, tables: Tables | None) -> State:
+    """Read everything while nobody changes it. Only time does: a cancelled job that is dropped meanwhile is counted and not listed."""
+    for _ in range(READS):
+        while (await broker.upkeep(1_000)).dropped:
+            pass
+        state = await _read(broker, tables)
+        if sum(state.counts.values()) == len(state.jobs):
+            break
+    return state
+
+
+async def _read(broker: Broker, tables: Tables | None) -> State:
     console = broker.console
     records = await listed(console)
     counts, totals = Counter[str](), Counter[str]()
@@ -69,22 +89,31 @@ async def read_state(broker: Broker, keys: Sequence[str], every: float, tables: 
         counts.update({status.value: number for status, number in queue.counts.items()})
     for events in (await console.metrics()).totals.values():
         totals.update(events)
-    holders = await broker.holders([key_digest("default", KEYED, key) for key in keys])
-    sessions = await console.workers()
+    holders = await broker.holders([key_digest("default", KEYED, key) for key in KEYS])
+    sessions, findings = await console.workers(), await console.examine()
     return State(
         jobs={id_text(record.id): _stored(record) for record in records},
         counts=dict(+counts),
         totals=dict(totals),
         leases=sum(session.leases for session in sessions),
         sessions=len(sessions),
-        held_keys=tuple(key for key, holder in zip(keys, holders, strict=True) if holder is not None),
+        held_keys=tuple(key for key, holder in zip(KEYS, holders, strict=True) if holder is not None),
         schedules=tuple(
-            Fired(name=schedule.name, every=every, fired=schedule.fired, missed=schedule.missed) for schedule in await console.schedules()
+            Fired(name=schedule.name, every=EVERY, fired=schedule.fired, missed=schedule.missed) for schedule in await console.schedules()
         ),
         orders=tables.orders() if tables else None,
         effects=dict(tables.effects()) if tables else None,
-        problems=tuple(finding.says for finding in await console.examine() if finding.level == "problem"),
+        problems=(
+            *_untagged(records, await listed(console, View(tag=TAG))),
+            *[found.says for found in findings if found.level == "problem"],
+        ),
     )
+
+
+def _untagged(records: Sequence[Record], tagged: Sequence[Record]) -> Iterator[str]:
+    there, found = {record.id for record in records if TAG in record.tags}, {record.id for record in tagged}
+    for job_id in there ^ found:
+        yield f"{id_text(job_id)} is {'missing from' if job_id in there else 'wrongly in'} the list of its tag"
 
 
 def _stored(record: Record) -> Stored:

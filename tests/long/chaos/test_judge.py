@@ -168,6 +168,12 @@ def kept_by_another_key(tale: Tale) -> None:
     tale.tell("accepted", id="kept", standing="one of a key")
 
 
+def kept_by_an_ended_job(tale: Tale) -> None:
+    tale.tell("ended", 13.0, id="one of a key", status="succeeded", epoch=1)
+    tale.tell("send", 14.0, id="kept", kind="keyed", key="k")
+    tale.tell("accepted", 14.0, id="kept", standing="one of a key")
+
+
 def committed_and_missing(tale: Tale) -> None:
     tale.tell("send", id="missing", kind="transactional")
     tale.tell("unknown", id="missing")
@@ -319,6 +325,7 @@ WRONG = [
     *(("each_job_ends_as_it_may", change) for change in (failed_without_a_reason, poison_after_one_crash, replaced_by_nobody)),
     ("each_job_ends_as_it_may", failed_too_early),
     *(("nothing_comes_from_nowhere", change) for change in (unsent, ran_though_unknown, added_though_kept, kept_by_another_key)),
+    ("nothing_comes_from_nowhere", kept_by_an_ended_job),
     *(("transactions_decide", change) for change in (committed_and_missing, there_without_a_commit, rolled_back_and_ordered)),
     ("batches_are_whole", half_a_batch),
     *(("each_job_ends_once", change) for change in (ran_after_its_end, ended_twice, counted_twice, added_twice, another_runs_result)),
