@@ -33,7 +33,7 @@ A store may contain anything: other programs write to it, disks fail, releases d
   [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome.
 
 **register** adds a session.
-  [register_repeat] Registering a living session again changes nothing.
+  [register_repeat] Registering a living session again changes only what is shown of it: its queues, jobs, deploy and trouble.
   [register_dead] A session that was reaped or has left stays dead. It gets SessionLost for at least `repeat_for`, and then is forgotten.
 
 **claim** leases up to `limit` ready jobs to a session.

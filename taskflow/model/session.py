@@ -31,6 +31,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     `queues`  the queues that it takes; empty for all
     `jobs`    the names of the jobs that its code declares, aliases included; empty if there are more than `MOST_NAMES`
     `deploy`  the value of TASKFLOW_DEPLOY in its environment
+    `trouble` why its claims or its upkeep fail again and again; empty if they do not
     """
 
     id: bytes
@@ -41,10 +42,12 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     wants_ends: bool = False
     jobs: tuple[str, ...] = ()
     deploy: str = ""
+    trouble: str = ""
 
     def pack_about(self) -> bytes:
         """Pack what no store needs to know, but shows."""
-        return bytes(msgpack.packb([self.queues, self.concurrency, self.jobs, self.deploy], unicode_errors="replace") or b"")
+        about = [self.queues, self.concurrency, self.jobs, self.deploy, self.trouble]
+        return bytes(msgpack.packb(about, unicode_errors="replace") or b"")
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,12 +91,13 @@ def deploy_of(about: Any) -> str:
 
 
 def _about(stored: Any) -> dict[str, Any]:
-    queues, concurrency, jobs, deploy, *_ = unpacked(octets(stored))
+    queues, concurrency, jobs, deploy, trouble, *_ = unpacked(octets(stored))
     return {
         "queues": tuple(map(text, queues)),
         "concurrency": whole(concurrency),
         "jobs": tuple(map(text, jobs)),
         "deploy": text(deploy),
+        "trouble": text(trouble),
     }
 
 

@@ -20,6 +20,7 @@ from taskflow.model.seams import Chance
 from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, Events
 from taskflow.worker.queues import QueueChoice
+from taskflow.worker.registration import TroubleReport
 
 LOOK_AGAIN: Final = 5.0
 """Seconds without a nudge after which the fetcher claims again, because nudges may
@@ -76,7 +77,15 @@ class Fetcher:
     """
 
     def __init__(
-        self, broker: Broker, session: bytes, queues: QueueChoice, sink: LeaseSink, too_old: float, events: Events, chance: Chance
+        self,
+        broker: Broker,
+        session: bytes,
+        queues: QueueChoice,
+        sink: LeaseSink,
+        too_old: float,
+        events: Events,
+        chance: Chance,
+        trouble: TroubleReport,
     ) -> None:
         self._broker = broker
         self._session = session
@@ -84,6 +93,7 @@ class Fetcher:
         self._sink = sink
         self._too_old = too_old
         self._events = events
+        self._trouble = trouble
         self._retries = Retries(PAUSES, chance.random)
         self._nudge: Callable[[], None] = lambda: None
         self._answered = asyncio.Event()
@@ -178,6 +188,7 @@ class Fetcher:
             except BrokerError as error:
                 pause = self._retries.failed()
                 self._events.emit(BrokerCallFailed("claiming", str(error), self._retries.failures))
+                await self._trouble.failed("claiming", str(error), self._retries.failures)
                 await asyncio.sleep(pause)
                 if self._is_stopping:
                     return []
@@ -192,6 +203,7 @@ class Fetcher:
                 self.has_tried.set()
         if self._retries.succeeded():
             self._events.emit(BrokerRecovered("claiming"))
+            await self._trouble.recovered("claiming")
         self.request = number
         return leases
 

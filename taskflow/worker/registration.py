@@ -1,11 +1,18 @@
-"""Describes a worker to the broker: its name, its deploy, its queues and its jobs."""
+"""Describes a worker to the broker: its name, its deploy, its queues, its jobs, and what fails in it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
+from typing import Final
 
+import anyio
+import msgspec
+
+from taskflow.broker.protocol import Broker
+from taskflow.model.errors import BrokerError
 from taskflow.model.failure_cause import LONGEST_DEPLOY
 from taskflow.model.session import MOST_NAMES, Session
 from taskflow.worker.options import WorkerOptions
@@ -33,3 +40,36 @@ def new_session(options: WorkerOptions, jobs: tuple[str, ...], *, wants_ends: bo
         jobs=jobs if len(jobs) <= MOST_NAMES else (),
         deploy=deploy_name(),
     )
+
+
+TROUBLE_AFTER: Final = 3
+"""The number of failures in a row after which they are trouble. Fewer are common when a store restarts."""
+
+SHOWN_WITHIN: Final = 1.0
+"""Seconds that showing trouble may take. The operation that fails waits for it."""
+
+LONGEST_TROUBLE: Final = 500
+
+
+class TroubleReport:
+    """Shows in the store that operations of this worker fail again and again, for `taskflow doctor`."""
+
+    def __init__(self, broker: Broker, session: Session) -> None:
+        self._broker = broker
+        self._session = session
+        self._shown = dict[str, str]()
+
+    async def failed(self, operation: str, why: str, times: int) -> None:
+        """Show why an operation has failed, `times` times in a row."""
+        if times >= TROUBLE_AFTER and self._shown.get(operation) != why:
+            await self._show({**self._shown, operation: why})
+
+    async def recovered(self, operation: str) -> None:
+        if operation in self._shown:
+            await self._show({other: why for other, why in self._shown.items() if other != operation})
+
+    async def _show(self, troubles: dict[str, str]) -> None:
+        text = "; ".join(f"{operation} fails: {why}" for operation, why in troubles.items())[:LONGEST_TROUBLE]
+        with contextlib.suppress(BrokerError), anyio.move_on_after(SHOWN_WITHIN):
+            await self._broker.register(msgspec.structs.replace(self._session, trouble=text))
+            self._shown = troubles

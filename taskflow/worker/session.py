@@ -36,7 +36,7 @@ from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.phase import Phase
 from taskflow.worker.quarantine import Quarantine
-from taskflow.worker.registration import new_session
+from taskflow.worker.registration import TroubleReport, new_session
 from taskflow.worker.runs import Runs
 from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.services import Services
@@ -93,9 +93,12 @@ class WorkerSession:
         self._settler = Settler(broker, self._lease_table, events, ended_hooks)
         self._runs = Runs(options, threads, self._lease_table, executor, self._settler, events)
         too_old = options.ttl / 4  # half of the ghost age, which is half of the ttl
-        self._fetcher = Fetcher(broker, self.session.id, options.queues, self, too_old, events, seams.chance)
+        trouble = TroubleReport(broker, self.session)
+        self._fetcher = Fetcher(broker, self.session.id, options.queues, self, too_old, events, seams.chance, trouble)
         on_ended = None if ended_hooks is None else ended_hooks.tell_ended
-        self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look, on_offers=scheduler.fire, on_ended=on_ended)
+        self._upkeep = Upkeep(
+            broker, seams.chance, events, on_ready=self._fetcher.look, on_offers=scheduler.fire, on_ended=on_ended, trouble=trouble
+        )
         self._quarantine = Quarantine(self._lease_table, self._runs, events)
         self._heartbeat = Heartbeat(self.session, self._lease_table, self, events, seams.start_thread)
         self._services = Services(events, seams.chance, on_end=self._lease_table.nudge)

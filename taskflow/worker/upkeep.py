@@ -17,6 +17,7 @@ from taskflow.model.schedule import Offer
 from taskflow.model.seams import Chance
 from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerCallFailed, Events
+from taskflow.worker.registration import TroubleReport
 
 LIMIT: Final = 250
 """The maximum number of moves in one call while jobs are falling due. These jobs wait
@@ -65,6 +66,7 @@ class Upkeep:
         on_ready: Callable[[], None],
         on_offers: Callable[[Sequence[Offer]], Awaitable[float]],
         on_ended: Callable[[Sequence[bytes], int], None] | None,
+        trouble: TroubleReport,
     ) -> None:
         self._broker = broker
         self._on_offers = on_offers
@@ -72,6 +74,7 @@ class Upkeep:
         self._events = events
         self._on_ready = on_ready
         self._on_ended = on_ended
+        self._trouble = trouble
         self._retries = Retries(PAUSES, chance.random)
         self._is_awaited = False
         self._portions = 0
@@ -133,8 +136,10 @@ class Upkeep:
             self._is_at_rest = False
             pause = self._retries.failed()
             self._events.emit(BrokerCallFailed("upkeep", str(error), self._retries.failures))
+            await self._trouble.failed("upkeep", str(error), self._retries.failures)
             return pause
-        self._retries.succeeded()
+        if self._retries.succeeded():
+            await self._trouble.recovered("upkeep")
         self._is_awaited = done.readied > 0 or done.released > 0
         if self._is_awaited:
             self._on_ready()

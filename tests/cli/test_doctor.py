@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Final
 
+import msgspec
 import pytest
 
+from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import Envelope
+from taskflow.model.session import Session
 from tests.cli.inprocess import Cli
+from tests.cli.processes import on_each_broker
 from tests.support.postgres import PostgresServer
 from tests.support.servers import RedisServer
 
@@ -44,6 +51,41 @@ def test_a_disk_without_room_is_a_problem(cli: Cli, monkeypatch: pytest.MonkeyPa
 
     [room] = [finding for finding in told["findings"] if finding["topic"] == "room"]
     assert room == {"topic": "room", "level": level, "says": f"{free * MIB:,} bytes free on its disk"}
+
+
+def test_a_damaged_page_is_a_problem(cli: Cli) -> None:
+    cli.with_broker(lambda broker: broker.enqueue([Envelope(id=os.urandom(16), job="send", payload=bytes(3_000)) for _ in range(200)]))
+    with closing(sqlite3.connect(cli.folder / "queue.db")) as file:
+        [(page,)] = file.execute("SELECT max(rootpage) FROM sqlite_master")
+        [(size,)] = file.execute("PRAGMA page_size")
+    with open(cli.folder / "queue.db", "r+b") as raw:
+        raw.seek((page - 1) * size)
+        raw.write(b"\xee" * size)
+    told = cli.json("doctor", code=1)
+
+    [pages] = [finding for finding in told["findings"] if finding["topic"] == "pages"]
+    assert pages["level"] == "problem"
+    assert pages["says"].startswith("the file is damaged: ")
+
+
+@on_each_broker
+def test_what_workers_report_is_a_problem(cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that answers all else may refuse the claims from a queue, or upkeep."""
+    monkeypatch.setenv("TASKFLOW_BROKER", new_store())
+    sessions = [Session(id=bytes([number]) * 16, name=f"web:{number}") for number in range(2)]
+    troubled = msgspec.structs.replace(sessions[1], trouble="claiming fails: integer out of range")
+
+    async def register(broker: Broker) -> None:
+        for session in (*sessions, troubled):
+            await broker.register(session)
+
+    cli.with_broker(register)
+    findings = cli.json("doctor", code=1)["findings"]
+    assert {"topic": "worker web:1", "level": "problem", "says": troubled.trouble} in findings
+    assert not any(finding["topic"] == "worker web:0" for finding in findings)
+    cli.with_broker(lambda broker: broker.register(sessions[1]))
+    others = [finding for finding in findings if finding["level"] == "problem" and finding["topic"] != "worker web:1"]  # the test's Redis
+    assert {"topic": "workers", "level": "ok", "says": "no trouble reported by 2"} in cli.json("doctor", code=int(bool(others)))["findings"]
 
 
 @pytest.mark.parametrize(

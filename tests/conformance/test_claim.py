@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from taskflow.broker import topics
@@ -18,7 +19,7 @@ from tests.support.world import ODD_QUEUES, World, fences_of, ids_of
 
 
 async def test_register_repeat(world: World) -> None:
-    """Registering again what lives changes nothing: it has been there as long, and its leases stand."""
+    """Registering again what lives changes only what is shown: it has been there as long, and its leases stand."""
     session = await world.a_session()
     await world.add()
     leases = await world.claim(session)
@@ -29,6 +30,11 @@ async def test_register_repeat(world: World) -> None:
 
     assert await world.broker.console.workers() == before
     assert before[0].leases == 1
+
+    changed = msgspec.structs.replace(session, trouble="claiming fails: the page is damaged", jobs=("send",))
+    await world.broker.register(changed)
+
+    assert await world.broker.console.workers() == [msgspec.structs.replace(before[0], session=changed)]
     assert await world.settle(succeeded(leases[0])) == [Settled.OK]
 
 

@@ -16,8 +16,9 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
+from taskflow.model.retry import Pauses
 from taskflow.model.rules import Rules
-from taskflow.model.session import Beat
+from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
 from taskflow.worker.events import (
     BrokerCallFailed,
@@ -32,6 +33,7 @@ from taskflow.worker.events import (
 )
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.queues import QueueChoice
+from taskflow.worker.registration import TroubleReport
 from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
@@ -86,6 +88,29 @@ async def test_what_ended_during_an_outage_is_settled_after_it() -> None:
             await heard.wait_for(BrokerRecovered)
 
 
+@pytest.mark.parametrize(("verb", "operation"), [("claim", "claiming"), ("upkeep", "upkeep")])
+async def test_what_fails_again_and_again_is_shown_in_the_store(verb: str, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`taskflow doctor` looks there. A store may answer everything but this."""
+    monkeypatch.setattr("taskflow.worker.upkeep.PAUSES", Pauses(0.001, 0.01))
+    async with a_faulty_broker() as broker, asyncio.timeout(20):
+        shown: asyncio.Queue[str] = asyncio.Queue()
+        register = broker.register
+
+        async def showing(session: Session) -> None:
+            await register(session)
+            shown.put_nowait(session.trouble)
+
+        monkeypatch.setattr(broker, "register", showing)
+        broker.away = {verb}
+        async with Worker(options=options(EventRecorder(), ttl=20.0)):
+            assert (await shown.get(), await shown.get()) == ("", f"{operation} fails: it is away, for this test")
+            [worker] = await broker.console.workers()
+            assert worker.session.trouble.startswith(operation)
+            broker.away = set()
+            assert await shown.get() == ""
+            assert shown.empty()
+
+
 async def test_a_broker_that_is_away_is_told_once_and_worked_with_again() -> None:
     async with a_faulty_broker() as broker:
         heard = EventRecorder()
@@ -127,7 +152,8 @@ async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance
 
     broker, heard, chance = FaultyBroker(), EventRecorder(), Drawn()
     broker.away = {"claim"}
-    fetcher = Fetcher(broker, bytes(16), QueueChoice(), Roomy(), 1.0, Events(heard), chance)
+    trouble = TroubleReport(broker, Session(id=bytes(16), name="worker"))
+    fetcher = Fetcher(broker, bytes(16), QueueChoice(), Roomy(), 1.0, Events(heard), chance, trouble)
     fetching = asyncio.create_task(fetcher.run())
     await heard.wait_for(BrokerCallFailed, times=3)
     fetching.cancel()

@@ -16,7 +16,9 @@ from taskflow.broker.protocol import Upkept
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Lease
 from taskflow.model.schedule import Offer
+from taskflow.model.session import Session
 from taskflow.worker.events import Events
+from taskflow.worker.registration import TroubleReport
 from taskflow.worker.upkeep import BREATH, LIMIT, MOMENT, PORTIONS, Upkeep
 from tests.worker.scene import EventRecorder, options
 
@@ -65,7 +67,9 @@ async def fires_none(offers: Sequence[Offer]) -> float:
 
 async def kept_up(*answers: Upkept) -> Told:
     broker = Told(answers)
-    upkeep = Upkeep(broker, random.Random(1), Events(EventRecorder()), on_ready=lambda: None, on_offers=fires_none, on_ended=None)
+    trouble = TroubleReport(broker, Session(id=bytes(16), name="worker"))
+    events = Events(EventRecorder())
+    upkeep = Upkeep(broker, random.Random(1), events, on_ready=lambda: None, on_offers=fires_none, on_ended=None, trouble=trouble)
     running = asyncio.create_task(upkeep.run())
     try:
         await asyncio.wait_for(broker.is_done.wait(), 10)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import replace
+
 from taskflow.broker import topics
 from taskflow.broker.memory.job import Fence, StoredJob
 from taskflow.broker.memory.transitions import MemoryTransitions
@@ -97,6 +99,8 @@ class Store(MemoryTransitions):
             self.sessions[session.id] = SessionState(session, self.now, self.steady, self.clock.boot_id())
         elif known.dead_at is not None:
             raise SessionLost(wording.session_reaped(session.name))
+        else:
+            known.session = replace(session, name=known.session.name, ttl=known.session.ttl, wants_ends=known.session.wants_ends)
         self.pulse = self.steady
 
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:

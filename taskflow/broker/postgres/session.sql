@@ -33,6 +33,8 @@ BEGIN
     ON CONFLICT (id) DO NOTHING;
     IF FOUND THEN -- a session that was forgotten and is registered again gets a fresh start
         DELETE FROM @.requests WHERE session = new_id;
+    ELSE
+        UPDATE @.sessions SET about = new_about WHERE id = new_id AND dead_at IS NULL AND about <> new_about;
     END IF;
     SELECT dead_at INTO died_at FROM @.sessions WHERE id = new_id;
     IF died_at IS NOT NULL THEN

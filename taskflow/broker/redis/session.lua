@@ -141,7 +141,9 @@ if call('EXISTS', session_key(id)) == 0 then
   end
   local least = tonumber(call('HGET', P .. 'meta', 'least_ttl') or ttl)
   call('HSET', P .. 'meta', 'least_ttl', math.min(least, ttl))
-elseif not is_alive(id) then
+elseif is_alive(id) then
+  call('HSET', session_key(id), 'about', about)
+else
   return redis.status_reply('LOST')
 end
 note_heartbeat()

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sqlite3
 import stat
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
@@ -197,9 +198,33 @@ def examine(transitions: Transitions) -> list[Finding]:
     return [
         Finding("file", "ok", f"{path}: {size:,} bytes, SQLite {sqlite3.sqlite_version}"),
         Finding("persistence", "ok", "enqueues and outcomes are on disk before they are answered"),
+        _pages(transitions),
         _permissions(path),
         Finding("room", "ok" if free > max(size, _LITTLE_ROOM) else "problem", f"{free:,} bytes free on its disk"),
     ]
+
+
+CHECKED_FOR: Final = 2.0
+"""Seconds that the check of the file's pages may take. It is a read transaction, for which a checkpoint waits."""
+
+
+def _pages(transitions: Transitions) -> Finding:
+    """Check the structure of the file's pages, for a limited time."""
+    until = time.monotonic() + CHECKED_FOR
+    transitions.connection.set_progress_handler(lambda: time.monotonic() > until, 10_000)
+    try:
+        damage = [text for (text,) in transitions.connection.execute("PRAGMA main.quick_check(1)") if text != "ok"]
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
+            raise
+        return Finding("pages", "note", f"no damage found within {CHECKED_FOR:g} s; `PRAGMA quick_check` in the shell of SQLite checks all")
+    except sqlite3.DatabaseError as error:
+        damage = [str(error)]
+    finally:
+        transitions.connection.set_progress_handler(None, 0)
+    if damage:
+        return Finding("pages", "problem", f"the file is damaged: {' '.join(damage)[:200]}; restore a backup, or `.recover` it")
+    return Finding("pages", "ok", "quick_check found no damage")
 
 
 def _permissions(path: str) -> Finding:

@@ -121,6 +121,8 @@ def register(transitions: Transitions, session: Session) -> None:
         transitions.connection.execute(transitions.sql["add_session"], values)
     elif known.dead_at is not None:
         raise SessionLost(wording.session_reaped(session.name))
+    else:
+        transitions.connection.execute(transitions.sql["show_session"], (session.pack_about(), known.number))
     _take_pulse(transitions)
 
 

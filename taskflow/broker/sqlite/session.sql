@@ -30,6 +30,10 @@ SELECT @session FROM "~sessions" ORDER BY number;
 -- Parameters: id, name, ttl, about, registered_at, boot_id, beat_at, wants_ends. Result: none. Fails for a known id.
 INSERT INTO "~sessions" (id, name, ttl, about, registered_at, boot_id, beat_at, wants_ends) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
+-- name: show_session
+-- Parameters: about, number. Result: none.
+UPDATE "~sessions" SET about = ? WHERE number = ?;
+
 -- name: forget_session
 -- Parameters: number. Result: none.
 DELETE FROM "~sessions" WHERE number = ?;
