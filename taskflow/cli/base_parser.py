@@ -21,9 +21,10 @@ class Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=columns() - 2)
 
-
-class AsWritten(Formatter, argparse.RawDescriptionHelpFormatter):
-    """A formatter that keeps the line breaks of descriptions."""
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wrap each line of a description, except indented ones, such as commands."""
+        fill = super()._fill_text
+        return "\n".join(fill(line, width, indent) if line and line[0] != " " else line for line in text.split("\n"))
 
 
 def columns() -> int:
@@ -49,12 +50,23 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(allow_abbrev=False, **{"formatter_class": Formatter, **given})
+        self._positionals.title = "arguments"
 
     def branch(self, name: str, *, required: bool) -> argparse._SubParsersAction[Parser]:
         """Make an argument choose one of `commands`, each with its own parser."""
         branches = self.add_subparsers(dest=name, required=required, metavar=name.upper(), parser_class=Parser)
         self.commands, self._chosen_by = branches.choices, name
+        self._positionals._group_actions.remove(branches)  # `list_commands` shows them without the heading of arguments
+        self._branches = branches
         return branches
+
+    def list_commands(self, groups: Mapping[str, Iterable[str]]) -> None:
+        """List the commands in the help under the titles of these groups, before the options."""
+        listed = {action.dest: action for action in self._branches._choices_actions}
+        for title, names in groups.items():
+            self.add_argument_group(title)._group_actions.extend(listed[name] for name in names)
+        self._action_groups.remove(self._optionals)
+        self._action_groups.append(self._optionals)
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         """Print the help. If it cannot be written, this raises an error, which argparse's own method would ignore."""

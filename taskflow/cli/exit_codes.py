@@ -26,4 +26,4 @@ MEANINGS: Final = {
     Exit.FORCED: "ended by force after the grace time",
 }
 
-TABLE: Final = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items()) + "\n  128+n  ended by signal n"
+TABLE: Final = "\n".join(f"  {code:>5}  {meaning}" for code, meaning in MEANINGS.items()) + "\n  128+n  ended by signal n"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from argparse import _StoreAction
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from taskflow.cli.base_parser import AsWritten, Parser
+from taskflow.cli.base_parser import Parser
+from taskflow.cli.command_groups import GROUPS, OF_SCHEDULES, epilog_of
 from taskflow.cli.exit_codes import TABLE
 from taskflow.cli.option_types import count, fingerprint, interval, positive, seconds, stages, time
 from taskflow.cli.worker_options import add_worker_options
@@ -19,19 +21,20 @@ STATUSES_FOR: Final = {
 }
 """The statuses that each action can act on, as in `taskflow.app.bulk_actions`, which takes longer to import."""
 
+BROKER: Final = "the broker's URL (default: TASKFLOW_BROKER, which keeps passwords off the command line, else sqlite:///taskflow.db)"
+
 
 def a_parser() -> Parser:
     parser = Parser(
         prog="taskflow",
         description="Background jobs for Python.",
-        epilog=f"exit codes:\n{TABLE}",
-        formatter_class=AsWritten,
+        epilog=f"exit codes:\n{TABLE}\n\nmore: docs/reference/cli.md",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.branch("command", required=True)
 
     def command(name: str, module: str, summary: str, description: str, **defaults: Any) -> Parser:
-        added = commands.add_parser(name, help=summary, description=description)
+        added = commands.add_parser(name, help=summary, description=description, epilog=epilog_of(name))
         added.set_defaults(module=module, **defaults)
         return added
 
@@ -41,27 +44,49 @@ def a_parser() -> Parser:
     add_worker_options(worker)
     once = "Send one job by its name, and print its id."
     _send(command("send", "send", "send a job by its name", once))
-    index = "Index the Python files of this machine with one job per file, starting with the standard library."
-    _demo(command("demo", "demo", "index this machine's Python files as jobs", index))
-    _status(command("status", "status", "show a summary of the store", "Show the queues and workers of the store."))
-    fleet = "List the running workers: busy slots, heartbeat, jobs, deploy and queues."
-    _reads(command("workers", "status", "list workers", fleet))
-    measure = "Measure how fast jobs are sent and run, in a throw-away namespace of the store. It puts load on the server."
-    _bench(command("bench", "bench", "measure the store and a worker", measure))
+    fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
+    _check(command("check", "check", "say whether the waiting jobs would run with this code", fits))
+    _add_looks(command)
+    _add_acts(command)
     examine = "Check the store's settings. Exits with 1 if there is a problem."
     _reads(command("doctor", "doctor", "check whether jobs are safe in the store", examine))
     bring = "Migrate the tables of PostgreSQL or SQLite to the version that this taskflow needs."
     _migrate(command("migrate", "migrate", "migrate the store's tables to this version", bring))
-    _reads(command("queues", "status", "list queues and their counts", "List every queue with its counts."))
-    _reads(command("metrics", "metrics", "count events by queue", "Show how often each event has happened since the store was created."))
+    measure = "Measure how fast jobs are sent and run, in a throw-away namespace of the store. It puts load on the server."
+    _bench(command("bench", "bench", "measure the store and a worker", measure))
+    index = "Index the Python files of this machine with one job per file, starting with the standard library."
+    _demo(command("demo", "demo", "index this machine's Python files as jobs", index))
+    completes = "Print a script that completes commands and options."
+    shells = command("completion", "completion", "print a completion script for a shell", completes)
+    shells.add_argument("shell", choices=("bash", "zsh"), help="the shell")
+    topic = command("help", "help", "show the help of a command", "Show the help of a command, as its option --help does.")
+    words = (*commands.choices, *OF_SCHEDULES)
+    topic.add_argument("topic", nargs="*", choices=words, action=_Help, const=parser, metavar="COMMAND", help="the command")
+    parser.list_commands(GROUPS)
+    shared = parser.add_argument_group("an option of most commands")
+    shared._group_actions.append(_StoreAction(["--broker"], "broker", metavar="URL", help=BROKER))
+    return parser
+
+
+def _add_looks(command: Callable[..., Parser]) -> None:
+    """Add the commands that look at jobs, queues and workers."""
+    _status(command("status", "status", "show a summary of the store", "Show the queues and workers of the store."))
     listing = "List jobs by status, or show those with the given ids."
     _jobs(command("jobs", "jobs", "list jobs, or show given ones", listing, all=False))
-    causes = "List the causes for which jobs have failed, the most frequent first."
-    _failures(command("failures", "failures", "list failed jobs by their cause", causes, status=None, poison=False))
     why = "Say why jobs are in their present state, the cause first, and what to do about it."
     _explain(command("explain", "explain", "say why a job has not run, or how it ended", why))
-    fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
-    _check(command("check", "check", "say whether the waiting jobs would run with this code", fits))
+    causes = "List the causes for which jobs have failed, the most frequent first."
+    _failures(command("failures", "failures", "list failed jobs by their cause", causes, status=None, poison=False))
+    _reads(command("queues", "status", "list queues and their counts", "List every queue with its counts."))
+    fleet = "List the running workers: busy slots, heartbeat, jobs, deploy and queues."
+    _reads(command("workers", "status", "list the running workers", fleet))
+    _reads(command("metrics", "metrics", "count events by queue", "Show how often each event has happened since the store was created."))
+    log = "List what operators did to jobs, queues and schedules, the newest first."
+    _audit(command("audit", "audit", "list what operators did", log))
+
+
+def _add_acts(command: Callable[..., Parser]) -> None:
+    """Add the commands that act on jobs, queues and schedules."""
     again = "Make failed and cancelled jobs ready again."
     _acts(retry := command("retry", "job_actions", "run failed or cancelled jobs again", again), "retry", default="failed")
     _groups(retry)
@@ -71,15 +96,8 @@ def a_parser() -> Parser:
     _acts(command("purge", "job_actions", "drop jobs", drop), "purge", default="ended")
     for verb, meaning in (("pause", "stop claiming jobs from queues"), ("resume", "end a pause")):
         _pause(command(verb, "job_actions", meaning, f"{meaning[0].upper()}{meaning[1:]}."), verb)
-    log = "List what operators did to jobs, queues and schedules, the newest first."
-    _audit(command("audit", "audit", "list what operators did", log))
     regular = "List schedules, or act on them. Without an action, list all of them."
     _schedules(command("schedules", "schedules", "list schedules, or act on them", regular))
-    shells = command(
-        "completion", "completion", "print a completion script for a shell", "Print a script that completes commands and options."
-    )
-    shells.add_argument("shell", choices=("bash", "zsh"), help="the shell")
-    return parser
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +113,8 @@ def _status(parser: argparse.ArgumentParser) -> None:
 
 
 def _modules(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help="a module that declares jobs, for example app.tasks")
+    named = "a module that declares jobs, for example app.tasks (default: the modules of [tool.taskflow.worker] in pyproject.toml)"
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=named)
     parser.add_argument("--all-submodules", action="store_true", help="import every module of packages")
 
 
@@ -194,7 +213,8 @@ def _schedules(parser: Parser) -> None:
     parser.set_defaults(action="list", names=[])
 
     def action(name: str, summary: str, nargs: str = "+", **defaults: Any) -> Parser:
-        added = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        description = f"{summary[0].upper()}{summary[1:]}."
+        added = actions.add_parser(name, help=summary, description=description, epilog=epilog_of("schedules", name))
         added.add_argument("names", nargs=nargs, metavar="NAME", help="the schedules")
         added.set_defaults(**defaults)
         return added
@@ -214,9 +234,11 @@ def _schedules(parser: Parser) -> None:
         _json(acting, argparse.SUPPRESS)
         _broker(acting, argparse.SUPPRESS)
     _backfill(action("backfill", "add a job for each time of schedules in a span"))
-    following = actions.add_parser("next", help=(summary := "compute times, without a broker"), description=f"{summary.capitalize()}.")
+    summary = "compute times, without a broker"
+    following = actions.add_parser("next", help=summary, description=f"{summary.capitalize()}.", epilog=epilog_of("schedules", "next"))
     _next(following)
     following.set_defaults(module="next_times")
+    parser.list_commands({"actions": OF_SCHEDULES})
 
 
 def _backfill(parser: argparse.ArgumentParser) -> None:
@@ -289,12 +311,15 @@ def _filter_options(parser: argparse.ArgumentParser, default: str = "all", statu
 
 
 def _broker(parser: argparse.ArgumentParser, default: Any = None) -> None:
-    parser.add_argument(
-        "--broker",
-        default=default,
-        metavar="URL",
-        help="the broker's URL (default: TASKFLOW_BROKER, which keeps passwords off the command line, else sqlite:///taskflow.db)",
-    )
+    parser.add_argument("--broker", default=default, metavar="URL", help="the broker's URL; see taskflow --help")
+
+
+class _Help(argparse.Action):
+    """Prints the help of a command, or of all commands. `const` is the parser of the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: str | None = None) -> None:
+        assert isinstance(self.const, Parser)
+        self.const.parse_args([*values, "--help"])
 
 
 class _Version(argparse.Action):

@@ -50,19 +50,32 @@ async def _send(app: App, arguments: argparse.Namespace) -> int:
 
 
 def _call(app: App, arguments: argparse.Namespace) -> Call[Any]:
+    job = _job(app, arguments)
+    if arguments.modules and app.registry.get(job.name) is None:
+        near = nearest(job.name, app.registry.names)
+        hint = f"did you mean {near}?" if near else "to send it all the same, leave out --module"
+        raise ConfigurationError(f"{', '.join(arguments.modules)} declares no job {one_line(job.name)}; {hint}")
     try:
-        job = NamedJob(app, arguments.job).options(queue=arguments.queue, after=arguments.after, key=arguments.key)
-        if arguments.modules and app.registry.get(job.name) is None:
-            near = nearest(job.name, app.registry.names)
-            hint = f"did you mean {near}?" if near else "to send it all the same, leave out --module"
-            raise ConfigurationError(f"{', '.join(arguments.modules)} declares no job {one_line(job.name)}; {hint}")
         return job._call_from_json(_json_of(arguments.args))
     except UnknownArgument as error:
-        raise ConfigurationError(f"--args: {error.path}: {one_line(arguments.job)} has no such parameter") from error
+        raise ConfigurationError(f"--args: {error.path}: {one_line(job.name)} has no such parameter") from error
     except CodecError as error:
         raise ConfigurationError(f"--args: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:  # the key that the job declares cannot be made of these arguments
         raise ConfigurationError(str(error)) from error
+
+
+def _job(app: App, arguments: argparse.Namespace) -> NamedJob:
+    """Return the job with its options. Raises ConfigurationError, naming the argument or the option."""
+    name = "JOB"
+    try:
+        job = NamedJob(app, arguments.job)
+        name = "--queue"
+        job = job.options(queue=arguments.queue)
+        name = "--key"
+        return job.options(after=arguments.after, key=arguments.key)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{name}: {error}") from error
 
 
 def _json_of(text: str) -> bytes:

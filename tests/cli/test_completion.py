@@ -24,6 +24,8 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         (["taskflow", "jobs", "--st"], ["--status"]),
         (["taskflow", "status", "--wa"], ["--watch"]),
         (["taskflow", "ben"], ["bench"]),
+        (["taskflow", "send", "work", "--mod"], ["--module"]),
+        (["taskflow", "help", "fail"], ["failures"]),
         (["taskflow", "schedules", "back"], ["backfill"]),
         (["taskflow", "jobs", "--status", "fai"], ["failed"]),
     ],

@@ -107,4 +107,4 @@ def test_a_plan_and_the_sql_are_two_things(cli: Cli) -> None:
 def test_it_has_help(cli: Cli) -> None:
     said = cli("migrate", "--help")
     assert "usage: taskflow migrate" in said.out
-    assert "\n    migrate " in cli("--help").out
+    assert "\n  migrate " in cli("--help").out

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
 import pytest
 
+from taskflow.cli.command_groups import GROUPS
 from taskflow.cli.job_filter import FILTERS
 from taskflow.cli.parser import a_parser
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
+
+REFERENCE: Final = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -56,7 +65,7 @@ def _filter_flags() -> list[tuple[str, str]]:
 def test_an_empty_filter_is_wrong(cli: Cli, stock: Stock, command: str, flag: str) -> None:
     """As an unset variable of a shell leaves it. It would match every job."""
     cli.write("tasks.py", "from taskflow import job\n@job\ndef send(): pass\n")
-    targets = {"check": ["tasks"]}.get(command, [])
+    targets = {"check": ["tasks"], "send": ["tasks.send"]}.get(command, [])
     for value in ("", "=x") if "header" in flag else ("",):
         said = cli(command, *targets, *([flag + value] if "=" in flag else [flag, value]), code=2)
         assert flag.rstrip("=") in said.err
@@ -68,12 +77,47 @@ def test_the_version_is_told(cli: Cli) -> None:
     assert cli("--version").out.startswith("taskflow ")
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["worker", "demo", "status", "workers", "queues", "jobs", "explain", "retry", "cancel", "purge", "pause", "resume", "schedules"],
-)
-def test_every_command_has_help(cli: Cli, command: str) -> None:
-    assert f"usage: taskflow {command}" in cli(command, "--help").out
+def helps() -> Iterator[tuple[str, ...]]:
+    """The words of every command, and of every action."""
+    for name, command in a_parser().commands.items():
+        yield (name,)
+        yield from ((name, action) for action in command.commands)
+
+
+def test_the_help_lists_every_command_in_a_group_and_the_exit_codes(cli: Cli) -> None:
     listed = cli("--help").out
-    assert f"    {command}" in [line[: 4 + len(command)] for line in listed.splitlines()]
+    shown = re.findall(r"^  (\w+)  +\w", listed.partition("\noptions:")[0], re.MULTILINE)
+    assert shown == [command for group in GROUPS.values() for command in group]
+    assert sorted(shown) == sorted(a_parser().commands)
+    assert [title for title in GROUPS if f"\n{title}:\n" not in listed] == []
     assert "124  ended by force" in listed
+
+
+@pytest.mark.parametrize("words", [*helps()], ids=" ".join)
+def test_every_command_has_help_with_an_example_and_a_section_of_the_reference(cli: Cli, words: tuple[str, ...]) -> None:
+    said = cli(*words, "--help").out
+    assert said.startswith(f"usage: taskflow {' '.join(words)}")
+    assert "positional arguments" not in said
+    example = re.search(r"^example:\n  (.+)", said, re.MULTILINE)
+    assert example is not None
+    program, *arguments = shlex.split(example[1].partition(" > ")[0])
+    assert (program, arguments[: len(words)]) == ("taskflow", list(words)) or words == ("schedules",)
+    if words != ("help",):  # which prints
+        a_parser().parse_args(arguments)
+    section = re.search(r"^more: docs/reference/cli.md#(.+)", said, re.MULTILINE)
+    assert section is not None
+    assert f"\n## {section[1].replace('-', ' ')}\n" in REFERENCE
+
+
+def test_the_default_of_the_broker_is_described_once(cli: Cli) -> None:
+    assert cli("--help").out.count("sqlite:///taskflow.db") == 1
+    assert [words for words in helps() if "sqlite:///taskflow.db" in cli(*words, "--help").out] == []
+
+
+@pytest.mark.parametrize("words", [(), ("jobs",), ("schedules", "backfill")], ids=" ".join)
+def test_help_is_another_way_to_ask_for_the_help_of_a_command(cli: Cli, words: tuple[str, ...]) -> None:
+    assert cli("help", *words).out == cli(*words, "--help").out
+
+
+def test_help_suggests_the_command_that_was_meant(cli: Cli) -> None:
+    assert "unknown command 'job'; did you mean jobs?" in cli("help", "job", code=2).err

@@ -363,4 +363,4 @@ def test_a_schedule_called_like_an_action_can_be_reached(cli: Cli) -> None:
 @pytest.mark.parametrize("action", ["list", "trigger", "pause", "resume", "remove", "backfill", "next"])
 def test_every_action_has_help(cli: Cli, action: str) -> None:
     assert f"usage: taskflow schedules {action}" in cli("schedules", action, "--help").out
-    assert f"\n    {action} " in cli("schedules", "--help").out
+    assert f"\n  {action} " in cli("schedules", "--help").out
