@@ -126,7 +126,7 @@ async def test_a_type_that_is_not_registered_yet_is_parked(deploy: Deploy, monke
         without.delitem(NAMED_READERS, "app.Version")
         [verdict] = await deploy.bench.run_all(by=deploy.old_app)
     assert isinstance(verdict, Parked)
-    assert "value['with']: has the type 'app.Version', which is not registered here" in verdict.waiting_for
+    assert "value[<str>]: has the type 'app.Version', which is not registered here" in verdict.waiting_for
     await deploy.bench.pass_time(verdict.after)
     [verdict] = await deploy.bench.run_all(by=deploy.old_app)
     assert isinstance(verdict, Succeeded)
