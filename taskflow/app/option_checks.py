@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Final, cast, get_args
 
@@ -21,7 +23,7 @@ from taskflow.app.options import (
     packed_follow_up,
 )
 from taskflow.app.unknown_options import unknown_option
-from taskflow.model.backoff import Backoff
+from taskflow.model.backoff import Backoff, RetryFunction
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
 from taskflow.model.envelope import OWN_HEADERS, Envelope, OnConflict, check_envelope
 from taskflow.model.ids import check_key
@@ -30,7 +32,7 @@ from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
 
 MOST_ATTEMPTS: Final = 1_000_000
-_OF_CALLS: Final = tuple(name for name in (*SharedOptions.__annotations__, *KeyOptions.__annotations__) if name != "retry")
+_OF_CALLS: Final = (*SharedOptions.__annotations__, *KeyOptions.__annotations__)
 _OF_POLICY: Final = Policy.__struct_fields__
 _CONFLICTS: dict[str, tuple[OnConflict, bool]] = {
     "keep": (OnConflict.KEEP, False),
@@ -90,7 +92,8 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
             fields[name] = None if value is None else seconds_of(name, value)
         elif name in _OPTION_TYPES and (not isinstance(value, _OPTION_TYPES[name]) or isinstance(value, bool)):
             kind = _OPTION_TYPES[name].__name__
-            raise TypeError(f"{name}={shown(value)}: expected {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
+            hint = "; give a function to the decorator, as in @job(retry=...)" if name == "retry" and callable(value) else ""
+            raise TypeError(f"{name}={shown(value)}: expected {'an' if kind[0] in 'aeiou' else 'a'} {kind}{hint}")
         elif isinstance(value, int):
             fields[name] = int(value)  # converts members of an IntEnum too
         elif isinstance(value, str):
@@ -127,14 +130,26 @@ def _policy_field(name: str, value: Any) -> Any:
     if name == "stop_grace":
         return seconds_of(name, value)
     if name == "retry":
-        if not isinstance(value, Backoff):
-            raise TypeError(f"retry={shown(value)}: expected a Backoff")
-        return value
+        return value if isinstance(value, Backoff) else _retry_function(value)
     errors = tuple(value) if isinstance(value, Sequence) else (value,)
     for error in errors:
         if not (isinstance(error, type) and issubclass(error, BaseException)):
             raise TypeError(f"{name}={shown(value)}: expected a tuple of exception classes")
     return errors
+
+
+def _retry_function(value: Any) -> RetryFunction:
+    """Return the value if it is a plain function that takes an attempt and an exception. Raises TypeError if not."""
+    is_function = callable(value) and not isinstance(value, type)
+    if is_function and not inspect.iscoroutinefunction(value):
+        with suppress(ValueError):  # a built-in function without a signature
+            try:
+                inspect.signature(value).bind(1, Exception())
+            except TypeError:
+                is_function = False
+        if is_function:
+            return cast(RetryFunction, value)
+    raise TypeError(f"retry={shown(value)}: expected a Backoff, or a plain function (attempt, exception) that returns seconds or None")
 
 
 def seconds_of(name: str, value: object) -> float:

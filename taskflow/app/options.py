@@ -10,7 +10,7 @@ import msgspec
 
 from taskflow.app.connections.types import Connection
 from taskflow.app.execution_mode import RunsIn
-from taskflow.model.backoff import Backoff
+from taskflow.model.backoff import Backoff, RetryFunction
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.ids import key_digest
 from taskflow.model.job_schema import DEFAULT_QUEUE
@@ -44,7 +44,6 @@ class SharedOptions(TypedDict, total=False):
     priority: int | None
     expires: float | timedelta | None
     max_attempts: int | None
-    retry: Backoff | None
     timeout: float | timedelta | None
     keep_result: float | timedelta | None
 
@@ -60,6 +59,7 @@ class KeyOptions(TypedDict, total=False):
 class DefaultOptions(SharedOptions, total=False):
     """The options that ``configure(defaults=...)`` takes; see `job`."""
 
+    retry: Backoff | RetryFunction | None
     retry_on: Sequence[type[BaseException]] | None
     discard_on: Sequence[type[BaseException]] | None
     stop_grace: float | timedelta | None
@@ -91,14 +91,14 @@ class EnqueueOptions(SharedOptions, KeyOptions, total=False):
                     datetime. Up to a hundred years from now; the past means now
     `expires`       seconds or a timedelta from now, after which no run starts
     `max_attempts`  the number of attempts, including the first
-    `retry`         the `Backoff` between attempts
+    `retry`         the `Backoff` between attempts. It is sent with the call, so it cannot be a function
     `timeout`       seconds or a timedelta that one run may take
     `key`           up to 200 bytes; at most one live job with the same queue and name can have it. "" removes a key that the decorator or
                     an earlier `.options()` gave. The key is stored as text too, and shown to operators
     `key_scope`     "queue" (default), or "name": at most one live job with the same name can have the key, whatever its queue
     `on_conflict`   what to do if a live job has the key: "keep" that job (default), "replace" it, or "raise" KeyConflict. A running job
                     that was asked to stop does not block the key: the new job waits until it has ended
-    `keep_result`   seconds or a timedelta for which a successful job is kept
+    `keep_result`   seconds or a timedelta for which a successful job is kept (default 3600 s; 0 keeps none)
     `tags`          up to 10 texts by which the job is found later; those of the decorator are added to these
     `headers`       a dict of str to str, up to 4 KiB in all, which is sent with the job
     `on_failure`    a call made by `bind`, which is sent when the job ends FAILED, in the same step; see `JobContext.caused_by`. It
@@ -108,6 +108,7 @@ class EnqueueOptions(SharedOptions, KeyOptions, total=False):
 
     after: float | timedelta | None
     at: datetime | None
+    retry: Backoff | None
     headers: dict[str, str] | None
     connection: Connection | None
 
@@ -130,7 +131,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     key_scope: KeyScope = "queue"
     on_conflict: OnConflict = OnConflict.KEEP
     raises_on_conflict: bool = False
-    keep_result: float = 300.0
+    keep_result: float = 3600.0
     headers: dict[str, str] = {}
     on_failure: Any = None
     tags: tuple[str, ...] = ()
@@ -156,7 +157,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """The rules by which workers retry and stop the runs of a job. It is retried after errors in `retry_on`, except those in
     `discard_on`. In a child process, a run has `stop_grace` seconds between being asked to stop and being killed."""
 
-    retry: Backoff = Backoff()
+    retry: Backoff | RetryFunction = Backoff()
     retry_on: Errors = (Exception,)
     discard_on: Errors = ()
     stop_grace: float = 0.0

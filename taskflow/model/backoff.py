@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeAlias
 
 import msgspec
 
 from taskflow.model.printable import shown
 from taskflow.model.rules import DAY, LONGEST
 from taskflow.model.seams import Chance
+
+RetryFunction: TypeAlias = Callable[[int, Exception], float | timedelta | None]
+"""A job's own back-off: from the number of the attempt that failed, starting at 1, and its exception to the wait before the next one, or
+None for no other attempt."""
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,7 +54,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     on_conflict: OnConflict = OnConflict.KEEP
     timeout: float | None = None
     retry: Backoff | None = None
-    keep_result: float = 300.0
+    keep_result: float = 3600.0
     awaits: int = 0
     joins: tuple[bytes, ...] = ()
 

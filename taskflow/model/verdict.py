@@ -196,7 +196,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     claim: ClaimId
     verdict: Verdict
     ran_for: float = 0.0
-    keep_for: float = 300.0
+    keep_for: float = 3600.0
     follow_ups: tuple[Envelope, ...] = ()
     progress: Progress | None = None
     cause: bytes | None = None

@@ -164,7 +164,7 @@ class TaskflowJobs:
         `seconds`, `minutes`, `hours`, `days`   how far to advance: their sum, 0 or more
         `raises`  False to ignore the errors of jobs that have failed for good, as in `run_all`
 
-        Everything else that depends on time happens too. For example, a result is dropped `keep_result` seconds (default 300)
+        Everything else that depends on time happens too. For example, a result is dropped `keep_result` seconds (default 3600)
         after its job has ended, and `status()` then returns None, as in production. Raises ValueError if the sum
         is negative, and otherwise the same errors as `run_all`.
         """

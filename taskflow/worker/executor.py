@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
@@ -16,10 +17,14 @@ from taskflow.app.job import Job, SyncJob
 from taskflow.app.job_exceptions import Cancel, Discard, Retry, Snooze
 from taskflow.app.job_type import AnyJob
 from taskflow.app.middleware import Middleware, OneAtATime, RunNext, run_chain
+from taskflow.app.option_checks import seconds_of
+from taskflow.model.backoff import Backoff, RetryFunction
 from taskflow.model.codec.signature import CallArguments
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import DecodeError, EncodeError, JobStopping, MissingArgument, NewerFormat, UnknownArgument, UnknownType
+from taskflow.model.ids import id_text
 from taskflow.model.rules import DAY
+from taskflow.model.safe_log import log_safely
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import (
     Cancelled,
@@ -45,6 +50,8 @@ from taskflow.worker.failure_follow_up import follow_ups_of
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.run_errors import RolledBack, failure_of, stored_cause, unencodable
 from taskflow.worker.thread_pool import NeverBegun, RaisedInThread, ThreadPool
+
+log: Final = logging.getLogger("taskflow.worker")
 
 CANCELLED: Final = "cancelled"
 TIMED_OUT: Final = str(RunEnding.TIMED_OUT)
@@ -306,7 +313,7 @@ class Executor:
 
     def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
         """Choose the verdict for an error. Snooze, Discard and Cancel take precedence,
-        then the reason for stopping the run, then Retry and the job's policy."""
+        then the reason for stopping the run, then Retry, then the job's policy."""
         match error:
             case NeverBegun():
                 return _not_begun(holding)
@@ -329,15 +336,30 @@ class Executor:
         lease, policy = holding.lease, job.policy
         ending = RunEnding.TIMED_OUT if holding.why_stopped == TIMED_OUT else RunEnding.FAILED
         noted = failure_of(error, lease.attempt, job.function, ending)
-        asked = isinstance(error, Retry)
         # SystemExit, KeyboardInterrupt and cancellations by other code are ordinary failures
-        is_retried = asked or isinstance(error, (ChildFailed, RolledBack, *policy.retry_on)) or not isinstance(error, Exception)
-        if lease.is_last_attempt or isinstance(error, policy.discard_on) or not is_retried:
+        is_retried = isinstance(error, (ChildFailed, RolledBack, *policy.retry_on)) or not isinstance(error, Exception)
+        if lease.is_last_attempt or not (isinstance(error, Retry) or (is_retried and not isinstance(error, policy.discard_on))):
             return Failed(noted)
         wait = error.after if isinstance(error, Retry) else None
         if wait is None:
-            wait = (lease.envelope.retry or policy.retry).wait(lease.failures, self._seams.chance)
-        return Retried(noted, wait)
+            wait = self._wait(lease, lease.envelope.retry or policy.retry, error)
+        return Failed(noted) if wait is None else Retried(noted, wait)
+
+    def _wait(self, lease: Lease, retry: Backoff | RetryFunction, error: BaseException) -> float | None:
+        """Return the wait before the next attempt, or None if a function of the job decides that there is none."""
+        if not isinstance(retry, Backoff):
+            is_asked = isinstance(error, Exception) and not isinstance(error, RolledBack)  # the run may still succeed
+            try:
+                wait = retry(lease.attempt, error) if is_asked else None  # type: ignore[arg-type]
+                if wait is not None:
+                    return seconds_of("retry", wait)
+                if is_asked and not isinstance(error, Retry):
+                    return None
+            except BaseException:  # its mistake must not lose the job, nor end the worker
+                said = "job %s (%s): its retry= function failed after attempt %d; the default back-off applies"
+                log_safely(partial(log.error, exc_info=True), said, id_text(lease.envelope.id), lease.envelope.job, lease.attempt)
+            retry = Backoff()
+        return retry.wait(lease.failures, self._seams.chance)
 
 
 def _unreadable(lease: Lease) -> RunError:

@@ -104,6 +104,9 @@ def wrong_options() -> None:
     add.options(on_failure=add)  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(on_failure=add.bind)  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(on_failure="add")  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(retry=wrong_wait)  # E: mypy[arg-type] pyright[reportArgumentType]
+    add.options(retry=lambda attempt, error: 1)  # E: mypy[arg-type] pyright[reportArgumentType]
+    configure(defaults={"retry": wrong_wait})  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(retry=3)  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(connection="postgresql://db/app")  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(connection=1)  # E: mypy[arg-type] pyright[reportArgumentType]
@@ -180,6 +183,18 @@ async def with_a_wrong_option() -> None: ...
 
 @job(retry=3)  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType]
 async def with_a_wrong_retry() -> None: ...
+
+
+def wrong_wait(attempt: int, error: Exception) -> str:
+    return f"{attempt} s"
+
+
+@job(retry=wrong_wait)  # E: mypy[arg-type] pyright[reportArgumentType]
+async def waits_for_text() -> None: ...
+
+
+@job(retry=lambda attempt: 1)  # E: mypy[misc] mypy[arg-type] pyright[reportArgumentType]
+async def waits_whatever_the_error() -> None: ...
 
 
 @job(retry_on=("OSError",))  # E: mypy[arg-type] pyright[reportArgumentType]

@@ -121,6 +121,22 @@ def crunch(context: JobContext, n: int, *, by: int = 2) -> dict[str, int]:
 async def everything() -> None: ...
 
 
+def wait_of(attempt: int, error: Exception) -> float | None:
+    return None if isinstance(error, KeyError) else 2.0**attempt
+
+
+@job(retry=wait_of)
+async def waits_as_it_likes() -> None: ...
+
+
+@job(retry=lambda attempt, error: timedelta(minutes=attempt) if str(error) else None)
+async def waits_in_minutes() -> None: ...
+
+
+@preset(retry=lambda _attempt, _error: 5)(queue="io")
+def waits_always() -> None: ...
+
+
 @job(runs_in="process", timeout=60, stop_grace=timedelta(seconds=5))
 def factor(n: int, *, limit: int = 10) -> list[int]:
     return [each for each in range(2, limit) if n % each == 0]
@@ -438,6 +454,7 @@ async def the_rest(jobs: TaskflowJobs) -> None:
     configure(child_initializer=the_places, child_lifespan=resources)
     configure(child_initializer=lambda: 1, child_lifespan=lambda: nullcontext(1))
     configure(defaults={"max_attempts": 3, "timeout": 1800, "retry": Backoff(), "retry_on": (OSError,), "discard_on": [KeyError]})
+    configure(defaults={"retry": wait_of})
     kept: DefaultOptions = {"queue": "io", "priority": 1, "expires": timedelta(days=1), "keep_result": None}
     configure(defaults=kept)
     jobs.assert_enqueued(add, 1, y=2)

@@ -75,6 +75,15 @@ def fails(ctx: JobContext) -> None:
     raise ValueError(f"attempt {ctx.attempt} \ud800")
 
 
+def once_more(attempt: int, error: Exception) -> float | None:
+    return 0 if isinstance(error, ValueError) and attempt == 1 else None
+
+
+@job(runs_in="process", max_attempts=9, retry=once_more)
+def is_retried_once() -> None:
+    raise ValueError
+
+
 @job(runs_in="process", max_attempts=4)
 def says(ctx: JobContext, what: str) -> str:
     if ctx.epoch == 1:

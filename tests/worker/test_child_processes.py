@@ -150,6 +150,14 @@ async def test_an_exception_is_a_failure_with_its_own_traceback_and_is_retried(w
     assert [error.attempt for error in info.errors] == [1, 2]
 
 
+async def test_a_function_decides_how_often_a_run_is_retried(worker: Worker) -> None:
+    handle = await jobs.is_retried_once.delay()
+    assert (await failure(handle)).type == "ValueError"
+    info = await handle.info()
+    assert info is not None
+    assert (info.failures, info.max_attempts) == (2, 9)
+
+
 async def test_signals_turn_the_run(worker: Worker) -> None:
     assert await (await jobs.says.delay("retry")).result(TIMEOUT) == "attempt 2"
     assert await (await jobs.says.delay("snooze")).result(TIMEOUT) == "attempt 1"

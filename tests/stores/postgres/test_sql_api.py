@@ -395,7 +395,7 @@ HEADERS: Final = {"trace": "é" * 300, "": "x", **{f"h{number}": "" for number i
 )
 async def test_a_worker_gets_what_it_gets_from_python(scene: Scene, sql: asyncpg.Connection, options: Any, in_sql: str) -> None:
     """But for the id and the payload."""
-    wanted: Any = {"keep_result": 300, **options}
+    wanted: Any = {"keep_result": 3600, **options}
     await scene.note.options(**wanted).delay(1)
     await send(sql, in_sql)
     envelopes = [lease.envelope for lease in await claimed(scene, options.get("queue", DEFAULT_QUEUE))]

@@ -81,7 +81,7 @@ def sent(made: Declared[..., Any]) -> tuple[str, int, int, float | None, float |
 
 
 def test_a_default_holds_for_a_job_that_was_declared_before_it_and_for_its_copies() -> None:
-    assert sent(plain) == ("default", 0, 10, None, None, 300.0)
+    assert sent(plain) == ("default", 0, 10, None, None, 3600.0)
     configure(defaults=EVERY)
     assert sent(plain) == ("io", 5, 3, 1800.0, 3600.0, 60.0)
     assert sent(copied) == ("io", 3, 3, 1800.0, 3600.0, 60.0)
@@ -95,7 +95,7 @@ def test_a_default_holds_for_a_job_that_is_declared_after_it() -> None:
     @job(name="tests.defaults.late")
     def late() -> None: ...
 
-    assert sent(late) == ("default", 0, 3, 1800.0, None, 300.0)
+    assert sent(late) == ("default", 0, 3, 1800.0, None, 3600.0)
 
 
 def test_a_later_configure_replaces_the_defaults() -> None:
@@ -121,7 +121,7 @@ def test_none_removes_a_default_limit() -> None:
     assert sent(unlimited)[3:5] == (None, None)
     assert sent(plain.options(timeout=None, expires=None))[3:5] == (None, None)
     configure(defaults={"timeout": None, "max_attempts": None})
-    assert sent(plain) == ("default", 0, 10, None, None, 300.0)
+    assert sent(plain) == ("default", 0, 10, None, None, 3600.0)
 
 
 async def test_a_worker_takes_the_default_policy(bench: Bench) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from taskflow import Backoff, Cancel, Discard, JobCancelled, JobFailed, Retry, Snooze, Status, job
-from taskflow.model.verdict import Failed, Retried
+from taskflow import Backoff, Cancel, DeclarationError, Discard, JobCancelled, JobFailed, Retry, Snooze, Status, configure, job, preset
+from taskflow.model.verdict import Cancelled, Failed, Retried, Snoozed
 from tests.unit.app.bench import Bench
 
 EXACT = Backoff(base=1, factor=3, max=600, jitter=False)
@@ -172,6 +174,102 @@ async def test_what_becomes_of_an_error(bench: Bench, how: str, verdict: type) -
     await breaks.delay(how)
     [found] = await bench.run_all()
     assert isinstance(found, verdict)
+
+
+async def test_what_the_job_says_comes_before_discard_on(bench: Bench) -> None:
+    @job(name="says", discard_on=(Exception,))
+    async def says(how: str) -> None:
+        raise {"retry": Retry("wait", after=30), "snooze": Snooze(after=30), "cancel": Cancel("no"), "other": KeyError()}[how]
+
+    for how in ("retry", "snooze", "cancel", "other"):
+        await says.delay(how)
+    assert [type(verdict) for verdict in await bench.run_all()] == [Retried, Snoozed, Cancelled, Failed]
+
+
+# --- retry= as a function -------------------------------------------------------------------------------------------
+
+
+def _wait_of(attempt: int, error: Exception) -> float | timedelta | None:
+    match str(error):
+        case "long":
+            return timedelta(minutes=attempt)
+        case "never":
+            return None
+        case "broken":
+            raise SystemExit("a mistake in the function")
+    return 10.0 * attempt
+
+
+@job(retry=_wait_of)
+async def waits(how: str) -> None:
+    raise Retry if how == "retry" else KeyboardInterrupt if how == "interrupt" else Left(how)
+
+
+@job(retry=_wait_of)
+def waits_in_a_thread(how: str) -> None:
+    raise Left(how)
+
+
+async def test_a_function_decides_when_a_run_is_retried(bench: Bench) -> None:
+    handles = [await waits.delay("short"), await waits.delay("long"), await waits_in_a_thread.delay("short")]
+    await bench.run_all()
+    assert [await bench.seconds_until_due(handle) for handle in handles] == [10.0, 60.0, 10.0]
+    await bench.pass_time(60)
+    await bench.run_all()
+    assert [await bench.seconds_until_due(handle) for handle in handles] == [20.0, 120.0, 20.0]
+    call = await waits.options(retry=EXACT).delay("never")
+    await bench.run_all()
+    assert await bench.seconds_until_due(call) == 1.0
+
+
+async def test_a_function_that_returns_none_fails_the_job_unless_the_job_asks_for_a_retry(bench: Bench) -> None:
+    never, asked = await waits.delay("never"), await waits.options(max_attempts=2).delay("retry")
+    await bench.run_all()
+    assert [await never.status(), await asked.status()] == [Status.FAILED, Status.SCHEDULED]
+    with pytest.raises(JobFailed, match="never"):
+        await never.result()
+
+
+@pytest.mark.parametrize("answer", [-1, math.nan, math.inf, "5", True, timedelta(-1), SystemExit(), ValueError("hunter2")])
+async def test_a_mistake_of_the_function_is_logged_and_the_default_backoff_applies(
+    bench: Bench, caplog: pytest.LogCaptureFixture, answer: Any
+) -> None:
+    def wrong(attempt: int, error: Exception) -> Any:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    @job(name="wrong", retry=wrong)
+    async def fails() -> None:
+        raise OSError
+
+    handle = await fails.delay()
+    await bench.run_all()
+    assert await handle.status() is Status.SCHEDULED
+    assert await bench.seconds_until_due(handle) <= 1.0
+    [record] = caplog.records
+    assert f"job {handle.id} (wrong): its retry= function failed after attempt 1; the default back-off" in record.getMessage()
+
+
+async def test_a_function_is_not_asked_about_what_ends_a_process(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    handle = await waits.delay("interrupt")
+    await bench.run_all()
+    assert await handle.status() is Status.SCHEDULED
+    assert caplog.records == []
+
+
+async def test_a_function_is_a_default_and_an_option_of_a_preset_but_not_of_a_call(bench: Bench) -> None:
+    assert preset(retry=_wait_of)(name="of_preset")(waits.function).policy.retry is _wait_of
+    configure(defaults={"retry": _wait_of})
+    assert discards.policy.retry is _wait_of
+    with pytest.raises(TypeError, match=r"retry=.*: expected a Backoff; give a function to the decorator, as in @job\(retry=\.\.\.\)"):
+        waits.options(retry=_wait_of)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("retry", [3, Backoff, snoozes.function, lambda attempt: 1, lambda attempt, error, *, more: 1])
+def test_what_is_no_function_of_attempt_and_exception_is_refused(retry: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"retry=.*: expected a Backoff, or a plain function \(attempt, exception\) that returns"):
+        job(name="refused", retry=retry)(discards.function)
 
 
 async def test_signals_check_what_they_are_given() -> None:
