@@ -46,8 +46,13 @@ async def test_a_database_or_a_user_that_is_not_there(change: dict[str, str], sa
     await broker.close()
 
 
+MISSING = "schema 'taskflow' does not exist"
+
+
 def test_a_user_who_may_not_make_the_schema(locked: PostgresServer, cli: Cli) -> None:
-    exits_by_broker(cli, locked.url(locked.new_database(), user="app", password=SECRET), "refuses: permission denied for database")
+    exits_by_broker(
+        cli, locked.url(locked.new_database(), user="app", password=SECRET), "refuses: permission denied for database", look=MISSING
+    )
 
 
 def test_a_user_who_may_not_see_into_the_schema(locked: PostgresServer, cli: Cli) -> None:
@@ -98,7 +103,7 @@ def test_a_database_that_is_read_only(cli: Cli) -> None:
     server = shared_postgres()
     database = server.new_database()
     server.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
-    exits_by_broker(cli, server.url(database), "read-only transaction")
+    exits_by_broker(cli, server.url(database), "read-only transaction", look=MISSING)
 
 
 async def test_a_schema_of_somebody_else() -> None:
