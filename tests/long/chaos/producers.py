@@ -14,7 +14,18 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import taskflow
-from taskflow import BrokerUnavailable, EnqueueFailed, Every, JobCancelled, JobFailed, JobHandle, KeyConflict, StoreFull, schedules
+from taskflow import (
+    BrokerRefused,
+    BrokerUnavailable,
+    EnqueueFailed,
+    Every,
+    JobCancelled,
+    JobFailed,
+    JobHandle,
+    KeyConflict,
+    StoreFull,
+    schedules,
+)
 from taskflow.app.app import default_app
 from taskflow.app.call import Call
 from taskflow.app.sending import send_call
@@ -31,6 +42,9 @@ GIVES_UP_AFTER: Final = 50.0
 """Seconds for which a call is sent again. A store knows its id for longer than that."""
 
 MOST_AT_ONCE: Final = 60
+
+TROUBLES: Final = (BrokerUnavailable, BrokerRefused)
+"""Errors after which a call is sent again. SQLite refuses one that has waited for long for a transaction of the same process."""
 
 
 class Producer:
@@ -128,7 +142,7 @@ class Producer:
             ledger.write("cancelling", id=call.id)
             try:
                 found = await handle.cancel()
-            except BrokerUnavailable:
+            except TROUBLES:
                 continue
             ledger.write("cancelled", id=call.id, status=found or "")
             return
@@ -196,7 +210,7 @@ class Producer:
             try:
                 number, epoch = await handle.result()
                 ledger.write("ended", id=handle.id, status="succeeded", epoch=epoch, note=str(number))
-            except BrokerUnavailable:
+            except TROUBLES:
                 continue
             except (JobFailed, JobCancelled) as error:
                 reason = error.reason if isinstance(error, JobCancelled) else ""
@@ -225,10 +239,10 @@ async def _until_answered(send: Callable[[], Awaitable[T]]) -> T | None:
     while time.monotonic() < gives_up_at:
         try:
             return await send()
-        except BrokerUnavailable:
+        except TROUBLES:
             await asyncio.sleep(0.1)
         except EnqueueFailed as failed:
-            if not isinstance(failed.__cause__, BrokerUnavailable):
+            if not isinstance(failed.__cause__, TROUBLES):
                 raise
             await asyncio.sleep(0.1)
     return None
