@@ -27,7 +27,7 @@ TAG: Final = "chaos"
 EVERY: Final = 2
 """The interval of the schedules in seconds."""
 
-READS: Final = 5
+READS: Final = 20
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,12 +83,13 @@ async def read_state(broker: Broker, tables: Tables | None) -> State:
 
 async def _read(broker: Broker, tables: Tables | None) -> State:
     console = broker.console
-    records = await listed(console)
     counts, totals = Counter[str](), Counter[str]()
     for queue in await console.queues():
         counts.update({status.value: number for status, number in queue.counts.items()})
     for events in (await console.metrics()).totals.values():
         totals.update(events)
+    records = await listed(console, View(statuses=(Status.CANCELLED,)))
+    records += await listed(console, View(statuses=tuple(status for status in Status if status is not Status.CANCELLED)))
     holders = await broker.holders([key_digest("default", KEYED, key) for key in KEYS])
     sessions, findings = await console.workers(), await console.examine()
     return State(
