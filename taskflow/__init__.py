@@ -129,4 +129,4 @@ if not TYPE_CHECKING:  # a type checker would take every name to exist
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME_OF])
+    return list(__all__)

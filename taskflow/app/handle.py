@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from datetime import timedelta
 from enum import Enum
 from typing import Any, Final, Generic, TypeVar, overload
 
@@ -16,8 +17,9 @@ from taskflow.model.clock import instant_of
 from taskflow.model.codec import decode_value
 from taskflow.model.errors import CodecError, JobCancelled, JobFailed, ResultExpired, UnknownJob
 from taskflow.model.ids import id_text, parse_id
-from taskflow.model.printable import message
+from taskflow.model.printable import message, shown
 from taskflow.model.record import Record, Status
+from taskflow.model.rules import LONGEST
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.verdict import RunError
 
@@ -92,19 +94,18 @@ class JobHandle(Generic[R_co]):
         [found] = await self._app.client().call(lambda broker: broker.cancel([self._id]))
         return found
 
-    async def result(self, timeout: float | None = None) -> R_co:
-        """Wait up to `timeout` seconds for the job to end, and return its result. 0 checks once; None waits without a limit.
+    async def result(self, timeout: float | timedelta | None = None) -> R_co:
+        """Wait up to `timeout` (seconds or a timedelta) for the job to end, and return its result. 0 checks once; None waits for ever.
 
         Raises JobFailed or JobCancelled if the job ended that way, and TimeoutError if it has not ended in time. Raises
         ResultExpired if the result is no longer kept, and UnknownJob if the store does not know the id.
         """
-        if timeout is not None and math.isnan(timeout):
-            raise ValueError("timeout=nan: expected seconds; 0 checks once, None waits without a limit")
+        seconds = None if timeout is None else _seconds(timeout)
         client = self._app.client()
         record: Record | None = None
-        looks_once = timeout is not None and timeout <= 0
+        looks_once = seconds is not None and seconds <= 0
         try:
-            async with asyncio.timeout(None if looks_once else timeout):
+            async with asyncio.timeout(None if looks_once else seconds):
                 with client.broker.listen([topics.job(self._id)]) as waiter:
                     while (record := await client.read(self._id)) is not None and not record.status.is_ended:
                         if looks_once:
@@ -112,7 +113,7 @@ class JobHandle(Generic[R_co]):
                         await waiter.wait(LOOK_AGAIN)
         except TimeoutError:
             stands = "could not be read from the broker" if record is None else f"is still {record.status}"
-            raise TimeoutError(f"{self!r} {stands} after {timeout} s: the job is not affected; call result() again later") from None
+            raise TimeoutError(f"{self!r} {stands} after {seconds} s: the job is not affected; call result() again later") from None
         return self._outcome(record)
 
     def _outcome(self, record: Record | None) -> R_co:
@@ -184,6 +185,16 @@ class JobHandle(Generic[R_co]):
 
     def __hash__(self) -> int:
         return hash(self._id)
+
+
+def _seconds(timeout: float | timedelta) -> float:
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"timeout={shown(timeout)}: expected seconds, as a number or a timedelta; None waits without a limit")
+    seconds = min(seconds, LONGEST)  # a larger int may not fit into a float
+    if math.isnan(seconds):
+        raise ValueError("timeout=nan: expected seconds; 0 checks once, None waits without a limit")
+    return seconds
 
 
 def info_of(app: App, record: Record) -> JobInfo:

@@ -30,6 +30,11 @@ def check_function(function: Any) -> None:
         raise DeclarationError(f"@job takes a function, not {shown(function)}{hint}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise DeclarationError(f"@job on {location(function)}: a job cannot yield; return a list, or report with ctx.progress()")
+    if inspect.iscoroutinefunction(inspect.unwrap(function)) and not inspect.iscoroutinefunction(function):
+        raise DeclarationError(
+            f"@job on {location(function)}: a decorator wraps this async function in a plain one, so nothing would await it. "
+            "Write its wrapper with `async def` and `await`, or without functools.wraps if it runs the function to its end"
+        )
 
 
 def _is_in_a_class(function: object) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import reduce
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -15,9 +16,10 @@ from taskflow.app.job_info import JobInfo
 from taskflow.model.codec import decode_value
 from taskflow.model.codec.signature import CallArguments
 from taskflow.model.envelope import OWN_HEADERS, Envelope
-from taskflow.model.errors import TaskflowError
+from taskflow.model.errors import ConfigurationError, TaskflowError
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import check_headers
+from taskflow.model.suggestions import nearest
 from taskflow.model.verdict import Verdict
 
 
@@ -122,6 +124,34 @@ class Middleware:
     async def ended(self, info: JobInfo) -> None:
         """Hear of the end of a job, in a worker, once the store has it. Jobs that end without a run are included, such as those that were
         cancelled or expired while they waited. The worker does not wait for this method, and logs its errors."""
+
+
+HOOKS: Final = ("stamp", "enqueue", "run", "ended")
+_PREFIXES: Final = ("on_", "before_", "after_")
+
+
+def check_middleware(layer: object) -> None:
+    """Raise ConfigurationError if `layer` is no middleware, or if one of its hooks is async and should be plain, or the other way round.
+    The same holds if one of its methods looks like a hook, but would never be called."""
+    where = f"configure(middleware=[... {layer!r} ...])"
+    if not isinstance(layer, Middleware):
+        raise ConfigurationError(f"{where}: expected instances of subclasses of taskflow.Middleware")
+    for name in HOOKS:
+        is_async = inspect.iscoroutinefunction(getattr(layer, name))
+        if is_async is (name == "stamp"):
+            kinds = ("a plain function, not an async one", "an async function, not a plain one")
+            raise ConfigurationError(f"{where}: {name}() must be {kinds[not is_async]}")
+    classes = [each for each in type(layer).__mro__ if issubclass(each, Middleware) and each is not Middleware]
+    for name in dict.fromkeys(name for each in classes for name, value in vars(each).items() if inspect.isfunction(value)):
+        if name not in HOOKS and not name.startswith("_") and _looks_like_a_hook(name):
+            raise ConfigurationError(
+                f"{where}: {name}() looks like a hook, but would never be called: the hooks are {', '.join(HOOKS)}; begin the "
+                "names of other methods with an underscore"
+            )
+
+
+def _looks_like_a_hook(name: str) -> bool:
+    return name.startswith(_PREFIXES) or nearest(name.lower(), HOOKS, similarity=0.75) is not None
 
 
 def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> EnqueueNext:

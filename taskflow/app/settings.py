@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from taskflow.app.middleware import Middleware
+from taskflow.app.middleware import Middleware, check_middleware
 from taskflow.app.pyproject import check_names, project_table
 from taskflow.broker.url import masked
 from taskflow.model.errors import ConfigurationError
@@ -91,14 +91,7 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(middleware, Sequence):
             raise ConfigurationError(f"configure(middleware={middleware!r}): expected a list of Middleware instances")
         for layer in middleware:
-            if not isinstance(layer, Middleware):
-                raise ConfigurationError(
-                    f"configure(middleware=[... {layer!r} ...]): expected instances of subclasses of taskflow.Middleware"
-                )
-            if inspect.iscoroutinefunction(layer.stamp):
-                raise ConfigurationError(f"configure(middleware=[... {layer!r} ...]): stamp() must be a plain function, not an async one")
-            if type(layer).ended is not Middleware.ended and not inspect.iscoroutinefunction(layer.ended):
-                raise ConfigurationError(f"configure(middleware=[... {layer!r} ...]): ended() must be an async function, not a plain one")
+            check_middleware(layer)
     subscribers = given.get("subscribers")
     if subscribers is not None:
         if not isinstance(subscribers, Sequence):

@@ -10,6 +10,7 @@ import msgspec
 
 from taskflow.broker.console import EXAMINED, Console, Page, View
 from taskflow.model.clock import instant_of, to_microseconds
+from taskflow.model.printable import shown
 from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 
 Position = tuple[int | bytes | str, ...]
@@ -159,6 +160,8 @@ def _decoded(
     cursor: str, sections: list[Status | None], types: Mapping[Status | None, tuple[type, ...]]
 ) -> tuple[Status | None, int | None, Position | None]:
     """Return what a cursor says. Raises ValueError if `_encoded` cannot have made it for these sections."""
+    if not isinstance(cursor, str):
+        raise TypeError(f"cursor={shown(cursor)}: expected the cursor of the page before, which is a str")
     try:
         if len(cursor) > _LONGEST:
             raise ValueError("it is too long")

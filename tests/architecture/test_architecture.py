@@ -140,6 +140,11 @@ def test_every_public_name_is_there(name: str) -> None:
     assert name in dir(taskflow)
 
 
+def test_dir_lists_the_public_names() -> None:
+    """Completion offers these, and none of the package's insides."""
+    assert dir(taskflow) == taskflow.__all__
+
+
 def test_an_unknown_public_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         getattr(taskflow, "nonsense")  # noqa: B009  # no checker would let it pass otherwise

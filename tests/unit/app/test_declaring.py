@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from typing import Any
@@ -101,6 +102,23 @@ def test_a_function_with_a_parameter_called_self_is_no_method() -> None:
         return self
 
     assert any_job(name="tests.declaring.about")(about)("me") == "me"
+
+
+def test_an_async_function_in_a_plain_wrapper_is_refused() -> None:
+    """It was declared as a plain job, and its coroutine was never awaited."""
+
+    def logged(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> Any:
+            return function(*args)
+
+        return wrapper
+
+    async def fetch(n: int) -> int:
+        return n
+
+    with pytest.raises(DeclarationError, match=r"test_declaring.py:\d+ .*wraps this async function in a plain one.* with `async def`"):
+        any_job(name="tests.declaring.wrapped")(logged(fetch))
 
 
 # --- handles of ids ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 import pickle
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, date
+from datetime import UTC, date, timedelta
 from typing import Any
 
 import pytest
@@ -183,6 +183,18 @@ async def test_a_timeout_of_zero_looks_once(bench: Bench) -> None:
         await handle.result(timeout=0)
     await bench.run_all()
     assert await handle.result(timeout=0) == 2
+
+
+async def test_a_timeout_is_seconds_or_a_timedelta_however_long(bench: Bench) -> None:
+    handle = await add.delay(1)
+    with pytest.raises(TimeoutError, match=r"still ready after 0.2 s"):
+        await handle.result(timeout=timedelta(milliseconds=200))
+    for wrong in ("5", True, b"5", [5]):
+        with pytest.raises(TypeError, match=r"timeout=.*: expected seconds, as a number or a timedelta"):
+            await handle.result(timeout=wrong)  # type: ignore[arg-type]
+    await bench.run_all()
+    for long in (10**400, float("inf"), timedelta.max, None):
+        assert await handle.result(long) == 2
 
 
 async def test_a_store_that_does_not_answer_does_not_outlast_the_timeout(bench: Bench) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from taskflow import JobContext, JobFailed, Status, TaskflowError, Worker, configure, enqueue, job
-from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware, RunNext
+from taskflow import ConfigurationError, JobContext, JobFailed, Status, TaskflowError, Worker, configure, enqueue, job
+from taskflow.app.app import App
+from taskflow.app.middleware import HOOKS, EnqueueCall, EnqueueNext, Middleware, RunNext
 from taskflow.model.verdict import Discarded, Failed, Retried, Succeeded, Verdict
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, fail
@@ -237,6 +238,19 @@ class Twice(Middleware):
         if self.how == "left behind":
             await asyncio.sleep(0)
         return Succeeded(counted.codec.encode_result("made up"))
+
+
+@pytest.mark.parametrize("hook", [*HOOKS, "on_success", "Run", "enqueued", "end"])
+def test_a_hook_that_would_not_be_called_or_awaited_is_refused(hook: str) -> None:
+    async def called(self: Any, *args: Any) -> Any: ...
+    def plain(self: Any, *args: Any) -> Any: ...
+
+    wrong, right = (called, plain) if hook == "stamp" else (plain, called)
+    layer = type("Layer", (Middleware,), {hook: wrong})()
+    with pytest.raises(ConfigurationError, match=rf"Layer object at .*{hook}\(\) (must be|looks like a hook, but would never be called)"):
+        App().configure(middleware=[layer])
+    good = {hook: right} if hook in HOOKS else {"_" + hook: right}
+    App().configure(middleware=[type("Layer", (Middleware,), {**good, "tenant_of": plain, "close": called})()])
 
 
 @pytest.mark.usefixtures("_nobody_at_work")
