@@ -14,6 +14,9 @@ MOST_BYTES: Final = 1 << 20
 MOST_PAYLOAD_BYTES: Final = 1 << 26
 """The maximum size of a payload or a result in bytes. A longer one is not fetched."""
 
+MOST_COUNTED: Final = (1 << 31) - 2
+"""The maximum of a job's counters. A counter that has reached it stays there."""
+
 MOST_JOINS: Final = 16_384
 """The maximum number of jobs that one job's end may release."""
 
@@ -32,6 +35,7 @@ def literals() -> dict[str, str]:
         "P.MOST_BYTES": str(MOST_BYTES),
         "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
         "P.MAX_PAYLOAD": str(MAX_PAYLOAD),
+        "P.MOST_COUNTED": str(MOST_COUNTED),
         "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
         "P.NOTED_FOR": str(NOTED_FOR),
         "P.MOST_NOTIFIED_BYTES": str(MOST_NOTIFIED_BYTES),

@@ -61,7 +61,7 @@ BEGIN
     RETURN QUERY
     WITH leased AS (
         UPDATE @.jobs SET
-            status = S.RUNNING, epoch = epoch + 1, session = of_session, request = of_request, number = place - 1, claimed_at = now_at,
+            status = S.RUNNING, epoch = least(epoch + 1, P.MOST_COUNTED), session = of_session, request = of_request, number = place - 1, claimed_at = now_at,
             claimed_steady = coalesce(steady, now_at), worker = worker_name, @claim{%n = %d}
         FROM unnest(picked.tids) WITH ORDINALITY AS of_those (tid, place)
         WHERE jobs.ctid = of_those.tid

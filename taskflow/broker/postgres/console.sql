@@ -82,7 +82,7 @@ BEGIN
         ELSIF of_status = S.READY THEN
             IF (place.queue, place.rank) = (after_queue, -after[1]) AND (after[2], after[3]) >= (place.at, place.seq) THEN
                 place.at := after[2];
-                place.seq := after[3] + 1;
+                place.seq := least(after[3], 9223372036854775806) + 1;
             END IF;
             OPEN jobs_in_order FOR SELECT * FROM @.jobs
                 WHERE status = S.READY AND queue = place.queue AND priority = -place.rank AND (due_at, seq) >= (place.at, place.seq)

@@ -40,7 +40,7 @@ BEGIN
             PERFORM @.finish(waiting, E.REPLACE, S.CANCELLED, @.utf8(format(W.REPLACED_BY, @.id_text(j.id))), now_at);
         END IF;
         IF running IS NOT NULL THEN
-            j.awaits := coalesce(j.awaits, 0) + 1;
+            j.awaits := least(coalesce(j.awaits, 0) + 1, P.MOST_COUNTED);
             j.behind := running;
             j.waiting_for := @.utf8(format(W.WAITS_BEHIND, @.id_text(running)));
         END IF;

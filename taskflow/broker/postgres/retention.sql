@@ -55,7 +55,7 @@ BEGIN
             FOR UPDATE SKIP LOCKED
         ) AS it
     ), buried AS (
-        UPDATE @.jobs SET status = S.BURIED, @drop{%n = %d}, fade_at = jobs.ended_at + R.repeat_for
+        UPDATE @.jobs SET status = S.BURIED, @drop{%n = %d}, fade_at = least(jobs.ended_at + R.repeat_for, P.LATEST)
         FROM locked WHERE jobs.ctid = locked.tid
         RETURNING locked.status AS status, jobs.fade_at, jobs.id, locked.extras
     ), counted AS (
@@ -107,7 +107,7 @@ BEGIN
         SELECT ctid AS tid, status, fade_at, extras FROM @.jobs WHERE fade_at >= m.at AND fade_at <= least(now_at, until) AND status < S.BURIED
         ORDER BY fade_at, id LIMIT most FOR UPDATE SKIP LOCKED
     ), buried AS (
-        UPDATE @.jobs SET status = S.BURIED, @drop{%n = %d}, fade_at = jobs.ended_at + R.repeat_for
+        UPDATE @.jobs SET status = S.BURIED, @drop{%n = %d}, fade_at = least(jobs.ended_at + R.repeat_for, P.LATEST)
         FROM first WHERE jobs.ctid = first.tid
         RETURNING jobs.queue, first.status AS status, first.fade_at AS faded_at, jobs.id AS id, first.extras AS extras
     ), counted AS (

@@ -11,7 +11,7 @@ BEGIN
         UPDATE @.sessions SET beat_at = steady WHERE dead_at IS NULL AND beat_at > steady;
     ELSE -- no worker has sent a heartbeat for a session's whole ttl, so the store was away, not the workers: it gets one more ttl, once
         UPDATE @.sessions SET is_spared = true, beat_at = steady
-        WHERE dead_at IS NULL AND NOT is_spared AND steady - pulse > ttl;
+        WHERE dead_at IS NULL AND NOT is_spared AND steady - greatest(0, pulse) > ttl;
     END IF;
 END
 $$;

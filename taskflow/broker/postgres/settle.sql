@@ -116,7 +116,7 @@ BEGIN
         SELECT @outcome{%d} INTO @outcome{j.%n};
     END IF;
     IF error IS NOT NULL THEN
-        j.failures := j.failures + 1;
+        j.failures := least(j.failures + 1, P.MOST_COUNTED);
         j.errors := @.append_error(j, error, now_at);
     END IF;
     CASE kind
@@ -135,7 +135,7 @@ BEGIN
         WHEN 5 THEN
             PERFORM @.requeue(j, E.RETRY, now_at, now_at + after);
         WHEN 6 THEN
-            j.snoozes := j.snoozes + 1;
+            j.snoozes := least(j.snoozes + 1, P.MOST_COUNTED);
             PERFORM @.requeue(j, E.SNOOZE, now_at, now_at + after);
         WHEN 7 THEN
             j.parked_at := coalesce(j.parked_at, now_at);

@@ -177,7 +177,7 @@ BEGIN
     WITH gone AS (
         UPDATE @.jobs SET
             status = S.BURIED, @drop{%n = %d},
-            ended_at = coalesce(jobs.ended_at, now_at), fade_at = coalesce(jobs.ended_at, now_at) + R.repeat_for
+            ended_at = coalesce(jobs.ended_at, now_at), fade_at = least(coalesce(jobs.ended_at, now_at) + R.repeat_for, P.LATEST)
         FROM @.jobs AS before
         WHERE jobs.id = ANY (ids) AND before.id = jobs.id
             AND (jobs.status BETWEEN S.SUCCEEDED AND S.CANCELLED OR jobs.status < S.RUNNING AND jobs.key IS NULL AND jobs.joins IS NULL)
@@ -249,7 +249,7 @@ DECLARE
     wait bigint := 0;
 BEGIN
     IF counts THEN
-        j.hand_backs := j.hand_backs + 1;
+        j.hand_backs := least(j.hand_backs + 1, P.MOST_COUNTED);
         wait := waits[least(j.hand_backs, cardinality(waits))];
     END IF;
     IF wait > 0 THEN
@@ -289,7 +289,7 @@ DECLARE
     waits bigint[] := R.crash_backoff;
     wait bigint;
 BEGIN
-    j.crashes := j.crashes + 1;
+    j.crashes := least(j.crashes + 1, P.MOST_COUNTED);
     wait := waits[least(j.crashes, cardinality(waits))];
     j.errors := @.append_error(
         j, -- type, message, traceback, attempt and ending

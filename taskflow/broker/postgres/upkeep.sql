@@ -113,12 +113,12 @@ BEGIN
     ), taken AS (
         DELETE FROM @.tally USING first WHERE tally.id = first.id RETURNING tally.id, queue, event, before, after, n
     ), summed AS (
-        SELECT queue, each.what, sum(each.n) AS n
+        SELECT queue, each.what, greatest(-P.LATEST, least(P.LATEST, sum(each.n))) AS n
         FROM taken, LATERAL (VALUES ('=' || before, -taken.n), ('=' || after, taken.n), (event, taken.n)) AS each (what, n)
         WHERE each.what IS NOT NULL GROUP BY queue, each.what
     ), added AS (
         INSERT INTO @.totals (queue, what, n) SELECT queue, what, n FROM summed ORDER BY queue, what
-        ON CONFLICT (queue, what) DO UPDATE SET n = totals.n + excluded.n
+        ON CONFLICT (queue, what) DO UPDATE SET n = greatest(-P.LATEST, least(P.LATEST, totals.n + excluded.n))
     )
     SELECT max(id), count(*) INTO last_id, number FROM taken;
     PERFORM @.raise_mark(m, last_id, 0, now_at) WHERE raises AND last_id IS NOT NULL;

@@ -261,3 +261,16 @@ async def test_a_session_whose_name_is_no_utf8_works_on(ascii_database: str) -> 
 def unreadable_of(record: Record | None) -> list[str]:
     assert record is not None
     return [field.column for field in record.unreadable]
+
+
+@pytest.mark.parametrize("n", [-253_402_300_799_999_999, 253_402_300_799_999_999])
+async def test_counts_at_their_limits_stay_there(broker: Broker, stranger: asyncpg.Connection, n: int) -> None:
+    await broker.enqueue([an_envelope()])
+    with pytest.raises(asyncpg.CheckViolationError):
+        await stranger.execute("INSERT INTO taskflow.totals VALUES ('default', 'enqueue', $1)", (1 << 63) - 1)
+    await stranger.execute("INSERT INTO taskflow.totals VALUES ('default', 'enqueue', $1)", n)
+    await stranger.execute("INSERT INTO taskflow.tally (queue, event, n) SELECT 'default', 'enqueue', $1 FROM generate_series(1, 100)", n)
+    assert (await broker.console.metrics()).totals["default"]["enqueue"] == n
+    await broker.upkeep(100)
+    assert (await broker.console.metrics()).totals["default"]["enqueue"] == n
+    assert len(await broker.claim(SESSION, 1, [], 10)) == 1

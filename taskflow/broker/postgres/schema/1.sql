@@ -9,8 +9,9 @@
 -- and ends a job that it cannot read as FAILED.
 CREATE DOMAIN @.identity AS bytea CHECK (octet_length(VALUE) = 16);
 CREATE DOMAIN @.instant AS bigint CHECK (VALUE BETWEEN 0 AND P.LATEST);
-CREATE DOMAIN @.counter AS integer CHECK (VALUE BETWEEN 0 AND 2147483646); -- one less than the type's maximum, because a function adds one
+CREATE DOMAIN @.counter AS integer CHECK (VALUE BETWEEN 0 AND P.MOST_COUNTED); -- one less than the type's maximum, because a function adds one
 CREATE DOMAIN @.cause AS bytea CHECK (octet_length(VALUE) >= 8);
+CREATE DOMAIN @.amount AS bigint CHECK (VALUE BETWEEN -P.LATEST AND P.LATEST);
 CREATE DOMAIN @.arrival AS bigint CHECK (VALUE > 0);
 CREATE DOMAIN @.status AS smallint CHECK (VALUE BETWEEN S.HELD AND S.BURIED);
 CREATE DOMAIN @.priority AS smallint CHECK (VALUE BETWEEN -100 AND 100);
@@ -248,18 +249,18 @@ CREATE TABLE @.tally (
     event text,
     before smallint,
     after smallint,
-    n bigint NOT NULL,
+    n @.amount NOT NULL,
     late_priority smallint,
     late_at bigint
 ) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.tally IS 'Counts that upkeep has not yet added to totals.';
 
-CREATE TABLE @.totals (queue text COLLATE "C" NOT NULL, what text NOT NULL, n bigint NOT NULL, PRIMARY KEY (queue, what))
+CREATE TABLE @.totals (queue text COLLATE "C" NOT NULL, what text NOT NULL, n @.amount NOT NULL, PRIMARY KEY (queue, what))
     WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.totals IS 'Counts by queue: of an event, or, as "=" and its code, of the jobs that have a status.';
 
 CREATE VIEW @.counted AS
-    SELECT queue, what, sum(n)::bigint AS n
+    SELECT queue, what, greatest(-P.LATEST, least(P.LATEST, sum(n)))::bigint AS n
     FROM (
         SELECT queue, what, n FROM @.totals
         UNION ALL
