@@ -56,9 +56,12 @@ _NO_TLS: Final = "rejected SSL upgrade"
 
 def broker_error(error: Exception, place: str, schema: str = "", role: str | None = None) -> BrokerError:
     """Return the BrokerError to raise in place of the driver's error. `place` names
-    the server, without secrets. `schema` and `role` are for advice on rights."""
+    the server, without secrets. `schema` and `role` are for advice on rights. The driver's error, which a traceback shows
+    as the cause, loses its DETAIL, because that may be a whole row."""
     if isinstance(error, BrokerError):
         return error
+    if isinstance(error, asyncpg.PostgresError):
+        error.detail = None
     if isinstance(error, Unsuitable):
         return BrokerRefused(f"PostgreSQL at {place} {error}")
     if not isinstance(error, asyncpg.PostgresError):
@@ -84,14 +87,24 @@ def broker_error(error: Exception, place: str, schema: str = "", role: str | Non
 
 def _advice(error: Exception, schema: str, role: str | None) -> str:
     """Return advice for an administrator: the statements that grant a role the missing rights."""
-    to = f'TO "{role}"' if role else "TO the role in the broker URL"
-    if "for database" in str(error):
-        return f"Let the owner of the database make the schema (`taskflow migrate`), or run: GRANT CREATE ON DATABASE the_database {to};"
+    to = f"TO {_quoted(role)}" if role else "TO the role in the broker URL"
+    _, _, database = str(error).partition("for database ")
+    if database:
+        return (
+            "Let the owner of the database make the schema (`taskflow migrate`), or run: "
+            f"GRANT CREATE ON DATABASE {_quoted(database)} {to};"
+        )
     return f"""\
 A role that works needs:
 GRANT USAGE ON SCHEMA "{schema}" {to};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" {to};
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA "{schema}" {to};"""
+
+
+def _quoted(name: str) -> str:
+    """Return a name as an SQL identifier."""
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 def may_pass(error: Exception) -> bool:

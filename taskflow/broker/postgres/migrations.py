@@ -156,6 +156,7 @@ async def _lock(connection: asyncpg.Connection, schema: str, place: str, found: 
         except _HELD_UP as error:
             # Released here; otherwise everything that follows would belong to the savepoint, with a different xmin: see _MARK_FUNCTIONS.
             await connection.execute("ROLLBACK TO SAVEPOINT locking; RELEASE SAVEPOINT locking")
+            error.detail = None  # as in broker_error()
             holder = await _holder(connection, schema)
             if tries == MOST_TRIES:
                 raise BrokerUnavailable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -10,7 +11,7 @@ import asyncpg
 import pytest
 from msgspec import structs
 
-from taskflow import Status
+from taskflow import BrokerRefused, Status
 from taskflow.broker.console import View
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
@@ -274,3 +275,14 @@ async def test_counts_at_their_limits_stay_there(broker: Broker, stranger: async
     await broker.upkeep(100)
     assert (await broker.console.metrics()).totals["default"]["enqueue"] == n
     assert len(await broker.claim(SESSION, 1, [], 10)) == 1
+
+
+async def test_the_row_that_the_server_refuses_is_in_no_message(broker: Broker, stranger: asyncpg.Connection) -> None:
+    """The server's DETAIL has it: "Failing row contains ...". A traceback shows the driver's error too."""
+    await broker.enqueue([])
+    await stranger.execute("ALTER TABLE taskflow.jobs ADD CONSTRAINT no_mail CHECK (queue <> 'mail')")
+    mail = an_envelope(queue="mail", job=f"secret.{new_id().hex()}")
+    with pytest.raises(BrokerRefused, match="no_mail") as refused:
+        await broker.enqueue([mail])
+    assert isinstance(refused.value.__cause__, asyncpg.CheckViolationError)
+    assert mail.job not in "".join(traceback.format_exception(refused.value))
