@@ -113,13 +113,13 @@ def dies(how: str) -> None:
         case "hang up":
             os.closerange(3, 256)
             time.sleep(20)
-        case "noise":
+        case "noise" | "half a message":
             for descriptor in range(3, 64):
                 try:
-                    os.write(descriptor, b"\xff" * 64)
+                    os.write(descriptor, b"\xff" * 64 if how == "noise" else b"\0\0\xff\xff of 65,535 bytes")
                 except OSError:
                     continue
-            time.sleep(20)
+            time.sleep(20 if how == "noise" else 0)
 
 
 @job(runs_in="process", max_attempts=1)

@@ -41,7 +41,7 @@ from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import id_text
 from taskflow.model.seams import start_thread
 from taskflow.model.verdict import RunEnding, Succeeded
-from taskflow.worker.children import spawn
+from taskflow.worker.children import process, spawn
 from taskflow.worker.children.errors import ChildDied
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.process import Child, ChildSpec
@@ -234,9 +234,13 @@ async def test_the_state_of_the_lifespan_is_not_there_and_says_so(lines: Lines) 
         ("exit", "has died: exit code 7"),
         ("hang up", "has closed its connection to the worker, and was killed|has died: exit code 70"),  # whichever side sees it first
         ("noise", "sent a message of .*, and was killed"),
+        ("half a message", "sent half a message, and not the rest within 0.4 s, and was killed"),
     ],
 )
-async def test_a_child_that_dies_fails_its_run_alone_and_is_retried_whatever_retry_on_says(worker: Worker, how: str, cause: str) -> None:
+async def test_a_child_that_dies_fails_its_run_alone_and_is_retried_whatever_retry_on_says(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, how: str, cause: str
+) -> None:
+    monkeypatch.setattr(process, "_REST_WITHIN", 0.4)
     before = await (await jobs.pid.delay()).result(TIMEOUT)
     handle = await jobs.dies.delay(how)
     failed = await failure(handle)

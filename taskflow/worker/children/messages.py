@@ -149,6 +149,11 @@ class Unpacker:
         self._most = most
         self._received = bytearray()
 
+    @property
+    def is_halfway(self) -> bool:
+        """True if the rest of a message is missing."""
+        return bool(self._received)
+
     def feed(self, received: bytes) -> Iterator[Message]:
         self._received += received
         while (body := self._next_body()) is not None:
