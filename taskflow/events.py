@@ -9,6 +9,7 @@ from taskflow.worker.events import (
     DescriptorsClosed as DescriptorsClosed,
     HandedBackOften as HandedBackOften,
     InterpreterBlocked as InterpreterBlocked,
+    InterpreterContended as InterpreterContended,
     LeaseRevoked as LeaseRevoked,
     LeaveFailed as LeaveFailed,
     LoopResumed as LoopResumed,

@@ -251,7 +251,7 @@ class LoopStalled(WorkerEvent, frozen=True):
     """The worker's event loop has made no progress for `seconds`, because code running in it does not return.
 
     `lease` is the lease of the blocking job, or None if no job is blocking the loop. `stack` shows where that code is. Sent after
-    1 s, 10 s, 100 s and so on. This event and the next four are sent from a separate thread, because the loop may be blocked.
+    1 s, 10 s, 100 s and so on. This event and the next five are sent from a separate thread, because the loop may be blocked.
     """
 
     lease: Lease | None
@@ -274,6 +274,19 @@ class LoopResumed(WorkerEvent, frozen=True):
     """The event loop is making progress again after a stall that was reported. `seconds` is how long the stall lasted."""
 
     seconds: float
+
+
+class InterpreterContended(WorkerEvent, frozen=True):
+    """Threads of this process competed for the interpreter lock (GIL), so that the worker's own code had no turn for `seconds`.
+
+    `lease` and `stack` belong to the thread that used the most CPU time. `lease` is None if no run is in it any more. If `seconds`
+    exceeds `ttl`, the leases may have lapsed.
+    """
+
+    lease: Lease | None
+    seconds: float
+    ttl: float
+    stack: str
 
 
 class InterpreterBlocked(WorkerEvent, frozen=True):

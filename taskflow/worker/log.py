@@ -111,7 +111,14 @@ def _log_own(event: events.WorkerEvent) -> None:
             log.critical("a job has closed file descriptors of the worker: %s", why)
         case events.ChildPrinted(_, pid, stream, line):
             log.info("child process %d, between two jobs, %s: %s", pid, stream, one_line(line))
-        case events.LoopStalled() | events.LoopResumed() | events.InterpreterBlocked() | events.StalledForGood() | events.CpuStarved():
+        case (
+            events.LoopStalled()
+            | events.LoopResumed()
+            | events.InterpreterContended()
+            | events.InterpreterBlocked()
+            | events.StalledForGood()
+            | events.CpuStarved()
+        ):
             _log_standstill(event)
         case events.WindingDown(running, grace):
             log.info("winding down: %d running, for at most %g s", running, grace)
@@ -120,7 +127,12 @@ def _log_own(event: events.WorkerEvent) -> None:
 
 
 def _log_standstill(
-    event: events.LoopStalled | events.LoopResumed | events.InterpreterBlocked | events.StalledForGood | events.CpuStarved,
+    event: events.LoopStalled
+    | events.LoopResumed
+    | events.InterpreterContended
+    | events.InterpreterBlocked
+    | events.StalledForGood
+    | events.CpuStarved,
 ) -> None:
     match event:
         case events.LoopStalled(lease, seconds, stack):
@@ -136,10 +148,15 @@ def _log_standstill(
             )
         case events.LoopResumed(seconds):
             log.warning("the event loop responds again after %.1f s", seconds)
+        case events.InterpreterContended(lease, seconds, ttl, stack):
+            lapsed = _lapsed(seconds, ttl)
+            words = "computes in a thread, and competes for the interpreter lock (GIL) with other threads"
+            words = f"{words}: the worker had no turn for {seconds:.1f} s{lapsed}. {IN_PROCESS}"
+            _say_where(logging.ERROR if lapsed else logging.WARNING, lease, words, stack, otherwise="a function")
         case events.InterpreterBlocked(lease, seconds, ttl, is_computed, stack):
             lapsed = _lapsed(seconds, ttl)
             if is_computed:
-                words = f"kept the interpreter lock for {seconds:.1f} s in C code: no other thread could run, no heartbeat was sent{lapsed}"
+                words = f"kept the interpreter lock (GIL) for {seconds:.1f} s in C code: no thread could run, no heartbeat was sent{lapsed}"
                 _say_where(logging.ERROR if lapsed else logging.WARNING, lease, f"{words}. {IN_PROCESS}", stack)
             else:
                 words = f"was suspended for {seconds:.1f} s: it was stopped, or C code waited while it held the interpreter lock{lapsed}"
@@ -233,10 +250,10 @@ def _say(level: int, lease: Lease, words: str, traceback: str = "") -> None:
     log.handle(record)
 
 
-def _say_where(level: int, lease: Lease | None, words: str, stack: str) -> None:
+def _say_where(level: int, lease: Lease | None, words: str, stack: str, otherwise: str = "code outside of jobs") -> None:
     """Log the message with the stack below it, like logging's `stack_info`."""
     if log.isEnabledFor(level):
-        name, fields = (_name(lease), _fields(lease)) if lease else ("code outside of jobs", None)
+        name, fields = (_name(lease), _fields(lease)) if lease else (otherwise, None)
         log.handle(log.makeRecord(log.name, level, __file__, 0, "%s %s", (name, words), None, extra=fields, sinfo=stack or None))
 
 

@@ -55,6 +55,12 @@ def waits_for_work(lines: list[Line]) -> bool:
     return bool(lines) and (lines[-1][0].startswith(_LOOPS) or lines[-1][0] == selectors.__file__)
 
 
+def is_in_own_code(lines: list[Line]) -> bool:
+    """Return True if a thread with these lines is executing taskflow's or asyncio's code, or waits there, as for another thread's lock."""
+    files = [file for file, *_ in lines if file not in (threading.__file__, selectors.__file__)]
+    return bool(files) and files[-1].startswith((_OURS, _LOOPS))
+
+
 def shown_all(threads: dict[str, list[Line]]) -> str:
     stacks = (f"{name}:\n{''.join(traceback.StackSummary.from_list(lines).format())}" for name, lines in threads.items())
     return "\n".join(stacks).rstrip()
@@ -103,11 +109,23 @@ def waited_for_processor() -> float:
 
     Time spent waiting for the interpreter lock does not count, because the thread sleeps meanwhile.
     """
+    return _schedstat("thread-self")[1] / 1e9
+
+
+def turns_of(native_id: int) -> int:
+    """Return how many times the thread has had a CPU, or 0 if the system does not report it. A thread
+    that waits for the interpreter lock wakes every few milliseconds to ask for it."""
+    return _schedstat(f"self/task/{native_id}")[2]
+
+
+def _schedstat(thread: str) -> tuple[int, int, int]:
+    """Return the nanoseconds on a CPU, the nanoseconds of waiting for one, and the number of turns: see proc(5)."""
     try:
-        with open("/proc/thread-self/schedstat", "rb") as told:  # as bytes: decoding could import a module that an upgrade has just removed
-            return int(told.read().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0
+        with open(f"/proc/{thread}/schedstat", "rb") as told:  # as bytes: decoding could import a module that an upgrade has just removed
+            ran, waited, turns = map(int, told.read().split())
+    except (OSError, ValueError):
+        return 0, 0, 0
+    return ran, waited, turns
 
 
 def _frames(thread: int) -> Iterator[FrameType]:

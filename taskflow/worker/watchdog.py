@@ -12,13 +12,31 @@ from taskflow.app.context import JobContext
 from taskflow.model.envelope import Lease
 from taskflow.model.seams import StartThread
 from taskflow.worker import stacks
-from taskflow.worker.events import CpuStarved, Events, InterpreterBlocked, LoopResumed, LoopStalled, StalledForGood, WorkerEvent
+from taskflow.worker.events import (
+    CpuStarved,
+    Events,
+    InterpreterBlocked,
+    InterpreterContended,
+    LoopResumed,
+    LoopStalled,
+    StalledForGood,
+    WorkerEvent,
+)
 from taskflow.worker.lease_table import HeldLease
 
 LOOK: Final = 0.25
 FIRST_REPORT: Final = 1.0
 REPORT_FACTOR: Final = 10
 """A stall is reported again each time its duration has grown by this factor."""
+
+LEAST_SHARE: Final = 0.1
+"""Threads compete for the interpreter lock if they get at least this share of a CPU. The rest may go to other processes."""
+
+TURNS: Final = 10.0
+"""A thread that waits for the interpreter lock has more turns on a CPU than this in each second, because it asks for the lock about
+every 5 ms. A thread that is blocked, for example in `time.sleep`, has none, and so has one of a stopped process."""
+
+LOCK_LOOK: Final = 0.2
 
 EMIT_WITHIN: Final = 2.0
 """Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to."""
@@ -89,15 +107,15 @@ class Watchdog:
         self._stall_limit = stall_limit
         self._ttl = ttl
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
+        self._thread, self._native_id = threading.get_ident(), threading.get_native_id()
         self._stopping = threading.Event()
         self._ticks = 0
         self._loops = Standstill(lambda: self._ticks)
         self._beats = Standstill(lambda: watched.beats)
         self._times_reported = 0
         self._has_given_up = False
-        self._computed = dict[int, float]()
-        self._waited = 0.0
+        self._computed = self._computed_at_tick = dict[int, float]()
+        self._waited, self._turns = 0.0, 0
         self.looked_at = time.monotonic()
         self.blocker: Lease | None = None
 
@@ -108,6 +126,7 @@ class Watchdog:
     def start(self) -> None:
         self._tick()
         self.looked_at, self._computed = _clocks()
+        self._computed_at_tick = self._computed
         self._start_thread(self._watch, "taskflow-watchdog")
 
     def stop(self) -> None:
@@ -126,20 +145,23 @@ class Watchdog:
             passed, self.looked_at = now - self.looked_at, now
             before, self._computed = self._computed, computed
             waited_before, self._waited = self._waited, stacks.waited_for_processor()
+            turns_before, self._turns = self._turns, stacks.turns_of(threading.get_native_id())
             if passed - LOOK >= FIRST_REPORT:
-                self._look_back(passed, before, self._waited - waited_before)
+                self._look_back(passed, before, self._waited - waited_before, self._turns - turns_before)
             self._look_at_loop(passed)
             self._look_at_heartbeat(passed)
 
-    def _look_back(self, passed: float, before: dict[int, float], waited: float) -> None:
-        """Report why this check ran so late. `waited` is how many seconds this thread was ready to run but had no CPU.
+    def _look_back(self, passed: float, before: dict[int, float], waited: float, turns: int) -> None:
+        """Report why this check ran so late. `waited` is how many seconds this thread was ready to run but had no CPU, and `turns` is
+        how many times it had one.
 
         If a thread used a lot of CPU time in the meantime, it was holding the interpreter lock, even if the machine is
         also busy. Ordinary Python code gives the lock up within milliseconds, so it would not have delayed this check.
         While this thread waits for the lock, it wakes every few milliseconds to ask for it, and may wait for a CPU
         each time. So a long `waited` shows that CPUs were scarce only if no thread in this process used much CPU time.
+        If many threads did, they competed for the lock, and none of them held it for that long.
         """
-        spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
+        spent = self._spent_since(before)
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
         # If the process was stopped, a thread may have computed for less than `LOOK` before that. While this thread was waiting for a CPU,
         # the other one got less CPU time too.
@@ -149,6 +171,10 @@ class Watchdog:
         # unless a run was under way.
         if waited >= passed / 2 and (lease is None or not is_computed):
             self._emit(lambda: CpuStarved(passed - LOOK, self._ttl))
+            return
+        if 2 * spent.get(thread, 0.0) < sum(spent.values()) >= passed * LEAST_SHARE and turns > passed * TURNS:
+            lease, lines = self._run_since(thread, passed)
+            self._emit(lambda: InterpreterContended(lease, passed - LOOK, self._ttl, stacks.shown(lines) if lease else ""))
             return
         self._emit(lambda: InterpreterBlocked(lease, passed - LOOK, self._ttl, is_computed, stacks.shown(lines)))
 
@@ -169,6 +195,7 @@ class Watchdog:
     def _look_at_loop(self, passed: float) -> None:
         lasted = self._loops.seconds
         if self._loops.look(passed):
+            self._computed_at_tick = self._computed
             if self._times_reported:
                 self._times_reported, self._has_given_up, self.blocker = 0, False, None
                 self._emit(lambda: LoopResumed(lasted))
@@ -178,12 +205,42 @@ class Watchdog:
             self._times_reported += 1
             self.blocker = lease = self._lease_on_loop()
             lines = stacks.lines_of(self._thread)
-            if lease is None and stacks.waits_for_work(lines):
+            spent = self._spent_since(self._computed_at_tick)
+            is_waiting = bool(spent) and spent.pop(self._thread, 0.0) < lasted / 4
+            is_starved = is_waiting and stacks.is_in_own_code(lines)
+            if is_waiting and (contender := self._contender(spent, lasted, is_starved=is_starved)) is not None:
+                self.blocker, stack = contender
+                lease = self.blocker
+                self._emit(lambda: InterpreterContended(lease, lasted, self._ttl, stack))
+            elif is_starved or (lease is None and stacks.waits_for_work(lines)):
                 self._emit(lambda: CpuStarved(lasted, self._ttl))
             else:
                 self._emit(lambda: LoopStalled(lease, lasted, stacks.shown(lines)))
         if 0 < self._stall_limit <= lasted and not self._has_given_up:
             self._give_up(lasted)
+
+    def _contender(self, spent: dict[int, float], lasted: float, *, is_starved: bool) -> tuple[Lease | None, str] | None:
+        """Return the run and the stack of the thread that has computed most, if such threads keep the loop's thread from the interpreter
+        lock. That thread is either in its own code, as when it waits for a lock of one of them, or it is asking for the interpreter lock.
+        """
+        if sum(spent.values()) < lasted * LEAST_SHARE:
+            return None
+        thread = max(spent, key=lambda one: spent[one])
+        holding = self._holding_in(thread)
+        if is_starved and holding is None:
+            return None, ""
+        if holding is None or not (is_starved or self._asks_for_lock()):
+            return None
+        return holding.lease, stacks.shown(stacks.lines_of(thread))
+
+    def _asks_for_lock(self) -> bool:
+        turns = stacks.turns_of(self._native_id)
+        self._stopping.wait(LOCK_LOOK)
+        return stacks.turns_of(self._native_id) - turns > LOCK_LOOK * TURNS
+
+    def _spent_since(self, before: dict[int, float]) -> dict[int, float]:
+        """Return the CPU time of each thread since these readings of the clocks."""
+        return {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
 
     def _give_up(self, lasted: float) -> None:
         self._has_given_up = True

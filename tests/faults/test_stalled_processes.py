@@ -166,7 +166,7 @@ def test_c_code_that_keeps_the_interpreter_beyond_the_ttl_is_fenced_counted_as_a
     second.wait_for("tasks.compute_in_c .* succeeded")
     with (tasks.folder / "byte").open("r+b") as file:  # not cut off first: the other process has it in its memory
         file.write(b"\1")
-    first.wait_for(r"tasks\.compute_in_c .* kept the interpreter lock for .* after the ttl of 5 s others may take .*runs_in=.process.")
+    first.wait_for(r"tasks\.compute_in_c .* kept the interpreter lock .GIL.* after the ttl of 5 s others may take .*runs_in=.process.")
     first.wait_for("tasks.compute_in_c .* that was ignored")
     first.wait_for("working as", times=2)
     shown = the_job(tasks)

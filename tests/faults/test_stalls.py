@@ -27,6 +27,7 @@ from taskflow.worker.events import (
     CpuStarved,
     Events,
     InterpreterBlocked,
+    InterpreterContended,
     LoopResumed,
     LoopStalled,
     SessionEnded,
@@ -176,6 +177,33 @@ async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker
     assert heard.of(LoopStalled) == []
 
 
+@job(name="tests.stalls.spins")
+def spins() -> None:
+    """Pure Python code, which gives the interpreter lock up again and again."""
+    while not Run.release_thread.is_set():
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a thread has computed")
+@pytest.mark.parametrize("is_blocked", [False, True])
+async def test_who_computes_in_a_thread_is_named_unless_a_job_blocks_the_loop(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, *, is_blocked: bool
+) -> None:
+    """The loop that is not blocked makes no progress, as it does where many threads want the interpreter lock."""
+    if not is_blocked:
+        monkeypatch.setattr(watchdog.Watchdog, "_tick", lambda watch: setattr(watch, "_timer", watch._loop.call_later(60.0, int)))
+    kind: type[Any] = LoopStalled if is_blocked else InterpreterContended
+    heard = ThreadSafeEventRecorder(kind, Run.release_thread.set)
+    spinning = await spins.delay()
+    if is_blocked:
+        await blocks.options(after=0.2).delay()
+    async with Worker(options=options(heard)):
+        await heard.wait_for(kind)
+        await spinning.result(TIMEOUT)
+    assert [event.lease.envelope.job for event in heard.of(kind)] == [blocks.name if is_blocked else spins.name]
+    assert heard.of(InterpreterContended if is_blocked else LoopStalled) == []
+
+
 async def test_a_plain_function_is_not_accused_when_the_loop_stands_in_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop lost its processor just after it had given the function to a thread."""
     holding = a_holding()
@@ -193,14 +221,25 @@ BEFORE, AFTER = 1.0, 3.0
 
 
 class LateLook:
-    """A watch whose second look is late. `computed` and `waited` are the seconds that the loop's thread computed and the watch waited."""
+    """A watch whose second look is late. `computed` and `waited` are the seconds that the loop's thread and each of `others` computed,
+    and the watch waited. `turns` is how often the watch had a processor."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, computed: float, waited: float, runs: HeldLease | None = None) -> None:
-        loop_thread = threading.get_ident()
-        clocks = iter([(BEFORE, {loop_thread: 0.0}), (AFTER, {loop_thread: computed})])
-        real, others = watchdog._clocks, set(threading.enumerate()) - {threading.current_thread()}
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        computed: float,
+        waited: float,
+        runs: HeldLease | None = None,
+        others: int = 0,
+        turns: int = 0,
+    ) -> None:
+        threads = [threading.get_ident(), *range(-others, 0)]
+        clocks = iter([(BEFORE, dict.fromkeys(threads, 0.0)), (AFTER, dict.fromkeys(threads, computed))])
+        monkeypatch.setattr(stacks, "turns_of", lambda thread: turns)
+        real, strangers = watchdog._clocks, set(threading.enumerate()) - {threading.current_thread()}
         monkeypatch.setattr(
-            watchdog, "_clocks", lambda: real() if threading.current_thread() in others else next(clocks, (AFTER + watchdog.LOOK, {}))
+            watchdog, "_clocks", lambda: real() if threading.current_thread() in strangers else next(clocks, (AFTER + watchdog.LOOK, {}))
         )  # the watch of an earlier test may look once more
         monkeypatch.setattr(stacks, "waited_for_processor", lambda: waited)
         monkeypatch.setattr(stacks, "run_in_loop", lambda loop, thread: None if runs is None else "a run")
@@ -232,6 +271,13 @@ async def test_a_process_that_waited_for_a_processor_is_starved_and_no_job_held_
     await LateLook(monkeypatch, computed=0.3, waited=1.9).hear(CpuStarved)
     held = await LateLook(monkeypatch, computed=0.1, waited=0.1).hear(InterpreterBlocked)
     assert not held.is_computed
+
+
+async def test_threads_that_compete_for_the_interpreter_lock_are_told_from_a_stopped_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine they get little of a processor, but each of them gets some, and the watch has turns to ask for the lock."""
+    await LateLook(monkeypatch, computed=0.05, waited=0.5, others=9, turns=100).hear(InterpreterContended)
+    stopped = await LateLook(monkeypatch, computed=0.05, waited=0.1, others=9, turns=1).hear(InterpreterBlocked)
+    assert not stopped.is_computed
 
 
 async def test_c_code_on_a_busy_machine_is_named_although_the_watch_waited_for_a_processor_too(monkeypatch: pytest.MonkeyPatch) -> None:
