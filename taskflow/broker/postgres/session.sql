@@ -4,8 +4,10 @@ CREATE FUNCTION @.spare_after_outage(steady bigint, now_at bigint) RETURNS void 
 DECLARE
     pulse bigint := (SELECT value FROM @.meta WHERE name = 'pulse');
 BEGIN
-    -- Times in the future: another program wrote them, or the clock was set back. They would keep a session alive, or hide its end.
-    UPDATE @.sessions SET beat_at = least(beat_at, steady), dead_at = least(dead_at, now_at) WHERE beat_at > steady + 1000000 OR dead_at > now_at;
+    -- Times in the future: another program wrote them, the clock was set back, or this call has waited for a lock since it read the clock.
+    -- They would keep a session alive, or hide its end. (least() ignores a NULL: it would declare a living session dead.)
+    UPDATE @.sessions SET beat_at = least(beat_at, steady), dead_at = CASE WHEN dead_at IS NOT NULL THEN least(dead_at, now_at) END
+    WHERE beat_at > steady + 1000000 OR dead_at > now_at;
     IF pulse > steady THEN
         UPDATE @.meta SET value = steady WHERE name = 'pulse';
         UPDATE @.sessions SET beat_at = steady WHERE dead_at IS NULL AND beat_at > steady;
