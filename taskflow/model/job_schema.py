@@ -181,7 +181,7 @@ FIELDS: Final = (
     ),  # the job is cancelled if it has not started by then
     Field("key", BYTES, sent=("key",)),  # at most one waiting and one running job have the same key
     Field("awaits", COUNT, 0, sent=("awaits",), cleared_by=(REDO,)),  # the job is HELD until this many jobs have ended
-    Field("joins", LARGE_BYTES, sent=("joins",), is_packed=True),  # ids of jobs that are waiting for this one
+    Field("joins", BYTES, sent=("joins",), is_packed=True),  # ids of jobs that are waiting for this one
     Field("behind", ID, cleared_by=(REDO,)),  # the running job with the same key, whose end this one is waiting for
     Field("failures", COUNT, 0, cleared_by=(REDO,)),
     Field("crashes", COUNT, 0, cleared_by=(OUTCOME, REDO)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final
 
@@ -12,15 +13,16 @@ import msgpack
 import pytest
 
 from taskflow.broker.console import Redone, View
-from taskflow.model.envelope import Envelope
+from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
+from taskflow.model.session import Session
 from taskflow.model.verdict import Settled
 from tests.support.harnesses import BROKERS, MemoryHarness
 from tests.support.listing import listed
 from tests.support.spoiling import Spoiler, Stored
 from tests.support.verdicts import failed, handed_back, retried, succeeded
-from tests.support.world import World
+from tests.support.world import World, ids_of
 
 
 @pytest.fixture(params=[harness for harness in BROKERS if harness is not MemoryHarness], ids=lambda harness: harness.name)
@@ -197,3 +199,140 @@ async def test_numbers_at_their_limits_cost_nobody_else(world: World, spoiler: S
     for _ in range(3):
         await world.upkeep()
     assert [await world.read(each) for each in neighbours[scheduled]] == [None, None]
+
+
+HUGE: Final = 24 << 20
+
+
+@pytest.mark.parametrize("column", ["extras", "joins", "errors"])
+async def test_a_huge_value_of_a_waiting_job_is_neither_fetched_nor_moved_again(world: World, spoiler: Spoiler, column: str) -> None:
+    """No sender can have written it. Whichever verb meets it looks at its length, and its neighbours are done."""
+    jobs = [await world.add(tags=("a",)) for _ in range(3)]
+    [value] = [value for value in spoiler.columns_of(jobs[1].id) if value.place == f"jobs.{column}"]
+    if not spoiler.write(value, bytes(HUGE)):
+        pytest.skip("the store cannot hold it")
+    session = await world.a_session()
+    tracemalloc.start()
+    try:
+        await world.broker.read([job.id for job in jobs])
+        await listed(world.broker.console)
+        leases = await world.claim(session)
+        await world.beat(session, *leases)
+        await world.settle(*map(failed, leases))
+        await world.upkeep()
+        await listed(world.broker.console)
+        await world.broker.console.retry([job.id for job in jobs])
+        await world.broker.cancel([job.id for job in jobs])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert {lease.envelope.id for lease in leases} >= {jobs[0].id, jobs[2].id}
+    assert {await world.status(job.id) for job in (jobs[0], jobs[2])} == {Status.CANCELLED}
+    assert peak < HUGE / 2
+
+
+# --- every column in turn ---------------------------------------------------------------------------------------------
+
+IN_COLUMNS: Final[dict[str, Stored]] = {
+    "absent": None,
+    "half a number": 1.5,
+    "a counter's end": 1 << 53,
+    "a column's end": (1 << 63) - 1,
+    "a column's beginning": -(1 << 63),
+    "a text": "text",
+    "a claim": bytes(24),
+}
+
+
+class Scene:
+    """Jobs of one kind between sound neighbours. Of each job another column is spoilt."""
+
+    def __init__(self, world: World, session: Session) -> None:
+        self.world = world
+        self.session = session
+        self.ids = list[bytes]()
+        self.sound = list[bytes]()
+        self.leases = list[Lease]()
+
+    async def fill(self, spoiler: Spoiler, kind: str, stored: Stored) -> None:
+        self.sound.append(await self._add(kind))
+        for place in range(len(spoiler.columns_of(self.sound[0]))):
+            job_id = await self._add(kind)
+            if not spoiler.write(spoiler.columns_of(job_id)[place], stored):
+                self.sound.append(job_id)
+        self.sound.append(await self._add(kind))
+
+    async def _add(self, kind: str) -> bytes:
+        if kind == "waiting":
+            self.ids.append((await self.world.add(tags=("a",))).id)
+            return self.ids[-1]
+        lease = await self.world.running(self.session, tags=("a",))
+        self.ids.append(lease.envelope.id)
+        if kind == "failed":
+            await self.world.settle(failed(lease))
+        else:
+            self.leases.append(lease)
+        return lease.envelope.id
+
+
+async def _claimed(scene: Scene) -> Status:
+    leases = await scene.world.claim(scene.session, limit=100)
+    await scene.world.settle(*map(failed, leases))
+    return Status.FAILED
+
+
+async def _retried(scene: Scene) -> Status:
+    await scene.world.settle(*(retried(lease, 100.0) for lease in scene.leases))
+    return Status.SCHEDULED
+
+
+async def _reaped(scene: Scene) -> Status:
+    for _ in range(2):
+        await scene.world.lapse(scene.session)
+        await scene.world.upkeep()
+    return Status.READY
+
+
+async def _cancelled_by_tag(scene: Scene) -> Status:
+    await scene.world.broker.cancel([record.id for record in await listed(scene.world.broker.console, View(tag="a"))])
+    return Status.CANCELLED
+
+
+async def _retried_by_hand(scene: Scene) -> Status:
+    await scene.world.broker.console.retry(scene.ids)
+    return Status.READY
+
+
+MOVES: Final[dict[str, tuple[str, Callable[[Scene], Awaitable[Status]]]]] = {
+    "claim": ("waiting", _claimed),
+    "cancel by tag": ("waiting", _cancelled_by_tag),
+    "settle": ("running", _retried),
+    "reap": ("running", _reaped),
+    "retry": ("failed", _retried_by_hand),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+async def test_whatever_column_of_a_job_is_spoilt_costs_nobody_else(world: World, spoiler: Spoiler, move: str) -> None:
+    """Arithmetic with it may fail: each column in turn, with each value that the store admits. All other verbs go on past it too."""
+    kind, does = MOVES[move]
+    for how, stored in IN_COLUMNS.items():
+        scene = Scene(world, await world.a_session())
+        await scene.fill(spoiler, kind, stored)
+        try:
+            expected = await does(scene)
+            for _ in range(2):
+                await world.upkeep()
+            assert {await world.status(job_id) for job_id in scene.sound} == {expected}
+            await listed(world.broker.console)
+            await world.broker.console.queues()
+            added = await world.add()
+            taken = [*(await world.claim(other := await world.a_session(), limit=100)), *(await world.claim(other, limit=100))]
+            assert added.id in ids_of(taken)
+            await world.broker.cancel(scene.ids)
+            await world.die(other)
+            await world.broker.console.purge(View())
+        except Exception as error:
+            error.add_note(f"spoilt with {how}")
+            raise

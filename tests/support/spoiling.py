@@ -27,6 +27,10 @@ class Spoiler(Protocol):
         """Every stored value of the job or session with this id; names and texts that nobody else uses are among them."""
         ...
 
+    def columns_of(self, job_id: bytes) -> Sequence[Value]:
+        """The stored fields of the job alone, without its id and its number of arrival. They are read at once."""
+        ...
+
     def write(self, value: Value, stored: Stored) -> bool:
         """Put `stored` in the value's place; None removes it. False if the store itself cannot hold that there."""
         ...

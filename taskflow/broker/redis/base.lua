@@ -93,5 +93,5 @@ local function set_all(keys_and_values)
   end
 end
 
--- Bytes. A larger record is neither unpacked nor sent to a client.
-local LARGEST = 67108864
+-- Bytes. A larger record is neither unpacked nor sent to a client. No client writes one: large payloads and results are stored apart.
+local LARGEST = 4194304

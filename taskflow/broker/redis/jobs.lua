@@ -36,7 +36,9 @@ local function spoilt_field(job)
     end
   end
   local status = job[F.status]
-  if status == S.RUNNING then
+  if job[F.claim] and status ~= S.RUNNING then
+    return F.claim
+  elseif status == S.RUNNING then
     return not job[F.epoch] and F.epoch or (not job[F.claim] or #job[F.claim] ~= 24) and F.claim
       or not job[F.claimed_steady] and F.claimed_steady or nil
   elseif status == S.SCHEDULED then

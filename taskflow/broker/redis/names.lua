@@ -1,6 +1,9 @@
 -- Jobs hold the names of queues ("q:mail") and jobs ("j:work") as numbers. names: text -> number; texts: number -> text.
 
 -- === part names ============================================================================================
+-- Bytes. No name is longer.
+local LONGEST_TEXT = 1024
+
 -- Finds the text of a number in `names`, and restores it in `texts`. Returns nil if there is none.
 local by_number
 local function text_in_names(number)
@@ -51,7 +54,7 @@ local function texts_of(numbers)
   if #wanted > 0 then
     local texts = get_all('texts', wanted)
     for i, text in ipairs(texts) do
-      texts[i] = text or ''
+      texts[i] = text and #text <= LONGEST_TEXT and text or ''
     end
     for i, number in ipairs(get_all('names', texts)) do
       local text = tonumber(number) == wanted[i] and texts[i] or text_in_names(wanted[i]) or #texts[i] > 2 and texts[i]
@@ -101,7 +104,7 @@ end
 
 -- Returns whether it is the name of a queue or a job.
 local function is_text(text)
-  return text and #text > 2 and byte(text, 2) == 58
+  return text and #text > 2 and #text <= LONGEST_TEXT and byte(text, 2) == 58
 end
 
 -- === script sweep ==========================================================================================

@@ -290,7 +290,7 @@ local function add_row(id, is_dead)
     if not is_dead then
       silent = steady - (tonumber(is_alive(id)) - ttl)
     end
-    rows[#rows + 1] = { id, about[1], ttl, about[2], tonumber(about[3]) or false, math.max(0, silent), leases, is_dead }
+    rows[#rows + 1] = { id, sub(about[1] or '', 1, 1000), ttl, sub(about[2] or '', 1, 1048576), tonumber(about[3]) or false, math.max(0, silent), leases, is_dead }
   end
 end
 

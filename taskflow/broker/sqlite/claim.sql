@@ -9,7 +9,7 @@ UPDATE "~sessions" SET request = ? WHERE id = ? AND dead_at IS NULL AND request 
 -- Parameters: limit; a number, which modulo the number of queues gives the first one. Result: the number of queues that are not paused and
 -- have ready jobs; as JSON, number and ready jobs of some of them, by name, from the first one on.
 WITH ready (queues) AS (SELECT count(*) FROM "~queues" WHERE ready > 0 AND is_paused = 0)
-SELECT (SELECT queues FROM ready), json_group_array(json_array(number, ready))
+SELECT (SELECT queues FROM ready), json_group_array(json_array(number, iif(typeof(ready) = 'integer', ready, 1)))
 FROM (
   SELECT number, "~queues".ready FROM "~queues" WHERE "~queues".ready > 0 AND is_paused = 0
   ORDER BY name

@@ -170,7 +170,7 @@ def claims_of(session: bytes, request: int | None = None) -> tuple[bytes, bytes]
 def is_possible(settlement: Settlement) -> bool:
     """Return False if no store could have issued this fence."""
     session, request, number = settlement.claim
-    return len(session) == ID_BYTES and 0 <= settlement.epoch < 1 << 53 and 0 <= request < 1 << 63 and 0 <= number < 1 << 32
+    return len(session) == ID_BYTES and 0 <= settlement.epoch < _CALLERS and 0 <= request < 1 << 63 and 0 <= number < 1 << 32
 
 
 def slices(joined: bytes | None, size: int) -> list[bytes]:

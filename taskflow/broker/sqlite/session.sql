@@ -58,7 +58,7 @@ UPDATE "~sessions" SET dead_at = ? WHERE number = ?;
 
 -- name: pulse
 -- Parameters: none. Result: the time of the last heartbeat of any session.
-SELECT value FROM "~meta" WHERE name = 'pulse';
+SELECT max(coalesce(max(CAST(value AS INTEGER)), 0), 0) FROM "~meta" WHERE name = 'pulse';
 
 -- name: take_pulse
 -- Parameters: the steady time. Result: none.

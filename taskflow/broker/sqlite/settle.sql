@@ -37,6 +37,7 @@ WHERE
   -- Unsound rows are settled separately.
   AND typeof(queue) = 'integer' AND typeof(due_at) = 'integer' AND typeof(failures) = 'integer' AND typeof(crashes) = 'integer'
   AND typeof(snoozes) = 'integer' AND typeof(hand_backs) = 'integer' AND typeof(parked_at) IN ('integer', 'null')
+  AND min(failures, crashes, snoozes, hand_backs) >= 0 AND max(failures, crashes, snoozes, hand_backs) < 9007199254740992
   AND coalesce(length(errors), 0) <= 1048576 AND typeof(errors) IN ('blob', 'null')
   AND coalesce(length(worker), 0) <= 1024 AND typeof(worker) IN ('text', 'null') AND spoilt IS NULL;
 

@@ -62,7 +62,7 @@ DELETE FROM "~ends" WHERE number <= ?;
 
 -- name: dropped_ends
 -- Parameters: none. Result: how many were dropped since the count was reset.
-SELECT value FROM "~meta" WHERE name = 'ends_dropped';
+SELECT max(coalesce(max(CAST(value AS INTEGER)), 0), 0) FROM "~meta" WHERE name = 'ends_dropped';
 
 -- name: some_leases
 -- Parameters: the least and the greatest claim of a session, limit. Result: the rows of its jobs in the order of their claims.
@@ -74,7 +74,7 @@ SELECT seq FROM "~jobs" WHERE expires_at IS NOT NULL AND status < 3 AND expires_
 
 -- name: crowded_queues
 -- Parameters: the maximum that is kept, twice. Result: number, name, succeeded and cancelled, failed of each queue with more, by name.
-SELECT number, name, succeeded + cancelled, failed FROM "~queues" WHERE succeeded + cancelled > ? OR failed > ? ORDER BY name;
+SELECT number, name, CAST(succeeded + cancelled AS INTEGER), CAST(failed AS INTEGER) FROM "~queues" WHERE succeeded + cancelled > ? OR failed > ? ORDER BY name;
 
 -- name: from_oldest_failed
 -- Parameters: queue, limit.

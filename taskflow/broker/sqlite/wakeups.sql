@@ -6,7 +6,7 @@ SELECT name FROM "~queues" WHERE ready > 0 AND is_paused = 0 LIMIT ?;
 
 -- name: ready_in_queue
 -- Parameters: name. Reply: its ready jobs, none when it is paused or unknown.
-SELECT ready FROM "~queues" WHERE name = ? AND is_paused = 0;
+SELECT iif(typeof(ready) = 'integer', ready, 1) FROM "~queues" WHERE name = ? AND is_paused = 0;
 
 -- name: ended_among
 -- Parameters: rows of an id. Reply: those of jobs that have ended or are unknown.

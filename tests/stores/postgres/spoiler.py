@@ -28,6 +28,9 @@ class PostgresSpoiler:
             self._run(self._read_types)
         return self._run(lambda connection: self._values_of(connection, owner))
 
+    def columns_of(self, job_id: bytes) -> Sequence[Value]:
+        return [value for value in self.values_of(job_id) if value.address[0] == "jobs" and value.address[1] not in ("id", "seq")]
+
     def write(self, value: Value, stored: Stored) -> bool:
         table, column, seq = value.address
         if not _is_expressible(stored):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Iterator, Sequence
@@ -42,15 +43,21 @@ class RedisSpoiler:
         yield Value("jobs.record", ("record", owner), record)
         yield Value("jobs.key", ("key", owner), owner)
         fields = fields_of(record)
-        for field, stored in zip(FIELDS, fields, strict=False):
-            if stored is not False:
-                yield Value(f"jobs.{field}", ("field", owner, field), stored)
+        yield from self._of_fields(owner, fields)
         for column, kind in (("payload", b"b:"), ("result", b"o:")):
             apart = self._client.get(self._prefix + kind + owner)
             if apart is not None:
                 yield Value(f"jobs.{column} apart", ("string", kind + owner), apart)
         yield from self._of_names(fields)
         yield from self._of_indexes(owner)
+
+    def _of_fields(self, owner: bytes, fields: Sequence[Any]) -> Iterator[Value]:
+        for field, stored in itertools.zip_longest(FIELDS, fields, fillvalue=False):
+            yield Value(f"jobs.{field}", ("field", owner, field), None if stored is False else stored)
+
+    def columns_of(self, job_id: bytes) -> Sequence[Value]:
+        fields = fields_of(self._client.get(self._prefix + b"j:" + job_id))
+        return [value for value in self._of_fields(job_id, fields) if value.place != "jobs.seq"]
 
     def _of_names(self, fields: Sequence[Any]) -> Iterator[Value]:
         """Of its queue and job, if no other job has them."""
@@ -122,6 +129,7 @@ class RedisSpoiler:
     def _write_field(self, owner: bytes, field: str, stored: Stored) -> bool:
         key = self._prefix + b"j:" + owner
         fields = fields_of(self._client.get(key))
+        fields += [False] * (len(FIELDS) - len(fields))
         given = as_bytes(stored) if isinstance(stored, str) else stored
         fields[FIELDS.index(field)] = False if given is None else given
         try:

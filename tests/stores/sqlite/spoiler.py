@@ -47,6 +47,9 @@ class SqliteSpoiler:
                 found += [Value(f"{table}.name", (table, "name", "number", number), name) for (name,) in names if users == 1]
         return found
 
+    def columns_of(self, job_id: bytes) -> Sequence[Value]:
+        return [value for value in self.values_of(job_id) if value.address[0] == "jobs" and value.address[1] not in ("id", "seq")]
+
     def write(self, value: Value, stored: Stored) -> bool:
         table, column, key, at = value.address
         parameter = "CAST(? AS TEXT)" if isinstance(stored, str) else "?"

@@ -10,6 +10,7 @@ import pytest
 
 from taskflow import Worker, job
 from taskflow.app.app import default_app
+from taskflow.broker import topics
 from taskflow.broker.console import View
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker
@@ -206,6 +207,41 @@ async def test_a_worker_goes_on_whose_session_was_spoilt(broker: SqliteBroker, p
                 connection.execute("PRAGMA ignore_check_constraints=ON")
                 connection.execute(f"UPDATE taskflow_sessions SET {column} = ?", (value,))
             assert [await (await work.delay(n)).result(timeout=10) for n in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("literal", ["1.5", "'text'", "x'c1ff'", "9e999"])
+@pytest.mark.parametrize("spoils", ["queues SET ready = {}", "queues SET failed = {}", "meta SET value = {} WHERE name = 'pulse'"])
+async def test_a_count_or_a_time_that_is_no_number_stops_nothing(broker: SqliteBroker, path: Path, spoils: str, literal: str) -> None:
+    """Neither the queue nor the sessions; and wake-ups go on."""
+    jobs = [an_envelope(queue=name) for name in ("one", "two")]
+    await broker.enqueue(jobs)
+    session = await registered(broker)
+    with connected(path) as connection:
+        connection.execute("PRAGMA ignore_check_constraints=ON")
+        connection.execute("UPDATE taskflow_" + spoils.format(literal))
+
+    await broker.beat(Beat(session=session.id))
+    with broker.listen([topics.queue("one")]) as waiter:
+        assert await waiter.wait(5.0) or "ready" not in spoils
+    leases = [lease for request in (1, 2) for lease in await broker.claim(session.id, request, [], 1)]
+    assert {lease.envelope.id for lease in leases} == {job.id for job in jobs}
+    assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * 2
+    await broker.upkeep(100)
+    assert len(await broker.console.queues()) == 2
+
+
+async def test_more_joins_than_any_job_has_are_not_looked_up(broker: SqliteBroker, path: Path) -> None:
+    """Each would take a statement when the job ends: a minute for 62 MB."""
+    await broker.enqueue([an_envelope()])
+    session = await registered(broker)
+    spoil(path, "joins", bytes(2 << 20))
+
+    [lease] = await broker.claim(session.id, 1, [], 1)
+
+    assert await broker.settle([succeeded(lease)]) == [Settled.OK]
+    [record] = await broker.read([lease.envelope.id])
+    assert record is not None
+    assert [found.column for found in record.unreadable] == ["joins"]
 
 
 # --- schedules ---------------------------------------------------------------------------------------------------------
