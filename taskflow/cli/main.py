@@ -27,6 +27,7 @@ def program() -> int:
     """
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    _open_standard_streams()
     code = 1
     try:
         code = main()
@@ -36,6 +37,19 @@ def program() -> int:
     finally:
         _bound_the_end(code)
     return code
+
+
+def _open_standard_streams() -> None:
+    """Open descriptors 0 to 2 on the null device if they are closed, as by `taskflow worker <&-`. Otherwise the next file or socket gets
+    their numbers: libraries print into it, and uvloop aborts."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number, which is this one
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _bound_the_end(code: int) -> None:
