@@ -107,7 +107,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     def queue_wait(self) -> float | None:
         """How many seconds the job was ready before its last run started. None while it waits, if its worker has not reported the start
         yet, and if the job ended without a run. If a run was handed back, it and the wait before it are included."""
-        return queue_wait(self.status, self.due_at, self.started_at)
+        return queue_wait(self.status, self.due_at, self.started_at, [error.at for error in self.errors])
 
     @property
     def arguments(self) -> Mapping[str, Any] | None:

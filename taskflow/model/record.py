@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -101,7 +101,8 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     @property
     def queue_wait(self) -> float | None:
         """Seconds for which the job was ready before its last run. None if it waits, or ended while it waited."""
-        return queue_wait(self.status, self.due_at, self.started_at or self.claimed_at)
+        ends = [instant_of(error.at) for error in self.errors]
+        return queue_wait(self.status, self.due_at, self.started_at or self.claimed_at, ends)
 
     @property
     def attempt(self) -> int:
@@ -128,11 +129,13 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
         return last if reason == f"{last.type}: {last.message}" or reason.startswith(POISON) else None
 
 
-def queue_wait(status: Status, due_at: datetime, started_at: datetime | None) -> float | None:
-    """Return the seconds from when a job became ready until its last run started, or None if it has not run since."""
+def queue_wait(status: Status, due_at: datetime, started_at: datetime | None, ends: Iterable[datetime]) -> float | None:
+    """Return the seconds from when a job became ready until its last run started, or None if it has not run since. `ends` are the
+    ends of runs that failed or crashed: after a crash, a job is ready again in its old place, so that its due time stays the first."""
     if status.is_waiting or started_at is None or (status is Status.CANCELLED and started_at < due_at):
         return None
-    return max(0.0, (started_at - due_at).total_seconds())  # the clocks of worker and store may differ a little
+    ready_at = max([due_at, *(end for end in ends if end <= started_at)])
+    return max(0.0, (started_at - ready_at).total_seconds())  # the clocks of worker and store may differ a little
 
 
 _AS_SENT: Final = {

@@ -87,6 +87,18 @@ async def test_settle_history__crash(world: World, reports: bool) -> None:
     assert (error.ending, error.worker, error.started_at, error.at) == (RunEnding.CRASHED, "host:1", started, world.clock.wall())
 
 
+async def test_settle_history__the_wait_after_a_crash(world: World) -> None:
+    """The record says how long the job was ready before its last run: after a crash, since then, although it keeps its place."""
+    session, other = await world.a_session(), await world.a_session(ttl=1_000_000.0)
+    lease = await world.running(session)
+    await world.reap(session)
+    world.clock.advance(2.0)
+
+    [again] = await world.claim(other, [lease.envelope.queue])
+
+    assert (await world.record(again)).queue_wait == 2.0
+
+
 async def test_settle_outcomes__a_long_history_begins_anew(world: World) -> None:
     """Errors are kept up to a bound; beyond it the newest is kept."""
     session = await world.a_session()
