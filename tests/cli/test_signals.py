@@ -473,11 +473,19 @@ def test_a_drain_that_is_stopped_before_its_end_is_not_taken_for_done(tasks: She
     assert re.findall("left in .*", worker.said) == ["left in default: 1 ready"]
 
 
+AUDITS = """
+import sys
+sys.addaudithook(lambda event, arguments: event == "sqlite3.connect/handle" and print("opens the store", file=sys.stderr, flush=True))
+"""
+
+
 def test_other_commands_end_by_ctrl_c(shell: Shell) -> None:
     """The store is locked by a stranger, so that the command waits."""
     lock(shell)
+    shell.write("audits/sitecustomize.py", AUDITS)
+    shell.environment["PYTHONPATH"] = str(shell.folder / "audits")
     command = shell.taskflow("pause", "mail")
-    time.sleep(0.5)
+    command.wait_for("opens the store")
     command.signal(signal.SIGINT)
     # A verb that the store's thread has begun is waited for, up to its timeout: then it may be said that the store is locked.
     ended_clearly(command, [128 + signal.SIGINT, 3])
