@@ -117,11 +117,12 @@ and any number of times.
   [upkeep_drops] An ended job is dropped when it need not be kept any longer. Its id is known for at least `repeat_for` after its end.
   [upkeep_caps] If a queue has more than `kept_per_queue` ended jobs, or more failed ones, its oldest are dropped and counted.
 
-**upkeep** for ends without a settlement: waiting jobs that were cancelled, replaced, purged or expired, and runs that end because their
-worker was lost, has left, or does not know them.
+**upkeep** for ends that no verdict says. These are waiting jobs that were cancelled, replaced, purged or expired. They are also runs that
+end because their worker was lost, has left, or does not know them, and runs that would wait again but are CANCELLED ([settle_marked],
+[key_gives_way]).
   [ends_heard] While a session with `wants_ends` lives, the store notes the ids of such jobs. Upkeep with `ends` takes at most `MAX_ENDS` of
     them, oldest first. `next_in` is 0 if more are left. Each is given to one caller, once.
-  [ends_settled] The end of a job by the settlement of its lease is not noted: the worker that settled it knows.
+  [ends_settled] The end of a job by a verdict that is final is not noted: the worker that settled it knows.
   [ends_unheard] While no such session lives, nothing is noted. Upkeep without `ends` takes nothing.
   [ends_bounded] At most `most_ends` are noted. Older ones are dropped, and the next upkeep with `ends` returns their number.
   [ends_told] The first end that is noted nudges listeners under `topics.DUE`. While ends are noted, the `due_in` of an outlook for a

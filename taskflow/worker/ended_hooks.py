@@ -26,7 +26,7 @@ from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.model.safe_log import log_safely
 from taskflow.model.transitions import apply_verdict
-from taskflow.model.verdict import Settled, Settlement, Succeeded, Verdict
+from taskflow.model.verdict import Completed, Settled, Settlement, Succeeded, Verdict
 from taskflow.worker.lease_table import HeldLease
 
 log: Final = logging.getLogger("taskflow.worker")
@@ -107,12 +107,17 @@ class EndedHooks:
             self._add(job_id)
 
     def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
-        """Call the hooks for those jobs that these settlements have ended."""
+        """Call the hooks for those jobs that these settlements have ended by their verdicts. If a run that would wait again was cancelled
+        instead, the store tells it by upkeep: here it would look like a cancellation that has followed, which upkeep tells too."""
         at = self._clock.wall()
         for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
             if holding is None or answer not in (Settled.OK, Settled.COMMITTED):
                 continue
             verdict = settlement.verdict if answer is Settled.OK else Succeeded(holding.completed or b"")
+            if isinstance(verdict, Completed):
+                verdict = verdict.otherwise
+            if not verdict.is_final:
+                continue
             envelope = msgspec.structs.replace(holding.lease.envelope, payload=b"")  # thousands may wait, and arguments may be large
             self._add(_Settlement(msgspec.structs.replace(holding.lease, envelope=envelope), settlement, verdict, at))
 
@@ -219,20 +224,18 @@ class EndedHooks:
         return [info_of(self._app, record) for record in ended if record is not None]
 
     def _record(self, end: bytes | _Settlement, found: Record | None) -> Record | None:
-        """Return the record of the job, or None if the run has not ended it, or if an operator has retried it meanwhile. If the job
-        was asked to stop, a verdict that is not final ends it too, so the store has to be asked."""
+        """Return the record of the job. It is None for a job that ended without a verdict and that an operator has retried meanwhile."""
         if not isinstance(end, _Settlement):
             return found if found is not None and found.status.is_ended else None
         if found is not None and found.epoch == end.lease.epoch and found.status.is_ended:
             return found
         return self._made_up(end)
 
-    def _made_up(self, end: _Settlement) -> Record | None:
+    def _made_up(self, end: _Settlement) -> Record:
         """Make a record from what the worker knows, with times by its own clock. An operator may have retried the job meanwhile."""
         lease, envelope = end.lease, end.lease.envelope
         plan = apply_verdict(Counters(lease.failures, lease.crashes, lease.snoozes, lease.hand_backs), end.verdict, Rules(), end.at)
-        if plan.ends_as is None:
-            return None
+        assert plan.ends_as is not None
         created_at, started = instant_of(lease.created_at), end.at - to_microseconds(end.settlement.ran_for)
         return Record(
             **{name: getattr(envelope, name) for name in SentAndShown.__struct_fields__},

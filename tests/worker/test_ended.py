@@ -20,6 +20,7 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.url import connect
 from taskflow.model.ids import parse_id
 from taskflow.worker import ended_hooks
+from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.options import WorkerOptions
 from tests.support.harnesses import BROKERS
 from tests.support.world import World
@@ -63,6 +64,8 @@ async def ends(ctx: JobContext, how: str) -> str:
         case "retries once":
             if ctx.attempt == 1:
                 raise Retry(after=0)
+        case "retries later":
+            raise Retry(after=60)
         case "waits":
             await asyncio.sleep(60)
     return how
@@ -94,6 +97,34 @@ async def test_each_end_of_a_run_is_heard_once(world: World) -> None:
     assert [(error.type, error.message) for error in told["fails"].errors] == [("ValueError", "wrong")]
     assert (told["discards"].reason, told["cancels"].reason) == ("useless", "not wanted")
     assert all(info.job == ends.name and info.ended_at is not None for info in told.values())
+
+
+async def test_a_job_that_is_cancelled_while_it_waits_for_its_retry_is_heard_of_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker read the record after the cancellation, took the end for that of the run, and the store had noted it too."""
+    hearing, settled, may_read = EndedRecorder(), asyncio.Event(), asyncio.Event()
+    read, hear = EndedHooks._infos, EndedHooks.settled
+    configure(middleware=[hearing])
+
+    async def read_late(self: EndedHooks, batch: Any) -> Any:
+        await may_read.wait()
+        return await read(self, batch)
+
+    def hear_too(self: EndedHooks, *of: Any) -> None:
+        hear(self, *of)
+        settled.set()
+
+    monkeypatch.setattr(EndedHooks, "_infos", read_late)
+    monkeypatch.setattr(EndedHooks, "settled", hear_too)
+    handle = await ends.options(max_attempts=2).delay("retries later")
+    async with Worker():
+        await settled.wait()
+        await handle.cancel()
+        may_read.set()
+        await hearing.wait_for(1)
+        last = await ends.delay("returns")
+        while hearing.infos[-1].id != last.id:
+            await hearing.wait_for(len(hearing.infos) + 1)
+    assert hearing.about(handle).status is Status.CANCELLED
 
 
 async def test_a_run_that_would_wait_again_but_was_asked_to_stop_has_ended(world: World) -> None:

@@ -205,10 +205,10 @@ class MemoryTransitions:
         """
         successor = self.waiting_behind(job)
         transition = transitions.requeue(transition, job.cancel_requested, None if successor is None else successor.id)
+        self.release_lease(job)  # before `finish`, so that this end is noted: the verdict does not say it
         if transition.ends_as is not None:
             self.finish(job, transition.event, transition.ends_as, transition.reason)
             return
-        self.release_lease(job)
         if transition.due_at is None:
             self.make_ready(job, transition.event)
         else:

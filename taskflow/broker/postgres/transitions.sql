@@ -217,6 +217,9 @@ BEGIN
     IF j.key IS NOT NULL THEN
         SELECT id INTO successor FROM @.jobs WHERE key = j.key AND status < S.RUNNING AND behind = j.id;
     END IF;
+    j.session := NULL; -- before finish(), so that this end is noted: the verdict does not say it
+    j.request := NULL;
+    j.number := NULL;
     IF j.cancel_requested IS NOT NULL THEN
         PERFORM @.finish(j, event, S.CANCELLED, @.utf8(j.cancel_requested), now_at);
         RETURN;
@@ -224,9 +227,6 @@ BEGIN
         PERFORM @.finish(j, event, S.CANCELLED, @.utf8(format(W.REPLACED_BY, @.id_text(successor))), now_at);
         RETURN;
     END IF;
-    j.session := NULL;
-    j.request := NULL;
-    j.number := NULL;
     IF j.expires_at <= now_at THEN
         PERFORM @.lower_mark('expiry', '', 0, j.expires_at, 0, now_at);
     END IF;

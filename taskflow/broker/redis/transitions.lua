@@ -187,22 +187,20 @@ local function requeue(id, job, event, due)
       successor = waiting
     end
   end
+  release_lease(job) -- before finish(), so that this end is noted: the verdict does not say it
   if job[F.cancel_requested] then
     finish(id, job, event, S.CANCELLED, job[F.cancel_requested])
   elseif successor then
     finish(id, job, event, S.CANCELLED, string.format(W.REPLACED_BY, id_text(successor)))
+  elseif due then
+    set(job, F.due_at, due)
+    enter(id, job, event)
   else
-    release_lease(job)
-    if due then
-      set(job, F.due_at, due)
-      enter(id, job, event)
-    else
-      if job[F.expires_at] then
-        call('ZADD', P .. 'expiring', job[F.expires_at], id)
-      end
-      make_ready(id, job, event)
-      save(id, job)
+    if job[F.expires_at] then
+      call('ZADD', P .. 'expiring', job[F.expires_at], id)
     end
+    make_ready(id, job, event)
+    save(id, job)
   end
 end
 

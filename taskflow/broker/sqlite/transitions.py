@@ -136,6 +136,7 @@ class Transitions(JobTable):
         successor = self.waiting_behind(job)
         transition = transitions.requeue(transition, text_of(job.cancel_requested), None if successor is None else successor.id)
         if transition.ends_as is not None:
+            self.settled_seq = None  # so that this end is noted: the verdict does not say it
             self.finish(job, transition.event, transition.ends_as, transition.reason)
             return
         self.release_lease(job)

@@ -53,7 +53,7 @@ class KeepsWhatShouldBeReplaced(Mutant):
 
 
 class RunsBesideItsHolder(Mutant):
-    breaks = frozenset({"key_waits_behind", "key_gives_way", "key_cancelled", "poison_follow_up"})
+    breaks = frozenset({"key_waits_behind", "key_gives_way", "key_cancelled", "poison_follow_up", "ends_heard"})
     because = "two of one key run at once when the first is replaced as it runs"
 
     def add(self, job: StoredJob, behind: StoredJob | None) -> None:
@@ -61,7 +61,7 @@ class RunsBesideItsHolder(Mutant):
 
 
 class BlocksItsOwnRetry(Mutant):
-    breaks = frozenset({"key_gives_way", "poison_follow_up"})
+    breaks = frozenset({"key_gives_way", "poison_follow_up", "ends_heard"})
     because = "a retry and the replacement that waits behind it both live on"
 
     def waiting_behind(self, job: StoredJob) -> StoredJob | None:

@@ -70,7 +70,7 @@ class KeepsPayloads(Mutant):
 
 
 class ForgetsTheMark(Mutant):
-    breaks = frozenset({"settle_marked", "hand_back_backoff", "ends_settled"})
+    breaks = frozenset({"settle_marked", "hand_back_backoff", "ends_heard"})
     because = "a cancelled job is retried, since the mark lay on the run and not on the job"
 
     def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
