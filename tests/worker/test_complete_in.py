@@ -117,7 +117,8 @@ async def test_a_broker_that_cannot_join_a_transaction_says_so(broker: None) -> 
     with default_app().using(MemoryBroker()):
         failure = await failure_of(await in_thread.delay())
     assert failure.type == "taskflow.ConfigurationError"
-    assert "PostgreSQL or SQLite, but this broker is" in failure.message
+    assert "complete_in() needs a broker in the same database, PostgreSQL or SQLite, but this broker is" in failure.message
+    assert "connection=" not in failure.message
 
 
 @job(name="tests.complete.restores")

@@ -26,7 +26,7 @@ async def run_in_transaction(app: App, connection: object, purpose: Purpose, mak
     connection's own driver are not translated.
     """
     adapter = adapter_of(connection)
-    broker = _broker(app)
+    broker = _broker(app, purpose)
     store = _stores.get(broker) or _note_store(broker, await broker.transactional())
     if isinstance(adapter, RunSyncAdapter):
         return await adapter.run_sync(lambda below: _run(below, store, purpose, make))
@@ -46,7 +46,7 @@ def run_in_transaction_sync(app: App, connection: object, purpose: Purpose, make
     """Like `run_in_transaction`, for a connection that is used without `await`: see `is_awaited`."""
     adapter = adapter_of(connection)
     assert isinstance(adapter, SyncAdapter)
-    broker = _broker(app)
+    broker = _broker(app, purpose)
     store = _stores.get(broker) or _note_store(broker, block_on(broker.transactional()))
     return _run(adapter, store, purpose, make)
 
@@ -80,14 +80,21 @@ async def _await_steps(adapter: AwaitedAdapter, verb: Verb[T]) -> T:
         steps.close()
 
 
-def _broker(app: App) -> TransactionalBroker:
+def _broker(app: App, purpose: Purpose) -> TransactionalBroker:
     broker = app.broker()
     if isinstance(broker, TransactionalBroker):
         return broker
+    what, instead = _WITHOUT[purpose]
     raise ConfigurationError(
-        f"connection= needs a broker in the same database, PostgreSQL or SQLite, but this broker is {broker!r}: leave connection= out, or "
+        f"{what} needs a broker in the same database, PostgreSQL or SQLite, but this broker is {broker!r}: {instead}, or "
         "configure another broker"
     )
+
+
+_WITHOUT: Final[dict[Purpose, tuple[str, str]]] = {
+    "enqueue": ("connection=", "leave connection= out"),
+    "settle": ("complete_in()", "return the result from the job"),
+}
 
 
 def _check_dialect(adapter: ConnectionAdapter, store: Transactional) -> None:
