@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -57,7 +56,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     """Replace lone surrogates, which some tests print: a report with one cannot be sent to the process that shows it."""
     report = yield
-    return report and json.loads(json.dumps(report, ensure_ascii=False).encode(errors="replace"))
+    return _without_surrogates(report)
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Keep the types: `-rs` expects the place and the reason of a skipped test as a tuple."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(each) for key, each in value.items()}
+    return type(value)(map(_without_surrogates, value)) if type(value) in (list, tuple) else value
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import taskflow
+from tests import conftest
 from tests.architecture.imports import ROOT, Imported, all_imported_names, imports_of, modules, modules_of_tests
 
 MODULES = modules()
@@ -265,3 +266,12 @@ def test_no_test_module_imports_another() -> None:
     """What several share is a module of its own, so that a test can move or go alone."""
     tests = modules_of_tests()
     assert {module: found for module, file in tests.items() if (found := imports_of(file, frozenset(tests)))} == {}
+
+
+def test_skipped_tests_keep_their_reasons_on_the_way_from_a_worker_of_pytest() -> None:
+    """`pytest -rs -n auto` shows them: it needs the place and the reason as a tuple, and no lone surrogate."""
+    cleaning = conftest.pytest_report_to_serializable()
+    next(cleaning)
+    with pytest.raises(StopIteration) as end:
+        cleaning.send({"longrepr": ("test_it.py", 7, "Skipped: no \udcff"), "sections": [["out", "\udcff"]]})
+    assert end.value.value == {"longrepr": ("test_it.py", 7, "Skipped: no ?"), "sections": [["out", "?"]]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pty
 import re
 import signal
 import sqlite3
@@ -206,6 +207,14 @@ def counts_of(url: str) -> Counter[str]:
 
     with ThreadPoolExecutor(1) as threads:  # the caller may be in an event loop
         return threads.submit(asyncio.run, count()).result()
+
+
+def a_terminal() -> tuple[int, int]:
+    """Open a pseudo-terminal, and return its two ends. Skips the test on a machine that has none, as in a bare container."""
+    try:
+        return pty.openpty()
+    except OSError as error:
+        pytest.skip(f"this machine has no pseudo-terminals: {error}")
 
 
 def until(condition: Callable[[], bool], running: Running | None = None, timeout: float = TIMEOUT) -> None:

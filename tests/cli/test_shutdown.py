@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
 from collections.abc import Callable
 
 import pytest
 
-from tests.cli.processes import Shell, ended_clearly, on_each_broker
+from tests.cli.processes import Shell, a_terminal, ended_clearly, on_each_broker
 from tests.cli.shutdown import BRIEF, STUBBORN, Stage, had_time, nothing_is_lost, stops
 from tests.cli.supervised import IN_A_CONTAINER, ON_A_TERMINAL, a_little_later, none_is_left, pids
 from tests.support.processes import children_of
@@ -116,7 +115,7 @@ def test_a_signal_to_the_group_is_one(waiting: Shell, processes: list[str]) -> N
 
 def test_a_terminal_that_goes_away_winds_a_lone_worker_down(waiting: Shell) -> None:
     """By however many SIGHUPs it is told of. What runs may finish."""
-    ours, theirs = pty.openpty()
+    ours, theirs = a_terminal()
     worker = waiting.start("-c", ON_A_TERMINAL, "-m", "taskflow", "worker", "tasks", stdin=theirs)
     os.close(theirs)
     worker.wait_for("begun by", times=2)

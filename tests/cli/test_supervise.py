@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import time
@@ -13,7 +12,7 @@ from collections import Counter
 import pytest
 
 from taskflow.worker.children.syscalls import resident_memory
-from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
+from tests.cli.processes import LEDGER, Running, Shell, a_terminal, ended_clearly, on_each_broker, until
 from tests.cli.supervised import ON_A_TERMINAL, PYTHONS_OWN, a_little_later, interrupt, is_alive, none_is_left, pids, workers
 
 TASKS = (
@@ -289,7 +288,7 @@ class Terminal:
 
     def __init__(self, shell: Shell) -> None:
         shell.send("wait.bind()", "wait.bind()")
-        self.ours, theirs = pty.openpty()
+        self.ours, theirs = a_terminal()
         arguments = ["-m", "taskflow", "worker", "tasks", "--processes", "2", "--concurrency", "1"]
         self.supervised = shell.start("-c", ON_A_TERMINAL, *arguments, stdin=theirs)
         os.close(theirs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
 from taskflow.model.session import Session
 from tests.cli.inprocess import Cli
+from tests.cli.processes import a_terminal
 from tests.cli.stock import Stock
 
 pytestmark = pytest.mark.unmeasured
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unmeasured
 
 def on_a_terminal(*argv: str, **environment: str) -> str:
     """What a command writes to its standard output when that is a terminal."""
-    ours, theirs = pty.openpty()
+    ours, theirs = a_terminal()
     command = [sys.executable, "-m", "taskflow", *argv]
     given = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"} | environment
     with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=given) as process:
@@ -115,7 +115,7 @@ def test_a_log_line_goes_above_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 @pytest.mark.parametrize(("answer", "flags", "left"), [("n", [], 8), ("", [], 8), ("y", [], 4), (None, ["--yes"], 4)])
 def test_a_person_is_asked_before_jobs_are_destroyed(cli: Cli, stock: Stock, answer: str | None, flags: list[str], left: int) -> None:
-    ours, theirs = pty.openpty()
+    ours, theirs = a_terminal()
     command = [sys.executable, "-m", "taskflow", "purge", "--all", *flags]
     with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs) as process:
         os.close(theirs)

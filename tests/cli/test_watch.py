@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import json
 import os
-import pty
 import re
 import signal
 import struct
@@ -23,6 +22,7 @@ from taskflow.cli.watch import watch
 from taskflow.model.errors import BrokerUnavailable
 from tests.cli.inprocess import Cli
 from tests.cli.json_output import check
+from tests.cli.processes import a_terminal
 from tests.cli.stock import Stock
 
 pytestmark = pytest.mark.unmeasured
@@ -78,7 +78,7 @@ class Terminal:
 
     def __init__(self, *argv: str, lines: int, columns: int) -> None:
         self.written = ""
-        self._ours, theirs = pty.openpty()
+        self._ours, theirs = a_terminal()
         self.resize(lines, columns)
         environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")} | {"TERM": "xterm"}
         command = [sys.executable, "-m", "taskflow", *argv]

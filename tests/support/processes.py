@@ -24,8 +24,8 @@ from tests.support.binaries import ServerFailed
 
 HOST: Final = "127.0.0.1"
 
-TIMEOUT: Final = 20.0
-"""Seconds for a start or an orderly end, on a machine with much else to do. What takes this long has hung."""
+TIMEOUT: Final = 180.0
+"""Seconds for a start, an initdb or an orderly end, on a machine with much else to do. What takes this long has hung."""
 
 _POLL: Final = 0.003
 """Seconds between two looks at whether a server has come up, which takes it 0.02 and more."""
