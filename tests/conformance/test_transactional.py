@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -11,7 +11,7 @@ from taskflow.broker import topics
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.transactional import KEY_WAIT
 from taskflow.model.envelope import Envelope, OnConflict
-from taskflow.model.errors import KeyBusy, StoreFull, WrongConnection
+from taskflow.model.errors import BrokerUnavailable, KeyBusy, StoreFull, WrongConnection
 from taskflow.model.ids import id_text
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed, Failed, Retried, Settled, Verdict
@@ -19,6 +19,22 @@ from tests.support.callers import Caller, a_caller, unaffected
 from tests.support.harnesses import Capability
 from tests.support.verdicts import A_RESULT, AN_ERROR, failed, retried, settlement, succeeded
 from tests.support.world import World, ids_of
+
+HOLDS_UP_A_BATCH: Final = "engine: PostgreSQL's cancel() waits for all locks of its batch, and then fails as a whole"
+
+
+@pytest.mark.xfail(strict=True, raises=BrokerUnavailable, reason=HOLDS_UP_A_BATCH)
+async def test_cancel_waiting__beside_an_open_transaction(world: World) -> None:
+    """A transaction that replaces a waiting job holds up that job alone. The others of the batch are cancelled."""
+    world.needs(Capability.ROW_LOCKS)
+    standing, other = await world.add(key="k"), await world.add()
+    with await a_caller(world) as caller:
+        caller.begin()
+        caller.enqueue(world.an_envelope(key="k", on_conflict=OnConflict.REPLACE))
+        await world.broker.cancel(ids_of([standing, other]))
+        caller.roll_back()
+    assert await world.status(other) is Status.CANCELLED
+
 
 # --- within_commit, within_rollback --------------------------------------------------------------------------------
 

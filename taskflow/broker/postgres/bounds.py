@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from taskflow.model import failure_cause
 from taskflow.model.failure_cause import POISON, UNKNOWN
 from taskflow.model.job_schema import FOLLOWED_UP, MAX_PAYLOAD, TAGGED
 from taskflow.model.stored_values import LATEST
@@ -35,6 +36,8 @@ def literals() -> dict[str, str]:
         "P.MOST_BYTES": str(MOST_BYTES),
         "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
         "P.MAX_PAYLOAD": str(MAX_PAYLOAD),
+        "P.MOST_TAGS": "2048",
+        "P.MOST_DEPLOY": str(failure_cause.MOST_BYTES),
         "P.MOST_COUNTED": str(MOST_COUNTED),
         "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
         "P.NOTED_FOR": str(NOTED_FOR),

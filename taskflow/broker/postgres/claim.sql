@@ -36,7 +36,7 @@ BEGIN
     IF of_request <= newest.request THEN
         RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_at - now_at, priority, queue, job, key,
             CASE WHEN octet_length(payload) <= P.MOST_PAYLOAD_BYTES THEN payload END, substr(extras, 1, P.MOST_BYTES + 1), expires_at - now_at,
-            CASE WHEN is_poison THEN concat(E'poison\t', encode(reason, 'hex'))
+            CASE WHEN is_poison THEN concat(E'poison\t', encode(substr(reason, 1, P.MOST_BYTES), 'hex'))
                 WHEN octet_length(payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(payload), ' bytes') END
         FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING AND of_request = newest.request;
         RETURN;
@@ -69,7 +69,7 @@ BEGIN
             jobs.parked_at - now_at, jobs.priority, jobs.queue, jobs.job, jobs.key,
             CASE WHEN octet_length(jobs.payload) <= P.MOST_PAYLOAD_BYTES THEN jobs.payload END, substr(jobs.extras, 1, P.MOST_BYTES + 1),
             jobs.expires_at - now_at,
-            CASE WHEN jobs.is_poison THEN concat(E'poison\t', encode(jobs.reason, 'hex'))
+            CASE WHEN jobs.is_poison THEN concat(E'poison\t', encode(substr(jobs.reason, 1, P.MOST_BYTES), 'hex'))
                 WHEN octet_length(jobs.payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(jobs.payload), ' bytes') END
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, after, n)

@@ -9,6 +9,9 @@ In a pattern, %n is the column's name, %t its type and %d its default. The lists
 @claim, @outcome, @redo, @drop  the columns that a move of this kind clears
 @record    the columns of a record, in the order in which `rows.parse_record` decodes them
 @sized     the columns of @record whose size is limited
+
+``@lighten(j);`` leaves out of a record what may be large. A record that is passed to a function has its values in it, instead of
+references to where they are stored. save() keeps the stored payload and extras.
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from taskflow.broker.postgres.bounds import MOST_BYTES
 from taskflow.broker.postgres.rows import RECORD, SIZED
 from taskflow.model.job_schema import AS_SENT, BY_NAME, CLAIMED, COUNT, DROP, FIELDS, INSTANT, OUTCOME, REDO, Field
 
 _LIST: Final = re.compile(r"@(\w+)\{([^}]*)\}")
 _OWN_COLUMNS: Final = {"claim": ("session", "request", "number"), "name": ("job",), "spoilt": ()}
-_FIXED: Final = frozenset({"id", "seq", "created_at", "queue", "job", "priority", "key"})
+_FIXED: Final = frozenset({"id", "seq", "created_at", "queue", "job", "priority", "key", "payload", "extras"})
 
 
 def _type_of(field: Field) -> str:
@@ -29,6 +33,21 @@ def _type_of(field: Field) -> str:
         return "bigint" if field.kind is INSTANT else "integer"
     return "bytea" if field.kind.type is bytes else "text"
 
+
+_LIGHT: Final = {
+    "payload": "NULL",
+    "result": "NULL",
+    "extras": "substr(%j.extras, 1, 2048)",
+    "cancel_requested": "left(%j.cancel_requested, 1000)",
+    **{
+        column: f"CASE WHEN octet_length(%j.{column}) <= {MOST_BYTES} THEN %j.{column} END"
+        for column in ("worker", "errors", "progress", "reason", "waiting_for")
+    },
+}
+"""For each column that may be large, what `@lighten` leaves of it."""
+
+_LIGHTEN: Final = re.compile(r"@lighten\((\w+)\)")
+_LIGHTENED: Final = f"SELECT {', '.join(_LIGHT.values())} INTO {', '.join(f'%j.{column}' for column in _LIGHT)}"
 
 _AS_SENT: Final = {column: _type_of(BY_NAME[column]) for column in AS_SENT}
 SENT: Final = {
@@ -63,6 +82,7 @@ _LISTS: Final = {
 
 def filled_in(sql: str) -> str:
     """Return the SQL with its lists expanded."""
+    sql = _LIGHTEN.sub(lambda found: _LIGHTENED.replace("%j", found[1]), sql)
     return _LIST.sub(lambda found: ", ".join(_written(found[2], column) for column in _LISTS[found[1]]), sql)
 
 

@@ -42,7 +42,7 @@ CREATE FUNCTION @.matches(
 $$;
 
 -- Reads an index of jobs from a place on, and returns those that match. It stops after `most_listed` of these, or after it has read
--- `most_read`. The last row has the last job that was read, whether it matches or not, or no job if there are no more. Exactly one of
+-- `most_read`, or four of which something is so long that reading them takes time. The last row has the last job that was read, whether it matches or not, or no job if there are no more. Exactly one of
 -- `of_status` and `of_tag` is given.
 --
 -- The place is that of a job that was read before, see paging.py: `after_queue` for READY, `after_id` for a session or, with a tag, a job,
@@ -50,7 +50,7 @@ $$;
 CREATE FUNCTION @.page(
     wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, of_status integer, of_tag text,
     after_queue text, after_id bytea, after bigint[], most_listed integer, most_read integer
-) RETURNS TABLE (now_at bigint, examined integer, is_listed boolean, job @.jobs) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+) RETURNS TABLE (now_at bigint, examined integer, is_listed boolean, job @.jobs, unreadable text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
@@ -58,6 +58,7 @@ DECLARE
     place @.marks;
     jobs_in_order refcursor;
     listed integer := 0;
+    too_long integer := 0;
     due @.marks;
 BEGIN
     now_at := @.wall(wall);
@@ -102,16 +103,20 @@ BEGIN
             examined := examined + 1;
             is_listed := @.matches(job, now_at, of_queue, of_job, statuses, ended_before, only_poison);
             listed := listed + is_listed::integer;
-            IF is_listed OR examined = most_read THEN
+            unreadable := concat_ws(E'\n', @sized{CASE WHEN octet_length(job.%n) > P.MOST_BYTES THEN concat(E'%n\t', octet_length(job.%n), ' bytes') END});
+            too_long := too_long + (unreadable <> '')::integer;
+            IF is_listed OR examined = most_read OR too_long = 4 THEN -- a record has its values in it: leave out those that are too long
+                SELECT @sized{CASE WHEN octet_length(job.%n) <= P.MOST_BYTES THEN job.%n END} INTO @sized{job.%n};
                 RETURN NEXT;
             END IF;
-            IF listed = most_listed OR examined = most_read THEN
+            IF listed = most_listed OR examined = most_read OR too_long = 4 THEN
                 RETURN;
             END IF;
         END LOOP;
         CLOSE jobs_in_order;
     END LOOP;
     job := NULL;
+    unreadable := NULL;
     is_listed := false;
     RETURN NEXT;
 END
@@ -211,6 +216,7 @@ BEGIN
     ) LOOP
         SELECT * INTO j FROM @.jobs WHERE id = each AND status < S.RUNNING;
         IF FOUND THEN
+            @lighten(j);
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at, R.purged_for);
             IF has_end_subscriber THEN
                 finished := finished || each;
@@ -260,6 +266,7 @@ BEGIN
         ELSIF j.key IS NOT NULL AND EXISTS (SELECT 1 FROM @.jobs WHERE key = j.key AND status <= S.RUNNING) THEN
             answers[i] := 'KEY_TAKEN';
         ELSE
+            @lighten(j);
             j.due_at := now_at;
             SELECT @redo{%d} INTO @redo{j.%n};
             PERFORM @.enter(j, E.REDO, now_at);

@@ -37,6 +37,7 @@ BEGIN
         -- for it.
         UPDATE @.jobs SET key = key WHERE key = j.key AND status = S.RUNNING RETURNING id INTO running;
         IF waiting.id IS NOT NULL THEN
+            @lighten(waiting);
             PERFORM @.finish(waiting, E.REPLACE, S.CANCELLED, @.utf8(format(W.REPLACED_BY, @.id_text(j.id))), now_at);
         END IF;
         IF running IS NOT NULL THEN

@@ -66,7 +66,7 @@ BEGIN
         SELECT ended_at, seq FROM chosen ORDER BY ended_at DESC, seq DESC LIMIT 1
     )
     SELECT coalesce(sum(number), 0), min(fade_at), (SELECT ended_at FROM reached), (SELECT reached.seq FROM reached),
-        (SELECT array_agg(id) FROM buried WHERE @.has_tags(extras)), (SELECT array_agg(extras) FROM buried WHERE @.has_tags(extras))
+        (SELECT array_agg(id) FROM buried WHERE @.has_tags(extras)), (SELECT array_agg(substr(extras, 1, P.MOST_TAGS)) FROM buried WHERE @.has_tags(extras))
     INTO moved, first_at, last_at, last_seq, tagged, tags FROM counted;
     IF tagged IS NOT NULL THEN
         PERFORM @.drop_tags(tagged, tags);
@@ -115,7 +115,7 @@ BEGIN
     )
     SELECT coalesce(sum(number), 0), (SELECT faded_at FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1),
         (SELECT id FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1), (SELECT array_agg(id) FROM buried),
-        (SELECT array_agg(id) FROM buried WHERE @.has_tags(extras)), (SELECT array_agg(extras) FROM buried WHERE @.has_tags(extras))
+        (SELECT array_agg(id) FROM buried WHERE @.has_tags(extras)), (SELECT array_agg(substr(extras, 1, P.MOST_TAGS)) FROM buried WHERE @.has_tags(extras))
     INTO moved, last_at, last_id, buried_ids, tagged, tags FROM counted;
     IF tagged IS NOT NULL THEN
         PERFORM @.drop_tags(tagged, tags);

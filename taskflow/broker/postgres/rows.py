@@ -50,24 +50,22 @@ RECORD: Final = (*(field.name for field in _SHOWN if field.name not in SIZED), "
 """The columns of a record, in the order in which SQL packs them."""
 
 
-def _if_too_long(column: str, value: str, most: int) -> str:
-    size = f"pg_catalog.octet_length({value})"
+def _if_too_long(column: str, most: int) -> str:
+    size = f"pg_catalog.octet_length({column})"
     return f"CASE WHEN {size} OPERATOR(pg_catalog.>) {most} THEN pg_catalog.concat(E'{column}\\t', {size}, ' bytes') END"
 
 
-def _record_columns(of: str = "") -> str:
-    """Return the columns of a record, in SQL. `of` precedes the name of each column. Here and in all statements outside our functions,
-    every function and operator is named with its schema, because the search_path may begin with a schema in which others create."""
+def _record_columns() -> str:
+    """Return the columns of a record, in SQL. Here and in all statements outside our functions, every function and operator
+    is named with its schema, because the search_path may begin with a schema in which others create."""
     return ", ".join(
         (
-            *(f"{of}{column} AS {column}" for column in RECORD[: -len(SIZED)]),
+            *RECORD[: -len(SIZED)],
             *(
-                f"CASE WHEN pg_catalog.octet_length({of}{column}) OPERATOR(pg_catalog.<=) {most} THEN {of}{column} END AS {column}"
+                f"CASE WHEN pg_catalog.octet_length({column}) OPERATOR(pg_catalog.<=) {most} THEN {column} END AS {column}"
                 for column, most in SIZED.items()
             ),
-            "pg_catalog.concat_ws(E'\\n', "
-            + ", ".join(_if_too_long(column, of + column, most) for column, most in SIZED.items())
-            + ") AS unreadable",
+            "pg_catalog.concat_ws(E'\\n', " + ", ".join(_if_too_long(column, most) for column, most in SIZED.items()) + ") AS unreadable",
         )
     )
 
@@ -79,7 +77,8 @@ PAGE_COLUMNS: Final = ", ".join(
     (
         "now_at, examined, is_listed",
         *(f"(job).{column} AS {column}" for column in ("seq", "session", "request", "number")),
-        _record_columns("(job)."),
+        *(f"(job).{column} AS {column}" for column in RECORD),
+        "unreadable",
     )
 )
 """The columns of a row of page(), in SQL."""

@@ -104,6 +104,7 @@ BEGIN
         CONTINUE WHEN NOT @.try_lock_job(lease.id);
         SELECT * INTO j FROM @.jobs WHERE id = lease.id AND session = of_session AND status = S.RUNNING;
         IF FOUND THEN
+            @lighten(j);
             PERFORM @.requeue(j, E.GHOST, now_at);
             ghosts := ghosts + 1;
         END IF;

@@ -64,6 +64,7 @@ BEGIN
         IF NOT FOUND THEN
             answers[i] := false;
         ELSIF j.status = S.RUNNING AND j.epoch = epochs[i] AND j.session = sessions[i] AND j.request = requests[i] AND j.number = numbers[i] THEN
+            @lighten(j);
             j.settled := fence;
             j.started_at := now_at - ran_for[i];
             j.progress := coalesce(progresses[i], j.progress);
@@ -170,6 +171,7 @@ BEGIN
         SELECT * INTO j FROM @.jobs WHERE id = ids[i] AND status < S.BURIED AND (ended_at IS NULL OR fade_at > now_at);
         statuses[i] := coalesce(j.status, -1);
         IF statuses[i] BETWEEN S.HELD AND S.READY THEN
+            @lighten(j);
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.CANCELLED), now_at);
         ELSIF statuses[i] = S.RUNNING THEN
             UPDATE @.jobs SET cancel_requested = W.CANCELLED WHERE id = j.id;

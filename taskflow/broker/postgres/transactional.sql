@@ -135,6 +135,7 @@ BEGIN
     );
     PERFORM set_config('taskflow.settled', encode(fence, 'hex'), true);
     PERFORM set_config('taskflow.wakeups', '', true);
+    @lighten(j);
     j.settled := @.committed_fence(fence);
     j.started_at := now_at - (fields ->> 'ran_for')::bigint;
     j.progress := coalesce((fields ->> 'progress')::bytea, j.progress);

@@ -24,7 +24,7 @@ $$;
 
 CREATE FUNCTION @.save(j @.jobs) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE @.jobs SET @changing{%n = j.%n} WHERE id = j.id;
+    UPDATE @.jobs SET @changing{%n = j.%n}, payload = CASE WHEN j.status <> S.SUCCEEDED THEN payload END WHERE id = j.id;
 END
 $$;
 
@@ -94,6 +94,7 @@ BEGIN
     IF NOT FOUND OR j.behind IS NOT NULL AND j.awaits <= 1 THEN
         RETURN; -- the last one counted is the holder of its key, whose end is not that of a joiner
     END IF;
+    @lighten(j);
     j.awaits := j.awaits - 1;
     IF j.awaits > 0 THEN
         PERFORM @.save(j);
@@ -152,6 +153,7 @@ BEGIN
     END IF;
     IF j.key IS NOT NULL THEN
         FOR each IN SELECT * FROM @.jobs WHERE key = j.key AND status < S.RUNNING AND behind = j.id FOR UPDATE LOOP
+            @lighten(each);
             each.behind := NULL;
             each.waiting_for := NULL;
             PERFORM @.save(each);
@@ -189,7 +191,7 @@ BEGIN
         SELECT queue, E.DROP, CASE WHEN status < S.RUNNING THEN S.CANCELLED ELSE status END, NULL, count(*) FROM gone GROUP BY 1, 3
     )
     SELECT count(*), min(fade_at), array_agg('job:' || encode(id, 'hex')) FILTER (WHERE status < S.RUNNING),
-        array_agg(id) FILTER (WHERE @.has_tags(extras)), array_agg(extras) FILTER (WHERE @.has_tags(extras))
+        array_agg(id) FILTER (WHERE @.has_tags(extras)), array_agg(substr(extras, 1, P.MOST_TAGS)) FILTER (WHERE @.has_tags(extras))
     INTO buried, first_fade, topics, tagged, tags FROM gone;
     IF tagged IS NOT NULL THEN
         PERFORM @.drop_tags(tagged, tags);
@@ -309,7 +311,7 @@ BEGIN
             j.expires_at := NULL;
             PERFORM @.requeue(j, E.CRASH, now_at, CASE WHEN wait > 0 AND j.crashes > R.max_crashes + 1 THEN now_at + wait END);
         ELSE
-            j.cause := coalesce(fingerprint, P.POISON) || coalesce((SELECT deploy FROM @.sessions WHERE id = j.session), '');
+            j.cause := coalesce(fingerprint, P.POISON) || coalesce((SELECT substr(deploy, 1, P.MOST_DEPLOY) FROM @.sessions WHERE id = j.session), '');
             PERFORM @.finish(j, E.CRASH, S.FAILED, j.reason || CASE WHEN follows THEN @.utf8(W.FOLLOW_UP_LOST) ELSE '' END, now_at);
         END IF;
     ELSE
@@ -327,6 +329,7 @@ DECLARE
 BEGIN
     IF @.try_lock_job(of_id) THEN
         SELECT * INTO j FROM @.jobs WHERE id = of_id AND session = of_session AND status = S.RUNNING;
+        @lighten(j);
     END IF;
     IF j.id IS NULL THEN
         RETURN false;

@@ -210,6 +210,7 @@ BEGIN
         CONTINUE WHEN NOT @.try_lock_job(j.id);
         SELECT * INTO j FROM @.jobs WHERE id = j.id AND status < S.RUNNING;
         IF FOUND THEN
+            @lighten(j);
             PERFORM @.finish(j, E.EXPIRE, S.CANCELLED, @.utf8(W.EXPIRED), now_at);
             moved := moved + 1;
         END IF;

@@ -23,7 +23,7 @@ from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, new_id
 from tests.support.listing import listed
 from tests.support.postgres import shared_postgres
-from tests.support.verdicts import failed, retried, succeeded
+from tests.support.verdicts import failed, handed_back, retried, succeeded
 
 REFUSED: Final[dict[str, tuple[str, ...]]] = {
     "id": ("'\\x0102'", "''"),
@@ -286,3 +286,24 @@ async def test_the_row_that_the_server_refuses_is_in_no_message(broker: Broker, 
         await broker.enqueue([mail])
     assert isinstance(refused.value.__cause__, asyncpg.CheckViolationError)
     assert mail.job not in "".join(traceback.format_exception(refused.value))
+
+
+HUGE: Final = 62_000_000
+
+
+@pytest.mark.parametrize("column", ["payload", "extras", "errors", "worker", "progress", "cancel_requested"])
+async def test_no_verb_writes_again_what_is_too_long(broker: Broker, stranger: asyncpg.Connection, column: str) -> None:
+    """It stays where it is stored, or is dropped; settlements, cancellations and retries write their own few bytes."""
+    envelopes = [an_envelope() for _ in range(5)]
+    await broker.enqueue(envelopes)
+    failing, trying, back, *_ = await broker.claim(SESSION, 1, [], 10)
+    await stranger.execute(f"ALTER TABLE taskflow.jobs ALTER COLUMN {column} SET STORAGE EXTERNAL")
+    value = f"repeat('x', {HUGE})" if column == "cancel_requested" else f"convert_to(repeat('x', {HUGE}), 'UTF8')"
+    for envelope in envelopes:
+        await spoil(stranger, envelope.id, column, value)
+    before = await stranger.fetchval("SELECT pg_current_wal_lsn()")
+    assert await broker.settle([failed(failing), retried(trying), handed_back(back)]) == [Settled.OK] * 3
+    await broker.cancel([envelope.id for envelope in envelopes])
+    await broker.console.retry([failing.envelope.id])
+    assert len(await listed(broker.console)) == 5
+    assert await stranger.fetchval("SELECT pg_current_wal_lsn() - $1::pg_lsn", before) < HUGE / 4

@@ -167,7 +167,7 @@ COMMENT ON TABLE @.ends IS 'Jobs that have ended without a settlement, for worke
 CREATE TABLE @.requests (
     session bytea NOT NULL,
     request bigint NOT NULL,
-    ended_in text COLLATE "C", -- the queue of the last job that it leased: the next request begins with the following queue
+    ended_in @.queue_name, -- the queue of the last job that it leased: the next request begins with the following queue
     PRIMARY KEY (session, request)
 ) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.requests IS 'The requests by which sessions have claimed jobs.';
@@ -200,7 +200,7 @@ CREATE TABLE @.declarations (
     session bytea,
     since bigint NOT NULL, -- the session is this old
     digest @.identity NOT NULL,
-    body bytea NOT NULL,
+    body bytea NOT NULL CONSTRAINT a_body_is_not_too_long CHECK (octet_length(body) <= P.MOST_PAYLOAD_BYTES),
     PRIMARY KEY (schedule, session)
 ) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.declarations IS 'Definitions of schedules by sessions. That of the youngest living session is in force.';
@@ -245,8 +245,8 @@ CREATE UNIQUE INDEX marks_newest ON @.marks (kind, queue, rank, n DESC);
 -- status to another. `late`: a job became ready or scheduled in a transaction that may last long; see low_water_marks.sql.
 CREATE TABLE @.tally (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    queue text COLLATE "C" NOT NULL,
-    event text,
+    queue @.queue_name NOT NULL,
+    event text CONSTRAINT an_event_is_short CHECK (octet_length(event) <= 100),
     before smallint,
     after smallint,
     n @.amount NOT NULL,
