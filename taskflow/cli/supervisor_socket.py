@@ -15,7 +15,7 @@ from typing import Final
 from taskflow.model.printable import one_line
 from taskflow.model.seams import start_thread
 from taskflow.worker.children.syscalls import end_with_parent
-from taskflow.worker.events import RunEnded, SessionOpened, WorkerEvent
+from taskflow.worker.events import RunEnded, SessionOpened, WaitingForBroker, WorkerEvent
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -59,6 +59,8 @@ class SupervisorSocket:
         match event:
             case RunEnded():
                 self._count()
+            case WaitingForBroker():
+                self.say("waiting")
             case SessionOpened(_, session):
                 self.say(f"session {session.hex()}")
 

@@ -124,7 +124,8 @@ class Supervisor:
             slot.no_start, slot.failures, slot.may_start_at = None, 0, float("-inf")
 
     def note_report(self, pid: int, line: str) -> None:
-        """Handle a worker's report: ``loaded``, ``session ID``, ``retiring``, ``leaving``, ``ended CODE`` or ``drained CODE``."""
+        """Handle a worker's report: ``loaded``, ``waiting`` (for the broker), ``session ID``, ``retiring``, ``leaving``, ``ended CODE`` or
+        ``drained CODE``."""
         worker = self._workers.get(pid)
         if worker is None:
             return
@@ -132,6 +133,8 @@ class Supervisor:
         match line.split():
             case ["loaded"]:
                 worker.loaded_at = self._clock()
+            case ["waiting"]:
+                worker.waits_for_broker = True
             case ["session", session]:
                 self._note_session(worker, session)
             case ["retiring"]:
@@ -196,9 +199,11 @@ class Supervisor:
         return [worker for worker in self._workers.values() if not worker.is_leaving]
 
     def _may_start(self) -> bool:
-        """Return True if another worker may start. Until the application is known to start, only one worker may."""
+        """Return True if another worker may start. Until the application is known to start, only one worker may.
+        If that one waits for the broker, the others would only say so too."""
         first = self._staying()
-        if any(worker.loaded_at is not None and worker.loaded_at + ALONE_FOR <= self._clock() for worker in first):
+        loaded = [worker for worker in first if not worker.waits_for_broker]
+        if any(worker.loaded_at is not None and worker.loaded_at + ALONE_FOR <= self._clock() for worker in loaded):
             self._may_crowd = True
         return self._may_crowd or not (first or any(slot.no_start for slot in self._slots))
 
@@ -268,7 +273,7 @@ class Supervisor:
         for slot in self._slots:
             yield slot.may_start_at
         for worker in self._workers.values():
-            if worker.loaded_at is not None:
+            if worker.loaded_at is not None and not worker.waits_for_broker:
                 yield worker.loaded_at + ALONE_FOR
             if worker.signals_sent:
                 yield worker.signalled_at + SPACING

@@ -47,6 +47,7 @@ class WorkerProcess:
     slot: int
     generation: int
     loaded_at: float | None = None
+    waits_for_broker: bool = False
     works_since: float | None = None
     sessions: list[bytes] = field(default_factory=list)
     is_leaving: bool = False

@@ -188,6 +188,14 @@ def test_a_broker_that_is_not_there_ends_it_as_it_ends_a_single_worker(tasks: Sh
     assert supervised.said.count("taskflow: ") == 1
 
 
+def test_a_broker_that_does_not_answer_at_the_start_is_told_once(tasks: Shell) -> None:
+    """The first worker waits for it alone."""
+    supervised = tasks.taskflow("worker", "tasks", "--processes", "2", "--broker", "redis://127.0.0.1:1", "--start-timeout", "4")
+    ended_clearly(supervised, [3])
+    assert supervised.said.count("the broker does not answer yet") == 1, supervised.said
+    assert supervised.said.count("taskflow: ") == 1, supervised.said
+
+
 # --- the supervisor's own end --------------------------------------------------------------------------------------------
 
 
