@@ -61,13 +61,12 @@ class Fleet:
         return self._start(client, "-m", "taskflow", "worker", "tests.long.chaos.jobs", *options, *arguments)
 
     def _start(self, client: str, *arguments: str) -> Running:
-        url = self.place.urls[client]
         environment = {
             **self._shell.environment,
-            "TASKFLOW_BROKER": url,
+            "TASKFLOW_BROKER": self.place.urls[client],
             "PYTHONPATH": str(ROOT),
             VARIABLE: str(self.ledger.path),
-            tables.VARIABLE: url if self.place.has_tables else "",
+            tables.VARIABLE: self.place.urls["users"] if self.place.has_tables else "",
         }
         return self._shell.start(*arguments, env=environment)
 
@@ -218,10 +217,11 @@ class Chaos:
                 return
             client = self._chance.choice(list(self._place.proxies))
             proxy = self._place.proxies[client]
-            pids = {"lone": [self._fleet.lone.process.pid], "fleet": self._fleet.workers()}.get(client, [])
-            is_silent = self._chance.random() < 0.5
+            lone = self._fleet.lone.process.pid
+            victims = {"lone": [lone], "fleet": [pid for pid in self._fleet.workers() if pid != lone]}.get(client, [])
+            is_silent = client != "users" and self._chance.random() < 0.5
             async with contextlib.AsyncExitStack() as stack:
-                for pid in pids:
+                for pid in victims:
                     await stack.enter_async_context(self._cut_off(pid, f"{client} {'not answered' if is_silent else 'refused'}"))
                 await asyncio.to_thread(proxy.blackhole if is_silent else proxy.refuse)
                 if not is_silent:

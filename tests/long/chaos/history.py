@@ -16,6 +16,9 @@ Fate = Literal["added", "kept", "refused", "rolled back", "unknown"]
 BEATS: Final = 1 / 3
 """The share of a ttl that may lie between two heartbeats of a worker that is well."""
 
+NEAR: Final = 20.0
+"""Seconds before and after a job in which what was done to processes matters to it."""
+
 
 @dataclass
 class Run:
@@ -56,56 +59,60 @@ class History:
     runs: dict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     killed: dict[int, float] = field(default_factory=dict)
     _windows: dict[int, list[Window]] = field(default_factory=lambda: defaultdict(list))
+    _since: dict[tuple[int, str], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        since: dict[tuple[int, str], float] = {}
         for line in self.lines:
             if line.id:
                 self.of_job[line.id].append(line)
-            match line.event:
-                case "send":
-                    self.sent.setdefault(line.id, line)
-                    self.fates.setdefault(line.id, "unknown")
-                case "accepted":
-                    self.fates[line.id] = "kept" if line.standing else self._added(line.id)
-                    self.standing[line.id] = line.standing
-                case "committed":
-                    self.fates[line.id] = "kept" if line.status == "kept" else "added"
-                case "refused" | "rolled back" | "unknown":
-                    self.fates[line.id] = self.fates[line.id] if line.event == "unknown" and self._is_kept(line.id) else line.event
-                case "begin":
-                    run = Run(line.id, line.epoch, line.attempt, line.pid, line.mono, line.at, line.note)
-                    self.runs[line.id].append(run)
-                case "end":
-                    self._end_run(line)
-                case "killed":
-                    self.killed[line.pid] = line.mono
-                case "stopped" | "cut off":
-                    since[line.pid, line.event] = line.mono
-                case "continued" | "healed":
-                    is_stopped = line.event == "continued"
-                    begin = since.pop((line.pid, "stopped" if is_stopped else "cut off"), line.mono)
-                    self._windows[line.pid].append(Window(begin, line.mono, is_stopped))
-                case "starved":
-                    self._windows[line.pid].append(Window(line.mono - line.after, line.mono, is_stopped=True))
-        for (pid, event), begin in since.items():
+                self._note_job(line)
+            else:
+                self._note_process(line)
+        for (pid, event), begin in self._since.items():
             self._windows[pid].append(Window(begin, math.inf, event == "stopped"))
         for runs in self.runs.values():
             for run in runs:
-                run.end = min(run.end, self.killed.get(run.pid, math.inf)) if not run.status else run.end
+                run.end = run.end if run.status else self.killed.get(run.pid, math.inf)
+
+    def _note_job(self, line: Line) -> None:
+        match line.event:
+            case "send":
+                self.sent.setdefault(line.id, line)
+                self.fates.setdefault(line.id, "unknown")
+            case "accepted":
+                self.standing[line.id] = line.standing
+                if self.sent[line.id].kind != "transactional" or line.standing:  # of a job in a transaction, only the commit decides
+                    self.fates[line.id] = "kept" if line.standing else "added"
+            case "committed":
+                self.fates[line.id] = "kept" if line.status == "kept" else "added"
+            case "unknown" if self.fates[line.id] == "kept":
+                pass
+            case "refused" | "rolled back" | "unknown":
+                self.fates[line.id] = line.event
+            case "begin":
+                self.runs[line.id].append(Run(line.id, line.epoch, line.attempt, line.pid, line.mono, line.at, line.note))
+            case "end":
+                self._end_run(line)
+
+    def _note_process(self, line: Line) -> None:
+        windows = self._windows[line.pid]
+        match line.event:
+            case "killed":
+                self.killed[line.pid] = line.mono
+            case "stopped" | "cut off":
+                self._since[line.pid, line.event] = line.mono
+            case "continued":
+                windows.append(Window(self._since.pop((line.pid, "stopped"), line.mono), line.mono, is_stopped=True))
+            case "healed":
+                windows.append(Window(self._since.pop((line.pid, "cut off"), line.mono), line.mono, is_stopped=False))
+            case "starved":
+                windows.append(Window(line.mono - line.after, line.mono, is_stopped=True))
 
     def _end_run(self, line: Line) -> None:
         for run in self.runs[line.id]:
             if (run.epoch, run.pid, run.status) == (line.epoch, line.pid, ""):
                 run.end, run.status = line.mono, line.status
                 return
-
-    def _added(self, id: str) -> Fate:
-        """Of a job in a transaction, only the commit decides."""
-        return "unknown" if self.sent[id].kind == "transactional" else "added"
-
-    def _is_kept(self, id: str) -> bool:
-        return self.fates[id] == "kept"
 
     def windows(self, pid: int) -> list[Window]:
         """When this process could not reach the store, in the order of time. 0 stands for all of them."""
@@ -124,9 +131,11 @@ class History:
         return any(window.is_stopped and window.begin <= end and begin <= window.end for window in self.windows(pid))
 
     def lines_of(self, ids: Iterable[str], pids: Iterable[int] = ()) -> list[Line]:
-        """Return the lines about these jobs, and about what was done to these processes, in order."""
+        """Return the lines about these jobs, and about what was done to these processes at that time, in order."""
         jobs, processes = set(ids), set(pids)
-        return [line for line in self.lines if line.id in jobs or (not line.id and line.pid in processes)]
+        times = [line.mono for id in jobs for line in self.of_job.get(id, ())]
+        begin, end = min(times, default=0.0) - NEAR, max(times, default=0.0) + NEAR
+        return [line for line in self.lines if line.id in jobs or (not line.id and line.pid in processes and begin <= line.mono <= end)]
 
 
 def _blocks(windows: list[Window], gap: float) -> list[Window]:

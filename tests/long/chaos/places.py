@@ -16,8 +16,9 @@ from tests.support.processes import HOST, OwnServer
 from tests.support.proxy import DROP_COMMAND, DROP_REPLY, PASS, Command, Fate, Proxy
 from tests.support.servers import RedisServer, redis_binaries
 
-CLIENTS: Final = ("fleet", "lone", "producers")
-"""Each has a proxy of its own: the supervisor with its workers, the worker that is alone, and the producers."""
+CLIENTS: Final = ("fleet", "lone", "producers", "users")
+"""Each has a proxy of its own: the supervisor with its workers, the worker that is alone, the producers, and the user's own connections
+of jobs and producers, which have no limit for an answer."""
 
 
 class Place(ABC):
