@@ -39,6 +39,7 @@ def literals() -> dict[str, str]:
         "P.MOST_TAGS": "2048",
         "P.MOST_DEPLOY": str(failure_cause.MOST_BYTES),
         "P.MOST_COUNTED": str(MOST_COUNTED),
+        "P.MOST_REQUEST": str(2 * MAX_PAYLOAD + 16 * MOST_BYTES),  # bytes are sent in hexadecimal
         "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
         "P.NOTED_FOR": str(NOTED_FOR),
         "P.MOST_NOTIFIED_BYTES": str(MOST_NOTIFIED_BYTES),

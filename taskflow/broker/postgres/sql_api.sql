@@ -144,11 +144,14 @@ $$;
 -- Like the clients' setting, it can be at most P.MAX_PAYLOAD: a larger payload could not be claimed.
 CREATE FUNCTION @.payload_of(arguments jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
-    most CONSTANT bigint := least(coalesce(nullif(current_setting('taskflow.max_payload', true), ''), '1048576')::bigint, P.MAX_PAYLOAD);
+    setting CONSTANT text := coalesce(nullif(current_setting('taskflow.max_payload', true), ''), '1048576');
+    most CONSTANT bigint := CASE WHEN setting ~ '^[0-9]{1,18}$' THEN least(setting::bigint, P.MAX_PAYLOAD) END;
     payload CONSTANT bytea := decode('01000002', 'hex') || @.utf8(arguments::text);
 BEGIN
     IF (jsonb_typeof(arguments) = 'object') IS NOT TRUE THEN
         PERFORM @.refuse(format('arguments is %s', @.shown(arguments)), 'Expected a JSON object by the names of the job''s parameters.');
+    ELSIF most IS NULL THEN
+        PERFORM @.refuse(format('the setting taskflow.max_payload is %s', @.shown(setting)), 'Expected a whole number of bytes, without a unit.');
     ELSIF length(payload) > most THEN
         PERFORM @.refuse(
             format('arguments has %s bytes, but the limit is %s', length(payload), most),
@@ -186,7 +189,7 @@ $$;
 CREATE FUNCTION @.check_keys(number integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     most CONSTANT integer := current_setting('max_locks_per_transaction')::integer * current_setting('max_connections')::integer / 4;
-    so_far CONSTANT integer := coalesce(nullif(current_setting('taskflow.keys', true), ''), '0')::integer;
+    so_far CONSTANT integer := coalesce(substring(current_setting('taskflow.keys', true) FROM '^[0-9]{1,9}$'), '0')::integer;
 BEGIN
     IF number = 0 THEN
         RETURN;

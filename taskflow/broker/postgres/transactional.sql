@@ -17,6 +17,12 @@ CREATE FUNCTION @.refused(why text, message text) RETURNS jsonb LANGUAGE sql IMM
     SELECT jsonb_build_object('refused', why, 'message', message)
 $$;
 
+CREATE FUNCTION @.refuse_request(request text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM @.refuse(format('the request has %s bytes', octet_length(request)), 'Expected a JSON object of at most P.MOST_REQUEST bytes.');
+END
+$$;
+
 -- Adds one call without a key that is ready at once. Returns NULL, or the answer of known_as(). The mark is lowered and listeners are notified when
 -- the transaction commits: see on_commit(). This is called once for each job of most transactions, so it has few expressions: each costs
 -- time again in each transaction.
@@ -63,13 +69,16 @@ $$;
 CREATE OR REPLACE FUNCTION @.enqueue_within(request text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    fields CONSTANT jsonb := request;
+    fields CONSTANT jsonb := CASE WHEN octet_length(request) <= P.MOST_REQUEST THEN request END;
     single_call CONSTANT jsonb := fields -> 'one';
     now_at CONSTANT bigint := @.wall((fields ->> 'wall')::bigint);
     waits CONSTANT text := current_setting('lock_timeout');
     answer bytea;
     answers jsonb;
 BEGIN
+    IF (jsonb_typeof(fields) = 'object') IS NOT TRUE THEN
+        PERFORM @.refuse_request(request);
+    END IF;
     IF single_call IS NOT NULL THEN
         answer := @.add_ready_within(
             now_at, single_call ->> 'queue', single_call ->> 'job', (single_call ->> 'priority')::integer, (single_call ->> 'id')::bytea,
@@ -112,7 +121,7 @@ CREATE OR REPLACE FUNCTION @.settle_within(request text) RETURNS text LANGUAGE p
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    fields CONSTANT jsonb := request;
+    fields CONSTANT jsonb := CASE WHEN octet_length(request) <= P.MOST_REQUEST THEN request END;
     now_at CONSTANT bigint := @.wall((fields ->> 'wall')::bigint);
     of_id CONSTANT bytea := fields ->> 'id';
     fence CONSTANT bytea := fields ->> 'fence';
@@ -121,6 +130,9 @@ DECLARE
     j @.jobs;
     released bytea[];
 BEGIN
+    IF (jsonb_typeof(fields) = 'object') IS NOT TRUE THEN
+        PERFORM @.refuse_request(request);
+    END IF;
     PERFORM @.lock_settled(ARRAY[of_id], ARRAY(SELECT value::bytea FROM jsonb_array_elements_text(follow_ups -> 'key') AS value));
     SELECT * INTO j FROM @.jobs WHERE id = of_id;
     IF j.settled = @.committed_fence(fence) THEN -- the setting ends with the transaction, or with a rollback to a savepoint

@@ -245,7 +245,8 @@ BEGIN
     END IF;
     IF others <> '' THEN
         PERFORM set_config('taskflow.at_commit', '', true);
-        PERFORM @.notify_topic(topic, sees_notes) FROM unnest(string_to_array(others, E'\n')) AS topic;
+        PERFORM @.notify_topic(topic, sees_notes) FROM unnest(string_to_array(left(others, P.MOST_BYTES), E'\n')) AS topic
+        WHERE topic ~ '^(due|job:[0-9a-f]{32})$'; -- the sender's role can write the setting
     END IF;
 END
 $$;

@@ -691,3 +691,28 @@ async def test_another_namespace_is_told_on_its_own_channel(scene: Scene, sql: a
     assert record is not None
     assert record.created_at <= datetime.now(UTC) + timedelta(seconds=1)
     await other.close()
+
+
+# --- absurd settings and requests --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["much", "-1", "1e3", "10 MB", "9" * 30])
+async def test_a_setting_of_the_payload_that_is_no_number_is_refused_by_its_name(sql: asyncpg.Connection, setting: str) -> None:
+    await sql.execute(f"SET taskflow.max_payload = '{setting}'")
+    with pytest.raises(asyncpg.InvalidParameterValueError, match=f"the setting taskflow.max_payload is '{setting}'"):
+        await sql.execute("SELECT taskflow.enqueue('work')")
+
+
+@pytest.mark.parametrize("function", ["enqueue_within", "settle_within"])
+@pytest.mark.parametrize("request_text", ["'[1]'", "'7'", "NULL", "repeat('x', 200000000)"], ids=["array", "number", "null", "huge"])
+async def test_a_request_that_is_no_object_or_too_long_is_refused(sql: asyncpg.Connection, function: str, request_text: str) -> None:
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="the request has"):
+        await sql.execute(f"SELECT taskflow.{function}({request_text})")
+
+
+async def test_news_that_a_sender_has_forged_make_no_commit_fail(sql: asyncpg.Connection) -> None:
+    """No topic is that long, and no id has such digits."""
+    for news in ("job:no digits", "x" * 20_000, "due\n" * 50_000):
+        await sql.execute("BEGIN; SELECT taskflow.enqueue('work')")
+        await sql.execute(f"SELECT set_config('taskflow.at_commit', '{news}', true), set_config('taskflow.keys', 'many', true)")
+        await sql.execute("SELECT taskflow.enqueue('work', key => 'k'); COMMIT")
