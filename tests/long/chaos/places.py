@@ -8,13 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 from tests.support.outages import SqliteOutage
 from tests.support.postgres import PostgresServer
 from tests.support.processes import HOST, OwnServer
 from tests.support.proxy import DROP_COMMAND, DROP_REPLY, PASS, Command, Fate, Proxy
 from tests.support.servers import RedisServer, redis_binaries
+
+S = TypeVar("S", bound=OwnServer)
 
 CLIENTS: Final = ("fleet", "lone", "producers", "users")
 """Each has a proxy of its own: the supervisor with its workers, the worker that is alone, the producers, and the user's own connections
@@ -53,11 +55,11 @@ class Place(ABC):
         """Let the store crash, restart or hang, and be away for so long. It loses nothing that it has acknowledged."""
 
 
-class Served(Place):
+class Served(Place, Generic[S]):
     """A server of the test's own."""
 
     scheme: ClassVar[str]
-    server: OwnServer
+    server: S
 
     def _serve(self, url: Callable[[int], str], **options: Any) -> None:
         for client in CLIENTS:
@@ -79,11 +81,10 @@ class Served(Place):
     def _stop(self) -> None: ...
 
 
-class RedisPlace(Served):
+class RedisPlace(Served[RedisServer]):
     """It writes each command to a file before it answers, so that a crash of the server alone loses nothing."""
 
     name = "redis"
-    server: RedisServer
 
     def _open(self) -> None:
         self.server = self._stack.enter_context(RedisServer(self._binary(), aof=True))
@@ -109,10 +110,9 @@ class ValkeyPlace(RedisPlace):
         return next(found.path for found in redis_binaries() if found.name.startswith("valkey"))
 
 
-class PostgresPlace(Served):
+class PostgresPlace(Served[PostgresServer]):
     name = "postgres"
     has_tables = True
-    server: PostgresServer
 
     def _open(self) -> None:
         self.server = self._stack.enter_context(PostgresServer())

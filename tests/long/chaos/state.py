@@ -72,13 +72,13 @@ class State(msgspec.Struct, kw_only=True):
 
 async def read_state(broker: Broker, tables: Tables | None) -> State:
     """Read everything while nobody changes it. Only time does: a cancelled job that is dropped meanwhile is counted and not listed."""
-    for _ in range(READS):
+    reads = 0
+    while True:
         while (await broker.upkeep(1_000)).dropped:
             pass
-        state = await _read(broker, tables)
-        if sum(state.counts.values()) == len(state.jobs):
-            break
-    return state
+        state, reads = await _read(broker, tables), reads + 1
+        if sum(state.counts.values()) == len(state.jobs) or reads == READS:
+            return state
 
 
 async def _read(broker: Broker, tables: Tables | None) -> State:
