@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,11 @@ def test_readme_and_contributing_give_the_tests_the_same_time() -> None:
     [readme] = re.findall(r"take about (\d+) minutes", README.read_text())
     [contributing] = re.findall(r"^\| all \| [^|]+ \| (\d+) min \|", Path(GITHUB / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     assert readme == contributing
+
+
+def test_the_changelog_has_each_heading_and_each_change_once() -> None:
+    """A merge of two changelogs may leave both."""
+    released = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1:]
+    for version in released:
+        lines = [line for line in version.splitlines() if line.startswith(("### ", "- "))]
+        assert [line for line, times in Counter(lines).items() if times > 1] == []
