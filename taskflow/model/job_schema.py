@@ -45,7 +45,7 @@ class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class JobState(msgspec.Struct, gc=False, eq=False):
-    """The job fields that the memory and SQLite stores work on in Python. Times are microseconds since 1970, except `claimed_steady`."""
+    """The job fields that SQLite and the reference broker work on in Python. Times are microseconds since 1970, except `claimed_steady`."""
 
     seq: int = 0
     id: bytes = b""

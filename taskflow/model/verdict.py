@@ -189,6 +189,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `follow_ups` envelopes to add in the same transaction
     `progress`   the last progress that the run reported; None if it reported none
     `cause`      the cause of a run that ends its job as FAILED: see `fingerprint.cause_of`
+    `key`        the key of the job, from its lease: with it, a store reads all that it needs at once
     """
 
     id: bytes
@@ -200,6 +201,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     follow_ups: tuple[Envelope, ...] = ()
     progress: Progress | None = None
     cause: bytes | None = None
+    key: bytes | None = None
 
 
 def is_plain_success(settlement: Settlement) -> bool:

@@ -11,12 +11,12 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Status
 from taskflow.model.verdict import Retried, Settlement
 from taskflow.testing.assertions import SentJob
+from taskflow.testing.broker import RecordingBroker
 from taskflow.testing.passes import Pass, PassState, runs_inline
 
 DEEPEST: Final = 50
@@ -43,7 +43,7 @@ class Inline:
 
     def __init__(
         self,
-        broker: MemoryBroker,
+        broker: RecordingBroker,
         at_work: Callable[[], AbstractAsyncContextManager[PassState]],
         check: Callable[[PassState], Awaitable[None]],
     ) -> None:
@@ -88,7 +88,7 @@ class _InlinePass(Pass):
 
     heeds: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, broker: MemoryBroker, state: PassState, ids: Sequence[bytes], ran: list[SentJob]) -> None:
+    def __init__(self, broker: RecordingBroker, state: PassState, ids: Sequence[bytes], ran: list[SentJob]) -> None:
         super().__init__(broker, state)
         self._ids = deque(ids)
         self._ran = ran

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,17 +16,16 @@ from taskflow.app.middleware import has_ended_hook
 from taskflow.app.options import EnqueueOptions
 from taskflow.app.portal import serve_callers
 from taskflow.broker.console import View
-from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.memory.console import MemoryStore
 from taskflow.broker.paging import pages
 from taskflow.model.clock import ManualClock, instant_of, microseconds_of, to_seconds
 from taskflow.model.errors import JobFailed
 from taskflow.model.record import LIVE, Record, Status
-from taskflow.model.rules import LONGEST, Rules
+from taskflow.model.rules import LONGEST
 from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.seams import Seams
 from taskflow.model.session import Session
 from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job, check_not_enqueued
+from taskflow.testing.broker import RecordingBroker
 from taskflow.testing.inline import Inline
 from taskflow.testing.passes import CONCURRENCY, STOP_TIMEOUT, Pass, PassState, TestExecutor, endless
 from taskflow.worker.ended_hooks import EndedHooks
@@ -46,21 +45,13 @@ def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
     """Provide the `taskflow_jobs` fixture as a context manager, for test runners other than pytest."""
     app = app or default_app()
     seams = Seams(clock=ManualClock(datetime.now(UTC)))
-    store = _HeardStore(seams.clock, Rules())
-    broker = MemoryBroker(seams=seams, store=store)
+    broker = RecordingBroker(seams.clock)
     with app.using(broker):
         app.ignores_connections = True
         try:
-            yield TaskflowJobs(app, broker, seams, store.take_ends)
+            yield TaskflowJobs(app, broker, seams)
         finally:
             app.ignores_connections, app.run_inline = False, None
-
-
-class _HeardStore(MemoryStore):
-    """Notes every end without a run, as if a worker that hears of them were always running."""
-
-    def has_end_subscriber(self) -> bool:
-        return True
 
 
 class TaskflowJobs:
@@ -69,13 +60,12 @@ class TaskflowJobs:
     A job sent with ``connection=`` is added at once, whatever becomes of the transaction.
     """
 
-    def __init__(self, app: App, broker: MemoryBroker, seams: Seams, take_ends: Callable[[], tuple[Sequence[bytes], int]]) -> None:
+    def __init__(self, app: App, broker: RecordingBroker, seams: Seams) -> None:
         assert isinstance(seams.clock, ManualClock)
         self._app = app
         self._broker = broker
         self._seams = seams
         self._clock = seams.clock
-        self._take_ends = take_ends
         self._inlines: list[Inline] = []
         self._declarer = Session(id=secrets.token_bytes(16), name="advance", ttl=LONGEST)
 
@@ -140,7 +130,7 @@ class TaskflowJobs:
     def _sent(self) -> list[SentJob]:
         """Return the jobs that wait or run, and those that have run in `inline`."""
         ran = [job for inline in self._inlines for job in inline.ran]
-        return list({job.envelope.id: job for job in [*ran, *(SentJob(*live) for live in self._broker.live())]}.values())
+        return list({job.envelope.id: job for job in [*ran, *self._broker.live()]}.values())
 
     async def run_all(self, *, raises: bool = True) -> int:
         """Run all ready jobs, including those that become ready during the call, until none is left. Return the number of runs.
@@ -227,7 +217,7 @@ class TaskflowJobs:
     async def _run_ready(self, state: PassState) -> None:
         await Pass(self._broker, state).run()
         await self._note_failures(state)
-        while state.ended_hooks is not None and (ended := self._take_ends())[0]:
+        while state.ended_hooks is not None and (ended := self._broker.take_ends())[0]:
             state.ended_hooks.tell_ended(*ended)
 
     async def _note_failures(self, state: PassState) -> None:

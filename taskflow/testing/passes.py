@@ -19,13 +19,13 @@ from taskflow.app.job import SyncJob
 from taskflow.app.job_type import AnyJob
 from taskflow.app.portal import callers_thread
 from taskflow.broker import topics
-from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import JobFailed
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import Beat, Report, Session
 from taskflow.model.verdict import Discarded, Failed, Settlement, Succeeded, Verdict
+from taskflow.testing.broker import RecordingBroker
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.lease_table import HeldLease
@@ -122,7 +122,7 @@ class Pass:
 
     heeds: ClassVar[tuple[str, ...]] = (topics.ANY_QUEUE,)
 
-    def __init__(self, broker: MemoryBroker, state: PassState) -> None:
+    def __init__(self, broker: RecordingBroker, state: PassState) -> None:
         self._broker = broker
         self._state = state
         self._session = Session(id=secrets.token_bytes(16), name="run_all")

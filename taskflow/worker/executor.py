@@ -137,6 +137,7 @@ class Executor:
             follow_ups=() if lease.envelope.on_failure is None else follow_ups_of(lease, verdict),
             progress=holding.progress,
             cause=None if type(verdict) is Succeeded else stored_cause(verdict, self._deploy),
+            key=lease.envelope.key,
         )
 
     def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:

@@ -235,4 +235,4 @@ class Runs:
 
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
     """Return a settlement with only a verdict, for a run that never started or about which nothing is known."""
-    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict)
+    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, key=lease.envelope.key)

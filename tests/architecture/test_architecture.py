@@ -80,9 +80,17 @@ def test_a_circle_would_be_found() -> None:
 TRANSITIONS = ("enter", "release_awaiting", "finish", "requeue", "hand_back", "crash")
 
 
-@pytest.mark.parametrize("file", ["memory/transitions.py", "sqlite/transitions.py", "redis/transitions.lua", "postgres/transitions.sql"])
+TRANSITION_FILES = (
+    "tests/reference/transitions.py",
+    "taskflow/broker/sqlite/transitions.py",
+    "taskflow/broker/redis/transitions.lua",
+    "taskflow/broker/postgres/transitions.sql",
+)
+
+
+@pytest.mark.parametrize("file", TRANSITION_FILES)
 def test_the_steps_of_a_transition_have_the_same_names_and_order_in_each_store(file: str) -> None:
-    defined = re.findall(r"(?:def |local function |FUNCTION @\.)(\w+)\(", (ROOT / "taskflow/broker" / file).read_text())
+    defined = re.findall(r"(?:def |local function |FUNCTION @\.)(\w+)\(", (ROOT / file).read_text())
     assert [name for name in defined if name in TRANSITIONS] == list(TRANSITIONS)
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, seed as seeded, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.conformance.rules import BrokerMachine
-from tests.support.harnesses import BROKERS, MemoryHarness, StoreHarness
+from tests.support.harnesses import BROKERS, ReferenceHarness, StoreHarness
 
 
 def machine_for(harness: type[StoreHarness], *, is_compared: bool | None = None) -> type[BrokerMachine]:
@@ -50,7 +50,7 @@ def main() -> None:
         seed += 1_000_003
     for name, count in machine.taken.most_common():
         print(f"{count:8}  {name.replace('_', ' ')}")
-    judges = "by the invariants" if machine.harness is MemoryHarness else "by the invariants and beside its model"
+    judges = "by the invariants" if machine.harness is ReferenceHarness else "by the invariants and beside its model"
     print(f"{machine.sent:8}  verbs sent to {chosen.broker}, judged {judges}: without a difference")
 
 

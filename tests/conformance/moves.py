@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from taskflow.broker.console import View
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.record import Status
@@ -45,6 +47,11 @@ async def _none(stage: Stage) -> None:
 
 
 async def _held(stage: Stage) -> None:
+    if not stage.envelope.awaits:  # behind a run with its key
+        await stage.world.enqueue(msgspec.structs.replace(stage.envelope, id=stage.world.an_id(), after=0.0))
+        await stage.claim()
+        await stage.world.enqueue(stage.envelope)
+        return
     stage.joiner = stage.world.an_envelope(queue="joiners", joins=(stage.envelope.id,))
     await stage.world.enqueue(stage.envelope, stage.joiner)
 
@@ -82,7 +89,9 @@ def fields_for(move: Move) -> dict[str, Any]:
     """What the envelope must be like for the move to come about."""
     was, event, to = move
     fields: dict[str, Any] = {"key": "k", "expires": 1_000.0}
-    if Status.HELD in (was, to):
+    if (was, event, to) == (Status.HELD, Event.RELEASE, Status.SCHEDULED):  # one that awaits others may be HELD until it is due
+        fields["on_conflict"] = OnConflict.REPLACE
+    elif Status.HELD in (was, to):
         fields["awaits"] = 1
     if was is Status.SCHEDULED or (to is Status.SCHEDULED and event in (Event.ENQUEUE, Event.RELEASE)):
         fields["after"] = 60.0
@@ -97,8 +106,10 @@ async def _enqueue(stage: Stage, to: Status | None) -> None:
 
 
 async def _release(stage: Stage, to: Status | None) -> None:
-    assert stage.joiner is not None
-    await stage.world.cancel(stage.joiner)
+    if stage.joiner is None:
+        await stage.settle(succeeded)
+    else:
+        await stage.world.cancel(stage.joiner)
 
 
 async def _due(stage: Stage, to: Status | None) -> None:

@@ -32,4 +32,4 @@ def test_every_broker_has_joined() -> None:
 
     packages = {path.parent.name for folder in taskflow.broker.__path__ for path in Path(folder).glob("*/__init__.py")}
 
-    assert {harness.name for harness in BROKERS} == packages
+    assert {harness.name for harness in BROKERS} == packages - {"engine"}

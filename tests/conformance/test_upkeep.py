@@ -155,11 +155,11 @@ async def test_upkeep_reaps__by_the_steady_clock(world: World) -> None:
     assert await world.status(lease) is Status.READY
 
 
-async def test_upkeep_reaps__nobody_by_an_old_reading_of_the_clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_upkeep_reaps__nobody_by_an_old_reading_of_the_clock(world: World) -> None:
     """A call may wait for a lock after it has read the clock, while others beat. On PostgreSQL the server's clock may also be set back."""
     session = await world.a_session()
     lease = await world.running(session)
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(world.clock, "_steady", world.clock.steady() - 3_000_000)
         patched.setattr(world.clock, "_wall", world.clock.wall() - 3_000_000)
         assert (await world.upkeep()).reaped == 0

@@ -15,12 +15,15 @@ from enum import Enum
 from typing import Any, ClassVar, Final
 
 from taskflow.broker import topics
+from taskflow.broker.engine.seam import Query, Scan
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.memory.console import MemoryStore
+from taskflow.broker.memory.store import MemoryStore
 from taskflow.broker.postgres.migrations import TABLES, VERSION
 from taskflow.broker.protocol import Broker
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
+from tests.reference import ReferenceBroker
+from tests.reference.console import ReferenceStore
 from tests.support.postgres import PostgresServer, shared_postgres, the_newest_postgres_binary
 from tests.support.processes import new_folder
 from tests.support.servers import shared_redis
@@ -99,45 +102,66 @@ class StoreHarness(ABC):
         """Leave nothing behind."""
 
 
-class MemoryHarness(StoreHarness):
-    """`store_class` may be a broken one: the mutants are made so."""
+class InProcessHarness(StoreHarness):
+    """A store in the test's own memory."""
 
-    name = "memory"
     wakes_within = 0.05  # its nudges come before the verb returns
-    store_class: ClassVar[type[MemoryStore]] = MemoryStore
     lacks = {
         Capability.RESTART: "jobs in a process's memory end with the process",
         Capability.SHARING: "a process's memory is its own",
         Capability.TRANSACTIONS: "no program has a transaction in another's memory",
     }
+    _store: Any
+
+    async def waiting(self, broker: Broker, queue: str) -> int:
+        assert isinstance(broker, MemoryBroker | ReferenceBroker)
+        await asyncio.sleep(0)
+        return broker.flag.waiting([topics.queue(queue), topics.ANY_QUEUE])
+
+    def save(self) -> Any:
+        return self._copy(self._store)
+
+    def put_back(self, saved: Any) -> None:
+        self._store = self._copy(saved)
+
+    def remove(self) -> None:
+        """It goes with the process."""
+
+    def _copy(self, store: Any) -> Any:
+        """The clock is the world's, not the store's: it is shared, and time goes on over the loss of a tail."""
+        return copy.deepcopy(store, {id(self.seams.clock): self.seams.clock})
+
+
+class MemoryHarness(InProcessHarness):
+    name = "memory"
+
+    def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
+        super().__init__(seams, rules, capacity)
+        self._store = MemoryStore(seams.clock, capacity)
+
+    def open(self) -> Broker:
+        return MemoryBroker(rules=self.rules, store=self._store)
+
+    def tagged(self) -> set[tuple[str, bytes]]:
+        entries = self._store.query(Query(scans=(Scan("tags", 1_000_000, with_records=False),))).scans[0]
+        return {(entry.position[0], entry.ref.id) for entry in entries}
+
+
+class ReferenceHarness(InProcessHarness):
+    """The independent broker that the others are compared with. `store_class` may be a broken one: the mutants are made so."""
+
+    name = "reference"
+    store_class: ClassVar[type[ReferenceStore]] = ReferenceStore
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(seams, rules, capacity)
         self._store = self.store_class(seams.clock, rules, capacity)
 
     def open(self) -> Broker:
-        return MemoryBroker(store=self._store)
-
-    async def waiting(self, broker: Broker, queue: str) -> int:
-        assert isinstance(broker, MemoryBroker)
-        await asyncio.sleep(0)
-        return broker.flag.waiting([topics.queue(queue), topics.ANY_QUEUE])
+        return ReferenceBroker(store=self._store)
 
     def tagged(self) -> set[tuple[str, bytes]]:
         return {(tag, job_id) for tag, jobs in self._store.tagged.items() for job_id in jobs}
-
-    def save(self) -> MemoryStore:
-        return self._copy(self._store)
-
-    def put_back(self, saved: MemoryStore) -> None:
-        self._store = self._copy(saved)
-
-    def remove(self) -> None:
-        """It goes with the process."""
-
-    def _copy(self, store: MemoryStore) -> MemoryStore:
-        """The clock is the world's, not the store's: it is shared, and time goes on over the loss of a tail."""
-        return copy.deepcopy(store, {id(self.seams.clock): self.seams.clock})
 
 
 class SqliteHarness(StoreHarness):

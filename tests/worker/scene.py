@@ -16,10 +16,10 @@ from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer, Session
-from taskflow.model.transitions import Event as Move, Transition
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import WorkerEvent
 from taskflow.worker.options import WorkerOptions
+from tests.support.records import take_back_last
 
 
 class EventRecorder:
@@ -96,10 +96,7 @@ class FaultyBroker(MemoryBroker):
 
     async def take_back(self) -> ClaimId:
         """The one lease of the one worker is its own no more, and its job is ready."""
-        [worker] = await self.console.workers()
-        [(claim, lost)] = self._store.sessions[worker.session.id].leases.items()
-        self._store.requeue(lost, Transition(Move.HAND_BACK, lost.counters, due_at=lost.due_at))
-        return claim
+        return take_back_last(self)
 
     async def records(self, *handles: JobHandle[Any]) -> list[Record]:
         return [record for record in await self.read([parse_id(handle.id) for handle in handles]) if record is not None]

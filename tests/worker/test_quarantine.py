@@ -23,6 +23,7 @@ from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.quarantine import LAST, TRIALS, Quarantine, Trial
 from taskflow.worker.queues import QueueChoice
 from tests.support.listing import listed
+from tests.support.records import set_crashes
 from tests.worker.scene import EventRecorder, FaultyBroker, Run as Gate, a_faulty_broker, options, waits
 
 new_id = IdFactory()
@@ -201,7 +202,7 @@ async def a_suspect_beside_a_run(
             await Gate.started.wait()
             await broker.console.pause("default")
             suspect = await waits.options(expires=expires).delay()
-            broker._store.jobs[parse_id(suspect.id)].crashes = 1
+            set_crashes(broker, parse_id(suspect.id), 1)
             Gate.started.clear()
             await broker.console.resume("default")
             while await suspect.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it

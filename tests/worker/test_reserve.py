@@ -16,11 +16,11 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.model.transitions import Event as Move, Transition
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
 from taskflow.worker.prefetch import ENDS_NEEDED, FADES_AFTER, MEASURED_OVER, MOMENT, QUEUES, REMEMBERED, STARTS_WITHIN, Prefetch
 from taskflow.worker.runs import AHEAD
+from tests.support.records import set_crashes, take_back_last
 from tests.worker.scene import EventRecorder, Run, options, waits
 
 QUICK, SLOW = STARTS_WITHIN / 10, STARTS_WITHIN * 2
@@ -242,9 +242,7 @@ async def test_a_lease_that_is_lost_in_reserve_is_not_run(watched: Watched, a_re
     async with a_worker(ttl=0.4) as worker:
         await until_running(watched, SLOTS + 1)
         await watched.console.pause("default")
-        [session] = watched._store.sessions.values()
-        *_, lost = session.leases.values()
-        watched._store.requeue(lost, Transition(Move.HAND_BACK, lost.counters))
+        take_back_last(watched)
         await until(lambda: watched.named == SLOTS + 1 and watched.last_named == SLOTS)
         Run.release.set()
         await handles[0].result(10)
@@ -256,7 +254,7 @@ async def test_a_lease_that_is_lost_in_reserve_is_not_run(watched: Watched, a_re
 async def test_nothing_is_in_reserve_beside_suspects(watched: Watched, a_reserve_of_two: None) -> None:
     """It would be counted as crashed with them: what has no slot goes back, without being counted, when a suspect comes."""
     handles = [await waits.delay() for _ in range(SLOTS + 2)]
-    watched._store.jobs[parse_id(handles[0].id)].crashes = 1
+    set_crashes(watched, parse_id(handles[0].id), 1)
     async with a_worker():
         await until(lambda: watched.settled == 1)
         await until_running(watched, SLOTS + 1)  # those that have begun, and the suspect

@@ -29,6 +29,7 @@ from taskflow.worker.events import (
 )
 from taskflow.worker.log import log_event
 from taskflow.worker.options import WorkerOptions
+from tests.support.records import set_hand_backs
 from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
@@ -208,7 +209,7 @@ async def test_a_job_that_was_handed_back_ten_times_is_told_of_when_it_is_claime
     async with a_faulty_broker() as broker:
         handles = [await waits.delay() for _ in range(2)]
         for handle, hand_backs in zip(handles, (10, 9), strict=True):
-            broker._store.jobs[parse_id(handle.id)].hand_backs = hand_backs
+            set_hand_backs(broker, parse_id(handle.id), hand_backs)
         Run.release.set()
         async with Worker(options=options(heard)):
             await heard.wait_for(RunEnded, times=2)

@@ -1,4 +1,4 @@
-"""An in-process broker, built from heaps and dicts. It also serves as a readable specification for all the others."""
+"""An in-process broker: the engine over records in dicts."""
 
 from taskflow.broker.memory.broker import MemoryBroker
 

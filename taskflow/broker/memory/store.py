@@ -1,291 +1,187 @@
-"""Implements the memory broker's verbs in small, plain methods that follow the clauses of the contract."""
+"""A store of records in this process's memory. Every method is atomic, because none of them awaits anything."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
-from msgspec.structs import replace
-
-from taskflow.broker import topics
-from taskflow.broker.memory.job import Fence, StoredJob
-from taskflow.broker.memory.transitions import MemoryTransitions
-from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind, Position
+from taskflow.broker.engine.seam import Add, Apply, Claimed, Effect, Fade, Faded, Promote, Put, Query, Record, Ref, Rev, Run, Scan, Succeed
+from taskflow.broker.memory.records import RecordStore, Stored
 from taskflow.model import wording
-from taskflow.model.clock import Clock, instant_of, to_microseconds, to_seconds
-from taskflow.model.envelope import ClaimId, Envelope, Lease
-from taskflow.model.errors import SessionLost, StoreFull
-from taskflow.model.record import WAITING, Record, Status
-from taskflow.model.rules import Rules
-from taskflow.model.session import Beat, BeatAnswer, Report, Session, SessionRecord
-from taskflow.model.transitions import Event, Transition, apply_verdict, refused_for
-from taskflow.model.verdict import Settled, Settlement, Succeeded
+from taskflow.model.ids import ID_BYTES
+
+CLAIM_NUMBER_BYTES: Final = 4
 
 
-class SessionState:
-    """A session and its leases. `answer` holds the leases of its last claim, `declares` the names of the schedules that it declares."""
+class MemoryStore(RecordStore):
+    """The complete store. Its hot verbs change jobs by their headers alone."""
 
-    def __init__(self, session: Session, now: int, steady: int, boot_id: str) -> None:
-        self.session = session
-        self.registered_at = now
-        self.beat_at = steady
-        self.boot_id = boot_id
-        self.is_spared = False
-        self.dead_at: int | None = None
-        self.request = 0
-        self.answer: list[tuple[bytes, Fence]] = []
-        self.leases: dict[ClaimId, StoredJob] = {}
-        self.declares: set[str] = set()
+    def perform(self, effect: Effect) -> Any:
+        """Answer what an operation has yielded."""
+        match effect:
+            case Query():
+                return self.query(effect)
+            case Apply():
+                return self.apply(effect)
+            case Add(jobs):
+                return self.add(jobs)
+            case Succeed(runs):
+                return self.succeed(runs)
+            case Promote(limit):
+                return self.promote(limit)
+            case Fade(limit, most_kept, repeat_for):
+                return self.fade(limit, most_kept, repeat_for)
 
-    @property
-    def ttl(self) -> int:
-        return to_microseconds(self.session.ttl)
-
-    def to_record(self, steady: int) -> SessionRecord:
-        return SessionRecord(
-            session=self.session,
-            registered_at=instant_of(self.registered_at),
-            seconds_since_beat=max(0.0, to_seconds(steady - self.beat_at)),
-            leases=len(self.leases),
-            is_dying=self.dead_at is not None,
-        )
-
-
-class Store(MemoryTransitions):
-    """A store with every verb except upkeep. The caller must hold the lock."""
-
-    def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
-        super().__init__(clock, rules)
-        self.sessions: dict[bytes, SessionState] = {}
-        self.pulse = clock.steady()
-        self._capacity = capacity
-
-    # --- enqueue -----------------------------------------------------------------------------------------
-
-    def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        self.refuse_if_full(envelopes)
-        return [self._enqueue_one(envelope) for envelope in envelopes]
-
-    def refuse_if_full(self, envelopes: Sequence[Envelope]) -> None:
-        if self._capacity is not None:
-            fresh = sum(envelope.id not in self.jobs for envelope in envelopes)
-            if fresh and self.live_count() + fresh > self._capacity:
-                raise StoreFull(wording.STORE_FULL % self._capacity)
-
-    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
-        if (known := self.jobs.get(envelope.id)) is not None:
-            return Refused.as_known(envelope, known.to_record() if known.is_kept(self.now) else None)
-        waiting, running = self.holders(envelope.key)
-        if (holder := refused_for(waiting, running, envelope.on_conflict)) is not None:
-            return Refused(envelope.id, holder.id, "key")
-        if waiting is not None:
-            self.finish(waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
-        self.add(StoredJob.of(envelope, self.next_seq(), self.now), behind=running)
-        return Added(envelope.id, None if waiting is None else waiting.id)
-
-    def take_nudges(self) -> Mapping[str, int]:
-        """Return how many listeners to nudge for each queue, and reset the counts."""
-        if not self.readied:
-            return {}
-        readied, self.readied = self.readied, Counter()
-        return {queue: jobs for queue, jobs in readied.items() if queue not in self.paused}
-
-    # --- sessions and claims -----------------------------------------------------------------------------
-
-    def register(self, session: Session) -> None:
-        self._spare_after_outage()
-        known = self.sessions.get(session.id)
-        if known is None:
-            self.sessions[session.id] = SessionState(session, self.now, self.steady, self.clock.boot_id())
-        elif known.dead_at is not None:
-            raise SessionLost(wording.session_reaped(session.name))
-        else:
-            known.session = replace(session, name=known.session.name, ttl=known.session.ttl, wants_ends=known.session.wants_ends)
-        self.pulse = self.steady
-
-    def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        state = self._living(session_id)
-        if request <= state.request:
-            return self._repeat_claim(state, request)
-        state.request, state.answer = request, []
-        leases = list[Lease]()
-        for queue in self._order(queues, request):
-            if len(leases) >= limit:
-                break
-            for job in self.take_ready(queue, limit - len(leases)):
-                leases.append(self._lease(state, job, ClaimId(session_id, request, len(leases))))
-            if len(leases) >= limit and self.ready[queue]:
+    def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
+        state = self._records.get(Ref(Kind.SESSION, session))
+        if state is None or state.header["dead_at"] is not None:
+            return None
+        now = self._clock.wall()
+        prefix = request.to_bytes(8, "big")
+        if request <= state.header["request"]:
+            until = (session, prefix + b"\xff" * CLAIM_NUMBER_BYTES)
+            held = self._indexes["leases"].scan(Scan("leases", limit, (session,), after=(session, prefix), until=until))
+            return Claimed([self._known(ref) for _, ref in held] if request == state.header["request"] else [], now)
+        taken = list(itertools.islice(self._claimable(queues, request, now, limit), limit))
+        self._lease(state, session, request, taken)
+        for queue in {self._records[ref].header["queue"] for ref in taken} if len(taken) >= limit else ():
+            if self._indexes["status"].size((queue, READY)):
                 self.readied[queue] += 1  # for another worker
-        return leases
+        leased = [(ref, self._records[ref]) for ref in taken]
+        return Claimed([Record(ref, job.rev, job.header, job.sent, job.state, job.content) for ref, job in leased], now)
 
-    def claim_one(self, session_id: bytes, request: int, job_id: bytes) -> Lease | None:
-        """Claim a job if it is READY or SCHEDULED, whatever is before it in its queue."""
-        state, job = self._living(session_id), self.jobs.get(job_id)
-        if job is None or job.status not in (Status.READY, Status.SCHEDULED) or job.queue in self.paused:
+    def claim_job(self, session: bytes, request: int, job_id: bytes) -> Record | None:
+        """Lease a certain job if it is READY or SCHEDULED, whatever is before it in its queue: for tests that run jobs where they send
+        them."""
+        state, ref = self._records[Ref(Kind.SESSION, session)], Ref(Kind.JOB, job_id)
+        stored = self._records.get(ref)
+        if stored is None or stored.header["status"] not in (READY, SCHEDULED) or self._is_paused(stored.header["queue"]):
             return None
-        if job.status is Status.SCHEDULED:
-            job.due_at = self.now
-            self.enter(job, Event.DUE)
-        state.request, state.answer = request, []
-        return self._lease(state, job, ClaimId(session_id, request, 0))
+        if stored.header["status"] == SCHEDULED:
+            self._change(ref, "due", self._new_rev(), {"status": READY, "due_at": self._clock.wall()})
+        self._lease(state, session, request, [ref])
+        return self._known(ref)
 
-    def _living(self, session_id: bytes) -> SessionState:
-        state = self.sessions.get(session_id)
-        if state is None or not self._lives(state):
-            raise SessionLost(wording.SESSION_LOST)
-        return state
+    def _lease(self, state: Stored, session: bytes, request: int, refs: Sequence[Ref]) -> None:
+        state.header["request"] = request
+        lease = {
+            "status": RUNNING,
+            "session": session,
+            "claimed_at": self._clock.wall(),
+            "claimed_steady": self._clock.steady(),
+            "started_at": None,
+            "worker": state.header["name"],
+        }
+        rev, prefix = self._new_rev(), request.to_bytes(8, "big")
+        for number, ref in enumerate(refs):
+            lease["epoch"] = self._records[ref].header["epoch"] + 1
+            lease["claim"] = prefix + number.to_bytes(CLAIM_NUMBER_BYTES, "big")
+            self._change(ref, "claim", rev, lease)
 
-    def _lives(self, state: SessionState) -> bool:
-        return state.dead_at is None
+    def _claimable(self, queues: Sequence[str], request: int, now: int, limit: int) -> Iterator[Ref]:
+        ready = self._indexes["ready"]
+        if not queues:
+            queues = sorted({prefix[0] for prefix in ready.prefixes()})
+            turn = request % len(queues) if queues else 0
+            queues = [*queues[turn:], *queues[:turn]]
+        for queue in dict.fromkeys(queues):
+            scan = None if self._is_paused(queue) else Scan("ready", limit, (queue,))
+            while scan is not None:
+                found = ready.scan(scan)
+                for _, ref in found:
+                    expires_at = self._records[ref].header["expires_at"]
+                    if expires_at is None or expires_at > now:
+                        yield ref
+                scan = scan._replace(after=found[-1][0]) if len(found) == limit else None
 
-    def has_end_subscriber(self) -> bool:
-        return any(state.session.wants_ends and self._lives(state) for state in self.sessions.values())
+    def _is_paused(self, queue: str) -> bool:
+        return Ref(Kind.QUEUE, queue.encode()) in self._records
 
-    def deploy_of(self, job: StoredJob) -> str:
-        state = None if job.claim is None else self.sessions.get(job.claim.session)
-        return "" if state is None else state.session.deploy
+    def _known(self, ref: Ref) -> Record:
+        record = self._record(ref, with_content=True)
+        assert record is not None
+        return record
 
-    def _order(self, queues: Sequence[str], request: int) -> Sequence[str]:
-        if queues:
-            return [queue for queue in queues if queue not in self.paused]
-        names = self.ready_queues()
-        turn = request % len(names) if names else 0
-        return names[turn:] + names[:turn]
+    def add(self, jobs: Sequence[Put]) -> list[bool] | str:
+        are_new = [put.ref not in self._records for put in jobs]
+        if not self._has_room(sum(are_new)):
+            return self._is_full()
+        rev = self._new_rev()
+        for put, is_new in zip(jobs, are_new, strict=True):
+            if is_new:
+                self._put(put, rev)
+                self._totals[put.header["queue"], "enqueue"] += 1
+        return are_new
 
-    def _lease(self, state: SessionState, job: StoredJob, claim: ClaimId) -> Lease:
-        self.move(job, Event.CLAIM, Status.RUNNING)
-        job.lease_to(state.session, claim, self.now, self.steady)
-        state.leases[claim] = job
-        state.answer.append((job.id, Fence(job.epoch, claim)))
-        return job.to_lease(self.now)
+    def succeed(self, runs: Sequence[Run]) -> list[bool | None]:
+        now, rev = self._clock.wall(), self._new_rev()
+        return [self._succeed_one(run, now, rev) for run in runs]
 
-    def _repeat_claim(self, state: SessionState, request: int) -> list[Lease]:
-        """Return those leases of the last request that the session still
-        holds. An older request gets none: its sender is no longer waiting."""
-        if request < state.request:
-            return []
-        now = self.now
-        jobs = [(self.jobs.get(job_id), fence) for job_id, fence in state.answer]
-        return [job.to_lease(now) for job, fence in jobs if job is not None and self._holds(job, fence)]
-
-    def _holds(self, job: StoredJob, fence: Fence) -> bool:
-        """Return True if this is the fence of the job's current lease."""
-        return job.status is Status.RUNNING and job.epoch == fence.epoch and job.claim == fence.claim
-
-    def _spare_after_outage(self) -> None:
-        """Give a session one more ttl if no session at all has sent a heartbeat for that long:
-        the store must have been unavailable. A session is spared only once between heartbeats."""
-        steady = self.steady
-        for state in self.sessions.values():
-            if self._lives(state) and not state.is_spared and steady - self.pulse > state.ttl:
-                state.is_spared = True
-                state.beat_at = steady
-
-    # --- beat ------------------------------------------------------------------------------------------------
-
-    def beat(self, beat: Beat) -> BeatAnswer:
-        self._spare_after_outage()
-        state = self._living(beat.session)
-        state.beat_at = self.pulse = self.steady
-        state.is_spared = False
-        if beat.died_of:
-            self._die(state, beat.died_of)
-        for report in beat.reports:
-            self._take_report(state.leases.get(report.claim), report)
-        named = set(beat.claims)
-        ghosts = [job for claim, job in state.leases.items() if claim not in named and self._is_ghost(job, claim, beat)]
-        for job in ghosts:
-            self.requeue(job, Transition(Event.GHOST, job.counters))
-        if beat.leaving:
-            self._leave(state)
-        return BeatAnswer(
-            lost=tuple(claim for claim in beat.claims if claim not in state.leases),
-            stopping=tuple(claim for claim in beat.claims if claim in state.leases and state.leases[claim].cancel_requested is not None),
-            ghosts=len(ghosts),
-        )
-
-    def _take_report(self, job: StoredJob | None, report: Report) -> None:
-        if job is not None:
-            job.started_at = self.now - to_microseconds(report.running_for)
-            job.progress = report.progress or job.progress
-
-    def _is_ghost(self, job: StoredJob, claim: ClaimId, beat: Beat) -> bool:
-        age = self.steady - job.claimed_steady
-        return claim.request <= beat.seen and age >= to_microseconds(self.rules.ghost_after)
-
-    def _leave(self, state: SessionState) -> None:
-        self._kill_session(state)
-        for job in list(state.leases.values()):
-            self.hand_back(job, counts=True)
-
-    def _die(self, state: SessionState, died_of: str) -> None:
-        self._kill_session(state)
-        for job in list(state.leases.values()):
-            self.crash(job, died_of)
-
-    def _kill_session(self, state: SessionState) -> None:
-        state.dead_at = self.now
-
-    def release_lease(self, job: StoredJob) -> None:
-        if job.claim is not None and (state := self.sessions.get(job.claim.session)) is not None:
-            state.leases.pop(job.claim, None)
-        super().release_lease(job)
-
-    # --- settle ----------------------------------------------------------------------------------------------
-
-    def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        return [self._settle_one(settlement) for settlement in settlements]
-
-    def _settle_one(self, settlement: Settlement) -> Settled:
-        job = self.jobs.get(settlement.id)
-        if job is None:
-            return Settled.STALE
-        fence = Fence(settlement.epoch, settlement.claim)
-        if not self._holds(job, fence):
-            return Settled.OK if self._took_effect(job, fence) else Settled.STALE
-        job.settled = fence
-        job.started_at = self.now - to_microseconds(settlement.ran_for)
-        job.progress = settlement.progress or job.progress
-        self.apply_verdict(job, settlement)
-        for follow_up in settlement.follow_ups:
-            self._enqueue_one(follow_up)
-        return Settled.OK
-
-    def _took_effect(self, job: StoredJob, fence: Fence) -> bool:
-        return job.settled == fence
-
-    def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
-        transition = apply_verdict(job.counters, settlement.verdict, self.rules, self.now, settlement.cause)
-        if job.is_poison:  # no run has reported an outcome
-            transition = transition._replace(counters=job.counters)
-        if isinstance(settlement.verdict, Succeeded):
-            job.result, job.payload = settlement.verdict.result, None
-            self.apply(job, transition, keep=settlement.keep_for)
-        else:
-            self.apply(job, transition)
-
-    # --- cancel, read ------------------------------------------------------------------------------------------
-
-    def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
-        return [self._cancel_one(self.jobs.get(job_id)) for job_id in ids]
-
-    def _cancel_one(self, job: StoredJob | None) -> Status | None:
-        if job is None or not job.is_kept(self.now):
+    def _succeed_one(self, run: Run, now: int, rev: Rev) -> bool | None:
+        ref = Ref(Kind.JOB, run.id)
+        stored = self._records.get(ref)
+        if stored is None:
+            return False
+        header, fence = stored.header, run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0"
+        if header["status"] != RUNNING or (header["epoch"], header["session"], header["claim"]) != run[1:4]:
+            return bool(header["settled"] == fence)
+        if header["flags"] & Flag.TIES:
             return None
-        found = job.status
-        if found in WAITING:
-            self.finish(job, Event.CANCEL, Status.CANCELLED, wording.CANCELLED)
-        elif found is Status.RUNNING:
-            job.cancel_requested = wording.CANCELLED
-            if job.claim is not None:
-                self.to_wake.add(topics.session(job.claim.session))
-        return found
+        stored.content = run.result
+        ended = {"status": SUCCEEDED, "session": None, "claim": None, "settled": fence, "ended_at": now}
+        ended |= {"started_at": now - run.ran_for, "fade_at": now + run.keep_for}
+        self._change(ref, "succeed", rev, ended)
+        return True
 
-    def live_holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        found = [waiting or running for waiting, running in map(self.holders, keys)]
-        return [None if job is None else job.id for job in found]
+    def promote(self, limit: int) -> tuple[int, int | None]:
+        now, rev = self._clock.wall(), self._new_rev()
+        due = self._indexes["due"].scan(Scan("due", limit + 1))
+        ready = [ref for (due_at, _), ref in due if due_at <= now][:limit]
+        for ref in ready:
+            header = self._records[ref].header
+            if header["status"] == SCHEDULED:
+                self._change(ref, "due", rev, {"status": READY})
+            else:
+                self._change(ref, "release", rev, {"status": READY, "due_at": max(header["due_at"], now)})
+        return len(ready), due[len(ready)][0][0] if len(due) > len(ready) else None
 
-    def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        now = self.now
-        found = [self.jobs.get(job_id) for job_id in ids]
-        return [job.to_record() if job is not None and job.is_kept(now) else None for job in found]
+    def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
+        now, rev = self._clock.wall(), self._new_rev()
+        buried, left = 0, dict[Ref, bool]()
+        for queue, ref in self._over_cap(most_kept, limit):
+            if self._bury(ref, rev, repeat_for, left, is_surplus=True):
+                buried += 1
+                self._totals[queue, wording.DROPPED_OVER_CAP] += 1
+        fading = self._indexes["fading"].scan(Scan("fading", limit - buried + 1, until=(now, b"\xff" * ID_BYTES)))
+        has_more = len(fading) > limit - buried
+        for _, ref in fading[: limit - buried]:
+            if self._records[ref].header["status"] == BURIED:
+                self._drop(ref)
+            else:
+                buried += self._bury(ref, rev, repeat_for, left, is_surplus=False)
+        return Faded(buried, has_more, left)
+
+    def _over_cap(self, most_kept: int, limit: int) -> list[tuple[str, Ref]]:
+        """Return the oldest ended jobs of queues that have too many of them, at most `limit`."""
+        found = list[tuple[str, Ref]]()
+        for queue in sorted({group.prefix[0] for group in self._indexes["status"].groups(())}):
+            for statuses in ((SUCCEEDED, CANCELLED), (FAILED,)):
+                surplus = sum(self._indexes["status"].size((queue, status)) for status in statuses) - most_kept
+                if surplus > 0:
+                    oldest = sorted(itertools.chain(*(self._ended(status, queue, surplus) for status in statuses)))
+                    found += [(queue, ref) for _, ref in oldest[:surplus]]
+        return found[:limit]
+
+    def _ended(self, status: int, queue: str, limit: int) -> Iterator[tuple[Position, Ref]]:
+        return ((position[2:], ref) for position, ref in self._indexes["ended"].scan(Scan("ended", limit, (status, queue))))
+
+    def _bury(self, ref: Ref, rev: Rev, repeat_for: int, left: dict[Ref, bool], *, is_surplus: bool) -> bool:
+        stored = self._records[ref]
+        if stored.header["flags"] & Flag.TIES:
+            left.setdefault(ref, is_surplus)
+            return False
+        stored.content = stored.state = stored.sent = None
+        self._change(ref, "drop", rev, {"status": BURIED, "cause": None, "fade_at": stored.header["ended_at"] + repeat_for})
+        return True

@@ -9,13 +9,13 @@ import msgspec
 
 from taskflow.broker import topics
 from taskflow.broker.console import Finding, Redone, View
-from taskflow.broker.memory.job import StoredJob
 from taskflow.model.audit import Act, ActRecord
 from taskflow.model.clock import Clock, instant_of
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.job import StoredJob
 
 
 class CancelsTheEnded(Mutant):

@@ -6,11 +6,11 @@ import math
 
 import msgspec
 
-from taskflow.broker.memory.job import StoredJob
-from taskflow.broker.memory.store import SessionState
 from taskflow.model.envelope import ClaimId
 from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.job import StoredJob
+from tests.reference.store import SessionState
 
 
 class FindsNoGhosts(Mutant):

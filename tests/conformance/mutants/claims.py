@@ -5,13 +5,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from taskflow.broker.memory.job import StoredJob
-from taskflow.broker.memory.store import SessionState
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event, Transition
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.job import StoredJob
+from tests.reference.store import SessionState
 
 
 class ForgetsItsClaims(Mutant):

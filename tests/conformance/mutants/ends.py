@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from taskflow.broker import topics
-from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.protocol import MAX_ENDS, PURGED_FOR, Upkept
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.job import StoredJob
 
 
 class HearsNoExpiry(Mutant):

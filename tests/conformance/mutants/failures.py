@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from taskflow.broker.console import FailureGroupRecord
-from taskflow.broker.memory.job import StoredJob
 from taskflow.model.record import Status
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.job import StoredJob
 
 
 class CountsAsMayBe(Mutant):

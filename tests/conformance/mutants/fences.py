@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
-from taskflow.broker.memory.console import MemoryStore
-from taskflow.broker.memory.job import StoredJob
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settled, Settlement
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.console import ReferenceStore
+from tests.reference.job import StoredJob
 
 
-class _Forwarding(MemoryStore):
+class _Forwarding(ReferenceStore):
     """Treats a settlement that it `accepts` as one of the job's present run."""
 
     def accepts(self, job: StoredJob, settlement: Settlement) -> bool:

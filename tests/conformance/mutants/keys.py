@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.errors import StoreFull
 from taskflow.model.record import WAITING, Status
 from taskflow.model.transitions import Event, Transition
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.job import StoredJob
 
 
 class KeyOutlivesItsJob(Mutant):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from abc import ABC
 from typing import ClassVar
 
-from taskflow.broker.memory.console import MemoryStore
-from tests.support.harnesses import MemoryHarness
+from tests.reference.console import ReferenceStore
+from tests.support.harnesses import ReferenceHarness
 
 
-class Mutant(MemoryStore, ABC):
+class Mutant(ReferenceStore, ABC):
     """A store with one rule broken. `breaks` names the clauses that must notice."""
 
     breaks: ClassVar[frozenset[str]]
     because: ClassVar[str]
 
 
-def harness_of(mutant: type[Mutant]) -> type[MemoryHarness]:
+def harness_of(mutant: type[Mutant]) -> type[ReferenceHarness]:
     """The kind of store that has this defect."""
-    return type(f"{mutant.__name__}StoreHarness", (MemoryHarness,), {"name": mutant.__name__, "store_class": mutant})
+    return type(f"{mutant.__name__}StoreHarness", (ReferenceHarness,), {"name": mutant.__name__, "store_class": mutant})

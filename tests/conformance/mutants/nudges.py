@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from taskflow.broker import topics
-from taskflow.broker.memory.job import StoredJob
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.job import StoredJob
 
 
 class NudgesEverybody(Mutant):

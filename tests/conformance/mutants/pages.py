@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from operator import itemgetter
 
-from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.paging import Position, ScanRequest, ScanResult
 from taskflow.model.record import ENDED, Status
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.job import StoredJob
 
 
 class PagesAreCountedOff(Mutant):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from taskflow.broker.memory.schedules import StoredSchedule
-from taskflow.broker.memory.store import SessionState
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.errors import SessionLost, StoreFull
 from taskflow.model.schedule import Amendment, Definition, Firing, Offer, ScheduleRecord
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.schedules import StoredSchedule
+from tests.reference.store import SessionState
 
 
 class FiresWhateverIsNext(Mutant):

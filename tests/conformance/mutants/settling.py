@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from taskflow.broker.memory.job import Fence, StoredJob
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event, Transition
 from taskflow.model.verdict import Retried, Settled, Settlement, Snoozed
 from taskflow.model.wording import poison
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.job import Fence, StoredJob
 
 
 class RepeatIsStale(Mutant):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from taskflow.broker.console import View
-from taskflow.broker.memory.job import StoredJob
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.job import StoredJob
 
 
 class TagsOutliveTheirJob(Mutant):

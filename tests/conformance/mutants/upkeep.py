@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from taskflow.broker.memory.job import StoredJob
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event, Transition
 from tests.conformance.mutants.mutant import Mutant
+from tests.reference.job import StoredJob
 
 
 class SkipsTheExhausted(Mutant):

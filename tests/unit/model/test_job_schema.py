@@ -13,7 +13,6 @@ import pytest
 
 import taskflow
 from taskflow.broker.literals import BURIED
-from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.postgres import (
     claim as postgres_claim,
     columns as postgres_columns,
@@ -47,6 +46,7 @@ from taskflow.model.job_schema import (
     has_tags,
 )
 from taskflow.model.record import Record
+from tests.reference.job import StoredJob
 
 PLAIN: Final = Envelope(id=b"i" * 16, job="work", payload=b"p")
 BROKER: Final = Path(taskflow.__file__).parent / "broker"

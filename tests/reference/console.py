@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter, itemgetter
 
 from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, QueueRecord, Redone, View
-from taskflow.broker.memory.job import StoredJob
-from taskflow.broker.memory.upkeep import UpkeepStore
 from taskflow.broker.paging import Position, ScanRequest, ScanResult
 from taskflow.broker.protocol import PURGED_FOR
 from taskflow.model import wording
@@ -20,9 +18,11 @@ from taskflow.model.record import ENDED, WAITING, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import SessionRecord
 from taskflow.model.transitions import Event
+from tests.reference.job import StoredJob
+from tests.reference.upkeep import UpkeepStore
 
 
-class MemoryStore(UpkeepStore):
+class ReferenceStore(UpkeepStore):
     """The complete store, with all verbs and the console's operations."""
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:

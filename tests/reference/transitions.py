@@ -6,7 +6,6 @@ import heapq
 from collections import Counter, defaultdict, deque
 
 from taskflow.broker import topics
-from taskflow.broker.memory.job import Entry, Fence, StoredJob
 from taskflow.model import transitions, wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.failure_cause import pack_cause
@@ -15,9 +14,10 @@ from taskflow.model.record import LIVE, WAITING, Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import MOVES, Event, Transition
 from taskflow.model.verdict import append_error, pack_error, unpack_errors
+from tests.reference.job import Entry, Fence, StoredJob
 
 
-class MemoryTransitions:
+class ReferenceTransitions:
     """Applies moves to stored jobs. Heaps are cleaned lazily: an entry counts only while
     the job's state matches it. An entry among the ready jobs must also be the job's latest."""
 

@@ -7,15 +7,15 @@ import math
 
 import msgspec
 
-from taskflow.broker.memory.job import StoredJob
-from taskflow.broker.memory.schedules import ScheduleStore
-from taskflow.broker.memory.store import SessionState
 from taskflow.broker.protocol import MAX_ENDS, Upkept
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import ENDED, WAITING, Status
 from taskflow.model.session import Beat, BeatAnswer, Outlook
 from taskflow.model.transitions import Event
+from tests.reference.job import StoredJob
+from tests.reference.schedules import ScheduleStore
+from tests.reference.store import SessionState
 
 
 class UpkeepStore(ScheduleStore):

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from taskflow.broker import topics
-from taskflow.broker.memory.store import SessionState, Store
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.rules import Rules
 from taskflow.model.schedule import MAX_OFFERS, Amendment, Definition, Firing, Offer, ScheduleRecord, ScheduleState
+from tests.reference.store import SessionState, Store
 
 
 class StoredSchedule(ScheduleState, kw_only=True):

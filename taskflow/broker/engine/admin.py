@@ -1,0 +1,214 @@
+"""The operations behind the command line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from taskflow.broker.console import EXAMINED, FailureGroupRecord, Metrics, QueueRecord, Redone, View
+from taskflow.broker.engine import moves, pages
+from taskflow.broker.engine.bodies import OUTAGE, lapse, outages_of, record_of_session
+from taskflow.broker.engine.draft import Draft, Plain, decide
+from taskflow.broker.engine.moves import MOVE_SCANS
+from taskflow.broker.engine.records import SUCCEEDED, Kind
+from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.sessions import PULSE, pulse_in
+from taskflow.broker.paging import Position, ScanRequest
+from taskflow.broker.protocol import PURGED_FOR
+from taskflow.model import wording
+from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
+from taskflow.model.clock import to_seconds
+from taskflow.model.failure_cause import FINGERPRINT_BYTES, fingerprint_in
+from taskflow.model.record import BY_CODE, CODES, ENDED, Status
+from taskflow.model.rules import Rules
+from taskflow.model.session import SessionRecord
+from taskflow.model.transitions import Event
+
+MOST_SESSIONS: Final = 100_000
+MOST_PAUSED: Final = 100_000
+MOST_FAILED: Final = 1_000_000
+
+
+# --- queues ---------------------------------------------------------------------------------------------------
+
+
+def queues() -> Operation[list[QueueRecord]]:
+    seen: Snapshot = yield Query(
+        scans=(Scan("paused", MOST_PAUSED, with_records=False),),
+        groups=(("status", ()), ("ready", ()), ("scheduled", ())),
+        with_totals=True,
+    )
+    counts = {(group.prefix[0], group.prefix[1]): group.size for group in seen.groups[0]}
+    oldest = dict[str, int]()
+    for group in seen.groups[1]:
+        assert group.first is not None
+        queue, _, due_at, _ = group.first
+        oldest[queue] = min(due_at, oldest.get(queue, due_at))
+    next_due = {group.prefix[0]: group.first[1] for group in seen.groups[2] if group.first is not None}
+    paused = {entry.ref.id.decode() for entry in seen.scans[0]}
+    return [
+        QueueRecord(
+            name=name,
+            is_paused=name in paused,
+            counts={status: counts.get((name, CODES[status]), 0) for status in Status},
+            oldest_ready_for=to_seconds(seen.now - oldest[name]) if name in oldest else None,
+            next_due_in=to_seconds(next_due[name] - seen.now) if name in next_due else None,
+        )
+        for name in sorted({queue for queue, _ in (*seen.totals, *counts)} | paused)
+    ]
+
+
+def pause(queue: str, rules: Rules, *, is_paused: bool) -> Operation[None]:
+    ref = Ref(Kind.QUEUE, queue.encode())
+
+    def one(draft: Draft, ref: Ref) -> None:
+        known = draft.plain(*ref)
+        if is_paused and known is None:
+            draft.put(Plain(ref, {"is_paused": 1}))
+        elif not is_paused and known is not None:
+            draft.drop(ref)
+
+    yield from decide([ref], one, rules, [ref])
+
+
+def workers(rules: Rules) -> Operation[list[SessionRecord]]:
+    seen: Snapshot = yield Query(
+        (OUTAGE,),
+        (PULSE, Scan("lapsing", MOST_SESSIONS), Scan("dying", MOST_SESSIONS)),
+        (("leases", ()),),
+    )
+    draft = Draft(seen, rules)
+    outages, pulse = outages_of(draft), pulse_in(seen.scans[0], seen.steady)
+    leases = Counter({group.prefix[0]: group.size for group in seen.groups[0]})
+    found = [entry.record for entries in seen.scans[1:] for entry in entries if entry.record is not None]
+    records = list[SessionRecord]()
+    for record in found:
+        session, held = Plain(record.ref, dict(record.header), record.state), leases[record.ref.id]
+        if session.header["dead_at"] is None or held:
+            lapses_at, _ = lapse(session, outages, pulse, draft)
+            beat_at = lapses_at - session.header["ttl"] - 1 if lapses_at else session.header["beat_at"]
+            records.append(record_of_session(session, held, draft.steady - beat_at))
+    return sorted(records, key=lambda record: (record.session.name, record.session.id))
+
+
+def metrics() -> Operation[Metrics]:
+    seen: Snapshot = yield Query(with_totals=True)
+    totals: dict[str, dict[str, int]] = {}
+    for (queue, event), count in seen.totals.items():
+        totals.setdefault(queue, {})[str(event)] = count
+    return Metrics(totals=totals)
+
+
+# --- failures -------------------------------------------------------------------------------------------------
+
+
+def failure_groups(queue: str | None, job: str | None, limit: int) -> Operation[list[FailureGroupRecord]]:
+    from taskflow.broker.failure_parts import FailurePart, failure_groups_of
+
+    seen: Snapshot = yield Query(groups=(("causes", ()),))
+    parts = list[FailurePart]()
+    for group in seen.groups[0]:
+        cause, name, of_queue = group.prefix
+        if queue in (None, of_queue) and job in (None, name) and group.first is not None and group.last is not None:
+            parts.append(FailurePart(cause, name, group.size, group.first[3], group.last[3], group.last[5]))
+    return failure_groups_of(parts, limit)
+
+
+def failed_ids(fingerprint: bytes) -> Operation[list[bytes]]:
+    last = (fingerprint + b"\xff" * 400,)
+    seen: Snapshot = yield Query(scans=(Scan("causes", MOST_FAILED, after=(fingerprint,), until=last, with_records=False),))
+    return [entry.ref.id for entry in seen.scans[0] if fingerprint_in(entry.position[0][: FINGERPRINT_BYTES + 1]) == fingerprint]
+
+
+def retry(ids: Sequence[bytes], rules: Rules) -> Operation[list[Redone]]:
+    refs = [Ref(Kind.JOB, job_id) for job_id in ids]
+    return (yield from decide(ids, _retry, rules, refs, scans=MOVE_SCANS))
+
+
+def _retry(draft: Draft, job_id: bytes) -> Redone:
+    job = draft.job(job_id)
+    if job is None or not job.is_kept(draft.now):
+        return Redone.UNKNOWN
+    if job.is_live:
+        return Redone.LIVE
+    if job.status == SUCCEEDED:
+        return Redone.SUCCEEDED
+    if any(moves.holders(draft, job.sent.key)):
+        return Redone.KEY_TAKEN
+    moves.make_fresh(job)
+    if job.sent.key is not None:
+        draft.put(Plain(Ref(Kind.KEY, job.sent.key), {"holder": job.id, "next": None}))
+    moves.enter(draft, job, Event.REDO)
+    return Redone.OK
+
+
+# --- dropping jobs --------------------------------------------------------------------------------------------
+
+
+def purge(view: View, limit: int, rules: Rules) -> Operation[int]:
+    """Drop jobs of a view, each in a separate step."""
+    purged = 0
+    # Ended jobs come first: a waiting job that is purged may stay for a while as CANCELLED. HELD ones precede those that they await.
+    order = (*ENDED, Status.HELD, Status.SCHEDULED, Status.READY)
+    sections = [None] if view.tag is not None else [status for status in order if status in (view.statuses or Status)]
+    for status in sections:
+        after: Position | None = None
+        while purged < limit:
+            found = yield from pages.scan(ScanRequest(view, status, after, limit - purged, EXAMINED))
+            ids = [record.id for record, _ in found.listed if record.status is not Status.RUNNING]
+            refs = [Ref(Kind.JOB, job_id) for job_id in ids]
+            purged += sum((yield from decide(ids, _purge, rules, refs, scans=MOVE_SCANS)))
+            if (after := found.end) is None:
+                break
+    return purged
+
+
+def _purge(draft: Draft, job_id: bytes) -> bool:
+    job = draft.job(job_id)
+    if job is None or not job.is_kept(draft.now) or BY_CODE[job.status] is Status.RUNNING:
+        return False
+    if job.is_waiting:
+        moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_FOR)
+        if draft.seen.scans[1]:
+            return True  # those who hear of ends still read it
+    moves.bury(draft, job)
+    return True
+
+
+def drop(ids: Sequence[bytes], rules: Rules) -> Operation[list[Status | None]]:
+    def one(draft: Draft, job_id: bytes) -> Status | None:
+        job = draft.job(job_id)
+        if job is None or not job.is_kept(draft.now):
+            return None
+        found = BY_CODE[job.status]
+        if found.is_ended:
+            moves.bury(draft, job)
+        return found
+
+    return (yield from decide(ids, one, rules, [Ref(Kind.JOB, job_id) for job_id in ids], scans=MOVE_SCANS))
+
+
+# --- the audit log --------------------------------------------------------------------------------------------
+
+
+def record_action(act: Act, rules: Rules) -> Operation[None]:
+    newest: Snapshot = yield Query(scans=(Scan("actions", rules.most_acts + 100, backwards=True, with_records=False),))
+    ref = Ref(Kind.ACTION, act.id)
+    surplus = [entry.ref for entry in newest.scans[0][rules.most_acts - 1 :]]
+
+    def one(draft: Draft, ref: Ref) -> None:
+        if draft.plain(*ref) is None:
+            draft.put(Plain(ref, {}, pack_act(act)))
+            for old in surplus:
+                if old != ref and draft.plain(*old) is not None:
+                    draft.drop(old)
+
+    yield from decide([ref], one, rules, [ref, *surplus])
+
+
+def actions(before: int | None, limit: int) -> Operation[list[ActRecord]]:
+    after = None if before is None else (before,)
+    seen: Snapshot = yield Query(scans=(Scan("actions", limit, after=after, backwards=True),))
+    records = [entry.record for entry in seen.scans[0] if entry.record is not None]
+    return [act_record_of(record.header["seq"], record.header["created_at"], record.state) for record in records]

@@ -1,0 +1,134 @@
+"""The bodies of sessions, and of the record of an outage; and when a session lapses."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.seam import Ref
+from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.session import Session, SessionRecord, session_record_of
+
+OUTAGE: Final = Ref(Kind.MARK, b"outage")
+
+
+class SessionBody(msgspec.Struct, array_like=True):
+    """What a session's header does not have.
+
+    `boot`     the boot from which its steady times count
+    `died_of`  for a dead session: why each of its leases counts as a crash, in UTF-8; None if they are handed back
+    """
+
+    about: bytes
+    registered_at: int
+    boot: bytes
+    died_of: bytes | None = None
+
+
+class Outage(msgspec.Struct, array_like=True):
+    """A time at which no session sent a heartbeat for a session's ttl, by the steady clock.
+
+    `began`  the last heartbeat before it
+    `noted`  when it was noticed
+    `until`  the last moment of which it is known that there was no heartbeat
+    """
+
+    began: int
+    noted: int
+    until: int
+
+
+Outages = list[Outage]
+"""The last outages of one boot, the oldest first."""
+
+MAX_OUTAGES: Final = 16
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_session: Final = msgspec.msgpack.Decoder(SessionBody).decode
+_decode_outages: Final = msgspec.msgpack.Decoder(tuple[bytes, Outages]).decode
+
+
+def session_body(session: Plain) -> SessionBody:
+    """Decode the body of a session. One that cannot be decoded says nothing."""
+    try:
+        return _decode_session(session.state) if isinstance(session.state, bytes) else SessionBody(b"", 0, b"")
+    except msgspec.MsgspecError:
+        return SessionBody(b"", 0, b"")
+
+
+def set_session_body(session: Plain, body: SessionBody) -> None:
+    session.state = _encode(body)
+
+
+def new_session(session: Session, draft: Draft) -> Plain:
+    ttl = to_microseconds(session.ttl)
+    header: dict[str, Any] = {"name": session.name, "ttl": ttl, "wants_ends": int(session.wants_ends), "is_released": 0, "dead_at": None}
+    record = Plain(Ref(Kind.SESSION, session.id), header)
+    note_beat(record, draft.steady)
+    set_session_body(record, SessionBody(session.pack_about(), draft.now, draft.seen.boot))
+    return record
+
+
+def note_beat(session: Plain, steady: int) -> None:
+    session.header |= {"beat_at": steady, "lapses_at": steady + session.header["ttl"] + 1}
+
+
+def record_of_session(session: Plain, leases: int, silent_for: int) -> SessionRecord:
+    body, header = session_body(session), session.header
+    return session_record_of(
+        id=session.ref.id,
+        name=header["name"],
+        ttl=to_seconds(header["ttl"]),
+        about=body.about,
+        registered_at=body.registered_at,
+        silent_for=silent_for,
+        leases=leases,
+        is_dying=header["dead_at"] is not None,
+    )
+
+
+# --- outages --------------------------------------------------------------------------------------------------
+
+
+def outages_of(draft: Draft) -> Outages:
+    record = draft.plain(*OUTAGE)
+    try:
+        boot, outages = _decode_outages(record.state) if record is not None and isinstance(record.state, bytes) else (b"", [])
+    except msgspec.MsgspecError:
+        return []
+    return outages if boot == draft.seen.boot else []
+
+
+def note_outage(draft: Draft, ttl: int, pulse: int | None) -> Outages:
+    """Note that no session has sent a heartbeat for `ttl`, if that is so. `pulse` is the steady time of the last one.
+
+    A heartbeat hides the silence before it. So the step that writes the heartbeat also notes the silence.
+    """
+    outages = outages_of(draft)
+    if pulse is None or draft.steady - pulse <= ttl:
+        return outages
+    if outages and outages[-1].began == pulse:
+        outages[-1].until = draft.steady
+    else:
+        outages.append(Outage(pulse, draft.steady, draft.steady))
+    draft.put(Plain(OUTAGE, {}, _encode((draft.seen.boot, outages[-MAX_OUTAGES:]))))
+    return outages
+
+
+def lapse(session: Plain, outages: Outages, pulse: int | None, draft: Draft) -> tuple[int, bool]:
+    """Return when a session lapses by the steady clock, and whether its leases are handed back then rather than counted as crashes.
+
+    If the store was unavailable, or the machine has booted again, the worker is not to blame. After an outage it gets one more ttl.
+    """
+    header = session.header
+    if session_body(session).boot != draft.seen.boot:
+        return 0, True
+    beat_at, ttl = header["beat_at"], header["ttl"]
+    for outage in outages:
+        silent_until = max(outage.until, draft.steady if pulse == outage.began else 0)
+        if beat_at <= outage.began <= beat_at + ttl and silent_until - outage.began > ttl:
+            return max(outage.noted, outage.began + ttl) + ttl + 1, True
+    lapses_at: int = header["lapses_at"]
+    return lapses_at, False

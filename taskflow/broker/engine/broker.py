@@ -1,0 +1,140 @@
+"""The broker and the console, for any store: each method runs an operation of the engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeVar
+
+from taskflow.broker.console import FailureGroupRecord, Finding, Metrics, Page, QueueRecord, Redone, View
+from taskflow.broker.engine import admin, enqueue as adding, maintenance, pages, schedules, sessions, settle as settling
+from taskflow.broker.engine.seam import Claimed, Operation
+from taskflow.broker.paging import ScanRequest, ScanResult, page
+from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.broker.wakeups import Waiter
+from taskflow.model.audit import Act, ActRecord
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.record import Record, Status
+from taskflow.model.rules import Rules
+from taskflow.model.schedule import Amendment, Definition, Firing, ScheduleRecord
+from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord
+from taskflow.model.verdict import Settled, Settlement
+
+T = TypeVar("T")
+
+
+class EngineBroker(ABC):
+    """A broker over a store. A subclass says how the store runs an operation, how it claims, and how it wakes listeners."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+
+    @abstractmethod
+    async def run(self, operation: Operation[T]) -> T:
+        """Run an operation with the store."""
+
+    @abstractmethod
+    async def claim_records(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None: ...
+
+    @abstractmethod
+    async def examine(self) -> list[Finding]: ...
+
+    @abstractmethod
+    def listen(self, topics: Sequence[str]) -> Waiter: ...
+
+    @property
+    def console(self) -> EngineConsole:
+        return EngineConsole(self)
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        return await self.run(adding.enqueue(envelopes, self.rules))
+
+    async def register(self, session: Session) -> None:
+        await self.run(sessions.register(session, self.rules))
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        return sessions.leases_of(await self.claim_records(session, request, queues, limit))
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        return await self.run(sessions.beat(beat, self.rules))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        return await self.run(settling.settle(settlements, self.rules))
+
+    async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return await self.run(settling.cancel(ids, self.rules))
+
+    async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
+        return await self.run(settling.read(ids))
+
+    async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return await self.run(settling.holders(keys, self.rules))
+
+    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
+        return await self.run(maintenance.upkeep(limit, ends, self.rules))
+
+    async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
+        return await self.run(schedules.define(definitions, session, age, self.rules))
+
+    async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
+        return await self.run(schedules.fire(firings, self.rules))
+
+
+class EngineConsole:
+    """The console over a store."""
+
+    def __init__(self, broker: EngineBroker) -> None:
+        self._broker = broker
+        self._run = broker.run
+        self._rules = broker.rules
+
+    async def queues(self) -> list[QueueRecord]:
+        return await self._run(admin.queues())
+
+    async def page(self, view: View, *, cursor: str | None = None, limit: int = 100) -> Page:
+        return await page(self._scan, view, cursor, limit)
+
+    async def _scan(self, request: ScanRequest) -> ScanResult:
+        return await self._run(pages.scan(request))
+
+    async def workers(self) -> list[SessionRecord]:
+        return await self._run(admin.workers(self._rules))
+
+    async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
+        return await self._run(admin.retry(ids, self._rules))
+
+    async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
+        return await self._run(admin.failure_groups(queue, job, limit))
+
+    async def failed_ids(self, fingerprint: bytes) -> list[bytes]:
+        return await self._run(admin.failed_ids(fingerprint))
+
+    async def purge(self, view: View, *, limit: int = 1_000) -> int:
+        return await self._run(admin.purge(view, limit, self._rules))
+
+    async def drop(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return await self._run(admin.drop(ids, self._rules))
+
+    async def pause(self, queue: str) -> None:
+        await self._run(admin.pause(queue, self._rules, is_paused=True))
+
+    async def resume(self, queue: str) -> None:
+        await self._run(admin.pause(queue, self._rules, is_paused=False))
+
+    async def schedules(self, names: Sequence[str] | None = None) -> list[ScheduleRecord]:
+        return await self._run(schedules.records(names))
+
+    async def amend_schedule(self, name: str, amendment: Amendment) -> bool:
+        return await self._run(schedules.amend(name, amendment, self._rules))
+
+    async def record_act(self, act: Act) -> None:
+        await self._run(admin.record_action(act, self._rules))
+
+    async def acts(self, *, before: int | None = None, limit: int = 100) -> list[ActRecord]:
+        return await self._run(admin.actions(before, limit))
+
+    async def metrics(self) -> Metrics:
+        return await self._run(admin.metrics())
+
+    async def examine(self) -> list[Finding]:
+        return await self._broker.examine()

@@ -1,0 +1,306 @@
+"""What an operation decides, before a store applies it.
+
+A draft shows each item of a batch the records as the items before it would leave them. It notes which records the decision on an item has
+read and written, so that the store can refuse the decision if one of them has changed meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+
+from taskflow.broker.engine.job import Job
+from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.seam import (
+    ABSENT,
+    KEEP,
+    Addition,
+    Apply,
+    Full,
+    Keep,
+    Locked,
+    Operation,
+    Promote,
+    Put,
+    Query,
+    Record,
+    Ref,
+    Rev,
+    Scan,
+    Snapshot,
+    Stale,
+    Step,
+)
+from taskflow.model.errors import BrokerUnavailable, StoreFull
+from taskflow.model.rules import Rules
+
+Item = TypeVar("Item")
+T = TypeVar("T")
+
+MAX_ROUNDS: Final = 8
+"""How often an operation is decided again because records have changed, before it fails."""
+
+MAX_CHAIN: Final = 6
+"""How often one decision may ask for further records. Longer chains arise only when records change between two queries."""
+
+
+MAX_PROMOTED: Final = 1_000
+"""How many due jobs an operation readies at most, after it has released jobs. Upkeep readies the others."""
+
+
+class Missing(Exception):
+    """A decision needs a record that was not loaded."""
+
+
+class Plain:
+    """A record of any kind but a job: its header, and its body as it is stored."""
+
+    __slots__ = ("entries", "header", "ref", "state")
+
+    def __init__(self, ref: Ref, header: dict[str, Any], state: bytes | Keep | None = KEEP) -> None:
+        self.ref, self.header, self.state = ref, header, state
+        self.entries: dict[str, tuple[str | bytes, ...]] | None = None
+
+    def to_put(self) -> Put:
+        return Put(self.ref, self.header, self.state, entries=self.entries)
+
+
+class Part:
+    """The decision on one item: the records that it has read and written, and what else it changes."""
+
+    __slots__ = ("additions", "read", "totals", "wakes", "written")
+
+    def __init__(self) -> None:
+        self.read: set[Ref] = set()
+        self.written: dict[Ref, None] = {}  # in the order of the writes, in which new records get their numbers
+        self.additions: dict[tuple[Ref, str], int] = {}
+        self.totals: dict[tuple[str, str], int] = {}
+        self.wakes: set[str] = set()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.written or self.additions or self.totals)
+
+
+class Draft:
+    """The records as the decisions so far would leave them."""
+
+    def __init__(self, seen: Snapshot, rules: Rules) -> None:
+        self.seen, self.rules = seen, rules
+        self.now, self.steady = seen.now, seen.steady
+        self.missing = set[Ref]()
+        self.readies = False
+        """True if a decision may have readied a HELD job: then `promote` is due."""
+        self.part = Part()
+        self._parts = list[Part]()
+        self._current: dict[Ref, Job | Plain | None] = {}
+
+    def decide(self, items: Sequence[Item], one: Callable[[Draft, Item], T]) -> list[T]:
+        """Decide on each item in turn. If `missing` is not empty afterwards, the answers count for nothing."""
+        answers = list[T]()
+        for item in items:
+            self.part = Part()
+            self._parts.append(self.part)
+            try:
+                answers.append(one(self, item))
+            except Missing:
+                continue
+            except Exception:
+                if not self.missing:  # otherwise it may have met a record that the item before has left half changed
+                    raise
+        return answers
+
+    # --- records ---------------------------------------------------------------------------------------------
+
+    def job(self, job_id: bytes) -> Job | None:
+        found = self._get(Ref(Kind.JOB, job_id))
+        assert found is None or isinstance(found, Job)
+        return found
+
+    def plain(self, kind: int, record_id: bytes) -> Plain | None:
+        found = self._get(Ref(kind, record_id))
+        assert found is None or isinstance(found, Plain)
+        return found
+
+    def put(self, record: Job | Plain) -> None:
+        """Write a record that was changed or is new."""
+        self.part.read.add(record.ref)
+        self.part.written[record.ref] = None
+        self._current[record.ref] = record
+
+    def drop(self, ref: Ref) -> None:
+        self.part.read.add(ref)
+        self.part.written[ref] = None
+        self._current[ref] = None
+
+    def add(self, ref: Ref, field: str, n: int) -> None:
+        additions = self.part.additions
+        additions[ref, field] = additions.get((ref, field), 0) + n
+
+    def _get(self, ref: Ref) -> Job | Plain | None:
+        if ref in self._current:
+            self.part.read.add(ref)
+            return self._current[ref]
+        if ref not in self.seen.records:
+            self.missing.add(ref)
+            raise Missing
+        self.part.read.add(ref)
+        stored = self.seen.records[ref]
+        record = None if stored is None else _decoded(stored)
+        self._current[ref] = record
+        return record
+
+    # --- what else a decision changes ------------------------------------------------------------------------
+
+    def count(self, queue: str, event: str) -> None:
+        totals = self.part.totals
+        totals[queue, event] = totals.get((queue, event), 0) + 1
+
+    def wake(self, topic: str) -> None:
+        self.part.wakes.add(topic)
+
+    # --- steps -----------------------------------------------------------------------------------------------
+
+    def steps(self, *, together: bool = False) -> list[tuple[list[int], Step]]:
+        """Return the steps, each with the numbers of the items whose parts it has. `together` makes one step of all parts.
+
+        Two parts are one step if one of them writes what the other reads or writes.
+        """
+        parts = [(number, part) for number, part in enumerate(self._parts) if not part.is_empty]
+        if not parts:
+            return []
+        groups = [parts] if together else _tied(parts)
+        return [([number for number, _ in group], self._step([part for _, part in group])) for group in groups]
+
+    def _step(self, parts: Sequence[Part]) -> Step:
+        whole = parts[0] if len(parts) == 1 else _merged(parts)
+        records = [(ref, self._current[ref]) for ref in whole.written]
+        return Step(
+            expect={ref: self._rev(ref) for ref in whole.read},
+            puts=tuple(record.to_put() for _, record in records if record is not None),
+            drops=tuple(ref for ref, record in records if record is None and self._rev(ref) != ABSENT),
+            adds=tuple(Addition(ref, field, n) for (ref, field), n in whole.additions.items()),
+            totals=whole.totals,
+            wakes=tuple(whole.wakes),
+        )
+
+    def _rev(self, ref: Ref) -> Rev:
+        stored = self.seen.records[ref]
+        return ABSENT if stored is None else stored.rev
+
+
+def _decoded(stored: Record) -> Job | Plain:
+    if stored.ref.kind == Kind.JOB:
+        return Job.of_record(stored)
+    return Plain(stored.ref, dict(stored.header), stored.state)
+
+
+def _merged(parts: Iterable[Part]) -> Part:
+    whole = Part()
+    for part in parts:
+        whole.read |= part.read
+        whole.written |= part.written
+        _add_up(whole.additions, part.additions)
+        _add_up(whole.totals, part.totals)
+        whole.wakes |= part.wakes
+    return whole
+
+
+def _add_up(total: dict[Any, int], numbers: dict[Any, int]) -> None:
+    for name, number in numbers.items():
+        total[name] = total.get(name, 0) + number
+
+
+def _tied(parts: Sequence[tuple[int, Part]]) -> list[list[tuple[int, Part]]]:
+    """Group the parts that must be one step."""
+    group_of = list(range(len(parts)))
+
+    def find(at: int) -> int:
+        while group_of[at] != at:
+            group_of[at] = at = group_of[group_of[at]]
+        return at
+
+    readers: dict[Ref, int] = {}
+    written = {ref for _, part in parts for ref in part.written}
+    for at, (_, part) in enumerate(parts):
+        for ref in part.read & written:
+            group_of[find(at)] = find(readers.setdefault(ref, at))
+    groups: dict[int, list[tuple[int, Part]]] = {}
+    for at, numbered in enumerate(parts):
+        groups.setdefault(find(at), []).append(numbered)
+    return list(groups.values())
+
+
+# --- deciding again until nothing has changed ---------------------------------------------------------------------
+
+
+def decide(
+    items: Sequence[Item],
+    one: Callable[[Draft, Item], T],
+    rules: Rules,
+    refs: Iterable[Ref],
+    *,
+    scans: tuple[Scan, ...] = (),
+    locked: T | None = None,
+    grows: bool = False,
+    together: bool = False,
+) -> Operation[list[T]]:
+    """Decide on items, and apply the decisions. Items whose records have changed meanwhile are decided again.
+
+    `refs`      the records that the decisions will probably need; others are loaded when a decision needs them
+    `locked`    the answer for an item whose records another program's open transaction has locked
+    `together`  True if all decisions are one step
+
+    Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
+    """
+    answers: dict[int, T] = {}
+    known = set(refs)
+    rounds = deque([(list(range(len(items))), 1)] if items else ())
+    readies = False
+    while rounds:
+        numbers, tries = rounds.popleft()
+        if tries > MAX_ROUNDS:
+            raise BrokerUnavailable("other clients keep changing the records of this call: try again")
+        drafted = yield from _draft([items[number] for number in numbers], one, rules, known, scans)
+        if drafted is None:
+            rounds.append((numbers, tries + 1))
+            continue
+        draft, decided = drafted
+        answers.update(zip(numbers, decided, strict=True))
+        steps = draft.steps(together=together)
+        if not steps:
+            continue
+        readies |= draft.readies
+        results, _ = yield Apply([step for _, step in steps], grows=grows)
+        stale = list[int]()
+        for (places, _), result in zip(steps, results, strict=True):
+            of_step = [numbers[place] for place in places]
+            if isinstance(result, Full):
+                raise StoreFull(result.says)
+            if isinstance(result, Stale):
+                stale += of_step
+            elif isinstance(result, Locked) and len(of_step) > 1 and not together:
+                rounds.extend(([number], tries) for number in of_step)
+            elif isinstance(result, Locked):
+                if locked is None:
+                    raise BrokerUnavailable("another program's open transaction has locked the records of this call: try again")
+                answers.update(dict.fromkeys(of_step, locked))
+        if stale:
+            rounds.append((stale, tries + 1))
+    if readies:
+        yield Promote(MAX_PROMOTED)
+    return [answers[number] for number in range(len(items))]
+
+
+def _draft(
+    items: Sequence[Item], one: Callable[[Draft, Item], T], rules: Rules, known: set[Ref], scans: tuple[Scan, ...]
+) -> Operation[tuple[Draft, list[T]] | None]:
+    """Load the records that the decisions need, and decide. Return None if they need more after `MAX_CHAIN` queries."""
+    for _ in range(MAX_CHAIN):
+        draft = Draft((yield Query(tuple(known), scans)), rules)
+        answers = draft.decide(items, one)
+        if not draft.missing:
+            return draft, answers
+        known |= draft.missing
+    return None

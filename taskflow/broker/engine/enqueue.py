@@ -1,0 +1,45 @@
+"""Adding jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskflow.broker.engine import moves
+from taskflow.broker.engine.draft import decide
+from taskflow.broker.engine.job import Job
+from taskflow.broker.engine.moves import MOVE_SCANS
+from taskflow.broker.engine.seam import Add, Operation
+from taskflow.broker.engine.settle import read
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model.envelope import Envelope, is_plain
+from taskflow.model.errors import StoreFull
+from taskflow.model.rules import Rules
+
+
+def enqueue(envelopes: Sequence[Envelope], rules: Rules) -> Operation[list[Added | Refused]]:
+    """Add jobs in one step."""
+    if all(map(is_plain, envelopes)) and len({envelope.id for envelope in envelopes}) == len(envelopes):
+        are_new: list[bool] | str = yield Add([Job.of_envelope(envelope, 0).to_put() for envelope in envelopes])
+        if isinstance(are_new, str):
+            raise StoreFull(are_new)
+        answers = [_answer(envelope.id, is_new) for envelope, is_new in zip(envelopes, are_new, strict=True)]
+    else:
+        refs = [ref for envelope in envelopes for ref in moves.refs_of(envelope)]
+        answers = yield from decide(envelopes, moves.add, rules, refs, scans=MOVE_SCANS, grows=True, together=True)
+    return (yield from compare_known(envelopes, answers))
+
+
+def _answer(job_id: bytes, is_new: bool) -> Added | Refused:
+    return Added(job_id) if is_new else Refused(job_id, job_id, "id")
+
+
+def compare_known(envelopes: Sequence[Envelope], answers: Sequence[Added | Refused]) -> Operation[list[Added | Refused]]:
+    """Compare the envelopes that were refused because of their ids with the known jobs: they are resent, or clash. Only they pay for it."""
+    ids = [answer.id for answer in answers if isinstance(answer, Refused) and answer.because == "id"]
+    if not ids:
+        return list(answers)
+    known = dict(zip(ids, (yield from read(ids)), strict=True))
+    return [
+        Refused.as_known(envelope, known[envelope.id]) if isinstance(answer, Refused) and answer.because == "id" else answer
+        for envelope, answer in zip(envelopes, answers, strict=True)
+    ]

@@ -1,0 +1,323 @@
+"""Jobs as the engine works on them: a record's header, and its two bodies decoded."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from taskflow.broker.engine.records import BURIED, READY, RUNNING, Flag, Kind
+from taskflow.broker.engine.seam import KEEP, NOW, After, Keep, Put, Record, Ref
+from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
+from taskflow.model.ids import ID_BYTES
+from taskflow.model.job_schema import Counters
+from taskflow.model.record import BY_CODE, Record as JobRecord, Status, record_of
+from taskflow.model.stored_values import MAX_RAW, FieldReader, Unreadable, maybe
+from taskflow.model.transitions import due_at
+from taskflow.model.verdict import RunError, append_error
+
+FENCE_NUMBERS: Final = 8
+
+
+class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The immutable body: what an envelope says and no store decides by. `joins` holds ids, one after another."""
+
+    extras: bytes | None = None
+    key: bytes | None = None
+    joins: bytes = b""
+
+
+class State(msgspec.Struct, omit_defaults=True, gc=False):
+    """The other body. Its texts are UTF-8 in which lone surrogates may stand. The names of its fields are short, because each job has them.
+
+    `progress`   the epoch of the run that reported it, and the progress. It counts only for this run
+    `waiting`    what a waiting job waits for, other than its time or a worker
+    `behind`     the running job with its key, for whose end it waits
+    `spoilt`     a former state that could not be decoded
+    """
+
+    failures: int = msgspec.field(default=0, name="f")
+    crashes: int = msgspec.field(default=0, name="c")
+    snoozes: int = msgspec.field(default=0, name="s")
+    hand_backs: int = msgspec.field(default=0, name="h")
+    parked_at: int | None = msgspec.field(default=None, name="p")
+    errors: bytes | None = msgspec.field(default=None, name="e")
+    progress: tuple[int, bytes] | None = msgspec.field(default=None, name="g")
+    stop: bytes | None = msgspec.field(default=None, name="x")
+    reason: bytes | None = msgspec.field(default=None, name="r")
+    waiting: bytes | None = msgspec.field(default=None, name="w")
+    behind: bytes | None = msgspec.field(default=None, name="b")
+    spoilt: bytes | None = msgspec.field(default=None, name="u")
+
+
+NO_STATE: Final = State()
+_NOT_SENT: Final = Sent()
+_NOTHING: Final[dict[str, Any]] = {}
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_sent: Final = msgspec.msgpack.Decoder(Sent).decode
+_decode_state: Final = msgspec.msgpack.Decoder(State).decode
+
+
+class Job:
+    """A job that an operation reads and may change. It has the fields of the job schema as attributes, as `record_of` reads them."""
+
+    __slots__ = ("content", "entries", "header", "id", "new_content", "ref", "restarts", "sent", "sent_body", "state", "unreadable")
+
+    def __init__(self, ref: Ref, header: dict[str, Any], sent: Sent, state: State) -> None:
+        self.ref, self.id, self.header, self.sent, self.state = ref, ref.id, header, sent, state
+        self.content: bytes | None = None
+        self.new_content: bytes | Keep | None = KEEP
+        self.entries: dict[str, tuple[str | bytes, ...]] | None = None
+        self.sent_body: bytes | Keep | None = KEEP
+        self.restarts = False
+        self.unreadable: tuple[Unreadable, ...] = ()
+
+    @classmethod
+    def of_record(cls, record: Record) -> Job:
+        """Decode a stored job. A body that cannot be decoded counts as empty and is listed in `unreadable`."""
+        try:
+            sent = _NOT_SENT if record.sent is None else _decode_sent(record.sent)
+            state = State() if record.state is None else _decode_state(record.state)
+        except msgspec.MsgspecError:
+            return cls._of_damaged(record)
+        job = cls(record.ref, dict(record.header), sent, state)
+        job.content = record.content
+        if state.spoilt is not None:
+            job.unreadable = (Unreadable("state", "it could not be decoded", state.spoilt[:MAX_RAW]),)
+        return job
+
+    @classmethod
+    def _of_damaged(cls, record: Record) -> Job:
+        reader = FieldReader()
+        sent = Sent() if record.sent is None else reader.read("sent", record.sent, _decode_sent, Sent())
+        state = State() if record.state is None else reader.read("state", record.state, _decode_state, State())
+        if record.state is not None and state == NO_STATE:
+            state.spoilt = record.state
+        job = cls(record.ref, dict(record.header), sent, state)
+        job.unreadable = reader.unreadable
+        job.content = record.content
+        return job
+
+    @classmethod
+    def of_envelope(cls, envelope: Envelope, now: int) -> Job:
+        """Return a new job. If it is due, it becomes ready at the store's time when it is added."""
+        extras, key, joins = pack_extras(envelope), envelope.key, b"".join(envelope.joins)
+        due = due_at(envelope, now)
+        header: dict[str, Any] = {
+            "status": READY,
+            "flags": _flags(envelope),
+            "priority": envelope.priority,
+            "queue": envelope.queue,
+            "job": envelope.job,
+            "due_at": NOW if due <= now else due,
+            "awaits": envelope.awaits,
+        }
+        if envelope.expires is not None:
+            header["expires_at"] = After(to_microseconds(envelope.expires))
+        job = cls(Ref(Kind.JOB, envelope.id), header, Sent(extras, key, joins), State())
+        job.new_content = envelope.payload
+        job.sent_body = None if extras is None and key is None and not joins else _encode(job.sent)
+        job.entries = {"tags": envelope.tags} if envelope.tags else None
+        return job
+
+    def to_put(self) -> Put:
+        state = None if self.state == NO_STATE else _encode(self.state)
+        self.header["flags"] = self.header["flags"] & ~Flag.STATED | (0 if state is None else Flag.STATED)
+        return Put(self.ref, self.header, state, self.sent_body, self.new_content, self.restarts, self.entries)
+
+    # --- the header ------------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> int:
+        code: int = self.header["status"]
+        return code
+
+    @property
+    def queue(self) -> str:
+        name: str = self.header["queue"]
+        return name
+
+    @property
+    def is_live(self) -> bool:
+        return self.status <= RUNNING
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.status <= READY
+
+    @property
+    def fence(self) -> bytes:
+        """The fence of the current lease, as the header keeps that of the last settlement."""
+        return fence_bytes(self.header["epoch"], self.header["session"] or b"", self.header["claim"] or b"")
+
+    def holds(self, claim: ClaimId) -> bool:
+        """Return True if this is the claim of the current lease."""
+        return self.status == RUNNING and (self.header["session"], self.header["claim"]) == claim_bytes(claim)
+
+    def end_lease(self) -> None:
+        self.header |= {"session": None, "claim": None}
+
+    def has(self, flag: int) -> bool:
+        return bool(self.header["flags"] & flag)
+
+    def set_flag(self, flag: int, is_set: bool) -> None:
+        self.header["flags"] = self.header["flags"] | flag if is_set else self.header["flags"] & ~flag
+
+    def is_kept(self, now: int) -> bool:
+        return self.is_live or (self.status != BURIED and (self.header["fade_at"] or 0) > now)
+
+    # --- the state -------------------------------------------------------------------------------------------
+
+    @property
+    def counters(self) -> Counters:
+        state = self.state
+        return Counters(state.failures, state.crashes, state.snoozes, state.hand_backs, state.parked_at)
+
+    @counters.setter
+    def counters(self, counters: Counters) -> None:
+        state = self.state
+        state.failures, state.crashes, state.snoozes, state.hand_backs, state.parked_at = counters
+
+    @property
+    def cancel_requested(self) -> str | None:
+        """Why the job was asked to stop, or None."""
+        return maybe(self.state.stop, _text)
+
+    @property
+    def run_started_at(self) -> int | None:
+        """When the run started, or when it was claimed if its worker has not reported the start."""
+        started_at: int | None = self.header["started_at"]
+        claimed_at: int | None = self.header["claimed_at"]
+        return claimed_at if started_at is None else started_at
+
+    def add_error(self, error: RunError, now: int) -> None:
+        self.state.errors = append_error(self.state.errors, error.of_run(self.header["worker"], self.run_started_at, now))
+
+    def set_progress(self, packed: bytes) -> None:
+        self.state.progress = (self.header["epoch"], packed)
+
+    @property
+    def joins(self) -> list[bytes]:
+        ids = self.sent.joins
+        return [ids[at : at + ID_BYTES] for at in range(0, len(ids), ID_BYTES)]
+
+    # --- what leaves the engine ------------------------------------------------------------------------------
+
+    def to_record(self) -> JobRecord:
+        reader = FieldReader()
+        extras = reader.read("sent", self.sent.extras, unpack_extras, _NOTHING)
+        status = BY_CODE[self.status]
+        found = record_of(_Shown(self, status), reader, id=self.id, name=self.header["job"], queue=self.queue, status=status, extras=extras)
+        return msgspec.structs.replace(found, unreadable=self.unreadable + reader.unreadable) if self.unreadable else found
+
+    @classmethod
+    def lease_of(cls, record: Record, now: int) -> Lease:
+        """Return the lease on a stored job. Most jobs have no state, so they take the short way."""
+        if record.state is not None:
+            return cls.of_record(record).to_lease(now)
+        header = record.header
+        claim: bytes = header["claim"]
+        try:
+            sent = _NOT_SENT if record.sent is None else _decode_sent(record.sent)
+            extras = _NOTHING if sent.extras is None else unpack_extras(sent.extras)
+        except Exception:  # includes msgpack's own errors
+            return cls.of_record(record).to_lease(now)
+        return Lease(
+            envelope=Envelope(
+                id=record.ref.id,
+                job=header["job"],
+                queue=header["queue"],
+                priority=header["priority"],
+                payload=record.content or b"",
+                key=sent.key,
+                **extras,
+            ),
+            epoch=header["epoch"],
+            claim=ClaimId(header["session"], int.from_bytes(claim[:8], "big"), int.from_bytes(claim[8:], "big")),
+            created_at=header["created_at"],
+            expires_in=None if header["expires_at"] is None else to_seconds(header["expires_at"] - now),
+        )
+
+    def to_lease(self, now: int) -> Lease:
+        header, unreadable = self.header, self.unreadable
+        if self.sent.extras is None:
+            extras = _NOTHING
+        else:
+            reader = FieldReader()
+            extras = reader.read("sent", self.sent.extras, unpack_extras, _NOTHING)
+            unreadable += reader.unreadable
+        envelope = Envelope(
+            id=self.id,
+            job=header["job"],
+            queue=self.queue,
+            priority=header["priority"],
+            payload=self.content or b"",
+            key=self.sent.key,
+            **extras,
+        )
+        poison = maybe(self.state.reason, _text) if self.has(Flag.POISON) else None
+        failures, crashes, snoozes, hand_backs, parked_at = self.counters
+        return Lease(
+            envelope=envelope,
+            epoch=header["epoch"],
+            claim=claim_id(header["session"], header["claim"]),
+            created_at=header["created_at"],
+            failures=failures,
+            crashes=crashes,
+            snoozes=snoozes,
+            hand_backs=hand_backs,
+            parked_for=0.0 if parked_at is None else to_seconds(now - parked_at),
+            expires_in=None if header["expires_at"] is None else to_seconds(header["expires_at"] - now),
+            unreadable=unreadable,
+            poison=poison,
+        )
+
+
+class _Shown:
+    """A job with the attributes that `record_of` and `lease_of` read."""
+
+    def __init__(self, job: Job, status: Status | None = None) -> None:
+        header, state = job.header, job.state
+        self.id, self.priority, self.cause = job.id, header["priority"], header["cause"]
+        self.created_at, self.due_at, self.expires_at = header["created_at"], header["due_at"], header["expires_at"]
+        self.claimed_at, self.started_at, self.ended_at = header["claimed_at"], header["started_at"], header["ended_at"]
+        self.epoch, self.worker = header["epoch"], header["worker"]
+        self.failures, self.crashes, self.snoozes, self.hand_backs, self.parked_at = job.counters
+        self.errors, self.behind, self.cancel_requested, self.reason = state.errors, state.behind, state.stop, state.reason
+        self.waiting_for = state.waiting if job.is_waiting else None
+        self.progress = state.progress[1] if state.progress is not None and state.progress[0] == header["epoch"] else None
+        self.result = job.content if status is Status.SUCCEEDED else None
+        self.payload = None if status is Status.SUCCEEDED else job.content
+
+
+def _flags(envelope: Envelope) -> int:
+    """Return the flags of a new job."""
+    keyed, awaited, tagged = envelope.key is not None, bool(envelope.joins), bool(envelope.tags)
+    return Flag.KEYED * keyed | Flag.AWAITED * awaited | Flag.TAGGED * tagged
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode(errors="surrogatepass")
+
+
+def text_bytes(text: str | None) -> bytes | None:
+    """Return a text as a state keeps it."""
+    return None if text is None else text.encode(errors="surrogatepass")
+
+
+# --- claims and fences --------------------------------------------------------------------------------------------
+
+
+def claim_bytes(claim: ClaimId) -> tuple[bytes, bytes]:
+    """Return the two fields of a claim in a header."""
+    return claim.session, claim.request.to_bytes(8, "big") + claim.number.to_bytes(4, "big")
+
+
+def claim_id(session: bytes, claim: bytes) -> ClaimId:
+    return ClaimId(session, int.from_bytes(claim[:8], "big"), int.from_bytes(claim[8:], "big"))
+
+
+def fence_bytes(epoch: int, session: bytes, claim: bytes, *, is_committed: bool = False) -> bytes:
+    """Return a fence as a header keeps it. `is_committed` is True for a settlement in a caller's transaction."""
+    return epoch.to_bytes(8, "big") + session + claim + bytes([is_committed])

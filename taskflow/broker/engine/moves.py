@@ -1,0 +1,260 @@
+"""The moves of jobs between statuses, and what they bring about for keys and for jobs that await others.
+
+The rules are in `model/transitions.py`. The functions here apply them to the records of a draft.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from taskflow.broker import topics
+from taskflow.broker.engine.bodies import session_body
+from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.job import Job, State, text_bytes
+from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind
+from taskflow.broker.engine.seam import NOW, After, Ref, Scan
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model import transitions, wording
+from taskflow.model.clock import to_microseconds
+from taskflow.model.envelope import Envelope
+from taskflow.model.failure_cause import pack_cause
+from taskflow.model.ids import id_text
+from taskflow.model.job_schema import has_follow_up
+from taskflow.model.record import BY_CODE, CODES, Status
+from taskflow.model.session import deploy_of
+from taskflow.model.transitions import MOVES, Event, Transition
+
+MOVE_SCANS: Final = (
+    Scan("due", 1, with_records=False),
+    Scan("hearers", 1, with_records=False),
+    Scan("ends", 1, with_records=False),
+)
+"""The scans that every operation with moves begins with: the first due job, a session that wants ends, and the first noted end."""
+
+_STATUS: Final[dict[int, Status | None]] = {**BY_CODE, BURIED: None}
+
+
+def move(draft: Draft, job: Job, event: Event, to: int) -> None:
+    """Change the status, and count the event. Raises AssertionError for an illegal move."""
+    if event is not Event.ENQUEUE and _STATUS[to] not in MOVES.get((_STATUS[job.status], event), ()):
+        raise AssertionError(f"{id_text(job.id)}: {_STATUS[job.status]} cannot become {_STATUS[to]} by {event}")
+    job.header["status"] = to
+    draft.count(job.queue, event)
+    draft.put(job)
+
+
+# --- a job that is to wait ------------------------------------------------------------------------------------
+
+
+def add(draft: Draft, envelope: Envelope) -> Added | Refused:
+    """Add a job, unless its id is known or its key belongs to a live job."""
+    if draft.job(envelope.id) is not None:
+        return Refused(envelope.id, envelope.id, "id")
+    waiting, running = holders(draft, envelope.key)
+    if (holder := transitions.refused_for(waiting, running, envelope.on_conflict)) is not None:
+        return Refused(envelope.id, holder.id, "key")
+    if waiting is not None:
+        finish(draft, waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
+    job = Job.of_envelope(envelope, draft.now)
+    if envelope.key is not None:
+        holder_id, next_id = (envelope.id, None) if running is None else (running.id, envelope.id)
+        draft.put(Plain(Ref(Kind.KEY, envelope.key), {"holder": holder_id, "next": next_id}))
+    if running is not None:
+        job.set_flag(Flag.BEHIND, True)
+        job.state.behind, job.state.waiting = running.id, text_bytes(wording.waits_behind(running.id))
+    enter(draft, job, Event.ENQUEUE)
+    return Added(envelope.id, None if waiting is None else waiting.id)
+
+
+def holders(draft: Draft, key: bytes | None) -> tuple[Job | None, Job | None]:
+    """Return the waiting and the running job that have the key, each None if there is none.
+
+    The key's record names them, but does not say which one is which. A job that it names and that is not live has the key no more.
+    """
+    record = None if key is None else draft.plain(Kind.KEY, key)
+    if record is None:
+        return None, None
+    named = [draft.job(job_id) for job_id in (record.header["holder"], record.header["next"]) if job_id is not None]
+    waiting = next((job for job in named if job is not None and job.is_waiting), None)
+    running = next((job for job in named if job is not None and job.status == RUNNING), None)
+    return waiting, running
+
+
+def enter(draft: Draft, job: Job, event: Event) -> None:
+    """Make a job HELD, SCHEDULED or READY, by what it awaits and by its due time."""
+    due_at = job.header["due_at"]
+    if job.header["awaits"] > 0 or job.has(Flag.BEHIND):
+        move(draft, job, event, HELD)
+    elif isinstance(due_at, After) or due_at <= draft.now:
+        move(draft, job, event, READY)
+    else:
+        move(draft, job, event, SCHEDULED)
+        wake_if_first(draft, due_at)
+
+
+def wake_if_first(draft: Draft, due_at: int) -> None:
+    """Announce a due time that is before all others."""
+    first = draft.seen.scans[0]
+    if not first or due_at < first[0].position[0]:
+        draft.wake(topics.DUE)
+
+
+# --- the end of a run -----------------------------------------------------------------------------------------
+
+
+def apply_transition(draft: Draft, job: Job, transition: Transition, *, keep: float | None = None, is_settled: bool = False) -> None:
+    """Apply a transition to a job whose run has ended. `keep` is in seconds; None means the default for the job's status."""
+    job.counters = transition.counters
+    job.state.waiting = text_bytes(transition.waiting_for)
+    job.header["cause"] = transition.cause
+    if transition.is_poison:
+        job.set_flag(Flag.POISON, True)
+        job.header["expires_at"], job.state.reason = None, text_bytes(transition.reason)
+    if transition.error is not None:
+        job.add_error(transition.error, draft.now)
+    if transition.ends_as is None:
+        requeue(draft, job, transition)
+    else:
+        finish(draft, job, transition.event, transition.ends_as, transition.reason, keep=keep, is_settled=is_settled)
+
+
+def requeue(draft: Draft, job: Job, transition: Transition) -> None:
+    """Make a job wait again after a run, unless its cancellation or a replacement ends it.
+
+    If the transition has no due time, the job becomes READY in its old place, even if the clock has been set back to before its due time.
+    """
+    transition = transitions.requeue(transition, job.cancel_requested, _successor(draft, job))
+    if transition.ends_as is not None:
+        finish(draft, job, transition.event, transition.ends_as, transition.reason)  # its worker does not know that it has ended
+        return
+    job.end_lease()
+    if transition.due_at is None:
+        move(draft, job, transition.event, READY)
+    else:
+        job.header["due_at"] = NOW if transition.due_at <= draft.now else transition.due_at
+        enter(draft, job, transition.event)
+
+
+def _successor(draft: Draft, job: Job) -> bytes | None:
+    """Return the id of the job that waits for the end of this one, because it has the same key."""
+    record = None if job.sent.key is None else draft.plain(Kind.KEY, job.sent.key)
+    if record is None or record.header["holder"] != job.id or record.header["next"] is None:
+        return None
+    waiting = draft.job(record.header["next"])
+    return waiting.id if waiting is not None and waiting.is_waiting else None
+
+
+def hand_back(draft: Draft, job: Job, *, counts: bool) -> None:
+    apply_transition(draft, job, transitions.hand_back(job.counters, draft.rules, draft.now, counts=counts))
+
+
+def crash(draft: Draft, job: Job, died_of: str) -> None:
+    transition = transitions.crash(
+        job.counters,
+        draft.rules,
+        draft.now,
+        worker=job.header["worker"],
+        died_of=died_of,
+        is_stopping=job.cancel_requested is not None,
+        has_follow_up=has_follow_up(job.sent.extras),
+    )
+    if transition.cause is not None:
+        session = draft.plain(Kind.SESSION, job.header["session"])
+        deploy = "" if session is None else deploy_of(session_body(session).about)
+        transition = transition._replace(cause=pack_cause(transition.cause, deploy))
+    apply_transition(draft, job, transition)
+
+
+# --- the end of a job -----------------------------------------------------------------------------------------
+
+
+def finish(
+    draft: Draft,
+    job: Job,
+    event: Event,
+    status: Status,
+    reason: str | None = None,
+    *,
+    keep: float | None = None,
+    is_settled: bool = False,
+) -> None:
+    """End a job, free its key, and release the jobs that await it. `is_settled` is True if its worker knows of the end."""
+    move(draft, job, event, CODES[status])
+    keep_for = transitions.keep_for(status, draft.rules) if keep is None else to_microseconds(keep)
+    job.end_lease()
+    job.header |= {"ended_at": draft.now, "fade_at": draft.now + keep_for}
+    job.state.reason, job.state.waiting = text_bytes(reason), None
+    if job.has(Flag.BEHIND):
+        job.set_flag(Flag.BEHIND, False)
+    _release_key(draft, job)
+    _release_awaiting(draft, job)
+    if not is_settled and draft.seen.scans[1]:
+        _note_end(draft, job.id)
+
+
+def _release_key(draft: Draft, job: Job) -> None:
+    key = job.sent.key
+    record = None if key is None else draft.plain(Kind.KEY, key)
+    if record is None:
+        return
+    if record.header["next"] == job.id:
+        record.header["next"] = None
+        draft.put(record)
+    elif record.header["holder"] == job.id:
+        waiting = None if record.header["next"] is None else draft.job(record.header["next"])
+        if waiting is None or not waiting.is_live:
+            draft.drop(record.ref)
+            return
+        record.header |= {"holder": waiting.id, "next": None}
+        draft.put(record)
+        waiting.set_flag(Flag.BEHIND, False)
+        waiting.state.behind = waiting.state.waiting = None
+        draft.put(waiting)
+        if waiting.header["awaits"] <= 0:
+            _release(draft, waiting)
+
+
+def _release(draft: Draft, job: Job) -> None:
+    """Make a HELD job wait for its time or for a worker only."""
+    if job.header["due_at"] <= draft.now:
+        job.header["due_at"] = NOW
+    enter(draft, job, Event.RELEASE)
+
+
+def _release_awaiting(draft: Draft, job: Job) -> None:
+    if not job.has(Flag.AWAITED):
+        return
+    for joined in job.joins:
+        draft.add(Ref(Kind.JOB, joined), "awaits", -1)
+    job.set_flag(Flag.AWAITED, False)
+    draft.readies = True
+
+
+def _note_end(draft: Draft, job_id: bytes) -> None:
+    """Note that the job has ended without a settlement, for upkeep to tell."""
+    if draft.plain(Kind.END, job_id) is None:
+        draft.put(Plain(Ref(Kind.END, job_id), {}))
+        if not draft.seen.scans[2]:
+            draft.wake(topics.DUE)
+
+
+def bury(draft: Draft, job: Job) -> None:
+    """Drop an ended job, but keep its id and its fence for a while: a client may still resend a call that refers to it."""
+    move(draft, job, Event.DROP, BURIED)
+    job.header |= {"flags": 0, "cause": None, "fade_at": job.header["ended_at"] + to_microseconds(draft.rules.repeat_for)}
+    job.state, job.sent_body, job.new_content = State(), None, None
+    job.entries = {"tags": ()}
+
+
+def make_fresh(job: Job) -> None:
+    """Reset a job as if it had just been added, but keep its errors."""
+    fresh: dict[str, Any] = dict.fromkeys(("started_at", "ended_at", "fade_at", "expires_at", "worker", "cause"))
+    job.header |= fresh | {"awaits": 0, "due_at": NOW, "flags": job.header["flags"] & ~(Flag.POISON | Flag.MARKED)}
+    job.state = State(errors=job.state.errors)
+    job.restarts = True
+
+
+def refs_of(envelope: Envelope) -> list[Ref]:
+    """Return the records that the decision to add a job begins with."""
+    refs = [Ref(Kind.JOB, envelope.id)]
+    return refs if envelope.key is None else [*refs, Ref(Kind.KEY, envelope.key)]

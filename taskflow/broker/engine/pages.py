@@ -1,0 +1,154 @@
+"""Scans of jobs for pages: see `broker/paging.py`."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import Final
+
+from taskflow.broker.console import View
+from taskflow.broker.engine.job import Job, claim_bytes, claim_id
+from taskflow.broker.engine.records import FAILED, Flag
+from taskflow.broker.engine.seam import Entry, Operation, Query, Scan, Snapshot
+from taskflow.broker.paging import Position, ScanRequest, ScanResult
+from taskflow.model.clock import to_microseconds
+from taskflow.model.envelope import ClaimId
+from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
+
+AT_ONCE: Final = 200
+"""How many jobs are read in one round trip."""
+
+HEADS: Final = 50
+"""How many positions of each queue are read at once, to merge the ended jobs of all queues by the time of their end."""
+
+
+def scan(request: ScanRequest) -> Operation[ScanResult]:
+    """List jobs in the order of their positions."""
+    listed, examined, after = list[tuple[Record, Position]](), 0, request.after
+    while True:
+        wanted = min(AT_ONCE, request.most - examined)
+        entries, seen, has_more = yield from _read(request, after, wanted)
+        for number, entry in enumerate(entries, 1):
+            examined, after = examined + 1, _shown(request.status, entry)
+            assert entry.record is not None
+            job = Job.of_record(entry.record)
+            if _matches(job, request, seen.now):
+                listed.append((job.to_record(), after))
+            if len(listed) == request.limit or examined == request.most:
+                return ScanResult(listed, examined, after if has_more or number < len(entries) else None, seen.now)
+        if not has_more:
+            return ScanResult(listed, examined, None, seen.now)
+
+
+def _read(request: ScanRequest, after: Position | None, limit: int) -> Operation[tuple[list[Entry], Snapshot, bool]]:
+    """Read the next jobs, and say whether there are more behind them."""
+    view, status = request.view, request.status
+    if status is not None and status in ENDED and view.queue is None:
+        return (yield from _read_ended(CODES[status], after, limit))
+    one_more = limit + 1
+    seen: Snapshot = yield Query(scans=(_scan_of(view, status, after, one_more),), with_content=True)
+    entries = [entry for entry in seen.scans[0] if status is None or BY_CODE.get(_status(entry)) is status]
+    return entries[:limit], seen, len(seen.scans[0]) == one_more
+
+
+def _status(entry: Entry) -> int:
+    assert entry.record is not None
+    code: int = entry.record.header["status"]
+    return code
+
+
+def _scan_of(view: View, status: Status | None, after: Position | None, limit: int) -> Scan:
+    """Return the scan of one status or of a tag, behind a position as pages have it."""
+    queue = () if view.queue is None else (view.queue,)
+    match status:
+        case None:
+            tag = view.tag or ""
+            return Scan("tags", limit, (tag,), None if after is None else (tag, _flipped(after[0])), backwards=True)
+        case Status.HELD:
+            return Scan("held", limit, after=after)
+        case Status.SCHEDULED if queue:
+            return Scan("scheduled", limit, queue, None if after is None else (*queue, *after))
+        case Status.SCHEDULED:
+            return Scan("due", limit, after=after)
+        case Status.READY:
+            return Scan("ready", limit, queue, after)
+        case Status.RUNNING:
+            return Scan("leases", limit, after=None if after is None else claim_bytes(ClaimId(*after)))  # type: ignore[arg-type]
+        case _:
+            prefix = (CODES[status], *queue)
+            return Scan("ended", limit, prefix, None if after is None else (*prefix, *map(_negative, after)), backwards=True)
+
+
+def _shown(status: Status | None, entry: Entry) -> Position:
+    """Return the position of an entry as pages have it."""
+    position = entry.position
+    if status is None:
+        return (_flipped(entry.ref.id),)
+    if status is Status.RUNNING:
+        return tuple(claim_id(*position))
+    if status in ENDED:
+        return (-position[-2], -position[-1])
+    return position[-2:] if status is Status.SCHEDULED else position
+
+
+def _flipped(value: int | bytes | str) -> bytes:
+    """Return bytes that sort in the reverse order."""
+    assert isinstance(value, bytes)
+    return bytes(255 - byte for byte in value)
+
+
+def _negative(value: int | bytes | str) -> int:
+    assert isinstance(value, int)
+    return -value
+
+
+def _matches(job: Job, request: ScanRequest, now: int) -> bool:
+    view, header = request.view, job.header
+    before = None if view.ended_before is None else now - to_microseconds(view.ended_before)
+    return (
+        job.is_kept(now)
+        and view.queue in (None, job.queue)
+        and view.job in (None, header["job"])
+        and (not view.statuses or BY_CODE[job.status] in view.statuses)
+        and (before is None or (header["ended_at"] is not None and header["ended_at"] <= before))
+        and (not view.poison or (job.has(Flag.POISON) and job.status == FAILED))
+    )
+
+
+# --- ended jobs of all queues ---------------------------------------------------------------------------------
+
+
+def _read_ended(status: int, after: Position | None, limit: int) -> Operation[tuple[list[Entry], Snapshot, bool]]:
+    """Merge the ended jobs of all queues, the newest end first."""
+    counted: Snapshot = yield Query(groups=(("status", ()),))
+    names = [group.prefix[0] for group in counted.groups[0] if group.prefix[1] == status]
+    behind = None if after is None else (_negative(after[0]), _negative(after[1]))
+    heads = yield from _heads(status, dict.fromkeys(names, behind))
+    merged, entries = [(_order(queue[0]), name) for name, queue in heads.items() if queue], list[Entry]()
+    heapq.heapify(merged)
+    while merged and len(entries) <= limit:
+        _, name = heapq.heappop(merged)
+        entry = heads[name].popleft()
+        entries.append(entry)
+        if not heads[name]:
+            heads |= yield from _heads(status, {name: entry.position[-2:]})
+        if heads[name]:
+            heapq.heappush(merged, (_order(heads[name][0]), name))
+    chosen = entries[:limit]
+    seen: Snapshot = yield Query(tuple(entry.ref for entry in chosen), with_content=True)
+    found = [Entry(entry.position, entry.ref, seen.records[entry.ref]) for entry in chosen]
+    return [entry for entry in found if entry.record is not None], seen, len(entries) > limit
+
+
+def _heads(status: int, behind: dict[str, Position | None]) -> Operation[dict[str, deque[Entry]]]:
+    """Return the next entries of these queues, each behind a position."""
+    scans = tuple(
+        Scan("ended", HEADS, (status, name), None if after is None else (status, name, *after), backwards=True, with_records=False)
+        for name, after in behind.items()
+    )
+    seen: Snapshot = yield Query(scans=scans)
+    return {name: deque(entries) for name, entries in zip(behind, seen.scans, strict=True)}
+
+
+def _order(entry: Entry) -> Position:
+    return (-entry.position[-2], -entry.position[-1])

@@ -1,0 +1,189 @@
+"""The declaration of records: their kinds, the fields of their headers, and the indexes. What a store needs is derived from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+
+class Kind:
+    """The kinds of records. Never renumber them: stores contain the numbers. They are plain numbers, because refs are hashed for each job:
+    an enum's hash is computed in Python."""
+
+    JOB: Final = 0
+    KEY: Final = 1
+    """Its id is the key's digest. It names the live jobs that have the key."""
+    SESSION: Final = 2
+    SCHEDULE: Final = 3
+    """Its id is the name in UTF-8."""
+    QUEUE: Final = 4
+    """Its id is the name in UTF-8. It exists while the queue is paused."""
+    END: Final = 5
+    """Its id is that of a job that ended without a settlement."""
+    ACTION: Final = 6
+    """An entry of the audit log."""
+    INBOX: Final = 7
+    """The consequences that a caller's transaction leaves to the engine."""
+    MARK: Final = 8
+    """A fact about the whole store, such as an outage."""
+
+
+class Owner(Enum):
+    """The only writer of a field. A field without an owner is written by puts and hot verbs, which change the revision."""
+
+    CLAIM = "claim"
+    ADDITION = "addition"
+    STORE = "store"
+    """The store writes it once, when it makes the record."""
+
+
+class Type(Enum):
+    """The type of a header field."""
+
+    SMALL = "small"
+    """An integer from -32,768 to 32,767."""
+    NUMBER = "number"
+    """An integer of 64 bits. Instants and durations are in microseconds."""
+    NAME = "name"
+    """The name of a queue, a job or a worker. Stores may intern it."""
+    BYTES = "bytes"
+
+
+class Field(NamedTuple):
+    """A field of a header.
+
+    `owner`         the only writer of the field, or None
+    `default`       its value in a new record that does not set it; None if it may be absent
+    `counts_while`  the status in which additions to it count; None for any
+    """
+
+    name: str
+    type: Type
+    default: Any = None
+    owner: Owner | None = None
+    counts_while: int | None = None
+
+
+class Flag:
+    """What a hot verb must know of a job's body. The flags are plain numbers, for the reason that kinds are."""
+
+    KEYED: Final = 1
+    AWAITED: Final = 2
+    """Other jobs await its end."""
+    TAGGED: Final = 4
+    STATED: Final = 8
+    """It has a state: counters, errors, or the last report of its worker."""
+    MARKED: Final = 16
+    """It was asked to stop."""
+    POISON: Final = 32
+    ARRIVING: Final = 64
+    """A caller's transaction added it, and the engine has not admitted it yet."""
+    SPOILT: Final = 128
+    BEHIND: Final = 256
+    """HELD until a running job with the same key has ended. This is no part of `awaits`: with one counter, an additional join would ready
+    the job while the other one still runs."""
+    TIES: Final = KEYED | AWAITED | TAGGED | STATED | POISON | ARRIVING | SPOILT
+    """The jobs that `succeed` and `fade` leave to the engine."""
+
+
+HELD, SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED, BURIED = range(8)
+"""The statuses, as the header has them. A BURIED job has been dropped: its id and its fence are remembered for a while."""
+
+_F, _N, _S, _B, _NAME = Field, Type.NUMBER, Type.SMALL, Type.BYTES, Type.NAME
+
+HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
+    Kind.JOB: (
+        _F("status", _S, READY),
+        _F("flags", _S, 0),
+        _F("priority", _S, 0),
+        _F("queue", _NAME, ""),
+        _F("job", _NAME, ""),
+        _F("seq", _N, 0, Owner.STORE),
+        _F("created_at", _N, 0, Owner.STORE),
+        _F("due_at", _N, 0),
+        _F("expires_at", _N),
+        _F("awaits", _N, 0, Owner.ADDITION, counts_while=HELD),
+        _F("epoch", _N, 0),
+        _F("session", _B),  # of the current lease
+        _F("claim", _B),  # of the current lease: the number of the request (8 bytes), and the lease's number in the answer (4 bytes)
+        _F("claimed_at", _N),
+        _F("claimed_steady", _N),
+        _F("worker", _NAME),  # a claim copies the name of its session
+        _F("started_at", _N),  # of the run with this epoch: a claim clears it
+        _F("settled", _B),  # the fence of the last settlement: epoch, session, claim, and 1 if it was made in a caller's transaction
+        _F("ended_at", _N),
+        _F("fade_at", _N),
+        _F("cause", _B),
+    ),
+    # `holder` is live, and `next` waits behind it while it runs. The record does not say which of them waits and which one runs, because a
+    # claim makes the one the other and sees no key. A decision about a key loads both jobs, and expects their revisions.
+    Kind.KEY: (_F("holder", _B), _F("next", _B)),
+    Kind.SESSION: (
+        _F("name", _NAME, ""),
+        _F("ttl", _N, 0),
+        _F("beat_at", _N, 0),
+        _F("lapses_at", _N, 0),
+        _F("dead_at", _N),
+        _F("is_released", _S, 0),
+        _F("wants_ends", _S, 0),
+        _F("request", _N, 0, Owner.CLAIM),
+    ),
+    Kind.SCHEDULE: (_F("offer_at", _N), _F("is_paused", _S, 0)),
+    Kind.QUEUE: (_F("is_paused", _S, 0),),
+    Kind.END: (_F("seq", _N, 0, Owner.STORE),),
+    Kind.ACTION: (_F("seq", _N, 0, Owner.STORE), _F("created_at", _N, 0, Owner.STORE)),
+    Kind.INBOX: (_F("seq", _N, 0, Owner.STORE),),
+    Kind.MARK: (),
+}
+
+
+class Index(NamedTuple):
+    """An index of the records of one kind.
+
+    `when`    a condition on the header. Its syntax is common to SQL and Python but for `IS NULL`, `IS NOT NULL`, `AND` and `OR`
+    `at`      the fields of an entry's position, in their order; "-x" falls. "id" is the record's id
+    `entries` True if a record has one entry for each value that its put hands over; a position begins with that value
+    `groups`  how many of the first fields of the position are counted
+    `listed`  False if entries are only counted
+    """
+
+    name: str
+    kind: int
+    when: str
+    at: tuple[str, ...]
+    entries: bool = False
+    groups: int = 0
+    listed: bool = True
+
+
+INDEXES: Final = (
+    Index("status", Kind.JOB, "status < 7", ("queue", "status"), groups=2, listed=False),
+    Index("ready", Kind.JOB, "status = 2", ("queue", "-priority", "due_at", "seq"), groups=2),
+    Index("scheduled", Kind.JOB, "status = 1", ("queue", "due_at", "seq"), groups=1),
+    Index("due", Kind.JOB, "status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0", ("due_at", "seq")),
+    Index("held", Kind.JOB, "status = 0", ("seq",)),
+    Index("leases", Kind.JOB, "status = 3", ("session", "claim"), groups=1),
+    Index("marked", Kind.JOB, "status = 3 AND flags & 16 <> 0", ("session", "claim")),
+    Index("expiring", Kind.JOB, "status < 3 AND expires_at IS NOT NULL", ("expires_at", "id")),
+    Index("ended", Kind.JOB, "status > 3 AND status < 7", ("status", "queue", "ended_at", "seq")),
+    Index("fading", Kind.JOB, "fade_at IS NOT NULL", ("fade_at", "id")),
+    Index("causes", Kind.JOB, "status = 5", ("cause", "job", "queue", "ended_at", "seq", "id"), groups=3),
+    Index("tags", Kind.JOB, "status < 7", ("id",), entries=True),
+    Index("arriving", Kind.JOB, "flags & 64 <> 0", ("seq",)),
+    Index("lapsing", Kind.SESSION, "dead_at IS NULL", ("lapses_at", "id")),
+    Index("beats", Kind.SESSION, "", ("-beat_at", "id")),
+    Index("dying", Kind.SESSION, "dead_at IS NOT NULL AND is_released = 0", ("dead_at", "id")),
+    Index("gone", Kind.SESSION, "is_released = 1", ("dead_at", "id")),
+    Index("hearers", Kind.SESSION, "wants_ends = 1 AND dead_at IS NULL", ("id",)),
+    Index("offers", Kind.SCHEDULE, "offer_at IS NOT NULL", ("offer_at", "id")),
+    Index("schedules", Kind.SCHEDULE, "", ("id",)),
+    Index("declared", Kind.SCHEDULE, "", ("id",), entries=True),
+    Index("paused", Kind.QUEUE, "is_paused = 1", ("id",)),
+    Index("ends", Kind.END, "", ("seq",)),
+    Index("actions", Kind.ACTION, "", ("seq",)),
+    Index("inbox", Kind.INBOX, "", ("seq",)),
+)
+
+Position = tuple[Any, ...]
+"""A place in an index: the values of its fields, and those of a falling field negated."""

@@ -1,0 +1,339 @@
+"""The seam between the engine, which decides, and a store, which keeps records.
+
+A store knows headers, revisions and indexes. It knows no rule of a job. Each name in brackets is a test of the seam's suite; a new store
+must pass all of them.
+
+  [step]       A step takes effect as a whole or not at all. The steps of one `apply` are independent: none sees another's effect.
+  [expect]     A step is Stale if a record that it expects has another revision, exists although ABSENT was expected, or is missing.
+  [fresh_rev]  A changed record gets a revision that this ref never had before. This also holds after it was dropped and made again.
+  [once]       `apply` raises ValueError if two of its puts and drops name the same record. Such a call is a bug, not a conflict.
+  [added]      Additions to one field are summed, also beside a put of the same record. They do not change the revision.
+  [owned]      A put leaves the fields with an owner as they are stored, unless the record is new or `restarts`.
+  [released]   An addition to `awaits` counts only while the job is HELD. It does not change the status: once `awaits` is 0 and BEHIND is
+               not set, the job is in the index `due`, and `promote` makes it READY if its time has come.
+  [stamped]    The store gives a new record `seq` and `created_at`. A value `After(n)` becomes the store's time, plus n, when it is applied.
+  [locked]     If another program's open transaction has locked a record, only the steps that name it are Locked.
+  [full]       A step is Full if an addition would pass its bound, or if the store has no room and the call `grows`.
+  [indexed]    A record is in each index whose condition its header meets, at that position, from the same instant as the record itself.
+  [counted]    The groups of an index are exact for every reader that sees the records.
+  [unread]     A record of any bytes is loaded, put and dropped like others. A header that cannot be read is reported as damage, alone.
+  [content]    A query returns payloads and results only if it asks for them. A put keeps, replaces or removes them.
+  [claim_*]    `claim` leases READY jobs under the session's request number, and answers the same request with the same leases.
+  [hot_*]      `add`, `succeed`, `promote` and `fade` act on jobs without ties, each by the header alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from enum import Enum
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+
+from taskflow.broker.engine.records import Position
+
+T = TypeVar("T")
+
+
+class Ref(NamedTuple):
+    """Names a record."""
+
+    kind: int
+    id: bytes
+
+
+Rev = bytes
+"""A revision: an opaque token of 8 bytes. Callers compare revisions, and do nothing else with them."""
+
+ABSENT: Final[Rev] = b""
+"""The revision of a record that does not exist."""
+
+
+# --- records and steps --------------------------------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """A stored record.
+
+    `sent`     the part that never changes; None if there is none
+    `state`    the part that puts replace
+    `content`  the payload of a job that has not succeeded, or the result of one that has; None unless the query asked for it
+    `damage`   why the header could not be read; then `header` is empty
+    """
+
+    ref: Ref
+    rev: Rev
+    header: dict[str, Any]
+    sent: bytes | None = None
+    state: bytes | None = None
+    content: bytes | None = None
+    damage: str | None = None
+
+
+class Keep(Enum):
+    """Stands for a part of a record that a put leaves alone."""
+
+    KEEP = "keep"
+
+
+KEEP: Final = Keep.KEEP
+
+
+class After(int):
+    """A number of microseconds after the store's time at the moment of an `apply`."""
+
+    __slots__ = ()
+
+
+NOW: Final = After(0)
+
+
+class Put(NamedTuple):
+    """Writes a record.
+
+    `header`    the values of the fields; a missing one gets its default in a new record, and keeps its value in others
+    `restarts`  True if an operator retries the job: fields that belong to additions and claims are written too
+    `entries`   for each index with `entries`, the values that replace the present ones; None leaves them alone
+    """
+
+    ref: Ref
+    header: Mapping[str, Any]
+    state: bytes | Keep | None = KEEP
+    sent: bytes | Keep | None = KEEP
+    content: bytes | Keep | None = KEEP
+    restarts: bool = False
+    entries: Mapping[str, tuple[str | bytes, ...]] | None = None
+
+
+class Addition(NamedTuple):
+    """Adds `n` to a field that belongs to additions, unless the result would pass `most`: then the step is Full.
+
+    If the record does not exist, the addition does nothing.
+    """
+
+    ref: Ref
+    field: str
+    n: int
+    most: int | None = None
+
+
+class Step(NamedTuple):
+    """A change that takes effect as a whole.
+
+    `expect`  the revisions of the records that it puts or drops, and of all others that the decision read
+    `totals`  the numbers to add to the counts of events, by queue and event
+    `wakes`   the topics to announce: those of sessions, and `topics.DUE`. The store announces READY jobs and ends by itself
+    """
+
+    expect: Mapping[Ref, Rev]
+    puts: tuple[Put, ...] = ()
+    drops: tuple[Ref, ...] = ()
+    adds: tuple[Addition, ...] = ()
+    totals: Mapping[tuple[str, str], int] = {}
+    wakes: tuple[str, ...] = ()
+
+
+class Applied(NamedTuple):
+    """The step took effect."""
+
+
+class Stale(NamedTuple):
+    """A record has changed since it was read. `refs` is empty if the store does not know which."""
+
+    refs: tuple[Ref, ...] = ()
+
+
+class Locked(NamedTuple):
+    """Another program's open transaction has locked these records."""
+
+    refs: tuple[Ref, ...]
+
+
+class Full(NamedTuple):
+    """A bound would be passed. `refs` is empty if the store has no room; `says` is the message for the caller then."""
+
+    refs: tuple[Ref, ...] = ()
+    says: str = ""
+
+
+Answer = Applied | Stale | Locked | Full
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+class Scan(NamedTuple):
+    """Selects entries of the index named `of`, at most `limit`.
+
+    `prefix`        the first fields of their positions; for an index with `entries`, its first value is the entry's
+    `after`         entries behind this position, in the direction of the scan
+    `until`         entries up to this position, inclusive
+    `with_records`  False to get positions and refs only
+    """
+
+    of: str
+    limit: int
+    prefix: Position = ()
+    after: Position | None = None
+    until: Position | None = None
+    backwards: bool = False
+    with_records: bool = True
+
+
+class Entry(NamedTuple):
+    """An entry of an index. `record` is None if the scan did not ask for it."""
+
+    position: Position
+    ref: Ref
+    record: Record | None
+
+
+class Group(NamedTuple):
+    """The entries of an index with one prefix: their number, and the first and the last position if the index lists them."""
+
+    prefix: Position
+    size: int
+    first: Position | None
+    last: Position | None
+
+
+class Query(NamedTuple):
+    """All that one decision reads, in one round trip. Stores with snapshots read it from one snapshot.
+
+    `groups`  index names, each with a prefix of the groups to return
+    """
+
+    refs: tuple[Ref, ...] = ()
+    scans: tuple[Scan, ...] = ()
+    groups: tuple[tuple[str, Position], ...] = ()
+    with_content: bool = False
+    with_totals: bool = False
+
+
+class Snapshot(NamedTuple):
+    """The answer to a query.
+
+    `now`     the store's wall clock, in microseconds since 1970
+    `steady`  the store's clock for leases, in microseconds; `boot` identifies the boot from which it counts
+    """
+
+    now: int
+    steady: int
+    boot: bytes
+    records: dict[Ref, Record | None]
+    scans: tuple[list[Entry], ...] = ()
+    groups: tuple[list[Group], ...] = ()
+    totals: dict[tuple[str, str], int] = {}
+
+
+# --- what an engine function yields -------------------------------------------------------------------------------
+
+
+class Apply(NamedTuple):
+    """Applies steps.
+
+    `grows`  True if the steps are Full when the store has no room
+    `then`   a query to answer after them, in the same round trip
+    """
+
+    steps: Sequence[Step]
+    grows: bool = False
+    then: Query | None = None
+
+
+class Add(NamedTuple):
+    """Calls `Store.add`."""
+
+    jobs: Sequence[Put]
+
+
+class Succeed(NamedTuple):
+    """Calls `Store.succeed`."""
+
+    runs: Sequence[Run]
+
+
+class Promote(NamedTuple):
+    """Calls `Store.promote`."""
+
+    limit: int
+
+
+class Fade(NamedTuple):
+    """Calls `Store.fade`."""
+
+    limit: int
+    most_kept: int
+    repeat_for: int
+
+
+class Run(NamedTuple):
+    """A run that succeeded, for `succeed`. `ran_for` and `keep_for` are in microseconds."""
+
+    id: bytes
+    epoch: int
+    session: bytes
+    claim: bytes
+    result: bytes
+    ran_for: int
+    keep_for: int
+
+
+class Claimed(NamedTuple):
+    """The jobs that a session has leased, with their payloads."""
+
+    records: list[Record]
+    now: int
+
+
+class Faded(NamedTuple):
+    """The answer to `fade`.
+
+    `buried`    how many jobs it buried
+    `has_more`  True if it stopped at the limit
+    `left`      the jobs with ties that need not be kept either, which the engine buries. The value is True if their queue has too many
+    """
+
+    buried: int
+    has_more: bool
+    left: dict[Ref, bool]
+
+
+Effect = Query | Apply | Add | Succeed | Promote | Fade
+
+Operation = Generator[Effect, Any, T]
+"""An engine function. It yields calls of the store's methods, is sent their answers, and returns T. So it has no `await`: a driver runs it
+in a lock, in a transaction, or with `await`."""
+
+
+class Store(Protocol):
+    """A store of records. The methods of a store on a server are coroutines; otherwise they are the same."""
+
+    def query(self, query: Query) -> Snapshot: ...
+
+    def apply(self, apply: Apply) -> tuple[list[Answer], Snapshot | None]: ...
+
+    def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
+        """Lease READY jobs that have not expired, from queues that are not paused. Return None if the session is unknown or dead.
+
+        Without queues, take every queue with READY jobs, beginning at a different one with each request.
+        """
+        ...
+
+    def add(self, jobs: Sequence[Put]) -> list[bool] | str:
+        """Add READY jobs without ties, as a whole. Return False for each id that is known, or a message if the store has no room."""
+        ...
+
+    def succeed(self, runs: Sequence[Run]) -> list[bool | None]:
+        """End runs as SUCCEEDED. Return True if it took effect now or before, False for another fence, None for a job with ties."""
+        ...
+
+    def promote(self, limit: int) -> tuple[int, int | None]:
+        """Make due jobs READY. Return their number, and when the next one is due, or None."""
+        ...
+
+    def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
+        """Bury the ended jobs without ties that need not be kept, and forget buried ones `repeat_for` microseconds after their end.
+
+        Each queue keeps at most `most_kept` FAILED jobs, and as many other ended ones. The oldest are buried first, and counted as
+        `wording.DROPPED_OVER_CAP`. Any job is buried once its `fade_at` has come.
+        """
+        ...

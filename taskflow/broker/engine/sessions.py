@@ -1,0 +1,249 @@
+"""Sessions: registration, claims, heartbeats, and the release of a dead session's leases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from taskflow.broker.engine import moves, schedules
+from taskflow.broker.engine.bodies import OUTAGE, lapse, new_session, note_beat, note_outage, outages_of, session_body, set_session_body
+from taskflow.broker.engine.draft import Draft, Plain, decide
+from taskflow.broker.engine.job import Job, claim_id, text_bytes
+from taskflow.broker.engine.moves import MOVE_SCANS
+from taskflow.broker.engine.records import RUNNING, Kind
+from taskflow.broker.engine.seam import Claimed, Entry, Operation, Query, Ref, Scan, Snapshot
+from taskflow.model import wording
+from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.errors import SessionLost
+from taskflow.model.rules import Rules
+from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
+from taskflow.model.stored_values import packed
+from taskflow.model.transitions import Event, Transition
+
+MOST_LEASES: Final = 100_000
+"""The most leases of one session that a heartbeat looks at."""
+
+PULSE: Final = Scan("beats", 64, with_records=False)
+"""Finds the last heartbeats of all sessions. That of a dead one counts too: the store was there."""
+
+MOST_LAPSING: Final = 16
+LAPSING: Final = (Scan("lapsing", MOST_LAPSING), Scan("lapsing", MOST_LAPSING, backwards=True))
+"""The sessions that lapse first, and those that lapse last: after the machine has booted again, these are from before."""
+
+
+def pulse_in(entries: Sequence[Entry], steady: int) -> int | None:
+    """Return the time of the last heartbeat that `PULSE` has found. One from the future is from before the machine has booted again."""
+    return next((-entry.position[0] for entry in entries if -entry.position[0] <= steady), None)
+
+
+def of_session(index: str, session: bytes, limit: int = MOST_LEASES) -> Scan:
+    """Return a scan of the leases of a session."""
+    return Scan(index, limit, (session,), with_records=False)
+
+
+# --- register, claim ------------------------------------------------------------------------------------------
+
+
+def register(session: Session, rules: Rules) -> Operation[None]:
+    def one(draft: Draft, session: Session) -> bool:
+        note_outage(draft, to_microseconds(session.ttl), pulse_in(draft.seen.scans[-1], draft.steady))
+        known = draft.plain(Kind.SESSION, session.id)
+        if known is None:
+            draft.put(new_session(session, draft))
+        elif known.header["dead_at"] is None:
+            set_session_body(known, msgspec.structs.replace(session_body(known), about=session.pack_about()))
+            draft.put(known)
+        return known is None or known.header["dead_at"] is None
+
+    refs = [Ref(Kind.SESSION, session.id), OUTAGE]
+    [is_alive] = yield from decide([session], one, rules, refs, scans=(*MOVE_SCANS, PULSE))
+    if not is_alive:
+        raise SessionLost(wording.session_reaped(session.name))
+
+
+def leases_of(claimed: Claimed | None) -> list[Lease]:
+    if claimed is None:
+        raise SessionLost(wording.SESSION_LOST)
+    return [Job.lease_of(record, claimed.now) for record in claimed.records]
+
+
+# --- beat -----------------------------------------------------------------------------------------------------
+
+
+class _Seen(NamedTuple):
+    """The leases of a session as a heartbeat finds them: the job of each claim, and the claims that should stop."""
+
+    held: Mapping[ClaimId, bytes]
+    stopping: frozenset[ClaimId]
+
+
+def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
+    seen: Snapshot = yield Query(scans=(of_session("leases", beat.session), of_session("marked", beat.session)))
+    leases = _Seen(
+        {claim_id(*entry.position): entry.ref.id for entry in seen.scans[0]},
+        frozenset(claim_id(*entry.position) for entry in seen.scans[1]),
+    )
+    yield from _extend(beat, rules)
+    ghosts = 0
+    reports = [report for report in beat.reports if report.claim in leases.held]
+    yield from decide(reports, _reporter(leases), rules, [Ref(Kind.JOB, leases.held[report.claim]) for report in reports])
+    named = set(beat.claims)
+    doubted = [claim for claim in leases.held if claim not in named and claim.request <= beat.seen]
+    if doubted:
+        ghosts = yield from _return_ghosts(doubted, leases, rules)
+    if beat.leaving or beat.died_of:
+        yield from release(beat.session, rules)
+        leases = _Seen({}, frozenset())
+    outlook = (yield from _outlook(beat.session, rules)) if beat.looks else None
+    return BeatAnswer(
+        lost=tuple(claim for claim in beat.claims if claim not in leases.held),
+        stopping=tuple(claim for claim in beat.claims if claim in leases.stopping),
+        ghosts=ghosts,
+        outlook=outlook,
+    )
+
+
+def _extend(beat: Beat, rules: Rules) -> Operation[None]:
+    """Note the heartbeat, and the death of a session that leaves or has died."""
+
+    def one(draft: Draft, beat: Beat) -> bool:
+        session = draft.plain(Kind.SESSION, beat.session)
+        ttl = to_microseconds(rules.session_ttl) if session is None else session.header["ttl"]
+        note_outage(draft, ttl, pulse_in(draft.seen.scans[-1], draft.steady))
+        if session is None or session.header["dead_at"] is not None:
+            return False
+        note_beat(session, draft.steady)
+        if beat.leaving or beat.died_of:
+            kill(draft, session, beat.died_of or None)
+        draft.put(session)
+        return True
+
+    refs = [Ref(Kind.SESSION, beat.session), OUTAGE]
+    [is_alive] = yield from decide([beat], one, rules, refs, scans=(*MOVE_SCANS, PULSE))
+    if not is_alive:
+        raise SessionLost(wording.SESSION_LOST)
+
+
+def _reporter(leases: _Seen) -> Callable[[Draft, Report], None]:
+    def one(draft: Draft, report: Report) -> None:
+        job = draft.job(leases.held[report.claim])
+        if job is not None and job.holds(report.claim):
+            job.header["started_at"] = draft.now - to_microseconds(report.running_for)
+            if report.progress is not None:
+                job.set_progress(packed([report.progress.fraction, report.progress.note]))
+            draft.put(job)
+
+    return one
+
+
+def _return_ghosts(claims: Sequence[ClaimId], leases: _Seen, rules: Rules) -> Operation[int]:
+    """Return old leases that the session does not know to their place. Return their number."""
+
+    def one(draft: Draft, claim: ClaimId) -> bool:
+        job = draft.job(leases.held[claim])
+        if job is None or not job.holds(claim):
+            return False
+        if draft.steady - job.header["claimed_steady"] < to_microseconds(rules.ghost_after):
+            return False
+        moves.requeue(draft, job, Transition(Event.GHOST, job.counters))
+        return True
+
+    refs = [Ref(Kind.JOB, leases.held[claim]) for claim in claims]
+    returned = yield from decide(claims, one, rules, refs, scans=MOVE_SCANS)
+    return sum(returned)
+
+
+def _outlook(session: bytes, rules: Rules) -> Operation[Outlook]:
+    seen: Snapshot = yield Query(
+        refs=(Ref(Kind.SESSION, session), OUTAGE),
+        scans=(
+            *MOVE_SCANS,
+            PULSE,
+            *LAPSING,
+            Scan("dying", 1, with_records=False),
+            Scan("offers", 1, with_records=False),
+            Scan("expiring", 1, with_records=False),
+            Scan("fading", 1, with_records=False),
+            Scan("paused", MOST_LEASES, with_records=False),
+        ),
+        groups=(("ready", ()),),
+    )
+    draft = Draft(seen, rules)
+    dying, offers, expiring, fading, paused = seen.scans[6:]
+    known = draft.plain(Kind.SESSION, session)
+    has_ends = bool(seen.scans[2]) and known is not None and bool(known.header["wants_ends"])
+    names = {entry.ref.id.decode() for entry in paused}
+    waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offers, expiring, fading) if entries]
+    waits += lapses(draft)
+    return Outlook(
+        is_ready=any(group.prefix[0] not in names for group in seen.groups[0]),
+        due_in=0.0 if dying or has_ends else max(0.0, min(waits, default=math.inf)),
+    )
+
+
+def lapses(draft: Draft) -> list[float]:
+    """Return the seconds until each of the sessions that `LAPSING` has found lapses. The scans follow those of the moves and `PULSE`."""
+    outages, pulse = outages_of(draft), pulse_in(draft.seen.scans[3], draft.steady)
+    return [max(0.0, to_seconds(lapse(session, outages, pulse, draft)[0] - draft.steady)) for session in lapsing(draft)]
+
+
+def lapsing(draft: Draft) -> list[Plain]:
+    """Return the sessions that `LAPSING` has found."""
+    found = {entry.ref: entry.record for entries in draft.seen.scans[4:6] for entry in entries}
+    return [Plain(ref, dict(record.header), record.state) for ref, record in found.items() if record is not None]
+
+
+# --- the end of a session -------------------------------------------------------------------------------------
+
+
+def kill(draft: Draft, session: Plain, died_of: str | None) -> None:
+    """Make a session dead. `died_of` says why its leases count as crashes; None if they are handed back.
+
+    The body keeps this for the callers that release the leases later.
+    """
+    session.header |= {"dead_at": draft.now, "is_released": 0}
+    set_session_body(session, msgspec.structs.replace(session_body(session), died_of=text_bytes(died_of)))
+    draft.put(session)
+
+
+def release(session_id: bytes, rules: Rules, limit: int = MOST_LEASES) -> Operation[int]:
+    """Release the leases of a dead session, at most `limit`, and hand over its schedules. Return how many leases it has released."""
+    seen: Snapshot = yield Query((Ref(Kind.SESSION, session_id),), (of_session("leases", session_id, limit),))
+    record = seen.records[Ref(Kind.SESSION, session_id)]
+    if record is None:
+        return 0
+    died_of = session_body(Plain(record.ref, dict(record.header), record.state)).died_of
+
+    def one(draft: Draft, job_id: bytes) -> bool:
+        job = draft.job(job_id)
+        if job is None or job.status != RUNNING or job.header["session"] != session_id:
+            return False
+        if died_of is None:
+            moves.hand_back(draft, job, counts=True)
+        else:
+            moves.crash(draft, job, died_of.decode(errors="surrogatepass"))
+        return True
+
+    ids = [entry.ref.id for entry in seen.scans[0]]
+    refs = [Ref(Kind.SESSION, session_id), *(Ref(Kind.JOB, job_id) for job_id in ids)]
+    released = yield from decide(ids, one, rules, refs, scans=MOVE_SCANS)
+    yield from schedules.hand_over(session_id, rules)
+    if len(ids) < limit:
+        yield from _finish_release(session_id, rules)
+    return sum(released)
+
+
+def _finish_release(session_id: bytes, rules: Rules) -> Operation[None]:
+    """Note that a dead session has no leases any more."""
+
+    def one(draft: Draft, session_id: bytes) -> None:
+        session = draft.plain(Kind.SESSION, session_id)
+        if session is not None and session.header["dead_at"] is not None and not session.header["is_released"]:
+            session.header["is_released"] = 1
+            draft.put(session)
+
+    yield from decide([session_id], one, rules, [Ref(Kind.SESSION, session_id)])
