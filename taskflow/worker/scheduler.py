@@ -209,7 +209,7 @@ class Scheduler:
                 raised.append(error)
                 return []
 
-        outcome = self._threads.run(stamp)
+        outcome, stamped = self._threads.run(stamp), iter(envelopes)
         try:
             async with asyncio.timeout(STAMPED_WITHIN):
                 stamped = iter(await outcome)

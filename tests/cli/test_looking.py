@@ -29,7 +29,7 @@ def contents(url: str, folder: Cli) -> list[str]:
             return [file.name for file in folder.folder.iterdir() if "queue" in file.name]
         case "redis":
             with redis.Redis.from_url(url.partition("?")[0]) as client:
-                return [key.decode() for key in client.keys(f"*{url.partition('namespace=')[2]}*")]
+                return [str(key) for key in client.keys(f"*{url.partition('namespace=')[2]}*")]
         case _:
             return folder.with_broker(lambda _: schemas(url))
 
