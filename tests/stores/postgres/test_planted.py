@@ -54,6 +54,7 @@ def traps(server: PostgresServer, schema: str) -> Iterator[tuple[str, str]]:
         if is_variadic:
             numbers = range(1, 4 if len(args) > 1 else 5)
             signatures = {(*args[:-1], *more) for n in numbers for more in itertools.product(IN_PLACE_OF_ANY, repeat=n)}
+            signatures.add((*args[:-1], "VARIADIC text[]"))
         for signature in signatures:
             if IMPOSSIBLE.isdisjoint({*signature, result}):
                 yield (
