@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from taskflow.app.loop_client import LoopClient
 from taskflow.app.middleware import Middleware
+from taskflow.app.portal import INTERRUPTED
 from taskflow.app.registry import Registry
 from taskflow.app.settings import DEFAULT_BROKER, ChildLifespanFactory, Defaults, LifespanFactory, Settings, checked, layered
 from taskflow.broker.protocol import Added, Broker, Refused
@@ -45,7 +46,8 @@ class App:
         self._configured: dict[str, Any] = {}
         self._flags: dict[str, Any] = {}
         self._settings: Settings | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_connecting = False
         self._pid = os.getpid()
         self._brokers: dict[str, Broker] = {}
         self._clients: dict[asyncio.AbstractEventLoop, LoopClient] = {}
@@ -133,9 +135,19 @@ class App:
         url = self.broker_url()
         with self._lock:
             if url not in self._brokers:
-                self._brokers[url] = connect(url)
+                self._brokers[url] = self._connected(url)
                 self._tell_default()
             return self._brokers[url]
+
+    def _connected(self, url: str) -> Broker:
+        """Connect. Raises RuntimeError in a signal handler or `__del__` that Python calls while this thread connects."""
+        if self._is_connecting:
+            raise RuntimeError(INTERRUPTED)
+        self._is_connecting = True
+        try:
+            return connect(url)
+        finally:
+            self._is_connecting = False
 
     @property
     def is_reachable(self) -> bool:
@@ -183,7 +195,7 @@ class App:
         """Set the parent's clients and brokers aside after a fork. They are kept alive, because
         their destructors could break connections that the parent still uses."""
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock, self._is_connecting = threading.RLock(), False
         self._of_parents += [self._clients, self._brokers]
         self._clients = {}
         self._brokers = {url: broker for url, broker in self._brokers.items() if url.startswith("memory:")}

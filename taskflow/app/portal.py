@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401  # event loops would import it later, which fails once the main thread has ended
 import inspect
 import os
 import queue
@@ -62,6 +63,16 @@ def _discard(awaitable: Awaitable[object]) -> None:
 _AT_EXIT: Final = "taskflow cannot send or ask any more, because Python is exiting: do so before the end of the program"
 
 
+INTERRUPTED: Final = (
+    "taskflow cannot send or ask here: a signal handler or `__del__` has interrupted its own work in this thread. Send from the program's "
+    "own code"
+)
+"""The caller would wait for a lock that its thread holds, or for an answer that its thread has to give."""
+
+_STORE_THREADS: Final = "taskflow-sqlite-"
+"""The names of threads that answer calls begin so."""
+
+
 class CallersThread:
     """Runs functions in the thread of a synchronous caller, for a coroutine in the portal's loop."""
 
@@ -119,9 +130,12 @@ def serve_callers(serves: bool) -> bool:
 
 
 def refuse_inside_a_loop(name: str, instead: str) -> None:
-    """Raise RuntimeError inside a running event loop, or if Python stops its threads, because the caller would wait for ever."""
+    """Raise RuntimeError inside a running event loop, if Python stops its threads, or in a thread of a store, where Python may call any
+    object's `__del__`, because the caller would wait for ever."""
     if sys.is_finalizing():
         raise RuntimeError(_AT_EXIT)
+    if threading.current_thread().name.startswith(_STORE_THREADS):
+        raise RuntimeError(INTERRUPTED)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -173,7 +187,8 @@ class _Holder:
     """Holds the process's portal and creates it on first use. A forked child creates another one, because threads do not survive a fork."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_starting = False
         self._portal: _Portal | None = None
         self._is_closed = False
         self._of_parents: list[_Portal] = []
@@ -184,7 +199,13 @@ class _Holder:
             raise RuntimeError(_AT_EXIT)
         with self._lock:
             if self._portal is None:
-                self._portal = _Portal()
+                if self._is_starting:
+                    raise RuntimeError(INTERRUPTED)
+                self._is_starting = True
+                try:
+                    self._portal = _Portal()
+                finally:
+                    self._is_starting = False
             return self._portal
 
     def close(self) -> None:
@@ -195,7 +216,7 @@ class _Holder:
 
     def after_fork(self) -> None:
         """Set the parent's portal aside without closing it. Its selector is shared, so closing it would stop the parent's loop."""
-        self._lock = threading.Lock()
+        self._lock, self._is_starting = threading.RLock(), False
         if self._portal is not None:
             self._of_parents.append(self._portal)
             self._portal = None

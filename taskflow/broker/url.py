@@ -49,8 +49,7 @@ def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None)
     scheme, parts = _parsed(url)
     options = _options(parts, SCHEMES[scheme])
     if scheme != "memory":
-        import concurrent.futures.thread  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        import encodings.idna  # noqa: F401  # pyright: ignore[reportUnusedImport]  # see `load`: event loops would import both later
+        import encodings.idna  # noqa: F401  # pyright: ignore[reportUnusedImport]  # see `load`: event loops would import it later
     return _OPENERS[scheme](parts, options, seams, rules)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from taskflow import JobHandle, enqueue_sync, run_sync
 from taskflow.app.app import App, default_app
-from taskflow.app.portal import STOP_TIMEOUT
+from taskflow.app.portal import INTERRUPTED, STOP_TIMEOUT
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Session
 from taskflow.model.verdict import Settlement, Succeeded
@@ -381,6 +381,51 @@ def test_what_is_sent_while_python_exits_arrives_or_is_refused_at_once(tmp_path:
 
     assert last == "registered last: sent"
     assert (first, destructor) == (f"registered first: {TOO_LATE}", f"destructor: {TOO_LATE}")
+
+
+THREAD_THAT_OUTLIVES = """
+import threading
+def send():
+    threading.main_thread().join()
+    print(add.delay_sync(1).id and "sent")
+threading.Thread(target=send).start()
+"""
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis", "postgres"])
+def test_a_thread_that_outlives_the_main_one_can_send_first(tmp_path: Path, store: str) -> None:
+    """It failed with "can't register atexit after shutdown", and the job was not sent."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "tasks.py").write_text(TASKS)
+    assert run_script(tmp_path, BEGIN + THREAD_THAT_OUTLIVES, TASKFLOW_BROKER=url_of(store)) == "sent\n"
+
+
+INTERRUPTS = """
+import threading, time
+def interrupt(frame, event, argument):
+    if frame.f_code.co_name == PLACE and threading.current_thread().name == THREAD:
+        sys.setprofile(None)
+        began = time.monotonic()
+        try:
+            add.delay_sync(1)
+        except RuntimeError as error:
+            print(error)
+        if time.monotonic() - began > 4:
+            print("slow")
+threading.setprofile(interrupt)
+sys.setprofile(interrupt)
+print(add.delay_sync(2).id and "sent")
+"""
+
+
+@pytest.mark.parametrize(("thread", "place"), [("MainThread", "_open_sqlite"), ("taskflow-sqlite-writer", "attempt")])
+def test_a_destructor_that_interrupts_taskflow_itself_is_refused_at_once(tmp_path: Path, thread: str, place: str) -> None:
+    """Python collects garbage in any thread, at any time, as it calls a profiler. In the first send a destructor that sends hung for ever,
+    waiting for a lock of its own thread. In the store's thread it waited for itself, and meanwhile the program's own calls failed."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "tasks.py").write_text(TASKS)
+    place_of = f"PLACE, THREAD = {place!r}, {thread!r}\n"
+    assert run_script(tmp_path, BEGIN + place_of + INTERRUPTS) == f"{INTERRUPTED}\nsent\n"
 
 
 TOO_LATE = "taskflow cannot send or ask any more, because Python is exiting: do so before the end of the program"
