@@ -148,9 +148,9 @@ def header_of(given: str) -> tuple[str, str | None]:
 
 
 def check_error(text: str) -> str:
-    """Raise ValueError for an empty text, which every error contains."""
-    if not text:
-        raise ValueError("error '': expected a part of an error's text")
+    """Raise ValueError for an empty text, which every error contains, and for spaces, which most contain."""
+    if not text.strip():
+        raise ValueError(f"error {text!r}: expected a part of an error's text")
     return text
 
 

@@ -22,7 +22,7 @@ from taskflow.model.codec.hints import hints_of_function
 from taskflow.model.codec.records import ClassFields
 from taskflow.model.errors import EncodeError
 from taskflow.model.ids import MAX_KEY_BYTES, check_key
-from taskflow.model.masking import HIDDEN
+from taskflow.model.masking import HIDDEN, is_secret as has_secret_name
 from taskflow.model.suggestions import nearest
 
 _FIELD: Final = re.compile(r"(?P<name>\w+)(?P<path>(?:\.\w+|\[[^][]+])*)(?:\?(?P<none>.*))?", re.DOTALL)
@@ -75,7 +75,7 @@ class DeclaredKey:
 
     def _formatted(self, field: _TemplateField, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, bool]:
         """Return the text of a field, and whether it is secret."""
-        is_secret = not field.names.isdisjoint(self._codec.secrets)
+        is_secret = not field.names.isdisjoint(self._codec.secrets) or any(map(has_secret_name, field.names))
         try:
             value = field.value_in(args, kwargs, self._codec)
             value = value.value if isinstance(value, Enum) else value

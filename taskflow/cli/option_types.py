@@ -15,6 +15,7 @@ SHORTEST_TTL: Final = 1.0
 
 SHORTEST_INTERVAL: Final = 0.1
 MOST_TIMES: Final = 10_000
+MOST_PROCESSES: Final = 1_000
 LONGEST: Final = 36_525 * 86_400.0
 """A hundred years, in seconds. Stores cannot compute with much longer times."""
 
@@ -23,6 +24,12 @@ def positive(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
     return int(text)
+
+
+def processes(text: str) -> int:
+    if (number := positive(text)) > MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_PROCESSES}, which would fill the machine")
+    return number
 
 
 def count(text: str) -> int:

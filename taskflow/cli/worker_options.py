@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from taskflow.cli.option_types import port, positive, seconds, size, ttl
+from taskflow.cli.option_types import port, positive, processes, seconds, size, ttl
 
 PREFIX: Final = "TASKFLOW_WORKER_"
 """The beginning of the names of environment variables with settings, see `worker_settings`."""
@@ -67,7 +67,7 @@ def _supervised(parser: argparse.ArgumentParser) -> None:
     """Add the flags that start a supervisor."""
     group = parser.add_argument_group("under a supervisor", "The supervisor replaces workers that die. SIGHUP replaces them one by one.")
     group.add_argument(
-        "--processes", action=_Supervise, type=positive, metavar="N", help="run N worker processes, each with --concurrency jobs"
+        "--processes", action=_Supervise, type=processes, metavar="N", help="run N worker processes, each with --concurrency jobs"
     )
     group.add_argument("--max-jobs", action=_Supervise, type=positive, metavar="N", help="replace a worker that has run N jobs")
     group.add_argument(

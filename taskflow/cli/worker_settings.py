@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from taskflow.app.pyproject import check_names, project_table, table_in
 from taskflow.cli.base_parser import Parser
-from taskflow.cli.option_types import positive
+from taskflow.cli.option_types import MOST_PROCESSES, positive
 from taskflow.cli.worker_options import PREFIX
 from taskflow.model.errors import ConfigurationError
 
@@ -69,10 +69,16 @@ def _count(where: str, given: object) -> int:
         raise ConfigurationError(f"{where} is {given!r}: expected a whole number, 1 or more") from None
 
 
+def _processes(where: str, given: object) -> int:
+    if (number := _count(where, given)) > MOST_PROCESSES:
+        raise ConfigurationError(f"{where} is {given!r}: expected at most {MOST_PROCESSES}, because more would fill the machine")
+    return number
+
+
 SETTINGS: Final[Mapping[str, Callable[[str, object], Any]]] = {
     "modules": _modules,
     "queues": _joined,
     "concurrency": _count,
-    "processes": _count,
+    "processes": _processes,
 }
 """For each setting, the function that checks and converts its value. It gets the place of the setting for its error."""

@@ -74,6 +74,7 @@ def test_a_check_takes_its_modules_from_pyproject(project: Cli) -> None:
             "concurrency in [tool.taskflow.worker] of FOLDER/pyproject.toml is True: expected a whole number, 1 or more",
         ),
         ("processes = 0", "is 0: expected a whole number, 1 or more"),
+        ("processes = 1001", "is 1001: expected at most 1000, because more would fill the machine"),
         ('modules = "app.tasks"\nqueues = "two words"', "queues in [tool.taskflow.worker] of FOLDER/pyproject.toml: queue 'two words'"),
     ],
 )
@@ -91,6 +92,13 @@ def test_a_wrong_variable_and_a_table_that_is_none_are_named(project: Cli, monke
     monkeypatch.setenv("TASKFLOW_WORKER_PROCESSES", "many")
     assert project("worker", "app.tasks", code=2).err == (
         "taskflow: TASKFLOW_WORKER_PROCESSES is 'many': expected a whole number, 1 or more\n"
+    )
+
+
+def test_so_many_processes_that_they_fill_the_machine_are_refused(cli: Cli) -> None:
+    assert (
+        "argument --processes: '1001' is more than 1000, which would fill the machine"
+        in cli("worker", "a", "--processes", "1001", code=2).err
     )
 
 

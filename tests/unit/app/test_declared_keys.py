@@ -225,6 +225,15 @@ async def test_a_secret_in_a_key_is_neither_stored_with_it_nor_shown(bench: Benc
     assert await log_in.live("ada:4711:none") == first
 
 
+async def test_what_is_hidden_by_its_name_is_hidden_in_a_key_too(bench: Bench) -> None:
+    def log_in(password: str, n: int) -> None: ...
+
+    handle = await declared("{password}:{n}", log_in).delay("hunter2", 1)
+    info = await handle.info()
+    assert info is not None
+    assert info.key == "[hidden]:1"
+
+
 def test_a_secret_in_a_key_survives_new_settings_and_is_in_no_error(app: App) -> None:
     call = log_in.bind(Login("ada", 4711), "t")
     other = log_in.options(queue="other").bind(Login("ada", 4711), "t")

@@ -291,7 +291,7 @@ async def test_an_empty_filter_is_refused(bench: Bench, function: str) -> None:
     handle = await add.delay(1)
     filters = ("queue", "job", "tag", "ended_before") if function == "failures" else JobSelection.__annotations__
     for name in filters:
-        others: dict[str, list[Any]] = {"header": ["=", "=web"], "status": [[], [""]]}
+        others: dict[str, list[Any]] = {"header": ["=", "=web"], "status": [[], [""]], "error": [" ", "\t\n"]}
         for empty in ["", *others.get(name, [])]:
             with pytest.raises((TypeError, ValueError), match=name):
                 await FUNCTIONS[function](**{name: empty})
