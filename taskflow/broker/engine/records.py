@@ -139,7 +139,7 @@ HEADERS: Final[Mapping[int, tuple[Field, ...]]] = {
 
 
 class Index(NamedTuple):
-    """An index of the records of one kind.
+    """An index of the records of one kind. The positions of two records differ, and no field of a position is None: the engine sees to it.
 
     `when`    a condition on the header. Its syntax is common to SQL and Python but for `IS NULL`, `IS NOT NULL`, `AND` and `OR`
     `at`      the fields of an entry's position, in their order; "-x" falls. "id" is the record's id

@@ -3,23 +3,45 @@
 A store knows headers, revisions and indexes. It knows no rule of a job. Each name in brackets is a test of the seam's suite; a new store
 must pass all of them.
 
-  [step]       A step takes effect as a whole or not at all. The steps of one `apply` are independent: none sees another's effect.
+  [snapshot]   What a query or a claim has returned does not change when the record does.
+  [step]       A step takes effect as a whole or not at all. The steps of one `apply` are independent: each expects the records as they
+               were before the call. The query `then` is answered after all of them.
   [expect]     A step is Stale if a record that it expects has another revision, exists although ABSENT was expected, or is missing.
-  [fresh_rev]  A changed record gets a revision that this ref never had before. This also holds after it was dropped and made again.
+  [fresh_rev]  Each put, claim, `succeed`, `promote` and `fade` gives a record a revision that this ref never had before. This also holds
+               after the record was dropped and made again.
   [once]       `apply` raises ValueError if two of its puts and drops name the same record. Such a call is a bug, not a conflict.
-  [added]      Additions to one field are summed, also beside a put of the same record. They do not change the revision.
-  [owned]      A put leaves the fields with an owner as they are stored, unless the record is new or `restarts`.
+  [added]      Additions follow the puts of their step. They are summed, in a step and across the steps of a call, and do not change the
+               revision.
+  [owned]      A put leaves the fields with an owner as they are stored, unless the record is new or `restarts`. No put writes the fields
+               of the store.
   [released]   An addition to `awaits` counts only while the job is HELD. It does not change the status: once `awaits` is 0 and BEHIND is
                not set, the job is in the index `due`, and `promote` makes it READY if its time has come.
-  [stamped]    The store gives a new record `seq` and `created_at`. A value `After(n)` becomes the store's time, plus n, when it is applied.
+  [stamped]    The store gives a new record `seq`, which is higher than that of each record made before it, and `created_at`. A value
+               `After(n)` becomes the store's time, plus n, when it is applied.
   [locked]     If another program's open transaction has locked a record, only the steps that name it are Locked.
-  [full]       A step is Full if an addition would pass its bound, or if the store has no room and the call `grows`.
+  [full]       A step is Full if an addition, with those before it in the call, would pass its bound. If the call `grows`, a step is also
+               Full if the store has no room for its new jobs.
   [indexed]    A record is in each index whose condition its header meets, at that position, from the same instant as the record itself.
-  [counted]    The groups of an index are exact for every reader that sees the records.
+               Numbers, names (by code point) and bytes rise. A shorter position is before all positions that begin with it.
+  [counted]    The groups of an index are exact for every reader that sees the records. Empty groups are not returned.
   [unread]     A record of any bytes is loaded, put and dropped like others. A header that cannot be read is reported as damage, alone.
-  [content]    A query returns payloads and results only if it asks for them. A put keeps, replaces or removes them.
-  [claim_*]    `claim` leases READY jobs under the session's request number, and answers the same request with the same leases.
-  [hot_*]      `add`, `succeed`, `promote` and `fade` act on jobs without ties, each by the header alone.
+  [content]    A query returns payloads and results only if it asks for them. A put keeps, replaces or removes each part.
+
+  [claim_order]   A claim takes the queues in the order given. In each, it takes the highest priority first, then the earliest due time,
+                  then the lowest `seq`.
+  [claim_turns]   Without queues, it takes every queue with READY jobs, beginning at a different one with each request.
+  [claim_skips]   It passes over jobs that have expired, and over queues that are paused: those with a record.
+  [claim_repeat]  The session's last request gets the same leases again, but for those that it no longer holds. Older ones get none.
+  [claim_dead]    An unknown or dead session gets None.
+  [claim_writes]  A lease sets status, `epoch` (plus 1), `session`, `claim`, `claimed_at`, `claimed_steady` and `worker`, clears
+                  `started_at`, and is counted. The session keeps the request's number, and its revision.
+
+  [hot_add]      `add` adds jobs as puts do, or none. It counts each, and answers False for an id that is known.
+  [hot_succeed]  `succeed` writes `settled`, `ended_at`, `started_at`, `fade_at` and the result, clears the lease, and counts each end. It
+                 answers True again to a repeated call, False for another fence, and None for a job with ties.
+  [hot_promote]  `promote` readies the jobs in `due` whose time has come, the first ones first. A HELD job is due from that instant on.
+  [hot_fade]     `fade` buries jobs that need not be kept, with all but their ids and headers, and forgets them later. It returns those
+                 with ties.
 """
 
 from __future__ import annotations
@@ -91,7 +113,7 @@ class Put(NamedTuple):
 
     `header`    the values of the fields; a missing one gets its default in a new record, and keeps its value in others
     `restarts`  True if an operator retries the job: fields that belong to additions and claims are written too
-    `entries`   for each index with `entries`, the values that replace the present ones; None leaves them alone
+    `entries`   for indexes with `entries`, the values that replace the present ones, each once. Those of other indexes stay
     """
 
     ref: Ref
@@ -106,7 +128,7 @@ class Put(NamedTuple):
 class Addition(NamedTuple):
     """Adds `n` to a field that belongs to additions, unless the result would pass `most`: then the step is Full.
 
-    If the record does not exist, the addition does nothing.
+    If the record does not exist, the addition does nothing. No step puts a record to which it adds with a bound.
     """
 
     ref: Ref
@@ -319,7 +341,10 @@ class Store(Protocol):
         ...
 
     def add(self, jobs: Sequence[Put]) -> list[bool] | str:
-        """Add READY jobs without ties, as a whole. Return False for each id that is known, or a message if the store has no room."""
+        """Add READY jobs without ties, as a whole. Return False for each id that is known, or a message if the store has no room.
+
+        No two of the jobs have the same id.
+        """
         ...
 
     def succeed(self, runs: Sequence[Run]) -> list[bool | None]:

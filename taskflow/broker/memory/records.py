@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from taskflow.broker import topics
@@ -116,7 +116,7 @@ class RecordStore:
         stored = self._records.get(ref)
         if stored is None:
             return None
-        return Record(ref, stored.rev, stored.header, stored.sent, stored.state, stored.content if with_content else None)
+        return Record(ref, stored.rev, dict(stored.header), stored.sent, stored.state, stored.content if with_content else None)
 
     # --- steps -----------------------------------------------------------------------------------------------
 
@@ -136,8 +136,7 @@ class RecordStore:
         return ABSENT if stored is None else stored.rev
 
     def _apply_step(self, step: Step, rev: Rev, grows: bool) -> Answer:
-        past = tuple(addition.ref for addition in step.adds if self._would_pass(addition))
-        if past:
+        if past := self._past_bounds(step.adds):
             return Full(past)
         if grows and not self._has_room(sum(put.ref.kind == Kind.JOB and put.ref not in self._records for put in step.puts)):
             return Full(says=self._is_full())
@@ -180,7 +179,7 @@ class RecordStore:
         if put.content is not KEEP:
             stored.content = put.content
         if put.entries is not None:
-            stored.entries = put.entries
+            stored.entries = {**stored.entries, **put.entries}
         self._index(ref, stored)
         if ref.kind == Kind.JOB:
             self._announce(ref, was, header)
@@ -212,12 +211,16 @@ class RecordStore:
             queue = ref.id.decode()
             self.readied[queue] += self._indexes["status"].size((queue, READY))
 
-    def _would_pass(self, addition: Addition) -> bool:
-        stored = self._records.get(addition.ref)
-        if stored is None or addition.most is None:
-            return False
-        after: int = stored.header[addition.field] + addition.n
-        return after > addition.most
+    def _past_bounds(self, adds: Sequence[Addition]) -> tuple[Ref, ...]:
+        """Return the records that have a field which the additions would bring past a bound."""
+        past, sums = dict[Ref, None](), Counter[tuple[Ref, str]]()
+        for ref, field, n, most in adds:
+            stored = self._records.get(ref)
+            if stored is not None and _counts(_FIELDS[ref.kind, field], stored.header):
+                sums[ref, field] += n
+                if most is not None and stored.header[field] + sums[ref, field] > most:
+                    past[ref] = None
+        return tuple(past)
 
     def _add(self, addition: Addition) -> None:
         stored = self._records.get(addition.ref)

@@ -50,7 +50,7 @@ class MemoryStore(RecordStore):
             if self._indexes["status"].size((queue, READY)):
                 self.readied[queue] += 1  # for another worker
         leased = [(ref, self._records[ref]) for ref in taken]
-        return Claimed([Record(ref, job.rev, job.header, job.sent, job.state, job.content) for ref, job in leased], now)
+        return Claimed([Record(ref, job.rev, dict(job.header), job.sent, job.state, job.content) for ref, job in leased], now)
 
     def claim_job(self, session: bytes, request: int, job_id: bytes) -> Record | None:
         """Lease a certain job if it is READY or SCHEDULED, whatever is before it in its queue: for tests that run jobs where they send
@@ -150,12 +150,13 @@ class MemoryStore(RecordStore):
     def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
         now, rev = self._clock.wall(), self._new_rev()
         buried, left = 0, dict[Ref, bool]()
-        for queue, ref in self._over_cap(most_kept, limit):
+        surplus = self._over_cap(most_kept, limit + 1)
+        for queue, ref in surplus[:limit]:
             if self._bury(ref, rev, repeat_for, left, is_surplus=True):
                 buried += 1
                 self._totals[queue, wording.DROPPED_OVER_CAP] += 1
         fading = self._indexes["fading"].scan(Scan("fading", limit - buried + 1, until=(now, b"\xff" * ID_BYTES)))
-        has_more = len(fading) > limit - buried
+        has_more = len(surplus) > limit or len(fading) > limit - buried
         for _, ref in fading[: limit - buried]:
             if self._records[ref].header["status"] == BURIED:
                 self._drop(ref)
