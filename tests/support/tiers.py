@@ -11,7 +11,7 @@ import pytest
 TESTS: Final = Path(__file__).parents[1]
 
 _FAST: Final = [
-    *(TESTS / folder for folder in ("unit", "architecture", "conformance", "docs", "prose", "stores/sqlite", "long/chaos")),
+    *(TESTS / folder for folder in ("unit", "architecture", "conformance", "seam", "docs", "prose", "stores/sqlite", "long/chaos")),
     *(TESTS / "stores" / module for module in ("test_migrations.py", "test_spoilt.py")),
 ]
 """Places whose tests are fast, but for modules marked `slow` and for tests on a server."""

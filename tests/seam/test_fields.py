@@ -1,0 +1,393 @@
+"""Fields: who writes them, what the store gives them, and the bodies beside them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from taskflow.broker.engine.records import HEADERS, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Owner
+from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, Add, Addition, After, Applied, Full, Promote, Put, Query, Ref, Scan, Step
+from tests.seam.harness import SeamStore
+
+ALL_AT_ONCE = 30_000_000
+
+
+async def awaits(store: SeamStore, ref: Ref) -> int:
+    number: int = (await store.header(ref))["awaits"]
+    return number
+
+
+async def is_due(store: SeamStore, ref: Ref) -> bool:
+    [due] = (await store.perform(Query(scans=(Scan("due", 100, with_records=False),)))).scans
+    return ref in [entry.ref for entry in due]
+
+
+# --- additions ------------------------------------------------------------------------------------------------
+
+
+async def test_added__summed_across_steps(store: SeamStore) -> None:
+    """Several steps of a call may add to one field, and one step several times."""
+    held, marks = await store.job({"status": HELD, "awaits": 10}), [store.ref(Kind.MARK) for _ in range(3)]
+    one = Addition(held, "awaits", -1)
+
+    await store.apply(*(Step({mark: ABSENT}, (Put(mark, {}),), adds=(one,) * times) for times, mark in enumerate(marks, 1)))
+
+    assert await awaits(store, held) == 4
+
+
+async def test_added__beside_a_put(store: SeamStore) -> None:
+    """An addition counts if the same step puts the record, which leaves the field alone; also if that makes the record."""
+    held, new = await store.job({"status": HELD, "awaits": 3}), store.ref()
+    puts = (Put(held, {"priority": 5, "awaits": 99}), Put(new, {"status": HELD, "awaits": 3}))
+    adds = (Addition(held, "awaits", -1), Addition(new, "awaits", -1))
+
+    assert await store.apply(Step({held: await store.rev(held), new: ABSENT}, puts, adds=adds)) == [Applied()]
+
+    assert [await awaits(store, held), await awaits(store, new)] == [2, 2]
+    assert (await store.header(held))["priority"] == 5
+
+
+async def test_added__beside_another_steps_put(store: SeamStore) -> None:
+    held, mark = await store.job({"status": HELD, "awaits": 3}), store.ref(Kind.MARK)
+    put = Step({held: await store.rev(held)}, (Put(held, {"priority": 5}),))
+    add = Step({mark: ABSENT}, (Put(mark, {}),), adds=(Addition(held, "awaits", -1),))
+
+    assert await store.apply(put, add) == [Applied(), Applied()]
+
+    assert await awaits(store, held) == 2
+
+
+async def test_added__to_no_record(store: SeamStore) -> None:
+    """An addition to a record that does not exist does nothing, and does not spoil its step."""
+    missing = store.ref()
+
+    assert await store.add(missing, -1) == Applied()
+
+    assert await store.load(missing) is None
+
+
+# --- owned fields ---------------------------------------------------------------------------------------------
+
+
+async def test_owned__puts_leave_them(store: SeamStore) -> None:
+    """Puts write no field with an owner, unless the record is new."""
+    for kind, fields in HEADERS.items():
+        owned = {field.name for field in fields if field.owner is not None}
+        ref = await store.put(store.ref(kind), {"status": HELD} if kind == Kind.JOB else {})
+        before = await store.header(ref)
+
+        await store.put(ref, {**before, **dict.fromkeys(owned, 77)})
+
+        assert await store.header(ref) == before
+
+
+async def test_owned__new_records(store: SeamStore) -> None:
+    """A put that makes a record writes its fields, but for those that belong to the store."""
+    for kind, fields in HEADERS.items():
+        owned = {field.name: 77 for field in fields if field.owner is not None}
+        header = await store.header(await store.put(store.ref(kind), owned))
+
+        written = {field.name: 77 for field in fields if field.owner in (Owner.CLAIM, Owner.ADDITION)}
+        assert {name: header[name] for name in written} == written
+        assert all(header[field.name] != 77 for field in fields if field.owner is Owner.STORE)
+
+
+async def test_owned__restarts(store: SeamStore) -> None:
+    """A put that `restarts` writes the fields of additions and claims too. What the store gave stays."""
+    ref = await store.job({"status": HELD, "awaits": 4})
+    before = await store.header(ref)
+
+    await store.put(ref, {"awaits": 0, "seq": 77, "created_at": 77}, restarts=True)
+
+    assert await store.header(ref) == before | {"awaits": 0}
+
+
+async def test_owned__request(store: SeamStore) -> None:
+    """A heartbeat that read its session before a claim does not set the request's number back."""
+    session = Ref(Kind.SESSION, await store.session())
+    read = await store.found(session)
+    await store.claim(session.id, 7)
+
+    await store.put(session, {**read.header, "beat_at": 5})
+
+    header = await store.header(session)
+    assert (header["request"], header["beat_at"]) == (7, 5)
+
+
+async def test_owned__missing_fields(store: SeamStore) -> None:
+    """A field that a put does not name gets its default in a new record, and keeps its value in another."""
+    for kind, fields in HEADERS.items():
+        header = await store.header(await store.put(store.ref(kind)))
+        free = {field.name: field.default for field in fields if field.owner is not Owner.STORE}
+        assert {name: header[name] for name in free} == free
+        assert header.keys() == {field.name for field in fields}
+    job = await store.job({"priority": 4, "expires_at": 9})
+
+    await store.put(job, {"flags": 2, "expires_at": None})
+
+    header = await store.header(job)
+    assert (header["priority"], header["flags"], header["expires_at"]) == (4, 2, None)
+
+
+# --- awaits ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [SCHEDULED, READY, RUNNING])
+async def test_released__only_held(store: SeamStore, status: int) -> None:
+    """An addition to `awaits` counts only while the job is HELD. What does not count meets no bound either."""
+    lease = {"session": b"s", "claim": b"c"} if status == RUNNING else {}
+    ref = await store.job({"status": status, "awaits": 2, **lease})
+
+    assert await store.add(ref, -1) == Applied()
+    assert await store.add(ref, 5, most=2) == Applied()
+
+    assert await awaits(store, ref) == 2
+
+
+async def test_released__by_the_put_of_its_step(store: SeamStore) -> None:
+    """Whether the job is HELD is decided after the puts of the step."""
+    ref = await store.job({"status": HELD, "awaits": 2})
+    adds = (Addition(ref, "awaits", -1),)
+
+    await store.apply(Step({ref: await store.rev(ref)}, (Put(ref, {"status": READY}),), adds=adds))
+    assert await awaits(store, ref) == 2
+    await store.apply(Step({ref: await store.rev(ref)}, (Put(ref, {"status": HELD}),), adds=adds))
+    assert await awaits(store, ref) == 1
+
+
+async def test_released__due(store: SeamStore) -> None:
+    """The last addition brings the job into the index `due`, still HELD and with its revision. `promote` makes it READY."""
+    ref = await store.job({"status": HELD, "awaits": 2})
+    rev = await store.rev(ref)
+
+    await store.add(ref, -1)
+    assert not await is_due(store, ref)
+    assert await store.perform(Promote(9)) == (0, None)
+    await store.add(ref, -1)
+    assert await is_due(store, ref)
+    assert (await store.header(ref))["status"] == HELD
+    assert await store.rev(ref) == rev
+
+    assert await store.perform(Promote(9)) == (1, None)
+    assert (await store.header(ref))["status"] == READY
+
+
+async def test_released__too_often(store: SeamStore) -> None:
+    """A number below 0, after one release too many, counts as 0."""
+    ref = await store.job({"status": HELD, "awaits": 1})
+
+    await store.add(ref, -3)
+
+    assert await awaits(store, ref) == -2
+    assert await store.perform(Promote(9)) == (1, None)
+
+
+async def test_released__behind(store: SeamStore) -> None:
+    """A job that is BEHIND stays out of `due`, whatever it awaits. A put that clears the flag lets it in."""
+    ref = await store.job({"status": HELD, "awaits": 1, "flags": Flag.BEHIND | Flag.KEYED})
+
+    await store.add(ref, -1)
+    assert not await is_due(store, ref)
+    assert await store.perform(Promote(9)) == (0, None)
+    await store.put(ref, {"flags": Flag.KEYED})
+
+    assert await store.perform(Promote(9)) == (1, None)
+
+
+async def test_released__not_yet_due(store: SeamStore) -> None:
+    """A released job stays HELD until its time has come."""
+    due_at = await store.now() + ALL_AT_ONCE
+    ref = await store.job({"status": HELD, "awaits": 1, "due_at": due_at})
+    await store.add(ref, -1)
+
+    assert await store.perform(Promote(9)) == (0, due_at)
+    assert (await store.header(ref))["status"] == HELD
+    store.advance(30)
+
+    assert await store.perform(Promote(9)) == (1, None)
+    assert (await store.header(ref))["status"] == READY
+
+
+# --- what the store gives -------------------------------------------------------------------------------------
+
+
+async def test_stamped__seq(store: SeamStore) -> None:
+    """Each new record has a higher `seq` than all before it of its kind: in the order of calls, of steps, and of the puts in a step."""
+    for kind in (Kind.JOB, Kind.END, Kind.ACTION, Kind.INBOX):
+        refs = [store.ref(kind) for _ in range(6)][::-1]
+        await store.apply(Step(dict.fromkeys(refs[:2], ABSENT), tuple(Put(ref, {}) for ref in refs[:2])))
+        await store.apply(*(Step({ref: ABSENT}, (Put(ref, {}),)) for ref in refs[2:5]))
+        await store.put(refs[5])
+        await store.drop(refs[0])
+        again = await store.put(refs[0])
+
+        numbers = [(await store.header(ref))["seq"] for ref in (*refs[1:], again)]
+        assert numbers == sorted(set(numbers))
+
+
+async def test_stamped__seq_of_added_jobs(store: SeamStore) -> None:
+    first, refs = await store.job(), [store.ref() for _ in range(3)][::-1]
+
+    await store.perform(Add([Put(ref, {"queue": "default"}) for ref in refs]))
+
+    numbers = [(await store.header(ref))["seq"] for ref in (first, *refs)]
+    assert numbers == sorted(set(numbers))
+
+
+async def test_stamped__at_the_apply(store: SeamStore) -> None:
+    """`created_at`, NOW and After take the time at which the step is applied, not that of the query before it."""
+    early, ref, action = await store.now(), store.ref(), store.ref(Kind.ACTION)
+    header = {"due_at": NOW, "expires_at": After(5_000_000), "ended_at": early}
+    step = Step({ref: ABSENT, action: ABSENT}, (Put(ref, header), Put(action, {})))
+    store.advance(60)
+    before = await store.now()
+    assert await store.apply(step) == [Applied()]
+    after = await store.now()
+
+    seen = await store.header(ref)
+    for stamp in (seen["created_at"], seen["due_at"], seen["expires_at"] - 5_000_000, (await store.header(action))["created_at"]):
+        assert before <= stamp <= after
+    assert seen["ended_at"] == early
+    assert {type(seen[name]) for name in ("due_at", "expires_at")} == {int}
+
+
+async def test_stamped__once(store: SeamStore) -> None:
+    """A later put leaves `created_at` and `seq`, and takes NOW anew."""
+    ref = await store.job()
+    before = await store.header(ref)
+    store.advance(60)
+
+    await store.put(ref, {"due_at": NOW})
+
+    header = await store.header(ref)
+    assert [header[name] for name in ("seq", "created_at")] == [before[name] for name in ("seq", "created_at")]
+    assert header["due_at"] >= before["due_at"] + 60_000_000
+
+
+# --- bounds ---------------------------------------------------------------------------------------------------
+
+
+async def test_full__bound(store: SeamStore) -> None:
+    """An addition may reach its bound, but not pass it."""
+    ref = await store.job({"status": HELD, "awaits": 1})
+
+    assert await store.add(ref, 1, most=2) == Applied()
+    answer = await store.add(ref, 1, most=2)
+
+    assert isinstance(answer, Full)
+    assert answer.refs in ((), (ref,))
+    assert await awaits(store, ref) == 2
+
+
+async def test_full__of_several(store: SeamStore) -> None:
+    """A bound counts the additions before it in the call, also those of the same step."""
+    ref, marks = await store.job({"status": HELD}), [store.ref(Kind.MARK) for _ in range(3)]
+    one = Addition(ref, "awaits", 1, most=3)
+    steps = [Step({mark: ABSENT}, (Put(mark, {}),), adds=(one, one)) for mark in marks]
+
+    answers = await store.apply(*steps)
+
+    assert [type(answer) for answer in answers] == [Applied, Full, Full]
+    assert await awaits(store, ref) == 2
+    assert await store.load(marks[1]) is None
+
+
+async def test_full__no_room(kind: type[SeamStore]) -> None:
+    """If the store has no room, a step with new jobs is Full if the call `grows`, and says so in words for the caller."""
+    async with kind.open(capacity=2) as store:
+        await store.job()
+        refs = [store.ref() for _ in range(4)]
+        steps = [Step({ref: ABSENT}, (Put(ref, {"queue": "default"}),)) for ref in refs]
+
+        answers = await store.apply(*steps[:2], grows=True)
+        said = await store.perform(Add([Put(refs[2], {"queue": "default"})]))
+
+        assert [type(answer) for answer in answers] == [Applied, Full]
+        [full] = [answer for answer in answers if isinstance(answer, Full)]
+        assert full.refs == ()
+        assert full.says == said != ""
+        assert await store.apply(steps[2]) == [Applied()]
+        assert [await store.load(ref) is not None for ref in refs] == [True, False, True, False]
+
+
+async def test_full__only_new_live_jobs(kind: type[SeamStore]) -> None:
+    """A change of known jobs, a record of another kind, and a job whose id is known need no room."""
+    async with kind.open(capacity=1) as store:
+        ref, key = await store.job(), store.ref(Kind.KEY)
+        step = Step({ref: await store.rev(ref), key: ABSENT}, (Put(ref, {"priority": 1}), Put(key, {"holder": ref.id})))
+
+        assert await store.apply(step, grows=True) == [Applied()]
+        assert await store.perform(Add([Put(ref, {"queue": "default"})])) == [False]
+
+
+# --- bodies ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["sent", "state", "content"])
+async def test_content__kept_replaced_removed(store: SeamStore, part: str) -> None:
+    """A put keeps, replaces or removes each part by itself."""
+    ref = await store.job(sent=b"sent", state=b"state", content=b"content")
+
+    for value in (KEEP, b"", b"\xff\x00 other", KEEP, None, KEEP):
+        before = await store.found(ref, with_content=True)
+        parts: dict[str, Any] = {part: value}
+        await store.put(ref, **parts)
+        record = await store.found(ref, with_content=True)
+        expected = before if value is KEEP else before._replace(**parts)
+        assert record[3:6] == expected[3:6]
+
+
+async def test_content__only_if_asked_for(store: SeamStore) -> None:
+    """A query returns the content of records and entries only if it asks for it, and the other parts always."""
+    ref = await store.job(sent=b"sent", state=b"state", content=b"content")
+
+    for with_content, content in ((False, None), (True, b"content")):
+        seen = await store.perform(Query((ref,), (Scan("ready", 1),), with_content=with_content))
+        assert seen.records[ref][3:6] == (b"sent", b"state", content)
+        assert seen.scans[0][0].record[3:6] == (b"sent", b"state", content)
+
+
+async def test_content__of_a_new_record(store: SeamStore) -> None:
+    """A new record has no part that its put does not name."""
+    assert (await store.found(await store.job(), with_content=True))[3:6] == (None, None, None)
+
+
+async def test_unread__any_bytes(store: SeamStore) -> None:
+    """A record of any bytes is loaded, put and dropped like others, also a large one."""
+    junk = bytes(range(256)) * 4_096
+    for part in ("sent", "state", "content"):
+        parts: dict[str, Any] = {part: junk}
+        ref = await store.job(**parts)
+        assert junk in (await store.found(ref, with_content=True))[3:6]
+        await store.put(ref, {"priority": 1})
+        assert junk in (await store.found(ref, with_content=True))[3:6]
+        await store.drop(ref)
+        assert await store.load(ref) is None
+
+
+async def test_unread__damage_alone(store: SeamStore) -> None:
+    """A header that cannot be read is reported as damage. The records beside it are read as ever, and it can be dropped."""
+    spoilt, sound = await store.job(), await store.job()
+    if not await store.spoil(spoilt):
+        pytest.skip("nobody but the store can write its records")
+
+    seen = await store.perform(Query((spoilt, sound)))
+    assert seen.records[spoilt].damage
+    assert seen.records[spoilt].header == {}
+    assert seen.records[sound].damage is None
+    await store.drop(spoilt)
+
+
+async def test_locked(store: SeamStore) -> None:
+    """Only the steps that name a locked record are Locked. The others take effect."""
+    held, free = await store.job(), await store.job()
+    steps = [Step({ref: await store.rev(ref)}, (Put(ref, {"priority": 1}),)) for ref in (held, free)]
+    async with store.lock(held) as is_locked:
+        if not is_locked:
+            pytest.skip("no program has a transaction in this store")
+        async with asyncio.timeout(5):
+            answers = await store.apply(*steps)
+
+    assert [type(answer).__name__ for answer in answers] == ["Locked", "Applied"]

@@ -1,0 +1,270 @@
+"""The hot verbs: what each takes, leaves, writes and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, HELD, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind
+from taskflow.broker.engine.seam import NOW, Add, After, Fade, Promote, Put, Query, Record, Ref, Run, Scan, Succeed
+from taskflow.model import wording
+from tests.seam.harness import SeamStore
+
+SECOND = 1_000_000
+
+
+async def totals(store: SeamStore) -> dict[tuple[str, str], int]:
+    found = (await store.perform(Query(with_totals=True))).totals
+    return {name: number for name, number in found.items() if number}
+
+
+# --- add ------------------------------------------------------------------------------------------------------
+
+
+async def test_hot_add__known_ids(store: SeamStore) -> None:
+    """A job whose id is known is left as it is, even if it has ended. The others are added, and each counts as `enqueue`."""
+    known, ended, new = await store.job({"priority": 5}), await store.job({"status": BURIED}), store.ref()
+    before = [await store.found(ref) for ref in (known, ended)]
+
+    answer = await store.perform(Add([Put(ref, {"queue": "q", "priority": 1}) for ref in (known, new, ended)]))
+
+    assert answer == [False, True, False]
+    assert [await store.found(ref) for ref in (known, ended)] == before
+    assert await totals(store) == {("q", "enqueue"): 1}
+    assert await store.perform(Add([Put(new, {"queue": "q"})])) == [False]
+
+
+async def test_hot_add__fields(store: SeamStore) -> None:
+    """An added job is as a put would have made it."""
+    ref, twin = store.ref(), store.ref()
+    put = Put(ref, {"queue": "q", "job": "j", "priority": -3, "due_at": NOW, "expires_at": After(SECOND)}, None, b"sent", b"content")
+
+    assert await store.perform(Add([put])) == [True]
+    await store.put(twin, put.header, sent=b"sent", state=None, content=b"content")
+
+    added, applied = [await store.found(ref, with_content=True) for ref in (ref, twin)]
+    times = ("created_at", "due_at", "expires_at")
+    assert added[3:] == applied[3:]
+    assert {n: v for n, v in added.header.items() if n not in (*times, "seq")} == {
+        n: v for n, v in applied.header.items() if n not in (*times, "seq")
+    }
+    assert [added.header[name] - added.header["created_at"] for name in times] == [0, 0, SECOND]
+    [ready] = (await store.perform(Query(scans=(Scan("ready", 9, ("q",)),)))).scans
+    assert [entry.ref for entry in ready] == [ref, twin]
+
+
+async def test_hot_add__whole(kind: type[SeamStore]) -> None:
+    """If the store has no room for all of them, it adds none."""
+    async with kind.open(capacity=2) as store:
+        refs = [store.ref() for _ in range(3)]
+
+        assert isinstance(await store.perform(Add([Put(ref, {"queue": "q"}) for ref in refs])), str)
+
+        assert [await store.load(ref) for ref in refs] == [None] * 3
+        assert await store.perform(Add([Put(ref, {"queue": "q"}) for ref in refs[:2]])) == [True, True]
+
+
+# --- succeed --------------------------------------------------------------------------------------------------
+
+
+def run_of(record: Record, **fields: Any) -> Run:
+    header = record.header
+    return Run(record.ref.id, header["epoch"], header["session"], header["claim"], b"result", 3 * SECOND, 60 * SECOND)._replace(**fields)
+
+
+async def test_hot_succeed__fields(store: SeamStore) -> None:
+    """The job is SUCCEEDED, with its result in place of the payload, the fence, and its times by the store's clock."""
+    record = await store.running({"priority": 4}, content=b"payload", sent=b"sent")
+    store.advance(10)
+    before = await store.now()
+    assert await store.perform(Succeed([run_of(record)])) == [True]
+    after = await store.now()
+
+    ended = await store.found(record.ref, with_content=True)
+    at = ended.header["ended_at"]
+    assert before <= at <= after
+    assert ended[3:6] == (b"sent", None, b"result")
+    assert ended.header == record.header | {
+        "status": SUCCEEDED,
+        "session": None,
+        "claim": None,
+        "settled": (1).to_bytes(8, "big") + record.header["session"] + record.header["claim"] + b"\0",
+        "ended_at": at,
+        "started_at": at - 3 * SECOND,
+        "fade_at": at + 60 * SECOND,
+    }
+    queue = record.header["queue"]
+    assert await totals(store) == {(queue, "claim"): 1, (queue, "succeed"): 1}
+
+
+async def test_hot_succeed__repeated(store: SeamStore) -> None:
+    """A repeated call answers True and changes nothing, also after the job was buried."""
+    record = await store.running()
+    assert await store.perform(Succeed([run_of(record)])) == [True]
+
+    for _ in range(2):
+        before = await store.found(record.ref, with_content=True)
+        assert await store.perform(Succeed([run_of(record, result=b"other"), run_of(record)])) == [True, True]
+        assert await store.found(record.ref, with_content=True) == before
+        store.advance(61)
+        await store.perform(Fade(9, 100, 1_000 * SECOND))
+    assert (await store.header(record.ref))["status"] == BURIED
+
+
+@pytest.mark.parametrize("field", ["epoch", "session", "claim", "id"])
+async def test_hot_succeed__another_fence(store: SeamStore, field: str) -> None:
+    """A run with another epoch, session or claim, or of an unknown job, is False. The runs beside it are ended."""
+    record, other = await store.running(), await store.running()
+    changed = {"epoch": 2, "session": bytes(16), "claim": bytes(12), "id": bytes(16)}[field]
+    before = await store.found(record.ref)
+
+    assert await store.perform(Succeed([run_of(record, **{field: changed}), run_of(other)])) == [False, True]
+
+    assert await store.found(record.ref) == before
+
+
+async def test_hot_succeed__taken_from_it(store: SeamStore) -> None:
+    """The run of a job that waits again, or that another session runs, is False."""
+    record = await store.running()
+    await store.put(record.ref, {"status": READY, "session": None, "claim": None})
+    assert await store.perform(Succeed([run_of(record)])) == [False]
+    assert await store.claim(await store.session(), 1)
+
+    assert await store.perform(Succeed([run_of(record)])) == [False]
+
+
+@pytest.mark.parametrize("flag", [1 << bit for bit in range(9) if Flag.TIES & 1 << bit])
+async def test_hot_succeed__ties(store: SeamStore, flag: int) -> None:
+    """A job with a tie is None, and is left as it is. With another fence it is False."""
+    record = await store.running({"flags": flag})
+
+    assert await store.perform(Succeed([run_of(record), run_of(record, epoch=9)])) == [None, False]
+
+    assert await store.found(record.ref) == record._replace(content=None)
+
+
+# --- promote --------------------------------------------------------------------------------------------------
+
+
+async def test_hot_promote__limit(store: SeamStore) -> None:
+    """It readies the first due jobs, at most the limit, and says when the next one is due, even if that is past."""
+    now = await store.now()
+    refs = [await store.job({"status": SCHEDULED, "due_at": now - 10 + n}) for n in (1, 0, 2)]
+    last = await store.job({"status": SCHEDULED, "due_at": now + 50 * SECOND})
+
+    assert await store.perform(Promote(0)) == (0, now - 10)
+    assert await store.perform(Promote(2)) == (2, now - 8)
+    assert [(await store.header(ref))["status"] for ref in (*refs, last)] == [READY, READY, SCHEDULED, SCHEDULED]
+    assert await store.perform(Promote(2)) == (1, now + 50 * SECOND)
+    store.advance(50)
+    assert await store.perform(Promote(2)) == (1, None)
+    assert await store.perform(Promote(2)) == (0, None)
+
+
+async def test_hot_promote__fields(store: SeamStore) -> None:
+    """A SCHEDULED job keeps its due time and counts as `due`. A released one is due from now on, and counts as `release`."""
+    now = await store.now()
+    scheduled = await store.job({"status": SCHEDULED, "due_at": now}, state=b"state", content=b"content")
+    released = await store.job({"status": HELD, "due_at": now, "queue": "other"}, state=b"state", content=b"content")
+    before = [await store.found(ref, with_content=True) for ref in (scheduled, released)]
+    store.advance(5)
+
+    early = await store.now()
+    assert await store.perform(Promote(9)) == (2, None)
+    after = [await store.found(ref, with_content=True) for ref in (scheduled, released)]
+
+    assert early <= after[1].header["due_at"] <= await store.now()
+    assert after[0].header == before[0].header | {"status": READY}
+    assert after[1].header == before[1].header | {"status": READY, "due_at": after[1].header["due_at"]}
+    assert [record[3:6] for record in after] == [record[3:6] for record in before]
+    assert await totals(store) == {("default", "due"): 1, ("other", "release"): 1}
+
+
+# --- fade -----------------------------------------------------------------------------------------------------
+
+
+async def ended(store: SeamStore, status: int, at: int, fields: Mapping[str, Any] = {}, **parts: Any) -> Ref:
+    return await store.job({"status": status, "ended_at": at, "fade_at": at + 1_000 * SECOND, "cause": b"cause", **fields}, **parts)
+
+
+async def statuses(store: SeamStore, *refs: Ref) -> list[int | None]:
+    records = [await store.load(ref) for ref in refs]
+    return [None if record is None else record.header["status"] for record in records]
+
+
+async def test_hot_fade__buries_and_forgets(store: SeamStore) -> None:
+    """A job is buried once its `fade_at` has come, and forgotten `repeat_for` after its end. Its fence stays until then."""
+    now = await store.now()
+    parts = {"sent": b"sent", "state": b"state", "content": b"content"}
+    ref = await ended(store, SUCCEEDED, now, {"fade_at": now + 10 * SECOND, "settled": b"fence"}, **parts)
+    before = await store.header(ref)
+
+    assert await store.perform(Fade(9, 100, 60 * SECOND)) == (0, False, {})
+    store.advance(10)
+    assert await store.perform(Fade(9, 100, 60 * SECOND)) == (1, False, {})
+    buried = await store.found(ref, with_content=True)
+    assert buried.header == before | {"status": BURIED, "cause": None, "fade_at": now + 60 * SECOND}
+    assert buried[3:6] == (None, None, None)
+    assert await totals(store) == {("default", "drop"): 1}
+    store.advance(49)
+    await store.perform(Fade(9, 100, 60 * SECOND))
+    assert await statuses(store, ref) == [BURIED]
+    store.advance(1)
+    await store.perform(Fade(9, 100, 60 * SECOND))
+    assert await statuses(store, ref) == [None]
+
+
+async def test_hot_fade__too_many(store: SeamStore) -> None:
+    """Each queue keeps `most_kept` FAILED jobs, and as many SUCCEEDED and CANCELLED ones together. The oldest are buried, and counted."""
+    now = await store.now()
+    failed = [await ended(store, FAILED, now + n) for n in range(3)]
+    others = [await ended(store, (SUCCEEDED, CANCELLED)[n % 2], now + n) for n in range(5)]
+    elsewhere = [await ended(store, FAILED, now + n, {"queue": "other"}) for n in range(2)]
+    live = [await store.job({"status": status}) for status in (HELD, SCHEDULED, READY)]
+
+    assert await store.perform(Fade(99, 2, 60 * SECOND)) == (4, False, {})
+
+    assert await statuses(store, *failed) == [BURIED, FAILED, FAILED]
+    assert await statuses(store, *others) == [BURIED] * 3 + [CANCELLED, SUCCEEDED]
+    assert await statuses(store, *elsewhere, *live) == [FAILED, FAILED, HELD, SCHEDULED, READY]
+    assert await totals(store) == {("default", wording.DROPPED_OVER_CAP): 4, ("default", "drop"): 4}
+
+
+async def test_hot_fade__limit(store: SeamStore) -> None:
+    """It buries at most the limit in a call, and says that there is more."""
+    now = await store.now()
+    refs = [await ended(store, SUCCEEDED, now + n, {"fade_at": now + n} if n < 2 else {}) for n in range(7)]
+
+    answers = [await store.perform(Fade(2, 1, 60 * SECOND)) for _ in range(4)]
+
+    assert [(answer.buried, answer.has_more) for answer in answers] == [(2, True), (2, True), (2, False), (0, False)]
+    assert await statuses(store, *refs) == [BURIED] * 6 + [SUCCEEDED]
+
+
+@pytest.mark.parametrize("flag", [1 << bit for bit in range(9) if Flag.TIES & 1 << bit])
+async def test_hot_fade__ties(store: SeamStore, flag: int) -> None:
+    """A job with a tie is left to the engine: True if its queue has too many, False if it has been kept long enough."""
+    now = await store.now()
+    surplus = await ended(store, FAILED, now - 5, {"flags": flag})
+    kept = await ended(store, FAILED, now - 4)
+    old = await ended(store, FAILED, now - 6, {"flags": flag, "fade_at": now, "queue": "other"})
+    before = [await store.found(ref) for ref in (surplus, old)]
+
+    assert await store.perform(Fade(9, 1, 60 * SECOND)) == (0, False, {surplus: True, old: False})
+
+    assert [await store.found(ref) for ref in (surplus, old)] == before
+    assert await statuses(store, kept) == [FAILED]
+    assert await totals(store) == {}
+
+
+async def test_hot_fade__only_ended(store: SeamStore) -> None:
+    """RUNNING jobs do not count, and other records with the same id stay."""
+    running = await store.running()
+    end = await store.put(Ref(Kind.END, running.ref.id))
+
+    assert await store.perform(Fade(9, 0, 60 * SECOND)) == (0, False, {})
+
+    assert await statuses(store, running.ref) == [RUNNING]
+    assert await store.load(end)
