@@ -47,8 +47,13 @@ class OwnTask(asyncio.Task[T]):
     Code outside jobs can cancel it, for example a task group in the application's lifespan when one of its tasks has failed.
     """
 
+    _told_of = ""
+
     def cancel(self, msg: Any | None = None) -> bool:
-        if running.get() is not None and asyncio.current_task(self.get_loop()) is not None:
-            log_safely(log.error, "a job tried to cancel a task of the worker; the task continues")
+        context = running.get()
+        if context is not None and asyncio.current_task(self.get_loop()) is not None:
+            if context.job_id != self._told_of:  # a job may try in a loop
+                self._told_of = context.job_id
+                log_safely(log.error, "a job tried to cancel a task of the worker; the task continues")
             return False
         return super().cancel(msg)

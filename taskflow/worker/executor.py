@@ -6,10 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from taskflow.app.app import App
 from taskflow.app.context import JobContext, running
@@ -95,6 +96,7 @@ class Executor:
         self._children = children
         self._is_cut_short = is_cut_short
         self._deploy = deploy
+        self._pid = os.getpid()
         self._completes = self._complete  # bound once, not for each run
         self._deadlines = Deadlines(self._end_at_timeout)
 
@@ -110,6 +112,8 @@ class Executor:
                 verdict = await verdict
         except BaseException as error:
             verdict = self._judge(holding, self.registry.get(holding.lease.envelope.job), error)
+        if os.getpid() != self._pid and asyncio._get_running_loop() is None:
+            end_forked_process()
         return self._settlement(holding, verdict, begun)
 
     def foresee(self, lease: Lease) -> Verdict | None:
@@ -361,6 +365,15 @@ class Executor:
                 log_safely(partial(log.error, exc_info=True), said, id_text(lease.envelope.id), lease.envelope.job, lease.attempt)
             retry = Backoff()
         return retry.wait(lease.failures, self._seams.chance)
+
+
+def end_forked_process() -> NoReturn:
+    """End a process that a job has forked, and in which the job has returned or raised.
+
+    It would go on as a second worker, which nothing stops. Exiting with `sys.exit` only raises an exception, which fails the job.
+    """
+    log_safely(log.error, "a job has returned in a process that it had forked, which ends now: end such a process with os._exit()")
+    os._exit(1)
 
 
 def _unreadable(lease: Lease) -> RunError:
