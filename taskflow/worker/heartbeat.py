@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Final, Protocol, TypeVarTuple
 import anyio
 import msgspec
 
+from taskflow.broker.deadline import Deadline
 from taskflow.broker.protocol import Broker
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.envelope import ClaimId
@@ -35,6 +37,7 @@ PROGRESS_EVERY: Final = 1.0
 """Minimum seconds between two heartbeats that are sent only to report progress."""
 
 STOPS_WITHIN: Final = 5.0
+NO_ANSWER: Final = "it does not answer"
 # The errors of a loop's selector if its descriptor has been closed, or has since been reused.
 LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
@@ -65,6 +68,9 @@ class Heartbeat:
 
     `beaten_at` is the time of the last answer, or None before the first. `tried_at` is the time of the
     last attempt, successful or not. Both are on the monotonic clock, and any thread may read them.
+
+    The session is lost a ttl after the last answered heartbeat was sent: it lapses in the store a ttl after that heartbeat arrived.
+    An attempt in progress ends then. Only an attempt that begins later, in a process that was suspended, may still save the session.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class Heartbeat:
         self._stopping = threading.Event()
         self._waiter = Waiter(WakeUpFlag(), ())
         self._is_urgent = False
+        self._trouble = NO_ANSWER
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self.beaten_at: float | None = None
@@ -128,39 +135,58 @@ class Heartbeat:
             self._loop.call_soon_threadsafe(function, *args)
 
     async def _main(self) -> None:
+        beating = asyncio.timeout(None)
+
+        def end() -> None:
+            self._lapse()
+            beating.reschedule(0.0)
+
+        deadline = Deadline(end)
         try:
-            await self._beat_on()
+            with contextlib.suppress(TimeoutError):
+                async with beating:
+                    await self._beat_on(deadline)
         finally:
+            deadline.drop()
             await self._broker.close()
 
-    async def _beat_on(self) -> None:
+    async def _beat_on(self, deadline: Deadline) -> None:
         interval = self._session.ttl / BEATS_PER_TTL
-        beaten_at, retries = time.monotonic(), Retries(PAUSES.at_most(interval))  # the session was just registered
+        lapses_at = self.tried_at + self._session.ttl  # the session was registered later than `tried_at`
+        retries = Retries(PAUSES.at_most(interval))
         while not self._stopping.is_set():
             if self._loop.is_closed():
                 await self._leave()
                 return
             try:
                 asked_at, beat = time.monotonic(), self._next_beat()
+                deadline.begin(left if (left := lapses_at - asked_at) > 0 else math.inf)
                 answer = await self._send(beat, self._lease_table.reports())
+                deadline.end()
                 self._in_loop(self._listener.apply_answer, answer, asked_at)
-                beaten_at = self.beaten_at = self.tried_at = time.monotonic()
+                self.beaten_at = self.tried_at = time.monotonic()
+                lapses_at = asked_at + self._session.ttl
                 retries.succeeded()
+                self._trouble = NO_ANSWER
                 pause = self._session.ttl / IDLE_BEATS_PER_TTL if beat.looks else interval
+                pause = max(0.0, pause - (self.tried_at - asked_at))  # so that a slow store has as long for its next answer
             except SessionLost as error:
                 self._in_loop(self._listener.lose, str(error))
                 return
             except Exception as error:  # includes refusals (a revoked right, a migration) and bugs
                 if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
                     raise
-                why = str(error) if isinstance(error, BrokerError) else f"{type(error).__name__}: {error}"
+                why = self._trouble = str(error) if isinstance(error, BrokerError) else f"{type(error).__name__}: {error}"
                 self.tried_at = time.monotonic()
-                if self.tried_at - beaten_at > self._session.ttl:
-                    self._in_loop(self._listener.lose, f"no heartbeat has reached the broker for {self._session.ttl:g} s: {why}")
+                if self.tried_at >= lapses_at:
+                    self._lapse()
                     return
                 pause = retries.failed()
                 self._in_loop(self._events.emit, BrokerCallFailed("a heartbeat", why, retries.failures))
             await self._rest(pause)
+
+    def _lapse(self) -> None:
+        self._in_loop(self._listener.lose, f"no heartbeat has reached the broker for {self._session.ttl:g} s: {self._trouble}")
 
     async def _rest(self, pause: float) -> None:
         rested_at = time.monotonic()

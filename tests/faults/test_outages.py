@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import Counter
+from typing import Final
 
 import pytest
 
+from taskflow import job
+from taskflow.broker.url import connect
 from taskflow.worker.events import SessionEnded
 from tests.faults.outage import Bench
 from tests.support.outages import Outage, PostgresOutage, RedisOutage
@@ -13,6 +18,9 @@ from tests.support.waiting import until
 
 MANY = 60
 LONG = range(MANY, MANY + 10)
+
+PROMPT: Final = 0.3
+"""Seconds within which a busy machine cancels a run whose time is up."""
 
 
 async def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(outage: Outage) -> None:
@@ -50,6 +58,35 @@ async def test_connections_that_are_cut_are_opened_again_the_heartbeat_too(kind:
             await until(lambda: len(bench.ended) == len(LONG))
         assert not bench.has(SessionEnded)
         assert max(bench.begun.values()) == 1
+
+
+@pytest.mark.parametrize("kind", [RedisOutage, PostgresOutage], ids=lambda kind: kind.name)
+async def test_a_worker_that_is_cut_off_in_silence_stops_its_runs_before_others_take_them(kind: type[RedisOutage | PostgresOutage]) -> None:
+    """The session lapses in the store a ttl after its last beat arrived, whether or not the worker still waits for an answer."""
+    ttl, started, cancelled = 2.0, asyncio.Event(), asyncio.Event()
+
+    @job(name="tests.outage.notes_its_cancellation")
+    async def notes_its_cancellation() -> float:
+        started.set()
+        try:
+            return await asyncio.sleep(60, 0.0)
+        finally:
+            cancelled.set()
+
+    with kind() as outage:
+        bench, straight = Bench(outage), connect(outage.straight)
+        async with bench.work(ttl=ttl):
+            await notes_its_cancellation.delay()
+            await asyncio.wait_for(started.wait(), 20)
+            await bench.until_beaten()
+            outage.fall_silent()
+            asked_at = time.monotonic()
+            [worker] = await straight.console.workers()
+            lapses_at = asked_at - worker.seconds_since_beat + ttl
+            await asyncio.wait_for(cancelled.wait(), 20)
+            assert time.monotonic() <= lapses_at + PROMPT
+            outage.come_back()
+        await straight.close()
 
 
 async def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_again(outage: Outage) -> None:

@@ -37,6 +37,7 @@ from taskflow.worker.events import (
 )
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
+from tests.support.waiting import until
 from tests.worker.scene import FaultyBroker, Run, waits
 
 TIMEOUT = 60.0
@@ -408,17 +409,16 @@ async def test_whatever_ends_the_heartbeat_thread_another_session_takes_its_plac
     assert "its heartbeat thread has failed" in heard.of(SessionEnded)[0].why
 
 
-async def test_a_heartbeat_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A beat whose answer never comes, and no error either."""
+async def test_a_heartbeat_thread_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A beat whose call never returns, so that not even the thread's own deadline passes."""
     monkeypatch.setattr(heartbeat, "STOPS_WITHIN", 0.1)
     beats, released = list[Beat](), threading.Event()
 
     async def hangs_at_first(beat: BeatIt, told: Beat) -> BeatAnswer:
         beats.append(told)
-        while told.session == beats[0].session:
-            if released.is_set():
-                raise BrokerUnavailable("the test is over")
-            await asyncio.sleep(0.01)
+        if told.session == beats[0].session:
+            released.wait(TIMEOUT)
+            raise BrokerUnavailable("the test is over")
         return await beat(told)
 
     Run.release.set()
@@ -429,6 +429,48 @@ async def test_a_heartbeat_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatc
             assert await (await waits.delay()).result(TIMEOUT) is not None
         released.set()
     assert "has sent nothing" in heard.of(SessionEnded)[0].why
+
+
+async def test_beats_that_are_answered_slowly_keep_the_session() -> None:
+    """Each answer comes within the ttl of the beat before it."""
+    answered = list[float]()
+
+    async def answers_slowly(beat: BeatIt, told: Beat) -> BeatAnswer:
+        answer = await beat(told)
+        await asyncio.sleep(0.6)
+        answered.append(time.monotonic())
+        return answer
+
+    with default_app().using(WithHeartbeat(answers_slowly)):
+        heard = ThreadSafeEventRecorder()
+        async with Worker(options=options(heard, ttl=1.5)):
+            handle = await waits.delay()
+            await until(lambda: len(answered) == 4)
+            Run.release.set()
+            assert await handle.result(TIMEOUT) == "epoch 1"
+    assert not heard.of(SessionEnded)
+
+
+async def test_a_beat_that_a_suspended_thread_sends_after_the_ttl_keeps_the_session() -> None:
+    """If the store answers it, however long that takes, nobody else has the jobs."""
+    beats = list[Beat]()
+
+    async def is_suspended_after_the_first(beat: BeatIt, told: Beat) -> BeatAnswer:
+        beats.append(told)
+        if len(beats) == 1:
+            asyncio.get_running_loop().call_later(0.01, time.sleep, 0.7)
+        elif len(beats) == 2:
+            await asyncio.sleep(0.2)
+        return await beat(told)
+
+    with default_app().using(WithHeartbeat(is_suspended_after_the_first)):
+        heard = ThreadSafeEventRecorder()
+        async with Worker(options=options(heard, ttl=0.5)):
+            handle = await waits.delay()
+            await until(lambda: len(beats) == 3)
+            Run.release.set()
+            assert await handle.result(TIMEOUT) == "epoch 1"
+    assert not heard.of(SessionEnded)
 
 
 async def test_a_heartbeat_that_no_thread_can_be_had_for_is_tried_again(broker: Broker) -> None:
@@ -473,8 +515,8 @@ async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_thr
 
 def compute_in_c() -> None:
     """One call of C code that keeps the interpreter lock for a second and a half of the processor's time."""
-    until = time.thread_time() + watchdog.FIRST_REPORT + 2 * watchdog.LOOK
-    deque(takewhile(until.__gt__, iter(time.thread_time, None)), maxlen=0)
+    ends_at = time.thread_time() + watchdog.FIRST_REPORT + 2 * watchdog.LOOK
+    deque(takewhile(ends_at.__gt__, iter(time.thread_time, None)), maxlen=0)
 
 
 @job(name="tests.stalls.computes")

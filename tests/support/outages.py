@@ -55,11 +55,16 @@ class Proxied(Outage):
         """Every connection that there is. New ones are accepted."""
         self._proxy.cut_all()
 
+    def fall_silent(self) -> None:
+        """Packets vanish, and connections stay open."""
+        self._proxy.blackhole()
+
     def go_away(self) -> None:
         self._proxy.refuse()
         self._proxy.cut_all()
 
     def come_back(self) -> None:
+        self._proxy.heal()
         self._proxy.listen_again()
 
 
