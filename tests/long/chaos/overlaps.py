@@ -13,7 +13,10 @@ SLACK: Final = 0.05
 """Seconds between the end of a run and its line in the ledger."""
 
 OUTLIVES: Final = 8.0
-"""Seconds that a worker has to notice that it was cut off: an attempt at a heartbeat takes a few, and it may just have begun."""
+"""Seconds that a worker that was stopped has to hear that its session has ended: it may try one more heartbeat, which takes a few."""
+
+PROMPT: Final = 2.0
+"""Seconds within which a worker that is cut off has stopped its runs, a ttl after that: it waits for no answer, but the machine is busy."""
 
 
 @dataclass
@@ -55,8 +58,8 @@ def _fault(history: History, first: Run, second: Run, ttl: float, zombies: Zombi
     block = history.impaired_at(zombie.pid, max(holder.begin, zombie.begin), ttl)
     if block is None:
         return f"{zombie} was well, so its lease cannot have lapsed"
-    knew_at = max(holder.begin, block.end if block.is_stopped else min(block.end, block.begin + ttl))
-    if zombie.end > knew_at + OUTLIVES:
+    knew_at = max(holder.begin, block.end if block.is_stopped else block.begin + ttl)
+    if zombie.end > knew_at + (OUTLIVES if block.is_stopped else PROMPT):
         return f"{zombie} went on for {zombie.end - knew_at:.1f} s after it could know better"
     zombies.add("stopped" if block.is_stopped else "cut off", min(zombie.end, holder.end) - max(zombie.begin, holder.begin))
     return ""
