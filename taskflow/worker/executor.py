@@ -370,7 +370,7 @@ class Executor:
 def end_forked_process() -> NoReturn:
     """End a process that a job has forked, and in which the job has returned or raised.
 
-    It would go on as a second worker, which nothing stops. Exiting with `sys.exit` only raises an exception, which fails the job.
+    It would continue as a second worker, which nothing stops. Exiting with `sys.exit` only raises an exception, which fails the job.
     """
     log_safely(log.error, "a job has returned in a process that it had forked, which ends now: end such a process with os._exit()")
     os._exit(1)
