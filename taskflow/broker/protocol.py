@@ -30,8 +30,8 @@ A store may contain anything: other programs write to it, disks fail, releases d
     Its record shows the holder as `behind`. Jobs that name it in `joins` do not release it earlier.
   [key_gives_way] A run that would wait again while a replacement waits for it becomes CANCELLED, "replaced by ID".
   [enqueue_full] If the store has no room, enqueue raises StoreFull and adds none of the batch. All other verbs still work.
-  [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome. If its time has come,
-    it is READY by the end of that verb or by the next upkeep. Otherwise it is SCHEDULED, or stays HELD until then.
+  [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome, by the end of that verb
+    or by the next upkeep.
 
 **register** adds a session.
   [register_repeat] Registering a living session again changes only what is shown of it: its queues, jobs, deploy and trouble.

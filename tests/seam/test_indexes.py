@@ -133,8 +133,11 @@ async def compare(records: Records, data: st.DataObject) -> None:
                 assert [tuple(group) for group in groups] == model.groups(index, prefix, expected), (index.name, prefix)
 
 
+_ANY_SIZE: Final = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture)
+
+
 @pytest.mark.parametrize("kind_of_record", KINDS)
-@settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=_ANY_SIZE)
 @given(data=st.data())
 def test_indexed__as_declared(kind: type[SeamStore], kind_of_record: int, data: st.DataObject) -> None:
     """After any puts, drops and additions, scans and groups of each index are those of the declaration."""

@@ -228,7 +228,12 @@ OF_THE_REST = (
     Mistake(
         "a handle of an id knows the result", HANDLE, "def of(job_id: str) -> JobHandle[Any]", "def of(job_id: str) -> JobHandle[None]"
     ),
-    Mistake("result forgets its type", HANDLE, "timeout: float | None = None) -> R_co", "timeout: float | None = None) -> Any"),
+    Mistake(
+        "result forgets its type",
+        HANDLE,
+        "timeout: float | timedelta | None = None) -> R_co",
+        "timeout: float | timedelta | None = None) -> Any",
+    ),
     Mistake("there is always a status", HANDLE, "async def status(self) -> Status | None", "async def status(self) -> Status"),
     Mistake("there is always a record", HANDLE, "async def info(self) -> JobInfo | None", "async def info(self) -> JobInfo"),
     Mistake("handles are invariant", HANDLE, 'R_co = TypeVar("R_co", covariant=True)', 'R_co = TypeVar("R_co")'),

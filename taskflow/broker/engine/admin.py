@@ -9,8 +9,8 @@ from typing import Final
 from taskflow.broker.console import EXAMINED, FailureGroupRecord, Metrics, QueueRecord, Redone, View
 from taskflow.broker.engine import moves, pages
 from taskflow.broker.engine.bodies import OUTAGE, lapse, outages_of, record_of_session
-from taskflow.broker.engine.draft import Draft, Plain, decide
-from taskflow.broker.engine.moves import MOVE_SCANS
+from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import SUCCEEDED, Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
 from taskflow.broker.engine.sessions import PULSE, pulse_in

@@ -21,7 +21,6 @@ from taskflow.broker.engine.seam import (
     Keep,
     Locked,
     Operation,
-    Promote,
     Put,
     Query,
     Record,
@@ -43,10 +42,6 @@ MAX_ROUNDS: Final = 8
 
 MAX_CHAIN: Final = 6
 """How often one decision may ask for further records. Longer chains arise only when records change between two queries."""
-
-
-MAX_PROMOTED: Final = 1_000
-"""How many due jobs an operation readies at most, after it has released jobs. Upkeep readies the others."""
 
 
 class Missing(Exception):
@@ -90,8 +85,8 @@ class Draft:
         self.seen, self.rules = seen, rules
         self.now, self.steady = seen.now, seen.steady
         self.missing = set[Ref]()
-        self.readies = False
-        """True if a decision may have readied a HELD job: then `promote` is due."""
+        self.released = set[bytes]()
+        """The jobs to whose `awaits` the decisions add: one of them may have nothing to await any more."""
         self.part = Part()
         self._parts = list[Part]()
         self._current: dict[Ref, Job | Plain | None] = {}
@@ -245,19 +240,20 @@ def decide(
     locked: T | None = None,
     grows: bool = False,
     together: bool = False,
+    released: set[bytes] | None = None,
 ) -> Operation[list[T]]:
     """Decide on items, and apply the decisions. Items whose records have changed meanwhile are decided again.
 
     `refs`      the records that the decisions will probably need; others are loaded when a decision needs them
     `locked`    the answer for an item whose records another program's open transaction has locked
     `together`  True if all decisions are one step
+    `released`  gets the jobs to whose `awaits` the decisions have added
 
     Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
     """
     answers: dict[int, T] = {}
     known = set(refs)
     rounds = deque([(list(range(len(items))), 1)] if items else ())
-    readies = False
     while rounds:
         numbers, tries = rounds.popleft()
         if tries > MAX_ROUNDS:
@@ -271,7 +267,8 @@ def decide(
         steps = draft.steps(together=together)
         if not steps:
             continue
-        readies |= draft.readies
+        if released is not None:
+            released |= draft.released
         results, _ = yield Apply([step for _, step in steps], grows=grows)
         stale = list[int]()
         for (places, _), result in zip(steps, results, strict=True):
@@ -288,8 +285,6 @@ def decide(
                 answers.update(dict.fromkeys(of_step, locked))
         if stale:
             rounds.append((stale, tries + 1))
-    if readies:
-        yield Promote(MAX_PROMOTED)
     return [answers[number] for number in range(len(items))]
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taskflow.broker.engine import moves
-from taskflow.broker.engine.draft import decide
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.moves import MOVE_SCANS
+from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.seam import Add, Operation
 from taskflow.broker.engine.settle import read
 from taskflow.broker.protocol import Added, Refused

@@ -6,8 +6,8 @@ from typing import Final
 
 from taskflow.broker.engine import moves, schedules, sessions
 from taskflow.broker.engine.bodies import OUTAGE, lapse, note_outage, session_body
-from taskflow.broker.engine.draft import Draft, decide
-from taskflow.broker.engine.moves import MOVE_SCANS
+from taskflow.broker.engine.draft import Draft
+from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import BURIED
 from taskflow.broker.engine.seam import Fade, Faded, Operation, Promote, Query, Ref, Scan, Snapshot
 from taskflow.broker.protocol import MAX_ENDS, Upkept

@@ -5,14 +5,15 @@ The rules are in `model/transitions.py`. The functions here apply them to the re
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics
 from taskflow.broker.engine.bodies import session_body
-from taskflow.broker.engine.draft import Draft, Plain
+from taskflow.broker.engine.draft import Draft, Plain, decide as decide_once
 from taskflow.broker.engine.job import Job, State, text_bytes
 from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind
-from taskflow.broker.engine.seam import NOW, After, Ref, Scan
+from taskflow.broker.engine.seam import NOW, After, Operation, Ref, Scan
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model import transitions, wording
 from taskflow.model.clock import to_microseconds
@@ -21,8 +22,12 @@ from taskflow.model.failure_cause import pack_cause
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import has_follow_up
 from taskflow.model.record import BY_CODE, CODES, Status
+from taskflow.model.rules import Rules
 from taskflow.model.session import deploy_of
 from taskflow.model.transitions import MOVES, Event, Transition
+
+Item = TypeVar("Item")
+T = TypeVar("T")
 
 MOVE_SCANS: Final = (
     Scan("due", 1, with_records=False),
@@ -32,6 +37,31 @@ MOVE_SCANS: Final = (
 """The scans that every operation with moves begins with: the first due job, a session that wants ends, and the first noted end."""
 
 _STATUS: Final[dict[int, Status | None]] = {**BY_CODE, BURIED: None}
+
+
+def decide(
+    items: Sequence[Item],
+    one: Callable[[Draft, Item], T],
+    rules: Rules,
+    refs: Iterable[Ref],
+    *,
+    scans: tuple[Scan, ...] = (),
+    **more: Any,
+) -> Operation[list[T]]:
+    """Decide on items as `draft.decide` does. Then release the HELD jobs that have nothing to await any more."""
+    released = set[bytes]()
+    answers: list[T] = yield from decide_once(items, one, rules, refs, scans=scans, released=released, **more)
+    if released:
+        ids = sorted(released)
+        yield from decide_once(ids, _free, rules, [Ref(Kind.JOB, job_id) for job_id in ids], scans=scans)
+    return answers
+
+
+def _free(draft: Draft, job_id: bytes) -> None:
+    """Release a HELD job if it awaits nothing. Additions do not change its revision, but nothing else makes it HELD again."""
+    job = draft.job(job_id)
+    if job is not None and job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
+        _release(draft, job)
 
 
 def move(draft: Draft, job: Job, event: Event, to: int) -> None:
@@ -226,8 +256,8 @@ def _release_awaiting(draft: Draft, job: Job) -> None:
         return
     for joined in job.joins:
         draft.add(Ref(Kind.JOB, joined), "awaits", -1)
+    draft.released.update(job.joins)
     job.set_flag(Flag.AWAITED, False)
-    draft.readies = True
 
 
 def _note_end(draft: Draft, job_id: bytes) -> None:
@@ -241,7 +271,11 @@ def _note_end(draft: Draft, job_id: bytes) -> None:
 def bury(draft: Draft, job: Job) -> None:
     """Drop an ended job, but keep its id and its fence for a while: a client may still resend a call that refers to it."""
     move(draft, job, Event.DROP, BURIED)
-    job.header |= {"flags": 0, "cause": None, "fade_at": job.header["ended_at"] + to_microseconds(draft.rules.repeat_for)}
+    forgotten_at = job.header["ended_at"] + to_microseconds(draft.rules.repeat_for)
+    if forgotten_at <= draft.now:
+        draft.drop(job.ref)
+        return
+    job.header |= {"flags": 0, "cause": None, "fade_at": forgotten_at}
     job.state, job.sent_body, job.new_content = State(), None, None
     job.entries = {"tags": ()}
 

@@ -10,9 +10,9 @@ import msgspec
 
 from taskflow.broker.engine import moves, schedules
 from taskflow.broker.engine.bodies import OUTAGE, lapse, new_session, note_beat, note_outage, outages_of, session_body, set_session_body
-from taskflow.broker.engine.draft import Draft, Plain, decide
+from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, claim_id, text_bytes
-from taskflow.broker.engine.moves import MOVE_SCANS
+from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import RUNNING, Kind
 from taskflow.broker.engine.seam import Claimed, Entry, Operation, Query, Ref, Scan, Snapshot
 from taskflow.model import wording

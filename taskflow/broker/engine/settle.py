@@ -7,9 +7,9 @@ from typing import Final
 
 from taskflow.broker import topics
 from taskflow.broker.engine import moves
-from taskflow.broker.engine.draft import Draft, decide
+from taskflow.broker.engine.draft import Draft
 from taskflow.broker.engine.job import Job, claim_bytes, fence_bytes, text_bytes
-from taskflow.broker.engine.moves import MOVE_SCANS
+from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import RUNNING, Flag, Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref, Run, Snapshot, Succeed
 from taskflow.model import wording

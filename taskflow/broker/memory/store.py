@@ -184,5 +184,8 @@ class MemoryStore(RecordStore):
             left.setdefault(ref, is_surplus)
             return False
         stored.content = stored.state = stored.sent = None
-        self._change(ref, "drop", rev, {"status": BURIED, "cause": None, "fade_at": stored.header["ended_at"] + repeat_for})
+        forgotten_at = stored.header["ended_at"] + repeat_for
+        self._change(ref, "drop", rev, {"status": BURIED, "cause": None, "fade_at": forgotten_at})
+        if forgotten_at <= self._clock.wall():
+            self._drop(ref)
         return True
