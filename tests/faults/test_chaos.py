@@ -1,11 +1,14 @@
-"""The short form of tests/long/long_chaos.py, with one seed: workers, producers and stores in trouble, and a judge."""
+"""The short form of tests/long/long_chaos.py, with one seed: workers, producers and a store in trouble, and a judge.
+
+It shows that the chaos test runs. Most of its time it waits, so the other stores are left to the long form.
+"""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.cli.processes import Shell
-from tests.long.chaos.places import Place, PostgresPlace, RedisPlace, SqlitePlace
+from tests.long.chaos.places import RedisPlace
 from tests.long.chaos.play import play, play_in_memory
 
 pytestmark = pytest.mark.unmeasured
@@ -14,9 +17,8 @@ SEED = 4
 SECONDS = 12.0
 
 
-@pytest.mark.parametrize("kind", [SqlitePlace, RedisPlace, PostgresPlace], ids=lambda kind: kind.name)
-async def test_a_short_chaos(shell: Shell, kind: type[Place]) -> None:
-    with kind() as place:
+async def test_a_short_chaos(shell: Shell) -> None:
+    with RedisPlace() as place:
         await play(shell, place, seed=SEED, seconds=SECONDS, ttl=6.0)
 
 
