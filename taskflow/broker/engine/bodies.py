@@ -16,7 +16,7 @@ OUTAGE: Final = Ref(Kind.MARK, b"outage")
 
 
 class SessionBody(msgspec.Struct, array_like=True):
-    """What a session's header does not have.
+    """Keeps the fields of a session that its header does not have.
 
     `boot`     the boot from which its steady times count
     `died_of`  for a dead session: why each of its leases counts as a crash, in UTF-8; None if they are handed back

@@ -1,4 +1,4 @@
-"""What an operation decides, before a store applies it.
+"""Collects the decisions of an operation, before a store applies them.
 
 A draft shows each item of a batch the records as the items before it would leave them. It notes which records the decision on an item has
 read and written, so that the store can refuse the decision if one of them has changed meanwhile.

@@ -66,7 +66,7 @@ class Field(NamedTuple):
 
 
 class Flag:
-    """What a hot verb must know of a job's body. The flags are plain numbers, for the reason that kinds are."""
+    """Names the facts about a job's body that hot verbs need. The flags are plain numbers, for the reason that kinds are."""
 
     KEYED: Final = 1
     AWAITED: Final = 2

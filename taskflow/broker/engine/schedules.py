@@ -26,7 +26,7 @@ MOST_DECLARED: Final = 10_000
 
 
 class Declaration(msgspec.Struct, array_like=True):
-    """What one session says of a schedule. `since` is the instant from which the age of the declaration counts."""
+    """Holds what one session declares for a schedule. `since` is the instant from which the age of the declaration counts."""
 
     since: int
     session: bytes
