@@ -43,8 +43,8 @@ def test_the_second_command_is_what_ci_runs() -> None:
     command = tests.rpartition(".venv/bin/python ")[2]
     assert command == "-m pytest -n auto"
     ci = (ROOT / ".ci" / "run").read_text()
-    assert re.search(rf'^step "\$bin/python" {command} -p no:cacheprovider$', ci, re.MULTILINE)
-    assert re.search(rf'/bin/python" {command} ', ci)
+    assert re.search(rf'^    local run=\("\$1/bin/python" {command} -o', ci, re.MULTILINE)
+    assert re.search(r'^step twice "\$work/3.13"$', ci, re.MULTILINE)
 
 
 def test_no_installation_of_what_is_not_published_is_advised() -> None:
