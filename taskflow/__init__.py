@@ -48,7 +48,6 @@ if TYPE_CHECKING:
         JobError as JobError,
         JobFailed as JobFailed,
         JobStopping as JobStopping,
-        KeyBusy as KeyBusy,
         KeyConflict as KeyConflict,
         LeaseLost as LeaseLost,
         ResultExpired as ResultExpired,
@@ -104,7 +103,7 @@ _HOMES = {
     "taskflow.model.codec.secret": "Secret",
     "taskflow.model.errors": (
         "BrokerError BrokerRefused BrokerUnavailable BrokerUrlError CodecError ConfigurationError DeclarationError DecodeError "
-        "DriverMissing EncodeError EnqueueFailed InvalidJobId JobCancelled JobError JobFailed JobStopping KeyBusy KeyConflict LeaseLost "
+        "DriverMissing EncodeError EnqueueFailed InvalidJobId JobCancelled JobError JobFailed JobStopping KeyConflict LeaseLost "
         "ResultExpired ScheduleConflict StoreFull TaskflowError TooLarge UnknownJob UnknownSchedule WrongConnection"
     ),
     "taskflow.model.record": "Progress Status",

@@ -165,8 +165,8 @@ class Console(Protocol):
     async def failure_groups(self, *, queue: str | None = None, job: str | None = None, limit: int = 100) -> list[FailureGroupRecord]:
         """Return the groups of the failed jobs in this queue and with this job name, the largest first. [console_failures]
 
-        Each failed job is in one group until an operator retries it or it is dropped. The counts are exact: their sum is the number of
-        failed jobs in `queues`. [console_failures_exact]
+        Each failed job is in one group until an operator retries it or it is dropped. The counts are those of one look, and exact in it.
+        While jobs do not change, their sum is the number of failed jobs in `queues`. [console_failures_exact]
         The cause of a settled job is that of its settlement. Poison has the fingerprint of what the last worker died of, and the deploy of
         that worker. [console_failures_poison]
         Stores count by an index, and read no job but the last one of each group.
@@ -181,6 +181,8 @@ class Console(Protocol):
     async def purge(self, view: View, *, limit: int = 1_000) -> int:
         """Drop up to `limit` matching jobs, and return their number. Waiting ones are cancelled first; running ones stay. [console_purge]
 
+        Each job is dropped in a separate step, if it still matches then and does not run. A job that begins to match during the call may
+        stay.
         The ids stay known for `repeat_for`, so that a resent enqueue does not add the jobs again.
         A filter with a tag drops no job without it. [console_purge_tag]
         """

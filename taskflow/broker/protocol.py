@@ -1,13 +1,15 @@
 """The contract for all brokers. Each clause has a name in brackets; the conformance test of that name runs on every broker.
 
-Every verb is atomic: it takes effect as a whole or not at all. After `BrokerUnavailable`, every verb may be sent again for up to 60 s
-without harm. Time is the store's time: clients send durations. All methods may be called from any running event loop in the process.
-Several processes may share a store, unless it is in memory.
+Every item of a call is atomic: it takes effect as a whole or not at all. An `enqueue` and a claim are one item each. In other calls each
+settlement, each job, each definition, each firing, and each move of upkeep is one. After `BrokerUnavailable`, every verb may be sent again
+for up to 60 s without harm. Time is the store's time: clients send durations. All methods may be called from any running event loop in the
+process. Several processes may share a store, unless it is in memory.
 
-A store may contain anything: other programs write to it, disks fail, releases differ.
+A store may contain anything: other programs write to it, disks fail, releases differ. No store has to correct counts or indexes that
+such a write has made wrong.
   [unreadable_row] A value that no broker could have stored affects only its own job or session, and stops no verb. Such a job ends FAILED:
-    `Lease.unreadable` and `Record.unreadable` name the column and hold the value's first bytes. Such a session lives on with a default
-    in its place, or is reaped. (The memory broker holds objects that no other program can write.)
+    `Lease.unreadable` and `Record.unreadable` name the field, or the part of the record that has it, and hold the value's first bytes.
+    Such a session lives on with a default in its place, or is reaped. (The memory broker holds objects that no other program can write.)
 
 **enqueue** adds envelopes in order, with one answer for each.
   [enqueue_adds] A new id is Added: HELD while it awaits other jobs, SCHEDULED until its time, otherwise READY.
@@ -26,8 +28,9 @@ A store may contain anything: other programs write to it, disks fail, releases d
   [key_released] An ended job has no key, however it ended.
   [key_survives_retry] A job that waits for its retry keeps its key.
   [key_replaces] With REPLACE, the waiting holder becomes CANCELLED, "replaced by ID", and the new job is Added with its own id.
-  [key_waits_behind] With REPLACE while the holder runs, the new job is HELD until the holder is no longer RUNNING.
-    Its record shows the holder as `behind`. Jobs that name it in `joins` do not release it earlier.
+  [key_waits_behind] With REPLACE while the holder runs, the new job is HELD until the holder is no longer RUNNING. It is released by the
+    end of the verb that ends that run, or by the next upkeep. Its record shows the holder as `behind`. Jobs that name it in `joins` do not
+    release it earlier.
   [key_gives_way] A run that would wait again while a replacement waits for it becomes CANCELLED, "replaced by ID".
   [enqueue_full] If the store has no room, enqueue raises StoreFull and adds none of the batch. All other verbs still work.
   [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome, by the end of that verb
@@ -62,10 +65,11 @@ A store may contain anything: other programs write to it, disks fail, releases d
   [beat_reports] The record shows the reported start and progress of runs.
   [beat_looks] A beat with `looks` is answered with an outlook; other beats get none. It `is_ready` while a claim could lease anything from
     a queue that is not paused. Upkeep has nothing to move before `due_in`, except later changes and what is beyond `kept_per_queue`.
-  [beat_leaving] A leaving session's remaining leases are handed back at once, and it is dead.
+  [beat_leaving] A leaving session is dead at once. Then its remaining leases are handed back, each in a separate step. Upkeep does this
+    for those that the call has not reached.
   [beat_died] A beat with `died_of` comes from another process, such as the supervisor, which knows of a death before the ttl has passed.
-    The session is dead, and each of its leases counts as a crash at once, as if it had been reaped, even during an outage. The job's
-    error has the cause, and the reason of poison has the last one.
+    The session is dead at once. Then each of its leases counts as a crash, as if it had been reaped, even during an outage. They are
+    released as those of a leaving session are. The job's error has the cause, and the reason of poison has the last one.
 
 **settle** ends a run, if the fence (RUNNING, epoch, claim id) matches.
   [settle_outcomes] The table of moves determines what follows each verdict: status, counters, times, error, result and reason.
@@ -100,7 +104,7 @@ A store may contain anything: other programs write to it, disks fail, releases d
   [holders_none] An ended job has no key, so it is never returned.
 
 **upkeep** makes up to `limit` moves that time has made necessary, and returns when to call it next. Any worker may call it, in any order
-and any number of times.
+and any number of times. Calls may overlap: each move is made once.
   [upkeep_due] A due job becomes READY, and its due time determines its place.
   [upkeep_reaps] A session past its ttl is dead for good, and its leases are released, each as a crash. `next_in` is no later than that.
   [upkeep_bounded] No call makes more than `limit` moves. `next_in` is 0 if more are left. A session is dead before its first lease is
@@ -125,7 +129,8 @@ end because their worker was lost, has left, or does not know them, and runs tha
     them, oldest first. `next_in` is 0 if more are left. Each is given to one caller, once.
   [ends_settled] The end of a job by a verdict that is final is not noted: the worker that settled it knows.
   [ends_unheard] While no such session lives, nothing is noted. Upkeep without `ends` takes nothing.
-  [ends_bounded] At most `most_ends` are noted. Older ones are dropped, and the next upkeep with `ends` returns their number.
+  [ends_bounded] About `most_ends` of them are kept. Older ones are dropped, at the latest by upkeep with `ends`, which returns about how
+    many.
   [ends_told] The first end that is noted nudges listeners under `topics.DUE`. While ends are noted, the `due_in` of an outlook for a
     session with `wants_ends` is 0.
   [ends_purged] While such a session lives, a purge leaves a waiting job for `PURGED_FOR` seconds as CANCELLED, so that it can be read.
@@ -142,8 +147,8 @@ never changes from declared to put, or back.
   [schedule_declared] If several sessions declare a schedule, the youngest one's definition is in force; `age` says how old a session is.
     While no living session declares it, the schedule is asleep: it is not offered, but keeps its state. It is removed after
     `rules.keep_asleep`.
-  [schedule_handover] When the session whose definition is in force dies or leaves, the next youngest one's takes effect, as if it had been
-    declared at that moment.
+  [schedule_handover] After the session whose definition is in force has died or left, the next youngest one's takes effect, as if it had
+    been declared at that moment. This follows the release of the session's leases.
   [schedule_session] An unknown, reaped or departed session gets SessionLost, and nothing is stored.
   [schedule_due] When a schedule becomes the first one due, listeners are nudged under `topics.DUE`, as for jobs (see [listen_due]).
 
@@ -154,13 +159,15 @@ never changes from declared to put, or back.
   [schedule_paused] A paused schedule is neither offered nor fired. When it is resumed, its next instant is computed afresh, so instants
     that passed during the pause do not fire.
 
-**fire** advances schedules, and returns one answer for each firing. The firings of a call take effect in order and as one atomic step.
+**fire** advances schedules, and returns one answer for each firing. Each firing is one atomic step. Those of one schedule take effect in
+order.
   [schedule_fires] In one step, the envelope is added as by `enqueue`, and the next instant and the time of the next offer are set.
   [schedule_cas] If the schedule is unknown or paused, or its digest or next instant is not the expected one, the answer is None, and that
     firing changes nothing. None is also the answer to a firing without an envelope.
   [schedule_advances] If the envelope is refused, the schedule still advances. A refusal because of the key is counted as skipped; one
     because of a known id is not counted.
-  [schedule_full] If the store has no room for an envelope, fire raises StoreFull, and no schedule advances.
+  [schedule_full] If the store has no room for an envelope, fire raises StoreFull, and its schedule does not advance. Other schedules of the
+    call may have advanced. If the call is sent again, [schedule_cas] applies to these.
 
 **listen** gives hints, never promises. A listener is one event loop of a process with one broker.
   [listen_ready] a nudge for the queue when a job becomes READY, also under `topics.ANY_QUEUE`. How many listeners get it: see below.
@@ -170,16 +177,18 @@ never changes from declared to put, or back.
   [listen_sticky] a nudge between two waits is not missed by the second.
   [listen_lasts] code in the listener's loop may cancel every task there. Nudges still arrive afterwards.
 
-**nudges** wake as many workers as there is work for. A listener waits for jobs after a claim that got fewer than its limit.
+**nudges** wake as many workers as there is work for. A listener waits for jobs after a claim that got fewer than its limit. A
+nudge is a hint. It may reach a listener that is gone, hangs, or has no room. Then upkeep passes it on, and the outlook of a beat shows that
+jobs are there.
   [nudge_few] n jobs that become READY nudge n of the listeners that are waiting for jobs of their queue,
-  [nudge_all_when_many] or all of them, if fewer are waiting.
+  [nudge_all_when_many] or, as a rule, all of them, if fewer are waiting.
   [nudge_next] a claim that gets its limit and leaves READY jobs nudges another listener.
   [nudge_full] a listener whose claim got its limit does not wait.
   [nudge_paused] jobs of a paused queue nudge no one. When it is resumed, they nudge as if they became READY then.
-  [nudge_dead] a listener that is closed, or whose process is seen to be gone, is passed over.
-  [nudge_hung] a nudge that no claim has followed within `PASSED_ON_AFTER` goes to another listener with the next verb that makes jobs
-    READY, with upkeep, or with a beat that `looks`.
-  [nudge_unheard] a nudge that no task in the listener's process is waiting for any more goes to another listener.
+  [nudge_dead] a listener that is closed, or whose process is seen to be gone, is passed over, or its nudge is passed on.
+  [nudge_hung] a nudge that no claim has followed within `PASSED_ON_AFTER` goes to another listener, at the latest with the next upkeep.
+  [nudge_unheard] a nudge that no task in the listener's process is waiting for any more goes to another listener, at the latest with the
+    next upkeep.
   [ended_told] the end of a job is reported only to the listeners that are waiting for it.
 """
 
@@ -246,7 +255,7 @@ class Upkept(msgspec.Struct, frozen=True, kw_only=True):
 
     `offers`        the schedules that the caller is to fire
     `ended`         the ids of jobs that have ended without a settlement, for a caller that hears of them
-    `ends_dropped`  how many such ids were dropped since the last call that asked, because too many were waiting
+    `ends_dropped`  about how many such ids were dropped since the last call that asked, because too many were waiting
     """
 
     readied: int = 0

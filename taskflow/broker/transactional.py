@@ -5,19 +5,21 @@ The caller's connection must be to the store's own database. The statements run 
 else is done to it: no commit, no rollback, no setting that outlives the transaction.
 
 **enqueue** adds envelopes as `Broker.enqueue` does, but in the caller's transaction.
-  [within_commit] Once the transaction commits, the jobs exist.
+  [within_commit] Once the transaction commits, the jobs exist. A job with a key may be HELD until upkeep has admitted it.
   [within_rollback] If it rolls back, they never existed, for any verb.
   [within_savepoint] The same holds for a savepoint that is released or rolled back.
-  [within_keys] Keys and `on_conflict` see the jobs that the transaction has added.
+  [within_keys] Keys and `on_conflict` see the jobs that the transaction has added, and those that have a key already. The answer may leave
+    out a job of others that it replaces.
   [within_store] A connection to another database or store gets WrongConnection. Nothing is added, and the transaction is not affected.
-  [within_busy_key] If another open transaction holds a key for `KEY_WAIT`, KeyBusy is raised. Nothing of the call is added, and the
-    transaction is not affected. (SQLite has one writer at a time, so no key is ever held by another open transaction.)
+  [within_open_key] No call waits for an open transaction that has added a job with a key. The key is given after the commits: a job that
+    comes too late for it is CANCELLED then. (SQLite has one writer at a time, so no other call meets an open transaction.)
   [within_full] If the store has no room, StoreFull is raised. Nothing of the call is added, and the transaction is not affected.
-  [within_nudges] The commit nudges listeners as `Broker.enqueue` does.
+  [within_nudges] The commit nudges listeners as `Broker.enqueue` does. If a job is to be admitted first, it nudges those of `topics.DUE`.
 
 **settle** settles a run as SUCCEEDED in the caller's transaction, under the run's fence.
   [complete_commit] Once the transaction commits, the job has ended. A settlement by `Broker.settle` with the same fence is then COMMITTED,
-    and changes nothing.
+    and changes nothing. What the end brings about for its key, for joined jobs and for its follow-ups' keys is done by the next upkeep at
+    the latest.
   [complete_rollback] If it rolls back, the run is still leased, and a settlement by `Broker.settle` with the same fence takes effect.
   [complete_stale] If the lease is not valid any more, the answer is STALE. Nothing changes, and the transaction is not affected.
   [complete_open] While the transaction is open, no other verb waits for it: a settlement with the same fence is HELD_UP, upkeep and
@@ -28,7 +30,7 @@ else is done to it: no commit, no rollback, no setting that outlives the transac
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope
@@ -41,9 +43,6 @@ Dialect = Literal["postgresql", "sqlite"]
 
 Purpose = Literal["enqueue", "settle"]
 """A verb, and so the rights that a connection needs."""
-
-KEY_WAIT: Final = 3.0
-"""Seconds for which a call waits for a key that another open transaction holds. A call without a connection waits as long."""
 
 Row = Sequence[Any]
 

@@ -80,7 +80,9 @@ def in_row_of(job: str, reason: str) -> str:
 
 
 def _held(record: Record) -> Iterator[Reason]:
-    if record.waiting_for:
+    if record.waiting_for == wording.ARRIVES:
+        yield Reason(f"it waits for {record.waiting_for}", "start one with `taskflow worker MODULE` if none is running")
+    elif record.waiting_for:
         yield Reason(f"it waits for {record.waiting_for}", "let that job end, or cancel it")
     else:
         yield Reason("it waits for other jobs to end", "see `taskflow jobs --status running`")

@@ -97,11 +97,6 @@ class WrongConnection(TaskflowError, ValueError):
     and the transaction is not affected."""
 
 
-class KeyBusy(BrokerError):
-    """Another open transaction holds the key, or took it since this transaction began. Nothing was sent, and the transaction is not
-    affected."""
-
-
 class LeaseLost(TaskflowError):
     """The run no longer holds its job, so it cannot complete it. Let the transaction roll back: the job runs elsewhere, or has ended."""
 

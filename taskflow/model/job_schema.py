@@ -1,8 +1,8 @@
 """The stored fields of a job, each declared once.
 
-`FIELDS` defines SQLite's columns, placeholders and checks, Redis's field numbers and constants, and the columns sent to PostgreSQL. The
-packed extras, the fields that a move clears, and `is_plain` are also derived from it. `tests/unit/model/test_job_schema.py` fails if a
-store or struct lacks a field.
+`FIELDS` defines SQLite's columns, placeholders and checks, and Redis's field numbers and constants. The packed extras, the fields that a
+move clears, and `is_plain` are also derived from it. `tests/unit/model/test_job_schema.py` fails if a store or struct lacks a field. The
+engine declares the headers of records in `broker/engine/records.py`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The rules for a job's transitions: the legal moves, and the state of a job after a run.
 
-The functions are pure: they return a `Transition`, which the engine or a store applies. The engine and SQLite call them. Redis and
-PostgreSQL implement the same rules under the same names in their `transitions` files (`apply_verdict` is in `settle`). PostgreSQL has no
-`release_lease`: its `requeue` and `finish` clear the lease themselves. The conformance suite compares all four.
+The functions are pure: they return a `Transition`, which the engine or a store applies. The engine and SQLite call them. Redis implements
+the same rules under the same names in `transitions.lua` (`apply_verdict` is in `settle.lua`). The conformance suite compares them.
 """
 
 from __future__ import annotations

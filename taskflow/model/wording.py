@@ -39,6 +39,8 @@ SESSION_LOST: Final = "the session was reaped or never registered: register a ne
 
 REPLACED_BY: Final = "replaced by %s"
 WAITS_BEHIND: Final = "job %s, which runs with its key"
+KEY_HELD_BY: Final = "key held by %s"
+ARRIVES: Final = "a worker that admits it, because a transaction sent it with a key"
 WORKER_LOST: Final = "worker %s was lost while it had this job (crash %d)"
 HANDED_BACK_IN_VAIN: Final = "a back-off: handed back %d times without an outcome"
 LOST_IN_A_ROW: Final = "its worker was lost %d times in a row while it had this job"
@@ -65,6 +67,10 @@ def replaced_by(job_id: bytes) -> str:
 
 def waits_behind(job_id: bytes) -> str:
     return WAITS_BEHIND % id_text(job_id)
+
+
+def key_held_by(job_id: bytes) -> str:
+    return KEY_HELD_BY % id_text(job_id)
 
 
 def worker_lost(worker: str | None, crashes: int, died_of: str = "") -> str:

@@ -89,8 +89,9 @@ class Upkeep:
             self._nudge = waiter.nudge
             while True:
                 pause = await self._once()
+                ended_at = time.monotonic()
                 if pause > 0 and await self._wait(waiter, pause):
-                    await asyncio.sleep(AT_LEAST)
+                    await asyncio.sleep(max(0.0, ended_at + AT_LEAST - time.monotonic()))
 
     def note_work(self) -> None:
         """Record that jobs are running here. When they end, there will be more upkeep to do."""

@@ -84,7 +84,6 @@ TRANSITION_FILES = (
     "tests/reference/transitions.py",
     "taskflow/broker/sqlite/transitions.py",
     "taskflow/broker/redis/transitions.lua",
-    "taskflow/broker/postgres/transitions.sql",
 )
 
 

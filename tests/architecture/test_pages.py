@@ -10,6 +10,7 @@ import pytest
 from tests.architecture.imports import ROOT, imports_of, modules
 
 STORES = ("sqlite", "redis", "postgres")
+STORES_WITH_ROOMS = ("sqlite", "redis")
 ROOMS = ["connect", "enqueue", "claim", "settle", "session", "upkeep", "schedules", "console", "wakeups"]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/*.md")])
 
@@ -80,13 +81,24 @@ def _reduced(graph: dict[str, set[str]]) -> set[tuple[str, str]]:
 
 
 def test_the_table_of_rooms_names_files_of_each_store() -> None:
-    rows = [row.strip("|").split("|") for row in ARCHITECTURE.read_text().splitlines() if row.startswith("| `") and row.count("|") == 5]
+    rows = [row.strip("|").split("|") for row in _section("The rooms of a store").splitlines() if row.startswith("| `")]
     assert [row[0].strip(" `") for row in rows] == ROOMS
     for _, *cells in rows:
-        for store, cell in zip(STORES, cells, strict=True):
+        for store, cell in zip(STORES_WITH_ROOMS, cells, strict=True):
             names = re.findall(r"`([^`]+)`", cell)
             assert names, f"{store} has nothing in {rows}"
             assert [name for name in names if not (ROOT / "taskflow/broker" / store / name).exists()] == []
+
+
+def test_the_table_of_postgresql_names_all_of_its_files() -> None:
+    names = re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\| .*? \| (.*) \|$", _section("PostgreSQL under the engine"), re.MULTILINE)))
+    files = {file.name for file in (ROOT / "taskflow/broker/postgres").iterdir() if not file.name.startswith("__")}
+    assert {name for name in names if name not in ("add", "succeed", "promote", "fade")} == files
+
+
+def _section(title: str) -> str:
+    """Return the text of a section of the architecture page."""
+    return ARCHITECTURE.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 WALKS = dict(re.findall(r"^### (The walk of .*?)\n(.*?)(?=^#{2,3} |\Z)", ARCHITECTURE.read_text(), re.MULTILINE | re.DOTALL))

@@ -445,7 +445,7 @@ async def test_beat_looks__lapses(world: World) -> None:
 
 
 async def test_beat_leaving(world: World) -> None:
-    """Who leaves gives back at once what it still has, named or not, and is no worker any more."""
+    """A session that leaves is dead, and its leases are handed back, whether the beat names them or not."""
     session = await world.a_session()
     leases = [await world.running(session) for _ in range(3)]
     await world.settle(succeeded(leases[0]))
@@ -476,7 +476,7 @@ def causes(record: Record) -> list[str]:
 
 
 async def test_beat_died(world: World) -> None:
-    """Each lease of the dead is a crash of that cause, and others have it at once; the living keep theirs."""
+    """Each lease of the dead session is a crash with that cause, and others can claim its job. Living sessions keep theirs."""
     session, other = await world.a_session("host:1"), await world.a_session("host:2")
     leases = [await world.running(session, queue="default") for _ in range(2)]
     kept = await world.running(other)

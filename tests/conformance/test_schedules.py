@@ -274,7 +274,7 @@ async def test_schedule_declared__is_removed_at_last(world: World) -> None:
 
 @pytest.mark.parametrize("death", ["leaves", "lapses", "dies"])
 async def test_schedule_handover(world: World, death: str) -> None:
-    """When the youngest session ends, the older one's definition is in force again, and is offered at once."""
+    """After the youngest session has ended, the older one's definition is in force again, and is offered."""
     old, young = await world.a_session("old", ttl=LONG), await world.a_session("young")
     await a_schedule(world, session=old, version=1)
     await declare(world, young, a_definition(version=2))

@@ -162,7 +162,7 @@ async def test_a_session_that_is_reaped_while_the_transaction_is_open(scene: Sce
     handle = await scene.send(script, at_once)
     async with scene.worker():
         await scene.between.wait()
-        await scene.ask("UPDATE taskflow.sessions SET dead_at = registered_at")
+        await scene.ask("UPDATE taskflow.sessions SET dead_at = beat_at")
         await scene.until_told(SessionEnded)
         await handle.result(TIMEOUT)
     assert len(Run.scripts) == (1 if commits else 0)
@@ -184,7 +184,7 @@ async def test_a_run_that_has_lost_its_job_cannot_complete_it(scene: Scene) -> N
     handle = await scene.send(script, at_once)
     async with scene.worker(ttl=0.6):
         await scene.until_told(VerdictIgnored)
-        await scene.ask("UPDATE taskflow.sessions SET dead_at = registered_at")
+        await scene.ask("UPDATE taskflow.sessions SET dead_at = beat_at")
         await handle.result(TIMEOUT)
     assert [type(error) for error in raised] == [LeaseLost]
     assert await scene.effects() == 1

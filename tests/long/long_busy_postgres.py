@@ -8,8 +8,8 @@ import asyncpg
 import pytest
 
 from tests.stores.postgres.conftest import scene, store  # noqa: F401 - fixtures
-from tests.stores.postgres.counts import Store
-from tests.stores.postgres.plans import CALLS, UNTIL_KEPT, any_kind, assert_a_beat_is_cheap, assert_cheap
+from tests.stores.postgres.counts import UNTIL_KEPT, Store
+from tests.stores.postgres.plans import CALLS, any_kind, assert_a_beat_is_cheap, assert_cheap
 from tests.stores.postgres.scene import Scene
 from tests.stores.postgres.sender import send
 
@@ -22,10 +22,10 @@ async def test_a_claim_and_upkeep_read_few_of_a_million_jobs(store: Store, after
     """As tests/stores/postgres/test_plans.py has it for fewer."""
     if is_filled_first:
         await store.fill(MANY, after=after)
-    costs = [await store.costs(*arguments, times=UNTIL_KEPT) for arguments in CALLS]
+    costs = [await store.costs(call, times=UNTIL_KEPT) for call in CALLS]
     if not is_filled_first:
         await store.fill(MANY, after=after)
-        costs = [await store.costs(*arguments) for arguments in CALLS]
+        costs = [await store.costs(call) for call in CALLS]
     of_any_queue, of_one_queue, idle_upkeep, upkeep = costs
     assert_cheap([*of_any_queue, *of_one_queue], "jobs_ready", is_there=after == 0)
     assert_cheap([*idle_upkeep, *upkeep], "jobs_due")

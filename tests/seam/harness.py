@@ -6,27 +6,57 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, ClassVar, Final
 
-from taskflow.broker.engine.records import READY, Kind
+import asyncpg
+
+from taskflow.broker.engine.records import FAILED, READY, RUNNING, Kind
 from taskflow.broker.engine.seam import ABSENT, NOW, Addition, Answer, Applied, Apply, Claimed, Effect, Put, Query, Record, Ref, Rev, Step
 from taskflow.broker.memory.store import MemoryStore
+from taskflow.broker.postgres import PostgresBroker
+from taskflow.broker.postgres.connect.server import PostgresTarget
+from taskflow.broker.postgres.tables import TABLES
 from taskflow.model.clock import ManualClock
+from taskflow.model.stored_values import LATEST
+from tests.support.postgres import shared_postgres
+from tests.support.processes import HOST
 
 NOTHING: Final[Mapping[str, Any]] = {}
+
+
+def possible(header: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
+    """Return the header of a job with the fields that it must have in its status. A store may refuse a job without them."""
+    status = header.get("status", READY)
+    needed: dict[str, Any] = {"queue": "default", "job": "a_job"}
+    if status == RUNNING:
+        needed |= {"session": bytes(16), "claim": bytes(12), "claimed_steady": 0}
+    if status > RUNNING:
+        needed |= {"ended_at": 0, "fade_at": LATEST}
+    if status == FAILED:
+        needed["cause"] = b"a cause!"
+    return {**needed, **header}
+
+
+def a_job(ref: Ref, header: Mapping[str, Any] = NOTHING, **parts: Any) -> Put:
+    """Return the put of a new job."""
+    return Put(ref, possible(header), **parts)
 
 
 class SeamStore(ABC):
     """A store, empty at first. `open` is called in the event loop of the test."""
 
     name: ClassVar[str]
+    examples: ClassVar[int] = 25
+    """How many random histories a test tries."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, capacity: int | None = None) -> AsyncIterator[SeamStore]:
+    async def open(cls, capacity: int | None = None, *, is_checked: bool = True) -> AsyncIterator[SeamStore]:
+        """Open an empty store. If not `is_checked`, other programs can write into it what it cannot read."""
         yield cls()
 
     @abstractmethod
@@ -41,7 +71,7 @@ class SeamStore(ABC):
         """Move the store's clocks."""
 
     async def spoil(self, ref: Ref) -> bool:
-        """Make the record's header unreadable. Return False if nobody but the store can write its records."""
+        """Make the job's header unreadable. Return False if nobody but the store can write its records. See `open`."""
         return False
 
     @asynccontextmanager
@@ -49,11 +79,22 @@ class SeamStore(ABC):
         """Lock the record in a transaction of another program. Give False if there are none in this store."""
         yield False
 
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[SeamStore]:
+        """Give another client of the same records, which uses them at the same time if they are on a server."""
+        yield self
+
+    @asynccontextmanager
+    async def losing_replies(self) -> AsyncIterator[bool]:
+        """Lose the first reply to each call, so that the same bytes are sent again. Give False if this store loses none."""
+        yield False
+
     # --- what tests say in one word ---------------------------------------------------------------------------
 
     def ref(self, kind: int = Kind.JOB) -> Ref:
         """Return the name of a record that does not exist yet."""
-        return Ref(kind, next(self._numbers).to_bytes(16, "big"))
+        number = next(self._numbers)
+        return Ref(kind, b"%016d" % number if kind in (Kind.QUEUE, Kind.SCHEDULE) else number.to_bytes(16, "big"))
 
     async def now(self) -> int:
         now: int = (await self.perform(Query())).now
@@ -94,10 +135,13 @@ class SeamStore(ABC):
         [answer] = await self.apply(Step({other: ABSENT}, (Put(other, {}),), adds=(Addition(ref, field, n, most),)))
         return answer
 
+    async def new(self, kind: int, header: Mapping[str, Any] = NOTHING) -> Ref:
+        """Put a new record with no more fields than it must have."""
+        return await self.put(self.ref(kind), possible(header) if kind == Kind.JOB else header)
+
     async def job(self, header: Mapping[str, Any] = NOTHING, **parts: Any) -> Ref:
-        """Put a new job, READY if the header says nothing else."""
-        defaults = {"status": READY, "queue": "default", "job": "a_job", "due_at": NOW}
-        return await self.put(self.ref(), {**defaults, **header}, **parts)
+        """Put a new job that is due now, READY if the header says nothing else."""
+        return await self.put(self.ref(), possible({"due_at": NOW, **header}), **parts)
 
     async def session(self, header: Mapping[str, Any] = NOTHING) -> bytes:
         """Put a new session, and return its id."""
@@ -110,7 +154,7 @@ class SeamStore(ABC):
         assert claimed is not None
         [record] = claimed.records
         assert record.ref == ref
-        return record
+        return await self.found(ref, with_content=True)  # a claim returns no more than a lease needs
 
 
 class MemorySeamStore(SeamStore):
@@ -125,7 +169,7 @@ class MemorySeamStore(SeamStore):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, capacity: int | None = None) -> AsyncIterator[SeamStore]:
+    async def open(cls, capacity: int | None = None, *, is_checked: bool = True) -> AsyncIterator[SeamStore]:
         yield cls(capacity)
 
     async def perform(self, effect: Effect) -> Any:
@@ -138,4 +182,89 @@ class MemorySeamStore(SeamStore):
         self.clock.advance(seconds)
 
 
-STORES: Final[tuple[type[SeamStore], ...]] = (MemorySeamStore,)
+class PostgresSeamStore(SeamStore):
+    """The store of `postgresql://`, in a schema that the tests of a process share."""
+
+    name = "postgres"
+    examples = 10
+
+    def __init__(self, broker: PostgresBroker, clock: ManualClock, other: asyncpg.Connection) -> None:
+        super().__init__()
+        self.clock = clock
+        self._broker, self._other = broker, other
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, capacity: int | None = None, *, is_checked: bool = True) -> AsyncIterator[SeamStore]:
+        server, clock, database = shared_postgres(), ManualClock(), "postgres" if is_checked else _unchecked_database()
+        target = PostgresTarget(host=HOST, port=server.port, user="postgres", database=database, tls="disable")
+        broker = PostgresBroker(target, namespace=_SCHEMA, clock=clock, capacity=capacity)
+        other = await asyncpg.connect(server.url(database))
+        try:
+            await broker.pending() and await broker.migrate()
+            tables = await other.fetch("SELECT tablename FROM pg_tables WHERE schemaname = $1 AND tablename <> 'meta'", _SCHEMA)
+            await other.execute(f"TRUNCATE {', '.join(f'{_SCHEMA}.{table}' for (table,) in tables)}")
+            yield cls(broker, clock, other)
+        finally:
+            await other.close()
+            await broker.close()
+
+    async def perform(self, effect: Effect) -> Any:
+        return await self._broker.store.perform(effect)
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str] = (), limit: int = 10) -> Claimed | None:
+        return await self._broker.claim_records(session, request, queues, limit)
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @asynccontextmanager
+    async def lock(self, ref: Ref) -> AsyncIterator[bool]:
+        async with self._other.transaction():
+            await self._other.fetch(f"SELECT 1 FROM {_SCHEMA}.{TABLES[ref.kind]} WHERE id = $1 FOR UPDATE", ref.id)
+            yield True
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[SeamStore]:
+        broker = self._broker.sibling()
+        try:
+            other = PostgresSeamStore(broker, self.clock, self._other)
+            other._numbers = self._numbers
+            yield other
+        finally:
+            await broker.close()
+
+    @asynccontextmanager
+    async def losing_replies(self) -> AsyncIterator[bool]:
+        store = self._broker.store
+        fetch = store._fetch
+
+        async def fetch_twice(statement: str, *arguments: Any) -> list[Any]:
+            await fetch(statement, *arguments)
+            return await fetch(statement, *arguments)
+
+        store._fetch = fetch_twice
+        try:
+            yield True
+        finally:
+            store._fetch = fetch
+
+    async def spoil(self, ref: Ref) -> bool:
+        table = f"{_SCHEMA}.{TABLES[ref.kind]}"
+        if await self._other.fetchval("SELECT getdatabaseencoding()") != "SQL_ASCII":
+            return False  # the server refuses all that cannot be read
+        await self._other.execute(f"UPDATE {table} SET queue = convert_from('\\x61ff', 'SQL_ASCII') WHERE id = $1", ref.id)
+        return True
+
+
+_SCHEMA: Final = "seam"
+
+
+@cache
+def _unchecked_database() -> str:
+    """Return the name of a database that takes any bytes for text."""
+    shared_postgres().execute("CREATE DATABASE seam_ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    return "seam_ascii"
+
+
+STORES: Final[tuple[type[SeamStore], ...]] = (MemorySeamStore, PostgresSeamStore)

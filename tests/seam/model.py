@@ -66,5 +66,6 @@ def groups(index: Index, prefix: Position, records: Records) -> list[tuple[Posit
     for group, size in sorted(sizes.items()):
         if group[: len(prefix)] == prefix:
             within = [place for place in places if place[: index.groups] == group]
-            found.append((group, size, within[0], within[-1]) if index.listed else (group, size, None, None))
+            ends = (within[0], within[-1]) if index.listed else (None, None)
+            found.append((group, size, *ends) if index.counted else (group, 0, ends[0], None))
     return found

@@ -79,14 +79,14 @@ MUTANTS: Final = (
         "behind_in_awaits",
         "a job that is released once more than it awaits becomes READY while the job before it runs",
         (
-            Change(moves, "add", "job.set_flag(Flag.BEHIND, True)", 'job.header["awaits"] += 1'),
+            Change(moves, "take_key", "job.set_flag(Flag.BEHIND, True)", 'job.header["awaits"] += 1'),
             Change(
                 moves,
-                "_release_key",
+                "release_key",
                 "waiting.set_flag(Flag.BEHIND, False)",
                 'draft.add(waiting.ref, "awaits", -1)\n        draft.readies = True',
             ),
-            Change(moves, "_release_key", 'if waiting.header["awaits"] <= 0:', "if False:"),
+            Change(moves, "release_key", 'if waiting.header["awaits"] <= 0:', "if False:"),
         ),
     ),
     Mutant(
@@ -107,7 +107,7 @@ MUTANTS: Final = (
     Mutant(
         "next_forgotten",
         "a job that ends drops its key's record though another one waits behind it",
-        (Change(moves, "_release_key", "if waiting is None or not waiting.is_live:", "if True:"),),
+        (Change(moves, "release_key", "if waiting is None or not waiting.is_live:", "if True:"),),
     ),
     Mutant(
         "expects_writes_only",

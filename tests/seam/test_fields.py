@@ -9,7 +9,7 @@ import pytest
 
 from taskflow.broker.engine.records import HEADERS, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Owner
 from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, Add, Addition, After, Applied, Full, Promote, Put, Query, Ref, Scan, Step
-from tests.seam.harness import SeamStore
+from tests.seam.harness import SeamStore, a_job, possible
 
 ALL_AT_ONCE = 30_000_000
 
@@ -40,7 +40,7 @@ async def test_added__summed_across_steps(store: SeamStore) -> None:
 async def test_added__beside_a_put(store: SeamStore) -> None:
     """An addition counts if the same step puts the record, which leaves the field alone; also if that makes the record."""
     held, new = await store.job({"status": HELD, "awaits": 3}), store.ref()
-    puts = (Put(held, {"priority": 5, "awaits": 99}), Put(new, {"status": HELD, "awaits": 3}))
+    puts = (Put(held, {"priority": 5, "awaits": 99}), a_job(new, {"status": HELD, "awaits": 3}))
     adds = (Addition(held, "awaits", -1), Addition(new, "awaits", -1))
 
     assert await store.apply(Step({held: await store.rev(held), new: ABSENT}, puts, adds=adds)) == [Applied()]
@@ -75,7 +75,7 @@ async def test_owned__puts_leave_them(store: SeamStore) -> None:
     """Puts write no field with an owner, unless the record is new."""
     for kind, fields in HEADERS.items():
         owned = {field.name for field in fields if field.owner is not None}
-        ref = await store.put(store.ref(kind), {"status": HELD} if kind == Kind.JOB else {})
+        ref = await store.new(kind, {"status": HELD} if kind == Kind.JOB else {})
         before = await store.header(ref)
 
         await store.put(ref, {**before, **dict.fromkeys(owned, 77)})
@@ -87,7 +87,7 @@ async def test_owned__new_records(store: SeamStore) -> None:
     """A put that makes a record writes its fields, but for those that belong to the store."""
     for kind, fields in HEADERS.items():
         owned = {field.name: 77 for field in fields if field.owner is not None}
-        header = await store.header(await store.put(store.ref(kind), owned))
+        header = await store.header(await store.new(kind, owned))
 
         written = {field.name: 77 for field in fields if field.owner in (Owner.CLAIM, Owner.ADDITION)}
         assert {name: header[name] for name in written} == written
@@ -119,8 +119,9 @@ async def test_owned__request(store: SeamStore) -> None:
 async def test_owned__missing_fields(store: SeamStore) -> None:
     """A field that a put does not name gets its default in a new record, and keeps its value in another."""
     for kind, fields in HEADERS.items():
-        header = await store.header(await store.put(store.ref(kind)))
-        free = {field.name: field.default for field in fields if field.owner is not Owner.STORE}
+        header = await store.header(await store.new(kind))
+        given = possible() if kind == Kind.JOB else {}
+        free = {field.name: given.get(field.name, field.default) for field in fields if field.owner is not Owner.STORE}
         assert {name: header[name] for name in free} == free
         assert header.keys() == {field.name for field in fields}
     job = await store.job({"priority": 4, "expires_at": 9})
@@ -137,8 +138,7 @@ async def test_owned__missing_fields(store: SeamStore) -> None:
 @pytest.mark.parametrize("status", [SCHEDULED, READY, RUNNING])
 async def test_released__only_held(store: SeamStore, status: int) -> None:
     """An addition to `awaits` counts only while the job is HELD. What does not count meets no bound either."""
-    lease = {"session": b"s", "claim": b"c"} if status == RUNNING else {}
-    ref = await store.job({"status": status, "awaits": 2, **lease})
+    ref = await store.job({"status": status, "awaits": 2})
 
     assert await store.add(ref, -1) == Applied()
     assert await store.add(ref, 5, most=2) == Applied()
@@ -217,11 +217,12 @@ async def test_stamped__seq(store: SeamStore) -> None:
     """Each new record has a higher `seq` than all before it of its kind: in the order of calls, of steps, and of the puts in a step."""
     for kind in (Kind.JOB, Kind.END, Kind.ACTION, Kind.INBOX):
         refs = [store.ref(kind) for _ in range(6)][::-1]
-        await store.apply(Step(dict.fromkeys(refs[:2], ABSENT), tuple(Put(ref, {}) for ref in refs[:2])))
-        await store.apply(*(Step({ref: ABSENT}, (Put(ref, {}),)) for ref in refs[2:5]))
-        await store.put(refs[5])
+        header = possible() if kind == Kind.JOB else {}
+        await store.apply(Step(dict.fromkeys(refs[:2], ABSENT), tuple(Put(ref, header) for ref in refs[:2])))
+        await store.apply(*(Step({ref: ABSENT}, (Put(ref, header),)) for ref in refs[2:5]))
+        await store.put(refs[5], header)
         await store.drop(refs[0])
-        again = await store.put(refs[0])
+        again = await store.put(refs[0], header)
 
         numbers = [(await store.header(ref))["seq"] for ref in (*refs[1:], again)]
         assert numbers == sorted(set(numbers))
@@ -230,7 +231,7 @@ async def test_stamped__seq(store: SeamStore) -> None:
 async def test_stamped__seq_of_added_jobs(store: SeamStore) -> None:
     first, refs = await store.job(), [store.ref() for _ in range(3)][::-1]
 
-    await store.perform(Add([Put(ref, {"queue": "default"}) for ref in refs]))
+    await store.perform(Add([a_job(ref) for ref in refs]))
 
     numbers = [(await store.header(ref))["seq"] for ref in (first, *refs)]
     assert numbers == sorted(set(numbers))
@@ -239,7 +240,7 @@ async def test_stamped__seq_of_added_jobs(store: SeamStore) -> None:
 async def test_stamped__at_the_apply(store: SeamStore) -> None:
     """`created_at`, NOW and After take the time at which the step is applied, not that of the query before it."""
     early, ref, action = await store.now(), store.ref(), store.ref(Kind.ACTION)
-    header = {"due_at": NOW, "expires_at": After(5_000_000), "ended_at": early}
+    header = possible({"due_at": NOW, "expires_at": After(5_000_000), "claimed_at": early})
     step = Step({ref: ABSENT, action: ABSENT}, (Put(ref, header), Put(action, {})))
     store.advance(60)
     before = await store.now()
@@ -249,7 +250,7 @@ async def test_stamped__at_the_apply(store: SeamStore) -> None:
     seen = await store.header(ref)
     for stamp in (seen["created_at"], seen["due_at"], seen["expires_at"] - 5_000_000, (await store.header(action))["created_at"]):
         assert before <= stamp <= after
-    assert seen["ended_at"] == early
+    assert seen["claimed_at"] == early
     assert {type(seen[name]) for name in ("due_at", "expires_at")} == {int}
 
 
@@ -294,15 +295,50 @@ async def test_full__of_several(store: SeamStore) -> None:
     assert await store.load(marks[1]) is None
 
 
+@pytest.mark.parametrize("sizes", [(3, 1, 2, 1, 0), (2, 1, 1), (3, 3)])
+async def test_full__room_of_each_step(kind: type[SeamStore], sizes: tuple[int, ...]) -> None:
+    """A step that has no room takes none from smaller ones behind it."""
+    async with kind.open(capacity=4) as store:
+        await store.job()
+        steps, room, expected = list[Step](), 3, list[type]()
+        for size in sizes:
+            refs, mark = [store.ref() for _ in range(size)], store.ref(Kind.MARK)
+            steps.append(Step(dict.fromkeys([mark, *refs], ABSENT), (Put(mark, {}), *map(a_job, refs))))
+            expected.append(Applied if size <= room else Full)
+            room -= size if size <= room else 0
+
+        answers = await store.apply(*steps, grows=True)
+
+        assert [type(answer) for answer in answers] == expected
+        found = (await store.perform(Query(tuple(ref for step in steps for ref in step.expect)))).records
+        assert [{found[ref] is not None for ref in step.expect} for step in steps] == [{answer is Applied} for answer in expected]
+
+
+async def test_full__room_and_bounds(kind: type[SeamStore]) -> None:
+    """A step that is Full for one of both reasons uses up nothing for the other one."""
+    async with kind.open(capacity=3) as store:
+        held, refs = await store.job({"status": HELD}), [store.ref() for _ in range(7)]
+        adds = (Addition(held, "awaits", 1, most=1),)
+        sizes, used = ((3, adds), (1, adds), (1, adds), (2, ()), (1, ())), iter(refs)
+        news = [([next(used) for _ in range(min(size, 2))], added) for size, added in sizes]
+        news[0][0].append(store.ref())
+        steps = [Step(dict.fromkeys(new, ABSENT), tuple(map(a_job, new)), adds=added) for new, added in news]
+
+        answers = await store.apply(*steps, grows=True)
+
+        assert [type(answer) for answer in answers] == [Full, Applied, Full, Full, Applied]
+        assert [answer.refs for answer in answers if isinstance(answer, Full)] == [(), (held,), ()]
+
+
 async def test_full__no_room(kind: type[SeamStore]) -> None:
     """If the store has no room, a step with new jobs is Full if the call `grows`, and says so in words for the caller."""
     async with kind.open(capacity=2) as store:
         await store.job()
         refs = [store.ref() for _ in range(4)]
-        steps = [Step({ref: ABSENT}, (Put(ref, {"queue": "default"}),)) for ref in refs]
+        steps = [Step({ref: ABSENT}, (a_job(ref),)) for ref in refs]
 
         answers = await store.apply(*steps[:2], grows=True)
-        said = await store.perform(Add([Put(refs[2], {"queue": "default"})]))
+        said = await store.perform(Add([a_job(refs[2])]))
 
         assert [type(answer) for answer in answers] == [Applied, Full]
         [full] = [answer for answer in answers if isinstance(answer, Full)]
@@ -319,7 +355,7 @@ async def test_full__only_new_live_jobs(kind: type[SeamStore]) -> None:
         step = Step({ref: await store.rev(ref), key: ABSENT}, (Put(ref, {"priority": 1}), Put(key, {"holder": ref.id})))
 
         assert await store.apply(step, grows=True) == [Applied()]
-        assert await store.perform(Add([Put(ref, {"queue": "default"})])) == [False]
+        assert await store.perform(Add([a_job(ref)])) == [False]
 
 
 # --- bodies ---------------------------------------------------------------------------------------------------
@@ -367,17 +403,23 @@ async def test_unread__any_bytes(store: SeamStore) -> None:
         assert await store.load(ref) is None
 
 
-async def test_unread__damage_alone(store: SeamStore) -> None:
+async def test_unread__damage_alone(kind: type[SeamStore]) -> None:
     """A header that cannot be read is reported as damage. The records beside it are read as ever, and it can be dropped."""
-    spoilt, sound = await store.job(), await store.job()
-    if not await store.spoil(spoilt):
-        pytest.skip("nobody but the store can write its records")
+    async with kind.open(is_checked=False) as store:
+        spoilt, sound = await store.job(), await store.job()
+        before = await store.found(spoilt)
+        if not await store.spoil(spoilt):
+            pytest.skip("nobody but the store can write its records")
 
-    seen = await store.perform(Query((spoilt, sound)))
-    assert seen.records[spoilt].damage
-    assert seen.records[spoilt].header == {}
-    assert seen.records[sound].damage is None
-    await store.drop(spoilt)
+        seen = await store.perform(Query((spoilt, sound), (Scan("ready", 9),)))
+        scanned = {entry.ref: entry.record for entry in seen.scans[0]}
+        assert scanned == seen.records
+        for record in (seen.records[spoilt], scanned[spoilt]):
+            assert record.damage.startswith("queue\t")
+            assert {**record.header, "queue": "default"} in (before.header, {"queue": "default"})
+        assert seen.records[sound].damage is None
+        await store.drop(spoilt)
+        assert await store.load(spoilt) is None
 
 
 async def test_locked(store: SeamStore) -> None:

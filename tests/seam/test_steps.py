@@ -23,7 +23,7 @@ from taskflow.broker.engine.seam import (
     Step,
     Succeed,
 )
-from tests.seam.harness import SeamStore
+from tests.seam.harness import SeamStore, a_job, possible
 
 
 def key(ref: Ref, holder: bytes) -> Put:
@@ -33,8 +33,8 @@ def key(ref: Ref, holder: bytes) -> Put:
 async def test_step__as_a_whole(store: SeamStore) -> None:
     """A step that is Stale changes nothing: no put, no drop, no addition, no count."""
     changed, dropped, held, new = await store.job(), await store.job(), await store.job({"status": HELD, "awaits": 2}), store.ref()
-    expect = {changed: await store.rev(changed), dropped: b"not a rev", new: ABSENT}
-    puts = (Put(changed, {"priority": 7}), Put(new, {"queue": "new"}))
+    expect = {changed: await store.rev(changed), dropped: b"none has", new: ABSENT}
+    puts = (Put(changed, {"priority": 7}), a_job(new, {"queue": "new"}))
     before = await store.perform(Query((changed, dropped, held, new), (Scan("ready", 9),), with_totals=True))
 
     [answer] = await store.apply(Step(expect, puts, (dropped,), (Addition(held, "awaits", -1),), {("default", "claim"): 3}))
@@ -66,7 +66,7 @@ async def test_step__independent(store: SeamStore) -> None:
     held = await store.job({"status": HELD, "awaits": 1})
     refs = [store.ref(Kind.KEY) for _ in range(4)]
     steps = [Step({ref: ABSENT}, (key(ref, b"a"),)) for ref in refs]
-    steps[1] = steps[1]._replace(expect={refs[1]: b"not a rev"})
+    steps[1] = steps[1]._replace(expect={refs[1]: b"none has"})
     steps[2] = steps[2]._replace(adds=(Addition(held, "awaits", 1, most=1),))
 
     answers = await store.apply(*steps)
@@ -125,14 +125,14 @@ async def test_expect__absent(store: SeamStore) -> None:
     ref, there = store.ref(), await store.job()
 
     [was_there, was_missing] = await store.apply(
-        Step({there: ABSENT}, (Put(there, {"priority": 1}),)), Step({ref: b"12345678"}, (Put(ref, {"queue": "a"}),))
+        Step({there: ABSENT}, (Put(there, {"priority": 1}),)), Step({ref: b"12345678"}, (a_job(ref),))
     )
 
     assert isinstance(was_there, Stale)
     assert isinstance(was_missing, Stale)
     assert was_there.refs in ((), (there,))
     assert was_missing.refs in ((), (ref,))
-    assert await store.apply(Step({ref: ABSENT}, (Put(ref, {"queue": "a"}),))) == [Applied()]
+    assert await store.apply(Step({ref: ABSENT}, (a_job(ref),))) == [Applied()]
 
 
 async def test_expect__changed(store: SeamStore) -> None:
@@ -162,7 +162,7 @@ async def test_expect__only_read(store: SeamStore, is_there: bool) -> None:
     written = [store.ref(Kind.KEY) for _ in range(2)]
 
     assert await store.apply(Step({read: rev, written[0]: ABSENT}, (key(written[0], b"a"),))) == [Applied()]
-    await store.put(read, {"priority": 3, "queue": "default"})
+    await store.put(read, possible({"priority": 3}))
     [answer] = await store.apply(Step({read: rev, written[1]: ABSENT}, (key(written[1], b"a"),)))
 
     assert isinstance(answer, Stale)
@@ -207,7 +207,7 @@ async def test_fresh_rev__of_each_verb(store: SeamStore) -> None:
     """A claim, `succeed`, `promote` and `fade` change the revision of their jobs."""
     now = await store.now()
     scheduled, released = await store.job({"status": SCHEDULED, "due_at": now}), await store.job({"status": HELD})
-    ended = await store.job({"status": FAILED, "ended_at": now, "fade_at": now, "cause": b"c", "queue": "other"})
+    ended = await store.job({"status": FAILED, "ended_at": now, "fade_at": now, "queue": "other"})
     revs = {ref: {await store.rev(ref)} for ref in (scheduled, released, ended)}
 
     await store.perform(Promote(9))

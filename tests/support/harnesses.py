@@ -378,7 +378,7 @@ class PostgresHarness(StoreHarness):
         return int(await asyncio.to_thread(self._asked, query)) if there else 0
 
     def tagged(self) -> set[tuple[str, bytes]]:
-        return {(tag, bytes(job_id)) for tag, job_id in self.server.rows(f"SELECT tag, id FROM {self._table('tags')}")}
+        return {(tag, bytes(job_id)) for tag, job_id in self.server.rows(f"SELECT value, id FROM {self._table('tags')}")}
 
     def save(self) -> dict[str, str]:
         return {table: str(self._asked(f"SELECT json_agg(t) FROM {self._table(table)} AS t") or "[]") for table in TABLES}

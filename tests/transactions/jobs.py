@@ -6,6 +6,7 @@ import time
 from typing import Final
 
 import taskflow
+from taskflow.app.app import default_app
 
 ran: Final = list[tuple[int, float]]()
 """The numbers of the notes that have run, and when."""
@@ -22,3 +23,8 @@ async def refund(number: int) -> None: ...
 @taskflow.job(name="tests.transactions.note")
 async def note(number: int) -> None:
     ran.append((number, time.monotonic()))
+
+
+async def admit() -> None:
+    """Let the store admit what transactions have sent with keys: on PostgreSQL that follows their commits."""
+    await default_app().broker().upkeep(1_000)

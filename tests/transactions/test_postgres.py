@@ -95,7 +95,8 @@ async def test_eight_threads_with_sync_sessions_beside_a_running_loop(broker: Br
 # --- what workers see ------------------------------------------------------------------------------------------------
 
 
-async def test_a_job_begins_as_soon_as_its_transaction_commits(broker: Broker, postgres_database: str) -> None:
+@pytest.mark.parametrize("has_key", [False, True], ids=["plain", "with a key"])
+async def test_a_job_begins_as_soon_as_its_transaction_commits(broker: Broker, postgres_database: str, has_key: bool) -> None:
     ran.clear()
     committed = dict[int, float]()
     connection = await asyncpg.connect(postgres_database)
@@ -103,13 +104,31 @@ async def test_a_job_begins_as_soon_as_its_transaction_commits(broker: Broker, p
         for number in range(40):
             await asyncio.sleep(0.05)
             async with connection.transaction():
-                await note.options(connection=connection).delay(number)
+                within = note.options(connection=connection)
+                await (within.options(key=f"begins {number}") if has_key else within).delay(number)
                 await asyncio.sleep(0.02)
                 assert number not in dict(ran)
             committed[number] = time.monotonic()
         await until(set(committed))
     await connection.close()
     assert statistics.median(when - committed[number] for number, when in ran) < 0.05
+
+
+async def test_a_drain_runs_what_was_committed_with_a_key(postgres_database: str) -> None:
+    """No worker has admitted it when the drain begins."""
+    ran.clear()
+    with a_database() as name:
+        url = shared_postgres().url(name)
+        with default_app().using(opened := connect(url)):
+            connection = await asyncpg.connect(url)
+            async with connection.transaction():
+                for number in range(2):
+                    await note.options(connection=connection, key=f"drain {number}").delay(number)
+            async with Worker(concurrency=1) as worker:
+                await worker.drained()
+            await connection.close()
+            await opened.close()
+    assert sorted(number for number, _ in ran) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +304,7 @@ async def test_usage_and_execute_are_enough_to_send(roles: tuple[str, str]) -> N
         with pytest.raises(BrokerRefused, match="permission denied"):
             await handles[0].status()
         await sender.close()
-    assert await admin.fetchval("SELECT count(*) FROM taskflow.jobs WHERE status = 2") == 4
+    assert await admin.fetchval("SELECT count(*) FROM taskflow.jobs") == 4
     for forbidden in ("SELECT FROM taskflow.jobs", "SELECT taskflow.settle_within('{}')", "SELECT taskflow.enqueue(1, NULL)"):
         with pytest.raises(asyncpg.PostgresError):
             await user.execute(forbidden)

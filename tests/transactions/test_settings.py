@@ -24,7 +24,7 @@ from taskflow import Status, run_sync
 from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from tests.transactions.jobs import charge
+from tests.transactions.jobs import admit, charge
 
 
 @pytest.fixture
@@ -50,6 +50,7 @@ def assert_sends(connection: Any, commit: Callable[[], None]) -> None:
     again = charge.options(connection=connection, key="settings").delay_sync(4)
     assert (again.id, again.is_new) == (handles[-1].id, False)
     commit()
+    run_sync(admit())
     assert [run_sync(handle.status()) for handle in handles] == [Status.READY] * 3
     run_sync(again.cancel())
 
@@ -97,6 +98,7 @@ async def test_codecs_of_asyncpg(in_loop: Broker, postgres_database: str) -> Non
     async with connection.transaction():
         handle = await charge.options(connection=connection).delay(1)
         [other] = await taskflow.enqueue([charge.options(key="codecs").bind(2)], connection=connection)
+    await admit()
     assert (await handle.status(), await other.status()) == (Status.READY, Status.READY)
     await other.cancel()
     await connection.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from taskflow.broker.console import EXAMINED, FailureGroupRecord, Metrics, QueueRecord, Redone, View
@@ -11,7 +11,7 @@ from taskflow.broker.engine import moves, pages
 from taskflow.broker.engine.bodies import OUTAGE, lapse, outages_of, record_of_session
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
-from taskflow.broker.engine.records import SUCCEEDED, Kind
+from taskflow.broker.engine.records import HELD, READY, SUCCEEDED, Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref, Scan, Snapshot
 from taskflow.broker.engine.sessions import PULSE, pulse_in
 from taskflow.broker.paging import Position, ScanRequest
@@ -27,6 +27,7 @@ from taskflow.model.transitions import Event
 
 MOST_SESSIONS: Final = 100_000
 MOST_PAUSED: Final = 100_000
+MOST_ARRIVING: Final = 10_000
 MOST_FAILED: Final = 1_000_000
 
 
@@ -35,12 +36,18 @@ MOST_FAILED: Final = 1_000_000
 
 def queues() -> Operation[list[QueueRecord]]:
     seen: Snapshot = yield Query(
-        scans=(Scan("paused", MOST_PAUSED, with_records=False),),
+        scans=(Scan("paused", MOST_PAUSED, with_records=False), Scan("arriving", MOST_ARRIVING)),
         groups=(("status", ()), ("ready", ()), ("scheduled", ())),
         with_totals=True,
     )
     counts = {(group.prefix[0], group.prefix[1]): group.size for group in seen.groups[0]}
     oldest = dict[str, int]()
+    for entry in seen.scans[1]:  # each needs a worker now, like a READY job
+        assert entry.record is not None
+        queue, created_at = entry.record.header["queue"], entry.record.header["created_at"]
+        counts[queue, HELD] = max(0, counts.get((queue, HELD), 0) - 1)
+        counts[queue, READY] = counts.get((queue, READY), 0) + 1
+        oldest[queue] = min(created_at, oldest.get(queue, created_at))
     for group in seen.groups[1]:
         assert group.first is not None
         queue, _, due_at, _ = group.first
@@ -158,22 +165,25 @@ def purge(view: View, limit: int, rules: Rules) -> Operation[int]:
             found = yield from pages.scan(ScanRequest(view, status, after, limit - purged, EXAMINED))
             ids = [record.id for record, _ in found.listed if record.status is not Status.RUNNING]
             refs = [Ref(Kind.JOB, job_id) for job_id in ids]
-            purged += sum((yield from decide(ids, _purge, rules, refs, scans=MOVE_SCANS)))
+            purged += sum((yield from decide(ids, _purger(view), rules, refs, scans=MOVE_SCANS)))
             if (after := found.end) is None:
                 break
     return purged
 
 
-def _purge(draft: Draft, job_id: bytes) -> bool:
-    job = draft.job(job_id)
-    if job is None or not job.is_kept(draft.now) or BY_CODE[job.status] is Status.RUNNING:
-        return False
-    if job.is_waiting:
-        moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_FOR)
-        if draft.seen.scans[1]:
-            return True  # those who hear of ends still read it
-    moves.bury(draft, job)
-    return True
+def _purger(view: View) -> Callable[[Draft, bytes], bool]:
+    def one(draft: Draft, job_id: bytes) -> bool:
+        job = draft.job(job_id)
+        if job is None or BY_CODE.get(job.status) is Status.RUNNING or not pages.matches(job, view, draft.now):
+            return False  # it may have moved since it was listed
+        if job.is_waiting:
+            moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.PURGED, keep=PURGED_FOR)
+            if draft.seen.scans[1]:
+                return True  # those who hear of ends still read it
+        moves.bury(draft, job)
+        return True
+
+    return one
 
 
 def drop(ids: Sequence[bytes], rules: Rules) -> Operation[list[Status | None]]:

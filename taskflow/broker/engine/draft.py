@@ -252,10 +252,12 @@ def decide(
     Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
     """
     answers: dict[int, T] = {}
-    known = set(refs)
+    known, is_locked = set(refs), False
     rounds = deque([(list(range(len(items))), 1)] if items else ())
     while rounds:
         numbers, tries = rounds.popleft()
+        if tries > MAX_ROUNDS and is_locked:
+            raise BrokerUnavailable("another program's open transaction has locked the records of this call: try again")
         if tries > MAX_ROUNDS:
             raise BrokerUnavailable("other clients keep changing the records of this call: try again")
         drafted = yield from _draft([items[number] for number in numbers], one, rules, known, scans)
@@ -279,10 +281,11 @@ def decide(
                 stale += of_step
             elif isinstance(result, Locked) and len(of_step) > 1 and not together:
                 rounds.extend(([number], tries) for number in of_step)
-            elif isinstance(result, Locked):
-                if locked is None:
-                    raise BrokerUnavailable("another program's open transaction has locked the records of this call: try again")
+            elif isinstance(result, Locked) and locked is not None:
                 answers.update(dict.fromkeys(of_step, locked))
+            elif isinstance(result, Locked):
+                stale += of_step  # perhaps a call of another client has locked them, which takes no time
+                is_locked = True
         if stale:
             rounds.append((stale, tries + 1))
     return [answers[number] for number in range(len(items))]

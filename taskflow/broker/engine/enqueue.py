@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taskflow.broker.engine import moves
-from taskflow.broker.engine.job import Job
+from taskflow.broker.engine.job import put_of_plain
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.seam import Add, Operation
 from taskflow.broker.engine.settle import read
@@ -18,7 +18,7 @@ from taskflow.model.rules import Rules
 def enqueue(envelopes: Sequence[Envelope], rules: Rules) -> Operation[list[Added | Refused]]:
     """Add jobs in one step."""
     if all(map(is_plain, envelopes)) and len({envelope.id for envelope in envelopes}) == len(envelopes):
-        are_new: list[bool] | str = yield Add([Job.of_envelope(envelope, 0).to_put() for envelope in envelopes])
+        are_new: list[bool] | str = yield Add([put_of_plain(envelope) for envelope in envelopes])
         if isinstance(are_new, str):
             raise StoreFull(are_new)
         answers = [_answer(envelope.id, is_new) for envelope, is_new in zip(envelopes, are_new, strict=True)]

@@ -1,15 +1,16 @@
-"""Upkeep: what time has made necessary."""
+"""Upkeep: what time has made necessary. It leaves what another program's open transaction has locked to a later call."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from taskflow.broker.engine import moves, schedules, sessions
+from taskflow.broker.engine import arrivals, moves, schedules, sessions
 from taskflow.broker.engine.bodies import OUTAGE, lapse, note_outage, session_body
-from taskflow.broker.engine.draft import Draft
+from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.moves import MOVE_SCANS, decide
 from taskflow.broker.engine.records import BURIED
-from taskflow.broker.engine.seam import Fade, Faded, Operation, Promote, Query, Ref, Scan, Snapshot
+from taskflow.broker.engine.seam import Entry, Fade, Faded, Operation, Promote, Query, Ref, Scan, Snapshot
 from taskflow.broker.protocol import MAX_ENDS, Upkept
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
@@ -23,18 +24,29 @@ MOST_COUNTED: Final = 10_000
 
 
 def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[Upkept]:
-    reaped = yield from _reap(rules)
-    readied, _ = yield Promote(limit)
-    left = limit - readied
-    released = yield from _release(left, rules)
+    """Make the moves that time has made necessary. One look shows which kinds of them there are; most calls find none."""
+    seen: Snapshot = yield Query((OUTAGE,), _scans(limit))
+    offered, _, dying, gone, expiring, *arrived = seen.scans[_OFFERED:]
+    suspects = _suspects(seen, rules)
+    reaped = (yield from _reap(suspects, seen, rules)) if suspects else 0
+    found = [entry for entries in arrived for entry in entries][:limit]
+    taken = (yield from arrivals.take(found, rules)) if found else []
+    promoted, _ = yield Promote(limit - len(taken))
+    readied = promoted + sum(taken)
+    left = limit - promoted - len(taken)
+    is_gone = bool(gone) and gone[0].position[0] < seen.now - to_microseconds(rules.repeat_for)
+    released = (yield from _release(left, rules)) if reaped or dying or is_gone else 0
     left -= released
-    expired = yield from _expire(left, rules)
+    expired = (yield from _expire(left, rules)) if released or taken or _is_due(expiring, seen.now) else 0
     left -= expired
     dropped, has_more = yield from _drop(left, rules)
     left -= dropped
-    offers = yield from schedules.offers(rules)
-    ended, ends_dropped = (yield from take_ends(rules)) if ends else ((), 0)
-    next_in = yield from _next_in(rules, is_cut_off=left <= 0 or has_more, takes_ends=ends)
+    offers = (yield from schedules.offers(rules)) if reaped or dying or _is_due(offered, seen.now) else ()  # some may be handed over
+    has_moved = bool(suspects or dying or taken or promoted or expired or offers)
+    ended, ends_dropped = (yield from take_ends(rules)) if ends and (has_moved or seen.scans[2]) else ((), 0)
+    if has_moved or ended:
+        seen = yield Query((OUTAGE,), _scans(1))
+    next_in = _next_in(seen, rules, is_cut_off=left <= 0 or has_more, takes_ends=ends, takes_arrivals=all(taken))
     return Upkept(
         readied=readied,
         reaped=reaped,
@@ -51,19 +63,32 @@ def upkeep(limit: int, ends: bool, rules: Rules) -> Operation[Upkept]:
 # --- dead sessions --------------------------------------------------------------------------------------------
 
 _SESSION_SCANS: Final = (*MOVE_SCANS, sessions.PULSE, *sessions.LAPSING)
+_OFFERED: Final = len(_SESSION_SCANS)
 
 
-def _reap(rules: Rules) -> Operation[int]:
+def _scans(arriving: int) -> tuple[Scan, ...]:
+    """Return the scans of upkeep: those of sessions, then offers, living sessions, dying and gone ones, expiring jobs, and arrivals."""
+    firsts = (Scan(name, 1, with_records=False) for name in ("dying", "gone", "expiring"))
+    living = Scan("lapsing", MOST_COUNTED, with_records=False)
+    return (*_SESSION_SCANS, Scan("offers", 1, with_records=False), living, *firsts, *arrivals.scans(arriving))
+
+
+def _is_due(first: Sequence[Entry], now: int) -> bool:
+    return bool(first) and first[0].position[0] <= now
+
+
+def _suspects(seen: Snapshot, rules: Rules) -> list[Plain]:
+    """Return the sessions that have lapsed, unless the store was away."""
+    found = sessions.lapsing(Draft(seen, rules))
+    return [session for session in found if session.header["lapses_at"] <= seen.steady or session_body(session).boot != seen.boot]
+
+
+def _reap(suspects: Sequence[Plain], seen: Snapshot, rules: Rules) -> Operation[int]:
     """Mark lapsed sessions as dead, and return their number. From then on their claims are refused, so no new lease can be missed when
     their leases are released."""
-    seen: Snapshot = yield Query((OUTAGE,), _SESSION_SCANS)
-    draft = Draft(seen, rules)
     pulse = sessions.pulse_in(seen.scans[3], seen.steady)
-    found = sessions.lapsing(draft)
-    least_ttl = min((session.header["ttl"] for session in found), default=0)
-    suspects = [session.ref for session in found if session.header["lapses_at"] <= seen.steady or session_body(session).boot != seen.boot]
-    if not suspects:
-        return 0
+    least_ttl = min(session.header["ttl"] for session in sessions.lapsing(Draft(seen, rules)))
+    refs = [session.ref for session in suspects]
 
     def one(draft: Draft, ref: Ref) -> bool:
         outages = note_outage(draft, least_ttl, pulse)
@@ -76,7 +101,7 @@ def _reap(rules: Rules) -> Operation[int]:
         sessions.kill(draft, session, None if is_spared else "")
         return True
 
-    return sum((yield from decide(suspects, one, rules, [OUTAGE, *suspects], scans=_SESSION_SCANS)))
+    return sum((yield from decide(refs, one, rules, [OUTAGE, *refs], scans=_SESSION_SCANS, locked=False)))
 
 
 def _release(limit: int, rules: Rules) -> Operation[int]:
@@ -86,13 +111,15 @@ def _release(limit: int, rules: Rules) -> Operation[int]:
         released += yield from sessions.release(entry.ref.id, rules, max(0, limit - released))
     long_ago = seen.now - to_microseconds(rules.repeat_for)
     gone = [entry.ref for entry in seen.scans[1] if entry.position[0] < long_ago]
-    yield from decide(gone, _forget, rules, gone)
+    yield from decide(gone, _forget, rules, gone, locked=False)
     return released
 
 
-def _forget(draft: Draft, ref: Ref) -> None:
-    if draft.plain(*ref) is not None:
+def _forget(draft: Draft, ref: Ref) -> bool:
+    is_there = draft.plain(*ref) is not None
+    if is_there:
         draft.drop(ref)
+    return is_there
 
 
 # --- expiry and keeping ---------------------------------------------------------------------------------------
@@ -109,7 +136,7 @@ def _expire(limit: int, rules: Rules) -> Operation[int]:
         return True
 
     due = [entry.ref for entry in seen.scans[0] if entry.position[0] <= seen.now]
-    return sum((yield from decide(due, one, rules, due, scans=MOVE_SCANS)))
+    return sum((yield from decide(due, one, rules, due, scans=MOVE_SCANS, locked=False)))
 
 
 def _drop(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
@@ -129,7 +156,7 @@ def _drop(limit: int, rules: Rules) -> Operation[tuple[int, bool]]:
         return True
 
     tied = list(faded.left)
-    buried = yield from decide(tied, one, rules, tied, scans=MOVE_SCANS)
+    buried = yield from decide(tied, one, rules, tied, scans=MOVE_SCANS, locked=False)
     return faded.buried + sum(buried), faded.has_more
 
 
@@ -140,15 +167,9 @@ def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
     """Remove and return the first ends that were noted. If too many were noted, drop the oldest before that, and return their number."""
     seen: Snapshot = yield Query(scans=(Scan("ends", rules.most_ends + MAX_ENDS, with_records=False),))
 
-    def one(draft: Draft, ref: Ref) -> bool:
-        is_there = draft.plain(*ref) is not None
-        if is_there:
-            draft.drop(ref)
-        return is_there
-
     surplus = max(0, len(seen.scans[0]) - rules.most_ends)
     refs = [entry.ref for entry in seen.scans[0][: surplus + MAX_ENDS]]
-    taken = yield from decide(refs, one, rules, refs)
+    taken = yield from decide(refs, _forget, rules, refs, locked=False)
     ended = tuple(ref.id for ref, is_taken in zip(refs[surplus:], taken[surplus:], strict=True) if is_taken)
     return ended, sum(taken[:surplus])
 
@@ -156,13 +177,12 @@ def take_ends(rules: Rules) -> Operation[tuple[tuple[bytes, ...], int]]:
 # --- when to come again ---------------------------------------------------------------------------------------
 
 
-def _next_in(rules: Rules, *, is_cut_off: bool, takes_ends: bool) -> Operation[float]:
+def _next_in(seen: Snapshot, rules: Rules, *, is_cut_off: bool, takes_ends: bool, takes_arrivals: bool) -> float:
     """Return the seconds until the caller's next upkeep. With n living sessions, each calls it every n * `upkeep_every` seconds, or earlier
-    if a job becomes due or a session lapses."""
-    scans = (*_SESSION_SCANS, Scan("offers", 1, with_records=False), Scan("lapsing", MOST_COUNTED, with_records=False))
-    seen: Snapshot = yield Query((OUTAGE,), scans)
-    if is_cut_off or (takes_ends and seen.scans[2]):
+    if a job becomes due or a session lapses. `takes_arrivals` is False if an open transaction holds up some of them."""
+    offered, living = seen.scans[_OFFERED : _OFFERED + 2]
+    if is_cut_off or (takes_ends and seen.scans[2]) or (takes_arrivals and any(seen.scans[-2:])):
         return 0.0
-    waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], seen.scans[6]) if entries]
-    waits += [rules.upkeep_every * max(1, len(seen.scans[7])), *sessions.lapses(Draft(seen, rules))]
+    waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offered) if entries]
+    waits += [rules.upkeep_every * max(1, len(living)), *sessions.lapses(Draft(seen, rules))]
     return max(0.0, min(waits))

@@ -61,7 +61,7 @@ def _free(draft: Draft, job_id: bytes) -> None:
     """Release a HELD job if it awaits nothing. Additions do not change its revision, but nothing else makes it HELD again."""
     job = draft.job(job_id)
     if job is not None and job.status == HELD and job.header["awaits"] <= 0 and not job.has(Flag.BEHIND):
-        _release(draft, job)
+        release(draft, job)
 
 
 def move(draft: Draft, job: Job, event: Event, to: int) -> None:
@@ -83,17 +83,22 @@ def add(draft: Draft, envelope: Envelope) -> Added | Refused:
     waiting, running = holders(draft, envelope.key)
     if (holder := transitions.refused_for(waiting, running, envelope.on_conflict)) is not None:
         return Refused(envelope.id, holder.id, "key")
-    if waiting is not None:
-        finish(draft, waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
     job = Job.of_envelope(envelope, draft.now)
-    if envelope.key is not None:
-        holder_id, next_id = (envelope.id, None) if running is None else (running.id, envelope.id)
-        draft.put(Plain(Ref(Kind.KEY, envelope.key), {"holder": holder_id, "next": next_id}))
+    take_key(draft, job, waiting, running)
+    enter(draft, job, Event.ENQUEUE)
+    return Added(envelope.id, None if waiting is None else waiting.id)
+
+
+def take_key(draft: Draft, job: Job, waiting: Job | None, running: Job | None) -> None:
+    """Let a job have its key. It replaces the waiting job that has it, and waits for the end of the running one."""
+    if waiting is not None:
+        finish(draft, waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(job.id))
+    if job.sent.key is not None:
+        holder_id, next_id = (job.id, None) if running is None else (running.id, job.id)
+        draft.put(Plain(Ref(Kind.KEY, job.sent.key), {"holder": holder_id, "next": next_id}))
     if running is not None:
         job.set_flag(Flag.BEHIND, True)
         job.state.behind, job.state.waiting = running.id, text_bytes(wording.waits_behind(running.id))
-    enter(draft, job, Event.ENQUEUE)
-    return Added(envelope.id, None if waiting is None else waiting.id)
 
 
 def holders(draft: Draft, key: bytes | None) -> tuple[Job | None, Job | None]:
@@ -111,9 +116,9 @@ def holders(draft: Draft, key: bytes | None) -> tuple[Job | None, Job | None]:
 
 
 def enter(draft: Draft, job: Job, event: Event) -> None:
-    """Make a job HELD, SCHEDULED or READY, by what it awaits and by its due time."""
+    """Make a job HELD, SCHEDULED or READY, by what it awaits and by its due time. A job that has run awaits nothing, whatever it says."""
     due_at = job.header["due_at"]
-    if job.header["awaits"] > 0 or job.has(Flag.BEHIND):
+    if job.status != RUNNING and (job.header["awaits"] > 0 or job.has(Flag.BEHIND)):
         move(draft, job, event, HELD)
     elif isinstance(due_at, After) or due_at <= draft.now:
         move(draft, job, event, READY)
@@ -214,23 +219,25 @@ def finish(
     job.end_lease()
     job.header |= {"ended_at": draft.now, "fade_at": draft.now + keep_for}
     job.state.reason, job.state.waiting = text_bytes(reason), None
-    if job.has(Flag.BEHIND):
-        job.set_flag(Flag.BEHIND, False)
-    _release_key(draft, job)
-    _release_awaiting(draft, job)
+    job.set_flag(Flag.BEHIND | Flag.ARRIVING, False)
+    job.state.replaces, job.state.replaced = False, None
+    release_key(draft, job.id, job.sent.key)
+    if job.has(Flag.AWAITED):
+        release_joined(draft, job.sent.joined)
+        job.set_flag(Flag.AWAITED, False)
     if not is_settled and draft.seen.scans[1]:
         _note_end(draft, job.id)
 
 
-def _release_key(draft: Draft, job: Job) -> None:
-    key = job.sent.key
+def release_key(draft: Draft, job_id: bytes, key: bytes | None) -> None:
+    """Take its key away from a job that has ended, and release the job that waits behind it."""
     record = None if key is None else draft.plain(Kind.KEY, key)
     if record is None:
         return
-    if record.header["next"] == job.id:
+    if record.header["next"] == job_id:
         record.header["next"] = None
         draft.put(record)
-    elif record.header["holder"] == job.id:
+    elif record.header["holder"] == job_id:
         waiting = None if record.header["next"] is None else draft.job(record.header["next"])
         if waiting is None or not waiting.is_live:
             draft.drop(record.ref)
@@ -240,24 +247,22 @@ def _release_key(draft: Draft, job: Job) -> None:
         waiting.set_flag(Flag.BEHIND, False)
         waiting.state.behind = waiting.state.waiting = None
         draft.put(waiting)
-        if waiting.header["awaits"] <= 0:
-            _release(draft, waiting)
+        if waiting.status == HELD and waiting.header["awaits"] <= 0:
+            release(draft, waiting)
 
 
-def _release(draft: Draft, job: Job) -> None:
+def release(draft: Draft, job: Job) -> None:
     """Make a HELD job wait for its time or for a worker only."""
     if job.header["due_at"] <= draft.now:
         job.header["due_at"] = NOW
     enter(draft, job, Event.RELEASE)
 
 
-def _release_awaiting(draft: Draft, job: Job) -> None:
-    if not job.has(Flag.AWAITED):
-        return
-    for joined in job.joins:
-        draft.add(Ref(Kind.JOB, joined), "awaits", -1)
-    draft.released.update(job.joins)
-    job.set_flag(Flag.AWAITED, False)
+def release_joined(draft: Draft, joined: Sequence[bytes]) -> None:
+    """Note for jobs that one of those that they await has ended."""
+    for job_id in joined:
+        draft.add(Ref(Kind.JOB, job_id), "awaits", -1)
+    draft.released.update(joined)
 
 
 def _note_end(draft: Draft, job_id: bytes) -> None:

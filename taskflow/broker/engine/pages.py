@@ -26,13 +26,13 @@ def scan(request: ScanRequest) -> Operation[ScanResult]:
     """List jobs in the order of their positions."""
     listed, examined, after = list[tuple[Record, Position]](), 0, request.after
     while True:
-        wanted = min(AT_ONCE, request.most - examined)
+        wanted = min(AT_ONCE if examined else request.limit, AT_ONCE, request.most - examined)  # more only if some do not match
         entries, seen, has_more = yield from _read(request, after, wanted)
         for number, entry in enumerate(entries, 1):
             examined, after = examined + 1, _shown(request.status, entry)
             assert entry.record is not None
             job = Job.of_record(entry.record)
-            if _matches(job, request, seen.now):
+            if matches(job, request.view, seen.now):
                 listed.append((job.to_record(), after))
             if len(listed) == request.limit or examined == request.most:
                 return ScanResult(listed, examined, after if has_more or number < len(entries) else None, seen.now)
@@ -102,8 +102,9 @@ def _negative(value: int | bytes | str) -> int:
     return -value
 
 
-def _matches(job: Job, request: ScanRequest, now: int) -> bool:
-    view, header = request.view, job.header
+def matches(job: Job, view: View, now: int) -> bool:
+    """Return True if a job is kept and has what the view asks for. Its tag is not looked at."""
+    header = job.header
     before = None if view.ended_before is None else now - to_microseconds(view.ended_before)
     return (
         job.is_kept(now)

@@ -78,13 +78,13 @@ class Flag:
     """It was asked to stop."""
     POISON: Final = 32
     ARRIVING: Final = 64
-    """A caller's transaction added it, and the engine has not admitted it yet."""
+    """A caller's transaction added it, and the engine has not admitted it yet. Until then BEHIND is set too, so that nothing readies it."""
     SPOILT: Final = 128
     BEHIND: Final = 256
     """HELD until a running job with the same key has ended. This is no part of `awaits`: with one counter, an additional join would ready
     the job while the other one still runs."""
-    TIES: Final = KEYED | AWAITED | TAGGED | STATED | POISON | ARRIVING | SPOILT
-    """The jobs that `succeed` and `fade` leave to the engine."""
+    TIES: Final = KEYED | AWAITED | STATED | POISON | ARRIVING | SPOILT
+    """The jobs that `succeed` leaves to the engine. `fade` leaves it those that are TAGGED, because they have entries."""
 
 
 HELD, SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED, BURIED = range(8)
@@ -143,24 +143,26 @@ class Index(NamedTuple):
 
     `when`    a condition on the header. Its syntax is common to SQL and Python but for `IS NULL`, `IS NOT NULL`, `AND` and `OR`
     `at`      the fields of an entry's position, in their order; "-x" falls. "id" is the record's id
-    `entries` True if a record has one entry for each value that its put hands over; a position begins with that value
+    `entries` the type of the values, if a record has one entry for each value that its put hands over; a position begins with that value
     `groups`  how many of the first fields of the position are counted
     `listed`  False if entries are only counted
+    `counted` False if a group has only its first position: its size is 0, and its last position None
     """
 
     name: str
     kind: int
     when: str
     at: tuple[str, ...]
-    entries: bool = False
+    entries: Type | None = None
     groups: int = 0
     listed: bool = True
+    counted: bool = True
 
 
 INDEXES: Final = (
     Index("status", Kind.JOB, "status < 7", ("queue", "status"), groups=2, listed=False),
-    Index("ready", Kind.JOB, "status = 2", ("queue", "-priority", "due_at", "seq"), groups=2),
-    Index("scheduled", Kind.JOB, "status = 1", ("queue", "due_at", "seq"), groups=1),
+    Index("ready", Kind.JOB, "status = 2", ("queue", "-priority", "due_at", "seq"), groups=2, counted=False),
+    Index("scheduled", Kind.JOB, "status = 1", ("queue", "due_at", "seq"), groups=1, counted=False),
     Index("due", Kind.JOB, "status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0", ("due_at", "seq")),
     Index("held", Kind.JOB, "status = 0", ("seq",)),
     Index("leases", Kind.JOB, "status = 3", ("session", "claim"), groups=1),
@@ -169,7 +171,7 @@ INDEXES: Final = (
     Index("ended", Kind.JOB, "status > 3 AND status < 7", ("status", "queue", "ended_at", "seq")),
     Index("fading", Kind.JOB, "fade_at IS NOT NULL", ("fade_at", "id")),
     Index("causes", Kind.JOB, "status = 5", ("cause", "job", "queue", "ended_at", "seq", "id"), groups=3),
-    Index("tags", Kind.JOB, "status < 7", ("id",), entries=True),
+    Index("tags", Kind.JOB, "status < 7", ("id",), entries=Type.NAME),
     Index("arriving", Kind.JOB, "flags & 64 <> 0", ("seq",)),
     Index("lapsing", Kind.SESSION, "dead_at IS NULL", ("lapses_at", "id")),
     Index("beats", Kind.SESSION, "", ("-beat_at", "id")),
@@ -178,7 +180,7 @@ INDEXES: Final = (
     Index("hearers", Kind.SESSION, "wants_ends = 1 AND dead_at IS NULL", ("id",)),
     Index("offers", Kind.SCHEDULE, "offer_at IS NOT NULL", ("offer_at", "id")),
     Index("schedules", Kind.SCHEDULE, "", ("id",)),
-    Index("declared", Kind.SCHEDULE, "", ("id",), entries=True),
+    Index("declared", Kind.SCHEDULE, "", ("id",), entries=Type.BYTES),
     Index("paused", Kind.QUEUE, "is_paused = 1", ("id",)),
     Index("ends", Kind.END, "", ("seq",)),
     Index("actions", Kind.ACTION, "", ("seq",)),

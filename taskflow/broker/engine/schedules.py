@@ -21,7 +21,7 @@ from taskflow.model.errors import SessionLost
 from taskflow.model.rules import Rules
 from taskflow.model.schedule import MAX_OFFERED_BYTES, MAX_OFFERS, Amendment, Definition, Firing, Offer, ScheduleRecord, ScheduleState
 
-OFFER_SCANS: Final = (*MOVE_SCANS, Scan("offers", 1, with_records=False))
+OFFER_SCANS: Final = (*MOVE_SCANS, Scan("offers", 2, with_records=False))
 MOST_DECLARED: Final = 10_000
 
 
@@ -75,8 +75,8 @@ def _put(draft: Draft, body: ScheduleBody) -> None:
     record = Plain(ref_of(state.name), {"offer_at": state.look_at, "is_paused": int(state.is_paused)}, _encode(body))
     record.entries = {"declared": tuple(each.session for each in body.declared)}
     draft.put(record)
-    first = draft.seen.scans[3]
-    if state.look_at is not None and (not first or state.look_at < first[0].position[0] or first[0].ref == record.ref):
+    others = [entry.position[0] for entry in draft.seen.scans[3] if entry.ref != record.ref]
+    if state.look_at is not None and (not others or state.look_at < others[0]):
         draft.wake(topics.DUE)
 
 
@@ -110,20 +110,22 @@ def define(definitions: Sequence[Definition], session: bytes | None, age: float,
     return (yield from decide(definitions, one, rules, refs, scans=OFFER_SCANS))
 
 
-def hand_over(session: bytes, rules: Rules) -> Operation[None]:
-    """Drop the declarations of a session that has died, and put the next youngest ones into force."""
+def hand_over(session: bytes, rules: Rules) -> Operation[bool]:
+    """Drop the declarations of a session that has died, and put the next youngest ones into force. Return False if another program's open
+    transaction has locked one of the schedules."""
     seen: Snapshot = yield Query(scans=(Scan("declared", MOST_DECLARED, (session,), with_records=False),))
 
-    def one(draft: Draft, ref: Ref) -> None:
+    def one(draft: Draft, ref: Ref) -> bool:
         record = draft.plain(*ref)
         body = body_of(record.state) if record is not None and isinstance(record.state, bytes) else None
         if body is not None:
             body.declared = [each for each in body.declared if each.session != session]
             body.elect(draft.now, rules.keep_asleep)
             _put(draft, body)
+        return True
 
     refs = [entry.ref for entry in seen.scans[0]]
-    yield from decide(refs, one, rules, refs, scans=OFFER_SCANS)
+    return all((yield from decide(refs, one, rules, refs, scans=OFFER_SCANS, locked=False)))
 
 
 # --- offers and firings ---------------------------------------------------------------------------------------
@@ -135,21 +137,23 @@ def offers(rules: Rules) -> Operation[tuple[Offer, ...]]:
     due = [entry.ref for entry in seen.scans[0] if entry.position[0] <= seen.now]
     sizes = [0]
 
-    def one(draft: Draft, ref: Ref) -> Offer | None:
+    def one(draft: Draft, ref: Ref) -> tuple[Offer, ...]:
         record = draft.plain(*ref)
         body = body_of(record.state) if record is not None and isinstance(record.state, bytes) else None
+        if record is not None and body is None:  # it cannot be decoded: it is offered no more, until it is declared again
+            draft.put(Plain(ref, {"offer_at": None}))
         if body is None or body.state.look_at is None or body.state.look_at > draft.now or sizes[0] > MAX_OFFERED_BYTES:
-            return None
+            return ()
         if body.state.asleep_since is not None:
             draft.drop(ref)
-            return None
+            return ()
         sizes[0] += len(body.state.body)
         offer = body.state.offer(draft.now)
         draft.put(Plain(ref, {"offer_at": body.state.look_at}, _encode(body)))
-        return offer
+        return (offer,)
 
-    found = yield from decide(due, one, rules, due, scans=MOVE_SCANS)
-    return tuple(offer for offer in found if offer is not None)
+    found = yield from decide(due, one, rules, due, scans=MOVE_SCANS, locked=())
+    return tuple(offer for offers in found for offer in offers)
 
 
 def fire(firings: Sequence[Firing], rules: Rules) -> Operation[list[Added | Refused | None]]:

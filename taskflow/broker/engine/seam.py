@@ -3,10 +3,18 @@
 A store knows headers, revisions and indexes. It knows no rule of a job. Each name in brackets is a test of the seam's suite; a new store
 must pass all of them.
 
+The engine keeps the headers of jobs possible, and a store may refuse others, because other programs may be able to write its records:
+  - The id has 16 bytes. The queue and the name of the job are not empty. The priority is from -100 to 100. No time but `started_at` is
+    before 1970.
+  - A RUNNING job has `session` (16 bytes), `claim` (12 bytes) and `claimed_steady`. No other job has a session or a claim.
+  - Jobs that have ended, and no others, have `ended_at` and `fade_at`. A FAILED one has a `cause` of at least 8 bytes.
+
   [snapshot]   What a query or a claim has returned does not change when the record does.
   [step]       A step takes effect as a whole or not at all. The steps of one `apply` are independent: each expects the records as they
                were before the call. The query `then` is answered after all of them.
   [expect]     A step is Stale if a record that it expects has another revision, exists although ABSENT was expected, or is missing.
+  [resent]     If the reply to a call was lost, the same bytes may be sent again, and change nothing then. A step is Stale: it puts or drops
+               a record at least. `add`, `succeed` and a claim answer as they did.
   [fresh_rev]  Each put, claim, `succeed`, `promote` and `fade` gives a record a revision that this ref never had before. This also holds
                after the record was dropped and made again.
   [once]       `apply` raises ValueError if two of its puts and drops name the same record. Such a call is a bug, not a conflict.
@@ -23,7 +31,8 @@ must pass all of them.
                Full if the store has no room for its new jobs.
   [indexed]    A record is in each index whose condition its header meets, at that position, from the same instant as the record itself.
                Numbers, names (by code point) and bytes rise. A shorter position is before all positions that begin with it.
-  [counted]    The groups of an index are exact for every reader that sees the records. Empty groups are not returned.
+  [counted]    The groups of an index are exact for every reader that sees the records. Empty groups are not returned. If the index is not
+               `counted`, a group has its first position only.
   [unread]     A record of any bytes is loaded, put and dropped like others. A header that cannot be read is reported as damage, alone.
   [content]    A query returns payloads and results only if it asks for them. A put keeps, replaces or removes each part.
 
@@ -46,7 +55,8 @@ must pass all of them.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -78,7 +88,7 @@ class Record(NamedTuple):
     `sent`     the part that never changes; None if there is none
     `state`    the part that puts replace
     `content`  the payload of a job that has not succeeded, or the result of one that has; None unless the query asked for it
-    `damage`   why the header could not be read; then `header` is empty
+    `damage`   what could not be read, a line for each part: its name, a tab, and what is known of it. A header may then be empty
     """
 
     ref: Ref
@@ -209,7 +219,10 @@ class Entry(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The entries of an index with one prefix: their number, and the first and the last position if the index lists them."""
+    """The entries of an index with one prefix: their number, and the first and the last position if the index lists them.
+
+    If the index is not `counted`, `size` is 0 and `last` is None.
+    """
 
     prefix: Position
     size: int
@@ -300,7 +313,11 @@ class Run(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """The jobs that a session has leased, with their payloads."""
+    """The jobs that a session has leased, with their payloads.
+
+    The headers may have only what a lease needs: `flags`, `priority`, `queue`, `job`, `created_at`, `due_at`, `expires_at`, `epoch`,
+    `session` and `claim`.
+    """
 
     records: list[Record]
     now: int
@@ -362,3 +379,11 @@ class Store(Protocol):
         `wording.DROPPED_OVER_CAP`. Any job is buried once its `fade_at` has come.
         """
         ...
+
+
+def refuse_repeated(steps: Iterable[Step]) -> None:
+    """Raise ValueError if two puts or drops name the same record."""
+    written = Counter(ref for step in steps for ref in (*(put.ref for put in step.puts), *step.drops))
+    for ref, times in written.items():
+        if times > 1:
+            raise ValueError(f"{ref!r} is put or dropped {times} times in one apply: merge the steps that write it")

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from taskflow.broker.engine import moves, schedules
+from taskflow.broker.engine import arrivals, moves, schedules
 from taskflow.broker.engine.bodies import OUTAGE, lapse, new_session, note_beat, note_outage, outages_of, session_body, set_session_body
 from taskflow.broker.engine.draft import Draft, Plain
 from taskflow.broker.engine.job import Job, claim_id, text_bytes
@@ -90,7 +90,8 @@ def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
     yield from _extend(beat, rules)
     ghosts = 0
     reports = [report for report in beat.reports if report.claim in leases.held]
-    yield from decide(reports, _reporter(leases), rules, [Ref(Kind.JOB, leases.held[report.claim]) for report in reports])
+    refs = [Ref(Kind.JOB, leases.held[report.claim]) for report in reports]
+    yield from decide(reports, _reporter(leases), rules, refs, locked=False)
     named = set(beat.claims)
     doubted = [claim for claim in leases.held if claim not in named and claim.request <= beat.seen]
     if doubted:
@@ -128,14 +129,15 @@ def _extend(beat: Beat, rules: Rules) -> Operation[None]:
         raise SessionLost(wording.SESSION_LOST)
 
 
-def _reporter(leases: _Seen) -> Callable[[Draft, Report], None]:
-    def one(draft: Draft, report: Report) -> None:
+def _reporter(leases: _Seen) -> Callable[[Draft, Report], bool]:
+    def one(draft: Draft, report: Report) -> bool:
         job = draft.job(leases.held[report.claim])
-        if job is not None and job.holds(report.claim):
+        if is_held := job is not None and job.holds(report.claim):
             job.header["started_at"] = draft.now - to_microseconds(report.running_for)
             if report.progress is not None:
                 job.set_progress(packed([report.progress.fraction, report.progress.note]))
             draft.put(job)
+        return is_held
 
     return one
 
@@ -153,7 +155,7 @@ def _return_ghosts(claims: Sequence[ClaimId], leases: _Seen, rules: Rules) -> Op
         return True
 
     refs = [Ref(Kind.JOB, leases.held[claim]) for claim in claims]
-    returned = yield from decide(claims, one, rules, refs, scans=MOVE_SCANS)
+    returned = yield from decide(claims, one, rules, refs, scans=MOVE_SCANS, locked=False)
     return sum(returned)
 
 
@@ -169,11 +171,12 @@ def _outlook(session: bytes, rules: Rules) -> Operation[Outlook]:
             Scan("expiring", 1, with_records=False),
             Scan("fading", 1, with_records=False),
             Scan("paused", MOST_LEASES, with_records=False),
+            *arrivals.scans(1),
         ),
         groups=(("ready", ()),),
     )
     draft = Draft(seen, rules)
-    dying, offers, expiring, fading, paused = seen.scans[6:]
+    dying, offers, expiring, fading, paused, *arriving = seen.scans[6:]
     known = draft.plain(Kind.SESSION, session)
     has_ends = bool(seen.scans[2]) and known is not None and bool(known.header["wants_ends"])
     names = {entry.ref.id.decode() for entry in paused}
@@ -181,7 +184,7 @@ def _outlook(session: bytes, rules: Rules) -> Operation[Outlook]:
     waits += lapses(draft)
     return Outlook(
         is_ready=any(group.prefix[0] not in names for group in seen.groups[0]),
-        due_in=0.0 if dying or has_ends else max(0.0, min(waits, default=math.inf)),
+        due_in=0.0 if dying or has_ends or any(arriving) else max(0.0, min(waits, default=math.inf)),
     )
 
 
@@ -210,31 +213,35 @@ def kill(draft: Draft, session: Plain, died_of: str | None) -> None:
     draft.put(session)
 
 
+_HELD_UP: Final = -1
+
+
 def release(session_id: bytes, rules: Rules, limit: int = MOST_LEASES) -> Operation[int]:
-    """Release the leases of a dead session, at most `limit`, and hand over its schedules. Return how many leases it has released."""
+    """Release the leases of a dead session, at most `limit`, and hand over its schedules. Return how many leases it has released. It leaves
+    those that another program's open transaction holds up to a later call."""
     seen: Snapshot = yield Query((Ref(Kind.SESSION, session_id),), (of_session("leases", session_id, limit),))
     record = seen.records[Ref(Kind.SESSION, session_id)]
     if record is None:
         return 0
     died_of = session_body(Plain(record.ref, dict(record.header), record.state)).died_of
 
-    def one(draft: Draft, job_id: bytes) -> bool:
+    def one(draft: Draft, job_id: bytes) -> int:
         job = draft.job(job_id)
         if job is None or job.status != RUNNING or job.header["session"] != session_id:
-            return False
+            return 0
         if died_of is None:
             moves.hand_back(draft, job, counts=True)
         else:
             moves.crash(draft, job, died_of.decode(errors="surrogatepass"))
-        return True
+        return 1
 
     ids = [entry.ref.id for entry in seen.scans[0]]
     refs = [Ref(Kind.SESSION, session_id), *(Ref(Kind.JOB, job_id) for job_id in ids)]
-    released = yield from decide(ids, one, rules, refs, scans=MOVE_SCANS)
-    yield from schedules.hand_over(session_id, rules)
-    if len(ids) < limit:
+    released = yield from decide(ids, one, rules, refs, scans=MOVE_SCANS, locked=_HELD_UP)
+    has_handed_over = yield from schedules.hand_over(session_id, rules)
+    if len(ids) < limit and _HELD_UP not in released and has_handed_over:
         yield from _finish_release(session_id, rules)
-    return sum(released)
+    return released.count(1)
 
 
 def _finish_release(session_id: bytes, rules: Rules) -> Operation[None]:

@@ -24,7 +24,7 @@ from taskflow.model.verdict import Settled, Settlement, Succeeded, is_plain_succ
 
 def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Settled]]:
     """End runs. A success that carries nothing but its result is settled natively, if its job has no ties."""
-    plain = [number for number, settlement in enumerate(settlements) if is_plain_success(settlement)]
+    plain = [number for number, settlement in enumerate(settlements) if settlement.key is None and is_plain_success(settlement)]
     answers: dict[int, Settled] = {}
     if plain:
         ended: list[bool | None] = yield Succeed(_runs([settlements[number] for number in plain]))

@@ -26,7 +26,7 @@ class SortedIndex:
     """
 
     def __init__(self, index: Index) -> None:
-        self._groups, self._is_listed = index.groups, index.listed
+        self._groups, self._is_listed, self._is_counted = index.groups, index.listed, index.counted
         self._entries = list[tuple[Position, Ref]]()
         self._head = 0
         self.sizes: dict[Position, int] = {}
@@ -75,7 +75,7 @@ class SortedIndex:
 
     def groups(self, prefix: Position) -> list[Group]:
         found = sorted(group for group, size in self.sizes.items() if size and group[: len(prefix)] == prefix)
-        return [Group(group, self.sizes[group], *self._ends(group)) for group in found]
+        return [Group(group, self.sizes[group] if self._is_counted else 0, *self._ends(group)) for group in found]
 
     def prefixes(self) -> Iterable[Position]:
         """Return the prefixes of all groups."""
@@ -88,7 +88,7 @@ class SortedIndex:
         if not self._is_listed:
             return None, None
         first, last = self._range(prefix)
-        return self._entries[first][0], self._entries[last - 1][0]
+        return self._entries[first][0], self._entries[last - 1][0] if self._is_counted else None
 
     def _range(self, prefix: Position) -> tuple[int, int]:
         """Return where the entries with this prefix begin and end."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from taskflow.broker import topics
-from taskflow.broker.engine.records import CANCELLED, HEADERS, INDEXES, READY, RUNNING, SUCCEEDED, Field, Kind, Owner
+from taskflow.broker.engine.records import HEADERS, INDEXES, READY, RUNNING, Field, Kind, Owner
 from taskflow.broker.engine.seam import (
     ABSENT,
     KEEP,
@@ -27,6 +27,7 @@ from taskflow.broker.engine.seam import (
     Snapshot,
     Stale,
     Step,
+    refuse_repeated,
 )
 from taskflow.broker.memory.indexes import Places, SortedIndex, placing
 from taskflow.model import wording
@@ -195,7 +196,7 @@ class RecordStore:
         status = header["status"]
         if status == READY != was:
             self.readied[header["queue"]] += 1
-        elif SUCCEEDED <= status <= CANCELLED and status != was:
+        elif status > RUNNING and (was is None or was <= RUNNING):
             self.ended.append(ref.id)
 
     def _drop(self, ref: Ref) -> None:
@@ -207,7 +208,9 @@ class RecordStore:
                 self._counts[position] -= 1
             else:
                 self._numbered[number].remove(position, ref)
-        if ref.kind == Kind.QUEUE:  # no longer paused
+        if ref.kind == Kind.JOB and stored.header["status"] <= RUNNING:
+            self.ended.append(ref.id)
+        elif ref.kind == Kind.QUEUE:  # no longer paused
             queue = ref.id.decode()
             self.readied[queue] += self._indexes["status"].size((queue, READY))
 
@@ -261,14 +264,6 @@ class RecordStore:
         self._index(ref, stored)
         self._totals[stored.header["queue"], event] += 1
         self._announce(ref, was, stored.header)
-
-
-def refuse_repeated(steps: Iterable[Step]) -> None:
-    """Raise ValueError if two puts or drops name the same record."""
-    written = Counter(ref for step in steps for ref in (*(put.ref for put in step.puts), *step.drops))
-    for ref, times in written.items():
-        if times > 1:
-            raise ValueError(f"{ref!r} is put or dropped {times} times in one apply: merge the steps that write it")
 
 
 def _counts(field: Field, header: Mapping[str, Any]) -> bool:

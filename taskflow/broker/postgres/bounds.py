@@ -1,12 +1,14 @@
-"""Limits for stored values. The SQL files refer to them as P.LATEST and so on, and define domains that reject larger values."""
+"""Limits for stored values. The SQL files refer to them as P.LATEST and so on. Some are in constraints."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from taskflow.model import failure_cause
-from taskflow.model.failure_cause import POISON, UNKNOWN
-from taskflow.model.job_schema import FOLLOWED_UP, MAX_PAYLOAD, TAGGED
+from taskflow.broker.engine.job import State, encode, text_bytes
+from taskflow.broker.engine.records import Flag
+from taskflow.model import wording
+from taskflow.model.ids import ID_BYTES
+from taskflow.model.job_schema import MAX_PAYLOAD
 from taskflow.model.stored_values import LATEST
 
 MOST_BYTES: Final = 1 << 20
@@ -15,16 +17,10 @@ MOST_BYTES: Final = 1 << 20
 MOST_PAYLOAD_BYTES: Final = 1 << 26
 """The maximum size of a payload or a result in bytes. A longer one is not fetched."""
 
-MOST_COUNTED: Final = (1 << 31) - 2
-"""The maximum of a job's counters. A counter that has reached it stays there."""
-
-MOST_JOINS: Final = 16_384
-"""The maximum number of jobs that one job's end may release."""
-
 NOTED_FOR: Final = 90_000_000
 """Microseconds for which a listener's note is valid. The listener renews it every minute."""
 
-MOST_NOTIFIED_BYTES: Final = 5_000
+MOST_NOTIFIED_BYTES: Final = 5_300
 """The maximum size, in bytes, of a record that is sent with the notification that its job
 has ended. A notification holds at most 8,000 bytes, and the record is sent as base64."""
 
@@ -36,15 +32,23 @@ def literals() -> dict[str, str]:
         "P.MOST_BYTES": str(MOST_BYTES),
         "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
         "P.MAX_PAYLOAD": str(MAX_PAYLOAD),
-        "P.MOST_TAGS": "2048",
-        "P.MOST_DEPLOY": str(failure_cause.MOST_BYTES),
-        "P.MOST_COUNTED": str(MOST_COUNTED),
         "P.MOST_REQUEST": str(2 * MAX_PAYLOAD + 16 * MOST_BYTES),  # bytes are sent in hexadecimal
-        "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
         "P.NOTED_FOR": str(NOTED_FOR),
         "P.MOST_NOTIFIED_BYTES": str(MOST_NOTIFIED_BYTES),
-        "P.UNKNOWN": f"decode('{UNKNOWN.hex()}', 'hex')",
-        "P.POISON": f"decode('{POISON.hex()}', 'hex')",
-        "P.TAGGED": f"decode('{TAGGED.hex()}', 'hex')",
-        "P.FOLLOWED_UP": f"decode('{FOLLOWED_UP.hex()}', 'hex')",
+        "P.KEYED": str(Flag.KEYED),
+        "P.AWAITED": str(Flag.AWAITED),
+        "P.TAGGED": str(Flag.TAGGED),
+        "P.CONSEQUENTIAL": str(Flag.KEYED | Flag.AWAITED | Flag.STATED),
+        "P.STATE_ARRIVING": _state(State(waiting=_ARRIVES)),
+        "P.STATE_REPLACING": _state(State(waiting=_ARRIVES, replaces=True)),
+        "P.STATE_REPLACED": _state(State(waiting=_ARRIVES, replaced=bytes(ID_BYTES)), cut=ID_BYTES),
     }
+
+
+_ARRIVES: Final = text_bytes(wording.ARRIVES)
+
+
+def _state(state: State, *, cut: int = 0) -> str:
+    """Return the packed state of an arrival, without its last `cut` bytes."""
+    packed = encode(state)
+    return f"decode('{packed[: len(packed) - cut].hex()}', 'hex')"

@@ -1,42 +1,39 @@
-"""The PostgreSQL broker. Each verb runs a statement that calls a function from the SQL files in this folder, which contain the rules."""
+"""The PostgreSQL broker: the engine over the records in a schema."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence, Set
-from functools import partial
-from typing import Any, Final
-
-import asyncpg
+from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics as names
+from taskflow.broker.console import Finding
+from taskflow.broker.engine.broker import EngineBroker
+from taskflow.broker.engine.job import Job
+from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.per_loop import PerLoop
-from taskflow.broker.postgres import claim, enqueue, rows, schedules, session as sessions, settle, upkeep
 from taskflow.broker.postgres.connect import schema
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget
-from taskflow.broker.postgres.console import PostgresConsole
-from taskflow.broker.postgres.errors import NoRoom, was_about_a_value
+from taskflow.broker.postgres.errors import was_about_a_value
 from taskflow.broker.postgres.late_commits import LateCommits
 from taskflow.broker.postgres.listen_connection import trouble_with_listening
 from taskflow.broker.postgres.loop_connections import LoopConnections
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.notifier import CLOSE_TIMEOUT, READ_WITHIN, Notifier
+from taskflow.broker.postgres.store import Hooks, PostgresStore
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
 from taskflow.broker.postgres.wakeups import UNNOTED, Claiming, Notes, PostgresListener, parse_wakeups
-from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.script_values import added_or_refused, fire_answers, settle_possible
 from taskflow.broker.wakeups import Waiter
-from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
-from taskflow.model.envelope import Envelope, Lease, check_namespace
-from taskflow.model.errors import BrokerError, BrokerRefused, ConfigurationError, SessionLost, StoreFull
-from taskflow.model.record import BY_CODE, Record, Status
+from taskflow.model.envelope import check_namespace
+from taskflow.model.errors import BrokerError, BrokerRefused, ConfigurationError, SessionLost
+from taskflow.model.record import Record
 from taskflow.model.rules import Rules
-from taskflow.model.schedule import Definition, Firing
-from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
+
+T = TypeVar("T")
 
 MOST_NAME_BYTES: Final = 63
 """The maximum length of a schema's name in PostgreSQL, in bytes."""
@@ -52,7 +49,7 @@ DROPPED_WITHIN: Final = 60.0
 """Seconds that deleting the schema may take."""
 
 
-class PostgresBroker:
+class PostgresBroker(EngineBroker):
     """Keeps jobs in a schema of a PostgreSQL database. See `taskflow.broker.protocol.Broker`.
 
     `namespace`  the name of the schema, so that several applications can share a database
@@ -77,121 +74,97 @@ class PostgresBroker:
             raise ConfigurationError(f"namespace {namespace!r} is too long for a schema: at most {MOST_NAME_BYTES} characters")
         self.server = server or PostgresTarget()
         self._namespace = namespace
-        self._rules = rules or Rules()
+        super().__init__(rules or Rules())
         self._clock = clock
         self._capacity = capacity
         self._migrates = migrates
         self._per_loop = PerLoop(self._loop_connections)
         self._is_prepared = False
+        hooks = Hooks(self._tell_readied, self._tell_ended, self._tell_woken, self._check_marks)
+        self.store = PostgresStore(self._fetch, namespace, self.wall, self._steady, capacity, hooks)
 
     def __repr__(self) -> str:
         return f"<PostgresBroker {self.server} {self._namespace!r}>"
-
-    @property
-    def console(self) -> PostgresConsole:
-        return PostgresConsole(self)
 
     @property
     def listener(self) -> PostgresListener:
         """The listener of the running event loop."""
         return self._per_loop.here().listener
 
-    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        if not envelopes:
-            return []
-        row = await self._call_adding("enqueue_all", *enqueue.columns_of_calls(envelopes))
-        if row["answers"] is None:
-            return [Added(envelope.id) for envelope in envelopes]
-        return [added_or_refused(*pair) for pair in zip(envelopes, row["answers"], strict=True)]
+    async def run(self, operation: Operation[T]) -> T:
+        """Run an operation. Each of its effects is one statement."""
+        try:
+            effect = next(operation)
+            while True:
+                effect = operation.send(await self.store.perform(effect))
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+        finally:
+            operation.close()
 
-    async def register(self, session: Session) -> None:
-        if not (await self.call_one("register", *self.times(), *sessions.session_columns(session)))["register"]:
-            raise SessionLost(wording.session_reaped(session.name))
-
-    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+    async def claim_records(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
         connections = self._per_loop.here()
         claiming = Claiming(connections.listener, [names.queue(queue) for queue in queues] or [names.ANY_QUEUE])
         try:
-            found = await self.call("claim", *self.times(), session, request, list(queues), limit, *claiming.standing)
-        except SessionLost:
-            raise SessionLost(wording.SESSION_LOST) from None
-        except BrokerError:
+            claimed, news = await self.store.claim(session, request, queues, limit, claiming.standing)
+        except BrokerError as error:
             claiming.fail()
+            if isinstance(error, SessionLost):
+                return None
             raise
-        news = list[str]()
-        while found and found[-1]["id"] is None:
-            news.append(found.pop()["unreadable"])
         if news == [UNNOTED]:
             claiming.fail()
         else:
             connections.notifier.add(dict.fromkeys(news, 1))
-            claiming.end(is_full=len(found) >= limit)
-        return claim.leases_of(found, session, request)
-
-    async def beat(self, beat: Beat) -> BeatAnswer:
-        row = await self.call_one("beat", *self.times(), beat.session, *sessions.beat_columns(beat))
-        if row["is_lost"]:
-            raise SessionLost(wording.SESSION_LOST)
-        if row["checks_marks"]:
-            self._per_loop.here().late_commits.want_soon()
-        return sessions.beat_answer(beat, row)
+            claiming.end(is_full=len(claimed.records) >= limit)
+        return claimed
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """Settle runs. Raises ValueError if one of the settlements cannot be stored; the caller then sends the others without it."""
         try:
-            return await settle_possible(partial(settle.settle, self), settlements, settle.is_possible)
+            return await super().settle(settlements)
         except BrokerRefused as error:
             if was_about_a_value(error):
                 raise ValueError(str(error)) from error
             raise
-
-    async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
-        if not ids:
-            return []
-        row = await self.call_one("cancel", self.wall(), list(ids))
-        return [BY_CODE.get(code) for code in row["statuses"]]
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         """Read jobs. If a job has not ended and this loop is listening for its end, the
         same call also notes that the listener is waiting, so that it is notified."""
         listener = self.listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
-        records = ended if len(ended) == len(ids) else ended | await self._read([job_id for job_id in ids if job_id not in ended])
-        return [records.get(job_id) for job_id in ids]
+        missing = [job_id for job_id in ids if job_id not in ended]
+        if awaited := listener.unnoted(missing):
+            records = ended | await self._read_awaiting(missing, awaited)
+            return [records.get(job_id) for job_id in ids]
+        rest = dict(zip(missing, await super().read(missing), strict=True)) if missing else {}
+        return [ended.get(job_id) or rest.get(job_id) for job_id in ids]
 
-    async def _read(self, ids: list[bytes]) -> dict[bytes, Record]:
+    async def _read_awaiting(self, ids: list[bytes], awaited: list[bytes]) -> dict[bytes, Record]:
         listener = self.listener
         times, began_at = listener.times, time.monotonic()
-        if awaited := listener.unnoted(ids):
-            arguments = (ids, awaited, listener.id, to_microseconds(AWAITED_FOR))
-            found = await self.call("read_awaiting", self.wall(), *arguments, columns=rows.RECORD_COLUMNS)
-        else:
-            found = await self.call("read", self.wall(), ids, columns=rows.RECORD_COLUMNS)
-        records = {row["id"]: rows.record_of(row) for row in found}
+        found, now = await self.store.load_awaiting(ids, awaited, listener.id, to_microseconds(AWAITED_FOR))
+        jobs = {job_id: Job.of_record(record) for job_id, record in found.items()}
+        records = {job_id: job.to_record() for job_id, job in jobs.items() if job.is_kept(now)}
         if time.monotonic() - began_at < READ_WITHIN:  # the notifier announces an unawaited end later than that
             listener.armed([names.job(each) for each in awaited if each in records and not records[each].status.is_ended], times)
         return records
 
-    async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        row = await self.call_one("holders", list(keys))
-        return list(row["ids"])
-
-    async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
-        row = await self.call_one("upkeep", *self.times(), int(limit), ends)
-        if row["checks_marks"]:
-            self._per_loop.here().late_commits.want_soon()
-        return upkeep.upkept_of(row)
-
-    async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
-        columns = schedules.definition_columns(definitions)
-        row = await self.call_one("define", self.wall(), *columns, session, to_microseconds(age))
-        if row["answers"] is None:
-            raise SessionLost(wording.SESSION_LOST)
-        return list(row["answers"])
-
-    async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
-        row = await self._call_adding("fire", *schedules.firing_columns(firings))
-        return fire_answers(firings, row["answers"])
+    async def examine(self) -> list[Finding]:
+        [row] = await self.call("server_info")
+        trouble = await trouble_with_listening(self._per_loop.here().pool)
+        risk = next((risk for setting, risk in _RISKS.items() if row[setting] == "off"), None)
+        return [
+            Finding("server", "ok", f"PostgreSQL {row['version']}"),
+            Finding(
+                "persistence",
+                "ok" if risk is None else "problem",
+                "changes are on disk before they are answered" if risk is None else risk,
+            ),
+            Finding("wake-ups", "ok", "notifications arrive") if trouble is None else Finding("wake-ups", "note", trouble),
+            Finding("room", "ok", f"the tables take {row['size']:,} bytes"),
+        ]
 
     def listen(self, topics: Sequence[str]) -> Waiter:
         return self.listener.listen(topics)
@@ -201,7 +174,7 @@ class PostgresBroker:
         another = PostgresBroker(
             self.server,
             namespace=self._namespace,
-            rules=self._rules,
+            rules=self.rules,
             clock=self._clock,
             capacity=self._capacity,
             migrates=self._migrates,
@@ -222,20 +195,22 @@ class PostgresBroker:
         return await schema.pending(self._per_loop.here().pool, self._namespace)
 
     async def migrate(self) -> Upgrade:
-        return await schema.migrate(self._per_loop.here().pool, self._namespace, self._rules)
+        return await schema.migrate(self._per_loop.here().pool, self._namespace, self.rules)
 
     async def sql(self) -> str:
-        return script(await self.pending(), self._namespace, self._rules)
+        return script(await self.pending(), self._namespace, self.rules)
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    async def call(self, name: str, *arguments: Any, columns: str = "*", within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
-        """Call one of our SQL functions and return its rows. The first call prepares the schema. `columns` lists the
-        columns to return, in SQL."""
+    async def call(self, name: str, *arguments: Any, within: float = ANSWER_WITHIN) -> list[Any]:
+        """Call one of our SQL functions and return its rows."""
+        return await self._fetch(self._statement(name, len(arguments)), *arguments, within=within)
+
+    async def _fetch(self, statement: str, *arguments: Any, within: float = ANSWER_WITHIN) -> list[Any]:
+        """Run a statement that calls our SQL functions, and return its rows. The first call prepares the schema."""
         connections = self._per_loop.here()
         if not self._is_prepared:
             await self._prepare(connections)
-        statement = self._statement(name, len(arguments), columns)
         try:
             return await connections.fetch(statement, *arguments, within=within)
         except BrokerError as error:
@@ -246,41 +221,35 @@ class PostgresBroker:
                 raise
         return await connections.fetch(statement, *arguments, within=within)
 
-    def _statement(self, name: str, arguments: int, columns: str = "*") -> str:
+    def _statement(self, name: str, arguments: int) -> str:
         places = ", ".join(f"${number}" for number in range(1, arguments + 1))
-        return f'SELECT {columns} FROM "{self._namespace}".{name}({places})'
+        return f'SELECT * FROM "{self._namespace}".{name}({places})'
 
     async def _prepare(self, connections: LoopConnections) -> None:
         """Prepare the schema, but only once if several calls arrive together, because each check needs a connection."""
         async with connections.preparing:
             if not self._is_prepared:
-                await schema.prepare(connections.pool, self._namespace, self._rules, migrates=self._migrates)
+                await schema.prepare(connections.pool, self._namespace, self.rules, migrates=self._migrates)
                 self._is_prepared = True
 
-    async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
-        """Call a function that returns one row, and return the row. Also wake
-        listeners: those in this process immediately, others with a notification."""
-        began_at = time.monotonic()
-        [row] = await self.call(name, *arguments)
-        wakeups = row.get("wakeups")
-        if wakeups:
-            self._per_loop.here().notify(parse_wakeups(wakeups))
-            self._per_loop.here().late_commits.after(time.monotonic() - began_at)
-        return row
+    def _tell_readied(self, wakeups: str, seconds: float) -> None:
+        """Wake listeners: those in this process immediately, others with a notification."""
+        connections = self._per_loop.here()
+        connections.notify(parse_wakeups(wakeups))
+        connections.late_commits.after(seconds)
 
-    async def _call_adding(self, name: str, *arguments: Any) -> asyncpg.Record:
-        """Call a function that adds jobs."""
-        try:
-            return await self.call_one(name, self.wall(), self._capacity, *arguments)
-        except NoRoom as error:
-            raise StoreFull(str(error)) from error
-
-    def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None:
+    def _tell_ended(self, ids: Set[bytes], are_awaited: bool) -> None:
         """Wake the waiters for these jobs, those in this process immediately. Waiters in other
         processes are notified immediately if any are known (`are_awaited`), otherwise after a delay."""
         connections = self._per_loop.here()
         connections.listener.flag.wake(map(names.job, ids))
         connections.notifier.add_ended(ids, are_awaited=are_awaited)
+
+    def _tell_woken(self, woken: Set[str]) -> None:
+        self._per_loop.here().notify(dict.fromkeys(woken, 1))
+
+    def _check_marks(self) -> None:
+        self._per_loop.here().late_commits.want_soon()
 
     async def transactional(self) -> PostgresTransactional:
         [row] = await self.call(DESCRIBING)
@@ -288,14 +257,11 @@ class PostgresBroker:
             f"the schema {self._namespace!r} at {self.server}", self._namespace, name_in(row[DESCRIBING]), self.wall, self._capacity
         )
 
-    async def trouble_with_listening(self) -> str | None:
-        return await trouble_with_listening(self._per_loop.here().pool)
-
     def wall(self) -> int | None:
         return None if self._clock is None else self._clock.wall()
 
-    def times(self) -> tuple[int | None, int | None]:
-        return (None, None) if self._clock is None else (self._clock.wall(), self._clock.steady())
+    def _steady(self) -> int | None:
+        return None if self._clock is None else self._clock.steady()
 
     async def _note_waiting(self, listener: str, topics: list[str], ids: list[bytes]) -> None:
         await self.call("note_waiting", self.wall(), listener, topics, ids, to_microseconds(AWAITED_FOR))
@@ -327,3 +293,10 @@ class PostgresBroker:
         connections.late_commits = LateCommits(look)
         connections.forget = lambda listener: connections.fetch(self._statement("forget_listener", 1), listener, within=CLOSE_TIMEOUT)
         return connections
+
+
+_RISKS: Final = {
+    "fsync": "fsync is off: a crash of the machine may lose or damage everything",
+    "full_page_writes": "full_page_writes is off: a crash of the machine may damage everything, unless its file system writes whole pages",
+    "synchronous_commit": "synchronous_commit is off: a crash of the server may lose the latest changes, although they were answered",
+}

@@ -1,27 +1,25 @@
--- Leases ready jobs to a session, and returns what a worker needs to run them; an error of the class TF001 if the session is lost. The rows
--- are numbered in the order of the claim, and come in any order. A payload that is too long is reported in place of being returned; extras
--- are cut one byte beyond their limit. `parked_at` and `expires_at` are microseconds from now. The plans are made once: with an array as a
--- parameter they would be made at each call.
+-- Leases READY jobs to a session, and returns them; an error of the class TF001 if the session is lost. The rows come in any order. A body
+-- that is too long is left out, and reported as damage. The plans are made once: with an array as a parameter they would be made at each
+-- call.
 --
 -- `of_listener`: the worker's listener, which `is_noted` in idle, as far as it knows, and `was_nudged` since its last claim. If there are
--- fewer jobs than `most`, it waits for more. The last rows may have only news in `unreadable`: topics of jobs that are left, for which
--- other listeners wait, or "unnoted" if no note was written.
+-- fewer jobs than `most`, it waits for more. The last rows may have only news in `damage`: topics of jobs that are left, for which other
+-- listeners wait, or "unnoted" if no note was written.
 CREATE FUNCTION @.claim(
-    wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer,
+    wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer, new_rev bigint,
     of_listener text DEFAULT NULL, is_noted boolean DEFAULT false, was_nudged boolean DEFAULT false
 )
 RETURNS TABLE (
-    id @.identity, number @.counter, epoch @.counter, created_at @.instant, failures @.counter, crashes @.counter, snoozes @.counter,
-    hand_backs @.counter, parked_at bigint, priority @.priority, queue @.queue_name, job @.job_name, key bytea, payload bytea, extras bytea,
-    expires_at bigint, unreadable text
+    id bytea, rev bigint, flags smallint, priority smallint, queue text, job text, created_at bigint, due_at bigint, expires_at bigint,
+    epoch bigint, claim bytea, now_at bigint, sent bytea, state bytea, content bytea, damage text
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_memoize = off AS $$
 #variable_conflict use_column
 DECLARE
-    now_at bigint := @.wall(wall);
+    time_now CONSTANT bigint := @.wall(wall);
+    prefix CONSTANT bytea := int8send(of_request);
     s @.sessions;
-    worker_name bytea;
     newest @.requests;
     only_queue text;
     picked record;
@@ -30,15 +28,13 @@ BEGIN
     IF s.id IS NULL OR s.dead_at IS NOT NULL THEN
         RAISE EXCEPTION 'the session is lost' USING ERRCODE = 'TF001';
     END IF;
-    -- In the encoding of the database: SQL_ASCII checks nothing, and may contain bytes that are not UTF-8.
-    worker_name := convert_to(s.name, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END::name);
     SELECT * INTO newest FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1;
     IF of_request <= newest.request THEN
-        RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_at - now_at, priority, queue, job, key,
-            CASE WHEN octet_length(payload) <= P.MOST_PAYLOAD_BYTES THEN payload END, substr(extras, 1, P.MOST_BYTES + 1), expires_at - now_at,
-            CASE WHEN is_poison THEN concat(E'poison\t', encode(substr(reason, 1, P.MOST_BYTES), 'hex'))
-                WHEN octet_length(payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(payload), ' bytes') END
-        FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING AND of_request = newest.request;
+        RETURN QUERY SELECT r.id, r.rev, r.flags, r.priority, r.queue, r.job, r.created_at, r.due_at, r.expires_at, r.epoch, r.claim, time_now,
+            @CLAIMED_BODIES
+        FROM @.jobs AS r WHERE r.status = S.RUNNING AND r.session = of_session AND of_request = newest.request
+            AND r.claim >= prefix || E'\\x00000000' AND r.claim <= prefix || E'\\xffffffff'
+        ORDER BY r.claim;
         RETURN;
     END IF;
     IF cardinality(queues) = 1 THEN
@@ -50,51 +46,48 @@ BEGIN
         END IF;
     END IF;
     IF only_queue IS NOT NULL THEN
-        SELECT * INTO picked FROM @.pick_from_one(only_queue, most, now_at);
+        SELECT * INTO picked FROM @.pick_from_one(only_queue, most, time_now);
     ELSIF cardinality(queues) > 0 THEN
-        SELECT * INTO picked FROM @.pick_from_queues(queues, ARRAY(SELECT queue || E'\x01' FROM unnest(queues) AS queue), most, now_at);
+        SELECT * INTO picked FROM @.pick_from_queues(queues, ARRAY(SELECT queue || E'\x01' FROM unnest(queues) AS queue), most, time_now);
     ELSE -- all queues, starting with one of them
-        only_queue := @.next_queue(of_request, newest.ended_in, now_at);
-        SELECT * INTO picked FROM @.pick_from_queues(ARRAY[only_queue, ''], ARRAY[NULL, only_queue], most, now_at);
+        only_queue := @.next_queue(of_request, newest.ended_in, time_now);
+        SELECT * INTO picked FROM @.pick_from_queues(ARRAY[only_queue, ''], ARRAY[NULL, only_queue], most, time_now);
     END IF;
-    INSERT INTO @.requests (session, request, ended_in) VALUES (of_session, of_request, coalesce(picked.last_queue, newest.ended_in));
+    INSERT INTO @.requests (session, request, ended_in, leases_from)
+    VALUES (of_session, of_request, coalesce(picked.last_queue, newest.ended_in), coalesce(newest.leases_from, ''));
     RETURN QUERY
     WITH leased AS (
-        UPDATE @.jobs SET
-            status = S.RUNNING, epoch = least(epoch + 1, P.MOST_COUNTED), session = of_session, request = of_request, number = place - 1, claimed_at = now_at,
-            claimed_steady = coalesce(steady, now_at), worker = worker_name, @claim{%n = %d}
+        UPDATE @.jobs AS r SET
+            status = S.RUNNING, rev = new_rev, epoch = least(r.epoch, P.LATEST) + 1, session = of_session, claim = prefix || int4send((place - 1)::integer),
+            claimed_at = time_now, claimed_steady = coalesce(steady, time_now), worker = s.name, started_at = NULL
         FROM unnest(picked.tids) WITH ORDINALITY AS of_those (tid, place)
-        WHERE jobs.ctid = of_those.tid
-        RETURNING jobs.id, jobs.number, jobs.epoch, jobs.created_at, jobs.failures, jobs.crashes, jobs.snoozes, jobs.hand_backs,
-            jobs.parked_at - now_at, jobs.priority, jobs.queue, jobs.job, jobs.key,
-            CASE WHEN octet_length(jobs.payload) <= P.MOST_PAYLOAD_BYTES THEN jobs.payload END, substr(jobs.extras, 1, P.MOST_BYTES + 1),
-            jobs.expires_at - now_at,
-            CASE WHEN jobs.is_poison THEN concat(E'poison\t', encode(substr(jobs.reason, 1, P.MOST_BYTES), 'hex'))
-                WHEN octet_length(jobs.payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(jobs.payload), ' bytes') END
+        WHERE r.ctid = of_those.tid
+        RETURNING r.id, r.rev, r.flags, r.priority, r.queue, r.job, r.created_at, r.due_at, r.expires_at, r.epoch, r.claim, time_now,
+            @CLAIMED_BODIES
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, after, n)
         SELECT queue, E.CLAIM, S.READY, S.RUNNING, count(*) FROM leased GROUP BY queue
     )
     SELECT * FROM leased;
     IF picked.first_queue IS NOT NULL THEN
-        PERFORM @.raise_ready_mark(picked.first_queue, picked.first_rank, now_at);
+        PERFORM @.raise_ready_mark(picked.first_queue, picked.first_rank, time_now);
         IF (picked.last_queue, picked.last_rank) <> (picked.first_queue, picked.first_rank) THEN
-            PERFORM @.raise_ready_mark(picked.last_queue, picked.last_rank, now_at);
+            PERFORM @.raise_ready_mark(picked.last_queue, picked.last_rank, time_now);
         END IF;
     END IF;
     IF of_listener <> s.listener IS NOT FALSE AND of_listener IS NOT NULL THEN
         UPDATE @.sessions SET listener = of_listener WHERE id = of_session;
     END IF;
     IF @.has_fixed_snapshot() THEN
-        unreadable := 'unnoted';
+        damage := 'unnoted';
         RETURN NEXT;
     ELSIF cardinality(picked.tids) >= most THEN
         IF is_noted OR was_nudged THEN
             DELETE FROM @.idle WHERE listener = of_listener AND topic = ANY (@.topics_of(queues));
         END IF;
-        FOR unreadable IN
+        FOR damage IN
             SELECT 'queue:' || queue FROM unnest(CASE cardinality(queues) WHEN 0 THEN ARRAY[picked.last_queue] ELSE queues END) AS queue
-            WHERE CASE WHEN @.has_note('queue:' || queue) THEN @.has_ready(queue, now_at) END -- in this order
+            WHERE CASE WHEN @.has_note('queue:' || queue) THEN @.has_ready(queue, time_now) END -- in this order
         LOOP
             RETURN NEXT;
         END LOOP;
@@ -111,7 +104,7 @@ $$;
 CREATE FUNCTION @.has_ready(of_queue text, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN EXISTS (SELECT 1 FROM @.ready_marks(now_at, of_queue) AS m WHERE @.first_ready(m) IS NOT NULL)
-        AND NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = of_queue);
+        AND NOT @.is_paused(of_queue);
 END
 $$;
 
@@ -135,12 +128,12 @@ BEGIN
         CROSS JOIN LATERAL @.walk_marks(wanted.first, wanted.past) AS place
         CROSS JOIN LATERAL (
             SELECT ctid AS tid FROM @.jobs
-            WHERE status = S.READY AND jobs.queue = place.queue AND priority = -place.rank
+            WHERE status = S.READY AND jobs.queue = place.queue AND (-priority) = place.rank
                 AND (due_at, jobs.seq) >= (CASE WHEN @.is_trusted(place.set_at, now_at) THEN place.at ELSE 0 END, place.seq)
                 AND (expires_at IS NULL OR expires_at > now_at)
             ORDER BY due_at, jobs.seq LIMIT most FOR UPDATE SKIP LOCKED
         ) AS ready
-        WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = place.queue)
+        WHERE NOT @.is_paused(place.queue)
         LIMIT most
     )
     SELECT array_agg(tid), (array_agg(queue))[1], (array_agg(rank))[1], (array_agg(queue))[count(*)], (array_agg(rank))[count(*)]
@@ -159,14 +152,14 @@ DECLARE
     found_here tid[];
     so_far integer := 0;
 BEGIN
-    IF EXISTS (SELECT 1 FROM @.paused WHERE queue = of_queue) THEN
+    IF @.is_paused(of_queue) THEN
         RETURN;
     END IF;
     SELECT * INTO m FROM @.marks WHERE kind = 'ready' AND queue = of_queue ORDER BY kind, queue, rank, n DESC LIMIT 1;
     WHILE m.rank IS NOT NULL AND so_far < most LOOP
         found_here := ARRAY(
             SELECT ctid FROM @.jobs
-            WHERE status = S.READY AND queue = of_queue AND priority = -m.rank
+            WHERE status = S.READY AND queue = of_queue AND (-priority) = m.rank
                 AND (due_at, seq) >= (CASE WHEN @.is_trusted(m.set_at, now_at) THEN m.at ELSE 0 END, m.seq)
                 AND (expires_at IS NULL OR expires_at > now_at)
             ORDER BY due_at, seq LIMIT most - so_far FOR UPDATE SKIP LOCKED
@@ -198,9 +191,9 @@ BEGIN
         SELECT * FROM @.walk_marks('', NULL) LIMIT 17
     ), ready AS (
         SELECT DISTINCT queue FROM first
-        WHERE (SELECT count(*) FROM first) <= 16 AND NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = first.queue) AND EXISTS (
+        WHERE (SELECT count(*) FROM first) <= 16 AND NOT @.is_paused(first.queue) AND EXISTS (
             SELECT 1 FROM @.jobs
-            WHERE status = S.READY AND jobs.queue = first.queue AND priority = -first.rank
+            WHERE status = S.READY AND jobs.queue = first.queue AND (-priority) = first.rank
                 AND (due_at, jobs.seq) >= (CASE WHEN @.is_trusted(set_at, now_at) THEN first.at ELSE 0 END, first.seq)
             OFFSET 0 -- one index step for each queue, not a join
         )
@@ -224,7 +217,7 @@ BEGIN
         RETURN;
     END IF;
     SELECT due_at, seq INTO first FROM @.jobs
-    WHERE status = S.READY AND queue = of_queue AND priority = -of_rank AND (due_at, seq) >= (m.at, m.seq)
+    WHERE status = S.READY AND queue = of_queue AND (-priority) = of_rank AND (due_at, seq) >= (m.at, m.seq)
     ORDER BY due_at, seq LIMIT 1;
     PERFORM @.raise_mark(m, coalesce(first.due_at, now_at), coalesce(first.seq, 0), now_at);
 END

@@ -19,7 +19,7 @@ $$;
 
 -- Notes what a listener waits for: queues, what is due, a session's cancellations, and the ends of jobs.
 CREATE FUNCTION @.note_waiting(wall bigint, of_listener text, topics text[], ids bytea[], awaited_for bigint) RETURNS void LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
     SET LOCAL synchronous_commit = off;
@@ -33,17 +33,16 @@ END
 $$;
 
 -- Reads jobs, and notes that a listener waits for the ends of those among them that it has `awaited`, and that have not ended.
-CREATE FUNCTION @.read_awaiting(wall bigint, ids bytea[], awaited bytea[], of_listener text, awaited_for bigint) RETURNS SETOF @.jobs
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off AS $$
+CREATE FUNCTION @.load_awaiting(wall bigint, ids bytea[], awaited bytea[], of_listener text, awaited_for bigint) RETURNS SETOF @.row
+LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
 BEGIN
     SET LOCAL synchronous_commit = off;
     INSERT INTO @.awaited (id, listener, until_when)
     SELECT DISTINCT given.id, of_listener, @.wall(wall) + awaited_for FROM unnest(awaited) AS given (id)
-    WHERE EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING)
+    WHERE EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING OFFSET 0)
     ON CONFLICT (id, listener) DO UPDATE SET until_when = excluded.until_when;
-    RETURN QUERY SELECT * FROM @.read(wall, ids);
+    RETURN QUERY SELECT * FROM @.look(wall, ids, '{}', true, false);
 END
 $$;
 
@@ -75,21 +74,26 @@ BEGIN
         WHERE CASE
             WHEN topic = 'queues' THEN EXISTS (
                 SELECT 1 FROM @.ready_marks(now_at) AS m
-                WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = m.queue) AND @.first_ready(m) IS NOT NULL
+                WHERE NOT @.is_paused(m.queue) AND @.first_ready(m) IS NOT NULL
             )
-            WHEN topic = 'due' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= (SELECT (@.newest_mark('due', '', 0, now_at)).at))
-                OR EXISTS (SELECT 1 FROM @.schedules WHERE look_at IS NOT NULL)
-            WHEN topic LIKE 'queue:%' THEN NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(topic, 7))
+            WHEN topic = 'due' THEN EXISTS (
+                SELECT 1 FROM @.jobs
+                WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0)
+                    AND due_at >= (SELECT (@.newest_mark('due', '', 0, now_at)).at)
+            ) OR EXISTS (SELECT 1 FROM @.schedules WHERE offer_at IS NOT NULL) OR EXISTS (SELECT 1 FROM @.jobs WHERE flags & @ARRIVING <> 0)
+                OR EXISTS (SELECT 1 FROM @.inbox)
+            WHEN topic LIKE 'queue:%' THEN NOT @.is_paused(substr(topic, 7))
                 AND EXISTS (SELECT 1 FROM @.ready_marks(now_at, substr(topic, 7)) AS m WHERE @.first_ready(m) IS NOT NULL)
             WHEN topic LIKE 'session:%' THEN EXISTS (
-                SELECT 1 FROM @.sessions AS s, LATERAL @.leases_of(s) AS lease WHERE s.id = decode(substr(topic, 9), 'hex') AND lease.is_asked_to_stop
+                SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND flags & @MARKED <> 0 AND session = decode(substr(topic, 9), 'hex')
+                OFFSET 0 -- a look-up by the session, not a list of all sessions
             )
             ELSE false
         END
     );
     ended := ARRAY(
         SELECT given.id FROM unnest(ids) AS given (id)
-        WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING)
+        WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING OFFSET 0)
     );
 END
 $$;
@@ -126,7 +130,7 @@ DECLARE
 BEGIN
     IF of_topic LIKE 'job:%' THEN
         RETURN ARRAY(SELECT listener FROM @.awaited WHERE id = decode(substr(of_topic, 5), 'hex'));
-    ELSIF EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(of_topic, 7)) THEN
+    ELSIF @.is_paused(substr(of_topic, 7)) THEN
         RETURN '{}';
     END IF;
     listeners := ARRAY(

@@ -150,30 +150,30 @@ CREATE FUNCTION @.first_ready(m @.marks) RETURNS bigint
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 BEGIN
     RETURN (
-        SELECT due_at FROM @.jobs WHERE status = S.READY AND queue = m.queue AND priority = -m.rank AND (due_at, seq) >= (m.at, m.seq)
+        SELECT due_at FROM @.jobs WHERE status = S.READY AND queue = m.queue AND (-priority) = m.rank AND (due_at, seq) >= (m.at, m.seq)
         ORDER BY due_at, seq LIMIT 1
     );
 END
 $$;
 
--- --- late commits ------------------------------------------------------------------------------------
+-- --- leases -------------------------------------------------------------------------------------------
 
--- Called for a job that becomes ready in a transaction that is not a verb's: its mark is lowered again at the commit. Called once for each
--- place, because the first such job of a transaction is the oldest. A setting of the transaction lists the places.
-CREATE FUNCTION @.lower_mark_at_commit(of_queue text, of_priority integer, due bigint, is_scheduled boolean) RETURNS void
-LANGUAGE plpgsql AS $$
+-- Notes the session's first lease. The caller has locked the session, as claims do: each later lease belongs to a higher request.
+CREATE FUNCTION @.raise_first_lease(of_session bytea) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
 DECLARE
-    place CONSTANT text := CASE WHEN is_scheduled THEN format('@. %s;', due) ELSE format('@.%s %s;', of_queue, of_priority) END;
-    noted CONSTANT text := coalesce(current_setting('taskflow.uncommitted_places', true), '');
+    newest @.requests;
+    first bytea;
 BEGIN
-    IF position(place IN noted) = 0 THEN
-        INSERT INTO @.tally (queue, n, late_priority, late_at) VALUES (of_queue, 0, CASE WHEN NOT is_scheduled THEN of_priority END, due);
-        IF NOT is_scheduled THEN
-            PERFORM set_config('taskflow.uncommitted_places', noted || place, true);
-        END IF;
-    END IF;
+    SELECT * INTO newest FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1;
+    SELECT claim INTO first FROM @.jobs
+    WHERE status = S.RUNNING AND session = of_session AND claim >= newest.leases_from ORDER BY session, claim LIMIT 1;
+    first := coalesce(first, int8send(least(newest.request, P.LATEST) + 1));
+    UPDATE @.requests SET leases_from = first WHERE session = of_session AND request = newest.request AND leases_from < first;
 END
 $$;
+
+-- --- late commits ------------------------------------------------------------------------------------
 
 -- Without a priority the job is scheduled. Runs as the owner, and only for tally, because another table's owner could choose its columns
 -- freely.
@@ -223,26 +223,29 @@ DECLARE
 BEGIN
     PERFORM @.take_lock(hashtextextended('@.check_marks', 0));
     WITH RECURSIVE ready AS (
-        (SELECT queue, priority, due_at, seq FROM @.jobs WHERE status = S.READY ORDER BY queue, priority DESC, due_at, seq LIMIT 1)
+        (SELECT queue, priority, due_at, seq FROM @.jobs WHERE status = S.READY ORDER BY queue, (-priority), due_at, seq LIMIT 1)
         UNION ALL
         SELECT next.* FROM ready CROSS JOIN LATERAL (
             (
                 SELECT jobs.queue, jobs.priority, jobs.due_at, jobs.seq FROM @.jobs
-                WHERE status = S.READY AND jobs.queue = ready.queue AND jobs.priority < ready.priority
-                ORDER BY jobs.queue, jobs.priority DESC, jobs.due_at, jobs.seq LIMIT 1
+                WHERE status = S.READY AND jobs.queue = ready.queue AND (-jobs.priority) > -ready.priority
+                ORDER BY jobs.queue, (-jobs.priority), jobs.due_at, jobs.seq LIMIT 1
             )
             UNION ALL
             (
                 SELECT jobs.queue, jobs.priority, jobs.due_at, jobs.seq FROM @.jobs
                 WHERE status = S.READY AND jobs.queue > ready.queue
-                ORDER BY jobs.queue, jobs.priority DESC, jobs.due_at, jobs.seq LIMIT 1
+                ORDER BY jobs.queue, (-jobs.priority), jobs.due_at, jobs.seq LIMIT 1
             )
             LIMIT 1
         ) AS next
     ), every AS (
         SELECT 'ready' AS kind, queue, -priority::integer AS rank, due_at AS at, seq FROM ready
         UNION ALL
-        (SELECT 'due', '', 0, due_at, 0 FROM @.jobs WHERE status = S.SCHEDULED ORDER BY due_at, seq, id LIMIT 1)
+        (
+            SELECT 'due', '', 0, due_at, 0 FROM @.jobs WHERE status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0
+            ORDER BY due_at, seq LIMIT 1
+        )
         UNION ALL
         (SELECT 'expiry', '', 0, expires_at, 0 FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING ORDER BY expires_at, id LIMIT 1)
         UNION ALL
@@ -258,7 +261,6 @@ BEGIN
         END IF;
     END LOOP;
     PERFORM @.drop_old_marks(now_at);
-    PERFORM @.release_orphans(now_at);
     INSERT INTO @.meta (name, value) VALUES ('check_marks_at', now_at + greatest(10000000, 10 * (@.wall(NULL) - began_at)))
     ON CONFLICT (name) DO UPDATE SET value = excluded.value;
     wakeups := @.wakeups();

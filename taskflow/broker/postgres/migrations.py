@@ -12,8 +12,9 @@ from typing import Final
 
 import asyncpg
 
+from taskflow.broker.engine.records import INDEXES
 from taskflow.broker.migrations import Migrations, Upgrade
-from taskflow.broker.postgres import ownership, sql_files
+from taskflow.broker.postgres import ownership, sql_files, tables
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
@@ -29,8 +30,8 @@ PAUSE: Final = 1.0
 _MIGRATION_LOCK: Final = (0x7461_736B, 0x666C_6F77)
 
 TABLES: Final = (
-    *("meta", "sessions", "requests", "paused", "schedules", "declarations"),
-    *("marks", "jobs", "tags", "tally", "totals", "awaited", "idle", "acts"),
+    *("meta", "requests", "marks", *tables.TABLES.values(), *(index.name for index in INDEXES if index.entries)),
+    *("tally", "totals", "awaited", "idle"),
 )
 """The tables, in the order in which most verbs use them."""
 

@@ -1,164 +1,36 @@
-"""Decodes rows into records. An unreadable field affects only its own job.
-
-A row is first decoded at full speed, and field by field only if that fails.
-"""
+"""Decodes rows into records: also those whose text is not UTF-8, and those that come with a notification."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, Final
 
-import msgspec
-
-from taskflow.broker.postgres.bounds import MOST_BYTES, MOST_PAYLOAD_BYTES
-from taskflow.model import record
-from taskflow.model.envelope import unpack_extras
-from taskflow.model.job_schema import BY_NAME, DEFAULT_QUEUE, FIELDS
-from taskflow.model.record import BY_CODE, Record, Status
-from taskflow.model.stored_values import FULL_SPEED, FieldReader, text
-
-Row = Any
-"""An asyncpg.Record or a BareRow. Both give access to columns by name."""
-
-
-def reader_of(row: Row) -> FieldReader:
-    """Return a reader for the row's fields. Oversized values, which the query leaves out, are already noted in it as unreadable.
-
-    Each line of the row's `unreadable` column holds a column name, a tab and the size of the value.
-    """
-    reader = FieldReader()
-    for line in (row["unreadable"] or "").splitlines():
-        column, _, stored = line.partition("\t")
-        reader.note(column, stored, "it is too long")
-    return reader
-
-
-# --- records --------------------------------------------------------------------------------------------------
-
-_SHOWN: Final = tuple(field for field in FIELDS if field.name == "extras" or field.name in Record.__struct_fields__)
-SIZED: Final = {
-    field.name: MOST_PAYLOAD_BYTES if field.kind.most > MOST_BYTES else MOST_BYTES
-    for field in _SHOWN
-    if field.kind.type is not int and field.kind.least != field.kind.most
-}
-"""The columns of limited size, each with the maximum number of bytes that are fetched."""
-
-RECORD: Final = (*(field.name for field in _SHOWN if field.name not in SIZED), "job", *SIZED)
-"""The columns of a record, in the order in which SQL packs them."""
-
-
-def _if_too_long(column: str, most: int) -> str:
-    size = f"pg_catalog.octet_length({column})"
-    return f"CASE WHEN {size} OPERATOR(pg_catalog.>) {most} THEN pg_catalog.concat(E'{column}\\t', {size}, ' bytes') END"
-
-
-def _record_columns() -> str:
-    """Return the columns of a record, in SQL. Here and in all statements outside our functions, every function and operator
-    is named with its schema, because the search_path may begin with a schema in which others create."""
-    return ", ".join(
-        (
-            *RECORD[: -len(SIZED)],
-            *(
-                f"CASE WHEN pg_catalog.octet_length({column}) OPERATOR(pg_catalog.<=) {most} THEN {column} END AS {column}"
-                for column, most in SIZED.items()
-            ),
-            "pg_catalog.concat_ws(E'\\n', " + ", ".join(_if_too_long(column, most) for column, most in SIZED.items()) + ") AS unreadable",
-        )
-    )
-
-
-RECORD_COLUMNS: Final = _record_columns()
-"""The columns that `record_of` needs, in SQL. An oversized value is not fetched; `unreadable` reports its size instead."""
-
-PAGE_COLUMNS: Final = ", ".join(
-    (
-        "now_at, examined, is_listed",
-        *(f"(job).{column} AS {column}" for column in ("seq", "session", "request", "number")),
-        *(f"(job).{column} AS {column}" for column in RECORD),
-        "unreadable",
-    )
-)
-"""The columns of a row of page(), in SQL."""
-
-_RecordRow: Any = msgspec.defstruct("_RecordRow", (*RECORD, "unreadable"))
-
-_DECODERS: Final[list[Callable[[bytes], Any]]] = [
-    bytes.decode if name in ("queue", "job") or BY_NAME[name].kind.type is str
-    else bytes if BY_NAME[name].kind.type is bytes
-    else partial(int.from_bytes, signed=True)
-    for name in RECORD
-]  # fmt: skip
-
-
-def parse_record(packed: bytes) -> Record | None:
-    """Decode the record sent with the notification that its job has ended:
-    see tell_ended() in wakeups.sql. Return None if it cannot be read."""
-    values, at = list[Any](), 4  # after the number of columns; each column is its type, its length and its bytes
-    try:
-        for decode in _DECODERS:
-            _, length = _HEAD.unpack_from(packed, at)
-            at += _HEAD.size + max(0, length)
-            values.append(None if length < 0 else decode(packed[at - length : at]))
-        return _record_of(_RecordRow(*values, None), FULL_SPEED)
-    except Exception:  # decoders may raise anything
-        return None
-
-
-_HEAD: Final = Struct(">Ii")
-
-
-def record_of(row: Row) -> Record:
-    job = fields_of(_RecordRow, row)
-    if not job.unreadable and not isinstance(row, BareRow):
-        with contextlib.suppress(Exception):  # decoders may raise anything
-            return _record_of(job, FULL_SPEED)
-    return _record_of(job, reader_of(row))
-
-
-def _record_of(job: Any, reader: FieldReader) -> Record:
-    no_extras: dict[str, Any] = {}
-    return record.record_of(
-        job,
-        reader,
-        id=job.id,
-        name=reader.read("job", job.job, name, ""),
-        queue=reader.read("queue", job.queue, name, DEFAULT_QUEUE),
-        status=reader.read("status", job.status, BY_CODE.__getitem__, Status.FAILED),
-        extras=reader.read("extras", job.extras, extras_of, no_extras),
-    )
-
-
-def extras_of(stored: bytes | None) -> dict[str, Any]:
-    if stored is not None and len(stored) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-    return unpack_extras(stored)
-
-
-def name(stored: Any) -> str:
-    if isinstance(stored, _NotUtf8):
-        raise ValueError("it is not UTF-8")
-    return text(stored)
-
+from taskflow.broker.engine.records import HEADERS, Index, Kind, Position, Type
+from taskflow.broker.engine.seam import Group, Record, Ref, Rev
+from taskflow.broker.postgres.changes import PARTS
+from taskflow.broker.postgres.queries import placed
+from taskflow.broker.postgres.tables import JOB
 
 # --- text that is not UTF-8 -----------------------------------------------------------------------------------
 
 
-class BareRow(dict[str, Any]):
-    """A row whose text was fetched as bytes by a query from `bare`, because an SQL_ASCII database may contain any bytes. It is
-    always decoded field by field."""
+Row = Any
+"""An asyncpg.Record, a BareRow, or a list of a row's values."""
 
-    def __iter__(self) -> Iterator[str]:
-        raise TypeError("read it by the names of its columns")
+
+class BareRow(dict[str, Any]):
+    """A row whose text was fetched as bytes by a query from `bare`, because an SQL_ASCII database may contain any bytes."""
 
     @classmethod
-    def of(cls, row: Row) -> BareRow:
+    def of(cls, row: Any) -> BareRow:
         return cls((column, _text_of(value) if column in row["bare"] else value) for column, value in row.items())
 
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else list(self.values())[key]
 
-class _NotUtf8(str):
+
+class NotUtf8(str):
     """A string decoded from bytes that are not valid UTF-8; the invalid bytes are backslash-escaped."""
 
 
@@ -168,12 +40,7 @@ def _text_of(raw: bytes | None) -> str | None:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        return _NotUtf8(raw.decode(errors="backslashreplace"))
-
-
-def fields_of(kind: Any, row: Row) -> Any:
-    """Return a struct of the class `kind` with the columns of a row."""
-    return kind(**{column: row[column] for column in kind.__struct_fields__})
+        return NotUtf8(raw.decode(errors="backslashreplace"))
 
 
 def bare(statement: str, columns: Sequence[tuple[str, str]]) -> str:
@@ -185,3 +52,124 @@ def bare(statement: str, columns: Sequence[tuple[str, str]]) -> str:
     shown = (f"pg_catalog.convert_to({column}, 'SQL_ASCII') AS {column}" if column in names else column for column, _ in columns)
     listed = ", ".join(f"'{column}'" for column in names)
     return f"SELECT {', '.join(shown)}, ARRAY[{listed}]::pg_catalog.text[] AS bare FROM ({statement}) AS it"
+
+
+# --- rows that come with a notification -----------------------------------------------------------------------
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, "big", signed=True)
+
+
+_OF_TYPE: Final[dict[Type, Callable[[bytes], Any]]] = {
+    Type.SMALL: _number,
+    Type.NUMBER: _number,
+    Type.NAME: bytes.decode,
+    Type.BYTES: bytes,
+}
+_DECODERS: Final[list[Callable[[bytes], Any]]] = [
+    *(_number, _number, bytes, _number, bytes),
+    *(_OF_TYPE[field.type] for field in HEADERS[Kind.JOB]),
+    *(bytes, bytes, bytes, bytes.decode),
+]
+_HEAD: Final = Struct(">Ii")
+
+
+def parse_row(packed: bytes) -> list[Any]:
+    """Return the values of a row of the type `row`, as record_send() packs it: see tell_ended() in wakeups.sql.
+
+    Raises an error of any class if it cannot be decoded.
+    """
+    values, at = list[Any](), 4  # after the number of columns; each column is its type, its length and its bytes
+    for decode in _DECODERS:
+        _, length = _HEAD.unpack_from(packed, at)
+        at += _HEAD.size + max(0, length)
+        values.append(None if length < 0 else decode(packed[at - length : at]))
+    return values
+
+
+# --- records ------------------------------------------------------------------------------------------------------
+
+_FIRST: Final = 5
+_COLUMNS: Final = ("part", "kind", "id", "rev", "value", *JOB, *PARTS, "damage")
+AT: Final = {name: number for number, name in enumerate(_COLUMNS)}
+_FIELDS: Final = {kind: [(AT[column], name) for column, name in placed(kind).items()] for kind in HEADERS}
+_JOB_NAMES: Final = tuple(JOB)
+_END_OF_HEADER: Final = _FIRST + len(JOB)
+
+
+def _rev(number: int) -> Rev:
+    return number.to_bytes(8, "big", signed=True)
+
+
+def record_of(row: Row) -> Record:
+    """Return the record in a row of the type `row`."""
+    if isinstance(row, BareRow):
+        return _bare_record(row)
+    kind = row[1]
+    if kind == Kind.JOB:
+        header = dict(zip(_JOB_NAMES, row[_FIRST:_END_OF_HEADER], strict=True))
+    else:
+        header = {name: row[at] for at, name in _FIELDS[kind]}
+    return Record(Ref(kind, row[2]), _rev(row[3]), header, *row[_END_OF_HEADER : _END_OF_HEADER + 4])
+
+
+def _bare_record(row: BareRow) -> Record:
+    kind = row["kind"]
+    header = {name: row[_COLUMNS[at]] for at, name in _FIELDS[kind]}
+    sent, state, content = (row[part] for part in PARTS)
+    return Record(Ref(kind, row["id"]), _rev(row["rev"]), header, sent, state, content, _with_names(row["damage"], header))
+
+
+def _with_names(damage: str | None, header: dict[str, Any]) -> str | None:
+    """Add to the damage the names that are not UTF-8."""
+    lines = [f"{name}\t{value}" for name, value in header.items() if isinstance(value, NotUtf8)]
+    return "\n".join([*([damage] if damage else []), *lines]) or None
+
+
+def leased_record(row: Row, session: bytes) -> Record:
+    """Return a job that a claim has leased. Its header has no more than a lease needs."""
+    values = row.values() if isinstance(row, BareRow) else row
+    job_id, rev, flags, priority, queue, job, created_at, due_at, expires_at, epoch, claim, _, sent, state, content, damage, *_ = values
+    header = {
+        "flags": flags,
+        "priority": priority,
+        "queue": queue,
+        "job": job,
+        "created_at": created_at,
+        "due_at": due_at,
+        "expires_at": expires_at,
+        "epoch": epoch,
+        "session": session,
+        "claim": claim,
+    }
+    if values is not row:
+        damage = _with_names(damage, header)
+    return Record(Ref(Kind.JOB, job_id), _rev(rev), header, sent, state, content, damage)
+
+
+def claim_of(record: Record) -> bytes:
+    claim: bytes = record.header["claim"]
+    return claim
+
+
+def position_of(index: Index, record: Record, row: Row) -> Position:
+    header, job_id = record.header, record.ref.id
+    at = tuple([job_id if field == "id" else -header[field[1:]] if field[0] == "-" else header[field] for field in index.at])
+    if index.entries is None:
+        return at
+    value = row["value"]
+    return (value.decode() if index.entries is Type.NAME else value, *at)
+
+
+def add_to_group(groups: dict[Position, Group], index: Index, row: Row) -> None:
+    """Add what a row says of a group: the size in place of the revision, and 1 in place of the kind if this is the last position."""
+    position = tuple([row["id"] if field == "id" else -row[field[1:]] if field[0] == "-" else row[field] for field in index.at])
+    prefix = position[: index.groups]
+    known = groups.get(prefix)
+    if not index.listed:
+        groups[prefix] = Group(prefix, row["rev"], None, None)
+    elif known is None:
+        groups[prefix] = Group(prefix, row["rev"], position, position if index.counted else None)
+    else:
+        groups[prefix] = known._replace(last=position) if row["kind"] else known._replace(first=position)

@@ -29,6 +29,19 @@ BEGIN
 END
 $$;
 
+-- Returns UTF-8 as a msgpack string.
+CREATE FUNCTION @.packed_text(utf8 bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN length(utf8) < 32768 THEN decode('da', 'hex') || int2send(length(utf8)::smallint) ELSE decode('db', 'hex') || int4send(length(utf8)) END
+        || utf8
+$$;
+
+-- Returns the immutable body of a job: see `Sent` in engine/job.py.
+CREATE FUNCTION @.packed_sent(extras bytea, key bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT decode('93', 'hex') || coalesce(decode('c6', 'hex') || int4send(length(extras)) || extras, decode('c0', 'hex'))
+        || coalesce(decode('c410', 'hex') || key, decode('c0', 'hex')) || decode('c400', 'hex')
+    WHERE num_nonnulls(extras, key) > 0
+$$;
+
 -- Packs the opaque fields, like the client: a msgpack map without those that have their defaults.
 CREATE FUNCTION @.packed_extras(max_attempts integer, timeout bigint, keep_result bigint, headers jsonb, key_text text, tags text[])
 RETURNS bytea LANGUAGE plpgsql AS $$
@@ -36,7 +49,7 @@ DECLARE
     fields bytea := '';
     number integer := 0;
 BEGIN
-    IF tags <> '{}' THEN -- first: see has_tags()
+    IF tags <> '{}' THEN -- first, as the client does
         fields := decode('a167', 'hex') || @.packed_text(@.utf8(array_to_string(tags, ' ')));
         number := 1;
     END IF;
@@ -73,7 +86,7 @@ $$;
 -- a key whose scope is the job's name. Users call this under their own search_path, so it names a schema for all that it calls.
 CREATE FUNCTION @.key_digest(queue text, job text, key text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$
     SELECT pg_catalog.substr(pg_catalog.sha256(
-        @.utf8(queue) OPERATOR(pg_catalog.||) '\x00'::bytea OPERATOR(pg_catalog.||) @.utf8(job) OPERATOR(pg_catalog.||) '\x00'::bytea
+        @.utf8(queue) OPERATOR(pg_catalog.||) E'\\x00'::bytea OPERATOR(pg_catalog.||) @.utf8(job) OPERATOR(pg_catalog.||) E'\\x00'::bytea
         OPERATOR(pg_catalog.||) @.utf8(key)
     ), 1, 16)
 $$;
@@ -185,55 +198,13 @@ $$;
 
 -- --- sending -------------------------------------------------------------------------------------------
 
--- A transaction keeps a lock for each key until it ends, and the server's lock table is limited: one transaction may use a quarter of it.
-CREATE FUNCTION @.check_keys(number integer) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    most CONSTANT integer := current_setting('max_locks_per_transaction')::integer * current_setting('max_connections')::integer / 4;
-    so_far CONSTANT integer := coalesce(substring(current_setting('taskflow.keys', true) FROM '^[0-9]{1,9}$'), '0')::integer;
-BEGIN
-    IF number = 0 THEN
-        RETURN;
-    ELSIF so_far + number > most THEN
-        RAISE EXCEPTION USING ERRCODE = 'configuration_limit_exceeded',
-            MESSAGE = format('a transaction can add at most %s jobs with keys on this server, because each keeps a lock, and this one has added %s', most, so_far),
-            HINT = 'Add them in several transactions, or without keys, or raise max_locks_per_transaction.';
-    END IF;
-    PERFORM set_config('taskflow.keys', (so_far + number)::text, true);
-END
-$$;
-
--- Adds one call, in the form of add_jobs(). A transaction at "repeatable read" or "serializable" may not see a job that got the key later:
--- it then fails with a serialization error, and must be repeated.
-CREATE FUNCTION @.add_one(now_at bigint, @sent{%n %t DEFAULT NULL}) RETURNS bytea LANGUAGE plpgsql AS $$
-BEGIN
-    IF key IS NULL OR current_setting('transaction_isolation') LIKE 'read %' THEN
-        RETURN (@.add_jobs(now_at, @sent{ARRAY[%n]}))[1];
-    END IF;
-    BEGIN
-        RETURN (@.add_jobs(now_at, @sent{ARRAY[%n]}))[1];
-    EXCEPTION WHEN unique_violation THEN
-        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
-            MESSAGE = 'could not serialize access: another job has this key since this transaction began',
-            HINT = 'The transaction might succeed if retried.';
-    END;
-END
-$$;
-
--- Locks keys of one job and queue ('' for keys with the scope 'name'), for a transaction that adds jobs under several keys: all of its
--- keys, before it adds the first. It locks them in the same order as taskflow, so that no two transactions wait for each other. Keys of
--- several queues or jobs are given as digests: lock_keys(ARRAY[key_digest(queue, job, key), ...]).
-CREATE FUNCTION @.lock_keys(queue text, job text, keys text[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    PERFORM @.lock_keys(ARRAY(SELECT @.key_of(queue, job, each) FROM unnest(keys) AS each));
-END
-$$;
-
 -- Adds a job, which exists once the transaction is committed, and returns its id. The options are those of a job's .options() in Python,
 -- with the same limits. The defaults of the job's decorator are not known here.
 --
 -- With the `key_scope` 'name' a key is the same in all queues. If a live job of this name and queue has the `key`, 'keep' returns the id of
 -- that job, 'replace' returns the new job's id, and 'raise' fails with unique_violation. A run that was asked to stop blocks no other job:
--- the new job waits for its end. After such a call no other transaction can send with that key before this one has ended.
+-- the new job waits for its end. Jobs that other open transactions have added do not count. Of two such jobs with one key, a worker cancels
+-- one after the commits.
 --
 -- A role needs USAGE on the schema and EXECUTE on this function, which every role has unless it is revoked. The function runs as the
 -- schema's owner, so nothing in it may depend on the caller's search_path, and no text may become a statement. No migration drops it,
@@ -259,7 +230,7 @@ DECLARE
     now_at CONSTANT bigint := @.wall(NULL);
     -- UUIDv7, without a shard: 48 bits of milliseconds, 62 random bits.
     id CONSTANT bytea := substr(int8send(now_at / 1000), 3, 6) || decode('7000', 'hex') || substr(uuid_send(gen_random_uuid()), 9, 8);
-    others CONSTANT text := coalesce(current_setting('taskflow.wakeups', true), '');
+    digest bytea;
     extras bytea;
     answer bytea;
 BEGIN
@@ -278,20 +249,20 @@ BEGIN
     extras := @.packed_extras(
         max_attempts, @.duration('timeout', timeout), @.duration('keep_result', keep_result), headers, key, tags
     );
-    PERFORM @.check_keys(num_nonnulls(key));
     IF key IS NULL AND after IS NULL AND at IS NULL AND tags = '{}' THEN
-        PERFORM @.add_ready_within(now_at, queue, job, priority, id, @.payload_of(arguments), extras, @.duration('expires', expires));
+        PERFORM @.add_ready_within(
+            now_at, queue, job, priority, id, @.payload_of(arguments), @.packed_sent(extras, NULL), @.duration('expires', expires)
+        );
         RETURN encode(id, 'hex')::uuid;
     END IF;
-    PERFORM set_config('taskflow.wakeups', '', true);
-    answer := @.add_one(
-        now_at, queue, job, coalesce(@.duration('after', after), 0), @.instant_of(after, at), @.duration('expires', expires),
-        (on_conflict = 'replace')::integer, extras, id => id, priority => priority, payload => @.payload_of(arguments),
-        key => @.key_of(CASE key_scope WHEN 'queue' THEN queue ELSE '' END, job, key)
+    digest := @.key_of(CASE key_scope WHEN 'queue' THEN queue ELSE '' END, job, key);
+    answer := @.add_one_within(
+        now_at, queue, job, priority, id, @.payload_of(arguments), @.packed_sent(extras, digest),
+        CASE WHEN key IS NULL THEN 0 ELSE P.KEYED END + CASE WHEN tags = '{}' THEN 0 ELSE P.TAGGED END,
+        greatest(now_at, coalesce(@.instant_of(after, at), now_at + @.duration('after', after), now_at)),
+        now_at + @.duration('expires', expires), NULL, tags, digest, on_conflict = 'replace'
     );
-    PERFORM @.announce_at_commit(ARRAY[id], queue, now_at);
-    PERFORM set_config('taskflow.wakeups', others, true);
-    IF coalesce(substr(answer, 1, 1), '') <> 'k'::bytea THEN
+    IF substr(answer, 1, 1) <> 'k'::bytea THEN
         RETURN encode(id, 'hex')::uuid;
     ELSIF on_conflict = 'raise' THEN
         RAISE EXCEPTION USING ERRCODE = 'unique_violation',

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from taskflow.broker.literals import literals
-from taskflow.broker.postgres import bounds
-from taskflow.broker.postgres.columns import filled_in
+from taskflow.broker.postgres import bounds, changes, queries
 from taskflow.model.rules import Rules
 
+_DEFAULT: Final = Rules()
 FOLDER: Final = Path(__file__).parent
+_FRAGMENT: Final = re.compile(r"@[A-Z_]+\b")
 _NAME: Final = re.compile(r"\b([SEWRP])\.([A-Za-z_]+)\b")
 
 
-def filled(text: str, schema: str, rules: Rules) -> str:
+def filled(text: str, schema: str, rules: Rules = _DEFAULT) -> str:
     """Return the text of an SQL file with the schema, the columns and the values filled in."""
-    values = _values(rules)
-    return placed(_NAME.sub(lambda found: values[found[0]], filled_in(text)), schema)
+    fragments, values = _fragments(), _values(rules)
+    derived = _FRAGMENT.sub(lambda found: fragments[found[0]], text)
+    return placed(_NAME.sub(lambda found: values[found[0]], derived), schema)
+
+
+@cache
+def _fragments() -> dict[str, str]:
+    return changes.fragments()
 
 
 def placed(text: str, schema: str) -> str:
@@ -27,8 +35,8 @@ def placed(text: str, schema: str) -> str:
 
 
 def functions() -> list[str]:
-    """Return the text of each SQL file that defines functions."""
-    return [file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.sql"))]
+    """Return the text of each SQL file that defines functions, and those that are derived from the declaration."""
+    return [*(file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.sql"))), *queries.functions()]
 
 
 def _values(rules: Rules) -> dict[str, str]:

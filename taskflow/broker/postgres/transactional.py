@@ -6,16 +6,15 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, Generic, TypeVar, cast
 
-from taskflow.broker.postgres.columns import SENT
-from taskflow.broker.postgres.enqueue import columns_of_calls
-from taskflow.broker.postgres.packing import pack_progress
-from taskflow.broker.postgres.settle import fence_of, is_possible, kept_for
+from taskflow.broker.engine.job import Job, claim_bytes, fence_bytes
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.script_values import added_or_refused
 from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, Statement, drive
 from taskflow.model.clock import to_microseconds
-from taskflow.model.envelope import Envelope, pack_extras
-from taskflow.model.errors import BrokerRefused, KeyBusy, StoreFull, TaskflowError, WrongConnection
+from taskflow.model.envelope import Envelope, OnConflict
+from taskflow.model.errors import StoreFull, WrongConnection
+from taskflow.model.rules import LONGEST
+from taskflow.model.stored_values import LATEST, packed
 from taskflow.model.verdict import Settled, Settlement, Succeeded
 
 T = TypeVar("T")
@@ -89,10 +88,9 @@ class PostgresTransactional:
             return []
         request: dict[str, Any] = {"wall": self._wall()}
         if self._capacity is None and len(envelopes) == 1 and _is_ready(envelopes[0]):
-            request["one"] = _one(envelopes[0])
+            request["one"] = _call(envelopes[0])
         else:
-            request |= {"capacity": self._capacity} | dict(zip(SENT, columns_of_calls(envelopes), strict=True))
-            request |= {"keys": keys} if (keys := sum(envelope.key is not None for envelope in envelopes)) else {}
+            request |= {"capacity": self._capacity, "jobs": list(map(_call, envelopes))}
         answer = yield from self._call(_FUNCTIONS["enqueue"], json.dumps(request, default=_bytea))
         if answer["answers"] is None:
             return [Added(envelope.id) for envelope in envelopes]
@@ -100,27 +98,31 @@ class PostgresTransactional:
         return [added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
 
     def _settle(self, settlement: Settlement) -> Steps[Settled]:
-        if not is_possible(settlement):
+        try:
+            fence = fence_bytes(settlement.epoch, *claim_bytes(settlement.claim))
+        except OverflowError:  # no store could have issued it
             return Settled.STALE
-        request = {
+        progress = settlement.progress
+        request: dict[str, Any] = {
             "wall": self._wall(),
             "id": settlement.id,
-            "fence": fence_of(settlement.epoch, settlement.claim),
+            "fence": fence,
             "ran_for": to_microseconds(settlement.ran_for),
-            "keep_for": kept_for(settlement),
+            "keep_for": to_microseconds(min(settlement.keep_for, LONGEST)),
             "result": cast(Succeeded, settlement.verdict).result,
-            "progress": pack_progress(settlement.progress),
-            "follow_ups": dict(zip(SENT, columns_of_calls(settlement.follow_ups), strict=True)) if settlement.follow_ups else None,
+            "progress": None if progress is None else packed([progress.fraction, progress.note]),
         }
+        if settlement.follow_ups:
+            request["follow_ups"] = list(map(_call, settlement.follow_ups))
         answer = yield from self._call(_FUNCTIONS["settle"], json.dumps(request, default=_bytea))
         return Settled(answer["settled"])
 
     def _call(self, function: str, request: str) -> Steps[Any]:
-        """Call one of the functions. Raises the error that its answer stands for."""
+        """Call one of the functions. Raises StoreFull if it refuses the call."""
         [(text,)] = yield Statement(f'SELECT "{self._schema}".{function}(%s)', (request,))
         answer = json.loads(_text(text))
         if "refused" in answer:
-            raise _REFUSALS[answer["refused"]](answer["message"])
+            raise StoreFull(answer["message"])
         return answer
 
 
@@ -130,32 +132,32 @@ pg_catalog.has_function_privilege(p.oid, 'EXECUTE') THEN 'granted' ELSE 'denied'
 JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) pronamespace \
 WHERE proname OPERATOR(pg_catalog.=) '{}' AND nspname OPERATOR(pg_catalog.=) %s"""
 
-_REFUSALS: Final[dict[str, Callable[[str], TaskflowError]]] = {
-    "busy": lambda message: KeyBusy(
-        f"nothing was sent: another open transaction holds a key ({message}): repeat the call, or find that transaction in "
-        "pg_stat_activity (state 'idle in transaction') and end it"
-    ),
-    "changed": lambda message: KeyBusy(
-        "nothing was sent: another transaction has taken a key since this transaction began, and at this isolation level it cannot see "
-        "the job: roll back, and repeat the transaction"
-    ),
-    "full": StoreFull,
-    "keys": lambda message: BrokerRefused(
-        f"nothing was sent: {message}: send them in several transactions, or without keys, or raise max_locks_per_transaction"
-    ),
-}
-
 
 def _is_ready(envelope: Envelope) -> bool:
     ties = envelope.key is not None or envelope.awaits > 0 or envelope.joins or envelope.tags
     return not (ties or envelope.after or envelope.at is not None)
 
 
-def _one(envelope: Envelope) -> dict[str, Any]:
-    """Return the fields of add_ready_within()."""
-    fields = {"queue": envelope.queue, "job": envelope.job, "priority": envelope.priority, "id": envelope.id, "payload": envelope.payload}
-    fields |= {"extras": extras} if (extras := pack_extras(envelope)) else {}
-    return fields | ({} if envelope.expires is None else {"expiry": to_microseconds(envelope.expires)})
+def _call(envelope: Envelope) -> dict[str, Any]:
+    """Return a call as calls_in() reads it, without what has its default."""
+    put = Job.of_envelope(envelope, 0).to_put()
+    fields = {
+        "id": envelope.id,
+        "queue": envelope.queue,
+        "job": envelope.job,
+        "priority": envelope.priority,
+        "payload": envelope.payload,
+        "sent": put.sent,
+        "flags": put.header["flags"],
+        "after": to_microseconds(envelope.after) if envelope.after else None,
+        "at": None if envelope.at is None else min(envelope.at, LATEST),
+        "expiry": None if envelope.expires is None else to_microseconds(envelope.expires),
+        "awaits": envelope.awaits or None,
+        "tags": envelope.tags or None,
+        "key": envelope.key,
+        "replaces": envelope.on_conflict is OnConflict.REPLACE or None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,10 @@
 -- Verbs in a caller's transaction. They are functions from text to text, which every driver can call. A refusal is an answer too, because
 -- an error would make the caller's transaction fail. They run as the schema's owner: a role that only sends needs EXECUTE on
 -- enqueue_within().
+--
+-- They write rows that no other transaction writes, and lock only the job that is settled. So no transaction waits for another, whatever it
+-- sends, and however long it stays open. What concerns other records is left to the engine, which decides on it after the commit: see
+-- taskflow/broker/engine/arrivals.py.
 
 -- Returns the store's name and version, to every role that may use the schema. No other store has that name: it is a random number from the
 -- tables, and the number of the database, which may be a copy of another.
@@ -13,33 +17,44 @@ CREATE FUNCTION @.describe_store() RETURNS text LANGUAGE sql STABLE SECURITY DEF
     )
 $$;
 
-CREATE FUNCTION @.refused(why text, message text) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$
-    SELECT jsonb_build_object('refused', why, 'message', message)
-$$;
-
 CREATE FUNCTION @.refuse_request(request text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM @.refuse(format('the request has %s bytes', octet_length(request)), 'Expected a JSON object of at most P.MOST_REQUEST bytes.');
 END
 $$;
 
--- Adds one call without a key that is ready at once. Returns NULL, or the answer of known_as(). The mark is lowered and listeners are notified when
--- the transaction commits: see on_commit(). This is called once for each job of most transactions, so it has few expressions: each costs
--- time again in each transaction.
+CREATE FUNCTION @.random_rev() RETURNS bigint LANGUAGE sql AS $$
+    SELECT ('x' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16))::bit(64)::bigint
+$$;
+
+-- --- jobs without a key -------------------------------------------------------------------------------
+
+-- Returns "i" if the id is known, "c" if it is that of another job, and NULL if it is unknown.
+CREATE FUNCTION @.known_as(of_id bytea, of_queue text, of_job text, of_key bytea, of_payload bytea) RETURNS bytea LANGUAGE sql STABLE AS $$
+    SELECT CASE
+        WHEN status = S.BURIED OR queue = of_queue AND job = of_job AND (flags & P.KEYED <> 0) = (of_key IS NOT NULL)
+            AND coalesce(position(of_key IN sent) > 0, true) AND (status = S.SUCCEEDED OR content = of_payload) THEN 'i'::bytea
+        ELSE 'c'::bytea
+    END FROM @.jobs WHERE id = of_id
+$$;
+
+-- Adds one call without ties that is ready at once. Returns NULL, or the answer of known_as(). The mark is lowered and listeners are notified
+-- when the transaction commits: see on_commit(). This is called once for each job of most transactions, so it has few expressions: each
+-- costs time again in each transaction.
 CREATE FUNCTION @.add_ready_within(
-    now_at bigint, of_queue text, of_job text, of_priority integer, of_id bytea, of_payload bytea, of_extras bytea, of_expiry bigint
+    now_at bigint, of_queue text, of_job text, of_priority integer, of_id bytea, of_payload bytea, of_sent bytea, of_expiry bigint
 ) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
     noted CONSTANT text := coalesce(current_setting('taskflow.uncommitted_places', true), '');
     place CONSTANT text := '@.' || of_queue || ' ' || of_priority || ';';
 BEGIN
     WITH added AS (
-        INSERT INTO @.jobs (created_at, due_at, status, queue, job, extras, expires_at, id, priority, payload)
-        VALUES (now_at, now_at, S.READY, of_queue, of_job, of_extras, now_at + of_expiry, of_id, of_priority, of_payload)
+        INSERT INTO @.jobs (id, rev, status, flags, priority, queue, job, created_at, due_at, expires_at, awaits, epoch, sent, content)
+        VALUES (of_id, @.random_rev(), S.READY, 0, of_priority, of_queue, of_job, now_at, now_at, now_at + of_expiry, 0, 0, of_sent, of_payload)
         ON CONFLICT (id) DO NOTHING RETURNING queue
     )
-    INSERT INTO @.tally (queue, event, before, after, n, late_priority, late_at)
-    SELECT queue, E.ENQUEUE, NULL, S.READY, 1, of_priority, CASE WHEN position(place IN noted) = 0 THEN now_at END FROM added;
+    INSERT INTO @.tally (queue, event, after, n, late_priority, late_at)
+    SELECT queue, E.ENQUEUE, S.READY, 1, of_priority, CASE WHEN position(place IN noted) = 0 THEN now_at END FROM added;
     IF FOUND AND position(place IN noted) = 0 THEN
         PERFORM set_config('taskflow.uncommitted_places', noted || place, true);
     END IF;
@@ -47,34 +62,205 @@ BEGIN
 END
 $$;
 
--- Adds calls, given as arrays of the columns of add_jobs(), with bytes as bytea's text.
-CREATE FUNCTION @.add_jobs_within(now_at bigint, fields jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+-- Counts jobs that were added to a place, the first of them due at `due`. Marks are lowered and listeners are notified at the commit. A
+-- setting of the transaction lists the places with READY jobs: each is noted once, because the first such job is the oldest.
+CREATE FUNCTION @.note_added(
+    of_queue text, of_priority integer, of_status integer, number bigint, due bigint, is_arriving boolean, now_at bigint
+) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    ids CONSTANT bytea[] := ARRAY(SELECT value::bytea FROM jsonb_array_elements_text(fields -> 'id') AS value);
-    answers bytea[];
+    noted CONSTANT text := coalesce(current_setting('taskflow.uncommitted_places', true), '');
+    place CONSTANT text := '@.' || of_queue || ' ' || of_priority || ';';
+    is_late boolean := CASE of_status WHEN S.READY THEN position(place IN noted) = 0 ELSE of_status = S.SCHEDULED END;
 BEGIN
-    PERFORM set_config('taskflow.wakeups', '', true);
-    answers := @.add_jobs(
-        now_at, @sent{ARRAY(SELECT value::%t FROM jsonb_array_elements_text(fields -> '%n') WITH ORDINALITY AS each (value, n) ORDER BY n)}
+    IF is_arriving THEN
+        is_late := @.announce_at_commit('due');
+    ELSIF of_status = S.SCHEDULED AND @.is_first_due(due, now_at) THEN
+        PERFORM @.announce_at_commit('due');
+    END IF;
+    INSERT INTO @.tally (queue, event, after, n, late_priority, late_at)
+    VALUES (of_queue, E.ENQUEUE, of_status, number, CASE of_status WHEN S.READY THEN of_priority END, CASE WHEN is_late THEN due END);
+    IF is_late AND of_status = S.READY THEN
+        PERFORM set_config('taskflow.uncommitted_places', noted || place, true);
+    END IF;
+END
+$$;
+
+-- Returns true if no other job is due before this time: only the first determines when the next upkeep is due.
+CREATE FUNCTION @.is_first_due(due bigint, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    from_at CONSTANT bigint := (@.newest_mark('due', '', 0, now_at)).at;
+BEGIN
+    RETURN NOT EXISTS (
+        SELECT 1 FROM @.jobs
+        WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0) AND due_at >= from_at AND due_at < due
     );
-    PERFORM @.announce_at_commit(ids, fields -> 'queue' ->> 0, now_at);
+END
+$$;
+
+-- --- jobs with a key ----------------------------------------------------------------------------------
+
+-- A transaction knows its own arrivals by settings, which a rollback to a savepoint sets back: looking for them in an index would make
+-- transactions at "serializable" fail. There are 256 settings, because each addition copies the whole text of one. The sender's role can
+-- write them too.
+CREATE FUNCTION @.own_arrivals(of_key bytea, OUT setting text, OUT entry text, OUT known text, OUT id bytea) LANGUAGE plpgsql AS $$
+BEGIN
+    setting := 'taskflow.arrivals_' || encode(substr(of_key, 1, 1), 'hex');
+    entry := '@.' || encode(of_key, 'hex') || '=';
+    known := coalesce(current_setting(setting, true), '');
+    id := CASE WHEN position(entry IN known) > 0 THEN
+        decode(substring(substr(known, position(entry IN known) + length(entry), 32) FROM '^[0-9a-f]{32}$'), 'hex')
+    END;
+END
+$$;
+
+-- Returns the job that has a key, if it keeps another one from being added: see transitions.refused_for(). It is read without a lock. If the
+-- transaction does not see the present, and the job has changed since, the engine decides after the commit.
+CREATE FUNCTION @.key_holder(of_key bytea) RETURNS bytea LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    found_id bytea := (
+        SELECT id FROM @.jobs
+        WHERE id = ANY (ARRAY(SELECT unnest(ARRAY[holder, next]) FROM @.keys WHERE keys.id = of_key))
+            AND (status + 0 < S.RUNNING OR status + 0 = S.RUNNING AND flags & @MARKED = 0)
+        ORDER BY status + 0 LIMIT 1
+    );
+BEGIN
+    IF found_id IS NOT NULL AND @.has_fixed_snapshot() THEN
+        BEGIN -- the lock ends with this block
+            PERFORM 1 FROM @.jobs WHERE id = found_id FOR KEY SHARE SKIP LOCKED;
+            RAISE EXCEPTION USING ERRCODE = CASE WHEN FOUND THEN 'TF002' ELSE 'serialization_failure' END;
+        EXCEPTION
+            WHEN SQLSTATE 'TF002' THEN
+                RETURN found_id;
+            WHEN serialization_failure THEN
+                RETURN NULL;
+        END;
+    END IF;
+    RETURN found_id;
+END
+$$;
+
+-- Adds one call. Returns "" if it was added, "r" and the id of the transaction's own job that it replaces, "k" and the id that has the key, or
+-- the answer of known_as().
+CREATE FUNCTION @.add_one_within(
+    now_at bigint, of_queue text, of_job text, of_priority integer, of_id bytea, of_payload bytea, of_sent bytea, of_flags integer, due bigint,
+    expires bigint, of_awaits bigint, of_tags text[], of_key bytea, replaces boolean
+) RETURNS bytea LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    is_arriving CONSTANT boolean := of_key IS NOT NULL;
+    to_status CONSTANT integer := CASE WHEN is_arriving OR of_awaits > 0 THEN S.HELD WHEN due > now_at THEN S.SCHEDULED ELSE S.READY END;
+    own record;
+    standing bytea;
+    known bytea;
+    replaced bytea;
+BEGIN
+    IF is_arriving THEN
+        SELECT * INTO own FROM @.own_arrivals(of_key);
+        standing := CASE WHEN own.id IS NULL AND replaces IS NOT TRUE THEN @.key_holder(of_key) ELSE own.id END;
+        IF standing IS NOT NULL THEN -- not without need: at "serializable" this conflicts with transactions that add jobs
+            known := @.known_as(of_id, of_queue, of_job, of_key, of_payload);
+            IF known IS NOT NULL OR replaces IS NOT TRUE THEN
+                RETURN coalesce(known, 'k'::bytea || standing);
+            END IF;
+            UPDATE @.jobs SET rev = @.random_rev(), state = P.STATE_REPLACED || of_id
+            WHERE id = standing AND status + 0 = S.HELD AND flags & @ARRIVING <> 0 AND position(of_key IN sent) > 0 RETURNING id INTO replaced;
+        END IF;
+    END IF;
+    INSERT INTO @.jobs (id, rev, status, flags, priority, queue, job, created_at, due_at, expires_at, awaits, epoch, sent, state, content)
+    VALUES (
+        of_id, @.random_rev(), to_status, of_flags | CASE WHEN is_arriving THEN @ARRIVING | @BEHIND ELSE 0 END, of_priority, of_queue, of_job,
+        now_at, due, expires, coalesce(of_awaits, 0), 0, of_sent,
+        CASE WHEN is_arriving AND replaces THEN P.STATE_REPLACING WHEN is_arriving THEN P.STATE_ARRIVING END, of_payload
+    ) ON CONFLICT (id) DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN @.known_as(of_id, of_queue, of_job, of_key, of_payload);
+    ELSIF is_arriving THEN
+        PERFORM set_config(own.setting, own.entry || encode(of_id, 'hex') || ';' || own.known, true);
+    END IF;
+    IF cardinality(of_tags) > 0 THEN
+        INSERT INTO @.tags (value, id) SELECT DISTINCT tag, of_id FROM unnest(of_tags) AS tag ON CONFLICT DO NOTHING;
+    END IF;
+    PERFORM @.note_added(of_queue, of_priority, to_status, 1, CASE WHEN is_arriving THEN now_at ELSE due END, is_arriving, now_at);
+    RETURN CASE WHEN replaced IS NULL THEN ''::bytea ELSE 'r'::bytea || replaced END;
+END
+$$;
+
+-- --- calls --------------------------------------------------------------------------------------------
+
+-- Returns calls, which are JSON objects with bytes as bytea's text.
+CREATE FUNCTION @.calls_in(calls jsonb, now_at bigint) RETURNS TABLE (
+    n bigint, id bytea, queue text, job text, priority integer, payload bytea, sent bytea, flags integer, due bigint, expires bigint,
+    awaits bigint, tags text[], key bytea, replaces boolean
+) LANGUAGE sql STABLE AS $$
+    SELECT n, id, queue, job, priority, payload, sent, flags, greatest(now_at, coalesce(at, now_at + after)), now_at + expiry, awaits, tags, key,
+        replaces
+    FROM ROWS FROM (jsonb_to_recordset(calls) AS (
+        id bytea, queue text, job text, priority integer, payload bytea, sent bytea, flags integer, after bigint, at bigint, expiry bigint,
+        awaits bigint, tags text[], key bytea, replaces boolean
+    )) WITH ORDINALITY AS c (id, queue, job, priority, payload, sent, flags, after, at, expiry, awaits, tags, key, replaces, n)
+$$;
+
+-- Adds calls in order. Without keys they are added by one statement.
+CREATE FUNCTION @.add_jobs_within(now_at bigint, calls jsonb) RETURNS text LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    new_rev CONSTANT bigint := @.random_rev();
+    added_ids bytea[] := '{}';
+    answers bytea[];
+    each record;
+BEGIN
+    IF jsonb_path_exists(calls, '$[*].key') THEN
+        FOR each IN SELECT * FROM @.calls_in(calls, now_at) ORDER BY n LOOP
+            answers := answers || @.add_one_within(
+                now_at, each.queue, each.job, each.priority, each.id, each.payload, each.sent, each.flags, each.due, each.expires, each.awaits,
+                each.tags, each.key, each.replaces
+            );
+        END LOOP;
+    ELSE
+        FOR each IN
+            WITH given AS MATERIALIZED (
+                SELECT * FROM @.calls_in(calls, now_at)
+            ), added AS (
+                INSERT INTO @.jobs (id, rev, status, flags, priority, queue, job, created_at, due_at, expires_at, awaits, epoch, sent, content)
+                SELECT id, new_rev, CASE WHEN awaits > 0 THEN S.HELD WHEN due > now_at THEN S.SCHEDULED ELSE S.READY END, flags, priority, queue,
+                    job, now_at, due, expires, coalesce(awaits, 0), 0, sent, payload
+                FROM given ORDER BY n ON CONFLICT (id) DO NOTHING RETURNING id, queue, priority, status, due_at
+            ), tagged AS (
+                INSERT INTO @.tags (value, id) SELECT DISTINCT tag, given.id FROM given JOIN added ON added.id = given.id, unnest(given.tags) AS tag
+                ON CONFLICT DO NOTHING
+            )
+            SELECT queue, priority, status, count(*) AS number, min(due_at) AS due, array_agg(id) AS ids FROM added GROUP BY queue, priority, status
+        LOOP
+            added_ids := added_ids || each.ids;
+            PERFORM @.note_added(each.queue, each.priority, each.status, each.number, each.due, false, now_at);
+        END LOOP;
+        IF cardinality(added_ids) = jsonb_array_length(calls) THEN
+            RETURN '{"answers": null}';
+        END IF;
+        answers := ARRAY(
+            SELECT CASE
+                WHEN id = ANY (added_ids) AND row_number() OVER (PARTITION BY id ORDER BY n) = 1 THEN ''::bytea
+                ELSE @.known_as(id, queue, job, NULL, payload)
+            END FROM @.calls_in(calls, now_at) ORDER BY n
+        );
+    END IF;
     RETURN jsonb_build_object('answers', ( -- as bytea they would be written as `bytea_output` says
-        SELECT jsonb_agg(encode(answer, 'hex') ORDER BY n) FROM unnest(answers) WITH ORDINALITY AS each (answer, n)
+        SELECT jsonb_agg(encode(answer, 'hex') ORDER BY n) FROM unnest(answers) WITH ORDINALITY AS a (answer, n)
     ));
 END
 $$;
 
--- Adds calls, in the form of add_jobs_within(), or one in the form of add_ready_within(), under "one". With a `capacity`, checks it first.
--- No migration drops this function, because others' rights depend on it.
+-- Adds calls, in the form of calls_in(), or one in the form of add_ready_within(), under "one". With a `capacity`, checks it first. No
+-- migration drops this function, because others' rights depend on it.
 CREATE OR REPLACE FUNCTION @.enqueue_within(request text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     fields CONSTANT jsonb := CASE WHEN octet_length(request) <= P.MOST_REQUEST THEN request END;
     single_call CONSTANT jsonb := fields -> 'one';
     now_at CONSTANT bigint := @.wall((fields ->> 'wall')::bigint);
-    waits CONSTANT text := current_setting('lock_timeout');
     answer bytea;
-    answers jsonb;
 BEGIN
     IF (jsonb_typeof(fields) = 'object') IS NOT TRUE THEN
         PERFORM @.refuse_request(request);
@@ -82,41 +268,30 @@ BEGIN
     IF single_call IS NOT NULL THEN
         answer := @.add_ready_within(
             now_at, single_call ->> 'queue', single_call ->> 'job', (single_call ->> 'priority')::integer, (single_call ->> 'id')::bytea,
-            (single_call ->> 'payload')::bytea, (single_call ->> 'extras')::bytea, (single_call ->> 'expiry')::bigint
+            (single_call ->> 'payload')::bytea, (single_call ->> 'sent')::bytea, (single_call ->> 'expiry')::bigint
         );
         RETURN CASE WHEN answer IS NULL THEN '{"answers": null}' ELSE '{"answers": ["' || encode(answer, 'hex') || '"]}' END;
-    ELSIF fields ->> 'capacity' IS NULL AND NOT fields ? 'keys' THEN
-        RETURN @.add_jobs_within(now_at, fields);
+    ELSIF fields ->> 'capacity' IS NOT NULL AND @.has_no_room(fields -> 'jobs', (fields ->> 'capacity')::bigint) THEN
+        RETURN jsonb_build_object('refused', 'full', 'message', format(W.STORE_FULL, fields ->> 'capacity'));
     END IF;
-    BEGIN -- which is a savepoint: a time limit here cannot make the transaction fail
-        PERFORM set_config('lock_timeout', '3s', true);
-        IF fields ->> 'capacity' IS NOT NULL THEN
-            PERFORM @.refuse_if_full(
-                ARRAY(SELECT value::bytea FROM jsonb_array_elements_text(fields -> 'id') AS value), (fields ->> 'capacity')::bigint
-            );
-        END IF;
-        PERFORM @.check_keys(coalesce((fields ->> 'keys')::integer, 0));
-        answers := @.add_jobs_within(now_at, fields);
-        PERFORM set_config('lock_timeout', waits, true);
-        RETURN answers;
-    EXCEPTION
-        WHEN lock_not_available OR deadlock_detected THEN
-            RETURN @.refused('busy', SQLERRM);
-        WHEN unique_violation OR serialization_failure THEN -- at "repeatable read": see add_one()
-            RETURN @.refused('changed', SQLERRM);
-        WHEN disk_full THEN
-            RETURN @.refused('full', SQLERRM);
-        WHEN configuration_limit_exceeded THEN
-            RETURN @.refused('keys', SQLERRM);
-        WHEN out_of_memory THEN -- other transactions have filled the lock table too
-            RETURN @.refused('keys', 'the server has no locks left for keys');
-    END;
+    RETURN @.add_jobs_within(now_at, fields -> 'jobs');
 END
 $$;
 REVOKE EXECUTE ON FUNCTION @.enqueue_within(text) FROM PUBLIC;
 
--- Settles a run as SUCCEEDED, and marks its fence, so that settle() finds out that this has committed. The request has the wall clock and
--- the parts of the settlement, with bytes as bytea's text. No migration drops this function either.
+CREATE FUNCTION @.has_no_room(calls jsonb, capacity bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN @.room(capacity) < (
+        SELECT count(DISTINCT c.id) FROM @.calls_in(calls, 0) AS c WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = c.id)
+    );
+END
+$$;
+
+-- --- the end of a run ---------------------------------------------------------------------------------
+
+-- Settles a run as SUCCEEDED, and marks its fence, so that the engine finds out that this has committed. What the end brings about for other
+-- records stays in the inbox until the engine does it. The request has the wall clock and the parts of the settlement, with bytes as bytea's
+-- text. No migration drops this function either.
 CREATE OR REPLACE FUNCTION @.settle_within(request text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
@@ -125,36 +300,33 @@ DECLARE
     now_at CONSTANT bigint := @.wall((fields ->> 'wall')::bigint);
     of_id CONSTANT bytea := fields ->> 'id';
     fence CONSTANT bytea := fields ->> 'fence';
-    others CONSTANT text := coalesce(current_setting('taskflow.wakeups', true), '');
-    follow_ups CONSTANT jsonb := fields -> 'follow_ups';
-    j @.jobs;
-    released bytea[];
+    committed CONSTANT bytea := substr(fence, 1, 36) || decode('01', 'hex');
+    progress CONSTANT bytea := fields ->> 'progress';
+    j record;
 BEGIN
     IF (jsonb_typeof(fields) = 'object') IS NOT TRUE THEN
         PERFORM @.refuse_request(request);
     END IF;
-    PERFORM @.lock_settled(ARRAY[of_id], ARRAY(SELECT value::bytea FROM jsonb_array_elements_text(follow_ups -> 'key') AS value));
-    SELECT * INTO j FROM @.jobs WHERE id = of_id;
-    IF j.settled = @.committed_fence(fence) THEN -- the setting ends with the transaction, or with a rollback to a savepoint
+    SELECT status, flags, queue, epoch, session, claim, settled, sent INTO j FROM @.jobs WHERE id = of_id FOR UPDATE;
+    IF j.settled = committed THEN -- the setting ends with the transaction, or with a rollback to a savepoint
         RETURN CASE current_setting('taskflow.settled', true) WHEN encode(fence, 'hex') THEN '{"settled": "ok"}' ELSE '{"settled": "committed"}' END;
-    ELSIF (j.status = S.RUNNING AND @.fence_of(j) = fence) IS NOT TRUE THEN
+    ELSIF (j.status = S.RUNNING AND int8send(j.epoch) || j.session || j.claim || decode('00', 'hex') = fence) IS NOT TRUE THEN
         RETURN '{"settled": "stale"}';
     END IF;
-    released := ARRAY(
-        SELECT id FROM @.jobs WHERE key = j.key AND status < S.RUNNING AND behind = j.id
-        UNION ALL
-        SELECT substr(j.joins, 16 * i + 1, 16) FROM generate_series(0, length(j.joins) / 16 - 1) AS i
-    );
+    UPDATE @.jobs SET
+        status = S.SUCCEEDED, rev = @.random_rev(), flags = flags & ~P.AWAITED, content = (fields ->> 'result')::bytea, session = NULL,
+        claim = NULL, settled = committed, cause = NULL, started_at = now_at - (fields ->> 'ran_for')::bigint, ended_at = now_at,
+        fade_at = now_at + (fields ->> 'keep_for')::bigint
+    WHERE id = of_id;
     PERFORM set_config('taskflow.settled', encode(fence, 'hex'), true);
-    PERFORM set_config('taskflow.wakeups', '', true);
-    @lighten(j);
-    j.settled := @.committed_fence(fence);
-    j.started_at := now_at - (fields ->> 'ran_for')::bigint;
-    j.progress := coalesce((fields ->> 'progress')::bytea, j.progress);
-    PERFORM @.apply_verdict(j, 1, (fields ->> 'keep_for')::bigint, (fields ->> 'result')::bytea, NULL, NULL, now_at);
-    PERFORM @.announce_at_commit(released, j.queue, now_at);
-    PERFORM set_config('taskflow.wakeups', others, true);
-    PERFORM @.add_jobs_within(now_at, follow_ups) WHERE follow_ups <> 'null';
+    PERFORM @.announce_at_commit('job:' || encode(of_id, 'hex'));
+    IF j.flags & P.CONSEQUENTIAL <> 0 OR progress IS NOT NULL THEN
+        INSERT INTO @.inbox (id, rev, sent, state) VALUES (of_id, @.random_rev(), j.sent, int2send(j.flags) || coalesce(progress, ''))
+        ON CONFLICT (id) DO UPDATE SET rev = excluded.rev, sent = excluded.sent, state = excluded.state;
+        PERFORM @.announce_at_commit('due');
+    END IF;
+    INSERT INTO @.tally (queue, event, before, after, n, late_at) VALUES (j.queue, E.SUCCEED, S.RUNNING, S.SUCCEEDED, 1, now_at);
+    PERFORM @.add_jobs_within(now_at, fields -> 'follow_ups') WHERE fields ? 'follow_ups';
     RETURN '{"settled": "ok"}';
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     RETURN '{"settled": "held up"}';

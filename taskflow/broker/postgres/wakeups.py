@@ -17,11 +17,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from typing import Any, Final, NamedTuple
 
 from taskflow.broker import topics as names
+from taskflow.broker.engine.job import Job
 from taskflow.broker.listener import Listener, Standing
-from taskflow.broker.postgres import rows
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.errors import ERRORS
 from taskflow.broker.postgres.listen_connection import POLL_EVERY, ListenConnection, listen_failed, notifications_lost
+from taskflow.broker.postgres.rows import parse_row, record_of
 from taskflow.broker.topics import job_ids
 from taskflow.model.record import Record
 from taskflow.model.seams import SYSTEM_RANDOM
@@ -328,7 +329,15 @@ def parse_wakeups(wakeups: str) -> dict[str, int]:
 
 def _parse_end(line: str) -> tuple[bytes, Record | None]:
     topic, _, packed = line.partition(" ")
-    return bytes.fromhex(topic.removeprefix(_JOB)), rows.parse_record(b64decode(packed)) if packed else None
+    return bytes.fromhex(topic.removeprefix(_JOB)), _parse_record(packed) if packed else None
+
+
+def _parse_record(packed: str) -> Record | None:
+    """Return the record that a notification brings; None if it cannot be decoded."""
+    try:
+        return Job.of_record(record_of(parse_row(b64decode(packed)))).to_record()
+    except Exception:  # decoders may raise anything
+        return None
 
 
 def _is_queue(topic: str) -> bool:

@@ -52,7 +52,7 @@ BEGIN
     THEN
         RETURN true; -- without that lock: a listener looks at this moment
     END IF;
-    RETURN @.has_note(of_topic) AND NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(of_topic, 7));
+    RETURN @.has_note(of_topic) AND NOT @.is_paused(substr(of_topic, 7));
 END
 $$;
 
@@ -185,12 +185,8 @@ BEGIN
             DELETE FROM @.awaited WHERE id = ANY (ended) RETURNING id, listener
         ), packed_ends AS (
             SELECT id, 'job:' || encode(id, 'hex') AS topic, (
-                SELECT translate(encode(record_send(packed), 'base64'), E'\n', '') FROM (
-                    SELECT @record{%n} FROM @.jobs
-                    WHERE jobs.id = awaited.id AND status BETWEEN S.SUCCEEDED AND S.CANCELLED AND fade_at > now_at
-                        AND (SELECT coalesce(sum(size), 0) FROM unnest(ARRAY[@sized{octet_length(%n)}]) AS size) <= P.MOST_NOTIFIED_BYTES
-                    OFFSET 0
-                ) AS packed
+                SELECT translate(encode(record_send(packed), 'base64'), E'\n', '') FROM @.load_jobs(ARRAY[awaited.id], true) AS packed
+                WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND fade_at > now_at AND octet_length(record_send(packed)) <= P.MOST_NOTIFIED_BYTES
             ) AS packed FROM (SELECT DISTINCT id FROM gone) AS awaited
         )
         SELECT listener, string_agg(topic, E'\n') AS topics, string_agg(concat_ws(' ', topic, packed), E'\n') AS words
@@ -201,33 +197,17 @@ BEGIN
 END
 $$;
 
--- Announces at the commit of a user's transaction what a verb in it has gathered in the setting `taskflow.wakeups`: the waiting jobs among
--- `ids`, and the ends of jobs in `of_queue`.
-CREATE FUNCTION @.announce_at_commit(ids bytea[], of_queue text, now_at bigint) RETURNS void LANGUAGE plpgsql
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
-#variable_conflict use_column
+-- Lets the commit of a caller's transaction announce a topic: "due", or the end of a job. Returns false if it does so already. Otherwise the
+-- caller then writes a late row of tally, whose trigger announces all: see on_commit().
+CREATE FUNCTION @.announce_at_commit(topic text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    wakeups CONSTANT text := current_setting('taskflow.wakeups', true);
-    each record;
+    others CONSTANT text := coalesce(current_setting('taskflow.at_commit', true), '');
 BEGIN
-    IF wakeups = '' IS NOT FALSE THEN
-        RETURN;
-    ELSIF wakeups ~ ' job:|1 due|^[*]$' THEN
-        PERFORM set_config('taskflow.at_commit', concat_ws(E'\n', nullif(current_setting('taskflow.at_commit', true), ''), string_agg(topic, E'\n')), true)
-        FROM (
-            SELECT CASE line WHEN '*' THEN 'due' ELSE @.topic_in(line) END AS topic FROM unnest(string_to_array(wakeups, E'\n')) AS line
-            WHERE line LIKE '% job:%' OR line IN ('1 due', '*')
-        ) AS news;
+    IF position(topic IN others) > 0 THEN
+        RETURN false;
     END IF;
-    FOR each IN
-        SELECT queue, priority, status = S.SCHEDULED AS is_scheduled, min(due_at) AS due FROM @.jobs
-        WHERE id = ANY (ids) AND status IN (S.SCHEDULED, S.READY) GROUP BY 1, 2, 3
-    LOOP
-        PERFORM @.lower_mark_at_commit(each.queue, each.priority, each.due, each.is_scheduled);
-    END LOOP;
-    IF NOT FOUND THEN -- no job waits, but a job has ended
-        PERFORM @.lower_mark_at_commit(of_queue, 0, now_at, true);
-    END IF;
+    PERFORM set_config('taskflow.at_commit', concat_ws(E'\n', nullif(others, ''), topic), true);
+    RETURN true;
 END
 $$;
 

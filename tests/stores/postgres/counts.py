@@ -1,17 +1,22 @@
-"""Counts what statements read, by the server's statistics: full scans of a table, scans of each index, and the rows that these return."""
+"""Counts what calls of a broker read, by the server's statistics: scans of tables and of indexes, and the rows that they return."""
 
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence, Set
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import asyncpg
 import pytest
 
+from taskflow.broker.engine.seam import Claimed
+from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres.connect.pool import ConnectionPool
+from taskflow.broker.postgres.errors import broker_error
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
@@ -23,12 +28,68 @@ new_id = IdFactory()
 
 SESSION: Final = os.urandom(16)
 
+UNTIL_KEPT: Final = 6
+"""Executions until the server may keep a plan for whatever parameters."""
+
+Cost = dict[str, tuple[int, int]]
+"""Of each table by itself, and of each index, how often it was scanned and how many rows that gave."""
+
 _FILL: Final = """
-    INSERT INTO taskflow.jobs (id, created_at, due_at, status, priority, queue, job, payload)
-    SELECT decode(md5(n::text), 'hex'), 0, of_like.due_at + n, of_like.status, of_like.priority, of_like.queue, of_like.job, of_like.payload
-    FROM generate_series(2, $2::integer) AS n, (SELECT * FROM taskflow.jobs WHERE id = $1) AS of_like
+    INSERT INTO taskflow.jobs (id, rev, status, flags, priority, queue, job, created_at, due_at, awaits, epoch, sent, content)
+    SELECT decode(md5(n::text), 'hex'), n, status, flags, priority, queue, job, 0, due_at + n, 0, 0, sent, content
+    FROM generate_series(2, $2::integer) AS n, (SELECT * FROM taskflow.jobs WHERE id = $1) AS like_it
 """
 """More like the one that the broker has added."""
+
+
+class Clock:
+    """The machine's wall clock, and so many seconds more."""
+
+    def __init__(self, ahead: float = 0.0) -> None:
+        self.ahead = ahead
+
+    def wall(self) -> int:
+        return round((time.time() + self.ahead) * 1_000_000)
+
+    steady = wall
+
+    def boot_id(self) -> str:
+        return ""
+
+
+class OnConnection(PostgresBroker):
+    """A broker that makes all calls on one connection, in the transaction that is open there. It keeps `wakeups`, and tells nobody."""
+
+    connection: asyncpg.Connection
+    wakeups: list[str]
+
+    @classmethod
+    def of(cls, connection: asyncpg.Connection, clock: Clock | None = None) -> OnConnection:
+        broker = cls(clock=clock, capacity=1_000_000_000)
+        broker.connection, broker.wakeups = connection, []
+        return broker
+
+    async def _fetch(self, statement: str, *arguments: Any, within: float = 0.0) -> list[Any]:
+        try:
+            return list(await self.connection.fetch(statement, *arguments))
+        except asyncpg.PostgresError as error:
+            raise broker_error(error, str(self.server)) from error
+
+    async def claim_records(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
+        claimed, _ = await self.store.claim(session, request, queues, limit, (None, False, False))
+        return claimed
+
+    def _tell_readied(self, wakeups: str, seconds: float) -> None:
+        self.wakeups.append(wakeups)
+
+    def _tell_ended(self, ids: Set[bytes], are_awaited: bool) -> None: ...
+
+    def _tell_woken(self, woken: Set[str]) -> None: ...
+
+    def _check_marks(self) -> None: ...
+
+
+Call = Callable[[OnConnection], Awaitable[Any]]
 
 
 class Store:
@@ -37,11 +98,12 @@ class Store:
     def __init__(self, server: PostgresServer, database: str, connection: asyncpg.Connection) -> None:
         self.url = server.url(database)
         self.counted = "^jobs(_|$)"
+        self.connection = connection
         self._server = server
         self._database = database
-        self._connection = connection
+        self._broker = OnConnection.of(connection)
 
-    async def fill(self, rows: int, *, after: float) -> None:
+    async def fill(self, rows: int, *, after: float = 0.0) -> None:
         if rows == 0:
             return
         envelope = Envelope(id=new_id(), job="work", payload=b"\x01payload", after=after)
@@ -50,20 +112,14 @@ class Store:
         await broker.close()
         other = await asyncpg.connect(self.url)
         await other.execute(_FILL, envelope.id, rows)
+        await other.execute(
+            "INSERT INTO taskflow.tally (queue, after, n) SELECT queue, status, $2 FROM taskflow.jobs WHERE id = $1", envelope.id, rows - 1
+        )
         await other.close()
 
     def others(self) -> list[tuple[Any, ...]]:
         """The connections of brokers."""
         return self._server.rows("SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = 'taskflow'", self._database)
-
-    def rows_read(self) -> tuple[int, int]:
-        """Of jobs, by scans of the table and by all its indexes."""
-        [(by_scan, by_index)] = self._server.rows(
-            "SELECT seq_tup_read, (SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'jobs') "
-            "FROM pg_stat_user_tables WHERE relname = 'jobs'",
-            database=self._database,
-        )
-        return by_scan, by_index
 
     def dead_rows(self) -> int:
         """Of jobs, as the server's statistics have it, which come a moment late."""
@@ -79,31 +135,31 @@ class Store:
         )
         return row[0], row[1], row[2]
 
-    async def in_one_transaction(self, *statements: str) -> list[Any]:
-        """The first value that each gives."""
-        async with self._connection.transaction():
-            return [await self._connection.fetchval(statement) for statement in statements]
+    async def costs(self, call: Call | str, *arguments: Any, times: int = 1) -> list[Cost]:
+        """Each time, what a call or a statement reads. It is rolled back."""
+        return [await self._cost(call, *arguments) for _ in range(times)]
 
-    async def costs(self, statement: str, *arguments: Any, times: int = 1) -> list[dict[str, tuple[int, int]]]:
-        """Each time, of each index and of each table by itself, how often it is scanned and how many rows that gives."""
-        return [await self._cost(statement, *arguments) for _ in range(times)]
-
-    async def _cost(self, statement: str, *arguments: Any) -> dict[str, tuple[int, int]]:
-        transaction = self._connection.transaction()
+    async def _cost(self, call: Call | str, *arguments: Any) -> Cost:
+        transaction = self.connection.transaction()
         await transaction.start()
         before = await self._counts()
-        await self._connection.fetch(statement, *arguments)
+        await (self.connection.fetch(call, *arguments) if isinstance(call, str) else call(self._broker))
         after = await self._counts()
         await transaction.rollback()
         return {name: (scans - before[name][0], rows - before[name][1]) for name, (scans, rows) in after.items() if scans > before[name][0]}
 
-    async def _counts(self) -> dict[str, tuple[int, int]]:
-        rows = await self._connection.fetch(
+    async def _counts(self) -> Cost:
+        rows = await self.connection.fetch(
             "SELECT relname, pg_stat_get_xact_numscans(oid), pg_stat_get_xact_tuples_returned(oid) FROM pg_class "
             "WHERE relnamespace = 'taskflow'::regnamespace AND relname ~ $1",
             self.counted,
         )
         return {name: (scans, returned) for name, scans, returned in rows}
+
+
+def rows_of(cost: Cost) -> int:
+    """Return how many rows were read."""
+    return sum(rows for _, rows in cost.values())
 
 
 @asynccontextmanager
@@ -121,12 +177,13 @@ async def a_store(server: PostgresServer) -> AsyncIterator[Store]:
 
 @contextmanager
 def counting() -> Iterator[Counter[str]]:
-    """The functions of ours that are called inside, in all threads."""
+    """The functions of ours that are called inside, in all threads: of several in a statement the first."""
     asked = Counter[str]()
     fetch = ConnectionPool.fetch
 
     async def counted(self: ConnectionPool, statement: str, *arguments: Any, **more: Any) -> list[asyncpg.Record]:
-        asked[statement.rpartition('".')[2].partition("(")[0]] += 1
+        called = re.search(r'"\.(\w+)\(', statement)
+        asked[called[1] if called else statement] += 1
         return await fetch(self, statement, *arguments, **more)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,68 +1,66 @@
-"""A job's cost to the server, in counts that are the same on every machine: rows read and written, transactions, indexes."""
+"""A job's cost to the server, in counts that are the same on every machine: rows read and written, transactions, calls."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
-import asyncpg
 import msgspec
+import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.console import View
-from taskflow.broker.postgres.enqueue import envelope_columns
-from taskflow.broker.postgres.settle import success_columns
+from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
-from tests.stores.postgres.counts import SESSION, Store, new_id
+from tests.stores.postgres.counts import SESSION, Store, counting, new_id, rows_of
 from tests.support.listing import listed
-from tests.support.verdicts import succeeded
+from tests.support.verdicts import SettlementOf, failed, retried, succeeded
 from tests.support.waiting import until
 
 BATCH: Final = 100
 BATCHES: Final = 5
 
-LEASE: Final = "SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', $3)"
-SUCCEED: Final = "SELECT * FROM taskflow.succeed(NULL, $1, $2, $3, $4, $5)"
-ENQUEUE: Final = "SELECT * FROM taskflow.enqueue_all(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+
+def envelopes(number: int, **more: Any) -> list[Envelope]:
+    return [Envelope(id=new_id(), job="work", payload=b"\x01payload", **more) for _ in range(number)]
 
 
-def envelopes(number: int) -> list[Envelope]:
-    return [Envelope(id=new_id(), job="work", payload=b"\x01payload") for _ in range(number)]
+def settling(leases: list[Lease], settlement: SettlementOf = succeeded) -> Callable[[Broker], Awaitable[Any]]:
+    return lambda broker: broker.settle([settlement(lease) for lease in leases])
 
 
-async def test_each_verb_reads_what_it_changes_and_no_more(store: Store) -> None:
+async def test_each_verb_reads_what_it_changes_and_no_more(store: Store, broker: Broker) -> None:
     """A claim what it takes, once; a settlement each version of the rows that it ends; an enqueue nothing: of all tables and indexes."""
-    broker = connect(store.url)
     await broker.enqueue(envelopes(3 * BATCH))
     store.counted = "."
-    [claim] = await store.costs(LEASE, SESSION, 1, BATCH)
+    [claim] = await store.costs(lambda broker: broker.claim(SESSION, 1, [], BATCH))
     leases = await broker.claim(SESSION, 1, [], BATCH)
-    [settlement] = await store.costs(SUCCEED, *success_columns([succeeded(lease) for lease in leases]))
-    [enqueue] = await store.costs(ENQUEUE, *envelope_columns(envelopes(BATCH)))
+    [success] = await store.costs(settling(leases))
+    [retry] = await store.costs(settling(leases, retried))
+    [enqueue] = await store.costs(lambda broker: broker.enqueue(envelopes(BATCH)))
+    [keyed] = await store.costs(lambda broker: broker.enqueue([each for _ in range(BATCH) for each in envelopes(1, key=new_id())]))
     versions = 3  # as it was added, as the claim that was rolled back has left it, and as it was leased
-    for cost, most in ((claim, BATCH), (settlement, versions * BATCH), (enqueue, 0)):
-        assert sum(read for _, read in cost.values()) <= most + 20, cost
-    await broker.close()
+    for cost, most in ((claim, BATCH), (success, versions * BATCH), (retry, 4 * versions * BATCH), (enqueue, 0), (keyed, 0)):
+        assert rows_of(cost) <= most + 20, cost
 
 
-async def test_jobs_without_tags_never_touch_the_table_of_tags(store: Store) -> None:
+async def test_jobs_without_tags_never_touch_the_table_of_tags(store: Store, broker: Broker) -> None:
     """Neither when they are added, in a batch or alone, nor when they end, nor when they are dropped, beside jobs that have tags."""
-    broker = connect(store.url)
     await broker.enqueue([msgspec.structs.replace(each, tags=("a", "b"), after=3_600.0) for each in envelopes(2)])
     store.counted = "^tags"
     for number in (1, BATCH):
-        given = envelope_columns([msgspec.structs.replace(each, max_attempts=3) for each in envelopes(number)])
-        assert await store.costs(ENQUEUE, *given) == [{}]
+        assert await store.costs(lambda broker, number=number: broker.enqueue(envelopes(number))) == [{}]  # type: ignore[misc]
     await broker.enqueue(envelopes(BATCH))
     leases = await broker.claim(SESSION, 1, [], BATCH)
+    assert await store.costs(settling(leases, retried)) == [{}]
     assert await broker.settle([succeeded(lease, keep_for=0.0) for lease in leases]) == [Settled.OK] * BATCH
-    [cost] = await store.costs("SELECT * FROM taskflow.upkeep(NULL, NULL, 1000)")
-    assert cost == {}
+    assert await store.costs(lambda broker: broker.upkeep(1_000)) == [{}]
     assert (await broker.upkeep(1_000)).dropped == BATCH
-    assert await store.in_one_transaction("SELECT count(*) FROM taskflow.tags") == [4]
-    await broker.close()
+    assert await store.connection.fetchval("SELECT count(*) FROM taskflow.tags") == 4
 
 
 async def test_a_job_is_written_three_times_in_a_hundredth_of_three_transactions(store: Store) -> None:
@@ -80,21 +78,43 @@ async def test_a_job_is_written_three_times_in_a_hundredth_of_three_transactions
     assert transactions <= 5 * BATCHES + 20  # the first use looks at the schema, and each look of this test is one
 
 
-async def test_a_purge_of_20_000_waiting_jobs_ends_in_time_and_tells_in_one_word(store: Store) -> None:
-    """Whoever waits for one of them looks. To list them all took the square of their number."""
-    broker = connect(store.url)
+async def test_a_purge_of_20_000_waiting_jobs_ends_in_time(store: Store, broker: Broker) -> None:
     for _ in range(20):
         await broker.enqueue(envelopes(1_000))
-    stranger = await asyncpg.connect(store.url)
-    await stranger.execute("BEGIN")
-    assert await stranger.fetchval("SELECT wakeups FROM taskflow.purge(NULL, NULL, NULL, NULL, NULL, false, 1000)") == "*"
-    await stranger.execute("ROLLBACK")
-    await stranger.close()
     assert await broker.console.purge(View(), limit=20_000) == 20_000
     assert await listed(broker.console) == []
     [queue] = await broker.console.queues()
     assert set(queue.counts.values()) == {0}
-    await broker.close()
+
+
+CALLS: Final[Mapping[str, tuple[dict[str, int], Callable[[Broker, list[Lease]], Awaitable[Any]]]]] = {
+    "enqueue": ({"add": 1}, lambda broker, _: broker.enqueue(envelopes(BATCH))),
+    "enqueue with keys": (
+        {"look": 1, "apply": 1},
+        lambda broker, _: broker.enqueue([*envelopes(1, key=bytes(16)), *envelopes(1, key=b"k" * 16)]),
+    ),
+    "success": ({"succeed": 1}, lambda broker, leases: settling(leases)(broker)),
+    "retry": ({"look": 1, "apply": 1}, lambda broker, leases: settling(leases, retried)(broker)),
+    "failure": ({"look": 1, "apply": 1}, lambda broker, leases: settling(leases, failed)(broker)),
+    "cancel": ({"look": 1, "apply": 1}, lambda broker, leases: broker.cancel([lease.envelope.id for lease in leases])),
+    "beat": (
+        {"look": 2, "apply": 1},
+        lambda broker, leases: broker.beat(Beat(session=SESSION, claims=tuple(lease.claim for lease in leases), seen=1)),
+    ),
+    "beat that looks": ({"look": 3, "apply": 1}, lambda broker, _: broker.beat(Beat(session=SESSION, looks=True))),
+    "upkeep": ({"look": 1, "promote": 1, "fade": 1}, lambda broker, _: broker.upkeep(BATCH)),
+}
+
+
+@pytest.mark.parametrize("verb", CALLS)
+async def test_a_verb_takes_few_calls_however_many_jobs(store: Store, broker: Broker, verb: str) -> None:
+    await broker.enqueue(envelopes(BATCH))
+    leases = await broker.claim(SESSION, 1, [], BATCH)
+    expected, call = CALLS[verb]
+    with counting() as asked:
+        await call(broker, leases)
+        del asked["notify"]
+    assert asked == expected
 
 
 async def test_a_purge_wakes_whoever_waits_for_one_of_many(store: Store) -> None:

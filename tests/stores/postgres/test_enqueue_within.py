@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final, Literal
 
 import asyncpg
 import pytest
@@ -12,9 +13,13 @@ import pytest
 from taskflow.broker.postgres.transactional import PostgresTransactional
 from taskflow.broker.protocol import Broker
 from taskflow.broker.transactional import Transactional, TransactionalBroker
-from taskflow.model.envelope import Envelope
+from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.ids import IdFactory
+from taskflow.model.record import Status
 from tests.stores.postgres.counts import Store
+from tests.support.listing import listed
+
+Isolation = Literal["read_committed", "serializable"]
 
 new_id = IdFactory()
 
@@ -68,7 +73,7 @@ async def test_a_commit_tells_a_listener_of_each_shape(
             await asyncio.sleep(0.05)
             assert told.empty()
     async with asyncio.timeout(5):
-        assert (await told.get()).partition("\n")[0] == ("due" if "after" in SHAPES[shape][0] else "queue:mail")
+        assert (await told.get()).partition("\n")[0] == ("queue:mail" if shape in ("a lone job", "several") else "due")
 
 
 async def test_each_queue_of_a_call_is_told(broker: Broker, told: asyncio.Queue[str], stranger: asyncpg.Connection) -> None:
@@ -104,3 +109,46 @@ async def test_a_transaction_notes_its_place_once(told: asyncio.Queue[str], brok
         await stranger.execute("ROLLBACK TO SAVEPOINT here")
         await add(store, stranger, [an_envelope(priority=2)])
         assert await stranger.fetchval("SELECT count(*) FROM taskflow.tally WHERE late_at IS NOT NULL") == 3
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+KEYS: Final = [bytes([number]) * 16 for number in range(8)]
+
+
+@pytest.mark.parametrize(("level", "modes"), [("read_committed", tuple(OnConflict)), ("serializable", (OnConflict.REPLACE,))])
+async def test_transactions_with_the_same_keys_wait_for_nobody(
+    store: Store, broker: Broker, level: Isolation, modes: Sequence[OnConflict]
+) -> None:
+    """They take several keys in any order, beside each other and beside senders of batches. The server ends none of them. At "serializable"
+    it may end one that has read which job has a key."""
+    within = PostgresTransactional("here", "taskflow", "", lambda: None, None)
+    await broker.upkeep(1)
+    is_over = asyncio.Event()
+
+    def some(chance: random.Random, number: int) -> list[Envelope]:
+        return [an_envelope(key=key, on_conflict=chance.choice(modes)) for key in chance.sample(KEYS, number)]
+
+    async def send_batches(chance: random.Random) -> None:
+        while not is_over.is_set():
+            await broker.enqueue(some(chance, len(KEYS)))
+            await broker.upkeep(100)
+
+    async def send_within(chance: random.Random) -> None:
+        connection = await asyncpg.connect(store.url)
+        for _ in range(30):
+            async with connection.transaction(isolation=level):
+                for envelope in some(chance, 4):
+                    await add(within, connection, [envelope])
+        await connection.close()
+
+    batches = asyncio.create_task(send_batches(random.Random(1)))
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(send_within(random.Random(seed)) for seed in range(2, 6)))
+    is_over.set()
+    await batches
+    await broker.upkeep(1_000)
+
+    holders = await broker.holders(KEYS)
+    waiting = [record.id for record in await listed(broker.console) if record.status is Status.READY]
+    assert sorted(filter(None, holders)) == sorted(waiting)

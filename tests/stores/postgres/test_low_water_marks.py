@@ -13,15 +13,13 @@ import asyncpg
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.postgres.enqueue import envelope_columns
-from taskflow.broker.postgres.settle import success_columns
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.url import connect
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import HandedBack, Settled
-from tests.stores.postgres.counts import SESSION, Store, new_id
+from tests.stores.postgres.counts import SESSION, Call, OnConnection, Store, new_id, rows_of
 from tests.support.verdicts import settlement, succeeded
 
 MANY: Final = 10_000
@@ -112,33 +110,26 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
     assert store.dead_rows() > MANY  # of two for each, those that the statistics know by now
     store.counted = "."
     beyond = work.request + 1
-    statements: dict[str, tuple[Any, ...]] = {
-        "claim of any queue": ("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
-        "claim of one": ("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
-        "beat": (
-            "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false, NULL, false)",
-            SESSION,
-            beyond,
-        ),
-        "beat that looks": (
-            "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false, NULL, true)",
-            SESSION,
-            beyond,
-        ),
-        "upkeep": ("SELECT * FROM taskflow.upkeep(NULL, NULL, 1000)",),
-        "arming": ("SELECT * FROM taskflow.look_for('{queues,due,queue:default}', '{}')",),
-        "workers": ("SELECT * FROM taskflow.workers(NULL, NULL)",),
+    verbs: dict[str, Call] = {
+        "enqueue": lambda broker: broker.enqueue([an_envelope() for _ in range(10)]),
+        "claim of any queue": lambda broker: broker.claim(SESSION, beyond, [], 100),
+        "claim of one": lambda broker: broker.claim(SESSION, beyond, ["default"], 100),
+        "beat": lambda broker: broker.beat(Beat(session=SESSION, seen=beyond)),
+        "beat that looks": lambda broker: broker.beat(Beat(session=SESSION, seen=beyond, looks=True)),
+        "upkeep": lambda broker: broker.upkeep(1_000),
+        "arming": lambda broker: broker._look([topics.ANY_QUEUE, topics.DUE, topics.queue("default")], []),
     }
-    for verb, statement in statements.items():
-        *_, cost = costs = await store.costs(*statement, times=UNTIL_PLANS_ARE_KEPT)
+    for verb, call in verbs.items():
+        *_, cost = costs = await store.costs(call, times=UNTIL_PLANS_ARE_KEPT)
         with capsys.disabled():
             print(f"\n{verb}: " + ", ".join(f"{name} {rows}" for name, (_, rows) in sorted(cost.items()) if rows), end="")
-        assert max(sum(rows for _, rows in each.values()) for each in costs) < FEW, verb
+        assert max(map(rows_of, costs)) < FEW, verb
 
 
 async def test_a_beat_that_looks_waits_for_no_upkeep(work: Work, stranger: asyncpg.Connection) -> None:
     """Whose transaction may take long: it has the turn to look behind the marks, and the beat leaves it that."""
-    await stranger.execute("BEGIN; SELECT * FROM taskflow.upkeep(NULL, NULL, 100)")
+    await stranger.execute("BEGIN")
+    await OnConnection.of(stranger).upkeep(100)
     held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
     assert await stranger.fetchval(held) > 0
 
@@ -160,12 +151,12 @@ async def test_nor_does_a_settlement_read_who_was_awaited_once(store: Store, wor
     await broker.execute("DELETE FROM taskflow.awaited")
     await broker.close()
     await work.broker.enqueue([an_envelope() for _ in range(BATCH)])
-    columns = success_columns([succeeded(lease) for lease in await work.claim()])
+    settlements = [succeeded(lease) for lease in await work.claim()]
     store.counted = "^awaited"
 
-    costs = await store.costs("SELECT * FROM taskflow.succeed(NULL, $1, $2, $3, $4, $5)", *columns, times=UNTIL_PLANS_ARE_KEPT)
+    costs = await store.costs(lambda broker: broker.settle(settlements), times=UNTIL_PLANS_ARE_KEPT)
 
-    assert max(sum(rows for _, rows in each.values()) for each in costs) < FEW
+    assert max(map(rows_of, costs)) < FEW
 
 
 async def test_a_commit_that_comes_late_is_found_by_a_check_of_the_marks(work: Work, stranger: asyncpg.Connection) -> None:
@@ -173,10 +164,7 @@ async def test_a_commit_that_comes_late_is_found_by_a_check_of_the_marks(work: W
     late = an_envelope()
     await work.pass_through(BATCH)
     await stranger.execute("BEGIN")
-    await stranger.fetch(
-        "SELECT * FROM taskflow.enqueue_all(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
-        *envelope_columns([late]),
-    )
+    await OnConnection.of(stranger).enqueue([late])
     await work.go_beyond(late)
     await stranger.execute("COMMIT")
     assert await work.claim() == []
@@ -193,7 +181,7 @@ async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: 
     held = an_envelope()
     await work.broker.enqueue([held])
     await stranger.execute("BEGIN")
-    await stranger.fetch("SELECT * FROM taskflow.claim(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
+    await OnConnection.of(stranger).claim(await work.another_session(), 1, [], 1)
     await work.go_beyond(held)
 
     await stranger.execute("ROLLBACK")
@@ -253,10 +241,7 @@ async def test_the_first_jobs_of_a_queue_are_all_found_whoever_commits_first(wor
     """Neither transaction sees that the other has begun the queue."""
     early, late = an_envelope(queue="new"), an_envelope(queue="new")
     await stranger.execute("BEGIN")
-    await stranger.fetch(
-        "SELECT * FROM taskflow.enqueue_all(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
-        *envelope_columns([early]),
-    )
+    await OnConnection.of(stranger).enqueue([early])
     await work.broker.enqueue([late])
     await stranger.execute("COMMIT")
 
@@ -301,9 +286,11 @@ async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Stor
     for _ in range(2):
         await check_marks_after_a_while(stranger)
     store.counted = "^marks"
-    claim, arm = "SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', 100)", "SELECT * FROM taskflow.look_for('{queues}', '{}')"
-    await store.costs(claim, SESSION, work.request + 1)  # the first to come by what has been deleted marks it as dead in the index
-    costs = [*await store.costs(claim, SESSION, work.request + 1), *await store.costs(arm)]
+    request = work.request + 1
+    claim: Call = lambda broker: broker.claim(SESSION, request, [], 100)  # noqa: E731
+    arm: Call = lambda broker: broker._look([topics.ANY_QUEUE], [])  # noqa: E731
+    await store.costs(claim)  # the first to come by what has been deleted marks it as dead in the index
+    costs = [*await store.costs(claim), *await store.costs(arm)]
     assert all(rows < 20 for cost in costs for _, rows in cost.values()), costs
 
     new = an_envelope(queue="queue7")
@@ -322,10 +309,7 @@ async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, strang
     for look in range(2):
         if look == looks:
             await stranger.execute("BEGIN")
-            await stranger.fetch(
-                "SELECT * FROM taskflow.enqueue_all(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
-                *envelope_columns([late]),
-            )
+            await OnConnection.of(stranger).enqueue([late])
         await check_marks_after_a_while(looking)
         if look == 0 and looks == 0:
             await stranger.execute("COMMIT")
@@ -348,20 +332,16 @@ async def test_claims_of_many_queues_go_round(work: Work) -> None:
 
 
 async def test_updates_that_come_often_stay_on_their_page(work: Work, stranger: asyncpg.Connection) -> None:
-    """Beats, upkeep's sums, reports of progress: "heap-only" updates, which add nothing to any index."""
+    """Upkeep's sums are "heap-only" updates, which add nothing to any index."""
     for _ in range(60):
         await work.pass_through(BATCH)
         await work.beat()
         await stranger.execute("DELETE FROM taskflow.marks WHERE kind = 'summed'")  # half a second is over
         await work.broker.upkeep(10)
     await work.broker.close()
-    rows = await stranger.fetch(
-        "SELECT relname, n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables "
-        "WHERE schemaname = 'taskflow' AND relname IN ('sessions', 'totals', 'meta')"
-    )
-    for name, updates, hot in rows:
-        assert updates > 50, name
-        assert hot >= 0.9 * updates, name
+    [(updates, hot)] = await stranger.fetch("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'totals'")
+    assert updates > 50
+    assert hot >= 0.9 * updates
 
 
 async def test_a_job_whose_commit_takes_long_itself_is_found_at_once(work: Work, stranger: asyncpg.Connection) -> None:

@@ -191,6 +191,30 @@ async def test_workers_of_the_version_before_work_on_while_it_is_migrated(pause:
         assert (totals["enqueue"], totals["claim"], totals["succeed"]) == (len(fleet.ids),) * 3
 
 
+async def test_a_read_that_waits_for_a_migration_sees_rows_that_it_has_rewritten() -> None:
+    """A snapshot from before would see none of them, so the settlement would be STALE."""
+    server = shared_postgres()
+    url = server.url(of_this_version(server))
+    session = Session(id=new_id(), name="worker")
+    async with an_old_one(url) as broker:
+        await broker.enqueue([an_envelope(key=new_id())])
+        await broker.register(session)
+        [lease] = await broker.claim(session.id, 1, [], 1)
+        migrating = await asyncpg.connect(url)
+        await migrating.execute(
+            "BEGIN; LOCK TABLE taskflow.meta, taskflow.jobs; ALTER TABLE taskflow.jobs ADD COLUMN note float8 DEFAULT random()"
+        )
+        reading = asyncio.create_task(broker.read([lease.envelope.id]))
+        settling = asyncio.create_task(broker.settle([succeeded(lease)]))
+        while await migrating.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await migrating.execute("COMMIT")
+        await migrating.close()
+        [record] = await reading
+        assert record is not None
+        assert await settling == [Settled.OK]
+
+
 @in_next_version
 async def test_what_is_not_ours_in_the_schema_stays_as_it_is() -> None:
     """Functions, also those that a trigger uses, and tables: a namespace may be somebody's own schema, `public` for example."""

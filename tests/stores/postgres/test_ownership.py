@@ -9,6 +9,8 @@ import pytest
 
 from taskflow import BrokerRefused
 from taskflow.broker.url import connect
+from taskflow.model.envelope import Envelope
+from taskflow.model.ids import key_digest
 from tests.stores.one_job import one_job_is_done
 from tests.support.postgres import PostgresServer
 
@@ -156,12 +158,11 @@ def quoted(name: str) -> str:
         "SELECT * FROM taskflow.jobs",
         "UPDATE taskflow.jobs SET priority = 100",
         "DELETE FROM taskflow.jobs",
-        "INSERT INTO taskflow.paused VALUES ('default')",
-        "SELECT taskflow.pause('default')",
-        "SELECT * FROM taskflow.read(NULL, ARRAY[''::bytea])",
-        "SELECT * FROM taskflow.page(NULL, NULL, NULL, NULL, NULL, false, 2, NULL, NULL, NULL, NULL, 10, 10)",
-        "SELECT * FROM taskflow.purge(NULL, NULL, NULL, NULL, NULL, false, 10)",
-        "SELECT * FROM taskflow.claim(NULL, NULL, ''::bytea, 1, '{}', 1)",
+        "INSERT INTO taskflow.queues (id, rev, is_paused) VALUES ('default', 1, 1)",
+        "SELECT * FROM taskflow.look(NULL, ARRAY[''::bytea], '{}', true, true)",
+        "SELECT * FROM taskflow.scan('SELECT * FROM taskflow.jobs')",
+        "SELECT * FROM taskflow.claim(NULL, NULL, ''::bytea, 1, '{}', 1, 1)",
+        "SELECT * FROM taskflow.fade(10, 0, 0, 1, NULL)",
         "CREATE TABLE taskflow.mine (n integer)",
         "CREATE FUNCTION taskflow.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
     ],
@@ -177,13 +178,20 @@ async def test_a_sender_may_add_jobs_and_neither_read_nor_change_any(roles: Post
 
 async def test_a_sender_learns_the_id_of_a_job_that_has_its_key_and_may_replace_that_job(roles: PostgresServer, database: str) -> None:
     """The two things that the page warns of."""
-    await use(roles, database, "app")
+    broker = connect(roles.url(database))
+    key = key_digest("default", "work", "k")
+    standing = Envelope(id=bytes(16), job="work", payload=b"\x01", key=key)
+    await broker.enqueue([standing])
     roles.execute("GRANT USAGE ON SCHEMA taskflow TO mallory", database)
-    [(standing,)] = roles.rows("SELECT taskflow.enqueue('work', key => 'k')", database=database)
-    send = "SELECT taskflow.enqueue('work', key => 'k', on_conflict => '{}') FROM (SELECT set_config('role', 'mallory', true)) AS it"
-    assert roles.rows(send.format("keep"), database=database) == [(standing,)]
-    assert roles.rows(send.format("replace"), database=database) != [(standing,)]
-    assert roles.rows("SELECT status FROM taskflow.jobs WHERE id = uuid_send($1)", standing, database=database) == [(6,)]
+    send = (
+        "SELECT uuid_send(taskflow.enqueue('work', key => 'k', on_conflict => '{}')) "
+        "FROM (SELECT set_config('role', 'mallory', true)) AS it"
+    )
+    assert roles.rows(send.format("keep"), database=database) == [(standing.id,)]
+    [(sent,)] = roles.rows(send.format("replace"), database=database)
+    await broker.upkeep(10)
+    assert await broker.holders([key]) == [sent]
+    await broker.close()
 
 
 async def test_a_role_from_which_execute_was_revoked_adds_nothing(roles: PostgresServer, database: str) -> None:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import asyncpg
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.postgres.schedules import firing_columns
+from taskflow.broker.engine import schedules
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope
+from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.schedule import Amendment, Definition, Firing, Offer, ScheduleRecord
 from taskflow.model.session import Beat, Session
 from taskflow.model.stored_values import LATEST
-from tests.stores.postgres.counts import SESSION, Store, new_id
-from tests.stores.postgres.plans import UNTIL_KEPT, UPKEEP
+from tests.stores.postgres.counts import SESSION, Call, Clock, OnConnection, Store, new_id
 from tests.support.postgres import shared_postgres
 from tests.support.waiting import until
 
@@ -31,9 +30,6 @@ SOON: Final = 2.0
 """Seconds. Less than those after which a verb gives up waiting for a lock."""
 
 SECOND: Final = 1_000_000
-LONG_AGO: Final = 1_000_000
-
-BEAT: Final = "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', 0, '{}', '{}', '{}', '{}', false, NULL, true)"
 
 levels = pytest.mark.parametrize("level", ["read committed", "repeatable read"])
 
@@ -48,9 +44,9 @@ async def due(broker: Broker, *names: str) -> list[Offer]:
     return sorted((await broker.upkeep(10)).offers, key=lambda offer: offer.name)
 
 
-def a_firing(offer: Offer, seconds: float = 60.0, key: bytes | None = None) -> Firing:
+def a_firing(offer: Offer, seconds: float = 60.0, **more: Any) -> Firing:
     next_at = offer.now + round(seconds * SECOND)
-    envelope = Envelope(id=new_id(), job="work", payload=b"\x01", key=key)
+    envelope = Envelope(id=new_id(), job="work", payload=b"\x01", **more)
     return Firing(name=offer.name, digest=offer.digest, expected=offer.next_at, next_at=next_at, look_at=next_at, envelope=envelope)
 
 
@@ -89,11 +85,10 @@ async def test_a_firing_waits_for_another_that_is_not_committed(broker: Broker, 
     await set_level(stranger, level)
     [offer] = await due(broker)
     await stranger.execute("BEGIN")
-    arguments = (None, None, *firing_columns([a_firing(offer)]))
-    await stranger.fetch(f"SELECT * FROM taskflow.fire({', '.join(f'${n}' for n in range(1, len(arguments) + 1))})", *arguments)
+    await OnConnection.of(stranger).fire([a_firing(offer)])
 
     firing = asyncio.create_task(broker.fire([a_firing(offer)]))
-    await asyncio.sleep(0.3)
+    await until(lambda: is_blocked(stranger))
     assert not firing.done()
     await stranger.execute("COMMIT")
 
@@ -103,21 +98,30 @@ async def test_a_firing_waits_for_another_that_is_not_committed(broker: Broker, 
 @pytest.mark.parametrize("verb", ["define", "fire", "fire with keys"])
 async def test_several_schedules_and_keys_are_locked_in_one_order(broker: Broker, stranger: asyncpg.Connection, verb: str) -> None:
     """Otherwise a transaction that locks them in that order would wait for a verb that waits for it."""
-    locks = [f"SELECT * FROM taskflow.schedules WHERE name = '{name}' FOR UPDATE" for name in ("a", "b")]
-    keys = [bytes([number]) * 16 for number in (1, 2)]
+    table, ids = "schedules", [name.encode() for name in ("a", "b")]
     offers = (await due(broker, "a", "b"))[::-1]
     firings = [a_firing(offer) for offer in offers]
     if verb == "fire with keys":
-        locks = [f"SELECT taskflow.lock_keys(ARRAY['\\x{key.hex()}'::bytea])" for key in keys]
-        firings = [a_firing(offer, key=key) for offer, key in zip(offers, keys[::-1], strict=True)]
-    await stranger.execute(f"BEGIN; {locks[0]}")
+        table, ids = "keys", [bytes([number]) * 16 for number in (1, 2)]
+        await broker.enqueue([Envelope(id=new_id(), job="work", payload=b"\x01", key=key) for key in ids])
+        firings = [a_firing(offer, key=key, on_conflict=OnConflict.REPLACE) for offer, key in zip(offers, ids[::-1], strict=True)]
+    lock = f"SELECT * FROM taskflow.{table} WHERE id = $1 FOR UPDATE"
+    await stranger.execute("BEGIN")
+    await stranger.fetch(lock, ids[0])
     call = broker.define([a_definition("b", 2), a_definition("a", 2)]) if verb == "define" else broker.fire(firings)
     waits: asyncio.Task[Sequence[Added | Refused | bool | None]] = asyncio.create_task(call)
-    await asyncio.sleep(0.3)
+    await until(lambda: is_blocked(stranger))
     async with asyncio.timeout(DETECTED_WITHIN):
-        await stranger.execute(locks[1])
+        await stranger.fetch(lock, ids[1])
     await stranger.execute("COMMIT")
     assert all(await waits)
+
+
+async def is_blocked(stranger: asyncpg.Connection) -> bool:
+    """Return True if a call waits for a lock."""
+    blocked = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    found: bool = await stranger.fetchval(f"SELECT pg_stat_clear_snapshot() IS NOT NULL AND EXISTS ({blocked})")
+    return found
 
 
 @levels
@@ -148,7 +152,7 @@ async def test_what_a_transaction_is_offered_is_offered_to_no_other(broker: Brok
     await set_level(stranger, level)
     await broker.define([a_definition()])
     await stranger.execute("BEGIN")
-    assert await stranger.fetchval("SELECT names FROM taskflow.offers(taskflow.wall(NULL))") == ["nightly"]
+    assert [offer.name for offer in (await OnConnection.of(stranger).upkeep(10)).offers] == ["nightly"]
 
     async with asyncio.timeout(SOON):
         assert (await broker.upkeep(10)).offers == ()
@@ -160,22 +164,23 @@ async def test_what_a_transaction_is_offered_is_offered_to_no_other(broker: Brok
 async def test_a_declaration_that_was_under_way_when_its_session_was_reaped_is_withdrawn(
     store: Store, broker: Broker, stranger: asyncpg.Connection
 ) -> None:
-    """At "repeatable read" too, where upkeep does not see in that call what the session has declared."""
-    now = await stranger.fetchval("SELECT taskflow.wall(NULL)")
+    """The session is reaped once the declaration is committed, at "repeatable read" too."""
     reaper = await asyncpg.connect(store.url, server_settings={"default_transaction_isolation": "repeatable read"})
+    clock = Clock()
+    upkeeper = OnConnection.of(reaper, clock)
 
-    async def upkeep_at(*seconds: int) -> list[int]:
-        return [await reaper.fetchval("SELECT reaped FROM taskflow.upkeep($1, NULL, 10)", now + second * SECOND) for second in seconds]
+    async def upkeep_at(seconds: float) -> int:
+        clock.ahead = seconds
+        return (await upkeeper.upkeep(10)).reaped
 
-    assert await upkeep_at(30) == [0]  # spared once, because no session has sent a heartbeat
+    await broker.beat(Beat(session=SESSION))
     await stranger.execute("BEGIN")
-    await stranger.fetch("SELECT * FROM taskflow.define(NULL, '{nightly}', $1, '{body}', $2, 0)", [bytes(16)], SESSION)
-    reaping = asyncio.create_task(upkeep_at(60, 61))
-    await asyncio.sleep(0.3)
+    await OnConnection.of(stranger).define([a_definition()], SESSION)
+    assert await upkeep_at(30) == 0  # spared once, because no session has sent a heartbeat
+    assert await upkeep_at(60) == 0
     await stranger.execute("COMMIT")
-    assert await reaping == [1, 0]
 
-    await upkeep_at(62)
+    assert sum([await upkeep_at(seconds) for seconds in (61, 90, 91)]) == 1
 
     assert (await named(broker)).asleep_since is not None
     await reaper.close()
@@ -221,7 +226,7 @@ async def test_upkeep_and_beats_do_not_wait_for_a_schedule_that_somebody_has_loc
 ) -> None:
     """Other due schedules are offered. The locked one is offered, or put to sleep, once it is free."""
     await broker.define([a_definition("locked"), a_definition("other")], SESSION)
-    await stranger.execute("BEGIN; SELECT * FROM taskflow.schedules WHERE name = 'locked' FOR UPDATE")
+    await stranger.execute("BEGIN; SELECT * FROM taskflow.schedules WHERE id = 'locked' FOR UPDATE")
 
     async with asyncio.timeout(SOON):
         [offer] = (await broker.upkeep(10)).offers
@@ -239,8 +244,7 @@ async def test_a_schedule_that_is_removed_while_it_is_put_is_put_anew(store: Sto
     await broker.define([a_definition()])
     await stranger.execute("BEGIN; SELECT * FROM taskflow.schedules FOR UPDATE")
     putting = asyncio.create_task(broker.define([a_definition(version=2)]))
-    blocked = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    await until(lambda: stranger.fetchval(f"SELECT pg_stat_clear_snapshot() IS NOT NULL AND EXISTS ({blocked})"))
+    await until(lambda: is_blocked(stranger))
 
     await stranger.execute("DELETE FROM taskflow.schedules; COMMIT")
 
@@ -250,47 +254,26 @@ async def test_a_schedule_that_is_removed_while_it_is_put_is_put_anew(store: Sto
 
 # --- what others have written -----------------------------------------------------------------------------
 
-REFUSED: Final[dict[str, tuple[str, ...]]] = {
-    "name": ("NULL", "''", "repeat('x', 801)"),
-    "digest": ("NULL", "'\\x00'"),
-    "body": ("NULL", "convert_to(repeat('x', 80000000), 'UTF8')"),
-    "next_at": ("-1", str(LATEST + 1)),
-    "look_at": ("-1", str(LATEST + 1)),
-    "asleep_since": ("-1", str(LATEST + 1)),
-    "is_paused": ("NULL", "true"),
-    "is_declared": ("NULL",),
-    "last_id": ("'\\x00'",),
-    "fired": ("NULL",),
-}
-"""Column to values that its domain or a check of the table refuses, of a schedule that is to be offered."""
-
-
-@pytest.mark.parametrize(("column", "value"), [(column, value) for column, values in REFUSED.items() for value in values])
-async def test_the_server_refuses_a_value_that_nobody_could_work_with(
-    broker: Broker, stranger: asyncpg.Connection, column: str, value: str
-) -> None:
-    await broker.define([a_definition()])
-    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
-        await stranger.execute(f"UPDATE taskflow.schedules SET {column} = {value}")
-    assert len((await broker.upkeep(10)).offers) == 1
-
-
 ADMITTED: Final = (
-    *(f"{column} = {n}" for column in ("fired", "missed") for n in (1 - (1 << 63), (1 << 63) - 1)),
-    *(f"{column} = {n}" for column in ("next_at", "since", "last_at", "fired_at", "look_at = NULL, asleep_since") for n in (0, LATEST)),
-    "body = convert_to(repeat('x', 30000000), 'UTF8')",
-    "is_declared = NOT is_declared",
-    "is_paused = true, look_at = NULL",
+    *(f"offer_at = {n}" for n in (-(1 << 63), 0, LATEST, (1 << 63) - 1)),
+    *(f"is_paused = {n}" for n in (-1, 1, 2)),
+    *(f"rev = {n}" for n in (0, -(1 << 63))),
+    *(
+        f"state = {state}"
+        for state in ("NULL", "''", "'\\xc1'", "decode(repeat('00', 1000), 'hex')", "decode(repeat('c0', 80000000), 'hex')")
+    ),
+    "offer_at = NULL",
+    "sent = state, content = state",
 )
 
 
-@pytest.mark.parametrize("change", ADMITTED)
+@pytest.mark.parametrize("change", ADMITTED, ids=lambda change: change[:30])
 async def test_a_value_that_the_server_admits_stops_no_schedule_beside_it(
     broker: Broker, stranger: asyncpg.Connection, change: str
 ) -> None:
     """Nor upkeep, nor the listing, nor the end of a session that declares them."""
     await broker.define([a_definition("spoilt"), a_definition("other")], SESSION)
-    assert await stranger.execute(f"UPDATE taskflow.schedules SET {change} WHERE name = 'spoilt'") == "UPDATE 1"
+    assert await stranger.execute(f"UPDATE taskflow.schedules SET {change} WHERE id = 'spoilt'") == "UPDATE 1"
 
     offers = {offer.name: offer for _ in range(2) for offer in (await broker.upkeep(10)).offers}
     answers = await broker.fire([a_firing(offer) for offer in offers.values()])
@@ -298,7 +281,8 @@ async def test_a_value_that_the_server_admits_stops_no_schedule_beside_it(
     assert isinstance(answers[list(offers).index("other")], Added)
     assert "other" in {record.name for record in await broker.console.schedules()}
     for amendment in (Amendment.PAUSE, Amendment.RESUME):
-        assert await broker.console.amend_schedule("spoilt", amendment)
+        assert await broker.console.amend_schedule("other", amendment)
+        await broker.console.amend_schedule("spoilt", amendment)
     await broker.define([a_definition(name, 2) for name in ("spoilt", "other")], SESSION)
     assert (await named(broker, "other")).digest == a_definition(version=2).digest
     await broker.beat(Beat(session=SESSION, leaving=True))
@@ -306,42 +290,36 @@ async def test_a_value_that_the_server_admits_stops_no_schedule_beside_it(
     assert (await named(broker, "other")).asleep_since is not None
 
 
-async def test_bodies_that_are_too_long_together_are_offered_in_turn(broker: Broker, stranger: asyncpg.Connection) -> None:
-    await broker.define([a_definition("a"), a_definition("b")])
-    await stranger.execute("UPDATE taskflow.schedules SET body = convert_to(repeat('x', 40000000), 'UTF8')")
+async def test_bodies_that_are_too_long_together_are_offered_in_turn(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "MAX_OFFERED_BYTES", 1_000)
+    for name in ("a", "b"):
+        await broker.define([Definition(name, bytes(16), bytes(1_001))])
     first, second = [(await broker.upkeep(10)).offers for _ in range(2)]
     assert [offer.name for offer in first + second] == ["a", "b"]
     assert len(first) == 1
-
-
-async def test_a_schedule_of_a_session_that_nobody_knows_sleeps(broker: Broker, stranger: asyncpg.Connection) -> None:
-    await broker.define([a_definition()], SESSION)
-    await stranger.execute("DELETE FROM taskflow.sessions; SELECT taskflow.check_marks(NULL)")
-    assert (await named(broker)).asleep_since is not None
 
 
 async def test_a_session_ends_though_its_schedules_were_deleted(broker: Broker, stranger: asyncpg.Connection) -> None:
     await broker.define([a_definition()], SESSION)
     await stranger.execute("DELETE FROM taskflow.schedules")
     await broker.beat(Beat(session=SESSION, leaving=True))
-    assert await stranger.fetchval("SELECT count(*) FROM taskflow.declarations") == 0
 
 
-async def test_text_that_is_no_utf8_is_no_name_of_a_schedule_and_may_be_one_of_a_session() -> None:
+async def test_text_that_is_no_utf8_may_be_the_name_of_a_schedule_or_a_session() -> None:
     """An SQL_ASCII database takes any bytes for text."""
     server = shared_postgres()
     database = server.new_database() + "_ascii"
     server.execute(f"CREATE DATABASE {database} ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
-    broker, bad = connect(server.url(database)), "convert_from('\\x6e61efff', 'SQL_ASCII')"
+    broker, bad = connect(server.url(database)), "'\\x6e61efff'::bytea"
     await broker.register(Session(id=SESSION, name="it"))
-    await broker.define([a_definition("ä ☃")], SESSION)
+    await broker.define([a_definition("ä ☃"), a_definition("spoilt")], SESSION)
 
-    with pytest.raises(asyncpg.CharacterNotInRepertoireError):
-        server.execute(f"UPDATE taskflow.schedules SET name = {bad}", database)
-    server.execute(f"UPDATE taskflow.sessions SET name = {bad}", database)
+    server.execute(f"UPDATE taskflow.schedules SET id = {bad} WHERE id = 'spoilt'", database)
+    server.execute(f"UPDATE taskflow.sessions SET name = convert_from({bad}, 'SQL_ASCII')", database)
 
-    assert [offer.name for offer in (await broker.upkeep(10)).offers] == ["ä ☃"]
+    assert "ä ☃" in {offer.name for offer in (await broker.upkeep(10)).offers}
     assert (await named(broker, "ä ☃")).declarers == ("na\\xef\\xff",)
+    assert "ä ☃" in {record.name for record in await broker.console.schedules()}
     await broker.close()
     server.drop_database(database)
 
@@ -349,32 +327,22 @@ async def test_text_that_is_no_utf8_is_no_name_of_a_schedule_and_may_be_one_of_a
 # --- costs ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("is_filled_first", [True, False], ids=["planned when full", "planned when empty"])
-async def test_upkeep_and_a_look_read_one_of_many_schedules(store: Store, stranger: asyncpg.Connection, is_filled_first: bool) -> None:
-    """With plans that were made when the table was empty too."""
-    store.counted = "^(schedules|declarations)(_|$)"
-    fill = (
-        "INSERT INTO taskflow.schedules (name, digest, body, is_declared, look_at) "
-        f"SELECT 's' || n, decode(md5(n::text), 'hex'), '', false, {LATEST} - n FROM generate_series(1, 10000) AS n"
-    )
-    for turn in (True, False):
-        if turn is is_filled_first:
-            await stranger.execute(fill)
-        for statement, *arguments in ((UPKEEP, LONG_AGO, 10), (BEAT, SESSION)):
-            for cost in await store.costs(statement, *arguments, times=UNTIL_KEPT):
-                assert "schedules" not in cost
-                assert sum(rows for _, rows in cost.values()) <= 1
+async def test_a_store_without_schedules_costs_upkeep_and_a_look_one_probe_each_time(store: Store) -> None:
+    """That many schedules cost no more is shown in test_plans.py."""
+    store.counted = "^(schedules|declared)(_|$)"
+    for call, probes in CALLS:
+        for cost in await store.costs(call, times=2):
+            assert cost == {"schedules_offers": (probes, 0)}
 
 
-async def test_a_store_without_schedules_costs_upkeep_and_a_look_one_probe(store: Store) -> None:
-    store.counted = "^(schedules|declarations)(_|$)"
-    for statement, *arguments in ((UPKEEP, None, 10), (BEAT, SESSION)):
-        for cost in await store.costs(statement, *arguments, times=UNTIL_KEPT):
-            assert cost == {"schedules_by_look": (1, 0)}
+CALLS: Final[Sequence[tuple[Call, int]]] = (
+    (lambda broker: broker.upkeep(10), 1),
+    (lambda broker: broker.beat(Beat(session=SESSION, looks=True)), 1),
+)
 
 
 async def test_a_removed_schedule_leaves_no_declaration(broker: Broker, stranger: asyncpg.Connection) -> None:
     await broker.define([a_definition()], SESSION)
     await broker.beat(Beat(session=SESSION, leaving=True))
     assert await broker.console.amend_schedule("nightly", Amendment.REMOVE)
-    assert await stranger.fetchval("SELECT count(*) FROM taskflow.declarations") == 0
+    assert await stranger.fetchval("SELECT count(*) FROM taskflow.declared") == 0

@@ -105,7 +105,7 @@ async def test_a_session_that_ends_meanwhile_leaves_the_lease_to_upkeep(
             await broker.beat(Beat(session=SESSION, leaving=True))
         else:
             other = await asyncpg.connect(store.url)
-            await other.execute("UPDATE taskflow.sessions SET beat_at = beat_at - 3600000000")
+            await other.execute("UPDATE taskflow.sessions SET lapses_at = 0")
             await other.close()
         assert (await broker.upkeep(10)).released == 0
 
@@ -121,7 +121,7 @@ async def test_a_cancellation_waits_for_it_no_longer_than_for_any_lock(broker: B
     await stranger.execute("BEGIN")
     await within(broker, stranger, succeeded(lease))
 
-    with pytest.raises(BrokerUnavailable, match="another open transaction holds a lock"):
+    with pytest.raises(BrokerUnavailable, match="open transaction has locked the records"):
         await broker.cancel([lease.envelope.id])
 
     await stranger.execute("COMMIT")
@@ -166,16 +166,12 @@ async def test_after_a_rollback_the_other_verdict_takes_effect(broker: Broker, s
         assert await within(broker, stranger, succeeded(lease)) is Settled.STALE
 
 
-@pytest.mark.parametrize("holds", ["its row", "its key"])
-async def test_a_lock_of_another_transaction_is_an_answer(store: Store, broker: Broker, stranger: asyncpg.Connection, holds: str) -> None:
+async def test_a_lock_of_another_transaction_is_an_answer(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     """The user's transaction goes on, and holds nothing of the job."""
     lease = await running(broker, key=KEY)
     other = await asyncpg.connect(store.url)
     await other.execute("BEGIN")
-    if holds == "its row":
-        await other.execute("SELECT FROM taskflow.jobs FOR UPDATE")
-    else:
-        await other.execute("SELECT taskflow.lock_keys('default', 'work', ARRAY['k'])")
+    await other.execute("SELECT FROM taskflow.jobs FOR UPDATE")
 
     await stranger.execute("BEGIN; CREATE TABLE effects (n integer); INSERT INTO effects VALUES (1)")
     assert await within(broker, stranger, succeeded(lease)) is Settled.HELD_UP
@@ -249,6 +245,7 @@ async def test_a_job_that_waited_for_the_key_is_found_after_the_commit(store: St
         assert await worker.claim(SESSION, 5, [], 1) == []
         await listens(worker)
         await stranger.execute("COMMIT")
+        await broker.upkeep(100)
         assert await nudges.wait(SOON)
         assert len(await worker.claim(SESSION, 6, [], 1)) == 1
     await worker.close()

@@ -15,15 +15,13 @@ import pytest
 from taskflow.broker import topics
 from taskflow.broker.console import View
 from taskflow.broker.postgres import PostgresBroker, wakeups
-from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Envelope
 from taskflow.model.record import Record
 from taskflow.model.session import Beat, Session
-from tests.stores.postgres.counts import SESSION, Store, counting, new_id
-from tests.stores.postgres.plans import UNTIL_KEPT
+from tests.stores.postgres.counts import SESSION, UNTIL_KEPT, Call, OnConnection, Store, counting, new_id, rows_of
 from tests.stores.postgres.scene import Scene
 from tests.support.postgres import PostgresServer
 from tests.support.verdicts import succeeded
@@ -33,8 +31,6 @@ SOON: Final = 3.0
 """Seconds. A worker looks again after five."""
 
 AT_ONCE: Final = 1.0
-
-ENQUEUE: Final = "SELECT wakeups FROM taskflow.enqueue_all(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 MANY: Final = 5_000
 
@@ -159,7 +155,7 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
                 await asyncio.sleep(0.1)
     del asked["look_for"]  # if the machine is slow
     assert asked.pop("notify") <= 8  # fewer if the machine is slow and a job ends before its waiter is noted
-    assert asked == {"enqueue_all": 4, "read_awaiting": 4, "claim": 4, "succeed": 4}
+    assert asked == {"add": 4, "load_awaiting": 4, "claim": 4, "succeed": 4}
     await waiter.close()
 
 
@@ -172,12 +168,14 @@ async def test_workers_without_room_are_told_nothing(store: Store, broker: Broke
     assert asked["notify"] == 0
 
 
-async def test_idle_workers_are_not_told_of_a_job_that_is_due_later(store: Store, broker: Broker) -> None:
+async def test_idle_workers_are_not_told_of_a_job_that_is_due_later(store: Store, broker: Broker, spy: Spy) -> None:
     async with IdleWorker(store.url):
+        await spy.listen()
         with counting() as asked:
             await broker.enqueue([an_envelope(after=60.0)])
-            await asyncio.sleep(0.1)
-    assert asked["notify"] == 0
+            await until(lambda: asked["notify"], SOON)
+        await asyncio.sleep(0.1)
+    assert spy.heard == []
 
 
 async def test_a_claim_that_finds_the_listener_noted_writes_no_note(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
@@ -228,7 +226,7 @@ async def test_a_result_that_fits_no_message_is_read(store: Store, broker: Broke
             await broker.settle([succeeded(lease, bytes(size))])
             async with asyncio.timeout(SOON):
                 assert (await waiting).result == bytes(size)
-    assert asked["read_awaiting"] == (size > 5_000)
+    assert asked["load_awaiting"] == (size > 5_000)
     await waiter.close()
 
 
@@ -239,18 +237,17 @@ async def test_an_end_during_the_first_read_is_told(store: Store, broker: Broker
     [lease] = await broker.claim(SESSION, 1, [], 1)
     waiter = broker.sibling()
     assert isinstance(waiter, PostgresBroker)
-    call = waiter.call
+    load = waiter.store.load_awaiting
 
-    async def slow(name: str, *arguments: Any, **more: Any) -> Any:
-        found = await call(name, *arguments, **more)
-        if name == "read_awaiting":
-            await broker.settle([succeeded(lease)])
-            await asyncio.sleep(0.1)  # in which the end is told
+    async def slow(*arguments: Any) -> Any:
+        found = await load(*arguments)
+        await broker.settle([succeeded(lease)])
+        await asyncio.sleep(0.1)  # in which the end is told
         return found
 
     with waiter.listen([topics.job(bytes(16))]) as nudges:
         await until(lambda: nudges.is_prompt)
-        monkeypatch.setattr(waiter, "call", slow)
+        monkeypatch.setattr(waiter.store, "load_awaiting", slow)
         async with asyncio.timeout(SOON):
             await ended(waiter, envelope.id)
     await waiter.close()
@@ -304,7 +301,9 @@ async def test_a_job_that_a_sender_commits_while_a_worker_notes_itself_starts_so
     envelope = an_envelope()
     await broker.read([])
     await stranger.execute("BEGIN")
-    assert await stranger.fetchval(ENQUEUE, *envelope_columns([envelope])) == "0 queue:default"
+    sender = OnConnection.of(stranger)
+    await sender.enqueue([envelope])
+    assert sender.wakeups == ["0 queue:default"]
     async with IdleWorker(store.url) as worker:
         await asyncio.sleep(0.5)
         await stranger.execute("COMMIT")
@@ -350,7 +349,7 @@ async def test_a_look_finds_no_job_in_a_paused_queue(store: Store, broker: Broke
 async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     await broker.read([])
     await stranger.execute("BEGIN")
-    await stranger.fetchval(ENQUEUE, *envelope_columns([an_envelope()]))
+    await OnConnection.of(stranger).enqueue([an_envelope()])
     async with IdleWorker(store.url):
         with counting() as asked:
             await asyncio.sleep(1.0)
@@ -695,7 +694,9 @@ async def test_who_waits_for_a_job_hears_that_a_user_has_replaced_it(store: Stor
         await until(lambda: nudges.is_prompt)
         waiting = asyncio.create_task(ended(broker, job_id))
         await asyncio.sleep(0.3)
+        await broker.upkeep(10)  # as an idle worker does when it is told of an arrival
         await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k', on_conflict => 'replace')")
+        await broker.upkeep(10)
         assert "replaced by" in str((await asyncio.wait_for(waiting, SOON)).reason)
 
 
@@ -782,23 +783,6 @@ async def test_notes_of_listeners_that_are_gone_count_for_nothing(store: Store, 
     assert await stranger.fetch("SELECT * FROM taskflow.idle") == []
 
 
-@pytest.mark.parametrize("is_reported", [False, True], ids=["silent", "reported"])
-async def test_a_session_that_died_leaves_no_note(store: Store, broker: Broker, stranger: asyncpg.Connection, is_reported: bool) -> None:
-    """Its process may be gone, and then it removes none itself."""
-    worker = Waiting(broker, Session(id=new_id(), name="dying", ttl=1.0), ["default"])
-    await worker.begin()
-    assert await stranger.fetch("SELECT * FROM taskflow.idle")
-    if is_reported:
-        await broker.beat(Beat.of_death(worker.session.id, "exit code 77"))
-    else:
-        for _ in range(6):
-            await asyncio.sleep(0.25)
-            await broker.beat(Beat(session=SESSION))
-        await broker.upkeep(10)
-    assert await stranger.fetch("SELECT * FROM taskflow.idle") == []
-    await worker.end()
-
-
 @pytest.mark.parametrize("is_analyzed", [False, True], ids=["as it comes", "analyzed"])
 async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(
     store: Store, broker: Broker, stranger: asyncpg.Connection, is_analyzed: bool
@@ -817,15 +801,15 @@ async def test_nobody_reads_the_notes_that_a_long_transaction_keeps(
     await other.close()
     store.counted = "^idle"
 
-    calls: Sequence[Any] = (
-        (ENQUEUE, *envelope_columns([an_envelope()])),
-        ("SELECT taskflow.notify(NULL, ARRAY['queue:default'], ARRAY[3::bigint], '{}')",),
-        ("SELECT taskflow.pass_on_late_nudges(taskflow.wall(NULL))",),
-        ("SELECT taskflow.listeners_for('queue:default')",),
+    calls: Sequence[Call | str] = (
+        lambda broker: broker.enqueue([an_envelope()]),
+        "SELECT taskflow.notify(NULL, ARRAY['queue:default'], ARRAY[3::bigint], '{}')",
+        "SELECT taskflow.pass_on_late_nudges(taskflow.wall(NULL))",
+        "SELECT taskflow.listeners_for('queue:default')",
     )
     for call in calls:
-        costs = await store.costs(*call, times=UNTIL_KEPT)
-        assert max(sum(rows for _, rows in each.values()) for each in costs) < 50, (call, costs)
+        costs = await store.costs(call, times=UNTIL_KEPT)
+        assert max(map(rows_of, costs)) < 50, (call, costs)
         assert all("idle" not in each for each in costs), (call, costs)
     await stranger.execute("ROLLBACK")
 

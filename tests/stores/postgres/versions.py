@@ -27,9 +27,9 @@ _MIGRATION: Final = f"""\
 
 CREATE DOMAIN @.note AS text CHECK (octet_length(VALUE) < 1000);
 ALTER TABLE @.jobs ADD COLUMN note @.note;
-ALTER TABLE @.jobs DROP CONSTRAINT the_held_await, ADD CONSTRAINT the_held_await CHECK (status <> S.HELD OR coalesce(awaits, 0) >= 1);
-DROP INDEX @.jobs_failed;
-CREATE INDEX jobs_failed ON @.jobs (queue, ended_at, seq, note) WHERE status = S.FAILED;
+ALTER TABLE @.jobs DROP CONSTRAINT a_header_is_possible, ADD CONSTRAINT a_header_is_possible CHECK (status BETWEEN S.HELD AND 8);
+DROP INDEX @.jobs_expiring;
+CREATE INDEX jobs_expiring ON @.jobs (expires_at, id, note) WHERE status < S.RUNNING AND expires_at IS NOT NULL;
 UPDATE @.jobs SET note = 'old';
 """
 
@@ -37,7 +37,7 @@ _FUNCTIONS: Final = """\
 CREATE FUNCTION @.noted_jobs() RETURNS SETOF @.jobs LANGUAGE sql AS 'SELECT * FROM @.jobs WHERE note IS NOT NULL';
 """
 
-_RESULT_OF_UPKEEP: Final = "OUT checks_marks boolean, OUT wakeups text"
+_RESULT_OF_PROMOTE: Final = "OUT checks_marks boolean, OUT wakeups text"
 
 _THIS: Final = migrations.script(migrations.MIGRATIONS.after(0, "schema"), "taskflow", Rules())
 
@@ -71,10 +71,10 @@ def next_version() -> Iterator[None]:
         (sql / "schema" / f"{NEXT}.sql").write_text(_MIGRATION)
         (sql / "notes.sql").write_text(_FUNCTIONS)
         for file in sql.glob("*.sql"):
-            file.write_text(re.sub(r"@\.id_text\b", "@.uuid_text", file.read_text()))
-        upkeep = (sql / "upkeep.sql").read_text()
-        assert upkeep.count(_RESULT_OF_UPKEEP) == 1
-        (sql / "upkeep.sql").write_text(upkeep.replace(_RESULT_OF_UPKEEP, f"OUT notes integer, {_RESULT_OF_UPKEEP}"))
+            file.write_text(re.sub(r"@\.topics_of\b", "@.topics_for", file.read_text()))
+        hot = (sql / "hot.sql").read_text()
+        assert hot.count(_RESULT_OF_PROMOTE) == 1
+        (sql / "hot.sql").write_text(hot.replace(_RESULT_OF_PROMOTE, f"OUT notes integer, {_RESULT_OF_PROMOTE}"))
         found = Migrations(sql / "schema")
         with (
             patch.object(sql_files, "FOLDER", sql),

@@ -13,12 +13,6 @@ import pytest
 
 import taskflow
 from taskflow.broker.literals import BURIED
-from taskflow.broker.postgres import (
-    claim as postgres_claim,
-    columns as postgres_columns,
-    enqueue as postgres_enqueue,
-    rows as postgres_rows,
-)
 from taskflow.broker.redis import claim as redis_claim, enqueue as redis_enqueue, fields as redis_fields, settle as redis_settle
 from taskflow.broker.redis.jobs import Names
 from taskflow.broker.sqlite import (
@@ -29,7 +23,7 @@ from taskflow.broker.sqlite import (
 )
 from taskflow.broker.sqlite.row import COLUMNS, OF_RUN, SENT, TIES, JobRow
 from taskflow.broker.sqlite.statements import Statements
-from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict, is_plain, pack_extras, unpack_extras
+from taskflow.model.envelope import ClaimId, Envelope, OnConflict, is_plain, pack_extras, unpack_extras
 from taskflow.model.job_schema import (
     AS_SENT,
     BY_NAME,
@@ -228,7 +222,6 @@ def test_a_changed_field_of_an_envelope_changes_what_each_server_is_sent(name: s
     keyed = msgspec.structs.replace(PLAIN, key=b"key")
     changed = msgspec.structs.replace(keyed, **{name: OTHER_VALUES[name]})
     assert redis_enqueue.pack_envelopes([changed]) != redis_enqueue.pack_envelopes([keyed])
-    assert postgres_enqueue.envelope_columns([changed]) != postgres_enqueue.envelope_columns([keyed])
     if name != "on_conflict":  # without a key it means nothing
         plain = msgspec.structs.replace(PLAIN, **{name: OTHER_VALUES[name]})
         assert redis_enqueue.pack_plain([plain]) != redis_enqueue.pack_plain([PLAIN])
@@ -282,27 +275,3 @@ def test_a_settlement_of_sqlite_knows_of_a_run_what_its_end_keeps_or_counts_on()
     assert set(cleared_by(OUTCOME)) | set(Counters._fields) <= set(OF_RUN)
     set_by_each_end = {"code", "started_at", "settled", "reason", "waiting_for", "is_poison", "ended_at", "fade_at", "cause"}
     assert set(OF_RUN) - set_by_each_end == set(fields) - {"number", "seq", "queue", "worker"}  # the worker is only read, for the history
-
-
-def table_of_postgres() -> set[str]:
-    table = (SQL / "schema" / "1.sql").read_text().partition("CREATE TABLE @.jobs (")[2].partition("CONSTRAINT")[0]
-    return set(re.findall(r"^    (\w+) [@\w]", table, re.MULTILINE))
-
-
-def test_postgres_has_a_column_for_every_field() -> None:
-    assert table_of_postgres() == set(postgres_columns.COLUMNS)
-
-
-def test_postgres_is_sent_every_sent_field() -> None:
-    names = {"name": {"job"}, "due_at": {"after", "at"}, "expires_at": {"expiry"}}
-    sent = set().union(*(names.get(field.name, {field.name}) for field in FIELDS if field.sent))
-    assert set(postgres_columns.SENT) == sent | {"conflict", "extras"}
-
-
-def test_postgres_fetches_every_field_of_a_record_and_of_a_lease() -> None:
-    shown = set(Record.__struct_fields__) & set(BY_NAME)
-    assert set(postgres_rows._RecordRow.__struct_fields__) == shown | {"job", "extras", "unreadable"}
-    [names] = re.findall(r"RETURNS TABLE \((.*?)\)\nLANGUAGE", (SQL / "claim.sql").read_text(), re.DOTALL)
-    columns = tuple(column.split()[0] for column in names.split(","))
-    assert columns == postgres_claim._ClaimedRow.__struct_fields__
-    assert set(Lease.__struct_fields__) - {*columns, "envelope", "claim"} == {"parked_for", "expires_in", "poison"}

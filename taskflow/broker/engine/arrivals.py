@@ -1,0 +1,95 @@
+"""Arrivals: what the transactions of callers leave to the engine, which decides on it after their commit.
+
+Such a transaction writes no record that others write, such as a key's. It adds a job with a key as HELD and ARRIVING, and leaves the
+consequences of a run's end as an INBOX record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from taskflow.broker.engine import moves
+from taskflow.broker.engine.draft import Draft
+from taskflow.broker.engine.job import decode_sent
+from taskflow.broker.engine.moves import MOVE_SCANS, decide
+from taskflow.broker.engine.records import HELD, SUCCEEDED, Flag, Kind
+from taskflow.broker.engine.seam import Entry, Operation, Ref, Scan
+from taskflow.model import transitions, wording
+from taskflow.model.envelope import OnConflict
+from taskflow.model.record import Status
+from taskflow.model.rules import Rules
+from taskflow.model.transitions import Event
+from taskflow.model.verdict import Succeeded
+
+FLAG_BYTES: Final = 2
+
+
+def scans(limit: int) -> tuple[Scan, Scan]:
+    """Return the scans that find arrivals. Ends come first, because they free keys."""
+    return Scan("inbox", limit, with_records=False), Scan("arriving", limit, with_records=False)
+
+
+def take(found: Sequence[Entry], rules: Rules) -> Operation[list[bool]]:
+    """Decide on what `scans` has found. Return False for each that another program's open transaction holds up."""
+    refs = [entry.ref for entry in found]
+    jobs = [Ref(Kind.JOB, ref.id) for ref in refs]
+    return (yield from decide(refs, _take, rules, {*refs, *jobs}, scans=MOVE_SCANS, locked=False))
+
+
+def _take(draft: Draft, ref: Ref) -> bool:
+    if ref.kind == Kind.INBOX:
+        _settle(draft, ref)
+    else:
+        _admit(draft, ref)
+    return True
+
+
+def _admit(draft: Draft, ref: Ref) -> None:
+    """Let a job have its key, or cancel it if a live job has the key."""
+    job = draft.job(ref.id)
+    if job is None or not job.has(Flag.ARRIVING):
+        return
+    if job.status != HELD:  # another program has changed it
+        job.set_flag(Flag.ARRIVING | Flag.BEHIND, False)
+        draft.put(job)
+        return
+    if job.state.replaced is not None:
+        moves.finish(draft, job, Event.REPLACE, Status.CANCELLED, wording.replaced_by(job.state.replaced))
+        return
+    on_conflict = OnConflict.REPLACE if job.state.replaces else OnConflict.KEEP
+    job.set_flag(Flag.ARRIVING | Flag.BEHIND, False)
+    job.state.replaces, job.state.waiting = False, None
+    waiting, running = moves.holders(draft, job.sent.key)
+    if (holder := transitions.refused_for(waiting, running, on_conflict)) is not None:
+        moves.finish(draft, job, Event.CANCEL, Status.CANCELLED, wording.key_held_by(holder.id))
+        return
+    moves.take_key(draft, job, waiting, running)
+    if job.header["awaits"] > 0 or job.has(Flag.BEHIND):
+        draft.put(job)
+    else:
+        moves.release(draft, job)
+
+
+def _settle(draft: Draft, ref: Ref) -> None:
+    """Do what the success of a run brings about. The job itself may have been dropped since.
+
+    The record's `sent` is the job's. Its state is the job's flags at the end of the run, followed by the progress. The job is not AWAITED
+    any more, so that another end of it releases no job a second time.
+    """
+    if draft.plain(*ref) is None:
+        return
+    stored = draft.seen.records[ref]
+    assert stored is not None
+    sent, state = decode_sent(stored.sent), stored.state or b""
+    job = draft.job(ref.id)
+    if job is not None and job.status == SUCCEEDED:
+        job.counters = transitions.apply_verdict(job.counters, Succeeded(b""), draft.rules, draft.now).counters
+        job.state.reason = job.state.waiting = None
+        if progress := state[FLAG_BYTES:]:
+            job.set_progress(progress)
+        draft.put(job)
+    moves.release_key(draft, ref.id, sent.key)
+    if int.from_bytes(state[:FLAG_BYTES], "big") & Flag.AWAITED:
+        moves.release_joined(draft, sent.joined)
+    draft.drop(ref)

@@ -1,0 +1,163 @@
+"""The statements that write records, derived from the declaration in `engine/records.py`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from taskflow.broker.engine.records import HEADERS, Field, Flag, Kind, Type
+from taskflow.broker.postgres.queries import claimed_bodies
+from taskflow.broker.postgres.tables import OTHERS, RESTARTED, SETTINGS, TABLES, WRITTEN, is_made_apart, tables, type_of
+
+AFTER_BASE: Final = -(1 << 63) + (1 << 61)
+"""Added to the microseconds of an instant that is relative to the store's time."""
+
+_LEAST: Final = -(1 << 62)
+"""A number below this is such an instant."""
+
+PUT: Final = {"step": "integer", "id": "bytea", "old": "bigint", "kept": "bigint", "parts": "smallint"}
+"""The columns of a put before its fields: the number of its step, its id, and its former revision, which is NULL if it is new. The bits of
+`kept` say which fields stay as they are, those of `parts` which of sent, state and content."""
+
+WHOLE: Final = ("step", "id", "old")
+"""The columns that are sent as they are. Each of the others has one element if all its elements are equal."""
+
+RESTARTS: Final = 1 << 62
+"""The bit of `kept` that lets a put write fields with an owner."""
+
+PARTS: Final = ("sent", "state", "content")
+
+
+def put_fields(kind: int) -> list[Field]:
+    """Return the fields that a put may write, in the order of their bits in `kept`."""
+    return [*WRITTEN[kind], *(field for field in RESTARTED[kind] if not is_made_apart(kind, field))]
+
+
+def put_columns(kind: int) -> dict[str, str]:
+    """Return the columns of a put, with their types."""
+    return {**PUT, **{field.name: type_of(field) for field in put_fields(kind)}, **dict.fromkeys(PARTS, "bytea")}
+
+
+def _value(field: Field) -> str:
+    if field.type is Type.NUMBER:
+        return f"CASE WHEN g.{field.name} < {_LEAST} THEN now_at + (g.{field.name} + {-AFTER_BASE}) ELSE g.{field.name} END"
+    return f"g.{field.name}"
+
+
+def _updated(kind: int, field: Field) -> str:
+    bit = 1 << [each.name for each in put_fields(kind)].index(field.name)
+    keeps = f"g.kept & {bit} <> 0" + (f" OR g.kept & {RESTARTS} = 0" if field.owner is not None else "")
+    return f"{field.name} = CASE WHEN {keeps} THEN r.{field.name} ELSE {_value(field)} END"
+
+
+def inserted(kind: int, source: str) -> str:
+    """Return the INSERT of new records from the rows `source`, whose alias is g."""
+    fields = put_fields(kind)
+    names = [field.name for field in fields]
+    values = [_value(field) if field.default is None else f"coalesce({_value(field)}, {_default(field)})" for field in fields]
+    if any(field.name == "created_at" for field in HEADERS[kind]):
+        names.append("created_at")
+        values.append("now_at")
+    columns = ", ".join(["id", "rev", *names, *PARTS])
+    order = (
+        "n" if any(field.name == "seq" for field in HEADERS[kind]) else "id"
+    )  # so that two calls that make the same records wait in one order
+    return (
+        f"INSERT INTO @.{TABLES[kind]} ({columns}) SELECT g.id, new_rev, {', '.join([*values, *(f'g.{part}' for part in PARTS)])} "
+        f"FROM {source} WHERE g.old IS NULL AND g.step <> ALL (bad) ORDER BY g.{order}"
+    )
+
+
+def _default(field: Field) -> str:
+    return f"'{field.default}'" if isinstance(field.default, str) else str(field.default)
+
+
+def updated(kind: int, source: str) -> str:
+    """Return the UPDATE of records by the rows `source`. It gives what was stored as o."""
+    fields = [_updated(kind, field) for field in put_fields(kind)]
+    parts = [f"{part} = CASE WHEN g.parts & {1 << bit} <> 0 THEN r.{part} ELSE g.{part} END" for bit, part in enumerate(PARTS)]
+    table, former = f"@.{TABLES[kind]}", ", status" if kind == Kind.JOB else ""
+    return (
+        f"UPDATE {table} AS r SET rev = new_rev, {', '.join([*fields, *parts])} FROM {source} "
+        f"CROSS JOIN LATERAL (SELECT ctid AS tid{former} FROM {table} AS r WHERE r.id = g.id OFFSET 0) AS o "
+        "WHERE r.ctid = o.tid AND g.old IS NOT NULL AND g.step <> ALL (bad)"
+    )
+
+
+def _json_rows(kind: int) -> str:
+    """Return the changes of records of this kind, which are sent as JSON, as rows."""
+    columns = put_columns(kind)
+    sent = ", ".join(f"{name} {'text' if of_type == 'bytea' else of_type}" for name, of_type in columns.items())
+    decoded = ", ".join(f"decode({name}, 'hex') AS {name}" if of_type == "bytea" else name for name, of_type in columns.items())
+    given = f"jsonb_to_recordset(others -> '{TABLES[kind]}') AS sent ({sent}, does smallint)"
+    return f"(SELECT {decoded}, does, row_number() OVER () AS n FROM {given}) AS g"
+
+
+def changing_others() -> tuple[str, str]:
+    """Return the statements of `apply` that lock and check records of other kinds than jobs and keys, and those that change them."""
+    checks, changes = [], []
+    for kind in OTHERS:
+        table, rows = TABLES[kind], _json_rows(kind)
+        checks.append(f"""\
+        IF others ? '{table}' THEN
+            PERFORM 1 FROM @.{table} WHERE id = ANY (ARRAY(SELECT g.id FROM {rows})) ORDER BY id FOR UPDATE;
+            bad := bad || ARRAY(SELECT g.step FROM {rows} WHERE (SELECT rev FROM @.{table} AS r WHERE r.id = g.id) IS DISTINCT FROM g.old);
+        END IF;""")
+        changes.append(f"""\
+        IF others ? '{table}' THEN
+            {_BEFORE.get(kind, "").replace("@rows", rows)}
+            DELETE FROM @.{table} WHERE id = ANY (ARRAY(SELECT g.id FROM {rows} WHERE does = 2 AND g.step <> ALL (bad)));
+            {updated(kind, rows)} AND does = 1;
+            {inserted(kind, rows).replace("WHERE ", "WHERE does = 1 AND ")};
+            {_BEYOND.get(kind, "").replace("@rows", rows)}
+        END IF;""")
+    return "\n".join(checks), "\n".join(changes)
+
+
+_BEFORE: Final = {
+    Kind.SESSION: """DELETE FROM @.requests WHERE session = ANY (
+                ARRAY(SELECT g.id FROM @rows WHERE (does = 2 OR g.old IS NULL) AND g.step <> ALL (bad))
+            );""",
+    Kind.SCHEDULE: "DELETE FROM @.declared WHERE id = ANY (ARRAY(SELECT g.id FROM @rows WHERE does = 2 AND g.step <> ALL (bad)));",
+    Kind.QUEUE: """PERFORM @.add_wakeup('queue:' || queue, (
+                SELECT count(*) FROM (SELECT FROM @.jobs WHERE status = S.READY AND jobs.queue = each.queue LIMIT 1000) AS first
+            )) FROM (SELECT convert_from(g.id, 'UTF8') AS queue FROM @rows WHERE does = 2 AND g.step <> ALL (bad)) AS each;""",
+}
+_BEYOND: Final = {
+    Kind.SESSION: """PERFORM @.raise_first_lease(g.id) FROM @rows WHERE does = 1 AND g.old IS NOT NULL AND g.step <> ALL (bad);
+            IF others @? '$.sessions[*].request' THEN
+                WITH given AS (
+                    SELECT decode(id, 'hex') AS session, request
+                    FROM jsonb_to_recordset(others -> 'sessions') AS sent (step integer, id text, request bigint)
+                    WHERE request IS NOT NULL AND step <> ALL (bad)
+                ), former AS (
+                    DELETE FROM @.requests AS r USING given WHERE r.session = given.session AND r.request <> given.request
+                )
+                INSERT INTO @.requests (session, request) SELECT session, request FROM given ON CONFLICT DO NOTHING;
+            END IF;""",
+}
+
+
+def fragments() -> dict[str, str]:
+    """Return the parts of SQL files that are derived from the declaration, by the names that stand for them."""
+    columns = put_columns(Kind.JOB)
+    values = [
+        name if name in WHOLE else f"CASE WHEN cardinality(j_{name}) = 1 THEN j_{name}[1] ELSE {name} END AS {name}" for name in columns
+    ]
+    sent = f"unnest({', '.join(f'j_{name}' for name in columns)}) WITH ORDINALITY AS sent ({', '.join(columns)}, n)"
+    rows = f"(SELECT {', '.join(values)}, n FROM {sent}) AS g"
+    checks, changes = changing_others()
+    return {
+        "@TABLES": tables(),
+        "@SETTINGS": SETTINGS,
+        "@CLAIMED_BODIES": claimed_bodies("r"),
+        "@PUT_JOBS_ARGUMENTS": ", ".join(f"j_{name} {of_type}[]" for name, of_type in columns.items()),
+        "@INSERT_JOBS": inserted(Kind.JOB, rows),
+        "@UPDATE_JOBS": updated(Kind.JOB, rows),
+        "@CHECK_OTHERS": checks,
+        "@CHANGE_OTHERS": changes,
+        "@TIES": str(Flag.TIES),
+        "@TAGGED": str(Flag.TAGGED),
+        "@BEHIND": str(Flag.BEHIND),
+        "@MARKED": str(Flag.MARKED),
+        "@ARRIVING": str(Flag.ARRIVING),
+    }

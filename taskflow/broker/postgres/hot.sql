@@ -1,0 +1,355 @@
+-- The verbs for jobs without ties, which know headers alone. Rows are changed in the order of their ids, as they are locked everywhere.
+
+-- Adds READY jobs without ties, all or none. Queue, priority, job and flags may have one element if all are equal. Returns the numbers of the
+-- jobs whose ids are known, from 1, and whether there is no room.
+CREATE FUNCTION @.add(
+    ids bytea[], flags_of smallint[], priorities smallint[], queues text[], jobs text[], lasts bigint[], sents bytea[], contents bytea[],
+    capacity bigint, new_rev bigint, wall bigint, OUT known integer[], OUT is_full boolean, OUT wakeups text
+) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '3s' AS $$
+#variable_conflict use_column
+DECLARE
+    now_at CONSTANT bigint := @.wall(wall);
+    added bigint := 0;
+    place record;
+BEGIN
+    IF capacity IS NOT NULL THEN
+        is_full := (SELECT count(*) FROM unnest(ids) AS g (id) WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = g.id OFFSET 0)) > @.room(capacity);
+        IF is_full THEN
+            RETURN;
+        END IF;
+    END IF;
+    FOR place IN
+        WITH made AS (
+            INSERT INTO @.jobs (id, rev, status, flags, priority, queue, job, created_at, due_at, expires_at, awaits, epoch, sent, content)
+            SELECT g.id, new_rev, S.READY, coalesce(g.flags, flags_of[1]), coalesce(g.priority, priorities[1]), coalesce(g.queue, queues[1]),
+                coalesce(g.job, jobs[1]), now_at, now_at, now_at + g.last, 0, 0, g.sent, g.content
+            FROM unnest(ids, flags_of, priorities, queues, jobs, lasts, sents, contents) WITH ORDINALITY
+                AS g (id, flags, priority, queue, job, last, sent, content, n)
+            ORDER BY g.n
+            ON CONFLICT (id) DO NOTHING RETURNING queue, priority
+        ), counted AS (
+            INSERT INTO @.tally (queue, event, after, n) SELECT queue, E.ENQUEUE, S.READY, count(*) FROM made GROUP BY queue
+        )
+        SELECT queue, priority, count(*) AS number FROM made GROUP BY queue, priority
+    LOOP
+        added := added + place.number;
+        PERFORM @.note_place(place.queue, place.priority, S.READY, place.number, now_at, NULL, NULL, now_at);
+    END LOOP;
+    IF added < cardinality(ids) THEN -- one with this revision is from the same call, which was sent again
+        known := ARRAY(SELECT g.n FROM unnest(ids) WITH ORDINALITY AS g (id, n) WHERE (SELECT rev FROM @.jobs WHERE jobs.id = g.id) <> new_rev);
+    END IF;
+    wakeups := @.wakeups();
+END
+$$;
+
+-- Ends runs as SUCCEEDED. Ids of 16 bytes are concatenated, and so are fences of 37, the form of jobs.settled: epoch (8), session (16), claim
+-- (12), and 0. keep_for and results may have one element if all are equal. Returns NULL if all have ended now, else for each: true if it took
+-- effect now or before, false for another fence, NULL for a job with ties. `are_awaited`: a caller waits for one of them; one that has just
+-- started may not be seen. `+ 0` and BETWEEN make the plan look up each id: with `=`, one that was made for an empty table would read the whole
+-- index.
+CREATE FUNCTION @.succeed(
+    ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], new_rev bigint, wall bigint,
+    OUT answers boolean[], OUT are_awaited boolean
+) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '300ms' AS $$
+#variable_conflict use_column
+DECLARE
+    now_at CONSTANT bigint := @.wall(wall);
+    done bytea[];
+BEGIN
+    WITH ended AS (
+        UPDATE @.jobs SET
+            status = S.SUCCEEDED, rev = new_rev, content = coalesce(g.outcome, results[1]), session = NULL, claim = NULL, settled = g.fence,
+            started_at = now_at - g.length, ended_at = now_at, fade_at = now_at + coalesce(g.keep, keep_for[1])
+        FROM (
+            SELECT substr(ids, 16 * n::integer - 15, 16) AS id, substr(fences, 37 * n::integer - 36, 37) AS fence, length, keep, outcome
+            FROM unnest(ran_for, keep_for, results) WITH ORDINALITY AS given (length, keep, outcome, n) ORDER BY 1 OFFSET 0
+        ) AS g
+        WHERE jobs.id BETWEEN g.id AND g.id AND jobs.status + 0 = S.RUNNING AND int8send(jobs.epoch) || jobs.session || jobs.claim || E'\\x00' = g.fence
+            AND jobs.flags & @TIES = 0
+        RETURNING jobs.id, jobs.queue
+    ), counted AS (
+        INSERT INTO @.tally (queue, event, before, after, n) SELECT queue, E.SUCCEED, S.RUNNING, S.SUCCEEDED, count(*) FROM ended GROUP BY queue
+    )
+    SELECT CASE WHEN count(*) < cardinality(ran_for) THEN coalesce(array_agg(id), '{}') END INTO done FROM ended;
+    IF done IS NOT NULL THEN
+        answers := ARRAY(
+            SELECT CASE
+                WHEN g.id = ANY (done) THEN true
+                WHEN r.status = S.RUNNING AND int8send(r.epoch) || r.session || r.claim || E'\\x00' = g.fence THEN NULL
+                ELSE coalesce(r.settled = g.fence, false)
+            END
+            FROM (
+                SELECT n, substr(ids, 16 * n - 15, 16) AS id, substr(fences, 37 * n - 36, 37) AS fence FROM generate_series(1, cardinality(ran_for)) AS n
+            ) AS g LEFT JOIN LATERAL (
+                SELECT status, epoch, session, claim, settled FROM @.jobs WHERE jobs.id = g.id OFFSET 0
+            ) AS r ON true ORDER BY g.n
+        );
+    END IF;
+    are_awaited := EXISTS ( -- by their ids: many rows that were awaited once may not be vacuumed yet
+        SELECT 1 FROM @.awaited WHERE id = ANY (ARRAY (SELECT substr(ids, 16 * n - 15, 16) FROM generate_series(1, cardinality(ran_for)) AS n))
+    );
+END
+$$;
+
+-- --- what time has made necessary ---------------------------------------------------------------------
+
+-- Readies the jobs in `due` whose time has come. Returns their number, when the next one is due, and whether the caller should check the
+-- marks. It also adds up counts. If a crash of the server loses this, it is done again: no client has received an answer that depends on it.
+CREATE FUNCTION @.promote(
+    most integer, new_rev bigint, wall bigint, OUT moved bigint, OUT next_due bigint, OUT checks_marks boolean, OUT wakeups text
+) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '3s' AS $$
+#variable_conflict use_column
+DECLARE
+    now_at CONSTANT bigint := @.wall(wall);
+    m @.marks := @.newest_mark('due', '', 0, now_at);
+    raises boolean := @.may_raise_mark(m, now_at);
+    place record;
+BEGIN
+    SET LOCAL synchronous_commit = off;
+    checks_marks := @.may_check_marks(now_at);
+    moved := 0;
+    FOR place IN
+        WITH due AS MATERIALIZED (
+            SELECT id, status FROM @.jobs
+            WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0) AND due_at >= m.at AND due_at <= now_at
+            ORDER BY due_at, seq LIMIT most FOR UPDATE SKIP LOCKED
+        ), readied AS (
+            UPDATE @.jobs AS r SET status = S.READY, rev = new_rev, due_at = CASE WHEN due.status = S.HELD THEN greatest(r.due_at, now_at) ELSE r.due_at END
+            FROM due WHERE r.id BETWEEN due.id AND due.id RETURNING r.queue, r.priority, r.due_at, due.status AS former
+        ), counted AS (
+            INSERT INTO @.tally (queue, event, before, after, n)
+            SELECT queue, CASE former WHEN S.HELD THEN E.RELEASE ELSE E.DUE END, former, S.READY, count(*) FROM readied GROUP BY queue, former
+        )
+        SELECT queue, priority, count(*) AS number, min(due_at) AS due_at FROM readied GROUP BY queue, priority
+    LOOP
+        moved := moved + place.number;
+        PERFORM @.note_place(place.queue, place.priority, S.READY, place.number, place.due_at, NULL, NULL, now_at);
+    END LOOP;
+    SELECT due_at INTO next_due FROM @.jobs
+    WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0) AND due_at >= m.at ORDER BY due_at, seq LIMIT 1;
+    PERFORM @.raise_mark(m, coalesce(next_due, now_at), 0, now_at) WHERE raises;
+    PERFORM @.sum_counts(now_at);
+    PERFORM @.pass_on_late_nudges(now_at);
+    wakeups := @.wakeups();
+END
+$$;
+
+-- Buries ended jobs without ties that are too many in their queue, or need not be kept any longer. Then forgets ids that no resent call can
+-- refer to any more, 1,000 of these at a time. Returns how many it has buried, and those with ties, with whether they are too many.
+CREATE FUNCTION @.fade(
+    most integer, most_kept bigint, repeat_for bigint, new_rev bigint, wall bigint,
+    OUT buried bigint, OUT has_more boolean, OUT left_ids bytea[], OUT left_over_cap boolean[]
+) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '3s' AS $$
+#variable_conflict use_column
+DECLARE
+    now_at CONSTANT bigint := @.wall(wall);
+    unsummed CONSTANT bigint := (@.newest_mark('tally', '', 0, now_at)).at;
+    crowded record;
+    faded record;
+BEGIN
+    SET LOCAL synchronous_commit = off;
+    buried := 0;
+    left_ids := '{}';
+    left_over_cap := '{}';
+    FOR crowded IN
+        SELECT queue, failed, sum(n) - most_kept AS over FROM (
+            SELECT queue, what = '=' || S.FAILED AS failed, n FROM @.totals
+            WHERE what IN ('=' || S.SUCCEEDED, '=' || S.CANCELLED, '=' || S.FAILED)
+            UNION ALL
+            SELECT queue, after = S.FAILED, n FROM @.tally WHERE id >= unsummed AND after BETWEEN S.SUCCEEDED AND S.CANCELLED
+            UNION ALL
+            SELECT queue, before = S.FAILED, -n FROM @.tally WHERE id >= unsummed AND before BETWEEN S.SUCCEEDED AND S.CANCELLED
+        ) AS every
+        GROUP BY 1, 2 HAVING sum(n) > most_kept ORDER BY 1, 2
+    LOOP
+        EXIT WHEN buried + cardinality(left_ids) >= most;
+        SELECT * INTO faded FROM @.drop_oldest(
+            crowded.queue, crowded.failed, least(crowded.over, most - buried - cardinality(left_ids))::integer, repeat_for, new_rev, now_at
+        );
+        buried := buried + faded.moved;
+        left_ids := left_ids || faded.tied;
+        left_over_cap := left_over_cap || array_fill(true, ARRAY[cardinality(faded.tied)]);
+        has_more := has_more IS TRUE OR crowded.over > faded.moved + cardinality(faded.tied);
+    END LOOP;
+    SELECT * INTO faded FROM @.drop_faded(now_at, (most - buried - cardinality(left_ids))::integer, repeat_for, new_rev);
+    buried := buried + faded.moved;
+    left_over_cap := left_over_cap || array_fill(false, ARRAY[(SELECT count(*) FROM unnest(faded.tied) AS id WHERE id <> ALL (left_ids))::integer]);
+    left_ids := left_ids || ARRAY(SELECT id FROM unnest(faded.tied) AS id WHERE id <> ALL (left_ids));
+    has_more := has_more IS TRUE OR faded.has_more;
+END
+$$;
+
+-- Drops the oldest ended jobs of a queue, failed ones or the others, except rows that another transaction has locked.
+CREATE FUNCTION @.drop_oldest(
+    of_queue text, are_failed boolean, most integer, repeat_for bigint, new_rev bigint, now_at bigint, OUT moved bigint, OUT tied bytea[]
+) LANGUAGE plpgsql @SETTINGS AS $$
+#variable_conflict use_column
+DECLARE
+    m @.marks := @.newest_mark('kept', of_queue, are_failed::integer, now_at);
+    raises boolean := @.may_raise_mark(m, now_at);
+    first_at bigint;
+    last_at bigint;
+    last_seq bigint;
+BEGIN
+    WITH chosen AS MATERIALIZED (
+        (SELECT id, ended_at, seq FROM @.jobs
+        WHERE are_failed AND status > S.RUNNING AND status < S.BURIED AND status = S.FAILED AND queue = of_queue AND (ended_at, seq) >= (m.at, m.seq)
+        ORDER BY ended_at, seq LIMIT most)
+        UNION ALL
+        (SELECT id, ended_at, seq FROM @.jobs
+        WHERE NOT are_failed AND status > S.RUNNING AND status < S.BURIED AND status = S.SUCCEEDED AND queue = of_queue
+            AND (ended_at, seq) >= (m.at, m.seq)
+        ORDER BY ended_at, seq LIMIT most)
+        UNION ALL
+        (SELECT id, ended_at, seq FROM @.jobs
+        WHERE NOT are_failed AND status > S.RUNNING AND status < S.BURIED AND status = S.CANCELLED AND queue = of_queue
+            AND (ended_at, seq) >= (m.at, m.seq)
+        ORDER BY ended_at, seq LIMIT most)
+        ORDER BY ended_at, seq LIMIT most
+    ), locked AS MATERIALIZED (
+        SELECT id, status, flags FROM @.jobs WHERE id = ANY (ARRAY(SELECT id FROM chosen)) AND status + 0 BETWEEN S.SUCCEEDED AND S.CANCELLED
+        ORDER BY id FOR UPDATE SKIP LOCKED
+    ), buried AS (
+        UPDATE @.jobs AS r SET status = S.BURIED, rev = new_rev, cause = NULL, fade_at = least(r.ended_at, P.LATEST) + repeat_for,
+            sent = NULL, state = NULL, content = NULL
+        FROM locked WHERE r.id BETWEEN locked.id AND locked.id AND locked.flags & @TAGGED = 0
+        RETURNING locked.status, r.fade_at
+    ), counted AS (
+        INSERT INTO @.tally (queue, event, before, n) SELECT of_queue, E.DROP, status, count(*) FROM buried GROUP BY status
+    ), counted_again AS (
+        INSERT INTO @.tally (queue, event, n) SELECT of_queue, W.DROPPED_OVER_CAP, count(*) FROM buried HAVING count(*) > 0
+    ), reached AS (
+        SELECT ended_at, seq FROM chosen ORDER BY ended_at DESC, seq DESC LIMIT 1
+    )
+    SELECT (SELECT count(*) FROM buried), (SELECT min(fade_at) FROM buried), (SELECT ended_at FROM reached), (SELECT reached.seq FROM reached),
+        ARRAY(SELECT id FROM locked WHERE flags & @TAGGED <> 0)
+    INTO moved, first_at, last_at, last_seq, tied;
+    PERFORM @.lower_mark('fade', '', 0, first_at, 0, now_at) WHERE moved > 0;
+    PERFORM @.raise_mark(m, last_at, last_seq, now_at) WHERE raises AND last_at IS NOT NULL AND cardinality(tied) = 0;
+END
+$$;
+
+-- Buries ended jobs that need not be kept any longer, then forgets ids.
+CREATE FUNCTION @.drop_faded(now_at bigint, most integer, repeat_for bigint, new_rev bigint, OUT moved bigint, OUT tied bytea[], OUT has_more boolean)
+LANGUAGE plpgsql @SETTINGS AS $$
+#variable_conflict use_column
+DECLARE
+    m @.marks := @.newest_mark('fade', '', 0, now_at);
+    raises boolean := @.may_raise_mark(m, now_at);
+    last_at bigint;
+    last_id bytea;
+    buried_ids bytea[];
+    until bigint;
+    forgotten bigint;
+BEGIN
+    moved := 0;
+    tied := '{}';
+    has_more := false;
+    SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
+    IF last_at <= now_at IS NOT TRUE THEN
+        PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at) WHERE raises;
+        RETURN;
+    ELSIF most <= 0 THEN
+        has_more := true;
+        RETURN;
+    END IF;
+    -- After a burst, very many ids may be due to be forgotten. Reading all of them in each call would cost the square of their number.
+    SELECT fade_at INTO until FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id OFFSET most + 1000 LIMIT 1;
+    WITH first AS MATERIALIZED (
+        SELECT id, status, flags, fade_at FROM @.jobs WHERE fade_at >= m.at AND fade_at <= least(now_at, until) AND status < S.BURIED
+        ORDER BY fade_at, id LIMIT most FOR UPDATE SKIP LOCKED
+    ), buried AS (
+        UPDATE @.jobs AS r SET status = S.BURIED, rev = new_rev, cause = NULL, fade_at = least(r.ended_at, P.LATEST) + repeat_for,
+            sent = NULL, state = NULL, content = NULL
+        FROM first WHERE r.id BETWEEN first.id AND first.id AND first.flags & @TAGGED = 0
+        RETURNING r.queue, first.status AS status, first.fade_at AS faded_at, r.id AS id
+    ), counted AS (
+        INSERT INTO @.tally (queue, event, before, n) SELECT queue, E.DROP, status, count(*) FROM buried GROUP BY queue, status
+    )
+    SELECT (SELECT count(*) FROM buried), (SELECT fade_at FROM first ORDER BY fade_at DESC, id DESC LIMIT 1),
+        (SELECT id FROM first ORDER BY fade_at DESC, id DESC LIMIT 1), ARRAY(SELECT id FROM buried), ARRAY(SELECT id FROM first WHERE flags & @TAGGED <> 0)
+    INTO moved, last_at, last_id, buried_ids, tied;
+    -- If the limit is used up, forget only ids that were due before the last job that was buried.
+    IF moved + cardinality(tied) < most THEN
+        last_at := now_at + 1;
+        last_id := '';
+    ELSE
+        has_more := true;
+    END IF;
+    WITH old AS MATERIALIZED (
+        SELECT id FROM @.jobs WHERE status = S.BURIED AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id)
+        ORDER BY fade_at, id LIMIT 1000 FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM @.jobs WHERE id = ANY (ARRAY(SELECT id FROM old));
+    GET DIAGNOSTICS forgotten = ROW_COUNT;
+    has_more := has_more OR forgotten = 1000;
+    DELETE FROM @.jobs WHERE id = ANY (buried_ids) AND (fade_at, id) < (last_at, last_id);
+    SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
+    PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at) WHERE raises;
+    PERFORM @.lower_mark('fade', '', 0, min(fade_at), 0, now_at) FROM @.jobs WHERE id = ANY (buried_ids) HAVING count(*) > 0;
+END
+$$;
+
+-- --- counts -------------------------------------------------------------------------------------------
+
+-- Sums up to 20,000 rows of tally, and returns how many. They are small, and each stands for a whole verb. Not again within half a second
+-- after all were summed: while a long transaction keeps dead rows, each sum has to pass all former versions.
+CREATE FUNCTION @.sum_counts(now_at bigint) RETURNS integer LANGUAGE plpgsql @SETTINGS AS $$
+#variable_conflict use_column
+DECLARE
+    m @.marks := @.newest_mark('tally', '', 0, now_at);
+    raises boolean := @.may_raise_mark(m, now_at);
+    last_id bigint;
+    number integer;
+BEGIN
+    IF (@.newest_mark('summed', '', 0, now_at)).set_at > now_at - 500000 OR NOT @.try_lock(hashtextextended('@.sum_counts', 0)) THEN
+        RETURN 0;
+    END IF;
+    WITH first AS MATERIALIZED (
+        SELECT id FROM @.tally WHERE id >= m.at ORDER BY id LIMIT 20000
+    ), taken AS (
+        DELETE FROM @.tally WHERE id = ANY (ARRAY(SELECT id FROM first)) RETURNING id, queue, event, before, after, n
+    ), summed AS (
+        SELECT queue, each.what, greatest(-P.LATEST, least(P.LATEST, sum(each.n))) AS n
+        FROM taken, LATERAL (VALUES ('=' || before, -taken.n), ('=' || after, taken.n), (event, taken.n)) AS each (what, n)
+        WHERE each.what IS NOT NULL GROUP BY queue, each.what
+    ), added AS (
+        INSERT INTO @.totals (queue, what, n) SELECT queue, what, n FROM summed ORDER BY queue, what
+        ON CONFLICT (queue, what) DO UPDATE SET n = greatest(-P.LATEST, least(P.LATEST, totals.n + excluded.n))
+    )
+    SELECT max(id), count(*) INTO last_id, number FROM taken;
+    PERFORM @.raise_mark(m, last_id, 0, now_at) WHERE raises AND last_id IS NOT NULL;
+    IF number < 20000 THEN
+        INSERT INTO @.marks (kind, at, set_at) VALUES ('summed', 0, now_at);
+    END IF;
+    RETURN number;
+END
+$$;
+
+CREATE FUNCTION @.server_info() RETURNS TABLE (version text, fsync text, full_page_writes text, synchronous_commit text, size bigint)
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT current_setting('server_version'), current_setting('fsync'), current_setting('full_page_writes'),
+        current_setting('synchronous_commit'), pg_total_relation_size('@.jobs'::regclass)
+$$;
+
+-- Functions that change rows are plpgsql, which keeps its plans. Plans of SQL functions are made at every call.
+
+-- Returns microseconds since 1970: a test's time, else the server's.
+CREATE FUNCTION @.wall(given bigint) RETURNS bigint LANGUAGE sql AS $$
+    SELECT coalesce(given, (extract(epoch FROM pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000::numeric)::bigint)
+$$;
+
+CREATE FUNCTION @.id_text(id bytea) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT encode(id, 'hex')::uuid::text
+$$;
+
+-- An SQL_ASCII database checks nothing, and may contain bytes that are not UTF-8.
+CREATE FUNCTION @.utf8(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT pg_catalog.convert_to(words, CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END::pg_catalog.name)
+$$;
+
+CREATE FUNCTION @.is_paused(of_queue text) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (SELECT 1 FROM @.queues WHERE id = @.utf8(of_queue));
+END
+$$;

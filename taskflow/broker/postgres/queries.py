@@ -1,0 +1,258 @@
+"""The functions that read records, derived from the declaration in `engine/records.py`. Each returns rows of the type `row`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from taskflow.broker.engine.records import HEADERS, Field, Index, Kind, Type
+from taskflow.broker.postgres.tables import BY_INDEX, JOB, SETTINGS, TABLES, places, type_of
+
+
+def _function(name: str, arguments: str, returns: str, body: str) -> str:
+    return (
+        f"CREATE FUNCTION @.{name}({arguments}) RETURNS {returns} LANGUAGE plpgsql STABLE {SETTINGS} AS $$\n"
+        f"#variable_conflict use_column\nBEGIN\n    {body}\nEND\n$$;\n"
+    )
+
+
+def placed(kind: int) -> dict[str, str]:
+    """Return for each column of `row` the field of this kind that it carries. Other kinds than jobs take columns of the same type."""
+    if kind == Kind.JOB:
+        return {name: name for name in JOB}
+    free = {name: field.type for name, field in JOB.items()}
+    found: dict[str, str] = {}
+    for field in HEADERS[kind]:
+        column = next(name for name, of_type in free.items() if of_type is field.type)
+        del free[column]
+        found[column] = field.name
+    return found
+
+
+_BODIES: Final = {"sent": "P.MOST_BYTES", "state": "P.MOST_BYTES", "content": "P.MOST_PAYLOAD_BYTES"}
+"""The most bytes of each part of a job that are fetched. Parts of other kinds may have as many as a payload."""
+
+
+def _most(kind: int, body: str) -> str:
+    return _BODIES[body] if kind == Kind.JOB else _BODIES["content"]
+
+
+def _if_short(kind: int, alias: str, body: str) -> str:
+    return f"CASE WHEN octet_length({alias}.{body}) <= {_most(kind, body)} THEN {alias}.{body} END"
+
+
+def as_row(
+    kind: int, alias: str, part: str, *, bodies: Sequence[str] = ("sent", "state"), content: str = "false", value: str = "NULL"
+) -> str:
+    """Return the columns of `row` for a record. A body that is too long is left out, and reported as damage."""
+    given = placed(kind)
+    columns = []
+    for name, field in JOB.items():
+        source = f"{alias}.{given[name]}" if name in given else f"NULL::{type_of(field)}"
+        if kind == Kind.SESSION and given.get(name) == "request":
+            source = f"coalesce((SELECT max(request) FROM @.requests WHERE session = {alias}.id), 0)"
+        columns.append(source)
+    columns += [_if_short(kind, alias, body) if body in bodies else "NULL::bytea" for body in ("sent", "state")]
+    if content == "false":
+        columns.append("NULL::bytea")
+    else:
+        columns.append(f"CASE WHEN {content} AND octet_length({alias}.content) <= {_BODIES['content']} THEN {alias}.content END")
+    columns.append(_damage(kind, alias, [*bodies, *(["content"] if content != "false" else [])]))
+    return f"{part}, {kind}::smallint, {alias}.id, {alias}.rev, {value}::bytea, {', '.join(columns)}"
+
+
+def _damage(kind: int, alias: str, bodies: Sequence[str]) -> str:
+    if not bodies:
+        return "NULL::text"
+    sizes = {body: f"octet_length({alias}.{body})" for body in bodies}
+    too_long = [f"WHEN {size} > {_most(kind, body)} THEN concat('{body}', E'\\t', {size}, ' bytes')" for body, size in sizes.items()]
+    return f"CASE {' '.join(too_long)} END"
+
+
+def claimed_bodies(alias: str) -> str:
+    """Return the bodies of a leased job."""
+    return f"{', '.join(_if_short(Kind.JOB, alias, body) for body in _BODIES)}, {_damage(Kind.JOB, alias, list(_BODIES))}"
+
+
+def loading() -> str:
+    """Return a function for each kind that reads records by their ids."""
+    lines = []
+    for kind, table in TABLES.items():
+        columns = as_row(kind, "r", "0::smallint", content="with_content")
+        query = f"SELECT {columns} FROM @.{table} AS r WHERE r.id = ANY (ids)"
+        lines.append(_function(f"load_{table}", "ids bytea[], with_content boolean", "SETOF @.row", f"RETURN QUERY {query};"))
+    return "\n".join(lines)
+
+
+class ScanShape(NamedTuple):
+    """How a scan is asked for: everything but its values, `after` and `until`."""
+
+    of: str
+    prefix: int = 0
+    backwards: bool = False
+    with_records: bool = False
+
+
+_FLOORS: Final = {"due": ("due", "due_at"), "expiring": ("expiry", "expires_at"), "fading": ("fade", "fade_at")}
+"""Indexes that are read from a low-water mark on: the kind of the mark, and the column."""
+
+_FROM_FIRST_LEASE: Final = (ScanShape("leases", prefix=1), ScanShape("marked", prefix=1))
+"""Scans that begin at the session's first lease: see low_water_marks.sql."""
+
+HOT_SCANS: Final = (
+    *(ScanShape(name) for name in ("beats", "dying", "gone", "offers", "expiring", "fading", "paused", "arriving", "inbox")),
+    *_FROM_FIRST_LEASE,
+    ScanShape("lapsing"),
+    ScanShape("lapsing", with_records=True),
+    ScanShape("lapsing", backwards=True, with_records=True),
+)
+"""Scans that heartbeats and upkeep begin with. Each has a function, so that its plan is made once."""
+
+
+def hot_name(shape: ScanShape) -> str:
+    return f"scan_{shape.of}{'_back' if shape.backwards else ''}{'_records' if shape.with_records else ''}"
+
+
+def scan_sql(
+    shape: ScanShape, values: Sequence[str], limit: str, part: str, content: str, sizes: tuple[int, int] = (0, 0), *, is_within: bool = True
+) -> str:
+    """Return a scan in SQL. `values` are those of its prefix, of `after` and of `until`, of which the last two have these `sizes`.
+    `is_within` says that they begin with the prefix.
+
+    The prefix is then a range of positions. If its columns were equal to values, an index without them could give the same order. A plan
+    for a table that seems to be empty would read that one from end to end.
+    """
+    index = BY_INDEX[shape.of]
+    at = places(index) if index.entries is None else ["e.value", "e.id"]
+    if index.entries is None:
+        at = [place.replace("(-", "(-r.") if place.startswith("(") else f"r.{place}" for place in at]
+    first, last = ("<", ">") if shape.backwards else (">", "<")
+    prefix, ends = values[: shape.prefix], (values[shape.prefix : shape.prefix + sizes[0]], values[shape.prefix + sizes[0] :])
+    conditions = list[str]()
+    if not is_within:
+        conditions, prefix = [f"{place} = {value}" for place, value in zip(at, prefix, strict=False)], ()
+    for sign, given, takes_whole in zip((first, last), ends, (False, True), strict=True):
+        size = len(given) or len(prefix)
+        # a shorter position is before all that begin with it
+        is_inclusive = not given or (takes_whole if size == len(at) else sign == ">")
+        if size:
+            conditions.append(f"({', '.join(at[:size])}) {sign}{'=' if is_inclusive else ''} ({', '.join(given or prefix)})")
+    if shape in _FROM_FIRST_LEASE and is_within and not sizes[0]:
+        [session] = prefix
+        first_lease = f"SELECT leases_from FROM @.requests WHERE session = {session} ORDER BY request DESC LIMIT 1"
+        conditions[0] = f"(r.session, r.claim) >= ({session}, coalesce(({first_lease}), ''))"
+    if index.when:
+        conditions.append(f"({index.when})")
+    if shape.of in _FLOORS and not shape.backwards and not sizes[0]:
+        kind, column = _FLOORS[shape.of]
+        conditions.append(f"r.{column} >= (SELECT at FROM @.newest_mark('{kind}', '', 0, @.wall(NULL)))")
+    order = ", ".join(f"{place} {'DESC' if shape.backwards else 'ASC'}" for place in at)
+    table, value = f"@.{TABLES[index.kind]} AS r", "NULL"
+    if index.entries is not None:
+        table = f"@.{index.name} AS e CROSS JOIN LATERAL (SELECT * FROM @.{TABLES[index.kind]} WHERE id = e.id OFFSET 0) AS r"
+        value = "@.utf8(e.value)" if index.entries is Type.NAME else "e.value"
+    bodies = ("sent", "state") if shape.with_records else ()
+    columns = as_row(index.kind, "r", part, bodies=bodies, content=content if shape.with_records else "false", value=value)
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    return f"(SELECT {columns} FROM {table}{where} ORDER BY {order} LIMIT {limit})"
+
+
+def scanning() -> str:
+    """Return the functions of the hot scans, and one for all others."""
+    lines = []
+    for shape in HOT_SCANS:
+        index = BY_INDEX[shape.of]
+        arguments = ["of_part smallint", "lim integer", "with_content boolean"]
+        arguments += [f"p{number} {type_of(_field(index, number))}" for number in range(shape.prefix)]
+        query = scan_sql(shape, [f"p{number}" for number in range(shape.prefix)], "lim", "of_part", "with_content")
+        lines.append(_function(hot_name(shape), ", ".join(arguments), "SETOF @.row", f"RETURN QUERY {query};"))
+    lines.append(_function("scan", "statement text", "SETOF @.row", "RETURN QUERY EXECUTE statement;"))
+    return "\n".join(lines)
+
+
+def looking() -> str:
+    """Return the function that most decisions begin with: the clock, jobs and keys, and the scans of moves."""
+    clock = _row_of(part="(-1)::smallint", created_at="@.wall(wall)")
+    shapes = enumerate(map(ScanShape, ("due", "hearers", "ends")), 1)
+    scans = "\n        ".join(f"RETURN QUERY {scan_sql(shape, [], '1', f'{number}::smallint', 'false')};" for number, shape in shapes)
+    body = f"""RETURN QUERY SELECT {clock};
+    IF cardinality(jobs) > 0 THEN
+        RETURN QUERY SELECT {as_row(Kind.JOB, "r", "0::smallint", content="with_content")} FROM @.jobs AS r WHERE r.id = ANY (jobs);
+    END IF;
+    IF cardinality(keys) > 0 THEN
+        RETURN QUERY SELECT {as_row(Kind.KEY, "r", "0::smallint")} FROM @.keys AS r WHERE r.id = ANY (keys);
+    END IF;
+    IF has_moves THEN
+        {scans}
+    END IF;"""
+    arguments = "wall bigint, jobs bytea[], keys bytea[], with_content boolean, has_moves boolean"
+    return _function("look", arguments, "SETOF @.row", body) + grouping()
+
+
+def _row_of(**values: str) -> str:
+    """Return the columns of `row` with these values, and NULL in the others."""
+    types = {"part": "smallint", "kind": "smallint", "id": "bytea", "rev": "bigint", "value": "bytea"}
+    types |= {name: type_of(field) for name, field in JOB.items()} | {
+        "sent": "bytea",
+        "state": "bytea",
+        "content": "bytea",
+        "damage": "text",
+    }
+    return ", ".join(values.get(name, f"NULL::{of_type}") for name, of_type in types.items())
+
+
+def grouping() -> str:
+    """Return the functions of groups: a row with the first position of each, and one with the last.
+
+    In place of the revision they have the size, 0 if it is not counted.
+    """
+    first = {"part": "of_part", "kind": "0::smallint", "rev": "0::bigint"}
+    functions = {
+        "groups_status": f"""WITH noted AS MATERIALIZED (
+                SELECT queue, substr(what, 2)::smallint AS code, n FROM @.counted WHERE what LIKE '=%'
+            ), every AS (
+                SELECT queue, code, n FROM noted WHERE n > 0 AND NOT EXISTS (SELECT 1 FROM noted WHERE n < 0)
+                UNION ALL -- another program has changed the counted rows
+                SELECT queue, status, count(*) FROM @.jobs WHERE status < 7 AND EXISTS (SELECT 1 FROM noted WHERE n < 0)
+                GROUP BY queue, status
+            ) SELECT {_row_of(part="of_part", rev="n", queue="queue", status="code")} FROM every""",
+        "groups_ready": f"""SELECT {_row_of(**first, queue="m.queue", priority="(-m.rank)::smallint", due_at="f.due_at", seq="f.seq")}
+            FROM @.ready_marks(@.wall(NULL)) AS m CROSS JOIN LATERAL (
+                SELECT due_at, seq FROM @.jobs
+                WHERE status = 2 AND queue = m.queue AND (-priority) = m.rank AND (due_at, seq) >= (m.at, m.seq)
+                ORDER BY due_at, seq LIMIT 1
+            ) AS f""",
+        "groups_scheduled": f"""WITH RECURSIVE each AS (
+                (SELECT queue, due_at, seq FROM @.jobs WHERE status = 1 ORDER BY queue, due_at, seq LIMIT 1)
+                UNION ALL
+                SELECT next.* FROM each CROSS JOIN LATERAL (
+                    SELECT jobs.queue, jobs.due_at, jobs.seq FROM @.jobs WHERE status = 1 AND jobs.queue > each.queue
+                    ORDER BY jobs.queue, jobs.due_at, jobs.seq LIMIT 1
+                ) AS next
+            ) SELECT {_row_of(**first, queue="queue", due_at="due_at", seq="seq")} FROM each""",
+    }
+    for name in ("leases", "causes"):
+        index = BY_INDEX[name]
+        grouped, ordered = index.at[: index.groups], index.at[index.groups :]
+        found, up, down = ", ".join(grouped), ", ".join(ordered), ", ".join(f"{field} DESC" for field in ordered)
+        same = " AND ".join(f"r.{field} = g.{field}" for field in grouped)
+        columns = {field: f"e.{field}" if field in ordered else f"g.{field}" for field in index.at}
+        functions[f"groups_{name}"] = f"""WITH g AS (SELECT {found}, count(*) AS n FROM @.jobs WHERE {index.when} GROUP BY {found})
+            SELECT {_row_of(part="of_part", kind="e.last::smallint", rev="g.n", **columns)} FROM g CROSS JOIN LATERAL (
+                (SELECT 0 AS last, {up} FROM @.jobs AS r WHERE {index.when} AND {same} ORDER BY {up} LIMIT 1)
+                UNION ALL
+                (SELECT 1, {up} FROM @.jobs AS r WHERE {index.when} AND {same} ORDER BY {down} LIMIT 1)
+            ) AS e"""
+    lines = [_function(name, "of_part smallint", "SETOF @.row", f"RETURN QUERY {query};") for name, query in functions.items()]
+    totals = f"SELECT {_row_of(part='(-2)::smallint', rev='n', queue='queue', job='what')} FROM @.counted WHERE what NOT LIKE '=%'"
+    return "\n".join([*lines, _function("load_totals", "", "SETOF @.row", f"RETURN QUERY {totals};")])
+
+
+def _field(index: Index, number: int) -> Field:
+    name = index.at[number].removeprefix("-")
+    return next(field for field in HEADERS[index.kind] if field.name == name)
+
+
+def functions() -> list[str]:
+    """Return the functions."""
+    return [loading(), scanning(), looking()]

@@ -1,0 +1,371 @@
+"""The store of records in PostgreSQL. It knows no rule of a job: see `taskflow/broker/engine/seam.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Sequence, Set
+from functools import cache
+from typing import Any, Final, NamedTuple, Protocol
+
+from taskflow.broker.engine.moves import MOVE_SCANS
+from taskflow.broker.engine.records import Kind, Position
+from taskflow.broker.engine.seam import (
+    KEEP,
+    Add,
+    Answer,
+    Applied,
+    Apply,
+    Claimed,
+    Effect,
+    Entry,
+    Fade,
+    Faded,
+    Full,
+    Group,
+    Locked,
+    Promote,
+    Put,
+    Query,
+    Record,
+    Ref,
+    Run,
+    Scan,
+    Snapshot,
+    Stale,
+    Step,
+    Succeed,
+    refuse_repeated,
+)
+from taskflow.broker.postgres.columns import Changes, collapsed, trimmed
+from taskflow.broker.postgres.errors import NoRoom, was_held_up
+from taskflow.broker.postgres.queries import HOT_SCANS, ScanShape, hot_name, scan_sql
+from taskflow.broker.postgres.rows import AT, Row, add_to_group, claim_of, leased_record, position_of, record_of
+from taskflow.broker.postgres.sql_files import filled
+from taskflow.broker.postgres.tables import BY_INDEX, TABLES
+from taskflow.model import wording
+from taskflow.model.errors import BrokerError, StoreFull
+from taskflow.model.ids import ID_BYTES
+
+_CLOCK: Final = -1
+_TOTALS: Final = -2
+_GROUPS: Final = 1_000
+"""The numbers of parts that are not records: see queries.py."""
+
+_KINDS: Final = {table: kind for kind, table in TABLES.items()}
+
+
+FENCE_BYTES: Final = 37
+
+
+class Fetch(Protocol):
+    async def __call__(self, statement: str, *arguments: Any) -> list[Row]: ...
+
+
+class Hooks(NamedTuple):
+    """What the store tells its broker.
+
+    `readied`       the wake-ups of a verb, and the seconds that it took
+    `ended`         the jobs that have ended, and whether a caller awaits one of them
+    `woken`         the topics to announce
+    `checks_marks`  asks for a check of the low-water marks
+    """
+
+    readied: Callable[[str, float], None]
+    ended: Callable[[Set[bytes], bool], None]
+    woken: Callable[[Set[str]], None]
+    checks_marks: Callable[[], None]
+
+
+class PostgresStore:
+    """Runs the store's methods as calls of the functions in a schema."""
+
+    def __init__(
+        self,
+        fetch: Fetch,
+        schema: str,
+        wall: Callable[[], int | None],
+        steady: Callable[[], int | None],
+        capacity: int | None,
+        hooks: Hooks,
+    ) -> None:
+        self._fetch, self._schema, self._wall, self._steady, self._capacity, self._hooks = fetch, schema, wall, steady, capacity, hooks
+
+    async def perform(self, effect: Effect) -> Any:
+        """Answer what an operation has yielded."""
+        try:
+            match effect:
+                case Query():
+                    return await self.query(effect)
+                case Apply():
+                    return await self.apply(effect)
+                case Add(jobs):
+                    return await self.add(jobs)
+                case Succeed(runs):
+                    return await self.succeed(runs)
+                case Promote(limit):
+                    return await self.promote(limit)
+                case Fade(limit, most_kept, repeat_for):
+                    return await self.fade(limit, most_kept, repeat_for)
+        except NoRoom as error:
+            if isinstance(effect, Add) or (isinstance(effect, Apply) and effect.grows):
+                raise StoreFull(str(error)) from error
+            raise
+
+    async def _call(self, function: str, *arguments: Any) -> list[Row]:
+        places = ", ".join([f"${number}" for number in range(1, len(arguments) + 1)])
+        return await self._fetch(f'SELECT * FROM "{self._schema}".{function}({places})', *arguments)
+
+    async def _call_one(self, function: str, *arguments: Any) -> Row:
+        """Call a function that returns one row, and pass on what it says of wake-ups."""
+        began_at = time.monotonic()
+        [row] = await self._call(function, *arguments)
+        if wakeups := row.get("wakeups"):
+            self._hooks.readied(wakeups, time.monotonic() - began_at)
+        return row
+
+    # --- reading ---------------------------------------------------------------------------------------------
+
+    async def query(self, query: Query) -> Snapshot:
+        """Read everything in one statement, and so from one snapshot.
+
+        The statement names the table `meta`, and so it waits for a migration before it takes its snapshot: in tables that the migration has
+        rewritten, an older snapshot would see no rows.
+        """
+        jobs = [ref.id for ref in query.refs if ref.kind == Kind.JOB]
+        keys = [ref.id for ref in query.refs if ref.kind == Kind.KEY]
+        has_moves = query.scans[: len(MOVE_SCANS)] == MOVE_SCANS
+        calls, arguments = ["look($1, $2, $3, $4, $5)"], [self._wall(), jobs, keys, query.with_content, has_moves]
+        for kind in {ref.kind for ref in query.refs if ref.kind not in (Kind.JOB, Kind.KEY)}:
+            calls.append(f"load_{TABLES[kind]}(${len(arguments) + 1}, ${len(arguments) + 2})")
+            arguments += [[ref.id for ref in query.refs if ref.kind == kind], query.with_content]
+        for number, scan in enumerate(query.scans, 1):
+            if not (has_moves and number <= len(MOVE_SCANS)):
+                calls.append(_scan_call(scan, number, query.with_content, arguments, self._schema))
+        for number, (name, _) in enumerate(query.groups):
+            arguments.append(_GROUPS + number)
+            calls.append(f"groups_{name}(${len(arguments)})")
+        if query.with_totals:
+            calls.append("load_totals()")
+        nothing = f'SELECT (NULL::"{self._schema}".row).* FROM "{self._schema}".meta WHERE false'
+        statement = " UNION ALL ".join([nothing, *[f'SELECT * FROM "{self._schema}".{call}' for call in calls]])
+        return self._snapshot(query, await self._fetch(statement, *arguments))
+
+    def _snapshot(self, query: Query, rows: Sequence[Row]) -> Snapshot:
+        records: dict[Ref, Record | None] = dict.fromkeys(query.refs)
+        scans = tuple([list[Entry]() for _ in query.scans])
+        groups = tuple([dict[Position, Group]() for _ in query.groups])
+        totals: dict[tuple[str, str], int] = {}
+        now = 0
+        for row in rows:
+            part = row[0]
+            if part == 0:
+                record = record_of(row)
+                records[record.ref] = record
+            elif part == _CLOCK:
+                now = row[AT["created_at"]]
+            elif part == _TOTALS:
+                totals[row[AT["queue"]], row[AT["job"]]] = row[3]
+            elif part >= _GROUPS:
+                add_to_group(groups[part - _GROUPS], BY_INDEX[query.groups[part - _GROUPS][0]], row)
+            else:
+                scan = query.scans[part - 1]
+                record = record_of(row)
+                scans[part - 1].append(
+                    Entry(position_of(BY_INDEX[scan.of], record, row), record.ref, record if scan.with_records else None)
+                )
+        steady = self._steady()
+        sorted_groups = tuple(
+            [
+                [found[at] for at in sorted(found) if at[: len(prefix)] == prefix]
+                for found, (_, prefix) in zip(groups, query.groups, strict=True)
+            ]
+        )
+        return Snapshot(now, now if steady is None else steady, b"", records, scans, sorted_groups, totals)
+
+    async def load_awaiting(
+        self, ids: Sequence[bytes], awaited: Sequence[bytes], listener: str, awaited_for: int
+    ) -> tuple[dict[bytes, Record], int]:
+        """Read jobs with their content, and note that a listener awaits the ends of some of them. Return the jobs, and the store's time."""
+        rows = await self._call("load_awaiting", self._wall(), list(ids), list(awaited), listener, awaited_for)
+        return {row[2]: record_of(row) for row in rows if row[0] == 0}, next(row[AT["created_at"]] for row in rows if row[0] == _CLOCK)
+
+    # --- steps -----------------------------------------------------------------------------------------------
+
+    async def apply(self, apply: Apply) -> tuple[list[Answer], Snapshot | None]:
+        refuse_repeated(apply.steps)
+        answers: dict[int, Answer] = {}
+        try:
+            await self._apply(apply, answers)
+        except BrokerError as error:
+            if not was_held_up(error):
+                raise
+            answers = await self._locked(apply.steps)
+            if not answers:
+                raise
+            await self._apply(apply, answers)
+        return [answers[number] for number in range(len(apply.steps))], None if apply.then is None else await self.query(apply.then)
+
+    async def _apply(self, apply: Apply, answers: dict[int, Answer]) -> None:
+        """Apply the steps that have no answer yet, and give each an answer."""
+        numbers = [number for number in range(len(apply.steps)) if number not in answers]
+        if not numbers:
+            return
+        changes = Changes([(number, apply.steps[number]) for number in numbers])
+        capacity = self._capacity if apply.grows else None
+        row = await self._call_one("apply", *changes.arguments(), capacity, new_rev(), self._wall())
+        for number in row["stale"] or ():
+            answers[number] = Stale()
+        for number in row["past"] or ():
+            answers[number] = Full(tuple([each.ref for each in apply.steps[number].adds if each.most is not None]))
+        for number in row["unplaced"] or ():
+            answers.setdefault(number, Full(says=wording.STORE_FULL % capacity))
+        woken, ended = set[str](), set[bytes]()
+        for number in numbers:
+            if number not in answers:
+                step = apply.steps[number]
+                answers[number] = Applied()
+                woken.update(step.wakes)
+                ended.update(changes.ended.get(number, ()))
+        if woken:
+            self._hooks.woken(woken)
+        if ended:
+            self._hooks.ended(ended, row["are_awaited"])
+
+    async def _locked(self, steps: Sequence[Step]) -> dict[int, Answer]:
+        """Return an answer for each step that names a record which another transaction has locked."""
+        refs = {ref for step in steps for ref in (*step.expect, *(each.ref for each in step.adds))}
+        ids = {kind: [ref.id for ref in refs if ref.kind == kind] for kind in TABLES}
+        others = {
+            TABLES[kind]: [{"id": each.hex()} for each in ids[kind]] for kind in TABLES if kind not in (Kind.JOB, Kind.KEY) and ids[kind]
+        }
+        rows = await self._call("locked", ids[Kind.JOB], ids[Kind.KEY], json.dumps(others))
+        held = {Ref(_KINDS[row["of_table"]], row["id"]) for row in rows}
+        found = {}
+        for number, step in enumerate(steps):
+            if named := tuple([ref for ref in (*step.expect, *(each.ref for each in step.adds)) if ref in held]):
+                found[number] = Locked(named)
+        return dict(found)
+
+    # --- hot verbs -------------------------------------------------------------------------------------------
+
+    async def claim(
+        self, session: bytes, request: int, queues: Sequence[str], limit: int, standing: tuple[str | None, bool, bool]
+    ) -> tuple[Claimed, list[str]]:
+        """Return the leases, and the news that the last rows bring: see claim.sql."""
+        rows = await self._call("claim", self._wall(), self._steady(), session, request, list(queues), limit, new_rev(), *standing)
+        news = list[str]()
+        while rows and rows[-1]["id"] is None:
+            news.append(rows.pop()["damage"])
+        records = [leased_record(row, session) for row in rows]
+        records.sort(key=claim_of)
+        return Claimed(records, rows[0]["now_at"] if rows else 0), news
+
+    async def add(self, jobs: Sequence[Put]) -> list[bool] | str:
+        if not jobs:
+            return []
+        headers = [put.header for put in jobs]
+        row = await self._call_one(
+            "add",
+            [put.ref.id for put in jobs],
+            collapsed([header.get("flags", 0) for header in headers]),
+            collapsed([header.get("priority", 0) for header in headers]),
+            collapsed([header["queue"] for header in headers]),
+            collapsed([header["job"] for header in headers]),
+            trimmed([header.get("expires_at") for header in headers]),
+            trimmed([None if put.sent is KEEP else put.sent for put in jobs]),
+            [None if put.content is KEEP else put.content for put in jobs],
+            self._capacity,
+            new_rev(),
+            self._wall(),
+        )
+        if row["is_full"]:
+            return wording.STORE_FULL % self._capacity
+        are_new = [True] * len(jobs)
+        for number in row["known"] or ():
+            are_new[number - 1] = False
+        return are_new
+
+    async def succeed(self, runs: Sequence[Run]) -> list[bool | None]:
+        try:
+            return await self._succeed(runs)
+        except BrokerError as error:
+            if was_held_up(error):
+                return [None] * len(runs)  # the engine finds out which ones
+            raise
+
+    async def _succeed(self, runs: Sequence[Run]) -> list[bool | None]:
+        ids = b"".join([run.id for run in runs])
+        fences = b"".join([run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0" for run in runs])
+        if len(ids) != len(runs) * ID_BYTES or len(fences) != len(runs) * FENCE_BYTES:
+            return [None] * len(runs)  # the function splits them; the engine takes any length
+        row = await self._call_one(
+            "succeed",
+            ids,
+            fences,
+            [run.ran_for for run in runs],
+            collapsed([run.keep_for for run in runs]),
+            collapsed([run.result for run in runs]),
+            new_rev(),
+            self._wall(),
+        )
+        answers = [True] * len(runs) if row["answers"] is None else list(row["answers"])
+        self._hooks.ended({run.id for run, is_ended in zip(runs, answers, strict=True) if is_ended}, row["are_awaited"])
+        return answers
+
+    async def promote(self, limit: int) -> tuple[int, int | None]:
+        row = await self._call_one("promote", max(0, limit), new_rev(), self._wall())
+        if row["checks_marks"]:
+            self._hooks.checks_marks()
+        return row["moved"], row["next_due"]
+
+    async def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
+        row = await self._call_one("fade", limit, most_kept, repeat_for, new_rev(), self._wall())
+        left = {Ref(Kind.JOB, job_id): is_over for job_id, is_over in zip(row["left_ids"], row["left_over_cap"], strict=True)}
+        return Faded(row["buried"], row["has_more"], left)
+
+
+def new_rev() -> int:
+    """Return a revision that no record has had, as PostgreSQL keeps it."""
+    return int.from_bytes(os.urandom(8), "big", signed=True)
+
+
+# --- scans --------------------------------------------------------------------------------------------------------
+
+_HOT: Final = frozenset(HOT_SCANS)
+
+
+def _scan_call(scan: Scan, number: int, with_content: bool, arguments: list[Any], schema: str) -> str:
+    """Return the call for a scan. It adds the arguments."""
+    after, until = scan.after or (), scan.until or ()
+    shape = ScanShape(scan.of, len(scan.prefix), scan.backwards, scan.with_records)
+    if shape in _HOT and not after and not until:
+        given: list[Any] = [number, scan.limit, with_content, *scan.prefix]
+        places = ", ".join([f"${len(arguments) + place}" for place in range(1, len(given) + 1)])
+        arguments += given
+        return f"{hot_name(shape)}({places})"
+    texts = [str(number), str(scan.limit), str(with_content).lower(), *map(_literal, (*scan.prefix, *after, *until))]
+    is_within = all(end[: len(scan.prefix)] == scan.prefix for end in (after, until) if end)
+    arguments.append(_VALUE.sub(lambda found: texts[int(found[1])], _scan_text(shape, schema, len(after), len(until), is_within)))
+    return f"scan(${len(arguments)})"
+
+
+_VALUE: Final = re.compile(r"%([0-9]+)%")
+
+
+@cache
+def _scan_text(shape: ScanShape, schema: str, after: int, until: int, is_within: bool) -> str:
+    """Return the SQL of a scan, with numbered places for its values."""
+    values = [f"%{number}%" for number in range(3, 3 + shape.prefix + after + until)]
+    return filled(scan_sql(shape, values, "%1%", "%0%::smallint", "%2%", (after, until), is_within=is_within), schema)
+
+
+def _literal(value: Any) -> str:
+    """Return a value in SQL. Text is written in hexadecimal, so that nothing in it can end the literal."""
+    if isinstance(value, int):
+        return f"({int(value)})::bigint"
+    if isinstance(value, bytes):
+        return f"decode('{value.hex()}', 'hex')"
+    return f"convert_from(decode('{value.encode().hex()}', 'hex'), 'UTF8')"
