@@ -168,7 +168,7 @@ async def test_an_idle_worker_that_polls_looks_about_once_a_second(
         with counting() as asked:
             await asyncio.sleep(6)
     assert 4 <= asked["look_for"] <= 9, asked
-    assert besides_upkeep(asked) - asked["look_for"] < 18, asked  # what an idle worker asks anyway: claims and beats
+    assert besides_upkeep(asked) - asked["look_for"] < 14, asked  # what an idle worker asks anyway: claims and beats
 
 
 # --- a way that cannot be listened on ---------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ async def test_jobs_that_are_due_later_keep_nobody_busy(scene: Scene) -> None:
         with counting() as asked:
             await asyncio.sleep(3)
     assert asked["promote"] <= 5, asked
-    assert besides_upkeep(asked) < 18, asked  # with those by which the worker notes what it waits for
+    assert besides_upkeep(asked) < 12, asked  # with those by which the worker notes what it waits for
 
 
 # --- the doctor -----------------------------------------------------------------------------------------------------

@@ -330,15 +330,10 @@ async def test_text_that_is_no_utf8_may_be_the_name_of_a_schedule_or_a_session()
 async def test_a_store_without_schedules_costs_upkeep_and_a_look_one_probe_each_time(store: Store) -> None:
     """That many schedules cost no more is shown in test_plans.py."""
     store.counted = "^(schedules|declared)(_|$)"
-    for call, probes in CALLS:
+    calls: Sequence[Call] = (lambda broker: broker.upkeep(10), lambda broker: broker.beat(Beat(session=SESSION, looks=True)))
+    for call in calls:
         for cost in await store.costs(call, times=2):
-            assert cost == {"schedules_offers": (probes, 0)}
-
-
-CALLS: Final[Sequence[tuple[Call, int]]] = (
-    (lambda broker: broker.upkeep(10), 1),
-    (lambda broker: broker.beat(Beat(session=SESSION, looks=True)), 1),
-)
+            assert cost == {"schedules_offers": (1, 0)}
 
 
 async def test_a_removed_schedule_leaves_no_declaration(broker: Broker, stranger: asyncpg.Connection) -> None:
