@@ -201,7 +201,7 @@ class PostgresSeamStore(SeamStore):
         broker = PostgresBroker(target, namespace=_SCHEMA, clock=clock, capacity=capacity)
         other = await asyncpg.connect(server.url(database))
         try:
-            await broker.pending() and await broker.migrate()
+            await broker.migrate()
             tables = await other.fetch("SELECT tablename FROM pg_tables WHERE schemaname = $1 AND tablename <> 'meta'", _SCHEMA)
             await other.execute(f"TRUNCATE {', '.join(f'{_SCHEMA}.{table}' for (table,) in tables)}")
             yield cls(broker, clock, other)

@@ -66,6 +66,6 @@ def groups(index: Index, prefix: Position, records: Records) -> list[tuple[Posit
     for group, size in sorted(sizes.items()):
         if group[: len(prefix)] == prefix:
             within = [place for place in places if place[: index.groups] == group]
-            ends = (within[0], within[-1]) if index.listed else (None, None)
-            found.append((group, size, *ends) if index.counted else (group, 0, ends[0], None))
+            first, last = (within[0], within[-1]) if index.listed else (None, None)
+            found.append((group, size, first, last) if index.counted else (group, 0, first, None))
     return found

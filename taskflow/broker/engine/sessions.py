@@ -132,12 +132,13 @@ def _extend(beat: Beat, rules: Rules) -> Operation[None]:
 def _reporter(leases: _Seen) -> Callable[[Draft, Report], bool]:
     def one(draft: Draft, report: Report) -> bool:
         job = draft.job(leases.held[report.claim])
-        if is_held := job is not None and job.holds(report.claim):
-            job.header["started_at"] = draft.now - to_microseconds(report.running_for)
-            if report.progress is not None:
-                job.set_progress(packed([report.progress.fraction, report.progress.note]))
-            draft.put(job)
-        return is_held
+        if job is None or not job.holds(report.claim):
+            return False
+        job.header["started_at"] = draft.now - to_microseconds(report.running_for)
+        if report.progress is not None:
+            job.set_progress(packed([report.progress.fraction, report.progress.note]))
+        draft.put(job)
+        return True
 
     return one
 

@@ -138,7 +138,7 @@ def scan_sql(
         if size:
             conditions.append(f"({', '.join(at[:size])}) {sign}{'=' if is_inclusive else ''} ({', '.join(given or prefix)})")
     if shape in _FROM_FIRST_LEASE and is_within and not sizes[0]:
-        [session] = prefix
+        session = values[0]
         first_lease = f"SELECT leases_from FROM @.requests WHERE session = {session} ORDER BY request DESC LIMIT 1"
         conditions[0] = f"(r.session, r.claim) >= ({session}, coalesce(({first_lease}), ''))"
     if index.when:

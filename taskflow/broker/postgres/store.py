@@ -311,7 +311,7 @@ class PostgresStore:
             new_rev(),
             self._wall(),
         )
-        answers = [True] * len(runs) if row["answers"] is None else list(row["answers"])
+        answers: list[bool | None] = [True] * len(runs) if row["answers"] is None else list(row["answers"])
         self._hooks.ended({run.id for run, is_ended in zip(runs, answers, strict=True) if is_ended}, row["are_awaited"])
         return answers
 
