@@ -11,6 +11,7 @@ import pytest
 
 from taskflow.broker.engine import moves
 from taskflow.broker.engine.draft import Draft
+from taskflow.broker.engine.job import Job
 from taskflow.broker.memory.records import RecordStore
 from taskflow.broker.memory.store import MemoryStore
 
@@ -86,13 +87,16 @@ MUTANTS: Final = (
                 "waiting.set_flag(Flag.BEHIND, False)",
                 'draft.add(waiting.ref, "awaits", -1)\n        draft.readies = True',
             ),
-            Change(moves, "release_key", 'if waiting.header["awaits"] <= 0:', "if False:"),
+            Change(moves, "release_key", 'if waiting.status == HELD and waiting.header["awaits"] <= 0:', "if False:"),
         ),
     ),
     Mutant(
         "unowned_awaits",
         "a put brings back the number that it read, and a release is lost",
-        (Change(RecordStore, "_put", "if name in written:", 'if name in written or name == "awaits":'),),
+        (
+            Change(RecordStore, "_put", "if name in written:", 'if name in written or name == "awaits":'),
+            Change(Job, "to_put", "if stored[name] != value}", "}"),
+        ),
     ),
     Mutant(
         "tied_parts_apart",

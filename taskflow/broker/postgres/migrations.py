@@ -54,7 +54,7 @@ def was_overtaken(error: BaseException) -> bool:
 
 def was_dropped(error: BaseException) -> bool:
     """Return True if a verb failed because the schema has been dropped, or has not been created yet."""
-    return isinstance(error.__cause__, asyncpg.InvalidSchemaNameError)
+    return isinstance(error.__cause__, asyncpg.InvalidSchemaNameError | asyncpg.UndefinedTableError)
 
 
 async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Upgrade:
