@@ -18,7 +18,7 @@ _WHOLE: Final = len(WHOLE)
 
 
 class Changes:
-    """What steps change, as the columns that apply() takes: see apply.sql. `ended` has the jobs that each step ends."""
+    """Collects the changes of steps in the columns that apply() takes: see apply.sql. `ended` has the jobs that each step ends."""
 
     def __init__(self, steps: Sequence[tuple[int, Step]]) -> None:
         self._jobs = list[tuple[Any, ...]]()

@@ -58,6 +58,7 @@ _KINDS: Final = {table: kind for kind, table in TABLES.items()}
 
 
 FENCE_BYTES: Final = 37
+"""The length of `jobs.settled`: see succeed() in hot.sql."""
 
 
 class Fetch(Protocol):
@@ -65,7 +66,7 @@ class Fetch(Protocol):
 
 
 class Hooks(NamedTuple):
-    """What the store tells its broker.
+    """Holds the functions that the store calls to tell its broker of a change.
 
     `readied`       the wake-ups of a verb, and the seconds that it took
     `ended`         the jobs that have ended, and whether a caller awaits one of them
