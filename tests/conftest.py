@@ -27,6 +27,32 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return (config.option.markexpr == "fast" and tiers.is_slow_folder(collection_path)) or None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return the scheduler of `--dist loadgroup` without two faults of xdist 3.8.
+
+    If a worker process ends, xdist queues all the tests of that worker once more: those that have run, and the one that ended it. A group
+    without tests left keeps a worker from asking for more, and then the run never ends. The other test may end one process after another.
+    """
+    from xdist.scheduler import LoadGroupScheduling
+
+    def remove_node(node: Any) -> str | None:
+        groups = scheduler.assigned_work[node]
+        crashed = next((test for group in groups.values() for test, ended in group.items() if not ended), None)
+        for group in groups.values():
+            if crashed in group:
+                group[crashed] = True
+        scheduler.assigned_work[node] = {name: group for name, group in groups.items() if not all(group.values())}
+        queue_again(node)
+        return crashed
+
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    scheduler = LoadGroupScheduling(config, log)
+    queue_again, scheduler.remove_node = scheduler.remove_node, remove_node
+    return scheduler
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test's tiers before `-m` chooses; and begin with the slow ones, so that no worker has one left at the end."""
