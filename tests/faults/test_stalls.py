@@ -181,7 +181,8 @@ async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker
 @job(name="tests.stalls.spins")
 def spins() -> None:
     """Pure Python code, which gives the interpreter lock up again and again."""
-    while not Run.release_thread.is_set():
+    ends_at = time.monotonic() + TIMEOUT  # a thread cannot be ended from outside
+    while not Run.release_thread.is_set() and time.monotonic() < ends_at:
         pass
 
 
