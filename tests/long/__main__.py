@@ -9,4 +9,5 @@ import pytest
 
 if __name__ == "__main__":
     files = [str(file) for file in sorted(Path(__file__).parent.glob("long_*.py"))]
-    raise SystemExit(pytest.main([*files, "-v", "--durations=0", *sys.argv[1:]]))
+    for_as_long_as_they_take = ("-o", "timeout=0", "-o", "faulthandler_timeout=0")
+    raise SystemExit(pytest.main([*files, "-v", "--durations=0", *for_as_long_as_they_take, *sys.argv[1:]]))
