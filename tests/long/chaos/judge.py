@@ -97,9 +97,10 @@ def _wrong_end(case: Case, sent: Line, end: Stored) -> str:
         case "cancelled" if end.status == "cancelled":
             return ""
         case _ if sent.key and end.status == "cancelled":
-            by = end.reason.removeprefix("replaced by ")
-            replaces = by in case.history.sent and case.history.sent[by].key == sent.key and case.exists(by)
-            return "" if replaces else "no job with its key has replaced it"
+            is_kept_out = sent.kind == "transactional" and sent.conflict != "replace" and end.reason.startswith("key held by ")
+            by = end.reason.removeprefix("key held by " if is_kept_out else "replaced by ")
+            has_the_key = by in case.history.sent and case.history.sent[by].key == sent.key and case.exists(by)
+            return "" if has_the_key else "no job with its key has replaced it, or was committed before it"
     return "" if end.status == expected else f"it was to end {expected}"
 
 

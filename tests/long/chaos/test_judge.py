@@ -117,6 +117,15 @@ def test_a_right_ledger_passes() -> None:
     assert tale.broken_rules() == set(), told(judge(tale.lines, tale.state, ttl=TTL), tale.lines)
 
 
+def test_a_job_whose_transaction_committed_after_that_of_another_with_its_key_is_kept_out() -> None:
+    tale = Tale()
+    for line in ("send", "committed"):
+        tale.tell(line, id="came second", kind="transactional", key="k", conflict="keep")
+    tale.state.orders = {"ordered", "came second"}
+    tale.state.jobs["came second"] = Stored(status="cancelled", reason="key held by one of a key")
+    assert tale.broken_rules() == set(), told(judge(tale.lines, tale.state, ttl=TTL), tale.lines)
+
+
 def lost(tale: Tale) -> None:
     del tale.state.jobs["plain"]
     tale.lines = [line for line in tale.lines if line.id != "plain" or line.event in ("send", "accepted")]
@@ -144,6 +153,10 @@ def poison_after_one_crash(tale: Tale) -> None:
 
 def replaced_by_nobody(tale: Tale) -> None:
     tale.change("one of a key", status="cancelled", reason="replaced by plain")
+
+
+def kept_out_though_not_in_a_transaction(tale: Tale) -> None:
+    tale.change("one of a key", status="cancelled", reason="key held by next of that key")
 
 
 def failed_too_early(tale: Tale) -> None:
@@ -323,6 +336,7 @@ WRONG = [
     ("no_job_is_lost", lost),
     *(("no_job_is_stuck", change) for change in (live, leased, key_held)),
     *(("each_job_ends_as_it_may", change) for change in (failed_without_a_reason, poison_after_one_crash, replaced_by_nobody)),
+    ("each_job_ends_as_it_may", kept_out_though_not_in_a_transaction),
     ("each_job_ends_as_it_may", failed_too_early),
     *(("nothing_comes_from_nowhere", change) for change in (unsent, ran_though_unknown, added_though_kept, kept_by_another_key)),
     ("nothing_comes_from_nowhere", kept_by_an_ended_job),
