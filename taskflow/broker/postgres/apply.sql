@@ -54,14 +54,18 @@ BEGIN
         SELECT b.past, b.unplaced INTO past, unplaced FROM @.past_bounds(a_step, a_id, a_n, a_most, new_in, room, bad) AS b;
         bad := bad || past || unplaced;
     END IF;
-    IF cardinality(k_id) > 0 THEN
+    IF 2 = ANY (k_does) THEN
         DELETE FROM @.keys WHERE id = ANY (ARRAY(
             SELECT k.id FROM unnest(k_step, k_id, k_does) AS k (step, id, does) WHERE does = 2 AND k.step <> ALL (bad)
         ));
+    END IF;
+    IF 1 = ANY (k_does) AND num_nonnulls(VARIADIC k_old) > 0 THEN
         UPDATE @.keys AS r SET rev = new_rev, holder = k.holder, next = k.next
         FROM unnest(k_step, k_id, k_old, k_holder, k_next, k_does) AS k (step, id, old, holder, next, does)
             CROSS JOIN LATERAL (SELECT ctid AS tid FROM @.keys WHERE keys.id = k.id OFFSET 0) AS o
         WHERE r.ctid = o.tid AND k.does = 1 AND k.old IS NOT NULL AND k.step <> ALL (bad);
+    END IF;
+    IF 1 = ANY (k_does) AND array_position(k_old, NULL) IS NOT NULL THEN
         INSERT INTO @.keys (id, rev, holder, next) SELECT k.id, new_rev, k.holder, k.next
         FROM unnest(k_step, k_id, k_old, k_holder, k_next, k_does) AS k (step, id, old, holder, next, does)
         WHERE k.does = 1 AND k.old IS NULL AND k.step <> ALL (bad) ORDER BY k.id;

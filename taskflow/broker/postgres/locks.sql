@@ -59,3 +59,16 @@ BEGIN
 END
 $$;
 
+
+-- Locks keys and jobs until the transaction ends, also keys that do not exist. A program that has been stopped does not keep them for long.
+CREATE FUNCTION @.lock_records(job_ids bytea[], key_ids bytea[]) RETURNS void LANGUAGE plpgsql @SETTINGS SET lock_timeout = '3s' AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM set_config('idle_in_transaction_session_timeout', '3s', true);
+    PERFORM @.take_lock(number) FROM (
+        SELECT DISTINCT hashtextextended('@.keys ' || encode(key, 'hex'), 0) AS number FROM unnest(key_ids) AS key ORDER BY 1
+    ) AS each;
+    PERFORM 1 FROM @.keys WHERE id = ANY (key_ids) ORDER BY id FOR UPDATE;
+    PERFORM 1 FROM @.jobs WHERE id = ANY (job_ids) ORDER BY id FOR UPDATE;
+END
+$$;

@@ -28,6 +28,7 @@ class LoopConnections:
         self.listener = listener
         self.notifier = notifier
         self.preparing = asyncio.Lock()
+        self.turn = asyncio.Lock()  # operations that lock records go one after the other
 
     async def fetch(self, statement: str, *arguments: Any, within: float) -> list[Any]:
         """Return the rows of a statement. If some text cannot be sent or decoded as UTF-8, fetch all text as bytes, so that a bad name

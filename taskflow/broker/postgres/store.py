@@ -6,8 +6,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence, Set
-from functools import cache
+from collections.abc import Awaitable, Callable, Sequence, Set
+from functools import cache, partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from taskflow.broker.engine.moves import MOVE_SCANS
@@ -62,7 +62,7 @@ FENCE_BYTES: Final = 37
 
 
 class Fetch(Protocol):
-    async def __call__(self, statement: str, *arguments: Any) -> list[Row]: ...
+    def __call__(self, statement: str, *arguments: Any) -> Awaitable[list[Row]]: ...
 
 
 class Hooks(NamedTuple):
@@ -93,6 +93,15 @@ class PostgresStore:
         hooks: Hooks,
     ) -> None:
         self._fetch, self._schema, self._wall, self._steady, self._capacity, self._hooks = fetch, schema, wall, steady, capacity, hooks
+
+    def within(self, fetch: Fetch, told: list[Callable[[], None]]) -> PostgresStore:
+        """Return this store in a transaction, whose statements `fetch` runs. What the hooks would tell is added to `told`, as calls."""
+        hooks = Hooks(*[partial(_note, told, hook) for hook in self._hooks])
+        return PostgresStore(fetch, self._schema, self._wall, self._steady, self._capacity, hooks)
+
+    async def lock(self, refs: Sequence[Ref]) -> None:
+        """Lock jobs and keys until the transaction ends."""
+        await self._call("lock_records", *[[ref.id for ref in refs if ref.kind == kind] for kind in (Kind.JOB, Kind.KEY)])
 
     async def perform(self, effect: Effect) -> Any:
         """Answer what an operation has yielded."""
@@ -326,6 +335,10 @@ class PostgresStore:
         row = await self._call_one("fade", limit, most_kept, repeat_for, new_rev(), self._wall())
         left = {Ref(Kind.JOB, job_id): is_over for job_id, is_over in zip(row["left_ids"], row["left_over_cap"], strict=True)}
         return Faded(row["buried"], row["has_more"], left)
+
+
+def _note(told: list[Callable[[], None]], hook: Callable[..., None], *arguments: Any) -> None:
+    told.append(partial(hook, *arguments))
 
 
 def new_rev() -> int:

@@ -59,6 +59,26 @@ class ConnectionPool:
                 raise
             raise self.broker_error(error) from error
 
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Callable[..., Awaitable[list[asyncpg.Record]]]]:
+        """Open a transaction, which sees what others commit. Return a function that runs a statement in it, once."""
+        try:
+            async with self._semaphore:
+                connection = await self._acquire("BEGIN")
+                self._in_use.add(connection)
+                try:
+                    async with asyncio.timeout(ANSWER_WITHIN), connection.transaction(isolation="read_committed"):
+                        yield connection.fetch
+                except BaseException:
+                    drop(connection)
+                    raise
+                else:
+                    self._idle.append(connection)
+                finally:
+                    self._in_use.discard(connection)
+        except ERRORS as error:
+            raise self.broker_error(error) from error
+
     async def columns_of(self, statement: str) -> list[tuple[str, str]]:
         """Return the name and type of each of the statement's columns."""
         try:
