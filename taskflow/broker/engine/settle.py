@@ -55,13 +55,36 @@ def _runs(settlements: Sequence[Settlement]) -> list[Run]:
     ]
 
 
-def _settle(draft: Draft, settlement: Settlement) -> Settled:
+def complete(settlement: Settlement, rules: Rules) -> Operation[Settled]:
+    """End a run as SUCCEEDED in a caller's transaction, which has locked the whole store. Once that has committed, `settle` answers
+    COMMITTED."""
+    refs = [Ref(Kind.JOB, settlement.id), *(ref for follow_up in settlement.follow_ups for ref in moves.refs_of(follow_up))]
+    [settled] = yield from decide([settlement], _complete, rules, refs, scans=MOVE_SCANS)
+    return settled
+
+
+def _complete(draft: Draft, settlement: Settlement) -> Settled:
+    settled = _settle(draft, settlement, is_committed=True)
+    if settled is Settled.COMMITTED:  # by this transaction, or by one before it
+        return Settled.OK
+    job = draft.job(settlement.id)
+    has_settled = job is not None and job.header["settled"] == _fence(settlement, is_committed=True)
+    return Settled.OK if has_settled else Settled.STALE
+
+
+def _fence(settlement: Settlement, *, is_committed: bool) -> bytes:
+    return fence_bytes(settlement.epoch, *claim_bytes(settlement.claim), is_committed=is_committed)
+
+
+def _settle(draft: Draft, settlement: Settlement, *, is_committed: bool = False) -> Settled:
     job = draft.job(settlement.id)
     if job is None:
         return Settled.STALE
-    fence = fence_bytes(settlement.epoch, *claim_bytes(settlement.claim))
+    fence = _fence(settlement, is_committed=False)
     if job.status != RUNNING or job.fence != fence:
         return _answer_repeated(job, settlement.epoch, settlement.claim)
+    if is_committed:
+        fence = _fence(settlement, is_committed=True)
     job.header |= {"settled": fence, "started_at": draft.now - to_microseconds(settlement.ran_for)}
     if settlement.progress is not None:
         job.set_progress(packed([settlement.progress.fraction, settlement.progress.note]))
