@@ -53,7 +53,7 @@ def queues() -> Operation[list[QueueRecord]]:
         queue, _, due_at, _ = group.first
         oldest[queue] = min(due_at, oldest.get(queue, due_at))
     next_due = {group.prefix[0]: group.first[1] for group in seen.groups[2] if group.first is not None}
-    paused = {entry.ref.id.decode() for entry in seen.scans[0]}
+    paused = {entry.ref.id.decode(errors="backslashreplace") for entry in seen.scans[0]}
     return [
         QueueRecord(
             name=name,

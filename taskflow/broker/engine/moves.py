@@ -288,7 +288,7 @@ def bury(draft: Draft, job: Job) -> None:
 def make_fresh(job: Job) -> None:
     """Reset a job as if it had just been added, but keep its errors."""
     fresh: dict[str, Any] = dict.fromkeys(("started_at", "ended_at", "fade_at", "expires_at", "worker", "cause"))
-    job.header |= fresh | {"awaits": 0, "due_at": NOW, "flags": job.header["flags"] & ~(Flag.POISON | Flag.MARKED)}
+    job.header |= fresh | {"awaits": 0, "due_at": NOW, "flags": job.header["flags"] & ~(Flag.POISON | Flag.MARKED | Flag.BEHIND)}
     job.state = State(errors=job.state.errors)
     job.restarts = True
 

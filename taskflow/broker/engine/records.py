@@ -176,7 +176,7 @@ INDEXES: Final = (
     Index("lapsing", Kind.SESSION, "dead_at IS NULL", ("lapses_at", "id")),
     Index("beats", Kind.SESSION, "", ("-beat_at", "id")),
     Index("dying", Kind.SESSION, "dead_at IS NOT NULL AND is_released = 0", ("dead_at", "id")),
-    Index("gone", Kind.SESSION, "is_released = 1", ("dead_at", "id")),
+    Index("gone", Kind.SESSION, "dead_at IS NOT NULL AND is_released = 1", ("dead_at", "id")),
     Index("hearers", Kind.SESSION, "wants_ends = 1 AND dead_at IS NULL", ("id",)),
     Index("offers", Kind.SCHEDULE, "offer_at IS NOT NULL", ("offer_at", "id")),
     Index("schedules", Kind.SCHEDULE, "", ("id",)),

@@ -54,7 +54,7 @@ _decode: Final = msgspec.msgpack.Decoder(ScheduleBody).decode
 
 
 def ref_of(name: str) -> Ref:
-    return Ref(Kind.SCHEDULE, name.encode())
+    return Ref(Kind.SCHEDULE, name.encode(errors="surrogatepass"))  # only looked up: definitions have names in UTF-8
 
 
 def body_of(state: bytes | None) -> ScheduleBody | None:

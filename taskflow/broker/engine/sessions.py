@@ -180,7 +180,7 @@ def _outlook(session: bytes, rules: Rules) -> Operation[Outlook]:
     dying, offers, expiring, fading, paused, *arriving = seen.scans[6:]
     known = draft.plain(Kind.SESSION, session)
     has_ends = bool(seen.scans[2]) and known is not None and bool(known.header["wants_ends"])
-    names = {entry.ref.id.decode() for entry in paused}
+    names = {entry.ref.id.decode(errors="backslashreplace") for entry in paused}
     waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offers, expiring, fading) if entries]
     waits += lapses(draft)
     return Outlook(
