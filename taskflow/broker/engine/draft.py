@@ -25,7 +25,6 @@ from taskflow.broker.engine.seam import (
     Query,
     Record,
     Ref,
-    Rev,
     Scan,
     Snapshot,
     Stale,
@@ -170,19 +169,17 @@ class Draft:
 
     def _step(self, parts: Sequence[Part]) -> Step:
         whole = parts[0] if len(parts) == 1 else _merged(parts)
-        records = [(ref, self._current[ref]) for ref in whole.written]
-        return Step(
-            expect={ref: self._rev(ref) for ref in whole.read},
-            puts=tuple(record.to_put() for _, record in records if record is not None),
-            drops=tuple(ref for ref, record in records if record is None and self._rev(ref) != ABSENT),
-            adds=tuple(Addition(ref, field, n) for (ref, field), n in whole.additions.items()),
-            totals=whole.totals,
-            wakes=tuple(whole.wakes),
-        )
-
-    def _rev(self, ref: Ref) -> Rev:
-        stored = self.seen.records[ref]
-        return ABSENT if stored is None else stored.rev
+        stored, current = self.seen.records, self._current
+        expect = {ref: ABSENT if (record := stored[ref]) is None else record.rev for ref in whole.read}
+        puts, drops = list[Put](), list[Ref]()
+        for ref in whole.written:
+            changed = current[ref]
+            if changed is not None:
+                puts.append(changed.to_put())
+            elif expect[ref] != ABSENT:
+                drops.append(ref)
+        adds = tuple([Addition(ref, field, n) for (ref, field), n in whole.additions.items()])
+        return Step(expect, tuple(puts), tuple(drops), adds, whole.totals, tuple(whole.wakes))
 
 
 def _decoded(stored: Record) -> Job | Plain:

@@ -135,6 +135,7 @@ class Job:
         if record.state is not None and state == NO_STATE:
             state.spoilt = record.state
         job = cls(record.ref, dict(record.header), sent, state)
+        job.stored = record.header  # what cannot be read is kept
         job.unreadable = reader.unreadable
         job.content = record.content
         return job
@@ -255,6 +256,15 @@ class Job:
             return cls.of_record(record).to_lease(now)
         header = record.header
         claim: bytes = header["claim"]
+        if record.sent is None and header["expires_at"] is None:  # a plain job
+            return Lease(
+                envelope=Envelope(
+                    id=record.ref.id, job=header["job"], queue=header["queue"], priority=header["priority"], payload=record.content or b""
+                ),
+                epoch=header["epoch"],
+                claim=ClaimId(header["session"], int.from_bytes(claim[:8]), int.from_bytes(claim[8:])),
+                created_at=header["created_at"],
+            )
         try:
             sent = _NOT_SENT if record.sent is None else _decode_sent(record.sent)
             extras = _NOTHING if sent.extras is None else unpack_extras(sent.extras)
