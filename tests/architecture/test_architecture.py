@@ -82,7 +82,6 @@ TRANSITIONS = ("enter", "release_awaiting", "finish", "requeue", "hand_back", "c
 
 TRANSITION_FILES = (
     "tests/reference/transitions.py",
-    "taskflow/broker/sqlite/transitions.py",
     "taskflow/broker/redis/transitions.lua",
 )
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from taskflow.app import bulk_actions
-from taskflow.broker.sqlite.broker import SqliteBroker
-from taskflow.broker.sqlite.console import SqliteConsole
+from taskflow.broker.sqlite.broker import SqliteBroker, SqliteConsole
 from taskflow.model.audit import Act
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable

@@ -12,7 +12,7 @@ import pytest
 from taskflow.app import bulk_actions
 from taskflow.app.bulk_actions import POSSIBLE
 from taskflow.broker.protocol import Broker
-from taskflow.broker.sqlite.console import SqliteConsole
+from taskflow.broker.sqlite.broker import SqliteConsole
 from taskflow.cli.parser import STATUSES_FOR
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, id_text, key_digest

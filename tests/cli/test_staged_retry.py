@@ -14,7 +14,7 @@ import taskflow
 from taskflow import Status
 from taskflow.broker.console import Redone
 from taskflow.broker.protocol import Broker
-from taskflow.broker.sqlite.console import SqliteConsole
+from taskflow.broker.sqlite.broker import SqliteConsole
 from taskflow.cli.parser import a_parser
 from taskflow.cli.staged_retry import AT_ONCE, MOST_LOOKED_AT, _Rollout
 from tests.cli.inprocess import Cli

@@ -18,18 +18,16 @@ async def work(n: int) -> int:
 """
 
 
-@pytest.mark.parametrize(
-    ("column", "value"), [("extras", b"\xc1"), ("name", "none"), ("id", b"short"), ("status", "odd"), ("due_at", b"\xff"), ("payload", 7)]
-)
-def test_a_drain_counts_a_job_that_cannot_be_read_as_failed(cli: Cli, column: str, value: object) -> None:
+@pytest.mark.parametrize(("column", "value"), [("sent", b"\xc1"), ("state", b"\xc1"), ("job", b"work\xff")])
+def test_a_drain_counts_a_job_that_cannot_be_read_as_failed(cli: Cli, column: str, value: bytes) -> None:
     """Its neighbours are done, and the command ends with 1."""
     cli.write("tasks.py", TASKS)
     work = cli.load("tasks").work
     for number in range(3):
         work.delay_sync(number)
     with closing(sqlite3.connect(cli.folder / "queue.db", isolation_level=None)) as connection:
-        connection.execute("PRAGMA ignore_check_constraints=ON")
-        connection.execute(f"UPDATE taskflow_jobs SET {column} = ? WHERE seq = 2", (value,))
+        given = "CAST(? AS TEXT)" if column == "job" else "?"
+        connection.execute(f"UPDATE taskflow_jobs SET {column} = {given} WHERE seq = 2", (value,))
 
     cli("worker", "tasks", "--drain", code=1)
 

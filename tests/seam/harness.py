@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import asyncpg
@@ -17,10 +20,14 @@ from taskflow.broker.memory.store import MemoryStore
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres.connect.server import PostgresTarget
 from taskflow.broker.postgres.tables import TABLES
+from taskflow.broker.sqlite import SpaceLimits, SqliteBroker
+from taskflow.broker.sqlite.queued_verb import Durability
+from taskflow.broker.sqlite.tables import TABLES as SQLITE_TABLES
 from taskflow.model.clock import ManualClock
+from taskflow.model.seams import Seams
 from taskflow.model.stored_values import LATEST
 from tests.support.postgres import shared_postgres
-from tests.support.processes import HOST
+from tests.support.processes import HOST, new_folder
 
 NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -257,6 +264,53 @@ class PostgresSeamStore(SeamStore):
         return True
 
 
+class SqliteSeamStore(SeamStore):
+    """The store of `sqlite:///`, in a file of its own."""
+
+    name = "sqlite"
+    examples = 10
+
+    def __init__(self, broker: SqliteBroker, path: Path, clock: ManualClock) -> None:
+        super().__init__()
+        self.clock = clock
+        self._broker, self._path = broker, path
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, capacity: int | None = None, *, is_checked: bool = True) -> AsyncIterator[SeamStore]:
+        folder, clock = new_folder("seam"), ManualClock()
+        broker = SqliteBroker(folder / "jobs.db", seams=Seams(clock), limits=SpaceLimits(capacity=capacity))
+        try:
+            yield cls(broker, folder / "jobs.db", clock)
+        finally:
+            await broker.close()
+            shutil.rmtree(folder)
+
+    async def perform(self, effect: Effect) -> Any:
+        return await self._broker.call(Durability.GROWING, lambda store: store.perform(effect))
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str] = (), limit: int = 10) -> Claimed | None:
+        return await self._broker.claim_records(session, request, queues, limit)
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[SeamStore]:
+        broker = self._broker.sibling()
+        try:
+            other = SqliteSeamStore(broker, self._path, self.clock)
+            other._numbers = self._numbers
+            yield other
+        finally:
+            await broker.close()
+
+    async def spoil(self, ref: Ref) -> bool:
+        with closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as connection:
+            connection.execute(f"UPDATE taskflow_{SQLITE_TABLES[ref.kind]} SET queue = CAST(x'61ff' AS TEXT) WHERE id = ?", (ref.id,))
+        return True
+
+
 _SCHEMA: Final = "seam"
 
 
@@ -267,4 +321,4 @@ def _unchecked_database() -> str:
     return "seam_ascii"
 
 
-STORES: Final[tuple[type[SeamStore], ...]] = (MemorySeamStore, PostgresSeamStore)
+STORES: Final[tuple[type[SeamStore], ...]] = (MemorySeamStore, PostgresSeamStore, SqliteSeamStore)

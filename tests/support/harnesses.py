@@ -214,7 +214,7 @@ class SqliteHarness(StoreHarness):
 
     def tagged(self) -> set[tuple[str, bytes]]:
         with self._connected() as connection:
-            return set(connection.execute("SELECT tag, id FROM taskflow_tags"))
+            return set(connection.execute("SELECT value, id FROM taskflow_tags"))
 
     def save(self) -> bytes:
         """By SQLite's own backup: a plain copy of the files could catch a checkpoint half way."""

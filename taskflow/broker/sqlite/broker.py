@@ -1,4 +1,4 @@
-"""The SQLite broker, which runs verbs in a writer's thread and passes on wake-ups."""
+"""The SQLite broker: the engine over records in a file, in a writer's thread."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ import weakref
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-import msgspec
-
+from taskflow.broker.console import Finding
+from taskflow.broker.engine import maintenance, sessions, settle as settling
+from taskflow.broker.engine.broker import EngineBroker, EngineConsole
+from taskflow.broker.engine.enqueue import enqueue
+from taskflow.broker.engine.schedules import define, fire
+from taskflow.broker.engine.seam import Claimed, Operation, Query
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.sqlite import claim, enqueue, forks, schedules, session as sessions, settle, upkeep
+from taskflow.broker.sqlite import forks
 from taskflow.broker.sqlite.announcement import Announcement
-from taskflow.broker.sqlite.console import SqliteConsole
-from taskflow.broker.sqlite.job_table import NeedsRepair
+from taskflow.broker.sqlite.examination import examine
 from taskflow.broker.sqlite.migrations import script
 from taskflow.broker.sqlite.notifier import SocketNotifier
 from taskflow.broker.sqlite.queued_verb import Durability
 from taskflow.broker.sqlite.reader import CannotRead, ReadTransactions
-from taskflow.broker.sqlite.size_limits import check_definitions, check_payloads
+from taskflow.broker.sqlite.size_limits import check_definitions, check_payloads, check_settlements
 from taskflow.broker.sqlite.statements import Statements
+from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import Opening, SpaceLimits, StoreFile
 from taskflow.broker.sqlite.transactional import SqliteTransactional
 from taskflow.broker.sqlite.transactions import Transactions
-from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.broker.sqlite.wakeups import SocketListener
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model import wording
-from taskflow.model.envelope import Envelope, Lease, check_namespace
+from taskflow.model.envelope import Envelope, check_namespace
 from taskflow.model.errors import BrokerUnavailable
-from taskflow.model.record import Record, Status
+from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.model.schedule import Definition, Firing
 from taskflow.model.seams import Seams
@@ -46,11 +49,11 @@ from taskflow.model.verdict import Settled, Settlement
 T = TypeVar("T")
 
 _TIMEOUT: Final = 4.0
-"""The default timeout in seconds. It is shorter than the default `enqueue_timeout`
-(5 s), so that the broker's error, which names the lock's owner, comes first."""
+"""The default timeout in seconds. It is shorter than the default `enqueue_timeout` (5 s), so that the broker's error, which names the file,
+comes first."""
 
 
-class SqliteBroker:
+class SqliteBroker(EngineBroker):
     """Keeps jobs in a file, for all processes on one machine. See `taskflow.broker.protocol.Broker`.
 
     `path`       the file, which is created if it is missing; its folder must exist
@@ -58,7 +61,7 @@ class SqliteBroker:
     `shared`     True: the file may also contain tables of other programs
     `opening`    whether the first verb creates or migrates the tables, and whose file is accepted
     `timeout`    the maximum time in seconds to wait for a lock that another process holds
-    `limits`     limits on the number of jobs and the disk space
+    `limits`     limits on the number of jobs and the size of the file
 
     The first verb opens the file, and raises BrokerRefused or BrokerUnavailable if something is wrong with it.
     """
@@ -75,12 +78,12 @@ class SqliteBroker:
         timeout: float = _TIMEOUT,
         limits: SpaceLimits | None = None,
     ) -> None:
+        super().__init__(rules or Rules())
         # Made absolute now, so that a later change of the working directory does not matter.
         given = os.fspath(path) if os.path.isabs(path) else os.path.join(os.getcwd(), path)
         real = os.path.realpath(given)
         self._store = StoreFile(real, check_namespace(namespace), shared, timeout, limits or SpaceLimits(), opening or Opening(), given)
         self._seams = seams or Seams()
-        self._rules = rules or Rules()
         self._parts: _ProcessParts | None = None
         self._is_closed = False
 
@@ -91,70 +94,90 @@ class SqliteBroker:
     def console(self) -> SqliteConsole:
         return SqliteConsole(self)
 
+    # --- verbs: each is one operation in the writer's transaction -----------------------------------------------------
+
+    async def run(self, operation: Operation[T], durability: Durability = Durability.FULL) -> T:
+        return await self.call(durability, lambda store: store.drive(operation))
+
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         check_payloads(envelopes)
-        return await self.call(
-            Durability.FULL_AND_SENT, lambda transitions: enqueue.enqueue(transitions, envelopes, self._store.limits.capacity)
-        )
+        return await self.run(enqueue(envelopes, self.rules), Durability.GROWING)
 
     async def register(self, session: Session) -> None:
-        await self.call(Durability.NORMAL, lambda transitions: sessions.register(transitions, session))
+        await self.run(sessions.register(session, self.rules), Durability.NORMAL)
 
-    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+    async def claim_records(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
         listener = self._running().listener
-        return await self.call(Durability.NORMAL, lambda transitions: self._claim(transitions, listener, session, request, queues, limit))
 
-    def _claim(
-        self, transitions: Transitions, listener: SocketListener, session: bytes, request: int, queues: Sequence[str], limit: int
-    ) -> list[Lease]:
-        leases = claim.claim(transitions, session, request, queues, limit)
-        is_full = len(leases) >= limit
-        if is_full:
-            transitions.announcement.full_claims[tuple(queues)] += 1
-        listener.claimed(is_full=is_full)
-        return leases
+        def claim(store: SqliteStore) -> Claimed | None:
+            claimed = store.claim(session, request, queues, limit)
+            if claimed is not None:
+                is_full = len(claimed.records) >= limit
+                if is_full:
+                    store.announcement.full_claims[tuple(queues)] += 1
+                listener.claimed(is_full=is_full)
+            return claimed
+
+        return await self.call(Durability.NORMAL, claim)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        return await self.call(Durability.NORMAL, lambda transitions: self._beat(transitions, beat))
+        def send(store: SqliteStore) -> BeatAnswer:
+            store.announcement.is_periodical = True
+            return store.drive(sessions.beat(beat, self.rules))
 
-    def _beat(self, transitions: Transitions, beat: Beat) -> BeatAnswer:
-        answer = sessions.beat(transitions, beat)
-        return msgspec.structs.replace(answer, outlook=upkeep.outlook(transitions, beat.session)) if beat.looks else answer
+        return await self.call(Durability.NORMAL, send)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        return await self.call(Durability.FULL, lambda transitions: settle.settle(transitions, settlements))
-
-    async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
-        return await self.call(Durability.FULL, lambda transitions: settle.cancel(transitions, ids))
+        check_settlements(settlements)
+        return await super().settle(settlements)
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         listener = self._running().listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
         if ended and len(ended) == len(ids):
             return [*map(ended.get, ids)]
-        return await self._look_in_writer(lambda transitions: settle.read(transitions, ids))
+        return await self.run(settling.read(ids), Durability.READ)
 
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        return await self._look_in_writer(lambda transitions: settle.live_holders(transitions, keys))
+        return await self.run(settling.holders(keys, self.rules), Durability.READ)
 
     async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
-        return await self.call(Durability.NORMAL, lambda transitions: upkeep.upkeep(transitions, limit, ends=ends))
+        def keep_up(store: SqliteStore) -> Upkept:
+            store.announcement.is_periodical = store.announcement.cleans = True
+            return store.drive(maintenance.upkeep(limit, ends, self.rules))
+
+        return await self.call(Durability.NORMAL, keep_up)
 
     async def define(self, definitions: Sequence[Definition], session: bytes | None = None, age: float = 0.0) -> list[bool]:
         check_definitions(definitions)
-        durability = Durability.FULL_AND_SENT if session is None else Durability.FULL
-        return await self.call(durability, lambda transitions: self._define(transitions, definitions, session, age))
-
-    def _define(self, transitions: Transitions, definitions: Sequence[Definition], session: bytes | None, age: float) -> list[bool]:
-        if session is not None:
-            sessions.living(transitions, session)
-        return schedules.define(transitions, definitions, session, age)
+        return await self.run(define(definitions, session, age, self.rules), Durability.GROWING)
 
     async def fire(self, firings: Sequence[Firing]) -> list[Added | Refused | None]:
         envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
         check_payloads(envelopes)
-        durability = Durability.FULL_AND_NEW if envelopes else Durability.NORMAL
-        return await self.call(durability, lambda transitions: schedules.fire(transitions, firings, self._store.limits.capacity))
+        return await self.run(fire(firings, self.rules), Durability.GROWING if envelopes else Durability.NORMAL)
+
+    async def examine(self) -> list[Finding]:
+        return await self.look(examine)
+
+    async def run_beside(self, operation: Operation[T]) -> T:
+        """Run an operation of the console. The reader's thread answers its queries, and each of its changes is a transaction."""
+        try:
+            effect = next(operation)
+            while True:
+                effect = operation.send(await self._perform(effect))
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+        finally:
+            operation.close()
+
+    async def _perform(self, effect: Any) -> Any:
+        if isinstance(effect, Query):
+            return await self.look(lambda store: store.query(effect))
+        return await self.call(Durability.FULL, lambda store: store.perform(effect))
+
+    # --- the file -----------------------------------------------------------------------------------------------------
 
     async def pending(self) -> Upgrade:
         return await self._alone(self._store, Transactions.pending)
@@ -176,7 +199,7 @@ class SqliteBroker:
                 raise BrokerUnavailable(wording.CLOSED)
             return broker._running().writer
 
-        return SqliteTransactional(self._store, self._seams, self._rules, writer)
+        return SqliteTransactional(self._store, self._seams, self.rules, writer)
 
     def listen(self, topics: Sequence[str]) -> Waiter:
         return self._running().listener.listen(topics)
@@ -193,30 +216,23 @@ class SqliteBroker:
         if parts is not None:
             await asyncio.to_thread(parts.close)  # waits for accepted verbs, and for the file to be closed
 
-    async def call(self, durability: Durability, verb: Callable[[Transitions], T]) -> T:
+    async def call(self, durability: Durability, verb: Callable[[SqliteStore], T]) -> T:
         return await self._running().writer.call(durability, verb)
 
-    async def _look_in_writer(self, verb: Callable[[Transitions], T]) -> T:
-        """Run a read-only verb without the write lock. If a row must be repaired, run the verb again with the lock."""
-        try:
-            return await self.call(Durability.READ, verb)
-        except NeedsRepair:
-            return await self.call(Durability.NORMAL, verb)
-
-    async def look(self, verb: Callable[[Transitions], T]) -> T:
+    async def look(self, verb: Callable[[SqliteStore], T]) -> T:
         """Run a read-only verb in the reader's thread. If the reader cannot run it, the writer does."""
         parts = self._running()
         if parts.writer.is_open:  # otherwise the writer opens or migrates the file first
-            with contextlib.suppress(CannotRead, NeedsRepair):
+            with contextlib.suppress(CannotRead):
                 return await parts.reader.call(Durability.READ, verb)
-        return await self._look_in_writer(verb)
+        return await self.call(Durability.READ, verb)
 
     async def _alone(self, store: StoreFile, verb: Callable[[Transactions], T]) -> T:
         """Run a migration without the writer, which would migrate the file on opening it."""
 
         def run() -> T:
             with forks.transactions:
-                return verb(Transactions(store, self._seams.clock, self._rules, lambda *_: None))
+                return verb(Transactions(store, self._seams.clock, lambda *_: None))
 
         return await asyncio.to_thread(run)
 
@@ -228,25 +244,33 @@ class SqliteBroker:
         if parts is None or parts.writer.pid != os.getpid():
             if parts is not None:
                 parts.abandon()
-            self._parts = parts = _ProcessParts(self._store, self._seams, self._rules)
+            self._parts = parts = _ProcessParts(self._store, self._seams)
             weakref.finalize(self, parts.close)
         return parts
+
+
+class SqliteConsole(EngineConsole):
+    """The console, which does not wait for the writer to read."""
+
+    def __init__(self, broker: SqliteBroker) -> None:
+        super().__init__(broker)
+        self._run = broker.run_beside
 
 
 class _ProcessParts:
     """Connects the writer, the notifier and the listener that a broker uses in one process."""
 
-    def __init__(self, store: StoreFile, seams: Seams, rules: Rules) -> None:
+    def __init__(self, store: StoreFile, seams: Seams) -> None:
         self._flag = WakeUpFlag()
         self._notifier = SocketNotifier(store, seams.clock)
-        self._transactions = Transactions(store, seams.clock, rules, self._announce)
+        self._transactions = Transactions(store, seams.clock, self._announce)
         self.writer = Writer(self._transactions, seams.start_thread)
-        self._reads = ReadTransactions(store, seams.clock, rules)
+        self._reads = ReadTransactions(store, seams.clock)
         self.reader = Writer(self._reads, seams.start_thread, "reader")
         self.listener = SocketListener(store, self._flag, seams)
 
-    def _announce(self, announcement: Announcement, transitions: Transitions) -> None:
-        is_announced = self._notifier.announce(announcement, transitions) and self.listener.name is not None
+    def _announce(self, announcement: Announcement, store: SqliteStore) -> None:
+        is_announced = self._notifier.announce(announcement, store) and self.listener.name is not None
         if not is_announced and self._flag.is_heard:
             self._flag.wake(announcement.topics())
 

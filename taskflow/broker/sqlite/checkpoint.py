@@ -17,13 +17,16 @@ from typing import Final, Literal
 
 from taskflow.broker.sqlite.ownership import open_beside
 from taskflow.broker.sqlite.statements import pragma
-from taskflow.broker.sqlite.store_file import LOG, LOG_LIMIT, MIB, SIDE, SMALL_LOG_LIMIT, StoreFile
+from taskflow.broker.sqlite.store_file import LOG, SIDE, StoreFile
 
 MOST_COMMITS: Final = 128
 MOST_CHANGES: Final = 3_000
 """The number of commits, or of changed rows, after which a connection makes a checkpoint: about 4 MiB of log."""
 
-SMALL: Final = 2 * MIB
+LOG_LIMIT: Final = 6 << 20
+"""The size in bytes beyond which the write-ahead log is truncated."""
+
+SMALL: Final = 2 << 20
 """The size of the log file in bytes up to which commits and changes cause no checkpoint."""
 
 _BUSY_TIMEOUT_MS: Final = 100
@@ -49,9 +52,8 @@ class Checkpointer:
     def after_commit(self) -> None:
         self._commits += 1
         size = self._size()
-        limit = SMALL_LOG_LIMIT if size > SMALL_LOG_LIMIT and self._is_scarce() else LOG_LIMIT
-        if size > limit and size > self._put_off_until:
-            self._put_off_until = 0 if self.checkpoint("TRUNCATE") else size + limit
+        if size > LOG_LIMIT and size > self._put_off_until:
+            self._put_off_until = 0 if self.checkpoint("TRUNCATE") else size + LOG_LIMIT
         elif size > SMALL and (self._commits >= MOST_COMMITS or self._connection.total_changes - self._changes >= MOST_CHANGES):
             self.checkpoint("RESTART")
 
@@ -83,12 +85,6 @@ class Checkpointer:
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
-
-    def _is_scarce(self) -> bool:
-        try:
-            return self._store.is_scarce()
-        except OSError:  # the folder is gone: the next writer reports it
-            return False
 
     def _size(self) -> int:
         try:

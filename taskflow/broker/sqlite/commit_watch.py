@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from taskflow.broker.sqlite.announcement import Announcement
-from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.broker.sqlite.store import SqliteStore
 
 _EVERY: Final = 0.004
 _SHARE: Final = 1 / 250
@@ -23,6 +23,10 @@ longer than a second."""
 
 LOOKED_FOR: Final = 60.0
 """The number of seconds for which a commit is looked for. Listeners find the jobs of later ones when they next look at the store."""
+
+
+IS_COMMITTED: Final = 'SELECT count(*) FROM "~jobs" WHERE id = ? AND settled IS coalesce(?, settled)'
+"""Whether a job is there and, unless the fence is NULL, was last settled with it."""
 
 
 @dataclass(eq=False, slots=True)
@@ -65,14 +69,16 @@ class CommitWatch:
         next_look = self._next_look
         return None if next_look is None else max(0.0, next_look - time.monotonic())
 
-    def look(self, transitions: Transitions) -> None:
-        """Add the announcements of the transactions that have committed to the one of `transitions`."""
+    def look(self, store: SqliteStore) -> Announcement:
+        """Return the announcements of the transactions that have committed."""
         self._take_arrived()
-        [(version,)] = transitions.connection.execute("PRAGMA data_version")
-        self._expected = [commit for commit in self._expected if self._is_open(commit, version, transitions)]
+        found = Announcement()
+        [(version,)] = store.connection.execute("PRAGMA data_version").fetchall()
+        self._expected = [commit for commit in self._expected if self._is_open(commit, version, store, found)]
         with self._lock:
             if not (self._expected or self._arrived):
                 self._next_look = None
+        return found
 
     def _take_arrived(self) -> None:
         with self._lock:
@@ -81,14 +87,14 @@ class CommitWatch:
             now = time.monotonic()
             self._next_look = now + max(_EVERY, (now - self._expected[-1].since) * _SHARE) if self._expected else None
 
-    def _is_open(self, commit: ExpectedCommit, version: int, transitions: Transitions) -> bool:
+    def _is_open(self, commit: ExpectedCommit, version: int, store: SqliteStore, found: Announcement) -> bool:
         """Return True if the transaction has not ended yet, as far as can be seen."""
         before, commit.looked_at = commit.looked_at, version
         if before == version:
             return time.monotonic() - commit.since < LOOKED_FOR
-        [(is_committed,)] = transitions.connection.execute(transitions.sql["is_committed"], (commit.job_id, commit.fence))
+        [(is_committed,)] = store.connection.execute(store.sql[IS_COMMITTED], (commit.job_id, commit.fence)).fetchall()
         if is_committed:
-            transitions.announcement.add(commit.announcement)
+            found.add(commit.announcement)
         return not is_committed and before is None
 
     def forget(self) -> None:

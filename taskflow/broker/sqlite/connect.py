@@ -10,17 +10,17 @@ from typing import Final, TypeVar
 
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.errors import broker_error, whoami
-from taskflow.broker.sqlite.migrations import pending, tables_of, tables_of_namespaces, upgrade, upgrade_from
+from taskflow.broker.sqlite.migrations import execute_with_lock, pending, tables_in, tables_of, tables_of_namespaces, upgrade, upgrade_from
 from taskflow.broker.sqlite.ownership import check_opened, check_store, make_private
-from taskflow.broker.sqlite.self_deadlock import execute_with_lock
-from taskflow.broker.sqlite.shrinking import allow_shrinking
 from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 
 T = TypeVar("T")
 
-_STATEMENT_CACHE: Final = 256
+_STATEMENT_CACHE: Final = 512
+INCREMENTAL: Final = 2
+"""The value of the `auto_vacuum` pragma (https://sqlite.org/pragma.html#pragma_auto_vacuum)."""
 _CACHE_KIB: Final = 16_384
 
 
@@ -94,7 +94,7 @@ def _prepare(connection: sqlite3.Connection, store: StoreFile, sql: Statements) 
     found = _look(connection, store, sql)  # before anything is written, so that a refused file stays unchanged
     found.refuse_unless(store.opening.migrates)
     if not store.shared:
-        allow_shrinking(connection, store)
+        connection.execute(pragma("auto_vacuum", INCREMENTAL))  # changes nothing in a file that has tables
     _use_wal(connection, store)
     # taskflow makes the checkpoints: see checkpoint.py.
     connection.execute(pragma("wal_autocheckpoint", 0))
@@ -152,7 +152,7 @@ def _check_access(path: str, mode: int, problem: str) -> None:
 
 
 def _check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> None:
-    there = {name for (name,) in connection.execute(sql["tables"])}
+    there = tables_in(connection)
     if tables_of(store.namespace) & there or store.shared:
         return
     strangers = sorted(there - tables_of_namespaces(there))
@@ -177,4 +177,4 @@ def _use_wal(connection: sqlite3.Connection, store: StoreFile) -> None:
     [(mode,)] = execute_with_lock(connection, store, "PRAGMA journal_mode=WAL")
     if mode != "wal":
         raise BrokerRefused(f"{store.path}: its file system does not support SQLite's write-ahead log (a network drive?): use a local one")
-    connection.execute("PRAGMA schema_version").fetchone()  # the first read creates the log's index, which wal_files.py records
+    connection.execute("PRAGMA schema_version").fetchone()  # the first read creates the log's index

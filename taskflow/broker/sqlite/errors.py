@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 
-from taskflow.broker.sqlite.lock_owner import locked_by
 from taskflow.broker.sqlite.size_limits import LARGEST_VALUE
-from taskflow.broker.sqlite.store_file import INDEX, StoreFile
+from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, TaskflowError, TooLarge
 
 
@@ -37,17 +36,22 @@ def is_about_the_file(error: BaseException) -> bool:
     )
 
 
-def broker_error(error: sqlite3.Error, store: StoreFile) -> TaskflowError:
-    """Return the taskflow error to raise instead, which names the file and says what to do.
+def broker_error(error: sqlite3.Error, store: StoreFile, *, grows: bool = True) -> TaskflowError:
+    """Return the taskflow error to raise instead, which names the file and says what to do. `grows` is True for a verb that adds jobs.
 
     A value that is too large does not cause a BrokerError: the store works, and another attempt would fail too.
     """
     path = store.path
     code = _code(error)
-    if is_full(error):
+    if is_full(error) and grows:
         return StoreFull(f"{path}: no room for new jobs ({error}): let workers catch up, or make room on the disk")
+    if is_full(error):
+        return BrokerUnavailable(f"{path}: the disk is full ({error}), so nothing was changed: free space on the disk")
     if is_busy(error):
-        return BrokerUnavailable(f"{path} {locked_by(store, '', INDEX)}")
+        return BrokerUnavailable(
+            f"{path} is locked by another connection, for longer than {store.timeout:g} s: find a program with an open transaction on it "
+            "(a database browser, a backup, your own code), and end that sooner"
+        )
     if code == sqlite3.SQLITE_TOOBIG:
         return TooLarge(f"{path}: SQLite allows no value above {LARGEST_VALUE:,} bytes ({error}): use a reference to the data")
     if code == sqlite3.SQLITE_NOTADB:

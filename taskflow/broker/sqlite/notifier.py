@@ -14,13 +14,11 @@ from typing import Final, Protocol
 import msgspec
 
 from taskflow.broker import topics
+from taskflow.broker.engine import settle
 from taskflow.broker.protocol import PASSED_ON_AFTER, UPKEEPERS
-from taskflow.broker.sqlite import settle
 from taskflow.broker.sqlite.announcement import Announcement
-from taskflow.broker.sqlite.job_table import NeedsRepair
-from taskflow.broker.sqlite.row import slices
+from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile
-from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, NUDGED, WAITING, Folder, ListenerNote, Listeners, awaited_file, topic_hash
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.ids import ID_BYTES
@@ -99,7 +97,7 @@ class SocketNotifier:
         self._cleaned_at = -_CLEAN_EVERY
         self._socket: socket.socket | None = None
 
-    def announce(self, announcement: Announcement, transitions: Transitions) -> bool:
+    def announce(self, announcement: Announcement, store: SqliteStore) -> bool:
         """After a commit, wake the listeners that are waiting for one of its events. Return False if the listeners are unknown."""
         listeners = self.folder.listeners()
         if listeners is None:
@@ -107,19 +105,19 @@ class SocketNotifier:
         if not (announcement.is_for_noted or listeners.awaiting or (announcement.full_claims and listeners.are_waiting)):
             return True
         delivery = _Delivery(self, listeners, self._namespace)
-        with contextlib.suppress(OSError, sqlite3.Error, NeedsRepair):  # a hint is not worth an error
+        with contextlib.suppress(OSError, sqlite3.Error):  # a hint is not worth an error
             if announcement.is_periodical or announcement.ready:
                 delivery.pass_on_late_nudges()
             for queue, number in announcement.ready.items():
-                delivery.nudge_for(queue, number, transitions)
+                delivery.nudge_for(queue, number, store)
             for queues, number in announcement.full_claims.items() if listeners.are_waiting else ():
-                delivery.nudge_next(queues, number, transitions)
-            for session in announcement.stopping:
-                delivery.notify_topic(topics.session(session))
+                delivery.nudge_next(queues, number, store)
+            for topic in announcement.woken:
+                delivery.notify_topic(topic)
             if announcement.is_due:
-                delivery.notify_due(announcement, transitions)
+                delivery.notify_due()
             if announcement.ended:
-                delivery.notify_ends(announcement.ended, transitions)
+                delivery.notify_ends(announcement.ended, store)
         delivery.send()
         self._clean(listeners, announcement)
         return True
@@ -203,18 +201,18 @@ class _Delivery:
 
     # --- jobs ------------------------------------------------------------------------------------------------------
 
-    def nudge_for(self, queue: str, number: int, transitions: Transitions) -> None:
+    def nudge_for(self, queue: str, number: int, store: SqliteStore) -> None:
         """Nudge a listener for each job that became ready, unless the queue is paused or others have already claimed the jobs."""
         hashed = topic_hash(self._namespace, topics.queue(queue))
         if any(self._waiting_for(hashed, WAITING + NUDGED)):
-            self.nudge(hashed, min(number, transitions.ready_in(queue)))
+            self.nudge(hashed, min(number, store.ready_in(queue)))
 
-    def nudge_next(self, queues: Sequence[str], number: int, transitions: Transitions) -> None:
+    def nudge_next(self, queues: Sequence[str], number: int, store: SqliteStore) -> None:
         """Nudge one more listener for each claim that reached its limit and left jobs behind."""
-        for queue in queues or transitions.first_ready_queues(_MOST_QUEUES):
+        for queue in queues or store.first_ready_queues(_MOST_QUEUES):
             hashed = topic_hash(self._namespace, topics.queue(queue))
             if any(self._waiting_for(hashed, WAITING)):
-                wanted = min(number, transitions.ready_in(queue))
+                wanted = min(number, store.ready_in(queue))
                 number -= wanted - self._nudge_waiting(hashed, wanted)
 
     def nudge(self, hashed: str, number: int) -> None:
@@ -274,20 +272,19 @@ class _Delivery:
             if note.hears(hashed):
                 self._message(note.listener).topics.add(hashed)
 
-    def notify_due(self, announcement: Announcement, transitions: Transitions) -> None:
-        """Tell a few listeners about the due time, unless another job is due earlier, or about ends that were noted."""
+    def notify_due(self) -> None:
+        """Tell a few listeners that upkeep may be due earlier."""
         listeners = [note.listener for note in self._notes.values() if note.hears(self._due)]
-        if listeners and (announcement.has_ends or transitions.next_due() == announcement.due_at):
-            for listener in SYSTEM_RANDOM.sample(listeners, min(UPKEEPERS, len(listeners))):
-                self._message(listener).topics.add(self._due)
+        for listener in SYSTEM_RANDOM.sample(listeners, min(UPKEEPERS, len(listeners))):
+            self._message(listener).topics.add(self._due)
 
-    def notify_ends(self, ended: set[bytes], transitions: Transitions) -> None:
+    def notify_ends(self, ended: set[bytes], store: SqliteStore) -> None:
         """Tell each listener which of the jobs it awaits have ended. If these are few, their small records are sent too."""
         awaited = {name: ids for name in self._listeners.awaiting if (ids := self._awaited(name, ended))}
         if not awaited:
             return
         wanted = set[bytes]().union(*awaited.values())
-        records = _small_records(transitions, wanted) if len(wanted) <= _MOST_RECORDS else {}
+        records = _small_records(store, wanted) if len(wanted) <= _MOST_RECORDS else {}
         for name, ids in awaited.items():
             message = self._message(name)
             message.ended += ids
@@ -303,7 +300,8 @@ class _Delivery:
     def _awaited(self, name: str, ended: set[bytes]) -> list[bytes]:
         if (listener := local_listener(name)) is not None:
             return listener.awaits(ended)
-        return list(ended.intersection(slices(self._notifier.folder.read(awaited_file(name)), ID_BYTES)))
+        awaited = self._notifier.folder.read(awaited_file(name))
+        return list(ended.intersection(awaited[at : at + ID_BYTES] for at in range(0, len(awaited), ID_BYTES)))
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
@@ -324,11 +322,10 @@ class _Delivery:
                 self._message(SYSTEM_RANDOM.choice(others)).topics.add(self._due)
 
 
-def _small_records(transitions: Transitions, ids: set[bytes]) -> dict[bytes, tuple[Record, int]]:
+def _small_records(store: SqliteStore, ids: set[bytes]) -> dict[bytes, tuple[Record, int]]:
     """Return the small records of those jobs that have ended, each with its encoded size."""
-    transitions.begin(may_write=False)
     found: dict[bytes, tuple[Record, int]] = {}
-    for record in settle.read(transitions, list(ids)):
+    for record in store.drive(settle.read(list(ids))):
         if record is not None and record.status.is_ended and len(record.result or b"") <= SMALL_RECORD:
             length = len(_ENCODER.encode(record))
             if length <= SMALL_RECORD:

@@ -2,98 +2,116 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Sequence
 from typing import Final
 
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.checkpoint import Checkpointer
-from taskflow.broker.sqlite.disk_reserve import DiskReserve
+from taskflow.broker.sqlite.connect import INCREMENTAL
+from taskflow.broker.sqlite.errors import is_full
 from taskflow.broker.sqlite.migrations import version_of
 from taskflow.broker.sqlite.queued_verb import Durability, QueuedVerb
-from taskflow.broker.sqlite.self_deadlock import SelfDeadlockDetector, writing
-from taskflow.broker.sqlite.shrinking import Shrinker
 from taskflow.broker.sqlite.statements import pragma
+from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile
-from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.errors import BrokerRefused, SessionLost, StoreFull
 
 _NORMAL, _FULL = 1, 2
 """Values of the `synchronous` pragma (https://sqlite.org/pragma.html#pragma_synchronous)."""
 
-_UNLIMITED: Final = 4_294_967_294
+_PAGES_AT_ONCE: Final = 64
+_LEAST_FREE: Final = 256
+"""How many free pages an upkeep gives back to the disk, if at least so many are free, and at least half of the file."""
 
 
 class OpenFile:
     """An open file: a connection, its settings, and its one transaction."""
 
-    def __init__(self, store: StoreFile, disk_reserve: DiskReserve, transitions: Transitions, shrinker: Shrinker, upgrade: Upgrade) -> None:
-        self.transitions = transitions
-        self._shrinker = shrinker
-        self.upgrade = upgrade
-        self.identity = store.identity()
-        self._store = store
-        self._disk_reserve = disk_reserve
-        self._connection = transitions.connection
-        self.deadlock_detector = SelfDeadlockDetector(store, transitions.connection)
-        self.checkpointer = Checkpointer(transitions.connection, store)
+    def __init__(self, file: StoreFile, store: SqliteStore, upgrade: Upgrade) -> None:
+        self.store, self.upgrade = store, upgrade
+        self.identity = file.identity()
+        self._file = file
+        self._connection = store.connection
+        self._checkpointer = Checkpointer(store.connection, file)
         self._synchronous = -1
-        self._max_pages = _UNLIMITED
         self._has_compiled = True
         self._connection.set_authorizer(self._note_compilation)
-        [(self._page_size,)] = transitions.connection.execute("PRAGMA page_size")
         self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # the caller of `attempt` waits instead
+        [(vacuum,)] = self._connection.execute("PRAGMA auto_vacuum").fetchall()
+        self._can_shrink = not file.shared and vacuum == INCREMENTAL
 
-    def attempt(self, group: Sequence[QueuedVerb]) -> BaseException | None:
-        """Run the group in one transaction. Return None on success; after an error, roll back and return the error."""
+    def begin(self, group: Sequence[QueuedVerb]) -> None:
+        """Begin the transaction of a group. It fails if another connection holds the lock."""
+        durability = max(queued.durability for queued in group)
+        if durability is Durability.READ:
+            self._connection.execute("BEGIN")
+            try:
+                self._check_version(always=True)  # takes the snapshot too
+            except BaseException:
+                self._roll_back()
+                raise
+            return
+        synchronous = _NORMAL if durability is Durability.NORMAL else _FULL
+        if synchronous != self._synchronous:
+            self._connection.execute(pragma("synchronous", synchronous))
+            self._synchronous = synchronous
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def run(self, group: Sequence[QueuedVerb]) -> BaseException | None:
+        """Run the group's verbs in the transaction that has begun, and commit. If that fails, roll back, and return the error.
+
+        An error of one of several verbs undoes this verb only.
+        """
         try:
-            self._begin(group)
-        except Exception as error:  # nothing has begun, so all caches are still correct
-            return error
-        try:
-            may_write = any(queued.durability is not Durability.READ for queued in group)
             for queued in group:
-                self._run(queued, may_write)
-            self.transitions.flush()
+                if len(group) == 1:
+                    self._run(queued)
+                elif queued.durability is Durability.READ:
+                    self._read(queued)
+                else:
+                    self._run_apart(queued)
+            self.store.flush()
             self._check_version()
             self._connection.execute("COMMIT")
         except Exception as error:
             self._roll_back()
+            if is_full(error):
+                self._checkpointer.checkpoint("TRUNCATE")  # gives the log's space back to the disk
             return self._refusal() or error
-        else:
-            self.checkpointer.after_commit()
-            if self._shrinker.wants_checkpoint:
-                self._shrinker.checkpointed(is_cut=self.checkpointer.checkpoint("RESTART"))
-            return None
-        finally:
-            writing.discard(self)
+        self._checkpointer.after_commit()
+        return None
 
-    def free_inside(self) -> int:
-        """Return the total size in bytes of the file's free pages."""
+    def _run(self, queued: QueuedVerb) -> None:
+        """Run a verb. A refusal is an answer like any other."""
+        self.store.forget()
         try:
-            [(pages,)] = self._connection.execute("PRAGMA freelist_count")
-        except sqlite3.Error:  # the next writer reports it
-            return 0
-        return int(pages) * int(self._page_size)
-
-    def _begin(self, group: Sequence[QueuedVerb]) -> None:
-        durability = max(queued.durability for queued in group)
-        if durability is Durability.READ:
-            self._connection.execute("BEGIN")
-            return
-        self._set_synchronous(_NORMAL if durability is Durability.NORMAL else _FULL)
-        self._set_max_pages(durability >= Durability.FULL_AND_NEW)
-        self._connection.execute("BEGIN IMMEDIATE")
-        writing.add(self)
-
-    def _run(self, queued: QueuedVerb, may_write: bool) -> None:
-        """Run a verb. A refusal changes nothing and is an answer like any other; any other error rolls back the whole group."""
-        self.transitions.begin(may_write=may_write)
-        queued.answer = queued.error = None
-        try:
-            queued.answer = queued.verb(self.transitions)
+            queued.answer = queued.verb(self.store)
         except (SessionLost, StoreFull) as refused:
             queued.error = refused
+
+    def _read(self, queued: QueuedVerb) -> None:
+        """Run a verb that changes nothing, beside others."""
+        try:
+            self._run(queued)
+        except Exception as error:
+            queued.error = error
+
+    def _run_apart(self, queued: QueuedVerb) -> None:
+        """Run a verb whose error must not concern others."""
+        before = self.store.save()
+        self._connection.execute("SAVEPOINT verb")
+        try:
+            self._run(queued)
+            self.store.join(before)
+        except Exception as error:
+            if not self._connection.in_transaction:  # SQLite has rolled back everything
+                raise
+            self.store.restore(before)
+            self._connection.execute("ROLLBACK TO verb")
+            queued.error = error
+        self._connection.execute("RELEASE verb")
 
     # --- the tables' version -----------------------------------------------------------------------------------------
 
@@ -103,14 +121,14 @@ class OpenFile:
         self._has_compiled |= action != sqlite3.SQLITE_PRAGMA  # a PRAGMA is compiled at every use
         return sqlite3.SQLITE_OK
 
-    def _check_version(self) -> None:
-        """Raise BrokerRefused if another process has migrated the tables. Costs nothing while they do not change."""
-        if self._has_compiled:
-            version_of(self._connection, self._store, self.transitions.sql)
+    def _check_version(self, *, always: bool = False) -> None:
+        """Raise BrokerRefused if another process has changed the tables. Costs nothing while they do not change."""
+        if self._has_compiled or always:
+            version_of(self._connection, self._file, self.store.sql)
             self._has_compiled = False
 
     def _refusal(self) -> BrokerRefused | None:
-        """Return the refusal if an attempt failed because of a migration, otherwise None."""
+        """Return the refusal if a transaction failed because the tables have changed, otherwise None."""
         try:
             self._check_version()
         except BrokerRefused as refusal:
@@ -120,30 +138,23 @@ class OpenFile:
         return None
 
     def _roll_back(self) -> None:
-        self.transitions.forget()
-        try:
+        self.store.reset()
+        with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        except sqlite3.Error:  # SQLite has already rolled back
+
+    def shrink(self) -> None:
+        """Give some free pages back to the disk if most of the file is free."""
+        if not self._can_shrink:
             return
+        with contextlib.suppress(sqlite3.Error):  # another connection has the lock, or the disk is full
+            [(free,)] = self._connection.execute("PRAGMA freelist_count").fetchall()
+            [(pages,)] = self._connection.execute("PRAGMA page_count").fetchall()
+            if free > max(_LEAST_FREE, pages // 2):
+                self._connection.execute(pragma("incremental_vacuum", _PAGES_AT_ONCE)).fetchall()
+                self._checkpointer.after_commit()
 
     def close(self) -> None:
-        self.checkpointer.close()
-        try:
+        self._checkpointer.close()
+        with contextlib.suppress(sqlite3.Error):
             self._connection.close()
-        except sqlite3.Error:
-            return
-
-    # --- what is set between transactions, when it changes --------------------------------------------------------------
-
-    def _set_synchronous(self, value: int) -> None:
-        if value != self._synchronous:
-            self._connection.execute(pragma("synchronous", value))
-            self._synchronous = value
-
-    def _set_max_pages(self, is_limited: bool) -> None:
-        most = self._disk_reserve.most_pages(self._page_size) if is_limited else None
-        value = _UNLIMITED if most is None else min(most, _UNLIMITED)
-        if value != self._max_pages:
-            self._connection.execute(pragma("max_page_count", value)).fetchall()
-            self._max_pages = value

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.broker.sqlite.store import SqliteStore
 
 
 class Durability(IntEnum):
@@ -26,20 +26,15 @@ class Durability(IntEnum):
     FULL = 2
     """For settlements, cancellations and console operations: the log is flushed before the answer."""
 
-    FULL_AND_NEW = 3
-    """For a `fire` that adds jobs: the log is flushed before the answer, and the
-    verb is refused if the disk is full. All other verbs still work."""
-
-    FULL_AND_SENT = 4
-    """For `enqueue` and a `define` without a session: in addition, the verb is
-    refused if a transaction of this process that may be waiting for it holds the lock."""
+    GROWING = 3
+    """For verbs that add jobs: in addition, a full disk is StoreFull."""
 
 
 @dataclass(eq=False, slots=True)
 class QueuedVerb:
     """A verb, and its answer or error. `accepted_at` is a `time.monotonic()` value."""
 
-    verb: Callable[[Transitions], Any]
+    verb: Callable[[SqliteStore], Any]
     durability: Durability
     accepted_at: float
     answer: Any = field(default=None, init=False)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from taskflow.broker.sqlite.checkpoint import side_file, wait_for_checkpoint
 from taskflow.broker.sqlite.commit_watch import CommitWatch
@@ -19,12 +18,10 @@ from taskflow.broker.sqlite.forks import keep_open
 from taskflow.broker.sqlite.migrations import version_of
 from taskflow.broker.sqlite.queued_verb import QueuedVerb
 from taskflow.broker.sqlite.statements import Statements
+from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile
-from taskflow.broker.sqlite.transitions import Transitions
-from taskflow.broker.sqlite.wal_files import own_wal_files
 from taskflow.model.clock import Clock
 from taskflow.model.errors import BrokerError
-from taskflow.model.rules import Rules
 
 
 class CannotRead(Exception):
@@ -34,70 +31,64 @@ class CannotRead(Exception):
 class ReadTransactions:
     """Runs verbs that only read, each in its own transaction, for a thread like the writer's."""
 
-    def __init__(self, store: StoreFile, clock: Clock, rules: Rules) -> None:
+    def __init__(self, store: StoreFile, clock: Clock) -> None:
         self.store = store
         self.commits = CommitWatch()
         self._clock = clock
-        self._rules = rules
         self._identity: tuple[int, int] | None = None
-        self._transitions: Transitions | None = None
+        self._opened: SqliteStore | None = None
         self._side_file = -1
 
     @property
     def is_open(self) -> bool:
-        return self._transitions is not None
+        return self._opened is not None
 
     def run(self, group: Sequence[QueuedVerb]) -> None:
-        """Run the verbs. Their errors are CannotRead, and NeedsRepair if a row must be repaired first."""
+        """Run the verbs. If the file cannot be read, their error is CannotRead."""
         for queued in group:
             try:
-                queued.answer = self._read(queued.verb)
+                self._read(queued)
             except Exception as error:
                 queued.error = error
 
     def look_for_commits(self) -> None:
         """Do nothing: the writer looks for them."""
 
-    def take_waiting(self) -> list[QueuedVerb]:
-        return []
-
     def close(self) -> None:
-        transitions, self._transitions = self._transitions, None
-        if transitions is not None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
             os.close(self._side_file)
             with contextlib.suppress(sqlite3.Error):
-                transitions.connection.close()
+                opened.connection.close()
 
     def abandon(self) -> None:
         """In a forked child, leave the parent's connection alone."""
-        if self._transitions is not None:
-            keep_open(self._transitions.connection)
+        if self._opened is not None:
+            keep_open(self._opened.connection)
 
-    def _read(self, verb: Callable[[Transitions], Any]) -> Any:
+    def _read(self, queued: QueuedVerb) -> None:
         try:
-            transitions = self._opened()
+            opened = self._open()
             wait_for_checkpoint(self._side_file)
-            transitions.forget()  # names may have been dropped, and added again with other numbers
-            transitions.connection.execute("BEGIN")
+            opened.connection.execute("BEGIN")
             try:
-                version_of(transitions.connection, self.store, transitions.sql)  # refuses tables that another process has migrated
-                transitions.begin(may_write=False)
-                return verb(transitions)
+                version_of(opened.connection, self.store, opened.sql)  # refuses tables that another process has migrated
+                opened.forget()
+                queued.answer = queued.verb(opened)
             finally:
-                transitions.connection.execute("ROLLBACK")
+                opened.connection.execute("ROLLBACK")
         except (sqlite3.Error, BrokerError, OSError) as error:
             self.close()
             raise CannotRead from error
 
-    def _opened(self) -> Transitions:
+    def _open(self) -> SqliteStore:
         """Return the open file. Raises CannotRead if the path names another one now."""
-        if self._transitions is None:
-            with own_wal_files(self.store):
-                self._identity = self.store.identity()
-                connection = connect_for_reading(self.store)
+        if self._opened is None:
+            self._identity = self.store.identity()
+            connection = connect_for_reading(self.store)
             self._side_file = side_file(self.store)
-            self._transitions = Transitions(connection, Statements(self.store.namespace), self._clock, self._rules)
+            self._opened = SqliteStore(connection, Statements(self.store.namespace), self._clock, self.store.limits)
         if self._identity is None or self._identity != self.store.identity():
             self.close()
             raise CannotRead
-        return self._transitions
+        return self._opened

@@ -9,6 +9,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.errors import TooLarge
 from taskflow.model.job_schema import LARGE
 from taskflow.model.schedule import Definition
+from taskflow.model.verdict import Settlement, Succeeded
 
 LARGEST_VALUE: Final = 1_000_000_000
 """The maximum size of a value or row in the usual build of SQLite, in bytes (https://sqlite.org/limits.html)."""
@@ -29,11 +30,13 @@ def check_definitions(definitions: Iterable[Definition]) -> None:
             raise _too_large(f"schedule {definition.name} was not stored: its definition", definition.body, "use")
 
 
-def check_result(result: bytes) -> bytes:
-    """Return the result. Raises TooLarge if it is too long to be read back."""
-    if len(result) > LARGEST_PAYLOAD:
-        raise _too_large("the result", result, "return")
-    return result
+def check_settlements(settlements: Iterable[Settlement]) -> None:
+    for settlement in settlements:
+        verdict = settlement.verdict
+        if type(verdict) is Succeeded and len(verdict.result) > LARGEST_PAYLOAD:
+            raise _too_large("the result", verdict.result, "return")
+        if settlement.follow_ups:
+            check_payloads(settlement.follow_ups)
 
 
 def _too_large(subject: str, value: bytes, act: str) -> TooLarge:

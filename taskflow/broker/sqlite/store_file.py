@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import quote
 
-MIB: Final = 1 << 20
-
 LOG: Final = "-wal"
 INDEX: Final = "-shm"
 """Suffixes of the files that SQLite keeps beside the store: the write-ahead log, and the log's index, which contains the write lock."""
@@ -20,36 +18,20 @@ JOURNAL: Final = "-journal"
 write-ahead log. SQLite writes any journal that it finds back into the file."""
 
 SIDE: Final = "-taskflow"
-"""The suffix of taskflow's own file beside the store. It begins with a record of the log and the index that
-belong to the store (wal_files.py), the rest is the disk reserve, and its lock is for checkpoints and openings."""
-
-RECORD_BYTES: Final = 48
+"""The suffix of taskflow's own file beside the store: its lock is for checkpoints (checkpoint.py)."""
 
 WAKE: Final = "-wake"
 """The suffix of the folder of listeners: see wake_folder.py."""
-
-LOG_LIMIT: Final = 6 * MIB
-"""The size in bytes beyond which the write-ahead log is copied into the file and truncated."""
-
-
-SMALL_LOG_LIMIT: Final = MIB
-"""The same limit for a nearly full disk, where the reserve must be large enough to copy the log."""
-
-AMPLE: Final = 64 * MIB
-"""The free space in bytes below which a disk counts as nearly full."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpaceLimits:
     """Limits on the space that a store may use.
 
-    `disk_reserve` bytes reserved in the side file, and released when the disk is full so that settlements still find space; 0 for none. By
-                   default it is twice the limit on the log, because copying the log into the file needs as much space again
     `max_pages`    pages of the file beyond which `enqueue` is refused; None for no limit except the disk
     `capacity`     live jobs beyond which `enqueue` is refused; None for no limit
     """
 
-    disk_reserve: int = 2 * SMALL_LOG_LIMIT
     max_pages: int | None = None
     capacity: int | None = None
 
@@ -94,16 +76,6 @@ class StoreFile:
             mode = stat.S_IMODE(os.stat(self.path).st_mode) & 0o666 if os.path.exists(self.path) else 0o600
             found = os.stat(path).st_mode
             os.chmod(path, mode | (mode & 0o444) >> 2 | found & stat.S_ISVTX if stat.S_ISDIR(found) else mode)
-
-    def free_space(self) -> int:
-        """Return the number of bytes that this user may still use on the disk."""
-        disk = os.statvfs(os.path.dirname(self.path))
-        return disk.f_bavail * disk.f_frsize
-
-    def is_scarce(self) -> bool:
-        """Return True if the disk is nearly full, so that another program
-        may use up the rest at any time. Always False without a disk reserve."""
-        return self.limits.disk_reserve > 0 and self.free_space() < AMPLE
 
     def identity(self, ending: str = "") -> tuple[int, int] | None:
         """Return the device and inode of this file, or of one beside it, which distinguish

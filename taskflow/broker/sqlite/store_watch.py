@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import Final
 
-from taskflow.broker.sqlite.row import claims_of
-from taskflow.broker.sqlite.statements import Statements, fetch_rows
+from taskflow.broker.sqlite.counts import READY_IN
+from taskflow.broker.sqlite.statements import Statements, filled_up
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.topics import ANY_QUEUE, DUE, QUEUE_PREFIX, SESSION_PREFIX, job as job_topic
+
+_ENDED: Final = """\
+WITH asked (id) AS (VALUES (?) ...)
+SELECT asked.id FROM asked WHERE asked.id IS NOT NULL AND coalesce((SELECT status FROM "~jobs" AS j WHERE j.id = asked.id), 7) > 3"""
+
+_ANY_READY: Final = """\
+SELECT 1 FROM "~counted" AS c INDEXED BY "~counted_ready"
+WHERE what = '=2' AND n > 0 AND NOT EXISTS (SELECT 1 FROM "~queues" WHERE id = CAST(c.queue AS BLOB)) LIMIT 1"""
+
+_STOPPING: Final = """\
+SELECT 1 FROM "~jobs" INDEXED BY "~jobs_marked" WHERE (status = 3 AND flags & 16 <> 0) AND session = ? LIMIT 1"""
+
+_NEXT_DUE: Final = """\
+SELECT min(at) FROM (
+  SELECT min(due_at) AS at FROM "~jobs" INDEXED BY "~jobs_due" WHERE (status = 1 OR status = 0 AND awaits <= 0 AND flags & 256 = 0)
+  UNION ALL
+  SELECT min(offer_at) FROM "~schedules" WHERE offer_at IS NOT NULL
+)"""
 
 
 class StoreWatch:
@@ -38,9 +57,8 @@ class StoreWatch:
             return set()
         self._version = version
         found = {*self._queues(connection, topics), *self._sessions(connection, topics)}
-        if jobs:
-            ended = fetch_rows(connection, self._sql, "ended_among", [(job_id,) for job_id in jobs])
-            found.update(job_topic(job_id) for (job_id,) in ended)
+        for size, values in filled_up([(job_id,) for job_id in jobs]):
+            found.update(job_topic(job_id) for (job_id,) in connection.execute(self._sql.of_rows(_ENDED, size), values))
         if DUE in topics and self._is_due_earlier(connection):
             found.add(DUE)
         return found
@@ -49,25 +67,20 @@ class StoreWatch:
         found = {
             topic
             for topic in topics
-            if topic.startswith(QUEUE_PREFIX)
-            and any(connection.execute(self._sql["ready_in_queue"], (topic.removeprefix(QUEUE_PREFIX),)).fetchone() or ())
+            if topic.startswith(QUEUE_PREFIX) and connection.execute(self._sql[READY_IN], (topic.removeprefix(QUEUE_PREFIX),)).fetchone()
         }
-        if ANY_QUEUE in topics and connection.execute(self._sql["first_ready_queues"], (1,)).fetchone():
+        if ANY_QUEUE in topics and connection.execute(self._sql[_ANY_READY]).fetchone():
             found.add(ANY_QUEUE)
         return found
 
     def _sessions(self, connection: sqlite3.Connection, topics: Iterable[str]) -> set[str]:
         sessions = {topic: bytes.fromhex(topic.removeprefix(SESSION_PREFIX)) for topic in topics if topic.startswith(SESSION_PREFIX)}
-        return {
-            topic
-            for topic, session in sessions.items()
-            if connection.execute(self._sql["has_runs_to_stop"], claims_of(session)).fetchone()[0]
-        }
+        return {topic for topic, session in sessions.items() if connection.execute(self._sql[_STOPPING], (session,)).fetchone()}
 
     def _is_due_earlier(self, connection: sqlite3.Connection) -> bool:
         """Return True if the next due time is earlier than at the last check, or if there was none then."""
         before = self._next_due
-        [(self._next_due,)] = connection.execute(self._sql["next_due"])
+        [(self._next_due,)] = connection.execute(self._sql[_NEXT_DUE])
         return self._next_due is not None and (before is None or self._next_due < before)
 
     def _opened(self) -> sqlite3.Connection:

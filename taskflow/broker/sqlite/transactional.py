@@ -10,24 +10,23 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Generic, TypeVar, cast
 
+from taskflow.broker.engine.enqueue import enqueue
+from taskflow.broker.engine.job import claim_bytes, fence_bytes
+from taskflow.broker.engine.seam import Operation
+from taskflow.broker.engine.settle import complete
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.sqlite import enqueue, settle
 from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.callers_connection import CallersConnection, in_steps
-from taskflow.broker.sqlite.commit_watch import ExpectedCommit
-from taskflow.broker.sqlite.connect import decoded
-from taskflow.broker.sqlite.disk_reserve import DiskReserve
+from taskflow.broker.sqlite.commit_watch import IS_COMMITTED, ExpectedCommit
 from taskflow.broker.sqlite.migrations import upgrade_from, version_of
-from taskflow.broker.sqlite.row import COLUMNS, JobRow, pack_claim, pack_fence
-from taskflow.broker.sqlite.size_limits import check_payloads
+from taskflow.broker.sqlite.size_limits import check_payloads, check_settlements
 from taskflow.broker.sqlite.statements import Statements, table_prefix
+from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile
-from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, Statement, Verb
 from taskflow.model.envelope import Envelope
-from taskflow.model.errors import StoreFull, WrongConnection
-from taskflow.model.job_schema import BY_NAME
+from taskflow.model.errors import WrongConnection
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams, StartThread
 from taskflow.model.stored_values import text
@@ -35,12 +34,8 @@ from taskflow.model.verdict import Settled, Settlement
 
 T = TypeVar("T")
 
-_TEXTS: Final = frozenset(at for at, column in enumerate(COLUMNS) if column in BY_NAME and BY_NAME[column].kind.type is str)
-
-_ROW_BYTES: Final = 400
-"""About how many bytes a job takes up in the table and its indexes, beside its payload."""
-
-
+_TAKE_WRITE_LOCK: Final = 'UPDATE "~meta" SET value = value WHERE FALSE'
+_HAS_TABLE: Final = "SELECT count(*) FROM main.sqlite_master WHERE type = 'table' AND name = ?"
 _LIBRARY: Final = "SELECT sqlite_source_id()"
 
 
@@ -62,7 +57,6 @@ class SqliteTransactional:
         self._rules = rules
         self._writer = writer
         self._sql = Statements(store.namespace)
-        self._disk_reserve = DiskReserve(store)
 
     @property
     def place(self) -> str:
@@ -105,9 +99,9 @@ class SqliteTransactional:
                 "Python's sqlite3, or a driver that uses it. Two copies in one process undo each other's locks."
             )
         try:
-            connection.execute(self._sql["take_write_lock"])
+            connection.execute(self._sql[_TAKE_WRITE_LOCK])
         except Exception as error:
-            [(is_there,)] = connection.execute(self._sql["has_table"], (table_prefix(self._store.namespace) + "meta",))
+            [(is_there,)] = connection.execute(_HAS_TABLE, (table_prefix(self._store.namespace) + "meta",))
             if is_there:
                 raise
             raise WrongConnection(
@@ -125,24 +119,24 @@ class SqliteTransactional:
     # --- the verbs -------------------------------------------------------------------------------------------------
 
     def _enqueue(self, connection: CallersConnection, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        def add(transitions: Transitions) -> list[Added | Refused]:
-            self._check_disk(connection, envelopes)
-            return enqueue.enqueue(transitions, envelopes, self._store.limits.capacity)
-
         check_payloads(envelopes)
         writer = self._writer()
-        announcement, answers = self._apply(connection, add)
+        announcement, answers = self._apply(connection, enqueue(envelopes, self._rules))
         added = next((answer.id for answer in answers if isinstance(answer, Added)), None)
         if added is not None:
             writer.expect(ExpectedCommit(announcement, added))
         return answers
 
     def _settle(self, connection: CallersConnection, settlement: Settlement) -> Settled:
+        try:
+            fence = fence_bytes(settlement.epoch, *claim_bytes(settlement.claim), is_committed=True)
+        except OverflowError:  # no store could have issued it
+            return Settled.STALE
+        check_settlements([settlement])
         writer = self._writer()
-        announcement, answer = self._apply(connection, lambda transitions: settle.complete(transitions, settlement))
+        announcement, answer = self._apply(connection, complete(settlement, self._rules))
         if answer is not Settled.OK:
             return answer
-        fence = pack_fence(settlement.epoch, pack_claim(settlement.claim), is_callers=True)
         if announcement:
             writer.expect(ExpectedCommit(announcement, settlement.id, fence))
             return answer
@@ -151,40 +145,17 @@ class SqliteTransactional:
     def _has_committed(self, job_id: bytes, fence: bytes) -> bool:
         """Return True if other connections see that the run was settled in a transaction."""
         with closing(sqlite3.connect(self._store.uri("ro"), uri=True)) as connection:
-            [(number,)] = connection.execute(self._sql["is_committed"], (job_id, fence))
+            [(number,)] = connection.execute(self._sql[IS_COMMITTED], (job_id, fence))
         return bool(number)
 
-    def _apply(self, connection: CallersConnection, verb: Callable[[Transitions], T]) -> tuple[Announcement, T]:
-        """Run the writer's code for a verb on the caller's connection. Its caches are
-        not kept, because the transaction may be rolled back."""
-        connection.execute(self._sql["take_write_lock"])
+    def _apply(self, connection: CallersConnection, operation: Operation[T]) -> tuple[Announcement, T]:
+        """Run an operation on the caller's connection."""
+        connection.execute(self._sql[_TAKE_WRITE_LOCK])
         with connection.savepoint() as their_connection:
-            transitions = _Transitions(their_connection, self._sql, self._seams.clock, self._rules)
-            transitions.begin(may_write=True)
-            answer = verb(transitions)
-            transitions.flush()
-        return transitions.take_announcement(), answer
-
-    def _check_disk(self, connection: CallersConnection, envelopes: Sequence[Envelope]) -> None:
-        """Raise StoreFull if the disk is full, or the file would grow beyond its limit. SQLite
-        would notice that while it writes, and roll back the caller's whole transaction."""
-        if not self._disk_reserve.restore(0):
-            raise self._disk_reserve.refusal()
-        if self._disk_reserve.most_pages(1) is None:
-            return
-        page_size = connection.number("PRAGMA page_size")
-        most = self._disk_reserve.most_pages(page_size) or 0
-        used = connection.number("PRAGMA page_count") - connection.number("PRAGMA freelist_count")
-        wanted = sum(len(envelope.payload) + _ROW_BYTES for envelope in envelopes)
-        if used + wanted // page_size + 1 > most:
-            raise StoreFull(f"{self._store.path}: no room for new jobs: let workers catch up, or make room on the disk")
-
-
-class _Transitions(Transitions):
-    """Transitions on a connection that may return text as bytes (`text_factory`)."""
-
-    def _job(self, row: tuple[Any, ...]) -> JobRow:
-        return super()._job(tuple(decoded(value) if at in _TEXTS and isinstance(value, bytes) else value for at, value in enumerate(row)))
+            store = SqliteStore(their_connection, self._sql, self._seams.clock, self._store.limits)
+            answer = store.drive(operation)
+            store.flush()
+        return store.take_announcement(), answer
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from taskflow.broker.sqlite import forks
 from taskflow.broker.sqlite.commit_watch import ExpectedCommit
 from taskflow.broker.sqlite.queued_verb import Durability, QueuedVerb
 from taskflow.broker.sqlite.reader import ReadTransactions
+from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.transactions import Transactions
-from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.seams import StartThread
@@ -52,7 +52,6 @@ class Writer:
         self._start_thread = start_thread
         self._queue = queue.SimpleQueue[WriterCall | ExpectedCommit | None]()
         self._lock = threading.Lock()
-        self._waiting = list[WriterCall]()
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -61,7 +60,7 @@ class Writer:
         """Return True if the file is open."""
         return self._transactions.is_open
 
-    async def call(self, durability: Durability, verb: Callable[[Transitions], T]) -> T:
+    async def call(self, durability: Durability, verb: Callable[[SqliteStore], T]) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._put(WriterCall(verb, durability, time.monotonic(), loop, future))
@@ -103,7 +102,7 @@ class Writer:
         try:
             while (group := self._next_group()) is not None:
                 self._run(group)
-                _deliver([call for call in group if call not in self._waiting] if self._waiting else group)
+                _deliver(group)
                 del group  # verbs hold payloads and their broker, so an idle thread must not keep them
         finally:
             with forks.transactions:
@@ -116,16 +115,13 @@ class Writer:
                 if group:
                     self._transactions.run(group)
                 self._transactions.look_for_commits()
-            waiting = self._transactions.take_waiting()
-            self._waiting = [call for call in group if call in waiting]
         except Exception as error:  # a bug, or no memory: fail the callers, so that none waits for ever
             for call in group:
                 call.error = error
 
     def _next_group(self) -> list[WriterCall] | None:
-        """Wait for verbs. Return those that still wait for the lock, and all that are queued; none if it is time to
-        look for a commit. None means that the thread must end."""
-        group, self._waiting = self._waiting, []
+        """Wait for verbs. Return all that are queued; none if it is time to look for a commit. None means that the thread must end."""
+        group = list[WriterCall]()
         commits = self._transactions.commits
         while len(group) < MOST_IN_A_GROUP:
             try:

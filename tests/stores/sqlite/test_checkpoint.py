@@ -12,10 +12,11 @@ import pytest
 
 from taskflow.broker.console import View
 from taskflow.broker.sqlite import SqliteBroker, checkpoint
-from taskflow.broker.sqlite.store_file import MIB
 from tests.stores.sqlite.support import Open, connected, envelopes
 
 pytestmark = pytest.mark.slow
+
+MIB = 1 << 20
 
 
 def log_size(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""What claims and settlements cost in statements, and that a lease which is remembered is believed no longer than it is true."""
+"""What claims and settlements cost in statements, and leases that another connection takes away."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ async def test_a_claim_and_a_settlement_are_a_handful_of_statements(broker: Sqli
     said.clear()
     leases = await broker.claim(session.id, 2, ["default"], number)
     assert len(leases) == number
-    # What is flushed, begin, the request, a look, the leases, two counts, commit.
-    assert len(said) <= 8, said
+    # What is flushed, begin, the request, a look, the leases, the counts, commit.
+    assert len(said) <= 7, said
 
     said.clear()
     assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * number
-    # What is flushed, begin, the jobs, two counts, commit.
+    # What is flushed, begin, a look, the jobs, the counts, commit.
     assert len(said) <= 6, said
 
 
@@ -91,7 +91,7 @@ async def test_a_claim_and_a_settlement_that_wait_together_share_a_transaction(
         ["BEGIN IMMEDIATE", "COMMIT"],
         ["BEGIN IMMEDIATE", "COMMIT"] * 2,  # the writer's thread was quicker than the second verb
     )
-    assert len(together) <= 14, together
+    assert len(together) <= 18, together  # each is in a savepoint
 
 
 async def test_an_enqueue_of_a_thousand_is_a_dozen_statements(broker: SqliteBroker, said: list[str]) -> None:
@@ -154,7 +154,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
 
 
 async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, calls: Calls) -> None:
-    """A sound row is not checked value by value, and a lease that is remembered is believed."""
+    """Rows are packed and unpacked many at a time."""
     session = await registered(broker)
     await broker.enqueue(envelopes(800))
     claiming, settling = list[int](), list[int]()
@@ -166,11 +166,11 @@ async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, calls: Call
         calls.take()
         assert await broker.settle(settlements) == [Settled.OK] * number
         settling.append(calls.take())
-    assert (claiming[3] - claiming[2]) / 200 <= 3.1
+    assert (claiming[3] - claiming[2]) / 200 <= 5.1
     assert (settling[3] - settling[2]) / 200 <= 6.1
 
 
-# --- what is remembered ------------------------------------------------------------------------------------------------
+# --- leases of others ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_lease_that_another_connection_took_away_is_stale(open_broker: Open) -> None:
@@ -202,7 +202,7 @@ async def test_a_lease_that_another_connection_settled_is_settled(open_broker: O
 
 
 async def test_a_lost_lease_leaves_the_verbs_beside_it_alone(open_broker: Open) -> None:
-    """The transaction that they shared is undone for it, and done again."""
+    """They share a transaction."""
     broker, other = open_broker(), open_broker()
     await broker.enqueue(envelopes(2))
     lost, living = await two_of_which_one_loses_its_lease(broker, other)
@@ -222,7 +222,7 @@ async def test_a_lost_lease_leaves_the_verbs_beside_it_alone(open_broker: Open) 
 
 
 async def test_a_settlement_under_another_fence_is_stale(broker: SqliteBroker) -> None:
-    """An epoch, or a claim, that is not the remembered one's."""
+    """An epoch, or a claim, that is not the lease's."""
     session = await registered(broker)
     await broker.enqueue(envelopes(1))
     [lease] = await broker.claim(session.id, 1, ["default"], 1)

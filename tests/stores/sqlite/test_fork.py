@@ -59,25 +59,25 @@ def test_a_process_that_is_forked_during_a_transaction_can_use_the_file(path: Pa
     script = """
         import asyncio, os, sys, threading, time, warnings
         from taskflow.broker.sqlite import SqliteBroker
-        from taskflow.broker.sqlite.transitions import Transitions
+        from taskflow.broker.sqlite.store import SqliteStore
         from taskflow.model.envelope import Envelope
         from taskflow.model.ids import IdFactory
 
         warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
         broker, an_id, parent = SqliteBroker(sys.argv[1]), IdFactory(), os.getpid()
-        inside, flush = threading.Event(), Transitions.flush
+        inside, flush = threading.Event(), SqliteStore.flush
 
-        def flush_late(transitions):
+        def flush_late(store):
             if os.getpid() == parent:
                 inside.set()
                 time.sleep(0.3)
-            return flush(transitions)
+            return flush(store)
 
         def add():
             return asyncio.run(broker.enqueue([Envelope(id=an_id(), job="work", payload=b"")]))
 
         add()
-        Transitions.flush = flush_late
+        SqliteStore.flush = flush_late
         sender = threading.Thread(target=add)
         sender.start()
         inside.wait()
@@ -90,37 +90,3 @@ def test_a_process_that_is_forked_during_a_transaction_can_use_the_file(path: Pa
         asyncio.run(broker.close())
     """
     assert run_script(script, path) == "0 4\n"
-
-
-def test_a_process_that_is_forked_while_the_file_is_opened_keeps_nobody_from_it(path: Path) -> None:
-    """It has the descriptor of the lock too, for as long as it lives."""
-    script = """
-        import asyncio, os, signal, sys, time, warnings
-        from taskflow.broker.sqlite import SqliteBroker, wal_files
-
-        warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
-        children, remove_foreign_files = [], wal_files._remove_foreign_files
-
-        def fork_in_the_midst(side, place):
-            remove_foreign_files(side, place)
-            if (pid := os.fork()) == 0:
-                time.sleep(60)
-                os._exit(0)
-            children.append(pid)
-
-        async def use():
-            broker = SqliteBroker(sys.argv[1])
-            await broker.read([bytes(16)])
-            await broker.close()
-
-        asyncio.run(use())
-        wal_files._remove_foreign_files = fork_in_the_midst
-        asyncio.run(use())
-        wal_files._remove_foreign_files = remove_foreign_files
-        asyncio.run(use())
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        print("was opened and closed", len(children) > 0)
-    """
-    assert run_script(script, path).splitlines() == ["was opened and closed True"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-from taskflow.broker.sqlite import migrations
+from taskflow.broker.sqlite import tables
 from taskflow.broker.sqlite.statements import table_prefix
 from taskflow.model.errors import SessionLost
 from tests.stores.sqlite.support import Open, an_envelope, registered
@@ -56,5 +55,4 @@ def test_a_name_that_would_be_sql_is_refused(open_broker: Open) -> None:
 
 def test_each_table_of_the_schema_counts_as_one_of_a_namespace() -> None:
     """Otherwise a second namespace is refused, because the first one's tables are taken for another program's."""
-    schema = Path(migrations.__file__).with_name("schema") / "1.sql"
-    assert set(re.findall(r'CREATE TABLE "~(\w+)"', schema.read_text())) == migrations._TABLES
+    assert set(re.findall(r'CREATE TABLE "~(\w+)"', tables.script())) == tables.names()

@@ -120,20 +120,6 @@ async def test_tables_that_only_look_like_ours(open_broker: Open, path: Path) ->
     assert "belong to another program" in await refusal(open_broker())
 
 
-@pytest.mark.parametrize("value", ["'two'", "1.5", "x'0102'"])
-async def test_a_version_that_is_no_number(open_broker: Open, path: Path, value: str) -> None:
-    first = open_broker()
-    await first.enqueue([an_envelope()])
-    await first.close()
-    with connected(path) as stranger:
-        stranger.execute(f"UPDATE taskflow_meta SET value = {value} WHERE name = 'version'")
-
-    said = await refusal(open_broker())
-
-    assert "which is not a number" in said
-    assert "use another file or a backup" in said
-
-
 async def test_a_damaged_file(open_broker: Open, path: Path) -> None:
     """It says so, and what to do; the file is not touched."""
     first = open_broker()
@@ -269,7 +255,7 @@ async def test_two_users_share_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 INTRUDERS = {
-    "trigger": "CREATE TRIGGER theirs AFTER INSERT ON taskflow_jobs BEGIN UPDATE taskflow_jobs SET payload = x'00'; END",
+    "trigger": "CREATE TRIGGER theirs AFTER INSERT ON taskflow_jobs BEGIN UPDATE taskflow_jobs SET content = x'00'; END",
     "view": "CREATE VIEW taskflow_tags AS SELECT 1 AS tag, 2 AS id, 3 AS seq",
 }
 
@@ -290,7 +276,7 @@ async def test_tables_with_the_trigger_or_view_of_another_program_are_refused(
     with pytest.raises(BrokerRefused, match=f"have the {kind}.*not part of taskflow"):
         await (before if is_open else open_broker(shared=True)).enqueue([job])
     with connected(path) as stranger:
-        assert stranger.execute("SELECT payload FROM taskflow_jobs").fetchall() == [(b"payload",)]
+        assert stranger.execute("SELECT content FROM taskflow_jobs").fetchall() == [(b"payload",)]
         stranger.execute("DROP TRIGGER theirs" if kind == "trigger" else "DROP VIEW taskflow_tags")
     if kind == "trigger":
         await before.enqueue([job])

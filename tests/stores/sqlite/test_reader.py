@@ -13,10 +13,9 @@ import pytest
 
 from taskflow.broker.console import View
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.model.errors import BrokerUnavailable
-from taskflow.model.record import Status
-from tests.stores.sqlite.support import Open, connected, envelopes
+from tests.stores.sqlite.support import Open, envelopes
 from tests.support.listing import listed
 
 
@@ -25,11 +24,11 @@ async def test_a_read_of_the_console_does_not_hold_up_the_writer(broker: SqliteB
     await broker.enqueue(envelopes(1))
     is_reading, may_end = threading.Event(), threading.Event()
 
-    def read_slowly(transitions: Transitions) -> list[int]:
-        [(before,)] = transitions.connection.execute("SELECT count(*) FROM taskflow_jobs")
+    def read_slowly(store: SqliteStore) -> list[int]:
+        [(before,)] = store.connection.execute("SELECT count(*) FROM taskflow_jobs")
         is_reading.set()
         may_end.wait(30)
-        [(after,)] = transitions.connection.execute("SELECT count(*) FROM taskflow_jobs")
+        [(after,)] = store.connection.execute("SELECT count(*) FROM taskflow_jobs")
         return [before, after]
 
     slow = asyncio.create_task(broker.look(read_slowly))
@@ -45,9 +44,9 @@ async def test_a_read_of_the_console_does_not_hold_up_the_writer(broker: SqliteB
 async def test_the_reader_cannot_write(broker: SqliteBroker) -> None:
     await broker.enqueue(envelopes(1))
 
-    def write(transitions: Transitions) -> str:
+    def write(store: SqliteStore) -> str:
         try:
-            transitions.connection.execute("DELETE FROM taskflow_jobs")
+            store.connection.execute("DELETE FROM taskflow_jobs")
         except sqlite3.OperationalError as error:
             return str(error)
         return "written"
@@ -73,17 +72,6 @@ async def test_a_file_that_was_removed_or_replaced_is_not_read_any_more(open_bro
         with pytest.raises(BrokerUnavailable, match="was removed or replaced"):
             await broker.console.page(View())
         assert len(await listed(broker.console)) == int(rename)
-
-
-async def test_a_queue_whose_number_has_changed_is_found(broker: SqliteBroker, path: Path) -> None:
-    """The reader's connection keeps no numbers of names from one read to the next."""
-    await broker.enqueue(envelopes(1, queue="a"))
-    view = View(queue="a", statuses=(Status.READY,))
-    assert len(await listed(broker.console, view)) == 1
-    with connected(path) as connection:
-        connection.execute("UPDATE taskflow_queues SET number = 77 WHERE name = 'a'")
-        connection.execute("UPDATE taskflow_jobs SET queue = 77")
-    assert len(await listed(broker.console, view)) == 1
 
 
 async def test_each_namespace_of_a_file_is_read(open_broker: Open) -> None:

@@ -87,7 +87,7 @@ async def test_a_small_result_comes_with_the_wake_up(
         await broker.settle([succeeded(lease) for lease in await broker.claim(session.id, 1, [], 1)])
         assert await waiter.wait(1)
 
-        monkeypatch.setattr(SqliteBroker, "_look_in_writer", None)
+        monkeypatch.setattr(SqliteBroker, "run", None)
         [record] = await waiting.read([job.id])
         monkeypatch.undo()
     assert record == (await broker.read([job.id]))[0]

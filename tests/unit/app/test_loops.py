@@ -418,7 +418,7 @@ print(add.delay_sync(2).id and "sent")
 """
 
 
-@pytest.mark.parametrize(("thread", "place"), [("MainThread", "_open_sqlite"), ("taskflow-sqlite-writer", "attempt")])
+@pytest.mark.parametrize(("thread", "place"), [("MainThread", "_open_sqlite"), ("taskflow-sqlite-writer", "begin")])
 def test_a_destructor_that_interrupts_taskflow_itself_is_refused_at_once(tmp_path: Path, thread: str, place: str) -> None:
     """Python collects garbage in any thread, at any time, as it calls a profiler. In the first send a destructor that sends hung for ever,
     waiting for a lock of its own thread. In the store's thread it waited for itself, and meanwhile the program's own calls failed."""

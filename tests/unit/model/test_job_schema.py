@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,23 +12,13 @@ import taskflow
 from taskflow.broker.literals import BURIED
 from taskflow.broker.redis import claim as redis_claim, enqueue as redis_enqueue, fields as redis_fields, settle as redis_settle
 from taskflow.broker.redis.jobs import Names
-from taskflow.broker.sqlite import (
-    claim as sqlite_claim,
-    columns as sqlite_columns,
-    migrations as sqlite_migrations,
-    settle as sqlite_settle,
-)
-from taskflow.broker.sqlite.row import COLUMNS, OF_RUN, SENT, TIES, JobRow
-from taskflow.broker.sqlite.statements import Statements
 from taskflow.model.envelope import ClaimId, Envelope, OnConflict, is_plain, pack_extras, unpack_extras
 from taskflow.model.job_schema import (
     AS_SENT,
     BY_NAME,
     FIELDS,
-    NAME,
     OPAQUE,
     OUTCOME,
-    REDO,
     Counters,
     Field,
     JobState,
@@ -120,15 +107,6 @@ def test_the_counters_are_declared_and_an_outcome_resets_some_of_them() -> None:
     assert set(cleared_by(OUTCOME)) == {"crashes", "hand_backs", "parked_at"}
 
 
-def test_an_operators_retry_clears_the_declared_fields_and_no_others() -> None:
-    nines: dict[str, Any] = dict.fromkeys(COLUMNS, 9)
-    job = JobRow(**nines)
-    job.make_fresh(now=77)
-    survivors = {sqlite_columns.name_of(column) for column in COLUMNS if getattr(job, column) == 9}
-    assert survivors == {field.name for field in FIELDS} - set(cleared_by(REDO)) - {"due_at"}
-    assert job.due_at == 77
-
-
 # --- plain jobs --------------------------------------------------------------------------------------------------
 
 
@@ -140,12 +118,6 @@ def test_an_envelope_with_a_decided_field_is_not_plain(name: str) -> None:
     }
     assert is_plain(PLAIN)
     assert is_plain(changed) == (name not in decided)
-
-
-def test_a_claim_in_sqlite_takes_no_job_for_plain_that_has_a_decided_field() -> None:
-    condition = sqlite_columns.lists()["plain"]
-    for field in FIELDS:
-        assert bool(re.search(rf"\b{field.name}\b", condition)) == ((bool(field.sent) and not field.is_plain) or field.name == "created_at")
 
 
 def test_the_fixed_layout_of_redis_holds_the_fields_of_a_plain_job_and_no_others() -> None:
@@ -225,53 +197,3 @@ def test_a_changed_field_of_an_envelope_changes_what_each_server_is_sent(name: s
     if name != "on_conflict":  # without a key it means nothing
         plain = msgspec.structs.replace(PLAIN, **{name: OTHER_VALUES[name]})
         assert redis_enqueue.pack_plain([plain]) != redis_enqueue.pack_plain([PLAIN])
-
-
-def test_sqlite_has_a_column_of_the_right_kind_for_every_field() -> None:
-    text = sqlite_migrations.MIGRATIONS.text(1)
-    with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(Statements("test").placed(text))
-        found = connection.execute('PRAGMA table_info("test_jobs")').fetchall()
-    columns = {name: (kind, notnull, default) for _, name, kind, notnull, default, _ in found}
-    assert set(columns) == {field.name for field in FIELDS} == set(map(sqlite_columns.name_of, COLUMNS))
-    for field in FIELDS:
-        kind, notnull, default = columns[field.name]
-        assert kind == {int: "INTEGER", bytes: "BLOB", str: "TEXT"}[field.kind.type]
-        assert bool(notnull) == (field.default is not None) or field.name == "seq"
-        assert default in (None, str(field.default))
-
-
-def test_sqlite_adds_every_sent_field_and_tests_every_decided_one() -> None:
-    set_at_enqueue = {field.name for field in FIELDS if field.sent} | {"status", "created_at", "extras"}
-    assert {*map(sqlite_columns.name_of, SENT), *TIES} == set_at_enqueue
-    condition = sqlite_columns.lists()["sound"]
-    decided = {field.name for field in FIELDS if field.is_decided and field.kind is not NAME} - {"seq"}
-    assert set(re.findall(r"typeof\((\w+)\)", condition)) == decided
-
-
-def listed_in_json(statement: str) -> tuple[str, ...]:
-    """Return the columns of the longest array in the SQL, by the names that a struct has for them."""
-    arrays = re.findall(r"json_array\(\s*((?:[^()]|\(\w+\))*?)\s*\)", statement)
-    columns = [column.strip() for column in max(arrays, key=len).split(",")]
-    names = {"length(payload)": "payload_bytes", "joins IS NOT NULL": "is_joined", "run.number": "number"}
-    return tuple(names.get(column) or re.sub(r"hex\((\w+)\)", r"\1", column) for column in columns)
-
-
-def test_a_claim_of_sqlite_knows_of_a_ready_job_what_was_sent_and_what_its_lease_shows() -> None:
-    fields = sqlite_claim._Ready.__struct_fields__
-    assert (*listed_in_json(Statements("test")["ready_columns"]), "id", "payload") == fields
-    known = set(fields) - {"payload_bytes", "is_joined"} | {"joins"}
-    assert {field.name for field in FIELDS if field.sent} - known == {"awaits"}  # nothing, of a job that is ready
-    assert {*Counters._fields, "epoch", "created_at", "extras"} <= known
-    assert known - {field.name for field in FIELDS} == set()
-    for name in set(fields[6:]) & set(JobState.__struct_fields__) - {"id", "key"}:  # of a plain job only the fields before are told
-        assert getattr(sqlite_claim._Ready(0, 0, 0, 0, 0), name) == BY_NAME[name].default
-
-
-def test_a_settlement_of_sqlite_knows_of_a_run_what_its_end_keeps_or_counts_on() -> None:
-    fields = sqlite_settle._State.__struct_fields__
-    assert listed_in_json(Statements("test")["states_of_lone_runs"]) == fields
-    assert set(fields) - set(BY_NAME) == {"number"}
-    assert set(cleared_by(OUTCOME)) | set(Counters._fields) <= set(OF_RUN)
-    set_by_each_end = {"code", "started_at", "settled", "reason", "waiting_for", "is_poison", "ended_at", "fade_at", "cause"}
-    assert set(OF_RUN) - set_by_each_end == set(fields) - {"number", "seq", "queue", "worker"}  # the worker is only read, for the history

@@ -36,12 +36,7 @@ _ENDS: Final = {
 """What follows the declarations."""
 
 
-_TABLES: Final = {"sqlite_has_a_column_of_the_right_kind_for_every_field"}
-_SENT: Final = {
-    *_TABLES,
-    "every_field_of_an_envelope_is_declared_as_sent_or_as_opaque",
-    "a_claim_of_sqlite_knows_of_a_ready_job_what_was_sent_and_what_its_lease_shows",
-}
+_SENT: Final = {"every_field_of_an_envelope_is_declared_as_sent_or_as_opaque"}
 _LIMIT: Final = {"SentAndShown": "limit: int = 0", "JobState": "limit: int = 0"}
 
 
@@ -55,7 +50,7 @@ _LIMIT: Final = {"SentAndShown": "limit: int = 0", "JobState": "limit: int = 0"}
         ),
         pytest.param(
             {"FIELDS": 'Field("limit", COUNT, 0, sent=("limit",), is_packed=True),', **_LIMIT},
-            {*_SENT, "sqlite_adds_every_sent_field_and_tests_every_decided_one"},
+            _SENT,
             id="sent and packed",
         ),
         pytest.param(
@@ -71,10 +66,8 @@ _LIMIT: Final = {"SentAndShown": "limit: int = 0", "JobState": "limit: int = 0"}
         pytest.param(
             {"FIELDS": 'Field("stalls", COUNT, 0, cleared_by=(OUTCOME, REDO)),'},
             {
-                *_TABLES,
                 "the_memory_store_keeps_every_field",
                 "the_counters_are_declared_and_an_outcome_resets_some_of_them",
-                "a_settlement_of_sqlite_knows_of_a_run_what_its_end_keeps_or_counts_on",
             },
             id="a counter of runs",
         ),

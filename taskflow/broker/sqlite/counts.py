@@ -1,0 +1,127 @@
+"""Counts jobs and events, and collects what a transaction is to announce."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from typing import Final, NamedTuple
+
+from taskflow.broker.sqlite.announcement import Announcement
+from taskflow.broker.sqlite.queries import RecordReader
+from taskflow.broker.sqlite.statements import Statements, change_rows
+from taskflow.broker.sqlite.store_file import SpaceLimits
+from taskflow.model import wording
+from taskflow.model.clock import Clock
+
+_ROW_BYTES: Final = 400
+"""About how many bytes a job takes up in the table and its indexes, beside its payload."""
+
+
+class Pending(NamedTuple):
+    """What a transaction has not written or announced yet."""
+
+    counted: Counter[tuple[str, str]]
+    announcement: Announcement
+
+
+class Counts(RecordReader):
+    """Counts in memory during a transaction, and writes the counts once at its end."""
+
+    def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, limits: SpaceLimits) -> None:
+        super().__init__(connection, sql, clock)
+        self._limits = limits
+        self.announcement = Announcement()
+        self._counted = Counter[tuple[str, str]]()
+        """Changes of the table of counts that have not been written yet."""
+
+    def count(self, queue: str, event: str, n: int = 1) -> None:
+        self._counted[event, queue] += n
+
+    def count_move(self, queue: str, was: int | None, status: int | None, n: int = 1) -> None:
+        """Count jobs that have changed their status. None stands for those that are not there."""
+        if was is not None:
+            self._counted[f"={was}", queue] -= n
+        if status is not None:
+            self._counted[f"={status}", queue] += n
+
+    def flush(self) -> None:
+        """Write the changed counts."""
+        if self._counted:
+            rows = [(*place, n) for place, n in self._counted.items() if n and place[0] != "=7"]
+            self._counted.clear()
+            change_rows(self.connection, self.sql, _COUNT, rows)
+
+    def forget(self) -> None:
+        """Forget what was read, when a verb begins or has failed."""
+
+    # --- a verb among others -----------------------------------------------------------------------------------
+
+    def save(self) -> Pending:
+        """Return what the verbs before this one have not written or announced yet, and collect that of this one apart."""
+        before = Pending(self._counted.copy(), self.announcement)
+        self.announcement = Announcement()
+        return before
+
+    def join(self, before: Pending) -> None:
+        """Add what this verb has announced to that of the verbs before it."""
+        before.announcement.add(self.announcement)
+        self.announcement = before.announcement
+
+    def restore(self, before: Pending) -> None:
+        """Forget this verb, which has failed."""
+        self._counted, self.announcement = before
+        self.forget()
+
+    def reset(self) -> None:
+        """Forget all verbs of a transaction, which was rolled back."""
+        self.restore(Pending(Counter(), Announcement()))
+
+    def take_announcement(self) -> Announcement:
+        taken, self.announcement = self.announcement, Announcement()
+        return taken
+
+    # --- room ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_limited(self) -> bool:
+        return self._limits.capacity is not None or self._limits.max_pages is not None
+
+    def room_for(self, jobs: int, payload_bytes: int) -> str | None:
+        """Return None if there is room for new jobs, or the message for the caller."""
+        if not jobs:
+            return None
+        capacity, most_pages = self._limits.capacity, self._limits.max_pages
+        if capacity is not None and self._live() + jobs > capacity:
+            return wording.STORE_FULL % capacity
+        if most_pages is not None:
+            [(size,)] = self.connection.execute("PRAGMA main.page_size").fetchall()
+            [(pages,)] = self.connection.execute("PRAGMA main.page_count").fetchall()
+            [(free,)] = self.connection.execute("PRAGMA main.freelist_count").fetchall()
+            if pages - free + (jobs * _ROW_BYTES + payload_bytes) // size + 1 > most_pages:
+                return f"the file has reached its limit of {most_pages:,} pages: let workers catch up, or raise the limit"
+        return None
+
+    def _live(self) -> int:
+        self.flush()
+        [(live,)] = self.connection.execute(self.sql[_LIVE]).fetchall()
+        return int(live)
+
+    # --- for wake-ups ----------------------------------------------------------------------------------------
+
+    def ready_in(self, queue: str) -> int:
+        """Return the number of READY jobs in a queue, or 0 if it is paused."""
+        row = self.connection.execute(self.sql[READY_IN], (queue,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+
+READY_OF: Final = """SELECT coalesce(sum(n), 0) FROM "~counted" WHERE what = '=2' AND queue = ? AND n > 0"""
+
+READY_IN: Final = """\
+SELECT n FROM "~counted" AS c
+WHERE what = '=2' AND queue = ? AND n > 0 AND NOT EXISTS (SELECT 1 FROM "~queues" WHERE id = CAST(c.queue AS BLOB))"""
+
+_COUNT: Final = """\
+INSERT INTO "~counted" (what, queue, n) SELECT * FROM (VALUES (?, ?, ?) ...) WHERE column1 IS NOT NULL
+ON CONFLICT (what, queue) DO UPDATE SET n = max(-1000000000000000, min(1000000000000000, n)) + excluded.n"""
+
+_LIVE: Final = """SELECT coalesce(sum(max(0, min(n, 1000000000000000))), 0) FROM "~counted" WHERE what >= '=0' AND what <= '=3'"""
