@@ -41,18 +41,19 @@ class Packing:
 
     def unpack(self, packed: bytes, joined: bytes | None) -> list[list[Any]]:
         """Return the rows. One with a value that is to be read alone is longer than the others."""
-        rows, number, at, joined = _decode(packed), self._number, 0, joined or b""
+        rows, at, joined = _decode(packed), 0, joined or b""
+        places = range(self._number, len(rows[0])) if rows else range(0)
         for row in rows:
-            for place in range(number, len(row)):  # rows may become longer meanwhile
+            for place in places:
                 size = row[place]
                 if size is None:
                     continue
-                if size < 0:
+                if size >= 0:
+                    row[place] = joined[at : (end := at + size)]
+                    at = end
+                else:
                     row[place] = TooLong(-1 - size)
                     row.append(None)
-                else:
-                    row[place] = joined[at : at + size]
-                    at += size
         return rows
 
     def unpack_texts(self, packed: bytes, joined: bytes | None) -> list[list[Any]]:
