@@ -38,7 +38,7 @@ class OpenFile:
         self._synchronous = -1
         self._has_compiled = True
         self._connection.set_authorizer(self._note_compilation)
-        self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # the caller of `attempt` waits instead
+        self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # the caller of `begin` waits instead
         [(vacuum,)] = self._connection.execute("PRAGMA auto_vacuum").fetchall()
         self._can_shrink = not file.shared and vacuum == INCREMENTAL
 
