@@ -12,7 +12,6 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from taskflow.app.lockstep import Lockstep
 from taskflow.broker.deadline import Deadline
 from taskflow.broker.eager_tasks import STARTS_AT_ONCE, started
 from taskflow.model.errors import BrokerUnavailable
@@ -23,9 +22,6 @@ A = TypeVar("A")
 
 MAX_ITEMS: Final = 1_000
 MAX_BYTES: Final = 1 << 20
-
-ROOM: Final = 200
-"""The number of stack frames that a call to a store may need."""
 
 PAUSES: Final = Pauses(0.02, 0.5)
 NO_ANSWER: Final = "it does not answer"
@@ -53,7 +49,7 @@ class Coalescer(Generic[Q, A]):
     """Bundles the questions that callers in one event loop ask (envelopes to add, or ids to read) into shared calls to the store.
 
     A single question is sent at the end of the current turn of the loop. Callers that have just received an answer may ask again before the
-    next call is sent. If many callers ask in lockstep, the first half is sent while the others prepare their questions: see `Lockstep`.
+    next call is sent.
 
     While the store is unavailable, questions are sent again, together with those that have arrived in the meantime. Each question fails
     with BrokerUnavailable `timeout` seconds after it was asked. If a caller is cancelled, its question may already have been sent.
@@ -71,44 +67,30 @@ class Coalescer(Generic[Q, A]):
         self._is_late = False
         self._retries = Retries(pauses_within(timeout))
         self._last_error = ""  # the last error while the store is unavailable
-        self._lockstep = Lockstep()
-        self._start_due: asyncio.Handle | None = None
-        self._is_starting = False
+        self._is_start_due = False
 
     def __call__(self, question: Q) -> asyncio.Future[A]:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[A] = loop.create_future()
-        now = time.monotonic()
-        self._waiting.append(_PendingQuestion(question, answer, now + self._timeout))
+        self._waiting.append(_PendingQuestion(question, answer, time.monotonic() + self._timeout))
         if self._flushing is None:
-            if self._start_due is None:
-                self._lockstep.begin(now)
-                self._start_soon(loop)
-            elif self._lockstep.is_half(len(self._waiting), now) and not _is_deep():
-                self._start(loop)
+            self._start_soon(loop)
         return answer
 
     def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start a flush once all tasks that are ready in this turn of the loop have run."""
-        if STARTS_AT_ONCE:
-            self._start_due = loop.call_soon(self._start, loop)
-        else:
+        if not STARTS_AT_ONCE:
             self._start(loop)
+        elif not self._is_start_due:
+            self._is_start_due = True
+            loop.call_soon(self._start, loop)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._start_due is not None:
-            self._start_due.cancel()
-            self._start_due = None
-        if self._flushing is not None or self._is_starting:
-            return  # the flush that runs or is about to start takes the waiting questions
-        self._lockstep.starts(len(self._waiting), time.monotonic())
-        self._is_starting = True
-        try:
-            flushing = started(loop, self._flush(loop))
-        finally:
-            self._is_starting = False
+        self._is_start_due = False
+        if self._flushing is not None:
+            return  # that flush takes the waiting questions
+        flushing = started(loop, self._flush(loop))
         if flushing.done():
-            self._lockstep.was_answered_at_once()
             return
         self._flushing = flushing
         if not STARTS_AT_ONCE:
@@ -122,11 +104,11 @@ class Coalescer(Generic[Q, A]):
 
     async def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         batch: list[_PendingQuestion[Q, A]] = []
-        goes_on = True
+        is_answered = False
         try:
-            while self._waiting and goes_on:
+            while self._waiting and not is_answered:
                 if batch := self._take():
-                    goes_on = await self._ask(batch)
+                    is_answered = await self._ask(batch)
         except Exception as error:  # a bug in taskflow or in the store: fail the callers, or they would wait forever
             _fail(batch or self._waiting, error)
         finally:
@@ -156,12 +138,11 @@ class Coalescer(Generic[Q, A]):
         return batch
 
     async def _ask(self, batch: list[_PendingQuestion[Q, A]]) -> bool:
-        """Send the batch to the store. Return True if the waiting questions should be sent at once."""
+        """Send the batch to the store. Return True if it was answered: then its callers may ask again before the next call."""
         flushing = asyncio.current_task()
         assert flushing is not None
         cancelled_before = flushing.cancelling()
-        asked_at = time.monotonic()
-        self._deadline.begin(max(0.0, batch[0].give_up_at - asked_at))  # the first question has waited longest
+        self._deadline.begin(max(0.0, batch[0].give_up_at - time.monotonic()))  # the first question has waited longest
         try:
             try:
                 answers = await self._call([asked.question for asked in batch])
@@ -182,9 +163,8 @@ class Coalescer(Generic[Q, A]):
             for asked, answer in zip(batch, answers, strict=True):
                 if not asked.answer.done():
                     asked.answer.set_result(answer)
-            now = time.monotonic()
-            return self._lockstep.answered(len(batch), len(self._waiting), now - asked_at, now)
-        return True
+            return True
+        return False
 
     def _give_up(self) -> None:
         if self._flushing is not None:
@@ -210,15 +190,6 @@ class Coalescer(Generic[Q, A]):
         self._waiting.extendleft(asked for asked in reversed(batch) if asked.give_up_at > again_at)
         if self._waiting:
             await asyncio.sleep(pause)
-
-
-def _is_deep() -> bool:
-    """Return True if the stack is so close to Python's recursion limit that a call to the store, and so every question, would fail."""
-    try:
-        sys._getframe(max(1, sys.getrecursionlimit() - ROOM))
-    except ValueError:
-        return False
-    return True
 
 
 def _fail(batch: Iterable[_PendingQuestion[Q, A]], error: Exception) -> None:

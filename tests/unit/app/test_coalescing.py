@@ -94,6 +94,33 @@ async def test_they_are_sent_in_the_order_of_asking(watched: Watched, bench: Ben
     assert [JobHandle(bench.app, lease.envelope.id, add) for lease in leases] == handles
 
 
+async def test_those_that_are_answered_ask_again_before_what_waits_goes_out() -> None:
+    """They would be two steps for ever, each with a call of its own."""
+    opens, is_asked = asyncio.Event(), asyncio.Event()
+    batches = list[list[int]]()
+
+    async def store(questions: list[int]) -> list[int]:
+        batches.append(questions)
+        is_asked.set()
+        await opens.wait()
+        await asyncio.sleep(0)
+        return questions
+
+    ask = Coalescer[int, int](store, timeout=10.0)
+
+    async def asker(number: int) -> None:
+        for _ in range(4):
+            await ask(number)
+
+    first = asyncio.create_task(asker(1))
+    await is_asked.wait()
+    second = asyncio.create_task(asker(2))
+    await asyncio.sleep(0)
+    opens.set()
+    await asyncio.gather(first, second)
+    assert [len(batch) for batch in batches] == [1, 2, 2, 2, 1]
+
+
 # --- keys -----------------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +378,56 @@ async def test_an_error_that_cannot_be_copied_is_told_all_the_same() -> None:
     ask = Coalescer[int, int](fail, timeout=1.0)
     with pytest.raises(Odd, match="code 7"):
         await ask(1)
+
+
+@pytest.mark.parametrize("askers", [1, 3])
+async def test_a_store_that_answers_too_few_leaves_nobody_waiting(askers: int) -> None:
+    async def short(questions: list[int]) -> list[int]:
+        await asyncio.sleep(0)
+        return questions[:-1]
+
+    ask = Coalescer[int, int](short, timeout=10.0)
+    for _ in range(2):
+        answers = await asyncio.wait_for(asyncio.gather(*map(ask, range(askers)), return_exceptions=True), 10)
+        assert answers[:-1] == list(range(askers - 1))
+        assert isinstance(answers[-1], ValueError)
+
+
+async def test_what_is_asked_while_a_call_begins_waits_for_it() -> None:
+    """One call at a time, whoever asks: the deadline is of one."""
+    nested: list[asyncio.Future[int]] = []
+    at_once, most = 0, 0
+
+    async def store(questions: list[int]) -> list[int]:
+        nonlocal at_once, most
+        if len(nested) < 64:
+            nested.extend(ask(-1) for _ in range(32))
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.001)
+        at_once -= 1
+        return questions
+
+    ask = Coalescer[int, int](store, timeout=10.0)
+    await asyncio.gather(*map(ask, range(32)))
+    assert set(await asyncio.gather(*nested)) == {-1}
+    assert most == 1
+
+
+async def test_a_flush_that_a_stranger_cancels_before_it_begins_does_not_block_the_lane() -> None:
+    """As a job does that cancels every task."""
+
+    async def store(questions: list[int]) -> list[int]:
+        await asyncio.sleep(0)
+        return questions
+
+    ask = Coalescer[int, int](store, timeout=10.0)
+    first = ask(1)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.wait([first], timeout=10)
+    assert first.cancelled() or first.result() == 1
+    assert await asyncio.wait_for(ask(2), 10) == 2
 
 
 def test_a_loop_that_ends_cancels_what_waits() -> None:
