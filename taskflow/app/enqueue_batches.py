@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
 from taskflow.app.call import Call
-from taskflow.app.coalesce import MAX_BYTES, MAX_ITEMS
 from taskflow.app.handle import JobHandle
+from taskflow.app.loop_client import MAX_BYTES, MAX_ITEMS
 
 R = TypeVar("R")
 

@@ -1,20 +1,214 @@
-"""Sends the calls of one event loop to the broker."""
+"""Sends the calls of one event loop to the broker. Those that arrive during a round trip share the next one, without a timer."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
+import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, Generic, TypeVar
 
-from taskflow.app.coalesce import NO_ANSWER, Coalescer, gave_up, pauses_within
+import msgspec
+
+from taskflow.broker.deadline import Deadline
+from taskflow.broker.eager_tasks import STARTS_AT_ONCE, started
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.retry import retry
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record
+from taskflow.model.retry import Pauses, Retries
 
+Q = TypeVar("Q")
+A = TypeVar("A")
 T = TypeVar("T")
+
+MAX_ITEMS: Final = 1_000
+MAX_BYTES: Final = 1 << 20
+
+NO_ANSWER: Final = "it does not answer"
+
+
+def pauses_within(timeout: float) -> Pauses:
+    """Return pauses that are short enough for several attempts within `timeout` seconds."""
+    return Pauses(0.02, 0.5).at_most(timeout / 4)
+
+
+def gave_up(timeout: float, why: str) -> BrokerUnavailable:
+    return BrokerUnavailable(
+        f"the broker has been away for {timeout:g} s: {why}; the last request may have taken effect all the same. "
+        "Check that the broker runs and can be reached, or raise enqueue_timeout="
+    )
+
+
+class _PendingQuestion(msgspec.Struct, Generic[Q, A]):
+    question: Q
+    answer: asyncio.Future[A]
+    give_up_at: float
+
+
+class Coalescer(Generic[Q, A]):
+    """Bundles the questions that callers in one event loop ask (envelopes to add, or ids to read) into shared calls to the store.
+
+    A single question is sent at the end of the current turn of the loop. Callers that have just received an answer may ask again before the
+    next call is sent.
+
+    While the store is unavailable, questions are sent again, together with those that have arrived in the meantime. Each question fails
+    with BrokerUnavailable `timeout` seconds after it was asked. If a caller is cancelled, its question may already have been sent.
+    """
+
+    def __init__(
+        self, call: Callable[[list[Q]], Awaitable[Sequence[A]]], *, timeout: float, size_of: Callable[[Q], int] | None = None
+    ) -> None:
+        self._call = call
+        self._timeout = timeout
+        self._size_of = size_of
+        self._waiting: deque[_PendingQuestion[Q, A]] = deque()
+        self._flushing: asyncio.Task[None] | None = None
+        self._deadline = Deadline(self._give_up)
+        self._is_late = False
+        self._retries = Retries(pauses_within(timeout))
+        self._last_error = ""  # the last error while the store is unavailable
+        self._is_start_due = False
+
+    def __call__(self, question: Q) -> asyncio.Future[A]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[A] = loop.create_future()
+        self._waiting.append(_PendingQuestion(question, answer, time.monotonic() + self._timeout))
+        if self._flushing is None:
+            self._start_soon(loop)
+        return answer
+
+    def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start a flush once all tasks that are ready in this turn of the loop have run."""
+        if not STARTS_AT_ONCE:
+            self._start(loop)
+        elif not self._is_start_due:
+            self._is_start_due = True
+            loop.call_soon(self._start, loop)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_start_due = False
+        if self._flushing is not None:
+            return  # that flush takes the waiting questions
+        flushing = started(loop, self._flush(loop))
+        if flushing.done():
+            return
+        self._flushing = flushing
+        if not STARTS_AT_ONCE:
+            flushing.add_done_callback(self._note_end)
+
+    def _note_end(self, flushing: asyncio.Task[None]) -> None:
+        """Start another flush if this one was cancelled before its first step."""
+        if self._flushing is flushing:
+            self._flushing = None
+            self._go_on(flushing.get_loop())
+
+    async def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch: list[_PendingQuestion[Q, A]] = []
+        is_answered = False
+        try:
+            while self._waiting and not is_answered:
+                if batch := self._take():
+                    is_answered = await self._ask(batch)
+        except Exception as error:  # a bug in taskflow or in the store: fail the callers, or they would wait forever
+            _fail(batch or self._waiting, error)
+        finally:
+            self._flushing = None
+            self._go_on(loop)
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start another flush if callers are waiting. If this one was cancelled, a job may have cancelled
+        every task of the loop, or the loop is closing. In that case all callers have been cancelled too."""
+        while self._waiting and self._waiting[0].answer.done():
+            self._waiting.popleft()
+        if self._waiting:
+            self._start_soon(loop)
+
+    def _take(self) -> list[_PendingQuestion[Q, A]]:
+        """Remove and return as many questions as one call may carry. Cancelled questions are skipped, so the batch may be empty."""
+        batch: list[_PendingQuestion[Q, A]] = []
+        size = 0
+        while self._waiting and len(batch) < MAX_ITEMS:
+            asked = self._waiting[0]
+            if not asked.answer.done():
+                size += self._size_of(asked.question) if self._size_of else 0
+                if batch and size > MAX_BYTES:
+                    break
+                batch.append(asked)
+            self._waiting.popleft()
+        return batch
+
+    async def _ask(self, batch: list[_PendingQuestion[Q, A]]) -> bool:
+        """Send the batch to the store. Return True if it was answered: then its callers may ask again before the next call."""
+        flushing = asyncio.current_task()
+        assert flushing is not None
+        cancelled_before = flushing.cancelling()
+        self._deadline.begin(max(0.0, batch[0].give_up_at - time.monotonic()))  # the first question has waited longest
+        try:
+            try:
+                answers = await self._call([asked.question for asked in batch])
+            finally:
+                self._deadline.end()
+                if self._is_late:
+                    self._take_back(flushing, cancelled_before)
+        except asyncio.CancelledError:
+            self._waiting.extendleft(reversed(batch))
+            raise
+        except (TimeoutError, BrokerUnavailable) as error:
+            await self._ask_again(batch, error)
+        except Exception as error:
+            _fail(batch, error)
+        else:
+            self._retries.succeeded()
+            self._last_error = ""
+            for asked, answer in zip(batch, answers, strict=True):
+                if not asked.answer.done():
+                    asked.answer.set_result(answer)
+            return True
+        return False
+
+    def _give_up(self) -> None:
+        if self._flushing is not None:
+            self._is_late = self._flushing.cancel()
+
+    def _take_back(self, flushing: asyncio.Task[Any], cancelled_before: int) -> None:
+        """Turn a cancellation caused by `_give_up` into a TimeoutError.
+        `asyncio.timeout` would do the same, but needs a timer for each call."""
+        self._is_late = False
+        is_cancelled = flushing.uncancel() > cancelled_before
+        if isinstance(error := sys.exception(), asyncio.CancelledError) and not is_cancelled:
+            raise TimeoutError from error
+
+    async def _ask_again(self, batch: list[_PendingQuestion[Q, A]], error: Exception) -> None:
+        """Put the questions that still have time back at the front of the queue,
+        then pause. Fail the others, naming the store's last error."""
+        self._last_error = str(error) or self._last_error
+        pause = self._retries.failed()
+        again_at = time.monotonic() + pause
+        too_late = gave_up(self._timeout, self._last_error or NO_ANSWER)
+        too_late.__cause__ = error
+        _fail((asked for asked in batch if asked.give_up_at <= again_at), too_late)
+        self._waiting.extendleft(asked for asked in reversed(batch) if asked.give_up_at > again_at)
+        if self._waiting:
+            await asyncio.sleep(pause)
+
+
+def _fail(batch: Iterable[_PendingQuestion[Q, A]], error: Exception) -> None:
+    """Fail each question with a separate copy of the error. A shared one would collect the tracebacks of all tasks that raise it."""
+    for asked in batch:
+        if not asked.answer.done():
+            try:
+                copied = copy.copy(error)
+            except Exception:
+                copied = error  # the class cannot be rebuilt from its arguments
+            else:
+                copied.__cause__ = error.__cause__
+                copied = copied.with_traceback(error.__traceback__)
+            asked.answer.set_exception(copied)
+
 
 BLOCKED_FOR: Final = 0.25
 """If a timer fires this many seconds late, something blocked its event loop."""

@@ -15,7 +15,7 @@ import pytest
 
 from taskflow import BrokerUnavailable, JobHandle, Status, StoreFull, configure
 from taskflow.app.app import default_app
-from taskflow.app.coalesce import MAX_BYTES, Coalescer, pauses_within
+from taskflow.app.loop_client import MAX_BYTES, Coalescer, pauses_within
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.retry import Retries
 from tests.unit.app.bench import Bench

@@ -29,8 +29,8 @@ from taskflow import (
 )
 from taskflow.app import enqueue_batches
 from taskflow.app.app import default_app
-from taskflow.app.coalesce import MAX_BYTES
 from taskflow.app.enqueue_batches import AHEAD_FOR
+from taskflow.app.loop_client import MAX_BYTES
 from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware
 from taskflow.app.sending import send_call
 from taskflow.model.clock import instant_of
