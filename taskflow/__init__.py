@@ -11,22 +11,22 @@ TYPE_CHECKING = False  # loading typing takes 5 ms, in which a Ctrl-C for the co
 if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
     from taskflow.app.bulk_actions import ActionResult as ActionResult
-    from taskflow.app.call import Call as Call
     from taskflow.app.connections.types import RunsStatement as RunsStatement
     from taskflow.app.context import JobContext as JobContext, current_job as current_job
     from taskflow.app.cron import Cron as Cron, Every as Every
+    from taskflow.app.decorator import job as job, preset as preset
     from taskflow.app.failure_groups import FailureGroup as FailureGroup
     from taskflow.app.handle import JobHandle as JobHandle
-    from taskflow.app.job import Job as Job, SyncJob as SyncJob, job as job, preset as preset
+    from taskflow.app.job import Job as Job, NamedJob as NamedJob, SyncJob as SyncJob, named as named, send as send, send_sync as send_sync
     from taskflow.app.job_exceptions import Cancel as Cancel, Discard as Discard, Retry as Retry, Snooze as Snooze
     from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
     from taskflow.app.job_selection import JobSelection as JobSelection
+    from taskflow.app.job_type import Call as Call
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
     from taskflow.app.operate import JobPage as JobPage, QueueInfo as QueueInfo, WorkerInfo as WorkerInfo, operate as operate
     from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions
     from taskflow.app.portal import run_sync as run_sync
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
-    from taskflow.app.send_by_name import NamedJob as NamedJob, named as named, send as send, send_sync as send_sync
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
     from taskflow.model.backoff import Backoff as Backoff
     from taskflow.model.codec.registered import register_type as register_type
@@ -81,13 +81,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "taskflow.app.app": "configure",
     "taskflow.app.bulk_actions": "ActionResult",
-    "taskflow.app.call": "Call",
+    "taskflow.app.job_type": "Call",
     "taskflow.app.connections.types": "RunsStatement",
     "taskflow.app.context": "JobContext current_job",
     "taskflow.app.cron": "Cron Every",
+    "taskflow.app.decorator": "job preset",
     "taskflow.app.failure_groups": "FailureGroup",
     "taskflow.app.handle": "JobHandle",
-    "taskflow.app.job": "Job SyncJob job preset",
+    "taskflow.app.job": "Job NamedJob SyncJob named send send_sync",
     "taskflow.app.job_exceptions": "Cancel Discard Retry Snooze",
     "taskflow.app.job_info": "ErrorInfo JobInfo",
     "taskflow.app.job_selection": "JobSelection",
@@ -96,7 +97,6 @@ _HOMES = {
     "taskflow.app.options": "DefaultOptions EnqueueOptions",
     "taskflow.app.portal": "run_sync",
     "taskflow.app.schedules": "ScheduleInfo schedules",
-    "taskflow.app.send_by_name": "NamedJob named send send_sync",
     "taskflow.app.sending": "enqueue enqueue_sync",
     "taskflow.model.backoff": "Backoff",
     "taskflow.model.codec.registered": "register_type",

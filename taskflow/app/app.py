@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from taskflow.app.job_type import Registry
 from taskflow.app.loop_client import LoopClient
 from taskflow.app.middleware import Middleware
 from taskflow.app.portal import INTERRUPTED
-from taskflow.app.registry import Registry
 from taskflow.app.settings import DEFAULT_BROKER, ChildLifespanFactory, Defaults, LifespanFactory, Settings, checked, layered
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.url import connect, load

@@ -7,8 +7,8 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
-from taskflow.app.call import Call
 from taskflow.app.handle import JobHandle
+from taskflow.app.job_type import Call
 from taskflow.app.loop_client import MAX_BYTES, MAX_ITEMS
 
 R = TypeVar("R")

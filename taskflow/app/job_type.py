@@ -1,23 +1,86 @@
-"""The base class of jobs that are declared here, which holds what the decorator says. `taskflow.app.job` adds sending."""
+"""Jobs as the decorator declares them, the options of their calls, the calls themselves, and the registry that finds jobs by name."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
-from taskflow.app.execution_mode import RunsIn
-from taskflow.app.job_function import signature_for_callers, takes_context
-from taskflow.app.options import Policy
-from taskflow.app.resolved_options import HasOptions
+import msgspec
+
+from taskflow.app.context import JobContext
+from taskflow.app.options import Options, Policy, RunsIn
 from taskflow.app.settings import Settings
 from taskflow.model.codec import FunctionCodec, Limits
+from taskflow.model.codec.signature import CallArguments
+from taskflow.model.envelope import Envelope
+from taskflow.model.errors import DeclarationError
+from taskflow.model.ids import id_text
 
 if TYPE_CHECKING:
+    from taskflow.app.declared_key import DeclaredKey
     from taskflow.app.declared_schedules import DeclaredSchedule
 
 R_co = TypeVar("R_co", covariant=True)
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """The options of a job's calls under `settings`, and the fields of the calls' envelopes that follow from them."""
+
+    settings: Settings | None
+    options: Options
+    envelope: dict[str, Any]
+    declared_key: DeclaredKey | None
+
+
+class HasOptions:
+    """A job by its name, with the options that it was given. It is immutable apart from the resolved options."""
+
+    def __init__(self, name: str, given: dict[str, Any], read_settings: Callable[[], Settings]) -> None:
+        self.name = name
+        self._read_settings = read_settings
+        self._with(given)
+
+    @property
+    def queue(self) -> str:
+        """The queue to which calls are sent."""
+        return self._current().options.queue
+
+    @property
+    def key(self) -> str | None:
+        """The key of its calls, or the template from which it is made; None if they have none."""
+        key = self._given.get("key")
+        return str(key) if key else None
+
+    def _renewed(self, envelope: Envelope) -> Envelope:
+        """Return the envelope of a call with the options that the current settings give it."""
+        resolved = self._current()
+        key = {} if envelope.key_text is None else resolved.options.key_fields(self.name, envelope.key_text)
+        return Envelope(id=envelope.id, job=envelope.job, payload=envelope.payload, **{**resolved.envelope, **key})
+
+    def _with(self, given: dict[str, Any]) -> None:
+        self._given = given
+        self._resolved = UNRESOLVED
+
+    def _current(self) -> Resolved:
+        settings = self._read_settings()
+        return self._resolved if self._resolved.settings is settings else self._resolve(settings)
+
+    def _resolve(self, settings: Settings) -> Resolved:
+        """Compute the options under these settings. They are kept until the settings change."""
+        options = Options(**{**settings.defaults.options, **self._given})
+        declared_key = None if isinstance(options.key, str) else options.key
+        self._resolved = resolved = Resolved(settings, options, options.envelope_fields(self.name), declared_key)
+        return resolved
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+UNRESOLVED: Final = Resolved(None, Options(), {}, None)
 
 
 class JobType(HasOptions, Generic[R_co]):
@@ -50,8 +113,9 @@ class JobType(HasOptions, Generic[R_co]):
         self.schedules: tuple[DeclaredSchedule, ...] = ()
         self.takes_context = takes_context(function)
         functools.update_wrapper(cast(Any, self), function, updated=())
-        self.__signature__ = signature_for_callers(function, skip=int(self.takes_context))
-        self.codec = FunctionCodec(function, name=name, skip=int(self.takes_context), limits=limits)
+        skip, signature = int(self.takes_context), inspect.signature(function)
+        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[skip:])
+        self.codec = FunctionCodec(function, name=name, skip=skip, limits=limits)
         self._policy = policy
 
     @property
@@ -81,3 +145,117 @@ class JobType(HasOptions, Generic[R_co]):
 
 
 AnyJob = JobType[Any]
+
+
+def takes_context(function: Callable[..., Any]) -> bool:
+    """Return True if the first parameter is annotated with JobContext, even if the annotation is a string that cannot be resolved yet."""
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        return False
+    annotation = first.annotation
+    if isinstance(annotation, str):
+        namespace = getattr(inspect.unwrap(function), "__globals__", {})
+        head, _, rest = annotation.strip("'\" ").partition(".")
+        annotation = namespace.get(head, JobContext if head == JobContext.__name__ else None)
+        for attribute in rest.split(".") if rest else ():
+            annotation = getattr(annotation, attribute, None)
+    return annotation is JobContext
+
+
+def location(function: Callable[..., Any]) -> str:
+    """Return a function's file, line and name, for messages."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno} ({function.__qualname__})" if code else repr(function)
+
+
+class Call(Generic[R_co]):
+    """A call to a job, made by `bind` and sent once by `enqueue`."""
+
+    __slots__ = ("_named", "envelope", "given", "job_type", "raises_on_conflict")
+
+    def __init__(
+        self,
+        job_type: JobType[Any] | None,
+        envelope: Envelope,
+        *,
+        raises_on_conflict: bool,
+        given: CallArguments | None = None,
+        named: HasOptions | None = None,
+    ) -> None:
+        self.job_type = job_type
+        self._named = named
+        self.envelope = envelope
+        self.raises_on_conflict = raises_on_conflict
+        self.given = given
+
+    def stamped(self, envelope: Envelope) -> Call[R_co]:
+        """Return this call with an envelope that middleware has changed."""
+        return Call(self.job_type, envelope, raises_on_conflict=self.raises_on_conflict, given=self.given)
+
+    def _renewed(self) -> Envelope:
+        """Return the envelope under the current settings. Those under which `bind` made it may have been others."""
+        maker = self.job_type or self._named
+        return self.envelope if maker is None else maker._renewed(self.envelope)
+
+    @property
+    def id(self) -> str:
+        """The id that the job will have, as text. If a live job has the key, `enqueue` returns the handle of that job, with another id."""
+        return id_text(self.envelope.id)
+
+    @property
+    def job(self) -> str:
+        """The job's name."""
+        return self.envelope.job
+
+    @property
+    def key(self) -> str | None:
+        """The key, or None."""
+        return self.envelope.key_text
+
+    def __repr__(self) -> str:
+        return f"<Call {self.job} {self.id}>"
+
+
+class Registry:
+    """Finds job types by their names and aliases. If a function is declared again (by a reload,
+    or as `__main__` and then by import), its new job replaces the old one."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, AnyJob] = {}
+
+    def add(self, job: AnyJob) -> None:
+        for name in (job.name, *job.aliases):
+            standing = self._jobs.get(name)
+            if standing is not None and _owner(standing) != _owner(job):
+                both = f"{location(standing.function)} and {location(job.function)}"
+                raise DeclarationError(f"two jobs are called {name!r}: {both}; give one of them another name=")
+        for name in [name for name, standing in self._jobs.items() if standing.name == job.name and _owner(standing) == _owner(job)]:
+            del self._jobs[name]
+        for name in (job.name, *job.aliases):
+            self._jobs[name] = job
+
+    def get(self, name: str) -> AnyJob | None:
+        return self._jobs.get(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all jobs, with their aliases, sorted."""
+        return tuple(sorted(self._jobs))
+
+    def resolve(self) -> None:
+        """Resolve the annotations of every job, including names that were undefined when it was
+        declared. Raises DeclarationError, naming the parameter, if one cannot be resolved."""
+        for job in self:
+            job.codec.resolve()
+
+    def __iter__(self) -> Iterator[AnyJob]:
+        """Yield each job once, sorted by name."""
+        return iter(sorted(set(self._jobs.values()), key=lambda job: job.name))
+
+    def __len__(self) -> int:
+        return len(set(self._jobs.values()))
+
+
+def _owner(job: AnyJob) -> tuple[str, str]:
+    code = getattr(inspect.unwrap(job.function), "__code__", None)
+    return (str(Path(code.co_filename).resolve()) if code else job.function.__module__, job.function.__qualname__)

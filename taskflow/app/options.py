@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, runt
 import msgspec
 
 from taskflow.app.connections.types import Connection
-from taskflow.app.execution_mode import RunsIn
 from taskflow.model.backoff import Backoff, RetryFunction
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.ids import key_digest
@@ -22,6 +21,7 @@ if TYPE_CHECKING:  # loaded only by jobs that use them
 
 Conflict = Literal["keep", "replace", "raise"]
 KeyScope = Literal["queue", "name"]
+RunsIn = Literal["loop", "thread", "process"]
 
 Errors = tuple[type[BaseException], ...]
 

@@ -13,10 +13,10 @@ import msgspec
 
 from taskflow.app.app import App, default_app
 from taskflow.app.audit_log import Doing, check_operator, recorded
-from taskflow.app.call import Call
 from taskflow.app.cron import Cron, Every
 from taskflow.app.declared_schedules import NOT_RAISED, check_schedule_name, is_schedule_name, plan_of, terms_of
 from taskflow.app.handle import JobHandle
+from taskflow.app.job_type import Call
 from taskflow.app.loop_client import MAX_BYTES, LoopClient
 from taskflow.app.stamping import stamped_envelopes
 from taskflow.broker.protocol import Added, Refused

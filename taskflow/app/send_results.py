@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from taskflow.app.app import App
-from taskflow.app.call import Call
 from taskflow.app.enqueue_batches import Batch, Sent
 from taskflow.app.handle import JobHandle, Origin
+from taskflow.app.job_type import Call
 from taskflow.app.middleware import EnqueueCall, Middleware, enqueue_chain
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.errors import EnqueueFailed, KeyConflict, TaskflowError

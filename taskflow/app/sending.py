@@ -8,9 +8,9 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskflow.app.app import App, default_app
-from taskflow.app.call import Call
 from taskflow.app.enqueue_batches import Batch, Batches, Sent, async_batches
 from taskflow.app.handle import JobHandle
+from taskflow.app.job_type import Call
 from taskflow.app.portal import refuse_inside_a_loop, run_sync
 from taskflow.app.send_results import add_results, handle_of, has_enqueue_middleware, through_middleware
 from taskflow.app.stamping import stamp_batch, stamped

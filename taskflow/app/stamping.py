@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from taskflow.app.app import App
-from taskflow.app.call import Call
 from taskflow.app.enqueue_batches import Batch, Sent
+from taskflow.app.job_type import Call, Registry
 from taskflow.app.middleware import EnqueueCall, Middleware
-from taskflow.app.registry import Registry
 from taskflow.app.send_results import not_all_sent
 from taskflow.model.envelope import Envelope
 

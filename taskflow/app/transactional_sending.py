@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from taskflow.app.app import App
-from taskflow.app.call import Call
 from taskflow.app.connections.recognition import is_awaited
 from taskflow.app.connections.run_in_transaction import run_in_transaction, run_in_transaction_sync
 from taskflow.app.enqueue_batches import Batch, Batches, Sent, async_batches
 from taskflow.app.handle import JobHandle, Origin
+from taskflow.app.job_type import Call
 from taskflow.app.portal import CallersThread, block_on
 from taskflow.app.send_results import add_results, handle_of, has_enqueue_middleware, through_middleware
 from taskflow.app.stamping import stamp_batch, stamped

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from taskflow.app.app import default_app
-from taskflow.app.registry import Registry
+from taskflow.app.job_type import Registry
 from taskflow.cli.tracebacks import print_users
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.printable import message

@@ -10,8 +10,8 @@ from typing import Any
 from taskflow.app.app import App, default_app
 from taskflow.app.audit_log import recorded
 from taskflow.app.bulk_actions import CallOnce
-from taskflow.app.call import Call
-from taskflow.app.send_by_name import NamedJob
+from taskflow.app.job import NamedJob
+from taskflow.app.job_type import Call
 from taskflow.app.sending import send_call
 from taskflow.cli.action_report import operator
 from taskflow.cli.exit_codes import Exit

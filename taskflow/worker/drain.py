@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
-from taskflow.app.registry import Registry
+from taskflow.app.job_type import Registry
 from taskflow.broker.console import QueueRecord, View
 from taskflow.broker.paging import first
 from taskflow.broker.protocol import Broker

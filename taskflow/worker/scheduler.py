@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
+from taskflow.app.job_type import Registry
 from taskflow.app.middleware import Middleware
-from taskflow.app.registry import Registry
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.retry import retry
 from taskflow.model.clock import to_microseconds, to_seconds

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 import taskflow
 from taskflow import EnqueueOptions, JobCancelled, JobContext, JobFailed, JobHandle, Status, configure, current_job, job, schedules
 from taskflow.app.app import default_app
-from taskflow.app.registry import Registry
+from taskflow.app.job_type import Registry
 from taskflow.app.settings import DEFAULT_BROKER
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import SCHEMES, connect

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.app.app import default_app
-from taskflow.app.registry import Registry
+from taskflow.app.job_type import Registry
 from tests.cli.inprocess import URL, Cli
 from tests.cli.processes import Shell
 from tests.cli.stock import RULES, Stock, a_stock

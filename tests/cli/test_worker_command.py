@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from taskflow.app.app import default_app
-from taskflow.app.registry import Registry
+from taskflow.app.job_type import Registry
 from taskflow.model.codec.payload import seal
 from taskflow.model.codec.wire import pack
 from taskflow.model.envelope import Envelope

@@ -13,7 +13,7 @@ import pytest
 import taskflow
 from taskflow import Every, JobContext, schedules
 from taskflow.app.app import default_app
-from taskflow.app.registry import Registry
+from taskflow.app.job_type import Registry
 from tests.cli.processes import Shell, on_each_broker
 from tests.faults.firing import each_second_fires_once
 from tests.faults.outage import Bench

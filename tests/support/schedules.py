@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, Self
 
 from taskflow.app.app import App
-from taskflow.app.job import _declare
+from taskflow.app.decorator import _declare
 from taskflow.model.session import Session
 from taskflow.worker.events import Events, WorkerEvent
 from taskflow.worker.scheduler import Scheduler

@@ -6,7 +6,7 @@ import pytest
 
 from taskflow import Every, JobContext, TaskflowJobs, job, schedules
 from taskflow.app.app import default_app
-from taskflow.app.registry import Registry
+from taskflow.app.job_type import Registry
 
 seen: list[tuple[str, str | None]] = []
 

@@ -39,88 +39,93 @@ class Mistake(NamedTuple):
 
 
 APP = "taskflow/app/app.py"
-CALL = "taskflow/app/call.py"
 CONNECTIONS = "taskflow/app/connections/types.py"
 CONTEXT = "taskflow/app/context.py"
+DECORATOR = "taskflow/app/decorator.py"
 HANDLE = "taskflow/app/handle.py"
 JOB = "taskflow/app/job.py"
 JOB_TYPE = "taskflow/app/job_type.py"
-SEND_BY_NAME = "taskflow/app/send_by_name.py"
 OPTIONS = "taskflow/app/options.py"
 PORTAL = "taskflow/app/portal.py"
 JOB_EXCEPTIONS = "taskflow/app/job_exceptions.py"
-SENDABLE = "taskflow/app/sendable.py"
 SENDING = "taskflow/app/sending.py"
 
 # What the decorator makes of a function.
 OF_THE_DECORATOR = (
     Mistake(
         "an async job takes its context",
-        JOB,
+        DECORATOR,
         "_Function[_Context, P, Q, _Async[R], _Async[R]], /) -> Job[P, R]",
         "_Function[_Context, P, Q, _Async[R], _Async[R]], /) -> Job[Q, R]",
     ),
     Mistake(
         "a plain job takes its context",
-        JOB,
+        DECORATOR,
         "_Function[_Context, P, Q, R, R], /) -> SyncJob[P, R]",
         "_Function[_Context, P, Q, R, R], /) -> SyncJob[Q, R]",
     ),
     Mistake(
         "an async job loses a first Any",
-        JOB,
+        DECORATOR,
         "_Function[_Free, P, Q, _Async[R], _Async[R]], /) -> Job[Q, R]",
         "_Function[_Free, P, Q, _Async[R], _Async[R]], /) -> Job[P, R]",
     ),
     Mistake(
         "a plain job loses a first Any",
-        JOB,
+        DECORATOR,
         "_Function[_Free, P, Q, R, R], /) -> SyncJob[Q, R]",
         "_Function[_Free, P, Q, R, R], /) -> SyncJob[P, R]",
     ),
     Mistake(
         "a free first parameter is solved for generic functions",
-        JOB,
+        DECORATOR,
         '_Free = TypeVar("_Free", object, _Anything)',
         '_Free = TypeVar("_Free", bound=_Anything)',
     ),
     Mistake(
         "a context is solved for generic functions",
-        JOB,
+        DECORATOR,
         '_Context = TypeVar("_Context", JobContext, _OwnContext)',
         '_Context = TypeVar("_Context", bound=JobContext)',
         ("mypy",),
     ),
     Mistake(
-        "a context before **kwargs is not seen", JOB, "self, ctx: First_contra, *args", "self, context: First_contra, *args", ("mypy",)
+        "a context before **kwargs is not seen",
+        DECORATOR,
+        "self, ctx: First_contra, *args",
+        "self, context: First_contra, *args",
+        ("mypy",),
     ),
     Mistake(
         "the whole signature is forgotten",
-        JOB,
+        DECORATOR,
         "def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S_co: ...\n\n\nclass _WithCtx",
         "def __call__(self, *args: Any, **kwargs: Any) -> S_co: ...\n\n\nclass _WithCtx",
     ),
-    Mistake("an async job gives its coroutine", JOB, "Callable[Q, _Async[R]], /) -> Job[Q, R]", "Callable[Q, R], /) -> Job[Q, R]"),
+    Mistake("an async job gives its coroutine", DECORATOR, "Callable[Q, _Async[R]], /) -> Job[Q, R]", "Callable[Q, R], /) -> Job[Q, R]"),
     Mistake(
-        "a plain job is an async one", JOB, "function: Callable[Q, R], /) -> SyncJob[Q, R]", "function: Callable[Q, R], /) -> Job[Q, R]"
+        "a plain job is an async one",
+        DECORATOR,
+        "function: Callable[Q, R], /) -> SyncJob[Q, R]",
+        "function: Callable[Q, R], /) -> Job[Q, R]",
     ),
     Mistake(
         "a plain job that returns Any is an async one",
-        JOB,
+        DECORATOR,
         "_Whole[Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]",
         "_Whole[Q, _Odd, _Odder], /) -> Job[Q, _Odd]",
         ("pyright",),
     ),
     Mistake(
         "a plain generic job is an async one",
-        JOB,
+        DECORATOR,
         "Callable[..., _Anything], /) -> SyncJob[..., Any]",
         "Callable[..., _Anything], /) -> Job[..., Any]",
     ),
     Mistake("a job does not know where it runs", JOB_TYPE, "self.runs_in: RunsIn = runs_in", "self.runs_in: str = runs_in"),
     Mistake(
         "options make a decorator without types",
-        JOB,
+        DECORATOR,
         "Unpack[JobOptions]) -> _Decorator: ...",
         "Unpack[JobOptions]) -> Callable[..., Any]: ...",
     ),
@@ -144,66 +149,66 @@ OF_THE_DECORATOR = (
     Mistake("a job runs in any place", OPTIONS, "    runs_in: RunsIn | None\n", "    runs_in: str | None\n"),
     Mistake(
         "the decorator takes any option",
-        JOB,
+        DECORATOR,
         "**declared: Unpack[JobOptions]) -> _Decorator: ...",
         "**declared: Any) -> _Decorator: ...",
     ),
-    Mistake("a preset takes any option", JOB, "def preset(**options: Unpack[PresetOptions])", "def preset(**options: Any)"),
-    Mistake("a preset takes a name", JOB, "def preset(**options: Unpack[PresetOptions])", "def preset(**options: Unpack[JobOptions])"),
-    Mistake("a preset has no types", JOB, "Unpack[PresetOptions]) -> _Decorator", "Unpack[PresetOptions]) -> Callable[..., Any]"),
+    Mistake("a preset takes any option", DECORATOR, "def preset(**options: Unpack[PresetOptions])", "def preset(**options: Any)"),
+    Mistake(
+        "a preset takes a name", DECORATOR, "def preset(**options: Unpack[PresetOptions])", "def preset(**options: Unpack[JobOptions])"
+    ),
+    Mistake("a preset has no types", DECORATOR, "Unpack[PresetOptions]) -> _Decorator", "Unpack[PresetOptions]) -> Callable[..., Any]"),
 )
 
 # A job's methods, handles, batches, options, signals.
 OF_THE_REST = (
     Mistake(
         "delay takes anything",
-        SENDABLE,
+        JOB,
         "async def delay(self, /, *args: P.args, **kwargs: P.kwargs)",
         "async def delay(self, /, *args: Any, **kwargs: Any)",
     ),
     Mistake(
         "delay forgets the result's type",
-        SENDABLE,
+        JOB,
         "async def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]",
         "async def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> JobHandle[Any]",
     ),
-    Mistake("delay is no coroutine", SENDABLE, "async def delay(", "def delay("),
+    Mistake("delay is no coroutine", JOB, "async def delay(", "def delay("),
     Mistake(
         "delay_sync takes anything",
-        SENDABLE,
+        JOB,
         "def delay_sync(self, /, *args: P.args, **kwargs: P.kwargs)",
         "def delay_sync(self, /, *args: Any, **kwargs: Any)",
     ),
     Mistake(
         "delay_sync gives the result",
-        SENDABLE,
+        JOB,
         "def delay_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]",
         "def delay_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co",
     ),
     Mistake(
         "bind takes anything",
-        SENDABLE,
+        JOB,
         "def bind(self, /, *args: P.args, **kwargs: P.kwargs)",
         "def bind(self, /, *args: Any, **kwargs: Any)",
     ),
     Mistake(
         "bind forgets the result's type",
-        SENDABLE,
+        JOB,
         "def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]",
         "def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[Any]",
     ),
-    Mistake(
-        "options takes any option", SENDABLE, "def options(self, **options: Unpack[EnqueueOptions])", "def options(self, **options: Any)"
-    ),
+    Mistake("options takes any option", JOB, "def options(self, **options: Unpack[EnqueueOptions])", "def options(self, **options: Any)"),
     Mistake(
         "options forgets the signature",
-        SENDABLE,
+        JOB,
         "**options: Unpack[EnqueueOptions]) -> Self",
         "**options: Unpack[EnqueueOptions]) -> Sendable[..., R_co]",
     ),
     Mistake(
         "options forgets that a job can be called",
-        SENDABLE,
+        JOB,
         "**options: Unpack[EnqueueOptions]) -> Self",
         "**options: Unpack[EnqueueOptions]) -> Sendable[P, R_co]",
     ),
@@ -237,7 +242,7 @@ OF_THE_REST = (
     Mistake("there is always a status", HANDLE, "async def status(self) -> Status | None", "async def status(self) -> Status"),
     Mistake("there is always a record", HANDLE, "async def info(self) -> JobInfo | None", "async def info(self) -> JobInfo"),
     Mistake("handles are invariant", HANDLE, 'R_co = TypeVar("R_co", covariant=True)', 'R_co = TypeVar("R_co")'),
-    Mistake("calls are invariant", CALL, 'R_co = TypeVar("R_co", covariant=True)', 'R_co = TypeVar("R_co")'),
+    Mistake("calls are invariant", JOB_TYPE, 'R_co = TypeVar("R_co", covariant=True)', 'R_co = TypeVar("R_co")'),
     Mistake(
         "enqueue forgets the results' type",
         SENDING,
@@ -285,8 +290,8 @@ OF_THE_REST = (
         "def current_job(default: D) -> JobContext | D",
         "def current_job(default: D) -> JobContext",
     ),
-    Mistake("a job is sent by anything", SEND_BY_NAME, "async def send(name: str, /", "async def send(name: Any, /"),
-    Mistake("a job has any name", SEND_BY_NAME, "def send_sync(name: str, /", "def send_sync(name: Any, /"),
+    Mistake("a job is sent by anything", JOB, "async def send(name: str, /", "async def send(name: Any, /"),
+    Mistake("a job has any name", JOB, "def send_sync(name: str, /", "def send_sync(name: Any, /"),
     Mistake("configure takes any defaults", APP, "    defaults: DefaultOptions | None = None,", "    defaults: Any = None,"),
     Mistake("a default has any value", OPTIONS, "    max_attempts: int | None\n", "    max_attempts: Any\n"),
     Mistake("progress cannot be awaited", CONTEXT, 'note: str = "") -> DoneAwaitable', 'note: str = "") -> None'),

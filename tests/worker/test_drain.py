@@ -10,7 +10,7 @@ import pytest
 
 from taskflow import BrokerRefused, Every, Worker, job
 from taskflow.app.app import default_app
-from taskflow.app.registry import Registry
+from taskflow.app.job_type import Registry
 from taskflow.broker.protocol import Broker
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Status

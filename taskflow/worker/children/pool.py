@@ -14,7 +14,7 @@ from typing import Final
 
 from taskflow.app.app import App
 from taskflow.app.context import JobContext
-from taskflow.app.execution_mode import RUN_AS_MAIN
+from taskflow.app.decorator import RUN_AS_MAIN
 from taskflow.app.job_type import AnyJob
 from taskflow.broker.retry import retry
 from taskflow.model.retry import Pauses, Retries

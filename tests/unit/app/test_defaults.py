@@ -24,7 +24,7 @@ from taskflow import (
 )
 from taskflow.app.app import App, default_app
 from taskflow.app.job import Declared
-from taskflow.app.registry import Registry
+from taskflow.app.job_type import Registry
 from taskflow.app.settings import Defaults
 from taskflow.model.envelope import Envelope
 from taskflow.model.follow_up import follow_up_of
