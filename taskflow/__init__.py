@@ -10,17 +10,22 @@ from importlib import import_module
 TYPE_CHECKING = False  # loading typing takes 5 ms, in which a Ctrl-C for the command would still be Python's to handle, or to lose
 if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
-    from taskflow.app.bulk_actions import ActionResult as ActionResult
+    from taskflow.app.bulk_actions import ActionResult as ActionResult, JobSelection as JobSelection
     from taskflow.app.connections.types import RunsStatement as RunsStatement
-    from taskflow.app.context import JobContext as JobContext, current_job as current_job
-    from taskflow.app.cron import Cron as Cron, Every as Every
+    from taskflow.app.context import (
+        Cancel as Cancel,
+        Discard as Discard,
+        JobContext as JobContext,
+        Retry as Retry,
+        Snooze as Snooze,
+        current_job as current_job,
+    )
+    from taskflow.app.declared_schedules import Cron as Cron, Every as Every
     from taskflow.app.decorator import job as job, preset as preset
     from taskflow.app.failure_groups import FailureGroup as FailureGroup
     from taskflow.app.handle import JobHandle as JobHandle
     from taskflow.app.job import Job as Job, NamedJob as NamedJob, SyncJob as SyncJob, named as named, send as send, send_sync as send_sync
-    from taskflow.app.job_exceptions import Cancel as Cancel, Discard as Discard, Retry as Retry, Snooze as Snooze
     from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
-    from taskflow.app.job_selection import JobSelection as JobSelection
     from taskflow.app.job_type import Call as Call
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
     from taskflow.app.operate import JobPage as JobPage, QueueInfo as QueueInfo, WorkerInfo as WorkerInfo, operate as operate
@@ -80,18 +85,16 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "taskflow.app.app": "configure",
-    "taskflow.app.bulk_actions": "ActionResult",
+    "taskflow.app.bulk_actions": "ActionResult JobSelection",
     "taskflow.app.job_type": "Call",
     "taskflow.app.connections.types": "RunsStatement",
-    "taskflow.app.context": "JobContext current_job",
-    "taskflow.app.cron": "Cron Every",
+    "taskflow.app.context": "Cancel Discard JobContext Retry Snooze current_job",
+    "taskflow.app.declared_schedules": "Cron Every",
     "taskflow.app.decorator": "job preset",
     "taskflow.app.failure_groups": "FailureGroup",
     "taskflow.app.handle": "JobHandle",
     "taskflow.app.job": "Job NamedJob SyncJob named send send_sync",
-    "taskflow.app.job_exceptions": "Cancel Discard Retry Snooze",
     "taskflow.app.job_info": "ErrorInfo JobInfo",
-    "taskflow.app.job_selection": "JobSelection",
     "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
     "taskflow.app.operate": "JobPage QueueInfo WorkerInfo operate",
     "taskflow.app.options": "DefaultOptions EnqueueOptions",

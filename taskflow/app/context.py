@@ -1,26 +1,27 @@
-"""Defines `JobContext`, which gives a run access to its job, attempt, cancellation and progress."""
+"""What a job's function uses while it runs: its `JobContext`, and the exceptions that control the outcome of the run."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Generator, Mapping
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
+from taskflow.app.option_checks import seconds_of
 from taskflow.model.clock import SystemClock, instant_of
 from taskflow.model.codec.signature import CallArguments
 from taskflow.model.envelope import ClaimId, Envelope, Lease
-from taskflow.model.errors import TaskflowError
+from taskflow.model.errors import TaskflowError, name_as_public
 from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.progress import Progress
 
-if TYPE_CHECKING:  # loaded only by jobs that use it
+if TYPE_CHECKING:
     from taskflow.app.connections.types import Connection
 
-
 D = TypeVar("D")
+
 _RAISE: Final = object()
 
 
@@ -230,3 +231,43 @@ DONE: Final = DoneAwaitable()
 _new_id: Final = IdFactory()
 _clock: Final = SystemClock()
 _making: Final = threading.Lock()
+
+
+class JobException(Exception):
+    """The base class of the exceptions in this module."""
+
+
+class Retry(JobException):
+    """Raise this to retry the job after `after` seconds (or a timedelta); by default,
+    after the job's back-off. It counts as a failed attempt."""
+
+    def __init__(self, message: str = "the job asked for another attempt", *, after: float | timedelta | None = None) -> None:
+        super().__init__(message)
+        self.after = None if after is None else seconds_of("after", after)
+
+
+class Snooze(JobException):
+    """Raise this to run the job again after `after` seconds (or a timedelta). It uses no attempt."""
+
+    def __init__(self, message: str = "snoozed", *, after: float | timedelta) -> None:
+        super().__init__(message)
+        self.after = seconds_of("after", after)
+
+
+class Discard(JobException):
+    """Raise this to fail the job for good, without another attempt."""
+
+    def __init__(self, reason: str = "discarded") -> None:
+        super().__init__(reason)
+        self.reason = str(reason)  # users pass exceptions too
+
+
+class Cancel(JobException):
+    """Raise this to end the job as CANCELLED."""
+
+    def __init__(self, reason: str = "cancelled by the job itself") -> None:
+        super().__init__(reason)
+        self.reason = str(reason)  # users pass exceptions too
+
+
+name_as_public({"Retry": Retry, "Snooze": Snooze, "Discard": Discard, "Cancel": Cancel})

@@ -9,9 +9,8 @@ from enum import Enum
 from typing import Any, Final, Generic, TypeVar, overload
 
 from taskflow.app.app import App, default_app
-from taskflow.app.job_info import ErrorInfo, JobInfo
+from taskflow.app.job_info import ErrorInfo, JobInfo, StoredArguments
 from taskflow.app.job_type import AnyJob, JobType
-from taskflow.app.stored_arguments import StoredArguments
 from taskflow.broker import topics
 from taskflow.model.clock import instant_of
 from taskflow.model.codec import decode_value

@@ -1,16 +1,59 @@
-"""The information about a job that the application sees."""
+"""The information about a job that the application sees. Arguments are decoded when they are asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
+from taskflow.app.context import NamesArguments
+from taskflow.model.codec import Limits, decode_by_name
+from taskflow.model.errors import CodecError, DeclarationError
 from taskflow.model.progress import Progress
 from taskflow.model.record import POISON, Status, queue_wait
 from taskflow.model.verdict import RunEnding
+
+
+class StoredArguments:
+    """The stored arguments of a job. `job` is the job type, if this process knows it. A pickled copy does not know it."""
+
+    __slots__ = ("_decoded", "_job", "_limits", "_payload")
+
+    def __init__(self, payload: bytes, limits: Limits, job: NamesArguments | None = None) -> None:
+        self._payload = payload
+        self._limits = limits
+        self._job = job
+        self._decoded: Mapping[str, Any] | None = None
+
+    def decoded(self) -> Mapping[str, Any] | None:
+        """Return the arguments by parameter name; without annotations if they do not fit the job here, and None if they cannot be read."""
+        if self._decoded is None:
+            self._decoded = self._as_annotated() or self._as_sent()
+        return self._decoded
+
+    def _as_annotated(self) -> Mapping[str, Any] | None:
+        try:
+            return None if self._job is None else self._job.decoded_arguments(self._payload)
+        except (CodecError, DeclarationError):
+            return None
+
+    def _as_sent(self) -> Mapping[str, Any] | None:
+        try:
+            return MappingProxyType(decode_by_name(self._payload, limits=self._limits))
+        except CodecError:
+            return None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StoredArguments) and other._payload == self._payload and other._job is self._job
+
+    def __hash__(self) -> int:
+        return hash(self._payload)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredArguments, (self._payload, self._limits)
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,10 +84,6 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}"
-
-
-class Decodable(Protocol):
-    def decoded(self) -> Mapping[str, Any] | None: ...
 
 
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +132,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     schedule: str | None = None
     scheduled_for: datetime | None = None
     result: Any = None
-    _arguments: Decodable | None = None
+    _arguments: StoredArguments | None = None
 
     @property
     def error(self) -> ErrorInfo | None:

@@ -17,16 +17,17 @@ from taskflow.app.bulk_actions import (
     Action,
     ActionResult,
     CallVerb,
+    JobSelection,
     act,
     apply,
     check_view,
     count,
     foresee,
     pages,
+    view_of,
 )
 from taskflow.app.handle import JobHandle, info_of
 from taskflow.app.job_info import JobInfo
-from taskflow.app.job_selection import JobSelection, view_of
 from taskflow.app.job_type import JobType
 from taskflow.broker.console import QueueRecord, View
 from taskflow.model.envelope import check_queue

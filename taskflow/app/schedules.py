@@ -13,8 +13,7 @@ import msgspec
 
 from taskflow.app.app import App, default_app
 from taskflow.app.audit_log import Doing, check_operator, recorded
-from taskflow.app.cron import Cron, Every
-from taskflow.app.declared_schedules import NOT_RAISED, check_schedule_name, is_schedule_name, plan_of, terms_of
+from taskflow.app.declared_schedules import NOT_RAISED, Cron, Every, check_schedule_name, is_schedule_name, plan_of, terms_of
 from taskflow.app.handle import JobHandle
 from taskflow.app.job_type import Call
 from taskflow.app.loop_client import MAX_BYTES, LoopClient

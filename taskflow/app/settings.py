@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from taskflow.app.middleware import Middleware, check_middleware
+from taskflow.app.option_checks import default_options
 from taskflow.app.pyproject import check_names, project_table
 from taskflow.broker.url import masked
 from taskflow.model.errors import ConfigurationError
@@ -116,8 +117,6 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(where: str, given: object) -> Defaults:
-    from taskflow.app.option_checks import default_options  # loaded only by applications that use them
-
     try:
         return Defaults(*default_options(given))
     except (TypeError, ValueError) as error:

@@ -13,9 +13,8 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 from taskflow.app.app import App
-from taskflow.app.context import JobContext, running
+from taskflow.app.context import Cancel, Discard, JobContext, Retry, Snooze, running
 from taskflow.app.job import Job, SyncJob
-from taskflow.app.job_exceptions import Cancel, Discard, Retry, Snooze
 from taskflow.app.job_type import AnyJob
 from taskflow.app.middleware import Middleware, OneAtATime, RunNext, run_chain
 from taskflow.app.option_checks import seconds_of

@@ -47,7 +47,6 @@ JOB = "taskflow/app/job.py"
 JOB_TYPE = "taskflow/app/job_type.py"
 OPTIONS = "taskflow/app/options.py"
 PORTAL = "taskflow/app/portal.py"
-JOB_EXCEPTIONS = "taskflow/app/job_exceptions.py"
 SENDING = "taskflow/app/sending.py"
 
 # What the decorator makes of a function.
@@ -295,7 +294,7 @@ OF_THE_REST = (
     Mistake("configure takes any defaults", APP, "    defaults: DefaultOptions | None = None,", "    defaults: Any = None,"),
     Mistake("a default has any value", OPTIONS, "    max_attempts: int | None\n", "    max_attempts: Any\n"),
     Mistake("progress cannot be awaited", CONTEXT, 'note: str = "") -> DoneAwaitable', 'note: str = "") -> None'),
-    Mistake("a snooze needs no time", JOB_EXCEPTIONS, "after: float | timedelta) -> None", "after: float | timedelta = 1) -> None"),
+    Mistake("a snooze needs no time", CONTEXT, "after: float | timedelta) -> None", "after: float | timedelta = 1) -> None"),
 )
 
 MISTAKES = OF_THE_DECORATOR + OF_THE_REST
