@@ -59,22 +59,14 @@ class Sendable(HasOptions, Generic[P, R_co]):
         store does not answer in time, and StoreFull if the store is full. With ``on_conflict="raise"``, raises
         KeyConflict if a live job has the key. If `delay` is cancelled, the job may already have been sent.
         """
-        call = self._call(args, kwargs, given=(args, kwargs))
-        if self._connection is not None:
-            from taskflow.app import transactional_sending
-
-            return await transactional_sending.send(self.app, call, self._connection)
-        return await send_call(self.app, call)
+        return await send_call(self.app, self._call(args, kwargs, given=(args, kwargs)), self._connection)
 
     def delay_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
         """Like `delay`, but for code without an event loop, in any thread. Raises RuntimeError inside a running loop,
         unless a synchronous `connection` is given."""
-        if self._connection is not None:  # its thread may have a loop, as in AsyncSession.run_sync()
-            from taskflow.app import transactional_sending
-
-            return transactional_sending.send_sync(self.app, self._call(args, kwargs, given=(args, kwargs)), self._connection)
-        portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
-        return send_call_sync(self.app, self._call(args, kwargs, given=(args, kwargs)))
+        if self._connection is None:  # the thread of a connection may have a loop, as in AsyncSession.run_sync()
+            portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
+        return send_call_sync(self.app, self._call(args, kwargs, given=(args, kwargs)), self._connection)
 
     async def live(self, key: str) -> JobHandle[R_co] | None:
         """Return the handle of the live job that has this key, or None. The options decide where the key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from types import MappingProxyType
 from typing import Any, Final
@@ -168,6 +168,28 @@ def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
 
 def has_ended_hook(middleware: Sequence[Middleware]) -> bool:
     return any(type(layer).ended is not Middleware.ended for layer in middleware)
+
+
+def stamping(middleware: Sequence[Middleware]) -> list[Middleware]:
+    """Return the middleware that stamps calls before they are sent."""
+    return [layer for layer in middleware if type(layer).stamp is not Middleware.stamp]
+
+
+def stamp(layers: Sequence[Middleware], calls: Iterable[EnqueueCall]) -> list[Envelope]:
+    """Return the envelopes as these layers stamp them, in the same order."""
+    calls = tuple(calls)  # middleware cannot reorder a tuple
+    if calls:
+        for layer in layers:
+            layer.stamp(calls)
+    return [call.to_envelope() for call in calls]
+
+
+def stamped_envelopes(
+    middleware: Sequence[Middleware], job_of: Callable[[str], NamesArguments | None], envelopes: Sequence[Envelope]
+) -> list[Envelope]:
+    """Return the envelopes of schedules' jobs as the middleware stamps them."""
+    layers = stamping(middleware)
+    return stamp(layers, [EnqueueCall(envelope, job_of(envelope.job)) for envelope in envelopes]) if layers else [*envelopes]
 
 
 class OneAtATime:

@@ -17,7 +17,7 @@ from taskflow.app.declared_schedules import NOT_RAISED, Cron, Every, check_sched
 from taskflow.app.handle import JobHandle
 from taskflow.app.job_type import Call
 from taskflow.app.loop_client import MAX_BYTES, LoopClient
-from taskflow.app.stamping import stamped_envelopes
+from taskflow.app.middleware import stamped_envelopes
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import instant_of, microseconds_of
 from taskflow.model.envelope import Envelope
@@ -148,7 +148,7 @@ class Schedules:
         plan = await stored_plan(name)
         now = app.new_id()
         envelope = msgspec.structs.replace(plan.envelope_for(name, int.from_bytes(now[:6], "big") * 1_000), id=now)
-        [envelope] = stamped_envelopes(app.registry, app.settings.middleware, [envelope])
+        [envelope] = stamped_envelopes(app.settings.middleware, app.registry.get, [envelope])
         async with _recorded("trigger", name, by, reason) as doing:
             [handle] = _handles(app, plan, [await app.client().send(envelope)])
             doing.affected = int(handle.is_new)
@@ -174,7 +174,7 @@ class Schedules:
         async with _recorded("backfill", name, by, reason, {"from": start.isoformat(), "to": end.isoformat()}) as doing:
             for first in range(0, len(instants), portion):
                 envelopes = [plan.envelope_for(name, instant, is_alone=True) for instant in instants[first : first + portion]]
-                envelopes = stamped_envelopes(app.registry, app.settings.middleware, envelopes)
+                envelopes = stamped_envelopes(app.settings.middleware, app.registry.get, envelopes)
                 added = _handles(app, plan, await app.client().enqueue(envelopes))
                 doing.affected += sum(handle.is_new for handle in added)
                 handles += added

@@ -1,46 +1,58 @@
-"""Sends one call or many through the middleware to the store."""
+"""Sends calls through the middleware to the store, or in a caller's transaction, and makes handles and errors of the store's answers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskflow.app.app import App, default_app
 from taskflow.app.enqueue_batches import Batch, Batches, Sent, async_batches
-from taskflow.app.handle import JobHandle
+from taskflow.app.handle import JobHandle, Origin
 from taskflow.app.job_type import Call
-from taskflow.app.portal import refuse_inside_a_loop, run_sync
-from taskflow.app.send_results import add_results, handle_of, has_enqueue_middleware, through_middleware
-from taskflow.app.stamping import stamp_batch, stamped
+from taskflow.app.middleware import EnqueueCall, Middleware, enqueue_chain, stamp, stamping
+from taskflow.app.portal import CallersThread, block_on, refuse_inside_a_loop, run_sync
 from taskflow.broker.protocol import Added, Refused
-from taskflow.model.errors import TaskflowError
+from taskflow.model.envelope import Envelope
+from taskflow.model.errors import BrokerError, ConfigurationError, EnqueueFailed, KeyConflict, TaskflowError, WrongConnection
 
 if TYPE_CHECKING:  # loaded only by senders that use them
     from taskflow.app.connections.types import Connection
 
 R = TypeVar("R")
+T = TypeVar("T")
+
+_Answers = list[Added | Refused | BaseException]
+_SendOne = Callable[[Envelope], Awaitable[Added | Refused]]
+_Enqueue = Callable[[Sequence[Envelope]], Awaitable[list[Added | Refused]]]
 
 
-async def send_call(app: App, call: Call[R]) -> JobHandle[R]:
-    """Send one call. Calls sent at the same time share a round trip."""
-    return await _send(app, stamped(app, call) if app.settings.middleware else call)
+async def send_call(app: App, call: Call[R], connection: object = None) -> JobHandle[R]:
+    """Send one call. Calls sent at the same time share a round trip. With a connection, the call is sent in its transaction."""
+    if app.settings.middleware:
+        [call] = _stamped(stamping(app.settings.middleware), [call])
+    if connection is not None:
+        return await _send(app, call, _one_by(_enqueue_on(app, connection)), Origin.TRANSACTION)
+    return await _send(app, call)
 
 
-def send_call_sync(app: App, call: Call[R]) -> JobHandle[R]:
+def send_call_sync(app: App, call: Call[R], connection: object = None) -> JobHandle[R]:
     """Like `send_call`, for code without an event loop."""
+    [call] = _stamped(stamping(app.settings.middleware), [call])
+    if connection is not None:
+        return _in_this_thread(app, connection, lambda enqueue: _send(app, call, _one_by(enqueue), Origin.TRANSACTION))
     app.broker()  # imported here and not in the portal's thread: see `url.load`
-    return run_sync(_send(app, stamped(app, call)))
+    return run_sync(_send(app, call))
 
 
-async def _send(app: App, call: Call[R]) -> JobHandle[R]:
+async def _send(app: App, call: Call[R], to_store: _SendOne | None = None, origin: Origin = Origin.SENT) -> JobHandle[R]:
     if app.importing_module is not None:
         app.warn_of_sending(call.job)
-    to_store = app.client().send
-    has_middleware = app.settings.middleware and has_enqueue_middleware(app)
-    answer = await (through_middleware(app, call, to_store) if has_middleware else to_store(call.envelope))
-    handle = handle_of(app, call, answer)
+    to_store = to_store or app.client().send
+    has_middleware = app.settings.middleware and _has_enqueue_middleware(app)
+    answer = await (_through_middleware(app, call, to_store) if has_middleware else to_store(call.envelope))
+    handle = _checked_handle(app, call, answer, origin)
     if app.run_inline is not None:
         await app.run_inline([answer])
     return handle
@@ -56,22 +68,21 @@ async def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]], *, connecti
     Raises EnqueueFailed, with the handles of the calls sent so far, if some calls were not sent, or if the iterable or middleware raises.
     Calls that the iterable yielded before raising are still sent. Raises TypeError if `calls` is not iterable.
     """
-    app = default_app()
-    if connection is not None:
-        from taskflow.app import transactional_sending
-
-        return await transactional_sending.enqueue(app, calls, connection)
-    sent = Sent[R]()
+    app, sent = default_app(), Sent[R]()
+    enqueue_there = None if connection is None else _enqueue_on(app, connection)
     if isinstance(calls, AsyncIterable):
         async with aclosing(async_batches(calls)) as batches:
             async for batch in batches:
-                stamp_batch(app, batch, sent)
-                await _send_batch(app, batch, sent)
+                _stamp_batch(app, batch, sent)
+                await _send_batch(app, batch, sent, enqueue_there)
     else:
         in_step = Batches(calls)
         for batch in in_step:
-            stamp_batch(app, batch, sent)
-            await _send_before(app, in_step, batch, sent)
+            _stamp_batch(app, batch, sent)
+            if connection is not None or in_step.has_ended:
+                await _send_batch(app, batch, sent, enqueue_there)
+            else:
+                await _send_before(app, in_step, batch, sent)
     return sent.handles
 
 
@@ -79,23 +90,21 @@ def enqueue_sync(calls: Iterable[Call[R]], *, connection: Connection | None = No
     """Like `enqueue`, but for code without an event loop and for plain iterables only. `calls` is read in the
     calling thread, where the `connection` is used too. Raises RuntimeError inside a running loop, unless a
     synchronous `connection` is given."""
-    if connection is not None:
-        from taskflow.app import transactional_sending
-
-        return transactional_sending.enqueue_sync(default_app(), calls, connection)
-    refuse_inside_a_loop("enqueue_sync()", "await enqueue()")
     app, sent = default_app(), Sent[R]()
-    app.broker()  # as in `send_call_sync`
+    if connection is None:
+        refuse_inside_a_loop("enqueue_sync()", "await enqueue()")
+        app.broker()  # as in `send_call_sync`
     for batch in Batches(calls):
-        stamp_batch(app, batch, sent)
-        run_sync(_send_batch(app, batch, sent))
+        _stamp_batch(app, batch, sent)
+        if connection is None:
+            run_sync(_send_batch(app, batch, sent))
+        else:
+            _in_this_thread(app, connection, lambda enqueue, batch=batch: _send_batch(app, batch, sent, enqueue))  # type: ignore[misc]
     return sent.handles
 
 
 async def _send_before(app: App, rest: Batches[R], batch: Batch[R], sent: Sent[R]) -> None:
     """Send the batch, and read the next one in the meantime: building a batch in Python takes about as long as adding one to a store."""
-    if rest.has_ended:
-        return await _send_batch(app, batch, sent)
     sending = asyncio.create_task(_send_batch(app, batch, sent))
     try:
         await asyncio.sleep(0)  # lets the task start
@@ -107,25 +116,185 @@ async def _send_before(app: App, rest: Batches[R], batch: Batch[R], sent: Sent[R
             await asyncio.gather(sending, return_exceptions=True)
 
 
-async def _send_batch(app: App, batch: Batch[R], sent: Sent[R]) -> None:
-    """Send the batch and add its handles to `sent`."""
+async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], enqueue_there: _Enqueue | None = None) -> None:
+    """Send the batch and add its handles to `sent`. If some calls were not sent, raises EnqueueFailed with the handles collected so far."""
     if app.importing_module is not None and batch.calls:
         app.warn_of_sending(batch.calls[0].job)
-    answers = await _answers(app, batch.calls)
+    answers = await (_answers(app, batch.calls) if enqueue_there is None else _answers_there(app, batch.calls, enqueue_there))
     if app.run_inline is not None:
         await app.run_inline(answers)
-    add_results(app, batch, answers, sent)
+    answers = [_clash_or(answer, call) for call, answer in zip(batch.calls, answers, strict=True)]
+    origin = Origin.SENT if enqueue_there is None else Origin.TRANSACTION
+    for call, answer in zip(batch.calls, answers, strict=True):
+        if not isinstance(answer, BaseException):
+            sent.handles.append(_handle(app, call, answer, origin))
+            if _is_conflict(call, answer):
+                sent.conflicts.append(sent.handles[-1])
+    for error in (*answers, batch.error):
+        if isinstance(error, BaseException):
+            raise _not_all_sent(sent, f"{type(error).__name__}: {error}") from error
+    if sent.conflicts:
+        raise _not_all_sent(sent, f"{len(sent.conflicts)} call(s) found a live job with their key, for example {sent.conflicts[0]!r}")
 
 
-async def _answers(app: App, calls: list[Call[Any]]) -> list[Added | Refused | BaseException]:
+async def _answers(app: App, calls: list[Call[Any]]) -> _Answers:
     """Return an answer or an error for each call. If middleware fails for one call,
     the others are not affected; if the broker fails, all are."""
     client = app.client()
     if not calls:
         return []
-    if has_enqueue_middleware(app):
-        return await asyncio.gather(*(through_middleware(app, call, client.send) for call in calls), return_exceptions=True)
+    if _has_enqueue_middleware(app):
+        return await asyncio.gather(*(_through_middleware(app, call, client.send) for call in calls), return_exceptions=True)
     try:
         return [*await client.enqueue([call.envelope for call in calls])]
     except TaskflowError as error:
         return [error] * len(calls)
+
+
+# --- stamps and middleware ----------------------------------------------------------------------------------------
+
+
+def _stamp_batch(app: App, batch: Batch[R], sent: Sent[R]) -> None:
+    """Let middleware stamp the calls of a batch, in this thread. Raises EnqueueFailed, with the handles of the batches before
+    it, if middleware raises."""
+    layers = stamping(app.settings.middleware)
+    try:
+        batch.calls = _stamped(layers, batch.calls)
+    except Exception as error:
+        raise _not_all_sent(sent, f"{type(error).__name__}: {error}") from error
+
+
+def _stamped(layers: Sequence[Middleware], calls: list[Call[R]]) -> list[Call[R]]:
+    if not layers:
+        return calls
+    envelopes = stamp(layers, [EnqueueCall(call.envelope, call.job_type, call.given) for call in calls])
+    return [call if envelope is call.envelope else call.stamped(envelope) for call, envelope in zip(calls, envelopes, strict=True)]
+
+
+def _has_enqueue_middleware(app: App) -> bool:
+    return any(type(layer).enqueue is not Middleware.enqueue for layer in app.settings.middleware)
+
+
+async def _through_middleware(app: App, call: Call[Any], send: _SendOne) -> Added | Refused:
+    answers: list[Added | Refused] = []
+
+    async def innermost(enqueue_call: EnqueueCall) -> None:
+        answers.append(await send(enqueue_call.to_envelope()))
+
+    await enqueue_chain(app.settings.middleware, innermost)(EnqueueCall(call.envelope, call.job_type, call.given))
+    if not answers:
+        raise TaskflowError(f"{call!r} was not sent: a middleware's enqueue() did not await call_next(call)")
+    return answers[-1]
+
+
+# --- the store's answers ------------------------------------------------------------------------------------------
+
+
+def _checked_handle(app: App, call: Call[R], answer: Added | Refused, origin: Origin) -> JobHandle[R]:
+    """Return the handle of a call that was sent. Raises KeyConflict if it was not, and was to raise that."""
+    checked = _clash_or(answer, call)
+    if isinstance(checked, BaseException):
+        raise checked
+    handle = _handle(app, call, checked, origin)
+    if _is_conflict(call, answer):
+        raise KeyConflict(
+            f"{call!r} was not sent: the live job {handle.id} has its key {call.key!r}; "
+            'on_conflict="keep" returns the handle of that job, "replace" cancels it',
+            job_id=handle.id,
+        )
+    return handle
+
+
+def _clash_or(answer: Added | Refused | BaseException, call: Call[Any]) -> Added | Refused | BaseException:
+    """Return an error if another job has the call's id, else the answer."""
+    if isinstance(answer, Refused) and answer.because == "clash":
+        return TaskflowError(f"{call!r} was not sent: the store has another job with its id; make the call again, which gives it a new id")
+    return answer
+
+
+def _handle(app: App, call: Call[R], answer: Added | Refused, origin: Origin) -> JobHandle[R]:
+    if isinstance(answer, Added) or answer.standing == answer.id:
+        return JobHandle(app, answer.id, call.job_type, origin=origin)
+    return JobHandle(app, answer.standing, call.job_type, is_new=False, origin=origin)
+
+
+def _is_conflict(call: Call[Any], answer: Added | Refused) -> bool:
+    return call.raises_on_conflict and isinstance(answer, Refused) and answer.because == "key"
+
+
+def _not_all_sent(sent: Sent[Any], why: str) -> EnqueueFailed:
+    message = f"not all calls were sent: {why}; {len(sent.handles)} call(s) were sent, and .handles has their handles in order"
+    return EnqueueFailed(message, handles=sent.handles, conflicts=sent.conflicts)
+
+
+# --- in a caller's transaction ------------------------------------------------------------------------------------
+
+
+def _enqueue_on(app: App, connection: object) -> _Enqueue:
+    from taskflow.app.connections.run_in_transaction import run_in_transaction
+
+    async def enqueue_there(envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        if app.ignores_connections:
+            return await app.client().enqueue(envelopes)
+        return await run_in_transaction(app, connection, "enqueue", lambda store: store.enqueue(envelopes))
+
+    return enqueue_there
+
+
+def _one_by(enqueue_there: _Enqueue) -> _SendOne:
+    async def send_one(envelope: Envelope) -> Added | Refused:
+        [answer] = await enqueue_there([envelope])
+        return answer
+
+    return send_one
+
+
+def _in_this_thread(app: App, connection: object, send_by: Callable[[_Enqueue], Coroutine[Any, Any, T]]) -> T:
+    """Send with statements that run in this thread, where the connection belongs. Middleware runs in the portal's event loop."""
+    from taskflow.app.connections.recognition import is_awaited
+    from taskflow.app.connections.run_in_transaction import run_in_transaction_sync
+
+    if is_awaited(connection):
+        raise TypeError(f"a {type(connection).__name__} is used with `await`, so send with `await .delay()` or `await enqueue()`")
+    if app.ignores_connections:
+        return block_on(send_by(_enqueue_on(app, connection)))
+    thread = CallersThread()
+
+    def add(envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        return run_in_transaction_sync(app, connection, "enqueue", lambda store: store.enqueue(envelopes))
+
+    async def add_here(envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        return add(envelopes)
+
+    async def add_from_portal(envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        return await thread.call(lambda: add(envelopes))
+
+    if _has_enqueue_middleware(app):
+        return thread.serve(send_by(add_from_portal))
+    sending = send_by(add_here)
+    try:
+        sending.send(None)  # it awaits nothing which is not done
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    sending.close()
+    raise AssertionError(f"{sending!r} waits for something")
+
+
+async def _answers_there(app: App, calls: list[Call[Any]], enqueue_there: _Enqueue) -> _Answers:
+    """Return an answer for each call, or an error for those that were not sent. The calls of a
+    batch share one statement, unless middleware wraps each of them."""
+    if not _has_enqueue_middleware(app):
+        try:
+            return [*await enqueue_there([call.envelope for call in calls])] if calls else []
+        except BrokerError as error:
+            return [error] * len(calls)
+    answers, send_one = _Answers(), _one_by(enqueue_there)
+    for call in calls:  # one after another, because they share a connection
+        try:
+            answers.append(await _through_middleware(app, call, send_one))
+        except (WrongConnection, ConfigurationError):
+            raise
+        except TaskflowError as error:
+            answers.append(error)
+    return answers

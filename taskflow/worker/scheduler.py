@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from msgspec.structs import replace
 
 from taskflow.app.job_type import Registry
-from taskflow.app.middleware import Middleware
+from taskflow.app.middleware import Middleware, stamped_envelopes, stamping
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.retry import retry
 from taskflow.model.clock import to_microseconds, to_seconds
@@ -193,10 +193,8 @@ class Scheduler:
 
     async def _stamped(self, firings: list[Firing]) -> list[Firing]:
         """Return the firings with their jobs as the middleware stamps them."""
-        from taskflow.app.stamping import has_stamp, stamped_envelopes
-
         envelopes = [firing.envelope for firing in firings if firing.envelope is not None]
-        if not envelopes or not has_stamp(self._middleware):
+        if not envelopes or not stamping(self._middleware):
             return firings
         if self._threads is None:
             self._threads = ThreadPool(1, self._start_thread)
@@ -204,7 +202,7 @@ class Scheduler:
 
         def stamp() -> list[Envelope]:
             try:
-                return stamped_envelopes(self._registry, self._middleware, envelopes)
+                return stamped_envelopes(self._middleware, self._registry.get, envelopes)
             except BaseException as error:  # raised here, SystemExit would end the worker
                 raised.append(error)
                 return []
