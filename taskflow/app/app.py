@@ -135,19 +135,15 @@ class App:
         url = self.broker_url()
         with self._lock:
             if url not in self._brokers:
-                self._brokers[url] = self._connected(url)
+                if self._is_connecting:  # in a signal handler or `__del__` that Python calls while this thread connects
+                    raise RuntimeError(INTERRUPTED)
+                self._is_connecting = True
+                try:
+                    self._brokers[url] = connect(url)
+                finally:
+                    self._is_connecting = False
                 self._tell_default()
             return self._brokers[url]
-
-    def _connected(self, url: str) -> Broker:
-        """Connect. Raises RuntimeError in a signal handler or `__del__` that Python calls while this thread connects."""
-        if self._is_connecting:
-            raise RuntimeError(INTERRUPTED)
-        self._is_connecting = True
-        try:
-            return connect(url)
-        finally:
-            self._is_connecting = False
 
     @property
     def is_reachable(self) -> bool:

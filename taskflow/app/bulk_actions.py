@@ -174,16 +174,11 @@ class CallOnce:
         return await verb(self._broker)
 
 
-def check_statuses(action: Action, statuses: Iterable[Status]) -> None:
-    """Raise ValueError if the action cannot act on jobs with one of the statuses."""
-    for status in statuses:
-        if status not in POSSIBLE[action]:
-            raise ValueError(f"{action} cannot act on {status} jobs: allowed statuses are {', '.join(sorted(POSSIBLE[action]))}")
-
-
 def check_view(action: Action, view: View) -> None:
     """Raise ValueError if the action cannot act on jobs with one of the statuses, or on jobs that are selected in this way."""
-    check_statuses(action, view.statuses)
+    for status in view.statuses:
+        if status not in POSSIBLE[action]:
+            raise ValueError(f"{action} cannot act on {status} jobs: allowed statuses are {', '.join(sorted(POSSIBLE[action]))}")
     if action == "purge" and not view.is_checked_by_store and not ENDED.issuperset(view.statuses):
         raise ValueError("purge cannot select waiting jobs by an error, a header or their age: cancel them first")
 
@@ -193,7 +188,8 @@ async def apply(call: CallVerb, action: Action, ids: Sequence[bytes]) -> list[st
     if action == "purge":
         return [_dropped(status) for status in await call(lambda broker: broker.console.drop(ids))]
     if action == "retry":
-        return [_redone(answer) for answer in await call(lambda broker: broker.console.retry(ids))]
+        redone = {Redone.OK: CHANGED, Redone.UNKNOWN: UNKNOWN}
+        return [redone.get(answer, answer.value) for answer in await call(lambda broker: broker.console.retry(ids))]
     return [_cancelled(status) for status in await call(lambda broker: broker.cancel(ids))]
 
 
@@ -215,10 +211,6 @@ def _dropped(status: Status | None) -> str:
     if status is None:
         return UNKNOWN
     return CHANGED if status.is_ended else f"it is {status}: cancel it first"
-
-
-def _redone(answer: Redone) -> str:
-    return {Redone.OK: CHANGED, Redone.UNKNOWN: UNKNOWN}.get(answer, answer.value)
 
 
 def _cancelled(status: Status | None) -> str:

@@ -41,6 +41,11 @@ class NamesArguments(Protocol):
     def decoded_arguments(self, payload: bytes, /) -> Mapping[str, Any]: ...
 
 
+def arguments_of(job: NamesArguments, given: CallArguments | None, payload: bytes) -> Mapping[str, Any]:
+    """Return the arguments as the caller gave them if they are still known, or decode them."""
+    return job.decoded_arguments(payload) if given is None else job.named_arguments(*given)
+
+
 class JobContext:
     """The context of a running job. A job's function receives it if its first parameter is annotated
     with this class. Elsewhere, `current_job()` returns it.
@@ -61,7 +66,10 @@ class JobContext:
         job: NamesArguments | None = None,
         given: CallArguments | None = None,
     ) -> None:
-        self._lease = lease or _no_lease(job_name, queue)
+        if lease is None:  # outside a run: it stands for the first and only attempt
+            envelope = Envelope(id=_new_id(), job=job_name, payload=b"", queue=queue, max_attempts=1)
+            lease = Lease(envelope=envelope, epoch=1, claim=ClaimId(b"", 0, 0), created_at=_clock.wall())
+        self._lease = lease
         self._run = run
         self._job = job
         self._given = given
@@ -120,15 +128,11 @@ class JobContext:
         sees objects that are decoded there when it first asks.
         """
         if self._arguments is None:
-            self._arguments = self._find_arguments()
+            if self._job is None:
+                self._arguments = MappingProxyType({})
+            else:
+                self._arguments = arguments_of(self._job, self._given, self._lease.envelope.payload)
         return self._arguments
-
-    def _find_arguments(self) -> Mapping[str, Any]:
-        if self._job is None:
-            return MappingProxyType({})
-        if self._given is None:
-            return self._job.decoded_arguments(self._lease.envelope.payload)
-        return self._job.named_arguments(*self._given)
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -201,12 +205,6 @@ class DoneAwaitable:
     def __await__(self) -> Generator[None, None, None]:
         return
         yield
-
-
-def _no_lease(job_name: str, queue: str) -> Lease:
-    """Return a lease for the context of a function that is called outside a run. It stands for the first and only attempt."""
-    envelope = Envelope(id=_new_id(), job=job_name, payload=b"", queue=queue, max_attempts=1)
-    return Lease(envelope=envelope, epoch=1, claim=ClaimId(b"", 0, 0), created_at=_clock.wall())
 
 
 @overload

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, get_args
 from zoneinfo import ZoneInfo
@@ -142,21 +142,16 @@ KEY_AND_OVERLAP: Final = (
 
 NOT_RAISED: Final = 'a worker sends the calls, so their on_conflict must be "keep" or "replace", not "raise"'
 
-MakeEnvelope = Callable[[Sequence[Any], dict[str, Any], EnqueueOptions], Envelope]
-
 
 class DeclaredSchedule:
     """A schedule that a job's decorator declares. Its arguments are encoded when `definition` is first
     used, because annotations may not be resolvable before that, and again after the settings change."""
 
-    def __init__(
-        self, name: str, timetable: Timetable, make: MakeEnvelope, terms: dict[str, Any], read_settings: Callable[[], Settings]
-    ) -> None:
+    def __init__(self, name: str, timetable: Timetable, job: Any, terms: dict[str, Any]) -> None:
         self._defined: tuple[Settings, Definition] | None = None
-        self._read_settings = read_settings
         self.name = name
         self.timetable = timetable
-        self._make = make
+        self._job = job
         self._terms = terms
 
     @property
@@ -167,16 +162,19 @@ class DeclaredSchedule:
     @property
     def definition(self) -> Definition:
         """The definition to store. Raises the same errors as `delay` for arguments that cannot be encoded."""
-        settings = self._read_settings()
+        settings = self._job.app.read_settings()
         if self._defined is None or self._defined[0] is not settings:
             self._defined = settings, self._define()
         return self._defined[1]
 
     def _define(self) -> Definition:
-        timed = self.timetable if isinstance(self.timetable, Cron | Every) else None
-        envelope = self._make((), {}, {}) if timed is None else self._make(timed.args, timed.kwargs, timed.options)
-        times = OwnTimes(f"{type(self.timetable).__module__}.{type(self.timetable).__qualname__}") if timed is None else timed.times
-        return plan_of(times, envelope, jitter=0.0 if timed is None else timed.jitter, terms=self._terms).to_definition(self.name)
+        if isinstance(timed := self.timetable, Cron | Every):
+            call = self._job.options(**timed.options).bind(*timed.args, **timed.kwargs)
+            plan = plan_of(timed.times, call.envelope, jitter=timed.jitter, terms=self._terms)
+        else:
+            times = OwnTimes(f"{type(timed).__module__}.{type(timed).__qualname__}")
+            plan = plan_of(times, self._job.bind().envelope, jitter=0.0, terms=self._terms)
+        return plan.to_definition(self.name)
 
 
 def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, Any]) -> SchedulePlan:
@@ -250,10 +248,6 @@ def _name_of(timetable: Timetable, job_name: str, *, is_alone: bool) -> str:
 
 
 def _declared(job: Any, name: str, timetable: Timetable, terms: dict[str, Any]) -> DeclaredSchedule:
-    def make(args: Sequence[Any], kwargs: dict[str, Any], options: EnqueueOptions) -> Envelope:
-        envelope: Envelope = job.options(**options).bind(*args, **kwargs).envelope
-        return envelope
-
     timed = timetable if isinstance(timetable, Cron | Every) else None
     try:
         inspect.signature(job).bind(*(timed.args if timed else ()), **(timed.kwargs if timed else {}))
@@ -265,8 +259,9 @@ def _declared(job: Any, name: str, timetable: Timetable, terms: dict[str, Any]) 
             raise ValueError(f"schedule={timetable}: options={{{option!r}: ...}}: a schedule decides when its jobs start")
     if "connection" in options:
         raise ValueError(f"schedule={timetable}: options={{'connection': ...}}: a schedule's jobs are sent by workers")
-    if job.options(**options)._given.get("raises_on_conflict"):
+    scheduled = job.options(**options)
+    if scheduled._given.get("raises_on_conflict"):
         raise ValueError(f"schedule={timetable}: {NOT_RAISED}: give options={{'on_conflict': 'keep'}}")
-    if job.options(**options).key is not None and terms["overlap"] != "allow":
+    if scheduled.key is not None and terms["overlap"] != "allow":
         raise ValueError(KEY_AND_OVERLAP.format(terms["overlap"]))
-    return DeclaredSchedule(name, timetable, make, terms, job.app.read_settings)
+    return DeclaredSchedule(name, timetable, job, terms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from taskflow.app.handle import JobHandle
 from taskflow.app.job_type import Call
@@ -57,7 +57,10 @@ class Batches(Generic[R]):
     read ahead. If it raises, the last batch holds the error."""
 
     def __init__(self, calls: Iterable[Call[R]]) -> None:
-        check_calls(calls)
+        given: object = calls
+        if not isinstance(given, Iterable):
+            hint = "[...] around a single one, or .delay(...)" if isinstance(given, Call) else "job.bind(...) for each call"
+            raise TypeError(f"enqueue() got {given!r}: expected an iterable of calls; write {hint}")
         self._calls = iter(calls)
         self._batch = Batch[R]()
         self._next_call: Call[R] | None = None
@@ -117,9 +120,3 @@ async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R
     finally:
         if isinstance(taken, AsyncGenerator):
             await taken.aclose()
-
-
-def check_calls(calls: Any) -> None:
-    if not isinstance(calls, Iterable):
-        hint = "[...] around a single one, or .delay(...)" if isinstance(calls, Call) else "job.bind(...) for each call"
-        raise TypeError(f"enqueue() got {calls!r}: expected an iterable of calls; write {hint}")

@@ -64,9 +64,13 @@ async def failure_groups(broker: Broker, view: View, limit: int = MOST_GROUPS) -
         found = await broker.console.failure_groups(queue=view.queue, job=view.job, limit=limit)
     else:
         page = await broker.console.page(view, limit=EXAMINED)
-        found = failure_groups_of(map(_part, page.records), limit)
+        ends = [(record, microseconds_of(record.ended_at or record.created_at)) for record in page.records]
+        found = failure_groups_of([FailurePart(record.cause, record.job, 1, at, at, record.id) for record, at in ends], limit)
         window = None if page.cursor is None else page.examined
-    samples = await _samples(broker, [group.sample for group in found])
+    samples: dict[bytes, Record] = {}
+    for first in range(0, len(found), SAMPLES_AT_ONCE):
+        records = await broker.read([group.sample for group in found[first : first + SAMPLES_AT_ONCE]])
+        samples |= {record.id: record for record in records if record is not None}
     return Failures([_shown(group, samples.get(group.sample)) for group in found], window)
 
 
@@ -77,19 +81,6 @@ async def group_ids(console: Console, view: View, group: str) -> list[bytes]:
         return sorted(await console.failed_ids(fingerprint), reverse=True)
     found = pages(console, msgspec.structs.replace(view, statuses=(Status.FAILED,)))
     return [record.id async for records in found for record in records if record.fingerprint == fingerprint]
-
-
-def _part(record: Record) -> FailurePart:
-    at = microseconds_of(record.ended_at or record.created_at)
-    return FailurePart(record.cause, record.job, 1, at, at, record.id)
-
-
-async def _samples(broker: Broker, ids: list[bytes]) -> dict[bytes, Record]:
-    found: dict[bytes, Record] = {}
-    for first in range(0, len(ids), SAMPLES_AT_ONCE):
-        records = await broker.read(ids[first : first + SAMPLES_AT_ONCE])
-        found |= {record.id: record for record in records if record is not None}
-    return found
 
 
 def _shown(group: FailureGroupRecord, sample: Record | None) -> FailureGroup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -31,20 +32,13 @@ class StoredArguments:
     def decoded(self) -> Mapping[str, Any] | None:
         """Return the arguments by parameter name; without annotations if they do not fit the job here, and None if they cannot be read."""
         if self._decoded is None:
-            self._decoded = self._as_annotated() or self._as_sent()
+            if self._job is not None:
+                with suppress(CodecError, DeclarationError):
+                    self._decoded = self._job.decoded_arguments(self._payload)
+            if not self._decoded:
+                with suppress(CodecError):
+                    self._decoded = MappingProxyType(decode_by_name(self._payload, limits=self._limits))
         return self._decoded
-
-    def _as_annotated(self) -> Mapping[str, Any] | None:
-        try:
-            return None if self._job is None else self._job.decoded_arguments(self._payload)
-        except (CodecError, DeclarationError):
-            return None
-
-    def _as_sent(self) -> Mapping[str, Any] | None:
-        try:
-            return MappingProxyType(decode_by_name(self._payload, limits=self._limits))
-        except CodecError:
-            return None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StoredArguments) and other._payload == self._payload and other._job is self._job

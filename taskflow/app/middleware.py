@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from taskflow.app.context import JobContext, NamesArguments
+from taskflow.app.context import JobContext, NamesArguments, arguments_of
 from taskflow.app.job_info import JobInfo
 from taskflow.model.codec import decode_value
 from taskflow.model.codec.signature import CallArguments
@@ -55,15 +55,11 @@ class EnqueueCall:
         sent. If this process does not know the job, they are decoded without its annotations.
         """
         if self._arguments is None:
-            self._arguments = self._find_arguments()
+            if self._job is None:  # then all arguments are given by name
+                self._arguments = MappingProxyType(decode_value(self._envelope.payload) if self._given is None else self._given[1])
+            else:
+                self._arguments = arguments_of(self._job, self._given, self._envelope.payload)
         return self._arguments
-
-    def _find_arguments(self) -> Mapping[str, Any]:
-        if self._job is None:  # then all arguments are given by name
-            return MappingProxyType(decode_value(self._envelope.payload) if self._given is None else self._given[1])
-        if self._given is None:
-            return self._job.decoded_arguments(self._envelope.payload)
-        return self._job.named_arguments(*self._given)
 
     @property
     def job(self) -> str:
@@ -143,15 +139,12 @@ def check_middleware(layer: object) -> None:
             raise ConfigurationError(f"{where}: {name}() must be {kinds[not is_async]}")
     classes = [each for each in type(layer).__mro__ if issubclass(each, Middleware) and each is not Middleware]
     for name in dict.fromkeys(name for each in classes for name, value in vars(each).items() if inspect.isfunction(value)):
-        if name not in HOOKS and not name.startswith("_") and _looks_like_a_hook(name):
+        looks_like_a_hook = name.startswith(_PREFIXES) or nearest(name.lower(), HOOKS, similarity=0.75) is not None
+        if looks_like_a_hook and name not in HOOKS and not name.startswith("_"):
             raise ConfigurationError(
                 f"{where}: {name}() looks like a hook, but would never be called: the hooks are {', '.join(HOOKS)}; begin the "
                 "names of other methods with an underscore"
             )
-
-
-def _looks_like_a_hook(name: str) -> bool:
-    return name.startswith(_PREFIXES) or nearest(name.lower(), HOOKS, similarity=0.75) is not None
 
 
 def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> EnqueueNext:

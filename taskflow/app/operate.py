@@ -29,12 +29,11 @@ from taskflow.app.bulk_actions import (
 from taskflow.app.handle import JobHandle, info_of
 from taskflow.app.job_info import JobInfo
 from taskflow.app.job_type import JobType
-from taskflow.broker.console import QueueRecord, View
+from taskflow.broker.console import View
 from taskflow.model.envelope import check_queue
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.printable import shown
 from taskflow.model.record import Record, Status
-from taskflow.model.session import SessionRecord
 
 if TYPE_CHECKING:
     from taskflow.app.failure_groups import FailureGroup
@@ -107,11 +106,32 @@ class Operate:
 
     async def queues(self) -> list[QueueInfo]:
         """Return every queue that is paused or has ever had jobs, sorted by name."""
-        return [_queue_info(record) for record in await default_app().client().call(lambda broker: broker.console.queues())]
+        return [
+            QueueInfo(
+                name=record.name,
+                is_paused=record.is_paused,
+                counts={status: record.counts.get(status, 0) for status in Status},
+                oldest_ready_for=record.oldest_ready_for,
+                next_due_in=record.next_due_in,
+            )
+            for record in await default_app().client().call(lambda broker: broker.console.queues())
+        ]
 
     async def workers(self) -> list[WorkerInfo]:
         """Return the running workers, sorted by name."""
-        return [_worker_info(record) for record in await default_app().client().call(lambda broker: broker.console.workers())]
+        return [
+            WorkerInfo(
+                name=record.session.name,
+                queues=record.session.queues,
+                concurrency=record.session.concurrency,
+                running=record.leases,
+                silent_for=record.seconds_since_beat,
+                is_lost=record.is_dying,
+                jobs=record.session.jobs,
+                deploy=record.session.deploy,
+            )
+            for record in await default_app().client().call(lambda broker: broker.console.workers())
+        ]
 
     async def metrics(self) -> dict[str, dict[str, int]]:
         """Return how often each event has happened in each queue since the store was created, by queue and then by event."""
@@ -268,30 +288,3 @@ operate: Final = Operate()
 def _check_limit(limit: int) -> None:
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit={shown(limit)}: expected a whole number, at least 1")
-
-
-# --- results ------------------------------------------------------------------------------------------------------
-
-
-def _queue_info(record: QueueRecord) -> QueueInfo:
-    return QueueInfo(
-        name=record.name,
-        is_paused=record.is_paused,
-        counts={status: record.counts.get(status, 0) for status in Status},
-        oldest_ready_for=record.oldest_ready_for,
-        next_due_in=record.next_due_in,
-    )
-
-
-def _worker_info(record: SessionRecord) -> WorkerInfo:
-    session = record.session
-    return WorkerInfo(
-        name=session.name,
-        queues=session.queues,
-        concurrency=session.concurrency,
-        running=record.leases,
-        silent_for=record.seconds_since_beat,
-        is_lost=record.is_dying,
-        jobs=session.jobs,
-        deploy=session.deploy,
-    )

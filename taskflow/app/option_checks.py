@@ -13,6 +13,7 @@ from taskflow.app.options import (
     DECORATOR_ONLY,
     NOT_SENT,
     BoundCall,
+    Conflict,
     DefaultOptions,
     EnqueueOptions,
     JobOptions,
@@ -34,11 +35,6 @@ from taskflow.model.suggestions import nearest
 MOST_ATTEMPTS: Final = 1_000_000
 _OF_CALLS: Final = (*SharedOptions.__annotations__, *KeyOptions.__annotations__)
 _OF_POLICY: Final = Policy.__struct_fields__
-_CONFLICTS: dict[str, tuple[OnConflict, bool]] = {
-    "keep": (OnConflict.KEEP, False),
-    "replace": (OnConflict.REPLACE, False),
-    "raise": (OnConflict.KEEP, True),
-}
 _DURATIONS = ("after", "expires", "timeout", "keep_result")
 UNLIMITED_BY_NONE: Final = ("expires", "timeout")
 _OPTION_TYPES: dict[str, type] = {"priority": int, "max_attempts": int, "queue": str, "key": str, "headers": dict, "retry": Backoff}
@@ -103,7 +99,10 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
     if "at" in fields:
         fields["at"] = _instant(fields["at"])
     if "on_conflict" in fields:
-        fields["on_conflict"], fields["raises_on_conflict"] = _conflict(fields["on_conflict"])
+        if (conflict := fields["on_conflict"]) not in get_args(Conflict):
+            raise ValueError(f'on_conflict={shown(conflict)}: expected "keep", "replace" or "raise"')
+        fields["on_conflict"] = OnConflict.REPLACE if conflict == "replace" else OnConflict.KEEP
+        fields["raises_on_conflict"] = conflict == "raise"
     if fields.get("key_scope", "queue") not in get_args(KeyScope):
         raise ValueError(f'key_scope={shown(fields["key_scope"])}: expected "queue" or "name"')
     if "connection" in fields:
@@ -208,12 +207,6 @@ def _check_text(option: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{option}= has a lone surrogate, which is not valid text: {text!r}") from None
-
-
-def _conflict(value: object) -> tuple[OnConflict, bool]:
-    if not isinstance(value, str) or value not in _CONFLICTS:
-        raise ValueError(f'on_conflict={shown(value)}: expected "keep", "replace" or "raise"')
-    return _CONFLICTS[value]
 
 
 _NAMES: Final = {
