@@ -74,28 +74,23 @@ async def recorded(
 
 
 async def _record(call: CallVerb, act: Act) -> None:
-    """Add the act to the log, even in a task that is being cancelled."""
+    """Add the act to the log, even in a task that is being cancelled. If that fails, log an error: the act itself is done."""
     import anyio
 
+    async def add() -> None:
+        try:
+            with anyio.fail_after(RECORDED_WITHIN, shield=True):
+                await call(lambda broker: broker.console.record_act(act))
+        except (BrokerError, TimeoutError) as error:
+            what = f"{act.verb}, which affected {act.affected:,}"
+            why = error or f"the store did not answer within {RECORDED_WITHIN:g} s"
+            log.error("could not record an act in the audit log (%s): %s", what, why)
+
     try:
-        await _add(call, act)
+        await add()
     except anyio.get_cancelled_exc_class():  # asyncio's own cancel() heeds no shield
-        await _add(call, act)  # a store that has the act already does not add it again
+        await add()  # a store that has the act already does not add it again
         raise
-
-
-async def _add(call: CallVerb, act: Act) -> None:
-    """Add the act to the log. If that fails, log an error: the act itself is done."""
-    import anyio
-
-    try:
-        with anyio.fail_after(RECORDED_WITHIN, shield=True):
-            await call(lambda broker: broker.console.record_act(act))
-    except (BrokerError, TimeoutError) as error:
-        what = f"{act.verb}, which affected {act.affected:,}"
-        log.error(
-            "could not record an act in the audit log (%s): %s", what, error or f"the store did not answer within {RECORDED_WITHIN:g} s"
-        )
 
 
 def _why_stopped(error: BaseException) -> str:

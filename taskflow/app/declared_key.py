@@ -39,7 +39,7 @@ def declared_key(template: str, job: Any) -> DeclaredKey | str:
     """Return the template of a job's keys, or the key itself if it is the same for all calls.
     Raises ValueError if a part of it does not fit the job's function."""
     key = DeclaredKey(template, job)
-    return key.of((), {}) if key.is_constant else key
+    return key.of((), {}) if all(part.field is None for part in key._parts) else key
 
 
 class DeclaredKey:
@@ -53,11 +53,6 @@ class DeclaredKey:
 
     def __str__(self) -> str:
         return self.template
-
-    @property
-    def is_constant(self) -> bool:
-        """True if the template names no parameter."""
-        return all(part.field is None for part in self._parts)
 
     def of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Return the key of a call whose arguments fit the function. Raises TypeError or ValueError if they make no valid key."""

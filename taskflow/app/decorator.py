@@ -330,19 +330,6 @@ def mode_for(function: Callable[..., Any], asked: object) -> RunsIn:
         )
     if asked != "process":
         raise ValueError(f'runs_in="{asked}": {_WHY_NOT[own]}, or use runs_in="process"')
-    _check_importable(function)
-    return cast(RunsIn, asked)
-
-
-_WHY_NOT: Final = {
-    "loop": "an async function runs in the event loop; to run in a thread, make it a plain one",
-    "thread": "a plain function would block the event loop; it runs in a thread unless you make it async",
-}
-
-
-def _check_importable(function: Callable[..., Any]) -> None:
-    """Raise an error if a child process could not import the function: ValueError if it is defined
-    inside another function, DeclarationError if its code is not in a file."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
         raise ValueError('runs_in="process": a child process finds it by importing its module; define it there, not inside a function')
     scope = getattr(inspect.unwrap(function), "__globals__", {})
@@ -351,3 +338,10 @@ def _check_importable(function: Callable[..., Any]) -> None:
             f'@job(runs_in="process") on {function.__qualname__}: a child process must import the module of the job. Code in '
             "an interpreter, a notebook or python -c has no module; move it into a file, and import it"
         )
+    return cast(RunsIn, asked)
+
+
+_WHY_NOT: Final = {
+    "loop": "an async function runs in the event loop; to run in a thread, make it a plain one",
+    "thread": "a plain function would block the event loop; it runs in a thread unless you make it async",
+}

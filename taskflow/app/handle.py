@@ -173,7 +173,20 @@ class JobHandle(Generic[R_co]):
         if record.payload is not None:
             job = self._job or self._app.registry.get(record.job)
             fields["_arguments"] = StoredArguments(record.payload, self._app.limits, job)
-        return JobInfo(id=self.id, errors=tuple(map(_error_info, record.errors)), result=result, **fields)
+        errors = tuple(
+            ErrorInfo(
+                type=error.type,
+                message=error.message,
+                traceback=error.traceback,
+                attempt=error.attempt,
+                at=instant_of(error.at),
+                ending=error.ending,
+                worker=error.worker or None,
+                started_at=instant_of(error.started_at) if error.started_at else None,
+            )
+            for error in record.errors
+        )
+        return JobInfo(id=self.id, errors=errors, result=result, **fields)
 
     def __repr__(self) -> str:
         name = self._job.name if self._job is not None else "?"
@@ -199,16 +212,3 @@ def _seconds(timeout: float | timedelta) -> float:
 def info_of(app: App, record: Record) -> JobInfo:
     """Return a record as users see it. The result is decoded as its job annotates it, if the application knows the job."""
     return JobHandle[Any](app, record.id, app.registry.get(record.job))._to_info(record)
-
-
-def _error_info(error: RunError) -> ErrorInfo:
-    return ErrorInfo(
-        type=error.type,
-        message=error.message,
-        traceback=error.traceback,
-        attempt=error.attempt,
-        at=instant_of(error.at),
-        ending=error.ending,
-        worker=error.worker or None,
-        started_at=instant_of(error.started_at) if error.started_at else None,
-    )

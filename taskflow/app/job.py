@@ -14,7 +14,7 @@ from taskflow.app import portal
 from taskflow.app.app import App, default_app
 from taskflow.app.context import JobContext, running
 from taskflow.app.handle import JobHandle
-from taskflow.app.job_type import UNRESOLVED, AnyJob, Call, HasOptions, JobType, Resolved
+from taskflow.app.job_type import UNRESOLVED, Call, HasOptions, JobType, Resolved
 from taskflow.app.option_checks import merged_options, plain_options
 from taskflow.app.options import EnqueueOptions
 from taskflow.app.sending import send_call, send_call_sync
@@ -38,11 +38,6 @@ class Sendable(HasOptions, Generic[P, R_co]):
     app: App
     _may_declare_key = False
     """True if the declaration, which may have a key, is not known yet."""
-
-    @property
-    def _job_type(self) -> AnyJob | None:
-        """The job that decodes results, if it is known."""
-        return None
 
     def options(self, **options: Unpack[EnqueueOptions]) -> Self:
         """Return a copy whose calls have these options; see `EnqueueOptions`.
@@ -80,7 +75,7 @@ class Sendable(HasOptions, Generic[P, R_co]):
             raise TypeError(f"live() got {shown(key)}: expected a key, which is a str")
         digest = self._current().options.key_fields(self.name, key)["key"]
         [job_id] = await self.app.client().call(lambda broker: broker.holders([digest]))
-        return None if job_id is None else JobHandle(self.app, job_id, self._job_type, is_new=False)
+        return None if job_id is None else JobHandle(self.app, job_id, self if isinstance(self, JobType) else None, is_new=False)
 
     def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
         """Return a call for `enqueue` to send later. Its arguments are checked and encoded now."""
@@ -114,10 +109,6 @@ class Declared(Sendable[P, R_co], JobType[R_co], Generic[P, R_co]):
     def __init__(self, app: App, function: Callable[..., Any], name: str, options: dict[str, Any], **declared: Any) -> None:
         super().__init__(function, name, options, limits=app.limits, read_settings=app.read_settings, **declared)
         self.app = app
-
-    @property
-    def _job_type(self) -> AnyJob:
-        return self
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: CallArguments | None = None) -> Call[R_co]:
         settings = self.app.read_settings()

@@ -226,8 +226,12 @@ class LoopClient:
     def __init__(self, broker: Broker, *, timeout: float) -> None:
         self.broker = broker
         self._timeout = timeout
-        self._plain = Coalescer[Envelope, Added | Refused](broker.enqueue, timeout=timeout, size_of=_size)
-        self._keyed = Coalescer[Envelope, Added | Refused](self._enqueue_by_key, timeout=timeout, size_of=_size)
+
+        def size_of(envelope: Envelope) -> int:
+            return len(envelope.payload)
+
+        self._plain = Coalescer[Envelope, Added | Refused](broker.enqueue, timeout=timeout, size_of=size_of)
+        self._keyed = Coalescer[Envelope, Added | Refused](self._enqueue_by_key, timeout=timeout, size_of=size_of)
         self.read = Coalescer[bytes, Record | None](self._read, timeout=timeout)
 
     def send(self, envelope: Envelope) -> asyncio.Future[Added | Refused]:
@@ -276,7 +280,3 @@ async def retry_within(verb: Callable[[], Awaitable[T]], timeout: float) -> T:
                 raise gave_up(timeout, why) from error
         except BrokerUnavailable as error:
             raise gave_up(timeout, why) from error
-
-
-def _size(envelope: Envelope) -> int:
-    return len(envelope.payload)

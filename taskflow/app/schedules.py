@@ -277,6 +277,9 @@ def schedule_info_of(record: ScheduleRecord) -> ScheduleInfo:
     except Exception as error:
         plan, problem = _UNREADABLE, f"{type(error).__name__}: {error}"
     zone = zone_of(plan.zone)
+    lag = None
+    if record.last_at is not None and record.fired_at is not None:
+        lag = plan.lag_of(record.name, microseconds_of(record.last_at), microseconds_of(record.fired_at))
     is_waiting = not record.is_paused and record.asleep_since is None
     return ScheduleInfo(
         name=record.name,
@@ -286,7 +289,7 @@ def schedule_info_of(record: ScheduleRecord) -> ScheduleInfo:
         next_at=_local(record.next_at, zone) if is_waiting else None,
         last_at=_local(record.last_at, zone),
         last_id=None if record.last_id is None else id_text(record.last_id),
-        lag=_lag(record, plan),
+        lag=lag,
         fired=record.fired,
         skipped=record.skipped,
         missed=record.missed,
@@ -307,12 +310,6 @@ def _local(instant: datetime | None, zone: tzinfo) -> datetime | None:
         return None if instant is None else instant.astimezone(zone)
     except OverflowError:  # another program has stored an instant at the edge of the calendar
         return instant
-
-
-def _lag(record: ScheduleRecord, plan: SchedulePlan) -> float | None:
-    if record.last_at is None or record.fired_at is None:
-        return None
-    return plan.lag_of(record.name, microseconds_of(record.last_at), microseconds_of(record.fired_at))
 
 
 _UNREADABLE: Final = SchedulePlan(times=OwnTimes("?"), template=Envelope(id=bytes(16), job="?", payload=b""))

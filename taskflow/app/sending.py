@@ -120,7 +120,7 @@ async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], enqueue_there: _
     """Send the batch and add its handles to `sent`. If some calls were not sent, raises EnqueueFailed with the handles collected so far."""
     if app.importing_module is not None and batch.calls:
         app.warn_of_sending(batch.calls[0].job)
-    answers = await (_answers(app, batch.calls) if enqueue_there is None else _answers_there(app, batch.calls, enqueue_there))
+    answers = await _answers(app, batch.calls, enqueue_there)
     if app.run_inline is not None:
         await app.run_inline(answers)
     answers = [_clash_or(answer, call) for call, answer in zip(batch.calls, answers, strict=True)]
@@ -137,18 +137,29 @@ async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], enqueue_there: _
         raise _not_all_sent(sent, f"{len(sent.conflicts)} call(s) found a live job with their key, for example {sent.conflicts[0]!r}")
 
 
-async def _answers(app: App, calls: list[Call[Any]]) -> _Answers:
-    """Return an answer or an error for each call. If middleware fails for one call,
-    the others are not affected; if the broker fails, all are."""
-    client = app.client()
-    if not calls:
-        return []
-    if _has_enqueue_middleware(app):
-        return await asyncio.gather(*(_through_middleware(app, call, client.send) for call in calls), return_exceptions=True)
-    try:
-        return [*await client.enqueue([call.envelope for call in calls])]
-    except TaskflowError as error:
-        return [error] * len(calls)
+async def _answers(app: App, calls: list[Call[Any]], enqueue_there: _Enqueue | None) -> _Answers:
+    """Return an answer or an error for each call. If middleware fails for one call, the others are not affected; if the broker fails,
+    all are. The calls of a batch share one call to the store, or one statement, unless middleware wraps each of them."""
+    if not _has_enqueue_middleware(app):
+        enqueue_all = app.client().enqueue if enqueue_there is None else enqueue_there
+        try:
+            return [*await enqueue_all([call.envelope for call in calls])] if calls else []
+        except TaskflowError as error:
+            if enqueue_there is not None and not isinstance(error, BrokerError):
+                raise
+            return [error] * len(calls)
+    if enqueue_there is None:
+        send = app.client().send
+        return await asyncio.gather(*(_through_middleware(app, call, send) for call in calls), return_exceptions=True)
+    answers, send_one = _Answers(), _one_by(enqueue_there)
+    for call in calls:  # one after another, because they share a connection
+        try:
+            answers.append(await _through_middleware(app, call, send_one))
+        except (WrongConnection, ConfigurationError):
+            raise
+        except TaskflowError as error:
+            answers.append(error)
+    return answers
 
 
 # --- stamps and middleware ----------------------------------------------------------------------------------------
@@ -279,22 +290,3 @@ def _in_this_thread(app: App, connection: object, send_by: Callable[[_Enqueue], 
         return result
     sending.close()
     raise AssertionError(f"{sending!r} waits for something")
-
-
-async def _answers_there(app: App, calls: list[Call[Any]], enqueue_there: _Enqueue) -> _Answers:
-    """Return an answer for each call, or an error for those that were not sent. The calls of a
-    batch share one statement, unless middleware wraps each of them."""
-    if not _has_enqueue_middleware(app):
-        try:
-            return [*await enqueue_there([call.envelope for call in calls])] if calls else []
-        except BrokerError as error:
-            return [error] * len(calls)
-    answers, send_one = _Answers(), _one_by(enqueue_there)
-    for call in calls:  # one after another, because they share a connection
-        try:
-            answers.append(await _through_middleware(app, call, send_one))
-        except (WrongConnection, ConfigurationError):
-            raise
-        except TaskflowError as error:
-            answers.append(error)
-    return answers
