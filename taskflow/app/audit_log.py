@@ -19,11 +19,11 @@ from taskflow.model.printable import shown
 
 log: Final = logging.getLogger("taskflow.operate")
 
-RECORDED_WITHIN: Final = 5.0
+RECORD_TIMEOUT: Final = 5.0
 """Seconds that adding an act to the log may take."""
 
 
-class Doing:
+class ActionProgress:
     """The progress of an act. The code that acts keeps it up to date."""
 
     def __init__(self) -> None:
@@ -45,13 +45,13 @@ def this_operator() -> str:
 @asynccontextmanager
 async def recorded(
     call: CallVerb, verb: str, *, by: str | None, reason: str, names: Sequence[str] = (), which: Mapping[str, str] | None = None
-) -> AsyncIterator[Doing]:
+) -> AsyncIterator[ActionProgress]:
     """Record the act that the block does, once, at its end.
 
     An act that is interrupted, or that the store breaks off, is recorded with what it had done. One that has affected nothing is not
     recorded, unless it was broken off: then it may have affected something.
     """
-    doing = Doing()
+    doing = ActionProgress()
     try:
         yield doing
     except BaseException as error:
@@ -79,11 +79,11 @@ async def _record(call: CallVerb, act: Act) -> None:
 
     async def add() -> None:
         try:
-            with anyio.fail_after(RECORDED_WITHIN, shield=True):
+            with anyio.fail_after(RECORD_TIMEOUT, shield=True):
                 await call(lambda broker: broker.console.record_act(act))
         except (BrokerError, TimeoutError) as error:
             what = f"{act.verb}, which affected {act.affected:,}"
-            why = error or f"the store did not answer within {RECORDED_WITHIN:g} s"
+            why = error or f"the store did not answer within {RECORD_TIMEOUT:g} s"
             log.error("could not record an act in the audit log (%s): %s", what, why)
 
     try:

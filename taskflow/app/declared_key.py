@@ -31,7 +31,7 @@ _STEP: Final = re.compile(r"\.(\w+)|\[([^][]+)]")
 # Only values whose text is the same in every process. The text of most other objects contains an address or an arbitrary order.
 _PLAIN: Final = (str, int, float, Decimal, UUID, date, time, timedelta, PurePath)
 
-_MOST: Final = 10_000
+_MAX_LENGTH: Final = 10_000
 """Digits or characters of a value, and its exponent. What is longer makes no key, and takes long to format: 1E+50000000 has 50 MB."""
 
 
@@ -78,7 +78,7 @@ class DeclaredKey:
                 return field.none, False
             if isinstance(value, _PLAIN):
                 if _is_long(value):
-                    raise ValueError(f"it has more than {_MOST:,} digits or characters")
+                    raise ValueError(f"it has more than {_MAX_LENGTH:,} digits or characters")
                 return format(value, field.spec), is_secret
         except Exception as error:  # a property of the argument, or a format that does not fit the value
             found = type(error).__name__ if is_secret else f"{type(error).__name__}: {error}"
@@ -150,8 +150,8 @@ class _TemplateField:
 
 def _is_long(value: Any) -> bool:
     if isinstance(value, int):
-        return value.bit_length() > 4 * _MOST
-    return (isinstance(value, str) and len(value) > _MOST) or (isinstance(value, Decimal) and abs(value.adjusted()) > _MOST)
+        return value.bit_length() > 4 * _MAX_LENGTH
+    return (isinstance(value, str) and len(value) > _MAX_LENGTH) or (isinstance(value, Decimal) and abs(value.adjusted()) > _MAX_LENGTH)
 
 
 class _TemplatePart(NamedTuple):

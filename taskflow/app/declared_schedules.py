@@ -20,7 +20,7 @@ from taskflow.model.schedule import MAX_NAME, Definition
 from taskflow.model.schedule_plan import CatchUp, Overlap, SchedulePlan
 from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, Timetable
 
-LOOKED_AT: Final = 50
+TIMES_EXAMINED: Final = 50
 
 
 class _Timed:
@@ -95,9 +95,9 @@ class Cron(_Timed):
 
 
 def _shortest_gap(times: CronTimes) -> float:
-    """Return the shortest time, in seconds, between two of the next `LOOKED_AT` times."""
+    """Return the shortest time, in seconds, between two of the next `TIMES_EXAMINED` times."""
     gaps, at = [math.inf], times.next(datetime.now(UTC))
-    for _ in range(LOOKED_AT):
+    for _ in range(TIMES_EXAMINED):
         following = None if at is None else times.next(at)
         if at is None or following is None:
             break

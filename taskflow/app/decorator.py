@@ -54,8 +54,8 @@ class _OwnContext(JobContext):
 
 _Free = TypeVar("_Free", object, _Anything)
 _Context = TypeVar("_Context", JobContext, _OwnContext)
-_Odd = TypeVar("_Odd", bound=_Anything)
-_Odder = TypeVar("_Odder", bound=_Nothing)
+_AnyResult = TypeVar("_AnyResult", bound=_Anything)
+_AnyResultToo = TypeVar("_AnyResultToo", bound=_Nothing)
 First_contra = TypeVar("First_contra", contravariant=True)
 S_co = TypeVar("S_co", covariant=True)
 
@@ -92,11 +92,11 @@ class _Decorator(Protocol):
 
     # Plain functions that return Any or a type variable.
     @overload
-    def __call__(self, function: _Function[_Free, P, Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]: ...  # type: ignore[overload-overlap]
+    def __call__(self, function: _Function[_Free, P, Q, _AnyResult, _AnyResultToo], /) -> SyncJob[Q, _AnyResult]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, function: _Function[_Context, P, Q, _Odd, _Odder], /) -> SyncJob[P, _Odd]: ...  # type: ignore[overload-overlap]
+    def __call__(self, function: _Function[_Context, P, Q, _AnyResult, _AnyResultToo], /) -> SyncJob[P, _AnyResult]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, function: _Whole[Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]: ...  # type: ignore[overload-overlap]
+    def __call__(self, function: _Whole[Q, _AnyResult, _AnyResultToo], /) -> SyncJob[Q, _AnyResult]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, function: Callable[..., _Anything], /) -> SyncJob[..., Any]: ...
 

@@ -48,7 +48,7 @@ class Sent(Generic[R]):
         self.conflicts: list[JobHandle[R]] = []
 
 
-AHEAD_FOR: Final = 0.05
+READ_AHEAD_TIMEOUT: Final = 0.05
 """Seconds to spend on reading calls for the next batch while the current one is being sent. The rest is read after the store's answer."""
 
 
@@ -86,8 +86,8 @@ class Batches(Generic[R]):
         return self._has_ended and not self._batch.is_worth_sending
 
     def gather_ahead(self) -> None:
-        """Read calls for the next batch while the current one is being sent, for at most `AHEAD_FOR` seconds."""
-        self._gather(time.monotonic() + AHEAD_FOR)
+        """Read calls for the next batch while the current one is being sent, for at most `READ_AHEAD_TIMEOUT` seconds."""
+        self._gather(time.monotonic() + READ_AHEAD_TIMEOUT)
 
     def _gather(self, until: float) -> None:
         try:

@@ -16,7 +16,7 @@ from taskflow.model.fingerprint import frame
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 
-MOST_GROUPS: Final = 100
+MAX_GROUPS: Final = 100
 
 SAMPLES_AT_ONCE: Final = 20
 
@@ -53,7 +53,7 @@ class Failures(NamedTuple):
     window: int | None = None
 
 
-async def failure_groups(broker: Broker, view: View, limit: int = MOST_GROUPS) -> Failures:
+async def failure_groups(broker: Broker, view: View, limit: int = MAX_GROUPS) -> Failures:
     """Return the largest groups of the failed jobs in this view.
 
     Stores count all failed jobs, also those of a queue or a job name. With any other condition no more than `EXAMINED` are read: those

@@ -26,7 +26,7 @@ T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
 # Wake-ups may be lost, so a waiting caller also polls at this interval, in seconds.
-LOOK_AGAIN: Final = 5.0
+POLL_INTERVAL: Final = 5.0
 
 # The error type of a job that was discarded without another error.
 DISCARDED: Final = "taskflow.Discard"
@@ -109,7 +109,7 @@ class JobHandle(Generic[R_co]):
                     while (record := await client.read(self._id)) is not None and not record.status.is_ended:
                         if looks_once:
                             raise TimeoutError
-                        await waiter.wait(LOOK_AGAIN)
+                        await waiter.wait(POLL_INTERVAL)
         except TimeoutError:
             stands = "could not be read from the broker" if record is None else f"is still {record.status}"
             raise TimeoutError(f"{self!r} {stands} after {seconds} s: the job is not affected; call result() again later") from None

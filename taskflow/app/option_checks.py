@@ -32,7 +32,7 @@ from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
 from taskflow.model.suggestions import nearest
 
-MOST_ATTEMPTS: Final = 1_000_000
+MAX_ATTEMPTS: Final = 1_000_000
 _OF_CALLS: Final = (*SharedOptions.__annotations__, *KeyOptions.__annotations__)
 _OF_POLICY: Final = Policy.__struct_fields__
 _DURATIONS = ("after", "expires", "timeout", "keep_result")
@@ -119,8 +119,8 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
         _check_text("key", fields["key"])
         if fields["key"]:
             check_key(fields["key"])
-    if fields.get("max_attempts", 1) > MOST_ATTEMPTS:
-        raise ValueError(f"max_attempts={shown(fields['max_attempts'])}: expected 1 to {MOST_ATTEMPTS:,}")
+    if fields.get("max_attempts", 1) > MAX_ATTEMPTS:
+        raise ValueError(f"max_attempts={shown(fields['max_attempts'])}: expected 1 to {MAX_ATTEMPTS:,}")
     check_envelope(Envelope(id=b"", job="-", payload=b"", **{name: value for name, value in fields.items() if name not in NOT_SENT}))
     return fields
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.app.app import App, default_app
-from taskflow.app.audit_log import Doing, check_operator, recorded
+from taskflow.app.audit_log import ActionProgress, check_operator, recorded
 from taskflow.app.declared_schedules import NOT_RAISED, Cron, Every, check_schedule_name, is_schedule_name, plan_of, terms_of
 from taskflow.app.handle import JobHandle
 from taskflow.app.job_type import Call
@@ -28,7 +28,7 @@ from taskflow.model.schedule import Amendment, ScheduleRecord
 from taskflow.model.schedule_plan import CatchUp, Overlap, SchedulePlan
 from taskflow.model.timetable import OwnTimes, Timetable, zone_of
 
-MOST_AT_ONCE: Final = 1_000
+MAX_JOBS_PER_CALL: Final = 1_000
 """The default for the maximum number of jobs that `backfill` adds, and the maximum that it sends in one call."""
 
 
@@ -155,7 +155,7 @@ class Schedules:
         return handle
 
     async def backfill(
-        self, name: str, start: datetime, end: datetime, *, limit: int = MOST_AT_ONCE, by: str | None = None, reason: str = ""
+        self, name: str, start: datetime, end: datetime, *, limit: int = MAX_JOBS_PER_CALL, by: str | None = None, reason: str = ""
     ) -> builtins.list[JobHandle[Any]]:
         """Add a job for each of the schedule's times from `start` (inclusive) to `end` (exclusive), and return their handles in order.
 
@@ -170,7 +170,7 @@ class Schedules:
             raise ValueError(f"schedule {name!r} has more than {limit:,} times in this span: raise limit=, or choose a shorter span")
         check_backfill(name, plan, len(instants))
         handles = builtins.list[JobHandle[Any]]()
-        portion = max(1, min(MOST_AT_ONCE, MAX_BYTES // max(1, len(plan.template.payload))))
+        portion = max(1, min(MAX_JOBS_PER_CALL, MAX_BYTES // max(1, len(plan.template.payload))))
         async with _recorded("backfill", name, by, reason, {"from": start.isoformat(), "to": end.isoformat()}) as doing:
             for first in range(0, len(instants), portion):
                 envelopes = [plan.envelope_for(name, instant, is_alone=True) for instant in instants[first : first + portion]]
@@ -199,11 +199,11 @@ schedules: Final = Schedules()
 
 def _recorded(
     verb: str, name: str, by: str | None, reason: str, which: Mapping[str, str] | None = None
-) -> AbstractAsyncContextManager[Doing]:
+) -> AbstractAsyncContextManager[ActionProgress]:
     """Record the act in the audit log, if it is said who does it, or why."""
     check_operator(by, reason)
     if by is None and not reason:
-        return nullcontext(Doing())
+        return nullcontext(ActionProgress())
     return recorded(_client().call, f"schedules.{verb}", by=by, reason=reason, names=[name], which=which)
 
 

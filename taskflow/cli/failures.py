@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.app.failure_groups import MOST_GROUPS, FailureGroup, failure_groups
+from taskflow.app.failure_groups import MAX_GROUPS, FailureGroup, failure_groups
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.job_filter import filter_of, is_known_queue, note_unknown_job
 from taskflow.cli.json_text import print_json
@@ -28,14 +28,14 @@ async def _failures(app: App, arguments: argparse.Namespace) -> int:
     view, broker = filter_of(arguments), await existing_broker(app)
     if not await is_known_queue(broker.console, view.queue):
         return Exit.NOT_FOUND
-    groups, window = await failure_groups(broker, view, MOST_GROUPS + 1)
+    groups, window = await failure_groups(broker, view, MAX_GROUPS + 1)
     if not groups:
         await note_unknown_job(broker.console, view.job)
     if window is not None:
         print(f"taskflow: only the newest {window:,} failed jobs that match were counted", file=sys.stderr)
-    if len(groups) > MOST_GROUPS:
-        print(f"taskflow: only the {MOST_GROUPS} largest groups are listed", file=sys.stderr)
-        groups = groups[:MOST_GROUPS]
+    if len(groups) > MAX_GROUPS:
+        print(f"taskflow: only the {MAX_GROUPS} largest groups are listed", file=sys.stderr)
+        groups = groups[:MAX_GROUPS]
     if arguments.json:
         print_json([msgspec.structs.asdict(group) for group in groups])
     elif not groups:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from taskflow.app.app import App
-from taskflow.app.audit_log import Doing, recorded, selection
+from taskflow.app.audit_log import ActionProgress, recorded, selection
 from taskflow.app.bulk_actions import CHANGED, ActionResult, CallOnce, apply
 from taskflow.app.failure_groups import group_ids
 from taskflow.broker.protocol import Broker
@@ -109,7 +109,7 @@ class _Rollout:
             doing.stopped = problem or ""
         return problem or await self._until_ended()
 
-    async def _retry(self, stage: Sequence[bytes], doing: Doing) -> str | None:
+    async def _retry(self, stage: Sequence[bytes], doing: ActionProgress) -> str | None:
         size = AT_ONCE if self._rate is None else max(1, min(AT_ONCE, int(self._rate)))
         for begin in range(0, len(stage), size):
             portion, began = stage[begin : begin + size], time.monotonic()

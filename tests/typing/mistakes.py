@@ -111,8 +111,8 @@ OF_THE_DECORATOR = (
     Mistake(
         "a plain job that returns Any is an async one",
         DECORATOR,
-        "_Whole[Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]",
-        "_Whole[Q, _Odd, _Odder], /) -> Job[Q, _Odd]",
+        "_Whole[Q, _AnyResult, _AnyResultToo], /) -> SyncJob[Q, _AnyResult]",
+        "_Whole[Q, _AnyResult, _AnyResultToo], /) -> Job[Q, _AnyResult]",
         ("pyright",),
     ),
     Mistake(

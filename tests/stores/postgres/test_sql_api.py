@@ -20,7 +20,7 @@ import pytest
 
 import taskflow
 from taskflow import JobHandle, Status
-from taskflow.app.option_checks import MOST_ATTEMPTS
+from taskflow.app.option_checks import MAX_ATTEMPTS
 from taskflow.app.settings import Settings
 from taskflow.broker import topics
 from taskflow.broker.console import View
@@ -386,7 +386,7 @@ HEADERS: Final = {"trace": "é" * 300, "": "x", **{f"h{number}": "" for number i
             "tags => ARRAY(SELECT repeat('x', 99) || n FROM generate_series(0, 9) AS n)",
         ),
         ({"headers": HEADERS, "priority": 100}, f"headers => '{json.dumps(HEADERS)}', priority => 100"),
-        ({"max_attempts": MOST_ATTEMPTS, "timeout": LONGEST}, "max_attempts => 1000000, timeout => '36525 days'"),
+        ({"max_attempts": MAX_ATTEMPTS, "timeout": LONGEST}, "max_attempts => 1000000, timeout => '36525 days'"),
         ({"keep_result": 7 * DAY, "timeout": 0}, "keep_result => '7 days', timeout => '0'"),
     ],
     ids=["none", "all", "tags", "headers", "most", "two"],
@@ -504,7 +504,7 @@ REFUSED: Final = [
     ("at => 'infinity'", "at is 'infinity'", "before the year 10000"),
     ("at => '10000-01-01Z'", "at is '10000-01-01", "before the year 10000"),
     ("max_attempts => 0", "max_attempts is '0'", "1 to 1,000,000"),
-    (f"max_attempts => {MOST_ATTEMPTS + 1}", "max_attempts is '1000001'", "1 to 1,000,000"),
+    (f"max_attempts => {MAX_ATTEMPTS + 1}", "max_attempts is '1000001'", "1 to 1,000,000"),
     ("on_conflict => 'drop'", "on_conflict is 'drop'", "'keep', 'replace' or 'raise'"),
     ("key_scope => 'job'", "key_scope is 'job'", "'queue' or 'name'"),
     ("key_scope => NULL", "key_scope is NULL", "'queue' or 'name'"),

@@ -29,7 +29,7 @@ from taskflow import (
 )
 from taskflow.app import enqueue_batches
 from taskflow.app.app import default_app
-from taskflow.app.enqueue_batches import AHEAD_FOR
+from taskflow.app.enqueue_batches import READ_AHEAD_TIMEOUT
 from taskflow.app.loop_client import MAX_BYTES
 from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware
 from taskflow.app.sending import send_call
@@ -228,7 +228,7 @@ async def test_a_batch_is_of_one_mebibyte(bench: Bench) -> None:
 
 async def test_an_iterable_is_read_one_batch_ahead_at_most(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be endless. The next batch is gathered while one is under way, and one call more is taken to see that it is full."""
-    monkeypatch.setattr(enqueue_batches, "AHEAD_FOR", 60.0)  # else what a busy machine does not gather in time is left for later
+    monkeypatch.setattr(enqueue_batches, "READ_AHEAD_TIMEOUT", 60.0)  # else what a busy machine does not gather in time is left for later
     watched = Watched(bench.broker)
     taken = 0
 
@@ -259,7 +259,7 @@ async def test_an_iterable_that_takes_its_time_is_not_read_ahead(bench: Bench) -
         nonlocal taken
         for taken in range(1, 1_101):
             if taken > 1_000:
-                time.sleep(AHEAD_FOR / 2)
+                time.sleep(READ_AHEAD_TIMEOUT / 2)
             yield add.bind(taken)
 
     watched.gate.clear()
