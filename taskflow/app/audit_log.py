@@ -55,7 +55,10 @@ async def recorded(
     try:
         yield doing
     except BaseException as error:
-        doing.stopped = _why_stopped(error)
+        if not isinstance(error, Exception):
+            doing.stopped = "interrupted"
+        elif isinstance(error, BrokerError) and not isinstance(error, BrokerRefused):  # otherwise the act was refused
+            doing.stopped = f"{type(error).__name__}: {error}"
         raise
     finally:
         if doing.affected or doing.stopped:
@@ -91,14 +94,6 @@ async def _record(call: CallVerb, act: Act) -> None:
     except anyio.get_cancelled_exc_class():  # asyncio's own cancel() heeds no shield
         await add()  # a store that has the act already does not add it again
         raise
-
-
-def _why_stopped(error: BaseException) -> str:
-    """Return why an act was broken off, or nothing if the error means that it was refused."""
-    if not isinstance(error, Exception):
-        return "interrupted"
-    is_refusal = not isinstance(error, BrokerError) or isinstance(error, BrokerRefused)
-    return "" if is_refusal else f"{type(error).__name__}: {error}"
 
 
 def selection(view: View) -> dict[str, str]:

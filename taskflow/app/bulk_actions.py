@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Protocol, TypedDict, TypeVar
 
 import msgspec
 
-from taskflow.app.job_type import AnyJob, JobType
+from taskflow.app.job_type import JobType
 from taskflow.app.option_checks import seconds_of
 from taskflow.broker.console import Page, Redone, View
 from taskflow.broker.protocol import Broker
@@ -53,13 +53,13 @@ def view_of(method: str, which: JobSelection) -> View:
             near = nearest(name, JobSelection.__annotations__)
             hint = f"; did you mean {near}=?" if near else ""
             raise TypeError(f"operate.{method}() got an unexpected argument {name}={hint}")
-    tag, queue = which.get("tag"), which.get("queue")
+    tag, queue, job = which.get("tag"), which.get("queue"), which.get("job")
     error, header = which.get("error"), which.get("header")
     created_before, ended_before = which.get("created_before"), which.get("ended_before")
     return View(
         tag=None if tag is None else check_tag(_text("tag", tag)),
         queue=None if queue is None else check_queue(_text("queue", queue)),
-        job=_job_name(which.get("job")),
+        job=job.name if isinstance(job, JobType) else None if job is None else check_job_name(_text("job", job)),
         statuses=_statuses(which.get("status")),
         error=None if error is None else check_error(_text("error", error)),
         header=None if header is None else header_of(_text("header", header)),
@@ -81,29 +81,21 @@ def _flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def _job_name(job: str | AnyJob | None) -> str | None:
-    if job is None or isinstance(job, JobType):
-        return None if job is None else job.name
-    return check_job_name(_text("job", job))
-
-
 def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
     """Return statuses, which may be given by their names in any case."""
     if given is None:
         return ()
     if not isinstance(given, Iterable):
         raise TypeError(f"status={shown(given)}: expected a status, or several")
-    statuses = tuple(sorted({_status(each) for each in ([given] if isinstance(given, str) else given)}))
+    statuses = set[Status]()
+    for each in [given] if isinstance(given, str) else given:
+        try:
+            statuses.add(Status(each.lower()))
+        except (ValueError, AttributeError):
+            raise ValueError(f"status={shown(each)}: expected one of {', '.join(Status)}") from None
     if not statuses:
         raise ValueError("status= is empty: leave it out, or give a status")
-    return statuses
-
-
-def _status(given: str) -> Status:
-    try:
-        return Status(given.lower())
-    except (ValueError, AttributeError):
-        raise ValueError(f"status={shown(given)}: expected one of {', '.join(Status)}") from None
+    return tuple(sorted(statuses))
 
 
 Action = Literal["retry", "cancel", "purge"]

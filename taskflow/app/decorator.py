@@ -201,10 +201,15 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
         name = declared["name"] if declared.get("name") is not None else name_of(function)
         options, policy = declared_options(declared)
         check_app_of(declared.get("on_failure"), app)
-        aliases = () if declared.get("aliases") is None else _aliases(declared["aliases"])
+        aliases = () if declared.get("aliases") is None else declared["aliases"]
+        if isinstance(aliases, str) or not isinstance(aliases, Sequence):
+            raise TypeError(f"aliases={shown(aliases)}: expected a tuple of names, as in aliases=({shown(aliases)},)")
+        aliases = tuple(_job_name("aliases", alias) for alias in aliases)
         kind = Job if inspect.iscoroutinefunction(function) else SyncJob
         runs_in = mode_for(function, declared.get("runs_in"))
-        _check_stop_grace(declared.get("stop_grace"), runs_in)
+        if (grace := declared.get("stop_grace")) is not None and runs_in != "process":
+            instead = "an async function is cancelled" if runs_in == "loop" else "nothing can interrupt a thread: check ctx.cancelled"
+            raise ValueError(f'stop_grace={shown(grace)}: only a job with runs_in="process" takes it; {instead}')
         made: AnyJob = kind(app, function, _job_name("name", name), options, policy=policy, aliases=aliases, runs_in=runs_in)
         if "key" in options:
             from taskflow.app.declared_key import declared_key
@@ -233,18 +238,6 @@ def _job_name(option: str, name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{option}={shown(name)}: expected a str")
     return bare_text(check_job_name(name))
-
-
-def _aliases(value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"aliases={shown(value)}: expected a tuple of names, as in aliases=({shown(value)},)")
-    return tuple(_job_name("aliases", alias) for alias in value)
-
-
-def _check_stop_grace(value: object, runs_in: RunsIn) -> None:
-    if value is not None and runs_in != "process":
-        instead = "an async function is cancelled" if runs_in == "loop" else "nothing can interrupt a thread: check ctx.cancelled"
-        raise ValueError(f'stop_grace={shown(value)}: only a job with runs_in="process" takes it; {instead}')
 
 
 def check_function(function: Any) -> None:
@@ -287,29 +280,23 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def _module_of(function: Callable[..., Any]) -> str:
+    """Return the module name under which a worker would import a function. For a script, it is the script's path relative to the nearest
+    enclosing folder that is on sys.path or is the current folder. If there is none, it is the file's name.
+
+    The script's own folder, which Python adds to sys.path, is used only if it is also the current folder.
+    """
     if function.__module__ not in RUN_AS_MAIN:
         return function.__module__
     scope = getattr(inspect.unwrap(function), "__globals__", {})
     spec = scope.get("__spec__")
     if spec is not None and spec.name not in RUN_AS_MAIN:  # python -m package.module
         return str(spec.name)
-    return _dotted(Path(scope.get("__file__") or "__main__.py").resolve())
-
-
-def _dotted(file: Path) -> str:
-    """Return the module name under which a worker would import a script. It is the script's path relative to the nearest enclosing folder
-    that is on sys.path or is the current folder. If there is none, it is the file's name.
-
-    The script's own folder, which Python adds to sys.path, is used only if it is also the current folder.
-    """
-    here = Path.cwd().resolve()
+    file, here = Path(scope.get("__file__") or "__main__.py").resolve(), Path.cwd().resolve()
     folders = {Path(entry).resolve() for entry in sys.path if entry} - {file.parent} | {here}
     above = [folder for folder in folders if file.is_relative_to(folder)]
     relative = file.relative_to(max(above, key=lambda folder: len(folder.parts))) if above else Path(file.name)
     return ".".join(relative.with_suffix("").parts)
 
-
-_MODES: Final = get_args(RunsIn)
 
 # Names of the main module; the second one is used in child processes, by multiprocessing and by taskflow.
 RUN_AS_MAIN: Final = ("__main__", "__mp_main__")
@@ -324,12 +311,15 @@ def mode_for(function: Callable[..., Any], asked: object) -> RunsIn:
     own: RunsIn = "loop" if inspect.iscoroutinefunction(function) else "thread"
     if asked is None or asked == own:
         return own
-    if not isinstance(asked, str) or asked not in _MODES:
+    if not isinstance(asked, str) or asked not in get_args(RunsIn):
         raise ValueError(
             f'runs_in={asked!r}: expected "process", or "{own}", the default of {"an async" if own == "loop" else "a plain"} function'
         )
     if asked != "process":
-        raise ValueError(f'runs_in="{asked}": {_WHY_NOT[own]}, or use runs_in="process"')
+        why_not = "an async function runs in the event loop; to run in a thread, make it a plain one"
+        if own == "thread":
+            why_not = "a plain function would block the event loop; it runs in a thread unless you make it async"
+        raise ValueError(f'runs_in="{asked}": {why_not}, or use runs_in="process"')
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
         raise ValueError('runs_in="process": a child process finds it by importing its module; define it there, not inside a function')
     scope = getattr(inspect.unwrap(function), "__globals__", {})
@@ -339,9 +329,3 @@ def mode_for(function: Callable[..., Any], asked: object) -> RunsIn:
             "an interpreter, a notebook or python -c has no module; move it into a file, and import it"
         )
     return cast(RunsIn, asked)
-
-
-_WHY_NOT: Final = {
-    "loop": "an async function runs in the event loop; to run in a thread, make it a plain one",
-    "thread": "a plain function would block the event loop; it runs in a thread unless you make it async",
-}

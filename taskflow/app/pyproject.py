@@ -15,7 +15,13 @@ def project_table(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
     for candidate in (folder, *folder.parents):
         file = candidate / "pyproject.toml"
         if file.is_file():
-            return file, _table_of(file)
+            import tomllib  # imported here, because most folders have no pyproject.toml
+
+            try:
+                tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+            except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"{file} cannot be read: {error}") from error
+            return file, table_in(tool if isinstance(tool, dict) else {"taskflow": tool}, "taskflow", "tool.", file)
     return None
 
 
@@ -32,13 +38,3 @@ def check_names(table: Mapping[str, Any], path: str, file: Path, known: Collecti
     for name in table:
         if name not in known:
             raise ConfigurationError(f"[{path}] in {file} has an unknown setting {name!r}; settings are {', '.join(known)}")
-
-
-def _table_of(file: Path) -> Mapping[str, Any]:
-    import tomllib  # imported here, because most folders have no pyproject.toml
-
-    try:
-        tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}") from error
-    return table_in(tool if isinstance(tool, dict) else {"taskflow": tool}, "taskflow", "tool.", file)

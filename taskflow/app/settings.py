@@ -78,7 +78,12 @@ def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None 
     environ = os.environ if environ is None else environ
     variables = {name: f"TASKFLOW_{name.upper()}" for name in TEXTUAL}
     given = {name: _read(variable, name, text) for name, variable in variables.items() if (text := environ.get(variable))}
-    layers = (_of_pyproject(folder or Path.cwd()), given, configured)
+    project = {}
+    if (found := project_table(folder or Path.cwd())) is not None:
+        file, table = found
+        check_names(table, "tool.taskflow", file, _OF_PYPROJECT)
+        project = {name: _read(f"{name} in [tool.taskflow] of {file}", name, value) for name, value in table.items() if name != "worker"}
+    layers = (project, given, configured)
     merged = {name: value for layer in layers for name, value in layer.items() if value is not None}
     for name in ("middleware", "subscribers"):
         merged[name] = tuple(merged.get(name, ()))
@@ -136,16 +141,6 @@ def _check_number(where: str, name: str, value: Any) -> None:
     if not is_one or not least <= value <= most:  # false for NaN, too
         allowed = f", {least} or more" if most == inf else f" from {least} to {most:,}"
         raise ConfigurationError(f"{where}: expected {'a whole number' if kind is int else 'a number'}{allowed}")
-
-
-def _of_pyproject(folder: Path) -> dict[str, Any]:
-    """Return the settings in the project's pyproject.toml, without those of `taskflow worker`."""
-    found = project_table(folder)
-    if found is None:
-        return {}
-    file, table = found
-    check_names(table, "tool.taskflow", file, _OF_PYPROJECT)
-    return {name: _read(f"{name} in [tool.taskflow] of {file}", name, value) for name, value in table.items() if name != "worker"}
 
 
 def _read(where: str, name: str, given: object) -> Any:
