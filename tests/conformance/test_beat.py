@@ -13,7 +13,7 @@ from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
 from taskflow.model.session import Beat, BeatAnswer, Report
 from taskflow.model.verdict import Settled
-from tests.support.verdicts import handed_back, succeeded
+from tests.support.verdicts import handed_back, parked, succeeded
 from tests.support.world import World, ids_of
 
 NOTHING = BeatAnswer()
@@ -251,6 +251,18 @@ async def test_beat_ghosts__once(world: World) -> None:
 
     assert (await world.beat(session)).ghosts == 1
     assert (await world.beat(session)).ghosts == 0
+
+
+async def test_beat_ghosts__of_a_job_that_was_parked(world: World) -> None:
+    """What it waited for before the lease is over."""
+    session = await world.a_session()
+    await world.settle(parked(await world.running(session)))
+    [lease] = await world.claim(session)
+    world.clock.advance(world.rules.ghost_after + 1.0)
+
+    assert (await world.beat(session)).ghosts == 1
+    record = await world.record(lease)
+    assert (record.status, record.waiting_for) == (Status.READY, None)
 
 
 async def test_beat_ghosts__when_the_clock_was_set_back(world: World) -> None:

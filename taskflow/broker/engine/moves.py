@@ -140,7 +140,6 @@ def wake_if_first(draft: Draft, due_at: int) -> None:
 def apply_transition(draft: Draft, job: Job, transition: Transition, *, keep: float | None = None, is_settled: bool = False) -> None:
     """Apply a transition to a job whose run has ended. `keep` is in seconds; None means the default for the job's status."""
     job.counters = transition.counters
-    job.state.waiting = text_bytes(transition.waiting_for)
     job.header["cause"] = transition.cause
     if transition.is_poison:
         job.set_flag(Flag.POISON, True)
@@ -158,6 +157,7 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
 
     If the transition has no due time, the job becomes READY in its old place, even if the clock has been set back to before its due time.
     """
+    job.state.waiting = text_bytes(transition.waiting_for)  # what it waited for before the run is over
     transition = transitions.requeue(transition, job.cancel_requested, _successor(draft, job))
     if transition.ends_as is not None:
         finish(draft, job, transition.event, transition.ends_as, transition.reason)  # its worker does not know that it has ended
