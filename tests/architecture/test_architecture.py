@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,21 +74,6 @@ def test_a_circle_would_be_found() -> None:
     """The reader of imports sees what stands in functions and under TYPE_CHECKING, and tells them apart."""
     assert Imported("taskflow.app.job", is_for_types=True) in imports_of(MODULES["taskflow"], KNOWN)
     assert Imported("taskflow.broker.topics", is_for_types=False) in imports_of(MODULES["taskflow.app.handle"], KNOWN)
-
-
-TRANSITIONS = ("enter", "release_awaiting", "finish", "requeue", "hand_back", "crash")
-
-
-TRANSITION_FILES = (
-    "tests/reference/transitions.py",
-    "taskflow/broker/redis/transitions.lua",
-)
-
-
-@pytest.mark.parametrize("file", TRANSITION_FILES)
-def test_the_steps_of_a_transition_have_the_same_names_and_order_in_each_store(file: str) -> None:
-    defined = re.findall(r"(?:def |local function |FUNCTION @\.)(\w+)\(", (ROOT / file).read_text())
-    assert [name for name in defined if name in TRANSITIONS] == list(TRANSITIONS)
 
 
 def test_only_the_url_module_imports_a_broker() -> None:

@@ -69,17 +69,6 @@ class Broken(NamedTuple):
 
 
 BY_CLAUSE: Final = {
-    "schedule_put_repeat": Broken("schedule", "schedule.digest ~= digest", "true"),
-    "schedule_changed": Broken("schedule", "or schedule.next_at > wall", ""),
-    "schedule_taken": Broken("define", "if schedule.declared then", "if false then"),
-    "schedule_declared": Broken("schedule", "one.since > other.since", "one.since < other.since"),
-    "schedule_handover": Broken("kill_session", "drop_declarations(id)", ""),
-    "schedule_session": Broken("define", "if session and not is_alive(session) then", "if false then"),
-    "schedule_offer": Broken("offers", "R.offered_for", "1"),
-    "schedule_paused": Broken("fire_all", "not schedule.paused and ", ""),
-    "schedule_fires": Broken("fire_all", "schedule.next_at = next_at or nil", ""),
-    "schedule_cas": Broken("fire_all", "(schedule.next_at or false) == expected", "true"),
-    "schedule_advances": Broken("fire_all", "kind ~= 'i'", "true"),
     "nudge_dead": Broken("nudge", "message) > 0", "message) >= 0"),
     "nudge_hung": Broken("nudge", "'-inf', wall - R.passed_on_after", "'-inf', 0"),
     "nudge_unheard": Broken("arm", "nudge_for_ready(unused)", ""),

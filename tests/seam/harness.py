@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import asyncpg
+import pytest
 
 from taskflow.broker.engine.records import FAILED, READY, RUNNING, Kind
 from taskflow.broker.engine.seam import ABSENT, NOW, Addition, Answer, Applied, Apply, Claimed, Effect, Put, Query, Record, Ref, Rev, Step
@@ -20,14 +21,23 @@ from taskflow.broker.memory.store import MemoryStore
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres.connect.server import PostgresTarget
 from taskflow.broker.postgres.tables import TABLES
+from taskflow.broker.redis.connect.connection import Command
+from taskflow.broker.redis.connect.pool import ConnectionPool
+from taskflow.broker.redis.connect.server import RedisTarget
+from taskflow.broker.redis.contents import Contents
+from taskflow.broker.redis.scripts import Scripts
+from taskflow.broker.redis.store import RedisStore
 from taskflow.broker.sqlite import SpaceLimits, SqliteBroker
 from taskflow.broker.sqlite.queued_verb import Durability
 from taskflow.broker.sqlite.tables import TABLES as SQLITE_TABLES
 from taskflow.model.clock import ManualClock
+from taskflow.model.errors import BrokerError, BrokerUnavailable
+from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.stored_values import LATEST
 from tests.support.postgres import shared_postgres
 from tests.support.processes import HOST, new_folder
+from tests.support.servers import shared_redis
 
 NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -311,6 +321,77 @@ class SqliteSeamStore(SeamStore):
         return True
 
 
+class RedisSeamStore(SeamStore):
+    """The store of `redis://`, under a prefix that the tests of a process share."""
+
+    name = "redis"
+    _prefix = "{seam}:"
+
+    def __init__(self, pool: ConnectionPool, clock: ManualClock) -> None:
+        super().__init__()
+        self.clock = clock
+        self._pool, self._scripts, self._sends = pool, Scripts(Rules()), 1
+        self._store = RedisStore(self._call, Contents(lambda: pool, self._prefix), clock.steady, self._lost)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, capacity: int | None = None, *, is_checked: bool = True) -> AsyncIterator[SeamStore]:
+        if capacity is not None:
+            pytest.skip("the room of Redis is a number of bytes, not of jobs: see tests/stores/redis/test_full.py")
+        pool = ConnectionPool(RedisTarget(host=HOST, port=shared_redis().port))
+        with shared_redis().client() as client:
+            for key in client.scan_iter(f"{cls._prefix}*"):
+                client.delete(key)
+        try:
+            yield cls(pool, ManualClock())
+        finally:
+            await pool.close()
+
+    async def _call(self, name: str, arguments: bytes, *, ahead: Sequence[Command] = (), on_disk: bool = False) -> Any:
+        reply = None
+        for _ in range(self._sends):
+            time = f"{self.clock.wall()}:{self.clock.steady()}"
+            reply = await self._pool.run(self._scripts[name], self._prefix, time, arguments, ahead=ahead, on_disk=on_disk)
+        return reply
+
+    async def _lost(self) -> BrokerError:
+        return BrokerUnavailable("lost")
+
+    async def perform(self, effect: Effect) -> Any:
+        return await self._store.perform(effect)
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str] = (), limit: int = 10) -> Claimed | None:
+        found = await self._store.claim(session, request, queues, limit, ("l" * 16, False, False))
+        return None if found is None else await self._store.claimed(found[0], found[2])
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[SeamStore]:
+        pool = ConnectionPool(RedisTarget(host=HOST, port=shared_redis().port))
+        other = RedisSeamStore(pool, self.clock)
+        other._numbers = self._numbers
+        try:
+            yield other
+        finally:
+            await pool.close()
+
+    @asynccontextmanager
+    async def losing_replies(self) -> AsyncIterator[bool]:
+        self._sends = 2
+        try:
+            yield True
+        finally:
+            self._sends = 1
+
+    async def spoil(self, ref: Ref) -> bool:
+        key = f"{self._prefix}j:".encode() + ref.id
+        stored = await self._pool.ask("GET", key)
+        await self._pool.ask("SET", key, stored.replace(b"default", b"\xff" * 7))
+        return True
+
+
 _SCHEMA: Final = "seam"
 
 
@@ -321,4 +402,4 @@ def _unchecked_database() -> str:
     return "seam_ascii"
 
 
-STORES: Final[tuple[type[SeamStore], ...]] = (MemorySeamStore, PostgresSeamStore, SqliteSeamStore)
+STORES: Final[tuple[type[SeamStore], ...]] = (MemorySeamStore, PostgresSeamStore, SqliteSeamStore, RedisSeamStore)

@@ -5,64 +5,38 @@
 -- ARGV[1]  "" for the server's clock, or "wall:steady" in microseconds, for tests
 -- ARGV[2]  the arguments of the script, a msgpack array
 --
--- F.X, S.X, E.X, W.X and R.X stand for the fields of a job, statuses, events, words and rules. scripts.py replaces them by their values,
--- which Python defines.
+-- scripts.py replaces some names by literals. F.X is the number of a field in a header, K.X a kind, G.X a flag. E.X is an event, R.X a rule,
+-- W.X a word, and L.X is derived from the layout of records.
 --
--- A job is stored under j:ID. Most jobs have a fixed layout, which scripts cut and join as strings; L.X is the first and last byte of a
--- field in it. All other jobs are msgpack arrays: an absent field is false, and the array ends after its last field. See fields.py.
--- Microseconds stay exact, because Lua's doubles have 53 bits.
+-- A number of a header is 8 bytes that sort as the number does, so that scripts mostly copy it. enc() and dec() convert it; they are exact up
+-- to 2^53. In members of indexes, names and bytes of any length end with \0\1, and a \0 within them is followed by \255.
 --
--- All keys, after the prefix; `git grep -n "P .. 'leases:"` finds the scripts that use one. QUEUE is the number of a queue's name; a tail
--- is the request and number of a claim (8 bytes).
+-- All keys, after the prefix. A claim is the number of a request (8 bytes) and of a lease (4 bytes).
 --
--- key                       type    content
--- meta                      hash    layout; the last seq, number of a name and of a session; the number of
---                                   schedules; pulse: the last heartbeat of any session; the shortest ttl;
---                                   where checks of indexes go on
--- names, texts              hash    "q:" and a queue's, "j:" and a job type's name -> its number; the reverse
--- j:ID, b:ID, o:ID          string  the job; its payload; its result, if these are large
--- o:FENCE                   string  a large result until its settlement arrives: see large_payloads.py
--- ready_list:QUEUE:PRIORITY list    ready jobs in order: see ready_lists.lua
--- returned:QUEUE:PRIORITY   zset    ready jobs that came out of order, score 0
--- priorities:QUEUE          zset    the priorities of ready jobs, score -priority
--- ready                     zset    names of queues with ready jobs that are not paused, score 0
--- paused                    set     names of paused queues
--- due                       zset    scheduled jobs by their time: seq, QUEUE, ID
--- held                      zset    ids of held jobs, by their seq
--- expiring                  zset    ids of jobs that have an expiry, by its time
--- keys                      hash    a key's digest -> the ids of live jobs that have it
--- tag:TAG                   zset    ids of jobs that have the tag, score 0
--- failures:CELL             zset    ids of failed jobs, by the time of their end. CELL: fingerprint (8 bytes),
---                                   QUEUE and the job's name (4 each), deploy
--- failure_cells             zset    every CELL that has jobs, score 0
--- kept:QUEUE:0, :1          zset    jobs that are kept, by the time of their end: seq, ID; failed ones in :1
--- fade                      zset    ids of ended jobs, by the time at which they are buried, then forgotten
--- crowded                   zset    queues that keep too many jobs: name, \1, 0 or 1 as in kept:
--- counts, totals            hash    QUEUE:STATUS -> jobs, and "whole", see check_indexes.lua; QUEUE:EVENT ->
---                                   moves
--- alive, dead               zset    ids of sessions by the time at which they lapse; by their number
--- session:SESSION           hash    the session: name, ttl, its last request, ...
--- leases:SESSION            hash    its leases: tail -> ID
--- stopping:SESSION          set     tails of its leases whose jobs are asked to stop
--- end_subscribers           set     ids of living sessions that subscribe to ends without a settlement
--- ends                      list    ids of jobs that have ended so; meta counts those that were dropped
--- schedule:NAME             hash    the schedule: see stored_schedules.lua
--- schedules                 zset    names of all schedules, by the time at which upkeep checks them, or
---                                   infinite
--- declares:SESSION          set     names of the schedules that the session declares
--- waiting:, waiting:NAME    zset    listeners that wait for jobs of every queue, of the one with this name, by
---                                   the time
--- nudged                    zset    listeners that were nudged and have not claimed since, by the time of that
--- upkeepers                 zset    listeners that wait for the next due time
--- awaited                   hash    ids of jobs whose end is awaited -> the listeners that await it
--- spoilt                    hash    ids of unreadable jobs -> what is wrong
--- acts                      zset    the audit log: time (8 bytes), ID of the act, its body; by its number
--- bad:...                   any     unreadable values that were set aside
--- reindexing, reindexed     string  a reindex runs, or ran lately
+-- key                    type    content
+-- meta                   hash    layout; the last seq
+-- j:ID, k:, s:, h:, q:,  string  records: jobs, keys, sessions, schedules, queues, ends, actions, inbox, marks. See records.lua
+-- e:, a:, x:, m:
+-- c:ID, then 8 bytes     string  a large payload or result: see contents.py
+-- r:SESSION              string  the number of the session's last request (8 bytes), and its listener
+-- i:INDEX                zset    the members of an index, all with score 0: position and id
+-- list:PLACE             list    ready jobs in order: see ready_lists.lua. PLACE: priority, ":", queue
+-- back:PLACE             zset    ready jobs that came out of order
+-- priorities:QUEUE       zset    the priorities of ready jobs
+-- ready                  zset    names of queues with ready jobs that are not paused
+-- leases:SESSION         hash    its leases: claim -> ID
+-- lessees                zset    ids of the sessions that may have leases
+-- counts                 hash    the digit of a status and a queue -> its jobs
+-- kept:0, kept:1         zset    queues by the number of their ended jobs; FAILED ones in kept:1
+-- totals                 hash    EVENT:QUEUE -> how many there were
+-- waiting:, waiting:NAME zset    listeners that wait for jobs of every queue, of the one with this name, by the time
+-- nudged                 zset    listeners that were nudged and have not claimed since, by the time of that
+-- upkeepers              zset    listeners that wait for the next due time
+-- awaited                hash    ids of jobs whose end is awaited -> the listeners that await it
 --
 -- A listener is a text of 16 characters. Messages for it are published under n:LISTENER: a topic, or \0 and msgpack of ended jobs.
 
-local call, byte, sub = redis.call, string.byte, string.sub
+local call, byte, sub, char = redis.call, string.byte, string.sub, string.char
 local P = KEYS[1]
 local given = cmsgpack.unpack(ARGV[2])
 
@@ -73,9 +47,37 @@ if ARGV[1] == '' then
   steady = wall
 else
   local colon = string.find(ARGV[1], ':', 1, true)
-  wall = tonumber(string.sub(ARGV[1], 1, colon - 1))
-  steady = tonumber(string.sub(ARGV[1], colon + 1))
+  wall = tonumber(sub(ARGV[1], 1, colon - 1))
+  steady = tonumber(sub(ARGV[1], colon + 1))
 end
+
+-- A number above this would lose digits, so sums end here.
+local MOST_EXACT = 2 ^ 53
+
+local function enc(number)
+  if number >= 0 then
+    return '\128' .. struct.pack('>I7', number < MOST_EXACT and number or MOST_EXACT)
+  end
+  local packed = struct.pack('>i8', number)
+  return char((byte(packed) + 128) % 256) .. sub(packed, 2)
+end
+
+local function dec(bytes)
+  if byte(bytes) >= 128 then
+    return (struct.unpack('>I7', bytes, 2))
+  end
+  return (struct.unpack('>i8', char(byte(bytes) + 128) .. sub(bytes, 2)))
+end
+
+-- Returns the bytes of a number that sort the other way round.
+local function falling(bytes)
+  return (string.gsub(bytes, '.', function(each)
+    return char(255 - byte(each))
+  end))
+end
+
+-- Bytes. A larger record is neither decoded nor sent to a client. No client writes one.
+local LARGEST = 4194304
 
 -- The maximum number of values in one command. Lua's unpack has room for 8,000.
 local MOST = 2000
@@ -93,5 +95,66 @@ local function set_all(keys_and_values)
   end
 end
 
--- Bytes. A larger record is neither unpacked nor sent to a client. No client writes one: large payloads and results are stored apart.
-local LARGEST = 4194304
+-- Adds members that all have score 0, in their order of bytes.
+local function add_members(key, members)
+  local scored = {}
+  for i, member in ipairs(members) do
+    scored[2 * i - 1], scored[2 * i] = '0', member
+  end
+  in_portions('ZADD', key, scored)
+end
+
+local function get_all(keys)
+  if #keys <= MOST then
+    return #keys > 0 and call('MGET', unpack(keys)) or {}
+  end
+  local values = {}
+  for first = 1, #keys, MOST do
+    for i, value in ipairs(call('MGET', unpack(keys, first, math.min(first + MOST - 1, #keys)))) do
+      values[first + i - 1] = value
+    end
+  end
+  return values
+end
+
+local function unlink_all(keys)
+  for first = 1, #keys, MOST do
+    call('UNLINK', unpack(keys, first, math.min(first + MOST - 1, #keys)))
+  end
+end
+
+-- Returns whether a content that was sent ahead is gone: see contents.py.
+local function has_missing(ahead)
+  for first = 1, #ahead, MOST do
+    local keys = {}
+    for i = first, math.min(first + MOST - 1, #ahead) do
+      keys[#keys + 1] = P .. 'c:' .. ahead[i]
+    end
+    if call('EXISTS', unpack(keys)) < #keys then
+      return true
+    end
+  end
+  return false
+end
+
+-- Returns a text or bytes as they stand in a member of an index.
+local function esc(text)
+  if string.find(text, '\0', 1, true) then
+    text = string.gsub(text, '%z', '\0\255')
+  end
+  return text .. '\0\1'
+end
+
+-- Returns whether another program has changed the name of a queue: it has bytes that UTF-8 never has.
+local function is_spoilt(queue)
+  return string.find(queue, '[\192\193\245-\255]') ~= nil
+end
+
+local function append_to(lists, name, value)
+  local list = lists[name]
+  if list then
+    list[#list + 1] = value
+  else
+    lists[name] = { value }
+  end
+end

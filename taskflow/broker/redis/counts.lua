@@ -1,25 +1,6 @@
 -- The number of jobs in each queue and status, and the number of events.
 
--- === part change_count =====================================================================================
--- Changes a count at once, and returns the new number.
-local function change(queue, status, number)
-  local digit = sub('01234567', status + 1, status + 1) -- formatting a number in Lua takes longer than sending the command
-  local now = call('HINCRBY', P .. 'counts', queue .. ':' .. digit, number)
-  if now < 0 then -- counts are lost: this error makes the caller reindex (broker.py)
-    error('WRONGTYPE the counts of jobs have been lost')
-  end
-  return now
-end
-
--- ready: the names of queues that have ready jobs and are not paused.
-local function show_ready(name)
-  if call('SISMEMBER', P .. 'paused', name) == 0 then
-    call('ZADD', P .. 'ready', 0, name)
-  end
-end
-
 -- === part counts ===========================================================================================
--- Collected during the call, and written once at its end.
 local moves, events = {}, {}
 
 local function count(queue, status, number)
@@ -32,62 +13,49 @@ local function count(queue, status, number)
 end
 
 local function tally(queue, event, number)
-  local of_queue = events[queue]
-  if not of_queue then
-    of_queue = {}
-    events[queue] = of_queue
-  end
-  of_queue[event] = (of_queue[event] or 0) + (number or 1)
+  local name = event .. ':' .. queue
+  events[name] = (events[name] or 0) + number
 end
 
-local function index_ready(queue, number, now_ready)
-  if now_ready == 0 then
-    call('ZREM', P .. 'ready', name_of(queue))
-    local left = call('ZRANGE', P .. 'priorities:' .. queue, 0, -1) -- stale entries
-    for _, priority in ipairs(left) do
-      call('UNLINK', P .. 'ready_list:' .. queue .. ':' .. priority, P .. 'returned:' .. queue .. ':' .. priority)
-    end
-    if #left > 0 then
-      call('DEL', P .. 'priorities:' .. queue)
-    end
-  elseif now_ready == number then
-    show_ready(name_of(queue))
+-- === part change_count =====================================================================================
+local function show_ready(queue)
+  if call('EXISTS', P .. 'q:' .. queue) == 0 then
+    call('ZADD', P .. 'ready', 0, queue)
   end
 end
 
--- crowded: the names of queues that keep more jobs than allowed. "\1" sorts before every character of a name.
-local function index_crowded(queue, failed)
-  local kept = 0
-  local codes = failed == 1 and { S.FAILED } or { S.SUCCEEDED, S.CANCELLED }
-  for _, code in ipairs(codes) do
-    kept = kept + (call('HGET', P .. 'counts', queue .. ':' .. code) or 0)
-  end
-  if kept > R.kept_per_queue then
-    call('ZADD', P .. 'crowded', 0, name_of(queue) .. '\1' .. failed)
+-- Changes the number of ready jobs. The last one takes stale entries with it.
+local function change_ready(queue, number)
+  local now = call('HINCRBY', P .. 'counts', F.ready_status .. queue, number)
+  if now <= 0 then
+    call('ZREM', P .. 'ready', queue)
+    for _, priority in ipairs(call('ZRANGE', P .. 'priorities:' .. queue, 0, -1)) do
+      call('UNLINK', P .. 'list:' .. priority .. ':' .. queue, P .. 'back:' .. priority .. ':' .. queue)
+    end
+    call('DEL', P .. 'priorities:' .. queue)
+  elseif now == number then
+    show_ready(queue)
   end
 end
+
+-- === part write_counts =====================================================================================
+local KEPT = { [F.succeeded_status] = 'kept:0', [F.failed_status] = 'kept:1', [F.cancelled_status] = 'kept:0' }
 
 local function write_counts()
   for queue, of_queue in pairs(moves) do
     for status, number in pairs(of_queue) do
-      if number ~= 0 then
-        local now = change(queue, status, number)
-        if status == S.READY then
-          index_ready(queue, number, now)
+      if number ~= 0 and status == F.ready_status then
+        change_ready(queue, number)
+      elseif number ~= 0 and status < F.buried_status then
+        call('HINCRBY', P .. 'counts', sub('01234567', status + 1, status + 1) .. queue, number)
+        if KEPT[status] then
+          call('ZINCRBY', P .. KEPT[status], number, queue)
         end
       end
     end
-    if (of_queue[S.FAILED] or 0) > 0 then
-      index_crowded(queue, 1)
-    end
-    if (of_queue[S.SUCCEEDED] or 0) > 0 or (of_queue[S.CANCELLED] or 0) > 0 then
-      index_crowded(queue, 0)
-    end
   end
-  for queue, of_queue in pairs(events) do
-    for event, number in pairs(of_queue) do
-      call('HINCRBY', P .. 'totals', queue .. ':' .. event, number)
-    end
+  for name, number in pairs(events) do
+    call('HINCRBY', P .. 'totals', name, number)
   end
   moves, events = {}, {}
 end

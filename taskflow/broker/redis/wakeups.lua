@@ -38,7 +38,7 @@ end
 
 -- Nudges up to `wanted` listeners that wait for jobs of this queue. Returns how many are still wanted.
 local function nudge(name, wanted)
-  if call('SISMEMBER', P .. 'paused', name) == 1 then
+  if call('EXISTS', P .. 'q:' .. name) == 1 then
     return wanted
   end
   wanted = nudge_from(P .. 'waiting:' .. name, 'queue:' .. name, wanted)
@@ -82,7 +82,11 @@ end
 
 -- === part wake_listeners ===================================================================================
 -- Names of queues -> the number of their jobs that became ready in this call.
-local readied = {}
+local readied, ended_ids = {}, {}
+
+local function note_readied(queue, jobs)
+  readied[queue] = (readied[queue] or 0) + jobs
+end
 
 local function wake_listeners()
   local lists, waiting = { P .. 'waiting:' }, 0
@@ -118,44 +122,35 @@ local function await_end(id, listener)
 end
 
 -- === part publish_ends =====================================================================================
-local ended_ids = {}
-
 -- Bytes. A larger record is not sent to the listeners: they read it.
 local LARGEST_SENT = 4096
 
 -- Publishes the ends of jobs to the listeners that wait for them: one message for each listener, of ids and stored jobs.
-local function publish_ends()
-  if #ended_ids > 0 and call('EXISTS', P .. 'awaited') == 1 then
-    local ids, keys, listeners_of = {}, {}, {}
-    for first = 1, #ended_ids, MOST do
-      local last = math.min(first + MOST - 1, #ended_ids)
-      for i, listeners in ipairs(call('HMGET', P .. 'awaited', unpack(ended_ids, first, last))) do
-        if listeners then
-          local n = #ids + 1
-          ids[n], listeners_of[n] = ended_ids[first + i - 1], listeners
-          keys[n] = P .. 'j:' .. ids[n]
-        end
+local function publish_ends(ended)
+  if #ended == 0 or call('EXISTS', P .. 'awaited') == 0 then
+    return
+  end
+  local ids, keys, listeners_of = {}, {}, {}
+  for first = 1, #ended, MOST do
+    for i, listeners in ipairs(call('HMGET', P .. 'awaited', unpack(ended, first, math.min(first + MOST - 1, #ended)))) do
+      if listeners then
+        local n = #ids + 1
+        ids[n], listeners_of[n] = ended[first + i - 1], listeners
+        keys[n] = P .. 'j:' .. ids[n]
       end
-    end
-    local messages = {}
-    for first = 1, #ids, MOST do
-      local last = math.min(first + MOST - 1, #ids)
-      for i, stored in ipairs(call('MGET', unpack(keys, first, last))) do
-        local n = first + i - 1
-        for listener in string.gmatch(listeners_of[n], '................') do
-          local message = messages[listener] or {}
-          messages[listener] = message
-          message[#message + 1] = ids[n]
-          message[#message + 1] = stored and #stored <= LARGEST_SENT and stored or ''
-        end
-      end
-    end
-    in_portions('HDEL', P .. 'awaited', ids)
-    for listener, message in pairs(messages) do
-      call('PUBLISH', P .. 'n:' .. listener, '\0' .. cmsgpack.pack(message))
     end
   end
-  ended_ids = {}
+  local messages = {}
+  for n, stored in ipairs(get_all(keys)) do
+    for listener in string.gmatch(listeners_of[n], '................') do
+      append_to(messages, listener, ids[n])
+      append_to(messages, listener, stored and #stored <= LARGEST_SENT and stored or '')
+    end
+  end
+  in_portions('HDEL', P .. 'awaited', ids)
+  for listener, message in pairs(messages) do
+    call('PUBLISH', P .. 'n:' .. listener, '\0' .. cmsgpack.pack(message))
+  end
 end
 
 -- === script arm ============================================================================================
@@ -166,15 +161,14 @@ end
 local topics, ids, listener, unused = given[1], given[2], given[3], given[4]
 
 local function has_ready(name)
-  local queue = call('HGET', P .. 'names', 'q:' .. name)
-  return queue and tonumber(call('HGET', P .. 'counts', queue .. ':' .. S.READY) or 0) > 0
+  return tonumber(call('HGET', P .. 'counts', F.ready_status .. name) or 0) > 0
 end
 
 local function is_asked_to_stop(hex)
   local id = string.gsub(hex, '%x%x', function(byte)
     return string.char(tonumber(byte, 16))
   end)
-  return call('EXISTS', P .. 'stopping:' .. id) == 1
+  return #call('ZRANGE', P .. 'i:marked', '[' .. esc(id), '(' .. sub(esc(id), 1, -2) .. '\2', 'BYLEX', 'LIMIT', 0, 1) > 0
 end
 
 local available, ended = {}, {}
@@ -186,7 +180,7 @@ for _, topic in ipairs(topics) do
       add_listener(P .. 'waiting:', listener)
     end
   elseif topic == 'due' then
-    is_available = call('EXISTS', P .. 'due', P .. 'schedules') > 0
+    is_available = call('EXISTS', P .. 'i:due', P .. 'i:offers') > 0
     add_listener(P .. 'upkeepers', listener)
   elseif sub(topic, 1, 6) == 'queue:' then
     is_available = has_ready(sub(topic, 7))
@@ -204,10 +198,9 @@ if unused > 0 then
   call('ZREM', P .. 'nudged', listener)
   nudge_for_ready(unused)
 end
-prefetch(ids)
 for _, id in ipairs(ids) do
-  local job = load(id)
-  if job and job[F.status] <= S.RUNNING then
+  local stored = call('GET', P .. 'j:' .. id)
+  if stored and byte(stored) % 64 <= F.running_status then
     await_end(id, listener)
   else
     ended[#ended + 1] = id

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
+
+import msgpack
 
 from taskflow.broker import topics as names
 from taskflow.broker.listener import Listener
 from taskflow.broker.redis.connect.connection import ERRORS, Subscription, subscription_over
 from taskflow.broker.redis.connect.pool import ConnectionPool
-from taskflow.broker.redis.jobs import Names, ended_record
-from taskflow.broker.redis.packing import ids_in, pack, unpack
-from taskflow.broker.topics import job_ids
+from taskflow.broker.redis.hot import pack
+from taskflow.broker.redis.records import ended_record
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.record import Record
 
 PING_EVERY: Final = 25.0
@@ -35,16 +37,6 @@ class RedisListener(Listener):
         self._call = call
         self._channel = channel(prefix, self.id)
         self._has_received = False
-        self._names: dict[bytes, Names] = {}
-
-    def note_names(self, job_id: bytes, names: Names) -> None:
-        """Keep the names from an awaited job's record, because the message that announces the job's end does not repeat them."""
-        self._names[job_id] = names
-
-    def forget(self, topics: Iterable[str]) -> None:
-        super().forget(topics)
-        for job_id in job_ids(topics):
-            self._names.pop(job_id, None)
 
     async def pass_on(self, nudges: int) -> None:
         await self._ask_server([], [], nudges)
@@ -54,7 +46,7 @@ class RedisListener(Listener):
 
     async def _ask_server(self, topics: list[str], ids: list[bytes], unused: int) -> tuple[list[str], list[bytes]]:
         available, ended = await self._call("arm", pack([topics, ids, self.id, unused]))
-        return [topic.decode() for topic in available], ids_in(ended)
+        return [topic.decode() for topic in available], [ended[at : at + ID_BYTES] for at in range(0, len(ended), ID_BYTES)]
 
     async def receive(self, on_subscribed: Callable[[], None]) -> None:
         subscription = subscription_over(await self._pool.open(), self._take)
@@ -89,16 +81,16 @@ class RedisListener(Listener):
             return
         told = message[2]
         if told.startswith(ENDED):
-            self.received_ends(self._ended_in(told[1:]))
+            self.received_ends(_ended_in(told[1:]))
             return
         topic = told.decode(errors="replace")
         self.received([topic], disarms=not topic.startswith(_SESSION))
 
-    def _ended_in(self, packed: bytes) -> dict[bytes, Record | None]:
-        """Return the record of each job whose end the message announces, with None for a record that was not sent or cannot be read."""
-        flat = unpack(packed)
-        pairs = zip(flat[::2], flat[1::2], strict=True)
-        return {job_id: ended_record(job_id, stored, self._names.get(job_id)) for job_id, stored in pairs}
+
+def _ended_in(packed: bytes) -> dict[bytes, Record | None]:
+    """Return the record of each job whose end the message announces, with None for a record that was not sent or cannot be read."""
+    flat = msgpack.unpackb(packed, raw=True)
+    return {job_id: ended_record(job_id, stored) for job_id, stored in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def channel(prefix: str, listener: str) -> bytes:

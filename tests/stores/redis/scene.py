@@ -27,20 +27,15 @@ def commands() -> set[str]:
     return {*_SENT, *(name for script in Scripts(Rules()).values() for name in _COMMAND.findall(script.text.decode()))}
 
 
-_NAMES: Final = ("enqueue", "register", "claim", "beat", "settle", "cancel", "read", "upkeep", "arm", "known", "permitted", "reindex")
-
-
 def _verbs() -> dict[bytes, str]:
     """By what a client sends: the script's hash, or its text."""
-    scripts = Scripts(Rules())
-    named = {name: name for name in _NAMES} | {"add": "enqueue"}
-    return {sent: verb for name, verb in named.items() for sent in (scripts[name].sha, scripts[name].text)}
+    return {sent: name for name, script in Scripts(Rules()).items() for sent in script}
 
 
 _VERBS: Final = _verbs()
 
 
 def verb_of(command: Command) -> str:
-    """The broker's verb that it is, or its own name: "claim", "PING"."""
+    """The script that it runs, or its own name: "claim", "PING"."""
     is_script = command.name in (b"EVALSHA", b"EVAL")
     return _VERBS.get(command.args[0], "another script") if is_script else command.name.decode()

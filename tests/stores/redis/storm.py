@@ -31,7 +31,7 @@ from tests.support.waiting import until
 ENOUGH: Final = 50
 """Replies of each of these verbs that a whole storm drops at least."""
 
-VERBS: Final = ("enqueue", "claim", "settle", "beat")
+VERBS: Final = ("add", "claim", "succeed", "apply")
 
 _TASKS: Final = """
 import os

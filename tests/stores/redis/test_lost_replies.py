@@ -25,7 +25,7 @@ from tests.support.verdicts import succeeded
 
 T = TypeVar("T")
 
-VERBS: Final = ("enqueue", "claim", "settle", "beat")
+VERBS: Final = ("add", "claim", "succeed")
 PAYLOADS: Final = (b"payload", bytes(2_000), bytes(3_000))
 """Large ones go ahead of the call, and are fetched after the claim."""
 

@@ -99,7 +99,7 @@ class Garbles:
         self._chance = random.Random(seed)
 
     def __call__(self, command: Command) -> Fate:
-        if verb_of(command) not in (*VERBS, "SUBSCRIBE", "upkeep") or self._chance.random() > 0.35:
+        if verb_of(command) not in (*VERBS, "SUBSCRIBE", "query") or self._chance.random() > 0.35:
             return PASS
         self.garbled += 1
         return GARBLE

@@ -7,7 +7,6 @@ from typing import Any
 import msgpack
 import pytest
 
-from taskflow.broker.redis.console import _act_record
 from taskflow.model.audit import Act, act_record_of, pack_act
 
 SOUND = Act(id=bytes(16), by="ada", verb="cancel", names=("a",), named=1, which={"tag": "b"}, affected=2, stopped="", reason="\ud800")
@@ -27,8 +26,3 @@ def test_an_entry_that_cannot_be_read_is_listed_as_such(body: Any) -> None:
     """With a time that the calendar lacks, too."""
     record = act_record_of("one", 1 << 62, body)
     assert (record.number, record.at.timestamp(), record.act.by, record.act.verb) == (0, 0.0, "?", "?")
-
-
-@pytest.mark.parametrize(("stored", "number"), [(b"", b"1"), (b"\xff" * 8, b"inf"), (b"x" * 24, b"-1.5")])
-def test_a_member_that_another_program_has_added_on_redis_is_listed(stored: bytes, number: bytes) -> None:
-    assert _act_record(stored, number).act.verb == "?"

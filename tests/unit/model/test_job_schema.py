@@ -9,10 +9,7 @@ import msgspec
 import pytest
 
 import taskflow
-from taskflow.broker.literals import BURIED
-from taskflow.broker.redis import claim as redis_claim, enqueue as redis_enqueue, fields as redis_fields, settle as redis_settle
-from taskflow.broker.redis.jobs import Names
-from taskflow.model.envelope import ClaimId, Envelope, OnConflict, is_plain, pack_extras, unpack_extras
+from taskflow.model.envelope import Envelope, OnConflict, is_plain, pack_extras, unpack_extras
 from taskflow.model.job_schema import (
     AS_SENT,
     BY_NAME,
@@ -120,80 +117,4 @@ def test_an_envelope_with_a_decided_field_is_not_plain(name: str) -> None:
     assert is_plain(changed) == (name not in decided)
 
 
-def test_the_fixed_layout_of_redis_holds_the_fields_of_a_plain_job_and_no_others() -> None:
-    """`is_plain` in jobs.lua takes it for jobs without any field after `payload` but `extras`: a new field comes after both."""
-    numbers = {field: number for number, field in enumerate(redis_fields.FIELDS)}
-    never_sent = {"status", "seq", "created_at"}
-    plain = {field.name for field in FIELDS if field.is_plain or field.name in never_sent}
-    first = redis_fields.FIELDS[: numbers["payload"] + 1]
-    assert {*first, "id", "extras"} == plain | {"due_at"}
-    assert all(numbers[field.name] > numbers["extras"] for field in FIELDS if field.sent and field.name not in {*plain, "due_at"})
-
-
 # --- stores ------------------------------------------------------------------------------------------------------
-
-
-def test_redis_numbers_every_field_and_renumbers_none() -> None:
-    assert set(redis_fields.FIELDS) == {field.name for field in FIELDS} - {"id"}
-    assert redis_fields.FIELDS[:8] == ("status", "queue", "name", "priority", "seq", "created_at", "due_at", "payload")
-    assert redis_fields.FIELDS.index("extras") == 18
-    assert (redis_fields.FIELDS.index("spoilt"), redis_fields.FIELDS.index("cause")) == (35, 36)
-    assert BY_NAME["status"].kind.most < BURIED
-
-
-def values_of_layout(widths: dict[str, int]) -> dict[str, bytes]:
-    """Return a value of each field, all different."""
-    return {name: bytes([number]).rjust(width, b"\0") for number, (name, width) in enumerate(widths.items(), 1)}
-
-
-def test_the_fixed_layout_of_redis_has_the_fields_of_a_plain_run_and_room_for_their_values() -> None:
-    names = {"due": "due_at", "created": "created_at", "claimed": "claimed_at"}
-    layout = {names.get(name, name): width for name, width in (redis_fields._WAITING | redis_fields._RUNNING).items()}
-    parts_of_claim = {"session", "request", "number"}
-    never_sent = {"status", "seq", "created_at", "due_at"}
-    plain = {field.name for field in FIELDS if field.is_plain} | never_sent
-    assert set(layout) - parts_of_claim == plain - {"id", "extras", "payload"} | {"epoch", "claimed_at", "claimed_steady"}
-    assert (layout["session"], layout["request"] + layout["number"]) == (redis_fields.SESSION_BYTES, redis_fields.TAIL_BYTES)
-    for name in ("status", "priority"):
-        least, most = BY_NAME[name].kind[1:]
-        assert -(1 << 8 * layout[name] - 1) <= least <= most < 1 << 8 * layout[name] - 1
-
-
-def test_a_lease_of_redis_reads_each_field_of_the_fixed_layout_where_it_is() -> None:
-    running, waiting = values_of_layout(redis_fields._RUNNING), values_of_layout(redis_fields._WAITING)
-    running["status"] = waiting["status"] = bytes([redis_claim._RUNNING])
-    numbers = {name: int.from_bytes(value) for name, value in waiting.items()}
-    extras = pack_extras(msgspec.structs.replace(PLAIN, max_attempts=3)) or b""
-    rest = b"\0\6worker" + b"".join(waiting.values()) + len(extras).to_bytes(2) + extras + b"\0\0\0\7payload"
-    stored = b"".join(running.values()) + rest
-    lease = redis_claim._plain_lease(b"i" * 16, stored, Names({numbers["queue"]: "mail", numbers["name"]: "send"}))
-    assert lease.envelope == Envelope(
-        id=b"i" * 16, job="send", queue="mail", priority=numbers["priority"], payload=b"payload", max_attempts=3
-    )
-    assert lease.claim == ClaimId(running["session"], int.from_bytes(running["request"]), int.from_bytes(running["number"]))
-    assert (lease.epoch, lease.created_at) == (int.from_bytes(running["epoch"]), numbers["created"])
-
-    fields = dict(zip(redis_fields.FIELDS, redis_claim._fields_of(stored), strict=True))
-    claim = {"claim": running["session"] + running["request"] + running["number"], "epoch": lease.epoch, "created_at": lease.created_at}
-    kept = {name: numbers[name] for name in ("queue", "name", "priority")} | {"payload": b"payload", "extras": extras, "status": 3}
-    assert {name: value for name, value in fields.items() if value is not False} == kept | claim
-
-
-def test_a_settlement_of_redis_has_the_fence_of_the_fixed_layout() -> None:
-    first, last = redis_fields.SPANS["fence"]
-    assert redis_settle._FENCE.size == last - first + 1
-    running = values_of_layout(redis_fields._RUNNING)
-    fence = running["epoch"] + running["session"] + running["request"] + running["number"]
-    epoch, session, tail = redis_settle._FENCE.unpack(fence)
-    assert (epoch, session) == (int.from_bytes(running["epoch"]), running["session"])
-    assert (tail >> 16, tail & 0xFFFF) == (int.from_bytes(running["request"]), int.from_bytes(running["number"]))
-
-
-@pytest.mark.parametrize("name", sorted(OTHER_VALUES))
-def test_a_changed_field_of_an_envelope_changes_what_each_server_is_sent(name: str) -> None:
-    keyed = msgspec.structs.replace(PLAIN, key=b"key")
-    changed = msgspec.structs.replace(keyed, **{name: OTHER_VALUES[name]})
-    assert redis_enqueue.pack_envelopes([changed]) != redis_enqueue.pack_envelopes([keyed])
-    if name != "on_conflict":  # without a key it means nothing
-        plain = msgspec.structs.replace(PLAIN, **{name: OTHER_VALUES[name]})
-        assert redis_enqueue.pack_plain([plain]) != redis_enqueue.pack_plain([PLAIN])

@@ -58,8 +58,6 @@ _LIMIT: Final = {"SentAndShown": "limit: int = 0", "JobState": "limit: int = 0"}
             {
                 *_SENT,
                 "the_memory_store_takes_a_field_over_as_it_was_sent",
-                "the_fixed_layout_of_redis_has_the_fields_of_a_plain_run_and_room_for_their_values",
-                "the_fixed_layout_of_redis_holds_the_fields_of_a_plain_job_and_no_others",
             },
             id="sent and plain",
         ),

@@ -1,0 +1,283 @@
+"""Derives the stored form of records from the declaration in `engine/records.py`, and what the scripts need of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from taskflow.broker.engine.records import HEADERS, INDEXES, Field, Flag, Index, Kind, Position, Type
+from taskflow.model.failure_cause import UNKNOWN
+from taskflow.model.ids import ID_BYTES
+
+LAYOUT: Final = 2
+"""The version of keys and records. A store with another version is refused. Increase it with every change that an older taskflow would
+misread."""
+
+PREFIXES: Final = ("j:", "k:", "s:", "h:", "q:", "e:", "a:", "x:", "m:")
+"""The beginnings of the keys of records, by kind."""
+
+MARK: Final = b"\xff@"
+REFERENCE_BYTES: Final = 14
+"""A content that is stored apart leaves a reference: the mark, its length (4 bytes) and the end of its key (8). See `contents.py`."""
+
+WAITING_BYTES: Final = 44
+RUNNING_BYTES: Final = 63
+"""The lengths of the fixed parts of waiting jobs and of leases: see records.lua."""
+
+_BIAS: Final = 1 << 63
+
+
+def number_bytes(number: int) -> bytes:
+    """Return a number as headers and indexes have it: bytes that sort as the number does."""
+    return (number + _BIAS).to_bytes(8, "big")
+
+
+def number_in(stored: bytes) -> int:
+    return int.from_bytes(stored, "big") - _BIAS
+
+
+ZERO: Final = number_bytes(0)
+
+
+def text_bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
+
+
+def ended(value: bytes) -> bytes:
+    """Return bytes of any length as they stand in a member of an index."""
+    return value.replace(b"\0", b"\0\xff") + b"\0\1"
+
+
+# --- fields -------------------------------------------------------------------------------------------------------
+
+PLACES: Final = {kind: {field.name: at for at, field in enumerate(fields)} for kind, fields in HEADERS.items()}
+"""The place of each field in a header's array, from 0."""
+
+ENTRIES: Final = {index.kind: index.name for index in INDEXES if index.entries is not None}
+"""The index of a kind whose records have several entries. Their values end the header's array."""
+
+
+def field_bytes(field: Field, value: Any) -> Any:
+    """Return the value of a field as a header has it."""
+    if value is None:
+        return False
+    if field.type is Type.NUMBER:
+        return number_bytes(value)
+    return text_bytes(value) if field.type is Type.NAME else value
+
+
+DEFAULTS: Final = {
+    kind: [*(field_bytes(field, field.default) for field in fields), *([False] if kind in ENTRIES else [])]
+    for kind, fields in HEADERS.items()
+}
+"""The header of a record that sets no field."""
+
+
+# --- members of indexes -------------------------------------------------------------------------------------------
+
+
+class Member(NamedTuple):
+    """How a member of an index is made of a position and an id.
+
+    `types`   the types of the position's values but for an id at its end
+    `has_id`  True if the id ends the position
+    `id_at`   where the id begins, from 0, or -1 for behind the first value; None if it is the last 16 bytes
+    """
+
+    types: tuple[Type, ...]
+    falls: tuple[bool, ...]
+    has_id: bool
+    id_at: int | None
+
+
+def _member(index: Index) -> Member:
+    types = {field.name: field.type for field in HEADERS[index.kind]}
+    names = [name for name in index.at if name != "id"]
+    entry = () if index.entries is None else (index.entries,)
+    chosen = (*entry, *(types[name.removeprefix("-")] for name in names))
+    falls = (*(False for _ in entry), *(name.startswith("-") for name in names))
+    if index.kind == Kind.JOB:
+        id_at = None
+    elif index.entries is not None:
+        id_at = -1
+    else:
+        id_at = sum(2 if each is Type.SMALL else 8 for each in chosen)
+    return Member(chosen, falls, "id" in index.at, id_at)
+
+
+BY_NAME: Final = {index.name: index for index in INDEXES}
+MEMBERS: Final = {index.name: _member(index) for index in INDEXES}
+
+
+def position_bytes(member: Member, position: Position) -> bytes:
+    """Return the beginning of the members at a position, which may be shorter than theirs."""
+    given = zip(member.types, member.falls, position, strict=False)
+    parts = [_value_bytes(of_type, value - 1 if falls and of_type is Type.NUMBER else value) for of_type, falls, value in given]
+    return b"".join([*parts, *position[len(member.types) :]])
+
+
+def _value_bytes(of_type: Type, value: Any) -> bytes:
+    if of_type is Type.NUMBER:
+        return number_bytes(value)
+    if of_type is Type.SMALL:
+        return bytes((value + 32_768).to_bytes(2, "big"))
+    return ended(text_bytes(value) if of_type is Type.NAME else value)
+
+
+def split(member: Member, packed: bytes) -> tuple[Position, bytes]:
+    """Return the position and the id in a member of an index."""
+    values, at = list[Any](), 0
+    for of_type, falls in zip(member.types, member.falls, strict=True):
+        if of_type is Type.NUMBER:
+            values.append(number_in(packed[at : at + 8]) + falls)
+            at += 8
+        elif of_type is Type.SMALL:
+            values.append(int.from_bytes(packed[at : at + 2], "big") - 32_768)
+            at += 2
+        else:
+            end = packed.index(b"\0\1", at)
+            value = packed[at:end].replace(b"\0\xff", b"\0")
+            values.append(value.decode(errors="surrogatepass") if of_type is Type.NAME else value)
+            at = end + 2
+    record_id = packed[at:]
+    return (*values, record_id) if member.has_id else tuple(values), record_id
+
+
+def bounds(index: str, prefix: Position, after: Position | None, until: Position | None, *, backwards: bool) -> tuple[bytes, bytes]:
+    """Return the least member of a scan, and the least behind its last one; b"" if there is no end."""
+    member = MEMBERS[index]
+    width = len(member.types) + member.has_id
+    begin = position_bytes(member, prefix)
+    least, ends = begin, behind(begin)
+
+    def past(position: Position) -> bytes:
+        """Return what comes just after the members at a whole position. None are at a shorter one."""
+        packed = position_bytes(member, position)
+        if len(position) < width:
+            return packed
+        return packed + (b"\0" if member.has_id else b"\xff" * 64)
+
+    lower, upper = (until, after) if backwards else (after, until)
+    if lower is not None:
+        least = max(least, position_bytes(member, lower) if backwards else past(lower))
+    if upper is not None:
+        bound = position_bytes(member, upper) if backwards else past(upper)
+        ends = min(ends, bound) if ends else bound
+    return least, ends
+
+
+def behind(begin: bytes) -> bytes:
+    """Return the first bytes behind all that begin with `begin`; b"" if there are none."""
+    begin = begin.rstrip(b"\xff")
+    return begin[:-1] + bytes([begin[-1] + 1]) if begin else b""
+
+
+# --- for the scripts ----------------------------------------------------------------------------------------------
+
+
+def literals() -> dict[str, str]:
+    """Return the Lua literals of the names F.X, K.X, G.X and L.X."""
+    found = {f"F.{field.name}": str(at) for kind, fields in reversed(tuple(HEADERS.items())) for at, field in enumerate(fields, 1)}
+    found["F.name"], found["F.dead_at"] = (str(PLACES[Kind.SESSION][name] + 1) for name in ("name", "dead_at"))
+    found["F.entries"] = str(len(DEFAULTS[Kind.JOB]))
+    statuses = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled", "buried")
+    found |= {f"F.{status}_status": str(code) for code, status in enumerate(statuses)}
+    found |= {f"K.{name}": str(kind) for name, kind in vars(Kind).items() if name.isupper()}
+    found |= {f"G.{name}": str(flag) for name, flag in vars(Flag).items() if name.isupper()}
+    found |= {
+        "L.waiting": str(WAITING_BYTES),
+        "L.running": str(RUNNING_BYTES + 1),
+        "L.fence": "10, 45",
+        "L.place": "13, 28",
+        "L.priority": "12",
+        "L.lengths": "37",
+        "L.reference": str(REFERENCE_BYTES),
+        "L.mark": lua_bytes(MARK),
+        "L.prefixes": "({" + ", ".join(f"'{prefix}'" for prefix in PREFIXES) + "})",
+        "L.fields": "({" + ", ".join(str(len(DEFAULTS[kind])) for kind in HEADERS) + "})",
+        "L.defaults": "({" + ", ".join(lua_bytes(msgpack.packb(DEFAULTS[kind], use_bin_type=False) or b"") for kind in HEADERS) + "})",
+        "L.indexes": "({" + ", ".join(_names_of_indexes(kind) for kind in HEADERS) + "})",
+        "L.types": "({" + ", ".join(_types(kind) for kind in HEADERS) + "})",
+        "L.stand_in": lua_bytes(b"set\0aside"[:8]),
+        "L.unknown": lua_bytes(UNKNOWN),
+        "L.places": ",\n".join(_places(kind) for kind in HEADERS),
+    }
+    return found
+
+
+def _names_of_indexes(kind: int) -> str:
+    return "{" + ", ".join(f"'{index.name}'" for index in INDEXES if index.kind == kind and index.name not in _BY_HAND) + "}"
+
+
+def _types(kind: int) -> str:
+    """Return the types of a header's fields: the first letter of each, in upper case if the field is always there."""
+    letters = [{Type.NUMBER: "n", Type.SMALL: "s"}.get(field.type, "t") for field in HEADERS[kind]]
+    given = zip(letters, HEADERS[kind], strict=True)
+    return "{" + ", ".join(f"'{letter if field.default is None else letter.upper()}'" for letter, field in given) + "}"
+
+
+def lua_bytes(value: bytes) -> str:
+    return "'" + "".join(f"\\{byte:03d}" for byte in value) + "'"
+
+
+_BY_HAND: Final = frozenset({"status", "ready", "leases"})
+"""Indexes that move_job() in records.lua and the hot scripts write."""
+
+
+def _places(kind: int) -> str:
+    """Return a Lua function of a header and an id, which returns names of indexes and members in turn."""
+    lines = ["function(h, id)", "  local at = {}"]
+    for index in INDEXES:
+        if index.kind != kind or index.name in _BY_HAND:
+            continue
+        condition = _in_lua(kind, index.when) if index.when else "true"
+        parts = [_part(kind, name) for name in index.at if name != "id"]
+        given = [PLACES[kind][name.removeprefix("-")] for name in index.at if name != "id"]  # another program may have removed a field
+        condition = " and ".join([f"({condition})", *(f"h[{at + 1}]" for at in given if HEADERS[kind][at].default is None)])
+        if index.entries is None:
+            lines.append(f"  if {condition} then at[#at + 1] = '{index.name}' at[#at + 1] = {' .. '.join([*parts, 'id'])} end")
+        else:
+            lines.append(f"  if {condition} then for _, value in ipairs(h[{len(DEFAULTS[kind])}] or {{}}) do")
+            lines.append(f"    at[#at + 1] = '{index.name}' at[#at + 1] = {' .. '.join(['value', *parts, 'id'])} end end")
+    return "\n".join([*lines, "  return at", "end"])
+
+
+def _part(kind: int, name: str) -> str:
+    place, field = PLACES[kind][name.removeprefix("-")] + 1, HEADERS[kind][PLACES[kind][name.removeprefix("-")]]
+    if field.type is Type.NUMBER:
+        return f"falling(h[{place}])" if name.startswith("-") else f"h[{place}]"
+    if field.type is Type.SMALL:
+        return f"struct.pack('>I2', 32768 + h[{place}])"
+    return f"esc(h[{place}])"
+
+
+def _in_lua(kind: int, condition: str) -> str:
+    """Return a condition of the declaration in Lua."""
+    for at, field in enumerate(HEADERS[kind], 1):
+        if not re.search(rf"\b{field.name}\b", condition):
+            continue
+        value = f"h[{at}]"
+        condition = condition.replace(f"{field.name} IS NOT NULL", value).replace(f"{field.name} IS NULL", f"not {value}")
+        condition = re.sub(rf"\b{field.name} & (\d+)", rf"bit.band({value}, \1)", condition)
+        condition = re.sub(rf"\b{field.name}\b", f"dec({value})" if field.type is Type.NUMBER else value, condition)
+    for sql, lua in (("<>", "~="), (" = ", " == "), (" AND ", " and "), (" OR ", " or ")):
+        condition = condition.replace(sql, lua)
+    return condition
+
+
+def id_at(index: str) -> int:
+    """Return where scripts find the id in a member: its first byte from 1, from the end if negative, or 0 for behind the first value."""
+    at = MEMBERS[index].id_at
+    return -ID_BYTES if at is None else at + 1
+
+
+def texts_in(index: Index) -> int:
+    """Return how many values of any length begin the groups of an index. There are no others."""
+    return len([each for each in MEMBERS[index.name].types[: index.groups] if each in (Type.NAME, Type.BYTES)])
+
+
+def packed_entries(kind: int, values: Sequence[str | bytes]) -> list[bytes]:
+    return [ended(text_bytes(value) if isinstance(value, str) else value) for value in values]

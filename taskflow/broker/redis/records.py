@@ -1,0 +1,213 @@
+"""Decodes stored records: see records.lua."""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from typing import Any, Final
+
+import msgpack
+
+from taskflow.broker.engine.job import Job
+from taskflow.broker.engine.records import BURIED, FAILED, HEADERS, RUNNING, Kind, Type
+from taskflow.broker.engine.seam import Record, Ref
+from taskflow.broker.redis.layout import DEFAULTS, MARK, REFERENCE_BYTES, RUNNING_BYTES, WAITING_BYTES, number_in
+from taskflow.model.failure_cause import FINGERPRINT_BYTES
+from taskflow.model.record import Record as JobRecord
+from taskflow.model.stored_values import LATEST
+
+
+def is_reference(content: bytes) -> bool:
+    """Return True if the content stands for one that is stored apart: see `contents.py`."""
+    return len(content) == REFERENCE_BYTES and content.startswith(MARK)
+
+
+UNREADABLE: Final = "record\t"
+"""Begins the damage of a record that cannot be read at all."""
+
+REV: Final = slice(1, 9)
+GENERAL: Final = 64
+"""The first byte of a record that is not in the fixed layout, or less."""
+
+_BIAS: Final = 1 << 63
+_WAITING: Final = struct.Struct(">9xHBQQQHHI")
+_LEASED: Final = struct.Struct(">9xQ16s12sQQH")
+_ENDED: Final = struct.Struct(">QQQ")
+_LENGTH: Final = struct.Struct(">I")
+_JOB_DEFAULTS: Final = {field.name: field.default for field in HEADERS[Kind.JOB]}
+_FIELDS: Final = {kind: tuple((field.name, field.type, field.default is None) for field in fields) for kind, fields in HEADERS.items()}
+_REQUEST_BYTES: Final = 8
+
+
+def record_of(kind: int, record_id: bytes, stored: bytes, *, with_content: bool) -> Record:
+    """Return a record. What cannot be read is listed as damage."""
+    request = b""
+    if kind == Kind.SESSION:
+        stored, request = stored[:-_REQUEST_BYTES], stored[-_REQUEST_BYTES:]
+    ref, rev = Ref(kind, record_id), stored[REV]
+    try:
+        first = stored[0]
+        if first >= GENERAL:
+            return _job(ref, rev, stored, with_content) if kind == Kind.JOB else _general(ref, rev, stored, request, with_content)
+        header = dict(_JOB_DEFAULTS)
+        at = 0 if first < RUNNING else _read_lease(stored, first, header)
+        names, sent, at = read_waiting(stored, at, header)
+        header["status"] = first
+        if first > RUNNING:
+            ended_at, fade_at, ran_for = _ENDED.unpack_from(stored, at)
+            at += _ENDED.size
+            header |= {"ended_at": ended_at - _BIAS, "fade_at": fade_at - _BIAS, "started_at": ended_at - ran_for}
+        if first == BURIED:
+            sent, content = None, None
+        else:
+            content = stored[at:] if with_content else None
+        return Record(ref, rev, header, sent, None, content, _take_names(header, names))
+    except Exception:  # another program may have written any bytes
+        return unreadable(ref, stored)
+
+
+def unreadable(ref: Ref, stored: bytes) -> Record:
+    """Return a record that stands for one that cannot be read."""
+    header = {field.name: field.default for field in HEADERS[ref.kind]}
+    if ref.kind == Kind.JOB:
+        header |= {"status": FAILED, "queue": "?", "job": "?", "ended_at": 0, "fade_at": LATEST, "cause": bytes(8)}
+    return Record(ref, stored[REV], header, damage=UNREADABLE + repr(stored[:64]))
+
+
+def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
+    """Return the record of an ended job. Return None if the waiter has to read it: it cannot be read here, is not kept, or its content is
+    stored apart."""
+    if not stored:
+        return None
+    record = record_of(Kind.JOB, job_id, stored, with_content=True)
+    header = record.header
+    if record.damage or not RUNNING < header["status"] < BURIED or header["fade_at"] <= header["ended_at"]:
+        return None
+    return None if record.content is not None and is_reference(record.content) else Job.of_record(record).to_record()
+
+
+def _read_lease(stored: bytes, status: int, header: dict[str, Any]) -> int:
+    """Read the parts of a job that has been claimed. Return where the rest begins."""
+    epoch, session, claim, claimed_at, claimed_steady, worker_bytes = _LEASED.unpack_from(stored)
+    at: int = RUNNING_BYTES + worker_bytes
+    header["epoch"], header["worker"] = epoch, stored[RUNNING_BYTES:at].decode(errors="surrogatepass")
+    header["claimed_at"], header["claimed_steady"] = claimed_at - _BIAS, claimed_steady - _BIAS
+    if status == RUNNING:
+        header["session"], header["claim"] = session, claim
+    else:
+        header["settled"] = stored[9 : 9 + 36] + b"\0"
+    return at
+
+
+def read_waiting(stored: bytes, at: int, header: dict[str, Any]) -> tuple[bytes, bytes | None, int]:
+    """Read the parts of a waiting job that begins at `at`. Return its names, `sent`, and where the content begins."""
+    flags, priority, due_at, seq, created_at, queue, job, sent = _WAITING.unpack_from(stored, at)
+    names_at = at + WAITING_BYTES
+    sent_at = names_at + queue + job
+    header["flags"], header["priority"] = flags, priority - 128
+    header["due_at"], header["seq"], header["created_at"] = due_at - _BIAS, seq - _BIAS, created_at - _BIAS
+    names = stored[at + WAITING_BYTES - 8 : at + WAITING_BYTES - 6] + stored[names_at:sent_at]
+    return names, stored[sent_at : sent_at + sent - 1] if sent else None, sent_at + max(0, sent - 1)
+
+
+@lru_cache(4096)
+def names_in(names: bytes) -> tuple[str, str]:
+    queue_ends = 2 + int.from_bytes(names[:2], "big")
+    return names[2:queue_ends].decode(), names[queue_ends:].decode()
+
+
+def _take_names(header: dict[str, Any], names: bytes) -> str | None:
+    """Set the names of queue and job. Return what is wrong with them."""
+    try:
+        header["queue"], header["job"] = names_in(names)
+        return None
+    except UnicodeDecodeError:
+        queue_ends = 2 + int.from_bytes(names[:2], "big")
+        damage = [_text(name, part, header) for name, part in (("queue", names[2:queue_ends]), ("job", names[queue_ends:]))]
+        return "\n".join(filter(None, damage))
+
+
+def _text(name: str, stored: bytes, header: dict[str, Any]) -> str:
+    """Set a field to the text. Return what is wrong with it, or nothing."""
+    try:
+        header[name] = stored.decode()
+        return ""
+    except UnicodeDecodeError:
+        header[name] = stored.decode(errors="backslashreplace")
+        return f"{name}\t{header[name]}"
+
+
+_EXTRA: Final = struct.Struct(">8Q16s12sHHHIII")
+_NUMBERS: Final = ("expires_at", "awaits", "epoch", "claimed_at", "claimed_steady", "started_at", "ended_at", "fade_at")
+
+
+def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
+    """Decode a job outside the fixed layout."""
+    header: dict[str, Any] = dict(_JOB_DEFAULTS)
+    names, sent, at = read_waiting(stored, 0, header)
+    *numbers, session, claim, worker_bytes, settled_bytes, cause_bytes, entries_bytes, state_bytes, content_bytes = _EXTRA.unpack_from(
+        stored, at
+    )
+    for name, number in zip(_NUMBERS, numbers, strict=True):
+        header[name] = number - _BIAS if number else None
+    status = header["status"] = stored[0] - GENERAL
+    if status == RUNNING:
+        header["session"], header["claim"] = session, claim
+    at += _EXTRA.size
+    parts = list[bytes | None]()
+    for size in (worker_bytes, settled_bytes, cause_bytes, entries_bytes, state_bytes, content_bytes):
+        parts.append(stored[at : at + size - 1] if size else None)
+        at += size - 1 if size else 0
+    worker, header["settled"], header["cause"], _, state, content = parts
+    header["worker"] = None if worker is None else worker.decode(errors="surrogatepass")
+    if at != len(stored) or not _is_sound(status, header) or None in (header["awaits"], header["epoch"]):
+        return unreadable(ref, stored)
+    return Record(ref, rev, header, sent, state, content if with_content else None, _take_names(header, names))
+
+
+_NEVER_PAST: Final = ("due_at", "created_at", "epoch", "expires_at", "claimed_at", "claimed_steady", "ended_at", "fade_at")
+
+
+def _is_sound(status: int, header: dict[str, Any]) -> bool:
+    if any((header[name] or 0) < 0 for name in _NEVER_PAST):
+        return False
+    if status == RUNNING:
+        return header["claimed_steady"] is not None
+    if status > RUNNING and (header["ended_at"] is None or header["fade_at"] is None):
+        return False
+    return status <= BURIED and (status != FAILED or len(header["cause"] or b"") >= FINGERPRINT_BYTES)
+
+
+def _general(ref: Ref, rev: bytes, stored: bytes, request: bytes, with_content: bool) -> Record:
+    kind = ref.kind
+    length = _LENGTH.unpack_from(stored, 9)[0]
+    at = 13 + length
+    values = msgpack.unpackb(stored[13:at], raw=True)
+    if len(values) != len(DEFAULTS[kind]):
+        return unreadable(ref, stored)
+    header = dict[str, Any]()
+    for (name, of_type, is_optional), value in zip(_FIELDS[kind], values, strict=False):
+        if value is False and is_optional:
+            header[name] = None
+        elif of_type is Type.SMALL and type(value) is int:
+            header[name] = value
+        elif not isinstance(value, bytes) or of_type is Type.SMALL or (of_type is Type.NUMBER and len(value) != 8):
+            return unreadable(ref, stored)
+        elif of_type is Type.NUMBER:
+            header[name] = number_in(value)
+        elif of_type is Type.NAME:
+            header[name] = value.decode(errors="surrogatepass")
+        else:
+            header[name] = bytes(value)
+    if kind == Kind.SESSION:
+        header["request"] = number_in(request)
+    parts = list[bytes | None]()
+    for _ in range(3):
+        size = _LENGTH.unpack_from(stored, at)[0]
+        at += 4
+        parts.append(stored[at : at + size - 1] if size else None)
+        at += max(0, size - 1)
+    if at != len(stored):
+        return unreadable(ref, stored)
+    sent, state, content = parts
+    return Record(ref, rev, header, sent, state, content if with_content else None)

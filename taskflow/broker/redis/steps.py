@@ -1,0 +1,157 @@
+"""Packs steps for the script `apply`: see apply.lua."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, Final
+
+from taskflow.broker.engine.records import HEADERS, INDEXES, READY, Field, Flag, Kind, Owner, Type
+from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, After, Answer, Applied, Full, Put, Ref, Rev, Stale, Step
+from taskflow.broker.redis.contents import is_apart, reference_to
+from taskflow.broker.redis.hot import fixed_tail, pack
+from taskflow.broker.redis.layout import DEFAULTS, ENTRIES, PLACES, field_bytes, number_bytes, packed_entries, text_bytes
+
+_FIELDS: Final = {kind: {field.name: field for field in fields} for kind, fields in HEADERS.items()}
+_BY_STORE: Final = {kind: [field for field in fields if field.owner is Owner.STORE] for kind, fields in HEADERS.items()}
+_BARE: Final = frozenset(kind for kind in HEADERS if not any(index.kind == kind for index in INDEXES) and not _BY_STORE[kind])
+"""The kinds whose new records scripts only copy."""
+
+_OF_PLAIN: Final = frozenset({"status", "flags", "priority", "queue", "job", "due_at", "awaits"})
+_SESSION_TOPIC: Final = "session:"
+
+
+class Steps:
+    """Packs the steps of a call. `contents` has the large contents to send ahead, by id and revision."""
+
+    def __init__(self, steps: Sequence[Step], rev: Rev, most_inline: int) -> None:
+        self._rev, self._most_inline = rev, most_inline
+        self._numbers: dict[Ref, int] = {}
+        self._news = 0
+        self.contents: dict[bytes, bytes] = {}
+        self._steps = [self._packed(step) for step in steps]
+
+    def arguments(self) -> list[Any]:
+        refs = [value for ref in self._numbers for value in ref]
+        return [self._rev, refs, list(self.contents), self._news, self._steps]
+
+    def ref(self, number: int) -> Ref:
+        return list(self._numbers)[number - 1]
+
+    def _number(self, ref: Ref) -> int:
+        return self._numbers.setdefault(ref, len(self._numbers) + 1)
+
+    def _packed(self, step: Step) -> list[Any]:
+        number = self._number
+        expect = [value for ref, rev in step.expect.items() for value in (number(ref), rev)]
+        return [
+            expect,
+            [self._put(put, is_new=step.expect.get(put.ref, ABSENT) == ABSENT) for put in step.puts],
+            [number(ref) for ref in step.drops],
+            [value for ref, _, n, most in step.adds for value in (number(ref), n, False if most is None else most)],
+            [value for (queue, event), n in step.totals.items() for value in (text_bytes(f"{event}:{queue}"), n)],
+            [bytes.fromhex(topic.removeprefix(_SESSION_TOPIC)) if topic.startswith(_SESSION_TOPIC) else topic for topic in step.wakes],
+        ]
+
+    def _put(self, put: Put, *, is_new: bool) -> list[Any]:
+        kind = put.ref.kind
+        if is_new and kind == Kind.JOB and (plain := self._plain_job(put)) is not None:
+            return plain
+        if is_new and kind in _BARE:
+            return [self._number(put.ref), _body_of(put)]
+        header, stamps = self._new_header(put) if is_new else _changes(put)
+        entries: Any = False
+        if put.entries is not None and ENTRIES.get(kind) in put.entries:
+            entries = packed_entries(kind, put.entries[ENTRIES[kind]])
+        request: Any = False
+        if kind == Kind.SESSION and (is_new or (put.restarts and "request" in put.header)):
+            request = number_bytes(put.header.get("request") or 0)
+        sent, state = (True if part is KEEP else False if part is None else part for part in (put.sent, put.state))
+        return [self._number(put.ref), header, stamps, sent, state, self._content(put), entries, is_new, request]
+
+    def _content(self, put: Put) -> Any:
+        content = put.content
+        if content is KEEP or content is None:
+            return content is KEEP
+        if put.ref.kind != Kind.JOB or not is_apart(content, self._most_inline):
+            return content
+        self.contents[put.ref.id + self._rev] = content
+        return reference_to(content, self._rev)
+
+    def _plain_job(self, put: Put) -> list[Any] | None:
+        """Return the put of a new job that is READY at once, if the fixed layout can hold it."""
+        header, sent = put.header, b"" if put.sent is KEEP or put.sent is None else put.sent
+        if (
+            header.get("due_at") is not NOW
+            or header.get("status", READY) != READY
+            or not isinstance(put.content, bytes)
+            or put.entries is not None
+        ):
+            return None
+        if header.get("awaits") or not header.keys() <= _OF_PLAIN or put.state not in (KEEP, None):
+            return None
+        if (flags := header.get("flags", 0)) >= Flag.MARKED:
+            return None
+        self._news += 1
+        queue, content = header["queue"].encode(), self._content(put)
+        tail = fixed_tail(queue, header["job"].encode(), None if sent == b"" and put.sent != b"" else sent, content)
+        return [self._number(put.ref), flags, header.get("priority", 0), queue, tail]
+
+    def _new_header(self, put: Put) -> tuple[list[Any], list[Any]]:
+        """Return the whole header of a new record, and its stamps."""
+        kind = put.ref.kind
+        values, stamps, places, fields = list(DEFAULTS[kind]), list[Any](), PLACES[kind], _FIELDS[kind]
+        for name, value in put.header.items():
+            field = fields[name]
+            if type(value) is After:
+                stamps += (places[name] + 1, int(value))
+            elif field.owner is not Owner.STORE:
+                values[places[name]] = field_bytes(field, value)
+        for field in _BY_STORE[kind]:
+            stamps += (places[field.name] + 1, False if field.name == "seq" else 0)
+            self._news += field.name == "seq"
+        return values, stamps
+
+
+def _body_of(put: Put) -> bytes:
+    """Return the bytes of a new record behind its revision: see records.lua."""
+    kind = put.ref.kind
+    values, places, fields = list(DEFAULTS[kind]), PLACES[kind], _FIELDS[kind]
+    for name, value in put.header.items():
+        values[places[name]] = field_bytes(fields[name], value)
+    header = pack(values)
+    parts = [b"\0\0\0\0" if part is KEEP or part is None else _length(len(part) + 1) + part for part in (put.sent, put.state, put.content)]
+    return b"".join([_length(len(header)), header, *parts])
+
+
+_length: Final = struct.Struct(">I").pack
+
+
+def _is_written(field: Field, restarts: bool) -> bool:
+    return field.owner is None or (restarts and field.owner is not Owner.STORE)
+
+
+def _changes(put: Put) -> tuple[list[Any], list[Any]]:
+    """Return the changed fields of a record with their values in turn, and its stamps."""
+    kind = put.ref.kind
+    values, stamps, places, fields = list[Any](), list[Any](), PLACES[kind], _FIELDS[kind]
+    for name, value in put.header.items():
+        field = fields[name]
+        if not _is_written(field, put.restarts):
+            continue
+        if type(value) is After:
+            stamps += (places[name] + 1, int(value))
+        elif field.type is Type.SMALL and value is not None:
+            values += (places[name] + 1, value)
+        else:
+            values += (places[name] + 1, field_bytes(field, value))
+    return values, stamps
+
+
+def answer_of(packed: Any, steps: Steps) -> Answer:
+    """Decode the answer to a step."""
+    if packed == b"o":
+        return Applied()
+    if isinstance(packed, list):
+        return Full(tuple([steps.ref(number) for number in packed]))
+    return Stale()

@@ -1,0 +1,238 @@
+"""The store of records on Redis. It knows no rule of a job: see `taskflow/broker/engine/seam.py`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.seam import (
+    ABSENT,
+    Add,
+    Answer,
+    Apply,
+    Claimed,
+    Effect,
+    Fade,
+    Faded,
+    Promote,
+    Put,
+    Query,
+    Ref,
+    Run,
+    Snapshot,
+    Step,
+    Succeed,
+    refuse_repeated,
+)
+from taskflow.broker.redis.connect.connection import Command
+from taskflow.broker.redis.contents import INLINE, INLINE_RESULT, Contents, ahead
+from taskflow.broker.redis.hot import MOST_ENDED, is_possible, pack, packed_envelopes, packed_jobs, packed_runs
+from taskflow.broker.redis.layout import number_in
+from taskflow.broker.redis.queries import packed_query, snapshot_of, unreadable_in
+from taskflow.broker.redis.records import record_of
+from taskflow.broker.redis.steps import Steps, answer_of
+from taskflow.model.envelope import Envelope
+from taskflow.model.errors import BrokerError, StoreFull
+from taskflow.model.ids import id_text
+
+log: Final = logging.getLogger("taskflow")
+
+_MISSING: Final = b"MISSING"
+"""A script's reply if a content that was sent ahead has disappeared."""
+
+_ANY_SIZE: Final = 1 << 40
+
+
+class Call(Protocol):
+    def __call__(
+        self, name: str, arguments: bytes, *, ahead: Sequence[Command] = (), on_disk: bool = False
+    ) -> Coroutine[Any, Any, Any]: ...
+
+
+class RedisStore:
+    """Runs the store's methods as scripts.
+
+    `steady`  returns the time of a clock for tests, or None
+    `lost`    returns the error for contents that the server has lost before their call
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        contents: Contents,
+        steady: Callable[[], int | None],
+        lost: Callable[[], Awaitable[BrokerError]],
+        *,
+        on_disk: bool = False,
+    ) -> None:
+        self._call, self.contents, self._steady, self._lost, self._on_disk = call, contents, steady, lost, on_disk
+
+    async def perform(self, effect: Effect) -> Any:
+        """Answer what an operation has yielded."""
+        match effect:
+            case Query():
+                return await self.query(effect)
+            case Apply():
+                return await self.apply(effect)
+            case Add(jobs):
+                return await self.add(jobs)
+            case Succeed(runs):
+                return await self.succeed(runs)
+            case Promote(limit):
+                return await self.promote(limit)
+            case Fade(limit, most_kept, repeat_for):
+                return await self.fade(limit, most_kept, repeat_for)
+
+    async def query(self, query: Query, awaited: Sequence[bytes] = (), listener: str = "", *, is_upkeeper: bool = False) -> Snapshot:
+        """Read. The listener awaits the ends of the jobs in `awaited`, and the next due time if it `is_upkeeper`."""
+        reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, is_upkeeper]))
+        seen = await snapshot_of(query, reply, self._steady(), self.contents)
+        if damaged := unreadable_in(seen):
+            await self._set_aside(damaged)
+            reply = await self._call("query", pack([*packed_query(query), [], "", False]))
+            seen = await snapshot_of(query, reply, self._steady(), self.contents)
+        return seen
+
+    async def _set_aside(self, ids: Sequence[bytes], were_ready: Sequence[bytes] = ()) -> None:
+        """Put FAILED jobs in the place of those that cannot be read. `were_ready` has ids and queues in turn."""
+        log.error(
+            "jobs that another program has changed cannot be read, and are set aside as FAILED: %s",
+            ", ".join(map(id_text, (*ids, *were_ready[::2]))),
+        )
+        await self._call("aside", pack([list(ids), list(were_ready)]))
+
+    async def apply(self, apply: Apply) -> tuple[list[Answer], Snapshot | None]:
+        refuse_repeated(apply.steps)
+        if not apply.steps:
+            return [], None if apply.then is None else await self.query(apply.then)
+        steps, (answers, reply) = await self._apply(apply.steps, apply.grows, apply.then)
+        seen = None if apply.then is None else await snapshot_of(apply.then, reply, self._steady(), self.contents)
+        return [answer_of(answer, steps) for answer in answers], seen
+
+    async def _apply(self, given: Sequence[Step], grows: bool, then: Query | None) -> tuple[Steps, Any]:
+        rev = new_rev()
+        steps = Steps(given, rev, INLINE)
+        query: Any = False if then is None else packed_query(then)
+        script = "grow" if grows else "apply"
+        try:
+            reply = await self._call(
+                script,
+                pack([*steps.arguments(), query]),
+                ahead=ahead(self.contents.prefix, steps.contents),
+                on_disk=self._on_disk and (grows or _defines(given)),
+            )
+        except StoreFull:
+            await self.contents.forget(steps.contents)
+            if grows or not steps.contents:
+                raise
+            reply = _MISSING
+        if reply == _MISSING and not grows:  # a full server takes what comes within the call
+            steps = Steps(given, rev, _ANY_SIZE)
+            reply = await self._call(script, pack([*steps.arguments(), query]), ahead=ahead(self.contents.prefix, steps.contents))
+        if reply == _MISSING:
+            raise await self._lost()
+        return steps, reply
+
+    async def claim(
+        self, session: bytes, request: int, queues: Sequence[str], limit: int, standing: tuple[str, bool, bool]
+    ) -> tuple[list[bytes], bool, int] | None:
+        """Return ids and records in turn, whether the listener will hear of new jobs, and the store's time; None for no living session."""
+        head = request.to_bytes(8, "big")
+        reply = await self._call("claim", pack([new_rev(), session, request, head, list(queues), limit, *standing]))
+        if reply == b"LOST":
+            return None
+        now, is_armed, unreadable, *leased = reply
+        if unreadable:
+            await self._set_aside([], unreadable)
+        return leased, bool(is_armed), now
+
+    async def claimed(self, found: Sequence[bytes], now: int) -> Claimed:
+        """Decode what a claim has returned, and fetch the contents that are stored apart."""
+        records = [record_of(Kind.JOB, found[at], found[at + 1], with_content=True) for at in range(0, len(found), 2)]
+        return Claimed(await self.contents.fill(records), now)
+
+    async def add(self, jobs: Sequence[Put]) -> list[bool] | str:
+        rev = new_rev()
+        plain = packed_jobs(jobs, rev)
+        if plain is not None:
+            runs, contents = plain
+            reply = await self._call_growing("add", [rev, list(contents), *runs], contents)
+            if reply is None:
+                return [True] * len(jobs)
+        return await self._add_each(jobs, rev) if jobs else []
+
+    async def add_plain(self, envelopes: Sequence[Envelope]) -> bool:
+        """Add plain jobs. Return False if that is not possible so, or one of them is known, and none was added."""
+        rev = new_rev()
+        plain = packed_envelopes(envelopes, rev)
+        if plain is None:
+            return False
+        runs, contents = plain
+        return await self._call_growing("add", [rev, list(contents), *runs], contents) is None
+
+    async def _call_growing(self, script: str, arguments: list[Any], contents: dict[bytes, bytes]) -> Any:
+        """Run a script that a full server refuses. It refuses it as a whole, so the contents that were sent ahead belong to nothing."""
+        try:
+            return await self._call(script, pack(arguments), ahead=ahead(self.contents.prefix, contents), on_disk=self._on_disk)
+        except StoreFull:
+            await self.contents.forget(contents)
+            raise
+
+    async def _add_each(self, jobs: Sequence[Put], rev: bytes) -> list[bool]:
+        """Add jobs of which some are known, or which are not in the fixed layout."""
+        steps = Steps([Step({put.ref: ABSENT}, (put,), totals={(put.header["queue"], "enqueue"): 1}) for put in jobs], rev, INLINE)
+        reply = await self._call_growing("grow", [*steps.arguments(), False], steps.contents)
+        if reply == _MISSING:
+            raise await self._lost()
+        return [answer in (b"o", b"r") for answer in reply[0]]
+
+    async def succeed(self, runs: Sequence[Run]) -> list[bool | None]:
+        answers = list[bool | None]()
+        for first in range(0, len(runs), MOST_ENDED):
+            answers += await self._succeed(runs[first : first + MOST_ENDED])
+        return answers
+
+    async def _succeed(self, runs: Sequence[Run]) -> list[bool | None]:
+        possible = [run for run in runs if is_possible(run)]
+        if len(possible) < len(runs):
+            ended = iter(await self._succeed(possible) if possible else [])
+            return [next(ended) if is_possible(run) else False for run in runs]
+        rev = new_rev()
+        groups, places, contents = packed_runs(runs, rev, INLINE_RESULT)
+        try:
+            reply = await self._call("succeed", pack([rev, list(contents), *groups]), ahead=ahead(self.contents.prefix, contents))
+        except StoreFull:
+            await self.contents.forget(contents)
+            reply = _MISSING
+        if reply == _MISSING:  # a full server takes what comes within the call
+            groups, places, contents = packed_runs(runs, rev, _ANY_SIZE)
+            reply = await self._call("succeed", pack([rev, list(contents), *groups]), ahead=ahead(self.contents.prefix, contents))
+        if reply == _MISSING:
+            raise await self._lost()
+        answers: list[bool | None] = [None] * len(runs)
+        for place, answer in zip(places, reply, strict=True):
+            answers[place] = _ANSWERS[answer]
+        return answers
+
+    async def promote(self, limit: int) -> tuple[int, int | None]:
+        moved, next_due = await self._call("promote", pack([new_rev(), max(0, limit)]))
+        return moved, None if next_due is None else number_in(next_due)
+
+    async def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
+        buried, has_more, left = await self._call("fade", pack([new_rev(), limit, most_kept, repeat_for]))
+        return Faded(buried, bool(has_more), {Ref(Kind.JOB, each[1:]): each[:1] == b"t" for each in left})
+
+
+_ANSWERS: Final = {ord("o"): True, ord("s"): False, ord("t"): None}
+
+
+def new_rev() -> bytes:
+    """Return a revision that no record has had."""
+    return os.urandom(8)
+
+
+def _defines(steps: Sequence[Step]) -> bool:
+    return any(put.ref.kind == Kind.SCHEDULE for step in steps for put in step.puts)

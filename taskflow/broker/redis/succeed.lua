@@ -1,0 +1,138 @@
+-- === script succeed ========================================================================================
+-- Ends runs as SUCCEEDED.
+--
+-- arguments  revision; contents that were sent ahead; for each session and keep an array: session, keep in microseconds, ids, fences (36
+--            bytes), and for each how long it ran (8 bytes) and its result
+-- reply      a string with a byte for each run: "o" it took effect now or before, "s" another fence, "t" ties; or "MISSING"
+
+local rev, ahead = given[1], given[2]
+if #ahead > 0 and has_missing(ahead) then
+  return redis.status_reply('MISSING')
+end
+local answers, values, gone, ended_ids, others = {}, {}, {}, {}, {}
+local fence_of = {} -- of the jobs that this call has ended
+local last_queue, last_begin
+local now, job_key = enc(wall), P .. 'j:'
+local head, queues = char(F.succeeded_status) .. rev, {}
+
+-- Ends runs of one session that are kept equally long.
+local function end_group(session, keep_for, ids, fences, outcomes)
+  local keys, claims, faded, members, ended = {}, {}, {}, {}, 0
+  local fades = enc(wall + keep_for)
+  for i, id in ipairs(ids) do
+    keys[i] = job_key .. id
+  end
+  for i, stored in ipairs(get_all(keys)) do
+    local id, outcome, answer = ids[i], outcomes[i], 's'
+    if fence_of[id] then
+      answer = fence_of[id] == fences[i] and 'o' or 's'
+      stored = false
+    elseif stored and byte(stored) == F.running_status and #stored >= L.running then
+      if sub(stored, L.fence) == fences[i] then
+        local waiting_at = L.running + struct.unpack('>I2', stored, L.running - 2)
+        local flags, seq, queue, name, sent = struct.unpack('>I2xxxxxxxxxc8xxxxxxxxI2I2I4', stored, waiting_at + 9)
+        if flags == 0 then
+          local names_at = waiting_at + L.waiting
+          local content_at = names_at + queue + name + (sent > 0 and sent - 1 or 0)
+          local queue_name = sub(stored, names_at, names_at + queue - 1)
+          values[#values + 1] = keys[i]
+          if #outcome > 65544 then -- a full server gets it within the call
+            call('SET', P .. 'c:' .. id .. rev, sub(outcome, 9))
+            outcome = sub(outcome, 1, 8) .. L.mark .. struct.pack('>I4', #outcome - 8) .. rev
+          end
+          values[#values + 1] = head .. sub(stored, 10, content_at - 1) .. now .. fades .. outcome
+          if queue_name ~= last_queue then
+            last_queue, last_begin = queue_name, struct.pack('>I2', 32768 + F.succeeded_status) .. esc(queue_name) .. now
+          end
+          queues[queue_name] = (queues[queue_name] or 0) + 1
+          ended = ended + 1
+          claims[ended], ended_ids[#ended_ids + 1] = sub(fences[i], 25), id
+          faded[2 * ended - 1], faded[2 * ended] = '0', fades .. id
+          members[2 * ended - 1], members[2 * ended] = '0', last_begin .. seq .. id
+          if #stored == content_at + L.reference - 1 and sub(stored, content_at, content_at + 1) == L.mark then
+            gone[#gone + 1] = P .. 'c:' .. id .. sub(stored, content_at + 6)
+          end
+          if #outcome == 8 + L.reference and sub(outcome, 9, 10) == L.mark then
+            call('PERSIST', P .. 'c:' .. id .. sub(outcome, 15))
+          end
+          answer, fence_of[id] = 'o', fences[i]
+        end
+      end
+    end
+    answers[#answers + 1] = answer
+    if answer == 's' and stored then
+      others[#others + 1] = { #answers, id, stored, fences[i], outcome, fades }
+    end
+  end
+  if ended > 0 then
+    in_portions('HDEL', P .. 'leases:' .. session, claims)
+    in_portions('ZADD', P .. 'i:fading', faded)
+    in_portions('ZADD', P .. 'i:ended', members)
+  end
+end
+
+for i = 3, #given do
+  end_group(unpack(given[i]))
+end
+set_all(values)
+for queue, number in pairs(queues) do
+  call('HINCRBY', P .. 'counts', F.running_status .. queue, -number)
+  call('HINCRBY', P .. 'counts', F.succeeded_status .. queue, number)
+  call('ZINCRBY', P .. 'kept:0', number, queue)
+  call('HINCRBY', P .. 'totals', E.SUCCEED .. ':' .. queue, number)
+end
+unlink_all(gone) -- last: if a step fails, the jobs must run again
+publish_ends(ended_ids)
+if #others > 0 then
+  load_rest(rev)(others, answers)
+end
+return table.concat(answers)
+
+-- === part succeed_others ===================================================================================
+-- Runs of jobs outside the fixed layout, and those whose fence is another.
+
+local function succeed_any(id, stored, fence, outcome, fades)
+  local record = touch(K.JOB, id, stored)
+  local header = record.header
+  if not header then
+    return 's'
+  end
+  local settled = '\0' .. sub(fence, 2) .. '\0'
+  local epoch = '\128' .. sub(fence, 2, 8)
+  if header[F.status] ~= F.running_status or header[F.epoch] .. header[F.session] .. header[F.claim] ~= epoch .. sub(fence, 9) then
+    return header[F.settled] == settled and 'o' or 's'
+  elseif bit.band(header[F.flags], G.TIES) ~= 0 then
+    return 't'
+  end
+  record.rev, record.content = rev, held(id, rev, sub(outcome, 9))
+  header[F.status], header[F.session], header[F.claim] = F.succeeded_status, false, false
+  header[F.settled], header[F.ended_at], header[F.fade_at] = settled, enc(wall), fades
+  header[F.started_at] = enc(wall - dec(sub(outcome, 1, 8)))
+  local key = apart(id, record.content)
+  if key then
+    call('PERSIST', P .. 'c:' .. key)
+  end
+  tally(header[F.queue], E.SUCCEED, 1)
+  return 'o'
+end
+
+local function end_others(all, given_answers)
+  local seen = {}
+  for _, each in ipairs(all) do
+    local at, id, stored, fence, outcome, fades = unpack(each)
+    if seen[id] and seen[id] == fence then
+      given_answers[at] = 'o'
+    elseif not seen[id] then
+      local touched_before = #touched
+      given_answers[at] = succeed_any(id, stored, fence, outcome, fades)
+      if given_answers[at] == 'o' and touched[touched_before + 1].rev then
+        seen[id] = fence
+      else
+        touched[#touched] = nil
+      end
+    end
+  end
+  flush()
+end
+
+return end_others

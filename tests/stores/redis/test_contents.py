@@ -1,0 +1,222 @@
+"""Large payloads and results: stored under keys of their own, which go with their jobs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+import pytest
+import redis
+
+from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.redis import RedisBroker, RedisTarget, store
+from taskflow.broker.redis.contents import INLINE, INLINE_RESULT, reference_to
+from taskflow.broker.redis.layout import MARK
+from taskflow.model.codec.payload import open_payload
+from taskflow.model.envelope import OnConflict
+from taskflow.model.errors import BrokerUnavailable, NewerFormat, StoreFull
+from taskflow.model.record import Status
+from taskflow.model.verdict import Settled
+from tests.support.harnesses import RedisHarness
+from tests.support.listing import listed
+from tests.support.servers import HOST, RedisServer
+from tests.support.verdicts import failed, retried, succeeded
+from tests.support.world import World
+
+LARGE: Final = bytes(range(256)) * 40
+RESULT: Final = b"\x01" + bytes(10_000)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with World(RedisHarness) as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(world: World) -> Iterator[redis.Redis]:
+    assert isinstance(world.harness, RedisHarness)
+    with world.harness.server.client() as connected:
+        yield connected
+
+
+def keys_of(world: World, client: redis.Redis, job_id: bytes) -> list[bytes]:
+    """Return the keys of the job's contents that stay."""
+    assert isinstance(world.harness, RedisHarness)
+    begin = world.harness.prefix + b"c:" + job_id
+    found: Any = client.scan_iter(world.harness.prefix + b"c:*", count=1_000)
+    return [key for key in found if key.startswith(begin) and client.ttl(key) == -1]
+
+
+def contents_of(world: World, client: redis.Redis, job_id: bytes) -> list[Any]:
+    return [client.get(key) for key in keys_of(world, client, job_id)]
+
+
+async def test_a_large_payload_is_apart_from_its_job_until_that_succeeds(world: World, client: redis.Redis) -> None:
+    small, large = await world.add(payload=bytes(INLINE)), await world.add(payload=LARGE)
+    assert [contents_of(world, client, each.id) for each in (small, large)] == [[], [LARGE]]
+    assert (await world.record(large)).payload == LARGE
+
+    leases = await world.claim(session := await world.a_session())
+    assert [lease.envelope.payload for lease in leases] == [small.payload, LARGE]
+    assert await world.claim_again(session) == leases
+    await world.settle(*map(succeeded, leases))
+    assert contents_of(world, client, large.id) == []
+
+
+@pytest.mark.parametrize("fields", [{}, {"key": "k"}, {"after": 1.0}], ids=["plain", "with a key", "scheduled"])
+async def test_a_large_result_takes_its_place_until_the_job_is_dropped(world: World, client: redis.Redis, fields: dict[str, Any]) -> None:
+    envelope = await world.add(payload=LARGE, **fields)
+    await world.pass_time(1.0)
+    [lease] = await world.claim(await world.a_session())
+    assert await world.settle(succeeded(lease, RESULT, keep_for=60.0)) == [Settled.OK]
+    assert await world.settle(succeeded(lease, RESULT, keep_for=60.0)) == [Settled.OK]
+    assert contents_of(world, client, envelope.id) == [RESULT]
+    record = await world.record(envelope)
+    assert (record.result, record.payload) == (RESULT, None)
+    await world.pass_time(61.0)
+    assert contents_of(world, client, envelope.id) == []
+
+
+async def test_one_that_has_failed_is_there_for_a_retry_until_it_is_dropped(world: World, client: redis.Redis) -> None:
+    lease = await world.running(payload=LARGE)
+    await world.settle(failed(lease))
+    assert (await world.record(lease)).payload == LARGE
+    await world.broker.console.retry([lease.envelope.id])
+    [again] = await world.claim(await world.a_session())
+    assert again.envelope.payload == LARGE
+    await world.settle(retried(again, 0.0))
+    [last] = await world.claim(await world.a_session())
+    await world.settle(failed(last))
+    await world.pass_time(world.rules.keep_failed + 1)
+    assert await world.read(lease) is None
+    assert contents_of(world, client, lease.envelope.id) == []
+
+
+async def test_what_comes_again_leaves_nothing_behind(world: World, client: redis.Redis) -> None:
+    """A call whose answer was lost, when its job waits, when it has succeeded meanwhile, and when it is hardly known any more."""
+    envelope = await world.add(payload=LARGE)
+    for content in ([LARGE], []):
+        assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
+        assert contents_of(world, client, envelope.id) == content
+        for lease in await world.claim(await world.a_session()):
+            await world.settle(succeeded(lease, keep_for=1.0))
+    await world.pass_time(2.0)
+    assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
+    assert contents_of(world, client, envelope.id) == []
+
+
+async def test_of_a_key_that_is_taken_no_payload_is_left(world: World, client: redis.Redis) -> None:
+    standing, refused = await world.add(key="k", payload=LARGE), world.an_envelope(key="k", payload=LARGE)
+    assert await world.enqueue(refused) == [Refused(refused.id, standing.id, "key")]
+    assert contents_of(world, client, refused.id) == []
+    instead = world.an_envelope(key="k", payload=LARGE, on_conflict=OnConflict.REPLACE)
+    assert await world.enqueue(instead) == [Added(instead.id, standing.id)]
+    assert contents_of(world, client, instead.id) == [LARGE]
+
+
+@pytest.mark.parametrize("fields", [{}, {"key": "k"}], ids=["plain", "with a key"])
+async def test_no_job_is_there_without_its_payload(world: World, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> None:
+    """One that was sent ahead and has gone before the call: nothing is stored."""
+    envelopes = [world.an_envelope(), world.an_envelope(payload=LARGE, **fields)]
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "ahead", lambda prefix, contents: [])
+        with pytest.raises(BrokerUnavailable, match="lost a payload before its job was stored: send it again"):
+            await world.enqueue(*envelopes)
+    assert [await world.read(envelope) for envelope in envelopes] == [None, None]
+    assert await world.enqueue(*envelopes) == [Added(envelope.id) for envelope in envelopes]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_result_that_is_lost_before_its_settlement_is_sent_within_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    leases = [await world.running(payload=LARGE) for _ in range(number)]
+    monkeypatch.setattr(store, "ahead", lambda prefix, contents: [])
+    assert await world.settle(*(succeeded(lease, RESULT, keep_for=60.0) for lease in leases)) == [Settled.OK] * number
+    assert [(await world.record(lease)).result for lease in leases] == [RESULT] * number
+
+
+async def test_contents_that_look_like_references(world: World) -> None:
+    """No codec of ours makes such, but a broker carries any bytes."""
+    odd = [reference_to(b"", bytes(8)), MARK, MARK + bytes(100)]
+    for payload in odd:
+        await world.add(payload=payload)
+    leases = await world.claim(await world.a_session())
+    assert [lease.envelope.payload for lease in leases] == odd
+    await world.settle(*(succeeded(lease, content, keep_for=60.0) for lease, content in zip(leases, odd, strict=True)))
+    assert [(await world.record(lease)).result for lease in leases] == odd
+
+
+async def test_a_worker_of_a_version_that_knows_no_references_leaves_such_a_job_to_others() -> None:
+    with pytest.raises(NewerFormat):
+        open_payload(reference_to(LARGE, bytes(8)))
+
+
+async def test_one_job_settled_twice_in_a_call(world: World, client: redis.Redis) -> None:
+    lease = await world.running(payload=LARGE)
+    assert await world.settle(*[succeeded(lease, RESULT, keep_for=60.0)] * 2) == [Settled.OK] * 2
+    assert contents_of(world, client, lease.envelope.id) == [RESULT]
+    assert (await world.broker.console.metrics()).totals[lease.envelope.queue]["succeed"] == 1
+
+
+async def test_a_worker_that_lost_its_lease_replaces_no_result(world: World, client: redis.Redis) -> None:
+    lost = await world.running(session := await world.a_session())
+    await world.die(session)
+    [lease] = await world.claim(await world.a_session())
+    assert await world.settle(succeeded(lease, RESULT, keep_for=60.0)) == [Settled.OK]
+    assert await world.settle(succeeded(lost, bytes(INLINE_RESULT + 1))) == [Settled.STALE]
+    assert contents_of(world, client, lease.envelope.id) == [RESULT]
+
+
+@pytest.mark.parametrize("now", [None, b"short", LARGE + b"more"], ids=["gone", "shorter", "longer"])
+async def test_a_payload_that_was_altered_fails_its_job_and_no_other(world: World, client: redis.Redis, now: bytes | None) -> None:
+    altered = await world.add(payload=LARGE)
+    await world.add(payload=LARGE)
+    [key] = keys_of(world, client, altered.id)
+    if now is None:
+        client.delete(key)
+    else:
+        client.set(key, now)
+    leases = await world.claim(await world.a_session())
+    assert [len(lease.unreadable) for lease in leases] == [1, 0]
+    assert leases[0].unreadable[0].column == "content"
+    assert leases[1].envelope.payload == LARGE
+    assert isinstance(world.harness, RedisHarness)
+    world.harness._is_spoilt = True
+
+
+async def test_a_result_beyond_what_a_record_may_have_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskflow.broker.redis.broker.MOST_RESULT", 5_000)
+    lease = await world.running()
+    with pytest.raises(ValueError, match="Redis allows results of at most"):
+        await world.settle(succeeded(lease, RESULT))
+    assert await world.status(lease.envelope.id) is Status.RUNNING
+
+
+async def test_more_than_a_command_takes(world: World) -> None:
+    envelopes = [world.an_envelope(payload=LARGE) for _ in range(2_500)]
+    assert await world.enqueue(*envelopes) == [Added(envelope.id) for envelope in envelopes]
+    assert len(await listed(world.broker.console)) == 2_500
+
+
+async def test_a_server_that_has_forgotten_the_scripts(world: World, client: redis.Redis) -> None:
+    await world.add(payload=LARGE)
+    client.script_flush()
+    envelope = await world.add(payload=LARGE)
+    assert (await world.record(envelope)).payload == LARGE
+
+
+async def test_a_full_server_refuses_both_the_payload_and_the_job() -> None:
+    with RedisServer() as server:
+        broker = RedisBroker(RedisTarget(host=HOST, port=server.port))
+        envelope = World(RedisHarness).an_envelope(payload=LARGE)
+        try:
+            await broker.read([envelope.id])
+            with server.client() as client:
+                client.config_set("maxmemory", 1)
+                with pytest.raises(StoreFull):
+                    await broker.enqueue([envelope])
+                assert list(client.scan_iter("{taskflow:0}:c:*")) == []
+        finally:
+            await broker.close()
