@@ -135,7 +135,8 @@ class Job:
         if record.state is not None and state == NO_STATE:
             state.spoilt = record.state
         job = cls(record.ref, dict(record.header), sent, state)
-        job.stored = record.header  # what cannot be read is kept
+        if not any(each.column == "queue" for each in reader.unreadable):  # otherwise a put gives it a queue that can be looked up
+            job.stored = record.header  # what cannot be read is kept
         job.unreadable = reader.unreadable
         job.content = record.content
         return job
