@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.ids import id_text, key_digest
 from taskflow.model.record import Status
@@ -15,6 +16,8 @@ from taskflow.model.verdict import Settled
 from tests.conformance.outcomes import REPLACED, WAITING_AGAIN, Outcome, check_outcome
 from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
 from tests.support.world import Job, World, id_of
+
+CLIENTS: Final = 12
 
 
 def replacement(world: World, **fields: Any) -> Envelope:
@@ -240,6 +243,20 @@ async def _behind(world: World, **fields: object) -> tuple[Lease, Envelope]:
     new = replacement(world, **fields)
     assert await world.enqueue(new) == [Added(new.id, replaced=None)]
     return lease, new
+
+
+async def test_key_replaces__many_clients(world: World) -> None:
+    """All of them succeed, and none gives way to the others again and again. Each replaces the job of one other."""
+    brokers = [world.broker.sibling() for _ in range(CLIENTS)]
+
+    async def send(broker: Broker) -> list[Added | Refused]:
+        return [(await broker.enqueue([replacement(world)]))[0] for _ in range(10)]
+
+    sent = [answer for answers in await asyncio.gather(*map(send, brokers)) for answer in answers]
+    assert all(isinstance(answer, Added) for answer in sent)
+    assert len({answer.replaced for answer in sent if isinstance(answer, Added)}) == len(sent) == 10 * CLIENTS
+    for broker in brokers:
+        await broker.close()
 
 
 async def test_key_waits_behind__held_while_it_runs(world: World) -> None:

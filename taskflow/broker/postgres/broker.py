@@ -9,8 +9,9 @@ from typing import Any, Final, TypeVar, cast
 from taskflow.broker import topics as names
 from taskflow.broker.console import Finding
 from taskflow.broker.engine.broker import EngineBroker
+from taskflow.broker.engine.contention import STALE_BEFORE_TURN, Contention, Ended, advance, stale_refs
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.seam import Apply, Claimed, Effect, Operation, Query, Ref, Stale
+from taskflow.broker.engine.seam import Apply, Claimed, Effect, Operation, Query, Ref
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.postgres.connect import schema
@@ -48,19 +49,6 @@ LOOKED_WITHIN: Final = 60.0
 DROPPED_WITHIN: Final = 60.0
 """Seconds that deleting the schema may take."""
 
-STALE_BEFORE_LOCKS: Final = 2
-"""How often an operation is decided again before it locks the records that others keep changing."""
-
-LOCKED_FOR: Final = 1.0
-"""Seconds for which the next operations lock them at once."""
-
-
-class _Ended(Exception):
-    """An operation has ended, with a result or an error, in a transaction that has changed nothing."""
-
-    def __init__(self, result: Any, error: BrokerError | None = None) -> None:
-        self.result, self.error = result, error
-
 
 class PostgresBroker(EngineBroker):
     """Keeps jobs in a schema of a PostgreSQL database. See `taskflow.broker.protocol.Broker`.
@@ -93,7 +81,7 @@ class PostgresBroker(EngineBroker):
         self._migrates = migrates
         self._per_loop = PerLoop(self._loop_connections)
         self._is_prepared = False
-        self._contested: dict[Ref, float] = {}
+        self._contention = Contention()
         hooks = Hooks(self._tell_readied, self._tell_ended, self._tell_woken, self._check_marks)
         self.store = PostgresStore(self._fetch, namespace, self.wall, self._steady, capacity, hooks)
 
@@ -110,26 +98,24 @@ class PostgresBroker(EngineBroker):
         stale = 0
         try:
             effect = next(operation)
-            contested = self._contested_of(effect) if self._contested else []
+            contested = self._contention.of(effect)
             while True:
                 if contested and isinstance(effect, Query):
                     effect, answer = await self._run_locked(contested, operation, effect)
                     contested = []
                 else:
                     answer = await self.store.perform(effect)
-                if isinstance(effect, Apply) and (refs := _stale_refs(effect, answer)):
+                if isinstance(effect, Apply) and (refs := stale_refs(effect, answer)):
                     stale += 1
-                    if stale >= STALE_BEFORE_LOCKS:
+                    if stale >= STALE_BEFORE_TURN:
                         contested = refs
-                        self._note_contested(refs)
+                        self._contention.note(refs)
                 effect = operation.send(answer)
         except StopIteration as end:
             result: T = end.value
             return result
-        except _Ended as end:
-            if end.error is not None:
-                raise end.error from None
-            return cast("T", end.result)
+        except Ended as end:
+            return cast("T", end.outcome())
         finally:
             operation.close()
 
@@ -146,24 +132,13 @@ class PostgresBroker(EngineBroker):
                     await store.lock(contested)
                     answer = await store.perform(effect)
                     while not isinstance(effect, Apply):
-                        effect = _advance(operation, answer)
+                        effect = advance(operation, answer)
                         answer = await store.perform(effect)
             except (BrokerError, UnicodeDecodeError):
                 return effect, await self.store.perform(effect)
         for tell in told:
             tell()
         return effect, answer
-
-    def _note_contested(self, refs: Sequence[Ref]) -> None:
-        now = time.monotonic()
-        self._contested = {ref: until for ref, until in self._contested.items() if until > now} | dict.fromkeys(refs, now + LOCKED_FOR)
-
-    def _contested_of(self, effect: Effect) -> list[Ref]:
-        """Return the records of a query that others keep changing."""
-        now = time.monotonic()
-        if all(until < now for until in self._contested.values()):
-            self._contested = {}
-        return [ref for ref in effect.refs if self._contested.get(ref, 0.0) > now] if isinstance(effect, Query) else []
 
     async def claim_records(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
         connections = self._per_loop.here()
@@ -355,21 +330,6 @@ class PostgresBroker(EngineBroker):
         connections.late_commits = LateCommits(look)
         connections.forget = lambda listener: connections.fetch(self._statement("forget_listener", 1), listener, within=CLOSE_TIMEOUT)
         return connections
-
-
-def _advance(operation: Operation[Any], answer: Any) -> Effect:
-    try:
-        return operation.send(answer)
-    except StopIteration as end:
-        raise _Ended(end.value) from None
-    except BrokerError as error:
-        raise _Ended(None, error) from error
-
-
-def _stale_refs(apply: Apply, answer: Any) -> list[Ref]:
-    """Return the records of steps that were stale."""
-    steps = [step for step, each in zip(apply.steps, answer[0], strict=True) if type(each) is Stale]
-    return list(dict.fromkeys(ref for step in steps for ref in (*step.expect, *(each.ref for each in step.adds))))
 
 
 _RISKS: Final = {

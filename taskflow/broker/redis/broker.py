@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import random
+import time
 from collections.abc import Coroutine, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from taskflow.broker import topics as names
 from taskflow.broker.console import Finding
 from taskflow.broker.engine import maintenance
 from taskflow.broker.engine.broker import EngineBroker
+from taskflow.broker.engine.contention import STALE_BEFORE_TURN, Contention, Ended, advance, stale_refs
 from taskflow.broker.engine.enqueue import compare_known
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.records import Kind
-from taskflow.broker.engine.seam import Claimed, Effect, Operation, Query, Ref
+from taskflow.broker.engine.seam import Apply, Claimed, Effect, Operation, Query, Ref
 from taskflow.broker.engine.sessions import leases_of
 from taskflow.broker.listener import LISTENER_ID_BYTES
 from taskflow.broker.per_loop import PerLoop
@@ -44,6 +48,12 @@ MOST_AT_ONCE: Final = 500
 """The maximum number of jobs that one claim or upkeep call moves, which takes the server about 4 ms. A caller that
 reaches the limit calls again."""
 
+TURN: Final = 1.0
+"""Seconds after which a turn expires if its client has died. A client waits for three such turns at most."""
+
+_PAUSE: Final = (0.000_5, 0.004)
+_CHANCE: Final = random.SystemRandom()  # an application may seed the global one
+
 MOST_RESULT: Final = 60 * 1024 * 1024
 """The maximum size of a result in bytes: a full server gets it within the call."""
 
@@ -68,6 +78,7 @@ class RedisBroker(EngineBroker):
         self._scripts = Scripts(self.rules)
         self._per_loop = PerLoop(self._in_this_loop)
         self._server_info: ServerInfo | None = None
+        self._contention = Contention()
         contents = Contents(lambda: self._per_loop.here().pool, self.prefix)
         self.store = RedisStore(self._call, contents, self._steady, self._lost, on_disk=self.server.fsync)
 
@@ -79,15 +90,60 @@ class RedisBroker(EngineBroker):
         return await self._go_on(operation, None)
 
     async def _go_on(self, operation: Operation[T], answer: Any) -> T:
+        stale = 0
         try:
+            effect: Effect = operation.send(answer)
+            contested = self._contention.of(effect)
             while True:
-                effect: Effect = operation.send(answer)
-                answer = await self.store.perform(effect)
+                if contested and isinstance(effect, Query):
+                    effect, answer = await self._run_in_turn(contested, operation, effect)
+                    contested = []
+                else:
+                    answer = await self.store.perform(effect)
+                if isinstance(effect, Apply) and (refs := stale_refs(effect, answer)):
+                    stale += 1
+                    if stale >= STALE_BEFORE_TURN:
+                        contested = refs
+                        self._contention.note(refs)
+                effect = operation.send(answer)
         except StopIteration as end:
             result: T = end.value
             return result
+        except Ended as end:
+            return cast("T", end.outcome())
         finally:
             operation.close()
+
+    async def _run_in_turn(self, contested: Sequence[Ref], operation: Operation[T], effect: Effect) -> tuple[Effect, Any]:
+        """Run the effects of an operation up to its next change of records, while other clients that do the same wait for their turn.
+
+        Return that change, and its answer.
+        """
+        key = f"{self.prefix}turn:".encode() + max(contested).id  # that of a key, if there is one
+        async with self._per_loop.here().turn:
+            has_turn = await self._take_turn(key)
+            try:
+                answer = await self.store.perform(effect)
+                while not isinstance(effect, Apply):
+                    effect = advance(operation, answer)
+                    answer = await self.store.perform(effect)
+                return effect, answer
+            finally:
+                if has_turn:
+                    with contextlib.suppress(BrokerError):
+                        await self.ask("DEL", key)
+
+    async def _take_turn(self, key: bytes) -> bool:
+        """Wait for a turn, which is a key that expires. Return False if it does not come: it only keeps clients from conflicts."""
+        gives_up_at = time.monotonic() + 3 * TURN
+        while time.monotonic() < gives_up_at:
+            try:
+                if await self.ask("SET", key, b"", "NX", "PX", int(TURN * 1_000)):
+                    return True
+            except BrokerError:
+                return False
+            await asyncio.sleep(_CHANCE.uniform(*_PAUSE))
+        return False
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         try:
@@ -262,6 +318,7 @@ class LoopConnections:
     def __init__(self, pool: ConnectionPool, listener: RedisListener) -> None:
         self.pool = pool
         self.listener = listener
+        self.turn = asyncio.Lock()
 
     async def close(self) -> None:
         await self.listener.close()

@@ -12,11 +12,10 @@ from typing import Final
 import pytest
 
 import taskflow
-from taskflow.broker.protocol import Added, Broker, Refused
+from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.ids import IdFactory, key_digest
-from taskflow.model.record import Status
 from taskflow.model.session import Session
 from tests.cli.processes import Running, Shell
 from tests.stores.postgres.scene import Scene
@@ -25,7 +24,6 @@ from tests.support.waiting import until
 
 JOBS: Final = 2_000
 CLAIMERS: Final = 6
-CLIENTS: Final = 12
 
 PROCESSES: Final = 4
 KEYS: Final = 4
@@ -115,25 +113,6 @@ async def look_until_over(scene: Scene, senders: list[Running]) -> int:
 
 async def is_over(scene: Scene) -> bool:
     return await scene.waiting() == {}
-
-
-async def test_many_clients_that_replace_the_job_of_one_key_all_succeed() -> None:
-    """After a second conflict a call locks the key, so that it does not give way to the others again and again."""
-    database, new_id = shared_postgres().new_database(), IdFactory()
-    brokers = [connect(shared_postgres().url(database)) for _ in range(CLIENTS)]
-
-    async def send(broker: Broker) -> list[Added | Refused]:
-        call = {"job": "work", "payload": b"\x01", "key": key_digest("default", "work", "k"), "on_conflict": OnConflict.REPLACE}
-        return [(await broker.enqueue([Envelope(id=new_id(), **call)]))[0] for _ in range(TIMES)]  # type: ignore[arg-type]
-
-    sent = [answer for answers in await asyncio.gather(*map(send, brokers)) for answer in answers]
-    assert all(isinstance(answer, Added) for answer in sent)
-    [queue] = await brokers[0].console.queues()
-    assert (queue.counts[Status.READY], queue.counts[Status.CANCELLED]) == (1, CLIENTS * TIMES - 1)
-    replaced = [answer.replaced for answer in sent if isinstance(answer, Added)]
-    assert len(set(replaced)) == len(sent), "no two have replaced the same job"
-    for broker in brokers:
-        await broker.close()
 
 
 async def test_workers_never_get_the_same_job(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,65 @@
+"""Knows the records that other clients keep changing. A client of a server takes its turn to read and change these."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from taskflow.broker.engine.seam import Apply, Effect, Operation, Query, Ref, Stale
+from taskflow.model.errors import BrokerError
+
+STALE_BEFORE_TURN: Final = 2
+"""How often an operation is stale before it waits for its turn."""
+
+CONTESTED_FOR: Final = 1.0
+"""Seconds for which the next operations on these records wait for theirs at once."""
+
+
+class Contention:
+    """The contested records that this client has met lately."""
+
+    def __init__(self) -> None:
+        self._until: dict[Ref, float] = {}
+
+    def note(self, refs: Sequence[Ref]) -> None:
+        now = time.monotonic()
+        self._until = {ref: until for ref, until in self._until.items() if until > now} | dict.fromkeys(refs, now + CONTESTED_FOR)
+
+    def of(self, effect: Effect) -> list[Ref]:
+        """Return the contested records that a query reads."""
+        if not self._until or not isinstance(effect, Query):
+            return []
+        now = time.monotonic()
+        if all(until < now for until in self._until.values()):
+            self._until = {}
+        return [ref for ref in effect.refs if self._until.get(ref, 0.0) > now]
+
+
+def stale_refs(apply: Apply, answer: Any) -> list[Ref]:
+    """Return the records of the steps that were stale."""
+    steps = [step for step, each in zip(apply.steps, answer[0], strict=True) if type(each) is Stale]
+    return list(dict.fromkeys(ref for step in steps for ref in (*step.expect, *(each.ref for each in step.adds))))
+
+
+class Ended(Exception):
+    """An operation has ended, with a result or an error, during its turn."""
+
+    def __init__(self, result: Any, error: BrokerError | None = None) -> None:
+        self.result, self.error = result, error
+
+    def outcome(self) -> Any:
+        """Return the result, or raise the error."""
+        if self.error is not None:
+            raise self.error from None
+        return self.result
+
+
+def advance(operation: Operation[Any], answer: Any) -> Effect:
+    """Send an answer to an operation, and return its next effect. Raises Ended if there is none."""
+    try:
+        return operation.send(answer)
+    except StopIteration as end:
+        raise Ended(end.value) from None
+    except BrokerError as error:
+        raise Ended(None, error) from error
