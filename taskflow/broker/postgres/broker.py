@@ -232,10 +232,10 @@ class PostgresBroker(EngineBroker):
         return await schema.pending(self._per_loop.here().pool, self._namespace)
 
     async def migrate(self) -> Upgrade:
-        return await schema.migrate(self._per_loop.here().pool, self._namespace, self.rules)
+        return await schema.migrate(self._per_loop.here().pool, self._namespace)
 
     async def sql(self) -> str:
-        return script(await self.pending(), self._namespace, self.rules)
+        return script(await self.pending(), self._namespace)
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
@@ -266,7 +266,7 @@ class PostgresBroker(EngineBroker):
         """Prepare the schema, but only once if several calls arrive together, because each check needs a connection."""
         async with connections.preparing:
             if not self._is_prepared:
-                await schema.prepare(connections.pool, self._namespace, self.rules, migrates=self._migrates)
+                await schema.prepare(connections.pool, self._namespace, migrates=self._migrates)
                 self._is_prepared = True
 
     def _tell_readied(self, wakeups: str, seconds: float) -> None:

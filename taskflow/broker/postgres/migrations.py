@@ -16,7 +16,6 @@ from taskflow.broker.engine.records import INDEXES
 from taskflow.broker.migrations import Migrations, Upgrade
 from taskflow.broker.postgres import ownership, sql_files, tables
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
-from taskflow.model.rules import Rules
 
 LOCKED_WITHIN: Final = 2.0
 """Seconds that a migration waits for locks on the tables, while verbs queue behind it. This is less than a verb's limit, ANSWER_WITHIN."""
@@ -72,7 +71,7 @@ async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Up
     return MIGRATIONS.after(version, f"schema {schema!r}")
 
 
-async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, place: str, trusted: str | None) -> Upgrade:
+async def upgrade(connection: asyncpg.Connection, schema: str, place: str, trusted: str | None) -> Upgrade:
     """Migrate the schema to VERSION, unless another process has already done so. For `trusted`, see `ownership`."""
     async with connection.transaction(isolation="read_committed"):  # sees changes committed while it waited for the lock
         await connection.execute(_TAKE_MIGRATION_LOCK.replace("%schema", schema))
@@ -86,11 +85,11 @@ async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, pla
             await connection.execute(_create_schema(schema))
         await ownership.check(connection, schema, place, trusted)  # again: another process may have created the schema
         await connection.execute(_AS_ITS_OWNER.replace("%schema", schema))
-        await connection.execute(_changes(found, schema, rules))
+        await connection.execute(_changes(found, schema))
         return found
 
 
-def script(found: Upgrade, schema: str, rules: Rules) -> str:
+def script(found: Upgrade, schema: str) -> str:
     """Return the migration as a psql script. It fails, changing nothing, if the schema no longer has the version in `found`."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
@@ -102,7 +101,7 @@ def script(found: Upgrade, schema: str, rules: Rules) -> str:
         _TAKE_MIGRATION_LOCK.replace("%schema", schema),
         _guard(found, schema),
         begun,
-        _changes(found, schema, rules),
+        _changes(found, schema),
         "COMMIT;\n",
     )
     return "\n\n".join(part for part in parts if part)
@@ -255,11 +254,11 @@ END
 $$;"""
 
 
-def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
+def _changes(found: Upgrade, schema: str) -> str:
     """Return the SQL that makes the changes. It drops the functions first, because an old one could prevent a change to a table or type."""
     dropped = _of_ours(_DROP_FUNCTIONS, schema) if found.version else ""
-    tables = (sql_files.filled(MIGRATIONS.text(migration.version), schema, rules) for migration in found.migrations)
-    functions = (sql_files.filled(text, schema, rules) for text in sql_files.functions())
+    tables = (sql_files.filled(MIGRATIONS.text(migration.version), schema) for migration in found.migrations)
+    functions = (sql_files.filled(text, schema) for text in sql_files.functions())
     ended = sql_files.placed(_SET_VERSION, schema).replace("%version", str(found.target))
     return "\n\n".join([_UNCHECKED, dropped, *tables, *functions, _of_ours(_MARK_FUNCTIONS, schema), ended])
 

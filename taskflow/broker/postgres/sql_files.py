@@ -7,19 +7,19 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from taskflow.broker.engine.records import BURIED
 from taskflow.broker.literals import literals
 from taskflow.broker.postgres import bounds, changes, queries
-from taskflow.model.rules import Rules
+from taskflow.model.record import CODES
 
-_DEFAULT: Final = Rules()
 FOLDER: Final = Path(__file__).parent
 _FRAGMENT: Final = re.compile(r"@[A-Z_]+\b")
 _NAME: Final = re.compile(r"\b([SEWRP])\.([A-Za-z_]+)\b")
 
 
-def filled(text: str, schema: str, rules: Rules = _DEFAULT) -> str:
+def filled(text: str, schema: str) -> str:
     """Return the text of an SQL file with the schema, the columns and the values filled in."""
-    fragments, values = _fragments(), _values(rules)
+    fragments, values = _fragments(), _values()
     derived = _FRAGMENT.sub(lambda found: fragments[found[0]], text)
     return placed(_NAME.sub(lambda found: values[found[0]], derived), schema)
 
@@ -39,10 +39,11 @@ def functions() -> list[str]:
     return [*(file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.sql"))), *queries.functions()]
 
 
-def _values(rules: Rules) -> dict[str, str]:
+@cache
+def _values() -> dict[str, str]:
     """Return the SQL literal for each name that an SQL file may contain."""
-    values = literals(rules, text=_text, numbers=lambda numbers: f"'{{{','.join(map(str, numbers))}}}'")
-    return values | bounds.literals()
+    statuses = {f"S.{status.name}": str(code) for status, code in CODES.items()}
+    return statuses | {"S.BURIED": str(BURIED)} | literals(_text) | bounds.literals()
 
 
 def _text(text: str) -> str:

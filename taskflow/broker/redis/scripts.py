@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from taskflow.broker.literals import literals
 from taskflow.broker.redis import layout
+from taskflow.model.clock import to_microseconds
 from taskflow.model.rules import Rules
 
 
@@ -135,7 +136,7 @@ def _without_comments(source: str) -> str:
 @cache
 def _values(rules: Rules) -> dict[str, str]:
     """Return the Lua literal for each name that a script may contain."""
-    found = literals(rules, text=_text, numbers=lambda numbers: f"{{ {', '.join(map(str, numbers))} }}") | layout.literals()
+    found = literals(_text) | layout.literals() | {"R.keep_failed": str(to_microseconds(rules.keep_failed))}
     return {name: _NAME.sub(lambda inner: found[inner[0]], value) if name == "L.places" else value for name, value in found.items()}
 
 

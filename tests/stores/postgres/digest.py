@@ -8,7 +8,6 @@ from typing import Final
 
 from taskflow.broker.postgres import sql_files
 from taskflow.broker.postgres.migrations import MIGRATIONS, VERSION
-from taskflow.model.rules import Rules
 
 FILE: Final = Path(__file__).with_name("digest.txt")
 COMMAND: Final = "python -m tests.stores.postgres.digest"
@@ -27,7 +26,7 @@ def pinned() -> dict[str, str]:
 
 
 def _rendered(text: str) -> str:
-    return sql_files.filled(text, "taskflow", Rules())
+    return sql_files.filled(text, "taskflow")
 
 
 def _digest(text: str) -> str:

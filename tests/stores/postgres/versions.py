@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 from taskflow.broker.migrations import Migrations
 from taskflow.broker.postgres import migrations, sql_files
-from taskflow.model.rules import Rules
 from tests.support.postgres import PostgresServer
 
 VERSION: Final = migrations.VERSION
@@ -39,7 +38,7 @@ CREATE FUNCTION @.noted_jobs() RETURNS SETOF @.jobs LANGUAGE sql AS 'SELECT * FR
 
 _RESULT_OF_PROMOTE: Final = "OUT checks_marks boolean, OUT wakeups text"
 
-_THIS: Final = migrations.script(migrations.MIGRATIONS.after(0, "schema"), "taskflow", Rules())
+_THIS: Final = migrations.script(migrations.MIGRATIONS.after(0, "schema"), "taskflow")
 
 
 def of_this_version(server: PostgresServer) -> str:

@@ -15,7 +15,6 @@ from taskflow.broker.postgres.connect.pool import ConnectionPool, drop
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN
 from taskflow.broker.postgres.errors import ERRORS
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
-from taskflow.model.rules import Rules
 
 OLDEST_SERVER: Final = 140_000
 
@@ -23,7 +22,7 @@ MADE_WITHIN: Final = 30.0
 """Seconds that preparing the schema may take. A migration that takes longer needs `taskflow migrate`, which has no time limit."""
 
 
-async def prepare(pool: ConnectionPool, schema: str, rules: Rules, *, migrates: bool) -> None:
+async def prepare(pool: ConnectionPool, schema: str, *, migrates: bool) -> None:
     """Create, migrate or check the schema, so that this version can work with it.
 
     Raises BrokerRefused if the schema is from a newer version, or a migration is pending and `migrates` is False.
@@ -33,7 +32,7 @@ async def prepare(pool: ConnectionPool, schema: str, rules: Rules, *, migrates: 
         found = await _look(connection, pool, schema)
         found.refuse_unless(migrates, f"the schema {schema!r} of PostgreSQL at {pool.server}")
         if found.migrations:
-            await _upgrade(connection, pool, schema, rules)
+            await _upgrade(connection, pool, schema)
         else:
             pool.put_back(connection)  # the first verb reuses it: a new one would add 3 ms to a worker's start, and load everything again
 
@@ -43,13 +42,13 @@ async def pending(pool: ConnectionPool, schema: str) -> Upgrade:
         return await _look(connection, pool, schema)
 
 
-async def migrate(pool: ConnectionPool, schema: str, rules: Rules) -> Upgrade:
+async def migrate(pool: ConnectionPool, schema: str) -> Upgrade:
     async with _opened(pool, within=None) as connection:
-        return await _upgrade(connection, pool, schema, rules)
+        return await _upgrade(connection, pool, schema)
 
 
-async def _upgrade(connection: asyncpg.Connection, pool: ConnectionPool, schema: str, rules: Rules) -> Upgrade:
-    return await migrations.upgrade(connection, schema, rules, str(pool.server), pool.server.owner)
+async def _upgrade(connection: asyncpg.Connection, pool: ConnectionPool, schema: str) -> Upgrade:
+    return await migrations.upgrade(connection, schema, str(pool.server), pool.server.owner)
 
 
 async def _look(connection: asyncpg.Connection, pool: ConnectionPool, schema: str) -> Upgrade:
