@@ -12,8 +12,7 @@ import msgpack
 import msgspec
 
 from taskflow.model.backoff import Backoff
-from taskflow.model.clock import to_seconds
-from taskflow.model.job_schema import FIELDS, OPAQUE, PRIORITIES, SentAndShown, check_headers, check_tags, has_tags
+from taskflow.model.job_schema import NOT_PLAIN, OPAQUE, PRIORITIES, SentAndShown, check_headers, check_tags, has_tags
 from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
 from taskflow.model.stored_values import Unreadable, unpacked
@@ -143,8 +142,7 @@ def _has_more() -> str:
 
     It is compiled, because a loop over the fields would take several times as long for each job.
     """
-    names = [name for field in FIELDS if not field.is_plain for name in field.sent]
-    names += [field.name for field in OPAQUE if not field.is_plain]
+    names = [*NOT_PLAIN, *(field.name for field in OPAQUE if not field.is_plain)]
     return " or ".join(f"e.{name} is not None" if getattr(_PLAIN, name) is None else f"e.{name}" for name in names)
 
 
@@ -198,33 +196,3 @@ def tags_in(extras: bytes | None) -> tuple[str, ...]:
     except Exception:  # includes msgpack's own errors
         return ()
     return tags
-
-
-# --- leases -------------------------------------------------------------------------------------------------------
-
-
-def lease_of(
-    job: Any,
-    envelope: Envelope,
-    *,
-    epoch: int,
-    claim: ClaimId,
-    now: int,
-    unreadable: tuple[Unreadable, ...] = (),
-    poison: str | None = None,
-) -> Lease:
-    """Return a lease on a stored job. `job` is any object with the fields of the job schema as attributes."""
-    return Lease(
-        envelope=envelope,
-        epoch=epoch,
-        claim=claim,
-        created_at=job.created_at,
-        failures=job.failures,
-        crashes=job.crashes,
-        snoozes=job.snoozes,
-        hand_backs=job.hand_backs,
-        parked_for=0.0 if job.parked_at is None else to_seconds(now - job.parked_at),
-        expires_in=None if job.expires_at is None else to_seconds(job.expires_at - now),
-        unreadable=unreadable,
-        poison=poison,
-    )

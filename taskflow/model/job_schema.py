@@ -1,8 +1,6 @@
-"""The stored fields of a job, each declared once.
+"""The fields of an envelope: those that records show too, those that no plain job has, and the opaque ones, which stores keep packed.
 
-`FIELDS` defines SQLite's columns, placeholders and checks, and Redis's field numbers and constants. The packed extras, the fields that a
-move clears, and `is_plain` are also derived from it. `tests/unit/model/test_job_schema.py` fails if a store or struct lacks a field. The
-engine declares the headers of records in `broker/engine/records.py`.
+The engine declares what stores keep of a job: the headers in `broker/engine/records.py`, and the bodies in `broker/engine/job.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from taskflow.model.backoff import Backoff
-from taskflow.model.failure_cause import FINGERPRINT_BYTES, MOST_BYTES
 from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
 from taskflow.model.stored_values import maybe, maybe_octets, maybe_text, number, text, unpacked, whole
@@ -44,48 +41,6 @@ class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     secrets: tuple[str, ...] = ()
 
 
-class JobState(msgspec.Struct, gc=False, eq=False):
-    """The job fields that SQLite and the reference broker work on in Python. Times are microseconds since 1970, except `claimed_steady`."""
-
-    seq: int = 0
-    id: bytes = b""
-    priority: int = 0
-    created_at: int = 0
-    due_at: int = 0
-    expires_at: int | None = None
-    key: bytes | None = None
-    awaits: int = 0
-    behind: bytes | None = None
-    epoch: int = 0
-    failures: int = 0
-    crashes: int = 0
-    snoozes: int = 0
-    hand_backs: int = 0
-    claimed_at: int | None = None
-    claimed_steady: int = 0
-    started_at: int | None = None
-    parked_at: int | None = None
-    is_poison: int = 0
-    cause: bytes | None = None
-    ended_at: int | None = None
-
-    def make_fresh(self, now: int) -> None:
-        """Reset the job as if it had just been enqueued, but keep its errors."""
-        for name, default in cleared_by(REDO).items():
-            if name in self.__struct_fields__:
-                setattr(self, name, default)
-        self.due_at = now
-
-    @property
-    def run_started_at(self) -> int | None:
-        """When the run started, or when it was claimed if its worker has not reported the start."""
-        return self.claimed_at if self.started_at is None else self.started_at
-
-    @property
-    def counters(self) -> Counters:
-        return Counters(self.failures, self.crashes, self.snoozes, self.hand_backs, self.parked_at)
-
-
 class Counters(NamedTuple):
     """The counters of a job's runs that the rules in `transitions.py` need, and the time at which the job was parked, if it was."""
 
@@ -96,118 +51,15 @@ class Counters(NamedTuple):
     parked_at: int | None = None
 
 
-# --- the declaration ----------------------------------------------------------------------------------------------
-
-
-class FieldKind(NamedTuple):
-    """The type and range of a field. `least` and `most` limit the value of a number, or the length of bytes or text."""
-
-    type: type[int] | type[bytes] | type[str]
-    least: int = 0
-    most: int = (1 << 63) - 1
-
-
 SMALL: Final = 1 << 20
 LARGE: Final = 64 << 20
 MAX_PAYLOAD: Final = 60 << 20
 """The highest value of the setting `max_payload`. Every store keeps arguments and results of this size, with what it adds to them."""
 
-NAME: Final = FieldKind(int, 1)
-"""A number that stands for a queue name or job name. PostgreSQL stores the name itself."""
-ORDINAL: Final = FieldKind(int, -(1 << 63))
-STATUS: Final = FieldKind(int, most=6)
-PRIORITY: Final = FieldKind(int, PRIORITIES[0], PRIORITIES[-1])
-COUNT: Final = FieldKind(int, most=1 << 53)
-FLAG: Final = FieldKind(int, most=1)
-INSTANT: Final = FieldKind(int, most=1 << 62)
-"""Microseconds since 1970, to which a duration can be added without an overflow."""
-ID: Final = FieldKind(bytes, 16, 16)
-CLAIM: Final = FieldKind(bytes, 28, 28)
-FENCE: Final = FieldKind(bytes, 36, 36)
-CAUSE: Final = FieldKind(bytes, FINGERPRINT_BYTES, MOST_BYTES)
-BYTES: Final = FieldKind(bytes, most=SMALL)
-LARGE_BYTES: Final = FieldKind(bytes, most=LARGE)
-TEXT: Final = FieldKind(str, most=SMALL)
+# --- fields by which stores decide --------------------------------------------------------------------------------
 
-CLAIMED, OUTCOME, REDO, DROP = "claim", "outcome", "redo", "drop"
-"""The moves that clear fields: a claim, any verdict except HandedBack and Parked, an operator's retry, and dropping an ended job."""
-
-
-class Field(NamedTuple):
-    """A stored field of a job.
-
-    `default`     its value if nothing sets it; a field whose default is None may be absent
-    `sent`        the fields of `Envelope` from which it is set
-    `is_packed`   whether each store converts it in its own way; other fields are stored as they were sent
-    `is_plain`    whether a plain job may have it: plain jobs take the fast paths, which handle only such fields
-    `is_decided`  whether a store acts on its value; other fields are only kept and shown
-    `cleared_by`  the moves that reset it to its default; all other moves leave it alone
-    """
-
-    name: str
-    kind: FieldKind
-    default: Any = None
-    sent: tuple[str, ...] = ()
-    is_packed: bool = False
-    is_plain: bool = False
-    is_decided: bool = True
-    cleared_by: tuple[str, ...] = ()
-
-
-FIELDS: Final = (
-    # Redis stores fields under their position in this list, so add new ones at the end.
-    Field("id", ID, b"", sent=("id",), is_plain=True),
-    Field("status", STATUS),
-    Field("queue", NAME, 0, sent=("queue",), is_packed=True, is_plain=True),
-    Field("name", NAME, 0, sent=("job",), is_packed=True, is_plain=True),
-    Field("priority", PRIORITY, 0, sent=("priority",), is_plain=True),
-    Field("seq", ORDINAL, 0),  # the order of arrival
-    Field("created_at", INSTANT, 0),
-    Field("due_at", INSTANT, 0, sent=("after", "at"), is_packed=True),
-    Field("payload", LARGE_BYTES, sent=("payload",), is_plain=True, is_decided=False, cleared_by=(DROP,)),
-    Field("epoch", COUNT, 0),  # rises by one with each lease
-    Field("claim", CLAIM),
-    Field("claimed_at", INSTANT),
-    Field("claimed_steady", INSTANT, 0),
-    Field("worker", TEXT, is_decided=False, cleared_by=(REDO, DROP)),
-    Field("started_at", INSTANT, cleared_by=(CLAIMED, REDO)),
-    Field("settled", FENCE),  # the fence of the last settlement that took effect
-    Field("result", LARGE_BYTES, is_decided=False, cleared_by=(DROP,)),
-    Field("ended_at", INSTANT, cleared_by=(REDO,)),
-    Field("fade_at", INSTANT, cleared_by=(REDO,)),  # the job is dropped then
-    Field("extras", BYTES, is_plain=True, is_decided=False, cleared_by=(DROP,)),  # the opaque fields
-    Field(
-        "expires_at", INSTANT, sent=("expires",), is_packed=True, cleared_by=(REDO,)
-    ),  # the job is cancelled if it has not started by then
-    Field("key", BYTES, sent=("key",)),  # at most one waiting and one running job have the same key
-    Field("awaits", COUNT, 0, sent=("awaits",), cleared_by=(REDO,)),  # the job is HELD until this many jobs have ended
-    Field("joins", BYTES, sent=("joins",), is_packed=True),  # ids of jobs that are waiting for this one
-    Field("behind", ID, cleared_by=(REDO,)),  # the running job with the same key, whose end this one is waiting for
-    Field("failures", COUNT, 0, cleared_by=(REDO,)),
-    Field("crashes", COUNT, 0, cleared_by=(OUTCOME, REDO)),
-    Field("snoozes", COUNT, 0, cleared_by=(REDO,)),
-    Field("hand_backs", COUNT, 0, cleared_by=(OUTCOME, REDO)),
-    Field("parked_at", INSTANT, cleared_by=(OUTCOME, REDO)),
-    Field("errors", BYTES, is_decided=False, cleared_by=(DROP,)),
-    Field("progress", BYTES, is_decided=False, cleared_by=(CLAIMED, REDO, DROP)),
-    Field("cancel_requested", TEXT, is_decided=False, cleared_by=(REDO,)),
-    Field("reason", TEXT, is_decided=False, cleared_by=(REDO, DROP)),
-    Field("waiting_for", TEXT, is_decided=False, cleared_by=(CLAIMED, REDO, DROP)),
-    Field("is_poison", FLAG, 0, cleared_by=(REDO,)),
-    Field("spoilt", LARGE_BYTES, is_decided=False, cleared_by=(DROP,)),  # the unreadable fields, with their first bytes
-    Field("cause", CAUSE, is_decided=False, cleared_by=(REDO, DROP)),  # of a failed job: see `failure_cause.py`
-)
-
-BY_NAME: Final = {field.name: field for field in FIELDS}
-
-AS_SENT: Final = tuple(field.name for field in FIELDS if field.sent and not field.is_packed)
-"""The fields that stores keep unchanged from the envelope."""
-
-
-def cleared_by(move: str) -> dict[str, Any]:
-    """Return the fields that the move clears, each with its default."""
-    return {field.name: field.default for field in FIELDS if move in field.cleared_by}
-
+NOT_PLAIN: Final = ("after", "at", "expires", "key", "awaits", "joins")
+"""The fields of an envelope that stores act on, and that the fast paths do not handle. A job that sets one of them is not plain."""
 
 # --- opaque fields ------------------------------------------------------------------------------------------------
 
@@ -216,7 +68,7 @@ class Opaque(NamedTuple):
     """A field that no store interprets. It is packed into the extras under its letter, unless its value is the default.
 
     `write` encodes a value. `read` decodes and checks a stored one, which may be damaged; it raises ValueError or TypeError.
-    `is_plain`, as in `Field`, is False if adding a job with this field takes more than storing its extras.
+    `is_plain` is False if adding a job with this field takes more than storing its extras.
     """
 
     name: str

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from taskflow.model.clock import instant_of
 from taskflow.model.failure_cause import deploy_in, fingerprint_in
-from taskflow.model.job_schema import AS_SENT, BY_NAME, OPAQUE, SentAndShown
+from taskflow.model.job_schema import OPAQUE, SentAndShown
 from taskflow.model.progress import Progress, unpack_progress
 from taskflow.model.stored_values import FieldReader, Unreadable, maybe_instant, maybe_octets, maybe_text
 from taskflow.model.verdict import RunError, unpack_errors
@@ -138,22 +138,18 @@ def queue_wait(status: Status, due_at: datetime, started_at: datetime | None, en
     return max(0.0, (started_at - ready_at).total_seconds())  # the clocks of worker and store may differ a little
 
 
-_AS_SENT: Final = {
-    field: maybe_text if BY_NAME[field].kind.type is str else lambda stored: stored
-    for field in AS_SENT
-    if field in Record.__struct_fields__ and field not in ("id", "payload")
-}
 _OPAQUE: Final = tuple(field.name for field in OPAQUE if field.name in Record.__struct_fields__)
 
 
 def record_of(job: Any, reader: FieldReader, *, id: bytes, name: str, queue: str, status: Status, extras: Mapping[str, Any]) -> Record:
-    """Return the record of a stored job. `job` is any object with the fields of the job schema as attributes."""
+    """Return the record of a stored job. `job` is any object with these fields as attributes."""
     read = reader.read
     no_errors: tuple[RunError, ...] = ()
     return Record(
         id=id,
         job=name,
         queue=queue,
+        priority=job.priority,
         status=status,
         created_at=instant_of(job.created_at),
         due_at=instant_of(job.due_at),
@@ -177,6 +173,5 @@ def record_of(job: Any, reader: FieldReader, *, id: bytes, name: str, queue: str
         behind=job.behind,
         cause=read("cause", job.cause, maybe_octets, None),
         unreadable=reader.unreadable,
-        **{field: read(field, getattr(job, field), decode, None) for field, decode in _AS_SENT.items()},
         **{field: extras[field] for field in _OPAQUE if field in extras},
     )

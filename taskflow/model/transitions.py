@@ -1,7 +1,6 @@
 """The rules for a job's transitions: the legal moves, and the state of a job after a run.
 
-The functions are pure: they return a `Transition`, which the engine or a store applies. The engine and SQLite call them. Redis implements
-the same rules under the same names in `transitions.lua` (`apply_verdict` is in `settle.lua`). The conformance suite compares them.
+The functions are pure: they return a `Transition`. The engine applies it (`broker/engine/moves.py`), on all stores.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.failure_cause import UNKNOWN
-from taskflow.model.job_schema import OUTCOME, Counters, cleared_by
+from taskflow.model.job_schema import Counters
 from taskflow.model.record import ENDED, WAITING, Status
 from taskflow.model.rules import Rules
 from taskflow.model.verdict import (
@@ -146,16 +145,12 @@ def waiting_status(awaits: int, due_at: int, now: int) -> Status:
 # --- the end of a run ---------------------------------------------------------------------------------------------
 
 
-_RESETS: Final = cleared_by(OUTCOME)
-"""The fields that are reset once a run has reported an outcome, with their initial values."""
-
-
 def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int, cause: bytes | None = None) -> Transition:
     if isinstance(verdict, Completed):
         verdict = verdict.otherwise
     cause = cause or UNKNOWN
     if not isinstance(verdict, HandedBack | Parked):
-        job = job._replace(**_RESETS)
+        job = job._replace(crashes=0, hand_backs=0, parked_at=None)
     match verdict:
         case Succeeded():
             return Transition(Event.SUCCEED, job, Status.SUCCEEDED)

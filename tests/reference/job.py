@@ -1,14 +1,12 @@
-"""A job as the memory broker stores it."""
+"""A job as the reference broker stores it."""
 
 from __future__ import annotations
 
-from operator import attrgetter
-from typing import Final
-
 import msgspec
 
-from taskflow.model.envelope import ClaimId, Envelope, Lease, lease_of
-from taskflow.model.job_schema import AS_SENT, JobState
+from taskflow.model.clock import to_seconds
+from taskflow.model.envelope import ClaimId, Envelope, Lease
+from taskflow.model.job_schema import Counters
 from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status, record_of
 from taskflow.model.session import Session
@@ -28,11 +26,9 @@ Entry = tuple[int, int, int, bytes]
 """A job's place among the ready jobs of its queue, followed by its id."""
 
 
-_as_sent: Final = attrgetter(*AS_SENT)
-
-
-class StoredJob(JobState, gc=False, eq=False, kw_only=True):
-    """A job's envelope and state. `entry` is its latest entry among the ready jobs.
+class StoredJob(msgspec.Struct, gc=False, eq=False, kw_only=True):
+    """A job's envelope and state. `entry` is its latest entry among the ready jobs. Times are microseconds since 1970, except
+    `claimed_steady`.
 
     The garbage collector skips these objects, which are never part of a cycle. Otherwise it would scan all stored jobs again and again.
     """
@@ -41,6 +37,27 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
     queue: str
     payload: bytes | None
     joins: tuple[bytes, ...]
+    id: bytes
+    seq: int
+    priority: int
+    created_at: int
+    due_at: int
+    expires_at: int | None
+    key: bytes | None
+    awaits: int
+    behind: bytes | None = None
+    epoch: int = 0
+    failures: int = 0
+    crashes: int = 0
+    snoozes: int = 0
+    hand_backs: int = 0
+    claimed_at: int | None = None
+    claimed_steady: int = 0
+    started_at: int | None = None
+    parked_at: int | None = None
+    is_poison: int = 0
+    cause: bytes | None = None
+    ended_at: int | None = None
     status: Status | None = None
     entry: Entry | None = None
     claim: ClaimId | None = None
@@ -64,7 +81,11 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
             due_at=due_at(envelope, now),
             expires_at=expires_at(envelope, now),
             joins=envelope.joins,
-            **dict(zip(AS_SENT, _as_sent(envelope), strict=True)),
+            id=envelope.id,
+            priority=envelope.priority,
+            payload=envelope.payload,
+            key=envelope.key,
+            awaits=envelope.awaits,
         )
 
     @property
@@ -78,6 +99,22 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
     def is_kept(self, now: int) -> bool:
         return self.status is not None and (self.ended_at is None or (self.fade_at or 0) > now)
 
+    @property
+    def run_started_at(self) -> int | None:
+        """When the run started, or when it was claimed if its worker has not reported the start."""
+        return self.claimed_at if self.started_at is None else self.started_at
+
+    @property
+    def counters(self) -> Counters:
+        return Counters(self.failures, self.crashes, self.snoozes, self.hand_backs, self.parked_at)
+
+    def make_fresh(self, now: int) -> None:
+        """Reset the job as if it had just been enqueued, but keep its errors."""
+        self.due_at = now
+        self.worker = self.started_at = self.ended_at = self.fade_at = self.expires_at = self.behind = self.parked_at = None
+        self.progress = self.cancel_requested = self.reason = self.waiting_for = self.cause = None
+        self.awaits = self.failures = self.crashes = self.snoozes = self.hand_backs = self.is_poison = 0
+
     def lease_to(self, session: Session, claim: ClaimId, now: int, steady: int) -> None:
         self.epoch += 1
         self.claim = claim
@@ -89,7 +126,19 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
     def to_lease(self, now: int) -> Lease:
         assert self.claim is not None
         poison = self.reason if self.is_poison else None
-        return lease_of(self, self.envelope, epoch=self.epoch, claim=self.claim, now=now, poison=poison)
+        return Lease(
+            envelope=self.envelope,
+            epoch=self.epoch,
+            claim=self.claim,
+            created_at=self.created_at,
+            failures=self.failures,
+            crashes=self.crashes,
+            snoozes=self.snoozes,
+            hand_backs=self.hand_backs,
+            parked_for=0.0 if self.parked_at is None else to_seconds(now - self.parked_at),
+            expires_in=None if self.expires_at is None else to_seconds(self.expires_at - now),
+            poison=poison,
+        )
 
     def to_record(self) -> Record:
         assert self.status is not None

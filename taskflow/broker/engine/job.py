@@ -80,7 +80,7 @@ def decode_sent(body: bytes | None) -> Sent:
 
 
 class Job:
-    """A job that an operation reads and may change. It has the fields of the job schema as attributes, as `record_of` reads them."""
+    """A job that an operation reads and may change. Its header and its state are changed in place."""
 
     __slots__ = (
         "content",
@@ -339,7 +339,7 @@ def put_of_plain(envelope: Envelope) -> Put:
 
 
 class _Shown:
-    """A job with the attributes that `record_of` and `lease_of` read."""
+    """A job with the attributes that `record_of` reads."""
 
     def __init__(self, job: Job, status: Status | None = None) -> None:
         header, state = job.header, job.state
