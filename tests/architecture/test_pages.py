@@ -106,7 +106,7 @@ WALKS = dict(re.findall(r"^### (The walk of .*?)\n(.*?)(?=^#{2,3} |\Z)", ARCHITE
 
 def test_the_walks_are_there() -> None:
     job = [f"The walk of one job on {store}" for store in ("Redis", "SQLite", "PostgreSQL")]
-    others = ("job in a transaction", "heartbeat", "cancellation", "firing", "shutdown")
+    others = ("job in a transaction", "heartbeat", "cancellation", "firing", "shutdown", "death")
     assert list(WALKS) == [*job, *(f"The walk of a {each}" for each in others)]
 
 
