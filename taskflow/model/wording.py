@@ -9,7 +9,6 @@ from typing import Final
 
 from taskflow.model.ids import id_text
 from taskflow.model.record import POISON
-from taskflow.model.verdict import RunEnding
 
 CANCELLED: Final = "cancelled"
 EXPIRED: Final = "expired"
@@ -18,13 +17,8 @@ PURGED: Final = "purged"
 CRASHED: Final = "taskflow.WorkerLost"
 """The error type that a job's record shows for a run whose worker was lost."""
 
-ENDING_FAILED: Final = str(RunEnding.FAILED)
-ENDING_CRASHED: Final = str(RunEnding.CRASHED)
-
 UNREADABLE: Final = "taskflow.UnreadableJob"
 """The error type of a job whose stored fields cannot be read."""
-
-UNREADABLE_FIELDS: Final = "stored fields cannot be read (%s)"
 
 DROPPED_OVER_CAP: Final = "dropped over the cap"
 
