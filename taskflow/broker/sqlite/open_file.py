@@ -151,7 +151,8 @@ class OpenFile:
             [(free,)] = self._connection.execute("PRAGMA freelist_count").fetchall()
             [(pages,)] = self._connection.execute("PRAGMA page_count").fetchall()
             if free > max(_LEAST_FREE, pages // 2):
-                self._connection.execute(pragma("incremental_vacuum", _PAGES_AT_ONCE)).fetchall()
+                # in Python 3.11, execute() gives back one page, because the statement returns no columns
+                self._connection.executescript(pragma("incremental_vacuum", _PAGES_AT_ONCE))
                 self._checkpointer.after_commit()
 
     def close(self) -> None:
