@@ -1,4 +1,4 @@
-"""What a job's function uses while it runs: its `JobContext`, and the exceptions that control the outcome of the run."""
+"""The `JobContext` that a job's function uses while it runs, and the exceptions that control the outcome of the run."""
 
 from __future__ import annotations
 

@@ -146,6 +146,8 @@ def _error_of(record: Record) -> str:
 
 _LONGEST: Final = 2_000
 _MOST: Final = 2**53
+_FARTHEST: Final = 2**63
+"""A damaged time may be that far away. The next page begins behind it."""
 
 
 def _encoded(status: Status | None, until: int | None, after: Position | None) -> str:
@@ -181,6 +183,6 @@ def _decoded(
 
 def _is_position(position: Position, types: tuple[type, ...]) -> bool:
     return tuple(map(type, position)) == types and all(
-        abs(value) < _MOST if isinstance(value, int) else 0 < len(value) <= 400 and (isinstance(value, bytes) or "\0" not in value)
+        abs(value) < _FARTHEST if isinstance(value, int) else 0 < len(value) <= 400 and (isinstance(value, bytes) or "\0" not in value)
         for value in position
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar, cast
 
 from taskflow.broker.engine.seam import Apply, Effect, Operation, Query, Ref, Stale
 from taskflow.model.errors import BrokerError
+
+T = TypeVar("T")
 
 STALE_BEFORE_TURN: Final = 2
 """How often an operation is stale before it waits for its turn."""
@@ -21,6 +23,44 @@ class Contention:
 
     def __init__(self) -> None:
         self._until: dict[Ref, float] = {}
+
+    async def run(
+        self,
+        operation: Operation[T],
+        perform: Callable[[Effect], Awaitable[Any]],
+        in_turn: Callable[[Sequence[Ref], Operation[T], Effect], Awaitable[tuple[Effect, Any]]],
+        answer: Any = None,
+    ) -> T:
+        """Run an operation, from the answer to its last effect on. `perform` answers an effect.
+
+        If others keep changing its records, `in_turn` runs the effects up to the next change while these clients wait. It returns that
+        change and its answer.
+        """
+        stale = 0
+        try:
+            effect = operation.send(answer)
+            contested = self.of(effect)
+            while True:
+                if contested and isinstance(effect, Query):
+                    effect, answer = await in_turn(contested, operation, effect)
+                    contested = []
+                else:
+                    answer = await perform(effect)
+                if isinstance(effect, Apply) and (refs := stale_refs(effect, answer)):
+                    stale += 1
+                    if stale >= STALE_BEFORE_TURN:
+                        contested = refs
+                        self.note(refs)
+                effect = operation.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        except Ended as end:
+            if end.error is not None:
+                raise end.error from None
+            return cast("T", end.result)
+        finally:
+            operation.close()
 
     def note(self, refs: Sequence[Ref]) -> None:
         now = time.monotonic()
@@ -47,12 +87,6 @@ class Ended(Exception):
 
     def __init__(self, result: Any, error: BrokerError | None = None) -> None:
         self.result, self.error = result, error
-
-    def outcome(self) -> Any:
-        """Return the result, or raise the error."""
-        if self.error is not None:
-            raise self.error from None
-        return self.result
 
 
 def advance(operation: Operation[Any], answer: Any) -> Effect:

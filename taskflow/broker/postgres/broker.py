@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics as names
 from taskflow.broker.console import Finding
 from taskflow.broker.engine.broker import EngineBroker
-from taskflow.broker.engine.contention import STALE_BEFORE_TURN, Contention, Ended, advance, stale_refs
+from taskflow.broker.engine.contention import Contention, advance
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.seam import Apply, Claimed, Effect, Operation, Query, Ref
+from taskflow.broker.engine.seam import Apply, Claimed, Effect, Operation, Ref
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.postgres.connect import schema
@@ -95,29 +95,7 @@ class PostgresBroker(EngineBroker):
 
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation. Each of its effects is one statement, unless others keep changing the records that it needs."""
-        stale = 0
-        try:
-            effect = next(operation)
-            contested = self._contention.of(effect)
-            while True:
-                if contested and isinstance(effect, Query):
-                    effect, answer = await self._run_locked(contested, operation, effect)
-                    contested = []
-                else:
-                    answer = await self.store.perform(effect)
-                if isinstance(effect, Apply) and (refs := stale_refs(effect, answer)):
-                    stale += 1
-                    if stale >= STALE_BEFORE_TURN:
-                        contested = refs
-                        self._contention.note(refs)
-                effect = operation.send(answer)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        except Ended as end:
-            return cast("T", end.outcome())
-        finally:
-            operation.close()
+        return await self._contention.run(operation, self.store.perform, self._run_locked)
 
     async def _run_locked(self, contested: Sequence[Ref], operation: Operation[T], effect: Effect) -> tuple[Effect, Any]:
         """Run the effects of an operation up to its next change of records, in a transaction that locks the contested ones first.

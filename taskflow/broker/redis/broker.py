@@ -7,13 +7,13 @@ import contextlib
 import random
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from taskflow.broker import topics as names
 from taskflow.broker.console import Finding
 from taskflow.broker.engine import maintenance
 from taskflow.broker.engine.broker import EngineBroker
-from taskflow.broker.engine.contention import STALE_BEFORE_TURN, Contention, Ended, advance, stale_refs
+from taskflow.broker.engine.contention import Contention, advance
 from taskflow.broker.engine.enqueue import compare_known
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.records import Kind
@@ -87,32 +87,7 @@ class RedisBroker(EngineBroker):
 
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation. Each of its effects is one script."""
-        return await self._go_on(operation, None)
-
-    async def _go_on(self, operation: Operation[T], answer: Any) -> T:
-        stale = 0
-        try:
-            effect: Effect = operation.send(answer)
-            contested = self._contention.of(effect)
-            while True:
-                if contested and isinstance(effect, Query):
-                    effect, answer = await self._run_in_turn(contested, operation, effect)
-                    contested = []
-                else:
-                    answer = await self.store.perform(effect)
-                if isinstance(effect, Apply) and (refs := stale_refs(effect, answer)):
-                    stale += 1
-                    if stale >= STALE_BEFORE_TURN:
-                        contested = refs
-                        self._contention.note(refs)
-                effect = operation.send(answer)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        except Ended as end:
-            return cast("T", end.outcome())
-        finally:
-            operation.close()
+        return await self._contention.run(operation, self.store.perform, self._run_in_turn)
 
     async def _run_in_turn(self, contested: Sequence[Ref], operation: Operation[T], effect: Effect) -> tuple[Effect, Any]:
         """Run the effects of an operation up to its next change of records, while other clients that do the same wait for their turn.
@@ -218,7 +193,8 @@ class RedisBroker(EngineBroker):
         times, operation = listener.times, maintenance.upkeep(min(int(limit), MOST_AT_ONCE), ends, self.rules)
         look = next(operation)
         assert isinstance(look, Query)
-        upkept = await self._go_on(operation, await self.store.query(look, listener=listener.id, is_upkeeper=True))
+        seen = await self.store.query(look, listener=listener.id, is_upkeeper=True)
+        upkept = await self._contention.run(operation, self.store.perform, self._run_in_turn, seen)
         listener.armed([names.DUE], times)
         return upkept
 

@@ -38,7 +38,7 @@ from taskflow.model.clock import Clock
 
 
 class Known(NamedTuple):
-    """What is known of a stored record. `key` is the value that finds its row: its number, or its id."""
+    """Holds the columns of a stored record that a change needs. `key` is the value that finds its row: its number, or its id."""
 
     rev: bytes
     key: int | bytes

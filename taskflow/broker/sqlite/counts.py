@@ -18,7 +18,7 @@ _ROW_BYTES: Final = 400
 
 
 class Pending(NamedTuple):
-    """What a transaction has not written or announced yet."""
+    """Holds the counts and the news that a transaction has not written or announced yet."""
 
     counted: Counter[tuple[str, str]]
     announcement: Announcement

@@ -125,7 +125,7 @@ def _load_text(kind: int) -> str:
 
 
 class _Shape(NamedTuple):
-    """What the text of a scan depends on. An end `is_within` the prefix if it begins with it."""
+    """Holds the properties of a scan that determine its text. An end `is_within` the prefix if it begins with it."""
 
     of: str
     prefix: int
