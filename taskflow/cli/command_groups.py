@@ -32,7 +32,6 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
     "look after the store": {
         "doctor": "taskflow doctor",
         "migrate": "taskflow migrate --plan",
-        "bench": "taskflow bench --jobs 1000",
     },
     "learn more": {
         "help": "taskflow help jobs",

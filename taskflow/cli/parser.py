@@ -52,8 +52,6 @@ def a_parser() -> Parser:
     _reads(command("doctor", "doctor", "check whether jobs are safe in the store", examine))
     bring = "Migrate the tables of PostgreSQL or SQLite to the version that this taskflow needs."
     _migrate(command("migrate", "migrate", "migrate the store's tables to this version", bring))
-    measure = "Measure how fast jobs are sent and run, in a throw-away namespace of the store. It puts load on the server."
-    _bench(command("bench", "bench", "measure the store and a worker", measure))
     index = "Index the Python files of this machine with one job per file, starting with the standard library."
     _demo(command("demo", "demo", "index this machine's Python files as jobs", index))
     completes = "Print a script that completes commands and options."
@@ -148,12 +146,6 @@ def _check(parser: argparse.ArgumentParser) -> None:
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", metavar="DIR", help="the folder for the queue's file, which is kept (default: a new temporary folder)")
     parser.add_argument("--limit", type=positive, default=3000, metavar="N", help="use at most N files (default: 3000)")
-
-
-def _bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--jobs", type=positive, default=10_000, metavar="N", help="the number of jobs (default: 10000)")
-    parser.add_argument("--concurrency", type=positive, default=100, metavar="N", help="jobs at a time in the worker (default: 100)")
-    _reads(parser)
 
 
 def _migrate(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,6 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         (["taskflow", "fa"], ["failures"]),
         (["taskflow", "jobs", "--st"], ["--status"]),
         (["taskflow", "status", "--wa"], ["--watch"]),
-        (["taskflow", "ben"], ["bench"]),
         (["taskflow", "send", "work", "--mod"], ["--module"]),
         (["taskflow", "help", "fail"], ["failures"]),
         (["taskflow", "schedules", "back"], ["backfill"]),

@@ -6,12 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from taskflow.cli.base_parser import Parser
-from taskflow.cli.bench import Figures
 from taskflow.cli.parser import a_parser
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import id_text
@@ -86,8 +84,6 @@ def test_what_looks_at_a_full_store_is_as_documented(cli: Cli, stock: Stock) -> 
     assert len(cli.json("explain", *stock.all)) == len(stock.all)
     assert cli.json("migrate", "--plan")["migrations"] == []
     assert cli.json("schedules", "next", "30 2 * * *", "--tz", "Europe/Berlin", "--from", "2026-03-28", "--count", "3")
-    figures = Figures(broker="", jobs=1, concurrency=1, enqueue_rate=1.0, delay_rate=1.0, to_start=[0.1, 0.2], to_result=[0.1, 0.2])
-    check(["bench"], msgspec.structs.asdict(figures))
 
 
 def test_what_acts_says_what_it_has_done(cli: Cli, stock: Stock) -> None:
