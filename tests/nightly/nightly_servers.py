@@ -1,0 +1,183 @@
+"""The test servers and the proxy do to a server what the tests believe, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tests.support import postgres, servers
+from tests.support.binaries import ServerBinary, ServerFailed
+from tests.support.pgbouncer import PgBouncer, is_there
+from tests.support.postgres import PostgresServer, postgres_binaries, shared_postgres
+from tests.support.proxy import BLACKHOLE, DROP_COMMAND, DROP_REPLY, GARBLE, PASS, Fate, Proxy, delay, delay_reply
+from tests.support.servers import HOST, RedisServer, redis_binaries
+
+SHORT = 0.15
+"""Seconds after which a client here gives up."""
+
+NEVER = Retry(NoBackoff(), 0)
+
+
+@pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
+def test_an_append_only_file_outlives_a_crash_and_loses_its_tail_if_put_back(found: ServerBinary) -> None:
+    with RedisServer(found.path, aof=True, appendfsync="always") as server:
+
+        def value(*wanted: str) -> list[object]:
+            with server.client() as client:
+                return [client.get(key) for key in wanted]
+
+        def store(key: str) -> None:
+            with server.client() as client:
+                client.set(key, "1")
+
+        store("a")
+        server.restart()
+        copy = server.copy_aof()
+        store("b")
+        server.kill()
+        server.start()
+        assert value("a", "b") == [b"1", b"1"]
+        server.kill()
+        server.put_back_aof(copy)
+        server.start()
+        assert value("a", "b") == [b"1", None]
+
+
+@pytest.mark.parametrize("found", postgres_binaries(), ids=lambda found: found.name)
+def test_committed_rows_outlive_each_kind_of_end(found: ServerBinary) -> None:
+    with PostgresServer(found.path) as server:
+        server.execute("create table numbers (number int)")
+        for end in ("fast", "immediate", None):
+            server.execute("insert into numbers values (1)")
+            server.kill() if end is None else server.stop(end)
+            assert not server.is_running
+            server.start()
+        assert server.rows("select count(*) from numbers") == [(3,)]
+        assert os.geteuid() != 0 or Path(f"/proc/{server.pid}").stat().st_uid == pwd.getpwnam(server.user or "").pw_uid != 0
+
+
+@pytest.mark.parametrize("make", [RedisServer, PostgresServer])
+def test_a_suspended_server_can_be_resumed_and_ended(make: Callable[[], Any]) -> None:
+    with make() as server:
+        server.suspend()
+        server.resume()
+        assert server._answers()
+        server.suspend()
+        server.stop()
+        assert not server.is_running
+
+
+@pytest.mark.parametrize(
+    "server", [lambda: RedisServer(settings={"maxmemory": "much"}), lambda: PostgresServer(settings={"shared_buffers": "much"})]
+)
+def test_a_server_that_does_not_start_tells_what_its_log_says(server: Callable[[], Any]) -> None:
+    made = server()
+    with pytest.raises(ServerFailed, match=r"(?s)did not start. Its log ends:.*(maxmemory|shared_buffers)"):
+        made.start()
+    made.remove()
+
+
+@pytest.mark.parametrize(("module", "find"), [(servers, redis_binaries), (postgres, postgres_binaries)])
+def test_a_named_server_that_is_none_is_an_error(module: Any, find: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_NAMED", "/bin/true")
+    find.cache_clear()
+    with pytest.raises(ServerFailed, match="names /bin/true"):
+        find()
+    find.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "end", ["os.kill(os.getpid(), signal.SIGKILL)", "own.suspend(); os.kill(os.getpid(), signal.SIGKILL)", "sys.exit()"]
+)
+@pytest.mark.parametrize("kind", ["servers.RedisServer", "postgres.PostgresServer"])
+def test_a_server_does_not_outlive_the_process_that_started_it(kind: str, end: str) -> None:
+    script = f"""
+import os, signal, sys
+from tests.support import postgres, servers
+from tests.support.processes import children_of
+own = {kind}().start()
+print(own.folder, own.pid, *children_of(own.pid), flush=True)
+{end}
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert run.stderr == ""
+    folder, *pids = run.stdout.split()
+    deadline = time.monotonic() + 20
+    while left := [path for path in (folder, *(f"/proc/{pid}" for pid in pids)) if Path(path).exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not os.environ.get("CI") and not is_there(), reason="there is no pgbouncer on this machine: apt-get install pgbouncer")
+async def test_transactions_of_pgbouncers_clients_share_a_connection() -> None:
+    import asyncpg
+
+    with PgBouncer(shared_postgres(), pool_size=1) as bouncer:
+        clients = [await asyncpg.connect(bouncer.dsn, statement_cache_size=0) for _ in range(2)]
+        assert len({await client.fetchval("select pg_backend_pid()") for client in clients}) == 1
+        for client in clients:
+            client.terminate()
+
+
+@pytest.mark.parametrize(
+    ("fate", "takes_effect", "is_cut", "waits"),
+    [
+        (PASS, True, False, False),
+        (DROP_COMMAND, False, True, False),
+        (DROP_REPLY, True, True, False),
+        (GARBLE, True, True, False),
+        (BLACKHOLE, False, True, True),
+        (delay(2 * SHORT), False, True, True),
+        (delay_reply(2 * SHORT), True, True, True),
+    ],
+    ids=lambda value: value.kind.value if isinstance(value, Fate) else "",
+)
+def test_the_proxy_does_as_its_rule_says(fate: Fate, takes_effect: bool, is_cut: bool, waits: bool) -> None:
+    with (
+        RedisServer() as server,
+        Proxy(HOST, server.port) as proxy,
+        redis.Redis(port=proxy.port, socket_timeout=SHORT, retry=NEVER) as client,
+    ):
+        client.ping()
+        proxy.rule = lambda command: fate if command.name == b"SET" else PASS
+        began = time.monotonic()
+        try:
+            client.set("a", "1")
+        except redis.RedisError:
+            assert is_cut
+        else:
+            assert not is_cut
+        assert (time.monotonic() - began > SHORT * 0.9) == waits
+        with server.client() as other:
+            assert (other.get("a") is not None) == takes_effect
+
+
+def test_the_proxy_loses_what_meets_a_black_hole_until_it_is_healed() -> None:
+    with (
+        RedisServer() as server,
+        Proxy(HOST, server.port, parse=None) as proxy,
+        redis.Redis(port=proxy.port, socket_timeout=SHORT, retry=NEVER) as client,
+    ):
+        assert client.ping()
+        proxy.blackhole()
+        with pytest.raises(redis.TimeoutError):
+            client.ping()
+        proxy.heal()
+        assert client.ping()
+        proxy.refuse()
+        proxy.cut_all()
+        with pytest.raises(redis.ConnectionError):
+            client.ping()
+        proxy.listen_again()
+        assert client.ping()
