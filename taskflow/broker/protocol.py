@@ -177,18 +177,13 @@ order.
   [listen_sticky] a nudge between two waits is not missed by the second.
   [listen_lasts] code in the listener's loop may cancel every task there. Nudges still arrive afterwards.
 
-**nudges** wake as many workers as there is work for. A listener waits for jobs after a claim that got fewer than its limit. A
-nudge is a hint. It may reach a listener that is gone, hangs, or has no room. Then upkeep passes it on, and the outlook of a beat shows that
-jobs are there.
-  [nudge_few] n jobs that become READY nudge n of the listeners that are waiting for jobs of their queue,
-  [nudge_all_when_many] or, as a rule, all of them, if fewer are waiting.
+**nudges** wake as many workers as there is work for. A listener waits for jobs after a claim that got fewer than its limit. A nudge is a
+hint: it may reach a listener that is gone, hangs, or has no room. Then another listener finds the job within about a second, and the
+outlook of a beat shows that jobs are there.
+  [nudge_few] n jobs that become READY nudge n of the listeners that are waiting for jobs of their queue.
   [nudge_next] a claim that gets its limit and leaves READY jobs nudges another listener.
   [nudge_full] a listener whose claim got its limit does not wait.
   [nudge_paused] jobs of a paused queue nudge no one. When it is resumed, they nudge as if they became READY then.
-  [nudge_dead] a listener that is closed, or whose process is seen to be gone, is passed over, or its nudge is passed on.
-  [nudge_hung] a nudge that no claim has followed within `PASSED_ON_AFTER` goes to another listener, at the latest with the next upkeep.
-  [nudge_unheard] a nudge that no task in the listener's process is waiting for any more goes to another listener, at the latest with the
-    next upkeep.
   [ended_told] the end of a job is reported only to the listeners that are waiting for it.
 """
 

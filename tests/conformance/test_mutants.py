@@ -57,7 +57,7 @@ def test_every_clause_has_its_mutant() -> None:
     """
     named = frozenset[str]().union(*(mutant.breaks for mutant in MUTANTS), IN_TRANSACTIONS)
 
-    assert clauses.clauses() - named == {"listen_sticky", "listen_lasts", "unreadable_row", "nudge_dead", "page_refuses"}
+    assert clauses.clauses() - named == {"listen_sticky", "listen_lasts", "unreadable_row", "page_refuses"}
 
 
 class Broken(NamedTuple):
@@ -69,9 +69,6 @@ class Broken(NamedTuple):
 
 
 BY_CLAUSE: Final = {
-    "nudge_dead": Broken("nudge", "message) > 0", "message) >= 0"),
-    "nudge_hung": Broken("nudge", "'-inf', wall - R.passed_on_after", "'-inf', 0"),
-    "nudge_unheard": Broken("arm", "nudge_for_ready(unused)", ""),
     "nudge_full": Broken("claim", "call('ZREM', P .. 'waiting:' .. name, listener)", ""),
     "ended_told": Broken("publish_ends", "string.gmatch(listeners_of[n], '................')", "pairs({ ['0000000000000000'] = 1 })"),
 }

@@ -13,7 +13,7 @@ from tests.reference.job import StoredJob
 
 
 class NudgesEverybody(Mutant):
-    breaks = frozenset({"nudge_few", "nudge_full", "nudge_paused", "nudge_hung", "nudge_unheard"})
+    breaks = frozenset({"nudge_few", "nudge_full", "nudge_paused"})
     because = "a lone job costs as many claims as there are idle workers"
 
     def take_nudges(self) -> Mapping[str, int]:
@@ -21,7 +21,7 @@ class NudgesEverybody(Mutant):
 
 
 class NudgesOne(Mutant):
-    breaks = frozenset({"nudge_few", "nudge_all_when_many", "nudge_paused"})
+    breaks = frozenset({"nudge_few", "nudge_paused"})
     because = "one worker is told of a thousand jobs, and the others sleep until they look"
 
     def take_nudges(self) -> Mapping[str, int]:
