@@ -73,30 +73,30 @@ BEGIN
     IF array_position(j_old, NULL) IS NOT NULL THEN
         FOR place IN
             WITH made AS (
-                @INSERT_JOBS RETURNING queue, priority, status, flags, awaits, due_at, expires_at, fade_at
+                @INSERT_JOBS RETURNING queue, priority, status, flags, awaits, due_at, fade_at
             ), counted AS (
                 INSERT INTO @.tally (queue, after, n) SELECT queue, nullif(status, S.BURIED), count(*) FROM made GROUP BY queue, status
             )
-            SELECT queue, priority, status, count(*) AS number, min(due_at) AS due_at, min(expires_at) AS expires_at, min(fade_at) AS fade_at
+            SELECT queue, priority, status, count(*) AS number, min(due_at) AS due_at, min(fade_at) AS fade_at
             FROM made WHERE status > S.HELD OR awaits <= 0 AND flags & @BEHIND = 0 GROUP BY queue, priority, status
         LOOP
-            PERFORM @.note_place(place.queue, place.priority, place.status, place.number, place.due_at, place.expires_at, place.fade_at, now_at);
+            PERFORM @.note_place(place.queue, place.priority, place.status, place.number, place.due_at, place.fade_at, now_at);
         END LOOP;
     END IF;
     IF num_nonnulls(VARIADIC j_old) > 0 THEN
         FOR place IN
             WITH made AS (
                 @UPDATE_JOBS
-                RETURNING r.queue, r.priority, o.status AS former, r.status, r.flags, r.awaits, r.due_at, r.expires_at, r.fade_at
+                RETURNING r.queue, r.priority, o.status AS former, r.status, r.flags, r.awaits, r.due_at, r.fade_at
             ), counted AS (
                 INSERT INTO @.tally (queue, before, after, n)
                 SELECT queue, nullif(former, S.BURIED), nullif(status, S.BURIED), count(*) FROM made WHERE former <> status GROUP BY queue, former, status
             )
-            SELECT queue, priority, status, count(*) FILTER (WHERE former <> status) AS number, min(due_at) AS due_at, min(expires_at) AS expires_at,
+            SELECT queue, priority, status, count(*) FILTER (WHERE former <> status) AS number, min(due_at) AS due_at,
                 min(fade_at) AS fade_at
             FROM made WHERE status > S.HELD OR awaits <= 0 AND flags & @BEHIND = 0 GROUP BY queue, priority, status
         LOOP
-            PERFORM @.note_place(place.queue, place.priority, place.status, place.number, place.due_at, place.expires_at, place.fade_at, now_at);
+            PERFORM @.note_place(place.queue, place.priority, place.status, place.number, place.due_at, place.fade_at, now_at);
         END LOOP;
     END IF;
     IF true = ANY (x_drops) THEN
@@ -137,24 +137,20 @@ BEGIN
 END
 $$;
 
--- Notes that records are now at a place: low-water marks must not be above it, and READY jobs are to be announced.
+-- Notes that jobs are now at a place: low-water marks must not be above it, and READY jobs are to be announced.
 CREATE FUNCTION @.note_place(
-    of_queue text, of_priority integer, of_status integer, number bigint, due bigint, expires bigint, fades bigint, now_at bigint
+    of_queue text, of_priority integer, of_status integer, number bigint, due bigint, fades bigint, now_at bigint
 ) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF of_status = S.READY THEN
-        IF NOT @.is_after_mark(of_queue, -of_priority, due, 0, now_at) THEN
-            PERFORM @.lower_mark('ready', of_queue, -of_priority, due, 0, now_at);
-        END IF;
+        PERFORM @.lower_mark('ready', of_queue, -of_priority, due, 0, now_at);
         IF number > 0 THEN
             PERFORM @.add_wakeup('queue:' || of_queue, number);
         END IF;
     ELSIF of_status < S.READY THEN
         PERFORM @.lower_mark('due', '', 0, due, 0, now_at);
     END IF;
-    IF of_status < S.RUNNING AND expires < now_at THEN -- no mark is above the present
-        PERFORM @.lower_mark('expiry', '', 0, expires, 0, now_at);
-    ELSIF fades < now_at THEN
+    IF fades < now_at THEN -- no mark is above the present
         PERFORM @.lower_mark('fade', '', 0, fades, 0, now_at);
     END IF;
 END

@@ -18,7 +18,6 @@ from taskflow.broker.postgres.connect import schema
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget
 from taskflow.broker.postgres.errors import was_about_a_value
-from taskflow.broker.postgres.late_commits import LateCommits
 from taskflow.broker.postgres.listen_connection import trouble_with_listening
 from taskflow.broker.postgres.loop_connections import LoopConnections
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
@@ -42,6 +41,9 @@ MOST_NAME_BYTES: Final = 63
 AWAITED_FOR: Final = 3600.0
 """Seconds for which the server remembers that a caller awaits a job's
 end. A caller that waits longer relies on polling every few seconds."""
+
+LATE_AFTER: Final = 0.25
+"""Seconds after which a verb counts as slow: its jobs may lie behind the low-water marks, which stay half a second in the past."""
 
 LOOKED_WITHIN: Final = 60.0
 """Seconds that a check of the low-water marks may take: see low_water_marks.sql. It reads all dead rows that cannot be vacuumed yet."""
@@ -251,7 +253,8 @@ class PostgresBroker(EngineBroker):
         """Wake listeners: those in this process immediately, others with a notification."""
         connections = self._per_loop.here()
         connections.notify(parse_wakeups(wakeups))
-        connections.late_commits.after(seconds)
+        if seconds >= LATE_AFTER:
+            connections.check_marks()
 
     def _tell_ended(self, ids: Set[bytes], are_awaited: bool) -> None:
         """Wake the waiters for these jobs, those in this process immediately. Waiters in other
@@ -264,7 +267,7 @@ class PostgresBroker(EngineBroker):
         self._per_loop.here().notify(dict.fromkeys(woken, 1))
 
     def _check_marks(self) -> None:
-        self._per_loop.here().late_commits.want_soon()
+        self._per_loop.here().check_marks()
 
     async def transactional(self) -> PostgresTransactional:
         [row] = await self.call(DESCRIBING)
@@ -300,12 +303,12 @@ class PostgresBroker(EngineBroker):
         connections = LoopConnections(pool, listener, notifier)
 
         async def look() -> None:
-            """Check the low-water marks, and wake listeners for jobs found behind them. It also works during `close`."""
+            """Check the low-water marks, and wake listeners for jobs found behind them."""
             [row] = await connections.fetch(self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
                 connections.notify(parse_wakeups(row["wakeups"]))
 
-        connections.late_commits = LateCommits(look)
+        connections.look = look
         connections.forget = lambda listener: connections.fetch(self._statement("forget_listener", 1), listener, within=CLOSE_TIMEOUT)
         return connections
 

@@ -50,7 +50,7 @@ BEGIN
     ELSIF cardinality(queues) > 0 THEN
         SELECT * INTO picked FROM @.pick_from_queues(queues, ARRAY(SELECT queue || E'\x01' FROM unnest(queues) AS queue), most, time_now);
     ELSE -- all queues, starting with one of them
-        only_queue := @.next_queue(of_request, newest.ended_in, time_now);
+        only_queue := @.next_queue(of_request, newest.ended_in);
         SELECT * INTO picked FROM @.pick_from_queues(ARRAY[only_queue, ''], ARRAY[NULL, only_queue], most, time_now);
     END IF;
     INSERT INTO @.requests (session, request, ended_in, leases_from)
@@ -87,7 +87,7 @@ BEGIN
         END IF;
         FOR damage IN
             SELECT 'queue:' || queue FROM unnest(CASE cardinality(queues) WHEN 0 THEN ARRAY[picked.last_queue] ELSE queues END) AS queue
-            WHERE CASE WHEN @.has_note('queue:' || queue) THEN @.has_ready(queue, time_now) END -- in this order
+            WHERE CASE WHEN @.has_note('queue:' || queue) THEN @.has_ready(queue) END -- in this order
         LOOP
             RETURN NEXT;
         END LOOP;
@@ -101,9 +101,9 @@ END
 $$;
 
 -- Returns true if a claim from this queue may find a job.
-CREATE FUNCTION @.has_ready(of_queue text, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.has_ready(of_queue text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN EXISTS (SELECT 1 FROM @.ready_marks(now_at, of_queue) AS m WHERE @.first_ready(m) IS NOT NULL)
+    RETURN EXISTS (SELECT 1 FROM @.ready_marks(of_queue) AS m WHERE (@.first_ready(m)).due_at IS NOT NULL)
         AND NOT @.is_paused(of_queue);
 END
 $$;
@@ -129,7 +129,7 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT ctid AS tid FROM @.jobs
             WHERE status = S.READY AND jobs.queue = place.queue AND (-priority) = place.rank
-                AND (due_at, jobs.seq) >= (CASE WHEN @.is_trusted(place.set_at, now_at) THEN place.at ELSE 0 END, place.seq)
+                AND (due_at, jobs.seq) >= (place.at, place.seq)
                 AND (expires_at IS NULL OR expires_at > now_at)
             ORDER BY due_at, jobs.seq LIMIT most FOR UPDATE SKIP LOCKED
         ) AS ready
@@ -155,12 +155,12 @@ BEGIN
     IF @.is_paused(of_queue) THEN
         RETURN;
     END IF;
-    SELECT * INTO m FROM @.marks WHERE kind = 'ready' AND queue = of_queue ORDER BY kind, queue, rank, n DESC LIMIT 1;
+    SELECT * INTO m FROM @.marks WHERE kind = 'ready' AND queue = of_queue ORDER BY kind, queue, rank, gen DESC, n DESC LIMIT 1;
     WHILE m.rank IS NOT NULL AND so_far < most LOOP
         found_here := ARRAY(
             SELECT ctid FROM @.jobs
             WHERE status = S.READY AND queue = of_queue AND (-priority) = m.rank
-                AND (due_at, seq) >= (CASE WHEN @.is_trusted(m.set_at, now_at) THEN m.at ELSE 0 END, m.seq)
+                AND (due_at, seq) >= (m.at, m.seq)
                 AND (expires_at IS NULL OR expires_at > now_at)
             ORDER BY due_at, seq LIMIT most - so_far FOR UPDATE SKIP LOCKED
         );
@@ -173,7 +173,7 @@ BEGIN
             last_rank := m.rank;
         END IF;
         IF so_far < most THEN
-            SELECT * INTO m FROM @.marks WHERE kind = 'ready' AND queue = of_queue AND rank > m.rank ORDER BY kind, queue, rank, n DESC LIMIT 1;
+            SELECT * INTO m FROM @.marks WHERE kind = 'ready' AND queue = of_queue AND rank > m.rank ORDER BY kind, queue, rank, gen DESC, n DESC LIMIT 1;
         END IF;
     END LOOP;
 END
@@ -181,7 +181,7 @@ $$;
 
 -- Returns the first queue for a claim from any queue. If few queues have ready jobs, the request's number decides; otherwise it is the
 -- queue after that of the session's last leased job.
-CREATE FUNCTION @.next_queue(turn bigint, ended_in text, now_at bigint) RETURNS text LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.next_queue(turn bigint, ended_in text) RETURNS text LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     live text[];
@@ -194,7 +194,7 @@ BEGIN
         WHERE (SELECT count(*) FROM first) <= 16 AND NOT @.is_paused(first.queue) AND EXISTS (
             SELECT 1 FROM @.jobs
             WHERE status = S.READY AND jobs.queue = first.queue AND (-priority) = first.rank
-                AND (due_at, jobs.seq) >= (CASE WHEN @.is_trusted(set_at, now_at) THEN first.at ELSE 0 END, first.seq)
+                AND (due_at, jobs.seq) >= (first.at, first.seq)
             OFFSET 0 -- one index step for each queue, not a join
         )
     )
@@ -203,22 +203,5 @@ BEGIN
         RETURN coalesce(ended_in || '!', ''); -- before every name that begins with that one
     END IF;
     RETURN coalesce(live[1 + turn % cardinality(live)], '');
-END
-$$;
-
--- Raises a place's mark to the first job that is still ready, even if another transaction has locked it, because it may stay ready.
-CREATE FUNCTION @.raise_ready_mark(of_queue text, of_rank integer, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-DECLARE
-    m @.marks := @.newest_mark('ready', of_queue, of_rank, now_at);
-    first record;
-BEGIN
-    IF NOT @.may_raise_mark(m, now_at) THEN
-        RETURN;
-    END IF;
-    SELECT due_at, seq INTO first FROM @.jobs
-    WHERE status = S.READY AND queue = of_queue AND (-priority) = of_rank AND (due_at, seq) >= (m.at, m.seq)
-    ORDER BY due_at, seq LIMIT 1;
-    PERFORM @.raise_mark(m, coalesce(first.due_at, now_at), coalesce(first.seq, 0), now_at);
 END
 $$;

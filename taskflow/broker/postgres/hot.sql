@@ -33,7 +33,7 @@ BEGIN
         SELECT queue, priority, count(*) AS number FROM made GROUP BY queue, priority
     LOOP
         added := added + place.number;
-        PERFORM @.note_place(place.queue, place.priority, S.READY, place.number, now_at, NULL, NULL, now_at);
+        PERFORM @.note_place(place.queue, place.priority, S.READY, place.number, now_at, NULL, now_at);
     END LOOP;
     IF added < cardinality(ids) THEN -- one with this revision is from the same call, which was sent again
         known := ARRAY(SELECT g.n FROM unnest(ids) WITH ORDINALITY AS g (id, n) WHERE (SELECT rev FROM @.jobs WHERE jobs.id = g.id) <> new_rev);
@@ -101,8 +101,7 @@ CREATE FUNCTION @.promote(
 #variable_conflict use_column
 DECLARE
     now_at CONSTANT bigint := @.wall(wall);
-    m @.marks := @.newest_mark('due', '', 0, now_at);
-    raises boolean := @.may_raise_mark(m, now_at);
+    m @.marks := @.newest_mark('due');
     place record;
 BEGIN
     SET LOCAL synchronous_commit = off;
@@ -123,11 +122,11 @@ BEGIN
         SELECT queue, priority, count(*) AS number, min(due_at) AS due_at FROM readied GROUP BY queue, priority
     LOOP
         moved := moved + place.number;
-        PERFORM @.note_place(place.queue, place.priority, S.READY, place.number, place.due_at, NULL, NULL, now_at);
+        PERFORM @.note_place(place.queue, place.priority, S.READY, place.number, place.due_at, NULL, now_at);
     END LOOP;
     SELECT due_at INTO next_due FROM @.jobs
     WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0) AND due_at >= m.at ORDER BY due_at, seq LIMIT 1;
-    PERFORM @.raise_mark(m, coalesce(next_due, now_at), 0, now_at) WHERE raises;
+    PERFORM @.raise_mark(m, coalesce(next_due, now_at), 0, now_at);
     PERFORM @.sum_counts(now_at);
     PERFORM @.pass_on_late_nudges(now_at);
     wakeups := @.wakeups();
@@ -143,7 +142,7 @@ CREATE FUNCTION @.fade(
 #variable_conflict use_column
 DECLARE
     now_at CONSTANT bigint := @.wall(wall);
-    unsummed CONSTANT bigint := (@.newest_mark('tally', '', 0, now_at)).at;
+    unsummed CONSTANT bigint := (@.newest_mark('tally')).at;
     crowded record;
     faded record;
 BEGIN
@@ -185,8 +184,7 @@ CREATE FUNCTION @.drop_oldest(
 ) LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks := @.newest_mark('kept', of_queue, are_failed::integer, now_at);
-    raises boolean := @.may_raise_mark(m, now_at);
+    m @.marks := @.newest_mark('kept', of_queue, are_failed::integer);
     first_at bigint;
     last_at bigint;
     last_seq bigint;
@@ -225,7 +223,7 @@ BEGIN
         ARRAY(SELECT id FROM locked WHERE flags & @TAGGED <> 0)
     INTO moved, first_at, last_at, last_seq, tied;
     PERFORM @.lower_mark('fade', '', 0, first_at, 0, now_at) WHERE moved > 0;
-    PERFORM @.raise_mark(m, last_at, last_seq, now_at) WHERE raises AND last_at IS NOT NULL AND cardinality(tied) = 0;
+    PERFORM @.raise_mark(m, last_at, last_seq, now_at) WHERE last_at IS NOT NULL AND cardinality(tied) = 0;
 END
 $$;
 
@@ -234,8 +232,7 @@ CREATE FUNCTION @.drop_faded(now_at bigint, most integer, repeat_for bigint, new
 LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks := @.newest_mark('fade', '', 0, now_at);
-    raises boolean := @.may_raise_mark(m, now_at);
+    m @.marks := @.newest_mark('fade');
     last_at bigint;
     last_id bytea;
     buried_ids bytea[];
@@ -247,7 +244,7 @@ BEGIN
     has_more := false;
     SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
     IF last_at <= now_at IS NOT TRUE THEN
-        PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at) WHERE raises;
+        PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at);
         RETURN;
     ELSIF most <= 0 THEN
         has_more := true;
@@ -285,7 +282,7 @@ BEGIN
     has_more := has_more OR forgotten = 1000;
     DELETE FROM @.jobs WHERE id = ANY (buried_ids) AND (fade_at, id) < (last_at, last_id);
     SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
-    PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at) WHERE raises;
+    PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at);
     PERFORM @.lower_mark('fade', '', 0, min(fade_at), 0, now_at) FROM @.jobs WHERE id = ANY (buried_ids) HAVING count(*) > 0;
 END
 $$;
@@ -297,16 +294,15 @@ $$;
 CREATE FUNCTION @.sum_counts(now_at bigint) RETURNS integer LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks := @.newest_mark('tally', '', 0, now_at);
-    raises boolean := @.may_raise_mark(m, now_at);
+    m @.marks := @.newest_mark('tally');
     last_id bigint;
     number integer;
 BEGIN
-    IF (@.newest_mark('summed', '', 0, now_at)).set_at > now_at - 500000 OR NOT @.try_lock(hashtextextended('@.sum_counts', 0)) THEN
+    IF m.set_at BETWEEN now_at - 500000 AND now_at THEN
         RETURN 0;
     END IF;
     WITH first AS MATERIALIZED (
-        SELECT id FROM @.tally WHERE id >= m.at ORDER BY id LIMIT 20000
+        SELECT id FROM @.tally WHERE id >= m.at ORDER BY id LIMIT 20000 FOR UPDATE SKIP LOCKED
     ), taken AS (
         DELETE FROM @.tally WHERE id = ANY (ARRAY(SELECT id FROM first)) RETURNING id, queue, event, before, after, n
     ), summed AS (
@@ -318,10 +314,8 @@ BEGIN
         ON CONFLICT (queue, what) DO UPDATE SET n = greatest(-P.LATEST, least(P.LATEST, totals.n + excluded.n))
     )
     SELECT max(id), count(*) INTO last_id, number FROM taken;
-    PERFORM @.raise_mark(m, last_id, 0, now_at) WHERE raises AND last_id IS NOT NULL;
-    IF number < 20000 THEN
-        INSERT INTO @.marks (kind, at, set_at) VALUES ('summed', 0, now_at);
-    END IF;
+    INSERT INTO @.marks (kind, gen, at, set_at)
+    SELECT 'tally', m.gen, last_id, CASE WHEN number < 20000 THEN now_at ELSE 0 END WHERE number > 0;
     RETURN number;
 END
 $$;

@@ -61,8 +61,6 @@ CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT available text[], OUT
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET jit = off AS $$
-DECLARE
-    now_at CONSTANT bigint := @.wall(NULL);
 BEGIN
     -- In one expression, so that no cancellation comes between: users' commits would wait for this lock.
     may_have_missed := CASE
@@ -73,17 +71,17 @@ BEGIN
         SELECT topic FROM unnest(topics) AS topic
         WHERE CASE
             WHEN topic = 'queues' THEN EXISTS (
-                SELECT 1 FROM @.ready_marks(now_at) AS m
-                WHERE NOT @.is_paused(m.queue) AND @.first_ready(m) IS NOT NULL
+                SELECT 1 FROM @.ready_marks() AS m
+                WHERE NOT @.is_paused(m.queue) AND (@.first_ready(m)).due_at IS NOT NULL
             )
             WHEN topic = 'due' THEN EXISTS (
                 SELECT 1 FROM @.jobs
                 WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0)
-                    AND due_at >= (SELECT (@.newest_mark('due', '', 0, now_at)).at)
+                    AND due_at >= (SELECT (@.newest_mark('due')).at)
             ) OR EXISTS (SELECT 1 FROM @.schedules WHERE offer_at IS NOT NULL) OR EXISTS (SELECT 1 FROM @.jobs WHERE flags & @ARRIVING <> 0)
                 OR EXISTS (SELECT 1 FROM @.inbox)
             WHEN topic LIKE 'queue:%' THEN NOT @.is_paused(substr(topic, 7))
-                AND EXISTS (SELECT 1 FROM @.ready_marks(now_at, substr(topic, 7)) AS m WHERE @.first_ready(m) IS NOT NULL)
+                AND EXISTS (SELECT 1 FROM @.ready_marks(substr(topic, 7)) AS m WHERE (@.first_ready(m)).due_at IS NOT NULL)
             WHEN topic LIKE 'session:%' THEN EXISTS (
                 SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND flags & @MARKED <> 0 AND session = decode(substr(topic, 9), 'hex')
                 OFFSET 0 -- a look-up by the session, not a list of all sessions

@@ -1,121 +1,62 @@
 -- Low-water marks: positions from which to read an index. While any transaction in the database is open, rows that died after it began
 -- cannot be vacuumed, and a reader that starts at the beginning of an index would pass all of them each time.
 --
--- A mark may be too low, but never too high, because jobs before it are not found. So a function that puts a job before a mark lowers the
--- mark in the same transaction (lower_mark), and no mark is raised while another transaction lowers it. Except for very recent jobs, both
--- lock the place: the one with a shared lock, the other with a try. New jobs do not lie before a mark, because none goes beyond half a
--- second ago. But a transaction that commits late may leave its jobs behind a mark. A verb that took longer checks the marks afterwards, a
--- transaction of a user lowers its marks again when it commits (on_commit), and the broker checks all marks every ten seconds
--- (check_marks).
+-- A mark may be too low, but not too high for long, because jobs before it are not found. Nobody waits for a lock of a mark. Of the rows of
+-- a place the one with the highest `gen` counts, and of these the newest. Who puts a job before the mark adds a lower one with a higher
+-- `gen` in the same transaction (lower_mark). Who has read the index from a mark on adds a higher one with the same `gen` (raise_mark): it
+-- loses against a lower one that it has not seen. New jobs do not lie before a mark, because none goes beyond half a second ago. A
+-- transaction of a user lowers its marks when it commits (on_commit). What is left, such as a commit that took long, is found by a check of
+-- all indexes every ten seconds, or after a verb that took long (check_marks).
 
--- Returns the newest mark of a place, or one without a number. Marks in the future are ignored: the clock was set back.
-CREATE FUNCTION @.newest_mark(of_kind text, of_queue text, of_rank integer, now_at bigint) RETURNS @.marks LANGUAGE plpgsql
+-- Returns the newest mark of a place, or one without a number.
+CREATE FUNCTION @.newest_mark(of_kind text, of_queue text DEFAULT '', of_rank integer DEFAULT 0) RETURNS @.marks LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     newest @.marks;
 BEGIN
-    SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank ORDER BY n DESC LIMIT 1;
+    SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank ORDER BY gen DESC, n DESC LIMIT 1;
     IF NOT FOUND THEN
-        SELECT of_kind, of_queue, of_rank, NULL, 0, 0, 0 INTO newest;
+        SELECT of_kind, of_queue, of_rank, 0, NULL, 0, 0, 0 INTO newest;
     END IF;
-    RETURN @.trusted(newest, now_at);
-END
-$$;
-
-CREATE FUNCTION @.is_trusted(set_at bigint, now_at bigint) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
-    SELECT set_at <= now_at + 250000
-$$;
-
-CREATE FUNCTION @.trusted(m @.marks, now_at bigint) RETURNS @.marks LANGUAGE plpgsql IMMUTABLE AS $$
-BEGIN
-    IF NOT @.is_trusted(m.set_at, now_at) THEN
-        m.at := 0;
-        m.seq := 0;
-        m.set_at := 0;
-    END IF;
-    RETURN m;
+    RETURN newest;
 END
 $$;
 
 -- Records that a row lives at (new_at, new_seq). Returns true if the mark was lowered. Without a mark, an index is read from its start.
--- Ready jobs are found only by marks, so a missing mark is created at the start, because other transactions may have made jobs ready
--- meanwhile. A mark from the future is replaced too, because it would become valid when the clock reaches it again.
+-- Ready jobs are found only by marks, so a missing mark is created, at the start: other transactions may have made jobs ready meanwhile. A
+-- mark that may soon be dropped is renewed: see drop_old_marks().
 CREATE FUNCTION @.lower_mark(of_kind text, of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
+#variable_conflict use_column
 DECLARE
     newest @.marks;
-    idle @.marks;
+    is_lower boolean;
 BEGIN
-    IF new_at < @.wall(NULL) - 250000 THEN
-        PERFORM @.take_lock(@.mark_lock(of_kind, of_queue, of_rank), true);
+    SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank ORDER BY gen DESC, n DESC LIMIT 1;
+    is_lower := CASE WHEN newest.n IS NULL THEN of_kind = 'ready' ELSE (new_at, new_seq) < (newest.at, newest.seq) END;
+    IF is_lower THEN
+        INSERT INTO @.marks (kind, queue, rank, gen, at, seq, set_at) VALUES (
+            of_kind, of_queue, of_rank, greatest(@.wall(NULL), newest.gen + 1), CASE WHEN newest.n IS NULL THEN 0 ELSE new_at END,
+            CASE WHEN newest.n IS NULL THEN 0 ELSE new_seq END, now_at
+        );
+    ELSIF of_kind = 'ready' AND newest.set_at < now_at - 10000000 THEN
+        INSERT INTO @.marks (kind, queue, rank, gen, at, seq, set_at) VALUES (of_kind, of_queue, of_rank, newest.gen, newest.at, newest.seq, now_at);
     END IF;
-    newest := @.newest_mark(of_kind, of_queue, of_rank, now_at);
-    IF of_kind = 'ready' THEN
-        idle := @.newest_mark('idle', of_queue, of_rank, now_at);
-        IF idle.n > coalesce(newest.n, 0) THEN -- claims no longer look there, or soon will not
-            IF newest.n IS NULL THEN
-                newest := idle;
-            END IF;
-            INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
-            SELECT of_kind, of_queue, of_rank, at, seq, now_at -- the remaining mark may have been lowered when the place became idle
-            FROM (VALUES (new_at, new_seq), (idle.at, idle.seq), (newest.at, newest.seq)) AS each (at, seq)
-            ORDER BY at, seq LIMIT 1;
-            RETURN true;
-        END IF;
-    END IF;
-    IF newest.set_at = 0 THEN
-        IF newest.n IS NULL AND of_kind <> 'ready' THEN
-            RETURN false;
-        END IF;
-        new_at := 0;
-        new_seq := 0;
-    ELSIF (newest.at, newest.seq) <= (new_at, new_seq) THEN
-        RETURN false;
-    END IF;
-    INSERT INTO @.marks (kind, queue, rank, at, seq, set_at) VALUES (of_kind, of_queue, of_rank, new_at, new_seq, now_at);
-    RETURN true;
+    RETURN is_lower;
 END
 $$;
 
--- Returns true if lower_mark() would change nothing for ready jobs there. This is the only look-up that most added jobs need.
-CREATE FUNCTION @.is_after_mark(of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
-LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-BEGIN
-    RETURN new_at >= @.wall(NULL) - 250000 AND EXISTS (
-        SELECT 1 FROM (
-            SELECT * FROM @.marks WHERE kind = 'ready' AND queue = of_queue AND rank = of_rank ORDER BY n DESC LIMIT 1
-        ) AS newest
-        WHERE set_at BETWEEN 1 AND now_at AND (newest.at, newest.seq) <= (new_at, new_seq) AND NOT EXISTS (
-            SELECT 1 FROM @.marks WHERE kind = 'idle' AND marks.queue = of_queue AND rank = of_rank AND n > newest.n
-        )
-    );
-END
-$$;
-
-CREATE FUNCTION @.mark_lock(kind text, queue text, rank integer) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
-    SELECT hashtextextended('@.marks ' || kind || ' ' || queue || ' ' || rank::text, 0) -- immutable, so that it is inlined into its callers' plans
-$$;
-
--- Returns true if this transaction may raise the mark m; to be called before the index is read. Returns false if the mark was set a moment
--- ago, is not the newest, or is being lowered or raised by another transaction.
-CREATE FUNCTION @.may_raise_mark(m @.marks, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN m.set_at < now_at - 200000 AND pg_try_advisory_xact_lock(@.mark_lock(m.kind, m.queue, m.rank))
-        AND (@.newest_mark(m.kind, m.queue, m.rank, now_at)).n IS NOT DISTINCT FROM m.n;
-END
-$$;
-
--- Records that no row lives before (new_at, new_seq), because the index was read from the mark m on, after may_raise_mark(m).
+-- Records that no row lives before (new_at, new_seq), because the index was read from the mark m on. Not again within a moment, but for a
+-- clock that was set back.
 CREATE FUNCTION @.raise_mark(m @.marks, new_at bigint, new_seq bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF new_at > now_at - 500000 THEN
         new_at := now_at - 500000;
         new_seq := 0;
     END IF;
-    IF (new_at, new_seq) > (m.at, m.seq) THEN
-        INSERT INTO @.marks (kind, queue, rank, at, seq, set_at) VALUES (m.kind, m.queue, m.rank, new_at, new_seq, now_at);
+    IF (new_at, new_seq) > (m.at, m.seq) AND m.set_at NOT BETWEEN now_at - 200000 AND now_at THEN
+        INSERT INTO @.marks (kind, queue, rank, gen, at, seq, set_at) VALUES (m.kind, m.queue, m.rank, m.gen, new_at, new_seq, now_at);
     END IF;
 END
 $$;
@@ -126,11 +67,11 @@ $$;
 -- index. The function is inlined into the calling statement, which may stop after a few, and determines the plan.
 CREATE FUNCTION @.walk_marks(first text, past text) RETURNS SETOF @.marks LANGUAGE sql STABLE AS $$
     WITH RECURSIVE step AS (
-        (SELECT * FROM @.marks WHERE kind = 'ready' AND queue >= first ORDER BY kind, queue, rank, n DESC LIMIT 1)
+        (SELECT * FROM @.marks WHERE kind = 'ready' AND queue >= first ORDER BY kind, queue, rank, gen DESC, n DESC LIMIT 1)
         UNION ALL
         SELECT next.* FROM step CROSS JOIN LATERAL (
             SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank)
-            ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
+            ORDER BY kind, marks.queue, marks.rank, marks.gen DESC, marks.n DESC LIMIT 1
         ) AS next
         WHERE past IS NULL OR next.queue < past
     )
@@ -138,21 +79,33 @@ CREATE FUNCTION @.walk_marks(first text, past text) RETURNS SETOF @.marks LANGUA
 $$;
 
 -- Returns the marks of all queues, or of one.
-CREATE FUNCTION @.ready_marks(now_at bigint, of_queue text DEFAULT NULL) RETURNS SETOF @.marks LANGUAGE plpgsql
+CREATE FUNCTION @.ready_marks(of_queue text DEFAULT NULL) RETURNS SETOF @.marks LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
-    RETURN QUERY SELECT (@.trusted(m, now_at)).* FROM @.walk_marks(coalesce(of_queue, ''), of_queue || E'\x01') AS m;
+    RETURN QUERY SELECT * FROM @.walk_marks(coalesce(of_queue, ''), of_queue || E'\x01');
 END
 $$;
 
--- Returns when the first ready job in the mark's place was due; NULL if there is none.
-CREATE FUNCTION @.first_ready(m @.marks) RETURNS bigint
+-- Returns the first ready job in the mark's place.
+CREATE FUNCTION @.first_ready(m @.marks, OUT due_at bigint, OUT seq bigint)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
 BEGIN
-    RETURN (
-        SELECT due_at FROM @.jobs WHERE status = S.READY AND queue = m.queue AND (-priority) = m.rank AND (due_at, seq) >= (m.at, m.seq)
-        ORDER BY due_at, seq LIMIT 1
-    );
+    SELECT due_at, seq INTO due_at, seq FROM @.jobs WHERE status = S.READY AND queue = m.queue AND (-priority) = m.rank AND (due_at, seq) >= (m.at, m.seq)
+    ORDER BY due_at, seq LIMIT 1;
+END
+$$;
+
+-- Raises a place's mark to the first job that is still ready, even if another transaction has locked it, because it may stay ready.
+CREATE FUNCTION @.raise_ready_mark(of_queue text, of_rank integer, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    m @.marks := @.newest_mark('ready', of_queue, of_rank);
+    first record;
+BEGIN
+    IF m.set_at NOT BETWEEN now_at - 200000 AND now_at THEN
+        first := @.first_ready(m);
+        PERFORM @.raise_mark(m, coalesce(first.due_at, now_at), coalesce(first.seq, 0), now_at);
+    END IF;
 END
 $$;
 
@@ -184,22 +137,16 @@ BEGIN
     ELSIF NEW.late_priority IS NOT NULL
         AND position('@.' || NEW.queue || ' ' || NEW.late_priority || ';' IN coalesce(current_setting('taskflow.uncommitted_places', true), '')) = 0
     THEN
-        RETURN NULL; -- not at the commit, but after the INSERT (SET CONSTRAINTS): others' transactions would wait for the locks
-    ELSIF current_setting('transaction_isolation') NOT LIKE 'read %' THEN -- it does not see the current marks: read from the start once
-        INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
-        SELECT CASE WHEN NEW.late_priority IS NULL THEN 'due' ELSE 'ready' END, CASE WHEN NEW.late_priority IS NULL THEN '' ELSE NEW.queue END,
-            coalesce(-NEW.late_priority, 0), 0, 0, @.wall(NULL);
+        RETURN NULL; -- not at the commit, but after the INSERT (SET CONSTRAINTS): others would wait for what it takes until the end
+    ELSIF @.has_fixed_snapshot() THEN -- it does not see the current marks: read from the start once
+        INSERT INTO @.marks (kind, queue, rank, gen, at, set_at) VALUES (
+            CASE WHEN NEW.late_priority IS NULL THEN 'due' ELSE 'ready' END, CASE WHEN NEW.late_priority IS NULL THEN '' ELSE NEW.queue END,
+            coalesce(-NEW.late_priority, 0), @.wall(NULL), 0, @.wall(NULL)
+        );
     ELSIF NEW.late_priority IS NULL THEN
-        PERFORM @.take_lock(@.mark_lock('due', '', 0), true); -- no transaction may raise the mark during the commit
         PERFORM @.lower_mark('due', '', 0, NEW.late_at, 0, @.wall(NULL));
     ELSE
-        -- A claim that raises this mark at the moment raises it to half a second ago: a younger job need not wait for the claim's commit.
-        IF NOT pg_try_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority)) AND NEW.late_at < @.wall(NULL) - 250000 THEN
-            PERFORM @.take_lock(@.mark_lock('ready', NEW.queue, -NEW.late_priority), true);
-        END IF;
-        IF NOT @.is_after_mark(NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL)) THEN
-            PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
-        END IF;
+        PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
     END IF;
     PERFORM @.notify_at_commit(CASE WHEN NEW.late_priority IS NOT NULL THEN 'queue:' || NEW.queue END);
     RETURN NULL;
@@ -221,7 +168,6 @@ DECLARE
     live @.marks[];
     m @.marks;
 BEGIN
-    PERFORM @.take_lock(hashtextextended('@.check_marks', 0));
     WITH RECURSIVE ready AS (
         (SELECT queue, priority, due_at, seq FROM @.jobs WHERE status = S.READY ORDER BY queue, (-priority), due_at, seq LIMIT 1)
         UNION ALL
@@ -247,13 +193,11 @@ BEGIN
             ORDER BY due_at, seq LIMIT 1
         )
         UNION ALL
-        (SELECT 'expiry', '', 0, expires_at, 0 FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING ORDER BY expires_at, id LIMIT 1)
-        UNION ALL
         (SELECT 'fade', '', 0, fade_at, 0 FROM @.jobs WHERE fade_at IS NOT NULL ORDER BY fade_at, id LIMIT 1)
         UNION ALL
         (SELECT 'tally', '', 0, id, 0 FROM @.tally ORDER BY id LIMIT 1)
     )
-    SELECT coalesce(array_agg(ROW(kind, queue, rank, NULL, at, seq, 0)::@.marks), '{}') INTO live FROM every;
+    SELECT coalesce(array_agg(ROW(kind, queue, rank, 0, NULL, at, seq, 0)::@.marks), '{}') INTO live FROM every;
     now_at := @.wall(wall); -- marks that were set while it was reading are not from the future
     FOREACH m IN ARRAY live LOOP
         IF @.lower_mark(m.kind, m.queue, m.rank, m.at, m.seq, now_at) AND m.kind IN ('ready', 'due') THEN
@@ -261,55 +205,34 @@ BEGIN
         END IF;
     END LOOP;
     PERFORM @.drop_old_marks(now_at);
-    INSERT INTO @.meta (name, value) VALUES ('check_marks_at', now_at + greatest(10000000, 10 * (@.wall(NULL) - began_at)))
-    ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+    UPDATE @.meta SET value = now_at + greatest(10000000, 10 * (@.wall(NULL) - began_at)) WHERE name = 'check_marks_at';
     wakeups := @.wakeups();
 END
 $$;
 
 -- Returns true if it is time for check_marks and the caller should call it. Checks take at most a tenth of all time. No other caller gets
--- true until the check has ended, or for ten seconds if it fails.
+-- true until the check has ended, or for a minute if it fails.
 CREATE FUNCTION @.may_check_marks(now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS ( -- the last of these, unless the clock was set back
-        SELECT 1 FROM @.meta WHERE name IN ('check_marks_at', 'check_marks_turn') AND value > now_at AND value <= now_at + 86400000000
-    ) THEN
-        RETURN false;
-    ELSIF NOT @.try_lock(hashtextextended('@.check_marks_turn', 0)) THEN -- a heartbeat must not wait for upkeep
-        RETURN false;
-    END IF;
-    -- Not in the row that check_marks itself writes at its end: at "repeatable read" it would then fail and lose all its work.
-    INSERT INTO @.meta (name, value) VALUES ('check_marks_turn', now_at + 10000000) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-    RETURN true;
+    UPDATE @.meta SET value = now_at + 60000000 WHERE ctid = ANY (ARRAY( -- a time a day ahead is of a clock that was set back
+        SELECT ctid FROM @.meta WHERE name = 'check_marks_at' AND value NOT BETWEEN now_at + 1 AND now_at + 86400000000 FOR UPDATE SKIP LOCKED
+    ));
+    RETURN FOUND;
 END
 $$;
 
--- Drops rows that no mark and no verb needs any more. A place in which no job has become ready for ten seconds is idle, and claims need not
--- look there. First its mark is recorded as idle, so that a function that makes a job ready there adds a mark again (lower_mark). The marks
--- by which claims look there are dropped ten seconds later, when all other transactions have ended, or lower their marks when they commit.
--- After an hour the place is forgotten.
+-- Drops rows that no mark and no verb needs any more. Claims need not look at a place in which no job has become ready for 20 seconds. A
+-- verb that finds a mark older than ten seconds renews it (lower_mark), so none relies on one that is dropped.
 CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    DELETE FROM @.marks AS old USING (SELECT kind, queue, rank, max(n) AS n FROM @.marks GROUP BY kind, queue, rank) AS newest
-    WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.rank = old.rank AND newest.n > old.n;
+    DELETE FROM @.marks AS old USING (SELECT DISTINCT ON (kind, queue, rank) * FROM @.marks ORDER BY kind, queue, rank, gen DESC, n DESC) AS newest
+    WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.rank = old.rank AND newest.n <> old.n;
+    DELETE FROM @.marks AS old WHERE kind = 'ready' AND set_at < now_at - 20000000 AND (@.first_ready(old)).due_at IS NULL;
     DELETE FROM @.requests AS old USING (SELECT session, max(request) AS request FROM @.requests GROUP BY session) AS newest
     WHERE newest.session = old.session AND newest.request > old.request;
     DELETE FROM @.requests WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = session);
     DELETE FROM @.awaited WHERE until_when < now_at;
     DELETE FROM @.idle WHERE since < @.noted_since();
-    DELETE FROM @.marks AS old USING @.marks AS idle
-    WHERE old.kind = 'ready' AND idle.kind = 'idle' AND idle.queue = old.queue AND idle.rank = old.rank AND idle.n > old.n
-        AND idle.set_at < now_at - 10000000 AND @.first_ready(old) IS NULL;
-    INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
-    SELECT 'idle', queue, rank, at, seq, now_at FROM @.ready_marks(now_at) AS m
-    WHERE set_at < now_at - 10000000 AND @.first_ready(m) IS NULL
-        AND NOT EXISTS (SELECT 1 FROM @.marks AS known WHERE known.kind = 'idle' AND known.queue = m.queue AND known.rank = m.rank AND known.n > m.n);
-    DELETE FROM @.marks AS idle WHERE kind = 'idle' AND (
-        set_at < now_at - 3600000000 OR EXISTS (
-            SELECT 1 FROM @.marks AS newer
-            WHERE newer.kind = 'ready' AND newer.queue = idle.queue AND newer.rank = idle.rank AND newer.n > idle.n
-        )
-    );
 END
 $$;

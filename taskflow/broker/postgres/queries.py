@@ -93,7 +93,7 @@ class ScanShape(NamedTuple):
     with_records: bool = False
 
 
-_FLOORS: Final = {"due": ("due", "due_at"), "expiring": ("expiry", "expires_at"), "fading": ("fade", "fade_at")}
+_FLOORS: Final = {"due": ("due", "due_at"), "fading": ("fade", "fade_at")}
 """Indexes that are read from a low-water mark on: the kind of the mark, and the column."""
 
 _FROM_FIRST_LEASE: Final = (ScanShape("leases", prefix=1), ScanShape("marked", prefix=1))
@@ -145,7 +145,7 @@ def scan_sql(
         conditions.append(f"({index.when})")
     if shape.of in _FLOORS and not shape.backwards and not sizes[0]:
         kind, column = _FLOORS[shape.of]
-        conditions.append(f"r.{column} >= (SELECT at FROM @.newest_mark('{kind}', '', 0, @.wall(NULL)))")
+        conditions.append(f"r.{column} >= (SELECT at FROM @.newest_mark('{kind}'))")
     order = ", ".join(f"{place} {'DESC' if shape.backwards else 'ASC'}" for place in at)
     table, value = f"@.{TABLES[index.kind]} AS r", "NULL"
     if index.entries is not None:
@@ -217,7 +217,7 @@ def grouping() -> str:
                 GROUP BY queue, status
             ) SELECT {_row_of(part="of_part", rev="n", queue="queue", status="code")} FROM every""",
         "groups_ready": f"""SELECT {_row_of(**first, queue="m.queue", priority="(-m.rank)::smallint", due_at="f.due_at", seq="f.seq")}
-            FROM @.ready_marks(@.wall(NULL)) AS m CROSS JOIN LATERAL (
+            FROM @.ready_marks() AS m CROSS JOIN LATERAL (
                 SELECT due_at, seq FROM @.jobs
                 WHERE status = 2 AND queue = m.queue AND (-priority) = m.rank AND (due_at, seq) >= (m.at, m.seq)
                 ORDER BY due_at, seq LIMIT 1

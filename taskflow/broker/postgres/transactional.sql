@@ -74,7 +74,7 @@ DECLARE
 BEGIN
     IF is_arriving THEN
         is_late := @.announce_at_commit('due');
-    ELSIF of_status = S.SCHEDULED AND @.is_first_due(due, now_at) THEN
+    ELSIF of_status = S.SCHEDULED AND @.is_first_due(due) THEN
         PERFORM @.announce_at_commit('due');
     END IF;
     INSERT INTO @.tally (queue, event, after, n, late_priority, late_at)
@@ -86,9 +86,9 @@ END
 $$;
 
 -- Returns true if no other job is due before this time: only the first determines when the next upkeep is due.
-CREATE FUNCTION @.is_first_due(due bigint, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.is_first_due(due bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    from_at CONSTANT bigint := (@.newest_mark('due', '', 0, now_at)).at;
+    from_at CONSTANT bigint := (@.newest_mark('due')).at;
 BEGIN
     RETURN NOT EXISTS (
         SELECT 1 FROM @.jobs

@@ -222,7 +222,6 @@ FUNCTIONS: Final = {
         "next_queue",
         "raise_ready_mark",
         "newest_mark",
-        "is_after_mark",
         "lower_mark",
         "may_check_marks",
     ),

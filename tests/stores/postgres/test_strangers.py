@@ -138,12 +138,7 @@ async def lapse(broker: Broker, connection: asyncpg.Connection) -> None:
 
 LOCKS: Final = """
     SELECT taskflow.listener_registration_lock()
-    UNION ALL SELECT taskflow.mark_lock(kind, queue, rank::integer)
-    FROM (
-        VALUES ('ready', 'default', 0), ('idle', 'default', 0), ('due', '', 0), ('expiry', '', 0), ('fade', '', 0), ('tally', '', 0)
-    ) AS m (kind, queue, rank)
-    UNION ALL SELECT hashtextextended('"taskflow".' || name, 0)
-    FROM unnest(ARRAY['sum_counts', 'check_marks', 'check_marks_turn', 'notifying queue:default', 'notifying due']) AS name
+    UNION ALL SELECT hashtextextended('"taskflow".notifying ' || topic, 0) FROM unnest(ARRAY['queue:default', 'due']) AS topic
 """
 """The advisory locks that our functions take for such jobs."""
 

@@ -58,14 +58,13 @@ COMMENT ON TABLE @.requests IS 'The requests by which sessions have claimed jobs
 
 -- --- marks and counts --------------------------------------------------------------------------------
 
--- How far an ordered index has been read: in a place of this kind, no live row is known before (at, seq). The newest row of a place counts;
--- older ones are never read, and are dropped now and then. Rows are added and never changed, because all versions of a row that changes
+-- How far an ordered index has been read: in a place of this kind, no live row is known before (at, seq). Of a place the newest row of the
+-- highest `gen` counts; others are never read, and are dropped now and then. Rows are added and never changed, because all versions of a row that changes
 -- often would have to be read while a long transaction keeps them.
 --
 -- kind     place              order                 written by
 -- ready    queue, -priority   jobs_ready            every function that makes a job ready, and claims
 -- due                         jobs_due              upkeep
--- expiry                      jobs_expiring         upkeep, and functions that put an expired job back
 -- fade                        jobs_fading           upkeep, and functions that drop the kept data of a job
 -- kept     queue, 1: failed   jobs_failed, or both others  upkeep
 -- tally                       id of tally           upkeep
@@ -73,13 +72,14 @@ CREATE TABLE @.marks (
     kind text COLLATE "C" NOT NULL,
     queue text COLLATE "C" NOT NULL DEFAULT '',
     rank smallint NOT NULL DEFAULT 0,
+    gen bigint NOT NULL DEFAULT 0,
     n bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
     at bigint NOT NULL,
     seq bigint NOT NULL DEFAULT 0,
     set_at bigint NOT NULL
 ) WITH (autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.marks IS 'Low-water marks: where to begin to read an index of jobs.';
-CREATE UNIQUE INDEX marks_newest ON @.marks (kind, queue, rank, n DESC);
+CREATE UNIQUE INDEX marks_newest ON @.marks (kind, queue, rank, gen DESC, n DESC);
 
 -- The changes that a function has made in a queue, one row each, so that none waits for another: `n` jobs moved with an event from one
 -- status to another. `late`: a job became ready or scheduled in a transaction that may last long; see low_water_marks.sql.
@@ -112,5 +112,7 @@ COMMENT ON VIEW @.counted IS 'totals and tally together.';
 
 CREATE TABLE @.meta (name text PRIMARY KEY, value bigint NOT NULL)
     WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
-COMMENT ON TABLE @.meta IS 'The version of this schema, its random number, the time of the last heartbeat, and when to check the marks.';
+COMMENT ON TABLE @.meta IS 'The version of this schema, its random number, when to check the marks, and rows to lock.';
 INSERT INTO @.meta (name, value) VALUES ('store', ('x' || substr(replace(gen_random_uuid()::text, '-', ''), 17))::bit(64)::bigint);
+INSERT INTO @.meta (name, value) VALUES ('check_marks_at', 0);
+INSERT INTO @.meta (name, value) SELECT 'keys ' || n, 0 FROM generate_series(0, 63) AS n; -- see lock_records()
