@@ -1,7 +1,7 @@
 """One behavioural suite that every broker passes: each clause of `taskflow.broker.protocol` and `console` is a test of its name.
 
 `test_<clause>` or `test_<clause>__<more>` claims one clause, on each kind of store in `tests.support.harnesses`.
-Beside them: `moves` the table of legal moves, one by one · `traces` ways to break the protocol · `machine` random orders of verbs
+Beside them: `moves` the table of legal moves, one by one · `traces` counterexamples of the model · `machine` random orders of verbs
 and mishaps, compared with the memory broker · `mutants` broken brokers, each of which must fail its clause and no other ·
 `failpoints` a process killed at every verb.
 

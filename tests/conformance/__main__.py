@@ -19,7 +19,7 @@ from tests.support.harnesses import BROKERS, StoreHarness
 
 BESIDE: Final = {
     "moves": "tests that each legal move is made, on every broker",
-    "traces": "ways to break the protocol answered rightly, or convicting the mutant that they are for",
+    "traces": "counterexamples of the model answered rightly, or convicting the mutant that they are for",
     "brokers": "claims on loops, threads, siblings and restarts",
     "failpoints": "failpoints passed: replies lost, a process killed, a process held up",
 }

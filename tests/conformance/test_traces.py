@@ -1,4 +1,4 @@
-"""Ways to break the lease protocol, put to every broker."""
+"""What the protocol's model found out about broken rules, put to every real broker."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
-from tests.conformance import traces
 from tests.conformance.mutants import Mutant, beats, claims, fences, harness_of, settling
-from tests.conformance.traces import TRACES, Trace, replay
+from tests.conformance.traces import replay
+from tests.protocol_model import traces
+from tests.protocol_model.traces import TRACES, Trace
 from tests.support.world import World
 
 CONVICTED: tuple[tuple[Trace, type[Mutant]], ...] = (

@@ -1,4 +1,4 @@
-"""The long search: the state machine on every broker."""
+"""The long searches: the state machine on every broker, and the protocol's model in its larger worlds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import pytest
 
 from tests.conformance.machine import machine_for, run_machine
+from tests.protocol_model.report import FULL, report
 from tests.support.harnesses import BROKERS, NewestPostgresHarness, StoreHarness
 
 
@@ -16,3 +17,7 @@ def test_a_broker_does_as_its_model(harness: type[StoreHarness]) -> None:
     seed = random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")
     run_machine(machine_for(harness), examples=200, steps=50, seed=seed)
+
+
+def test_the_protocol_holds_in_larger_worlds() -> None:
+    assert report(FULL)
