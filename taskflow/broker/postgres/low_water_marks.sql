@@ -1,7 +1,7 @@
 -- Low-water marks: positions from which to read an index. While any transaction in the database is open, rows that died after it began
 -- cannot be vacuumed, and a reader that starts at the beginning of an index would pass all of them each time.
 --
--- A mark may be too low, but not too high for long, because jobs before it are not found. Nobody waits for a lock of a mark. Of the rows of
+-- A mark may be too low, but not too high for long, because jobs before it are not found. No transaction waits for a lock of a mark. Of the rows of
 -- a place the one with the highest `gen` counts, and of these the newest. Who puts a job before the mark adds a lower one with a higher
 -- `gen` in the same transaction (lower_mark). Who has read the index from a mark on adds a higher one with the same `gen` (raise_mark): it
 -- loses against a lower one that it has not seen. New jobs do not lie before a mark, because none goes beyond half a second ago. A
