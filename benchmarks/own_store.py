@@ -23,8 +23,8 @@ from taskflow import enqueue, job
 from taskflow.app.app import default_app
 from taskflow.broker.console import Console
 from taskflow.broker.url import connect, masked
+from taskflow.model.clock import SYSTEM_RANDOM
 from taskflow.model.record import ENDED
-from taskflow.model.seams import SYSTEM_RANDOM
 
 SINGLY_FOR: Final = 2.0
 """Seconds for which calls are sent one after another."""

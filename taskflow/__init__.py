@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from taskflow.app.portal import run_sync as run_sync
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
-    from taskflow.model.backoff import Backoff as Backoff
-    from taskflow.model.codec.registered import register_type as register_type
-    from taskflow.model.codec.secret import Secret as Secret
+    from taskflow.model.codec.compiler import Secret as Secret
+    from taskflow.model.codec.untyped import register_type as register_type
     from taskflow.model.errors import (
         BrokerError as BrokerError,
         BrokerRefused as BrokerRefused,
@@ -64,8 +63,8 @@ if TYPE_CHECKING:
         UnknownSchedule as UnknownSchedule,
         WrongConnection as WrongConnection,
     )
-    from taskflow.model.progress import Progress as Progress
     from taskflow.model.record import Status as Status
+    from taskflow.model.rules import Backoff as Backoff
     from taskflow.model.verdict import (
         Cancelled as Cancelled,
         Completed as Completed,
@@ -73,6 +72,7 @@ if TYPE_CHECKING:
         Failed as Failed,
         HandedBack as HandedBack,
         Parked as Parked,
+        Progress as Progress,
         Retried as Retried,
         RunEnding as RunEnding,
         RunError as RunError,
@@ -101,9 +101,9 @@ _HOMES = {
     "taskflow.app.portal": "run_sync",
     "taskflow.app.schedules": "ScheduleInfo schedules",
     "taskflow.app.sending": "enqueue enqueue_sync",
-    "taskflow.model.backoff": "Backoff",
-    "taskflow.model.codec.registered": "register_type",
-    "taskflow.model.codec.secret": "Secret",
+    "taskflow.model.rules": "Backoff",
+    "taskflow.model.codec.untyped": "register_type",
+    "taskflow.model.codec.compiler": "Secret",
     "taskflow.model.errors": (
         "BrokerError BrokerRefused BrokerUnavailable BrokerUrlError CodecError ConfigurationError DeclarationError DecodeError "
         "DriverMissing EncodeError EnqueueFailed InvalidJobId JobCancelled JobError JobFailed JobStopping KeyConflict LeaseLost "

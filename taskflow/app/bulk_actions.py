@@ -15,9 +15,8 @@ from taskflow.broker.console import Page, Redone, View
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.job_schema import check_tag
-from taskflow.model.printable import shown
+from taskflow.model.printable import nearest, shown
 from taskflow.model.record import ENDED, LIVE, WAITING, Record, Status
-from taskflow.model.suggestions import nearest
 
 T = TypeVar("T")
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from taskflow.app.option_checks import seconds_of
 from taskflow.model.clock import SystemClock, instant_of
-from taskflow.model.codec.signature import CallArguments
+from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.errors import TaskflowError, name_as_public
 from taskflow.model.ids import IdFactory, id_text
-from taskflow.model.progress import Progress
+from taskflow.model.verdict import Progress
 
 if TYPE_CHECKING:
     from taskflow.app.connections.types import Connection
@@ -142,7 +142,7 @@ class JobContext:
     @property
     def caused_by(self) -> str | None:
         """The id of the job whose failure has sent this one by ``on_failure``, as text, or None."""
-        from taskflow.model.follow_up import CAUSED_BY
+        from taskflow.model.envelope import CAUSED_BY
 
         return self._lease.envelope.headers.get(CAUSED_BY)
 

@@ -23,7 +23,7 @@ from taskflow.model.codec.records import ClassFields
 from taskflow.model.errors import EncodeError
 from taskflow.model.ids import MAX_KEY_BYTES, check_key
 from taskflow.model.masking import HIDDEN, is_secret as has_secret_name
-from taskflow.model.suggestions import nearest
+from taskflow.model.printable import nearest
 
 _FIELD: Final = re.compile(r"(?P<name>\w+)(?P<path>(?:\.\w+|\[[^][]+])*)(?:\?(?P<none>.*))?", re.DOTALL)
 _STEP: Final = re.compile(r"\.(\w+)|\[([^][]+)]")

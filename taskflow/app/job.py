@@ -20,8 +20,8 @@ from taskflow.app.options import EnqueueOptions
 from taskflow.app.sending import send_call, send_call_sync
 from taskflow.app.settings import Settings
 from taskflow.model.codec import decode_by_name, encode_by_name
+from taskflow.model.codec.function import CallArguments
 from taskflow.model.codec.payload import seal_json
-from taskflow.model.codec.signature import CallArguments
 from taskflow.model.envelope import Envelope, check_job_name
 from taskflow.model.errors import EncodeError
 from taskflow.model.job_schema import bare_text

@@ -13,9 +13,9 @@ import msgspec
 from taskflow.app.context import NamesArguments
 from taskflow.model.codec import Limits, decode_by_name
 from taskflow.model.errors import CodecError, DeclarationError
-from taskflow.model.progress import Progress
-from taskflow.model.record import POISON, Status, queue_wait
-from taskflow.model.verdict import RunEnding
+from taskflow.model.record import Status, queue_wait
+from taskflow.model.verdict import Progress, RunEnding
+from taskflow.model.wording import POISON
 
 
 class StoredArguments:

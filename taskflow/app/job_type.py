@@ -15,7 +15,7 @@ from taskflow.app.context import JobContext
 from taskflow.app.options import Options, Policy, RunsIn
 from taskflow.app.settings import Settings
 from taskflow.model.codec import FunctionCodec, Limits
-from taskflow.model.codec.signature import CallArguments
+from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import DeclarationError
 from taskflow.model.ids import id_text

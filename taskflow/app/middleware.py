@@ -14,12 +14,12 @@ import msgspec
 from taskflow.app.context import JobContext, NamesArguments, arguments_of
 from taskflow.app.job_info import JobInfo
 from taskflow.model.codec import decode_value
-from taskflow.model.codec.signature import CallArguments
+from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import OWN_HEADERS, Envelope
 from taskflow.model.errors import ConfigurationError, TaskflowError
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import check_headers
-from taskflow.model.suggestions import nearest
+from taskflow.model.printable import nearest
 from taskflow.model.verdict import Verdict
 
 

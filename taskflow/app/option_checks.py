@@ -23,14 +23,12 @@ from taskflow.app.options import (
     SharedOptions,
     packed_follow_up,
 )
-from taskflow.model.backoff import Backoff, RetryFunction
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
 from taskflow.model.envelope import OWN_HEADERS, Envelope, OnConflict, check_envelope
 from taskflow.model.ids import check_key
 from taskflow.model.job_schema import bare_text, check_tags
-from taskflow.model.printable import shown
-from taskflow.model.rules import LONGEST
-from taskflow.model.suggestions import nearest
+from taskflow.model.printable import nearest, shown
+from taskflow.model.rules import LONGEST, Backoff, RetryFunction
 
 MAX_ATTEMPTS: Final = 1_000_000
 _OF_CALLS: Final = (*SharedOptions.__annotations__, *KeyOptions.__annotations__)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, runt
 import msgspec
 
 from taskflow.app.connections.types import Connection
-from taskflow.model.backoff import Backoff, RetryFunction
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.ids import key_digest
 from taskflow.model.job_schema import DEFAULT_QUEUE
+from taskflow.model.rules import Backoff, RetryFunction
 
 if TYPE_CHECKING:  # loaded only by jobs that use them
     from taskflow.app.declared_key import DeclaredKey
@@ -170,7 +170,7 @@ _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 def packed_follow_up(follow_up: Envelope) -> bytes:
     """Return the packed call that is to be sent on failure."""
-    from taskflow.model.follow_up import pack_follow_up
+    from taskflow.model.envelope import pack_follow_up
 
     try:
         return pack_follow_up(follow_up)

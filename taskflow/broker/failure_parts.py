@@ -9,7 +9,7 @@ import msgspec
 
 from taskflow.broker.console import FailureGroupRecord
 from taskflow.model.clock import instant_of
-from taskflow.model.failure_cause import deploy_in, fingerprint_in
+from taskflow.model.fingerprint import deploy_in, fingerprint_in
 from taskflow.model.stored_values import LATEST
 
 

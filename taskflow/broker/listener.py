@@ -18,10 +18,10 @@ from typing import Any, Final, NamedTuple
 from taskflow.broker.duty import Duty
 from taskflow.broker.topics import ANY_QUEUE, QUEUE_PREFIX, job as job_topic, job_ids, split_topics
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
+from taskflow.model.clock import SYSTEM_RANDOM
 from taskflow.model.errors import BrokerError
 from taskflow.model.record import Record
 from taskflow.model.retry import Pauses, Retries
-from taskflow.model.seams import SYSTEM_RANDOM
 
 PAUSES: Final = Pauses(0.05, 2.0)
 

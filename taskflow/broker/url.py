@@ -11,11 +11,11 @@ from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from taskflow.broker.protocol import Broker
+from taskflow.model.clock import Seams
 from taskflow.model.envelope import check_namespace
 from taskflow.model.errors import BrokerUrlError, ConfigurationError, DriverMissing
+from taskflow.model.printable import nearest
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
-from taskflow.model.suggestions import nearest
 from taskflow.model.wording import IN_PASSWORDS
 
 _REDIS_OPTIONS: Final = ("namespace", "durability", "evicting", "tls_ca", "tls_cert", "tls_key", "tls_check")

@@ -97,7 +97,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _hint(slip: str, known: Iterable[str], prefix: str = "") -> str:
-    from taskflow.model.suggestions import nearest
+    from taskflow.model.printable import nearest
 
     near = nearest(slip, sorted(known))
     return f"; did you mean {prefix}{near}?" if near else ""

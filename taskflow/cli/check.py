@@ -19,12 +19,12 @@ from taskflow.cli.json_text import print_json
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
 from taskflow.cli.store import existing_broker, with_store
 from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, hanging, painted, room, wrapped
+from taskflow.model.clock import Seams
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.fingerprint import shape
 from taskflow.model.ids import id_text
 from taskflow.model.printable import INDENT, one_line
 from taskflow.model.record import Record, Status
-from taskflow.model.seams import Seams
 from taskflow.model.verdict import Failed, Parked, Verdict
 from taskflow.model.wording import WAYS_OUT
 from taskflow.worker.executor import Executor

@@ -12,9 +12,10 @@ import msgspec
 from taskflow.cli.time_format import moment, span
 from taskflow.model import wording
 from taskflow.model.ids import id_text
-from taskflow.model.record import POISON, Record, Status
+from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import SessionRecord
+from taskflow.model.wording import POISON
 
 
 class Reason(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from taskflow.app.context import running
-from taskflow.model.safe_log import log_safely
+from taskflow.model.printable import log_safely
 
 log: Final = logging.getLogger("taskflow.worker")
 

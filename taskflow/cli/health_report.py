@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from taskflow.cli.fleet import CHECK_EVERY, REPORT_EVERY, Fleet, report_line
 from taskflow.cli.sd_notify import SystemdNotifier
-from taskflow.model.seams import start_thread
+from taskflow.model.clock import start_thread
 from taskflow.worker.events import WorkerEvent
 from taskflow.worker.exit_status import ExitStatus
 from taskflow.worker.health import HealthCheck, WorkerHealth

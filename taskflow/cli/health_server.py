@@ -14,8 +14,8 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
 
+from taskflow.model.clock import start_thread
 from taskflow.model.errors import ConfigurationError
-from taskflow.model.seams import start_thread
 from taskflow.worker.health import HealthCheck
 
 log: Final = logging.getLogger("taskflow.worker")

@@ -23,8 +23,7 @@ from taskflow.model.codec import Limits
 from taskflow.model.ids import id_text
 from taskflow.model.masking import HIDDEN, DisplayLimits
 from taskflow.model.printable import MAX_CHARACTERS, indented, message, one_line
-from taskflow.model.record import Record
-from taskflow.model.timeline import Moment, timeline
+from taskflow.model.record import Moment, Record, timeline
 
 AT_A_GLANCE: Final = DisplayLimits(characters=400, items=20, levels=4)
 MOST_OF_VALUE: Final = 1_000

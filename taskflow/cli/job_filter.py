@@ -14,9 +14,8 @@ from taskflow.model.envelope import check_job_name, check_queue
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import parse_id
 from taskflow.model.job_schema import check_tag
-from taskflow.model.printable import one_line
+from taskflow.model.printable import nearest, one_line
 from taskflow.model.record import Status
-from taskflow.model.suggestions import nearest
 
 T = TypeVar("T")
 

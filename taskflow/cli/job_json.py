@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from taskflow.model.clock import instant_of
 from taskflow.model.codec import Limits, decode_by_name, decode_value
-from taskflow.model.codec.secret import RETURNED
+from taskflow.model.codec.compiler import RETURNED
 from taskflow.model.errors import CodecError
 from taskflow.model.ids import id_text
 from taskflow.model.masking import HIDDEN, DisplayLimits, is_secret, masked_map, masked_text, masked_value
@@ -96,7 +96,7 @@ def masked_headers(record: Record) -> dict[str, str]:
 
 def called_on_failure(packed: bytes) -> str:
     """Return the name of the job that is called if this one fails, without its arguments."""
-    from taskflow.model.follow_up import job_of
+    from taskflow.model.envelope import job_of
 
     try:
         return job_of(packed)

@@ -13,8 +13,7 @@ from taskflow.app.app import default_app
 from taskflow.app.job_type import Registry
 from taskflow.cli.tracebacks import print_users
 from taskflow.model.errors import ConfigurationError
-from taskflow.model.printable import message
-from taskflow.model.suggestions import nearest
+from taskflow.model.printable import message, nearest
 from taskflow.worker.run_errors import failure_of
 
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import Final, Self
 
+from taskflow.model.clock import start_thread
 from taskflow.model.printable import one_line
-from taskflow.model.seams import start_thread
 from taskflow.worker.events import SessionOpened, WindingDown, WorkerEvent
 from taskflow.worker.health import HealthCheck
 

@@ -19,8 +19,7 @@ from taskflow.cli.json_text import print_json
 from taskflow.cli.modules import TargetFailed, import_targets
 from taskflow.cli.store import with_store
 from taskflow.model.errors import CodecError, ConfigurationError, UnknownArgument
-from taskflow.model.printable import one_line
-from taskflow.model.suggestions import nearest
+from taskflow.model.printable import nearest, one_line
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -18,8 +18,8 @@ from typing import Any, Final, Self
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.interrupts import Interrupted, drops_exceptions, interrupts
 from taskflow.cli.main import WARNED_WITHIN, warn_of_slow_exit
-from taskflow.model.safe_log import log_safely
-from taskflow.model.seams import start_thread
+from taskflow.model.clock import start_thread
+from taskflow.model.printable import log_safely
 from taskflow.worker.children.syscalls import HANDLED, SAME_SIGNAL, keep_handlers_from_forks
 from taskflow.worker.worker import Worker
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from taskflow.cli.exit_codes import Exit
-from taskflow.model.seams import start_thread
+from taskflow.model.clock import start_thread
 
 DUMPED_WITHIN: Final = 2.0
 

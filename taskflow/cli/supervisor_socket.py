@@ -12,8 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
+from taskflow.model.clock import start_thread
 from taskflow.model.printable import one_line
-from taskflow.model.seams import start_thread
 from taskflow.worker.children.syscalls import end_with_parent
 from taskflow.worker.events import RunEnded, SessionOpened, WaitingForBroker, WorkerEvent
 

@@ -33,10 +33,8 @@ from taskflow.cli.stalled import end_stalled, show_stacks_when_killed
 from taskflow.cli.time_format import span
 from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.model.errors import BrokerError, ConfigurationError
-from taskflow.model.printable import one_line
+from taskflow.model.printable import log_safely, nearest, one_line
 from taskflow.model.record import Status
-from taskflow.model.safe_log import log_safely
-from taskflow.model.suggestions import nearest
 from taskflow.worker.death_report import report_death
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import DescriptorsClosed, WorkerEvent

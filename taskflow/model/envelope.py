@@ -1,4 +1,4 @@
-"""Envelopes and leases. An envelope is a serialized call to a job; a lease is an envelope that a session holds."""
+"""Envelopes, which are serialized calls to jobs; leases, which are envelopes held by sessions; and the calls that `on_failure` names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple
 import msgpack
 import msgspec
 
-from taskflow.model.backoff import Backoff
+from taskflow.model.ids import id_text
 from taskflow.model.job_schema import NOT_PLAIN, OPAQUE, PRIORITIES, SentAndShown, check_headers, check_tags, has_tags
 from taskflow.model.printable import shown
-from taskflow.model.rules import LONGEST
+from taskflow.model.rules import LONGEST, Backoff
 from taskflow.model.stored_values import Unreadable, unpacked
 
 NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -196,3 +196,47 @@ def tags_in(extras: bytes | None) -> tuple[str, ...]:
     except Exception:  # includes msgpack's own errors
         return ()
     return tags
+
+
+CAUSED_BY: Final = "tf-caused-by"
+"""The header of a follow-up that holds the id of the job that failed."""
+
+MAX_FOLLOW_UP: Final = 32_768
+"""The maximum size in bytes of a stored call, which travels with its job. It includes the `on_failure` of the call itself."""
+
+_NO_ID: Final = bytes(16)
+_DECODER: Final = msgspec.msgpack.Decoder(Envelope)
+
+
+def pack_follow_up(envelope: Envelope) -> bytes:
+    """Pack a call without its id. Raises ValueError if it is too large, or if its headers leave no room for `CAUSED_BY`."""
+    caused = _caused_by(envelope, _NO_ID, _NO_ID)
+    try:
+        check_envelope(caused)
+    except ValueError as error:
+        raise ValueError(f"the call of {envelope.job}: {error}, of which {CAUSED_BY} takes 48") from None
+    given = {name: getattr(envelope, name) for name in Envelope.__struct_fields__}
+    packed = msgspec.msgpack.encode({name: value for name, value in given.items() if value != getattr(_PLAIN, name)} | {"id": b""})
+    if len(packed) > MAX_FOLLOW_UP:
+        raise ValueError(
+            f"the call of {envelope.job} has {len(packed):,} bytes with its arguments and options, expected at most {MAX_FOLLOW_UP:,}: "
+            "pass a reference to large data, such as an id"
+        )
+    return packed
+
+
+def follow_up_of(packed: bytes, new_id: bytes, cause: bytes) -> Envelope:
+    """Return the envelope to send. `cause` is the id of the job that failed. Raises ValueError if the call cannot be read."""
+    try:
+        return check_envelope(_caused_by(_DECODER.decode(packed), new_id, cause))
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from error
+
+
+def job_of(packed: bytes) -> str:
+    """Return the name of the job that is called. Raises ValueError if the call cannot be read."""
+    return follow_up_of(packed, _NO_ID, _NO_ID).job
+
+
+def _caused_by(envelope: Envelope, new_id: bytes, cause: bytes) -> Envelope:
+    return msgspec.structs.replace(envelope, id=new_id, headers={**envelope.headers, CAUSED_BY: id_text(cause)})

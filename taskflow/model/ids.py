@@ -7,9 +7,9 @@ import struct
 import uuid
 from typing import Final
 
+from taskflow.model.clock import Seams
 from taskflow.model.errors import InvalidJobId
 from taskflow.model.printable import shown
-from taskflow.model.seams import Seams
 
 ID_BYTES: Final = 16
 

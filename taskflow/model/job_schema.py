@@ -12,9 +12,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from taskflow.model.backoff import Backoff
 from taskflow.model.printable import shown
-from taskflow.model.rules import LONGEST
+from taskflow.model.rules import LONGEST, Backoff
 from taskflow.model.stored_values import maybe, maybe_octets, maybe_text, number, text, unpacked, whole
 
 DEFAULT_QUEUE: Final = "default"

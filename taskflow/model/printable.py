@@ -1,7 +1,10 @@
-"""Makes text safe for a terminal or a text log. Stored text may contain escape sequences, line breaks and hidden characters."""
+"""Text for people: safe for a terminal or a log, whatever stored text contains. Also suggestions, and logging that never raises."""
 
 from __future__ import annotations
 
+import contextlib
+import traceback
+from collections.abc import Callable, Iterable
 from typing import Final
 
 MAX_CHARACTERS: Final = 16_384
@@ -66,3 +69,19 @@ def _cut(text: str, most: int, length: int) -> str:
         return text
     mark = f" [... of {length:,} characters]"
     return text[: most - len(mark)] + mark if most >= 1_000 else f"{text[: most - 3]}..."
+
+
+def nearest(word: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:
+    """Return the known name most similar to `word`, or None if none is similar. `similarity` is from 0 to 1."""
+    from difflib import get_close_matches  # imported here because most commands have nothing to suggest
+
+    return next(iter(get_close_matches(word, list(known), n=1, cutoff=similarity)), None)
+
+
+def log_safely(log: Callable[..., None], *args: object) -> None:
+    """Call `log(*args)`, where `log` is a method such as `logger.info`. If it raises, print the traceback to stderr."""
+    try:
+        log(*args)
+    except Exception:
+        with contextlib.suppress(Exception):
+            traceback.print_exc()

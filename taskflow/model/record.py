@@ -1,18 +1,18 @@
-"""Job statuses, and the records with which stores describe jobs."""
+"""Job statuses, the records with which stores describe jobs, and the timeline of a record."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from taskflow.model.clock import instant_of
-from taskflow.model.failure_cause import deploy_in, fingerprint_in
+from taskflow.model.fingerprint import deploy_in, fingerprint_in
 from taskflow.model.job_schema import OPAQUE, SentAndShown
-from taskflow.model.progress import Progress, unpack_progress
 from taskflow.model.stored_values import FieldReader, Unreadable, maybe_instant, maybe_octets, maybe_text
-from taskflow.model.verdict import RunError, unpack_errors
+from taskflow.model.verdict import Progress, RunEnding, RunError, unpack_errors, unpack_progress
+from taskflow.model.wording import POISON
 
 
 class Status(StrEnum):
@@ -53,10 +53,6 @@ CODES: Final = {
     Status.CANCELLED: 6,
 }
 BY_CODE: Final = {code: status for status, code in CODES.items()}
-
-
-# The reason begins like this if a job ended because its workers kept being lost.
-POISON: Final = "poison: "
 
 
 class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
@@ -175,3 +171,61 @@ def record_of(job: Any, reader: FieldReader, *, id: bytes, name: str, queue: str
         unreadable=reader.unreadable,
         **{field: extras[field] for field in _OPAQUE if field in extras},
     )
+
+
+class Moment(NamedTuple):
+    """An event in the life of a job, which may be in the future."""
+
+    at: datetime
+    text: str
+
+
+def timeline(record: Record, now: datetime) -> list[Moment]:
+    """Return what is known of the job's life. Runs that were snoozed, parked or handed back leave no trace."""
+    last = record.errors[-1] if record.errors else None
+    ran_at = record.started_at or (record.claimed_at if record.status is Status.RUNNING else None)
+    if record.status in WAITING or (last is not None and ran_at == instant_of(last.started_at)):
+        ran_at = None  # the last run came back, or is the one that left the last error
+    is_ready_at_once = last is None and record.due_at == record.created_at
+    found = [Moment(record.created_at, "sent, and ready at once" if is_ready_at_once else "sent")]
+    lost = record.failures - sum(error.ending is not RunEnding.CRASHED for error in record.errors)
+    if lost > 0 and last is not None:
+        found.append(Moment(record.created_at, f"{lost:,} earlier {'failures are' if lost > 1 else 'failure is'} no longer kept"))
+    for error in record.errors:
+        found += _failed_run(error)
+    was_ready = record.status is Status.READY if ran_at is None else record.due_at <= ran_at
+    if was_ready and not is_ready_at_once and record.due_at >= found[-1].at:
+        found.append(Moment(record.due_at, "ready"))
+    if ran_at is not None:
+        found.append(_started(ran_at, record.attempt, record.worker))
+    return [*found, *_what_follows(record, now)]
+
+
+def _failed_run(error: RunError) -> Iterator[Moment]:
+    if error.started_at:
+        yield _started(instant_of(error.started_at), error.attempt, error.worker)
+    is_crash = error.ending is RunEnding.CRASHED
+    ending = f": {error.message}" if is_crash else f" {error.ending}: {error.type}: {error.message}"
+    yield Moment(instant_of(error.at), f"attempt {error.attempt}{ending}")
+
+
+def _started(at: datetime, attempt: int, worker: str | None) -> Moment:
+    return Moment(at, f"attempt {attempt} started{f' on {worker}' if worker else ''}")
+
+
+def _what_follows(record: Record, now: datetime) -> Iterator[Moment]:
+    if record.ended_at is not None:
+        error = record.last_error  # if there is one, the line before has shown it, and the reason is the same
+        if error is not None and error.ending is RunEnding.FAILED and instant_of(error.at) == record.ended_at:
+            return  # "attempt 2 failed" has told the end
+        yield Moment(record.ended_at, f"{record.status}{f': {record.reason}' if record.reason and error is None else ''}")
+        return
+    if record.status is Status.RUNNING:
+        yield Moment(now, "asked to stop, and still running" if record.cancel_requested else "still running")
+    elif record.status is Status.SCHEDULED:
+        yield Moment(record.due_at, f"attempt {record.attempt} is due")
+    else:
+        waits_for = record.waiting_for or ("a worker" if record.status is Status.READY else "other jobs")
+        yield Moment(now, f"still waits for {waits_for}")
+    if record.expires_at is not None and record.status is not Status.RUNNING:
+        yield Moment(record.expires_at, "expires")

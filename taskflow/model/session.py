@@ -10,8 +10,9 @@ import msgspec
 
 from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import ClaimId
-from taskflow.model.progress import Progress
+from taskflow.model.fingerprint import poison_fingerprint
 from taskflow.model.stored_values import FieldReader, instant, octets, text, unpacked, whole
+from taskflow.model.verdict import Progress
 
 MAX_DIED_OF: Final = 200
 """The maximum length, in characters, of the text that says why a process died."""
@@ -139,8 +140,6 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
         """The fingerprint of jobs that are poison because of `died_of`; None without that."""
         if not self.died_of:
             return None
-        from taskflow.model.fingerprint import poison_fingerprint
-
         return poison_fingerprint(self.died_of)
 
     def __post_init__(self) -> None:

@@ -13,9 +13,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 import msgspec
 
 from taskflow.model.clock import MICROSECONDS, instant_of, microseconds_of
-from taskflow.model.printable import shown
+from taskflow.model.printable import nearest, shown
 from taskflow.model.rules import LONGEST
-from taskflow.model.suggestions import nearest
 
 if TYPE_CHECKING:
     from cronsim import CronSim

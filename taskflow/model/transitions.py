@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict
-from taskflow.model.failure_cause import UNKNOWN
+from taskflow.model.fingerprint import UNKNOWN, poison_fingerprint
 from taskflow.model.job_schema import Counters
 from taskflow.model.record import ENDED, WAITING, Status
 from taskflow.model.rules import Rules
@@ -202,8 +202,6 @@ def crash(
         if has_follow_up and job.crashes <= rules.most_crashes_as_poison:
             due = now + wait if wait and job.crashes > rules.max_crashes + 1 else None
             return Transition(Event.CRASH, job, None, reason, due, wording.FOLLOW_UP_WAITS, lost, is_poison=True)
-        from taskflow.model.fingerprint import poison_fingerprint
-
         reason += wording.FOLLOW_UP_LOST * has_follow_up
         return Transition(Event.CRASH, job, Status.FAILED, reason, error=lost, is_poison=True, cause=poison_fingerprint(died_of))
     return Transition(Event.CRASH, job, due_at=now + wait if wait else None, error=lost)

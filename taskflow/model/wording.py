@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Final
 
 from taskflow.model.ids import id_text
-from taskflow.model.record import POISON
 
 CANCELLED: Final = "cancelled"
 EXPIRED: Final = "expired"
 PURGED: Final = "purged"
+
+POISON: Final = "poison: "
+"""The reason begins like this if a job ended because its workers kept being lost."""
 
 CRASHED: Final = "taskflow.WorkerLost"
 """The error type that a job's record shows for a run whose worker was lost."""

@@ -17,12 +17,11 @@ from taskflow.app.options import EnqueueOptions
 from taskflow.app.portal import serve_callers
 from taskflow.broker.console import View
 from taskflow.broker.paging import pages
-from taskflow.model.clock import ManualClock, instant_of, microseconds_of, to_seconds
+from taskflow.model.clock import ManualClock, Seams, instant_of, microseconds_of, to_seconds
 from taskflow.model.errors import JobFailed
 from taskflow.model.record import LIVE, Record, Status
 from taskflow.model.rules import LONGEST
 from taskflow.model.schedule_plan import SchedulePlan
-from taskflow.model.seams import Seams
 from taskflow.model.session import Session
 from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job, check_not_enqueued
 from taskflow.testing.broker import RecordingBroker

@@ -12,8 +12,8 @@ from taskflow.broker.console import QueueRecord, View
 from taskflow.broker.paging import first
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import CodecError
-from taskflow.model.record import POISON, Record, Status
-from taskflow.model.wording import UNREADABLE
+from taskflow.model.record import Record, Status
+from taskflow.model.wording import POISON, UNREADABLE
 from taskflow.worker.executor import PARKED_ON
 from taskflow.worker.options import WorkerOptions
 

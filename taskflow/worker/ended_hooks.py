@@ -22,9 +22,9 @@ from taskflow.model.clock import SystemClock, instant_of, to_microseconds
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError
 from taskflow.model.job_schema import Counters, SentAndShown
+from taskflow.model.printable import log_safely
 from taskflow.model.record import Record
 from taskflow.model.rules import Rules
-from taskflow.model.safe_log import log_safely
 from taskflow.model.transitions import apply_verdict
 from taskflow.model.verdict import Completed, Settled, Settlement, Succeeded, Verdict
 from taskflow.worker.lease_table import HeldLease

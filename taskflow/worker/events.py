@@ -10,7 +10,7 @@ import msgspec
 
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
-from taskflow.model.safe_log import log_safely
+from taskflow.model.printable import log_safely
 from taskflow.model.verdict import Completed, Failed, Verdict
 
 log: Final = logging.getLogger("taskflow.worker")

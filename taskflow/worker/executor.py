@@ -18,14 +18,13 @@ from taskflow.app.job import Job, SyncJob
 from taskflow.app.job_type import AnyJob
 from taskflow.app.middleware import Middleware, OneAtATime, RunNext, run_chain
 from taskflow.app.option_checks import seconds_of
-from taskflow.model.backoff import Backoff, RetryFunction
-from taskflow.model.codec.signature import CallArguments
+from taskflow.model.clock import Seams
+from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import DecodeError, EncodeError, JobStopping, MissingArgument, NewerFormat, UnknownArgument, UnknownType
 from taskflow.model.ids import id_text
-from taskflow.model.rules import DAY
-from taskflow.model.safe_log import log_safely
-from taskflow.model.seams import Seams
+from taskflow.model.printable import log_safely
+from taskflow.model.rules import DAY, Backoff, RetryFunction
 from taskflow.model.verdict import (
     Cancelled,
     Completed,

@@ -20,7 +20,7 @@ def follow_ups_of(lease: Lease, verdict: Verdict) -> tuple[Envelope, ...]:
         verdict = verdict.otherwise
     if packed is None or not isinstance(verdict, Failed | Discarded):
         return ()
-    from taskflow.model.follow_up import follow_up_of
+    from taskflow.model.envelope import follow_up_of
 
     try:
         return (follow_up_of(packed, _new_id(), lease.envelope.id),)

@@ -13,10 +13,10 @@ import anyio
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.broker.wakeups import Waiter
+from taskflow.model.clock import Chance
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.model.retry import Pauses, Retries
-from taskflow.model.seams import Chance
 from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, Events
 from taskflow.worker.queues import QueueChoice

@@ -11,9 +11,8 @@ from typing import Any, Final
 from taskflow.app.context import JobContext
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import id_text
-from taskflow.model.progress import Progress
 from taskflow.model.session import Report
-from taskflow.model.verdict import Verdict, attach_exception, detach_exception
+from taskflow.model.verdict import Progress, Verdict, attach_exception, detach_exception
 
 NOTHING_YET: Final = object()
 

@@ -13,7 +13,7 @@ import msgspec
 
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import BrokerError
-from taskflow.model.failure_cause import LONGEST_DEPLOY
+from taskflow.model.fingerprint import LONGEST_DEPLOY
 from taskflow.model.session import MOST_NAMES, Session
 from taskflow.worker.options import WorkerOptions
 

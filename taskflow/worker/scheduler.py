@@ -15,12 +15,11 @@ from taskflow.app.job_type import Registry
 from taskflow.app.middleware import Middleware, stamped_envelopes, stamping
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.retry import retry
-from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.clock import StartThread, start_thread, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerError, BrokerUnavailable, DeclarationError, SessionLost, StoreFull
 from taskflow.model.retry import Pauses
 from taskflow.model.schedule import MAX_OFFERS, Definition, Firing, Offer
-from taskflow.model.seams import StartThread, start_thread
 from taskflow.worker.events import BrokerCallFailed, Events, ScheduleFailed, ScheduleFired, ScheduleMissed
 from taskflow.worker.thread_pool import ThreadPool
 

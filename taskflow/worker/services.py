@@ -13,8 +13,8 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
+from taskflow.model.clock import Chance
 from taskflow.model.retry import Pauses, Retries
-from taskflow.model.seams import Chance
 from taskflow.worker.events import Events, ServiceFailed
 
 Service = Callable[[], Coroutine[Any, Any, None]]

@@ -12,10 +12,10 @@ import anyio
 from taskflow.app.context import JobContext
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
+from taskflow.model.clock import Seams
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker.events import (
     Events,

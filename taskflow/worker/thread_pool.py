@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from taskflow.model.seams import StartThread
+from taskflow.model.clock import StartThread
 
 # Seconds after which an idle thread ends, so that a burst does not leave a hundred threads behind.
 IDLE_FOR: Final = 30.0

@@ -11,10 +11,10 @@ from typing import Final
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker, Upkept
 from taskflow.broker.wakeups import Waiter
+from taskflow.model.clock import Chance
 from taskflow.model.errors import BrokerError
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.schedule import Offer
-from taskflow.model.seams import Chance
 from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerCallFailed, Events
 from taskflow.worker.registration import TroubleReport

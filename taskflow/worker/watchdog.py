@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from taskflow.app.context import JobContext
+from taskflow.model.clock import StartThread
 from taskflow.model.envelope import Lease
-from taskflow.model.seams import StartThread
 from taskflow.worker import stacks
 from taskflow.worker.events import (
     CpuStarved,

@@ -14,8 +14,8 @@ import anyio
 from taskflow.app.app import default_app
 from taskflow.app.middleware import has_ended_hook
 from taskflow.broker.retry import retry
+from taskflow.model.clock import Seams
 from taskflow.model.errors import BrokerUnavailable, ConfigurationError
-from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.worker.children.pool import ChildPool
 from taskflow.worker.drain import Drain

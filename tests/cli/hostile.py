@@ -13,14 +13,13 @@ from taskflow.broker.protocol import Added, Refused
 from taskflow.model.audit import Act, ActRecord
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
-from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE, SCHEDULED_FOR, Amendment, ScheduleRecord
 from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.session import Session, SessionRecord
 from taskflow.model.stored_values import Unreadable
 from taskflow.model.timetable import CronTimes, OwnTimes
-from taskflow.model.verdict import RunError
+from taskflow.model.verdict import Progress, RunError
 
 FORGED = "2026-01-01 00:00:00,000 INFO    all is well"
 HOSTILE = f"\x1b]52;c;aGk=\x07\x1b[2J\rover\b\n{FORGED}\n\x9b31m\u202eevil\u2066\u2028\u2029\x7f\x85\x00\t\ufeff\U000e0041\ud800"

@@ -13,10 +13,9 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.codec import Limits, encode_by_name, encode_value
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import id_text
-from taskflow.model.progress import Progress
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
-from taskflow.model.verdict import RunEnding, RunError
+from taskflow.model.verdict import Progress, RunEnding, RunError
 from tests.cli.hostile import HOSTILE, assert_safe
 from tests.cli.inprocess import Cli
 from tests.support.verdicts import failed, retried, succeeded

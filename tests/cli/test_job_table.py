@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from taskflow.cli.job_table import detail, job_table
-from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
-from taskflow.model.verdict import RunError
+from taskflow.model.verdict import Progress, RunError
 
 REFUSED = "ConnectionError: smtp.example.com refused the message of order 1011"
 UNKNOWN = "a worker that knows the job 'app.legacy.send_fax'; deploy the code that sent it"

@@ -17,9 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from taskflow.broker.console import View
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, Lease, OnConflict
-from taskflow.model.progress import Progress
 from taskflow.model.session import Beat, Report
-from taskflow.model.verdict import Settlement
+from taskflow.model.verdict import Progress, Settlement
 from tests.conformance.compared import TIGHT, ComparedBroker, Snapshot
 from tests.conformance.draws import (
     CAUSES_OF_DEATH,

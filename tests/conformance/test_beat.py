@@ -9,10 +9,9 @@ import pytest
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost
-from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
 from taskflow.model.session import Beat, BeatAnswer, Report
-from taskflow.model.verdict import Settled
+from taskflow.model.verdict import Progress, Settled
 from tests.support.verdicts import handed_back, parked, succeeded
 from tests.support.world import World, ids_of
 

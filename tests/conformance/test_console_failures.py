@@ -10,8 +10,7 @@ from typing import Any
 from taskflow.broker.console import FailureGroupRecord, Redone, View
 from taskflow.broker.paging import pages
 from taskflow.model.clock import instant_of
-from taskflow.model.failure_cause import UNKNOWN, pack_cause
-from taskflow.model.fingerprint import poison_fingerprint
+from taskflow.model.fingerprint import UNKNOWN, pack_cause, poison_fingerprint
 from taskflow.model.record import Status
 from taskflow.model.session import Session
 from tests.support.verdicts import cancelled, discarded, failed, retried, succeeded

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from taskflow.model.clock import Seams
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
 from taskflow.model.session import Beat
 from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settled

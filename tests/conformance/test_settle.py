@@ -6,10 +6,9 @@ import msgspec
 import pytest
 
 from taskflow.model.envelope import ClaimId, Lease, OnConflict
-from taskflow.model.progress import Progress
 from taskflow.model.record import Status
 from taskflow.model.session import Report
-from taskflow.model.verdict import RunEnding, RunError, Settled, Settlement
+from taskflow.model.verdict import Progress, RunEnding, RunError, Settled, Settlement
 from tests.conformance.outcomes import ENDING, MARKED, OUTCOMES, PLAIN, REPLACED, Outcome, check_outcome
 from tests.support.harnesses import Capability
 from tests.support.verdicts import AN_ERROR, SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded

@@ -18,8 +18,8 @@ from taskflow import BrokerUnavailable, JobContext, Status, Worker, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
+from taskflow.model.clock import Seams, start_thread
 from taskflow.model.envelope import ClaimId, Envelope, Lease
-from taskflow.model.seams import Seams, start_thread
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker import heartbeat, stacks, watchdog
 from taskflow.worker.events import (

@@ -13,12 +13,11 @@ from taskflow import JobContext, Worker, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
+from taskflow.model.clock import Seams
 from taskflow.model.envelope import Lease
-from taskflow.model.progress import Progress
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.model.verdict import Settled, Settlement
+from taskflow.model.verdict import Progress, Settled, Settlement
 from taskflow.worker.events import BrokerCallFailed, ReportDropped, ServiceFailed, SessionEnded, SessionOpened
 from tests.support.harnesses import BROKERS, StoreHarness
 from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits

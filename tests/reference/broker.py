@@ -12,11 +12,11 @@ from taskflow.broker.paging import ScanRequest, ScanResult, page
 from taskflow.broker.protocol import UPKEEPERS, Added, Refused, Upkept
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.audit import Act, ActRecord
+from taskflow.model.clock import Seams
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import LIVE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.schedule import Amendment, Definition, Firing, ScheduleRecord
-from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord
 from taskflow.model.verdict import Settled, Settlement
 from tests.reference.console import ReferenceStore

@@ -13,7 +13,7 @@ from taskflow.broker.protocol import PURGED_FOR
 from taskflow.model import wording
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
-from taskflow.model.failure_cause import fingerprint_in
+from taskflow.model.fingerprint import fingerprint_in
 from taskflow.model.record import ENDED, WAITING, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import SessionRecord

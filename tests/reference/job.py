@@ -7,12 +7,11 @@ import msgspec
 from taskflow.model.clock import to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.job_schema import Counters
-from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status, record_of
 from taskflow.model.session import Session
 from taskflow.model.stored_values import DECODED
 from taskflow.model.transitions import due_at, expires_at
-from taskflow.model.verdict import RunError
+from taskflow.model.verdict import Progress, RunError
 
 
 class Fence(msgspec.Struct, frozen=True, gc=False):

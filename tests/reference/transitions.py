@@ -8,7 +8,7 @@ from collections import Counter, defaultdict, deque
 from taskflow.broker import topics
 from taskflow.model import transitions, wording
 from taskflow.model.clock import Clock, to_microseconds
-from taskflow.model.failure_cause import pack_cause
+from taskflow.model.fingerprint import pack_cause
 from taskflow.model.ids import id_text
 from taskflow.model.record import LIVE, WAITING, Status
 from taskflow.model.rules import Rules

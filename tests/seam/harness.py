@@ -30,10 +30,9 @@ from taskflow.broker.redis.store import RedisStore
 from taskflow.broker.sqlite import SpaceLimits, SqliteBroker
 from taskflow.broker.sqlite.queued_verb import Durability
 from taskflow.broker.sqlite.tables import TABLES as SQLITE_TABLES
-from taskflow.model.clock import ManualClock
+from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.errors import BrokerError, BrokerUnavailable
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
 from taskflow.model.stored_values import LATEST
 from tests.support.postgres import shared_postgres
 from tests.support.processes import HOST, new_folder

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from taskflow.broker.protocol import Broker
-from taskflow.model.clock import Clock
+from taskflow.model.clock import Clock, Seams
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable, SessionLost
-from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settlement
 from tests.support.failpoints import FailingBroker, Failpoint

@@ -20,8 +20,8 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.memory.store import MemoryStore
 from taskflow.broker.postgres.migrations import TABLES, VERSION
 from taskflow.broker.protocol import Broker
+from taskflow.model.clock import Seams
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
 from tests.reference import ReferenceBroker
 from tests.reference.console import ReferenceStore
 from tests.support.postgres import PostgresServer, shared_postgres, the_newest_postgres_binary

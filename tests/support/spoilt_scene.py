@@ -21,14 +21,13 @@ from taskflow.broker.paging import pages
 from taskflow.cli import job_actions, jobs
 from taskflow.cli.parser import a_parser
 from taskflow.cli.status import VIEWS
-from taskflow.model.backoff import Backoff
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.ids import id_text
-from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
+from taskflow.model.rules import Backoff
 from taskflow.model.session import Report, Session
-from taskflow.model.verdict import Failed, Parked, Retried, RunError, Settlement, Succeeded, Verdict
+from taskflow.model.verdict import Failed, Parked, Progress, Retried, RunError, Settlement, Succeeded, Verdict
 from taskflow.worker.events import BrokerCallFailed, SessionEnded, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.support.spoiling import Spoiler, Spoilt, spoil_one

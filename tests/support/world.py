@@ -14,13 +14,12 @@ import msgspec
 import pytest
 
 from taskflow.broker.protocol import Added, Broker, Refused, Upkept
-from taskflow.model.clock import ManualClock
+from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.ids import IdFactory, key_digest
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
 from taskflow.model.verdict import Settled, Settlement
 from tests.support.harnesses import Capability, StoreHarness

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from taskflow import Backoff, ConfigurationError
+from taskflow.model.clock import start_thread
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
-from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Cancelled, Completed, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded
 from taskflow.worker.children.errors import ChildFailed
 from taskflow.worker.children.messages import (

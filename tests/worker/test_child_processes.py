@@ -36,10 +36,10 @@ from taskflow import (
 )
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
+from taskflow.model.clock import start_thread
 from taskflow.model.codec.function import FunctionCodec
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import id_text
-from taskflow.model.seams import start_thread
 from taskflow.model.verdict import RunEnding, Succeeded
 from taskflow.worker.children import process, spawn
 from taskflow.worker.children.errors import ChildDied

@@ -20,9 +20,9 @@ from taskflow.app.job import Declared
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.url import connect
+from taskflow.model.clock import Seams
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs

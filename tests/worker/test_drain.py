@@ -12,10 +12,10 @@ from taskflow import BrokerRefused, Every, Worker, job
 from taskflow.app.app import default_app
 from taskflow.app.job_type import Registry
 from taskflow.broker.protocol import Broker
+from taskflow.model.clock import Seams
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
 from taskflow.model.wording import UNREADABLE
 from taskflow.worker.queues import QueueChoice
 from tests.support.harnesses import BROKERS, StoreHarness

@@ -19,8 +19,8 @@ import pytest
 from taskflow import DeclarationError, JobCancelled, JobHandle, JobStopping, Status, Worker, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
+from taskflow.model.clock import start_thread
 from taskflow.model.envelope import ClaimId, Envelope, Lease
-from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Cancelled, Succeeded
 from taskflow.worker.children.messages import Stop, pack
 from taskflow.worker.children.options import ChildOptions

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from taskflow.model.seams import start_thread
+from taskflow.model.clock import start_thread
 from taskflow.worker.thread_pool import NeverBegun, ThreadPool
 
 MANY = 100

@@ -19,7 +19,7 @@ from taskflow.broker.protocol import PURGED_FOR
 from taskflow.model import wording
 from taskflow.model.audit import Act, ActRecord, act_record_of, pack_act
 from taskflow.model.clock import to_seconds
-from taskflow.model.failure_cause import FINGERPRINT_BYTES, fingerprint_in
+from taskflow.model.fingerprint import FINGERPRINT_BYTES, fingerprint_in
 from taskflow.model.record import BY_CODE, CODES, ENDED, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import SessionRecord

@@ -18,7 +18,7 @@ from taskflow.broker.protocol import Added, Refused
 from taskflow.model import transitions, wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope
-from taskflow.model.failure_cause import pack_cause
+from taskflow.model.fingerprint import pack_cause
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import has_follow_up
 from taskflow.model.record import BY_CODE, CODES, Status

@@ -13,8 +13,8 @@ from taskflow.broker.engine.seam import Claimed, Operation
 from taskflow.broker.memory.store import MemoryStore
 from taskflow.broker.protocol import UPKEEPERS
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
+from taskflow.model.clock import Seams
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
 
 T = TypeVar("T")
 

@@ -24,8 +24,8 @@ from taskflow.broker.postgres.errors import ERRORS
 from taskflow.broker.postgres.listen_connection import POLL_EVERY, ListenConnection, listen_failed, notifications_lost
 from taskflow.broker.postgres.rows import parse_row, record_of
 from taskflow.broker.topics import job_ids
+from taskflow.model.clock import SYSTEM_RANDOM
 from taskflow.model.record import Record
-from taskflow.model.seams import SYSTEM_RANDOM
 
 log: Final = logging.getLogger("taskflow")
 

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from taskflow.broker.engine.records import HEADERS, INDEXES, Field, Flag, Index, Kind, Position, Type
-from taskflow.model.failure_cause import UNKNOWN
+from taskflow.model.fingerprint import UNKNOWN
 from taskflow.model.ids import ID_BYTES
 
 LAYOUT: Final = 2

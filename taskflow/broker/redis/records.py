@@ -12,7 +12,7 @@ from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.records import BURIED, FAILED, HEADERS, RUNNING, Kind, Type
 from taskflow.broker.engine.seam import Record, Ref
 from taskflow.broker.redis.layout import DEFAULTS, MARK, REFERENCE_BYTES, RUNNING_BYTES, WAITING_BYTES, number_in
-from taskflow.model.failure_cause import FINGERPRINT_BYTES
+from taskflow.model.fingerprint import FINGERPRINT_BYTES
 from taskflow.model.record import Record as JobRecord
 from taskflow.model.stored_values import LATEST
 

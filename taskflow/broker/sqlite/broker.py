@@ -37,12 +37,12 @@ from taskflow.broker.sqlite.wakeups import SocketListener
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model import wording
+from taskflow.model.clock import Seams
 from taskflow.model.envelope import Envelope, check_namespace
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.model.schedule import Definition, Firing
-from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar, cast
 
 from taskflow.broker.transactional import Row, RunStatement, Statement
+from taskflow.model.clock import StartThread
 from taskflow.model.errors import WrongConnection
-from taskflow.model.seams import StartThread
 
 T = TypeVar("T")
 

@@ -20,10 +20,9 @@ from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, NUDGED, WAITING, Folder, ListenerNote, Listeners, awaited_file, topic_hash
-from taskflow.model.clock import Clock, to_microseconds
+from taskflow.model.clock import SYSTEM_RANDOM, Clock, to_microseconds
 from taskflow.model.ids import ID_BYTES
 from taskflow.model.record import Record
-from taskflow.model.seams import SYSTEM_RANDOM
 
 _PASSED_ON_AFTER: Final = to_microseconds(PASSED_ON_AFTER)
 

@@ -25,10 +25,10 @@ from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, Statement, Verb
+from taskflow.model.clock import Seams, StartThread
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import WrongConnection
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams, StartThread
 from taskflow.model.stored_values import text
 from taskflow.model.verdict import Settled, Settlement
 

@@ -23,8 +23,8 @@ from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, Folder, ListenerNote
 from taskflow.broker.topics import is_queue, job as job_topic, job_ids, split_topics
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
+from taskflow.model.clock import Seams
 from taskflow.model.record import Record
-from taskflow.model.seams import Seams
 
 POLL_EVERY: Final = 1.0
 POLL_WITHOUT_SOCKETS_EVERY: Final = 0.05

@@ -24,8 +24,8 @@ from taskflow.broker.sqlite.reader import ReadTransactions
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.model import wording
+from taskflow.model.clock import StartThread
 from taskflow.model.errors import BrokerUnavailable
-from taskflow.model.seams import StartThread
 
 T = TypeVar("T")
 

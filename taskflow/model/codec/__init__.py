@@ -3,10 +3,8 @@
 `FunctionCodec` is the place to start reading. `docs/reference/wire-format.md` describes the bytes.
 """
 
-from taskflow.model.codec.body import decode_value, encode_value
 from taskflow.model.codec.function import FunctionCodec, decode_by_name, encode_by_name
-from taskflow.model.codec.limits import Limits
-from taskflow.model.codec.payload import Content, open_payload, seal_json
+from taskflow.model.codec.payload import Content, Limits, decode_value, encode_value, open_payload, seal_json
 
 __all__ = [
     "Content",

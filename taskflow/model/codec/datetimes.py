@@ -16,9 +16,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from taskflow.model.codec import wire as codes
-from taskflow.model.codec.misfit import Misfit, unexpected
 from taskflow.model.codec.scalars import encodable, read_str, scalar, signed_bytes
-from taskflow.model.codec.shape import Read, Shape
+from taskflow.model.codec.shape import Misfit, Read, Shape, unexpected
 from taskflow.model.codec.wire import Ext, data_of, plain_number
 
 if TYPE_CHECKING:

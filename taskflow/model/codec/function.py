@@ -4,22 +4,221 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from inspect import Parameter
-from typing import Any, get_args, get_origin
+from typing import Any, Final, get_args, get_origin
 
 import msgspec
 from typing_extensions import is_typeddict
 
-from taskflow.model.codec.body import DEFAULT_LIMITS, decode, decode_plain, encode
 from taskflow.model.codec.classes import record_for
-from taskflow.model.codec.compiler import UNPACK, Compiler
+from taskflow.model.codec.compiler import RETURNED, UNPACK, Compiler, secret_names
+from taskflow.model.codec.containers import read_items, read_map, write_items
 from taskflow.model.codec.hints import hints_of_function
-from taskflow.model.codec.limits import Limits
-from taskflow.model.codec.secret import RETURNED, secret_names
-from taskflow.model.codec.shape import Shape, Unresolved, Unsupported
-from taskflow.model.codec.signature import BY_NAME, Arguments, CallArguments
-from taskflow.model.errors import DeclarationError, EncodeError
+from taskflow.model.codec.payload import DEFAULT_LIMITS, Limits, decode, decode_plain, encode
+from taskflow.model.codec.scalars import encodable
+from taskflow.model.codec.shape import Misfit, Read, Shape, Unresolved, Unsupported, name_step, one_of
+from taskflow.model.codec.untyped import read_any, read_json_any, write_any
+from taskflow.model.codec.wire import wire_type
+from taskflow.model.errors import DeclarationError, EncodeError, MissingArgument, UnknownArgument
+
+CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""The positional and keyword arguments of a call."""
+
+
+class Arguments:
+    """Converts the arguments of calls to one function, according to its parameters and their shapes. Immutable.
+
+    An argument that was not passed is not written, so the called function uses its default. ``*args`` becomes an array and
+    ``**kwargs`` a map, each under the parameter's name; if empty, they are left out.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], shapes: Mapping[str, Shape]) -> None:
+        single = [each for each in parameters if each.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
+        self._positional = [each for each in single if each.kind is not Parameter.KEYWORD_ONLY]
+        self._position_names = [each.name for each in self._positional]
+        self._position_writes = [(each.name, shapes[each.name].write) for each in self._positional]
+        self._keyword_writes = {each.name: shapes[each.name].write for each in single if each.kind is not Parameter.POSITIONAL_ONLY}
+        self._position_only = frozenset(each.name for each in single if each.kind is Parameter.POSITIONAL_ONLY)
+        self._required_in_order = [each.name for each in single if each.default is Parameter.empty]
+        self._required = frozenset(self._required_in_order)
+        self._rest = next((each.name for each in parameters if each.kind is Parameter.VAR_POSITIONAL), None)
+        self._extra = next((each.name for each in parameters if each.kind is Parameter.VAR_KEYWORD), None)
+        self._known = frozenset(each.name for each in parameters)
+        self._shapes = shapes
+        self._reads = {name: self._read_of(name, shape.read) for name, shape in shapes.items()}
+        self._json_reads = {name: self._read_of(name, shape.read_json) for name, shape in shapes.items()}
+        # Most calls of most functions pass all arguments by position.
+        self._reads_in_order = [shapes[each.name].read for each in self._positional] if len(self._positional) == len(parameters) else None
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of all arguments together. It converts `CallArguments` to a map keyed by parameter name, and back."""
+        return Shape(
+            "arguments",
+            self._write,
+            self._read_all,
+            partial(self._read, self._json_reads),
+            types=frozenset((tuple,)),
+            forms=frozenset((dict,)),
+        )
+
+    def _read_of(self, name: str, read: Read) -> Read:
+        """Return the reader of a parameter. For ``*args`` and ``**kwargs``, it reads several values, each according to the annotation."""
+        if name == self._rest:
+            return partial(_read_rest, read)
+        if name == self._extra:
+            return partial(_read_extra, read)
+        return read
+
+    def _write(self, call: CallArguments, levels: int) -> dict[str, Any]:
+        args, kwargs = call
+        wires: dict[str, Any] = {}
+        name = ""
+        try:
+            for (name, write), value in zip(self._position_writes, args, strict=False):
+                wires[name] = write(value, levels)
+        except Misfit as misfit:
+            misfit.within(name)
+            raise
+        if len(args) > len(self._positional):
+            self._write_rest(args, wires, levels)
+        if kwargs:
+            self._write_keywords(kwargs, wires, levels)
+        if not wires.keys() >= self._required:
+            raise _missing(self._required_in_order, self._required - wires.keys())
+        return wires
+
+    def _write_rest(self, args: Sequence[Any], wires: dict[str, Any], levels: int) -> None:
+        taken = len(self._positional)
+        if self._rest is None:
+            raise Misfit(f"takes at most {taken} positional arguments, got {len(args)}")
+        try:
+            wires[self._rest] = write_items(args[taken:], self._shapes[self._rest].write, levels, [])
+        except Misfit as misfit:
+            misfit.within(self._rest)
+            raise
+
+    def _write_keywords(self, kwargs: Mapping[str, Any], wires: dict[str, Any], levels: int) -> None:
+        extra: dict[str, Any] = {}
+        name = ""
+        try:
+            for name, value in kwargs.items():
+                if name in self._keyword_writes and name not in wires:
+                    wires[name] = self._keyword_writes[name](value, levels)
+                else:
+                    stored = self._extra_name(name, wires)
+                    extra[stored] = self._shapes[self._extra or ""].write(value, levels)
+        except Misfit as misfit:
+            misfit.within(name)
+            raise
+        if extra:
+            wires[self._extra or ""] = extra
+
+    def _extra_name(self, name: str, wires: Mapping[str, Any]) -> str:
+        """Return the name of an argument that belongs to ``**kwargs``. Raises Misfit if it is not allowed there."""
+        if name in self._keyword_writes and name in wires:
+            raise Misfit("is given twice, by position and by name")
+        if self._extra is None:
+            takes = f"; its arguments are {one_of(list(self._keyword_writes))}" if self._keyword_writes else ""
+            raise Misfit(("is positional only" if name in self._position_only else "is not an argument of this function") + takes)
+        return encodable(name)
+
+    def _read_all(self, wires: Any, levels: int) -> CallArguments:
+        if self._reads_in_order is not None and type(wires) is dict and [*wires] == self._position_names:
+            try:
+                return tuple([read(wire, levels) for read, wire in zip(self._reads_in_order, wires.values(), strict=True)]), {}
+            except Misfit:
+                pass  # reported below, with the name of the argument
+        return self._read(self._reads, wires, levels)
+
+    def _read(self, reads: Mapping[str, Read], wires: Any, levels: int) -> CallArguments:
+        """Read the arguments. Unknown names are reported first, because they show that another version of the code sent the call."""
+        if type(wires) is not dict:
+            raise Misfit(f"expected a map by parameter name, got {wire_type(wires)}")
+        if not wires.keys() <= self._known:
+            raise _unknown(wires.keys() - self._known)
+        if not wires.keys() >= self._required:
+            raise _missing(self._required_in_order, self._required - wires.keys())
+        name = ""
+        values: dict[str, Any] = {}
+        try:
+            for name, wire in wires.items():
+                values[name] = reads[name](wire, levels)
+        except Misfit as misfit:
+            misfit.within(name)
+            raise
+        return self._call(values) if values else ((), {})
+
+    def _call(self, values: dict[str, Any]) -> CallArguments:
+        """Arrange the values as arguments: by position up to the first missing
+        one (or beyond it, if a later value requires that), then by name."""
+        rest = values.pop(self._rest, ()) if self._rest else ()
+        extra = values.pop(self._extra, {}) if self._extra else {}
+        args: list[Any] = []
+        for name in self._position_names:
+            if name not in values:
+                break
+            args.append(values.pop(name))
+        for parameter in self._positional[len(args) :] if rest or values else ():  # before a value that must be passed by position
+            if not rest and self._position_only.isdisjoint(values):
+                break
+            args.append(values.pop(parameter.name, parameter.default))
+        return (*args, *rest), {**values, **extra} if extra else values
+
+
+def _write_by_name(arguments: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    wires: dict[str, Any] = {}
+    name = ""
+    try:
+        for name, value in arguments.items():
+            wires[encodable(str(name))] = write_any(value, levels)
+    except Misfit as misfit:
+        misfit.within(name)
+        raise
+    return wires
+
+
+def _read_by_name(read: Read, wires: Any, levels: int) -> dict[str, Any]:
+    if type(wires) is not dict:
+        raise Misfit(f"expected a map by parameter name, got {wire_type(wires)}")
+    return read_map(wires, read, levels, name_step)
+
+
+BY_NAME: Final = Shape(
+    "arguments",
+    _write_by_name,
+    partial(_read_by_name, read_any),
+    partial(_read_by_name, read_json_any),
+    types=frozenset((dict,)),
+    forms=frozenset((dict,)),
+)
+"""The arguments of a function that is not known: a map by parameter name, whose values have no annotations."""
+
+
+def _read_rest(read: Read, wire: Any, levels: int) -> list[Any]:
+    if type(wire) is not list:
+        raise Misfit(f"expected a list, got {wire_type(wire)}")
+    return read_items(wire, read, levels)
+
+
+def _read_extra(read: Read, wire: Any, levels: int) -> dict[str, Any]:
+    if type(wire) is not dict:
+        raise Misfit(f"expected a map, got {wire_type(wire)}")
+    return read_map(wire, read, levels, name_step)
+
+
+def _unknown(names: Iterable[Any]) -> Misfit:
+    found = sorted(str(name)[:60] for name in names)
+    return Misfit(f"the function has no such argument (another version of it has: {one_of(found)})", UnknownArgument).within(found[0])
+
+
+def _missing(order: Iterable[str], names: frozenset[str] | set[str]) -> Misfit:
+    """Return the Misfit for required arguments that were not given. Its path names the first of them."""
+    found = [name for name in order if name in names]
+    more = f" (and {one_of(found[1:])})" if len(found) > 1 else ""
+    return Misfit(f"is a required argument and was not given{more}", MissingArgument).within(found[0])
 
 
 def encode_by_name(arguments: Mapping[str, Any], *, job: str, limits: Limits) -> bytes:
@@ -60,9 +259,6 @@ class FunctionCodec:
         self._of_none: bytes | None = None
         self._try_to_compile()
 
-    def __repr__(self) -> str:
-        return f"<FunctionCodec of {self.name}{'' if self.is_resolved else ', not resolved'}>"
-
     @property
     def is_resolved(self) -> bool:
         """True if all names in the annotations have been resolved."""
@@ -82,9 +278,10 @@ class FunctionCodec:
         Raises DeclarationError if an annotation cannot be resolved."""
         self.resolve()
         hints = hints_of_function(self._function, (RETURNED, *(each.name for each in self._parameters)))
-        annotated = [parameter.replace(annotation=hints.get(parameter.name, Any)) for parameter in self._parameters]
-        by_name = {each.name: each.annotation for parameter in annotated for each in _expanded(parameter)}
-        return secret_names({**by_name, RETURNED: hints.get(RETURNED, Any)})
+        return secret_names({**{each.name: each.annotation for each in self._annotated(hints)}, RETURNED: hints.get(RETURNED, Any)})
+
+    def _annotated(self, hints: Mapping[str, Any]) -> list[Parameter]:
+        return [each for one in self._parameters for each in _expanded(one.replace(annotation=hints.get(one.name, Any)))]
 
     def encode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
         """Encode arguments as a payload that `decode_arguments` is guaranteed to accept.
@@ -142,8 +339,11 @@ class FunctionCodec:
         """Compile the signature. Returns the Unresolved error if a name is undefined. Raises DeclarationError if it can never work."""
         try:
             hints = hints_of_function(self._function, ("return", *(each.name for each in self._parameters)))
-            result = self._compile_result(hints.get("return", Any))
-            arguments = self._compile_arguments(hints)
+            result = self._compiled({RETURNED: hints.get(RETURNED, Any)}, lambda shapes: shapes[RETURNED])
+            parameters = self._annotated(hints)
+            arguments = self._compiled(
+                {each.name: each.annotation for each in parameters}, lambda shapes: Arguments(parameters, shapes).shape
+            )
         except Unresolved as unresolved:
             return unresolved
         except Unsupported as unsupported:
@@ -153,23 +353,14 @@ class FunctionCodec:
         self._arguments = arguments  # assigned last: to other threads, it means that everything is compiled
         return None
 
-    def _compile_arguments(self, hints: Mapping[str, Any]) -> _Compiled:
+    def _compiled(self, annotations: Mapping[str, Any], shape_of: Callable[[Mapping[str, Shape]], Shape]) -> _Compiled:
         compiler = Compiler()
-        annotated = [parameter.replace(annotation=hints.get(parameter.name, Any)) for parameter in self._parameters]
-        parameters = [each for parameter in annotated for each in _expanded(parameter)]
-        shapes = {each.name: _shape(compiler, each.annotation, each.name) for each in parameters}
-        return _Compiled(Arguments(parameters, shapes).shape, compiler.runs_code)
-
-    def _compile_result(self, annotation: Any) -> _Compiled:
-        compiler = Compiler()
-        return _Compiled(_shape(compiler, annotation, "return"), compiler.runs_code)
+        shape = shape_of({name: _shape(compiler, annotation, name) for name, annotation in annotations.items()})
+        return _Compiled(shape, compiler.runs_code)
 
 
 def _encoded_none(result: _Compiled, limits: Limits) -> bytes | None:
-    """Return the payload for the result None, or None if the annotation forbids this result.
-
-    It is encoded in advance, because most functions return None.
-    """
+    """Return the payload for the result None, which most functions return, or None if the annotation forbids this result."""
     try:
         return encode(result.shape, None, limits, runs_code=result.runs_code)
     except EncodeError:

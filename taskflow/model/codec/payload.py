@@ -1,4 +1,4 @@
-"""Adds the header of four bytes to the body of a payload, and takes it off. `docs/reference/wire-format.md` describes both.
+"""Encodes values as payloads and decodes them, according to a shape and within limits. `docs/reference/wire-format.md` describes the bytes.
 
 An unknown version, flag, key or content means that a newer taskflow wrote the payload. Opening it raises `NewerFormat`, and the job waits
 for a newer worker.
@@ -6,9 +6,18 @@ for a newer worker.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from enum import IntEnum
+from typing import Any, Final
 
-from taskflow.model.errors import DecodeError, NewerFormat
+import msgspec
+
+from taskflow.model.codec import wire as codes
+from taskflow.model.codec.shape import Misfit, Shape, field_step, key_step, raised, shown_cause, too_deep
+from taskflow.model.codec.untyped import ANY, NAMED_READERS, without_unknown_names
+from taskflow.model.codec.wire import NAMED, marker, marker_of, pack, unpack, unpack_json
+from taskflow.model.errors import DecodeError, EncodeError, NewerFormat, TooLarge, UnknownType
 
 VERSION = 1
 HEADER_SIZE = 4
@@ -56,3 +65,213 @@ def _refusal(header: bytes) -> DecodeError:
         return DecodeError(f"a payload has at least {HEADER_SIZE} bytes, this one has {len(header)}{lost}")
     _, flags, key_id, content = header
     return NewerFormat(f"payload with flags {flags:#04x}, key {key_id}, content {content} is not known; a newer taskflow wrote it")
+
+
+DEEPEST: Final = 200
+"""The highest value that `depth` may have. Each level takes up to three of the 1,000 frames to which Python limits recursion."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The limits on one payload. Any value that can be encoded within them can also be decoded within them.
+
+    `size` limits the bytes of the whole payload. `depth` limits how deeply containers are nested in an argument: ``[[1]]`` is two deep.
+    `items` limits the number of values of any kind, because a million empty lists fit into 1 MiB but take sixty times that when decoded.
+    Raises ValueError for a limit below 1, or a depth above `DEEPEST`.
+    """
+
+    size: int = 1 << 20
+    depth: int = 64
+    items: int = 1 << 17
+    unchecked_size: int = 0
+    """Computed. A payload of at most this many bytes needs no check, because each value takes at least one byte."""
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.depth, self.items) < 1:
+            raise ValueError(f"limits must be at least 1: {self}")
+        if self.depth > DEEPEST:
+            raise ValueError(f"depth must be at most {DEEPEST}, got {self.depth}")
+        msgspec.structs.force_setattr(self, "unchecked_size", min(self.size, self.items))
+
+
+def check_size(size: int, limits: Limits) -> None:
+    """Raise Misfit if a payload of `size` bytes is larger than allowed."""
+    if size > limits.size:
+        raise Misfit(f"has {size:,} bytes, but the limit is {limits.size:,}; send a reference to the data, or raise max_payload=", TooLarge)
+
+
+def check_items(body: bytes, content: Content, limits: Limits) -> None:
+    """Raise Misfit if `body` holds too many values. A body of up to `limits.items` bytes cannot, because each value takes at least one."""
+    if len(body) <= limits.items:
+        return
+    found = _items_in_json(body) if content is Content.JSON else _items_in_msgpack(body, limits.items)
+    if found > limits.items:
+        raise Misfit(f"holds more than {limits.items:,} values; send fewer", TooLarge)
+
+
+def _items_in_json(body: bytes) -> int:
+    """Return an upper bound on the number of values. Each but the first follows a comma, colon or opening bracket outside a string."""
+    bare = re.sub(_JSON_STRING, b"", body)
+    return 1 + sum(bare.count(mark) for mark in (b",", b":", b"[", b"{"))
+
+
+def _items_in_msgpack(body: bytes, enough: int) -> int:
+    """Count the values in `body`, but stop after `enough` + 1. For bytes that are not msgpack, the result is arbitrary."""
+    position, found, end = 0, 0, len(body)
+    while position < end and found <= enough:
+        lead = body[position]
+        width = _LENGTH_WIDTH[lead]
+        if width:
+            position += int.from_bytes(body[position + 1 : position + 1 + width], "big")
+        position += _HEAD_WIDTH[lead]
+        found += 1
+    return found
+
+
+# The closing quote is optional, so that a match never has to backtrack. Otherwise, a body of escaped quotes would take quadratic time.
+_JSON_STRING: Final = rb'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?'
+
+
+def _head_width(lead: int) -> int:
+    """Return how many bytes an item takes, not counting data whose length
+    follows `lead`. Elements of arrays and maps are counted separately."""
+    if 0xA0 <= lead <= 0xBF:
+        return 1 + (lead & 0x1F)
+    return _WIDTHS.get(lead, 1)
+
+
+# fmt: off
+_WIDTHS: Final = {
+    0xC4: 2, 0xC5: 3, 0xC6: 5,  # bin
+    0xC7: 3, 0xC8: 4, 0xC9: 6,  # ext
+    0xCA: 5, 0xCB: 9,  # float
+    0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9,  # int
+    0xD4: 3, 0xD5: 4, 0xD6: 6, 0xD7: 10, 0xD8: 18,  # fixext
+    0xD9: 2, 0xDA: 3, 0xDB: 5,  # str
+    0xDC: 3, 0xDD: 5, 0xDE: 3, 0xDF: 5,  # array, map
+}
+_LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+# fmt: on
+_HEAD_WIDTH: Final = tuple(_head_width(lead) for lead in range(256))
+_LENGTH_WIDTH: Final = tuple(_LENGTHS.get(lead, 0) for lead in range(256))
+
+
+def check_stable(shape: Shape, body: bytes, levels: int) -> None:
+    """Raise Misfit if the value in `body` cannot be decoded, or would change when it is encoded again."""
+    decoded = shape.read(unpack(body), levels)
+    try:
+        again = pack(shape.write(decoded, levels))
+    except Misfit as misfit:
+        raise Misfit(f"{_CHANGES} (now it {misfit.message})").within(misfit.path) from misfit
+    if again == body:
+        return
+    path = next(_differences(_sorted(unpack(body)), _sorted(unpack(again))), None)
+    if path is not None:
+        raise Misfit(_CHANGES).within(path)
+
+
+def _differences(one: Any, other: Any) -> Iterator[str]:
+    """Yield the paths of all parts in which two wire values differ."""
+    if type(one) is not type(other):
+        yield ""
+    elif type(one) is dict and one.keys() == other.keys():
+        for key in one:
+            step = field_step(key) if key.isidentifier() else key_step(key)
+            yield from (step + rest for rest in _differences(one[key], other[key]))
+    elif type(one) is list and len(one) == len(other):
+        code = marker_of(one)
+        offset = int(code > 0)
+        for index, (mine, its) in enumerate(zip(one, other, strict=True)):
+            step = "" if code in _SAME_VALUE else f"[{index - offset}]"
+            yield from (step + rest for rest in _differences(mine, its))
+    elif pack(one) != pack(other):
+        yield ""
+
+
+def _sorted(wire: Any) -> Any:
+    """Return the wire value with the items of each set sorted, because equal sets may have different iteration orders."""
+    if type(wire) is dict:
+        return {key: _sorted(part) for key, part in wire.items()}
+    if type(wire) is not list:
+        return wire
+    parts = [_sorted(part) for part in wire]
+    return [parts[0], *sorted(parts[1:], key=pack)] if marker_of(wire) in _SETS else parts
+
+
+_CHANGES: Final = (
+    "is changed by its class when it is decoded, by a validator, a converter, __post_init__ or decode=; "
+    "make that code leave its own result unchanged, or send plain data"
+)
+_SAME_VALUE: Final = (codes.TAGGED, codes.MODEL, codes.NAMED)
+"""The markers of arrays whose elements together represent one value, so that they add no step to a path."""
+_SETS: Final = (codes.SET, codes.FROZENSET)
+
+
+DEFAULT_LIMITS = Limits()
+_NAMED = pack(marker(NAMED))
+
+
+def encode(
+    shape: Shape, value: Any, limits: Limits, *, runs_code: bool = False, where: str = "", annotated: str = "the parameter (or field)"
+) -> bytes:
+    """Encode a value as a payload.
+
+    Set `runs_code` if the shape's classes check or convert their fields: then the payload is also decoded and encoded again, and must not
+    change. The same applies to a payload that contains a registered type. `where` ends every message; `annotated` names what the user
+    should annotate. Raises EncodeError, or TooLarge beyond the limits.
+    """
+    try:
+        payload = seal(pack(shape.write(value, limits.depth)))
+        if len(payload) > limits.unchecked_size:
+            check_size(len(payload), limits)
+            check_items(payload[HEADER_SIZE:], Content.MSGPACK, limits)
+        if runs_code or (NAMED_READERS and _NAMED in payload):
+            check_stable(shape, payload[HEADER_SIZE:], limits.depth)
+    except Misfit as misfit:
+        raise misfit.as_encode_error(where, annotated) from misfit.__cause__
+    except RecursionError:
+        raise too_deep().as_encode_error(where) from None
+    except Exception as error:  # from the class's code: a property, or a mapping's items()
+        raise EncodeError(f"cannot be encoded: {raised(error)}{where}") from error
+    return payload
+
+
+def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> Any:
+    """Decode a payload. Raises only DecodeError or a subclass (NewerFormat, UnknownArgument, MissingArgument), whatever the bytes are."""
+    content, body = open_payload(payload)
+    try:
+        if len(payload) > limits.unchecked_size:
+            check_size(len(payload), limits)
+            check_items(body, content, limits)
+        if content is Content.JSON:
+            return shape.read_json(unpack_json(body), limits.depth)
+        return shape.read(unpack(body), limits.depth)
+    except Misfit as misfit:
+        raise misfit.as_decode_error(where) from shown_cause(misfit.__cause__)
+    except RecursionError:
+        raise too_deep().as_decode_error(where) from None
+    except Exception as error:  # from the class's code, or for a number that its type cannot hold
+        raise DecodeError(f"cannot be decoded: {raised(error)}{where}") from shown_cause(error)
+
+
+def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """Encode a value without an annotation. Only self-describing types are allowed. Raises EncodeError, or TooLarge beyond the limits."""
+    return encode(ANY, value, limits)
+
+
+def decode_value(payload: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
+    """Decode a payload without an annotation. Raises DecodeError if the payload is invalid or exceeds a limit.
+
+    If it was encoded with an annotation, instances of classes are returned as dicts keyed by field name, and Enum members as their values.
+    Instances of types that are not registered here are returned as the value that was made of them.
+    """
+    return decode_plain(ANY, payload, limits)
+
+
+def decode_plain(shape: Shape, payload: bytes, limits: Limits) -> Any:
+    """Decode a payload with a shape whose values have no annotations. Instances of types that are not registered here are returned as
+    the value that was made of them."""
+    try:
+        return decode(shape, payload, limits)
+    except UnknownType:
+        known = msgspec.structs.replace(shape, read=lambda wire, levels: shape.read(without_unknown_names(wire), levels))
+        return decode(known, payload, limits)

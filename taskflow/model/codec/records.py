@@ -11,8 +11,20 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from taskflow.model.codec.misfit import Misfit, field_step, name_step, one_of, raised, too_deep, unexpected
-from taskflow.model.codec.shape import DictKeys, Form, Read, Shape, Write
+from taskflow.model.codec.shape import (
+    DictKeys,
+    Form,
+    Misfit,
+    Read,
+    Shape,
+    Write,
+    field_step,
+    name_step,
+    one_of,
+    raised,
+    too_deep,
+    unexpected,
+)
 from taskflow.model.codec.wire import wire_type
 from taskflow.model.errors import MissingArgument, UnknownArgument
 

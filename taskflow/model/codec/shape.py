@@ -1,11 +1,143 @@
-"""Shapes: compiled annotations, which convert values to wire values and back."""
+"""Shapes, which are compiled annotations, and the errors for values that do not fit one. Users get public errors instead of these."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
+
+from taskflow.model.errors import CodecError, DecodeError, EncodeError, TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+_E = TypeVar("_E", bound=CodecError)
+_LONGEST = 60
+_KNOWN_MODULES = ("builtins", "datetime", "uuid", "decimal", "zoneinfo", "pathlib", "pathlib._local")
+
+
+class Misfit(Exception):
+    """Raised when a value does not fit its shape. Each enclosing container adds a step to its path with `within`.
+
+    It never leaves this package: the codec converts it to an error of class `error`, or to EncodeError or DecodeError.
+    """
+
+    def __init__(self, message: str, error: type[CodecError] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self._error = error
+        self._steps: list[str] = []
+
+    def within(self, step: str) -> Misfit:
+        """Add `step`, a position inside the enclosing container, to the path. Returns the misfit itself, for use in `raise`."""
+        self._steps.append(step)
+        return self
+
+    @property
+    def path(self) -> str:
+        """The path from the outermost value inwards, written like code: ``data.lines[2]``."""
+        return _joined(self._steps)
+
+    def as_encode_error(self, where: str = "", annotated: str = "") -> EncodeError:
+        """Return the misfit as an EncodeError. `annotated` names what the user should annotate if the value needs an annotation."""
+        return self._as(EncodeError, f"{self._advice(annotated)}{where}", self.path)
+
+    def as_decode_error(self, where: str = "") -> DecodeError:
+        """Return the misfit as a DecodeError, which is stored and logged. Its path has no keys of dicts."""
+        return self._as(DecodeError, where, _joined([getattr(step, "unnamed", step) for step in self._steps]))
+
+    def _advice(self, annotated: str) -> str:
+        return ""
+
+    def _as(self, usual: type[_E], where: str, path: str) -> _E:
+        error = self._error if self._error is not None and issubclass(self._error, usual) else usual
+        return error(f"{self.message}{where}", path=path)
+
+
+def _joined(steps: list[str]) -> str:
+    return "".join(reversed(steps)).removeprefix(".")
+
+
+class NeedsAnnotation(Misfit):
+    """Raised for an instance of a class if no annotation names the class."""
+
+    def _advice(self, annotated: str) -> str:
+        return f": annotate {annotated} with its class, register it (register_type), or send plain data"
+
+
+def too_deep() -> Misfit:
+    return Misfit("is nested deeper than the limit allows; send a flatter value", TooLarge)
+
+
+def unexpected(expected: str, value: object) -> Misfit:
+    """Return a Misfit for a value of the wrong type. Its message names only types, because values may be secret."""
+    return Misfit(f"expected {expected}, got {type_name(type(value))}")
+
+
+def type_name(kind: type) -> str:
+    """Return the name of a type as a user would write it, such as ``int`` or ``app.models.User``."""
+    module = kind.__module__
+    return kind.__qualname__ if module in _KNOWN_MODULES else f"{module}.{kind.__qualname__}"
+
+
+def field_step(name: str) -> str:
+    return f".{name}"
+
+
+class KeyStep(str):
+    """The path step to the value under a key of a dict. A key is data and may be secret, so decode errors show its type only."""
+
+    __slots__ = ("unnamed",)
+    unnamed: str
+
+
+def key_step(key: Any) -> KeyStep:
+    """Return the path step that leads to the value under `key` in a mapping. A long key is shortened."""
+    unnamed = f"[<{type(key).__name__}>]"
+    if isinstance(key, str | bytes) and len(key) > _LONGEST:
+        step = KeyStep(f"[{key[:_LONGEST]!r}...]")
+    elif isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and key.bit_length() < 64):
+        step = KeyStep(f"[{key!r}]")
+    else:
+        step = KeyStep(unnamed)
+    step.unnamed = unnamed
+    return step
+
+
+def name_step(name: str) -> str:
+    """Return the path step to the value under a name in code: of an argument, or of a field of a TypedDict."""
+    return str(key_step(name))
+
+
+def raised(error: BaseException) -> str:
+    """Return a description of an exception for the end of a message, even if the exception cannot be converted to text."""
+    try:
+        return f"{type(error).__name__}: {_problems(error) if _shows_values(error) else error}"
+    except Exception:
+        return "an exception that cannot be shown"
+
+
+def shown_cause(error: BaseException | None) -> BaseException | None:
+    """Return the exception as the cause of an error whose traceback is stored, or None if its text contains values."""
+    return None if _shows_values(error) else error
+
+
+def _shows_values(error: object) -> bool:
+    return type(error).__module__.startswith("pydantic_core")
+
+
+def _problems(error: Any) -> str:
+    """Return what pydantic found, without values and without places inside of a field, which may be the keys of a dict."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in problems[:10])
+
+
+def one_of(names: Sequence[str]) -> str:
+    """Join up to ten of the names with commas, for the end of a message."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
 
 Write: TypeAlias = Callable[[Any, int], Any]
 """Converts a value to a wire value. The int is how many levels may still be nested. Raises Misfit for a value that does not fit."""

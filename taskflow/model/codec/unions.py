@@ -1,25 +1,221 @@
-"""Shapes for unions. A union chooses the member that can write a value or read a wire value, without trying each in turn.
+"""Shapes for annotations that give a choice: Enum, Flag, Literal, and unions.
 
-The choice depends on the exact type of the value, or on the form of the wire value. If two members look alike on the wire (two dataclasses,
-or an Enum and str), each instance is written as an array that begins with the marker TAGGED and the name of the class. If even that is not
-enough, the union is ambiguous, and is rejected when it is declared.
+A union chooses the member that can write a value or read a wire value, without trying each in turn. The choice depends on the exact type of
+the value, or on the form of the wire value. If two members look alike on the wire (two dataclasses, or an Enum and str), each instance is
+written as an array that begins with the marker TAGGED and the name of the class. TypedDicts are told apart by their keys. If even that is
+not enough, the union is ambiguous, and is rejected when it is declared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from enum import Enum, Flag
+from functools import reduce
 from itertools import combinations
+from operator import or_
 from typing import Any
 
 import msgspec
 
 from taskflow.model.codec import wire as codes
-from taskflow.model.codec.dict_unions import with_dicts_joined
-from taskflow.model.codec.misfit import Misfit, type_name, unexpected
-from taskflow.model.codec.scalars import NONE
-from taskflow.model.codec.shape import Read, Shape, Unsupported, Write
-from taskflow.model.codec.untyped import not_named
-from taskflow.model.codec.wire import form_of, marker, plain_number, wire_type
+from taskflow.model.codec.scalars import NONE, SCALARS, read_int, write_int
+from taskflow.model.codec.shape import DictKeys, Misfit, Read, Shape, Tag, Unsupported, Write, one_of, type_name, unexpected
+from taskflow.model.codec.untyped import not_named, read_json_any, write_any
+from taskflow.model.codec.wire import form_of, marker, pack, plain_number, wire_type
+from taskflow.model.errors import UnknownArgument
+
+_LEVELS = 8
+"""How deeply a value of an Enum or a Literal may be nested."""
+
+
+def enum_of(kind: type[Enum]) -> Shape:
+    """Return the shape of an Enum, whose members are sent as their values. Raises Unsupported if a value cannot be sent."""
+    if issubclass(kind, Flag):
+        return _flag_of(kind)
+    return _choice(type_name(kind), kind, list(kind.__members__.values()))
+
+
+def literals_of(values: Sequence[Any]) -> list[Shape]:
+    """Return one shape for each type among the values of a `Literal[...]`. Their union is the whole Literal."""
+    by_type: dict[type, list[Any]] = {}
+    for value in values:
+        by_type.setdefault(type(value), []).append(value)
+    label = f"Literal[{', '.join(_shown(value) for value in values)}]"
+    return [NONE if kind is type(None) else _choice(label, kind, group) for kind, group in by_type.items()]
+
+
+def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
+    """Return a shape that accepts only `values`, which all have exactly the type `kind`. An Enum member is sent as its `.value`."""
+    wires = {value: _wire_of(label, value) for value in values}
+    by_wire = {_key(wire): value for value, wire in wires.items()}
+    by_text = {str(_plain(value)): value for value in values}
+    expected = f"one of {one_of([_shown(value) for value in values])}"
+
+    def write(value: Any, _levels: int) -> Any:
+        if type(value) is not kind:
+            raise unexpected(label, value)
+        if value not in wires:
+            raise Misfit(f"expected {expected}")
+        return wires[value]
+
+    def read(wire: Any, _levels: int) -> Any:
+        key = _key(wire)
+        if key not in by_wire:
+            raise Misfit(f"expected {expected}")
+        return by_wire[key]
+
+    def read_json(wire: Any, levels: int) -> Any:
+        """Read one of the values. JSON cannot express some of them, such as a date; these are recognized by their text."""
+        key = _key(write_any(read_json_any(wire, _LEVELS), _LEVELS))
+        if key in by_wire:
+            return by_wire[key]
+        if type(wire) is str and wire in by_text:
+            return by_text[wire]
+        raise Misfit(f"expected {expected}")
+
+    forms = frozenset(form_of(wire) for wire in wires.values())
+    return Shape(label, write, read, read_json, types=frozenset((kind,)), forms=forms, tag=kind.__name__ if issubclass(kind, Enum) else "")
+
+
+def _flag_of(kind: type[Flag]) -> Shape:
+    label = type_name(kind)
+    known = reduce(or_, (member.value for member in kind.__members__.values()), 0)
+
+    def checked(bits: int) -> int:
+        """Return the bits unchanged. Raises Misfit if any of them has no name.
+
+        A Flag caches every combination of bits, so hostile payloads could otherwise exhaust the memory.
+        """
+        if bits & ~known:
+            raise Misfit(f"expected {label}, got unknown bits")
+        return bits
+
+    def write(value: Any, levels: int) -> Any:
+        if type(value) is not kind:
+            raise unexpected(label, value)
+        return write_int(checked(value.value), levels)
+
+    def read(wire: Any, levels: int) -> Flag:
+        if form_of(wire) not in _INTEGERS:
+            raise Misfit(f"expected {label} as an int, got {wire_type(wire)}")
+        try:
+            return kind(checked(read_int(wire, levels)))
+        except ValueError:
+            raise Misfit(f"expected {label}, got an unknown combination of bits") from None
+
+    return Shape(label, write, read, read, types=frozenset((kind,)), forms=_INTEGERS, tag=kind.__name__)
+
+
+_INTEGERS = SCALARS[int].forms
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _wire_of(label: str, value: Any) -> Any:
+    try:
+        return write_any(_plain(value), _LEVELS)
+    except Misfit as misfit:
+        raise Unsupported(f"{label} has a value that cannot be sent ({misfit.message}); give its members plain values") from None
+
+
+def _key(wire: Any) -> Hashable:
+    """Return a dict key that is equal only for equal wire values of the same type, so that 1, True and 1.0 differ."""
+    kind = type(wire)
+    return (kind, wire) if kind in (str, int, bool, bytes, type(None)) else pack(wire)
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__}.{value.name}" if isinstance(value, Enum) else repr(value)
+
+
+def with_dicts_joined(members: Sequence[Shape]) -> list[Shape]:
+    """Return the members with all TypedDicts joined into one, if there are several. Raises Unsupported if they cannot be told apart."""
+    keyed = [(member, member.keys) for member in members if member.keys is not None]
+    if len(keyed) < 2:
+        return list(members)
+    for (one, its_keys), (other, other_keys) in combinations(keyed, 2):
+        if not (_needs_another(its_keys, other_keys) or _needs_another(other_keys, its_keys) or _has_another_tag(its_keys, other_keys)):
+            raise Unsupported(
+                f"the union of {one.label} and {other.label} is ambiguous: a dict may fit both; give each a required key whose Literal "
+                "differs, or make each a dataclass, which is sent with its name"
+            )
+    joined = _joined(keyed)
+    return [joined if member is keyed[0][0] else member for member in members if member.keys is None or member is keyed[0][0]]
+
+
+def _needs_another(one: DictKeys, other: DictKeys) -> bool:
+    return not one.required <= other.known
+
+
+def _has_another_tag(one: DictKeys, other: DictKeys) -> bool:
+    return any(
+        not any(_accepts(other.tags[name].shape.write, value) for value in tag.values)
+        for name, tag in one.tags.items()
+        if name in other.tags
+    )
+
+
+def _accepts(convert: Callable[[Any, int], Any], value: Any) -> bool:
+    try:
+        convert(value, 1)
+    except Misfit:
+        return False
+    return True
+
+
+def _joined(keyed: Sequence[tuple[Shape, DictKeys]]) -> Shape:
+    label = " | ".join(member.label for member, _ in keyed)
+    choose = _chooser(label, keyed, lambda tag: tag.shape.write)
+
+    def write(value: Any, levels: int) -> Any:
+        if not isinstance(value, dict):
+            raise unexpected(label, value)
+        return choose(value).write(value, levels)
+
+    def reader(convert: Callable[[Shape], Read]) -> Read:
+        choose = _chooser(label, keyed, lambda tag: convert(tag.shape))
+
+        def read(wire: Any, levels: int) -> Any:
+            if type(wire) is not dict:
+                raise Misfit(f"expected {label}, got {wire_type(wire)}")
+            return convert(choose(wire))(wire, levels)
+
+        return read
+
+    return Shape(
+        label,
+        write,
+        reader(lambda shape: shape.read),
+        reader(lambda shape: shape.read_json),
+        types=frozenset((dict,)),
+        forms=frozenset((dict,)),
+        fits_json=lambda wire: any(member.fits_json(wire) for member, _ in keyed),
+    )
+
+
+def _chooser(
+    label: str, keyed: Sequence[tuple[Shape, DictKeys]], convert_of: Callable[[Tag], Callable[[Any, int], Any]]
+) -> Callable[[dict[Any, Any]], Shape]:
+    tests = [(member, keys, [(name, convert_of(tag)) for name, tag in keys.tags.items()]) for member, keys in keyed]
+
+    def choose(fields: dict[Any, Any]) -> Shape:
+        names = fields.keys()
+        left = [
+            (member, keys) for member, keys, tags in tests if all(name in names and _accepts(test, fields[name]) for name, test in tags)
+        ]
+        for fitting in (
+            [member for member, keys in left if keys.required <= names <= keys.known],
+            [member for member, _ in left],
+            [member for member, keys in left if keys.required <= names],
+            [member for member, keys in left if names <= keys.known],
+        ):
+            if len(fitting) == 1:
+                return fitting[0]
+        raise Misfit(f"expected {label}, got a dict that fits none of them", UnknownArgument)
+
+    return choose
 
 
 def union_of(members: Sequence[Shape]) -> Shape:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from taskflow.model.codec.misfit import Misfit
+from taskflow.model.codec.shape import Misfit
 
 Ext = msgspec.msgpack.Ext
 

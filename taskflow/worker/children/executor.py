@@ -11,10 +11,9 @@ from taskflow.app.app import default_app
 from taskflow.app.context import JobContext
 from taskflow.app.job import Job
 from taskflow.app.job_type import AnyJob
+from taskflow.model.clock import Seams
 from taskflow.model.errors import StopReason
-from taskflow.model.progress import Progress
-from taskflow.model.seams import Seams
-from taskflow.model.verdict import Settlement
+from taskflow.model.verdict import Progress, Settlement
 from taskflow.worker.children.main_thread import MainThreadCalls
 from taskflow.worker.children.messages import Completing, Message, Reported
 from taskflow.worker.executor import CANCELLED, LOST, TIMED_OUT, WINDING_DOWN, Executor

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from taskflow.model.clock import StartThread
 from taskflow.model.envelope import Lease
-from taskflow.model.seams import StartThread
 from taskflow.worker.events import ChildPrinted
 
 LONGEST_LINE: Final = 8_192

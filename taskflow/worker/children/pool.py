@@ -17,9 +17,9 @@ from taskflow.app.context import JobContext
 from taskflow.app.decorator import RUN_AS_MAIN
 from taskflow.app.job_type import AnyJob
 from taskflow.broker.retry import retry
+from taskflow.model.clock import StartThread
+from taskflow.model.printable import log_safely
 from taskflow.model.retry import Pauses, Retries
-from taskflow.model.safe_log import log_safely
-from taskflow.model.seams import StartThread
 from taskflow.model.verdict import Verdict
 from taskflow.worker.children.errors import CannotStart, ChildFailed
 from taskflow.worker.children.messages import CHILD_HOOKS, Hello

@@ -12,9 +12,8 @@ from typing import Final, Self, TypeVar, cast
 
 import msgspec
 
-from taskflow.model.progress import Progress
-from taskflow.model.seams import StartThread
-from taskflow.model.verdict import Verdict
+from taskflow.model.clock import StartThread
+from taskflow.model.verdict import Progress, Verdict
 from taskflow.worker.children import messages
 from taskflow.worker.children.errors import CannotStart, ChildDied, ChildFailed
 from taskflow.worker.children.options import ChildOptions

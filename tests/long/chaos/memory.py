@@ -15,8 +15,7 @@ from typing import Final
 from taskflow import Worker
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.model.clock import SystemClock, to_microseconds
-from taskflow.model.seams import Seams
+from taskflow.model.clock import Seams, SystemClock, to_microseconds
 from taskflow.worker.options import WorkerOptions
 from tests.long.chaos.jobs import ledger
 from tests.long.chaos.play import census, check, drain, has_no_dead_session

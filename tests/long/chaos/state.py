@@ -11,7 +11,7 @@ import msgspec
 from taskflow.broker.console import View
 from taskflow.broker.protocol import Broker
 from taskflow.model.codec import decode_value
-from taskflow.model.follow_up import CAUSED_BY
+from taskflow.model.envelope import CAUSED_BY
 from taskflow.model.ids import id_text, key_digest
 from taskflow.model.record import Record, Status
 from taskflow.model.schedule import SCHEDULE

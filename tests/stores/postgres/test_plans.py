@@ -23,10 +23,9 @@ from taskflow.broker.postgres.tables import TABLES
 from taskflow.broker.url import connect
 from taskflow.model.audit import Act
 from taskflow.model.envelope import Envelope, Lease, OnConflict
-from taskflow.model.progress import Progress
 from taskflow.model.schedule import Amendment, Definition, Firing
 from taskflow.model.session import Beat, Report, Session
-from taskflow.model.verdict import Settled
+from taskflow.model.verdict import Progress, Settled
 from tests.stores.postgres.counts import SESSION, UNTIL_KEPT, Call, Clock, OnConnection, Store, a_store, new_id, rows_of
 from tests.stores.postgres.plans import (
     CALLS,

@@ -17,10 +17,9 @@ from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.ids import key_digest
-from taskflow.model.progress import Progress
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, Report
-from taskflow.model.verdict import Completed, Failed, RunError, Settled, Settlement
+from taskflow.model.verdict import Completed, Failed, Progress, RunError, Settled, Settlement
 from tests.stores.postgres.counts import SESSION, Store, new_id
 from tests.stores.postgres.versions import next_version
 from tests.support.listing import listed

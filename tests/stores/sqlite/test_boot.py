@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taskflow.model.clock import ManualClock
+from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.record import Status
 from taskflow.model.schedule import Definition
-from taskflow.model.seams import Seams
 from taskflow.model.verdict import Settled
 from tests.stores.sqlite.support import Open, an_envelope, registered, succeeded
 

@@ -15,9 +15,9 @@ from msgspec import structs
 
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker
+from taskflow.model.clock import Seams, start_thread
 from taskflow.model.errors import BrokerUnavailable, SessionLost
 from taskflow.model.schedule import Definition, Firing
-from taskflow.model.seams import Seams, start_thread
 from taskflow.model.verdict import Settled, Settlement, Verdict
 from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, locked, registered, run_script, succeeded
 

@@ -25,8 +25,7 @@ from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker, notifier
 from taskflow.broker.sqlite.listener_files import ListenerFiles
 from taskflow.broker.sqlite.wake_folder import WAITING, Listeners
-from taskflow.model.clock import ManualClock
-from taskflow.model.seams import Seams
+from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.session import Beat
 from tests.stores.sqlite.support import Open, an_envelope, envelopes, files, registered, run_script, succeeded, unmeasured
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.model.clock import ManualClock
+from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
 from tests.stores.sqlite.support import Open, connected, envelopes
 
 GONE_AFTER = Rules().keep_cancelled + Rules().repeat_for

@@ -10,12 +10,11 @@ import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.size_limits import LARGEST_PAYLOAD
-from taskflow.model.backoff import Backoff
 from taskflow.model.errors import TooLarge
-from taskflow.model.progress import Progress
+from taskflow.model.rules import Backoff
 from taskflow.model.schedule import Definition
 from taskflow.model.session import Beat, Report
-from taskflow.model.verdict import Discarded, Failed, Parked, Retried, RunError, Settled, Settlement, Succeeded, Verdict
+from taskflow.model.verdict import Discarded, Failed, Parked, Progress, Retried, RunError, Settled, Settlement, Succeeded, Verdict
 from tests.stores.sqlite.support import a_session, an_envelope, envelopes, registered, succeeded
 
 ODD = "lone \udc80 surrogate, \0 zero, \U0001f600"

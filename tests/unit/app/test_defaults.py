@@ -26,8 +26,7 @@ from taskflow.app.app import App, default_app
 from taskflow.app.job import Declared
 from taskflow.app.job_type import Registry
 from taskflow.app.settings import Defaults
-from taskflow.model.envelope import Envelope
-from taskflow.model.follow_up import follow_up_of
+from taskflow.model.envelope import Envelope, follow_up_of
 from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.worker.children.application import Application
 from taskflow.worker.children.messages import Hello

@@ -12,8 +12,7 @@ from taskflow import Cancel, DeclarationError, Discard, JobContext, Snooze, Stat
 from taskflow.app.app import App
 from taskflow.app.job import Declared
 from taskflow.broker.console import View
-from taskflow.model.envelope import ClaimId, Lease
-from taskflow.model.follow_up import CAUSED_BY, MAX_FOLLOW_UP, job_of
+from taskflow.model.envelope import CAUSED_BY, MAX_FOLLOW_UP, ClaimId, Lease, job_of
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.record import Record
 from taskflow.model.verdict import Cancelled, Completed, Discarded, Retried, RunError, Succeeded, Verdict

@@ -13,11 +13,10 @@ from taskflow.broker.engine.records import HELD, RUNNING, SUCCEEDED, Flag, Kind
 from taskflow.broker.engine.seam import ABSENT, NOW, Applied, Apply, Operation, Put, Query, Ref, Snapshot, Step
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model import wording
-from taskflow.model.clock import ManualClock
+from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.record import Record, Status
-from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, Session
 from taskflow.model.stored_values import packed
 from tests.support.verdicts import failed, retried, succeeded

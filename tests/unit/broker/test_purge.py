@@ -7,11 +7,10 @@ from taskflow.broker.engine import admin
 from taskflow.broker.engine.seam import Apply
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.memory.store import MemoryStore
-from taskflow.model.clock import ManualClock
+from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
 from taskflow.model.record import Status
-from taskflow.model.seams import Seams
 from taskflow.model.session import Session
 from tests.support.verdicts import failed
 

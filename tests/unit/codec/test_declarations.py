@@ -148,7 +148,6 @@ UNRESOLVED: list[tuple[Any, str]] = [
 def test_a_name_that_is_never_defined_is_an_error_at_first_use(annotation: Any, message: str) -> None:
     codec = codec_of(annotation)
     assert not codec.is_resolved
-    assert repr(codec) == "<FunctionCodec of app.job, not resolved>"
     for use in (
         codec.resolve,
         lambda: codec.encode_arguments((1,), {}),

@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 
 from taskflow.model.codec import decode_value, encode_value
 from taskflow.model.codec.compiler import Compiler
-from taskflow.model.codec.misfit import Misfit
+from taskflow.model.codec.shape import Misfit
 from taskflow.model.codec.wire import pack, unpack
 from taskflow.model.errors import DeclarationError
 from tests.unit.codec import kinds as k

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskflow import DeclarationError, DecodeError, EncodeError, TooLarge, register_type
-from taskflow.model.codec import FunctionCodec, Limits, decode_by_name, decode_value, encode_value, registered, seal_json, untyped
+from taskflow.model.codec import FunctionCodec, Limits, decode_by_name, decode_value, encode_value, seal_json, untyped
 from taskflow.model.errors import UnknownType
 from tests.support.ids import stable_id
 from tests.unit.codec import kinds as k
@@ -40,7 +40,7 @@ class Name(str):
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
     """What a test registers is forgotten after it."""
-    tables: list[dict[Any, Any]] = [registered._by_name, untyped.NAMED_READERS, untyped.WRITERS]
+    tables: list[dict[Any, Any]] = [untyped._by_name, untyped.NAMED_READERS, untyped.WRITERS]
     before = [table.copy() for table in tables]
     yield
     for table, former in zip(tables, before, strict=True):

@@ -313,8 +313,3 @@ def test_what_has_no_signature_has_none() -> None:
         FunctionCodec(type, name="app.job")
     with pytest.raises(DeclarationError, match=r"signature of .* cannot be read"):
         FunctionCodec(5, name="app.job")  # type: ignore[arg-type]
-
-
-def test_a_codec_tells_what_it_is() -> None:
-    assert repr(codec_of_function(plain)) == "<FunctionCodec of app.job>"
-    assert FunctionCodec(plain).name == "plain"

@@ -13,7 +13,7 @@ import msgspec
 import pydantic
 import pytest
 
-from taskflow.model.codec import body, decode_value
+from taskflow.model.codec import decode_value, payload
 from taskflow.model.errors import EncodeError, UnknownArgument
 from tests.unit.codec import exactly, kinds as k
 from tests.unit.codec.exactly import codec_of, there_and_back
@@ -187,7 +187,10 @@ def test_plain_types_are_not_decoded_where_they_are_sent() -> None:
         (int, 1), (Any, {"a": [1]}), (k.Point, k.Point(1)), (k.Frozen, k.Frozen("a")), (k.Wire, k.Wire(1)), (k.Lamp, k.Lamp(True)),
         (k.Pin, k.Pin(1)), (k.Movie, {"title": "a"}), (k.Color, k.Color.RED), (k.Box[int], k.Box(1)), (k.IntBox, k.IntBox(1)),
     ]  # fmt: skip
-    with mock.patch.object(body, "unpack", side_effect=AssertionError), mock.patch.object(body, "check_stable", side_effect=AssertionError):
+    with (
+        mock.patch.object(payload, "unpack", side_effect=AssertionError),
+        mock.patch.object(payload, "check_stable", side_effect=AssertionError),
+    ):
         for annotation, value in plain:
             codec_of(annotation).encode_arguments((value,), {})
 

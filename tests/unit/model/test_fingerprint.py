@@ -8,9 +8,21 @@ from typing import Any
 
 import pytest
 
-from taskflow.model import failure_cause
-from taskflow.model.failure_cause import FINGERPRINT_BYTES, LONGEST_DEPLOY, UNKNOWN, deploy_in, fingerprint_in, pack_cause
-from taskflow.model.fingerprint import cause_of, fingerprint, frame, poison_fingerprint, shape
+from taskflow.model.fingerprint import (
+    FINGERPRINT_BYTES,
+    LONGEST_DEPLOY,
+    MOST_BYTES,
+    POISON,
+    UNKNOWN,
+    cause_of,
+    deploy_in,
+    fingerprint,
+    fingerprint_in,
+    frame,
+    pack_cause,
+    poison_fingerprint,
+    shape,
+)
 from taskflow.model.verdict import Completed, Discarded, Failed, Retried, RunError, Succeeded
 
 TRACEBACK = """Traceback (most recent call last):
@@ -67,7 +79,7 @@ def test_poison_is_grouped_by_what_killed_the_workers() -> None:
 
     assert poison_fingerprint("signal SIGKILL") == discarded(4, ", the last time: signal SIGKILL")
     assert poison_fingerprint("signal SIGKILL") != poison_fingerprint("signal SIGSEGV")
-    assert poison_fingerprint() == discarded(5, "") == failure_cause.POISON
+    assert poison_fingerprint() == discarded(5, "") == POISON
 
 
 def test_the_cause_of_a_verdict_has_its_fingerprint_and_the_deploy() -> None:
@@ -84,7 +96,7 @@ def test_the_cause_of_a_verdict_has_its_fingerprint_and_the_deploy() -> None:
 def test_a_deploy_comes_back_and_is_not_too_long() -> None:
     assert deploy_in(pack_cause(UNKNOWN, "2026-11-28 \N{ROCKET}")) == "2026-11-28 \N{ROCKET}"
     assert deploy_in(pack_cause(UNKNOWN, "x" * 1_000)) == "x" * LONGEST_DEPLOY
-    assert len(pack_cause(UNKNOWN, "\ud800" * 1_000)) <= failure_cause.MOST_BYTES
+    assert len(pack_cause(UNKNOWN, "\ud800" * 1_000)) <= MOST_BYTES
 
 
 @pytest.mark.parametrize("stored", [None, b"", b"1234567", "12345678", 8, [1]])

@@ -14,13 +14,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from taskflow.model import clock as clocks
-from taskflow.model.backoff import Backoff
-from taskflow.model.clock import ManualClock, SystemClock, instant_of, microseconds_of, to_microseconds, to_seconds
+from taskflow.model.clock import ManualClock, Seams, SystemClock, instant_of, microseconds_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, check_envelope, pack_extras, unpack_extras
 from taskflow.model.ids import IdFactory, id_text, key_digest, parse_id, shard_of
 from taskflow.model.record import BY_CODE, CODES, ENDED, LIVE, WAITING, Status
-from taskflow.model.rules import Rules
-from taskflow.model.seams import Seams
+from taskflow.model.rules import Backoff, Rules
 from taskflow.model.session import MAX_DIED_OF, UNKNOWN_DEATH, Beat, Report
 from taskflow.model.transitions import MOVES, Event
 from taskflow.model.verdict import (

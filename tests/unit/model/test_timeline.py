@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from taskflow.model.clock import microseconds_of
-from taskflow.model.record import Record, Status
-from taskflow.model.timeline import timeline
+from taskflow.model.record import Record, Status, timeline
 from taskflow.model.verdict import RunEnding, RunError
 
 SENT = datetime(2026, 11, 28, tzinfo=UTC)
