@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from taskflow.broker.postgres.migrations import VERSION
+from taskflow.broker.postgres.schema import VERSION
 from tests.cli.inprocess import Cli
-from tests.stores.postgres.versions import DESCRIPTION, NEXT, next_version, of_this_version
 from tests.support.postgres import shared_postgres
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    """A database with a schema of this version, while taskflow is of the next one."""
-    server = shared_postgres()
-    with next_version():
-        yield server.url(of_this_version(server))
+def url() -> str:
+    """A database without a schema."""
+    return shared_postgres().url(shared_postgres().new_database())
 
 
 def test_it_applies_what_is_pending(cli: Cli, url: str) -> None:
-    assert cli("migrate", "--broker", url).out == f"schema 'taskflow': version {VERSION} -> {NEXT}\n"
-    assert cli("migrate", "--broker", url).out == f"schema 'taskflow' is up to date (version {NEXT})\n"
-    assert cli("migrate", "--plan", "--broker", url).out == f"schema 'taskflow' is up to date (version {NEXT})\n"
+    assert cli("migrate", "--broker", url).out == f"schema 'taskflow': created, version {VERSION}\n"
+    assert cli("migrate", "--broker", url).out == f"schema 'taskflow' is up to date (version {VERSION})\n"
+    assert cli("migrate", "--plan", "--broker", url).out == f"schema 'taskflow' is up to date (version {VERSION})\n"
     assert "workers    0" in cli("status", "--broker", f"{url}?migrate=0").out
 
 
@@ -40,7 +35,7 @@ def test_a_plan_changes_nothing(cli: Cli, url: str) -> None:
     for _ in range(2):
         said = cli("migrate", "--plan", "--broker", url)
         assert said.out == (
-            f"schema 'taskflow' has version {VERSION}; pending:\n  {NEXT}  {DESCRIPTION}\n"
+            f"schema 'taskflow' does not exist yet; pending:\n  {VERSION}  The tables.\n"
             "to apply: taskflow migrate; to see the SQL: taskflow migrate --sql\n"
         )
 
@@ -48,7 +43,7 @@ def test_a_plan_changes_nothing(cli: Cli, url: str) -> None:
 def test_the_sql_is_printed_and_not_run(cli: Cli, url: str) -> None:
     for _ in range(2):
         said = cli("migrate", "--sql", "--broker", url)
-        assert said.out.startswith(f"-- taskflow, schema 'taskflow': from version {VERSION} to {NEXT}.")
+        assert said.out.startswith(f"-- taskflow, schema 'taskflow': from version 0 to {VERSION}.")
         assert said.out.endswith("\n\nCOMMIT;\n")
 
 

@@ -1,10 +1,11 @@
-"""The stores whose tables have versions, for the suite of migrations. Each driver has
+"""The stores whose tables have versions, for the suite of migrations. PostgreSQL has no migrations yet. Each driver has
 
 version, newer       the version of this taskflow, and the one that it knows inside `next_version`
 description          what the migration between them says of itself
 run_again            what a script says on tables that have the newer version already
 nowhere              returns the URL of a store that is not there yet
 of_this_version      returns the URL of a new store with tables of this version, also inside `next_version`
+of_the_next_version  returns the URL of a new store whose tables say that they are of the next version
 shape                returns what the tables are, without what they hold
 run                  runs a script on the store, or raises ScriptFailed
 """
@@ -17,7 +18,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 from unittest.mock import patch
@@ -26,6 +27,7 @@ import asyncpg
 import pytest
 
 from taskflow.broker.migrations import Migrations
+from taskflow.broker.postgres.schema import VERSION
 from taskflow.broker.sqlite import migrations as of_sqlite
 from taskflow.broker.sqlite.statements import Statements
 from tests.stores.postgres import versions as postgres
@@ -55,6 +57,10 @@ class SqliteDriver:
         self.run(url := self.nowhere(), self._this)
         return url
 
+    def of_the_next_version(self) -> str:
+        self.run(url := self.of_this_version(), "UPDATE taskflow_meta SET value = value + 1 WHERE name = 'version';")
+        return url
+
     @contextmanager
     def next_version(self) -> Iterator[None]:
         folder = self._folder / f"future-{next(self._numbers)}"
@@ -79,7 +85,8 @@ def _path(url: str) -> Path:
 
 class PostgresDriver:
     name = "postgres"
-    version, newer, description = postgres.VERSION, postgres.NEXT, postgres.DESCRIPTION
+    version = newer = VERSION
+    description = "The tables."
     run_again = "let `taskflow migrate --sql` print this script again"
 
     def __init__(self, _: Path) -> None:
@@ -88,11 +95,13 @@ class PostgresDriver:
     def nowhere(self) -> str:
         return shared_postgres().url(shared_postgres().new_database())
 
-    def of_this_version(self) -> str:
-        return shared_postgres().url(postgres.of_this_version(shared_postgres()))
+    def of_the_next_version(self) -> str:
+        database = postgres.of_this_version(shared_postgres())
+        shared_postgres().execute("UPDATE taskflow.meta SET value = value + 1 WHERE name = 'version'", database)
+        return shared_postgres().url(database)
 
     def next_version(self) -> AbstractContextManager[None]:
-        return postgres.next_version()
+        return nullcontext()
 
     def shape(self, url: str) -> dict[str, list[str]]:
         return postgres.catalog(shared_postgres(), _database(url))

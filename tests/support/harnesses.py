@@ -15,10 +15,11 @@ from enum import Enum
 from typing import Any, ClassVar, Final
 
 from taskflow.broker import topics
+from taskflow.broker.engine.records import INDEXES
 from taskflow.broker.engine.seam import Query, Scan
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.memory.store import MemoryStore
-from taskflow.broker.postgres.migrations import TABLES, VERSION
+from taskflow.broker.postgres import tables
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import Seams
 from taskflow.model.rules import Rules
@@ -404,7 +405,7 @@ class PostgresHarness(StoreHarness):
             self._execute(f'DROP SCHEMA IF EXISTS "{self.namespace}" CASCADE')
             return
         meta = self._table("meta")
-        emptied = f"TRUNCATE {', '.join(map(self._table, TABLES))}; INSERT INTO {meta} (name, value) VALUES ('version', {VERSION});"
+        emptied = f"TRUNCATE {', '.join(map(self._table, TABLES[1:]))}; UPDATE {meta} SET value = 0 WHERE name = 'check_marks_at';"
         self._execute(f"DO $$ BEGIN IF to_regclass('{meta}') IS NOT NULL THEN {emptied} END IF; END $$")
         self._emptied.append(self.namespace)
 
@@ -431,6 +432,12 @@ class NewestPostgresHarness(PostgresHarness):
     def shared_server(cls) -> PostgresServer:
         return shared_postgres(the_newest_postgres_binary().path)
 
+
+TABLES: Final = (
+    *("meta", "requests", "marks", *tables.TABLES.values(), *(index.name for index in INDEXES if index.entries)),
+    *("tally", "totals", "awaited", "idle"),
+)
+"""PostgreSQL's."""
 
 _SCHEMAS: Final[dict[tuple[str, Rules], list[str]]] = {}
 

@@ -14,13 +14,12 @@ from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.seam import Apply, Claimed, Effect, Operation, Ref
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.per_loop import PerLoop
-from taskflow.broker.postgres.connect import schema
+from taskflow.broker.postgres import schema
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget
-from taskflow.broker.postgres.errors import was_about_a_value
+from taskflow.broker.postgres.errors import was_about_a_value, was_dropped
 from taskflow.broker.postgres.listen_connection import trouble_with_listening
 from taskflow.broker.postgres.loop_connections import LoopConnections
-from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.notifier import CLOSE_TIMEOUT, READ_WITHIN, Notifier
 from taskflow.broker.postgres.store import Hooks, PostgresStore
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
@@ -215,7 +214,7 @@ class PostgresBroker(EngineBroker):
         return await schema.migrate(self._per_loop.here().pool, self._namespace)
 
     async def sql(self) -> str:
-        return script(await self.pending(), self._namespace)
+        return schema.script(await self.pending(), self._namespace)
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
@@ -231,11 +230,10 @@ class PostgresBroker(EngineBroker):
         try:
             return await connections.fetch(statement, *arguments, within=within)
         except BrokerError as error:
-            if was_dropped(error):
-                self._is_prepared = False
-                await self._prepare(connections)
-            elif not was_overtaken(error):
+            if not was_dropped(error):
                 raise
+            self._is_prepared = False
+            await self._prepare(connections)
         return await connections.fetch(statement, *arguments, within=within)
 
     def _statement(self, name: str, arguments: int) -> str:

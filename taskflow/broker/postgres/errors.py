@@ -120,6 +120,11 @@ def was_held_up(error: BaseException) -> bool:
     return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
 
 
+def was_dropped(error: BaseException) -> bool:
+    """Return True if a verb failed because the schema has been dropped, or has not been created yet."""
+    return isinstance(error.__cause__, asyncpg.InvalidSchemaNameError | asyncpg.UndefinedTableError)
+
+
 def was_about_a_value(error: BaseException) -> bool:
     """Return True if the server rejected a value, such as one that is too large for its
     column, or overflows when added to a stored value. Another attempt would fail too."""
@@ -138,8 +143,7 @@ def is_read_only(error: Exception) -> bool:
 
 
 def is_stale(error: Exception) -> bool:
-    """Return True if the session looked up a function just as a migration dropped it. The statement had no effect, and will
-    work on another connection."""
+    """Return True if the session looked up a function just as somebody dropped it. The statement had no effect."""
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "XX000" and "cache lookup failed" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""Reads the SQL files, and fills in the schema, the columns, and the values of statuses, events, words and rules."""
+"""Reads the SQL files, and fills in the schema, the columns, and the values of statuses, events, words, rules and limits."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from taskflow.broker.engine.records import BURIED
+from taskflow.broker.engine.job import State, encode, text_bytes
+from taskflow.broker.engine.records import BURIED, Flag
 from taskflow.broker.literals import literals
-from taskflow.broker.postgres import bounds, changes, queries
+from taskflow.broker.postgres import changes, queries
+from taskflow.model import wording
+from taskflow.model.ids import ID_BYTES
+from taskflow.model.job_schema import MAX_PAYLOAD
 from taskflow.model.record import CODES
+from taskflow.model.stored_values import LATEST
 
 FOLDER: Final = Path(__file__).parent
+_TABLES: Final = "tables.sql"
 _FRAGMENT: Final = re.compile(r"@[A-Z_]+\b")
 _NAME: Final = re.compile(r"\b([SEWRP])\.([A-Za-z_]+)\b")
 
@@ -36,16 +42,66 @@ def placed(text: str, schema: str) -> str:
 
 def functions() -> list[str]:
     """Return the text of each SQL file that defines functions, and those that are derived from the declaration."""
-    return [*(file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.sql"))), *queries.functions()]
+    files = [file for file in sorted(FOLDER.glob("*.sql")) if file.name != _TABLES]
+    return [*(file.read_text(encoding="utf-8") for file in files), *queries.functions()]
+
+
+def tables() -> str:
+    return (FOLDER / _TABLES).read_text(encoding="utf-8")
 
 
 @cache
 def _values() -> dict[str, str]:
     """Return the SQL literal for each name that an SQL file may contain."""
     statuses = {f"S.{status.name}": str(code) for status, code in CODES.items()}
-    return statuses | {"S.BURIED": str(BURIED)} | literals(_text) | bounds.literals()
+    return statuses | {"S.BURIED": str(BURIED)} | literals(_text) | _limits()
 
 
 def _text(text: str) -> str:
     """Return an SQL string literal. PostgreSQL's format() takes %s for numbers too, so this replaces %d."""
     return "'" + text.replace("'", "''").replace("%d", "%s") + "'"
+
+
+# --- limits: P.LATEST and so on ---------------------------------------------------------------------------------------
+
+MOST_BYTES: Final = 1 << 20
+"""The maximum size of a small stored value in bytes. A longer one is not fetched."""
+
+MOST_PAYLOAD_BYTES: Final = 1 << 26
+"""The maximum size of a payload or a result in bytes. A longer one is not fetched."""
+
+NOTED_FOR: Final = 90_000_000
+"""Microseconds for which a listener's note is valid. The listener renews it every minute."""
+
+MOST_NOTIFIED_BYTES: Final = 5_300
+"""The maximum size, in bytes, of a record that is sent with the notification that its job
+has ended. A notification holds at most 8,000 bytes, and the record is sent as base64."""
+
+
+def _limits() -> dict[str, str]:
+    """Return the SQL literal of each limit. Some are in constraints."""
+    return {
+        "P.LATEST": str(LATEST),
+        "P.MOST_BYTES": str(MOST_BYTES),
+        "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
+        "P.MAX_PAYLOAD": str(MAX_PAYLOAD),
+        "P.MOST_REQUEST": str(2 * MAX_PAYLOAD + 16 * MOST_BYTES),  # bytes are sent in hexadecimal
+        "P.NOTED_FOR": str(NOTED_FOR),
+        "P.MOST_NOTIFIED_BYTES": str(MOST_NOTIFIED_BYTES),
+        "P.KEYED": str(Flag.KEYED),
+        "P.AWAITED": str(Flag.AWAITED),
+        "P.TAGGED": str(Flag.TAGGED),
+        "P.CONSEQUENTIAL": str(Flag.KEYED | Flag.AWAITED | Flag.STATED),
+        "P.STATE_ARRIVING": _state(State(waiting=_ARRIVES)),
+        "P.STATE_REPLACING": _state(State(waiting=_ARRIVES, replaces=True)),
+        "P.STATE_REPLACED": _state(State(waiting=_ARRIVES, replaced=bytes(ID_BYTES)), cut=ID_BYTES),
+    }
+
+
+_ARRIVES: Final = text_bytes(wording.ARRIVES)
+
+
+def _state(state: State, *, cut: int = 0) -> str:
+    """Return the packed state of an arrival, without its last `cut` bytes."""
+    packed = encode(state)
+    return f"decode('{packed[: len(packed) - cut].hex()}', 'hex')"

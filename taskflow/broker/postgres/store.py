@@ -139,11 +139,7 @@ class PostgresStore:
     # --- reading ---------------------------------------------------------------------------------------------
 
     async def query(self, query: Query) -> Snapshot:
-        """Read everything in one statement, and so from one snapshot.
-
-        The statement names the table `meta`, and so it waits for a migration before it takes its snapshot: in tables that the migration has
-        rewritten, an older snapshot would see no rows.
-        """
+        """Read everything in one statement, and so from one snapshot."""
         jobs = [ref.id for ref in query.refs if ref.kind == Kind.JOB]
         keys = [ref.id for ref in query.refs if ref.kind == Kind.KEY]
         has_moves = query.scans[: len(MOVE_SCANS)] == MOVE_SCANS
@@ -159,8 +155,7 @@ class PostgresStore:
             calls.append(f"groups_{name}(${len(arguments)})")
         if query.with_totals:
             calls.append("load_totals()")
-        nothing = f'SELECT (NULL::"{self._schema}".row).* FROM "{self._schema}".meta WHERE false'
-        statement = " UNION ALL ".join([nothing, *[f'SELECT * FROM "{self._schema}".{call}' for call in calls]])
+        statement = " UNION ALL ".join([f'SELECT * FROM "{self._schema}".{call}' for call in calls])
         return self._snapshot(query, await self._fetch(statement, *arguments))
 
     def _snapshot(self, query: Query, rows: Sequence[Row]) -> Snapshot:

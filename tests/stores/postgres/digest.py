@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Final
 
 from taskflow.broker.postgres import sql_files
-from taskflow.broker.postgres.migrations import MIGRATIONS, VERSION
+from taskflow.broker.postgres.schema import VERSION
 
 FILE: Final = Path(__file__).with_name("digest.txt")
 COMMAND: Final = "python -m tests.stores.postgres.digest"
 
 
 def digests() -> dict[str, str]:
-    """By part: the version, each migration, and all functions together. As the server gets them: a rule or a word is a part of them too."""
+    """By part: the version, the tables, and all functions together. As the server gets them: a rule or a word is a part of them too."""
     functions = "".join(map(_rendered, sql_files.functions()))
-    migrations = {f"schema/{number}": _digest(_rendered(MIGRATIONS.text(number))) for number in range(1, VERSION + 1)}
-    return {"version": str(VERSION), **migrations, "functions": _digest(functions)}
+    return {"version": str(VERSION), "tables": _digest(_rendered(sql_files.tables())), "functions": _digest(functions)}
 
 
 def pinned() -> dict[str, str]:

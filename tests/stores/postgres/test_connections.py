@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from taskflow import BrokerUnavailable
-from taskflow.broker.postgres import ownership
+from taskflow.broker.postgres import schema
 from taskflow.broker.postgres.broker import PostgresBroker
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.url import connect
@@ -56,7 +56,7 @@ async def test_a_sibling_does_not_check_the_schema_again(scene: Scene, monkeypat
     async def refuse(*arguments: Any) -> None:
         raise AssertionError("checked again")
 
-    monkeypatch.setattr(ownership, "check", refuse)
+    monkeypatch.setattr(schema, "check_owner", refuse)
     sibling = broker.sibling()
     await sibling.read([bytes(16)])
     await sibling.close()

@@ -72,7 +72,7 @@ async def test_a_foreign_server_is_said_not_to_speak_postgresql(answer: bytes) -
 
 
 async def test_a_server_that_falls_silent_once_connected_is_said_not_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from taskflow.broker.postgres.connect import schema
+    from taskflow.broker.postgres import schema
     from tests.support.postgres import shared_postgres
 
     async def wait(*_: object) -> None:

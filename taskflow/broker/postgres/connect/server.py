@@ -53,7 +53,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     `listen_at`  addresses to listen at for wake-ups, if the other connections use a pooler that loses them; of several, the primary is used
     `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as in libpq
     `is_pooled`  True if connections go through a pooler that does not support prepared statements
-    `owner`      a role that is trusted with the schema, in addition to those listed in `ownership`
+    `owner`      a role that is trusted with the schema, in addition to those listed in `schema.check_owner`
     """
 
     host: str = "localhost"

@@ -1,4 +1,4 @@
--- 1: The tables.
+-- The tables.
 
 -- "@." stands for the schema, S.READY and similar names for the code of a status, P. and R. for a limit. Values replace them before the
 -- server sees the text. Times are microseconds since 1970. Ids of jobs and sessions, and keys, are 16 bytes.

@@ -1,0 +1,289 @@
+"""Prepares the schema: makes its tables and functions if there are none, and checks that it is safe to use."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import asyncpg
+
+from taskflow.broker.migrations import Migration, Upgrade
+from taskflow.broker.postgres import sql_files
+from taskflow.broker.postgres.connect.pool import ConnectionPool
+from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, drop
+from taskflow.broker.postgres.errors import ERRORS
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable
+
+VERSION: Final = 1
+"""The schema version that the installed taskflow needs. It is part of a release: see tests/stores/postgres/digest.py."""
+
+OLDEST_SERVER: Final = 140_000
+
+MADE_WITHIN: Final = 30.0
+"""Seconds that preparing the schema may take. `taskflow migrate` has no time limit."""
+
+# The key of the advisory lock for making a schema: "taskflow" in ASCII, which no other program should use.
+_LOCK: Final = (0x7461_736B, 0x666C_6F77)
+
+
+async def prepare(pool: ConnectionPool, schema: str, *, migrates: bool) -> None:
+    """Make or check the schema, so that this version can work with it.
+
+    Raises BrokerRefused if the schema has another version, or is missing and `migrates` is False.
+    This error is also raised if the server is too old, or if a role that is not trusted could change the schema.
+    """
+    async with _opened(pool, within=MADE_WITHIN) as connection:
+        found = await _look(connection, pool, schema)
+        found.refuse_unless(migrates, f"the schema {schema!r} of PostgreSQL at {pool.server}")
+        if found.migrations:
+            await _make(connection, pool, schema)
+        else:
+            pool.put_back(connection)  # the first verb reuses it: a new one would add 3 ms to a worker's start, and load everything again
+
+
+async def pending(pool: ConnectionPool, schema: str) -> Upgrade:
+    async with _opened(pool, within=MADE_WITHIN) as connection:
+        return await _look(connection, pool, schema)
+
+
+async def migrate(pool: ConnectionPool, schema: str) -> Upgrade:
+    async with _opened(pool, within=None) as connection:
+        return await _make(connection, pool, schema)
+
+
+def script(found: Upgrade, schema: str) -> str:
+    """Return what `migrate` would do as a psql script. It fails, changing nothing, if the schema is there."""
+    if not found.migrations:
+        return f"-- {found.place} is up to date (version {found.version})\n"
+    parts = (
+        f"-- taskflow, {found.place}: from version {found.version} to {found.target}. To be run by the owner of the schema.",
+        "\\set ON_ERROR_STOP on\n\\set ON_ERROR_ROLLBACK off",
+        "BEGIN ISOLATION LEVEL READ COMMITTED;",
+        *(part.replace("%schema", schema) for part in (_TAKE_LOCK, _GUARD, _MAKE_SCHEMA)),
+        _contents(schema),
+        "COMMIT;\n",
+    )
+    return "\n\n".join(parts)
+
+
+# --- the version ------------------------------------------------------------------------------------------------------
+
+
+async def _look(connection: asyncpg.Connection, pool: ConnectionPool, schema: str) -> Upgrade:
+    """Check who owns the schema, and return what is pending. Time limits set for the role
+    or database are suspended meanwhile, because a connection's first statements take longest."""
+    await connection.execute(
+        "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0; "
+        "SET LOCAL search_path = pg_catalog, pg_temp"
+    )
+    await check_owner(connection, schema, str(pool.server), pool.server.owner)
+    found = await _pending(connection, schema, str(pool.server))
+    await connection.execute("COMMIT")
+    return found
+
+
+async def _pending(connection: asyncpg.Connection, schema: str, place: str) -> Upgrade:
+    """Raises BrokerRefused if the schema has another version than the installed taskflow, or belongs to another program."""
+    version = await _version(connection, schema)
+    if version is None:
+        raise BrokerRefused(
+            f"the schema {schema!r} of PostgreSQL at {place} has a table meta without a version: it belongs to another program"
+        )
+    if version not in (0, VERSION):
+        remedy = "upgrade taskflow" if version > VERSION else "use the taskflow that made it, or drop it"
+        raise BrokerRefused(
+            f"the schema {schema!r} of PostgreSQL at {place} has version {version}, but this taskflow knows {VERSION}: {remedy}"
+        )
+    migrations = () if version else (Migration(VERSION, "The tables."),)
+    return Upgrade(place=f"schema {schema!r}", version=version, migrations=migrations)
+
+
+async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
+    """Return the schema's version, 0 if there are no tables yet, or None if the tables are not taskflow's.
+
+    This queries the catalog, because to_regclass() uses a cache that misses changes made while the session waited for a lock.
+    """
+    found = await connection.fetchval(
+        "SELECT true FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = $1 AND relname = 'meta'", schema
+    )
+    if found is None:
+        return 0
+    if await connection.fetchval("SELECT has_table_privilege(format('%I.meta', $1::text), 'SELECT')", schema):
+        version = await connection.fetchval(sql_files.placed("SELECT value FROM @.meta WHERE name = 'version'", schema))
+    else:  # the role may only send
+        version = json.loads(await connection.fetchval(sql_files.placed("SELECT @.describe_store()", schema)))["version"]
+    return None if version is None else int(version)
+
+
+# --- making it --------------------------------------------------------------------------------------------------------
+
+
+async def _make(connection: asyncpg.Connection, pool: ConnectionPool, schema: str) -> Upgrade:
+    """Make the schema's contents, unless another process has already done so."""
+    place = str(pool.server)
+    async with connection.transaction(isolation="read_committed"):  # sees changes committed while it waited for the lock
+        await connection.execute(_TAKE_LOCK.replace("%schema", schema))
+        found = await _pending(connection, schema, place)
+        if found.migrations:
+            await connection.execute(_MAKE_SCHEMA.replace("%schema", schema))
+            await check_owner(connection, schema, place, pool.server.owner)  # again: another process may have created the schema
+            await connection.execute(_AS_ITS_OWNER.replace("%schema", schema))
+            await connection.execute(_contents(schema))
+        return found
+
+
+def _contents(schema: str) -> str:
+    return "\n\n".join(
+        [
+            "SET LOCAL check_function_bodies = off; -- they call each other",
+            *(sql_files.filled(text, schema) for text in (sql_files.tables(), *sql_files.functions())),
+            sql_files.placed(f"INSERT INTO @.meta (name, value) VALUES ('version', {VERSION});", schema),
+        ]
+    )
+
+
+# Overrides limits set for the role or database: the lock may be granted late. A program that holds the lock all the same is passed over,
+# unless its role may make a schema.
+_TAKE_LOCK: Final = f"""\
+SET LOCAL lock_timeout = 0;
+SET LOCAL statement_timeout = 0;
+SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL search_path = pg_catalog, pg_temp; -- so that no other function takes the place of a built-in one
+DO $$
+BEGIN
+    WHILE NOT pg_try_advisory_xact_lock({_LOCK[0] << 32 | _LOCK[1]}) LOOP
+        PERFORM pg_stat_clear_snapshot();
+        EXIT WHEN NOT EXISTS (
+            SELECT FROM pg_locks JOIN pg_stat_activity AS activity USING (pid) LEFT JOIN pg_namespace ON nspname = '%schema'
+            WHERE locktype = 'advisory' AND granted AND classid = {_LOCK[0]} AND objid = {_LOCK[1]} AND datid = database
+                AND (has_database_privilege(usesysid, datid, 'CREATE') OR has_schema_privilege(usesysid, pg_namespace.oid, 'CREATE'))
+        );
+        PERFORM pg_sleep(0.05);
+    END LOOP;
+END
+$$;"""
+
+_GUARD: Final = """\
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_tables WHERE schemaname = '%schema' AND tablename = 'meta') THEN
+        RAISE EXCEPTION 'the schema %schema is there already: let `taskflow migrate --sql` print this script again';
+    END IF;
+END
+$$;"""
+
+# CREATE SCHEMA needs the right to create schemas, even with IF NOT EXISTS.
+_MAKE_SCHEMA: Final = """\
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = '%schema') THEN
+        CREATE SCHEMA "%schema";
+    END IF;
+END
+$$;"""
+
+_AS_ITS_OWNER: Final = """\
+DO $$
+DECLARE
+    owner oid := (SELECT nspowner FROM pg_namespace WHERE nspname = '%schema');
+BEGIN
+    IF pg_has_role(owner, 'MEMBER') AND owner NOT IN (current_user::regrole, 'pg_database_owner'::regrole) THEN
+        EXECUTE format('SET LOCAL ROLE %I', pg_get_userbyid(owner));
+    END IF;
+END
+$$;"""
+"""Switches to the role that owns the schema, so that this role owns every object, no matter which of its members makes them."""
+
+
+# --- connecting -------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _opened(pool: ConnectionPool, *, within: float | None) -> AsyncIterator[asyncpg.Connection]:
+    """Open a connection to a suitable server, and limit the `async with` block to
+    `within` seconds. Driver errors, also inside the block, are raised as BrokerError."""
+    place = str(pool.server)
+    try:
+        connection = await pool.open()
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                await _check_server(connection, place)
+            try:
+                async with asyncio.timeout(within):
+                    yield connection
+            except TimeoutError as error:
+                raise BrokerUnavailable(
+                    f"PostgreSQL at {place}: the schema could not be checked or migrated within {within or 0:g} s, perhaps because "
+                    "another process is migrating it; `taskflow migrate` has no time limit"
+                ) from error
+        finally:
+            if not pool.has(connection):
+                drop(connection)
+    except ERRORS as error:
+        raise pool.broker_error(error) from error
+
+
+async def _check_server(connection: asyncpg.Connection, place: str) -> None:
+    [(version, is_standby)] = await connection.fetch(
+        "SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_is_in_recovery()"
+    )
+    if version < OLDEST_SERVER:
+        raise BrokerRefused(f"PostgreSQL {version // 10_000} at {place} is too old: taskflow needs 14 or newer")
+    if is_standby:
+        raise BrokerRefused(f"PostgreSQL at {place} is a read-only standby: name the primary in the broker URL")
+
+
+# --- who owns it ------------------------------------------------------------------------------------------------------
+
+
+async def check_owner(connection: asyncpg.Connection, schema: str, place: str, trusted: str | None) -> None:
+    """Raise BrokerRefused if a role that is not trusted owns a part of the schema, or may create functions or triggers in it.
+
+    Our functions run with the rights of their caller, so every role that could replace one must be trusted. Trusted are the connected role,
+    roles that it is a member of, superusers, the owner of the database, and `trusted`. A role that was merely granted rights may use a
+    schema that one of these owns. `place` names the server.
+    """
+    found = await connection.fetchrow(FIRST_STRANGER, schema, trusted)
+    if found is None:
+        return
+    role = found["role"]
+    if found["is_granted"]:
+        remedy = "revoke that right"
+    else:
+        remedy = f"add owner={role} to the broker URL if you trust that role, or drop the schema"
+    raise BrokerRefused(
+        f"the schema {schema!r} of PostgreSQL at {place} is not safe to use: {role} {found['how']}, and could have functions run as "
+        f"{found['as_whom']}; {remedy}"
+    )
+
+
+# Membership is read from the catalog, because for a superuser pg_has_role() returns true for every role.
+FIRST_STRANGER: Final = """
+WITH RECURSIVE mine (oid) AS (
+    SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user
+    UNION SELECT roleid FROM pg_catalog.pg_auth_members JOIN mine ON member = mine.oid
+), space AS (
+    SELECT oid, nspowner, nspacl FROM pg_catalog.pg_namespace WHERE nspname = $1
+), trusted (oid) AS (
+    SELECT oid FROM mine
+    UNION ALL SELECT datdba FROM pg_catalog.pg_database WHERE datname = current_database()
+    UNION ALL SELECT oid FROM pg_catalog.pg_roles WHERE rolsuper OR rolname = $2 OR rolname = 'pg_database_owner'
+), found (oid, how, is_granted) AS (
+    SELECT nspowner, 'owns it', false FROM space
+    UNION ALL SELECT grantee, 'may create in it', true
+    FROM space, aclexplode(nspacl) WHERE privilege_type = 'CREATE' AND grantee <> nspowner
+    UNION ALL SELECT proowner, 'owns its function ' || proname, false FROM pg_catalog.pg_proc, space
+    WHERE pronamespace = space.oid AND proowner <> nspowner
+    UNION ALL SELECT relowner, 'owns ' || relname || ' in it', false FROM pg_catalog.pg_class, space
+    WHERE relnamespace = space.oid AND relowner <> nspowner
+    UNION ALL SELECT grantee, 'may put triggers on ' || relname || ' in it', true
+    FROM pg_catalog.pg_class, space, aclexplode(relacl)
+    WHERE relnamespace = space.oid AND privilege_type = 'TRIGGER' AND grantee <> relowner
+)
+SELECT CASE found.oid WHEN 0 THEN 'everybody' ELSE pg_catalog.pg_get_userbyid(found.oid) END AS role, how, is_granted,
+    current_user AS as_whom
+FROM found WHERE found.oid NOT IN (SELECT oid FROM trusted) LIMIT 1
+"""
