@@ -360,7 +360,7 @@ class RedisSeamStore(SeamStore):
         return await self._store.perform(effect)
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str] = (), limit: int = 10) -> Claimed | None:
-        found = await self._store.claim(session, request, queues, limit, ("l" * 16, False, False))
+        found = await self._store.claim(session, request, queues, limit, "l" * 16, is_listed=False)
         return None if found is None else await self._store.claimed(found[0], found[2])
 
     def advance(self, seconds: float) -> None:

@@ -16,7 +16,6 @@ end
 local seq = call('HINCRBY', P .. 'meta', 'seq', jobs) - jobs
 local now = enc(wall)
 local since, key, value, values, places = now .. '\128', P .. 'j:', 0, {}, {}
-local readied, lists = {}, { P .. 'waiting:' }
 for r = 3, #given do
   local run = given[r]
   local queue, priority = run[1], run[2]
@@ -47,13 +46,6 @@ for place, entries in pairs(places) do
   call('ZADD', P .. 'priorities:' .. queue, -entries.priority, entries.priority)
   change_ready(queue, #entries)
   call('HINCRBY', P .. 'totals', E.ENQUEUE .. ':' .. queue, #entries)
-  readied[queue] = (readied[queue] or 0) + #entries
-  lists[#lists + 1] = P .. 'waiting:' .. queue
-end
-if call('EXISTS', unpack(lists)) > 0 then
-  load_rest()(readied)
+  nudge(queue, #entries)
 end
 return nil
-
--- === part add_rest =========================================================================================
-return nudge_for

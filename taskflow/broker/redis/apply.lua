@@ -151,11 +151,11 @@ local function apply_steps(rev, refs, numbers, steps)
   flush()
   for topic in pairs(wakes) do
     if topic == 'due' then
-      nudge_upkeepers()
+      nudge_from(P .. 'upkeepers', topic, R.upkeepers)
     else
       local request = call('GET', P .. 'r:' .. topic)
       if request and #request > 8 then
-        publish(sub(request, 9), 'session:' .. string.gsub(topic, '.', function(letter)
+        call('PUBLISH', P .. 'n:' .. sub(request, 9), 'session:' .. string.gsub(topic, '.', function(letter)
           return string.format('%02x', byte(letter))
         end))
       end

@@ -30,7 +30,6 @@
 -- kept:0, kept:1         zset    queues by the number of their ended jobs; FAILED ones in kept:1
 -- totals                 hash    EVENT:QUEUE -> how many there were
 -- waiting:, waiting:NAME zset    listeners that wait for jobs of every queue, of the one with this name, by the time
--- nudged                 zset    listeners that were nudged and have not claimed since, by the time of that
 -- upkeepers              zset    listeners that wait for the next due time
 -- awaited                hash    ids of jobs whose end is awaited -> the listeners that await it
 --
@@ -67,13 +66,6 @@ local function dec(bytes)
     return (struct.unpack('>I7', bytes, 2))
   end
   return (struct.unpack('>i8', char(byte(bytes) + 128) .. sub(bytes, 2)))
-end
-
--- Returns the bytes of a number that sort the other way round.
-local function falling(bytes)
-  return (string.gsub(bytes, '.', function(each)
-    return char(255 - byte(each))
-  end))
 end
 
 -- Bytes. A larger record is neither decoded nor sent to a client. No client writes one.
@@ -123,6 +115,24 @@ local function unlink_all(keys)
   end
 end
 
+-- Returns a text or bytes as they stand in a member of an index.
+local function esc(text)
+  if string.find(text, '\0', 1, true) then
+    text = string.gsub(text, '%z', '\0\255')
+  end
+  return text .. '\0\1'
+end
+
+local function append_to(lists, name, value)
+  local list = lists[name]
+  if list then
+    list[#list + 1] = value
+  else
+    lists[name] = { value }
+  end
+end
+
+-- === part has_missing =======================================================================================
 -- Returns whether a content that was sent ahead is gone: see contents.py.
 local function has_missing(ahead)
   for first = 1, #ahead, MOST do
@@ -135,26 +145,4 @@ local function has_missing(ahead)
     end
   end
   return false
-end
-
--- Returns a text or bytes as they stand in a member of an index.
-local function esc(text)
-  if string.find(text, '\0', 1, true) then
-    text = string.gsub(text, '%z', '\0\255')
-  end
-  return text .. '\0\1'
-end
-
--- Returns whether another program has changed the name of a queue: it has bytes that UTF-8 never has.
-local function is_spoilt(queue)
-  return string.find(queue, '[\192\193\245-\255]') ~= nil
-end
-
-local function append_to(lists, name, value)
-  local list = lists[name]
-  if list then
-    list[#list + 1] = value
-  else
-    lists[name] = { value }
-  end
 end

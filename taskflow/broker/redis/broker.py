@@ -17,7 +17,7 @@ from taskflow.broker.engine.contention import Contention, advance
 from taskflow.broker.engine.enqueue import compare_known
 from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.records import Kind
-from taskflow.broker.engine.seam import Apply, Claimed, Effect, Operation, Query, Ref
+from taskflow.broker.engine.seam import Apply, Claimed, Effect, Fade, Faded, Operation, Promote, Query, Ref
 from taskflow.broker.engine.sessions import leases_of
 from taskflow.broker.listener import LISTENER_ID_BYTES
 from taskflow.broker.per_loop import PerLoop
@@ -149,9 +149,8 @@ class RedisBroker(EngineBroker):
         """Return ids and records in turn, and the store's time. Return None if there is no such living session."""
         listener = self._per_loop.here().listener
         times, topics = listener.times, [names.queue(queue) for queue in queues] or [names.ANY_QUEUE]
-        is_listed, was_nudged = listener.standing(topics)
-        standing = (listener.id, is_listed, was_nudged)
-        found = await self.store.claim(session, request, queues, min(limit, MOST_AT_ONCE), standing)
+        is_listed = listener.standing(topics).is_listed
+        found = await self.store.claim(session, request, queues, min(limit, MOST_AT_ONCE), listener.id, is_listed=is_listed)
         if found is None:
             return None
         leased, is_armed, now = found
@@ -193,8 +192,20 @@ class RedisBroker(EngineBroker):
         times, operation = listener.times, maintenance.upkeep(min(int(limit), MOST_AT_ONCE), ends, self.rules)
         look = next(operation)
         assert isinstance(look, Query)
-        seen = await self.store.query(look, listener=listener.id, is_upkeeper=True)
-        upkept = await self._contention.run(operation, self.store.perform, self._run_in_turn, seen)
+        seen, has_faded = await self.store.look_for_upkeep(look, listener.id, self.rules.kept_per_queue)
+        is_due = bool(seen.scans[0]) and seen.scans[0][0].position[0] <= seen.now
+        has_applied = False
+
+        async def perform(effect: Effect) -> Any:  # most calls find nothing to do: they are one script each
+            nonlocal has_applied
+            if isinstance(effect, Promote) and not is_due:
+                return 0, None
+            if isinstance(effect, Fade) and not has_faded and not has_applied:
+                return Faded(0, False, {})
+            has_applied = has_applied or isinstance(effect, Apply)
+            return await self.store.perform(effect)
+
+        upkept = await self._contention.run(operation, perform, self._run_in_turn, seen)
         listener.armed([names.DUE], times)
         return upkept
 

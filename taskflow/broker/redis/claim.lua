@@ -2,11 +2,11 @@
 -- Leases ready jobs to a session.
 --
 -- arguments  revision, session, request (a number, and 8 bytes), the names of queues in order (none: all), limit, the listener, whether it is
---            on the lists of those that wait for jobs, whether it was nudged since its last claim
+--            on the lists of those that wait for jobs
 -- reply      "LOST", or: the server's time; whether the session will get a wake-up for new jobs; ids and queues
 --            of jobs that cannot be read, in turn; id, record, id, record, ...
 
-local rev, session, request, claim_head, queues, limit, listener, is_listed, was_nudged = unpack(given)
+local rev, session, request, claim_head, queues, limit, listener, is_listed = unpack(given)
 local unreadable = {}
 local reply, leased_count = { wall, 0, unreadable }, 0
 -- The maximum number of stale entries that one call skips.
@@ -33,7 +33,7 @@ end
 local worker, last = its[F.name], about[2] and dec(sub(about[2], 1, 8)) or 0
 local leases, values = {}, {}
 local is_leased = {} -- records are written at the end, and an entry can occur twice
-local lease_other, repeat_claim, nudge_for_ready
+local lease_other, repeat_claim
 
 -- The bytes that all leases of this call share in the fixed layout.
 local first_of = char(F.running_status) .. rev .. struct.pack('>I8', 1) .. session .. claim_head
@@ -55,7 +55,7 @@ local function lease(entry, id, stored, tail, queue, priority)
     end
   end
   if not lease_other then
-    lease_other, repeat_claim, nudge_for_ready = load_rest(rev, session, unreadable)
+    lease_other, repeat_claim = load_rest(rev, session, unreadable)
   end
   return lease_other(id, stored, entry, queue, priority, claim_head .. tail, worker)
 end
@@ -153,7 +153,7 @@ end
 
 local is_new = request > last
 if request == last and about[2] then
-  lease_other, repeat_claim, nudge_for_ready = load_rest(rev, session, unreadable)
+  lease_other, repeat_claim = load_rest(rev, session, unreadable)
   repeat_claim(reply, session, claim_head)
 end
 if is_new and #queues > 0 then
@@ -189,9 +189,6 @@ end
 if is_new then
   call('SET', P .. 'r:' .. session, enc(request) .. listener)
 end
-if was_nudged then
-  call('ZREM', P .. 'nudged', listener)
-end
 if leased_count > 0 then
   write_leases()
   set_all(values)
@@ -200,26 +197,16 @@ if is_new and has_room() then
   -- The session found fewer jobs than it wanted, so its listener is nudged for the next.
   reply[2] = 1
   for _, name in ipairs(#queues > 0 and queues or { '' }) do
-    call('ZREMRANGEBYSCORE', P .. 'waiting:' .. name, '-inf', wall - R.gone_after)
-    call('ZADD', P .. 'waiting:' .. name, wall, listener)
+    add_listener(P .. 'waiting:' .. name, listener)
   end
 else
-  if is_listed then
-    for _, name in ipairs(#queues > 0 and queues or { '' }) do
-      call('ZREM', P .. 'waiting:' .. name, listener)
-    end
+  for _, name in ipairs(is_listed and (#queues > 0 and queues or { '' }) or {}) do
+    call('ZREM', P .. 'waiting:' .. name, listener)
   end
   -- It may leave jobs in any of its queues: another listener is nudged for them.
-  local names = #queues > 0 and queues or { left_over }
-  local lists = { P .. 'waiting:' }
-  for i, name in ipairs(names) do
-    lists[i + 1] = P .. 'waiting:' .. name
-  end
-  if is_new and left_over and call('EXISTS', unpack(lists)) > 0 then
-    if not nudge_for_ready then
-      lease_other, repeat_claim, nudge_for_ready = load_rest(rev, session, unreadable)
-    end
-    nudge_for_ready(1, #queues > 0 and queues or nil)
+  local wanted = is_new and left_over and 1 or 0
+  for _, name in ipairs(wanted > 0 and (#queues > 0 and queues or { left_over }) or {}) do
+    wanted = wanted > 0 and nudge(name, wanted) or 0
   end
 end
 return reply
@@ -273,4 +260,4 @@ local function give_again(answer, of_session, head)
   end
 end
 
-return lease_any, give_again, nudge_for_ready
+return lease_any, give_again

@@ -37,7 +37,7 @@ def _packed_groups(name: str, prefix: tuple[Any, ...]) -> list[Any]:
 
 async def snapshot_of(query: Query, reply: Sequence[Any], steady: int | None, contents: Contents) -> Snapshot:
     """Decode the answer to a query. `steady` replaces the server's clock."""
-    now, its_steady, stored, scanned, grouped, totals = reply
+    now, its_steady, stored, scanned, grouped, totals, *_ = reply
     with_content = query.with_content
     records: dict[Ref, Record | None] = dict.fromkeys(query.refs)
     for ref, its in zip(query.refs, stored, strict=False):

@@ -18,6 +18,11 @@
 -- === part records ==========================================================================================
 local ZERO = enc(0)
 
+-- Returns whether another program has changed the name of a queue: it has bytes that UTF-8 never has.
+local function is_spoilt(queue)
+  return string.find(queue, '[\192\193\245-\255]') ~= nil
+end
+
 -- Decodes a record in the fixed layout of a waiting job that begins at `at`. Returns header, `sent`, and the place of the content.
 local function decode_waiting(stored, at)
   local flags, priority, due, seq, created, queue, name, sent = struct.unpack('>I2Bc8c8c8I2I2I4', stored, at + 9)
@@ -188,6 +193,13 @@ local function apart(id, content)
 end
 
 -- === part places ===========================================================================================
+-- Returns the bytes of a number that sort the other way round.
+local function falling(bytes)
+  return (string.gsub(bytes, '.', function(each)
+    return char(255 - byte(each))
+  end))
+end
+
 -- PLACES[kind + 1](header, id) returns the members of the record, each after the name of its index.
 local PLACES = { L.places }
 
@@ -196,6 +208,12 @@ local PLACES = { L.places }
 
 local touched = {}
 local values, gone, zadds, zrems, hsets, hdels, readied_now, queues_resumed = {}, {}, {}, {}, {}, {}, {}, {}
+-- Names of queues -> the number of their jobs that became READY; and the ids of jobs that have ended.
+local readied, ended_ids = {}, {}
+
+local function note_readied(queue, jobs)
+  readied[queue] = (readied[queue] or 0) + jobs
+end
 
 -- Returns the members of a record in the indexes, as far as a short look finds them.
 local function members_of(kind, id)
@@ -425,7 +443,9 @@ local function flush()
   write_counts()
   write_queues()
   touched, values, gone, zadds, zrems, hsets, hdels, readied_now, queues_resumed = {}, {}, {}, {}, {}, {}, {}, {}, {}
-  wake_listeners()
+  for queue, jobs in pairs(readied) do
+    nudge(queue, jobs)
+  end
   publish_ends(ended_ids)
-  ended_ids = {}
+  readied, ended_ids = {}, {}
 end

@@ -27,32 +27,31 @@ class Script(NamedTuple):
     sha: bytes
 
 
-_ENDS: Final = ("publish_ends",)
-_CHANGES: Final = ("counts", "write_counts", "nudge", "wake_listeners", "push", "records", "places", "changes")
+_ENDS: Final = ("has_missing", "publish_ends")
+_CHANGES: Final = ("counts", "write_counts", "nudge", "push", "records", "places", "changes")
 _ALL: Final = ("base", "change_count", "is_less", *_ENDS, *_CHANGES)
 _QUERY: Final = ("is_entry_of", "run_query")
 
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "permitted": ("base",),
     "layout": ("base",),
-    "query": ("base", "is_less", "records", *_QUERY, "listeners", "await_end"),
+    "query": ("base", "is_less", "records", *_QUERY, "nudge", "listeners"),
     "apply": (*_ALL, *_QUERY, "apply_steps"),
     "grow": (*_ALL, *_QUERY, "apply_steps"),
-    "add": ("base", "change_count", "is_less", "push"),
-    "claim": ("base", "change_count", "is_less", "peek"),
+    "add": ("base", "has_missing", "change_count", "is_less", "push", "nudge"),
+    "claim": ("base", "change_count", "is_less", "peek", "nudge", "listeners"),
     "succeed": ("base", *_ENDS),
     "promote": _ALL,
     "fade": _ALL,
     "aside": _ALL,
-    "arm": ("base", "nudge", "listeners", "await_end"),
+    "arm": ("base", "listeners"),
 }
 """The parts of each script, in order."""
 
 # The server creates a part's functions again in each call, and creating all of them takes longer than processing a plain job. So the parts
 # that only some jobs need are created by `load_rest()`, which the script calls for such a job.
 _REST: Final[Mapping[str, tuple[str, ...]]] = {
-    "add": ("nudge", "add_rest"),
-    "claim": ("records", "places", "nudge", "claim_others"),
+    "claim": ("records", "places", "claim_others"),
     "succeed": ("change_count", "is_less", *_CHANGES, "succeed_others"),
 }
 

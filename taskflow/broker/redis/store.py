@@ -86,15 +86,24 @@ class RedisStore:
             case Fade(limit, most_kept, repeat_for):
                 return await self.fade(limit, most_kept, repeat_for)
 
-    async def query(self, query: Query, awaited: Sequence[bytes] = (), listener: str = "", *, is_upkeeper: bool = False) -> Snapshot:
-        """Read. The listener awaits the ends of the jobs in `awaited`, and the next due time if it `is_upkeeper`."""
-        reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, is_upkeeper]))
+    async def query(self, query: Query, awaited: Sequence[bytes] = (), listener: str = "") -> Snapshot:
+        """Read. The listener awaits the ends of the jobs in `awaited`."""
+        return (await self._query(query, awaited, listener))[0]
+
+    async def look_for_upkeep(self, query: Query, listener: str, most_kept: int) -> tuple[Snapshot, bool]:
+        """Read for upkeep, and return whether `fade` has anything to do too. Listeners are nudged again for READY jobs."""
+        seen, reply = await self._query(query, (), listener, most_kept)
+        return seen, bool(reply[6])
+
+    async def _query(self, query: Query, *more: Any) -> tuple[Snapshot, Any]:
+        awaited, listener, most_kept = (*more, False)[:3]
+        reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, most_kept]))
         seen = await snapshot_of(query, reply, self._steady(), self.contents)
         if damaged := unreadable_in(seen):
             await self._set_aside(damaged)
-            reply = await self._call("query", pack([*packed_query(query), [], "", False]))
+            reply = await self._call("query", pack([*packed_query(query), [], "", most_kept]))
             seen = await snapshot_of(query, reply, self._steady(), self.contents)
-        return seen
+        return seen, reply
 
     async def _set_aside(self, ids: Sequence[bytes], were_ready: Sequence[bytes] = ()) -> None:
         """Put FAILED jobs in the place of those that cannot be read. `were_ready` has ids and queues in turn."""
@@ -137,11 +146,11 @@ class RedisStore:
         return steps, reply
 
     async def claim(
-        self, session: bytes, request: int, queues: Sequence[str], limit: int, standing: tuple[str, bool, bool]
+        self, session: bytes, request: int, queues: Sequence[str], limit: int, listener: str, *, is_listed: bool
     ) -> tuple[list[bytes], bool, int] | None:
         """Return ids and records in turn, whether the listener will hear of new jobs, and the store's time; None for no living session."""
         head = request.to_bytes(8, "big")
-        reply = await self._call("claim", pack([new_rev(), session, request, head, list(queues), limit, *standing]))
+        reply = await self._call("claim", pack([new_rev(), session, request, head, list(queues), limit, listener, is_listed]))
         if reply == b"LOST":
             return None
         now, is_armed, unreadable, *leased = reply

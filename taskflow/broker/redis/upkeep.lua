@@ -26,7 +26,6 @@ for i, stored in ipairs(get_all(keys)) do
   end
 end
 flush()
-pass_on_late_nudges()
 local next_due = found[ready + 1]
 return { ready, next_due and sub(next_due, 1, 8) or false }
 

@@ -39,13 +39,10 @@ class RedisListener(Listener):
         self._has_received = False
 
     async def pass_on(self, nudges: int) -> None:
-        await self._ask_server([], [], nudges)
+        """Leave it to upkeep, which nudges again."""
 
     async def _arm_topics(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
-        return await self._ask_server(topics, ids, 0)
-
-    async def _ask_server(self, topics: list[str], ids: list[bytes], unused: int) -> tuple[list[str], list[bytes]]:
-        available, ended = await self._call("arm", pack([topics, ids, self.id, unused]))
+        available, ended = await self._call("arm", pack([topics, ids, self.id]))
         return [topic.decode() for topic in available], [ended[at : at + ID_BYTES] for at in range(0, len(ended), ID_BYTES)]
 
     async def receive(self, on_subscribed: Callable[[], None]) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import redis
 
+from taskflow.broker import topics
 from taskflow.broker.console import View
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.support.harnesses import RedisHarness
 from tests.support.verdicts import succeeded
+from tests.support.waiting import until
 from tests.support.world import World, ids_of
 
 
@@ -104,6 +107,26 @@ async def test_listeners_that_are_gone_leave_nothing_behind(world: World, client
         await broker.close()
 
     assert (client.zcard(key(world, "waiting:mail")), client.zcard(key(world, "upkeepers"))) == (2, 2)
+
+
+async def test_upkeep_nudges_again_for_jobs_that_no_claim_has_taken(world: World) -> None:
+    """A process that was stopped after it began to wait keeps a job from nobody for long."""
+    idle = [world.broker.sibling() for _ in range(2)]
+    waiters = [broker.listen([topics.queue("mail")]) for broker in idle]
+    try:
+        for broker, waiter in zip(idle, waiters, strict=True):
+            await waiter.wait(0.05)
+            await until(partial(getattr, waiter, "is_prompt"))
+            world.clock.advance(0.001)
+            assert await broker.claim((await world.a_session()).id, 1, ["mail"], 10) == []
+        await world.add(queue="mail")
+        assert [await waiter.wait(0.3) for waiter in waiters] == [False, True]
+        await world.upkeep()
+        assert await waiters[0].wait(5.0)
+    finally:
+        for waiter, broker in zip(waiters, idle, strict=True):
+            waiter.close()
+            await broker.close()
 
 
 async def test_many_leases_of_the_dead_are_released_with_the_cause(world: World) -> None:
