@@ -187,13 +187,11 @@ class SqliteHarness(StoreHarness):
         return SqliteBroker(self.path, seams=self.seams, rules=self.rules, limits=limits)
 
     async def waiting(self, broker: Broker, queue: str) -> int:
-        from taskflow.broker.sqlite.wake_folder import WAITING, ListenerNote, topic_hash
+        from taskflow.broker.sqlite.wake_folder import Listeners
 
         folder = f"{self.path}-wake"
-        files = await asyncio.to_thread(os.listdir, folder) if await asyncio.to_thread(os.path.exists, folder) else []
-        hashes = [topic_hash("taskflow", topic) for topic in (topics.queue(queue), topics.ANY_QUEUE)]
-        notes = [note for note in map(ListenerNote.parse, files) if note is not None and note.state == WAITING]
-        return sum(any(map(note.hears, hashes)) for note in notes)
+        listeners = Listeners(await asyncio.to_thread(os.listdir, folder) if await asyncio.to_thread(os.path.exists, folder) else [])
+        return sum(listeners.hears(name, topics.queue(queue), topics.ANY_QUEUE) for _, name in listeners.waiting)
 
     @property
     def place(self) -> str:

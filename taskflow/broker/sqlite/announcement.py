@@ -17,8 +17,7 @@ class Announcement:
     `woken`          the topics that steps announce, other than `topics.DUE`
     `is_due`         True if listeners that wait for the next upkeep may have to call it earlier
     `full_claims`    the number of claims that reached their limit, by their queues (empty for all queues): more jobs may be ready
-    `is_periodical`  True for a heartbeat or upkeep, after which nudges that were not answered are passed on
-    `cleans`         True for upkeep, after which the files of listeners that are gone are removed
+    `is_upkeep`      True for upkeep, after which the file may shrink
     """
 
     ready: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -26,16 +25,10 @@ class Announcement:
     woken: set[str] = field(default_factory=set)
     is_due: bool = False
     full_claims: defaultdict[tuple[str, ...], int] = field(default_factory=lambda: defaultdict(int))
-    is_periodical: bool = False
-    cleans: bool = False
+    is_upkeep: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.ended or self.full_claims) or self.is_for_noted
-
-    @property
-    def is_for_noted(self) -> bool:
-        """True if the transaction may concern any listener that has a note (see wake_folder.py), whatever its state."""
-        return bool(self.ready or self.is_periodical or self.is_due or self.woken)
+        return bool(self.ready or self.ended or self.full_claims or self.woken or self.is_due)
 
     def add(self, other: Announcement) -> None:
         """Add the events of another announcement."""
@@ -46,8 +39,7 @@ class Announcement:
         self.ended |= other.ended
         self.woken |= other.woken
         self.is_due |= other.is_due
-        self.is_periodical |= other.is_periodical
-        self.cleans |= other.cleans
+        self.is_upkeep |= other.is_upkeep
 
     def topics(self) -> set[str]:
         found = {*map(topics.job, self.ended), *self.woken, *map(topics.queue, self.ready)}

@@ -21,10 +21,8 @@ from taskflow.broker.engine.seam import Claimed, Operation, Query
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.sqlite import forks
-from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.examination import examine
 from taskflow.broker.sqlite.migrations import script
-from taskflow.broker.sqlite.notifier import SocketNotifier
 from taskflow.broker.sqlite.queued_verb import Durability
 from taskflow.broker.sqlite.reader import CannotRead, ReadTransactions
 from taskflow.broker.sqlite.size_limits import check_definitions, check_payloads, check_settlements
@@ -33,6 +31,7 @@ from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import Opening, SpaceLimits, StoreFile
 from taskflow.broker.sqlite.transactional import SqliteTransactional
 from taskflow.broker.sqlite.transactions import Transactions
+from taskflow.broker.sqlite.wake_folder import Notifier
 from taskflow.broker.sqlite.wakeups import SocketListener
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
@@ -121,21 +120,13 @@ class SqliteBroker(EngineBroker):
         return await self.call(Durability.NORMAL, claim)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        def send(store: SqliteStore) -> BeatAnswer:
-            store.announcement.is_periodical = True
-            return store.drive(sessions.beat(beat, self.rules))
-
-        return await self.call(Durability.NORMAL, send)
+        return await self.run(sessions.beat(beat, self.rules), Durability.NORMAL)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         check_settlements(settlements)
         return await super().settle(settlements)
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        listener = self._running().listener
-        ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
-        if ended and len(ended) == len(ids):
-            return [*map(ended.get, ids)]
         return await self.run(settling.read(ids), Durability.READ)
 
     async def holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -143,7 +134,7 @@ class SqliteBroker(EngineBroker):
 
     async def upkeep(self, limit: int, *, ends: bool = False) -> Upkept:
         def keep_up(store: SqliteStore) -> Upkept:
-            store.announcement.is_periodical = store.announcement.cleans = True
+            store.announcement.is_upkeep = True
             return store.drive(maintenance.upkeep(limit, ends, self.rules))
 
         return await self.call(Durability.NORMAL, keep_up)
@@ -261,18 +252,12 @@ class _ProcessParts:
     """Connects the writer, the notifier and the listener that a broker uses in one process."""
 
     def __init__(self, store: StoreFile, seams: Seams) -> None:
-        self._flag = WakeUpFlag()
-        self._notifier = SocketNotifier(store, seams.clock)
-        self._transactions = Transactions(store, seams.clock, self._announce)
+        self.listener = SocketListener(store, WakeUpFlag(), seams.start_thread)
+        self._notifier = Notifier(store, self.listener)
+        self._transactions = Transactions(store, seams.clock, self._notifier.announce)
         self.writer = Writer(self._transactions, seams.start_thread)
         self._reads = ReadTransactions(store, seams.clock)
         self.reader = Writer(self._reads, seams.start_thread, "reader")
-        self.listener = SocketListener(store, self._flag, seams)
-
-    def _announce(self, announcement: Announcement, store: SqliteStore) -> None:
-        is_announced = self._notifier.announce(announcement, store) and self.listener.name is not None
-        if not is_announced and self._flag.is_heard:
-            self._flag.wake(announcement.topics())
 
     def close(self) -> None:
         if self.writer.pid == os.getpid():

@@ -67,7 +67,7 @@ class Transactions:
         announcement = file.store.take_announcement()
         if announcement:
             self._announce(announcement, file.store)
-        if announcement.cleans:
+        if announcement.is_upkeep:
             file.shrink()
 
     def _begin(self, file: OpenFile, group: Sequence[QueuedVerb]) -> None:

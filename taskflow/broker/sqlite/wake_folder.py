@@ -1,163 +1,125 @@
-"""The folder beside the store in which senders find the listeners. The names of its files tell them which listeners to wake.
+"""The folder beside the file in which senders find listeners, and what senders do there.
 
-A listener has a socket, NAME, and at most two files:
+A listener NAME has a socket, NAME, and up to three files:
 
-STATE.SINCE.NAME.TOPICS  its note. STATE is "w" if it is waiting for jobs, "b" if it is busy, and "n" with the hash of a topic if it was
-                         nudged for that topic. SINCE is when the state began, in microseconds of the boot clock. TOPICS are the hashes
-                         of the topics that it listens to, or "any".
-j.NAME                   the ids of the jobs whose end it is waiting for.
+NAME.t-HASH-HASH  names the topics that it listens to, other than jobs, by their hashes; or "any" if they are too many.
+NAME.j            marks the jobs whose end it awaits: a byte for each of `JOB_MARKS` groups of ids.
+SINCE.NAME        exists while it waits for jobs. SINCE is when that began.
 
-A sender nudges a waiting listener by renaming its note. Only one sender succeeds, so a listener gets one nudge however many senders there
-are. Topics are hashed with the namespace, since several namespaces may share a file.
+A sender takes a waiting listener by removing the last file. Only one sender succeeds, so a listener gets one nudge however many there are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
+import sqlite3
 import stat
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from hashlib import blake2b
-from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final, Protocol
 
+from taskflow.broker import topics
+from taskflow.broker.protocol import UPKEEPERS
+from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.ownership import PRIVATE, open_folder_beside
+from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import WAKE, StoreFile
+from taskflow.model.clock import SYSTEM_RANDOM
 from taskflow.model.errors import BrokerRefused
 
-WAITING: Final = "w"
-BUSY: Final = "b"
-NUDGED: Final = "n"
+JOB_MARKS: Final = 4096
+ANYTHING: Final = "*"
+"""The topic of a message that would be too long for a datagram: anything may have happened."""
 
-_MOST_ADDRESS_BYTES: Final = 100
-"""The maximum length of a socket's path in bytes. Linux allows 107, other systems 103."""
+_MAX_ADDRESS_BYTES: Final = 100
+"""The maximum length of a socket's path. Linux allows 107 bytes, other systems 103."""
 
-_TOPIC_DIGITS: Final = 8
-ANY_TOPIC: Final = "any"
-_MOST_TOPICS: Final = 25
-"""The maximum number of topics whose hashes fit into a file name. A listener
-with more topics receives all wake-ups, and ignores those for other topics."""
+_MAX_MESSAGE_BYTES: Final = 60_000
+"""The maximum size of a datagram. Some systems accept no larger one."""
 
-_MOST_AWAITED_BYTES: Final = 1 << 22
+_MAX_TOPICS: Final = 20
+"""The maximum number of topics whose hashes fit into a file name."""
+
+_MAX_QUEUES: Final = 100
+"""The maximum number of queues that are searched for remaining jobs after a claim from all queues."""
 
 _LONGEST_TICK: Final = 20_000_000
 """The longest time in nanoseconds between two ticks of the clock that sets the times of files."""
 
-
-_LISTENER: Final = r"\d+-[0-9a-f]{12}"
-_NOTE: Final = re.compile(rf"(w|b|n[0-9a-f]{{8}})\.([0-9a-f]{{16}})\.({_LISTENER})\.((?:[0-9a-f]{{8}})*|any)")
-_AWAITING: Final = re.compile(rf"j\.({_LISTENER})")
+_GONE: Final = (errno.ECONNREFUSED, errno.ENOENT)
+_FILE: Final = re.compile(r"(?:([0-9a-f]{16})\.)?([0-9a-f]{8}-\d+-[0-9a-f]{12})(?:\.(j|t-[0-9a-z-]+))?")
 
 
 @lru_cache(4096)
-def topic_hash(namespace: str, topic: str) -> str:
-    return blake2b(f"{namespace} {topic}".encode(), digest_size=_TOPIC_DIGITS // 2).hexdigest()
+def topic_hash(topic: str) -> str:
+    return "-" + blake2b(topic.encode(errors="replace"), digest_size=4).hexdigest()
 
 
-class ListenerNote(NamedTuple):
-    """The note that shows senders the state of a listener. `state` is `WAITING`, `BUSY`, or `NUDGED` followed by a topic's hash."""
-
-    state: str
-    since: str
-    listener: str
-    topics: str
-
-    @classmethod
-    def new(cls, state: str, now: int, listener: str, namespace: str, topics: Collection[str]) -> ListenerNote:
-        hashes = ANY_TOPIC if len(topics) > _MOST_TOPICS else "".join(topic_hash(namespace, topic) for topic in topics)
-        return cls(state, f"{now:016x}", listener, hashes)
-
-    @classmethod
-    def parse(cls, file: str) -> ListenerNote | None:
-        """Return the note that a file name denotes, or None if it denotes none: any user may have put the file there."""
-        return cls(*found.groups()) if (found := _NOTE.fullmatch(file)) is not None else None
-
-    def turned(self, state: str, now: int) -> ListenerNote:
-        return ListenerNote(state, f"{now:016x}", self.listener, self.topics)
-
-    def hears(self, hashed: str) -> bool:
-        return self.topics == ANY_TOPIC or hashed in _split(self.topics)
-
-    @property
-    def nudged_for(self) -> str | None:
-        """The hash of the topic that the listener was nudged for, or None."""
-        return self.state[1:] or None
-
-    @property
-    def since_number(self) -> int:
-        return int(self.since, 16)
-
-    @property
-    def file(self) -> str:
-        return ".".join(self)
+def topics_file(name: str, heard: Iterable[str]) -> str:
+    hashes = [topic_hash(topic) for topic in heard]
+    return f"{name}.t{''.join(hashes) if len(hashes) <= _MAX_TOPICS else '-any'}"
 
 
-@lru_cache(1024)
-def _split(topics: str) -> frozenset[str]:
-    return frozenset(topics[start : start + _TOPIC_DIGITS] for start in range(0, len(topics), _TOPIC_DIGITS))
+def job_mark(job_id: bytes) -> int:
+    return int.from_bytes(job_id[-2:], "big") % JOB_MARKS
 
 
 class Listeners:
-    """Interprets the names of the folder's files: as sockets, notes by listener
-    (oldest first), and the files of listeners that await the end of jobs."""
+    """What the names of the folder's files say about listeners. Files with other names are left alone."""
 
-    def __init__(self, files: list[str]) -> None:
-        self._files = files
-        self.awaiting = [found[1] for found in map(_AWAITING.fullmatch, files) if found is not None]
+    def __init__(self, files: Iterable[str]) -> None:
+        self._files = [(file, *found.groups()) for file in files if (found := _FILE.fullmatch(file)) is not None]
 
     @cached_property
-    def sockets(self) -> set[str]:
-        return {file for file in self._files if "." not in file}
-
-    @cached_property
-    def notes(self) -> dict[str, ListenerNote]:
-        notes = [note for note in map(ListenerNote.parse, self._files) if note is not None]
-        return {note.listener: note for note in sorted(notes, key=attrgetter("since"))}
-
-    @cached_property
-    def are_waiting(self) -> bool:
-        """True if any listener is waiting for jobs."""
-        return any(note.state == WAITING for note in self.notes.values())
-
-    def files_of(self, listener: str) -> list[str]:
-        """Return the files of a listener other than its socket."""
-        files = [awaited_file(listener)] if listener in self.awaiting else []
-        return [*files, self.notes[listener].file] if listener in self.notes else files
-
-    @property
     def names(self) -> set[str]:
-        return self.sockets.union(self.notes, self.awaiting)
+        return {name for _, _, name, _ in self._files}
 
     @cached_property
-    def without_note(self) -> set[str]:
-        """The sockets of listeners that have no other file."""
-        return self.sockets.difference(self.notes, self.awaiting)
+    def waiting(self) -> list[tuple[str, str]]:
+        """The files of the listeners that wait for jobs and the names of these, the newest first."""
+        return [(file, name) for file, since, name, kind in sorted(self._files, reverse=True) if since and not kind]
 
+    @cached_property
+    def awaiting(self) -> list[str]:
+        """The listeners that await the end of jobs."""
+        return [name for _, _, name, kind in self._files if kind == "j"]
 
-def awaited_file(listener: str) -> str:
-    return f"j.{listener}"
+    @cached_property
+    def _topics(self) -> dict[str, str]:
+        return {name: kind[1:] for _, _, name, kind in self._files if kind and kind[0] == "t"}
+
+    def hears(self, name: str, *any_of: str) -> bool:
+        heard = self._topics.get(name, "")
+        return heard == "-any" or any(topic_hash(topic) in heard for topic in any_of)
+
+    def files_of(self, name: str) -> list[str]:
+        return [file for file, _, of, _ in self._files if of == name]
 
 
 class Folder:
-    """The folder of a store's listeners. It is opened only if its owner can be trusted, and then used through its
-    descriptor. Before files are listed or created, it is opened again if it has been replaced."""
+    """The folder of one namespace's listeners. It is opened only if its owner can be trusted, and then used through its descriptor."""
 
     def __init__(self, store: StoreFile) -> None:
         self._store = store
         self._path = store.beside(WAKE)
+        self._prefix = topic_hash(store.namespace)[1:] + "-"
         self._descriptor: int | None = None
         self._changed_at = 0
         self._listed: tuple[int, Listeners] | None = None
 
-    def bind(self, name: str) -> socket.socket:
+    def bind(self) -> tuple[str, socket.socket]:
         """Bind a new socket in the folder, which is created if it is missing. Raises OSError if that is impossible."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._path, 0o700)
         self._store.share(self._opened())
+        self._remove_dead()
+        name = f"{self._prefix}{os.getpid()}-{os.urandom(6).hex()}"
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             bound.bind(self.address(name))
@@ -165,74 +127,74 @@ class Folder:
             bound.close()
             raise
         self._store.share(self.address(name))
-        return bound
+        return name, bound
 
-    def listeners(self) -> Listeners | None:
-        """Return the listeners in the folder, or None if the folder is missing or cannot be read."""
+    def _remove_dead(self) -> None:
+        """Remove the files of listeners whose processes were killed."""
+        for name in self.listeners().names:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+                try:
+                    probe.connect(self.address(name))
+                except OSError as error:
+                    if error.errno in _GONE:
+                        self.forget(name)
+
+    def listeners(self) -> Listeners:
+        """Return the listeners in the folder: none if it is missing or cannot be read."""
         try:
             folder = self._opened()
             if self._listed is not None and self._listed[0] == self._changed_at:
                 return self._listed[1]
-            listed_at, listeners = time.time_ns(), Listeners(os.listdir(folder))
+            listed_at, listeners = time.time_ns(), Listeners(file for file in os.listdir(folder) if self._prefix in file)
         except OSError:
-            return None
+            return Listeners(())
         # The system's clock for files moves on in ticks: another change within this one would leave the same time.
         self._listed = (self._changed_at, listeners) if listed_at - self._changed_at > _LONGEST_TICK else None
         return listeners
 
     def address(self, name: str) -> str:
-        """Return the socket's path. If that is too long for a socket, return a path through
-        the folder's descriptor. Raises OSError if that is needed and the folder is missing."""
+        """Return the path of a socket. A path that is too long for a socket leads through the folder's descriptor."""
         path = os.path.join(self._path, name)
-        if len(os.fsencode(path)) <= _MOST_ADDRESS_BYTES:
-            return path
-        return f"/proc/self/fd/{self._opened()}/{name}"
+        return path if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES else f"/proc/self/fd/{self._opened()}/{name}"
 
     def create(self, file: str) -> int:
         """Create a file and return its descriptor. Raises OSError if that fails."""
-        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW
-        descriptor = os.open(file, flags, PRIVATE, dir_fd=self._opened())
+        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, PRIVATE, dir_fd=self._opened())
         self._store.share(descriptor)
         return descriptor
 
     def has(self, file: str) -> bool:
         try:
-            os.stat(file, dir_fd=self._descriptor or self._opened(), follow_symlinks=False)
+            os.stat(file, dir_fd=self._opened(), follow_symlinks=False)
         except FileNotFoundError:
             return False
         return True
 
-    def rename(self, before: str, after: str) -> None:
-        """Rename a file. Raises FileNotFoundError if another process has renamed or removed it."""
-        folder = self._descriptor or self._opened()
-        os.rename(before, after, src_dir_fd=folder, dst_dir_fd=folder)
-
     def read(self, file: str) -> bytes:
-        """Return the contents of a file, or no bytes if it cannot be read."""
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._opened())
         try:
-            descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor or self._opened())
-        except OSError:
-            return b""
-        try:
-            return os.read(descriptor, _MOST_AWAITED_BYTES)
-        except OSError:
-            return b""
+            return os.read(descriptor, JOB_MARKS)
         finally:
             os.close(descriptor)
 
-    def remove(self, name: str) -> None:
-        """Remove the file if it is a socket; leave anything else alone."""
-        self._remove(name, stat.S_ISSOCK)
-
-    def remove_file(self, file: str) -> None:
-        """Remove the file if it is a regular file; leave anything else alone."""
-        self._remove(file, stat.S_ISREG)
-
-    def _remove(self, name: str, is_expected: Callable[[int], bool]) -> None:
-        with contextlib.suppress(OSError):
+    def remove(self, file: str) -> bool:
+        """Remove a file or socket. Return False if another process has done so."""
+        try:
             folder = self._opened()
-            if is_expected(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=folder)
+            mode = os.stat(file, dir_fd=folder, follow_symlinks=False).st_mode
+            if stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
+                os.unlink(file, dir_fd=folder)
+        except FileNotFoundError:
+            return False
+        except OSError:  # another user's, in a folder where only the owner of a file may remove it
+            pass
+        return True
+
+    def forget(self, name: str) -> None:
+        """Remove all files of a listener."""
+        self._listed = None
+        for file in self.listeners().files_of(name):
+            self.remove(file)
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -240,8 +202,8 @@ class Folder:
             self._descriptor = self._listed = None
 
     def _opened(self) -> int:
-        """Return the folder's descriptor, and reopen the folder if it has been
-        replaced. Raises OSError if it is missing, a link, or another user's."""
+        """Return the folder's descriptor, and open the folder again if it has been replaced. Raises OSError if it is missing, a link, or
+        another user's."""
         if self._descriptor is not None:
             found = os.lstat(self._path)
             if os.path.samestat(found, os.fstat(self._descriptor)):
@@ -254,3 +216,95 @@ class Folder:
             raise PermissionError(str(refused)) from refused
         self._changed_at = os.fstat(self._descriptor).st_mtime_ns
         return self._descriptor
+
+
+class OwnListener(Protocol):
+    """The listener of the sender's own broker. `name` is None while it has no socket."""
+
+    name: str | None
+
+    def received(self, topics: Iterable[str]) -> None: ...
+
+
+class Notifier:
+    """Wakes the listeners of a store after commits. Used by one thread at a time."""
+
+    def __init__(self, store: StoreFile, own: OwnListener) -> None:
+        self._folder = Folder(store)
+        self._own = own
+        self._socket: socket.socket | None = None
+
+    def announce(self, news: Announcement, store: SqliteStore) -> None:
+        """Wake the listeners that wait for one of these events. It is a hint, so a failure raises nothing."""
+        listeners = self._folder.listeners()
+        if self._own.name is None or not listeners.names:
+            self._own.received(news.topics())
+        if listeners.names:
+            with contextlib.suppress(OSError, sqlite3.Error):
+                self._announce(news, store, listeners)
+
+    def _announce(self, news: Announcement, store: SqliteStore, listeners: Listeners) -> None:
+        waiting = [*listeners.waiting] if news.ready or news.full_claims else []
+        for queue, number in news.ready.items():
+            self._nudge(queue, number, waiting, listeners, store)
+        for queues, number in news.full_claims.items() if waiting else ():
+            for queue in queues or store.first_ready_queues(_MAX_QUEUES):
+                number -= self._nudge(queue, number, waiting, listeners, store)
+        if news.ended:
+            self._tell_ends(news.ended, listeners)
+        for topic in news.woken:
+            for name in listeners.names:
+                if listeners.hears(name, topic):
+                    self._send(name, [topic])
+        if news.is_due:
+            told = 0
+            for name in SYSTEM_RANDOM.sample(sorted(listeners.names), len(listeners.names)):
+                if told < UPKEEPERS and listeners.hears(name, topics.DUE):
+                    told += self._send(name, [topics.DUE])
+
+    def _nudge(self, queue: str, number: int, waiting: list[tuple[str, str]], listeners: Listeners, store: SqliteStore) -> int:
+        """Nudge waiting listeners of a queue, at most one for each READY job that no pause holds back. Return how many."""
+        nudge, nudged = [topics.queue(queue), topics.ANY_QUEUE], 0
+        hearing = [each for each in waiting if listeners.hears(each[1], *nudge)]
+        number = min(number, store.ready_in(queue)) if hearing else 0
+        for file, name in hearing:
+            if nudged >= number:
+                break
+            waiting.remove((file, name))
+            nudged += self._folder.remove(file) and self._send(name, nudge)
+        return nudged
+
+    def _tell_ends(self, ended: Iterable[bytes], listeners: Listeners) -> None:
+        """Tell each listener which of the jobs that it awaits have ended."""
+        for name in listeners.awaiting:
+            if name == self._own.name:
+                self._own.received(map(topics.job, ended))
+                continue
+            with contextlib.suppress(OSError):
+                marks = self._folder.read(f"{name}.j")
+                heard = [topics.job(job_id) for job_id in ended if any(marks[(at := job_mark(job_id)) : at + 1])]
+                if heard:
+                    self._send(name, heard)
+
+    def _send(self, name: str, heard: Sequence[str]) -> bool:
+        """Send topics to a listener. Return False if it does not accept them: it is gone, or its queue of messages is full."""
+        if name == self._own.name:
+            self._own.received(heard)
+            return True
+        message = "\n".join(heard).encode(errors="replace")
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+        try:
+            self._socket.sendto(message if len(message) <= _MAX_MESSAGE_BYTES else ANYTHING.encode(), self._folder.address(name))
+        except OSError as error:
+            if error.errno in _GONE:
+                self._folder.forget(name)
+            return False
+        return True
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._folder.close()

@@ -1,7 +1,7 @@
-"""Receives wake-ups from other processes. After a commit, a sender looks in the folder beside the file for the listeners to wake.
+"""Receives wake-ups from other processes, by datagrams to a socket in the folder beside the file: see wake_folder.py.
 
 Alternatives were measured: polling `data_version` every 4 ms costs 4 % of a core, and inotify on the log fires before the commit is
-visible. Other programs that write to the file send no datagram, so `data_version` is also checked once a second.
+visible. A datagram may be lost, and other programs that write to the file send none, so `data_version` is also checked once a second.
 """
 
 from __future__ import annotations
@@ -11,23 +11,19 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import msgspec
-
-from taskflow.broker.sqlite.listener_files import ListenerFiles
-from taskflow.broker.sqlite.notifier import SocketNotifier, WakeMessage, add_local_listener, decode, remove_local_listener
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.store_watch import StoreWatch
-from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, Folder, ListenerNote
-from taskflow.broker.topics import is_queue, job as job_topic, job_ids, split_topics
+from taskflow.broker.sqlite.wake_folder import ANYTHING, Folder, job_mark, topics_file
+from taskflow.broker.topics import is_queue, split_topics
 from taskflow.broker.wakeups import Waiter, WakeUpFlag
-from taskflow.model.clock import Seams
-from taskflow.model.record import Record
+from taskflow.model.clock import StartThread
 
-POLL_EVERY: Final = 1.0
-POLL_WITHOUT_SOCKETS_EVERY: Final = 0.05
+POLL_INTERVAL: Final = 1.0
+POLL_WITHOUT_SOCKETS_INTERVAL: Final = 0.05
 
 
 class SocketWaiter(Waiter):
@@ -39,125 +35,146 @@ class SocketWaiter(Waiter):
         self._is_for_jobs = any(map(is_queue, topics))
 
     async def wait(self, timeout: float | None = None) -> bool:
-        if self._is_for_jobs:
+        if self._is_for_jobs and not self._is_nudged:
             self._listener.begin_waiting()
         return await super().wait(timeout)
 
     def close(self) -> None:
         super().close()
-        self._listener.forget(self._topics)
+        self._listener.drop(self._topics)
 
 
 class SocketListener:
     """Receives wake-ups for one broker in one process. Its thread runs while there are waiters.
 
-    `name` is the name of its socket, or None while it has none.
+    `name` is the name of its socket, or None while it has none. Without a socket, it looks at the store more often instead.
     """
 
-    def __init__(self, store: StoreFile, flag: WakeUpFlag, seams: Seams) -> None:
+    def __init__(self, store: StoreFile, flag: WakeUpFlag, start_thread: StartThread) -> None:
         self.name: str | None = None
         self._store = store
         self._flag = flag
-        self._clock, self._start_thread = seams.clock, seams.start_thread
+        self._start_thread = start_thread
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._folder = Folder(store)
-        self._files: ListenerFiles | None = None
-        self._ended: dict[bytes, Record] = {}
         self._thread: threading.Thread | None = None
         self._socket: socket.socket | None = None
         self._stop = threading.Event()
         self._must_look = False
+        self._topics = Counter[str]()
+        self._topics_file: str | None = None
+        self._waiting_file: str | None = None
+        self._awaited = Counter[int]()
+        self._awaited_file: int | None = None
+
+    # --- for waiters and claims --------------------------------------------------------------------------------------
 
     def listen(self, topics: Sequence[str]) -> Waiter:
         """Listen to topics. The socket exists when this returns, so nothing is missed from then on."""
         with self._lock:
             waiter = SocketWaiter(self, self._flag, topics)
             if self._thread is None:
-                self._socket = self._bind()
+                with contextlib.suppress(OSError):
+                    self.name, self._socket = self._folder.bind()
+                    self._socket.settimeout(POLL_INTERVAL)
                 self._stop.clear()
                 self._thread = self._start_thread(self._work, "taskflow-sqlite-listener")
-            if self._files is not None:
-                self._files.add(topics)
+            jobs, others = split_topics(topics)
+            for job_id in jobs:
+                self._await(job_mark(job_id), 1)
+            new = [topic for topic in others if topic not in self._topics]
+            self._topics.update(others)
+            if new:
+                self._show_topics()
+            if any(map(is_queue, new)):
+                self._show_waiting()
             return waiter
 
-    def _bind(self) -> socket.socket | None:
-        """Bind the socket. If the file system does not support sockets, the store is checked more often instead."""
-        name = f"{os.getpid()}-{os.urandom(6).hex()}"
-        try:
-            bound = self._folder.bind(name)
-        except OSError:
-            return None
-        bound.settimeout(POLL_EVERY)
-        self.name = name
-        self._files = ListenerFiles(self._folder, self._store.namespace, name, self._clock)
-        add_local_listener(name, self)
-        return bound
-
-    def begin_waiting(self) -> None:
-        """Mark this listener as waiting. If it was marked as busy until now,
-        make its thread check for jobs that became ready in the meantime."""
+    def drop(self, topics: Sequence[str]) -> None:
+        """Undo `listen`."""
         if self._pid != os.getpid():  # a forked child; checked before the lock, which another thread may have held
             return
         with self._lock:
-            if self._files is not None and not self._files.wait():
-                self._must_look = True
-                self._end_receive()
+            jobs, others = split_topics(topics)
+            for job_id in jobs:
+                self._await(job_mark(job_id), -1)
+            self._topics.subtract(others)
+            if any(not self._topics[topic] for topic in others):
+                self._topics = +self._topics
+                self._show_topics()
+                if not any(map(is_queue, self._topics)):
+                    self._hide_waiting()
 
-    def forget(self, topics: Sequence[str]) -> None:
-        """Remove a waiter's topics. If this listener was nudged for jobs that no task is waiting for any more, nudge another listener."""
+    def begin_waiting(self) -> None:
+        """Let senders see that this listener waits for jobs. If they could not until now, look for jobs that are there already."""
         if self._pid != os.getpid():
             return
         with self._lock:
-            if self._files is None:
-                return
-            unheeded = self._files.drop(topics)
-            for job_id in job_ids(topics):
-                if job_id not in self._files.awaited:
-                    self._ended.pop(job_id, None)
-        if unheeded is not None:
-            self._pass_on(unheeded)
+            if self.name is not None and self._waiting_file is None:
+                self._show_waiting()
+                self._must_look = True
+                self._end_receive()
 
     def claimed(self, *, is_full: bool) -> None:
-        """Record whether a claim reached its limit. Must be called within the claim's transaction."""
+        """Let senders see whether this listener waits for jobs. Called while the claim holds the write lock, so that no job can become
+        ready unnoticed."""
         with self._lock:
-            if self._files is not None:
-                self._files.claimed(is_full=is_full)
+            if is_full:
+                self._hide_waiting()
+            elif any(map(is_queue, self._topics)):
+                self._show_waiting()
 
-    def take_ended(self, job_id: bytes) -> Record | None:
-        """Remove and return the record of an ended job that arrived with a wake-up, if there is one."""
-        return self._ended.pop(job_id, None)
+    # --- the files ---------------------------------------------------------------------------------------------------
 
-    # --- what senders tell -----------------------------------------------------------------------------------------
+    def _show_topics(self) -> None:
+        before, file = self._topics_file, topics_file(self.name, self._topics) if self.name is not None and self._topics else None
+        if file == before:
+            return
+        self._topics_file = file
+        with contextlib.suppress(OSError):
+            if file is not None:
+                os.close(self._folder.create(file))
+        if before is not None:
+            self._folder.remove(before)
 
-    def awaits(self, ids: Iterable[bytes]) -> list[bytes]:
-        with self._lock:
-            return [] if self._files is None else [job_id for job_id in ids if job_id in self._files.awaited]
+    def _show_waiting(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.name is not None and (self._waiting_file is None or not self._folder.has(self._waiting_file)):
+                self._waiting_file = f"{time.monotonic_ns():016x}.{self.name}"
+                os.close(self._folder.create(self._waiting_file))
 
-    def take(self, message: WakeMessage) -> bool:
-        """Wake the waiters for the events in a message. Return False if it is a nudge for jobs that no one is waiting for any more."""
-        with self._lock:
-            if self._files is None:
-                return not message.note
-            is_heeded = not message.note or self._files.take(message.note)
-            heard = self._files.heard(message.topics)
-            for record in message.records:
-                if record.id in self._files.awaited:
-                    self._ended[record.id] = record
-        if ANY_TOPIC in message.topics:
+    def _hide_waiting(self) -> None:
+        file, self._waiting_file = self._waiting_file, None
+        if file is not None:
+            self._folder.remove(file)
+
+    def _await(self, mark: int, number: int) -> None:
+        """Count the waiters for the jobs with a mark, and mark whether there are some."""
+        before = self._awaited[mark]
+        self._awaited[mark] += number
+        if self.name is not None and (not before or not self._awaited[mark]):
+            with contextlib.suppress(OSError):
+                if self._awaited_file is None:
+                    self._awaited_file = self._folder.create(f"{self.name}.j")
+                os.pwrite(self._awaited_file, bytes([not before]), mark)
+
+    # --- what senders tell -------------------------------------------------------------------------------------------
+
+    def received(self, topics: Iterable[str]) -> None:
+        """Wake the waiters of these topics."""
+        if not self._flag.is_heard:
+            return
+        heard = [*topics]
+        if any(map(is_queue, heard)):
+            with self._lock:  # after `_show_waiting`: the sender has removed its file
+                self._waiting_file = None
+        if ANYTHING in heard:
             self._flag.wake_all()
         else:
-            self._flag.wake([*heard, *map(job_topic, message.ended)])
-        return is_heeded
+            self._flag.wake(heard)
 
-    def _pass_on(self, hashed: str) -> None:
-        notifier = SocketNotifier(self._store, self._clock)
-        try:
-            notifier.pass_on(hashed)
-        finally:
-            notifier.close()
-
-    # --- the thread ----------------------------------------------------------------------------------------------
+    # --- the thread --------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         watch = StoreWatch(self._store)
@@ -165,7 +182,7 @@ class SocketListener:
             polled_at = time.monotonic()
             while not self._stop.is_set():
                 self._receive()
-                is_time = time.monotonic() - polled_at >= (POLL_EVERY if self._socket else POLL_WITHOUT_SOCKETS_EVERY)
+                is_time = time.monotonic() - polled_at >= (POLL_INTERVAL if self._socket else POLL_WITHOUT_SOCKETS_INTERVAL)
                 if is_time or self._must_look:
                     if_changed, self._must_look = not self._must_look, False
                     jobs, topics = split_topics(self._flag.topics())
@@ -179,28 +196,20 @@ class SocketListener:
 
     def _receive(self) -> None:
         if self._socket is None:
-            self._stop.wait(POLL_WITHOUT_SOCKETS_EVERY)
+            self._stop.wait(POLL_WITHOUT_SOCKETS_INTERVAL)
             return
         try:
-            encoded = self._socket.recv(1 << 17)
+            message = self._socket.recv(1 << 17)
         except OSError:  # nothing arrived in that time
             return
-        if not encoded:
-            return
-        try:
-            message = decode(encoded)
-        except msgspec.MsgspecError:  # not from this version of taskflow
-            self._must_look = True
-            return
-        if not self.take(message) and (note := ListenerNote.parse(message.note)) is not None and note.nudged_for is not None:
-            self._pass_on(note.nudged_for)
+        self.received(message.decode(errors="replace").split("\n"))
 
     def _is_done(self) -> bool:
         """If there are no waiters any more, release the socket and the files, and return True. The next waiter starts another thread."""
         with self._lock:
             if self._flag.is_heard:
-                if self._files is not None and not self._files.awaited:
-                    self._files.awaited.remove()
+                if not +self._awaited:
+                    self._stop_awaiting()
                 return False
             self._thread = None
             self._release()
@@ -228,19 +237,23 @@ class SocketListener:
         """Close the descriptors that a forked child has inherited. The socket and the files belong to the parent, and stay."""
         if self._socket is not None:
             self._socket.close()
-        if self._files is not None:
-            self._files.awaited.abandon()
+        if self._awaited_file is not None:
+            os.close(self._awaited_file)
         self._folder.close()
 
+    def _stop_awaiting(self) -> None:
+        self._awaited.clear()
+        if self._awaited_file is not None:
+            os.close(self._awaited_file)
+            self._folder.remove(f"{self.name}.j")
+            self._awaited_file = None
+
     def _release(self) -> None:
+        self._topics.clear()
+        self._hide_waiting()
+        self._show_topics()
+        self._stop_awaiting()
         if self._socket is not None:
             self._socket.close()
-            self._socket = None
-        if self._files is not None:
-            self._files.remove()
-            self._files = None
-        if self.name is not None:
-            remove_local_listener(self.name)
-            self._folder.remove(self.name)
-            self.name = None
-        self._ended.clear()
+            self._folder.remove(str(self.name))
+            self._socket = self.name = None

@@ -32,7 +32,7 @@ MAIL = topics.queue("mail")
 @pytest.fixture(autouse=True)
 def listeners_do_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else they would find the jobs by themselves, if a second later."""
-    monkeypatch.setattr(wakeups, "POLL_EVERY", 60.0)
+    monkeypatch.setattr(wakeups, "POLL_INTERVAL", 60.0)
 
 
 @pytest.fixture

@@ -214,7 +214,7 @@ async def test_a_path_is_not_led_elsewhere_by_a_change_of_folder(
 async def test_two_users_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
     """Whoever may write the file may use all that lies beside it: both work, and wake each other.
 
-    In a sticky folder neither can rename the other's note.
+    In a sticky folder neither can remove the other's files.
     """
     monkeypatch.setattr(StoreWatch, "look", lambda *_, **__: set[str]())  # only nudges count
     folder = Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
@@ -235,7 +235,7 @@ async def test_two_users_share_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
                 broker = SqliteBroker(path)
                 with broker.listen(["queues"]) as waiter:
                     await waiter.wait(1.5)
-                    print(await broker.enqueue([an_envelope()]) != [])
+                print(await broker.enqueue([an_envelope()]) != [])
                 await broker.close()
 
             asyncio.run(send(sys.argv[3]))  # loads all that it needs: another user may not read it where it lies

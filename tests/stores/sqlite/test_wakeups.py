@@ -1,10 +1,13 @@
-"""Wake-ups from process to process."""
+"""Wake-ups from process to process: who gets them, and what they cost."""
 
-# ruff: noqa: ASYNC240 - a look at the disk holds up nothing but this test
+# ruff: noqa: ASYNC220, ASYNC240 - a look at the disk, or the start of a process, holds up nothing but this test
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -12,15 +15,158 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.sqlite import SqliteBroker, notifier
-from taskflow.broker.sqlite.wake_folder import Folder
-from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, registered, succeeded
+from taskflow.broker.sqlite import SqliteBroker, wake_folder
+from taskflow.broker.sqlite.wake_folder import Folder, Notifier
+from taskflow.broker.sqlite.wakeups import SocketListener
+from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, files, registered, run_script, succeeded, unmeasured
+
+NUDGED_ONLY = "only_nudges_count"
+
+IDLE = textwrap.dedent("""
+    import asyncio, os, sys
+    from taskflow.broker.sqlite import SqliteBroker
+    from taskflow.broker.sqlite.store_watch import StoreWatch
+    from taskflow.model.session import Session
+
+    if len(sys.argv) < 4:
+        StoreWatch.look = lambda *_, **__: set()  # only nudges count
+
+    async def main():
+        broker, session = SqliteBroker(sys.argv[1], namespace=sys.argv[2]), Session(id=os.urandom(16), name="idle")
+        await broker.register(session)
+        with broker.listen(["queues"]) as waiter:
+            await broker.claim(session.id, 1, [], 10)
+            print("waiting", flush=True)
+            while await waiter.wait():
+                print("nudged", flush=True)
+
+    asyncio.run(main())
+""")
+
+
+class Idle:
+    """A worker process that waits for jobs, and does not claim when it is nudged."""
+
+    @classmethod
+    async def begin(cls, path: Path, *options: str) -> Idle:
+        idle = cls()
+        arguments = options or ("taskflow",)
+        idle.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", IDLE, str(path), *arguments, stdout=subprocess.PIPE, env=unmeasured()
+        )
+        assert await idle._line(10) == "waiting"
+        return idle
+
+    process: asyncio.subprocess.Process
+
+    async def is_nudged(self, within: float = 0.3) -> bool:
+        return await self._line(within) == "nudged"
+
+    async def _line(self, within: float) -> str | None:
+        assert self.process.stdout is not None
+        try:
+            return (await asyncio.wait_for(self.process.stdout.readline(), within)).decode().strip()
+        except TimeoutError:
+            return None
+
+    async def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+
+@asynccontextmanager
+async def idle(path: Path, number: int, *options: str) -> AsyncIterator[list[Idle]]:
+    """So many, the newest first."""
+    begun = list[Idle]()
+    try:
+        for _ in range(number):
+            begun.insert(0, await Idle.begin(path, *options))
+        yield begun
+    finally:
+        for one in begun:
+            await one.end()
+
+
+async def nudged(workers: Sequence[Idle], within: float = 0.3) -> list[bool]:
+    return list(await asyncio.gather(*(worker.is_nudged(within) for worker in workers)))
+
+
+# --- other processes --------------------------------------------------------------------------------------------------------
+
+
+async def test_those_that_began_to_wait_last_are_nudged(broker: SqliteBroker, path: Path) -> None:
+    async with idle(path, 3) as workers:
+        await broker.enqueue(envelopes(2))
+        assert await nudged(workers) == [True, True, False]
+
+
+async def test_a_killed_process_is_passed_over_at_once(broker: SqliteBroker, path: Path) -> None:
+    """And its files are removed."""
+    async with idle(path, 3) as workers:
+        first, second, third = workers
+        await first.end()
+        await broker.enqueue([an_envelope()])
+        assert await nudged([second, third]) == [True, False]
+        assert not [file for file in files(path) if f"-{first.process.pid}-" in file]
+
+
+async def test_a_new_listener_removes_the_files_of_processes_that_were_killed(broker: SqliteBroker, path: Path) -> None:
+    async with idle(path, 2) as [first, second]:
+        await first.end()
+        with broker.listen([topics.DUE]):
+            pids = {file.split("-")[1] for file in files(path)}
+    assert pids == {str(second.process.pid), str(os.getpid())}
+
+
+async def test_the_nudge_of_a_stopped_process_is_made_up_for_within_about_a_second(broker: SqliteBroker, path: Path) -> None:
+    """The others look for themselves."""
+    async with idle(path, 2, "taskflow", "looks") as [first, second]:
+        first.process.send_signal(signal.SIGSTOP)
+        await broker.enqueue([an_envelope()])
+        assert await second.is_nudged(5.0)
+        first.process.send_signal(signal.SIGCONT)
+
+
+async def test_jobs_of_another_namespace_nudge_nobody(broker: SqliteBroker, open_broker: Open, path: Path) -> None:
+    other = open_broker(namespace="other")
+    await other.enqueue([an_envelope()])
+    async with idle(path, 1) as [ours], idle(path, 1, "other") as [others]:
+        await other.enqueue([an_envelope()])
+        assert await nudged([ours, others]) == [False, True]
+
+
+def test_a_child_leaves_its_parents_files_alone(path: Path) -> None:
+    """It was forked while its parent listened, and leaves the same with-statement."""
+    script = """
+        import asyncio, os, sys, warnings
+        from taskflow.broker.sqlite import SqliteBroker
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
+
+        async def main():
+            broker = SqliteBroker(sys.argv[1])
+            with broker.listen(["queues", "due", "job:" + "ab" * 16]) as waiter:
+                before = sorted(os.listdir(sys.argv[1] + "-wake"))
+                if (pid := os.fork()) == 0:
+                    waiter.close()
+                    os._exit(0)
+                os.waitpid(pid, 0)
+                print(len(before), before == sorted(os.listdir(sys.argv[1] + "-wake")))
+            await broker.close()
+
+        asyncio.run(main())
+    """
+    assert run_script(script, path) == "4 True\n"
+
 
 SENDER = textwrap.dedent("""
     import asyncio, sys, time
@@ -42,118 +188,223 @@ SENDER = textwrap.dedent("""
 """)
 
 
-class Other:
-    """A process that enqueues when told to."""
-
-    def __init__(self, path: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SENDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._read() == "ready"
-
-    def enqueue(self, queue: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(queue + "\n")
-        self._process.stdin.flush()
-
-    def asked_at(self) -> float:
-        return float(self._read())
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def close(self) -> None:
-        self._process.communicate(timeout=10)
-        assert self._process.returncode == 0
-
-
-async def test_another_process_wakes_us_at_once(broker: SqliteBroker, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("folder", ["short", os.path.join("d" * 100, "e" * 100)], ids=["path", "path too long for a socket"])
+async def test_another_process_wakes_us_at_once(open_broker: Open, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Median and worst of 50, from just before the enqueue there to the first line after the wait here."""
+    path = tmp_path / folder / "queue.db"
+    path.parent.mkdir(parents=True)
+    broker = open_broker(path)
     await broker.enqueue([an_envelope()])
-    other = Other(path)
     waits = list[float]()
-    with broker.listen([topics.queue("mail")]) as waiter:
-        for _ in range(50):
-            other.enqueue("mail")
-            assert await waiter.wait(5)
-            woken_at = time.monotonic()
-            waits.append(woken_at - other.asked_at())
-    other.close()
+    with subprocess.Popen([sys.executable, "-c", SENDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        with broker.listen([topics.queue("mail")]) as waiter:
+            for _ in range(50):
+                other.stdin.write("mail\n")
+                other.stdin.flush()
+                assert await waiter.wait(5)
+                woken_at = time.monotonic()
+                waits.append(woken_at - float(other.stdout.readline()))
+    assert other.returncode == 0
     with capsys.disabled():
         median, worst = statistics.median(waits) * 1e3, max(waits) * 1e3
         print(f"\nsqlite: woken by another process in {median:.2f} ms (median), {worst:.2f} ms (worst of 50)")
     assert statistics.median(waits) < 0.05
 
 
-async def test_a_path_too_long_for_a_socket(open_broker: Open, tmp_path: Path) -> None:
-    """A socket's path has 107 bytes at most, a file's 4,095."""
-    folder = tmp_path / ("d" * 100) / ("e" * 100)
-    folder.mkdir(parents=True)
-    broker = open_broker(folder / "queue.db")
-    await broker.enqueue([an_envelope()])
-    other = Other(folder / "queue.db")
-    with broker.listen([topics.queue("mail")]) as waiter:
-        began = time.monotonic()
-        other.enqueue("mail")
-        assert await waiter.wait(5)
-        assert time.monotonic() - began < 2.0
-    other.close()
+# --- who is nudged for jobs -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["by the flag", "by datagram"])
-def told(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a broker of this process is told, and as one of another."""
-    if request.param == "by datagram":
-        monkeypatch.setattr(notifier, "local_listener", lambda name: None)
-
-
-@pytest.mark.usefixtures("told")
-async def test_two_brokers_of_one_process(open_broker: Open) -> None:
-    one = open_broker()
-    two = one.sibling()
-    with one.listen([topics.ANY_QUEUE]) as waiter:
-        await two.enqueue([an_envelope()])
-        assert await waiter.wait(0.5)
-    await two.close()
-
-
-@pytest.mark.usefixtures("told")
 async def test_only_who_listens_for_it_is_woken(broker: SqliteBroker, open_broker: Open) -> None:
     other = open_broker()
-    await other.enqueue([an_envelope()])
     with broker.listen([topics.queue("a")]) as for_a, broker.listen([topics.queue("b")]) as for_b:
         await other.enqueue([an_envelope(queue="b")])
         assert await for_b.wait(0.5)
         assert not await for_a.wait(0.05)
 
 
-async def test_more_than_a_datagram_holds(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the listener looks for everything that it waits for."""
-    monkeypatch.setattr(notifier, "local_listener", lambda name: None)
-    monkeypatch.setattr(notifier, "_MOST_BYTES", 20)
-    other = open_broker()
-    job = an_envelope()
-    await other.enqueue([job])
-    with broker.listen([topics.job(job.id)]) as waiter:
-        await other.cancel([job.id])
+async def test_a_listener_to_more_topics_than_a_file_name_holds(broker: SqliteBroker, open_broker: Open) -> None:
+    with open_broker().listen([topics.queue(f"queue-{number}") for number in range(30)]) as waiter:
+        await broker.enqueue([an_envelope(queue="queue-29")])
         assert await waiter.wait(0.5)
 
 
-async def test_a_listener_of_this_process_gets_no_datagram(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is its thread woken; it is told all the same, however many brokers there are."""
-    one = open_broker()
-    two = one.sibling()
+@pytest.mark.usefixtures(NUDGED_ONLY)
+async def test_a_worker_that_is_full_is_passed_over_whatever_else_it_waits_for(broker: SqliteBroker, open_broker: Open) -> None:
+    """It waits for due times and for results as well. When it waits for jobs again, it looks for those that are there."""
+    worker = open_broker()
+    session = await registered(worker)
+    await broker.enqueue(envelopes(2))
+    with (
+        worker.listen([topics.ANY_QUEUE]) as jobs,
+        worker.listen([topics.DUE]) as due,
+        worker.listen([topics.job(bytes(range(16)))]) as result,
+    ):
+        assert len(await worker.claim(session.id, 1, [], 1)) == 1
+        assert not any(await asyncio.gather(due.wait(0.1), result.wait(0.1)))
+        await broker.enqueue([an_envelope()])
+        await asyncio.sleep(0.1)
+        assert not jobs._is_nudged
 
-    def no_socket(this: notifier.SocketNotifier) -> socket.socket:
-        raise AssertionError("a datagram")
 
-    monkeypatch.setattr(notifier.SocketNotifier, "_opened", no_socket)
-    with one.listen([topics.queue("mail")]) as here, two.listen([topics.queue("mail")]) as there:
-        await one.enqueue(envelopes(2, queue="mail"))
-        assert await here.wait(0.5)
-        assert await there.wait(0.5)
-    await two.close()
+async def test_who_waits_again_after_a_full_claim_looks_for_jobs(open_broker: Open) -> None:
+    worker, broker = open_broker(), open_broker()
+    session = await registered(worker)
+    await broker.enqueue(envelopes(1))
+    with worker.listen([topics.ANY_QUEUE]) as jobs:
+        assert len(await worker.claim(session.id, 1, [], 1)) == 1
+        await broker.enqueue([an_envelope()])
+        assert await jobs.wait(0.5)
+
+
+@pytest.mark.usefixtures(NUDGED_ONLY)
+async def test_a_claim_that_leaves_jobs_of_one_of_many_queues_nudges_the_next(broker: SqliteBroker, open_broker: Open) -> None:
+    full, waiting = open_broker(), open_broker()
+    session = await registered(full)
+    await broker.enqueue([an_envelope(queue=f"queue-{number}") for number in range(300)])
+    await broker.enqueue(envelopes(2, queue="z"))
+    with waiting.listen([topics.queue("z")]) as waiter:
+        await full.claim(session.id, 1, ["z"], 1)
+        assert await waiter.wait(0.5)
+
+
+@pytest.mark.usefixtures(NUDGED_ONLY)
+async def test_a_job_cannot_slip_in_between_a_claim_and_its_note(
+    broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listener's file is written while the claim holds the write lock."""
+    other = open_broker()
+    session = await registered(broker)
+    await other.enqueue([an_envelope()])
+    loop, enqueues = asyncio.get_running_loop(), list[asyncio.Task[object]]()
+    claimed = SocketListener.claimed
+
+    def claimed_late(listener: SocketListener, *, is_full: bool) -> None:
+        if not is_full:
+            loop.call_soon_threadsafe(lambda: enqueues.append(loop.create_task(other.enqueue([an_envelope()]))))
+            time.sleep(0.2)
+        claimed(listener, is_full=is_full)
+
+    with broker.listen([topics.ANY_QUEUE]) as waiter:
+        assert len(await broker.claim(session.id, 1, [], 1)) == 1  # it is busy now
+        monkeypatch.setattr(SocketListener, "claimed", claimed_late)
+        assert await broker.claim(session.id, 2, [], 1) == []
+        await asyncio.gather(*enqueues)
+        await asyncio.sleep(0.1)
+        assert waiter._is_nudged
+
+
+@pytest.mark.usefixtures(NUDGED_ONLY)
+async def test_two_senders_at_once_nudge_two_listeners(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen the same listener wait, and only one of them may nudge it."""
+    both_have_listed, announce = threading.Barrier(2, timeout=5), Notifier._announce
+
+    def together(*arguments: Any) -> None:
+        both_have_listed.wait()
+        announce(*arguments)
+
+    one, other, first, second = (open_broker() for _ in range(4))
+    await asyncio.gather(one.read([]), other.read([]))
+    monkeypatch.setattr(Notifier, "_announce", together)
+    with first.listen([topics.ANY_QUEUE]) as first_nudges, second.listen([topics.ANY_QUEUE]) as second_nudges:
+        await asyncio.gather(one.enqueue([an_envelope()]), other.enqueue([an_envelope()]))
+        assert all(await asyncio.gather(first_nudges.wait(0.5), second_nudges.wait(0.5)))
+
+
+@pytest.mark.parametrize("number", [1, 20])
+@pytest.mark.usefixtures(NUDGED_ONLY)
+async def test_a_lone_job_is_claimed_once_however_many_workers_are_idle(open_broker: Open, number: int) -> None:
+    claims = 0
+
+    async def work(own: SqliteBroker, waiting: asyncio.Event) -> None:
+        nonlocal claims
+        session = await registered(own)
+        with own.listen([topics.ANY_QUEUE]) as waiter:
+            for request in itertools.count(1):
+                leases = await own.claim(session.id, request, [], 10)
+                claims += 1
+                await own.settle([succeeded(lease) for lease in leases])
+                waiting.set()
+                await waiter.wait()
+
+    async with asyncio.TaskGroup() as group:
+        are_waiting = [asyncio.Event() for _ in range(number)]
+        workers = [group.create_task(work(open_broker(), is_waiting)) for is_waiting in are_waiting]
+        await asyncio.gather(*(is_waiting.wait() for is_waiting in are_waiting))
+        claims, broker = 0, open_broker()
+        for _ in range(10):
+            job = an_envelope()
+            with broker.listen([topics.job(job.id)]) as waiter:
+                await broker.enqueue([job])
+                assert await waiter.wait(5)
+        assert claims == 10
+        for worker in workers:
+            worker.cancel()
+
+
+# --- due times, sessions, and the ends of jobs --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures(NUDGED_ONLY)
+async def test_a_new_first_due_time_is_told_to_two_listeners(broker: SqliteBroker, open_broker: Open) -> None:
+    """A later one is told to nobody."""
+    others = [open_broker() for _ in range(5)]
+    with contextlib.ExitStack() as stack:
+        waits = [stack.enter_context(other.listen([topics.DUE])) for other in others]
+        for after, told in ((60.0, 2), (90.0, 0), (30.0, 2)):
+            await broker.enqueue([an_envelope(after=after)])
+            assert sum(await asyncio.gather(*(waiter.wait(0.3) for waiter in waits))) == told
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Sequence[str]]]:
+    """The messages from now on, with the names of those that get them."""
+    messages, send = list[tuple[str, Sequence[str]]](), Notifier._send
+
+    def sending(this: Notifier, name: str, heard: Sequence[str]) -> bool:
+        messages.append((name, heard))
+        return send(this, name, heard)
+
+    monkeypatch.setattr(Notifier, "_send", sending)
+    return messages
+
+
+@pytest.mark.usefixtures(NUDGED_ONLY)
+async def test_a_request_to_stop_is_told_to_its_session_alone(
+    broker: SqliteBroker, open_broker: Open, sent: list[tuple[str, Sequence[str]]]
+) -> None:
+    one, other = open_broker(), open_broker()
+    session, other_session = await registered(one), await registered(other)
+    job = an_envelope()
+    await broker.enqueue([job])
+    await one.claim(session.id, 1, [], 1)
+    with one.listen([topics.session(session.id)]) as waiter, other.listen([topics.session(other_session.id)]):
+        await broker.cancel([job.id])
+        assert await waiter.wait(0.5)
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize("number", [1, 1_000, 3_000])
+@pytest.mark.usefixtures(NUDGED_ONLY)
+async def test_many_ends_cost_their_listener_one_message(
+    broker: SqliteBroker, open_broker: Open, sent: list[tuple[str, Sequence[str]]], number: int
+) -> None:
+    """However many wait, and even if the ids do not fit into a datagram. A listener that waits for other jobs gets none."""
+    waiting, unconcerned, jobs = open_broker(), open_broker(), envelopes(number)
+    marks = {wake_folder.job_mark(job.id) for job in jobs}
+    other = next(job for job in (an_envelope() for _ in itertools.count()) if wake_folder.job_mark(job.id) not in marks)
+    await broker.enqueue(jobs)
+    with contextlib.ExitStack() as stack:
+        waits = [stack.enter_context(waiting.listen([topics.job(job.id)])) for job in jobs for _ in range(2)]
+        stack.enter_context(unconcerned.listen([topics.job(other.id)]))
+        await broker.cancel([job.id for job in jobs])
+        assert all(await asyncio.gather(*(waiter.wait(5) for waiter in waits)))
+    assert [len(heard) for _, heard in sent] == [number]
+
+
+# --- what nobody announces ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", ["ready", "ended", "stopping", "due"])
@@ -165,7 +416,7 @@ async def test_what_nobody_announces_is_seen_within_about_a_second(
     job, session = an_envelope(), await registered(other)
     await other.enqueue([job])
     leases = [] if change == "ready" else await other.claim(session.id, 1, [], 1)
-    monkeypatch.setattr(notifier.SocketNotifier, "announce", lambda *_: True)
+    monkeypatch.setattr(Notifier, "announce", lambda *_: None)
     changes: dict[str, tuple[str, Callable[[], Awaitable[object]]]] = {
         "ready": (topics.queue("mail"), lambda: other.enqueue([an_envelope(queue="mail")])),
         "ended": (topics.job(job.id), lambda: other.settle([succeeded(lease) for lease in leases])),
@@ -183,19 +434,18 @@ async def test_a_commit_that_concerns_nobody_wakes_nobody(broker: SqliteBroker, 
     """Otherwise each idle worker would claim once a second while any other one is busy."""
     session = await registered(broker)
     with broker.listen([topics.queue("mail"), topics.DUE, topics.session(session.id)]) as waiter:
-        for _ in range(3):
+        for _ in range(2):
             with connected(path) as stranger:
                 stranger.execute("UPDATE taskflow_meta SET value = value + 1 WHERE name = 'pulse'")
             assert not await waiter.wait(1.2)
 
 
 async def test_without_sockets_the_file_is_looked_at(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system, or a system, that has none."""
+    """A file system, or a system, that has none. The broker itself wakes its waiters all the same."""
 
     def no_socket(*args: object) -> socket.socket:
         raise OSError("not here")
 
-    await broker.enqueue([an_envelope()])
     other = open_broker()
     await other.enqueue([an_envelope()])
     monkeypatch.setattr(Folder, "bind", no_socket)
@@ -203,39 +453,45 @@ async def test_without_sockets_the_file_is_looked_at(broker: SqliteBroker, open_
         await waiter.wait(0.5)
         await other.enqueue([an_envelope()])
         assert await waiter.wait(2)
+        with broker.listen([topics.queue("mail")]) as ours:
+            monkeypatch.setattr(SocketListener, "_receive", lambda _: time.sleep(0.01))
+            await broker.enqueue([an_envelope(queue="mail")])
+            assert await ours.wait(0.5)
 
 
-async def test_the_socket_of_a_dead_process_is_cleared_away(broker: SqliteBroker, path: Path) -> None:
+# --- the folder ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["....", "w.0.1-0.1", f"{'0' * 16}.1-{'0' * 12}", f"{'0' * 8}-1-{'0' * 12}.x", "\udcff.j"])
+async def test_other_files_in_the_folder_stay_there(broker: SqliteBroker, open_broker: Open, path: Path, name: str) -> None:
+    with open_broker().listen([topics.ANY_QUEUE]) as waiter:
+        Path(f"{path}-wake", name).touch()
+        await broker.enqueue([an_envelope()])
+        assert await waiter.wait(0.5)
+        with broker.listen([topics.ANY_QUEUE]):
+            assert name in files(path)
+
+
+async def test_a_listener_that_does_not_keep_up_holds_nobody_up(broker: SqliteBroker, open_broker: Open, path: Path) -> None:
     await broker.enqueue([an_envelope()])
-    folder = Path(f"{path}-wake")
-    folder.mkdir()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
-        dead.bind(os.fspath(folder / "dead"))
-
-    await broker.enqueue([an_envelope()])
-
-    assert list(folder.iterdir()) == []
-
-
-async def test_a_listener_that_does_not_keep_up_holds_nobody_up(broker: SqliteBroker, path: Path) -> None:
-    await broker.enqueue([an_envelope()])
-    folder = Path(f"{path}-wake")
-    folder.mkdir()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
-        deaf.bind(os.fspath(folder / "deaf"))
-        await asyncio.wait_for(asyncio.gather(*(broker.enqueue(envelopes(10)) for _ in range(700))), 20)
+    deaf = open_broker()._running().listener
+    name, bound = deaf._folder.bind()
+    os.close(deaf._folder.create(wake_folder.topics_file(name, [topics.session(bytes(16))])))
+    sender = Notifier(deaf._store, deaf)
+    with bound, contextlib.closing(sender):
+        assert not all(sender._send(name, ["due"]) for _ in range(10_000))
 
 
 async def test_there_is_a_listener_only_while_somebody_listens(broker: SqliteBroker, path: Path) -> None:
     """And then one for all."""
     await broker.enqueue([an_envelope()])
     assert listeners() == []
-    with broker.listen([topics.DUE]), broker.listen([topics.ANY_QUEUE]):
+    with broker.listen([topics.DUE]), broker.listen([topics.ANY_QUEUE]), broker.listen([topics.job(bytes(16))]):
         [thread] = listeners()
         assert sum(file.is_socket() for file in Path(f"{path}-wake").iterdir()) == 1
     await asyncio.to_thread(thread.join, 5)
     assert listeners() == []
-    assert list(Path(f"{path}-wake").iterdir()) == []
+    assert files(path) == []
     with broker.listen([topics.ANY_QUEUE]) as waiter:
         await broker.enqueue([an_envelope()])
         assert await waiter.wait(1)
