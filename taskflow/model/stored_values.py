@@ -14,6 +14,8 @@ from taskflow.model.clock import instant_of
 
 T = TypeVar("T")
 
+_encode: Final = msgspec.msgpack.Encoder().encode
+
 LATEST: Final = 253_402_300_799_999_999
 """The last instant that `datetime` can express, in microseconds since 1970."""
 
@@ -148,9 +150,12 @@ def maybe_instant(stored: Any) -> datetime | None:
 
 def packed(value: Any) -> bytes:
     """Encode a value as msgpack. Its texts may contain lone surrogates, as the message of an exception may."""
-    encoded = msgpack.packb(value, unicode_errors="surrogatepass")
-    assert encoded is not None
-    return bytes(encoded)
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        encoded = msgpack.packb(value, unicode_errors="surrogatepass")
+        assert encoded is not None
+        return bytes(encoded)
 
 
 def unpacked(stored: Any, *, raw: bool = False) -> Any:

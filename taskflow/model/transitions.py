@@ -149,8 +149,8 @@ def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int, cause
     if isinstance(verdict, Completed):
         verdict = verdict.otherwise
     cause = cause or UNKNOWN
-    if not isinstance(verdict, HandedBack | Parked):
-        job = job._replace(crashes=0, hand_backs=0, parked_at=None)
+    if (job.crashes or job.hand_backs or job.parked_at is not None) and not isinstance(verdict, (HandedBack, Parked)):
+        job = Counters(job.failures, snoozes=job.snoozes)
     match verdict:
         case Succeeded():
             return Transition(Event.SUCCEED, job, Status.SUCCEEDED)
@@ -173,7 +173,7 @@ def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int, cause
 
 
 def _failed(job: Counters) -> Counters:
-    return job._replace(failures=job.failures + 1)
+    return Counters(job.failures + 1, *job[1:])
 
 
 def hand_back(job: Counters, rules: Rules, now: int, *, counts: bool) -> Transition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from enum import Enum, StrEnum
 from typing import Any, ClassVar, Final, Self
 
@@ -95,7 +96,10 @@ class RunError(msgspec.Struct, frozen=True):
 
     def of_run(self, worker: str | None, started_at: int | None, ended_at: int) -> RunError:
         """Return this error with the worker and the times of its run."""
-        return msgspec.structs.replace(self, worker=worker or "", started_at=started_at or 0, at=ended_at)
+        error = copy(self)  # its fields are checked already
+        for name, value in (("worker", worker or ""), ("started_at", started_at or 0), ("at", ended_at)):
+            msgspec.structs.force_setattr(error, name, value)
+        return error
 
 
 # gc=False, here and below: thousands of these are created, and they never form a cycle, so the garbage collector can skip them.

@@ -145,6 +145,28 @@ async def test_hot_succeed__ties(store: SeamStore, flag: int) -> None:
     assert await store.found(record.ref) == record._replace(content=None)
 
 
+@pytest.mark.parametrize(
+    ("named", "next_up", "flags", "ends"),
+    [(True, None, 0, True), (True, bytes(16), 0, None), (False, None, 0, None), (True, None, Flag.STATED, None)],
+)
+async def test_hot_key(store: SeamStore, *, named: bool, next_up: bytes | None, flags: int, ends: bool | None) -> None:
+    """The record of its key is dropped if it names this job and no other. Otherwise the job is None, and both stay."""
+    record, other = await store.running({"flags": Flag.KEYED | flags}), await store.running({"flags": Flag.KEYED})
+    keys = [Ref(Kind.KEY, bytes([number] * 16)) for number in (1, 2)]
+    await store.put(keys[0], {"holder": record.ref.id if named else bytes(16), "next": next_up})
+    await store.put(keys[1], {"holder": other.ref.id, "next": None})
+    runs = [run_of(each, key=key.id) for each, key in zip((record, other), keys, strict=True)]
+
+    assert await store.perform(Succeed([runs[1]._replace(epoch=9), runs[0]])) == [False, ends]
+    assert await store.load(keys[1])
+    assert await store.perform(Succeed(runs)) == [ends, True]
+
+    assert await store.load(keys[1]) is None
+    assert (await store.load(keys[0]) is None) is bool(ends)
+    assert (await store.header(record.ref))["status"] == (SUCCEEDED if ends else RUNNING)
+    assert await store.perform(Succeed(runs)) == [ends, True]
+
+
 # --- promote --------------------------------------------------------------------------------------------------
 
 

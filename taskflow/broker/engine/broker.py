@@ -28,6 +28,7 @@ class EngineBroker(ABC):
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
+        self.assumes_new = True
 
     @abstractmethod
     async def run(self, operation: Operation[T]) -> T:
@@ -47,7 +48,9 @@ class EngineBroker(ABC):
         return EngineConsole(self)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        return await self.run(adding.enqueue(envelopes, self.rules))
+        answers = await self.run(adding.enqueue(envelopes, self.rules, assumes_new=self.assumes_new))
+        self.assumes_new = adding.are_new(answers)
+        return answers
 
     async def register(self, session: Session) -> None:
         await self.run(sessions.register(session, self.rules))

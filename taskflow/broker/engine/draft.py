@@ -23,7 +23,6 @@ from taskflow.broker.engine.seam import (
     Operation,
     Put,
     Query,
-    Record,
     Ref,
     Scan,
     Snapshot,
@@ -82,7 +81,7 @@ class Draft:
 
     def __init__(self, seen: Snapshot, rules: Rules) -> None:
         self.seen, self.rules = seen, rules
-        self.now, self.steady = seen.now, seen.steady
+        self.now, self.steady, self._stored = seen.now, seen.steady, seen.records
         self.missing = set[Ref]()
         self.released = set[bytes]()
         """The jobs to whose `awaits` the decisions add: one of them may have nothing to await any more."""
@@ -90,12 +89,16 @@ class Draft:
         self._parts = list[Part]()
         self._current: dict[Ref, Job | Plain | None] = {}
 
-    def decide(self, items: Sequence[Item], one: Callable[[Draft, Item], T]) -> list[T]:
-        """Decide on each item in turn. If `missing` is not empty afterwards, the answers count for nothing."""
+    def decide(self, items: Sequence[Item], one: Callable[[Draft, Item], T], *, together: bool) -> list[T]:
+        """Decide on each item in turn. If `missing` is not empty afterwards, the answers count for nothing.
+
+        Each decision is one part. `together` makes a single part of all decisions.
+        """
         answers = list[T]()
         for item in items:
-            self.part = Part()
-            self._parts.append(self.part)
+            if not (together and self._parts):
+                self.part = Part()
+                self._parts.append(self.part)
             try:
                 answers.append(one(self, item))
             except Missing:
@@ -119,9 +122,10 @@ class Draft:
 
     def put(self, record: Job | Plain) -> None:
         """Write a record that was changed or is new."""
-        self.part.read.add(record.ref)
-        self.part.written[record.ref] = None
-        self._current[record.ref] = record
+        ref, part = record.ref, self.part
+        part.read.add(ref)
+        part.written[ref] = None
+        self._current[ref] = record
 
     def drop(self, ref: Ref) -> None:
         self.part.read.add(ref)
@@ -133,16 +137,23 @@ class Draft:
         additions[ref, field] = additions.get((ref, field), 0) + n
 
     def _get(self, ref: Ref) -> Job | Plain | None:
-        if ref in self._current:
+        current = self._current
+        if ref in current:
             self.part.read.add(ref)
-            return self._current[ref]
-        if ref not in self.seen.records:
+            return current[ref]
+        if ref not in self._stored:
             self.missing.add(ref)
             raise Missing
         self.part.read.add(ref)
-        stored = self.seen.records[ref]
-        record = None if stored is None else _decoded(stored)
-        self._current[ref] = record
+        stored = self._stored[ref]
+        record: Job | Plain | None
+        if stored is None:
+            record = None
+        elif ref.kind == Kind.JOB:
+            record = Job.of_record(stored)
+        else:
+            record = Plain(ref, dict(stored.header), stored.state)
+        current[ref] = record
         return record
 
     # --- what else a decision changes ------------------------------------------------------------------------
@@ -156,20 +167,17 @@ class Draft:
 
     # --- steps -----------------------------------------------------------------------------------------------
 
-    def steps(self, *, together: bool = False) -> list[tuple[list[int], Step]]:
-        """Return the steps, each with the numbers of the items whose parts it has. `together` makes one step of all parts.
+    def steps(self) -> list[tuple[list[int], Step]]:
+        """Return the steps, each with the numbers of its parts.
 
         Two parts are one step if one of them writes what the other reads or writes.
         """
         parts = [(number, part) for number, part in enumerate(self._parts) if not part.is_empty]
-        if not parts:
-            return []
-        groups = [parts] if together else _tied(parts)
-        return [([number for number, _ in group], self._step([part for _, part in group])) for group in groups]
+        return [([number for number, _ in group], self._step([part for _, part in group])) for group in _tied(parts)]
 
     def _step(self, parts: Sequence[Part]) -> Step:
         whole = parts[0] if len(parts) == 1 else _merged(parts)
-        stored, current = self.seen.records, self._current
+        stored, current = self._stored, self._current
         expect = {ref: ABSENT if (record := stored[ref]) is None else record.rev for ref in whole.read}
         puts, drops = list[Put](), list[Ref]()
         for ref in whole.written:
@@ -180,12 +188,6 @@ class Draft:
                 drops.append(ref)
         adds = tuple([Addition(ref, field, n) for (ref, field), n in whole.additions.items()])
         return Step(expect, tuple(puts), tuple(drops), adds, whole.totals, tuple(whole.wakes))
-
-
-def _decoded(stored: Record) -> Job | Plain:
-    if stored.ref.kind == Kind.JOB:
-        return Job.of_record(stored)
-    return Plain(stored.ref, dict(stored.header), stored.state)
 
 
 def _merged(parts: Iterable[Part]) -> Part:
@@ -206,6 +208,8 @@ def _add_up(total: dict[Any, int], numbers: dict[Any, int]) -> None:
 
 def _tied(parts: Sequence[tuple[int, Part]]) -> list[list[tuple[int, Part]]]:
     """Group the parts that must be one step."""
+    if sum([len(part.read) for _, part in parts]) == len(set().union(*[part.read for _, part in parts])):
+        return [[numbered] for numbered in parts]
     group_of = list(range(len(parts)))
 
     def find(at: int) -> int:
@@ -257,13 +261,13 @@ def decide(
             raise BrokerUnavailable("another program's open transaction has locked the records of this call: try again")
         if tries > MAX_ROUNDS:
             raise BrokerUnavailable("other clients keep changing the records of this call: try again")
-        drafted = yield from _draft([items[number] for number in numbers], one, rules, known, scans)
+        drafted = yield from _draft([items[number] for number in numbers], one, rules, known, scans, together=together)
         if drafted is None:
             rounds.append((numbers, tries + 1))
             continue
         draft, decided = drafted
         answers.update(zip(numbers, decided, strict=True))
-        steps = draft.steps(together=together)
+        steps = draft.steps()
         if not steps:
             continue
         if released is not None:
@@ -271,7 +275,7 @@ def decide(
         results, _ = yield Apply([step for _, step in steps], grows=grows)
         stale = list[int]()
         for (places, _), result in zip(steps, results, strict=True):
-            of_step = [numbers[place] for place in places]
+            of_step = numbers if together else [numbers[place] for place in places]
             if isinstance(result, Full):
                 raise StoreFull(result.says)
             if isinstance(result, Stale):
@@ -289,12 +293,12 @@ def decide(
 
 
 def _draft(
-    items: Sequence[Item], one: Callable[[Draft, Item], T], rules: Rules, known: set[Ref], scans: tuple[Scan, ...]
+    items: Sequence[Item], one: Callable[[Draft, Item], T], rules: Rules, known: set[Ref], scans: tuple[Scan, ...], *, together: bool
 ) -> Operation[tuple[Draft, list[T]] | None]:
     """Load the records that the decisions need, and decide. Return None if they need more after `MAX_CHAIN` queries."""
     for _ in range(MAX_CHAIN):
         draft = Draft((yield Query(tuple(known), scans)), rules)
-        answers = draft.decide(items, one)
+        answers = draft.decide(items, one, together=together)
         if not draft.missing:
             return draft, answers
         known |= draft.missing

@@ -60,6 +60,12 @@ class State(msgspec.Struct, omit_defaults=True, gc=False):
     replaces: bool = msgspec.field(default=False, name="k")
     replaced: bytes | None = msgspec.field(default=None, name="l")
 
+    @property
+    def has_to_be_reset(self) -> bool:
+        """Return True if the success of a run changes it. What other runs have left, such as errors, stays."""
+        has_texts = not self.reason is self.waiting is self.spoilt is self.replaced is None
+        return bool(has_texts or self.crashes or self.hand_backs or self.replaces) or self.parked_at is not None
+
 
 NO_STATE: Final = State()
 _NOT_SENT: Final = Sent()
@@ -165,7 +171,7 @@ class Job:
 
     def to_put(self) -> Put:
         state = None if self.state == NO_STATE else encode(self.state)
-        self.header["flags"] = self.header["flags"] & ~Flag.STATED | (0 if state is None else Flag.STATED)
+        self.set_flag(Flag.STATED, state is not None and self.state.has_to_be_reset)
         stored = self.stored
         header = self.header if stored is None else {name: value for name, value in self.header.items() if stored[name] != value}
         return Put(self.ref, header, state, self.sent_body, self.new_content, self.restarts, self.entries)
@@ -189,11 +195,6 @@ class Job:
     @property
     def is_waiting(self) -> bool:
         return self.status <= READY
-
-    @property
-    def fence(self) -> bytes:
-        """The fence of the current lease, as the header keeps that of the last settlement."""
-        return fence_bytes(self.header["epoch"], self.header["session"] or b"", self.header["claim"] or b"")
 
     def holds(self, claim: ClaimId) -> bool:
         """Return True if this is the claim of the current lease."""

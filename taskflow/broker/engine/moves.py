@@ -21,7 +21,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.fingerprint import pack_cause
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import has_follow_up
-from taskflow.model.record import BY_CODE, CODES, Status
+from taskflow.model.record import CODES, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import deploy_of
 from taskflow.model.transitions import MOVES, Event, Transition
@@ -36,7 +36,11 @@ MOVE_SCANS: Final = (
 )
 """The scans that every operation with moves begins with: the first due job, a session that wants ends, and the first noted end."""
 
-_STATUS: Final[dict[int, Status | None]] = {**BY_CODE, BURIED: None}
+_LEGAL: Final = {
+    (BURIED if was is None else CODES[was], event, BURIED if to is None else CODES[to])
+    for (was, event), all_to in MOVES.items()
+    for to in all_to
+}
 
 
 def decide(
@@ -66,10 +70,11 @@ def _free(draft: Draft, job_id: bytes) -> None:
 
 def move(draft: Draft, job: Job, event: Event, to: int) -> None:
     """Change the status, and count the event. Raises AssertionError for an illegal move."""
-    if event is not Event.ENQUEUE and _STATUS[to] not in MOVES.get((_STATUS[job.status], event), ()):
-        raise AssertionError(f"{id_text(job.id)}: {_STATUS[job.status]} cannot become {_STATUS[to]} by {event}")
-    job.header["status"] = to
-    draft.count(job.queue, event)
+    header = job.header
+    if event is not Event.ENQUEUE and (header["status"], event, to) not in _LEGAL:
+        raise AssertionError(f"{id_text(job.id)}: status {header['status']} cannot become {to} by {event}")
+    header["status"] = to
+    draft.count(header["queue"], event)
     draft.put(job)
 
 
@@ -158,9 +163,10 @@ def requeue(draft: Draft, job: Job, transition: Transition) -> None:
     If the transition has no due time, the job becomes READY in its old place, even if the clock has been set back to before its due time.
     """
     job.state.waiting = text_bytes(transition.waiting_for)  # what it waited for before the run is over
-    transition = transitions.requeue(transition, job.cancel_requested, _successor(draft, job))
-    if transition.ends_as is not None:
-        finish(draft, job, transition.event, transition.ends_as, transition.reason)  # its worker does not know that it has ended
+    successor = _successor(draft, job)
+    if successor is not None or job.state.stop is not None:
+        transition = transitions.requeue(transition, job.cancel_requested, successor)
+        finish(draft, job, transition.event, Status.CANCELLED, transition.reason)  # its worker does not know that it has ended
         return
     job.end_lease()
     if transition.due_at is None:
@@ -217,7 +223,7 @@ def finish(
     move(draft, job, event, CODES[status])
     keep_for = transitions.keep_for(status, draft.rules) if keep is None else to_microseconds(keep)
     job.end_lease()
-    job.header |= {"ended_at": draft.now, "fade_at": draft.now + keep_for}
+    job.header["ended_at"], job.header["fade_at"] = draft.now, draft.now + keep_for
     job.state.reason, job.state.waiting = text_bytes(reason), None
     job.set_flag(Flag.BEHIND | Flag.ARRIVING, False)
     job.state.replaces, job.state.replaced = False, None

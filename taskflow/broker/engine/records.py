@@ -73,7 +73,7 @@ class Flag:
     """Other jobs await its end."""
     TAGGED: Final = 4
     STATED: Final = 8
-    """It has a state: counters, errors, or the last report of its worker."""
+    """It has a state that the success of a run changes, such as a counter to be reset."""
     MARKED: Final = 16
     """It was asked to stop."""
     POISON: Final = 32

@@ -48,6 +48,8 @@ The engine keeps the headers of jobs possible, and a store may refuse others, be
   [hot_add]      `add` adds jobs as puts do, or none. It counts each, and answers False for an id that is known.
   [hot_succeed]  `succeed` writes `settled`, `ended_at`, `started_at`, `fade_at` and the result, clears the lease, and counts each end. It
                  answers True again to a repeated call, False for another fence, and None for a job with ties.
+  [hot_key]      The key of a job is no tie if its run names it, and if the key's record has this job as `holder` and no `next`. `succeed`
+                 drops that record in the same step.
   [hot_promote]  `promote` readies the jobs in `due` whose time has come, the first ones first. A HELD job is due from that instant on.
   [hot_fade]     `fade` buries jobs that need not be kept, with all but their ids and headers, and forgets them later. It returns those
                  with ties.
@@ -301,7 +303,7 @@ class Fade(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run that succeeded, for `succeed`. `ran_for` and `keep_for` are in microseconds."""
+    """A run that succeeded, for `succeed`. `ran_for` and `keep_for` are in microseconds. `key` is the id of its key's record."""
 
     id: bytes
     epoch: int
@@ -310,6 +312,7 @@ class Run(NamedTuple):
     result: bytes
     ran_for: int
     keep_for: int
+    key: bytes | None = None
 
 
 class Claimed(NamedTuple):

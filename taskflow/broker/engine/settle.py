@@ -14,7 +14,6 @@ from taskflow.broker.engine.records import RUNNING, Flag, Kind
 from taskflow.broker.engine.seam import Operation, Query, Ref, Run, Snapshot, Succeed
 from taskflow.model import wording
 from taskflow.model.clock import MICROSECONDS, to_microseconds
-from taskflow.model.envelope import ClaimId
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.stored_values import packed
@@ -24,7 +23,7 @@ from taskflow.model.verdict import Settled, Settlement, Succeeded, is_plain_succ
 
 def settle(settlements: Sequence[Settlement], rules: Rules) -> Operation[list[Settled]]:
     """End runs. A success that carries nothing but its result is settled natively, if its job has no ties."""
-    plain = [number for number, settlement in enumerate(settlements) if settlement.key is None and is_plain_success(settlement)]
+    plain = [number for number, settlement in enumerate(settlements) if is_plain_success(settlement)]
     answers: dict[int, Settled] = {}
     if plain:
         ended: list[bool | None] = yield Succeed(_runs([settlements[number] for number in plain]))
@@ -50,6 +49,7 @@ def _runs(settlements: Sequence[Settlement]) -> list[Run]:
             each.verdict.result,  # type: ignore[attr-defined]  # a success
             round(each.ran_for * MICROSECONDS),
             round(each.keep_for * MICROSECONDS),
+            each.key,
         )
         for each in settlements
     ]
@@ -80,12 +80,11 @@ def _settle(draft: Draft, settlement: Settlement, *, is_committed: bool = False)
     job = draft.job(settlement.id)
     if job is None:
         return Settled.STALE
-    fence = _fence(settlement, is_committed=False)
-    if job.status != RUNNING or job.fence != fence:
-        return _answer_repeated(job, settlement.epoch, settlement.claim)
-    if is_committed:
-        fence = _fence(settlement, is_committed=True)
-    job.header |= {"settled": fence, "started_at": draft.now - to_microseconds(settlement.ran_for)}
+    header, session, claim = job.header, *claim_bytes(settlement.claim)
+    if (header["status"], header["epoch"], header["session"], header["claim"]) != (RUNNING, settlement.epoch, session, claim):
+        return _answer_repeated(job, settlement)
+    header["settled"] = fence_bytes(settlement.epoch, session, claim, is_committed=is_committed)
+    header["started_at"] = draft.now - to_microseconds(settlement.ran_for)
     if settlement.progress is not None:
         job.set_progress(packed([settlement.progress.fraction, settlement.progress.note]))
     transition = apply_verdict(job.counters, settlement.verdict, draft.rules, draft.now, settlement.cause)
@@ -100,11 +99,11 @@ def _settle(draft: Draft, settlement: Settlement, *, is_committed: bool = False)
     return Settled.OK
 
 
-def _answer_repeated(job: Job, epoch: int, claim: ClaimId) -> Settled:
+def _answer_repeated(job: Job, settlement: Settlement) -> Settled:
     settled = job.header["settled"]
-    if settled == fence_bytes(epoch, *claim_bytes(claim)):
+    if settled == _fence(settlement, is_committed=False):
         return Settled.OK
-    return Settled.COMMITTED if settled == fence_bytes(epoch, *claim_bytes(claim), is_committed=True) else Settled.STALE
+    return Settled.COMMITTED if settled == _fence(settlement, is_committed=True) else Settled.STALE
 
 
 # --- cancel, read, holders ------------------------------------------------------------------------------------

@@ -127,8 +127,15 @@ class MemoryStore(RecordStore):
         header, fence = stored.header, run.epoch.to_bytes(8, "big") + run.session + run.claim + b"\0"
         if header["status"] != RUNNING or (header["epoch"], header["session"], header["claim"]) != run[1:4]:
             return bool(header["settled"] == fence)
-        if header["flags"] & Flag.TIES:
+        key = None if run.key is None else Ref(Kind.KEY, run.key)
+        if key is not None and (of_key := self._records.get(key)) is not None and of_key.header == {"holder": run.id, "next": None}:
+            ties = Flag.TIES & ~Flag.KEYED
+        else:
+            key, ties = None, Flag.TIES
+        if header["flags"] & ties:
             return None
+        if key is not None:
+            self._drop(key)
         stored.content = run.result
         ended = {"status": SUCCEEDED, "session": None, "claim": None, "settled": fence, "ended_at": now}
         ended |= {"started_at": now - run.ran_for, "fade_at": now + run.keep_for}

@@ -156,6 +156,7 @@ def fragments() -> dict[str, str]:
         "@CHECK_OTHERS": checks,
         "@CHANGE_OTHERS": changes,
         "@TIES": str(Flag.TIES),
+        "@KEYED": str(Flag.KEYED),
         "@TAGGED": str(Flag.TAGGED),
         "@BEHIND": str(Flag.BEHIND),
         "@MARKED": str(Flag.MARKED),

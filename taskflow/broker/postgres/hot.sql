@@ -48,14 +48,18 @@ $$;
 -- started may not be seen. `+ 0` and BETWEEN make the plan look up each id: with `=`, one that was made for an empty table would read the whole
 -- index.
 CREATE FUNCTION @.succeed(
-    ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], new_rev bigint, wall bigint,
+    ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], keys_of bytea[], new_rev bigint, wall bigint,
     OUT answers boolean[], OUT are_awaited boolean
 ) LANGUAGE plpgsql @SETTINGS SET lock_timeout = '300ms' AS $$
 #variable_conflict use_column
 DECLARE
     now_at CONSTANT bigint := @.wall(wall);
     done bytea[];
+    lone bytea[] := '{}'; -- jobs that alone have their keys
 BEGIN
+    IF cardinality(keys_of) > 0 THEN
+        lone := ARRAY(SELECT holder FROM @.keys WHERE id = ANY (keys_of) AND next IS NULL ORDER BY id FOR UPDATE);
+    END IF;
     WITH ended AS (
         UPDATE @.jobs SET
             status = S.SUCCEEDED, rev = new_rev, content = coalesce(g.outcome, results[1]), session = NULL, claim = NULL, settled = g.fence,
@@ -65,7 +69,7 @@ BEGIN
             FROM unnest(ran_for, keep_for, results) WITH ORDINALITY AS given (length, keep, outcome, n) ORDER BY 1 OFFSET 0
         ) AS g
         WHERE jobs.id BETWEEN g.id AND g.id AND jobs.status + 0 = S.RUNNING AND int8send(jobs.epoch) || jobs.session || jobs.claim || E'\\x00' = g.fence
-            AND jobs.flags & @TIES = 0
+            AND (jobs.flags & @TIES = 0 OR jobs.flags & @TIES = @KEYED AND jobs.id = ANY (lone))
         RETURNING jobs.id, jobs.queue
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, after, n) SELECT queue, E.SUCCEED, S.RUNNING, S.SUCCEEDED, count(*) FROM ended GROUP BY queue
@@ -84,6 +88,10 @@ BEGIN
                 SELECT status, epoch, session, claim, settled FROM @.jobs WHERE jobs.id = g.id OFFSET 0
             ) AS r ON true ORDER BY g.n
         );
+    END IF;
+    IF cardinality(lone) > 0 THEN
+        DELETE FROM @.keys WHERE id = ANY (keys_of) AND next IS NULL AND holder = ANY (lone)
+            AND (SELECT rev FROM @.jobs WHERE jobs.id = holder) = new_rev;
     END IF;
     are_awaited := EXISTS ( -- by their ids: many rows that were awaited once may not be vacuumed yet
         SELECT 1 FROM @.awaited WHERE id = ANY (ARRAY (SELECT substr(ids, 16 * n - 15, 16) FROM generate_series(1, cardinality(ran_for)) AS n))

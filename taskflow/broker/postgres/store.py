@@ -313,6 +313,7 @@ class PostgresStore:
             [run.ran_for for run in runs],
             collapsed([run.keep_for for run in runs]),
             collapsed([run.result for run in runs]),
+            trimmed([run.key for run in runs]),
             new_rev(),
             self._wall(),
         )

@@ -10,7 +10,7 @@ import msgpack
 import msgspec
 
 from taskflow.broker.engine.job import Sent, encode
-from taskflow.broker.engine.records import READY, RUNNING
+from taskflow.broker.engine.records import READY, RUNNING, Flag
 from taskflow.broker.engine.seam import KEEP, NOW, Put, Rev, Run
 from taskflow.broker.redis.contents import is_apart, reference_to
 from taskflow.broker.redis.layout import MARK, REFERENCE_BYTES, RUNNING_BYTES, WAITING_BYTES, number_bytes
@@ -107,13 +107,13 @@ def plain_leases(found: Sequence[bytes]) -> list[Lease] | None:
             epoch, session, request, number, worker_bytes = _LEASED.unpack_from(stored)
             begin = RUNNING_BYTES + worker_bytes
             flags, priority, created_at, queue, job, sent = _WAITING.unpack_from(stored, begin)
-            if flags:
+            if flags & ~_LEASED_PLAINLY:
                 return None
             begin += WAITING_BYTES
             sent_at = begin + queue + job
             name = names_in(stored[begin - 8 : begin - 6] + stored[begin:sent_at])
             content_at = sent_at + sent - 1 if sent else sent_at
-            extras = _extras_in(stored[sent_at:content_at]) if sent else _NOTHING
+            extras = _from_sent(stored[sent_at:content_at]) if sent else _NOTHING
             envelope = Envelope(id=found[at], job=name[1], queue=name[0], priority=priority - 128, payload=stored[content_at:], **extras)
             leases.append(Lease(envelope=envelope, epoch=epoch, claim=ClaimId(session, request, number), created_at=created_at - _BIAS))
     except Exception:  # another program may have written any bytes: the long way says what is wrong
@@ -125,9 +125,13 @@ _NOTHING: Final[dict[str, Any]] = {}
 _decode_sent: Final = msgspec.msgpack.Decoder(Sent).decode
 
 
-def _extras_in(sent: bytes) -> dict[str, Any]:
-    extras = _decode_sent(sent).extras
-    return _NOTHING if extras is None else unpack_extras(extras)
+_LEASED_PLAINLY: Final = Flag.KEYED | Flag.AWAITED | Flag.TAGGED
+
+
+def _from_sent(sent: bytes) -> dict[str, Any]:
+    its = _decode_sent(sent)
+    extras = _NOTHING if its.extras is None else unpack_extras(its.extras)
+    return extras if its.key is None else {**extras, "key": its.key}
 
 
 _BIAS: Final = 1 << 63
@@ -135,22 +139,23 @@ _BIAS: Final = 1 << 63
 
 def packed_runs(runs: Sequence[Run], rev: Rev, most_inline: int) -> tuple[list[Any], list[int], dict[bytes, bytes]]:
     """Return runs in groups for the script `succeed`, the places of its answers, and the contents to send ahead."""
-    groups: dict[tuple[bytes, int], tuple[list[bytes], list[bytes], list[bytes], list[int]]] = {}
+    groups: dict[tuple[bytes, int], tuple[list[bytes], list[bytes], list[bytes], list[bytes], list[int]]] = {}
     contents: dict[bytes, bytes] = {}
-    for place, (job_id, epoch, session, claim, result, ran_for, keep_for) in enumerate(runs):
+    for place, (job_id, epoch, session, claim, result, ran_for, keep_for, key) in enumerate(runs):
         group = groups.get((session, keep_for))
         if group is None:
-            group = groups[session, keep_for] = ([], [], [], [])
+            group = groups[session, keep_for] = ([], [], [], [], [])
         if (size := len(result)) > most_inline or (size == REFERENCE_BYTES and result.startswith(MARK)):
             contents[job_id + rev] = result
             result = reference_to(result, rev)
-        ids, fences, outcomes, places = group
+        ids, fences, outcomes, keys, places = group
         ids.append(job_id)
         fences.append(epoch.to_bytes(8, "big") + session + claim)
         outcomes.append(number_bytes(max(0, ran_for)) + result)
+        keys.append(key or b"")
         places.append(place)
-    packed = [[session, keep_for, *group[:3]] for (session, keep_for), group in groups.items()]
-    return packed, [place for group in groups.values() for place in group[3]], contents
+    packed = [[session, keep_for, *group[:3], group[3] if any(group[3]) else False] for (session, keep_for), group in groups.items()]
+    return packed, [place for group in groups.values() for place in group[4]], contents
 
 
 def is_possible(run: Run) -> bool:

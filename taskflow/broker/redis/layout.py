@@ -177,6 +177,9 @@ def behind(begin: bytes) -> bytes:
 
 # --- for the scripts ----------------------------------------------------------------------------------------------
 
+_LONE_KEY: Final = msgpack.packb([bytes(ID_BYTES), False], use_bin_type=False) or b""
+"""The header of a key's record without `next`. It ends with the holder and `next`."""
+
 
 def literals() -> dict[str, str]:
     """Return the Lua literals of the names F.X, K.X, G.X and L.X."""
@@ -201,6 +204,8 @@ def literals() -> dict[str, str]:
         "L.defaults": "({" + ", ".join(lua_bytes(msgpack.packb(DEFAULTS[kind], use_bin_type=False) or b"") for kind in HEADERS) + "})",
         "L.indexes": "({" + ", ".join(_names_of_indexes(kind) for kind in HEADERS) + "})",
         "L.types": "({" + ", ".join(_types(kind) for kind in HEADERS) + "})",
+        "L.before_holder": lua_bytes(len(_LONE_KEY).to_bytes(4, "big") + _LONE_KEY[: -1 - ID_BYTES]),
+        "L.behind_holder": lua_bytes(_LONE_KEY[-1:] + bytes(12)),
         "L.stand_in": lua_bytes(b"set\0aside"[:8]),
         "L.unknown": lua_bytes(UNKNOWN),
         "L.places": ",\n".join(_places(kind) for kind in HEADERS),

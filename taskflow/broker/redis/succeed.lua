@@ -2,7 +2,7 @@
 -- Ends runs as SUCCEEDED.
 --
 -- arguments  revision; contents that were sent ahead; for each session and keep an array: session, keep in microseconds, ids, fences (36
---            bytes), and for each how long it ran (8 bytes) and its result
+--            bytes), for each how long it ran (8 bytes) and its result, and their keys, '' for those without; false if none has one
 -- reply      a string with a byte for each run: "o" it took effect now or before, "s" another fence, "t" ties; or "MISSING"
 
 local rev, ahead = given[1], given[2]
@@ -15,10 +15,24 @@ local last_queue, last_begin
 local now, job_key = enc(wall), P .. 'j:'
 local head, queues = char(F.succeeded_status) .. rev, {}
 
+-- Returns the keys of the records that have these jobs as holders, and no other job, by the places of the jobs.
+local function lone_keys(keys, ids)
+  local found, names = {}, {}
+  for i, key in ipairs(keys) do
+    names[i] = P .. 'k:' .. key
+  end
+  for i, stored in ipairs(get_all(names)) do
+    if stored and sub(stored, 10) == L.before_holder .. ids[i] .. L.behind_holder then
+      found[i] = names[i]
+    end
+  end
+  return found
+end
+
 -- Ends runs of one session that are kept equally long.
-local function end_group(session, keep_for, ids, fences, outcomes)
+local function end_group(session, keep_for, ids, fences, outcomes, keys_of)
   local keys, claims, faded, members, ended = {}, {}, {}, {}, 0
-  local fades = enc(wall + keep_for)
+  local fades, key_of = enc(wall + keep_for), keys_of and lone_keys(keys_of, ids) or {}
   for i, id in ipairs(ids) do
     keys[i] = job_key .. id
   end
@@ -31,7 +45,8 @@ local function end_group(session, keep_for, ids, fences, outcomes)
       if sub(stored, L.fence) == fences[i] then
         local waiting_at = L.running + struct.unpack('>I2', stored, L.running - 2)
         local flags, seq, queue, name, sent = struct.unpack('>I2xxxxxxxxxc8xxxxxxxxI2I2I4', stored, waiting_at + 9)
-        if flags == 0 then
+        if flags == 0 or flags == G.KEYED and key_of[i] then
+          gone[#gone + 1] = key_of[i]
           local names_at = waiting_at + L.waiting
           local content_at = names_at + queue + name + (sent > 0 and sent - 1 or 0)
           local queue_name = sub(stored, names_at, names_at + queue - 1)
@@ -61,7 +76,7 @@ local function end_group(session, keep_for, ids, fences, outcomes)
     end
     answers[#answers + 1] = answer
     if answer == 's' and stored then
-      others[#others + 1] = { #answers, id, stored, fences[i], outcome, fades }
+      others[#others + 1] = { #answers, id, stored, fences[i], outcome, fades, key_of[i] }
     end
   end
   if ended > 0 then
@@ -91,19 +106,20 @@ return table.concat(answers)
 -- === part succeed_others ===================================================================================
 -- Runs of jobs outside the fixed layout, and those whose fence is another.
 
-local function succeed_any(id, stored, fence, outcome, fades)
+local function succeed_any(id, stored, fence, outcome, fades, lone_key)
   local record = touch(K.JOB, id, stored)
   local header = record.header
   if not header then
     return 's'
   end
   local settled = '\0' .. sub(fence, 2) .. '\0'
-  local epoch = '\128' .. sub(fence, 2, 8)
+  local epoch, ties = '\128' .. sub(fence, 2, 8), bit.band(header[F.flags], G.TIES)
   if header[F.status] ~= F.running_status or header[F.epoch] .. header[F.session] .. header[F.claim] ~= epoch .. sub(fence, 9) then
     return header[F.settled] == settled and 'o' or 's'
-  elseif bit.band(header[F.flags], G.TIES) ~= 0 then
+  elseif ties ~= 0 and (ties ~= G.KEYED or not lone_key) then
     return 't'
   end
+  gone[#gone + 1] = lone_key
   record.rev, record.content = rev, held(id, rev, sub(outcome, 9))
   header[F.status], header[F.session], header[F.claim] = F.succeeded_status, false, false
   header[F.settled], header[F.ended_at], header[F.fade_at] = settled, enc(wall), fades
@@ -119,12 +135,12 @@ end
 local function end_others(all, given_answers)
   local seen = {}
   for _, each in ipairs(all) do
-    local at, id, stored, fence, outcome, fades = unpack(each)
+    local at, id, stored, fence, outcome, fades, lone_key = unpack(each, 1, 7)
     if seen[id] and seen[id] == fence then
       given_answers[at] = 'o'
     elseif not seen[id] then
       local touched_before = #touched
-      given_answers[at] = succeed_any(id, stored, fence, outcome, fades)
+      given_answers[at] = succeed_any(id, stored, fence, outcome, fades, lone_key)
       if given_answers[at] == 'o' and touched[touched_before + 1].rev then
         seen[id] = fence
       else

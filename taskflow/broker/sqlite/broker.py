@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from taskflow.broker.console import Finding
 from taskflow.broker.engine import maintenance, sessions, settle as settling
 from taskflow.broker.engine.broker import EngineBroker, EngineConsole
-from taskflow.broker.engine.enqueue import enqueue
+from taskflow.broker.engine.enqueue import are_new, enqueue
 from taskflow.broker.engine.schedules import define, fire
 from taskflow.broker.engine.seam import Claimed, Operation, Query
 from taskflow.broker.migrations import Upgrade
@@ -100,7 +100,9 @@ class SqliteBroker(EngineBroker):
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         check_payloads(envelopes)
-        return await self.run(enqueue(envelopes, self.rules), Durability.GROWING)
+        answers = await self.run(enqueue(envelopes, self.rules, assumes_new=self.assumes_new), Durability.GROWING)
+        self.assumes_new = are_new(answers)
+        return answers
 
     async def register(self, session: Session) -> None:
         await self.run(sessions.register(session, self.rules), Durability.NORMAL)

@@ -75,13 +75,19 @@ WITH RECURSIVE each (queue) AS (
 SELECT queue FROM each WHERE queue IS NOT NULL LIMIT 1000"""
 
 SUCCEED: Final = f"""\
-WITH run (session, claim, id, epoch, settled, started_at, fade_at, result) AS (VALUES (?, ?, ?, ?, ?, ?, ?, ?) ...)
+WITH run (session, claim, id, epoch, settled, started_at, fade_at, result, key) AS (VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ...)
 UPDATE "~jobs" AS r INDEXED BY "~jobs_leases" SET
   status = 4, session = NULL, claim = NULL, settled = run.settled, started_at = run.started_at, fade_at = run.fade_at,
   content = run.result, rev = ?, ended_at = ?
 FROM run
 WHERE r.status = 3 AND r.session = run.session AND r.claim = run.claim AND r.id = run.id AND r.epoch = run.epoch
-  AND r.flags & {Flag.TIES} = 0"""
+  AND r.flags & {Flag.TIES & ~Flag.KEYED} = 0
+  AND (r.flags & {Flag.KEYED} = 0 OR EXISTS (SELECT 1 FROM "~keys" AS k WHERE k.id = run.key AND k.holder = r.id AND k.next IS NULL))"""
+
+FREE_KEYS: Final = """\
+DELETE FROM "~keys" WHERE id IN (VALUES (?) ...) AND next IS NULL AND EXISTS (
+  SELECT 1 FROM "~jobs" AS r WHERE r.id = holder AND r.rev = ?
+)"""
 
 MOVED: Final = Packing(
     [

@@ -17,6 +17,7 @@ from taskflow.broker.sqlite.hot_statements import (
     ALL_READY,
     CLAIMED,
     FIRST_READY,
+    FREE_KEYS,
     IDS,
     LEASE,
     LEASES,
@@ -242,12 +243,14 @@ class SqliteStore(MaintainedRecords):
         rev, now = new_rev(), self.clock.wall()
         fences = [epoch.to_bytes(8, "big") + session + claim + b"\0" for _, epoch, session, claim, *_ in runs]
         rows = [
-            (session, claim, job_id, epoch, fence, now - ran_for, now + keep_for, result)
-            for fence, (job_id, epoch, session, claim, result, ran_for, keep_for) in zip(fences, runs, strict=True)
+            (session, claim, job_id, epoch, fence, now - ran_for, now + keep_for, result, key)
+            for fence, (job_id, epoch, session, claim, result, ran_for, keep_for, key) in zip(fences, runs, strict=True)
         ]
         before = self.connection.total_changes
         change_rows(self.connection, self.sql, SUCCEED, rows, (rev, now))
         ended = self.connection.total_changes - before
+        keys = [(run.key,) for run in runs if run.key is not None]
+        change_rows(self.connection, self.sql, FREE_KEYS, keys, (rev,))
         queues = [self._leased_from.get((run.session, run.claim[:REQUEST_BYTES])) for run in runs]
         answers: list[bool | None] = [True] * len(runs)
         if ended < len(runs) or None in queues:

@@ -90,7 +90,7 @@ async def test_a_purge_of_20_000_waiting_jobs_ends_in_time(store: Store, broker:
 CALLS: Final[Mapping[str, tuple[dict[str, int], Callable[[Broker, list[Lease]], Awaitable[Any]]]]] = {
     "enqueue": ({"add": 1}, lambda broker, _: broker.enqueue(envelopes(BATCH))),
     "enqueue with keys": (
-        {"look": 1, "apply": 1},
+        {"apply": 1},
         lambda broker, _: broker.enqueue([*envelopes(1, key=bytes(16)), *envelopes(1, key=b"k" * 16)]),
     ),
     "success": ({"succeed": 1}, lambda broker, leases: settling(leases)(broker)),
