@@ -6,6 +6,7 @@ import collections.abc as abc
 import datetime
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from inspect import Parameter
 from types import NoneType, UnionType
@@ -33,11 +34,13 @@ from taskflow.model.codec.classes import record_for
 from taskflow.model.codec.containers import abstract_collection, collection_of, fixed_tuple, mapping_of
 from taskflow.model.codec.datetimes import DATETIMES, shape_of_zoneinfo, zoneinfo_shape
 from taskflow.model.codec.hints import stands_for, substitute
-from taskflow.model.codec.records import ClassField, ClassFields, promise_of, record_of
+from taskflow.model.codec.records import ClassField, ClassFields, record_of
 from taskflow.model.codec.scalars import PATHS, SCALARS
 from taskflow.model.codec.shape import DictKeys, Shape, Tag, Unresolved, Unsupported, type_name
 from taskflow.model.codec.unions import enum_of, literals_of, union_of
 from taskflow.model.codec.untyped import ANY, note_unregistered, registered_shape
+
+_NO_FEATURES: Final[dict[str, Any]] = {}
 
 
 class Compiler:
@@ -53,7 +56,7 @@ class Compiler:
 
     def shape(self, annotation: Any) -> Shape:
         if _alias_value(annotation) is not None:
-            return self._once(annotation, _promise_of_alias, lambda: self._unaliased(annotation))
+            return self._once(annotation, "...", lambda _: self._unaliased(annotation))
         return self._unaliased(annotation)
 
     def _unaliased(self, annotation: Any) -> Shape:
@@ -64,12 +67,12 @@ class Compiler:
             hash(key := ("union", *members))
         except TypeError:  # unhashable, as an Annotated with a list in its metadata is; only an alias could make it recursive
             return self._union(members)
-        return self._once(key, _promise_of_alias, lambda: self._union(members))
+        return self._once(key, "...", lambda _: self._union(members))
 
     def _union(self, members: Sequence[Any]) -> Shape:
         shapes = [self._single(member) for member in members if get_origin(member) is not Literal]
         choices = literals_of(_literal_values(members))
-        return union_of([*shapes, *(choice for choice in choices if not _covers(shapes, choice))])
+        return union_of([*shapes, *(choice for choice in choices if not any(choice.types <= shape.types for shape in shapes))])
 
     def _single(self, annotation: Any) -> Shape:
         """Return the shape of an annotation that is neither a union nor a wrapper."""
@@ -83,7 +86,14 @@ class Compiler:
         if (registered := registered_shape(origin)) is not None:
             self.runs_code = True
             return registered
-        return _leaf(origin) or self._container(annotation, origin, arguments) or self._class(annotation, origin, arguments)
+        if origin is datetime.tzinfo:
+            return union_of([DATETIMES[datetime.timezone], zoneinfo_shape()])
+        return (
+            _LEAVES.get(origin)
+            or shape_of_zoneinfo(origin)
+            or self._container(annotation, origin, arguments)
+            or self._class(annotation, origin, arguments)
+        )
 
     def _container(self, annotation: Any, origin: type, arguments: tuple[Any, ...]) -> Shape | None:
         if origin is tuple:
@@ -113,40 +123,50 @@ class Compiler:
         note_unregistered(origin)
         label = type_name(origin)
         self.runs_code |= record.runs_code
-        keys = None if record.has_tag else _keys_of(record)
+        features: dict[str, Any] = {
+            "types": frozenset((record.kind if record.has_tag else dict,)),
+            "forms": record.forms,
+            "tag": record.kind.__name__ if record.has_tag else "",
+            "keys": None if record.has_tag else _keys_of(record),
+        }
         return self._once(
             annotation,
-            lambda finished: promise_of(record, label, keys, finished),
-            lambda: record_of(record, label, keys, {field.name: self._field(record, field) for field in record.fields}),
+            label,
+            lambda promised: record_of(record, promised, {field.name: self._field(record, field) for field in record.fields}),
+            features,
         )
 
     def _field(self, record: ClassFields, field: ClassField) -> Shape:
         try:
-            return self._field_of_any_kind(record, field)
+            try:
+                return self.shape(field.annotation)
+            except Unsupported:
+                if record.foreign is None:
+                    raise
+                return record.foreign(field.annotation)
         except Unsupported as unsupported:
             unsupported.within(f".{field.name}")
             raise
 
-    def _field_of_any_kind(self, record: ClassFields, field: ClassField) -> Shape:
-        try:
-            return self.shape(field.annotation)
-        except Unsupported:
-            if record.foreign is None:
-                raise
-            return record.foreign(field.annotation)
-
-    def _once(self, key: Any, promise: Callable[[Callable[[], Shape]], Shape], build: Callable[[], Shape]) -> Shape:
-        """Return the shape for `key`, building it on first use. If the annotation refers to itself,
-        `promise` makes a placeholder, which looks up the finished shape when it is used."""
+    def _once(self, key: Any, label: str, build: Callable[[Shape], Shape], features: dict[str, Any] = _NO_FEATURES) -> Shape:
+        """Return the shape for `key`, building it on first use. If the annotation refers to itself, it gets
+        a placeholder with this label and these features, which looks up the finished shape when it is used."""
         known = self._finished.get(key) or self._promised.get(key)
         if known is not None:
             return known
-        self._promised[key] = promise(lambda: self._finished[key])
+        finished = self._finished
+        self._promised[key] = promised = Shape(
+            label,
+            lambda value, levels: finished[key].write(value, levels),
+            lambda wire, levels: finished[key].read(wire, levels),
+            lambda wire, levels: finished[key].read_json(wire, levels),
+            **{"types": frozenset(), "forms": frozenset(), "fits_json": lambda wire: finished[key].fits_json(wire), **features},
+        )
         try:
-            self._finished[key] = build()
+            finished[key] = build(promised)
         finally:
             del self._promised[key]
-        return self._finished[key]
+        return finished[key]
 
 
 def _keys_of(record: ClassFields) -> DictKeys:
@@ -235,23 +255,6 @@ def _alias_value(annotation: Any) -> Any:
     return substitute(stands_for(alias, lambda: alias.__value__), dict(zip(alias.__type_params__, get_args(annotation), strict=False)))
 
 
-def _promise_of_alias(finished: Callable[[], Shape]) -> Shape:
-    return Shape(
-        "...",
-        lambda value, levels: finished().write(value, levels),
-        lambda wire, levels: finished().read(wire, levels),
-        lambda wire, levels: finished().read_json(wire, levels),
-        types=frozenset(),
-        forms=frozenset(),
-    )
-
-
-def _leaf(kind: type) -> Shape | None:
-    if kind is datetime.tzinfo:
-        return union_of([DATETIMES[datetime.timezone], zoneinfo_shape()])
-    return _LEAVES.get(kind) or shape_of_zoneinfo(kind)
-
-
 def _literal_values(members: Sequence[Any]) -> list[Any]:
     """Return the values of all Literals in `members`. Raises Unsupported if a value is listed twice."""
     values: list[Any] = []
@@ -261,11 +264,6 @@ def _literal_values(members: Sequence[Any]) -> list[Any]:
                 raise Unsupported(f"the union of Literals is ambiguous: {value!r} is in two of them; write one Literal")
             values.append(value)
     return values
-
-
-def _covers(shapes: Sequence[Shape], choice: Shape) -> bool:
-    """Return True if one of `shapes` accepts every value of the Literal, as str does in `Literal["a"] | str`."""
-    return any(choice.types <= shape.types for shape in shapes)
 
 
 _ADVICE = (
@@ -285,7 +283,11 @@ _PLAINLY: tuple[tuple[Any, Any], ...] = (
     (typing.LiteralString, str),
     (typing_extensions.Any, Any),
 )
-_LEAVES = {**SCALARS, **DATETIMES, **PATHS}
+_LEAVES: dict[type, Shape] = {
+    **SCALARS,
+    **DATETIMES,
+    **PATHS,
+}
 _COLLECTIONS = (list, set, frozenset)
 _MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)
 _ABSTRACT = (
@@ -327,20 +329,16 @@ def secret_names(annotations: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _walk(annotations: Iterable[tuple[str, Any]], found: set[str], seen: set[Any]) -> None:
     for owner, annotation in annotations:
-        if _is_new((owner, annotation), seen):
-            if get_origin(annotation) is Annotated and any(each is Secret for each in annotation.__metadata__):
-                found.add(owner)
-            else:
-                _walk(_parts(owner, annotation), found, seen)
-
-
-def _is_new(key: tuple[str, Any], seen: set[Any]) -> bool:
-    try:
-        is_new = key not in seen
-    except TypeError:  # the metadata of an Annotated is unhashable; a type can only refer to itself by a name, which is hashable
-        return True
-    seen.add(key)
-    return is_new
+        with suppress(
+            TypeError
+        ):  # the metadata of an Annotated may be unhashable; a type refers to itself only by a name, which is hashable
+            if (owner, annotation) in seen:
+                continue
+            seen.add((owner, annotation))
+        if get_origin(annotation) is Annotated and any(each is Secret for each in annotation.__metadata__):
+            found.add(owner)
+        else:
+            _walk(_parts(owner, annotation), found, seen)
 
 
 def _parts(owner: str, annotation: Any) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 `levels` is how many more levels of nesting are allowed *inside* the container. A mapping whose keys are all encoded as str becomes a
 msgpack map. Any other becomes an array: the marker PAIRS, then keys and values in turn, so that keys of any type are encoded exactly.
+If a part does not fit, its position is added to the path of the Misfit.
 """
 
 from __future__ import annotations
@@ -20,39 +21,26 @@ LARGE = 1_000
 Even if all hashes are equal, half a million comparisons do no harm."""
 ALIKE = 100
 
+# --- parts --------------------------------------------------------------------------------------------------------
 
-def write_items(values: Iterable[Any], write: Write, levels: int, wires: list[Any]) -> list[Any]:
-    """Write the items of an ordered collection, appending them to `wires`."""
-    offset = len(wires)
+
+def inside(levels: int) -> int:
+    """Return how many levels of nesting are left inside a container. Raises Misfit if the container is already too deep."""
+    if levels < 1:
+        raise too_deep()
+    return levels - 1
+
+
+def convert_items(parts: Iterable[Any], convert: Write | Read, levels: int, head: Sequence[Any] = (), *, ordered: bool = True) -> list[Any]:
+    """Return `head`, and the converted items of a collection. Those of a set have no index, so a Misfit's path cannot identify the item."""
+    done = [*head]
     try:
-        for value in values:
-            wires.append(write(value, levels))  # noqa: PERF401  # the length of the list shows where it failed
+        for part in parts:
+            done.append(convert(part, levels))  # noqa: PERF401  # the length of the list shows where it failed
     except Misfit as misfit:
-        misfit.within(f"[{len(wires) - offset}]")
+        misfit.within(f"[{len(done) - len(head)}]" if ordered else ".<item>")
         raise
-    return wires
-
-
-def read_items(wires: Iterable[Any], read: Read, levels: int) -> list[Any]:
-    values: list[Any] = []
-    try:
-        for wire in wires:
-            values.append(read(wire, levels))  # noqa: PERF401  # the length of the list shows where it failed
-    except Misfit as misfit:
-        misfit.within(f"[{len(values)}]")
-        raise
-    return values
-
-
-def write_unordered(values: Iterable[Any], write: Write, levels: int, wires: list[Any]) -> list[Any]:
-    """Write the items of a set, appending them to `wires`. They have no index, so a Misfit's path cannot identify the item."""
-    try:
-        for value in values:
-            wires.append(write(value, levels))  # noqa: PERF401  # the length of the list shows where it failed
-    except Misfit as misfit:
-        misfit.within(".<item>")
-        raise
-    return wires
+    return done
 
 
 def write_map(mapping: Mapping[Any, Any], write: Write, levels: int) -> dict[str, Any]:
@@ -73,28 +61,35 @@ def read_map(wires: Mapping[str, Any], read: Read, levels: int, step_to: Callabl
     for key, wire in wires.items():
         if type(key) is not str:
             raise Misfit(f"expected the key of a map to be str, got {wire_type(key)}")
-        try:
-            values[key] = read(wire, levels)
-        except Misfit as misfit:
-            misfit.within(step_to(key))
-            raise
+        values[key] = _keyed(read, wire, levels, step_to, key)
     return values
 
 
 def write_pairs(mapping: Mapping[Any, Any], write_key: Write, write: Write, levels: int) -> list[Any]:
     wires: list[Any] = [marker(codes.PAIRS)]
     for key, value in mapping.items():
-        wires.append(_keyed(write_key, key, levels, ".<key>"))
-        wires.append(_keyed(write, value, levels, key_step(key)))
+        wires += (_keyed(write_key, key, levels, _to_key, key), _keyed(write, value, levels, key_step, key))
     return wires
 
 
 def read_pairs(wires: Iterable[tuple[Any, Any]], read_key: Read, read: Read, levels: int) -> dict[Any, Any]:
     pairs: list[tuple[Any, Any]] = []
     for wire_key, wire in wires:
-        key = _keyed(read_key, wire_key, levels, ".<key>")
-        pairs.append((key, _keyed(read, wire, levels, key_step(key))))
+        key = _keyed(read_key, wire_key, levels, _to_key, None)
+        pairs.append((key, _keyed(read, wire, levels, key_step, key)))
     return hashed(dict, pairs)
+
+
+def _keyed(convert: Write | Read, value: Any, levels: int, step_to: Callable[[Any], str], key: Any) -> Any:
+    try:
+        return convert(value, levels)
+    except Misfit as misfit:
+        misfit.within(step_to(key))
+        raise
+
+
+def _to_key(_key: Any) -> str:
+    return ".<key>"
 
 
 def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
@@ -130,34 +125,22 @@ def _refuse_collisions(keys: Iterable[Any]) -> None:
                 raise Misfit(f"has more than {ALIKE} keys or items with the same hash, which looks like an attack")
 
 
-def elements(wire: Any, expected: str) -> list[Any]:
+def _elements(wire: Any, expected: str) -> list[Any]:
     """Return the elements of a list, tuple or set on the wire, without the marker.
 
     This way, a value that was written as a list can still be read after its annotation has been changed to a tuple.
     """
-    if type(wire) is not list:
-        raise Misfit(f"expected {expected}, got {wire_type(wire)}")
-    code = marker_of(wire)
+    code = marker_of(wire) if type(wire) is list else codes.PAIRS
     if code >= codes.PAIRS:
         raise Misfit(f"expected {expected}, got {wire_type(wire)}")
-    return wire[1:] if code else wire
+    elements: list[Any] = wire[1:] if code else wire
+    return elements
 
 
-def _keyed(convert: Write, value: Any, levels: int, step: str) -> Any:
-    try:
-        return convert(value, levels)
-    except Misfit as misfit:
-        misfit.within(step)
-        raise
+# --- collections --------------------------------------------------------------------------------------------------
 
-
-_KINDS: dict[type, tuple[int, object]] = {
-    list: (0, list),
-    tuple: (codes.TUPLE, codes.TUPLE),
-    set: (codes.SET, codes.SET),
-    frozenset: (codes.FROZENSET, codes.FROZENSET),
-}
-"""The marker (0 for none) and the wire form of each concrete collection."""
+_KINDS: dict[type, int] = {list: 0, tuple: codes.TUPLE, set: codes.SET, frozenset: codes.FROZENSET}
+"""The marker of each concrete collection, or 0 for none."""
 
 
 def collection_of(kind: type, item: Shape) -> Shape:
@@ -166,41 +149,30 @@ def collection_of(kind: type, item: Shape) -> Shape:
     An instance of a subclass is decoded as the plain type.
     """
     label = f"{kind.__name__}[{item.label}{', ...' if kind is tuple else ''}]"
-    _, form = _KINDS[kind]
 
     def write(value: Any, levels: int) -> list[Any]:
         if not isinstance(value, kind):
             raise unexpected(label, value)
-        if levels < 1:
-            raise too_deep()
-        return _write_as(kind, value, item.write, levels - 1)
+        return write_collection(kind, value, item.write, levels)
 
-    return Shape(
-        label,
-        write,
-        _reader(kind, label, item.read),
-        _reader(kind, label, item.read_json),
-        types=frozenset((kind,)),
-        forms=frozenset((form,)),
-        fits_json=lambda wire: type(wire) is list,
-    )
+    read, read_json = (_reader(kind, label, each) for each in (item.read, item.read_json))
+    return Shape(label, write, read, read_json, types=frozenset((kind,)), forms=frozenset((_KINDS[kind] or list,)), fits_json=_is_list)
 
 
-def _write_as(kind: type, value: Any, write: Write, levels: int) -> list[Any]:
-    code = _KINDS[kind][0]
-    if kind is list or kind is tuple:
-        return write_items(value, write, levels, [marker(code)] if code else [])
-    return write_unordered(value, write, levels, [marker(code)])
+def write_collection(kind: type, value: Any, write: Write, levels: int) -> list[Any]:
+    code = _KINDS[kind]
+    return convert_items(value, write, inside(levels), (marker(code),) if code else (), ordered=kind in (list, tuple))
+
+
+def _is_list(wire: Any) -> bool:
+    return type(wire) is list
 
 
 def _reader(kind: type, label: str, read_item: Read) -> Read:
-    build: Callable[[list[Any]], Any] | None = None if kind is list else kind
-
     def read(wire: Any, levels: int) -> Any:
-        if levels < 1:
-            raise too_deep()
-        items = read_items(elements(wire, label), read_item, levels - 1)
-        return hashed(build, items) if build else items
+        within = inside(levels)
+        items = convert_items(_elements(wire, label), read_item, within)
+        return items if kind is list else hashed(kind, items)
 
     return read
 
@@ -210,21 +182,20 @@ def fixed_tuple(items: Sequence[Shape]) -> Shape:
     label = f"tuple[{', '.join(item.label for item in items) or '()'}]"
     count = len(items)
 
+    def placed(parts: Sequence[Any], converts: Sequence[Write], levels: int) -> list[Any]:
+        if len(parts) != count:
+            raise Misfit(f"expected {label} with {count} items, got {len(parts)}")
+        return convert_items(zip(converts, parts, strict=True), lambda pair, levels: pair[0](pair[1], levels), levels)
+
     def write(value: Any, levels: int) -> list[Any]:
-        if not isinstance(value, tuple) or len(value) != count:
-            raise _wrong_length(label, count, len(value)) if isinstance(value, tuple) else unexpected(label, value)
-        if levels < 1:
-            raise too_deep()
-        return [marker(codes.TUPLE), *_placed(value, [item.write for item in items], levels - 1)]
+        if not isinstance(value, tuple):
+            raise unexpected(label, value)
+        return [marker(codes.TUPLE), *placed(value, [item.write for item in items], inside(levels))]
 
     def reader(reads: list[Read]) -> Read:
         def read(wire: Any, levels: int) -> tuple[Any, ...]:
-            if levels < 1:
-                raise too_deep()
-            wires = elements(wire, label)
-            if len(wires) != count:
-                raise _wrong_length(label, count, len(wires))
-            return tuple(_placed(wires, reads, levels - 1))
+            within = inside(levels)
+            return tuple(placed(_elements(wire, label), reads, within))
 
         return read
 
@@ -239,21 +210,6 @@ def fixed_tuple(items: Sequence[Shape]) -> Shape:
     )
 
 
-def _placed(parts: Sequence[Any], converts: Sequence[Write], levels: int) -> list[Any]:
-    done: list[Any] = []
-    try:
-        for convert, part in zip(converts, parts, strict=True):
-            done.append(convert(part, levels))
-    except Misfit as misfit:
-        misfit.within(f"[{len(done)}]")
-        raise
-    return done
-
-
-def _wrong_length(label: str, expected: int, got: int) -> Misfit:
-    return Misfit(f"expected {label} with {expected} items, got {got}")
-
-
 def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
     """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`,
     which accepts any mapping. Both are decoded as a dict."""
@@ -261,50 +217,35 @@ def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
     label = f"{kind.__name__}[{key.label}, {value.label}]"
 
     def write(mapping: Any, levels: int) -> Any:
+        """Write a msgpack map if all keys are str on the wire, otherwise pairs. This depends on the actual keys, not on the annotation."""
         if not isinstance(mapping, kind):
             raise unexpected(label, mapping)
-        if levels < 1:
-            raise too_deep()
-        return _write_mapping(mapping, key.write, value.write, levels - 1)
+        wires = write_pairs(mapping, key.write, value.write, inside(levels))
+        keys = wires[1::2]
+        return dict(zip(keys, wires[2::2], strict=True)) if all(type(each) is str for each in keys) else wires
 
     def read(wire: Any, levels: int) -> dict[Any, Any]:
-        if levels < 1:
-            raise too_deep()
+        within = inside(levels)
         if type(wire) is list and marker_of(wire) == codes.PAIRS:
-            return read_pairs(pairs_of(wire), key.read, value.read, levels - 1)
+            return read_pairs(pairs_of(wire), key.read, value.read, within)
         if type(wire) is dict:
-            return read_pairs(wire.items(), key.read, value.read, levels - 1)
+            return read_pairs(wire.items(), key.read, value.read, within)
         raise Misfit(f"expected {label}, got {wire_type(wire)}")
+
+    def read_json_key(wire: Any, levels: int) -> Any:
+        """Read a JSON key, which is always a string. If it does not fit, try the JSON value that it spells, such as 5."""
+        try:
+            return key.read_json(wire, levels)
+        except Misfit:
+            return key.read_json(unpack_json(wire.encode()), levels)
 
     def read_json(wire: Any, levels: int) -> dict[Any, Any]:
         if type(wire) is not dict:
             raise Misfit(f"expected {label}, got {wire_type(wire)}")
-        if levels < 1:
-            raise too_deep()
-        return read_pairs(wire.items(), _json_key(key.read_json), value.read_json, levels - 1)
+        return read_pairs(wire.items(), read_json_key, value.read_json, inside(levels))
 
     forms = frozenset((dict, codes.PAIRS))
     return Shape(label, write, read, read_json, types=frozenset((dict,)), forms=forms, fits_json=lambda wire: type(wire) is dict)
-
-
-def _write_mapping(mapping: Mapping[Any, Any], write_key: Write, write: Write, levels: int) -> Any:
-    """Write a msgpack map if all keys are str on the wire, otherwise pairs. This depends on the actual keys, not on the annotation."""
-    wires = write_pairs(mapping, write_key, write, levels)
-    keys = wires[1::2]
-    return dict(zip(keys, wires[2::2], strict=True)) if all(type(key) is str for key in keys) else wires
-
-
-def _json_key(read: Read) -> Read:
-    """Return a reader for JSON keys, which are always strings. If `read` rejects a
-    key, it is tried again with the JSON value that the key spells, such as 5."""
-
-    def read_key(wire: Any, levels: int) -> Any:
-        try:
-            return read(wire, levels)
-        except Misfit:
-            return read(unpack_json(wire.encode()), levels)
-
-    return read_key
 
 
 def abstract_collection(kind: type, item: Shape) -> Shape:
@@ -316,14 +257,12 @@ def abstract_collection(kind: type, item: Shape) -> Shape:
     label = f"{kind.__name__}[{item.label}]"
     concrete = tuple(each for each in _KINDS if issubclass(each, kind))
     otherwise: type = set if issubclass(kind, Set) else list
-    read_as = {_KINDS[each][0]: _reader(each, label, item.read) for each in concrete}
+    read_as = {_KINDS[each]: _reader(each, label, item.read) for each in concrete}
 
     def write(value: Any, levels: int) -> list[Any]:
         if not isinstance(value, kind) or not isinstance(value, Collection) or isinstance(value, str | bytes | bytearray | Mapping):
             raise unexpected(f"{label}, which means {one_of([each.__name__ for each in concrete])}", value)
-        if levels < 1:
-            raise too_deep()
-        return _write_as(next((each for each in concrete if isinstance(value, each)), otherwise), value, item.write, levels - 1)
+        return write_collection(next((each for each in concrete if isinstance(value, each)), otherwise), value, item.write, levels)
 
     def read(wire: Any, levels: int) -> Any:
         by_marker = read_as.get(marker_of(wire)) if type(wire) is list else None
@@ -331,12 +270,6 @@ def abstract_collection(kind: type, item: Shape) -> Shape:
             raise Misfit(f"expected {label}, got {wire_type(wire)}")
         return by_marker(wire, levels)
 
-    return Shape(
-        label,
-        write,
-        read,
-        _reader(otherwise, label, item.read_json),
-        types=frozenset(concrete),
-        forms=frozenset(_KINDS[each][1] for each in concrete),
-        fits_json=lambda wire: type(wire) is list,
-    )
+    forms = frozenset(_KINDS[each] or list for each in concrete)
+    read_json = _reader(otherwise, label, item.read_json)
+    return Shape(label, write, read, read_json, types=frozenset(concrete), forms=forms, fits_json=_is_list)

@@ -16,25 +16,22 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from taskflow.model.codec import wire as codes
-from taskflow.model.codec.scalars import encodable, read_str, scalar, signed_bytes
-from taskflow.model.codec.shape import Misfit, Read, Shape, unexpected
-from taskflow.model.codec.wire import Ext, data_of, plain_number
+from taskflow.model.codec.scalars import encodable, extension, read_str, signed_bytes, text_of
+from taskflow.model.codec.shape import Misfit, Shape, unexpected
+from taskflow.model.codec.wire import data_of, plain_number
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
-
-    from typing_extensions import TypeIs
 
 MICROSECOND: Final = timedelta(microseconds=1)
 _LATER_FOLD: Final = "~"
 """Precedes the text if `fold` is 1, which marks the second of two equal wall times."""
 
 
-def write_date(value: Any, _levels: int) -> Ext:
-    """Write a date. A datetime is rejected, although datetime is a subclass of date, because its time would be lost."""
-    if isinstance(value, date) and not isinstance(value, datetime):
-        return Ext(codes.DATE, value.isoformat().encode())
-    raise unexpected("date", value)
+def _date_text(value: date) -> str:
+    if isinstance(value, datetime):  # a subclass of date, whose time would be lost
+        raise unexpected("date", value)
+    return value.isoformat()
 
 
 def _date(text: str) -> date:
@@ -44,10 +41,9 @@ def _date(text: str) -> date:
         raise Misfit("expected a date as YYYY-MM-DD") from None
 
 
-def write_datetime(value: Any, _levels: int) -> Ext:
-    if not isinstance(value, datetime):
-        raise unexpected("datetime", value)
-    return Ext(codes.DATETIME, _with_fold(value.fold, datetime.isoformat(value) + _zone_suffix(value.tzinfo, value)).encode())
+def _moment_text(value: datetime | time) -> str:
+    iso = datetime.isoformat(value) if isinstance(value, datetime) else value.isoformat()
+    return f"{_LATER_FOLD if value.fold else ''}{iso}{_zone_suffix(value.tzinfo, value)}"
 
 
 def _datetime(text: str) -> datetime:
@@ -75,12 +71,6 @@ def _in_zone(value: datetime, name: str) -> datetime:
     return (value.replace(tzinfo=None) - offset).replace(tzinfo=UTC).astimezone(zone)
 
 
-def write_time(value: Any, _levels: int) -> Ext:
-    if not isinstance(value, time):
-        raise unexpected("time", value)
-    return Ext(codes.TIME, _with_fold(value.fold, value.isoformat() + _zone_suffix(value.tzinfo, value)).encode())
-
-
 def _time(text: str) -> time:
     iso, _, name = text.removeprefix(_LATER_FOLD).partition("[")
     try:
@@ -94,18 +84,11 @@ def _time(text: str) -> time:
     return value.replace(fold=1) if text.startswith(_LATER_FOLD) else value
 
 
-def write_timedelta(value: Any, _levels: int) -> Ext:
-    if isinstance(value, timedelta):
-        return Ext(codes.TIMEDELTA, signed_bytes(value // MICROSECOND))
-    raise unexpected("timedelta", value)
-
-
-def read_timedelta(wire: Any, _levels: int) -> timedelta:
-    data = data_of(wire, codes.TIMEDELTA, "timedelta")
+def _parse_timedelta(data: bytes) -> timedelta:
     return _timedelta(int.from_bytes(data[:16], "big", signed=True) if len(data) <= 16 else 1 << 127)
 
 
-def read_json_timedelta(wire: Any, _levels: int) -> timedelta:
+def _read_json_timedelta(wire: Any, _levels: int) -> timedelta:
     """Read a number of seconds, or an interval in PostgreSQL's format, such as "-1 days +02:03:04.5"."""
     number = plain_number(wire)
     if type(number) is int or type(number) is float:
@@ -124,10 +107,8 @@ def _timedelta(count: float, unit: timedelta = MICROSECOND) -> timedelta:
         raise Misfit("expected a timedelta, got one beyond a billion days") from None
 
 
-def write_timezone(value: Any, _levels: int) -> Ext:
-    if type(value) is not timezone:
-        raise unexpected("timezone", value)
-    return Ext(codes.TIMEZONE, (time(tzinfo=value).isoformat()[len("00:00:00") :] + _zone_suffix(value, None)).encode())
+def _timezone_text(value: timezone) -> str:
+    return time(tzinfo=value).isoformat()[len("00:00:00") :] + _zone_suffix(value, None)
 
 
 def _timezone(text: str) -> timezone:
@@ -141,12 +122,10 @@ def _timezone(text: str) -> timezone:
     return zone
 
 
-def write_zoneinfo(value: Any, _levels: int) -> Ext:
-    if not _is_zoneinfo(value):
-        raise unexpected("ZoneInfo", value)
+def _key_of_zone(value: ZoneInfo) -> str:
     if value.key is None:
         raise Misfit("is a ZoneInfo without a key, so no other process can load it")
-    return Ext(codes.ZONEINFO, value.key.encode())
+    return value.key
 
 
 def _short_of_utc(iso: str) -> timezone | None:
@@ -158,29 +137,6 @@ def _short_of_utc(iso: str) -> timezone | None:
     return timezone(-delta if found[1] == "-" else delta)
 
 
-def _text(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise Misfit(f"is not UTF-8: {error}") from None
-
-
-def _readers(parse: Callable[[str], Any], code: int, name: str) -> tuple[Read, Read]:
-    """Return a function that reads a value from msgpack, and one that reads it from JSON."""
-
-    def read(wire: Any, _levels: int) -> Any:
-        return parse(_text(data_of(wire, code, name)))
-
-    def read_json(wire: Any, levels: int) -> Any:
-        return parse(read_str(wire, levels))
-
-    return read, read_json
-
-
-def _with_fold(fold: int, text: str) -> str:
-    return _LATER_FOLD + text if fold else text
-
-
 def _zone_suffix(zone: tzinfo | None, value: datetime | time | None) -> str:
     """Return the zone's name in brackets, to be appended to the ISO text of
     `value`. Return "" if there is no zone, or if only its offset is stored.
@@ -190,7 +146,7 @@ def _zone_suffix(zone: tzinfo | None, value: datetime | time | None) -> str:
     """
     if zone is None:
         return ""
-    if _is_zoneinfo(zone) and zone.key is not None:
+    if isinstance(zone, _loaded_zoneinfo()) and zone.key is not None:
         return f"[{zone.key}]"
     if type(zone) is timezone:
         name = zone.tzname(None)
@@ -211,16 +167,6 @@ def _zone_of(offset: timedelta | None, name: str) -> tzinfo:
     return timezone(offset, name[1:-1])
 
 
-def _is_zoneinfo(value: object) -> TypeIs[ZoneInfo]:
-    loaded = _loaded_zoneinfo()
-    return loaded is not None and isinstance(value, loaded)
-
-
-def _loaded_zoneinfo() -> type[ZoneInfo] | None:
-    """Return the ZoneInfo class, or None if it is not loaded, in which case no value can be a ZoneInfo."""
-    return getattr(sys.modules.get("zoneinfo"), "ZoneInfo", None)
-
-
 def _zone_by_key(key: str) -> ZoneInfo:
     """Return the ZoneInfo with this key. Keys with dots are rejected first, because ZoneInfo opens a file with the key as its name."""
     if not _ZONE_KEY.fullmatch(key) or len(key) > 100:
@@ -239,23 +185,45 @@ _INTERVAL: Final = re.compile(
 )
 _ZONE_KEY: Final = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 
-read_zoneinfo, _read_json_zoneinfo = _readers(_zone_by_key, codes.ZONEINFO, "ZoneInfo")
+
+def _textual(kind: type, code: int, text: Callable[[Any], str], parse: Callable[[str], Any]) -> Shape:
+    """Return the shape of a type whose values are sent as text, in JSON too."""
+    return extension(
+        kind,
+        code,
+        lambda value: text(value).encode(),
+        lambda data: parse(text_of(data)),
+        lambda wire, levels: parse(read_str(wire, levels)),
+    )
+
+
 DATETIMES: Final = {
-    date: scalar(date, codes.DATE, write_date, *_readers(_date, codes.DATE, "date")),
-    time: scalar(time, codes.TIME, write_time, *_readers(_time, codes.TIME, "time")),
-    datetime: scalar(datetime, codes.DATETIME, write_datetime, *_readers(_datetime, codes.DATETIME, "datetime")),
-    timedelta: scalar(timedelta, codes.TIMEDELTA, write_timedelta, read_timedelta, read_json_timedelta),
-    timezone: scalar(timezone, codes.TIMEZONE, write_timezone, *_readers(_timezone, codes.TIMEZONE, "timezone")),
+    date: _textual(date, codes.DATE, _date_text, _date),
+    time: _textual(time, codes.TIME, _moment_text, _time),
+    datetime: _textual(datetime, codes.DATETIME, _moment_text, _datetime),
+    timedelta: extension(
+        timedelta, codes.TIMEDELTA, lambda value: signed_bytes(value // MICROSECOND), _parse_timedelta, _read_json_timedelta
+    ),
+    timezone: _textual(timezone, codes.TIMEZONE, _timezone_text, _timezone),
 }
 
 
-def shape_of_zoneinfo(kind: object) -> Shape | None:
+def read_zoneinfo(wire: Any, _levels: int) -> ZoneInfo:
+    return _zone_by_key(text_of(data_of(wire, codes.ZONEINFO, "ZoneInfo")))
+
+
+def shape_of_zoneinfo(kind: type) -> Shape | None:
     """Return the shape of ZoneInfo if `kind` is ZoneInfo, otherwise None. `DATETIMES` lacks ZoneInfo, which is loaded only when needed."""
-    return zoneinfo_shape() if (loaded := _loaded_zoneinfo()) is not None and kind is loaded else None
+    return zoneinfo_shape() if kind is _loaded_zoneinfo() else None
+
+
+def _loaded_zoneinfo() -> Any:
+    """Return the ZoneInfo class, or () if it is not loaded, in which case no value can be a ZoneInfo."""
+    return getattr(sys.modules.get("zoneinfo"), "ZoneInfo", ())
 
 
 @cache
 def zoneinfo_shape() -> Shape:
     from zoneinfo import ZoneInfo
 
-    return scalar(ZoneInfo, codes.ZONEINFO, write_zoneinfo, read_zoneinfo, _read_json_zoneinfo)
+    return _textual(ZoneInfo, codes.ZONEINFO, _key_of_zone, _zone_by_key)

@@ -14,7 +14,7 @@ from typing_extensions import is_typeddict
 
 from taskflow.model.codec.classes import record_for
 from taskflow.model.codec.compiler import RETURNED, UNPACK, Compiler, secret_names
-from taskflow.model.codec.containers import read_items, read_map, write_items
+from taskflow.model.codec.containers import convert_items, read_map
 from taskflow.model.codec.hints import hints_of_function
 from taskflow.model.codec.payload import DEFAULT_LIMITS, Limits, decode, decode_plain, encode
 from taskflow.model.codec.scalars import encodable
@@ -95,7 +95,7 @@ class Arguments:
         if self._rest is None:
             raise Misfit(f"takes at most {taken} positional arguments, got {len(args)}")
         try:
-            wires[self._rest] = write_items(args[taken:], self._shapes[self._rest].write, levels, [])
+            wires[self._rest] = convert_items(args[taken:], self._shapes[self._rest].write, levels)
         except Misfit as misfit:
             misfit.within(self._rest)
             raise
@@ -200,7 +200,7 @@ BY_NAME: Final = Shape(
 def _read_rest(read: Read, wire: Any, levels: int) -> list[Any]:
     if type(wire) is not list:
         raise Misfit(f"expected a list, got {wire_type(wire)}")
-    return read_items(wire, read, levels)
+    return convert_items(wire, read, levels)
 
 
 def _read_extra(read: Read, wire: Any, levels: int) -> dict[str, Any]:

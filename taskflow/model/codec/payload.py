@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.model.codec import wire as codes
-from taskflow.model.codec.shape import Misfit, Shape, field_step, key_step, raised, shown_cause, too_deep
+from taskflow.model.codec.shape import Misfit, Shape, key_step, raised, shown_cause, too_deep
 from taskflow.model.codec.untyped import ANY, NAMED_READERS, without_unknown_names
 from taskflow.model.codec.wire import NAMED, marker, marker_of, pack, unpack, unpack_json
 from taskflow.model.errors import DecodeError, EncodeError, NewerFormat, TooLarge, UnknownType
@@ -54,17 +54,14 @@ def open_payload(payload: bytes) -> tuple[Content, bytes]:
         return _MSGPACK, payload[HEADER_SIZE:]
     if payload.startswith(_JSON_HEADER):
         return Content.JSON, payload[HEADER_SIZE:]
-    raise _refusal(payload[:HEADER_SIZE])
-
-
-def _refusal(header: bytes) -> DecodeError:
+    header = payload[:HEADER_SIZE]
     if header and header[0] != VERSION:
-        return NewerFormat(f"payload version {header[0]} is not known; this taskflow reads version {VERSION}")
+        raise NewerFormat(f"payload version {header[0]} is not known; this taskflow reads version {VERSION}")
     if len(header) < HEADER_SIZE:
         lost = "" if header else ": it is gone, or was none"
-        return DecodeError(f"a payload has at least {HEADER_SIZE} bytes, this one has {len(header)}{lost}")
+        raise DecodeError(f"a payload has at least {HEADER_SIZE} bytes, this one has {len(header)}{lost}")
     _, flags, key_id, content = header
-    return NewerFormat(f"payload with flags {flags:#04x}, key {key_id}, content {content} is not known; a newer taskflow wrote it")
+    raise NewerFormat(f"payload with flags {flags:#04x}, key {key_id}, content {content} is not known; a newer taskflow wrote it")
 
 
 DEEPEST: Final = 200
@@ -93,18 +90,15 @@ class Limits(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "unchecked_size", min(self.size, self.items))
 
 
-def check_size(size: int, limits: Limits) -> None:
-    """Raise Misfit if a payload of `size` bytes is larger than allowed."""
+def _check_limits(payload: bytes, content: Content, limits: Limits) -> None:
+    """Raise Misfit if a payload is larger than allowed, or holds too many values. Each value takes at least one byte."""
+    size, body = len(payload), payload[HEADER_SIZE:]
     if size > limits.size:
         raise Misfit(f"has {size:,} bytes, but the limit is {limits.size:,}; send a reference to the data, or raise max_payload=", TooLarge)
-
-
-def check_items(body: bytes, content: Content, limits: Limits) -> None:
-    """Raise Misfit if `body` holds too many values. A body of up to `limits.items` bytes cannot, because each value takes at least one."""
-    if len(body) <= limits.items:
-        return
-    found = _items_in_json(body) if content is Content.JSON else _items_in_msgpack(body, limits.items)
-    if found > limits.items:
+    if (
+        len(body) > limits.items
+        and (_items_in_json(body) if content is Content.JSON else _items_in_msgpack(body, limits.items)) > limits.items
+    ):
         raise Misfit(f"holds more than {limits.items:,} values; send fewer", TooLarge)
 
 
@@ -131,14 +125,6 @@ def _items_in_msgpack(body: bytes, enough: int) -> int:
 _JSON_STRING: Final = rb'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?'
 
 
-def _head_width(lead: int) -> int:
-    """Return how many bytes an item takes, not counting data whose length
-    follows `lead`. Elements of arrays and maps are counted separately."""
-    if 0xA0 <= lead <= 0xBF:
-        return 1 + (lead & 0x1F)
-    return _WIDTHS.get(lead, 1)
-
-
 # fmt: off
 _WIDTHS: Final = {
     0xC4: 2, 0xC5: 3, 0xC6: 5,  # bin
@@ -151,7 +137,8 @@ _WIDTHS: Final = {
 }
 _LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 # fmt: on
-_HEAD_WIDTH: Final = tuple(_head_width(lead) for lead in range(256))
+_HEAD_WIDTH: Final = tuple(1 + (lead & 0x1F) if 0xA0 <= lead <= 0xBF else _WIDTHS.get(lead, 1) for lead in range(256))
+"""How many bytes an item takes, by its first one, without data whose length follows. Elements of arrays and maps are counted separately."""
 _LENGTH_WIDTH: Final = tuple(_LENGTHS.get(lead, 0) for lead in range(256))
 
 
@@ -175,7 +162,7 @@ def _differences(one: Any, other: Any) -> Iterator[str]:
         yield ""
     elif type(one) is dict and one.keys() == other.keys():
         for key in one:
-            step = field_step(key) if key.isidentifier() else key_step(key)
+            step = f".{key}" if key.isidentifier() else key_step(key)
             yield from (step + rest for rest in _differences(one[key], other[key]))
     elif type(one) is list and len(one) == len(other):
         code = marker_of(one)
@@ -222,8 +209,7 @@ def encode(
     try:
         payload = seal(pack(shape.write(value, limits.depth)))
         if len(payload) > limits.unchecked_size:
-            check_size(len(payload), limits)
-            check_items(payload[HEADER_SIZE:], Content.MSGPACK, limits)
+            _check_limits(payload, Content.MSGPACK, limits)
         if runs_code or (NAMED_READERS and _NAMED in payload):
             check_stable(shape, payload[HEADER_SIZE:], limits.depth)
     except Misfit as misfit:
@@ -240,8 +226,7 @@ def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> 
     content, body = open_payload(payload)
     try:
         if len(payload) > limits.unchecked_size:
-            check_size(len(payload), limits)
-            check_items(body, content, limits)
+            _check_limits(payload, content, limits)
         if content is Content.JSON:
             return shape.read_json(unpack_json(body), limits.depth)
         return shape.read(unpack(body), limits.depth)

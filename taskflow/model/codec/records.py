@@ -11,20 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from taskflow.model.codec.shape import (
-    DictKeys,
-    Form,
-    Misfit,
-    Read,
-    Shape,
-    Write,
-    field_step,
-    name_step,
-    one_of,
-    raised,
-    too_deep,
-    unexpected,
-)
+from taskflow.model.codec.shape import Form, Misfit, Read, Shape, Write, name_step, one_of, raised, too_deep, unexpected
 from taskflow.model.codec.wire import wire_type
 from taskflow.model.errors import MissingArgument, UnknownArgument
 
@@ -66,49 +53,32 @@ class ClassFields(msgspec.Struct, frozen=True):
 
     def step(self, name: str) -> str:
         """Return the path step that leads to a field, written like code."""
-        return field_step(name) if self.has_tag else name_step(name)
+        return f".{name}" if self.has_tag else name_step(name)
 
     def unknown(self, undeclared: Set[Any]) -> list[Any]:
         """Return those undeclared names that the class does not allow."""
         return [name for name in undeclared if self.undeclared is None or not _is_text(name)]
 
 
-class _Part(msgspec.Struct, frozen=True):
-    name: str
-    shape: Shape
-    required: bool
-
-
-def record_of(record: ClassFields, label: str, keys: DictKeys | None, shapes: Mapping[str, Shape]) -> Shape:
-    """Return the shape of a class, given the shapes of its fields, keyed by name."""
-    parts = [_Part(field.name, shapes[field.name], field.required) for field in record.fields]
-    shape = Shape(
-        label,
-        _mapping_writer(record, record.parts, label, parts) if record.parts else _attribute_writer(record.kind, label, parts),
-        _reader(record, label, parts, lambda shape: shape.read),
-        _reader(record, label, parts, lambda shape: shape.read_json),
-        types=frozenset((record.kind if record.has_tag else dict,)),
-        forms=record.forms,
-        tag=record.kind.__name__ if record.has_tag else "",
-        fits_json=_fits(record, parts),
-        keys=keys,
+def record_of(record: ClassFields, promised: Shape, shapes: Mapping[str, Shape]) -> Shape:
+    """Return the shape that was promised for a class, given the shapes of its fields, keyed by name."""
+    label, known = promised.label, frozenset(shapes)
+    required = frozenset(field.name for field in record.fields if field.required)
+    write = (
+        _mapping_writer(record, record.parts, label, required, {name: shape.write for name, shape in shapes.items()})
+        if record.parts
+        else _attribute_writer(record.kind, label, [(name, shape.write) for name, shape in shapes.items()])
+    )
+    shape = msgspec.structs.replace(
+        promised,
+        write=write,
+        read=_reader(record, label, required, {name: shape.read for name, shape in shapes.items()}, lambda shape: shape.read),
+        read_json=_reader(
+            record, label, required, {name: shape.read_json for name, shape in shapes.items()}, lambda shape: shape.read_json
+        ),
+        fits_json=lambda wire: type(wire) is dict and required <= wire.keys() and (record.undeclared is not None or wire.keys() <= known),
     )
     return record.around(shape) if record.around else shape
-
-
-def promise_of(record: ClassFields, label: str, keys: DictKeys | None, finished: Callable[[], Shape]) -> Shape:
-    """Return a placeholder for the shape of a class, for its own fields to refer to while they are being compiled."""
-    return Shape(
-        label,
-        lambda value, levels: finished().write(value, levels),
-        lambda wire, levels: finished().read(wire, levels),
-        lambda wire, levels: finished().read_json(wire, levels),
-        types=frozenset((record.kind if record.has_tag else dict,)),
-        forms=record.forms,
-        tag=record.kind.__name__ if record.has_tag else "",
-        fits_json=lambda wire: finished().fits_json(wire),
-        keys=keys,
-    )
 
 
 class _Open(dict[str, _C]):
@@ -122,9 +92,7 @@ class _Open(dict[str, _C]):
         return self._undeclared
 
 
-def _attribute_writer(kind: type, label: str, parts: list[_Part]) -> Write:
-    writes = [(part.name, part.shape.write) for part in parts]
-
+def _attribute_writer(kind: type, label: str, writes: list[tuple[str, Write]]) -> Write:
     def write(value: Any, levels: int) -> dict[str, Any]:
         if type(value) is not kind:
             raise unexpected(label, value)
@@ -137,18 +105,18 @@ def _attribute_writer(kind: type, label: str, parts: list[_Part]) -> Write:
             for name, write_part in writes:
                 wires[name] = write_part(getattr(value, name), levels)
         except Misfit as misfit:
-            misfit.within(field_step(name))
+            misfit.within(f".{name}")
             raise
         except AttributeError:
-            raise Misfit("has no value").within(field_step(name)) from None
+            raise Misfit("has no value").within(f".{name}") from None
         return wires
 
     return write
 
 
-def _mapping_writer(record: ClassFields, parts_of: Callable[[Any], Mapping[str, Any] | None], label: str, parts: list[_Part]) -> Write:
-    by_name = {part.name: part.shape.write for part in parts}
-    required = frozenset(part.name for part in parts if part.required)
+def _mapping_writer(
+    record: ClassFields, parts_of: Callable[[Any], Mapping[str, Any] | None], label: str, required: Set[str], by_name: dict[str, Write]
+) -> Write:
     if record.undeclared is not None:
         by_name = _Open(by_name, record.undeclared.write)
 
@@ -174,23 +142,9 @@ def _mapping_writer(record: ClassFields, parts_of: Callable[[Any], Mapping[str, 
     return write
 
 
-def _reader(record: ClassFields, label: str, parts: list[_Part], read_of: Callable[[Shape], Read]) -> Read:
-    by_name = {part.name: read_of(part.shape) for part in parts}
-    required = frozenset(part.name for part in parts if part.required)
+def _reader(record: ClassFields, label: str, required: Set[str], by_name: dict[str, Read], read_of: Callable[[Shape], Read]) -> Read:
     if record.undeclared is not None:
         by_name = _Open(by_name, read_of(record.undeclared))
-    make = record.make
-
-    def read_fields(wire: Any, levels: int) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        name = ""
-        try:
-            for name, part in wire.items():
-                fields[name] = by_name[name](part, levels)
-        except Misfit as misfit:
-            misfit.within(record.step(name))
-            raise
-        return fields
 
     def read(wire: Any, levels: int) -> Any:
         if type(wire) is not dict:
@@ -201,9 +155,16 @@ def _reader(record: ClassFields, label: str, parts: list[_Part], read_of: Callab
             raise Misfit(f"has {_names(unknown)}, which {label} does not know", UnknownArgument)
         if not wire.keys() >= required:
             raise Misfit(f"lacks {_names(required - wire.keys())}, which {label} requires", MissingArgument)
-        fields = read_fields(wire, levels - 1)
+        fields: dict[str, Any] = {}
+        name = ""
         try:
-            return make(fields)
+            for name, part in wire.items():
+                fields[name] = by_name[name](part, levels - 1)
+        except Misfit as misfit:
+            misfit.within(record.step(name))
+            raise
+        try:
+            return record.make(fields)
         except Exception as error:
             raise Misfit(f"{label} refuses its fields: {raised(error)}") from error
 
@@ -216,10 +177,3 @@ def _is_text(name: Any) -> bool:
 
 def _names(names: Iterable[Any]) -> str:
     return one_of(sorted(repr(name)[:60] for name in names))
-
-
-def _fits(record: ClassFields, parts: list[_Part]) -> Callable[[Any], bool]:
-    known = frozenset(part.name for part in parts)
-    required = frozenset(part.name for part in parts if part.required)
-    is_open = record.undeclared is not None
-    return lambda wire: type(wire) is dict and required <= wire.keys() and (is_open or wire.keys() <= known)

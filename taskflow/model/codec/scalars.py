@@ -10,6 +10,7 @@ import binascii
 import os
 import re
 from base64 import b64decode
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any, Final
@@ -23,27 +24,47 @@ LEAST: Final = -(1 << 63)
 MOST: Final = (1 << 64) - 1
 """The largest integer in msgpack. An integer outside `LEAST` to `MOST` is written as an extension, in two's complement."""
 
-
-def write_none(value: Any, _levels: int) -> None:
-    if value is not None:
-        raise unexpected("None", value)
+# --- kinds of scalars ---------------------------------------------------------------------------------------------
 
 
-def read_none(wire: Any, _levels: int) -> None:
-    if wire is not None:
-        raise Misfit(f"expected None, got {wire_type(wire)}")
+def scalar(kind: type, write: Write, read: Read, read_json: Read | None = None, *, forms: tuple[object, ...]) -> Shape:
+    label = "None" if kind is type(None) else type_name(kind)
+    return Shape(label, write, read, read_json or read, types=frozenset((kind,)), forms=frozenset(forms))
 
 
-def write_bool(value: Any, _levels: int) -> bool:
-    if type(value) is bool:
+def _native(kind: type, write: Write | None = None, read_json: Read | None = None) -> Shape:
+    """Return the shape of a type that msgpack has too. By default, no instance of a subclass can be written."""
+    label = "None" if kind is type(None) else type_name(kind)
+
+    def write_same(value: Any, _levels: int) -> Any:
+        if type(value) is not kind:
+            raise unexpected(label, value)
         return value
-    raise unexpected("bool", value)
 
-
-def read_bool(wire: Any, _levels: int) -> bool:
-    if type(wire) is bool:
+    def read(wire: Any, _levels: int) -> Any:
+        if type(wire) is not kind:
+            raise Misfit(f"expected {label}, got {wire_type(wire)}")
         return wire
-    raise Misfit(f"expected bool, got {wire_type(wire)}")
+
+    return scalar(kind, write or write_same, read, read_json, forms=(kind,))
+
+
+def extension(kind: type, code: int, pack: Callable[[Any], bytes], parse: Callable[[bytes], Any], read_json: Read) -> Shape:
+    """Return the shape of a type whose values are extensions with this code. An instance of a subclass is read as the type itself."""
+    label = type_name(kind)
+
+    def write(value: Any, _levels: int) -> Ext:
+        if not isinstance(value, kind):
+            raise unexpected(label, value)
+        return Ext(code, pack(value))
+
+    def read(wire: Any, _levels: int) -> Any:
+        return parse(data_of(wire, code, label))
+
+    return scalar(kind, write, read, read_json, forms=(code,))
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
 
 
 def write_int(value: Any, levels: int) -> Any:
@@ -54,13 +75,18 @@ def write_int(value: Any, levels: int) -> Any:
     raise unexpected("int", value)
 
 
+def signed_bytes(value: int) -> bytes:
+    """Return the integer in big-endian two's complement, in as many bytes as its magnitude and a sign bit need."""
+    return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
+
+
 def read_int(wire: Any, _levels: int) -> int:
     if type(wire) is int:
         return wire
     return int.from_bytes(data_of(wire, codes.INT, "int"), "big", signed=True)
 
 
-def read_json_int(wire: Any, _levels: int) -> int:
+def _read_json_int(wire: Any, _levels: int) -> int:
     """Read an int. A whole number is accepted in any notation, such as 1e3 or 5.0, because some languages have no integers."""
     if type(wire) is int:
         return wire
@@ -69,38 +95,35 @@ def read_json_int(wire: Any, _levels: int) -> int:
     raise Misfit(f"expected int, got {wire_type(wire)}")
 
 
-def write_float(value: Any, levels: int) -> float:
+def _write_float(value: Any, _levels: int) -> float:
     if type(value) is float:
         return value
     if isinstance(value, float):
         return float(value)
     if isinstance(value, int) and type(value) is not bool:
-        return exact_float(value)
+        return _exact_float(value)
     raise unexpected("float", value)
 
 
-def read_float(wire: Any, levels: int) -> float:
+def _read_float(wire: Any, _levels: int) -> float:
     if type(wire) is float:
         return wire
     if type(wire) is int:
-        return exact_float(wire)
+        return _exact_float(wire)
     raise Misfit(f"expected float, got {wire_type(wire)}")
 
 
-def read_json_float(wire: Any, levels: int) -> float:
+def _read_json_float(wire: Any, levels: int) -> float:
     """Read any number as the nearest float, because JSON numbers have no type, and a database may write 1e300 with all its digits.
 
     JSON has no literals for values that are not finite, so the strings "NaN", "Infinity" and "-Infinity" stand for them.
     """
     if type(wire) is str and wire in ("NaN", "Infinity", "-Infinity"):
         return float(wire)
-    if type(wire) is int:
-        return _nearest_float(wire)
-    return read_float(plain_number(wire), levels)
+    return _nearest_float(wire) if type(wire) is int else _read_float(plain_number(wire), levels)
 
 
-def exact_float(value: int) -> float:
-    """Convert an int to a float. Raises Misfit if no float is exactly equal to it."""
+def _exact_float(value: int) -> float:
     result = _nearest_float(value)
     if result != value:
         raise Misfit("is an int that no float represents exactly; pass float(...) to round it")
@@ -112,6 +135,29 @@ def _nearest_float(value: int) -> float:
         return float(value)
     except OverflowError:
         raise Misfit("is an int beyond the range of a float") from None
+
+
+def _read_json_decimal(wire: Any, _levels: int) -> Decimal:
+    if type(wire) is Decimal:
+        return wire
+    if type(wire) in (str, int, float):
+        return _decimal(str(wire))
+    raise Misfit(f"expected Decimal as a string or number, got {wire_type(wire)}")
+
+
+def _decimal(text: str) -> Decimal:
+    """Read a Decimal from text. The time and memory needed grow with the length of the text, not with the exponent."""
+    if not _DECIMAL.fullmatch(text):
+        raise Misfit("expected a Decimal, got other text")
+    try:
+        return Decimal(text)
+    except ArithmeticError:
+        raise Misfit("expected a Decimal, got one whose exponent is out of range") from None
+
+
+_DECIMAL: Final = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:E[+-]?[0-9]{1,20})?|s?NaN[0-9]*|Infinity)", re.IGNORECASE)
+
+# --- text and bytes -----------------------------------------------------------------------------------------------
 
 
 def write_str(value: Any, levels: int) -> str:
@@ -133,145 +179,80 @@ def encodable(value: str) -> str:
     return value
 
 
-def read_str(wire: Any, _levels: int) -> str:
-    if type(wire) is str:
-        return wire
-    raise Misfit(f"expected str, got {wire_type(wire)}")
+def text_of(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise Misfit(f"is not UTF-8: {error}") from None
 
 
-def write_bytes(value: Any, _levels: int) -> bytes:
-    if type(value) is bytes:
-        return value
+def _write_bytes(value: Any, _levels: int) -> bytes:
     if isinstance(value, bytes):
         return bytes(value)
     raise unexpected("bytes", value)
 
 
-def read_bytes(wire: Any, _levels: int) -> bytes:
-    if type(wire) is bytes:
-        return wire
-    raise Misfit(f"expected bytes, got {wire_type(wire)}")
-
-
-def read_json_bytes(wire: Any, levels: int) -> bytes:
+def _read_json_bytes(wire: Any, levels: int) -> bytes:
     """Read base64, with or without line breaks, or hexadecimal with the prefix ``\\x``, which is how PostgreSQL writes a bytea."""
     text = read_str(wire, levels)
     try:
-        if text.startswith("\\x"):
-            return bytes.fromhex(text[2:])
-        return b64decode("".join(text.splitlines()), validate=True)
+        return bytes.fromhex(text[2:]) if text.startswith("\\x") else b64decode("".join(text.splitlines()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise Misfit(f"expected bytes in base64: {error}") from None
 
 
-def write_bytearray(value: Any, _levels: int) -> Ext:
-    if isinstance(value, bytearray):
-        return Ext(codes.BYTEARRAY, bytes(value))
-    raise unexpected("bytearray", value)
-
-
-def read_bytearray(wire: Any, _levels: int) -> bytearray:
-    return bytearray(data_of(wire, codes.BYTEARRAY, "bytearray"))
-
-
-def read_json_bytearray(wire: Any, levels: int) -> bytearray:
-    return bytearray(read_json_bytes(wire, levels))
-
-
-def write_decimal(value: Any, _levels: int) -> Ext:
-    """Write a Decimal as text, which preserves its sign, digits and exponent, and the payload of a NaN."""
-    if isinstance(value, Decimal):
-        return Ext(codes.DECIMAL, Decimal.__str__(value).encode())
-    raise unexpected("Decimal", value)
-
-
-def read_decimal(wire: Any, _levels: int) -> Decimal:
-    return _decimal(data_of(wire, codes.DECIMAL, "Decimal").decode("ascii", "replace"))
-
-
-def read_json_decimal(wire: Any, _levels: int) -> Decimal:
-    if type(wire) is str:
-        return _decimal(wire)
-    if type(wire) is Decimal:
-        return wire
-    if type(wire) is int or type(wire) is float:
-        return _decimal(str(wire))
-    raise Misfit(f"expected Decimal as a string or number, got {wire_type(wire)}")
-
-
-def _decimal(text: str) -> Decimal:
-    """Read a Decimal from text. The time and memory needed grow with the length of the text, not with the exponent."""
-    if not _DECIMAL.fullmatch(text):
-        raise Misfit("expected a Decimal, got other text")
-    try:
-        return Decimal(text)
-    except ArithmeticError:
-        raise Misfit("expected a Decimal, got one whose exponent is out of range") from None
-
-
-def write_uuid(value: Any, _levels: int) -> Ext:
-    if isinstance(value, UUID):
-        return Ext(codes.UUID, value.bytes)
-    raise unexpected("UUID", value)
-
-
-def read_uuid(wire: Any, _levels: int) -> UUID:
-    data = data_of(wire, codes.UUID, "UUID")
+def _uuid(data: bytes) -> UUID:
     if len(data) != 16:
         raise Misfit(f"expected the 16 bytes of a UUID, got {len(data)}")
     return UUID(bytes=data)
 
 
-def read_json_uuid(wire: Any, levels: int) -> UUID:
+def _read_json_uuid(wire: Any, levels: int) -> UUID:
     try:
         return UUID(read_str(wire, levels))
     except ValueError:
         raise Misfit("expected a UUID, got other text") from None
 
 
-def signed_bytes(value: int) -> bytes:
-    """Return the integer in big-endian two's complement, in as many bytes as its magnitude and a sign bit need."""
-    return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
-
-
-def scalar(kind: type, form: object, write: Write, read: Read, read_json: Read | None = None, *more_forms: object) -> Shape:
-    """Return the shape of a scalar type. Each of its wire values has the form `form` or one of `more_forms`."""
-    forms = frozenset((form, *more_forms))
-    return Shape(type_name(kind), write, read, read_json or read, types=frozenset((kind,)), forms=forms)
-
-
-NONE: Final = Shape("None", write_none, read_none, read_none, types=frozenset((type(None),)), forms=frozenset((type(None),)))
+NONE: Final = _native(type(None))
+_STR: Final = _native(str, write_str)
+read_str: Final = _STR.read
 SCALARS: Final[dict[type, Shape]] = {
     type(None): NONE,
-    bool: scalar(bool, bool, write_bool, read_bool),
-    int: scalar(int, int, write_int, read_int, read_json_int, codes.INT),
-    float: scalar(float, float, write_float, read_float, read_json_float),
-    str: scalar(str, str, write_str, read_str),
-    bytes: scalar(bytes, bytes, write_bytes, read_bytes, read_json_bytes),
-    bytearray: scalar(bytearray, codes.BYTEARRAY, write_bytearray, read_bytearray, read_json_bytearray),
-    Decimal: scalar(Decimal, codes.DECIMAL, write_decimal, read_decimal, read_json_decimal),
-    UUID: scalar(UUID, codes.UUID, write_uuid, read_uuid, read_json_uuid),
+    bool: _native(bool),
+    int: scalar(int, write_int, read_int, _read_json_int, forms=(int, codes.INT)),
+    float: scalar(float, _write_float, _read_float, _read_json_float, forms=(float,)),
+    str: _STR,
+    bytes: _native(bytes, _write_bytes, _read_json_bytes),
+    bytearray: extension(bytearray, codes.BYTEARRAY, bytes, bytearray, lambda wire, levels: bytearray(_read_json_bytes(wire, levels))),
+    # As text, which preserves the sign, the digits, the exponent, and the payload of a NaN.
+    Decimal: extension(
+        Decimal,
+        codes.DECIMAL,
+        lambda value: Decimal.__str__(value).encode(),
+        lambda data: _decimal(data.decode("ascii", "replace")),
+        _read_json_decimal,
+    ),
+    UUID: extension(UUID, codes.UUID, lambda value: value.bytes, _uuid, _read_json_uuid),
 }
-_DECIMAL: Final = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:E[+-]?[0-9]{1,20})?|s?NaN[0-9]*|Infinity)", re.IGNORECASE)
 
+# --- paths --------------------------------------------------------------------------------------------------------
 
 _LETTERS: Final[dict[type[PurePath], bytes]] = {PosixPath: b"P", WindowsPath: b"W", PurePosixPath: b"p", PureWindowsPath: b"w"}
-"""The letter of each class. Subclasses come before their bases."""
+"""The letter of each class, which comes before the text. Subclasses come before their bases."""
 _KINDS: Final = {letter: kind for kind, letter in _LETTERS.items()}
 _ALL: Final[tuple[type[PurePath], ...]] = (Path, *_LETTERS, PurePath)
-_HERE: Final = type(Path())
 
 
-def write_path(value: Any, _levels: int) -> Ext:
-    letter = next(letter for kind, letter in _LETTERS.items() if isinstance(value, kind))
+def _pack_path(path: PurePath) -> bytes:
+    letter = next(letter for kind, letter in _LETTERS.items() if isinstance(path, kind))
     try:
-        return Ext(codes.PATH, letter + PurePath.__str__(value).encode("utf-8", _on_error(letter)))
+        return letter + PurePath.__str__(path).encode("utf-8", _on_error(letter))
     except UnicodeEncodeError as error:
         raise Misfit(f"has a lone surrogate at index {error.start}, which no file name contains") from None
 
 
-def read_path(wire: Any, _levels: int) -> PurePath:
-    data = data_of(wire, codes.PATH, "path")
+def _parse_path(data: bytes) -> PurePath:
     letter = data[:1]
     kind = _KINDS.get(letter)
     if kind is None:
@@ -280,15 +261,8 @@ def read_path(wire: Any, _levels: int) -> PurePath:
         text = data[1:].decode("utf-8", _on_error(letter))
     except UnicodeDecodeError as error:
         raise Misfit(f"is not UTF-8: {error}") from None
-    return _from_elsewhere(kind, text) if issubclass(kind, Path) and kind is not _HERE else kind(text)
-
-
-def _on_error(letter: bytes) -> str:
-    """Return how to encode a lone surrogate: on POSIX, it stands for a byte of a file name that is not UTF-8."""
-    return "surrogateescape" if letter in b"Pp" else "surrogatepass"
-
-
-def _from_elsewhere(kind: type[Path], text: str) -> Path:
+    if not issubclass(kind, Path) or kind is type(Path()):
+        return kind(text)
     pure = PureWindowsPath(text) if issubclass(kind, WindowsPath) else PurePosixPath(text)
     here = Path(*pure.parts)
     if pure.anchor or here.parts != pure.parts:
@@ -296,35 +270,30 @@ def _from_elsewhere(kind: type[Path], text: str) -> Path:
     return here
 
 
-def _writer(kind: type[Any], label: str) -> Write:
-    def write(value: Any, levels: int) -> Ext:
+def _on_error(letter: bytes) -> str:
+    """Return how to encode a lone surrogate: on POSIX, it stands for a byte of a file name that is not UTF-8."""
+    return "surrogateescape" if letter in b"Pp" else "surrogatepass"
+
+
+def read_path(wire: Any, _levels: int) -> PurePath:
+    return _parse_path(data_of(wire, codes.PATH, "path"))
+
+
+def _path(kind: type[PurePath], label: str) -> Shape:
+    def write(value: Any, _levels: int) -> Ext:
         if not isinstance(value, kind):
             raise unexpected(label, value)
-        return write_path(value, levels)
+        return Ext(codes.PATH, _pack_path(value))
 
-    return write
-
-
-def _readers(kind: type[PurePath], label: str) -> tuple[Read, Read]:
     def read(wire: Any, levels: int) -> PurePath:
         path = read_path(wire, levels)
         if not isinstance(path, kind):
             raise Misfit(f"expected {label}, got {type(path).__name__}")
         return path
 
-    def read_json(wire: Any, levels: int) -> PurePath:
-        return kind(read_str(wire, levels))
-
-    return read, read_json
-
-
-def _shape(kind: type[PurePath], label: str) -> Shape:
     kinds = frozenset(each for each in _ALL if issubclass(each, kind))
-    return Shape(label, _writer(kind, label), *_readers(kind, label), types=kinds, forms=frozenset((codes.PATH,)))
+    return Shape(label, write, read, lambda wire, levels: kind(read_str(wire, levels)), types=kinds, forms=frozenset((codes.PATH,)))
 
 
-PATHS: Final[dict[type, Shape]] = {
-    **{kind: _shape(kind, kind.__name__) for kind in _ALL},
-    os.PathLike: _shape(PurePath, "PathLike"),
-}
+PATHS: Final[dict[type, Shape]] = {**{kind: _path(kind, kind.__name__) for kind in _ALL}, os.PathLike: _path(PurePath, "PathLike")}
 """The shape of each class of paths. `os.PathLike` stands for any of them."""

@@ -24,10 +24,11 @@ class Misfit(Exception):
     It never leaves this package: the codec converts it to an error of class `error`, or to EncodeError or DecodeError.
     """
 
-    def __init__(self, message: str, error: type[CodecError] | None = None) -> None:
+    def __init__(self, message: str, error: type[CodecError] | None = None, *, needs_annotation: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self._error = error
+        self._needs_annotation = needs_annotation
         self._steps: list[str] = []
 
     def within(self, step: str) -> Misfit:
@@ -42,14 +43,12 @@ class Misfit(Exception):
 
     def as_encode_error(self, where: str = "", annotated: str = "") -> EncodeError:
         """Return the misfit as an EncodeError. `annotated` names what the user should annotate if the value needs an annotation."""
-        return self._as(EncodeError, f"{self._advice(annotated)}{where}", self.path)
+        advice = f": annotate {annotated} with its class, register it (register_type), or send plain data" if self._needs_annotation else ""
+        return self._as(EncodeError, advice + where, self.path)
 
     def as_decode_error(self, where: str = "") -> DecodeError:
         """Return the misfit as a DecodeError, which is stored and logged. Its path has no keys of dicts."""
         return self._as(DecodeError, where, _joined([getattr(step, "unnamed", step) for step in self._steps]))
-
-    def _advice(self, annotated: str) -> str:
-        return ""
 
     def _as(self, usual: type[_E], where: str, path: str) -> _E:
         error = self._error if self._error is not None and issubclass(self._error, usual) else usual
@@ -58,13 +57,6 @@ class Misfit(Exception):
 
 def _joined(steps: list[str]) -> str:
     return "".join(reversed(steps)).removeprefix(".")
-
-
-class NeedsAnnotation(Misfit):
-    """Raised for an instance of a class if no annotation names the class."""
-
-    def _advice(self, annotated: str) -> str:
-        return f": annotate {annotated} with its class, register it (register_type), or send plain data"
 
 
 def too_deep() -> Misfit:
@@ -80,10 +72,6 @@ def type_name(kind: type) -> str:
     """Return the name of a type as a user would write it, such as ``int`` or ``app.models.User``."""
     module = kind.__module__
     return kind.__qualname__ if module in _KNOWN_MODULES else f"{module}.{kind.__qualname__}"
-
-
-def field_step(name: str) -> str:
-    return f".{name}"
 
 
 class KeyStep(str):

@@ -9,6 +9,7 @@ not enough, the union is ambiguous, and is rejected when it is declared.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from enum import Enum, Flag
 from functools import reduce
 from itertools import combinations
@@ -19,7 +20,7 @@ import msgspec
 
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.scalars import NONE, SCALARS, read_int, write_int
-from taskflow.model.codec.shape import DictKeys, Misfit, Read, Shape, Tag, Unsupported, Write, one_of, type_name, unexpected
+from taskflow.model.codec.shape import DictKeys, Misfit, Read, Shape, Unsupported, Write, one_of, type_name, unexpected
 from taskflow.model.codec.untyped import not_named, read_json_any, write_any
 from taskflow.model.codec.wire import form_of, marker, pack, plain_number, wire_type
 from taskflow.model.errors import UnknownArgument
@@ -130,13 +131,22 @@ def _shown(value: Any) -> str:
     return f"{type(value).__name__}.{value.name}" if isinstance(value, Enum) else repr(value)
 
 
-def with_dicts_joined(members: Sequence[Shape]) -> list[Shape]:
-    """Return the members with all TypedDicts joined into one, if there are several. Raises Unsupported if they cannot be told apart."""
+# --- TypedDicts, which are told apart by their keys ---------------------------------------------------------------
+
+
+def _with_dicts_joined(members: Sequence[Shape]) -> list[Shape]:
+    """Return the members with all TypedDicts joined into one, if there are several. Raises Unsupported if they cannot be told apart.
+
+    Two can be told apart if no dict fits both: one requires a key that the other does not have, or both require a key whose Literals have
+    no value in common.
+    """
     keyed = [(member, member.keys) for member in members if member.keys is not None]
     if len(keyed) < 2:
         return list(members)
-    for (one, its_keys), (other, other_keys) in combinations(keyed, 2):
-        if not (_needs_another(its_keys, other_keys) or _needs_another(other_keys, its_keys) or _has_another_tag(its_keys, other_keys)):
+    for (one, its), (other, others) in combinations(keyed, 2):
+        shared = [(tag, others.tags[name].shape) for name, tag in its.tags.items() if name in others.tags]
+        has_another_tag = any(not any(_accepts(shape.write, value) for value in tag.values) for tag, shape in shared)
+        if its.required <= others.known and others.required <= its.known and not has_another_tag:
             raise Unsupported(
                 f"the union of {one.label} and {other.label} is ambiguous: a dict may fit both; give each a required key whose Literal "
                 "differs, or make each a dataclass, which is sent with its name"
@@ -145,19 +155,7 @@ def with_dicts_joined(members: Sequence[Shape]) -> list[Shape]:
     return [joined if member is keyed[0][0] else member for member in members if member.keys is None or member is keyed[0][0]]
 
 
-def _needs_another(one: DictKeys, other: DictKeys) -> bool:
-    return not one.required <= other.known
-
-
-def _has_another_tag(one: DictKeys, other: DictKeys) -> bool:
-    return any(
-        not any(_accepts(other.tags[name].shape.write, value) for value in tag.values)
-        for name, tag in one.tags.items()
-        if name in other.tags
-    )
-
-
-def _accepts(convert: Callable[[Any, int], Any], value: Any) -> bool:
+def _accepts(convert: Write | Read, value: Any) -> bool:
     try:
         convert(value, 1)
     except Misfit:
@@ -166,61 +164,49 @@ def _accepts(convert: Callable[[Any, int], Any], value: Any) -> bool:
 
 
 def _joined(keyed: Sequence[tuple[Shape, DictKeys]]) -> Shape:
+    """Return a shape that chooses among TypedDicts. A dict that fits none of them goes to the one that its tags name, or else to the
+    nearest one, so that the error says what is wrong."""
     label = " | ".join(member.label for member, _ in keyed)
-    choose = _chooser(label, keyed, lambda tag: tag.shape.write)
 
-    def write(value: Any, levels: int) -> Any:
-        if not isinstance(value, dict):
-            raise unexpected(label, value)
-        return choose(value).write(value, levels)
+    def converter(of: Callable[[Shape], Write | Read], got: Callable[[Any], str]) -> Write | Read:
+        tests = [(member, keys, [(name, of(tag.shape)) for name, tag in keys.tags.items()]) for member, keys in keyed]
 
-    def reader(convert: Callable[[Shape], Read]) -> Read:
-        choose = _chooser(label, keyed, lambda tag: convert(tag.shape))
+        def convert(fields: Any, levels: int) -> Any:
+            if not isinstance(fields, dict):
+                raise Misfit(f"expected {label}, got {got(fields)}")
+            names = fields.keys()
+            left = [
+                (member, keys) for member, keys, tags in tests if all(name in names and _accepts(test, fields[name]) for name, test in tags)
+            ]
+            for fitting in (
+                [member for member, keys in left if keys.required <= names <= keys.known],
+                [member for member, _ in left],
+                [member for member, keys in left if keys.required <= names],
+                [member for member, keys in left if names <= keys.known],
+            ):
+                if len(fitting) == 1:
+                    return of(fitting[0])(fields, levels)
+            raise Misfit(f"expected {label}, got a dict that fits none of them", UnknownArgument)
 
-        def read(wire: Any, levels: int) -> Any:
-            if type(wire) is not dict:
-                raise Misfit(f"expected {label}, got {wire_type(wire)}")
-            return convert(choose(wire))(wire, levels)
-
-        return read
+        return convert
 
     return Shape(
         label,
-        write,
-        reader(lambda shape: shape.read),
-        reader(lambda shape: shape.read_json),
+        converter(lambda shape: shape.write, lambda value: type_name(type(value))),
+        converter(lambda shape: shape.read, wire_type),
+        converter(lambda shape: shape.read_json, wire_type),
         types=frozenset((dict,)),
         forms=frozenset((dict,)),
         fits_json=lambda wire: any(member.fits_json(wire) for member, _ in keyed),
     )
 
 
-def _chooser(
-    label: str, keyed: Sequence[tuple[Shape, DictKeys]], convert_of: Callable[[Tag], Callable[[Any, int], Any]]
-) -> Callable[[dict[Any, Any]], Shape]:
-    tests = [(member, keys, [(name, convert_of(tag)) for name, tag in keys.tags.items()]) for member, keys in keyed]
-
-    def choose(fields: dict[Any, Any]) -> Shape:
-        names = fields.keys()
-        left = [
-            (member, keys) for member, keys, tags in tests if all(name in names and _accepts(test, fields[name]) for name, test in tags)
-        ]
-        for fitting in (
-            [member for member, keys in left if keys.required <= names <= keys.known],
-            [member for member, _ in left],
-            [member for member, keys in left if keys.required <= names],
-            [member for member, keys in left if names <= keys.known],
-        ):
-            if len(fitting) == 1:
-                return fitting[0]
-        raise Misfit(f"expected {label}, got a dict that fits none of them", UnknownArgument)
-
-    return choose
+# --- unions -------------------------------------------------------------------------------------------------------
 
 
 def union_of(members: Sequence[Shape]) -> Shape:
     """Return the shape of a union of `members`, none of which is itself a union. Raises Unsupported if the union is ambiguous."""
-    told_apart = _told_apart(with_dicts_joined(_without_covered(members)))
+    told_apart = _told_apart(_with_dicts_joined(_without_covered(members)))
     if len(told_apart) == 1:
         return told_apart[0]
     if len(told_apart) == 2 and NONE in told_apart:
@@ -242,24 +228,20 @@ _LEAVES = frozenset((type(None), bool, int, float, str, bytes))
 
 def _told_apart(members: list[Shape]) -> list[Shape]:
     """Return the members, tagged where necessary. Raises Unsupported if even tags cannot distinguish them."""
-    told_apart = [_tagged(member) if member.tag and _looks_like_another(member, members) else member for member in members]
+    told_apart = [
+        _tagged(member) if member.tag and any(member.forms & other.forms for other in members if other is not member) else member
+        for member in members
+    ]
     for one, other in combinations(told_apart, 2):
         if one.forms & other.forms:
-            raise Unsupported(f"the union of {one.label} and {other.label} is ambiguous: {_why_ambiguous(one, other)}")
+            why = f"both are sent with the name {one.tag}; give one of the classes another name"
+            if not one.tag or one.tag != other.tag:
+                why = (
+                    "their values look alike when sent (a TypedDict is sent as a plain dict); make each a dataclass, "
+                    "which is sent with its name, or use one type that covers both"
+                )
+            raise Unsupported(f"the union of {one.label} and {other.label} is ambiguous: {why}")
     return told_apart
-
-
-def _why_ambiguous(one: Shape, other: Shape) -> str:
-    if one.tag and one.tag == other.tag:
-        return f"both are sent with the name {one.tag}; give one of the classes another name"
-    return (
-        "their values look alike when sent (a TypedDict is sent as a plain dict); make each a dataclass, "
-        "which is sent with its name, or use one type that covers both"
-    )
-
-
-def _looks_like_another(member: Shape, members: list[Shape]) -> bool:
-    return any(member.forms & other.forms for other in members if other is not member)
 
 
 def _tagged(member: Shape) -> Shape:
@@ -351,21 +333,16 @@ def _json_reader(label: str, members: Sequence[Shape]) -> Read:
 
     Trying each member in turn could take 2**depth steps on hostile input."""
 
-    def read_parts(wire: Any, levels: int) -> Any:
-        for member in members:
-            if member.fits_json(wire):
-                return member.read_json(wire, levels)
-        raise Misfit(f"expected {label}, got {type_name(type(wire))}")
-
     def read_json(wire: Any, levels: int) -> Any:
         if type(wire) in (list, dict):
-            return read_parts(wire, levels)
+            member = next((each for each in members if each.fits_json(wire)), None)
+            if member is not None:
+                return member.read_json(wire, levels)
+            raise Misfit(f"expected {label}, got {type_name(type(wire))}")
         own_type = type(plain_number(wire))
         for member in sorted(members, key=lambda each: own_type not in each.types):
-            try:
+            with suppress(Misfit):
                 return member.read_json(wire, levels)
-            except Misfit:
-                continue
         raise Misfit(f"expected {label}, got {wire_type(wire)}")
 
     return read_json

@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
 from weakref import WeakSet
-
-import msgspec
 
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.containers import (
+    convert_items,
     hashed,
+    inside,
     pairs_of,
-    read_items,
     read_map,
     read_pairs,
-    write_items,
+    write_collection,
     write_map,
     write_pairs,
-    write_unordered,
 )
 from taskflow.model.codec.datetimes import DATETIMES, read_zoneinfo, shape_of_zoneinfo
-from taskflow.model.codec.scalars import PATHS, SCALARS, encodable, read_path
-from taskflow.model.codec.shape import Misfit, NeedsAnnotation, Read, Shape, Write, raised, too_deep, type_name, unexpected
+from taskflow.model.codec.scalars import PATHS, SCALARS, read_path
+from taskflow.model.codec.shape import Misfit, Read, Shape, Write, raised, type_name, unexpected
 from taskflow.model.codec.wire import Ext, form_of, marker, marker_of, plain_number, wire_type
 from taskflow.model.errors import DeclarationError, UnknownType
 from taskflow.model.printable import shown
@@ -36,18 +34,14 @@ from taskflow.model.printable import shown
 
 def write_any(value: Any, levels: int) -> Any:
     write = WRITERS.get(type(value))
-    return write(value, levels) if write is not None else _write_rare(value, levels)
-
-
-def _write_rare(value: Any, levels: int) -> Any:
-    """Write a ZoneInfo, or the plain text or number that an instance of a subclass is equal to."""
-    kind = type(value)
-    if (late := shape_of_zoneinfo(kind)) is not None:
-        return late.write(value, levels)
-    for base in _PLAIN_BASES:
-        if issubclass(kind, base):
+    if write is not None:
+        return write(value, levels)
+    for base in _PLAIN_BASES:  # an instance of a subclass is written as the plain text or number that it is equal to
+        if issubclass(type(value), base):
             return SCALARS[base].write(value, levels)
-    raise NeedsAnnotation(f"{type_name(kind)} cannot be sent by itself")
+    if (zone := shape_of_zoneinfo(type(value))) is not None:
+        return zone.write(value, levels)
+    raise Misfit(f"{type_name(type(value))} cannot be sent by itself", needs_annotation=True)
 
 
 def read_any(wire: Any, levels: int) -> Any:
@@ -57,7 +51,7 @@ def read_any(wire: Any, levels: int) -> Any:
     if kind is list:
         return _read_array(wire, levels)
     if kind is dict:
-        return read_map(wire, read_any, _inside(levels))
+        return read_map(wire, read_any, inside(levels))
     read = _READERS.get(wire.code) if kind is Ext else None
     if read is None:
         raise Misfit(f"{wire_type(wire)} cannot be a value without an annotation")
@@ -67,82 +61,58 @@ def read_any(wire: Any, levels: int) -> Any:
 def read_json_any(wire: Any, levels: int) -> Any:
     """Read a JSON value as it is, with each Decimal converted to a float."""
     if type(wire) is list:
-        return read_items(wire, read_json_any, _inside(levels))
+        return convert_items(wire, read_json_any, inside(levels))
     if type(wire) is dict:
-        return read_map(wire, read_json_any, _inside(levels))
+        return read_map(wire, read_json_any, inside(levels))
     return plain_number(wire)
 
 
-def _inside(levels: int) -> int:
-    """Return how many levels of nesting are left inside a container. Raises Misfit if the container is already too deep."""
-    if levels < 1:
-        raise too_deep()
-    return levels - 1
-
-
-def _write_str(value: str, _levels: int) -> str:
-    return value if value.isascii() else encodable(value)
-
-
-def _write_list(value: list[Any], levels: int) -> list[Any]:
-    return write_items(value, write_any, _inside(levels), [])
-
-
-def _write_tuple(value: tuple[Any, ...], levels: int) -> list[Any]:
-    return write_items(value, write_any, _inside(levels), [marker(codes.TUPLE)])
-
-
-def _write_set(value: set[Any], levels: int) -> list[Any]:
-    return write_unordered(value, write_any, _inside(levels), [marker(codes.SET)])
-
-
-def _write_frozenset(value: frozenset[Any], levels: int) -> list[Any]:
-    return write_unordered(value, write_any, _inside(levels), [marker(codes.FROZENSET)])
+def _writer(kind: type) -> Write:
+    return lambda value, levels: write_collection(kind, value, write_any, levels)
 
 
 def write_any_dict(value: dict[Any, Any], levels: int) -> Any:
-    inside = _inside(levels)
+    within = inside(levels)
     if all(type(key) is str for key in value):
-        return write_map(value, write_any, inside)
+        return write_map(value, write_any, within)
     if all(issubclass(type(key), str) for key in value):
-        return write_map({str.__str__(key): part for key, part in value.items()}, write_any, inside)
-    return write_pairs(value, write_any, write_any, inside)
+        return write_map({str.__str__(key): part for key, part in value.items()}, write_any, within)
+    return write_pairs(value, write_any, write_any, within)
 
 
 def _read_array(wire: list[Any], levels: int) -> Any:
-    inside = _inside(levels)
+    within = inside(levels)
     code = marker_of(wire)
     if not code:
-        return read_items(wire, read_any, inside)
+        return convert_items(wire, read_any, within)
     if code == codes.PAIRS:
-        return read_pairs(pairs_of(wire), read_any, read_any, inside)
-    if code == codes.TAGGED and len(wire) == 3 and not _is_tagged(wire[2]):
+        return read_pairs(pairs_of(wire), read_any, read_any, within)
+    # A tag uses no level, so tags could be nested in tags without a limit.
+    if code == codes.TAGGED and len(wire) == 3 and not (type(wire[2]) is list and marker_of(wire[2]) == codes.TAGGED):
         return read_any(wire[2], levels)
     if code == codes.MODEL and len(wire) == 4 and type(wire[1]) is type(wire[2]) is dict:
-        return read_map({**wire[1], **wire[2]}, read_any, inside)
+        return read_map({**wire[1], **wire[2]}, read_any, within)
     if code == codes.NAMED:
-        return _read_named(wire, levels)
+        read = NAMED_READERS.get(wire[1]) if len(wire) == 3 and type(wire[1]) is str else None
+        if read is None:
+            raise not_named(wire, "the name of a registered type")
+        return read(wire, levels)
     build = _ARRAYS.get(code)
     if build is None:
         raise Misfit(f"{wire_type(wire)} cannot be a value without an annotation")
-    return hashed(build, read_items(wire[1:], read_any, inside))
-
-
-def _read_named(wire: list[Any], levels: int) -> Any:
-    name = wire[1] if len(wire) == 3 else None
-    read = NAMED_READERS.get(name) if type(name) is str else None
-    if read is None:
-        raise not_named(wire, "the name of a registered type")
-    return read(wire, levels)
+    return hashed(build, convert_items(wire[1:], read_any, within))
 
 
 def not_named(wire: Any, expected: str) -> Misfit:
     """Return the Misfit for a wire value that is not of the expected registered type. If its name is registered nowhere
     in this process, another version of the code wrote it."""
-    form = form_of(wire)
-    if type(form) is tuple and form[0] == "type" and form[1] not in NAMED_READERS:
+    if _has_unknown_name(form := form_of(wire)):
         return Misfit(f"has the type {form[1][:200]!r}, which is not registered here", UnknownType)
     return Misfit(f"expected {expected}, got {wire_type(wire)}")
+
+
+def _has_unknown_name(form: object) -> TypeGuard[tuple[str, str]]:
+    return type(form) is tuple and form[0] == "type" and form[1] not in NAMED_READERS
 
 
 def without_unknown_names(wire: Any) -> Any:
@@ -151,15 +121,7 @@ def without_unknown_names(wire: Any) -> Any:
         return {key: without_unknown_names(part) for key, part in wire.items()}
     if type(wire) is not list:
         return wire
-    form = form_of(wire)
-    if type(form) is tuple and form[0] == "type" and form[1] not in NAMED_READERS:
-        return without_unknown_names(wire[2])
-    return [without_unknown_names(part) for part in wire]
-
-
-def _is_tagged(wire: Any) -> bool:
-    """Return True for a tagged value. A tag uses no level, so without this check, tags could be nested in tags without a limit."""
-    return type(wire) is list and marker_of(wire) == codes.TAGGED
+    return without_unknown_names(wire[2]) if _has_unknown_name(form_of(wire)) else [without_unknown_names(part) for part in wire]
 
 
 _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes))
@@ -172,11 +134,7 @@ _PLAIN_BASES: Final = (str, int, float)
 _LEAVES: Final = {**SCALARS, **DATETIMES, **PATHS}
 WRITERS: Final[dict[type, Write]] = {
     **{kind: shape.write for kind, shape in _LEAVES.items()},
-    str: _write_str,
-    list: _write_list,
-    tuple: _write_tuple,
-    set: _write_set,
-    frozenset: _write_frozenset,
+    **{kind: _writer(kind) for kind in (list, tuple, set, frozenset)},
     dict: write_any_dict,
 }
 _READERS: Final[dict[object, Read]] = {
@@ -203,7 +161,7 @@ T = TypeVar("T")
 LONGEST_NAME: Final = 200
 
 
-class _Registered(msgspec.Struct, frozen=True):
+class _Registered(NamedTuple):
     kind: type
     name: str
     file: str
@@ -213,10 +171,6 @@ class _Registered(msgspec.Struct, frozen=True):
     @property
     def place(self) -> str:
         return f"{self.file}:{self.line}"
-
-    @property
-    def owner(self) -> tuple[str, str]:
-        return (self.file, type_name(self.kind))
 
 
 _by_name: dict[str, _Registered] = {}
@@ -241,10 +195,17 @@ def register_type(kind: type[T], *, encode: Callable[[T], object], decode: Calla
     _check(kind, encode, decode)
     name = _name_of(kind, name)
     found = _Registered(kind, name, code.co_filename, line, _shape(kind, name, encode, decode))
-    replaced = [standing for standing in _by_name.values() if standing.owner == found.owner]
+    replaced = [standing for standing in _by_name.values() if (standing.file, type_name(standing.kind)) == (found.file, type_name(kind))]
     for standing in _by_name.values():
-        if standing not in replaced:
-            _refuse_two(standing, found)
+        if standing in replaced:
+            continue
+        if standing.name == name:
+            raise DeclarationError(
+                f"two types are registered as {name!r}: {type_name(standing.kind)} at {standing.place}, and {type_name(kind)} at "
+                f"{found.place}; give one of them another name="
+            )
+        if standing.kind is kind:
+            raise DeclarationError(f"{type_name(kind)} is registered twice: at {standing.place} and at {found.place}; remove one of them")
     if kind in _without:
         raise DeclarationError(
             f"register_type({type_name(kind)}) at {found.place} comes after a job that sends this class by its fields: "
@@ -255,16 +216,6 @@ def register_type(kind: type[T], *, encode: Callable[[T], object], decode: Calla
     _by_name[name] = found
     NAMED_READERS[name] = found.shape.read
     WRITERS[kind] = found.shape.write
-
-
-def _refuse_two(standing: _Registered, found: _Registered) -> None:
-    if standing.name == found.name:
-        raise DeclarationError(
-            f"two types are registered as {found.name!r}: {type_name(standing.kind)} at {standing.place}, and {type_name(found.kind)} at "
-            f"{found.place}; give one of them another name="
-        )
-    if standing.kind is found.kind:
-        raise DeclarationError(f"{type_name(found.kind)} is registered twice: at {standing.place} and at {found.place}; remove one of them")
 
 
 def registered_shape(kind: type) -> Shape | None:
@@ -302,13 +253,12 @@ def _shape(kind: type, name: str, encode: Callable[[Any], object], decode: Calla
     def write(value: Any, levels: int) -> list[Any]:
         if type(value) is not kind:
             raise unexpected(label, value)
-        if levels < 1:
-            raise too_deep()
+        within = inside(levels)
         try:
             plain = encode(value)
         except Exception as error:
             raise Misfit(f"cannot be encoded: encode= of {label} raised {raised(error)}") from error
-        return [*head, write_any(plain, levels - 1)]
+        return [*head, write_any(plain, within)]
 
     def made(plain: Any) -> Any:
         try:
@@ -322,9 +272,7 @@ def _shape(kind: type, name: str, encode: Callable[[Any], object], decode: Calla
     def read(wire: Any, levels: int) -> Any:
         if type(wire) is not list or wire[:2] != head or len(wire) != 3:
             raise not_named(wire, label)
-        if levels < 1:
-            raise too_deep()
-        return made(read_any(wire[2], levels - 1))
+        return made(read_any(wire[2], inside(levels)))
 
     def read_json(wire: Any, levels: int) -> Any:
         return made(read_json_any(wire, levels - 1))
