@@ -173,7 +173,7 @@ def fire(firings: Sequence[Firing], rules: Rules) -> Operation[list[Added | Refu
     for firing in firings:
         if firing.envelope is not None:
             refs += moves.refs_of(firing.envelope)
-    answers = yield from decide(firings, one, rules, refs, scans=OFFER_SCANS, grows=True)
+    answers = yield from decide(firings, one, rules, refs, scans=OFFER_SCANS, grows=any(firing.envelope is not None for firing in firings))
     sent = [(firing.envelope, answer) for firing, answer in zip(firings, answers, strict=True) if firing.envelope is not None and answer]
     compared = iter((yield from compare_known([envelope for envelope, _ in sent], [answer for _, answer in sent])))
     return [answer and next(compared) for answer in answers]
