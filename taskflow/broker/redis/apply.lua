@@ -153,7 +153,7 @@ local function apply_steps(rev, refs, numbers, steps)
     if topic == 'due' then
       nudge_from(P .. 'upkeepers', topic, R.upkeepers)
     else
-      local request = call('GET', P .. 'r:' .. topic)
+      local request = call('MGET', P .. 'r:' .. topic)[1]
       if request and #request > 8 then
         call('PUBLISH', P .. 'n:' .. sub(request, 9), 'session:' .. string.gsub(topic, '.', function(letter)
           return string.format('%02x', byte(letter))
@@ -164,15 +164,7 @@ local function apply_steps(rev, refs, numbers, steps)
   return answers
 end
 
--- === script apply ==========================================================================================
-local rev, refs, ahead, numbers, steps, query = unpack(given)
-if has_missing(ahead) then
-  return redis.status_reply('MISSING')
-end
-local answers = apply_steps(rev, refs, numbers, steps)
-return { answers, query and run_query(query) }
-
--- === script grow ===========================================================================================
+-- === part run_apply =======================================================================================
 local rev, refs, ahead, numbers, steps, query = unpack(given)
 if has_missing(ahead) then
   return redis.status_reply('MISSING')

@@ -253,7 +253,7 @@ local function give_again(answer, of_session, head)
     return one[1] < other[1]
   end)
   for _, each in ipairs(found) do
-    local job = call('GET', P .. 'j:' .. each[2])
+    local job = call('MGET', P .. 'j:' .. each[2])[1]
     if job then
       answer[#answer + 1], answer[#answer + 2] = each[2], job
     end

@@ -10,8 +10,8 @@ import msgpack
 import msgspec
 
 from taskflow.broker.engine.job import Sent, encode
-from taskflow.broker.engine.records import READY, RUNNING, Flag
-from taskflow.broker.engine.seam import KEEP, NOW, Put, Rev, Run
+from taskflow.broker.engine.records import RUNNING, Flag
+from taskflow.broker.engine.seam import Rev, Run
 from taskflow.broker.redis.contents import is_apart, reference_to
 from taskflow.broker.redis.layout import MARK, REFERENCE_BYTES, RUNNING_BYTES, WAITING_BYTES, number_bytes
 from taskflow.broker.redis.records import names_in
@@ -32,7 +32,7 @@ def pack(arguments: Sequence[object]) -> bytes:
 
 
 def packed_envelopes(envelopes: Sequence[Envelope], rev: Rev) -> tuple[list[Any], dict[bytes, bytes]] | None:
-    """Return the runs of plain jobs for the script `add`, and the contents to send ahead: as `packed_jobs` does, without puts between.
+    """Return the runs of plain jobs for the script `add`, and the contents to send ahead.
     Return None if the script cannot add all of them."""
     if not 0 < len(envelopes) <= MOST_ADDED:
         return None
@@ -63,33 +63,6 @@ def fixed_tail(queue: bytes, job: bytes, sent: bytes | None, content: bytes) -> 
 
 
 _LENGTHS: Final = struct.Struct(">HHI")
-
-
-def packed_jobs(jobs: Sequence[Put], rev: Rev) -> tuple[list[Any], dict[bytes, bytes]] | None:
-    """Return the runs of jobs for the script `add`, and the contents to send ahead. Return None if it cannot add all of them."""
-    if not 0 < len(jobs) <= MOST_ADDED:
-        return None
-    runs, last, contents = list[list[Any]](), None, dict[bytes, bytes]()
-    lengths = names = b""
-    for ref, header, _, sent, content, _, _ in jobs:
-        if len(header) != 6 or header["due_at"] is not NOW or content is KEEP or content is None:
-            return None
-        kind = (header["queue"], header["job"], header["priority"])
-        if kind != last:
-            if header["status"] != READY or header["flags"]:
-                return None
-            queue, name = kind[0].encode(), kind[1].encode()
-            lengths, names, last = len(queue).to_bytes(2, "big") + len(name).to_bytes(2, "big"), queue + name, kind
-            runs.append([queue, kind[2]])
-        if sent is KEEP or sent is None:
-            size, sent = b"\0\0\0\0", b""
-        else:
-            size = (len(sent) + 1).to_bytes(4, "big")
-        if is_apart(content):
-            contents[ref.id + rev] = content
-            content = reference_to(content, rev)
-        runs[-1] += (ref.id, b"%b%b%b%b%b" % (lengths, size, names, sent, content))
-    return runs, contents
 
 
 _LEASED: Final = struct.Struct(">9xQ16sQI16xH")
@@ -145,7 +118,7 @@ def packed_runs(runs: Sequence[Run], rev: Rev, most_inline: int) -> tuple[list[A
         group = groups.get((session, keep_for))
         if group is None:
             group = groups[session, keep_for] = ([], [], [], [], [])
-        if (size := len(result)) > most_inline or (size == REFERENCE_BYTES and result.startswith(MARK)):
+        if is_apart(result, most_inline):
             contents[job_id + rev] = result
             result = reference_to(result, rev)
         ids, fences, outcomes, keys, places = group

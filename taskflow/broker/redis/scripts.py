@@ -36,8 +36,8 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "permitted": ("base",),
     "layout": ("base",),
     "query": ("base", "is_less", "records", *_QUERY, "nudge", "listeners"),
-    "apply": (*_ALL, *_QUERY, "apply_steps"),
-    "grow": (*_ALL, *_QUERY, "apply_steps"),
+    "apply": (*_ALL, *_QUERY, "apply_steps", "run_apply"),
+    "grow": (*_ALL, *_QUERY, "apply_steps", "run_apply"),
     "add": ("base", "has_missing", "change_count", "is_less", "push", "nudge"),
     "claim": ("base", "change_count", "is_less", "peek", "nudge", "listeners"),
     "succeed": ("base", *_ENDS),
@@ -62,7 +62,7 @@ _SECTION: Final = re.compile(r"^-- === (?:part|script) (\w+) =*\n", re.MULTILINE
 _NAME: Final = re.compile(r"\b([FGKLEWR])\.(\w+)\b")
 _ARGUMENTS_NEEDED: Final[Mapping[int, str]] = {
     0: "INFO PING TIME",
-    1: "DEL EXISTS HGETALL LLEN MGET PERSIST SCAN SUBSCRIBE UNLINK ZCARD ZPOPMAX GET",
+    1: "DEL EXISTS HGETALL LLEN MGET PERSIST SCAN SUBSCRIBE UNLINK ZCARD ZPOPMAX",
     2: "HDEL HGET HMGET LINDEX MSET MSETNX PUBLISH RPUSH SET ZREM ZSCORE",
     3: "GETRANGE HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZINCRBY ZLEXCOUNT ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
 }
@@ -109,7 +109,7 @@ def _script(name: str, rules: Rules) -> Script:
     values = _values(rules)
     rest = _text_of(_REST.get(name, ()))
     lazy = f"local function load_rest(rev, session, unreadable)\n{rest}\nend\n" if rest else ""
-    body = f"{_text_of(_PARTS[name])}\n{lazy}{_text_of([name])}"
+    body = f"{_text_of(_PARTS[name])}\n{lazy}{_text_of([name] if name in _sections() else [])}"
     text = f"{flags}\n{_NAME.sub(lambda found: values[found[0]], body)}".encode()
     return Script(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
 

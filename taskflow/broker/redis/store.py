@@ -29,7 +29,7 @@ from taskflow.broker.engine.seam import (
 )
 from taskflow.broker.redis.connect.connection import Command
 from taskflow.broker.redis.contents import INLINE, INLINE_RESULT, Contents, ahead
-from taskflow.broker.redis.hot import MOST_ENDED, is_possible, pack, packed_envelopes, packed_jobs, packed_runs
+from taskflow.broker.redis.hot import MOST_ENDED, is_possible, pack, packed_envelopes, packed_runs
 from taskflow.broker.redis.layout import number_in
 from taskflow.broker.redis.queries import packed_query, snapshot_of, unreadable_in
 from taskflow.broker.redis.records import record_of
@@ -163,16 +163,6 @@ class RedisStore:
         records = [record_of(Kind.JOB, found[at], found[at + 1], with_content=True) for at in range(0, len(found), 2)]
         return Claimed(await self.contents.fill(records), now)
 
-    async def add(self, jobs: Sequence[Put]) -> list[bool] | str:
-        rev = new_rev()
-        plain = packed_jobs(jobs, rev)
-        if plain is not None:
-            runs, contents = plain
-            reply = await self._call_growing("add", [rev, list(contents), *runs], contents)
-            if reply is None:
-                return [True] * len(jobs)
-        return await self._add_each(jobs, rev) if jobs else []
-
     async def add_plain(self, envelopes: Sequence[Envelope]) -> bool:
         """Add plain jobs. Return False if that is not possible so, or one of them is known, and none was added."""
         rev = new_rev()
@@ -190,9 +180,8 @@ class RedisStore:
             await self.contents.forget(contents)
             raise
 
-    async def _add_each(self, jobs: Sequence[Put], rev: bytes) -> list[bool]:
-        """Add jobs of which some are known, or which are not in the fixed layout."""
-        steps = Steps([Step({put.ref: ABSENT}, (put,), totals={(put.header["queue"], "enqueue"): 1}) for put in jobs], rev, INLINE)
+    async def add(self, jobs: Sequence[Put]) -> list[bool] | str:
+        steps = Steps([Step({put.ref: ABSENT}, (put,), totals={(put.header["queue"], "enqueue"): 1}) for put in jobs], new_rev(), INLINE)
         reply = await self._call_growing("grow", [*steps.arguments(), False], steps.contents)
         if reply == _MISSING:
             raise await self._lost()

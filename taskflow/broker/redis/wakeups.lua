@@ -39,7 +39,7 @@ local MOST_LISTENERS = 1000
 
 -- Notes that the listener waits for the job's end. Returns false if it has ended.
 local function await_end(id, listener)
-  local stored = call('GET', P .. 'j:' .. id)
+  local stored = call('MGET', P .. 'j:' .. id)[1] -- GET fails if another program has changed its type
   if not stored or byte(stored) % 64 > F.running_status then
     return false
   end

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 import redis
 
 from taskflow.broker import topics
 from taskflow.broker.console import View
 from taskflow.model.envelope import Lease
+from taskflow.model.errors import BrokerRefused
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.support.harnesses import RedisHarness
@@ -90,12 +92,6 @@ async def test_a_job_is_found_behind_thousands_that_were_cancelled(world: World)
     assert ids_of(await world.claim(await world.a_session())) == [last.id]
 
 
-async def test_all_pages_of_what_is_scheduled_are_purged(world: World) -> None:
-    await fill(world, 1_500, after=60.0)
-
-    assert await world.broker.console.purge(View(statuses=(Status.SCHEDULED,)), limit=10_000) == 1_500
-
-
 async def test_listeners_that_are_gone_leave_nothing_behind(world: World, client: redis.Redis) -> None:
     """Their names go when the next listener waits, minutes later."""
     for _ in range(3):
@@ -150,3 +146,31 @@ async def test_nine_thousand_queues_in_one_call(world: World) -> None:
 
     assert len(answers) == 9_000
     assert len((await world.broker.console.metrics()).totals) == 9_000
+
+
+async def test_a_job_whose_key_has_a_wrong_type_is_gone_and_spoils_no_other(world: World, client: redis.Redis) -> None:
+    """The broker is told of no such job, and each verb goes on."""
+    running, waiting, sound = await world.running(), await world.add(queue="mail"), await world.add(queue="mail")
+    for job_id in (running.envelope.id, waiting.id):
+        client.delete(record := key(world, "j:").encode() + job_id)
+        client.rpush(record, "not ours")
+
+    assert await world.settle(succeeded(running)) == [Settled.STALE]
+    assert await world.broker.cancel([waiting.id]) == [None]
+    session = await world.a_session()
+    assert ids_of(await world.claim(session)) == ids_of(await world.claim_again(session)) == [sound.id]
+    await world.upkeep()
+    with world.broker.listen([topics.job(waiting.id)]) as waiter:
+        await waiter.wait(0.05)
+        assert await world.broker.read([running.envelope.id, waiting.id]) == [None, None]
+    assert len(await world.broker.console.workers()) == 2
+
+
+@pytest.mark.parametrize("name", ["i:due", "counts", "list:0:default"])
+async def test_a_shared_key_of_a_wrong_type_is_a_clear_error(world: World, client: redis.Redis, name: str) -> None:
+    await world.add()
+    client.delete(key(world, name))
+    client.xadd(key(world, name), {"not": "ours"})
+
+    with pytest.raises(BrokerRefused, match="has a value of taskflow that another program has changed: Operation against a key"):
+        await (world.upkeep() if name == "i:due" else world.add())

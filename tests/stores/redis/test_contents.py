@@ -12,13 +12,11 @@ from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.redis import RedisBroker, RedisTarget, store
 from taskflow.broker.redis.contents import INLINE, INLINE_RESULT, reference_to
 from taskflow.broker.redis.layout import MARK
-from taskflow.model.codec.payload import open_payload
 from taskflow.model.envelope import OnConflict
-from taskflow.model.errors import BrokerUnavailable, NewerFormat, StoreFull
+from taskflow.model.errors import BrokerUnavailable, StoreFull
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.support.harnesses import RedisHarness
-from tests.support.listing import listed
 from tests.support.servers import HOST, RedisServer
 from tests.support.verdicts import failed, retried, succeeded
 from tests.support.world import World
@@ -148,11 +146,6 @@ async def test_contents_that_look_like_references(world: World) -> None:
     assert [(await world.record(lease)).result for lease in leases] == odd
 
 
-async def test_a_worker_of_a_version_that_knows_no_references_leaves_such_a_job_to_others() -> None:
-    with pytest.raises(NewerFormat):
-        open_payload(reference_to(LARGE, bytes(8)))
-
-
 async def test_one_job_settled_twice_in_a_call(world: World, client: redis.Redis) -> None:
     lease = await world.running(payload=LARGE)
     assert await world.settle(*[succeeded(lease, RESULT, keep_for=60.0)] * 2) == [Settled.OK] * 2
@@ -192,19 +185,6 @@ async def test_a_result_beyond_what_a_record_may_have_is_refused(world: World, m
     with pytest.raises(ValueError, match="Redis allows results of at most"):
         await world.settle(succeeded(lease, RESULT))
     assert await world.status(lease.envelope.id) is Status.RUNNING
-
-
-async def test_more_than_a_command_takes(world: World) -> None:
-    envelopes = [world.an_envelope(payload=LARGE) for _ in range(2_500)]
-    assert await world.enqueue(*envelopes) == [Added(envelope.id) for envelope in envelopes]
-    assert len(await listed(world.broker.console)) == 2_500
-
-
-async def test_a_server_that_has_forgotten_the_scripts(world: World, client: redis.Redis) -> None:
-    await world.add(payload=LARGE)
-    client.script_flush()
-    envelope = await world.add(payload=LARGE)
-    assert (await world.record(envelope)).payload == LARGE
 
 
 async def test_a_full_server_refuses_both_the_payload_and_the_job() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import Final
 
+import msgspec
 import pytest
 
 from taskflow import Status, StoreFull
@@ -13,6 +14,7 @@ from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import IdFactory
+from taskflow.model.schedule import Definition, Firing
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.stores.redis.scene import Scene
@@ -87,6 +89,28 @@ async def test_every_verb_but_enqueue_goes_on_when_the_server_is_full(server: Re
         await broker.close()
 
 
+async def test_a_full_server_refuses_firings_with_jobs_and_nothing_else_of_schedules(server: RedisServer) -> None:
+    broker, session = RedisBroker(RedisTarget(host=HOST, port=server.port)), Session(id=bytes(16), name="worker")
+    envelope = Envelope(id=IdFactory()(), job="work", payload=BALLAST)
+    try:
+        await broker.register(session)
+        await broker.define([Definition("nightly", bytes(16), b"definition")])
+        [offer] = (await broker.upkeep(100)).offers
+        next_at = offer.now + 60_000_000
+        firing = Firing(name=offer.name, digest=offer.digest, expected=offer.next_at, next_at=next_at, look_at=next_at)
+        make_scarce(server, -ROOM)
+        with pytest.raises(StoreFull):
+            await broker.fire([msgspec.structs.replace(firing, envelope=envelope)])
+        with server.client() as client:
+            assert list(client.scan_iter("*:c:*")) == []
+        assert await broker.define([Definition("declared", bytes(16), b"definition")], session.id) == [True]
+        assert await broker.fire([msgspec.structs.replace(firing, missed=1)]) == [None]
+        [record] = await broker.console.schedules(["nightly"])
+        assert (record.missed, record.fired) == (1, 0)
+    finally:
+        await broker.close()
+
+
 @pytest.mark.parametrize("policy", ["noeviction", "volatile-ttl"])
 async def test_what_is_refused_of_large_calls_takes_no_room_from_others(server: RedisServer, policy: str) -> None:
     """As jobs are worked off new ones are taken, also when many are refused; and what refuses them is the memory, and nothing else."""
@@ -114,7 +138,7 @@ async def test_what_is_refused_of_large_calls_takes_no_room_from_others(server: 
             taken += sum([await is_taken() for _ in range(3)])
         assert taken >= 10
         with server.client() as client:
-            assert {client.ttl(key) for key in client.scan_iter("*:b:*")} <= {-1, -2}
+            assert {client.ttl(key) for key in client.scan_iter("*:c:*")} <= {-1, -2}
     finally:
         await broker.close()
 

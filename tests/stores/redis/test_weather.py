@@ -1,4 +1,4 @@
-"""The short form of `python -m tests.stores.redis.storm`, and each kind of bad weather by itself."""
+"""Scripts that the server forgets, slow ways, and replies that cannot be read: nothing is lost, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -11,21 +11,12 @@ from typing import Final
 import pytest
 
 from tests.stores.redis.scene import Scene, verb_of
-from tests.stores.redis.storm import VERBS, storm
 from tests.support.proxy import GARBLE, PASS, Command, Fate, Proxy, delay, delay_reply
 from tests.support.servers import RedisServer
 from tests.support.waiting import until
 
 JOBS: Final = 1_500
-
-
-async def test_each_job_is_done_once_under_everything_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    report = await storm(JOBS, seed=11, workers=2, least_dropped=10)
-    with capsys.disabled():
-        print(f"\n{report}")
-    report.check()
-    assert report.killed > 10
-    assert all(report.dropped(verb) >= 10 for verb in VERBS)
+VERBS: Final = ("add", "claim", "succeed", "apply")
 
 
 @contextmanager
