@@ -186,7 +186,7 @@ class Draft:
                 puts.append(changed.to_put())
             elif expect[ref] != ABSENT:
                 drops.append(ref)
-        adds = tuple([Addition(ref, field, n) for (ref, field), n in whole.additions.items()])
+        adds = tuple([Addition(ref, field, n) for (ref, field), n in whole.additions.items()]) if whole.additions else ()
         return Step(expect, tuple(puts), tuple(drops), adds, whole.totals, tuple(whole.wakes))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
-from taskflow.broker.engine.records import HEADERS, INDEXES, READY, Field, Flag, Kind, Owner, Type
+from taskflow.broker.engine.records import HEADERS, INDEXES, READY, Flag, Kind, Owner
 from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, After, Answer, Applied, Full, Put, Ref, Rev, Stale, Step
 from taskflow.broker.redis.contents import is_apart, reference_to
 from taskflow.broker.redis.hot import fixed_tail, pack
@@ -42,14 +43,17 @@ class Steps:
         return self._numbers.setdefault(ref, len(self._numbers) + 1)
 
     def _packed(self, step: Step) -> list[Any]:
-        number = self._number
-        expect = [value for ref, rev in step.expect.items() for value in (number(ref), rev)]
+        number, numbers, expect, totals = self._number, self._numbers, list[Any](), list[Any]()
+        for ref, rev in step.expect.items():
+            expect += (numbers.setdefault(ref, len(numbers) + 1), rev)
+        for (queue, event), n in step.totals.items():
+            totals += (_total_name(queue, event), n)
         return [
             expect,
             [self._put(put, is_new=step.expect.get(put.ref, ABSENT) == ABSENT) for put in step.puts],
             [number(ref) for ref in step.drops],
             [value for ref, _, n, most in step.adds for value in (number(ref), n, False if most is None else most)],
-            [value for (queue, event), n in step.totals.items() for value in (text_bytes(f"{event}:{queue}"), n)],
+            totals,
             [bytes.fromhex(topic.removeprefix(_SESSION_TOPIC)) if topic.startswith(_SESSION_TOPIC) else topic for topic in step.wakes],
         ]
 
@@ -66,7 +70,8 @@ class Steps:
         request: Any = False
         if kind == Kind.SESSION and (is_new or (put.restarts and "request" in put.header)):
             request = number_bytes(put.header.get("request") or 0)
-        sent, state = (True if part is KEEP else False if part is None else part for part in (put.sent, put.state))
+        sent = True if put.sent is KEEP else False if put.sent is None else put.sent
+        state = True if put.state is KEEP else False if put.state is None else put.state
         return [self._number(put.ref), header, stamps, sent, state, self._content(put), entries, is_new, request]
 
     def _content(self, put: Put) -> Any:
@@ -127,31 +132,44 @@ def _body_of(put: Put) -> bytes:
 _length: Final = struct.Struct(">I").pack
 
 
-def _is_written(field: Field, restarts: bool) -> bool:
-    return field.owner is None or (restarts and field.owner is not Owner.STORE)
+@lru_cache(256)
+def _total_name(queue: str, event: str) -> bytes:
+    return text_bytes(f"{event}:{queue}")
+
+
+_WRITTEN: Final = {
+    (kind, restarts): {
+        field.name: (place, field)
+        for place, field in enumerate(fields, 1)
+        if field.owner is None or (restarts and field.owner is not Owner.STORE)
+    }
+    for kind, fields in HEADERS.items()
+    for restarts in (False, True)
+}
+"""The fields that puts write, with their places in a header's array, from 1."""
 
 
 def _changes(put: Put) -> tuple[list[Any], list[Any]]:
     """Return the changed fields of a record with their values in turn, and its stamps."""
-    kind = put.ref.kind
-    values, stamps, places, fields = list[Any](), list[Any](), PLACES[kind], _FIELDS[kind]
+    values, stamps, written = list[Any](), list[Any](), _WRITTEN[put.ref.kind, put.restarts]
     for name, value in put.header.items():
-        field = fields[name]
-        if not _is_written(field, put.restarts):
+        if name not in written:
             continue
+        place, field = written[name]
         if type(value) is After:
-            stamps += (places[name] + 1, int(value))
-        elif field.type is Type.SMALL and value is not None:
-            values += (places[name] + 1, value)
+            stamps += (place, int(value))
         else:
-            values += (places[name] + 1, field_bytes(field, value))
+            values += (place, field_bytes(field, value))
     return values, stamps
+
+
+_APPLIED: Final = Applied()
 
 
 def answer_of(packed: Any, steps: Steps) -> Answer:
     """Decode the answer to a step."""
     if packed == b"o":
-        return Applied()
+        return _APPLIED
     if isinstance(packed, list):
         return Full(tuple([steps.ref(number) for number in packed]))
     return Stale()
