@@ -143,7 +143,7 @@ def is_read_only(error: Exception) -> bool:
 
 
 def is_stale(error: Exception) -> bool:
-    """Return True if the session looked up a function just as somebody dropped it. The statement had no effect."""
+    """Return True if the session looked up a function just as another session dropped it. The statement had no effect."""
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "XX000" and "cache lookup failed" in str(error)
 
 
