@@ -385,10 +385,15 @@ class RedisSeamStore(SeamStore):
             self._sends = 1
 
     async def spoil(self, ref: Ref) -> bool:
-        key = f"{self._prefix}j:".encode() + ref.id
-        stored = await self._pool.ask("GET", key)
-        await self._pool.ask("SET", key, stored.replace(b"default", b"\xff" * 7))
+        await self.write(ref, (await self.bytes_of(ref)).replace(b"default", b"\xff" * 7))
         return True
+
+    async def bytes_of(self, job: Ref) -> bytes:
+        stored: bytes = await self._pool.ask("GET", f"{self._prefix}j:".encode() + job.id)
+        return stored
+
+    async def write(self, job: Ref, stored: bytes) -> None:
+        await self._pool.ask("SET", f"{self._prefix}j:".encode() + job.id, stored)
 
 
 _SCHEMA: Final = "seam"

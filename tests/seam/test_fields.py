@@ -9,7 +9,7 @@ import pytest
 
 from taskflow.broker.engine.records import HEADERS, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Owner
 from taskflow.broker.engine.seam import ABSENT, KEEP, NOW, Add, Addition, After, Applied, Full, Promote, Put, Query, Ref, Scan, Step
-from tests.seam.harness import SeamStore, a_job, possible
+from tests.seam.harness import RedisSeamStore, SeamStore, a_job, possible
 
 ALL_AT_ONCE = 30_000_000
 
@@ -420,6 +420,18 @@ async def test_unread__damage_alone(kind: type[SeamStore]) -> None:
         assert seen.records[sound].damage is None
         await store.drop(spoilt)
         assert await store.load(spoilt) is None
+
+
+async def test_unread__addition_keeps_bytes() -> None:
+    """An addition to a record that no script can read changes nothing. SQL stores add to a column of its own."""
+    async with RedisSeamStore.open(is_checked=False) as store:
+        assert isinstance(store, RedisSeamStore)
+        held = await store.job({"status": HELD, "awaits": 1})
+        rev, cut = await store.rev(held), (await store.bytes_of(held))[:12]
+        await store.write(held, cut)
+
+        await store.apply(Step({held: rev}, adds=(Addition(held, "awaits", -1),)))
+        assert await store.bytes_of(held) == cut
 
 
 async def test_locked(store: SeamStore) -> None:

@@ -34,6 +34,7 @@ from tests.support.spoiling import Spoiler, Spoilt, spoil_one
 from tests.support.world import World
 
 TIMEOUT: Final = 10.0
+QUEUES: Final = frozenset({"default", "rare", "taken", "later"})
 ERROR: Final = RunError("app.Error", "it went wrong", "Traceback ...", 1)
 
 
@@ -78,7 +79,7 @@ class Scene:
         for _ in range(2):  # a session whose last beat cannot be read has one more ttl
             await world.lapse(self._doomed)
             await world.upkeep()
-        if any(one.owner == cursed.id and one.value.place.endswith("ttl") for one in self.spoilt):
+        if any(one.owner == cursed.id and one.value.place.endswith(("ttl", "lapses_at")) for one in self.spoilt):
             with contextlib.suppress(SessionLost):  # a valid ttl of a year is no damage that a store could see
                 await world.die(cursed)
 
@@ -186,11 +187,16 @@ class Scene:
         found = {job_id: record.status if record else None for job_id, record in zip(self.expected, records, strict=True)}
         return {id_text(job_id): (found[job_id], status) for job_id, status in self.expected.items() if found[job_id] is not status}
 
-    async def _at_rest(self) -> dict[str, int]:
-        """Queues with something left that a worker could do now."""
+    async def _at_rest(self) -> dict[str, str]:
+        """Return the queues of the jobs that are READY or RUNNING.
+
+        No worker takes a queue whose name only a spoilt job has. The store's counts are not asked: those of a job whose record cannot be
+        read stay as they were until `taskflow doctor --rebuild`.
+        """
         await self.world.upkeep()
-        queues = await self.world.broker.console.queues()
-        return {queue.name: left for queue in queues if (left := queue.counts[Status.READY] + queue.counts[Status.RUNNING])}
+        view = View(statuses=(Status.READY, Status.RUNNING))
+        left = [record async for records in pages(self.world.broker.console, view) for record in records]
+        return {id_text(record.id): record.queue for record in left if record.status is Status.RUNNING or record.queue in QUEUES}
 
     async def _check_results(self) -> None:
         for job_id, status in self.expected.items():
@@ -199,19 +205,21 @@ class Scene:
 
     async def _check_victims(self) -> None:
         """Each is listed and has an end, unless what was changed of it is its id or how long it is kept."""
+        await self._listed()  # Redis sets a job aside as FAILED when it first reads it, which may be behind the pages of FAILED jobs
         listed = await self._listed()
         for one in self.spoilt:
             record = listed.get(one.owner)
             if record is None:
-                assert self.spoiler.may_hide(one.value) or not _is_job(one), "it is listed no longer"
-            elif record.unreadable:
+                assert self.spoiler.may_hide(one.value) or not _is_job(one), f"{one}: it is listed no longer"
+            elif record.unreadable and record.queue in QUEUES:
                 assert record.status.is_ended, f"{record.status}: {record.unreadable}"
 
     async def _listed(self) -> dict[bytes, Record]:
         """By pages, as a command goes through them."""
         found = dict[bytes, Record]()
         async for records in pages(self.world.broker.console, View(), limit=7):
-            assert not found.keys() & {record.id for record in records}, "a page repeats what another had"
+            repeated = [(id_text(record.id), found[record.id].status, record.status) for record in records if record.id in found]
+            assert not repeated, f"a page repeats what another had: {repeated}"
             found.update({record.id: record for record in records})
         return found
 
@@ -239,8 +247,8 @@ class Scene:
         left = await self._listed()
         assert not left, f"the purge has left {[(record.status, record.unreadable) for record in left.values()]}"
 
-    async def _at_rest_but_for_later(self) -> dict[str, int]:
-        return {name: left for name, left in (await self._at_rest()).items() if name != "later"}
+    async def _at_rest_but_for_later(self) -> dict[str, str]:
+        return {job_id: queue for job_id, queue in (await self._at_rest()).items() if queue != "later"}
 
     async def _command(self, app: App, argv: list[str]) -> None:
         arguments = a_parser().parse_args(argv)

@@ -282,7 +282,7 @@ def _note_end(draft: Draft, job_id: bytes) -> None:
 def bury(draft: Draft, job: Job) -> None:
     """Drop an ended job, but keep its id and its fence for a while: a client may still resend a call that refers to it."""
     move(draft, job, Event.DROP, BURIED)
-    forgotten_at = job.header["ended_at"] + to_microseconds(draft.rules.repeat_for)
+    forgotten_at = min(job.header["ended_at"], draft.now) + to_microseconds(draft.rules.repeat_for)
     if forgotten_at <= draft.now:
         draft.drop(job.ref)
         return

@@ -32,7 +32,7 @@ def scan(request: ScanRequest) -> Operation[ScanResult]:
             examined, after = examined + 1, _shown(request.status, entry)
             assert entry.record is not None
             job = Job.of_record(entry.record)
-            if matches(job, request.view, seen.now):
+            if _is_at(request.status, entry) and matches(job, request.view, seen.now):
                 listed.append((job.to_record(), after))
             if len(listed) == request.limit or examined == request.most:
                 return ScanResult(listed, examined, after if has_more or number < len(entries) else None, seen.now)
@@ -89,6 +89,13 @@ def _shown(status: Status | None, entry: Entry) -> Position:
     if status in ENDED:
         return (-position[-2], -position[-1])
     return position[-2:] if status is Status.SCHEDULED else position
+
+
+def _is_at(status: Status | None, entry: Entry) -> bool:
+    """Return False for an old entry of a job that could not be read and was set aside since: it is listed where it ended then."""
+    record = entry.record
+    assert record is not None
+    return status not in ENDED or record.damage is not None or record.header["ended_at"] == entry.position[-2]
 
 
 def _flipped(value: int | bytes | str) -> bytes:

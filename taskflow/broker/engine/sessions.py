@@ -19,6 +19,7 @@ from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.errors import SessionLost
+from taskflow.model.ids import ID_BYTES
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
 from taskflow.model.stored_values import packed
@@ -63,6 +64,24 @@ def register(session: Session, rules: Rules) -> Operation[None]:
     [is_alive] = yield from decide([session], one, rules, refs, scans=(*MOVE_SCANS, PULSE))
     if not is_alive:
         raise SessionLost(wording.session_reaped(session.name))
+    yield from _bury_unknown(rules)
+
+
+def _bury_unknown(rules: Rules) -> Operation[None]:
+    """Add a dead session for each lease whose session has no record, so that upkeep releases it. Only another program's write, such as the
+    loss of a row, makes such leases. Each new session looks for them."""
+    leases: Snapshot = yield Query(groups=(("leases", ()),))
+    refs = [Ref(Kind.SESSION, group.prefix[0]) for group in leases.groups[0] if len(group.prefix[0]) == ID_BYTES]
+    if not refs:
+        return
+    known: Snapshot = yield Query(tuple(refs))
+
+    def one(draft: Draft, ref: Ref) -> None:
+        if draft.plain(*ref) is None:
+            kill(draft, new_session(Session(id=ref.id, name="unknown"), draft), None)
+
+    unknown = [ref for ref in refs if known.records[ref] is None]
+    yield from decide(unknown, one, rules, unknown)
 
 
 def leases_of(claimed: Claimed | None) -> list[Lease]:

@@ -130,7 +130,8 @@ local function apply_steps(rev, refs, numbers, steps)
         if refs[2 * i - 1] == K.KEY then -- it is in no index
           gone[#gone + 1] = keys[i]
         else
-          get(i).header = nil
+          local record = get(i)
+          record.header, record.is_unread = nil, nil
         end
       end
       for k = 1, #adds, 3 do

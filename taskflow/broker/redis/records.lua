@@ -250,7 +250,7 @@ local function touch(kind, id, stored)
     end
   end
   if not is_read or type(header) ~= 'table' or #header ~= L.fields[kind + 1] then
-    record = { kind = kind, id = id, stored = stored, before = stored and members_of(kind, id) or nil }
+    record = { kind = kind, id = id, stored = stored, is_unread = stored and true, before = stored and members_of(kind, id) or nil }
   elseif kind ~= K.JOB then
     record = { kind = kind, id = id, stored = stored, header = header, sent = sent, state = state, content = content, before = nil }
     record.before = PLACES[kind + 1](header, id)
@@ -336,7 +336,7 @@ local NOWHERE = {}
 
 local function write_record(record)
   local kind, id, header = record.kind, record.id, record.header
-  if not header and not record.stored then
+  if not header and (not record.stored or record.is_unread) then -- no step has dropped it
     return
   end
   local key = P .. L.prefixes[kind + 1] .. id

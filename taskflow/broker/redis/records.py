@@ -86,11 +86,19 @@ def ended_record(job_id: bytes, stored: bytes) -> JobRecord | None:
     return None if record.content is not None and is_reference(record.content) else Job.of_record(record).to_record()
 
 
+def _worker_in(name: bytes) -> str:
+    """Decode the name of a worker. It is only for people to read, so any bytes are one."""
+    try:
+        return name.decode(errors="surrogatepass")
+    except UnicodeDecodeError:
+        return name.decode(errors="backslashreplace")
+
+
 def _read_lease(stored: bytes, status: int, header: dict[str, Any]) -> int:
     """Read the parts of a job that has been claimed. Return where the rest begins."""
     epoch, session, claim, claimed_at, claimed_steady, worker_bytes = _LEASED.unpack_from(stored)
     at: int = RUNNING_BYTES + worker_bytes
-    header["epoch"], header["worker"] = epoch, stored[RUNNING_BYTES:at].decode(errors="surrogatepass")
+    header["epoch"], header["worker"] = epoch, _worker_in(stored[RUNNING_BYTES:at])
     header["claimed_at"], header["claimed_steady"] = claimed_at - _BIAS, claimed_steady - _BIAS
     if status == RUNNING:
         header["session"], header["claim"] = session, claim
@@ -159,7 +167,7 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
         parts.append(stored[at : at + size - 1] if size else None)
         at += size - 1 if size else 0
     worker, header["settled"], header["cause"], _, state, content = parts
-    header["worker"] = None if worker is None else worker.decode(errors="surrogatepass")
+    header["worker"] = None if worker is None else _worker_in(worker)
     if at != len(stored) or not _is_sound(status, header) or None in (header["awaits"], header["epoch"]):
         return unreadable(ref, stored)
     return Record(ref, rev, header, sent, state, content if with_content else None, _take_names(header, names))
