@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.records import Kind, Position
 from taskflow.broker.engine.seam import (
     ABSENT,
     KEEP,
@@ -238,6 +238,7 @@ def decide(
     refs: Iterable[Ref],
     *,
     scans: tuple[Scan, ...] = (),
+    groups: tuple[tuple[str, Position], ...] = (),
     locked: T | None = None,
     grows: bool = False,
     together: bool = False,
@@ -261,7 +262,8 @@ def decide(
             raise BrokerUnavailable("another program's open transaction has locked the records of this call: try again")
         if tries > MAX_ROUNDS:
             raise BrokerUnavailable("other clients keep changing the records of this call: try again")
-        drafted = yield from _draft([items[number] for number in numbers], one, rules, known, scans, together=together)
+        query = Query(tuple(known), scans, groups)
+        drafted = yield from _draft([items[number] for number in numbers], one, rules, query, known, together=together)
         if drafted is None:
             rounds.append((numbers, tries + 1))
             continue
@@ -293,11 +295,11 @@ def decide(
 
 
 def _draft(
-    items: Sequence[Item], one: Callable[[Draft, Item], T], rules: Rules, known: set[Ref], scans: tuple[Scan, ...], *, together: bool
+    items: Sequence[Item], one: Callable[[Draft, Item], T], rules: Rules, query: Query, known: set[Ref], *, together: bool
 ) -> Operation[tuple[Draft, list[T]] | None]:
     """Load the records that the decisions need, and decide. Return None if they need more after `MAX_CHAIN` queries."""
     for _ in range(MAX_CHAIN):
-        draft = Draft((yield Query(tuple(known), scans)), rules)
+        draft = Draft((yield query._replace(refs=tuple(known))), rules)
         answers = draft.decide(items, one, together=together)
         if not draft.missing:
             return draft, answers

@@ -101,12 +101,11 @@ class _Seen(NamedTuple):
 
 
 def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
-    seen: Snapshot = yield Query(scans=(of_session("leases", beat.session), of_session("marked", beat.session)))
+    seen, outlook = yield from _extend(beat, rules)
     leases = _Seen(
-        {claim_id(*entry.position): entry.ref.id for entry in seen.scans[0]},
-        frozenset(claim_id(*entry.position) for entry in seen.scans[1]),
+        {claim_id(*entry.position): entry.ref.id for entry in seen.scans[-2]},
+        frozenset(claim_id(*entry.position) for entry in seen.scans[-1]),
     )
-    yield from _extend(beat, rules)
     ghosts = 0
     reports = [report for report in beat.reports if report.claim in leases.held]
     refs = [Ref(Kind.JOB, leases.held[report.claim]) for report in reports]
@@ -118,7 +117,6 @@ def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
     if beat.leaving or beat.died_of:
         yield from release(beat.session, rules)
         leases = _Seen({}, frozenset())
-    outlook = (yield from _outlook(beat.session, rules)) if beat.looks else None
     return BeatAnswer(
         lost=tuple(claim for claim in beat.claims if claim not in leases.held),
         stopping=tuple(claim for claim in beat.claims if claim in leases.stopping),
@@ -127,25 +125,31 @@ def beat(beat: Beat, rules: Rules) -> Operation[BeatAnswer]:
     )
 
 
-def _extend(beat: Beat, rules: Rules) -> Operation[None]:
-    """Note the heartbeat, and the death of a session that leaves or has died."""
+def _extend(beat: Beat, rules: Rules) -> Operation[tuple[Snapshot, Outlook | None]]:
+    """Note the heartbeat, and the death of a session that leaves or has died.
 
-    def one(draft: Draft, beat: Beat) -> bool:
+    Return what was seen before, with the session's leases and the marked ones at its end; and the outlook if the heartbeat asks for it.
+    """
+
+    def one(draft: Draft, beat: Beat) -> tuple[Snapshot, Outlook | None] | None:
         session = draft.plain(Kind.SESSION, beat.session)
         ttl = to_microseconds(rules.session_ttl) if session is None else session.header["ttl"]
-        note_outage(draft, ttl, pulse_in(draft.seen.scans[-1], draft.steady))
+        note_outage(draft, ttl, pulse_in(draft.seen.scans[len(MOVE_SCANS)], draft.steady))
         if session is None or session.header["dead_at"] is not None:
-            return False
+            return None
         note_beat(session, draft.steady)
         if beat.leaving or beat.died_of:
             kill(draft, session, beat.died_of or None)
         draft.put(session)
-        return True
+        return draft.seen, _outlook(draft, session) if beat.looks else None
 
     refs = [Ref(Kind.SESSION, beat.session), OUTAGE]
-    [is_alive] = yield from decide([beat], one, rules, refs, scans=(*MOVE_SCANS, PULSE))
-    if not is_alive:
+    scans = (*MOVE_SCANS, PULSE, *(_LOOK if beat.looks else ()), of_session("leases", beat.session), of_session("marked", beat.session))
+    groups = (("ready", ()),) if beat.looks else ()
+    [answer] = yield from decide([beat], one, rules, refs, scans=scans, groups=groups)
+    if answer is None:
         raise SessionLost(wording.SESSION_LOST)
+    return answer
 
 
 def _reporter(leases: _Seen) -> Callable[[Draft, Report], bool]:
@@ -179,39 +183,39 @@ def _return_ghosts(claims: Sequence[ClaimId], leases: _Seen, rules: Rules) -> Op
     return sum(returned)
 
 
-def _outlook(session: bytes, rules: Rules) -> Operation[Outlook]:
-    seen: Snapshot = yield Query(
-        refs=(Ref(Kind.SESSION, session), OUTAGE),
-        scans=(
-            *MOVE_SCANS,
-            PULSE,
-            *LAPSING,
-            Scan("dying", 1, with_records=False),
-            Scan("offers", 1, with_records=False),
-            Scan("expiring", 1, with_records=False),
-            Scan("fading", 1, with_records=False),
-            Scan("paused", MOST_LEASES, with_records=False),
-            *arrivals.scans(1),
-        ),
-        groups=(("ready", ()),),
-    )
-    draft = Draft(seen, rules)
-    dying, offers, expiring, fading, paused, *arriving = seen.scans[6:]
-    known = draft.plain(Kind.SESSION, session)
-    has_ends = bool(seen.scans[2]) and known is not None and bool(known.header["wants_ends"])
+_LOOK: Final = (
+    *LAPSING,
+    Scan("dying", 1, with_records=False),
+    Scan("offers", 1, with_records=False),
+    Scan("expiring", 1, with_records=False),
+    Scan("fading", 1, with_records=False),
+    Scan("paused", MOST_LEASES, with_records=False),
+    *arrivals.scans(1),
+)
+"""The scans of a heartbeat that asks for an outlook. They follow those of the moves and `PULSE`."""
+
+
+def _outlook(draft: Draft, session: Plain) -> Outlook:
+    """Return the outlook for a session whose heartbeat has been noted in the draft."""
+    seen = draft.seen
+    dying, offers, expiring, fading, paused, *arriving = seen.scans[6:-2]
+    has_ends = bool(seen.scans[2]) and bool(session.header["wants_ends"])
     names = {entry.ref.id.decode(errors="backslashreplace") for entry in paused}
     waits = [to_seconds(entries[0].position[0] - seen.now) for entries in (seen.scans[0], offers, expiring, fading) if entries]
-    waits += lapses(draft)
+    waits += lapses(draft, session)
     return Outlook(
         is_ready=any(group.prefix[0] not in names for group in seen.groups[0]),
         due_in=0.0 if dying or has_ends or any(arriving) else max(0.0, min(waits, default=math.inf)),
     )
 
 
-def lapses(draft: Draft) -> list[float]:
-    """Return the seconds until each of the sessions that `LAPSING` has found lapses. The scans follow those of the moves and `PULSE`."""
-    outages, pulse = outages_of(draft), pulse_in(draft.seen.scans[3], draft.steady)
-    return [max(0.0, to_seconds(lapse(session, outages, pulse, draft)[0] - draft.steady)) for session in lapsing(draft)]
+def lapses(draft: Draft, beating: Plain | None = None) -> list[float]:
+    """Return the seconds until each of the sessions that `LAPSING` has found lapses. The scans follow those of the moves and `PULSE`. The
+    session `beating` has sent a heartbeat since they were read."""
+    outages = outages_of(draft)
+    pulse = draft.steady if beating is not None else pulse_in(draft.seen.scans[3], draft.steady)
+    found = [beating if beating is not None and session.ref == beating.ref else session for session in lapsing(draft)]
+    return [max(0.0, to_seconds(lapse(session, outages, pulse, draft)[0] - draft.steady)) for session in found]
 
 
 def lapsing(draft: Draft) -> list[Plain]:

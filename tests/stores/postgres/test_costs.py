@@ -98,10 +98,10 @@ CALLS: Final[Mapping[str, tuple[dict[str, int], Callable[[Broker, list[Lease]], 
     "failure": ({"look": 1, "apply": 1}, lambda broker, leases: settling(leases, failed)(broker)),
     "cancel": ({"look": 1, "apply": 1}, lambda broker, leases: broker.cancel([lease.envelope.id for lease in leases])),
     "beat": (
-        {"look": 2, "apply": 1},
+        {"look": 1, "apply": 1},
         lambda broker, leases: broker.beat(Beat(session=SESSION, claims=tuple(lease.claim for lease in leases), seen=1)),
     ),
-    "beat that looks": ({"look": 3, "apply": 1}, lambda broker, _: broker.beat(Beat(session=SESSION, looks=True))),
+    "beat that looks": ({"look": 1, "apply": 1}, lambda broker, _: broker.beat(Beat(session=SESSION, looks=True))),
     "upkeep": ({"look": 1, "promote": 1, "fade": 1}, lambda broker, _: broker.upkeep(BATCH)),
 }
 
