@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -43,27 +42,6 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
                 f"{place or self.place} {stands}, this taskflow needs version {self.target}, "
                 "and may not migrate it (migrate=0): run `taskflow migrate`"
             )
-
-
-class Migrations:
-    """The migrations in a folder: `2.sql` migrates from version 1 to version 2, and its first line reads ``-- 2: What it changes.``
-
-    `newest` is read once, because a worker must know the version of the tables it uses even after its package has been replaced.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.newest = max(int(file.stem) for file in folder.glob("*.sql"))
-
-    def after(self, version: int, place: str) -> Upgrade:
-        """Return the migrations that follow a version. If there are none, no
-        file is read, because this user may not be allowed to read them."""
-        numbers = range(version + 1, self.newest + 1)
-        descriptions = (self.text(number).partition("\n")[0].partition(": ")[2] for number in numbers)
-        return Upgrade(place=place, version=version, migrations=tuple(map(Migration, numbers, descriptions)))
-
-    def text(self, version: int) -> str:
-        return (self.folder / f"{version}.sql").read_text(encoding="utf-8")
 
 
 @runtime_checkable

@@ -28,8 +28,8 @@ from taskflow.broker.redis.contents import Contents
 from taskflow.broker.redis.scripts import Scripts
 from taskflow.broker.redis.store import RedisStore
 from taskflow.broker.sqlite import SpaceLimits, SqliteBroker
-from taskflow.broker.sqlite.queued_verb import Durability
 from taskflow.broker.sqlite.tables import TABLES as SQLITE_TABLES
+from taskflow.broker.sqlite.transactions import Durability
 from taskflow.model.clock import ManualClock, Seams
 from taskflow.model.errors import BrokerError, BrokerUnavailable
 from taskflow.model.rules import Rules

@@ -1,10 +1,7 @@
-"""The stores whose tables have versions, for the suite of migrations. PostgreSQL has no migrations yet. Each driver has
+"""The stores whose tables have a version, for the suite of migrations. Each driver has
 
-version, newer       the version of this taskflow, and the one that it knows inside `next_version`
-description          what the migration between them says of itself
-run_again            what a script says on tables that have the newer version already
+run_again            what a script says on tables that are there already
 nowhere              returns the URL of a store that is not there yet
-of_this_version      returns the URL of a new store with tables of this version, also inside `next_version`
 of_the_next_version  returns the URL of a new store whose tables say that they are of the next version
 shape                returns what the tables are, without what they hold
 run                  runs a script on the store, or raises ScriptFailed
@@ -17,21 +14,16 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Final
-from unittest.mock import patch
 
 import asyncpg
 import pytest
 
-from taskflow.broker.migrations import Migrations
+from taskflow.broker.migrations import Migration, Upgrade
 from taskflow.broker.postgres.schema import VERSION
-from taskflow.broker.sqlite import migrations as of_sqlite
+from taskflow.broker.sqlite import tables
 from taskflow.broker.sqlite.statements import Statements
 from tests.stores.postgres import versions as postgres
-from tests.stores.sqlite import versions as sqlite
 from tests.stores.sqlite.support import connected
 from tests.support.postgres import shared_postgres
 
@@ -42,9 +34,7 @@ class ScriptFailed(Exception):
 
 class SqliteDriver:
     name = "sqlite"
-    version, newer, description = sqlite.PRESENT, sqlite.FUTURE, sqlite.DESCRIPTION
-    run_again = "constraint failed|already exists"
-    _this: Final = of_sqlite.script(of_sqlite.MIGRATIONS.after(0, "tables"), Statements("taskflow"))
+    run_again = "already exists"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -53,19 +43,13 @@ class SqliteDriver:
     def nowhere(self) -> str:
         return f"sqlite:///{self._folder}/{next(self._numbers)}.db"
 
-    def of_this_version(self) -> str:
-        self.run(url := self.nowhere(), self._this)
-        return url
-
     def of_the_next_version(self) -> str:
-        self.run(url := self.of_this_version(), "UPDATE taskflow_meta SET value = value + 1 WHERE name = 'version';")
+        self.run(
+            url := self.nowhere(),
+            tables.script(Upgrade(place="tables", version=0, migrations=(Migration(VERSION, ""),)), Statements("taskflow")),
+        )
+        self.run(url, "UPDATE taskflow_meta SET value = value + 1 WHERE name = 'version';")
         return url
-
-    @contextmanager
-    def next_version(self) -> Iterator[None]:
-        folder = self._folder / f"future-{next(self._numbers)}"
-        with patch.object(of_sqlite, "MIGRATIONS", Migrations(sqlite.make_future(folder))):
-            yield
 
     def shape(self, url: str) -> list[tuple[str, str]]:
         with connected(_path(url)) as connection:
@@ -85,8 +69,6 @@ def _path(url: str) -> Path:
 
 class PostgresDriver:
     name = "postgres"
-    version = newer = VERSION
-    description = "The tables."
     run_again = "let `taskflow migrate --sql` print this script again"
 
     def __init__(self, _: Path) -> None:
@@ -99,9 +81,6 @@ class PostgresDriver:
         database = postgres.of_this_version(shared_postgres())
         shared_postgres().execute("UPDATE taskflow.meta SET value = value + 1 WHERE name = 'version'", database)
         return shared_postgres().url(database)
-
-    def next_version(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def shape(self, url: str) -> dict[str, list[str]]:
         return postgres.catalog(shared_postgres(), _database(url))

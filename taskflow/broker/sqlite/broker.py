@@ -21,16 +21,14 @@ from taskflow.broker.engine.seam import Claimed, Operation, Query
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.sqlite import forks
+from taskflow.broker.sqlite.errors import check_definitions, check_payloads, check_settlements
 from taskflow.broker.sqlite.examination import examine
-from taskflow.broker.sqlite.migrations import script
-from taskflow.broker.sqlite.queued_verb import Durability
-from taskflow.broker.sqlite.reader import CannotRead, ReadTransactions
-from taskflow.broker.sqlite.size_limits import check_definitions, check_payloads, check_settlements
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import Opening, SpaceLimits, StoreFile
+from taskflow.broker.sqlite.tables import script
 from taskflow.broker.sqlite.transactional import SqliteTransactional
-from taskflow.broker.sqlite.transactions import Transactions
+from taskflow.broker.sqlite.transactions import CannotRead, Durability, ReadTransactions, Transactions
 from taskflow.broker.sqlite.wake_folder import Notifier
 from taskflow.broker.sqlite.wakeups import SocketListener
 from taskflow.broker.sqlite.writer import Writer

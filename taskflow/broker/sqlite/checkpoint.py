@@ -15,85 +15,58 @@ import sqlite3
 import time
 from typing import Final, Literal
 
-from taskflow.broker.sqlite.ownership import open_beside
 from taskflow.broker.sqlite.statements import pragma
-from taskflow.broker.sqlite.store_file import LOG, SIDE, StoreFile
+from taskflow.broker.sqlite.store_file import LOG, SIDE, StoreFile, open_beside
 
-MOST_COMMITS: Final = 128
-MOST_CHANGES: Final = 3_000
+MAX_COMMITS: Final = 128
+MAX_CHANGES: Final = 3_000
 """The number of commits, or of changed rows, after which a connection makes a checkpoint: about 4 MiB of log."""
 
 LOG_LIMIT: Final = 6 << 20
-"""The size in bytes beyond which the write-ahead log is truncated."""
-
-SMALL: Final = 2 << 20
-"""The size of the log file in bytes up to which commits and changes cause no checkpoint."""
+"""The size in bytes beyond which the log is truncated. Otherwise it is written again from its start, because flushing takes twice as long
+while a file grows."""
 
 _BUSY_TIMEOUT_MS: Final = 100
 
 
 class Checkpointer:
-    """Makes one connection's checkpoints, in the thread of that connection. Call `after_commit` after every commit.
-
-    After a checkpoint, the log is written from the start of the same file again, so the file's size
-    says little. Changes are counted instead. Truncating the file each time would be simpler, but
-    flushing takes twice as long while a file grows. So it is truncated only if it has become too large.
-    """
+    """Makes one connection's checkpoints, in the thread of that connection. Call `after_commit` after every commit."""
 
     def __init__(self, connection: sqlite3.Connection, store: StoreFile) -> None:
         self._connection = connection
         self._store = store
-        self._log = store.beside(LOG)
         self._lock = side_file(store)
         self._commits = 0
         self._changes = connection.total_changes
-        self._put_off_until = 0
 
     def after_commit(self) -> None:
         self._commits += 1
-        size = self._size()
-        if size > LOG_LIMIT and size > self._put_off_until:
-            self._put_off_until = 0 if self.checkpoint("TRUNCATE") else size + LOG_LIMIT
-        elif size > SMALL and (self._commits >= MOST_COMMITS or self._connection.total_changes - self._changes >= MOST_CHANGES):
-            self.checkpoint("RESTART")
+        if self._commits >= MAX_COMMITS or self._connection.total_changes - self._changes >= MAX_CHANGES:
+            self.checkpoint("TRUNCATE" if self._store.size(LOG) > LOG_LIMIT else "RESTART")
 
-    def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> bool:
-        """Make a checkpoint now, unless another connection is making one. Return
-        True if the whole log was copied; a long read transaction can prevent that."""
+    def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> None:
+        """Make a checkpoint now, unless another connection is making one. A long read transaction can prevent that it copies all."""
         if self._lock < 0:
-            return False
+            return
         self._commits = 0
         self._changes = self._connection.total_changes
         try:
             # flock, not lockf: POSIX locks belong to the process, so they would not separate two brokers in one process.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return False
-        try:
-            self._wait_at_most(_BUSY_TIMEOUT_MS)
-            [(is_busy, _, _)] = self._connection.execute(f"PRAGMA wal_checkpoint({mode})")
-            return not is_busy
-        except sqlite3.Error:  # a disk error: the next writer reports it
-            return False
-        finally:
-            with contextlib.suppress(sqlite3.Error):
-                self._wait_at_most(0)
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            return
+        with contextlib.suppress(sqlite3.Error):  # a disk error: the next writer reports it
+            self._connection.execute(pragma("busy_timeout", _BUSY_TIMEOUT_MS)).fetchall()
+            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.execute(pragma("busy_timeout", 0)).fetchall()
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Stop making checkpoints."""
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
-
-    def _size(self) -> int:
-        try:
-            return os.stat(self._log).st_size
-        except OSError:
-            return 0
-
-    def _wait_at_most(self, milliseconds: int) -> None:
-        self._connection.execute(pragma("busy_timeout", milliseconds)).fetchall()
 
 
 def wait_for_checkpoint(side_file: int) -> None:

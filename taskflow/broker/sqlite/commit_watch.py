@@ -13,13 +13,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
-from taskflow.broker.sqlite.announcement import Announcement
+from taskflow.broker.sqlite.counts import Announcement
 from taskflow.broker.sqlite.store import SqliteStore
 
 _EVERY: Final = 0.004
 _SHARE: Final = 1 / 250
-"""The pause between two looks: its least length in seconds, and its share of the time since the last verb, for transactions that last
-longer than a second."""
+"""The pause between two looks: its least length in seconds, and its share of the time since the last verb."""
 
 LOOKED_FOR: Final = 60.0
 """The number of seconds for which a commit is looked for. Listeners find the jobs of later ones when they next look at the store."""
@@ -59,8 +58,7 @@ class CommitWatch:
         with self._lock:
             self._arrived.append(commit)
             is_soon = self._next_look is not None and self._next_look <= commit.since + _EVERY
-            if not is_soon:
-                self._next_look = commit.since + _EVERY
+            self._next_look = self._next_look if is_soon else commit.since + _EVERY
             return not is_soon
 
     @property

@@ -10,10 +10,9 @@ from typing import Final, TypeVar
 
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.errors import broker_error, whoami
-from taskflow.broker.sqlite.migrations import execute_with_lock, pending, tables_in, tables_of, tables_of_namespaces, upgrade, upgrade_from
-from taskflow.broker.sqlite.ownership import check_opened, check_store, make_private
 from taskflow.broker.sqlite.statements import Statements, pragma
-from taskflow.broker.sqlite.store_file import StoreFile
+from taskflow.broker.sqlite.store_file import StoreFile, check_opened, check_store, make_private
+from taskflow.broker.sqlite.tables import execute_with_lock, make, pending, tables_in, tables_of, tables_of_namespaces, upgrade_from
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 
 T = TypeVar("T")
@@ -100,7 +99,7 @@ def _prepare(connection: sqlite3.Connection, store: StoreFile, sql: Statements) 
     connection.execute(pragma("wal_autocheckpoint", 0))
     connection.execute(pragma("cache_size", -_CACHE_KIB))
     connection.execute("PRAGMA temp_store=MEMORY")
-    return upgrade(connection, store, sql) if found.migrations else found
+    return make(connection, store, sql) if found.migrations else found
 
 
 def _look(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:

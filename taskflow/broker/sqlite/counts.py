@@ -3,15 +3,59 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from taskflow.broker.sqlite.announcement import Announcement
+from taskflow.broker import topics
 from taskflow.broker.sqlite.queries import RecordReader
 from taskflow.broker.sqlite.statements import Statements, change_rows
 from taskflow.broker.sqlite.store_file import SpaceLimits
 from taskflow.model import wording
 from taskflow.model.clock import Clock
+
+
+@dataclass(slots=True)
+class Announcement:
+    """The events of a transaction that concern listeners.
+
+    `ready`          the number of jobs that became ready, by queue
+    `ended`          the ids of jobs that ended
+    `woken`          the topics that steps announce, other than `topics.DUE`
+    `is_due`         True if listeners that wait for the next upkeep may have to call it earlier
+    `full_claims`    the number of claims that reached their limit, by their queues (empty for all queues): more jobs may be ready
+    `is_upkeep`      True for upkeep, after which the file may shrink
+    """
+
+    ready: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    ended: set[bytes] = field(default_factory=set)
+    woken: set[str] = field(default_factory=set)
+    is_due: bool = False
+    full_claims: defaultdict[tuple[str, ...], int] = field(default_factory=lambda: defaultdict(int))
+    is_upkeep: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.ready or self.ended or self.full_claims or self.woken or self.is_due)
+
+    def add(self, other: Announcement) -> None:
+        """Add the events of another announcement."""
+        for queue, number in other.ready.items():
+            self.ready[queue] += number
+        for queues, number in other.full_claims.items():
+            self.full_claims[queues] += number
+        self.ended |= other.ended
+        self.woken |= other.woken
+        self.is_due |= other.is_due
+        self.is_upkeep |= other.is_upkeep
+
+    def topics(self) -> set[str]:
+        found = {*map(topics.job, self.ended), *self.woken, *map(topics.queue, self.ready)}
+        if self.ready:
+            found.add(topics.ANY_QUEUE)
+        if self.is_due:
+            found.add(topics.DUE)
+        return found
+
 
 _ROW_BYTES: Final = 400
 """About how many bytes a job takes up in the table and its indexes, beside its payload."""
@@ -113,6 +157,9 @@ class Counts(RecordReader):
         row = self.connection.execute(self.sql[READY_IN], (queue,)).fetchone()
         return 0 if row is None else int(row[0])
 
+    def first_ready_queues(self, limit: int) -> list[str]:
+        return [name for name, _ in self.connection.execute(self.sql[READY_QUEUES], (limit, 0)).fetchall()]
+
 
 READY_OF: Final = """SELECT coalesce(sum(n), 0) FROM "~counted" WHERE what = '=2' AND queue = ? AND n > 0"""
 
@@ -125,3 +172,6 @@ INSERT INTO "~counted" (what, queue, n) SELECT * FROM (VALUES (?, ?, ?) ...) WHE
 ON CONFLICT (what, queue) DO UPDATE SET n = max(-1000000000000000, min(1000000000000000, n)) + excluded.n"""
 
 _LIVE: Final = """SELECT coalesce(sum(max(0, min(n, 1000000000000000))), 0) FROM "~counted" WHERE what >= '=0' AND what <= '=3'"""
+
+READY_QUEUES: Final = """\
+SELECT queue, n FROM "~counted" AS c INDEXED BY "~counted_ready" WHERE what = '=2' AND n > 0 ORDER BY queue LIMIT ? OFFSET ?"""

@@ -11,9 +11,9 @@ import time
 from typing import Final
 
 from taskflow.broker.console import Finding
-from taskflow.broker.sqlite.ownership import PRIVATE
 from taskflow.broker.sqlite.queries import ACTUAL_COUNTS
 from taskflow.broker.sqlite.store import SqliteStore
+from taskflow.broker.sqlite.store_file import PRIVATE
 
 _LITTLE_ROOM: Final = 100 << 20
 

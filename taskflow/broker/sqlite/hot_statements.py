@@ -62,17 +62,6 @@ SELECT @ FROM (
 ) CROSS JOIN "~jobs" AS r ON r.seq = chosen"""
 
 NUMBER_OF_READY_QUEUES: Final = """SELECT count(*) FROM "~counted" INDEXED BY "~counted_ready" WHERE what = '=2' AND n > 0"""
-READY_QUEUES: Final = """\
-SELECT queue, n FROM "~counted" AS c INDEXED BY "~counted_ready" WHERE what = '=2' AND n > 0 ORDER BY queue LIMIT ? OFFSET ?"""
-
-UNCOUNTED: Final = """\
-WITH RECURSIVE each (queue) AS (
-  SELECT min(queue) FROM "~jobs" INDEXED BY "~jobs_ready" WHERE status = 2
-  UNION ALL
-  SELECT (SELECT min(queue) FROM "~jobs" INDEXED BY "~jobs_ready" WHERE status = 2 AND queue > each.queue)
-  FROM each WHERE each.queue IS NOT NULL
-)
-SELECT queue FROM each WHERE queue IS NOT NULL LIMIT 1000"""
 
 SUCCEED: Final = f"""\
 WITH run (session, claim, id, epoch, settled, started_at, fade_at, result, key) AS (VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ...)

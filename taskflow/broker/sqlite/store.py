@@ -2,49 +2,147 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
-from taskflow.broker.engine.records import READY, RUNNING, SUCCEEDED, Kind
-from taskflow.broker.engine.seam import KEEP, Add, Apply, Claimed, Effect, Fade, Operation, Promote, Put, Query, Record, Ref, Run, Succeed
-from taskflow.broker.sqlite.changes import new_rev
+from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind
+from taskflow.broker.engine.seam import (
+    KEEP,
+    Add,
+    Apply,
+    Claimed,
+    Effect,
+    Fade,
+    Faded,
+    Operation,
+    Promote,
+    Put,
+    Query,
+    Record,
+    Ref,
+    Run,
+    Succeed,
+)
+from taskflow.broker.sqlite.changes import RecordChanger, new_rev
+from taskflow.broker.sqlite.counts import READY_QUEUES
 from taskflow.broker.sqlite.hot_statements import (
     ADD,
     ADDED,
     ALL_READY,
+    BURY,
     CLAIMED,
+    DUE,
+    FADING,
     FIRST_READY,
+    FORGET,
     FREE_KEYS,
     IDS,
+    KEPT,
     LEASE,
     LEASES,
     MAX_EPOCH,
+    MOVED,
+    NEXT_DUE,
     NUMBER_OF_READY_QUEUES,
-    READY_QUEUES,
+    OLDEST,
+    PROMOTE,
     SUCCEED,
     TAKE_REQUEST,
-    UNCOUNTED,
 )
-from taskflow.broker.sqlite.maintained import MaintainedRecords
 from taskflow.broker.sqlite.rows import read_rows, record_packing, rev_of
 from taskflow.broker.sqlite.statements import Statements, change_rows, filled_up, insert_rows
 from taskflow.broker.sqlite.store_file import SpaceLimits
+from taskflow.model import wording
 from taskflow.model.clock import Clock
+
+
+class MaintainedRecords(RecordChanger):
+    """Readies due jobs, and buries those that need not be kept."""
+
+    def promote(self, limit: int) -> tuple[int, int | None]:
+        self.forget()
+        now = self.clock.wall()
+        next_due = self._next_due()
+        if next_due is None or next_due > now or limit <= 0:
+            return 0, next_due
+        rows = read_rows(self.connection, self.sql, DUE, MOVED, (now, limit))
+        self._change(PROMOTE, (new_rev(), now), rows)
+        for (queue, status), number in Counter([(row[3], row[1]) for row in rows]).items():
+            self.count(queue, "due" if status == SCHEDULED else "release", number)
+            self.count_move(queue, status, READY, number)
+            self.announcement.ready[queue] += number
+        return len(rows), self._next_due()
+
+    def _next_due(self) -> int | None:
+        row = self.connection.execute(self.sql[NEXT_DUE]).fetchone()
+        return None if row is None else int(row[0])
+
+    def fade(self, limit: int, most_kept: int, repeat_for: int) -> Faded:
+        self.forget()
+        self.flush()
+        now, left = self.clock.wall(), dict[Ref, bool]()
+        surplus = self._over_cap(most_kept, limit + 1)
+        buried = self._bury(surplus[:limit], now, repeat_for, left, is_surplus=True)
+        rest = limit - buried
+        fading = read_rows(self.connection, self.sql, FADING, MOVED, (now, rest + 1))
+        fading.sort(key=lambda row: row[0])
+        has_more = len(surplus) > limit or len(fading) > rest
+        self._change(FORGET, (), [row for row in fading[:rest] if row[1] == BURIED])
+        buried += self._bury([row for row in fading[:rest] if row[1] != BURIED], now, repeat_for, left, is_surplus=False)
+        return Faded(buried, has_more, left)
+
+    def _over_cap(self, most_kept: int, limit: int) -> list[list[Any]]:
+        """Return the oldest ended jobs of queues that have too many of them, at most `limit`."""
+        found, kept = list[list[Any]](), Counter[tuple[str, bool]]()
+        for queue, what, n in self.connection.execute(self.sql[KEPT]).fetchall():
+            kept[queue, what == f"={FAILED}"] += n
+        for (queue, has_failed), n in sorted(kept.items()):
+            if n > most_kept and len(found) < limit:
+                surplus = min(n - most_kept, limit - len(found))
+                statuses = (FAILED, FAILED) if has_failed else (SUCCEEDED, CANCELLED)
+                values = (statuses[0], queue, surplus, statuses[1], queue, 0 if has_failed else surplus, surplus)
+                rows = read_rows(self.connection, self.sql, OLDEST, MOVED, values)
+                found += rows
+        return found
+
+    def _bury(self, rows: Sequence[list[Any]], now: int, repeat_for: int, left: dict[Ref, bool], *, is_surplus: bool) -> int:
+        """Bury jobs without tags, and return their number. The others are added to `left`."""
+        plain = list[list[Any]]()
+        for row in rows:
+            if row[4] & Flag.TAGGED:
+                left.setdefault(Ref(Kind.JOB, row[6]), is_surplus)
+            else:
+                plain.append(row)
+        kept = [row for row in plain if row[5] + repeat_for > now]
+        self._change(BURY, (new_rev(), repeat_for), kept)
+        self._change(FORGET, (), [row for row in plain if row[5] + repeat_for <= now])
+        for (queue, status), number in Counter([(row[3], row[1]) for row in plain]).items():
+            self.count(queue, "drop", number)
+            self.count_move(queue, status, None, number)
+            if is_surplus:
+                self.count(queue, wording.DROPPED_OVER_CAP, number)
+        return len(plain)
+
+    def _change(self, text: str, values: tuple[Any, ...], rows: Sequence[list[Any]]) -> None:
+        if rows:
+            self.connection.execute(self.sql[text], (*values, json.dumps([row[2] for row in rows])))
+
 
 T = TypeVar("T")
 
 MOST_ANSWERED: Final = 64 << 20
 """The maximum total size in bytes of the payloads in one answer to a claim. The next request gets the rest."""
 
-
-_LEAST_QUEUES: Final = 32
+_MIN_QUEUES: Final = 32
 """The minimum number of queues to read at once."""
 
 
 REQUEST_BYTES: Final = 8
+
 MAX_REMEMBERED: Final = 256
 """The number of claims of which a store remembers the queue, so that counting their ends takes no statement."""
 
@@ -138,8 +236,7 @@ class SqliteStore(MaintainedRecords):
     def _in_turn(self, queues: Sequence[str], request: int, now: int, limit: int, found: Sequence[Record]) -> Iterator[list[list[Any]]]:
         """Yield the columns of READY jobs, queue by queue. The caller adds to `found` what it takes.
 
-        Without queues, one statement reads all those that the claim empties. If nothing was found in those that are counted, it looks for
-        queues that only another program's jobs have.
+        Without queues, one statement reads all those that the claim empties.
         """
         for queue in dict.fromkeys(queues):
             yield self._first_ready(queue, now, limit - len(found))
@@ -158,9 +255,6 @@ class SqliteStore(MaintainedRecords):
                 yield self._first_ready(last, now, limit - len(found))
             together, expected = [], 0
         yield self._all_ready(together, now, limit - len(found))
-        if not found:
-            for (queue,) in self.connection.execute(self.sql[UNCOUNTED]).fetchall():
-                yield self._first_ready(queue, now, limit - len(found))
 
     def _first_ready(self, queue: str, now: int, limit: int) -> list[list[Any]]:
         """Return the columns of a queue's first READY jobs, none if it is paused."""
@@ -215,7 +309,7 @@ class SqliteStore(MaintainedRecords):
         needs are read."""
         self.flush()
         [(number,)] = self.connection.execute(self.sql[NUMBER_OF_READY_QUEUES]).fetchall()
-        first, at_once = request % max(1, number), max(limit, _LEAST_QUEUES)
+        first, at_once = request % max(1, number), max(limit, _MIN_QUEUES)
         for offset, most in ((first, number - first), (0, first)):
             while most > 0:
                 yield from self.connection.execute(self.sql[READY_QUEUES], (min(most, at_once), offset)).fetchall()
@@ -278,17 +372,9 @@ class SqliteStore(MaintainedRecords):
                 answers[number] = header["settled"] == fence
         return queues
 
-    # --- for wake-ups ----------------------------------------------------------------------------------------
-
-    def first_ready_queues(self, limit: int) -> list[str]:
-        return [name for name, _ in self.connection.execute(self.sql[READY_QUEUES], (limit, 0)).fetchall()]
-
 
 _place: Final[Callable[[list[Any]], tuple[int, int, int]]] = itemgetter(0, 1, 2)
-"""Returns a READY job's place in its queue."""
-
 _LEASE_FIELDS: Final = (*("flags", "priority", "queue", "job", "created_at", "due_at", "expires_at", "epoch", "session", "claim"),)
-"""The fields that the header of a lease has."""
 
 
 def _added_row(put: Put, header: Mapping[str, Any], rev: int, now: int) -> tuple[Any, ...]:

@@ -1,13 +1,20 @@
-"""Describes the file of a store, the limits on its size, and the files beside it."""
+"""Describes the file of a store, and decides which file may be a store, and which files beside it may be used.
+
+Another user with write access to the folder could have created them, for example as links to other people's files."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import quote
+
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 LOG: Final = "-wal"
 INDEX: Final = "-shm"
@@ -69,6 +76,13 @@ class StoreFile:
     def beside(self, ending: str) -> str:
         return self.path + ending
 
+    def size(self, ending: str) -> int:
+        """Return the size in bytes of a file beside the store, 0 if it is missing."""
+        try:
+            return os.stat(self.beside(ending)).st_size
+        except OSError:
+            return 0
+
     def share(self, path: str | int) -> None:
         """Give one of taskflow's own files or folders the permissions of the store file, as SQLite does with its own files. If the store
         does not exist yet, only the owner gets access. A folder's sticky bit stays."""
@@ -85,3 +99,162 @@ class StoreFile:
         except OSError:
             return None
         return found.st_dev, found.st_ino
+
+
+PRIVATE: Final = 0o600
+"""The mode of a new file: only its owner may use it. To share a store, change the mode of its file; the files beside it follow."""
+
+_LINKED: Final = (errno.ELOOP, errno.EMLINK)
+"""The error codes for opening a link with O_NOFOLLOW, on Linux and on BSD."""
+
+_MOST_LINKS: Final = 40
+
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+def make_private(path: str) -> None:
+    """Create the store's file, if it is missing, for its owner only. SQLite would make it readable by all users."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
+    except FileExistsError:
+        return
+
+
+# --- the store itself -----------------------------------------------------------------------------------------------
+
+
+def check_store(store: StoreFile) -> None:
+    """Check the store's file, and the links on the way to it. Raises BrokerRefused if another user may have put one of them there.
+
+    A link must belong to this user, root or the owner that the URL names, or lie in a folder that only its owner can write to.
+    """
+    for link in _links_to(store.given):
+        owner = os.lstat(link).st_uid
+        if not _is_named(store, owner) and os.stat(os.path.dirname(link)).st_mode & _WRITABLE_BY_OTHERS:
+            raise BrokerRefused(
+                f"{link} is a link of uid {owner}, in a folder that other users can write to: name the file that it leads to, or add "
+                f"?owner={owner} if you trust this user"
+            )
+    try:
+        found = os.lstat(store.path)
+    except OSError:  # it will be created, or opening it fails
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise _refusal(store.path, "has become a link")
+    if not _is_named(store, found.st_uid):
+        raise BrokerRefused(
+            f"{store.path} belongs to uid {found.st_uid}, who may have put jobs into it: run as this user, or add ?owner={found.st_uid} "
+            "if you trust them"
+        )
+    if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+        raise BrokerRefused(f"{store.path} has a second name (a hard link), which would damage it: remove that name, or use a copy")
+
+
+def check_opened(store: StoreFile) -> None:
+    """Check the store again after SQLite has opened it by its path. Raises BrokerUnavailable if SQLite has opened another file.
+
+    Only SQLite may open the file: if this module closed a descriptor of it, the system would release SQLite's locks.
+    """
+    check_store(store)
+    with suppress(FileNotFoundError):  # this system has no such folder
+        if store.identity() not in set(_open_files()):
+            raise BrokerUnavailable(f"{store.path} was replaced while it was opened: the next call opens it again")
+
+
+def _open_files() -> Iterator[tuple[int, int]]:
+    """Yield the device and inode of every file that this process has open."""
+    for descriptor in os.listdir("/dev/fd"):
+        with suppress(OSError):
+            found = os.fstat(int(descriptor))
+            yield found.st_dev, found.st_ino
+
+
+def _links_to(path: str) -> Iterator[str]:
+    """Yield the symbolic links that opening this absolute path follows, as many as the system would follow."""
+    folder, ahead, number = "/", path.split("/")[::-1], 0
+    while ahead and number < _MOST_LINKS:
+        at = os.path.normpath(os.path.join(folder, ahead.pop()))
+        if not os.path.islink(at):
+            folder = at
+            continue
+        yield at
+        number += 1
+        target = os.readlink(at)
+        ahead += target.split("/")[::-1]
+        folder = "/" if target.startswith("/") else folder
+
+
+def _is_named(store: StoreFile, owner: int) -> bool:
+    """Return True for this user, root, and the owner that the URL names."""
+    return owner in (os.geteuid(), 0, store.opening.owner)
+
+
+# --- the files beside it ----------------------------------------------------------------------------------------------
+
+
+def open_beside(store: StoreFile, ending: str, flags: int) -> int:
+    """Open a regular file beside the store. Raises OSError on failure; BrokerRefused for a link, a special file or another user's file."""
+    path = store.beside(ending)
+    try:
+        file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE)
+    except OSError as error:
+        if error.errno in _LINKED:
+            raise _refusal(path, "is a link") from error
+        raise
+    return _checked(store, path, file, is_folder=False)
+
+
+def open_folder_beside(store: StoreFile, ending: str) -> int:
+    """Open a folder beside the store. Raises OSError if that fails or it is not a folder, and BrokerRefused if it is another user's."""
+    path = store.beside(ending)
+    return _checked(store, path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), is_folder=True)
+
+
+def _checked(store: StoreFile, path: str, descriptor: int, *, is_folder: bool) -> int:
+    """Return the descriptor if the file or folder may be used. Otherwise close it and raise BrokerRefused."""
+    try:
+        _check(store, path, os.fstat(descriptor), is_folder=is_folder)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_beside(store: StoreFile) -> None:
+    """Check every file that a broker or SQLite may have created beside the store. Raises BrokerRefused if one must not be used."""
+    for ending in (LOG, INDEX, JOURNAL, SIDE, WAKE):
+        path = store.beside(ending)
+        try:
+            found = os.lstat(path)
+        except OSError:
+            continue
+        _check(store, path, found, is_folder=ending == WAKE)
+
+
+def _check(store: StoreFile, path: str, found: os.stat_result, *, is_folder: bool) -> None:
+    mode = found.st_mode
+    if stat.S_ISLNK(mode):
+        raise _refusal(path, "is a link")
+    if not (stat.S_ISDIR(mode) if is_folder else stat.S_ISREG(mode)):
+        raise _refusal(path, "is not a folder" if is_folder else "is not a regular file")
+    if not is_folder and found.st_nlink > 1:
+        raise _refusal(path, "has a second name (a hard link)")
+    if not _is_trusted(store, found.st_uid):
+        raise _refusal(path, f"belongs to uid {found.st_uid}")
+
+
+def _is_trusted(store: StoreFile, owner: int) -> bool:
+    """Return True for this user, root and the store's owner, and for every user if the store's mode lets others write to it."""
+    if _is_named(store, owner):
+        return True
+    try:
+        found = os.lstat(store.path)
+    except OSError:
+        return False
+    return owner == found.st_uid or bool(found.st_mode & _WRITABLE_BY_OTHERS)
+
+
+def _refusal(path: str, what: str) -> BrokerError:
+    return BrokerRefused(
+        f"{path} {what}: another user may have put it there; remove it, and keep the store in a folder that only you can write to"
+    )

@@ -1,12 +1,25 @@
-"""The tables of records, derived from the declaration in `engine/records.py`."""
+"""The tables of records, derived from the declaration in `engine/records.py`. Makes them in a file, and refuses tables that this version
+cannot use."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Final
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from taskflow.broker.engine.records import HEADERS, INDEXES, Field, Index, Kind, Owner, Type
+from taskflow.broker.migrations import Migration, Upgrade
+from taskflow.broker.sqlite.errors import is_busy
+from taskflow.broker.sqlite.statements import Statements, pragma, table_prefix
+from taskflow.broker.sqlite.store_file import StoreFile
+from taskflow.model.errors import BrokerError, BrokerRefused
+
+VERSION: Final = 1
+"""The version of the tables that this taskflow makes and uses."""
 
 TABLES: Final[Mapping[int, str]] = {
     Kind.JOB: "jobs",
@@ -68,14 +81,14 @@ def has_seq(kind: int) -> bool:
     return "seq" in FIELDS[kind]
 
 
-def script() -> str:
+def ddl() -> str:
     """Return the statements that create all tables and indexes. "~x" stands for the namespace's table x."""
     return "\n".join([_META, *map(_table, TABLES), *filter(None, map(_index, INDEXES))])
 
 
 def digest() -> int:
     """Return a number that identifies the tables. A client whose tables differ is refused."""
-    return int.from_bytes(hashlib.sha256(script().encode()).digest()[:7], "big")
+    return int.from_bytes(hashlib.sha256(ddl().encode()).digest()[:7], "big")
 
 
 def names() -> set[str]:
@@ -135,3 +148,121 @@ def falling_column(name: str) -> str:
 def places(index: Index) -> tuple[str, ...]:
     """Return the columns of an index's position."""
     return tuple([falling_column(field[1:]) if field[0] == "-" else field for field in index.at])
+
+
+# --- the tables of a file -----------------------------------------------------------------------------------------
+
+_VERSION: Final = """\
+SELECT (SELECT value FROM "~meta" WHERE name = 'version'), (SELECT value FROM "~meta" WHERE name = 'digest'),
+  EXISTS (SELECT 1 FROM main.sqlite_master WHERE type IN ('trigger', 'view'))"""
+
+_INTRUDERS: Final = """\
+SELECT type, name FROM main.sqlite_master
+WHERE type IN ('trigger', 'view') AND lower(tbl_name) IN (SELECT value FROM json_each(?)) LIMIT 1"""
+
+_COMMENT: Final = re.compile(r"^\s*--.*$", re.MULTILINE)
+
+
+def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
+    """Return what making the tables would do: nothing if they are there. Raises BrokerRefused if this version cannot use them."""
+    is_there = tables_of(store.namespace) & tables_in(connection)
+    return upgrade_from(version_of(connection, store, sql) if is_there else 0, store)
+
+
+def upgrade_from(version: int, store: StoreFile) -> Upgrade:
+    migrations = () if version else (Migration(VERSION, "The tables."),)
+    return Upgrade(place=f"namespace {store.namespace!r} of {store.path}", version=version, migrations=migrations)
+
+
+def make(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
+    """Make the tables unless another process has done so, and return what was done."""
+    execute_with_lock(connection, store, "BEGIN IMMEDIATE")
+    try:
+        found = pending(connection, store, sql)
+        for statement in _statements(sql) if found.migrations else ():
+            connection.execute(statement)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return found
+
+
+def script(found: Upgrade, sql: Statements, *, shared: bool = False) -> str:
+    """Return what `make` would do as a script for the `sqlite3` program. It fails, changing nothing, if the tables are there."""
+    if not found.migrations:
+        return f"-- {found.place} is up to date (version {found.version})\n"
+    head = f"-- taskflow, {found.place}: from version 0 to {VERSION}."
+    shrinking = "" if shared else "PRAGMA auto_vacuum=INCREMENTAL;\n"  # a file that has tables keeps its setting
+    return "\n\n".join([head, f".bail on\n{shrinking}BEGIN IMMEDIATE;", *_statements(sql), "COMMIT;\n"])
+
+
+def _statements(sql: Statements) -> Iterator[str]:
+    yield from (f"{part.strip()};" for part in sql.script(_COMMENT.sub("", ddl())).split(";")[:-1])
+    yield sql.script(f"""INSERT INTO "~meta" (name, value) VALUES ('version', {VERSION}), ('digest', {digest()});""")
+
+
+def tables_in(connection: sqlite3.Connection) -> set[str]:
+    """Return the names of the tables of the file, without SQLite's own."""
+    statement = "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
+    return {str(name) for (name,) in connection.execute(statement)}
+
+
+def tables_of(namespace: str) -> set[str]:
+    return {table_prefix(namespace) + name for name in names()}
+
+
+def tables_of_namespaces(there: set[str]) -> set[str]:
+    """Return the tables that belong to a complete taskflow namespace."""
+    prefixes = {name.removesuffix("counted") for name in there if name.endswith("_counted")}
+    whole = [{prefix + name for name in names()} for prefix in prefixes]
+    return set().union(*(tables for tables in whole if tables <= there))
+
+
+def version_of(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> int:
+    """Return the version of the tables. Raises BrokerRefused if they are not those of the installed taskflow, or if a trigger or a view,
+    which would run another program's SQL, has been put on them."""
+    try:
+        [(version, made_from, has_triggers)] = connection.execute(sql[_VERSION]).fetchall()
+    except sqlite3.OperationalError as error:
+        raise _not_ours(store) from error
+    if not isinstance(version, int):
+        raise _not_ours(store)
+    namespace = f"{store.path}: namespace {store.namespace!r}"
+    if version > VERSION:
+        raise BrokerRefused(
+            f"{namespace} was made by a newer taskflow (table version {version}, this one knows {VERSION}): upgrade taskflow, or use "
+            "another file"
+        )
+    if made_from != digest():
+        raise BrokerRefused(f"{namespace} was made by a taskflow with other tables: use the same version, or another file")
+    if has_triggers:
+        for kind, name in connection.execute(sql[_INTRUDERS], (json.dumps(sorted(tables_of(store.namespace))),)):
+            raise BrokerRefused(
+                f"{store.path}: the tables of namespace {store.namespace!r} have the {kind} {name!r}, which is not part of taskflow: "
+                "drop it if you trust the rest of the file, or use another file"
+            )
+    return version
+
+
+def _not_ours(store: StoreFile) -> BrokerError:
+    return BrokerRefused(
+        f"{store.path}: the tables of namespace {store.namespace!r} belong to another program: use another namespace or file"
+    )
+
+
+def execute_with_lock(connection: sqlite3.Connection, store: StoreFile, statement: str) -> list[Any]:
+    """Execute a statement that prepares the store, and return its rows. It waits for the lock like a verb."""
+    until = time.monotonic() + store.timeout
+    connection.execute(pragma("busy_timeout", 0)).fetchall()
+    try:
+        while True:
+            try:
+                return connection.execute(statement).fetchall()
+            except sqlite3.OperationalError as error:
+                if not is_busy(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+    finally:
+        connection.execute(pragma("busy_timeout", int(store.timeout * 1000))).fetchall()

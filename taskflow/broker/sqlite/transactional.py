@@ -15,14 +15,14 @@ from taskflow.broker.engine.job import claim_bytes, fence_bytes
 from taskflow.broker.engine.seam import Operation
 from taskflow.broker.engine.settle import complete
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.callers_connection import CallersConnection, in_steps
 from taskflow.broker.sqlite.commit_watch import IS_COMMITTED, ExpectedCommit
-from taskflow.broker.sqlite.migrations import upgrade_from, version_of
-from taskflow.broker.sqlite.size_limits import check_payloads, check_settlements
+from taskflow.broker.sqlite.counts import Announcement
+from taskflow.broker.sqlite.errors import check_payloads, check_settlements
 from taskflow.broker.sqlite.statements import Statements, table_prefix
 from taskflow.broker.sqlite.store import SqliteStore
 from taskflow.broker.sqlite.store_file import StoreFile
+from taskflow.broker.sqlite.tables import upgrade_from, version_of
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, Statement, Verb
 from taskflow.model.clock import Seams, StartThread

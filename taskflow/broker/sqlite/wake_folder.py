@@ -26,10 +26,9 @@ from typing import Final, Protocol
 
 from taskflow.broker import topics
 from taskflow.broker.protocol import UPKEEPERS
-from taskflow.broker.sqlite.announcement import Announcement
-from taskflow.broker.sqlite.ownership import PRIVATE, open_folder_beside
+from taskflow.broker.sqlite.counts import Announcement
 from taskflow.broker.sqlite.store import SqliteStore
-from taskflow.broker.sqlite.store_file import WAKE, StoreFile
+from taskflow.broker.sqlite.store_file import PRIVATE, WAKE, StoreFile, open_folder_beside
 from taskflow.model.clock import SYSTEM_RANDOM
 from taskflow.model.errors import BrokerRefused
 

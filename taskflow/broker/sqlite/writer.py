@@ -1,9 +1,4 @@
-"""Runs verbs in the thread that owns a broker's connection, and commits them in groups.
-
-Callers in any loop or thread put verbs into a queue. The thread takes all queued verbs, runs
-them in one transaction and answers them together. In the meantime, the next group accumulates.
-There is no timer: in an idle store a group is a single verb, in a busy one it is large.
-"""
+"""Runs verbs in a separate thread, in groups: what is queued shares a transaction, and so one flush to the disk."""
 
 from __future__ import annotations
 
@@ -19,10 +14,8 @@ from typing import Any, Final, TypeVar
 
 from taskflow.broker.sqlite import forks
 from taskflow.broker.sqlite.commit_watch import ExpectedCommit
-from taskflow.broker.sqlite.queued_verb import Durability, QueuedVerb
-from taskflow.broker.sqlite.reader import ReadTransactions
 from taskflow.broker.sqlite.store import SqliteStore
-from taskflow.broker.sqlite.transactions import Transactions
+from taskflow.broker.sqlite.transactions import Durability, QueuedVerb, ReadTransactions, Transactions
 from taskflow.model import wording
 from taskflow.model.clock import StartThread
 from taskflow.model.errors import BrokerUnavailable

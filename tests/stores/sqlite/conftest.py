@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.store_watch import StoreWatch
+from taskflow.broker.sqlite.wakeups import StoreWatch
 from tests.stores.sqlite.support import Open
 
 

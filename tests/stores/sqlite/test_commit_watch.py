@@ -18,7 +18,7 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker, commit_watch, wakeups
-from taskflow.broker.sqlite.queued_verb import Durability
+from taskflow.broker.sqlite.transactions import Durability
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.record import Status
 from taskflow.model.verdict import Completed, Failed, RunError, Settled

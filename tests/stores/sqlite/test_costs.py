@@ -14,8 +14,7 @@ import pytest
 
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.queued_verb import QueuedVerb
-from taskflow.broker.sqlite.transactions import Transactions
+from taskflow.broker.sqlite.transactions import QueuedVerb, Transactions
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
 from taskflow.model.session import Beat

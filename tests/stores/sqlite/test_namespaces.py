@@ -55,4 +55,4 @@ def test_a_name_that_would_be_sql_is_refused(open_broker: Open) -> None:
 
 def test_each_table_of_the_schema_counts_as_one_of_a_namespace() -> None:
     """Otherwise a second namespace is refused, because the first one's tables are taken for another program's."""
-    assert set(re.findall(r'CREATE TABLE "~(\w+)"', tables.script())) == tables.names()
+    assert set(re.findall(r'CREATE TABLE "~(\w+)"', tables.ddl())) == tables.names()

@@ -14,7 +14,7 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.store_watch import StoreWatch
+from taskflow.broker.sqlite.wakeups import StoreWatch
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from tests.stores.sqlite.support import NOBODY, Open, an_envelope, connected, envelopes, run_script, unmeasured
 

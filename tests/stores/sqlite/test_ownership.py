@@ -150,8 +150,7 @@ async def test_the_file_of_another_user_is_refused_unless_the_url_names_them(
 
 
 AS_ANOTHER_USER = """
-    import asyncio, functools, os, sys
-    from taskflow.broker.migrations import Migrations
+    import asyncio, os, sys
     from taskflow.broker.sqlite import SqliteBroker
     from taskflow.model.errors import BrokerRefused
 
@@ -163,7 +162,6 @@ AS_ANOTHER_USER = """
             print(refused)
         await broker.close()
 
-    Migrations.text = functools.cache(Migrations.text)
     asyncio.run(read(sys.argv[2]))  # loads all that it needs: another user may not read it where it lies
     os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
     for path in sys.argv[3:]:

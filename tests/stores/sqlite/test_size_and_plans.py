@@ -34,7 +34,7 @@ async def test_bytes_a_job(broker: SqliteBroker, path: Path, capsys: pytest.Capt
 def connection(request: pytest.FixtureRequest) -> Iterator[sqlite3.Connection]:
     """A store without jobs; SQLite knows that it has none, or takes it for large."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as opened:
-        opened.executescript(Statements("taskflow").script(tables.script()))
+        opened.executescript(Statements("taskflow").script(tables.ddl()))
         if request.param:
             opened.execute("ANALYZE")
         yield opened

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.size_limits import LARGEST_PAYLOAD
+from taskflow.broker.sqlite.errors import LARGEST_PAYLOAD
 from taskflow.model.errors import TooLarge
 from taskflow.model.rules import Backoff
 from taskflow.model.schedule import Definition

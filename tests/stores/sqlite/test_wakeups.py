@@ -33,7 +33,7 @@ NUDGED_ONLY = "only_nudges_count"
 IDLE = textwrap.dedent("""
     import asyncio, os, sys
     from taskflow.broker.sqlite import SqliteBroker
-    from taskflow.broker.sqlite.store_watch import StoreWatch
+    from taskflow.broker.sqlite.wakeups import StoreWatch
     from taskflow.model.session import Session
 
     if len(sys.argv) < 4:
