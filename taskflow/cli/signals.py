@@ -203,7 +203,7 @@ class Signals:
                 self._stopped.set()
             elif self._worker is not None:
                 log_safely(log.warning, "%s again: cancelling the runs", name)
-                self._worker.hurry()
+                self._worker.end_grace_period()
 
 
 keep_handlers_from_forks(lambda handler: isinstance(getattr(handler, "__self__", None), Signals))  # needed only once per process

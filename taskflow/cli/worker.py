@@ -35,11 +35,10 @@ from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.printable import log_safely, nearest, one_line
 from taskflow.model.record import Status
-from taskflow.worker.death_report import report_death
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import DescriptorsClosed, WorkerEvent
-from taskflow.worker.options import WorkerOptions
-from taskflow.worker.queues import QueueChoice
+from taskflow.worker.options import QueueChoice, WorkerOptions
+from taskflow.worker.registration import report_death
 from taskflow.worker.worker import Worker
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from taskflow.app.app import App
 from taskflow.app.connections.recognition import is_awaited
 from taskflow.app.connections.run_in_transaction import run_in_transaction, run_in_transaction_sync
 from taskflow.app.context import DONE
-from taskflow.broker.transactional import Transactional, Verb
 from taskflow.model.errors import BrokerUnavailable, LeaseLost, TaskflowError
 from taskflow.model.verdict import Settled, Settlement, Succeeded
 from taskflow.worker.lease_table import HeldLease
@@ -34,15 +33,12 @@ class Completion:
             _check_loop(connection)
             return self._on_awaited(connection)
         with self._noted():
-            self._check(run_in_transaction_sync(self._app, connection, "settle", self._verb))
+            self._check(run_in_transaction_sync(self._app, connection, "settle", lambda store: store.settle(self._settlement)))
         return DONE
 
     async def _on_awaited(self, connection: object) -> None:
         with self._noted():
-            self._check(await run_in_transaction(self._app, connection, "settle", self._verb))
-
-    def _verb(self, store: Transactional) -> Verb[Settled]:
-        return store.settle(self._settlement)
+            self._check(await run_in_transaction(self._app, connection, "settle", lambda store: store.settle(self._settlement)))
 
     @contextmanager
     def _noted(self) -> Iterator[None]:

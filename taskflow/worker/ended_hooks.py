@@ -45,7 +45,7 @@ TIMEOUT: Final = 30.0
 
 
 class _Settlement(NamedTuple):
-    """A settlement that took effect. `at` is when the worker received the answer, in microseconds since 1970, by the worker's clock."""
+    """A settlement that took effect. `at` is when the worker received the answer, by its own clock."""
 
     lease: Lease
     settlement: Settlement
@@ -54,11 +54,8 @@ class _Settlement(NamedTuple):
 
 
 class EndedHooks:
-    """Calls `Middleware.ended` for each job that ends, apart from the settlements, which never wait for it.
-
-    The information comes from the store, in one read for up to 100 jobs. If the store no longer keeps a job or does not answer, the
-    worker makes it from the lease and the verdict. Errors are logged with the job's id.
-    """
+    """Calls `Middleware.ended` for each job that ends. Settlements never wait for it. If the store no longer keeps a job or does not
+    answer, the worker makes the information from the lease and the verdict. Errors are logged with the job's id."""
 
     def __init__(self, app: App, broker: Broker, middleware: Sequence[Middleware], worker: str) -> None:
         self._app = app
@@ -76,19 +73,17 @@ class EndedHooks:
 
     @property
     def is_behind(self) -> bool:
-        """True if the worker should claim no jobs, because so many ends wait for a call that soon some would be dropped. If no call ends
-        any more, it is False, because hooks that hang must not stop the worker."""
+        """True if the worker should claim no jobs, because so many ends wait for a call. Hooks that hang must not stop the worker."""
         return len(self._waiting) >= MOST_WAITING // 2 and not self._is_stuck
 
     def room(self, held: int) -> int:
-        """Return how many jobs the worker may claim beside the leases that it holds, so that no end is dropped if all of them end now."""
+        """Return how many jobs the worker may claim beside the leases that it holds, so that no end is dropped."""
         if self.is_behind:
             return 0
         return MOST_WAITING if self._is_stuck else max(0, MOST_WAITING - len(self._waiting) - held)
 
     async def catch_up(self) -> None:
-        """Wait until a call ends, at most `STUCK_AFTER` seconds. The wait has ten parts, because a call may not be able to end while the
-        process is stopped, or while a job blocks the event loop: that is one part, however long it takes."""
+        """Wait until a call ends, at most `STUCK_AFTER` seconds, in ten parts: time in which the process is stopped is one of them."""
         self._caught_up.clear()
         for _ in range(10):
             with anyio.move_on_after(STUCK_AFTER / 10):
@@ -96,19 +91,15 @@ class EndedHooks:
                 return
         self._is_stuck = True
 
-    # --- what has ended ---------------------------------------------------------------------------------
-
     def tell_ended(self, ids: Sequence[bytes], dropped: int = 0) -> None:
-        """Call the hooks for jobs that have ended without a run that this worker has settled, for example because they expired.
-        `dropped` is the number of such jobs that the store has forgotten, because too many were waiting."""
+        """Call the hooks for jobs that have ended without a run. `dropped` is the number of those that the store has forgotten."""
         if dropped:
             log_safely(log.error, "%s.ended() was not called for %d job(s): too many have ended without a run", self._names(), dropped)
         for job_id in ids:
             self._add(job_id)
 
     def settled(self, holdings: Sequence[HeldLease | None], batch: Sequence[Settlement], answers: Sequence[Settled]) -> None:
-        """Call the hooks for those jobs that these settlements have ended by their verdicts. If a run that would wait again was cancelled
-        instead, the store tells it by upkeep: here it would look like a cancellation that has followed, which upkeep tells too."""
+        """Call the hooks for the jobs that these settlements have ended by their verdicts; upkeep tells of the others."""
         at = self._clock.wall()
         for holding, settlement, answer in zip(holdings, batch, answers, strict=True):
             if holding is None or answer not in (Settled.OK, Settled.COMMITTED):
@@ -133,8 +124,6 @@ class EndedHooks:
         if self._reading is None:
             self._start()
 
-    # --- the calls --------------------------------------------------------------------------------------
-
     def _start(self) -> None:
         self._reading = asyncio.get_running_loop().create_task(self._read(), name="taskflow-ended")
         self._reading.add_done_callback(self._note_end)
@@ -146,12 +135,7 @@ class EndedHooks:
             log_safely(log.error, "%s.ended() was not called for some jobs: %s: %s", self._names(), type(error).__name__, error)
         if self._waiting and not self._is_closed:
             self._start()
-        else:
-            self._tell_dropped()
-
-    def _tell_dropped(self) -> None:
-        """Log how many ends were dropped, so that the next one is logged again."""
-        if self._dropped:
+        elif self._dropped:
             log_safely(log.error, "%s.ended() was not called for %d job(s): %d were waiting", self._names(), self._dropped, MOST_WAITING)
             self._dropped = 0
 
@@ -211,8 +195,6 @@ class EndedHooks:
     def _names(self) -> str:
         return ", ".join(type(layer).__name__ for layer in self._layers)
 
-    # --- the information --------------------------------------------------------------------------------
-
     async def _infos(self, batch: Sequence[bytes | _Settlement]) -> list[JobInfo]:
         ids = [end.settlement.id if isinstance(end, _Settlement) else end for end in batch]
         found = dict[bytes, Record | None]()
@@ -224,15 +206,11 @@ class EndedHooks:
         return [info_of(self._app, record) for record in ended if record is not None]
 
     def _record(self, end: bytes | _Settlement, found: Record | None) -> Record | None:
-        """Return the record of the job. It is None for a job that ended without a verdict and that an operator has retried meanwhile."""
         if not isinstance(end, _Settlement):
             return found if found is not None and found.status.is_ended else None
         if found is not None and found.epoch == end.lease.epoch and found.status.is_ended:
             return found
-        return self._made_up(end)
-
-    def _made_up(self, end: _Settlement) -> Record:
-        """Make a record from what the worker knows, with times by its own clock. An operator may have retried the job meanwhile."""
+        # From what the worker knows, with times by its own clock. An operator may have retried the job meanwhile.
         lease, envelope = end.lease, end.lease.envelope
         plan = apply_verdict(Counters(lease.failures, lease.crashes, lease.snoozes, lease.hand_backs), end.verdict, Rules(), end.at)
         assert plan.ends_as is not None

@@ -16,7 +16,7 @@ from taskflow.model.verdict import Completed, Failed, Verdict
 log: Final = logging.getLogger("taskflow.worker")
 
 
-# Every event has gc=False: thousands are created and they never form a cycle, so the collector can skip them.
+# gc=False: thousands are created and they never form a cycle, so the collector can skip them.
 class WorkerEvent(msgspec.Struct, frozen=True, gc=False):
     """The base class of all events. Its properties describe the job that the event is about, and are None if it is not about one."""
 
@@ -54,10 +54,8 @@ class RunEnded(WorkerEvent, frozen=True):
 
 
 class ChildPrinted(WorkerEvent, frozen=True):
-    """A child process has printed a line. `stream` is "stdout" or "stderr". `lease` is the lease of the run, or None between two runs.
-
-    Sent from a separate thread, because the event loop may be busy. A run's lines are sent before its `RunEnded`.
-    """
+    """A child process has printed a line. `stream` is "stdout" or "stderr". `lease` is the lease of the run, or None between two runs. Sent
+    from a separate thread. A run's lines are sent before its `RunEnded`."""
 
     lease: Lease | None
     pid: int
@@ -93,10 +91,8 @@ class HandedBackOften(WorkerEvent, frozen=True):
 
 
 class SettlementBlocked(WorkerEvent, frozen=True):
-    """The verdict announced by `RunEnded` cannot be written yet, because another program's open transaction locks the job or its key.
-
-    The worker tries again every second. Sent once per run.
-    """
+    """The verdict announced by `RunEnded` cannot be written yet, because another program's open transaction locks the job or its key. The
+    worker tries again every second. Sent once per run."""
 
     lease: Lease
 
@@ -119,10 +115,7 @@ class VerdictRejected(WorkerEvent, frozen=True):
 
 
 class VerdictsLost(WorkerEvent, frozen=True):
-    """The worker has given up sending the verdicts of these leases to the broker.
-
-    The jobs will run again, unless the broker received the verdicts and only its answer was lost.
-    """
+    """The worker has given up sending the verdicts of these leases. The jobs will run again, unless only the broker's answer was lost."""
 
     leases: tuple[Lease, ...]
     why: str
@@ -144,10 +137,7 @@ class SessionEnded(WorkerEvent, frozen=True):
 
 
 class ServiceFailed(WorkerEvent, frozen=True):
-    """A service of the worker, for example "Fetcher.run", has failed with an unexpected error.
-
-    The session continues, and the service restarts after `pause` seconds.
-    """
+    """A service of the worker, for example "Fetcher.run", has failed unexpectedly. It restarts after `pause` seconds."""
 
     service: str
     error: BaseException
@@ -183,11 +173,8 @@ class BrokerRecovered(WorkerEvent, frozen=True):
 
 
 class ScheduleFired(WorkerEvent, frozen=True):
-    """The worker has fired a schedule, `late_by` seconds after its time and jitter.
-
-    If `is_added`, `id` is the id of the new job. Otherwise, `overlap` ruled it out while an earlier job was live, or the store already
-    knew the job.
-    """
+    """The worker has fired a schedule, `late_by` seconds after its time and jitter. If `is_added`, `id` is the id of the new job.
+    Otherwise, `overlap` ruled it out while an earlier job was live, or the store already knew the job."""
 
     name: str
     id: bytes
@@ -196,10 +183,8 @@ class ScheduleFired(WorkerEvent, frozen=True):
 
 
 class ScheduleMissed(WorkerEvent, frozen=True):
-    """The schedule has missed `count` firings, because they were too late for its `catch_up` or `max_delay`.
-
-    If it misses more than 100 firings in a row, `count` may be lower than their number.
-    """
+    """The schedule has missed `count` firings, because they were too late for its `catch_up` or `max_delay`. Above 100, `count` may be
+    lower than their number."""
 
     name: str
     count: int
@@ -229,9 +214,7 @@ class WindingDown(WorkerEvent, frozen=True):
 
 class StillRunning(WorkerEvent, frozen=True):
     """A run that was asked to stop `asked_for` seconds ago is still running. `why` is the reason for stopping it, for example "timed out".
-
-    Sent when the time allowed for stopping is over, then after 10 times that time, 100 times, and so on.
-    """
+    Sent when the time allowed for stopping is over, then after 10 times that time, 100 times, and so on."""
 
     lease: Lease
     asked_for: float
@@ -239,20 +222,16 @@ class StillRunning(WorkerEvent, frozen=True):
 
 
 class DescriptorsClosed(WorkerEvent, frozen=True):
-    """A job has closed file descriptors that belong to the worker. Data written to them may end up in another file.
-
-    Sent from the thread that notices this, because the event loop may no longer be running.
-    """
+    """A job has closed file descriptors that belong to the worker. Data written to them may end up in another file. Sent from the thread
+    that notices this."""
 
     why: str
 
 
 class LoopStalled(WorkerEvent, frozen=True):
-    """The worker's event loop has made no progress for `seconds`, because code running in it does not return.
-
-    `lease` is the lease of the blocking job, or None if no job is blocking the loop. `stack` shows where that code is. Sent after
-    1 s, 10 s, 100 s and so on. This event and the next five are sent from a separate thread, because the loop may be blocked.
-    """
+    """The worker's event loop has made no progress for `seconds`, because code running in it does not return. `lease` is the lease of the
+    blocking job, or None if no job is blocking the loop. `stack` shows where that code is. Sent after 1 s, 10 s, 100 s and so on. This
+    event and the next five are sent from a separate thread."""
 
     lease: Lease | None
     seconds: float
@@ -260,11 +239,8 @@ class LoopStalled(WorkerEvent, frozen=True):
 
 
 class CpuStarved(WorkerEvent, frozen=True):
-    """The worker got almost no CPU time for `seconds`. No job is to blame.
-
-    Either its event loop made no progress although no code was blocking it, or its
-    threads were waiting for a CPU. If `seconds` exceeds `ttl`, the leases have lapsed.
-    """
+    """The worker got almost no CPU time for `seconds`. No job is to blame: the machine is overloaded. If `seconds` exceeds `ttl`, the
+    leases have lapsed."""
 
     seconds: float
     ttl: float
@@ -277,11 +253,8 @@ class LoopResumed(WorkerEvent, frozen=True):
 
 
 class InterpreterContended(WorkerEvent, frozen=True):
-    """Threads of this process competed for the interpreter lock (GIL), so that the worker's own code had no turn for `seconds`.
-
-    `lease` and `stack` belong to the thread that used the most CPU time. `lease` is None if no run is in it any more. If `seconds`
-    exceeds `ttl`, the leases may have lapsed.
-    """
+    """Threads of this process competed for the interpreter lock (GIL), so that the worker's own code had no turn for `seconds`. `lease` and
+    `stack` belong to the thread that used the most CPU time. If `seconds` exceeds `ttl`, the leases may have lapsed."""
 
     lease: Lease | None
     seconds: float
@@ -290,9 +263,7 @@ class InterpreterContended(WorkerEvent, frozen=True):
 
 
 class InterpreterBlocked(WorkerEvent, frozen=True):
-    """No Python code in this process ran for `seconds`. Sent afterwards.
-
-    No heartbeat was sent in that time. If `seconds` exceeds `ttl`, the leases have lapsed.
+    """No Python code in this process ran for `seconds`. Sent afterwards. If `seconds` exceeds `ttl`, the leases have lapsed.
 
     `is_computed`  True if C code held the interpreter lock while computing: `lease` and `stack` then belong to the thread that used the
                    most CPU time. False if the process was stopped, or if C code held the lock while waiting: `lease` and `stack` then
@@ -308,9 +279,7 @@ class InterpreterBlocked(WorkerEvent, frozen=True):
 
 class StalledForGood(WorkerEvent, frozen=True):
     """The event loop has made no progress for `stall_limit` seconds. The worker stops its heartbeat so that other workers take its jobs.
-
-    `stacks` holds the stacks of all threads. The `taskflow worker` command then exits; an application that runs a worker continues.
-    """
+    `stacks` holds the stacks of all threads. The `taskflow worker` command then exits; an application that runs a worker continues."""
 
     lease: Lease | None
     seconds: float

@@ -1,5 +1,4 @@
-"""Runs the job of a lease and returns its settlement. It does not need
-a broker: workers, child processes and tests all run the same code."""
+"""Runs the job of a lease and returns its settlement, without a broker: workers, child processes and tests run the same code."""
 
 from __future__ import annotations
 
@@ -42,13 +41,11 @@ from taskflow.model.verdict import (
     detach_exception,
 )
 from taskflow.model.wording import WAYS_OUT
-from taskflow.worker.children.errors import ChildFailed
+from taskflow.worker.children.messages import ChildFailed
 from taskflow.worker.children.pool import ChildPool
-from taskflow.worker.deadlines import Deadlines
-from taskflow.worker.failure_follow_up import follow_ups_of
-from taskflow.worker.lease_table import HeldLease
-from taskflow.worker.run_errors import RolledBack, failure_of, stored_cause, unencodable
-from taskflow.worker.thread_pool import NeverBegun, RaisedInThread, ThreadPool
+from taskflow.worker.lease_table import Deadlines, HeldLease
+from taskflow.worker.run_errors import RolledBack, failure_of, follow_ups_of, stored_cause, unencodable
+from taskflow.worker.thread_pool import CancelledBeforeStart, RaisedInThread, ThreadPool
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -67,7 +64,12 @@ PARK_LONGEST: Final = 300.0
 
 
 class Executor:
-    """Runs a job: finds it, decodes its arguments, calls it, decides the verdict, and encodes the result."""
+    """Runs a job: finds it, decodes its arguments, calls it, decides the verdict, and encodes the result.
+
+    Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, `_invoke` must call
+    plain functions itself. `is_cut_short()` returns True while the worker's `async with` block is being cancelled: runs that are cancelled
+    along with it, for example when `asyncio.run` ends, are handed back.
+    """
 
     def __init__(
         self,
@@ -81,16 +83,12 @@ class Executor:
         is_cut_short: Callable[[], bool] = lambda: False,
         deploy: str = "",
     ) -> None:
-        """Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`,
-        `_invoke` must call plain functions itself. `is_cut_short()` returns True while the worker's `async with` block is
-        being cancelled. Runs that are cancelled along with it, for example when `asyncio.run` ends, are handed back. `deploy` is stored
-        with the jobs that fail here."""
         self._app = app
         self.registry = app.registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._threads = threads
         self._seams = seams
-        self._state = state
+        self.state = state
         self._children = children
         self._is_cut_short = is_cut_short
         self._deploy = deploy
@@ -99,10 +97,7 @@ class Executor:
         self._deadlines = Deadlines(self._end_at_timeout)
 
     async def run(self, holding: HeldLease) -> Settlement:
-        """Run the job and return the settlement, whatever the outcome.
-
-        Raises only GeneratorExit, if the coroutine is closed. In that case, call `close` for the settlement.
-        """
+        """Run the job and return the settlement. Raises only GeneratorExit, if the coroutine is closed: `close` then returns it."""
         begun = holding.started = time.monotonic()
         try:
             verdict = self._verdict(holding)
@@ -115,13 +110,12 @@ class Executor:
         return self._settlement(holding, verdict, begun)
 
     def foresee(self, lease: Lease) -> Verdict | None:
-        """Return the verdict that a lease gets without a call of its function, or None if the function would be called. Never calls it."""
+        """Return the verdict that a lease gets without a call of its function, or None if the function would be called."""
         found = self._verdict(HeldLease(lease))
         return found if isinstance(found, Verdict) else found.close()
 
     def close(self, holding: HeldLease, error: GeneratorExit) -> Settlement:
-        """Return the settlement of a run whose coroutine was closed before `run` could return one. This happens if the run awaits a
-        future that raises GeneratorExit."""
+        """Return the settlement of a run whose coroutine was closed, because it awaits a future that raises GeneratorExit."""
         verdict = self._judge(holding, self.registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, holding.started or time.monotonic())
 
@@ -143,13 +137,13 @@ class Executor:
         )
 
     def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:
-        """Return the verdict if the job need not run, or else a coroutine that runs it.
-        If this method were a coroutine itself, every run would cost another call."""
+        """Return the verdict if the job need not run, or else a coroutine that runs it, which spares each run another call."""
         lease = holding.lease
         if lease.poison is not None:
             return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else Discarded(lease.poison)
         if lease.unreadable:
-            return Failed(_unreadable(lease))
+            fields = f"stored fields cannot be read ({'; '.join(map(str, lease.unreadable))}); the store keeps their bytes"
+            return Failed(RunError("taskflow.UnreadableJob", fields, "", lease.attempt))
         job = self.registry.get(lease.envelope.job)
         if job is None:
             return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}; {WAYS_OUT}")
@@ -162,8 +156,7 @@ class Executor:
         return self._run(holding, job, partial(self._call, holding, job, *given), given)
 
     async def _verdict_of_child(self, holding: HeldLease, job: AnyJob, children: ChildPool) -> Verdict:
-        """Run the job in a child process, which receives the payload and returns
-        a verdict. Middleware and the timeout start once a child is available."""
+        """Run the job in a child process. Middleware and the timeout start once a child is available."""
         try:
             child = await children.reserve(holding, job)
         except BaseException as error:
@@ -189,8 +182,8 @@ class Executor:
         return self._failed(holding, failure_of(error, holding.lease.attempt), error)
 
     def _stop(self, holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None) -> None:
-        """Stop the run. A function that is running in a thread can only be asked to stop, and keeps its lease and slot until it ends.
-        One that is still queued never starts. If the run is anywhere else, for example in middleware, its task is cancelled."""
+        """Stop the run. A function that is running in a thread can only be asked to stop, and keeps its lease and slot until it ends. One
+        that is still queued never starts. If the run is anywhere else, its task is cancelled."""
         context.cancelled.set()
         if holding.in_thread is None:
             if task is not None:
@@ -209,14 +202,11 @@ class Executor:
         return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
 
     async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext, given: CallArguments | None = None) -> Verdict:
-        """Run the job and its middleware with a context, a way to stop it, and a timeout.
-
-        A run that was asked to stop does not start. Neither does an expired job: it is handed back, and the store cancels it.
-        """
+        """Run the job and its middleware. If it was asked to stop, or has expired, it does not start: the store cancels expired jobs."""
         if holding.why_stopped is not None or (holding.begins_by is not None and holding.is_too_late):
             return _not_begun(holding)
         holding.complete_on = self._completes
-        context = JobContext(holding.lease, state=self._state, run=holding, job=job, given=given)
+        context = JobContext(holding.lease, state=self.state, run=holding, job=job, given=given)
         alone = OneAtATime(call) if self._layers else None
         chain = run_chain(self._layers, alone) if alone is not None else call
         timeout = holding.lease.envelope.timeout
@@ -287,13 +277,12 @@ class Executor:
         return Completion(self._app, holding, settlement).on(connection)
 
     def _returned(self, holding: HeldLease, job: AnyJob) -> Verdict:
-        """Return the verdict of a run that was completed in a transaction, and has returned."""
         otherwise = self._judge(holding, job, RolledBack())
         detach_exception(otherwise)  # nothing has been raised
         return Completed(otherwise)
 
     def _completed(self, holding: HeldLease, verdict: Verdict) -> Verdict:
-        """Return the verdict of a run that may have been completed in a transaction, and has then had this verdict."""
+        """Return the verdict of a run that has had this verdict, perhaps after it was completed in a transaction."""
         if holding.completed is None or isinstance(verdict, Completed | Succeeded):
             return verdict
         completed = Completed(verdict)
@@ -315,10 +304,9 @@ class Executor:
         return verdict
 
     def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
-        """Choose the verdict for an error. Snooze, Discard and Cancel take precedence,
-        then the reason for stopping the run, then Retry, then the job's policy."""
+        """Snooze, Discard and Cancel take precedence, then the reason for stopping the run, then Retry, then the job's policy."""
         match error:
-            case NeverBegun():
+            case CancelledBeforeStart():
                 return _not_begun(holding)
             case Snooze(after=after):
                 return Snoozed(after)
@@ -326,8 +314,8 @@ class Executor:
                 return Discarded(reason)
             case Cancel(reason=reason):
                 return Cancelled(reason)
-        why = holding.why_stopped
-        if why in (WINDING_DOWN, LOST) or (why is None and _is_being_cancelled() and self._is_cut_short()):
+        why, task = holding.why_stopped, asyncio.current_task()
+        if why in (WINDING_DOWN, LOST) or (why is None and task is not None and task.cancelling() and self._is_cut_short()):
             return HandedBack()  # whatever the error is: our cancellation may have cut a connection, which is not a failure of the job
         if why == CANCELLED:
             return Cancelled(CANCELLED)  # any error here, too: the job would not run again
@@ -366,22 +354,9 @@ class Executor:
 
 
 def end_forked_process() -> NoReturn:
-    """End a process that a job has forked, and in which the job has returned or raised.
-
-    It would continue as a second worker, which nothing stops. Exiting with `sys.exit` only raises an exception, which fails the job.
-    """
+    """End a process that a job has forked, and in which the job has returned or raised: it would continue as a second worker."""
     log_safely(log.error, "a job has returned in a process that it had forked, which ends now: end such a process with os._exit()")
     os._exit(1)
-
-
-def _unreadable(lease: Lease) -> RunError:
-    fields = "; ".join(map(str, lease.unreadable))
-    return RunError("taskflow.UnreadableJob", f"stored fields cannot be read ({fields}); the store keeps their bytes", "", lease.attempt)
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _not_begun(holding: HeldLease) -> Verdict:

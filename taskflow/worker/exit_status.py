@@ -47,9 +47,8 @@ class ExitStatus(NamedTuple):
 class OutOfMemory:
     """Counts the kernel's out-of-memory kills in the cgroup of this process, which its child processes share.
 
-    The counter is in `memory.events` for cgroups version 2 and in `memory.oom_control` for version 1. Before
-    Linux 4.13, `memory.failcnt` is used instead, which counts how often the limit was hit. Without cgroups,
-    the count for the whole machine only allows a guess. If that is missing too, no kill is detected.
+    The counter is in `memory.events` for cgroups version 2 and in `memory.oom_control` for version 1. Without cgroups, the count for the
+    whole machine only allows a guess. If that is missing too, no kill is detected.
     """
 
     def __init__(self, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> None:
@@ -84,7 +83,8 @@ class OutOfMemory:
 def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
     """Yield the files that may contain the counter. In a container, the path reported
     for a cgroup may be its path on the host, although it is the root here."""
-    folders = _folders(memberships)
+    parts = [line.split(":", 2) for line in _text(memberships).splitlines() if line.count(":") >= 2]
+    folders = {name: folder for _, names, folder in parts for name in names.split(",")}  # "memory" for version 1, "" for version 2
     if "" in folders:
         for mount in (".", "unified"):
             for folder in (folders[""].strip("/"), "."):
@@ -94,18 +94,10 @@ def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
             yield cgroups / "memory" / folder / "memory.oom_control"
 
 
-def _folders(memberships: Path) -> dict[str, str]:
-    """Return the cgroup of this process in each hierarchy: "memory" for version 1, "" for version 2."""
-    parts = [line.split(":", 2) for line in _text(memberships).splitlines() if line.count(":") >= 2]
-    return {name: folder for _, names, folder in parts for name in names.split(",") if name in ("memory", "")}
-
-
 def _count(file: Path) -> int | None:
     """Return the number of kills in the file, or None if the file is missing or has no such number."""
     counts = {name: number for name, _, number in (line.partition(" ") for line in _text(file).splitlines())}
     try:
-        if "oom_kill" not in counts and file.name == "memory.oom_control":
-            return int(_text(file.parent / "memory.failcnt"))
         return int(counts["oom_kill"])
     except (KeyError, ValueError):
         return None

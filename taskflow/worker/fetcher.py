@@ -19,18 +19,18 @@ from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, Events
-from taskflow.worker.queues import QueueChoice
+from taskflow.worker.options import QueueChoice
 from taskflow.worker.registration import TroubleReport
 
 LOOK_AGAIN: Final = 5.0
 """Seconds without a nudge after which the fetcher claims again, because nudges may
 be lost. It does not do so after a heartbeat has reported that there is no work."""
 
-BELIEVED_FOR: Final = 1.4
+OUTLOOK_TTL: Final = 1.4
 """A heartbeat's report is trusted for `LOOK_AGAIN` times this factor. That is slightly
 longer than the 6.7 s between an idle session's heartbeats (with a ttl of 20 s)."""
 
-LONGEST_REST: Final = 60.0
+MAX_IDLE_INTERVAL: Final = 60.0
 """Seconds after which the fetcher claims again, whatever the heartbeats report."""
 
 MANY: Final = 8
@@ -41,35 +41,18 @@ PAUSES: Final = Pauses(0.05, 2.0)
 
 
 class LeaseSink(Protocol):
-    """Tells the fetcher how many jobs to claim, and receives their leases."""
+    """The session, which takes the leases. They start in a later turn of the event loop, or when `begin_taken` is called."""
 
-    def room(self) -> int:
-        """Return the number of leases to claim now."""
-        ...
-
-    async def wait_for_room(self) -> None:
-        """Wait until there may be room. Call `room` first: earlier changes are not remembered."""
-        ...
-
-    def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Take the leases of a claim that was sent at `claimed_at`. They start
-        in a later turn of the event loop, or when `begin_taken` is called."""
-        ...
-
-    def begin_taken(self) -> None:
-        """Start the taken leases now."""
-        ...
-
+    def room(self) -> int: ...
+    async def wait_for_room(self) -> None: ...
+    def take(self, leases: Sequence[Lease], claimed_at: float) -> None: ...
+    def begin_taken(self) -> None: ...
     def give_back(self, leases: Sequence[Lease], claimed_at: float) -> None: ...
-
-    def lose(self, why: str) -> None:
-        """Handle the loss of the session."""
-        ...
+    def lose(self, why: str) -> None: ...
 
 
 class Fetcher:
-    """Claims jobs for a session, one claim at a time. The claims are
-    numbered, and one whose answer was lost is repeated with the same number.
+    """Claims jobs for a session, one claim at a time. One whose answer was lost is repeated with the same number.
 
     `answered_at` is the time of the last answer, and `full_at` the last time that there was no room. Both are on the monotonic clock,
     and None at first. `has_tried` is set when the first claim was answered or failed, or when there was no room for one. Leases that
@@ -108,7 +91,7 @@ class Fetcher:
 
     async def run(self) -> None:
         try:
-            with self._broker.listen(self._topics()) as waiter:
+            with self._broker.listen([topics.queue(name) for name in self._queues.names] or [topics.ANY_QUEUE]) as waiter:
                 self._nudge = waiter.nudge
                 while not self._is_stopping:
                     await self._fetch(waiter)
@@ -116,10 +99,7 @@ class Fetcher:
             self._sink.lose(str(error))
 
     async def stop(self, within: float) -> None:
-        """Stop claiming. Wait at most `within` seconds for a claim that is in progress.
-
-        The answer arrives soon or never. If the claim were cancelled, its leases would belong to no worker for a while.
-        """
+        """Stop claiming. Wait at most `within` seconds for a claim in progress, whose leases would else belong to no worker for a while."""
         self._is_stopping = True
         with anyio.move_on_after(within):
             await self._answered.wait()
@@ -135,7 +115,6 @@ class Fetcher:
             self._nudge()
 
     def look(self) -> None:
-        """Make the fetcher claim again if it is waiting, because there may now be work."""
         if self._is_waiting:
             self._nudge()
 
@@ -165,13 +144,12 @@ class Fetcher:
             await self._rest(waiter)
 
     async def _rest(self, waiter: Waiter) -> None:
-        """Wait until there may be jobs to claim."""
-        longest, pause = time.monotonic() + LONGEST_REST, LOOK_AGAIN
+        longest, pause = time.monotonic() + MAX_IDLE_INTERVAL, LOOK_AGAIN
         self._is_waiting = True
         try:
             while not await waiter.wait(pause):
                 now = time.monotonic()
-                until = min(longest, self._nothing_since + BELIEVED_FOR * LOOK_AGAIN)
+                until = min(longest, self._nothing_since + OUTLOOK_TTL * LOOK_AGAIN)
                 if now >= until or not waiter.is_prompt:
                     break
                 pause = min(LOOK_AGAIN, until - now)
@@ -206,6 +184,3 @@ class Fetcher:
             await self._trouble.recovered("claiming")
         self.request = number
         return leases
-
-    def _topics(self) -> list[str]:
-        return [topics.queue(name) for name in self._queues.names] or [topics.ANY_QUEUE]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 
 if TYPE_CHECKING:  # a supervisor, which also imports this module, must stay small
@@ -24,14 +23,9 @@ WATCHDOG_DEAD_AFTER: Final = 5.0
 class SessionHealth(NamedTuple):
     """The state of one session, as a health check needs it. Times are on the monotonic clock, or None if there is none yet.
 
-    `running`, `free`          how many slots are in use, and how many are free
-    `beaten_at`, `claimed_at`  the broker's last answer to a heartbeat and to a claim
-    `full_at`                  the last time that there was no room for more leases, which is checked every few seconds
-    `tried_at`                 the last attempt to send a heartbeat
-    `settling_since`           the time since which a verdict has been waiting for its settlement
-    `left_behind`              the number of threads whose functions were abandoned
-    `is_stuck`                 True if such threads occupy every slot
-    `is_over`                  True if the session is winding down or has ended
+    `full_at` is the last time that there was no room for more leases, which is checked every few seconds. `settling_since` is the time
+    since which a verdict has been waiting for its settlement. `left_behind` counts the threads whose functions were abandoned, `is_stuck`
+    is True if they occupy every slot, `is_over` if the session is winding down or has ended.
     """
 
     running: int
@@ -48,8 +42,7 @@ class SessionHealth(NamedTuple):
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """The result of a health check. `why` is for people, and `facts` (numbers and text)
-    for programs. It is a dataclass because web frameworks can return one directly."""
+    """The result of a health check. `why` is for people, `facts` for programs. Web frameworks can return a dataclass directly."""
 
     is_well: bool
     why: str
@@ -57,8 +50,7 @@ class HealthCheck:
 
 
 class WorkerHealth:
-    """Checks whether a worker is alive and ready. `watchdog` returns the worker's watchdog, or None before its
-    start and after its end. `session` returns the health of the current session, or None between two."""
+    """Checks whether a worker is alive and ready."""
 
     def __init__(self, watchdog: Callable[[], Watchdog | None], session: Callable[[], SessionHealth | None], ttl: float) -> None:
         self._watchdog = watchdog
@@ -76,7 +68,8 @@ class WorkerHealth:
         if now - watchdog.looked_at > WATCHDOG_DEAD_AFTER:
             return HealthCheck(False, f"the watchdog thread has not run for {now - watchdog.looked_at:.0f} s", facts)
         if watchdog.stalled_for:
-            where = f" in {_name(watchdog.blocker)}" if watchdog.blocker else ""
+            blocker = watchdog.blocker
+            where = f" in {blocker.envelope.job} {id_text(blocker.envelope.id)}" if blocker else ""
             return HealthCheck(False, f"the event loop has been blocked for {watchdog.stalled_for:.1f} s{where}", facts)
         if session is not None and not session.is_over and now - session.tried_at > self._ttl + WATCHDOG_DEAD_AFTER:
             return HealthCheck(False, f"the heartbeat thread has not run for {now - session.tried_at:.0f} s", facts)
@@ -132,7 +125,3 @@ def _not_for(what: str, seconds: float | None) -> str:
     if seconds is None:
         return f"the broker has not answered {what} yet"
     return f"the broker has not answered {what} for {seconds:.0f} s"
-
-
-def _name(lease: Lease) -> str:
-    return f"{lease.envelope.job} {id_text(lease.envelope.id)}"

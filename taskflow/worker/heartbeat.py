@@ -43,31 +43,18 @@ LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 
 class BeatListener(Protocol):
-    """Receives the answers to heartbeats. Its methods are called in its own event loop; only `request` is read from another thread."""
+    """The session, whose methods are called in its own event loop; only `request` is read from another thread."""
 
     @property
-    def request(self) -> int:
-        """The number of the latest claim that has been answered."""
-        ...
-
-    def apply_answer(self, answer: BeatAnswer, asked_at: float) -> None:
-        """Apply the answer to a heartbeat that was sent at `asked_at`."""
-        ...
-
-    def lose(self, why: str) -> None:
-        """Handle the loss of the session: the broker has declared it dead, or its heartbeat has failed or been stopped."""
-        ...
-
-    def note_dropped(self, claim: ClaimId, why: str) -> None:
-        """Handle a dropped report: the store cannot write the progress that was reported for this claim."""
-        ...
+    def request(self) -> int: ...
+    def apply_answer(self, answer: BeatAnswer, asked_at: float) -> None: ...
+    def lose(self, why: str) -> None: ...
+    def note_dropped(self, claim: ClaimId, why: str) -> None: ...
 
 
 class Heartbeat:
-    """Sends the heartbeats of a session from `start` until it is stopped.
-
-    `beaten_at` is the time of the last answer, or None before the first. `tried_at` is the time of the
-    last attempt, successful or not. Both are on the monotonic clock, and any thread may read them.
+    """Sends the heartbeats of a session from `start` until it is stopped. `beaten_at` is the time of the last answer, `tried_at` that of
+    the last attempt, both on the monotonic clock.
 
     The session is lost a ttl after the last answered heartbeat was sent: it lapses in the store a ttl after that heartbeat arrived.
     An attempt in progress ends then. Only an attempt that begins later, in a process that was suspended, may still save the session.
@@ -97,7 +84,7 @@ class Heartbeat:
         self._start_thread(self._run_thread, "taskflow-heartbeat")
 
     async def stop(self) -> None:
-        """End the thread. Wait for a heartbeat that is in progress, but at most `STOPS_WITHIN` seconds."""
+        """End the thread. Wait at most `STOPS_WITHIN` seconds for a heartbeat that is in progress."""
         self._stop_beating()
         with anyio.move_on_after(STOPS_WITHIN):
             await self._ended.wait()
@@ -112,12 +99,12 @@ class Heartbeat:
         self.beat_now()
 
     def beat_now(self) -> None:
-        """Send a heartbeat now, because its answer may bring news. May be called from any thread."""
+        """May be called from any thread."""
         self._is_urgent = True
         self._waiter.nudge()
 
     def beat_soon(self) -> None:
-        """Send a heartbeat to report progress, but not within `PROGRESS_EVERY` seconds of the last one. May be called from any thread."""
+        """Report progress, but not within `PROGRESS_EVERY` seconds of the last heartbeat. May be called from any thread."""
         self._waiter.nudge()
 
     def _run_thread(self) -> None:
@@ -155,8 +142,9 @@ class Heartbeat:
         lapses_at = self.tried_at + self._session.ttl  # the session was registered later than `tried_at`
         retries = Retries(PAUSES.at_most(interval))
         while not self._stopping.is_set():
-            if self._loop.is_closed():
-                await self._leave()
+            if self._loop.is_closed():  # without winding down: other workers can take the jobs now, rather than when this process ends
+                with contextlib.suppress(BrokerError):
+                    await self._broker.beat(Beat(session=self._session.id, leaving=True))
                 return
             try:
                 asked_at, beat = time.monotonic(), self._next_beat()
@@ -201,7 +189,7 @@ class Heartbeat:
         return Beat(session=self._session.id, claims=claims, seen=seen, looks=not claims)
 
     async def _send(self, beat: Beat, reports: tuple[Report, ...]) -> BeatAnswer:
-        """Send the heartbeat with the reports. A report that cannot be written is dropped, without affecting other reports or leases."""
+        """Send the heartbeat with the reports. One that cannot be written is dropped, without harm to the others or to the leases."""
         try:
             answer = await self._broker.beat(msgspec.structs.replace(beat, reports=reports) if reports else beat)
         except (BrokerUnavailable, SessionLost):
@@ -216,9 +204,3 @@ class Heartbeat:
             self._in_loop(self._listener.note_dropped, reports[0].claim, f"{type(error).__name__}: {error}")
         self._lease_table.reported(reports)
         return answer
-
-    async def _leave(self) -> None:
-        """End the session, because the event loop of its runs was closed without winding
-        down. Other workers can then take the jobs now, rather than when this process ends."""
-        with contextlib.suppress(BrokerError):
-            await self._broker.beat(Beat(session=self._session.id, leaving=True))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from enum import Enum
+from dataclasses import dataclass
 from typing import Any, Final
 
 from taskflow.app.context import JobContext
@@ -19,63 +22,46 @@ NOTHING_YET: Final = object()
 CompleteOn = Callable[["HeldLease", object, object], Awaitable[None]]
 
 
+@dataclass(eq=False, slots=True)
 class HeldLease:
-    """A lease that the worker holds, and the state of its run.
+    """A lease that the worker holds, and the state of its run. Times are on the monotonic clock."""
 
-    `why_stopped`  why the run was asked to stop, or None
-    `is_offered`   True once its settlement has been offered
-    `is_held_up`   True once its settlement has been set aside, usually because another program's transaction blocks it
-    `in_thread`    the future of its plain function, if that runs in a thread, or None
-    `taken_at`     when the lease arrived; this and the next three are on the monotonic clock
-    `begins_by`    the deadline for starting the run
-    `started`      when the run started
-    `asked_at`     when the run was asked to stop
-    `reminders`    how many times it has been reported that the run has not stopped
-    `reported`     the progress in the last heartbeat
-    `on_report`    called, from any thread, when the run has reported progress
-    `complete_on`  completes the run in a transaction: set by what runs it
-    `raised`       the verdicts of the run that have their exception attached, or None
-    `completed`    the result with which the run has been settled in a transaction, or may have been; None if it has not
-    """
+    lease: Lease
+    taken_at: float = 0.0
+    begins_by: float | None = None
+    """The deadline for starting the run."""
 
-    __slots__ = (
-        "asked_at",
-        "begins_by",
-        "complete_on",
-        "completed",
-        "in_thread",
-        "is_held_up",
-        "is_offered",
-        "lease",
-        "on_report",
-        "progress",
-        "raised",
-        "reminders",
-        "reported",
-        "started",
-        "stop",
-        "taken_at",
-        "why_stopped",
-    )
+    started: float | None = None
+    progress: Progress | None = None
+    reported: object = NOTHING_YET
+    """The progress in the last heartbeat."""
 
-    def __init__(self, lease: Lease, taken_at: float = 0.0, begins_by: float | None = None) -> None:
-        self.lease = lease
-        self.taken_at = taken_at
-        self.begins_by = begins_by
-        self.started: float | None = None
-        self.progress: Progress | None = None
-        self.reported: object = NOTHING_YET
-        self.on_report: Callable[[], None] | None = None
-        self.stop: Callable[[], None] | None = None
-        self.in_thread: asyncio.Future[Any] | None = None
-        self.why_stopped: str | None = None
-        self.asked_at: float | None = None
-        self.reminders = 0
-        self.is_offered = False
-        self.is_held_up = False
-        self.completed: bytes | None = None
-        self.complete_on: CompleteOn | None = None
-        self.raised: list[Verdict] | None = None
+    on_report: Callable[[], None] | None = None
+    """Called, from any thread, when the run has reported progress."""
+
+    stop: Callable[[], object] | None = None
+    in_thread: asyncio.Future[Any] | None = None
+    """The future of its plain function, if that runs in a thread."""
+
+    why_stopped: str | None = None
+    asked_at: float | None = None
+    """When the run was asked to stop."""
+
+    reminders: int = 0
+    """How many times it has been reported that the run has not stopped."""
+
+    is_offered: bool = False
+    is_held_up: bool = False
+    """True once its settlement has been set aside, usually because another program's transaction blocks it."""
+
+    completed: bytes | None = None
+    """The result with which the run has been settled in a transaction, or may have been."""
+
+    complete_on: CompleteOn | None = None
+    """Completes the run in a transaction: set by what runs it."""
+
+    raised: list[Verdict] | None = None
+    """The verdicts of the run that have their exception attached."""
 
     @property
     def is_too_late(self) -> bool:
@@ -115,27 +101,13 @@ class HeldLease:
         self.completed = b""
 
 
-class Intake(Enum):
-    """Whether a session claims new leases and starts waiting ones."""
-
-    OPEN = "open"
-    ON_TRIAL = "on trial"
-    """While a quarantine is trying jobs that have crashed, the session neither claims new leases nor starts waiting ones."""
-
-    OVER = "over"
-    """The session is lost, and never claims or starts leases again."""
-
-
 class LeaseTable:
-    """The leases that a session holds. The event loop writes the table,
-    and the heartbeat thread reads it: each read makes a copy in one atomic step.
-
-    `on_news` is called, from any thread, when a run has reported progress that has not been in a heartbeat yet.
-    """
+    """The leases that a session holds. The event loop writes the table, and the heartbeat's thread reads it: each read makes a copy in one
+    atomic step. `on_news` is called, from any thread, when a run has reported progress that has not been in a heartbeat yet."""
 
     def __init__(self) -> None:
         self._held: dict[ClaimId, HeldLease] = {}
-        self._intake = Intake.OPEN
+        self._is_on_trial = self._is_closed = False
         self.on_news: Callable[[], None] = lambda: None
         self._has_news = False
         self._on_report = self._note_news  # bound once, not for each lease
@@ -144,38 +116,28 @@ class LeaseTable:
     def __len__(self) -> int:
         return len(self._held)
 
-    # --- whether there is room for new leases -----------------------------------------------------------
-
     @property
     def is_open(self) -> bool:
-        return self._intake is Intake.OPEN
+        """True if the session may claim leases and start waiting ones: not while it is trying jobs that have crashed, nor once lost."""
+        return not (self._is_on_trial or self._is_closed)
 
-    def begin_trial(self) -> None:
-        self._move(Intake.ON_TRIAL)
-
-    def end_trial(self) -> None:
-        self._move(Intake.OPEN)
-
-    def close(self) -> None:
-        self._move(Intake.OVER)
-
-    def _move(self, intake: Intake) -> None:
-        if self._intake is not Intake.OVER:
-            self._intake = intake
+    def set_trial(self, is_on_trial: bool) -> None:
+        self._is_on_trial = is_on_trial
         self.nudge()
 
-    # --- the leases -------------------------------------------------------------------------------------
+    def close(self) -> None:
+        self._is_closed = True
+        self.nudge()
 
     def add(self, lease: Lease, claimed_at: float) -> HeldLease:
-        """Add a lease. If its job has an expiry, the remaining time is counted from `claimed_at`, when the
-        claim was sent. The store computed the remaining time later, so no run starts after the expiry."""
+        """Add a lease. The time until its job expires is counted from `claimed_at`, when the claim was sent. The store computed it later,
+        so no run starts after the expiry."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
         holding = self._held[lease.claim] = HeldLease(lease, time.monotonic(), begins_by)
         holding.on_report = self._on_report
         return holding
 
     def remove(self, claims: Iterable[ClaimId]) -> None:
-        """Remove leases whose settlements the store has answered, or which are lost."""
         for claim in claims:
             self._held.pop(claim, None)
         self.nudge()
@@ -184,47 +146,35 @@ class LeaseTable:
         return self._held.get(claim)
 
     def holds(self, holding: HeldLease) -> bool:
-        """Return True until the lease is settled or lost."""
         return self._held.get(holding.lease.claim) is holding
 
     def all(self) -> list[HeldLease]:
         return list(self._held.values())
 
     def held_by(self, run: JobContext) -> HeldLease | None:
-        """Return the lease of a run, or None if it is no longer held. May be called from any thread."""
+        """Return the lease of a run, if it is still held. May be called from any thread."""
         for holding in self.all():
             if holding.lease.epoch == run.epoch and id_text(holding.lease.envelope.id) == run.job_id:
                 return holding
         return None
 
     def unanswered(self) -> list[HeldLease]:
-        """Return the leases whose settlements have been offered but not answered."""
         return [holding for holding in self.all() if holding.is_offered]
 
     def do_not_end(self, asked_before: float) -> bool:
         """Return True if every run was asked to stop, by a timeout or a cancellation, at `asked_before` or earlier."""
         return all(holding.asked_at is not None and holding.asked_at <= asked_before for holding in self.all())
 
-    # --- waiting ----------------------------------------------------------------------------------------
-
     def nudge(self) -> None:
         """Wake the tasks that are waiting for a change."""
         self._changed.set()
 
     async def wait_for_change(self, timeout: float | None = None) -> None:
-        """Wait until a lease is removed, a run ends, `nudge` is called, or `timeout`
-        seconds have passed. Check before waiting: earlier changes are not remembered."""
+        """Wait for a change, at most `timeout` seconds. Check before waiting: earlier changes are not remembered."""
         self._changed.clear()
-        if timeout is None:
-            await self._changed.wait()
-            return
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._changed.wait()
-        except TimeoutError:
-            return
-
-    # --- what heartbeats report -------------------------------------------------------------------------
 
     def claims(self) -> tuple[ClaimId, ...]:
         return tuple(self._held)
@@ -233,12 +183,11 @@ class LeaseTable:
         """Return a report for each run whose start or progress has not been in a heartbeat yet."""
         self._has_news = False  # cleared first, so that later progress asks for a heartbeat again
         now = time.monotonic()
-        reports: list[Report] = []
-        for holding in self.all():
-            started, progress = holding.started, holding.progress
-            if started is not None and holding.reported is not progress:
-                reports.append(Report(holding.lease.claim, now - started, progress))
-        return tuple(reports)
+        return tuple(
+            Report(holding.lease.claim, now - started, progress)
+            for holding in self.all()
+            if (started := holding.started) is not None and holding.reported is not (progress := holding.progress)
+        )
 
     def reported(self, reports: Iterable[Report]) -> None:
         """Record that these reports have been sent or dropped."""
@@ -250,3 +199,45 @@ class LeaseTable:
         if not self._has_news:
             self._has_news = True
             self.on_news()
+
+
+SWEPT_EVERY: Final = 0.01
+"""Minimum seconds between two scans. A timeout may be noticed that much later, but even ten thousand long runs cost little."""
+
+
+class Deadlines:
+    """The deadlines of the runs in one event loop. `on_due` is called once for each run whose deadline has passed."""
+
+    def __init__(self, on_due: Callable[[HeldLease], None]) -> None:
+        self._on_due = on_due
+        self._due_at: dict[HeldLease, float] = {}
+        self._looks_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, holding: HeldLease, seconds: float) -> None:
+        """Set the run's deadline to `seconds` from now."""
+        loop = asyncio.get_running_loop()
+        due_at = self._due_at[holding] = loop.time() + seconds
+        if due_at < self._looks_at:
+            self._look_at(loop, due_at)
+
+    def remove(self, holding: HeldLease) -> None:
+        """Remove the run's deadline. The timer stays, because the next run is unlikely to need an earlier one."""
+        self._due_at.pop(holding, None)
+
+    def _look_at(self, loop: asyncio.AbstractEventLoop, instant: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._looks_at = instant
+        # Without a separate context, the timer would keep the run's context variables long after the run has ended.
+        self._timer = loop.call_at(instant, self._look, context=contextvars.Context())
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._timer, self._looks_at = None, math.inf
+        for holding in [holding for holding, due_at in self._due_at.items() if due_at <= now]:
+            self.remove(holding)
+            self._on_due(holding)
+        if self._due_at:
+            self._look_at(loop, max(now + SWEPT_EVERY, min(self._due_at.values())))

@@ -25,20 +25,16 @@ from taskflow.model.verdict import (
 )
 from taskflow.worker import events
 from taskflow.worker.heartbeat import BEATS_PER_TTL
-from taskflow.worker.log_filters import CrashLines, ParkLog
 from taskflow.worker.run_errors import ROLLED_BACK
 from taskflow.worker.watchdog import LOOK
 
 log: Final = logging.getLogger("taskflow.worker")
-_parks: Final = ParkLog()
-_crash_lines: Final = CrashLines()
-
-CHILD_DIED: Final = "taskflow.ChildDied"
-
 BLOCKING: Final = "Make it a plain function, which runs in a thread, or use async libraries"
 IN_PROCESS: Final = 'With runs_in="process" it gets a separate interpreter'
 
-OUTLASTED: Final = "each time its worker was stopped, or lost the store, before it ended. Give workers a longer --grace, or split the job"
+INTERRUPTED_HINT: Final = (
+    "each time its worker was stopped, or lost the store, before it ended. Give workers a longer --grace, or split the job"
+)
 
 
 def log_event(event: events.WorkerEvent) -> None:
@@ -49,7 +45,7 @@ def log_event(event: events.WorkerEvent) -> None:
         return
     match event:
         case events.ChildPrinted(Lease() as lease, _, stream, line):
-            if log.isEnabledFor(logging.INFO) and not _crash_lines.holds(event, lease):
+            if log.isEnabledFor(logging.INFO):
                 _say(logging.INFO, lease, f"{stream}: {line}")
         case events.LeaseRevoked(lease):
             _say(logging.WARNING, lease, "lost its lease: another worker has it, or it has ended; the result of this run will be ignored")
@@ -58,11 +54,8 @@ def log_event(event: events.WorkerEvent) -> None:
                 _say(logging.ERROR, lease, f"has ended, and could not be settled ({why}): it will most likely run again")
         case events.VerdictIgnored(lease, verdict):
             _, outcome, details = _words(verdict)
-            _say(
-                logging.WARNING,
-                lease,
-                f"{outcome}{details} here, but that was ignored: another worker had taken the job, or it had ended",
-            )
+            words = f"{outcome}{details} here, but that was ignored: another worker had taken the job, or it had ended"
+            _say(logging.WARNING, lease, words)
         case events.CompletionRolledBack(lease, _, instead):
             level, outcome, details = _words(instead)
             words = f"was completed in a transaction that was rolled back: {outcome}{details}"
@@ -71,7 +64,7 @@ def log_event(event: events.WorkerEvent) -> None:
             words = f"was lost with its worker {lease.crashes} times in a row: nothing else begins here for {seconds:g} s, or until it ends"
             _say(logging.INFO if lease.crashes > 1 else logging.DEBUG, lease, words)
         case events.HandedBackOften(lease):
-            _say(logging.WARNING, lease, f"was handed back {lease.hand_backs} times without an outcome: {OUTLASTED}")
+            _say(logging.WARNING, lease, f"was handed back {lease.hand_backs} times without an outcome: {INTERRUPTED_HINT}")
         case events.SettlementBlocked(lease):
             _say(logging.WARNING, lease, "has ended, but another program's open transaction blocks the store's write; trying again")
         case events.VerdictRejected(lease, _, instead):
@@ -111,41 +104,20 @@ def _log_own(event: events.WorkerEvent) -> None:
             log.critical("a job has closed file descriptors of the worker: %s", why)
         case events.ChildPrinted(_, pid, stream, line):
             log.info("child process %d, between two jobs, %s: %s", pid, stream, one_line(line))
-        case (
-            events.LoopStalled()
-            | events.LoopResumed()
-            | events.InterpreterContended()
-            | events.InterpreterBlocked()
-            | events.StalledForGood()
-            | events.CpuStarved()
-        ):
-            _log_standstill(event)
         case events.WindingDown(running, grace):
             log.info("winding down: %d running, for at most %g s", running, grace)
         case _:
-            log.debug("%r", event)
+            _log_standstill(event)
 
 
-def _log_standstill(
-    event: events.LoopStalled
-    | events.LoopResumed
-    | events.InterpreterContended
-    | events.InterpreterBlocked
-    | events.StalledForGood
-    | events.CpuStarved,
-) -> None:
+def _log_standstill(event: events.WorkerEvent) -> None:
     match event:
         case events.LoopStalled(lease, seconds, stack):
             _say_where(logging.WARNING, lease, f"blocks the event loop for {seconds:.1f} s: nothing else can run. {BLOCKING}", stack)
         case events.CpuStarved(seconds, ttl):
-            log.log(
-                logging.ERROR if _may_lapse(seconds, ttl) else logging.WARNING,
-                "the worker got no processor time for %.1f s: the machine is overloaded (load average %.1f), "
-                "or threads of this process take all of it%s",
-                seconds,
-                os.getloadavg()[0],
-                _lapsed(seconds, ttl),
-            )
+            lapsed, load = _lapsed(seconds, ttl), os.getloadavg()[0]
+            words = f"the machine is overloaded (load average {load:.1f}), or threads of this process take all of it{lapsed}"
+            log.log(logging.ERROR if lapsed else logging.WARNING, "the worker got no processor time for %.1f s: %s", seconds, words)
         case events.LoopResumed(seconds):
             log.warning("the event loop responds again after %.1f s", seconds)
         case events.InterpreterContended(lease, seconds, ttl, stack):
@@ -164,21 +136,17 @@ def _log_standstill(
         case events.StalledForGood(lease, seconds, stacks):
             words = f"has blocked the event loop for {seconds:.0f} s: this worker stops its heartbeat, so that others take its jobs"
             _say_where(logging.CRITICAL, lease, f"{words}. All threads:", stacks)
+        case _:
+            log.debug("%r", event)
 
 
 def _lapsed(seconds: float, ttl: float) -> str:
-    return f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if _may_lapse(seconds, ttl) else ""
-
-
-def _may_lapse(seconds: float, ttl: float) -> bool:
-    """Return True if the ttl may have passed. The stall may have begun one
-    check earlier, and the last heartbeat may have been sent one interval before that."""
-    return seconds + LOOK > ttl - ttl / BEATS_PER_TTL
+    """Return what to add if the ttl may have passed: the stall may have begun one check earlier, and one interval after a heartbeat."""
+    may_lapse = seconds + LOOK > ttl - ttl / BEATS_PER_TTL
+    return f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if may_lapse else ""
 
 
 def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
-    if _crash_lines.held:
-        _log_held_lines(lease, verdict)
     level, outcome, details = _words(verdict)
     if not log.isEnabledFor(level):
         return
@@ -191,14 +159,6 @@ def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
     else:
         outcome += f" after {ran_for:.3f} s"
     _say(level, lease, outcome + details, _traceback(verdict))
-
-
-def _log_held_lines(lease: Lease, verdict: Verdict) -> None:
-    """Log what the child process has printed, unless the error shows it."""
-    lines = _crash_lines.release(lease)
-    if not isinstance(verdict, Failed | Retried) or verdict.error.type != CHILD_DIED:
-        for printed in lines:
-            _say(logging.INFO, lease, f"{printed.stream}: {printed.line}")
 
 
 def _words(verdict: Verdict) -> tuple[int, str, str]:
@@ -265,3 +225,29 @@ def _name(lease: Lease) -> str:
 def _fields(lease: Lease) -> dict[str, Any]:
     envelope = lease.envelope
     return {"job": envelope.job, "job_id": id_text(envelope.id), "attempt": lease.attempt, "queue": envelope.queue}
+
+
+PARK_INTERVAL: Final = 60.0
+MOST_NAMES: Final = 1_000
+
+
+class ParkLog:
+    """Decides which parked runs are logged: one for each job name and `PARK_INTERVAL` seconds."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, tuple[float, int]] = {}
+
+    def count(self, name: str, now: float) -> int | None:
+        """Record a parked run. Return None if it is not to be logged. Otherwise, return how
+        many runs of the same job were parked, but not logged, since its previous line."""
+        since, unsaid = self._names.get(name, (now - PARK_INTERVAL, 0))
+        if now - since < PARK_INTERVAL:
+            self._names[name] = since, unsaid + 1
+            return None
+        if len(self._names) >= MOST_NAMES:
+            self._names.clear()
+        self._names[name] = now, 0
+        return unsaid
+
+
+_parks: Final = ParkLog()

@@ -13,15 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 from taskflow.worker.children.syscalls import resident_memory, spawn_in_session
 from taskflow.worker.exit_status import ExitStatus, OutOfMemory
-from taskflow.worker.signal_pipe import CHANGED, SignalPipe
 from taskflow.worker.supervisor import Supervisor
 from taskflow.worker.supervisor_state import SupervisorOptions
-from taskflow.worker.unreported_deaths import UnreportedDeaths
-from taskflow.worker.worker_socket import WorkerSocket
 
 SUPERVISED: Final = "TASKFLOW_SUPERVISED"
 """The environment variable that tells a worker about its supervisor: the
@@ -32,6 +29,15 @@ RETIRE: Final = b"retire\n"
 SESSION CAUSE``: the worker reports the death to the broker and answers ``told SESSION``."""
 
 MEMORY_EVERY: Final = 1.0
+LONGEST_LINE: Final = 4096
+READ_AT_ONCE: Final = 4096
+
+REPORT_AGAIN_AFTER: Final = 5.0
+DROPPED_AFTER: Final = 300.0
+"""Seconds after which a death is no longer reported, because by then the session has lapsed anyway."""
+
+CHANGED: Final = 0
+"""Stands for changed files in place of a signal number. No signal has this number."""
 
 FileWatch = Callable[[Callable[[], None]], None]
 """Starts watching files, and calls its argument from a separate thread when they have changed."""
@@ -107,7 +113,8 @@ class Processes:
         self._selector.register(signals, selectors.EVENT_READ)
         self._sockets: dict[int, WorkerSocket] = {}
         self._out_of_memory = OutOfMemory()
-        self._deaths = UnreportedDeaths()
+        self._deaths: dict[str, tuple[bytes, float]] = {}  # what to say about a session, and when it was noted
+        self._remind_at = 0.0
 
     def start(self, slot: int) -> int:
         ours, theirs = socket.socketpair()
@@ -137,9 +144,9 @@ class Processes:
             return False
 
     def note_death(self, session: bytes, cause: str) -> None:
-        """Make every worker that has a session report the death to the
-        broker, in case one of them dies too. Repeated reports do no harm."""
-        self._deaths.note(session, cause)
+        """Make every worker that has a session report the death to the broker, in case one of them dies too, until one has done so.
+        Repeated reports do no harm."""
+        self._deaths[session.hex()] = f"died {session.hex()} {cause}\n".encode(), time.monotonic()
         self._remind()
 
     def pids(self) -> list[int]:
@@ -148,47 +155,46 @@ class Processes:
     def wait(self, timeout: float) -> None:
         """Wait for a report, the end of a process or a signal, for at most `timeout` seconds."""
         self._selector.select(timeout)
-        self._out_of_memory.look(time.monotonic())
-        self._remind()
+        now = time.monotonic()
+        self._out_of_memory.look(now)
+        if now >= self._remind_at:
+            self._deaths = {session: death for session, death in self._deaths.items() if now < death[1] + DROPPED_AFTER}
+            self._remind()
 
     def news(self) -> Iterator[tuple[int, str | ExitStatus]]:
         """Yield the workers' reports and the ends of processes, each with its pid. Ended processes
         are reaped: workers after their last report and, if this is process 1, orphans."""
         for pid, worker_socket in self._sockets.items():
-            for line in self._listen(worker_socket):
+            for line in worker_socket.take():
                 self._note_line(worker_socket, line)
                 yield pid, line
+            if worker_socket.is_closed:
+                self._unregister(worker_socket)  # otherwise its end would wake the loop again and again
         while (reaped := _reap()) is not None:
             pid, status = reaped
             if (worker := self._sockets.pop(pid, None)) is not None:
                 yield from ((pid, line) for line in worker.take())
-                self._forget(worker)
+                self._unregister(worker)
+                worker.close()
             yield pid, self._out_of_memory.exit_status(status)
 
     def _note_line(self, worker_socket: WorkerSocket, line: str) -> None:
         match line.split():
             case ["session", _]:
                 worker_socket.has_session = True
-                for words in self._deaths.all():
-                    worker_socket.say(words)
+                self._say_deaths(worker_socket)
             case ["told", session]:
-                self._deaths.forget(session)
+                self._deaths.pop(session, None)
 
     def _remind(self) -> None:
-        for words in self._deaths.due(time.monotonic()):
-            for worker_socket in self._sockets.values():
-                if worker_socket.has_session:
-                    worker_socket.say(words)
+        self._remind_at = time.monotonic() + REPORT_AGAIN_AFTER
+        for worker_socket in self._sockets.values():
+            if worker_socket.has_session:
+                self._say_deaths(worker_socket)
 
-    def _listen(self, worker_socket: WorkerSocket) -> list[str]:
-        lines = worker_socket.take()
-        if worker_socket.is_closed:
-            self._unregister(worker_socket)  # otherwise its end would wake the loop again and again
-        return lines
-
-    def _forget(self, worker_socket: WorkerSocket) -> None:
-        self._unregister(worker_socket)
-        worker_socket.close()
+    def _say_deaths(self, worker_socket: WorkerSocket) -> None:
+        for words, _ in self._deaths.values():
+            worker_socket.say(words)
 
     def _unregister(self, worker_socket: WorkerSocket) -> None:
         if worker_socket in self._selector.get_map():
@@ -205,8 +211,99 @@ class Processes:
 
 
 def _reap() -> tuple[int, int] | None:
+    """Return the pid and the status of a process that has ended, if there is one."""
     try:
         pid, status = os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
         return None
     return (pid, os.waitstatus_to_exitcode(status)) if pid else None
+
+
+class WorkerSocket:
+    """The supervisor's end of a socket to a worker."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.is_closed = False
+        self.has_session = False
+        self._end = end
+        self._end.setblocking(False)
+        self._rest = b""
+
+    def fileno(self) -> int:
+        return self._end.fileno()
+
+    def take(self) -> list[str]:
+        """Return the lines that have arrived, without waiting."""
+        while not self.is_closed:
+            try:
+                chunk = self._end.recv(LONGEST_LINE)
+            except BlockingIOError:
+                break
+            except OSError:  # the other end closed it with unread data
+                chunk = b""
+            self._rest += chunk
+            self.is_closed = not chunk or len(self._rest) > LONGEST_LINE * 16
+        *lines, self._rest = self._rest.split(b"\n")
+        return [line.decode("ascii", "replace") for line in lines]
+
+    def say(self, word: bytes) -> bool:
+        """Send a message. Return False if it could not be sent."""
+        try:
+            return self._end.send(word) == len(word)
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        self._end.close()
+
+
+class SignalPipe:
+    """Turns signals and file changes into bytes in a pipe, for the supervisor's wait. The signal handlers do nothing, so they interrupt
+    nothing."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._before: dict[int, Any] = {}
+        self._had_terminal = _has_terminal()
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def take(self) -> bytes:
+        """Return the bytes that have arrived since the last call, in order. Each is a signal number or CHANGED."""
+        try:
+            return os.read(self._reader, READ_AT_ONCE)
+        except BlockingIOError:
+            return b""
+
+    def note_change(self) -> None:
+        """Record that files have changed. May be called from any thread."""
+        os.write(self._writer, bytes([CHANGED]))
+
+    def has_lost_terminal(self) -> bool:
+        """Return True if the terminal in which this process was started is gone: a SIGHUP then reports that, and requests no restart."""
+        return self._had_terminal and not _has_terminal()
+
+    def __enter__(self) -> Self:
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup, SIGHUP stays ignored
+                self._before[number] = signal.signal(number, lambda number, frame: None)  # Python writes the number into the pipe
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

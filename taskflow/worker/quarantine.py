@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from taskflow.model.envelope import Lease
 from taskflow.worker.events import Events, QuarantineStarted
 from taskflow.worker.lease_table import HeldLease, LeaseTable
+from taskflow.worker.runs import Runs
 
 
 class Trial(NamedTuple):
@@ -43,19 +43,10 @@ TRIALS: Final = {
 LAST: Final = Trial(1, 300.0, 30.0)
 
 
-class TrialRuns(Protocol):
-    """The part of `Runs` that a quarantine needs."""
-
-    @property
-    def under_way(self) -> Mapping[asyncio.Task[None], HeldLease]: ...
-    def begin(self, holding: HeldLease) -> asyncio.Task[None]: ...
-    def give_back(self, holding: HeldLease) -> None: ...
-
-
 class Quarantine:
     """Holds the leases of suspects until they are tried or handed back."""
 
-    def __init__(self, lease_table: LeaseTable, runs: TrialRuns, events: Events) -> None:
+    def __init__(self, lease_table: LeaseTable, runs: Runs, events: Events) -> None:
         self._lease_table = lease_table
         self._runs = runs
         self._events = events
@@ -65,11 +56,11 @@ class Quarantine:
 
     def add(self, lease: Lease, claimed_at: float) -> None:
         self._waiting.append(self._lease_table.add(lease, claimed_at))
-        self._lease_table.begin_trial()
+        self._lease_table.set_trial(True)
         self._has_some.set()
 
     def take_all(self) -> list[HeldLease]:
-        """Remove and return the leases that have not started, including those that were chosen for a trial."""
+        """Remove and return the leases that have not started."""
         taken = self._held([*self._chosen, *self._waiting])
         self._chosen, self._waiting = [], []
         return taken
@@ -78,12 +69,17 @@ class Quarantine:
         while True:
             await self._has_some.wait()
             if (trial := self._choose()) is not None:
-                await self._be_alone(trial.until_alone)
-                if runs := self._begin_chosen(trial):
+                alone_by = time.monotonic() + trial.until_alone
+                while (self._runs.under_way or len(self._lease_table) > len(self._chosen)) and (left := alone_by - time.monotonic()) > 0:
+                    await self._lease_table.wait_for_change(left)
+                chosen, self._chosen = self._held(self._chosen), []
+                for holding in chosen:
+                    self._events.emit(QuarantineStarted(holding.lease, trial.probation))
+                if runs := [self._runs.begin(holding) for holding in chosen]:
                     await asyncio.wait(runs, timeout=trial.probation)
             if not self._waiting:
                 self._has_some.clear()
-                self._lease_table.end_trial()
+                self._lease_table.set_trial(False)
 
     def _choose(self) -> Trial | None:
         """Choose the leases to try now, and hand back the rest. If other code cancels `run`, it starts again with a new choice."""
@@ -95,17 +91,6 @@ class Quarantine:
         for holding in waiting[len(self._chosen) :]:
             self._runs.give_back(holding)
         return trial
-
-    def _begin_chosen(self, trial: Trial) -> list[asyncio.Task[None]]:
-        chosen, self._chosen = self._held(self._chosen), []
-        for holding in chosen:
-            self._events.emit(QuarantineStarted(holding.lease, trial.probation))
-        return [self._runs.begin(holding) for holding in chosen]
-
-    async def _be_alone(self, timeout: float) -> None:
-        give_up_at = time.monotonic() + timeout
-        while (self._runs.under_way or len(self._lease_table) > len(self._chosen)) and (left := give_up_at - time.monotonic()) > 0:
-            await self._lease_table.wait_for_change(left)
 
     def _held(self, waiting: list[HeldLease]) -> list[HeldLease]:
         """Return the leases that are still held; the others were lost."""

@@ -1,7 +1,8 @@
-"""Describes a worker to the broker: its name, its deploy, its queues, its jobs, and what fails in it."""
+"""Describes a worker to the broker: its name, its deploy, its queues, its jobs, what fails in it, and the death of its neighbours."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -12,9 +13,11 @@ import anyio
 import msgspec
 
 from taskflow.broker.protocol import Broker
-from taskflow.model.errors import BrokerError
+from taskflow.broker.retry import retry
+from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
 from taskflow.model.fingerprint import LONGEST_DEPLOY
-from taskflow.model.session import MOST_NAMES, Session
+from taskflow.model.retry import Pauses
+from taskflow.model.session import MOST_NAMES, Beat, Session
 from taskflow.worker.options import WorkerOptions
 
 
@@ -29,7 +32,6 @@ def deploy_name() -> str:
 
 
 def new_session(options: WorkerOptions, jobs: tuple[str, ...], *, wants_ends: bool) -> Session:
-    """Return a new session, under which a worker with these options registers."""
     return Session(
         id=secrets.token_bytes(16),
         name=worker_name(),
@@ -73,3 +75,22 @@ class TroubleReport:
         with contextlib.suppress(BrokerError), anyio.move_on_after(SHOWN_WITHIN):
             await self._broker.register(msgspec.structs.replace(self._session, trouble=text))
             self._shown = troubles
+
+
+ANSWER_WITHIN: Final = 5.0
+
+PAUSES: Final = Pauses(0.1, 0.5)
+
+
+async def report_death(broker: Broker, session_id: bytes, cause: str) -> bool:
+    """Report to the broker that the session's process is dead. Each of its jobs then counts as crashed with this cause ("SIGSEGV"). Return
+    False if the broker refuses or does not answer: upkeep then declares the session dead later, without a cause."""
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN):
+            beat = Beat.of_death(session_id, cause)
+            await retry(lambda: broker.beat(beat), PAUSES, on=BrokerUnavailable)
+    except SessionLost:
+        return True
+    except (BrokerError, TimeoutError):
+        return False
+    return True

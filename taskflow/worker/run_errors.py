@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import traceback
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
+from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import DecodeError, EncodeError, TaskflowError
+from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.verdict import Completed, Discarded, Failed, RunEnding, RunError, Verdict
-from taskflow.worker.children.errors import ChildFailed
+from taskflow.worker.children.messages import ChildFailed
 
 # An error's metaclass may hide or break these attributes. So may `error.__class__`, which `isinstance` reads: use `type(error)`.
 _MODULE: Final = type.__dict__["__module__"]
@@ -21,8 +24,7 @@ ROLLED_BACK: Final = "taskflow.RolledBack"
 
 
 class RolledBack(TaskflowError):
-    """The failure of a run that has returned, but whose transaction with `complete_in` was rolled back. Like ChildFailed, it is always
-    retried."""
+    """A run has returned, but its transaction with `complete_in` was rolled back. Like ChildFailed, it is always retried."""
 
     __module__ = "taskflow"  # the name that a job's record shows
 
@@ -76,18 +78,14 @@ def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str
     """Format the traceback from the job's first line on: taskflow's frames above it do not help the user."""
     frames = error.__traceback__
     try:
-        return _formatted(error, function)
+        if isinstance(error, ChildFailed):  # its notes describe what happened in the child, and the frames here add nothing
+            return "".join(traceback.format_exception_only(error))
+        own = frames if function is None else frames_from(function, error)
+        return "".join(traceback.format_exception(type(error), error, own))
     except BaseException as broken:
         # Formatting reads the error's attributes, which run the user's code. The frames alone do not.
         lines = traceback.format_tb(frames)
         return "".join([*lines, f"<the error itself cannot be formatted: {_type_name(type(broken))}: {_message(broken)}>\n"])
-
-
-def _formatted(error: BaseException, function: Callable[..., Any] | None) -> str:
-    if isinstance(error, ChildFailed):  # its notes describe what happened in the child, and the frames here add nothing
-        return "".join(traceback.format_exception_only(error))
-    frames = error.__traceback__ if function is None else frames_from(function, error)
-    return "".join(traceback.format_exception(type(error), error, frames))
 
 
 def frames_from(function: Callable[..., Any], error: BaseException) -> TracebackType | None:
@@ -97,3 +95,23 @@ def frames_from(function: Callable[..., Any], error: BaseException) -> Traceback
     while frames is not None and frames.tb_frame.f_code is not code:
         frames = frames.tb_next
     return frames or error.__traceback__
+
+
+log: Final = logging.getLogger("taskflow")
+_new_id: Final = IdFactory()
+
+
+def follow_ups_of(lease: Lease, verdict: Verdict) -> tuple[Envelope, ...]:
+    """Return the envelopes to add when a run of a job with `on_failure` has this verdict. Never raises."""
+    packed = lease.envelope.on_failure
+    if isinstance(verdict, Completed):
+        verdict = verdict.otherwise
+    if packed is None or not isinstance(verdict, Failed | Discarded):
+        return ()
+    from taskflow.model.envelope import follow_up_of
+
+    try:
+        return (follow_up_of(packed, _new_id(), lease.envelope.id),)
+    except ValueError as error:  # another program has changed the stored call
+        log.error("job %s failed, but its on_failure call cannot be read, and is not sent: %s", id_text(lease.envelope.id), error)
+        return ()

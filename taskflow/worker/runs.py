@@ -15,7 +15,6 @@ from taskflow.worker.events import Events, RunEnded, StillRunning
 from taskflow.worker.executor import CANCELLED, Executor
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.options import WorkerOptions
-from taskflow.worker.prefetch import Prefetch
 from taskflow.worker.settler import Settler
 from taskflow.worker.thread_pool import ThreadPool
 
@@ -42,13 +41,12 @@ CUT_OFF_WITHIN: Final = 1.0
 
 
 class Runs:
-    """Gives each run a slot, and keeps a small reserve of leases so that no slot
-    stands idle during a round trip. The next claim is made while jobs run and settle.
+    """Gives each run a slot, and keeps a small reserve of leases so that no slot stands idle during a round trip.
 
-    At most `slots` jobs run at once, but the worker may hold more leases, all of which are affected if it is killed. The others are the
-    reserve, and leases whose settlements have not been answered yet. The reserve is at most the number of runs expected to end within 20
-    ms, and never more than `AHEAD` times `slots`. The same limit applies to unanswered settlements, except that `slots` of them are always
-    allowed. While the jobs of some queue typically take longer than 20 ms, there is no reserve, so at most twice `slots` leases are held.
+    At most `slots` jobs run at once, but the worker may hold more leases: the reserve, and leases whose settlements have not been answered
+    yet. The reserve is at most the number of runs expected to end within 20 ms, and never more than `AHEAD` times `slots`. The same limit
+    applies to unanswered settlements, except that `slots` of them are always allowed. While the jobs of some queue typically take longer
+    than 20 ms, there is no reserve, so at most twice `slots` leases are held.
     """
 
     def __init__(
@@ -69,14 +67,9 @@ class Runs:
         self.slow: tuple[HeldLease, float] | None = None
         """The last slow run, and when it ended. It may explain a stall that is noticed later."""
 
-    # --- how many leases there is room for --------------------------------------------------------------
-
     @property
     def free(self) -> int:
-        """The number of slots in which a run may start now. May be read from any thread.
-
-        A plain function that was abandoned occupies its slot until its thread ends, even if the worker has registered again.
-        """
+        """The number of slots in which a run may start now. An abandoned plain function occupies its slot until its thread ends."""
         if not self._lease_table.is_open:
             return 0
         unanswered = len(self._lease_table) - len(self._reserve) - self._slots
@@ -93,8 +86,7 @@ class Runs:
         return self._threads.left_behind >= self._slots
 
     def room(self) -> int:
-        """Return the number of leases to claim now. Free slots are filled at once. The reserve is
-        refilled only when at least half of it is used, so that each round trip is worthwhile."""
+        """Return the number of leases to claim now. The reserve is refilled only when half of it is used, so that each round trip pays."""
         if not self._lease_table.is_open:
             return 0
         self._look_ahead()
@@ -103,10 +95,7 @@ class Runs:
         return room if idle > 0 or 2 * room >= max(1, reserve) else 0
 
     def _look_ahead(self) -> None:
-        """Set the size of the reserve to an estimate of how many runs will end soon."""
         self._ahead = min(AHEAD * self._slots, self._prefetch.reserve(time.monotonic()))
-
-    # --- leases that wait -------------------------------------------------------------------------------
 
     def add(self, leases: Iterable[Lease], claimed_at: float) -> None:
         """Add leases to the reserve. They start in order as slots become free."""
@@ -114,7 +103,6 @@ class Runs:
         self._lease_table.nudge()
 
     def give_back_reserve(self) -> None:
-        """Hand back the leases in the reserve so that other workers can run them. This does not add to the jobs' hand-backs."""
         while self._reserve:
             self.give_back(self._reserve.popleft())
 
@@ -122,12 +110,11 @@ class Runs:
         self._settler.offer(holding, settlement_of(holding.lease, HandedBack(counts=False)))
 
     def drop_reserve(self) -> None:
-        """Forget the leases in the reserve, because their jobs already belong to other workers."""
         self._lease_table.remove([holding.lease.claim for holding in self._reserve])
         self._reserve.clear()
 
     def ask_to_stop(self, holding: HeldLease, why: str) -> None:
-        """Stop the lease's run. A lease in the reserve will never start; if its job was cancelled, it is settled at once."""
+        """Stop the lease's run. A lease in the reserve never starts; if its job was cancelled, it is settled at once."""
         holding.ask_to_stop(why)
         if holding in self._reserve:
             self._reserve.remove(holding)
@@ -153,8 +140,6 @@ class Runs:
             if time.monotonic() > until:
                 break
         self._lease_table.nudge()
-
-    # --- leases that run --------------------------------------------------------------------------------
 
     def begin(self, holding: HeldLease) -> asyncio.Task[None]:
         task = started(self._loop, self._run(holding))
@@ -192,32 +177,21 @@ class Runs:
             self._settler.offer(holding, settlement_of(holding.lease, HandedBack()))
         self._lease_table.nudge()
 
-    # --- runs that were asked to stop -------------------------------------------------------------------
-
     async def stop_all(self, why: str) -> None:
-        """Ask all runs to stop. After `stop_timeout` seconds, cut off those that remain, so that their jobs are handed back.
-
-        A function in a thread continues until it returns.
-        """
+        """Ask all runs to stop. After `stop_timeout` seconds, cut off those that remain, so that their jobs are handed back."""
         for holding in list(self.under_way.values()):
             holding.ask_to_stop(why)
-        await self._until_ended(self._stop_timeout)
-        for holding in self.under_way.values():
-            self._report_running(holding, time.monotonic())
-        for task in list(self.under_way):
-            task.cancel()
-        await self._until_ended(CUT_OFF_WITHIN)
-
-    async def _until_ended(self, timeout: float) -> None:
         if self.under_way:
-            await asyncio.wait(list(self.under_way), timeout=timeout)
+            await asyncio.wait(list(self.under_way), timeout=self._stop_timeout)
+        for task, holding in list(self.under_way.items()):
+            self._report_running(holding, time.monotonic())
+            task.cancel()
+        if self.under_way:
+            await asyncio.wait(list(self.under_way), timeout=CUT_OFF_WITHIN)
 
     async def watch(self) -> None:
-        """Report runs that are still under way `stop_timeout` seconds after they were asked to stop, and again at growing intervals.
-
-        Otherwise a thread, or a job that swallows its cancellation, would go unnoticed. Each
-        check also makes the fetcher look for free slots, so that the health checks stay up to date.
-        """
+        """Report runs that are still under way `stop_timeout` seconds after they were asked to stop, and again at growing intervals. Each
+        check also makes the fetcher look for free slots, so that the health checks stay up to date."""
         grace = max(SHORTEST_LOOK, self._stop_timeout)
         while True:
             await asyncio.sleep(min(LONGEST_LOOK, grace))
@@ -234,5 +208,71 @@ class Runs:
 
 
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
-    """Return a settlement with only a verdict, for a run that never started or about which nothing is known."""
+    """Return a settlement with only a verdict, for a run about which nothing is known."""
     return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, key=lease.envelope.key)
+
+
+STARTS_WITHIN: Final = 0.02
+"""Seconds within which a lease in the reserve should start. While the median run of some queue
+takes longer, there is no reserve, because another worker could start the jobs sooner."""
+
+MEASURED_OVER: Final = 0.01
+"""Seconds for which ended runs are counted, unless `ENDS_NEEDED` runs end sooner."""
+
+ENDS_NEEDED: Final = 50
+MOMENT: Final = 0.001
+"""Minimum seconds for a measurement if `ENDS_NEEDED` runs have ended, so that the claim after a burst is large enough."""
+
+HISTORY_CAP: Final = 16
+"""Limits how far a queue's history can lean towards short or long runs: this many more runs of one kind outweigh all earlier ones."""
+
+FADES_AFTER: Final = 60.0
+"""If no run in a queue ends for this many seconds plus the duration of a long run, the queue is ignored, because it may be out of use."""
+
+QUEUES: Final = 1_000
+"""If there are more queues than this, for example because their names are generated, all statistics are dropped."""
+
+
+class Prefetch:
+    """Measures how fast the runs of one session end and how long they take: this determines how many jobs the worker prefetches."""
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._ended = 0
+        self._rate = 0.0
+        self._bias: dict[str, int] = {}
+        self._slow_until: dict[str, float] = {}
+        self._now = now
+        self._fades_at = now
+
+    def note(self, queue: str, ran_for: float) -> None:
+        self._ended += 1
+        leaning = self._bias.get(queue, 0)
+        if ran_for > STARTS_WITHIN:
+            self._lean(queue, min(HISTORY_CAP, leaning + 1), ran_for)
+        elif leaning > -HISTORY_CAP:
+            self._lean(queue, leaning - 1, ran_for)
+
+    def reserve(self, now: float) -> int:
+        """Return how many jobs are expected to start within `STARTS_WITHIN` seconds; 0 while the median run of some queue takes longer."""
+        self._now = now
+        passed = now - self._since
+        if passed >= MEASURED_OVER or (self._ended >= ENDS_NEEDED and passed >= MOMENT):
+            self._rate = self._ended / passed
+            self._since, self._ended = now, 0
+        if self._slow_until and now >= self._fades_at:
+            self._fades_at = now + FADES_AFTER / 60
+            for queue in [queue for queue, until in self._slow_until.items() if until <= now]:
+                del self._slow_until[queue], self._bias[queue]
+        return 0 if self._slow_until else int(self._rate * STARTS_WITHIN)
+
+    def _lean(self, queue: str, leaning: int, ran_for: float) -> None:
+        """Set the leaning of a queue. One above 0 means that most of the queue's recent runs were long."""
+        if len(self._bias) >= QUEUES and queue not in self._bias:
+            self._bias.clear()
+            self._slow_until.clear()
+        self._bias[queue] = leaning
+        if leaning > 0:
+            self._slow_until[queue] = max(self._now + FADES_AFTER + ran_for, self._slow_until.get(queue, 0.0))
+        else:
+            self._slow_until.pop(queue, None)

@@ -54,12 +54,9 @@ class _StampFailed(Exception):
 
 
 class Scheduler:
-    """Declares a worker's schedules in each of its sessions, and fires the schedules that it is offered. Every session reports the
-    age of the worker, not its own, so that a worker whose session is replaced does not look like a newer deploy. Middleware stamps
-    the jobs in a thread without an event loop, as for callers that are not async. It may block there, and use Django's ORM.
-
-    Raises DeclarationError if two schedules have the same name, or if a call's arguments do not fit its job.
-    """
+    """Declares a worker's schedules in each of its sessions, and fires the schedules that it is offered. Every session reports the age of
+    the worker, so that a worker whose session is replaced does not look like a newer deploy. Middleware stamps the jobs in a thread without
+    an event loop: it may block there. Raises DeclarationError if two schedules have the same name, or if a call does not fit its job."""
 
     def __init__(
         self,
@@ -85,12 +82,10 @@ class Scheduler:
             self._threads.close()
 
     def age(self) -> float:
-        """Return the worker's age in seconds."""
         return time.monotonic() - self._began_at
 
     async def begin(self, session: bytes) -> None:
-        """Declare the schedules for a session that has just been registered, and fire those that are
-        due. So even a worker that ends at once computes the next times of new schedules."""
+        """Declare the schedules, and fire those that are due, so that even a worker that ends at once computes the next times."""
         await self.declare(session)
         for _ in range(FIRST_ROUNDS if self._declared else 0):
             try:
@@ -116,7 +111,7 @@ class Scheduler:
                     self._fail(definition.name, "a schedule with its name was put by `schedules.put`: remove that, or rename this one")
 
     async def _define(self, portion: Sequence[Definition], session: bytes) -> list[bool]:
-        return await self._broker.define(portion, session, self.age())
+        return await self._broker.define(portion, session, self.age())  # the age at each try
 
     def _note(self, error: Exception, times: int) -> None:
         if isinstance(error, SessionLost):

@@ -25,7 +25,7 @@ HEALTHY_AFTER: Final = 60.0
 
 
 class Group:
-    """Wraps an anyio task group, and closes the calls that never started."""
+    """An anyio task group that closes the calls whose tasks were cancelled before their first step: Python would warn about them."""
 
     def __init__(self, group: TaskGroup) -> None:
         self._group = group
@@ -36,7 +36,6 @@ class Group:
         self._group.start_soon(lambda: call, name=name)
 
     def close(self) -> None:
-        """Close the calls whose tasks were cancelled before their first step. anyio never awaits them, and Python would warn about that."""
         for call in self._calls:
             if inspect.getcoroutinestate(call) == inspect.CORO_CREATED:
                 call.close()
@@ -46,8 +45,8 @@ class Group:
 async def a_group() -> AsyncIterator[Group]:
     """Open a task group. At the end of the block, its tasks are cancelled and awaited.
 
-    A job may cancel every existing task. anyio's group would then end the block without an error, as if the group had been
-    cancelled on purpose. This one raises CancelledError instead, so that the task that opened it stops too and can be restarted.
+    If a job cancels every existing task, anyio's group ends the block without an error. This one raises CancelledError instead, so that
+    the task that opened it stops too and can be restarted.
     """
     has_ended = False
     tasks = anyio.create_task_group()
@@ -66,9 +65,8 @@ async def a_group() -> AsyncIterator[Group]:
 class Services:
     """Runs services, and restarts those that fail or are cancelled: without one of them, the worker would be alive but do nothing.
 
-    A service that was cancelled by other code restarts at once, because a job may cancel every existing
-    task. A service that failed restarts after a growing pause. The session continues, so that a bug here,
-    or one bad row, does not cost the other jobs their leases. `on_end` is called whenever a service stops.
+    A service that was cancelled by other code restarts at once, because a job may cancel every existing task. One that failed restarts
+    after a growing pause, so that a bug here does not cost the jobs their leases. `on_end` is called whenever a service stops.
     """
 
     def __init__(self, events: Events, chance: Chance, on_end: Callable[[], None]) -> None:

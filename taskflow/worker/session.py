@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from taskflow.app.context import JobContext
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.model.clock import Seams
@@ -32,9 +32,8 @@ from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.health import SessionHealth
 from taskflow.worker.heartbeat import Heartbeat
-from taskflow.worker.lease_table import HeldLease, LeaseTable
+from taskflow.worker.lease_table import LeaseTable
 from taskflow.worker.options import WorkerOptions
-from taskflow.worker.phase import Phase
 from taskflow.worker.quarantine import Quarantine
 from taskflow.worker.registration import TroubleReport, new_session
 from taskflow.worker.runs import Runs
@@ -47,10 +46,41 @@ from taskflow.worker.upkeep import Upkeep
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
 
+
+class Phase(IntEnum):
+    """A phase of a session, which never returns to an earlier one. Events have these effects:
+
+    | phase        | `finish`     | `wind_down`     | `end_grace_period` | the session is lost                                    |
+    |--------------|--------------|-----------------|--------------------|--------------------------------------------------------|
+    | WORKING      | -> FINISHING | -> WINDING_DOWN | -                  | -> LOST; runs are cancelled, verdicts offered; another |
+    |              |              |                 |                    | session begins                                         |
+    | FINISHING    | -            | -> WINDING_DOWN | -                  | -> LOST; the same, but no other session begins         |
+    | WINDING_DOWN | -            | -               | -> STOPPING        | -> LOST; verdicts are offered for a while              |
+    | STOPPING     | -            | -               | -                  | -> LOST; as before                                     |
+
+    A worker has a phase too: WORKING, FINISHING or WINDING_DOWN. Its current session follows it.
+    """
+
+    WORKING = 0
+    FINISHING = 1
+    """The session claims nothing more. Its runs may take as long as they need."""
+
+    WINDING_DOWN = 2
+    """The runs have the grace time to finish."""
+
+    STOPPING = 3
+    """The grace time is over. The remaining runs are cancelled and handed back, then the session leaves."""
+
+    LOST = 4
+    """The store, or the worker itself, has declared the session dead. Other workers may run its jobs."""
+
+    ENDED = 5
+
+
 LAST_CLAIM: Final = 1.0
 """Seconds to wait for the answer to a claim in progress when the session stops claiming."""
 
-DEAF_LOOK: Final = 1.0
+STUCK_RUN_CHECK_INTERVAL: Final = 1.0
 """Seconds between two checks for runs that ignore a request to stop."""
 
 _RULES: Final = Rules()
@@ -59,10 +89,10 @@ _RULES: Final = Rules()
 class WorkerSession:
     """One session of a worker. If it ends while the worker continues, the worker begins another one.
 
-    `begin` registers the session, and `run` takes it through its phases. `finish`, `wind_down`, `hurry` and `lose` only set the
-    phase, and `settle_by` a time limit; `run` acts on them. `has_forced` is True if runs had to be cancelled. `all_ended` is
-    set when a finishing session has nothing left to wait for, and `runs_stopped` when no run continues here except in threads.
-    `schedules_begun` is set when the worker's schedules have been declared, and those that were due have fired.
+    `run` takes the session through its phases. `finish`, `wind_down`, `end_grace_period` and `lose` only set the
+    phase, and `settle_by` a time limit.
+    `has_forced` is True if runs had to be cancelled. `all_ended` is set when a finishing session has nothing left to wait for,
+    `runs_stopped` when no run continues here except in threads, `schedules_begun` when the worker's schedules have been declared.
     """
 
     def __init__(
@@ -87,11 +117,11 @@ class WorkerSession:
         self._moved = asyncio.Event()
         self._grace_ends_at: float | None = None
         self._settles_until: float | None = None
-        self._made_at = time.monotonic()
-        self._lease_table = LeaseTable()
+        self.made_at = time.monotonic()
+        self.lease_table = LeaseTable()
         self._ended_hooks = ended_hooks
-        self._settler = Settler(broker, self._lease_table, events, ended_hooks)
-        self._runs = Runs(options, threads, self._lease_table, executor, self._settler, events)
+        self._settler = Settler(broker, self.lease_table, events, ended_hooks)
+        self.runs = Runs(options, threads, self.lease_table, executor, self._settler, events)
         too_old = options.ttl / 4  # half of the ghost age, which is half of the ttl
         trouble = TroubleReport(broker, self.session)
         self._fetcher = Fetcher(broker, self.session.id, options.queues, self, too_old, events, seams.chance, trouble)
@@ -99,11 +129,9 @@ class WorkerSession:
         self._upkeep = Upkeep(
             broker, seams.chance, events, on_ready=self._fetcher.look, on_offers=scheduler.fire, on_ended=on_ended, trouble=trouble
         )
-        self._quarantine = Quarantine(self._lease_table, self._runs, events)
-        self._heartbeat = Heartbeat(self.session, self._lease_table, self, events, seams.start_thread)
-        self._services = Services(events, seams.chance, on_end=self._lease_table.nudge)
-
-    # --- its life ---------------------------------------------------------------------------------------
+        self._quarantine = Quarantine(self.lease_table, self.runs, events)
+        self._heartbeat = Heartbeat(self.session, self.lease_table, self, events, seams.start_thread)
+        self._services = Services(events, seams.chance, on_end=self.lease_table.nudge)
 
     async def begin(self) -> None:
         """Register the session and start its heartbeat. Raises the broker's errors."""
@@ -115,7 +143,7 @@ class WorkerSession:
         """Run the session until it ends. If a call is cancelled, the next one continues in the same phase."""
         if self.phase is Phase.ENDED:
             return
-        async with self._services.running(self._settler.run, self._settler.run_held_up, self._hear_of_stops):
+        async with self._services.running(self._settler.run, self._settler.run_held_up, self._watch_cancellations):
             if not self.runs_stopped.is_set():
                 await self._work()
             if self.phase is Phase.LOST:
@@ -127,50 +155,47 @@ class WorkerSession:
 
     async def _work(self) -> None:
         """Claim and run jobs. Return when no run continues, except in threads."""
-        async with self._services.running(self._runs.watch):
+        async with self._services.running(self.runs.watch):
             async with self._services.running(self._keep_up, self._begin_schedules):
                 # The fetcher is first, because a caller may be waiting for this worker.
-                async with self._services.running(self._fetcher.run, self._runs.run, self._quarantine.run):
+                async with self._services.running(self._fetcher.run, self.runs.run, self._quarantine.run):
                     await self.until(Phase.FINISHING)
                     if self.phase is not Phase.LOST:
                         await self._fetcher.stop(min(LAST_CLAIM, self._options.stop_timeout))
-                self._part_with_what_waits()
+                self._release_unstarted()
                 await self._finish_runs()
             await self._use_grace()
-        self.has_forced = self.has_forced or bool(self._runs.under_way)
-        await self._runs.stop_all(LOST if self.phase is Phase.LOST else WINDING_DOWN)
+        self.has_forced = self.has_forced or bool(self.runs.under_way)
+        await self.runs.stop_all(LOST if self.phase is Phase.LOST else WINDING_DOWN)
         self.runs_stopped.set()
 
     async def _keep_up(self) -> None:
-        """Do upkeep, but only after the first claim: a caller may be waiting for this worker, and upkeep would keep the server busy."""
-        await self._fetcher.has_tried.wait()
+        await self._fetcher.has_tried.wait()  # a caller may be waiting for this worker, and upkeep would keep the server busy
         await self._upkeep.run()
 
     async def _begin_schedules(self) -> None:
         await self._scheduler.begin(self.session.id)
         self.schedules_begun.set()
 
-    def _part_with_what_waits(self) -> None:
-        """Hand back leases whose runs have not started. If the session is
-        lost, just drop them: their jobs already belong to other workers."""
+    def _release_unstarted(self) -> None:
+        """Hand back leases whose runs have not started, or drop them if their jobs already belong to other workers."""
         waiting = self._quarantine.take_all()
         if self.phase is Phase.LOST:
-            self._lease_table.remove([holding.lease.claim for holding in waiting])
-            self._runs.drop_reserve()
+            self.lease_table.remove([holding.lease.claim for holding in waiting])
+            self.runs.drop_reserve()
             return
         for holding in waiting:
-            self._runs.give_back(holding)
-        self._runs.give_back_reserve()
-        for holding in self._runs.under_way.values():
+            self.runs.give_back(holding)
+        self.runs.give_back_reserve()
+        for holding in self.runs.under_way.values():
             if holding.started is None and holding.stop is not None:  # it is waiting for a child process, and need not wait any longer
                 holding.ask_to_stop(WINDING_DOWN)
 
     async def _finish_runs(self) -> None:
-        """Wait for the runs to end, however long that takes, and then for the session to wind
-        down. Stop waiting for runs that were asked to stop more than the grace time ago."""
+        """Wait for the runs to end, but not for those that were asked to stop more than the grace time ago. Then wait to wind down."""
         while self.phase is Phase.FINISHING and not self.all_ended.is_set():
-            if len(self._lease_table) and not self._lease_table.do_not_end(time.monotonic() - self._options.grace):
-                await self._lease_table.wait_for_change(DEAF_LOOK)
+            if len(self.lease_table) and not self.lease_table.do_not_end(time.monotonic() - self._options.grace):
+                await self.lease_table.wait_for_change(STUCK_RUN_CHECK_INTERVAL)
             else:
                 self.all_ended.set()
         self.all_ended.set()
@@ -178,32 +203,27 @@ class WorkerSession:
 
     async def _use_grace(self) -> None:
         ends_at = self._grace_ends_at or 0.0
-        while self._runs.under_way and self.phase is Phase.WINDING_DOWN and (left := ends_at - time.monotonic()) > 0:
-            await self._lease_table.wait_for_change(left)
+        while self.runs.under_way and self.phase is Phase.WINDING_DOWN and (left := ends_at - time.monotonic()) > 0:
+            await self.lease_table.wait_for_change(left)
         self._enter(Phase.STOPPING)
 
     async def _until_settled(self) -> None:
-        """Wait until the store has answered all settlements.
-
-        A session that winds down waits at most `stop_timeout` seconds; jobs that are not settled by then are released when the session ends
-        or lapses. A past session waits until `settle_by`, or indefinitely, because only the store knows whether its verdicts still count.
-        When the worker ends, it does not wait for runs that ignore their cancellation: their jobs are handed back when the session leaves.
-        """
+        """Wait until the store has answered all settlements: while the worker winds down at most `stop_timeout` seconds, in a past session
+        until `settle_by`, or indefinitely, because only the store knows whether its verdicts still count."""
         if self._settles_until is None and self._grace_ends_at is not None:
             self._settles_until = time.monotonic() + self._options.stop_timeout
-        while self._lease_table.unanswered() if self._settles_until is not None else len(self._lease_table):
+        while self.lease_table.unanswered() if self._settles_until is not None else len(self.lease_table):
             left = None if self._settles_until is None else self._settles_until - time.monotonic()
             if left is not None and left <= 0:
                 break
-            await self._lease_table.wait_for_change(left)
-        if untold := tuple(holding.lease for holding in self._lease_table.unanswered() if holding.started is not None):
+            await self.lease_table.wait_for_change(left)
+        if untold := tuple(holding.lease for holding in self.lease_table.unanswered() if holding.started is not None):
             self._events.emit(VerdictsLost(untold, "the broker did not answer before the worker ended"))
 
     async def _leave(self) -> None:
-        """End the session in the store, which hands back its remaining leases. Even a lost session
-        may have some, if a claim was in progress and the store still considers the session alive."""
+        """End the session in the store, which hands back its remaining leases. Even a lost session may have some."""
         is_past, within = self._grace_ends_at is None, self._options.stop_timeout
-        if is_past and self._runs.under_way:
+        if is_past and self.runs.under_way:
             return
         if is_past and self._settles_until is not None:
             within = self._settles_until - time.monotonic()
@@ -218,8 +238,6 @@ class WorkerSession:
         if not is_past and (error is not None or waiting.cancelled_caught):
             self._events.emit(LeaveFailed(self.session.name, str(error or "no answer in time"), self.session.ttl))
 
-    # --- where it goes next -----------------------------------------------------------------------------
-
     def finish(self) -> None:
         """Stop claiming and let the runs finish."""
         self._enter(Phase.FINISHING)
@@ -229,18 +247,18 @@ class WorkerSession:
         if self.phase < Phase.WINDING_DOWN:
             self._grace_ends_at = time.monotonic() + self._options.grace
             self._enter(Phase.WINDING_DOWN)
-            self._events.emit(WindingDown(len(self._runs.under_way), self._options.grace))
+            self._events.emit(WindingDown(len(self.runs.under_way), self._options.grace))
 
-    def hurry(self) -> None:
+    def end_grace_period(self) -> None:
         """End the grace time now, if it has begun."""
         if self.phase is Phase.WINDING_DOWN:
             self._enter(Phase.STOPPING)
 
     def lose(self, why: str) -> None:
-        """Give up the session and cancel its runs: it is dead or must be presumed dead, so other workers may already run its jobs."""
+        """Give up the session and cancel its runs, because other workers may already run its jobs."""
         if self.phase < Phase.LOST:
             is_followed = self.phase < Phase.WINDING_DOWN
-            self._lease_table.close()  # nothing starts any more
+            self.lease_table.close()  # nothing starts any more
             self._enter(Phase.LOST)
             self._events.emit(SessionEnded(self.session.name, why, is_followed))
 
@@ -249,13 +267,8 @@ class WorkerSession:
         self._heartbeat.fall_silent(why)
 
     def settle_by(self, instant: float) -> None:
-        """Stop waiting for answers to settlements at this time on the monotonic clock."""
         self._settles_until = instant
-        self._lease_table.nudge()
-
-    def look_again(self) -> None:
-        """Make the tasks that wait for a free slot check again."""
-        self._lease_table.nudge()
+        self.lease_table.nudge()
 
     async def until(self, phase: Phase) -> None:
         """Wait until the session has reached this phase or a later one."""
@@ -266,52 +279,35 @@ class WorkerSession:
     def _enter(self, phase: Phase) -> None:
         self.phase = max(phase, self.phase)
         self._moved.set()
-        self._lease_table.nudge()
-
-    # --- what others see, from any thread ---------------------------------------------------------------
-
-    @property
-    def age(self) -> float:
-        """The age of the session in seconds."""
-        return time.monotonic() - self._made_at
-
-    @property
-    def slow(self) -> tuple[HeldLease, float] | None:
-        """The last slow run, and when it ended."""
-        return self._runs.slow
-
-    def holding_of(self, run: JobContext) -> HeldLease | None:
-        return self._lease_table.held_by(run)
+        self.lease_table.nudge()
 
     def health(self) -> SessionHealth:
         return SessionHealth(
-            running=len(self._runs.under_way),
-            free=self._runs.free,
+            running=len(self.runs.under_way),
+            free=self.runs.free,
             beaten_at=self._heartbeat.beaten_at,
             tried_at=self._heartbeat.tried_at,
             claimed_at=self._fetcher.answered_at,
             full_at=self._fetcher.full_at,
             settling_since=self._settler.waiting_since,
-            left_behind=self._runs.left_behind,
-            is_stuck=self._runs.is_stuck,
+            left_behind=self.runs.left_behind,
+            is_stuck=self.runs.is_stuck,
             is_over=self.phase >= Phase.WINDING_DOWN,
         )
 
-    # --- what its fetcher asks and brings ---------------------------------------------------------------
-
     def room(self) -> int:
-        room = self._runs.room()
-        return room if self._ended_hooks is None else min(room, self._ended_hooks.room(len(self._lease_table)))
+        room = self.runs.room()
+        return room if self._ended_hooks is None else min(room, self._ended_hooks.room(len(self.lease_table)))
 
     async def wait_for_room(self) -> None:
         if self._ended_hooks is not None and self._ended_hooks.is_behind:
             await self._ended_hooks.catch_up()
         else:
-            await self._lease_table.wait_for_change()
+            await self.lease_table.wait_for_change()
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Accept claimed leases. Jobs that have crashed before go into quarantine. Nothing else may start
-        during their trial, so the other jobs first start in the free slots, and the rest are handed back."""
+        """Accept claimed leases. Jobs that have crashed before go into quarantine: the others start now in the free slots, and the rest
+        are handed back."""
         if self.phase >= Phase.WINDING_DOWN:
             self.give_back(leases, claimed_at)
             return
@@ -321,21 +317,19 @@ class WorkerSession:
             if lease.hand_backs and _RULES.hand_back_wait(lease.hand_backs):
                 self._events.emit(HandedBackOften(lease))
         quarantine = [lease for lease in leases if lease.crashes and lease.poison is None]
-        self._runs.add([lease for lease in leases if lease not in quarantine] if quarantine else leases, claimed_at)
+        self.runs.add([lease for lease in leases if lease not in quarantine] if quarantine else leases, claimed_at)
         if quarantine:
-            self._runs.begin_waiting()
-            self._runs.give_back_reserve()
+            self.runs.begin_waiting()
+            self.runs.give_back_reserve()
             for lease in quarantine:
                 self._quarantine.add(lease, claimed_at)
 
     def begin_taken(self) -> None:
-        self._runs.begin_waiting()
+        self.runs.begin_waiting()
 
     def give_back(self, leases: Sequence[Lease], claimed_at: float) -> None:
         for lease in leases:
-            self._runs.give_back(self._lease_table.add(lease, claimed_at))
-
-    # --- what its heartbeat asks and hears --------------------------------------------------------------
+            self.runs.give_back(self.lease_table.add(lease, claimed_at))
 
     @property
     def request(self) -> int:
@@ -346,20 +340,20 @@ class WorkerSession:
             self._fetcher.apply_outlook(answer.outlook, asked_at)
             self._upkeep.apply_outlook(answer.outlook, asked_at)
         for claim in answer.stopping:
-            if (holding := self._lease_table.get(claim)) is not None:
-                self._runs.ask_to_stop(holding, CANCELLED)
+            if (holding := self.lease_table.get(claim)) is not None:
+                self.runs.ask_to_stop(holding, CANCELLED)
         for claim in answer.lost:
             # Ignored if its settlement is under way, or it was completed in a transaction: that ended the lease, and an answer follows.
-            if (holding := self._lease_table.get(claim)) is not None and not holding.is_offered and holding.completed is None:
+            if (holding := self.lease_table.get(claim)) is not None and not holding.is_offered and holding.completed is None:
                 self._events.emit(LeaseRevoked(holding.lease))
-                self._runs.ask_to_stop(holding, LOST)
-                self._lease_table.remove([claim])
+                self.runs.ask_to_stop(holding, LOST)
+                self.lease_table.remove([claim])
 
     def note_dropped(self, claim: ClaimId, why: str) -> None:
-        if (holding := self._lease_table.get(claim)) is not None:
+        if (holding := self.lease_table.get(claim)) is not None:
             self._events.emit(ReportDropped(holding.lease, why))
 
-    async def _hear_of_stops(self) -> None:
+    async def _watch_cancellations(self) -> None:
         """Send a heartbeat whenever a nudge arrives, because the answer names the runs to stop."""
         with self._broker.listen([topics.session(self.session.id)]) as waiter:
             while True:

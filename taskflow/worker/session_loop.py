@@ -19,9 +19,8 @@ from taskflow.worker.events import BrokerCallFailed, Events, ServiceFailed, Wait
 from taskflow.worker.health import SessionHealth
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
-from taskflow.worker.phase import Phase
 from taskflow.worker.services import Group, a_group
-from taskflow.worker.session import WorkerSession
+from taskflow.worker.session import Phase, WorkerSession
 
 PAUSES: Final = Pauses(0.1, 5.0)
 EARLY: Final = 10.0
@@ -36,11 +35,10 @@ MOST_RESTARTS: Final = 20
 
 
 class SessionLoop:
-    """Runs a worker's sessions, one after another. `current` is the current session, or
-    None between two; `past` holds lost sessions that are still offering their verdicts.
+    """Runs a worker's sessions, one after another. `past` holds lost sessions that are still offering their verdicts.
 
-    One task takes the sessions in turn, and each session is a task in its group. Other code may cancel these tasks; a job may
-    even cancel every existing task. A new task then continues with the same sessions. `phase` is the phase of the worker itself.
+    One task takes the sessions in turn, and each session is a task in its group. If a job cancels these tasks, as it may cancel every
+    existing one, a new task continues with the same sessions. `phase` is the phase of the worker itself.
     """
 
     def __init__(self, make: Callable[[], WorkerSession], options: WorkerOptions, events: Events, chance: Chance) -> None:
@@ -61,8 +59,6 @@ class SessionLoop:
         self._beginning: anyio.CancelScope | None = None
         self._error: BaseException | None = None
 
-    # --- asked by the worker ----------------------------------------------------------------------------
-
     async def begin(self) -> None:
         """Begin the first session. If the broker does not answer, keep trying for `start_timeout` seconds."""
         timeout = self._options.start_timeout
@@ -76,7 +72,6 @@ class SessionLoop:
         self._start()
 
     async def finish(self) -> None:
-        """Make the current session stop claiming. Return when all runs have ended and the broker has their verdicts."""
         self._enter(Phase.FINISHING)
         if (current := self.current) is not None:
             await current.all_ended.wait()
@@ -89,8 +84,7 @@ class SessionLoop:
         self._ends_at = time.monotonic() + self._options.stop_timeout
         self._enter(Phase.WINDING_DOWN)
 
-    def hurry(self) -> None:
-        """End the grace time, now or as soon as it begins."""
+    def end_grace_period(self) -> None:
         self._is_hurried = True
         self._lead()
 
@@ -116,9 +110,7 @@ class SessionLoop:
             elif self.phase is Phase.WINDING_DOWN:
                 self.current.wind_down()
                 if self._is_hurried:
-                    self.current.hurry()
-
-    # --- its task ---------------------------------------------------------------------------------------
+                    self.current.end_grace_period()
 
     def _start(self) -> None:
         task = asyncio.get_running_loop().create_task(self._run_sessions(), name="taskflow-sessions")
@@ -155,15 +147,18 @@ class SessionLoop:
             await self._end_all()
 
     async def _begin_next(self, group: Group) -> None:
+        def note(error: Exception, times: int) -> None:
+            self._events.emit(BrokerCallFailed("a new session", str(error) or type(error).__name__, times))
+
         with anyio.CancelScope() as self._beginning:
             if self.phase is not Phase.WORKING:
                 return
-            if self._lost is not None and self._lost.age < EARLY:
+            if self._lost is not None and time.monotonic() - self._lost.made_at < EARLY:
                 await asyncio.sleep(self._early_ends.failed())
             else:
                 self._early_ends.succeeded()
             # Any error, such as no thread left for the heartbeat: if it gave up, the worker would be alive and do nothing.
-            self.current = await retry(self._begin, PAUSES, on=Exception, note=self._note_trouble, draw=self._chance.random)
+            self.current = await retry(self._begin, PAUSES, on=Exception, note=note, draw=self._chance.random)
         if self.current is not None:
             group.start(self._run_session(self.current), "taskflow-session")
             self._lead()
@@ -178,12 +173,8 @@ class SessionLoop:
         await session.begin()
         return session
 
-    def _note_trouble(self, error: Exception, times: int) -> None:
-        self._events.emit(BrokerCallFailed("a new session", str(error) or type(error).__name__, times))
-
     async def _end_all(self) -> None:
-        """Wait until the worker winds down, and then until all sessions have ended: the current one first, then the
-        past ones. Past sessions keep offering their verdicts in the meantime, for at least `stop_timeout` seconds."""
+        """Wait until the worker winds down and all sessions have ended. Past ones keep offering their verdicts in the meantime."""
         while self.phase is not Phase.WINDING_DOWN:
             self._moved.clear()
             await self._moved.wait()
@@ -193,8 +184,6 @@ class SessionLoop:
             session.settle_by(self._ends_at)
         for session in list(self.past):
             await session.until(Phase.ENDED)
-
-    # --- what is seen from other threads ----------------------------------------------------------------
 
     @property
     def all(self) -> list[WorkerSession]:
@@ -212,21 +201,19 @@ class SessionLoop:
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:
-        """The last slow run, and when it ended. It may belong to the session that was
-        lost last, because a run that holds the interpreter lock may end its session."""
-        found = [session.slow for session in (self.current, self._lost) if session is not None and session.slow is not None]
+        """The last slow run, and when it ended. A run that holds the interpreter lock may have ended its session."""
+        found = [slow for session in (self.current, self._lost) if session is not None and (slow := session.runs.slow) is not None]
         return max(found, key=lambda one: one[1], default=None)
 
     def holding_of(self, run: JobContext) -> HeldLease | None:
-        return next((holding for session in self.all if (holding := session.holding_of(run)) is not None), None)
+        return next((holding for session in self.all if (holding := session.lease_table.held_by(run)) is not None), None)
 
     def note_silence(self) -> None:
         if (current := self.current) is not None:
             current.fall_silent("its heartbeat thread has sent nothing for longer than the ttl")
 
     def give_up(self, *, is_delivered: bool) -> None:
-        """Stop the heartbeat, so that other workers take the jobs after the ttl. If
-        the event loop ever runs again, the worker continues with a new session."""
+        """Stop the heartbeat, so that other workers take the jobs. If the loop ever runs again, a new session follows."""
         if (current := self.current) is not None:
             current.fall_silent(f"the event loop was blocked for {self._options.stall_limit:g} s")
         if self._options.on_stall_limit is not None:

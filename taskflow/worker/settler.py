@@ -26,8 +26,8 @@ from taskflow.worker.events import (
     VerdictRejected,
     WorkerEvent,
 )
-from taskflow.worker.failure_follow_up import follow_ups_of
 from taskflow.worker.lease_table import HeldLease, LeaseTable
+from taskflow.worker.run_errors import follow_ups_of
 
 if TYPE_CHECKING:  # loaded only by workers with such hooks
     from taskflow.worker.ended_hooks import EndedHooks
@@ -88,17 +88,13 @@ class Settler:
                 self._some_are_held_up.set()
 
     async def _settle_some(self, waiting: deque[Settlement]) -> None:
-        batch = self._take(waiting)
+        taken = [waiting.popleft() for _ in range(min(MAX_BATCH, len(waiting)))]
+        batch = [settlement for settlement in taken if self._lease_table.get(settlement.claim) is not None]  # the others were lost
         try:
             await self._settle(batch)
         except BaseException:  # may not be the end: see `Services`. Settlements that were answered are not queued again.
             self._put_back(batch)
             raise
-
-    def _take(self, waiting: deque[Settlement]) -> list[Settlement]:
-        """Remove and return the next settlements, except those whose leases have been lost."""
-        taken = [waiting.popleft() for _ in range(min(MAX_BATCH, len(waiting)))]
-        return [settlement for settlement in taken if self._lease_table.get(settlement.claim) is not None]
 
     def _put_back(self, batch: list[Settlement]) -> None:
         self._inbox.extendleft(reversed(batch))
@@ -112,7 +108,10 @@ class Settler:
         try:
             answers = await self._broker.settle(batch)
         except BrokerError as error:
-            await self._offer_again(batch, error)
+            self._put_back(batch)
+            pause = self._retries.failed()
+            self._events.emit(BrokerCallFailed("settling", str(error), self._retries.failures))
+            await asyncio.sleep(pause)
             return
         except Exception as error:
             await self._settle_apart(batch, error)
@@ -127,7 +126,7 @@ class Settler:
         self._lease_table.remove([settlement.claim for settlement in batch])
 
     def _without_held_up(self, batch: list[Settlement], answers: list[Settled]) -> list[Settlement]:
-        """Return the settlements that have a final answer. Set the others aside, and send an event for each stale or rolled-back one."""
+        """Return the settlements that have a final answer, and set the others aside."""
         answered: list[Settlement] = []
         for settlement, answer in zip(batch, answers, strict=True):
             holding = self._lease_table.get(settlement.claim)
@@ -155,15 +154,8 @@ class Settler:
         if not isinstance(settlement.verdict, HandedBack):  # for a hand-back it makes no difference: the job is already elsewhere
             self._events.emit(VerdictIgnored(lease, settlement.verdict))
 
-    async def _offer_again(self, batch: list[Settlement], error: Exception) -> None:
-        self._put_back(batch)
-        pause = self._retries.failed()
-        self._events.emit(BrokerCallFailed("settling", str(error), self._retries.failures))
-        await asyncio.sleep(pause)
-
     async def _settle_apart(self, batch: list[Settlement], error: Exception) -> None:
-        """Settle the batch one settlement at a time, because part of it
-        cannot be written. That way, only the unwritable settlement fails."""
+        """Settle the batch one settlement at a time, because part of it cannot be written."""
         if len(batch) > 1:
             for settlement in batch:
                 await self._settle([settlement])

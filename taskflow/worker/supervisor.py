@@ -1,4 +1,4 @@
-"""Decides when to start, stop and replace worker processes, based on their reports. A `ProcessControl` carries out the decisions.
+"""Decides when to start, stop and replace worker processes, based on their reports. `Processes` carries out the decisions.
 
 A worker starts, reports that its modules are `loaded`, opens a `session`, and works. Once it has been asked to leave, the next worker may
 take its slot. A worker that has run its number of jobs, or has grown too large, retires: it finishes its runs while the next worker takes
@@ -11,13 +11,12 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from taskflow.worker.children.syscalls import SAME_SIGNAL
 from taskflow.worker.exit_status import ExitStatus
-from taskflow.worker.rolling_restart import RollingRestart
-from taskflow.worker.supervisor_state import SupervisorOptions, WorkerProcess, WorkerSlot
+from taskflow.worker.supervisor_state import RollingRestart, SupervisorOptions, WorkerProcess, WorkerSlot
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
@@ -45,25 +44,13 @@ NO_STARTS: Final = (1, 2, 3)
 
 
 class ProcessControl(Protocol):
-    def start(self, slot: int) -> int:
-        """Start a worker process and return its pid. Raises OSError if the system cannot start one."""
-        ...
+    """The part of `Processes` that a supervisor needs: it is tested without processes."""
 
-    def signal(self, pid: int, number: int) -> None:
-        """Send a signal to a process, unless it has already ended."""
-        ...
-
-    def retire(self, pid: int) -> bool:
-        """Ask a worker to stop claiming and to exit after its runs. Return False if it cannot be reached."""
-        ...
-
-    def is_stopped(self, pid: int) -> bool:
-        """Return True if a signal or a debugger has stopped the process."""
-        ...
-
-    def note_death(self, session: bytes, cause: str) -> None:
-        """Handle a session whose process ended without leaving. `cause` is "SIGSEGV", "exit code 7" or "out of memory (SIGKILL)"."""
-        ...
+    def start(self, slot: int) -> int: ...
+    def signal(self, pid: int, number: int) -> None: ...
+    def retire(self, pid: int) -> bool: ...
+    def is_stopped(self, pid: int) -> bool: ...
+    def note_death(self, session: bytes, cause: str) -> None: ...
 
 
 class Supervisor:
@@ -84,8 +71,6 @@ class Supervisor:
         self._stopped_at = float("-inf")
         self._number = 0
         self._codes: list[int] = []
-
-    # --- events -----------------------------------------------------------------------------------------
 
     def stop(self, number: int) -> None:
         """Handle a SIGTERM or SIGINT. The first makes the workers wind down, the second cancels their runs, and the third kills them."""
@@ -159,7 +144,7 @@ class Supervisor:
             log.warning("worker %d worked for only %.0f s, like the one before; the next one starts in %g s", pid, worked_for, pause)
 
     def ended(self, pid: int, exit_status: ExitStatus) -> None:
-        """Handle the end of a process. As process 1 of a container, the supervisor also reaps processes that are not workers."""
+        """Handle the end of a process, which is not a worker's if this is process 1 of a container."""
         worker = self._workers.pop(pid, None)
         if worker is None:
             log.debug("process %d, which is not a worker, has ended: %s", pid, exit_status.cause)
@@ -171,8 +156,6 @@ class Supervisor:
             for session in worker.sessions:
                 log.info("jobs of session %s run again; its worker died: %s", session.hex(), exit_status.cause)
                 self._processes.note_death(session, exit_status.cause)
-
-    # --- actions ----------------------------------------------------------------------------------------
 
     def act(self) -> float:
         """Do everything that is due. Return the seconds until the next call is needed if no event arrives earlier."""
@@ -240,7 +223,6 @@ class Supervisor:
                 self._processes.signal(worker.pid, signal.SIGKILL)
 
     def _silent_for(self, worker: WorkerProcess) -> float:
-        """Return for how many seconds the worker may be silent. A worker that has finished sends no more reports."""
         if worker.exit_code is not None:
             return GONE_WITHIN
         return max(self._options.stall_limit, SILENT_AFTER) if self._options.stall_limit else math.inf
@@ -266,20 +248,13 @@ class Supervisor:
 
     def _until_due(self) -> float:
         now = self._clock()
-        return max(0.0, min((at for at in self._dues() if at > now), default=now + IDLE) - now)
-
-    def _dues(self) -> Iterator[float]:
-        yield self._clock() + IDLE
-        for slot in self._slots:
-            yield slot.may_start_at
+        dues = [now + IDLE, *(slot.may_start_at for slot in self._slots)]
         for worker in self._workers.values():
             if worker.loaded_at is not None and not worker.waits_for_broker:
-                yield worker.loaded_at + ALONE_FOR
+                dues.append(worker.loaded_at + ALONE_FOR)
             if worker.signals_sent:
-                yield worker.signalled_at + SPACING
-                yield self._forced_at(worker)
-
-    # --- consequences -----------------------------------------------------------------------------------
+                dues += (worker.signalled_at + SPACING, self._forced_at(worker))
+        return min(at for at in dues if at > now) - now
 
     def _note_session(self, worker: WorkerProcess, session: str) -> None:
         try:
@@ -300,9 +275,8 @@ class Supervisor:
             log.warning("%d workers of process %d have been replaced and still run their jobs", retiring, worker.slot + 1)
 
     def _note_leaving(self, worker: WorkerProcess) -> None:
-        """Record that a worker is winding down. It may have been signalled by another program."""
         worker.is_leaving = True
-        if not worker.signals_sent:
+        if not worker.signals_sent:  # another program has signalled it
             worker.signals_sent, worker.signalled_at = 1, self._clock()
 
     def _note_end(self, worker: WorkerProcess, exit_status: ExitStatus) -> None:

@@ -1,7 +1,9 @@
-"""The state of a supervisor: its options, its workers and their slots."""
+"""The state of a supervisor: its options, its workers and their slots, and a rolling restart."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -79,3 +81,74 @@ class WorkerSlot:
         pause = 0.0 if self.failures == 1 else PAUSES.after(self.failures - 1)
         self.may_start_at = now + pause
         return pause
+
+
+log: Final = logging.getLogger("taskflow.supervisor")
+
+SLOW_START_WARNING: Final = 60.0
+
+
+class RollingRestart:
+    """Replaces the workers one by one. Each is asked to leave once its replacement is working. `generation` counts the restarts: workers
+    that were started in an earlier one are to be replaced."""
+
+    def __init__(self, start: Callable[[int], WorkerProcess | None], clock: Callable[[], float]) -> None:
+        self.generation = 0
+        self._start = start
+        self._clock = clock
+        self._is_under_way = False
+        self._change: tuple[WorkerProcess, WorkerProcess] | None = None  # the first leaves once the second is working
+        self._doubt_at = 0.0
+
+    def begin(self) -> None:
+        self.generation += 1
+        self._is_under_way = True
+
+    def replace_all(self) -> None:
+        """Count a restart of all workers at once, which ends the rolling one."""
+        self.generation += 1
+        self._end()
+
+    def give_up(self, why: str) -> None:
+        log.error("giving up the rolling restart; the other workers continue: %s", why)
+        self._end()
+
+    def waits_for(self, worker: WorkerProcess) -> bool:
+        """Return True if this worker replaces another one, and has not begun to work."""
+        return self._change is not None and self._change[1] is worker and worker.works_since is None
+
+    def advance(self, workers: Mapping[int, WorkerProcess]) -> None:
+        """Continue the restart, if one is in progress. `workers` are all workers by their pids."""
+        if not self._is_under_way:
+            return
+        if self._change is not None:
+            old, successor = self._change
+            if successor.works_since is None:
+                self._doubt(successor)
+                return
+            old.is_leaving, old.is_retiring = True, False
+            if old.pid in workers:
+                return
+            self._change = None
+        stale = next((worker for worker in workers.values() if not worker.is_leaving and worker.generation < self.generation), None)
+        if stale is None:
+            self._is_under_way = False
+            log.info("all workers have been replaced")
+        elif (new := self._start(stale.slot)) is not None:
+            self._change, self._doubt_at = (stale, new), self._clock() + SLOW_START_WARNING
+        else:
+            self.give_up("no process can be started")
+
+    def _doubt(self, new: WorkerProcess) -> None:
+        """Warn once if the new worker is slow to start work: it may be waiting for something that will never happen."""
+        if self._clock() >= self._doubt_at:
+            self._doubt_at = float("inf")
+            log.warning(
+                "worker %d has not begun to work within %g s (it imports the application, or starts its lifespan): the rolling restart "
+                "waits for it; to cancel the restart, end this worker",
+                new.pid,
+                SLOW_START_WARNING,
+            )
+
+    def _end(self) -> None:
+        self._is_under_way, self._change = False, None

@@ -1,5 +1,4 @@
-"""Runs plain functions in threads, which take calls from a shared deque and return results
-to the event loop in batches. A thread switch for each job would cost too much."""
+"""Runs plain functions in threads. Results return in batches: a thread switch for each job would cost too much."""
 
 from __future__ import annotations
 
@@ -24,12 +23,10 @@ class _ThreadCall(NamedTuple):
 
 
 class ThreadPool:
-    """A pool of at most `size` daemon threads. A new one is started if there is work and none is idle. Belongs to one event loop.
+    """A pool of at most `size` threads. A new one is started if there is work and none is idle. Belongs to one event loop.
 
-    They are daemon threads so that a function that never returns cannot keep the process from exiting.
-
-    `left_behind` counts the threads that are still running an abandoned function. `on_freed` is called in the event loop when such a
-    function has ended."""
+    They are daemon threads so that a function that never returns cannot keep the process from exiting. `left_behind` counts the threads
+    that are still running an abandoned function. `on_freed` is called in the event loop when such a function has ended."""
 
     def __init__(self, size: int, start_thread: StartThread, on_freed: Callable[[], None] = lambda: None) -> None:
         self.left_behind = 0
@@ -49,8 +46,8 @@ class ThreadPool:
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call the function in a thread, with this task's context variables. Return a future for its outcome.
 
-        If the future is cancelled before a thread calls the function, it is never called. A running function cannot be
-        stopped; call `give_up` in that case. Raises RuntimeError if the system cannot start a thread for the call.
+        If the future is cancelled before a thread calls the function, it is never called. If it is cancelled later, call `give_up`.
+        Raises RuntimeError if the system cannot start a thread for the call.
         """
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _ThreadCall(function, contextvars.copy_context(), outcome)
@@ -63,9 +60,9 @@ class ThreadPool:
         return outcome
 
     def take_back(self, outcome: asyncio.Future[Any]) -> None:
-        """Withdraw the call if no thread has started it. Its outcome is then NeverBegun."""
+        """Withdraw the call if no thread has started it. Its outcome is then CancelledBeforeStart."""
         if not outcome.done() and self._withdraw(outcome):
-            outcome.set_exception(NeverBegun())
+            outcome.set_exception(CancelledBeforeStart())
 
     def give_up(self, outcome: asyncio.Future[Any]) -> None:
         """If a thread has taken the cancelled call, count it as left behind. The thread is not free until the function ends."""
@@ -88,11 +85,8 @@ class ThreadPool:
         return False
 
     def _call_one(self) -> None:
-        """Wake a thread for the call, unless one is already being woken: that one wakes the next if it finds more than one call.
-
-        So functions that block get a thread each, while one or two threads handle a batch of short ones. If each call
-        woke a thread, the threads would compete for the interpreter lock, at several times the cost of the work.
-        """
+        """Wake a thread for the call, unless one is already being woken: that one wakes the next if it finds more than one call. So
+        functions that block get a thread each, while one or two threads handle a batch of short ones without a fight for the GIL."""
         if self._is_one_coming:
             return
         with self._wake:
@@ -100,18 +94,15 @@ class ThreadPool:
                 self._is_one_coming = True
                 self._wake.notify()
             elif self._alive < self._size:
-                self._start_one()
-
-    def _start_one(self) -> None:
-        self._is_one_coming = True
-        self._alive += 1
-        try:
-            self._start_thread(self._work, "taskflow-job")
-        except RuntimeError:  # the system cannot start another thread; the existing ones must do the work
-            self._is_one_coming = False
-            self._alive -= 1
-            if not self._alive:
-                raise
+                self._is_one_coming = True
+                self._alive += 1
+                try:
+                    self._start_thread(self._work, "taskflow-job")
+                except RuntimeError:  # the system cannot start another thread; the existing ones must do the work
+                    self._is_one_coming = False
+                    self._alive -= 1
+                    if not self._alive:
+                        raise
 
     def _work(self) -> None:
         self._is_one_coming = False
@@ -136,10 +127,8 @@ class ThreadPool:
                     return None
 
     def _has_more(self) -> bool:
-        """Wait for a call. Return False if none arrives in time, or the pool is closed.
-
-        A call is queued first and announced afterwards. So either it is seen here, or this thread already counts as idle.
-        """
+        """Wait for a call. Return False if none arrives in time, or the pool is closed. A call is queued first and announced afterwards:
+        so either it is seen here, or this thread already counts as idle."""
         with self._wake:
             is_late = False
             while not self._waiting:
@@ -176,7 +165,7 @@ class ThreadPool:
                 outcome.set_exception(carried(error))
 
 
-class NeverBegun(Exception):
+class CancelledBeforeStart(Exception):
     """The outcome of a call that was taken back before its function started."""
 
 
@@ -189,5 +178,4 @@ class RaisedInThread(Exception):
 
 
 def carried(error: BaseException) -> BaseException:
-    """Return `error`, or an error that wraps it if a future would reject it."""
     return RaisedInThread(error) if issubclass(type(error), (StopIteration, GeneratorExit)) else error

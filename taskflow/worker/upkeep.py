@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from taskflow.broker import topics
-from taskflow.broker.protocol import Broker, Upkept
+from taskflow.broker.protocol import Broker
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.clock import Chance
 from taskflow.model.errors import BrokerError
@@ -24,17 +24,17 @@ LIMIT: Final = 250
 for the call, and so do claims for the jobs that the previous call made ready."""
 
 PORTIONS: Final = ((100, 50), (500, 250))
-BREATH: Final = 0.01
-"""Work that no job is waiting for, mostly dropping old results, is done in small portions, `BREATH`
+BATCH_PAUSE: Final = 0.01
+"""Work that no job is waiting for, mostly dropping old results, is done in small portions, `BATCH_PAUSE`
 seconds apart, so that claims find the server free. The first hundred portions have 50 moves each.
 The next ones have 250, so that old results are dropped as fast as new ones are added."""
 
 LONGEST_PAUSE: Final = 5.0
 PAUSES: Final = Pauses(0.5, LONGEST_PAUSE)
-BELIEVED_FOR: Final = 1.4 * LONGEST_PAUSE
+OUTLOOK_TTL: Final = 1.4 * LONGEST_PAUSE
 """Seconds for which a heartbeat's outlook is trusted."""
 
-LONGEST_REST: Final = 60.0
+MAX_IDLE_INTERVAL: Final = 60.0
 """Seconds after which upkeep is called, whatever the heartbeats report."""
 
 SHORT: Final = 2.0
@@ -42,20 +42,14 @@ UNANNOUNCED: Final = 0.1
 """If a heartbeat reports work that is due this many seconds or more before
 the planned call, no nudge announced it, and upkeep is called earlier."""
 
-MOMENT: Final = 0.001
-"""Seconds until the next attempt if a timer fired slightly early and nothing was due yet."""
-
 # Minimum seconds between two calls. Each job that is due soon sends a nudge, and a flood of nudges must not cause a flood of calls.
 AT_LEAST: Final = 0.005
 
 
 class Upkeep:
-    """Calls the store's upkeep when it is due.
-
-    `on_ready` is called when a call has made jobs ready. `on_offers` fires the schedules that a call
-    offers, and returns the seconds until the first of them is due again. `on_ended`, if given, gets the ids of jobs that
-    have ended without a settlement, and how many ids the store has dropped.
-    """
+    """Calls the store's upkeep when it is due. `on_ready` is called when a call has made jobs ready. `on_offers` fires the schedules that a
+    call offers, and returns the seconds until the first of them is due again. `on_ended`, if given, gets the ids of jobs that have ended
+    without a settlement, and how many ids the store has dropped."""
 
     def __init__(
         self,
@@ -78,7 +72,6 @@ class Upkeep:
         self._retries = Retries(PAUSES, chance.random)
         self._is_awaited = False
         self._portions = 0
-        self._was_early = False
         self._is_at_rest = False
         self._outlook_at = self._due_at = self._next_at = 0.0
         self._nudge: Callable[[], None] = lambda: None
@@ -94,7 +87,6 @@ class Upkeep:
                     await asyncio.sleep(max(0.0, ended_at + AT_LEAST - time.monotonic()))
 
     def note_work(self) -> None:
-        """Record that jobs are running here. When they end, there will be more upkeep to do."""
         self._is_at_rest = False
 
     def apply_outlook(self, outlook: Outlook, asked_at: float) -> None:
@@ -110,13 +102,12 @@ class Upkeep:
             self._when_due = None
 
     async def _wait(self, waiter: Waiter, pause: float) -> bool:
-        """Wait until the next call is due. Return True if a nudge arrived. If the last
-        call did nothing and the heartbeats report no work, the call is postponed."""
+        """Wait until the next call is due. It is postponed while upkeep is at rest. Return True if a nudge arrived."""
         began_at = time.monotonic()
         self._next_at = began_at + pause
         while not await waiter.wait(pause):
             now = time.monotonic()
-            self._next_at = min(self._due_at, self._outlook_at + BELIEVED_FOR, began_at + LONGEST_REST)
+            self._next_at = min(self._due_at, self._outlook_at + OUTLOOK_TTL, began_at + MAX_IDLE_INTERVAL)
             if self._next_at <= now or self._outlook_at < began_at or not self._is_at_rest:
                 return False
             pause = self._next_at - now
@@ -127,7 +118,9 @@ class Upkeep:
         self._forget_due()
         looks_in, fired_for = math.inf, 0.0
         try:
-            done = await self._call()
+            done = await self._broker.upkeep(self._limit(), ends=self._on_ended is not None)
+            if self._on_ended is not None and (done.ended or done.ends_dropped):
+                self._on_ended(done.ended, done.ends_dropped)
             if done.offers:
                 began_at = time.monotonic()
                 looks_in = await self._on_offers(done.offers)
@@ -146,21 +139,10 @@ class Upkeep:
             self._on_ready()
         self._is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped, done.offers, done.ended))
         if done.next_in > 0:
-            self._portions, self._was_early = 0, False
+            self._portions = 0
             return max(0.0, min(looks_in, self._until_next(done.next_in) - fired_for))
         self._portions += 1
-        was_early, self._was_early = self._was_early, self._is_at_rest
-        if self._is_awaited:
-            return 0.0
-        return MOMENT if self._was_early and not was_early else BREATH  # a due job that does not move is locked by another worker
-
-    async def _call(self) -> Upkept:
-        if self._on_ended is None:
-            return await self._broker.upkeep(self._limit())
-        done = await self._broker.upkeep(self._limit(), ends=True)
-        if done.ended or done.ends_dropped:
-            self._on_ended(done.ended, done.ends_dropped)
-        return done
+        return 0.0 if self._is_awaited else BATCH_PAUSE
 
     def _limit(self) -> int:
         if self._is_awaited:

@@ -1,17 +1,22 @@
-"""Watches the worker's event loop and its heartbeat from a separate thread."""
+"""Watches the worker's event loop and its heartbeat from a separate thread, which finds out what code other threads run."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import selectors
+import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Final, Protocol
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, Protocol
 
-from taskflow.app.context import JobContext
+from taskflow.app.context import JobContext, running
 from taskflow.model.clock import StartThread
 from taskflow.model.envelope import Lease
-from taskflow.worker import stacks
 from taskflow.worker.events import (
     CpuStarved,
     Events,
@@ -22,7 +27,118 @@ from taskflow.worker.events import (
     StalledForGood,
     WorkerEvent,
 )
+from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
+from taskflow.worker.thread_pool import ThreadPool
+
+_LOOPS: Final = str(Path(asyncio.__file__).parent)
+_OURS: Final = str(Path(__file__).parents[1])
+_IN_LOOP: Final = Executor._run.__code__
+_IN_THREAD: Final = ThreadPool._work.__code__
+
+# CPUCLOCK_PERTHREAD_MASK | CPUCLOCK_SCHED, linux/posix-timers.h
+_OF_A_THREAD: Final = 4 | 2
+
+Line = tuple[str, int, str, None]
+"""The file, line number and function of a stack frame. Its source text is not read from disk until the line is shown."""
+
+
+def lines_of(thread: int) -> list[Line]:
+    """Return the lines of a thread's stack, from the outermost call to the current one; none if the thread does not exist."""
+    lines = [(code.co_filename, frame.f_lineno or 0, code.co_qualname, None) for frame in _frames(thread) for code in (frame.f_code,)]
+    return lines[::-1]
+
+
+def lines_of_all() -> dict[str, list[Line]]:
+    """Return the lines of all threads, keyed by a thread's name and number."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return {f"{names.get(ident, 'a thread')} ({ident})": lines_of(ident) for ident in sys._current_frames()}
+
+
+def shown(lines: list[Line]) -> str:
+    """Format lines as in a traceback. If the job's own lines are among them, show only those."""
+    outside = [number for number, (file, *_) in enumerate(lines) if file.startswith((_OURS, _LOOPS, "<frozen "))]
+    own = lines[outside[-1] + 1 :] if outside else lines
+    return "".join(traceback.StackSummary.from_list(own or lines).format()).rstrip()
+
+
+def waits_for_work(lines: list[Line]) -> bool:
+    return bool(lines) and (lines[-1][0].startswith(_LOOPS) or lines[-1][0] == selectors.__file__)
+
+
+def is_in_own_code(lines: list[Line]) -> bool:
+    """Return True if a thread with these lines is in taskflow's or asyncio's code, or waits there for a lock."""
+    files = [file for file, *_ in lines if file not in (threading.__file__, selectors.__file__)]
+    return bool(files) and files[-1].startswith((_OURS, _LOOPS))
+
+
+def shown_all(threads: dict[str, list[Line]]) -> str:
+    stacks = (f"{name}:\n{''.join(traceback.StackSummary.from_list(lines).format())}" for name, lines in threads.items())
+    return "\n".join(stacks).rstrip()
+
+
+def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | None:
+    """Return the run whose code the event loop is executing, either in the run's own task or in a task that it started."""
+    task = asyncio.current_task(loop)
+    if task is None:
+        return None
+    context_of: Callable[[], Any] | None = getattr(task, "get_context", None)  # Python 3.12 and newer
+    return context_of().get(running) if context_of is not None else run_in(thread)
+
+
+def run_in(thread: int) -> JobContext | None:
+    """Return the run on the thread's stack. It is found by searching the frames, so that runs need not record it."""
+    for frame in _frames(thread):
+        if frame.f_code is _IN_LOOP:
+            context: JobContext | None = frame.f_locals.get("context")
+            return context
+        if frame.f_code is _IN_THREAD:
+            work = frame.f_locals.get("work")
+            return work.scope.get(running) if work is not None else None
+    return None
+
+
+def seconds_computed() -> dict[int, float]:
+    """Return the CPU time of each Python thread in seconds, keyed by thread number; nothing if the system does not report it."""
+    if sys.platform != "linux":
+        return {}
+    # A clock's id is computed from the thread's native id, as glibc does. For a thread that has ended, the kernel returns an error, whereas
+    # pthread_getcpuclockid would follow a dangling pointer.
+    seconds: dict[int, float] = {}
+    for thread in threading.enumerate():
+        if thread.ident is not None and thread.native_id is not None:
+            with contextlib.suppress(OSError):
+                seconds[thread.ident] = time.clock_gettime((~thread.native_id << 3) | _OF_A_THREAD)
+    return seconds
+
+
+def waited_for_processor() -> float:
+    """Return for how many seconds the calling thread was ready to run but had no CPU. It sleeps while it waits for the interpreter lock."""
+    return _schedstat("thread-self")[1] / 1e9
+
+
+def turns_of(native_id: int) -> int:
+    """Return how many times the thread has had a CPU. One that waits for the interpreter lock asks for it every few milliseconds."""
+    return _schedstat(f"self/task/{native_id}")[2]
+
+
+def _schedstat(thread: str) -> tuple[int, int, int]:
+    """Return the nanoseconds on a CPU, those of waiting for one, and the number of turns (proc(5)); zeros if they are not reported."""
+    try:
+        with open(f"/proc/{thread}/schedstat", "rb") as told:  # as bytes: decoding could import a module that an upgrade has just removed
+            ran, waited, turns = map(int, told.read().split())
+    except (OSError, ValueError):
+        return 0, 0, 0
+    return ran, waited, turns
+
+
+def _frames(thread: int) -> Iterator[FrameType]:
+    """Yield the frames of a thread, from the current one outwards."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
 
 LOOK: Final = 0.25
 FIRST_REPORT: Final = 1.0
@@ -43,11 +159,8 @@ EMIT_WITHIN: Final = 2.0
 
 
 class Standstill:
-    """Measures how long a value has stayed the same.
-
-    Each check adds at most twice the usual interval, so that time in which the watching thread did not run hardly counts.
-    Otherwise, a stopped process or C code that holds the interpreter lock would look like a blocked event loop.
-    """
+    """Measures how long a value has stayed the same. Each check adds at most twice the usual interval: otherwise, a stopped process or C
+    code that holds the interpreter lock would look like a blocked event loop."""
 
     def __init__(self, read: Callable[[], object]) -> None:
         self._read = read
@@ -65,36 +178,20 @@ class Standstill:
 
 
 class WatchdogTarget(Protocol):
-    """The interface through which the watchdog uses the sessions of a worker. The watchdog calls it from its own thread."""
+    """The sessions of a worker, as `SessionLoop` has them. The watchdog calls it from its own thread."""
 
     @property
-    def slow(self) -> tuple[HeldLease, float] | None:
-        """The last slow run, and when it ended."""
-        ...
-
+    def slow(self) -> tuple[HeldLease, float] | None: ...
     @property
-    def beats(self) -> object:
-        """A value that changes with every answered heartbeat and with every new session."""
-        ...
-
-    def holding_of(self, run: JobContext) -> HeldLease | None:
-        """Return the lease of a run, or None if it is no longer held."""
-        ...
-
-    def note_silence(self) -> None:
-        """Handle a heartbeat thread that has fallen silent: the watchdog has seen no heartbeat for longer than the ttl."""
-        ...
-
-    def give_up(self, *, is_delivered: bool) -> None:
-        """Handle an event loop that is blocked for good. `is_delivered` is True if the subscribers received the event in time."""
-        ...
+    def beats(self) -> object: ...
+    def holding_of(self, run: JobContext) -> HeldLease | None: ...
+    def note_silence(self) -> None: ...
+    def give_up(self, *, is_delivered: bool) -> None: ...
 
 
 class Watchdog:
     """Watches the event loop in which it was created. Its thread never logs and never waits for the loop, so neither can block it.
 
-    `stall_limit`  how many seconds the loop may make no progress before `watched.give_up` is called; 0 means no limit
-    `ttl`          the sessions' ttl in seconds
     `stalled_for`  how many seconds the loop has made no progress; 0.0 until that has been reported
     `looked_at`    when the loop was last checked, on the monotonic clock; shows that the watchdog itself is running
     `blocker`      the lease of the job that was reported as blocking the loop
@@ -137,15 +234,13 @@ class Watchdog:
         self._ticks += 1
         self._timer = self._loop.call_later(LOOK, self._tick)
 
-    # --- in its thread ----------------------------------------------------------------------------------
-
     def _watch(self) -> None:
         while not self._stopping.wait(LOOK):
             now, computed = _clocks()
             passed, self.looked_at = now - self.looked_at, now
             before, self._computed = self._computed, computed
-            waited_before, self._waited = self._waited, stacks.waited_for_processor()
-            turns_before, self._turns = self._turns, stacks.turns_of(threading.get_native_id())
+            waited_before, self._waited = self._waited, waited_for_processor()
+            turns_before, self._turns = self._turns, turns_of(threading.get_native_id())
             if passed - LOOK >= FIRST_REPORT:
                 self._look_back(passed, before, self._waited - waited_before, self._turns - turns_before)
             self._look_at_loop(passed)
@@ -155,42 +250,36 @@ class Watchdog:
         """Report why this check ran so late. `waited` is how many seconds this thread was ready to run but had no CPU, and `turns` is
         how many times it had one.
 
-        If a thread used a lot of CPU time in the meantime, it was holding the interpreter lock, even if the machine is
-        also busy. Ordinary Python code gives the lock up within milliseconds, so it would not have delayed this check.
-        While this thread waits for the lock, it wakes every few milliseconds to ask for it, and may wait for a CPU
-        each time. So a long `waited` shows that CPUs were scarce only if no thread in this process used much CPU time.
-        If many threads did, they competed for the lock, and none of them held it for that long.
+        If a thread used a lot of CPU time in the meantime, it was holding the interpreter lock: ordinary Python code gives the lock up
+        within milliseconds. If many threads did, they competed for the lock. A long `waited` shows that CPUs were scarce only if no thread
+        used much CPU time, because this thread also waits for a CPU each time that it asks for the lock.
         """
         spent = self._spent_since(before)
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
         # If the process was stopped, a thread may have computed for less than `LOOK` before that. While this thread was waiting for a CPU,
         # the other one got less CPU time too.
         is_computed = spent.get(thread, 0.0) >= min(max((passed - waited) / 5, LOOK / 2), 2 * LOOK)
-        lease, lines = self._run_since(thread, passed) if is_computed else (self._lease_on_loop(), stacks.lines_of(self._thread))
+        lease, lines = self._run_since(thread, passed) if is_computed else (self._lease_on_loop(), lines_of(self._thread))
         # The little that a thread uses while CPUs are scarce for seconds may be the worker's own work. That is no reason to accuse C code
         # unless a run was under way.
         if waited >= passed / 2 and (lease is None or not is_computed):
             self._emit(lambda: CpuStarved(passed - LOOK, self._ttl))
-            return
-        if 2 * spent.get(thread, 0.0) < sum(spent.values()) >= passed * LEAST_SHARE and turns > passed * TURNS:
+        elif 2 * spent.get(thread, 0.0) < sum(spent.values()) >= passed * LEAST_SHARE and turns > passed * TURNS:
             lease, lines = self._run_since(thread, passed)
-            self._emit(lambda: InterpreterContended(lease, passed - LOOK, self._ttl, stacks.shown(lines) if lease else ""))
-            return
-        self._emit(lambda: InterpreterBlocked(lease, passed - LOOK, self._ttl, is_computed, stacks.shown(lines)))
+            self._emit(lambda: InterpreterContended(lease, passed - LOOK, self._ttl, shown(lines) if lease else ""))
+        else:
+            self._emit(lambda: InterpreterBlocked(lease, passed - LOOK, self._ttl, is_computed, shown(lines)))
 
-    def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[stacks.Line]]:
-        """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing.
-
-        This is the thread's current run if it has been under way for at least half of this check's delay. Otherwise it is the last slow
-        run, if that ended during the delay. The thread may have continued with another run since then, so no lines are returned for it.
-        """
+    def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
+        """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing: of its
+        current run if that lasts for half of this check's delay, or else of the last slow run, whose lines are gone."""
         holding, slow = self._holding_in(thread), self._watched.slow
         late = passed - LOOK
         if holding is not None and (holding.started or 0.0) <= self.looked_at - late / 2:
-            return holding.lease, stacks.lines_of(thread)
+            return holding.lease, lines_of(thread)
         if slow is not None and slow[1] > self.looked_at - late:
             return slow[0].lease, []
-        return None, stacks.lines_of(thread)
+        return None, lines_of(thread)
 
     def _look_at_loop(self, passed: float) -> None:
         lasted = self._loops.seconds
@@ -204,39 +293,38 @@ class Watchdog:
         if lasted >= FIRST_REPORT * REPORT_FACTOR**self._times_reported:
             self._times_reported += 1
             self.blocker = lease = self._lease_on_loop()
-            lines = stacks.lines_of(self._thread)
+            lines = lines_of(self._thread)
             spent = self._spent_since(self._computed_at_tick)
             is_waiting = bool(spent) and spent.pop(self._thread, 0.0) < lasted / 4
-            is_starved = is_waiting and stacks.is_in_own_code(lines)
+            is_starved = is_waiting and is_in_own_code(lines)
             if is_waiting and (contender := self._contender(spent, lasted, is_starved=is_starved)) is not None:
                 self.blocker, stack = contender
                 lease = self.blocker
                 self._emit(lambda: InterpreterContended(lease, lasted, self._ttl, stack))
-            elif is_starved or (lease is None and stacks.waits_for_work(lines)):
+            elif is_starved or (lease is None and waits_for_work(lines)):
                 self._emit(lambda: CpuStarved(lasted, self._ttl))
             else:
-                self._emit(lambda: LoopStalled(lease, lasted, stacks.shown(lines)))
+                self._emit(lambda: LoopStalled(lease, lasted, shown(lines)))
         if 0 < self._stall_limit <= lasted and not self._has_given_up:
             self._give_up(lasted)
 
     def _contender(self, spent: dict[int, float], lasted: float, *, is_starved: bool) -> tuple[Lease | None, str] | None:
-        """Return the run and the stack of the thread that has computed most, if such threads keep the loop's thread from the interpreter
-        lock. That thread is either in its own code, as when it waits for a lock of one of them, or it is asking for the interpreter lock.
-        """
+        """Return the run and the stack of the thread that has computed most, if it keeps the loop's thread from the interpreter lock.
+        The loop's thread is then in its own code, or asks for the lock."""
         if sum(spent.values()) < lasted * LEAST_SHARE:
             return None
         thread = max(spent, key=lambda one: spent[one])
         holding = self._holding_in(thread)
         if is_starved and holding is None:
             return None, ""
-        if holding is None or not (is_starved or self._asks_for_lock()):
+        if holding is None:
             return None
-        return holding.lease, stacks.shown(stacks.lines_of(thread))
-
-    def _asks_for_lock(self) -> bool:
-        turns = stacks.turns_of(self._native_id)
-        self._stopping.wait(LOCK_LOOK)
-        return stacks.turns_of(self._native_id) - turns > LOCK_LOOK * TURNS
+        if not is_starved:  # does it ask for the lock?
+            turns = turns_of(self._native_id)
+            self._stopping.wait(LOCK_LOOK)
+            if turns_of(self._native_id) - turns <= LOCK_LOOK * TURNS:
+                return None
+        return holding.lease, shown(lines_of(thread))
 
     def _spent_since(self, before: dict[int, float]) -> dict[int, float]:
         """Return the CPU time of each thread since these readings of the clocks."""
@@ -244,30 +332,27 @@ class Watchdog:
 
     def _give_up(self, lasted: float) -> None:
         self._has_given_up = True
-        lease, threads = self._lease_on_loop(), stacks.lines_of_all()
-        self._watched.give_up(is_delivered=self._emit(lambda: StalledForGood(lease, lasted, stacks.shown_all(threads))))
+        lease, threads = self._lease_on_loop(), lines_of_all()
+        self._watched.give_up(is_delivered=self._emit(lambda: StalledForGood(lease, lasted, shown_all(threads))))
 
     def _look_at_heartbeat(self, passed: float) -> None:
-        """Check that heartbeats are being sent. If the ttl passes without one, the
-        heartbeat thread reports that itself; if it does not, it is dead or stuck."""
+        """If the ttl passes without a heartbeat, the heartbeat's thread reports that itself; if it does not, it is dead or stuck."""
         self._beats.look(passed)
         if self._beats.seconds > self._ttl + 2 * FIRST_REPORT:
             self._beats.seconds = 0.0
             self._watched.note_silence()
 
     def _lease_on_loop(self) -> Lease | None:
-        """Return the lease of the job whose code the loop's thread is executing. Plain
-        functions are ignored, because they run in other threads and cannot block the loop."""
+        """Return the lease of the job whose code the loop's thread is executing. Plain functions run in other threads."""
         holding = self._holding_in(self._thread)
         return holding.lease if holding is not None and holding.in_thread is None else None
 
     def _holding_in(self, thread: int) -> HeldLease | None:
-        run = stacks.run_in_loop(self._loop, thread) if thread == self._thread else stacks.run_in(thread)
+        run = run_in_loop(self._loop, thread) if thread == self._thread else run_in(thread)
         return self._watched.holding_of(run) if run is not None else None
 
     def _emit(self, make: Callable[[], WorkerEvent]) -> bool:
-        """Call the subscribers in a separate thread, because they may hang
-        and this thread must not. Return True if they returned in time."""
+        """Call the subscribers in a separate thread, because they may hang. Return True if they returned in time."""
         try:
             emitting = self._start_thread(lambda: self._events.emit(make()), "taskflow-events")
         except RuntimeError:  # the system cannot start another thread
@@ -277,9 +362,8 @@ class Watchdog:
 
 
 def _clocks() -> tuple[float, dict[int, float]]:
-    """Read the monotonic clock and the CPU clocks of the threads together,
-    so that no long call into C code falls between the two readings."""
+    """Read the monotonic clock and the CPU clocks of the threads without a long call into C code between the two."""
     while True:
-        begun_at, computed, now = time.monotonic(), stacks.seconds_computed(), time.monotonic()
+        begun_at, computed, now = time.monotonic(), seconds_computed(), time.monotonic()
         if now - begun_at < LOOK:
             return now, computed

@@ -22,8 +22,7 @@ from taskflow.worker.drain import Drain
 from taskflow.worker.events import BrokerCallFailed, CompletionRolledBack, Events, RunEnded, VerdictIgnored, VerdictRejected, WorkerEvent
 from taskflow.worker.executor import Executor
 from taskflow.worker.health import WorkerHealth
-from taskflow.worker.options import WorkerOptions
-from taskflow.worker.queues import QueueChoice
+from taskflow.worker.options import QueueChoice, WorkerOptions
 from taskflow.worker.registration import deploy_name, worker_name
 from taskflow.worker.scheduler import Scheduler
 from taskflow.worker.session import WorkerSession
@@ -47,13 +46,8 @@ FAILURES: Final = (Failed, Discarded)
 
 
 class RunCounts:
-    """Counts a worker's runs from its events.
-
-    `runs`       all runs
-    `ended`      runs that ended their job, except those whose verdict the store rejected
-    `failed`     the runs in `ended` whose job is FAILED
-    `set_aside`  jobs that a drain found FAILED because their stored values cannot be read, or as poison; some may also be in `failed`
-    """
+    """Counts a worker's runs from its events. `ended` are those that ended their job, `failed` those of them whose job is FAILED.
+    `set_aside` are jobs that a drain found FAILED because their stored values cannot be read, or as poison."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -141,44 +135,45 @@ class Worker:
                 self._state = await stack.enter_async_context(lifespan())
             self._threads = ThreadPool(self.options.concurrency, self._seams.start_thread, self._note_freed)
             stack.callback(self._threads.close)
-            self._children = self._new_child_pool()
+            middleware, start_thread, options = self._app.settings.middleware, self._seams.start_thread, self.options
+            self._children = ChildPool(
+                self._app, options.children, modules=options.modules, emit=self._events.emit, start_thread=start_thread
+            )
             stack.push_async_callback(self._children.close)
             self._app.registry.resolve()
-            middleware, start_thread = self._app.settings.middleware, self._seams.start_thread
             self._scheduler = Scheduler(self._app.broker(), self._app.registry, middleware, self._events, start_thread)
             stack.callback(self._scheduler.close)
-            if (ended_hooks := self._find_ended_hooks()) is not None:
-                self._ended_hooks = ended_hooks
-                stack.push_async_callback(ended_hooks.close, self.options.stop_timeout)
+            if has_ended_hook(middleware):
+                from taskflow.worker.ended_hooks import EndedHooks
+
+                self._ended_hooks = EndedHooks(self._app, self._app.broker(), middleware, worker_name())
+                stack.push_async_callback(self._ended_hooks.close, self.options.stop_timeout)
             stack.callback(self._end_watchdog)
-            limit, ttl = self.options.stall_limit, self.options.ttl
-            self._watchdog = Watchdog(self._sessions, self._events, self._seams.start_thread, stall_limit=limit, ttl=ttl)
+            self._watchdog = Watchdog(self._sessions, self._events, start_thread, stall_limit=options.stall_limit, ttl=options.ttl)
             self._watchdog.start()
             await self._sessions.begin()
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # The lifespan must end in the task that began it, and outside of our scope, because it may contain task groups and scopes.
         try:
             await self._wind_down()
         except BaseException as interrupted:
-            await self._close_rest(interrupted)
+            error = interrupted
             raise
-        await self._close_rest(error)
+        finally:
+            # The lifespan must end in the task that began it, and outside of our scope, because it may contain task groups and scopes. If
+            # it fails, its error must not hide `error`, which ended the block.
+            try:
+                await self._stack.aclose()
+            except Exception:
+                if error is None:
+                    raise
+                log.exception("the lifespan's exit failed too, after %s", type(error).__name__)
 
-    async def _close_rest(self, error: BaseException | None) -> None:
-        """Exit the lifespan and everything else. If the lifespan fails on exit, its error must not hide `error`, which ended the block."""
-        try:
-            await self._stack.aclose()
-        except Exception:
-            if error is None:
-                raise
-            log.exception("the lifespan's exit failed too, after %s", type(error).__name__)
-
-    def hurry(self) -> None:
+    def end_grace_period(self) -> None:
         """End the grace time early: cancel the runs now, or as soon as the worker winds down."""
-        self._sessions.hurry()
+        self._sessions.end_grace_period()
 
     async def finish(self) -> None:
         """Stop claiming jobs, and wait until all runs have ended and the broker has their verdicts, however long that takes.
@@ -209,12 +204,6 @@ class Worker:
 
         return await retry(look, PAUSES, on=BrokerUnavailable, note=note)
 
-    def _new_child_pool(self) -> ChildPool:
-        options = self.options
-        return ChildPool(
-            self._app, options.children, modules=options.modules, emit=self._events.emit, start_thread=self._seams.start_thread
-        )
-
     def _new_session(self) -> WorkerSession:
         executor = Executor(
             self._app,
@@ -231,17 +220,9 @@ class Worker:
             broker, executor, self._threads, self._scheduler, options, self._seams, self._events, ended_hooks=self._ended_hooks
         )
 
-    def _find_ended_hooks(self) -> EndedHooks | None:
-        middleware = self._app.settings.middleware
-        if not has_ended_hook(middleware):
-            return None
-        from taskflow.worker.ended_hooks import EndedHooks
-
-        return EndedHooks(self._app, self._app.broker(), middleware, worker_name())
-
     def _note_freed(self) -> None:
         if (session := self._sessions.current) is not None:
-            session.look_again()
+            session.lease_table.nudge()
 
     def _end_watchdog(self) -> None:
         watchdog, self._watchdog = self._watchdog, None
@@ -249,13 +230,11 @@ class Worker:
             watchdog.stop()
 
     def _is_cancelled(self) -> bool:
-        """Return True if the task that runs the block is being cancelled."""
         return self._host is not None and self._host.cancelling() > self._host_cancels
 
     async def _wind_down(self) -> None:
-        """Wind down completely: stopping halfway would leave a session that sends heartbeats but runs
-        nothing. If this task is cancelled, the grace time ends early, and the rest takes a limited time.
-        The wait is shielded, because an enclosing anyio scope would otherwise cancel every await."""
+        """Wind down completely: stopping halfway would leave a session that sends heartbeats but runs nothing. If this task is cancelled,
+        the grace time ends early. The wait is shielded, because an enclosing anyio scope would otherwise cancel every await."""
         interrupted: BaseException | None = None
         self.health.is_winding_down = True
         self._sessions.wind_down()
@@ -265,7 +244,7 @@ class Worker:
                     await self._sessions.has_ended.wait()
                 except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
                     interrupted = error
-                    self.hurry()
+                    self.end_grace_period()
             self.has_forced = await self._sessions.end()
         if interrupted is not None:
             raise interrupted

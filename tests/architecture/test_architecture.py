@@ -213,7 +213,7 @@ def test_nobody_waits_in_a_way_that_swallows_a_cancellation() -> None:
 GROWING_EXPONENTS = {
     "taskflow.model.retry": "the one place",
     "taskflow.model.rules": "a job's own factor, whose overflow is caught",
-    "taskflow.worker.queues": "of a number below 1: a weight's share",
+    "taskflow.worker.options": "of a number below 1: a weight's share",
     "taskflow.worker.watchdog": "of 1 s, 10 s, 100 s, as in runs",
     "taskflow.worker.runs": "of 10 s, 100 s and so on, each told after so many seconds: 300 of them take longer than the universe",
 }

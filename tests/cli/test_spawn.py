@@ -8,7 +8,7 @@ from tests.cli.processes import Shell
 
 AMONG_FORKS = """
 import os, signal, socket, threading, time, warnings
-from taskflow.worker.children.spawn import spawn
+from taskflow.worker.children.syscalls import spawn
 
 warnings.simplefilter("ignore")  # of forks beside threads, as jobs make them
 connection, _ = socket.socketpair()
@@ -41,7 +41,7 @@ import os, socket
 ours, theirs = os.pipe()
 for stream in (0, 1):
     os.close(stream)
-from taskflow.worker.children.spawn import spawn
+from taskflow.worker.children.syscalls import spawn
 (read, write), (connection, other) = os.pipe(), socket.socketpair()
 says = "import os, socket; os.write(2, b'errors'); os.write(1, b'output'); socket.socket(fileno=3).send(os.read(0, 1) + b'connection')"
 import sys

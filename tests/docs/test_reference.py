@@ -19,7 +19,7 @@ from taskflow.cli.parser import a_parser
 from taskflow.cli.worker_options import PREFIX
 from taskflow.cli.worker_settings import SETTINGS as WORKER_SETTINGS
 from taskflow.worker import events
-from taskflow.worker.children import errors as child_errors
+from taskflow.worker.children import messages as child_errors
 from tests.docs import moves
 from tests.docs.pages import ROOT
 

@@ -6,19 +6,17 @@ import asyncio
 import enum
 import logging
 import sys
-import traceback
 from typing import Any, Literal
 
 import msgspec
 import pytest
 
-from taskflow import Backoff, Cancel, Discard, JobContext, JobFailed, Middleware, Retry, RunError, RunNext, Verdict, Worker, configure, job
+from taskflow import Backoff, Cancel, Discard, JobContext, JobFailed, Retry, Worker, job
 from taskflow.broker.protocol import Broker
 from taskflow.model.codec.payload import seal_json
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, parse_id
 from taskflow.model.record import Record, Status
-from taskflow.model.verdict import Cancelled, Discarded, Failed, Parked, Retried
 
 AT_ONCE = Backoff(base=0.0)
 ODD_PLACE: Any = [("file", "x", None, object(), 1, 2)]
@@ -301,31 +299,9 @@ async def run_once(broker: Broker, name: str, payload: bytes, **more: Any) -> Re
     return record
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python 3.12 and newer format it")
-def test_traceback_cannot_format_the_odd_syntax_error() -> None:
-    with pytest.raises((AttributeError, TypeError)):
-        traceback.format_exception(odd_error("syntax"))
-
-
 # --- texts without a bound ---------------------------------------------------------------------------------------
 
 LONG = "x" * 10_000_000
-
-
-class Verbose(Middleware):
-    """Makes verdicts itself, of texts that are longer than the store keeps."""
-
-    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-        await call_next(context)
-        error = RunError(type=LONG, message=LONG, traceback=LONG)
-        verdicts: dict[str, Verdict] = {
-            "discarded": Discarded(LONG),
-            "cancelled": Cancelled(LONG),
-            "failed": Failed(error),
-            "parked": Parked(LONG, 1_000.0),
-            "retried": Retried(error, 1_000.0),
-        }
-        return verdicts[context.headers["verdict"]]
 
 
 @job(name="tests.odd.verbose")
@@ -342,14 +318,6 @@ async def verbose(what: str) -> None:
 async def test_a_long_text_of_a_job_is_cut_off_in_store_and_log(broker: Broker, caplog: pytest.LogCaptureFixture, what: str) -> None:
     caplog.set_level(logging.INFO)
     record = await run_once(broker, verbose.name, verbose.codec.encode_arguments((what,), {}), max_attempts=1)
-    assert_short(record, caplog)
-
-
-@pytest.mark.parametrize("what", ["discarded", "cancelled", "failed", "parked", "retried"])
-async def test_a_long_text_of_a_middlewares_verdict_is_cut_off_too(broker: Broker, caplog: pytest.LogCaptureFixture, what: str) -> None:
-    caplog.set_level(logging.INFO)
-    configure(middleware=[Verbose()])
-    record = await run_once(broker, verbose.name, verbose.codec.encode_arguments(("",), {}), headers={"verdict": what})
     assert_short(record, caplog)
 
 

@@ -21,7 +21,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.clock import Seams, start_thread
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.worker import heartbeat, stacks, watchdog
+from taskflow.worker import heartbeat, watchdog
 from taskflow.worker.events import (
     BrokerCallFailed,
     CpuStarved,
@@ -209,7 +209,7 @@ async def test_who_computes_in_a_thread_is_named_unless_a_job_blocks_the_loop(
 async def test_a_plain_function_is_not_accused_when_the_loop_stands_in_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop lost its processor just after it had given the function to a thread."""
     holding = a_holding()
-    monkeypatch.setattr(stacks, "run_in_loop", lambda loop, thread: "a run")
+    monkeypatch.setattr(watchdog, "run_in_loop", lambda loop, thread: "a run")
     watch = watchdog.Watchdog(OneRun(holding), Events(), start_thread, stall_limit=0.0, ttl=20.0)
     assert watch._lease_on_loop() is holding.lease
 
@@ -238,13 +238,13 @@ class LateLook:
     ) -> None:
         threads = [threading.get_ident(), *range(-others, 0)]
         clocks = iter([(BEFORE, dict.fromkeys(threads, 0.0)), (AFTER, dict.fromkeys(threads, computed))])
-        monkeypatch.setattr(stacks, "turns_of", lambda thread: turns)
+        monkeypatch.setattr(watchdog, "turns_of", lambda thread: turns)
         real, strangers = watchdog._clocks, set(threading.enumerate()) - {threading.current_thread()}
         monkeypatch.setattr(
             watchdog, "_clocks", lambda: real() if threading.current_thread() in strangers else next(clocks, (AFTER + watchdog.LOOK, {}))
         )  # the watch of an earlier test may look once more
-        monkeypatch.setattr(stacks, "waited_for_processor", lambda: waited)
-        monkeypatch.setattr(stacks, "run_in_loop", lambda loop, thread: None if runs is None else "a run")
+        monkeypatch.setattr(watchdog, "waited_for_processor", lambda: waited)
+        monkeypatch.setattr(watchdog, "run_in_loop", lambda loop, thread: None if runs is None else "a run")
         self.slow: tuple[HeldLease, float] | None = None
         self._holding = runs
 

@@ -75,15 +75,6 @@ def fails(ctx: JobContext) -> None:
     raise ValueError(f"attempt {ctx.attempt} \ud800")
 
 
-def once_more(attempt: int, error: Exception) -> float | None:
-    return 0 if isinstance(error, ValueError) and attempt == 1 else None
-
-
-@job(runs_in="process", max_attempts=9, retry=once_more)
-def is_retried_once() -> None:
-    raise ValueError
-
-
 @job(runs_in="process", max_attempts=4)
 def says(ctx: JobContext, what: str) -> str:
     if ctx.epoch == 1:
@@ -210,13 +201,6 @@ def reports_wrongly(ctx: JobContext, how: str) -> str:
         case "too long, past the checks":
             past_checks(Progress(0.5, "x" * 5_000_000))
     return "done"
-
-
-@job(runs_in="process")
-def reports_and_ends(ctx: JobContext) -> Progress | None:
-    ctx.progress(0.1)
-    ctx.progress(1.0, "done")
-    return None
 
 
 @job(runs_in="process")

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from taskflow import JobFailed, JobHandle, Worker
-from taskflow.worker.children.messages import Hello
-from taskflow.worker.children.options import ChildOptions
+from taskflow.worker.children.messages import Handshake
+from taskflow.worker.children.process import ChildOptions
 from taskflow.worker.events import ChildPrinted, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 
 TIMEOUT = 30.0
 
-HELLO = Hello(
+HANDSHAKE = Handshake(
     modules=(), arguments=(), settings={"max_payload": 1 << 20, "defaults": {}}, is_reachable=False, has_lifespan=False, log_level=0
 )
 """The greeting of a worker without modules, for a child that is started by itself."""

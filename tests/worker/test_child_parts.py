@@ -16,15 +16,15 @@ from taskflow import Backoff, ConfigurationError
 from taskflow.model.clock import start_thread
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
 from taskflow.model.verdict import Cancelled, Completed, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded
-from taskflow.worker.children.errors import ChildFailed
 from taskflow.worker.children.messages import (
     CallRefused,
+    ChildFailed,
     Completing,
     Finished,
-    Garbled,
-    Hello,
+    Handshake,
     Import,
     Message,
+    ProtocolError,
     Ready,
     Reported,
     Run,
@@ -32,11 +32,10 @@ from taskflow.worker.children.messages import (
     Unpacker,
     pack,
 )
-from taskflow.worker.children.options import ChildOptions, cores
 from taskflow.worker.children.output import LONGEST_LINE, Output
-from taskflow.worker.children.process import Child, ChildSpec
+from taskflow.worker.children.process import Child, ChildOptions, ChildSpec, cores
 from taskflow.worker.events import ChildPrinted
-from tests.worker.child_scene import HELLO
+from tests.worker.child_scene import HANDSHAKE
 
 LEASE = Lease(
     envelope=Envelope(
@@ -67,7 +66,7 @@ LEASE = Lease(
 ERROR = RunError("ValueError", "half a pair: \ud800", "Traceback ...", 2)
 
 MESSAGES: list[Message] = [
-    Hello(
+    Handshake(
         modules=("app.tasks",),
         arguments=("taskflow", "worker"),
         settings={"broker": "sqlite:///a", "enqueue_timeout": 5.0, "max_payload": 1 << 20},
@@ -130,7 +129,7 @@ def test_messages_arrive_in_whatever_portions() -> None:
     ],
 )
 def test_noise_is_told_apart(noise: bytes) -> None:
-    with pytest.raises(Garbled):
+    with pytest.raises(ProtocolError):
         list(Unpacker(MOST).feed(noise))
 
 
@@ -251,7 +250,7 @@ async def test_a_child_that_finds_no_descriptors_leaves_none_and_no_process() ->
     for room in range(16):
         resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + room, limits[1]))
         try:
-            child = await Child.start(ChildSpec(HELLO, ChildOptions(), lambda _: None, start_thread))
+            child = await Child.start(ChildSpec(HANDSHAKE, ChildOptions(), lambda _: None, start_thread))
         except ChildFailed as failure:
             failures.append(str(failure))
         else:
@@ -277,5 +276,5 @@ async def test_a_child_that_finds_no_thread_leaves_no_descriptor_and_no_process(
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     before = descriptors() | children()
     with pytest.raises(ChildFailed, match="a child process cannot be started: can't start new thread"):
-        await Child.start(ChildSpec(HELLO, ChildOptions(), lambda _: None, refuse))
+        await Child.start(ChildSpec(HANDSHAKE, ChildOptions(), lambda _: None, refuse))
     assert await left_behind(before) == set()

@@ -41,16 +41,14 @@ from taskflow.model.codec.function import FunctionCodec
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import id_text
 from taskflow.model.verdict import RunEnding, Succeeded
-from taskflow.worker.children import process, spawn
-from taskflow.worker.children.errors import ChildDied
-from taskflow.worker.children.options import ChildOptions
-from taskflow.worker.children.process import Child, ChildSpec
-from taskflow.worker.events import BrokerCallFailed, SessionEnded, WorkerEvent
+from taskflow.worker.children import process, syscalls
+from taskflow.worker.children.messages import ChildDied
+from taskflow.worker.children.process import Child, ChildOptions, ChildSpec
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.log import log_event
 from tests.cli.processes import Shell
 from tests.worker import child_jobs as jobs
-from tests.worker.child_scene import HELLO, TIMEOUT, Lines, a_worker, failure, gone, is_alive, read, written
+from tests.worker.child_scene import HANDSHAKE, TIMEOUT, Lines, a_worker, failure, gone, is_alive, read, written
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,10 +88,10 @@ async def test_a_shortage_of_the_machine_costs_no_attempt(
     """A child that cannot be started is tried again for a while; the log says so once."""
     refusals = iter([error] * 3)
 
-    def spawn_later(*args: Any, **more: Any) -> spawn.Process:
+    def spawn_later(*args: Any, **more: Any) -> syscalls.Process:
         if (refusal := next(refusals, None)) is not None:
             raise refusal
-        return spawn.spawn(*args, **more)
+        return syscalls.spawn(*args, **more)
 
     monkeypatch.setattr("taskflow.worker.children.process.spawn", spawn_later)
     with caplog.at_level(logging.WARNING, "taskflow.worker"):
@@ -106,7 +104,7 @@ async def test_a_shortage_of_the_machine_costs_no_attempt(
 
 
 async def test_a_shortage_that_stays_fails_the_attempt(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> spawn.Process:
+    def refuse(*_: Any, **__: Any) -> syscalls.Process:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr("taskflow.worker.children.process.spawn", refuse)
@@ -148,29 +146,6 @@ async def test_an_exception_is_a_failure_with_its_own_traceback_and_is_retried(w
     info = await handle.info()
     assert info is not None
     assert [error.attempt for error in info.errors] == [1, 2]
-
-
-async def test_a_function_decides_how_often_a_run_is_retried(worker: Worker) -> None:
-    handle = await jobs.is_retried_once.delay()
-    assert (await failure(handle)).type == "ValueError"
-    info = await handle.info()
-    assert info is not None
-    assert (info.failures, info.max_attempts) == (2, 9)
-
-
-async def test_signals_turn_the_run(worker: Worker) -> None:
-    assert await (await jobs.says.delay("retry")).result(TIMEOUT) == "attempt 2"
-    assert await (await jobs.says.delay("snooze")).result(TIMEOUT) == "attempt 1"
-    assert "no use" in str(await failure(await jobs.says.delay("discard")))
-
-
-@pytest.mark.parametrize("what", ["object", "large"])
-async def test_a_result_that_cannot_be_kept_fails_without_a_retry(worker: Worker, what: str) -> None:
-    handle = await jobs.returns.delay(what)
-    await failure(handle)
-    info = await handle.info()
-    assert info is not None
-    assert info.failures == 1
 
 
 @pytest.mark.parametrize("is_missing", [False, True], ids=["unknown argument", "missing argument"])
@@ -328,17 +303,6 @@ async def test_what_waits_for_its_turn_can_be_cancelled_and_its_timeout_has_not_
         assert await patient.result(TIMEOUT) > 0
 
 
-async def test_what_waits_for_its_turn_past_its_expires_is_not_run(lines: Lines, tmp_path: Path) -> None:
-    async with a_worker(lines, at_once=1):
-        first = await jobs.endless.options(timeout=2.0).delay(str(tmp_path / "note"))
-        await written(tmp_path / "note")
-        late, patient = await jobs.pid.options(expires=1.0).delay(), await jobs.pid.options(expires=600.0).delay()
-        await failure(first)
-        with pytest.raises(JobCancelled, match="expired"):
-            await late.result(TIMEOUT)
-        assert await patient.result(TIMEOUT) > 0
-
-
 # --- how many, how long -------------------------------------------------------------------------------------------------
 
 
@@ -387,10 +351,6 @@ async def test_signals_to_all_processes_of_a_service_are_left_to_the_worker(work
     assert await (await jobs.outlives_signals.delay()).result(TIMEOUT)
 
 
-async def test_other_jobs_are_none_of_a_childs_business(worker: Worker) -> None:
-    assert await (await jobs.plain.delay()).result(TIMEOUT) == os.getpid()
-
-
 # --- what it says -------------------------------------------------------------------------------------------------------
 
 
@@ -401,21 +361,6 @@ async def test_a_mebibyte_on_both_streams_holds_nobody_up(worker: Worker, lines:
     assert await handle.result(TIMEOUT) == 1024
     for stream, letter in (("stdout", "o"), ("stderr", "e")):
         assert lines.of(stream) == [f"{number} ".ljust(1000, letter) for number in range(1024)]
-
-
-async def test_more_than_a_run_may_say_is_counted_and_dropped(worker: Worker, lines: Lines) -> None:
-    assert await (await jobs.prints.delay(3000, 1000)).result(TIMEOUT) == 3000
-    assert lines.of("stdout")[-1] == f"... and {1001 * (3000 - len(lines.of('stdout')) + 1):,} characters more, which are not shown"
-    assert sum(len(line) + 1 for line in lines.of("stdout")) < 1.1 * (1 << 20)
-    lines.printed.clear()
-    assert await (await jobs.prints.delay(1, 10)).result(TIMEOUT) == 1
-    assert lines.of("stdout") == ["0 oooooooo"]
-
-
-async def test_native_writes_are_kept_too(worker: Worker, lines: Lines) -> None:
-    await (await jobs.prints_natively.delay()).result(TIMEOUT)
-    assert set(lines.of("stdout")) == {"by the system: \ufffd", "by the library"}
-    assert lines.of("stderr") == ["unended"]
 
 
 async def test_a_line_has_the_jobs_name_and_id_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -437,29 +382,6 @@ async def test_progress_is_seen_while_it_runs_and_the_last_of_it_after(worker: W
             await asyncio.sleep(0.01)
     (tmp_path / "note").touch()
     await handle.result(TIMEOUT)
-
-
-@pytest.mark.parametrize(
-    ("how", "says"),
-    [
-        ("a note of another type", "must be text"),
-        ("a note of another type, past the checks", "a message that cannot be read"),
-        ("no fraction", "between 0 and 1"),
-        ("no fraction, past the checks", None),
-        ("too long, past the checks", "a message of 5,"),
-    ],
-)
-async def test_a_wrong_report_harms_its_own_run_at_most(lines: Lines, how: str, says: str | None) -> None:
-    events = list[WorkerEvent]()
-    async with a_worker(lines, events.append, at_once=1):
-        wrong, neighbour = await jobs.reports_wrongly.delay(how), await jobs.pid.delay()
-        if says is None:  # the report is dropped
-            assert await wrong.result(TIMEOUT) == "done"
-        else:
-            failed = await failure(wrong)
-            assert says in failed.message + failed.traceback
-        assert isinstance(await neighbour.result(TIMEOUT), int)
-    assert not [event for event in events if isinstance(event, SessionEnded | BrokerCallFailed)]
 
 
 # --- where it is found --------------------------------------------------------------------------------------------------
@@ -590,7 +512,7 @@ async def test_a_ctrl_c_in_the_terminal_is_the_workers_alone(shell: Shell) -> No
 
 async def test_a_child_whose_worker_hangs_up_ends_at_once(tmp_path: Path) -> None:
     """What the system may not see to: that the worker is gone is seen by the closed connection."""
-    child = await Child.start(ChildSpec(HELLO, ChildOptions(exit_within=TIMEOUT), lambda _: None, start_thread))
+    child = await Child.start(ChildSpec(HANDSHAKE, ChildOptions(exit_within=TIMEOUT), lambda _: None, start_thread))
     await child.prepare(jobs.__name__, None)
     payload = jobs.endless.codec.encode_arguments((str(tmp_path / "note"),), {})
     lease = Lease(envelope=Envelope(id=bytes(16), job=jobs.endless.name, payload=payload), epoch=1, claim=ClaimId(b"", 1, 1), created_at=0)
@@ -651,17 +573,6 @@ def test_a_function_inside_a_function_is_refused_where_it_is_declared() -> None:
         def local() -> None: ...
 
 
-@pytest.mark.parametrize("runs_in", ["fork", "loop", 1, ["process"]])
-def test_a_place_that_is_none_is_refused_where_it_is_declared(runs_in: Any) -> None:
-    with pytest.raises(DeclarationError, match="runs_in="):
-        job(name="tests.children.misplaced", runs_in=runs_in)(_plain)
-
-
-def test_an_async_function_does_not_run_in_a_thread() -> None:
-    with pytest.raises(DeclarationError, match="runs in the event loop"):
-        job(name="tests.children.misplaced", runs_in="thread")(_async)
-
-
 def test_a_job_knows_where_it_runs() -> None:
     assert [jobs.pid.runs_in, jobs.pid_of_async.runs_in, jobs.plain.runs_in] == ["process", "process", "thread"]
     assert job(name="tests.children.async", runs_in="loop")(_async).runs_in == "loop"
@@ -678,3 +589,29 @@ async def test_the_test_fixture_runs_it_in_this_process(taskflow_jobs: TaskflowJ
     handle, of_async = await jobs.pid.delay(), await jobs.pid_of_async.delay()
     await taskflow_jobs.run_all()
     assert await handle.result(0) == await of_async.result(0) == os.getpid()
+
+
+async def test_more_than_a_run_may_say_is_counted_and_dropped(worker: Worker, lines: Lines) -> None:
+    assert await (await jobs.prints.delay(3000, 1000)).result(TIMEOUT) == 3000
+    assert lines.of("stdout")[-1] == f"... and {1001 * (3000 - len(lines.of('stdout')) + 1):,} characters more, which are not shown"
+    assert sum(len(line) + 1 for line in lines.of("stdout")) < 1.1 * (1 << 20)
+    lines.printed.clear()
+    assert await (await jobs.prints.delay(1, 10)).result(TIMEOUT) == 1
+    assert lines.of("stdout") == ["0 oooooooo"]
+
+
+async def test_native_writes_are_kept_too(worker: Worker, lines: Lines) -> None:
+    await (await jobs.prints_natively.delay()).result(TIMEOUT)
+    assert set(lines.of("stdout")) == {"by the system: \ufffd", "by the library"}
+    assert lines.of("stderr") == ["unended"]
+
+
+@pytest.mark.parametrize("runs_in", ["fork", "loop", 1, ["process"]])
+def test_a_place_that_is_none_is_refused_where_it_is_declared(runs_in: Any) -> None:
+    with pytest.raises(DeclarationError, match="runs_in="):
+        job(name="tests.children.misplaced", runs_in=runs_in)(_plain)
+
+
+def test_an_async_function_does_not_run_in_a_thread() -> None:
+    with pytest.raises(DeclarationError, match="runs in the event loop"):
+        job(name="tests.children.misplaced", runs_in="thread")(_async)

@@ -175,23 +175,6 @@ async def test_a_set_up_that_fails_is_a_failed_attempt_that_shows_why(
     assert "run" not in words(ledger)
 
 
-async def test_a_set_up_that_takes_too_long_is_cut_off(ledger: Path, set_up: SetUp) -> None:
-    set_up("hangs")
-    async with a_worker(start_within=4.0):
-        failed = await failure(await jobs.reads_state.delay())
-    assert "did not import tests.worker.set_up_jobs and finish child_initializer and finish child_lifespan within 4 s" in failed.message
-
-
-async def test_a_set_up_that_fails_once_costs_one_attempt(ledger: Path, set_up: SetUp) -> None:
-    set_up("fails once")
-    async with a_worker():
-        handle = await jobs.retried.delay()
-        assert await handle.result(TIMEOUT) == 1
-    info = await handle.info()
-    assert info is not None
-    assert (info.failures, words(ledger).count("initialized")) == (1, 2)
-
-
 async def test_the_next_start_after_one_that_failed_is_put_off(ledger: Path, set_up: SetUp, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a broken set-up would use up the attempts of all waiting jobs at once."""
     monkeypatch.setattr("taskflow.worker.children.pool.START_PAUSES", Pauses(3.0, 3.0))

@@ -17,7 +17,7 @@ from taskflow.model.ids import parse_id
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.wording import UNREADABLE
-from taskflow.worker.queues import QueueChoice
+from taskflow.worker.options import QueueChoice
 from tests.support.harnesses import BROKERS, StoreHarness
 from tests.support.listing import listed
 from tests.support.spoiling import Spoiler, spoil_one

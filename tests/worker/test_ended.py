@@ -6,7 +6,6 @@ import asyncio
 import logging
 import re
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.url import connect
 from taskflow.model.ids import parse_id
 from taskflow.worker import ended_hooks
-from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.options import WorkerOptions
 from tests.support.harnesses import BROKERS
 from tests.support.world import World
@@ -97,34 +95,6 @@ async def test_each_end_of_a_run_is_heard_once(world: World) -> None:
     assert [(error.type, error.message) for error in told["fails"].errors] == [("ValueError", "wrong")]
     assert (told["discards"].reason, told["cancels"].reason) == ("useless", "not wanted")
     assert all(info.job == ends.name and info.ended_at is not None for info in told.values())
-
-
-async def test_a_job_that_is_cancelled_while_it_waits_for_its_retry_is_heard_of_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its worker read the record after the cancellation, took the end for that of the run, and the store had noted it too."""
-    hearing, settled, may_read = EndedRecorder(), asyncio.Event(), asyncio.Event()
-    read, hear = EndedHooks._infos, EndedHooks.settled
-    configure(middleware=[hearing])
-
-    async def read_late(self: EndedHooks, batch: Any) -> Any:
-        await may_read.wait()
-        return await read(self, batch)
-
-    def hear_too(self: EndedHooks, *of: Any) -> None:
-        hear(self, *of)
-        settled.set()
-
-    monkeypatch.setattr(EndedHooks, "_infos", read_late)
-    monkeypatch.setattr(EndedHooks, "settled", hear_too)
-    handle = await ends.options(max_attempts=2).delay("retries later")
-    async with Worker():
-        await settled.wait()
-        await handle.cancel()
-        may_read.set()
-        await hearing.wait_for(1)
-        last = await ends.delay("returns")
-        while hearing.infos[-1].id != last.id:
-            await hearing.wait_for(len(hearing.infos) + 1)
-    assert hearing.about(handle).status is Status.CANCELLED
 
 
 async def test_a_run_that_would_wait_again_but_was_asked_to_stop_has_ended(world: World) -> None:
@@ -251,28 +221,6 @@ async def test_a_worker_claims_no_faster_than_its_hooks_hear(monkeypatch: pytest
     assert "dropped" not in caplog.text
 
 
-async def test_a_worker_that_is_held_up_does_not_take_its_hooks_for_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Slow(EndedRecorder):
-        async def ended(self, info: JobInfo) -> None:
-            await asyncio.sleep(0.12)
-            await super().ended(info)
-
-    async def hold_up() -> None:
-        while True:
-            time.sleep(0.1)  # noqa: ASYNC251 - a machine that pauses
-            await asyncio.sleep(0.01)
-
-    monkeypatch.setattr(ended_hooks, "MOST_WAITING", 60)
-    monkeypatch.setattr(ended_hooks, "STUCK_AFTER", 0.1)
-    configure(middleware=[slow := Slow()])
-    handles = await enqueue(ends.bind("returns") for _ in range(800))
-    holding_up = asyncio.create_task(hold_up())
-    async with Worker(options=WorkerOptions(concurrency=20)) as worker:
-        await worker.drained()
-        await slow.wait_for(len(handles))
-    holding_up.cancel()
-
-
 async def test_hooks_that_hang_do_not_stop_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hanging(Middleware):
         heard = 0
@@ -326,25 +274,6 @@ async def test_a_job_that_cancels_every_task_costs_no_end(hearing: EndedRecorder
         await rampage.delay()
         await worker.drained()
     assert len(hearing.infos) == 21
-
-
-async def test_a_call_that_is_cancelled_before_it_begins_is_made_all_the_same(memory: MemoryBroker) -> None:
-    """By a hook here, as by a job that cancels every task."""
-
-    class Cancelling(EndedRecorder):
-        async def ended(self, info: JobInfo) -> None:
-            if not self.infos:
-                for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                    if task.get_name() == "taskflow-ended":
-                        task.cancel()
-            await super().ended(info)
-
-    hearing = Cancelling()
-    configure(middleware=[hearing])
-    handles = await enqueue([ends.bind("returns") for _ in range(20)])
-    async with Worker() as worker:
-        await worker.drained()
-    assert sorted(info.id for info in hearing.infos) == sorted(handle.id for handle in handles)
 
 
 async def test_tests_hear_of_ends_too(taskflow_jobs: TaskflowJobs) -> None:

@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 
-from taskflow import JobHandle, Middleware, Status, TaskflowJobs, Worker, configure, job, operate
-from taskflow.app import bulk_actions
+from taskflow import JobHandle, Middleware, Status, TaskflowJobs, Worker, configure, job
 from taskflow.app.app import default_app
 from taskflow.broker.console import View
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.protocol import MAX_ENDS
 from taskflow.model.ids import parse_id
 from taskflow.model.rules import Rules
-from taskflow.worker.options import WorkerOptions
-from taskflow.worker.queues import QueueChoice
+from taskflow.worker.options import QueueChoice, WorkerOptions
 from tests.support.harnesses import BROKERS
 from tests.support.world import World
 from tests.worker.scene import EndedRecorder
@@ -38,20 +35,6 @@ async def waits(n: int = 0) -> int:
 def elsewhere() -> WorkerOptions:
     """Return the options of a worker that works other queues, so that the jobs here do not run."""
     return WorkerOptions(queues=QueueChoice.parse("elsewhere"), subscribers=())
-
-
-async def test_a_purge_in_batches_reaches_each_job_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Although a purged job is CANCELLED for a while, and cancelled jobs are purged too."""
-    monkeypatch.setattr(bulk_actions, "PAGE", 2)
-    hearing = EndedRecorder()
-    configure(middleware=[hearing])
-    handles = [await waits.options(tags=("many",)).delay(n) for n in range(5)]
-    async with Worker(options=elsewhere()):
-        await handles[0].cancel()
-        await hearing.wait_for(1)
-        assert (await operate.purge(tag="many", status=("ready", "cancelled"))).changed == 5
-        told = await hearing.wait_for(5)
-    assert [told[handle.id].reason for handle in handles] == ["cancelled", *["purged"] * 4]
 
 
 async def test_each_end_without_a_run_is_heard_once(world: World) -> None:
@@ -78,16 +61,6 @@ async def test_each_end_without_a_run_is_heard_once(world: World) -> None:
     assert told[replaced.id].reason == f"replaced by {replacement.id}"
     assert (told[lost.id].status, (told[lost.id].reason or "")[:7]) == (Status.FAILED, "poison:")
     assert all(info.job == waits.name and info.ended_at is not None for info in told.values())
-
-
-async def test_more_than_one_portion_is_heard_at_once(world: World) -> None:
-    hearing = EndedRecorder()
-    configure(middleware=[hearing])
-    async with Worker(options=elsewhere()):
-        handles = [await waits.delay(n) for n in range(MAX_ENDS + 20)]
-        await world.broker.cancel([parse_id(handle.id) for handle in handles])
-        told = await hearing.wait_for(len(handles))
-    assert told.keys() == {handle.id for handle in handles}
 
 
 async def test_a_poison_job_with_a_follow_up_is_heard_of_by_the_worker_that_ends_it(world: World) -> None:

@@ -39,8 +39,7 @@ from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.ids import parse_id
 from taskflow.model.verdict import attach_exception
-from taskflow.worker.children.errors import ChildDied
-from taskflow.worker.children.messages import Finished, Unpacker, pack
+from taskflow.worker.children.messages import ChildDied, Finished, Unpacker, pack
 from taskflow.worker.events import RunEnded, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.worker.child_jobs import dies, fails

@@ -71,15 +71,6 @@ def test_a_kill_that_the_kernel_has_counted_was_for_want_of_memory(tmp_path: Pat
     assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
 
 
-def test_an_old_kernel_counts_how_often_the_limit_was_hit(tmp_path: Path) -> None:
-    cgroups = Cgroups(tmp_path, "4:memory:/web\n")
-    cgroups.write("memory/web/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\n")
-    cgroups.write("memory/web/memory.failcnt", "17\n")
-    out_of_memory = cgroups.watched()
-    cgroups.write("memory/web/memory.failcnt", "18\n")
-    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.YES
-
-
 def test_what_was_counted_long_ago_is_nobodys_cause(tmp_path: Path) -> None:
     """A job's own process was killed then, for example. What was counted since the last look may still be ours."""
     cgroups = Cgroups(tmp_path, "0::/\n")
@@ -109,16 +100,6 @@ def test_the_machines_own_kills_are_nobodys_where_the_group_counts(tmp_path: Pat
     cgroups.write("memory.events", EVENTS.format(1))
     out_of_memory = cgroups.watched()
     cgroups.write("../proc/vmstat", "nr_free_pages 5\noom_kill 4\n")
-    assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
-
-
-def test_what_was_counted_before_a_mark_is_nobodys_cause(tmp_path: Path) -> None:
-    """A child's, which is made at the start of its run."""
-    cgroups = Cgroups(tmp_path, "0::/\n")
-    cgroups.write("memory.events", EVENTS.format(1))
-    out_of_memory = cgroups.watched()
-    cgroups.write("memory.events", EVENTS.format(2))
-    out_of_memory.mark()
     assert out_of_memory.exit_status(-signal.SIGKILL).oom_kill is OomKill.NO
 
 

@@ -21,7 +21,7 @@ LATE = 0.5
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "LATE", LATE)
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", LATE / 5)
-    monkeypatch.setattr(fetcher, "LONGEST_REST", LATE / 5)
+    monkeypatch.setattr(fetcher, "MAX_IDLE_INTERVAL", LATE / 5)
     monkeypatch.setattr(heartbeat, "BEATS_PER_TTL", 200)
     monkeypatch.setattr(heartbeat, "IDLE_BEATS_PER_TTL", 200)
 
@@ -67,21 +67,13 @@ async def test_a_verb_that_the_broker_does_not_answer_ends_readiness_and_not_lif
 
 async def test_a_beat_that_tells_of_nothing_to_claim_is_an_answer_too(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle worker need not claim, then."""
-    monkeypatch.setattr(fetcher, "LONGEST_REST", 3600.0)
+    monkeypatch.setattr(fetcher, "MAX_IDLE_INTERVAL", 3600.0)
     async with Worker(options=options(EventRecorder(), ttl=4.0)) as worker:
         await until(worker.health.ready, is_well=True)
         await asyncio.sleep(LATE)
         broker.away = {"claim"}
         await asyncio.sleep(2 * LATE)
         assert worker.health.ready().is_well
-
-
-async def test_a_claim_that_hangs_ends_readiness_as_one_that_fails(broker: FaultyBroker) -> None:
-    """No error anywhere: the worker would consume nothing, and be green."""
-    async with Worker(options=options(EventRecorder(), ttl=20.0)) as worker:
-        await until(worker.health.ready, is_well=True)
-        broker.delay_claims = 3600.0
-        await until(worker.health.ready, is_well=False)
 
 
 async def test_verdicts_that_cannot_be_told_end_readiness(broker: FaultyBroker) -> None:
@@ -105,22 +97,6 @@ async def test_a_worker_with_every_slot_taken_is_ready(broker: FaultyBroker) -> 
         await asyncio.sleep(2 * LATE)
         assert worker.health.ready().is_well
         Run.release.set()
-
-
-async def test_a_worker_with_every_slot_taken_is_still_ready_when_one_comes_free(broker: FaultyBroker) -> None:
-    """Its claim has been asked this moment. If that is not answered, it is not ready when it has waited for that."""
-    async with Worker(options=options(EventRecorder(), ttl=20.0, concurrency=1, stop_timeout=LATE / 5)) as worker:
-        await waits.delay()
-        await Run.started.wait()
-        await asyncio.sleep(2 * LATE)
-        broker.away = {"claim"}
-        Run.release.set()
-        async with asyncio.timeout(30):
-            while not (finding := worker.health.ready()).facts["free"]:  # noqa: ASYNC110  # no event tells it
-                await asyncio.sleep(0)
-        assert finding.is_well
-        unready = await until(worker.health.ready, is_well=False)
-        assert "a claim for" in unready.why
 
 
 async def test_between_two_sessions_a_worker_lives_and_is_not_ready(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:

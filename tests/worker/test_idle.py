@@ -16,8 +16,7 @@ from taskflow.broker.wakeups import Waiter, WakeUpFlag
 from taskflow.model.envelope import Lease
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.worker import fetcher, upkeep
-from taskflow.worker.queues import QueueChoice
+from taskflow.worker import fetcher
 from tests.worker.scene import EventRecorder, Run, options, waits
 
 TTL = 0.6
@@ -84,7 +83,7 @@ async def test_an_idle_worker_asks_by_its_beats_alone(broker: Counting, monkeypa
 async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although it would look by itself only much later."""
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", 5 * TTL)
-    monkeypatch.setattr(fetcher, "BELIEVED_FOR", 20)
+    monkeypatch.setattr(fetcher, "OUTLOOK_TTL", 20)
     broker.is_deaf = True
     async with Worker(options=options(EventRecorder(), ttl=TTL)):
         await asyncio.sleep(6 * TTL)
@@ -93,21 +92,6 @@ async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Countin
         await asyncio.wait_for(Run.started.wait(), 60)
         assert broker.calls["claim"] == 1
         assert broker.calls["beat"] <= 3
-        Run.release.set()
-
-
-async def test_and_what_was_planned_begins_at_its_time(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A beat has told of it; no later one tells that it is ready."""
-    monkeypatch.setattr(fetcher, "LOOK_AGAIN", 3600.0)
-    monkeypatch.setattr(upkeep, "LONGEST_PAUSE", 3600.0)
-    broker.is_deaf = True
-    async with Worker(options=options(EventRecorder(), ttl=TTL)):
-        await asyncio.sleep(2 * TTL)  # it is at rest
-        await waits.options(after=3 * TTL).delay()
-        await asyncio.sleep(2 * TTL)
-        assert not Run.started.is_set()
-        broker.is_blind = True
-        await asyncio.wait_for(Run.started.wait(), 10)
         Run.release.set()
 
 
@@ -120,16 +104,6 @@ async def test_who_cannot_hear_goes_by_no_beat(broker: Counting, monkeypatch: py
         broker.calls.clear()
         await asyncio.sleep(4 * TTL)
         assert broker.calls["claim"] > 8
-
-
-async def test_what_is_in_the_queues_of_others_makes_it_look_no_oftener_than_before(
-    broker: Counting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fetcher, "LOOK_AGAIN", 2 * TTL)
-    await waits.options(queue="theirs").delay()
-    async with Worker(options=options(EventRecorder(), ttl=TTL, queues=QueueChoice.parse("ours"))):
-        await asyncio.sleep(6 * TTL)
-    assert 1 <= broker.calls["claim"] <= 5
 
 
 async def test_who_works_does_upkeep_as_the_store_says(broker: Counting) -> None:

@@ -11,8 +11,7 @@ from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.verdict import Parked
 from taskflow.worker import log as log_module
 from taskflow.worker.events import RunEnded
-from taskflow.worker.log import log_event
-from taskflow.worker.log_filters import MOST_NAMES, PARK_INTERVAL, ParkLog
+from taskflow.worker.log import PARK_INTERVAL, ParkLog, log_event
 
 
 def parked(name: str, number: int = 0) -> RunEnded:
@@ -60,13 +59,3 @@ def test_a_name_is_told_again_after_the_interval() -> None:
         None,
         1,
     ]
-
-
-def test_names_beyond_the_bound_share_a_line() -> None:
-    """Neither the lines nor the memory grow with the names that somebody makes up."""
-    parks = ParkLog()
-    said = [parks.count(f"name {number}", 0.0) for number in range(10 * MOST_NAMES)]
-    assert sum(count is not None for count in said) == MOST_NAMES + 1
-    assert len(parks._names) <= MOST_NAMES + 1
-    assert parks.count("another", PARK_INTERVAL) == 9 * MOST_NAMES - 1
-    assert len(parks._names) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,8 +17,7 @@ from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
-from taskflow.worker.prefetch import ENDS_NEEDED, FADES_AFTER, MEASURED_OVER, MOMENT, QUEUES, REMEMBERED, STARTS_WITHIN, Prefetch
-from taskflow.worker.runs import AHEAD
+from taskflow.worker.runs import FADES_AFTER, HISTORY_CAP, MEASURED_OVER, STARTS_WITHIN, Prefetch
 from tests.support.records import set_crashes, take_back_last
 from tests.worker.scene import EventRecorder, Run, options, waits
 
@@ -117,23 +115,6 @@ async def test_a_batch_runs_while_the_one_before_it_awaits_its_answer(watched: W
         watched.answers.set()
 
 
-async def test_while_settlements_are_not_answered_a_worker_begins_no_more_than_four_times_its_slots(watched: Watched) -> None:
-    """A kill puts no more at risk than that and the reserve, whatever the store does."""
-    await enqueue(quick.bind() for _ in range(5_000))
-    async with a_worker() as worker:
-        await until(lambda: worker.tally.runs > 1_000)
-        watched.answers.clear()
-        await until(lambda: (facts := worker.health.ready().facts)["free"] == facts["running"] == 0)
-        begun = worker.tally.runs
-        await asyncio.sleep(0.05)
-        assert worker.tally.runs == begun
-        assert 2 * SLOTS <= watched.held <= (1 + AHEAD + AHEAD) * SLOTS
-        assert begun - watched.settled <= (1 + AHEAD) * SLOTS
-        watched.answers.set()
-        await until(lambda: worker.tally.runs > 2_000)
-        assert watched.held <= (1 + AHEAD + AHEAD) * SLOTS
-
-
 async def test_of_jobs_that_are_not_short_no_more_await_their_answer_than_there_are_slots(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,25 +126,6 @@ async def test_of_jobs_that_are_not_short_no_more_await_their_answer_than_there_
         await asyncio.sleep(0.05)
         assert worker.tally.runs == watched.held == 2 * SLOTS
         watched.answers.set()
-
-
-async def test_who_asks_how_it_is_from_another_thread_leaves_the_pace_alone(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the loop's: a thread that changed it meanwhile could end the loop's own look at it."""
-    asked_by = set[int]()
-    reserve = Prefetch.reserve
-
-    def asked(self: Prefetch, now: float) -> int:
-        asked_by.add(threading.get_ident())
-        return reserve(self, now)
-
-    monkeypatch.setattr(Prefetch, "reserve", asked)
-    await enqueue(quick.bind() for _ in range(100))
-    async with a_worker() as worker:
-        # The last runs have ended before their slots are free: their verdicts are not answered yet.
-        await until(lambda: worker.tally.runs == 100 and worker.health.ready().facts["free"] == SLOTS)
-        facts = (await asyncio.to_thread(worker.health.ready)).facts
-    assert facts["free"] == SLOTS
-    assert asked_by == {threading.get_ident()}
 
 
 async def test_no_more_run_at_one_time_than_there_are_slots(watched: Watched, a_reserve_of_two: None) -> None:
@@ -206,23 +168,6 @@ async def test_slow_jobs_are_left_to_other_workers(watched: Watched) -> None:
         await until(lambda: worker.tally.runs > 0)
         for handle in handles:
             await handle.result(10)
-
-
-async def test_what_slow_jobs_hold_up_goes_to_whoever_has_room(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quick ones came before them, so that a reserve was taken: it waits for a tenth of a second, and its return does not count."""
-    slow_from = float("inf")
-    monkeypatch.setattr(Prefetch, "reserve", lambda self, now: 2 if now < slow_from else 0)
-    handles = [await waits.delay() for _ in range(SLOTS + 2)]
-    async with a_worker():
-        await until_running(watched, SLOTS + 2)
-        slow_from = 0.0
-        await until_running(watched, SLOTS)
-        async with a_worker():
-            await until_running(watched, SLOTS + 2)
-            Run.release.set()
-            for handle in handles:
-                await handle.result(10)
-    assert [record.hand_backs for record in await watched.records(handles)] == [0] * (SLOTS + 2)
 
 
 async def test_a_job_in_reserve_is_cancelled_at_once(watched: Watched, a_reserve_of_two: None) -> None:
@@ -323,34 +268,16 @@ def test_the_reserve_is_what_will_start_in_a_moment_at_the_measured_rate() -> No
     assert prefetch.reserve(10 * MEASURED_OVER) == 0
 
 
-def test_a_burst_is_known_in_a_moment() -> None:
-    """What came first has told by then how fast jobs end here; few jobs tell it in the usual time."""
-    prefetch = Prefetch(0.0)
-    for _ in range(ENDS_NEEDED - 1):
-        prefetch.note("q", QUICK)
-    assert prefetch.reserve(2 * MOMENT) == 0
-    prefetch.note("q", QUICK)
-    assert prefetch.reserve(MOMENT / 2) == 0
-    assert prefetch.reserve(2 * MOMENT) == ENDS_NEEDED * STARTS_WITHIN / (2 * MOMENT)
-
-
 def test_a_queue_of_long_runs_has_no_reserve_until_its_median_is_short_again() -> None:
     prefetch = Prefetch(0.0)
     for _ in range(1_000):
         prefetch.note("quick", QUICK)
-    for _ in range(REMEMBERED + 1):
+    for _ in range(HISTORY_CAP + 1):
         prefetch.note("slow", SLOW)
     assert prefetch.reserve(MEASURED_OVER) == 0
-    for _ in range(REMEMBERED + 1):
+    for _ in range(HISTORY_CAP + 1):
         prefetch.note("slow", QUICK)
     assert prefetch.reserve(2 * MEASURED_OVER) > 0
-
-
-def test_a_long_run_among_short_ones_is_not_the_median() -> None:
-    prefetch = Prefetch(0.0)
-    for number in range(1_000):
-        prefetch.note("mixed", SLOW if number % 10 == 0 else QUICK)
-    assert prefetch.reserve(MEASURED_OVER) > 0
 
 
 def test_a_slow_queue_that_is_used_no_more_is_forgotten() -> None:
@@ -361,14 +288,6 @@ def test_a_slow_queue_that_is_used_no_more_is_forgotten() -> None:
     assert reserve_after(prefetch, 1.1 * FADES_AFTER) > 0
 
 
-def test_a_queue_whose_runs_take_longer_than_that_is_remembered_from_one_to_the_next() -> None:
-    prefetch, long = Prefetch(0.0), 10 * FADES_AFTER
-    prefetch.note("long", long)
-    assert reserve_after(prefetch, long) == 0
-    prefetch.note("long", long)
-    assert reserve_after(prefetch, 2 * long) == 0
-
-
 def reserve_after(prefetch: Prefetch, now: float) -> int:
     """While another queue has short runs."""
     for _ in range(1_000):
@@ -377,11 +296,3 @@ def reserve_after(prefetch: Prefetch, now: float) -> int:
     for _ in range(1_000):
         prefetch.note("quick", QUICK)
     return prefetch.reserve(now)
-
-
-def test_names_that_are_made_up_do_not_pile_up() -> None:
-    prefetch = Prefetch(0.0)
-    for number in range(3 * QUEUES):
-        prefetch.note(f"tenant-{number}", SLOW)
-    assert len(prefetch._leanings) <= QUEUES
-    assert prefetch.reserve(MEASURED_OVER) == 0

@@ -7,7 +7,6 @@ import contextvars
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import anyio
@@ -21,14 +20,12 @@ from taskflow import (
     JobContext,
     JobFailed,
     Middleware,
-    Progress,
     Retry,
     Snooze,
     Status,
     Worker,
     configure,
     current_job,
-    enqueue,
     job,
 )
 from taskflow.app.middleware import RunNext
@@ -160,13 +157,6 @@ async def returns(what: str) -> Any:
     return object() if what == "object" else "x" * (2 << 20)
 
 
-@job(name="tests.worker.progress")
-async def reports(ctx: JobContext) -> None:
-    await ctx.progress(0.5, "half way")
-    Gate.started.set()
-    await Gate.release.wait()
-
-
 @job(name="tests.worker.slow_thread", timeout=0.05, max_attempts=1)
 def slow_thread(ctx: JobContext) -> str:
     ctx.cancelled.wait(10)
@@ -177,13 +167,6 @@ async def test_async_and_plain_functions_are_run(broker: Broker) -> None:
     async with Worker():
         assert await (await add.delay(1, y=2)).result(10) == 3
         assert await (await upper.delay("a")).result(10) == "A"
-
-
-async def test_many_are_each_run_once(broker: Broker) -> None:
-    handles = await enqueue(add.bind(n, n) for n in range(2_500))
-    async with Worker(concurrency=50) as worker:
-        assert [await handle.result(60) for handle in handles] == [2 * n for n in range(2_500)]
-    assert worker.tally.runs == 2_500
 
 
 async def test_a_failing_job_is_retried_to_its_last_attempt_and_kept(broker: Broker) -> None:
@@ -197,12 +180,6 @@ async def test_a_failing_job_is_retried_to_its_last_attempt_and_kept(broker: Bro
     info = await handle.info()
     assert info is not None
     assert [(error.message, error.attempt) for error in info.errors] == [("attempt 1", 1), ("attempt 2", 2), ("attempt 3", 3)]
-
-
-async def test_a_job_that_recovers_succeeds(broker: Broker) -> None:
-    handle = await third_time.delay()
-    async with Worker():
-        assert await handle.result(10) == 3
 
 
 @pytest.mark.parametrize("which", ["value", "connection"])
@@ -323,74 +300,6 @@ async def until_it_runs() -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_job_that_is_cancelled_and_sent_again_runs_after_it_has_stopped(broker: Broker) -> None:
-    """With the same key, and never beside it."""
-    call = stops_slowly.options(key="import")
-    first = await call.delay("first")
-    async with Worker():
-        await until_it_runs()
-        await first.cancel()
-        second = await call.delay("second")
-        assert second.is_new
-        await second.result(10)
-    assert Gate.seen == ["first begins", "first ends", "second begins", "second ends"]
-    assert await first.status() is Status.CANCELLED
-
-
-async def test_a_waiting_job_is_cancelled_at_once(broker: Broker) -> None:
-    handle = await add.options(after=3600).delay(1)
-    assert await handle.cancel() is Status.SCHEDULED
-    assert await handle.status() is Status.CANCELLED
-
-
-async def test_a_delayed_job_is_not_early(broker: Broker) -> None:
-    due = datetime.now(UTC) + timedelta(seconds=0.3)
-    soon, planned = await add.options(after=0.3).delay(1), await add.options(at=due).delay(1)
-    async with Worker():
-        assert await soon.result(10) == await planned.result(10) == 2
-    for handle in (soon, planned):
-        info = await handle.info()
-        assert info is not None
-        assert info.started_at is not None
-        assert info.started_at >= info.due_at
-
-
-async def test_higher_priority_comes_first(broker: Broker) -> None:
-    @job(name="tests.worker.note")
-    async def note(name: str) -> None:
-        Gate.seen.append(name)
-
-    for name, priority in (("low", -1), ("normal", 0), ("high", 5)):
-        await note.options(priority=priority).delay(name)
-    async with Worker(concurrency=1) as worker:
-        await worker.drained()
-    assert Gate.seen == ["high", "normal", "low"]
-
-
-async def test_strict_queues_are_worked_in_their_order_and_others_not_at_all(broker: Broker) -> None:
-    @job(name="tests.worker.where")
-    async def where(ctx: JobContext) -> None:
-        Gate.seen.append(ctx.queue)
-
-    for queue in ("other", "second", "first", "second", "first"):
-        await where.options(queue=queue).delay()
-    async with Worker(concurrency=1, queues="first,second") as worker:
-        await worker.drained()
-    assert Gate.seen == ["first", "first", "second", "second"]
-
-
-async def test_progress_is_seen_while_it_runs(broker: Broker) -> None:
-    handle = await reports.delay()
-    async with Worker(options=quick_beats()):
-        await Gate.started.wait()
-        async with asyncio.timeout(10):
-            while (info := await handle.info()) is None or info.progress is None:  # noqa: ASYNC110  # it is for a person to look
-                await asyncio.sleep(0.01)
-        Gate.release.set()
-        assert info.progress == Progress(0.5, "half way")
-        assert info.worker is not None
-
-
 async def test_structured_concurrency_works_in_the_first_step_of_a_job(broker: Broker) -> None:
     """asyncio.timeout, TaskGroup and an anyio scope belong to the job's own task."""
 
@@ -461,9 +370,3 @@ async def test_timeout_and_cancel_reach_middleware_around_a_plain_function(broke
         await handle.cancel()
         with pytest.raises(JobCancelled):
             await handle.result(10)
-
-
-def quick_beats() -> Any:
-    from taskflow.worker.options import WorkerOptions
-
-    return WorkerOptions(ttl=0.4)

@@ -20,7 +20,7 @@ from tests.support.world import World
 
 pytestmark = pytest.mark.unmeasured
 
-EXPRESSIONS = ("0 0 * * *", "30 2 * * *", "15 1-3 * * 0,6", "45 */6 * * *", "0 0 1 * *")
+EXPRESSIONS = ("0 0 * * *", "30 2 * * *", "15 1-3 * * 0,6")
 ZONES = {
     "Europe/Berlin": 2026,
     "America/New_York": 2026,
@@ -33,13 +33,13 @@ ZONES = {
 
 @pytest.mark.parametrize("tz", ZONES)
 async def test_no_time_is_missed_or_doubled_in_two_years(tz: str) -> None:
-    """Five workers fire what they are offered, and die before, after or between. All stores share the code that this runs."""
+    """Two workers fire what they are offered, and die before, after or between. All stores share the code that this runs."""
     chance = random.Random(tz)
     start = datetime(ZONES[tz], 1, 1, tzinfo=UTC)
     end = start + timedelta(days=730)
     async with World(MemoryHarness, clock=ManualClock(start)) as world:
         declared: dict[str, Any] = {"schedule": [Cron(each, tz=tz, name=each) for each in EXPRESSIONS], "catch_up": "all"}
-        processes = [await Process(world, **declared).begin() for _ in range(5)]
+        processes = [await Process(world, **declared).begin() for _ in range(2)]
         while world.clock.wall() < microseconds_of(end):
             await let_one_work(world, processes, declared, chance)
             due = [record.next_at for record in await world.broker.console.schedules() if record.next_at is not None]
@@ -60,12 +60,12 @@ async def test_no_time_is_missed_or_doubled_in_two_years(tz: str) -> None:
 async def let_one_work(world: World, processes: list[Process], declared: dict[str, Any], chance: random.Random) -> None:
     """All that is due is offered to one of the workers after the other. Some die of it, and the next has it a second later."""
     while offers := (await world.upkeep()).offers:
-        number = chance.randrange(5)
+        number = chance.randrange(2)
         fate = chance.choice(["lives"] * 40 + ["dies before", "dies after", "is late"])
         if fate != "dies before":
             await processes[number].scheduler.fire(offers)
         if fate == "is late":
-            await processes[(number + 1) % 5].scheduler.fire(offers)
+            await processes[1 - number].scheduler.fire(offers)
         if fate.startswith("dies"):
             processes[number] = await replaced(processes[number], world, declared)
             world.clock.advance(1.0)

@@ -9,11 +9,10 @@ from typing import Any
 import anyio
 import pytest
 
-from taskflow import Backoff, BrokerUnavailable, Cancel, Discard, JobCancelled, JobContext, JobFailed, JobHandle, Retry, Status, Worker, job
+from taskflow import Backoff, BrokerUnavailable, Cancel, Discard, JobContext, JobFailed, JobHandle, Retry, Status, Worker, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
-from taskflow.model.envelope import Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
 from taskflow.model.retry import Pauses
@@ -23,7 +22,6 @@ from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
 from taskflow.worker.events import (
     BrokerCallFailed,
     BrokerRecovered,
-    Events,
     LeaseRevoked,
     RunEnded,
     ServiceFailed,
@@ -31,9 +29,6 @@ from taskflow.worker.events import (
     SessionOpened,
     WindingDown,
 )
-from taskflow.worker.fetcher import Fetcher
-from taskflow.worker.queues import QueueChoice
-from taskflow.worker.registration import TroubleReport
 from tests.worker.scene import EventRecorder, FaultyBroker, Run, a_faulty_broker, options, waits
 
 
@@ -124,42 +119,6 @@ async def test_a_broker_that_is_away_is_told_once_and_worked_with_again() -> Non
             await heard.wait_for(BrokerRecovered)
 
 
-class Roomy:
-    """There is always room for one lease. What comes is dropped."""
-
-    def room(self) -> int:
-        return 1
-
-    async def wait_for_room(self) -> None: ...
-    def take(self, leases: Sequence[Lease], claimed_at: float) -> None: ...
-    def begin_taken(self) -> None: ...
-    def give_back(self, leases: Sequence[Lease], claimed_at: float) -> None: ...
-    def lose(self, why: str) -> None: ...
-
-
-async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance() -> None:
-    """So that a simulated fleet can be repeated."""
-
-    class Drawn:
-        draws = 0
-
-        def random(self) -> float:
-            self.draws += 1
-            return 0.0
-
-        def randbytes(self, n: int, /) -> bytes:
-            raise AssertionError("not asked for")
-
-    broker, heard, chance = FaultyBroker(), EventRecorder(), Drawn()
-    broker.away = {"claim"}
-    trouble = TroubleReport(broker, Session(id=bytes(16), name="worker"))
-    fetcher = Fetcher(broker, bytes(16), QueueChoice(), Roomy(), 1.0, Events(heard), chance, trouble)
-    fetching = asyncio.create_task(fetcher.run())
-    await heard.wait_for(BrokerCallFailed, times=3)
-    fetching.cancel()
-    assert chance.draws >= 2
-
-
 async def test_an_answer_that_was_long_under_way_is_given_back_and_not_run() -> None:
     async with a_faulty_broker() as broker:
         heard = EventRecorder()
@@ -235,7 +194,7 @@ async def test_hurry_cuts_the_grace_time_short(broker: Broker) -> None:
     worker = Worker(options=options(heard, grace=3600.0))
     async with worker:
         await Run.started.wait()
-        asyncio.get_running_loop().call_later(0.05, worker.hurry)
+        asyncio.get_running_loop().call_later(0.05, worker.end_grace_period)
     assert await handle.status() is Status.READY
     assert any(isinstance(event, WindingDown) for event in heard.events)
 
@@ -324,19 +283,6 @@ async def test_a_settler_that_fails_starts_again_with_its_verdicts() -> None:
     assert not any(isinstance(event, SessionEnded) for event in heard.events)
 
 
-async def test_odd_reasons_and_endless_waits_can_be_written(broker: Broker) -> None:
-    heard = EventRecorder()
-    discarded, cancelled, postponed = [await odd_reasons.delay(what) for what in ("discard", "cancel", "retry")]
-    async with Worker(options=options(heard)):
-        with pytest.raises(JobFailed, match="as an exception"):
-            await discarded.result(10)
-        with pytest.raises(JobCancelled, match="5"):
-            await cancelled.result(10)
-        await heard.wait_for(RunEnded, times=3)
-    assert await postponed.status() is Status.SCHEDULED
-    assert not any(isinstance(event, SessionEnded) for event in heard.events)
-
-
 async def test_a_worker_in_a_cancelled_scope_winds_down_all_the_same(broker: Broker) -> None:
     """anyio cancels every await again: half a winding down would leave a session that beats for ever."""
     handle = await waits.delay()
@@ -397,12 +343,6 @@ async def test_an_error_that_winding_down_brings_about_costs_no_attempt(broker: 
     """A plain function that raises when it is asked to stop, and an async one that makes an error of its own of its cancellation."""
     record = await wound_down(broker, await kind.delay("raise"))
     assert (record.status, record.failures, record.hand_backs) == (Status.READY, 0, 1)
-
-
-@pytest.mark.parametrize(("what", "status"), [("retry", Status.READY), ("discard", Status.FAILED), ("return", Status.SUCCEEDED)])
-async def test_what_a_job_says_of_itself_counts_when_the_worker_winds_down(broker: Broker, what: str, status: Status) -> None:
-    """But for a retry, which would use up an attempt."""
-    assert (await wound_down(broker, await polite_thread.delay(what))).status is status
 
 
 async def wound_down(broker: Broker, handle: JobHandle[Any]) -> Record:

@@ -23,12 +23,11 @@ from taskflow.model.clock import start_thread
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.verdict import Cancelled, Succeeded
 from taskflow.worker.children.messages import Stop, pack
-from taskflow.worker.children.options import ChildOptions
-from taskflow.worker.children.process import Child, ChildSpec
+from taskflow.worker.children.process import Child, ChildOptions, ChildSpec
 from taskflow.worker.executor import CANCELLED
 from taskflow.worker.lease_table import HeldLease
 from tests.worker import stopping_jobs as jobs
-from tests.worker.child_scene import HELLO, TIMEOUT, Lines, a_worker, failure, gone, is_alive
+from tests.worker.child_scene import HANDSHAKE, TIMEOUT, Lines, a_worker, failure, gone, is_alive
 
 
 class Ledger:
@@ -129,12 +128,6 @@ async def test_an_async_function_is_cancelled(worker: Worker, ledger: Ledger) ->
     await gone(pid)
 
 
-async def test_an_async_function_fails_by_its_timeout(worker: Worker, ledger: Ledger) -> None:
-    failed = await failure(await jobs.works_async.options(timeout=0.5).delay(ledger.path))
-    assert ledger.lines[1:] == ["finally True"]
-    assert failed.message == f"{jobs.works_async.name} ran longer than its timeout of 0.5 s"
-
-
 async def test_a_function_that_returns_instead_has_succeeded(worker: Worker, ledger: Ledger) -> None:
     handle = await jobs.returns_when_stopped.delay(ledger.path)
     await ledger.begun()
@@ -177,11 +170,6 @@ async def test_a_function_that_does_not_end_is_killed(worker: Worker, ledger: Le
     assert time.monotonic() - asked_at >= 0.5
     assert not is_alive(pid)
     assert ledger.lines[1:] == heard
-
-
-async def test_a_timeout_that_does_not_end_the_function_is_a_failure_like_others(worker: Worker, ledger: Ledger) -> None:
-    failed = await failure(await jobs.is_deaf.options(timeout=0.5).delay(ledger.path, "takes its time"))
-    assert (failed.type, failed.message) == ("TimeoutError", f"{jobs.is_deaf.name} ran longer than its timeout of 0.5 s")
 
 
 async def test_the_workers_stop_timeout_wins_over_a_longer_grace_time(ledger: Ledger) -> None:
@@ -235,7 +223,7 @@ async def test_a_stopped_child_is_not_used_again(ledger: Ledger) -> None:
 async def test_a_request_at_any_moment_reaches_its_own_run_or_none() -> None:
     """Two requests come to each of many short runs, or just after: never is our own code interrupted, nor another run."""
     lines = Lines()
-    child = await Child.start(ChildSpec(HELLO, ChildOptions(), lines, start_thread))
+    child = await Child.start(ChildSpec(HANDSHAKE, ChildOptions(), lines, start_thread))
     chance = random.Random(7)
     came_to = dict.fromkeys(("returned", "stopped"), 0)
     try:
@@ -285,7 +273,7 @@ def test_a_function_that_has_returned_is_not_interrupted() -> None:
 
 HAS_RETURNED = """
 import asyncio, ctypes, functools, threading
-from taskflow.worker.children.main_thread import MainThreadCalls
+from taskflow.worker.children.executor import MainThreadCalls
 
 async def ask() -> None:
     returned = calls.run(functools.partial(ctypes.CDLL(None).usleep, 900_000))
@@ -322,12 +310,6 @@ def test_the_grace_time_is_seconds_or_a_timedelta() -> None:
     assert job(name="tests.stop.delta", runs_in="process", stop_grace=timedelta(minutes=1))(_plain).stop_grace == 60.0
 
 
-@pytest.mark.parametrize("wrong", [-1, "5", True, float("nan")])
-def test_a_wrong_grace_time_is_refused_where_it_is_declared(wrong: Any) -> None:
-    with pytest.raises(DeclarationError, match="stop_grace="):
-        job(name="tests.stop.wrong", runs_in="process", stop_grace=wrong)(_plain)
-
-
 def test_a_job_that_does_not_run_in_a_process_has_no_grace_time() -> None:
     with pytest.raises(DeclarationError, match="nothing can interrupt a thread"):
         job(name="tests.stop.thread", stop_grace=5)(_plain)
@@ -348,3 +330,9 @@ def _plain() -> None: ...
 
 
 async def _async() -> None: ...
+
+
+@pytest.mark.parametrize("wrong", [-1, "5", True, float("nan")])
+def test_a_wrong_grace_time_is_refused_where_it_is_declared(wrong: Any) -> None:
+    with pytest.raises(DeclarationError, match="stop_grace="):
+        job(name="tests.stop.wrong", runs_in="process", stop_grace=wrong)(_plain)

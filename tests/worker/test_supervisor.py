@@ -10,9 +10,8 @@ import pytest
 
 from taskflow.worker.children.syscalls import SAME_SIGNAL
 from taskflow.worker.exit_status import ExitStatus, OomKill
-from taskflow.worker.rolling_restart import DOUBTED_AFTER
 from taskflow.worker.supervisor import ALONE_FOR, FORCED_AFTER, GONE_WITHIN, KILLED_AFTER, SPACING, Supervisor
-from taskflow.worker.supervisor_state import HEALTHY_AFTER, PAUSES, SupervisorOptions
+from taskflow.worker.supervisor_state import HEALTHY_AFTER, PAUSES, SLOW_START_WARNING, SupervisorOptions
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 Sent = list[tuple[int, int]]
@@ -421,9 +420,9 @@ def test_an_old_one_that_retires_meanwhile_is_wound_down_like_the_others() -> No
 def test_a_new_worker_that_does_not_begin_to_work_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(2)
     office.does(office.supervisor.roll)
-    office.act(DOUBTED_AFTER - 1.0)
+    office.act(SLOW_START_WARNING - 1.0)
     assert "has not begun" not in caplog.text
-    office.act(10.0 * DOUBTED_AFTER)
+    office.act(10.0 * SLOW_START_WARNING)
     assert caplog.text.count("worker 3 has not begun to work within 60 s") == 1
     office.ends(3, status=-KILL)
     assert "giving up the rolling restart" in caplog.text

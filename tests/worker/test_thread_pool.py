@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from taskflow.model.clock import start_thread
-from taskflow.worker.thread_pool import NeverBegun, ThreadPool
+from taskflow.worker.thread_pool import CancelledBeforeStart, ThreadPool
 
 MANY = 100
 
@@ -78,26 +78,6 @@ async def test_results_travel_back_in_bundles(monkeypatch: pytest.MonkeyPatch) -
     assert calls <= 2  # the last one's result may come after the loop goes on
 
 
-async def test_each_thread_that_finds_more_than_it_takes_calls_the_next() -> None:
-    """The first that waits does not hold up what came with it."""
-    threads, released = ThreadPool(4, start_thread), threading.Event()
-    blocked = threads.run(lambda: released.wait(10))
-    quick = [threads.run(lambda: None) for _ in range(MANY)]
-    await asyncio.gather(*quick)
-    assert not blocked.done()
-    released.set()
-    assert await blocked
-    threads.close()
-
-
-async def test_idle_threads_take_up_work_again() -> None:
-    threads = ThreadPool(3, start_thread)
-    for _ in range(50):
-        meeting = threading.Barrier(3, timeout=10)
-        await asyncio.gather(*(threads.run(meeting.wait) for _ in range(3)))
-    threads.close()
-
-
 async def test_without_any_thread_left_the_caller_is_told() -> None:
     def refuse(target: Callable[[], None], name: str) -> threading.Thread:
         raise RuntimeError("can't start new thread")
@@ -130,24 +110,11 @@ async def test_work_is_taken_back_until_a_thread_has_come_to_it() -> None:
     assert await asyncio.to_thread(begun.wait, 10)
     threads.take_back(first)
     threads.take_back(second)
-    with pytest.raises(NeverBegun):
+    with pytest.raises(CancelledBeforeStart):
         await second
     release.set()
     assert await first == "ended"
     assert await threads.run(called.is_set) is False
-    threads.close()
-
-
-async def test_work_that_was_cancelled_is_not_taken_back_besides() -> None:
-    """A run may be asked to stop in the moment in which a stranger has cancelled it."""
-    threads, release = ThreadPool(1, start_thread), threading.Event()
-    first, second = threads.run(lambda: release.wait(10)), threads.run(lambda: None)
-    second.cancel()
-    threads.take_back(second)
-    threads.give_up(second)
-    assert threads.left_behind == 0
-    release.set()
-    assert await first
     threads.close()
 
 

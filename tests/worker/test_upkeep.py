@@ -19,12 +19,11 @@ from taskflow.model.schedule import Offer
 from taskflow.model.session import Session
 from taskflow.worker.events import Events
 from taskflow.worker.registration import TroubleReport
-from taskflow.worker.upkeep import BREATH, LIMIT, MOMENT, PORTIONS, Upkeep
+from taskflow.worker.upkeep import BATCH_PAUSE, LIMIT, PORTIONS, Upkeep
 from tests.worker.scene import EventRecorder, options
 
 FIRST_PORTION = PORTIONS[0][1]
 LATER = Upkept(next_in=1.5)
-EARLY = Upkept(next_in=0.0)
 DROPPED = Upkept(dropped=3, next_in=0.0)
 READIED = Upkept(readied=3, next_in=0.0)
 
@@ -78,26 +77,9 @@ async def kept_up(*answers: Upkept) -> Told:
     return broker
 
 
-async def test_who_comes_a_little_too_early_for_what_is_due_comes_again_in_a_moment(waits: list[float]) -> None:
-    """A timer may fire half a millisecond before its time: what is due by the time of the answer does not wait for that any longer."""
-    await kept_up(LATER, EARLY, READIED, LATER)
-    assert waits == [1.5, MOMENT, 1.5]
-
-
-async def test_and_every_time_anew(waits: list[float]) -> None:
-    await kept_up(EARLY, READIED, EARLY, LATER, EARLY, LATER)
-    assert waits == [MOMENT, MOMENT, 1.5, MOMENT, 1.5]
-
-
-async def test_what_is_due_and_does_not_move_is_not_asked_for_without_end(waits: list[float]) -> None:
-    """Somebody else has it at this moment."""
-    await kept_up(EARLY, EARLY, EARLY, EARLY)
-    assert waits == [MOMENT, BREATH, BREATH, BREATH]
-
-
 async def test_between_portions_of_what_nobody_waits_for_the_server_is_free_for_a_while(waits: list[float]) -> None:
     broker = await kept_up(DROPPED, DROPPED, LATER)
-    assert waits == [BREATH, BREATH, 1.5]
+    assert waits == [BATCH_PAUSE, BATCH_PAUSE, 1.5]
     assert broker.limits == [FIRST_PORTION] * 3
 
 

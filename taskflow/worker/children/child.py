@@ -18,11 +18,9 @@ import traceback
 from functools import partial
 from typing import Final
 
-from taskflow.worker.children.application import Application
-from taskflow.worker.children.executor import ChildExecutor
-from taskflow.worker.children.lifespan import Lifespan
-from taskflow.worker.children.main_thread import MainThreadCalls
-from taskflow.worker.children.messages import CallRefused, Finished, Hello, Import, Message, Ready, Run, Stop, Unpacker, pack
+from taskflow.worker.children.application import Application, Lifespan
+from taskflow.worker.children.executor import ChildExecutor, MainThreadCalls
+from taskflow.worker.children.messages import CallRefused, Finished, Handshake, Import, Message, Ready, Run, Stop, Unpacker, pack
 from taskflow.worker.children.syscalls import (
     HANDLED,
     die_before_parent,
@@ -61,7 +59,7 @@ def _leave_it_to_the_worker(number: int, frame: object) -> None:
 
 
 class WorkerConnection:
-    """Talks to the worker, in a thread that has its own event loop."""
+    """Talks to the worker in a separate thread with its own event loop."""
 
     def __init__(self, end: socket.socket, calls: MainThreadCalls) -> None:
         self._end = end
@@ -108,10 +106,10 @@ class WorkerConnection:
         heard.put_nowait(message)
 
     async def _answer_each(self, heard: asyncio.Queue[Message]) -> None:
-        hello = await heard.get()
-        assert isinstance(hello, Hello)
-        application: Application = await self._calls.run(partial(Application, hello))
-        self._lifespan = Lifespan(hello, self._calls)
+        handshake = await heard.get()
+        assert isinstance(handshake, Handshake)
+        application: Application = await self._calls.run(partial(Application, handshake))
+        self._lifespan = Lifespan(handshake, self._calls)
         runs = ChildExecutor(self._calls, self._say)
         self._answer(Ready(resident_memory()))
         while True:
@@ -120,7 +118,7 @@ class WorkerConnection:
                 case Import():
                     await self._calls.run(partial(application.load, message))
                     refusal = await self._lifespan.begin()
-                    runs.use_state(self._lifespan.state)
+                    runs.state = self._lifespan.state
                     self._answer(refusal or Ready(resident_memory()))
                 case Run(lease, module):
                     found = await self._calls.run(partial(application.find, lease.envelope.job, module))
@@ -134,17 +132,12 @@ class WorkerConnection:
 
     def _answer(self, message: Message) -> None:
         self._run = None
-        _flush()
+        for stream in (sys.stdout, sys.stderr):  # so that the output reaches the worker before the answer
+            with contextlib.suppress(Exception):  # a job may have replaced or closed the stream
+                stream.flush()
+        flush_native()
         self._is_busy = False
         self._say(message)
 
     def _say(self, message: Message) -> None:
         self._writer.write(pack(message))
-
-
-def _flush() -> None:
-    """Flush the output, so that it reaches the worker before the answer."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # a job may have replaced or closed the stream
-            stream.flush()
-    flush_native()

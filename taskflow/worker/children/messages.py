@@ -2,10 +2,10 @@
 
 Arguments and results are sent as stored payloads, which the child decodes and encodes as the annotations require.
 
-    worker   Hello, then any number of Import and Run, each after the answer to the previous one; Stop at any time during a run. It closes
-             the socket to end the child
-    child    Ready in answer to Hello; Ready or CallRefused in answer to Import. In answer to Run, any number of Reported and Completing,
-             then Finished or CallRefused
+    worker   Handshake, then any number of Import and Run, each after the answer to the previous one; Stop at any time during a run. It
+             closes the socket to end the child
+    child    Ready in answer to Handshake; Ready or CallRefused in answer to Import. In answer to Run, any number of Reported and
+             Completing, then Finished or CallRefused
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import msgpack
 import msgspec
 
 from taskflow.model.envelope import Lease
+from taskflow.model.errors import TaskflowError
 from taskflow.model.verdict import Cancelled, Completed, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded, Verdict
 
-BESIDES: Final = 1 << 20
+OVERHEAD: Final = 1 << 20
 """The number of bytes that a message may have in addition to a payload: names, headers, an error, and some reserve."""
 
 CHILD_HOOKS: Final = ("child_initializer", "child_lifespan")
@@ -30,15 +31,15 @@ _LENGTH: Final = struct.Struct(">I")
 _VERDICTS: Final = {kind.__name__: kind for kind in (Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded)}
 
 
-class Garbled(Exception):
-    """Raised if the received bytes are not a valid message, because a job has written to a descriptor that is not its own."""
+class ProtocolError(Exception):
+    """The received bytes are not a message: a job has written to a descriptor that is not its own."""
 
 
 class Message(msgspec.Struct, frozen=True):
-    """The base class of messages. The class name identifies a message on the socket."""
+    """The class name identifies a message on the socket."""
 
 
-class Hello(Message, frozen=True, kw_only=True):
+class Handshake(Message, frozen=True, kw_only=True):
     """The first message to a child.
 
     `modules`         the modules that the worker imports
@@ -87,8 +88,6 @@ class Ready(Message, frozen=True):
 
 
 class Reported(Message, frozen=True):
-    """Progress that the job reported."""
-
     fraction: float
     note: str
 
@@ -114,7 +113,8 @@ class CallRefused(Message, frozen=True):
     traceback: str
 
 
-_MESSAGES: Final = {message.__name__: message for message in (Hello, Import, Run, Stop, Ready, Reported, Completing, Finished, CallRefused)}
+_KINDS: Final = (Handshake, Import, Run, Stop, Ready, Reported, Completing, Finished, CallRefused)
+_MESSAGES: Final = {message.__name__: message for message in _KINDS}
 
 
 def pack(message: Message) -> bytes:
@@ -142,35 +142,24 @@ def _verdict(name: str, fields: Any) -> Verdict:
 
 
 class Unpacker:
-    """Assembles messages from the received bytes. Raises Garbled if these
-    are not a message, or if a message is longer than `most` bytes."""
+    """Assembles messages of at most `most` bytes from the received bytes, or raises ProtocolError."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._received = bytearray()
 
-    @property
-    def is_halfway(self) -> bool:
-        """True if the rest of a message is missing."""
-        return bool(self._received)
-
     def feed(self, received: bytes) -> Iterator[Message]:
         self._received += received
-        while (body := self._next_body()) is not None:
+        while len(self._received) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._received)
+            if length > self._most:
+                raise ProtocolError(f"a message of {length:,} bytes, more than {self._most:,}")
+            end = _LENGTH.size + length
+            if len(self._received) < end:
+                return
+            body = bytes(self._received[_LENGTH.size : end])
+            del self._received[:end]
             yield _read(body)
-
-    def _next_body(self) -> bytes | None:
-        if len(self._received) < _LENGTH.size:
-            return None
-        (length,) = _LENGTH.unpack_from(self._received)
-        if length > self._most:
-            raise Garbled(f"a message of {length:,} bytes, more than {self._most:,}")
-        end = _LENGTH.size + length
-        if len(self._received) < end:
-            return None
-        body = bytes(self._received[_LENGTH.size : end])
-        del self._received[:end]
-        return body
 
 
 def _read(body: bytes) -> Message:
@@ -182,4 +171,23 @@ def _read(body: bytes) -> Message:
         message: Message = msgspec.convert(fields, _MESSAGES[kind])
         return message
     except Exception as error:
-        raise Garbled(f"a message that cannot be read ({type(error).__name__}: {error})") from error
+        raise ProtocolError(f"a message that cannot be read ({type(error).__name__}: {error})") from error
+
+
+class ChildFailed(TaskflowError):
+    """A child process did not start or set itself up, did not find the job, or died. It is not an error in the job, so `retry_on` does not
+    apply: the run is retried as long as attempts are left. It is no crash either, because the worker lives and reports the cause."""
+
+    __module__ = "taskflow"  # the name that a job's record shows
+
+
+class CannotStart(ChildFailed):
+    """The system has no descriptors, processes or threads left. The shortage may pass, and no application code has run."""
+
+    __module__ = "taskflow"
+
+
+class ChildDied(ChildFailed):
+    """The child died during a run, for example because of a segfault, a call to `os._exit()` or an out-of-memory kill."""
+
+    __module__ = "taskflow"

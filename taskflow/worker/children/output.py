@@ -1,11 +1,8 @@
-"""Reads the output of a child process from two pipes, one each for stdout and stderr.
-A separate thread does this, so that a busy event loop does not hold up the child."""
+"""Reads the output of a child process in a separate thread, so that a busy event loop does not hold up the child."""
 
 from __future__ import annotations
 
 import codecs
-import contextlib
-import fcntl
 import os
 import select
 import threading
@@ -26,8 +23,7 @@ MOST_OF_A_RUN: Final = 1 << 20
 LAST_LINES: Final = 40
 """The number of lines of stderr that are added to the error of a run whose child died."""
 
-# The size of a pipe in bytes: the most that Linux allows without privileges. The default is 64 KiB.
-_ROOM: Final = 1 << 20
+# The size of a pipe in bytes.
 _AT_ONCE: Final = 1 << 16
 
 Emit = Callable[[ChildPrinted], None]
@@ -43,7 +39,6 @@ class Output:
         self._open = set(self._streams)
         for descriptor in self._streams:
             os.set_blocking(descriptor, False)
-            _widen(descriptor)
         start_thread(self._empty, "taskflow-output")
 
     def begin(self, lease: Lease) -> None:
@@ -56,10 +51,8 @@ class Output:
         """End the run. When this returns, everything that the run printed has been reported."""
         with self._lock:
             for descriptor, stream in self._streams.items():
-                # Read at most the size of the pipe, because a program that the job started may print for ever.
-                for _ in range(_ROOM // _AT_ONCE):
-                    if descriptor not in self._open or not self._read(descriptor):
-                        break
+                if descriptor in self._open:
+                    self._read(descriptor)  # only once: a program that the job started may print for ever
                 stream.end()
 
     @property
@@ -82,19 +75,18 @@ class Output:
                 stream.end()
                 os.close(descriptor)
 
-    def _read(self, descriptor: int) -> bool:
-        """Read a chunk. Return True if there was output. The caller holds the lock."""
+    def _read(self, descriptor: int) -> None:
+        """Read what is in the pipe. The caller holds the lock."""
         try:
             received = os.read(descriptor, _AT_ONCE)
         except BlockingIOError:
-            return False
+            return
         except OSError:
             received = b""
-        if not received:
+        if received:
+            self._streams[descriptor].take(received)
+        else:
             self._open.discard(descriptor)
-            return False
-        self._streams[descriptor].take(received)
-        return True
 
 
 class _Stream:
@@ -117,7 +109,7 @@ class _Stream:
     def take(self, received: bytes) -> None:
         *lines, self._begun = (self._begun + self._decoder.decode(received)).split("\n")
         for line in lines:
-            self._say(line)
+            self._say(line.removesuffix("\r"))
         while len(self._begun) >= LONGEST_LINE:
             self._say(self._begun[:LONGEST_LINE])
             self._begun = self._begun[LONGEST_LINE:]
@@ -131,21 +123,11 @@ class _Stream:
         self._lease, self._left, self._dropped = None, MOST_OF_A_RUN, 0
 
     def _say(self, line: str) -> None:
-        line = line.removesuffix("\r")
         for start in range(0, max(1, len(line)), LONGEST_LINE):
-            self._say_piece(line[start : start + LONGEST_LINE])
-
-    def _say_piece(self, line: str) -> None:
-        if len(line) >= self._left:
-            self._left, self._dropped = 0, self._dropped + len(line) + 1
-            return
-        self._left -= len(line) + 1
-        self.last_lines.append(line)
-        self._emit(ChildPrinted(self._lease, self._pid, self._name, line))
-
-
-def _widen(descriptor: int) -> None:
-    """Enlarge the pipe. While a job in the worker holds the interpreter lock,
-    the reading thread cannot run, but the child should not have to wait."""
-    with contextlib.suppress(OSError, AttributeError):  # not allowed, or not Linux
-        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _ROOM)
+            piece = line[start : start + LONGEST_LINE]
+            if len(piece) >= self._left:
+                self._left, self._dropped = 0, self._dropped + len(piece) + 1
+            else:
+                self._left -= len(piece) + 1
+                self.last_lines.append(piece)
+                self._emit(ChildPrinted(self._lease, self._pid, self._name, piece))

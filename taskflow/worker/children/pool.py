@@ -21,11 +21,9 @@ from taskflow.model.clock import StartThread
 from taskflow.model.printable import log_safely
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.verdict import Verdict
-from taskflow.worker.children.errors import CannotStart, ChildFailed
-from taskflow.worker.children.messages import CHILD_HOOKS, Hello
-from taskflow.worker.children.options import ChildOptions
+from taskflow.worker.children.messages import CHILD_HOOKS, CannotStart, ChildFailed, Handshake
 from taskflow.worker.children.output import Emit
-from taskflow.worker.children.process import Child, ChildSpec
+from taskflow.worker.children.process import Child, ChildOptions, ChildSpec
 from taskflow.worker.lease_table import HeldLease
 
 log: Final = logging.getLogger("taskflow.worker")
@@ -37,8 +35,7 @@ _UNTIL_GONE: Final = 5.0
 
 
 class ChildPool:
-    """A pool of child processes, of which at most `options.slots` run jobs
-    at once; other runs wait for a free one. Belongs to one event loop."""
+    """A pool of child processes, of which at most `options.slots` run jobs at once. Belongs to one event loop."""
 
     def __init__(self, app: App, options: ChildOptions, *, modules: tuple[str, ...], emit: Emit, start_thread: StartThread) -> None:
         self._app = app
@@ -57,16 +54,17 @@ class ChildPool:
         and counts as not started. Raises ChildFailed if no child can be prepared."""
         task = asyncio.current_task()
         assert task is not None
-
-        def stop() -> None:
-            task.cancel()
-
-        holding.started, holding.stop = None, stop
+        holding.started, holding.stop = None, task.cancel
         try:
             if holding.why_stopped is not None:
                 raise asyncio.CancelledError
             module = job.function.__module__
-            return ReservedChild(await self._next(module), module, holding, self._give_back)
+            await self._slots.acquire()
+            try:
+                return ReservedChild(await self._prepared(module), module, holding, self._give_back)
+            except BaseException:
+                self._slots.release()
+                raise
         finally:
             holding.started, holding.stop = time.monotonic(), None
 
@@ -77,20 +75,11 @@ class ChildPool:
                 child.retire()
             elif not child.is_retired:
                 child.kill()
-        if self._alive:
-            await asyncio.wait([child.ended for child in self._alive], timeout=self._options.exit_within)
-        for child in self._alive:
-            child.kill()
-        if self._alive:
-            await asyncio.wait([child.ended for child in self._alive], timeout=_UNTIL_GONE)
-
-    async def _next(self, module: str) -> Child:
-        await self._slots.acquire()
-        try:
-            return await self._prepared(module)
-        except BaseException:
-            self._slots.release()
-            raise
+        for timeout in (self._options.exit_within, _UNTIL_GONE):
+            if self._alive:
+                await asyncio.wait([child.ended for child in self._alive], timeout=timeout)
+            for child in self._alive:
+                child.kill()
 
     async def _prepared(self, module: str) -> Child:
         child = self._warm()
@@ -102,21 +91,17 @@ class ChildPool:
         except BaseException as error:
             if child is not None:
                 child.kill()
-            if isinstance(error, ChildFailed):
-                self._note_failure(error)
+            if isinstance(error, ChildFailed):  # the next start is put off, or waiting jobs could use up their attempts at once
+                pause = self._failures.failed()
+                self._start_at = time.monotonic() + pause
+                with_notes = partial(log.error, exc_info=(type(error), error, None))  # which contain the traceback in the child
+                log_safely(with_notes, "a child process cannot be used; the next one starts in %.1f s: %s", pause, error)
             raise
         self._failures.succeeded()
         return child
 
-    def _note_failure(self, error: ChildFailed) -> None:
-        """Report that a child cannot be used, and put off the next start. Otherwise waiting jobs could use up their attempts at once."""
-        pause = self._failures.failed()
-        self._start_at = time.monotonic() + pause
-        with_notes = partial(log.error, exc_info=(type(error), error, None))  # which contain the traceback in the child
-        log_safely(with_notes, "a child process cannot be used; the next one starts in %.1f s: %s", pause, error)
-
     def _warm(self) -> Child | None:
-        """Return the most recently used idle child, so that the others can time out, or None if no child is idle."""
+        """Return the most recently used idle child, so that the others can time out."""
         while self._idle:
             child, timer = self._idle.popitem()
             timer.cancel()
@@ -126,36 +111,32 @@ class ChildPool:
 
     async def _start(self) -> Child:
         """Start a child. If the machine is briefly short of resources, try again, so that the shortage does not cost a job an attempt."""
-        spec = ChildSpec(self._hello(), self._options, self._emit, self._start_thread)
-        give_up_at = time.monotonic() + self._options.start_within
-        child = await retry(lambda: Child.start(spec), START_PAUSES, on=CannotStart, note=self._note_shortage, give_up_at=give_up_at)
+        spec, within = ChildSpec(self._handshake(), self._options, self._emit, self._start_thread), self._options.start_within
+
+        def note(error: Exception, times: int) -> None:
+            if times == 1:
+                log_safely(log.warning, "%s; trying again for at most %g s", error, within)
+
+        child = await retry(lambda: Child.start(spec), START_PAUSES, on=CannotStart, note=note, give_up_at=time.monotonic() + within)
         self._alive.add(child)
         child.ended.add_done_callback(lambda _: self._forget(child))
         return child
 
-    def _note_shortage(self, error: Exception, times: int) -> None:
-        if times == 1:
-            log_safely(log.warning, "%s; trying again for at most %g s", error, self._options.start_within)
-
     def _give_back(self, child: Child) -> None:
         self._slots.release()
         if not child.is_spent:
-            self._idle[child] = asyncio.get_running_loop().call_later(self._options.idle_for, self._retire_idle, child)
+            self._idle[child] = asyncio.get_running_loop().call_later(self._options.idle_for, child.retire)
         elif not child.ended.done():
             child.retire()
-
-    def _retire_idle(self, child: Child) -> None:
-        self._idle.pop(child, None)
-        child.retire()
 
     def _forget(self, child: Child) -> None:
         self._alive.discard(child)
         if (timer := self._idle.pop(child, None)) is not None:
             timer.cancel()
 
-    def _hello(self) -> Hello:
+    def _handshake(self) -> Handshake:
         settings = self._app.settings
-        return Hello(
+        return Handshake(
             modules=self._modules,
             arguments=tuple(sys.argv),
             settings={
@@ -181,8 +162,7 @@ class ReservedChild:
         self._give_back = give_back
 
     async def run(self) -> Verdict:
-        """Run the job and return its verdict. Raises ChildFailed if there
-        is none. If cancelled, kills the child and waits for it to exit."""
+        """Run the job and return its verdict. Raises ChildFailed if there is none. If cancelled, kills the child and waits for its exit."""
         try:
             return await self._child.run(self._holding, self._module)
         except asyncio.CancelledError:
@@ -215,7 +195,7 @@ class ReservedChild:
 
 
 def _main_module() -> str | None:
-    """Return the worker's main module for `Import`: a module name, the absolute path of a file, or None if there is neither."""
+    """Return the worker's main module for `Import`: a module's name, or the absolute path of a file."""
     main = sys.modules["__main__"]
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if spec is not None:

@@ -13,14 +13,55 @@ from typing import Final, Self, TypeVar, cast
 import msgspec
 
 from taskflow.model.clock import StartThread
+from taskflow.model.errors import ConfigurationError
 from taskflow.model.verdict import Progress, Verdict
 from taskflow.worker.children import messages
-from taskflow.worker.children.errors import CannotStart, ChildDied, ChildFailed
-from taskflow.worker.children.options import ChildOptions
+from taskflow.worker.children.messages import CannotStart, ChildDied, ChildFailed
 from taskflow.worker.children.output import Emit, Output
-from taskflow.worker.children.spawn import CONNECTION, Process, spawn
+from taskflow.worker.children.syscalls import CONNECTION, Process, spawn
 from taskflow.worker.exit_status import OutOfMemory
 from taskflow.worker.lease_table import HeldLease
+
+MEBIBYTE: Final = 1 << 20
+
+
+class ChildOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options for a worker's child processes.
+
+    `at_once`       the maximum number of children that run jobs at once; None means the number of cores that this process may use
+    `most_runs`     the number of runs after which a child is replaced
+    `most_growth`   the number of bytes by which a child's memory may grow after its imports before the child is replaced
+    `idle_for`      seconds without work after which a child ends
+    `start_within`  seconds allowed for a child to start, and for each later import
+    `exit_within`   seconds allowed for a child to exit by itself before it is killed
+    """
+
+    at_once: int | None = None
+    most_runs: int = 100
+    most_growth: int = 256 * MEBIBYTE
+    idle_for: float = 300.0
+    start_within: float = 60.0
+    exit_within: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("at_once", 1), ("most_runs", 1), ("most_growth", 0), ("idle_for", 0), ("start_within", 0), ("exit_within", 0)):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ConfigurationError(f"{name}={value!r}: expected {least} or more")
+
+    @property
+    def slots(self) -> int:
+        return self.at_once or cores()
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
+
 
 # A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
 _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
@@ -29,28 +70,19 @@ _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.chi
 _UNTIL_DEAD: Final = 1.0
 _OUTPUT_WITHIN: Final = 0.2
 
-# Seconds without a byte after which the rest of a message is not awaited any more: a job may have written to the connection.
-_REST_WITHIN: Final = 10.0
-
 F = TypeVar("F", bound=ChildFailed)
 
 
 class ChildSpec(msgspec.Struct, frozen=True):
-    """Everything that is needed to start a child."""
-
-    hello: messages.Hello
+    handshake: messages.Handshake
     options: ChildOptions
     emit: Emit
     start_thread: StartThread
 
 
 class Child(asyncio.Protocol):
-    """A child process: an interpreter that runs one job at a time. Belongs to the event loop
-    that started it. When the process has ended, the future `ended` holds its exit code.
-
-    It has its own session and process group. So a Ctrl-C in the worker's terminal
-    does not reach it, and killing it also kills the processes that it has started.
-    """
+    """A child process, which runs one job at a time. Belongs to the event loop that started it. When it has ended, `ended` holds its exit
+    code. It has its own process group: a Ctrl-C does not reach it, and killing it also kills the processes that it has started."""
 
     def __init__(self, process: Process, output: Output, spec: ChildSpec) -> None:
         self.pid = process.pid
@@ -66,16 +98,15 @@ class Child(asyncio.Protocol):
         self._was_asked = False
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._unpacker = messages.Unpacker(spec.hello.settings["max_payload"] + messages.BESIDES)
-        self._until_rest: asyncio.TimerHandle | None = None
+        self._unpacker = messages.Unpacker(spec.handshake.settings["max_payload"] + messages.OVERHEAD)
         self._answer: asyncio.Future[messages.Message] = self._loop.create_future()
         self._run: HeldLease | None = None
         self._out_of_memory = OutOfMemory()
 
     @classmethod
     async def start(cls, spec: ChildSpec) -> Self:
-        """Start a child, and make it import as many of the worker's modules as can be imported. Raises
-        ChildFailed if it dies or is not ready in time. If this is cancelled, no process is left behind."""
+        """Start a child, which imports what it can of the worker's modules. Raises ChildFailed if it dies or is not ready in time. If this
+        is cancelled, no process is left behind."""
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -87,7 +118,7 @@ class Child(asyncio.Protocol):
                 child._watch()
                 await child._loop.create_unix_connection(lambda: child, sock=ours.dup())
                 theirs.close()
-                child._memory_at_first = await child._get_ready(spec.hello)
+                child._memory_at_first = await child._get_ready(spec.handshake)
             except BaseException as error:
                 child.kill()
                 await asyncio.wait([child.ended], timeout=_UNTIL_DEAD)
@@ -97,8 +128,7 @@ class Child(asyncio.Protocol):
         return child
 
     async def prepare(self, module: str, main: str | None) -> None:
-        """Make the child import the job's module, if it has not done so yet, and set itself up. Raises ChildFailed if it
-        cannot, dies, or is not ready in time. If this is cancelled, the caller must kill the child."""
+        """Make the child import the job's module and set itself up. If this is cancelled, the caller must kill the child."""
         if module not in self._modules:
             self._memory_at_first = await self._get_ready(messages.Import(module, main))
             self._modules.add(module)
@@ -114,15 +144,11 @@ class Child(asyncio.Protocol):
         finally:
             self._run = None
             self._output.end()
-        match answer:
-            case messages.Finished(verdict, memory, is_whole):
-                options = self._spec.options
-                has_grown = memory - self._memory_at_first > options.most_growth
-                self.is_spent |= not is_whole or has_grown or self._runs >= options.most_runs
-                return verdict
-            case messages.CallRefused():
-                raise self._refused(answer)
-        raise self._unexpected(answer)
+        if not isinstance(answer, messages.Finished):
+            raise self._refusal(answer)
+        has_grown = answer.memory - self._memory_at_first > self._spec.options.most_growth
+        self.is_spent |= not answer.is_whole or has_grown or self._runs >= self._spec.options.most_runs
+        return answer.verdict
 
     def ask_to_stop(self, why: str) -> None:
         """Ask the run to stop. Its function may be interrupted anywhere, so the child is not used for another run."""
@@ -131,8 +157,8 @@ class Child(asyncio.Protocol):
             self._transport.write(messages.pack(messages.Stop(why)))
 
     def retire(self) -> None:
-        """Make the child exit by itself. If it has not done so after `exit_within` seconds, it is killed. The processes that
-        it has started may continue, unless its last run was asked to stop."""
+        """Make the child exit by itself within `exit_within` seconds. The processes that it has started may continue, unless its last run
+        was asked to stop."""
         self.is_retired = self.is_spent = True
         self._hang_up()
         self._loop.call_later(self._spec.options.exit_within, self.kill)
@@ -145,9 +171,7 @@ class Child(asyncio.Protocol):
             self._process.kill()  # in case it has left its group
         self._hang_up()
 
-    # --- messages --------------------------------------------------------------------------------------
-
-    async def _get_ready(self, message: messages.Hello | messages.Import) -> int:
+    async def _get_ready(self, message: messages.Handshake | messages.Import) -> int:
         """Make the child import modules, and return how much memory it uses afterwards."""
         within = self._spec.options.start_within
         try:
@@ -155,23 +179,21 @@ class Child(asyncio.Protocol):
                 answer = await self._ask(message)
         except TimeoutError:
             self.kill()
-            raise ChildFailed(
-                f"a child process did not {self._first_steps(message)} within {within:g} s and was killed: make its start faster"
-            ) from None
-        if isinstance(answer, messages.CallRefused):
-            raise self._refused(answer)
+            if isinstance(message, messages.Handshake):
+                steps = f"import {', '.join(message.modules) or 'taskflow'}"
+            else:
+                steps = " and finish ".join([f"import {message.module}", *self._spec.handshake.hooks])
+            raise ChildFailed(f"a child process did not {steps} within {within:g} s and was killed: make its start faster") from None
         if not isinstance(answer, messages.Ready):
-            raise self._unexpected(answer)
+            raise self._refusal(answer)
         return answer.memory
 
-    def _first_steps(self, message: messages.Hello | messages.Import) -> str:
-        if isinstance(message, messages.Hello):
-            return f"import {', '.join(message.modules) or 'taskflow'}"
-        return " and finish ".join([f"import {message.module}", *self._spec.hello.hooks])
-
-    def _refused(self, answer: messages.CallRefused) -> ChildFailed:
+    def _refusal(self, answer: messages.Message) -> ChildFailed:
         self.is_spent = True
-        return _with_note(ChildFailed(answer.why), answer.traceback)
+        if isinstance(answer, messages.CallRefused):
+            return _with_note(ChildFailed(answer.why), answer.traceback)
+        self.kill()
+        return ChildDied(f"the child process (pid {self.pid}) sent an unexpected message ({type(answer).__name__}) and was killed")
 
     async def _ask(self, message: messages.Message) -> messages.Message:
         self._answer = self._loop.create_future()
@@ -195,12 +217,6 @@ class Child(asyncio.Protocol):
         self._output.end()
         return _with_note(ChildDied(f"the child process (pid {self.pid}) {cause}"), self._output.last_lines)
 
-    def _unexpected(self, message: messages.Message) -> ChildDied:
-        self.kill()
-        return ChildDied(f"the child process (pid {self.pid}) sent an unexpected message ({type(message).__name__}) and was killed")
-
-    # --- asyncio.Protocol --------------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not inherit from this class
 
@@ -208,24 +224,9 @@ class Child(asyncio.Protocol):
         try:
             for message in self._unpacker.feed(data):
                 self._hear(message)
-        except messages.Garbled as garbled:
-            self._reject(str(garbled))
-        if self._until_rest is not None:
-            self._until_rest.cancel()
-            self._until_rest = None
-        if self._unpacker.is_halfway:
-            self._until_rest = self._loop.call_later(_REST_WITHIN / 2, self._await_rest, True)
-
-    def _await_rest(self, is_first: bool) -> None:
-        """Reject half a message. After the first call, wait once more: if the loop was blocked, the rest may be there, unread."""
-        if is_first:
-            self._until_rest = self._loop.call_later(_REST_WITHIN / 2, self._await_rest, False)
-        else:
-            self._reject(f"half a message, and not the rest within {_REST_WITHIN:g} s")
-
-    def _reject(self, sent: str) -> None:
-        self._give_up(_HungUp(f"sent {sent}", is_its_own=False))
-        self.kill()
+        except messages.ProtocolError as garbled:
+            self._give_up(_HungUp(f"sent {garbled}", is_its_own=False))
+            self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_up(_HungUp("has closed its connection to the worker"))
@@ -239,9 +240,8 @@ class Child(asyncio.Protocol):
             case messages.Completing():
                 if self._run is not None:
                     self._run.note_completing()
-            case _:
-                if not self._answer.done():
-                    self._answer.set_result(message)
+            case _ if not self._answer.done():
+                self._answer.set_result(message)
 
     def _give_up(self, why: _HungUp) -> None:
         self.is_spent = True
@@ -253,15 +253,18 @@ class Child(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    # --- its end -------------------------------------------------------------------------------------------
-
     def _watch(self) -> None:
         """Watch for the end of the child, with a pidfd if possible. The connection does
         not show the end reliably, because a forked process may keep it open."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except (AttributeError, OSError):  # not Linux, or not allowed
-            self._wait_for_it()
+            try:
+                self._spec.start_thread(self._wait_in_a_thread, "taskflow-child")
+            except RuntimeError as error:  # without this thread the child's end would go unnoticed, so the child must not start
+                self.kill()
+                self._note_end(self._process.wait())
+                raise _cannot_start(error) from error
             return
         self._loop.add_reader(descriptor, self._note_end_of, descriptor)
 
@@ -275,14 +278,6 @@ class Child(asyncio.Protocol):
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
-
-    def _wait_for_it(self) -> None:
-        try:
-            self._spec.start_thread(self._wait_in_a_thread, "taskflow-child")
-        except RuntimeError as error:  # without this thread the child's end would go unnoticed, so the child must not start
-            self.kill()
-            self._note_end(self._process.wait())
-            raise _cannot_start(error) from error
 
     def _wait_in_a_thread(self) -> None:
         code = self._process.wait()
@@ -299,7 +294,7 @@ class Child(asyncio.Protocol):
 
 
 class _HungUp(Exception):
-    """Raised internally if no answer will arrive. `is_its_own` is True if the child closed the connection itself, and so may have died."""
+    """No answer will arrive. `is_its_own` is True if the child closed the connection itself, and so may have died."""
 
     def __init__(self, why: str, *, is_its_own: bool = True) -> None:
         super().__init__(why)
@@ -310,8 +305,12 @@ def _spawn(theirs: int, spec: ChildSpec) -> tuple[Process, Output]:
     command = [sys.executable, *_flags(), "-c", _BOOT, str(CONNECTION), *map(os.path.abspath, sys.path)]
     with contextlib.ExitStack() as undo, contextlib.ExitStack() as writing:
         try:
-            read_out, write_out = _pipe(undo, writing)
-            read_err, write_err = _pipe(undo, writing)
+            pipes = list[tuple[int, int]]()
+            for _ in ("stdout", "stderr"):
+                pipes.append(os.pipe())
+                undo.callback(os.close, pipes[-1][0])
+                writing.callback(os.close, pipes[-1][1])
+            (read_out, write_out), (read_err, write_err) = pipes
             process = spawn(command, connection=theirs, stdout=write_out, stderr=write_err)
             undo.callback(process.wait)
             undo.callback(process.kill)
@@ -320,13 +319,6 @@ def _spawn(theirs: int, spec: ChildSpec) -> tuple[Process, Output]:
             raise _cannot_start(error) from error
         undo.pop_all()
     return process, output
-
-
-def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple[int, int]:
-    read, write = os.pipe()
-    reading.callback(os.close, read)
-    writing.callback(os.close, write)
-    return read, write
 
 
 def _cannot_start(error: Exception) -> CannotStart:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import sys
@@ -17,18 +18,14 @@ _PR_SET_PDEATHSIG: Final = 1
 
 @cache
 def _library() -> Any:
-    """Return the C library that the interpreter has loaded."""
     import ctypes  # imported here because a worker without children does not need it
 
     return ctypes.CDLL(None)
 
 
 def end_with_parent() -> None:
-    """Make the system kill this process when the thread that started it ends, even while C code holds the interpreter lock.
-
-    That thread runs the worker's event loop, which outlives its children. If the worker was
-    already dead, or the system is not Linux, the child notices that the connection is closed.
-    """
+    """Make Linux kill this process when the thread that started it ends, even while C code holds the interpreter lock. That thread runs the
+    worker's event loop, which outlives its children. On other systems, the child notices that the connection is closed."""
     if sys.platform == "linux":
         _library().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
@@ -54,10 +51,7 @@ HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
     """Restore the default actions of the `HANDLED` signals in processes that jobs fork. With our handlers, these signals would never end
-    such a process, because the event loop that the handlers notify does not exist there. Nor may such a process write to the loop's pipe.
-
-    SIGINT is included, because Python would turn it into a KeyboardInterrupt, which a process forked in a thread may never see.
-    """
+    such a process, because the event loop that the handlers notify does not exist there."""
     os.register_at_fork(after_in_child=partial(_restore_handlers, is_ours))
 
 
@@ -90,9 +84,50 @@ def resident_memory(pid: int | None = None) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+# Not by `subprocess`, which forks, then reads a pipe until the new program is loaded. If a job in a thread forks at that moment, the forked
+# process inherits the other end of the pipe, and the worker's event loop would wait for that process.
 def spawn_in_session(command: list[str], environment: Mapping[str, str], **options: Any) -> int:
     """Start a program in a new POSIX session, and return its pid. `options` are those of `os.posix_spawn`."""
     try:
         return os.posix_spawn(command[0], command, environment, setsid=True, **options)
     except NotImplementedError:  # some systems do not support setsid
         return os.posix_spawn(command[0], command, environment, setpgroup=0, **options)
+
+
+CONNECTION: Final = 3
+"""The file descriptor, in the child, of the socket to the worker."""
+
+_DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
+"""Signals that Python ignores, but whose default actions other programs expect."""
+
+
+class Process:
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._has_ended = False
+
+    def wait(self) -> int:
+        """Return the exit code, the negated number of the signal that killed it, or 0 if a job has already reaped it."""
+        try:
+            status = os.waitpid(self.pid, 0)[1]
+        except ChildProcessError:
+            status = 0
+        self._has_ended = True  # from now on, another process may have its pid
+        return os.waitstatus_to_exitcode(status)
+
+    def kill(self) -> None:
+        if not self._has_ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+def spawn(command: list[str], *, connection: int, stdout: int, stderr: int) -> Process:
+    """Start a program in a new POSIX session with copies of these descriptors. Raises OSError if it cannot be started."""
+    with contextlib.ExitStack() as stack:
+        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+        for descriptor, place in ((stdout, 1), (stderr, 2), (connection, CONNECTION)):
+            # Copied above the child's numbers first: a worker without stdout, for example, may itself be using one of these.
+            moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, CONNECTION + 1)
+            stack.callback(os.close, moved)
+            actions.append((os.POSIX_SPAWN_DUP2, moved, place))
+        return Process(spawn_in_session(command, os.environ, file_actions=actions, setsigdef=_DEFAULTS))

@@ -29,7 +29,7 @@ from taskflow.app.settings import Defaults
 from taskflow.model.envelope import Envelope, follow_up_of
 from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.worker.children.application import Application
-from taskflow.worker.children.messages import Hello
+from taskflow.worker.children.messages import Handshake
 from tests.unit.app.bench import Bench
 
 any_job: Any = job
@@ -228,7 +228,7 @@ def test_a_child_process_has_the_defaults_of_calls(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("taskflow.worker.children.application.default_app", lambda: app)
     monkeypatch.setattr("sys.argv", ["worker"])
     settings = {"broker": "sqlite:///x.db", "enqueue_timeout": 1.0, "max_payload": 100, "defaults": {"max_attempts": 3}}
-    Application(Hello(modules=(), arguments=("worker",), settings=settings, is_reachable=True, has_lifespan=False, log_level=20))
+    Application(Handshake(modules=(), arguments=("worker",), settings=settings, is_reachable=True, has_lifespan=False, log_level=20))
     assert (app.settings.defaults, app.settings.max_payload) == (Defaults({"max_attempts": 3}), 100)
     app.configure(defaults={"max_attempts": 4})
     assert app.settings.defaults == Defaults({"max_attempts": 4}), "a module that the child imports may configure its own"

@@ -17,8 +17,8 @@ from taskflow.model.ids import id_text, parse_id
 from taskflow.model.record import Record
 from taskflow.model.verdict import Cancelled, Completed, Discarded, Retried, RunError, Succeeded, Verdict
 from taskflow.worker.executor import CANCELLED, Executor
-from taskflow.worker.failure_follow_up import follow_ups_of
 from taskflow.worker.lease_table import HeldLease
+from taskflow.worker.run_errors import follow_ups_of
 from tests.support.listing import listed
 from tests.unit.app.bench import Bench
 
