@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from taskflow import BrokerRefused, BrokerUnavailable, Worker, job
+from taskflow import BrokerUnavailable, Worker, job
 from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Lease
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.worker.events import BrokerCallFailed, BrokerRecovered, DescriptorsClosed, ServiceFailed, SessionOpened, WorkerEvent
+from taskflow.worker.events import BrokerCallFailed, DescriptorsClosed, SessionOpened, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.session_loop import EARLY_PAUSES
 
@@ -98,41 +97,6 @@ async def test_a_heartbeat_whose_descriptors_are_gone_says_so(broker: MemoryBrok
     heard = TimedEventRecorder()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         await heard.wait_for(DescriptorsClosed)
-
-
-async def test_claims_that_the_store_refuses_are_tried_again(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that lives and does nothing would be worse than one that complains."""
-    claim, refusals = broker.claim, iter([BrokerRefused("not now"), BrokerUnavailable("not now either")])
-
-    async def refusing(session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        if (refusal := next(refusals, None)) is not None:
-            raise refusal
-        return await claim(session, request, queues, limit)
-
-    monkeypatch.setattr(broker, "claim", refusing)
-    heard = TimedEventRecorder()
-    handle = await add.delay(1)
-    async with Worker(options=WorkerOptions(subscribers=(heard,))):
-        assert await handle.result(60) == 2
-    assert [event.times for _, event in heard.events if isinstance(event, BrokerCallFailed)] == [1, 2]
-    assert len(heard.times_of(BrokerRecovered)) == 1
-
-
-async def test_a_part_that_fails_by_a_bug_starts_again(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under the same session; what waits is worked."""
-    claim, bugs = broker.claim, iter([ZeroDivisionError("a bug")])
-
-    async def failing(session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        if (bug := next(bugs, None)) is not None:
-            raise bug
-        return await claim(session, request, queues, limit)
-
-    monkeypatch.setattr(broker, "claim", failing)
-    heard = TimedEventRecorder()
-    handle = await add.delay(1)
-    async with Worker(options=WorkerOptions(subscribers=(heard,))):
-        assert await handle.result(60) == 2
-    assert (len(heard.times_of(ServiceFailed)), len(heard.times_of(SessionOpened))) == (1, 1)
 
 
 async def test_drained_asks_again_while_the_broker_is_away(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from taskflow import Backoff, JobFailed, Status, Worker, enqueue, job
+from taskflow import JobFailed, Status, Worker, enqueue, job
 from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.model.ids import id_text, parse_id
@@ -21,7 +21,6 @@ from taskflow.worker.events import (
     LeaseRevoked,
     LeaveFailed,
     RunEnded,
-    SessionEnded,
     StillRunning,
     VerdictIgnored,
     VerdictsLost,
@@ -135,27 +134,6 @@ async def test_what_ends_after_its_lease_was_lost_does_not_count() -> None:
             Run.release.set()
             await heard.wait_for(VerdictIgnored)
             assert (worker.tally.runs, worker.tally.ended) == (1, 0)
-
-
-async def test_a_worker_outlives_a_job_that_cancels_every_task(broker: Broker) -> None:
-    """Its own parts begin again, under the same session; the other job has failed an attempt, and is run again."""
-
-    @job(name="tests.life.cancels_all")
-    async def cancels_all() -> None:
-        for task in asyncio.all_tasks():
-            if task not in (asyncio.current_task(), the_test):
-                task.cancel()
-        has_cancelled.set()
-
-    heard, the_test, has_cancelled = EventRecorder(), asyncio.current_task(), asyncio.Event()
-    neighbour = await waits.options(retry=Backoff(base=0.0)).delay()
-    async with Worker(options=options(heard)):
-        await Run.started.wait()
-        await cancels_all.delay()
-        await has_cancelled.wait()  # the test's own questions to the broker are tasks of this loop too
-        Run.release.set()
-        assert await neighbour.result(10) == "epoch 2"
-    assert not any(isinstance(event, SessionEnded) for event in heard.events)
 
 
 async def test_a_run_that_is_cancelled_before_its_first_step_is_given_back(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
