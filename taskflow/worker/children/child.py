@@ -9,16 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import importlib
+import logging
 import os
+import runpy
 import signal
 import socket
 import sys
 import threading
 import traceback
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from functools import partial
-from typing import Final
+from types import ModuleType
+from typing import Any, Final
 
-from taskflow.worker.children.application import Application, Lifespan
+from taskflow.app.app import default_app
+from taskflow.app.job_type import AnyJob
+from taskflow.model.errors import ConfigurationError, TaskflowError
 from taskflow.worker.children.executor import ChildExecutor, MainThreadCalls
 from taskflow.worker.children.messages import CallRefused, Finished, Handshake, Import, Message, Ready, Run, Stop, Unpacker, pack
 from taskflow.worker.children.syscalls import (
@@ -31,6 +39,8 @@ from taskflow.worker.children.syscalls import (
     resident_memory,
 )
 from taskflow.worker.lease_table import HeldLease
+from taskflow.worker.run_errors import failure_of
+from taskflow.worker.thread_pool import carried
 
 # Seconds to leave the lifespan and exit after the last job.
 _EXIT_WITHIN: Final = 4.0
@@ -141,3 +151,174 @@ class WorkerConnection:
 
     def _say(self, message: Message) -> None:
         self._writer.write(pack(message))
+
+
+_MAIN = "__mp_main__"
+"""The name that multiprocessing gives to the main module in a spawned process. Applications may check for it; see `RUN_AS_MAIN`."""
+
+
+class Application:
+    """Imports modules and finds jobs. If an import fails, the runs that need the module are refused."""
+
+    def __init__(self, handshake: Handshake) -> None:
+        self._failures: dict[str, CallRefused] = {}
+        self._log_level = handshake.log_level
+        sys.argv[:] = handshake.arguments
+        default_app().enter_child(handshake.settings, is_reachable=handshake.is_reachable)
+        for module in handshake.modules:
+            self.load(Import(module))
+
+    @property
+    def is_whole(self) -> bool:
+        """Return True if every module was imported."""
+        return not self._failures
+
+    def load(self, wanted: Import) -> None:
+        """Import the module. If that fails, remember why for the runs that need it."""
+        try:
+            with default_app().importing(wanted.module):
+                if wanted.main is None:
+                    importlib.import_module(wanted.module)
+                else:
+                    _load_main(wanted.main)
+        except BaseException as error:  # includes SystemExit, or an exception class of the module
+            failure = failure_of(error, 1)
+            why = f"{wanted.main or wanted.module} cannot be imported in a child process: {failure.type}: {failure.message}"
+            self._failures[wanted.module] = CallRefused(why, failure.traceback)
+
+    def find(self, name: str, module: str) -> AnyJob | CallRefused:
+        if not logging.getLogger().handlers:  # the application has not set up logging
+            logging.basicConfig(level=self._log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        default_app().read_settings()
+        if module in self._failures:  # the module may have declared the job before it failed
+            return self._failures[module]
+        return default_app().registry.get(name) or CallRefused(
+            f"{module}, imported in a child process, declares no job {name!r}: declare it at module level, "
+            'not inside a function or under `if __name__ == "__main__":`',
+            "",
+        )
+
+
+def _load_main(main: str) -> None:
+    """Import the main module under a name other than `__main__`, so that code meant only for the command does not run again."""
+    module = ModuleType(_MAIN)
+    is_file = os.path.isabs(main)
+    content = runpy.run_path(main, run_name=_MAIN) if is_file else runpy.run_module(main, run_name=_MAIN, alter_sys=True)
+    module.__dict__.update(content)
+    sys.modules["__main__"] = sys.modules[_MAIN] = module
+
+
+class Lifespan:
+    """The application's `child_initializer`, then its `child_lifespan`. It begins once, when the module of the first job has been imported,
+    because that may configure the application. `state` is the value of `ctx.state`."""
+
+    def __init__(self, handshake: Handshake, calls: MainThreadCalls) -> None:
+        self.state: Any = NoState() if handshake.has_lifespan else None
+        self._hooks = handshake.hooks
+        self._calls = calls
+        self._leave: Callable[[], Awaitable[Any]] | None = None
+        self._has_begun = False
+        self._held: _Held | None = None
+
+    @property
+    def is_intact(self) -> bool:
+        """False if the async lifespan has been left early: a job may cancel every task of its loop."""
+        return self._held is None or not self._held.has_ended
+
+    async def begin(self) -> CallRefused | None:
+        """Call the initializer and enter the lifespan, the first time. If one of them fails, return the reason."""
+        if self._has_begun:
+            return None
+        self._has_begun = True
+        name = "its set-up"
+        try:
+            settings = default_app().settings
+            for name in self._hooks:
+                if getattr(settings, name) is None:
+                    raise ConfigurationError(
+                        f"no module that a child process imports configures it: call configure({name}=...) in the module of the jobs, "
+                        "or in one that it imports"
+                    )
+            name = "child_initializer"
+            if settings.child_initializer is not None:
+                await self._calls.run(settings.child_initializer)
+            name = "child_lifespan"
+            if settings.child_lifespan is not None:
+                await self._enter(await self._calls.run(settings.child_lifespan))
+        except BaseException as error:
+            failure = failure_of(error, 1)
+            return CallRefused(f"{name} has failed in a child process: {failure.type}: {failure.message}", failure.traceback)
+        return None
+
+    async def end(self) -> None:
+        """Leave the lifespan, if it was entered. An error is printed to stderr, which the worker logs."""
+        if self._leave is None:
+            return
+        try:
+            await self._leave()
+        except BaseException as error:
+            print("child_lifespan has failed at its end:", failure_of(error, 1).traceback, file=sys.stderr, flush=True)
+
+    async def _enter(self, lifespan: Any) -> None:
+        if isinstance(lifespan, AbstractAsyncContextManager):
+            self._held = held = _Held(lifespan)
+            self.state = await self._calls.run_async(held.enter)
+            self._leave = partial(self._calls.run_async, held.leave)
+        elif isinstance(lifespan, AbstractContextManager):
+            stack = ExitStack()
+            self.state = await self._calls.run(partial(stack.enter_context, lifespan))
+            self._leave = partial(self._calls.run, stack.close)
+        else:
+            raise ConfigurationError(f"it returned {lifespan!r}: expected a context manager, or an async one")
+
+
+class _Held:
+    """Holds an async context manager in a separate task, because it must be left in the task that has entered it."""
+
+    def __init__(self, lifespan: AbstractAsyncContextManager[Any]) -> None:
+        self._lifespan = lifespan
+
+    async def enter(self) -> Any:
+        self._is_leaving = asyncio.Event()
+        entered = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._hold(entered))
+        return await entered
+
+    @property
+    def has_ended(self) -> bool:
+        return self._task.done() or self._task.cancelling() > 0
+
+    async def leave(self) -> None:
+        self._is_leaving.set()
+        await self._task
+
+    async def _hold(self, entered: asyncio.Future[Any]) -> None:
+        try:
+            async with self._lifespan as state:
+                entered.set_result(state)
+                await self._is_leaving.wait()
+        except BaseException as error:
+            if entered.done():
+                raise
+            entered.set_exception(carried(error))
+
+
+class NoState:
+    """Takes the place of `ctx.state` if only the worker's process has one, and raises TaskflowError when it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise TaskflowError(
+            'ctx.state exists only in the worker\'s process, and a job with runs_in="process" runs in another: give child processes '
+            "a state with configure(child_lifespan=...), or create what it needs in the job itself"
+        )
+
+    def __getitem__(self, key: object) -> Any:
+        self.__getattr__("item")
+
+    def __bool__(self) -> bool:
+        return bool(self.__getattr__("truth"))
+
+    def __repr__(self) -> str:
+        return "<no ctx.state in a child process>"

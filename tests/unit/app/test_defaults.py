@@ -28,7 +28,7 @@ from taskflow.app.job_type import Registry
 from taskflow.app.settings import Defaults
 from taskflow.model.envelope import Envelope, follow_up_of
 from taskflow.model.schedule_plan import SchedulePlan
-from taskflow.worker.children.application import Application
+from taskflow.worker.children.child import Application
 from taskflow.worker.children.messages import Handshake
 from tests.unit.app.bench import Bench
 
@@ -225,7 +225,7 @@ def test_pyproject_may_have_a_table_of_defaults(tmp_path: Path) -> None:
 
 def test_a_child_process_has_the_defaults_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     app = App()
-    monkeypatch.setattr("taskflow.worker.children.application.default_app", lambda: app)
+    monkeypatch.setattr("taskflow.worker.children.child.default_app", lambda: app)
     monkeypatch.setattr("sys.argv", ["worker"])
     settings = {"broker": "sqlite:///x.db", "enqueue_timeout": 1.0, "max_payload": 100, "defaults": {"max_attempts": 3}}
     Application(Handshake(modules=(), arguments=("worker",), settings=settings, is_reachable=True, has_lifespan=False, log_level=20))
