@@ -17,8 +17,8 @@ from taskflow.model.wording import POISON, UNREADABLE
 from taskflow.worker.executor import PARKED_ON
 from taskflow.worker.options import WorkerOptions
 
+# The maximum number of scheduled or failed jobs that one search examines. Examining more would put load on the store.
 LOOKED_AT: Final = 1_000
-"""The maximum number of scheduled or failed jobs that one search examines. Examining more would put load on the store."""
 
 
 class Drain:

@@ -31,17 +31,10 @@ from taskflow.worker.lease_table import HeldLease
 
 log: Final = logging.getLogger("taskflow.worker")
 
-AT_ONCE: Final = 100
-"""About how many calls of `ended` run at once, and how many records one read fetches."""
-
-MOST_WAITING: Final = 10_000
-"""The maximum number of ends that wait for a call. Further ones are dropped, with an error in the log."""
-
-STUCK_AFTER: Final = 1.0
-"""Seconds without the end of a call after which the worker no longer waits for the hooks."""
-
-TIMEOUT: Final = 30.0
-"""Seconds after which a call of `ended` is cancelled, so that hooks that hang do not fill the memory."""
+AT_ONCE: Final = 100  # about how many calls of `ended` run at once, and how many records one read fetches
+MOST_WAITING: Final = 10_000  # the maximum number of ends that wait for a call. Further ones are dropped, with an error in the log.
+STUCK_AFTER: Final = 1.0  # seconds without the end of a call after which the worker no longer waits for the hooks
+TIMEOUT: Final = 30.0  # seconds after which a call of `ended` is cancelled, so that hooks that hang do not fill the memory
 
 
 class _Settlement(NamedTuple):

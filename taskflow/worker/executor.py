@@ -54,9 +54,8 @@ TIMED_OUT: Final = str(RunEnding.TIMED_OUT)
 WINDING_DOWN: Final = "winding down"
 LOST: Final = "lost"
 
+# Errors which show that a job was sent by another version of the application or of taskflow, because every sender checks the arguments.
 PARKED_ON: Final = (NewerFormat, UnknownArgument, MissingArgument, UnknownType)
-"""Errors which show that a job was sent by another version of the
-application or of taskflow, because every sender checks the arguments."""
 
 PARK_FOR_AT_MOST: Final = 7 * DAY
 PARK_SHORTEST: Final = 5.0

@@ -8,8 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, NamedTuple
 
+# Minimum seconds between two checks of the counter. Kills counted before the second-to-last check are no longer considered as a cause.
 FORGOTTEN_AFTER: Final = 5.0
-"""Minimum seconds between two checks of the counter. Kills counted before the second-to-last check are no longer considered as a cause."""
 
 
 class OomKill(Enum):

@@ -30,9 +30,7 @@ OUTLOOK_TTL: Final = 1.4
 """A heartbeat's report is trusted for `LOOK_AGAIN` times this factor. That is slightly
 longer than the 6.7 s between an idle session's heartbeats (with a ttl of 20 s)."""
 
-MAX_IDLE_INTERVAL: Final = 60.0
-"""Seconds after which the fetcher claims again, whatever the heartbeats report."""
-
+MAX_IDLE_INTERVAL: Final = 60.0  # seconds after which the fetcher claims again, whatever the heartbeats report
 MANY: Final = 8
 """If a claim fills more than 1/MANY of the room, jobs are arriving so fast that the next
 claim follows without a nudge. With fewer jobs, every second claim would find nothing."""

@@ -16,8 +16,7 @@ LATE: Final = 12.0
 """Seconds without an answer after which the broker is considered unavailable.
 This is slightly longer than two of the fetcher's checks for jobs or room."""
 
-WATCHDOG_DEAD_AFTER: Final = 5.0
-"""Seconds without a check after which the watchdog is considered dead."""
+WATCHDOG_DEAD_AFTER: Final = 5.0  # seconds without a check after which the watchdog is considered dead
 
 
 class SessionHealth(NamedTuple):

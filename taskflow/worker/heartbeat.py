@@ -28,14 +28,10 @@ from taskflow.worker.lease_table import LeaseTable
 Args = TypeVarTuple("Args")
 
 BEATS_PER_TTL: Final = 4
-IDLE_BEATS_PER_TTL: Final = 3
-"""The number of heartbeats per ttl that a session without leases sends. Each of them also checks for work."""
-
+IDLE_BEATS_PER_TTL: Final = 3  # the number of heartbeats per ttl that a session without leases sends. Each of them also checks for work.
 PAUSES: Final = Pauses(0.1, 0.5)
 
-PROGRESS_EVERY: Final = 1.0
-"""Minimum seconds between two heartbeats that are sent only to report progress."""
-
+PROGRESS_EVERY: Final = 1.0  # minimum seconds between two heartbeats that are sent only to report progress
 STOPS_WITHIN: Final = 5.0
 NO_ANSWER: Final = "it does not answer"
 # The errors of a loop's selector if its descriptor has been closed, or has since been reused.

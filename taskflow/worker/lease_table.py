@@ -24,44 +24,37 @@ CompleteOn = Callable[["HeldLease", object, object], Awaitable[None]]
 
 @dataclass(eq=False, slots=True)
 class HeldLease:
-    """A lease that the worker holds, and the state of its run. Times are on the monotonic clock."""
+    """A lease that the worker holds, and the state of its run. Times are on the monotonic clock.
+
+    `begins_by`    the deadline for starting the run
+    `reported`     the progress in the last heartbeat
+    `on_report`    called, from any thread, when the run has reported progress
+    `in_thread`    the future of its plain function, if that runs in a thread
+    `asked_at`     when the run was asked to stop
+    `reminders`    how many times it has been reported that the run has not stopped
+    `is_held_up`   True once its settlement has been set aside, usually because another program's transaction blocks it
+    `completed`    the result with which the run has been settled in a transaction, or may have been
+    `complete_on`  completes the run in a transaction: set by what runs it
+    `raised`       the verdicts of the run that have their exception attached
+    """
 
     lease: Lease
     taken_at: float = 0.0
     begins_by: float | None = None
-    """The deadline for starting the run."""
-
     started: float | None = None
     progress: Progress | None = None
     reported: object = NOTHING_YET
-    """The progress in the last heartbeat."""
-
     on_report: Callable[[], None] | None = None
-    """Called, from any thread, when the run has reported progress."""
-
     stop: Callable[[], object] | None = None
     in_thread: asyncio.Future[Any] | None = None
-    """The future of its plain function, if that runs in a thread."""
-
     why_stopped: str | None = None
     asked_at: float | None = None
-    """When the run was asked to stop."""
-
     reminders: int = 0
-    """How many times it has been reported that the run has not stopped."""
-
     is_offered: bool = False
     is_held_up: bool = False
-    """True once its settlement has been set aside, usually because another program's transaction blocks it."""
-
     completed: bytes | None = None
-    """The result with which the run has been settled in a transaction, or may have been."""
-
     complete_on: CompleteOn | None = None
-    """Completes the run in a transaction: set by what runs it."""
-
     raised: list[Verdict] | None = None
-    """The verdicts of the run that have their exception attached."""
 
     @property
     def is_too_late(self) -> bool:
@@ -201,8 +194,8 @@ class LeaseTable:
             self.on_news()
 
 
+# Minimum seconds between two scans. A timeout may be noticed that much later, but even ten thousand long runs cost little.
 SWEPT_EVERY: Final = 0.01
-"""Minimum seconds between two scans. A timeout may be noticed that much later, but even ten thousand long runs cost little."""
 
 
 class Deadlines:

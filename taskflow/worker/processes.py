@@ -33,17 +33,12 @@ LONGEST_LINE: Final = 4096
 READ_AT_ONCE: Final = 4096
 
 REPORT_AGAIN_AFTER: Final = 5.0
-DROPPED_AFTER: Final = 300.0
-"""Seconds after which a death is no longer reported, because by then the session has lapsed anyway."""
-
-CHANGED: Final = 0
-"""Stands for changed files in place of a signal number. No signal has this number."""
-
+DROPPED_AFTER: Final = 300.0  # seconds after which a death is no longer reported, because by then the session has lapsed anyway
+CHANGED: Final = 0  # stands for changed files in place of a signal number. No signal has this number.
 FileWatch = Callable[[Callable[[], None]], None]
 """Starts watching files, and calls its argument from a separate thread when they have changed."""
 
-_STOPPED: Final = frozenset("Tt")
-"""The states of a stopped process (proc_pid_stat(5))."""
+_STOPPED: Final = frozenset("Tt")  # the states of a stopped process (proc_pid_stat(5))
 
 
 class SupervisorListener(Protocol):

@@ -44,12 +44,8 @@ def new_session(options: WorkerOptions, jobs: tuple[str, ...], *, wants_ends: bo
     )
 
 
-TROUBLE_AFTER: Final = 3
-"""The number of failures in a row after which they are trouble. Fewer are common when a store restarts."""
-
-SHOWN_WITHIN: Final = 1.0
-"""Seconds that showing trouble may take. The operation that fails waits for it."""
-
+TROUBLE_AFTER: Final = 3  # the number of failures in a row after which they are trouble. Fewer are common when a store restarts.
+SHOWN_WITHIN: Final = 1.0  # seconds that showing trouble may take. The operation that fails waits for it.
 LONGEST_TROUBLE: Final = 500
 
 

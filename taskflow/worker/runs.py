@@ -18,12 +18,8 @@ from taskflow.worker.options import WorkerOptions
 from taskflow.worker.settler import Settler
 from taskflow.worker.thread_pool import ThreadPool
 
-PORTION: Final = 0.002
-"""Maximum seconds to spend on starting jobs before the event loop runs other tasks."""
-
-RESERVED_FOR: Final = 0.1
-"""Seconds that a lease may wait in the reserve before it is handed back, so that another worker can start the job."""
-
+PORTION: Final = 0.002  # maximum seconds to spend on starting jobs before the event loop runs other tasks
+RESERVED_FOR: Final = 0.1  # seconds that a lease may wait in the reserve before it is handed back, so that another worker can start the job
 AHEAD: Final = 3
 """The reserve, and the leases whose settlements have not been answered, are each limited to this
 many times the slots. Claiming, running and settling jobs in cycles of 200 costs less per job than in
@@ -31,13 +27,10 @@ cycles of 100, mostly in the store. In longer cycles, the worker and the store w
 
 SLOW: Final = 0.5
 
-REMINDER_FACTOR: Final = 10
-"""A run that does not stop is reported again each time its delay has grown by this factor."""
-
+REMINDER_FACTOR: Final = 10  # a run that does not stop is reported again each time its delay has grown by this factor
 SHORTEST_LOOK: Final = 0.05
 LONGEST_LOOK: Final = 5.0
-CUT_OFF_WITHIN: Final = 1.0
-"""Seconds to wait for runs to end after they have been cut off."""
+CUT_OFF_WITHIN: Final = 1.0  # seconds to wait for runs to end after they have been cut off
 
 
 class Runs:
@@ -216,21 +209,16 @@ STARTS_WITHIN: Final = 0.02
 """Seconds within which a lease in the reserve should start. While the median run of some queue
 takes longer, there is no reserve, because another worker could start the jobs sooner."""
 
-MEASURED_OVER: Final = 0.01
-"""Seconds for which ended runs are counted, unless `ENDS_NEEDED` runs end sooner."""
-
+MEASURED_OVER: Final = 0.01  # seconds for which ended runs are counted, unless `ENDS_NEEDED` runs end sooner
 ENDS_NEEDED: Final = 50
-MOMENT: Final = 0.001
-"""Minimum seconds for a measurement if `ENDS_NEEDED` runs have ended, so that the claim after a burst is large enough."""
-
+MOMENT: Final = 0.001  # minimum seconds for a measurement if `ENDS_NEEDED` runs have ended, so that the claim after a burst is large enough
+# Limits how far a queue's history can lean towards short or long runs: this many more runs of one kind outweigh all earlier ones.
 HISTORY_CAP: Final = 16
-"""Limits how far a queue's history can lean towards short or long runs: this many more runs of one kind outweigh all earlier ones."""
 
+# If no run in a queue ends for this many seconds plus the duration of a long run, the queue is ignored, because it may be out of use.
 FADES_AFTER: Final = 60.0
-"""If no run in a queue ends for this many seconds plus the duration of a long run, the queue is ignored, because it may be out of use."""
 
-QUEUES: Final = 1_000
-"""If there are more queues than this, for example because their names are generated, all statistics are dropped."""
+QUEUES: Final = 1_000  # if there are more queues than this, for example because their names are generated, all statistics are dropped
 
 
 class Prefetch:

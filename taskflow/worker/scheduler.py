@@ -28,18 +28,13 @@ if TYPE_CHECKING:
     from taskflow.model.timetable import Timetable
 
 
-PASSED_ON_AFTER: Final = 0.1
-"""Seconds after which a schedule is offered again if this worker cannot compute its times."""
-
+PASSED_ON_AFTER: Final = 0.1  # seconds after which a schedule is offered again if this worker cannot compute its times
 FIRST_ROUNDS: Final = 3
 
-MAX_BYTES: Final = 1 << 20
-"""The maximum size, in bytes, of the arguments in one call of `fire`, unless one job alone has more."""
-
+MAX_BYTES: Final = 1 << 20  # the maximum size, in bytes, of the arguments in one call of `fire`, unless one job alone has more
 PAUSES: Final = Pauses(0.5, 30.0)
 
-STAMPED_WITHIN: Final = 15.0
-"""Seconds within which middleware must stamp the jobs of schedules. Upkeep waits for it."""
+STAMPED_WITHIN: Final = 15.0  # seconds within which middleware must stamp the jobs of schedules. Upkeep waits for it.
 
 
 class _Step(NamedTuple):

@@ -20,8 +20,7 @@ from taskflow.worker.events import Events, ServiceFailed
 Service = Callable[[], Coroutine[Any, Any, None]]
 
 PAUSES: Final = Pauses(0.1, 30.0)
-HEALTHY_AFTER: Final = 60.0
-"""A service that has run for this many seconds before it fails restarts after the shortest pause."""
+HEALTHY_AFTER: Final = 60.0  # a service that has run for this many seconds before it fails restarts after the shortest pause
 
 
 class Group:

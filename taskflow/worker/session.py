@@ -77,12 +77,8 @@ class Phase(IntEnum):
     ENDED = 5
 
 
-LAST_CLAIM: Final = 1.0
-"""Seconds to wait for the answer to a claim in progress when the session stops claiming."""
-
-STUCK_RUN_CHECK_INTERVAL: Final = 1.0
-"""Seconds between two checks for runs that ignore a request to stop."""
-
+LAST_CLAIM: Final = 1.0  # seconds to wait for the answer to a claim in progress when the session stops claiming
+STUCK_RUN_CHECK_INTERVAL: Final = 1.0  # seconds between two checks for runs that ignore a request to stop
 _RULES: Final = Rules()
 
 

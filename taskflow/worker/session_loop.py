@@ -30,8 +30,7 @@ most likely end the next one too, so the next one begins only after a pause."""
 EARLY_PAUSES: Final = Pauses(0.25, 30.0)
 
 RESTART_PAUSES: Final = Pauses(0.01, 1.0)
-MOST_RESTARTS: Final = 20
-"""How many times in a row a worker that is winding down restarts its task after it has failed or been cancelled."""
+MOST_RESTARTS: Final = 20  # how many times in a row a worker that is winding down restarts its task after it has failed or been cancelled
 
 
 class SessionLoop:

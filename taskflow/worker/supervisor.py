@@ -28,13 +28,12 @@ ALONE_FOR: Final = 2.0
 # After the grace time, a worker ends by itself within this many seconds, unless C code holds its interpreter lock.
 FORCED_AFTER: Final = 30.0
 IDLE: Final = 5.0
+# A worker reports every second. If it has been silent for less than this many seconds, it may just have been waiting for a CPU.
 SILENT_AFTER: Final = 10.0
-"""A worker reports every second. If it has been silent for less than this many seconds, it may just have been waiting for a CPU."""
 GONE_WITHIN: Final = 120.0
 """Seconds that a worker has to exit after its session has left. Python may take
 a while to shut down, and so may threads that jobs have left behind."""
-KILLED_AFTER: Final = 5.0
-"""Seconds that an aborted worker has to write its stacks and exit."""
+KILLED_AFTER: Final = 5.0  # seconds that an aborted worker has to write its stacks and exit
 MANY_RETIRING: Final = 3
 # The exit code of a worker that cut off runs.
 FORCED: Final = 124

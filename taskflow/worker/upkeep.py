@@ -31,12 +31,8 @@ The next ones have 250, so that old results are dropped as fast as new ones are 
 
 LONGEST_PAUSE: Final = 5.0
 PAUSES: Final = Pauses(0.5, LONGEST_PAUSE)
-OUTLOOK_TTL: Final = 1.4 * LONGEST_PAUSE
-"""Seconds for which a heartbeat's outlook is trusted."""
-
-MAX_IDLE_INTERVAL: Final = 60.0
-"""Seconds after which upkeep is called, whatever the heartbeats report."""
-
+OUTLOOK_TTL: Final = 1.4 * LONGEST_PAUSE  # seconds for which a heartbeat's outlook is trusted
+MAX_IDLE_INTERVAL: Final = 60.0  # seconds after which upkeep is called, whatever the heartbeats report
 SHORT: Final = 2.0
 UNANNOUNCED: Final = 0.1
 """If a heartbeat reports work that is due this many seconds or more before

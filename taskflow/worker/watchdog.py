@@ -142,11 +142,9 @@ def _frames(thread: int) -> Iterator[FrameType]:
 
 LOOK: Final = 0.25
 FIRST_REPORT: Final = 1.0
-REPORT_FACTOR: Final = 10
-"""A stall is reported again each time its duration has grown by this factor."""
-
+REPORT_FACTOR: Final = 10  # a stall is reported again each time its duration has grown by this factor
+# Threads compete for the interpreter lock if they get at least this share of a CPU. The rest may go to other processes.
 LEAST_SHARE: Final = 0.1
-"""Threads compete for the interpreter lock if they get at least this share of a CPU. The rest may go to other processes."""
 
 TURNS: Final = 10.0
 """A thread that waits for the interpreter lock has more turns on a CPU than this in each second, because it asks for the lock about
@@ -154,8 +152,8 @@ every 5 ms. A thread that is blocked, for example in `time.sleep`, has none, and
 
 LOCK_LOOK: Final = 0.2
 
+# Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to.
 EMIT_WITHIN: Final = 2.0
-"""Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to."""
 
 
 class Standstill:

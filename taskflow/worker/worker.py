@@ -39,8 +39,8 @@ log: Final = logging.getLogger("taskflow.worker")
 
 DRAIN_LOOK: Final = 0.05
 
+# Seconds that a drain waits for the worker's schedules to be declared. A store may refuse them, and has jobs to run all the same.
 BEGUN_WITHIN: Final = 5.0
-"""Seconds that a drain waits for the worker's schedules to be declared. A store may refuse them, and has jobs to run all the same."""
 
 FAILURES: Final = (Failed, Discarded)
 

@@ -153,8 +153,8 @@ class WorkerConnection:
         self._writer.write(pack(message))
 
 
+# The name that multiprocessing gives to the main module in a spawned process. Applications may check for it; see `RUN_AS_MAIN`.
 _MAIN = "__mp_main__"
-"""The name that multiprocessing gives to the main module in a spawned process. Applications may check for it; see `RUN_AS_MAIN`."""
 
 
 class Application:

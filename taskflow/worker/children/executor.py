@@ -25,8 +25,8 @@ from taskflow.worker.executor import CANCELLED, LOST, TIMED_OUT, WINDING_DOWN, E
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.thread_pool import CancelledBeforeStart, carried
 
+# Interrupts the main thread. By default it has no effect, not even in a debugger, and hardly any program uses it.
 STOP_SIGNAL: Final = signal.SIGURG
-"""Interrupts the main thread. By default it has no effect, not even in a debugger, and hardly any program uses it."""
 
 # Seconds until the signal is sent again. The first one may come just before a system call, which it then does not interrupt.
 _AGAIN_AFTER: Final = 0.02

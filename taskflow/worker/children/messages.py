@@ -21,11 +21,11 @@ from taskflow.model.envelope import Lease
 from taskflow.model.errors import TaskflowError
 from taskflow.model.verdict import Cancelled, Completed, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded, Verdict
 
+# The number of bytes that a message may have in addition to a payload: names, headers, an error, and some reserve.
 OVERHEAD: Final = 1 << 20
-"""The number of bytes that a message may have in addition to a payload: names, headers, an error, and some reserve."""
 
+# The settings that must be there in a child process too if the worker has them.
 CHILD_HOOKS: Final = ("child_initializer", "child_lifespan")
-"""The settings that must be there in a child process too if the worker has them."""
 
 _LENGTH: Final = struct.Struct(">I")
 _VERDICTS: Final = {kind.__name__: kind for kind in (Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded)}

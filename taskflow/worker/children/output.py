@@ -14,15 +14,9 @@ from taskflow.model.clock import StartThread
 from taskflow.model.envelope import Lease
 from taskflow.worker.events import ChildPrinted
 
-LONGEST_LINE: Final = 8_192
-"""The maximum length of a line in characters. Longer lines are reported in pieces."""
-
-MOST_OF_A_RUN: Final = 1 << 20
-"""The maximum number of characters that are reported for one run. The rest is counted and dropped."""
-
-LAST_LINES: Final = 40
-"""The number of lines of stderr that are added to the error of a run whose child died."""
-
+LONGEST_LINE: Final = 8_192  # the maximum length of a line in characters. Longer lines are reported in pieces.
+MOST_OF_A_RUN: Final = 1 << 20  # the maximum number of characters that are reported for one run. The rest is counted and dropped.
+LAST_LINES: Final = 40  # the number of lines of stderr that are added to the error of a run whose child died
 # The size of a pipe in bytes.
 _AT_ONCE: Final = 1 << 16
 

@@ -42,11 +42,10 @@ def die_before_parent() -> None:
         _OUT_OF_MEMORY.write_text(str(min(1_000, int(_OUT_OF_MEMORY.read_text()) + 100)))
 
 
+# Signals within this many seconds count as one, because some parents (`timeout`, `npm`) signal both the process and its group.
 SAME_SIGNAL: Final = 0.05
-"""Signals within this many seconds count as one, because some parents (`timeout`, `npm`) signal both the process and its group."""
 
-HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""The signals that a worker and its children handle."""
+HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the signals that a worker and its children handle
 
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
@@ -94,11 +93,8 @@ def spawn_in_session(command: list[str], environment: Mapping[str, str], **optio
         return os.posix_spawn(command[0], command, environment, setpgroup=0, **options)
 
 
-CONNECTION: Final = 3
-"""The file descriptor, in the child, of the socket to the worker."""
-
-_DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals that Python ignores, but whose default actions other programs expect."""
+CONNECTION: Final = 3  # the file descriptor, in the child, of the socket to the worker
+_DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # signals that Python ignores, but whose default actions other programs expect
 
 
 class Process:
