@@ -30,7 +30,13 @@ class Completion:
     def on(self, connection: object) -> Awaitable[None]:
         """Settle at once if the connection is synchronous, and otherwise in the coroutine that is returned."""
         if is_awaited(connection):
-            _check_loop(connection)
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                raise TypeError(
+                    f"a {type(connection).__name__} is used with `await`, but a plain function runs without an event loop: make the job "
+                    "an async function, or use a synchronous connection"
+                ) from None
             return self._on_awaited(connection)
         with self._noted():
             self._check(run_in_transaction_sync(self._app, connection, "settle", lambda store: store.settle(self._settlement)))
@@ -63,13 +69,3 @@ class Completion:
             )
         if answer is not Settled.OK:
             raise LeaseLost("complete_in(): the run no longer holds its job, which runs elsewhere or has ended; roll the transaction back")
-
-
-def _check_loop(connection: object) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise TypeError(
-            f"a {type(connection).__name__} is used with `await`, but a plain function runs without an event loop: make the job an async "
-            "function, or use a synchronous connection"
-        ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
@@ -86,7 +85,8 @@ class Drain:
             return True
         # The first record gives the store's time, which decides when jobs are due.
         until = min(record.due_at for record in scheduled).timestamp() + self._horizon - queue.next_due_in
-        self._awaited = self._first_of(record for record in scheduled if record.due_at.timestamp() <= until)
+        due = (record for record in scheduled if record.due_at.timestamp() <= until and self._can_run(record))
+        self._awaited = min(due, key=lambda record: record.due_at, default=None)
         return self._awaited is not None
 
     async def _waits_still(self, queue: QueueRecord) -> bool:
@@ -100,9 +100,6 @@ class Drain:
     async def _scheduled(self, queue: QueueRecord) -> list[Record]:
         """Return the first of the queue's scheduled jobs."""
         return await first(self._broker.console, View(queue=queue.name, statuses=(Status.SCHEDULED,)), LOOKED_AT)
-
-    def _first_of(self, due: Iterable[Record]) -> Record | None:
-        return min(filter(self._can_run, due), key=lambda record: record.due_at, default=None)
 
     def _can_run(self, record: Record) -> bool:
         """Return True if this worker can run the job, even if another worker has parked it."""

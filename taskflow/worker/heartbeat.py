@@ -143,7 +143,9 @@ class Heartbeat:
                     await self._broker.beat(Beat(session=self._session.id, leaving=True))
                 return
             try:
-                asked_at, beat = time.monotonic(), self._next_beat()
+                asked_at, seen = time.monotonic(), self._listener.request  # read before the claims: one answered in between is younger
+                claims = self._lease_table.claims()
+                beat = Beat(session=self._session.id, claims=claims, seen=seen, looks=not claims)
                 deadline.begin(left if (left := lapses_at - asked_at) > 0 else math.inf)
                 answer = await self._send(beat, self._lease_table.reports())
                 deadline.end()
@@ -178,11 +180,6 @@ class Heartbeat:
         while not self._is_urgent and (left := min(pause, PROGRESS_EVERY) - (time.monotonic() - rested_at)) > 0:
             await self._waiter.wait(left)
         self._is_urgent = False
-
-    def _next_beat(self) -> Beat:
-        seen = self._listener.request  # read first, so that a claim answered in between is younger than `seen`
-        claims = self._lease_table.claims()
-        return Beat(session=self._session.id, claims=claims, seen=seen, looks=not claims)
 
     async def _send(self, beat: Beat, reports: tuple[Report, ...]) -> BeatAnswer:
         """Send the heartbeat with the reports. One that cannot be written is dropped, without harm to the others or to the leases."""

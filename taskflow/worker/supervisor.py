@@ -170,12 +170,9 @@ class Supervisor:
     def _fill_slots(self) -> None:
         now = self._clock()
         for number, slot in enumerate(self._slots):
-            if self._is_vacant(number) and slot.may_start_at <= now and self._may_start():
+            may_start = slot.may_start_at <= now and not slot.has_drained and slot.no_start is None
+            if may_start and all(worker.slot != number for worker in self._staying()) and self._may_start():
                 self._start(number)
-
-    def _is_vacant(self, number: int) -> bool:
-        slot = self._slots[number]
-        return not slot.has_drained and slot.no_start is None and not any(worker.slot == number for worker in self._staying())
 
     def _staying(self) -> list[WorkerProcess]:
         return [worker for worker in self._workers.values() if not worker.is_leaving]

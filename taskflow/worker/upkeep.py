@@ -136,7 +136,12 @@ class Upkeep:
         self._is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped, done.offers, done.ended))
         if done.next_in > 0:
             self._portions = 0
-            return max(0.0, min(looks_in, self._until_next(done.next_in) - fired_for))
+            next_in = done.next_in
+            # Workers that get the same time spread their calls. They call early rather than late, because a planned job may be due then. A
+            # short time is not changed: it means that this worker is alone, or that something is due.
+            if next_in > SHORT:
+                next_in *= 1.0 - 0.2 * self._chance.random()
+            return max(0.0, min(looks_in, min(next_in, LONGEST_PAUSE) - fired_for))
         self._portions += 1
         return 0.0 if self._is_awaited else BATCH_PAUSE
 
@@ -144,8 +149,3 @@ class Upkeep:
         if self._is_awaited:
             return LIMIT
         return next((moves for number, moves in PORTIONS if self._portions < number), LIMIT)
-
-    def _until_next(self, next_in: float) -> float:
-        # Workers that get the same time spread their calls. They call early rather than late, because a planned job may be due then. A
-        # short time is not changed: it means that this worker is alone, or that something is due.
-        return min(next_in * (1.0 - 0.2 * self._chance.random()) if next_in > SHORT else next_in, LONGEST_PAUSE)

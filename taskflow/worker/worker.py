@@ -133,7 +133,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             if (lifespan := self._app.settings.lifespan) is not None:
                 self._state = await stack.enter_async_context(lifespan())
-            self._threads = ThreadPool(self.options.concurrency, self._seams.start_thread, self._note_freed)
+            self._threads = ThreadPool(self.options.concurrency, self._seams.start_thread, self._sessions.note_freed)
             stack.callback(self._threads.close)
             middleware, start_thread, options = self._app.settings.middleware, self._seams.start_thread, self.options
             self._children = ChildPool(
@@ -219,10 +219,6 @@ class Worker:
         return WorkerSession(
             broker, executor, self._threads, self._scheduler, options, self._seams, self._events, ended_hooks=self._ended_hooks
         )
-
-    def _note_freed(self) -> None:
-        if (session := self._sessions.current) is not None:
-            session.lease_table.nudge()
 
     def _end_watchdog(self) -> None:
         watchdog, self._watchdog = self._watchdog, None
