@@ -269,8 +269,10 @@ class Watchdog:
             self._emit(lambda: InterpreterBlocked(lease, passed - LOOK, self._ttl, is_computed, shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
-        """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing: of its
-        current run if that lasts for half of this check's delay, or else of the last slow run, whose lines are gone."""
+        """Return the lease of the run that held the interpreter lock in `thread`, and the lines that the thread is executing.
+
+        If the current run has not lasted for half of this check's delay, it is the last slow run, whose lines are gone.
+        """
         holding, slow = self._holding_in(thread), self._watched.slow
         late = passed - LOOK
         if holding is not None and (holding.started or 0.0) <= self.looked_at - late / 2:

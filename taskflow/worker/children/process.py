@@ -70,6 +70,9 @@ _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.chi
 _UNTIL_DEAD: Final = 1.0
 _OUTPUT_WITHIN: Final = 0.2
 
+# Seconds without a byte after which the rest of a message is not awaited any more: a job may have written to the connection.
+_REST_WITHIN: Final = 10.0
+
 F = TypeVar("F", bound=ChildFailed)
 
 
@@ -99,6 +102,7 @@ class Child(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._unpacker = messages.Unpacker(spec.handshake.settings["max_payload"] + messages.OVERHEAD)
+        self._until_rest: asyncio.TimerHandle | None = None
         self._answer: asyncio.Future[messages.Message] = self._loop.create_future()
         self._run: HeldLease | None = None
         self._out_of_memory = OutOfMemory()
@@ -225,8 +229,17 @@ class Child(asyncio.Protocol):
             for message in self._unpacker.feed(data):
                 self._hear(message)
         except messages.ProtocolError as garbled:
-            self._give_up(_HungUp(f"sent {garbled}", is_its_own=False))
-            self.kill()
+            self._reject(str(garbled))
+        if self._until_rest is not None:
+            self._until_rest.cancel()
+            self._until_rest = None
+        if self._unpacker.is_halfway:
+            sent = f"half a message, and not the rest within {_REST_WITHIN:g} s"
+            self._until_rest = self._loop.call_later(_REST_WITHIN, self._reject, sent)
+
+    def _reject(self, sent: str) -> None:
+        self._give_up(_HungUp(f"sent {sent}", is_its_own=False))
+        self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_up(_HungUp("has closed its connection to the worker"))
