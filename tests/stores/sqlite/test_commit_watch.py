@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -20,11 +18,8 @@ from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker, commit_watch, wakeups
 from taskflow.broker.sqlite.transactions import Durability
 from taskflow.broker.wakeups import Waiter
-from taskflow.model.record import Status
-from taskflow.model.verdict import Completed, Failed, RunError, Settled
-from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, registered, succeeded
+from tests.stores.sqlite.support import Open, an_envelope, connected, registered, succeeded
 from tests.support.callers import Caller
-from tests.support.verdicts import settlement
 
 MAIL = topics.queue("mail")
 
@@ -78,33 +73,6 @@ async def test_so_does_one_after_a_long_transaction(caller: Caller, mail: Waiter
     assert await mail.wait(0.5)
 
 
-async def test_so_does_one_long_after_a_rollback(caller: Caller, mail: Waiter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was rolled back is looked for less and less often."""
-    monkeypatch.setattr(commit_watch, "_SHARE", 1.0)
-    caller.begin()
-    caller.enqueue(an_envelope(queue="mail"))
-    caller.roll_back()
-    await asyncio.sleep(0.6)
-    with caller.transaction():
-        caller.enqueue(an_envelope(queue="mail"))
-    assert await mail.wait(0.1)
-
-
-async def test_other_events_wake_too(broker: SqliteBroker, open_broker: Open, caller: Caller) -> None:
-    """The end of a job, its follow-ups, and a job that is due first."""
-    session = await registered(broker)
-    await broker.enqueue([an_envelope()])
-    [lease] = await broker.claim(session.id, 1, ["default"], 1)
-    other, told = open_broker(), (topics.job(lease.envelope.id), MAIL, topics.DUE)
-    listeners = [other.listen([topic]) for topic in told]
-    with caller.transaction():
-        caller.settle(settlement(lease, succeeded(lease).verdict, follow_ups=(an_envelope(queue="mail"),)))
-        caller.enqueue(an_envelope(after=60.0))
-    assert await asyncio.gather(*(listener.wait(1) for listener in listeners)) == [True] * 3
-    for listener in listeners:
-        listener.close()
-
-
 async def test_a_rollback_wakes_no_one(broker: SqliteBroker, caller: Caller, mail: Waiter) -> None:
     """Nor does the next commit, for what was rolled back, in whole or to a savepoint. After another one, nothing is looked for any more."""
     caller.begin()
@@ -139,40 +107,6 @@ async def test_a_completion_that_was_rolled_back_wakes_no_one(broker: SqliteBrok
         assert not await ended.wait(0.05)
 
 
-async def test_several_transactions_are_told_apart(broker: SqliteBroker, path: Path, open_broker: Open) -> None:
-    """One that was rolled back, one that was committed, and one that is still open."""
-    store, other = await broker.transactional(), open_broker()
-    with connected(path) as first, connected(path) as second:
-        callers = [Caller(connection, store) for connection in (first, second)]
-        listeners = {name: other.listen([topics.queue(name)]) for name in "abcd"}
-        callers[0].begin()
-        callers[0].enqueue(*envelopes(3, queue="a"))
-        callers[0].roll_back()
-        callers[1].begin()
-        for name in "bc":
-            callers[1].enqueue(an_envelope(queue=name))
-        callers[1].commit()
-        callers[0].begin()
-        callers[0].enqueue(an_envelope(queue="d"))
-        assert [await listeners[name].wait(0.1) for name in "abcd"] == [False, True, True, False]
-        callers[0].commit()
-        assert await listeners["d"].wait(1)
-        for listener in listeners.values():
-            listener.close()
-    assert not await is_expected(broker)
-
-
-async def test_a_commit_is_found_beside_a_busy_writer(broker: SqliteBroker, caller: Caller, mail: Waiter) -> None:
-    """Which waits for the lock, and gets it after the caller."""
-    caller.begin()
-    caller.enqueue(an_envelope(queue="mail"))
-    waiting = [asyncio.create_task(broker.enqueue(envelopes(10))) for _ in range(20)]
-    await asyncio.sleep(0.1)
-    caller.commit()
-    assert await mail.wait(1)
-    await asyncio.gather(*waiting)
-
-
 async def test_it_is_looked_for_no_longer_than_a_minute(
     broker: SqliteBroker, caller: Caller, mail: Waiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,42 +119,6 @@ async def test_it_is_looked_for_no_longer_than_a_minute(
     await asyncio.sleep(0.2)
     assert not await is_expected(broker)
     caller.commit()
-
-
-async def test_nothing_is_looked_for_without_a_transaction(broker: SqliteBroker, caller: Caller) -> None:
-    """Nor when a verb in one has added nothing."""
-    said = list[str]()
-    await broker.call(Durability.READ, lambda transitions: transitions.connection.set_trace_callback(said.append))
-    await broker.enqueue([job := an_envelope()])
-    with caller.transaction():
-        caller.enqueue(job)
-    said.clear()
-    await asyncio.sleep(0.1)
-    assert said == []
-
-
-async def test_a_look_costs_one_statement_while_nothing_changes(broker: SqliteBroker, caller: Caller) -> None:
-    """About 250 times a second at first."""
-    said = list[str]()
-    await broker.call(Durability.READ, lambda transitions: transitions.connection.set_trace_callback(said.append))
-    caller.begin()
-    caller.enqueue(*envelopes(100))
-    await asyncio.sleep(0.05)
-    said.clear()
-    await asyncio.sleep(0.5)
-    assert set(said) == {"PRAGMA data_version"}
-    assert 10 < len(said) <= 126
-    caller.roll_back()
-
-
-async def test_a_replaced_file_ends_the_search(broker: SqliteBroker, caller: Caller, path: Path) -> None:
-    caller.begin()
-    caller.enqueue(an_envelope(queue="mail"))
-    os.rename(path, f"{path}.away")
-    await asyncio.sleep(0.05)
-    assert broker._running().writer._transactions.commits.pause is None
-    caller.close()
-    assert await broker.enqueue([an_envelope()])
 
 
 # --- the end of a process ------------------------------------------------------------------------------------------------
@@ -271,17 +169,6 @@ async def test_a_script_that_ends_after_its_commit_wakes_listeners(mail: Waiter,
         assert await asyncio.to_thread(script.wait, 5) == 0
 
 
-async def test_a_script_that_ends_in_its_transaction_ends_at_once(broker: SqliteBroker, path: Path) -> None:
-    job = an_envelope()
-    with running("print('ending', flush=True)", path, job.id.hex()) as script:
-        assert script.stdout is not None
-        await asyncio.to_thread(script.stdout.readline)
-        began = time.monotonic()
-        assert await asyncio.to_thread(script.wait, 5) == 0
-        assert time.monotonic() - began < 3.0
-    assert await broker.read([job.id]) == [None]
-
-
 FORKING = """
     caller.commit()
     if (pid := os.fork()) == 0:
@@ -304,38 +191,3 @@ async def test_a_fork_looks_for_its_own_commits_only(open_broker: Open, mail: Wa
 
 
 # --- kills ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("is_committed", [False, True])
-async def test_a_killed_program_has_sent_what_it_has_committed(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
-    """And nothing else, at whatever moment it dies; its lock goes with it."""
-    for _ in range(5):
-        job = an_envelope()
-        ending = "caller.commit()" if is_committed else ""
-        with running(f"{ending}\nprint('now', flush=True)\nsys.stdin.readline()", path, job.id.hex()) as process:
-            assert process.stdout is not None
-            await asyncio.to_thread(process.stdout.readline)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        [record] = await broker.read([job.id])
-        assert (record and record.status) is (Status.READY if is_committed else None)
-        assert await broker.enqueue([an_envelope()])
-
-
-@pytest.mark.parametrize("is_committed", [False, True])
-async def test_a_killed_run_has_completed_what_it_has_committed(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
-    session = await registered(broker)
-    await broker.enqueue([an_envelope()])
-    [lease] = await broker.claim(session.id, 1, ["default"], 1)
-    store = await broker.transactional()
-    if (pid := os.fork()) == 0:
-        with connected(path) as connection:
-            caller = Caller(connection, store)
-            caller.begin()
-            caller.settle(succeeded(lease))
-            if is_committed:
-                caller.commit()
-            os.kill(os.getpid(), signal.SIGKILL)
-    await asyncio.to_thread(os.waitpid, pid, 0)
-    answer = Settled.COMMITTED if is_committed else Settled.OK
-    assert await broker.settle([settlement(lease, Completed(Failed(RunError("Lost", "killed"))))]) == [answer]

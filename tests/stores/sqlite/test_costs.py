@@ -15,7 +15,6 @@ import pytest
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.transactions import QueuedVerb, Transactions
-from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled, Settlement
@@ -90,7 +89,7 @@ async def test_a_claim_and_a_settlement_that_wait_together_share_a_transaction(
         ["BEGIN IMMEDIATE", "COMMIT"],
         ["BEGIN IMMEDIATE", "COMMIT"] * 2,  # the writer's thread was quicker than the second verb
     )
-    assert len(together) <= 18, together  # each is in a savepoint
+    assert len(together) <= 16, together  # each is in a savepoint
 
 
 async def test_an_enqueue_of_a_thousand_is_a_dozen_statements(broker: SqliteBroker, said: list[str]) -> None:
@@ -166,7 +165,7 @@ async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, calls: Call
         assert await broker.settle(settlements) == [Settled.OK] * number
         settling.append(calls.take())
     assert (claiming[3] - claiming[2]) / 200 <= 5.1
-    assert (settling[3] - settling[2]) / 200 <= 6.1
+    assert (settling[3] - settling[2]) / 200 <= 3.1
 
 
 # --- leases of others ---------------------------------------------------------------------------------------------------
@@ -186,51 +185,6 @@ async def test_a_lease_that_another_connection_took_away_is_stale(open_broker: O
     assert [record and record.status for record in records] == [Status.READY, Status.SUCCEEDED]
     [queue] = await broker.console.queues()
     assert counted(queue) == {Status.SUCCEEDED: 1, Status.READY: 1}
-
-
-async def test_a_lease_that_another_connection_settled_is_settled(open_broker: Open) -> None:
-    """A settlement whose answer was lost may come again by another way; and nothing is counted twice."""
-    broker, other = open_broker(), open_broker()
-    session = await registered(broker)
-    await broker.enqueue(envelopes(2))
-    batch = [succeeded(lease) for lease in await broker.claim(session.id, 1, ["default"], 2)]
-    assert await other.settle(batch[:1]) == [Settled.OK]
-    assert await broker.settle(batch) == [Settled.OK, Settled.OK]
-    [queue] = await broker.console.queues()
-    assert counted(queue) == {Status.SUCCEEDED: 2}
-
-
-async def test_a_lost_lease_leaves_the_verbs_beside_it_alone(open_broker: Open) -> None:
-    """They share a transaction."""
-    broker, other = open_broker(), open_broker()
-    await broker.enqueue(envelopes(2))
-    lost, living = await two_of_which_one_loses_its_lease(broker, other)
-
-    job = an_envelope()
-    first, second, refused, _ = await asyncio.gather(
-        broker.settle([lost]),
-        broker.settle([living]),
-        broker.claim(bytes(16), 1, [], 1),
-        broker.enqueue([job]),
-        return_exceptions=True,
-    )
-    assert (first, second) == ([Settled.STALE], [Settled.OK])
-    assert isinstance(refused, SessionLost)
-    [record] = await broker.read([job.id])
-    assert record is not None
-
-
-async def test_a_settlement_under_another_fence_is_stale(broker: SqliteBroker) -> None:
-    """An epoch, or a claim, that is not the lease's."""
-    session = await registered(broker)
-    await broker.enqueue(envelopes(1))
-    [lease] = await broker.claim(session.id, 1, ["default"], 1)
-    settlement = succeeded(lease)
-    wrong_epoch = Settlement(id=settlement.id, epoch=2, claim=lease.claim, verdict=settlement.verdict)
-    wrong_claim = Settlement(id=settlement.id, epoch=1, claim=lease.claim._replace(number=1), verdict=settlement.verdict)
-    assert await broker.settle([wrong_epoch]) == [Settled.STALE]
-    assert await broker.settle([wrong_claim]) == [Settled.STALE]
-    assert await broker.settle([settlement]) == [Settled.OK]
 
 
 async def test_a_claim_from_many_queues_reads_those_that_it_takes_from(broker: SqliteBroker, said: list[str]) -> None:

@@ -117,32 +117,6 @@ async def test_a_broken_verb_undoes_itself_and_nothing_else(broker: SqliteBroker
     assert metrics.totals["default"] == {"enqueue": 12, "claim": 2, "succeed": 2}
 
 
-async def test_a_name_that_was_rolled_back_is_given_again(broker: SqliteBroker) -> None:
-    """Names get numbers when they are first used: a number of an undone step must not be believed."""
-    broken = an_envelope(queue="new", job="new", priority=object())
-    with pytest.raises(Exception, match="not supported"):
-        await broker.enqueue([broken])
-    job = an_envelope(queue="new", job="new")
-    await broker.enqueue([job])
-
-    [record] = await broker.read([job.id])
-
-    assert record is not None
-    assert (record.queue, record.job) == ("new", "new")
-
-
-async def test_a_cancelled_caller(broker: SqliteBroker, path: Path) -> None:
-    """What it asked for may happen; nobody else is troubled."""
-    await broker.enqueue([an_envelope()])
-    with locked(path):
-        caller = asyncio.create_task(broker.enqueue([an_envelope()]))
-        await asyncio.sleep(0)
-        caller.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await caller
-    assert await broker.enqueue([an_envelope()])
-
-
 def test_one_broker_for_several_loops_and_threads(path: Path) -> None:
     """Eight threads at once, each with loops of its own, one after the other."""
     broker = SqliteBroker(path)
@@ -204,15 +178,6 @@ async def test_closing_does_not_hang_while_calls_wait(open_broker: Open, path: P
         outcomes = await asyncio.gather(*pending, return_exceptions=True)
     assert time.monotonic() - began < 2
     assert all(isinstance(outcome, BrokerUnavailable) for outcome in outcomes)
-
-
-async def test_what_was_accepted_before_closing_is_done(broker: SqliteBroker, open_broker: Open) -> None:
-    jobs = envelopes(50)
-    pending = [asyncio.create_task(broker.enqueue([job])) for job in jobs]
-    await asyncio.sleep(0)
-    await broker.close()
-    await asyncio.gather(*pending)
-    assert all(await open_broker().read([job.id for job in jobs]))
 
 
 def test_what_was_accepted_is_done_at_the_interpreters_end(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import statistics
 import subprocess
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.app.settings import Settings
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.errors import BrokerUnavailable
 from tests.stores.sqlite.support import Open, an_envelope, another_that_holds, locked
@@ -42,10 +40,6 @@ async def test_but_not_for_ever(open_broker: Open, path: Path) -> None:
         assert 0.15 < time.monotonic() - began < 1.5
     assert str(path) in str(unavailable.value)
     assert await broker.enqueue([job])
-
-
-def test_it_is_heard_of_before_the_application_gives_up() -> None:
-    assert inspect.signature(SqliteBroker).parameters["timeout"].default <= Settings().enqueue_timeout - 1
 
 
 async def test_the_wait_is_bounded_in_all(open_broker: Open, path: Path) -> None:

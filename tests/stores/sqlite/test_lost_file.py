@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sqlite3
 from pathlib import Path
 
@@ -60,19 +59,6 @@ async def test_a_removed_folder_is_a_clear_error(open_broker: Open, tmp_path: Pa
         await broker.enqueue([an_envelope()])
     folder.mkdir()
     assert await broker.enqueue([an_envelope()])
-
-
-async def test_the_log_of_a_file_that_was_not_replaced_stays(open_broker: Open, path: Path, tmp_path: Path) -> None:
-    """After a kill it holds what was answered with success; also when the whole store was copied elsewhere."""
-    broker = open_broker()
-    job = an_envelope()
-    await broker.enqueue([job])
-    (tmp_path / "copy").mkdir()
-    for ending in ("", "-wal", "-shm", "-taskflow"):
-        shutil.copy(f"{path}{ending}", tmp_path / "copy" / f"queue.db{ending}")
-
-    assert await open_broker(tmp_path / "copy" / "queue.db").read([job.id]) != [None]
-    assert await open_broker().read([job.id]) != [None]
 
 
 async def test_neighbours_of_a_call_that_finds_the_file_damaged_may_try_again(open_broker: Open, path: Path) -> None:

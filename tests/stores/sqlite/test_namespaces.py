@@ -42,12 +42,6 @@ def test_no_two_names_share_tables() -> None:
     assert len({table_prefix(name).lower() for name in names}) == len(names)
 
 
-async def test_upper_and_lower_case_are_two(open_broker: Open) -> None:
-    job = an_envelope()
-    await open_broker(namespace="Shop").enqueue([job])
-    assert await open_broker(namespace="shop").read([job.id]) == [None]
-
-
 def test_a_name_that_would_be_sql_is_refused(open_broker: Open) -> None:
     with pytest.raises(ValueError, match="characters"):
         open_broker(namespace='a"; DROP TABLE x; --')

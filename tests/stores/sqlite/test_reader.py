@@ -72,10 +72,3 @@ async def test_a_file_that_was_removed_or_replaced_is_not_read_any_more(open_bro
         with pytest.raises(BrokerUnavailable, match="was removed or replaced"):
             await broker.console.page(View())
         assert len(await listed(broker.console)) == int(rename)
-
-
-async def test_each_namespace_of_a_file_is_read(open_broker: Open) -> None:
-    brokers = [open_broker(namespace=f"n{number}") for number in range(3)]
-    for number, broker in enumerate(brokers):
-        await broker.enqueue(envelopes(number))
-    assert [len(await listed(broker.console)) for broker in brokers] == [0, 1, 2]

@@ -65,14 +65,6 @@ async def test_a_file_that_is_only_attached_is_refused(broker: SqliteBroker, con
         caller.commit()
 
 
-async def test_another_file_that_is_attached_does_no_harm(broker: SqliteBroker, connect: Connect, tmp_path: Path) -> None:
-    caller = connect()
-    caller.execute("ATTACH ? AS more", [str(tmp_path / "more.db")])
-    with caller.transaction():
-        caller.enqueue(job := an_envelope())
-    assert await status_of(broker, job) is Status.READY
-
-
 TEMPORARY = {
     "table": "CREATE TEMP TABLE {0} AS SELECT * FROM main.{0}",
     "view": "CREATE TEMP VIEW {0} AS SELECT * FROM main.{0}",
@@ -112,13 +104,6 @@ async def test_temporary_tables_of_our_names_are_not_taken_for_ours(
     assert [await status_of(broker, job) for job in jobs] == [Status.READY] * 4
     assert await status_of(broker, lease.envelope) is Status.SUCCEEDED
     assert len((await broker.console.page(View(tag="b"))).records) == 1
-
-
-@pytest.mark.parametrize("to", [":memory:", "", "another.db"])
-async def test_another_file_is_named_beside_ours(connect: Connect, path: Path, tmp_path: Path, to: str) -> None:
-    other = str(tmp_path / to) if to.endswith("db") else to
-    with pytest.raises(WrongConnection, match=f"to {other if to.endswith('db') else 'a database in memory'}, but the broker uses {path}"):
-        connect(other).begin()
 
 
 async def test_the_file_is_known_by_any_of_its_names(broker: SqliteBroker, connect: Connect, path: Path, tmp_path: Path) -> None:
@@ -165,22 +150,6 @@ async def test_tables_of_another_version_are_refused(connect: Connect, version: 
     with unaffected(caller), pytest.raises(BrokerRefused, match=message):
         caller.check()
     caller.roll_back()
-
-
-async def test_namespaces_are_apart(open_broker: Open, path: Path) -> None:
-    first, second = open_broker(namespace="a"), open_broker(namespace="B")
-    with connected(path) as connection:
-        caller, other = [Caller(connection, await broker.transactional()) for broker in (first, second)]
-        with caller.transaction():
-            other.check()
-            caller.enqueue(one := an_envelope())
-            other.enqueue(another := an_envelope())
-    assert [await status_of(broker, job) for broker in (first, second) for job in (one, another)] == [
-        Status.READY,
-        None,
-        None,
-        Status.READY,
-    ]
 
 
 async def test_tables_of_the_program_change_with_the_job(open_broker: Open, path: Path) -> None:
@@ -274,19 +243,6 @@ async def test_each_way_to_begin_a_transaction(broker: SqliteBroker, connect: Co
         assert await status_of(broker, job) is (Status.READY if ends == connection.commit else None)
 
 
-async def test_a_deferred_transaction_waits_for_another_writer(broker: SqliteBroker, connect: Connect, path: Path) -> None:
-    """If it had read first, SQLite would not wait but fail."""
-    caller = connect(timeout=5, check_same_thread=False)
-    for begin in (caller.begin, lambda: caller.execute("BEGIN")):
-        with connected(path, check_same_thread=False) as other:
-            other.execute("BEGIN IMMEDIATE")
-            threading.Timer(0.2, lambda other=other: other.execute("COMMIT")).start()
-            begin()
-            assert caller.enqueue(job := an_envelope()) == [Added(job.id)]
-            caller.commit()
-    assert await status_of(broker, job) is Status.READY
-
-
 async def test_a_transaction_that_has_read_too_early_is_told_what_to_do(broker: SqliteBroker, connect: Connect) -> None:
     """The driver's own error is raised, with a note."""
     caller = connect()
@@ -301,15 +257,6 @@ async def test_a_transaction_that_has_read_too_early_is_told_what_to_do(broker: 
             caller.roll_back()
 
 
-async def test_a_connection_of_another_thread_is_the_drivers_business(connect: Connect) -> None:
-    caller = connect()
-    caller.begin()
-    for _ in range(2):
-        with pytest.raises(sqlite3.ProgrammingError, match="thread"):
-            await asyncio.to_thread(caller.enqueue, an_envelope())
-    caller.commit()
-
-
 async def test_a_closed_broker_says_so(broker: SqliteBroker, connect: Connect) -> None:
     caller = connect()
     caller.begin()
@@ -317,16 +264,6 @@ async def test_a_closed_broker_says_so(broker: SqliteBroker, connect: Connect) -
     with unaffected(caller), pytest.raises(BrokerUnavailable, match="closed"):
         caller.enqueue(an_envelope())
     caller.commit()
-
-
-async def test_callers_may_keep_the_verbs_of_a_broker_that_is_gone(path: Path) -> None:
-    """They do not keep the broker."""
-    broker = SqliteBroker(path)
-    store = await broker.transactional()
-    await broker.close()
-    del broker
-    with connected(path) as connection, pytest.raises(BrokerUnavailable, match="closed"):
-        Caller(connection, store).enqueue(an_envelope())
 
 
 # --- all or nothing ------------------------------------------------------------------------------------------------------
@@ -378,14 +315,6 @@ async def test_a_verb_that_fails_half_way_changes_nothing(broker: SqliteBroker, 
             caller.roll_back()
             break
     assert at > 5
-
-
-class Wrapped(Exception):
-    """As frameworks wrap the errors of their drivers."""
-
-    def __init__(self, orig: Exception) -> None:
-        super().__init__(str(orig))
-        self.orig = orig
 
 
 async def test_refusals_of_ours_change_nothing(open_broker: Open, path: Path) -> None:
@@ -516,16 +445,3 @@ def _cancelled_at(number: int, caller: Caller, sent: Envelope) -> bool:
 
 
 # --- what others find ----------------------------------------------------------------------------------------------------
-
-
-async def test_names_of_a_transaction_that_was_rolled_back_are_forgotten(broker: SqliteBroker, connect: Connect) -> None:
-    """Their numbers may stand for other names now."""
-    caller = connect()
-    caller.begin()
-    caller.enqueue(an_envelope(queue="gone", job="gone"))
-    caller.roll_back()
-    await broker.enqueue([theirs := an_envelope(queue="theirs", job="theirs")])
-    with caller.transaction():
-        caller.enqueue(ours := an_envelope(queue="ours", job="ours"))
-    records = await broker.read([theirs.id, ours.id])
-    assert [record and (record.queue, record.job) for record in records] == [("theirs", "theirs"), ("ours", "ours")]

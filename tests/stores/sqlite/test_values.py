@@ -11,11 +11,9 @@ import pytest
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.errors import LARGEST_PAYLOAD
 from taskflow.model.errors import TooLarge
-from taskflow.model.rules import Backoff
-from taskflow.model.schedule import Definition
 from taskflow.model.session import Beat, Report
-from taskflow.model.verdict import Discarded, Failed, Parked, Progress, Retried, RunError, Settled, Settlement, Succeeded, Verdict
-from tests.stores.sqlite.support import a_session, an_envelope, envelopes, registered, succeeded
+from taskflow.model.verdict import Discarded, Failed, Progress, RunError, Settled, Settlement, Succeeded, Verdict
+from tests.stores.sqlite.support import a_session, an_envelope, registered, succeeded
 
 ODD = "lone \udc80 surrogate, \0 zero, \U0001f600"
 SHOWN = ODD.replace("\udc80", "\\udc80")
@@ -46,44 +44,6 @@ async def test_any_text(broker: SqliteBroker, verdict: Verdict, reason: str) -> 
     assert worker.session == msgspec.structs.replace(session, name=SHOWN)
 
 
-async def test_any_text_while_it_waits(broker: SqliteBroker) -> None:
-    session = await registered(broker)
-    await broker.enqueue(envelopes(2))
-    first, second = await broker.claim(session.id, 1, [], 2)
-    verdicts = [(first, Parked(ODD, 5.0)), (second, Retried(RunError("E", ODD), 5.0))]
-
-    await broker.settle([Settlement(id=lease.envelope.id, epoch=1, claim=lease.claim, verdict=verdict) for lease, verdict in verdicts])
-
-    parked, retried = await broker.read([first.envelope.id, second.envelope.id])
-    assert parked is not None
-    assert retried is not None
-    assert parked.waiting_for == ODD
-    assert retried.errors[0].message == ODD
-
-
-async def test_a_lease_brings_what_was_sent(broker: SqliteBroker) -> None:
-    """In the first answer, and in the same one again; the store keeps what it decides by to itself."""
-    sent = an_envelope(
-        queue="mail",
-        job="app.tasks.send",
-        payload=bytes(range(256)) * 3,
-        priority=-7,
-        key=b"k" * 16,
-        max_attempts=3,
-        timeout=1.5,
-        keep_result=7.0,
-        retry=Backoff(base=2.0, jitter=False),
-        headers={"tenant": "blå", "": "\0"},
-    )
-    await broker.enqueue([sent])
-    session = await registered(broker)
-
-    [lease] = await broker.claim(session.id, 1, ["mail"], 10)
-
-    assert lease.envelope == sent
-    assert await broker.claim(session.id, 1, ["mail"], 10) == [lease]
-
-
 async def test_payloads_of_all_sizes_in_one_claim(broker: SqliteBroker) -> None:
     """They come out of SQLite as one value and are cut apart again."""
     sent = [an_envelope(payload=bytes([number]) * (number * number)) for number in range(60)]
@@ -106,13 +66,6 @@ async def test_a_payload_that_is_too_large_is_refused_with_its_size(broker: Sqli
         await broker.enqueue([an_envelope(payload=bytes(70_000_000))])
     await broker.enqueue([small])
     assert await broker.read([small.id]) != [None]
-
-
-@pytest.mark.slow
-async def test_a_definition_that_would_not_be_read_back_is_refused(broker: SqliteBroker) -> None:
-    with pytest.raises(TooLarge, match=r"schedule nightly was not stored: its definition has 67,108,865 bytes"):
-        await broker.define([Definition("nightly", bytes(16), bytes(LARGEST_PAYLOAD + 1))])
-    assert await broker.console.schedules(["nightly", ODD]) == []
 
 
 async def test_the_longest_payload_comes_back(broker: SqliteBroker) -> None:
