@@ -43,11 +43,6 @@ local EXTRA, EXTRA_BYTES = '>c8c8c8c8c8c8c8c8c16c12I2I2I2I4I4I4', 110
 local NONE = '\0\0\0\0\0\0\0\0'
 local NO_LEASE = string.rep('\0', 28)
 
--- Returns whether it is a negative number, which no instant or count is. NONE is none, but for fields that are always there.
-local function is_past(number)
-  return byte(number) < 128 and number ~= NONE
-end
-
 local function decode_extra(stored)
   local status = byte(stored) - 64
   local header, sent, at = decode_waiting(stored, 1)
@@ -72,11 +67,8 @@ local function decode_extra(stored)
   entries = take(entries)
   header[F.entries] = entries and cmsgpack.unpack(entries)
   state, content = take(state), take(content)
-  if at ~= #stored + 1 or is_past(header[F.due_at]) or is_past(header[F.created_at]) or is_past(epoch) or epoch == NONE
-    or header[F.due_at] == NONE or header[F.created_at] == NONE or header[F.seq] == NONE or awaits == NONE or is_past(expires)
-    or is_past(claimed) or is_past(claimed_steady) or is_past(ended) or is_past(fades) or status > F.buried_status or status == F.running_status and not header[F.claimed_steady]
-    or status > F.running_status and not (header[F.ended_at] and header[F.fade_at])
-    or status == F.failed_status and #(header[F.cause] or '') < 8 then
+  if at ~= #stored + 1 or status > F.buried_status or status == F.running_status and not header[F.claimed_steady]
+    or status > F.running_status and not (header[F.ended_at] and header[F.fade_at]) then
     error('it is no job')
   end
   return header, sent, state or nil, content or nil

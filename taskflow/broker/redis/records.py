@@ -12,7 +12,6 @@ from taskflow.broker.engine.job import Job
 from taskflow.broker.engine.records import BURIED, FAILED, HEADERS, RUNNING, Kind, Type
 from taskflow.broker.engine.seam import Record, Ref
 from taskflow.broker.redis.layout import DEFAULTS, MARK, REFERENCE_BYTES, RUNNING_BYTES, WAITING_BYTES, number_in
-from taskflow.model.fingerprint import FINGERPRINT_BYTES
 from taskflow.model.record import Record as JobRecord
 from taskflow.model.stored_values import LATEST
 
@@ -157,7 +156,7 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
         stored, at
     )
     for name, number in zip(_NUMBERS, numbers, strict=True):
-        header[name] = number - _BIAS if number else None
+        header[name] = number - _BIAS if number else _JOB_DEFAULTS[name]
     status = header["status"] = stored[0] - GENERAL
     if status == RUNNING:
         header["session"], header["claim"] = session, claim
@@ -168,22 +167,10 @@ def _job(ref: Ref, rev: bytes, stored: bytes, with_content: bool) -> Record:
         at += size - 1 if size else 0
     worker, header["settled"], header["cause"], _, state, content = parts
     header["worker"] = None if worker is None else _worker_in(worker)
-    if at != len(stored) or not _is_sound(status, header) or None in (header["awaits"], header["epoch"]):
+    needed = ("claimed_steady",) if status == RUNNING else ("ended_at", "fade_at") if status > RUNNING else ()
+    if at != len(stored) or status > BURIED or None in map(header.get, needed):
         return unreadable(ref, stored)
     return Record(ref, rev, header, sent, state, content if with_content else None, _take_names(header, names))
-
-
-_NEVER_PAST: Final = ("due_at", "created_at", "epoch", "expires_at", "claimed_at", "claimed_steady", "ended_at", "fade_at")
-
-
-def _is_sound(status: int, header: dict[str, Any]) -> bool:
-    if any((header[name] or 0) < 0 for name in _NEVER_PAST):
-        return False
-    if status == RUNNING:
-        return header["claimed_steady"] is not None
-    if status > RUNNING and (header["ended_at"] is None or header["fade_at"] is None):
-        return False
-    return status <= BURIED and (status != FAILED or len(header["cause"] or b"") >= FINGERPRINT_BYTES)
 
 
 def _general(ref: Ref, rev: bytes, stored: bytes, request: bytes, with_content: bool) -> Record:

@@ -146,13 +146,6 @@ async def test_contents_that_look_like_references(world: World) -> None:
     assert [(await world.record(lease)).result for lease in leases] == odd
 
 
-async def test_one_job_settled_twice_in_a_call(world: World, client: redis.Redis) -> None:
-    lease = await world.running(payload=LARGE)
-    assert await world.settle(*[succeeded(lease, RESULT, keep_for=60.0)] * 2) == [Settled.OK] * 2
-    assert contents_of(world, client, lease.envelope.id) == [RESULT]
-    assert (await world.broker.console.metrics()).totals[lease.envelope.queue]["succeed"] == 1
-
-
 async def test_a_worker_that_lost_its_lease_replaces_no_result(world: World, client: redis.Redis) -> None:
     lost = await world.running(session := await world.a_session())
     await world.die(session)

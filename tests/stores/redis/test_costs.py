@@ -12,7 +12,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.record import CODES, Status
 from taskflow.model.session import Session
 from tests.support.harnesses import RedisHarness
-from tests.support.verdicts import failed, succeeded
+from tests.support.verdicts import succeeded
 from tests.support.world import World
 
 BATCH: Final = 100
@@ -96,15 +96,6 @@ async def test_a_plain_job_is_kept_in_the_fixed_layout_all_its_life(world: World
     await world.settle(*(succeeded(lease) for lease in leases))
     assert [stored(world, client, job_id)[0] for job_id in ids] == [CODES[Status.SUCCEEDED]] * 3
     assert len(stored(world, client, plain.id)) <= 200
-
-
-async def test_what_the_fixed_layout_has_no_place_for(world: World, client: redis.Redis) -> None:
-    """A job with a key is in it, until it ends."""
-    keyed, expiring = await world.add(key="k"), await world.add(expires=60.0)
-    tried = await world.running(queue="other")
-    await world.settle(failed(tried))
-    assert stored(world, client, keyed.id)[:1] in PLAIN
-    assert PLAIN.isdisjoint({stored(world, client, job_id)[:1] for job_id in (expiring.id, tried.envelope.id)})
 
 
 async def test_the_leases_of_a_busy_session_are_a_table(world: World, client: redis.Redis) -> None:

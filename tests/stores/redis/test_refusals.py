@@ -15,7 +15,7 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
-from taskflow import BrokerRefused, BrokerUnavailable, Status
+from taskflow import BrokerRefused, Status
 from taskflow.broker.console import Redone, View
 from taskflow.broker.redis import RedisBroker
 from taskflow.broker.redis.scripts import smallest_calls
@@ -23,7 +23,7 @@ from taskflow.broker.url import connect
 from taskflow.worker.events import SessionEnded
 from tests.cli.inprocess import Cli
 from tests.stores.redis.scene import Scene, commands
-from tests.stores.refusals import SECRET, WRONG, exits_by_broker
+from tests.stores.refusals import SECRET, exits_by_broker
 from tests.support.binaries import ServerBinary
 from tests.support.listing import listed
 from tests.support.servers import HOST, RedisServer, has_tls, redis_binaries
@@ -52,16 +52,6 @@ async def refusal(url: str, *, kind: type[Exception] = BrokerRefused) -> str:
 
 
 # --- passwords and access lists ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def locked() -> Iterator[RedisServer]:
-    with RedisServer(settings={"requirepass": SECRET}) as server:
-        yield server
-
-
-def test_an_unknown_user(locked: RedisServer, cli: Cli) -> None:
-    exits_by_broker(cli, f"redis://app:{WRONG}@{HOST}:{locked.port}/0", f"{HOST}:{locked.port} rejects this user and password")
 
 
 @contextmanager
@@ -163,22 +153,12 @@ async def test_tls_with_the_right_authority(behind_tls: RedisServer) -> None:
     gc.collect()  # what was not closed would be told here
 
 
-async def test_tls_whose_certificate_is_not_checked(behind_tls: RedisServer) -> None:
-    broker = connect(f"{behind_tls.url}?tls_check=0")
-    assert await broker.read([bytes(16)]) == [None]
-    await broker.close()
-
-
 def test_tls_with_an_unknown_authority(behind_tls: RedisServer, cli: Cli) -> None:
     exits_by_broker(cli, behind_tls.url, "over TLS cannot be trusted: .*certificate", r"\?tls_ca=")
 
 
 def test_tls_with_a_file_that_is_none(behind_tls: RedisServer, cli: Cli, tmp_path: Path) -> None:
     exits_by_broker(cli, f"{behind_tls.url}?tls_ca={tmp_path}/none.pem", "no TLS with Redis at .*none.pem")
-
-
-def test_no_tls_with_a_server_that_has_nothing_else(behind_tls: RedisServer, cli: Cli) -> None:
-    exits_by_broker(cli, f"redis://:{SECRET}@{HOST}:{behind_tls.port}/0", f"Redis at {HOST}:{behind_tls.port} does not answer")
 
 
 # --- replicas -----------------------------------------------------------------------------------------------------------
@@ -213,21 +193,6 @@ async def test_a_primary_that_is_demoted_and_promoted_again(scene: Scene, server
 
 
 # --- others -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_server_that_evicts(server: RedisServer, cli: Cli) -> None:
-    with server.client() as client:
-        client.config_set("maxmemory-policy", "allkeys-lru")
-    exits_by_broker(cli, server.url, "allkeys-lru.*evicting=1")
-
-
-async def test_a_database_that_the_server_does_not_have(server: RedisServer) -> None:
-    assert "DB index" in await refusal(f"redis://{HOST}:{server.port}/99")
-
-
-async def test_nobody_there_is_unavailable_and_no_refusal(server: RedisServer) -> None:
-    server.stop()
-    assert "does not answer" in await refusal(server.url, kind=BrokerUnavailable)
 
 
 def test_a_store_that_another_version_keeps_in_another_layout(server: RedisServer, cli: Cli) -> None:

@@ -1,11 +1,14 @@
-"""Describes a server's address and options, and creates connections with safe driver settings."""
+"""Describes a server's address and options, reads them from a broker URL, and creates connections with safe driver settings."""
 
 from __future__ import annotations
 
 import os
 import socket
 import ssl
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
+from urllib.parse import SplitResult, unquote
 
 import msgspec
 import redis
@@ -13,7 +16,8 @@ from redis.asyncio.connection import AbstractConnection, Connection, SSLConnecti
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from taskflow.model.errors import BrokerRefused
+from taskflow.model.errors import BrokerRefused, BrokerUrlError
+from taskflow.model.wording import IN_PASSWORDS
 
 ANSWER_WITHIN: Final = 3.0
 """Seconds that one command may take. This leaves time to send it again within the default `enqueue_timeout` (5 s)."""
@@ -115,3 +119,47 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
         for file in (self.ca_file, self.cert_file, self.key_file):
             if file is not None and not os.path.isfile(file):
                 raise BrokerRefused(f"no TLS with Redis at {self.host}:{self.port}: the broker URL names {file}, which is not a file")
+
+
+# --- from a URL ---------------------------------------------------------------------------------------------------
+
+
+def server_of(parts: SplitResult, options: Mapping[str, str]) -> RedisTarget:
+    """Return the server that a URL such as ``redis://user:password@host:6379/0?durability=fsync``
+    describes. Raises BrokerUrlError if an option is invalid; the message never shows a password."""
+    if parts.scheme != "rediss" and (tls := next((name for name in options if name.startswith("tls_")), None)):
+        raise BrokerUrlError(f"broker URL has {tls}= without TLS: write rediss://")
+    return RedisTarget(
+        host=parts.hostname or "localhost",
+        port=_port(parts),
+        db=_db(parts.path),
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        tls=parts.scheme == "rediss",
+        ca_file=options.get("tls_ca"),
+        cert_file=options.get("tls_cert"),
+        key_file=options.get("tls_key"),
+        check_certificate=_choice(options, "tls_check", ("0", "1"), "1") == "1",
+        fsync=_choice(options, "durability", ("server", "fsync"), "server") == "fsync",
+        evicting=_choice(options, "evicting", ("0", "1"), "0") == "1",
+    )
+
+
+def _port(parts: SplitResult) -> int:
+    with suppress(ValueError):  # its message may quote a part of the password, so it is not kept as the cause
+        return 6379 if parts.port is None else parts.port
+    raise BrokerUrlError(f"broker URL has a port that is not a number up to 65535; {IN_PASSWORDS}")
+
+
+def _db(path: str) -> int:
+    number = path.strip("/")
+    if number and not number.isdecimal():
+        raise BrokerUrlError(f"broker URL has a database that is not a number, as in redis://localhost:6379/0; {IN_PASSWORDS}")
+    return int(number or 0)
+
+
+def _choice(options: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str) -> str:
+    value = options.get(name, default)
+    if value not in allowed:
+        raise BrokerUrlError(f"broker URL has {name}={value!r}: expected {' or '.join(allowed)}")
+    return value
