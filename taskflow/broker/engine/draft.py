@@ -11,24 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from taskflow.broker.engine.job import Job
-from taskflow.broker.engine.records import Kind, Position
-from taskflow.broker.engine.seam import (
-    ABSENT,
-    KEEP,
-    Addition,
-    Apply,
-    Full,
-    Keep,
-    Locked,
-    Operation,
-    Put,
-    Query,
-    Ref,
-    Scan,
-    Snapshot,
-    Stale,
-    Step,
-)
+from taskflow.broker.engine.records import Kind
+from taskflow.broker.engine.seam import ABSENT, KEEP, Addition, Apply, Full, Keep, Locked, Operation, Put, Query, Ref, Snapshot, Stale, Step
 from taskflow.model.errors import BrokerUnavailable, StoreFull
 from taskflow.model.rules import Rules
 
@@ -235,10 +219,8 @@ def decide(
     items: Sequence[Item],
     one: Callable[[Draft, Item], T],
     rules: Rules,
-    refs: Iterable[Ref],
+    look: Query,
     *,
-    scans: tuple[Scan, ...] = (),
-    groups: tuple[tuple[str, Position], ...] = (),
     locked: T | None = None,
     grows: bool = False,
     together: bool = False,
@@ -246,7 +228,7 @@ def decide(
 ) -> Operation[list[T]]:
     """Decide on items, and apply the decisions. Items whose records have changed meanwhile are decided again.
 
-    `refs`      the records that the decisions will probably need; others are loaded when a decision needs them
+    `look`      what the decisions will probably need; other records are loaded when a decision needs them
     `locked`    the answer for an item whose records another program's open transaction has locked
     `together`  True if all decisions are one step
     `released`  gets the jobs to whose `awaits` the decisions have added
@@ -254,7 +236,7 @@ def decide(
     Raises StoreFull if the store has no room. Raises BrokerUnavailable if records keep changing, or are locked and `locked` is None.
     """
     answers: dict[int, T] = {}
-    known, is_locked = set(refs), False
+    known, is_locked = set(look.refs), False
     rounds = deque([(list(range(len(items))), 1)] if items else ())
     while rounds:
         numbers, tries = rounds.popleft()
@@ -262,8 +244,7 @@ def decide(
             raise BrokerUnavailable("another program's open transaction has locked the records of this call: try again")
         if tries > MAX_ROUNDS:
             raise BrokerUnavailable("other clients keep changing the records of this call: try again")
-        query = Query(tuple(known), scans, groups)
-        drafted = yield from _draft([items[number] for number in numbers], one, rules, query, known, together=together)
+        drafted = yield from _draft([items[number] for number in numbers], one, rules, look, known, together=together)
         if drafted is None:
             rounds.append((numbers, tries + 1))
             continue
@@ -295,11 +276,11 @@ def decide(
 
 
 def _draft(
-    items: Sequence[Item], one: Callable[[Draft, Item], T], rules: Rules, query: Query, known: set[Ref], *, together: bool
+    items: Sequence[Item], one: Callable[[Draft, Item], T], rules: Rules, look: Query, known: set[Ref], *, together: bool
 ) -> Operation[tuple[Draft, list[T]] | None]:
     """Load the records that the decisions need, and decide. Return None if they need more after `MAX_CHAIN` queries."""
     for _ in range(MAX_CHAIN):
-        draft = Draft((yield query._replace(refs=tuple(known))), rules)
+        draft = Draft((yield look._replace(refs=tuple(known))), rules)
         answers = draft.decide(items, one, together=together)
         if not draft.missing:
             return draft, answers

@@ -12,8 +12,8 @@ from taskflow.broker import topics
 from taskflow.broker.engine.bodies import session_body
 from taskflow.broker.engine.draft import Draft, Plain, decide as decide_once
 from taskflow.broker.engine.job import Job, State, text_bytes
-from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind
-from taskflow.broker.engine.seam import NOW, After, Operation, Ref, Scan
+from taskflow.broker.engine.records import BURIED, HELD, READY, RUNNING, SCHEDULED, Flag, Kind, Position
+from taskflow.broker.engine.seam import NOW, After, Operation, Query, Ref, Scan
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model import transitions, wording
 from taskflow.model.clock import to_microseconds
@@ -50,14 +50,15 @@ def decide(
     refs: Iterable[Ref],
     *,
     scans: tuple[Scan, ...] = (),
+    groups: tuple[tuple[str, Position], ...] = (),
     **more: Any,
 ) -> Operation[list[T]]:
     """Decide on items as `draft.decide` does. Then release the HELD jobs that have nothing to await any more."""
     released = set[bytes]()
-    answers: list[T] = yield from decide_once(items, one, rules, refs, scans=scans, released=released, **more)
+    answers: list[T] = yield from decide_once(items, one, rules, Query(tuple(refs), scans, groups), released=released, **more)
     if released:
         ids = sorted(released)
-        yield from decide_once(ids, _free, rules, [Ref(Kind.JOB, job_id) for job_id in ids], scans=scans)
+        yield from decide_once(ids, _free, rules, Query(tuple(Ref(Kind.JOB, job_id) for job_id in ids), scans))
     return answers
 
 
