@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Sequence
 from functools import cache
@@ -34,15 +35,18 @@ class Packing:
         plain = [(name, of_type) for name, of_type in columns if of_type is not Type.BYTES]
         large = [name for name, of_type in columns if of_type is Type.BYTES]
         self.names = [name for name, _ in plain] + large
-        self.texts = [name for name, of_type in plain if of_type is Type.NAME]
+        self._texts = [place for place, (_, of_type) in enumerate(plain) if of_type is Type.NAME]
         self._number = len(plain)
-        self.select = _select([name for name, _ in plain], large, [])
-        self.select_texts_as_bytes = _select([name for name, _ in plain], large, self.texts)
+        self.select = _select([name for name, _ in plain], large)
 
     def unpack(self, packed: bytes, joined: bytes | None) -> list[list[Any]]:
         """Return the rows. One with a value that is to be read alone is longer than the others."""
-        rows, at, joined = _decode(packed), 0, joined or b""
-        places = range(self._number, len(rows[0])) if rows else range(0)
+        at, joined = 0, joined or b""
+        try:
+            rows = _decode(packed)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            rows = self._decode_damaged(packed)
+        places = range(self._number, len(self.names))
         for row in rows:
             for place in places:
                 size = row[place]
@@ -56,13 +60,16 @@ class Packing:
                     row.append(None)
         return rows
 
-    def unpack_texts(self, packed: bytes, joined: bytes | None) -> list[list[Any]]:
-        """Return the rows that `select_texts_as_bytes` reads, with `NotUtf8` in place of texts that cannot be decoded."""
-        rows = list[list[Any]]()
-        for row in self.unpack(packed, joined):
-            texts = iter(row[len(self.names) :])
-            rows.append([_text_of(next(texts)) if name in self.texts else value for name, value in zip(self.names, row, strict=False)])
-            rows[-1].append(None)
+    def _decode_damaged(self, packed: bytes) -> list[list[Any]]:
+        """Return the rows with `NotUtf8` in place of texts that cannot be decoded."""
+        rows: list[list[Any]] = json.loads(packed.decode(errors="surrogateescape"), strict=False)
+        for row in rows:
+            for place in self._texts:
+                raw = (row[place] or "").encode(errors="surrogateescape")
+                if (text := raw.decode(errors="backslashreplace")) != (row[place] or ""):
+                    row[place] = NotUtf8(text)
+            if any(type(row[place]) is NotUtf8 for place in self._texts):
+                row.append(None)
         return rows
 
 
@@ -72,20 +79,11 @@ class NotUtf8(str):
     __slots__ = ()
 
 
-def _text_of(raw: bytes | TooLong | None) -> str | None:
-    if raw is None or isinstance(raw, TooLong):
-        return None if raw is None else NotUtf8("")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return NotUtf8(raw.decode(errors="backslashreplace"))
-
-
-def _select(plain: Sequence[str], large: Sequence[str], texts: Sequence[str]) -> str:
-    values = {name: f"r.{name}" for name in large} | {f"{name} ": f"CAST(r.{name} AS BLOB)" for name in texts}
-    items = ["0" if name in texts else f"r.{name}" for name in plain]
-    items += [f"iif(length({value}) > {MOST_TOGETHER}, -1 - length({value}), length({value}))" for value in values.values()]
-    parts = [f"iif(length({value}) <= {MOST_TOGETHER}, {value}, x'')" for value in values.values()]
+def _select(plain: Sequence[str], large: Sequence[str]) -> str:
+    values = [f"r.{name}" for name in large]
+    items = [f"r.{name}" for name in plain]
+    items += [f"iif(length({value}) > {MOST_TOGETHER}, -1 - length({value}), length({value}))" for value in values]
+    parts = [f"iif(length({value}) <= {MOST_TOGETHER}, {value}, x'')" for value in values]
     joined = f"CAST(group_concat({' || '.join(parts)}, '') AS BLOB)" if parts else "NULL"
     return f"CAST(json_group_array(json_array({', '.join(items)})) AS BLOB), {joined}"
 
@@ -93,17 +91,11 @@ def _select(plain: Sequence[str], large: Sequence[str], texts: Sequence[str]) ->
 def read_rows(
     connection: sqlite3.Connection, sql: Statements, text: str, packing: Packing, values: Sequence[object], size: int | None = None
 ) -> list[list[Any]]:
-    """Run a statement in whose text @ stands for what is selected. If a text is not UTF-8, read all of them again as bytes."""
-    for select, unpack in ((packing.select, packing.unpack), (packing.select_texts_as_bytes, packing.unpack_texts)):
-        statement = text.replace("@", select)
-        placed = sql[statement] if size is None else sql.of_rows(statement, size)
-        [(packed, joined)] = connection.execute(placed, tuple(values)).fetchall()
-        try:
-            return unpack(packed, joined)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            if unpack == packing.unpack_texts:
-                raise
-    raise AssertionError
+    """Run a statement in whose text @ stands for what is selected."""
+    statement = text.replace("@", packing.select)
+    placed = sql[statement] if size is None else sql.of_rows(statement, size)
+    [(packed, joined)] = connection.execute(placed, tuple(values)).fetchall()
+    return packing.unpack(packed, joined)
 
 
 # --- records ------------------------------------------------------------------------------------------------------
@@ -126,7 +118,6 @@ class RecordPacking(Packing):
         self._rev = self.names.index("rev")
         if entries is not None:
             self.select = self.select.replace("r.value", "e.value")
-            self.select_texts_as_bytes = self.select_texts_as_bytes.replace("r.value", "e.value")
 
     def record(self, connection: sqlite3.Connection, sql: Statements, row: list[Any]) -> Record:
         damage = self._whole(connection, sql, row) if len(row) > self._width else None

@@ -222,6 +222,9 @@ class OwnListener(Protocol):
 
     name: str | None
 
+    @property
+    def is_heard(self) -> bool: ...
+
     def received(self, topics: Iterable[str]) -> None: ...
 
 
@@ -236,7 +239,7 @@ class Notifier:
     def announce(self, news: Announcement, store: SqliteStore) -> None:
         """Wake the listeners that wait for one of these events. It is a hint, so a failure raises nothing."""
         listeners = self._folder.listeners()
-        if self._own.name is None or not listeners.names:
+        if self._own.is_heard and (self._own.name is None or not listeners.names):
             self._own.received(news.topics())
         if listeners.names:
             with contextlib.suppress(OSError, sqlite3.Error):

@@ -162,10 +162,12 @@ class SocketListener:
 
     # --- what senders tell -------------------------------------------------------------------------------------------
 
+    @property
+    def is_heard(self) -> bool:
+        return self._flag.is_heard
+
     def received(self, topics: Iterable[str]) -> None:
         """Wake the waiters of these topics."""
-        if not self._flag.is_heard:
-            return
         heard = [*topics]
         if any(map(is_queue, heard)):
             with self._lock:  # after `_show_waiting`: the sender has removed its file
