@@ -202,7 +202,6 @@ def literals() -> dict[str, str]:
         "L.prefixes": "({" + ", ".join(f"'{prefix}'" for prefix in PREFIXES) + "})",
         "L.fields": "({" + ", ".join(str(len(DEFAULTS[kind])) for kind in HEADERS) + "})",
         "L.defaults": "({" + ", ".join(lua_bytes(msgpack.packb(DEFAULTS[kind], use_bin_type=False) or b"") for kind in HEADERS) + "})",
-        "L.indexes": "({" + ", ".join(_names_of_indexes(kind) for kind in HEADERS) + "})",
         "L.types": "({" + ", ".join(_types(kind) for kind in HEADERS) + "})",
         "L.before_holder": lua_bytes(len(_LONE_KEY).to_bytes(4, "big") + _LONE_KEY[: -1 - ID_BYTES]),
         "L.behind_holder": lua_bytes(_LONE_KEY[-1:] + bytes(12)),
@@ -211,10 +210,6 @@ def literals() -> dict[str, str]:
         "L.places": ",\n".join(_places(kind) for kind in HEADERS),
     }
     return found
-
-
-def _names_of_indexes(kind: int) -> str:
-    return "{" + ", ".join(f"'{index.name}'" for index in INDEXES if index.kind == kind and index.name not in _BY_HAND) + "}"
 
 
 def _types(kind: int) -> str:

@@ -207,29 +207,6 @@ local function note_readied(queue, jobs)
   readied[queue] = (readied[queue] or 0) + jobs
 end
 
--- Returns the members of a record in the indexes, as far as a short look finds them.
-local function members_of(kind, id)
-  local found = {}
-  for _, name in ipairs(L.indexes[kind + 1]) do
-    if call('ZCARD', P .. 'i:' .. name) <= 10000 then
-      for _, member in ipairs(call('ZRANGE', P .. 'i:' .. name, 0, -1)) do
-        if sub(member, -#id) == id then
-          found[#found + 1], found[#found + 2] = name, member
-        end
-      end
-    end
-  end
-  for _, session in ipairs(kind == K.JOB and call('ZRANGE', P .. 'lessees', 0, -1) or {}) do
-    local leases = call('HGETALL', P .. 'leases:' .. session)
-    for i = 1, #leases, 2 do
-      if leases[i + 1] == id then
-        append_to(hdels, session, leases[i])
-      end
-    end
-  end
-  return found
-end
-
 -- Returns a record to change: `header` is nil if there is none. One that cannot be read is in no index.
 local function touch(kind, id, stored)
   local record
@@ -242,7 +219,7 @@ local function touch(kind, id, stored)
     end
   end
   if not is_read or type(header) ~= 'table' or #header ~= L.fields[kind + 1] then
-    record = { kind = kind, id = id, stored = stored, is_unread = stored and true, before = stored and members_of(kind, id) or nil }
+    record = { kind = kind, id = id, stored = stored, is_unread = stored and true, before = nil }
   elseif kind ~= K.JOB then
     record = { kind = kind, id = id, stored = stored, header = header, sent = sent, state = state, content = content, before = nil }
     record.before = PLACES[kind + 1](header, id)
@@ -399,12 +376,6 @@ local function set_aside(id, stored, status, queue)
   local is_read, read = pcall(decode_waiting, stored, 1)
   is_read = is_read and (first >= 64 or first < F.running_status)
   status, queue = status or first % 64 < F.buried_status and is_read and first % 64, queue or is_read and read[F.queue]
-  for i = 1, #record.before, 2 do
-    if record.before[i] == 'ended' then
-      status = struct.unpack('>I2', record.before[i + 1]) - 32768
-      queue = string.match(record.before[i + 1], '^..(.-)%z\1')
-    end
-  end
   record.status, record.queue = queue and status or nil, queue or '?'
   record.rev, record.is_new = L.stand_in, not record.status
   local now, header = enc(wall), cmsgpack.unpack(L.defaults[1])

@@ -88,22 +88,21 @@ class RedisStore:
 
     async def query(self, query: Query, awaited: Sequence[bytes] = (), listener: str = "") -> Snapshot:
         """Read. The listener awaits the ends of the jobs in `awaited`."""
-        return (await self._query(query, awaited, listener))[0]
+        return (await self.look(query, awaited, listener))[0]
 
-    async def look_for_upkeep(self, query: Query, listener: str, most_kept: int) -> tuple[Snapshot, bool]:
-        """Read for upkeep, and return whether `fade` has anything to do too. Listeners are nudged again for READY jobs."""
-        seen, reply = await self._query(query, (), listener, most_kept)
-        return seen, bool(reply[6])
-
-    async def _query(self, query: Query, *more: Any) -> tuple[Snapshot, Any]:
-        awaited, listener, most_kept = (*more, False)[:3]
-        reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, most_kept]))
+    async def look(
+        self, query: Query, awaited: Sequence[bytes] = (), listener: str = "", most_kept: int | None = None
+    ) -> tuple[Snapshot, bool]:
+        """Read. If `most_kept` is given, this is for upkeep: the listener awaits the next due time, others are nudged again for READY jobs,
+        and the second answer is whether `fade` has anything to do."""
+        for_upkeep: Any = most_kept is not None and most_kept
+        reply = await self._call("query", pack([*packed_query(query), list(awaited), listener, for_upkeep]))
         seen = await snapshot_of(query, reply, self._steady(), self.contents)
         if damaged := unreadable_in(seen):
             await self._set_aside(damaged)
-            reply = await self._call("query", pack([*packed_query(query), [], "", most_kept]))
+            reply = await self._call("query", pack([*packed_query(query), [], "", for_upkeep]))
             seen = await snapshot_of(query, reply, self._steady(), self.contents)
-        return seen, reply
+        return seen, bool(reply[6])
 
     async def _set_aside(self, ids: Sequence[bytes], were_ready: Sequence[bytes] = ()) -> None:
         """Put FAILED jobs in the place of those that cannot be read. `were_ready` has ids and queues in turn."""
