@@ -12,13 +12,11 @@ import msgspec
 from taskflow.app.app import App, default_app
 from taskflow.broker.console import Console, QueueRecord, View
 from taskflow.broker.paging import AT_ONCE, pages
-from taskflow.cli.diagnosis import in_row_of
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.job_filter import is_known_queue, queue_of
-from taskflow.cli.json_text import print_json
+from taskflow.cli.explain import short_reason
 from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
-from taskflow.cli.store import existing_broker, with_store
-from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, hanging, painted, room, wrapped
+from taskflow.cli.store import existing_broker, is_known_queue, queue_of, with_store
+from taskflow.cli.terminal import BOLD, GREEN, RED, YELLOW, cut, hanging, painted, print_json, print_lines, room, wrapped
 from taskflow.model.clock import Seams
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.fingerprint import shape
@@ -78,7 +76,7 @@ class QueueCoverage(msgspec.Struct, frozen=True, kw_only=True):
     of: int
 
 
-def run(arguments: argparse.Namespace) -> int:
+def check(arguments: argparse.Namespace) -> int:
     app = default_app()
     app.flag(broker=arguments.broker)
     try:
@@ -87,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         return Exit.USAGE
     require_jobs(app.registry, arguments.modules, all_submodules=arguments.all_submodules)
     app.registry.resolve()
-    return with_store(arguments, _check)
+    return with_store(_check, arguments)
 
 
 async def _check(app: App, arguments: argparse.Namespace) -> int:
@@ -109,7 +107,7 @@ async def _check(app: App, arguments: argparse.Namespace) -> int:
         print_json({"jobs": jobs, "queues": [*map(msgspec.structs.asdict, looked)]})
     else:
         with contextlib.suppress(BrokenPipeError):  # the exit code says more than the lines
-            _print(found, looked)
+            print_lines(_lines(found, looked))
     return Exit.FAILED if any(check.problems for check in found) else Exit.OK
 
 
@@ -138,23 +136,22 @@ def _lease_of(record: Record) -> Lease:
     )
 
 
-_COLORS: Final = {"park": YELLOW, "fail": RED}
-_WORDS: Final = {"park": "would park, and wait for", "fail": "would fail:"}
+_SHOWN: Final = {"park": (YELLOW, "would park, and wait for"), "fail": (RED, "would fail:")}
 
 
-def _print(found: list[JobCheck], looked: Iterable[QueueCoverage]) -> None:
+def _lines(found: list[JobCheck], looked: Iterable[QueueCoverage]) -> Iterator[str]:
     width = room()
     if found:
-        print(painted(f"{'FITS':>9}  {'PARKS':>9}  {'FAILS':>9}  JOB", BOLD))
+        yield painted(f"{'FITS':>9}  {'PARKS':>9}  {'FAILS':>9}  JOB", BOLD)
     for check in found:
-        print(cut(one_line(f"{check.fits:>9,}  {check.parks:>9,}  {check.fails:>9,}  {check.job}"), width))
+        yield cut(one_line(f"{check.fits:>9,}  {check.parks:>9,}  {check.fails:>9,}  {check.job}"), width)
         for problem in check.problems.values():
-            reason = f"{problem.count:,} {_WORDS[problem.outcome]} {one_line(in_row_of(check.job, problem.reason))}"
-            for line in hanging(INDENT, reason, width):
-                print(painted(line, _COLORS[problem.outcome]))
-            print(f"{INDENT}for example {problem.example}")
+            color, words = _SHOWN[problem.outcome]
+            reason = f"{problem.count:,} {words} {one_line(short_reason(check.job, problem.reason))}"
+            yield from (painted(line, color) for line in hanging(INDENT, reason, width))
+            yield f"{INDENT}for example {problem.example}"
     for line in _summary(found, looked):
-        print(*wrapped(line, width), sep="\n")
+        yield from wrapped(line, width)
 
 
 def _summary(found: list[JobCheck], looked: Iterable[QueueCoverage]) -> Iterator[str]:

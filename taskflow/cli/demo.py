@@ -4,82 +4,149 @@ them, and the summary is computed from the stored results."""
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
+import hashlib
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+import warnings
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from taskflow import Backoff, JobContext, job
 from taskflow.app.app import App, default_app
 from taskflow.app.handle import JobHandle
 from taskflow.app.sending import enqueue
-from taskflow.cli.demo_files import source_files
-from taskflow.cli.demo_jobs import SourceFile, index
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.progress_bar import Bar
-from taskflow.cli.worker_process import worker_process
+from taskflow.cli.terminal import Bar
+from taskflow.cli.worker_options import PREFIX
 from taskflow.model.errors import BrokerRefused, TaskflowError
 from taskflow.model.record import ENDED
 
 BATCH: Final = 200
 
+# Appends the package's folder to sys.path, so that the package is found in a clone that is not installed.
+_START: Final = "import sys; sys.path.append(sys.argv.pop(1)); from taskflow.cli.main import program; raise SystemExit(program())"
 
-def run(arguments: argparse.Namespace) -> int:
+
+@dataclass(frozen=True)
+class SourceFile:
+    """The facts about one file: its SHA-256, how many lines and definitions it has, and which modules it imports.
+
+    `definitions` is None if the file cannot be parsed. Some test suites contain such files on purpose.
+    """
+
+    path: str
+    sha256: str
+    lines: int
+    definitions: int | None
+    imports: list[str]
+
+
+@job(name="taskflow.demo.index", queue="demo", retry=Backoff(base=0.5), keep_result=3600)
+def index(ctx: JobContext, path: str, *, fails_once: bool = False) -> SourceFile:
+    if fails_once and ctx.attempt == 1:
+        raise OSError(f"{path}: this attempt fails on purpose, to show a retry")
+    content = Path(path).read_bytes()
+    definitions, imports = _parsed(content)
+    return SourceFile(path, hashlib.sha256(content).hexdigest(), content.count(b"\n"), definitions, imports)
+
+
+def _parsed(content: bytes) -> tuple[int | None, list[str]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nodes = list(ast.walk(ast.parse(content)))
+    except (SyntaxError, ValueError, RecursionError):
+        return None, []
+    definitions = sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in nodes)
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return definitions, sorted({name.partition(".")[0] for name in imported})
+
+
+def demo(arguments: argparse.Namespace) -> int:
     files = list(islice(source_files(), arguments.limit))
     if not files:
         raise TaskflowError("found no readable .py file: this Python has no standard library on disk")
-    return asyncio.run(_demo(files, _a_fresh_file(arguments.folder)))
+    given: str | None = arguments.folder
+    try:
+        folder = os.path.abspath(given if given is not None else tempfile.mkdtemp(prefix="taskflow-demo-"))
+        os.makedirs(folder, exist_ok=True)
+        descriptor, file = tempfile.mkstemp(".db", "demo-", folder)
+    except OSError as error:
+        where = f"--folder {given}" if given is not None else "no temporary folder"
+        raise BrokerRefused(f"{where}: {error.strerror}; name a writable folder with --folder") from error
+    os.close(descriptor)
+    return asyncio.run(_demo(files, file))
 
 
-async def _demo(files: list[str], file: Path) -> int:
+def source_files() -> Iterator[str]:
+    """Yield the paths of readable Python files: this Python's standard library, then its installed packages. The order is always the
+    same: folder by folder from the top, with names sorted."""
+    for root in dict.fromkeys(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")):
+        for folder, subfolders, names in os.walk(root):
+            subfolders[:] = sorted(set(subfolders) - {"site-packages", "dist-packages", "__pycache__"})
+            for path in (os.path.join(folder, name) for name in sorted(names) if name.endswith(".py")):
+                if os.access(path, os.R_OK):  # skips other users' private files and broken links
+                    yield path
+
+
+async def _demo(files: list[str], file: str) -> int:
     app = default_app()
-    url = f"sqlite:///{quote(str(file))}"
+    url = f"sqlite:///{quote(file)}"
     app.flag(broker=url)
     try:
         began = time.monotonic()
         handles = await enqueue(index.bind(path, fails_once=number == 0) for number, path in enumerate(files))
         print(f"{len(handles):,} Python files queued in {file}, {time.monotonic() - began:.2f} s")
         bar = Bar(len(handles))
-        with worker_process(url, "taskflow.cli.demo_jobs", "--queues", index.queue, say=bar.say) as worker:
+        with _worker_process(url) as worker:
             began = time.monotonic()
             await _watch(app, bar, worker)
             took = time.monotonic() - began
         failed = await _summarize(handles, took)
-        _tell_next(url, handles[0].id)
+        script, broker = sys.argv[0], f"--broker {shlex.quote(url)}"
+        command = shlex.quote(script) if Path(script).name == "taskflow" else f"{shlex.quote(sys.executable)} -m taskflow"
+        print("\nThe queue is kept. Try next:")
+        print(f"  {command} status {broker}")
+        print(f"  {command} jobs {broker} --limit 10")
+        print(f"  {command} jobs {handles[0].id} {broker}    # the one that failed once")
         return Exit.FAILED if failed else Exit.OK
     finally:
         await app.close()
 
 
-def _a_fresh_file(given: str | None) -> Path:
-    """Create a file in the given folder, or in a temporary one, and return its path:
-    demo.db, or demo-2.db after an earlier demo. The file is kept."""
-    try:
-        folder = Path(given if given is not None else tempfile.mkdtemp(prefix="taskflow-demo-")).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while True:
-            file = folder / (f"demo-{number}.db" if number > 1 else "demo.db")
-            with suppress(FileExistsError):
-                file.touch(0o600, exist_ok=False)
-                return file
-            number += 1
-    except OSError as error:
-        where = f"--folder {given}" if given is not None else "no temporary folder"
-        raise BrokerRefused(f"{where}: {error.strerror}; name a writable folder with --folder") from error
+@contextmanager
+def _worker_process(url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a real worker process, in the root folder, so that a `queue.py` in the user's folder does not hide Python's own."""
+    command = [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[2])]
+    command += ["worker", "taskflow.cli.demo", "--queues", index.queue, "--log-level", "error"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | {"TASKFLOW_BROKER": url}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd="/", env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-async def _watch(app: App, bar: Bar, worker: subprocess.Popen[str]) -> None:
+async def _watch(app: App, bar: Bar, worker: subprocess.Popen[bytes]) -> None:
     """Wait until all jobs have ended, updating the progress bar ten times a second.
 
     Raises TaskflowError if the worker exits before that.
@@ -100,9 +167,6 @@ async def _watch(app: App, bar: Bar, worker: subprocess.Popen[str]) -> None:
                 f"the worker ended too early ({how}): {done:,} of {total:,} jobs are done, the others wait for another worker"
             )
         await asyncio.sleep(0.1)
-
-
-# --- the summary ----------------------------------------------------------------------------------------------------
 
 
 async def _summarize(handles: list[JobHandle[SourceFile]], took: float) -> int:
@@ -128,20 +192,3 @@ async def _summarize(handles: list[JobHandle[SourceFile]], took: float) -> int:
     print(f"failed       {failed:,}")
     print(f"jobs/s       {len(handles) / took:,.0f}")
     return failed
-
-
-def _tell_next(url: str, failed_once: str) -> None:
-    command, broker = _as_called(), f"--broker {shlex.quote(url)}"
-    print("\nThe queue is kept. Try next:")
-    print(f"  {command} status {broker}")
-    print(f"  {command} jobs {broker} --limit 10")
-    print(f"  {command} jobs {failed_once} {broker}    # the one that failed once")
-
-
-def _as_called() -> str:
-    """Return the command with which the user can run taskflow again from the same folder."""
-    script = sys.argv[0]
-    if Path(script).name != "taskflow":
-        return f"{shlex.quote(sys.executable)} -m taskflow"
-    found = shutil.which("taskflow")
-    return "taskflow" if found is not None and os.path.realpath(found) == os.path.realpath(script) else shlex.quote(script)

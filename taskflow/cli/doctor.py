@@ -1,33 +1,31 @@
-"""`taskflow doctor`: checks whether jobs are safe in the store."""
+"""`taskflow doctor | migrate`: checks whether jobs are safe in the store, and brings its tables to the version of this taskflow."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
 from taskflow.app.app import App
 from taskflow.app.package_conflict import advice
 from taskflow.broker.console import Console, Finding
+from taskflow.broker.migrations import Migrating, Upgrade
 from taskflow.broker.url import masked
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.json_text import print_json
-from taskflow.cli.store import existing_broker, with_store
-from taskflow.cli.terminal import GREEN, RED, YELLOW, painted
-from taskflow.model.errors import BrokerError, BrokerRefused
+from taskflow.cli.store import existing_broker, on_store
+from taskflow.cli.terminal import GREEN, RED, YELLOW, painted, print_json
+from taskflow.model.errors import BrokerError, BrokerRefused, ConfigurationError
 from taskflow.model.printable import message, one_line
 
 OF_LEVEL: Final = {"ok": GREEN, "note": YELLOW, "problem": RED}
 
 
-def run(arguments: argparse.Namespace) -> int:
-    return with_store(arguments, _examine)
-
-
-async def _examine(app: App, arguments: argparse.Namespace) -> int:
+@on_store
+async def doctor(app: App, arguments: argparse.Namespace) -> int:
     """Print the findings. Return 1 if any of them is a problem. If there is no store, print those about the installation."""
-    findings = _of_installation()
+    findings = [] if (says := advice()) is None else [Finding("installation", "problem", says)]
     try:
         console = (await existing_broker(app)).console
         findings += await console.examine()
@@ -38,23 +36,14 @@ async def _examine(app: App, arguments: argparse.Namespace) -> int:
                 raise
     except BrokerError:
         if findings:
-            _print(app, findings, arguments)
+            _print_findings(app, findings, arguments)
         raise
-    _print(app, findings, arguments)
+    _print_findings(app, findings, arguments)
     return Exit.FAILED if _has_problem(findings) else Exit.OK
 
 
 def _has_problem(findings: list[Finding]) -> bool:
     return any(finding.level == "problem" for finding in findings)
-
-
-def _print(app: App, findings: list[Finding], arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        print_json({"broker": masked(app.broker_url()), "findings": msgspec.to_builtins(findings)})
-    else:
-        print(f"broker   {one_line(masked(app.broker_url()))}")
-        for finding in findings:
-            print(f"{painted(f'{finding.level:<8}', OF_LEVEL[finding.level])} {finding.topic}: {message(finding.says)}")
 
 
 async def _of_workers(console: Console) -> list[Finding]:
@@ -64,6 +53,52 @@ async def _of_workers(console: Console) -> list[Finding]:
     return troubled or [Finding("workers", "ok", f"no trouble reported by {len(workers):,}")] * bool(workers)
 
 
-def _of_installation() -> list[Finding]:
-    says = advice()
-    return [] if says is None else [Finding("installation", "problem", says)]
+def _print_findings(app: App, findings: list[Finding], arguments: argparse.Namespace) -> None:
+    broker = masked(app.broker_url())
+    if arguments.json:
+        print_json({"broker": broker, "findings": msgspec.to_builtins(findings)})
+        return
+    print(f"broker   {one_line(broker)}")
+    for finding in findings:
+        print(f"{painted(f'{finding.level:<8}', OF_LEVEL[finding.level])} {finding.topic}: {message(finding.says)}")
+
+
+@on_store
+async def migrate(app: App, arguments: argparse.Namespace) -> int:
+    if arguments.sql and arguments.json:
+        raise ConfigurationError("migrate takes --sql or --json, not both")
+    broker, scheme = app.broker(), urlsplit(app.broker_url()).scheme
+    is_done = False
+    if not isinstance(broker, Migrating):
+        upgrade = Upgrade(place=f"{scheme}://", version=0, migrations=())
+        if not arguments.json:
+            print(f"{'-- ' if arguments.sql else ''}{scheme}:// needs no migrations: the first use creates everything")
+            return Exit.OK
+    elif arguments.sql:
+        print(await broker.sql(), end="")
+        return Exit.OK
+    else:
+        is_done = not arguments.plan
+        upgrade = await (broker.migrate() if is_done else broker.pending())
+    if arguments.json:
+        migrations = [{"version": migration.version, "description": migration.description} for migration in upgrade.migrations]
+        told = {"place": upgrade.place, "version": upgrade.version, "target": upgrade.target, "migrations": migrations, "done": is_done}
+        print_json(told)
+    else:
+        _print_upgrade(upgrade, is_done=is_done)
+    return Exit.OK
+
+
+def _print_upgrade(upgrade: Upgrade, *, is_done: bool) -> None:
+    place = one_line(upgrade.place)
+    if not upgrade.migrations:
+        print(f"{place} is up to date (version {upgrade.version})")
+    elif not is_done:
+        print(f"{place} {f'has version {upgrade.version}' if upgrade.version else 'does not exist yet'}; pending:")
+        for migration in upgrade.migrations:
+            print(f"  {migration.version}  {migration.description}")
+        print("to apply: taskflow migrate; to see the SQL: taskflow migrate --sql")
+    elif upgrade.version:
+        print(f"{place}: version {upgrade.version} -> {upgrade.target}")
+    else:
+        print(f"{place}: created, version {upgrade.target}")

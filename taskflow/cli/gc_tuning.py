@@ -1,4 +1,4 @@
-"""Adjusts Python's cyclic garbage collector in a worker's process."""
+"""Adjusts Python's cyclic garbage collector in a worker's process. `main` loads this module before all others."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ class Collector:
     """A context manager in which Python's garbage collector runs rarely until `settle` is called. From then on
     it runs as usual, but skips objects that existed before.
 
-    These objects are the modules and everything that the application created when it started. Scanning them would delay the
-    first burst of jobs, by 3 ms with this package alone, and later bursts too. The drawback is that reference cycles
-    among them that are dropped later are not freed before the worker exits.
+    These are the modules and everything that the application created when it started. Scanning them would delay the first burst of jobs,
+    by 3 ms with this package alone, and later bursts too. The drawback: reference cycles among them that are dropped later are not freed.
     """
 
     def __init__(self) -> None:
         self._before: tuple[int, int, int] | None = None
-        self._while_starting: tuple[int, int, int] | None = None
         self._has_frozen = False
 
     def __enter__(self) -> Self:
         before = gc.get_threshold()
         if 0 < before[0] < RARE_COLLECTIONS:  # otherwise it is off, or already this rare
-            gc.set_threshold(RARE_COLLECTIONS, *before[1:])
-            self._before, self._while_starting = before, gc.get_threshold()
+            gc.set_threshold(RARE_COLLECTIONS)
+            self._before = before
         return self
 
     def settle(self) -> None:
@@ -44,6 +42,6 @@ class Collector:
 
     def _restore(self) -> None:
         """Restore the threshold, unless the application has set another one."""
-        if self._before is not None and gc.get_threshold() == self._while_starting:
+        if self._before is not None and gc.get_threshold()[0] == RARE_COLLECTIONS:
             gc.set_threshold(*self._before)
         self._before = None

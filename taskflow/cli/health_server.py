@@ -24,7 +24,7 @@ LARGEST_REQUEST: Final = 8_192
 ANSWER_WITHIN: Final = 2.0
 """Seconds allowed for a request and its answer."""
 MOST_AT_ONCE: Final = 64
-"""The maximum number of open connections. One more replaces an old one: see `HealthServer._close_oldest_of_busiest`."""
+"""The maximum number of open connections. One more replaces the oldest one of the client that has most."""
 ACCEPTED_AT_ONCE: Final = 8
 """The number of connections to accept before the open ones are read. It is small, so that even in a
 flood of connections, each is read before others replace it."""
@@ -37,7 +37,6 @@ STEPS_TO_ADMIT: Final = 3
 """Turns of asyncio's event loop between accepting a connection and admitting it."""
 
 Ask = Callable[[], HealthCheck]
-Response = tuple[HTTPStatus, Mapping[str, object]]
 
 
 def listener(host: str, port: int) -> socket.socket:
@@ -57,7 +56,7 @@ class HealthServer:
         self._listener = listener
         self._asks = asks
         self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}  # ordered by age, the oldest first
-        self._end: Callable[[], None] = lambda: None
+        self._end: Callable[[], object] = lambda: None
         self._thread: threading.Thread | None = None
 
     @property
@@ -71,7 +70,8 @@ class HealthServer:
         is_serving.wait(STARTED_WITHIN)
 
     def stop(self) -> None:
-        self._end()
+        with contextlib.suppress(RuntimeError):  # the thread has ended by itself
+            self._end()
         if self._thread is not None:
             self._thread.join(ENDED_WITHIN)
         self._listener.close()
@@ -84,12 +84,7 @@ class HealthServer:
 
     async def _serve(self, is_serving: threading.Event) -> None:
         loop, ending = asyncio.get_running_loop(), asyncio.Event()
-
-        def end() -> None:
-            with contextlib.suppress(RuntimeError):  # the thread has ended by itself
-                loop.call_soon_threadsafe(ending.set)
-
-        self._end = end
+        self._end = lambda: loop.call_soon_threadsafe(ending.set)
         server = await asyncio.start_server(self._admit, sock=self._listener, limit=LARGEST_REQUEST, backlog=ACCEPTED_AT_ONCE)
         self._listener.listen(UNACCEPTED)  # asyncio uses one number for both
         is_serving.set()
@@ -102,8 +97,12 @@ class HealthServer:
             writer.transport.abort()
 
     def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._open) >= MOST_AT_ONCE:
-            self._close_oldest_of_busiest()
+        if len(self._open) >= MOST_AT_ONCE:  # a client with many connections must not keep the others out
+            clients = [(each.get_extra_info("peername") or (None,))[0] for each in self._open]
+            [(busiest, _)] = Counter(clients).most_common(1)
+            oldest = next(each for each, client in zip(self._open, clients, strict=True) if client == busiest)
+            del self._open[oldest]
+            oldest.transport.abort()
         self._open[writer] = hearing = asyncio.get_running_loop().create_task(self._handle(reader, writer))
         hearing.add_done_callback(lambda _: self._open.pop(writer, None))
 
@@ -121,47 +120,33 @@ class HealthServer:
         finally:
             writer.transport.abort()  # has no effect if it is closed
 
-    def _close_oldest_of_busiest(self) -> None:
-        """Close the oldest connection of the client that has the most, so that a
-        client with many connections cannot keep the others out."""
-        clients = [(writer.get_extra_info("peername") or (None,))[0] for writer in self._open]
-        [(busiest, _)] = Counter(clients).most_common(1)
-        oldest = next(writer for writer, client in zip(self._open, clients, strict=True) if client == busiest)
-        del self._open[oldest]
-        oldest.transport.abort()
-
     async def _answer_to(self, reader: asyncio.StreamReader) -> bytes:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
-            return _written(_refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
-        parts = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
-        if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
-            return _written(_refused(HTTPStatus.BAD_REQUEST))
-        method, target, _ = parts
-        if method not in ("GET", "HEAD"):
-            return _written(_refused(HTTPStatus.METHOD_NOT_ALLOWED))
-        return _written(self._found(target), with_body=method == "GET")
+            return _answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        match head.partition(b"\r\n")[0].decode("latin-1").split(" "):
+            case ["GET" | "HEAD" as method, target, version] if version.startswith("HTTP/1."):
+                return self._found(target, with_body=method == "GET")
+            case [_, _, version] if version.startswith("HTTP/1."):
+                return _answer(HTTPStatus.METHOD_NOT_ALLOWED)
+            case _:
+                return _answer(HTTPStatus.BAD_REQUEST)
 
-    def _found(self, target: str) -> Response:
+    def _found(self, target: str, *, with_body: bool) -> bytes:
         try:
             ask = self._asks.get(urlsplit(target).path)
         except ValueError:
-            return _refused(HTTPStatus.BAD_REQUEST)
+            return _answer(HTTPStatus.BAD_REQUEST, with_body=with_body)
         if ask is None:
-            return HTTPStatus.NOT_FOUND, {"why": f"there are {' and '.join(self._asks)}"}
+            return _answer(HTTPStatus.NOT_FOUND, {"why": f"there are {' and '.join(self._asks)}"}, with_body=with_body)
         found = ask()
         status = HTTPStatus.OK if found.is_well else HTTPStatus.SERVICE_UNAVAILABLE
-        return status, {"ok": found.is_well, "why": found.why, **found.facts}
+        return _answer(status, {"ok": found.is_well, "why": found.why, **found.facts}, with_body=with_body)
 
 
-def _refused(status: HTTPStatus) -> Response:
-    return status, {"why": status.phrase}
-
-
-def _written(response: Response, *, with_body: bool = True) -> bytes:
-    status, shown = response
-    body = json.dumps(shown).encode() + b"\n"
+def _answer(status: HTTPStatus, shown: Mapping[str, object] | None = None, *, with_body: bool = True) -> bytes:
+    body = json.dumps(shown or {"why": status.phrase}).encode() + b"\n"
     allow = "Allow: GET, HEAD\r\n" if status is HTTPStatus.METHOD_NOT_ALLOWED else ""
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\n{allow}Content-Type: application/json\r\n"

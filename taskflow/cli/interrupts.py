@@ -9,7 +9,7 @@ import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
 class Interrupted(KeyboardInterrupt):
@@ -20,17 +20,12 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def raising(*numbers: int) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def raising(*numbers: int) -> Iterator[None]:
     """In this block, these signals raise `Interrupted`, so that the block can undo its work. A signal that is ignored, as under `nohup`,
     stays ignored."""
-    return handled_by(_raise, *numbers)
-
-
-@contextlib.contextmanager
-def handled_by(handler: Callable[[int, object], None] | signal.Handlers, *numbers: int) -> Iterator[None]:
-    """Let `handler` handle these signals in this block, except those that are ignored."""
     can_handle = _thread.get_ident() == _main_thread
-    before = {number: signal.signal(number, handler) for number in numbers if can_handle and signal.getsignal(number) != signal.SIG_IGN}
+    before = {number: signal.signal(number, _raise) for number in numbers if can_handle and signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     finally:

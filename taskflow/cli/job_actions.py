@@ -6,63 +6,323 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
 
 from taskflow.app.app import App
-from taskflow.app.audit_log import recorded, selection
-from taskflow.app.bulk_actions import ASKED, CHANGED, DEFAULTS, UNKNOWN, ActionResult, CallOnce, act, apply, check_view, count, foresee
-from taskflow.broker.console import Redone, View
+from taskflow.app.audit_log import ActionProgress, recorded, selection
+from taskflow.app.bulk_actions import (
+    ASKED,
+    CHANGED,
+    DEFAULTS,
+    UNKNOWN,
+    ActionResult,
+    CallOnce,
+    act as act_on_view,
+    apply,
+    check_view,
+    count,
+    foresee,
+)
+from taskflow.app.failure_groups import group_ids
+from taskflow.broker.console import Redone
 from taskflow.broker.protocol import Broker
-from taskflow.cli.action_report import ActionReport, operator
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.interrupts import raising
-from taskflow.cli.job_filter import all_or_filters, filter_of, ids_of, ids_or_filters, is_known_queue, note_unknown_job, suggestion
-from taskflow.cli.json_text import print_json
-from taskflow.cli.progress_bar import Bar, confirmed
-from taskflow.cli.store import existing_broker, with_store
+from taskflow.cli.store import (
+    existing_broker,
+    filter_of,
+    given_filters,
+    ids_of,
+    is_known_queue,
+    note_unknown_job,
+    operator,
+    suggestion,
+    with_store,
+)
+from taskflow.cli.terminal import Bar, confirmed, print_json, print_now
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.ids import id_text, key_digest
-from taskflow.model.printable import one_line
+from taskflow.model.printable import message, one_line
+from taskflow.model.record import Record, Status
+
+AT_ONCE: Final = 100
+MOST_LOOKED_AT: Final = 1_000
+"""The most jobs that are read between two portions, however many have not run yet."""
+
+LOOK_EVERY: Final = 0.2
+
+PAST: Final = {"retry": "retried", "cancel": "cancelled", "purge": "purged"}
 
 
-def run(arguments: argparse.Namespace) -> int:
+class Report(msgspec.Struct, kw_only=True):
+    """The JSON of `retry`, `cancel` and `purge`.
+
+    `matching`  the number of jobs that match or were named; in a dry run, only the named jobs that can be changed
+    `jobs`      the result for each job that was named
+    `stages`    the stages of `retry --group`
+    `stopped`   the reason why `retry --group` stopped early
+    """
+
+    act: str
+    dry_run: bool
+    matching: int
+    changed: int = 0
+    asked: int = 0
+    refused: dict[str, int] = {}
+    jobs: list[dict[str, str]] = []
+    stages: list[dict[str, int]] = []
+    stopped: str | None = None
+
+    def add(self, done: ActionResult) -> None:
+        self.changed, self.asked, self.refused = done.changed, done.asked, done.refused
+
+    def print(self, *, is_json: bool, text: str = "") -> None:
+        if is_json:
+            print_json(msgspec.structs.asdict(self))
+        elif text:
+            print(text)
+
+    @property
+    def text(self) -> str:
+        asked = f", asked {self.asked:,} running to stop" if self.asked else ""
+        return f"{PAST[self.act]} {self.changed:,}{asked}"
+
+
+def act(arguments: argparse.Namespace) -> int:
     with raising(signal.SIGTERM, signal.SIGHUP):  # so that the audit log gets what was done until then
-        return with_store(arguments, _act)
+        return with_store(_act, arguments)
 
 
 async def _act(app: App, arguments: argparse.Namespace) -> int:
-    if arguments.command in ("pause", "resume"):
-        return await _pause(app.broker(), arguments)
-    ids_or_filters(arguments)
-    if arguments.command == "retry" and (staged := _staged(arguments)) is not None:
-        return await staged(app, arguments)
+    command, filters = arguments.command, given_filters(arguments)
+    if command == "retry" and arguments.group is not None:
+        if arguments.ids or arguments.all:
+            raise ConfigurationError("retry takes --group, ids or --all: leave out all but one")
+        if arguments.status:
+            raise ConfigurationError("retry --group takes no --status: its jobs have failed")
+        return await _retry_group(app, arguments)
+    if command == "retry":
+        needing = {"--canary": arguments.canary, "--then": arguments.then, "--rate": arguments.rate}
+        if flags := [flag for flag, value in needing.items() if value]:
+            raise ConfigurationError(f"{flags[0]} needs --group: `taskflow failures` lists the groups")
     if arguments.ids:
         return await _on_ids(app, arguments)
-    all_or_filters(arguments)
+    if filters and arguments.all:
+        raise ConfigurationError(f"{command} takes filters or --all, not both: leave out {filters[0]}, or --all")
+    if not filters and not arguments.all:  # a forgotten filter or an empty shell variable must not affect every job
+        raise ConfigurationError(f"{command} needs to know which jobs: ids, filters or --all")
     return await _on_filtered(app, arguments)
 
 
-def _staged(arguments: argparse.Namespace) -> Callable[[App, argparse.Namespace], Awaitable[int]] | None:
-    """Return the command for a group of failures, or None without `--group`, which the options of stages need."""
-    if arguments.group is None:
-        given = {"--canary": arguments.canary, "--then": arguments.then, "--rate": arguments.rate}
-        if flags := [flag for flag, value in given.items() if value]:
-            raise ConfigurationError(f"{flags[0]} needs --group: `taskflow failures` lists the groups")
+async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
+    ids, action = ids_of(arguments.ids), arguments.command
+    broker = await existing_broker(app)
+    report = Report(act=action, dry_run=arguments.dry_run, matching=len(ids))
+    if arguments.dry_run:
+        answers = [foresee(action, record, by_id=True) for record in await broker.read(ids)]
+        report.matching = sum(answer in (CHANGED, ASKED) for answer in answers)
+        text = f"would {action} {report.matching:,}"
+        has_refused = report.matching < len(ids)
+    else:
+        async with recorded(CallOnce(broker), action, names=[*map(id_text, ids)], **operator(arguments)) as doing:
+            answers = await apply(CallOnce(broker), action, ids)
+            report.add(done := ActionResult.of(answers))
+            doing.affected = done.affected
+        for job_id, answer in zip(ids, answers, strict=True):
+            if answer not in (CHANGED, ASKED):
+                holder = await _holder_of_key(broker, job_id) if answer == Redone.KEY_TAKEN.value else ""
+                print(f"taskflow: {id_text(job_id)} was not {PAST[action]}: {answer}{holder}", file=sys.stderr)
+        text, has_refused = report.text, bool(done.refused)
+    report.jobs = [{"id": id_text(job_id), "answer": answer} for job_id, answer in zip(ids, answers, strict=True)]
+    report.print(is_json=arguments.json, text=text)
+    return Exit.NOT_FOUND if UNKNOWN in answers else Exit.FAILED if has_refused else Exit.OK
+
+
+async def _holder_of_key(broker: Broker, job_id: bytes) -> str:
+    """Return words that name the live job with this job's key, or nothing if it is not known."""
+    [record] = await broker.read([job_id])
+    if record is None or record.key_text is None:
+        return ""
+    holders = await broker.holders([key_digest(queue, record.job, record.key_text) for queue in (record.queue, "")])
+    return next((f": {id_text(holder)} has {one_line(record.key_text)}" for holder in holders if holder is not None), "")
+
+
+async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
+    action = arguments.command
+    view = filter_of(arguments, DEFAULTS[action])
+    try:
+        check_view(action, view)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    broker = await existing_broker(app)
+    if not await is_known_queue(broker.console, view.queue):
+        return Exit.NOT_FOUND
+    call = CallOnce(broker)
+    report = Report(act=action, dry_run=arguments.dry_run, matching=(total := await count(call, view)))
+    if not total:
+        await note_unknown_job(broker.console, view.job)
+    if arguments.dry_run:
+        report.print(is_json=arguments.json, text=f"would {action} {total:,}")
+        return Exit.OK
+    if action != "retry" and not confirmed(f"{action} {total:,} jobs?", arguments):
+        return Exit.FAILED
+    bar, done = None if arguments.json else Bar(total), ActionResult()
+    try:
+        async with recorded(call, action, which=selection(view), **operator(arguments)) as doing:
+            async for so_far in act_on_view(call, action, view):
+                done, doing.affected = so_far, so_far.affected
+                if bar is not None:
+                    bar.show(min(total, done.seen))
+    except (KeyboardInterrupt, asyncio.CancelledError, BrokerError):
+        if bar is not None:
+            bar.close()
+        print(f"taskflow: interrupted: {PAST[action]} {done.affected:,} of {total:,} or a few more", file=sys.stderr)
+        raise
+    if bar is not None:
+        bar.close()
+    for why, number in done.refused.items():
+        print(f"taskflow: {number:,} were not {PAST[action]}: {why}", file=sys.stderr)
+    report.add(done)
+    report.print(is_json=arguments.json, text=report.text)
+    return Exit.FAILED if Redone.KEY_TAKEN.value in done.refused else Exit.OK
+
+
+# --- retry --group ---------------------------------------------------------------------------------------------------
+
+
+async def _retry_group(app: App, arguments: argparse.Namespace) -> int:
+    """Retry the failed jobs of one cause in stages. Returns FAILED if a job has failed again, or has not ended in time; the rest is then
+    left as it is."""
+    broker = await existing_broker(app)
+    ids = await group_ids(broker.console, filter_of(arguments), arguments.group)
+    if not ids:
+        print(f"taskflow: no failed job is in group {arguments.group}: `taskflow failures` lists the groups", file=sys.stderr)
+        return Exit.NOT_FOUND
+    report = Report(act="retry", dry_run=arguments.dry_run, matching=len(ids))
+    if arguments.dry_run:
+        report.stages = [{"jobs": len(stage), "changed": 0} for stage in _stages(ids, arguments)]
+        sizes = ", ".join(f"{stage['jobs']:,}" for stage in report.stages)
+        report.print(is_json=arguments.json, text=f"would retry {len(ids):,} in stages of {sizes}")
+        return Exit.OK
+    if not any(worker.is_alive for worker in await broker.console.workers()):
+        print("taskflow: no worker is running: the jobs wait until one starts", file=sys.stderr)
+    rollout = Rollout(broker, arguments)
+    try:
+        for stage in _stages(ids, arguments):
+            before = rollout.done.changed
+            report.stopped = await rollout.run(stage)
+            report.add(rollout.done)
+            report.stages = [*report.stages, {"jobs": len(stage), "changed": report.changed - before}]
+            if report.stopped is not None:
+                left = len(ids) - rollout.done.seen
+                print(f"taskflow: stopped: {report.stopped}; {left:,} of {len(ids):,} were left alone", file=sys.stderr)
+                break
+            if not arguments.json:
+                print_now(f"retried {report.changed:,} of {len(ids):,}: none has failed again")
+    except (KeyboardInterrupt, asyncio.CancelledError, BrokerError):
+        left = len(ids) - rollout.done.seen
+        print(f"taskflow: interrupted: retried {rollout.done.changed:,}; {left:,} of {len(ids):,} were left alone", file=sys.stderr)
+        raise
+    for why, number in rollout.done.refused.items():
+        print(f"taskflow: {number:,} were not retried: {why}", file=sys.stderr)
+    report.print(is_json=arguments.json)
+    return Exit.FAILED if report.stopped is not None or report.refused else Exit.OK
+
+
+def _stages(ids: Sequence[bytes], arguments: argparse.Namespace) -> Iterator[Sequence[bytes]]:
+    """Yield the ids of each stage: so many for the canary, then for each further size. The last stage has the rest."""
+    begin = 0
+    for size in (arguments.canary, *arguments.then, None):
+        if begin < len(ids) and size != 0:
+            end = len(ids) if size is None else begin + size
+            yield ids[begin:end]
+            begin = end
+
+
+class Rollout:
+    """Retries jobs and watches them. `done` counts what has become of those that it was given. The audit log has an entry for each
+    stage."""
+
+    def __init__(self, broker: Broker, arguments: argparse.Namespace) -> None:
+        self.done = ActionResult()
+        self._broker = broker
+        self._rate: float | None = arguments.rate
+        self._wait: float = arguments.wait
+        self._act = {"which": {"group": arguments.group, **selection(filter_of(arguments))}, **operator(arguments)}
+        self._watched: list[bytes] = []
+
+    async def run(self, stage: Sequence[bytes]) -> str | None:
+        """Retry these jobs, and wait until they have ended. Return the reason to stop, if there is one."""
+        async with recorded(CallOnce(self._broker), "retry", **self._act) as doing:
+            problem = await self._retry(stage, doing)
+            doing.stopped = problem or ""
+        return problem or await self._until_ended()
+
+    async def _retry(self, stage: Sequence[bytes], doing: ActionProgress) -> str | None:
+        size = AT_ONCE if self._rate is None else max(1, min(AT_ONCE, int(self._rate)))
+        for begin in range(0, len(stage), size):
+            portion, began = stage[begin : begin + size], time.monotonic()
+            answers = await apply(CallOnce(self._broker), "retry", portion)
+            self._watched += [job_id for job_id, answer in zip(portion, answers, strict=True) if answer == CHANGED]
+            done = ActionResult.of(answers)
+            self.done += done
+            doing.affected += done.changed
+            if (problem := await self._look()) is not None:
+                return problem
+            if self._rate is not None:
+                await asyncio.sleep(max(0.0, len(portion) / self._rate - (time.monotonic() - began)))
         return None
-    if arguments.ids or arguments.all:
-        raise ConfigurationError("retry takes --group, ids or --all: leave out all but one")
-    if arguments.status:
-        raise ConfigurationError("retry --group takes no --status: its jobs have failed")
-    from taskflow.cli.staged_retry import retry_group
 
-    return retry_group
+    async def _until_ended(self) -> str | None:
+        give_up_at = time.monotonic() + self._wait
+        while (problem := await self._look()) is None and self._watched:
+            if time.monotonic() > give_up_at:
+                number = len(self._watched)
+                verb = "1 job has" if number == 1 else f"{number:,} jobs have"
+                return f"{verb} not ended within {self._wait:g} s, for example {id_text(self._watched[0])}"
+            await asyncio.sleep(LOOK_EVERY)
+        return problem
+
+    async def _look(self) -> str | None:
+        """Return what has failed again. Jobs that have ended otherwise are not watched any longer. Those that have not ended are looked at
+        again after the others."""
+        left, next_ones = list[bytes](), self._watched[:MOST_LOOKED_AT]
+        for begin in range(0, len(next_ones), AT_ONCE):
+            ids = next_ones[begin : begin + AT_ONCE]
+            for job_id, record in zip(ids, await self._broker.read(ids), strict=True):
+                if record is not None and _has_failed(record):
+                    error = record.errors[-1] if record.errors else None
+                    why = record.reason or (f"{error.type}: {error.message}" if error else "")
+                    return f"{id_text(job_id)} failed again: {message(why)}"
+                if record is not None and not record.status.is_ended:
+                    left.append(job_id)
+        self._watched = self._watched[MOST_LOOKED_AT:] + left
+        return None
 
 
-async def _pause(broker: Broker, arguments: argparse.Namespace) -> int:
+def _has_failed(record: Record) -> bool:
+    """Return True if a run has failed since the retry, which cleared the counters. The job may be waiting for its next attempt."""
+    return record.status is Status.FAILED or record.failures > 0 or record.crashes > 0
+
+
+# --- queues ----------------------------------------------------------------------------------------------------------
+
+
+def pause(arguments: argparse.Namespace) -> int:
+    with raising(signal.SIGTERM, signal.SIGHUP):
+        return with_store(_pause, arguments)
+
+
+async def _pause(app: App, arguments: argparse.Namespace) -> int:
     """Pause or resume queues, and leave those that are so already. A queue may be paused before its first job, but an unknown name
     is usually a typo, so the output says that it is unknown."""
-    verb, console = arguments.command, broker.console
+    verb, broker = arguments.command, app.broker()
+    console = broker.console
     try:
         names = list(dict.fromkeys(check_queue(name) for name in arguments.names))
     except ValueError as error:
@@ -82,108 +342,3 @@ async def _pause(broker: Broker, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"act": verb, "queues": [{"name": name, "known": name in known} for name in names]})
     return Exit.OK
-
-
-async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
-    ids, action = ids_of(arguments.ids), arguments.command
-    broker = await existing_broker(app)
-    if arguments.dry_run:
-        return await _foresee_ids(broker, ids, arguments)
-    async with recorded(CallOnce(broker), action, names=[*map(id_text, ids)], **operator(arguments)) as doing:
-        answers = await apply(CallOnce(broker), action, ids)
-        done = ActionResult.of(answers)
-        doing.affected = done.affected
-    for job_id, answer in zip(ids, answers, strict=True):
-        if answer not in (CHANGED, ASKED):
-            holder = await _holder_of_key(broker, job_id) if answer == Redone.KEY_TAKEN.value else ""
-            print(f"taskflow: {id_text(job_id)} was not {_past(action)}: {answer}{holder}", file=sys.stderr)
-    if arguments.json:
-        _report(arguments, ids, answers, len(ids), done)
-    else:
-        _print_done(action, done)
-    return Exit.NOT_FOUND if UNKNOWN in done.refused else Exit.FAILED if done.refused else Exit.OK
-
-
-async def _foresee_ids(broker: Broker, ids: list[bytes], arguments: argparse.Namespace) -> int:
-    action, answers = arguments.command, [foresee(arguments.command, record, by_id=True) for record in await broker.read(ids)]
-    found = sum(answer in (CHANGED, ASKED) for answer in answers)
-    if arguments.json:
-        _report(arguments, ids, answers, found)
-    else:
-        print(f"would {action} {found:,}")
-    return Exit.NOT_FOUND if UNKNOWN in answers else Exit.OK if found == len(ids) else Exit.FAILED
-
-
-def _report(arguments: argparse.Namespace, ids: list[bytes], answers: list[str], matching: int, done: ActionResult | None = None) -> None:
-    report = ActionReport(act=arguments.command, dry_run=arguments.dry_run, matching=matching)
-    report.jobs = [{"id": id_text(job_id), "answer": answer} for job_id, answer in zip(ids, answers, strict=True)]
-    if done is not None:
-        report.add(done)
-    report.print()
-
-
-async def _holder_of_key(broker: Broker, job_id: bytes) -> str:
-    """Return words that name the live job with this job's key, or nothing if it is not known."""
-    [record] = await broker.read([job_id])
-    if record is None or record.key_text is None:
-        return ""
-    holders = await broker.holders([key_digest(queue, record.job, record.key_text) for queue in (record.queue, "")])
-    return next((f": {id_text(holder)} has {one_line(record.key_text)}" for holder in holders if holder is not None), "")
-
-
-async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
-    action, job_filter = arguments.command, _checked_filter(arguments)
-    broker = await existing_broker(app)
-    if not await is_known_queue(broker.console, job_filter.queue):
-        return Exit.NOT_FOUND
-    call = CallOnce(broker)
-    total = await count(call, job_filter)
-    if not total:
-        await note_unknown_job(broker.console, job_filter.job)
-    if arguments.dry_run:
-        if arguments.json:
-            _report(arguments, [], [], total)
-        else:
-            print(f"would {action} {total:,}")
-        return Exit.OK
-    if action != "retry" and not confirmed(f"{action} {total:,} jobs?", arguments):
-        return Exit.FAILED
-    bar, done = None if arguments.json else Bar(total), ActionResult()
-    try:
-        async with recorded(call, action, which=selection(job_filter), **operator(arguments)) as doing:
-            async for so_far in act(call, action, job_filter):
-                done, doing.affected = so_far, so_far.affected
-                if bar is not None:
-                    bar.show(min(total, done.seen))
-    except (KeyboardInterrupt, asyncio.CancelledError, BrokerError):
-        if bar is not None:
-            bar.close()
-        print(f"taskflow: interrupted: {_past(action)} {done.affected:,} of {total:,} or a few more", file=sys.stderr)
-        raise
-    for why, number in done.refused.items():
-        print(f"taskflow: {number:,} were not {_past(action)}: {why}", file=sys.stderr)
-    if bar is None:
-        _report(arguments, [], [], total, done)
-    else:
-        bar.close()
-        _print_done(action, done)
-    return Exit.FAILED if Redone.KEY_TAKEN.value in done.refused else Exit.OK
-
-
-def _print_done(command: str, done: ActionResult) -> None:
-    asked = f", asked {done.asked:,} running to stop" if done.asked else ""
-    print(f"{_past(command)} {done.changed:,}{asked}")
-
-
-def _checked_filter(arguments: argparse.Namespace) -> View:
-    command = arguments.command
-    job_filter = filter_of(arguments, DEFAULTS[command])
-    try:
-        check_view(command, job_filter)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
-    return job_filter
-
-
-def _past(command: str) -> str:
-    return {"retry": "retried", "cancel": "cancelled", "purge": "purged"}[command]

@@ -1,30 +1,62 @@
-"""`taskflow jobs`: lists the jobs of a store. `job_detail` shows single ones."""
+"""`taskflow jobs`: lists the jobs of a store, or shows all that is known about some."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.job_filter import filter_of, ids_or_filters, is_known_queue, note_unknown_job
-from taskflow.cli.job_json import record_json
-from taskflow.cli.job_table import job_table
-from taskflow.cli.json_text import print_json
-from taskflow.cli.store import existing_broker, with_store
-from taskflow.model.errors import ConfigurationError
+from taskflow.cli.store import existing_broker, filter_of, given_filters, ids_of, is_known_queue, note_unknown_job, on_store
+from taskflow.cli.terminal import (
+    LEAST_BAR_WIDTH,
+    LEAST_NAME,
+    OF_STATUS,
+    Column,
+    bar_of,
+    duration,
+    hanging,
+    painted,
+    print_json,
+    print_lines,
+    room,
+    span,
+    table,
+)
+from taskflow.model.clock import instant_of
+from taskflow.model.codec import Limits, decode_by_name, decode_value
+from taskflow.model.codec.compiler import RETURNED
+from taskflow.model.envelope import job_of
+from taskflow.model.errors import CodecError, ConfigurationError
+from taskflow.model.ids import id_text
+from taskflow.model.masking import HIDDEN, DisplayLimits, is_secret, masked_map, masked_text, masked_value
+from taskflow.model.printable import MAX_CHARACTERS, indented, message, one_line
+from taskflow.model.record import Moment, Record, Status, timeline
+from taskflow.model.schedule import SCHEDULE
+from taskflow.model.schedule_plan import scheduled_for
+from taskflow.model.verdict import RunError
+
+IN_FULL: Final = DisplayLimits(characters=16_384, items=10_000, levels=64)
+AT_A_GLANCE: Final = DisplayLimits(characters=400, items=20, levels=4)
+MOST_OF_VALUE: Final = 1_000
+"""The maximum number of characters of one argument, unless all is shown."""
+
+FIRST_MOMENTS, LAST_MOMENTS = 5, 25
+WIDEST: Final = 200
+LABEL: Final = 16
+LONGEST_DETAIL: Final = 500
+"""The maximum length of a detail, in characters, on separate lines."""
 
 
-def run(arguments: argparse.Namespace) -> int:
-    return with_store(arguments, _jobs)
-
-
-async def _jobs(app: App, arguments: argparse.Namespace) -> int:
-    ids_or_filters(arguments)
+@on_store
+async def jobs(app: App, arguments: argparse.Namespace) -> int:
+    given_filters(arguments)
     if arguments.ids:
-        from taskflow.cli.job_detail import show
-
-        return await show(app, arguments)
+        return await _show(app, arguments)
     view = filter_of(arguments)
     broker = await existing_broker(app)
     is_known = await is_known_queue(broker.console, view.queue)
@@ -35,15 +67,249 @@ async def _jobs(app: App, arguments: argparse.Namespace) -> int:
     if is_known and not page.records and arguments.cursor is None:
         await note_unknown_job(broker.console, view.job)
     if arguments.json:
-        jobs = [record_json(record) for record in page.records]
-        print_json({"jobs": jobs, "cursor": page.cursor, "examined": page.examined})
+        print_json({"jobs": [record_json(record) for record in page.records], "cursor": page.cursor, "examined": page.examined})
         return Exit.OK if is_known else Exit.NOT_FOUND
     if page.records:
-        for line in job_table(page.records):
-            print(line)
+        print_lines(job_table(page.records))
     elif is_known and page.cursor is None:
         print("no jobs match" if arguments.cursor is None else "no more jobs match", file=sys.stderr)
     if page.cursor is not None:
         more = f"looked at {page.examined:,} jobs; continue with" if page.stopped_early else "there may be more:"
         print(f"{more} --cursor {page.cursor}", file=sys.stderr)
     return Exit.OK if is_known else Exit.NOT_FOUND
+
+
+async def _show(app: App, arguments: argparse.Namespace) -> int:
+    ids, limits = ids_of(arguments.ids), app.limits
+    records = await (await existing_broker(app)).read(ids)
+    if arguments.json:
+        print_json([None if record is None else _detailed_json(record, limits) for record in records])
+    else:
+        for number, (job_id, record) in enumerate(zip(ids, records, strict=True)):
+            if number:
+                print()
+            if record is None:
+                print(f"taskflow: job {id_text(job_id)} is unknown or no longer kept", file=sys.stderr)
+            else:
+                print_lines(_Page(record, limits, is_full=arguments.verbose).lines(datetime.now(UTC)))
+    return Exit.OK if all(record is not None for record in records) else Exit.NOT_FOUND
+
+
+# --- the list --------------------------------------------------------------------------------------------------------
+
+
+def job_table(records: Sequence[Record]) -> Iterator[str]:
+    """Return the lines of the table. A column without any text is left out."""
+    filled = [column for column in _COLUMNS if any(map(column.cell, records))]
+    return table(filled, records, detail=_DETAIL if any(map(detail, records)) else None)
+
+
+def detail(record: Record) -> str:
+    """Return what matters most about a job in its present state: its error, or what it waits for."""
+    schedule = f"by schedule {record.headers[SCHEDULE]}" if SCHEDULE in record.headers else ""
+    return "  ".join(filter(None, (schedule, _why(record))))
+
+
+def _why(record: Record) -> str:
+    if record.unreadable:
+        return f"unreadable: {'; '.join(map(str, record.unreadable))}"
+    if record.reason or record.waiting_for:
+        return (record.reason or record.waiting_for or "").partition("\n")[0]
+    if record.progress and record.status is Status.RUNNING:
+        share = record.progress.fraction
+        return f"{bar_of(share, LEAST_BAR_WIDTH)} {share:.0%}  {record.progress.note}".rstrip()
+    if record.errors and not record.status.is_ended:
+        return f"last error: {record.errors[-1].type}: {record.errors[-1].message}"
+    return ""
+
+
+def _due(record: Record) -> str:
+    return f"in {span((record.due_at - datetime.now(UTC)).total_seconds())}" if record.status is Status.SCHEDULED else ""
+
+
+_COLUMNS: Final = (
+    Column("ID", lambda record: id_text(record.id)),
+    Column("STATUS", lambda record: record.status, color=lambda record: OF_STATUS.get(record.status)),
+    Column("QUEUE", lambda record: record.queue, keep=2, most=20),
+    Column("JOB", lambda record: record.job, least=LEAST_NAME, most=36),
+    Column("AGE", lambda record: span((datetime.now(UTC) - record.created_at).total_seconds())),
+    Column("TRY", lambda record: f"{record.attempt}/{record.max_attempts}"),
+    Column("DUE", _due, keep=1),
+)
+_DETAIL: Final = Column("DETAIL", detail, most=LONGEST_DETAIL)
+
+
+# --- one job as JSON -------------------------------------------------------------------------------------------------
+
+_APART: Final = frozenset(
+    (
+        *("id", "on_failure", "payload", "result", "errors", "progress"),
+        *("unreadable", "secrets", "key_text", "headers", "behind", "cause"),
+    )
+)  # fields of a record whose JSON has another form, or none
+
+
+def record_json(record: Record) -> dict[str, Any]:
+    """Convert a record, without the job's arguments and its result."""
+    fields = {name: getattr(record, name) for name in Record.__struct_fields__ if name not in _APART}
+    shown: dict[str, Any] = {"id": id_text(record.id), "status": record.status, "attempt": record.attempt}
+    headers = {name: HIDDEN if name in record.secrets or is_secret(name) else masked_text(text) for name, text in record.headers.items()}
+    fields |= {
+        "key": record.key_text,
+        "key_holder": None if record.behind is None else id_text(record.behind),
+        "headers": headers,
+        "queue_wait": record.queue_wait,
+        "group": record.fingerprint.hex() if record.status is Status.FAILED else None,
+        "deploy": record.deploy or None,
+        "schedule": record.headers.get(SCHEDULE),
+        "scheduled_for": scheduled_for(record.headers),
+    }
+    shown |= {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}
+    shown["tags"] = list(record.tags)
+    shown["on_failure"] = None if record.on_failure is None else _called_on_failure(record.on_failure)
+    shown["progress"] = None if record.progress is None else {"fraction": record.progress.fraction, "note": record.progress.note}
+    shown["unreadable"] = [{"column": u.column, "problem": u.problem, "bytes": u.raw.hex()} for u in record.unreadable]
+    shown["errors"] = [_error_json(error) for error in record.errors]
+    return shown
+
+
+def _called_on_failure(packed: bytes) -> str:
+    try:
+        return job_of(packed)
+    except ValueError as error:
+        return f"a call that cannot be read: {error}"
+
+
+def _error_json(error: RunError) -> dict[str, Any]:
+    return {
+        "type": error.type,
+        "message": error.message,
+        "traceback": error.traceback,
+        "attempt": error.attempt,
+        "ending": error.ending,
+        "worker": error.worker or None,
+        "started_at": instant_of(error.started_at).isoformat() if error.started_at else None,
+        "at": instant_of(error.at).isoformat(),
+    }
+
+
+def _detailed_json(record: Record, limits: Limits) -> dict[str, Any]:
+    """Convert a record, with the job's arguments and its result. Secrets are hidden."""
+    arguments, problem = _arguments_of(record, limits, IN_FULL)
+    result, result_problem = _result_of(record, limits, IN_FULL)
+    more = {"arguments": arguments, "arguments_problem": problem, "result": result, "result_problem": result_problem}
+    return record_json(record) | more
+
+
+def _arguments_of(record: Record, limits: Limits, display: DisplayLimits) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the arguments by name, for display. If that is impossible, return None and why."""
+    payload = record.payload
+    if payload is None:
+        return None, "not kept: the job has succeeded" if record.result is not None else "not kept"
+    return _shown(lambda: masked_map(decode_by_name(payload, limits=limits), record.secrets, display))
+
+
+def _result_of(record: Record, limits: Limits, display: DisplayLimits) -> tuple[Any, str | None]:
+    """Return the result, for display. If there is none, return None. If it cannot be decoded, return None and why."""
+    result = record.result
+    if not result:
+        return None, None
+    if RETURNED in record.secrets:
+        return HIDDEN, None
+    return _shown(lambda: masked_value(decode_value(result, limits=limits), record.secrets, display))
+
+
+def _shown(convert: Callable[[], Any]) -> tuple[Any, str | None]:
+    try:
+        return convert(), None
+    except CodecError as error:
+        return None, f"cannot be decoded: {error}"
+
+
+# --- one job as text -------------------------------------------------------------------------------------------------
+
+_ELSEWHERE: Final = frozenset(
+    (
+        *("errors", "unreadable", "headers", "progress", "epoch", "max_attempts"),
+        *("created_at", "due_at", "claimed_at", "started_at", "ended_at", "expires_at"),
+    )
+)  # fields that the text shows in another way than by their name and value
+
+
+class _Page:
+    """A job as lines of text. If the page `is_full`, long values and the tracebacks of all errors are shown."""
+
+    def __init__(self, record: Record, limits: Limits, *, is_full: bool) -> None:
+        self._record = record
+        self._fields = record_json(record)
+        self._limits = limits
+        self._width = min(room(), WIDEST) if sys.stdout.isatty() else MAX_CHARACTERS
+        self._is_full = is_full
+        self._display = IN_FULL if is_full else AT_A_GLANCE
+        self._most = MAX_CHARACTERS if is_full else MOST_OF_VALUE
+
+    def lines(self, now: datetime) -> Iterator[str]:
+        record = self._record
+        for field, value in self._set_fields():
+            name = field.replace("_", " ")
+            color = OF_STATUS.get(record.status) if name == "status" else None
+            yield from (painted(line, color) for line in self._named(name, one_line(value, self._most)))
+        for spoilt in record.unreadable:
+            yield from self._named("unreadable", one_line(spoilt))
+            yield from self._named("", f"its bytes begin with {spoilt.raw.hex() or 'nothing'}")
+        arguments, problem = _arguments_of(record, self._limits, self._display)
+        yield from self._section("arguments", arguments, problem or "none")
+        yield from self._section("headers", self._fields["headers"], "")
+        yield from self._time_line(now)
+        for error in record.errors if self._is_full else record.errors[-1:]:
+            yield f"\nattempt {error.attempt}: {message(f'{error.type}: {error.message}')}\n{indented(error.traceback)}".rstrip()
+
+    def _set_fields(self) -> Iterator[tuple[str, object]]:
+        record = self._record
+        fields = {**self._fields}
+        fields |= {"attempt": f"{record.attempt} of {record.max_attempts}", "tags": ", ".join(record.tags)}
+        for name, value in fields.items():
+            if name not in _ELSEWHERE and value not in (None, "", False, 0):
+                yield name, f"{duration(value)} from ready to start" if name == "queue_wait" else value
+        if record.progress is not None:
+            which = " of the last run" if record.status.is_waiting else ""
+            yield "progress", f"{record.progress.fraction:.0%}{which}{f': {record.progress.note}' if record.progress.note else ''}"
+        result, problem = _result_of(record, self._limits, self._display)
+        if problem is not None or record.result:
+            yield "result", problem or _text_of(result)
+
+    def _section(self, title: str, values: dict[str, Any] | None, otherwise: str) -> Iterator[str]:
+        if values:
+            yield title
+            label = min(max(map(len, map(one_line, values))), 24)
+            for name, value in values.items():
+                yield from hanging(f"  {one_line(name, 200):{label}}  ", one_line(_text_of(value), self._most), self._width)
+        elif otherwise:
+            yield from self._named(title, one_line(otherwise, self._most))
+
+    def _named(self, name: str, text: str) -> Iterator[str]:
+        return hanging(f"{name:{LABEL}} ", text, self._width)
+
+    def _time_line(self, now: datetime) -> Iterator[str]:
+        """Show each moment with the time since the one before: how long a run or a wait has lasted."""
+        yield "time line (UTC)"
+        moments = timeline(self._record, now)
+        left_out = 0 if self._is_full else max(0, len(moments) - FIRST_MOMENTS - LAST_MOMENTS)
+        before: Moment | None = None
+        for place, moment in enumerate(moments):
+            if not FIRST_MOMENTS <= place < FIRST_MOMENTS + left_out:
+                if before is None or before.at.date() != moment.at.date():
+                    yield f"  {moment.at:%Y-%m-%d}"
+                since = "" if before is None else f"+{duration((moment.at - before.at).total_seconds())}"
+                label = f"  {moment.at.time().isoformat('milliseconds')} {since:>8}  "
+                yield label + one_line(moment.text.partition("\n")[0], max(20, self._width - len(label)))
+            elif place == FIRST_MOMENTS:
+                yield f"  ... {left_out:,} lines left out; --verbose shows them"
+            before = moment
+        for number, what in ((self._record.snoozes, "snoozed"), (self._record.hand_backs, "handed back")):
+            if number:
+                yield f"  {what} {'once' if number == 1 else f'{number:,} times'}; those runs are not kept"
+
+
+def _text_of(value: Any) -> str:
+    return HIDDEN if value == HIDDEN else json.dumps(value, ensure_ascii=False)

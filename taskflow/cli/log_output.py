@@ -12,11 +12,10 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from taskflow.cli.json_text import json_text
+from taskflow.cli.terminal import json_text
 from taskflow.model.printable import MAX_CHARACTERS, indented, one_line
 
 FIELDS: Final = ("job", "job_id", "attempt", "queue")
-
 
 MOST_UNREAD: Final = 10_000
 """The maximum number of lines waiting for a slow reader. Further lines are dropped."""
@@ -36,8 +35,8 @@ def logging_to_stderr(
     handler: logging.Handler | None = None,
     has_pid: bool = False,
 ) -> Iterator[None]:
-    """Log to stderr inside the `with` block, through `handler` if given. If the format is JSON, Python's
-    warnings are logged too. The loggers are restored afterwards. With `has_pid`, each line has the process's id."""
+    """Log to stderr inside the `with` block, through `handler` if given. As JSON, Python's warnings are logged too. With `has_pid`, each
+    line has the process's id."""
     handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(has_pid=has_pid) if form == "json" else TextLines(has_pid=has_pid))
     for each in filters:

@@ -88,11 +88,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _with_interrupts(argv: Sequence[str] | None) -> int:
     """Run the command, and make sure that no Ctrl-C is lost."""
+    from io import TextIOWrapper
+
     from taskflow.cli.interrupts import interrupts
 
     interrupts.watch()
     try:
-        _make_output_safe()
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # kept open until the process ends
+        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+        if isinstance(sys.stdout, TextIOWrapper):  # a job's error may have characters that stdout cannot encode
+            sys.stdout.reconfigure(errors="backslashreplace")  # like Python's own stderr
         code = _run(argv)
         try:
             sys.stdout.flush()
@@ -106,18 +111,6 @@ def _with_interrupts(argv: Sequence[str] | None) -> int:
         interrupts.forget()
 
 
-def _make_output_safe() -> None:
-    """Escape characters that stdout cannot encode, for example in a job's error. If
-    there is no stdout or stderr, discard what is printed there."""
-    import os
-    from io import TextIOWrapper
-
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # kept open until the process ends
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # like Python's own stderr
-
-
 def _run(argv: Sequence[str] | None) -> int:
     from contextlib import nullcontext
     from importlib import import_module
@@ -129,12 +122,12 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(given)
     is_pid1 = arguments.module == "worker" and argv is None and _is_pid1(given)
     if arguments.command in ("worker", "check") and not is_pid1:
-        arguments = import_module("taskflow.cli.worker_settings").parse_with_settings(parser, given, arguments.command)
+        arguments = import_module("taskflow.cli.worker_options").parse_with_settings(parser, given, arguments.command)
     arguments.argv = given
-    module = "pid1" if is_pid1 else arguments.module
+    module, _, function = ("reexec:run_as_pid1" if is_pid1 else arguments.module).partition(":")
     arguments.collector = Collector()
     with arguments.collector if module in ("worker", "supervise") else nullcontext():
-        code: int = import_module(f"taskflow.cli.{module}").run(arguments)
+        code: int = getattr(import_module(f"taskflow.cli.{module}"), function or "run")(arguments)
     return code
 
 
@@ -146,16 +139,7 @@ def _is_pid1(argv: list[str]) -> bool:
 
 def _forget_output() -> None:
     """Discard further output. Python flushes stdout again when it exits, and that must not fail again."""
-    import os
-
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _write_or_forget_output() -> None:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _forget_output()
 
 
 def _explain(error: Exception) -> int:
@@ -166,7 +150,10 @@ def _explain(error: Exception) -> int:
     if not isinstance(error, TaskflowError | OSError):
         raise error
     if not isinstance(error, TaskflowError):  # usually the output cannot be written; errors of the store are TaskflowErrors
-        _write_or_forget_output()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _forget_output()
     print(f"taskflow: {message(str(error) or type(error).__name__)}", file=sys.stderr)
     if isinstance(error, BrokerError):
         return Exit.BROKER

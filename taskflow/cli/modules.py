@@ -1,20 +1,27 @@
-"""Imports the modules that the user names, and explains errors in the user's terms."""
+"""Imports the modules that the user names, and explains errors in the user's terms, without taskflow's own frames."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 from taskflow.app.app import default_app
 from taskflow.app.job_type import Registry
-from taskflow.cli.tracebacks import print_users
-from taskflow.model.errors import ConfigurationError
-from taskflow.model.printable import message, nearest
+from taskflow.model.errors import ConfigurationError, TaskflowError
+from taskflow.model.printable import indented, message, nearest
 from taskflow.worker.run_errors import failure_of
+
+_LOOPS: Final = f"{Path(asyncio.__file__).parent}{os.sep}"
+_PYTHONS: Final = f"{Path(os.__file__).parent}{os.sep}"
+_OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
 
 
 class TargetFailed(Exception):
@@ -44,7 +51,9 @@ def require_jobs(registry: Registry, modules: Sequence[str], *, all_submodules: 
 def _import(name: str) -> ModuleType:
     try:
         with default_app().importing(name):
-            return importlib.import_module(_absolute(name))
+            if not name or name.startswith("."):  # importlib would ask which package the name is relative to
+                raise ModuleNotFoundError(name=name)
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise _shown(name, error) from error  # the module exists; one that it imports does not
@@ -54,12 +63,6 @@ def _import(name: str) -> ModuleType:
         raise
     except BaseException as error:  # includes SystemExit, or an exception class of the module
         raise _shown(name, error) from error
-
-
-def _absolute(name: str) -> str:
-    if not name or name.startswith("."):  # importlib would ask which package the name is relative to
-        raise ModuleNotFoundError(name=name)
-    return name
 
 
 def _shown(name: str, error: BaseException) -> TargetFailed:
@@ -73,26 +76,55 @@ def _shown(name: str, error: BaseException) -> TargetFailed:
 def _hint(name: str) -> str:
     if name.endswith(".py") or "/" in name:
         return f"; write the module's name with dots: {name.removesuffix('.py').strip('./').replace('/', '.')}"
-    near = nearest(name, _modules_here())
-    return f"; did you mean {near}?" if near else f"; looked in {os.getcwd()} and where Python is installed"
-
-
-def _modules_here() -> list[str]:
-    """Return the dotted names of the Python files in the current folder and up to two levels below it."""
     here = Path.cwd()
-    files = [file for pattern in ("*.py", "*/*.py", "*/*/*.py") for file in here.glob(pattern)]
-    return [".".join(file.relative_to(here).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    files = [file.relative_to(here) for pattern in ("*.py", "*/*.py", "*/*/*.py") for file in here.glob(pattern)]
+    near = nearest(name, [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files])
+    return f"; did you mean {near}?" if near else f"; looked in {here} and where Python is installed"
 
 
 def _submodules(package: ModuleType) -> Iterator[str]:
     import pkgutil  # imported here, because most workers need none
 
-    paths = getattr(package, "__path__", None)
-    if paths is not None:
-        for found in pkgutil.walk_packages(paths, f"{package.__name__}.", onerror=_fail):
-            if not found.name.endswith(".__main__"):
-                yield found.name
+    def fail(name: str) -> None:
+        raise _shown(name, sys.exception() or ImportError(name))
+
+    for found in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{package.__name__}.", onerror=fail):
+        if not found.name.endswith(".__main__"):
+            yield found.name
 
 
-def _fail(name: str) -> None:
-    raise _shown(name, sys.exception() or ImportError(name))
+def print_users(error: BaseException) -> None:
+    """Print the error and its causes to stderr, without the frames of taskflow and asyncio."""
+    try:
+        shown = "".join(_of_user(traceback.TracebackException.from_exception(error)).format())
+    except Exception:  # formatting runs the error's own code, which may raise
+        shown = failure_of(error, attempt=1).traceback
+    print(indented(shown), file=sys.stderr)
+
+
+def is_ours(error: BaseException) -> bool:
+    """Return True if the error is taskflow's. This holds for a TaskflowError raised in taskflow's code, even if the
+    user's code called it. It also holds for an error whose traceback contains only frames of taskflow and Python.
+
+    Any other error has passed through other code, and is treated as the user's.
+    """
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, TaskflowError) and files and _is_machinery(files[-1]):
+        return True
+    return bool(files) and all(_is_machinery(file) or _is_pythons(file) for file in files)
+
+
+def _of_user(told: traceback.TracebackException) -> traceback.TracebackException:
+    told.stack = traceback.StackSummary.from_list([frame for frame in told.stack if not _is_machinery(frame.filename)])
+    for cause in (told.__cause__, told.__context__, *(told.exceptions or ())):
+        if cause is not None:
+            _of_user(cause)
+    return told
+
+
+def _is_machinery(file: str) -> bool:
+    return file.startswith((_OURS, _LOOPS, "<frozen importlib", "uvloop/")) or file in (importlib.__file__, contextlib.__file__)
+
+
+def _is_pythons(file: str) -> bool:
+    return file.startswith("<frozen ") or (file.startswith(_PYTHONS) and "-packages" not in file)

@@ -1,17 +1,62 @@
-"""The command-line parser. It imports little besides argparse, so that `--help` responds at once."""
+"""The commands and their options. It imports little besides argparse, so that `--help` responds at once."""
 
 from __future__ import annotations
 
 import argparse
 from argparse import _StoreAction
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from taskflow.cli.base_parser import Parser
-from taskflow.cli.command_groups import GROUPS, OF_SCHEDULES, epilog_of
-from taskflow.cli.exit_codes import TABLE
-from taskflow.cli.option_types import count, fingerprint, interval, positive, seconds, stages, time
+from taskflow.cli.base_parser import Parser, count, fingerprint, interval, positive, seconds, stages, time
+from taskflow.cli.exit_codes import TABLE, Exit
 from taskflow.cli.worker_options import add_worker_options
+
+GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
+    "run and send jobs": {
+        "worker": "taskflow worker app.tasks --queues mail=3,default=1",
+        "send": "taskflow send app.tasks.charge --args '{\"order_id\": 7}'",
+        "check": "taskflow check app.tasks",
+    },
+    "look at jobs, queues and workers": {
+        "status": "taskflow status --watch",
+        "jobs": "taskflow jobs --status failed --queue mail",
+        "explain": "taskflow explain 01a20e69-e073-7000-9acc-49abe1cd4c9a",
+        "failures": "taskflow failures --queue mail",
+        "queues": "taskflow queues",
+        "workers": "taskflow workers",
+        "metrics": "taskflow metrics --json",
+        "audit": "taskflow audit --limit 10",
+    },
+    "act on jobs, queues and schedules": {
+        "retry": "taskflow retry --queue mail --error timeout",
+        "cancel": 'taskflow cancel --tag import:42 --reason "wrong file"',
+        "purge": "taskflow purge --ended-before 30d",
+        "pause": "taskflow pause mail",
+        "resume": "taskflow resume mail",
+        "schedules": "taskflow schedules trigger nightly",
+    },
+    "look after the store": {
+        "doctor": "taskflow doctor",
+        "migrate": "taskflow migrate --plan",
+    },
+    "learn more": {
+        "help": "taskflow help jobs",
+        "demo": "taskflow demo --limit 100",
+        "completion": "taskflow completion bash > ~/.local/share/bash-completion/completions/taskflow",
+    },
+}
+"""The commands of each group, the most used first, each with an example."""
+
+OF_SCHEDULES: Final[Mapping[str, str]] = {
+    "list": "taskflow schedules list nightly",
+    "trigger": "taskflow schedules trigger nightly",
+    "pause": 'taskflow schedules pause nightly --reason "until the import is repaired"',
+    "resume": "taskflow schedules resume nightly",
+    "remove": "taskflow schedules remove nightly",
+    "backfill": "taskflow schedules backfill nightly --from 2026-01-01 --to 2026-02-01 --dry-run",
+    "next": 'taskflow schedules next "0 9 * * MON-FRI" --tz Europe/Paris',
+}
+"""The actions of `taskflow schedules`, each with an example."""
 
 STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled")
 STATUSES_FOR: Final = {
@@ -25,6 +70,7 @@ BROKER: Final = "the broker's URL (default: TASKFLOW_BROKER, which keeps passwor
 
 
 def a_parser() -> Parser:
+    """Return the parser. `module` of its result names the function that runs the command, as in `status:queues`."""
     parser = Parser(
         prog="taskflow",
         description="Background jobs for Python.",
@@ -32,9 +78,11 @@ def a_parser() -> Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.branch("command", required=True)
+    examples = {name: example for group in GROUPS.values() for name, example in group.items()}
 
     def command(name: str, module: str, summary: str, description: str, **defaults: Any) -> Parser:
-        added = commands.add_parser(name, help=summary, description=description, epilog=epilog_of(name))
+        section = "pause-and-resume" if name in ("pause", "resume") else name
+        added = commands.add_parser(name, help=summary, description=description, epilog=_epilog(examples[name], section))
         added.set_defaults(module=module, **defaults)
         return added
 
@@ -42,22 +90,21 @@ def a_parser() -> Parser:
     _modules(worker)
     _broker(worker)
     add_worker_options(worker)
-    once = "Send one job by its name, and print its id."
-    _send(command("send", "send", "send a job by its name", once))
+    _send(command("send", "send:send", "send a job by its name", "Send one job by its name, and print its id."))
     fits = "Say whether the waiting and running jobs would run with the code of the modules. Runs none. Exits with 1 if one would not."
-    _check(command("check", "check", "say whether the waiting jobs would run with this code", fits))
+    _check(command("check", "check:check", "say whether the waiting jobs would run with this code", fits))
     _add_looks(command)
     _add_acts(command)
     examine = "Check the store's settings. Exits with 1 if there is a problem."
-    _reads(command("doctor", "doctor", "check whether jobs are safe in the store", examine))
+    _reads(command("doctor", "doctor:doctor", "check whether jobs are safe in the store", examine))
     bring = "Migrate the tables of PostgreSQL or SQLite to the version that this taskflow needs."
-    _migrate(command("migrate", "migrate", "migrate the store's tables to this version", bring))
+    _migrate(command("migrate", "doctor:migrate", "migrate the store's tables to this version", bring))
     index = "Index the Python files of this machine with one job per file, starting with the standard library."
-    _demo(command("demo", "demo", "index this machine's Python files as jobs", index))
+    _demo(command("demo", "demo:demo", "index this machine's Python files as jobs", index))
     completes = "Print a script that completes commands and options."
-    shells = command("completion", "completion", "print a completion script for a shell", completes)
+    shells = command("completion", "parser:completion", "print a completion script for a shell", completes)
     shells.add_argument("shell", choices=("bash", "zsh"), help="the shell")
-    topic = command("help", "help", "show the help of a command", "Show the help of a command, as its option --help does.")
+    topic = command("help", "", "show the help of a command", "Show the help of a command, as its option --help does.")
     words = (*commands.choices, *OF_SCHEDULES)
     topic.add_argument("topic", nargs="*", choices=words, action=_Help, const=parser, metavar="COMMAND", help="the command")
     parser.list_commands(GROUPS)
@@ -66,69 +113,66 @@ def a_parser() -> Parser:
     return parser
 
 
+def _epilog(example: str, section: str) -> str:
+    return f"example:\n  {example}\n\nmore: docs/reference/cli.md#taskflow-{section}"
+
+
 def _add_looks(command: Callable[..., Parser]) -> None:
     """Add the commands that look at jobs, queues and workers."""
-    _status(command("status", "status", "show a summary of the store", "Show the queues and workers of the store."))
+    _status(command("status", "status:status", "show a summary of the store", "Show the queues and workers of the store."))
     listing = "List jobs by status, or show those with the given ids."
-    _jobs(command("jobs", "jobs", "list jobs, or show given ones", listing, all=False))
+    _jobs(command("jobs", "jobs:jobs", "list jobs, or show given ones", listing, all=False))
     why = "Say why jobs are in their present state, the cause first, and what to do about it."
-    _explain(command("explain", "explain", "say why a job has not run, or how it ended", why))
+    explain = command("explain", "explain:explain", "say why a job has not run, or how it ended", why)
+    explain.add_argument("ids", nargs="+", metavar="ID", help="the jobs")
+    _reads(explain)
     causes = "List the causes for which jobs have failed, the most frequent first."
-    _failures(command("failures", "failures", "list failed jobs by their cause", causes, status=None, poison=False))
-    _reads(command("queues", "status", "list queues and their counts", "List every queue with its counts."))
+    _failures(command("failures", "reports:failures", "list failed jobs by their cause", causes, status=None, poison=False))
+    _reads(command("queues", "status:queues", "list queues and their counts", "List every queue with its counts."))
     fleet = "List the running workers: busy slots, heartbeat, jobs, deploy and queues."
-    _reads(command("workers", "status", "list the running workers", fleet))
-    _reads(command("metrics", "metrics", "count events by queue", "Show how often each event has happened since the store was created."))
+    _reads(command("workers", "status:workers", "list the running workers", fleet))
+    events = "Show how often each event has happened since the store was created."
+    _reads(command("metrics", "reports:metrics", "count events by queue", events))
     log = "List what operators did to jobs, queues and schedules, the newest first."
-    _audit(command("audit", "audit", "list what operators did", log))
+    _audit(command("audit", "reports:audit", "list what operators did", log))
 
 
 def _add_acts(command: Callable[..., Parser]) -> None:
     """Add the commands that act on jobs, queues and schedules."""
     again = "Make failed and cancelled jobs ready again."
-    _acts(retry := command("retry", "job_actions", "run failed or cancelled jobs again", again), "retry", default="failed")
+    _acts(retry := command("retry", "job_actions:act", "run failed or cancelled jobs again", again), "retry", default="failed")
     _groups(retry)
     stop = "Cancel waiting jobs at once, and ask running ones to stop."
-    _acts(command("cancel", "job_actions", "cancel jobs", stop), "cancel", default="held, scheduled, ready and running")
+    _acts(command("cancel", "job_actions:act", "cancel jobs", stop), "cancel", default="held, scheduled, ready and running")
     drop = "Drop ended jobs; with --status, cancel and drop waiting ones. Running jobs are not affected."
-    _acts(command("purge", "job_actions", "drop jobs", drop), "purge", default="ended")
+    _acts(command("purge", "job_actions:act", "drop jobs", drop), "purge", default="ended")
     for verb, meaning in (("pause", "stop claiming jobs from queues"), ("resume", "end a pause")):
-        _pause(command(verb, "job_actions", meaning, f"{meaning[0].upper()}{meaning[1:]}."), verb)
+        pause = command(verb, "job_actions:pause", meaning, f"{meaning[0].upper()}{meaning[1:]}.")
+        pause.add_argument("names", nargs="+", metavar="QUEUE", help=f"the queues to {verb}")
+        _operator(pause)
+        _reads(pause)
     regular = "List schedules, or act on them. Without an action, list all of them."
-    _schedules(command("schedules", "schedules", "list schedules, or act on them", regular))
+    _schedules(command("schedules", "schedules:show", "list schedules, or act on them", regular))
 
 
-def _status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--watch",
-        nargs="?",
-        type=interval,
-        const=2.0,
-        metavar="S",
-        help="show it every S seconds (default: 2) with rates, in place on a terminal, until Ctrl-C",
-    )
+def _status(parser: Parser) -> None:
+    watch = "show it every S seconds (default: 2) with rates, in place on a terminal, until Ctrl-C"
+    parser.add_argument("--watch", nargs="?", type=interval, const=2.0, metavar="S", help=watch)
     _reads(parser)
 
 
-def _modules(parser: argparse.ArgumentParser) -> None:
+def _modules(parser: Parser) -> None:
     named = "a module that declares jobs, for example app.tasks (default: the modules of [tool.taskflow.worker] in pyproject.toml)"
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=named)
     parser.add_argument("--all-submodules", action="store_true", help="import every module of packages")
 
 
-def _send(parser: argparse.ArgumentParser) -> None:
+def _send(parser: Parser) -> None:
     parser.add_argument("job", metavar="JOB", help="the job's name, such as app.tasks.charge")
-    parser.add_argument(
-        "--args", default="{}", metavar="JSON", help="its arguments, an object by parameter name such as '{\"x\": 1}'; - reads stdin"
-    )
-    parser.add_argument(
-        "--module",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import this module, so that the arguments are checked here and the options of @job apply; may be repeated",
-    )
+    given = "its arguments, an object by parameter name such as '{\"x\": 1}'; - reads stdin"
+    parser.add_argument("--args", default="{}", metavar="JSON", help=given)
+    module = "import this module, so that the arguments are checked here and the options of @job apply; may be repeated"
+    parser.add_argument("--module", dest="modules", action="append", default=[], metavar="MODULE", help=module)
     parser.add_argument("--queue", metavar="Q", help="send it to this queue")
     parser.add_argument("--after", type=seconds, metavar="S", help="run it in S seconds or later; also 90m, 12h, 7d")
     parser.add_argument("--key", metavar="K", help="send nothing if a live job has this key, and print the id of that job")
@@ -136,35 +180,35 @@ def _send(parser: argparse.ArgumentParser) -> None:
     _reads(parser)
 
 
-def _check(parser: argparse.ArgumentParser) -> None:
+def _check(parser: Parser) -> None:
     _modules(parser)
     parser.add_argument("--queue", action="append", metavar="Q", help="only jobs of this queue; may be repeated")
-    parser.add_argument("--limit", type=positive, default=10_000, metavar="N", help="look at N jobs of each queue (default: 10000)")
+    _limit(parser, 10_000, "look at N jobs of each queue")
     _reads(parser)
 
 
-def _demo(parser: argparse.ArgumentParser) -> None:
+def _demo(parser: Parser) -> None:
     parser.add_argument("--folder", metavar="DIR", help="the folder for the queue's file, which is kept (default: a new temporary folder)")
-    parser.add_argument("--limit", type=positive, default=3000, metavar="N", help="use at most N files (default: 3000)")
+    _limit(parser, 3000, "use at most N files")
 
 
-def _migrate(parser: argparse.ArgumentParser) -> None:
+def _migrate(parser: Parser) -> None:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="only list pending migrations")
     instead.add_argument("--sql", action="store_true", help="only print the SQL, for an administrator to run")
     _reads(parser)
 
 
-def _jobs(parser: argparse.ArgumentParser) -> None:
+def _jobs(parser: Parser) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="show these jobs: arguments, result, runs on a time line, error")
     _filter_options(parser)
-    parser.add_argument("--limit", type=positive, default=50, metavar="N", help="list at most N jobs (default: 50)")
+    _limit(parser, 50, "list at most N jobs")
     parser.add_argument("--cursor", metavar="TEXT", help="list the next page: the text that the page before has printed")
     parser.add_argument("--verbose", action="store_true", help="with ids: show long values, and the tracebacks of all errors")
     _reads(parser)
 
 
-def _groups(parser: argparse.ArgumentParser) -> None:
+def _groups(parser: Parser) -> None:
     group = parser.add_argument_group("one cause", "Retry the failed jobs of one cause in stages, and stop when one of them fails again.")
     group.add_argument("--group", type=fingerprint, metavar="G", help="the jobs of this group of `taskflow failures`")
     group.add_argument("--canary", type=positive, default=0, metavar="N", help="first retry N jobs, and wait until they have ended")
@@ -173,27 +217,15 @@ def _groups(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--wait", type=seconds, default=300.0, metavar="S", help="stop if a stage takes longer (default: 300)")
 
 
-def _failures(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queue", metavar="Q", help="only jobs of this queue")
-    parser.add_argument("--job", metavar="NAME", help="only jobs of this type")
+def _failures(parser: Parser) -> None:
+    _queue_and_job(parser)
     parser.add_argument("--tag", metavar="TAG", help="only jobs with this tag")
     parser.add_argument("--ended-before", type=seconds, metavar="S", help="only jobs that failed at least S seconds ago")
     _reads(parser)
 
 
-def _explain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", nargs="+", metavar="ID", help="the jobs")
-    _reads(parser)
-
-
-def _pause(parser: argparse.ArgumentParser, verb: str) -> None:
-    parser.add_argument("names", nargs="+", metavar="QUEUE", help=f"the queues to {verb}")
-    _operator(parser)
-    _reads(parser)
-
-
-def _audit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--limit", type=positive, default=50, metavar="N", help="list at most N acts (default: 50)")
+def _audit(parser: Parser) -> None:
+    _limit(parser, 50, "list at most N acts")
     parser.add_argument("--before", type=positive, metavar="N", help="list acts older than number N: the next page")
     _reads(parser)
 
@@ -204,67 +236,51 @@ def _schedules(parser: Parser) -> None:
     parser.otherwise = "; to show one schedule: taskflow schedules list NAME"
     parser.set_defaults(action="list", names=[])
 
-    def action(name: str, summary: str, nargs: str = "+", **defaults: Any) -> Parser:
+    def action(name: str, module: str, summary: str) -> Parser:
         description = f"{summary[0].upper()}{summary[1:]}."
-        added = actions.add_parser(name, help=summary, description=description, epilog=epilog_of("schedules", name))
-        added.add_argument("names", nargs=nargs, metavar="NAME", help="the schedules")
-        added.set_defaults(**defaults)
+        added = actions.add_parser(name, help=summary, description=description, epilog=_epilog(OF_SCHEDULES[name], "schedules"))
+        added.set_defaults(module=f"schedules:{module}")
+        if name != "next":
+            added.add_argument("names", nargs="*" if name == "list" else "+", metavar="NAME", help="the schedules")
         return added
 
-    _json(listing := action("list", "list all schedules, or show given ones in full", "*"), argparse.SUPPRESS)
-    _broker(listing, argparse.SUPPRESS)
+    _reads(action("list", "show", "list all schedules, or show given ones in full"), argparse.SUPPRESS)
     for name, summary in (
         ("trigger", "add a job of schedules now; their next times fire all the same"),
         ("pause", "stop schedules"),
         ("resume", "end a pause; times that have passed meanwhile do not fire"),
         ("remove", "remove schedules that no running worker declares"),
+        ("backfill", "add a job for each time of schedules in a span"),
     ):
-        acting = action(name, summary)
+        acting = action(name, "act", summary)
         if name == "remove":
             _yes(acting)
+        if name == "backfill":
+            _backfill(acting)
         _operator(acting)
-        _json(acting, argparse.SUPPRESS)
-        _broker(acting, argparse.SUPPRESS)
-    _backfill(action("backfill", "add a job for each time of schedules in a span"))
-    summary = "compute times, without a broker"
-    following = actions.add_parser("next", help=summary, description=f"{summary.capitalize()}.", epilog=epilog_of("schedules", "next"))
-    _next(following)
-    following.set_defaults(module="next_times")
+        _reads(acting, argparse.SUPPRESS)
+    following = action("next", "next_times", "compute times, without a broker")
+    following.add_argument("expression", nargs="*", metavar="EXPRESSION", help='a cron expression in quotes, such as "0 9 * * MON-FRI"')
+    following.add_argument("--every", type=seconds, metavar="SECONDS", help="an interval, instead of an expression")
+    following.add_argument("--tz", default="UTC", metavar="ZONE", help="the time zone, such as Europe/Paris (default: UTC)")
+    following.add_argument("--count", type=count, default=5, metavar="N", help="the number of times, at most 10000 (default: 5)")
+    following.add_argument("--from", dest="start", type=time, metavar="TIME", help="begin at this time in that zone (default: now)")
+    _json(following, argparse.SUPPRESS)
     parser.list_commands({"actions": OF_SCHEDULES})
 
 
-def _backfill(parser: argparse.ArgumentParser) -> None:
-    zone = "ISO 8601, in the schedule's time zone unless it names an offset"
-    parser.add_argument("--from", dest="start", type=time, required=True, metavar="TIME", help=f"the start of the span, included; {zone}")
+def _backfill(parser: Parser) -> None:
+    start = "the start of the span, included; ISO 8601, in the schedule's time zone unless it names an offset"
+    parser.add_argument("--from", dest="start", type=time, required=True, metavar="TIME", help=start)
     parser.add_argument("--to", dest="end", type=time, required=True, metavar="TIME", help="the end of the span, excluded")
-    parser.add_argument(
-        "--limit", type=positive, default=1000, metavar="N", help="add nothing if a schedule has more than N times (default: 1000)"
-    )
+    _limit(parser, 1000, "add nothing if a schedule has more than N times")
     parser.add_argument("--dry-run", action="store_true", help="only print how many jobs would be added, and the first and last time")
-    _operator(parser)
-    _json(parser, argparse.SUPPRESS)
-    _broker(parser, argparse.SUPPRESS)
 
 
-def _next(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("expression", nargs="*", metavar="EXPRESSION", help='a cron expression in quotes, such as "0 9 * * MON-FRI"')
-    parser.add_argument("--every", type=seconds, metavar="SECONDS", help="an interval, instead of an expression")
-    parser.add_argument("--tz", default="UTC", metavar="ZONE", help="the time zone, such as Europe/Paris (default: UTC)")
-    parser.add_argument("--count", type=count, default=5, metavar="N", help="the number of times, at most 10000 (default: 5)")
-    parser.add_argument("--from", dest="start", type=time, metavar="TIME", help="begin at this time in that zone (default: now)")
-    _json(parser, argparse.SUPPRESS)
+# --- options of several commands -------------------------------------------------------------------------------------
 
 
-def _reads(parser: argparse.ArgumentParser) -> None:
-    _json(parser)
-    _broker(parser)
-
-
-def _json(parser: argparse.ArgumentParser, default: Any = False) -> None:
-    parser.add_argument("--json", action="store_true", default=default, help="JSON, for programs")
-
-
-def _acts(parser: argparse.ArgumentParser, action: str, *, default: str) -> None:
+def _acts(parser: Parser, action: str, *, default: str) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs, instead of filters")
     _filter_options(parser, default, STATUSES_FOR[action])
     parser.add_argument("--all", action="store_true", help=f"all jobs that are {default}, instead of ids and filters")
@@ -274,27 +290,11 @@ def _acts(parser: argparse.ArgumentParser, action: str, *, default: str) -> None
     _reads(parser)
 
 
-def _yes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation on a terminal")
-
-
-def _operator(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the audit log."""
-    parser.add_argument("--reason", default="", metavar="TEXT", help="why, for the audit log")
-    parser.add_argument("--by", metavar="WHO", help="who acts, for the audit log (default: your user and machine)")
-
-
-def _filter_options(parser: argparse.ArgumentParser, default: str = "all", statuses: Sequence[str] = STATUSES) -> None:
-    parser.add_argument("--queue", metavar="Q", help="only jobs of this queue")
-    parser.add_argument("--job", metavar="NAME", help="only jobs of this type")
+def _filter_options(parser: Parser, default: str = "all", statuses: Sequence[str] = STATUSES) -> None:
+    _queue_and_job(parser)
     parser.add_argument("--tag", metavar="TAG", help="only jobs that were sent with this tag")
-    parser.add_argument(
-        "--status",
-        type=str.lower,
-        action="append",
-        choices=statuses,
-        help=f"only jobs with this status; may be repeated (default: {default})",
-    )
+    status = f"only jobs with this status; may be repeated (default: {default})"
+    parser.add_argument("--status", type=str.lower, action="append", choices=statuses, help=status)
     parser.add_argument("--error", metavar="TEXT", help="only jobs whose last error or reason contains the text")
     parser.add_argument("--header", metavar="NAME[=VALUE]", help="only jobs with this header")
     parser.add_argument("--created-before", type=seconds, metavar="S", help="only jobs that were sent at least S seconds ago")
@@ -302,7 +302,35 @@ def _filter_options(parser: argparse.ArgumentParser, default: str = "all", statu
     parser.add_argument("--poison", action="store_true", help="only jobs that ended as poison")
 
 
-def _broker(parser: argparse.ArgumentParser, default: Any = None) -> None:
+def _queue_and_job(parser: Parser) -> None:
+    parser.add_argument("--queue", metavar="Q", help="only jobs of this queue")
+    parser.add_argument("--job", metavar="NAME", help="only jobs of this type")
+
+
+def _limit(parser: Parser, default: int, text: str) -> None:
+    parser.add_argument("--limit", type=positive, default=default, metavar="N", help=f"{text} (default: {default})")
+
+
+def _yes(parser: Parser) -> None:
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation on a terminal")
+
+
+def _operator(parser: Parser) -> None:
+    """Add the flags for the audit log."""
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why, for the audit log")
+    parser.add_argument("--by", metavar="WHO", help="who acts, for the audit log (default: your user and machine)")
+
+
+def _reads(parser: Parser, default: Any = None) -> None:
+    _json(parser, default or False)
+    _broker(parser, default)
+
+
+def _json(parser: Parser, default: Any) -> None:
+    parser.add_argument("--json", action="store_true", default=default, help="JSON, for programs")
+
+
+def _broker(parser: Parser, default: Any = None) -> None:
     parser.add_argument("--broker", default=default, metavar="URL", help="the broker's URL; see taskflow --help")
 
 
@@ -322,3 +350,15 @@ class _Version(argparse.Action):
 
         print(f"taskflow {version('taskflow-jobs')}", flush=True)
         parser.exit()
+
+
+def completion(arguments: argparse.Namespace) -> int:
+    """Print a script that completes commands and options in a shell."""
+    from taskflow.model.errors import ConfigurationError
+
+    try:
+        import shtab
+    except ImportError:
+        raise ConfigurationError("completion needs shtab: pip install shtab") from None
+    print(shtab.complete(a_parser(), arguments.shell))
+    return Exit.OK

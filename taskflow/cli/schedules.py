@@ -1,11 +1,11 @@
-"""`taskflow schedules`: lists schedules, and acts on them."""
+"""`taskflow schedules`: lists schedules, acts on them, and computes the times of an expression or an interval."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -15,14 +15,9 @@ from taskflow.app.app import App
 from taskflow.app.declared_schedules import check_schedule_name, is_schedule_name
 from taskflow.app.schedules import ScheduleInfo, check_backfill, instants_between, schedule_info_of, schedules, stored_plan
 from taskflow.broker.protocol import Broker
-from taskflow.cli.action_report import operator
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.job_filter import suggestion
-from taskflow.cli.json_text import print_json
-from taskflow.cli.progress_bar import confirmed
-from taskflow.cli.store import existing_broker, with_store
-from taskflow.cli.terminal import room, wrapped
-from taskflow.cli.time_format import moment
+from taskflow.cli.store import existing_broker, on_store, operator, suggestion
+from taskflow.cli.terminal import confirmed, moment, print_json, room, wrapped
 from taskflow.model.clock import instant_of
 from taskflow.model.errors import ConfigurationError, ScheduleConflict, UnknownSchedule
 from taskflow.model.ids import parse_id
@@ -30,7 +25,7 @@ from taskflow.model.printable import INDENT, MAX_CHARACTERS, message, one_line
 from taskflow.model.record import Status
 from taskflow.model.schedule import ScheduleRecord
 from taskflow.model.schedule_plan import PROMPT
-from taskflow.model.timetable import OwnTimes, zone_of
+from taskflow.model.timetable import CronTimes, EveryTimes, OwnTimes, zone_of
 
 PAGE: Final = 500
 WIDEST: Final = 30
@@ -48,14 +43,11 @@ ENDED_AS: Final = {
 }
 
 
-def run(arguments: argparse.Namespace) -> int:
-    return with_store(arguments, _list if arguments.action == "list" else _act)
-
-
 # --- list --------------------------------------------------------------------------------------------------------------
 
 
-async def _list(app: App, arguments: argparse.Namespace) -> int:
+@on_store
+async def show(app: App, arguments: argparse.Namespace) -> int:
     broker = await existing_broker(app)
     names = await _names_of(broker, arguments.names)
     found = [schedule_info_of(record) for record in await _stored(broker, names)]
@@ -166,7 +158,8 @@ def _declarers(info: ScheduleInfo) -> str:
 # --- act ---------------------------------------------------------------------------------------------------------------
 
 
-async def _act(app: App, arguments: argparse.Namespace) -> int:
+@on_store
+async def act(app: App, arguments: argparse.Namespace) -> int:
     broker, action = await existing_broker(app), arguments.action
     names = await _names_of(broker, arguments.names)
     if action == "remove" and not confirmed(f"remove {', '.join(map(one_line, names))}?", arguments):
@@ -187,8 +180,7 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
         if done.text and not arguments.json:
             print(one_line(done.text))
     if arguments.json:
-        is_dry_run = action == "backfill" and arguments.dry_run
-        print_json({"act": f"schedules.{action}", "dry_run": is_dry_run, "schedules": report})
+        print_json({"act": f"schedules.{action}", "dry_run": getattr(arguments, "dry_run", False), "schedules": report})
     return max(codes)
 
 
@@ -296,3 +288,52 @@ async def _names_of(broker: Broker, given: Sequence[str]) -> list[str]:
 async def _report_unknown(broker: Broker, name: str) -> None:
     known = [record.name for record in await broker.console.schedules()]
     print(f"taskflow: there is no schedule called {name!r}{suggestion(name, known)}", file=sys.stderr)
+
+
+# --- next --------------------------------------------------------------------------------------------------------------
+
+
+def next_times(arguments: argparse.Namespace) -> int:
+    try:
+        zone = zone_of(arguments.tz)
+        times = _timetable(arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(str(error)) from error
+    at = datetime.now(UTC)
+    if (start := arguments.start) is not None:  # a time equal to `--from` is found
+        at = (start if start.tzinfo is not None else start.replace(tzinfo=zone)).astimezone(UTC) - timedelta(microseconds=1)
+    found = list[tuple[datetime, str]]()
+    while len(found) < arguments.count and (following := times.next(at)) is not None:
+        at = following
+        found.append((at.astimezone(zone), _note(times, at, zone)))
+    if arguments.json:
+        print_json([{"at": at, "here": at.astimezone(), "note": note} for at, note in found])
+        return Exit.OK
+    for at, note in found:
+        print(f"{moment(at)}{note and f'  ({note})'}")
+    return Exit.OK
+
+
+def _timetable(arguments: argparse.Namespace) -> CronTimes | EveryTimes:
+    if bool(arguments.expression) == (arguments.every is not None):
+        raise ConfigurationError('schedules next takes either an expression in quotes, such as "0 9 * * MON-FRI", or --every SECONDS')
+    if arguments.every is not None:
+        return EveryTimes.checked(arguments.every)
+    if len(arguments.expression) > 1:
+        raise ConfigurationError(f"schedules next takes one expression, got {len(arguments.expression)} arguments: put it in quotes")
+    return CronTimes.checked(arguments.expression[0], arguments.tz)
+
+
+def _note(times: CronTimes | EveryTimes, at: datetime, zone: tzinfo) -> str:
+    """Describe how a change of the clock affects the time. Return "" if none does."""
+    if not isinstance(times, CronTimes):
+        return ""
+    if (skipped := times.skipped_before(at)) is not None:
+        return f"for {skipped:%H:%M}, which the clock skips"
+    local = at.astimezone(zone)
+    first, second = local.replace(fold=0).utcoffset(), local.replace(fold=1).utcoffset()
+    if first == second or first is None or second is None or first < second:
+        return ""
+    if not times.is_real_time:
+        return f"the clock repeats {local:%H:%M}; it fires only the first time"
+    return f"the {'second' if local.fold else 'first'} {local:%H:%M}, which the clock repeats"

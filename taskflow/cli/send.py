@@ -13,23 +13,22 @@ from taskflow.app.bulk_actions import CallOnce
 from taskflow.app.job import NamedJob
 from taskflow.app.job_type import Call
 from taskflow.app.sending import send_call
-from taskflow.cli.action_report import operator
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.json_text import print_json
 from taskflow.cli.modules import TargetFailed, import_targets
-from taskflow.cli.store import with_store
+from taskflow.cli.store import operator, suggestion, with_store
+from taskflow.cli.terminal import print_json
 from taskflow.model.errors import CodecError, ConfigurationError, UnknownArgument
-from taskflow.model.printable import nearest, one_line
+from taskflow.model.printable import one_line
 
 
-def run(arguments: argparse.Namespace) -> int:
+def send(arguments: argparse.Namespace) -> int:
     app = default_app()
     app.flag(broker=arguments.broker)
     try:
         import_targets(arguments.modules, all_submodules=False)
     except TargetFailed:
         return Exit.USAGE
-    return with_store(arguments, _send)
+    return with_store(_send, arguments)
 
 
 async def _send(app: App, arguments: argparse.Namespace) -> int:
@@ -51,9 +50,8 @@ async def _send(app: App, arguments: argparse.Namespace) -> int:
 def _call(app: App, arguments: argparse.Namespace) -> Call[Any]:
     job = _job(app, arguments)
     if arguments.modules and app.registry.get(job.name) is None:
-        near = nearest(job.name, app.registry.names)
-        hint = f"did you mean {near}?" if near else "to send it all the same, leave out --module"
-        raise ConfigurationError(f"{', '.join(arguments.modules)} declares no job {one_line(job.name)}; {hint}")
+        hint = suggestion(job.name, app.registry.names) or "; to send it all the same, leave out --module"
+        raise ConfigurationError(f"{', '.join(arguments.modules)} declares no job {one_line(job.name)}{hint}")
     try:
         return job._call_from_json(_json_of(arguments.args))
     except UnknownArgument as error:
@@ -94,5 +92,4 @@ async def _warn_of_unknown_job(app: App, name: str) -> None:
     alive = [worker.session.jobs for worker in await app.broker().console.workers() if worker.is_alive]
     known = {job for jobs in alive for job in jobs}
     if alive and all(alive) and name not in known:
-        near = nearest(name, known)
-        print(f"taskflow: no running worker knows {one_line(name)}{f'; did you mean {near}?' if near else ''}", file=sys.stderr)
+        print(f"taskflow: no running worker knows {one_line(name)}{suggestion(name, known)}", file=sys.stderr)

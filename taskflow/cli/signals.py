@@ -1,18 +1,20 @@
-"""Handles SIGTERM, SIGINT and SIGHUP in a worker's process, from before its modules are imported until it exits."""
+"""Ends a worker's process: winds it down on SIGTERM, SIGINT and SIGHUP, and kills it if it does not exit in time or its loop is blocked."""
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import faulthandler
 import logging
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final, Self
 
 from taskflow.cli.exit_codes import Exit
@@ -30,6 +32,9 @@ log: Final = logging.getLogger("taskflow.worker")
 MOST_STOP_TIMEOUTS: Final = 5
 # Seconds for the exit after a forced end, because runs that were cut off have already had their time.
 AFTER_FORCE: Final = 1.0
+DUMPED_WITHIN: Final = 2.0
+
+_OFF: Final = float("-inf")
 
 
 class ForcedExit:
@@ -53,14 +58,11 @@ class ForcedExit:
         self._code = code
         self.end_within(within)
 
-    def end_now(self) -> None:
-        os._exit(Exit.FORCED)
-
     def __enter__(self) -> Self:
         self._thread = start_thread(self._watch, "taskflow-forced-exit")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._deadlines.put(_OFF)
         if self._thread is not None:
             self._thread.join()
@@ -71,13 +73,10 @@ class ForcedExit:
             try:
                 told = self._deadlines.get(timeout=None if ends_at is None else max(0.0, ends_at - time.monotonic()))
             except queue.Empty:
-                self._end()
-                return
+                break
             if told == _OFF:
                 return
             ends_at = told if ends_at is None else min(ends_at, told)
-
-    def _end(self) -> None:
         say = _say_that_it_is_forced if self._code == Exit.FORCED else warn_of_slow_exit
         with suppress(RuntimeError):  # the system cannot start another thread
             start_thread(say, "taskflow-forced-exit").join(WARNED_WITHIN)  # the reader may be gone, or read nothing
@@ -86,9 +85,6 @@ class ForcedExit:
 
 def _say_that_it_is_forced() -> None:
     log.error("the process did not exit in time and is killed")
-
-
-_OFF: Final = float("-inf")
 
 
 class Signals:
@@ -177,10 +173,8 @@ class Signals:
             raise Interrupted(number)
         self._forced_exit.end_within(self._bound + (self._grace if self._count == 1 else 0.0))
         if self._loop is not None:
-            try:
+            with suppress(RuntimeError):  # the loop is closed: the worker has ended
                 self._loop.call_soon_threadsafe(self._handle_in_loop)
-            except RuntimeError:  # the loop is closed: the worker has ended
-                return
 
     def _ignore_late_signals(self) -> None:
         """Keep signals from changing the exit code while Python shuts down. Python then
@@ -207,3 +201,31 @@ class Signals:
 
 
 keep_handlers_from_forks(lambda handler: isinstance(getattr(handler, "__self__", None), Signals))  # needed only once per process
+
+
+def end_stalled(is_delivered: bool) -> None:
+    """End the process, because its event loop is blocked for good. Called from the thread that noticed the stall.
+
+    If `is_delivered` is True, the stacks are already in the log. If not, logging itself may hang, so Python's fault handler, which takes no
+    lock, writes them to stderr. The process ends even if nothing reads the output.
+    """
+    if not is_delivered:
+        with suppress(RuntimeError):  # the system cannot start another thread
+            start_thread(_dump, "taskflow-dump").join(DUMPED_WITHIN)
+    os._exit(Exit.STALLED)
+
+
+def _dump() -> None:
+    with suppress(OSError, ValueError):
+        faulthandler.dump_traceback(file=sys.stderr.fileno(), all_threads=True)
+
+
+def show_stacks_when_killed() -> None:
+    """Make Python write the stacks of all threads before a fatal signal ends the process, even while C code holds the interpreter lock.
+
+    These signals include SIGSEGV, and also SIGABRT, which systemd's watchdog sends to a silent worker.
+    Does nothing if the application has enabled faulthandler.
+    """
+    if not faulthandler.is_enabled():
+        with suppress(OSError, ValueError):  # there is no stderr
+            faulthandler.enable(file=sys.stderr.fileno(), all_threads=True)

@@ -1,53 +1,327 @@
-"""`taskflow status | queues | workers`: shows the queues and the workers of a store."""
+"""`taskflow status | queues | workers`: shows the queues and the workers of a store at one time, as tables and as JSON."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
+import os
 import sys
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
+import msgspec
+
 from taskflow.app.app import App
+from taskflow.broker.console import Console, QueueRecord, View
+from taskflow.broker.url import masked
 from taskflow.cli.exit_codes import Exit
-from taskflow.cli.json_text import print_json
-from taskflow.cli.store import existing_broker, with_store
-from taskflow.cli.summary import Summary, queue_json, queue_table, worker_json, worker_table
+from taskflow.cli.store import existing_broker, on_store
+from taskflow.cli.terminal import (
+    ALWAYS_SHOWN,
+    DIM,
+    LEAST_NAME,
+    OF_STATUS,
+    RED,
+    YELLOW,
+    Column,
+    cut,
+    json_text,
+    painted,
+    print_json,
+    print_lines,
+    room,
+    span,
+    table,
+    wrapped,
+)
+from taskflow.model.errors import BrokerError
+from taskflow.model.printable import one_line
+from taskflow.model.record import Status
+from taskflow.model.session import SessionRecord
+from taskflow.model.transitions import Event
+
+MOST_WORKERS: Final = 10
+"""The most workers that `status` names. `taskflow workers` lists them all."""
+
+MOST_HINTS: Final = 5
+LOOKED_AT: Final = 100
+
+RATES: Final[Mapping[str, tuple[str, tuple[Event, ...]]]] = {
+    "enqueued": ("IN/S", (Event.ENQUEUE,)),
+    "done": ("DONE/S", (Event.SUCCEED,)),
+    "failed": ("FAIL/S", (Event.FAIL, Event.DISCARD)),
+}
+"""The title of each rate, and the events that it counts."""
+
+Rates = Mapping[str, Mapping[str, float]]
+"""How many events of each kind a queue has had a second, by queue and then by kind."""
 
 
-def run(arguments: argparse.Namespace) -> int:
-    return with_store(arguments, VIEWS[arguments.command])
-
-
-async def _status(app: App, arguments: argparse.Namespace) -> int:
+@on_store
+async def status(app: App, arguments: argparse.Namespace) -> int:
     console = (await existing_broker(app)).console
     if arguments.watch is not None:
-        from taskflow.cli.watch import watch
-
         return await watch(partial(Summary.read, app, console), arguments.watch, is_json=arguments.json)
     summary = await Summary.read(app, console)
     return _shown(arguments, summary.to_json(), summary.lines())
 
 
-async def _queues(app: App, arguments: argparse.Namespace) -> int:
-    queues = await (await existing_broker(app)).console.queues()
-    return _shown(arguments, [queue_json(queue) for queue in queues], queue_table(queues))
+@on_store
+async def queues(app: App, arguments: argparse.Namespace) -> int:
+    found = await (await existing_broker(app)).console.queues()
+    return _shown(arguments, [queue_json(queue) for queue in found], queue_table(found))
 
 
-async def _workers(app: App, arguments: argparse.Namespace) -> int:
-    workers = await (await existing_broker(app)).console.workers()
-    if not workers and not arguments.json:
+@on_store
+async def workers(app: App, arguments: argparse.Namespace) -> int:
+    found = await (await existing_broker(app)).console.workers()
+    if not found and not arguments.json:
         print("no worker is running", file=sys.stderr)
-    return _shown(arguments, [worker_json(worker) for worker in workers], worker_table(workers) if workers else ())
+    return _shown(arguments, [worker_json(worker) for worker in found], table(_WORKER_COLUMNS, found) if found else ())
 
 
 def _shown(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> int:
     if arguments.json:
         print_json(value)
     else:
-        for line in lines:
-            print(line)
+        print_lines(lines)
     return Exit.OK
 
 
-VIEWS: Final = {"status": _status, "queues": _queues, "workers": _workers}
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a store at one time, on the monotonic clock.
+
+    `unknown`  for each job name that no running worker knows, the number of parked jobs among the `LOOKED_AT` jobs that are due next
+    """
+
+    broker: str
+    at: float
+    queues: list[QueueRecord]
+    workers: list[SessionRecord]
+    schedules: dict[str, int]
+    totals: dict[str, dict[str, int]]
+    unknown: Mapping[str, int] = {}
+
+    @classmethod
+    async def read(cls, app: App, console: Console) -> Summary:
+        schedules, queues, workers = await console.schedules(), await console.queues(), await console.workers()
+        return cls(
+            broker=masked(app.broker_url()),
+            queues=queues,
+            workers=workers,
+            unknown=await _unknown_jobs(console, queues, workers),
+            schedules={
+                "stored": len(schedules),
+                "paused": sum(schedule.is_paused for schedule in schedules),
+                "asleep": sum(schedule.asleep_since is not None for schedule in schedules),
+            },
+            totals=(await console.metrics()).totals,
+            at=time.monotonic(),
+        )
+
+    def rates_since(self, before: Summary) -> Rates:
+        """Return the rates of all queues between two summaries."""
+        took = max(1e-9, self.at - before.at)
+
+        def count(summary: Summary, queue: str, kind: str) -> int:
+            return sum(summary.totals.get(queue, {}).get(event, 0) for event in RATES[kind][1])
+
+        names = {*self.totals, *(queue.name for queue in self.queues)}
+        return {name: {kind: max(0, count(self, name, kind) - count(before, name, kind)) / took for kind in RATES} for name in names}
+
+    def lines(self, rates: Rates | None = None) -> Iterator[str]:
+        yield f"broker     {cut(one_line(self.broker), room() - 11)}"
+        yield f"workers    {len(self.workers):,}"
+        for worker in self.workers[:MOST_WORKERS]:
+            yield _worker_line(worker)
+        if len(self.workers) > MOST_WORKERS:
+            yield f"  and {len(self.workers) - MOST_WORKERS:,} more: `taskflow workers` lists them"
+        if self.schedules["stored"]:
+            details = ", ".join(f"{count:,} {word}" for word, count in self.schedules.items() if count and word != "stored")
+            yield f"schedules  {self.schedules['stored']:,}{f' ({details})' if details else ''}"
+        yield from queue_table(self.queues, rates)
+        hints = [*_hints(self.queues, self.workers), *map(_unknown_hint, self.unknown.items())]
+        if len(hints) > MOST_HINTS:
+            hints[MOST_HINTS:] = [f"and {len(hints) - MOST_HINTS:,} more hints about other queues and jobs"]
+        for hint in hints:
+            yield from (painted(line, YELLOW) for line in wrapped(hint, room()))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "broker": self.broker,
+            "queues": [queue_json(queue) for queue in self.queues],
+            "workers": [worker_json(worker) for worker in self.workers],
+            "schedules": self.schedules,
+            "totals": self.totals,
+            "unknown_jobs": dict(self.unknown),
+        }
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+
+def _name(worker: SessionRecord) -> str:
+    return worker.session.name + (" (dying)" if worker.is_dying else "")
+
+
+def _color(worker: SessionRecord) -> int | None:
+    return RED if worker.is_dying else None if worker.is_alive else YELLOW
+
+
+def _busy(worker: SessionRecord) -> str:
+    return f"{worker.leases}/{worker.session.concurrency}"
+
+
+def _beat(worker: SessionRecord) -> str:
+    return f"{worker.seconds_since_beat:.0f}s ago"
+
+
+_WORKER_COLUMNS: Final = (
+    Column("NAME", _name, color=_color, least=LEAST_NAME),
+    Column("BUSY", _busy),
+    Column("HEARTBEAT", _beat, color=_color),
+    Column("UP", lambda worker: span((datetime.now(UTC) - worker.registered_at).total_seconds()), keep=2),
+    Column("JOBS", lambda worker: len(worker.session.jobs) or "?", keep=1),
+    Column("DEPLOY", lambda worker: one_line(worker.session.deploy, 24) or "-", keep=3),
+    Column("QUEUES", lambda worker: ", ".join(worker.session.queues) or "all"),
+)
+
+
+def _worker_line(worker: SessionRecord) -> str:
+    dying = ", dying" if worker.is_dying else ""
+    state = f": {_busy(worker)} busy, heartbeat {_beat(worker)}{dying}"
+    return painted(f"  {cut(one_line(worker.session.name), room() - 2 - len(state))}{state}", _color(worker))
+
+
+def worker_json(worker: SessionRecord) -> dict[str, Any]:
+    return {
+        "name": worker.session.name,
+        "queues": list(worker.session.queues),
+        "concurrency": worker.session.concurrency,
+        "jobs": list(worker.session.jobs),
+        "deploy": worker.session.deploy,
+        "registered_at": worker.registered_at,
+        "leases": worker.leases,
+        "seconds_since_beat": worker.seconds_since_beat,
+        "dying": worker.is_dying,
+    }
+
+
+# --- queues ---------------------------------------------------------------------------------------------------------
+
+
+def queue_table(queues: Sequence[QueueRecord], rates: Rates | None = None) -> Iterator[str]:
+    """Yield the table of queues, with their rates if those are known."""
+    rated = [] if rates is None else [_rate_column(kind, rates) for kind in RATES]
+    return table([_QUEUE_NAME, *(_count_column(status, is_rated=rates is not None) for status in Status), _OLDEST, *rated], queues)
+
+
+_QUEUE_NAME: Final = Column("QUEUE", lambda queue: queue.name + (" (paused)" if queue.is_paused else ""), least=LEAST_NAME)
+_OLDEST: Final = Column("OLDEST", lambda queue: "" if queue.oldest_ready_for is None else span(queue.oldest_ready_for), is_number=True)
+
+_KEPT: Final = {Status.HELD: 1, Status.CANCELLED: 2, Status.SUCCEEDED: 3}
+"""The counts that are left out first if the rates are shown and the terminal is narrow."""
+
+
+def _count_column(status: Status, *, is_rated: bool) -> Column:
+    def count(queue: QueueRecord) -> int:
+        return queue.counts.get(status, 0)
+
+    return Column(
+        status.upper(),
+        lambda queue: f"{count(queue):,}",
+        _KEPT.get(status, ALWAYS_SHOWN) if is_rated or status is Status.HELD else ALWAYS_SHOWN,
+        is_number=True,
+        color=lambda queue: OF_STATUS.get(status) if count(queue) else DIM,
+    )
+
+
+def _rate_column(kind: str, rates: Rates) -> Column:
+    return Column(
+        RATES[kind][0],
+        lambda queue: f"{rates[queue.name][kind]:,.1f}" if queue.name in rates else "-",
+        is_number=True,
+        color=lambda queue: RED if kind == "failed" and rates.get(queue.name, {}).get(kind) else None,
+    )
+
+
+def _hints(queues: Sequence[QueueRecord], workers: Sequence[SessionRecord]) -> Iterator[str]:
+    """Say which queues have jobs that no running worker will take."""
+    alive = [worker.session for worker in workers if worker.is_alive]
+    for queue in queues:
+        ready = queue.counts.get(Status.READY, 0)
+        if not ready:
+            continue
+        if queue.is_paused:
+            yield f"{one_line(queue.name)} is paused: `taskflow resume {one_line(queue.name)}` ends the pause"
+        elif not any(not session.queues or queue.name in session.queues for session in alive):
+            yield f"no running worker takes jobs from {one_line(queue.name)}: start one with `taskflow worker MODULE`"
+
+
+async def _unknown_jobs(console: Console, queues: Sequence[QueueRecord], workers: Sequence[SessionRecord]) -> dict[str, int]:
+    """Count parked jobs that no running worker knows. They are due again within minutes, so they are among the next ones."""
+    known = [worker.session.jobs for worker in workers if worker.is_alive]
+    if not known or not all(known) or not any(queue.counts.get(Status.SCHEDULED) for queue in queues):
+        return {}
+    page = await console.page(View(statuses=(Status.SCHEDULED,)), limit=LOOKED_AT)
+    return Counter(record.job for record in page.records if record.waiting_for and not any(record.job in jobs for jobs in known))
+
+
+def _unknown_hint(unknown: tuple[str, int]) -> str:
+    job, count = unknown
+    name = one_line(job)
+    return f"no running worker knows the job {name} ({count:,} parked): deploy the code that sent it, or `taskflow cancel --job {name}`"
+
+
+def queue_json(queue: QueueRecord) -> dict[str, Any]:
+    return {
+        "name": queue.name,
+        "paused": queue.is_paused,
+        "counts": {str(status): queue.counts.get(status, 0) for status in Status},
+        "oldest_ready_for": queue.oldest_ready_for,
+        "next_due_in": queue.next_due_in,
+    }
+
+
+# --- status --watch --------------------------------------------------------------------------------------------------
+
+
+async def watch(read: Callable[[], Awaitable[Summary]], interval: float, *, is_json: bool) -> int:
+    """Show what `read` returns every `interval` seconds, until a signal stops it. An outage of the store is shown, and waited out."""
+    before = await read()
+    rates: Rates = {}
+    trouble: str | None = None
+    while True:
+        now = datetime.now().astimezone()
+        if is_json:
+            print(json_text({"time": now.isoformat(), "trouble": trouble, **before.to_json(), "rates": rates}), flush=True)
+        elif sys.stdout.isatty():
+            _show_in_place([f"{now:%Y-%m-%d %H:%M:%S}   Ctrl-C ends", *_trouble_lines(trouble), *before.lines(rates)])
+        else:
+            lines = [trouble] if trouble else before.lines(rates)
+            print(f"{now:%Y-%m-%d %H:%M:%S}", *lines, "", sep="\n", flush=True)
+        await asyncio.sleep(interval)
+        try:
+            latest = await read()
+            before, rates, trouble = latest, latest.rates_since(before), None
+        except BrokerError as error:
+            trouble = trouble or f"since {datetime.now():%H:%M:%S} the store does not answer: {one_line(error)}"
+
+
+def _trouble_lines(trouble: str | None) -> Iterator[str]:
+    if trouble:
+        yield from (painted(line, RED) for line in wrapped(trouble, room()))
+
+
+def _show_in_place(lines: list[str]) -> None:
+    """Replace what the terminal shows by as many of these lines as fit, in one write, so that no part of them is seen alone."""
+    rows = max(2, os.get_terminal_size(sys.stdout.fileno()).lines)
+    shown = lines if len(lines) < rows else [*lines[: rows - 2], f"... {len(lines) - rows + 2} more lines"]
+    with contextlib.suppress(BlockingIOError):
+        sys.stdout.write("\033[H" + "".join(f"{line}\033[K\n" for line in shown) + "\033[J")
+        sys.stdout.flush()

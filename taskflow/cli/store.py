@@ -1,22 +1,45 @@
-"""Opens the store for a command, and closes it."""
+"""Opens the store for a command, and reads the options that several commands share: ids, filters and the operator."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
-from typing import Final
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from taskflow.app.app import App, default_app
+from taskflow.app.audit_log import this_operator
+from taskflow.app.bulk_actions import check_error, header_of
+from taskflow.broker.console import Console, View
 from taskflow.broker.migrations import Migrating
+from taskflow.broker.paging import AT_ONCE
 from taskflow.broker.protocol import Broker
-from taskflow.model.errors import BrokerRefused
+from taskflow.model.envelope import check_job_name, check_queue
+from taskflow.model.errors import BrokerRefused, ConfigurationError
+from taskflow.model.ids import parse_id
+from taskflow.model.job_schema import check_tag
+from taskflow.model.printable import nearest, one_line
+from taskflow.model.record import Status
+
+T = TypeVar("T")
+
+FILTERS: Final = ("queue", "job", "tag", "status", "error", "header", "created_before", "ended_before", "poison")
+
+_MISSING: Final = "does not exist: the first job creates it, or `taskflow migrate` does; if the jobs are elsewhere, use --broker"
+
+Work = Callable[[App, argparse.Namespace], Awaitable[int]]
 
 
-def with_store(arguments: argparse.Namespace, work: Callable[[App, argparse.Namespace], Awaitable[int]]) -> int:
-    """Run a command on the store that its options name, and return the exit code."""
+def on_store(work: Work) -> partial[int]:
+    """Decorate a command that works on the store that its options name."""
+    return partial(with_store, work)
+
+
+def with_store(work: Work, arguments: argparse.Namespace) -> int:
     app = default_app()
     app.flag(broker=arguments.broker)
 
@@ -47,4 +70,87 @@ def _missing_file(broker_url: str) -> str | None:
     return file if url.scheme == "sqlite" and not os.path.exists(file) and os.path.isdir(os.path.dirname(file)) else None
 
 
-_MISSING: Final = "does not exist: the first job creates it, or `taskflow migrate` does; if the jobs are elsewhere, use --broker"
+def operator(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return who acts, and why, as arguments of the functions that record acts."""
+    return {"by": arguments.by or this_operator(), "reason": arguments.reason}
+
+
+# --- ids and filters -------------------------------------------------------------------------------------------------
+
+
+def ids_of(texts: Iterable[str]) -> list[bytes]:
+    """Parse ids, dropping duplicates. Raises ConfigurationError for text that is not an id."""
+    try:
+        return list(dict.fromkeys(parse_id(text) for text in texts))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def filter_of(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> View:
+    statuses = [Status(status) for status in arguments.status] if arguments.status else default
+    return View(
+        queue=queue_of(arguments.queue),
+        job=_checked("--job", check_job_name, arguments.job),
+        tag=_checked("--tag", check_tag, arguments.tag),
+        statuses=tuple(sorted(set(statuses))),
+        error=_checked("--error", check_error, getattr(arguments, "error", None)),
+        header=_checked("--header", header_of, getattr(arguments, "header", None)),
+        created_before=getattr(arguments, "created_before", None),
+        ended_before=arguments.ended_before,
+        poison=arguments.poison,
+    )
+
+
+def queue_of(name: str | None) -> str | None:
+    return _checked("--queue", check_queue, name)
+
+
+def _checked(flag: str, check: Callable[[str], T], value: str | None) -> T | None:
+    try:
+        return None if value is None else check(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{flag}: {error}") from error
+
+
+def given_filters(arguments: argparse.Namespace) -> list[str]:
+    """Return the filter flags that were given. Raises ConfigurationError if ids are given too, because one of them would be ignored."""
+    given = {name: getattr(arguments, name) for name in FILTERS}
+    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
+    if arguments.ids and (others := [*flags, *["--all"] * arguments.all]):
+        raise ConfigurationError(f"{arguments.command} takes ids or filters, not both: leave out {others[0]}, or the ids")
+    return flags
+
+
+# --- unknown names ---------------------------------------------------------------------------------------------------
+
+
+async def is_known_queue(console: Console, name: str | None) -> bool:
+    """Return True if the store knows the queue, or if `name` is None. Otherwise print
+    a message with a suggestion to stderr, and return False."""
+    if name is None:
+        return True
+    known = [queue.name for queue in await console.queues()]
+    if name in known:
+        return True
+    print(f"taskflow: no job has ever been in queue {name!r}{suggestion(name, known)}", file=sys.stderr)
+    return False
+
+
+async def note_unknown_job(console: Console, name: str | None) -> None:
+    """If nothing was found for a job's name, and neither a running worker nor the first jobs of the store have that
+    name, print a message to stderr, with a suggestion. Stores have no index of names."""
+    if name is None:
+        return
+    known = {job for worker in await console.workers() for job in worker.session.jobs}
+    found = await console.page(View(job=name), limit=1)
+    if name in known or found.records or (found.stopped_early and not known):
+        return
+    known.update(record.job for record in (await console.page(View(), limit=AT_ONCE)).records)
+    where = f"among the {found.examined:,} that were looked at" if found.stopped_early else "in the store"
+    print(f"taskflow: no job called {name!r} is {where}, and no running worker declares one{suggestion(name, known)}", file=sys.stderr)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return words that name the most similar known name, or nothing if none is similar."""
+    near = nearest(name, known)
+    return f"; did you mean {one_line(near)}?" if near else ""

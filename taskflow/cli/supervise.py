@@ -7,10 +7,11 @@ This module does not import the application: the supervisor never does, and a wo
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import import_module
 from typing import Final
 
 from taskflow.cli.interrupts import interrupts
@@ -22,14 +23,17 @@ from taskflow.worker.children.syscalls import die_before_parent
 from taskflow.worker.processes import SUPERVISED, FileWatch, supervise
 from taskflow.worker.supervisor_state import SupervisorOptions
 
+DEBOUNCE: Final = 400
+"""Milliseconds over which changes are grouped, because an editor or a branch checkout may write several files."""
+
 
 def run(arguments: argparse.Namespace) -> int:
     address = os.environ.pop(SUPERVISED, None)  # processes that jobs start must not inherit it
     if address is None:
         return _supervise(arguments)
     die_before_parent()
-    arguments.line = importlib.import_module("taskflow.cli.supervisor_socket").SupervisorSocket(address, max_jobs=arguments.max_jobs)
-    code: int = importlib.import_module("taskflow.cli.worker").run(arguments)
+    arguments.line = import_module("taskflow.cli.supervisor_socket").SupervisorSocket(address, max_jobs=arguments.max_jobs)
+    code: int = import_module("taskflow.cli.worker").run(arguments)
     return code
 
 
@@ -46,27 +50,24 @@ def _supervise(arguments: argparse.Namespace) -> int:
         is_draining=arguments.drain,
         is_reloading=arguments.reload,
     )
-    with logging_to_stderr(arguments.log_level, arguments.log_format, handler=BackgroundHandler()):
-        if arguments.health_port is None and "NOTIFY_SOCKET" not in os.environ:
-            interrupts.raise_again()
-            return supervise(options, *_workers_of(arguments), watch=watch)
-        with importlib.import_module("taskflow.cli.health_report").FleetHealthReport(arguments) as health_report:
-            interrupts.raise_again()
-            return supervise(options, *_workers_of(arguments), watch=watch, listener=health_report)
-
-
-def _workers_of(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """Return the command line and the environment with which to start each worker. If the number of processes is a setting,
-    the environment keeps it, so that a worker also starts with a supervisor after pyproject.toml has changed."""
+    # If the number of processes is a setting, the environment keeps it, so that a worker also starts with a supervisor after
+    # pyproject.toml has changed.
     pinned = {f"{PREFIX}PROCESSES": str(arguments.processes)} if "processes" in arguments.settings else {}
-    return command_of(arguments.argv), environment_of(arguments.broker) | pinned
+    environment = environment_of(arguments.broker) | pinned
+    is_asked = arguments.health_port is not None or "NOTIFY_SOCKET" in os.environ
+    with (
+        logging_to_stderr(arguments.log_level, arguments.log_format, handler=BackgroundHandler()),
+        import_module("taskflow.cli.health").FleetHealthReport(arguments) if is_asked else nullcontext() as health_report,
+    ):
+        interrupts.raise_again()
+        return supervise(options, command_of(arguments.argv), environment, watch=watch, listener=health_report)
 
 
 def _a_watch() -> FileWatch:
     """Return a function that watches the Python files in and below the current
     folder, except in virtual environments and similar folders."""
     try:
-        watchfiles = importlib.import_module("watchfiles")
+        watchfiles = import_module("watchfiles")
     except ImportError as error:
         raise DriverMissing("--reload needs watchfiles: pip install watchfiles") from error
 
@@ -78,7 +79,3 @@ def _a_watch() -> FileWatch:
         threading.Thread(target=look, name="taskflow-reload", daemon=True).start()
 
     return watch
-
-
-DEBOUNCE: Final = 400
-"""Milliseconds over which changes are grouped, because an editor or a branch checkout may write several files."""

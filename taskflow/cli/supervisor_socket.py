@@ -19,7 +19,6 @@ from taskflow.worker.events import RunEnded, SessionOpened, WaitingForBroker, Wo
 
 log: Final = logging.getLogger("taskflow.worker")
 
-
 MAX_LINE: Final = 2_000
 """The maximum length of a line, in characters."""
 
@@ -45,8 +44,10 @@ class SupervisorSocket:
         self._lock = threading.Lock()
         self._end = socket.socket(fileno=descriptor)
         self._end.set_inheritable(False)
-        _die_with(supervisor)
-        self._watch: threading.Thread = start_thread(self._listen, "taskflow-line")
+        end_with_parent()
+        if os.getppid() != supervisor:  # it has died already
+            os.kill(os.getpid(), signal.SIGKILL)
+        start_thread(self._listen, "taskflow-line")
 
     def say(self, words: str) -> None:
         """Send a line without waiting, so that a stopped or dead supervisor delays nothing."""
@@ -57,8 +58,13 @@ class SupervisorSocket:
 
     def __call__(self, event: WorkerEvent) -> None:
         match event:
-            case RunEnded():
-                self._count()
+            case RunEnded() if self._runs_left is not None:
+                self._runs_left -= 1
+                if self._runs_left == 0:
+                    log.info(
+                        "this worker has run its number of jobs (--max-jobs): another one takes over, and the runs of this one still finish"
+                    )
+                    self._retire()
             case WaitingForBroker():
                 self.say("waiting")
             case SessionOpened(_, session):
@@ -76,14 +82,6 @@ class SupervisorSocket:
             deaths, self._deaths = self._deaths, []
         for death in deaths:
             note(*death)
-
-    def _count(self) -> None:
-        if self._runs_left is None:
-            return
-        self._runs_left -= 1
-        if self._runs_left == 0:
-            log.info("this worker has run its number of jobs (--max-jobs): another one takes over, and the runs of this one still finish")
-            self._retire()
 
     def _retire(self) -> None:
         """Retire this worker. May be called from any thread."""
@@ -117,11 +115,3 @@ class SupervisorSocket:
                 with self._lock:
                     note = self._note_death
                 note(bytes.fromhex(session), cause)
-
-
-def _die_with(supervisor: int) -> None:
-    """Make sure that this process ends with its supervisor. If the supervisor is
-    no longer the parent, it has died already: exit at once."""
-    end_with_parent()
-    if os.getppid() != supervisor:
-        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,16 +1,21 @@
-"""The width and the colours of text on a terminal."""
+"""What commands print: tables, colours and a progress bar on a terminal, plain text in a pipe, JSON, and times."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import json
+import math
 import os
 import re
 import sys
-from collections.abc import Iterator
-from typing import Final
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 from taskflow.cli.base_parser import columns
-from taskflow.model.printable import MAX_CHARACTERS
-from taskflow.model.record import Status
+from taskflow.model.printable import INDENT, MAX_CHARACTERS, one_line
 
 RED: Final = 31
 GREEN: Final = 32
@@ -19,7 +24,7 @@ CYAN: Final = 36
 BOLD: Final = 1
 DIM: Final = 2
 
-OF_STATUS: Final = {Status.FAILED: RED, Status.SUCCEEDED: GREEN, Status.RUNNING: CYAN, Status.CANCELLED: YELLOW}
+OF_STATUS: Final = {"failed": RED, "succeeded": GREEN, "running": CYAN, "cancelled": YELLOW}
 
 
 def has_colors() -> bool:
@@ -49,7 +54,9 @@ def width(text: str) -> int:
 
 def padded(text: str, most: int) -> str:
     """Return the text with spaces up to this width. On a terminal, wider text is cut at its beginning: the end of a name says more."""
-    return (cut_start(text, most) if sys.stdout.isatty() else text) + " " * (most - width(text))
+    if sys.stdout.isatty() and width(text) > most:
+        text = f"...{_fitting(text[::-1], most - 3)[::-1]}"
+    return text + " " * (most - width(text))
 
 
 def cut(text: str, most: int) -> str:
@@ -57,22 +64,26 @@ def cut(text: str, most: int) -> str:
     return text if width(text) <= most else f"{_fitting(text, most - 3)}..."
 
 
-def cut_start(text: str, most: int) -> str:
-    return text if width(text) <= most else f"...{_fitting(text[::-1], most - 3)[::-1]}"
+def _fitting(text: str, most: int) -> str:
+    """Return the beginning of the text that fits."""
+    end = min(len(text), max(0, most))
+    while end and width(text[:end]) > most:
+        end -= 1
+    return text[:end]
 
 
 def wrapped(text: str, most: int) -> Iterator[str]:
     """Yield the text in lines of at most this width. A command in backticks stays on one line if it fits, so that it can be copied."""
     line = ""
-    for word in re.findall(r"`[^`]*`\S*|\S+", text):
-        if line and width(line) + 1 + width(word) > most:
-            yield line
+    for word in re.findall(r"(?:`[^`]*`\S*|\S+)\s*", text):
+        if line and width(line) + width(word.rstrip()) > most:
+            yield line.rstrip()
             line = ""
-        line = f"{line} {word}" if line else word
-        while width(line) > most > 1:
+        line += word
+        while width(line.rstrip()) > most > 1:
             yield (head := _fitting(line, most))
             line = line[len(head) :]
-    yield line
+    yield line.rstrip()
 
 
 def hanging(label: str, text: str, most: int) -> Iterator[str]:
@@ -82,9 +93,202 @@ def hanging(label: str, text: str, most: int) -> Iterator[str]:
         label = " " * len(label)
 
 
-def _fitting(text: str, most: int) -> str:
-    """Return the beginning of the text that fits."""
-    end = min(len(text), max(0, most))
-    while end and width(text[:end]) > most:
-        end -= 1
-    return text[:end]
+def print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def print_now(line: str) -> None:
+    """Print a line to stdout at once. If its reader is gone, as with `| head`, the command continues."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, flush=True)
+
+
+def confirmed(question: str, arguments: argparse.Namespace) -> bool:
+    """Return True if a person at the terminal confirms, with `--yes`, or if no person is there: a script is not asked."""
+    if arguments.yes or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    print("taskflow: nothing was changed", file=sys.stderr)
+    return False
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def print_json(value: Any) -> None:
+    print(json_text(value, indent=2))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return the value as JSON in ASCII, with all control characters escaped, including DEL, which `json` leaves as it is.
+
+    Instants become text in ISO 8601. JSON has no infinity and no NaN, which a store may contain: they become null.
+    """
+    try:
+        text = json.dumps(value, indent=indent, default=_as_text, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=indent, default=_as_text, allow_nan=False)
+    return text.replace("\x7f", "\\u007f")
+
+
+def _as_text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_finite, value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- times -----------------------------------------------------------------------------------------------------------
+
+
+def moment(at: datetime) -> str:
+    """Return an aware datetime as text, followed by the local time if that differs."""
+    text = f"{at:%a %Y-%m-%d} {_clock(at)} {at:%Z}"
+    try:
+        here = at.astimezone()
+    except (OverflowError, ValueError, OSError):  # at the edge of the calendar
+        return text
+    if here.utcoffset() == at.utcoffset():
+        return text
+    day = "" if here.date() == at.date() else f"{here:%a %Y-%m-%d} "
+    return f"{text}, here {day}{_clock(here)}"
+
+
+def _clock(at: datetime) -> str:
+    time = at.time()
+    return time.isoformat("minutes" if not (time.second or time.microsecond) else "seconds" if not time.microsecond else "milliseconds")
+
+
+def span(seconds: float) -> str:
+    """Return a duration in its two largest units, for example 3d4h."""
+    whole = max(0, round(seconds))
+    for unit, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // smaller
+            return f"{whole // unit}{name}{f'{rest}{smaller_name}' if rest and whole < 10 * unit else ''}"
+    return f"{whole}s"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people, for example 12ms, 2.5s or 3m10s."""
+    if abs(seconds) < 0.9995:
+        return f"{1_000 * seconds:.0f}ms"
+    return f"{seconds:.1f}s" if abs(seconds) < 10 else span(seconds) if seconds > 0 else f"-{span(-seconds)}"
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+ALWAYS_SHOWN: Final = 9
+LEAST_NAME: Final = 12
+"""The least width of a column of names."""
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    `keep`   its importance on a narrow terminal, where the less important ones are left out; `ALWAYS_SHOWN` for those that always stay
+    `least`  the width to which it is narrowed if the columns that stay do not fit; None if it is not narrowed
+    `most`   its maximum width on a terminal
+    `color`  returns the colour of a row's cell, or None
+    """
+
+    title: str
+    cell: Callable[[Any], object]
+    keep: int = ALWAYS_SHOWN
+    is_number: bool = False
+    color: Callable[[Any], int | None] = lambda row: None
+    least: int | None = None
+    most: int = MAX_CHARACTERS
+
+
+def table(columns: Sequence[Column], rows: Sequence[Any], *, detail: Column | None = None) -> Iterator[str]:
+    """Yield a header, and a line for each row. In a pipe, nothing is left out. `detail` is the last column if all of it fits; otherwise
+    each row's detail is wrapped on further lines."""
+    is_terminal, most = sys.stdout.isatty(), room()
+    all_columns = [*columns] if detail is None else [*columns, detail]
+    cells = {column: [one_line(column.cell(row)) for row in rows] for column in all_columns}
+    widths = {column: min(max(map(width, (column.title, *texts))), column.most) for column, texts in cells.items()}
+    is_beside = not is_terminal or _excess(all_columns, widths, "  ", most) <= 0
+    shown, gap = _fitting_columns(all_columns if is_beside else columns, widths, most) if is_terminal else (all_columns, "  ")
+    yield painted(cut(gap.join(_aligned(column.title, column, widths[column]) for column in shown).rstrip(), most), BOLD)
+    for number, row in enumerate(rows):
+        texts = [_aligned(cells[column][number], column, widths[column]) for column in shown]
+        if not shown[-1].is_number:
+            left = most - sum(map(width, texts[:-1])) - len(gap) * (len(shown) - 1)
+            texts[-1] = cut(cells[shown[-1]][number], max(len("..."), left))
+        yield gap.join(painted(text, column.color(row)) for text, column in zip(texts, shown, strict=True)).rstrip()
+        if detail is not None and not is_beside and (text := one_line(detail.cell(row), detail.most)):
+            yield from (f"{INDENT}{line}" for line in wrapped(text, most - len(INDENT)))
+
+
+def _fitting_columns(columns: Sequence[Column], widths: dict[Column, int], most: int) -> tuple[Sequence[Column], str]:
+    """Return the columns that fit a terminal, and the gap between them. If the columns that stay do not fit, narrow one in `widths`."""
+    if _excess(columns, widths, "  ", most) <= 0:
+        return columns, "  "
+    shown = [column for column in columns if column.keep == ALWAYS_SHOWN]
+    for column in sorted((column for column in columns if column.keep < ALWAYS_SHOWN), key=lambda column: -column.keep):
+        more = [each for each in columns if each in (*shown, column)]
+        shown = more if _excess(more, widths, " ", most) <= 0 else shown
+    excess = _excess(shown, widths, " ", most)
+    for column in shown:
+        if excess > 0 and column.least is not None:
+            widths[column] = min(widths[column], max(column.least, widths[column] - excess))
+    return shown, " "
+
+
+def _excess(columns: Sequence[Column], widths: Mapping[Column, int], gap: str, most: int) -> int:
+    return sum(widths[column] for column in columns) + len(gap) * (len(columns) - 1) - most
+
+
+def _aligned(text: str, column: Column, most: int) -> str:
+    return " " * (most - width(text)) + text if column.is_number else padded(text, most)
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+BAR_WIDTH: Final = 40
+LEAST_BAR_WIDTH: Final = 10
+BESIDE: Final = 40
+"""Columns for the numbers beside the bar."""
+
+
+def bar_of(share: float, width: int) -> str:
+    """Return a bar of `width` characters between brackets, of which this share is filled."""
+    filled = int(share * width)
+    return f"[{'#' * filled}{'.' * (width - filled)}]"
+
+
+class Bar:
+    """Shows progress: as a bar on a terminal, otherwise as an occasional line."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._began = time.monotonic()
+        self._is_terminal = sys.stdout.isatty()
+        self._shown = -1
+
+    def show(self, done: int) -> None:
+        share = done / self.total if self.total else 1.0
+        if not self._is_terminal:
+            tenth = int(share * 10)
+            if tenth != self._shown:
+                self._shown = tenth
+                print_now(f"{done:,} of {self.total:,} done")
+            return
+        bar = bar_of(share, max(LEAST_BAR_WIDTH, min(BAR_WIDTH, columns() - BESIDE)))
+        rate = done / max(1e-9, time.monotonic() - self._began)
+        self._shown = 0
+        print(f"\r{bar} {done:,}/{self.total:,}  {rate:,.0f} jobs/s \033[K", end="", flush=True)
+
+    def close(self) -> None:
+        """Leave the line of the bar."""
+        if self._is_terminal and self._shown >= 0:
+            print()

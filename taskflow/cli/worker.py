@@ -7,31 +7,28 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import anyio
 from msgspec.structs import replace
 
 from taskflow.app.app import App, default_app
+from taskflow.app.context import running
 from taskflow.app.package_conflict import advice_if_mixed
-from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
-from taskflow.cli.event_loop import create_own, run_through
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.gc_tuning import Collector
-from taskflow.cli.health_report import HealthReport
-from taskflow.cli.log_context import add_ids
+from taskflow.cli.health import HealthReport
 from taskflow.cli.log_output import logging_to_stderr
-from taskflow.cli.modules import TargetFailed, import_targets, require_jobs
+from taskflow.cli.modules import TargetFailed, import_targets, is_ours, print_users, require_jobs
 from taskflow.cli.reexec import take_broker
-from taskflow.cli.signals import AFTER_FORCE, ForcedExit, Signals
-from taskflow.cli.stalled import end_stalled, show_stacks_when_killed
-from taskflow.cli.time_format import span
-from taskflow.cli.tracebacks import is_ours, print_users
+from taskflow.cli.signals import AFTER_FORCE, ForcedExit, Signals, end_stalled, show_stacks_when_killed
+from taskflow.cli.terminal import span
 from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.printable import log_safely, nearest, one_line
 from taskflow.model.record import Status
@@ -46,10 +43,10 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("taskflow.worker")
 
+T = TypeVar("T")
+
 MOST_NAMED: Final = 20
 """The most jobs that a worker names when it starts."""
-
-_LEFT: Final = (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     show_stacks_when_killed()
     line: SupervisorSocket | None = arguments.line
     with (
-        logging_to_stderr(arguments.log_level, arguments.log_format, add_ids, has_pid=line is not None),
+        logging_to_stderr(arguments.log_level, arguments.log_format, _add_ids, has_pid=line is not None),
         ForcedExit() as forced_exit,
         HealthReport(arguments, line) as health_report,
     ):
@@ -85,17 +82,18 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
         queues = QueueChoice() if arguments.queues is None else QueueChoice.parse(arguments.queues)
     except ValueError as error:
         raise ConfigurationError(f"{arguments.settings.get('queues', '--queues')}: {error}") from error
-    return WorkerOptions(
-        queues=queues,
-        concurrency=arguments.concurrency,
-        grace=arguments.grace,
-        ttl=arguments.ttl,
-        start_timeout=arguments.start_timeout,
-        drain_horizon=arguments.drain_horizon,
-        modules=tuple(arguments.modules),
-        stall_limit=arguments.stall_limit,
-        on_stall_limit=end_stalled,
-    )
+    names = ("concurrency", "grace", "ttl", "start_timeout", "drain_horizon", "stall_limit")
+    given = {name: getattr(arguments, name) for name in names}
+    return WorkerOptions(queues=queues, modules=tuple(arguments.modules), on_stall_limit=end_stalled, **given)
+
+
+def _add_ids(record: logging.LogRecord) -> bool:
+    """Add the running job's name, id, attempt and queue to a log record. This is a `logging` filter that lets every record pass."""
+    context = running.get()
+    if context is not None and not hasattr(record, "job_id"):
+        record.job, record.job_id, record.attempt, record.queue = context.job_name, context.job_id, context.attempt, context.queue
+        record.is_inside = True
+    return True
 
 
 def _announce(app: App, options: WorkerOptions) -> None:
@@ -116,7 +114,7 @@ def _counted(count: int, noun: str) -> str:
 def _run_to_exit(run: WorkerRun) -> int:
     try:
         with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
-            return run_through(runner.get_loop(), run.work())
+            return _run_through(runner.get_loop(), run.work())
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -138,6 +136,46 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return factory
+
+
+def _run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Run the loop until `work` ends, even if a job stops the loop before that.
+
+    A job may call `loop.stop()`. It may also raise SystemExit or KeyboardInterrupt in a task or callback, and
+    asyncio lets these escape from the loop. For code that awaits such a task, this is still an ordinary failure.
+    """
+    task = OwnTask(work, loop=loop)
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except (RuntimeError, SystemExit, KeyboardInterrupt) as stopped:
+            if task.done() or loop.is_closed():
+                raise
+            raised = f"a task started by a job has raised {type(stopped).__name__} through"
+            who = "a job has stopped (loop.stop())" if isinstance(stopped, RuntimeError) else raised
+            log_safely(log.error, "%s the worker's event loop; restarting it", who)
+
+
+class OwnTask(asyncio.Task[T]):
+    """A task that belongs to the command. Jobs cannot cancel it, even by cancelling all tasks.
+
+    Code outside jobs can cancel it, for example a task group in the application's lifespan when one of its tasks has failed.
+    """
+
+    _told_of = ""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        context = running.get()
+        if context is not None and asyncio.current_task(self.get_loop()) is not None:
+            if context.job_id != self._told_of:  # a job may try in a loop
+                self._told_of = context.job_id
+                log_safely(log.error, "a job tried to cancel a task of the worker; the task continues")
+            return False
+        return super().cancel(msg)
+
+
+def _create_own(work: Coroutine[Any, Any, T]) -> OwnTask[T]:
+    return OwnTask(work, loop=asyncio.get_running_loop())
 
 
 class WorkerRun:
@@ -171,12 +209,13 @@ class WorkerRun:
         descriptors. Otherwise, it could write to other files that have reused their numbers."""
         if isinstance(event, DescriptorsClosed):
             log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", event.why, self._options.ttl)
-            self._forced_exit.end_now()
+            os._exit(Exit.FORCED)
 
     async def work(self) -> int:
         worker, death_reporter, began = Worker(options=self._options), DeathReporter(self._app), time.monotonic()
         self._health_report.show(worker.health)
         code: int = Exit.FAILED  # unless the work ends without an error
+        is_drained = False
         try:
             async with AsyncExitStack() as stack:
                 if not await self._signals.start(self._start(worker, stack)):
@@ -201,25 +240,17 @@ class WorkerRun:
             self.has_ended = True
             # Next, Python ends the tasks and threads that jobs have left behind, and these may not cooperate.
             self._forced_exit.exit_with(code, AFTER_FORCE if worker.has_forced else self._options.stop_timeout)
-        return self._report_code(code, is_drained=is_drained)
+        if self._line is not None:  # before Python shuts down, because a signal during the shutdown would change the exit status
+            self._line.say(f"{'drained' if is_drained else 'ended'} {code:d}")
+        return code
 
     def _code(self, worker: Worker, *, is_drained: bool) -> int:
         if worker.has_forced:
             return Exit.FORCED
-        if self._is_draining and not (is_drained or self._is_replaced()):
+        is_replaced = self._line is not None and self._line.is_leaving  # another worker takes its place
+        if self._is_draining and not (is_drained or is_replaced):
             return self._signals.code
         return Exit.FAILED if self._is_draining and (worker.tally.failed or worker.tally.set_aside) else Exit.OK
-
-    def _report_code(self, code: int, *, is_drained: bool) -> int:
-        """Report the exit code to the supervisor before Python shuts down, because a
-        signal during the shutdown would change the exit status."""
-        if self._line is not None:
-            self._line.say(f"{'drained' if is_drained else 'ended'} {code:d}")
-        return code
-
-    def _is_replaced(self) -> bool:
-        """Return True if this worker is retiring and another one takes its place."""
-        return self._line is not None and self._line.is_leaving
 
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await stack.enter_async_context(worker)
@@ -229,12 +260,12 @@ class WorkerRun:
 
     async def _until_stop(self, worker: Worker) -> bool:
         """Wait for a signal, for drained queues or for retirement. Return True if the queues are drained."""
-        drained = create_own(worker.drained()) if self._is_draining else None
-        waits: list[asyncio.Task[Any]] = [create_own(self._signals.wait(worker))]
+        drained = _create_own(worker.drained()) if self._is_draining else None
+        waits: list[asyncio.Task[Any]] = [_create_own(self._signals.wait(worker))]
         if drained is not None:
             waits.append(drained)
         if self._line is not None:
-            waits.append(create_own(_retire(worker, self._line)))
+            waits.append(_create_own(_retire(worker, self._line)))
         done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:
             wait.cancel()
@@ -248,21 +279,19 @@ class WorkerRun:
         They may be used later, but usually they are typos."""
         if not self._options.queues.names:
             return
-        known = {queue for job in self._app.registry for queue in job.queues} | {queue.name for queue in await self._queues()}
+        known = {queue for job in self._app.registry for queue in job.queues}
+        known |= {queue.name for queue in await self._app.broker().console.queues()}
         for name in self._options.queues.names:
             if name not in known:
                 near = nearest(name, known)
-                log.warning(
-                    "queue %s is unknown: it never had a job, and no job here names it%s",
-                    name,
-                    f"; did you mean {near}?" if near else "",
-                )
+                hint = f"; did you mean {near}?" if near else ""
+                log.warning("queue %s is unknown: it never had a job, and no job here names it%s", name, hint)
 
     async def _print_remaining_jobs(self) -> None:
         drain = Drain(self._app.broker(), self._app.registry, self._options)
         for queue in await drain.queues():
             parked = await drain.parked(queue)
-            left = {status: queue.counts.get(status, 0) for status in _LEFT}
+            left = {status: queue.counts.get(status, 0) for status in (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)}
             left[Status.SCHEDULED] = max(0, left[Status.SCHEDULED] - parked.total())
             counts = [f"{count:,} {status}" for status, count in left.items() if count]
             if parked:
@@ -270,9 +299,6 @@ class WorkerRun:
                 counts.append(f"{parked.total():,} parked for a worker that knows more: {named}")
             if counts:
                 print(f"left in {one_line(queue.name)}{' (paused)' if queue.is_paused else ''}: {', '.join(counts)}")
-
-    async def _queues(self) -> list[QueueRecord]:
-        return await self._app.broker().console.queues()
 
 
 class DeathReporter:
@@ -297,7 +323,7 @@ class DeathReporter:
 
     def _report(self, line: SupervisorSocket, session: bytes, cause: str) -> None:
         if session not in self._reports:
-            self._reports[session] = task = create_own(self._report_one(line, session, cause))
+            self._reports[session] = task = _create_own(self._report_one(line, session, cause))
             task.add_done_callback(lambda _: self._reports.pop(session, None))
 
     async def _report_one(self, line: SupervisorSocket, session: bytes, cause: str) -> None:

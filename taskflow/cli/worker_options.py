@@ -1,85 +1,54 @@
-"""The options of `taskflow worker`. Like the parser, this module imports little besides argparse."""
+"""The options of `taskflow worker`, and its settings: `[tool.taskflow.worker]` in pyproject.toml, and TASKFLOW_WORKER_* in the environment.
+
+Like the parser, this module imports little besides argparse.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-from taskflow.cli.option_types import port, positive, processes, seconds, size, ttl
+from taskflow.cli.base_parser import MOST_PROCESSES, Parser, port, positive, processes, seconds, size, ttl
+from taskflow.model.errors import ConfigurationError
 
 PREFIX: Final = "TASKFLOW_WORKER_"
-"""The beginning of the names of environment variables with settings, see `worker_settings`."""
+"""The beginning of the names of environment variables with settings."""
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `taskflow worker`, except its modules and its broker."""
-    parser.add_argument("--queues", metavar="Q[=W],...", help="a,b: in strict order; a=3,b=1: weighted (default: every queue)")
-    parser.add_argument(
-        "--concurrency", type=positive, default=100, metavar="N", help="the number of jobs to run at the same time (default: 100)"
-    )
-    parser.add_argument("--drain", action="store_true", help="exit when the queues are empty, with 1 if a job has failed")
-    parser.add_argument(
-        "--drain-horizon", type=seconds, default=60.0, metavar="S", help="with --drain, wait for jobs due within S seconds (default: 60)"
-    )
-    parser.add_argument(
-        "--grace", type=seconds, default=25.0, metavar="S", help="seconds that runs have to finish when stopping (default: 25)"
-    )
-    parser.add_argument(
-        "--ttl",
-        type=ttl,
-        default=20.0,
-        metavar="S",
-        help="seconds without a heartbeat after which other workers take its jobs (default: 20)",
-    )
-    parser.add_argument(
-        "--start-timeout",
-        type=seconds,
-        default=30.0,
-        metavar="S",
-        help="seconds to wait at the start for a broker that does not answer; then exit with 3 (default: 30; 0: at once)",
-    )
-    parser.add_argument(
-        "--stall-limit",
-        type=seconds,
-        default=300.0,
-        metavar="S",
-        help="seconds for which a job may block the event loop; then exit with 5, and other workers take its jobs "
-        "(default: 300; 0: no limit)",
-    )
-    _health(parser)
-    _supervised(parser)
-    levels = ("debug", "info", "warning", "error")
-    parser.add_argument("--log-level", type=str.lower, default="info", choices=levels, help="default: info")
-    parser.add_argument("--log-format", type=str.lower, default="text", choices=("text", "json"), help="default: text")
-
-
-def _health(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--health-port", type=port, metavar="PORT", help="answer /live and /ready over HTTP (0: any free port)")
-    parser.add_argument(
-        "--health-host",
-        default="127.0.0.1",
-        metavar="HOST",
-        help="the address to listen on (default: 127.0.0.1, for this machine only; a container needs 0.0.0.0 or ::)",
-    )
-
-
-def _supervised(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that start a supervisor."""
-    group = parser.add_argument_group("under a supervisor", "The supervisor replaces workers that die. SIGHUP replaces them one by one.")
-    group.add_argument(
-        "--processes", action=_Supervise, type=processes, metavar="N", help="run N worker processes, each with --concurrency jobs"
-    )
-    group.add_argument("--max-jobs", action=_Supervise, type=positive, metavar="N", help="replace a worker that has run N jobs")
-    group.add_argument(
-        "--max-memory",
-        action=_Supervise,
-        type=size,
-        metavar="BYTES",
-        help="replace a worker that uses more memory, for example 512M or 1G",
-    )
-    group.add_argument(
-        "--reload", action=_Supervise, nargs=0, default=False, help="replace workers when a Python file in this folder changes"
-    )
+    add = parser.add_argument
+    add("--queues", metavar="Q[=W],...", help="a,b: in strict order; a=3,b=1: weighted (default: every queue)")
+    add("--concurrency", type=positive, default=100, metavar="N", help="the number of jobs to run at the same time (default: 100)")
+    add("--drain", action="store_true", help="exit when the queues are empty, with 1 if a job has failed")
+    horizon = "with --drain, wait for jobs due within S seconds (default: 60)"
+    add("--drain-horizon", type=seconds, default=60.0, metavar="S", help=horizon)
+    add("--grace", type=seconds, default=25.0, metavar="S", help="seconds that runs have to finish when stopping (default: 25)")
+    lapse = "seconds without a heartbeat after which other workers take its jobs (default: 20)"
+    add("--ttl", type=ttl, default=20.0, metavar="S", help=lapse)
+    start = "seconds to wait at the start for a broker that does not answer; then exit with 3 (default: 30; 0: at once)"
+    add("--start-timeout", type=seconds, default=30.0, metavar="S", help=start)
+    stall = "seconds for which a job may block the event loop; then exit with 5, and other workers take its jobs"
+    stall += " (default: 300; 0: no limit)"
+    add("--stall-limit", type=seconds, default=300.0, metavar="S", help=stall)
+    add("--health-port", type=port, metavar="PORT", help="answer /live and /ready over HTTP (0: any free port)")
+    host = "the address to listen on (default: 127.0.0.1, for this machine only; a container needs 0.0.0.0 or ::)"
+    add("--health-host", default="127.0.0.1", metavar="HOST", help=host)
+    add = parser.add_argument_group(
+        "under a supervisor", "The supervisor replaces workers that die. SIGHUP replaces them one by one."
+    ).add_argument
+    add("--processes", action=_Supervise, type=processes, metavar="N", help="run N worker processes, each with --concurrency jobs")
+    add("--max-jobs", action=_Supervise, type=positive, metavar="N", help="replace a worker that has run N jobs")
+    memory = "replace a worker that uses more memory, for example 512M or 1G"
+    add("--max-memory", action=_Supervise, type=size, metavar="BYTES", help=memory)
+    add("--reload", action=_Supervise, nargs=0, default=False, help="replace workers when a Python file in this folder changes")
+    add = parser.add_argument
+    add("--log-level", type=str.lower, default="info", choices=("debug", "info", "warning", "error"), help="default: info")
+    add("--log-format", type=str.lower, default="text", choices=("text", "json"), help="default: text")
 
 
 class _Supervise(argparse.Action):
@@ -88,3 +57,75 @@ class _Supervise(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         namespace.module = "supervise"
         setattr(namespace, self.dest, True if self.nargs == 0 else values)
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def parse_with_settings(parser: Parser, argv: Sequence[str] | None, command: str) -> argparse.Namespace:
+    """Parse the command line with the settings as defaults, so that options override them.
+
+    `settings` of the result says where each setting comes from that no option overrides. Raises ConfigurationError for an invalid setting.
+    """
+    settings = {name: (value, where) for name, value, where in _settings() if command == "worker" or name == "modules"}
+    defaults = {name: value for name, (value, _) in settings.items()}
+    worker = parser.commands[command]
+    worker.set_defaults(**defaults, **({"module": "supervise"} if "processes" in defaults else {}))
+    arguments = parser.parse_args(argv)
+    arguments.settings = {name: where for name, (value, where) in settings.items() if getattr(arguments, name) is value}
+    if not arguments.modules:
+        worker.error(
+            f"name the modules that declare jobs, as in `taskflow {command} app.tasks`, "
+            "or set modules in [tool.taskflow.worker] of pyproject.toml"
+        )
+    return arguments
+
+
+def _settings() -> Iterator[tuple[str, Any, str]]:
+    """Yield each setting that is given, its value and its place. One of the environment follows that of pyproject.toml."""
+    from taskflow.app.pyproject import check_names, project_table, table_in
+
+    found = project_table(Path.cwd())
+    if found is not None:
+        file, table = found
+        check_names(given := table_in(table, "worker", "tool.taskflow.", file), "tool.taskflow.worker", file, SETTINGS)
+        for name, value in given.items():
+            where = f"{name} in [tool.taskflow.worker] of {file}"
+            yield name, SETTINGS[name](where, value), where
+    for name, read in SETTINGS.items():
+        variable = PREFIX + name.upper()
+        if text := os.environ.get(variable):
+            yield name, read(variable, text), variable
+
+
+def _joined(where: str, given: object) -> str:
+    parts: list[Any] = given if isinstance(given, list) else [given]
+    if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
+        raise ConfigurationError(f"{where} is {given!r}: expected text or a list of texts, which are not empty")
+    return ",".join(parts)
+
+
+def _modules(where: str, given: object) -> list[str]:
+    return [name for name in re.split(r"[,\s]+", _joined(where, given)) if name]
+
+
+def _count(where: str, given: object) -> int:
+    try:
+        return positive(str(given))
+    except argparse.ArgumentTypeError:
+        raise ConfigurationError(f"{where} is {given!r}: expected a whole number, 1 or more") from None
+
+
+def _processes(where: str, given: object) -> int:
+    if (number := _count(where, given)) > MOST_PROCESSES:
+        raise ConfigurationError(f"{where} is {given!r}: expected at most {MOST_PROCESSES}, because more would fill the machine")
+    return number
+
+
+SETTINGS: Final[Mapping[str, Callable[[str, object], Any]]] = {
+    "modules": _modules,
+    "queues": _joined,
+    "concurrency": _count,
+    "processes": _processes,
+}
+"""For each setting, the function that checks and converts its value. It gets the place of the setting for its error."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import signal
 import socket
@@ -101,23 +100,6 @@ def test_an_act_that_is_interrupted_is_recorded_with_what_was_done(
 
     [act] = cli.json("audit")
     assert (act["affected"], act["stopped"], act["reason"]) == (2, "interrupted", "too many")
-
-
-def test_an_act_is_recorded_even_if_that_is_interrupted(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded = SqliteConsole.record_act
-    calls: list[int] = []
-
-    async def record_act(console: SqliteConsole, act: Act) -> None:
-        calls.append(1)
-        if len(calls) == 1:
-            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGTERM)
-        await asyncio.sleep(0)
-        await recorded(console, act)
-
-    monkeypatch.setattr(SqliteConsole, "record_act", record_act)
-    cli("purge", "--all", code=128 + signal.SIGTERM)
-
-    assert [act["act"] for act in cli.json("audit")] == ["purge"]
 
 
 def test_an_act_that_the_store_breaks_off_is_recorded_with_what_was_done(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,26 +66,12 @@ def test_a_module_that_exits_is_a_module_that_does_not_import(cli: Cli) -> None:
     assert "SystemExit: not like this" in refused(cli, "worker", "tasks").err
 
 
-def test_a_module_that_raises_what_is_no_exception_does_not_import_either(cli: Cli) -> None:
-    cli.write("tasks.py", "class Stop(BaseException): pass\n\nraise Stop('not like this')\n")
-    said = refused(cli, "worker", "tasks")
-    assert f'File "{cli.folder}/tasks.py", line 3' in said.err
-    assert said.err.endswith("taskflow: tasks cannot be imported: Stop: not like this\n")
-
-
 def test_a_wrong_declaration_shows_the_users_line(cli: Cli) -> None:
     """The error is ours; the frames are not shown."""
     cli.write("tasks.py", "from taskflow import job\n\n@job(max_atempts=3)\ndef send(): pass\n")
     said = refused(cli, "worker", "tasks")
     assert f'File "{cli.folder}/tasks.py", line 3' in said.err
     assert "did you mean max_attempts=?" in said.err
-
-
-def test_annotations_that_stay_unknown_are_refused_at_the_start(cli: Cli) -> None:
-    cli.write("tasks.py", "from __future__ import annotations\nfrom taskflow import job\n@job\ndef send(to: Adress): pass\n")
-    said = refused(cli, "worker", "tasks")
-    assert "to" in said.err
-    assert "Adress" in said.err
 
 
 @pytest.mark.parametrize(
@@ -108,12 +94,6 @@ def test_a_target_whose_name_is_nearly_right_is_suggested(cli: Cli, target: str,
     assert said.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("target", ["", ".tasks", "app..tasks"])
-def test_a_target_that_is_no_name_is_refused(cli: Cli, target: str) -> None:
-    cli.write("app/tasks.py", A_JOB)
-    assert f"taskflow: found no module {target!r}" in refused(cli, "worker", target).err
-
-
 def test_a_target_without_jobs_is_refused(cli: Cli) -> None:
     cli.write("tasks.py", "def forgotten(): pass\n")
     assert refused(cli, "worker", "tasks").err == "taskflow: tasks declares no job: decorate a function with @job\n"
@@ -124,26 +104,12 @@ def test_a_package_without_jobs_is_told_of_its_submodules(cli: Cli) -> None:
     assert "app is a package: name its modules, or add --all-submodules" in refused(cli, "worker", "app").err
 
 
-def test_all_submodules_without_a_job_are_not_told_to_add_them(cli: Cli) -> None:
-    cli.write("app/tasks.py", "")
-    said = refused(cli, "worker", "app", "--all-submodules")
-    assert said.err == "taskflow: app declares no job: decorate a function with @job\n"
-
-
 def test_a_submodule_that_does_not_import_is_named(cli: Cli) -> None:
     cli.write("app/tasks.py", A_JOB)
     cli.write("app/deep/__init__.py", "1 / 0\n")
     said = refused(cli, "worker", "app", "--all-submodules")
     assert f'File "{cli.folder}/app/deep/__init__.py", line 1' in said.err
     assert "taskflow: app.deep cannot be imported: ZeroDivisionError" in said.err
-
-
-def test_two_jobs_of_one_name_name_both_places(cli: Cli) -> None:
-    for name in ("one", "two"):
-        cli.write(f"{name}.py", f"from taskflow import job\n@job(name='same')\ndef {name}(): pass\n")
-    said = refused(cli, "worker", "one", "two")
-    assert f"{cli.folder}/one.py:2" in said.err
-    assert f"{cli.folder}/two.py:2" in said.err
 
 
 # --- flags ---------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from taskflow.cli.diagnosis import Facts, reasons
+from taskflow.cli.explain import Facts, reasons
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 from taskflow.model.session import Session, SessionRecord

@@ -7,8 +7,7 @@ from datetime import datetime
 import pytest
 
 from taskflow.broker.console import Console
-from taskflow.cli.diagnosis import Facts
-from taskflow.cli.explain import _shortened
+from taskflow.cli.explain import Facts, _shortened
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 from tests.cli.inprocess import Cli

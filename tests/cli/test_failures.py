@@ -96,7 +96,7 @@ def test_a_filter_without_an_index_looks_at_the_newest_jobs(cli: Cli, many: None
 
 
 def test_only_the_largest_groups_are_listed(cli: Cli, many: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskflow.cli.failures.MAX_GROUPS", 1)
+    monkeypatch.setattr("taskflow.cli.reports.MAX_GROUPS", 1)
     said = cli("failures", "--json")
     assert [group["count"] for group in json.loads(said.out)] == [40]
     assert said.err == "taskflow: only the 1 largest groups are listed\n"

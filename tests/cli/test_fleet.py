@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.cli import fleet
-from taskflow.cli.fleet import Fleet, report_line
+from taskflow.cli import health
+from taskflow.cli.health import Fleet, report_line
 from taskflow.worker.exit_status import ExitStatus
 from taskflow.worker.health import HealthCheck
 from tests.cli.probes import ask, ask_until
@@ -103,7 +103,7 @@ def test_one_worker_that_works_is_enough() -> None:
 def test_a_worker_that_has_fallen_silent_does_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
     workers = Fleet()
     workers.note(1, report_line(WELL, WELL))
-    monkeypatch.setattr(fleet, "SILENT_AFTER", 0.0)
+    monkeypatch.setattr(health, "SILENT_AFTER", 0.0)
     assert "has been silent for" in workers.live().why
     assert not workers.ready().is_well
 

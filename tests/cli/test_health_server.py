@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 
 import pytest
 
@@ -173,26 +172,6 @@ def test_who_says_nothing_is_shut_out_and_nobody_else_is(server: HealthServer, m
         assert ask(port_of(server), "/live").status == 200
         with contextlib.suppress(ConnectionResetError):  # as good as closed
             assert silent.recv(1) == b""
-
-
-def test_a_connection_beyond_the_bound_takes_the_place_of_the_oldest(server: HealthServer) -> None:
-    with ExitStack() as stack:
-        first, *_, last = [stack.enter_context(connected(server)) for _ in range(health_server.MOST_AT_ONCE)]
-        assert ask(port_of(server), "/live").status == 200
-        with contextlib.suppress(ConnectionResetError):  # as good as closed
-            assert first.recv(1) == b""
-        last.sendall(b"GET /live HTTP/1.1\r\n\r\n")
-        assert last.recv(12) == b"HTTP/1.1 200"
-
-
-def test_it_is_the_oldest_of_the_client_that_has_most(server: HealthServer) -> None:
-    with ExitStack() as stack:
-        patient = stack.enter_context(connected(server, "127.0.0.2"))
-        for _ in range(3 * health_server.MOST_AT_ONCE):
-            stack.enter_context(connected(server))
-        assert ask(port_of(server), "/live").status == 200
-        patient.sendall(b"GET /live HTTP/1.1\r\n\r\n")
-        assert patient.recv(12) == b"HTTP/1.1 200"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])

@@ -119,7 +119,7 @@ def test_acting_on_all_goes_past_an_unreadable_job(cli: Cli, broker: HostileBrok
 
 def test_an_unreadable_job_is_shown_with_its_columns_and_bytes(cli: Cli, broker: HostileBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = broker.records[0]
-    monkeypatch.setattr("taskflow.cli.job_detail.ids_of", lambda texts: [odd.id])
+    monkeypatch.setattr("taskflow.cli.jobs.ids_of", lambda texts: [odd.id])
     said = cli("jobs", "it")
     assert f"its bytes begin with {odd.unreadable[0].raw.hex()}" in said.out
     assert "headers: TypeError: expected bytes" in said.out

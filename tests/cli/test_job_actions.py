@@ -12,7 +12,6 @@ import pytest
 from taskflow.app import bulk_actions
 from taskflow.app.bulk_actions import POSSIBLE
 from taskflow.broker.protocol import Broker
-from taskflow.broker.sqlite.broker import SqliteConsole
 from taskflow.cli.parser import STATUSES_FOR
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, id_text, key_digest
@@ -20,7 +19,7 @@ from taskflow.model.record import Status
 from taskflow.model.session import Session
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
-from tests.support.verdicts import failed, succeeded
+from tests.support.verdicts import failed
 
 NOBODY = id_text(bytes(16))
 
@@ -42,14 +41,6 @@ def test_retry_takes_every_failed_job(cli: Cli, stock: Stock) -> None:
     assert statuses(cli, stock.failed, stock.poison, stock.cancelled) == ["ready", "ready", "cancelled"]
     [again] = cli.json("jobs", stock.failed)
     assert (again["failures"], again["attempt"], len(again["errors"])) == (0, 1, 2)
-
-
-def test_retry_takes_what_the_filters_choose(cli: Cli, stock: Stock) -> None:
-    cli("retry", "--poison")
-    assert statuses(cli, stock.failed, stock.poison) == ["failed", "ready"]
-    cli("retry", "--status", "cancelled", "--job", "bad", "--queue", "default")
-    assert statuses(cli, stock.failed, stock.cancelled) == ["failed", "ready"]
-    assert cli("retry", "--ended-before", "3600").out.splitlines()[-1] == "retried 0"
 
 
 def test_retry_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
@@ -96,12 +87,6 @@ def test_cancel_takes_all_that_lives(cli: Cli, stock: Stock) -> None:
     assert asked["cancel_requested"] is True
 
 
-def test_cancel_takes_what_the_filters_choose(cli: Cli, stock: Stock) -> None:
-    assert cli("cancel", "--queue", "mail").out.splitlines()[-1] == "cancelled 2"
-    assert statuses(cli, stock.scheduled) == ["scheduled"]
-    assert cli("cancel", "--status", "scheduled", "--job", "late").out.splitlines()[-1] == "cancelled 1"
-
-
 def test_cancel_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
     said = cli("cancel", stock.scheduled, stock.failed, stock.running, code=1)
     assert said.out == "cancelled 1, asked 1 running to stop\n"
@@ -115,15 +100,6 @@ def test_cancel_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> No
 def test_purge_drops_what_has_ended(cli: Cli, stock: Stock) -> None:
     assert cli("purge", "--all").out.splitlines()[-1] == "purged 4"
     assert set(everything(cli).values()) == {"ready", "scheduled", "running"}
-
-
-def test_purge_drops_what_the_filters_choose(cli: Cli, stock: Stock) -> None:
-    cli("purge", "--status", "ready", "--status", "failed", "--queue", "mail")
-    assert set(stock.all) - set(everything(cli)) == set(stock.ready)
-    cli("purge", "--poison")
-    assert stock.poison not in everything(cli)
-    assert stock.failed in everything(cli)
-    assert cli("purge", "--ended-before", "3600").out.splitlines()[-1] == "purged 0"
 
 
 def test_purge_by_id_drops_what_has_ended_and_refuses_the_rest(cli: Cli, stock: Stock) -> None:
@@ -155,31 +131,6 @@ def test_a_dry_run_counts_and_changes_nothing(cli: Cli, stock: Stock, command: l
     assert cli(*command, "--dry-run").out == f"would {command[0]} {would}\n"
     assert everything(cli) == before
     assert cli(*command).out.splitlines()[-1].split()[-1] == str(would)
-
-
-@pytest.mark.parametrize("command", ["retry", "cancel", "purge"])
-def test_a_dry_run_does_not_count_what_is_no_longer_kept(cli: Cli, command: str) -> None:
-    """Though it lies in the store until a worker's upkeep comes by: the number is that of the jobs that it would be done to."""
-    cli.with_broker(_ended_and_not_kept)
-    assert cli(command, "--all", "--dry-run").out == f"would {command} 0\n"
-
-
-async def _ended_and_not_kept(broker: Broker) -> None:
-    session = Session(id=bytes(16), name="a worker")
-    await broker.register(session)
-    await broker.enqueue([Envelope(id=IdFactory()(), job="work", payload=b"", keep_result=0.0)])
-    [lease] = await broker.claim(session.id, 1, [], 1)
-    await broker.settle([succeeded(lease, keep_for=0.0)])
-
-
-@pytest.mark.parametrize(
-    ("command", "would"), [(["cancel", "--all"], 4), (["cancel", "--queue", "mail"], 2), (["cancel", "--status", "ready"], 2)]
-)
-def test_what_lives_is_counted_without_a_look_at_the_jobs(
-    cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch, command: list[str], would: int
-) -> None:
-    monkeypatch.setattr(SqliteConsole, "page", None)
-    assert cli(*command, "--dry-run").out == f"would cancel {would}\n"
 
 
 def test_a_dry_run_by_id_counts_those_that_it_could_be_done_to(cli: Cli, stock: Stock) -> None:
@@ -228,12 +179,6 @@ def test_nothing_is_done_to_all_jobs_unasked(cli: Cli, stock: Stock, command: li
     before = everything(cli)
     assert cli(*command, code=2).err == f"taskflow: {complaint}\n"
     assert everything(cli) == before
-
-
-@pytest.mark.parametrize("command", [["retry", "--all"], ["cancel", "--queue", "mail"], ["purge", "--all"], ["cancel", NOBODY]])
-def test_a_file_that_is_not_there_is_not_made_to_be_acted_on(cli: Cli, command: list[str]) -> None:
-    assert f"{cli.folder}/queue.db does not exist" in cli(*command, code=3).err
-    assert list(cli.folder.iterdir()) == []
 
 
 def test_progress_is_told_page_by_page(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,11 +89,6 @@ def test_a_failed_job_is_shown_with_arguments_runs_and_traceback(cli: Cli, faile
     assert "Traceback: one" in cli("jobs", ID, "--verbose").out
 
 
-def test_a_failed_run_that_ends_the_job_is_the_last_line(cli: Cli, failed_job: None) -> None:
-    page, _ = cli("jobs", ID).out.split("\n\nattempt 2: ")
-    assert "attempt 2 failed: ValueError: last" in page.splitlines()[-1]
-
-
 def waits_for_a_retry(lease: Any) -> Any:
     return retried(lease, 60.0, progress=Progress(0.5, "half way"))
 

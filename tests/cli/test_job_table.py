@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.cli.job_table import detail, job_table
+from taskflow.cli.jobs import detail, job_table
 from taskflow.model.record import Record, Status
 from taskflow.model.verdict import Progress, RunError
 
@@ -80,7 +80,7 @@ def test_without_details_there_is_no_column_for_them(monkeypatch: pytest.MonkeyP
 
 def test_the_percentage_and_the_bar_of_a_running_job_stay_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     records = [a_record(Status.RUNNING, progress=Progress(0.999, note)) for note in ("", "row 7")]
-    assert shown(records, 67, monkeypatch)[2::2] == ["    [#########.] 100%", "    [#########.] 100% row 7"]
+    assert shown(records, 67, monkeypatch)[2::2] == ["    [#########.] 100%", "    [#########.] 100%  row 7"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 
@@ -92,17 +91,6 @@ def test_jobs_are_paged(cli: Cli, stock: Stock) -> None:
     assert "--cursor: the cursor is damaged" in cli("jobs", "--cursor", "x", code=2).err
 
 
-def test_programs_page_by_the_output_alone(cli: Cli, stock: Stock) -> None:
-    page = cli.json("jobs", "--limit", "3")
-    found = page["jobs"]
-    while page["cursor"] is not None:
-        page = cli.json("jobs", "--limit", "3", "--cursor", page["cursor"])
-        found += page["jobs"]
-    assert ids(found) == stock.all
-    said = cli("jobs", "--limit", "3", "--json")
-    assert (json.loads(said.out)["examined"], said.err) == (3, "")
-
-
 def test_a_page_says_how_many_jobs_it_looked_at(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
     """A short page is not the last one if it stopped at the bound."""
     monkeypatch.setattr(paging, "EXAMINED", 3)
@@ -160,13 +148,6 @@ def test_an_unknown_job_is_not_found(cli: Cli, stock: Stock) -> None:
     assert nobody in said.err
     assert stock.running in said.out
     assert cli.json("jobs", nobody, code=4) == [None]
-
-
-@pytest.mark.parametrize(
-    ("filters", "expected"), [(["--status", "FAILED"], 2), (["--ended-before", "0ms"], 4), (["--ended-before", "1h30m"], 0)]
-)
-def test_filters_take_capitals_and_units(cli: Cli, stock: Stock, filters: list[str], expected: int) -> None:
-    assert len(cli.jobs(*filters)) == expected
 
 
 def test_a_queue_that_never_was_is_not_found(cli: Cli, stock: Stock) -> None:

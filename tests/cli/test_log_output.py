@@ -108,12 +108,6 @@ def test_a_jobs_own_lines_carry_its_fields_too(lines: list[dict[str, Any]]) -> N
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")
-def test_lines_of_no_job_carry_none(lines: list[dict[str, Any]]) -> None:
-    [first] = [line for line in lines if line["message"].startswith("broker ")]
-    assert first.keys() == {"time", "level", "logger", "message"}
-
-
-@pytest.mark.filterwarnings("default::DeprecationWarning")
 def test_a_failure_has_its_duration_apart_from_its_message_and_its_traceback_as_json(lines: list[dict[str, Any]]) -> None:
     [ended] = [line for line in of_job(lines, "tasks.fail", "taskflow.worker") if "failed for good" in line["message"]]
     assert re.search(r" failed for good after \d\.\d{3} s: ValueError: as asked$", ended["message"])
@@ -146,15 +140,6 @@ def test_text_lines_of_a_job_end_with_whose_they_are(cli: Cli) -> None:
     [record] = [job for job in cli.jobs() if job["job"] == "tasks.greet"]
     assert f"in the async job {record['id']}  [tasks.greet {record['id']}]\n" in said.err
     assert f"tasks.greet {record['id']} (attempt 1, queue mail) succeeded after " in said.err
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_level_leaves_out_what_is_below_it(cli: Cli) -> None:
-    _sent(cli)
-    said = cli("worker", "tasks", "--drain", "--log-level", "error", code=1)
-    assert "failed for good" in said.err
-    assert "WARNING" not in said.err
-    assert "INFO" not in said.err
 
 
 def test_the_log_of_a_supervisor_interrupted_as_it_opens_is_closed_silently(monkeypatch: pytest.MonkeyPatch) -> None:

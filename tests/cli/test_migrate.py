@@ -80,26 +80,5 @@ def test_a_server_that_does_not_answer(cli: Cli, flags: list[str]) -> None:
     assert said.out == ""
 
 
-def test_the_option_of_the_url_is_0_or_1(cli: Cli) -> None:
-    for place in ("postgresql://host/app", "sqlite:///queue.db"):
-        assert "broker URL has migrate='no': expected 0 or 1" in cli("status", "--broker", f"{place}?migrate=no", code=2).err
-
-
-def test_who_may_not_make_a_schema(cli: Cli) -> None:
-    server = shared_postgres()
-    database = server.new_database()
-    server.execute(f"CREATE ROLE reader_{database} LOGIN")
-
-    said = cli("migrate", "--broker", server.url(database, user=f"reader_{database}"), code=3)
-
-    assert "refuses: permission denied for database" in said.err
-
-
 def test_a_plan_and_the_sql_are_two_things(cli: Cli) -> None:
     assert "--sql: not allowed with argument --plan" in cli("migrate", "--plan", "--sql", code=2).err
-
-
-def test_it_has_help(cli: Cli) -> None:
-    said = cli("migrate", "--help")
-    assert "usage: taskflow migrate" in said.out
-    assert "\n  migrate " in cli("--help").out

@@ -60,8 +60,6 @@ def test_it_begins_now(cli: Cli) -> None:
 SKIPPED = "Sun 2026-03-29 03:00 CEST, here Sat 2026-03-28 21:00"
 REPEATED = "Sun 2026-10-25 02:30 CEST, here Sat 2026-10-24 20:30"
 
-AGAIN = "Sun 2026-10-25 02:30 CET, here Sat 2026-10-24 21:30"
-
 
 @pytest.mark.parametrize(
     ("expression", "start", "expected"),

@@ -10,9 +10,8 @@ from typing import Final
 
 import pytest
 
-from taskflow.cli.command_groups import GROUPS
-from taskflow.cli.job_filter import FILTERS
-from taskflow.cli.parser import a_parser
+from taskflow.cli.parser import GROUPS, a_parser
+from taskflow.cli.store import FILTERS
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
 
@@ -71,10 +70,6 @@ def test_an_empty_filter_is_wrong(cli: Cli, stock: Stock, command: str, flag: st
         assert flag.rstrip("=") in said.err
         assert said.out == ""
     assert [job["status"] for job in cli.jobs("--status", "cancelled")] == ["cancelled"]
-
-
-def test_the_version_is_told(cli: Cli) -> None:
-    assert cli("--version").out.startswith("taskflow ")
 
 
 def helps() -> Iterator[tuple[str, ...]]:

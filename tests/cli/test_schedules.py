@@ -69,13 +69,6 @@ def stored(cli: Cli) -> None:
     cli.with_broker(stock)
 
 
-@pytest.fixture
-def stored_elsewhere(cli: Cli, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same on a server."""
-    monkeypatch.setenv("TASKFLOW_BROKER", new_store())
-    cli.with_broker(stock)
-
-
 def by_name(cli: Cli) -> dict[str, Any]:
     return {schedule["name"]: schedule for schedule in cli.json("schedules")}
 
@@ -220,20 +213,6 @@ def test_schedules_are_paused_resumed_and_removed(cli: Cli, stored: None) -> Non
     assert list(by_name(cli)) == ["morning", "poll"]
 
 
-@pytest.mark.parametrize("new_store", ["redis", "postgres"], indirect=True)
-def test_servers_show_and_do_the_same(cli: Cli, stored_elsewhere: None) -> None:
-    assert [row.partition(" ")[0] for row in cli("schedules").out.splitlines()] == ["SCHEDULE", "gone", "morning", "poll", "ticks"]
-    assert "declared by      web3:7, web2:7, web1:7\n" in cli("schedules", "list", "morning").out
-    cli("schedules", "resume", "poll")
-    cli("schedules", "trigger", "ticks")
-    assert "backfilled morning with 2, " in cli("schedules", "backfill", "morning", *SPAN).out
-    assert {job["schedule"] for job in cli.jobs()} == {"morning", "ticks"}
-    cli("schedules", "remove", "ticks", "gone")
-    assert {name: schedule["is_paused"] for name, schedule in by_name(cli).items()} == {"morning": False, "poll": False}
-    cli("schedules", "remove", "morning", code=1)
-    cli("schedules", "remove", "ticks", code=4)
-
-
 def test_options_may_stand_before_the_action(cli: Cli, stored: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKFLOW_BROKER", "nonsense://")
     assert cli("schedules", "--broker", URL, "pause", "ticks").out == "paused ticks\n"
@@ -325,12 +304,6 @@ def test_a_schedule_with_an_odd_name_is_named_as_it_is_shown(
     assert cli.json("audit")[0]["names"] == [name]
 
 
-@pytest.mark.parametrize("action", [["list"], ["pause", "x"], ["trigger", "x"], ["remove", "x"], ["backfill", "x", *SPAN], []])
-def test_a_file_that_is_not_there_is_not_made(cli: Cli, action: list[str]) -> None:
-    assert f"{cli.folder}/queue.db does not exist" in cli("schedules", *action, code=3).err
-    assert list(cli.folder.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -352,15 +325,3 @@ def test_a_wrong_command_says_why_and_does_nothing(cli: Cli, stored: None, words
     assert complaint in said.err
     assert said.out == ""
     assert "Traceback" not in said.err
-
-
-def test_a_schedule_called_like_an_action_can_be_reached(cli: Cli) -> None:
-    cli.with_broker(lambda broker: broker.define([a_definition("next", EveryTimes(30.0))]))
-    assert "name             next\n" in cli("schedules", "list", "next").out
-    assert cli("schedules", "remove", "next").out == "removed next\n"
-
-
-@pytest.mark.parametrize("action", ["list", "trigger", "pause", "resume", "remove", "backfill", "next"])
-def test_every_action_has_help(cli: Cli, action: str) -> None:
-    assert f"usage: taskflow schedules {action}" in cli("schedules", action, "--help").out
-    assert f"\n  {action} " in cli("schedules", "--help").out

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.cli import sd_notify
-from taskflow.cli.sd_notify import SystemdNotifier
+from taskflow.cli import health
+from taskflow.cli.health import SystemdNotifier
 from taskflow.worker.events import SessionOpened, WindingDown
 from taskflow.worker.health import HealthCheck
 from tests.cli.processes import Shell, ended_clearly
@@ -151,7 +151,7 @@ def test_an_end_without_winding_down_is_a_stop_too(systemd: FakeSystemd) -> None
 def test_a_socket_that_nobody_reads_holds_nothing_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sd_notify, "SENT_WITHIN", 0.2)
+    monkeypatch.setattr(health, "SENT_WITHIN", 0.2)
     notifier = a_notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")})
     assert notifier is not None
     notifier.start()

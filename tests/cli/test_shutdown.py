@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cli.processes import Shell, a_terminal, ended_clearly, on_each_broker
+from tests.cli.processes import Shell, a_terminal, ended_clearly
 from tests.cli.shutdown import BRIEF, STUBBORN, Stage, had_time, nothing_is_lost, stops
 from tests.cli.supervised import IN_A_CONTAINER, ON_A_TERMINAL, a_little_later, none_is_left, pids
 from tests.support.processes import children_of
@@ -19,13 +19,6 @@ pytestmark = pytest.mark.unmeasured
 @pytest.fixture
 def brief(shell: Shell) -> Stage:
     return Stage(shell, *BRIEF)
-
-
-@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
-def test_in_the_first_half_second(brief: Stage, processes: list[str]) -> None:
-    for stopped in brief.stop_all(stops(range(0, 501, 100)), "--concurrency", "4", *processes):
-        nothing_is_lost(stopped, 80)
-        had_time(stopped)
 
 
 @pytest.mark.parametrize("new_store", ["redis", "postgres"], indirect=True)
@@ -218,22 +211,3 @@ del sys.modules["argparse"]
 sys.modules["argparse"] = importlib.import_module("argparse")
 sys.path.insert(0, here)
 """
-
-
-@on_each_broker
-def test_what_a_fleet_hands_back_starts_in_another_at_once(waiting: Shell) -> None:
-    """Long before its sessions would lapse, which takes an hour here."""
-    flags = ("--processes", "2", "--concurrency", "1", "--ttl", "3600")
-    first = waiting.taskflow("worker", "tasks", *flags)
-    first.wait_for("begun by", times=2)
-    second = waiting.taskflow("worker", "tasks", *flags)
-    second.wait_for("working as", times=2)
-    first.signal(signal.SIGTERM)
-    a_little_later()
-    first.signal(signal.SIGTERM)
-    second.wait_for("begun by", times=2)
-    ended_clearly(first, [124])
-    waiting.write("release", "")
-    second.wait_for("succeeded", times=2)
-    second.signal(signal.SIGTERM)
-    ended_clearly(second, [0])

@@ -11,8 +11,8 @@ from collections import Counter
 import pytest
 
 from taskflow.cli.signals import ForcedExit
-from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
-from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt, is_alive, pids, workers
+from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker
+from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt
 
 pytestmark = pytest.mark.unmeasured
 
@@ -182,16 +182,6 @@ def test_the_second_hands_back_what_runs_and_another_starts_it_at_once(tasks: Sh
 
 
 @on_each_broker
-def test_what_outlasts_the_grace_time_is_handed_back_too(tasks: Shell) -> None:
-    tasks.send("wait.bind()")
-    worker = tasks.worker("--grace", "0.1")
-    worker.wait_for("begun")
-    worker.signal(signal.SIGTERM)
-    ended_clearly(worker, [124])
-    assert tasks.counts() == {"ready": 1}
-
-
-@on_each_broker
 def test_a_worker_whose_packages_have_been_replaced_gives_back_what_it_runs(tasks: Shell) -> None:
     """It loads nothing on its way out."""
     tasks.send("outlive_its_packages.bind(3600.0)")
@@ -200,16 +190,6 @@ def test_a_worker_whose_packages_have_been_replaced_gives_back_what_it_runs(task
     worker.signal(signal.SIGTERM)
     ended_clearly(worker, [124])
     assert tasks.counts() == {"ready": 1}
-
-
-@on_each_broker
-def test_nor_does_it_need_them_to_tell_what_came_of_it(tasks: Shell) -> None:
-    tasks.send("outlive_its_packages.bind(0.3)")
-    worker = tasks.worker()
-    worker.wait_for("begun")
-    until(lambda: tasks.counts() == {"succeeded": 1}, worker)
-    worker.signal(signal.SIGTERM)
-    ended_clearly(worker, [0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -240,12 +220,6 @@ def test_what_a_parent_sends_twice_at_once_is_one_signal(tasks: Shell) -> None:
     tasks.write("release", "")
     ended_clearly(worker, [0])
     assert "again" not in worker.said
-
-
-def test_an_idle_worker_ends_at_once(tasks: Shell) -> None:
-    worker = tasks.worker("--grace", "3600")
-    worker.signal(signal.SIGINT)
-    ended_clearly(worker, [0])
 
 
 # --- at any moment ---------------------------------------------------------------------------------------------------------
@@ -341,19 +315,6 @@ def test_ctrl_c_at_any_moment_of_the_end(tasks: Shell) -> None:
     assert tasks.ledger() == ["0", "1", "2", "3", "4"]
 
 
-def test_a_storm_of_ctrl_c_at_the_end_of_a_supervisor_ends_it_silently(tasks: Shell) -> None:
-    """From the end of its last worker to the end of Python."""
-    for _ in range(5):
-        supervisor = workers(tasks, 1)
-        supervisor.signal(signal.SIGTERM)
-        while any(map(is_alive, pids(supervisor))):
-            pass  # a pause would miss the moment
-        while supervisor.process.poll() is None:
-            supervisor.signal(signal.SIGINT)
-        ended_clearly(supervisor, [0, 128 + signal.SIGINT, -signal.SIGINT])
-        assert "KeyboardInterrupt" not in supervisor.said
-
-
 def test_ctrl_c_while_python_ends_is_silent(shell: Shell) -> None:
     shell.write(
         "end.py",
@@ -438,20 +399,6 @@ def test_a_signal_while_the_store_is_locked_cancels_the_start(tasks: Shell) -> N
     worker.wait_for("SIGINT: cancelling the start")
     ended_clearly(worker, [128 + signal.SIGINT])
     assert "working as" not in worker.said
-
-
-def test_a_second_signal_ends_a_start_that_waits_for_a_locked_store(tasks: Shell) -> None:
-    lock(tasks)
-    worker = tasks.taskflow("worker", "tasks")
-    worker.wait_for("jobs: tasks.block")
-    time.sleep(0.3)
-    worker.signal(signal.SIGTERM)
-    worker.wait_for("SIGTERM: cancelling the start")
-    a_little_later()
-    began = time.monotonic()
-    worker.signal(signal.SIGTERM)
-    ended_clearly(worker, [128 + signal.SIGTERM])
-    assert time.monotonic() - began < 3.0, "the store's own timeout is 4 s"
 
 
 def lock(shell: Shell) -> None:

@@ -15,8 +15,8 @@ from taskflow import Status
 from taskflow.broker.console import Redone
 from taskflow.broker.protocol import Broker
 from taskflow.broker.sqlite.broker import SqliteConsole
+from taskflow.cli.job_actions import AT_ONCE, MOST_LOOKED_AT, Rollout
 from taskflow.cli.parser import a_parser
-from taskflow.cli.staged_retry import AT_ONCE, MOST_LOOKED_AT, _Rollout
 from tests.cli.inprocess import Cli
 
 MANY = 150
@@ -111,7 +111,7 @@ class _Idle:
 async def test_jobs_that_wait_are_not_all_read_after_each_portion() -> None:
     broker, number = _Idle(), 10 * MOST_LOOKED_AT
     arguments = a_parser().parse_args(["retry", "--group", "0" * 16, "--wait", "0"])
-    stopped = await _Rollout(cast("Broker", broker), arguments).run([index.to_bytes(16, "big") for index in range(number)])
+    stopped = await Rollout(cast("Broker", broker), arguments).run([index.to_bytes(16, "big") for index in range(number)])
     assert stopped is not None
     assert f"{number:,} jobs have not ended" in stopped
     assert broker.n_read <= (number / AT_ONCE + 2) * MOST_LOOKED_AT
@@ -121,7 +121,7 @@ def test_ctrl_c_says_how_many_were_retried(cli: Cli, group: str, monkeypatch: py
     async def interrupted(rollout: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("taskflow.cli.staged_retry._Rollout._until_ended", interrupted)
+    monkeypatch.setattr("taskflow.cli.job_actions.Rollout._until_ended", interrupted)
     said = cli("retry", "--group", group, "--canary", "3", code=130)
     assert said.err == f"{IDLE}taskflow: interrupted: retried 3; {MANY - 3} of {MANY} were left alone\n"
 

@@ -10,7 +10,7 @@ import pytest
 
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope
-from taskflow.model.ids import IdFactory, id_text
+from taskflow.model.ids import IdFactory
 from taskflow.model.session import Session
 from tests.cli.inprocess import Cli, Said
 from tests.cli.stock import Stock
@@ -50,27 +50,6 @@ def test_status_tells_broker_workers_queues_and_totals(cli: Cli, stock: Stock) -
     assert "broker     sqlite:///queue.db" in text
     assert re.search(r"^workers    1\n  somewhere:1: 1/7 busy, heartbeat \ds ago$", text, re.MULTILINE)
     assert "mail" in text
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["status"],
-        ["status", "--json"],
-        ["schedules"],
-        ["queues"],
-        ["workers"],
-        ["jobs"],
-        ["jobs", id_text(bytes(16))],
-        ["explain", id_text(bytes(16))],
-    ],
-)
-def test_to_look_makes_no_file(cli: Cli, command: list[str]) -> None:
-    """It is said that there is none: more often the command is given in another folder than the worker's."""
-    said = cli(*command, code=3)
-    assert said.err.startswith(f"taskflow: {cli.folder}/queue.db does not exist: ")
-    assert said.out == ""
-    assert list(cli.folder.iterdir()) == []
 
 
 def test_an_empty_store_has_nothing_to_tell(cli: Cli) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from taskflow.worker.children.syscalls import resident_memory
 from tests.cli.processes import LEDGER, Running, Shell, a_terminal, ended_clearly, on_each_broker, until
-from tests.cli.supervised import ON_A_TERMINAL, PYTHONS_OWN, a_little_later, interrupt, is_alive, none_is_left, pids, workers
+from tests.cli.supervised import ON_A_TERMINAL, PYTHONS_OWN, interrupt, none_is_left, pids, workers
 
 TASKS = (
     LEDGER
@@ -112,55 +112,6 @@ def test_the_broker_is_told_of_a_death_and_its_cause(tasks: Shell) -> None:
     has_run_again(tasks, supervised, ["ended"], after="SIGKILL")
 
 
-def test_the_cause_of_a_death_is_told_by_the_next_that_works_when_the_one_before_could_not_start(tasks: Shell) -> None:
-    tasks.write("tasks.py", TASKS + "\nif Path('crash').exists(): os.kill(os.getpid(), signal.SIGSEGV)\n")
-    tasks.send("wait.bind()")
-    supervised = workers(tasks, 1, "--ttl", "3600")
-    supervised.wait_for("begun by")
-    tasks.write("crash", "")
-    os.kill(pids(supervised)[0], signal.SIGKILL)
-    supervised.wait_for("has ended: SIGSEGV; another one starts in 1 s")
-    (tasks.folder / "crash").unlink()
-    supervised.wait_for("begun by", times=2)
-    tasks.write("release", "")
-    has_run_again(tasks, supervised, ["ended"], after="SIGKILL")
-
-
-def test_the_cause_of_death_of_one_that_leaves_is_told_by_the_one_that_has_taken_over(tasks: Shell) -> None:
-    """That has been started before."""
-    tasks.send("wait.bind()")
-    supervised = workers(tasks, 1, "--ttl", "3600")
-    supervised.wait_for("begun by")
-    supervised.signal(signal.SIGHUP)
-    supervised.wait_for("winding down: 1 running")
-    os.kill(pids(supervised)[0], signal.SIGKILL)
-    supervised.wait_for("begun by", times=2)
-    tasks.write("release", "")
-    has_run_again(tasks, supervised, ["ended"], after="SIGKILL")
-
-
-def test_a_job_that_ends_its_worker_with_code_0_has_crashed_it(tasks: Shell) -> None:
-    """What it held does not wait until the session has been silent for its ttl."""
-    tasks.send("leave_at_first.bind()")
-    supervised = workers(tasks, 1, "--ttl", "3600")
-    supervised.wait_for("worker .* has ended: exit code 0; another one starts now")
-    has_run_again(tasks, supervised, ["epoch 2"], after="exit code 0")
-
-
-def test_a_worker_that_dies_again_and_again_is_given_time(tasks: Shell) -> None:
-    tasks.write("tasks.py", TASKS + "\nif Path('crash').exists(): os.kill(os.getpid(), signal.SIGSEGV)\n")
-    supervised = workers(tasks, 1)
-    tasks.write("crash", "")
-    os.kill(pids(supervised)[0], signal.SIGKILL)
-    supervised.wait_for("has ended: SIGSEGV; another one starts in 1 s")
-    supervised.wait_for("has ended: SIGSEGV; another one starts in 2 s")
-    (tasks.folder / "crash").unlink()
-    supervised.wait_for("working as", times=2)
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [0])
-    assert len(pids(supervised)) == 4
-
-
 # --- what cannot start ---------------------------------------------------------------------------------------------------
 
 
@@ -179,13 +130,6 @@ def test_a_usage_error_ends_it_and_is_said_once(shell: Shell, module: str, argum
     supervised = shell.taskflow("worker", "tasks", "--processes", "3", *arguments)
     ended_clearly(supervised, [2])
     assert len(re.findall(f"^{message}", supervised.said, re.MULTILINE)) == 1, supervised.said
-
-
-def test_a_broker_that_is_not_there_ends_it_as_it_ends_a_single_worker(tasks: Shell) -> None:
-    supervised = tasks.taskflow("worker", "tasks", "--processes", "3", "--broker", "sqlite:////nowhere/at/all.db")
-    single = tasks.taskflow("worker", "tasks", "--broker", "sqlite:////nowhere/at/all.db")
-    assert supervised.end() == single.end() != 0
-    assert supervised.said.count("taskflow: ") == 1
 
 
 def test_a_broker_that_does_not_answer_at_the_start_is_told_once(tasks: Shell) -> None:
@@ -208,15 +152,6 @@ def test_nothing_outlives_a_supervisor_that_is_killed(tasks: Shell) -> None:
     none_is_left(supervised)
 
 
-def test_nor_does_a_worker_that_imports_still(shell: Shell) -> None:
-    shell.write("tasks.py", "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
-    supervised = shell.taskflow("worker", "tasks", "--processes", "2")
-    supervised.wait_for("importing")
-    supervised.signal(signal.SIGKILL)
-    supervised.end()
-    none_is_left(supervised)
-
-
 # --- signals -------------------------------------------------------------------------------------------------------------
 
 
@@ -233,49 +168,6 @@ def test_the_first_winds_all_down_and_what_runs_may_finish(tasks: Shell, number:
     assert tasks.counts() == {"succeeded": 2, "ready": 1}
     assert "again" not in supervised.said
     none_is_left(supervised)
-
-
-@on_each_broker
-def test_what_outlasts_the_grace_time_is_handed_back(tasks: Shell) -> None:
-    tasks.send("wait.bind()", "wait.bind()")
-    supervised = workers(tasks, 2, "--concurrency", "1", "--grace", "0.1")
-    supervised.wait_for("begun by", times=2)
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [124])
-    assert tasks.counts() == {"ready": 2}
-
-
-def test_the_second_cancels_what_runs(tasks: Shell) -> None:
-    tasks.send("wait.bind()")
-    supervised = workers(tasks, 2)
-    supervised.wait_for("begun by")
-    supervised.signal(signal.SIGTERM)
-    supervised.wait_for("winding down: 1 running")
-    a_little_later()
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [124])
-    assert tasks.counts() == {"ready": 1}
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_third_ends_them_whatever_they_do(tasks: Shell, number: signal.Signals) -> None:
-    tasks.send("block.bind()")
-    supervised = workers(tasks, 2)
-    supervised.wait_for("begun")
-    for _ in range(3):
-        supervised.signal(number)
-        a_little_later()
-    ended_clearly(supervised, [128 + number])
-    none_is_left(supervised)
-
-
-def test_a_signal_while_the_first_imports_ends_it_with_its_number(shell: Shell) -> None:
-    shell.write("tasks.py", "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
-    supervised = shell.taskflow("worker", "tasks", "--processes", "2")
-    supervised.wait_for("importing")
-    supervised.signal(signal.SIGINT)
-    ended_clearly(supervised, [128 + signal.SIGINT])
-    assert "Traceback" not in supervised.said
 
 
 def test_ctrl_c_at_any_moment_of_the_start(tasks: Shell) -> None:
@@ -369,33 +261,6 @@ def fewest_at_work(said: str) -> int:
     return min(counts[counts.index(2) :])
 
 
-def test_a_broken_application_is_not_rolled_out(tasks: Shell) -> None:
-    supervised = workers(tasks, 2)
-    tasks.write("tasks.py", "def f(:")
-    supervised.signal(signal.SIGHUP)
-    supervised.wait_for("giving up the rolling restart; the other workers continue: the new worker .* did not start .exit code 2.")
-    assert all(map(is_alive, pids(supervised)[:2]))
-    tasks.write("tasks.py", TASKS)
-    supervised.signal(signal.SIGHUP)
-    supervised.wait_for("all workers have been replaced")
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [0])
-
-
-def test_a_worker_that_somebody_else_winds_down_has_a_successor_at_once(tasks: Shell) -> None:
-    """Not only when what it runs has finished, and without a pause: it has not crashed."""
-    tasks.send("wait.bind()")
-    supervised = workers(tasks, 1)
-    supervised.wait_for("begun by")
-    os.kill(pids(supervised)[0], signal.SIGTERM)
-    supervised.wait_for("working as", times=2)
-    tasks.write("release", "")
-    supervised.wait_for(f"worker {pids(supervised)[0]} has wound down")
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [0])
-    assert "has ended" not in supervised.said
-
-
 # --- recycling -----------------------------------------------------------------------------------------------------------
 
 
@@ -429,15 +294,6 @@ def test_a_job_longer_than_the_grace_time_ends_in_the_worker_that_has_run_as_man
     ended_clearly(supervised, [0, 128 + signal.SIGTERM])
     assert supervised.said.count("begun by") == 1
     assert tasks.counts() == {"succeeded": 61}
-
-
-def test_a_signal_ends_the_grace_of_a_worker_that_has_run_as_many_jobs_as_it_may(tasks: Shell) -> None:
-    tasks.send("wait.bind()", "*[note.bind(n) for n in range(9)]")
-    supervised = tasks.taskflow("worker", "tasks", "--max-jobs", "5", "--concurrency", "2", "--grace", "0.1")
-    until(lambda: len(tasks.ledger()) >= 9, supervised)
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [124])
-    assert tasks.counts() == {"ready": 1, "succeeded": 9}
 
 
 def test_a_worker_that_takes_too_much_memory_is_replaced_and_finishes_what_it_runs(tasks: Shell) -> None:
@@ -475,11 +331,6 @@ def test_drained_by_several_it_ends_and_tells_once_what_is_left(tasks: Shell) ->
     ended_clearly(supervised, [0])
     assert tasks.counts() == {"succeeded": 50, "scheduled": 1}
     assert supervised.said.count("left in default: 1 scheduled") == 1
-
-
-def test_drained_it_ends_with_1_when_a_job_has_failed_in_any_of_them(tasks: Shell) -> None:
-    tasks.send("fail.bind()", *[f"note.bind({n})" for n in range(10)])
-    ended_clearly(tasks.taskflow("worker", "tasks", "--processes", "2", "--drain", "--concurrency", "1"), [1])
 
 
 # --- reload --------------------------------------------------------------------------------------------------------------

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker.protocol import Broker
-from taskflow.cli.progress_bar import Bar
-from taskflow.cli.table import Column, table
-from taskflow.cli.terminal import cut, cut_start, padded, width, wrapped
+from taskflow.cli.terminal import Column, cut, padded, table, width, wrapped
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
 from taskflow.model.session import Session
@@ -52,15 +50,6 @@ def test_statuses_are_coloured_on_a_terminal(cli: Cli, stock: Stock) -> None:
     assert "\033[" not in cli("jobs").out
 
 
-@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_who_wants_no_colour_gets_none(cli: Cli, stock: Stock, environment: dict[str, str]) -> None:
-    assert "\033[" not in on_a_terminal("jobs", **environment)
-
-
-def test_json_is_never_coloured(cli: Cli, stock: Stock) -> None:
-    assert "\033[" not in on_a_terminal("jobs", "--json")
-
-
 @pytest.mark.parametrize("command", ["status", "queues", "workers", "jobs"])
 def test_tables_fit_80_columns(cli: Cli, stock: Stock, command: str) -> None:
     queues = ("q" * 60, "mail")
@@ -95,22 +84,6 @@ def test_a_bar_moves_on_a_terminal(cli: Cli, stock: Stock) -> None:
     assert "\r[" in written
     assert "4/4" in written
     assert written.endswith("cancelled 3, asked 1 running to stop\r\n")
-
-
-def test_a_log_line_goes_above_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", sys.stdout)
-    monkeypatch.setenv("COLUMNS", "60")
-    bar = Bar(2)
-    bar.say("before it is drawn")
-    bar.show(1)
-    drawn = capsys.readouterr().out.removeprefix("before it is drawn\n")
-    assert drawn.startswith("\r[##########..........] 1/2 ")
-    bar.say("a line")
-    assert capsys.readouterr().out == f"\r\033[Ka line\n{drawn}"
-    bar.close()
-    bar.say("after it")
-    assert capsys.readouterr().out == "\nafter it\n"
 
 
 @pytest.mark.parametrize(("answer", "flags", "left"), [("n", [], 8), ("", [], 8), ("y", [], 4), (None, ["--yes"], 4)])
@@ -187,8 +160,8 @@ def test_wide_and_combining_characters_are_counted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("NO_COLOR", "1")
     assert [width(text) for text in ("abc", "漢字", "e\u0301", "ﾊﾝ", "한글x")] == [3, 4, 1, 2, 5]
     assert cut("漢字かな", 7) == "漢字..."
-    assert cut_start("漢字かな", 7) == "...かな"
-    assert cut("漢字", -5) == cut_start("漢字", 2) == "..."
+    assert padded("漢字かな", 7) == "...かな"
+    assert cut("漢字", -5) == "..."
     assert padded("漢", 4) == "漢  "
     assert len({width(line) for line in table([Column("A", str), Column("B", len, is_number=True)], ["漢", "ab"])}) == 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 import time
 from typing import Any
 
@@ -16,7 +15,7 @@ from taskflow.model.codec.payload import seal
 from taskflow.model.codec.wire import pack
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
-from taskflow.worker import drain, executor
+from taskflow.worker import executor
 from tests.cli.inprocess import Cli
 
 TASKS = """
@@ -109,11 +108,6 @@ def test_the_first_lines_tell_where_and_what(cli: Cli, tasks: Any) -> None:
     assert told[4].startswith("working as ")
 
 
-def test_the_namespace_told_is_the_urls(cli: Cli, tasks: Any) -> None:
-    said = cli("worker", "app.tasks", "--broker", "sqlite:///queue.db?namespace=shop", "--drain")
-    assert "broker sqlite:///queue.db?namespace=shop, namespace shop\n" in said.err
-
-
 # --- queues and slots --------------------------------------------------------------------------------------------------
 
 
@@ -124,16 +118,6 @@ def test_strict_queues_are_worked_in_order_and_others_are_left(cli: Cli, tasks: 
     assert tasks.ran == ["first", "first", "second", "second"]
     assert said.out == "", "what is in other queues is not its business"
     assert cli.json("queues")[1]["counts"]["ready"] == 1
-
-
-def test_weighted_queues_get_their_shares_and_none_starves(cli: Cli, tasks: Any) -> None:
-    """Of the first 100 draws about 75 are the heavier queue's: more than 20 off happens once in 200,000 times."""
-    for queue in ("heavy", "light"):
-        for _ in range(100):
-            tasks.note.options(queue=queue).delay_sync()
-    cli("worker", "app.tasks", "--queues", "heavy=3,light=1", "--concurrency", "1", "--drain")
-    assert 55 <= tasks.ran[:100].count("heavy") <= 95
-    assert len(tasks.ran) == 200
 
 
 def test_a_queues_name_may_have_colons_and_slashes(cli: Cli, tasks: Any) -> None:
@@ -150,13 +134,6 @@ def test_a_queues_name_may_have_colons_and_slashes(cli: Cli, tasks: Any) -> None
         "eu/mail": (True, 1),
     }
     assert [found["queue"] for found in cli.jobs("--queue", "eu/mail")] == ["eu/mail"]
-
-
-def test_so_many_jobs_run_at_one_time_and_no_more(cli: Cli, tasks: Any) -> None:
-    for _ in range(9):
-        tasks.meet.delay_sync(3)
-    cli("worker", "app.tasks", "--concurrency", "3", "--drain")
-    assert tasks.Slots.most == 3
 
 
 def test_a_queue_that_nobody_knows_is_doubted_and_worked(cli: Cli, tasks: Any) -> None:
@@ -239,17 +216,6 @@ def test_drain_waits_for_what_an_older_worker_has_parked(cli: Cli, tasks: Any, m
     monkeypatch.setattr(default_app(), "registry", registry)
     assert cli("worker", "app.tasks", "--drain").out == f"{known}\n"
     assert tasks.ran == ["later"]
-
-
-def test_drain_waits_for_more_than_it_looks_through(cli: Cli, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that it may have missed is left behind."""
-    monkeypatch.setattr(drain, "LOOKED_AT", 1)
-    send_raw(cli, ("app.tasks.newer", b""))
-    cli("worker", "app.tasks", "--drain")
-    for text in ("one", "two"):
-        tasks.note.options(after=0.3).delay_sync(text)
-    cli("worker", "app.tasks", "--drain", "--drain-horizon", "1")
-    assert sorted(tasks.ran) == ["one", "two"]
 
 
 def test_drain_does_not_wait_for_schedules(cli: Cli) -> None:
@@ -365,15 +331,3 @@ def test_an_error_without_a_message_is_told_by_its_name(cli: Cli, monkeypatch: p
 
     monkeypatch.setattr("taskflow.cli.main._run", fail)
     assert cli("status", code=1).err == "taskflow: TimeoutError\n"
-
-
-def test_a_signal_before_there_is_work_ends_it(cli: Cli) -> None:
-    """While modules are imported, which may take long: 128 and the signal's number, and not a word."""
-    source = """
-        import os, signal
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("not reached")
-    """
-    cli.write("tasks.py", source)
-    said = cli("worker", "tasks", code=128 + signal.SIGTERM)
-    assert said.err == said.out == ""

@@ -121,7 +121,6 @@ def test_a_number_of_processes_starts_a_supervisor_which_keeps_it(shell: Shell) 
     ended_clearly(supervisor, [0])
 
 
-def test_the_worker_of_a_measurement_has_no_settings(shell: Shell) -> None:
-    """Its queues and processes are those of the measurement."""
+def test_the_worker_of_the_demo_has_no_settings(shell: Shell) -> None:
     shell.environment |= {"TASKFLOW_WORKER_QUEUES": "mail", "TASKFLOW_WORKER_PROCESSES": "2"}
-    assert "jobs/s" in shell.run("-m", "taskflow", "bench", "--jobs", "10")
+    assert "jobs/s" in shell.run("-m", "taskflow", "demo", "--limit", "3", "--folder", ".")

@@ -16,8 +16,7 @@ from taskflow.app.settings import DEFAULT_BROKER, TEXTUAL, Settings
 from taskflow.broker.url import SCHEMES
 from taskflow.cli.exit_codes import MEANINGS
 from taskflow.cli.parser import a_parser
-from taskflow.cli.worker_options import PREFIX
-from taskflow.cli.worker_settings import SETTINGS as WORKER_SETTINGS
+from taskflow.cli.worker_options import PREFIX, SETTINGS as WORKER_SETTINGS
 from taskflow.worker import events
 from taskflow.worker.children import messages as child_errors
 from tests.docs import moves

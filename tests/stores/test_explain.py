@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from taskflow.cli.diagnosis import Reason, reasons
-from taskflow.cli.explain import facts_of
+from taskflow.cli.explain import Reason, facts_of, reasons
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import OnConflict
 from taskflow.model.ids import id_text

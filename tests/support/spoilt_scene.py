@@ -20,7 +20,7 @@ from taskflow.broker.console import View
 from taskflow.broker.paging import pages
 from taskflow.cli import job_actions, jobs
 from taskflow.cli.parser import a_parser
-from taskflow.cli.status import VIEWS
+from taskflow.cli.status import queues, status as status_of_store, workers
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.ids import id_text
@@ -252,8 +252,8 @@ class Scene:
 
     async def _command(self, app: App, argv: list[str]) -> None:
         arguments = a_parser().parse_args(argv)
-        views = {"jobs": jobs._jobs, **VIEWS}
-        does = job_actions._act if argv[0] in ("retry", "cancel", "purge") else views[argv[0]]
+        looks = {"jobs": jobs.jobs, "status": status_of_store, "queues": queues, "workers": workers}
+        does = job_actions._act if argv[0] in ("retry", "cancel", "purge") else looks[argv[0]].args[0]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             code = await does(app, arguments)
         assert code in (0, 1), f"{argv} has ended with {code}"

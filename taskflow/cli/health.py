@@ -1,0 +1,284 @@
+"""Reports the health of a process to health probes, systemd and its supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, MutableMapping
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from taskflow.model.clock import start_thread
+from taskflow.model.printable import one_line
+from taskflow.worker.events import SessionOpened, WindingDown, WorkerEvent
+from taskflow.worker.exit_status import ExitStatus
+from taskflow.worker.health import HealthCheck, WorkerHealth
+
+if TYPE_CHECKING:
+    from taskflow.cli.health_server import HealthServer
+    from taskflow.cli.supervisor_socket import SupervisorSocket
+
+log: Final = logging.getLogger("taskflow.worker")
+
+CHECK_EVERY: Final = 0.2
+REPORT_EVERY: Final = 1.0
+"""Seconds between two reports from a worker. A change is reported at once."""
+SILENT_AFTER: Final = 10.0
+"""Seconds without a report after which a worker is presumed dead, for example because C code holds the interpreter lock."""
+
+SENT_WITHIN: Final = 1.0
+AGAIN: Final = 1.0
+"""The longest pause, in seconds, before a worker that has failed its health check is checked again."""
+
+_STARTING: Final = "the worker has not started yet"
+_WORD: Final = "health"
+_OFF: Final[tuple[str, ...]] = ()
+
+
+class HealthReport:
+    """A context manager that reports a worker's health. Until `show` is called, the worker is reported as starting: live, but not ready.
+
+    If there is a `line` to a supervisor, the worker reports over it, and the supervisor answers the probes.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, line: SupervisorSocket | None = None) -> None:
+        self._health: WorkerHealth | Fleet | None = None
+        self._line = line
+        self._ending = threading.Event()
+        self._server: HealthServer | None = None
+        if arguments.health_port is not None and line is None:
+            from taskflow.cli.health_server import HealthServer, listener  # imported here, because most workers do not need it
+
+            asks = {"/live": self._live, "/ready": self._ready}
+            self._server = HealthServer(listener(arguments.health_host, arguments.health_port), asks)
+        self.notifier = SystemdNotifier.from_environment(os.environ, self._live) if line is None else None
+
+    def __enter__(self) -> Self:
+        if self._server is not None:
+            self._server.start()
+            log.info("health: %s/live and /ready", self._server.url)
+        if self.notifier is not None:
+            self.notifier.start()
+        if self._line is not None:
+            start_thread(self._tell_supervisor, "taskflow-health-report")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ending.set()
+        if self.notifier is not None:
+            self.notifier.stop()
+        if self._server is not None:
+            self._server.stop()
+
+    def show(self, health: WorkerHealth | Fleet) -> None:
+        self._health = health
+
+    def note_event(self, event: WorkerEvent) -> None:
+        """Pass an event to the systemd notifier. Subscribe this method to the worker's events."""
+        if self.notifier is not None:
+            self.notifier.note_event(event)
+
+    def _tell_supervisor(self) -> None:
+        last, reported_at = (False, False), float("-inf")
+        while self._line is not None and not self._ending.wait(CHECK_EVERY):
+            live, ready, now = self._live(), self._ready(), time.monotonic()
+            if (live.is_well, ready.is_well) != last or now >= reported_at + REPORT_EVERY:
+                last, reported_at = (live.is_well, ready.is_well), now
+                self._line.say(report_line(live, ready))
+
+    def _live(self) -> HealthCheck:
+        return self._health.live() if self._health is not None else HealthCheck(True, _STARTING)
+
+    def _ready(self) -> HealthCheck:
+        return self._health.ready() if self._health is not None else HealthCheck(False, _STARTING)
+
+
+# --- a supervisor's workers ------------------------------------------------------------------------------------------
+
+
+class FleetHealthReport(HealthReport):
+    """A context manager that reports the health of all of a supervisor's workers."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__(arguments)
+        self._fleet = Fleet()
+        self.show(self._fleet)
+
+    def note(self, pid: int, news: str | ExitStatus) -> None:
+        """Record a worker's report, or its end."""
+        had_worked = self._fleet.has_worked
+        self._fleet.note(pid, news)
+        if self.notifier is not None and self._fleet.has_worked and not had_worked:
+            self.notifier.ready("workers work")
+
+    def stop(self) -> None:
+        if self.notifier is not None:
+            self.notifier.stopping("winding down")
+
+
+def report_line(live: HealthCheck, ready: HealthCheck) -> str:
+    """Return the line with which a worker reports its health to its supervisor."""
+    return f"{_WORD} {live.is_well:d} {ready.is_well:d} {live.why if not live.is_well else ready.why}"
+
+
+class WorkerReport(NamedTuple):
+    at: float
+    is_live: bool
+    is_ready: bool
+    why: str
+
+
+class Fleet:
+    """The health of all workers. The supervisor updates it; the thread that answers health probes reads it.
+
+    The fleet is live and ready as long as at least one worker is, because the supervisor itself replaces the others. A failed
+    probe would end the supervisor, and with it the runs of all workers.
+    """
+
+    def __init__(self) -> None:
+        self._workers: dict[int, WorkerReport] = {}
+        self.has_worked = False
+
+    def note(self, pid: int, news: str | ExitStatus) -> None:
+        if isinstance(news, ExitStatus):
+            self._workers.pop(pid, None)
+            return
+        match news.split(" ", 3):
+            case [word, live, ready, why] if word == _WORD:
+                self._workers[pid] = WorkerReport(time.monotonic(), live == "1", ready == "1", why)
+            case ["session", _]:
+                self.has_worked = True
+            case _:
+                return
+
+    def live(self) -> HealthCheck:
+        workers = self._present()
+        if not workers or any(worker.is_live for worker in workers):
+            return HealthCheck(True, "a worker is alive" if workers else "no worker has started yet", _facts(workers))
+        return HealthCheck(False, f"no worker is alive: {workers[0].why}", _facts(workers))
+
+    def ready(self) -> HealthCheck:
+        workers = self._present()
+        if any(worker.is_live and worker.is_ready for worker in workers):
+            return HealthCheck(True, "the broker answers the heartbeats, claims and settlements of a worker", _facts(workers))
+        return HealthCheck(False, f"no worker is ready: {workers[0].why}" if workers else "no worker has started yet", _facts(workers))
+
+    def _present(self) -> list[WorkerReport]:
+        now = time.monotonic()
+        return [
+            worker
+            if now - worker.at < SILENT_AFTER
+            else worker._replace(is_live=False, is_ready=False, why=f"it has been silent for {now - worker.at:.0f} s")
+            for worker in list(self._workers.values())
+        ]
+
+
+def _facts(workers: list[WorkerReport]) -> dict[str, float | int | str | None]:
+    live, ready = (sum(worker.is_live for worker in workers), sum(worker.is_live and worker.is_ready for worker in workers))
+    return {"workers": len(workers), "live": live, "ready": ready}
+
+
+# --- systemd ---------------------------------------------------------------------------------------------------------
+
+
+class SystemdNotifier:
+    """Sends notifications to systemd (sd_notify(3)) from a separate thread, so that a blocked socket delays nothing else.
+
+    `address`   the value of NOTIFY_SOCKET
+    `watchdog`  seconds within which systemd expects a keep-alive message; None if it expects none
+    `live`      called before each keep-alive message. If the worker is blocked, none is sent, and systemd ends the worker
+    """
+
+    def __init__(self, address: str, watchdog: float | None, live: Callable[[], HealthCheck]) -> None:
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._period = watchdog / 2 if watchdog is not None else None
+        self._live = live
+        self._messages = queue.SimpleQueue[tuple[str, ...]]()
+        self._thread: threading.Thread | None = None
+        self._has_failed = False
+        self._is_ready = False
+        self._is_stopping = False
+        self._is_unwell = False
+        self._status = "STATUS=starting"
+
+    @classmethod
+    def from_environment(cls, environment: MutableMapping[str, str], live: Callable[[], HealthCheck]) -> Self | None:
+        """Create a notifier from NOTIFY_SOCKET and the watchdog's variables. Return None if there is no usable socket.
+
+        The variables are removed, as sd_notify(3) advises, because programs that jobs start must not send notifications for the worker.
+        """
+        address, microseconds, pid = (environment.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
+        if not address:
+            return None
+        if address[0] not in "/@":
+            log.warning("NOTIFY_SOCKET=%s is neither a path nor an abstract socket: systemd gets no notifications", address)
+            return None
+        is_watched = microseconds.isascii() and microseconds.isdigit() and int(microseconds) > 0 and pid in ("", str(os.getpid()))
+        return cls(address, int(microseconds) / 1e6 if is_watched else None, live)
+
+    def note_event(self, event: WorkerEvent) -> None:
+        """Report that the worker has started or is winding down. Subscribe this method to the worker's events."""
+        match event:
+            case SessionOpened(name):
+                self.ready(f"working as {name}")
+            case WindingDown(running):
+                self.stopping(f"winding down: {running} running")
+            case _:
+                return
+
+    def ready(self, status: str) -> None:
+        """Report `status`. The first time, also report that the worker is ready."""
+        self._status = f"STATUS={status}"
+        self._messages.put((*(["READY=1"] if not self._is_ready else []), self._status))
+        self._is_ready = True
+
+    def stopping(self, status: str) -> None:
+        self._is_stopping, self._status = True, f"STATUS={status}"
+        self._messages.put(("STOPPING=1", self._status))
+
+    def start(self) -> None:
+        self._thread = start_thread(self._keep, "taskflow-notify")
+
+    def stop(self) -> None:
+        if not self._is_stopping:
+            self.stopping("ending")
+        self._messages.put(_OFF)
+        if self._thread is not None:
+            self._thread.join(2 * SENT_WITHIN)
+
+    def _keep(self) -> None:
+        keep_alive_at = time.monotonic() if self._period is not None else None
+        while True:
+            try:
+                message = self._messages.get(timeout=None if keep_alive_at is None else max(0.0, keep_alive_at - time.monotonic()))
+            except queue.Empty:
+                keep_alive_at = time.monotonic() + self._send_keep_alive()
+                continue
+            if message == _OFF:
+                return
+            self._send(*message)
+
+    def _send_keep_alive(self) -> float:
+        """Send a keep-alive message if the worker is alive. Return the seconds until the next one."""
+        found, period = self._live(), self._period or AGAIN
+        if not found.is_well:
+            self._is_unwell = True
+            self._send(f"STATUS={found.why}")
+            return min(AGAIN, period)
+        self._send("WATCHDOG=1", *([self._status] if self._is_unwell else []))
+        self._is_unwell = False
+        return period
+
+    def _send(self, *lines: str) -> None:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.settimeout(SENT_WITHIN)
+                sender.sendto("\n".join(map(one_line, lines)).encode(), self._address)
+        except OSError as error:
+            if not self._has_failed:
+                self._has_failed = True
+                log.warning("cannot notify systemd about this worker: NOTIFY_SOCKET: %s", error)
