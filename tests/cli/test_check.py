@@ -137,9 +137,3 @@ def test_what_no_code_can_read_would_fail(cli: Cli) -> None:
     cli.with_broker(add)
     [fits] = cli.json("check", "new", code=1)["jobs"]
     assert (fits["fits"], fits["parks"], fits["fails"]) == (0, 0, 1)
-
-
-def test_mistakes_are_told_as_by_a_worker(cli: Cli) -> None:
-    cli.write("empty.py", "")
-    assert "empty declares no job" in cli("check", "empty", code=2).err
-    assert "found no module 'nothing'" in cli("check", "nothing", code=2).err

@@ -59,18 +59,6 @@ def test_a_supervisor_answers_for_its_workers(shell: Shell) -> None:
     ended_clearly(started, [0])
 
 
-def test_a_fleet_none_of_whose_workers_moves_is_not_live(shell: Shell) -> None:
-    started, port = supervised(shell, 1)
-    ask_until(port, "/ready", 200)
-    shell.send("block.bind()")
-    told = ask_until(port, "/live", 503)
-    assert "the event loop has been blocked" in told.body["why"]
-    shell.write("release", "")
-    ask_until(port, "/live", 200)
-    started.signal(signal.SIGTERM)
-    ended_clearly(started, [0])
-
-
 def test_systemd_hears_of_the_supervisor_alone(shell: Shell, tmp_path: Path) -> None:
     systemd = FakeSystemd(str(tmp_path / "notify"))
     with systemd.socket:

@@ -48,18 +48,6 @@ def test_a_loop_that_stands_still_is_told_of_and_does_not_hang_the_probe(shell: 
     ended_clearly(worker, [0])
 
 
-def test_a_worker_that_winds_down_lives_and_is_not_ready(shell: Shell) -> None:
-    worker, port = a_worker(shell)
-    shell.send("wait.bind()")
-    worker.wait_for("begun")
-    ask_until(port, "/ready", 200)
-    worker.signal(signal.SIGTERM)
-    assert "winds down" in ask_until(port, "/ready", 503).body["why"]
-    assert ask(port, "/live").status == 200
-    shell.write("release", "")
-    ended_clearly(worker, [0])
-
-
 def test_a_worker_that_starts_lives_and_is_not_ready(shell: Shell) -> None:
     shell.write(
         "tasks.py",

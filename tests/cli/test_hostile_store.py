@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import sqlite3
 import time
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -21,7 +18,6 @@ from taskflow.worker.log import log_event
 from tests.cli.hostile import HOSTILE, HostileBroker, HostileMigratingBroker, assert_safe
 from tests.cli.inprocess import Cli
 from tests.cli.json_output import check
-from tests.cli.stock import Stock
 
 COMMANDS = [
     (["status"], 0),
@@ -138,27 +134,6 @@ def test_a_list_is_no_wider_than_the_terminal(cli: Cli, broker: HostileBroker, m
     assert "DETAIL" not in heading
     assert max(map(len, lines)) <= width
 
-
-@pytest.mark.parametrize("value", [b"\xff\x1b[2J", HOSTILE.replace("\ud800", ""), 1e300, -(2**63)])
-@pytest.mark.parametrize(
-    "column",
-    ["taskflow_queues.id", "taskflow_queues.is_paused", "taskflow_counted.queue", "taskflow_counted.what", "taskflow_counted.n"],
-)
-def test_a_spoilt_queue_of_a_file_stops_no_look_at_it(cli: Cli, stock: Stock, column: str, value: Any) -> None:
-    table, name = column.split(".")
-    with closing(sqlite3.connect(cli.folder / "queue.db", isolation_level=None)) as file:
-        file.execute("INSERT INTO taskflow_queues (id, rev, is_paused) VALUES (x'61', 1, 1)")
-        which = "" if "queues" in table else " WHERE what = 'enqueue'" if name == "what" else _OF_ONE_COUNT
-        with contextlib.suppress(sqlite3.Error):  # the column is of another type
-            file.execute(f"UPDATE {table} SET {name} = {'CAST(? AS TEXT)' if name in ('queue', 'what') else '?'}{which}", (value,))
-    for command in (["status"], ["status", "--json"], ["queues"], ["queues", "--json"], ["jobs", "--queue", "mail"]):
-        said = cli(*command)
-        assert_safe(said.out, said.err)
-    said = cli("doctor", code=1 if name in ("queue", "n") and (name == "queue" or isinstance(value, int)) else 0)  # wrong counts
-    assert_safe(said.out, said.err)
-
-
-_OF_ONE_COUNT = " WHERE (what, queue) = (SELECT what, queue FROM taskflow_counted WHERE what LIKE '=%' AND n > 0 LIMIT 1)"
 
 TASKS = """
 import logging

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ from taskflow.cli.reexec import command_of
 from tests.cli.hostile import HostileBroker
 from tests.cli.inprocess import Cli
 from tests.cli.processes import Shell, ended_clearly, until
-from tests.cli.supervised import IN_A_CONTAINER
 from tests.support.processes import children_of
 
 SECRET = "hunter2"
@@ -78,18 +76,6 @@ def test_workers_have_no_broker_on_their_command_lines(shell: Shell) -> None:
     until(lambda: bool((shell.folder / "environment").read_text()), worker)
     assert SECRET not in (shell.folder / "environment").read_text()
     worker.signal(signal.SIGTERM)
-    ended_clearly(worker, [0])
-
-
-def test_the_worker_of_a_container_has_no_broker_on_its_command_line(shell: Shell, unshare: str) -> None:
-    shell.write("tasks.py", TASKS)
-    worker = shell.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", f"--broker=sqlite:///{SECRET}.db")
-    worker.wait_for("working as")
-    [pid1] = children_of(worker.process.pid)
-    [pid] = children_of(pid1)
-    assert SECRET in command_line(pid1)
-    assert SECRET not in command_line(pid)
-    os.kill(pid1, signal.SIGTERM)
     ended_clearly(worker, [0])
 
 

@@ -209,19 +209,6 @@ def test_the_third_ends_the_process_even_when_a_job_blocks_the_loop(on_each_loop
     ended_clearly(worker, [128 + number])
 
 
-def test_what_a_parent_sends_twice_at_once_is_one_signal(tasks: Shell) -> None:
-    """`timeout` and `npm` signal the process, and its group."""
-    tasks.send("wait.bind()")
-    worker = tasks.worker()
-    worker.wait_for("begun")
-    worker.signal(signal.SIGTERM)
-    worker.signal(signal.SIGTERM)
-    worker.wait_for("winding down: 1 running")
-    tasks.write("release", "")
-    ended_clearly(worker, [0])
-    assert "again" not in worker.said
-
-
 # --- at any moment ---------------------------------------------------------------------------------------------------------
 
 

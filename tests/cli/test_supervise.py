@@ -195,18 +195,6 @@ class Terminal:
         self.supervised.wait_for("begun by", times=2)
 
 
-def test_a_terminals_ctrl_c_counts_once(tasks: Shell) -> None:
-    """It goes to every process of the foreground: the workers are told by their supervisor alone."""
-    terminal = Terminal(tasks)
-    os.write(terminal.ours, b"\x03")
-    terminal.supervised.wait_for("winding down: 1 running", times=2)
-    tasks.write("release", "")
-    ended_clearly(terminal.supervised, [0])
-    assert "again" not in terminal.supervised.said
-    assert tasks.counts() == {"succeeded": 2}
-    os.close(terminal.ours)
-
-
 def test_a_terminal_that_goes_away_ends_it(tasks: Shell) -> None:
     """Its SIGHUP is not meant as one that asks for new workers."""
     terminal = Terminal(tasks)
