@@ -85,9 +85,8 @@ _RULES: Final = Rules()
 class WorkerSession:
     """One session of a worker. If it ends while the worker continues, the worker begins another one.
 
-    `run` takes the session through its phases. `finish`, `wind_down`, `end_grace_period` and `lose` only set the
-    phase, and `settle_by` a time limit.
-    `has_forced` is True if runs had to be cancelled. `all_ended` is set when a finishing session has nothing left to wait for,
+    `run` takes the session through its phases. `finish`, `wind_down`, `end_grace_period` and `lose` only set the phase, and `settle_by` a
+    time limit. `has_forced` is True if runs had to be cancelled. `all_ended` is set when a finishing session has nothing left to wait for,
     `runs_stopped` when no run continues here except in threads, `schedules_begun` when the worker's schedules have been declared.
     """
 
