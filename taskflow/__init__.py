@@ -11,7 +11,6 @@ TYPE_CHECKING = False  # loading typing takes 5 ms, in which a Ctrl-C for the co
 if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
     from taskflow.app.bulk_actions import ActionResult as ActionResult, JobSelection as JobSelection
-    from taskflow.app.connections.types import RunsStatement as RunsStatement
     from taskflow.app.context import (
         Cancel as Cancel,
         Discard as Discard,
@@ -22,14 +21,19 @@ if TYPE_CHECKING:
     )
     from taskflow.app.declared_schedules import Cron as Cron, Every as Every
     from taskflow.app.decorator import job as job, preset as preset
-    from taskflow.app.failure_groups import FailureGroup as FailureGroup
     from taskflow.app.handle import JobHandle as JobHandle
     from taskflow.app.job import Job as Job, NamedJob as NamedJob, SyncJob as SyncJob, named as named, send as send, send_sync as send_sync
     from taskflow.app.job_info import ErrorInfo as ErrorInfo, JobInfo as JobInfo
     from taskflow.app.job_type import Call as Call
     from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
-    from taskflow.app.operate import JobPage as JobPage, QueueInfo as QueueInfo, WorkerInfo as WorkerInfo, operate as operate
-    from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions
+    from taskflow.app.operate import (
+        FailureGroup as FailureGroup,
+        JobPage as JobPage,
+        QueueInfo as QueueInfo,
+        WorkerInfo as WorkerInfo,
+        operate as operate,
+    )
+    from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions, RunsStatement as RunsStatement
     from taskflow.app.portal import run_sync as run_sync
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
@@ -87,17 +91,15 @@ _HOMES = {
     "taskflow.app.app": "configure",
     "taskflow.app.bulk_actions": "ActionResult JobSelection",
     "taskflow.app.job_type": "Call",
-    "taskflow.app.connections.types": "RunsStatement",
     "taskflow.app.context": "Cancel Discard JobContext Retry Snooze current_job",
     "taskflow.app.declared_schedules": "Cron Every",
     "taskflow.app.decorator": "job preset",
-    "taskflow.app.failure_groups": "FailureGroup",
     "taskflow.app.handle": "JobHandle",
     "taskflow.app.job": "Job NamedJob SyncJob named send send_sync",
     "taskflow.app.job_info": "ErrorInfo JobInfo",
     "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
-    "taskflow.app.operate": "JobPage QueueInfo WorkerInfo operate",
-    "taskflow.app.options": "DefaultOptions EnqueueOptions",
+    "taskflow.app.operate": "FailureGroup JobPage QueueInfo WorkerInfo operate",
+    "taskflow.app.options": "DefaultOptions EnqueueOptions RunsStatement",
     "taskflow.app.portal": "run_sync",
     "taskflow.app.schedules": "ScheduleInfo schedules",
     "taskflow.app.sending": "enqueue enqueue_sync",
@@ -109,8 +111,10 @@ _HOMES = {
         "DriverMissing EncodeError EnqueueFailed InvalidJobId JobCancelled JobError JobFailed JobStopping KeyConflict LeaseLost "
         "ResultExpired ScheduleConflict StoreFull TaskflowError TooLarge UnknownJob UnknownSchedule WrongConnection"
     ),
-    "taskflow.model.record": "Progress Status",
-    "taskflow.model.verdict": "Cancelled Completed Discarded Failed HandedBack Parked Retried RunEnding RunError Snoozed Succeeded Verdict",
+    "taskflow.model.record": "Status",
+    "taskflow.model.verdict": (
+        "Cancelled Completed Discarded Failed HandedBack Parked Progress Retried RunEnding RunError Snoozed Succeeded Verdict"
+    ),
     "taskflow.testing.jobs": "TaskflowJobs",
     "taskflow.worker.worker": "Worker worker_lifespan",
 }

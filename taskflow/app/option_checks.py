@@ -104,7 +104,7 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
     if fields.get("key_scope", "queue") not in get_args(KeyScope):
         raise ValueError(f'key_scope={shown(fields["key_scope"])}: expected "queue" or "name"')
     if "connection" in fields:
-        from taskflow.app.connections.recognition import check_connection
+        from taskflow.app.connections.adapters import check_connection
 
         check_connection(fields["connection"])
     if "on_failure" in fields:

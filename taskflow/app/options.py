@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 import msgspec
 
-from taskflow.app.connections.types import Connection
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.ids import key_digest
 from taskflow.model.job_schema import DEFAULT_QUEUE
 from taskflow.model.rules import Backoff, RetryFunction
 
-if TYPE_CHECKING:  # loaded only by jobs that use them
+if TYPE_CHECKING:
     from taskflow.app.declared_key import DeclaredKey
     from taskflow.model.schedule_plan import CatchUp, Overlap
     from taskflow.model.timetable import Timetable
+
 
 Conflict = Literal["keep", "replace", "raise"]
 KeyScope = Literal["queue", "name"]
@@ -176,3 +176,45 @@ def packed_follow_up(follow_up: Envelope) -> bytes:
         return pack_follow_up(follow_up)
     except ValueError as error:
         raise ValueError(f"on_failure=: {error}") from None
+
+
+class _Commits(Protocol):
+    """A connection or session of psycopg, psycopg2, sqlite3, aiosqlite, SQLAlchemy, SQLModel or Django."""
+
+    def commit(self) -> Any: ...
+
+    def rollback(self) -> Any: ...
+
+
+class _Proxy(Protocol):
+    """``django.db.connection``, if Django's stubs are not installed."""
+
+    def __getattr__(self, item: Any, /) -> Any: ...
+
+    def __contains__(self, key: Any, /) -> Any: ...
+
+
+class _IsInTransaction(Protocol):
+    """A connection of asyncpg."""
+
+    def is_in_transaction(self) -> bool: ...
+
+
+@runtime_checkable
+class RunsStatement(Protocol):
+    """A connection of a driver that taskflow does not know. Implement this to send jobs in its transactions.
+
+    The connection must be in a transaction, which taskflow cannot check.
+    """
+
+    def run_statement(self, statement: str, parameters: Sequence[Any], /) -> Iterable[Iterable[Any]] | Awaitable[Iterable[Iterable[Any]]]:
+        """Run one SQL statement in the caller's transaction, and return its rows, each as an iterable of values. Must be an
+        ``async def`` if the driver is used with `await`.
+
+        `statement`   contains a placeholder for each parameter, ``%s`` for PostgreSQL and ``?`` for SQLite, and no other ``%`` or ``?``
+        `parameters`  the values: one str for PostgreSQL; int, str, bytes or None for SQLite
+        """
+        ...
+
+
+Connection: TypeAlias = _Commits | _Proxy | _IsInTransaction | RunsStatement

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.app.app import App, default_app
-from taskflow.app.audit_log import ActionProgress, check_operator, recorded
+from taskflow.app.bulk_actions import ActionProgress, check_operator, recorded
 from taskflow.app.declared_schedules import NOT_RAISED, Cron, Every, check_schedule_name, is_schedule_name, plan_of, terms_of
 from taskflow.app.handle import JobHandle
 from taskflow.app.job_type import Call

@@ -1,26 +1,135 @@
-"""Sends calls through the middleware to the store, or in a caller's transaction, and makes handles and errors of the store's answers."""
+"""Sends calls in batches, through the middleware, to the store or in a caller's transaction, and makes handles of the store's answers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from taskflow.app.app import App, default_app
-from taskflow.app.enqueue_batches import Batch, Batches, Sent, async_batches
 from taskflow.app.handle import JobHandle, Origin
 from taskflow.app.job_type import Call
+from taskflow.app.loop_client import MAX_BYTES, MAX_ITEMS
 from taskflow.app.middleware import EnqueueCall, Middleware, enqueue_chain, stamp, stamping
 from taskflow.app.portal import CallersThread, block_on, refuse_inside_a_loop, run_sync
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerError, ConfigurationError, EnqueueFailed, KeyConflict, TaskflowError, WrongConnection
 
-if TYPE_CHECKING:  # loaded only by senders that use them
-    from taskflow.app.connections.types import Connection
+if TYPE_CHECKING:
+    from taskflow.app.options import Connection
+
 
 R = TypeVar("R")
+
+
+class Batch(Generic[R]):
+    """At most 1,000 calls and 1 MiB, or one larger call, and the exception that the iterable raised after these calls, or None."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call[R]] = []
+        self.error: Exception | None = None
+        self._size = 0
+
+    def add(self, call: Call[R]) -> bool:
+        """Add the call, or return False if the batch is full. Raises TypeError for anything that is not a call."""
+        if not isinstance(call, Call):
+            raise TypeError(f"enqueue() got {call!r}: expected calls made by .bind(...)")
+        size = self._size + len(call.envelope.payload)
+        if self.calls and (size > MAX_BYTES or len(self.calls) >= MAX_ITEMS):
+            return False
+        self.calls.append(call)
+        self._size = size
+        return True
+
+    @property
+    def is_worth_sending(self) -> bool:
+        return bool(self.calls) or self.error is not None
+
+
+class Sent(Generic[R]):
+    """The handles that one `enqueue()` has collected so far, and those of live jobs that already had a call's key."""
+
+    def __init__(self) -> None:
+        self.handles: list[JobHandle[R]] = []
+        self.conflicts: list[JobHandle[R]] = []
+
+
+READ_AHEAD_TIMEOUT: Final = 0.05
+"""Seconds to spend on reading calls for the next batch while the current one is being sent. The rest is read after the store's answer."""
+
+
+class Batches(Generic[R]):
+    """Splits an iterable of calls, which may be endless, into batches. If it raises, the last batch has the error."""
+
+    def __init__(self, calls: Iterable[Call[R]]) -> None:
+        given: object = calls
+        if not isinstance(given, Iterable):
+            hint = "[...] around a single one, or .delay(...)" if isinstance(given, Call) else "job.bind(...) for each call"
+            raise TypeError(f"enqueue() got {given!r}: expected an iterable of calls; write {hint}")
+        self._calls = iter(calls)
+        self._batch = Batch[R]()
+        self._next_call: Call[R] | None = None
+        self._has_ended = False
+
+    def __iter__(self) -> Iterator[Batch[R]]:
+        return self
+
+    def __next__(self) -> Batch[R]:
+        self._gather(math.inf)
+        batch = self._batch
+        if not batch.is_worth_sending:
+            raise StopIteration
+        self._batch = Batch()
+        if self._next_call is not None:
+            self._batch.add(self._next_call)
+            self._next_call = None
+        return batch
+
+    @property
+    def has_ended(self) -> bool:
+        return self._has_ended and not self._batch.is_worth_sending
+
+    def gather_ahead(self) -> None:
+        """Read calls for the next batch while the current one is being sent, for at most `READ_AHEAD_TIMEOUT` seconds."""
+        self._gather(time.monotonic() + READ_AHEAD_TIMEOUT)
+
+    def _gather(self, until: float) -> None:
+        try:
+            while self._next_call is None and not self._has_ended and time.monotonic() < until:
+                call = next(self._calls)
+                if not self._batch.add(call):
+                    self._next_call = call
+        except StopIteration:
+            self._has_ended = True
+        except Exception as error:
+            self._has_ended = True
+            self._batch.error = error
+
+
+async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R], None]:
+    """Yield the calls in batches. An async generator is closed even if it is not exhausted, because no other code can close it."""
+    batch = Batch[R]()
+    taken = aiter(calls)
+    try:
+        try:
+            async for call in taken:
+                if not batch.add(call):
+                    yield batch
+                    batch = Batch()
+                    batch.add(call)
+        except Exception as error:
+            batch.error = error
+        if batch.is_worth_sending:
+            yield batch
+    finally:
+        if isinstance(taken, AsyncGenerator):
+            await taken.aclose()
+
+
 T = TypeVar("T")
 
 _Answers = list[Added | Refused | BaseException]
@@ -104,7 +213,7 @@ def enqueue_sync(calls: Iterable[Call[R]], *, connection: Connection | None = No
 
 
 async def _send_before(app: App, rest: Batches[R], batch: Batch[R], sent: Sent[R]) -> None:
-    """Send the batch, and read the next one in the meantime: building a batch in Python takes about as long as adding one to a store."""
+    """Send the batch, and read the next one in the meantime, which takes about as long as adding one to a store."""
     sending = asyncio.create_task(_send_batch(app, batch, sent))
     try:
         await asyncio.sleep(0)  # lets the task start
@@ -262,7 +371,7 @@ def _one_by(enqueue_there: _Enqueue) -> _SendOne:
 
 def _in_this_thread(app: App, connection: object, send_by: Callable[[_Enqueue], Coroutine[Any, Any, T]]) -> T:
     """Send with statements that run in this thread, where the connection belongs. Middleware runs in the portal's event loop."""
-    from taskflow.app.connections.recognition import is_awaited
+    from taskflow.app.connections.adapters import is_awaited
     from taskflow.app.connections.run_in_transaction import run_in_transaction_sync
 
     if is_awaited(connection):
@@ -288,5 +397,4 @@ def _in_this_thread(app: App, connection: object, send_by: Callable[[_Enqueue], 
     except StopIteration as end:
         result: T = end.value
         return result
-    sending.close()
     raise AssertionError(f"{sending!r} waits for something")

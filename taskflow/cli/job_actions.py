@@ -13,12 +13,12 @@ from typing import Final
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.app.audit_log import ActionProgress, recorded, selection
 from taskflow.app.bulk_actions import (
     ASKED,
     CHANGED,
     DEFAULTS,
     UNKNOWN,
+    ActionProgress,
     ActionResult,
     CallOnce,
     act as act_on_view,
@@ -26,8 +26,10 @@ from taskflow.app.bulk_actions import (
     check_view,
     count,
     foresee,
+    recorded,
+    selection,
 )
-from taskflow.app.failure_groups import group_ids
+from taskflow.app.operate import group_ids
 from taskflow.broker.console import Redone
 from taskflow.broker.protocol import Broker
 from taskflow.cli.exit_codes import Exit

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.app.failure_groups import MAX_GROUPS, FailureGroup, failure_groups
+from taskflow.app.operate import MAX_GROUPS, FailureGroup, failure_groups
 from taskflow.cli.exit_codes import Exit
 from taskflow.cli.store import existing_broker, filter_of, is_known_queue, note_unknown_job, on_store
 from taskflow.cli.terminal import BOLD, RED, cut, painted, print_json, print_lines, room, span

@@ -8,8 +8,7 @@ import sys
 from typing import Any
 
 from taskflow.app.app import App, default_app
-from taskflow.app.audit_log import recorded
-from taskflow.app.bulk_actions import CallOnce
+from taskflow.app.bulk_actions import CallOnce, recorded
 from taskflow.app.job import NamedJob
 from taskflow.app.job_type import Call
 from taskflow.app.sending import send_call

@@ -12,8 +12,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from taskflow.app.app import App, default_app
-from taskflow.app.audit_log import this_operator
-from taskflow.app.bulk_actions import check_error, header_of
+from taskflow.app.bulk_actions import check_error, header_of, this_operator
 from taskflow.broker.console import Console, View
 from taskflow.broker.migrations import Migrating
 from taskflow.broker.paging import AT_ONCE

@@ -12,7 +12,7 @@ import msgpack
 import msgspec
 
 from taskflow.model.ids import id_text
-from taskflow.model.job_schema import NOT_PLAIN, OPAQUE, PRIORITIES, SentAndShown, check_headers, check_tags, has_tags
+from taskflow.model.job_schema import NOT_PLAIN, OPAQUE, PRIORITIES, SentAndShown, check_headers, check_tags
 from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST, Backoff
 from taskflow.model.stored_values import Unreadable, unpacked
@@ -187,15 +187,6 @@ def unpack_extras(packed: bytes | None) -> dict[str, Any]:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{field.name}: {error}") from error
     return extras
-
-
-def tags_in(extras: bytes | None) -> tuple[str, ...]:
-    """Return the tags in packed extras, or none if they cannot be read."""
-    try:
-        tags: tuple[str, ...] = unpack_extras(extras).get("tags", ()) if has_tags(extras) else ()
-    except Exception:  # includes msgpack's own errors
-        return ()
-    return tags
 
 
 CAUSED_BY: Final = "tf-caused-by"

@@ -13,7 +13,6 @@ from taskflow.model.printable import shown
 
 ID_BYTES: Final = 16
 
-MAX_SHARD: Final = 0xFFF
 MAX_KEY_BYTES: Final = 200
 EXAMPLE: Final = "01a20e69-e073-7000-9acc-49abe1cd4c9a"
 
@@ -36,10 +35,6 @@ class IdFactory:
 
 _from_bytes: Final = int.from_bytes
 _pack: Final = struct.Struct(">QQ").pack
-
-
-def shard_of(job_id: bytes) -> int:
-    return int.from_bytes(job_id[6:8], "big") & MAX_SHARD
 
 
 def id_text(job_id: bytes) -> str:

@@ -10,7 +10,6 @@ import msgspec
 
 from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import ClaimId
-from taskflow.model.fingerprint import poison_fingerprint
 from taskflow.model.stored_values import FieldReader, instant, octets, text, unpacked, whole
 from taskflow.model.verdict import Progress
 
@@ -134,13 +133,6 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     def of_death(cls, session: bytes, died_of: str) -> Beat:
         """Return the report that a session died. `died_of` is truncated to `MAX_DIED_OF` characters; if empty, it is `UNKNOWN_DEATH`."""
         return cls(session=session, died_of=died_of[:MAX_DIED_OF] or UNKNOWN_DEATH)
-
-    @property
-    def poison_fingerprint(self) -> bytes | None:
-        """The fingerprint of jobs that are poison because of `died_of`; None without that."""
-        if not self.died_of:
-            return None
-        return poison_fingerprint(self.died_of)
 
     def __post_init__(self) -> None:
         if self.died_of and (self.claims or self.seen or self.reports or self.leaving or self.looks):

@@ -40,10 +40,7 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 class FieldReader:
-    """Reads the fields of one stored row. A field that cannot be read gets its default and is listed in `unreadable`.
-
-    A store first reads each row with `FULL_SPEED`, and uses this class only if that raises, so sound rows cost nothing extra.
-    """
+    """Reads the fields of one stored row. A field that cannot be read gets its default and is listed in `unreadable`."""
 
     def __init__(self) -> None:
         self._found: list[Unreadable] = []
@@ -62,25 +59,6 @@ class FieldReader:
 
     def note(self, column: str, stored: Any, problem: str) -> None:
         self._found.append(Unreadable(column, problem, _raw(stored)))
-
-
-class _FullSpeed(FieldReader):
-    """A reader for rows that are assumed to be sound. It raises if a field cannot be read."""
-
-    def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
-        return decode(stored)
-
-
-class _Decoded(FieldReader):
-    """A reader for rows whose values are already decoded."""
-
-    def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
-        value: T = stored
-        return value
-
-
-FULL_SPEED: Final[FieldReader] = _FullSpeed()
-DECODED: Final[FieldReader] = _Decoded()
 
 
 def _raw(stored: Any) -> bytes:

@@ -131,17 +131,6 @@ def due_at(envelope: Envelope, now: int) -> int:
     return max(now, envelope.at) if envelope.at is not None else now + to_microseconds(envelope.after)
 
 
-def expires_at(envelope: Envelope, now: int) -> int | None:
-    return None if envelope.expires is None else now + to_microseconds(envelope.expires)
-
-
-def waiting_status(awaits: int, due_at: int, now: int) -> Status:
-    """Return the status of a waiting job: HELD, SCHEDULED or READY."""
-    if awaits > 0:
-        return Status.HELD
-    return Status.SCHEDULED if due_at > now else Status.READY
-
-
 # --- the end of a run ---------------------------------------------------------------------------------------------
 
 

@@ -22,18 +22,8 @@ SHOWN: Final = 3
 """How many of the nearest calls a failed assertion shows."""
 
 COMPARED: Final = (
-    "queue",
-    "priority",
-    "after",
-    "at",
-    "expires",
-    "max_attempts",
-    "retry",
-    "timeout",
-    "key",
-    "keep_result",
-    "headers",
-    "tags",
+    *("queue", "priority", "after", "at", "expires", "max_attempts"),
+    *("retry", "timeout", "key", "keep_result", "headers", "tags"),
 )
 """The options that an assertion can name. The others are not kept with a job, or not in the form in which they were given."""
 

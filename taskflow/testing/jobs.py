@@ -25,8 +25,7 @@ from taskflow.model.schedule_plan import SchedulePlan
 from taskflow.model.session import Session
 from taskflow.testing.assertions import ExpectedCall, SentJob, calls_of, check_enqueued, check_job, check_not_enqueued
 from taskflow.testing.broker import RecordingBroker
-from taskflow.testing.inline import Inline
-from taskflow.testing.passes import CONCURRENCY, STOP_TIMEOUT, Pass, PassState, TestExecutor, endless
+from taskflow.testing.passes import CONCURRENCY, STOP_TIMEOUT, Inline, Pass, PassState, TestExecutor, endless
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.events import Events, ScheduleFailed, WorkerEvent
 from taskflow.worker.run_errors import frames_from

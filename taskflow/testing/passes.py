@@ -1,4 +1,4 @@
-"""Runs the jobs of a test with the real executor, in a session of the memory broker."""
+"""Runs the jobs of a test with the real executor, in a session of the memory broker: when it says so, or where they are sent."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import contextvars
 import secrets
 import sys
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, ClassVar, Final
@@ -19,12 +20,15 @@ from taskflow.app.job import SyncJob
 from taskflow.app.job_type import AnyJob
 from taskflow.app.portal import callers_thread
 from taskflow.broker import topics
+from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import JobFailed
+from taskflow.model.record import Status
 from taskflow.model.schedule import SCHEDULE
 from taskflow.model.session import Beat, Report, Session
-from taskflow.model.verdict import Discarded, Failed, Settlement, Succeeded, Verdict
+from taskflow.model.verdict import Discarded, Failed, Retried, Settlement, Succeeded, Verdict
+from taskflow.testing.assertions import SentJob
 from taskflow.testing.broker import RecordingBroker
 from taskflow.worker.ended_hooks import EndedHooks
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
@@ -203,3 +207,93 @@ def endless(after: str, runs: Counter[str]) -> AssertionError:
     return AssertionError(
         f"jobs are still ready after {after}, {count:,} of them {job}: does it send itself, or snooze for (almost) no time?"
     )
+
+
+DEEPEST: Final = 50
+"""How many jobs may run inside one another. One that is sent inside the last of them waits."""
+
+
+class _Around(msgspec.Struct, frozen=True):
+    """The run in which a job is sent: how many runs it is in, and the event loop and the state of the innermost one."""
+
+    depth: int
+    loop: asyncio.AbstractEventLoop
+    state: PassState
+
+
+_around: Final[ContextVar[_Around | None]] = ContextVar("taskflow_inline_run", default=None)
+
+
+class Inline:
+    """Runs jobs where they are sent. It may be called from several threads and event loops.
+
+    `ran`       the jobs that have begun
+    `failures`  the failures for good, and what else the test should know
+    """
+
+    def __init__(
+        self,
+        broker: RecordingBroker,
+        at_work: Callable[[], AbstractAsyncContextManager[PassState]],
+        check: Callable[[PassState], Awaitable[None]],
+    ) -> None:
+        self._broker = broker
+        self._at_work = at_work
+        self._check = check
+        self.ran: list[SentJob] = []
+        self.failures: list[Exception] = []
+
+    async def __call__(self, answers: Sequence[Added | Refused | BaseException]) -> None:
+        """Run those of the added jobs that are ready, with their retries and follow-ups."""
+        added = [answer.id for answer in answers if isinstance(answer, Added)]
+        ready = [record for record in await self._broker.read(added) if record is not None and record.status is Status.READY]
+        if not ready:
+            return
+        around, loop = _around.get(), asyncio.get_running_loop()
+        depth = 1 if around is None else around.depth + 1
+        if depth > DEEPEST:
+            job = ready[0].job
+            self.failures.append(AssertionError(f"{DEEPEST} jobs run inside one another, and then {job} was sent: does it send itself?"))
+            return
+        ids = [record.id for record in ready]
+        if around is not None and around.loop is loop:
+            await self._run(ids, _Around(depth, loop, around.state))
+            return
+        async with self._at_work() as state:
+            await self._run(ids, _Around(depth, loop, state))
+            await self._check(state)
+        self.failures += state.failures
+
+    async def _run(self, ids: list[bytes], around: _Around) -> None:
+        token, inline = _around.set(around), runs_inline.set(True)
+        try:
+            await _InlinePass(self._broker, around.state, ids, self.ran).run()
+        finally:
+            runs_inline.reset(inline)
+            _around.reset(token)
+
+
+class _InlinePass(Pass):
+    """Runs certain jobs in their order. A retry comes at once, as if its wait had passed."""
+
+    heeds: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, broker: RecordingBroker, state: PassState, ids: Sequence[bytes], ran: list[SentJob]) -> None:
+        super().__init__(broker, state)
+        self._ids = deque(ids)
+        self._ran = ran
+
+    async def _leases(self) -> list[Lease]:
+        while self._ids and not self._running:
+            self._request += 1
+            lease = await self._broker.claim_one(self._session.id, self._request, self._ids.popleft())
+            if lease is not None:
+                if not lease.failures:
+                    self._ran.append(SentJob(lease.envelope, lease.created_at))
+                return [lease]
+        return []
+
+    def _settled(self, settlement: Settlement) -> None:
+        if isinstance(settlement.verdict, Retried):
+            self._ids.appendleft(settlement.id)
+        self._ids += [envelope.id for envelope in settlement.follow_ups]

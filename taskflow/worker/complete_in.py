@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import cast
 
 from taskflow.app.app import App
-from taskflow.app.connections.recognition import is_awaited
+from taskflow.app.connections.adapters import is_awaited
 from taskflow.app.connections.run_in_transaction import run_in_transaction, run_in_transaction_sync
 from taskflow.app.context import DONE
 from taskflow.model.errors import BrokerUnavailable, LeaseLost, TaskflowError

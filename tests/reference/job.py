@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import msgspec
 
-from taskflow.model.clock import to_seconds
+from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.job_schema import Counters
 from taskflow.model.record import Record, Status, record_of
 from taskflow.model.session import Session
-from taskflow.model.stored_values import DECODED
-from taskflow.model.transitions import due_at, expires_at
+from taskflow.model.stored_values import FieldReader
+from taskflow.model.transitions import due_at
 from taskflow.model.verdict import Progress, RunError
+
+T = TypeVar("T")
+
+
+class _Decoded(FieldReader):
+    """Reads fields that are decoded already."""
+
+    def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
+        value: T = stored
+        return value
 
 
 class Fence(msgspec.Struct, frozen=True, gc=False):
@@ -78,7 +91,7 @@ class StoredJob(msgspec.Struct, gc=False, eq=False, kw_only=True):
             seq=seq,
             created_at=now,
             due_at=due_at(envelope, now),
-            expires_at=expires_at(envelope, now),
+            expires_at=None if envelope.expires is None else now + to_microseconds(envelope.expires),
             joins=envelope.joins,
             id=envelope.id,
             priority=envelope.priority,
@@ -143,5 +156,5 @@ class StoredJob(msgspec.Struct, gc=False, eq=False, kw_only=True):
         assert self.status is not None
         envelope = self.envelope
         return record_of(
-            self, DECODED, id=self.id, name=envelope.job, queue=self.queue, status=self.status, extras=msgspec.structs.asdict(envelope)
+            self, _Decoded(), id=self.id, name=envelope.job, queue=self.queue, status=self.status, extras=msgspec.structs.asdict(envelope)
         )

@@ -80,7 +80,7 @@ class ReferenceTransitions:
 
     def enter(self, job: StoredJob, event: Event) -> None:
         """Make a job HELD, SCHEDULED or READY, depending on whether it awaits other jobs and on its due time."""
-        status = transitions.waiting_status(job.awaits, job.due_at, self.now)
+        status = Status.HELD if job.awaits > 0 else Status.SCHEDULED if job.due_at > self.now else Status.READY
         if status is Status.READY:
             self.make_ready(job, event)
             return

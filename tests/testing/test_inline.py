@@ -38,8 +38,8 @@ from taskflow import (
     run_sync,
 )
 from taskflow.model.ids import id_text
-from taskflow.testing import inline as testing_inline
 from taskflow.testing.jobs import jobs_in_memory
+from taskflow.testing.passes import DEEPEST
 
 
 @dataclass
@@ -459,7 +459,7 @@ def test_a_job_ends_as_in_production(taskflow_jobs: TaskflowJobs, how: str, stat
 def test_a_job_that_sends_itself_is_named(taskflow_jobs: TaskflowJobs, sender: Any) -> None:
     with pytest.raises(AssertionError, match=f"50 jobs run inside one another, and then {sender.name} was sent"), taskflow_jobs.inline():
         sender.delay_sync(1)
-    assert ran == list(range(1, testing_inline.DEEPEST + 1))
+    assert ran == list(range(1, DEEPEST + 1))
 
 
 @pytest.mark.parametrize("sender", [endless, endless_async])

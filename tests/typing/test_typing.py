@@ -1,7 +1,4 @@
-"""The public types, in both checkers: what is right is taken and typed, and what is wrong is refused.
-
-`python -m tests.nightly` makes mistakes in the package, and tests that these tests notice them.
-"""
+"""The public types, in both checkers: what is right is taken and typed, and what is wrong is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import pytest
 
 from tests.typing import checkers, odd
 from tests.typing.checkers import Error
-from tests.typing.mistakes import MISTAKES
 
 pytestmark = [pytest.mark.xdist_group("typing"), pytest.mark.unmeasured]  # each of the checkers takes much memory
 
@@ -54,12 +50,3 @@ def test_what_is_typed_can_be_run() -> None:
     """Importing the examples declares their jobs, and so does every odd signature."""
     importlib.import_module("tests.typing.positive")
     exec(compile(odd.module(), "odd_signatures", "exec", dont_inherit=True), {"__name__": "tests.typing.odd_signatures"})
-
-
-def test_each_mistake_can_be_made(tree: Path) -> None:
-    """Else the nightly run would find out that a signature has changed."""
-    for mistake in MISTAKES:
-        with mistake.made(tree):
-            pass
-    names = {mistake.name for mistake in MISTAKES}
-    assert len(names) == len(MISTAKES) > 20

@@ -8,8 +8,7 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from taskflow.app.app import App
-from taskflow.app.connections.adapters import AwaitedAdapter, ConnectionAdapter, RunSyncAdapter, SyncAdapter
-from taskflow.app.connections.recognition import adapter_of
+from taskflow.app.connections.adapters import AwaitedAdapter, ConnectionAdapter, RunSyncAdapter, SyncAdapter, adapter_of
 from taskflow.app.portal import block_on
 from taskflow.broker.transactional import Purpose, Transactional, TransactionalBroker, Verb
 from taskflow.model.errors import ConfigurationError, WrongConnection

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sqlite3
 import time
 import traceback
@@ -15,9 +14,8 @@ import pytest
 
 from taskflow import BrokerUnavailable, JobHandle, Status, StoreFull, configure
 from taskflow.app.app import default_app
-from taskflow.app.loop_client import MAX_BYTES, Coalescer, pauses_within
+from taskflow.app.loop_client import MAX_BYTES, Coalescer
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.model.retry import Retries
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, blob
 from tests.unit.app.watched import Watched, settle_down
@@ -53,12 +51,6 @@ async def test_alone_it_is_one_call_at_once(watched: Watched) -> None:
     assert watched.calls == {"enqueue": 1}
 
 
-async def test_one_after_the_other_they_share_nothing(watched: Watched) -> None:
-    for n in range(5):
-        await add.delay(n)
-    assert [len(batch) for batch in watched.batches] == [1] * 5
-
-
 async def test_concurrent_ones_share_a_round_trip(watched: Watched, bench: Bench) -> None:
     handles = await asyncio.gather(*(add.delay(n, n) for n in range(100)))
     assert [len(batch) for batch in watched.batches] == [100]
@@ -86,12 +78,6 @@ async def test_a_batch_is_of_one_mebibyte(watched: Watched) -> None:
     await asyncio.gather(*(blob.delay(bytes(size)) for size in (500_000, 500_000, 500_000, 1_000_000, 10)))
     assert [len(batch) for batch in watched.batches] == [2, 1, 2]
     assert all(sum(len(envelope.payload) for envelope in batch) <= MAX_BYTES for batch in watched.batches)
-
-
-async def test_they_are_sent_in_the_order_of_asking(watched: Watched, bench: Bench) -> None:
-    handles = await asyncio.gather(*(add.delay(n) for n in range(50)))
-    leases = await bench.claim()
-    assert [JobHandle(bench.app, lease.envelope.id, add) for lease in leases] == handles
 
 
 async def test_those_that_are_answered_ask_again_before_what_waits_goes_out() -> None:
@@ -135,18 +121,6 @@ async def test_keyed_ones_have_a_lane_of_their_own_sorted_by_key(watched: Watche
     assert [envelope.key for envelope in within] == sorted(envelope.key or b"" for envelope in within)
     assert [handle.id for handle in handles[10:]] != [JobHandle(add.app, e.id, add).id for e in within], "they were sorted indeed"
     assert all(handle.is_new for handle in handles)
-
-
-async def test_answers_of_keyed_ones_are_each_its_own(watched: Watched, bench: Bench) -> None:
-    handles = await asyncio.gather(*(add.options(key=f"key {n}").delay(n, n) for n in range(20)))
-    await bench.run_all()
-    assert [await handle.result() for handle in handles] == [2 * n for n in range(20)]
-
-
-async def test_of_two_with_one_key_the_first_is_kept(watched: Watched) -> None:
-    first, second = await asyncio.gather(add.options(key="k").delay(1), add.options(key="k").delay(2))
-    assert (first.is_new, second.is_new) == (True, False)
-    assert first == second
 
 
 async def test_a_key_that_is_held_up_does_not_hold_up_plain_ones(watched: Watched) -> None:
@@ -256,36 +230,6 @@ async def test_a_file_that_somebody_has_locked_is_given_up(tmp_path: Path) -> No
     await broker.close()
 
 
-async def test_the_file_that_is_locked_is_named(tmp_path: Path) -> None:
-    """The file's own wait ends before the asker's timeout does, as with the defaults; the next try has no answer in time."""
-    path = tmp_path / "jobs.db"
-    broker = SqliteBroker(path, timeout=0.3)
-    with default_app().using(broker):
-        await add.delay(1)
-        configure(enqueue_timeout=0.45)
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as stranger:
-            stranger.execute("BEGIN IMMEDIATE")
-            with pytest.raises(BrokerUnavailable, match=rf"away for 0.45 s: {path} is locked by another connection"):
-                await add.delay(2)
-    await broker.close()
-
-
-async def test_what_the_store_said_last_is_told_when_it_falls_silent(watched: Watched) -> None:
-    """And not when it has answered since."""
-    configure(enqueue_timeout=0.3)
-    watched.is_away = True
-    sending = await under_way(add.delay(1))
-    watched.is_away = False
-    watched.gate.clear()
-    with pytest.raises(BrokerUnavailable, match=r"away for 0.3 s: the store is away"):
-        await sending
-    watched.gate.set()
-    await add.delay(2)
-    watched.gate.clear()
-    with pytest.raises(BrokerUnavailable, match=r"away for 0.3 s: it does not answer"):
-        await add.delay(3)
-
-
 async def test_nobody_waits_longer_for_those_who_came_before(watched: Watched) -> None:
     """The timeout begins with the question. One that comes while others wait does not begin after them."""
     configure(enqueue_timeout=1.0)
@@ -315,23 +259,6 @@ async def test_a_newcomer_is_not_given_up_with_the_old_ones(watched: Watched) ->
         await old
     watched.is_away = False
     assert (await new).is_new
-
-
-async def test_a_resend_adds_nothing_twice(watched: Watched, bench: Bench) -> None:
-    """The answer was lost, the jobs were not: the same ids come again, and are the sender's own."""
-    watched.loses_answers = 1
-    handles = await asyncio.gather(*(add.delay(n) for n in range(5)))
-    assert len(watched.batches) == 2
-    assert [envelope.id for envelope in watched.batches[0]] == [envelope.id for envelope in watched.batches[1]]
-    assert all(handle.is_new for handle in handles)
-    assert len(await bench.claim()) == 5
-
-
-async def test_a_resend_with_a_key_is_the_senders_own(watched: Watched, bench: Bench) -> None:
-    watched.loses_answers = 1
-    handle = await add.options(key="k", on_conflict="raise").delay(1)
-    assert handle.is_new
-    assert len(await bench.claim()) == 1
 
 
 async def test_a_full_store_is_told_at_once(bench: Bench) -> None:
@@ -455,10 +382,3 @@ def test_a_loop_that_ends_cancels_what_waits() -> None:
 
     asyncio.run(main())
     assert ends == ["cancelled"] * 3
-
-
-def test_pauses_grow_to_half_a_second() -> None:
-    """Or to a quarter of the timeout, so that whoever waits is asked for more than once."""
-    retries = Retries(pauses_within(5.0))
-    assert [retries.failed() for _ in range(7)] == [0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5]
-    assert [Retries(pauses_within(0.1)).failed(), Retries(pauses_within(0.04)).failed()] == [0.02, 0.01]

@@ -51,14 +51,6 @@ async def test_what_ended_while_the_loop_was_blocked_is_not_late(late: list[str]
     assert late == []
 
 
-async def test_what_has_no_answer_after_the_loop_was_blocked_is_late_once(late: list[str]) -> None:
-    deadline = Deadline(lambda: late.append("late"))
-    deadline.begin(SOON)
-    time.sleep(4 * SOON)  # noqa: ASYNC251
-    await asyncio.sleep(5 * SOON)
-    assert late == ["late"]
-
-
 async def test_the_timer_of_an_earlier_one_tells_nothing_of_a_later_one(late: list[str]) -> None:
     loop = asyncio.get_running_loop()
     deadline = Deadline(lambda: late.append("late"))
@@ -72,23 +64,6 @@ async def test_the_timer_of_an_earlier_one_tells_nothing_of_a_later_one(late: li
     while not late:  # noqa: ASYNC110  # its end is what is looked for
         await asyncio.sleep(0.001)
     assert loop.time() - began_at >= 4 * SOON - 0.005
-
-
-async def test_one_that_has_less_time_is_not_held_up_by_the_timer_of_one_that_had_more(late: list[str]) -> None:
-    deadline = Deadline(lambda: late.append("late"))
-    deadline.begin(60.0)
-    deadline.end()
-    deadline.begin(SOON)
-    await asyncio.sleep(5 * SOON)
-    assert late == ["late"]
-
-
-async def test_when_it_is_dropped_nothing_is_late(late: list[str]) -> None:
-    deadline = Deadline(lambda: late.append("late"))
-    deadline.begin(SOON)
-    deadline.drop()
-    await asyncio.sleep(3 * SOON)
-    assert late == []
 
 
 async def test_many_in_a_row_take_one_timer(late: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -324,13 +324,6 @@ def test_an_empty_key_removes_it() -> None:
         sync.options(key="").options(key="")
 
 
-def test_two_scopes_are_two_keys() -> None:
-    by_name, by_queue = sync.bind(7).envelope, sync.options(key_scope="queue").bind(7).envelope
-    assert by_name.key == sync.options(queue="io").bind(7).envelope.key == key_digest("", "keys.sync", "7")
-    assert by_queue.key == key_digest("default", "keys.sync", "7") != by_name.key
-    assert sync.options(key_scope="queue", queue="io").bind(7).envelope.key == key_digest("io", "keys.sync", "7")
-
-
 # --- through the store ----------------------------------------------------------------------------------------------
 
 
@@ -355,12 +348,6 @@ async def test_a_declared_conflict_raises_and_names_the_key(bench: Bench) -> Non
     assert not (await rebuild.options(on_conflict="keep").delay()).is_new
     with pytest.raises(EnqueueFailed):
         await enqueue([rebuild.bind()])
-
-
-async def test_a_job_without_a_key_has_none(bench: Bench) -> None:
-    info = await (await sync.options(key="").delay(7)).info()
-    assert info is not None
-    assert info.key is None
 
 
 # --- schedules ------------------------------------------------------------------------------------------------------
@@ -442,16 +429,3 @@ async def test_a_schedule_takes_no_call_that_raises_to_its_sender(bench: Bench) 
         with pytest.raises(DeclarationError, match="a worker sends the calls"):
             declared("singleton", lambda: None, schedule=Every(30, options=options), **on_job)
     declared("singleton", lambda: None, schedule=Every(30, options={"on_conflict": "keep"}), on_conflict="raise")
-
-
-async def test_a_schedule_of_calls_with_a_key_has_no_overlap(bench: Bench) -> None:
-    await schedules.put("keys.hourly", sync.bind(7), Every(3600))
-    with pytest.raises(ValueError, match=r"\.options\(key=\"\"\)"):
-        await schedules.put("keys.hourly", sync.bind(7), Every(3600), overlap="skip")
-    await schedules.put("keys.hourly", sync.options(key="").bind(7), Every(3600), overlap="skip")
-
-
-def test_the_key_of_a_schedule_is_no_key_of_a_call() -> None:
-    made = declared("{size}", lambda size=3: None, schedule=Every(30, options={"key": ""}), overlap="skip")
-    key = SchedulePlan.from_body(made.schedules[0].definition.body).envelope_for("keys.declared", 0).key
-    assert key not in {key_digest(queue, "default", "keys.declared") for queue in ("schedule", "default", "")}

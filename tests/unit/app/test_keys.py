@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pytest
 
-from taskflow import EnqueueFailed, JobCancelled, KeyConflict, Status, enqueue
+from taskflow import EnqueueFailed, JobCancelled, KeyConflict, enqueue
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, double
 from tests.unit.app.watched import Watched
@@ -22,14 +20,6 @@ async def test_the_standing_jobs_handle_comes_back(bench: Bench) -> None:
     assert second == first
     await bench.run_all()
     assert await second.result() == 3
-
-
-async def test_an_ended_job_frees_its_key(bench: Bench) -> None:
-    first = await once.delay(1)
-    await bench.run_all()
-    second = await once.delay(2)
-    assert second.is_new
-    assert second != first
 
 
 async def test_a_key_is_of_its_queue_and_job(bench: Bench) -> None:
@@ -50,47 +40,11 @@ async def test_replace_takes_the_place_of_a_waiting_job(bench: Bench) -> None:
     assert await new.result() == 3
 
 
-async def test_replace_waits_behind_a_running_job(bench: Bench) -> None:
-    """Else an update that comes during the run would be lost."""
-    running = await once.delay(1)
-    lease = await bench.lease_of(running)
-    behind = await once.options(on_conflict="replace").delay(2)
-
-    info = await behind.info()
-    assert info is not None
-    assert info.status is Status.HELD
-    assert running.id in (info.waiting_for or "")
-    assert (info.key, info.key_holder, info.queue_wait) == ("sum", running.id, None)
-    await bench.run(lease)
-    await bench.pass_time(5)
-    await bench.run_all()
-    info = await behind.info()
-    assert info is not None
-    assert (info.key_holder, info.queue_wait is not None and 4 < info.queue_wait <= 5) == (None, True)
-    assert [await running.result(), await behind.result()] == [2, 3]
-
-
 async def test_raise_names_the_standing_job_and_the_key(bench: Bench) -> None:
     standing = await once.delay(1)
     with pytest.raises(KeyConflict, match=f"{add.name}.*{standing.id}.*'sum'") as caught:
         await once.options(on_conflict="raise").delay(2)
     assert caught.value.job_id == standing.id
-
-
-@pytest.mark.parametrize("on_conflict", ["keep", "replace", "raise"])
-async def test_cancel_and_run_again(bench: Bench, on_conflict: Literal["keep", "replace", "raise"]) -> None:
-    """A run that was asked to stop does not stand in the way: the new job waits for its end, whatever `on_conflict` says."""
-    running = await once.delay(1)
-    lease = await bench.lease_of(running)
-    assert await running.cancel() is Status.RUNNING
-
-    again = await once.options(on_conflict=on_conflict).delay(2)
-
-    assert again.is_new
-    assert await again.status() is Status.HELD
-    await bench.run(lease)
-    await bench.run_all()
-    assert await again.result() == 3
 
 
 async def test_raise_in_a_batch_comes_after_it_with_both_lists(bench: Bench) -> None:
@@ -104,21 +58,6 @@ async def test_raise_in_a_batch_comes_after_it_with_both_lists(bench: Bench) -> 
     assert caught.value.conflicts == [standing]
     assert [handle.is_new for handle in caught.value.handles] == [True, False, True]
     assert len(await bench.claim()) == 3
-
-
-async def test_a_batch_keeps_the_first_of_a_key(bench: Bench) -> None:
-    handles = await enqueue(once.bind(n) for n in range(3))
-    assert [handle.is_new for handle in handles] == [True, False, False]
-    assert len(set(handles)) == 1
-
-
-async def test_the_same_call_sent_twice_is_one_job(bench: Bench) -> None:
-    """A resend of my own is new to me: it is the job that I sent."""
-    call = add.bind(1)
-    [first], [second] = await enqueue([call]), await enqueue([call])
-    assert first == second
-    assert second.is_new
-    assert len(await bench.claim()) == 1
 
 
 # --- live ---------------------------------------------------------------------------------------------------------
@@ -145,17 +84,6 @@ async def test_live_looks_where_a_call_with_these_options_would(bench: Bench) ->
     assert await add.options(queue="math").live("sum") == of_queue
     assert await add.options(key_scope="name").live("sum") == of_name
     assert await double.live("sum") is None
-
-
-async def test_live_finds_a_run_that_was_asked_to_stop_and_then_its_successor(bench: Bench) -> None:
-    running = await once.delay(1)
-    await bench.lease_of(running)
-    await running.cancel()
-    assert await add.live("sum") == running
-
-    again = await once.delay(2)
-
-    assert await add.live("sum") == again
 
 
 async def test_live_takes_one_round_trip(bench: Bench) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from enum import Enum
 from typing import Any
 
 import pytest
@@ -52,21 +51,6 @@ async def test_headers_travel_by_every_way_of_sending(bench: Bench) -> None:
     handles = [await add.options(headers={"own": "1"}).delay(1), *await enqueue([add.bind(2)]), await asyncio.to_thread(add.delay_sync, 3)]
     headers = [info.headers for handle in handles if (info := await handle.info()) is not None]
     assert headers == [{"own": "1", "path": "a"}, {"path": "a"}, {"path": "a"}]
-
-
-async def test_a_str_enum_as_a_header_travels_as_its_text(bench: Bench) -> None:
-    class Word(str, Enum):  # noqa: UP042  # whose text is "Word.HIGH", unlike that of a StrEnum
-        HIGH = "high"
-
-    class Marking(Middleware):
-        async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
-            call.headers[Word.HIGH] = Word.HIGH
-            await call_next(call)
-
-    configure(middleware=[Marking()])
-    info = await (await add.delay(1)).info()
-    assert info is not None
-    assert [(str(name), str(value)) for name, value in info.headers.items()] == [("high", "high")]
 
 
 async def test_a_call_tells_its_job_and_id(bench: Bench) -> None:

@@ -15,9 +15,7 @@ from taskflow.broker.console import View
 from taskflow.model.envelope import CAUSED_BY, MAX_FOLLOW_UP, ClaimId, Lease, job_of
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.record import Record
-from taskflow.model.verdict import Cancelled, Completed, Discarded, Retried, RunError, Succeeded, Verdict
-from taskflow.worker.executor import CANCELLED, Executor
-from taskflow.worker.lease_table import HeldLease
+from taskflow.model.verdict import Completed, Discarded, Retried, RunError, Succeeded, Verdict
 from taskflow.worker.run_errors import follow_ups_of
 from tests.support.listing import listed
 from tests.unit.app.bench import Bench
@@ -150,36 +148,6 @@ async def test_an_unknown_job_and_undecodable_arguments_send_it_too(bench: Bench
         await bench.run_all()
         await bench.world.pass_time(3_600)
     assert len(seen) == 2
-
-
-async def test_a_poison_job_sends_it_without_a_run(bench: Bench) -> None:
-    """Whether this worker knows the job or not."""
-    for name in ("tests.follow.broken", "tests.follow.gone"):
-        seen.clear()
-        call = broken.options(on_failure=restore.bind("b1")).bind("return")
-        envelope = msgspec.structs.replace(call.envelope, job=name)
-        await bench.broker.enqueue([envelope])
-        for _ in range(bench.world.rules.max_crashes + 1):
-            await bench.world.pass_time(1_000)
-            session = await bench.world.a_session("lost")
-            assert len(await bench.world.claim(session)) == 1
-            await bench.world.die(session, "SIGSEGV")
-        await bench.run_all()
-        assert [backup for backup, _ in seen] == ["b1"]
-        record = await bench.world.record(envelope)
-        assert record.status is Status.FAILED
-        assert record.reason == "poison: its worker was lost 4 times in a row while it had this job, the last time: SIGSEGV"
-
-
-async def test_a_cancelled_poison_job_sends_nothing(bench: Bench) -> None:
-    await bench.broker.enqueue([broken.options(on_failure=restore.bind("b1")).bind().envelope])
-    [lease] = await bench.claim()
-    holding = HeldLease(msgspec.structs.replace(lease, poison="poison: it was lost"))
-    holding.ask_to_stop(CANCELLED)
-    executor = Executor(bench.app, middleware=(), threads=None, seams=bench.world.seams)
-    settlement = await executor.run(holding)
-    assert settlement.verdict == Cancelled(CANCELLED)
-    assert settlement.follow_ups == ()
 
 
 def test_a_rolled_back_completion_sends_it_with_the_failure() -> None:

@@ -27,8 +27,7 @@ from taskflow import (
 )
 from taskflow.app import bulk_actions
 from taskflow.app.app import default_app
-from taskflow.app.audit_log import selection, this_operator
-from taskflow.app.bulk_actions import JobSelection
+from taskflow.app.bulk_actions import JobSelection, selection, this_operator
 from taskflow.broker.console import View
 from taskflow.broker.url import connect
 from taskflow.model.session import Session

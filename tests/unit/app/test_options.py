@@ -199,26 +199,11 @@ def test_an_error_about_a_long_value_shows_its_head(options: dict[str, Any]) -> 
     assert len(str(refused.value)) < 1_000
 
 
-async def test_an_instant_almost_a_hundred_years_away_is_exact_on_every_store(bench: Bench) -> None:
-    at = datetime.now(UTC).replace(microsecond=123_457) + timedelta(days=36_524)
-    handle = await add.options(at=at).delay(1)
-    info = await handle.info()
-    assert info is not None
-    assert (info.status, info.due_at) == (Status.SCHEDULED, at)
-
-
 async def test_an_instant_before_1970_means_now(bench: Bench) -> None:
     handle = await add.options(at=datetime.min.replace(tzinfo=UTC)).delay(1)
     assert await handle.status() is Status.READY
     await bench.run_all()
     assert await handle.result() == 2
-
-
-async def test_the_longest_waits_are_taken_and_shown_by_every_store(bench: Bench) -> None:
-    handle = await add.options(after=LONGEST, expires=LONGEST, keep_result=LONGEST, timeout=LONGEST).delay(1)
-    info = await handle.info()
-    assert info is not None
-    assert info.due_at == info.expires_at == info.created_at + timedelta(seconds=LONGEST)
 
 
 class NoOffset(tzinfo):

@@ -27,12 +27,11 @@ from taskflow import (
     job,
     run_sync,
 )
-from taskflow.app import enqueue_batches
+from taskflow.app import sending as sending_module
 from taskflow.app.app import default_app
-from taskflow.app.enqueue_batches import READ_AHEAD_TIMEOUT
 from taskflow.app.loop_client import MAX_BYTES
 from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware
-from taskflow.app.sending import send_call
+from taskflow.app.sending import READ_AHEAD_TIMEOUT, send_call
 from taskflow.model.clock import instant_of
 from taskflow.model.ids import parse_id
 from tests.unit.app.bench import Bench
@@ -49,18 +48,6 @@ async def test_a_sent_job_runs_with_its_arguments(bench: Bench) -> None:
     await bench.run_all()
 
     assert [await handle.result() for handle in (by_position, by_name, mixed, by_default)] == [3, 7, 11, 8]
-
-
-async def test_arguments_of_every_kind_arrive(bench: Bench) -> None:
-    handle = await total.delay([1, 2], 3, 4, scale=10, five=5)
-    await bench.run_all()
-    assert await handle.result() == 150
-
-
-async def test_a_plain_function_runs_too(bench: Bench) -> None:
-    handle = await double.delay(21)
-    await bench.run_all()
-    assert await handle.result() == 42
 
 
 async def test_a_call_of_a_job_runs_it_right_here(bench: Bench) -> None:
@@ -174,13 +161,6 @@ def test_the_decorator_and_the_call_have_ten_tags_together() -> None:
         job(name="untagged", tags=cast(Any, "a"))(lambda: None)
 
 
-async def test_an_argument_may_be_called_like_an_option(bench: Bench) -> None:
-    """Options never travel inside of delay: no name is reserved."""
-    handle = await total.delay([1], timeout=10, key=20, priority=30)
-    await bench.run_all()
-    assert await handle.result() == 61
-
-
 # --- enqueue --------------------------------------------------------------------------------------------------------
 
 
@@ -188,10 +168,6 @@ async def test_handles_come_in_the_order_of_the_calls(bench: Bench) -> None:
     handles = await enqueue(add.bind(n, n) for n in range(50))
     await bench.run_all()
     assert [await handle.result() for handle in handles] == [2 * n for n in range(50)]
-
-
-async def test_nothing_to_send_is_nothing(bench: Bench) -> None:
-    assert await enqueue([]) == []
 
 
 async def test_calls_of_several_jobs_go_together(bench: Bench) -> None:
@@ -228,7 +204,7 @@ async def test_a_batch_is_of_one_mebibyte(bench: Bench) -> None:
 
 async def test_an_iterable_is_read_one_batch_ahead_at_most(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be endless. The next batch is gathered while one is under way, and one call more is taken to see that it is full."""
-    monkeypatch.setattr(enqueue_batches, "READ_AHEAD_TIMEOUT", 60.0)  # else what a busy machine does not gather in time is left for later
+    monkeypatch.setattr(sending_module, "READ_AHEAD_TIMEOUT", 60.0)  # else what a busy machine does not gather in time is left for later
     watched = Watched(bench.broker)
     taken = 0
 

@@ -54,12 +54,6 @@ def test_each_layer_comes_before_the_next(app: App, folder: Path, monkeypatch: p
     assert in_force() == ("memory://?namespace=flag", 4.0), "a flag wins also when it came before"
 
 
-def test_what_is_left_out_stays_as_it_is(app: App) -> None:
-    app.configure(broker="memory://")
-    app.configure(enqueue_timeout=1.0)
-    assert (app.broker_url(), app.settings.enqueue_timeout) == ("memory://", 1.0)
-
-
 def test_a_parents_pyproject_counts(folder: Path) -> None:
     """That of the nearest folder that has one."""
     write(folder, 'broker = "memory://"')
@@ -103,12 +97,6 @@ async def test_the_implicit_default_is_told_once_by_its_absolute_path(app: App, 
     [record] = caplog.records
     assert str(folder / "taskflow.db") in record.getMessage()
     assert "TASKFLOW_BROKER" in record.getMessage()
-
-
-def test_a_broker_that_was_asked_for_is_not_told(app: App, caplog: pytest.LogCaptureFixture) -> None:
-    app.configure(broker="memory://")
-    app.broker()
-    assert caplog.records == []
 
 
 async def test_a_closed_application_connects_again(app: App) -> None:

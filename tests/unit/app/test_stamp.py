@@ -120,23 +120,6 @@ async def fire(bench: Bench, scheduler: Scheduler) -> None:
         bench.clock.advance(30)
 
 
-async def test_the_jobs_of_schedules_are_stamped_in_a_thread_without_a_loop(bench: Bench) -> None:
-    """Django's ORM refuses to work in one with a loop."""
-    from django.utils.asyncio import async_unsafe
-
-    tenant: Any = async_unsafe(lambda: "acme")
-
-    class Tenants(Middleware):
-        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
-            for call in calls:
-                call.headers["tenant"] = tenant()
-
-    configure(middleware=[Tenants()])
-    await schedules.put("often", nothing.bind(), Every(seconds=60))
-    await fire(bench, Scheduler(bench.broker, bench.app.registry, bench.app.settings.middleware, Events()))
-    assert {record.headers["tenant"] for record in await all_records(bench)} == {"acme"}
-
-
 @pytest.mark.parametrize("error", [RuntimeError("no tenant"), BrokerUnavailable("no tenant"), SystemExit("no tenant")])
 async def test_a_stamp_that_raises_keeps_back_the_jobs_of_a_schedule_and_is_told(bench: Bench, error: BaseException) -> None:
     class Picky(Middleware):
@@ -284,18 +267,6 @@ async def test_a_call_may_be_sent_again_after_a_failure_and_is_stamped_anew(benc
         await enqueue([call])
     await enqueue([call])
     assert await stamps(bench) == [add.name]
-
-
-async def test_headers_may_be_replaced_as_a_whole(bench: Bench) -> None:
-    class Replacing(Middleware):
-        def stamp(self, calls: Sequence[EnqueueCall]) -> None:
-            for call in calls:
-                call.headers = {"only": "this"}
-
-    configure(middleware=[Replacing()])
-    info = await (await add.options(headers={"own": "1"}).delay(1)).info()
-    assert info is not None
-    assert info.headers == {"only": "this"}
 
 
 def test_an_async_stamp_is_refused(bench: Bench) -> None:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from taskflow.model import clock as clocks
-from taskflow.model.clock import ManualClock, Seams, SystemClock, instant_of, microseconds_of, to_microseconds, to_seconds
+from taskflow.model.clock import ManualClock, Seams, SystemClock, instant_of, microseconds_of, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, check_envelope, pack_extras, unpack_extras
-from taskflow.model.ids import IdFactory, id_text, key_digest, parse_id, shard_of
-from taskflow.model.record import BY_CODE, CODES, ENDED, LIVE, WAITING, Status
-from taskflow.model.rules import Backoff, Rules
+from taskflow.model.ids import IdFactory, id_text, key_digest, parse_id
+from taskflow.model.record import ENDED, LIVE, WAITING, Status
+from taskflow.model.rules import Backoff
 from taskflow.model.session import MAX_DIED_OF, UNKNOWN_DEATH, Beat, Report
 from taskflow.model.transitions import MOVES, Event
 from taskflow.model.verdict import (
@@ -33,8 +33,6 @@ from taskflow.model.verdict import (
     append_error,
     unpack_errors,
 )
-
-PLAIN = Envelope(id=bytes(16), job="a", payload=b"x")
 
 
 def envelope(**fields: object) -> Envelope:
@@ -51,13 +49,6 @@ def test_a_manual_clock_moves_when_told_and_only_on() -> None:
     assert (clock.wall() - wall, clock.steady() - steady) == (1_500_000, 1_500_000)
     with pytest.raises(ValueError, match="time only moves forward"):
         clock.advance(-1)
-
-
-def test_a_skew_moves_the_wall_clock_alone() -> None:
-    clock = ManualClock()
-    wall, steady = clock.wall(), clock.steady()
-    clock.skew(-3600)
-    assert (clock.wall() - wall, clock.steady() - steady) == (-3_600_000_000, 0)
 
 
 def test_a_reboot_has_another_name_and_starts_the_steady_clock_again() -> None:
@@ -91,11 +82,6 @@ def test_a_naive_datetime_names_no_instant() -> None:
         microseconds_of(datetime(2026, 1, 1))
 
 
-@given(st.floats(min_value=0, max_value=1e9))
-def test_seconds_come_back_to_the_microsecond(seconds: float) -> None:
-    assert math.isclose(to_seconds(to_microseconds(seconds)), seconds, abs_tol=1e-6)
-
-
 # --- ids ------------------------------------------------------------------------------------------------
 
 
@@ -105,7 +91,7 @@ def test_ids_are_uuids_of_version_7_that_tell_time_and_shard() -> None:
     made = uuid.UUID(bytes=new_id(0xABC))
     assert (made.version, made.variant) == (7, uuid.RFC_4122)
     assert made.int >> 80 == clock.wall() // 1000
-    assert shard_of(made.bytes) == 0xABC
+    assert int.from_bytes(made.bytes[6:8], "big") & 0xFFF == 0xABC
 
 
 def test_ids_and_pauses_do_not_repeat_when_an_application_seeds_the_global_generator() -> None:
@@ -177,16 +163,7 @@ def test_a_backoff_of_nonsense_is_refused(field: str, value: float) -> None:
         Backoff(**{field: value})  # type: ignore[arg-type]
 
 
-def test_crashes_wait_longer_and_longer() -> None:
-    assert [Rules().crash_wait(crashes) for crashes in (1, 2, 3, 4, 5, 50)] == [0.0, 5.0, 30.0, 300.0, 300.0, 300.0]
-
-
 # --- envelopes --------------------------------------------------------------------------------------------
-
-
-def test_a_plain_envelope_has_no_extras() -> None:
-    assert pack_extras(PLAIN) is None
-    assert unpack_extras(None) == {}
 
 
 def test_extras_come_back() -> None:
@@ -282,11 +259,6 @@ def test_an_error_that_is_cut_off_or_none_is_not_passed_over(rest: bytes) -> Non
 # --- the table of moves -------------------------------------------------------------------------------------
 
 
-def test_codes_name_each_status_once() -> None:
-    assert sorted(CODES.values()) == list(range(len(Status)))
-    assert {BY_CODE[CODES[status]] for status in Status} == set(Status)
-
-
 def test_every_status_is_waiting_running_or_ended() -> None:
     assert WAITING | {Status.RUNNING} == LIVE
     assert set(Status) == LIVE | ENDED
@@ -299,10 +271,6 @@ def test_only_an_operator_brings_an_ended_job_back() -> None:
         if before in ENDED:
             assert event in (Event.REDO, Event.DROP)
             assert afters <= {Status.READY, None}
-
-
-def test_only_a_claim_makes_a_job_run() -> None:
-    assert {key for key, afters in MOVES.items() if Status.RUNNING in afters} == {(Status.READY, Event.CLAIM)}
 
 
 def test_every_status_can_be_reached_and_left() -> None:

@@ -11,7 +11,7 @@ from taskflow.model.clock import to_microseconds
 from taskflow.model.job_schema import Counters
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
-from taskflow.model.transitions import MOVES, Transition, apply_verdict, crash, hand_back, requeue, waiting_status
+from taskflow.model.transitions import MOVES, Transition, apply_verdict, crash, hand_back, requeue
 from taskflow.model.verdict import (
     Cancelled,
     Completed,
@@ -93,7 +93,7 @@ def test_a_completion_that_rolled_back_is_never_a_success(otherwise: Verdict) ->
 
 def status_after(transition: Transition) -> Status:
     """The status of a job that awaits nothing."""
-    return transition.ends_as or waiting_status(0, NOW if transition.due_at is None else transition.due_at, NOW)
+    return transition.ends_as or (Status.SCHEDULED if (transition.due_at or NOW) > NOW else Status.READY)
 
 
 def test_a_retry_waits_for_its_time() -> None:
