@@ -380,7 +380,7 @@ class PostgresHarness(StoreHarness):
         assert isinstance(broker, PostgresBroker)
         while not broker.listener.is_at_rest:  # noqa: ASYNC110 - nobody announces it
             await asyncio.sleep(0.005)
-        query = f"SELECT count(*) FROM {self._table('idle')} WHERE topic IN ('queue:{queue}', 'queues')"
+        query = f"SELECT count(*) FROM {self._table('idle')} WHERE topic IN ('queue:{queue}', 'queues') AND NOT is_nudged"
         there = await asyncio.to_thread(self._asked, f"SELECT to_regclass('{self._table('idle')}') IS NOT NULL")
         return int(await asyncio.to_thread(self._asked, query)) if there else 0
 

@@ -23,7 +23,7 @@ from taskflow.broker.postgres.loop_connections import LoopConnections
 from taskflow.broker.postgres.notifier import CLOSE_TIMEOUT, READ_WITHIN, Notifier
 from taskflow.broker.postgres.store import Hooks, PostgresStore
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
-from taskflow.broker.postgres.wakeups import UNNOTED, Claiming, Notes, PostgresListener, parse_wakeups
+from taskflow.broker.postgres.wakeups import UNHEARD, UNNOTED, Notes, PostgresListener, parse_wakeups
 from taskflow.broker.wakeups import Waiter
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import check_namespace
@@ -121,19 +121,23 @@ class PostgresBroker(EngineBroker):
 
     async def claim_records(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
         connections = self._per_loop.here()
-        claiming = Claiming(connections.listener, [names.queue(queue) for queue in queues] or [names.ANY_QUEUE])
+        listener = connections.listener
+        claiming = listener.begin_claim([names.queue(queue) for queue in queues] or [names.ANY_QUEUE])
         try:
-            claimed, news = await self.store.claim(session, request, queues, limit, claiming.standing)
+            claimed, news = await self.store.claim(session, request, queues, limit, UNHEARD if claiming is None else claiming.arguments)
         except BrokerError as error:
-            claiming.fail()
+            if claiming is not None:
+                listener.fail_claim(claiming)
             if isinstance(error, SessionLost):
                 return None
             raise
-        if news == [UNNOTED]:
-            claiming.fail()
-        else:
+        if news != [UNNOTED]:
             connections.notifier.add(dict.fromkeys(news, 1))
-            claiming.end(is_full=len(claimed.records) >= limit)
+        if claiming is not None:
+            if news == [UNNOTED]:
+                listener.fail_claim(claiming)
+            else:
+                listener.end_claim(claiming, is_full=len(claimed.records) >= limit)
         return claimed
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
@@ -279,15 +283,15 @@ class PostgresBroker(EngineBroker):
     def _steady(self) -> int | None:
         return None if self._clock is None else self._clock.steady()
 
-    async def _note_waiting(self, listener: str, topics: list[str], ids: list[bytes]) -> None:
-        await self.call("note_waiting", self.wall(), listener, topics, ids, to_microseconds(AWAITED_FOR))
+    async def _note_waiting(self, listener: str, former: list[int], note: int, topics: list[str], ids: list[bytes]) -> None:
+        await self.call("note_waiting", self.wall(), listener, former, note, topics, ids, to_microseconds(AWAITED_FOR))
 
     async def _look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes], bool]:
         [row] = await self.call("look_for", topics, ids)
         return row["available"], row["ended"], row["may_have_missed"]
 
-    async def _notify(self, topics: Mapping[str, int], ended: list[bytes], passed_on_by: str | None = None) -> None:
-        await self.call("notify", self.wall(), list(topics), list(topics.values()), ended, passed_on_by)
+    async def _notify(self, topics: Mapping[str, int], ended: list[bytes]) -> None:
+        await self.call("notify", self.wall(), list(topics), list(topics.values()), ended)
 
     def _loop_connections(self) -> LoopConnections:
         notifier = Notifier(self._notify)
@@ -297,7 +301,7 @@ class PostgresBroker(EngineBroker):
             await notifier.close()
 
         pool = ConnectionPool(self.server, before_the_end, schema=self._namespace)
-        listener = PostgresListener(pool, self._namespace, Notes(self._note_waiting, self._look, self._notify))
+        listener = PostgresListener(pool, self._namespace, Notes(self._note_waiting, self._look))
         connections = LoopConnections(pool, listener, notifier)
 
         async def look() -> None:

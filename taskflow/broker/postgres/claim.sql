@@ -2,12 +2,12 @@
 -- that is too long is left out, and reported as damage. The plans are made once: with an array as a parameter they would be made at each
 -- call.
 --
--- `of_listener`: the worker's listener, which `is_noted` in idle, as far as it knows, and `was_nudged` since its last claim. If there are
--- fewer jobs than `most`, it waits for more. The last rows may have only news in `damage`: topics of jobs that are left, for which other
--- listeners wait, or "unnoted" if no note was written.
+-- `of_listener`: the worker's listener, if it waits for more jobs after a claim that brings fewer than `most`. Its note that it waits for
+-- `topics` has the number `note`, and replaces the `former` ones. The last rows may have only news in `damage`: topics of jobs that are left,
+-- for which other listeners wait, or "unnoted" if no note was written.
 CREATE FUNCTION @.claim(
     wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer, new_rev bigint,
-    of_listener text DEFAULT NULL, is_noted boolean DEFAULT false, was_nudged boolean DEFAULT false
+    of_listener text, former bigint[], note bigint, topics text[]
 )
 RETURNS TABLE (
     id bytea, rev bigint, flags smallint, priority smallint, queue text, job text, created_at bigint, due_at bigint, expires_at bigint,
@@ -82,8 +82,8 @@ BEGIN
         damage := 'unnoted';
         RETURN NEXT;
     ELSIF cardinality(picked.tids) >= most THEN
-        IF is_noted OR was_nudged THEN
-            DELETE FROM @.idle WHERE listener = of_listener AND topic = ANY (@.topics_of(queues));
+        IF cardinality(former) > 0 THEN
+            PERFORM @.note_idle(of_listener, former, 0, NULL);
         END IF;
         FOR damage IN
             SELECT 'queue:' || queue FROM unnest(CASE cardinality(queues) WHEN 0 THEN ARRAY[picked.last_queue] ELSE queues END) AS queue
@@ -91,11 +91,8 @@ BEGIN
         LOOP
             RETURN NEXT;
         END LOOP;
-    ELSIF of_listener IS NOT NULL AND (was_nudged OR NOT is_noted) THEN
-        PERFORM @.note_idle(of_listener, @.topics_of(queues));
-    END IF;
-    IF was_nudged THEN
-        PERFORM @.allow_nudges(of_listener);
+    ELSIF of_listener IS NOT NULL AND note <> ALL (former) THEN
+        PERFORM @.note_idle(of_listener, former, note, topics);
     END IF;
 END
 $$;
@@ -106,11 +103,6 @@ BEGIN
     RETURN EXISTS (SELECT 1 FROM @.ready_marks(of_queue) AS m WHERE (@.first_ready(m)).due_at IS NOT NULL)
         AND NOT @.is_paused(of_queue);
 END
-$$;
-
--- Returns the topics of a worker that claims from these queues.
-CREATE FUNCTION @.topics_of(queues text[]) RETURNS text[] LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE cardinality(queues) WHEN 0 THEN ARRAY['queues'] ELSE ARRAY(SELECT 'queue:' || queue FROM unnest(queues) AS queue) END
 $$;
 
 -- Locks the rows of the next ready jobs: where they are, and the first and last place that they come from. Looks at the queues from each of

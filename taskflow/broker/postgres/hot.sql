@@ -136,7 +136,9 @@ BEGIN
     WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0) AND due_at >= m.at ORDER BY due_at, seq LIMIT 1;
     PERFORM @.raise_mark(m, coalesce(next_due, now_at), 0, now_at);
     PERFORM @.sum_counts(now_at);
-    PERFORM @.pass_on_late_nudges(now_at);
+    IF moved = 0 THEN
+        PERFORM @.nudge_again(now_at);
+    END IF;
     wakeups := @.wakeups();
 END
 $$;

@@ -255,10 +255,10 @@ class PostgresStore:
     # --- hot verbs -------------------------------------------------------------------------------------------
 
     async def claim(
-        self, session: bytes, request: int, queues: Sequence[str], limit: int, standing: tuple[str | None, bool, bool]
+        self, session: bytes, request: int, queues: Sequence[str], limit: int, noting: tuple[str | None, list[int], int, list[str]]
     ) -> tuple[Claimed, list[str]]:
-        """Return the leases, and the news that the last rows bring: see claim.sql."""
-        rows = await self._call("claim", self._wall(), self._steady(), session, request, list(queues), limit, new_rev(), *standing)
+        """Return the leases, and the news that the last rows bring: see claim.sql. `noting` is about the worker's listener."""
+        rows = await self._call("claim", self._wall(), self._steady(), session, request, list(queues), limit, new_rev(), *noting)
         news = list[str]()
         while rows and rows[-1]["id"] is None:
             news.append(rows.pop()["damage"])

@@ -89,7 +89,7 @@ def tables() -> str:
     for kind, table in TABLES.items():
         columns = ["id bytea PRIMARY KEY", "rev bigint NOT NULL", *map(_column, fields_of(kind)), bodies]
         if kind == Kind.SESSION:
-            columns.append("listener @.channel")
+            columns.append('listener text COLLATE "C" CHECK (octet_length(listener) BETWEEN 1 AND 63)')
         settings = _ROW.get(kind, "fillfactor = 80, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02")
         unlogged = "UNLOGGED " if kind == Kind.END else ""  # hints
         lines.append(f"CREATE {unlogged}TABLE @.{table} ({', '.join(columns)}) WITH ({settings});")

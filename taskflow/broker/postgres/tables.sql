@@ -3,9 +3,6 @@
 -- "@." stands for the schema, S.READY and similar names for the code of a status, P. and R. for a limit. Values replace them before the
 -- server sees the text. Times are microseconds since 1970. Ids of jobs and sessions, and keys, are 16 bytes.
 
-CREATE DOMAIN @.channel AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 63); -- as NOTIFY takes it
-CREATE DOMAIN @.topic AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 500);
-
 -- --- records --------------------------------------------------------------------------------------------
 
 @TABLES
@@ -28,22 +25,24 @@ COMMENT ON TABLE @.declared IS 'The schedules that a session declares.';
 -- and each listener writes its notes again.
 
 -- `since`: it has waited since then, by the server's own clock. A listener writes its notes every minute, and old ones do not count.
--- `nudged_at`: it was notified then of jobs in the topic `nudged_for`, and has not claimed since. The notes of its other queues have only
--- the time.
+-- `is_nudged`: it was notified of jobs in one of the queues of this note, and has not claimed since.
 CREATE UNLOGGED TABLE @.idle (
-    listener @.channel NOT NULL,
-    topic @.topic NOT NULL,
+    listener text COLLATE "C" NOT NULL CHECK (octet_length(listener) BETWEEN 1 AND 63), -- as NOTIFY takes it
+    note bigint NOT NULL DEFAULT 0,
+    topic text COLLATE "C" NOT NULL CHECK (octet_length(topic) BETWEEN 1 AND 500),
     since bigint NOT NULL,
-    nudged_at bigint,
-    nudged_for @.topic,
-    PRIMARY KEY (listener, topic)
+    is_nudged boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (listener, note, topic)
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.idle IS 'Listeners that wait for jobs of a queue, of any queue, or for what is due.';
 CREATE INDEX idle_by_topic ON @.idle (topic, since);
-CREATE INDEX idle_nudged ON @.idle (nudged_at) WHERE nudged_at IS NOT NULL;
 
-CREATE UNLOGGED TABLE @.awaited (id bytea, listener @.channel, until_when bigint NOT NULL, PRIMARY KEY (id, listener))
-    WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
+CREATE UNLOGGED TABLE @.awaited (
+    id bytea,
+    listener text COLLATE "C" CHECK (octet_length(listener) BETWEEN 1 AND 63),
+    until_when bigint NOT NULL,
+    PRIMARY KEY (id, listener)
+) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.awaited IS 'Jobs whose end a listener waits for.';
 
 -- One row for each request, because all versions of a row that changes often would have to be read. A session's newest row counts.

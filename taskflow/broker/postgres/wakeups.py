@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from base64 import b64decode
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from taskflow.broker import topics as names
 from taskflow.broker.engine.job import Job
-from taskflow.broker.listener import Listener, Standing
+from taskflow.broker.listener import Listener
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.errors import ERRORS
 from taskflow.broker.postgres.listen_connection import POLL_EVERY, ListenConnection, listen_failed, notifications_lost
@@ -41,15 +39,15 @@ MISSES: Final = 2
 NOTE_AGAIN: Final = 60.0
 """Seconds after which a listener renews its notes, which are valid for 90 s: see bounds.NOTED_FOR."""
 
-NUDGE_STANDS: Final = 0.2
-"""Seconds after a nudge during which a claim can rely on the listener's note. After PASSED_ON_AFTER, other processes remove the note."""
-
 LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
 """While a transaction that may have missed its note is open, a listener searches for jobs after each of these
 pauses, in seconds. Jobs that appear after the last search are found as if their nudge had been lost."""
 
 UNNOTED: Final = "unnoted"
 """Returned with a claim that could not write its listener's note: see claim.sql."""
+
+UNHEARD: Final[tuple[None, list[int], int, list[str]]] = (None, [], 0, [])
+"""The arguments of a claim for which no listener waits."""
 
 AGAIN: Final = "again"
 """A line in a message. It means that other transactions, which send no message themselves, are committing at the same time."""
@@ -60,12 +58,11 @@ _SESSION: Final = names.session(b"")
 
 
 class Notes(NamedTuple):
-    """The server calls that a listener makes: `note` records what it is waiting for, `look` checks
-    for what has already happened, and `notify` passes nudges on to other listeners. See listeners.sql."""
+    """The server calls that a listener makes: `note` replaces former notes by one that says what it is waiting for, and `look` checks
+    for what has already happened. See wakeups.sql."""
 
-    note: Callable[[str, list[str], list[bytes]], Awaitable[None]]
+    note: Callable[[str, list[int], int, list[str], list[bytes]], Awaitable[None]]
     look: Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes], bool]]]
-    notify: Callable[[Mapping[str, int], list[bytes], str], Awaitable[None]]
 
 
 class PostgresListener(Listener):
@@ -86,14 +83,13 @@ class PostgresListener(Listener):
         self._misses = 0
         self._trouble: str | None = None
         self._has_said = False
-        self._claims = 0
-        self._to_pass_on = Counter[str]()
-        self._nudged_during_claim = Counter[str]()
+        self._noted = set[int]()
+        self._last_note = 0
+        self._nudges = 0
         self._again: set[str] = set()
         self._has_again = asyncio.Event()
         self._is_looking_again = False
         self._is_noting = False
-        self.nudged_at = 0.0
         self.has_noted = False
 
     async def receive(self, on_subscribed: Callable[[], None]) -> None:
@@ -133,50 +129,58 @@ class PostgresListener(Listener):
             return []
         return [job_id for job_id in ids if self.flag.hears(topic := names.job(job_id)) and topic not in self._armed]
 
-    def begin_claim(self, topics: Sequence[str]) -> Standing | None:
-        """Return the listener's standing, to be sent to the server with a claim. Return None
-        if no worker is waiting here for such jobs, or if no notification would arrive."""
+    def begin_claim(self, topics: Sequence[str]) -> Claiming | None:
+        """Return a claim for the workers that wait for these topics. Return None
+        if none is waiting here for such jobs, or if no notification would arrive."""
         if not self.is_on or not all(map(self.flag.hears, topics)):
             return None
-        self._claims += 1
         self.has_noted = True
-        return self.standing(topics)
+        every = [*topics, *(topic for topic in self.waited if _is_of_jobs(topic) and topic not in topics)]
+        note = max(self._noted) if self._noted and self._armed.issuperset(topics) else self._next_note()
+        return Claiming(self, topics, every, sorted(self._noted), note, self.times, self._nudges)
 
-    def end_claim(self, topics: Sequence[str], times: int, standing: Standing, *, is_full: bool, was_late: bool) -> None:
-        self._claims -= 1
-        nudged, self._nudged_during_claim = self._nudged_during_claim, Counter()
-        if not is_full:
-            self.armed(topics, times)
-            if was_late or not (standing.is_listed or standing.was_nudged):
-                self._look_again(topics)
+    def end_claim(self, claiming: Claiming, *, is_full: bool) -> None:
+        self._noted.difference_update(claiming.former)
+        if is_full:
+            self._disarm()
+            self.want(topic for topic in claiming.every if topic in self.waited)  # others in this process, whose note is gone
             return
-        self.forget(topics)
-        self._pass_on_later(nudged)
-        self.want(topic for topic in topics if topic in self.waited)  # others in this process, whose note is gone
+        self._noted.add(claiming.note)
+        if self._nudges == claiming.nudges:
+            self.armed(claiming.every, claiming.times)
+        if not claiming.former:
+            self._look_again(claiming.topics)
 
-    def fail_claim(self, topics: Sequence[str], standing: Standing) -> None:
+    def fail_claim(self, claiming: Claiming) -> None:
         """Forget the topics, because it is unknown whether the failed claim has written the listener's note."""
-        self._claims -= 1
-        self._was_nudged |= standing.was_nudged
-        self.forget(topics)
+        self._noted.add(claiming.note)
+        self._disarm()
+
+    def _next_note(self) -> int:
+        self._last_note += 1
+        return self._last_note
+
+    def _disarm(self) -> None:
+        self.forget([topic for topic in self._armed if _is_of_jobs(topic)])
 
     async def pass_on(self, nudges: int) -> None:
-        nudged, self._to_pass_on = self._to_pass_on, Counter()
-        gone = [*nudged, names.ANY_QUEUE]
-        self.forget(gone)
-        await self._notes.notify(nudged, [], self.id)
-        self.want(topic for topic in gone if topic in self.waited)
+        """Do nothing: upkeep nudges another listener."""
 
-    def _pass_on_later(self, nudged: Mapping[str, int]) -> None:
-        if nudged:
-            self._to_pass_on.update(nudged)
-            self._unheard += 1
-            self._has_wants.set()
+    async def _note(self, topics: Iterable[str], ids: list[bytes]) -> None:
+        """Note what this listener waits for, with all queues that it has noted before."""
+        of_jobs = {topic for topic in (*topics, *self._armed) if _is_of_jobs(topic)}
+        others = [topic for topic in topics if not _is_of_jobs(topic)]
+        former, note = sorted(self._noted), self._next_note() if of_jobs else 0
+        if note:
+            self._noted.add(note)
+        await self._notes.note(self.id, former, note, [*of_jobs, *others], ids)
+        if note:
+            self._noted.difference_update(former)
 
     async def _note_and_look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
         self.has_noted = self._is_noting = True
         try:
-            await self._notes.note(self.id, topics, ids)
+            await self._note(topics, ids)
             available, ended, may_have_missed = await self._notes.look(topics, ids)
         finally:
             self._is_noting = False
@@ -195,7 +199,7 @@ class PostgresListener(Listener):
             self.forget(topic for topic in noted if topic not in self.waited)
             if waited := [topic for topic in noted if topic in self.waited]:
                 with contextlib.suppress(*self._errors):
-                    await self._notes.note(self.id, waited, [])
+                    await self._note(waited, [])
 
     # --- messages -------------------------------------------------------------------------------------------------
 
@@ -222,13 +226,9 @@ class PostgresListener(Listener):
         self._look_again(topic for topic in heard if not topic.startswith(_JOB))
 
     def _take_nudge(self, topic: str) -> None:
-        heard = {each for each in (topic, names.ANY_QUEUE) if self.flag.hears(each)}
-        if not heard or (self._armed.isdisjoint(heard) and not self._was_nudged and not self._claims):  # no worker is waiting or has room
-            self._pass_on_later({topic: 1})
-        elif self._claims:
-            self._nudged_during_claim[topic] += 1
-        self.nudged_at = time.monotonic()
-        self.received(heard, disarms=True)
+        self._nudges += 1
+        self._disarm()  # the server nudges this note no more
+        self.received({each for each in (topic, names.ANY_QUEUE) if self.flag.hears(each)}, disarms=True)
 
     def _hears_again(self) -> None:
         self._is_off.clear()
@@ -286,31 +286,21 @@ class PostgresListener(Listener):
             log.warning(self._trouble)
 
 
-class Claiming:
-    """A claim in progress. It holds the listener's `Standing`, which is sent with the claim, and updates the listener when the claim
-    ends."""
+class Claiming(NamedTuple):
+    """A claim in progress. If it gets fewer jobs than its limit, the listener's note with the number `note` replaces the `former` ones, and
+    says that it waits for `every` topic of jobs for which somebody waits here, not just for the `topics` of the claim."""
 
-    def __init__(self, listener: PostgresListener, topics: Sequence[str]) -> None:
-        self._listener = listener
-        self._topics = topics
-        self._times = listener.times
-        self._nudged_at = listener.nudged_at
-        self._standing = listener.begin_claim(topics)
+    listener: PostgresListener
+    topics: Sequence[str]
+    every: list[str]
+    former: list[int]
+    note: int
+    times: int
+    nudges: int
 
     @property
-    def standing(self) -> tuple[str | None, bool, bool]:
-        if self._standing is None:
-            return None, False, False
-        return self._listener.id, self._standing.is_listed, self._standing.was_nudged
-
-    def end(self, *, is_full: bool) -> None:
-        if self._standing is not None:
-            was_late = self._standing.was_nudged and time.monotonic() - self._nudged_at > NUDGE_STANDS
-            self._listener.end_claim(self._topics, self._times, self._standing, is_full=is_full, was_late=was_late)
-
-    def fail(self) -> None:
-        if self._standing is not None:
-            self._listener.fail_claim(self._topics, self._standing)
+    def arguments(self) -> tuple[str, list[int], int, list[str]]:
+        return self.listener.id, self.former, self.note, self.every
 
 
 def _about(seconds: float) -> float:
@@ -342,3 +332,7 @@ def _parse_record(packed: str) -> Record | None:
 
 def _is_queue(topic: str) -> bool:
     return topic.startswith(_QUEUE)
+
+
+def _is_of_jobs(topic: str) -> bool:
+    return topic.startswith(_QUEUE) or topic == names.ANY_QUEUE

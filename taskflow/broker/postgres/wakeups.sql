@@ -1,4 +1,174 @@
--- Wake-ups: the news that a verb gathers, and the notifications of listeners, whose notes are in listeners.sql.
+-- Wake-ups. First the notes of listeners, which say who waits for what; then the news that a verb gathers, and its notifications.
+--
+-- Each listener has its own channel, and a sender notifies as many as there is work for.
+--
+-- A listener notes itself in `idle` and `awaited`. A sender reads these notes in notify(), after the commit of its verb. If a verb finds no
+-- note, it sends nothing. A note and a job may be written at the same moment, so that neither transaction sees the other. Therefore a
+-- transaction that looks for notes holds a shared lock until its commit. A listener that has just noted itself looks for jobs again until
+-- that lock is free.
+
+-- Returns true if this transaction sees the notes as they were when it began, and would fail if it changed a note that has changed since.
+CREATE FUNCTION @.has_fixed_snapshot() RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT current_setting('transaction_isolation') NOT LIKE 'read %'
+$$;
+
+CREATE FUNCTION @.listener_registration_lock() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT hashtextextended('@.listener_registration', 0)
+$$;
+
+-- Replaces a listener's notes by one, a row for each queue; `note` is its number, 0 if it waits for nothing. Each has another number, so
+-- that replacing one reads no former versions, which a long transaction keeps.
+CREATE FUNCTION @.note_idle(of_listener text, former bigint[], note bigint, topics text[]) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
+BEGIN
+    DELETE FROM @.idle AS i WHERE i.listener = of_listener AND i.note = ANY (former);
+    IF note > 0 THEN
+        INSERT INTO @.idle AS i (listener, note, topic, since) SELECT DISTINCT of_listener, note, topic, @.wall(NULL) FROM unnest(topics) AS topic ORDER BY 3;
+    END IF;
+END
+$$;
+
+-- Notes what a listener waits for: queues, what is due, a session's cancellations, and the ends of jobs.
+CREATE FUNCTION @.note_waiting(
+    wall bigint, of_listener text, former bigint[], note bigint, topics text[], ids bytea[], awaited_for bigint
+) RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off AS $$
+#variable_conflict use_column
+BEGIN
+    SET LOCAL synchronous_commit = off;
+    UPDATE @.sessions SET listener = of_listener -- first: a claim locks its session before its notes
+    WHERE id = ANY (ARRAY(SELECT decode(substr(topic, 9), 'hex') FROM unnest(topics) AS topic WHERE topic LIKE 'session:%'))
+        AND listener IS DISTINCT FROM of_listener;
+    IF note > 0 THEN
+        PERFORM @.note_idle(of_listener, former, note, ARRAY(SELECT topic FROM unnest(topics) AS topic WHERE topic LIKE 'queue%'));
+    END IF;
+    IF 'due' = ANY (topics) THEN -- once a minute, under one number
+        INSERT INTO @.idle (listener, note, topic, since) VALUES (of_listener, 0, 'due', @.wall(NULL))
+        ON CONFLICT (listener, note, topic) DO UPDATE SET since = excluded.since;
+    END IF;
+    INSERT INTO @.awaited (id, listener, until_when) SELECT DISTINCT given.id, of_listener, @.wall(wall) + awaited_for FROM unnest(ids) AS given (id)
+    ON CONFLICT (id, listener) DO UPDATE SET until_when = excluded.until_when;
+END
+$$;
+
+-- Reads jobs, and notes that a listener waits for the ends of those among them that it has `awaited`, and that have not ended.
+CREATE FUNCTION @.load_awaiting(wall bigint, ids bytea[], awaited bytea[], of_listener text, awaited_for bigint) RETURNS SETOF @.row
+LANGUAGE plpgsql @SETTINGS AS $$
+#variable_conflict use_column
+BEGIN
+    SET LOCAL synchronous_commit = off;
+    INSERT INTO @.awaited (id, listener, until_when)
+    SELECT DISTINCT given.id, of_listener, @.wall(wall) + awaited_for FROM unnest(awaited) AS given (id)
+    WHERE EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING OFFSET 0)
+    ON CONFLICT (id, listener) DO UPDATE SET until_when = excluded.until_when;
+    RETURN QUERY SELECT * FROM @.look(wall, ids, '{}', true, false);
+END
+$$;
+
+CREATE FUNCTION @.forget_listener(of_listener text) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    SET LOCAL synchronous_commit = off;
+    DELETE FROM @.idle WHERE listener = of_listener;
+END
+$$;
+
+-- Returns those topics and those jobs for which something has already happened. `may_have_missed`: a transaction that has looked for notes
+-- has not ended, and may bring something. The plans are made once, perhaps when there are few jobs: they must not read many from end to
+-- end.
+CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT available text[], OUT ended bytea[], OUT may_have_missed boolean)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off
+SET enable_mergejoin = off SET jit = off AS $$
+BEGIN
+    -- In one expression, so that no cancellation comes between: users' commits would wait for this lock.
+    may_have_missed := CASE
+        WHEN pg_try_advisory_lock(@.listener_registration_lock()) THEN NOT pg_advisory_unlock(@.listener_registration_lock())
+        ELSE true
+    END;
+    available := ARRAY(
+        SELECT topic FROM unnest(topics) AS topic
+        WHERE CASE
+            WHEN topic = 'queues' THEN EXISTS (
+                SELECT 1 FROM @.ready_marks() AS m
+                WHERE NOT @.is_paused(m.queue) AND (@.first_ready(m)).due_at IS NOT NULL
+            )
+            WHEN topic = 'due' THEN EXISTS (
+                SELECT 1 FROM @.jobs
+                WHERE (status = S.SCHEDULED OR status = S.HELD AND awaits <= 0 AND flags & @BEHIND = 0)
+                    AND due_at >= (SELECT (@.newest_mark('due')).at)
+            ) OR EXISTS (SELECT 1 FROM @.schedules WHERE offer_at IS NOT NULL) OR EXISTS (SELECT 1 FROM @.jobs WHERE flags & @ARRIVING <> 0)
+                OR EXISTS (SELECT 1 FROM @.inbox)
+            WHEN topic LIKE 'queue:%' THEN NOT @.is_paused(substr(topic, 7))
+                AND EXISTS (SELECT 1 FROM @.ready_marks(substr(topic, 7)) AS m WHERE (@.first_ready(m)).due_at IS NOT NULL)
+            WHEN topic LIKE 'session:%' THEN EXISTS (
+                SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND flags & @MARKED <> 0 AND session = decode(substr(topic, 9), 'hex')
+                OFFSET 0 -- a look-up by the session, not a list of all sessions
+            )
+            ELSE false
+        END
+    );
+    ended := ARRAY(
+        SELECT given.id FROM unnest(ids) AS given (id)
+        WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING OFFSET 0)
+    );
+END
+$$;
+
+-- Returns true if a listener has noted that it waits for jobs of a queue, or for what is due. Reading begins with the newest note, because
+-- a long transaction keeps the older versions of those that were written again. (An EXISTS would ignore the ORDER BY.)
+CREATE FUNCTION @.has_note(of_topic text) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    from_when CONSTANT bigint := @.noted_since();
+BEGIN
+    RETURN coalesce(
+        (SELECT true FROM @.idle WHERE topic = of_topic AND since >= from_when ORDER BY since DESC LIMIT 1),
+        (SELECT true FROM @.idle WHERE of_topic <> 'due' AND topic = 'queues' AND since >= from_when ORDER BY since DESC LIMIT 1),
+        false
+    );
+END
+$$;
+
+-- Older notes are of listeners that are gone. Reading begins here, so that rows that cannot be cleaned away while a long transaction is
+-- open are not read again and again.
+CREATE FUNCTION @.noted_since() RETURNS bigint LANGUAGE sql AS $$
+    SELECT @.wall(NULL) - P.NOTED_FOR
+$$;
+
+-- Returns two of those that wait for jobs of a queue: the one that has waited longest and the one that came last, as one of them may be
+-- gone.
+CREATE FUNCTION @.listeners_for(of_topic text) RETURNS text[] LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    from_when CONSTANT bigint := @.noted_since();
+    listeners text[];
+BEGIN
+    IF of_topic LIKE 'job:%' THEN
+        RETURN ARRAY(SELECT listener FROM @.awaited WHERE id = decode(substr(of_topic, 5), 'hex'));
+    ELSIF @.is_paused(substr(of_topic, 7)) THEN
+        RETURN '{}';
+    END IF;
+    listeners := ARRAY(
+        SELECT DISTINCT found.listener
+        FROM (VALUES (of_topic), (CASE WHEN of_topic <> 'due' THEN 'queues' END)) AS each (topic)
+        CROSS JOIN LATERAL (
+            (SELECT listener FROM @.idle WHERE topic = each.topic AND NOT is_nudged AND since >= from_when ORDER BY since LIMIT 1)
+            UNION ALL
+            (SELECT listener FROM @.idle WHERE topic = each.topic AND NOT is_nudged AND since >= from_when ORDER BY since DESC LIMIT 1)
+        ) AS found LIMIT 2
+    );
+    IF cardinality(listeners) = 0 THEN
+        listeners := ARRAY( -- by each topic alone: with both, statistics of an empty table lead the plan to another index
+            SELECT found.listener FROM (VALUES (of_topic), ('queues')) AS each (topic) CROSS JOIN LATERAL (
+                SELECT listener, since FROM @.idle WHERE topic = each.topic AND since >= from_when ORDER BY since DESC LIMIT 1
+            ) AS found ORDER BY found.since DESC LIMIT 1
+        );
+    END IF;
+    RETURN listeners;
+END
+$$;
 
 -- --- what a verb has to tell --------------------------------------------------------------------------------
 
@@ -47,7 +217,7 @@ $$;
 -- Returns true if a listener waits for such news. Jobs of a paused queue are none.
 CREATE FUNCTION @.is_awaited(of_topic text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR of_topic = 'late' OR @.has_fixed_snapshot()
+    IF of_topic LIKE 'job:%' OR of_topic LIKE 'session:%' OR @.has_fixed_snapshot()
         OR NOT pg_try_advisory_xact_lock_shared(@.listener_registration_lock())
     THEN
         RETURN true; -- without that lock: a listener looks at this moment
@@ -56,50 +226,50 @@ BEGIN
 END
 $$;
 
--- Lets notify() pass on nudges that no claim has followed in time.
-CREATE FUNCTION @.pass_on_late_nudges(now_at bigint) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $$
-#variable_conflict use_column
+-- Nudges again for jobs that have been ready for a moment, because a nudge may have reached a listener that is gone, or has no room.
+CREATE FUNCTION @.nudge_again(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM @.add_wakeup('late') WHERE EXISTS (
-        SELECT 1 FROM @.idle WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - R.passed_on_after AND nudged_for IS NOT NULL
-    );
+    PERFORM @.add_wakeup('queue:' || queue) FROM (
+        SELECT DISTINCT queue FROM @.ready_marks() AS m WHERE @.has_note('queue:' || m.queue) AND (@.first_ready(m)).due_at < now_at - R.passed_on_after LIMIT 10
+    ) AS left_over;
 END
 $$;
 
 -- --- notifying ------------------------------------------------------------------------------------------------
 
 -- Tells `number` listeners that there are jobs in a queue: first those that came last, whose notes are the quickest to find. Until a
--- listener claims, none of its queues nudges it, because that claim may take the jobs of all.
-CREATE FUNCTION @.nudge(of_topic text, number bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- listener claims, none of the queues of its note nudges it, because that claim may take the jobs of all.
+CREATE FUNCTION @.nudge(of_topic text, number bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     from_when CONSTANT bigint := @.noted_since();
     place text;
-    just_notified text[];
+    found record;
     notified text[] := '{}';
 BEGIN
     FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP
         EXIT WHEN cardinality(notified) >= number;
         WITH nudged AS (
-            UPDATE @.idle SET nudged_at = now_at, nudged_for = of_topic
-            WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM @.idle WHERE topic = place AND nudged_at IS NULL AND since >= from_when
+            UPDATE @.idle SET is_nudged = true WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM @.idle WHERE topic = place AND NOT is_nudged AND since >= from_when
                 ORDER BY since DESC LIMIT number - cardinality(notified) FOR UPDATE SKIP LOCKED
-            ))
-            RETURNING listener
+            )) RETURNING listener, note
         )
-        SELECT array_agg(listener) INTO just_notified FROM nudged;
-        IF just_notified IS NOT NULL THEN
-            notified := notified || just_notified;
-            UPDATE @.idle SET nudged_at = now_at WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM @.idle WHERE listener = ANY (just_notified) AND topic <> 'due' AND nudged_at IS NULL FOR UPDATE SKIP LOCKED
+        SELECT array_agg(listener) AS listeners, array_agg(note) AS notes INTO found FROM nudged;
+        IF found.listeners IS NOT NULL THEN
+            notified := notified || found.listeners;
+            UPDATE @.idle SET is_nudged = true WHERE ctid = ANY (ARRAY(
+                SELECT i.ctid FROM unnest(found.listeners, found.notes) AS f (listener, note)
+                CROSS JOIN LATERAL (
+                    SELECT ctid FROM @.idle WHERE idle.listener = f.listener AND idle.note = f.note AND NOT is_nudged FOR UPDATE SKIP LOCKED
+                ) AS i
             ));
         END IF;
     END LOOP;
     FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP -- claims of those nudged before may be under way, and have missed these jobs
         EXIT WHEN cardinality(notified) >= number;
         notified := notified || ARRAY(
-            SELECT listener FROM @.idle WHERE topic = place AND nudged_at IS NOT NULL AND since >= from_when AND listener <> ALL (notified)
+            SELECT listener FROM @.idle WHERE topic = place AND is_nudged AND since >= from_when AND listener <> ALL (notified)
             ORDER BY since DESC LIMIT number - cardinality(notified)
         );
     END LOOP;
@@ -107,61 +277,23 @@ BEGIN
 END
 $$;
 
--- Lets a listener be nudged for its other queues again. Waits for no lock: another transaction that has locked one of these notes writes
--- it.
-CREATE FUNCTION @.allow_nudges(of_listener text) RETURNS void LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-BEGIN
-    UPDATE @.idle SET nudged_at = NULL WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM @.idle
-        WHERE listener = of_listener AND topic <> 'due' AND nudged_at IS NOT NULL AND nudged_for IS NULL FOR UPDATE SKIP LOCKED
-    ));
-END
-$$;
-
 -- Tells listeners what was committed: of so many jobs in the topics, and the ends of jobs with their records, if these are small.
--- `passed_on_by`: a listener that was nudged, but in whose process no worker claims.
-CREATE FUNCTION @.notify(wall bigint, topics text[], numbers bigint[], ended bytea[], passed_on_by text DEFAULT NULL) RETURNS void
+CREATE FUNCTION @.notify(wall bigint, topics text[], numbers bigint[], ended bytea[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
 SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
     from_when CONSTANT bigint := @.noted_since();
-    each record;
-    notified_due text[];
 BEGIN
     SET LOCAL synchronous_commit = off;
-    IF passed_on_by IS NOT NULL THEN -- its notes that are not nudged are younger
-        DELETE FROM @.idle WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM @.idle
-            WHERE listener = passed_on_by AND topic = ANY (topics || 'queues'::text) AND nudged_at IS NOT NULL
-            FOR UPDATE SKIP LOCKED
-        ));
-        PERFORM @.allow_nudges(passed_on_by);
-    END IF;
-    FOR each IN
-        DELETE FROM @.idle WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM @.idle
-            WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - R.passed_on_after AND nudged_for IS NOT NULL
-            LIMIT 1000 FOR UPDATE SKIP LOCKED
-        )) RETURNING listener, nudged_for AS topic
-    LOOP
-        PERFORM @.nudge(each.topic, 1, now_at) WHERE each.topic LIKE 'queue:%';
-        PERFORM @.allow_nudges(each.listener);
-    END LOOP;
     FOR i IN 1 .. cardinality(topics) LOOP
         IF topics[i] LIKE 'queue:%' THEN
-            PERFORM @.nudge(topics[i], numbers[i], now_at);
+            PERFORM @.nudge(topics[i], numbers[i]);
         ELSIF topics[i] = 'due' THEN
-            WITH notified AS (
-                UPDATE @.idle SET nudged_at = now_at WHERE ctid = ANY (ARRAY(
-                    SELECT ctid FROM @.idle WHERE topic = 'due' AND since >= from_when ORDER BY nudged_at NULLS FIRST, since
-                    LIMIT R.upkeepers FOR UPDATE SKIP LOCKED
-                )) RETURNING listener
-            )
-            SELECT array_agg(listener) INTO notified_due FROM notified;
-            PERFORM pg_notify(listener, 'due') FROM unnest(notified_due) AS listener;
+            PERFORM pg_notify(listener, 'due') FROM (
+                SELECT listener FROM @.idle WHERE topic = 'due' AND since >= from_when ORDER BY since DESC LIMIT R.upkeepers
+            ) AS newest;
         ELSIF topics[i] LIKE 'session:%' THEN
             PERFORM pg_notify(listener, topics[i]) FROM @.sessions WHERE id = decode(substr(topics[i], 9), 'hex') AND listener IS NOT NULL;
         ELSIF topics[i] = '*' THEN

@@ -17,6 +17,7 @@ from taskflow.broker.engine.seam import Claimed
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.errors import broker_error
+from taskflow.broker.postgres.wakeups import UNHEARD
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
@@ -76,7 +77,7 @@ class OnConnection(PostgresBroker):
             raise broker_error(error, str(self.server)) from error
 
     async def claim_records(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
-        claimed, _ = await self.store.claim(session, request, queues, limit, (None, False, False))
+        claimed, _ = await self.store.claim(session, request, queues, limit, UNHEARD)
         return claimed
 
     def _tell_readied(self, wakeups: str, seconds: float) -> None:

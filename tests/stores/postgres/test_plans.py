@@ -162,13 +162,13 @@ class Everything:
         broker, job = self.broker, an_envelope()
         await broker.enqueue([job, an_envelope(queue="q0")])
         all_topics = [topics.ANY_QUEUE, topics.DUE, topics.queue("q0"), topics.session(self.session.id)]
-        await broker._note_waiting("me", all_topics, [job.id])
+        await broker._note_waiting("me", [], 1, all_topics, [job.id])
         await broker._look(all_topics, [job.id])
         await broker.store.load_awaiting([job.id], [job.id], "me", 1_000_000)
-        await broker.store.claim(self.session.id, 1_000_000, ["q0"], 1, ("me", True, True))
+        await broker.store.claim(self.session.id, 1_000_000, ["q0"], 1, ("me", [1], 2, [topics.queue("q0")]))
         self.requests = 1_000_000
         await broker.cancel([job.id])
-        await broker._notify({topics.queue("q0"): 1, topics.DUE: 1, topics.session(self.session.id): 1, "late": 1, "*": 1}, [job.id], "me")
+        await broker._notify({topics.queue("q0"): 1, topics.DUE: 1, topics.session(self.session.id): 1, "*": 1}, [job.id])
         await broker.call("listeners_for", topics.queue("q0"))
         await broker.call("forget_listener", "me")
 
@@ -207,7 +207,6 @@ FUNCTIONS: Final = {
         "notify",
         "nudge",
         "tell_ended",
-        "allow_nudges",
         "listeners_for",
         "forget_listener",
         "has_note",
@@ -224,7 +223,7 @@ FUNCTIONS: Final = {
         "lower_mark",
         "may_check_marks",
     ),
-    *("drop_oldest", "drop_faded", "sum_counts", "pass_on_late_nudges", "replace_entries", "note_idle", "check_marks", "drop_old_marks"),
+    *("drop_oldest", "drop_faded", "sum_counts", "nudge_again", "replace_entries", "note_idle", "check_marks", "drop_old_marks"),
     *("groups_status", "groups_ready", "groups_scheduled", "groups_leases", "groups_causes"),
     *(f"load_{table}" for table in TABLES.values() if table != "keys"),
     *map(hot_name, HOT_SCANS),
