@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from taskflow.broker.engine.records import HEADERS, Field, Flag, Kind, Type
@@ -137,6 +138,11 @@ _BEYOND: Final = {
 }
 
 
+def _new_job() -> str:
+    """Return the defaults of the fields as an object of JSON."""
+    return f"'{json.dumps({field.name: field.default for field in HEADERS[Kind.JOB] if field.default is not None})}'::jsonb"
+
+
 def fragments() -> dict[str, str]:
     """Return the parts of SQL files that are derived from the declaration, by the names that stand for them."""
     columns = put_columns(Kind.JOB)
@@ -152,6 +158,7 @@ def fragments() -> dict[str, str]:
         "@CLAIMED_BODIES": claimed_bodies("r"),
         "@PUT_JOBS_ARGUMENTS": ", ".join(f"j_{name} {of_type}[]" for name, of_type in columns.items()),
         "@INSERT_JOBS": inserted(Kind.JOB, rows),
+        "@NEW_JOB": _new_job(),
         "@UPDATE_JOBS": updated(Kind.JOB, rows),
         "@CHECK_OTHERS": checks,
         "@CHANGE_OTHERS": changes,

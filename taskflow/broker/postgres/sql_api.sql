@@ -230,6 +230,7 @@ DECLARE
     now_at CONSTANT bigint := @.wall(NULL);
     -- UUIDv7, without a shard: 48 bits of milliseconds, 62 random bits.
     id CONSTANT bytea := substr(int8send(now_at / 1000), 3, 6) || decode('7000', 'hex') || substr(uuid_send(gen_random_uuid()), 9, 8);
+    j @.jobs := jsonb_populate_record(NULL::@.jobs, @NEW_JOB);
     digest bytea;
     extras bytea;
     answer bytea;
@@ -256,12 +257,16 @@ BEGIN
         RETURN encode(id, 'hex')::uuid;
     END IF;
     digest := @.key_of(CASE key_scope WHEN 'queue' THEN queue ELSE '' END, job, key);
-    answer := @.add_one_within(
-        now_at, queue, job, priority, id, @.payload_of(arguments), @.packed_sent(extras, digest),
-        CASE WHEN key IS NULL THEN 0 ELSE P.KEYED END + CASE WHEN tags = '{}' THEN 0 ELSE P.TAGGED END,
-        greatest(now_at, coalesce(@.instant_of(after, at), now_at + @.duration('after', after), now_at)),
-        now_at + @.duration('expires', expires), NULL, tags, digest, on_conflict = 'replace'
-    );
+    j.id := id;
+    j.queue := queue;
+    j.job := job;
+    j.priority := priority;
+    j.content := @.payload_of(arguments);
+    j.sent := @.packed_sent(extras, digest);
+    j.flags := CASE WHEN key IS NULL THEN 0 ELSE P.KEYED END | CASE WHEN tags = '{}' THEN 0 ELSE P.TAGGED END;
+    j.due_at := coalesce(@.instant_of(after, at), now_at + @.duration('after', after));
+    j.expires_at := now_at + @.duration('expires', expires);
+    answer := @.add_one_within(@.as_new(j, now_at), tags, digest, on_conflict = 'replace');
     IF substr(answer, 1, 1) <> 'k'::bytea THEN
         RETURN encode(id, 'hex')::uuid;
     ELSIF on_conflict = 'raise' THEN

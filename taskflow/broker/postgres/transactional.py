@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar, cast
 
 from taskflow.broker.engine.job import Job, claim_bytes, fence_bytes
+from taskflow.broker.engine.seam import After
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.script_values import added_or_refused
 from taskflow.broker.transactional import Dialect, Purpose, Row, RunStatement, Statement, drive
@@ -87,10 +88,11 @@ class PostgresTransactional:
         if not envelopes:
             return []
         request: dict[str, Any] = {"wall": self._wall()}
-        if self._capacity is None and len(envelopes) == 1 and _is_ready(envelopes[0]):
-            request["one"] = _call(envelopes[0])
+        calls = list(map(_call, envelopes))
+        if self._capacity is None and len(calls) == 1 and _is_ready(envelopes[0], calls[0]):
+            request["one"] = calls[0]
         else:
-            request |= {"capacity": self._capacity, "jobs": list(map(_call, envelopes))}
+            request |= {"capacity": self._capacity, "jobs": calls}
         answer = yield from self._call(_FUNCTIONS["enqueue"], json.dumps(request, default=_bytea))
         if answer["answers"] is None:
             return [Added(envelope.id) for envelope in envelopes]
@@ -133,26 +135,32 @@ JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) pronamespace \
 WHERE proname OPERATOR(pg_catalog.=) '{}' AND nspname OPERATOR(pg_catalog.=) %s"""
 
 
-def _is_ready(envelope: Envelope) -> bool:
-    ties = envelope.key is not None or envelope.awaits > 0 or envelope.joins or envelope.tags
-    return not (ties or envelope.after or envelope.at is not None)
+_OF_READY: Final = frozenset({"status", "flags", "priority", "queue", "job", "due_at", "awaits", "expires_at"})
+"""The fields of the header that add_ready_within() knows."""
+
+
+def _is_ready(envelope: Envelope, call: Mapping[str, Any]) -> bool:
+    has_ties = call["flags"] or call["awaits"] or envelope.joins
+    return not (has_ties or envelope.after or envelope.at is not None) and _OF_READY.issuperset(call.keys() - _BESIDES)
+
+
+_BESIDES: Final = frozenset({"id", "content", "sent", "tags", "key", "replaces", "after"})
 
 
 def _call(envelope: Envelope) -> dict[str, Any]:
-    """Return a call as calls_in() reads it, without what has its default."""
+    """Return a call as calls_in() reads it: the header and the bodies of the job, and what has no column."""
     put = Job.of_envelope(envelope, 0).to_put()
-    fields = {
+    header = {name: value for name, value in put.header.items() if name != "due_at"}
+    after = {name: int(header.pop(name)) for name, value in put.header.items() if type(value) is After and name in header}
+    if envelope.at is not None:
+        header["due_at"] = min(envelope.at, LATEST)
+    elif envelope.after:
+        after["due_at"] = to_microseconds(envelope.after)
+    fields = header | {
         "id": envelope.id,
-        "queue": envelope.queue,
-        "job": envelope.job,
-        "priority": envelope.priority,
-        "payload": envelope.payload,
+        "content": envelope.payload,
         "sent": put.sent,
-        "flags": put.header["flags"],
-        "after": to_microseconds(envelope.after) if envelope.after else None,
-        "at": None if envelope.at is None else min(envelope.at, LATEST),
-        "expiry": None if envelope.expires is None else to_microseconds(envelope.expires),
-        "awaits": envelope.awaits or None,
+        "after": after or None,
         "tags": envelope.tags or None,
         "key": envelope.key,
         "replaces": envelope.on_conflict is OnConflict.REPLACE or None,

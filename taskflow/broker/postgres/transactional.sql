@@ -140,16 +140,13 @@ BEGIN
 END
 $$;
 
--- Adds one call. Returns "" if it was added, "r" and the id of the transaction's own job that it replaces, "k" and the id that has the key, or
+-- Adds one job. Returns "" if it was added, "r" and the id of the transaction's own job that it replaces, "k" and the id that has the key, or
 -- the answer of known_as().
-CREATE FUNCTION @.add_one_within(
-    now_at bigint, of_queue text, of_job text, of_priority integer, of_id bytea, of_payload bytea, of_sent bytea, of_flags integer, due bigint,
-    expires bigint, of_awaits bigint, of_tags text[], of_key bytea, replaces boolean
-) RETURNS bytea LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+CREATE FUNCTION @.add_one_within(j @.jobs, of_tags text[], of_key bytea, replaces boolean) RETURNS bytea LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     is_arriving CONSTANT boolean := of_key IS NOT NULL;
-    to_status CONSTANT integer := CASE WHEN is_arriving OR of_awaits > 0 THEN S.HELD WHEN due > now_at THEN S.SCHEDULED ELSE S.READY END;
     own record;
     standing bytea;
     known bytea;
@@ -159,46 +156,56 @@ BEGIN
         SELECT * INTO own FROM @.own_arrivals(of_key);
         standing := CASE WHEN own.id IS NULL AND replaces IS NOT TRUE THEN @.key_holder(of_key) ELSE own.id END;
         IF standing IS NOT NULL THEN -- not without need: at "serializable" this conflicts with transactions that add jobs
-            known := @.known_as(of_id, of_queue, of_job, of_key, of_payload);
+            known := @.known_as(j.id, j.queue, j.job, of_key, j.content);
             IF known IS NOT NULL OR replaces IS NOT TRUE THEN
                 RETURN coalesce(known, 'k'::bytea || standing);
             END IF;
-            UPDATE @.jobs SET rev = @.random_rev(), state = P.STATE_REPLACED || of_id
+            UPDATE @.jobs SET rev = @.random_rev(), state = P.STATE_REPLACED || j.id
             WHERE id = standing AND status + 0 = S.HELD AND flags & @ARRIVING <> 0 AND position(of_key IN sent) > 0 RETURNING id INTO replaced;
         END IF;
+        j.flags := j.flags | @ARRIVING | @BEHIND;
+        j.state := CASE WHEN replaces THEN P.STATE_REPLACING ELSE P.STATE_ARRIVING END;
     END IF;
-    INSERT INTO @.jobs (id, rev, status, flags, priority, queue, job, created_at, due_at, expires_at, awaits, epoch, sent, state, content)
-    VALUES (
-        of_id, @.random_rev(), to_status, of_flags | CASE WHEN is_arriving THEN @ARRIVING | @BEHIND ELSE 0 END, of_priority, of_queue, of_job,
-        now_at, due, expires, coalesce(of_awaits, 0), 0, of_sent,
-        CASE WHEN is_arriving AND replaces THEN P.STATE_REPLACING WHEN is_arriving THEN P.STATE_ARRIVING END, of_payload
-    ) ON CONFLICT (id) DO NOTHING;
+    INSERT INTO @.jobs SELECT (j).* ON CONFLICT (id) DO NOTHING;
     IF NOT FOUND THEN
-        RETURN @.known_as(of_id, of_queue, of_job, of_key, of_payload);
+        RETURN @.known_as(j.id, j.queue, j.job, of_key, j.content);
     ELSIF is_arriving THEN
-        PERFORM set_config(own.setting, own.entry || encode(of_id, 'hex') || ';' || own.known, true);
+        PERFORM set_config(own.setting, own.entry || encode(j.id, 'hex') || ';' || own.known, true);
     END IF;
     IF cardinality(of_tags) > 0 THEN
-        INSERT INTO @.tags (value, id) SELECT DISTINCT tag, of_id FROM unnest(of_tags) AS tag ON CONFLICT DO NOTHING;
+        INSERT INTO @.tags (value, id) SELECT DISTINCT tag, j.id FROM unnest(of_tags) AS tag ON CONFLICT DO NOTHING;
     END IF;
-    PERFORM @.note_added(of_queue, of_priority, to_status, 1, CASE WHEN is_arriving THEN now_at ELSE due END, is_arriving, now_at);
+    PERFORM @.note_added(j.queue, j.priority, j.status, 1, CASE WHEN is_arriving THEN j.created_at ELSE j.due_at END, is_arriving, j.created_at);
     RETURN CASE WHEN replaced IS NULL THEN ''::bytea ELSE 'r'::bytea || replaced END;
 END
 $$;
 
 -- --- calls --------------------------------------------------------------------------------------------
 
--- Returns calls, which are JSON objects with bytes as bytea's text.
-CREATE FUNCTION @.calls_in(calls jsonb, now_at bigint) RETURNS TABLE (
-    n bigint, id bytea, queue text, job text, priority integer, payload bytea, sent bytea, flags integer, due bigint, expires bigint,
-    awaits bigint, tags text[], key bytea, replaces boolean
-) LANGUAGE sql STABLE AS $$
-    SELECT n, id, queue, job, priority, payload, sent, flags, greatest(now_at, coalesce(at, now_at + after)), now_at + expiry, awaits, tags, key,
-        replaces
-    FROM ROWS FROM (jsonb_to_recordset(calls) AS (
-        id bytea, queue text, job text, priority integer, payload bytea, sent bytea, flags integer, after bigint, at bigint, expiry bigint,
-        awaits bigint, tags text[], key bytea, replaces boolean
-    )) WITH ORDINALITY AS c (id, queue, job, priority, payload, sent, flags, after, at, expiry, awaits, tags, key, replaces, n)
+-- Returns a new job with these columns, and with those that the store gives it. Without a time it is due now.
+CREATE FUNCTION @.as_new(j @.jobs, now_at bigint) RETURNS @.jobs LANGUAGE plpgsql AS $$
+BEGIN
+    j.rev := @.random_rev();
+    j.seq := nextval('@.jobs_seq_seq');
+    j.created_at := now_at;
+    j.due_at := greatest(now_at, j.due_at);
+    j.status := CASE WHEN j.flags & P.KEYED <> 0 OR j.awaits > 0 THEN S.HELD WHEN j.due_at > now_at THEN S.SCHEDULED ELSE S.READY END;
+    RETURN j;
+END
+$$;
+
+-- Returns calls. Each is a JSON object with columns of `jobs`, bytes as bytea's text, and under "after" those that are relative to the
+-- present.
+CREATE FUNCTION @.calls_in(calls jsonb, now_at bigint) RETURNS TABLE (n bigint, job @.jobs, tags text[], key bytea, replaces boolean)
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN QUERY
+    SELECT each.n, @.as_new(jsonb_populate_record(NULL::@.jobs, @NEW_JOB || call || more.later), now_at),
+        ARRAY(SELECT jsonb_array_elements_text(call -> 'tags')), (call ->> 'key')::bytea, (call ->> 'replaces')::boolean
+    FROM jsonb_array_elements(calls) WITH ORDINALITY AS each (call, n), LATERAL (
+        SELECT coalesce(jsonb_object_agg(name, now_at + value::bigint), '{}') AS later FROM jsonb_each_text(call -> 'after') AS a (name, value)
+    ) AS more ORDER BY each.n;
+END
 $$;
 
 -- Adds calls in order. Without keys they are added by one statement.
@@ -206,29 +213,23 @@ CREATE FUNCTION @.add_jobs_within(now_at bigint, calls jsonb) RETURNS text LANGU
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    new_rev CONSTANT bigint := @.random_rev();
     added_ids bytea[] := '{}';
     answers bytea[];
     each record;
 BEGIN
     IF jsonb_path_exists(calls, '$[*].key') THEN
-        FOR each IN SELECT * FROM @.calls_in(calls, now_at) ORDER BY n LOOP
-            answers := answers || @.add_one_within(
-                now_at, each.queue, each.job, each.priority, each.id, each.payload, each.sent, each.flags, each.due, each.expires, each.awaits,
-                each.tags, each.key, each.replaces
-            );
+        FOR each IN SELECT * FROM @.calls_in(calls, now_at) LOOP
+            answers := answers || @.add_one_within(each.job, each.tags, each.key, each.replaces);
         END LOOP;
     ELSE
         FOR each IN
             WITH given AS MATERIALIZED (
                 SELECT * FROM @.calls_in(calls, now_at)
             ), added AS (
-                INSERT INTO @.jobs (id, rev, status, flags, priority, queue, job, created_at, due_at, expires_at, awaits, epoch, sent, content)
-                SELECT id, new_rev, CASE WHEN awaits > 0 THEN S.HELD WHEN due > now_at THEN S.SCHEDULED ELSE S.READY END, flags, priority, queue,
-                    job, now_at, due, expires, coalesce(awaits, 0), 0, sent, payload
-                FROM given ORDER BY n ON CONFLICT (id) DO NOTHING RETURNING id, queue, priority, status, due_at
+                INSERT INTO @.jobs SELECT (job).* FROM given ORDER BY n ON CONFLICT (id) DO NOTHING
+                RETURNING id, queue, priority, status, due_at
             ), tagged AS (
-                INSERT INTO @.tags (value, id) SELECT DISTINCT tag, given.id FROM given JOIN added ON added.id = given.id, unnest(given.tags) AS tag
+                INSERT INTO @.tags (value, id) SELECT DISTINCT tag, added.id FROM given JOIN added ON added.id = (given.job).id, unnest(given.tags) AS tag
                 ON CONFLICT DO NOTHING
             )
             SELECT queue, priority, status, count(*) AS number, min(due_at) AS due, array_agg(id) AS ids FROM added GROUP BY queue, priority, status
@@ -241,9 +242,9 @@ BEGIN
         END IF;
         answers := ARRAY(
             SELECT CASE
-                WHEN id = ANY (added_ids) AND row_number() OVER (PARTITION BY id ORDER BY n) = 1 THEN ''::bytea
-                ELSE @.known_as(id, queue, job, NULL, payload)
-            END FROM @.calls_in(calls, now_at) ORDER BY n
+                WHEN (c.job).id = ANY (added_ids) AND row_number() OVER (PARTITION BY (c.job).id ORDER BY n) = 1 THEN ''::bytea
+                ELSE @.known_as((c.job).id, (c.job).queue, (c.job).job, NULL, (c.job).content)
+            END FROM @.calls_in(calls, now_at) AS c ORDER BY n
         );
     END IF;
     RETURN jsonb_build_object('answers', ( -- as bytea they would be written as `bytea_output` says
@@ -268,7 +269,7 @@ BEGIN
     IF single_call IS NOT NULL THEN
         answer := @.add_ready_within(
             now_at, single_call ->> 'queue', single_call ->> 'job', (single_call ->> 'priority')::integer, (single_call ->> 'id')::bytea,
-            (single_call ->> 'payload')::bytea, (single_call ->> 'sent')::bytea, (single_call ->> 'expiry')::bigint
+            (single_call ->> 'content')::bytea, (single_call ->> 'sent')::bytea, (single_call -> 'after' ->> 'expires_at')::bigint
         );
         RETURN CASE WHEN answer IS NULL THEN '{"answers": null}' ELSE '{"answers": ["' || encode(answer, 'hex') || '"]}' END;
     ELSIF fields ->> 'capacity' IS NOT NULL AND @.has_no_room(fields -> 'jobs', (fields ->> 'capacity')::bigint) THEN
@@ -282,7 +283,7 @@ REVOKE EXECUTE ON FUNCTION @.enqueue_within(text) FROM PUBLIC;
 CREATE FUNCTION @.has_no_room(calls jsonb, capacity bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN @.room(capacity) < (
-        SELECT count(DISTINCT c.id) FROM @.calls_in(calls, 0) AS c WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = c.id)
+        SELECT count(DISTINCT (call ->> 'id')::bytea) FROM jsonb_array_elements(calls) AS call WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE id = (call ->> 'id')::bytea)
     );
 END
 $$;

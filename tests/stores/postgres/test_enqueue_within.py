@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import asyncpg
 import pytest
 
+from taskflow.broker.engine.job import Job
 from taskflow.broker.postgres.transactional import PostgresTransactional
 from taskflow.broker.protocol import Broker
 from taskflow.broker.transactional import Transactional, TransactionalBroker
@@ -152,3 +153,22 @@ async def test_transactions_with_the_same_keys_wait_for_nobody(
     holders = await broker.holders(KEYS)
     waiting = [record.id for record in await listed(broker.console) if record.status is Status.READY]
     assert sorted(filter(None, holders)) == sorted(waiting)
+
+
+async def test_a_field_that_is_new_in_the_header_is_stored(
+    store: Store, broker: Broker, stranger: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, with others and with a key: no list of columns has to name it."""
+    of_envelope = Job.of_envelope.__func__  # type: ignore[attr-defined]
+
+    def with_note(cls: type[Job], envelope: Envelope, now: int) -> Job:
+        job: Job = of_envelope(cls, envelope, now)
+        job.header["note"] = 7
+        return job
+
+    await stranger.execute("ALTER TABLE taskflow.jobs ADD COLUMN note bigint NOT NULL DEFAULT 0")
+    monkeypatch.setattr(Job, "of_envelope", classmethod(with_note))
+    within = PostgresTransactional("here", "taskflow", "", lambda: None, None)
+    for envelopes in ([an_envelope()], [an_envelope(), an_envelope(tags=("mine",))], [an_envelope(key=b"k" * 16)]):
+        await add(within, stranger, envelopes)
+    assert [note for (note,) in await stranger.fetch("SELECT note FROM taskflow.jobs")] == [7] * 4
