@@ -130,7 +130,7 @@ def _open_postgres(parts: SplitResult, options: dict[str, str], seams: Seams | N
     if find_spec("asyncpg") is None:
         raise DriverMissing("postgresql:// brokers need asyncpg: pip install asyncpg")
     from taskflow.broker.postgres import PostgresBroker
-    from taskflow.broker.postgres.connect.url import server_of
+    from taskflow.broker.postgres.connect.server import server_of
 
     migrates = _flag(options, "migrate", "1")
     namespace = options.get("namespace", DEFAULT_NAMESPACE)

@@ -19,8 +19,7 @@ from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget
 from taskflow.broker.postgres.errors import was_about_a_value, was_dropped
 from taskflow.broker.postgres.listen_connection import trouble_with_listening
-from taskflow.broker.postgres.loop_connections import LoopConnections
-from taskflow.broker.postgres.notifier import CLOSE_TIMEOUT, READ_WITHIN, Notifier
+from taskflow.broker.postgres.loop_connections import CLOSE_TIMEOUT, READ_WITHIN, LoopConnections, Notifier
 from taskflow.broker.postgres.store import Hooks, PostgresStore
 from taskflow.broker.postgres.transactional import DESCRIBING, PostgresTransactional, name_in
 from taskflow.broker.postgres.wakeups import UNHEARD, UNNOTED, Notes, PostgresListener, parse_wakeups

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
 from taskflow.broker import topics as names
@@ -12,9 +14,108 @@ from taskflow.broker.duty import Duty
 from taskflow.broker.postgres import rows
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.postgres.errors import is_no_utf8
-from taskflow.broker.postgres.notifier import CLOSE_TIMEOUT, Notifier
 from taskflow.broker.postgres.wakeups import EVERYTHING, PostgresListener
 from taskflow.model.errors import BrokerError
+
+_JOB: Final = names.job(b"")
+
+UNAWAITED_WITHIN: Final = 0.1
+"""Seconds by which the announcement of a job's end is delayed if no waiter for it is known."""
+
+READ_WITHIN: Final = 0.08
+"""If a waiter's call to read a job takes at most this many seconds, the waiter is sure to
+be noted before the job's end is announced. After a longer call, the waiter checks again."""
+
+AT_MOST_EVERY: Final = 0.005
+"""Minimum seconds between two notifications from one process. Each needs a lock for which all notifying processes compete."""
+
+CLOSE_TIMEOUT: Final = 1.0
+"""Seconds that the last notifications may take when the notifier is closed."""
+
+
+class Notifier:
+    """Notifies listeners of changes committed by this process. One call runs at a time; the next one sends everything
+    that has accumulated by then.
+
+    The end of a job without a known waiter is announced after a delay, because a waiter may be arriving at that very moment.
+    """
+
+    def __init__(self, notify: Callable[[Mapping[str, int], list[bytes]], Awaitable[Any]]) -> None:
+        self._notify = notify
+        self._topics = Counter[str]()
+        self._ended: set[bytes] = set()
+        self._unawaited: set[bytes] = set()
+        self._is_urgent = asyncio.Event()
+        self._is_closing = False
+        self._sending = Duty(self._run, is_needed=lambda: self._has_some)
+
+    def add(self, topics: Mapping[str, int]) -> None:
+        """Add topics, each with its number of jobs. A topic with 0 jobs is sent only if it announces the end of a job."""
+        for topic, number in topics.items():
+            if topic.startswith(_JOB):
+                self._ended.add(bytes.fromhex(topic.removeprefix(_JOB)))
+            elif number:
+                self._topics[topic] += number
+        if self._topics or self._ended:
+            self._go_on(is_urgent=True)
+
+    def add_ended(self, ids: Iterable[bytes], *, are_awaited: bool) -> None:
+        (self._ended if are_awaited else self._unawaited).update(ids)
+        self._go_on(is_urgent=are_awaited)
+
+    async def close(self) -> None:
+        """Send the last notifications, for which other processes may be waiting. This also works at the end of asyncio.run(), which has
+        cancelled the sending task by then."""
+        self._is_closing = True
+        self._is_urgent.set()
+        await self._sending.end(within=CLOSE_TIMEOUT)
+        if self._has_some:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await self._send(self._unawaited)
+
+    @property
+    def _has_some(self) -> bool:
+        return bool(self._topics or self._ended or self._unawaited)
+
+    def _go_on(self, *, is_urgent: bool) -> None:
+        if is_urgent:
+            self._is_urgent.set()
+        if self._has_some:
+            self._sending.start()
+
+    async def _run(self) -> None:
+        while self._has_some:
+            unawaited, self._unawaited = self._unawaited, set()
+            until = time.monotonic() + UNAWAITED_WITHIN
+            try:
+                while unawaited or self._topics or self._ended:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(max(0.0, until - time.monotonic()) if unawaited else None):
+                            await self._is_urgent.wait()
+                    self._is_urgent.clear()
+                    is_time = self._is_closing or time.monotonic() >= until
+                    await self._send(unawaited if is_time else set())
+                    if is_time:
+                        unawaited = set()
+                    await asyncio.sleep(AT_MOST_EVERY)
+            finally:  # if it is cancelled
+                self._unawaited |= unawaited
+
+    async def _send(self, unawaited: set[bytes]) -> None:
+        topics, self._topics = self._topics, Counter()
+        ended, self._ended = self._ended, set()
+        if not (topics or ended or unawaited):
+            return
+        try:
+            await self._notify(topics, [*ended, *unawaited])
+        except BrokerError:
+            return  # a notification is only a hint, because every waiter also polls
+        except asyncio.CancelledError:
+            self._topics.update(topics)
+            self._ended |= ended | unawaited
+            raise
+
 
 LOOK_PAUSE: Final = 1.0
 """Seconds before each check of the marks. If all verbs on a server are slow, more checks do not help."""

@@ -39,7 +39,7 @@ from taskflow.broker.engine.seam import (
     Succeed,
     refuse_repeated,
 )
-from taskflow.broker.postgres.columns import Changes, collapsed, trimmed
+from taskflow.broker.postgres.changes import Changes, collapsed, trimmed
 from taskflow.broker.postgres.errors import NoRoom, was_held_up
 from taskflow.broker.postgres.queries import HOT_SCANS, ScanShape, hot_name, scan_sql
 from taskflow.broker.postgres.rows import AT, Row, add_to_group, claim_of, leased_record, position_of, record_of

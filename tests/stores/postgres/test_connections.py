@@ -17,7 +17,7 @@ from taskflow.broker.postgres.broker import PostgresBroker
 from taskflow.broker.postgres.connect.pool import ConnectionPool
 from taskflow.broker.url import connect
 from taskflow.worker import fetcher
-from tests.stores.postgres.scene import LISTENERS, Scene, listeners, terminate
+from tests.stores.postgres.scene import Scene, listeners, terminate
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import until
 
@@ -135,25 +135,6 @@ async def test_a_statement_that_is_always_cancelled_fails_in_the_end(scene: Scen
 # --- ended by the server ------------------------------------------------------------------------------------------
 
 
-async def test_a_job_enqueued_while_the_listeners_are_being_killed_starts_within_a_second(
-    scene: Scene, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with scene.worker():
-        await scene.seconds_to_start(0)
-        number_of_listeners, waits, cuts = len(listeners(scene)), list[float](), 0
-        async with scene.from_afar():
-            for number in range(1, 11):
-                await until(lambda: len(listeners(scene)) == number_of_listeners, 5)
-                killing_them = asyncio.to_thread(terminate, scene.postgres, scene.database, which=LISTENERS)
-                killed, waited = await asyncio.gather(killing_them, scene.seconds_to_start(number))
-                cuts += killed == number_of_listeners  # not if it ran another statement than LISTEN just then
-                waits.append(waited)
-    assert cuts >= 5
-    with capsys.disabled():
-        print(f"\nin the moment of a cut {max(waits) * 1000:.0f} ms at worst")
-    assert max(waits) < 1
-
-
 @pytest.mark.parametrize("harm", [terminate, lambda server, _: server.restart("immediate")], ids=["ended", "restarted"])
 async def test_once_it_listens_again_a_job_starts_at_once(server: PostgresServer, harm: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """The job is sent by another broker than the worker's, so that nothing but a notification can tell."""
@@ -199,26 +180,4 @@ async def send(number):
 async def send_many(number):
     await taskflow.enqueue([note.bind(number)])
 
-"""
-
-
-async def test_a_session_that_goes_on_with_a_dropped_function_is_left(scene: Scene) -> None:
-    """A migration that comes while a session looks a function up leaves it with one that is gone, for as long as the session lasts."""
-    broker = connect(scene.straight_url)
-    await asyncio.gather(*(broker.read([bytes(16)]) for _ in range(5)))
-    scene.postgres.execute(_FAILS_IN_OLD_SESSIONS, scene.database)
-
-    assert await asyncio.gather(*(broker.read([bytes(16)]) for _ in range(5))) == [[None]] * 5
-
-    await broker.close()
-
-
-_FAILS_IN_OLD_SESSIONS: Final = """
-    CREATE TABLE public.old AS SELECT pid FROM pg_stat_activity WHERE datname = current_database();
-    CREATE OR REPLACE FUNCTION taskflow.read(wall bigint, ids bytea[]) RETURNS SETOF taskflow.jobs LANGUAGE plpgsql AS $$
-    BEGIN
-        IF pg_backend_pid() IN (SELECT pid FROM public.old) THEN
-            RAISE EXCEPTION 'cache lookup failed for function 12345' USING ERRCODE = 'XX000';
-        END IF;
-    END $$;
 """

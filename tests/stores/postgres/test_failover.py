@@ -22,7 +22,6 @@ from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.processes import HOST, free_port
 from tests.support.proxy import Proxy
 from tests.support.standby import Standby, come_back_as_standby
-from tests.support.waiting import until
 
 MANY = 300
 
@@ -176,16 +175,3 @@ async def test_an_address_that_is_dead_in_silence_costs_a_part_of_the_timeout_an
         await broker.close()
     assert 0.3 < first < 2.5
     assert second < 0.3
-
-
-async def test_what_was_tried_beside_is_not_left_open() -> None:
-    """Both addresses lead to a primary, the first one too late."""
-    server = shared_postgres()
-    database = server.new_database()
-    with Proxy(HOST, server.port, parse=None) as proxy:
-        proxy.latency = 0.5
-        broker = connect(url_of_all(database, proxy.port, server.port))
-        await one_is_added(broker)
-        await asyncio.sleep(1.0)
-        await broker.close()
-        await until(lambda: not server.rows("SELECT 1 FROM pg_stat_activity WHERE datname = $1", database), 5)

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import asyncpg
 import pytest
 
 from taskflow.app.app import default_app
@@ -23,7 +22,7 @@ from taskflow.model.ids import IdFactory
 from tests.stores.postgres.counts import counting
 from tests.stores.postgres.scene import Scene
 from tests.support.pgbouncer import PgBouncer, is_there
-from tests.support.postgres import PostgresServer, shared_postgres
+from tests.support.postgres import shared_postgres
 from tests.support.processes import HOST, free_port
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
@@ -184,17 +183,6 @@ async def test_a_wrong_place_to_listen_at_is_named_and_jobs_are_polled(scene: Sc
     assert f"PostgreSQL at 127.0.0.1:{nowhere} (listen= in the broker URL) accepts no listening connection" in said
 
 
-@loses
-async def test_another_database_to_listen_at_is_found_out(server: PostgresServer, scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
-    """It takes a LISTEN as any does."""
-    server.execute(f"CREATE DATABASE {scene.database}")
-    async with worker_at(scene, f"{scene.straight_url}?listen={HOST}:{server.port}"):
-        await until(lambda: warnings(caplog), 10)
-        assert await scene.seconds_to_start(0) < POLLED_WITHIN
-    [said] = warnings(caplog)
-    assert "gets no notifications sent at" in said
-
-
 async def test_once_one_can_listen_again_a_job_starts_at_once(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "taskflow")
     with Proxy(HOST, scene.postgres.port, parse=None) as proxy:
@@ -207,56 +195,12 @@ async def test_once_one_can_listen_again_a_job_starts_at_once(scene: Scene, capl
     assert len(warnings(caplog)) == 1
 
 
-async def test_the_listener_reports_no_trouble_while_the_server_is_away(server: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
-    async with Scene(server) as scene, scene.worker():
-        await scene.seconds_to_start(0)
-        for number in range(1, 4):
-            await asyncio.to_thread(server.stop, "immediate")
-            await asyncio.sleep(number)
-            await asyncio.to_thread(server.start)
-            await scene.send([number])
-            await scene.until_done([number])
-    assert warnings(caplog) == []
-
-
 def besides_upkeep(asked: Counter[str]) -> int:
     """Return the number of all calls but those of upkeep, which are as many each time."""
     return asked.total() - CALLS_OF_UPKEEP * max(asked["promote"], asked["fade"])
 
 
 # --- the self-test --------------------------------------------------------------------------------------------------
-
-
-async def test_the_word_of_a_self_test_wakes_nobody(scene: Scene) -> None:
-    """It is told on the listener's own channel. On the channel that all share nothing is said."""
-    heard: list[str] = []
-    spy = await asyncpg.connect(scene.straight_url)
-    await spy.add_listener("taskflow", lambda *told: heard.append(str(told[-1])))
-    here, others = connect(scene.straight_url), [connect(scene.straight_url) for _ in range(3)]
-    waiting = an_envelope(after=3600.0)
-    await here.enqueue([waiting])
-    with here.listen([topics.queue("mail"), topics.ANY_QUEUE, topics.DUE, topics.session(b"s"), topics.job(waiting.id)]) as nudges:
-        while await nudges.wait(0.5):
-            pass
-        for other in others:
-            with other.listen([topics.queue("mail")]) as its:
-                await its.wait(0.2)
-        assert not await nudges.wait(0.3)
-    assert heard == []
-    await spy.close()
-    for broker in (here, *others):
-        await broker.close()
-
-
-async def test_jobs_that_are_due_later_keep_nobody_busy(scene: Scene) -> None:
-    """They were there before the worker came: what it is told of from then on is enough."""
-    await scene.note.options(after=3600).delay(-2)
-    async with scene.worker(ttl=20):
-        await scene.seconds_to_start(-1)
-        with counting() as asked:
-            await asyncio.sleep(3)
-    assert asked["promote"] <= 5, asked
-    assert besides_upkeep(asked) < 12, asked  # with those by which the worker notes what it waits for
 
 
 # --- the doctor -----------------------------------------------------------------------------------------------------
@@ -282,9 +226,3 @@ async def test_the_doctor_finds_a_pooler_that_loses_them(scene: Scene, bouncer: 
     assert level == "note"
     assert "listen=host:5432" in says
     assert (await wake_ups(f"{url}&listen={HOST}:{scene.postgres.port}"))[0] == "ok"
-
-
-async def test_the_doctor_finds_a_wrong_place_to_listen_at(scene: Scene) -> None:
-    level, says = await wake_ups(f"{scene.straight_url}?listen={HOST}:{free_port()}")
-    assert level == "note"
-    assert "accepts no listening connection" in says

@@ -126,17 +126,6 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
         assert max(map(rows_of, costs)) < FEW, verb
 
 
-async def test_a_beat_that_looks_waits_for_no_upkeep(work: Work, stranger: asyncpg.Connection) -> None:
-    """Whose transaction may take long: it has the turn to look behind the marks, and the beat leaves it that."""
-    await stranger.execute("BEGIN")
-    await OnConnection.of(stranger).upkeep(100)
-
-    answer = await work.broker.beat(Beat(session=SESSION, looks=True))
-
-    assert answer.outlook is not None
-    await stranger.execute("ROLLBACK")
-
-
 async def test_nor_does_a_settlement_read_who_was_awaited_once(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
     """Each wait for a result leaves a row that nobody may clean away meanwhile."""
     await stranger.execute("CREATE TABLE public.theirs (n integer)")
@@ -289,17 +278,6 @@ async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, strang
     await looking.close()
 
     assert [lease.envelope.id for lease in await work.claim()] == [late.id]
-
-
-async def test_claims_of_many_queues_go_round(work: Work) -> None:
-    """Each goes on with the queue that follows the last one's last; what lies in several is found by one claim."""
-    queues = [f"queue{letter}" for letter in "abcdefghijklmnopqrst"]
-    await work.broker.enqueue([an_envelope(queue=queue) for queue in queues for _ in range(3)])
-
-    claims = [[lease.envelope.queue for lease in await work.claim(5)] for _ in range(10)]
-
-    assert claims[:3] == [["queuea"] * 3 + ["queueb"] * 2, ["queuec"] * 3 + ["queued"] * 2, ["queuee"] * 3 + ["queuef"] * 2]
-    assert {queue for claim in claims for queue in claim} == set(queues)
 
 
 async def test_updates_that_come_often_stay_on_their_page(work: Work, stranger: asyncpg.Connection) -> None:

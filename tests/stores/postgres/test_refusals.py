@@ -49,12 +49,6 @@ async def test_a_database_or_a_user_that_is_not_there(change: dict[str, str], sa
 MISSING = "schema 'taskflow' does not exist"
 
 
-def test_a_user_who_may_not_make_the_schema(locked: PostgresServer, cli: Cli) -> None:
-    exits_by_broker(
-        cli, locked.url(locked.new_database(), user="app", password=SECRET), "refuses: permission denied for database", look=MISSING
-    )
-
-
 def test_a_user_who_may_not_see_into_the_schema(locked: PostgresServer, cli: Cli) -> None:
     database = locked.new_database()
     asyncio.run(make_schema(locked, database))
@@ -104,13 +98,3 @@ def test_a_database_that_is_read_only(cli: Cli) -> None:
     database = server.new_database()
     server.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     exits_by_broker(cli, server.url(database), "read-only transaction", look=MISSING)
-
-
-async def test_a_schema_of_somebody_else() -> None:
-    server = shared_postgres()
-    database = server.new_database()
-    server.execute("CREATE SCHEMA taskflow; CREATE TABLE taskflow.jobs (id integer)", database)
-    broker = connect(server.url(database))
-    with pytest.raises(BrokerRefused, match="already exists"):
-        await broker.read([bytes(16)])
-    await broker.close()

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import asyncpg
 import pytest
 
-from taskflow.broker import topics
-from taskflow.broker.engine import schedules
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.schedule import Amendment, Definition, Firing, Offer, ScheduleRecord
 from taskflow.model.session import Beat, Session
 from taskflow.model.stored_values import LATEST
-from tests.stores.postgres.counts import SESSION, Call, Clock, OnConnection, Store, new_id
+from tests.stores.postgres.counts import SESSION, Call, Store, new_id
 from tests.support.postgres import shared_postgres
 from tests.support.waiting import until
 
@@ -63,38 +61,6 @@ async def set_level(stranger: asyncpg.Connection, level: str) -> None:
 # --- many at once -----------------------------------------------------------------------------------------
 
 
-@levels
-async def test_of_many_that_fire_the_same_instant_one_does(store: Store, stranger: asyncpg.Connection, level: str) -> None:
-    """Each moves two schedules on, in an order of its own."""
-    await set_level(stranger, level)
-    brokers = [connect(store.url) for _ in range(6)]
-    offers = await due(brokers[0], "a", "b")
-
-    answers = await asyncio.gather(
-        *(broker.fire([a_firing(offer) for offer in (offers if number % 2 else offers[::-1])]) for number, broker in enumerate(brokers))
-    )
-
-    assert sum(isinstance(answer, Added) for both in answers for answer in both) == 2
-    assert [record.fired for record in await brokers[0].console.schedules()] == [1, 1]
-    for broker in brokers:
-        await broker.close()
-
-
-@levels
-async def test_a_firing_waits_for_another_that_is_not_committed(broker: Broker, stranger: asyncpg.Connection, level: str) -> None:
-    await set_level(stranger, level)
-    [offer] = await due(broker)
-    await stranger.execute("BEGIN")
-    await OnConnection.of(stranger).fire([a_firing(offer)])
-
-    firing = asyncio.create_task(broker.fire([a_firing(offer)]))
-    await until(lambda: is_blocked(stranger))
-    assert not firing.done()
-    await stranger.execute("COMMIT")
-
-    assert await firing == [None]
-
-
 @pytest.mark.parametrize("verb", ["define", "fire", "fire with keys"])
 async def test_several_schedules_and_keys_are_locked_in_one_order(broker: Broker, stranger: asyncpg.Connection, verb: str) -> None:
     """Otherwise a transaction that locks them in that order would wait for a verb that waits for it."""
@@ -124,100 +90,6 @@ async def is_blocked(stranger: asyncpg.Connection) -> bool:
     return found
 
 
-@levels
-async def test_of_many_sessions_that_declare_at_once_the_youngest_is_in_force(
-    store: Store, stranger: asyncpg.Connection, level: str
-) -> None:
-    await set_level(stranger, level)
-    brokers = [connect(store.url) for _ in range(6)]
-    sessions = [Session(id=new_id(), name=f"host:{number}") for number in range(6)]
-    for broker, session in zip(brokers, sessions, strict=True):
-        await broker.register(session)
-
-    await asyncio.gather(
-        *(
-            broker.define([a_definition(name, age) for name in ("b", "a")], session.id, float(age))
-            for age, (broker, session) in enumerate(zip(brokers, sessions, strict=True), 1)
-        )
-    )
-
-    for record in await brokers[0].console.schedules():
-        assert (record.digest, record.declarers) == (bytes([1]) * 16, tuple(session.name for session in sessions))
-    for broker in brokers:
-        await broker.close()
-
-
-@levels
-async def test_what_a_transaction_is_offered_is_offered_to_no_other(broker: Broker, stranger: asyncpg.Connection, level: str) -> None:
-    await set_level(stranger, level)
-    await broker.define([a_definition()])
-    await stranger.execute("BEGIN")
-    assert [offer.name for offer in (await OnConnection.of(stranger).upkeep(10)).offers] == ["nightly"]
-
-    async with asyncio.timeout(SOON):
-        assert (await broker.upkeep(10)).offers == ()
-
-    await stranger.execute("COMMIT")
-    assert (await broker.upkeep(10)).offers == ()
-
-
-async def test_a_declaration_that_was_under_way_when_its_session_was_reaped_is_withdrawn(
-    store: Store, broker: Broker, stranger: asyncpg.Connection
-) -> None:
-    """The session is reaped once the declaration is committed, at "repeatable read" too."""
-    reaper = await asyncpg.connect(store.url, server_settings={"default_transaction_isolation": "repeatable read"})
-    clock = Clock()
-    upkeeper = OnConnection.of(reaper, clock)
-
-    async def upkeep_at(seconds: float) -> int:
-        clock.ahead = seconds
-        return (await upkeeper.upkeep(10)).reaped
-
-    await broker.beat(Beat(session=SESSION))
-    await stranger.execute("BEGIN")
-    await OnConnection.of(stranger).define([a_definition()], SESSION)
-    assert await upkeep_at(30) == 0  # spared once, because no session has sent a heartbeat
-    assert await upkeep_at(60) == 0
-    await stranger.execute("COMMIT")
-
-    assert sum([await upkeep_at(seconds) for seconds in (61, 90, 91)]) == 1
-
-    assert (await named(broker)).asleep_since is not None
-    await reaper.close()
-
-
-async def test_upkeepers_are_told_of_a_schedule_that_is_to_be_offered_before_all_others(
-    store: Store, broker: Broker, stranger: asyncpg.Connection
-) -> None:
-    """Not of one that is offered: each of them looks again soon enough if the caller dies with the offer."""
-    other, heard, told = connect(store.url), 0, list[int]()
-
-    async def hear() -> None:
-        nonlocal heard
-        with other.listen([topics.DUE]) as nudges:
-            while True:
-                heard += await nudges.wait(60.0)
-
-    async def count(verb: Awaitable[T]) -> T:
-        before = heard
-        answer = await verb
-        await asyncio.sleep(0.3)
-        told.append(heard - before)
-        return answer
-
-    hearing = asyncio.create_task(hear())
-    await until(lambda: stranger.fetchval("SELECT count(*) FROM taskflow.idle WHERE topic = 'due'"))
-    await count(broker.define([a_definition("first")]))
-    await count(broker.define([a_definition("second")]))
-    offers = {offer.name: offer for offer in (await count(broker.upkeep(10))).offers}
-    await count(broker.fire([a_firing(offers["first"], 60.0)]))
-    await count(broker.fire([a_firing(offers["second"], 30.0)]))
-
-    assert told == [1, 0, 0, 0, 1]
-    hearing.cancel()
-    await other.close()
-
-
 # --- what others have locked ------------------------------------------------------------------------------
 
 
@@ -238,18 +110,6 @@ async def test_upkeep_and_beats_do_not_wait_for_a_schedule_that_somebody_has_loc
     await stranger.execute("ROLLBACK")
     assert (await broker.upkeep(10)).offers == ()
     assert [record.asleep_since is None for record in await broker.console.schedules()] == [False, False]
-
-
-async def test_a_schedule_that_is_removed_while_it_is_put_is_put_anew(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
-    await broker.define([a_definition()])
-    await stranger.execute("BEGIN; SELECT * FROM taskflow.schedules FOR UPDATE")
-    putting = asyncio.create_task(broker.define([a_definition(version=2)]))
-    await until(lambda: is_blocked(stranger))
-
-    await stranger.execute("DELETE FROM taskflow.schedules; COMMIT")
-
-    assert await putting == [True]
-    assert (await named(broker)).digest == a_definition(version=2).digest
 
 
 # --- what others have written -----------------------------------------------------------------------------
@@ -288,21 +148,6 @@ async def test_a_value_that_the_server_admits_stops_no_schedule_beside_it(
     await broker.beat(Beat(session=SESSION, leaving=True))
     await broker.upkeep(10)
     assert (await named(broker, "other")).asleep_since is not None
-
-
-async def test_bodies_that_are_too_long_together_are_offered_in_turn(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedules, "MAX_OFFERED_BYTES", 1_000)
-    for name in ("a", "b"):
-        await broker.define([Definition(name, bytes(16), bytes(1_001))])
-    first, second = [(await broker.upkeep(10)).offers for _ in range(2)]
-    assert [offer.name for offer in first + second] == ["a", "b"]
-    assert len(first) == 1
-
-
-async def test_a_session_ends_though_its_schedules_were_deleted(broker: Broker, stranger: asyncpg.Connection) -> None:
-    await broker.define([a_definition()], SESSION)
-    await stranger.execute("DELETE FROM taskflow.schedules")
-    await broker.beat(Beat(session=SESSION, leaving=True))
 
 
 async def test_text_that_is_no_utf8_may_be_the_name_of_a_schedule_or_a_session() -> None:

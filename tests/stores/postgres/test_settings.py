@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-import asyncpg
 import pytest
 
 from taskflow import BrokerUnavailable, Status, configure
-from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope
-from taskflow.model.ids import IdFactory
-from taskflow.model.session import Session
-from taskflow.model.verdict import Settled
 from taskflow.worker.events import SessionEnded
 from tests.stores.postgres.scene import Scene
 from tests.stores.scene import TIMEOUT, elapsed_since
-from tests.support.postgres import shared_postgres
-from tests.support.verdicts import succeeded
-from tests.support.waiting import until
 
 MANY: Final = 100
 
@@ -79,62 +69,6 @@ async def test_every_isolation_loses_and_repeats_nothing(scene: Scene, level: st
 def rollbacks(scene: Scene) -> int:
     [(number,)] = scene.postgres.rows("SELECT xact_rollback FROM pg_stat_database WHERE datname = $1", scene.database)
     return int(number)
-
-
-_SOMETIMES: Final = """
-    CREATE SEQUENCE turns;
-    CREATE FUNCTION sometimes() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        IF nextval('public.turns') % 3 = 0 THEN
-            RAISE EXCEPTION 'somebody was quicker' USING ERRCODE = TG_ARGV[0];
-        END IF;
-        RETURN NULL;
-    END
-    $$;
-    CREATE TRIGGER sometimes AFTER INSERT OR UPDATE ON taskflow.jobs FOR EACH STATEMENT EXECUTE FUNCTION sometimes('{state}');
-"""
-
-
-@pytest.mark.parametrize(
-    "state",
-    ["40001", "57014"],
-    ids=["serialization failure", "statement timeout"],
-)
-async def test_every_third_write_failed_by_others_loses_and_repeats_nothing(scene: Scene, state: str) -> None:
-    """A sequence does not go back with what is rolled back."""
-    configure(enqueue_timeout=TIMEOUT)
-    await scene.send([-1])
-    scene.postgres.execute(_SOMETIMES.replace("{state}", state), scene.database)
-    async with scene.worker(), scene.worker():
-        await scene.keep_sending(range(MANY))
-        await scene.until_done()
-    await scene.assert_each_settled_once()
-    [(turns,)] = scene.postgres.rows("SELECT last_value FROM turns", database=scene.database)
-    assert turns > 20
-
-
-async def test_who_is_chosen_as_the_victim_of_a_deadlock_tries_again() -> None:
-    """An operator's transaction has locked one job, and asks for the other one, which a settlement of both has locked by then."""
-    server = shared_postgres()
-    database, new_id = server.new_database(), IdFactory()
-    server.execute(f"ALTER DATABASE {database} SET deadlock_timeout = '200ms'")
-    broker, operator = connect(server.url(database)), await asyncpg.connect(server.url(database))
-    await operator.execute("SET deadlock_timeout = '10s'")
-    session = Session(id=os.urandom(16), name="worker")
-    await broker.enqueue([Envelope(id=new_id(), job="work", payload=b"\x01") for _ in range(2)])
-    await broker.register(session)
-    leases = await broker.claim(session.id, 1, [], 2)
-    first, second = sorted(lease.envelope.id for lease in leases)
-    lock = "SELECT 1 FROM taskflow.jobs WHERE id = $1 FOR UPDATE"
-    async with operator.transaction():
-        await operator.execute(lock, second)
-        settling = asyncio.create_task(broker.settle([succeeded(lease) for lease in leases]))
-        await until(lambda: server.rows("SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'", database), 5)
-        await operator.execute(lock, first)
-    assert await settling == [Settled.OK] * 2
-    await operator.close()
-    await broker.close()
-    await until(lambda: server.rows("SELECT 1 FROM pg_stat_database WHERE datname = $1 AND deadlocks > 0", database), 5)  # told at its exit
 
 
 async def test_a_server_that_is_read_only_for_a_while(scene: Scene) -> None:

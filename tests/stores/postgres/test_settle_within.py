@@ -15,7 +15,6 @@ from taskflow.broker.protocol import Broker
 from taskflow.broker.transactional import TransactionalBroker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope, Lease, OnConflict
-from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.ids import key_digest
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, Report
@@ -114,27 +113,6 @@ async def test_a_session_that_ends_meanwhile_leaves_the_lease_to_upkeep(
     assert await broker.settle([completed(lease)]) == [Settled.COMMITTED if ends == "COMMIT" else Settled.STALE]
 
 
-async def test_a_cancellation_waits_for_it_no_longer_than_for_any_lock(broker: Broker, stranger: asyncpg.Connection) -> None:
-    lease = await running(broker)
-    await stranger.execute("BEGIN")
-    await within(broker, stranger, succeeded(lease))
-
-    with pytest.raises(BrokerUnavailable, match="open transaction has locked the records"):
-        await broker.cancel([lease.envelope.id])
-
-    await stranger.execute("COMMIT")
-    assert await broker.cancel([lease.envelope.id]) == [Status.SUCCEEDED]
-
-
-async def test_a_cancellation_before_it_does_not_keep_it_from_success(broker: Broker, stranger: asyncpg.Connection) -> None:
-    lease = await running(broker)
-    await broker.cancel([lease.envelope.id])
-    async with stranger.transaction():
-        assert await within(broker, stranger, succeeded(lease)) is Settled.OK
-
-    assert await status_of(broker, lease) is Status.SUCCEEDED
-
-
 async def test_a_plain_settlement_learns_that_it_has_committed(broker: Broker, stranger: asyncpg.Connection) -> None:
     """Also one that comes late, when the result is not kept any more, and one that is sent with others."""
     lease = await running(broker)
@@ -148,20 +126,6 @@ async def test_a_plain_settlement_learns_that_it_has_committed(broker: Broker, s
     assert await status_of(broker, lease) is None
     other = await running(broker, 2)
     assert await broker.settle([completed(lease), succeeded(other)]) == [Settled.COMMITTED, Settled.OK]
-
-
-async def test_after_a_rollback_the_other_verdict_takes_effect(broker: Broker, stranger: asyncpg.Connection) -> None:
-    lease = await running(broker)
-    async with stranger.transaction():
-        part = stranger.transaction()
-        await part.start()
-        await within(broker, stranger, succeeded(lease))
-        await part.rollback()
-
-    assert await broker.settle([completed(lease)]) == [Settled.OK]
-    assert await status_of(broker, lease) is Status.FAILED
-    async with stranger.transaction():
-        assert await within(broker, stranger, succeeded(lease)) is Settled.STALE
 
 
 async def test_a_lock_of_another_transaction_is_an_answer(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:

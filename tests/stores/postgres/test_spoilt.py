@@ -22,7 +22,7 @@ from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, new_id
 from tests.support.listing import listed
 from tests.support.postgres import shared_postgres
-from tests.support.verdicts import failed, handed_back, retried, succeeded
+from tests.support.verdicts import failed, succeeded
 
 REFUSED: Final[dict[str, tuple[str, ...]]] = {
     "id": ("'\\x0102'", "''"),
@@ -93,19 +93,6 @@ async def test_of_a_body_that_is_too_long_only_the_length_is_looked_at(broker: B
     assert len(found) == 3
     settlements = [failed(lease) if lease.unreadable else succeeded(lease) for lease in leases]
     assert await broker.settle(settlements) == [Settled.OK] * 3
-
-
-@pytest.mark.parametrize("verdict", [succeeded, failed, retried])
-async def test_a_settlement_is_written_beside_a_state_that_cannot_be_read(
-    broker: Broker, stranger: asyncpg.Connection, verdict: Any
-) -> None:
-    envelope = an_envelope()
-    await broker.enqueue([envelope])
-    [lease] = await broker.claim(SESSION, 1, [], 10)
-    await spoil(stranger, envelope.id, "state", "'\\xc1ff'")
-    assert await broker.settle([verdict(lease)]) == [Settled.OK]
-    [record] = await broker.read([envelope.id])
-    assert unreadable_of(record) == ["state"]
 
 
 @pytest.mark.parametrize(("field", "value"), [("keep_for", float("nan")), ("keep_for", 1e300), ("ran_for", 1e300), ("ran_for", -9.223e12)])
@@ -207,20 +194,3 @@ async def test_the_row_that_the_server_refuses_is_in_no_message(broker: Broker, 
 
 
 HUGE: Final = 62_000_000
-
-
-@pytest.mark.parametrize("column", ["sent", "state", "content"])
-async def test_no_verb_writes_again_what_is_too_long(broker: Broker, stranger: asyncpg.Connection, column: str) -> None:
-    """It stays where it is stored, or is dropped; settlements, cancellations and retries write their own few bytes."""
-    envelopes = [an_envelope() for _ in range(5)]
-    await broker.enqueue(envelopes)
-    failing, trying, back, *_ = await broker.claim(SESSION, 1, [], 10)
-    await stranger.execute(f"ALTER TABLE taskflow.jobs ALTER COLUMN {column} SET STORAGE EXTERNAL")
-    for envelope in envelopes:
-        await spoil(stranger, envelope.id, column, f"convert_to(repeat('x', {HUGE}), 'UTF8')")
-    before = await stranger.fetchval("SELECT pg_current_wal_lsn()")
-    assert await broker.settle([failed(failing), retried(trying), handed_back(back)]) == [Settled.OK] * 3
-    await broker.cancel([envelope.id for envelope in envelopes])
-    await broker.console.retry([failing.envelope.id])
-    assert len(await listed(broker.console)) == 5
-    assert await stranger.fetchval("SELECT pg_current_wal_lsn() - $1::pg_lsn", before) < HUGE / 4

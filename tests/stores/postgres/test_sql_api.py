@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -31,19 +31,14 @@ from taskflow.model.envelope import MAX_JOB_NAME, OWN_HEADERS, Envelope, Lease
 from taskflow.model.ids import MAX_KEY_BYTES, IdFactory, key_digest
 from taskflow.model.job_schema import DEFAULT_QUEUE, MAX_HEADER_BYTES, MAX_PAYLOAD, PRIORITIES
 from taskflow.model.rules import DAY, LONGEST
-from taskflow.model.session import Beat, Session
-from taskflow.model.verdict import Settled
+from taskflow.model.session import Session
 from tests.cli.processes import Shell
 from tests.stores.postgres.scene import Scene
 from tests.stores.postgres.sender import NOTE, send
 from tests.support.listing import listed
 from tests.support.postgres import postgres_binaries, shared_postgres
-from tests.support.verdicts import retried, succeeded
-from tests.support.waiting import until
 
 MOST_BYTES: Final = Settings(broker="").max_payload
-
-ROWS: Final = 5_000
 
 
 @pytest.fixture
@@ -253,47 +248,6 @@ async def test_the_job_is_there_from_the_commit_on(scene: Scene, sql: asyncpg.Co
     assert scene.runs[-1] == 1
 
 
-async def test_a_commit_wakes_an_idle_worker(scene: Scene, sql: asyncpg.Connection, capsys: pytest.CaptureFixture[str]) -> None:
-    waits = []
-    async with scene.worker():
-        await scene.seconds_to_start(0)
-        for number in range(1, 6):
-            await asyncio.sleep(0.2)
-            began_at = time.monotonic()
-            await asyncio.gather(send(sql, number=number), scene.until_ran([number], within=10))
-            waits.append(time.monotonic() - began_at)
-    with capsys.disabled():
-        print(f"\nfrom the call to the run {min(waits) * 1000:.0f} ms at best, {max(waits) * 1000:.0f} at worst")
-    assert min(waits) < 0.25  # an idle worker that hears nothing looks once a second at most
-
-
-async def test_many_jobs_of_a_transaction_are_told_of_once(
-    scene: Scene, sql: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The news does not grow with every call, which would make a large transaction cost the square of its rows."""
-    told: list[object] = []
-    listener = await asyncpg.connect(scene.straight_url)
-    await listener.add_listener("spy", lambda *heard: told.append(heard[-1]))
-    for topic in ("queues", "due"):
-        await sql.execute("INSERT INTO taskflow.idle (listener, topic, since) VALUES ('spy', $1, taskflow.wall(NULL))", topic)
-    await sql.execute(TRIGGER)
-    began_at = time.monotonic()
-    await sql.execute("BEGIN")
-    await sql.execute(f"INSERT INTO orders SELECT generate_series(1, {ROWS})")
-    await sql.execute(f"SELECT taskflow.enqueue('{NOTE}', after => '1 hour') FROM generate_series(1, 10)")
-    gathered = await sql.fetchval("SELECT current_setting('taskflow.at_commit', true)")
-    await sql.execute("COMMIT")
-    took = time.monotonic() - began_at
-    await until(lambda: len(told) >= 2)
-    await asyncio.sleep(0.1)
-    await listener.close()
-    with capsys.disabled():
-        print(f"\na trigger for each of {ROWS:,} rows: {took / ROWS * 1e6:.0f} µs a row")
-    assert sorted(map(str, told)) == ["due\nagain", "queue:default\nagain"]
-    assert gathered == "due"
-    assert (await scene.waiting()) == {"ready": ROWS, "scheduled": 10}
-
-
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
@@ -345,25 +299,6 @@ async def test_a_key_that_is_taken_can_be_an_error(scene: Scene, sql: asyncpg.Co
     with pytest.raises(asyncpg.UniqueViolationError, match=f"key is 'a', which the live job {old.id} has"):
         await send(sql, "key => 'a', on_conflict => 'raise'")
     assert await scene.waiting() == {"ready": 1}
-
-
-async def test_a_key_of_an_open_transaction_keeps_nobody_waiting(scene: Scene, sql: asyncpg.Connection) -> None:
-    """Of two such jobs, the first one gets it after the commits."""
-    other = await asyncpg.connect(scene.straight_url)
-    await sql.execute("BEGIN")
-    first = await send(sql, "key => 'a'")
-    second = await send(other, "key => 'a'")
-    assert await send(sql, "key => 'a'") == first
-    await sql.execute("COMMIT")
-    await scene.store.upkeep(100)
-    assert (await first.status(), await second.status()) == (Status.READY, Status.CANCELLED)
-    await other.close()
-
-
-async def test_more_keys_than_the_server_has_locks_for(scene: Scene, sql: asyncpg.Connection) -> None:
-    """The time for each does not grow with their number."""
-    await sql.execute(f"SELECT taskflow.enqueue('{NOTE}', key => n::text) FROM generate_series(1, 5000) AS n")
-    assert await scene.waiting() == {"ready": 5_000}
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -623,36 +558,6 @@ async def test_nothing_of_the_callers_is_run_as_the_owner(sql: asyncpg.Connectio
     with pytest.raises(asyncpg.InvalidParameterValueError, match="job is ''"):
         await stranger.fetchval("SELECT taskflow.enqueue(E'''\\n%s %I'::text)")
     assert await sql.fetchval("SELECT count(*) FROM taskflow.jobs") == 1
-
-
-async def test_nothing_that_stands_in_public_is_run_by_a_worker_or_a_migration(scene: Scene, sql: asyncpg.Connection) -> None:
-    """Whoever may create functions there would be whoever owns the queue: one whose parameters fit better comes before pg_catalog's."""
-    await sql.execute(
-        """
-        CREATE FUNCTION public.trap() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'caught %', current_user; END $$;
-        CREATE FUNCTION public.hashtextextended(text, integer) RETURNS bigint LANGUAGE sql AS 'SELECT public.trap(); SELECT 1::bigint';
-        CREATE FUNCTION public.times(numeric, integer) RETURNS numeric LANGUAGE sql AS 'SELECT public.trap(); SELECT 1::numeric';
-        CREATE OPERATOR public.* (LEFTARG = numeric, RIGHTARG = integer, FUNCTION = public.times);
-        CREATE FUNCTION public.plus(bigint, smallint) RETURNS bigint LANGUAGE sql AS 'SELECT public.trap(); SELECT 1::bigint';
-        CREATE FUNCTION public.substr(bytea, bigint, integer) RETURNS bytea LANGUAGE sql AS 'SELECT public.trap(); SELECT NULL::bytea';
-        """
-    )
-    with pytest.raises(asyncpg.RaiseError, match="caught"):
-        await sql.fetch("SELECT hashtextextended('a', 1)")
-    for store in (scene.store, connect(f"{scene.straight_url}?namespace=another")):
-        session = Session(id=uuid4().bytes, name="worker", ttl=60.0)
-        await store.register(session)
-        await store.enqueue(
-            [Envelope(id=uuid4().bytes, job="work", payload=b"", key=uuid4().bytes, after=0.001 * (n % 2)) for n in range(4)]
-        )
-        await asyncio.sleep(0.05)
-        await store.upkeep(10)
-        leases = await store.claim(session.id, 1, [], 10)
-        assert len(leases) == 4
-        assert await store.settle([retried(leases[0], 0.0), *(succeeded(lease) for lease in leases[1:])]) == [Settled.OK] * 4
-        await store.beat(Beat(session=session.id, claims=(), seen=1))
-        assert await store.console.queues()
-        await store.close()
 
 
 # --- beside the other broker function -----------------------------------------------------------------------------------

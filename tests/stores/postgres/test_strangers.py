@@ -177,18 +177,6 @@ async def test_advisory_locks_of_a_stranger_stop_neither_commits_nor_verbs(
 
 
 @pytest.mark.usefixtures("locker")
-async def test_upkeep_beside_advisory_locks_of_a_stranger_reaps(broker: Broker, stranger: asyncpg.Connection) -> None:
-    await stranger.execute("SELECT taskflow.enqueue('work', key => 'k')")
-    await broker.upkeep(10)
-    [lease] = await broker.claim(SESSION, 1, [], 10)
-    await lapse(broker, stranger)
-    await broker.upkeep(100)
-    [record] = await broker.read([lease.envelope.id])
-    assert record is not None
-    assert (record.status, record.crashes) == (Status.READY, 1)
-
-
-@pytest.mark.usefixtures("locker")
 async def test_advisory_locks_of_a_stranger_stop_no_migration(store: Store) -> None:
     broker = connect(f"{store.url}?namespace=another")
     async with asyncio.timeout(SOON):

@@ -14,7 +14,6 @@ import asyncpg
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.console import View
 from taskflow.broker.postgres import PostgresBroker, wakeups
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
@@ -160,25 +159,6 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
     await waiter.close()
 
 
-@pytest.mark.parametrize("queues", [["default"], ["default", "default"], ["default", "other"]], ids=["one job", "two jobs", "two queues"])
-async def test_workers_without_room_are_told_nothing(store: Store, broker: Broker, queues: list[str]) -> None:
-    with counting() as asked:
-        await broker.enqueue([an_envelope(queue=queue) for queue in queues])
-        await broker.claim(SESSION, 1, [], 1)
-        await asyncio.sleep(0.1)
-    assert asked["notify"] == 0
-
-
-async def test_idle_workers_are_not_told_of_a_job_that_is_due_later(store: Store, broker: Broker, spy: Spy) -> None:
-    async with IdleWorker(store.url):
-        await spy.listen()
-        with counting() as asked:
-            await broker.enqueue([an_envelope(after=60.0)])
-            await until(lambda: asked["notify"], SOON)
-        await asyncio.sleep(0.1)
-    assert spy.heard == []
-
-
 async def test_a_claim_that_finds_the_listener_noted_writes_no_note(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     async with IdleWorker(store.url) as worker:
         notes = await stranger.fetch("SELECT xmin, * FROM taskflow.idle")
@@ -271,20 +251,6 @@ async def test_ends_that_are_too_long_for_a_message_are_told(store: Store, broke
     await waiter.close()
 
 
-async def test_the_end_of_a_job_is_told_if_many_jobs_are_purged_with_it(store: Store, broker: Broker) -> None:
-    """One message, which names no job, reaches the listener."""
-    envelopes = [an_envelope() for _ in range(101)]
-    await broker.enqueue(envelopes)
-    waiter = broker.sibling()
-    with waiter.listen([topics.job(envelopes[0].id)]) as nudges:
-        waiting = asyncio.create_task(nudges.wait(60.0))
-        await until(lambda: nudges.is_prompt)
-        await until_noted(waiter, envelopes[0].id)
-        assert await broker.console.purge(View()) == len(envelopes)
-        assert await asyncio.wait_for(waiting, SOON)
-    await waiter.close()
-
-
 async def test_jobs_in_too_many_queues_to_name_wake_a_worker(store: Store, broker: Broker) -> None:
     envelopes = [an_envelope(queue=f"{number:03}" + "x" * 90) for number in range(100)]
     async with IdleWorker(store.url, limit=1_000) as worker:
@@ -320,31 +286,6 @@ async def test_a_job_of_a_user_that_commits_while_a_worker_notes_itself_starts_s
         await asyncio.sleep(0.5)
         await stranger.execute("COMMIT")
         await worker.has(job_id.bytes)
-
-
-async def test_a_job_of_a_user_that_commits_while_another_listener_looks_starts_soon(store: Store, stranger: asyncpg.Connection) -> None:
-    """Its trigger waits for that look, and so it holds the lock when a worker notes itself."""
-    looking = await asyncpg.connect(store.url)
-    await looking.fetchval("SELECT pg_advisory_lock(taskflow.listener_registration_lock())")
-    await stranger.execute("BEGIN")
-    job_id = await stranger.fetchval("SELECT taskflow.enqueue('work')")
-    triggering = asyncio.create_task(stranger.execute("SET CONSTRAINTS ALL IMMEDIATE"))
-    await asyncio.sleep(0.2)
-    await looking.close()
-    await triggering
-    async with IdleWorker(store.url) as worker:
-        await asyncio.sleep(0.5)
-        await stranger.execute("COMMIT")
-        await worker.has(job_id.bytes)
-
-
-async def test_a_look_finds_no_job_in_a_paused_queue(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
-    await broker.enqueue([an_envelope()])
-    look = "SELECT available FROM taskflow.look_for(ARRAY['queues', 'queue:default'], '{}')"
-    await broker.console.pause("default")
-    assert await stranger.fetchval(look) == []
-    await broker.console.resume("default")
-    assert await stranger.fetchval(look) == ["queues", "queue:default"]
 
 
 async def test_a_sender_that_goes_on_for_long_keeps_no_worker_busy(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
@@ -411,16 +352,6 @@ async def waiting_for(broker: Broker, *queues: Sequence[str]) -> AsyncIterator[l
 
 
 TWO: Final = ("mail", "other")
-
-
-async def test_a_lone_worker_of_two_queues_is_nudged_again_for_the_second(store: Store, broker: Broker, spy: Spy) -> None:
-    """Its claim may have missed the second job."""
-    async with waiting_for(broker, TWO) as [worker]:
-        await broker.enqueue([an_envelope(queue="mail")])
-        await until(lambda: worker.is_nudged, SOON)
-        await spy.listen()
-        await broker.enqueue([an_envelope(queue="other")])
-        await until(lambda: spy.heard_of("queue:other"), SOON)
 
 
 @pytest.mark.parametrize("limit", [1, 10])
@@ -541,19 +472,6 @@ async def test_a_role_that_may_only_add_jobs_wakes_a_worker(store: Store, strang
     await stranger.execute("RESET ROLE; DROP OWNED BY sender_only; DROP ROLE sender_only")
 
 
-async def test_a_user_tells_two_of_the_workers_of_a_queue_and_of_every_queue(
-    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy
-) -> None:
-    await broker.read([])
-    for listener, topic in (("a", "queue:default"), ("b", "queue:default"), ("c", "queues"), ("d", "queues")):
-        await stranger.execute("INSERT INTO taskflow.idle (listener, topic, since) VALUES ($1, $2, taskflow.wall(NULL))", listener, topic)
-    await spy.listen()
-    await stranger.fetchval("SELECT taskflow.enqueue('work')")
-    await until(lambda: len(spy.heard) >= 2, SOON)
-    await asyncio.sleep(0.1)
-    assert len(spy.heard) == 2
-
-
 async def test_a_users_job_that_is_due_later_is_told_to_no_worker(
     store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy
 ) -> None:
@@ -593,18 +511,6 @@ async def test_a_users_job_wakes_two_workers_that_no_job_has_nudged(
     assert {channel for channel, _ in spy.heard} == listeners - {nudged}
 
 
-async def test_a_users_job_wakes_a_lone_worker_that_was_nudged_before(
-    store: Store, broker: Broker, stranger: asyncpg.Connection, spy: Spy
-) -> None:
-    """Its claim may have missed the user's job."""
-    async with waiting_for(broker, ["default"]) as [worker]:
-        await broker.enqueue([an_envelope()])
-        await until(lambda: worker.is_nudged, SOON)
-        await spy.listen()
-        await stranger.fetchval("SELECT taskflow.enqueue('work')")
-        await until(lambda: spy.heard, SOON)
-
-
 async def test_who_waits_for_a_job_hears_that_a_user_has_replaced_it(store: Store, broker: Broker, stranger: asyncpg.Connection) -> None:
     job_id = (await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k')")).bytes
     with broker.listen([topics.job(bytes(16))]) as nudges:
@@ -618,49 +524,6 @@ async def test_who_waits_for_a_job_hears_that_a_user_has_replaced_it(store: Stor
 
 
 # --- what is due, and sessions ------------------------------------------------------------------------------------------------
-
-
-async def test_two_of_those_that_wait_for_what_is_due_hear_of_a_job_that_is_due_first(broker: Broker, stranger: asyncpg.Connection) -> None:
-    brokers = [broker.sibling() for _ in range(4)]
-    heard = [0] * len(brokers)
-
-    async def hear(place: int) -> None:
-        with brokers[place].listen([topics.DUE]) as nudges:
-            while True:
-                heard[place] += await nudges.wait(60.0)
-
-    listening = [asyncio.create_task(hear(place)) for place in range(len(brokers))]
-    async with asyncio.timeout(10.0):
-        while await stranger.fetchval("SELECT count(*) FROM taskflow.idle WHERE topic = 'due'") < len(brokers):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    told = list[int]()
-    for after in (50.0, 100.0, 60.0, 10.0):
-        before = sum(heard)
-        await broker.enqueue([an_envelope(after=after)])
-        await asyncio.sleep(0.3)
-        told.append(sum(heard) - before)
-    assert told == [2, 0, 0, 2]
-    for task in listening:
-        task.cancel()
-    for each in brokers:
-        await each.close()
-
-
-async def test_a_request_to_stop_is_told_to_the_listener_of_that_session(store: Store, broker: Broker, spy: Spy) -> None:
-    async with idle_workers(store.url, 3) as workers:
-        chosen = workers[1]
-        assert isinstance(chosen.broker, PostgresBroker)
-        for worker in workers:
-            await worker.stop()
-        await spy.listen()
-        job = an_envelope()
-        await broker.enqueue([job])
-        assert await chosen.broker.claim(chosen.session.id, 1_000_000, [], 1)
-        with chosen.broker.listen([topics.session(chosen.session.id)]) as nudges:
-            await broker.cancel([job.id])
-            assert await nudges.wait(SOON)
-        await until(lambda: spy.heard_of("session:"))
-        assert spy.heard_of("session:") == [chosen.broker.listener.id]
 
 
 # --- notes --------------------------------------------------------------------------------------------------------------------
@@ -825,19 +688,3 @@ async def test_a_user_whose_transaction_sees_no_present_notes_tells_all_workers(
         job_id = await stranger.fetchval("SELECT taskflow.enqueue('work')")
         await stranger.execute("COMMIT")
         await worker.has(job_id.bytes, within=AT_ONCE)
-
-
-@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-async def test_where_no_present_notes_are_seen_a_lone_job_starts_at_once(store: Store, stranger: asyncpg.Connection, level: str) -> None:
-    """By default, in the database."""
-    await stranger.execute(
-        f"ALTER DATABASE {await stranger.fetchval('SELECT current_database()')} SET default_transaction_isolation = '{level}'"
-    )
-    sender = connect(store.url)
-    async with idle_workers(store.url, 2) as workers:
-        for _ in range(5):
-            began_at = time.monotonic()
-            await lone_result(sender, sender)
-            assert time.monotonic() - began_at < AT_ONCE
-        assert sum(len(worker.taken) for worker in workers) == 5
-    await sender.close()
