@@ -7,7 +7,7 @@
 -- for which other listeners wait, or "unnoted" if no note was written.
 CREATE FUNCTION @.claim(
     wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer, new_rev bigint,
-    of_listener text, former bigint[], note bigint, topics text[]
+    of_listener text DEFAULT NULL, former bigint[] DEFAULT '{}', note bigint DEFAULT 0, topics text[] DEFAULT '{}'
 )
 RETURNS TABLE (
     id bytea, rev bigint, flags smallint, priority smallint, queue text, job text, created_at bigint, due_at bigint, expires_at bigint,

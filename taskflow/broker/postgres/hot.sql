@@ -324,8 +324,8 @@ BEGIN
         ON CONFLICT (queue, what) DO UPDATE SET n = greatest(-P.LATEST, least(P.LATEST, totals.n + excluded.n))
     )
     SELECT max(id), count(*) INTO last_id, number FROM taken;
-    INSERT INTO @.marks (kind, gen, at, set_at)
-    SELECT 'tally', m.gen, last_id, CASE WHEN number < 20000 THEN now_at ELSE 0 END WHERE number > 0;
+    INSERT INTO @.marks (kind, gen, n, at, set_at)
+    SELECT 'tally', m.gen, last_id, last_id, CASE WHEN number < 20000 THEN now_at ELSE 0 END WHERE number > 0;
     RETURN number;
 END
 $$;

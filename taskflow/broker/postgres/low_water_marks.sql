@@ -1,12 +1,13 @@
 -- Low-water marks: positions from which to read an index. While any transaction in the database is open, rows that died after it began
 -- cannot be vacuumed, and a reader that starts at the beginning of an index would pass all of them each time.
 --
--- A mark may be too low, but not too high for long, because jobs before it are not found. No transaction waits for a lock of a mark. Of the rows of
--- a place the one with the highest `gen` counts, and of these the newest. Who puts a job before the mark adds a lower one with a higher
--- `gen` in the same transaction (lower_mark). Who has read the index from a mark on adds a higher one with the same `gen` (raise_mark): it
--- loses against a lower one that it has not seen. New jobs do not lie before a mark, because none goes beyond half a second ago. A
--- transaction of a user lowers its marks when it commits (on_commit). What is left, such as a commit that took long, is found by a check of
--- all indexes every ten seconds, or after a verb that took long (check_marks).
+-- A mark may be too low, but not too high for long, because jobs before it are not found. No transaction waits for a lock of a mark. Of the
+-- rows of a place the one with the highest `gen` counts, and of these the one with the highest `n`. A function that puts a job before the
+-- mark adds a lower one with the next `gen` in the same transaction (lower_mark). Of two that do so at once the lower one counts, so `n` is
+-- negative and falls with the position. A function that has read the index from a mark on adds a higher one with the same `gen`
+-- (raise_mark): it loses against a lower one that it has not seen. New jobs do not lie before a mark, because none goes beyond half a second
+-- ago. A transaction of a user lowers its marks when it commits (on_commit). What is left, such as a commit that took long, is found by a
+-- check of all indexes every ten seconds, or after a verb that took long (check_marks).
 
 -- Returns the newest mark of a place, or one without a number.
 CREATE FUNCTION @.newest_mark(of_kind text, of_queue text DEFAULT '', of_rank integer DEFAULT 0) RETURNS @.marks LANGUAGE plpgsql
@@ -35,13 +36,16 @@ DECLARE
 BEGIN
     SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank ORDER BY gen DESC, n DESC LIMIT 1;
     is_lower := CASE WHEN newest.n IS NULL THEN of_kind = 'ready' ELSE (new_at, new_seq) < (newest.at, newest.seq) END;
+    IF newest.n IS NULL THEN
+        new_at := 0;
+        new_seq := 0;
+    END IF;
     IF is_lower THEN
-        INSERT INTO @.marks (kind, queue, rank, gen, at, seq, set_at) VALUES (
-            of_kind, of_queue, of_rank, greatest(@.wall(NULL), newest.gen + 1), CASE WHEN newest.n IS NULL THEN 0 ELSE new_at END,
-            CASE WHEN newest.n IS NULL THEN 0 ELSE new_seq END, now_at
-        );
+        INSERT INTO @.marks (kind, queue, rank, gen, n, at, seq, set_at)
+        VALUES (of_kind, of_queue, of_rank, coalesce(newest.gen, 0) + 1, -new_at - 1, new_at, new_seq, now_at);
     ELSIF of_kind = 'ready' AND newest.set_at < now_at - 10000000 THEN
-        INSERT INTO @.marks (kind, queue, rank, gen, at, seq, set_at) VALUES (of_kind, of_queue, of_rank, newest.gen, newest.at, newest.seq, now_at);
+        INSERT INTO @.marks (kind, queue, rank, gen, n, at, seq, set_at)
+        VALUES (of_kind, of_queue, of_rank, newest.gen, newest.n + 1, newest.at, newest.seq, now_at);
     END IF;
     RETURN is_lower;
 END
@@ -56,7 +60,7 @@ BEGIN
         new_seq := 0;
     END IF;
     IF (new_at, new_seq) > (m.at, m.seq) AND m.set_at NOT BETWEEN now_at - 200000 AND now_at THEN
-        INSERT INTO @.marks (kind, queue, rank, gen, at, seq, set_at) VALUES (m.kind, m.queue, m.rank, m.gen, new_at, new_seq, now_at);
+        INSERT INTO @.marks (kind, queue, rank, gen, n, at, seq, set_at) VALUES (m.kind, m.queue, m.rank, m.gen, new_at, new_at, new_seq, now_at);
     END IF;
 END
 $$;
@@ -227,7 +231,7 @@ CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS
 #variable_conflict use_column
 BEGIN
     DELETE FROM @.marks AS old USING (SELECT DISTINCT ON (kind, queue, rank) * FROM @.marks ORDER BY kind, queue, rank, gen DESC, n DESC) AS newest
-    WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.rank = old.rank AND newest.n <> old.n;
+    WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.rank = old.rank AND (newest.gen, newest.n) > (old.gen, old.n);
     DELETE FROM @.marks AS old WHERE kind = 'ready' AND set_at < now_at - 20000000 AND (@.first_ready(old)).due_at IS NULL;
     DELETE FROM @.requests AS old USING (SELECT session, max(request) AS request FROM @.requests GROUP BY session) AS newest
     WHERE newest.session = old.session AND newest.request > old.request;

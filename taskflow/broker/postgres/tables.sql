@@ -57,9 +57,9 @@ COMMENT ON TABLE @.requests IS 'The requests by which sessions have claimed jobs
 
 -- --- marks and counts --------------------------------------------------------------------------------
 
--- How far an ordered index has been read: in a place of this kind, no live row is known before (at, seq). Of a place the newest row of the
--- highest `gen` counts; others are never read, and are dropped now and then. Rows are added and never changed, because all versions of a row that changes
--- often would have to be read while a long transaction keeps them.
+-- How far an ordered index has been read: in a place of this kind, no live row is known before (at, seq). Of a place the row with the highest
+-- `gen` and `n` counts; others are never read, and are dropped now and then. Rows are added and never changed, because all versions of a
+-- row that changes often would have to be read while a long transaction keeps them.
 --
 -- kind     place              order                 written by
 -- ready    queue, -priority   jobs_ready            every function that makes a job ready, and claims
@@ -72,13 +72,13 @@ CREATE TABLE @.marks (
     queue text COLLATE "C" NOT NULL DEFAULT '',
     rank smallint NOT NULL DEFAULT 0,
     gen bigint NOT NULL DEFAULT 0,
-    n bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
+    n bigint NOT NULL DEFAULT 0,
     at bigint NOT NULL,
     seq bigint NOT NULL DEFAULT 0,
     set_at bigint NOT NULL
 ) WITH (autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.marks IS 'Low-water marks: where to begin to read an index of jobs.';
-CREATE UNIQUE INDEX marks_newest ON @.marks (kind, queue, rank, gen DESC, n DESC);
+CREATE INDEX marks_newest ON @.marks (kind, queue, rank, gen DESC, n DESC);
 
 -- The changes that a function has made in a queue, one row each, so that none waits for another: `n` jobs moved with an event from one
 -- status to another. `late`: a job became ready or scheduled in a transaction that may last long; see low_water_marks.sql.

@@ -287,8 +287,10 @@ class PostgresListener(Listener):
 
 
 class Claiming(NamedTuple):
-    """A claim in progress. If it gets fewer jobs than its limit, the listener's note with the number `note` replaces the `former` ones, and
-    says that it waits for `every` topic of jobs for which somebody waits here, not just for the `topics` of the claim."""
+    """A claim in progress. If it gets fewer jobs than its limit, the note with the number `note` replaces the listener's `former` notes.
+
+    The note names `every` topic of jobs for which a worker waits here, not just the `topics` of the claim.
+    """
 
     listener: PostgresListener
     topics: Sequence[str]

@@ -219,6 +219,27 @@ async def test_the_first_jobs_of_a_queue_are_all_found_whoever_commits_first(wor
     assert [lease.envelope.id for lease in await work.claim()] == [early.id, late.id]
 
 
+@pytest.mark.parametrize("order", [(5, 7), (7, 5)], ids=["the lower one first", "the lower one last"])
+async def test_of_two_marks_that_are_lowered_at_once_the_lower_one_counts(
+    store: Store, work: Work, stranger: asyncpg.Connection, order: tuple[int, int]
+) -> None:
+    """Also against one that is raised meanwhile from the former mark."""
+    await work.broker.read([])
+    newest = "SELECT (taskflow.newest_mark('ready', 'default', 0)).at"
+    lower = "SELECT taskflow.lower_mark('ready', 'default', 0, $1, 0, 1000000)"
+    first, second = await asyncpg.connect(store.url), await asyncpg.connect(store.url)
+    await first.execute("INSERT INTO taskflow.marks (kind, queue, at, set_at) VALUES ('ready', 'default', 10, 0)")
+    await stranger.execute("BEGIN; SELECT taskflow.raise_mark(taskflow.newest_mark('ready', 'default', 0), 20, 0, 900000)")
+    for connection, at in zip((first, second), order, strict=True):
+        await connection.execute("BEGIN")
+        assert await connection.fetchval(lower, at)
+    for connection in (first, second, stranger):
+        await connection.execute("COMMIT")
+    assert await stranger.fetchval(newest) == 5
+    for connection in (first, second):
+        await connection.close()
+
+
 async def test_what_is_handed_back_is_found_where_it_stood(work: Work) -> None:
     """At once, though the mark has passed it long ago."""
     old = an_envelope()

@@ -604,8 +604,8 @@ async def test_nobody_reads_former_notes_that_a_long_transaction_keeps(store: St
     )
     for call in (
         "SELECT taskflow.has_note('queue:default')",
-        "SELECT taskflow.nudge('queue:default', 1)",
-        "SELECT taskflow.note_idle('one', ARRAY[2000], 2001, ARRAY['queue:default', 'queue:other'])",
+        "SELECT taskflow.notify(NULL, ARRAY['queue:default'], ARRAY[1::bigint], '{}')",
+        "SELECT taskflow.note_waiting(NULL, 'one', ARRAY[2000::bigint], 2001, ARRAY['queue:default', 'queue:other'], '{}', 0)",
     ):
         await other.fetch(call.replace("2001", "2002"))  # its plans are made
         await other.execute("SELECT taskflow.note_idle('one', ARRAY[2000, 2002], 2000, ARRAY['queue:default', 'queue:other'])")
