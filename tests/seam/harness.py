@@ -8,7 +8,6 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -71,8 +70,8 @@ class SeamStore(ABC):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, capacity: int | None = None, *, is_checked: bool = True) -> AsyncIterator[SeamStore]:
-        """Open an empty store. If not `is_checked`, other programs can write into it what it cannot read."""
+    async def open(cls, capacity: int | None = None) -> AsyncIterator[SeamStore]:
+        """Open an empty store."""
         yield cls()
 
     @abstractmethod
@@ -185,7 +184,7 @@ class MemorySeamStore(SeamStore):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, capacity: int | None = None, *, is_checked: bool = True) -> AsyncIterator[SeamStore]:
+    async def open(cls, capacity: int | None = None) -> AsyncIterator[SeamStore]:
         yield cls(capacity)
 
     async def perform(self, effect: Effect) -> Any:
@@ -211,8 +210,8 @@ class PostgresSeamStore(SeamStore):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, capacity: int | None = None, *, is_checked: bool = True) -> AsyncIterator[SeamStore]:
-        server, clock, database = shared_postgres(), ManualClock(), "postgres" if is_checked else _unchecked_database()
+    async def open(cls, capacity: int | None = None) -> AsyncIterator[SeamStore]:
+        server, clock, database = shared_postgres(), ManualClock(), "postgres"
         target = PostgresTarget(host=HOST, port=server.port, user="postgres", database=database, tls="disable")
         broker = PostgresBroker(target, namespace=_SCHEMA, clock=clock, capacity=capacity)
         other = await asyncpg.connect(server.url(database))
@@ -266,11 +265,7 @@ class PostgresSeamStore(SeamStore):
             store._fetch = fetch
 
     async def spoil(self, ref: Ref) -> bool:
-        table = f"{_SCHEMA}.{TABLES[ref.kind]}"
-        if await self._other.fetchval("SELECT getdatabaseencoding()") != "SQL_ASCII":
-            return False  # the server refuses all that cannot be read
-        await self._other.execute(f"UPDATE {table} SET queue = convert_from('\\x61ff', 'SQL_ASCII') WHERE id = $1", ref.id)
-        return True
+        return False  # the server refuses all that cannot be read
 
 
 class SqliteSeamStore(SeamStore):
@@ -286,7 +281,7 @@ class SqliteSeamStore(SeamStore):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, capacity: int | None = None, *, is_checked: bool = True) -> AsyncIterator[SeamStore]:
+    async def open(cls, capacity: int | None = None) -> AsyncIterator[SeamStore]:
         folder, clock = new_folder("seam"), ManualClock()
         broker = SqliteBroker(folder / "jobs.db", seams=Seams(clock), limits=SpaceLimits(capacity=capacity))
         try:
@@ -334,7 +329,7 @@ class RedisSeamStore(SeamStore):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, capacity: int | None = None, *, is_checked: bool = True) -> AsyncIterator[SeamStore]:
+    async def open(cls, capacity: int | None = None) -> AsyncIterator[SeamStore]:
         if capacity is not None:
             pytest.skip("the room of Redis is a number of bytes, not of jobs: see tests/stores/redis/test_full.py")
         pool = ConnectionPool(RedisTarget(host=HOST, port=shared_redis().port))
@@ -397,13 +392,6 @@ class RedisSeamStore(SeamStore):
 
 
 _SCHEMA: Final = "seam"
-
-
-@cache
-def _unchecked_database() -> str:
-    """Return the name of a database that takes any bytes for text."""
-    shared_postgres().execute("CREATE DATABASE seam_ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
-    return "seam_ascii"
 
 
 STORES: Final[tuple[type[SeamStore], ...]] = (MemorySeamStore, PostgresSeamStore, SqliteSeamStore, RedisSeamStore)

@@ -405,7 +405,7 @@ async def test_unread__any_bytes(store: SeamStore) -> None:
 
 async def test_unread__damage_alone(kind: type[SeamStore]) -> None:
     """A header that cannot be read is reported as damage. The records beside it are read as ever, and it can be dropped."""
-    async with kind.open(is_checked=False) as store:
+    async with kind.open() as store:
         spoilt, sound = await store.job(), await store.job()
         before = await store.found(spoilt)
         if not await store.spoil(spoilt):

@@ -112,7 +112,7 @@ class PostgresBroker(EngineBroker):
                     while not isinstance(effect, Apply):
                         effect = advance(operation, answer)
                         answer = await store.perform(effect)
-            except (BrokerError, UnicodeDecodeError):
+            except BrokerError:
                 return effect, await self.store.perform(effect)
         for tell in told:
             tell()
@@ -231,13 +231,13 @@ class PostgresBroker(EngineBroker):
         if not self._is_prepared:
             await self._prepare(connections)
         try:
-            return await connections.fetch(statement, *arguments, within=within)
+            return await connections.pool.fetch(statement, *arguments, within=within)
         except BrokerError as error:
             if not was_dropped(error):
                 raise
             self._is_prepared = False
             await self._prepare(connections)
-        return await connections.fetch(statement, *arguments, within=within)
+        return await connections.pool.fetch(statement, *arguments, within=within)
 
     def _statement(self, name: str, arguments: int) -> str:
         places = ", ".join(f"${number}" for number in range(1, arguments + 1))
@@ -305,12 +305,12 @@ class PostgresBroker(EngineBroker):
 
         async def look() -> None:
             """Check the low-water marks, and wake listeners for jobs found behind them."""
-            [row] = await connections.fetch(self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
+            [row] = await connections.pool.fetch(self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
                 connections.notify(parse_wakeups(row["wakeups"]))
 
         connections.look = look
-        connections.forget = lambda listener: connections.fetch(self._statement("forget_listener", 1), listener, within=CLOSE_TIMEOUT)
+        connections.forget = lambda listener: connections.pool.fetch(self._statement("forget_listener", 1), listener, within=CLOSE_TIMEOUT)
         return connections
 
 

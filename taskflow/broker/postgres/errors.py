@@ -132,11 +132,6 @@ def was_about_a_value(error: BaseException) -> bool:
     return state[:2] in ("22", "54") or state in ("23502", "23514")
 
 
-def is_no_utf8(error: BaseException) -> bool:
-    """Return True if the server cannot send some text in its rows as UTF-8."""
-    return isinstance(error.__cause__, asyncpg.CharacterNotInRepertoireError | asyncpg.UntranslatableCharacterError)
-
-
 def is_read_only(error: Exception) -> bool:
     """Return True if the server is no longer a primary. The statement had no effect."""
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "25006"

@@ -347,9 +347,8 @@ CREATE FUNCTION @.id_text(id bytea) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT encode(id, 'hex')::uuid::text
 $$;
 
--- An SQL_ASCII database checks nothing, and may contain bytes that are not UTF-8.
 CREATE FUNCTION @.utf8(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-    SELECT pg_catalog.convert_to(words, CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END::pg_catalog.name)
+    SELECT pg_catalog.convert_to(words, 'UTF8')
 $$;
 
 CREATE FUNCTION @.is_paused(of_queue text) RETURNS boolean LANGUAGE plpgsql STABLE AS $$

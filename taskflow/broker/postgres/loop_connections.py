@@ -11,9 +11,7 @@ from typing import Any, Final
 
 from taskflow.broker import topics as names
 from taskflow.broker.duty import Duty
-from taskflow.broker.postgres import rows
 from taskflow.broker.postgres.connect.pool import ConnectionPool
-from taskflow.broker.postgres.errors import is_no_utf8
 from taskflow.broker.postgres.wakeups import EVERYTHING, PostgresListener
 from taskflow.model.errors import BrokerError
 
@@ -135,17 +133,6 @@ class LoopConnections:
         self.notifier = notifier
         self.preparing = asyncio.Lock()
         self.turn = asyncio.Lock()  # operations that lock records go one after the other
-
-    async def fetch(self, statement: str, *arguments: Any, within: float) -> list[Any]:
-        """Return the rows of a statement. If some text cannot be sent or decoded as UTF-8, fetch all text as bytes, so that a bad name
-        affects only its own row."""
-        try:
-            return await self.pool.fetch(statement, *arguments, within=within)
-        except (UnicodeDecodeError, BrokerError) as error:
-            if isinstance(error, BrokerError) and not is_no_utf8(error):
-                raise
-        bare = rows.bare(statement, await self.pool.columns_of(statement))
-        return [rows.BareRow.of(row) for row in await self.pool.fetch(bare, *arguments, within=within)]
 
     def notify(self, topics: Mapping[str, int]) -> None:
         """Wake listeners in this process, and notify those in other processes that have left a note about the topics."""

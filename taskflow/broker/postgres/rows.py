@@ -1,8 +1,8 @@
-"""Decodes rows into records: also those whose text is not UTF-8, and those that come with a notification."""
+"""Decodes rows into records, also those that come with a notification."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
@@ -12,46 +12,8 @@ from taskflow.broker.postgres.changes import PARTS
 from taskflow.broker.postgres.queries import placed
 from taskflow.broker.postgres.tables import JOB
 
-# --- text that is not UTF-8 -----------------------------------------------------------------------------------
-
-
 Row = Any
-"""An asyncpg.Record, a BareRow, or a list of a row's values."""
-
-
-class BareRow(dict[str, Any]):
-    """A row whose text was fetched as bytes by a query from `bare`, because an SQL_ASCII database may contain any bytes."""
-
-    @classmethod
-    def of(cls, row: Any) -> BareRow:
-        return cls((column, _text_of(value) if column in row["bare"] else value) for column, value in row.items())
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        return super().__getitem__(key) if isinstance(key, str) else list(self.values())[key]
-
-
-class NotUtf8(str):
-    """A string decoded from bytes that are not valid UTF-8; the invalid bytes are backslash-escaped."""
-
-
-def _text_of(raw: bytes | None) -> str | None:
-    if raw is None:
-        return None
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return NotUtf8(raw.decode(errors="backslashreplace"))
-
-
-def bare(statement: str, columns: Sequence[tuple[str, str]]) -> str:
-    """Wrap a query so that its text columns are returned as bytes. `columns` holds the name and type of each column.
-
-    The result has one more column, `bare`, which lists the names of the text columns.
-    """
-    names = [column for column, kind in columns if kind == "text"]
-    shown = (f"pg_catalog.convert_to({column}, 'SQL_ASCII') AS {column}" if column in names else column for column, _ in columns)
-    listed = ", ".join(f"'{column}'" for column in names)
-    return f"SELECT {', '.join(shown)}, ARRAY[{listed}]::pg_catalog.text[] AS bare FROM ({statement}) AS it"
+"""An asyncpg.Record, or a list of a row's values."""
 
 
 # --- rows that come with a notification -----------------------------------------------------------------------
@@ -104,8 +66,6 @@ def _rev(number: int) -> Rev:
 
 def record_of(row: Row) -> Record:
     """Return the record in a row of the type `row`."""
-    if isinstance(row, BareRow):
-        return _bare_record(row)
     kind = row[1]
     if kind == Kind.JOB:
         header = dict(zip(_JOB_NAMES, row[_FIRST:_END_OF_HEADER], strict=True))
@@ -114,23 +74,9 @@ def record_of(row: Row) -> Record:
     return Record(Ref(kind, row[2]), _rev(row[3]), header, *row[_END_OF_HEADER : _END_OF_HEADER + 4])
 
 
-def _bare_record(row: BareRow) -> Record:
-    kind = row["kind"]
-    header = {name: row[_COLUMNS[at]] for at, name in _FIELDS[kind]}
-    sent, state, content = (row[part] for part in PARTS)
-    return Record(Ref(kind, row["id"]), _rev(row["rev"]), header, sent, state, content, _with_names(row["damage"], header))
-
-
-def _with_names(damage: str | None, header: dict[str, Any]) -> str | None:
-    """Add to the damage the names that are not UTF-8."""
-    lines = [f"{name}\t{value}" for name, value in header.items() if isinstance(value, NotUtf8)]
-    return "\n".join([*([damage] if damage else []), *lines]) or None
-
-
 def leased_record(row: Row, session: bytes) -> Record:
     """Return a job that a claim has leased. Its header has no more than a lease needs."""
-    values = row.values() if isinstance(row, BareRow) else row
-    job_id, rev, flags, priority, queue, job, created_at, due_at, expires_at, epoch, claim, _, sent, state, content, damage, *_ = values
+    job_id, rev, flags, priority, queue, job, created_at, due_at, expires_at, epoch, claim, _, sent, state, content, damage, *_ = row
     header = {
         "flags": flags,
         "priority": priority,
@@ -143,8 +89,6 @@ def leased_record(row: Row, session: bytes) -> Record:
         "session": session,
         "claim": claim,
     }
-    if values is not row:
-        damage = _with_names(damage, header)
     return Record(Ref(Kind.JOB, job_id), _rev(rev), header, sent, state, content, damage)
 
 

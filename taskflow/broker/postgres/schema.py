@@ -227,13 +227,15 @@ async def _opened(pool: ConnectionPool, *, within: float | None) -> AsyncIterato
 
 
 async def _check_server(connection: asyncpg.Connection, place: str) -> None:
-    [(version, is_standby)] = await connection.fetch(
-        "SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_is_in_recovery()"
+    [(version, is_standby, encoding)] = await connection.fetch(
+        "SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_is_in_recovery(), pg_catalog.getdatabaseencoding()"
     )
     if version < OLDEST_SERVER:
         raise BrokerRefused(f"PostgreSQL {version // 10_000} at {place} is too old: taskflow needs 14 or newer")
     if is_standby:
         raise BrokerRefused(f"PostgreSQL at {place} is a read-only standby: name the primary in the broker URL")
+    if encoding == "SQL_ASCII":
+        raise BrokerRefused(f"PostgreSQL at {place}: the database has the encoding SQL_ASCII, which checks no text: use one with UTF8")
 
 
 # --- who owns it ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import pytest
 from taskflow.broker.console import View
 from taskflow.broker.postgres import PostgresBroker, PostgresTarget, sql_files
 from taskflow.broker.postgres.connect.pool import ConnectionPool
-from taskflow.broker.postgres.rows import bare
 from taskflow.broker.protocol import Broker
 from taskflow.model.audit import Act
 from taskflow.model.envelope import OnConflict
@@ -232,4 +231,3 @@ async def go_through_transactions(world: World) -> None:
         )
         caller.execute("SELECT taskflow.enqueue('work')")
         caller.execute("SELECT taskflow.wall(NULL)")
-        caller.execute(bare("SELECT name FROM taskflow.sessions", [("name", "text")]))  # what is asked if a text is no UTF-8

@@ -98,3 +98,14 @@ def test_a_database_that_is_read_only(cli: Cli) -> None:
     database = server.new_database()
     server.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     exits_by_broker(cli, server.url(database), "read-only transaction", look=MISSING)
+
+
+async def test_a_database_that_checks_no_text() -> None:
+    server = shared_postgres()
+    name = server.new_database() + "_ascii"
+    server.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    broker = connect(server.url(name))
+    with pytest.raises(BrokerRefused, match="the database has the encoding SQL_ASCII, which checks no text: use one with UTF8"):
+        await broker.read([bytes(16)])
+    await broker.close()
+    server.drop_database(name)

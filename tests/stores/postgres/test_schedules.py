@@ -10,13 +10,11 @@ import asyncpg
 import pytest
 
 from taskflow.broker.protocol import Added, Broker, Refused
-from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.schedule import Amendment, Definition, Firing, Offer, ScheduleRecord
-from taskflow.model.session import Beat, Session
+from taskflow.model.session import Beat
 from taskflow.model.stored_values import LATEST
 from tests.stores.postgres.counts import SESSION, Call, Store, new_id
-from tests.support.postgres import shared_postgres
 from tests.support.waiting import until
 
 T = TypeVar("T")
@@ -148,25 +146,6 @@ async def test_a_value_that_the_server_admits_stops_no_schedule_beside_it(
     await broker.beat(Beat(session=SESSION, leaving=True))
     await broker.upkeep(10)
     assert (await named(broker, "other")).asleep_since is not None
-
-
-async def test_text_that_is_no_utf8_may_be_the_name_of_a_schedule_or_a_session() -> None:
-    """An SQL_ASCII database takes any bytes for text."""
-    server = shared_postgres()
-    database = server.new_database() + "_ascii"
-    server.execute(f"CREATE DATABASE {database} ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
-    broker, bad = connect(server.url(database)), "'\\x6e61efff'::bytea"
-    await broker.register(Session(id=SESSION, name="it"))
-    await broker.define([a_definition("ä ☃"), a_definition("spoilt")], SESSION)
-
-    server.execute(f"UPDATE taskflow.schedules SET id = {bad} WHERE id = 'spoilt'", database)
-    server.execute(f"UPDATE taskflow.sessions SET name = convert_from({bad}, 'SQL_ASCII')", database)
-
-    assert "ä ☃" in {offer.name for offer in (await broker.upkeep(10)).offers}
-    assert (await named(broker, "ä ☃")).declarers == ("na\\xef\\xff",)
-    assert "ä ☃" in {record.name for record in await broker.console.schedules()}
-    await broker.close()
-    server.drop_database(database)
 
 
 # --- costs ------------------------------------------------------------------------------------------------

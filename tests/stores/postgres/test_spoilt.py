@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 import tracemalloc
-from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import asyncpg
@@ -12,16 +11,12 @@ import pytest
 from msgspec import structs
 
 from taskflow import BrokerRefused
-from taskflow.broker.console import View
 from taskflow.broker.protocol import Broker
-from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.record import Record
-from taskflow.model.session import Session
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, new_id
 from tests.support.listing import listed
-from tests.support.postgres import shared_postgres
 from tests.support.verdicts import failed, succeeded
 
 REFUSED: Final[dict[str, tuple[str, ...]]] = {
@@ -113,55 +108,8 @@ async def test_a_verdict_that_cannot_be_written_fails_alone(broker: Broker, fiel
 # --- text that is no UTF-8 -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def ascii_database() -> AsyncIterator[str]:
-    """In SQL_ASCII, which takes any bytes for text."""
-    server = shared_postgres()
-    name = server.new_database() + "_ascii"
-    server.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
-    yield name
-    server.drop_database(name)
-
-
 BAD: Final = "convert_from('\\x6e61efff', 'SQL_ASCII')"
 """A text of these bytes."""
-
-
-@pytest.mark.parametrize("column", ["job", "queue"])
-async def test_a_name_that_is_no_utf8_spoils_its_own_job(ascii_database: str, column: str) -> None:
-    server = shared_postgres()
-    broker = connect(server.url(ascii_database))
-    await broker.register(Session(id=SESSION, name="it"))
-    envelopes = [an_envelope() for _ in range(3)]
-    await broker.enqueue(envelopes)
-    server.execute(f"UPDATE taskflow.jobs SET {column} = {BAD} WHERE id = '\\x{envelopes[1].id.hex()}'", ascii_database)
-    server.execute("SELECT convert_to(taskflow.check_marks(NULL), 'SQL_ASCII')", ascii_database)
-
-    records = await broker.read([envelope.id for envelope in envelopes])
-    assert [unreadable_of(record) for record in records] == [[], [column], []]
-    leases = await broker.claim(SESSION, 1, [], 10)
-    assert {lease.envelope.id: [field.column for field in lease.unreadable] for lease in leases} == {
-        envelope.id: [column] if number == 1 else [] for number, envelope in enumerate(envelopes)
-    }
-    assert await broker.settle([failed(lease) if lease.unreadable else succeeded(lease) for lease in leases]) == [Settled.OK] * 3
-    assert len(await listed(broker.console)) == 3
-    await broker.console.metrics()
-    await broker.console.queues()
-    await broker.upkeep(100)
-    assert await broker.console.purge(View()) == 3
-    await broker.close()
-
-
-async def test_a_session_whose_name_is_no_utf8_works_on(ascii_database: str) -> None:
-    server = shared_postgres()
-    broker = connect(server.url(ascii_database))
-    await broker.register(Session(id=SESSION, name="it"))
-    server.execute(f"UPDATE taskflow.sessions SET name = {BAD}", ascii_database)
-    await broker.enqueue([an_envelope()])
-    [lease] = await broker.claim(SESSION, 1, [], 10)
-    assert len(await broker.console.workers()) == 1
-    assert await broker.settle([succeeded(lease)]) == [Settled.OK]
-    await broker.close()
 
 
 def unreadable_of(record: Record | None) -> list[str]:

@@ -79,16 +79,6 @@ class ConnectionPool:
         except ERRORS as error:
             raise self.broker_error(error) from error
 
-    async def columns_of(self, statement: str) -> list[tuple[str, str]]:
-        """Return the name and type of each of the statement's columns."""
-        try:
-            async with self._semaphore:
-                connection = await self._acquire(statement)
-                prepared = await self._over(connection, partial(connection.prepare, statement), ANSWER_WITHIN)
-        except ERRORS as error:
-            raise self.broker_error(error) from error
-        return [(column.name, column.type.name) for column in prepared.get_attributes()]
-
     def broker_error(self, error: Exception) -> BrokerError:
         return broker_error(error, str(self.server), self._schema, self.server.user)
 
