@@ -424,7 +424,7 @@ async def test_unread__damage_alone(kind: type[SeamStore]) -> None:
 
 async def test_unread__addition_keeps_bytes() -> None:
     """An addition to a record that no script can read changes nothing. SQL stores add to a column of its own."""
-    async with RedisSeamStore.open(is_checked=False) as store:
+    async with RedisSeamStore.open() as store:
         assert isinstance(store, RedisSeamStore)
         held = await store.job({"status": HELD, "awaits": 1})
         rev, cut = await store.rev(held), (await store.bytes_of(held))[:12]

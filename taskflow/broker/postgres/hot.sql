@@ -200,20 +200,12 @@ DECLARE
     last_seq bigint;
 BEGIN
     WITH chosen AS MATERIALIZED (
-        (SELECT id, ended_at, seq FROM @.jobs
-        WHERE are_failed AND status > S.RUNNING AND status < S.BURIED AND status = S.FAILED AND queue = of_queue AND (ended_at, seq) >= (m.at, m.seq)
-        ORDER BY ended_at, seq LIMIT most)
-        UNION ALL
-        (SELECT id, ended_at, seq FROM @.jobs
-        WHERE NOT are_failed AND status > S.RUNNING AND status < S.BURIED AND status = S.SUCCEEDED AND queue = of_queue
-            AND (ended_at, seq) >= (m.at, m.seq)
-        ORDER BY ended_at, seq LIMIT most)
-        UNION ALL
-        (SELECT id, ended_at, seq FROM @.jobs
-        WHERE NOT are_failed AND status > S.RUNNING AND status < S.BURIED AND status = S.CANCELLED AND queue = of_queue
-            AND (ended_at, seq) >= (m.at, m.seq)
-        ORDER BY ended_at, seq LIMIT most)
-        ORDER BY ended_at, seq LIMIT most
+        SELECT ended.* FROM unnest(CASE WHEN are_failed THEN ARRAY[S.FAILED] ELSE ARRAY[S.SUCCEEDED, S.CANCELLED] END) AS one (status)
+        CROSS JOIN LATERAL (
+            SELECT id, ended_at, seq FROM @.jobs
+            WHERE jobs.status > S.RUNNING AND jobs.status < S.BURIED AND jobs.status = one.status AND queue = of_queue AND (ended_at, seq) >= (m.at, m.seq)
+            ORDER BY ended_at, seq LIMIT most
+        ) AS ended ORDER BY ended_at, seq LIMIT most
     ), locked AS MATERIALIZED (
         SELECT id, status, flags FROM @.jobs WHERE id = ANY (ARRAY(SELECT id FROM chosen)) AND status + 0 BETWEEN S.SUCCEEDED AND S.CANCELLED
         ORDER BY id FOR UPDATE SKIP LOCKED
@@ -237,63 +229,40 @@ BEGIN
 END
 $$;
 
--- Buries ended jobs that need not be kept any longer, then forgets ids.
+-- Buries ended jobs that need not be kept any longer, and forgets ids: those among the first that are due.
 CREATE FUNCTION @.drop_faded(now_at bigint, most integer, repeat_for bigint, new_rev bigint, OUT moved bigint, OUT tied bytea[], OUT has_more boolean)
 LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
 DECLARE
     m @.marks := @.newest_mark('fade');
-    last_at bigint;
-    last_id bytea;
-    buried_ids bytea[];
-    until bigint;
-    forgotten bigint;
+    looked_at bigint;
+    left_over bigint;
+    first_at bigint;
 BEGIN
-    moved := 0;
-    tied := '{}';
-    has_more := false;
-    SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
-    IF last_at <= now_at IS NOT TRUE THEN
-        PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at);
-        RETURN;
-    ELSIF most <= 0 THEN
-        has_more := true;
-        RETURN;
-    END IF;
-    -- After a burst, very many ids may be due to be forgotten. Reading all of them in each call would cost the square of their number.
-    SELECT fade_at INTO until FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id OFFSET most + 1000 LIMIT 1;
     WITH first AS MATERIALIZED (
-        SELECT id, status, flags, fade_at FROM @.jobs WHERE fade_at >= m.at AND fade_at <= least(now_at, until) AND status < S.BURIED
-        ORDER BY fade_at, id LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT id, status, flags, fade_at FROM @.jobs WHERE fade_at >= m.at AND fade_at <= now_at
+        ORDER BY fade_at, id LIMIT greatest(0, most) + 1000 FOR UPDATE SKIP LOCKED
+    ), faded AS MATERIALIZED (
+        SELECT id, status, flags FROM first WHERE status < S.BURIED ORDER BY fade_at, id LIMIT greatest(0, most)
+    ), forgotten AS (
+        DELETE FROM @.jobs WHERE id = ANY (ARRAY(SELECT id FROM first WHERE status = S.BURIED))
     ), buried AS (
         UPDATE @.jobs AS r SET status = S.BURIED, rev = new_rev, cause = NULL, fade_at = least(r.ended_at, P.LATEST) + repeat_for,
             sent = NULL, state = NULL, content = NULL
-        FROM first WHERE r.id BETWEEN first.id AND first.id AND first.flags & @TAGGED = 0
-        RETURNING r.queue, first.status AS status, first.fade_at AS faded_at, r.id AS id
+        FROM faded WHERE r.id BETWEEN faded.id AND faded.id AND faded.flags & @TAGGED = 0
+        RETURNING r.queue, faded.status AS status, r.fade_at
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, n) SELECT queue, E.DROP, status, count(*) FROM buried GROUP BY queue, status
     )
-    SELECT (SELECT count(*) FROM buried), (SELECT fade_at FROM first ORDER BY fade_at DESC, id DESC LIMIT 1),
-        (SELECT id FROM first ORDER BY fade_at DESC, id DESC LIMIT 1), ARRAY(SELECT id FROM buried), ARRAY(SELECT id FROM first WHERE flags & @TAGGED <> 0)
-    INTO moved, last_at, last_id, buried_ids, tied;
-    -- If the limit is used up, forget only ids that were due before the last job that was buried.
-    IF moved + cardinality(tied) < most THEN
-        last_at := now_at + 1;
-        last_id := '';
-    ELSE
-        has_more := true;
+    SELECT (SELECT count(*) FROM buried), (SELECT min(fade_at) FROM buried), ARRAY(SELECT id FROM faded WHERE flags & @TAGGED <> 0),
+        (SELECT count(*) FROM first), (SELECT count(*) FROM first WHERE status < S.BURIED) - (SELECT count(*) FROM faded)
+    INTO moved, first_at, tied, looked_at, left_over;
+    has_more := looked_at = greatest(0, most) + 1000 OR left_over > 0 OR coalesce(first_at <= now_at, false);
+    PERFORM @.lower_mark('fade', '', 0, first_at, 0, now_at) WHERE moved > 0;
+    IF m.set_at NOT BETWEEN now_at - 200000 AND now_at THEN
+        SELECT fade_at INTO first_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
+        PERFORM @.raise_mark(m, coalesce(first_at, now_at), 0, now_at);
     END IF;
-    WITH old AS MATERIALIZED (
-        SELECT id FROM @.jobs WHERE status = S.BURIED AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id)
-        ORDER BY fade_at, id LIMIT 1000 FOR UPDATE SKIP LOCKED
-    )
-    DELETE FROM @.jobs WHERE id = ANY (ARRAY(SELECT id FROM old));
-    GET DIAGNOSTICS forgotten = ROW_COUNT;
-    has_more := has_more OR forgotten = 1000;
-    DELETE FROM @.jobs WHERE id = ANY (buried_ids) AND (fade_at, id) < (last_at, last_id);
-    SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
-    PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at);
-    PERFORM @.lower_mark('fade', '', 0, min(fade_at), 0, now_at) FROM @.jobs WHERE id = ANY (buried_ids) HAVING count(*) > 0;
 END
 $$;
 

@@ -153,7 +153,8 @@ async def test_a_lone_job_takes_six_calls_however_many_workers_idle(store: Store
             for _ in range(4):
                 await lone_result(broker, waiter)
                 await asyncio.sleep(0.1)
-    del asked["look_for"]  # if the machine is slow
+    for call in ("look_for", "check_marks"):  # if the machine is slow
+        del asked[call]
     assert asked.pop("notify") <= 8  # fewer if the machine is slow and a job ends before its waiter is noted
     assert asked == {"add": 4, "load_awaiting": 4, "claim": 4, "succeed": 4}
     await waiter.close()
