@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,18 +23,18 @@ def modules() -> dict[str, Path]:
     return {_dotted(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
-def modules_of_tests() -> dict[str, Path]:
-    """Return every module with tests in it by its dotted name."""
-    files = sorted((ROOT / "tests").rglob("*.py"))
-    return {_dotted(file): file for file in files if file.name.startswith(("test_", "long_", "nightly_"))}
+@cache
+def nodes_of(file: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(file.read_text())))
 
 
+@cache
 def imports_of(file: Path, known: frozenset[str]) -> set[Imported]:
     """The modules of the package that a file imports, wherever in it."""
-    tree = ast.parse(file.read_text())
-    typed = {id(inner) for node in ast.walk(tree) if _is_type_checking(node) for inner in ast.walk(node)}
+    nodes = nodes_of(file)
+    typed = {id(inner) for node in nodes if _is_type_checking(node) for inner in ast.walk(node)}
     found = set[Imported]()
-    for node in ast.walk(tree):
+    for node in nodes:
         found |= {Imported(module, id(node) in typed) for module in _targets(node, known)}
     return found
 
@@ -46,7 +47,7 @@ def _targets(node: ast.AST, known: frozenset[str]) -> set[str]:
 
 def all_imported_names(file: Path) -> set[str]:
     """The first part of every name that a file imports: "asyncio", "msgpack", "taskflow"."""
-    names = {name for node in ast.walk(ast.parse(file.read_text())) for name in _named(node)}
+    names = {name for node in nodes_of(file) for name in _named(node)}
     return {name.partition(".")[0] for name in names}
 
 

@@ -13,9 +13,8 @@ from typing import Final
 import pytest
 
 from tests.conformance import clauses
-from tests.conformance.mutants import MUTANTS
-from tests.conformance.test_mutants import failing
-from tests.support.harnesses import BROKERS, StoreHarness
+from tests.conformance.mutants import MUTANTS, harness_of
+from tests.support.harnesses import BROKERS, ReferenceHarness, StoreHarness
 
 BESIDE: Final = {
     "moves": "tests that each legal move is made, on every broker",
@@ -29,8 +28,8 @@ def main() -> int:
     tests = clauses.clause_tests()
     claimed = {test.clause for test in tests}
     print(f"{len(clauses.clauses()):5} clauses in the contract, {len(claimed)} of them claimed by {len(tests)} tests")
-    failures = sum(_report(harness) for harness in BROKERS)
-    caught = sum(_is_caught_exactly(mutant.__name__, failing(mutant).keys(), mutant.breaks) for mutant in MUTANTS)
+    failures = _report(ReferenceHarness) + sum(map(_report, BROKERS))
+    caught = sum(_is_caught_exactly(mutant.__name__, clauses.failing(harness_of(mutant)), mutant.breaks) for mutant in MUTANTS)
     print(f"{caught:5} of {len(MUTANTS)} mutants caught, each by the clauses named for it and no other")
     failures += sum(_run(module, what) for module, what in BESIDE.items())
     return 1 if failures or caught < len(MUTANTS) else 0

@@ -98,6 +98,15 @@ def run_all(harness: type[StoreHarness], *, of: Container[str] | None = None) ->
                 yield test, runner.run(_outcome(test, harness))
 
 
+def failing(harness: type[StoreHarness], *, of: Container[str] | None = None) -> dict[str, list[str]]:
+    """Return the clauses that fail on that kind of store, with the tests of each that do."""
+    noticed = dict[str, list[str]]()
+    for test, error in run_all(harness, of=of):
+        if error is not None and not isinstance(error, Skipped):
+            noticed.setdefault(test.clause, []).append(test.name)
+    return noticed
+
+
 async def _outcome(test: ClauseTest, harness: type[StoreHarness]) -> BaseException | None:
     try:
         async with World(harness) as world:

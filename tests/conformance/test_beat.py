@@ -12,7 +12,7 @@ from taskflow.model.errors import SessionLost
 from taskflow.model.record import Record, Status
 from taskflow.model.session import Beat, BeatAnswer, Report
 from taskflow.model.verdict import Progress, Settled
-from tests.support.verdicts import handed_back, parked, succeeded
+from tests.support.verdicts import handed_back, succeeded
 from tests.support.world import World, ids_of
 
 NOTHING = BeatAnswer()
@@ -89,35 +89,10 @@ async def test_beat_dead__said_to_have_died(world: World) -> None:
     assert await world.record(lease) == record
 
 
-async def test_beat_dead__whose_death_comes_late(world: World) -> None:
-    """Whoever is told of a death that it knows of, or of one whom it never knew, says so and does nothing."""
-    reaped = await world.a_session()
-    lease = await world.running(reaped)
-    await world.reap(reaped)
-    record = await world.record(lease)
-
-    for session in (reaped, world.an_unregistered_session()):
-        with pytest.raises(SessionLost):
-            await world.die(session)
-
-    assert await world.record(lease) == record
-
-
 async def test_beat_dead__unknown(world: World) -> None:
     """A session that never registered is told so: a store that lost its tail does not know who it is."""
     with pytest.raises(SessionLost):
         await world.beat(world.an_unregistered_session())
-
-
-async def test_beat_extends__while_it_looks(world: World) -> None:
-    """Also by a beat that asks what there is to do."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    for _ in range(5):
-        world.clock.advance(session.ttl)
-        answer = await world.broker.beat(Beat(session=session.id, claims=(lease.claim,), seen=1, looks=True))
-        assert (answer.lost, answer.ghosts) == ((), 0)
-        assert (await world.upkeep()).reaped == 0
 
 
 async def test_beat_late(world: World) -> None:
@@ -148,16 +123,6 @@ async def test_beat_lost(world: World) -> None:
     assert answer == BeatAnswer(lost=(ended.claim, back.claim, foreign.claim))
 
 
-async def test_beat_lost__leased_to_it_anew(world: World) -> None:
-    """The old claim of a job that the session has again under a new one is lost."""
-    session = await world.a_session()
-    old = await world.running(session)
-    await world.settle(handed_back(old))
-    [new] = await world.claim(session)
-
-    assert await world.beat(session, old, new) == BeatAnswer(lost=(old.claim,))
-
-
 async def test_beat_lost__never_given(world: World) -> None:
     """A claim id that the store never gave is lost: it may have given it before it lost its tail."""
     session = await world.a_session()
@@ -179,17 +144,6 @@ async def test_beat_lost__after_the_tail_was_lost(world: World) -> None:
     assert await world.beat(session, old) == BeatAnswer(lost=(old.claim,))
 
 
-async def test_beat_lost__while_it_looks(world: World) -> None:
-    """Also to a beat that asks what there is to do."""
-    session = await world.a_session()
-    held, ended = await world.running(session), await world.running(session)
-    await world.settle(succeeded(ended))
-
-    answer = await world.broker.beat(Beat(session=session.id, claims=(held.claim, ended.claim), seen=2, looks=True))
-
-    assert answer.lost == (ended.claim,)
-
-
 async def test_beat_stopping(world: World) -> None:
     """A run that was asked to stop is named at every beat until it ends; others are not."""
     session = await world.a_session()
@@ -200,15 +154,6 @@ async def test_beat_stopping(world: World) -> None:
         assert await world.beat(session, other, asked) == BeatAnswer(stopping=(asked.claim,))
     await world.settle(succeeded(asked))
     assert await world.beat(session, other, asked) == BeatAnswer(lost=(asked.claim,))
-
-
-async def test_beat_stopping__only_what_it_names(world: World) -> None:
-    """What the session does not name, it is not told of."""
-    session = await world.a_session()
-    asked = await world.running(session)
-    await world.cancel(asked)
-
-    assert await world.beat(session) == NOTHING
 
 
 async def test_beat_stopping__while_it_looks(world: World) -> None:
@@ -242,28 +187,6 @@ async def test_beat_ghosts(world: World) -> None:
     assert await world.settle(succeeded(held)) == [Settled.OK]
 
 
-async def test_beat_ghosts__once(world: World) -> None:
-    """A beat sent again finds no ghost where there was one."""
-    session = await world.a_session()
-    await world.running(session)
-    world.clock.advance(world.rules.ghost_after + 1.0)
-
-    assert (await world.beat(session)).ghosts == 1
-    assert (await world.beat(session)).ghosts == 0
-
-
-async def test_beat_ghosts__of_a_job_that_was_parked(world: World) -> None:
-    """What it waited for before the lease is over."""
-    session = await world.a_session()
-    await world.settle(parked(await world.running(session)))
-    [lease] = await world.claim(session)
-    world.clock.advance(world.rules.ghost_after + 1.0)
-
-    assert (await world.beat(session)).ghosts == 1
-    record = await world.record(lease)
-    assert (record.status, record.waiting_for) == (Status.READY, None)
-
-
 async def test_beat_ghosts__when_the_clock_was_set_back(world: World) -> None:
     """A lease's age is told by the steady clock: a wall clock that was set changes nothing."""
     session = await world.a_session()
@@ -293,16 +216,6 @@ async def test_beat_young__not_yet_seen(world: World) -> None:
     world.clock.advance(world.rules.ghost_after + 1.0)
 
     assert await world.beat(session, seen=1) == NOTHING
-    assert await world.settle(succeeded(lease)) == [Settled.OK]
-
-
-async def test_beat_young__set_forward(world: World) -> None:
-    """A wall clock set forward makes no lease older."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    world.clock.skew(86_400.0)
-
-    assert await world.beat(session) == NOTHING
     assert await world.settle(succeeded(lease)) == [Settled.OK]
 
 
@@ -375,13 +288,6 @@ async def test_beat_looks__nothing(world: World) -> None:
     assert outlook.due_in == pytest.approx(session.ttl, abs=0.001)
 
 
-async def test_beat_looks__only_when_asked(world: World) -> None:
-    """Others are told nothing of it."""
-    await world.add()
-
-    assert (await world.beat(await world.a_session())).outlook is None
-
-
 async def test_beat_looks__ready(world: World) -> None:
     """As long as there is something to claim, in whatever queue, and not after."""
     session = await world.a_session()
@@ -434,14 +340,6 @@ async def test_beat_looks__due(world: World, fields: dict[str, float]) -> None:
     assert (await world.outlook(session)).due_in == 0.0
 
 
-async def test_beat_looks__fades(world: World) -> None:
-    """So is what is kept no longer."""
-    session = await world.a_session()
-    await world.settle(succeeded(await world.running(session), keep_for=7.0))
-
-    assert (await world.outlook(session)).due_in == pytest.approx(7.0, abs=0.001)
-
-
 async def test_beat_looks__lapses(world: World) -> None:
     """Another session's life ends before the own one."""
     session, other = await world.a_session(), await world.a_session(ttl=5.0)
@@ -466,17 +364,6 @@ async def test_beat_leaving(world: World) -> None:
     assert [await world.status(lease) for lease in leases] == [Status.SUCCEEDED, Status.READY, Status.READY]
     assert [(await world.record(lease)).crashes for lease in leases[1:]] == [0, 0]
     assert await world.broker.console.workers() == []
-
-
-async def test_beat_leaving__counts_as_a_hand_back(world: World) -> None:
-    """What it gives back counts as handed back: a job that no worker ever keeps must end some day."""
-    session = await world.a_session()
-    lease = await world.running(session)
-
-    await world.beat(session, lease, leaving=True)
-
-    record = await world.record(lease)
-    assert (record.hand_backs, record.crashes, record.failures) == (1, 0, 0)
 
 
 # --- beat_died ------------------------------------------------------------------------------------------------------------
@@ -540,18 +427,6 @@ async def test_beat_died__once_too_often(world: World) -> None:
     assert record.last_error == record.errors[-1]
 
 
-async def test_beat_died__asked_to_stop(world: World) -> None:
-    """A job that was asked to stop does not run again."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    await world.cancel(lease)
-
-    await world.die(session)
-
-    record = await world.record(lease)
-    assert (record.status, record.reason, record.crashes) == (Status.CANCELLED, "cancelled", 1)
-
-
 async def test_beat_died__in_an_outage(world: World) -> None:
     """When the store was away and comes back, what is known to be dead has crashed, whatever is held to be alive still."""
     session, other = await world.a_session(), await world.a_session()
@@ -580,14 +455,3 @@ async def test_beat_died__in_any_words(world: World, cause: str) -> None:
     assert message.endswith(f": {cause}")
     assert record.reason is not None
     assert record.reason.endswith(f": {cause}")
-
-
-async def test_beat_died__of_something_too_long_to_tell(world: World) -> None:
-    """Its first 200 characters are."""
-    session = await world.a_session()
-    lease = await world.running(session)
-
-    await world.die(session, "x" * 1_000)
-
-    [message] = causes(await world.record(lease))
-    assert message == f"worker worker was lost while it had this job (crash 1): {'x' * 200}"

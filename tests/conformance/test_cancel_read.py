@@ -58,16 +58,6 @@ async def test_cancel_running(world: World) -> None:
     assert (record.status, record.reason) == (Status.CANCELLED, "as asked")
 
 
-async def test_cancel_running__twice(world: World) -> None:
-    """Asked twice is asked."""
-    lease = await world.running()
-    await world.cancel(lease)
-    before = await world.record(lease)
-
-    assert await world.cancel(lease) is Status.RUNNING
-    assert await world.record(lease) == before
-
-
 @pytest.mark.parametrize("settlement", [succeeded, failed, cancelled])
 async def test_cancel_ended(world: World, settlement: SettlementOf) -> None:
     """What has ended stays as it is, to the last field."""
@@ -78,15 +68,6 @@ async def test_cancel_ended(world: World, settlement: SettlementOf) -> None:
 
     assert await world.cancel(lease) is before.status
     assert await world.record(lease) == before
-
-
-async def test_cancel_ended__no_longer_kept(world: World) -> None:
-    """What is no longer kept is as unknown to cancel as it is to read."""
-    lease = await world.running()
-    await world.settle(succeeded(lease, keep_for=10.0))
-    world.clock.advance(10.0)
-
-    assert await world.cancel(lease) is None
 
 
 # --- read_kept ------------------------------------------------------------------------------------------------------------
@@ -102,15 +83,6 @@ async def test_read_kept__a_success_as_long_as_it_says(world: World) -> None:
     world.clock.advance(0.000_001)
     assert await world.read(lease) is None
     await world.upkeep()
-    assert await world.read(lease) is None
-
-
-async def test_read_kept__not_at_all(world: World) -> None:
-    """A success with no keep is gone at once."""
-    lease = await world.running()
-
-    await world.settle(succeeded(lease, keep_for=0.0))
-
     assert await world.read(lease) is None
 
 
@@ -131,17 +103,6 @@ async def test_read_kept__failures_and_cancellations_by_the_rules(world: World) 
     assert await world.status(lease) is Status.FAILED
     await world.pass_time(0.1)
     assert await world.read(lease) is None
-
-
-async def test_read_kept__live_jobs_for_ever(world: World) -> None:
-    """What has not ended is kept, however long it waits."""
-    envelope = await world.add(after=86_400.0 * 365)
-    ready = await world.add()
-    for _ in range(3):
-        await world.pass_time(86_400.0 * 100)
-
-    assert await world.status(envelope) is Status.SCHEDULED
-    assert await world.status(ready) is Status.READY
 
 
 async def test_read_kept__in_the_order_asked(world: World) -> None:

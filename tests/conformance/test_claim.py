@@ -47,18 +47,6 @@ async def test_register_dead__reaped(world: World) -> None:
         await world.broker.register(session)
 
 
-async def test_register_dead__with_leases_still_to_be_released(world: World) -> None:
-    """Nor does one that was reaped and whose leases are not released yet."""
-    session = await world.a_session()
-    await world.add()
-    await world.claim(session)
-    await world.lapse(session)
-    await world.upkeep(limit=0)
-
-    with pytest.raises(SessionLost):
-        await world.broker.register(session)
-
-
 async def test_register_dead__as_long_as_calls_are_resent(world: World) -> None:
     """A registration that was long under way does not revive it, leases or none."""
     session = await world.a_session()
@@ -144,13 +132,6 @@ async def test_claim_eligible__not_expired(world: World) -> None:
     assert ids_of(await world.claim(await world.a_session())) == [other.id]
 
 
-async def test_claim_eligible__not_held(world: World) -> None:
-    """A job that awaits others is not leased."""
-    await world.add(awaits=1)
-
-    assert await world.claim(await world.a_session()) == []
-
-
 async def test_claim_eligible__not_before_it_is_due(world: World) -> None:
     """A scheduled job is not leased a microsecond early."""
     envelope = await world.add(after=10.0)
@@ -161,16 +142,6 @@ async def test_claim_eligible__not_before_it_is_due(world: World) -> None:
     await world.pass_time(0.000_001)
 
     assert ids_of(await world.claim(session)) == [envelope.id]
-
-
-@pytest.mark.parametrize("settlement", [retried, snoozed, parked])
-async def test_claim_eligible__not_while_it_waits_to_come_again(world: World, settlement: SettlementOf) -> None:
-    """Nor is a job that waits for its retry, snoozes or is parked."""
-    lease = await world.running()
-
-    await world.settle(settlement(lease, 10.0))
-
-    assert await world.claim(await world.a_session()) == []
 
 
 # --- claim_queues -------------------------------------------------------------------------------------------------------
@@ -185,12 +156,6 @@ async def test_claim_queues__in_the_order_given(world: World) -> None:
 
     assert ids_of(await world.claim(session, ["a", "b"], limit=3)) == ids_of([*first, second])
     assert await world.claim(session, ["a", "b"]) == []
-
-
-async def test_claim_queues__named_twice(world: World) -> None:
-    """Once is enough."""
-    envelopes = [await world.add(queue="a") for _ in range(3)]
-    assert ids_of(await world.claim(await world.a_session(), ["a", "a"])) == ids_of(envelopes)
 
 
 async def test_claim_queues__every_one(world: World) -> None:
@@ -234,11 +199,6 @@ async def test_claim_queues__by_their_whole_names(world: World) -> None:
     assert [lease.envelope.queue for leases in claimed.values() for lease in leases] == list(ODD_QUEUES)
 
 
-async def test_claim_queues__unknown(world: World) -> None:
-    """A queue that nobody ever wrote to is empty."""
-    assert await world.claim(await world.a_session(), ["nobody.knows"]) == []
-
-
 # --- claim_fence --------------------------------------------------------------------------------------------------------
 
 
@@ -257,18 +217,6 @@ async def test_claim_fence__the_epoch_rises(world: World) -> None:
 
     assert lease.epoch == 5
     assert (await world.record(lease)).epoch == 5
-
-
-async def test_claim_fence__claim_ids_are_unique(world: World) -> None:
-    """No claim id comes twice: not in an answer, nor in the next one, nor to another session of that name."""
-    sessions = [await world.a_session("host:1") for _ in range(2)]
-    for _ in range(12):
-        await world.add()
-
-    claims = [lease.claim for _ in range(2) for session in sessions for lease in await world.claim(session, limit=3)]
-
-    assert len(set(claims)) == len(claims) == 12
-    assert {claim.session for claim in claims} == {session.id for session in sessions}
 
 
 async def test_claim_fence__names_the_request(world: World) -> None:
@@ -326,14 +274,6 @@ async def test_claim_fence__carries_how_long_it_may_wait(world: World) -> None:
     assert [lease.expires_in for lease in await world.claim(session)] == [None, 7.5, 17.5]
 
 
-async def test_claim_fence__of_a_worker_with_a_long_name(world: World) -> None:
-    """However long a session's name is, what is leased to it can be read, settled and claimed as any other."""
-    lease = await world.running(await world.a_session("n" * 70_000))
-
-    assert await world.status(lease) is Status.RUNNING
-    assert await world.settle(succeeded(lease)) == [Settled.OK]
-
-
 # --- claim_session ------------------------------------------------------------------------------------------------------
 
 
@@ -353,14 +293,6 @@ async def test_claim_session__reaped(world: World) -> None:
     """A session that was reaped gets nothing, however long it slept before it asked."""
     session = await world.a_session()
     await world.reap(session)
-
-    await _leases_nothing(world, session)
-
-
-async def test_claim_session__departed(world: World) -> None:
-    """A session that has left gets nothing."""
-    session = await world.a_session()
-    await world.beat(session, leaving=True)
 
     await _leases_nothing(world, session)
 
@@ -390,16 +322,6 @@ async def test_claim_exclusive__while_it_beats(world: World) -> None:
         assert await world.claim(session) == []
 
     assert await world.settle(succeeded(lease)) == [Settled.OK]
-
-
-async def test_claim_exclusive__one_of_many(world: World) -> None:
-    """Of sessions that ask in turn, each job goes to one."""
-    sessions = [await world.a_session(f"w{number}") for number in range(4)]
-    envelopes = [await world.add() for _ in range(10)]
-
-    claimed = [job_id for _ in range(3) for session in sessions for job_id in ids_of(await world.claim(session, limit=1))]
-
-    assert claimed == ids_of(envelopes)
 
 
 async def test_claim_exclusive__from_two_brokers(world: World) -> None:
@@ -433,16 +355,6 @@ async def test_claim_memory__the_same_again(world: World) -> None:
     assert len(leases) == 2
 
 
-async def test_claim_memory__what_is_left_of_its_time_by_then(world: World) -> None:
-    """Told again, a lease says how much is left now until no run may begin."""
-    session = await world.a_session()
-    await world.add(expires=20.0)
-    await world.claim(session)
-    world.clock.advance(2.5)
-    [again] = await world.claim_again(session)
-    assert again.expires_in == 17.5
-
-
 async def test_claim_memory__less_what_is_no_longer_its_own(world: World) -> None:
     """What was settled or handed back meanwhile is not answered again."""
     session, other = await world.a_session(), await world.a_session()
@@ -453,26 +365,6 @@ async def test_claim_memory__less_what_is_no_longer_its_own(world: World) -> Non
     await world.claim(other)
 
     assert fences_of(await world.claim_again(session)) == fences_of(leases[2:])
-
-
-async def test_claim_memory__of_nothing(world: World) -> None:
-    """A request that got nothing gets nothing again, though there is something now."""
-    session = await world.a_session()
-    await world.claim(session)
-    await world.add()
-
-    assert await world.claim_again(session) == []
-    assert len(await world.claim(session)) == 1
-
-
-async def test_claim_memory__leased_to_it_anew(world: World) -> None:
-    """A lease of the same job under another fence is not the old answer's."""
-    session, other = await world.a_session(), await world.a_session()
-    lease = await world.running(session)
-    await world.settle(handed_back(lease))
-    await world.claim(other)
-
-    assert await world.claim_again(session) == []
 
 
 async def test_claim_memory__over_a_restart(world: World) -> None:

@@ -7,7 +7,7 @@ import pytest
 from taskflow.broker.console import QueueRecord, Redone, View
 from taskflow.broker.protocol import Refused
 from taskflow.model.clock import instant_of
-from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, SessionRecord
 from taskflow.model.verdict import Settled
@@ -54,13 +54,6 @@ async def test_console_queues__one_that_had_jobs(world: World) -> None:
     assert (await queue(world, "mail")).counts == dict.fromkeys(Status, 0)
 
 
-async def test_console_queues__one_that_is_paused(world: World) -> None:
-    """A queue that is paused before it ever had a job is shown."""
-    await world.broker.console.pause("mail")
-
-    assert await world.broker.console.queues() == [QueueRecord(name="mail", is_paused=True, counts=dict.fromkeys(Status, 0))]
-
-
 async def test_console_queues__how_long_the_oldest_has_been_ready(world: World) -> None:
     """Seconds since the longest-waiting ready job became ready, and until the first scheduled one is due; None without such."""
     await world.add(queue="mail", after=60.0)
@@ -73,11 +66,6 @@ async def test_console_queues__how_long_the_oldest_has_been_ready(world: World) 
 
     record = await queue(world, "mail")
     assert (record.oldest_ready_for, record.next_due_in) == (3.5, 56.5)
-
-
-async def test_console_queues__none(world: World) -> None:
-    """A new store has no queues."""
-    assert await world.broker.console.queues() == []
 
 
 # --- console_workers ------------------------------------------------------------------------------------------------------
@@ -124,15 +112,6 @@ async def test_console_workers__the_dying(world: World) -> None:
     assert session not in [record.session for record in await world.broker.console.workers()]
 
 
-async def test_console_workers__not_the_departed(world: World) -> None:
-    """Who has left is not shown."""
-    session = await world.a_session("host:1")
-    await world.running(session)
-    await world.beat(session, leaving=True)
-
-    assert await world.broker.console.workers() == []
-
-
 # --- console_retry --------------------------------------------------------------------------------------------------------
 
 
@@ -166,15 +145,6 @@ async def test_console_retry(world: World, settlement: SettlementOf) -> None:
     [again] = await world.claim(session)
     assert (again.epoch, again.failures, again.envelope.payload) == (lease.epoch + 1, 0, lease.envelope.payload)
     assert await world.settle(succeeded(again)) == [Settled.OK]
-
-
-async def test_console_retry__what_never_ran(world: World) -> None:
-    """Also a job that was cancelled while it was held or scheduled."""
-    for fields in ({"awaits": 1}, {"after": 60.0}, {}):
-        envelope = await world.add(**fields)
-        await world.cancel(envelope)
-        assert await redo(world, envelope) is Redone.OK
-        assert await world.status(envelope) is Status.READY
 
 
 async def test_console_retry__poison(world: World) -> None:
@@ -219,27 +189,6 @@ async def test_console_retry__its_key_is_taken(world: World) -> None:
     assert await redo(world, lease) is Redone.OK
     other = world.an_envelope(key="k")
     assert await world.enqueue(other) == [Refused(other.id, lease.envelope.id, "key")]
-
-
-async def test_console_retry__within_a_batch_of_one_key(world: World) -> None:
-    """Of two ended jobs with the same key one is retried, the other finds it taken."""
-    first = await world.add(key="k")
-    second = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
-    await world.enqueue(second)
-    await world.cancel(second)
-
-    assert await world.broker.console.retry([first.id, second.id]) == [Redone.OK, Redone.KEY_TAKEN]
-
-
-async def test_console_retry__is_kept_while_it_lives(world: World) -> None:
-    """A retried job does not go when its old keep is over."""
-    envelope = await world.add()
-    await world.cancel(envelope)
-    await redo(world, envelope)
-
-    await world.pass_time(10 * world.rules.keep_cancelled)
-
-    assert await world.status(envelope) is Status.READY
 
 
 async def test_console_retry__while_a_cancelled_run_has_the_key(world: World) -> None:

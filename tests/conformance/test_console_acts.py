@@ -14,8 +14,6 @@ from tests.support.listing import listed
 from tests.support.verdicts import retried, succeeded
 from tests.support.world import ODD_QUEUES, World, id_of, ids_of
 
-LONG = 1_000_000.0
-
 
 async def _queue(world: World, name: str) -> QueueRecord:
     [record] = [record for record in await world.broker.console.queues() if record.name == name]
@@ -102,17 +100,6 @@ async def test_console_pause(world: World) -> None:
     assert ids_of(await world.claim(session)) == ids_of([first, second])
 
 
-async def test_console_pause__twice_is_once(world: World) -> None:
-    """Pausing again changes nothing: one resume ends it. So does resuming what is not paused."""
-    await world.add(queue="mail")
-    await world.broker.console.pause("mail")
-    await world.broker.console.pause("mail")
-    await world.broker.console.resume("mail")
-    await world.broker.console.resume("mail")
-
-    assert len(await world.claim(await world.a_session(), ["mail"])) == 1
-
-
 async def test_console_pause__by_its_whole_name(world: World) -> None:
     """A pause stops one queue, and none whose name begins or ends alike."""
     for queue in ODD_QUEUES:
@@ -195,16 +182,3 @@ async def test_console_metrics__by_whole_names(world: World) -> None:
     assert {queue: [record.id for record in records] for queue, records in found.items()} == {
         queue: [job.id] for queue, job in jobs.items()
     }
-
-
-async def test_console_metrics__a_repeat_is_not_counted(world: World) -> None:
-    """Nothing is counted for a call that changed nothing."""
-    lease = await world.running(queue="mail")
-    await world.settle(succeeded(lease))
-    before = await world.broker.console.metrics()
-
-    await world.settle(succeeded(lease))
-    await world.enqueue(lease.envelope)
-    await world.cancel(lease)
-
-    assert await world.broker.console.metrics() == before

@@ -118,17 +118,6 @@ async def test_console_failures_exact(world: World) -> None:
     assert await world.read(purged) is None
 
 
-async def test_console_failures_exact__over_the_cap(world: World) -> None:
-    """The oldest leave their groups when a queue keeps too many."""
-    world = world.under(kept_per_queue=3)
-    session = await world.a_session(ttl=LONG)
-    ids = [await fail(world, session, cause) for cause in (ONE, ONE, OTHER, ONE, OTHER)]
-    await world.pass_time(5.0)
-
-    assert await counts(world) == {OTHER: 2, ONE: 1}
-    assert {job_id for fingerprint in (ONE, OTHER) for job_id in await world.broker.console.failed_ids(fingerprint)} == set(ids[2:])
-
-
 async def test_console_failures_exact__while_many_work(world: World) -> None:
     """Workers that fail, and operators that retry and purge, all at once: the groups are what the records say."""
     chance = random.Random(7)

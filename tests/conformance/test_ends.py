@@ -52,15 +52,6 @@ async def test_ends_heard__cancelled(world: World) -> None:
     assert await heard(world) == []
 
 
-async def test_ends_heard__cancelled_together(world: World) -> None:
-    """A call that ends several jobs tells of each."""
-    jobs = [await world.add() for _ in range(3)]
-    await a_subscriber(world)
-    await world.broker.cancel(ids_of(jobs))
-
-    assert sorted(await heard(world)) == sorted(ids_of(jobs))
-
-
 async def test_ends_heard__replaced(world: World) -> None:
     """The job that gives its key to another has ended, whoever has sent that."""
     await a_subscriber(world)
@@ -70,15 +61,6 @@ async def test_ends_heard__replaced(world: World) -> None:
     await world.settle(succeeded(await world.running(), follow_ups=(third,)))
 
     assert await heard(world) == ids_of([first, second])
-
-
-async def test_ends_heard__expired(world: World) -> None:
-    """The call that ends them may return them."""
-    await a_subscriber(world)
-    jobs = [await world.add(expires=10.0), await world.add(expires=5.0, after=60.0)]
-    world.clock.advance(10.0)
-
-    assert await heard(world) == ids_of(jobs[::-1])
 
 
 async def test_ends_heard__purged(world: World) -> None:
@@ -169,16 +151,6 @@ async def test_ends_heard__a_portion_at_a_time(world: World) -> None:
     assert second.next_in > 0
 
 
-async def test_ends_heard__after_a_restart(world: World) -> None:
-    """They are stored, not remembered by a process."""
-    await a_subscriber(world)
-    job = await world.add()
-    await world.cancel(job)
-    await world.restart()
-
-    assert await heard(world) == [job.id]
-
-
 # --- ends_settled -----------------------------------------------------------------------------------------------------
 
 
@@ -221,16 +193,6 @@ async def test_ends_unheard__by_upkeep_that_does_not_ask(world: World) -> None:
     assert await heard(world) == [job.id]
 
 
-async def test_ends_unheard__while_one_of_several_lives(world: World) -> None:
-    """One subscriber is enough."""
-    first, _ = await a_subscriber(world), await a_subscriber(world)
-    await world.beat(first, leaving=True)
-    job = await world.add()
-    await world.cancel(job)
-
-    assert await heard(world) == [job.id]
-
-
 # --- ends_bounded -----------------------------------------------------------------------------------------------------
 
 
@@ -246,17 +208,6 @@ async def test_ends_bounded(world: World) -> None:
     upkept = await hear(world)
     assert (upkept.ended, upkept.ends_dropped) == (tuple(ids_of(jobs[2:])), 2)
     assert (await hear(world)).ends_dropped == 0
-
-
-async def test_ends_bounded__in_one_call(world: World) -> None:
-    """A call that ends more jobs than are kept leaves as many as are kept."""
-    world = world.under(most_ends=3)
-    await a_subscriber(world)
-    jobs = [await world.add() for _ in range(8)]
-    await world.broker.cancel(ids_of(jobs))
-
-    upkept = await hear(world)
-    assert (len(upkept.ended), upkept.ends_dropped) == (3, 5)
 
 
 # --- ends_told --------------------------------------------------------------------------------------------------------

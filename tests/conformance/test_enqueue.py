@@ -57,11 +57,6 @@ async def test_enqueue_adds__held(world: World) -> None:
     assert await world.status(await world.add(awaits=2)) is Status.HELD
 
 
-async def test_enqueue_adds__held_and_scheduled(world: World) -> None:
-    """A job that awaits others and has a wait is HELD first."""
-    assert await world.status(await world.add(awaits=1, after=60.0)) is Status.HELD
-
-
 async def test_enqueue_adds__what_it_was_given(world: World) -> None:
     """The record and the lease tell what was sent."""
     envelope = world.an_envelope(
@@ -100,21 +95,11 @@ def _as_leased(envelope: Envelope) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-async def test_enqueue_adds__nothing(world: World) -> None:
-    """An empty batch is answered by an empty list."""
-    assert await world.enqueue() == []
-
-
 async def test_enqueue_adds__a_full_batch(world: World) -> None:
     """A thousand envelopes are added in one call, answered one by one in order."""
     envelopes = [world.an_envelope() for _ in range(1_000)]
 
     assert await world.enqueue(*envelopes) == [Added(envelope.id) for envelope in envelopes]
-
-
-async def test_enqueue_adds__an_empty_payload(world: World) -> None:
-    """No bytes are bytes too."""
-    assert (await world.record(await world.add(payload=b""))).payload == b""
 
 
 # --- enqueue_repeat ------------------------------------------------------------------------------------------------
@@ -132,13 +117,6 @@ async def test_enqueue_repeat__waiting(world: World) -> None:
         await _adds_nothing(world, await world.add(**fields))
 
     assert len(await world.claim(await world.a_session())) == 1
-
-
-async def test_enqueue_repeat__running(world: World) -> None:
-    """A running job's id adds nothing."""
-    lease = await world.running()
-
-    await _adds_nothing(world, lease.envelope)
 
 
 async def test_enqueue_repeat__ended(world: World) -> None:
@@ -161,13 +139,6 @@ async def test_enqueue_repeat__within_a_batch(world: World) -> None:
     assert answers == [Added(envelope.id), Refused(envelope.id, envelope.id, "id"), Added(neighbour.id)]
 
 
-async def test_enqueue_repeat__by_id_before_key(world: World) -> None:
-    """A job's own resend is refused because of its id, not because of the key that it holds itself."""
-    envelope = await world.add(key="k")
-
-    assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
-
-
 # --- enqueue_clash -------------------------------------------------------------------------------------------------
 
 LARGE = bytes(100_000)
@@ -185,15 +156,6 @@ async def test_enqueue_clash__another_job_has_the_id(world: World) -> None:
         *[Refused(known.id, known.id, "clash")] * len(others),
     ]
     assert (await world.record(known)).payload == LARGE
-
-
-async def test_enqueue_clash__within_a_batch(world: World) -> None:
-    """The second of two jobs with one id is refused, and its neighbours are added."""
-    first, neighbour = world.an_envelope(payload=b"first"), world.an_envelope()
-
-    answers = await world.enqueue(first, world.an_envelope(id=first.id, payload=b"second"), neighbour)
-
-    assert answers == [Added(first.id), Refused(first.id, first.id, "clash"), Added(neighbour.id)]
 
 
 async def test_enqueue_clash__ended(world: World) -> None:
@@ -226,15 +188,6 @@ async def test_enqueue_order__arrival(world: World) -> None:
     await world.enqueue(*envelopes[10:])
 
     assert await _claimed_order(world) == ids_of(envelopes)
-
-
-async def test_enqueue_order__in_one_answer(world: World) -> None:
-    """The leases of one answer stand in the same order."""
-    envelopes = [await world.add(priority=priority) for priority in (0, 5, -5, 5, 0)]
-
-    leases = await world.claim(await world.a_session())
-
-    assert ids_of(leases) == ids_of([envelopes[index] for index in (1, 3, 0, 4, 2)])
 
 
 async def test_enqueue_order__priority(world: World) -> None:
@@ -270,19 +223,6 @@ async def test_enqueue_order__after_a_retry(world: World) -> None:
     await world.upkeep()
 
     assert await _claimed_order(world) == ids_of([before, lease, other, after])
-
-
-async def test_enqueue_order__after_a_release(world: World) -> None:
-    """A job that was held became ready when it was released, not when it was sent."""
-    held = await world.add(awaits=1)
-    joiner = await world.add(queue="other", joins=(held.id,))
-    world.clock.advance(1.0)
-    sent_meanwhile = await world.add()
-    world.clock.advance(1.0)
-    await world.cancel(joiner)
-
-    assert await _claimed_order(world) == ids_of([sent_meanwhile, held])
-    assert (await world.record(held)).due_at == instant_of(world.clock.wall())
 
 
 # --- enqueue_past -------------------------------------------------------------------------------------------------

@@ -67,19 +67,6 @@ async def test_joins__without_a_verdict(world: World, end: Callable[[World, Enve
     assert await world.status(held) is Status.READY
 
 
-async def test_joins__as_poison(world: World) -> None:
-    """So does ending as poison: a crash loop in one of many must not hold up the rest for ever."""
-    world = world.under(max_crashes=0)
-    held, [joiner] = await _joined(world, members=1)
-    session = await world.a_session()
-    await world.claim(session)
-
-    await world.reap(session)
-
-    assert await world.status(joiner) is Status.FAILED
-    assert await world.status(held) is Status.READY
-
-
 async def test_joins__not_by_a_retry(world: World) -> None:
     """A run that will come again has not ended."""
     held, _ = await _joined(world, members=1)
@@ -111,16 +98,6 @@ async def test_joins__each_counts_once(world: World) -> None:
     assert await world.status(held) is Status.READY
 
 
-async def test_joins__several(world: World) -> None:
-    """One job may count towards several, and one that is not there holds nobody up."""
-    one, two = await world.add(awaits=1, queue="joined"), await world.add(awaits=2, queue="joined")
-    joiner = await world.add(joins=(one.id, world.an_id(), two.id))
-
-    await world.cancel(joiner)
-
-    assert [await world.status(job) for job in (one, two)] == [Status.READY, Status.HELD]
-
-
 async def test_joins__among_follow_ups(world: World) -> None:
     """A workflow grows by follow-ups: members and what they join may come with a settlement."""
     lease = await world.running()
@@ -144,13 +121,3 @@ async def test_joins__with_a_wait_of_its_own(world: World) -> None:
     assert await world.status(held) is Status.SCHEDULED
     await world.pass_time(60.0)
     assert await world.status(held) is Status.READY
-
-
-async def test_joins__to_one_that_was_cancelled(world: World) -> None:
-    """A joined job that has ended meanwhile stays ended."""
-    held, [joiner] = await _joined(world, members=1)
-    await world.cancel(held)
-
-    await world.cancel(joiner)
-
-    assert await world.status(held) is Status.CANCELLED

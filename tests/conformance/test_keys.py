@@ -133,17 +133,6 @@ async def test_key_released__while_it_waited(world: World, end: Callable[[World,
     assert await _is_free(world)
 
 
-async def test_key_released__as_poison(world: World) -> None:
-    """A job that ends as poison frees its key."""
-    world = world.under(max_crashes=0)
-    session = await world.a_session()
-    await world.running(session, queue="default", key="k")
-
-    await world.reap(session)
-
-    assert await _is_free(world)
-
-
 # --- key_survives_retry ---------------------------------------------------------------------------------------------
 
 
@@ -155,15 +144,6 @@ async def test_key_survives_retry(world: World, settlement: SettlementOf) -> Non
     await world.settle(settlement(lease, 60.0))
 
     assert await world.status(lease) is Status.SCHEDULED
-    assert await stands(world, lease)
-
-
-async def test_key_survives_retry__and_a_hand_back(world: World) -> None:
-    """So does a job that was handed back."""
-    lease = await world.running(queue="default", key="k")
-
-    await world.settle(handed_back(lease))
-
     assert await stands(world, lease)
 
 
@@ -193,25 +173,6 @@ async def test_key_replaces(world: World, fields: dict[str, object]) -> None:
     assert (record.status, record.reason) == (Status.CANCELLED, f"replaced by {id_text(new.id)}")
     assert await world.status(new) is Status.READY
     assert await stands(world, new)
-
-
-async def test_key_replaces__takes_its_own_place_and_time(world: World) -> None:
-    """The new job has its own wait and payload: nothing of the old one is carried over."""
-    await world.add(key="k", payload=b"old")
-    new = replacement(world, payload=b"new", after=60.0)
-    await world.enqueue(new)
-
-    record = await world.record(new)
-    assert (record.status, record.payload) == (Status.SCHEDULED, b"new")
-    assert await world.claim(await world.a_session()) == []
-
-
-async def test_key_replaces__nothing_there(world: World) -> None:
-    """REPLACE of a key that nobody has adds, and replaces nothing."""
-    new = replacement(world)
-
-    assert await world.enqueue(new) == [Added(new.id, replaced=None)]
-    assert await world.status(new) is Status.READY
 
 
 async def test_key_replaces__itself_resent(world: World) -> None:
@@ -295,18 +256,6 @@ async def test_key_waits_behind__until_its_own_time(world: World) -> None:
     assert await world.status(new) is Status.READY
 
 
-async def test_key_waits_behind__and_others_too(world: World) -> None:
-    """A replacement that awaits other jobs besides is HELD until all of it has come about."""
-    lease, new = await _behind(world, awaits=1)
-
-    await world.settle(succeeded(lease))
-    assert await world.status(new) is Status.HELD
-    joiner = await world.add(joins=(new.id,))
-    await world.cancel(joiner)
-
-    assert await world.status(new) is Status.READY
-
-
 @pytest.mark.parametrize("awaits", [0, 1])
 async def test_key_waits_behind__whatever_joins_it(world: World, awaits: int) -> None:
     """Not even joiners beyond those that it awaits release it while the holder runs."""
@@ -329,16 +278,6 @@ async def test_key_waits_behind__one_at_most(world: World) -> None:
     assert [await world.status(job) for job in (lease, first, second)] == [Status.RUNNING, Status.CANCELLED, Status.HELD]
     await world.settle(succeeded(lease))
     assert await world.status(second) is Status.READY
-
-
-async def test_key_waits_behind__cancelled_there(world: World) -> None:
-    """A replacement that is cancelled leaves the run as it was: it may come again."""
-    lease, new = await _behind(world)
-
-    await world.cancel(new)
-    await world.settle(retried(lease, 60.0))
-
-    assert await world.status(lease) is Status.SCHEDULED
 
 
 async def test_key_waits_behind__its_worker_lost_for_good(world: World) -> None:
@@ -417,40 +356,12 @@ async def test_key_cancelled__one_behind_it_at_most(world: World) -> None:
     assert [await world.status(job) for job in (lease, new, newest)] == [Status.RUNNING, Status.CANCELLED, Status.HELD]
 
 
-async def test_key_cancelled__the_one_behind_it_too(world: World) -> None:
-    """When the one that waits is cancelled as well, it ends at once, and the next one waits in its place."""
-    lease = await _asked_to_stop(world)
-    second = await world.add(key="k")
-    await world.cancel(second)
-    third = await world.add(key="k")
-
-    assert [await world.status(job) for job in (second, third)] == [Status.CANCELLED, Status.HELD]
-    await world.settle(cancelled(lease))
-    assert await world.status(third) is Status.READY
-
-
 async def test_key_cancelled__a_replacement_waited_before(world: World) -> None:
     """A replacement that waited behind the run before it was asked to stop has the key still."""
     lease, waiting = await _behind(world)
     await world.cancel(lease)
 
     assert await stands(world, waiting)
-
-
-async def test_key_cancelled__within_a_batch(world: World) -> None:
-    """Of two in one batch the first is added, and the second is refused with its id."""
-    await _asked_to_stop(world)
-    first, second = world.an_envelope(key="k"), world.an_envelope(key="k")
-
-    assert await world.enqueue(first, second) == [Added(first.id), Refused(second.id, first.id, "key")]
-
-
-async def test_key_cancelled__resent(world: World) -> None:
-    """The new job, sent again, is refused because of its own id."""
-    await _asked_to_stop(world)
-    new = await world.add(key="k")
-
-    assert await world.enqueue(new) == [Refused(new.id, new.id, "id")]
 
 
 async def test_key_cancelled__as_a_follow_up(world: World) -> None:
@@ -487,19 +398,6 @@ async def test_key_gives_way__after_a_crash(world: World) -> None:
     record = await world.record(lease)
     assert (record.status, record.reason) == (Status.CANCELLED, f"replaced by {id_text(new.id)}")
     assert await world.status(new) is Status.READY
-
-
-async def test_key_gives_way__as_a_ghost(world: World) -> None:
-    """Nor does a ghost."""
-    session = await world.a_session()
-    lease = await world.running(session, queue="default", key="k")
-    new = replacement(world)
-    await world.enqueue(new)
-    world.clock.advance(world.rules.ghost_after + 1.0)
-
-    await world.beat(session)
-
-    assert [await world.status(job) for job in (lease, new)] == [Status.CANCELLED, Status.READY]
 
 
 # --- holders ----------------------------------------------------------------------------------------------------------

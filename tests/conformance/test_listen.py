@@ -29,17 +29,6 @@ async def test_listen_ready__when_it_is_added(world: World, topic: str) -> None:
     assert await nudges(world, topic, world.add(queue="mail"))
 
 
-async def test_listen_ready__one_of_several_topics(world: World) -> None:
-    """Who listens for several things is woken by any of them."""
-    assert await nudges(world, [topics.queue("a"), topics.queue("b")], world.add(queue="b"))
-
-
-@pytest.mark.parametrize("queue", ["a:b", "queue:a", "queues", "due", "/"])
-async def test_listen_ready__of_a_queue_with_an_odd_name(world: World, queue: str) -> None:
-    """A listener hears of its queue, whatever characters the name has."""
-    assert await nudges(world, topics.queue(queue), world.add(queue=queue))
-
-
 async def test_listen_ready__when_it_is_due(world: World) -> None:
     """A job that upkeep readies is told of."""
     await world.add(queue="mail", after=10.0)
@@ -55,15 +44,6 @@ async def test_listen_ready__when_it_comes_again(world: World, settlement: Settl
     assert await nudges(world, topics.queue("mail"), world.settle(settlement(lease)))
 
 
-async def test_listen_ready__when_its_worker_is_lost(world: World) -> None:
-    """A job that upkeep takes from a dead session is told of."""
-    session = await world.a_session()
-    await world.running(session, queue="mail")
-    await world.lapse(session)
-
-    assert await nudges(world, topics.queue("mail"), world.upkeep())
-
-
 async def test_listen_ready__when_it_is_released(world: World) -> None:
     """A held job that is released, and a follow-up, are told of with the settlement that they come with."""
     held = await world.add(queue="joined", awaits=1)
@@ -74,14 +54,6 @@ async def test_listen_ready__when_it_is_released(world: World) -> None:
         await world.settle(succeeded(lease, follow_ups=(follow_up,)))
         assert await joined.wait(world.harness.wakes_within)
         assert await following.wait(world.harness.wakes_within)
-
-
-async def test_listen_ready__by_an_operator(world: World) -> None:
-    """A job that an operator retries is told of."""
-    lease = await world.running(queue="mail")
-    await world.settle(failed(lease))
-
-    assert await nudges(world, topics.queue("mail"), world.broker.console.retry([lease.envelope.id]))
 
 
 async def test_listen_ready__from_a_sibling(world: World) -> None:
@@ -126,13 +98,6 @@ async def test_listen_due__when_it_is_added(world: World) -> None:
     assert await nudges(world, topics.DUE, world.add(after=10.0))
 
 
-async def test_listen_due__when_it_is_to_come_again(world: World) -> None:
-    """So also for a retry's wait."""
-    lease = await world.running()
-
-    assert await nudges(world, topics.DUE, world.settle(retried(lease, 10.0)))
-
-
 # --- listen_sticky --------------------------------------------------------------------------------------------------------
 
 
@@ -164,21 +129,6 @@ async def test_listen_sticky__a_wait_given_up_loses_nothing(world: World) -> Non
         await world.add(queue="mail")
 
         assert await listener.wait(world.harness.wakes_within)
-
-
-async def test_listen_sticky__each_listener_for_itself(world: World) -> None:
-    """Two who listen for the same are both woken."""
-    with world.broker.listen([topics.queue("mail")]) as first, world.broker.listen([topics.queue("mail")]) as second:
-        await world.add(queue="mail")
-
-        assert await first.wait(world.harness.wakes_within)
-        assert await second.wait(world.harness.wakes_within)
-
-
-async def test_listen_sticky__quiet_when_nothing_happens(world: World) -> None:
-    """Without a nudge a wait ends when its time is over, and says so."""
-    with world.broker.listen([topics.queue("mail")]) as listener:
-        assert not await listener.wait(0.01)
 
 
 # --- listen_lasts ---------------------------------------------------------------------------------------------------------

@@ -135,32 +135,6 @@ async def test_nudge_few__again_and_again(world: World) -> None:
             assert await nudged(world, [worker], 0) == []
 
 
-async def test_nudge_few__when_they_fall_due(world: World) -> None:
-    """Jobs that upkeep makes ready nudge no more workers than new ones."""
-    for _ in range(2):
-        await world.add(queue="mail", after=10.0)
-    async with idle(world, 4) as workers:
-        await world.pass_time(10.0)
-
-        assert len(await nudged(world, workers, 2)) == 2
-
-
-async def test_nudge_few__in_two_queues(world: World) -> None:
-    """Workers of the same two queues: a job in each nudges two of them."""
-    async with idle(world, 3, ["other", "mail"]) as workers:
-        await world.enqueue(world.an_envelope(queue="other"), world.an_envelope(queue="mail"))
-
-        assert len(await nudged(world, workers, 2)) == 2
-
-
-async def test_nudge_few__of_two_priorities(world: World) -> None:
-    """Jobs of one queue count together, whatever their priorities."""
-    async with idle(world, 3) as workers:
-        await world.enqueue(*(world.an_envelope(queue="mail", priority=priority) for priority in (0, 5)))
-
-        assert len(await nudged(world, workers, 2)) == 2
-
-
 async def test_nudge_few__for_another_queue(world: World) -> None:
     """Nobody is nudged for jobs of a queue from which nobody waits to claim."""
     async with idle(world, 2) as workers:

@@ -38,17 +38,6 @@ async def test_outage__the_first_to_come_back_dooms_nobody(world: World) -> None
     assert await world.settle(succeeded(lease)) == [Settled.OK]
 
 
-async def test_outage__a_newcomer_dooms_nobody(world: World) -> None:
-    """Nor does a worker that starts after it."""
-    session = await world.a_session("old")
-    lease = await world.running(session)
-    world.clock.advance(60.0)
-    await world.a_session("new")
-
-    assert (await world.upkeep()).reaped == 0
-    assert (await world.beat(session, lease)).lost == ()
-
-
 async def test_outage__who_does_not_come_back_has_not_crashed(world: World) -> None:
     """What a session held that never came back counts as handed back: the outage may have ended its worker, the job did not."""
     session = await world.a_session()

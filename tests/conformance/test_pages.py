@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.record import Status
 from taskflow.model.session import Beat
 from tests.support.listing import listed
-from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, retried, snoozed, succeeded
+from tests.support.verdicts import SettlementOf, cancelled, failed, succeeded
 from tests.support.world import World, id_of, ids_of
 
 LONG = 1_000_000.0
@@ -88,42 +87,6 @@ async def test_page_lists(world: World, view: View, expected: list[int]) -> None
 
     assert [record.id for record in records] == ids_of([jobs[index] for index in expected])
     assert records == await world.broker.read([record.id for record in records])
-
-
-async def test_page_lists__only_what_is_kept(world: World) -> None:
-    """A job that `read` no longer returns is not listed, whether upkeep has run or not."""
-    lease = await world.running()
-    await world.settle(succeeded(lease, keep_for=1.0))
-    world.clock.advance(1.0)
-
-    assert await listed(world.broker.console) == []
-
-
-async def test_page_lists__whatever_a_job_has_been_through(world: World) -> None:
-    """The filters select jobs before their first run as those after it, in their second run, and at any end, with a key or without."""
-    session = await world.a_session(ttl=LONG)
-    ways = (None, retried, lambda lease: retried(lease, 60.0), snoozed, failed, succeeded, cancelled, discarded)
-    for number, way in enumerate(ways):
-        for queue, name, key in itertools.product("ab", ("one", "two"), (None, str(number))):
-            fields: dict[str, Any] = {"queue": queue, "job": name, "key": key}
-            for after in (0.0, 70.0) if way is None and key is None else (0.0,):
-                await world.add(**fields, after=after)
-            if way is None:
-                continue
-            await world.settle(*[way(lease) for lease in await world.claim(session, [queue], 1)])
-            if way is retried:
-                await world.claim(session, [queue], 1)
-    for queue, name in itertools.product("ab", ("one", "two")):
-        await world.add(queue=queue, job=name, awaits=1)
-        await world.add(queue=queue, job=name, priority=9)
-        await world.claim(session, [queue], 1)
-    everything = await listed(world.broker.console)
-    assert {record.status for record in everything} == set(Status)
-
-    for status, of_queue, of_job in itertools.product((None, *Status), (None, "a", "b"), (None, "one", "two")):
-        view = View(statuses=() if status is None else (status,), queue=of_queue, job=of_job)
-        expected = [r for r in everything if status in (None, r.status) and of_queue in (None, r.queue) and of_job in (None, r.job)]
-        assert await listed(world.broker.console, view) == expected, view
 
 
 # --- page_order -----------------------------------------------------------------------------------------------------------
@@ -206,18 +169,6 @@ async def test_page_cursor(world: World) -> None:
             await world.add(queue="a", awaits=1)
             assert len(found) < 100
         assert found == expected, status
-
-
-async def test_page_cursor__with_a_tag(world: World) -> None:
-    """The same holds for the jobs of a tag."""
-    jobs = [await world.add(tags=("a",)) for _ in range(5)]
-    found = list[bytes]()
-    async for page in pages_of(world, View(tag="a", statuses=(Status.READY,)), limit=2):
-        found += [record.id for record in page.records]
-        world.clock.advance(0.001)
-        await world.add(tags=("a",))
-        await world.broker.cancel(found)
-    assert found == sorted(ids_of(jobs), reverse=True)
 
 
 # --- page_bounded ---------------------------------------------------------------------------------------------------------

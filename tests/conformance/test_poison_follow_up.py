@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from taskflow.broker.console import Redone, View
+from taskflow.broker.console import View
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.record import Record, Status
-from taskflow.model.verdict import Discarded, HandedBack, Settled, Settlement
+from taskflow.model.verdict import Discarded, Settled, Settlement
 from tests.support.listing import listed
-from tests.support.verdicts import succeeded
-from tests.support.world import World, ids_of
+from tests.support.world import World
 
 CALL = b"\x81\xa3job\xa7restore"
 LONG = 1_000_000.0
@@ -83,54 +82,6 @@ async def test_poison_follow_up__not_without_one(world: World) -> None:
         assert await world.status(envelope) is Status.FAILED
 
 
-async def test_poison_follow_up__keeps_its_place(world: World) -> None:
-    """It is leased before younger jobs, as after any first crash."""
-    world = shortened(world)
-    envelope = await world.add(on_failure=CALL)
-    await crash(world, envelope)
-    session = await world.a_session("lost")
-    await world.claim(session, limit=1)
-    younger = await world.add()
-
-    await world.reap(session)
-
-    assert ids_of(await world.claim(await world.a_session(ttl=LONG))) == [envelope.id, younger.id]
-
-
-async def test_poison_follow_up__its_cause(world: World) -> None:
-    """A death of known cause, reported in a heartbeat, is part of the reason."""
-    world = world.under(max_crashes=0)
-    envelope = await world.add(on_failure=CALL)
-    session = await world.a_session("lost")
-    await world.claim(session)
-    await world.die(session, "exit code 77")
-
-    assert (await leased(world)).poison == f"{POISON.replace('2', '1')}, the last time: exit code 77"
-    assert await world.status(envelope) is Status.RUNNING
-
-
-async def test_poison_follow_up__asked_again(world: World) -> None:
-    """The same claim request is answered with the reason, too."""
-    world = shortened(world)
-    await poisoned(world)
-    session = await world.a_session(ttl=LONG)
-
-    first, again = await world.claim(session), await world.claim_again(session)
-
-    assert [lease.poison for lease in (*first, *again)] == [POISON, POISON]
-
-
-async def test_poison_follow_up__handed_back(world: World) -> None:
-    """A worker that winds down hands it back, and it is still poison."""
-    world = shortened(world)
-    await poisoned(world)
-    lease = await leased(world)
-    verdict = HandedBack(counts=False)
-    await world.settle(Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict))
-
-    assert (await leased(world)).poison == POISON
-
-
 async def test_poison_follow_up__a_worker_dies_over_it(world: World) -> None:
     """It waits as after other crashes, and is offered again."""
     world = shortened(world)
@@ -157,16 +108,6 @@ async def test_poison_follow_up__not_for_ever(world: World) -> None:
     assert record.reason.startswith("poison: ")
     assert record.reason.endswith("its on_failure call was not sent, because no worker lived to send it")
     assert (await listed(world.broker.console, View(poison=True)))[0].id == envelope.id
-
-
-async def test_poison_follow_up__does_not_expire(world: World) -> None:
-    """It has started before its expiry, and failed: waiting for its follow-up is no reason to be "expired"."""
-    world = shortened(world)
-    await poisoned(world, expires=1_000.0)
-
-    await world.pass_time(2_000.0)
-
-    assert (await leased(world)).poison == POISON
 
 
 async def test_poison_follow_up__cancelled(world: World) -> None:
@@ -208,19 +149,6 @@ async def test_poison_follow_up__replaced(world: World) -> None:
     assert await world.status(successor) is Status.READY
 
 
-async def test_poison_follow_up__keeps_its_key(world: World) -> None:
-    """Until it has ended, it refuses other jobs with its key."""
-    world = world.under(max_crashes=0)
-    envelope = await world.add(on_failure=CALL, key="k")
-    await crash(world, envelope)
-
-    [answer] = await world.enqueue(world.an_envelope(key="k"))
-    assert getattr(answer, "standing", None) == envelope.id
-    await world.settle(ended(await leased(world)))
-
-    await world.add(key="k")
-
-
 async def test_poison_follow_up__counts_as_poison_at_its_end(world: World) -> None:
     """While it waits, the filter for poison does not find it, and a purge of poison leaves it alone."""
     world = shortened(world)
@@ -231,31 +159,3 @@ async def test_poison_follow_up__counts_as_poison_at_its_end(world: World) -> No
     await world.settle(ended(await leased(world)))
 
     assert [record.id for record in await listed(world.broker.console, View(poison=True))] == [envelope.id]
-
-
-async def test_poison_follow_up__tried_again(world: World) -> None:
-    """An operator's retry runs it, and a success is one."""
-    world = shortened(world)
-    envelope = await poisoned(world)
-    await world.settle(ended(await leased(world)))
-    assert await world.broker.console.retry([envelope.id]) == [Redone.OK]
-
-    lease = await leased(world)
-    assert (lease.poison, lease.crashes, lease.envelope.on_failure) == (None, 0, CALL)
-    await world.settle(succeeded(lease))
-    assert await world.status(envelope) is Status.SUCCEEDED
-
-
-@pytest.mark.parametrize("size", [0, 33_000])
-async def test_poison_follow_up__whatever_its_size(world: World, size: int) -> None:
-    """A long call comes back with the lease byte for byte."""
-    world = world.under(max_crashes=0)
-    call = CALL + bytes(size)
-    envelope = await world.add(on_failure=call)
-    assert (await world.record(envelope)).on_failure == call
-
-    await crash(world, envelope)
-
-    lease = await leased(world)
-    assert lease.poison is not None
-    assert lease.envelope.on_failure == call

@@ -95,19 +95,6 @@ async def test_schedule_put_repeat(world: World) -> None:
     assert await record(world) == before
 
 
-async def test_schedule_put_repeat__declared(world: World) -> None:
-    """So does one that another session declares alike: it is named too."""
-    definition = await a_schedule(world, session=await world.a_session("old", ttl=LONG))
-    before = await record(world)
-
-    assert await declare(world, await world.a_session("new", ttl=LONG), definition) == [True]
-
-    assert await offers(world) == []
-    after = await record(world)
-    assert set(after.declarers) == {"old", "new"}
-    assert msgspec.structs.replace(after, declarers=before.declarers) == before
-
-
 @pytest.mark.parametrize("size", [10, 20_000])
 async def test_schedule_changed(world: World, size: int) -> None:
     """A changed schedule is offered at once, for its next instant to be computed anew."""
@@ -156,18 +143,6 @@ async def test_schedule_changed__says_since_when_after_a_resume(world: World) ->
 
     for _ in range(2):
         assert (await offered(world)).since == resumed_at
-        world.clock.advance(OFFERED_FOR)
-
-
-async def test_schedule_changed__when_it_is_exhausted(world: World) -> None:
-    """Instants between the last one and the change are not made up for."""
-    await fire(world, a_firing(await due(world), None))
-    await world.pass_time(100.0)
-    changed_at = world.clock.wall()
-    await declare(world, None, a_definition(version=2))
-
-    for _ in range(2):
-        assert (await offered(world)).since == changed_at
         world.clock.advance(OFFERED_FOR)
 
 
@@ -245,19 +220,6 @@ async def test_schedule_declared__wakes(world: World) -> None:
     assert (await record(world)).asleep_since is None
 
 
-async def test_schedule_declared__wakes_before_its_next_instant_was_computed(world: World) -> None:
-    """It is computed from the creation on."""
-    session, created_at = await world.a_session(), world.clock.wall()
-    await declare(world, session, a_definition())
-    await world.reap(session)
-    await world.pass_time(100.0)
-
-    await declare(world, await world.a_session("new", ttl=LONG), a_definition())
-
-    offer = await offered(world)
-    assert (offer.next_at, offer.since) == (None, created_at)
-
-
 async def test_schedule_declared__is_removed_at_last(world: World) -> None:
     """A schedule that nobody has declared for long goes."""
     other = world.under(keep_asleep=1_000.0)
@@ -317,13 +279,6 @@ async def test_schedule_session(world: World) -> None:
 
 
 # --- schedule_due, schedule_offer -------------------------------------------------------------------------------------------
-
-
-async def test_schedule_due__put(world: World) -> None:
-    """Somebody must compute the next instant."""
-    with world.broker.listen([topics.DUE]) as listener:
-        await declare(world, None, a_definition())
-        assert await listener.wait(world.harness.wakes_within)
 
 
 async def test_schedule_due__fired(world: World) -> None:
@@ -459,16 +414,6 @@ async def test_schedule_fires__every_kind_of_envelope(world: World, fields: dict
     assert world.harness.tagged() == {(tag, each.id) for each in (one, other) for tag in fields.get("tags", ())}
 
 
-async def test_schedule_fires__is_claimed(world: World) -> None:
-    """Its job is leased like any other."""
-    envelope = world.an_envelope(queue="reports")
-    await fire(world, a_firing(await due(world), 60.0, envelope=envelope))
-
-    [lease] = await world.claim(await world.a_session(ttl=LONG), ["reports"])
-
-    assert lease.envelope == envelope
-
-
 async def test_schedule_fires__nudges(world: World) -> None:
     """An idle worker begins the job at once."""
     offer = await due(world)
@@ -490,19 +435,6 @@ async def test_schedule_fires__several_instants(world: World) -> None:
     assert await fire(world, *firings) == [Added(envelope.id) for envelope in envelopes]
 
     assert (await record(world)).next_at == instant_of(offer.now + 3 * SECOND)
-
-
-async def test_schedule_fires__without_a_job(world: World) -> None:
-    """A schedule may move on without one, and be looked at later than its instant."""
-    offer = await due(world)
-    next_at = offer.now + 10 * SECOND
-
-    assert await fire(world, a_firing(offer, 10.0, look_at=next_at + 5 * SECOND, missed=1)) == [None]
-
-    found = await record(world)
-    assert (found.next_at, found.fired, found.missed, found.last_at) == (instant_of(next_at), 0, 1, None)
-    assert (await world.pass_time(14.0)).offers == ()
-    assert len((await world.pass_time(1.0)).offers) == 1
 
 
 async def test_schedule_fires__for_the_last_time(world: World) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from taskflow.model.envelope import ClaimId, Lease, OnConflict
+from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.record import Status
 from taskflow.model.session import Report
 from taskflow.model.verdict import Progress, RunEnding, RunError, Settled, Settlement
-from tests.conformance.outcomes import ENDING, MARKED, OUTCOMES, PLAIN, REPLACED, Outcome, check_outcome
+from tests.conformance.outcomes import ENDING, MARKED, OUTCOMES, PLAIN, Outcome, check_outcome
 from tests.support.harnesses import Capability
-from tests.support.verdicts import AN_ERROR, SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
+from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
 from tests.support.world import World, ids_of
 
 OK, STALE = Settled.OK, Settled.STALE
@@ -31,12 +31,6 @@ async def test_settle_outcomes(world: World, outcome: Outcome) -> None:
 async def test_settle_outcomes__asked_to_stop(world: World, outcome: Outcome) -> None:
     """A verdict that ends the job counts though its cancellation was asked for: the run came to it all the same."""
     await check_outcome(world, outcome, MARKED)
-
-
-@pytest.mark.parametrize("outcome", ENDING, ids=str)
-async def test_settle_outcomes__with_a_replacement_behind(world: World, outcome: Outcome) -> None:
-    """So does one of a run whose replacement waits."""
-    await check_outcome(world, outcome, REPLACED)
 
 
 async def test_settle_history(world: World) -> None:
@@ -59,16 +53,6 @@ async def test_settle_history(world: World) -> None:
     assert record.failures == 2
 
 
-async def test_settle_history__of_a_job_with_a_key(world: World) -> None:
-    """A job with ties to others leaves the same history."""
-    lease = await world.running(await world.a_session("host:1"), key="k")
-
-    await world.settle(retried(lease, ran_for=2.5))
-
-    now = world.clock.wall()
-    assert (await world.record(lease)).errors == (AN_ERROR.of_run("host:1", now - 2_500_000, now),)
-
-
 @pytest.mark.parametrize("reports", [True, False], ids=["reported", "not reported"])
 async def test_settle_history__crash(world: World, reports: bool) -> None:
     """A crash has the worker and the start that the session reported, or else the time of the claim."""
@@ -84,18 +68,6 @@ async def test_settle_history__crash(world: World, reports: bool) -> None:
 
     [error] = (await world.record(lease)).errors
     assert (error.ending, error.worker, error.started_at, error.at) == (RunEnding.CRASHED, "host:1", started, world.clock.wall())
-
-
-async def test_settle_history__the_wait_after_a_crash(world: World) -> None:
-    """The record says how long the job was ready before its last run: after a crash, since then, although it keeps its place."""
-    session, other = await world.a_session(), await world.a_session(ttl=1_000_000.0)
-    lease = await world.running(session)
-    await world.reap(session)
-    world.clock.advance(2.0)
-
-    [again] = await world.claim(other, [lease.envelope.queue])
-
-    assert (await world.record(again)).queue_wait == 2.0
 
 
 async def test_settle_outcomes__a_long_history_begins_anew(world: World) -> None:
@@ -179,19 +151,6 @@ async def test_settle_progress__beside_plain_successes(world: World) -> None:
     assert [(await world.record(lease)).progress for lease in leases] == [None, Progress(0.25), None, Progress(0.75)]
 
 
-async def test_settle_progress__a_stale_settlement(world: World) -> None:
-    """A settlement that does not count changes no progress."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    await world.settle(handed_back(lease))
-    [again] = await world.claim(session)
-    await world.settle(handed_back(again))
-
-    assert await world.settle(msgspec.structs.replace(succeeded(lease), progress=Progress(1.0))) == [STALE]
-
-    assert (await world.record(lease)).progress is None
-
-
 # --- settle_stale ---------------------------------------------------------------------------------------------------
 
 
@@ -216,19 +175,6 @@ async def test_settle_stale__after_the_lease_was_lost(world: World, settlement: 
     await _changes_nothing(world, settlement(old))
 
 
-async def test_settle_stale__within_one_session(world: World) -> None:
-    """A fence is one lease's, not its session's: the same session's earlier lease of the job counts no more."""
-    session = await world.a_session()
-    first = await world.running(session)
-    await world.settle(retried(first))
-    [second] = await world.claim(session)
-    await world.settle(handed_back(second))
-    [third] = await world.claim(session)
-
-    await _changes_nothing(world, succeeded(first))
-    assert await world.settle(succeeded(third)) == [OK]
-
-
 async def test_settle_stale__another_epoch(world: World) -> None:
     """The right claim id with another epoch is not the fence."""
     lease = await world.running()
@@ -245,24 +191,6 @@ async def test_settle_stale__another_claim(world: World) -> None:
 
     for claim in (ClaimId(other.id, request, number), ClaimId(session, request + 1, number), ClaimId(session, request, number + 1)):
         await _changes_nothing(world, succeeded(msgspec.structs.replace(lease, claim=claim)))
-
-
-def _beyond_all(lease: Lease) -> list[Lease]:
-    """With fences that no store can have given out."""
-    session, request, _ = lease.claim
-    return [
-        msgspec.structs.replace(lease, claim=ClaimId(session, request, 70_000)),
-        msgspec.structs.replace(lease, claim=ClaimId(session, 1 << 48, 0)),
-        msgspec.structs.replace(lease, epoch=1 << 32),
-    ]
-
-
-async def test_settle_stale__what_no_store_has_given_out(world: World) -> None:
-    """A fence beyond all that there are is stale as any other is."""
-    lease = await world.running()
-
-    for strange in _beyond_all(lease):
-        await _changes_nothing(world, succeeded(strange))
 
 
 async def test_settle_stale__after_the_tail_was_lost(world: World) -> None:
@@ -287,11 +215,6 @@ async def test_settle_stale__a_waiting_job(world: World) -> None:
     await _changes_nothing(
         world, Settlement(id=envelope.id, epoch=0, claim=ClaimId(session.id, 0, 0), verdict=succeeded(_a_lease(world)).verdict)
     )
-
-
-async def test_settle_stale__an_unknown_job(world: World) -> None:
-    """A job that the store does not know, or no longer, is settled by nobody."""
-    assert await world.settle(succeeded(_a_lease(world))) == [STALE]
 
 
 def _a_lease(world: World) -> Lease:
@@ -340,14 +263,6 @@ async def test_settle_repeat__after_its_worker_was_lost(world: World) -> None:
     await _is_repeatable(world, retried(first))
 
 
-async def test_settle_repeat__within_a_batch(world: World) -> None:
-    """Twice in one batch is once."""
-    lease = await world.running()
-
-    assert await world.settle(retried(lease), retried(lease)) == [OK, OK]
-    assert (await world.record(lease)).failures == 1
-
-
 async def test_settle_repeat__only_the_last_one(world: World) -> None:
     """A settlement that took effect before the last one is stale: nobody resends it for so long."""
     session = await world.a_session()
@@ -382,15 +297,6 @@ async def test_settle_repeat__over_a_restart(world: World) -> None:
 # --- settle_batch ---------------------------------------------------------------------------------------------------
 
 
-async def test_settle_batch__beside_what_no_store_has_given_out(world: World) -> None:
-    """A fence beyond all that there are is no trouble of its neighbours."""
-    lease = await world.running()
-
-    for strange in _beyond_all(lease):
-        [_, answer] = await world.settle(succeeded(strange), succeeded(await world.running()))
-        assert answer is OK
-
-
 async def test_settle_batch(world: World) -> None:
     """Each item is judged by itself, and answered in its place."""
     session = await world.a_session()
@@ -415,11 +321,6 @@ async def test_settle_batch__of_hundreds(world: World) -> None:
     assert await world.settle(*(succeeded(lease, lease.envelope.id) for lease in leases)) == [OK] * 500
     records = await world.broker.read(ids_of(leases))
     assert [record and record.result for record in records] == ids_of(leases)
-
-
-async def test_settle_batch__nothing(world: World) -> None:
-    """An empty batch is answered by an empty list."""
-    assert await world.settle() == []
 
 
 # --- settle_follow_ups ----------------------------------------------------------------------------------------------
@@ -475,23 +376,3 @@ async def test_settle_follow_ups__key_taken(world: World, is_running: bool) -> N
     assert await world.read(refused) is None
     assert await world.status(other) is Status.READY
     assert await world.status(lease) is Status.SUCCEEDED
-
-
-async def test_settle_follow_ups__key_replaced(world: World) -> None:
-    """A follow-up that replaces takes the place of a waiting job with its key."""
-    lease = await world.running()
-    holder = await world.add(key="k")
-    follow_up = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
-
-    assert await world.settle(succeeded(lease, follow_ups=(follow_up,))) == [OK]
-
-    assert [await world.status(job) for job in (holder, follow_up)] == [Status.CANCELLED, Status.READY]
-
-
-async def test_settle_follow_ups__already_there(world: World) -> None:
-    """A follow-up whose id is known is not added again, and does not stand in the settlement's way."""
-    lease = await world.running()
-    known = await world.add()
-
-    assert await world.settle(succeeded(lease, follow_ups=(known,))) == [OK]
-    assert len(await world.claim(await world.a_session(), ["default"])) == 1

@@ -8,7 +8,6 @@ import pytest
 
 from taskflow.broker.console import Redone, View
 from taskflow.broker.paging import pages
-from taskflow.broker.protocol import Refused
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Status
 from tests.support.listing import listed
@@ -38,20 +37,6 @@ async def test_tags_kept(world: World, fields: dict[str, Any]) -> None:
         assert await _found(world, tag) == [envelope.id]
 
 
-async def test_tags_kept__in_one_batch_with_others(world: World) -> None:
-    """Each job of a batch has its own tags. A refused one has none."""
-    known = await world.add(key="k")
-    plain, one, both = world.an_envelope(), world.an_envelope(tags=("a",)), world.an_envelope(tags=("a", "b"), max_attempts=3)
-    refused = world.an_envelope(key="k", tags=("a",))
-
-    assert (await world.enqueue(plain, one, both, refused))[3] == Refused(refused.id, known.id, "key")
-    another = world.an_envelope(tags=("a",))
-    assert (await world.enqueue(another, one))[1] == Refused(one.id, one.id, "id")
-
-    assert await _found(world, "a") == sorted(ids_of([one, both, another]), reverse=True)
-    assert await _found(world, "b") == [both.id]
-
-
 async def test_tags_kept__by_runs_and_retries(world: World) -> None:
     """The lease has the tags. They outlive retries, snoozes, a crash, the end, and an operator's retry."""
     session = await world.a_session(ttl=LONG)
@@ -72,16 +57,6 @@ async def test_tags_kept__by_runs_and_retries(world: World) -> None:
 
     assert await _found(world, "tenant/7", statuses=(Status.READY,)) == [lease.envelope.id]
     assert [each.envelope.tags for each in await world.claim(session)] == [TAGS]
-
-
-async def test_tags_kept__by_follow_ups(world: World) -> None:
-    """A job that a settlement adds is found by its tags."""
-    follow_up = world.an_envelope(tags=("a",))
-    lease = await world.running()
-
-    await world.settle(succeeded(lease, follow_ups=(follow_up,)))
-
-    assert await _found(world, "a") == [follow_up.id]
 
 
 # --- tags_dropped ---------------------------------------------------------------------------------------------------------
@@ -107,30 +82,6 @@ async def test_tags_dropped__with_the_record(world: World, settle: SettlementOf)
 
     assert await world.read(lease) is None
     assert world.harness.tagged() == {("import:42", other.id)}
-
-
-async def test_tags_dropped__long_after(world: World) -> None:
-    """Upkeep that comes so late that even the id may be forgotten leaves no entry."""
-    await world.cancel(await world.add(tags=TAGS))
-
-    await world.pass_time(LONG)
-
-    assert world.harness.tagged() == set()
-
-
-async def test_tags_dropped__a_few_at_a_time(world: World) -> None:
-    """Upkeep with a small limit drops the entries of the jobs that it drops, and no others."""
-    world = world.under(keep_cancelled=20.0)
-    jobs = [await world.add(tags=("a",)) for _ in range(4)]
-    for job in jobs:
-        await world.cancel(job)
-        world.clock.advance(1.0)
-    world.clock.advance(30.0)
-
-    while (await world.upkeep(limit=1)).dropped:
-        kept = {job_id for _, job_id in world.harness.tagged()}
-        assert kept == set(ids_of(jobs[-len(kept) :] if kept else []))
-    assert world.harness.tagged() == set()
 
 
 @pytest.mark.parametrize("settle", [succeeded, failed])
@@ -203,15 +154,6 @@ async def test_page_tag(world: World, fields: dict[str, Any], expected: list[int
     assert [record.id for record in records] == ids_of([jobs[index] for index in expected])
     assert records == await world.broker.read([record.id for record in records])
     assert (await world.broker.console.page(View(**fields))).records == records
-
-
-async def test_page_tag__only_what_is_kept(world: World) -> None:
-    """What read does not give any more is not shown, whether upkeep has come by or not."""
-    lease = await world.running(tags=("a",))
-    await world.settle(succeeded(lease, keep_for=1.0))
-    world.clock.advance(1.0)
-
-    assert await _found(world, "a") == []
 
 
 # --- console_purge_tag ----------------------------------------------------------------------------------------------------

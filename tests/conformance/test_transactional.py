@@ -16,7 +16,7 @@ from taskflow.model.record import Status
 from taskflow.model.verdict import Completed, Failed, Retried, Settled, Verdict
 from tests.support.callers import Caller, a_caller, unaffected
 from tests.support.harnesses import Capability
-from tests.support.verdicts import A_RESULT, AN_ERROR, failed, retried, settlement, succeeded
+from tests.support.verdicts import A_RESULT, AN_ERROR, retried, settlement, succeeded
 from tests.support.world import World, ids_of
 
 KEEP, REPLACE = OnConflict.KEEP, OnConflict.REPLACE
@@ -96,22 +96,6 @@ async def test_within_commit__many(world: World) -> None:
     assert [lease.envelope.id for lease in leases] == ids_of([envelope for batch in batches for envelope in batch])
 
 
-async def test_within_commit__several_transactions(world: World) -> None:
-    """A connection that was used once is used again, also after a rollback."""
-    first, undone, last = world.an_envelope(), world.an_envelope(queue="b"), world.an_envelope(queue="b")
-    with await a_caller(world) as caller:
-        with caller.transaction():
-            caller.enqueue(first)
-        caller.begin()
-        caller.enqueue(undone)
-        caller.roll_back()
-        with caller.transaction():
-            caller.enqueue(last)
-
-    assert await world.broker.read([undone.id]) == [None]
-    assert {lease.envelope.id for lease in await world.claim(await world.a_session())} == {first.id, last.id}
-
-
 async def test_within_rollback(world: World) -> None:
     """After a rollback no verb finds the job, and another may have its id and key."""
     sent = world.an_envelope(key="k", queue="new", job="never_seen")
@@ -139,30 +123,7 @@ async def test_within_rollback__connection_lost(world: World) -> None:
     assert await world.read(sent) is None
 
 
-async def test_within_rollback__replacement(world: World) -> None:
-    """The job that would have been replaced goes on waiting."""
-    waiting = await world.add(key="k")
-    with await a_caller(world) as caller:
-        caller.begin()
-        [added] = caller.enqueue(sent := world.an_envelope(key="k", on_conflict=OnConflict.REPLACE))
-        assert added in (Added(sent.id, waiting.id), Added(sent.id))  # on PostgreSQL it is not known yet
-        caller.roll_back()
-
-    assert await world.status(waiting) is Status.READY
-
-
 # --- within_savepoint ----------------------------------------------------------------------------------------------
-
-
-async def test_within_savepoint__released(world: World) -> None:
-    """A job of a savepoint that was released is there with the transaction."""
-    sent = world.an_envelope()
-    with await a_caller(world) as caller, caller.transaction():
-        caller.execute("SAVEPOINT s")
-        caller.enqueue(sent)
-        caller.execute("RELEASE SAVEPOINT s")
-
-    assert await world.status(sent) is Status.READY
 
 
 async def test_within_savepoint__rolled_back(world: World) -> None:
@@ -260,16 +221,6 @@ async def test_within_store(world: World) -> None:
             caller.roll_back()
 
 
-async def test_within_store__right(world: World) -> None:
-    """The check of a connection to the store changes nothing."""
-    with await a_caller(world) as caller:
-        caller.begin()
-        with unaffected(caller):
-            caller.check()
-            caller.check()
-        caller.roll_back()
-
-
 async def test_within_open_key(world: World) -> None:
     """Nobody waits for a transaction that has sent with a key. Of the jobs that get the key so, one is admitted."""
     world.needs(Capability.ROW_LOCKS)
@@ -360,16 +311,6 @@ async def test_within_nudges__end(world: World) -> None:
         assert await listener.wait(world.harness.wakes_within)
 
 
-async def test_within_nudges__replaced(world: World) -> None:
-    """Those who wait for the end of a job are woken when it is replaced after the commit."""
-    waiting = await world.add(key="k")
-    with await a_caller(world) as caller, world.broker.listen([topics.job(waiting.id)]) as listener:
-        with caller.transaction():
-            caller.enqueue(world.an_envelope(key="k", on_conflict=OnConflict.REPLACE))
-        await admitted(world)
-        assert await listener.wait(world.harness.wakes_within)
-
-
 # --- settle --------------------------------------------------------------------------------------------------------
 
 AFTERWARDS = (Completed(Retried(AN_ERROR)), Completed(Failed(AN_ERROR)))
@@ -390,19 +331,6 @@ async def test_complete_commit(world: World, key: str | None) -> None:
         assert await world.settle(settlement(lease, verdict)) == [Settled.COMMITTED]
     assert await world.record(lease) == record
     assert (await world.beat(session, lease)).lost == (lease.claim,)
-
-
-async def test_complete_commit__in_a_batch(world: World) -> None:
-    """A settlement beside it takes effect."""
-    session = await world.a_session()
-    completed, other, failing = [await world.running(session) for _ in range(3)]
-    with await a_caller(world) as caller, caller.transaction():
-        caller.settle(succeeded(completed))
-
-    offered = (settlement(completed, AFTERWARDS[0]), succeeded(other), failed(failing))
-    assert await world.settle(*offered) == [Settled.COMMITTED, Settled.OK, Settled.OK]
-    assert await world.settle(*offered) == [Settled.COMMITTED, Settled.OK, Settled.OK]
-    assert [await world.status(lease) for lease in (completed, other, failing)] == [Status.SUCCEEDED, Status.SUCCEEDED, Status.FAILED]
 
 
 async def test_complete_commit__releases(world: World) -> None:

@@ -16,7 +16,6 @@ from tests.support.verdicts import A_RESULT, SettlementOf, cancelled, discarded,
 from tests.support.world import World, ids_of
 
 OK, STALE = Settled.OK, Settled.STALE
-ALL = (succeeded, failed, discarded, cancelled, retried, snoozed, parked, handed_back)
 
 
 # --- settle_late, settle_resets, settle_marked -------------------------------------------------------------------------
@@ -85,6 +84,9 @@ async def test_settle_marked(world: World, outcome: Outcome) -> None:
     await check_outcome(world, outcome, MARKED)
 
 
+# --- hand_back_place, hand_back_backoff, settle_forgets_payload ----------------------------------------------------------
+
+
 async def test_settle_marked__as_a_ghost(world: World) -> None:
     """So does one whose lease goes back because its session does not know it."""
     session = await world.a_session()
@@ -94,9 +96,6 @@ async def test_settle_marked__as_a_ghost(world: World) -> None:
 
     assert (await world.beat(session)).ghosts == 1
     assert await world.status(lease) is Status.CANCELLED
-
-
-# --- hand_back_place, hand_back_backoff, settle_forgets_payload ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("counts", [True, False])
@@ -112,18 +111,6 @@ async def test_hand_back_place(world: World, *, counts: bool) -> None:
 
     assert (await world.record(first)).due_at == due_at
     assert ids_of(await world.claim(session)) == ids_of([first, second])
-
-
-async def test_hand_back_place__when_the_clock_was_set_back(world: World) -> None:
-    """It is READY at once, though its due time lies ahead by a wall clock that was set back meanwhile."""
-    session = await world.a_session()
-    lease = await world.running(session)
-    world.clock.skew(-3_600.0)
-
-    assert await world.settle(handed_back(lease)) == [OK]
-
-    assert await world.status(lease) is Status.READY
-    assert ids_of(await world.claim(session)) == ids_of([lease])
 
 
 async def test_hand_back_place__after_a_retry(world: World) -> None:
@@ -185,18 +172,6 @@ async def test_hand_back_backoff__by_a_leaving_beat(world: World) -> None:
     assert await world.status(lease) is Status.READY
 
 
-async def test_hand_back_backoff__cancelled(world: World) -> None:
-    """A job that was asked to stop ends CANCELLED, and waits no longer."""
-    world = world.under(hand_back_backoff=(5.0,))
-    lease = await world.running()
-    await world.cancel(lease)
-
-    await world.settle(handed_back(lease))
-
-    record = await world.record(lease)
-    assert (record.status, record.waiting_for) == (Status.CANCELLED, None)
-
-
 async def test_hand_back_backoff__uncounted_ones_are_free(world: World) -> None:
     """What a worker held in reserve and gives back does not count, and does not wait, however often."""
     world = world.under(hand_back_backoff=(0.0, 5.0))
@@ -207,20 +182,6 @@ async def test_hand_back_backoff__uncounted_ones_are_free(world: World) -> None:
         [lease] = await world.claim(session)
 
     assert lease.hand_backs == 0
-
-
-async def test_hand_back_backoff__an_uncounted_one_after_many(world: World) -> None:
-    """An uncounted hand-back does not wait, also when the ones before it did."""
-    world = world.under(hand_back_backoff=(5.0,))
-    lease = await world.running()
-    await world.settle(handed_back(lease))
-    await world.pass_time(5.0)
-    [lease] = await world.claim(await world.a_session())
-
-    await world.settle(handed_back(lease, counts=False))
-
-    record = await world.record(lease)
-    assert (record.status, record.hand_backs, record.waiting_for) == (Status.READY, 1, None)
 
 
 async def test_hand_back_backoff__an_outcome_between(world: World) -> None:

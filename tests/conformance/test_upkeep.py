@@ -41,16 +41,6 @@ async def test_upkeep_due(world: World) -> None:
     assert (await world.upkeep()).readied == 0
 
 
-async def test_upkeep_due__after_a_retry(world: World) -> None:
-    """A retry's wait ends like any other."""
-    lease = await world.running(await world.a_session(ttl=LONG))
-    await world.settle(retried(lease, 10.0))
-
-    await world.pass_time(10.0)
-
-    assert await world.status(lease) is Status.READY
-
-
 async def test_upkeep_due__says_when_to_come_again(world: World) -> None:
     """The caller is told to come no later than the next job is due, and after a while when none is."""
     assert 0.0 < (await world.upkeep()).next_in < 60.0
@@ -133,16 +123,6 @@ async def test_upkeep_reaps__not_before_its_ttl(world: World) -> None:
     assert (await world.upkeep()).reaped == 1
 
 
-async def test_upkeep_reaps__for_good(world: World) -> None:
-    """The dead stay dead: no beat, claim or registration brings a reaped session back."""
-    session = await world.a_session()
-    await world.reap(session)
-    await world.upkeep()
-
-    assert (await world.upkeep()).reaped == 0
-    assert session not in [record.session for record in await world.broker.console.workers()]
-
-
 async def test_upkeep_reaps__by_the_steady_clock(world: World) -> None:
     """A wall clock set back or forth reaps nobody and keeps nobody."""
     session = await world.a_session()
@@ -166,18 +146,6 @@ async def test_upkeep_reaps__nobody_by_an_old_reading_of_the_clock(world: World)
 
     assert (await world.beat(session, lease)).lost == ()
     assert await world.settle(succeeded(lease)) == [Settled.OK]
-
-
-async def test_upkeep_reaps__where_it_stood(world: World) -> None:
-    """A job that runs again at once after a crash stands before those that came after it."""
-    session = await world.a_session()
-    lease = await world.running(session, queue="default")
-    world.clock.advance(1.0)
-    later = await world.add()
-
-    await world.reap(session)
-
-    assert ids_of(await world.claim(await world.a_session())) == ids_of([lease, later])
 
 
 async def test_upkeep_reaps__any_number_of_times(world: World) -> None:
@@ -237,16 +205,6 @@ async def test_upkeep_bounded__dead_before_its_first_lease_is_released(world: Wo
     await world.upkeep()
 
     assert [await world.status(lease) for lease in leases] == [Status.READY] * 3
-
-
-async def test_upkeep_bounded__the_rest_is_told_to_who_looks(world: World) -> None:
-    """Whoever has begun to release a session's leases may be gone."""
-    session, other = await world.a_session(), await world.a_session(ttl=1_000_000.0)
-    await world.running(session)
-    await world.lapse(session)
-    assert (await world.upkeep(limit=0)).reaped == 1
-
-    assert (await world.outlook(other)).due_in == 0.0
 
 
 # --- crash_backoff, crash_poison, crash_marked ----------------------------------------------------------------------------
@@ -321,18 +279,6 @@ async def test_crash_marked(world: World) -> None:
     assert (record.status, record.reason, record.crashes) == (Status.CANCELLED, "cancelled", 1)
 
 
-async def test_crash_marked__beyond_its_crashes(world: World) -> None:
-    """It is CANCELLED, not poison, even with the last crash that it may have."""
-    world = world.under(max_crashes=0)
-    session = await world.a_session()
-    lease = await world.running(session)
-    await world.cancel(lease)
-
-    await world.reap(session)
-
-    assert await world.status(lease) is Status.CANCELLED
-
-
 # --- upkeep_expires -------------------------------------------------------------------------------------------------------
 
 
@@ -357,16 +303,6 @@ async def test_upkeep_expires__not_what_runs(world: World) -> None:
     await world.settle(handed_back(lease))
     assert (await world.upkeep()).expired == 1
     assert await world.status(lease) is Status.CANCELLED
-
-
-async def test_upkeep_expires__a_retry_too_late(world: World) -> None:
-    """A retry planned beyond the expiry never runs."""
-    lease = await world.running(await world.a_session(ttl=LONG), expires=10.0)
-    await world.settle(retried(lease, 60.0))
-
-    await world.pass_time(10.0)
-
-    assert (await world.record(lease)).reason == "expired"
 
 
 # --- upkeep_drops, upkeep_caps --------------------------------------------------------------------------------------------
@@ -460,12 +396,3 @@ async def test_upkeep_caps__failed_ones_apart(world: World) -> None:
 
     [record] = [record for record in await world.broker.console.queues() if record.name == "busy"]
     assert (record.counts[Status.SUCCEEDED], record.counts[Status.FAILED]) == (1, 1)
-
-
-async def test_upkeep_caps__never_what_lives(world: World) -> None:
-    """However many wait, none is dropped."""
-    world = world.under(kept_per_queue=0)
-    envelopes = [await world.add() for _ in range(3)]
-
-    assert (await world.upkeep()).dropped == 0
-    assert [await world.status(envelope) for envelope in envelopes] == [Status.READY] * 3

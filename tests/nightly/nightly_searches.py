@@ -1,8 +1,10 @@
-"""The long searches: the state machine on every broker, and the protocol's model in its larger worlds."""
+"""The long searches: the state machine on every broker, the whole contract on every broker, and the model in its larger worlds."""
 
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -21,3 +23,7 @@ def test_a_broker_does_as_its_model(harness: type[StoreHarness]) -> None:
 
 def test_the_protocol_holds_in_larger_worlds() -> None:
     assert report(FULL)
+
+
+def test_every_clause_holds_on_every_broker_and_each_mutant_fails_its_own() -> None:
+    assert subprocess.run([sys.executable, "-m", "tests.conformance"], check=False).returncode == 0

@@ -50,13 +50,6 @@ async def test_claim_order__up_to_the_limit(store: SeamStore) -> None:
     assert taken == [jobs[:3], jobs[3:], []]
 
 
-async def test_claim_order__limit_of_none(store: SeamStore) -> None:
-    """A limit of 0 takes nothing."""
-    await store.job()
-
-    assert await claimed(store, await store.session(), 1, "default", limit=0) == []
-
-
 async def test_claim_turns__each_queue_in_turn(store: SeamStore) -> None:
     """Without queues, every queue with READY jobs is taken, and each is first equally often as the requests rise."""
     queues = ("a", "b", "c")
@@ -98,13 +91,6 @@ async def test_claim_skips__expired_jobs(store: SeamStore, queues: tuple[str, ..
     assert await claimed(store, await store.session(), 1, *queues, limit=2) == lasting
 
 
-async def test_claim_skips__jobs_that_are_not_ready(store: SeamStore) -> None:
-    for status in (0, 1, 3, 4, 5, 6, 7):
-        await store.job({"status": status})
-
-    assert await claimed(store, await store.session(), 1, "default") == []
-
-
 # --- requests -------------------------------------------------------------------------------------------------
 
 
@@ -143,15 +129,6 @@ async def test_claim_repeat__nothing(store: SeamStore) -> None:
     assert await claimed(store, session, 3, "default") == []
     assert await claimed(store, session, 2, "default") == []
     assert len(await claimed(store, session, 4, "default")) == 1
-
-
-async def test_claim_repeat__of_another_session(store: SeamStore) -> None:
-    """Two sessions may use the same number."""
-    await store.job()
-    sessions = [await store.session() for _ in range(2)]
-
-    assert [len(await claimed(store, session, 1, "default")) for session in sessions] == [1, 0]
-    assert [len(await claimed(store, session, 1, "default")) for session in sessions] == [1, 0]
 
 
 @pytest.mark.parametrize("request_number", [1, 2])
@@ -213,12 +190,3 @@ async def test_claim_writes__counts(store: SeamStore) -> None:
 
     totals = (await store.perform(Query(with_totals=True))).totals
     assert {name: n for name, n in totals.items() if n} == {("a", "claim"): 2, ("b", "claim"): 1}
-
-
-async def test_claim_writes__request(store: SeamStore) -> None:
-    """The session keeps the number of its last request, also of one that found nothing."""
-    session = await store.session()
-
-    await claim(store, session, 12)
-
-    assert (await store.header(Ref(Kind.SESSION, session)))["request"] == 12

@@ -49,16 +49,6 @@ async def test_added__beside_a_put(store: SeamStore) -> None:
     assert (await store.header(held))["priority"] == 5
 
 
-async def test_added__beside_another_steps_put(store: SeamStore) -> None:
-    held, mark = await store.job({"status": HELD, "awaits": 3}), store.ref(Kind.MARK)
-    put = Step({held: await store.rev(held)}, (Put(held, {"priority": 5}),))
-    add = Step({mark: ABSENT}, (Put(mark, {}),), adds=(Addition(held, "awaits", -1),))
-
-    assert await store.apply(put, add) == [Applied(), Applied()]
-
-    assert await awaits(store, held) == 2
-
-
 async def test_added__to_no_record(store: SeamStore) -> None:
     """An addition to a record that does not exist does nothing, and does not spoil its step."""
     missing = store.ref()
@@ -116,22 +106,6 @@ async def test_owned__request(store: SeamStore) -> None:
     assert (header["request"], header["beat_at"]) == (7, 5)
 
 
-async def test_owned__missing_fields(store: SeamStore) -> None:
-    """A field that a put does not name gets its default in a new record, and keeps its value in another."""
-    for kind, fields in HEADERS.items():
-        header = await store.header(await store.new(kind))
-        given = possible() if kind == Kind.JOB else {}
-        free = {field.name: given.get(field.name, field.default) for field in fields if field.owner is not Owner.STORE}
-        assert {name: header[name] for name in free} == free
-        assert header.keys() == {field.name for field in fields}
-    job = await store.job({"priority": 4, "expires_at": 9})
-
-    await store.put(job, {"flags": 2, "expires_at": None})
-
-    header = await store.header(job)
-    assert (header["priority"], header["flags"], header["expires_at"]) == (4, 2, None)
-
-
 # --- awaits ---------------------------------------------------------------------------------------------------
 
 
@@ -172,16 +146,6 @@ async def test_released__due(store: SeamStore) -> None:
 
     assert await store.perform(Promote(9)) == (1, None)
     assert (await store.header(ref))["status"] == READY
-
-
-async def test_released__too_often(store: SeamStore) -> None:
-    """A number below 0, after one release too many, counts as 0."""
-    ref = await store.job({"status": HELD, "awaits": 1})
-
-    await store.add(ref, -3)
-
-    assert await awaits(store, ref) == -2
-    assert await store.perform(Promote(9)) == (1, None)
 
 
 async def test_released__behind(store: SeamStore) -> None:
@@ -226,15 +190,6 @@ async def test_stamped__seq(store: SeamStore) -> None:
 
         numbers = [(await store.header(ref))["seq"] for ref in (*refs[1:], again)]
         assert numbers == sorted(set(numbers))
-
-
-async def test_stamped__seq_of_added_jobs(store: SeamStore) -> None:
-    first, refs = await store.job(), [store.ref() for _ in range(3)][::-1]
-
-    await store.perform(Add([a_job(ref) for ref in refs]))
-
-    numbers = [(await store.header(ref))["seq"] for ref in (first, *refs)]
-    assert numbers == sorted(set(numbers))
 
 
 async def test_stamped__at_the_apply(store: SeamStore) -> None:
@@ -282,19 +237,6 @@ async def test_full__bound(store: SeamStore) -> None:
     assert await awaits(store, ref) == 2
 
 
-async def test_full__of_several(store: SeamStore) -> None:
-    """A bound counts the additions before it in the call, also those of the same step."""
-    ref, marks = await store.job({"status": HELD}), [store.ref(Kind.MARK) for _ in range(3)]
-    one = Addition(ref, "awaits", 1, most=3)
-    steps = [Step({mark: ABSENT}, (Put(mark, {}),), adds=(one, one)) for mark in marks]
-
-    answers = await store.apply(*steps)
-
-    assert [type(answer) for answer in answers] == [Applied, Full, Full]
-    assert await awaits(store, ref) == 2
-    assert await store.load(marks[1]) is None
-
-
 @pytest.mark.parametrize("sizes", [(3, 1, 2, 1, 0), (2, 1, 1), (3, 3)])
 async def test_full__room_of_each_step(kind: type[SeamStore], sizes: tuple[int, ...]) -> None:
     """A step that has no room takes none from smaller ones behind it."""
@@ -312,22 +254,6 @@ async def test_full__room_of_each_step(kind: type[SeamStore], sizes: tuple[int, 
         assert [type(answer) for answer in answers] == expected
         found = (await store.perform(Query(tuple(ref for step in steps for ref in step.expect)))).records
         assert [{found[ref] is not None for ref in step.expect} for step in steps] == [{answer is Applied} for answer in expected]
-
-
-async def test_full__room_and_bounds(kind: type[SeamStore]) -> None:
-    """A step that is Full for one of both reasons uses up nothing for the other one."""
-    async with kind.open(capacity=3) as store:
-        held, refs = await store.job({"status": HELD}), [store.ref() for _ in range(7)]
-        adds = (Addition(held, "awaits", 1, most=1),)
-        sizes, used = ((3, adds), (1, adds), (1, adds), (2, ()), (1, ())), iter(refs)
-        news = [([next(used) for _ in range(min(size, 2))], added) for size, added in sizes]
-        news[0][0].append(store.ref())
-        steps = [Step(dict.fromkeys(new, ABSENT), tuple(map(a_job, new)), adds=added) for new, added in news]
-
-        answers = await store.apply(*steps, grows=True)
-
-        assert [type(answer) for answer in answers] == [Full, Applied, Full, Full, Applied]
-        assert [answer.refs for answer in answers if isinstance(answer, Full)] == [(), (held,), ()]
 
 
 async def test_full__no_room(kind: type[SeamStore]) -> None:
@@ -383,11 +309,6 @@ async def test_content__only_if_asked_for(store: SeamStore) -> None:
         seen = await store.perform(Query((ref,), (Scan("ready", 1),), with_content=with_content))
         assert seen.records[ref][3:6] == (b"sent", b"state", content)
         assert seen.scans[0][0].record[3:6] == (b"sent", b"state", content)
-
-
-async def test_content__of_a_new_record(store: SeamStore) -> None:
-    """A new record has no part that its put does not name."""
-    assert (await store.found(await store.job(), with_content=True))[3:6] == (None, None, None)
 
 
 async def test_unread__any_bytes(store: SeamStore) -> None:

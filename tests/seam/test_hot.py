@@ -125,16 +125,6 @@ async def test_hot_succeed__another_fence(store: SeamStore, field: str) -> None:
     assert await store.found(record.ref) == before
 
 
-async def test_hot_succeed__taken_from_it(store: SeamStore) -> None:
-    """The run of a job that waits again, or that another session runs, is False."""
-    record = await store.running()
-    await store.put(record.ref, {"status": READY, "session": None, "claim": None})
-    assert await store.perform(Succeed([run_of(record)])) == [False]
-    assert await store.claim(await store.session(), 1)
-
-    assert await store.perform(Succeed([run_of(record)])) == [False]
-
-
 @pytest.mark.parametrize("flag", [1 << bit for bit in range(9) if Flag.TIES & 1 << bit])
 async def test_hot_succeed__ties(store: SeamStore, flag: int) -> None:
     """A job with a tie is None, and is left as it is. With another fence it is False."""
@@ -279,14 +269,3 @@ async def test_hot_fade__ties(store: SeamStore, flag: int) -> None:
     assert [await store.found(ref) for ref in (surplus, old)] == before
     assert await statuses(store, kept) == [FAILED]
     assert await totals(store) == {}
-
-
-async def test_hot_fade__only_ended(store: SeamStore) -> None:
-    """RUNNING jobs do not count, and other records with the same id stay."""
-    running = await store.running()
-    end = await store.put(Ref(Kind.END, running.ref.id))
-
-    assert await store.perform(Fade(9, 0, 60 * SECOND)) == (0, False, {})
-
-    assert await statuses(store, running.ref) == [RUNNING]
-    assert await store.load(end)

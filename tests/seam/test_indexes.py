@@ -203,18 +203,6 @@ async def test_indexed__by_every_verb(store: SeamStore) -> None:
     ]
 
 
-async def test_indexed__shorter_positions(store: SeamStore) -> None:
-    """A position with fewer fields stands before all that begin with it."""
-    refs = [await store.job({"status": HELD, "queue": "a"}), await store.job({"status": READY, "queue": "a", "due_at": 5})]
-    place = ("a", 0, 5, (await store.header(refs[1]))["seq"])
-
-    for bound in (("a",), ("a", 0), ("a", 0, 5)):
-        scans = [Scan("ready", 9, after=bound), Scan("ready", 9, until=bound)]
-        scans += [scan._replace(backwards=True) for scan in scans]
-        seen = await store.perform(Query(scans=tuple(scans)))
-        assert [[entry.position for entry in found] for found in seen.scans] == [[place], [], [], [place]]
-
-
 async def test_indexed__entries_of_one_put(store: SeamStore) -> None:
     """A put replaces the entries of the indexes that it names, and leaves those of others. It can remove them."""
     ref = await store.job(entries={"tags": ("a", "b")})
@@ -225,16 +213,6 @@ async def test_indexed__entries_of_one_put(store: SeamStore) -> None:
     for entries, expected in ((None, ["a", "b"]), ({}, ["a", "b"]), ({"tags": ("c", "b")}, ["b", "c"]), ({"tags": ()}, [])):
         await store.put(ref, {"priority": 1}, entries=entries)
         assert await tags() == expected
-
-
-async def test_indexed__bytes_as_entries(store: SeamStore) -> None:
-    """An entry may be bytes, as the ids of sessions are."""
-    refs = [await store.put(store.ref(Kind.SCHEDULE), entries={"declared": (session, b"\xff")}) for session in (b"b", b"a\0")]
-
-    seen = await store.perform(Query(scans=(Scan("declared", 9), Scan("declared", 9, (b"\xff",)))))
-
-    assert [entry.ref for entry in seen.scans[0]] == [refs[1], refs[0], *refs]
-    assert [entry.ref for entry in seen.scans[1]] == refs
 
 
 @pytest.mark.parametrize(("of_kind", "index", "value"), [(Kind.JOB, "tags", "a"), (Kind.SCHEDULE, "declared", b"a")])

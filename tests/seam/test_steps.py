@@ -10,7 +10,6 @@ from taskflow.broker.engine.seam import (
     NOW,
     Addition,
     Applied,
-    Apply,
     Fade,
     Full,
     Promote,
@@ -89,15 +88,7 @@ async def test_step__none_sees_another(store: SeamStore) -> None:
     assert [type(answer) for answer in answers] == [Applied, Applied, Applied, Stale]
 
 
-async def test_step__answers_afterwards(store: SeamStore) -> None:
-    """The query of an `apply` is answered after its steps, also if none took effect."""
-    ref = store.ref(Kind.KEY)
-
-    for expected, type_ in ((ABSENT, Applied), (ABSENT, Stale)):
-        [answer], seen = await store.perform(Apply([Step({ref: expected}, (key(ref, b"a"),))], then=Query((ref,))))
-        assert isinstance(answer, type_)
-        assert seen is not None
-        assert seen.records[ref].header["holder"] == b"a"
+# --- what a step expects --------------------------------------------------------------------------------------
 
 
 async def test_snapshot__stays(store: SeamStore) -> None:
@@ -115,9 +106,6 @@ async def test_snapshot__stays(store: SeamStore) -> None:
     assert (seen.header["status"], seen.header["awaits"], running.header["claim"]) == (status, awaits, claim)
     assert entry.record is not None
     assert (entry.record.header["status"], entry.record.header["awaits"]) == (status, awaits)
-
-
-# --- what a step expects --------------------------------------------------------------------------------------
 
 
 async def test_expect__absent(store: SeamStore) -> None:
@@ -144,16 +132,6 @@ async def test_expect__changed(store: SeamStore) -> None:
     assert [await store.apply(step), [type(answer) for answer in await store.apply(step)]] == [[Applied()], [Stale]]
 
 
-async def test_expect__dropped(store: SeamStore) -> None:
-    ref = await store.job()
-    rev = await store.rev(ref)
-    await store.drop(ref)
-
-    [put, drop] = await store.apply(Step({ref: rev}, (Put(ref, {"priority": 1}),)), Step({ref: rev}))
-
-    assert (type(put), type(drop)) == (Stale, Stale)
-
-
 @pytest.mark.parametrize("is_there", [True, False])
 async def test_expect__only_read(store: SeamStore, is_there: bool) -> None:
     """A record that a step does not write is expected like the others."""
@@ -167,14 +145,6 @@ async def test_expect__only_read(store: SeamStore, is_there: bool) -> None:
 
     assert isinstance(answer, Stale)
     assert await store.load(written[1]) is None
-
-
-async def test_expect__another_kind(store: SeamStore) -> None:
-    """Records of two kinds may have the same id."""
-    job = await store.job()
-    end = Ref(Kind.END, job.id)
-
-    assert await store.apply(Step({job: await store.rev(job), end: ABSENT}, (Put(end, {}),))) == [Applied()]
 
 
 # --- revisions ------------------------------------------------------------------------------------------------
@@ -192,15 +162,6 @@ async def test_fresh_rev__of_a_record_made_again(store: SeamStore) -> None:
 
     assert len(revs) == 20
     assert all(len(rev) == 8 for rev in revs)
-
-
-async def test_fresh_rev__of_a_put_that_changes_nothing(store: SeamStore) -> None:
-    ref = await store.job()
-    rev = await store.rev(ref)
-
-    await store.put(ref)
-
-    assert await store.rev(ref) != rev
 
 
 async def test_fresh_rev__of_each_verb(store: SeamStore) -> None:

@@ -1,4 +1,4 @@
-"""Broken brokers, to test the suite: each is the memory broker with one rule wrong, and must fail the clauses named for it and no other.
+"""Broken brokers, to test the suite: each is the memory broker with one rule wrong, and must fail the clauses named for it.
 
 Most are mistakes of real queues; `because` names one that made it, or says how it comes about. Where a defect shows in two clauses
 whatever one does, both are named.

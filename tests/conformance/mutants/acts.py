@@ -85,14 +85,6 @@ class CancelSaysNothing(Mutant):
         return None if found is Status.RUNNING else found
 
 
-class CancelsNoHeldJob(Mutant):
-    breaks = frozenset({"cancel_waiting", "console_retry", "joins", "key_waits_behind", "key_cancelled", "ends_heard"})
-    because = "a state that came later is forgotten in one statement"
-
-    def _cancel_one(self, job: StoredJob | None) -> Status | None:
-        return Status.HELD if job is not None and job.status is Status.HELD else super()._cancel_one(job)
-
-
 class ReadsWhatIsOver(Mutant):
     breaks = frozenset({"read_kept"})
     because = "what is kept depends on when upkeep came by"
@@ -103,7 +95,7 @@ class ReadsWhatIsOver(Mutant):
 
 
 class NudgesOnlyForTheNew(Mutant):
-    breaks = frozenset({"listen_ready", "nudge_few"})
+    breaks = frozenset({"listen_ready"})
     because = "a retry that is READY at once waits for the next poll"
 
     def make_ready(self, job: StoredJob, event: Event) -> None:

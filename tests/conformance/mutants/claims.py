@@ -15,7 +15,7 @@ from tests.reference.store import SessionState
 
 
 class ForgetsItsClaims(Mutant):
-    breaks = frozenset({"claim_memory", "poison_follow_up"})
+    breaks = frozenset({"claim_memory"})
     because = "the resent request claims anew, and what the lost answer gave is held by nobody"
 
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
@@ -116,17 +116,3 @@ class ServesOneQueueFirst(Mutant):
 
     def ready_queues(self) -> list[str]:
         return super().ready_queues()[:1]
-
-
-class IgnoresPriority(Mutant):
-    breaks = frozenset({"enqueue_order"})
-    because = "first come, first served"
-
-    def take_ready(self, queue: str, limit: int) -> list[StoredJob]:
-        now = self.clock.wall()
-        ready = [job for job in self.jobs.values() if job.status is Status.READY and job.queue == queue and not job.is_expired(now)]
-        taken = sorted(ready, key=lambda job: job.place[1:])[:limit]
-        entries = {job.entry for job in taken}
-        self.ready[queue] = [entry for entry in self.ready[queue] if entry not in entries]
-        heapq.heapify(self.ready[queue])
-        return taken

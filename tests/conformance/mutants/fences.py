@@ -32,7 +32,7 @@ class SettlesByIdAndState(_Forwarding, Mutant):
 
 
 class SettlesById(_Forwarding, Mutant):
-    breaks = frozenset({"settle_stale", "settle_repeat", "settle_follow_ups", "settle_progress"})
+    breaks = frozenset({"settle_stale", "settle_repeat", "settle_follow_ups"})
     because = "UPDATE ... WHERE id = $1, whatever its state: a zombie ends its successor's run (river#1302, solid_queue#589)"
 
     def _settle_one(self, settlement: Settlement) -> Settled:

@@ -9,14 +9,13 @@ import msgspec
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.errors import StoreFull
-from taskflow.model.record import WAITING, Status
-from taskflow.model.transitions import Event, Transition
+from taskflow.model.record import Status
 from tests.conformance.mutants.mutant import Mutant
 from tests.reference.job import StoredJob
 
 
 class KeyOutlivesItsJob(Mutant):
-    breaks = frozenset({"key_released", "console_retry", "poison_follow_up"})
+    breaks = frozenset({"key_released", "console_retry"})
     because = "a unique lock outlives its job (sidekiq-unique-jobs#379)"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
@@ -28,27 +27,6 @@ class KeyOutlivesItsJob(Mutant):
             and self.holders(envelope.key) == (None, None)
         ):
             return Refused(envelope.id, dead.id, "key")
-        return super()._enqueue_one(envelope)
-
-
-class KeyIsLostByARetry(Mutant):
-    breaks = frozenset({"key_survives_retry", "poison_follow_up"})
-    because = "the lock is released at the end of the run, not of the job"
-
-    def requeue(self, job: StoredJob, transition: Transition) -> None:
-        super().requeue(job, transition)
-        if job.status in WAITING and job.envelope.key is not None:
-            self.keys.pop(job.envelope.key, None)
-
-
-class KeepsWhatShouldBeReplaced(Mutant):
-    breaks = frozenset({"key_replaces", "joins", "console_retry", "key_waits_behind", "key_cancelled", "ends_heard", "settle_follow_ups"})
-    because = "the first one wins, whatever was asked"
-
-    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
-        waiting, _ = self.holders(envelope.key)
-        if waiting is not None:
-            envelope = msgspec.structs.replace(envelope, on_conflict=OnConflict.KEEP)
         return super()._enqueue_one(envelope)
 
 
@@ -68,37 +46,8 @@ class BlocksItsOwnRetry(Mutant):
         return None
 
 
-class CountsItsHolderAsJoined(Mutant):
-    breaks = frozenset({"key_waits_behind"})
-    because = "one counter for all that a job awaits: a joiner too many stands in for the run that has its key"
-
-    def release_awaiting(self, held: StoredJob | None) -> None:
-        if held is not None and held.status is Status.HELD and held.behind is not None and held.awaits == 1:
-            held.behind = None
-        super().release_awaiting(held)
-
-
-class CountsSuccessesOnly(Mutant):
-    breaks = frozenset({"joins", "console_purge", "enqueue_order", "key_waits_behind"})
-    because = "one failed member, and the workflow waits for ever"
-
-    def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
-        if status is not Status.SUCCEEDED:
-            job.joins = ()
-        super().finish(job, event, status, reason, keep=keep)
-
-
-class TrustsTheId(Mutant):
-    breaks = frozenset({"enqueue_clash"})
-    because = "applications seed the generator of ids: 200 jobs are sent, 18 exist, and nobody is told"
-
-    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
-        answer = super()._enqueue_one(envelope)
-        return Refused(answer.id, answer.id, "id") if isinstance(answer, Refused) and answer.because == "clash" else answer
-
-
 class AddsWhatHasEnded(Mutant):
-    breaks = frozenset({"enqueue_repeat", "enqueue_clash", "console_metrics"})
+    breaks = frozenset({"enqueue_repeat", "enqueue_clash"})
     because = "the id is looked up among live jobs only, and a resend runs it twice"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
@@ -118,26 +67,6 @@ class KeyOfARunIsFree(Mutant):
             self.add(StoredJob.of(envelope, self.next_seq(), self.clock.wall()), behind=None)
             return Added(envelope.id)
         return super()._enqueue_one(envelope)
-
-
-class KeyOfACancelledRunIsTaken(Mutant):
-    breaks = frozenset({"key_cancelled"})
-    because = "the lock is held until the process has stopped: cancel it and run it again, and nothing happens"
-
-    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
-        waiting, running = self.holders(envelope.key)
-        if waiting is None and running is not None and envelope.on_conflict is OnConflict.KEEP and envelope.id not in self.jobs:
-            return Refused(envelope.id, running.id, "key")
-        return super()._enqueue_one(envelope)
-
-
-class ShowsTheRunOfAKey(Mutant):
-    breaks = frozenset({"holders_waiting"})
-    because = "the one that runs is found first, and the one that is still to come is never seen"
-
-    def live_holders(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        found = [running or waiting for waiting, running in map(self.holders, keys)]
-        return [None if job is None else job.id for job in found]
 
 
 class HidesAStoppingRun(Mutant):

@@ -28,17 +28,6 @@ class NudgesOne(Mutant):
         return dict.fromkeys(super().take_nudges(), 1)
 
 
-class NudgesForPausedQueues(Mutant):
-    breaks = frozenset({"nudge_paused"})
-    because = "workers are told of jobs that they may not claim"
-
-    def take_nudges(self) -> Mapping[str, int]:
-        paused, self.paused = self.paused, set()
-        nudges = super().take_nudges()
-        self.paused = paused
-        return nudges
-
-
 class KeepsTheRestToItself(Mutant):
     breaks = frozenset({"nudge_next"})
     because = "a worker with little room takes the nudge for many jobs"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from operator import itemgetter
 
-from taskflow.broker.paging import Position, ScanRequest, ScanResult
+from taskflow.broker.paging import Position, ScanRequest
 from taskflow.model.record import ENDED, Status
 from tests.conformance.mutants.mutant import Mutant
 from tests.reference.job import StoredJob
@@ -29,11 +29,3 @@ class OldEndsComeFirst(Mutant):
     def _placed(self, request: ScanRequest) -> Iterable[tuple[Position, StoredJob]]:
         placed = super()._placed(request)
         return [((job.ended_at or 0, job.seq), job) for _, job in placed] if request.status in ENDED else placed
-
-
-class APageReadsUntilItIsFull(Mutant):
-    breaks = frozenset({"page_bounded"})
-    because = "a filter that few jobs match reads the whole store for one page (5 minutes in solid-queue-dashboard#2)"
-
-    def scan(self, request: ScanRequest) -> ScanResult:
-        return super().scan(request._replace(most=1_000_000))

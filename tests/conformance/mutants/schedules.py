@@ -30,18 +30,6 @@ class FiresAnyDefinition(Mutant):
             return not self.is_paused and self.next_at == firing.expected
 
 
-class StaysWhenRefused(Mutant):
-    breaks = frozenset({"schedule_advances"})
-    because = "a poison job holds the key, and the schedule is stuck at its instant for ever"
-
-    def _fire_one(self, schedule: StoredSchedule | None, firing: Firing) -> Added | Refused | None:
-        before = None if schedule is None else schedule.next_at
-        answer = super()._fire_one(schedule, firing)
-        if schedule is not None and isinstance(answer, Refused):
-            schedule.next_at = before
-        return answer
-
-
 class CountsRepeats(Mutant):
     breaks = frozenset({"schedule_advances"})
     because = "an operator reads of skipped runs that were never skipped"
@@ -87,40 +75,6 @@ class OffersToEverybody(Mutant):
         return offers
 
 
-class OffersOnce(Mutant):
-    breaks = frozenset({"schedule_offer", "schedule_changed"})
-    because = "the leader misses the minute at a deploy (sidekiq#6804, oban-py#17)"
-
-    def offers(self) -> tuple[Offer, ...]:
-        offers = super().offers()
-        for offer in offers:
-            self.schedules[offer.name].look(self.now + 3_600_000_000)
-        return offers
-
-
-class OffersSinceTheLastOffer(Mutant):
-    breaks = frozenset({"schedule_changed"})
-    because = "each worker dies before it has computed the next instant, and the search for it begins after the instant"
-
-    def offers(self) -> tuple[Offer, ...]:
-        offers = super().offers()
-        for offer in offers:
-            self.schedules[offer.name].since = self.now
-        return offers
-
-
-class KeepsOffersToItself(Mutant):
-    breaks = frozenset({"schedule_offer"})
-    because = "an idle worker sleeps over the instant"
-
-    def _waits(self) -> list[float]:
-        schedules, self.schedules = self.schedules, {}
-        try:
-            return super()._waits()
-        finally:
-            self.schedules = schedules
-
-
 class RingsForNobody(Mutant):
     breaks = frozenset({"schedule_due"})
     because = "a schedule that is put begins only when some worker looks"
@@ -137,15 +91,6 @@ class StartsAnewWhenPutAgain(Mutant):
         def bring_into_force(self, definition: Definition, now: int) -> None:
             super().bring_into_force(definition, now)
             self.forget_next(now)
-
-
-class KeepsTheOldDefinition(Mutant):
-    breaks = frozenset({"schedule_changed", "schedule_cas", "schedule_declared", "schedule_handover"})
-    because = "the stored row wins over the code, and a changed time never takes effect (django-celery-beat)"
-
-    class Schedule(StoredSchedule):
-        def bring_into_force(self, definition: Definition, now: int) -> None:
-            pass
 
 
 class LosesThePastInstant(Mutant):
@@ -168,31 +113,12 @@ class LetsPutsTakeDeclared(Mutant):
         return super()._define(definition, declarer, since)
 
 
-class FollowsTheLastToDeclare(Mutant):
-    breaks = frozenset({"schedule_declared"})
-    because = "an old worker whose session was renewed brings its old schedule back"
-
-    class Schedule(StoredSchedule):
-        def by_age(self) -> list[tuple[int, bytes, Definition]]:
-            return [(since, session, definition) for session, (since, definition) in reversed(self.declared.items())]
-
-
 class NeverSleeps(Mutant):
     breaks = frozenset({"schedule_declared", "schedule_handover", "console_amend_schedule"})
     because = "removed tasks linger (solid_queue#310)"
 
     def _kill_session(self, state: SessionState) -> None:
         state.dead_at = self.now
-
-
-class DropsWhatSleeps(Mutant):
-    breaks = frozenset({"schedule_declared", "console_amend_schedule"})
-    because = "between two deployments of an only worker its schedules are deleted, and what they missed is unknown"
-
-    def _elect(self, schedule: StoredSchedule) -> None:
-        super()._elect(schedule)
-        if schedule.asleep_since is not None:
-            self.schedules.pop(schedule.name, None)
 
 
 class DeclaresForTheDead(Mutant):
@@ -204,20 +130,6 @@ class DeclaresForTheDead(Mutant):
             return super().define(definitions, session, age)
         except SessionLost:
             return super().define(definitions, None, age)
-
-
-class FiresWhatIsPaused(Mutant):
-    breaks = frozenset({"schedule_paused"})
-    because = "a paused schedule is fired once more by who was about to"
-
-    def _fire_one(self, schedule: StoredSchedule | None, firing: Firing) -> Added | Refused | None:
-        is_paused, schedule_ = schedule is not None and schedule.is_paused, schedule
-        if schedule_ is not None:
-            schedule_.is_paused = False
-        answer = super()._fire_one(schedule_, firing)
-        if schedule_ is not None:
-            schedule_.is_paused = is_paused
-        return answer
 
 
 class MakesUpForPauses(Mutant):

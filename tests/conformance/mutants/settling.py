@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 from taskflow.model.record import Status
 from taskflow.model.transitions import Event, Transition
-from taskflow.model.verdict import Retried, Settled, Settlement, Snoozed
+from taskflow.model.verdict import Retried, Settled, Settlement
 from taskflow.model.wording import poison
 from tests.conformance.mutants.mutant import Mutant
 from tests.reference.job import Fence, StoredJob
@@ -69,16 +67,6 @@ class KeepsPayloads(Mutant):
         job.payload = payload
 
 
-class ForgetsTheMark(Mutant):
-    breaks = frozenset({"settle_marked", "hand_back_backoff", "ends_heard"})
-    because = "a cancelled job is retried, since the mark lay on the run and not on the job"
-
-    def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
-        if not settlement.verdict.is_final:
-            job.cancel_requested = None
-        super().apply_verdict(job, settlement)
-
-
 class OutcomesResetNothing(Mutant):
     breaks = frozenset({"settle_resets", "hand_back_backoff", "crash_backoff"})
     because = "a long-lived job that snoozes collects crashes over weeks until it is called poison"
@@ -87,24 +75,6 @@ class OutcomesResetNothing(Mutant):
         resets = ("crashes", "hand_backs")
         counters = transition.counters._replace(**{name: max(getattr(job, name), getattr(transition.counters, name)) for name in resets})
         super().apply(job, transition._replace(counters=counters), keep=keep)
-
-
-class SnoozeIsAFailure(Mutant):
-    breaks = frozenset({"settle_outcomes", "settle_history", "settle_marked", "key_gives_way", "claim_fence"})
-    because = "waiting on purpose uses attempts up"
-
-    def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
-        if isinstance(settlement.verdict, Snoozed):
-            job.failures += 1
-        super().apply_verdict(job, settlement)
-
-
-class LosesTheLastProgress(Mutant):
-    breaks = frozenset({"settle_progress"})
-    because = "progress goes up with the beats only, and a job ends at the 97 % of the last one"
-
-    def _settle_one(self, settlement: Settlement) -> Settled:
-        return super()._settle_one(msgspec.structs.replace(settlement, progress=None))
 
 
 class HandsBackToTheEnd(Mutant):
@@ -117,16 +87,6 @@ class HandsBackToTheEnd(Mutant):
         super().apply(job, transition, keep=keep)
 
 
-class HandsBackWithoutAPause(Mutant):
-    breaks = frozenset({"hand_back_backoff"})
-    because = "the graceful hand-back went round every counter, and one job cycled a fleet for 17 hours (activepieces#15130)"
-
-    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
-        if transition.event is Event.HAND_BACK:
-            transition = transition._replace(due_at=None, waiting_for=None)
-        super().apply(job, transition, keep=keep)
-
-
 class HandBacksArePoison(Mutant):
     breaks = frozenset({"hand_back_backoff", "outage"})
     because = "eleven deploys during one long job failed it, though each run went well until then"
@@ -136,21 +96,3 @@ class HandBacksArePoison(Mutant):
             why = poison("handed back too often")
             transition = transition._replace(event=Event.CRASH, ends_as=Status.FAILED, reason=why, is_poison=True)
         super().apply(job, transition, keep=keep)
-
-
-class KeepsNoWorkerInHistory(Mutant):
-    breaks = frozenset({"settle_history", "settle_outcomes", "settle_marked", "key_gives_way"})
-    because = "an error says nothing of the machine on which its run failed, once another worker has claimed the job"
-
-    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
-        super().apply(job, transition, keep=keep)
-        job.errors = tuple(msgspec.structs.replace(error, worker="") for error in job.errors)
-
-
-class CrashBeganWhenClaimed(Mutant):
-    breaks = frozenset({"settle_history"})
-    because = "the reaper ignores the start that a beat has reported, and a run that waited in reserve seems to have taken hours"
-
-    def crash(self, job: StoredJob, died_of: str = "") -> None:
-        job.started_at = None
-        super().crash(job, died_of)

@@ -5,48 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from taskflow.model.record import Status
-from taskflow.model.transitions import Event, Transition
+from taskflow.model.transitions import Event
 from tests.conformance.mutants.mutant import Mutant
 from tests.reference.job import StoredJob
-
-
-class SkipsTheExhausted(Mutant):
-    breaks = frozenset({"crash_poison", "poison_follow_up"})
-    because = "the crash happens in the last attempt, and the reaper only looks at jobs with attempts left (liteque#4)"
-
-    def _release_leases(self, limit: int) -> int:
-        exhausted = [job for job in self.jobs.values() if job.status is Status.RUNNING and job.failures + 1 >= job.envelope.max_attempts]
-        held = [(self.sessions[job.claim.session], job.claim, job) for job in exhausted if job.claim is not None]
-        for state, claim, _ in held:
-            state.leases.pop(claim, None)
-        released = super()._release_leases(limit)
-        for state, claim, job in held:
-            state.leases[claim] = job
-        return released
-
-
-class ForgetsTheSessionFirst(Mutant):
-    breaks = frozenset({"upkeep_bounded", "console_workers"})
-    because = "its row goes in one step, its leases in the next: a crash between them, and they are looked up nowhere (procrastinate#307)"
-
-    def _release_leases(self, limit: int) -> int:
-        released = super()._release_leases(limit)
-        for state in self.sessions.values():
-            if state.dead_at is not None:
-                state.leases.clear()
-        return released
-
-
-class DiesLast(Mutant):
-    breaks = frozenset({"upkeep_bounded", "claim_session", "register_dead", "beat_dead", "console_workers"})
-    because = "leases are released first, and what the session claims in between is nobody's"
-
-    def _release_leases(self, limit: int) -> int:
-        released = super()._release_leases(limit)
-        for state in self.sessions.values():
-            if state.dead_at is not None and state.leases:
-                state.dead_at = None
-        return released
 
 
 class ComesInItsTurn(Mutant):
@@ -73,7 +34,12 @@ class CrashIsAFailure(Mutant):
 class CrashesForEver(Mutant):
     breaks = frozenset(
         {
-            *("crash_poison", "poison_follow_up", "beat_died", "key_released", "key_waits_behind", "joins"),
+            *(
+                "crash_poison",
+                "poison_follow_up",
+                "beat_died",
+                "key_waits_behind",
+            ),
             *("page_lists", "console_retry", "console_failures_poison", "ends_heard"),
         }
     )
@@ -85,55 +51,8 @@ class CrashesForEver(Mutant):
         self.rules = rules
 
 
-class PoisonEndsAtOnce(Mutant):
-    breaks = frozenset({"poison_follow_up", "ends_heard"})
-    because = "a job that kills its workers is marked as failed by the reaper, which knows of no callbacks (celery's link_error)"
-
-    def crash(self, job: StoredJob, died_of: str = "") -> None:
-        envelope, job.envelope = job.envelope, msgspec.structs.replace(job.envelope, on_failure=None)
-        super().crash(job, died_of)
-        job.envelope = envelope
-
-
-class PoisonRunsAgain(Mutant):
-    breaks = frozenset({"poison_follow_up"})
-    because = "the mark is lost with the lease, and a job that has killed four workers runs a fifth time"
-
-    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
-        if transition.event is Event.HAND_BACK:
-            job.is_poison = 0
-        super().apply(job, transition, keep=keep)
-
-
-class PoisonFollowUpForEver(Mutant):
-    breaks = frozenset({"poison_follow_up"})
-    because = "a payload that kills every worker at the claim cycles a fleet for ever, because its follow-up is owed"
-
-    def crash(self, job: StoredJob, died_of: str = "") -> None:
-        rules = self.rules
-        if job.is_poison:
-            waits = (*rules.crash_backoff, *(rules.crash_backoff[-1],) * 1_000)
-            self.rules = msgspec.structs.replace(rules, max_crashes=1_000, crash_backoff=waits)
-            job.crashes, crashes = 1_000, job.crashes
-            super().crash(job, died_of)
-            job.crashes = crashes + 1
-            self.rules = rules
-        else:
-            super().crash(job, died_of)
-
-
-class PoisonExpires(Mutant):
-    breaks = frozenset({"poison_follow_up"})
-    because = "it failed in time, waits for a paused queue, and is called expired: nobody hears of the failure"
-
-    def apply(self, job: StoredJob, transition: Transition, *, keep: float | None = None) -> None:
-        expires_at = job.expires_at
-        super().apply(job, transition, keep=keep)
-        job.expires_at = expires_at
-
-
 class CrashForgetsTheMark(Mutant):
-    breaks = frozenset({"crash_marked", "beat_died", "poison_follow_up", "ends_heard"})
+    breaks = frozenset({"crash_marked", "poison_follow_up", "ends_heard"})
     because = "a cancelled job comes back with its worker's end"
 
     def crash(self, job: StoredJob, died_of: str = "") -> None:
@@ -172,7 +91,7 @@ class ForgetsTombstones(Mutant):
 
 
 class DropsNothing(Mutant):
-    breaks = frozenset({"upkeep_drops", "upkeep_bounded", "console_metrics", "console_queues", "tags_dropped", "console_failures_exact"})
+    breaks = frozenset({"upkeep_drops", "upkeep_bounded", "console_queues", "tags_dropped", "console_failures_exact", "console_metrics"})
     because = "keys that never expire (bull#416, celery#436)"
 
     def _drop(self, limit: int) -> int:
@@ -195,7 +114,7 @@ class CapsAllTogether(Mutant):
 
 
 class NeverExpires(Mutant):
-    breaks = frozenset({"upkeep_expires", "upkeep_bounded", "key_released", "joins", "listen_ended", "ends_heard"})
+    breaks = frozenset({"upkeep_expires", "upkeep_bounded", "key_released", "joins", "listen_ended"})
     because = "an expired job is passed over, and kept for ever"
 
     def _expire(self, limit: int) -> int:
