@@ -33,7 +33,8 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     for name, block in files:
         _write(tmp_path / name, block.text)
     script = [block for block in blocks(page, "python") if not _FILE.match(block.text)]
-    _run(tmp_path, *(["-W", "error", "-c", f"import {_module(name)}"] for name, _ in files if not _is_test(name)))
+    if imports := [f"import {_module(name)}" for name, _ in files if not _is_test(name)]:
+        _run(tmp_path, ["-W", "error", "-c", "\n".join(imports)])
     if script:
         _write(tmp_path / "page.py", _at_their_lines(script))
         _run(tmp_path, ["-W", "error", "page.py"])
