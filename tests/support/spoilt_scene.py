@@ -34,7 +34,6 @@ from tests.support.spoiling import Spoiler, Spoilt, spoil_one
 from tests.support.world import World
 
 TIMEOUT: Final = 10.0
-QUEUES: Final = frozenset({"default", "rare", "taken", "later"})
 ERROR: Final = RunError("app.Error", "it went wrong", "Traceback ...", 1)
 
 
@@ -190,13 +189,14 @@ class Scene:
     async def _at_rest(self) -> dict[str, str]:
         """Return the queues of the jobs that are READY or RUNNING.
 
-        No worker takes a queue whose name only a spoilt job has. The store's counts are not asked: those of a job whose record cannot be
-        read stay as they were until `taskflow doctor --rebuild`.
+        The counts of a job whose record cannot be read stay as they were until `taskflow doctor --rebuild`, so they are not asked. A SQLite
+        file does not count what another program has moved to another queue, so a worker of all queues does not find that job.
         """
         await self.world.upkeep()
+        unfound = {one.owner for one in self.spoilt if self.world.harness.name == "sqlite" and one.value.place == "jobs.queue"}
         view = View(statuses=(Status.READY, Status.RUNNING))
         left = [record async for records in pages(self.world.broker.console, view) for record in records]
-        return {id_text(record.id): record.queue for record in left if record.status is Status.RUNNING or record.queue in QUEUES}
+        return {id_text(record.id): record.queue for record in left if record.status is Status.RUNNING or record.id not in unfound}
 
     async def _check_results(self) -> None:
         for job_id, status in self.expected.items():
@@ -211,7 +211,7 @@ class Scene:
             record = listed.get(one.owner)
             if record is None:
                 assert self.spoiler.may_hide(one.value) or not _is_job(one), f"{one}: it is listed no longer"
-            elif record.unreadable and record.queue in QUEUES:
+            elif record.unreadable and one.value.place != "jobs.queue":
                 assert record.status.is_ended, f"{record.status}: {record.unreadable}"
 
     async def _listed(self) -> dict[bytes, Record]:

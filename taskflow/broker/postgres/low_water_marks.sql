@@ -115,7 +115,8 @@ $$;
 
 -- --- leases -------------------------------------------------------------------------------------------
 
--- Notes the session's first lease. The caller has locked the session, as claims do: each later lease belongs to a higher request.
+-- Notes the session's first lease. The caller has locked the session, as claims do: each later lease belongs to a higher request. The leases
+-- of a dead session are read from the start: another program may have changed their claims, and nothing else finds them.
 CREATE FUNCTION @.raise_first_lease(of_session bytea) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -123,6 +124,10 @@ DECLARE
     first bytea;
 BEGIN
     SELECT * INTO newest FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1;
+    IF EXISTS (SELECT FROM @.sessions WHERE id = of_session AND dead_at IS NOT NULL) THEN
+        UPDATE @.requests SET leases_from = '' WHERE session = of_session AND request = newest.request AND leases_from > '';
+        RETURN;
+    END IF;
     SELECT claim INTO first FROM @.jobs
     WHERE status = S.RUNNING AND session = of_session AND claim >= newest.leases_from ORDER BY session, claim LIMIT 1;
     first := coalesce(first, int8send(least(newest.request, P.LATEST) + 1));
