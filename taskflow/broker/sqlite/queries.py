@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from taskflow.broker.engine.records import Index, Kind, Position
 from taskflow.broker.engine.seam import Entry, Group, Query, Record, Ref, Scan, Snapshot
-from taskflow.broker.sqlite.rows import NotUtf8, position_of, position_packing, read_rows, record_packing
+from taskflow.broker.sqlite.rows import position_of, position_packing, read_rows, record_packing
 from taskflow.broker.sqlite.statements import Statements, filled_up
 from taskflow.broker.sqlite.tables import BY_INDEX, TABLES, falling_column, has_own_index, has_seq, index_name, places
 from taskflow.model.clock import Clock
@@ -109,7 +109,7 @@ class RecordReader:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else NotUtf8(bytes(value).decode(errors="backslashreplace"))
+    return value if isinstance(value, str) else bytes(value).decode(errors="backslashreplace")
 
 
 _position: Final = attrgetter("position")

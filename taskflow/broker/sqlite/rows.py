@@ -61,22 +61,18 @@ class Packing:
         return rows
 
     def _decode_damaged(self, packed: bytes) -> list[list[Any]]:
-        """Return the rows with `NotUtf8` in place of texts that cannot be decoded."""
+        """Return the rows with escapes in place of bytes that are not UTF-8. The places of such texts follow the row's values."""
         rows: list[list[Any]] = json.loads(packed.decode(errors="surrogateescape"), strict=False)
         for row in rows:
+            damaged = list[int]()
             for place in self._texts:
                 raw = (row[place] or "").encode(errors="surrogateescape")
                 if (text := raw.decode(errors="backslashreplace")) != (row[place] or ""):
-                    row[place] = NotUtf8(text)
-            if any(type(row[place]) is NotUtf8 for place in self._texts):
-                row.append(None)
+                    row[place] = text
+                    damaged.append(place)
+            if damaged:
+                row.append(damaged)
         return rows
-
-
-class NotUtf8(str):
-    """A text whose bytes are not UTF-8. They are escaped by backslashes."""
-
-    __slots__ = ()
 
 
 def _select(plain: Sequence[str], large: Sequence[str]) -> str:
@@ -138,7 +134,7 @@ class RecordPacking(Packing):
 
     def _whole(self, connection: sqlite3.Connection, sql: Statements, row: list[Any]) -> str | None:
         """Read the long values of a row, and return what is damaged."""
-        damage = list[str]()
+        damage = [f"{self.names[place]}\t{row[place]}" for places in row[self._width :] for place in places or ()]
         for place, value in enumerate(row[: self._width]):
             if type(value) is TooLong:
                 name, row[place] = self.names[place], None
@@ -147,8 +143,6 @@ class RecordPacking(Packing):
                 else:
                     statement = f'SELECT {name} FROM "~{TABLES[self._kind]}" WHERE id = ?'
                     [(row[place],)] = connection.execute(sql[statement], (row[self._id],)).fetchall()
-            elif type(value) is NotUtf8:
-                damage.append(f"{self.names[place]}\t{value}")
         return "\n".join(damage) or None
 
 
