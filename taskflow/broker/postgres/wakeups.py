@@ -84,6 +84,7 @@ class PostgresListener(Listener):
         self._trouble: str | None = None
         self._has_said = False
         self._noted = set[int]()
+        self._noting = frozenset[str]()
         self._last_note = 0
         self._nudges = 0
         self._again: set[str] = set()
@@ -136,11 +137,13 @@ class PostgresListener(Listener):
             return None
         self.has_noted = True
         every = [*topics, *(topic for topic in self.waited if _is_of_jobs(topic) and topic not in topics)]
-        note = max(self._noted) if self._noted and self._armed.issuperset(topics) else self._next_note()
+        is_noted = bool(self._noted) and (self._armed | self._noting).issuperset(topics)  # or is about to be: one note is enough
+        note = max(self._noted) if is_noted else self._next_note()
         return Claiming(self, topics, every, sorted(self._noted), note, self.times, self._nudges)
 
     def end_claim(self, claiming: Claiming, *, is_full: bool) -> None:
-        self._noted.difference_update(claiming.former)
+        if is_full or claiming.note not in claiming.former:
+            self._noted.difference_update(claiming.former)
         if is_full:
             self._disarm()
             self.want(topic for topic in claiming.every if topic in self.waited)  # others in this process, whose note is gone
@@ -173,7 +176,11 @@ class PostgresListener(Listener):
         former, note = sorted(self._noted), self._next_note() if of_jobs else 0
         if note:
             self._noted.add(note)
-        await self._notes.note(self.id, former, note, [*of_jobs, *others], ids)
+        self._noting = frozenset(of_jobs)
+        try:
+            await self._notes.note(self.id, former, note, [*of_jobs, *others], ids)
+        finally:
+            self._noting = frozenset()
         if note:
             self._noted.difference_update(former)
 
