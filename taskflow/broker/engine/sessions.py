@@ -41,6 +41,10 @@ def pulse_in(entries: Sequence[Entry], steady: int) -> int | None:
     return next((-entry.position[0] for entry in entries if -entry.position[0] <= steady), None)
 
 
+MOST_BURIED: Final = 16
+"""The most unknown sessions for which a new one adds a record. The next ones add the rest."""
+
+
 def of_session(index: str, session: bytes, limit: int = MOST_LEASES) -> Scan:
     """Return a scan of the leases of a session."""
     return Scan(index, limit, (session,), with_records=False)
@@ -80,7 +84,7 @@ def _bury_unknown(rules: Rules) -> Operation[None]:
         if draft.plain(*ref) is None:
             kill(draft, new_session(Session(id=ref.id, name="unknown"), draft), None)
 
-    unknown = [ref for ref in refs if known.records[ref] is None]
+    unknown = [ref for ref in refs if known.records[ref] is None][:MOST_BURIED]
     yield from decide(unknown, one, rules, unknown)
 
 
