@@ -97,11 +97,11 @@ class Store(ReferenceTransitions):
         known = self.sessions.get(session.id)
         if known is None:
             self.sessions[session.id] = SessionState(session, self.now, self.steady, self.clock.boot_id())
+            self.pulse = self.steady
         elif known.dead_at is not None:
             raise SessionLost(wording.session_reaped(session.name))
         else:
             known.session = replace(session, name=known.session.name, ttl=known.session.ttl, wants_ends=known.session.wants_ends)
-        self.pulse = self.steady
 
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         state = self._living(session_id)

@@ -66,6 +66,9 @@ from taskflow.broker.engine.records import Position
 
 T = TypeVar("T")
 
+MOST_FORGOTTEN: Final = 1_000
+"""The most ids that `fade` forgets beside the jobs of its limit. After a burst, very many may be due."""
+
 
 class Ref(NamedTuple):
     """Names a record."""

@@ -7,7 +7,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind, Position
-from taskflow.broker.engine.seam import Add, Apply, Claimed, Effect, Fade, Faded, Promote, Put, Query, Record, Ref, Rev, Run, Scan, Succeed
+from taskflow.broker.engine.seam import (
+    MOST_FORGOTTEN,
+    Add,
+    Apply,
+    Claimed,
+    Effect,
+    Fade,
+    Faded,
+    Promote,
+    Put,
+    Query,
+    Record,
+    Ref,
+    Rev,
+    Run,
+    Scan,
+    Succeed,
+)
 from taskflow.broker.memory.records import RecordStore, Stored
 from taskflow.model import wording
 from taskflow.model.ids import ID_BYTES
@@ -162,13 +179,18 @@ class MemoryStore(RecordStore):
             if self._bury(ref, rev, repeat_for, left, is_surplus=True):
                 buried += 1
                 self._totals[queue, wording.DROPPED_OVER_CAP] += 1
-        fading = self._indexes["fading"].scan(Scan("fading", limit - buried + 1, until=(now, b"\xff" * ID_BYTES)))
-        has_more = len(surplus) > limit or len(fading) > limit - buried
-        for _, ref in fading[: limit - buried]:
+        most, room = limit - buried + MOST_FORGOTTEN, limit - buried
+        fading = self._indexes["fading"].scan(Scan("fading", most + 1, until=(now, b"\xff" * ID_BYTES)))
+        has_more = len(surplus) > limit or len(fading) > most
+        for _, ref in fading[:most]:
             if self._records[ref].header["status"] == BURIED:
                 self._drop(ref)
-            else:
+            elif room:
+                room -= 1
                 buried += self._bury(ref, rev, repeat_for, left, is_surplus=False)
+            else:
+                has_more = True
+                break
         return Faded(buried, has_more, left)
 
     def _over_cap(self, most_kept: int, limit: int) -> list[tuple[str, Ref]]:

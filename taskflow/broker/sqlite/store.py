@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind
 from taskflow.broker.engine.seam import (
     KEEP,
+    MOST_FORGOTTEN,
     Add,
     Apply,
     Claimed,
@@ -88,11 +89,14 @@ class MaintainedRecords(RecordChanger):
         surplus = self._over_cap(most_kept, limit + 1)
         buried = self._bury(surplus[:limit], now, repeat_for, left, is_surplus=True)
         rest = limit - buried
-        fading = read_rows(self.connection, self.sql, FADING, MOVED, (now, rest + 1))
-        fading.sort(key=lambda row: row[0])
-        has_more = len(surplus) > limit or len(fading) > rest
-        self._change(FORGET, (), [row for row in fading[:rest] if row[1] == BURIED])
-        buried += self._bury([row for row in fading[:rest] if row[1] != BURIED], now, repeat_for, left, is_surplus=False)
+        fading = read_rows(self.connection, self.sql, FADING, MOVED, (now, rest + MOST_FORGOTTEN + 1))
+        has_more = len(surplus) > limit or len(fading) > rest + MOST_FORGOTTEN
+        fading.sort(key=itemgetter(0))
+        fading_jobs = [row for row in fading if row[1] != BURIED]
+        if len(fading_jobs) > rest:
+            has_more, fading = True, fading[: fading.index(fading_jobs[rest])]
+        self._change(FORGET, (), [row for row in fading[: rest + MOST_FORGOTTEN] if row[1] == BURIED])
+        buried += self._bury(fading_jobs[:rest], now, repeat_for, left, is_surplus=False)
         return Faded(buried, has_more, left)
 
     def _over_cap(self, most_kept: int, limit: int) -> list[list[Any]]:
