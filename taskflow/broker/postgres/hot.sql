@@ -239,26 +239,34 @@ DECLARE
     left_over bigint;
     first_at bigint;
 BEGIN
+    IF m.set_at > now_at + 250000 THEN -- the clock was set back: jobs that succeed now fade before the mark
+        PERFORM @.lower_mark('fade', '', 0, 0, 0, now_at);
+        m := @.newest_mark('fade');
+    END IF;
     WITH first AS MATERIALIZED (
-        SELECT id, status, flags, fade_at FROM @.jobs WHERE fade_at >= m.at AND fade_at <= now_at
-        ORDER BY fade_at, id LIMIT greatest(0, most) + 1000 FOR UPDATE SKIP LOCKED
+        SELECT id, status, flags, fade_at, least(ended_at, P.LATEST) + repeat_for <= now_at AS is_old
+        FROM @.jobs WHERE fade_at >= m.at AND fade_at <= now_at ORDER BY fade_at, id LIMIT greatest(0, most) + 1000 FOR UPDATE SKIP LOCKED
     ), faded AS MATERIALIZED (
-        SELECT id, status, flags FROM first WHERE status < S.BURIED ORDER BY fade_at, id LIMIT greatest(0, most)
+        SELECT id, status, flags, is_old FROM first WHERE status < S.BURIED ORDER BY fade_at, id LIMIT greatest(0, most)
     ), forgotten AS (
-        DELETE FROM @.jobs WHERE id = ANY (ARRAY(SELECT id FROM first WHERE status = S.BURIED))
+        DELETE FROM @.jobs WHERE id = ANY (ARRAY(
+            SELECT id FROM first WHERE status = S.BURIED UNION ALL SELECT id FROM faded WHERE is_old AND flags & @TAGGED = 0
+        )) RETURNING queue, status
     ), buried AS (
         UPDATE @.jobs AS r SET status = S.BURIED, rev = new_rev, cause = NULL, fade_at = least(r.ended_at, P.LATEST) + repeat_for,
             sent = NULL, state = NULL, content = NULL
-        FROM faded WHERE r.id BETWEEN faded.id AND faded.id AND faded.flags & @TAGGED = 0
+        FROM faded WHERE r.id BETWEEN faded.id AND faded.id AND faded.flags & @TAGGED = 0 AND NOT is_old
         RETURNING r.queue, faded.status AS status, r.fade_at
+    ), dropped AS (
+        SELECT queue, status FROM buried UNION ALL SELECT queue, status FROM forgotten WHERE status < S.BURIED
     ), counted AS (
-        INSERT INTO @.tally (queue, event, before, n) SELECT queue, E.DROP, status, count(*) FROM buried GROUP BY queue, status
+        INSERT INTO @.tally (queue, event, before, n) SELECT queue, E.DROP, status, count(*) FROM dropped GROUP BY queue, status
     )
-    SELECT (SELECT count(*) FROM buried), (SELECT min(fade_at) FROM buried), ARRAY(SELECT id FROM faded WHERE flags & @TAGGED <> 0),
+    SELECT (SELECT count(*) FROM dropped), (SELECT min(fade_at) FROM buried), ARRAY(SELECT id FROM faded WHERE flags & @TAGGED <> 0),
         (SELECT count(*) FROM first), (SELECT count(*) FROM first WHERE status < S.BURIED) - (SELECT count(*) FROM faded)
     INTO moved, first_at, tied, looked_at, left_over;
-    has_more := looked_at = greatest(0, most) + 1000 OR left_over > 0 OR coalesce(first_at <= now_at, false);
-    PERFORM @.lower_mark('fade', '', 0, first_at, 0, now_at) WHERE moved > 0;
+    has_more := looked_at = greatest(0, most) + 1000 OR left_over > 0;
+    PERFORM @.lower_mark('fade', '', 0, first_at, 0, now_at) WHERE first_at IS NOT NULL;
     IF m.set_at NOT BETWEEN now_at - 200000 AND now_at THEN
         SELECT fade_at INTO first_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
         PERFORM @.raise_mark(m, coalesce(first_at, now_at), 0, now_at);
