@@ -146,8 +146,9 @@ def _zone_suffix(zone: tzinfo | None, value: datetime | time | None) -> str:
     """
     if zone is None:
         return ""
-    if isinstance(zone, _loaded_zoneinfo()) and zone.key is not None:
-        return f"[{zone.key}]"
+    key: str | None = getattr(zone, "key", None) if isinstance(zone, _loaded_zoneinfo()) else None
+    if key is not None:
+        return f"[{key}]"
     if type(zone) is timezone:
         name = zone.tzname(None)
         return "" if name == timezone(zone.utcoffset(None)).tzname(None) else f"[={encodable(name)}]"

@@ -90,7 +90,7 @@ def _read_array(wire: list[Any], levels: int) -> Any:
     # A tag uses no level, so tags could be nested in tags without a limit.
     if code == codes.TAGGED and len(wire) == 3 and not (type(wire[2]) is list and marker_of(wire[2]) == codes.TAGGED):
         return read_any(wire[2], levels)
-    if code == codes.MODEL and len(wire) == 4 and type(wire[1]) is type(wire[2]) is dict:
+    if code == codes.MODEL and len(wire) == 4 and type(wire[1]) is dict and type(wire[2]) is dict:
         return read_map({**wire[1], **wire[2]}, read_any, within)
     if code == codes.NAMED:
         read = NAMED_READERS.get(wire[1]) if len(wire) == 3 and type(wire[1]) is str else None
