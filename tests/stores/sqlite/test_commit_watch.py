@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,8 +20,11 @@ from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker, commit_watch, wakeups
 from taskflow.broker.sqlite.transactions import Durability
 from taskflow.broker.wakeups import Waiter
+from taskflow.model.record import Status
+from taskflow.model.verdict import Completed, Failed, RunError, Settled
 from tests.stores.sqlite.support import Open, an_envelope, connected, registered, succeeded
 from tests.support.callers import Caller
+from tests.support.verdicts import settlement
 
 MAIL = topics.queue("mail")
 
@@ -191,3 +196,41 @@ async def test_a_fork_looks_for_its_own_commits_only(open_broker: Open, mail: Wa
 
 
 # --- kills ---------------------------------------------------------------------------------------------------------------
+
+
+# --- kills ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+async def test_a_killed_program_has_sent_what_it_has_committed(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
+    """And nothing else, at whatever moment it dies; its lock goes with it."""
+    for _ in range(5):
+        job = an_envelope()
+        ending = "caller.commit()" if is_committed else ""
+        with running(f"{ending}\nprint('now', flush=True)\nsys.stdin.readline()", path, job.id.hex()) as process:
+            assert process.stdout is not None
+            await asyncio.to_thread(process.stdout.readline)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        [record] = await broker.read([job.id])
+        assert (record and record.status) is (Status.READY if is_committed else None)
+        assert await broker.enqueue([an_envelope()])
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+async def test_a_killed_run_has_completed_what_it_has_committed(broker: SqliteBroker, path: Path, is_committed: bool) -> None:
+    session = await registered(broker)
+    await broker.enqueue([an_envelope()])
+    [lease] = await broker.claim(session.id, 1, ["default"], 1)
+    store = await broker.transactional()
+    if (pid := os.fork()) == 0:
+        with connected(path) as connection:
+            caller = Caller(connection, store)
+            caller.begin()
+            caller.settle(succeeded(lease))
+            if is_committed:
+                caller.commit()
+            os.kill(os.getpid(), signal.SIGKILL)
+    await asyncio.to_thread(os.waitpid, pid, 0)
+    answer = Settled.COMMITTED if is_committed else Settled.OK
+    assert await broker.settle([settlement(lease, Completed(Failed(RunError("Lost", "killed"))))]) == [answer]
