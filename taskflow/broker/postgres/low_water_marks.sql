@@ -145,15 +145,18 @@ BEGIN
         RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
     ELSIF NEW.late_priority IS NOT NULL
         AND position('@.' || NEW.queue || ' ' || NEW.late_priority || ';' IN coalesce(current_setting('taskflow.uncommitted_places', true), '')) = 0
-    THEN
-        RETURN NULL; -- not at the commit, but after the INSERT (SET CONSTRAINTS): others would wait for what it takes until the end
+    THEN -- not at the commit, but after the INSERT (SET CONSTRAINTS): others would wait for the rest until the end
+        INSERT INTO @.marks (kind, queue, rank, gen, at, set_at)
+        VALUES ('ready', NEW.queue, -NEW.late_priority, @.wall(NULL), 0, @.wall(NULL));
+        RETURN NULL;
     ELSIF @.has_fixed_snapshot() THEN -- it does not see the current marks: read from the start once
         INSERT INTO @.marks (kind, queue, rank, gen, at, set_at) VALUES (
             CASE WHEN NEW.late_priority IS NULL THEN 'due' ELSE 'ready' END, CASE WHEN NEW.late_priority IS NULL THEN '' ELSE NEW.queue END,
             coalesce(-NEW.late_priority, 0), @.wall(NULL), 0, @.wall(NULL)
         );
-    ELSIF NEW.late_priority IS NULL THEN
-        PERFORM @.lower_mark('due', '', 0, NEW.late_at, 0, @.wall(NULL));
+    ELSIF NEW.late_priority IS NULL THEN -- a mark that others raise until the commit loses against this one
+        INSERT INTO @.marks (kind, gen, n, at, set_at)
+        SELECT 'due', m.gen + 1, -least(m.at, NEW.late_at) - 1, least(m.at, NEW.late_at), @.wall(NULL) FROM @.newest_mark('due') AS m;
     ELSE
         PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
     END IF;
