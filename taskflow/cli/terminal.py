@@ -1,4 +1,4 @@
-"""What commands print: tables, colours and a progress bar on a terminal, plain text in a pipe, JSON, and times."""
+"""Prints for commands: tables, colours and a progress bar on a terminal, plain text in a pipe, JSON, and times."""
 
 from __future__ import annotations
 

@@ -152,6 +152,9 @@ every 5 ms. A thread that is blocked, for example in `time.sleep`, has none, and
 
 LOCK_LOOK: Final = 0.2
 
+# Seconds in which a run that has held the interpreter lock may end, if it is not in the midst of a step.
+ENDS_WITHIN: Final = 0.05
+
 # Seconds to wait for the subscribers. They may hang, for example if the loop is blocked in the log that they write to.
 EMIT_WITHIN: Final = 2.0
 
@@ -273,13 +276,15 @@ class Watchdog:
 
         If the current run has not lasted for half of this check's delay, it is the last slow run, whose lines are gone.
         """
-        holding, slow = self._holding_in(thread), self._watched.slow
-        late = passed - LOOK
+        holding, lines, late = self._holding_in(thread), lines_of(thread), passed - LOOK
         if holding is not None and (holding.started or 0.0) <= self.looked_at - late / 2:
-            return holding.lease, lines_of(thread)
-        if slow is not None and slow[1] > self.looked_at - late:
-            return slow[0].lease, []
-        return None, lines_of(thread)
+            return holding.lease, lines
+        for pause in (0.0, ENDS_WITHIN):  # it may have been between two of its steps, and ends now
+            self._stopping.wait(pause)
+            slow = self._watched.slow
+            if slow is not None and slow[1] > self.looked_at - late:
+                return slow[0].lease, []
+        return None, lines
 
     def _look_at_loop(self, passed: float) -> None:
         lasted = self._loops.seconds

@@ -541,13 +541,11 @@ async def sleeps_in_c() -> None:
 @pytest.mark.parametrize("culprit", [computes, computes_in_a_thread], ids=["in the loop", "in a thread"])
 async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Broker, culprit: Any) -> None:
     heard = ThreadSafeEventRecorder(InterpreterBlocked, Run.release_thread.set)
+    handle = await culprit.delay()
     async with Worker(options=options(heard)):
-        for number in range(1, 4):  # a standstill in which the watchdog sees no run is told without one
-            handle = await culprit.delay()
-            await handle.result(TIMEOUT)
-            await heard.wait_for(InterpreterBlocked, number)
-            if named := [held for held in heard.of(InterpreterBlocked) if held.is_computed and held.lease]:
-                break
+        await handle.result(TIMEOUT)
+        while not (named := [held for held in heard.of(InterpreterBlocked) if held.is_computed and held.lease]):
+            await heard.wait_for(InterpreterBlocked, len(heard.of(InterpreterBlocked)) + 1)
     [held, *_] = named
     assert held.seconds >= watchdog.FIRST_REPORT
     assert held.lease.envelope.job == culprit.name

@@ -70,7 +70,7 @@ def job_mark(job_id: bytes) -> int:
 
 
 class Listeners:
-    """What the names of the folder's files say about listeners. Files with other names are left alone."""
+    """Reads from the names of the files in the folder which listeners there are. It ignores files with other names."""
 
     def __init__(self, files: Iterable[str]) -> None:
         self._files = [(file, *found.groups()) for file in files if (found := _FILE.fullmatch(file)) is not None]
