@@ -387,6 +387,23 @@ class Store(Protocol):
         ...
 
 
+def dispatch(store: Any, effect: Effect) -> Any:
+    """Call the method that an operation has yielded. Return its answer, or a coroutine if the store is on a server."""
+    match effect:
+        case Query():
+            return store.query(effect)
+        case Apply():
+            return store.apply(effect)
+        case Add(jobs):
+            return store.add(jobs)
+        case Succeed(runs):
+            return store.succeed(runs)
+        case Promote(limit):
+            return store.promote(limit)
+        case Fade(limit, most_kept, repeat_for):
+            return store.fade(limit, most_kept, repeat_for)
+
+
 def refuse_repeated(steps: Iterable[Step]) -> None:
     """Raise ValueError if two puts or drops name the same record."""
     written = Counter(ref for step in steps for ref in (*(put.ref for put in step.puts), *step.drops))

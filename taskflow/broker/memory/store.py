@@ -7,24 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind, Position
-from taskflow.broker.engine.seam import (
-    MOST_FORGOTTEN,
-    Add,
-    Apply,
-    Claimed,
-    Effect,
-    Fade,
-    Faded,
-    Promote,
-    Put,
-    Query,
-    Record,
-    Ref,
-    Rev,
-    Run,
-    Scan,
-    Succeed,
-)
+from taskflow.broker.engine.seam import MOST_FORGOTTEN, Claimed, Effect, Faded, Put, Record, Ref, Rev, Run, Scan, dispatch
 from taskflow.broker.memory.records import RecordStore, Stored
 from taskflow.model import wording
 from taskflow.model.ids import ID_BYTES
@@ -37,19 +20,7 @@ class MemoryStore(RecordStore):
 
     def perform(self, effect: Effect) -> Any:
         """Answer what an operation has yielded."""
-        match effect:
-            case Query():
-                return self.query(effect)
-            case Apply():
-                return self.apply(effect)
-            case Add(jobs):
-                return self.add(jobs)
-            case Succeed(runs):
-                return self.succeed(runs)
-            case Promote(limit):
-                return self.promote(limit)
-            case Fade(limit, most_kept, repeat_for):
-                return self.fade(limit, most_kept, repeat_for)
+        return dispatch(self, effect)
 
     def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> Claimed | None:
         state = self._records.get(Ref(Kind.SESSION, session))

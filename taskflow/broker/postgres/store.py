@@ -21,12 +21,10 @@ from taskflow.broker.engine.seam import (
     Claimed,
     Effect,
     Entry,
-    Fade,
     Faded,
     Full,
     Group,
     Locked,
-    Promote,
     Put,
     Query,
     Record,
@@ -36,7 +34,7 @@ from taskflow.broker.engine.seam import (
     Snapshot,
     Stale,
     Step,
-    Succeed,
+    dispatch,
     refuse_repeated,
 )
 from taskflow.broker.postgres.changes import Changes, collapsed, trimmed
@@ -106,19 +104,7 @@ class PostgresStore:
     async def perform(self, effect: Effect) -> Any:
         """Answer what an operation has yielded."""
         try:
-            match effect:
-                case Query():
-                    return await self.query(effect)
-                case Apply():
-                    return await self.apply(effect)
-                case Add(jobs):
-                    return await self.add(jobs)
-                case Succeed(runs):
-                    return await self.succeed(runs)
-                case Promote(limit):
-                    return await self.promote(limit)
-                case Fade(limit, most_kept, repeat_for):
-                    return await self.fade(limit, most_kept, repeat_for)
+            return await dispatch(self, effect)
         except NoRoom as error:
             if isinstance(effect, Add) or (isinstance(effect, Apply) and effect.grows):
                 raise StoreFull(str(error)) from error

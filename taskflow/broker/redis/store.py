@@ -10,21 +10,18 @@ from typing import Any, Final, Protocol
 from taskflow.broker.engine.records import Kind
 from taskflow.broker.engine.seam import (
     ABSENT,
-    Add,
     Answer,
     Apply,
     Claimed,
     Effect,
-    Fade,
     Faded,
-    Promote,
     Put,
     Query,
     Ref,
     Run,
     Snapshot,
     Step,
-    Succeed,
+    dispatch,
     refuse_repeated,
 )
 from taskflow.broker.redis.connect.connection import Command
@@ -72,19 +69,7 @@ class RedisStore:
 
     async def perform(self, effect: Effect) -> Any:
         """Answer what an operation has yielded."""
-        match effect:
-            case Query():
-                return await self.query(effect)
-            case Apply():
-                return await self.apply(effect)
-            case Add(jobs):
-                return await self.add(jobs)
-            case Succeed(runs):
-                return await self.succeed(runs)
-            case Promote(limit):
-                return await self.promote(limit)
-            case Fade(limit, most_kept, repeat_for):
-                return await self.fade(limit, most_kept, repeat_for)
+        return await dispatch(self, effect)
 
     async def query(self, query: Query, awaited: Sequence[bytes] = (), listener: str = "") -> Snapshot:
         """Read. The listener awaits the ends of the jobs in `awaited`."""

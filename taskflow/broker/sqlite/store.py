@@ -10,24 +10,7 @@ from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 from taskflow.broker.engine.records import BURIED, CANCELLED, FAILED, READY, RUNNING, SCHEDULED, SUCCEEDED, Flag, Kind
-from taskflow.broker.engine.seam import (
-    KEEP,
-    MOST_FORGOTTEN,
-    Add,
-    Apply,
-    Claimed,
-    Effect,
-    Fade,
-    Faded,
-    Operation,
-    Promote,
-    Put,
-    Query,
-    Record,
-    Ref,
-    Run,
-    Succeed,
-)
+from taskflow.broker.engine.seam import KEEP, MOST_FORGOTTEN, Claimed, Effect, Faded, Operation, Put, Record, Ref, Run, dispatch
 from taskflow.broker.sqlite.changes import RecordChanger, new_rev
 from taskflow.broker.sqlite.counts import READY_QUEUES
 from taskflow.broker.sqlite.hot_statements import (
@@ -173,19 +156,7 @@ class SqliteStore(MaintainedRecords):
 
     def perform(self, effect: Effect) -> Any:
         """Answer what an operation has yielded."""
-        match effect:
-            case Query():
-                return self.query(effect)
-            case Apply():
-                return self.apply(effect)
-            case Succeed(runs):
-                return self.succeed(runs)
-            case Add(jobs):
-                return self.add(jobs)
-            case Promote(limit):
-                return self.promote(limit)
-            case Fade(limit, most_kept, repeat_for):
-                return self.fade(limit, most_kept, repeat_for)
+        return dispatch(self, effect)
 
     # --- add -------------------------------------------------------------------------------------------------
 
