@@ -71,18 +71,19 @@ class Draft:
         """The jobs to whose `awaits` the decisions add: one of them may have nothing to await any more."""
         self.part = Part()
         self._parts = list[Part]()
+        self._is_whole = False
         self._current: dict[Ref, Job | Plain | None] = {}
 
     def decide(self, items: Sequence[Item], one: Callable[[Draft, Item], T], *, together: bool) -> list[T]:
         """Decide on each item in turn. If `missing` is not empty afterwards, the answers count for nothing.
 
-        Each decision is one part. `together` makes a single part of all decisions.
+        Each decision is one part. `together` makes one step of all parts that change anything.
         """
+        self._is_whole = together
         answers = list[T]()
         for item in items:
-            if not (together and self._parts):
-                self.part = Part()
-                self._parts.append(self.part)
+            self.part = Part()
+            self._parts.append(self.part)
             try:
                 answers.append(one(self, item))
             except Missing:
@@ -157,7 +158,8 @@ class Draft:
         Two parts are one step if one of them writes what the other reads or writes.
         """
         parts = [(number, part) for number, part in enumerate(self._parts) if not part.is_empty]
-        return [([number for number, _ in group], self._step([part for _, part in group])) for group in _tied(parts)]
+        groups = [parts] if self._is_whole and parts else _tied(parts)
+        return [([number for number, _ in group], self._step([part for _, part in group])) for group in groups]
 
     def _step(self, parts: Sequence[Part]) -> Step:
         whole = parts[0] if len(parts) == 1 else _merged(parts)

@@ -16,6 +16,9 @@ from taskflow.model.envelope import Envelope, is_plain
 from taskflow.model.errors import StoreFull
 from taskflow.model.rules import Rules
 
+MAX_ASSUMED: Final = 512
+"""The most bytes of a payload that is sent before it is known whether its key is free. Redis keeps larger ones apart, also in vain."""
+
 
 def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = False) -> Operation[list[Added | Refused]]:
     """Add jobs in one step. `assumes_new` says that no live job probably has one of their keys."""
@@ -27,7 +30,8 @@ def enqueue(envelopes: Sequence[Envelope], rules: Rules, *, assumes_new: bool = 
     else:
         refs = [ref for envelope in envelopes for ref in moves.refs_of(envelope)]
         added = None
-        if assumes_new and len(set(refs)) == len(refs) and all(each.at is None and not each.after for each in envelopes):
+        are_due = all(each.at is None and not each.after and len(each.payload) <= MAX_ASSUMED for each in envelopes)
+        if assumes_new and are_due and len(set(refs)) == len(refs):
             added = yield from _add_new(envelopes, refs, rules)
         answers = added or (yield from decide(envelopes, moves.add, rules, refs, scans=MOVE_SCANS, grows=True, together=True))
     return (yield from compare_known(envelopes, answers))

@@ -36,7 +36,7 @@ from taskflow.broker.redis.wakeups import RedisListener, channel
 from taskflow.broker.wakeups import Waiter
 from taskflow.model import wording
 from taskflow.model.clock import Clock
-from taskflow.model.envelope import Envelope, Lease, check_namespace
+from taskflow.model.envelope import Envelope, Lease, check_namespace, is_plain
 from taskflow.model.errors import BrokerError, BrokerRefused, SessionLost, StoreFull
 from taskflow.model.record import Record
 from taskflow.model.rules import Rules
@@ -126,6 +126,9 @@ class RedisBroker(EngineBroker):
                 return [Added(envelope.id) for envelope in envelopes]
             return await super().enqueue(envelopes)
         except StoreFull:
+            if self.assumes_new and not all(map(is_plain, envelopes)):  # jobs whose keys are held are refused without room
+                self.assumes_new = False
+                return await self.enqueue(envelopes)
             refs = {Ref(Kind.JOB, envelope.id) for envelope in envelopes}
             if None in (await self.store.query(Query(tuple(refs)))).records.values():
                 raise

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from taskflow import Status, StoreFull
+from taskflow.broker.protocol import Refused
 from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
@@ -66,11 +67,15 @@ async def test_every_verb_but_enqueue_goes_on_when_the_server_is_full(server: Re
     broker, an_id = RedisBroker(RedisTarget(host=HOST, port=server.port)), IdFactory()
     session = Session(id=os.urandom(16), name="worker")
     envelopes = [Envelope(id=an_id(), job="work", payload=BALLAST) for _ in range(4)]
+    keyed = Envelope(id=an_id(), job="work", payload=b"", key=b"k" * 16)
     try:
-        await broker.enqueue(envelopes)
+        await broker.enqueue([*envelopes, keyed])
         make_scarce(server, -ROOM)
         with pytest.raises(StoreFull):
             await broker.enqueue([Envelope(id=an_id(), job="work", payload=b"")])
+        [refused] = await broker.enqueue([Envelope(id=an_id(), job="work", payload=b"", key=keyed.key)])  # needs no room
+        assert isinstance(refused, Refused)
+        await broker.cancel([keyed.id])
         await broker.register(session)
         first, second, *_ = await broker.claim(session.id, 1, [], 3)
         answer = await broker.beat(Beat(session=session.id, claims=(first.claim, second.claim), seen=1))
