@@ -165,7 +165,7 @@ class Folder:
     def has(self, file: str) -> bool:
         try:
             os.stat(file, dir_fd=self._opened(), follow_symlinks=False)
-        except FileNotFoundError:
+        except OSError:
             return False
         return True
 

@@ -132,10 +132,12 @@ class SocketListener:
         before, file = self._topics_file, topics_file(self.name, self._topics) if self.name is not None and self._topics else None
         if file == before:
             return
-        self._topics_file = file
-        with contextlib.suppress(OSError):
+        try:
             if file is not None:
                 os.close(self._folder.create(file))
+        except OSError:  # a full disk, perhaps: the former file stays, and the thread tries again
+            return
+        self._topics_file = file
         if before is not None:
             self._folder.remove(before)
 
@@ -170,8 +172,9 @@ class SocketListener:
         """Wake the waiters of these topics."""
         heard = [*topics]
         if any(map(is_queue, heard)):
-            with self._lock:  # after `_show_waiting`: the sender has removed its file
-                self._waiting_file = None
+            with self._lock:  # after `_show_waiting`. The sender has removed a file, and a claim may have shown another since
+                if self._waiting_file is not None and not self._folder.has(self._waiting_file):
+                    self._waiting_file = None
         if ANYTHING in heard:
             self._flag.wake_all()
         else:
@@ -211,6 +214,7 @@ class SocketListener:
         """If there are no waiters any more, release the socket and the files, and return True. The next waiter starts another thread."""
         with self._lock:
             if self._flag.is_heard:
+                self._show_topics()
                 if not +self._awaited:
                     self._stop_awaiting()
                 return False
@@ -258,7 +262,7 @@ class SocketListener:
         self._stop_awaiting()
         if self._socket is not None:
             self._socket.close()
-            self._folder.remove(str(self.name))
+            self._folder.forget(self.name or "")
             self._socket = self.name = None
 
 

@@ -512,3 +512,39 @@ async def test_idleness_costs_next_to_nothing(broker: SqliteBroker, capsys: pyte
     with capsys.disabled():
         print(f"\nsqlite: {share:.3%} of a core when idle")
     assert share < 0.003
+
+
+async def test_a_claim_between_a_nudge_and_its_message_leaves_one_file(broker: SqliteBroker, path: Path) -> None:
+    """The sender has removed the listener's file, and a claim has shown another one before the message was read."""
+    queue = topics.queue("default")
+    await broker.enqueue([an_envelope()])
+    with broker.listen([queue]):
+        listener = broker._running().listener
+        for _ in range(5):
+            assert listener._waiting_file is not None
+            listener._folder.remove(listener._waiting_file)
+            listener.claimed(is_full=False)
+            listener.received([queue])
+            listener.claimed(is_full=False)
+        assert len([file for file in files(path) if file.endswith(str(listener.name)) and file != listener.name]) == 1
+        listener.claimed(is_full=True)
+        assert not [file for file in files(path) if file.endswith(str(listener.name)) and file != listener.name]
+
+
+async def test_topics_are_shown_once_the_disk_has_room_again(broker: SqliteBroker, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await broker.enqueue([an_envelope()])
+    with broker.listen([topics.queue("default")]):
+        listener = broker._running().listener
+        before = listener._topics_file
+        with monkeypatch.context() as full:
+            full.setattr(Folder, "create", raise_no_space)
+            with broker.listen([topics.DUE]):
+                assert listener._topics_file == before in files(path)
+                full.undo()
+                listener._is_done()
+                assert listener._topics_file != before
+                assert listener._topics_file in files(path)
+
+
+def raise_no_space(*_: object) -> int:
+    raise OSError(28, "No space left on device")
