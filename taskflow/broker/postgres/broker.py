@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Final, TypeVar
@@ -29,6 +30,7 @@ from taskflow.model.envelope import check_namespace
 from taskflow.model.errors import BrokerError, BrokerRefused, ConfigurationError, SessionLost
 from taskflow.model.record import Record
 from taskflow.model.rules import Rules
+from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 
 T = TypeVar("T")
@@ -42,6 +44,9 @@ end. A caller that waits longer relies on polling every few seconds."""
 
 LATE_AFTER: Final = 0.25
 """Seconds after which a verb counts as slow: its jobs may lie behind the low-water marks, which stay half a second in the past."""
+
+MARKS_INTERVAL: Final = 10.0
+"""Seconds after which an idle worker asks again whether it should check the low-water marks."""
 
 LOOKED_WITHIN: Final = 60.0
 """Seconds that a check of the low-water marks may take: see low_water_marks.sql. It reads all dead rows that cannot be vacuumed yet."""
@@ -81,6 +86,7 @@ class PostgresBroker(EngineBroker):
         self._migrates = migrates
         self._per_loop = PerLoop(self._loop_connections)
         self._is_prepared = False
+        self._asked_at = time.monotonic()
         self._contention = Contention()
         hooks = Hooks(self._tell_readied, self._tell_ended, self._tell_woken, self._check_marks)
         self.store = PostgresStore(self._fetch, namespace, self.wall, self._steady, capacity, hooks)
@@ -138,6 +144,17 @@ class PostgresBroker(EngineBroker):
             else:
                 listener.end_claim(claiming, is_full=len(claimed.records) >= limit)
         return claimed
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        """Send a heartbeat. That of an idle worker, which calls no upkeep for a minute, asks now and then for a check of the marks."""
+        answer = await super().beat(beat)
+        if beat.looks and time.monotonic() - self._asked_at >= MARKS_INTERVAL:
+            self._asked_at = time.monotonic()
+            with contextlib.suppress(BrokerError):  # the heartbeat has taken effect
+                [row] = await self.call("may_check_marks", self.wall())
+                if row["may_check_marks"]:
+                    self._check_marks()
+        return answer
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """Settle runs. Raises ValueError if one of the settlements cannot be stored; the caller then sends the others without it."""

@@ -223,10 +223,12 @@ END
 $$;
 
 -- Returns true if it is time for check_marks and the caller should call it. Checks take at most a tenth of all time. No other caller gets
--- true until the check has ended, or for a minute if it fails.
-CREATE FUNCTION @.may_check_marks(now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+-- true until the check has ended, or for 20 seconds if it fails.
+CREATE FUNCTION @.may_check_marks(wall bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    now_at CONSTANT bigint := @.wall(wall);
 BEGIN
-    UPDATE @.meta SET value = now_at + 60000000 WHERE ctid = ANY (ARRAY( -- a time a day ahead is of a clock that was set back
+    UPDATE @.meta SET value = now_at + 20000000 WHERE ctid = ANY (ARRAY( -- a time a day ahead is of a clock that was set back
         SELECT ctid FROM @.meta WHERE name = 'check_marks_at' AND value NOT BETWEEN now_at + 1 AND now_at + 86400000000 FOR UPDATE SKIP LOCKED
     ));
     RETURN FOUND;
