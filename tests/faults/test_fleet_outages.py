@@ -135,7 +135,9 @@ def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(tasks: Shell, outa
 
 def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_again(tasks: Shell, outage: Outage) -> None:
     """Each worker gives its session up and goes on with another one, in the same process."""
-    supervised = two_at_work(tasks, "--ttl", "6")  # longer than the pauses of who tries to come back: else one may reap the other
+    # A worker settles what had ended after its longest pause, and an attempt on a locked file takes seconds too. Within a ttl of the first
+    # worker's return, no one reaps it.
+    supervised = two_at_work(tasks, "--ttl", "15")
     with away(outage, supervised):
         supervised.wait_for("the session of .* has ended: .*; a new one follows", times=2)
     supervised.wait_for("working as", times=4)
