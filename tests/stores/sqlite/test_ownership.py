@@ -39,7 +39,9 @@ async def test_a_link_beside_the_store_is_refused(broker: SqliteBroker, path: Pa
     assert letter.read_bytes() == b"precious" * 100
 
 
-async def test_a_link_that_takes_the_place_of_the_wake_up_folder_is_not_followed(open_broker: Open, path: Path, tmp_path: Path) -> None:
+async def test_a_link_that_takes_the_place_of_the_wake_up_folder_is_not_followed(
+    open_broker: Open, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the store is open. Names that look like a listener's are no reason to remove what has them."""
     broker, other, namespace = open_broker(), open_broker(), topic_hash("taskflow")[1:]
     with other.listen([topics.ANY_QUEUE]):
@@ -48,7 +50,8 @@ async def test_a_link_that_takes_the_place_of_the_wake_up_folder_is_not_followed
         target.mkdir()
         (target / f"{namespace}-1-0123456789ab").write_text("a letter")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
-            stranger.bind(str(target / f"{namespace}-1-ba9876543210"))
+            monkeypatch.chdir(target)  # a socket's path has 107 bytes at most
+            stranger.bind(f"{namespace}-1-ba9876543210")
         wake = path.with_name("queue.db-wake")
         wake.rename(tmp_path / "moved")
         wake.symlink_to(target)
