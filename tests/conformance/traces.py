@@ -9,19 +9,19 @@ from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
 from taskflow.model.session import BeatAnswer, Session
 from tests.protocol_model import traces
-from tests.protocol_model.traces import Step, Trace
+from tests.protocol_model.traces import Step
 from tests.support.verdicts import retried, succeeded
 from tests.support.world import World
 
 _STATUSES = {"READY": Status.READY, "RUNNING": Status.RUNNING, "ENDED": Status.SUCCEEDED}
 
 
-async def replay(world: World, trace: Trace) -> None:
+async def replay(world: World, trace: tuple[Step, ...]) -> None:
     """Take every step; AssertionError names the first one that the broker answers otherwise than a correct one does."""
     # A trace has no waits and bounds no counts: a failure or a crash is READY again at once, however often.
     world = world.under(crash_backoff=(0.0,), max_crashes=1_000, hand_back_backoff=(0.0,))
     player = _Player(world, await world.add())
-    for number, step in enumerate(trace.steps, 1):
+    for number, step in enumerate(trace, 1):
         answer, expected = await player.take(step)
         assert answer == expected, f"step {number}: {step}"
 

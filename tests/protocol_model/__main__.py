@@ -1,14 +1,11 @@
-"""`python -m tests.protocol_model [--full | --deep | --traces]`."""
+"""`python -m tests.protocol_model [--full | --deep]`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from tests.protocol_model.export import to_trace
-from tests.protocol_model.report import DEEP, FULL, REGULAR, hunt, report
-from tests.protocol_model.rules import BROKEN
-from tests.protocol_model.source import to_source
+from tests.protocol_model.report import DEEP, FULL, REGULAR, report
 
 
 def main() -> int:
@@ -16,11 +13,7 @@ def main() -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--full", action="store_true", help="larger worlds, about a minute and a half")
     which.add_argument("--deep", action="store_true", help="the largest world, some minutes and 1 GB")
-    which.add_argument("--traces", action="store_true", help="print the constants of traces.py anew")
     options = parser.parse_args()
-    if options.traces:
-        print("\n".join(to_source(to_trace(rules, hunt(rules).path)) for rules in BROKEN))
-        return 0
     return 0 if report(DEEP if options.deep else FULL if options.full else REGULAR) else 1
 
 

@@ -9,10 +9,10 @@ from tests.protocol_model.rules import Rules
 from tests.protocol_model.states import SESSION_LOST, Job, Lease, Session, Store, Verdict
 
 
-def first_deviation(rules: Rules, trace: traces.Trace) -> int | None:
+def first_deviation(rules: Rules, trace: tuple[traces.Step, ...]) -> int | None:
     """The index of the first step that the rules answer otherwise than the trace expects; None when they answer all as expected."""
     replay = Replay(rules)
-    return next((index for index, step in enumerate(trace.steps) if not replay.goes_as_expected(step)), None)
+    return next((index for index, step in enumerate(trace) if not replay.goes_as_expected(step)), None)
 
 
 class Replay:

@@ -8,12 +8,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Final
 
-from tests.protocol_model.export import to_trace
-from tests.protocol_model.replay import first_deviation
 from tests.protocol_model.rules import BROKEN, CORRECT, IN_STEPS, Rules
 from tests.protocol_model.search import Counterexample, SearchResult, search
-from tests.protocol_model.source import in_words
-from tests.protocol_model.traces import Trace
 from tests.protocol_model.world import Bounds
 
 LEAN: Final = Bounds(late_beats=0, losses=0, lapses_apart=False, empty_answers=False)
@@ -73,7 +69,8 @@ def report(worlds: dict[str, Bounds]) -> bool:
             _print_path(found.counterexample)
     print(f"{total:,} states in all\n")
     for rules in BROKEN:
-        _print_broken(rules)
+        print(f"{rules.name} ({rules.because}):")
+        _print_path(hunt(rules))
     return is_clean
 
 
@@ -81,16 +78,3 @@ def _print_path(found: Counterexample) -> None:
     print(f"  broken: {found.invariant.__doc__}")
     for action in found.path:
         print(f"    {action}")
-
-
-def _print_broken(rules: Rules) -> None:
-    found = hunt(rules)
-    trace = to_trace(rules, found.path)
-    print(f"{rules.name} ({rules.because}): {len(found.path)} steps to break {found.invariant.__name__!r}; as a trace, {len(trace.steps)}:")
-    _print_trace(trace, first_deviation(rules, trace))
-
-
-def _print_trace(trace: Trace, deviation: int | None) -> None:
-    for index, step in enumerate(trace.steps):
-        print(f"  {index + 1:2}. {in_words(step)}{'   <- the broken rules answer otherwise' if index == deviation else ''}")
-    print(flush=True)

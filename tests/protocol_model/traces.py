@@ -5,8 +5,7 @@ answers otherwise than the trace says. A real broker must answer as it says at e
 
 How to replay one on a broker: enqueue one job (no retry wait: a failure is READY again at once), then take the steps in order.
 Sessions and leases are names: `Register("s1")` makes a fresh session, a `Claim` that expects ("l1",) binds "l1" to the lease it gave.
-All steps are awaited one by one; `is_lost` says that a client would not have received that answer (the broker answers all the same).
-`python -m tests.protocol_model --traces` prints the constants below anew.
+All steps are awaited one by one.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ class Claim:
     session: str
     request: int
     expect: tuple[str, ...] | Literal["SessionLost"]
-    is_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,6 @@ class Beat:
     expect: Literal["OK", "SessionLost"] = OK
     lost: tuple[str, ...] = ()
     ghosts: tuple[str, ...] = ()
-    is_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,6 @@ class Settle:
     lease: str
     verdict: Literal["success", "failure"]
     expect: Literal["OK", "STALE"]
-    is_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,104 +96,57 @@ class Read:
 Step = Register | Claim | Beat | Settle | Lapse | GhostTime | Upkeep | Snapshot | Restore | Read
 
 
-@dataclass(frozen=True)
-class Trace:
-    """`rules`: the name of the broken rules that it convicts."""
-
-    rules: str
-    steps: tuple[Step, ...]
-
-
-def constant_name(rules: str) -> str:
-    """The name of the trace's constant below."""
-    return rules.upper().replace(" ", "_")
-
-
-# --- one for each broken set of rules; found by search, not written ------------------------------------------------
-
-FENCE_BY_ID: Final = Trace(
-    "fence by id",
-    (
+TRACES: Final[dict[str, tuple[Step, ...]]] = {
+    "fence by id": (
         Register("s1", "w1"),
         Claim("s1", 1, expect=("l1",)),
         Lapse("s1"),
         Upkeep(),
-        Settle("l1", "success", expect=STALE, is_lost=True),
+        Settle("l1", "success", expect=STALE),
         Read("READY", 1),
     ),
-)
-
-FENCE_BY_ID_AND_STATE: Final = Trace(
-    "fence by id and state",
-    (
+    "fence by id and state": (
         Register("s1", "w1"),
         Register("s2", "w1"),
         Claim("s2", 1, expect=("l1",)),
         Lapse("s2"),
         Upkeep(),
-        Claim("s1", 2, expect=("l2",), is_lost=True),
-        Settle("l1", "success", expect=STALE, is_lost=True),
+        Claim("s1", 2, expect=("l2",)),
+        Settle("l1", "success", expect=STALE),
         Read("RUNNING", 2),
     ),
-)
-
-FENCE_BY_WORKER_NAME: Final = Trace(
-    "fence by worker name",
-    (
+    "fence by worker name": (
         Register("s1", "w1"),
         Register("s2", "w1"),
         Claim("s2", 1, expect=("l1",)),
         Lapse("s2"),
         Upkeep(),
-        Claim("s1", 2, expect=("l2",), is_lost=True),
-        Settle("l1", "success", expect=STALE, is_lost=True),
+        Claim("s1", 2, expect=("l2",)),
+        Settle("l1", "success", expect=STALE),
         Read("RUNNING", 2),
     ),
-)
-
-FENCE_BY_EPOCH: Final = Trace(
-    "fence by epoch",
-    (
+    "fence by epoch": (
         Register("s1", "w1"),
         Snapshot(),
         Claim("s1", 1, expect=("l1",)),
         Restore(),
         Claim("s1", 2, expect=("l2",)),
-        Settle("l1", "success", expect=STALE, is_lost=True),
+        Settle("l1", "success", expect=STALE),
         Read("RUNNING", 1),
     ),
-)
-
-FENCE_BY_CLAIM_ID: Final = Trace(
-    "fence by claim id",
-    (
+    "fence by claim id": (
         Register("s1", "w1"),
         Snapshot(),
         Claim("s1", 1, expect=("l1",)),
-        Settle("l1", "failure", expect=OK, is_lost=True),
+        Settle("l1", "failure", expect=OK),
         Claim("s1", 2, expect=("l2",)),
         Restore(),
-        Claim("s1", 2, expect=("l3",), is_lost=True),
-        Settle("l2", "success", expect=STALE, is_lost=True),
+        Claim("s1", 2, expect=("l3",)),
+        Settle("l2", "success", expect=STALE),
         Read("RUNNING", 1),
     ),
-)
-
-ROW_REMOVED_FIRST: Final = Trace(
-    "row removed first",
-    (
-        Register("s1", "w1"),
-        Claim("s1", 1, expect=("l1",)),
-        Lapse("s1"),
-        Upkeep(limit=1),
-        Upkeep(),
-        Read("READY", 1),
-    ),
-)
-
-JOBS_RELEASED_FIRST: Final = Trace(
-    "jobs released first",
-    (
+    "row removed first": (Register("s1", "w1"), Claim("s1", 1, expect=("l1",)), Lapse("s1"), Upkeep(limit=1), Upkeep(), Read("READY", 1)),
+    "jobs released first": (
         Register("s1", "w1"),
         Claim("s1", 1, expect=("l1",)),
         Lapse("s1"),
@@ -206,124 +155,47 @@ JOBS_RELEASED_FIRST: Final = Trace(
         Upkeep(),
         Read("READY", 1),
     ),
-)
-
-CLAIM_WITHOUT_SESSION_CHECK: Final = Trace(
-    "claim without session check",
-    (
-        Register("s1", "w1"),
-        Lapse("s1"),
-        Upkeep(),
-        Claim("s1", 1, expect=SESSION_LOST, is_lost=True),
-        Read("READY", 0),
-    ),
-)
-
-CLAIM_WITHOUT_MEMORY: Final = Trace(
-    "claim without memory",
-    (
+    "claim without session check": (Register("s1", "w1"), Lapse("s1"), Upkeep(), Claim("s1", 1, expect=SESSION_LOST), Read("READY", 0)),
+    "claim without memory": (Register("s1", "w1"), Claim("s1", 1, expect=("l1",)), Claim("s1", 1, expect=("l1",)), Read("RUNNING", 1)),
+    "claim without memory or ghosts": (
         Register("s1", "w1"),
         Claim("s1", 1, expect=("l1",)),
-        Claim("s1", 1, expect=("l1",), is_lost=True),
-        Read("RUNNING", 1),
-    ),
-)
-
-CLAIM_WITHOUT_MEMORY_OR_GHOSTS: Final = Trace(
-    "claim without memory or ghosts",
-    (
-        Register("s1", "w1"),
-        Claim("s1", 1, expect=("l1",), is_lost=True),
         GhostTime(),
         Beat("s1", seen=1, ghosts=("l1",)),
         Upkeep(),
         Read("READY", 1),
     ),
-)
-
-OLD_REQUEST_CLAIMS: Final = Trace(
-    "old request claims",
-    (
+    "old request claims": (
         Register("s1", "w1"),
         Claim("s1", 2, expect=("l1",)),
-        Settle("l1", "failure", expect=OK, is_lost=True),
-        Claim("s1", 1, expect=(), is_lost=True),
+        Settle("l1", "failure", expect=OK),
+        Claim("s1", 1, expect=()),
         Read("READY", 1),
     ),
-)
-
-NO_GHOSTS: Final = Trace(
-    "no ghosts",
-    (
+    "no ghosts": (
         Register("s1", "w1"),
-        Claim("s1", 1, expect=("l1",), is_lost=True),
+        Claim("s1", 1, expect=("l1",)),
         GhostTime(),
         Beat("s1", seen=1, ghosts=("l1",)),
         Upkeep(),
         Read("READY", 1),
     ),
-)
-
-GHOSTS_BY_NAME_ALONE: Final = Trace(
-    "ghosts by name alone",
-    (
-        Register("s1", "w1"),
-        Claim("s1", 1, expect=("l1",), is_lost=True),
-        GhostTime(),
-        Beat("s1", is_lost=True),
-        Read("RUNNING", 1),
-    ),
-)
-
-SETTLE_WITHOUT_REPEAT: Final = Trace(
-    "settle without repeat",
-    (
+    "ghosts by name alone": (Register("s1", "w1"), Claim("s1", 1, expect=("l1",)), GhostTime(), Beat("s1"), Read("RUNNING", 1)),
+    "settle without repeat": (
         Register("s1", "w1"),
         Claim("s1", 1, expect=("l1",)),
-        Settle("l1", "success", expect=OK, is_lost=True),
-        Settle("l1", "success", expect=OK, is_lost=True),
+        Settle("l1", "success", expect=OK),
+        Settle("l1", "success", expect=OK),
         Read("ENDED", 1),
     ),
-)
-
-BEAT_REVIVES: Final = Trace(
-    "beat revives",
-    (
-        Register("s1", "w1"),
-        Lapse("s1"),
-        Upkeep(),
-        Beat("s1", expect=SESSION_LOST, is_lost=True),
-        Read("READY", 0),
-    ),
-)
-
-LAPSE_BY_AGE: Final = Trace(
-    "lapse by age",
-    (
+    "beat revives": (Register("s1", "w1"), Lapse("s1"), Upkeep(), Beat("s1", expect=SESSION_LOST), Read("READY", 0)),
+    "lapse by age": (
         Register("s1", "w1"),
         Claim("s1", 1, expect=("l1",)),
         Lapse("s1"),
-        Beat("s1", names=("l1",), seen=1, is_lost=True),
+        Beat("s1", names=("l1",), seen=1),
         Upkeep(),
         Read("RUNNING", 1),
     ),
-)
-
-TRACES: Final = (
-    FENCE_BY_ID,
-    FENCE_BY_ID_AND_STATE,
-    FENCE_BY_WORKER_NAME,
-    FENCE_BY_EPOCH,
-    FENCE_BY_CLAIM_ID,
-    ROW_REMOVED_FIRST,
-    JOBS_RELEASED_FIRST,
-    CLAIM_WITHOUT_SESSION_CHECK,
-    CLAIM_WITHOUT_MEMORY,
-    CLAIM_WITHOUT_MEMORY_OR_GHOSTS,
-    OLD_REQUEST_CLAIMS,
-    NO_GHOSTS,
-    GHOSTS_BY_NAME_ALONE,
-    SETTLE_WITHOUT_REPEAT,
-    BEAT_REVIVES,
-    LAPSE_BY_AGE,
-)
+}
+"""By the name of the broken rules that each convicts: found by search, not written."""
