@@ -38,7 +38,7 @@ TIMEOUT: Final = 20.0
 @on_each_transactional_broker
 @pytest.mark.unmeasured
 def test_each_increment_counts_once_while_workers_and_connections_are_killed(shell: Shell) -> None:
-    each_is_counted_once(shell, 500, kills=4)
+    each_is_counted_once(shell, 150, kills=2)
 
 
 # --- one worker on PostgreSQL, and one run --------------------------------------------------------------------------

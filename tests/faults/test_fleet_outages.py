@@ -1,4 +1,7 @@
-"""The broker goes away and comes back, whichever it is, under a supervisor: it replaces nobody for that, and all that was sent is done."""
+"""The broker goes away and comes back under a supervisor: it replaces nobody for that, and all that was sent is done.
+
+`test_outages` has each broker; here each test has another one.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ import pytest
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, until
 from tests.cli.supervised import is_alive, none_is_left, pids, workers
 from tests.faults.outage import FIRST_TRIES, SLOWEST
-from tests.support.outages import Outage, SqliteOutage
+from tests.support.outages import Outage, PostgresOutage, RedisOutage, SqliteOutage
 
 pytestmark = pytest.mark.unmeasured
 
@@ -118,13 +121,13 @@ def all_end(tasks: Shell, supervised: Running) -> None:
     none_is_left(supervised)
 
 
+@pytest.mark.parametrize("outage", [RedisOutage], indirect=True, ids=lambda kind: kind.name)
 def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(tasks: Shell, outage: Outage) -> None:
     """The sessions live on, what runs goes on, and what ends meanwhile is settled after it."""
     supervised = two_at_work(tasks, "--ttl", "60")
     with away(outage, supervised):
         supervised.wait_for("settling failed, trying again", times=2)
-        if not isinstance(outage, SqliteOutage):  # where each attempt takes seconds
-            supervised.wait_for(r"BrokerCallFailed\(operation='settling'.*times=6", times=2)
+        supervised.wait_for(r"BrokerCallFailed\(operation='settling'.*times=6", times=2)
     supervised.wait_for("settling works again", times=2)
     until(lambda: len(tasks.ledger()) >= MANY, supervised)
     nobody_was_replaced(supervised)
@@ -133,10 +136,10 @@ def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(tasks: Shell, outa
     assert supervised.said.count("begun by") == len(LONG)
 
 
+@pytest.mark.parametrize("outage", [PostgresOutage], indirect=True, ids=lambda kind: kind.name)
 def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_again(tasks: Shell, outage: Outage) -> None:
     """Each worker gives its session up and goes on with another one, in the same process."""
-    # A worker settles what had ended after its longest pause, and an attempt on a locked file takes seconds too. Within a ttl of the first
-    # worker's return, no one reaps it.
+    # A worker settles what had ended after its longest pause. Within a ttl of the first worker's return, no one reaps it.
     supervised = two_at_work(tasks, "--ttl", "15")
     with away(outage, supervised):
         supervised.wait_for("the session of .* has ended: .*; a new one follows", times=2)
@@ -146,6 +149,7 @@ def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_
     all_end(tasks, supervised)
 
 
+@pytest.mark.parametrize("outage", [SqliteOutage], indirect=True, ids=lambda kind: kind.name)
 def test_a_worker_that_dies_meanwhile_is_replaced_when_the_broker_is_back(tasks: Shell, outage: Outage) -> None:
     """What could not start for want of it is tried again, the other one works on, and the broker hears of the death after all."""
     tasks.send(f"wait.bind({LONG[0]})")

@@ -17,7 +17,7 @@ from taskflow.app.job_type import Registry
 from tests.cli.processes import Shell, on_each_broker
 from tests.faults.firing import each_second_fires_once
 from tests.faults.outage import Bench
-from tests.support.outages import Outage
+from tests.support.outages import Outage, PostgresOutage
 from tests.support.waiting import until
 
 
@@ -25,9 +25,10 @@ from tests.support.waiting import until
 @pytest.mark.unmeasured
 def test_each_second_fires_once_while_workers_are_killed(shell: Shell, new_store: Callable[[], str]) -> None:
     shell.environment["TASKFLOW_BROKER"] = new_store()
-    each_second_fires_once(shell, 8.0, every=2.0)
+    each_second_fires_once(shell, 5.0, every=1.5)
 
 
+@pytest.mark.parametrize("outage", [PostgresOutage], indirect=True, ids=lambda kind: kind.name)
 async def test_times_that_an_outage_covers_are_caught_up(outage: Outage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than what counts as prompt, so that `catch_up` decides: all of them, each once."""
     monkeypatch.setattr(default_app(), "registry", Registry())
