@@ -11,9 +11,15 @@ from tests.support.harnesses import BROKERS, MemoryHarness, StoreHarness
 from tests.support.world import World
 
 OF_THE_ENGINE: Final = frozenset(
-    f"test_{module}" for module in ("beat", "cancel_read", "ends", "joins", "moves", "outage", "poison_follow_up", "turns")
+    f"test_{module}"
+    for module in ("beat", "cancel_read", "console_acts", "ends", "joins", "moves", "outage", "poison_follow_up", "schedules", "turns")
 )
 """Modules about rules that are the engine's alone. A store can only break them by what `tests/seam` and the other modules find."""
+
+OF_EACH_STORE: Final = frozenset(
+    f"test_{module}" for module in ("failpoints", "listen", "nudges", "spoilt_rows", "traces", "transactional")
+)
+"""Modules whose cases all run on each store. In the others, the cases of one test differ by a value that a store only keeps."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -24,11 +30,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_spared(item: pytest.Item) -> bool:
-    if item.path.stem not in OF_THE_ENGINE or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+    if item.path.stem in OF_EACH_STORE or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return False
+    if item.path.stem not in OF_THE_ENGINE and len(item.callspec.params) == 1:
         return False
     others = [harness for harness in BROKERS if harness is not MemoryHarness]
-    mine = others[crc32(item.originalname.encode()) % len(others)]
-    return item.callspec.params.get("world", mine) not in (MemoryHarness, mine)
+    mine = next((harness for harness in others if harness is item.callspec.params.get("world")), None)
+    return mine is not None and mine is not others[crc32(item.name.replace(mine.name, "").encode()) % len(others)]
 
 
 @pytest.fixture(params=BROKERS, ids=lambda harness: harness.name)

@@ -7,19 +7,19 @@ from typing import Final
 import pytest
 
 from tests.conformance.machine import machine_for, run_machine
-from tests.conformance.mutants import Mutant, beats, claims, fences, harness_of, settling, upkeep
+from tests.conformance.mutants import Mutant, harness_of, leases, upkeep
 from tests.support.harnesses import StoreHarness
 
 pytestmark = pytest.mark.slow
 
 # What single verbs in a random order find, and what only steps put together do.
 FOUND: tuple[type[Mutant], ...] = (
-    fences.SettlesByIdAndState,
-    fences.SettlesByEpoch,
-    settling.RepeatIsStale,
-    claims.ForgetsItsClaims,
-    claims.ClaimsForTheDead,
-    beats.BeatRevives,
+    leases.SettlesByIdAndState,
+    leases.SettlesByEpoch,
+    leases.RepeatIsStale,
+    leases.ForgetsItsClaims,
+    leases.ClaimsForTheDead,
+    leases.BeatRevives,
     upkeep.ForgetsTombstones,
 )
 

@@ -6,21 +6,21 @@ import asyncio
 
 import pytest
 
-from tests.conformance.mutants import Mutant, beats, claims, fences, harness_of, settling
+from tests.conformance.mutants import Mutant, harness_of, leases
 from tests.conformance.traces import replay
 from tests.protocol_model.traces import TRACES
 from tests.support.world import World
 
 CONVICTED: dict[str, type[Mutant]] = {
-    "fence by id": fences.SettlesById,
-    "fence by id and state": fences.SettlesByIdAndState,
-    "fence by epoch": fences.SettlesByEpoch,
-    "fence by claim id": fences.SettlesByClaimId,
-    "claim without session check": claims.ClaimsForTheDead,
-    "no ghosts": beats.FindsNoGhosts,
-    "ghosts by name alone": beats.TakesTheUnseenForGhosts,
-    "settle without repeat": settling.RepeatIsStale,
-    "beat revives": beats.BeatRevives,
+    "fence by id": leases.SettlesById,
+    "fence by id and state": leases.SettlesByIdAndState,
+    "fence by epoch": leases.SettlesByEpoch,
+    "fence by claim id": leases.SettlesByClaimId,
+    "claim without session check": leases.ClaimsForTheDead,
+    "no ghosts": leases.FindsNoGhosts,
+    "ghosts by name alone": leases.TakesTheUnseenForGhosts,
+    "settle without repeat": leases.RepeatIsStale,
+    "beat revives": leases.BeatRevives,
 }
 
 

@@ -117,10 +117,6 @@ def _release_all(store: Store, session: Session) -> Store:
     return store
 
 
-WRONG_STEPS: Final = (row_removed_first, jobs_released_first)
-"""The ways of reaping that are wrong for what may happen between their steps."""
-
-
 # --- ghosts ------------------------------------------------------------------------------------------------------
 
 

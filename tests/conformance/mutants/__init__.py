@@ -8,26 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.conformance.mutants import acts, beats, claims, ends, failures, fences, keys, nudges, pages, schedules, settling, tags, upkeep
+from tests.conformance.mutants import leases, operators, upkeep, waiting
 from tests.conformance.mutants.mutant import Mutant, harness_of
 
-__all__ = [
-    "MUTANTS",
-    "Mutant",
-    "acts",
-    "beats",
-    "claims",
-    "ends",
-    "failures",
-    "fences",
-    "harness_of",
-    "keys",
-    "nudges",
-    "pages",
-    "schedules",
-    "settling",
-    "tags",
-    "upkeep",
-]
+__all__ = ["MUTANTS", "Mutant", "harness_of", "leases", "operators", "upkeep", "waiting"]
 
 MUTANTS: Final[tuple[type[Mutant], ...]] = tuple(Mutant.__subclasses__())

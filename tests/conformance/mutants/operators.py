@@ -1,17 +1,19 @@
-"""Cancelling, and what an operator does."""
+"""Cancelling, and what an operator does and sees."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 import msgspec
 
 from taskflow.broker import topics
-from taskflow.broker.console import Finding, Redone, View
+from taskflow.broker.console import FailureGroupRecord, Finding, Redone, View
+from taskflow.broker.paging import Position, ScanRequest
 from taskflow.model.audit import Act, ActRecord
 from taskflow.model.clock import Clock, instant_of
-from taskflow.model.record import Record, Status
+from taskflow.model.record import ENDED, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.transitions import Event
 from tests.conformance.mutants.mutant import Mutant
@@ -144,3 +146,55 @@ class KeepsEveryAct(Mutant):
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(clock, msgspec.structs.replace(rules, most_acts=1_000_000), capacity)
+
+
+class CountsAsMayBe(Mutant):
+    breaks = frozenset({"console_failures"})
+    because = "the largest groups are chosen before the filter, as by a cached list of them"
+
+    def failure_groups(self, queue: str | None, job: str | None, limit: int) -> list[FailureGroupRecord]:
+        largest = {group.fingerprint for group in super().failure_groups(None, None, 1)}
+        return [group for group in super().failure_groups(queue, job, limit) if group.fingerprint in largest or not (queue or job)]
+
+
+class ListsOtherCausesToo(Mutant):
+    breaks = frozenset({"console_failures_ids"})
+    because = "a range of an index that ends too late"
+
+    def failed_ids(self, fingerprint: bytes) -> list[bytes]:
+        return [job_id for (cause, *_), jobs in self.failed.items() if cause >= fingerprint for job_id in jobs]
+
+
+class PagesAreCountedOff(Mutant):
+    breaks = frozenset({"page_cursor"})
+    because = "a page is found by OFFSET: jobs that have left the list meanwhile shift it, and as many are skipped"
+
+    def _placed(self, request: ScanRequest) -> Iterable[tuple[Position, StoredJob]]:
+        placed = super()._placed(request)
+        if request.status is not Status.FAILED:
+            return placed
+        return [((0, number), job) for number, (_, job) in enumerate(sorted(placed, key=itemgetter(0)))]
+
+
+class OldEndsComeFirst(Mutant):
+    breaks = frozenset({"page_order", "page_bounded"})
+    because = "the index is read from its beginning, so the failures of an hour ago hide those of now"
+
+    def _placed(self, request: ScanRequest) -> Iterable[tuple[Position, StoredJob]]:
+        placed = super()._placed(request)
+        return [((job.ended_at or 0, job.seq), job) for _, job in placed] if request.status in ENDED else placed
+
+
+class AnEndLosesTheTags(Mutant):
+    breaks = frozenset({"page_tag", "console_purge_tag", "tags_kept", "tags_dropped"})
+    because = "the index holds live jobs only, and nobody finds the failed ones of an import"
+
+    def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+        super().finish(job, event, status, reason, keep=keep)
+        for tag in job.envelope.tags:
+            self.tagged[tag].pop(job.id)
+
+    def bury(self, job: StoredJob) -> None:
+        for tag in job.envelope.tags:
+            self.tagged[tag][job.id] = job
+        super().bury(job)
