@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from taskflow.broker.console import View
 from taskflow.broker.paging import pages
@@ -16,10 +16,8 @@ from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settlement
 from tests.support.harnesses import Capability, ReferenceHarness, StoreHarness
-from tests.support.invariants import History, InvariantChecker, Shown
+from tests.support.invariants import InvariantChecker, Shown
 from tests.support.world import World
-
-T = TypeVar("T")
 
 # Short enough for every bound to be met within a few dozen steps.
 TIGHT: Final = Rules(
@@ -41,7 +39,6 @@ _LOST: Any = "the session is lost"
 class Snapshot(NamedTuple):
     store: Any
     model: Any
-    history: History
 
 
 async def _in_order(broker: Broker, view: View, limit: int) -> list[Record]:
@@ -60,7 +57,7 @@ class ComparedBroker:
         self.world = World(harness, clock=self.clock, rules=rules)
         compared = harness is not ReferenceHarness if is_compared is None else is_compared
         self._model = World(ReferenceHarness, clock=self.clock, rules=rules) if compared else None
-        self._checker = InvariantChecker(self.clock)
+        self._checker = InvariantChecker()
         self._ids: list[bytes] = []
         self.steps = 0
 
@@ -77,33 +74,21 @@ class ComparedBroker:
         self._checker.expect(envelopes)
         self._ids += [envelope.id for envelope in envelopes if envelope.id not in self._ids]
 
-    async def register(self, session: Session) -> bool:
-        answer = await self._ask("register", lambda broker: broker.register(session), lost=_LOST, see=False)
-        return await self._told("register", session.id, answer)
+    async def register(self, session: Session) -> None:
+        await self._ask("register", lambda broker: broker.register(session))
 
-    async def claim(self, session: Session, request: int, queues: Sequence[str], limit: int, *, is_fresh: bool) -> list[Lease] | None:
-        """None when the session is lost. `is_fresh` claims that the request was never sent before."""
-        leases: Any = await self._ask("claim", lambda broker: broker.claim(session.id, request, queues, limit), lost=_LOST, see=False)
-        if leases is not _LOST:
-            self._checker.claimed(session.id, request, leases, is_fresh=is_fresh)
-        return leases if await self._told("claim", session.id, leases) else None
+    async def claim(self, session: Session, request: int, queues: Sequence[str], limit: int) -> list[Lease] | None:
+        """None when the session is lost."""
+        leases: Any = await self._ask("claim", lambda broker: broker.claim(session.id, request, queues, limit))
+        return None if leases is _LOST else leases
 
-    async def beat(self, beat: Beat) -> bool:
-        answer = await self._ask("beat", lambda broker: broker.beat(beat), lost=_LOST, see=False)
-        return await self._told("die" if beat.died_of else "beat", beat.session, answer)
-
-    async def _told(self, verb: str, session: bytes, answer: object) -> bool:
-        """Whether the session is alive."""
-        self._checker.answered(verb, session, is_lost=answer is _LOST)
-        await self._look(verb)
-        return answer is not _LOST
+    async def beat(self, beat: Beat) -> None:
+        await self._ask("die" if beat.died_of else "beat", lambda broker: broker.beat(beat))
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         for settlement in settlements:
             self._expect(settlement.follow_ups)
-        answers = await self._ask("settle", lambda broker: broker.settle(settlements), see=False)
-        self._checker.settled(settlements, answers)
-        await self._look("settle")
+        await self._ask("settle", lambda broker: broker.settle(settlements))
 
     async def cancel(self, ids: Sequence[bytes]) -> None:
         for job_id in ids:  # one by one: whether a later item sees that an earlier one has released its job is up to the broker
@@ -119,8 +104,6 @@ class ComparedBroker:
         await self._ask("upkeep", lambda broker: broker.upkeep(limit))
 
     async def retry(self, ids: Sequence[bytes]) -> None:
-        for job_id in ids:
-            self._checker.retried(job_id)
         await self._ask("retry", lambda broker: broker.console.retry(ids))
 
     async def purge(self, job_filter: View) -> None:
@@ -143,13 +126,13 @@ class ComparedBroker:
         await self._look("restart")
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self.world.snapshot(), None if self._model is None else self._model.snapshot(), self._checker.history())
+        return Snapshot(self.world.snapshot(), None if self._model is None else self._model.snapshot())
 
     async def restore(self, snapshot: Snapshot) -> None:
         await self.world.restore(snapshot.store)
         if self._model is not None:
             await self._model.restore(snapshot.model)
-        self._checker.restore(snapshot.history)
+        self._checker.restore()
         await self._look("restore")
 
     async def close(self) -> None:
@@ -159,14 +142,13 @@ class ComparedBroker:
 
     # --- comparing -----------------------------------------------------------------------------------------------------
 
-    async def _ask(self, verb: str, call: Callable[[Broker], Awaitable[T]], *, lost: Any = None, see: bool = True) -> T | Any:
-        """The broker's answer; `lost` stands for SessionLost."""
+    async def _ask(self, verb: str, call: Callable[[Broker], Awaitable[Any]]) -> Any:
+        """The broker's answer; `_LOST` stands for SessionLost."""
         self.steps += 1
-        answer = await _answer(call(self.world.broker), lost)
+        answer = await _answer(call(self.world.broker))
         if self._model is not None:
-            _same(f"the answer to {verb}", _plain(answer), _plain(await _answer(call(self._model.broker), lost)))
-        if see:
-            await self._look(verb)
+            _same(f"the answer to {verb}", _plain(answer), _plain(await _answer(call(self._model.broker))))
+        await self._look(verb)
         return answer
 
     async def _look(self, verb: str) -> None:
@@ -182,11 +164,11 @@ class ComparedBroker:
         self._checker.check(verb, shown)
 
 
-async def _answer(call: Awaitable[T], lost: Any) -> T | Any:
+async def _answer(call: Awaitable[Any]) -> Any:
     try:
         return await call
     except SessionLost:
-        return lost
+        return _LOST
 
 
 def _same(what: str, found: object, expected: object) -> None:

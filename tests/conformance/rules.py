@@ -150,7 +150,7 @@ class BrokerMachine(RuleBasedStateMachine):
     async def _claim(self, worker: WorkerModel, queues: Sequence[str] = (), limit: int = 5, *, is_received: bool = True) -> None:
         worker.asked += 1
         worker.asked_for = (queues, limit)
-        leases = await self._compared.claim(worker.session, worker.asked, queues, limit, is_fresh=True)
+        leases = await self._compared.claim(worker.session, worker.asked, queues, limit)
         self._receive(worker, leases, is_received=is_received)
 
     def _receive(self, worker: WorkerModel, leases: list[Lease] | None, *, is_received: bool) -> None:
@@ -168,7 +168,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     async def _resend_claim(self, worker: WorkerModel) -> None:
         # A store that lost its tail may not remember the request: then it is a new one there, under the same claim ids.
-        leases = await self._compared.claim(worker.session, worker.asked, *worker.asked_for, is_fresh=False)
+        leases = await self._compared.claim(worker.session, worker.asked, *worker.asked_for)
         self._receive(worker, leases, is_received=True)
 
     @precondition(lambda self: any(worker.asked > 1 for worker in self._workers))
@@ -178,7 +178,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self._take(self._late_claim(asked[pick % len(asked)]))
 
     async def _late_claim(self, worker: WorkerModel) -> None:
-        leases = await self._compared.claim(worker.session, worker.asked - 1, (), 5, is_fresh=False)
+        leases = await self._compared.claim(worker.session, worker.asked - 1, (), 5)
         self._leases += leases or []
 
     # --- beat ----------------------------------------------------------------------------------------------------------
