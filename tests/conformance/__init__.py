@@ -5,5 +5,5 @@ Beside them: `moves` the table of legal moves, one by one · `traces` counterexa
 and mishaps, compared with the memory broker · `mutants` broken brokers, each of which must fail its clauses ·
 `failpoints` a process killed at every verb.
 
-`python -m tests.conformance` prints what there is, `python -m tests.conformance.machine --help` tells of the long form.
+`python -m tests.conformance` runs every test on every broker, `python -m tests.conformance.machine --help` tells of the long form.
 """

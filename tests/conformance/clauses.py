@@ -26,6 +26,9 @@ MODULES: Final = (
 )
 """Where clauses are claimed: `test_<module>.py` each."""
 
+ON_ALL: Final = "CONFORMANCE_ON_ALL"
+"""By this variable of the environment every test runs on every broker."""
+
 _BRACKETED: Final = re.compile(r"\[([a-z]+(?:_[a-z]+)*)\]")
 
 
@@ -84,33 +87,22 @@ def _label(value: Any) -> str:
     return getattr(value, "__name__", None) or str(value)
 
 
-Skipped = pytest.skip.Exception
-
-
-def run_all(harness: type[StoreHarness], *, of: Container[str] | None = None) -> Iterator[tuple[ClauseTest, BaseException | None]]:
-    """Run each test, or those of some clauses, on a fresh world of that kind.
-
-    Yield it with the error with which it failed: None if it passed, `Skipped` if it skipped itself.
-    """
+def failing(harness: type[StoreHarness], *, of: Container[str] | None = None) -> dict[str, list[str]]:
+    """Run each test, or those of some clauses, on a fresh world of that kind. Return the clauses that fail, with the tests that do."""
+    noticed = dict[str, list[str]]()
     with asyncio.Runner() as runner:
         for test in clause_tests():
-            if of is None or test.clause in of:
-                yield test, runner.run(_outcome(test, harness))
-
-
-def failing(harness: type[StoreHarness], *, of: Container[str] | None = None) -> dict[str, list[str]]:
-    """Return the clauses that fail on that kind of store, with the tests of each that do."""
-    noticed = dict[str, list[str]]()
-    for test, error in run_all(harness, of=of):
-        if error is not None and not isinstance(error, Skipped):
-            noticed.setdefault(test.clause, []).append(test.name)
+            if (of is None or test.clause in of) and runner.run(_fails(test, harness)):
+                noticed.setdefault(test.clause, []).append(test.name)
     return noticed
 
 
-async def _outcome(test: ClauseTest, harness: type[StoreHarness]) -> BaseException | None:
+async def _fails(test: ClauseTest, harness: type[StoreHarness]) -> bool:
     try:
         async with World(harness) as world:
             await test.call(world)
-    except (Exception, pytest.fail.Exception, Skipped) as error:
-        return error
-    return None
+    except pytest.skip.Exception:
+        return False
+    except (Exception, pytest.fail.Exception):
+        return True
+    return False

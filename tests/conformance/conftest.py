@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from itertools import compress
 from typing import Final
@@ -7,6 +8,7 @@ from zlib import crc32
 
 import pytest
 
+from tests.conformance import clauses
 from tests.support.harnesses import BROKERS, MemoryHarness, StoreHarness
 from tests.support.world import World
 
@@ -30,7 +32,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_spared(item: pytest.Item) -> bool:
-    if item.path.stem in OF_EACH_STORE or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+    if (
+        clauses.ON_ALL in os.environ
+        or item.path.stem in OF_EACH_STORE
+        or not isinstance(item, pytest.Function)
+        or not hasattr(item, "callspec")
+    ):
         return False
     if item.path.stem not in OF_THE_ENGINE and len(item.callspec.params) == 1:
         return False

@@ -27,4 +27,4 @@ def test_the_protocol_holds_in_larger_worlds() -> None:
 
 
 def test_every_clause_holds_on_every_broker_and_each_mutant_fails_its_own() -> None:
-    assert subprocess.run([sys.executable, "-m", "tests.conformance"], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-m", "tests.conformance", "-n", "auto"], check=False).returncode == 0
