@@ -432,7 +432,7 @@ class NewestPostgresHarness(PostgresHarness):
 
 
 TABLES: Final = (
-    *("meta", "requests", "marks", *tables.TABLES.values(), *(index.name for index in INDEXES if index.entries)),
+    *("meta", "requests", "marks", "lowered", *tables.TABLES.values(), *(index.name for index in INDEXES if index.entries)),
     *("tally", "totals", "awaited", "idle"),
 )
 """PostgreSQL's."""

@@ -124,7 +124,7 @@ BEGIN
             RETURNING r.due_at, r.awaits, r.flags
         )
         SELECT min(due_at) INTO first_due FROM added WHERE awaits <= 0 AND flags & @BEHIND = 0;
-        PERFORM @.lower_mark('due', '', 0, first_due, 0, now_at) WHERE first_due IS NOT NULL;
+        PERFORM @.lower_mark('due', '', 0, first_due, now_at) WHERE first_due IS NOT NULL;
     END IF;
     IF cardinality(t_n) > 0 THEN
         INSERT INTO @.tally (queue, event, n)
@@ -143,15 +143,15 @@ CREATE FUNCTION @.note_place(
 ) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF of_status = S.READY THEN
-        PERFORM @.lower_mark('ready', of_queue, -of_priority, due, 0, now_at);
+        PERFORM @.lower_mark('ready', of_queue, -of_priority, due, now_at);
         IF number > 0 THEN
             PERFORM @.add_wakeup('queue:' || of_queue, number);
         END IF;
     ELSIF of_status < S.READY THEN
-        PERFORM @.lower_mark('due', '', 0, due, 0, now_at);
+        PERFORM @.lower_mark('due', '', 0, due, now_at);
     END IF;
     IF fades < now_at THEN -- no mark is above the present
-        PERFORM @.lower_mark('fade', '', 0, fades, 0, now_at);
+        PERFORM @.lower_mark('fade', '', 0, fades, now_at);
     END IF;
 END
 $$;

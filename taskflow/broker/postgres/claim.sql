@@ -100,7 +100,7 @@ $$;
 -- Returns true if a claim from this queue may find a job.
 CREATE FUNCTION @.has_ready(of_queue text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN EXISTS (SELECT 1 FROM @.ready_marks(of_queue) AS m WHERE (@.first_ready(m)).due_at IS NOT NULL)
+    RETURN EXISTS (SELECT 1 FROM @.ready_marks(of_queue) AS m WHERE (@.first_ready(m.queue, m.rank, m.at, m.seq)).due_at IS NOT NULL)
         AND NOT @.is_paused(of_queue);
 END
 $$;
@@ -140,15 +140,22 @@ CREATE FUNCTION @.pick_from_one(
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks;
+    m record;
     found_here tid[];
     so_far integer := 0;
+    after_rank smallint := -32768;
 BEGIN
     IF @.is_paused(of_queue) THEN
         RETURN;
     END IF;
-    SELECT * INTO m FROM @.marks WHERE kind = 'ready' AND queue = of_queue ORDER BY kind, queue, rank, gen DESC, n DESC LIMIT 1;
-    WHILE m.rank IS NOT NULL AND so_far < most LOOP
+    LOOP
+        SELECT place.rank, least(since.lowest, place.at) AS at, CASE WHEN since.lowest <= place.at THEN 0 ELSE place.seq END AS seq INTO m
+        FROM (
+            SELECT * FROM @.marks
+            WHERE kind = 'ready' AND queue = of_queue AND rank > after_rank AND upto <= pg_snapshot_xmax(pg_current_snapshot())
+            ORDER BY kind, queue, rank, upto DESC, n_open LIMIT 1
+        ) AS place CROSS JOIN LATERAL @.lowest_since('ready', of_queue, place.rank, place.upto, place.open) AS since;
+        EXIT WHEN NOT FOUND;
         found_here := ARRAY(
             SELECT ctid FROM @.jobs
             WHERE status = S.READY AND queue = of_queue AND (-priority) = m.rank
@@ -164,9 +171,8 @@ BEGIN
             last_queue := of_queue;
             last_rank := m.rank;
         END IF;
-        IF so_far < most THEN
-            SELECT * INTO m FROM @.marks WHERE kind = 'ready' AND queue = of_queue AND rank > m.rank ORDER BY kind, queue, rank, gen DESC, n DESC LIMIT 1;
-        END IF;
+        EXIT WHEN so_far >= most;
+        after_rank := m.rank;
     END LOOP;
 END
 $$;

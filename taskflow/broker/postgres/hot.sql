@@ -109,7 +109,7 @@ CREATE FUNCTION @.promote(
 #variable_conflict use_column
 DECLARE
     now_at CONSTANT bigint := @.wall(wall);
-    m @.marks := @.newest_mark('due');
+    m @.mark := @.newest_mark('due');
     place record;
 BEGIN
     SET LOCAL synchronous_commit = off;
@@ -194,7 +194,7 @@ CREATE FUNCTION @.drop_oldest(
 ) LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks := @.newest_mark('kept', of_queue, are_failed::integer);
+    m @.mark := @.newest_mark('kept', of_queue, are_failed::integer);
     first_at bigint;
     last_at bigint;
     last_seq bigint;
@@ -224,7 +224,7 @@ BEGIN
     SELECT (SELECT count(*) FROM buried), (SELECT min(fade_at) FROM buried), (SELECT ended_at FROM reached), (SELECT reached.seq FROM reached),
         ARRAY(SELECT id FROM locked WHERE flags & @TAGGED <> 0)
     INTO moved, first_at, last_at, last_seq, tied;
-    PERFORM @.lower_mark('fade', '', 0, first_at, 0, now_at) WHERE moved > 0;
+    PERFORM @.lower_mark('fade', '', 0, first_at, now_at) WHERE moved > 0;
     PERFORM @.raise_mark(m, last_at, last_seq, now_at) WHERE last_at IS NOT NULL AND cardinality(tied) = 0;
 END
 $$;
@@ -234,13 +234,13 @@ CREATE FUNCTION @.drop_faded(now_at bigint, most integer, repeat_for bigint, new
 LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks := @.newest_mark('fade');
+    m @.mark := @.newest_mark('fade');
     looked_at bigint;
     left_over bigint;
     first_at bigint;
 BEGIN
     IF m.set_at > now_at + 250000 THEN -- the clock was set back: jobs that succeed now fade before the mark
-        PERFORM @.lower_mark('fade', '', 0, 0, 0, now_at);
+        PERFORM @.lower_mark('fade', '', 0, 0, now_at);
         m := @.newest_mark('fade');
     END IF;
     WITH first AS MATERIALIZED (
@@ -266,7 +266,7 @@ BEGIN
         (SELECT count(*) FROM first), (SELECT count(*) FROM first WHERE status < S.BURIED) - (SELECT count(*) FROM faded)
     INTO moved, first_at, tied, looked_at, left_over;
     has_more := looked_at = greatest(0, most) + 1000 OR left_over > 0;
-    PERFORM @.lower_mark('fade', '', 0, first_at, 0, now_at) WHERE first_at IS NOT NULL;
+    PERFORM @.lower_mark('fade', '', 0, first_at, now_at) WHERE first_at IS NOT NULL;
     IF m.set_at NOT BETWEEN now_at - 200000 AND now_at THEN
         SELECT fade_at INTO first_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
         PERFORM @.raise_mark(m, coalesce(first_at, now_at), 0, now_at);
@@ -281,7 +281,7 @@ $$;
 CREATE FUNCTION @.sum_counts(now_at bigint) RETURNS integer LANGUAGE plpgsql @SETTINGS AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks := @.newest_mark('tally');
+    m @.mark := @.newest_mark('tally');
     last_id bigint;
     number integer;
 BEGIN
@@ -301,8 +301,8 @@ BEGIN
         ON CONFLICT (queue, what) DO UPDATE SET n = greatest(-P.LATEST, least(P.LATEST, totals.n + excluded.n))
     )
     SELECT max(id), count(*) INTO last_id, number FROM taken;
-    INSERT INTO @.marks (kind, gen, n, at, set_at)
-    SELECT 'tally', m.gen, last_id, last_id, CASE WHEN number < 20000 THEN now_at ELSE 0 END WHERE number > 0;
+    INSERT INTO @.marks (kind, upto, open, n_open, at, set_at)
+    SELECT 'tally', m.upto, m.open, cardinality(m.open), last_id, CASE WHEN number < 20000 THEN now_at ELSE 0 END WHERE number > 0;
     RETURN number;
 END
 $$;

@@ -1,101 +1,126 @@
 -- Low-water marks: positions from which to read an index. While any transaction in the database is open, rows that died after it began
 -- cannot be vacuumed, and a reader that starts at the beginning of an index would pass all of them each time.
 --
--- A mark may be too low, but not too high for long, because jobs before it are not found. No transaction waits for a lock of a mark. Of the
--- rows of a place the one with the highest `gen` counts, and of these the one with the highest `n`. A function that puts a job before the
--- mark adds a lower one with the next `gen` in the same transaction (lower_mark). Of two that do so at once the lower one counts, so `n` is
--- negative and falls with the position. A function that has read the index from a mark on adds a higher one with the same `gen`
--- (raise_mark): it loses against a lower one that it has not seen. New jobs do not lie before a mark, because none goes beyond half a second
--- ago. A transaction of a user lowers its marks when it commits (on_commit). What is left, such as a commit that took long, is found by a
--- check of all indexes every ten seconds, or after a verb that took long (check_marks).
+-- A mark may be too low, but not too high for long, because jobs before it are not found. No transaction waits for a lock of a mark: rows are
+-- only added. A row of `marks` says that no row lives before (at, seq), of those that its transaction saw. Which transactions it saw is stored
+-- with it: all before `upto` but those in `open`. A function that puts a job at a time in the past adds a row to `lowered` in the same
+-- transaction (lower_mark). It counts against every mark whose transaction did not see it. A function that has read the index from a mark on
+-- adds a higher one (raise_mark). So no mark hides a job, whichever of two transactions commits first.
+--
+-- A function that puts a job at the present adds no row, because no mark goes beyond half a second ago. A transaction of a user adds one when
+-- it commits (on_commit). What is left, such as a commit that takes long itself, is found by a check of all indexes every ten seconds, or
+-- after a verb that took long (check_marks).
 
--- Returns the newest mark of a place, or one without a number.
-CREATE FUNCTION @.newest_mark(of_kind text, of_queue text DEFAULT '', of_rank integer DEFAULT 0) RETURNS @.marks LANGUAGE plpgsql
+-- Returns the lowest position that counts against a mark, or NULL.
+CREATE FUNCTION @.lowest_since(of_kind text, of_queue text, of_rank smallint, of_upto xid8, of_open xid8[]) RETURNS TABLE (lowest bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT min(at) FROM (
+        SELECT at FROM @.lowered WHERE kind = of_kind AND queue = of_queue AND rank = of_rank AND xid >= of_upto
+        UNION ALL
+        SELECT at FROM @.lowered WHERE kind = of_kind AND queue = of_queue AND rank = of_rank AND xid = ANY (of_open)
+    ) AS every
+$$;
+
+-- Returns the mark of a place. Its `upto` and `open` say what this transaction sees, and so what a mark that it raises covers. `is_lowered`:
+-- rows of `lowered` count, and a new mark would replace them. Marks that come from another server, with a dump, are of the future.
+CREATE FUNCTION @.newest_mark(of_kind text, of_queue text DEFAULT '', of_rank integer DEFAULT 0) RETURNS @.mark LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    newest @.marks;
+    newest @.mark;
 BEGIN
-    SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank ORDER BY gen DESC, n DESC LIMIT 1;
-    IF NOT FOUND THEN
-        SELECT of_kind, of_queue, of_rank, 0, NULL, 0, 0, 0 INTO newest;
-    END IF;
+    SELECT of_kind, of_queue, of_rank, pg_snapshot_xmax(seen.now),
+        ARRAY(SELECT pg_snapshot_xip(seen.now) UNION SELECT seen.own WHERE seen.own < pg_snapshot_xmax(seen.now)),
+        least(since.lowest, coalesce(m.at, 0)), CASE WHEN since.lowest <= m.at THEN 0 ELSE coalesce(m.seq, 0) END, coalesce(m.set_at, 0),
+        since.lowest IS NOT NULL
+    INTO newest
+    FROM (SELECT pg_current_snapshot() AS now, pg_current_xact_id_if_assigned() AS own) AS seen
+    LEFT JOIN LATERAL (
+        SELECT * FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank AND upto <= pg_snapshot_xmax(pg_current_snapshot())
+        ORDER BY kind, queue, rank, upto DESC, n_open LIMIT 1
+    ) AS m ON true
+    LEFT JOIN LATERAL @.lowest_since(of_kind, of_queue, of_rank::smallint, m.upto, m.open) AS since ON true;
     RETURN newest;
 END
 $$;
 
--- Records that a row lives at (new_at, new_seq). Returns true if the mark was lowered. Without a mark, an index is read from its start.
--- Ready jobs are found only by marks, so a missing mark is created, at the start: other transactions may have made jobs ready meanwhile. A
--- mark that may soon be dropped is renewed: see drop_old_marks().
-CREATE FUNCTION @.lower_mark(of_kind text, of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
-LANGUAGE plpgsql AS $$
+-- Records that a row lives at `new_at`. Without a mark, an index is read from its start. Ready jobs are found only by marks, so a missing mark
+-- is created, at the start. A mark that may soon be dropped is renewed: see drop_old_marks().
+CREATE FUNCTION @.lower_mark(of_kind text, of_queue text, of_rank integer, new_at bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     newest @.marks;
-    is_lower boolean;
 BEGIN
-    SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank ORDER BY gen DESC, n DESC LIMIT 1;
-    is_lower := CASE WHEN newest.n IS NULL THEN of_kind = 'ready' ELSE (new_at, new_seq) < (newest.at, newest.seq) END;
-    IF newest.n IS NULL THEN
-        new_at := 0;
-        new_seq := 0;
+    SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank AND upto <= pg_snapshot_xmax(pg_current_snapshot())
+    ORDER BY kind, queue, rank, upto DESC, n_open LIMIT 1;
+    IF of_kind = 'ready' AND newest.set_at >= now_at - 10000000 IS NOT TRUE THEN
+        INSERT INTO @.marks (kind, queue, rank, upto, open, n_open, at, seq, set_at)
+        VALUES (
+            of_kind, of_queue, of_rank, coalesce(newest.upto, '0'), coalesce(newest.open, '{}'), coalesce(newest.n_open, 0),
+            coalesce(newest.at, 0), coalesce(newest.seq, 0), now_at
+        );
     END IF;
-    IF is_lower THEN
-        INSERT INTO @.marks (kind, queue, rank, gen, n, at, seq, set_at)
-        VALUES (of_kind, of_queue, of_rank, coalesce(newest.gen, 0) + 1, -new_at - 1, new_at, new_seq, now_at);
-    ELSIF of_kind = 'ready' AND newest.set_at < now_at - 10000000 THEN
-        INSERT INTO @.marks (kind, queue, rank, gen, n, at, seq, set_at)
-        VALUES (of_kind, of_queue, of_rank, newest.gen, newest.n + 1, newest.at, newest.seq, now_at);
+    IF new_at < now_at - 250000 OR new_at < newest.at THEN -- or the clock was set back
+        INSERT INTO @.lowered (kind, queue, rank, xid, at) VALUES (of_kind, of_queue, of_rank, pg_current_xact_id(), new_at);
     END IF;
-    RETURN is_lower;
 END
 $$;
 
 -- Records that no row lives before (new_at, new_seq), because the index was read from the mark m on. Not again within a moment, but for a
 -- clock that was set back.
-CREATE FUNCTION @.raise_mark(m @.marks, new_at bigint, new_seq bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.raise_mark(m @.mark, new_at bigint, new_seq bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF new_at > now_at - 500000 THEN
         new_at := now_at - 500000;
         new_seq := 0;
     END IF;
-    IF (new_at, new_seq) > (m.at, m.seq) AND m.set_at NOT BETWEEN now_at - 200000 AND now_at THEN
-        INSERT INTO @.marks (kind, queue, rank, gen, n, at, seq, set_at) VALUES (m.kind, m.queue, m.rank, m.gen, new_at, new_at, new_seq, now_at);
+    IF m.set_at NOT BETWEEN now_at - 200000 AND now_at
+        AND ((new_at, new_seq) > (m.at, m.seq) OR m.is_lowered AND (new_at, new_seq) = (m.at, m.seq))
+    THEN
+        INSERT INTO @.marks (kind, queue, rank, upto, open, n_open, at, seq, set_at)
+        VALUES (m.kind, m.queue, m.rank, m.upto, m.open, cardinality(m.open), new_at, new_seq, now_at);
     END IF;
 END
 $$;
 
 -- --- ready jobs --------------------------------------------------------------------------------------
 
--- Returns the newest marks of the priorities of the queues from `first` up to `past` (NULL: no end), in order. Each takes one step in the
--- index. The function is inlined into the calling statement, which may stop after a few, and determines the plan.
-CREATE FUNCTION @.walk_marks(first text, past text) RETURNS SETOF @.marks LANGUAGE sql STABLE AS $$
+-- Returns the marks of the priorities of the queues from `first` up to `past` (NULL: no end), in order. Each takes one step in the index. The
+-- function is inlined into the calling statement, which may stop after a few, and determines the plan.
+CREATE FUNCTION @.walk_marks(first text, past text) RETURNS TABLE (queue text, rank smallint, at bigint, seq bigint) LANGUAGE sql STABLE AS $$
     WITH RECURSIVE step AS (
-        (SELECT * FROM @.marks WHERE kind = 'ready' AND queue >= first ORDER BY kind, queue, rank, gen DESC, n DESC LIMIT 1)
+        (
+            SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue >= first AND upto <= pg_snapshot_xmax(pg_current_snapshot())
+            ORDER BY kind, marks.queue, marks.rank, upto DESC, n_open LIMIT 1
+        )
         UNION ALL
         SELECT next.* FROM step CROSS JOIN LATERAL (
-            SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank)
-            ORDER BY kind, marks.queue, marks.rank, marks.gen DESC, marks.n DESC LIMIT 1
+            SELECT * FROM @.marks
+            WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank) AND upto <= pg_snapshot_xmax(pg_current_snapshot())
+            ORDER BY kind, marks.queue, marks.rank, marks.upto DESC, marks.n_open LIMIT 1
         ) AS next
         WHERE past IS NULL OR next.queue < past
     )
-    SELECT * FROM step WHERE past IS NULL OR queue < past
+    SELECT step.queue, step.rank, least(since.lowest, step.at), CASE WHEN since.lowest <= step.at THEN 0 ELSE step.seq END
+    FROM step CROSS JOIN LATERAL @.lowest_since('ready', step.queue, step.rank, step.upto, step.open) AS since
+    WHERE past IS NULL OR step.queue < past
 $$;
 
 -- Returns the marks of all queues, or of one.
-CREATE FUNCTION @.ready_marks(of_queue text DEFAULT NULL) RETURNS SETOF @.marks LANGUAGE plpgsql
+CREATE FUNCTION @.ready_marks(of_queue text DEFAULT NULL) RETURNS TABLE (queue text, rank smallint, at bigint, seq bigint) LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
     RETURN QUERY SELECT * FROM @.walk_marks(coalesce(of_queue, ''), of_queue || E'\x01');
 END
 $$;
 
--- Returns the first ready job in the mark's place.
-CREATE FUNCTION @.first_ready(m @.marks, OUT due_at bigint, OUT seq bigint)
+-- Returns the first ready job of a place, at or after this position.
+CREATE FUNCTION @.first_ready(of_queue text, of_rank integer, from_at bigint, from_seq bigint, OUT due_at bigint, OUT seq bigint)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 BEGIN
-    SELECT due_at, seq INTO due_at, seq FROM @.jobs WHERE status = S.READY AND queue = m.queue AND (-priority) = m.rank AND (due_at, seq) >= (m.at, m.seq)
+    SELECT due_at, seq INTO due_at, seq FROM @.jobs
+    WHERE status = S.READY AND queue = of_queue AND (-priority) = of_rank AND (due_at, seq) >= (from_at, from_seq)
     ORDER BY due_at, seq LIMIT 1;
 END
 $$;
@@ -103,11 +128,11 @@ $$;
 -- Raises a place's mark to the first job that is still ready, even if another transaction has locked it, because it may stay ready.
 CREATE FUNCTION @.raise_ready_mark(of_queue text, of_rank integer, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    m @.marks := @.newest_mark('ready', of_queue, of_rank);
+    m @.mark := @.newest_mark('ready', of_queue, of_rank);
     first record;
 BEGIN
     IF m.set_at NOT BETWEEN now_at - 200000 AND now_at THEN
-        first := @.first_ready(m);
+        first := @.first_ready(of_queue, of_rank, m.at, m.seq);
         PERFORM @.raise_mark(m, coalesce(first.due_at, now_at), coalesce(first.seq, 0), now_at);
     END IF;
 END
@@ -140,27 +165,25 @@ $$;
 -- Without a priority the job is scheduled. Runs as the owner, and only for tally, because another table's owner could choose its columns
 -- freely.
 CREATE FUNCTION @.on_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    is_ready CONSTANT boolean := NEW.late_priority IS NOT NULL;
+    is_early CONSTANT boolean := is_ready -- not at the commit, but after the INSERT (SET CONSTRAINTS): others would wait for the rest until the end
+        AND position('@.' || NEW.queue || ' ' || NEW.late_priority || ';' IN coalesce(current_setting('taskflow.uncommitted_places', true), '')) = 0;
 BEGIN
     IF TG_RELID <> '@.tally'::regclass THEN
         RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
-    ELSIF NEW.late_priority IS NOT NULL
-        AND position('@.' || NEW.queue || ' ' || NEW.late_priority || ';' IN coalesce(current_setting('taskflow.uncommitted_places', true), '')) = 0
-    THEN -- not at the commit, but after the INSERT (SET CONSTRAINTS): others would wait for the rest until the end
-        INSERT INTO @.marks (kind, queue, rank, gen, at, set_at)
-        VALUES ('ready', NEW.queue, -NEW.late_priority, @.wall(NULL), 0, @.wall(NULL));
-        RETURN NULL;
-    ELSIF @.has_fixed_snapshot() THEN -- it does not see the current marks: read from the start once
-        INSERT INTO @.marks (kind, queue, rank, gen, at, set_at) VALUES (
-            CASE WHEN NEW.late_priority IS NULL THEN 'due' ELSE 'ready' END, CASE WHEN NEW.late_priority IS NULL THEN '' ELSE NEW.queue END,
-            coalesce(-NEW.late_priority, 0), @.wall(NULL), 0, @.wall(NULL)
+    ELSIF is_ready AND NOT is_early AND NOT @.has_fixed_snapshot() THEN
+        PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, @.wall(NULL));
+    ELSE -- the time of the commit is unknown, or this transaction sees former marks
+        INSERT INTO @.lowered (kind, queue, rank, xid, at) VALUES (
+            CASE WHEN is_ready THEN 'ready' ELSE 'due' END, CASE WHEN is_ready THEN NEW.queue ELSE '' END, coalesce(-NEW.late_priority, 0),
+            pg_current_xact_id(), NEW.late_at
         );
-    ELSIF NEW.late_priority IS NULL THEN -- a mark that others raise until the commit loses against this one
-        INSERT INTO @.marks (kind, gen, n, at, set_at)
-        SELECT 'due', m.gen + 1, -least(m.at, NEW.late_at) - 1, least(m.at, NEW.late_at), @.wall(NULL) FROM @.newest_mark('due') AS m;
-    ELSE
-        PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
+        INSERT INTO @.marks (kind, queue, rank, at, set_at) SELECT 'ready', NEW.queue, -NEW.late_priority, 0, @.wall(NULL) WHERE is_ready;
     END IF;
-    PERFORM @.notify_at_commit(CASE WHEN NEW.late_priority IS NOT NULL THEN 'queue:' || NEW.queue END);
+    IF NOT is_early THEN
+        PERFORM @.notify_at_commit(CASE WHEN is_ready THEN 'queue:' || NEW.queue END);
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -177,8 +200,9 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off 
 DECLARE
     began_at bigint := @.wall(NULL);
     now_at bigint;
-    live @.marks[];
-    m @.marks;
+    live @.mark[];
+    m @.mark;
+    newest @.mark;
 BEGIN
     WITH RECURSIVE ready AS (
         (SELECT queue, priority, due_at, seq FROM @.jobs WHERE status = S.READY ORDER BY queue, (-priority), due_at, seq LIMIT 1)
@@ -209,10 +233,14 @@ BEGIN
         UNION ALL
         (SELECT 'tally', '', 0, id, 0 FROM @.tally ORDER BY id LIMIT 1)
     )
-    SELECT coalesce(array_agg(ROW(kind, queue, rank, 0, NULL, at, seq, 0)::@.marks), '{}') INTO live FROM every;
+    SELECT coalesce(array_agg(ROW(kind, queue, rank, NULL, NULL, at, seq, NULL, NULL)::@.mark), '{}') INTO live FROM every;
     now_at := @.wall(wall); -- marks that were set while it was reading are not from the future
     FOREACH m IN ARRAY live LOOP
-        IF @.lower_mark(m.kind, m.queue, m.rank, m.at, m.seq, now_at) AND m.kind IN ('ready', 'due') THEN
+        newest := @.newest_mark(m.kind, m.queue, m.rank);
+        CONTINUE WHEN (m.at, m.seq) >= (newest.at, newest.seq) AND (m.kind <> 'ready' OR newest.set_at > 0);
+        INSERT INTO @.lowered (kind, queue, rank, xid, at) VALUES (m.kind, m.queue, m.rank, pg_current_xact_id(), m.at);
+        INSERT INTO @.marks (kind, queue, rank, at, set_at) SELECT m.kind, m.queue, m.rank, 0, now_at WHERE newest.set_at = 0;
+        IF m.kind IN ('ready', 'due') THEN
             PERFORM @.add_wakeup(CASE m.kind WHEN 'due' THEN 'due' ELSE 'queue:' || m.queue END);
         END IF;
     END LOOP;
@@ -239,10 +267,23 @@ $$;
 -- verb that finds a mark older than ten seconds renews it (lower_mark), so none relies on one that is dropped.
 CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
+DECLARE
+    next_xid CONSTANT xid8 := pg_snapshot_xmax(pg_current_snapshot());
 BEGIN
-    DELETE FROM @.marks AS old USING (SELECT DISTINCT ON (kind, queue, rank) * FROM @.marks ORDER BY kind, queue, rank, gen DESC, n DESC) AS newest
-    WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.rank = old.rank AND (newest.gen, newest.n) > (old.gen, old.n);
-    DELETE FROM @.marks AS old WHERE kind = 'ready' AND set_at < now_at - 20000000 AND (@.first_ready(old)).due_at IS NULL;
+    DELETE FROM @.marks AS old USING (
+        SELECT DISTINCT ON (kind, queue, rank) * FROM @.marks WHERE upto <= next_xid ORDER BY kind, queue, rank, upto DESC, n_open
+    ) AS newest
+    WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.rank = old.rank
+        AND (newest.upto > old.upto OR newest.upto = old.upto AND newest.n_open < old.n_open OR old.upto > next_xid);
+    DELETE FROM @.lowered AS old WHERE xid <> pg_current_xact_id() AND (
+        xid > next_xid OR NOT EXISTS (SELECT 1 FROM @.marks AS m WHERE m.kind = old.kind AND m.queue = old.queue AND m.rank = old.rank)
+        OR EXISTS (
+            SELECT 1 FROM @.marks AS m
+            WHERE m.kind = old.kind AND m.queue = old.queue AND m.rank = old.rank AND m.upto <= next_xid AND old.xid < m.upto AND old.xid <> ALL (m.open)
+        )
+    );
+    DELETE FROM @.marks AS old WHERE kind = 'ready' AND set_at < now_at - 20000000 AND (@.first_ready(queue, rank, at, seq)).due_at IS NULL
+        AND NOT EXISTS (SELECT 1 FROM @.lowered AS l WHERE l.kind = old.kind AND l.queue = old.queue AND l.rank = old.rank);
     DELETE FROM @.requests AS old USING (SELECT session, max(request) AS request FROM @.requests GROUP BY session) AS newest
     WHERE newest.session = old.session AND newest.request > old.request;
     DELETE FROM @.requests WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = session);

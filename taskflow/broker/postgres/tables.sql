@@ -57,9 +57,10 @@ COMMENT ON TABLE @.requests IS 'The requests by which sessions have claimed jobs
 
 -- --- marks and counts --------------------------------------------------------------------------------
 
--- How far an ordered index has been read: in a place of this kind, no live row is known before (at, seq). Of a place the row with the highest
--- `gen` and `n` counts; others are never read, and are dropped now and then. Rows are added and never changed, because all versions of a
--- row that changes often would have to be read while a long transaction keeps them.
+-- How far an ordered index has been read: in a place of this kind, no live row was before (at, seq) for a transaction that saw all before
+-- `upto` but those in `open`. Of a place, the row counts whose transaction saw most: with the highest `upto`, and of these the fewest in
+-- `open`. Others are never read, and are dropped now and then. Rows are added and never changed, because all versions of a row that changes
+-- often would have to be read while a long transaction keeps them.
 --
 -- kind     place              order                 written by
 -- ready    queue, -priority   jobs_ready            every function that makes a job ready, and claims
@@ -71,14 +72,29 @@ CREATE TABLE @.marks (
     kind text COLLATE "C" NOT NULL,
     queue text COLLATE "C" NOT NULL DEFAULT '',
     rank smallint NOT NULL DEFAULT 0,
-    gen bigint NOT NULL DEFAULT 0,
-    n bigint NOT NULL DEFAULT 0,
+    upto xid8 NOT NULL DEFAULT '0',
+    open xid8[] NOT NULL DEFAULT '{}',
+    n_open integer NOT NULL DEFAULT 0,
     at bigint NOT NULL,
     seq bigint NOT NULL DEFAULT 0,
     set_at bigint NOT NULL
 ) WITH (autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.marks IS 'Low-water marks: where to begin to read an index of jobs.';
-CREATE INDEX marks_newest ON @.marks (kind, queue, rank, gen DESC, n DESC);
+CREATE INDEX marks_newest ON @.marks (kind, queue, rank, upto DESC, n_open);
+
+CREATE TABLE @.lowered (
+    kind text COLLATE "C" NOT NULL,
+    queue text COLLATE "C" NOT NULL,
+    rank smallint NOT NULL,
+    xid xid8 NOT NULL,
+    at bigint NOT NULL
+) WITH (autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.lowered IS 'Rows that a transaction has put before the present, against marks that others raise meanwhile.';
+CREATE INDEX lowered_by_place ON @.lowered (kind, queue, rank, xid);
+
+CREATE TYPE @.mark AS (
+    kind text, queue text, rank smallint, upto xid8, open xid8[], at bigint, seq bigint, set_at bigint, is_lowered boolean
+);
 
 -- The changes that a function has made in a queue, one row each, so that none waits for another: `n` jobs moved with an event from one
 -- status to another. `late`: a job became ready or scheduled in a transaction that may last long; see low_water_marks.sql.

@@ -91,7 +91,7 @@ BEGIN
         WHERE CASE
             WHEN topic = 'queues' THEN EXISTS (
                 SELECT 1 FROM @.ready_marks() AS m
-                WHERE NOT @.is_paused(m.queue) AND (@.first_ready(m)).due_at IS NOT NULL
+                WHERE NOT @.is_paused(m.queue) AND (@.first_ready(m.queue, m.rank, m.at, m.seq)).due_at IS NOT NULL
             )
             WHEN topic = 'due' THEN EXISTS (
                 SELECT 1 FROM @.jobs
@@ -100,7 +100,7 @@ BEGIN
             ) OR EXISTS (SELECT 1 FROM @.schedules WHERE offer_at IS NOT NULL) OR EXISTS (SELECT 1 FROM @.jobs WHERE flags & @ARRIVING <> 0)
                 OR EXISTS (SELECT 1 FROM @.inbox)
             WHEN topic LIKE 'queue:%' THEN NOT @.is_paused(substr(topic, 7))
-                AND EXISTS (SELECT 1 FROM @.ready_marks(substr(topic, 7)) AS m WHERE (@.first_ready(m)).due_at IS NOT NULL)
+                AND EXISTS (SELECT 1 FROM @.ready_marks(substr(topic, 7)) AS m WHERE (@.first_ready(m.queue, m.rank, m.at, m.seq)).due_at IS NOT NULL)
             WHEN topic LIKE 'session:%' THEN EXISTS (
                 SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND flags & @MARKED <> 0 AND session = decode(substr(topic, 9), 'hex')
                 OFFSET 0 -- a look-up by the session, not a list of all sessions
@@ -230,7 +230,7 @@ $$;
 CREATE FUNCTION @.nudge_again(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM @.add_wakeup('queue:' || queue) FROM (
-        SELECT DISTINCT queue FROM @.ready_marks() AS m WHERE @.has_note('queue:' || m.queue) AND (@.first_ready(m)).due_at < now_at - R.passed_on_after LIMIT 10
+        SELECT DISTINCT queue FROM @.ready_marks() AS m WHERE @.has_note('queue:' || m.queue) AND (@.first_ready(m.queue, m.rank, m.at, m.seq)).due_at < now_at - R.passed_on_after LIMIT 10
     ) AS left_over;
 END
 $$;

@@ -109,6 +109,7 @@ _FILLED: Final = (
     "awaited",
     "requests",
     "marks",
+    "lowered",
     "totals",
 )
 
@@ -142,6 +143,7 @@ _FILL: Final = f"""
     INSERT INTO taskflow.requests (session, request) SELECT {_OWN}, 1 {_ALL};
     INSERT INTO taskflow.marks (kind, queue, at, set_at) SELECT 'kept', 'other' || n, 0, 0 {_ALL};
     INSERT INTO taskflow.marks (kind, queue, at, set_at) SELECT 'ready', 'other' || n, 0, 0 FROM generate_series(0, 2) AS n;
+    INSERT INTO taskflow.lowered (kind, queue, rank, xid, at) SELECT 'kept', 'other' || n, 0, '3', 0 {_ALL};
     INSERT INTO taskflow.totals (queue, what, n) SELECT 'other' || n % 3, '=' || n / 3, {MANY} FROM generate_series(0, 20) AS n;
 """
 

@@ -6,6 +6,7 @@ See low_water_marks.sql.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
@@ -219,25 +220,76 @@ async def test_the_first_jobs_of_a_queue_are_all_found_whoever_commits_first(wor
     assert [lease.envelope.id for lease in await work.claim()] == [early.id, late.id]
 
 
-@pytest.mark.parametrize("order", [(5, 7), (7, 5)], ids=["the lower one first", "the lower one last"])
-async def test_of_two_marks_that_are_lowered_at_once_the_lower_one_counts(
-    store: Store, work: Work, stranger: asyncpg.Connection, order: tuple[int, int]
-) -> None:
-    """Also against one that is raised meanwhile from the former mark."""
+LOWER: Final = "SELECT taskflow.lower_mark('ready', 'default', 0, $1, 1000000)"
+RAISE: Final = "SELECT taskflow.raise_mark(taskflow.newest_mark('ready', 'default', 0), $1, 0, $2)"
+CURRENT: Final = "SELECT (taskflow.newest_mark('ready', 'default', 0)).at"
+NEVER: Final = 1 << 50
+"""Microseconds: a mark may be raised again."""
+
+
+@pytest.fixture
+async def clients(store: Store, work: Work) -> AsyncIterator[list[asyncpg.Connection]]:
     await work.broker.read([])
-    newest = "SELECT (taskflow.newest_mark('ready', 'default', 0)).at"
-    lower = "SELECT taskflow.lower_mark('ready', 'default', 0, $1, 0, 1000000)"
-    first, second = await asyncpg.connect(store.url), await asyncpg.connect(store.url)
-    await first.execute("INSERT INTO taskflow.marks (kind, queue, at, set_at) VALUES ('ready', 'default', 10, 0)")
-    await stranger.execute("BEGIN; SELECT taskflow.raise_mark(taskflow.newest_mark('ready', 'default', 0), 20, 0, 900000)")
-    for connection, at in zip((first, second), order, strict=True):
-        await connection.execute("BEGIN")
-        assert await connection.fetchval(lower, at)
-    for connection in (first, second, stranger):
-        await connection.execute("COMMIT")
-    assert await stranger.fetchval(newest) == 5
-    for connection in (first, second):
+    connections = [await asyncpg.connect(store.url) for _ in range(4)]
+    await connections[0].execute("INSERT INTO taskflow.marks (kind, queue, at, set_at) VALUES ('ready', 'default', 100, 0)")
+    yield connections
+    for connection in connections:
         await connection.close()
+
+
+@pytest.mark.parametrize("ends", list(itertools.permutations(range(3))), ids=str)
+async def test_of_marks_that_are_lowered_at_once_the_lowest_counts(clients: list[asyncpg.Connection], ends: tuple[int, ...]) -> None:
+    """In whichever order they commit, and though a mark is raised between any two, from what is visible then."""
+    *lowering, raising = clients
+    places, waiting = (50, 30, 70), {50, 30, 70}
+    for connection, place in zip(lowering, places, strict=True):
+        await connection.execute("BEGIN")
+        await connection.fetchval(LOWER, place)
+    for number, end in enumerate(ends):
+        await raising.fetchval(RAISE, 100 + number, NEVER * (number + 1))
+        await lowering[end].execute("COMMIT")
+        assert await raising.fetchval(CURRENT) == places[end]  # the others are not committed, or their jobs were taken
+        await raising.fetchval(RAISE, min({110} | waiting - set(places)), NEVER * (number + 1) + 1_000_000)
+
+
+async def test_a_mark_that_is_raised_does_not_hide_what_was_put_back_meanwhile(clients: list[asyncpg.Connection]) -> None:
+    """Though another transaction has lowered the mark later, and has been seen when it was raised."""
+    slow, quick, raising, tidying = clients
+    await slow.execute("BEGIN")
+    await slow.fetchval(LOWER, 50)
+    await quick.fetchval(LOWER, 40)
+    assert await raising.fetchval(CURRENT) == 40
+    await raising.fetchval(RAISE, 90, NEVER)
+    assert await raising.fetchval(CURRENT) == 90
+    await tidying.fetchval("SELECT taskflow.drop_old_marks(0)")
+    await slow.execute("COMMIT")
+    assert await raising.fetchval(CURRENT) == 50
+
+
+async def test_of_marks_that_are_raised_at_once_the_one_that_saw_most_counts(clients: list[asyncpg.Connection]) -> None:
+    """Not the one that was written last: it may hide what only the other has seen, whose row is gone by now."""
+    slow, quick, lowering, tidying = clients
+    await slow.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    await slow.fetchval(CURRENT)
+    await lowering.fetchval(LOWER, 50)
+    await quick.execute("UPDATE taskflow.marks SET set_at = -1")  # a moment is over
+    await quick.fetchval("SELECT taskflow.raise_mark(m, 50, 0, $1) FROM taskflow.newest_mark('ready', 'default', 0) AS m", NEVER)
+    await tidying.fetchval("SELECT taskflow.drop_old_marks(0)")
+    assert await tidying.fetchval("SELECT count(*) FROM taskflow.lowered") == 0
+    await slow.fetchval(RAISE, 95, 2 * NEVER)
+    await slow.execute("COMMIT")
+    assert await quick.fetchval(CURRENT) == 50
+
+
+async def test_marks_that_were_restored_from_a_dump_are_not_trusted(work: Work, stranger: asyncpg.Connection) -> None:
+    """Another server counts its transactions from another number. The first check finds the jobs."""
+    envelope = an_envelope()
+    await work.pass_through(BATCH)
+    await stranger.execute("UPDATE taskflow.marks SET upto = '4000000000000', at = at + 3600000000")
+    await work.broker.enqueue([envelope])
+    await stranger.fetch("SELECT * FROM taskflow.check_marks(NULL)")
+    assert [lease.envelope.id for lease in await work.claim()] == [envelope.id]
+    assert await stranger.fetchval("SELECT count(*) FROM taskflow.marks WHERE upto = '4000000000000' AND kind = 'ready'") == 0
 
 
 async def test_what_is_handed_back_is_found_where_it_stood(work: Work) -> None:
