@@ -16,6 +16,9 @@ _FAST: Final = [
 ]
 """Places whose tests are fast, but for modules marked `slow` and for tests on a server."""
 
+_PROCESSES: Final = frozenset(TESTS / "stores/sqlite" / f"test_{module}.py" for module in ("commit_watch", "fork", "shrinking"))
+"""Modules in these places whose tests start processes, or write very much."""
+
 _SERVERS: Final = frozenset({"redis", "postgres"})
 """Parameters of tests that need one."""
 
@@ -35,7 +38,7 @@ def _tiers_of(module: Path) -> tuple[bool, bool]:
 
     It is remembered, because each worker of pytest-xdist asks for ten thousand tests, which takes it a second and a half.
     """
-    return module.is_relative_to(TESTS / "conformance"), any(map(module.is_relative_to, _FAST))
+    return module.is_relative_to(TESTS / "conformance"), module not in _PROCESSES and any(map(module.is_relative_to, _FAST))
 
 
 def is_slow_folder(path: Path) -> bool:
