@@ -24,7 +24,7 @@ FOUND: tuple[type[Mutant], ...] = (
 )
 
 
-EXAMPLES: Final = {"memory": 25, "sqlite": 20, "redis": 12, "postgres": 6}
+EXAMPLES: Final = {"memory": 12, "sqlite": 10, "redis": 8, "postgres": 5}
 """Fewer where a verb takes longer. `python -m tests.nightly` runs 200 on each broker."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+from collections.abc import Callable
 from typing import Final
 
 import pytest
@@ -19,7 +20,7 @@ from taskflow.cli.parser import a_parser
 from taskflow.cli.worker_options import PREFIX, SETTINGS as WORKER_SETTINGS
 from taskflow.worker import events
 from taskflow.worker.children import messages as child_errors
-from tests.docs import moves
+from tests.docs import tables
 from tests.docs.pages import ROOT
 
 REFERENCE: Final = ROOT / "docs/reference"
@@ -151,5 +152,10 @@ def test_the_parameters_of_enqueue_in_sql_are_those_of_the_function() -> None:
     assert rows(section(page, "`enqueue`")) == set(re.findall(r"^    (\w+) ", declared, re.MULTILINE))
 
 
-def test_the_table_of_moves_is_that_of_the_rules() -> None:
-    assert f"\n\n{moves.table()}\n\n" in (ROOT / "docs/explanation/life-of-a-job.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [("explanation/life-of-a-job.md", tables.moves), ("how-to/send-in-a-transaction.md", tables.connections)],
+    ids=["moves", "connections"],
+)
+def test_a_table_is_made_from_the_code(page: str, table: Callable[[], str]) -> None:
+    assert f"\n\n{table()}\n\n" in (ROOT / "docs" / page).read_text()

@@ -16,7 +16,6 @@ import alembic.command
 import alembic.config
 import pytest
 
-from tests.docs import connections
 from tests.docs.pages import ROOT, blocks
 from tests.support.postgres import shared_postgres
 
@@ -257,7 +256,3 @@ def test_autogenerate_of_alembic_leaves_our_tables_alone(is_sqlite: bool, applic
     upgrade = revision.read_text().partition("def upgrade()")[2].partition("def downgrade()")[0]
     assert re.findall(r"op\.(\w+)\('(\w+)'", upgrade)[:1] == [("create_table", "orders")]
     assert "drop_table" not in upgrade
-
-
-def test_the_table_of_connections_is_made_from_the_tests() -> None:
-    assert f"\n\n{connections.table()}\n\n" in PAGE.read_text()
