@@ -20,7 +20,7 @@ from tests.support import postgres, servers
 from tests.support.binaries import ServerBinary, ServerFailed
 from tests.support.pgbouncer import PgBouncer, is_there
 from tests.support.postgres import PostgresServer, postgres_binaries, shared_postgres
-from tests.support.proxy import BLACKHOLE, DROP_COMMAND, DROP_REPLY, GARBLE, PASS, Fate, Proxy, delay, delay_reply
+from tests.support.proxy import DROP_COMMAND, DROP_REPLY, GARBLE, PASS, Fate, Proxy, delay, delay_reply
 from tests.support.servers import HOST, RedisServer, redis_binaries
 
 SHORT = 0.15
@@ -137,7 +137,6 @@ async def test_transactions_of_pgbouncers_clients_share_a_connection() -> None:
         (DROP_COMMAND, False, True, False),
         (DROP_REPLY, True, True, False),
         (GARBLE, True, True, False),
-        (BLACKHOLE, False, True, True),
         (delay(2 * SHORT), False, True, True),
         (delay_reply(2 * SHORT), True, True, True),
     ],

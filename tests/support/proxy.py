@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from tests.support.servers import HOST, free_port
 
@@ -30,7 +30,6 @@ class Kind(Enum):
     DROP_COMMAND = "drop command"
     DROP_REPLY = "drop reply"
     GARBLE = "garble"
-    BLACKHOLE = "blackhole"
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,6 @@ DROP_REPLY: Final = Fate(Kind.DROP_REPLY)
 
 GARBLE: Final = Fate(Kind.GARBLE)
 """It takes effect, and its reply begins with a byte that no reply begins with. The connection stays."""
-
-BLACKHOLE: Final = Fate(Kind.BLACKHOLE)
-"""The server never sees it, and the connection never carries anything again, though it stays open until the client closes it."""
 
 
 def delay(seconds: float) -> Fate:
@@ -95,18 +91,8 @@ class Share(Enum):
     WHOLE = "it completes the answer"
 
 
-class Dialect(Protocol):
-    """How the streams of one connection are taken apart. What is incomplete is kept until the rest comes."""
-
-    def requests(self, data: bytes) -> Iterator[Request]: ...
-
-    def replies(self, data: bytes) -> Iterator[bytes]: ...
-
-    def share(self, reply: bytes, oldest: Request) -> Share: ...
-
-
-class Raw:
-    """Of no protocol is anything known: what comes is passed on as it comes."""
+class Dialect:
+    """How the streams of one connection are taken apart. Of this one nothing is known: what comes is passed on as it comes."""
 
     def requests(self, data: bytes) -> Iterator[Request]:
         yield Request(data)
@@ -118,8 +104,8 @@ class Raw:
         return Share.NONE
 
 
-class Resp:
-    """Redis's protocol, versions 2 and 3 (https://redis.io/docs/latest/develop/reference/protocol-spec/).
+class Resp(Dialect):
+    """Redis's protocol, versions 2 and 3 (https://redis.io/docs/latest/develop/reference/protocol-spec/). What is incomplete is kept.
 
     It knows the pushes of subscriptions from replies, and how many confirmations a SUBSCRIBE or UNSUBSCRIBE has. It does not know
     what else unsettles that a command has one reply: CLIENT REPLY, MONITOR, SYNC and PSYNC.
@@ -242,7 +228,7 @@ class Proxy:
         """How often a command of that name was given that fate."""
         self.port = free_port()
         self._server_at = (host, port)
-        self._parse = parse or Raw
+        self._parse = parse or Dialect
         self._numbers = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._links: dict[asyncio.Task[Any] | None, _Link] = {}
@@ -434,20 +420,15 @@ class _Link:
         fate = self._proxy.fate_of(request.words) if request.words else PASS
         waits_until = arrived_at + self._proxy.latency
         await asyncio.sleep(waits_until - asyncio.get_running_loop().time() + (fate.seconds if fate.kind is Kind.DELAY else 0.0))
-        self._sends_no_more = fate in (DROP_COMMAND, DROP_REPLY, BLACKHOLE)
-        if fate in (DROP_COMMAND, BLACKHOLE):
-            await self._lose(fate)
+        self._sends_no_more = fate in (DROP_COMMAND, DROP_REPLY)
+        if fate == DROP_COMMAND:
+            await self._all_answered.wait()
+            if not self._is_lost():
+                self._over.set()
         elif not self._is_lost():
             self._expect(request, fate)
             writer.write(request.raw)
             await writer.drain()
-
-    async def _lose(self, fate: Fate) -> None:
-        await self._all_answered.wait()
-        if fate == BLACKHOLE:
-            self._is_dead = True
-        elif not self._is_lost():
-            self._over.set()
 
     def _expect(self, request: Request, fate: Fate) -> None:
         if request.words:
