@@ -17,9 +17,8 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from taskflow.model.codec import FunctionCodec
-from taskflow.model.codec.classes import record_for
+from taskflow.model.codec.classes import ClassFields, record_for
 from taskflow.model.codec.hints import hints_of_function
-from taskflow.model.codec.records import ClassFields
 from taskflow.model.errors import EncodeError
 from taskflow.model.ids import MAX_KEY_BYTES, check_key
 from taskflow.model.masking import HIDDEN, is_secret as has_secret_name

@@ -58,7 +58,10 @@ def key_digest(queue: str, job: str, key: str) -> bytes:
 
 def check_key(key: str, text: str | None = None) -> str:
     """Return the key. Raises ValueError, with `text` if the key itself may not be shown, for one that is empty or too long."""
-    size = len(key.encode())
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"key= has a lone surrogate, which is not valid text: {(key if text is None else text)!r}") from None
     if not 0 < size <= MAX_KEY_BYTES:
         raise ValueError(f"key= has {size} bytes of UTF-8, expected 1 to {MAX_KEY_BYTES}: {(key if text is None else text)[:40]!r}")
     return key

@@ -1,14 +1,15 @@
-"""Recognizes classes with fields, and describes each with a `ClassFields`.
+"""Shapes for classes with named fields: dataclasses, TypedDicts, NamedTuples, msgspec Structs, attrs classes and pydantic v2 models.
 
-They may be dataclasses, TypedDicts, NamedTuples, msgspec Structs, attrs classes or pydantic v2 models. The last two are recognized by
-their attributes, so neither attrs nor pydantic is imported here.
+Instances are written as maps keyed by field name. Decoding calls the class, so all checks in its constructor apply. A payload names no
+class; the annotation decides which one is called. An unknown field raises UnknownArgument: another version of the class wrote it. A missing
+required field raises MissingArgument. attrs and pydantic classes are recognized by their attributes, so neither is imported here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NotRequired, Required, get_origin
 
 import msgspec
@@ -17,19 +18,166 @@ from typing_extensions import ReadOnly, is_typeddict
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.containers import read_map
 from taskflow.model.codec.hints import hints_of_class
-from taskflow.model.codec.records import ClassField, ClassFields
-from taskflow.model.codec.shape import Misfit, Shape, Unresolved, Unsupported, raised, type_name
+from taskflow.model.codec.shape import (
+    Convert,
+    Form,
+    Shape,
+    ShapeError,
+    Unresolved,
+    Unsupported,
+    name_step,
+    one_of,
+    raised,
+    too_deep,
+    type_name,
+    unexpected,
+)
 from taskflow.model.codec.untyped import ANY, read_any, write_any
-from taskflow.model.codec.wire import marker, marker_of
-from taskflow.model.errors import UnknownArgument
+from taskflow.model.codec.wire import marker, marker_of, wire_type
+from taskflow.model.errors import MissingArgument, UnknownArgument
 
 
-def is_model(kind: type) -> bool:
-    return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_fields")
+class ClassField(msgspec.Struct, frozen=True):
+    """A field of a class, with its uncompiled annotation.
+
+    `required`  False if the class can fill in the value when it is missing on the wire
+    `metadata`  the metadata of the annotation, if the class has taken it out of there
+    """
+
+    name: str
+    annotation: Any
+    required: bool = True
+    metadata: tuple[Any, ...] = ()
 
 
-def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
-    """Return the fields of a model (pydantic has already replaced its type variables). Raises Unresolved if it uses an undefined class."""
+class ClassFields(msgspec.Struct, frozen=True):
+    """Describes how to write and read instances of a class with fields.
+
+    `make`        makes an instance from its fields, which are given by name. It may raise any exception
+    `parts`       maps an instance to its fields, and any other object to None. If this is not given, the fields are attributes
+    `runs_code`   True if making an instance runs the author's code. Only decoding shows whether that leaves a value unchanged
+    `has_tag`     True if a union can mark values with the name of the class. False for a TypedDict, whose values are plain dicts
+    `forms`       the forms of the wire values, including any that `around` adds
+    `around`      takes the shape of the fields, and returns a shape that also includes whatever else an instance stores
+    `foreign`     makes the shape of a field whose annotation only the library behind the class understands
+    `undeclared`  the shape of fields that an instance has but the class does not declare; None if such fields are rejected
+    """
+
+    kind: type
+    fields: tuple[ClassField, ...]
+    make: Callable[[dict[str, Any]], Any]
+    parts: Callable[[Any], Mapping[str, Any] | None] | None = None
+    runs_code: bool = False
+    has_tag: bool = True
+    forms: frozenset[Form] = frozenset((dict,))
+    around: Callable[[Shape], Shape] | None = None
+    foreign: Callable[[Any], Shape] | None = None
+    undeclared: Shape | None = None
+
+
+def record_of(record: ClassFields, promised: Shape, shapes: Mapping[str, Shape]) -> Shape:
+    """Return the shape that was promised for a class, given the shapes of its fields, keyed by name."""
+    label, known = promised.label, frozenset(shapes)
+    required = frozenset(field.name for field in record.fields if field.required)
+    shape = msgspec.structs.replace(
+        promised,
+        write=_parts_writer(record.parts, label, _converter(record, label, required, shapes, lambda shape: shape.write))
+        if record.parts
+        else _attribute_writer(record.kind, label, [(name, shape.write) for name, shape in shapes.items()]),
+        read=_reader(record, label, _converter(record, label, required, shapes, lambda shape: shape.read)),
+        read_json=_reader(record, label, _converter(record, label, required, shapes, lambda shape: shape.read_json)),
+        fits_json=lambda wire: type(wire) is dict and required <= wire.keys() and (record.undeclared is not None or wire.keys() <= known),
+    )
+    return record.around(shape) if record.around else shape
+
+
+def _converter(
+    record: ClassFields, label: str, required: frozenset[str], shapes: Mapping[str, Shape], convert_of: Callable[[Shape], Convert]
+) -> Convert:
+    """Return a function that checks the names of fields and converts their values, in either direction."""
+    declared = {name: convert_of(shape) for name, shape in shapes.items()}
+
+    def convert(parts: Mapping[Any, Any], levels: int) -> dict[str, Any]:
+        if levels < 1:
+            raise too_deep()
+        converts = declared
+        if undeclared := parts.keys() - declared.keys():
+            if refused := [name for name in undeclared if record.undeclared is None or not _is_text(name)]:
+                raise ShapeError(f"has {_names(refused)}, which {label} does not know", UnknownArgument)
+            converts = declared | dict.fromkeys(undeclared, convert_of(record.undeclared or ANY))
+        if not parts.keys() >= required:
+            raise ShapeError(f"lacks {_names(required - parts.keys())}, which {label} requires", MissingArgument)
+        converted: dict[str, Any] = {}
+        name = ""
+        try:
+            for name, part in parts.items():
+                converted[name] = converts[name](part, levels - 1)
+        except ShapeError as error:
+            error.within(f".{name}" if record.has_tag else name_step(name))
+            raise
+        return converted
+
+    return convert
+
+
+def _is_text(name: Any) -> bool:
+    return type(name) is str and (name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name))
+
+
+def _names(names: Iterable[Any]) -> str:
+    return one_of(sorted(repr(name)[:60] for name in names))
+
+
+def _attribute_writer(kind: type, label: str, writes: list[tuple[str, Convert]]) -> Convert:
+    def write(value: Any, levels: int) -> dict[str, Any]:
+        if type(value) is not kind:
+            raise unexpected(label, value)
+        if levels < 1:
+            raise too_deep()
+        levels -= 1
+        wires: dict[str, Any] = {}
+        name = ""
+        try:
+            for name, write_part in writes:
+                wires[name] = write_part(getattr(value, name), levels)
+        except ShapeError as error:
+            error.within(f".{name}")
+            raise
+        except AttributeError:
+            raise ShapeError("has no value").within(f".{name}") from None
+        return wires
+
+    return write
+
+
+def _parts_writer(parts_of: Callable[[Any], Mapping[str, Any] | None], label: str, convert: Convert) -> Convert:
+    def write(value: Any, levels: int) -> Any:
+        parts = parts_of(value)
+        if parts is None:
+            raise unexpected(label, value)
+        return convert(parts, levels)
+
+    return write
+
+
+def _reader(record: ClassFields, label: str, convert: Convert) -> Convert:
+    def read(wire: Any, levels: int) -> Any:
+        if type(wire) is not dict:
+            raise ShapeError(f"expected {label}, got {wire_type(wire)}")
+        fields = convert(wire, levels)
+        try:
+            return record.make(fields)
+        except Exception as error:
+            raise ShapeError(f"{label} refuses its fields: {raised(error)}") from error
+
+    return read
+
+
+# --- pydantic models ----------------------------------------------------------------------------------------------
+
+
+def _of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
+    """Return the fields of a model. pydantic has already replaced its type variables."""
     if not kind.__pydantic_complete__ and not kind.model_rebuild(raise_errors=False):
         raise Unresolved(kind.__qualname__, kind.__qualname__)
     fields = kind.__pydantic_fields__
@@ -56,13 +204,13 @@ def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
         runs_code=True,
         forms=frozenset((dict, codes.MODEL)),
         around=_with_state,
-        foreign=shape_of_foreign,
+        foreign=_foreign,
         undeclared=ANY if kind.model_config.get("extra") == "allow" else None,
     )
 
 
 def _is_default(field: Any, value: Any) -> bool:
-    """Return True if the value is the field's default. A value from a default factory never is, because the next one may differ."""
+    """A value from a default factory is no default, because the next one may differ."""
     try:
         return type(field.default) is type(value) and bool(field.default == value)
     except Exception:
@@ -70,11 +218,7 @@ def _is_default(field: Any, value: Any) -> bool:
 
 
 def _with_state(of_fields: Shape) -> Shape:
-    """Return a shape for models that also stores which fields were set explicitly, and the private attributes.
-
-    If nothing else needs storing, a model is a map of those fields. Otherwise, it is an array of the marker
-    MODEL, that map, a map of other fields that differ from their defaults, and a map of the private attributes.
-    """
+    """Return a shape for models that also stores which fields were set explicitly, and the private attributes, if that is needed."""
 
     def write(value: Any, levels: int) -> Any:
         wire = of_fields.write(value, levels)
@@ -88,48 +232,40 @@ def _with_state(of_fields: Shape) -> Shape:
         if type(wire) is not list or marker_of(wire) != codes.MODEL:
             return of_fields.read(wire, levels)
         if len(wire) != 4 or any(type(part) is not dict for part in wire[1:]):
-            raise Misfit(f"expected {of_fields.label}, got something else after its marker")
+            raise ShapeError(f"expected {of_fields.label}, got something else after its marker")
         _, given, filled, private = wire
         value = of_fields.read({**given, **filled}, levels)
         value.__pydantic_fields_set__.difference_update(filled)
-        _set_private(value, read_map(private, read_any, levels - 1))
+        known = type(value).__private_attributes__
+        for name, part in read_map(private, read_any, levels - 1).items():
+            if name not in known:
+                raise ShapeError(f"has the private attribute {name!r}, which {type_name(type(value))} does not know", UnknownArgument)
+            setattr(value, name, part)
         return value
 
     return msgspec.structs.replace(of_fields, write=write, read=read)
 
 
 def _private_wires(value: Any, levels: int) -> dict[str, Any]:
-    """Return the wire values of the private attributes that differ from their defaults.
-
-    An attribute that cannot be sent, such as a lock or a client, is left out if its class does
-    not define `__eq__`. The model's class has to recreate it. For any other, Misfit is raised."""
+    """Return the wire values of the private attributes that differ from their defaults. One that cannot be sent and whose class does not
+    define `__eq__`, such as a lock or a client, is left out: the model's class has to recreate it."""
     wires: dict[str, Any] = {}
     for name, part in (value.__pydantic_private__ or {}).items():
         if _is_default(type(value).__private_attributes__[name], part):
             continue
         try:
             wires[name] = write_any(part, levels)
-        except Misfit as misfit:
+        except ShapeError as error:
             if "__eq__" in {name for kind in type(part).__mro__[:-1] for name in vars(kind)}:
-                raise Misfit("is a private attribute of a model and cannot be sent: make it a field").within(f".{name}") from misfit
+                raise ShapeError("is a private attribute of a model and cannot be sent: make it a field").within(f".{name}") from error
     return wires
-
-
-def _set_private(value: Any, private: Mapping[str, Any]) -> None:
-    for name, part in private.items():
-        if name not in type(value).__private_attributes__:
-            raise Misfit(f"has the private attribute {name!r}, which {type_name(type(value))} does not know", UnknownArgument)
-        setattr(value, name, part)
 
 
 _UNDEFINED = object()
 
 
-def shape_of_foreign(annotation: Any) -> Shape:
-    """Return the shape of a type that only pydantic knows (a URL, a path). Its values are sent in the form that pydantic uses in JSON.
-
-    A value that is not equal after a round trip, such as a masked secret, is rejected.
-    """
+def _foreign(annotation: Any) -> Shape:
+    """Return the shape of a type that only pydantic knows, such as a URL. Its values are sent in the form that pydantic uses in JSON."""
     try:
         adapter = sys.modules["pydantic"].TypeAdapter(annotation)
     except Exception as error:
@@ -139,13 +275,13 @@ def shape_of_foreign(annotation: Any) -> Shape:
     def write(value: Any, levels: int) -> Any:
         try:
             wire = write_any(adapter.dump_python(value, mode="json"), levels)
-            same = adapter.validate_python(read_any(wire, levels)) == value
-        except Misfit:
+            same = adapter.validate_python(read_any(wire, levels)) == value  # a masked secret is not
+        except ShapeError:
             raise
         except Exception as error:
-            raise Misfit(f"cannot be sent as {label}: {raised(error)}") from error
+            raise ShapeError(f"cannot be sent as {label}: {raised(error)}") from error
         if not same:
-            raise Misfit(f"cannot be sent as {label}: a {type_name(type(value))} comes back different from JSON")
+            raise ShapeError(f"cannot be sent as {label}: a {type_name(type(value))} comes back different from JSON")
         return wire
 
     def read(wire: Any, levels: int) -> Any:
@@ -153,7 +289,7 @@ def shape_of_foreign(annotation: Any) -> Shape:
         try:
             return adapter.validate_python(value)
         except Exception as error:
-            raise Misfit(f"expected {label}: {raised(error)}") from error
+            raise ShapeError(f"expected {label}: {raised(error)}") from error
 
     forms = frozenset((bool, int, float, str, list, dict))
     return Shape(label, write, read, read, types=frozenset((annotation,)) if isinstance(annotation, type) else frozenset(), forms=forms)
@@ -200,32 +336,24 @@ def _of_struct(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
-    _refuse_init_vars(kind)
+    for name, field in kind.__dataclass_fields__.items():
+        if repr(field._field_type) == "_FIELD_INITVAR":
+            raise Unsupported(f"{kind.__qualname__}.{name} is an InitVar, which an instance does not keep; make it a field, or remove it")
     hints = hints_of_class(kind, arguments)
-    declared = dataclasses.fields(kind)
-    fields = tuple(ClassField(field.name, hints[field.name], _dataclass_requires(field)) for field in declared)
+    declared, missing = dataclasses.fields(kind), dataclasses.MISSING
+    fields = tuple(
+        ClassField(each.name, hints[each.name], each.init and each.default is missing and each.default_factory is missing)
+        for each in declared
+    )
     late = [field.name for field in declared if not field.init]
     runs_code = any(hasattr(kind, name) for name in ("__post_init__", "__pydantic_validator__")) or _has_own_constructor(kind)
     return ClassFields(kind, fields, make=_maker(kind, {}, late), runs_code=runs_code)
 
 
 def _has_own_constructor(kind: Any) -> bool:
-    """Return True if the class's author wrote `__init__` or `__new__`.
-
-    dataclasses and attrs compile a generated `__init__` from text, so the file name in its code is a placeholder that starts with "<".
-    """
+    """Return True unless dataclasses or attrs have compiled `__init__` from text, whose file name is a placeholder such as "<string>"."""
     code = getattr(kind.__init__, "__code__", None)
     return code is None or not code.co_filename.startswith("<") or kind.__new__ is not object.__new__
-
-
-def _refuse_init_vars(kind: Any) -> None:
-    for name, field in kind.__dataclass_fields__.items():
-        if repr(field._field_type) == "_FIELD_INITVAR":
-            raise Unsupported(f"{kind.__qualname__}.{name} is an InitVar, which an instance does not keep; make it a field, or remove it")
-
-
-def _dataclass_requires(field: dataclasses.Field[Any]) -> bool:
-    return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _of_attrs(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
@@ -256,7 +384,7 @@ def _maker(kind: Any, aliases: dict[str, str], late: Sequence[str]) -> Callable[
 
 _KINDS: tuple[tuple[Callable[[type], bool], Callable[[Any, tuple[Any, ...]], ClassFields]], ...] = (
     (is_typeddict, _of_typed_dict),
-    (is_model, record_of_model),
+    (lambda kind: hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_fields"), _of_model),
     (lambda kind: issubclass(kind, msgspec.Struct), _of_struct),
     (lambda kind: "__attrs_attrs__" in vars(kind), _of_attrs),
     (dataclasses.is_dataclass, _of_dataclass),

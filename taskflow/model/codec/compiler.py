@@ -30,11 +30,10 @@ from typing import (
 import typing_extensions
 from typing_extensions import ReadOnly, TypeAliasType
 
-from taskflow.model.codec.classes import record_for
+from taskflow.model.codec.classes import ClassField, ClassFields, record_for, record_of
 from taskflow.model.codec.containers import abstract_collection, collection_of, fixed_tuple, mapping_of
 from taskflow.model.codec.datetimes import DATETIMES, shape_of_zoneinfo, zoneinfo_shape
 from taskflow.model.codec.hints import stands_for, substitute
-from taskflow.model.codec.records import ClassField, ClassFields, record_of
 from taskflow.model.codec.scalars import PATHS, SCALARS
 from taskflow.model.codec.shape import DictKeys, Shape, Tag, Unresolved, Unsupported, type_name
 from taskflow.model.codec.unions import enum_of, literals_of, union_of
@@ -149,8 +148,7 @@ class Compiler:
             raise
 
     def _once(self, key: Any, label: str, build: Callable[[Shape], Shape], features: dict[str, Any] = _NO_FEATURES) -> Shape:
-        """Return the shape for `key`, building it on first use. If the annotation refers to itself, it gets
-        a placeholder with this label and these features, which looks up the finished shape when it is used."""
+        """Return the shape for `key`, built on first use. An annotation that refers to itself gets a placeholder with these features."""
         known = self._finished.get(key) or self._promised.get(key)
         if known is not None:
             return known
@@ -170,8 +168,7 @@ class Compiler:
 
 
 def _keys_of(record: ClassFields) -> DictKeys:
-    """Return the keys of a TypedDict. A required key with a Literal is a tag. The keys are
-    read from the annotations, because in a recursive type the fields are not compiled yet."""
+    """Return the keys of a TypedDict, read from the annotations, because in a recursive type the fields are not compiled yet."""
     required = [field for field in record.fields if field.required]
     values = {field.name: _values_of_literal(field.annotation) for field in required}
     return DictKeys(
@@ -190,10 +187,7 @@ def _values_of_literal(annotation: Any) -> tuple[Any, ...]:
 
 
 def _members(annotation: Any, around: tuple[Any, ...] = ()) -> list[Any]:
-    """Unwrap an annotation, and return its distinct members if it is a union. Otherwise return it as the only member.
-
-    `around` holds the type aliases that enclose the annotation.
-    """
+    """Unwrap an annotation, and return its distinct members if it is a union. `around` holds the type aliases that enclose it."""
     while (inner := unwrapped(annotation)) is not annotation:
         if _alias_value(annotation) is not None:
             if annotation in around:
@@ -283,22 +277,12 @@ _PLAINLY: tuple[tuple[Any, Any], ...] = (
     (typing.LiteralString, str),
     (typing_extensions.Any, Any),
 )
-_LEAVES: dict[type, Shape] = {
-    **SCALARS,
-    **DATETIMES,
-    **PATHS,
-}
+_LEAVES: dict[type, Shape] = {**SCALARS, **DATETIMES, **PATHS}
 _COLLECTIONS = (list, set, frozenset)
 _MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)
 _ABSTRACT = (
-    abc.Sequence,
-    abc.MutableSequence,
-    abc.Collection,
-    abc.Iterable,
-    abc.Container,
-    abc.Reversible,
-    abc.Set,
-    abc.MutableSet,
+    *(abc.Sequence, abc.MutableSequence, abc.Set, abc.MutableSet),
+    *(abc.Collection, abc.Iterable, abc.Container, abc.Reversible),
 )
 
 
@@ -329,9 +313,7 @@ def secret_names(annotations: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _walk(annotations: Iterable[tuple[str, Any]], found: set[str], seen: set[Any]) -> None:
     for owner, annotation in annotations:
-        with suppress(
-            TypeError
-        ):  # the metadata of an Annotated may be unhashable; a type refers to itself only by a name, which is hashable
+        with suppress(TypeError):  # unhashable metadata of an Annotated; a type refers to itself only by a name, which is hashable
             if (owner, annotation) in seen:
                 continue
             seen.add((owner, annotation))

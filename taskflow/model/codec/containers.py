@@ -2,118 +2,121 @@
 
 `levels` is how many more levels of nesting are allowed *inside* the container. A mapping whose keys are all encoded as str becomes a
 msgpack map. Any other becomes an array: the marker PAIRS, then keys and values in turn, so that keys of any type are encoded exactly.
-If a part does not fit, its position is added to the path of the Misfit.
+If a part does not fit, its position is added to the path of the ShapeError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from itertools import chain
 from typing import Any, TypeVar
 
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.scalars import encodable
-from taskflow.model.codec.shape import Misfit, Read, Shape, Write, key_step, one_of, too_deep, unexpected
+from taskflow.model.codec.shape import Convert, Shape, ShapeError, key_step, one_of, too_deep, unexpected
 from taskflow.model.codec.wire import marker, marker_of, unpack_json, wire_type
 
 _T = TypeVar("_T")
-LARGE = 1_000
-"""Collections with at most this many keys are not checked for hash collisions.
-Even if all hashes are equal, half a million comparisons do no harm."""
-ALIKE = 100
+UNCHECKED_KEYS = 1_000
+"""Collections with at most this many keys are not checked for hash collisions: half a million comparisons do no harm."""
+MAX_COLLISIONS = 100
 
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
 def inside(levels: int) -> int:
-    """Return how many levels of nesting are left inside a container. Raises Misfit if the container is already too deep."""
+    """Return how many levels of nesting are left inside a container. Raises ShapeError if the container is already too deep."""
     if levels < 1:
         raise too_deep()
     return levels - 1
 
 
-def convert_items(parts: Iterable[Any], convert: Write | Read, levels: int, head: Sequence[Any] = (), *, ordered: bool = True) -> list[Any]:
-    """Return `head`, and the converted items of a collection. Those of a set have no index, so a Misfit's path cannot identify the item."""
+def convert_items(parts: Iterable[Any], convert: Convert, levels: int, head: Sequence[Any] = (), *, ordered: bool = True) -> list[Any]:
+    """Return `head`, and the converted items of a collection. Items of a set have no index for the path of a ShapeError."""
     done = [*head]
     try:
         for part in parts:
             done.append(convert(part, levels))  # noqa: PERF401  # the length of the list shows where it failed
-    except Misfit as misfit:
-        misfit.within(f"[{len(done) - len(head)}]" if ordered else ".<item>")
+    except ShapeError as error:
+        error.within(f"[{len(done) - len(head)}]" if ordered else ".<item>")
         raise
     return done
 
 
-def write_map(mapping: Mapping[Any, Any], write: Write, levels: int) -> dict[str, Any]:
+def write_map(mapping: Mapping[Any, Any], write: Convert, levels: int, step_to: Callable[[str], str] = key_step) -> dict[str, Any]:
     """Write a mapping with only str keys as a msgpack map."""
     wires: dict[str, Any] = {}
-    for key, value in mapping.items():
-        try:
+    key = ""
+    try:
+        for key, value in mapping.items():
             wires[key if key.isascii() else encodable(key)] = write(value, levels)
-        except Misfit as misfit:
-            misfit.within(key_step(key))
-            raise
+    except ShapeError as error:
+        error.within(step_to(key))
+        raise
     return wires
 
 
-def read_map(wires: Mapping[str, Any], read: Read, levels: int, step_to: Callable[[str], str] = key_step) -> dict[str, Any]:
+def read_map(wires: Mapping[str, Any], read: Convert, levels: int, step_to: Callable[[str], str] = key_step) -> dict[str, Any]:
     """Read a msgpack map. A key that is not a str is rejected, because taskflow never writes one."""
     values: dict[str, Any] = {}
-    for key, wire in wires.items():
-        if type(key) is not str:
-            raise Misfit(f"expected the key of a map to be str, got {wire_type(key)}")
-        values[key] = _keyed(read, wire, levels, step_to, key)
+    key = ""
+    try:
+        for key, wire in wires.items():
+            if type(key) is not str:
+                raise ShapeError(f"expected the key of a map to be str, got {wire_type(key)}")
+            values[key] = read(wire, levels)
+    except ShapeError as error:
+        error.within(step_to(key))
+        raise
     return values
 
 
-def write_pairs(mapping: Mapping[Any, Any], write_key: Write, write: Write, levels: int) -> list[Any]:
-    wires: list[Any] = [marker(codes.PAIRS)]
-    for key, value in mapping.items():
-        wires += (_keyed(write_key, key, levels, _to_key, key), _keyed(write, value, levels, key_step, key))
-    return wires
+def write_pairs(mapping: Mapping[Any, Any], write_key: Convert, write: Convert, levels: int) -> list[Any]:
+    return [marker(codes.PAIRS), *chain.from_iterable(_converted_pairs(mapping.items(), write_key, write, levels))]
 
 
-def read_pairs(wires: Iterable[tuple[Any, Any]], read_key: Read, read: Read, levels: int) -> dict[Any, Any]:
-    pairs: list[tuple[Any, Any]] = []
-    for wire_key, wire in wires:
-        key = _keyed(read_key, wire_key, levels, _to_key, None)
-        pairs.append((key, _keyed(read, wire, levels, key_step, key)))
-    return hashed(dict, pairs)
+def read_pairs(wires: Iterable[tuple[Any, Any]], read_key: Convert, read: Convert, levels: int) -> dict[Any, Any]:
+    return hashed(dict, _converted_pairs(wires, read_key, read, levels, is_reading=True))
 
 
-def _keyed(convert: Write | Read, value: Any, levels: int, step_to: Callable[[Any], str], key: Any) -> Any:
-    try:
-        return convert(value, levels)
-    except Misfit as misfit:
-        misfit.within(step_to(key))
-        raise
-
-
-def _to_key(_key: Any) -> str:
-    return ".<key>"
+def _converted_pairs(
+    pairs: Iterable[tuple[Any, Any]], convert_key: Convert, convert: Convert, levels: int, *, is_reading: bool = False
+) -> list[tuple[Any, Any]]:
+    converted: list[tuple[Any, Any]] = []
+    for key, value in pairs:
+        step, new_key = ".<key>", None
+        try:
+            new_key = convert_key(key, levels)
+            step = ""
+            converted.append((new_key, convert(value, levels)))
+        except ShapeError as error:
+            error.within(step or key_step(new_key if is_reading else key))
+            raise
+    return converted
 
 
 def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
     """Yield the keys and values of an array that begins with the marker PAIRS."""
     if len(wires) % 2 == 0:
-        raise Misfit("has a key without a value")
+        raise ShapeError("has a key without a value")
     parts = iter(wires[1:])
     return zip(parts, parts, strict=True)
 
 
 def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
-    """Build a set, a dict (from pairs) or a tuple. Raises Misfit if a value cannot be hashed or compared (a list, a signalling NaN)."""
+    """Build a set, a dict (from pairs) or a tuple. Raises ShapeError if a value cannot be hashed or compared (a list, a signalling NaN)."""
     try:
-        if len(values) > LARGE and build is not tuple:
+        if len(values) > UNCHECKED_KEYS and build is not tuple:
             _refuse_collisions(key for key, _ in values) if build is dict else _refuse_collisions(values)
         return build(values)
-    except Misfit:
+    except ShapeError:
         raise
     except Exception as error:
-        raise Misfit(f"cannot be a key or an item of a set: {error}") from error
+        raise ShapeError(f"cannot be a key or an item of a set: {error}") from error
 
 
 def _refuse_collisions(keys: Iterable[Any]) -> None:
-    """Raise Misfit if many unequal keys have the same hash. Attackers can choose numbers that collide, and comparing 32,000 takes 4 s."""
+    """Refuse many unequal keys with the same hash. Attackers can choose numbers that collide, and comparing 32,000 takes 4 s."""
     first_of: dict[int, Any] = {}
     alike: dict[int, int] = {}
     for key in keys:
@@ -121,18 +124,15 @@ def _refuse_collisions(keys: Iterable[Any]) -> None:
         first = first_of.setdefault(number, key)
         if first is not key and first != key:
             alike[number] = alike.get(number, 0) + 1
-            if alike[number] > ALIKE:
-                raise Misfit(f"has more than {ALIKE} keys or items with the same hash, which looks like an attack")
+            if alike[number] > MAX_COLLISIONS:
+                raise ShapeError(f"has more than {MAX_COLLISIONS} keys or items with the same hash, which looks like an attack")
 
 
 def _elements(wire: Any, expected: str) -> list[Any]:
-    """Return the elements of a list, tuple or set on the wire, without the marker.
-
-    This way, a value that was written as a list can still be read after its annotation has been changed to a tuple.
-    """
+    """Return the elements of a list, tuple or set on the wire, so that a list can be read after its annotation has become a tuple."""
     code = marker_of(wire) if type(wire) is list else codes.PAIRS
     if code >= codes.PAIRS:
-        raise Misfit(f"expected {expected}, got {wire_type(wire)}")
+        raise ShapeError(f"expected {expected}, got {wire_type(wire)}")
     elements: list[Any] = wire[1:] if code else wire
     return elements
 
@@ -144,10 +144,7 @@ _KINDS: dict[type, int] = {list: 0, tuple: codes.TUPLE, set: codes.SET, frozense
 
 
 def collection_of(kind: type, item: Shape) -> Shape:
-    """Return the shape of `list[item]`, `tuple[item, ...]`, `set[item]` or `frozenset[item]`.
-
-    An instance of a subclass is decoded as the plain type.
-    """
+    """Return the shape of `list[item]`, `tuple[item, ...]`, `set[item]` or `frozenset[item]`. Instances of subclasses become plain."""
     label = f"{kind.__name__}[{item.label}{', ...' if kind is tuple else ''}]"
 
     def write(value: Any, levels: int) -> list[Any]:
@@ -156,19 +153,19 @@ def collection_of(kind: type, item: Shape) -> Shape:
         return write_collection(kind, value, item.write, levels)
 
     read, read_json = (_reader(kind, label, each) for each in (item.read, item.read_json))
-    return Shape(label, write, read, read_json, types=frozenset((kind,)), forms=frozenset((_KINDS[kind] or list,)), fits_json=_is_list)
+    return Shape(label, write, read, read_json, types=frozenset((kind,)), forms=frozenset((_KINDS[kind] or list,)), fits_json=is_list)
 
 
-def write_collection(kind: type, value: Any, write: Write, levels: int) -> list[Any]:
+def write_collection(kind: type, value: Any, write: Convert, levels: int) -> list[Any]:
     code = _KINDS[kind]
     return convert_items(value, write, inside(levels), (marker(code),) if code else (), ordered=kind in (list, tuple))
 
 
-def _is_list(wire: Any) -> bool:
+def is_list(wire: Any) -> bool:
     return type(wire) is list
 
 
-def _reader(kind: type, label: str, read_item: Read) -> Read:
+def _reader(kind: type, label: str, read_item: Convert) -> Convert:
     def read(wire: Any, levels: int) -> Any:
         within = inside(levels)
         items = convert_items(_elements(wire, label), read_item, within)
@@ -182,28 +179,21 @@ def fixed_tuple(items: Sequence[Shape]) -> Shape:
     label = f"tuple[{', '.join(item.label for item in items) or '()'}]"
     count = len(items)
 
-    def placed(parts: Sequence[Any], converts: Sequence[Write], levels: int) -> list[Any]:
+    def placed(parts: Sequence[Any], converts: Sequence[Convert], levels: int) -> list[Any]:
         if len(parts) != count:
-            raise Misfit(f"expected {label} with {count} items, got {len(parts)}")
-        return convert_items(zip(converts, parts, strict=True), lambda pair, levels: pair[0](pair[1], levels), levels)
+            raise ShapeError(f"expected {label} with {count} items, got {len(parts)}")
+        return convert_items(zip(converts, parts, strict=True), lambda pair, levels: pair[0](pair[1], levels), inside(levels))
 
     def write(value: Any, levels: int) -> list[Any]:
         if not isinstance(value, tuple):
             raise unexpected(label, value)
-        return [marker(codes.TUPLE), *placed(value, [item.write for item in items], inside(levels))]
-
-    def reader(reads: list[Read]) -> Read:
-        def read(wire: Any, levels: int) -> tuple[Any, ...]:
-            within = inside(levels)
-            return tuple(placed(_elements(wire, label), reads, within))
-
-        return read
+        return [marker(codes.TUPLE), *placed(value, [item.write for item in items], levels)]
 
     return Shape(
         label,
         write,
-        reader([item.read for item in items]),
-        reader([item.read_json for item in items]),
+        lambda wire, levels: tuple(placed(_elements(wire, label), [item.read for item in items], levels)),
+        lambda wire, levels: tuple(placed(_elements(wire, label), [item.read_json for item in items], levels)),
         types=frozenset((tuple,)),
         forms=frozenset((codes.TUPLE,)),
         fits_json=lambda wire: type(wire) is list and len(wire) == count,
@@ -211,13 +201,11 @@ def fixed_tuple(items: Sequence[Shape]) -> Shape:
 
 
 def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
-    """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`,
-    which accepts any mapping. Both are decoded as a dict."""
+    """Return the shape of `dict[key, value]`, or, if `abstract`, of `Mapping[key, value]`, which accepts any mapping and becomes a dict."""
     kind: Any = Mapping if abstract else dict
     label = f"{kind.__name__}[{key.label}, {value.label}]"
 
     def write(mapping: Any, levels: int) -> Any:
-        """Write a msgpack map if all keys are str on the wire, otherwise pairs. This depends on the actual keys, not on the annotation."""
         if not isinstance(mapping, kind):
             raise unexpected(label, mapping)
         wires = write_pairs(mapping, key.write, value.write, inside(levels))
@@ -230,18 +218,18 @@ def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
             return read_pairs(pairs_of(wire), key.read, value.read, within)
         if type(wire) is dict:
             return read_pairs(wire.items(), key.read, value.read, within)
-        raise Misfit(f"expected {label}, got {wire_type(wire)}")
+        raise ShapeError(f"expected {label}, got {wire_type(wire)}")
 
     def read_json_key(wire: Any, levels: int) -> Any:
         """Read a JSON key, which is always a string. If it does not fit, try the JSON value that it spells, such as 5."""
         try:
             return key.read_json(wire, levels)
-        except Misfit:
+        except ShapeError:
             return key.read_json(unpack_json(wire.encode()), levels)
 
     def read_json(wire: Any, levels: int) -> dict[Any, Any]:
         if type(wire) is not dict:
-            raise Misfit(f"expected {label}, got {wire_type(wire)}")
+            raise ShapeError(f"expected {label}, got {wire_type(wire)}")
         return read_pairs(wire.items(), read_json_key, value.read_json, inside(levels))
 
     forms = frozenset((dict, codes.PAIRS))
@@ -249,11 +237,8 @@ def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
 
 
 def abstract_collection(kind: type, item: Shape) -> Shape:
-    """Return the shape of `Sequence[item]` or a similar abstract type.
-
-    A list or tuple keeps its type, and so does a set or frozenset if `kind` allows it. Any other collection is decoded as a list or set.
-    Text, bytes and mappings are rejected, although they are sequences or iterables, because sending them as such is usually a mistake.
-    """
+    """Return the shape of `Sequence[item]` or a similar abstract type. Concrete types that fit it are kept; others become a list or set.
+    Text, bytes and mappings are rejected, because sending them as iterables is usually a mistake."""
     label = f"{kind.__name__}[{item.label}]"
     concrete = tuple(each for each in _KINDS if issubclass(each, kind))
     otherwise: type = set if issubclass(kind, Set) else list
@@ -267,9 +252,9 @@ def abstract_collection(kind: type, item: Shape) -> Shape:
     def read(wire: Any, levels: int) -> Any:
         by_marker = read_as.get(marker_of(wire)) if type(wire) is list else None
         if by_marker is None:
-            raise Misfit(f"expected {label}, got {wire_type(wire)}")
+            raise ShapeError(f"expected {label}, got {wire_type(wire)}")
         return by_marker(wire, levels)
 
     forms = frozenset(_KINDS[each] or list for each in concrete)
     read_json = _reader(otherwise, label, item.read_json)
-    return Shape(label, write, read, read_json, types=frozenset(concrete), forms=forms, fits_json=_is_list)
+    return Shape(label, write, read, read_json, types=frozenset(concrete), forms=forms, fits_json=is_list)

@@ -13,15 +13,17 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.scalars import encodable, extension, read_str, signed_bytes, text_of
-from taskflow.model.codec.shape import Misfit, Shape, unexpected
+from taskflow.model.codec.shape import Shape, ShapeError, unexpected
 from taskflow.model.codec.wire import data_of, plain_number
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
+
+T = TypeVar("T")
 
 MICROSECOND: Final = timedelta(microseconds=1)
 _LATER_FOLD: Final = "~"
@@ -34,11 +36,16 @@ def _date_text(value: date) -> str:
     return value.isoformat()
 
 
-def _date(text: str) -> date:
+def _parsed(kind: type[T], iso: str, expected: str) -> T:
+    """Parse a date or time. An offset smaller than a second is set afterwards, because `fromisoformat` mistakes it for UTC."""
     try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise Misfit("expected a date as YYYY-MM-DD") from None
+        value: Any = kind.fromisoformat(iso)  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise ShapeError(f"expected {expected}: {error}") from None
+    if kind is not date and value.tzinfo is UTC and (found := _SHORT_OFFSET.search(iso)):
+        delta = timedelta(microseconds=int(found[2]))
+        value = value.replace(tzinfo=timezone(-delta if found[1] == "-" else delta))
+    return value  # type: ignore[no-any-return]
 
 
 def _moment_text(value: datetime | time) -> str:
@@ -48,22 +55,20 @@ def _moment_text(value: datetime | time) -> str:
 
 def _datetime(text: str) -> datetime:
     iso, _, name = text.removeprefix(_LATER_FOLD).partition("[")
+    value = _parsed(datetime, iso, "a datetime in ISO 8601")
+    if text.startswith(_LATER_FOLD):
+        value = value.replace(fold=1)
     try:
-        value = datetime.fromisoformat(iso)
-        if value.tzinfo is UTC and (zone := _short_of_utc(iso)):
-            value = value.replace(tzinfo=zone)
-        if text.startswith(_LATER_FOLD):
-            value = value.replace(fold=1)
         return _in_zone(value, name) if name else value
     except (ValueError, OverflowError) as error:
-        raise Misfit(f"expected a datetime in ISO 8601: {error}") from None
+        raise ShapeError(f"expected a datetime in ISO 8601: {error}") from None
 
 
 def _in_zone(value: datetime, name: str) -> datetime:
     """Return the same instant in the zone named in brackets after the offset. `name` is the text after the opening bracket."""
     offset = value.utcoffset()
     if offset is None:
-        raise Misfit("expected an offset before the zone of a datetime")
+        raise ShapeError("expected an offset before the zone of a datetime")
     zone = _zone_of(offset, name)
     there = value.replace(tzinfo=zone)
     if there.utcoffset() == offset:
@@ -73,12 +78,7 @@ def _in_zone(value: datetime, name: str) -> datetime:
 
 def _time(text: str) -> time:
     iso, _, name = text.removeprefix(_LATER_FOLD).partition("[")
-    try:
-        value = time.fromisoformat(iso)
-    except ValueError as error:
-        raise Misfit(f"expected a time in ISO 8601: {error}") from None
-    if value.tzinfo is UTC and (zone := _short_of_utc(iso)):
-        value = value.replace(tzinfo=zone)
+    value = _parsed(time, iso, "a time in ISO 8601")
     if name:
         value = value.replace(tzinfo=_zone_of(value.utcoffset(), name))
     return value.replace(fold=1) if text.startswith(_LATER_FOLD) else value
@@ -97,14 +97,14 @@ def _read_json_timedelta(wire: Any, _levels: int) -> timedelta:
         days, sign, hours, minutes, seconds, fraction = found.groups(default="")
         of_day = (int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0)) * 1_000_000 + int(fraction.ljust(6, "0"))
         return _timedelta(int(days or 0) * 86_400_000_000 + (-of_day if sign == "-" else of_day))
-    raise Misfit("expected a timedelta as a number of seconds")
+    raise ShapeError("expected a timedelta as a number of seconds")
 
 
 def _timedelta(count: float, unit: timedelta = MICROSECOND) -> timedelta:
     try:
         return count * unit
     except (OverflowError, ValueError):
-        raise Misfit("expected a timedelta, got one beyond a billion days") from None
+        raise ShapeError("expected a timedelta, got one beyond a billion days") from None
 
 
 def _timezone_text(value: timezone) -> str:
@@ -115,35 +115,22 @@ def _timezone(text: str) -> timezone:
     offset, _, name = text.partition("[")
     delta = _time("00:00:00" + offset).utcoffset() if offset.startswith(("+", "-")) else None
     if delta is None:
-        raise Misfit("expected the offset of a timezone")
+        raise ShapeError("expected the offset of a timezone")
     zone = _zone_of(delta, name) if name else timezone(delta)
     if type(zone) is not timezone:
-        raise Misfit("expected a timezone of fixed offset")
+        raise ShapeError("expected a timezone of fixed offset")
     return zone
 
 
 def _key_of_zone(value: ZoneInfo) -> str:
     if value.key is None:
-        raise Misfit("is a ZoneInfo without a key, so no other process can load it")
+        raise ShapeError("is a ZoneInfo without a key, so no other process can load it")
     return value.key
 
 
-def _short_of_utc(iso: str) -> timezone | None:
-    """Return the zone if its offset is smaller than a second, which `fromisoformat` mistakes for UTC. Otherwise return None."""
-    found = _SHORT_OFFSET.search(iso)
-    if found is None:
-        return None
-    delta = timedelta(microseconds=int(found[2]))
-    return timezone(-delta if found[1] == "-" else delta)
-
-
 def _zone_suffix(zone: tzinfo | None, value: datetime | time | None) -> str:
-    """Return the zone's name in brackets, to be appended to the ISO text of
-    `value`. Return "" if there is no zone, or if only its offset is stored.
-
-    Only the offset is stored for a `timezone` without a custom name, a
-    ZoneInfo without a key, and zones from other libraries (pytz, dateutil).
-    """
+    """Return the zone's name in brackets, to be appended to the ISO text of `value`. Return "" if there is none, or if only its offset is
+    stored, as for a `timezone` without a custom name, a ZoneInfo without a key, and zones from other libraries (pytz, dateutil)."""
     if zone is None:
         return ""
     key: str | None = getattr(zone, "key", None) if isinstance(zone, _loaded_zoneinfo()) else None
@@ -153,31 +140,30 @@ def _zone_suffix(zone: tzinfo | None, value: datetime | time | None) -> str:
         name = zone.tzname(None)
         return "" if name == timezone(zone.utcoffset(None)).tzname(None) else f"[={encodable(name)}]"
     if value is not None and value.utcoffset() is None:
-        raise Misfit(f"has a tzinfo without an offset, {type(zone).__name__}; use a timezone or a ZoneInfo")
+        raise ShapeError(f"has a tzinfo without an offset, {type(zone).__name__}; use a timezone or a ZoneInfo")
     return ""
 
 
 def _zone_of(offset: timedelta | None, name: str) -> tzinfo:
     """Return the zone that the text in brackets names. `name` includes the closing bracket, but not the opening one."""
     if not name.endswith("]"):
-        raise Misfit("expected a zone in brackets")
+        raise ShapeError("expected a zone in brackets")
     if not name.startswith("="):
         return _zone_by_key(name[:-1])
     if offset is None:
-        raise Misfit("expected an offset before the name of a timezone")
+        raise ShapeError("expected an offset before the name of a timezone")
     return timezone(offset, name[1:-1])
 
 
 def _zone_by_key(key: str) -> ZoneInfo:
-    """Return the ZoneInfo with this key. Keys with dots are rejected first, because ZoneInfo opens a file with the key as its name."""
-    if not _ZONE_KEY.fullmatch(key) or len(key) > 100:
-        raise Misfit("expected the key of a time zone")
+    if not _ZONE_KEY.fullmatch(key) or len(key) > 100:  # ZoneInfo would open a file of this name
+        raise ShapeError("expected the key of a time zone")
     from zoneinfo import ZoneInfo
 
     try:
         return ZoneInfo(key)
     except (KeyError, ValueError, OSError):
-        raise Misfit(f"the time zone {key!r} is not known here; install tzdata") from None
+        raise ShapeError(f"the time zone {key!r} is not known here; install tzdata") from None
 
 
 _SHORT_OFFSET: Final = re.compile(r"([+-])00:00:00\.([0-9]{6})\Z")
@@ -199,7 +185,7 @@ def _textual(kind: type, code: int, text: Callable[[Any], str], parse: Callable[
 
 
 DATETIMES: Final = {
-    date: _textual(date, codes.DATE, _date_text, _date),
+    date: _textual(date, codes.DATE, _date_text, lambda text: _parsed(date, text, "a date as YYYY-MM-DD")),
     time: _textual(time, codes.TIME, _moment_text, _time),
     datetime: _textual(datetime, codes.DATETIME, _moment_text, _datetime),
     timedelta: extension(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from inspect import Parameter
 from typing import Any, Final, get_args, get_origin
@@ -14,11 +15,11 @@ from typing_extensions import is_typeddict
 
 from taskflow.model.codec.classes import record_for
 from taskflow.model.codec.compiler import RETURNED, UNPACK, Compiler, secret_names
-from taskflow.model.codec.containers import convert_items, read_map
+from taskflow.model.codec.containers import convert_items, read_map, write_map
 from taskflow.model.codec.hints import hints_of_function
 from taskflow.model.codec.payload import DEFAULT_LIMITS, Limits, decode, decode_plain, encode
 from taskflow.model.codec.scalars import encodable
-from taskflow.model.codec.shape import Misfit, Read, Shape, Unresolved, Unsupported, name_step, one_of
+from taskflow.model.codec.shape import Convert, Shape, ShapeError, Unresolved, Unsupported, name_step, one_of
 from taskflow.model.codec.untyped import read_any, read_json_any, write_any
 from taskflow.model.codec.wire import wire_type
 from taskflow.model.errors import DeclarationError, EncodeError, MissingArgument, UnknownArgument
@@ -54,7 +55,7 @@ class Arguments:
 
     @property
     def shape(self) -> Shape:
-        """The shape of all arguments together. It converts `CallArguments` to a map keyed by parameter name, and back."""
+        """The shape of all arguments together, as `CallArguments`."""
         return Shape(
             "arguments",
             self._write,
@@ -64,12 +65,12 @@ class Arguments:
             forms=frozenset((dict,)),
         )
 
-    def _read_of(self, name: str, read: Read) -> Read:
+    def _read_of(self, name: str, read: Convert) -> Convert:
         """Return the reader of a parameter. For ``*args`` and ``**kwargs``, it reads several values, each according to the annotation."""
         if name == self._rest:
             return partial(_read_rest, read)
         if name == self._extra:
-            return partial(_read_extra, read)
+            return partial(_read_by_name, read)
         return read
 
     def _write(self, call: CallArguments, levels: int) -> dict[str, Any]:
@@ -79,26 +80,21 @@ class Arguments:
         try:
             for (name, write), value in zip(self._position_writes, args, strict=False):
                 wires[name] = write(value, levels)
-        except Misfit as misfit:
-            misfit.within(name)
+        except ShapeError as error:
+            error.within(name)
             raise
-        if len(args) > len(self._positional):
-            self._write_rest(args, wires, levels)
+        if len(args) > (taken := len(self._positional)):
+            if self._rest is None:
+                raise ShapeError(f"takes at most {taken} positional arguments, got {len(args)}")
+            try:
+                wires[self._rest] = convert_items(args[taken:], self._shapes[self._rest].write, levels)
+            except ShapeError as error:
+                error.within(self._rest)
+                raise
         if kwargs:
             self._write_keywords(kwargs, wires, levels)
-        if not wires.keys() >= self._required:
-            raise _missing(self._required_in_order, self._required - wires.keys())
+        self._refuse_missing(wires)
         return wires
-
-    def _write_rest(self, args: Sequence[Any], wires: dict[str, Any], levels: int) -> None:
-        taken = len(self._positional)
-        if self._rest is None:
-            raise Misfit(f"takes at most {taken} positional arguments, got {len(args)}")
-        try:
-            wires[self._rest] = convert_items(args[taken:], self._shapes[self._rest].write, levels)
-        except Misfit as misfit:
-            misfit.within(self._rest)
-            raise
 
     def _write_keywords(self, kwargs: Mapping[str, Any], wires: dict[str, Any], levels: int) -> None:
         extra: dict[str, Any] = {}
@@ -110,50 +106,56 @@ class Arguments:
                 else:
                     stored = self._extra_name(name, wires)
                     extra[stored] = self._shapes[self._extra or ""].write(value, levels)
-        except Misfit as misfit:
-            misfit.within(name)
+        except ShapeError as error:
+            error.within(name)
             raise
         if extra:
             wires[self._extra or ""] = extra
 
     def _extra_name(self, name: str, wires: Mapping[str, Any]) -> str:
-        """Return the name of an argument that belongs to ``**kwargs``. Raises Misfit if it is not allowed there."""
+        """Return the name of an argument that belongs to ``**kwargs``. Raises ShapeError if it is not allowed there."""
         if name in self._keyword_writes and name in wires:
-            raise Misfit("is given twice, by position and by name")
+            raise ShapeError("is given twice, by position and by name")
         if self._extra is None:
             takes = f"; its arguments are {one_of(list(self._keyword_writes))}" if self._keyword_writes else ""
-            raise Misfit(("is positional only" if name in self._position_only else "is not an argument of this function") + takes)
+            raise ShapeError(("is positional only" if name in self._position_only else "is not an argument of this function") + takes)
         return encodable(name)
 
     def _read_all(self, wires: Any, levels: int) -> CallArguments:
         if self._reads_in_order is not None and type(wires) is dict and [*wires] == self._position_names:
             try:
                 return tuple([read(wire, levels) for read, wire in zip(self._reads_in_order, wires.values(), strict=True)]), {}
-            except Misfit:
+            except ShapeError:
                 pass  # reported below, with the name of the argument
         return self._read(self._reads, wires, levels)
 
-    def _read(self, reads: Mapping[str, Read], wires: Any, levels: int) -> CallArguments:
+    def _read(self, reads: Mapping[str, Convert], wires: Any, levels: int) -> CallArguments:
         """Read the arguments. Unknown names are reported first, because they show that another version of the code sent the call."""
         if type(wires) is not dict:
-            raise Misfit(f"expected a map by parameter name, got {wire_type(wires)}")
-        if not wires.keys() <= self._known:
-            raise _unknown(wires.keys() - self._known)
-        if not wires.keys() >= self._required:
-            raise _missing(self._required_in_order, self._required - wires.keys())
+            raise ShapeError(f"expected a map by parameter name, got {wire_type(wires)}")
+        if unknown := wires.keys() - self._known:
+            found = sorted(str(name)[:60] for name in unknown)
+            message = f"the function has no such argument (another version of it has: {one_of(found)})"
+            raise ShapeError(message, UnknownArgument).within(found[0])
+        self._refuse_missing(wires)
         name = ""
         values: dict[str, Any] = {}
         try:
             for name, wire in wires.items():
                 values[name] = reads[name](wire, levels)
-        except Misfit as misfit:
-            misfit.within(name)
+        except ShapeError as error:
+            error.within(name)
             raise
         return self._call(values) if values else ((), {})
 
+    def _refuse_missing(self, wires: Mapping[str, Any]) -> None:
+        if not wires.keys() >= self._required:
+            found = [name for name in self._required_in_order if name not in wires]
+            more = f" (and {one_of(found[1:])})" if len(found) > 1 else ""
+            raise ShapeError(f"is a required argument and was not given{more}", MissingArgument).within(found[0])
+
     def _call(self, values: dict[str, Any]) -> CallArguments:
-        """Arrange the values as arguments: by position up to the first missing
-        one (or beyond it, if a later value requires that), then by name."""
+        """Arrange the values by position up to the first missing one (or beyond it, if a later value requires that), then by name."""
         rest = values.pop(self._rest, ()) if self._rest else ()
         extra = values.pop(self._extra, {}) if self._extra else {}
         args: list[Any] = []
@@ -168,27 +170,15 @@ class Arguments:
         return (*args, *rest), {**values, **extra} if extra else values
 
 
-def _write_by_name(arguments: Mapping[str, Any], levels: int) -> dict[str, Any]:
-    wires: dict[str, Any] = {}
-    name = ""
-    try:
-        for name, value in arguments.items():
-            wires[encodable(str(name))] = write_any(value, levels)
-    except Misfit as misfit:
-        misfit.within(name)
-        raise
-    return wires
-
-
-def _read_by_name(read: Read, wires: Any, levels: int) -> dict[str, Any]:
+def _read_by_name(read: Convert, wires: Any, levels: int) -> dict[str, Any]:
     if type(wires) is not dict:
-        raise Misfit(f"expected a map by parameter name, got {wire_type(wires)}")
+        raise ShapeError(f"expected a map by parameter name, got {wire_type(wires)}")
     return read_map(wires, read, levels, name_step)
 
 
 BY_NAME: Final = Shape(
     "arguments",
-    _write_by_name,
+    lambda arguments, levels: write_map({str(name): value for name, value in arguments.items()}, write_any, levels, str),
     partial(_read_by_name, read_any),
     partial(_read_by_name, read_json_any),
     types=frozenset((dict,)),
@@ -197,28 +187,10 @@ BY_NAME: Final = Shape(
 """The arguments of a function that is not known: a map by parameter name, whose values have no annotations."""
 
 
-def _read_rest(read: Read, wire: Any, levels: int) -> list[Any]:
+def _read_rest(read: Convert, wire: Any, levels: int) -> list[Any]:
     if type(wire) is not list:
-        raise Misfit(f"expected a list, got {wire_type(wire)}")
+        raise ShapeError(f"expected a list, got {wire_type(wire)}")
     return convert_items(wire, read, levels)
-
-
-def _read_extra(read: Read, wire: Any, levels: int) -> dict[str, Any]:
-    if type(wire) is not dict:
-        raise Misfit(f"expected a map, got {wire_type(wire)}")
-    return read_map(wire, read, levels, name_step)
-
-
-def _unknown(names: Iterable[Any]) -> Misfit:
-    found = sorted(str(name)[:60] for name in names)
-    return Misfit(f"the function has no such argument (another version of it has: {one_of(found)})", UnknownArgument).within(found[0])
-
-
-def _missing(order: Iterable[str], names: frozenset[str] | set[str]) -> Misfit:
-    """Return the Misfit for required arguments that were not given. Its path names the first of them."""
-    found = [name for name in order if name in names]
-    more = f" (and {one_of(found[1:])})" if len(found) > 1 else ""
-    return Misfit(f"is a required argument and was not given{more}", MissingArgument).within(found[0])
 
 
 def encode_by_name(arguments: Mapping[str, Any], *, job: str, limits: Limits) -> bytes:
@@ -349,7 +321,8 @@ class FunctionCodec:
         except Unsupported as unsupported:
             raise DeclarationError(f"{self.name}: {unsupported}") from unsupported
         self._result = result
-        self._of_none = _encoded_none(result, self.limits)
+        with suppress(EncodeError):  # most functions return None, but the annotation may forbid it
+            self._of_none = encode(result.shape, None, self.limits, runs_code=result.runs_code)
         self._arguments = arguments  # assigned last: to other threads, it means that everything is compiled
         return None
 
@@ -357,14 +330,6 @@ class FunctionCodec:
         compiler = Compiler()
         shape = shape_of({name: _shape(compiler, annotation, name) for name, annotation in annotations.items()})
         return _Compiled(shape, compiler.runs_code)
-
-
-def _encoded_none(result: _Compiled, limits: Limits) -> bytes | None:
-    """Return the payload for the result None, which most functions return, or None if the annotation forbids this result."""
-    try:
-        return encode(result.shape, None, limits, runs_code=result.runs_code)
-    except EncodeError:
-        return None
 
 
 _RETURN = "the function's return type (or the field)"

@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
@@ -39,37 +40,26 @@ def _annotated(function: Any) -> Any:
 
 def _closure(function: Any) -> dict[str, Any] | None:
     """Return the variables that the function uses from enclosing functions. They are needed to resolve annotations written as strings."""
-    code = getattr(function, "__code__", None)
-    cells = getattr(function, "__closure__", None) or ()
-    names = code.co_freevars if code else ()
-    found: dict[str, Any] = {name: cell.cell_contents for name, cell in zip(names, cells, strict=True) if _is_filled(cell)}
+    code, found = getattr(function, "__code__", None), {}
+    for name, cell in zip(code.co_freevars if code else (), getattr(function, "__closure__", None) or (), strict=True):
+        with suppress(ValueError):  # the cell is still empty
+            found[name] = cell.cell_contents
     return found or None
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
 
 
 def hints_of_class(kind: type, arguments: tuple[Any, ...]) -> dict[str, Any]:
     """Return the annotation of each field of `kind[arguments]`, with the type variables of the class and its bases replaced."""
-    hints = _class_hints(kind)
-    owners = _owners(kind, arguments)
-    return {name: substitute(hint, _owner_of(name, kind, owners)) for name, hint in hints.items()}
-
-
-def _class_hints(kind: type) -> dict[str, Any]:
     try:
         try:
-            return get_type_hints(kind, include_extras=True)
+            hints = get_type_hints(kind, include_extras=True)
         except NameError:  # a class defined in a function may refer to itself
-            return get_type_hints(kind, localns={**vars(kind), kind.__name__: kind}, include_extras=True)
+            hints = get_type_hints(kind, localns={**vars(kind), kind.__name__: kind}, include_extras=True)
     except (NameError, AttributeError) as error:
         raise _unresolved(error, inspect.get_annotations(kind), f"{kind.__qualname__}.") from error
     except Exception as error:
         raise Unsupported(f"an annotation of {kind.__qualname__} cannot be evaluated: {type(error).__name__}: {error}") from error
+    owners = _owners(kind, arguments)
+    return {name: substitute(hint, _owner_of(name, kind, owners)) for name, hint in hints.items()}
 
 
 def stands_for(name: Any, annotation: Callable[[], Any]) -> Any:
@@ -105,10 +95,7 @@ def _owners(kind: type, arguments: tuple[Any, ...]) -> dict[type, _Bindings]:
 
 
 def _owner_of(name: str, kind: type, owners: Mapping[type, _Bindings]) -> _Bindings:
-    """Return the bindings of the class that declares a field.
-
-    If several classes declare it, the most derived one wins. In a TypedDict, which repeats the fields of its bases, the first base wins.
-    """
+    """Return the bindings of the most derived class that declares a field, or the first in a TypedDict, which repeats inherited fields."""
     declaring = [bindings for owner, bindings in owners.items() if name in inspect.get_annotations(owner)]
     return next(iter(declaring if hasattr(kind, "__total__") else reversed(declaring)), {})
 

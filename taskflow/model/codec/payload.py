@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.model.codec import wire as codes
-from taskflow.model.codec.shape import Misfit, Shape, key_step, raised, shown_cause, too_deep
+from taskflow.model.codec.shape import Shape, ShapeError, key_step, raised, shown_cause, too_deep
 from taskflow.model.codec.untyped import ANY, NAMED_READERS, without_unknown_names
 from taskflow.model.codec.wire import NAMED, marker, marker_of, pack, unpack, unpack_json
 from taskflow.model.errors import DecodeError, EncodeError, NewerFormat, TooLarge, UnknownType
@@ -30,7 +30,6 @@ class Content(IntEnum):
     JSON = 2
 
 
-_MSGPACK = Content.MSGPACK
 _MSGPACK_HEADER = bytes((VERSION, 0, 0, Content.MSGPACK))
 _JSON_HEADER = bytes((VERSION, 0, 0, Content.JSON))
 
@@ -51,7 +50,7 @@ def open_payload(payload: bytes) -> tuple[Content, bytes]:
     Raises NewerFormat for a payload that a newer taskflow wrote, and DecodeError for bytes that are not a payload.
     """
     if payload.startswith(_MSGPACK_HEADER):
-        return _MSGPACK, payload[HEADER_SIZE:]
+        return Content.MSGPACK, payload[HEADER_SIZE:]
     if payload.startswith(_JSON_HEADER):
         return Content.JSON, payload[HEADER_SIZE:]
     header = payload[:HEADER_SIZE]
@@ -64,45 +63,43 @@ def open_payload(payload: bytes) -> tuple[Content, bytes]:
     raise NewerFormat(f"payload with flags {flags:#04x}, key {key_id}, content {content} is not known; a newer taskflow wrote it")
 
 
-DEEPEST: Final = 200
+MAX_DEPTH: Final = 200
 """The highest value that `depth` may have. Each level takes up to three of the 1,000 frames to which Python limits recursion."""
 
 
 class Limits(msgspec.Struct, frozen=True):
     """The limits on one payload. Any value that can be encoded within them can also be decoded within them.
 
-    `size` limits the bytes of the whole payload. `depth` limits how deeply containers are nested in an argument: ``[[1]]`` is two deep.
-    `items` limits the number of values of any kind, because a million empty lists fit into 1 MiB but take sixty times that when decoded.
-    Raises ValueError for a limit below 1, or a depth above `DEEPEST`.
+    `size`   the bytes of the whole payload
+    `depth`  how deeply containers are nested in an argument, at most `MAX_DEPTH`: ``[[1]]`` is two deep
+    `items`  the number of values of any kind: a million empty lists fit into 1 MiB, but take sixty times that when decoded
     """
 
     size: int = 1 << 20
     depth: int = 64
     items: int = 1 << 17
-    unchecked_size: int = 0
-    """Computed. A payload of at most this many bytes needs no check, because each value takes at least one byte."""
+    unchecked_size: int = 0  # computed: a smaller payload needs no check, because each value takes at least one byte
 
     def __post_init__(self) -> None:
         if min(self.size, self.depth, self.items) < 1:
             raise ValueError(f"limits must be at least 1: {self}")
-        if self.depth > DEEPEST:
-            raise ValueError(f"depth must be at most {DEEPEST}, got {self.depth}")
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"depth must be at most {MAX_DEPTH}, got {self.depth}")
         msgspec.structs.force_setattr(self, "unchecked_size", min(self.size, self.items))
 
 
 def _check_limits(payload: bytes, content: Content, limits: Limits) -> None:
-    """Raise Misfit if a payload is larger than allowed, or holds too many values. Each value takes at least one byte."""
     size, body = len(payload), payload[HEADER_SIZE:]
     if size > limits.size:
-        raise Misfit(f"has {size:,} bytes, but the limit is {limits.size:,}; send a reference to the data, or raise max_payload=", TooLarge)
-    if (
-        len(body) > limits.items
-        and (_items_in_json(body) if content is Content.JSON else _items_in_msgpack(body, limits.items)) > limits.items
-    ):
-        raise Misfit(f"holds more than {limits.items:,} values; send fewer", TooLarge)
+        raise ShapeError(
+            f"has {size:,} bytes, but the limit is {limits.size:,}; send a reference to the data, or raise max_payload=", TooLarge
+        )
+    count = _items_in_json if content is Content.JSON else _items_in_msgpack
+    if len(body) > limits.items and count(body, limits.items) > limits.items:
+        raise ShapeError(f"holds more than {limits.items:,} values; send fewer", TooLarge)
 
 
-def _items_in_json(body: bytes) -> int:
+def _items_in_json(body: bytes, _enough: int) -> int:
     """Return an upper bound on the number of values. Each but the first follows a comma, colon or opening bracket outside a string."""
     bare = re.sub(_JSON_STRING, b"", body)
     return 1 + sum(bare.count(mark) for mark in (b",", b":", b"[", b"{"))
@@ -143,17 +140,17 @@ _LENGTH_WIDTH: Final = tuple(_LENGTHS.get(lead, 0) for lead in range(256))
 
 
 def check_stable(shape: Shape, body: bytes, levels: int) -> None:
-    """Raise Misfit if the value in `body` cannot be decoded, or would change when it is encoded again."""
+    """Raise ShapeError if the value in `body` cannot be decoded, or would change when it is encoded again."""
     decoded = shape.read(unpack(body), levels)
     try:
         again = pack(shape.write(decoded, levels))
-    except Misfit as misfit:
-        raise Misfit(f"{_CHANGES} (now it {misfit.message})").within(misfit.path) from misfit
+    except ShapeError as error:
+        raise ShapeError(f"{_CHANGES} (now it {error.message})").within(error.path) from error
     if again == body:
         return
     path = next(_differences(_sorted(unpack(body)), _sorted(unpack(again))), None)
     if path is not None:
-        raise Misfit(_CHANGES).within(path)
+        raise ShapeError(_CHANGES).within(path)
 
 
 def _differences(one: Any, other: Any) -> Iterator[str]:
@@ -200,11 +197,10 @@ _NAMED = pack(marker(NAMED))
 def encode(
     shape: Shape, value: Any, limits: Limits, *, runs_code: bool = False, where: str = "", annotated: str = "the parameter (or field)"
 ) -> bytes:
-    """Encode a value as a payload.
+    """Encode a value as a payload. Raises EncodeError, or TooLarge beyond the limits.
 
-    Set `runs_code` if the shape's classes check or convert their fields: then the payload is also decoded and encoded again, and must not
-    change. The same applies to a payload that contains a registered type. `where` ends every message; `annotated` names what the user
-    should annotate. Raises EncodeError, or TooLarge beyond the limits.
+    If `runs_code`, because the shape's classes check or convert their fields, the payload is also decoded and encoded again, and must not
+    change. So is one that contains a registered type. `where` ends every message; `annotated` names what the user should annotate.
     """
     try:
         payload = seal(pack(shape.write(value, limits.depth)))
@@ -212,8 +208,8 @@ def encode(
             _check_limits(payload, Content.MSGPACK, limits)
         if runs_code or (NAMED_READERS and _NAMED in payload):
             check_stable(shape, payload[HEADER_SIZE:], limits.depth)
-    except Misfit as misfit:
-        raise misfit.as_encode_error(where, annotated) from misfit.__cause__
+    except ShapeError as error:
+        raise error.as_encode_error(where, annotated) from error.__cause__
     except RecursionError:
         raise too_deep().as_encode_error(where) from None
     except Exception as error:  # from the class's code: a property, or a mapping's items()
@@ -230,8 +226,8 @@ def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> 
         if content is Content.JSON:
             return shape.read_json(unpack_json(body), limits.depth)
         return shape.read(unpack(body), limits.depth)
-    except Misfit as misfit:
-        raise misfit.as_decode_error(where) from shown_cause(misfit.__cause__)
+    except ShapeError as error:
+        raise error.as_decode_error(where) from shown_cause(error.__cause__)
     except RecursionError:
         raise too_deep().as_decode_error(where) from None
     except Exception as error:  # from the class's code, or for a number that its type cannot hold

@@ -17,24 +17,27 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskflow.model.codec import wire as codes
-from taskflow.model.codec.shape import Misfit, Read, Shape, Write, type_name, unexpected
+from taskflow.model.codec.shape import Convert, Shape, ShapeError, type_name, unexpected
 from taskflow.model.codec.wire import Ext, data_of, plain_number, wire_type
 
-LEAST: Final = -(1 << 63)
-MOST: Final = (1 << 64) - 1
-"""The largest integer in msgpack. An integer outside `LEAST` to `MOST` is written as an extension, in two's complement."""
+MIN_INT: Final = -(1 << 63)
+MAX_INT: Final = (1 << 64) - 1
+"""The largest integer in msgpack. An integer outside `MIN_INT` to `MAX_INT` is written as an extension, in two's complement."""
 
 # --- kinds of scalars ---------------------------------------------------------------------------------------------
 
 
-def scalar(kind: type, write: Write, read: Read, read_json: Read | None = None, *, forms: tuple[object, ...]) -> Shape:
-    label = "None" if kind is type(None) else type_name(kind)
-    return Shape(label, write, read, read_json or read, types=frozenset((kind,)), forms=frozenset(forms))
+def scalar(kind: type, write: Convert, read: Convert, read_json: Convert | None = None, *, forms: tuple[object, ...]) -> Shape:
+    return Shape(_label(kind), write, read, read_json or read, types=frozenset((kind,)), forms=frozenset(forms))
 
 
-def _native(kind: type, write: Write | None = None, read_json: Read | None = None) -> Shape:
+def _label(kind: type) -> str:
+    return "None" if kind is type(None) else type_name(kind)
+
+
+def _native(kind: type, write: Convert | None = None, read_json: Convert | None = None) -> Shape:
     """Return the shape of a type that msgpack has too. By default, no instance of a subclass can be written."""
-    label = "None" if kind is type(None) else type_name(kind)
+    label = _label(kind)
 
     def write_same(value: Any, _levels: int) -> Any:
         if type(value) is not kind:
@@ -43,13 +46,13 @@ def _native(kind: type, write: Write | None = None, read_json: Read | None = Non
 
     def read(wire: Any, _levels: int) -> Any:
         if type(wire) is not kind:
-            raise Misfit(f"expected {label}, got {wire_type(wire)}")
+            raise ShapeError(f"expected {label}, got {wire_type(wire)}")
         return wire
 
     return scalar(kind, write or write_same, read, read_json, forms=(kind,))
 
 
-def extension(kind: type, code: int, pack: Callable[[Any], bytes], parse: Callable[[bytes], Any], read_json: Read) -> Shape:
+def extension(kind: type, code: int, pack: Callable[[Any], bytes], parse: Callable[[bytes], Any], read_json: Convert) -> Shape:
     """Return the shape of a type whose values are extensions with this code. An instance of a subclass is read as the type itself."""
     label = type_name(kind)
 
@@ -69,7 +72,7 @@ def extension(kind: type, code: int, pack: Callable[[Any], bytes], parse: Callab
 
 def write_int(value: Any, levels: int) -> Any:
     if type(value) is int:
-        return value if LEAST <= value <= MOST else Ext(codes.INT, signed_bytes(value))
+        return value if MIN_INT <= value <= MAX_INT else Ext(codes.INT, signed_bytes(value))
     if isinstance(value, int) and type(value) is not bool:
         return write_int(int(value), levels)
     raise unexpected("int", value)
@@ -92,7 +95,7 @@ def _read_json_int(wire: Any, _levels: int) -> int:
         return wire
     if (type(wire) is float and wire.is_integer()) or (type(wire) is Decimal and wire == wire.to_integral_value()):
         return int(wire)
-    raise Misfit(f"expected int, got {wire_type(wire)}")
+    raise ShapeError(f"expected int, got {wire_type(wire)}")
 
 
 def _write_float(value: Any, _levels: int) -> float:
@@ -110,7 +113,7 @@ def _read_float(wire: Any, _levels: int) -> float:
         return wire
     if type(wire) is int:
         return _exact_float(wire)
-    raise Misfit(f"expected float, got {wire_type(wire)}")
+    raise ShapeError(f"expected float, got {wire_type(wire)}")
 
 
 def _read_json_float(wire: Any, levels: int) -> float:
@@ -126,7 +129,7 @@ def _read_json_float(wire: Any, levels: int) -> float:
 def _exact_float(value: int) -> float:
     result = _nearest_float(value)
     if result != value:
-        raise Misfit("is an int that no float represents exactly; pass float(...) to round it")
+        raise ShapeError("is an int that no float represents exactly; pass float(...) to round it")
     return result
 
 
@@ -134,7 +137,7 @@ def _nearest_float(value: int) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise Misfit("is an int beyond the range of a float") from None
+        raise ShapeError("is an int beyond the range of a float") from None
 
 
 def _read_json_decimal(wire: Any, _levels: int) -> Decimal:
@@ -142,17 +145,17 @@ def _read_json_decimal(wire: Any, _levels: int) -> Decimal:
         return wire
     if type(wire) in (str, int, float):
         return _decimal(str(wire))
-    raise Misfit(f"expected Decimal as a string or number, got {wire_type(wire)}")
+    raise ShapeError(f"expected Decimal as a string or number, got {wire_type(wire)}")
 
 
 def _decimal(text: str) -> Decimal:
     """Read a Decimal from text. The time and memory needed grow with the length of the text, not with the exponent."""
     if not _DECIMAL.fullmatch(text):
-        raise Misfit("expected a Decimal, got other text")
+        raise ShapeError("expected a Decimal, got other text")
     try:
         return Decimal(text)
     except ArithmeticError:
-        raise Misfit("expected a Decimal, got one whose exponent is out of range") from None
+        raise ShapeError("expected a Decimal, got one whose exponent is out of range") from None
 
 
 _DECIMAL: Final = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:E[+-]?[0-9]{1,20})?|s?NaN[0-9]*|Infinity)", re.IGNORECASE)
@@ -169,11 +172,11 @@ def write_str(value: Any, levels: int) -> str:
 
 
 def encodable(value: str) -> str:
-    """Return the text unchanged. Raises Misfit if it cannot be encoded as UTF-8."""
+    """Return the text unchanged. Raises ShapeError if it cannot be encoded as UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise Misfit(
+        raise ShapeError(
             f"has a lone surrogate at index {error.start}, which UTF-8 cannot encode; decode the text correctly, or pass bytes"
         ) from None
     return value
@@ -183,7 +186,7 @@ def text_of(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise Misfit(f"is not UTF-8: {error}") from None
+        raise ShapeError(f"is not UTF-8: {error}") from None
 
 
 def _write_bytes(value: Any, _levels: int) -> bytes:
@@ -198,12 +201,12 @@ def _read_json_bytes(wire: Any, levels: int) -> bytes:
     try:
         return bytes.fromhex(text[2:]) if text.startswith("\\x") else b64decode("".join(text.splitlines()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Misfit(f"expected bytes in base64: {error}") from None
+        raise ShapeError(f"expected bytes in base64: {error}") from None
 
 
 def _uuid(data: bytes) -> UUID:
     if len(data) != 16:
-        raise Misfit(f"expected the 16 bytes of a UUID, got {len(data)}")
+        raise ShapeError(f"expected the 16 bytes of a UUID, got {len(data)}")
     return UUID(bytes=data)
 
 
@@ -211,7 +214,7 @@ def _read_json_uuid(wire: Any, levels: int) -> UUID:
     try:
         return UUID(read_str(wire, levels))
     except ValueError:
-        raise Misfit("expected a UUID, got other text") from None
+        raise ShapeError("expected a UUID, got other text") from None
 
 
 NONE: Final = _native(type(None))
@@ -249,24 +252,24 @@ def _pack_path(path: PurePath) -> bytes:
     try:
         return letter + PurePath.__str__(path).encode("utf-8", _on_error(letter))
     except UnicodeEncodeError as error:
-        raise Misfit(f"has a lone surrogate at index {error.start}, which no file name contains") from None
+        raise ShapeError(f"has a lone surrogate at index {error.start}, which no file name contains") from None
 
 
 def _parse_path(data: bytes) -> PurePath:
     letter = data[:1]
     kind = _KINDS.get(letter)
     if kind is None:
-        raise Misfit("expected the letter of a class of paths")
+        raise ShapeError("expected the letter of a class of paths")
     try:
         text = data[1:].decode("utf-8", _on_error(letter))
     except UnicodeDecodeError as error:
-        raise Misfit(f"is not UTF-8: {error}") from None
+        raise ShapeError(f"is not UTF-8: {error}") from None
     if not issubclass(kind, Path) or kind is type(Path()):
         return kind(text)
     pure = PureWindowsPath(text) if issubclass(kind, WindowsPath) else PurePosixPath(text)
     here = Path(*pure.parts)
     if pure.anchor or here.parts != pure.parts:
-        raise Misfit(f"is a {kind.__name__} that has no meaning on this system; send a relative path, or a {type(pure).__name__}")
+        raise ShapeError(f"is a {kind.__name__} that has no meaning on this system; send a relative path, or a {type(pure).__name__}")
     return here
 
 
@@ -288,7 +291,7 @@ def _path(kind: type[PurePath], label: str) -> Shape:
     def read(wire: Any, levels: int) -> PurePath:
         path = read_path(wire, levels)
         if not isinstance(path, kind):
-            raise Misfit(f"expected {label}, got {type(path).__name__}")
+            raise ShapeError(f"expected {label}, got {type(path).__name__}")
         return path
 
     kinds = frozenset(each for each in _ALL if issubclass(each, kind))

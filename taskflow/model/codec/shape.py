@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
 from taskflow.model.errors import CodecError, DecodeError, EncodeError, TooLarge
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 _E = TypeVar("_E", bound=CodecError)
 _LONGEST = 60
 _KNOWN_MODULES = ("builtins", "datetime", "uuid", "decimal", "zoneinfo", "pathlib", "pathlib._local")
 
 
-class Misfit(Exception):
+class ShapeError(Exception):
     """Raised when a value does not fit its shape. Each enclosing container adds a step to its path with `within`.
 
     It never leaves this package: the codec converts it to an error of class `error`, or to EncodeError or DecodeError.
@@ -31,8 +27,8 @@ class Misfit(Exception):
         self._needs_annotation = needs_annotation
         self._steps: list[str] = []
 
-    def within(self, step: str) -> Misfit:
-        """Add `step`, a position inside the enclosing container, to the path. Returns the misfit itself, for use in `raise`."""
+    def within(self, step: str) -> ShapeError:
+        """Add a position inside the enclosing container to the path. Returns the error itself, for use in `raise`."""
         self._steps.append(step)
         return self
 
@@ -42,12 +38,12 @@ class Misfit(Exception):
         return _joined(self._steps)
 
     def as_encode_error(self, where: str = "", annotated: str = "") -> EncodeError:
-        """Return the misfit as an EncodeError. `annotated` names what the user should annotate if the value needs an annotation."""
+        """Return the error as an EncodeError. `annotated` names what the user should annotate if the value needs an annotation."""
         advice = f": annotate {annotated} with its class, register it (register_type), or send plain data" if self._needs_annotation else ""
         return self._as(EncodeError, advice + where, self.path)
 
     def as_decode_error(self, where: str = "") -> DecodeError:
-        """Return the misfit as a DecodeError, which is stored and logged. Its path has no keys of dicts."""
+        """Return the error as a DecodeError, which is stored and logged. Its path has no keys of dicts."""
         return self._as(DecodeError, where, _joined([getattr(step, "unnamed", step) for step in self._steps]))
 
     def _as(self, usual: type[_E], where: str, path: str) -> _E:
@@ -59,13 +55,13 @@ def _joined(steps: list[str]) -> str:
     return "".join(reversed(steps)).removeprefix(".")
 
 
-def too_deep() -> Misfit:
-    return Misfit("is nested deeper than the limit allows; send a flatter value", TooLarge)
+def too_deep() -> ShapeError:
+    return ShapeError("is nested deeper than the limit allows; send a flatter value", TooLarge)
 
 
-def unexpected(expected: str, value: object) -> Misfit:
-    """Return a Misfit for a value of the wrong type. Its message names only types, because values may be secret."""
-    return Misfit(f"expected {expected}, got {type_name(type(value))}")
+def unexpected(expected: str, value: object) -> ShapeError:
+    """Return a ShapeError for a value of the wrong type. Its message names only types, because values may be secret."""
+    return ShapeError(f"expected {expected}, got {type_name(type(value))}")
 
 
 def type_name(kind: type) -> str:
@@ -95,14 +91,19 @@ def key_step(key: Any) -> KeyStep:
 
 
 def name_step(name: str) -> str:
-    """Return the path step to the value under a name in code: of an argument, or of a field of a TypedDict."""
+    """Return the path step to an argument, or to a field of a TypedDict."""
     return str(key_step(name))
 
 
 def raised(error: BaseException) -> str:
     """Return a description of an exception for the end of a message, even if the exception cannot be converted to text."""
     try:
-        return f"{type(error).__name__}: {_problems(error) if _shows_values(error) else error}"
+        if not _shows_values(error):
+            return f"{type(error).__name__}: {error}"
+        # What pydantic found, without values and without places inside of a field, which may be the keys of a dict.
+        problems = error.errors(include_url=False, include_context=False, include_input=False)  # type: ignore[attr-defined]
+        text = "; ".join(": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in problems[:10])
+        return f"{type(error).__name__}: {text}"
     except Exception:
         return "an exception that cannot be shown"
 
@@ -116,47 +117,39 @@ def _shows_values(error: object) -> bool:
     return type(error).__module__.startswith("pydantic_core")
 
 
-def _problems(error: Any) -> str:
-    """Return what pydantic found, without values and without places inside of a field, which may be the keys of a dict."""
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in problems[:10])
-
-
 def one_of(names: Sequence[str]) -> str:
     """Join up to ten of the names with commas, for the end of a message."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-Write: TypeAlias = Callable[[Any, int], Any]
-"""Converts a value to a wire value. The int is how many levels may still be nested. Raises Misfit for a value that does not fit."""
-
-Read: TypeAlias = Callable[[Any, int], Any]
-"""Converts a wire value to a value. The int is how many levels may still be nested. Raises Misfit if the wire value does not fit."""
+Convert: TypeAlias = Callable[[Any, int], Any]
+"""Converts a value to a wire value, or back. The int is how many levels may still be nested. Raises ShapeError if it does not fit."""
 
 Form: TypeAlias = object
 """A feature that distinguishes wire values: a type such as `str`, the code of an extension or marker, ("tag", name) or ("type", name)."""
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """A compiled annotation, which writes and reads values. It is immutable, so several annotations can share it."""
+    """A compiled annotation, which writes and reads values. It is immutable, so several annotations can share it.
+
+    `types`      the exact types of the values that it can write
+    `forms`      the forms of its wire values
+    `tag`        the name with which a union can mark the values; "" if it cannot recognize them by their type
+    `wide`       True if it accepts every self-describing value, as `Any` does. In a union, it replaces members such as int or str
+    `fits_json`  returns True if a JSON array or object fits, judged by its type, keys and length. A union chooses the first such member
+    `keys`       the keys of a TypedDict, by which a union tells its values from those of another
+    """
 
     label: str
-    write: Write
-    read: Read
-    read_json: Read
+    write: Convert
+    read: Convert
+    read_json: Convert
     types: frozenset[type]
-    """The exact types of the values that the shape can write."""
     forms: frozenset[Form]
-    """The forms of its wire values."""
     tag: str = ""
-    """The name with which a union can mark the values; "" if it cannot recognize them by their type."""
     wide: bool = False
-    """True if it accepts every self-describing value, as `Any` does. In a union, it replaces members such as int or str."""
     fits_json: Callable[[Any], bool] = lambda wire: False
-    """Returns True if a JSON array or object fits, judged by its type, keys and
-    length. A union chooses the first member whose function returns True."""
     keys: DictKeys | None = None
-    """The keys of a TypedDict, by which a union tells its values from those of another."""
 
 
 class Tag(msgspec.Struct, frozen=True):

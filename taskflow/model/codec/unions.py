@@ -20,7 +20,7 @@ import msgspec
 
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.scalars import NONE, SCALARS, read_int, write_int
-from taskflow.model.codec.shape import DictKeys, Misfit, Read, Shape, Unsupported, Write, one_of, type_name, unexpected
+from taskflow.model.codec.shape import Convert, DictKeys, Shape, ShapeError, Unsupported, one_of, type_name, unexpected
 from taskflow.model.codec.untyped import not_named, read_json_any, write_any
 from taskflow.model.codec.wire import form_of, marker, pack, plain_number, wire_type
 from taskflow.model.errors import UnknownArgument
@@ -56,23 +56,22 @@ def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
         if type(value) is not kind:
             raise unexpected(label, value)
         if value not in wires:
-            raise Misfit(f"expected {expected}")
+            raise ShapeError(f"expected {expected}")
         return wires[value]
 
     def read(wire: Any, _levels: int) -> Any:
         key = _key(wire)
         if key not in by_wire:
-            raise Misfit(f"expected {expected}")
+            raise ShapeError(f"expected {expected}")
         return by_wire[key]
 
     def read_json(wire: Any, levels: int) -> Any:
-        """Read one of the values. JSON cannot express some of them, such as a date; these are recognized by their text."""
         key = _key(write_any(read_json_any(wire, _LEVELS), _LEVELS))
         if key in by_wire:
             return by_wire[key]
-        if type(wire) is str and wire in by_text:
+        if type(wire) is str and wire in by_text:  # JSON cannot express some values, such as a date
             return by_text[wire]
-        raise Misfit(f"expected {expected}")
+        raise ShapeError(f"expected {expected}")
 
     forms = frozenset(form_of(wire) for wire in wires.values())
     return Shape(label, write, read, read_json, types=frozenset((kind,)), forms=forms, tag=kind.__name__ if issubclass(kind, Enum) else "")
@@ -83,12 +82,8 @@ def _flag_of(kind: type[Flag]) -> Shape:
     known = reduce(or_, (member.value for member in kind.__members__.values()), 0)
 
     def checked(bits: int) -> int:
-        """Return the bits unchanged. Raises Misfit if any of them has no name.
-
-        A Flag caches every combination of bits, so hostile payloads could otherwise exhaust the memory.
-        """
-        if bits & ~known:
-            raise Misfit(f"expected {label}, got unknown bits")
+        if bits & ~known:  # a Flag caches every combination of bits, so hostile payloads could exhaust the memory
+            raise ShapeError(f"expected {label}, got unknown bits")
         return bits
 
     def write(value: Any, levels: int) -> Any:
@@ -98,11 +93,11 @@ def _flag_of(kind: type[Flag]) -> Shape:
 
     def read(wire: Any, levels: int) -> Flag:
         if form_of(wire) not in _INTEGERS:
-            raise Misfit(f"expected {label} as an int, got {wire_type(wire)}")
+            raise ShapeError(f"expected {label} as an int, got {wire_type(wire)}")
         try:
             return kind(checked(read_int(wire, levels)))
         except ValueError:
-            raise Misfit(f"expected {label}, got an unknown combination of bits") from None
+            raise ShapeError(f"expected {label}, got an unknown combination of bits") from None
 
     return Shape(label, write, read, read, types=frozenset((kind,)), forms=_INTEGERS, tag=kind.__name__)
 
@@ -117,8 +112,8 @@ def _plain(value: Any) -> Any:
 def _wire_of(label: str, value: Any) -> Any:
     try:
         return write_any(_plain(value), _LEVELS)
-    except Misfit as misfit:
-        raise Unsupported(f"{label} has a value that cannot be sent ({misfit.message}); give its members plain values") from None
+    except ShapeError as error:
+        raise Unsupported(f"{label} has a value that cannot be sent ({error.message}); give its members plain values") from None
 
 
 def _key(wire: Any) -> Hashable:
@@ -135,11 +130,8 @@ def _shown(value: Any) -> str:
 
 
 def _with_dicts_joined(members: Sequence[Shape]) -> list[Shape]:
-    """Return the members with all TypedDicts joined into one, if there are several. Raises Unsupported if they cannot be told apart.
-
-    Two can be told apart if no dict fits both: one requires a key that the other does not have, or both require a key whose Literals have
-    no value in common.
-    """
+    """Return the members with all TypedDicts joined into one, if there are several. Two can be told apart if one requires a key that the
+    other does not have, or if both require a key whose Literals have no value in common. Raises Unsupported if they cannot."""
     keyed = [(member, member.keys) for member in members if member.keys is not None]
     if len(keyed) < 2:
         return list(members)
@@ -155,25 +147,23 @@ def _with_dicts_joined(members: Sequence[Shape]) -> list[Shape]:
     return [joined if member is keyed[0][0] else member for member in members if member.keys is None or member is keyed[0][0]]
 
 
-def _accepts(convert: Write | Read, value: Any) -> bool:
-    try:
+def _accepts(convert: Convert, value: Any) -> bool:
+    with suppress(ShapeError):
         convert(value, 1)
-    except Misfit:
-        return False
-    return True
+        return True
+    return False
 
 
 def _joined(keyed: Sequence[tuple[Shape, DictKeys]]) -> Shape:
-    """Return a shape that chooses among TypedDicts. A dict that fits none of them goes to the one that its tags name, or else to the
-    nearest one, so that the error says what is wrong."""
+    """Return a shape that chooses among TypedDicts. A dict that fits none goes to the nearest one, so that the error says what is wrong."""
     label = " | ".join(member.label for member, _ in keyed)
 
-    def converter(of: Callable[[Shape], Write | Read], got: Callable[[Any], str]) -> Write | Read:
+    def converter(of: Callable[[Shape], Convert], got: Callable[[Any], str]) -> Convert:
         tests = [(member, keys, [(name, of(tag.shape)) for name, tag in keys.tags.items()]) for member, keys in keyed]
 
         def convert(fields: Any, levels: int) -> Any:
             if not isinstance(fields, dict):
-                raise Misfit(f"expected {label}, got {got(fields)}")
+                raise ShapeError(f"expected {label}, got {got(fields)}")
             names = fields.keys()
             left = [
                 (member, keys) for member, keys, tags in tests if all(name in names and _accepts(test, fields[name]) for name, test in tags)
@@ -186,7 +176,7 @@ def _joined(keyed: Sequence[tuple[Shape, DictKeys]]) -> Shape:
             ):
                 if len(fitting) == 1:
                     return of(fitting[0])(fields, levels)
-            raise Misfit(f"expected {label}, got a dict that fits none of them", UnknownArgument)
+            raise ShapeError(f"expected {label}, got a dict that fits none of them", UnknownArgument)
 
         return convert
 
@@ -216,7 +206,7 @@ def union_of(members: Sequence[Shape]) -> Shape:
 
 
 def _without_covered(members: Sequence[Shape]) -> list[Shape]:
-    """Leave out the members that `Any` covers, if `Any` is a member. Classes, and members that may contain one, are kept."""
+    """Leave out members that `Any` covers, if it is one. Classes, and members that may contain one, are kept."""
     wide = next((member for member in members if member.wide), None)
     if wide is None:
         return list(members)
@@ -247,13 +237,12 @@ def _told_apart(members: list[Shape]) -> list[Shape]:
 def _tagged(member: Shape) -> Shape:
     """Return a shape that writes the member's values together with the name of their class."""
 
-    def write(value: Any, levels: int) -> list[Any]:
-        return [marker(codes.TAGGED), member.tag, member.write(value, levels)]
-
-    def read(wire: Any, levels: int) -> Any:
-        return member.read(wire[2], levels)
-
-    return msgspec.structs.replace(member, write=write, read=read, forms=frozenset((("tag", member.tag),)))
+    return msgspec.structs.replace(
+        member,
+        write=lambda value, levels: [marker(codes.TAGGED), member.tag, member.write(value, levels)],
+        read=lambda wire, levels: member.read(wire[2], levels),
+        forms=frozenset((("tag", member.tag),)),
+    )
 
 
 def _optional(member: Shape) -> Shape:
@@ -286,29 +275,25 @@ def _union(members: Sequence[Shape]) -> Shape:
     )
 
 
-def _writer(label: str, members: Sequence[Shape]) -> Write:
+def _writer(label: str, members: Sequence[Shape]) -> Convert:
     by_type = {kind: member.write for member in members for kind in member.types}
     wide = next((member for member in members if member.wide), None)
     if float in by_type:
         by_type.setdefault(int, by_type[float])
 
     def write(value: Any, levels: int) -> Any:
-        chosen = by_type.get(type(value)) or write_of_base(value)
+        chosen = by_type.get(type(value))
+        if chosen is None:  # an instance of a subclass
+            bases = (write_one for kind, write_one in by_type.items() if isinstance(value, kind) and type(value) is not bool)
+            chosen = next(bases, wide.write if wide is not None else None)
+            if chosen is None:
+                raise unexpected(label, value)
         return chosen(value, levels)
-
-    def write_of_base(value: Any) -> Write:
-        """Return the writer for an instance of a subclass: the writer of the first member that matches."""
-        for kind, chosen in by_type.items():
-            if isinstance(value, kind) and type(value) is not bool:
-                return chosen
-        if wide is not None:
-            return wide.write
-        raise unexpected(label, value)
 
     return write
 
 
-def _reader(label: str, members: Sequence[Shape]) -> Read:
+def _reader(label: str, members: Sequence[Shape]) -> Convert:
     by_form = {form: member.read for member in members for form in member.forms}
     wide = next((member for member in members if member.wide), None)
     if float in by_form:
@@ -319,7 +304,7 @@ def _reader(label: str, members: Sequence[Shape]) -> Read:
         chosen = by_form.get(form)
         if chosen is None:
             if type(form) is not tuple or form[0] != "type":
-                raise Misfit(f"expected {label}, got {wire_type(wire)}")
+                raise ShapeError(f"expected {label}, got {wire_type(wire)}")
             if wide is None:
                 raise not_named(wire, label)
             chosen = wide.read
@@ -328,21 +313,20 @@ def _reader(label: str, members: Sequence[Shape]) -> Read:
     return read
 
 
-def _json_reader(label: str, members: Sequence[Shape]) -> Read:
-    """Return a reader for JSON. An array or object is read as the first member that it appears to fit.
-
-    Trying each member in turn could take 2**depth steps on hostile input."""
+def _json_reader(label: str, members: Sequence[Shape]) -> Convert:
+    """Return a reader for JSON. An array or object is read as the first member that it appears to fit: trying each in turn could take
+    2**depth steps on hostile input."""
 
     def read_json(wire: Any, levels: int) -> Any:
         if type(wire) in (list, dict):
             member = next((each for each in members if each.fits_json(wire)), None)
             if member is not None:
                 return member.read_json(wire, levels)
-            raise Misfit(f"expected {label}, got {type_name(type(wire))}")
+            raise ShapeError(f"expected {label}, got {type_name(type(wire))}")
         own_type = type(plain_number(wire))
         for member in sorted(members, key=lambda each: own_type not in each.types):
-            with suppress(Misfit):
+            with suppress(ShapeError):
                 return member.read_json(wire, levels)
-        raise Misfit(f"expected {label}, got {wire_type(wire)}")
+        raise ShapeError(f"expected {label}, got {wire_type(wire)}")
 
     return read_json

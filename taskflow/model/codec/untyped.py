@@ -26,7 +26,7 @@ from taskflow.model.codec.containers import (
 )
 from taskflow.model.codec.datetimes import DATETIMES, read_zoneinfo, shape_of_zoneinfo
 from taskflow.model.codec.scalars import PATHS, SCALARS, read_path
-from taskflow.model.codec.shape import Misfit, Read, Shape, Write, raised, type_name, unexpected
+from taskflow.model.codec.shape import Convert, Shape, ShapeError, raised, type_name, unexpected
 from taskflow.model.codec.wire import Ext, form_of, marker, marker_of, plain_number, wire_type
 from taskflow.model.errors import DeclarationError, UnknownType
 from taskflow.model.printable import shown
@@ -41,7 +41,7 @@ def write_any(value: Any, levels: int) -> Any:
             return SCALARS[base].write(value, levels)
     if (zone := shape_of_zoneinfo(type(value))) is not None:
         return zone.write(value, levels)
-    raise Misfit(f"{type_name(type(value))} cannot be sent by itself", needs_annotation=True)
+    raise ShapeError(f"{type_name(type(value))} cannot be sent by itself", needs_annotation=True)
 
 
 def read_any(wire: Any, levels: int) -> Any:
@@ -54,7 +54,7 @@ def read_any(wire: Any, levels: int) -> Any:
         return read_map(wire, read_any, inside(levels))
     read = _READERS.get(wire.code) if kind is Ext else None
     if read is None:
-        raise Misfit(f"{wire_type(wire)} cannot be a value without an annotation")
+        raise ShapeError(f"{wire_type(wire)} cannot be a value without an annotation")
     return read(wire, levels)
 
 
@@ -67,7 +67,7 @@ def read_json_any(wire: Any, levels: int) -> Any:
     return plain_number(wire)
 
 
-def _writer(kind: type) -> Write:
+def _writer(kind: type) -> Convert:
     return lambda value, levels: write_collection(kind, value, write_any, levels)
 
 
@@ -99,16 +99,16 @@ def _read_array(wire: list[Any], levels: int) -> Any:
         return read(wire, levels)
     build = _ARRAYS.get(code)
     if build is None:
-        raise Misfit(f"{wire_type(wire)} cannot be a value without an annotation")
+        raise ShapeError(f"{wire_type(wire)} cannot be a value without an annotation")
     return hashed(build, convert_items(wire[1:], read_any, within))
 
 
-def not_named(wire: Any, expected: str) -> Misfit:
-    """Return the Misfit for a wire value that is not of the expected registered type. If its name is registered nowhere
+def not_named(wire: Any, expected: str) -> ShapeError:
+    """Return the ShapeError for a wire value that is not of the expected registered type. If its name is registered nowhere
     in this process, another version of the code wrote it."""
     if _has_unknown_name(form := form_of(wire)):
-        return Misfit(f"has the type {form[1][:200]!r}, which is not registered here", UnknownType)
-    return Misfit(f"expected {expected}, got {wire_type(wire)}")
+        return ShapeError(f"has the type {form[1][:200]!r}, which is not registered here", UnknownType)
+    return ShapeError(f"expected {expected}, got {wire_type(wire)}")
 
 
 def _has_unknown_name(form: object) -> TypeGuard[tuple[str, str]]:
@@ -132,17 +132,17 @@ _ARRAYS: Final[dict[int, type[tuple[Any, ...]] | type[set[Any]] | type[frozenset
 }
 _PLAIN_BASES: Final = (str, int, float)
 _LEAVES: Final = {**SCALARS, **DATETIMES, **PATHS}
-WRITERS: Final[dict[type, Write]] = {
+WRITERS: Final[dict[type, Convert]] = {
     **{kind: shape.write for kind, shape in _LEAVES.items()},
     **{kind: _writer(kind) for kind in (list, tuple, set, frozenset)},
     dict: write_any_dict,
 }
-_READERS: Final[dict[object, Read]] = {
+_READERS: Final[dict[object, Convert]] = {
     **{form: shape.read for shape in _LEAVES.values() for form in shape.forms if type(form) is int},
     codes.ZONEINFO: read_zoneinfo,
     codes.PATH: read_path,
 }
-NAMED_READERS: Final[dict[str, Read]] = {}
+NAMED_READERS: Final[dict[str, Convert]] = {}
 """The reader of each registered type, by its name. `WRITERS` has the writers."""
 ANY: Final = Shape(
     "Any",
@@ -158,19 +158,15 @@ ANY: Final = Shape(
 
 T = TypeVar("T")
 
-LONGEST_NAME: Final = 200
+MAX_NAME: Final = 200
 
 
 class _Registered(NamedTuple):
     kind: type
     name: str
     file: str
-    line: int
+    place: str
     shape: Shape
-
-    @property
-    def place(self) -> str:
-        return f"{self.file}:{self.line}"
 
 
 _by_name: dict[str, _Registered] = {}
@@ -191,28 +187,27 @@ def register_type(kind: type[T], *, encode: Callable[[T], object], decode: Calla
     Registering again from the same file replaces the registration. Raises DeclarationError if the class or the name is already registered
     elsewhere, and for a type that needs no registration.
     """
-    code, line = sys._getframe(1).f_code, sys._getframe(1).f_lineno
+    frame = sys._getframe(1)
+    file, place = frame.f_code.co_filename, f"{frame.f_code.co_filename}:{frame.f_lineno}"
     _check(kind, encode, decode)
-    name = _name_of(kind, name)
-    found = _Registered(kind, name, code.co_filename, line, _shape(kind, name, encode, decode))
-    replaced = [standing for standing in _by_name.values() if (standing.file, type_name(standing.kind)) == (found.file, type_name(kind))]
-    for standing in _by_name.values():
-        if standing in replaced:
-            continue
-        if standing.name == name:
+    name, label = _name_of(kind, name), type_name(kind)
+    replaced = [other for other in _by_name.values() if (other.file, type_name(other.kind)) == (file, label)]
+    for other in _by_name.values():
+        if other not in replaced and (other.name == name or other.kind is kind):
+            both = f"{type_name(other.kind)} at {other.place}, and {label} at {place}"
             raise DeclarationError(
-                f"two types are registered as {name!r}: {type_name(standing.kind)} at {standing.place}, and {type_name(kind)} at "
-                f"{found.place}; give one of them another name="
+                f"two types are registered as {name!r}: {both}; give one of them another name="
+                if other.name == name
+                else f"{label} is registered twice: at {other.place} and at {place}; remove one of them"
             )
-        if standing.kind is kind:
-            raise DeclarationError(f"{type_name(kind)} is registered twice: at {standing.place} and at {found.place}; remove one of them")
     if kind in _without:
         raise DeclarationError(
-            f"register_type({type_name(kind)}) at {found.place} comes after a job that sends this class by its fields: "
+            f"register_type({label}) at {place} comes after a job that sends this class by its fields: "
             "register it before the job is declared"
         )
-    for standing in replaced:
-        del _by_name[standing.name], NAMED_READERS[standing.name], WRITERS[standing.kind]
+    for other in replaced:
+        del _by_name[other.name], NAMED_READERS[other.name], WRITERS[other.kind]
+    found = _Registered(kind, name, file, place, _shape(kind, name, encode, decode))
     _by_name[name] = found
     NAMED_READERS[name] = found.shape.read
     WRITERS[kind] = found.shape.write
@@ -231,7 +226,7 @@ def note_unregistered(kind: type) -> None:
 def _check(kind: object, encode: object, decode: object) -> None:
     if not isinstance(kind, type):
         raise DeclarationError(f"register_type({shown(kind)}): expected a class")
-    if kind is object or (kind in WRITERS and all(each.kind is not kind for each in _by_name.values())):
+    if kind is object or (kind in WRITERS and registered_shape(kind) is None):
         raise DeclarationError(f"register_type({type_name(kind)}): this type needs no registration; remove this call")
     for option, function in (("encode", encode), ("decode", decode)):
         if not callable(function):
@@ -241,8 +236,8 @@ def _check(kind: object, encode: object, decode: object) -> None:
 def _name_of(kind: type, name: object) -> str:
     if name is None:
         return f"{kind.__module__}.{kind.__qualname__}"
-    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-        raise DeclarationError(f"register_type({type_name(kind)}, name={shown(name)}): expected up to {LONGEST_NAME} printable characters")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise DeclarationError(f"register_type({type_name(kind)}, name={shown(name)}): expected up to {MAX_NAME} printable characters")
     return str.__str__(name)
 
 
@@ -257,16 +252,16 @@ def _shape(kind: type, name: str, encode: Callable[[Any], object], decode: Calla
         try:
             plain = encode(value)
         except Exception as error:
-            raise Misfit(f"cannot be encoded: encode= of {label} raised {raised(error)}") from error
+            raise ShapeError(f"cannot be encoded: encode= of {label} raised {raised(error)}") from error
         return [*head, write_any(plain, within)]
 
     def made(plain: Any) -> Any:
         try:
             value = decode(plain)
         except Exception as error:
-            raise Misfit(f"cannot be decoded: decode= of {label} raised {raised(error)}") from error
+            raise ShapeError(f"cannot be decoded: decode= of {label} raised {raised(error)}") from error
         if type(value) is not kind:
-            raise Misfit(f"cannot be decoded: decode= of {label} returned {type_name(type(value))}")
+            raise ShapeError(f"cannot be decoded: decode= of {label} returned {type_name(type(value))}")
         return value
 
     def read(wire: Any, levels: int) -> Any:

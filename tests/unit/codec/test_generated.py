@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 
 from taskflow.model.codec import decode_value, encode_value
 from taskflow.model.codec.compiler import Compiler
-from taskflow.model.codec.shape import Misfit
+from taskflow.model.codec.shape import ShapeError
 from taskflow.model.codec.wire import pack, unpack
 from taskflow.model.errors import DeclarationError
 from tests.unit.codec import kinds as k
@@ -147,7 +147,7 @@ def test_what_encodes_decodes_without_being_asked_to(data: st.DataObject) -> Non
     value = data.draw(values | instances(data.draw(generated)))
     try:
         written = shape.write(value, 64)
-    except Misfit:
+    except ShapeError:
         return
     shape.read(unpack(pack(written)), 64)
 

@@ -190,10 +190,10 @@ EVENTS = k.Created | k.Deleted | k.Renamed
         ({"kind": "created", "id": "1"}, "value['id']", "expected int, got str"),
         ({"kind": "created"}, "value", "lacks 'id', which .*Created requires"),
         ({"kind": "deleted", "id": 1, "by": "a"}, "value", "has 'by', which .*Deleted does not know"),
-        ({"kind": "lost", "id": 1}, "value", "lacks 'name', which .*Renamed requires"),
+        ({"kind": "lost", "id": 1}, "value", "has 'kind', which .*Renamed does not know"),
         ({"id": 1, "name": "a", "parts": [{"kind": "deleted", "id": None}]}, "value['parts'][0]['id']", "expected int, got NoneType"),
         (5, "value", "got int"),
-        ({1: 2}, "value", "lacks 'id', 'name', which .*Renamed requires"),
+        ({1: 2}, "value", "has 1, which .*Renamed does not know"),
     ],
     ids=stable_id,
 )
