@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # loading typing takes 5 ms, in which a Ctrl-C for the co
 if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
     from taskflow.app.bulk_actions import ActionResult as ActionResult, JobSelection as JobSelection
+    from taskflow.app.connections.adapters import RunsStatement as RunsStatement
     from taskflow.app.context import (
         Cancel as Cancel,
         Discard as Discard,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
         WorkerInfo as WorkerInfo,
         operate as operate,
     )
-    from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions, RunsStatement as RunsStatement
+    from taskflow.app.options import DefaultOptions as DefaultOptions, EnqueueOptions as EnqueueOptions
     from taskflow.app.portal import run_sync as run_sync
     from taskflow.app.schedules import ScheduleInfo as ScheduleInfo, schedules as schedules
     from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "taskflow.app.app": "configure",
     "taskflow.app.bulk_actions": "ActionResult JobSelection",
+    "taskflow.app.connections.adapters": "RunsStatement",
     "taskflow.app.job_type": "Call",
     "taskflow.app.context": "Cancel Discard JobContext Retry Snooze current_job",
     "taskflow.app.declared_schedules": "Cron Every",
@@ -99,7 +101,7 @@ _HOMES = {
     "taskflow.app.job_info": "ErrorInfo JobInfo",
     "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
     "taskflow.app.operate": "FailureGroup JobPage QueueInfo WorkerInfo operate",
-    "taskflow.app.options": "DefaultOptions EnqueueOptions RunsStatement",
+    "taskflow.app.options": "DefaultOptions EnqueueOptions",
     "taskflow.app.portal": "run_sync",
     "taskflow.app.schedules": "ScheduleInfo schedules",
     "taskflow.app.sending": "enqueue enqueue_sync",

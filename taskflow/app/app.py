@@ -62,15 +62,8 @@ class App:
 
     # --- settings ----------------------------------------------------------------------------------
 
-    @property
-    def settings(self) -> Settings:
-        """The current settings. They are read on first use, not at import, because
-        jobs are declared before the application is configured."""
-        return self._settings or self.read_settings()
-
     def read_settings(self) -> Settings:
-        """Return the current settings, reading them on first use and after each
-        change. Jobs that are already declared get the new limits."""
+        """Return the current settings. They are read on first use, not at import, and after each change. Declared jobs get new limits."""
         settings = self._settings
         if settings is None:
             self._settings = settings = layered({**self._configured, **self._flags})
@@ -78,6 +71,8 @@ class App:
             for job in self.registry:
                 job.codec.limits = self.limits
         return settings
+
+    settings = property(read_settings)
 
     def configure(self, **given: Any) -> None:
         self._configured.update(checked(given))
@@ -94,8 +89,7 @@ class App:
 
     @contextmanager
     def using(self, broker: Broker) -> Iterator[None]:
-        """Send everything to `broker` inside the `with` block, whatever the settings
-        say. Settings changed inside the block are restored afterwards."""
+        """Send everything to `broker` inside the block, whatever the settings say. Settings changed there are restored afterwards."""
         before = (self._given_broker, self._configured.copy(), self._flags.copy())
         self._given_broker = broker
         self._clients.clear()
@@ -124,8 +118,7 @@ class App:
         return DEFAULT_BROKER if configured is None else configured
 
     def broker(self) -> Broker:
-        """Return the configured broker. A process has one broker per URL. Raises
-        ConfigurationError in a child process that cannot reach the broker."""
+        """Return the configured broker, one per URL. Raises ConfigurationError in a child process that cannot reach it."""
         if self._given_broker is not None:
             return self._given_broker
         if self._why_out_of_reach is not None:
@@ -142,7 +135,10 @@ class App:
                     self._brokers[url] = connect(url)
                 finally:
                     self._is_connecting = False
-                self._tell_default()
+                if self.settings.broker is None and not self._has_told_default:
+                    self._has_told_default = True  # else a web process and a worker in another folder would silently use different files
+                    path = Path(DEFAULT_BROKER.removeprefix("sqlite:///")).absolute()
+                    log.warning("no broker is configured: using the SQLite file %s; set TASKFLOW_BROKER, or configure(broker=...)", path)
             return self._brokers[url]
 
     @property
@@ -151,10 +147,7 @@ class App:
         return self._given_broker is None and not self.broker_url().startswith("memory:")
 
     def enter_child(self, settings: dict[str, Any], *, is_reachable: bool) -> None:
-        """Apply the worker's settings in a child process, and make `broker()` raise if only the worker's process can reach the broker.
-
-        A module that is imported later may configure its own defaults. The worker's have no retry policy, which may name any class.
-        """
+        """Apply the worker's settings in a child process, and make `broker()` raise if only the worker's process can reach the broker."""
         self.is_in_child = True
         self._configured["defaults"] = Defaults(settings["defaults"])
         self.flag(**{name: value for name, value in settings.items() if name != "defaults"})
@@ -179,17 +172,8 @@ class App:
         self._clients[loop] = client
         return client
 
-    def _tell_default(self) -> None:
-        """Warn once that the default SQLite file is in use. Without the warning, a web process and a worker started
-        in different folders would silently use different files."""
-        if self.settings.broker is None and not self._has_told_default:
-            self._has_told_default = True
-            path = Path(DEFAULT_BROKER.removeprefix("sqlite:///")).absolute()
-            log.warning("no broker is configured: using the SQLite file %s; set TASKFLOW_BROKER, or configure(broker=...)", path)
-
     def _forget_parents(self) -> None:
-        """Set the parent's clients and brokers aside after a fork. They are kept alive, because
-        their destructors could break connections that the parent still uses."""
+        """Set the parent's clients and brokers aside after a fork: their destructors could break connections that the parent uses."""
         self._pid = os.getpid()
         self._lock, self._is_connecting = threading.RLock(), False
         self._of_parents += [self._clients, self._brokers]

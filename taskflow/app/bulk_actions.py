@@ -14,8 +14,8 @@ from typing import Any, Final, Literal, Protocol, TypedDict, TypeVar
 import msgspec
 
 from taskflow.app.job_type import JobType
-from taskflow.app.option_checks import seconds_of
-from taskflow.broker.console import Page, Redone, View
+from taskflow.app.options import seconds_of
+from taskflow.broker.console import Redone, View
 from taskflow.broker.protocol import Broker
 from taskflow.model.audit import Act
 from taskflow.model.envelope import check_job_name, check_queue
@@ -58,32 +58,21 @@ def view_of(method: str, which: JobSelection) -> View:
             near = nearest(name, JobSelection.__annotations__)
             hint = f"; did you mean {near}=?" if near else ""
             raise TypeError(f"operate.{method}() got an unexpected argument {name}={hint}")
-    tag, queue, job = which.get("tag"), which.get("queue"), which.get("job")
-    error, header = which.get("error"), which.get("header")
-    created_before, ended_before = which.get("created_before"), which.get("ended_before")
-    return View(
-        tag=None if tag is None else check_tag(_text("tag", tag)),
-        queue=None if queue is None else check_queue(_text("queue", queue)),
-        job=job.name if isinstance(job, JobType) else None if job is None else check_job_name(_text("job", job)),
-        statuses=_statuses(which.get("status")),
-        error=None if error is None else check_error(_text("error", error)),
-        header=None if header is None else header_of(_text("header", header)),
-        created_before=None if created_before is None else seconds_of("created_before", created_before),
-        ended_before=None if ended_before is None else seconds_of("ended_before", ended_before),
-        poison=_flag("poison", which.get("poison")),
-    )
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name}={shown(value)}: expected a str")
-    return value
-
-
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool | None):
-        raise TypeError(f"{name}={shown(value)}: expected True or False")
-    return bool(value)
+    poison = which.get("poison")
+    if not isinstance(poison, bool | None):
+        raise TypeError(f"poison={shown(poison)}: expected True or False")
+    given: dict[str, Any] = {name: value for name, value in which.items() if value is not None and name not in ("status", "poison")}
+    if isinstance(job := given.get("job"), JobType):
+        given["job"] = job.name
+    for name, check in _CHECKS.items():
+        if name in given and not isinstance(given[name], str):
+            raise TypeError(f"{name}={shown(given[name])}: expected a str")
+        if name in given:
+            given[name] = check(given[name])
+    for name in ("created_before", "ended_before"):
+        if name in given:
+            given[name] = seconds_of(name, given[name])
+    return View(statuses=_statuses(which.get("status")), poison=bool(poison), **given)
 
 
 def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
@@ -102,6 +91,29 @@ def _statuses(given: str | Iterable[str] | None) -> tuple[Status, ...]:
         raise ValueError("status= is empty: leave it out, or give a status")
     return tuple(sorted(statuses))
 
+
+def header_of(given: str) -> tuple[str, str | None]:
+    """Return the name and the value, or None, that "name" or "name=value" stands for. Raises ValueError if there is no name."""
+    name, equals, value = given.partition("=")
+    if not name:
+        raise ValueError(f"header {shown(given)}: expected the name of a header, or name=value")
+    return name, value if equals else None
+
+
+def check_error(text: str) -> str:
+    """Raise ValueError for an empty text, which every error contains, and for spaces, which most contain."""
+    if not text.strip():
+        raise ValueError(f"error {text!r}: expected a part of an error's text")
+    return text
+
+
+_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
+    "tag": check_tag,
+    "queue": check_queue,
+    "job": check_job_name,
+    "error": check_error,
+    "header": header_of,
+}
 
 Action = Literal["retry", "cancel", "purge"]
 
@@ -219,34 +231,15 @@ def _cancelled(status: Status | None) -> str:
     return ASKED if status is Status.RUNNING else CHANGED
 
 
-def header_of(given: str) -> tuple[str, str | None]:
-    """Return the name and the value, or None, that "name" or "name=value" stands for. Raises ValueError if there is no name."""
-    name, equals, value = given.partition("=")
-    if not name:
-        raise ValueError(f"header {shown(given)}: expected the name of a header, or name=value")
-    return name, value if equals else None
-
-
-def check_error(text: str) -> str:
-    """Raise ValueError for an empty text, which every error contains, and for spaces, which most contain."""
-    if not text.strip():
-        raise ValueError(f"error {text!r}: expected a part of an error's text")
-    return text
-
-
 async def pages(call: CallVerb, view: View) -> AsyncIterator[list[Record]]:
     """Yield the records of matching jobs, in the order of their pages. An action on them does not shift the later pages."""
     cursor: str | None = None
     while True:
-        page = await call(_page(view, cursor))
+        page = await call(lambda broker, cursor=cursor: broker.console.page(view, cursor=cursor, limit=PAGE))  # type: ignore[misc]
         if page.records:
             yield page.records
         if (cursor := page.cursor) is None:
             return
-
-
-def _page(view: View, cursor: str | None) -> Callable[[Broker], Awaitable[Page]]:
-    return lambda broker: broker.console.page(view, cursor=cursor, limit=PAGE)
 
 
 async def count(call: CallVerb, view: View) -> int:
@@ -267,9 +260,14 @@ async def act(call: CallVerb, action: Action, view: View) -> AsyncIterator[Actio
         left = await count(call, waiting) if waiting is not None else 0  # jobs that are added meanwhile cannot keep it running
         if ended is not None:
             async for records in pages(call, ended):
-                done += await _drop(call, [record.id for record in records])
+                found = await apply(call, action, [record.id for record in records])
+                done += ActionResult(changed=found.count(CHANGED))  # one that has been retried meanwhile stays
                 yield done
-        while waiting is not None and left > 0 and (dropped := await _purge(call, waiting, min(PAGE, left))) > 0:
+        while waiting is not None and left > 0:
+            most = min(PAGE, left)
+            dropped = await call(lambda broker, most=most: broker.console.purge(waiting, limit=most))  # type: ignore[misc]
+            if not dropped:
+                break
             left -= dropped
             done += ActionResult(changed=dropped)
             yield done
@@ -285,28 +283,17 @@ def _narrowed(view: View, statuses: Collection[Status]) -> View | None:
     return msgspec.structs.replace(view, statuses=asked) if asked else None
 
 
-async def _drop(call: CallVerb, ids: Sequence[bytes]) -> ActionResult:
-    """Drop jobs that have ended. One that has been retried meanwhile stays."""
-    found = await call(lambda broker: broker.console.drop(ids))
-    return ActionResult(changed=sum(status is not None and status.is_ended for status in found))
-
-
-async def _purge(call: CallVerb, view: View, limit: int) -> int:
-    return await call(lambda broker: broker.console.purge(view, limit=limit))
-
-
 log: Final = logging.getLogger("taskflow.operate")
 
 RECORD_TIMEOUT: Final = 5.0
 """Seconds that adding an act to the log may take."""
 
 
-class ActionProgress:
+class ActionProgress(msgspec.Struct):
     """The progress of an act. The code that acts keeps it up to date."""
 
-    def __init__(self) -> None:
-        self.affected = 0
-        self.stopped = ""
+    affected: int = 0
+    stopped: str = ""
 
 
 def this_operator() -> str:
@@ -363,9 +350,8 @@ async def _record(call: CallVerb, act: Act) -> None:
             with anyio.fail_after(RECORD_TIMEOUT, shield=True):
                 await call(lambda broker: broker.console.record_act(act))
         except (BrokerError, TimeoutError) as error:
-            what = f"{act.verb}, which affected {act.affected:,}"
             why = error or f"the store did not answer within {RECORD_TIMEOUT:g} s"
-            log.error("could not record an act in the audit log (%s): %s", what, why)
+            log.error("could not record an act in the audit log (%s, which affected %s): %s", act.verb, f"{act.affected:,}", why)
 
     try:
         await add()
@@ -376,16 +362,15 @@ async def _record(call: CallVerb, act: Act) -> None:
 
 def selection(view: View) -> dict[str, str]:
     """Return the conditions of a filter as text, for the log."""
-    conditions = msgspec.structs.asdict(view) | {"status": ", ".join(view.statuses)}
-    del conditions["statuses"]
-    return {name: _condition(value) for name, value in conditions.items() if value not in (None, "") and value is not False}
-
-
-def _condition(value: object) -> str:
-    """Return one condition of a filter as text. A tuple is the name of a header, and its value if one is asked for."""
-    if isinstance(value, tuple):
-        return "=".join(part for part in value if part is not None)
-    return "yes" if value is True else f"{value:g} s" if isinstance(value, float) else str(value)
+    conditions = msgspec.structs.asdict(view) | {
+        "statuses": None,
+        "status": ", ".join(view.statuses),
+        "header": None if view.header is None else "=".join(part for part in view.header if part is not None),
+        "poison": "yes" if view.poison else None,
+    }
+    return {
+        name: f"{value:g} s" if isinstance(value, float) else str(value) for name, value in conditions.items() if value not in (None, "")
+    }
 
 
 def check_operator(by: object, reason: object) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
-from taskflow.app.option_checks import seconds_of
+from taskflow.app.options import seconds_of
 from taskflow.model.clock import SystemClock, instant_of
 from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import ClaimId, Envelope, Lease
@@ -18,7 +18,7 @@ from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.verdict import Progress
 
 if TYPE_CHECKING:
-    from taskflow.app.options import Connection
+    from taskflow.app.connections.adapters import Connection
 
 D = TypeVar("D")
 

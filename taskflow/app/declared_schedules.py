@@ -11,8 +11,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from taskflow.app.option_checks import seconds_of
-from taskflow.app.options import EnqueueOptions
+from taskflow.app.options import EnqueueOptions, seconds_of
 from taskflow.app.settings import Settings
 from taskflow.model.envelope import Envelope
 from taskflow.model.printable import shown

@@ -14,8 +14,7 @@ from taskflow.app.app import App, default_app
 from taskflow.app.context import JobContext
 from taskflow.app.job import Job, SyncJob, check_app_of
 from taskflow.app.job_type import AnyJob, location
-from taskflow.app.option_checks import UNLIMITED_BY_NONE, declared_options, unknown_option
-from taskflow.app.options import EnqueueOptions, JobOptions, PresetOptions, RunsIn
+from taskflow.app.options import UNLIMITED_BY_NONE, EnqueueOptions, JobOptions, PresetOptions, RunsIn, declared_options, unknown_option
 from taskflow.model.envelope import check_job_name
 from taskflow.model.errors import DeclarationError
 from taskflow.model.job_schema import bare_text

@@ -15,8 +15,7 @@ from taskflow.app.app import App, default_app
 from taskflow.app.context import JobContext, running
 from taskflow.app.handle import JobHandle
 from taskflow.app.job_type import UNRESOLVED, Call, HasOptions, JobType, Resolved
-from taskflow.app.option_checks import merged_options, plain_options
-from taskflow.app.options import EnqueueOptions
+from taskflow.app.options import EnqueueOptions, merged_options, plain_options
 from taskflow.app.sending import send_call, send_call_sync
 from taskflow.app.settings import Settings
 from taskflow.model.codec import decode_by_name, encode_by_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import msgspec
 from typing_extensions import Unpack
@@ -125,6 +125,15 @@ def _shown(group: FailureGroupRecord, sample: Record | None) -> FailureGroup:
     )
 
 
+class ActionOptions(JobSelection, total=False):
+    """Which jobs `cancel`, `retry` and `purge` act on, and how; see `Operate`."""
+
+    everything: bool
+    dry_run: bool
+    by: str | None
+    reason: str
+
+
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A queue.
 
@@ -192,16 +201,9 @@ class Operate:
 
     async def queues(self) -> list[QueueInfo]:
         """Return every queue that is paused or has ever had jobs, sorted by name."""
-        return [
-            QueueInfo(
-                name=record.name,
-                is_paused=record.is_paused,
-                counts={status: record.counts.get(status, 0) for status in Status},
-                oldest_ready_for=record.oldest_ready_for,
-                next_due_in=record.next_due_in,
-            )
-            for record in await default_app().client().call(lambda broker: broker.console.queues())
-        ]
+        found = await default_app().client().call(lambda broker: broker.console.queues())
+        counts = dict.fromkeys(Status, 0)
+        return [QueueInfo(**msgspec.structs.asdict(record) | {"counts": counts | record.counts}) for record in found]
 
     async def workers(self) -> list[WorkerInfo]:
         """Return the running workers, sorted by name."""
@@ -221,8 +223,7 @@ class Operate:
 
     async def metrics(self) -> dict[str, dict[str, int]]:
         """Return how often each event has happened in each queue since the store was created, by queue and then by event."""
-        metrics = await default_app().client().call(lambda broker: broker.console.metrics())
-        return metrics.totals
+        return (await default_app().client().call(lambda broker: broker.console.metrics())).totals
 
     async def failures(
         self,
@@ -263,44 +264,20 @@ class Operate:
         """Count the selected jobs. This reads them all; `queues` has the numbers by status."""
         return await count(default_app().client().call, view_of("count", which))
 
-    async def cancel(
-        self,
-        *ids: str | JobHandle[Any],
-        everything: bool = False,
-        dry_run: bool = False,
-        by: str | None = None,
-        reason: str = "",
-        **which: Unpack[JobSelection],
-    ) -> ActionResult:
+    async def cancel(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
         """Cancel jobs that have not ended: those with these ids or handles, or those that are selected.
         Running ones are asked to stop, which their workers do."""
-        return await self._act("cancel", ids, which, everything=everything, dry_run=dry_run, by=by, reason=reason)
+        return await self._act("cancel", ids, which)
 
-    async def retry(
-        self,
-        *ids: str | JobHandle[Any],
-        everything: bool = False,
-        dry_run: bool = False,
-        by: str | None = None,
-        reason: str = "",
-        **which: Unpack[JobSelection],
-    ) -> ActionResult:
+    async def retry(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
         """Run jobs again that have failed, with fresh attempts: those with these ids or handles, or those that are selected.
         Cancelled jobs are retried by their ids, or with ``status="cancelled"``."""
-        return await self._act("retry", ids, which, everything=everything, dry_run=dry_run, by=by, reason=reason)
+        return await self._act("retry", ids, which)
 
-    async def purge(
-        self,
-        *ids: str | JobHandle[Any],
-        everything: bool = False,
-        dry_run: bool = False,
-        by: str | None = None,
-        reason: str = "",
-        **which: Unpack[JobSelection],
-    ) -> ActionResult:
+    async def purge(self, *ids: str | JobHandle[Any], **which: Unpack[ActionOptions]) -> ActionResult:
         """Delete jobs that have ended, with their results: those with these ids or handles, or those that are selected. Waiting jobs are
         deleted only with a `status` that names them, such as "ready"; running ones never."""
-        return await self._act("purge", ids, which, everything=everything, dry_run=dry_run, by=by, reason=reason)
+        return await self._act("purge", ids, which)
 
     async def pause(self, queue: str, *, by: str | None = None, reason: str = "") -> None:
         """Start no more jobs of a queue until `resume`. Running jobs continue. The queue need not have had jobs yet."""
@@ -318,19 +295,11 @@ class Operate:
             await call(lambda broker: broker.console.pause(name) if verb == "pause" else broker.console.resume(name))
             doing.affected = int(was_paused != (verb == "pause"))
 
-    async def _act(
-        self,
-        action: Action,
-        ids: tuple[str | JobHandle[Any], ...],
-        which: JobSelection,
-        *,
-        everything: bool,
-        dry_run: bool,
-        by: str | None,
-        reason: str,
-    ) -> ActionResult:
+    async def _act(self, action: Action, ids: tuple[str | JobHandle[Any], ...], options: ActionOptions) -> ActionResult:
+        by, reason, everything = options.get("by"), options.get("reason", ""), options.get("everything", False)
         check_operator(by, reason)
-        call, view = default_app().client().call, view_of(action, which)
+        which = {name: value for name, value in options.items() if name not in ("everything", "dry_run", "by", "reason")}
+        call, view = default_app().client().call, view_of(action, cast(JobSelection, which))
         selects = view != View()
         if len([way for way in (ids, selects, everything) if way]) > 1:
             raise ValueError(f"operate.{action}() got more than one of ids, a selection and everything=True: give one of them")
@@ -341,7 +310,7 @@ class Operate:
             view = msgspec.structs.replace(view, statuses=tuple(sorted(STATUSES_OF[action])))
         distinct = list(dict.fromkeys(parse_id(each.id if isinstance(each, JobHandle) else each) for each in ids))
         result = ActionResult()
-        if dry_run:
+        if options.get("dry_run"):
             async for records in _read(call, distinct) if ids else pages(call, view):
                 result += ActionResult.of(foresee(action, record, by_id=bool(ids)) for record in records)
             return result

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from taskflow.app.middleware import Middleware, check_middleware
-from taskflow.app.option_checks import default_options
+from taskflow.app.options import default_options
 from taskflow.app.pyproject import check_names, project_table
 from taskflow.broker.url import masked
 from taskflow.model.errors import ConfigurationError

@@ -9,8 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from taskflow.app.job import Declared
 from taskflow.app.job_type import JobType, Registry
-from taskflow.app.option_checks import plain_options
-from taskflow.app.options import EnqueueOptions
+from taskflow.app.options import EnqueueOptions, plain_options
 from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.codec import decode_value
 from taskflow.model.envelope import Envelope

@@ -16,7 +16,7 @@ from taskflow.app.context import Cancel, Discard, JobContext, Retry, Snooze, run
 from taskflow.app.job import Job, SyncJob
 from taskflow.app.job_type import AnyJob
 from taskflow.app.middleware import Middleware, OneAtATime, RunNext, run_chain
-from taskflow.app.option_checks import seconds_of
+from taskflow.app.options import seconds_of
 from taskflow.model.clock import Seams
 from taskflow.model.codec.function import CallArguments
 from taskflow.model.envelope import Lease

@@ -20,7 +20,7 @@ import pytest
 
 import taskflow
 from taskflow import JobHandle, Status
-from taskflow.app.option_checks import MAX_ATTEMPTS
+from taskflow.app.options import MAX_ATTEMPTS
 from taskflow.app.settings import Settings
 from taskflow.broker import topics
 from taskflow.broker.console import View
