@@ -13,7 +13,7 @@ from enum import Enum
 from inspect import Parameter, signature
 from pathlib import PurePath
 from string import Formatter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 from taskflow.model.codec import FunctionCodec
@@ -38,7 +38,7 @@ def declared_key(template: str, job: Any) -> DeclaredKey | str:
     """Return the template of a job's keys, or the key itself if it is the same for all calls.
     Raises ValueError if a part of it does not fit the job's function."""
     key = DeclaredKey(template, job)
-    return key.of((), {}) if all(part.field is None for part in key._parts) else key
+    return key.of((), {}) if all(isinstance(part, str) for part in key._parts) else key
 
 
 class DeclaredKey:
@@ -48,7 +48,7 @@ class DeclaredKey:
         self.template = template
         self._job_name = job.name
         self._codec: FunctionCodec = job.codec
-        self._parts = list(self._parsed(job))
+        self._parts = self._parsed(job)
 
     def __str__(self) -> str:
         return self.template
@@ -59,7 +59,7 @@ class DeclaredKey:
 
     def key_and_text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
         """Return the key of a call, like `of`, and the text that is stored and shown for it, in which the values of secrets are hidden."""
-        pieces = [(part.text, False) if part.field is None else self._formatted(part.field, args, kwargs) for part in self._parts]
+        pieces = [(part, False) if isinstance(part, str) else self._formatted(part, args, kwargs) for part in self._parts]
         key = "".join(piece for piece, _ in pieces)
         text = "".join(HIDDEN if is_secret else piece for piece, is_secret in pieces)
         try:
@@ -89,14 +89,14 @@ class DeclaredKey:
     def _of_job(self) -> str:
         return f"key={self.template!r} of {self._job_name}"
 
-    def _parsed(self, job: Any) -> list[_TemplatePart]:
+    def _parsed(self, job: Any) -> list[str | _TemplateField]:
         try:
             parsed = list(Formatter().parse(self.template))
         except ValueError as error:
             raise ValueError(f"key={self.template!r}: {error}; write {{{{ and }}}} for braces") from None
-        parts = list[_TemplatePart]()
+        parts = list[str | _TemplateField]()
         for text, name, spec, conversion in parsed:
-            parts.append(_TemplatePart(text, None))
+            parts.append(text)
             if name is not None:
                 if conversion or "{" in (spec or ""):
                     raise ValueError(f"key={self.template!r}: {{{name}}} can have a format, but no conversion and no nested field")
@@ -104,7 +104,7 @@ class DeclaredKey:
                     raise ValueError(
                         f"key={self.template!r}: the format of {{{name}}} has a number above {MAX_KEY_BYTES}, the bytes of a key"
                     )
-                parts.append(_TemplatePart("", _field(self.template, name, spec or "", job)))
+                parts.append(_field(self.template, name, spec or "", job))
         return parts
 
 
@@ -153,13 +153,6 @@ def _is_long(value: Any) -> bool:
     return (isinstance(value, str) and len(value) > _MAX_LENGTH) or (isinstance(value, Decimal) and abs(value.adjusted()) > _MAX_LENGTH)
 
 
-class _TemplatePart(NamedTuple):
-    """A part of a template: text, or a field."""
-
-    text: str
-    field: _TemplateField | None
-
-
 def _field(template: str, written: str, spec: str, job: Any) -> _TemplateField:
     said = f"key={template!r}"
     parameters = signature(job).parameters
@@ -182,18 +175,13 @@ def _field(template: str, written: str, spec: str, job: Any) -> _TemplateField:
     for attribute, _ in steps:
         if attribute.startswith("_"):
             raise ValueError(f"{said}: {{{written}}} names the private attribute {attribute!r}")
-    fields = _fields_of(job, name) if steps else None
+    fields: ClassFields | None = None
+    with suppress(Exception):  # the codec reports annotations that it cannot use; a class may not be defined yet
+        fields = record_for(hints_of_function(job.function, (name,))[name], ()) if steps else None
     if fields is not None and not _has(fields, *steps[0]):
         names = ", ".join(field.name for field in fields.fields)
         raise ValueError(f"{said}: {{{written}}}: {name} has no {''.join(steps[0])!r}; its fields are {names}")
     return _TemplateField(parameters[name], list(parameters).index(name), found, steps, spec)
-
-
-def _fields_of(job: Any, name: str) -> ClassFields | None:
-    """Return the fields of a parameter's class, or None if they are not known, for example because the class is not defined yet."""
-    with suppress(Exception):  # the codec reports annotations that it cannot use
-        return record_for(hints_of_function(job.function, (name,))[name], ())
-    return None
 
 
 def _has(fields: ClassFields, attribute: str, item: str) -> bool:

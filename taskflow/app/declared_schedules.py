@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, get_args
@@ -89,20 +88,14 @@ class Cron(_Timed):
     ) -> None:
         times = CronTimes.checked(expression, tz)
         super().__init__(times, jitter, name, args, kwargs, options)
-        if self.jitter and self.jitter >= (shortest := _shortest_gap(times)):
-            raise ValueError(f"jitter={shown(jitter)}: expected less than the time between two of its times, here {shortest:g} s")
-
-
-def _shortest_gap(times: CronTimes) -> float:
-    """Return the shortest time, in seconds, between two of the next `TIMES_EXAMINED` times."""
-    gaps, at = [math.inf], times.next(datetime.now(UTC))
-    for _ in range(TIMES_EXAMINED):
-        following = None if at is None else times.next(at)
-        if at is None or following is None:
-            break
-        gaps.append((following - at).total_seconds())
-        at = following
-    return min(gaps)
+        at = times.next(datetime.now(UTC)) if self.jitter else None
+        for _ in range(TIMES_EXAMINED):
+            following = None if at is None else times.next(at)
+            if at is None or following is None:
+                break
+            if self.jitter >= (gap := (following - at).total_seconds()):
+                raise ValueError(f"jitter={shown(jitter)}: expected less than the time between two of its times, here {gap:g} s")
+            at = following
 
 
 class Every(_Timed):
@@ -143,8 +136,7 @@ NOT_RAISED: Final = 'a worker sends the calls, so their on_conflict must be "kee
 
 
 class DeclaredSchedule:
-    """A schedule that a job's decorator declares. Its arguments are encoded when `definition` is first
-    used, because annotations may not be resolvable before that, and again after the settings change."""
+    """A schedule that a job's decorator declares. Its arguments are encoded when `definition` is first used, and when settings change."""
 
     def __init__(self, name: str, timetable: Timetable, job: Any, terms: dict[str, Any]) -> None:
         self._defined: tuple[Settings, Definition] | None = None
@@ -163,22 +155,18 @@ class DeclaredSchedule:
         """The definition to store. Raises the same errors as `delay` for arguments that cannot be encoded."""
         settings = self._job.app.read_settings()
         if self._defined is None or self._defined[0] is not settings:
-            self._defined = settings, self._define()
+            if isinstance(timed := self.timetable, Cron | Every):
+                call = self._job.options(**timed.options).bind(*timed.args, **timed.kwargs)
+                plan = plan_of(timed.times, call.envelope, jitter=timed.jitter, terms=self._terms)
+            else:
+                times = OwnTimes(f"{type(timed).__module__}.{type(timed).__qualname__}")
+                plan = plan_of(times, self._job.bind().envelope, jitter=0.0, terms=self._terms)
+            self._defined = settings, plan.to_definition(self.name)
         return self._defined[1]
-
-    def _define(self) -> Definition:
-        if isinstance(timed := self.timetable, Cron | Every):
-            call = self._job.options(**timed.options).bind(*timed.args, **timed.kwargs)
-            plan = plan_of(timed.times, call.envelope, jitter=timed.jitter, terms=self._terms)
-        else:
-            times = OwnTimes(f"{type(timed).__module__}.{type(timed).__qualname__}")
-            plan = plan_of(times, self._job.bind().envelope, jitter=0.0, terms=self._terms)
-        return plan.to_definition(self.name)
 
 
 def plan_of(times: Any, envelope: Envelope, *, jitter: float, terms: dict[str, Any]) -> SchedulePlan:
-    """Return the plan of a schedule whose jobs have this envelope's fields. Raises ValueError if the
-    envelope has a start time, or if it has a key and `overlap` is not "allow"."""
+    """Return the plan of a schedule whose jobs have this envelope's fields. Raises ValueError for a start time, or a key with `overlap`."""
     if envelope.after or envelope.at is not None:
         raise ValueError("a schedule decides when its jobs start: leave after= and at= out of its options")
     if envelope.key is not None and terms["overlap"] != "allow":

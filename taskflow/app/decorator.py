@@ -60,8 +60,7 @@ S_co = TypeVar("S_co", covariant=True)
 
 
 class _Function(Protocol[First_contra, P, Q, R_co, S_co]):  # pyright: ignore[reportInvalidTypeVarUse]  # P hides its variance
-    """A function seen in two ways: `Q` is its whole signature, `P` the signature without the
-    first parameter. `R_co` and `S_co` are both the return type."""
+    """A function seen in two ways: `Q` is its whole signature, `P` the one without the first parameter."""
 
     @overload
     def __call__(self, first: First_contra, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
@@ -70,8 +69,7 @@ class _Function(Protocol[First_contra, P, Q, R_co, S_co]):  # pyright: ignore[re
 
 
 class _WithCtx(Protocol[First_contra, P, R_co]):
-    """A function whose first parameter is called `ctx`. mypy needs the name,
-    because it rejects a nameless first parameter before **kwargs."""
+    """A function whose first parameter is called `ctx`: mypy rejects a nameless first parameter before **kwargs."""
 
     def __call__(self, ctx: First_contra, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
@@ -262,8 +260,7 @@ def check_function(function: Any) -> None:
 
 
 def _is_in_a_class(function: object) -> bool:
-    """Return True if the function is defined in a class body and its first
-    parameter is self or cls. Other functions in a class body can be called without an object."""
+    """Return True for a function of a class body that takes self or cls. Other ones there can be called without an object."""
     around, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not inspect.isfunction(function) or not around or around.endswith("<locals>"):
         return False
@@ -279,11 +276,8 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def _module_of(function: Callable[..., Any]) -> str:
-    """Return the module name under which a worker would import a function. For a script, it is the script's path relative to the nearest
-    enclosing folder that is on sys.path or is the current folder. If there is none, it is the file's name.
-
-    The script's own folder, which Python adds to sys.path, is used only if it is also the current folder.
-    """
+    """Return the module name under which a worker would import a function. For a script, it is the path from the nearest enclosing folder
+    that is on sys.path (other than the script's own, which Python adds) or is the current one; else the file's name."""
     if function.__module__ not in RUN_AS_MAIN:
         return function.__module__
     scope = getattr(inspect.unwrap(function), "__globals__", {})
@@ -303,10 +297,7 @@ RUN_AS_MAIN: Final = ("__main__", "__mp_main__")
 
 def mode_for(function: Callable[..., Any], asked: object) -> RunsIn:
     """Return the execution mode of a function: the requested one, or by default "loop" for an async function and "thread" for a plain one.
-
-    Raises ValueError if the request is unknown or does not fit the function. Raises DeclarationError if a child process
-    cannot import the function because its code is not in a file.
-    """
+    Raises ValueError if that does not fit the function, or DeclarationError if a child process cannot import the function."""
     own: RunsIn = "loop" if inspect.iscoroutinefunction(function) else "thread"
     if asked is None or asked == own:
         return own

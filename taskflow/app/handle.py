@@ -8,6 +8,8 @@ from datetime import timedelta
 from enum import Enum
 from typing import Any, Final, Generic, TypeVar, overload
 
+import msgspec
+
 from taskflow.app.app import App, default_app
 from taskflow.app.job_info import ErrorInfo, JobInfo, StoredArguments
 from taskflow.app.job_type import AnyJob, JobType
@@ -79,12 +81,12 @@ class JobHandle(Generic[R_co]):
 
     async def status(self) -> Status | None:
         """Return the job's status, or None if the store does not know the job."""
-        record = await self._read()
+        record = await self._app.client().read(self._id)
         return None if record is None else record.status
 
     async def info(self) -> JobInfo | None:
         """Return the job's record, or None if the store does not know the job."""
-        record = await self._read()
+        record = await self._app.client().read(self._id)
         return None if record is None else self._to_info(record)
 
     async def cancel(self) -> Status | None:
@@ -127,17 +129,16 @@ class JobHandle(Generic[R_co]):
         return value
 
     def _missing(self) -> ResultExpired | UnknownJob:
-        if self._origin is Origin.TRANSACTION:
-            return UnknownJob(
-                f"the store does not know {self!r}: the transaction in which it was sent has not committed, or was rolled back; or it has "
-                "ended and is no longer kept",
-                job_id=self.id,
-            )
         if self._origin is Origin.SENT:
-            return ResultExpired(
-                f"{self!r} has ended and its result is no longer kept: read it sooner, or raise keep_result=", job_id=self.id
+            why = f"{self!r} has ended and its result is no longer kept: read it sooner, or raise keep_result="
+            return ResultExpired(why, job_id=self.id)
+        why = f"the store does not know job {self.id}, or no longer keeps it"
+        if self._origin is Origin.TRANSACTION:
+            why = (
+                f"the store does not know {self!r}: the transaction in which it was sent has not committed, or was rolled back; or it has "
             )
-        return UnknownJob(f"the store does not know job {self.id}, or no longer keeps it", job_id=self.id)
+            why += "ended and is no longer kept"
+        return UnknownJob(why, job_id=self.id)
 
     def _failure(self, record: Record) -> JobFailed:
         reason = record.reason or ""
@@ -154,9 +155,6 @@ class JobHandle(Generic[R_co]):
         if not record.result:  # empty if middleware has returned Succeeded(b"")
             return None
         return decode_value(record.result, limits=self._app.limits) if self._job is None else self._job.codec.decode_result(record.result)
-
-    async def _read(self) -> Record | None:
-        return await self._app.client().read(self._id)
 
     def _to_info(self, record: Record) -> JobInfo:
         fields: dict[str, Any] = {name: getattr(record, name) for name in _SHARED} | {"key": record.key_text}
@@ -175,14 +173,12 @@ class JobHandle(Generic[R_co]):
             fields["_arguments"] = StoredArguments(record.payload, self._app.limits, job)
         errors = tuple(
             ErrorInfo(
-                type=error.type,
-                message=error.message,
-                traceback=error.traceback,
-                attempt=error.attempt,
-                at=instant_of(error.at),
-                ending=error.ending,
-                worker=error.worker or None,
-                started_at=instant_of(error.started_at) if error.started_at else None,
+                **msgspec.structs.asdict(error)
+                | {
+                    "at": instant_of(error.at),
+                    "worker": error.worker or None,
+                    "started_at": instant_of(error.started_at) if error.started_at else None,
+                }
             )
             for error in record.errors
         )

@@ -84,11 +84,7 @@ UNRESOLVED: Final = Resolved(None, Options(), {}, None)
 
 
 class JobType(HasOptions, Generic[R_co]):
-    """A function with its name, its codec and the options of its calls. R is the type of its result.
-
-    It copies `__name__`, `__doc__` and similar attributes from the function. Its
-    signature is the one that callers see, without the context.
-    """
+    """A function with its name, its codec and the options of its calls. Its signature is the one that callers see, without the context."""
 
     __name__: str
     __qualname__: str
@@ -217,8 +213,7 @@ class Call(Generic[R_co]):
 
 
 class Registry:
-    """Finds job types by their names and aliases. If a function is declared again (by a reload,
-    or as `__main__` and then by import), its new job replaces the old one."""
+    """Finds job types by their names and aliases. If a function is declared again, as by a reload, its new job replaces the old one."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, AnyJob] = {}
@@ -243,8 +238,7 @@ class Registry:
         return tuple(sorted(self._jobs))
 
     def resolve(self) -> None:
-        """Resolve the annotations of every job, including names that were undefined when it was
-        declared. Raises DeclarationError, naming the parameter, if one cannot be resolved."""
+        """Resolve the annotations of every job. Raises DeclarationError, naming the parameter, if one cannot be resolved."""
         for job in self:
             job.codec.resolve()
 

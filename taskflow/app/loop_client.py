@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -120,8 +120,7 @@ class Coalescer(Generic[Q, A]):
             self._go_on(loop)
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start another flush if callers are waiting. If this one was cancelled, a job may have cancelled
-        every task of the loop, or the loop is closing. In that case all callers have been cancelled too."""
+        """Start another flush if callers are waiting. If every task of the loop was cancelled, all callers have been cancelled too."""
         while self._waiting and self._waiting[0].answer.done():
             self._waiting.popleft()
         if self._waiting:
@@ -152,8 +151,11 @@ class Coalescer(Generic[Q, A]):
                 answers = await self._call([asked.question for asked in batch])
             finally:
                 self._deadline.end()
-                if self._is_late:
-                    self._take_back(flushing, cancelled_before)
+                if self._is_late:  # like `asyncio.timeout`, which would need a timer for each call
+                    self._is_late = False
+                    is_cancelled = flushing.uncancel() > cancelled_before
+                    if isinstance(error := sys.exception(), asyncio.CancelledError) and not is_cancelled:
+                        raise TimeoutError from error
         except asyncio.CancelledError:
             self._waiting.extendleft(reversed(batch))
             raise
@@ -174,17 +176,8 @@ class Coalescer(Generic[Q, A]):
         if self._flushing is not None:
             self._is_late = self._flushing.cancel()
 
-    def _take_back(self, flushing: asyncio.Task[Any], cancelled_before: int) -> None:
-        """Turn a cancellation caused by `_give_up` into a TimeoutError.
-        `asyncio.timeout` would do the same, but needs a timer for each call."""
-        self._is_late = False
-        is_cancelled = flushing.uncancel() > cancelled_before
-        if isinstance(error := sys.exception(), asyncio.CancelledError) and not is_cancelled:
-            raise TimeoutError from error
-
     async def _ask_again(self, batch: list[_PendingQuestion[Q, A]], error: Exception) -> None:
-        """Put the questions that still have time back at the front of the queue,
-        then pause. Fail the others, naming the store's last error."""
+        """Put the questions that still have time back at the front of the queue, then pause. Fail the others."""
         self._last_error = str(error) or self._last_error
         pause = self._retries.failed()
         again_at = time.monotonic() + pause
@@ -197,7 +190,7 @@ class Coalescer(Generic[Q, A]):
 
 
 def _fail(batch: Iterable[_PendingQuestion[Q, A]], error: Exception) -> None:
-    """Fail each question with a separate copy of the error. A shared one would collect the tracebacks of all tasks that raise it."""
+    """Fail each question with a copy of the error. A shared one would collect the tracebacks of all tasks that raise it."""
     for asked in batch:
         if not asked.answer.done():
             try:

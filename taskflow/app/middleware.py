@@ -149,8 +149,11 @@ def check_middleware(layer: object) -> None:
 
 def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> EnqueueNext:
     """Chain the `enqueue` methods of the middleware around `innermost`, with the first one outermost."""
-    layers = [layer for layer in reversed(middleware) if type(layer).enqueue is not Middleware.enqueue]
-    return reduce(_enqueue_layer, layers, innermost)
+
+    def wrapped(inner: EnqueueNext, layer: Middleware) -> EnqueueNext:
+        return lambda call: layer.enqueue(call, inner)
+
+    return reduce(wrapped, [layer for layer in reversed(middleware) if type(layer).enqueue is not Middleware.enqueue], innermost)
 
 
 def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
@@ -209,13 +212,6 @@ class OneAtATime:
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
             await asyncio.wait([self._task])
-
-
-def _enqueue_layer(inner: EnqueueNext, layer: Middleware) -> EnqueueNext:
-    async def call_layer(call: EnqueueCall) -> None:
-        await layer.enqueue(call, inner)
-
-    return call_layer
 
 
 def _run_layer(inner: RunNext, layer: Middleware) -> RunNext:

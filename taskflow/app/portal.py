@@ -91,12 +91,8 @@ class CallersThread:
             future.cancel()  # has no effect unless the wait was interrupted
             raise
 
-    async def call(self, function: Callable[[], T]) -> T:
-        """Run a function in the thread that has called `serve`, and return its result."""
-        return await self.submit(function)
-
     def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Like `call`, but return a future for the result."""
+        """Run a function in the thread that has called `serve`, and return a future for its result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -130,8 +126,8 @@ def serve_callers(serves: bool) -> bool:
 
 
 def refuse_inside_a_loop(name: str, instead: str) -> None:
-    """Raise RuntimeError inside a running event loop, if Python stops its threads, or in a thread of a store, where Python may call any
-    object's `__del__`, because the caller would wait for ever."""
+    """Raise RuntimeError where the caller would wait for ever: inside a running event loop, if Python stops its threads, and in a thread
+    of a store, where Python may call any object's `__del__`."""
     if sys.is_finalizing():
         raise RuntimeError(_AT_EXIT)
     if threading.current_thread().name.startswith(_STORE_THREADS):

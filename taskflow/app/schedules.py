@@ -182,9 +182,7 @@ class Schedules:
 
     async def _amend(self, name: str, amendment: Amendment, by: str | None, reason: str) -> None:
         async with _recorded(amendment.value, name, by, reason) as doing:
-            if not is_schedule_name(name) and not await _records([name]):
-                raise _unknown(name)
-            if await _client().call(lambda broker: broker.console.amend_schedule(name, amendment)):
+            if is_schedule_name(name) and await _client().call(lambda broker: broker.console.amend_schedule(name, amendment)):
                 doing.affected = 1
                 return
             if not await _records([name]):
@@ -212,11 +210,10 @@ def _client() -> LoopClient:
 
 
 async def _records(names: Sequence[str] | None) -> list[ScheduleRecord]:
-    """Return the records of these schedules, or of all. Stores differ in how they take a name that no schedule
-    of ours can have, so one that another program has stored is looked for among all."""
-    if names is None or all(map(is_schedule_name, names)):
-        return await _client().call(lambda broker: broker.console.schedules(names))
-    return [record for record in await _records(None) if record.name in names]
+    """Return the records of these schedules, or of all. Stores differ in how they take a name that no schedule can have."""
+    if names is not None and not all(map(is_schedule_name, names)):
+        return []
+    return await _client().call(lambda broker: broker.console.schedules(names))
 
 
 async def stored_plan(name: str) -> SchedulePlan:
@@ -281,8 +278,8 @@ def schedule_info_of(record: ScheduleRecord) -> ScheduleInfo:
     if record.last_at is not None and record.fired_at is not None:
         lag = plan.lag_of(record.name, microseconds_of(record.last_at), microseconds_of(record.fired_at))
     is_waiting = not record.is_paused and record.asleep_since is None
+    shared: dict[str, Any] = {name: getattr(record, name) for name in _OF_RECORD} | {name: getattr(plan, name) for name in _OF_PLAN}
     return ScheduleInfo(
-        name=record.name,
         timetable=str(plan.times),
         job=plan.template.job,
         queue=plan.template.queue,
@@ -290,19 +287,14 @@ def schedule_info_of(record: ScheduleRecord) -> ScheduleInfo:
         last_at=_local(record.last_at, zone),
         last_id=None if record.last_id is None else id_text(record.last_id),
         lag=lag,
-        fired=record.fired,
-        skipped=record.skipped,
-        missed=record.missed,
-        overlap=plan.overlap,
-        catch_up=plan.catch_up,
-        max_delay=plan.max_delay,
-        jitter=plan.jitter,
-        is_paused=record.is_paused,
-        is_declared=record.is_declared,
-        declarers=record.declarers,
         asleep_since=_local(record.asleep_since, zone),
         problem=problem,
+        **shared,
     )
+
+
+_OF_RECORD: Final = ("name", "fired", "skipped", "missed", "is_paused", "is_declared", "declarers")
+_OF_PLAN: Final = ("overlap", "catch_up", "max_delay", "jitter")
 
 
 def _local(instant: datetime | None, zone: tzinfo) -> datetime | None:

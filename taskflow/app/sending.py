@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from taskflow.app.app import App, default_app
@@ -57,6 +57,10 @@ class Sent(Generic[R]):
         self.handles: list[JobHandle[R]] = []
         self.conflicts: list[JobHandle[R]] = []
 
+    def not_all(self, why: str) -> EnqueueFailed:
+        message = f"not all calls were sent: {why}; {len(self.handles)} call(s) were sent, and .handles has their handles in order"
+        return EnqueueFailed(message, handles=self.handles, conflicts=self.conflicts)
+
 
 READ_AHEAD_TIMEOUT: Final = 0.05
 """Seconds to spend on reading calls for the next batch while the current one is being sent. The rest is read after the store's answer."""
@@ -79,7 +83,7 @@ class Batches(Generic[R]):
         return self
 
     def __next__(self) -> Batch[R]:
-        self._gather(math.inf)
+        self.gather(math.inf)
         batch = self._batch
         if not batch.is_worth_sending:
             raise StopIteration
@@ -93,11 +97,7 @@ class Batches(Generic[R]):
     def has_ended(self) -> bool:
         return self._has_ended and not self._batch.is_worth_sending
 
-    def gather_ahead(self) -> None:
-        """Read calls for the next batch while the current one is being sent, for at most `READ_AHEAD_TIMEOUT` seconds."""
-        self._gather(time.monotonic() + READ_AHEAD_TIMEOUT)
-
-    def _gather(self, until: float) -> None:
+    def gather(self, until: float) -> None:
         try:
             while self._next_call is None and not self._has_ended and time.monotonic() < until:
                 call = next(self._calls)
@@ -111,12 +111,11 @@ class Batches(Generic[R]):
 
 
 async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R], None]:
-    """Yield the calls in batches. An async generator is closed even if it is not exhausted, because no other code can close it."""
+    """Yield the calls in batches, and close an async generator, because no other code can."""
     batch = Batch[R]()
-    taken = aiter(calls)
-    try:
+    async with aclosing(calls) if isinstance(calls, AsyncGenerator) else nullcontext():
         try:
-            async for call in taken:
+            async for call in calls:
                 if not batch.add(call):
                     yield batch
                     batch = Batch()
@@ -125,9 +124,6 @@ async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R
             batch.error = error
         if batch.is_worth_sending:
             yield batch
-    finally:
-        if isinstance(taken, AsyncGenerator):
-            await taken.aclose()
 
 
 T = TypeVar("T")
@@ -140,7 +136,7 @@ _Enqueue = Callable[[Sequence[Envelope]], Awaitable[list[Added | Refused]]]
 async def send_call(app: App, call: Call[R], connection: object = None) -> JobHandle[R]:
     """Send one call. Calls sent at the same time share a round trip. With a connection, the call is sent in its transaction."""
     if app.settings.middleware:
-        [call] = _stamped(stamping(app.settings.middleware), [call])
+        [call] = _stamped(app, [call])
     if connection is not None:
         return await _send(app, call, _one_by(_enqueue_on(app, connection)), Origin.TRANSACTION)
     return await _send(app, call)
@@ -148,7 +144,7 @@ async def send_call(app: App, call: Call[R], connection: object = None) -> JobHa
 
 def send_call_sync(app: App, call: Call[R], connection: object = None) -> JobHandle[R]:
     """Like `send_call`, for code without an event loop."""
-    [call] = _stamped(stamping(app.settings.middleware), [call])
+    [call] = _stamped(app, [call])
     if connection is not None:
         return _in_this_thread(app, connection, lambda enqueue: _send(app, call, _one_by(enqueue), Origin.TRANSACTION))
     app.broker()  # imported here and not in the portal's thread: see `url.load`
@@ -161,7 +157,16 @@ async def _send(app: App, call: Call[R], to_store: _SendOne | None = None, origi
     to_store = to_store or app.client().send
     has_middleware = app.settings.middleware and _has_enqueue_middleware(app)
     answer = await (_through_middleware(app, call, to_store) if has_middleware else to_store(call.envelope))
-    handle = _checked_handle(app, call, answer, origin)
+    checked = _clash_or(answer, call)
+    if isinstance(checked, BaseException):
+        raise checked
+    handle = _handle(app, call, checked, origin)
+    if _is_conflict(call, answer):
+        raise KeyConflict(
+            f"{call!r} was not sent: the live job {handle.id} has its key {call.key!r}; "
+            'on_conflict="keep" returns the handle of that job, "replace" cancels it',
+            job_id=handle.id,
+        )
     if app.run_inline is not None:
         await app.run_inline([answer])
     return handle
@@ -217,7 +222,7 @@ async def _send_before(app: App, rest: Batches[R], batch: Batch[R], sent: Sent[R
     sending = asyncio.create_task(_send_batch(app, batch, sent))
     try:
         await asyncio.sleep(0)  # lets the task start
-        rest.gather_ahead()
+        rest.gather(time.monotonic() + READ_AHEAD_TIMEOUT)
         return await sending
     finally:
         if not sending.done():
@@ -226,7 +231,7 @@ async def _send_before(app: App, rest: Batches[R], batch: Batch[R], sent: Sent[R
 
 
 async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], enqueue_there: _Enqueue | None = None) -> None:
-    """Send the batch and add its handles to `sent`. If some calls were not sent, raises EnqueueFailed with the handles collected so far."""
+    """Send the batch and add its handles to `sent`. Raises EnqueueFailed if some calls were not sent."""
     if app.importing_module is not None and batch.calls:
         app.warn_of_sending(batch.calls[0].job)
     answers = await _answers(app, batch.calls, enqueue_there)
@@ -241,14 +246,14 @@ async def _send_batch(app: App, batch: Batch[R], sent: Sent[R], enqueue_there: _
                 sent.conflicts.append(sent.handles[-1])
     for error in (*answers, batch.error):
         if isinstance(error, BaseException):
-            raise _not_all_sent(sent, f"{type(error).__name__}: {error}") from error
+            raise sent.not_all(f"{type(error).__name__}: {error}") from error
     if sent.conflicts:
-        raise _not_all_sent(sent, f"{len(sent.conflicts)} call(s) found a live job with their key, for example {sent.conflicts[0]!r}")
+        raise sent.not_all(f"{len(sent.conflicts)} call(s) found a live job with their key, for example {sent.conflicts[0]!r}")
 
 
 async def _answers(app: App, calls: list[Call[Any]], enqueue_there: _Enqueue | None) -> _Answers:
-    """Return an answer or an error for each call. If middleware fails for one call, the others are not affected; if the broker fails,
-    all are. The calls of a batch share one call to the store, or one statement, unless middleware wraps each of them."""
+    """Return an answer or an error for each call. The calls share one call to the store, or one statement, unless middleware wraps each:
+    then one that fails does not affect the others."""
     if not _has_enqueue_middleware(app):
         enqueue_all = app.client().enqueue if enqueue_there is None else enqueue_there
         try:
@@ -275,16 +280,15 @@ async def _answers(app: App, calls: list[Call[Any]], enqueue_there: _Enqueue | N
 
 
 def _stamp_batch(app: App, batch: Batch[R], sent: Sent[R]) -> None:
-    """Let middleware stamp the calls of a batch, in this thread. Raises EnqueueFailed, with the handles of the batches before
-    it, if middleware raises."""
-    layers = stamping(app.settings.middleware)
+    """Let middleware stamp the calls of a batch, in this thread. Raises EnqueueFailed if middleware raises."""
     try:
-        batch.calls = _stamped(layers, batch.calls)
+        batch.calls = _stamped(app, batch.calls)
     except Exception as error:
-        raise _not_all_sent(sent, f"{type(error).__name__}: {error}") from error
+        raise sent.not_all(f"{type(error).__name__}: {error}") from error
 
 
-def _stamped(layers: Sequence[Middleware], calls: list[Call[R]]) -> list[Call[R]]:
+def _stamped(app: App, calls: list[Call[R]]) -> list[Call[R]]:
+    layers = stamping(app.settings.middleware)
     if not layers:
         return calls
     envelopes = stamp(layers, [EnqueueCall(call.envelope, call.job_type, call.given) for call in calls])
@@ -310,21 +314,6 @@ async def _through_middleware(app: App, call: Call[Any], send: _SendOne) -> Adde
 # --- the store's answers ------------------------------------------------------------------------------------------
 
 
-def _checked_handle(app: App, call: Call[R], answer: Added | Refused, origin: Origin) -> JobHandle[R]:
-    """Return the handle of a call that was sent. Raises KeyConflict if it was not, and was to raise that."""
-    checked = _clash_or(answer, call)
-    if isinstance(checked, BaseException):
-        raise checked
-    handle = _handle(app, call, checked, origin)
-    if _is_conflict(call, answer):
-        raise KeyConflict(
-            f"{call!r} was not sent: the live job {handle.id} has its key {call.key!r}; "
-            'on_conflict="keep" returns the handle of that job, "replace" cancels it',
-            job_id=handle.id,
-        )
-    return handle
-
-
 def _clash_or(answer: Added | Refused | BaseException, call: Call[Any]) -> Added | Refused | BaseException:
     """Return an error if another job has the call's id, else the answer."""
     if isinstance(answer, Refused) and answer.because == "clash":
@@ -340,11 +329,6 @@ def _handle(app: App, call: Call[R], answer: Added | Refused, origin: Origin) ->
 
 def _is_conflict(call: Call[Any], answer: Added | Refused) -> bool:
     return call.raises_on_conflict and isinstance(answer, Refused) and answer.because == "key"
-
-
-def _not_all_sent(sent: Sent[Any], why: str) -> EnqueueFailed:
-    message = f"not all calls were sent: {why}; {len(sent.handles)} call(s) were sent, and .handles has their handles in order"
-    return EnqueueFailed(message, handles=sent.handles, conflicts=sent.conflicts)
 
 
 # --- in a caller's transaction ------------------------------------------------------------------------------------
@@ -380,18 +364,17 @@ def _in_this_thread(app: App, connection: object, send_by: Callable[[_Enqueue], 
         return block_on(send_by(_enqueue_on(app, connection)))
     thread = CallersThread()
 
-    def add(envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        return run_in_transaction_sync(app, connection, "enqueue", lambda store: store.enqueue(envelopes))
+    has_middleware = _has_enqueue_middleware(app)
 
-    async def add_here(envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        return add(envelopes)
+    async def add(envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        def here() -> list[Added | Refused]:
+            return run_in_transaction_sync(app, connection, "enqueue", lambda store: store.enqueue(envelopes))
 
-    async def add_from_portal(envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        return await thread.call(lambda: add(envelopes))
+        return await thread.submit(here) if has_middleware else here()
 
-    if _has_enqueue_middleware(app):
-        return thread.serve(send_by(add_from_portal))
-    sending = send_by(add_here)
+    sending = send_by(add)
+    if has_middleware:
+        return thread.serve(sending)
     try:
         sending.send(None)  # it awaits nothing which is not done
     except StopIteration as end:

@@ -102,7 +102,7 @@ def check_headers(headers: dict[str, str]) -> dict[str, str]:
     """Return a copy of the headers with plain str names and values. Raises TypeError or ValueError for invalid headers."""
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"header {shown(name)}: {shown(value)}: header names and values must be str")
+            raise TypeError(f"headers={{{shown(name)}: {shown(value)}}}: header names and values must be str")
     try:
         size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
     except UnicodeEncodeError:

@@ -33,14 +33,14 @@ TOP = 5
 
 # Lines of Python, Lua and SQL at most. Lower one when its room has shrunk: the package is to come below 36,500, the tests below 55,000.
 BUDGETS = {
-    "taskflow/model": 6_850,
+    "taskflow/model": 6_600,
     "taskflow/broker/engine": 3_450,
     "taskflow/broker/memory": 750,
     "taskflow/broker/sqlite": 4_600,
     "taskflow/broker/redis": 4_800,
     "taskflow/broker/postgres": 5_800,
     "taskflow/broker": 21_200,
-    "taskflow/app": 5_750,
+    "taskflow/app": 5_460,
     "taskflow/worker": 7_400,
     "taskflow/cli": 6_200,
     "taskflow/testing": 1_000,

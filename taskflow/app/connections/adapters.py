@@ -368,21 +368,12 @@ _ADAPTERS: Final[Mapping[str, type[ConnectionAdapter]]] = {
 }
 
 _NEARLY: Final[Mapping[str, str]] = {
-    "sqlalchemy.engine.base.Engine": "give a connection of it, from `with engine.begin() as connection:`",
-    "sqlalchemy.ext.asyncio.engine.AsyncEngine": "give a connection of it, from `async with engine.begin() as connection:`",
-    "sqlalchemy.orm.session.sessionmaker": "give a session made by it",
-    "sqlalchemy.ext.asyncio.session.async_sessionmaker": "give a session made by it",
-    "asyncpg.pool.Pool": "give a connection of it, from `async with pool.acquire() as connection:`",
-    "psycopg_pool.pool.ConnectionPool": "give a connection of it, from `with pool.connection() as connection:`",
-    "psycopg_pool.pool_async.AsyncConnectionPool": "give a connection of it, from `async with pool.connection() as connection:`",
-    "sqlite3.Cursor": "give its connection",
-    "aiosqlite.cursor.Cursor": "give its connection",
-    "django.db.backends.utils.CursorWrapper": "give its connection",
-    "psycopg.Cursor": "give its connection",
-    "psycopg.AsyncCursor": "give its connection",
-    "psycopg2.extensions.cursor": "give its connection",
+    **dict.fromkeys(("Engine", "AsyncEngine"), "give a connection of it, from `with engine.begin() as connection:`"),
+    **dict.fromkeys(("sessionmaker", "async_sessionmaker"), "give a session made by it"),
+    **dict.fromkeys(("Pool", "ConnectionPool", "AsyncConnectionPool"), "give a connection of it"),
+    **dict.fromkeys(("Cursor", "AsyncCursor", "CursorWrapper", "cursor"), "give its connection"),
 }
-"""Objects that are easily mistaken for a connection, and what to do instead."""
+"""Classes of objects that are easily mistaken for a connection, and what to do instead."""
 
 
 def _class_for(connection: object) -> type[ConnectionAdapter]:
@@ -393,7 +384,7 @@ def _class_for(connection: object) -> type[ConnectionAdapter]:
     if isinstance(connection, RunsStatement) and not isinstance(connection, type):
         return AwaitedRunsStatementAdapter if inspect.iscoroutinefunction(connection.run_statement) else RunsStatementAdapter
     kind = type(connection)
-    cure = by_class_name(connection, _NEARLY) or (
+    cure = next((_NEARLY[base.__name__] for base in kind.__mro__ if base.__name__ in _NEARLY), None) or (
         "expected a connection or session of asyncpg, psycopg, psycopg2, sqlite3, aiosqlite, SQLAlchemy or Django, or a RunsStatement"
     )
     raise TypeError(f"connection= got a {kind.__module__}.{kind.__qualname__}: {cure}")

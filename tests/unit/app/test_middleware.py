@@ -84,7 +84,7 @@ async def test_a_header_that_is_no_text_is_refused(bench: Bench) -> None:
             await call_next(call)
 
     configure(middleware=[Careless()])
-    with pytest.raises(TypeError, match="'user': 7: header names and values must be str"):
+    with pytest.raises(TypeError, match="'user': 7}: header names and values must be str"):
         await add.delay(1)
 
 

@@ -181,7 +181,7 @@ async def test_an_invalid_stamp_is_refused_before_anything_is_sent(bench: Bench)
             calls[-1].headers["user"] = 7  # type: ignore[assignment]  # pyright: ignore[reportArgumentType]
 
     configure(middleware=[Careless()])
-    with pytest.raises(TypeError, match="'user': 7: header names and values must be str"):
+    with pytest.raises(TypeError, match="'user': 7}: header names and values must be str"):
         await add.delay(1)
     with pytest.raises(EnqueueFailed, match="header names and values must be str"):
         await enqueue([add.bind(1), add.bind(2)])
